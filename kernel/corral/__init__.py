@@ -1,0 +1,1 @@
+"""The microkernel: turns plugins into one running application and knows none of them."""

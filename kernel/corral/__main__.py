@@ -1,0 +1,8 @@
+"""`python -m corral` is the command `corral`."""
+
+from __future__ import annotations
+
+from corral.cli import main
+
+if __name__ == "__main__":
+    main()

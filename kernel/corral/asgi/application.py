@@ -1,0 +1,90 @@
+"""`Kernel` to ASGI: binds every route of the active plugins, and gives the application that servers and tests run."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from corral.asgi import app as quart_app
+from corral.asgi import sockets
+from corral.asgi.endpoint import Endpoint
+from corral.asgi.path import RequestPath
+from corral.asgi.table import Clash, Table
+from corral.auth.permissions import Permissions
+from corral.errors import Unavailable
+from corral.http.client import ClientAddress, Hosts
+from corral.http.idempotency import Idempotency
+from corral.http.routes import Route
+from corral.kernel import Kernel
+from corral.loader import Loaded, attempt, block
+
+
+class Application:
+    """`app` is the ASGI application (Quart), `path` the request path it serves with. Raises `Refused` like `boot`."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.endpoints: list[Endpoint] = []
+        table = Table()
+        for loaded in kernel.active:
+            attempt(loaded, functools.partial(self._add_routes, loaded, table))
+        block(kernel.plugins)
+        kernel.refuse_without_essentials()
+        config = kernel.config
+        self.path = RequestPath(
+            table=table, database=kernel.database, feed=kernel.feed, credentials=kernel.credentials,
+            idempotency=Idempotency(kernel.keyring), metrics=kernel.metrics,
+            hosts=Hosts(config.server.public_url, config.server.allowed_hosts),
+            client=ClientAddress(config.server.trusted_proxies),
+            gates=[gate for loaded in kernel.active for gate in loaded.of("corral_gates")],
+            record=kernel.registry.record,
+        )  # fmt: skip
+        kernel.door_watchers.append(self._follow)
+        for loaded in kernel.plugins:
+            self._follow(loaded)
+        self.app = quart_app.build(
+            self.path, self.endpoints, sockets.connection_class(self.path, self._sockets()),
+            body_timeout=config.server.body_timeout_seconds, fast_dispatch=config.server.fast_dispatch,
+            hsts=(config.server.public_url or "").startswith("https://"),
+        )  # fmt: skip
+
+    def _sockets(self) -> dict[str, Any]:
+        kernel = self.kernel
+        return {
+            prefix + item.path: kernel.container.bind(item.serve, kernel.room(loaded), skip=("connection",))
+            for loaded in kernel.active
+            for item in loaded.of("corral_sockets")
+            for prefix in ("", "/api/v1")
+        }
+
+    def _add_routes(self, loaded: Loaded, table: Table) -> None:
+        permissions = self.kernel.container.get(Permissions)
+        made: list[Endpoint] = []
+        for group in loaded.of("corral_routes"):
+            for route in group:
+                route.plugin = loaded.name
+                _check(route, permissions)
+                made.append(Endpoint(route, self.kernel.container, self.kernel.room(loaded)))
+        clashes = [other for endpoint in made if (other := table.clash(endpoint.route)) is not None]
+        if clashes:
+            raise Clash(*clashes[0])
+        for endpoint in made:
+            table.add(endpoint)
+        self.endpoints.extend(made)
+
+    def _follow(self, loaded: Loaded) -> None:
+        """Routes of a plugin out of service answer 503 from now on, or again as before."""
+        code = "plugin_failed" if loaded.state == "failed" else "plugin_disabled"
+        detail = f"The plugin {loaded.name} is {loaded.state}: {loaded.reason or 'see the log'}."
+        for endpoint in self.endpoints:
+            if endpoint.route.plugin == loaded.name:
+                endpoint.door = None if loaded.active else functools.partial(Unavailable, detail, code=code, retry_after=60)
+            endpoint.rebind()
+
+
+def _check(route: Route, permissions: Permissions) -> None:
+    if not route.summary:
+        raise ValueError(f"{route.label}: the handler has no docstring")
+    unknown = [need for need in route.needs if not permissions.knows(need)]
+    if unknown or not route.needs:
+        raise ValueError(f"{route.label}: no plugin declares the permission {', '.join(unknown) or '(needs is empty)'}")

@@ -1,0 +1,105 @@
+"""One request and its answer, free of any framework: what the stages pass on."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+from corral.errors import Malformed, Problem, TooLarge
+from corral.ids import new_id
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+Receive = Callable[[], Awaitable[Any]]
+
+
+class Gone(Exception):
+    """The client has left; nobody waits for the answer."""
+
+
+class Call:
+    """A request as it came. Header names are lower-case bytes."""
+
+    __slots__ = ("_timeout", "client_ip", "headers", "method", "path", "query", "receive", "request_id", "scope")
+
+    def __init__(self, scope: Mapping[str, Any], receive: Receive, body_timeout: float) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.query: bytes = scope["query_string"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.client_ip = ""
+        given = self.headers.get(b"x-request-id")
+        text = given.decode("latin1") if given is not None else ""
+        self.request_id = text if given is not None and _REQUEST_ID.fullmatch(text) else new_id()
+        self._timeout = body_timeout
+
+    def header(self, name: bytes) -> str | None:
+        """A header's value."""
+        value = self.headers.get(name)
+        return None if value is None else value.decode("latin1")
+
+    @property
+    def may_have_body(self) -> bool:
+        """Whether the request announces a body."""
+        return b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body, counted as it arrives: `payload_too_large` over `limit`, 408 without progress, `Gone` when cut."""
+        declared = self.headers.get(b"content-length")
+        if declared is not None:
+            if not declared.isdigit():
+                raise Malformed("Content-Length is not a number.")
+            if int(declared) > limit:
+                raise TooLarge(f"The body is {int(declared)} bytes, at most {limit} are taken here.")
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._next()
+            if message["type"] != "http.request":
+                raise Gone
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                raise TooLarge(f"The body is larger than the {limit} bytes that are taken here.")
+            if part:
+                parts.append(part)
+            if not message.get("more_body", False):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _next(self) -> Any:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self.receive()
+        except TimeoutError:
+            raise Problem(
+                f"No byte of the body came for {self._timeout:g} seconds.", code="request_timeout", headers={"Connection": "close"}
+            ) from None
+
+    async def left(self) -> None:
+        """Return when the client has left. Only after the body was read."""
+        while (await self.receive())["type"] == "http.request":
+            continue
+
+
+class Reply:
+    """An answer: bytes, or a stream of them. `close` asks the server to end the connection (an unread body)."""
+
+    __slots__ = ("body", "chunks", "headers", "media_type", "status")
+
+    def __init__(
+        self,
+        status: int,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        media_type: bytes = b"application/json",
+        chunks: AsyncIterator[bytes] | None = None,
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.headers: dict[str, str] = dict(headers) if headers else {}
+        self.media_type = media_type
+        self.chunks = chunks

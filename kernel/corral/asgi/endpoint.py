@@ -1,0 +1,144 @@
+"""A route, bound to its services: everything that can be decided at boot is decided here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
+from corral.container import Container, Room
+from corral.errors import Fault, Forbidden, Invalid, Malformed, Problem
+from corral.http import signature
+from corral.http.answers import IfMatch
+from corral.http.routes import Route
+from corral.schema import convert, parse_json
+
+PEOPLE = ("user", "api_key")
+MAX_PARAMETERS = 100
+INLINE_AFTER, INLINE_BELOW, INLINE_ABOVE = 20, 0.005, 0.050
+
+
+class Endpoint:
+    """What the table leads to. `door` is the problem that answers instead while the plugin is out of service."""
+
+    def __init__(self, route: Route, container: Container, room: Room) -> None:
+        self.route = route
+        self.signature = signature.read(route)
+        self.label = route.label
+        self.is_async = route.is_async
+        self.is_read = route.method == "GET"
+        self.public = PUBLIC in route.needs
+        self.door: Callable[[], Problem] | None = None
+        self.container, self.room = container, room
+        self.services: dict[str, Any] = {}
+        self.rebind()
+        self.versioned = self.signature.versioned
+        self._lists = _list_fields(self.signature.query)
+        self._required = _has_required(self.signature.body)
+        self._default_query = self._without_query()
+        self.pool_runs = 0
+        self.inline = False
+
+    def rebind(self) -> None:
+        """Fill in the services as they are now."""
+        self.services = self.container.services(self.signature.services, self.room, self.label)
+
+    def permit(self, caller: Principal) -> None:
+        """Raise `Forbidden` unless one of `needs` is held."""
+        if caller.limited is not None and not self.route.limited:
+            raise Forbidden(code=caller.limited)
+        for need in self.route.needs:
+            if need == ANY_CALLER or (need == SIGNED_IN and caller.kind in PEOPLE) or need in caller.permissions:
+                return
+        raise Forbidden(f"This needs the permission {' or '.join(self.route.needs)}.")
+
+    def parse_query(self, raw: bytes) -> Any:
+        """The query as its shape; every problem has a pointer `/query/<name>`."""
+        if not raw and self._default_query is not None:
+            return self._default_query
+        try:
+            pairs = parse_qsl(
+                raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS
+            )
+        except (ValueError, UnicodeDecodeError):
+            raise Malformed(f"The query string is not UTF-8 or has more than {MAX_PARAMETERS} parameters.") from None
+        values: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in self._lists:
+                values.setdefault(name, []).append(value)
+            elif name in values:
+                raise Invalid.at(f"/query/{name}", "not_allowed", "Give this parameter once.")
+            else:
+                values[name] = value
+        if self.signature.query is None:
+            if values:
+                faults = [Fault(f"/query/{name}", "unknown_field", "No such parameter here.") for name in values]
+                raise Invalid(f"{len(faults)} parameters are not known here", errors=faults)
+            return None
+        return convert(self.signature.query, values, strings=True, pointer_prefix="/query")
+
+    def parse_body(self, content_type: str | None, encoding: str | None, body: bytes) -> Any:
+        """The body as its shape; a missing one equals `{}`."""
+        kind = self.signature.body
+        if body:
+            check_media_type(content_type, encoding)
+        if kind is None:
+            if body and parse_json(body) != {}:
+                raise Invalid.at("", "unknown_field", "This operation takes no fields.")
+            return None
+        return convert(kind, parse_json(body, lenient=self.route.lenient) if body else {})
+
+    def measure(self, seconds: float) -> None:
+        """Reads earn their place on the event loop by being short, and lose it by being long (docs/adr/0004)."""
+        if self.inline:
+            if seconds > INLINE_ABOVE:
+                self.inline, self.pool_runs = False, -1_000_000
+        elif seconds < INLINE_BELOW:
+            self.pool_runs += 1
+            self.inline = self.pool_runs >= INLINE_AFTER
+
+    def _without_query(self) -> Any:
+        if self.signature.query is None or _has_required(self.signature.query):
+            return None
+        return msgspec.convert({}, self.signature.query)
+
+
+def check_media_type(content_type: str | None, encoding: str | None) -> None:
+    """`application/json` in UTF-8 and nothing else."""
+    if encoding not in (None, "identity"):
+        raise Problem("Send the body without Content-Encoding.", code="unsupported_media_type")
+    media, _, parameters = (content_type or "").partition(";")
+    charset = parameters.partition("charset=")[2].strip(' "').lower()
+    if media.strip().lower() != "application/json" or charset not in ("", "utf-8"):
+        raise Problem("Send JSON with Content-Type: application/json.", code="unsupported_media_type")
+
+
+def parse_if_match(header: str | None) -> IfMatch:
+    """`"7"` or `*`; a tag of another form can match no version."""
+    if header is None or header.strip() == "*":
+        return IfMatch()
+    tag = header.strip().strip('"')
+    return IfMatch(version=int(tag)) if tag.isascii() and tag.isdigit() and len(tag) < 19 else IfMatch(stale=True)
+
+
+def _has_required(kind: Any) -> bool:
+    if kind is None or not inspect.isclass(kind) or not issubclass(kind, msgspec.Struct):
+        return False
+    return any(field.required for field in msgspec.structs.fields(kind))
+
+
+def _list_fields(kind: Any) -> frozenset[str]:
+    """The parameters that may be repeated."""
+    if kind is None:
+        return frozenset()
+    info = msgspec.inspect.type_info(kind)
+    found = set()
+    for field in getattr(info, "fields", ()):
+        options = field.type.types if isinstance(field.type, msgspec.inspect.UnionType) else (field.type,)
+        if any(isinstance(option, (msgspec.inspect.ListType, msgspec.inspect.VarTupleType)) for option in options):
+            found.add(field.encode_name)
+    return frozenset(found)

@@ -1,0 +1,287 @@
+"""The request path: one function a stage, in the order in which a request meets them (`RequestPath.answer`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from corral.asgi.call import Call, Gone, Reply
+from corral.asgi.endpoint import Endpoint, parse_if_match
+from corral.asgi.table import Table
+from corral.asgi.views import render
+from corral.auth.credentials import CHALLENGE, Credentials, read_credential
+from corral.auth.principal import Principal
+from corral.clock import time_s
+from corral.database.engine import Database, SlowRead
+from corral.database.unit import SYSTEM, Entry
+from corral.errors import Malformed, NotFound, Problem, Unauthorized, Unavailable
+from corral.events.feed import Feed
+from corral.http.answers import Request, Wait
+from corral.http.client import ClientAddress, Hosts
+from corral.http.idempotency import Idempotency, Keyed, Stored
+from corral.http.metrics import RequestMetrics
+from corral.plugin import Gate
+from corral.schema import encode
+
+log = logging.getLogger("corral.http")
+
+MAX_URL = 8 * 1024
+MAX_IN_FLIGHT = 1000
+
+
+class RequestPath:
+    """Everything a request passes. One instance a kernel; it holds no request state."""
+
+    def __init__(
+        self, *, table: Table, database: Database, feed: Feed, credentials: Credentials, idempotency: Idempotency,
+        hosts: Hosts, client: ClientAddress, gates: Sequence[Gate], metrics: RequestMetrics,
+        record: Callable[[str, str, BaseException, str | None], None],
+    ) -> None:  # fmt: skip
+        self.table, self.database, self.feed, self.credentials = table, database, feed, credentials
+        self.idempotency, self.hosts, self.client = idempotency, hosts, client
+        self.gates, self.metrics, self.record = tuple(gates), metrics, record
+        self.draining = False
+        self._drained = asyncio.Event()
+
+    def drain(self) -> None:
+        """Shut down: readiness and liveness say so, long polls end now, requests in flight go on."""
+        self.draining = True
+        self._drained.set()
+
+    async def answer(self, call: Call) -> Reply:
+        """The reply to a call; a failure of any kind is a problem document. Raises only `Gone`."""
+        began = time.perf_counter()
+        endpoint: Any = None
+        self.metrics.in_flight += 1
+        try:
+            endpoint = self._route(call)
+            reply = await self._serve(call, *endpoint) if isinstance(endpoint, tuple) else endpoint
+        except Problem as problem:
+            reply = problem_reply(problem, call)
+        except (Gone, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            reply = self._bug(call, endpoint, error)
+        finally:
+            self.metrics.in_flight -= 1
+        label = endpoint[0].route.path if isinstance(endpoint, tuple) else "unmatched"
+        self.metrics.observe(call.method if len(call.method) < 8 else "other", label, reply.status, time.perf_counter() - began)
+        return reply
+
+    # -- stages
+
+    def _route(self, call: Call) -> Any:
+        """Host, gates, path and method: 400, 403, 404, 405; `OPTIONS` is answered here."""
+        peer = call.scope.get("client") or ("",)
+        call.client_ip = self.client(peer[0], call.header(b"x-forwarded-for"))
+        if len(call.query) + len(call.path) > MAX_URL:
+            raise Problem("The URL is longer than 8 KiB.", code="uri_too_long")
+        found = None if _is_crooked(call.scope) else self.table.find(call.path)
+        methods = found[0] if found is not None else {}
+        exempt = any(item.route.exempt_host for item in methods.values())
+        if not exempt and not self.hosts(call.headers.get(b"host")):
+            raise Malformed("The Host header names another host; add it to CORRAL_ALLOWED_HOSTS.", code="invalid_host")
+        for gate in self.gates:
+            gate.check(call.client_ip, call.method, call.path)
+        if found is None:
+            raise NotFound()
+        endpoint = methods.get("GET" if call.method == "HEAD" else call.method)
+        if endpoint is None:
+            return self._other_method(call, methods)
+        if endpoint.door is not None:
+            raise endpoint.door()
+        if self.metrics.in_flight > MAX_IN_FLIGHT and not exempt:
+            raise Unavailable("Too many requests in flight.", code="overloaded")
+        return endpoint, found[1]
+
+    @staticmethod
+    def _other_method(call: Call, methods: dict[str, Any]) -> Reply:
+        allowed = set(methods) | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
+        allow = {"Allow": ", ".join(sorted(allowed))}
+        if call.method == "OPTIONS":
+            return Reply(204, headers=allow)
+        raise Problem(f"{call.method} is not served here.", code="method_not_allowed", headers=allow)
+
+    async def _serve(self, call: Call, endpoint: Endpoint, names: dict[str, str]) -> Reply:
+        caller = await self._caller(call, endpoint)
+        if not endpoint.public and caller is not None:
+            endpoint.permit(caller)
+        arguments: dict[str, Any] = {**endpoint.services, **names}
+        body = b""
+        if endpoint.signature.body is not None or call.may_have_body:
+            body = await call.read(endpoint.route.body_limit) if call.may_have_body else b""
+            shape = endpoint.parse_body(call.header(b"content-type"), call.header(b"content-encoding"), body)
+            if endpoint.signature.body is not None:
+                arguments["body"] = shape
+        query = endpoint.parse_query(call.query)
+        if query is not None:
+            arguments["query"] = query
+        self._parts(call, endpoint, caller, arguments)
+        keyed = self._keyed(call, caller, body)
+        entry = Entry(
+            endpoint.label, caller.actor if caller is not None else SYSTEM, (), call.request_id, call.client_ip
+        )
+        if endpoint.is_async:
+            return await self._run_async(call, endpoint, arguments, keyed, entry)
+        return await self._run_unit(call, endpoint, arguments, keyed, entry)
+
+    async def _caller(self, call: Call, endpoint: Endpoint) -> Principal | None:
+        """Who calls: 401. A public route takes no credential and looks at none."""
+        if endpoint.public:
+            return None
+        credential = read_credential(call.header(b"authorization"), call.header(b"x-api-key"))
+        if credential is None:
+            raise Unauthorized("Send Authorization: Bearer <token>.", headers={"WWW-Authenticate": "Bearer"})
+        principal = self.credentials.cached(credential)
+        if principal is None:
+            principal = await self.read(lambda: self.credentials.authenticate(credential), Entry("authentication"))
+            self.credentials.keep(credential, principal)
+        if principal.expires_at is not None and principal.expires_at <= time_s():
+            raise Unauthorized(code="token_expired", headers=CHALLENGE)
+        return principal
+
+    def _parts(self, call: Call, endpoint: Endpoint, caller: Principal | None, arguments: dict[str, Any]) -> None:
+        wanted = endpoint.signature
+        if wanted.caller is not None:
+            arguments[wanted.caller] = caller
+        if wanted.if_match is not None:
+            arguments[wanted.if_match] = parse_if_match(call.header(b"if-match"))
+        if wanted.request is not None:
+            headers = {name.decode("latin1"): value.decode("latin1") for name, value in call.headers.items()}
+            arguments[wanted.request] = Request(call.method, call.path, call.client_ip, call.request_id, headers)
+
+    @staticmethod
+    def _keyed(call: Call, caller: Principal | None, body: bytes) -> Keyed | None:
+        key = call.header(b"idempotency-key") if call.method == "POST" else None
+        if key is None:
+            return None
+        scope = f"{caller.kind}:{caller.task_id or caller.id}" if caller is not None else f"ip:{call.client_ip}"
+        return Keyed.of(key, scope, call.method, call.path, body)
+
+    # -- the unit
+
+    async def read(self, fn: Callable[[], Any], entry: Entry) -> Any:
+        """A short read: on the loop where the engine allows it, else in a lane."""
+        if self.database.inline_reads:
+            try:
+                return self.database.read_now(fn, entry)
+            except SlowRead:
+                pass
+        return await self.database.work(fn, entry=entry, read=True)
+
+    async def _run_unit(
+        self, call: Call, endpoint: Endpoint, arguments: dict[str, Any], keyed: Keyed | None, entry: Entry
+    ) -> Reply:
+        handler = endpoint.route.handler
+
+        def unit() -> Any:
+            if keyed is None:
+                return handler(**arguments)
+            stored = self.idempotency.find(keyed)
+            if stored is not None:
+                return _replay(stored)
+            reply = render(handler(**arguments), endpoint, call)
+            self.idempotency.finish(
+                keyed, Stored(reply.status, reply.headers, reply.body), secret=endpoint.route.no_store
+            )
+            return reply
+
+        answer = await self._once(endpoint, unit, entry)
+        if isinstance(answer, Wait):
+            answer = await self._wait(call, endpoint, unit, entry, answer)
+        return answer if isinstance(answer, Reply) else render(answer, endpoint, call)
+
+    async def _once(self, endpoint: Endpoint, unit: Callable[[], Any], entry: Entry) -> Any:
+        if not endpoint.is_read:
+            return await self.database.work(unit, entry=entry)
+        began = time.perf_counter()
+        try:
+            if endpoint.inline and self.database.inline_reads:
+                try:
+                    return self.database.read_now(unit, entry)
+                except SlowRead:
+                    endpoint.inline = False
+            return await self.database.work(unit, entry=entry, read=True)
+        finally:
+            endpoint.measure(time.perf_counter() - began)
+
+    async def _wait(self, call: Call, endpoint: Endpoint, unit: Callable[[], Any], entry: Entry, wait: Wait) -> Any:
+        """Long poll: no transaction is held while it waits for the bell, the time, or the client's leaving."""
+        leaving = asyncio.ensure_future(call.left())
+        draining = asyncio.ensure_future(self._drained.wait())
+        try:
+            while True:
+                with self.feed.waiting(wait.topics) as rung:
+                    # once more, now that nothing can ring unheard
+                    answer = await self._once(endpoint, unit, entry)
+                    if not isinstance(answer, Wait):
+                        return answer
+                    wait = answer
+                    bell = asyncio.ensure_future(rung.wait())
+                    try:
+                        timeout = max(0.0, wait.until - time_s())
+                        await asyncio.wait({bell, leaving, draining}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        bell.cancel()
+                    if leaving.done():
+                        raise Gone
+                    if draining.done():
+                        raise Unavailable("The server is shutting down; ask again.", code="shutting_down")
+        finally:
+            leaving.cancel()
+            draining.cancel()
+
+    async def _run_async(
+        self, call: Call, endpoint: Endpoint, arguments: dict[str, Any], keyed: Keyed | None, entry: Entry
+    ) -> Reply:
+        if keyed is not None:
+            key = keyed
+            stored = await self.database.work(lambda: self.idempotency.begin(key), entry=entry)
+            if stored is not None:
+                return _replay(stored)
+        try:
+            async with asyncio.timeout(endpoint.route.seconds):
+                reply = render(await endpoint.route.handler(**arguments), endpoint, call)
+        except TimeoutError:
+            raise Unavailable(f"This took longer than {endpoint.route.seconds:g} seconds.", code="overloaded") from None
+        except BaseException:
+            if keyed is not None:
+                await asyncio.shield(self.database.work(lambda: self.idempotency.forget(keyed), entry=entry))
+            raise
+        if keyed is not None and reply.chunks is None:
+            done = Stored(reply.status, reply.headers, reply.body)
+            await self.database.work(
+                lambda: self.idempotency.finish(keyed, done, secret=endpoint.route.no_store), entry=entry
+            )
+        return reply
+
+    def _bug(self, call: Call, endpoint: Any, error: Exception) -> Reply:
+        plugin = endpoint[0].route.plugin if isinstance(endpoint, tuple) else ""
+        route = endpoint[0].label if isinstance(endpoint, tuple) else call.path
+        log.exception("a route raised", extra={"route": route, "plugin": plugin, "request_id": call.request_id})
+        self.metrics.plugin_errors[plugin] += 1
+        self.record(plugin, route, error, call.request_id)
+        problem = Problem("This is a bug; the log has it under the request id.", **({"plugin": plugin} if plugin else {}))
+        return problem_reply(problem, call)
+
+
+def problem_reply(problem: Problem, call: Call) -> Reply:
+    """The problem document of a failure."""
+    body = encode(problem.document(call.path, call.request_id))
+    return Reply(problem.status, body, problem.headers, b"application/problem+json")
+
+
+def _replay(stored: Stored) -> Reply:
+    return Reply(stored.status, stored.body, {**stored.headers, "Idempotency-Replayed": "true"})
+
+
+def _is_crooked(scope: Any) -> bool:
+    """Paths with empty or dot segments, or with encoded separators, are nobody's."""
+    path: str = scope["path"]
+    if "//" in path or "\\" in path or "/./" in path or "/../" in path:
+        return True
+    raw: bytes = scope.get("raw_path") or b""
+    return b"%" in raw and any(mark in raw.lower() for mark in (b"%2f", b"%2e", b"%5c", b"%00"))

@@ -1,0 +1,101 @@
+"""`/ws` and other sockets, on the raw ASGI messages: no task, queue or context a connection beside the endpoint's own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+from corral.asgi.path import RequestPath
+from corral.errors import CODES
+from corral.http.answers import Request
+from corral.ids import new_id
+from corral.schema import encode
+
+log = logging.getLogger("corral.http")
+
+
+class Connection:
+    """Implements `corral.http.sockets.SocketConnection`."""
+
+    def __init__(self, scope: Any, receive: Any, send: Any, client_ip: str) -> None:
+        self._receive, self._send, self._extensions = receive, send, scope.get("extensions") or {}
+        headers = {name.decode("latin1"): value.decode("latin1") for name, value in scope["headers"]}
+        self.request = Request("GET", scope["path"], client_ip, new_id(), headers)
+        self.query = dict(parse_qsl(scope["query_string"].decode("latin1"), max_num_fields=20))
+        self._open = False
+
+    async def accept(self) -> None:
+        await self._send({"type": "websocket.accept", "headers": []})
+        self._open = True
+
+    async def refuse(self, status: int, code: str, detail: str) -> None:
+        if "websocket.http.response" not in self._extensions:
+            await self._send({"type": "websocket.close", "code": 1008})
+            return
+        body = encode(
+            {
+                "type": f"/problems/{code}", "title": CODES[code][1], "status": status, "detail": detail,
+                "instance": self.request.path, "code": code, "request_id": self.request.request_id,
+            }
+        )  # fmt: skip
+        headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
+        await self._send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "websocket.http.response.body", "body": body})
+
+    async def receive(self) -> str | bytes | None:
+        message = await self._receive()
+        if message["type"] != "websocket.receive":
+            self._open = False
+            return None
+        text: str | bytes | None = message.get("text")
+        return text if text is not None else message.get("bytes")
+
+    async def send(self, text: str) -> None:
+        if not self._open:
+            raise ConnectionError("the socket is closed")
+        await self._send({"type": "websocket.send", "text": text})
+
+    async def close(self, code: int, reason: str = "") -> None:
+        if self._open:
+            self._open = False
+            await self._send({"type": "websocket.close", "code": code, "reason": reason})
+
+
+def connection_class(path: RequestPath, served: Mapping[str, Callable[..., Any]]) -> type:
+    """The class Quart makes for each handshake; `served` maps paths to endpoints with their services filled in."""
+
+    class SocketASGI:
+        def __init__(self, app: Any, scope: Any) -> None:
+            self.scope = scope
+
+        async def __call__(self, receive: Any, send: Any) -> None:
+            await receive()  # websocket.connect
+            scope = self.scope
+            peer = scope.get("client") or ("",)
+            headers = dict(scope["headers"])
+            forwarded = headers.get(b"x-forwarded-for")
+            client_ip = path.client(peer[0], forwarded.decode("latin1") if forwarded is not None else None)
+            connection = Connection(scope, receive, send, client_ip)
+            serve = served.get(scope["path"].rstrip("/"))
+            if serve is None:
+                await connection.refuse(404, "not_found", "No socket is served here.")
+            elif path.draining:
+                await connection.refuse(503, "shutting_down", "The server is shutting down.")
+            elif not path.hosts(headers.get(b"host")):
+                await connection.refuse(400, "invalid_host", "The Host header names another host.")
+            else:
+                await _serve(serve, connection)
+
+    return SocketASGI
+
+
+async def _serve(serve: Callable[..., Any], connection: Connection) -> None:
+    try:
+        await serve(connection)
+    except ConnectionError:
+        log.debug("a socket's client left")
+    except Exception:
+        log.exception("a socket endpoint raised")
+        await connection.close(1011)

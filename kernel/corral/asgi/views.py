@@ -1,0 +1,39 @@
+"""From what a handler returned to bytes, status and headers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from corral.asgi.call import Call, Reply
+from corral.asgi.endpoint import Endpoint
+from corral.asgi.table import BASE
+from corral.http.answers import Answer, Stream, Text
+from corral.schema import encode
+
+LOCATED = (201, 202)
+
+
+def render(value: Any, endpoint: Endpoint, call: Call) -> Reply:
+    """Shape to JSON; ETag of versioned answers, `Location` of created ones, 304 when the client has it."""
+    status = endpoint.route.status
+    headers: dict[str, str] = {}
+    if isinstance(value, Answer):
+        status = value.status or status
+        headers.update(value.headers)
+        value = value.body
+    elif isinstance(value, Text):
+        return Reply(status, value.body.encode(), value.headers, value.media_type.encode())
+    elif isinstance(value, Stream):
+        return Reply(status, headers=value.headers, media_type=value.media_type.encode(), chunks=value.chunks)
+    if value is None and status == 204:
+        return Reply(status, headers=headers)
+    if endpoint.versioned:
+        tag = f'"{value.version}"'
+        headers["ETag"] = tag
+        if endpoint.is_read and tag in (call.header(b"if-none-match") or ""):
+            return Reply(304, headers=headers)
+    if status in LOCATED and "Location" not in headers:
+        identifier = getattr(value, "id", None)
+        if identifier is not None:
+            headers["Location"] = f"{BASE}{endpoint.route.path}/{identifier}"
+    return Reply(status, encode(value), headers)

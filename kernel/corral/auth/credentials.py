@@ -1,0 +1,66 @@
+"""From a request's credential to its principal, with a cache of at most one second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from corral import clock
+from corral.auth.principal import Authenticator, Principal
+from corral.errors import Malformed, Unauthorized
+
+KEEP_SECONDS = 1.0
+CACHE_LIMIT = 10_000
+CHALLENGE = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+
+
+def read_credential(authorization: str | None, api_key: str | None) -> str | None:
+    """The credential of a request's headers. Two of them are `malformed_request`."""
+    if authorization is None:
+        return api_key
+    if api_key is not None:
+        raise Malformed("Two credentials in one request: send Authorization or X-API-Key.")
+    scheme, _, token = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Unauthorized("Use Authorization: Bearer <token>.", headers=CHALLENGE)
+    return token.strip()
+
+
+class Credentials:
+    """Principals by credential. Rows are asked again after a second, so whatever ends a credential ends it everywhere."""
+
+    def __init__(self) -> None:
+        self._authenticators: Sequence[Authenticator] = ()
+        self._cache: dict[str, tuple[Principal, float]] = {}
+
+    def use(self, authenticators: Sequence[Authenticator]) -> None:
+        """Ask these, in any order: their forms do not overlap."""
+        self._authenticators = tuple(authenticators)
+
+    def cached(self, credential: str) -> Principal | None:
+        """The principal, if it was read within the last second."""
+        kept = self._cache.get(credential)
+        if kept is None or time.monotonic() - kept[1] > KEEP_SECONDS:
+            return None
+        return kept[0] if kept[0].expires_at is None or kept[0].expires_at > clock.time_s() else None
+
+    def authenticate(self, credential: str) -> Principal:
+        """Read the principal; joins a read unit. Raises `Unauthorized`."""
+        for authenticator in self._authenticators:
+            if authenticator.recognises(credential):
+                try:
+                    return authenticator.authenticate(credential)
+                except Unauthorized as problem:
+                    problem.headers.update(CHALLENGE)
+                    raise
+        raise Unauthorized("The credential has no known form.", headers=CHALLENGE)
+
+    def keep(self, credential: str, principal: Principal) -> None:
+        """Use this principal for the next second; on the loop only."""
+        if len(self._cache) >= CACHE_LIMIT:
+            self._cache.clear()
+        self._cache[credential] = (principal, time.monotonic())
+
+    def forget(self, ends: Callable[[Principal], bool]) -> None:
+        """Read those principals anew at their next request; call it by `after_commit` when rights change."""
+        self._cache = {key: kept for key, kept in self._cache.items() if not ends(kept[0])}

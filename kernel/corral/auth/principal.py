@@ -1,0 +1,101 @@
+"""Callers and permissions. Authority is read per request from rows, never from a token's claims."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import msgspec
+
+from corral.database.unit import Actor
+from corral.errors import Forbidden
+
+ROLES = ("admin", "member", "viewer", "auditor")
+
+PUBLIC = "public"
+"""`needs=PUBLIC`: no credential is asked for."""
+SIGNED_IN = "signed_in"
+"""`needs=SIGNED_IN`: any user, whatever the role; self-service."""
+ANY_CALLER = "any_caller"
+"""`needs=ANY_CALLER`: any valid credential, of people and machines."""
+
+
+class Permission(msgspec.Struct, frozen=True):
+    """A right `<plugin>.<verb>` and the roles and kinds of caller (`worker`, `agent`) that hold it.
+
+    Admins hold every permission that any role may hold; one whose holders are machines only is theirs alone.
+    """
+
+    name: str
+    title: str
+    holders: tuple[str, ...] = ()
+
+    def held_by(self, role_or_kind: str) -> bool:
+        """Whether a user of this role, or a machine of this kind, holds it."""
+        if role_or_kind == "admin":
+            return not self.holders or any(holder in ROLES for holder in self.holders)
+        return role_or_kind in self.holders
+
+
+READERS = ("viewer", "member")
+WRITERS = ("member",)
+
+
+class Principal(msgspec.Struct, frozen=True, kw_only=True):
+    """The caller, as its credential says. `user_id` is the person whose rights count (None: registration key, system)."""
+
+    kind: str  # user | api_key | worker | agent | system
+    id: str
+    user_id: str | None = None
+    role: str | None = None
+    permissions: frozenset[str] = frozenset()
+    session_id: str | None = None
+    expires_at: float | None = None  # epoch seconds; the credential is refused from then on
+    limited: str | None = None  # the problem code that every route but a few answers
+    worker_id: str | None = None
+    agent_id: str | None = None
+    task_id: str | None = None  # attempt tokens: the task of the lease
+    lease_id: str | None = None  # attempt tokens: the lease
+    registration_key_id: str | None = None
+
+    def may(self, permission: str) -> bool:
+        """Whether the caller holds the permission."""
+        return permission in self.permissions
+
+    @property
+    def actor(self) -> Actor:
+        """Who is written into rows and events."""
+        return Actor(self.kind, self.id)
+
+    @property
+    def is_admin(self) -> bool:
+        """A person with role admin, not a machine acting for one."""
+        return self.role == "admin" and self.kind in ("user", "api_key")
+
+
+SYSTEM_PRINCIPAL = Principal(kind="system", id="system", role="admin")
+
+
+class Authenticator(Protocol):
+    """Turns a credential into a principal. The first whose `recognises` is true answers; there is no second chance."""
+
+    def recognises(self, credential: str) -> bool:
+        """Whether the credential has this authenticator's form (a prefix; no look-up)."""
+        ...
+
+    def authenticate(self, credential: str) -> Principal:
+        """The caller; raises `Unauthorized`. Runs in a read unit; the answer is used for at most 1 s without asking again."""
+        ...
+
+
+def holds(permissions: Iterable[Permission], role_or_kind: str) -> frozenset[str]:
+    """The names of the permissions that a role or kind of machine holds."""
+    return frozenset(permission.name for permission in permissions if permission.held_by(role_or_kind))
+
+
+def require_owner(caller: Principal, owner_id: str | None, *, what: str, manage: str | None = None) -> None:
+    """Shared objects are written by their owner or an admin (or who holds `manage`); others get 403."""
+    if caller.is_admin or caller.kind == "system" or (manage is not None and caller.may(manage)):
+        return
+    if owner_id is None or caller.user_id != owner_id or caller.kind not in ("user", "api_key"):
+        raise Forbidden(f"Only the owner of this {what} or an admin may do this.")

@@ -1,0 +1,96 @@
+"""The click group: lazy commands, plugins' commands, and the meaning of exit statuses."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from corral.cli import COMMANDS
+from corral.errors import Problem, Refused
+
+FAILED, USAGE, REFUSED, PENDING = 1, 2, 3, 4
+
+
+class Lazy(click.Group):
+    """Imports a command's module when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*COMMANDS, *sorted(set(_plugin_commands()) - set(COMMANDS))]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS:
+            command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+            return command
+        return _plugin_commands().get(cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, text) for name, (_, text) in COMMANDS.items()]
+        rows += [(name, item.get_short_help_str(80)) for name, item in sorted(_plugin_commands().items())]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="corral", message="corral %(version)s")
+def group() -> None:
+    """Corral: the control plane for AI agents that you run yourself."""
+
+
+def run() -> NoReturn:
+    """Run and exit; errors are one line each on standard error."""
+    from corral.kernel import Pending
+
+    try:
+        group.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except Refused as refused:
+        for fault in refused.faults:
+            click.echo(f"corral: {fault}", err=True)
+        sys.exit(REFUSED)
+    except Pending as error:
+        click.echo(f"corral: {error}", err=True)
+        sys.exit(PENDING)
+    except Problem as problem:
+        click.echo(f"corral: {problem.detail}", err=True)
+        for fault in problem.errors:
+            click.echo(f"  {fault.pointer}: {fault.detail}", err=True)
+        sys.exit(FAILED)
+    sys.exit(0)
+
+
+def _plugin_commands() -> dict[str, click.Command]:
+    """Commands of the plugins that the configuration loads; a plugin that fails to import has none."""
+    from corral.config import load as load_config
+    from corral.loader import discover
+
+    try:
+        config = load_config()
+    except Refused:
+        return {}
+    commands: dict[str, click.Command] = {}
+    for found in discover(config):
+        if found.name in config.plugins.disabled or not (found.built_in or found.name in config.plugins.enabled):
+            continue
+        for command in _commands_of(found):
+            if command.name is not None:
+                commands.setdefault(command.name, command)
+    return commands
+
+
+def _commands_of(found: Any) -> list[click.Command]:
+    try:
+        plugin = found.load()()
+        contribute = getattr(plugin, "corral_commands", None)
+        return list(contribute()) if contribute is not None else []
+    except Exception as error:
+        click.echo(f"corral: the commands of {found.name} are missing: {error}", err=True)
+        return []

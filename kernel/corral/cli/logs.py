@@ -1,0 +1,47 @@
+"""Logging of a process: one JSON object a line on standard error, or readable lines for a console."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import structlog
+
+from corral import clock
+
+
+def configure(level: str, form: str, *, quiet: Iterable[str] = ("hypercorn", "asyncio", "peewee")) -> None:
+    """Send all logs through one formatter. `form`: json | console."""
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        _stamp,
+        structlog.processors.format_exc_info,
+    ]
+    renderer: Any = structlog.dev.ConsoleRenderer() if form == "console" else _json
+    if form == "console":
+        shared.pop()
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in quiet:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+def _stamp(_: Any, __: str, event: Any) -> Any:
+    event["ts"] = clock.now()
+    return event
+
+
+def _json(_: Any, __: str, event: Any) -> str:
+    ordered = {"ts": event.pop("ts"), "level": event.pop("level"), "event": event.pop("event"), **event}
+    return msgspec.json.encode(ordered, enc_hook=str).decode()

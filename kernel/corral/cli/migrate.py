@@ -1,0 +1,43 @@
+"""`corral migrate`: applies pending migrations, plugin by plugin in the order of `requires`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from corral.cli import logs, output
+from corral.config import ensure_data_dir
+from corral.config import load as load_config
+
+
+@click.command("migrate")
+@click.argument("plugin", required=False)
+@click.option("--plan", is_flag=True, help="only say what is pending")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read")
+def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | None) -> None:
+    """Apply pending migrations, of one PLUGIN or of all. Safe beside running servers; many at once migrate once."""
+    from corral.database.connect import connect
+    from corral.database.migrations import migrate, pending
+    from corral.loader import discover, load
+
+    config = load_config(path=config_path)
+    logs.configure("warning", "console")
+    ensure_data_dir(config)
+    database = connect(config.database.url)
+    try:
+        loaded = [item for item in load(discover(config), config) if item.active]
+        if plugin is not None and plugin not in {item.name for item in loaded}:
+            raise click.UsageError(f"no active plugin is named {plugin}")
+        homes = [home for item in loaded if plugin in (None, item.name) and (home := item.home()) is not None]
+        waiting = pending(database, homes)
+        rows = [{"plugin": name, "migration": script} for name, scripts in waiting.items() for script in scripts]
+        if not plan:
+            for home in homes:
+                if home.plugin in waiting:
+                    migrate(database, home)
+        done = "pending" if plan else "applied"
+        output.table(rows, ("plugin", "migration"), as_json=as_json, empty="Nothing is pending.", title=done)
+    finally:
+        database.close()

@@ -1,0 +1,53 @@
+"""The one clock. Instants are strings `YYYY-MM-DDTHH:MM:SS.mmmZ` (UTC) everywhere: in rows, events and JSON.
+
+The fixed width makes them sort as text on every engine, so no read has to convert them (docs/adr/0003).
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+_shift = 0.0
+
+
+def time_s() -> float:
+    """Seconds since the epoch, moved by `travel`."""
+    return time.time() + _shift
+
+
+def format_instant(seconds: float) -> str:
+    """Epoch seconds as an instant."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def now(after_seconds: float = 0.0) -> str:
+    """The present instant, or the one `after_seconds` from now (negative: ago)."""
+    return format_instant(time.time() + _shift + after_seconds)
+
+
+def parse_instant(instant: str) -> float:
+    """Epoch seconds of an instant."""
+    return datetime.fromisoformat(instant).timestamp()
+
+
+def from_datetime(moment: datetime) -> str:
+    """An aware datetime (any offset) as an instant."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def elapsed_ms(since: str, until: str) -> int:
+    """Milliseconds between two instants, never negative."""
+    return max(0, round((parse_instant(until) - parse_instant(since)) * 1000))
+
+
+def travel(seconds: float) -> None:
+    """Move the clock of this process; tests only."""
+    global _shift
+    _shift += seconds
+
+
+def reset() -> None:
+    """Undo every `travel`."""
+    global _shift
+    _shift = 0.0

@@ -1,0 +1,257 @@
+"""Stored credentials: envelope encryption under the master keys, signed expiring tokens, and keyed digests.
+
+A sealed value is `version(1) key_id(8) nonce(12) wrapped_data_key(48) nonce(12) ciphertext+tag`: a random data key a
+value, wrapped by a key made from a master key. Only the wrapping names the master key, so `rewrap` leaves the value's
+own ciphertext alone. The library `cryptography` is imported at the first use: it costs 25 ms of every start.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from corral import clock
+from corral.config import Config, readable_by_others
+from corral.errors import Refused, Unavailable
+
+if TYPE_CHECKING:
+    from itsdangerous import URLSafeTimedSerializer
+
+KEY_FILE = "master.key"
+_VERSION = b"\x01"
+_ID, _NONCE, _DATA_KEY, _TAG = 8, 12, 32, 16
+_HEAD = 1 + _ID
+_BODY = _HEAD + _NONCE + _DATA_KEY + _TAG
+
+
+class SealedWrong(ValueError):
+    """The value was changed, cut, or taken from another place: it does not open, with any key."""
+
+
+class BadSignature(ValueError):
+    """The text was not signed here for this purpose."""
+
+
+class Expired(BadSignature):
+    """It was signed here, too long ago."""
+
+
+def place(table: str, row: str, version: int, field: str = "value") -> str:
+    """Where a sealed value lives, for `aad=`: a ciphertext copied to another place does not open there."""
+    return f"{table}|{row}|{version}|{field}"
+
+
+def derive(master: bytes, purpose: str) -> bytes:
+    """A 256-bit key for one purpose: HKDF-SHA256 (RFC 5869), one block."""
+    extracted = hmac.digest(b"corral", master, "sha256")
+    return hmac.digest(extracted, purpose.encode() + b"\x01", "sha256")
+
+
+class MasterKey(NamedTuple):
+    """One master key: the operator's label (`v2`), and the id that rows carry, made from the key itself."""
+
+    label: str
+    id: str
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return f"<MasterKey {self.label} {self.id}>"
+
+
+def parse_master_keys(text: str, source: str) -> list[MasterKey]:
+    """`v2:<base64>,v1:<base64>`, the first is active. Raises `Refused` naming `source`, never a key."""
+    keys: list[MasterKey] = []
+    for number, part in enumerate(text.split(","), 1):
+        label, _, encoded = part.strip().partition(":")
+        plain = encoded.strip().rstrip("=").translate(str.maketrans("-_", "+/"))
+        try:
+            secret = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+        except (binascii.Error, ValueError):
+            secret = b""
+        if not label.isalnum() or len(secret) != 32:
+            raise Refused(f"{source}: entry {number} must be <label>:<base64 of 32 bytes>")
+        if len(set(secret)) < 8:  # 1 in 10^44 for a random key
+            raise Refused(f"{source}: entry {number} is a known default, not a random key")
+        keys.append(MasterKey(label, derive(secret, "key-id")[:_ID].hex(), secret))
+    if len({key.label for key in keys}) < len(keys) or len({key.id for key in keys}) < len(keys):
+        raise Refused(f"{source}: a label or a key is given twice")
+    return keys
+
+
+class Keyring:
+    """The master keys of this process; the first seals, all open.
+
+    Without a key, or once `note_stored` finds that all stored rows have other keys, it is `sealed`: what needs a secret
+    raises `Unavailable` (`vault_sealed`). Digests and signatures go on, without a key under one of this process alone.
+    """
+
+    def __init__(self, keys: Sequence[MasterKey] = (), *, source: str = "", created: bool = False) -> None:
+        self.keys = tuple(keys)
+        self.source = source
+        self.created = created
+        self.sealed = not self.keys
+        self._by_id = {key.id: key for key in self.keys}
+        self._signing = [key.secret for key in self.keys] or [secrets.token_bytes(32)]
+
+    @classmethod
+    def load(cls, config: Config, *, allow_create: bool = False) -> Keyring:
+        """The keys of the configuration, else of the key file in the data folder.
+
+        Pass `allow_create` only when no encrypted row exists: it makes a missing file (`created` is then true), and a
+        new key over old ciphertext would hide that the right one is lost. Raises `Refused` for a bad or exposed key.
+        """
+        if config.keys.master_key:
+            source = config.sources.get("keys.master_key", "keys.master_key")
+            return cls(parse_master_keys(config.keys.master_key, source), source=source)
+        path = config.data_dir / KEY_FILE
+        try:
+            created = allow_create and not path.exists() and _create(path)
+            if not path.exists():
+                return cls(source=str(path))
+            if readable_by_others(path):
+                raise Refused(f"{path}: others may read this key; chmod 600 {path}")
+            text = path.read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise Refused(f"{path}: the master key cannot be read or made: {error}") from None
+        return cls(parse_master_keys(text, str(path)), source=str(path), created=created)
+
+    @property
+    def active(self) -> MasterKey:
+        """The key that seals."""
+        if self.sealed:
+            raise Unavailable("No usable master key is loaded.", code="vault_sealed")
+        return self.keys[0]
+
+    def note_stored(self, key_ids: Iterable[str]) -> None:
+        """Tell which key ids the stored rows carry: when none of them is ours, the keys are wrong, so it is sealed."""
+        stored = set(key_ids)
+        self.sealed = not self.keys or (bool(stored) and stored.isdisjoint(self._by_id))
+
+    def seal(self, plaintext: bytes, *, aad: str) -> bytes:
+        """Encrypt for one place (see `place`); the result is 97 bytes longer."""
+        head = _VERSION + bytes.fromhex(self.active.id)
+        data_key = secrets.token_bytes(_DATA_KEY)
+        wrapped = _encrypt(derive(self.active.secret, "wrap"), data_key, head)
+        return head + wrapped + _encrypt(data_key, plaintext, _bound(aad))
+
+    def open(self, sealed: bytes, *, aad: str) -> bytes:
+        """The plaintext. `SealedWrong`: tampered or misplaced; `Unavailable` (`vault_sealed`): its key is not here."""
+        return _decrypt(self._data_key(sealed), sealed[_BODY:], _bound(aad))
+
+    def rewrap(self, sealed: bytes) -> bytes:
+        """The same value under the active key; unchanged when it is so already."""
+        head = _VERSION + bytes.fromhex(self.active.id)
+        if sealed.startswith(head):
+            return sealed
+        return head + _encrypt(derive(self.active.secret, "wrap"), self._data_key(sealed), head) + sealed[_BODY:]
+
+    def _data_key(self, sealed: bytes) -> bytes:
+        key = self._by_id.get(key_id(sealed))
+        if key is None or self.sealed:
+            raise Unavailable("The master key of this value is not loaded.", code="vault_sealed")
+        return _decrypt(derive(key.secret, "wrap"), sealed[_HEAD:_BODY], sealed[:_HEAD])
+
+    def mac(self, purpose: str, data: bytes) -> bytes:
+        """HMAC-SHA256 under the active key: equal data, equal digest, until the master key is rotated."""
+        return hmac.digest(derive(self._signing[0], f"mac/{purpose}"), data, "sha256")
+
+    def verify(self, purpose: str, data: bytes, mac: bytes) -> bool:
+        """Whether `mac` is of `data`, under any of the keys."""
+        keys = [derive(secret, f"mac/{purpose}") for secret in self._signing]
+        return any(hmac.compare_digest(hmac.digest(key, data, "sha256"), mac) for key in keys)
+
+    def signer(self, purpose: str) -> Signer:
+        """Signs and reads tokens of one purpose; those of another purpose are `BadSignature`."""
+        return Signer([derive(secret, f"sign/{purpose}") for secret in reversed(self._signing)], purpose)
+
+
+class Signer:
+    """Signed texts with their time, safe in a URL. They are signed, not hidden: put no secret in."""
+
+    def __init__(self, keys: Sequence[bytes], purpose: str) -> None:
+        self._serializer = _serializer(keys, purpose)
+
+    def sign(self, obj: Any) -> str:
+        """A token for a JSON-able value."""
+        return self._serializer.dumps(obj)
+
+    def load(self, text: str, max_age: int) -> Any:
+        """The value, if signed at most `max_age` seconds ago; else `Expired` or `BadSignature`."""
+        from itsdangerous import BadData, SignatureExpired
+
+        try:
+            return self._serializer.loads(text, max_age=max_age)
+        except SignatureExpired:
+            raise Expired("the token has expired") from None
+        except (BadData, UnicodeError):
+            raise BadSignature("the token was not signed here for this purpose") from None
+
+
+def key_id(sealed: bytes) -> str:
+    """The id of the master key that a sealed value needs; rows keep it beside the value, for counts and rewrapping."""
+    if sealed[:1] != _VERSION or len(sealed) < _BODY + _NONCE + _TAG:
+        raise SealedWrong("not a sealed value")
+    return sealed[1:_HEAD].hex()
+
+
+def _serializer(keys: Sequence[bytes], purpose: str) -> URLSafeTimedSerializer:
+    from itsdangerous import TimestampSigner, URLSafeTimedSerializer
+
+    class ClockSigner(TimestampSigner):
+        def get_timestamp(self) -> int:  # the one clock, so that tests can age a token
+            return int(clock.time_s())
+
+    options = {"key_derivation": "hmac", "digest_method": hashlib.sha256}
+    return URLSafeTimedSerializer(list(keys), salt=purpose, signer=ClockSigner, signer_kwargs=options)
+
+
+def _bound(aad: str) -> bytes:
+    if not aad:
+        raise ValueError("aad must name the place of the value")
+    return _VERSION + aad.encode()
+
+
+def _encrypt(key: bytes, plaintext: bytes, aad: bytes) -> bytes:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    nonce = secrets.token_bytes(_NONCE)
+    return nonce + AESGCM(key).encrypt(nonce, plaintext, aad)
+
+
+def _decrypt(key: bytes, sealed: bytes, aad: bytes) -> bytes:
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    try:
+        return AESGCM(key).decrypt(sealed[:_NONCE], sealed[_NONCE:], aad)
+    except InvalidTag:
+        raise SealedWrong("the value was changed or belongs elsewhere") from None
+
+
+def _create(path: Path) -> bool:
+    """Make the key file whole or not at all; of processes that start together, one wins and the others read its key."""
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    text = f"v1:{base64.b64encode(secrets.token_bytes(32)).decode()}\n"
+    try:
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(fresh, path)
+    except FileExistsError:
+        return False
+    finally:
+        fresh.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return True

@@ -1,0 +1,1 @@
+"""Connections, models, the unit of work, compiled statements, pages, leases and migrations."""

@@ -1,0 +1,127 @@
+"""A database as the kernel sees it: `work()` runs a function as one unit, whichever engine serves it."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import sqlite3
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import peewee
+
+from corral.database.pool import Outcome, Ticket
+from corral.database.unit import SYSTEM_ENTRY, Entry, Unit, refuse_nesting
+from corral.errors import Problem, Unavailable
+
+log = logging.getLogger("corral.database")
+T = TypeVar("T")
+
+
+class Work(Protocol):
+    """Runs a function as one unit of work: `await work(fn)`; async handlers and jobs ask for it by this type.
+
+    `read=True` refuses writes. `fn` may run more than once: it has no effect outside the database (docs/concepts).
+    Raises what `fn` raises; `NestedUnit` inside a unit; `Unavailable` when the database cannot serve.
+    """
+
+    async def __call__(self, fn: Callable[[], T], *, entry: Entry = SYSTEM_ENTRY, read: bool = False) -> T: ...
+
+
+class SlowRead(Exception):
+    """An inline read went over its step budget; run it in the pool."""
+
+
+class Database:
+    """One database. `flush` writes a unit's audit, job and event rows; `number` orders events; `committed` is told after COMMIT."""
+
+    kind: str
+    inline_reads: bool
+
+    def __init__(self, engine: peewee.Database) -> None:
+        self.engine = engine
+        self.flush: Callable[[Unit], None] = lambda unit: None
+        self.number: Callable[[], None] = lambda: None
+        self.committed: Callable[[list[Unit]], None] = lambda units: None
+        self.cursor_key = b""  # set at boot from the keyring: signs list cursors
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Serve this loop: answers and bells of all lanes arrive on it."""
+        self._loop = loop
+
+    async def work(self, fn: Callable[[], T], *, entry: Entry = SYSTEM_ENTRY, read: bool = False) -> T:
+        """Run `fn` as one unit in a lane and wait for its COMMIT. See `Work`."""
+        refuse_nesting()
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._submit(Ticket(fn, entry, future, read=read))
+        return await future
+
+    def run(self, fn: Callable[[], T], *, entry: Entry = SYSTEM_ENTRY, read: bool = False) -> T:
+        """`work` for threads without a loop: blocks until COMMIT. Commands and tests use it."""
+        refuse_nesting()
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._submit(Ticket(fn, entry, future, read=read))
+        return future.result()
+
+    def read_now(self, fn: Callable[[], T], entry: Entry) -> T:
+        """Run a short read on the calling thread; `SlowRead` when it is not short. Only with `inline_reads`."""
+        raise NotImplementedError
+
+    def ping(self) -> None:
+        """A trivial read on a connection of this thread; raises when the database cannot serve."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Finish what is queued and close every connection."""
+        raise NotImplementedError
+
+    def _submit(self, ticket: Ticket) -> None:
+        raise NotImplementedError
+
+    def deliver(self, outcomes: list[Outcome]) -> None:
+        """After COMMIT, once a batch, from a lane: resolve futures, run `after`, ring the bell."""
+        units = [outcome.unit for outcome in outcomes if outcome.unit is not None and outcome.error is None]
+        if self._loop is None or self._loop.is_closed():
+            self._finish(units, [])
+        else:
+            waiting = [outcome for outcome in outcomes if isinstance(outcome.ticket.future, asyncio.Future)]
+            try:
+                self._loop.call_soon_threadsafe(self._finish, units, waiting)
+            except RuntimeError:
+                log.debug("the loop ended before its answers")
+        for outcome in outcomes:
+            if isinstance(outcome.ticket.future, concurrent.futures.Future):
+                outcome.resolve()
+
+    def _finish(self, units: list[Unit], outcomes: list[Outcome]) -> None:
+        for unit in units:
+            for call in unit.after:
+                try:
+                    call()
+                except Exception:
+                    log.exception("a call after commit failed")
+        for outcome in outcomes:
+            outcome.resolve()
+        if units:
+            self.committed(units)
+
+
+def translate(error: BaseException) -> BaseException:
+    """What the engine says, as what a client may hear; problems and programming errors pass unchanged."""
+    if isinstance(error, Problem) or not isinstance(error, (peewee.DatabaseError, peewee.InterfaceError, sqlite3.Error)):
+        return error
+    if isinstance(error, (peewee.IntegrityError, peewee.ProgrammingError, peewee.DataError, sqlite3.IntegrityError)):
+        return error
+    text = str(error).lower()
+    if "readonly" in text or "read-only" in text:
+        return error  # a read unit that writes: a bug of its handler
+    if "full" in text or "disk i/o" in text or "no space" in text:
+        problem = Unavailable("The disk of the database is full or failing.", code="storage_full", retry_after=10)
+    elif "locked" in text or "busy" in text or "interrupt" in text:
+        problem = Unavailable("The database is busy.", code="overloaded")
+    else:
+        problem = Unavailable("The database cannot be reached.", retry_after=2)
+    problem.__cause__ = error
+    return problem

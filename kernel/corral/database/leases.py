@@ -1,0 +1,39 @@
+"""Lease rows: one holder at a time for what must run once, whatever the number of processes. Plus guarded row checks."""
+
+from __future__ import annotations
+
+import peewee
+
+from corral import clock
+from corral.database.model import InstantField, Model
+
+
+class Lease(Model):
+    """A named lease; it is free when `until` has passed."""
+
+    name = peewee.CharField(primary_key=True, max_length=120)
+    holder = peewee.CharField(max_length=80)
+    until = InstantField()
+    fence = peewee.BigIntegerField(default=0)
+
+    class Meta:
+        table_name = "core_leases"
+
+
+def acquire(name: str, holder: str, seconds: float) -> bool:
+    """Take or renew the lease, by one guarded update. True: `holder` has it until `seconds` from now."""
+    until, now = clock.now(seconds), clock.now()
+    taken = (
+        Lease.update(holder=holder, until=until, fence=Lease.fence + 1)
+        .where((Lease.name == name) & ((Lease.until < now) | (Lease.holder == holder)))
+        .execute()
+    )
+    if taken:
+        return True
+    row = Lease.insert(name=name, holder=holder, until=until, fence=1).on_conflict_ignore().execute()
+    return bool(row) and Lease.select().where((Lease.name == name) & (Lease.holder == holder)).exists()
+
+
+def release(name: str, holder: str) -> None:
+    """Give the lease back, if `holder` still has it."""
+    Lease.update(until=clock.now(-1)).where((Lease.name == name) & (Lease.holder == holder)).execute()

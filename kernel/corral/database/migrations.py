@@ -1,0 +1,104 @@
+"""Migrations: numbered scripts, one directory and one history table a plugin, applied in order under one lock."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+import peewee
+from playhouse.migrations import Runner
+
+from corral.database.engine import Database
+
+ADVISORY_LOCK = 0x434F5252  # "CORR": the same number in every process of an installation
+
+
+class Home(msgspec.Struct, frozen=True):
+    """Where a plugin keeps its scripts; its history is the table `<plugin>_migrations`."""
+
+    plugin: str
+    directory: Path
+
+
+class MigrationFailed(Exception):
+    """A script failed; the schema is as before it. `plugin` and `script` say which."""
+
+    def __init__(self, plugin: str, script: str, reason: str) -> None:
+        self.plugin, self.script = plugin, script
+        super().__init__(f"{plugin}: migration {script} failed: {reason}")
+
+
+class Newer(Exception):
+    """The database has migrations that this release does not know."""
+
+
+def pending(database: Database, homes: Iterable[Home]) -> dict[str, list[str]]:
+    """Names of the scripts not yet applied, by plugin. Raises `Newer`."""
+    with _connection(database) as engine:
+        return {home.plugin: names for home in homes if (names := _pending(engine, home))}
+
+
+def migrate(database: Database, home: Home) -> list[str]:
+    """Apply the pending scripts of one plugin, each in a transaction; returns their names."""
+    with _connection(database) as engine, _lock(engine):
+        applied: list[str] = []
+        runner = Runner(engine, str(home.directory), table_name=f"{home.plugin}_migrations")
+        for name in _pending(engine, home):
+            try:
+                runner.up(name)
+            except Exception as error:
+                raise MigrationFailed(home.plugin, name, str(error)) from error
+            applied.append(name)
+        if applied and isinstance(engine, peewee.SqliteDatabase):
+            broken = engine.execute_sql("PRAGMA foreign_key_check").fetchall()
+            if broken:
+                raise MigrationFailed(home.plugin, applied[-1], f"{len(broken)} rows break a foreign key")
+        return applied
+
+
+def is_empty(database: Database) -> bool:
+    """Whether the database has no table yet."""
+    with _connection(database) as engine:
+        return not engine.get_tables()
+
+
+def _pending(engine: peewee.Database, home: Home) -> list[str]:
+    runner = Runner(engine, str(home.directory), table_name=f"{home.plugin}_migrations")
+    status = runner.status()
+    unknown = [row.name for row in status if row.path is None]
+    if unknown:
+        raise Newer(f"{home.plugin}: the database has {unknown[-1]}, which this release does not know")
+    return [row.name for row in status if row.applied is None]
+
+
+@contextlib.contextmanager
+def _connection(database: Database) -> Iterator[peewee.Database]:
+    """A connection of its own: on SQLite with foreign keys off, which only works outside a transaction."""
+    if isinstance(database.engine, peewee.SqliteDatabase):
+        engine: peewee.Database = peewee.SqliteDatabase(
+            database.engine.database, pragmas={"foreign_keys": 0, "busy_timeout": 30000, "journal_mode": "wal"}
+        )
+    else:
+        engine = peewee.PostgresqlDatabase(database.engine.database, prefer_psycopg3=True, connect_timeout=2)
+    engine.connect()
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@contextlib.contextmanager
+def _lock(engine: peewee.Database) -> Iterator[None]:
+    if isinstance(engine, peewee.SqliteDatabase):
+        with Path(f"{engine.database}.migrate-lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    else:
+        engine.execute_sql("SELECT pg_advisory_lock(%s)", (ADVISORY_LOCK,))
+        try:
+            yield
+        finally:
+            engine.execute_sql("SELECT pg_advisory_unlock(%s)", (ADVISORY_LOCK,))

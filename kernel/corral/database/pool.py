@@ -1,0 +1,174 @@
+"""Threads that run units: a bounded queue, lanes that take from it, and a watchdog that gives up a lane that hangs.
+
+A lane owns one connection. A unit that runs longer than `LOST_AFTER` seconds is lost: its lane is abandoned (connection
+closed, exception raised in the thread), a fresh lane takes its place, and the units that shared the transaction run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import ctypes
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from corral.database.unit import Entry, Unit
+from corral.errors import Unavailable
+
+log = logging.getLogger("corral.database")
+
+QUEUE_LIMIT = 1000
+SLOW_AFTER, LOST_AFTER = 0.05, 2.0
+MAX_TRIES = 3
+
+Future = asyncio.Future[Any] | concurrent.futures.Future[Any]
+
+
+class UnitLost(BaseException):
+    """Raised in the thread of a unit that ran too long; not an `Exception`, so that nothing swallows it."""
+
+
+class Ticket:
+    """One unit waiting for its turn, and where its answer goes."""
+
+    __slots__ = ("entry", "fn", "future", "read", "tries")
+
+    def __init__(self, fn: Callable[[], Any], entry: Entry, future: Future, *, read: bool) -> None:
+        self.fn, self.entry, self.future, self.read = fn, entry, future, read
+        self.tries = 0
+
+
+class Outcome:
+    """How a ticket ended: a value, or an exception."""
+
+    __slots__ = ("error", "ticket", "unit", "value")
+
+    def __init__(self, ticket: Ticket, unit: Unit | None, value: Any = None, error: BaseException | None = None) -> None:
+        self.ticket, self.unit, self.value, self.error = ticket, unit, value, error
+
+    def resolve(self) -> None:
+        """Answer the caller, unless it has gone."""
+        future = self.ticket.future
+        if future.done():
+            return
+        if self.error is None:
+            future.set_result(self.value)
+        else:
+            future.set_exception(self.error)
+
+
+class Lane(threading.Thread):
+    """A thread with a connection. Subclasses say how tickets are run."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(name=f"corral-{pool.name}", daemon=True)
+        self.pool = pool
+        self.lock = threading.Lock()
+        self.lost = False
+        self.ticket: Ticket | None = None
+        self.since = 0.0
+
+    def run(self) -> None:
+        while not self.lost:
+            ticket = self.pool.queue.get()
+            if ticket is None:
+                break
+            try:
+                self.handle(ticket)
+            except UnitLost:
+                break
+            except BaseException:
+                log.exception("a database lane failed")
+                if not self.lost:
+                    self.pool.deliver([Outcome(ticket, None, error=Unavailable("The database failed."))])
+        if not self.lost:
+            self.close()
+
+    def enter(self, ticket: Ticket) -> None:
+        """The ticket's unit begins now."""
+        self.since = time.monotonic()
+        self.ticket = ticket
+
+    def leave(self) -> None:
+        """The unit has ended; raises `UnitLost` when the watchdog was quicker."""
+        with self.lock:
+            ticket, self.ticket = self.ticket, None
+            if self.lost:
+                raise UnitLost
+        took = time.monotonic() - self.since
+        if took > SLOW_AFTER and ticket is not None:
+            log.warning("slow unit", extra={"unit": ticket.entry.label, "duration_ms": round(took * 1000)})
+
+    def handle(self, ticket: Ticket) -> None:
+        """Run the ticket, and perhaps more of the queue, and deliver the outcomes."""
+        raise NotImplementedError
+
+    def rerun(self) -> list[Ticket]:
+        """The tickets that shared the lost transaction and must run again."""
+        return []
+
+    def close(self) -> None:
+        """Close the connection from this thread."""
+        raise NotImplementedError
+
+    def sever(self) -> None:
+        """Close the connection from another thread, rolling back."""
+        raise NotImplementedError
+
+
+class Pool:
+    """`size` lanes on one queue of at most `QUEUE_LIMIT` tickets."""
+
+    def __init__(self, name: str, size: int, make: Callable[[Pool], Lane], deliver: Callable[[list[Outcome]], None]) -> None:
+        self.name, self.make, self.deliver = name, make, deliver
+        self.queue: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
+        self.losses: Counter[str] = Counter()
+        self.lanes = [make(self) for _ in range(size)]
+        self.closed = threading.Event()
+        for lane in self.lanes:
+            lane.start()
+        threading.Thread(target=self._watch, name=f"corral-{name}-watchdog", daemon=True).start()
+
+    def submit(self, ticket: Ticket) -> None:
+        """Queue the ticket; `overloaded` when the queue is full."""
+        if self.queue.qsize() >= QUEUE_LIMIT:
+            raise Unavailable("Too many requests wait for the database.", code="overloaded")
+        if self.losses[ticket.entry.label] >= 2:
+            raise Unavailable(f"{ticket.entry.label} ran too long twice and is held.", code="plugin_failed", retry_after=60)
+        self.queue.put(ticket)
+
+    def close(self) -> None:
+        """Let the lanes finish what is queued, then end."""
+        self.closed.set()
+        for _ in self.lanes:
+            self.queue.put(None)
+        for lane in self.lanes:
+            lane.join(timeout=LOST_AFTER + 3)
+
+    def _watch(self) -> None:
+        while not self.closed.wait(0.25):
+            for index, lane in enumerate(self.lanes):
+                if lane.ticket is not None and time.monotonic() - lane.since > LOST_AFTER:
+                    self._lose(index, lane)
+
+    def _lose(self, index: int, lane: Lane) -> None:
+        with lane.lock:
+            ticket = lane.ticket
+            if ticket is None or time.monotonic() - lane.since <= LOST_AFTER:
+                return
+            lane.lost = True
+            again = lane.rerun()
+        self.losses[ticket.entry.label] += 1
+        log.error("unit lost", extra={"unit": ticket.entry.label, "duration_ms": round(LOST_AFTER * 1000)})
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(lane.ident or 0), ctypes.py_object(UnitLost))
+        lane.sever()
+        self.lanes[index] = fresh = self.make(self)
+        for other in again:
+            self.queue.put(other)
+        fresh.start()
+        self.deliver([Outcome(ticket, None, error=Unavailable("The operation ran too long and was rolled back."))])

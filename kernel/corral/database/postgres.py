@@ -1,0 +1,161 @@
+"""PostgreSQL: a pool of lanes, each with its own connection; one transaction a unit.
+
+Serialization failures, deadlocks and connections lost before COMMIT run again (3 tries); a connection lost during COMMIT
+never does, since nobody can tell whether it took effect.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peewee
+
+from corral.database.engine import Database, translate
+from corral.database.pool import LOST_AFTER, MAX_TRIES, Lane, Outcome, Pool, Ticket
+from corral.database.unit import Unit, run_in
+from corral.errors import Unavailable
+
+RETRYABLE = frozenset({"40001", "40P01"})
+
+
+class PostgresDatabase(Database):
+    """`url` as libpq takes it; `pool_size` connections at most."""
+
+    kind = "postgresql"
+    inline_reads = False
+
+    def __init__(self, url: str, *, pool_size: int = 16) -> None:
+        options = f"-c statement_timeout={int(LOST_AFTER * 1000)} -c idle_in_transaction_session_timeout=10000"
+        super().__init__(
+            peewee.PostgresqlDatabase(
+                url, prefer_psycopg3=True, autoconnect=False, connect_timeout=2, options=options, application_name="corral"
+            )
+        )
+        self._url = url
+        self._pool = Pool("database", pool_size, lambda pool: _PostgresLane(pool, self), self.deliver)
+
+    def ping(self) -> None:
+        import psycopg
+
+        with psycopg.connect(self._url, connect_timeout=1) as connection:
+            connection.execute("SELECT 1")
+
+    def _submit(self, ticket: Ticket) -> None:
+        self._pool.submit(ticket)
+
+    def close(self) -> None:
+        self._pool.close()
+        if not self.engine.is_closed():
+            self.engine.close()
+
+
+def _sqlstate(error: BaseException | None) -> str | None:
+    while error is not None:
+        state = getattr(error, "sqlstate", None) or getattr(getattr(error, "orig", None), "sqlstate", None)
+        if state:
+            return str(state)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+class _PostgresLane(Lane):
+    def __init__(self, pool: Pool, database: PostgresDatabase) -> None:
+        super().__init__(pool)
+        self.database = database
+        self.connection: Any = None
+
+    def handle(self, ticket: Ticket) -> None:
+        if ticket.future.cancelled():
+            return
+        while True:
+            ticket.tries += 1
+            outcome = self._attempt(ticket)
+            if outcome is not None:
+                self.pool.deliver([outcome])
+                return
+
+    def _attempt(self, ticket: Ticket) -> Outcome | None:
+        """One transaction; None when it must run again."""
+        outcome = Outcome(ticket, None)
+        self.enter(ticket)
+        try:
+            self._begin(read=ticket.read)
+            outcome.unit = unit = Unit(self.database, self.connection, ticket.entry, read_only=ticket.read)
+            outcome.value = run_in(unit, lambda: self._body(unit, ticket))
+        except BaseException as error:
+            outcome.error = error
+        self.leave()
+        if outcome.error is not None:
+            return self._failed(outcome)
+        try:
+            self.connection.execute("COMMIT")
+        except Exception as error:
+            if _sqlstate(error) in RETRYABLE and ticket.tries < MAX_TRIES:
+                return self._failed(outcome, error)
+            self._drop()
+            outcome.error = Unavailable("The connection to the database was lost while saving.", retry_after=2)
+        return outcome
+
+    def _body(self, unit: Unit, ticket: Ticket) -> Any:
+        value = ticket.fn()
+        if not ticket.read:
+            self.database.flush(unit)
+        return value
+
+    def _begin(self, *, read: bool) -> None:
+        statement = "BEGIN READ ONLY" if read else "BEGIN"
+        if self.connection is not None:
+            try:
+                self.connection.execute(statement)
+                return
+            except Exception:  # the probe of a pooled connection: one silent retry on a fresh one
+                self._drop()
+        self.database.engine.connect(reuse_if_open=True)
+        self.connection = self.database.engine.connection()
+        self.connection.execute(statement)
+
+    def _failed(self, outcome: Outcome, error: BaseException | None = None) -> Outcome | None:
+        error = error or outcome.error
+        lost = self.connection is None or self.connection.closed or self.connection.broken
+        if lost:
+            self._drop()
+        else:
+            try:
+                self.connection.execute("ROLLBACK")
+            except Exception:
+                self._drop()
+        again = _sqlstate(error) in RETRYABLE or (lost and self._is_engine_error(error) and outcome.unit is not None)
+        if again and outcome.ticket.tries < MAX_TRIES:
+            return None
+        if again or _sqlstate(error) == "57014":
+            outcome.error = Unavailable("The database could not serve this now.", code="overloaded")
+        elif error is not None:
+            outcome.error = translate(error) if not self._is_driver_error(error) else Unavailable(
+                "The database cannot be reached.", retry_after=2
+            )  # fmt: skip
+        return outcome
+
+    @staticmethod
+    def _is_engine_error(error: BaseException | None) -> bool:
+        return isinstance(error, (peewee.DatabaseError, peewee.InterfaceError)) or _PostgresLane._is_driver_error(error)
+
+    @staticmethod
+    def _is_driver_error(error: BaseException | None) -> bool:
+        import psycopg
+
+        return isinstance(error, psycopg.Error)
+
+    def _drop(self) -> None:
+        self.connection = None
+        try:
+            if not self.database.engine.is_closed():
+                self.database.engine.close()
+        except Exception:
+            self.database.engine.dispose()
+
+    def close(self) -> None:
+        self._drop()
+
+    def sever(self) -> None:
+        if self.connection is not None:
+            self.connection.close()

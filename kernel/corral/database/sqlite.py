@@ -1,0 +1,246 @@
+"""SQLite: one writer thread with group commit, a few readers, and short reads on the event loop itself.
+
+Every write begins IMMEDIATE. Units that wait together are committed together, each in a savepoint of its own, and are
+answered after COMMIT: that is what makes `synchronous=FULL` affordable.
+"""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import peewee
+
+from corral.database.engine import Database, SlowRead, translate
+from corral.database.pool import MAX_TRIES, Lane, Outcome, Pool, Ticket, UnitLost
+from corral.database.unit import Entry, Unit, refuse_nesting, run_in
+
+T = TypeVar("T")
+
+BATCH_UNITS, BATCH_SECONDS = 64, 0.010
+BUSY_TIMEOUT_MS = 5000
+READERS = 4
+STEPS, STEP_BUDGET_SECONDS = 2000, 0.005
+
+
+class SqliteDatabase(Database):
+    """`path` on a local disk; `synchronous` is `full` or `normal`."""
+
+    kind = "sqlite"
+    inline_reads = True
+
+    def __init__(self, path: str, *, synchronous: str = "full") -> None:
+        pragmas = {
+            "journal_mode": "wal",
+            "synchronous": synchronous,
+            "busy_timeout": BUSY_TIMEOUT_MS,
+            "foreign_keys": 1,
+            "cache_size": -16000,
+            "mmap_size": 268435456,
+            "temp_store": "memory",
+        }
+        engine = peewee.SqliteDatabase(
+            path, pragmas=pragmas, autoconnect=False, returning_clause=True, check_same_thread=False, cached_statements=512
+        )
+        super().__init__(engine)
+        self._inline = threading.local()
+        self._writers = Pool("writer", 1, lambda pool: _WriterLane(pool, self), self.deliver)
+        self._readers = Pool("reader", READERS, lambda pool: _ReaderLane(pool, self), self.deliver)
+
+    def connect(self, *, query_only: bool) -> sqlite3.Connection:
+        """The connection of this thread, opened at first use."""
+        if self.engine.is_closed():
+            self.engine.connect()
+            if query_only:
+                self.engine.connection().execute("PRAGMA query_only=1")
+        connection: sqlite3.Connection = self.engine.connection()
+        return connection
+
+    def read_now(self, fn: Callable[[], T], entry: Entry) -> T:
+        refuse_nesting()
+        connection = getattr(self._inline, "connection", None)
+        if connection is None:
+            connection = self._inline.connection = self.connect(query_only=True)
+            connection.set_progress_handler(self._over_budget, STEPS)
+        self._inline.deadline = time.perf_counter() + STEP_BUDGET_SECONDS
+        connection.execute("BEGIN")
+        try:
+            value: T = run_in(Unit(self, connection, entry, read_only=True), fn)
+        except (peewee.OperationalError, sqlite3.OperationalError) as error:
+            if "interrupted" in str(error):
+                raise SlowRead from None
+            raise translate(error) from error
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        return value
+
+    def _over_budget(self) -> bool:
+        return time.perf_counter() > self._inline.deadline
+
+    def ping(self) -> None:
+        connection = sqlite3.connect(f"file:{self.engine.database}?mode=rw", uri=True, timeout=1)
+        try:
+            connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+        finally:
+            connection.close()
+
+    def _submit(self, ticket: Ticket) -> None:
+        (self._readers if ticket.read else self._writers).submit(ticket)
+
+    def close(self) -> None:
+        self._writers.close()
+        self._readers.close()
+        if not self.engine.is_closed():
+            self.engine.close()
+            self._inline.connection = None
+
+
+class _SqliteLane(Lane):
+    query_only = True
+
+    def __init__(self, pool: Pool, database: SqliteDatabase) -> None:
+        super().__init__(pool)
+        self.database = database
+        self.connection: Any = None
+
+    def open(self) -> Any:
+        if self.connection is None:
+            self.connection = self.database.connect(query_only=self.query_only)
+        return self.connection
+
+    def close(self) -> None:
+        if not self.database.engine.is_closed():
+            self.database.engine.close()
+
+    def sever(self) -> None:
+        if self.connection is not None:
+            self.connection.interrupt()
+            self.connection.close()
+
+
+class _ReaderLane(_SqliteLane):
+    def handle(self, ticket: Ticket) -> None:
+        if ticket.future.cancelled():
+            return
+        outcome = Outcome(ticket, None)
+        self.enter(ticket)
+        try:
+            connection = self.open()
+            connection.execute("BEGIN")
+            outcome.value = run_in(Unit(self.database, connection, ticket.entry, read_only=True), ticket.fn)
+        except BaseException as error:
+            outcome.error = translate(error)
+        self.leave()
+        if self.connection is not None and self.connection.in_transaction:
+            self.connection.execute("ROLLBACK")
+        self.pool.deliver([outcome])
+
+
+class _WriterLane(_SqliteLane):
+    query_only = False
+
+    def __init__(self, pool: Pool, database: SqliteDatabase) -> None:
+        super().__init__(pool, database)
+        self.batch: list[Outcome] = []
+
+    def rerun(self) -> list[Ticket]:
+        return [outcome.ticket for outcome in self.batch]
+
+    def handle(self, ticket: Ticket) -> None:
+        self.batch = []
+        try:
+            self.open().execute("BEGIN IMMEDIATE")
+        except (peewee.DatabaseError, sqlite3.Error) as error:
+            self.pool.deliver([Outcome(ticket, None, error=translate(error))])
+            return
+        deadline = time.perf_counter() + BATCH_SECONDS
+        following: Ticket | None = ticket
+        while following is not None:
+            if not self._member(following):
+                return
+            following = self._next(deadline)
+        self._commit()
+
+    def _next(self, deadline: float) -> Ticket | None:
+        if len(self.batch) >= BATCH_UNITS or time.perf_counter() >= deadline:
+            return None
+        try:
+            ticket = self.pool.queue.get_nowait()
+        except queue.Empty:
+            return None
+        if ticket is None:  # the end of the pool: let the lane see it after this batch
+            self.pool.queue.put(None)
+        return ticket
+
+    def _member(self, ticket: Ticket) -> bool:
+        """Run one unit in its savepoint; False when SQLite ended the whole transaction."""
+        if ticket.future.cancelled():
+            return True
+        ticket.tries += 1
+        unit = Unit(self.database, self.connection, ticket.entry, read_only=False)
+        outcome = Outcome(ticket, unit)
+        self.enter(ticket)
+        try:
+            self.connection.execute("SAVEPOINT unit")
+            outcome.value = run_in(unit, lambda: self._body(unit, ticket))
+            self.connection.execute("RELEASE unit")
+        except BaseException as error:
+            outcome.error = error
+        self.leave()
+        if outcome.error is not None:
+            if not self.connection.in_transaction:
+                self._broken(outcome)
+                return False
+            self.connection.execute("ROLLBACK TO unit")
+            self.connection.execute("RELEASE unit")
+            outcome.error = translate(outcome.error)
+        self.batch.append(outcome)
+        return True
+
+    def _body(self, unit: Unit, ticket: Ticket) -> Any:
+        value = ticket.fn()
+        self.database.flush(unit)
+        return value
+
+    def _commit(self) -> None:
+        units = [outcome.unit for outcome in self.batch if outcome.error is None and outcome.unit is not None]
+        with self.lock:
+            if self.lost:
+                raise UnitLost
+        try:
+            if any(unit.events for unit in units):
+                run_in(units[0], self.database.number)
+            self.connection.execute("COMMIT")
+        except (peewee.DatabaseError, sqlite3.Error) as error:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            for outcome in self.batch:
+                outcome.error = translate(error)
+        batch, self.batch = self.batch, []
+        self.pool.deliver(batch)
+
+    def _broken(self, culprit: Outcome) -> None:
+        """SQLite rolled everything back itself (disk full, I/O error): the innocent run again, the culprit alone."""
+        innocent, self.batch = self.batch, []
+        for outcome in innocent:
+            self.pool.queue.put(outcome.ticket)
+        if innocent and culprit.ticket.tries < MAX_TRIES:
+            self.handle_alone(culprit.ticket)
+        else:
+            culprit.error = translate(culprit.error) if culprit.error else None
+            self.pool.deliver([culprit])
+
+    def handle_alone(self, ticket: Ticket) -> None:
+        """One unit, one transaction."""
+        try:
+            self.open().execute("BEGIN IMMEDIATE")
+        except (peewee.DatabaseError, sqlite3.Error) as error:
+            self.pool.deliver([Outcome(ticket, None, error=translate(error))])
+            return
+        if self._member(ticket):
+            self._commit()

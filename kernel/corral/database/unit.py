@@ -1,0 +1,97 @@
+"""The unit of work: one transaction in which rows, audit, jobs and events are written together.
+
+A unit is bound to the thread that runs it. Services called inside join it; outside they get `NoUnit`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from corral.errors import NestedUnit, NoUnit
+
+if TYPE_CHECKING:
+    from corral.database.engine import Database
+
+
+class Actor(msgspec.Struct, frozen=True):
+    """Who acts: `type` is `user | api_key | worker | agent | system`."""
+
+    type: str
+    id: str | None = None
+
+
+SYSTEM = Actor("system")
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """Through which door a unit was entered: the label for logs (route, job, command), who acts, and what led here."""
+
+    label: str = "work"
+    actor: Actor = SYSTEM
+    cause: tuple[str, ...] = ()
+    request_id: str | None = None
+    client_ip: str | None = None
+
+
+SYSTEM_ENTRY = Entry()
+
+
+class Unit:
+    """The running unit. `after` callables run once on the event loop after COMMIT; they may neither fail nor block."""
+
+    __slots__ = ("after", "audit", "connection", "database", "entry", "events", "jobs", "read_only")
+
+    def __init__(self, database: Database, connection: Any, entry: Entry, *, read_only: bool) -> None:
+        self.database = database
+        self.connection = connection
+        self.entry = entry
+        self.read_only = read_only
+        self.audit: list[Any] = []
+        self.jobs: list[Any] = []
+        self.events: list[Any] = []
+        self.after: list[Callable[[], None]] = []
+
+
+class _Local(threading.local):
+    unit: Unit | None = None
+
+
+_local = _Local()
+
+
+def current() -> Unit:
+    """The unit of this thread; `NoUnit` when there is none."""
+    unit = _local.unit
+    if unit is None:
+        raise NoUnit("no unit of work here: enter through a handler, a job or `await work(fn, …)`")
+    return unit
+
+
+def in_unit() -> bool:
+    """Whether this thread is inside a unit."""
+    return _local.unit is not None
+
+
+def refuse_nesting() -> None:
+    """Raise `NestedUnit` inside a unit."""
+    if _local.unit is not None:
+        raise NestedUnit("already inside a unit of work: call the function directly, it joins the unit")
+
+
+def run_in(unit: Unit, fn: Callable[[], Any]) -> Any:
+    """Run `fn` with `unit` as the ambient one."""
+    refuse_nesting()
+    _local.unit = unit
+    try:
+        return fn()
+    finally:
+        _local.unit = None
+
+
+def after_commit(fn: Callable[[], None]) -> None:
+    """Call `fn` on the event loop once the current unit is committed; the only place where caches may change."""
+    current().after.append(fn)

@@ -1,0 +1,226 @@
+"""Every failure that Corral tells a client is a `Problem` (RFC 9457).
+
+Services raise the children by meaning (`NotFound`, `Conflict`, …); the request path turns them into
+`application/problem+json`. `code` is stable and is what clients branch on; `detail` is a sentence for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import msgspec
+
+# code -> (HTTP status, title). A code has one status; plugins add their own under `<plugin>.<code>` by subclassing.
+CODES: dict[str, tuple[int, str]] = {
+    "malformed_json": (400, "The body is not valid JSON"),
+    "malformed_multipart": (400, "The multipart body is malformed"),
+    "malformed_request": (400, "The request is malformed"),
+    "invalid_host": (400, "The Host header is not one of this installation"),
+    "unauthenticated": (401, "A credential is required"),
+    "token_expired": (401, "The token has expired"),
+    "session_revoked": (401, "The session has ended"),
+    "token_reuse": (401, "The token was used before"),
+    "invalid_credentials": (401, "The credentials are wrong"),
+    "budget_exceeded": (402, "The budget forbids this call"),
+    "forbidden": (403, "Not allowed"),
+    "insufficient_scope": (403, "The credential lacks the scope"),
+    "ip_blocked": (403, "The address is blocked"),
+    "reauth_required": (403, "Confirm your identity first"),
+    "mfa_required": (403, "A second factor is required"),
+    "password_change_required": (403, "The password must be changed first"),
+    "registration_closed": (403, "Registration is closed"),
+    "email_unverified": (403, "The address is not verified"),
+    "worker_not_approved": (403, "The worker is not approved"),
+    "not_found": (404, "Not found"),
+    "method_not_allowed": (405, "Method not allowed"),
+    "not_acceptable": (406, "No acceptable representation"),
+    "request_timeout": (408, "The request took too long to arrive"),
+    "invalid_state": (409, "The state forbids it"),
+    "lease_lost": (409, "The lease is not the live one"),
+    "idempotency_in_progress": (409, "The first request with this key is still running"),
+    "duplicate": (409, "It exists already"),
+    "in_use": (409, "It is in use"),
+    "last_admin": (409, "The last active admin must stay"),
+    "task_terminal": (409, "The task has ended"),
+    "agent_busy": (409, "The agent has live leases"),
+    "budget_exhausted": (409, "The budget is used up"),
+    "setting_locked": (409, "The value is pinned elsewhere"),
+    "plugin_required": (409, "The plugin is required"),
+    "link_expired": (410, "The link has expired"),
+    "cursor_expired": (410, "The place in the log is no longer kept"),
+    "precondition_failed": (412, "The version is stale"),
+    "payload_too_large": (413, "The body is too large"),
+    "uri_too_long": (414, "The URL is too long"),
+    "unsupported_media_type": (415, "The media type is not taken"),
+    "range_not_satisfiable": (416, "The range is not satisfiable"),
+    "validation_error": (422, "Validation failed"),
+    "unknown_reference": (422, "A reference names nothing"),
+    "unknown_event": (422, "No such event"),
+    "idempotency_key_reused": (422, "The key was used with another body"),
+    "weak_password": (422, "The password breaks the policy"),
+    "cycle": (422, "A cycle"),
+    "use_action": (422, "Use the action instead"),
+    "invalid_cursor": (422, "The cursor is not valid here"),
+    "schema_mismatch": (422, "The value does not match the schema"),
+    "precondition_required": (428, "If-Match is required"),
+    "rate_limited": (429, "Too many requests"),
+    "account_locked": (429, "The account is locked for a while"),
+    "quota_exceeded": (429, "The quota is used up"),
+    "concurrency_limit": (429, "Too many requests in flight"),
+    "headers_too_large": (431, "The headers are too large"),
+    "internal": (500, "Internal error"),
+    "provider_error": (502, "The provider failed"),
+    "upstream_error": (502, "The remote side failed"),
+    "upstream_timeout": (504, "The remote side was too slow"),
+    "dependency_unavailable": (503, "A dependency is unavailable"),
+    "circuit_open": (503, "The circuit breaker is open"),
+    "vault_sealed": (503, "The vault is sealed"),
+    "plugin_disabled": (503, "The plugin is disabled"),
+    "plugin_failed": (503, "The plugin has failed"),
+    "storage_full": (503, "The storage is full"),
+    "audit_unavailable": (503, "The audit log cannot be written"),
+    "overloaded": (503, "Too busy"),
+    "shutting_down": (503, "Shutting down"),
+    "kill_switch": (503, "The kill switch is engaged"),
+}
+
+
+class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One entry of `errors[]`: where (JSON pointer, `/query/<name>` or `/header/<name>`), which code, in words."""
+
+    pointer: str
+    code: str
+    detail: str
+
+
+class Problem(Exception):
+    """A failure with a stable code. `members` are added to the document as they are (`current_status`, …)."""
+
+    default: ClassVar[str] = "internal"
+
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        code: str | None = None,
+        errors: Iterable[Fault] = (),
+        headers: Mapping[str, str] | None = None,
+        **members: Any,
+    ) -> None:
+        self.code = code or self.default
+        self.status, self.title = CODES[self.code]
+        self.detail = detail or self.title + "."
+        self.errors = tuple(errors)
+        self.headers = dict(headers or {})
+        self.members = members
+        super().__init__(f"{self.code}: {self.detail}")
+
+    def document(self, instance: str, request_id: str) -> dict[str, Any]:
+        """The RFC 9457 document; at most 100 faults are listed."""
+        body: dict[str, Any] = {
+            "type": f"/problems/{self.code}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "instance": instance,
+            "code": self.code,
+            "request_id": request_id,
+        }
+        if self.errors:
+            body["errors"] = self.errors[:100]
+        body.update(self.members)
+        return body
+
+
+class Malformed(Problem):
+    """400: it cannot be parsed."""
+
+    default = "malformed_request"
+
+
+class Unauthorized(Problem):
+    """401: no, expired, forged or revoked credential."""
+
+    default = "unauthenticated"
+
+
+class Forbidden(Problem):
+    """403: a known caller lacks the right."""
+
+    default = "forbidden"
+
+
+class NotFound(Problem):
+    """404: absent, or not visible to the caller; both look the same."""
+
+    default = "not_found"
+
+
+class Conflict(Problem):
+    """409: the state forbids it. Pass `current_status=` with `invalid_state`."""
+
+    default = "invalid_state"
+
+
+class Gone(Problem):
+    """410: a thing with an end has ended."""
+
+    default = "link_expired"
+
+
+class PreconditionFailed(Problem):
+    """412: `If-Match` or an expected version is stale. Pass `current_version=`."""
+
+    default = "precondition_failed"
+
+
+class TooLarge(Problem):
+    """413: the body is over the route's cap."""
+
+    default = "payload_too_large"
+
+
+class Invalid(Problem):
+    """422: well-formed, not valid. `errors` says where."""
+
+    default = "validation_error"
+
+    @classmethod
+    def at(cls, pointer: str, code: str, detail: str, *, problem: str | None = None) -> Invalid:
+        """One fault at one place: `Invalid.at("/name", "not_unique", "…")`."""
+        return cls(detail, code=problem, errors=(Fault(pointer, code, detail),))
+
+
+class TooMany(Problem):
+    """429: a limit. `retry_after` is in seconds."""
+
+    default = "rate_limited"
+
+    def __init__(self, detail: str = "", *, retry_after: int = 1, code: str | None = None, **members: Any) -> None:
+        super().__init__(detail, code=code, headers={"Retry-After": str(retry_after)}, **members)
+
+
+class Unavailable(Problem):
+    """503: a dependency, plugin or the process cannot serve now. `retry_after` is in seconds."""
+
+    default = "dependency_unavailable"
+
+    def __init__(self, detail: str = "", *, retry_after: int = 1, code: str | None = None, **members: Any) -> None:
+        super().__init__(detail, code=code, headers={"Retry-After": str(retry_after)}, **members)
+
+
+class NoUnit(RuntimeError):
+    """A service was called outside a unit of work; enter through a handler, a job or `work()`."""
+
+
+class NestedUnit(RuntimeError):
+    """`work()` was called inside a unit of work; call the function directly, it joins the unit."""
+
+
+class Refused(Exception):
+    """The process must not start as configured; each of `faults` is one line for the operator (exit status 3)."""
+
+    def __init__(self, *faults: str) -> None:
+        self.faults = faults
+        super().__init__("; ".join(faults))

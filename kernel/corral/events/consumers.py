@@ -1,0 +1,158 @@
+"""Durable consumers: a cursor row each, moved in the transaction of the effect. At least once, in order, one process at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import peewee
+
+from corral import clock
+from corral.database.engine import Database
+from corral.database.leases import acquire, release
+from corral.database.model import InstantField, Model
+from corral.database.unit import SYSTEM, Entry
+from corral.events import log as event_log
+from corral.events.event import SystemAlert, emit
+from corral.events.feed import Feed
+from corral.events.log import EventRow, Record
+
+log = logging.getLogger("corral.events")
+
+LEASE_SECONDS = 30
+BATCH = 50
+POISON_TRIES = 5
+LOOK_EVERY = 1.0
+
+
+class ConsumerRow(Model):
+    """Where a consumer is in the log."""
+
+    name = peewee.CharField(primary_key=True, max_length=100)
+    cursor = peewee.BigIntegerField(default=0)
+    failures = peewee.IntegerField(default=0)
+    updated_at = InstantField()
+
+    class Meta:
+        table_name = "core_consumers"
+
+
+class Subscriber(msgspec.Struct, frozen=True):
+    """`handle(event: Record, …services)` runs in the unit that moves the cursor. `events` are names; `task.*` and `*` match."""
+
+    name: str  # <plugin>.<what>
+    events: tuple[str, ...]
+    handle: Callable[..., None]
+
+
+class Consumer:
+    """Runs one subscriber. `handle` is bound to its services; `types` are the event names it follows."""
+
+    def __init__(
+        self, database: Database, feed: Feed, name: str, types: Sequence[str], handle: Callable[[Record], Any], holder: str
+    ) -> None:
+        self._database, self._feed = database, feed
+        self.name, self._types, self._handle, self._holder = name, list(types), handle, holder
+        self._entry = Entry(label=f"consumer {name}", actor=SYSTEM)
+
+    async def run(self) -> None:
+        """Follow the log for ever; supervised by the kernel."""
+        with self._feed.waiting(self._types) as rung:
+            while True:
+                try:
+                    while await self.step():
+                        rung.clear()
+                except Exception:
+                    log.exception("consumer failed", extra={"consumer": self.name})
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_EVERY):
+                        await rung.wait()
+                rung.clear()
+
+    async def step(self) -> bool:
+        """Handle the next batch; True when there may be more. After a failure one event at a time."""
+        if not await self._database.work(self._due, entry=self._entry, read=True):
+            return False
+        try:
+            return await self._database.work(lambda: self._batch(BATCH), entry=self._entry)
+        except Exception:
+            log.warning("consumer batch failed, going on one by one", extra={"consumer": self.name}, exc_info=True)
+        for _ in range(BATCH):
+            try:
+                if not await self._database.work(lambda: self._batch(1), entry=self._entry):
+                    return False
+            except Exception as error:
+                if not await self._database.work(lambda reason=str(error): self._failed(reason), entry=self._entry):  # type: ignore[misc]  # bound now
+                    return False
+        return True
+
+    async def stop(self) -> None:
+        """Let another process take over at once."""
+        await self._database.work(lambda: release(f"consumer:{self.name}", self._holder), entry=self._entry)
+
+    def _due(self) -> bool:
+        """Whether a write is worth while: the cursor is new, or events wait behind it."""
+        row = ConsumerRow.get_or_none(ConsumerRow.name == self.name)
+        return row is None or bool(self._next(row.cursor, 1))
+
+    def _row(self) -> ConsumerRow | None:
+        if not acquire(f"consumer:{self.name}", self._holder, LEASE_SECONDS):
+            return None
+        row = ConsumerRow.get_or_none(ConsumerRow.name == self.name)
+        if row is None:  # a new consumer begins with what comes after it
+            row = ConsumerRow.create(name=self.name, cursor=event_log.last_seq(), updated_at=clock.now())
+        return row
+
+    def _next(self, cursor: int, limit: int) -> list[Record]:
+        return event_log.select([EventRow.seq > cursor, EventRow.type.in_(self._types)], limit)
+
+    def _batch(self, limit: int) -> bool:
+        row = self._row()
+        if row is None:
+            return False
+        records = self._next(row.cursor, limit)
+        for record in records:
+            self._handle(record)
+        if records:
+            self._move(row.cursor, records[-1].seq)
+        return len(records) == limit
+
+    def _failed(self, reason: str) -> bool:
+        """Count a failure of the next event; set it aside after `POISON_TRIES`. True: go on with the one after it."""
+        row = self._row()
+        if row is None:
+            return False
+        if row.failures + 1 < POISON_TRIES:
+            ConsumerRow.update(failures=row.failures + 1).where(ConsumerRow.name == self.name).execute()
+            return False
+        poison = self._next(row.cursor, 1)
+        if poison:
+            self._move(row.cursor, poison[0].seq)
+            alert = SystemAlert(
+                kind="consumer_behind",
+                severity="critical",
+                title=f"{self.name} could not handle an event",
+                detail=f"Event {poison[0].id} ({poison[0].type}) was set aside after {POISON_TRIES} tries: {reason[:500]}",
+                object={"type": "event", "id": poison[0].id},
+            )
+            emit(alert, object=("consumer", self.name))
+        return True
+
+    def _move(self, before: int, cursor: int) -> None:
+        moved = (
+            ConsumerRow.update(cursor=cursor, failures=0, updated_at=clock.now())
+            .where((ConsumerRow.name == self.name) & (ConsumerRow.cursor == before))
+            .execute()
+        )
+        if not moved:
+            raise RuntimeError(f"consumer {self.name}: another process moved the cursor")
+
+
+def slowest_cursor() -> int | None:
+    """The cursor of the consumer that is furthest behind; None without consumers."""
+    row = ConsumerRow.select(peewee.fn.MIN(ConsumerRow.cursor)).tuples().first()
+    return None if row is None or row[0] is None else int(row[0])

@@ -1,0 +1,75 @@
+"""What an event is: a shape with a name and a visibility, emitted inside a unit of work and written with its rows."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from corral.database.model import SHARED
+from corral.database.unit import Actor, current
+from corral.ids import new_id
+
+PRIVATE_AND_ADMIN = "private_and_admin"
+
+
+class Event(msgspec.Struct, kw_only=True):
+    """Base of every event. Fields are the payload (at most 32 KiB); the docstring's first line is its title."""
+
+    event: ClassVar[str]
+    """The name on the wire: noun.past_participle."""
+    visibility: ClassVar[str] = SHARED
+
+
+class Emitted(msgspec.Struct, frozen=True):
+    """An event waiting for the end of its unit."""
+
+    id: str
+    event: Event
+    object_type: str
+    object_id: str
+    owner_id: str | None
+    visibility: str
+    actor: Actor
+    cause: tuple[str, ...]
+
+
+def emit(
+    event: Event,
+    *,
+    object: tuple[str, str],
+    owner: str | None = None,
+    visibility: str | None = None,
+    actor: Actor | None = None,
+    cause: tuple[str, ...] | None = None,
+) -> str:
+    """Write the event with the current unit; returns its id. `object` is `(type, id)`, `owner` a user's id.
+
+    `visibility` overrides the class's (an object may be private or shared by its state).
+    """
+    unit = current()
+    emitted = Emitted(
+        new_id(),
+        event,
+        object[0],
+        object[1],
+        owner,
+        visibility or event.visibility,
+        actor or unit.entry.actor,
+        unit.entry.cause if cause is None else cause,
+    )
+    unit.events.append(emitted)
+    return emitted.id
+
+
+class SystemAlert(Event, kw_only=True):
+    """Something that an admin should look at."""
+
+    event = "system.alert"
+    visibility = "admin"
+
+    kind: str
+    severity: str  # info | warning | critical
+    title: str
+    detail: str
+    object: dict[str, str] | None = None

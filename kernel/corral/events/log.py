@@ -1,0 +1,209 @@
+"""The durable log: one table, written in the transaction of the change, numbered so that order is never broken.
+
+`ins` numbers insertions. `seq` is the order readers see: on SQLite the writer gives it before COMMIT, on PostgreSQL the
+sequencer gives it to committed rows, so that a later number can never appear before an earlier one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import peewee
+
+from corral import clock
+from corral.database.model import IdField, InstantField, Model
+from corral.database.statement import Statement
+from corral.database.unit import Unit, current
+from corral.events.event import Emitted
+
+DATA_LIMIT = 32 * 1024
+SEQUENCER_LOCK = 0x434F5252_53455151
+NUMBER_AT_ONCE = 1000
+
+
+class EventRow(Model):
+    """One event of the log."""
+
+    ins = peewee.BigAutoField()
+    seq = peewee.BigIntegerField(null=True, unique=True)
+    id = IdField(unique=True)
+    type = peewee.CharField(max_length=100)
+    ts = InstantField()
+    actor_type = peewee.CharField(max_length=20)
+    actor_id = peewee.CharField(max_length=80, null=True)
+    object_type = peewee.CharField(max_length=60)
+    object_id = peewee.CharField(max_length=80)
+    owner_id = IdField(null=True)
+    visibility = peewee.CharField(max_length=20)
+    data = peewee.TextField()
+    cause = peewee.TextField(default="[]")
+
+    class Meta:
+        table_name = "core_events"
+        indexes = ((("object_id", "ins"), False),)
+
+
+COLUMNS = (
+    EventRow.seq, EventRow.id, EventRow.type, EventRow.ts, EventRow.actor_type, EventRow.actor_id,
+    EventRow.object_type, EventRow.object_id, EventRow.owner_id, EventRow.visibility, EventRow.data, EventRow.cause,
+)  # fmt: skip
+
+_INSERT = Statement(
+    lambda p: EventRow.insert({field: p(field.name) for field in EventRow._meta.sorted_fields if field.name not in ("ins", "seq")})
+)
+_READ = Statement(
+    lambda p: EventRow.select(*COLUMNS)
+    .where((EventRow.seq > p("after")) & (EventRow.seq <= p("until")))
+    .order_by(EventRow.seq)
+    .limit(p("limit"))
+    .tuples()
+)
+_NUMBER = Statement(lambda p: EventRow.update(seq=EventRow.ins).where(EventRow.seq.is_null()))
+_LAST = Statement(lambda p: EventRow.select(peewee.fn.MAX(EventRow.seq)).tuples())
+_FIRST = Statement(lambda p: EventRow.select(peewee.fn.MIN(EventRow.seq)).tuples())
+
+
+class Record(msgspec.Struct, frozen=True):
+    """An event as read from the log. `data` is JSON text, `cause` a JSON list of ids."""
+
+    seq: int
+    id: str
+    type: str
+    ts: str
+    actor_type: str
+    actor_id: str | None
+    object_type: str
+    object_id: str
+    owner_id: str | None
+    visibility: str
+    data: str
+    cause: str
+
+    def payload(self) -> dict[str, Any]:
+        """The parsed `data`."""
+        value: dict[str, Any] = msgspec.json.decode(self.data)
+        return value
+
+    def view(self) -> EventView:
+        """As lists, `/ws` and SSE show it."""
+        return EventView(
+            event=self.type,
+            id=self.id,
+            seq=self.seq,
+            ts=self.ts,
+            data=msgspec.Raw(self.data),
+            actor={"type": self.actor_type, "id": self.actor_id},
+            object={"type": self.object_type, "id": self.object_id},
+            visibility=self.visibility,
+            cause_chain=msgspec.Raw(self.cause),
+        )
+
+
+class EventView(msgspec.Struct, kw_only=True):
+    """An event on the wire. `seq` is the cursor, `id` stays the same everywhere."""
+
+    event: str
+    id: str
+    seq: int
+    ts: str
+    data: Any
+    actor: dict[str, str | None]
+    object: dict[str, str]
+    visibility: str
+    cause_chain: Any
+
+
+def write(unit: Unit) -> None:
+    """Write the unit's events; called last, when its rows are written."""
+    if not unit.events:
+        return
+    ts = clock.now()
+    for emitted in unit.events:
+        _INSERT.run(_row(emitted, ts))
+
+
+def _row(emitted: Emitted, ts: str) -> dict[str, Any]:
+    data = msgspec.json.encode(emitted.event)
+    if len(data) > DATA_LIMIT:
+        data = msgspec.json.encode({"id": emitted.object_id, "href": None, "truncated": True})
+    return {
+        "id": emitted.id,
+        "type": emitted.event.event,
+        "ts": ts,
+        "actor_type": emitted.actor.type,
+        "actor_id": emitted.actor.id,
+        "object_type": emitted.object_type,
+        "object_id": emitted.object_id,
+        "owner_id": emitted.owner_id,
+        "visibility": emitted.visibility,
+        "data": data.decode(),
+        "cause": "[]" if not emitted.cause else msgspec.json.encode(emitted.cause).decode(),
+    }
+
+
+def number_inserted() -> None:
+    """SQLite, before COMMIT: the writer holds the only write lock, so insertion order is the order of the log."""
+    _NUMBER.run({})
+
+
+def number_committed() -> int:
+    """PostgreSQL, in a unit of its own: number committed rows by insertion; how many. 0 also when another process is at it."""
+    connection = current().connection
+    if not connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (SEQUENCER_LOCK,)).fetchone()[0]:
+        return 0
+    cursor = connection.execute(
+        "UPDATE core_events AS e SET seq = n.seq FROM ("
+        " SELECT ins, (SELECT coalesce(max(seq), 0) FROM core_events) + row_number() OVER (ORDER BY ins) AS seq"
+        " FROM (SELECT ins FROM core_events WHERE seq IS NULL ORDER BY ins LIMIT %s) AS waiting"
+        ") AS n WHERE e.ins = n.ins",
+        (NUMBER_AT_ONCE,),
+    )
+    return int(cursor.rowcount)
+
+
+def read(after: int, limit: int = 500, *, until: int = 2**62) -> list[Record]:
+    """Events with `after < seq <= until` in order."""
+    return [Record(*row) for row in _READ.rows({"after": after, "until": until, "limit": limit})]
+
+
+def select(where: Sequence[Any], limit: int, *, newest: bool = False) -> list[Record]:
+    """Events that meet every condition, oldest first; `newest`: the last `limit` of them."""
+    order = EventRow.seq.desc() if newest else EventRow.seq.asc()
+    query = EventRow.select(*COLUMNS).where(EventRow.seq.is_null(False), *where).order_by(order).limit(limit)
+    rows = [Record(*row) for row in query.tuples()]
+    return rows[::-1] if newest else rows
+
+
+def last_seq() -> int:
+    """The newest number, 0 for an empty log."""
+    row = _LAST.one({})
+    return int(row[0] or 0) if row else 0
+
+
+def first_seq() -> int:
+    """The oldest number still kept, 0 for an empty log."""
+    row = _FIRST.one({})
+    return int(row[0] or 0) if row else 0
+
+
+def seq_of(place: str) -> int | None:
+    """The `seq` of a cursor that clients send: a number, or an event's id. None: not a cursor, or the event is gone."""
+    if place.isascii() and place.isdigit():
+        return int(place) if len(place) < 19 else None
+    row = EventRow.select(EventRow.seq).where(EventRow.id == place.lower()).tuples().first()
+    return int(row[0]) if row and row[0] is not None else None
+
+
+def prune(before_ts: str, keep_from: int, max_rows: int, at_once: int = 500) -> int:
+    """Delete at most `at_once` events that are too old or too many, none at or after `keep_from`; never the newest one."""
+    newest = last_seq()
+    bound = max(first_seq() - 1, newest - max_rows)
+    old: Iterable[Any] = (
+        EventRow.select(EventRow.ins)
+        .where((EventRow.seq < min(keep_from, newest)) & ((EventRow.ts < before_ts) | (EventRow.seq <= bound)))
+        .order_by(EventRow.seq)
+        .limit(at_once)
+    )
+    return int(EventRow.delete().where(EventRow.ins.in_(old)).execute())

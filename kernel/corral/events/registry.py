@@ -1,0 +1,55 @@
+"""Which events there are: name, payload, visibility, and the plugin that emits them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+
+import msgspec
+
+from corral.events.event import Event
+
+
+class EventType(msgspec.Struct, frozen=True):
+    """A declared event."""
+
+    event: str
+    title: str
+    plugin: str
+    visibility: str
+    payload: type[Event]
+
+
+class EventTypes:
+    """Every declared event of the active plugins."""
+
+    def __init__(self) -> None:
+        self._types: dict[str, EventType] = {}
+
+    def declare(self, plugin: str, kinds: Iterable[type[Event]]) -> None:
+        """Add events; one name belongs to one plugin."""
+        for kind in kinds:
+            if kind.event in self._types:
+                raise ValueError(f"event {kind.event} is declared by {self._types[kind.event].plugin} already")
+            title = (inspect.getdoc(kind) or kind.event).partition("\n")[0]
+            self._types[kind.event] = EventType(kind.event, title, plugin, kind.visibility, kind)
+
+    def all(self) -> list[EventType]:
+        """By name."""
+        return [self._types[name] for name in sorted(self._types)]
+
+    def expand(self, patterns: Iterable[str]) -> list[str]:
+        """Names that the patterns mean: exact, `task.*` or `*`. An exact name is kept even when nobody declares it now."""
+        names: set[str] = set()
+        for pattern in patterns:
+            if pattern == "*":
+                names |= set(self._types)
+            elif pattern.endswith(".*"):
+                names |= {name for name in self._types if name.startswith(pattern[:-1])}
+            else:
+                names.add(pattern)
+        return sorted(names)
+
+    def knows(self, pattern: str) -> bool:
+        """Whether a client may subscribe to this name or pattern."""
+        return bool(self._types.keys() & set(self.expand([pattern])))

@@ -1,0 +1,1 @@
+"""What a route declares and answers. No server and no framework in it."""

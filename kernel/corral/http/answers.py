@@ -1,0 +1,80 @@
+"""What a handler may return beside a shape or a `Page`, and the request parts it may ask for by type."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from corral.errors import PreconditionFailed
+
+T = TypeVar("T")
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """Returned by a `def` handler of a long poll: the unit ends, and the handler runs again when a topic rings or `until` passes.
+
+    Topics are event names and ids of objects. `until` is in epoch seconds; from then on the handler must answer.
+    """
+
+    topics: Sequence[str]
+    until: float
+
+
+class Answer(msgspec.Struct, Generic[T], kw_only=True):
+    """A shape with another status or more headers than the route declares (202 instead of 200, `Location`, …)."""
+
+    body: T
+    status: int | None = None
+    headers: Mapping[str, str] = {}
+
+
+class Text(msgspec.Struct, frozen=True):
+    """A plain answer in another media type: metrics, documentation pages."""
+
+    body: str
+    media_type: str = "text/plain; charset=utf-8"
+    headers: Mapping[str, str] = {}
+
+
+class Stream(msgspec.Struct, frozen=True):
+    """Bytes as they come; the unit has ended before the first one. The iterator is closed when the client leaves."""
+
+    chunks: AsyncIterator[bytes]
+    media_type: str = "text/event-stream"
+    headers: Mapping[str, str] = {}
+
+
+class IfMatch(msgspec.Struct, frozen=True):
+    """The `If-Match` of the request: `*` or nothing match any version. Handlers pass it to the service that knows the row."""
+
+    version: int | None = None
+    stale: bool = False  # a tag that no version can have
+
+    def check(self, version: int) -> None:
+        """Raise `PreconditionFailed` when the caller saw another version."""
+        if self.stale or (self.version is not None and self.version != version):
+            raise PreconditionFailed(
+                f"The version is {version} by now; read it again and repeat the change.", current_version=version
+            )
+
+
+ANY_VERSION = IfMatch()
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What few handlers need of the request itself: the client's address, its headers (lower case), the request id."""
+
+    method: str
+    path: str
+    client_ip: str
+    request_id: str
+    headers: Mapping[str, str]
+
+    def header(self, name: str) -> str | None:
+        """A header by its lower-case name."""
+        return self.headers.get(name)
+
+
+JSON = Any

@@ -1,0 +1,79 @@
+"""Who is at the other end, and which host they meant: the one client-IP function and the one host check."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+LOOPBACK = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
+
+
+class ClientAddress:
+    """The client's address: the TCP peer, or what trusted proxies say in `X-Forwarded-For`, from right to left."""
+
+    def __init__(self, trusted: Iterable[str]) -> None:
+        self._trusted = [ipaddress.ip_network(network, strict=False) for network in trusted]
+
+    def __call__(self, peer: str, forwarded_for: str | None) -> str:
+        """The address in its shortest form; IPv4-mapped ones are folded. An empty peer (a unix socket) stays empty."""
+        address = fold(peer)
+        if not self._trusted or forwarded_for is None or not self._is_trusted(address):
+            return address
+        for hop in reversed(forwarded_for.split(",")):
+            given = fold(hop.strip().strip("[]"))
+            if not given:
+                return address
+            address = given
+            if not self._is_trusted(address):
+                return address
+        return address
+
+    def _is_trusted(self, address: str) -> bool:
+        if not address:
+            return False
+        parsed = ipaddress.ip_address(address)
+        return any(parsed in network for network in self._trusted if network.version == parsed.version)
+
+
+def fold(text: str) -> str:
+    """An address in canonical form, IPv4-mapped IPv6 as IPv4; "" when it is not one."""
+    try:
+        parsed = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return ""
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return str(mapped or parsed)
+
+
+class Hosts:
+    """Which `Host` headers are of this installation: IP literals, loopback names, the machine, the public URL, the allowed ones."""
+
+    def __init__(self, public_url: str | None, allowed: Iterable[str]) -> None:
+        self._names = {name.lower() for name in allowed} | LOOPBACK | {socket.gethostname().lower()}
+        if public_url:
+            self._names.add((urlsplit(public_url).hostname or "").lower())
+        self._seen: dict[bytes, bool] = {}
+
+    def __call__(self, header: bytes | None) -> bool:
+        """Whether the header names this installation; a missing one (HTTP/1.0) does not."""
+        if header is None:
+            return False
+        known = self._seen.get(header)
+        if known is None:
+            known = self._judge(header)
+            if len(self._seen) < 256:
+                self._seen[header] = known
+        return known
+
+    def _judge(self, header: bytes) -> bool:
+        text = header.decode("latin1").strip()
+        if not text or any(mark in text for mark in "@/\\?# ,"):
+            return False
+        try:
+            split = urlsplit(f"//{text}")
+            name, _ = split.hostname or "", split.port
+        except ValueError:
+            return False
+        return bool(fold(name)) or name.rstrip(".").lower() in self._names

@@ -1,0 +1,1 @@
+"""The documentation page (static, without any request elsewhere) and the constant part of the OpenAPI document."""

@@ -1,0 +1,117 @@
+"""`Idempotency-Key`: the stored answer commits in the transaction of the effect, so there are never two effects."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+import peewee
+
+from corral import clock
+from corral.crypto import Keyring
+from corral.database.model import InstantField, JSONField, Model
+from corral.errors import Conflict, Invalid
+
+KEEP_SECONDS = 24 * 3600
+IN_FLIGHT_SECONDS = 120
+
+
+class IdempotencyRow(Model):
+    """A keyed POST. `state`: in_flight (only of handlers with several units) | done. `until`: end of its life."""
+
+    key = peewee.CharField(primary_key=True, max_length=64)
+    body_hash = peewee.CharField(max_length=64)
+    status = peewee.IntegerField(null=True)
+    headers = JSONField(null=True)
+    body = peewee.TextField(null=True)
+    sealed = peewee.BooleanField(default=False)
+    state = peewee.CharField(max_length=12)
+    until = InstantField(index=True)
+    created_at = InstantField()
+
+    class Meta:
+        table_name = "core_idempotency"
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """An answer to be replayed."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Keyed(msgspec.Struct, frozen=True):
+    """A request with a key: its scope is caller, method and path."""
+
+    key: str
+    body_hash: str
+
+    @classmethod
+    def of(cls, key: str, caller: str, method: str, path: str, body: bytes) -> Keyed:
+        """Hash the scope and the body."""
+        if not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
+            raise Invalid.at("/header/Idempotency-Key", "bad_format", "Use 1 to 255 printable ASCII characters.")
+        scope = "\0".join((caller, method, path.rstrip("/"), key))
+        return cls(hashlib.sha256(scope.encode()).hexdigest(), hashlib.sha256(body).hexdigest())
+
+
+class Idempotency:
+    """Looks up and stores answers; every method joins the unit."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
+
+    def find(self, keyed: Keyed) -> Stored | None:
+        """The stored answer; raises `idempotency_key_reused` or `idempotency_in_progress`."""
+        row = IdempotencyRow.get_or_none((IdempotencyRow.key == keyed.key) & (IdempotencyRow.until > clock.now()))
+        if row is None:
+            return None
+        if row.body_hash != keyed.body_hash:
+            raise Invalid.at(
+                "/header/Idempotency-Key", "not_unique", "This key was used with another body; take a new key.",
+                problem="idempotency_key_reused",
+            )  # fmt: skip
+        if row.state != "done":
+            raise Conflict(code="idempotency_in_progress", headers={"Retry-After": "1"})
+        body = row.body.encode()
+        if row.sealed:
+            body = self._keyring.open(bytes.fromhex(row.body), aad=f"core_idempotency|{row.key}|body")
+        return Stored(row.status, row.headers, body)
+
+    def begin(self, keyed: Keyed) -> Stored | None:
+        """For handlers with several units: find, or mark the key as in flight in a unit of its own."""
+        stored = self.find(keyed)
+        if stored is None:
+            self._insert(keyed, state="in_flight", seconds=IN_FLIGHT_SECONDS)
+        return stored
+
+    def finish(self, keyed: Keyed, stored: Stored, *, secret: bool) -> None:
+        """Store the answer; `secret` seals a body that shows a credential."""
+        body = stored.body.decode()
+        if secret:
+            body = self._keyring.seal(stored.body, aad=f"core_idempotency|{keyed.key}|body").hex()
+        self._insert(
+            keyed, state="done", seconds=KEEP_SECONDS, status=stored.status, headers=stored.headers, body=body, sealed=secret
+        )
+
+    def forget(self, keyed: Keyed) -> None:
+        """The handler failed: the key may be used anew."""
+        IdempotencyRow.delete().where((IdempotencyRow.key == keyed.key) & (IdempotencyRow.state == "in_flight")).execute()
+
+    @staticmethod
+    def _insert(keyed: Keyed, *, state: str, seconds: float, **values: Any) -> None:
+        row = {"body_hash": keyed.body_hash, "state": state, "until": clock.now(seconds), "created_at": clock.now(), **values}
+        insert = IdempotencyRow.insert(key=keyed.key, **row)
+        insert.on_conflict(
+            conflict_target=[IdempotencyRow.key],
+            update=row,
+            where=(IdempotencyRow.state == "in_flight") | (IdempotencyRow.until <= clock.now()),
+        ).execute()
+
+
+def prune(at_once: int = 500) -> int:
+    """Delete what is over, at most `at_once` rows."""
+    old = IdempotencyRow.select(IdempotencyRow.key).where(IdempotencyRow.until <= clock.now()).limit(at_once)
+    return int(IdempotencyRow.delete().where(IdempotencyRow.key.in_(old)).execute())

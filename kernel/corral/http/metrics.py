@@ -1,0 +1,56 @@
+"""Counters of the request path, kept as plain numbers and rendered for Prometheus by `core`. Labels take bounded values only."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class RequestMetrics:
+    """Only the event loop writes it."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[str, str, str]] = Counter()  # method, route template, status class
+        self.seconds: dict[str, list[int]] = defaultdict(lambda: [0] * (len(BUCKETS) + 1))
+        self.seconds_sum: Counter[str] = Counter()
+        self.in_flight = 0
+        self.body_rejected: Counter[str] = Counter()
+        self.plugin_errors: Counter[str] = Counter()
+        self.events: Counter[str] = Counter()
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        """One answered request; `route` is its template or `unmatched`."""
+        self.requests[(method, route, f"{status // 100}xx")] += 1
+        buckets = self.seconds[route]
+        for index, bound in enumerate(BUCKETS):
+            if seconds <= bound:
+                buckets[index] += 1
+                break
+        else:
+            buckets[-1] += 1
+        self.seconds_sum[route] += seconds  # type: ignore[assignment]  # a Counter of floats
+
+    def render(self) -> str:
+        """Prometheus text of these series."""
+        lines = ["# HELP corral_http_requests_total Answered requests.", "# TYPE corral_http_requests_total counter"]
+        for (method, route, status), count in sorted(self.requests.items()):
+            lines.append(f'corral_http_requests_total{{method="{method}",route="{route}",status="{status}"}} {count}')
+        lines += ["# HELP corral_http_request_seconds Time to answer.", "# TYPE corral_http_request_seconds histogram"]
+        for route, buckets in sorted(self.seconds.items()):
+            total = 0
+            for bound, count in zip((*BUCKETS, "+Inf"), buckets, strict=True):
+                total += count
+                lines.append(f'corral_http_request_seconds_bucket{{route="{route}",le="{bound}"}} {total}')
+            lines.append(f'corral_http_request_seconds_sum{{route="{route}"}} {self.seconds_sum[route]:.6f}')
+            lines.append(f'corral_http_request_seconds_count{{route="{route}"}} {total}')
+        lines += ["# HELP corral_http_in_flight Requests being served.", "# TYPE corral_http_in_flight gauge"]
+        lines.append(f"corral_http_in_flight {self.in_flight}")
+        for name, label, counter in (
+            ("corral_http_body_rejected_total", "reason", self.body_rejected),
+            ("corral_plugin_errors_total", "plugin", self.plugin_errors),
+            ("corral_events_total", "type", self.events),
+        ):
+            lines += [f"# HELP {name} Since the start.", f"# TYPE {name} counter"]
+            lines += [f'{name}{{{label}="{value}"}} {count}' for value, count in sorted(counter.items())]
+        return "\n".join(lines) + "\n"

@@ -1,0 +1,138 @@
+"""Lists: the query every list takes, the answer every list gives, and signed cursors that page deep at constant cost."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
+import peewee
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.database.unit import current
+from corral.errors import Invalid
+
+T = TypeVar("T")
+
+CURSOR_SECONDS = 24 * 3600
+
+
+class PageQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of every list's query: filters are added by subclassing."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=200)] = 50
+    offset: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | msgspec.UnsetType = msgspec.UNSET
+    cursor: Annotated[str, msgspec.Meta(max_length=1000)] | msgspec.UnsetType = msgspec.UNSET
+
+    def fingerprint(self) -> str:
+        """What a cursor is bound to: every filter and the order, but neither limit nor place."""
+        filters = msgspec.to_builtins(self)
+        for place in ("limit", "offset", "cursor"):
+            filters.pop(place, None)
+        return hashlib.sha256(msgspec.json.encode(filters, order="deterministic")).hexdigest()[:16]
+
+
+class Page(msgspec.Struct, Generic[T], kw_only=True):
+    """A list's answer. `next` is a cursor, or null at the end; with a cursor `offset` is null."""
+
+    items: list[T]
+    total: int | None
+    limit: int
+    offset: int | None
+    next: str | None
+
+
+class Order(msgspec.Struct, frozen=True):
+    """One column of a list's order; the last one must be unique. Columns of an order are never null."""
+
+    field: peewee.Field
+    descending: bool = True
+
+
+def newest_first(model: Any) -> tuple[Order, ...]:
+    """`(created_at, id)` descending, the order of most lists."""
+    return (Order(model.created_at), Order(model.id))
+
+
+def write_cursor(scope: str, caller: Principal, fingerprint: str, key: Sequence[Any]) -> str:
+    """A cursor for the place after `key`, good for this caller, list and filters for 24 h."""
+    expires = int(clock.time_s()) + CURSOR_SECONDS
+    payload = msgspec.json.encode([scope, caller.id, fingerprint, expires, list(key)])
+    mac = hmac.digest(current().database.cursor_key, payload, "sha256")[:16]
+    return base64.urlsafe_b64encode(mac + payload).rstrip(b"=").decode()
+
+
+def read_cursor(cursor: str, scope: str, caller: Principal, fingerprint: str) -> list[Any]:
+    """The key in a cursor; `invalid_cursor` when it is altered, foreign or over."""
+    try:
+        blob = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        mac, payload = blob[:16], blob[16:]
+        if not hmac.compare_digest(mac, hmac.digest(current().database.cursor_key, payload, "sha256")[:16]):
+            raise ValueError
+        bound_scope, bound_caller, bound_print, expires, key = msgspec.json.decode(payload)
+    except (ValueError, TypeError, msgspec.DecodeError):
+        raise _invalid("The cursor was altered or is not one of this installation.") from None
+    if (bound_scope, bound_caller, bound_print) != (scope, caller.id, fingerprint) or expires < clock.time_s():
+        raise _invalid("The cursor belongs to another caller, list or filter, or is older than 24 hours.")
+    assert isinstance(key, list)
+    return key
+
+
+def paginate(
+    query: peewee.ModelSelect,
+    page: PageQuery,
+    caller: Principal,
+    *,
+    scope: str,
+    order: Sequence[Order],
+    make: Callable[[Any], T],
+    total: int | None = None,
+) -> Page[T]:
+    """One page of `query` (models, `.dicts()` or `.namedtuples()`), each row through `make`.
+
+    `query` already holds filters and visibility. `total` saves the count when the caller knows it.
+    """
+    check_place(page)
+    fingerprint = page.fingerprint()
+    if total is None:
+        total = query.count()
+    rows_query = query.order_by(*[item.field.desc() if item.descending else item.field.asc() for item in order])
+    offset: int | None = None
+    if isinstance(page.cursor, str):
+        rows_query = rows_query.where(_after(order, read_cursor(page.cursor, scope, caller, fingerprint)))
+    else:
+        offset = page.offset if isinstance(page.offset, int) else 0
+        rows_query = rows_query.offset(offset) if offset else rows_query
+    rows = list(rows_query.limit(page.limit + 1))
+    following = None
+    if len(rows) > page.limit:
+        rows.pop()
+        following = write_cursor(scope, caller, fingerprint, [_key(rows[-1], item.field) for item in order])
+    return Page(items=[make(row) for row in rows], total=total, limit=page.limit, offset=offset, next=following)
+
+
+def check_place(page: PageQuery) -> None:
+    """`cursor` and `offset` exclude each other."""
+    if isinstance(page.cursor, str) and isinstance(page.offset, int):
+        raise Invalid.at("/query/offset", "not_allowed", "Give either cursor or offset.")
+
+
+def _invalid(detail: str) -> Invalid:
+    return Invalid.at("/query/cursor", "bad_format", detail, problem="invalid_cursor")
+
+
+def _key(row: Any, field: peewee.Field) -> Any:
+    return row[field.name] if isinstance(row, dict) else getattr(row, field.name)
+
+
+def _after(order: Sequence[Order], key: Sequence[Any]) -> Any:
+    """Row comparison spelled out, since directions may differ: (a, b) after (x, y) = a>x or (a=x and b>y)."""
+    clause: Any = None
+    for item, value in reversed(list(zip(order, key, strict=True))):
+        beyond = item.field < value if item.descending else item.field > value
+        clause = beyond if clause is None else beyond | ((item.field == value) & clause)
+    return clause

@@ -1,0 +1,120 @@
+"""The declaration of routes: a handler's signature says what comes in, what goes out and which services it needs.
+
+    routes = Routes("/tasks", tag="Tasks")
+
+    @routes.post("/", needs="tasks.write", status=201, raises=("duplicate",))
+    def create_task(body: NewTask, tasks: Tasks, caller: Principal) -> TaskView:
+        \"\"\"Create a task and queue it.\"\"\"
+        return tasks.create(body, by=caller)
+
+Parameters, by name: `body`, `query` (shapes), path names (`str`), `caller: Principal`. By type: `IfMatch`, `Request`, and any
+service. A `def` handler is one unit of work (GET: read-only, run again at will); an `async def` handler opens its own with `Work`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import msgspec
+
+from corral.errors import CODES
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+MIB = 1024 * 1024
+_NAME = re.compile(r"\{([a-z_]+)\}")
+
+
+class Route(msgspec.Struct, kw_only=True):
+    """One operation, as data: the table, OpenAPI and the documentation are made of these."""
+
+    method: str
+    path: str  # below /api/v1, without a trailing slash: /tasks/{id}
+    handler: Callable[..., Any]
+    tag: str
+    needs: tuple[str, ...]  # any one of these suffices
+    status: int = 200
+    raises: tuple[str, ...] = ()
+    body_limit: int = MIB
+    seconds: float = 30.0  # wall time
+    lenient: bool = False  # text reported by machines is mended, not refused
+    root: bool = False  # answers at the root too (/health)
+    no_store: bool = False
+    limited: bool = False  # answers a session that must first change its password
+    exempt_host: bool = False
+    stream: bool = False
+    plugin: str = ""
+    summary: str = ""
+    description: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """The names in the path."""
+        return _NAME.findall(self.path)
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the handler opens its own units."""
+        return inspect.iscoroutinefunction(self.handler)
+
+    @property
+    def label(self) -> str:
+        """`GET /tasks/{id}`: in logs, metrics and errors."""
+        return f"{self.method} {self.path}"
+
+
+class Routes:
+    """A group of routes under one prefix and tag. `options` of a route are the fields of `Route`."""
+
+    def __init__(self, prefix: str, *, tag: str) -> None:
+        self.prefix = prefix.rstrip("/")
+        self.tag = tag
+        self.routes: list[Route] = []
+
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self.routes)
+
+    def get(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
+        """A read; a `def` handler must not write."""
+        return self._add("GET", path, needs, options)
+
+    def post(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
+        """A creation (`status=201`) or an action. `Idempotency-Key` is honoured by the request path."""
+        return self._add("POST", path, needs, options)
+
+    def put(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
+        """A replacement; partial bodies are taken."""
+        return self._add("PUT", path, needs, options)
+
+    def patch(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
+        """A partial update."""
+        return self._add("PATCH", path, needs, options)
+
+    def delete(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
+        """A deletion; 204."""
+        return self._add("DELETE", path, needs, {"status": 204, **options})
+
+    def _add(self, method: str, path: str, needs: str | tuple[str, ...], options: dict[str, Any]) -> Any:
+        def declare(handler: Handler) -> Handler:
+            text = inspect.getdoc(handler) or ""
+            summary, _, description = text.partition("\n")
+            unknown = [code for code in options.get("raises", ()) if code not in CODES and "." not in code]
+            if unknown:
+                raise ValueError(f"{method} {self.prefix}{path}: unknown problem codes {unknown}")
+            route = Route(
+                method=method,
+                path=(self.prefix + path).rstrip("/") or "/",
+                handler=handler,
+                tag=self.tag,
+                needs=(needs,) if isinstance(needs, str) else tuple(needs),
+                summary=summary,
+                description=description.strip(),
+                **options,
+            )
+            self.routes.append(route)
+            return handler
+
+        return declare

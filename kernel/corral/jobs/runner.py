@@ -1,0 +1,201 @@
+"""The in-process runner: takes due jobs and schedules by guarded updates, so that any number of processes do each once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from corral import clock
+from corral.database.engine import Database
+from corral.database.unit import SYSTEM, Entry
+from corral.ids import new_id
+from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow
+
+log = logging.getLogger("corral.jobs")
+
+LOOK_EVERY = 1.0
+BACKOFF_SECONDS, BACKOFF_CAP_SECONDS = 2.0, 600.0
+SCHEDULE_LEASE_SECONDS = 60.0
+
+
+class Runner(Protocol):
+    """Has jobs done. The database holds them; a runner only decides where and when they run."""
+
+    def announce(self) -> None:
+        """There are new job rows."""
+        ...
+
+    async def run(self) -> None:
+        """Work for ever; supervised by the kernel."""
+        ...
+
+
+class InProcessRunner:
+    """Jobs and schedules of this process. `bound` maps names to functions whose services are filled in."""
+
+    def __init__(
+        self,
+        database: Database,
+        jobs: Mapping[str, tuple[Job, Callable[..., Any]]],
+        schedules: Mapping[str, tuple[Schedule, Callable[..., Any]]],
+        *,
+        concurrency: int = 8,
+    ) -> None:
+        self._database, self._jobs, self._schedules = database, jobs, schedules
+        self._bell = asyncio.Event()
+        self._room = asyncio.Semaphore(concurrency)
+        self._running: set[asyncio.Task[None]] = set()
+        self._next: dict[str, float] = {}
+        self.ticked_at: float = clock.time_s()
+
+    def announce(self) -> None:
+        self._bell.set()
+
+    async def run(self) -> None:
+        try:
+            while True:
+                try:
+                    wait = await self._tick()
+                except Exception:
+                    log.exception("the job runner could not look for work")
+                    wait = LOOK_EVERY
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await self._bell.wait()
+                self._bell.clear()
+        finally:
+            for task in tuple(self._running):
+                task.cancel()
+            await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def drain(self) -> int:
+        """Do all jobs that are due now, one after the other; how many. For tests."""
+        done = 0
+        while (row := await self._claim()) is not None:
+            await self._perform(*row)
+            done += 1
+        return done
+
+    async def _tick(self) -> float:
+        self.ticked_at = clock.time_s()
+        for name, (schedule, run) in self._schedules.items():
+            if self._next.get(name, 0.0) <= self.ticked_at:
+                self._next[name] = await self._slot(schedule, run)
+        while not self._room.locked() and (row := await self._claim()) is not None:
+            await self._room.acquire()
+            self._start(self._released(self._perform(*row)))
+        due = min([*self._next.values(), self.ticked_at + LOOK_EVERY])
+        return max(0.02, due - clock.time_s())
+
+    async def _released(self, work: Any) -> None:
+        try:
+            await work
+        finally:
+            self._room.release()
+            self._bell.set()
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    # -- schedules
+
+    async def _slot(self, schedule: Schedule, run: Callable[..., Any]) -> float:
+        """Take the slot if it is due and nobody has it; returns when to look again (epoch seconds)."""
+        row = await self._database.work(lambda: ScheduleRow.get_or_none(ScheduleRow.name == schedule.name), read=True)
+        now = clock.time_s()
+        if row is None:
+            await self._database.work(
+                lambda: ScheduleRow.insert(name=schedule.name, next_at=clock.now()).on_conflict_ignore().execute()
+            )
+            return now
+        if row.next_at > clock.now():
+            return min(clock.parse_instant(row.next_at), now + schedule.every_seconds)
+        lease = clock.now(max(schedule.every_seconds, SCHEDULE_LEASE_SECONDS))
+        taken = await self._database.work(lambda: self._take_slot(schedule.name, row.next_at, lease))
+        if taken:
+            self._start(self._run_slot(schedule, run, lease, now))
+        return now + schedule.every_seconds
+
+    @staticmethod
+    def _take_slot(name: str, due: str, lease: str) -> int:
+        mine = (ScheduleRow.name == name) & (ScheduleRow.next_at == due)
+        return int(ScheduleRow.update(next_at=lease, last_at=clock.now()).where(mine).execute())
+
+    async def _run_slot(self, schedule: Schedule, run: Callable[..., Any], lease: str, began: float) -> None:
+        error: str | None = None
+        try:
+            await self._call(schedule.name, run, {})
+        except Exception as failure:
+            error = f"{type(failure).__name__}: {failure}"[:1000]
+            log.exception("schedule failed", extra={"schedule": schedule.name})
+        following = clock.format_instant(max(began + schedule.every_seconds, clock.time_s()))
+        mine = (ScheduleRow.name == schedule.name) & (ScheduleRow.next_at == lease)
+        await self._database.work(lambda: ScheduleRow.update(next_at=following, error=error).where(mine).execute())
+
+    # -- jobs
+
+    async def _claim(self) -> tuple[JobRow, str] | None:
+        row = await self._database.work(self._due, read=True)
+        if row is None:
+            return None
+        lease = new_id()
+        if not await self._database.work(lambda: self._take(row, lease)):
+            return None
+        return row, lease
+
+    def _due(self) -> JobRow | None:
+        names = list(self._jobs)
+        where = JobRow.state.in_(("queued", "running")) & (JobRow.run_at <= clock.now()) & JobRow.name.in_(names)
+        row: JobRow | None = JobRow.select().where(where).order_by(JobRow.run_at).first()
+        return row
+
+    def _take(self, row: JobRow, lease: str) -> int:
+        """`run_at` of a running job is the end of its lease: what is past it may be taken again."""
+        seconds = self._jobs[row.name][0].seconds
+        return int(
+            JobRow.update(state="running", lease=lease, attempts=row.attempts + 1, run_at=clock.now(seconds))
+            .where((JobRow.id == row.id) & (JobRow.attempts == row.attempts) & (JobRow.state == row.state))
+            .execute()
+        )
+
+    async def _perform(self, row: JobRow, lease: str) -> None:
+        job, run = self._jobs[row.name]
+        changes: dict[str, Any] = {"state": "done", "finished_at": clock.now(), "error": None}
+        try:
+            await self._call(job.name, run, row.arguments)
+        except Exception as failure:
+            changes = self._failure(job, row, failure)
+        changes["lease"] = None
+        mine = (JobRow.id == row.id) & (JobRow.lease == lease)
+        await self._database.work(lambda: JobRow.update(**changes).where(mine).execute())
+
+    @staticmethod
+    def _failure(job: Job, row: JobRow, failure: Exception) -> dict[str, Any]:
+        log.warning("job failed", extra={"job": job.name, "attempt": row.attempts + 1}, exc_info=failure)
+        error = f"{type(failure).__name__}: {failure}"[:1000]
+        if row.attempts + 1 >= job.max_attempts:
+            return {"state": "failed", "finished_at": clock.now(), "error": error}
+        delay = min(BACKOFF_CAP_SECONDS, BACKOFF_SECONDS * 2**row.attempts)
+        return {"state": "queued", "run_at": clock.now(delay), "error": error}
+
+    async def _call(self, label: str, run: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+        if inspect.iscoroutinefunction(inspect.unwrap(run)) or inspect.iscoroutinefunction(getattr(run, "func", run)):
+            await run(**arguments)
+        else:
+            await self._database.work(lambda: run(**arguments), entry=Entry(label=f"job {label}", actor=SYSTEM))
+
+
+def prune(before: str, at_once: int = 500) -> int:
+    """Delete ended jobs older than `before`, at most `at_once`."""
+    old = (
+        JobRow.select(JobRow.id)
+        .where(JobRow.state.in_(("done", "failed")) & (JobRow.run_at < before))
+        .limit(at_once)
+    )
+    return int(JobRow.delete().where(JobRow.id.in_(old)).execute())

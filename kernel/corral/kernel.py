@@ -1,0 +1,302 @@
+"""The composition root: config to a running kernel. `boot()` wires, `start()` runs, `stop()` ends.
+
+No god object: plugins never see the kernel; only `asgi` and `cli` do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from corral.auth.credentials import Credentials
+from corral.auth.permissions import Permissions
+from corral.config import Config
+from corral.container import Container, Room
+from corral.crypto import Keyring
+from corral.database.connect import connect
+from corral.database.engine import Database, Work
+from corral.database.migrations import is_empty, migrate, pending
+from corral.database.unit import Unit
+from corral.errors import Refused
+from corral.events import log as event_log
+from corral.events.bus import Bus, MemoryBus
+from corral.events.consumers import Consumer, Subscriber
+from corral.events.feed import Feed
+from corral.events.registry import EventTypes
+from corral.http.metrics import RequestMetrics
+from corral.jobs import job as job_rows
+from corral.jobs.runner import InProcessRunner
+from corral.loader import ESSENTIAL, Loaded, attempt, block, discover, fail, load
+from corral.plugin import Provide, Settings
+from corral.plugin_admin import Contributions, PluginRegistry
+from corral.settings import SettingsRegistry
+from corral.supervisor import Supervisor
+
+log = logging.getLogger("corral.kernel")
+T = TypeVar("T")
+
+
+class Pending(Exception):
+    """Migrations wait and may not be applied by this start (exit status 4)."""
+
+
+class Kernel:
+    """A wired installation. Attributes are the rooms; `container` answers what the rest needs."""
+
+    def __init__(self, config: Config, plugins: list[Loaded], database: Database, keyring: Keyring) -> None:
+        self.config, self.plugins, self.database, self.keyring = config, plugins, database, keyring
+        self.container = Container()
+        self.settings = SettingsRegistry(config.pinned)
+        self.bus: Bus = MemoryBus()
+        self.feed = Feed(database, self.bus)
+        self.credentials = Credentials()
+        self.metrics = RequestMetrics()
+        self.supervisor = Supervisor()
+        self.event_types = EventTypes()
+        self.registry = PluginRegistry(self)
+        self.runner: InProcessRunner
+        self.door_watchers: list[Callable[[Loaded], None]] = []
+        self.holder = f"{socket.gethostname()}:{os.getpid()}:{id(self):x}"
+        self.address: str | None = None
+        self._consumers: list[Consumer] = []
+        self._serving: list[Callable[[str], Awaitable[None]]] = []
+        self._draining: list[Callable[[], Awaitable[None]]] = []
+        self.first_admin_hint = ""
+
+    # -- wiring, at boot
+
+    @property
+    def active(self) -> list[Loaded]:
+        """Active plugins in order of `requires`."""
+        return [loaded for loaded in self.plugins if loaded.active]
+
+    def wire(self) -> None:
+        """Services, settings, events, jobs, routes. What fails leaves its plugin `failed`."""
+        self._offer()
+        for loaded in list(self.active):
+            if loaded.active:
+                attempt(loaded, lambda loaded=loaded: self._wire_plugin(loaded))  # type: ignore[misc]  # bound per round
+                if not loaded.active:
+                    self.container.drop(loaded.name)
+                block(self.plugins)
+        self.container.get(Permissions).declare(
+            permission for loaded in self.active if loaded.kind for permission in loaded.kind.permissions
+        )
+        for loaded in self.active:
+            attempt(loaded, lambda loaded=loaded: self._inject(loaded))  # type: ignore[misc]  # bound per round
+        block(self.plugins)
+        self._wire_runner()
+        self.credentials.use(
+            [self.container.call(kind, self.room(item)) for item in self.active for kind in item.of("corral_authenticators")]
+        )
+
+    def _offer(self) -> None:
+        """What every plugin may ask the kernel for."""
+        offered: Mapping[Any, Any] = {
+            Config: self.config, Database: self.database, Work: self.database.work, Keyring: self.keyring,
+            Settings: self.settings, SettingsRegistry: self.settings, Feed: self.feed, Bus: self.bus,
+            Credentials: self.credentials, Permissions: Permissions(), RequestMetrics: self.metrics,
+            EventTypes: self.event_types, Contributions: Contributions(self.plugins), Supervisor: self.supervisor,
+            PluginRegistry: self.registry,
+        }  # fmt: skip
+        for kind, instance in offered.items():
+            self.container.add(kind, instance)
+
+    def room(self, loaded: Loaded) -> Room:
+        """What this plugin may be given."""
+        kind = loaded.kind
+        return Room(loaded.name, frozenset(kind.requires if kind else ()), frozenset(kind.wants if kind else ()))
+
+    def _wire_plugin(self, loaded: Loaded) -> None:
+        for model in loaded.of("corral_models"):
+            table = model._meta.table_name
+            if not table.startswith(f"{loaded.name}_") and table != loaded.name:
+                raise ValueError(f"table {table} must begin with {loaded.name}_")
+        provides: list[Provide] = loaded.of("corral_services")
+        loaded.contributions["_instances"] = self.container.build(self.room(loaded), provides)
+        self.settings.declare(loaded.of("corral_settings"))
+        self.event_types.declare(loaded.name, loaded.of("corral_events"))
+
+    def _inject(self, loaded: Loaded) -> None:
+        for instance in loaded.of("_instances"):
+            self.container.inject(instance, self.room(loaded))
+
+    def _wire_runner(self) -> None:
+        jobs: dict[str, Any] = {}
+        schedules: dict[str, Any] = {}
+        for loaded in self.active:
+            for job in loaded.of("corral_jobs"):
+                jobs[job.name] = (job, self.container.bind(job.run, self.room(loaded)))
+            for schedule in loaded.of("corral_schedules"):
+                schedules[schedule.name] = (schedule, self.container.bind(schedule.run, self.room(loaded)))
+            for subscriber in loaded.of("corral_subscribers"):
+                self._consumers.append(self._consumer(loaded, subscriber))
+        self.runner = InProcessRunner(self.database, jobs, schedules)
+        self.container.add(InProcessRunner, self.runner)
+
+    def _consumer(self, loaded: Loaded, subscriber: Subscriber) -> Consumer:
+        handle = self.container.bind(subscriber.handle, self.room(loaded), skip=("event",))
+        types = self.event_types.expand(subscriber.events)
+        return Consumer(self.database, self.feed, subscriber.name, types, handle, self.holder)
+
+    def refuse_without_essentials(self) -> None:
+        """Raise `Refused` when a plugin failed without which gates would be missing, or any did in strict mode."""
+        broken = [f"{item.name}: {item.reason}" for item in self.plugins if item.name in ESSENTIAL and not item.active]
+        if broken:
+            raise Refused(*broken)
+        if self.config.plugins.strict:
+            failed = [f"{item.name}: {item.reason}" for item in self.plugins if item.state in ("failed", "blocked")]
+            if failed:
+                raise Refused(*failed)
+
+    # -- running
+
+    async def start(self, *, jobs: bool = True) -> None:
+        """Start the feed, the plugins and, with `jobs`, jobs, schedules and consumers; on the running loop."""
+        self.database.attach(asyncio.get_running_loop())
+        self.database.committed = self._committed
+        await self.feed.start()
+        self.supervisor.start("events.feed", self.feed.follow)
+        if self.database.kind == "postgresql":
+            self.supervisor.start("events.sequencer", self.feed.sequence)
+        for loaded in list(self.active):
+            try:
+                assert loaded.plugin is not None
+                await loaded.plugin.start(PluginRuntime(self, loaded))
+            except Exception as error:
+                fail(loaded, error)
+                self.close_door(loaded)
+        block(self.plugins)
+        if jobs:
+            self.supervisor.start("jobs", self.runner.run)
+            for consumer in self._consumers:
+                self.supervisor.start(f"consumer {consumer.name}", consumer.run)
+
+    async def serving(self, address: str) -> None:
+        """The server accepts connections at `address`."""
+        self.address = address
+        for run in self._serving:
+            await run(address)
+
+    async def drain(self, seconds: float) -> None:
+        """Before the server stops: what serves through it (the embedded worker) ends first."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*[run() for run in self._draining])
+
+    async def stop(self) -> None:
+        """End background work, plugins and connections, in that order."""
+        for loaded in reversed(self.active):
+            try:
+                assert loaded.plugin is not None
+                await loaded.plugin.stop()
+            except Exception:
+                log.exception("a plugin failed to stop", extra={"plugin": loaded.name})
+        await self.supervisor.stop()
+        await self.bus.stop()
+        await asyncio.to_thread(self.database.close)
+
+    def close_door(self, loaded: Loaded) -> None:
+        """A loaded plugin's state changed: who wants its services gets None or them again, its routes follow."""
+        self.container.close(loaded.name, closed=not loaded.active)
+        for other in self.active:
+            self._inject(other)
+        for watcher in self.door_watchers:
+            watcher(loaded)
+
+    def _committed(self, units: list[Unit]) -> None:
+        emitted = [item for unit in units for item in unit.events]
+        for item in emitted:
+            self.metrics.events[item.event.event] += 1
+        self.feed.committed(bool(emitted))
+        if any(unit.jobs for unit in units):
+            self.runner.announce()
+
+    def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
+        """Call `run` once the server listens."""
+        self._serving.append(run)
+
+    def when_draining(self, run: Callable[[], Awaitable[None]]) -> None:
+        """Call `run` before the server stops."""
+        self._draining.append(run)
+
+
+class PluginRuntime:
+    """Implements `corral.plugin.Runtime` for one plugin."""
+
+    def __init__(self, kernel: Kernel, loaded: Loaded) -> None:
+        self._kernel, self._loaded = kernel, loaded
+
+    @property
+    def address(self) -> str | None:
+        return self._kernel.address
+
+    def service(self, kind: type[T]) -> T:
+        kernel = self._kernel
+        service: T = kernel.container.find(kind, kernel.room(self._loaded), optional=False, where="start()")
+        return service
+
+    def supervise(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        self._kernel.supervisor.start(f"{self._loaded.name}.{name}", run)
+
+    def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
+        self._kernel.when_serving(run)
+
+    def when_draining(self, run: Callable[[], Awaitable[None]]) -> None:
+        self._kernel.when_draining(run)
+
+
+def boot(
+    config: Config, *, plugins: list[Loaded] | None = None, migrations: bool | None = None, create_keys: bool = True
+) -> Kernel:
+    """Load, migrate and wire. `plugins` replaces discovery (tests); `migrations` None: as configured by engine.
+
+    Raises `Refused` (exit 3) and `Pending` (exit 4).
+    """
+    keyring = Keyring.load(config, allow_create=create_keys)
+    database = connect(
+        config.database.url, synchronous=config.database.synchronous, pool_size=config.database.pool_size
+    )
+    try:
+        loaded = plugins if plugins is not None else load(discover(config), config)
+        apply_migrations(database, loaded, config, migrations)
+        database.cursor_key = keyring.mac("list-cursor", b"v1")
+        database.flush = _flush
+        if database.kind == "sqlite":
+            database.number = event_log.number_inserted
+        kernel = Kernel(config, loaded, database, keyring)
+        kernel.wire()
+    except BaseException:
+        database.close()
+        raise
+    return kernel
+
+
+def apply_migrations(database: Database, plugins: list[Loaded], config: Config, allowed: bool | None) -> None:
+    """Migrate each active plugin in order; a failing script makes its plugin `failed`."""
+    if allowed is None:
+        allowed = config.database.migrate_on_start
+    if allowed is None:
+        allowed = database.kind == "sqlite"
+    homes = {loaded.name: home for loaded in plugins if loaded.active and (home := loaded.home()) is not None}
+    waiting = pending(database, homes.values())
+    if waiting and not allowed and not is_empty(database):
+        lines = "; ".join(f"{name}: {', '.join(scripts)}" for name, scripts in waiting.items())
+        raise Pending(f"migrations wait; run corral migrate ({lines})")
+    for loaded in plugins:
+        if loaded.active and loaded.name in waiting:
+            attempt(loaded, lambda loaded=loaded: migrate(database, homes[loaded.name]))  # type: ignore[misc]  # bound
+            block(plugins)
+
+
+def _flush(unit: Unit) -> None:
+    """Row changes are done; now audit, jobs and events, in this order."""
+    for write in unit.audit:
+        write()
+    job_rows.write(unit)
+    event_log.write(unit)

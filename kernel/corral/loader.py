@@ -1,0 +1,243 @@
+"""From entry points to plugins that are ready to be wired: import, manifest, configuration, order, hooks.
+
+Whatever fails leaves its plugin `failed` with one sentence, those that require it `blocked`, and everything else untouched.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pluggy
+
+from corral import clock, hookspecs
+from corral.config import Config
+from corral.database.migrations import Home
+from corral.plugin import KERNEL_API, Plugin
+
+log = logging.getLogger("corral.loader")
+
+GROUP = "corral.plugins"
+BUILT_IN = "corral"
+ESSENTIAL = frozenset({"core", "audit", "security"})
+_IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
+
+KERNEL_HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("corral_"))
+
+
+class Found(msgspec.Struct, kw_only=True):
+    """An entry point: which class, from which distribution."""
+
+    name: str
+    load: Callable[[], Any]
+    distribution: str = BUILT_IN
+    version: str = ""
+    author: str = ""
+    license: str = ""
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it is of Corral's own distribution."""
+        return self.distribution == BUILT_IN
+
+
+class Loaded(msgspec.Struct, kw_only=True):
+    """A plugin and its state: `active | disabled | blocked | failed`."""
+
+    found: Found
+    state: str = "active"
+    reason: str | None = None
+    since: str = ""
+    kind: type[Plugin] | None = None
+    plugin: Plugin | None = None
+    contributions: dict[str, list[Any]] = {}
+
+    @property
+    def name(self) -> str:
+        """The plugin's name."""
+        return self.found.name
+
+    @property
+    def active(self) -> bool:
+        """Whether it takes part."""
+        return self.state == "active"
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """What it needs; nothing while it could not be imported."""
+        return self.kind.requires if self.kind else ()
+
+    def of(self, hook: str) -> list[Any]:
+        """What it contributed to a hook."""
+        return self.contributions.get(hook, [])
+
+    def become(self, state: str, reason: str | None) -> None:
+        """Change the state, now."""
+        self.state, self.reason, self.since = state, reason, clock.now()
+
+    def home(self) -> Home | None:
+        """Where its migrations are, if it has some."""
+        if self.kind is None:
+            return None
+        directory = Path(inspect.getfile(self.kind)).parent / "migrations"
+        return Home(self.name, directory) if directory.is_dir() else None
+
+
+def discover(config: Config) -> list[Found]:
+    """Every entry point of the group, Corral's own and third parties'; imports none of them."""
+    paths = [str(config.plugins.dir)] if config.plugins.dir else []
+    found: dict[str, Found] = {}
+    points = [(point, point.dist) for point in metadata.entry_points(group=GROUP)]
+    for distribution in metadata.distributions(path=paths) if paths else ():
+        points += [(point, distribution) for point in distribution.entry_points if point.group == GROUP]
+    for point, distribution in points:
+        facts = distribution.metadata if distribution is not None else {}
+        item = Found(
+            name=point.name,
+            load=point.load,
+            distribution=str(facts["Name"] if facts else BUILT_IN).lower(),
+            version=str(facts["Version"] if facts else ""),
+            author=str(facts.get("Author-email") or facts.get("Author") or "") if facts else "",
+            license=str(facts.get("License-Expression") or facts.get("License") or "") if facts else "",
+        )
+        if item.name not in found or item.built_in:  # a built-in plugin keeps its name
+            found[item.name] = item
+    return list(found.values())
+
+
+def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | None = None) -> list[Loaded]:
+    """Import and check, then order by `requires`, then collect contributions. `off`: disabled by an admin, with the reason."""
+    plugins = [_begin(item, config, off or {}) for item in sorted(found, key=lambda item: item.name)]
+    for loaded in plugins:
+        if loaded.active:
+            attempt(loaded, lambda loaded=loaded: _import(loaded, config))  # type: ignore[misc]  # bound per round
+    ordered = order(plugins)
+    modules = [hookspecs, *_offered_specs(ordered)]
+    for loaded in ordered:
+        if loaded.active:
+            attempt(loaded, lambda loaded=loaded: _contribute(loaded, modules))  # type: ignore[misc]  # bound per round
+    block(ordered)
+    return ordered
+
+
+def attempt(loaded: Loaded, step: Callable[[], Any]) -> bool:
+    """Run a step of one plugin's boot; whatever it raises, `SystemExit` too, makes that plugin `failed`."""
+    try:
+        step()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        fail(loaded, error)
+        return False
+    return True
+
+
+def fail(loaded: Loaded, error: BaseException | str) -> None:
+    """The plugin is out; one sentence is its reason, the trace goes to the log."""
+    sentence = error if isinstance(error, str) else f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    loaded.become("failed", sentence[:500])
+    log.error("plugin failed", extra={"plugin": loaded.name, "reason": loaded.reason},
+              exc_info=error if isinstance(error, BaseException) else None)  # fmt: skip
+
+
+def order(plugins: list[Loaded]) -> list[Loaded]:
+    """By `requires`, then by name; members of a circle are `failed`, dependants of what is not active `blocked`."""
+    by_name = {loaded.name: loaded for loaded in plugins}
+    done: dict[str, Loaded] = {}
+    waiting = dict(by_name)
+    while waiting:
+        ready = [item for item in waiting.values() if all(name in done or name not in by_name for name in item.requires)]
+        for loaded in ready or list(waiting.values()):
+            if not ready and loaded.active:
+                fail(loaded, f"requires go in a circle: {', '.join(sorted(waiting))}")
+            done[loaded.name] = waiting.pop(loaded.name)
+    ordered = sorted(done.values(), key=lambda item: item.name != "core")
+    block(ordered)
+    return ordered
+
+
+def block(ordered: Iterable[Loaded]) -> None:
+    """Block what requires something that is not active."""
+    states = {loaded.name: loaded for loaded in ordered}
+    for loaded in states.values():
+        for name in loaded.requires if loaded.active else ():
+            needed = states.get(name)
+            if needed is None or not needed.active:
+                loaded.become("blocked", f"requires {name}, which is {needed.state if needed else 'not installed'}")
+                break
+
+
+def _begin(item: Found, config: Config, off: Mapping[str, str]) -> Loaded:
+    loaded = Loaded(found=item, since=clock.now())
+    named = item.name in config.plugins.enabled
+    if item.name in config.plugins.disabled or (not item.built_in and not named):
+        loaded.become("disabled", "config")
+    elif item.name in off and not named:
+        loaded.become("disabled", off[item.name])
+    return loaded
+
+
+def _import(loaded: Loaded, config: Config) -> None:
+    kind = loaded.found.load()
+    if not (isinstance(kind, type) and issubclass(kind, Plugin)):
+        raise TypeError(f"the entry point names {kind!r}, which is not a subclass of corral.plugin.Plugin")
+    if getattr(kind, "name", None) != loaded.name or not _IDENTIFIER.fullmatch(loaded.name):
+        raise TypeError(f"the class is named {getattr(kind, 'name', None)!r}, its entry point {loaded.name!r}")
+    if kind.kernel_api != KERNEL_API:
+        raise TypeError(f"made for kernel API {kind.kernel_api}, this kernel has {KERNEL_API}")
+    foreign = [item.name for item in kind.permissions if not item.name.startswith(f"{loaded.name}.")]
+    if foreign and loaded.name != "core":
+        raise TypeError(f"permissions must begin with {loaded.name}.: {', '.join(foreign)}")
+    loaded.kind = kind
+    loaded.plugin = kind(_section(loaded, kind, config))
+
+
+def _section(loaded: Loaded, kind: type[Plugin], config: Config) -> Any:
+    table = config.plugins.tables.get(loaded.name, {})
+    if kind.config is None:
+        if table:
+            raise ValueError(f"[plugins.{loaded.name}] is set, but the plugin takes no configuration")
+        return None
+    try:
+        return msgspec.convert(table, kind.config)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"[plugins.{loaded.name}]: {error}") from None
+
+
+def _manager(loaded: Loaded, modules: Iterable[Any]) -> pluggy.PluginManager:
+    manager = pluggy.PluginManager("corral")
+    for module in modules:
+        manager.add_hookspecs(module)
+    manager.register(loaded.plugin, loaded.name)
+    return manager
+
+
+def _offered_specs(ordered: Iterable[Loaded]) -> list[Any]:
+    modules: list[Any] = []
+    for loaded in ordered:
+        if loaded.active and loaded.plugin is not None and hasattr(loaded.plugin, "corral_hookspecs"):
+            attempt(loaded, lambda loaded=loaded: modules.extend(loaded.plugin.corral_hookspecs()))  # type: ignore[misc]  # bound
+    return modules
+
+
+def _contribute(loaded: Loaded, modules: Iterable[Any]) -> None:
+    """Call every hook of one plugin; unknown hook names are an error, those of an absent owner are not."""
+    manager = _manager(loaded, modules)
+    manager.check_pending()
+    staged: dict[str, list[Any]] = {}
+    for caller in manager.get_hookcallers(loaded.plugin) or ():
+        if caller.spec is None or caller.spec.opts["firstresult"] or caller.name in ("corral_hookspecs", "corral_commands"):
+            continue
+        results: list[Any] = []
+        for result in caller():
+            if isinstance(result, (str, bytes)) or not isinstance(result, Iterable):
+                raise TypeError(f"{caller.name} returned {type(result).__name__}, not a list")
+            results.extend(result)
+        staged[caller.name] = results
+    loaded.contributions = staged

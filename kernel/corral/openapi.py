@@ -1,0 +1,315 @@
+"""From declared routes to the OpenAPI 3.1 document, and to the problems each route may answer.
+
+The document is exact: a status, code or schema that is not in it must not occur. What a route adds to the rules that
+hold for all of them stands in its declaration (`raises`, `status`, the types of its handler).
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import types
+import typing
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from itertools import chain
+from typing import Annotated, Any
+
+import msgspec
+
+from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN
+from corral.errors import CODES, Fault
+from corral.http.answers import Answer
+from corral.http.page import PageQuery
+from corral.http.routes import Route
+from corral.http.signature import Signature, hints, read
+from corral.schema import components
+
+BASE = "/api/v1"
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_SCHEMAS = "#/components/schemas/"
+
+# An announced body is read on every route, also where none is wanted; unknown query parameters are 422 on every route.
+EVERY_ROUTE = frozenset(
+    "malformed_request malformed_json ip_blocked method_not_allowed request_timeout payload_too_large uri_too_long "
+    "unsupported_media_type validation_error concurrency_limit rate_limited headers_too_large internal overloaded "
+    "dependency_unavailable shutting_down storage_full plugin_disabled plugin_failed".split()  # noqa: SIM905  # 19 lines otherwise
+)
+WITH_CREDENTIAL = frozenset({"unauthenticated", "token_expired", "session_revoked"})
+WITH_PERMISSION = frozenset({"forbidden", "insufficient_scope"})
+UNLIMITED_ONLY = frozenset({"password_change_required", "mfa_required"})
+KEYED = frozenset({"idempotency_in_progress", "idempotency_key_reused"})
+
+ALWAYS = ("X-Request-ID", "Cache-Control", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
+_NEEDS = {PUBLIC: "no credential", SIGNED_IN: "a signed-in user", ANY_CALLER: "any valid credential"}
+WITH_STATUS = {401: "WWW-Authenticate", 405: "Allow", 409: "Retry-After", 429: "Retry-After", 503: "Retry-After"}
+CREDENTIALS: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}]
+
+
+class Problem(msgspec.Struct, kw_only=True):
+    """A failure (RFC 9457). Some codes add members, such as `current_status`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    request_id: str
+    errors: Annotated[list[Fault], msgspec.Meta(max_length=100)] | msgspec.UnsetType = msgspec.UNSET
+
+
+def document(routes: Iterable[Route], *, title: str, version: str, public_url: str | None) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of the routes: the same routes in any order give the same document.
+
+    Raises `TypeError` naming the route whose handler or shapes cannot be described.
+    """
+    writer = _Writer(sorted(routes, key=lambda route: (route.path, METHODS.index(route.method))))
+    paths = writer.paths()
+    found = json.loads(files("corral.http.docs").joinpath("frame.json").read_bytes())
+    found["info"] |= {"title": title, "version": version}
+    found["servers"] = [{"url": public_url.rstrip("/") if public_url else "/"}]
+    found["tags"] = [{"name": tag} for tag in sorted({route.tag for route in writer.routes})]
+    found["paths"] = paths
+    found["components"] |= {"schemas": writer.schemas(paths), "responses": dict(sorted(writer.responses.items()))}
+    return dict(found)
+
+
+def problems(route: Route, signature: Signature) -> dict[int, set[str]]:
+    """The codes the route may answer, by status. Its plugin's own codes count once they are in `errors.CODES`."""
+    codes = {*EVERY_ROUTE, *route.raises}
+    if not route.exempt_host:
+        codes.add("invalid_host")
+    if PUBLIC not in route.needs:
+        codes |= WITH_CREDENTIAL
+        codes |= set() if ANY_CALLER in route.needs else WITH_PERMISSION
+        codes |= set() if route.limited else UNLIMITED_ONLY
+    if route.names:
+        codes.add("not_found")
+    if route.method == "POST":
+        codes |= KEYED
+    if signature.if_match is not None:
+        codes.add("precondition_failed")
+    query = typing.get_origin(signature.query) or signature.query
+    if inspect.isclass(query) and issubclass(query, PageQuery):
+        codes.add("invalid_cursor")
+    found: dict[int, set[str]] = {}
+    for code in codes & CODES.keys():
+        found.setdefault(CODES[code][0], set()).add(code)
+    return found
+
+
+def _parts(kind: Any) -> list[Any]:
+    """The members of a union; answers may be unions of shapes without tags, which msgspec does not describe."""
+    return list(typing.get_args(kind)) if typing.get_origin(kind) in (typing.Union, types.UnionType) else [kind]
+
+
+class _Operation(msgspec.Struct):
+    """A route with the schemas of its parts; `returned` is its answer as declared."""
+
+    id: str
+    route: Route
+    signature: Signature
+    returned: list[Any]
+    body: dict[str, Any]
+    query: dict[str, Any]
+    answers: list[dict[str, Any]]
+
+
+class _Writer:
+    """Writes operations; collects the responses they share."""
+
+    def __init__(self, routes: list[Route]) -> None:
+        self.routes = routes
+        self.responses: dict[str, dict[str, Any]] = {}
+        self.operations: list[_Operation] = []
+        signatures = [read(route) for route in routes]
+        kinds = [[signature.body, signature.query, *_parts(signature.returns)] for signature in signatures]
+        schemas, self.named = _described(routes, kinds)
+        self.problem, left = schemas[0], iter(schemas[1:])
+        for name, route, signature, wanted in zip(_ids(routes), routes, signatures, kinds, strict=True):
+            returned = _parts(hints(route.handler)["return"])
+            body, query, *answers = [next(left) for _ in wanted]
+            answers = [] if signature.returns is None else answers
+            answers += [{"type": "null"}] if types.NoneType in returned else []
+            self.operations.append(_Operation(name, route, signature, returned, body, query, answers))
+
+    def paths(self) -> dict[str, dict[str, Any]]:
+        """All operations by path and method, under the base path and at the root where the route says so."""
+        found: dict[str, dict[str, Any]] = {}
+        for each in self.operations:
+            path, method = each.route.path, each.route.method.lower()
+            written = self._operation(each)
+            found.setdefault(BASE + path.rstrip("/"), {})[method] = written
+            if each.route.root:
+                found.setdefault(path, {})[method] = {**written, "operationId": f"{each.id}_at_root"}
+        return dict(sorted(found.items()))
+
+    def schemas(self, paths: Any) -> dict[str, Any]:
+        """The components that the paths and responses lead to; shapes of queries are parameters, not components."""
+        found: set[str] = set()
+        new = set(_references([paths, self.responses]))
+        while new:
+            found |= new
+            new = set(_references([self.named[name] for name in new])) - found
+        return {name: self.named[name] for name in sorted(found)}
+
+    def _operation(self, each: _Operation) -> dict[str, Any]:
+        written: dict[str, Any] = {"operationId": each.id, "tags": [each.route.tag]}
+        if each.route.summary:
+            written["summary"] = each.route.summary
+        needs = f"Needs {' or '.join(_NEEDS.get(need, f'`{need}`') for need in each.route.needs)}."
+        written["description"] = "\n\n".join(filter(None, (each.route.description, needs)))
+        taken = [{"$ref": f"#/components/parameters/{name}"} for name in _taken(each)]
+        written["parameters"] = [*self._parameters(each), *taken]
+        if each.signature.body is not None:
+            written["requestBody"] = {
+                "description": f"At most {each.route.body_limit // 1024} KiB.",
+                "required": self._is_demanded(each.body),
+                "content": {"application/json": {"schema": each.body}},
+            }
+        answers = _successes(each)
+        for status, codes in sorted(problems(each.route, each.signature).items()):
+            answers[str(status)] = self._refusal(status, sorted(codes))
+        written["responses"] = dict(sorted(answers.items()))
+        written["security"] = [] if PUBLIC in each.route.needs else CREDENTIALS
+        return written
+
+    def _parameters(self, each: _Operation) -> Iterator[dict[str, Any]]:
+        for name in each.route.names:
+            is_id = name == "id" or name.endswith("_id")
+            schema = {"type": "string", **({"format": "uuid"} if is_id else {"minLength": 1, "maxLength": 200})}
+            yield {"name": name, "in": "path", "required": True, "schema": schema}
+        shape = self._resolved(each.query)
+        for name, schema in shape.get("properties", {}).items():
+            schema = _without_null(schema)
+            found: dict[str, Any] = {"name": name, "in": "query", "required": name in shape.get("required", ())}
+            if "description" in schema:
+                found["description"] = schema.pop("description")
+            if self._resolved(schema).get("type") == "array":
+                found |= {"style": "form", "explode": True}
+            yield {**found, "schema": schema}
+
+    def _refusal(self, status: int, codes: list[str]) -> dict[str, str]:
+        name = ".".join((str(status), *(code for code in codes if code not in EVERY_ROUTE)))
+        narrowed = {"properties": {"status": {"const": status}, "code": {"enum": codes}}}
+        self.responses[name] = {
+            "description": "; ".join(dict.fromkeys(CODES[code][1] for code in codes)) + ".",
+            "headers": _headers(*ALWAYS, *([WITH_STATUS[status]] if status in WITH_STATUS else ())),
+            "content": {"application/problem+json": {"schema": {"allOf": [self.problem, narrowed]}}},
+        }
+        return {"$ref": f"#/components/responses/{name}"}
+
+    def _resolved(self, schema: dict[str, Any]) -> dict[str, Any]:
+        return self._resolved(self.named[schema["$ref"].removeprefix(_SCHEMAS)]) if "$ref" in schema else schema
+
+    def _is_demanded(self, schema: dict[str, Any]) -> bool:
+        """Whether `{}`, which a missing body means, is refused."""
+        schema = self._resolved(schema)
+        if "anyOf" in schema:
+            return all(self._is_demanded(option) for option in schema["anyOf"])
+        return bool(schema.get("required")) if schema.get("type", "object") == "object" else True
+
+
+def _described(routes: list[Route], kinds: list[list[Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The schemas of the problem and of all kinds in order, with readable names for generic shapes."""
+    try:
+        schemas, named = components([Problem, *chain(*kinds)])
+    except TypeError as error:
+        if len(routes) == 1:
+            raise TypeError(f"{routes[0].label}: {error}") from None
+        for route, each in zip(routes, kinds, strict=True):
+            _described([route], [each])
+        raise
+    wanted = {name: _plain(schema["title"]) for name, schema in named.items() if "[" in schema.get("title", "")}
+    count = Counter([*wanted.values(), *(named.keys() - wanted.keys())])
+    names = {_SCHEMAS + old: _SCHEMAS + new for old, new in wanted.items() if count[new] == 1}
+    renamed = {names.get(_SCHEMAS + name, name).removeprefix(_SCHEMAS): each for name, each in named.items()}
+    return _renamed(schemas, names), _renamed(renamed, names)
+
+
+def _plain(title: str) -> str:
+    """`Page[TaskView]` as `Page_TaskView`, without the names of modules."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", re.sub(r"\b(\w+\.)+(?=\w)", "", title)).strip("_")
+
+
+def _renamed(value: Any, names: dict[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _renamed(each, names) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_renamed(each, names) for each in value]
+    return names.get(value, value) if isinstance(value, str) else value
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, str) and value.startswith(_SCHEMAS):
+        yield value.removeprefix(_SCHEMAS)
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _references(each)
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a query parameter: text cannot be null."""
+    schema = {key: each for key, each in schema.items() if (key, each) != ("default", None)}
+    options = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
+    if len(options) != 1:
+        return {**schema, "anyOf": options} if options else schema
+    return {**options[0], **{key: each for key, each in schema.items() if key != "anyOf"}}
+
+
+def _ids(routes: list[Route]) -> list[str]:
+    """Operation ids: the handler's name after its plugin's, so that another plugin changes no id."""
+    ids = ["_".join(filter(None, (route.plugin, route.handler.__name__))) for route in routes]
+    for suffix in ("method", "path"):
+        count = Counter(ids)
+        more = [re.sub(r"\W+", "_", getattr(route, suffix).lower()).strip("_") for route in routes]
+        ids = [each if count[each] == 1 else f"{each}_{add}" for each, add in zip(ids, more, strict=True)]
+    return ids
+
+
+def _taken(each: _Operation) -> Iterator[str]:
+    """The headers that the operation reads."""
+    if each.route.method == "POST":
+        yield "Idempotency-Key"
+    if each.signature.if_match is not None:
+        yield "If-Match"
+    if each.signature.versioned and each.route.method == "GET":
+        yield "If-None-Match"
+    yield "X-Request-ID"
+
+
+def _headers(*names: str) -> dict[str, dict[str, str]]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def _successes(each: _Operation) -> dict[str, dict[str, Any]]:
+    route, versioned = each.route, each.signature.versioned
+    words = {200: "Done.", 201: "Created.", 202: "Accepted; the resource tells the progress.", 204: "Done; no body."}
+    more = ["ETag"] if versioned else []
+    more += ["Idempotency-Replayed"] if route.method == "POST" else []
+    adapts = any(typing.get_origin(part) is Answer for part in each.returned)  # it may have another status than the route's
+    found: dict[str, dict[str, Any]] = {}
+    for status in {route.status, *((200, 201, 202) if adapts else ())}:
+        own = ["Location"] if status in (201, 202) else ["Corral-Affected"] if route.method == "DELETE" else []
+        found[str(status)] = {"description": words.get(status, "Done."), "headers": _headers(*ALWAYS, *more, *own)}
+        if status != 204 and (content := _content(each)):
+            found[str(status)]["content"] = content
+    if versioned and route.method == "GET":
+        found["304"] = {"description": "The version is the one you have.", "headers": _headers(*ALWAYS, "ETag")}
+    return found
+
+
+def _content(each: _Operation) -> dict[str, Any]:
+    """The media types of an answer; those of texts and streams are known when they are made."""
+    content: dict[str, Any] = {}
+    if each.answers:
+        schema = each.answers[0] if len(each.answers) == 1 else {"anyOf": each.answers}
+        content["application/json"] = {"schema": schema}
+    if each.signature.text:
+        content["text/*"] = {"schema": {"type": "string"}}
+    if each.signature.streams:
+        content |= {"text/event-stream": {"schema": {"type": "string"}}, "*/*": {}}
+    return content

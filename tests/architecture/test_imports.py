@@ -1,0 +1,296 @@
+"""Who may import whom. There is no list of exceptions: a line that breaks a rule moves, or the rule changes for all."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Bottom first: a module imports only from those before it. A new module of the kernel gets its place here.
+FLOORS = (
+    "errors",
+    "schema",
+    "config",
+    "ids",
+    "clock",
+    "database",
+    "events",
+    "jobs",
+    "storage",
+    "crypto",
+    "egress",
+    "redact",
+    "auth",
+    "http",
+    "openapi",
+    "plugin",
+    "hookspecs",
+    "settings",
+    "container",
+    "loader",
+    "kernel",
+    "asgi",
+    "cli",
+    "__main__",
+    "core",
+    "testing",
+    "scaffold",
+)
+PUBLIC = frozenset(
+    {
+        "auth",
+        "clock",
+        "crypto",
+        "database",
+        "egress",
+        "errors",
+        "events",
+        "hookspecs",
+        "http",
+        "ids",
+        "jobs",
+        "plugin",
+        "redact",
+        "schema",
+        "storage",
+        "testing",
+    }
+)
+# Inside a plugin. A module with another name (a provider, a parser) is a part of the service.
+RANKS = {"api": 0, "hookspecs": 1, "models": 2, "service": 3, "routes": 4, "jobs": 4, "plugin": 5}
+VAGUE = frozenset({"utils", "util", "helpers", "helper", "common", "manager", "managers"})
+
+
+@dataclass(frozen=True)
+class Import:
+    """`names` in full: `from a import b` gives a.b, whether b is a module or a name in a."""
+
+    line: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Module:
+    path: Path
+    name: str
+    tree: ast.Module
+
+    def imports(self) -> Iterator[Import]:
+        """Every import, also inside functions and under TYPE_CHECKING."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                yield Import(node.lineno, tuple(alias.name for alias in node.names))
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                yield Import(node.lineno, tuple(f"{node.module}.{alias.name}" for alias in node.names))
+
+    def imported(self) -> Iterator[tuple[str, str]]:
+        """(imported name, place) of each name that is imported."""
+        for statement in self.imports():
+            for name in statement.names:
+                yield name, f"{self.path}:{statement.line}"
+
+
+@dataclass(frozen=True)
+class PluginPackage:
+    """A plugin: `package` is its import name (corral_plugins.tasks), `name` what other plugins call it."""
+
+    name: str
+    package: str
+    modules: tuple[Module, ...]
+
+    def manifest(self, attribute: str) -> tuple[str, ...]:
+        """`requires` or `wants` as written in the class of plugin.py."""
+        for module in self.modules:
+            if module.name == f"{self.package}.plugin":
+                for node in ast.walk(module.tree):
+                    if isinstance(node, ast.ClassDef) and node.name.endswith("Plugin"):
+                        return _class_tuple(node, attribute)
+        return ()
+
+
+def _class_tuple(node: ast.ClassDef, attribute: str) -> tuple[str, ...]:
+    for statement in node.body:
+        targets: list[ast.expr] = []
+        if isinstance(statement, ast.Assign):
+            targets = statement.targets
+        elif isinstance(statement, ast.AnnAssign):
+            targets = [statement.target]
+        else:
+            continue
+        if statement.value and any(isinstance(target, ast.Name) and target.id == attribute for target in targets):
+            return tuple(ast.literal_eval(statement.value))
+    return ()
+
+
+def _modules(source_root: Path, package: str) -> tuple[Module, ...]:
+    found = []
+    for path in sorted((source_root / package).rglob("*.py")):
+        parts = path.relative_to(source_root).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found.append(Module(path.relative_to(ROOT), name, ast.parse(path.read_text(encoding="utf-8"))))
+    return tuple(found)
+
+
+KERNEL = _modules(ROOT / "kernel", "corral")
+BUILT_IN = _modules(ROOT / "plugins", "corral_plugins")
+MARKETPLACE = _modules(ROOT / "marketplace", "corral_marketplace")
+
+
+def _plugins() -> tuple[PluginPackage, ...]:
+    found = []
+    for folder in sorted((ROOT / "plugins" / "corral_plugins").glob("*/__init__.py")):
+        name = folder.parent.name
+        package = f"corral_plugins.{name}"
+        own = tuple(module for module in BUILT_IN if f"{module.name}.".startswith(f"{package}."))
+        found.append(PluginPackage(name, package, own))
+    for folder in sorted((ROOT / "contrib").glob("*/corral_*/__init__.py")):
+        package = folder.parent.name
+        found.append(PluginPackage(package.removeprefix("corral_"), package, _modules(folder.parents[1], package)))
+    return tuple(found)
+
+
+PLUGINS = _plugins()
+EVERY_MODULE = (*KERNEL, *BUILT_IN, *MARKETPLACE, *(m for p in PLUGINS if "." not in p.package for m in p.modules))
+
+plugins = pytest.mark.parametrize("plugin", PLUGINS, ids=[plugin.name for plugin in PLUGINS])
+
+
+def _under(name: str, package: str) -> bool:
+    return f"{name}.".startswith(f"{package}.")
+
+
+def _part(name: str, package: str) -> str:
+    """`service` of corral_plugins.tasks.service.claims; empty for the package itself."""
+    return name.removeprefix(package).removeprefix(".").split(".")[0]
+
+
+def test_the_kernel_imports_no_plugin() -> None:
+    foreign = ("corral_plugins", "corral_marketplace", *(plugin.package for plugin in PLUGINS))
+    assert [
+        f"{place} imports {name}"
+        for module in KERNEL
+        for name, place in module.imported()
+        if any(_under(name, package) for package in foreign)
+    ] == []
+
+
+def test_every_module_of_the_kernel_has_a_floor() -> None:
+    assert sorted({module.name.split(".")[1] for module in KERNEL if "." in module.name} - {*FLOORS}) == []
+
+
+def test_a_floor_of_the_kernel_imports_only_from_those_below_it() -> None:
+    wrong = []
+    for module in KERNEL:
+        if "." not in module.name:  # the package itself: nothing is below it
+            wrong += [f"{place} imports {name}" for name, place in module.imported() if _under(name, "corral")]
+            continue
+        own = module.name.split(".")[1]
+        if own not in FLOORS:  # told by the test above
+            continue
+        for name, place in module.imported():
+            floor = _part(name, "corral")
+            if not _under(name, "corral") or floor == own:
+                continue
+            if floor not in FLOORS[: FLOORS.index(own)]:
+                wrong.append(f"{place}: {own} imports {name}")
+    assert wrong == []
+
+
+def test_the_marketplace_imports_no_plugin_and_of_the_kernel_what_is_public() -> None:
+    assert [
+        f"{place} imports {name}"
+        for module in MARKETPLACE
+        for name, place in module.imported()
+        if _under(name, "corral_plugins") or (_under(name, "corral") and _part(name, "corral") not in PUBLIC)
+    ] == []
+
+
+@plugins
+def test_a_plugin_imports_only_the_public_kernel(plugin: PluginPackage) -> None:
+    assert [
+        f"{place} imports {name}"
+        for module in plugin.modules
+        for name, place in module.imported()
+        if _under(name, "corral") and _part(name, "corral") not in PUBLIC
+    ] == []
+
+
+@plugins
+def test_a_plugin_imports_of_another_only_the_api_and_only_if_it_names_it(plugin: PluginPackage) -> None:
+    named = {*plugin.manifest("requires"), *plugin.manifest("wants")}
+    foreign = [other for other in PLUGINS if other.package != plugin.package]
+    wrong = []
+    for module in plugin.modules:
+        for name, place in module.imported():
+            if name in ("corral_plugins", "corral_plugins.*"):
+                wrong.append(f"{place} imports {name}")
+            for other in foreign:
+                if _under(name, other.package) and not (_under(name, f"{other.package}.api") and other.name in named):
+                    wrong.append(f"{place} imports {name}")
+    assert wrong == []
+
+
+@plugins
+def test_an_api_imports_no_other_plugin(plugin: PluginPackage) -> None:
+    assert [
+        f"{place} imports {name}"
+        for module in plugin.modules
+        if _under(module.name, f"{plugin.package}.api")
+        for name, place in module.imported()
+        for other in PLUGINS
+        if other.package != plugin.package and _under(name, other.package)
+    ] == []
+
+
+@plugins
+def test_inside_a_plugin_imports_go_down(plugin: PluginPackage) -> None:
+    wrong = []
+    for module in plugin.modules:
+        own = _part(module.name, plugin.package)
+        for name, place in module.imported():
+            if not _under(name, plugin.package):
+                continue
+            part = _part(name, plugin.package)
+            down = RANKS.get(part, 3) < RANKS.get(own, 3)
+            beside = part == own or (RANKS.get(part, 3) == RANKS.get(own, 3) == 3)
+            if own in ("", "migrations") or not (down or beside):
+                wrong.append(f"{place}: {own or 'the package'} imports {name}")
+    assert wrong == []
+
+
+def test_imports_are_absolute() -> None:
+    assert [
+        f"{module.path}:{node.lineno}"
+        for module in EVERY_MODULE
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.ImportFrom) and node.level > 0
+    ] == []
+
+
+def test_annotations_are_postponed_everywhere() -> None:
+    def postponed(tree: ast.Module) -> bool:
+        return any(isinstance(n, ast.ImportFrom) and n.module == "__future__" for n in tree.body)
+
+    def empty(tree: ast.Module) -> bool:
+        return all(isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) for n in tree.body)
+
+    assert [str(m.path) for m in EVERY_MODULE if not empty(m.tree) and not postponed(m.tree)] == []
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    assert [str(module.path) for module in EVERY_MODULE if VAGUE & {*module.name.split(".")}] == []
+
+
+def test_packages_of_a_plugin_cost_nothing_to_import() -> None:
+    """`__init__.py` is a docstring: names are imported from the module that defines them."""
+    assert [
+        str(module.path)
+        for plugin in PLUGINS
+        for module in plugin.modules
+        if module.name == plugin.package and len(module.tree.body) > 1
+    ] == []

@@ -1,0 +1,285 @@
+"""The keyring: sealed values, key files, rotation, signatures."""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corral import clock
+from corral.config import Config, load
+from corral.crypto import (
+    KEY_FILE,
+    BadSignature,
+    Expired,
+    Keyring,
+    SealedWrong,
+    derive,
+    key_id,
+    parse_master_keys,
+    place,
+)
+from corral.errors import Refused, Unavailable
+
+K1, K2, K3 = (base64.b64encode(bytes(range(n, n + 32))).decode() for n in (1, 2, 3))
+AAD = place("secrets", "01900000-0000-7000-8000-000000000001", 1)
+
+
+def ring(text: str = f"v1:{K1}") -> Keyring:
+    return Keyring(parse_master_keys(text, "test"))
+
+
+def config_in(folder: Path, **environ: str) -> Config:
+    return load(environ, path=Path(os.devnull), overrides={"data_dir": folder})
+
+
+@pytest.fixture(autouse=True)
+def _clock() -> Iterator[None]:
+    yield
+    clock.reset()
+
+
+@given(st.binary(max_size=300), st.text(min_size=1).filter(lambda text: "\ud800" not in text))
+def test_what_is_sealed_opens_to_itself(plaintext: bytes, aad: str) -> None:
+    sealed = ring().seal(plaintext, aad=aad)
+    assert ring().open(sealed, aad=aad) == plaintext
+    assert len(sealed) == len(plaintext) + 97
+    assert len(plaintext) < 8 or plaintext not in sealed
+
+
+def test_equal_values_never_look_equal() -> None:
+    keyring = ring()
+    assert len({keyring.seal(b"x", aad=AAD) for _ in range(100)}) == 100
+
+
+def test_every_changed_byte_is_noticed() -> None:
+    keyring = ring()
+    sealed = keyring.seal(b"value", aad=AAD)
+    for index in range(len(sealed)):
+        changed = bytearray(sealed)
+        changed[index] ^= 1
+        with pytest.raises((SealedWrong, Unavailable)) as caught:
+            keyring.open(bytes(changed), aad=AAD)
+        assert isinstance(caught.value, Unavailable) == (1 <= index < 9)
+    for size in range(len(sealed)):
+        with pytest.raises(SealedWrong):
+            keyring.open(sealed[:size], aad=AAD)
+
+
+def test_a_value_does_not_open_in_another_place() -> None:
+    keyring = ring()
+    sealed = keyring.seal(b"value", aad=AAD)
+    for other in (place("secrets", "other", 1), AAD.replace("|1|", "|2|"), AAD + "x", AAD.replace("secrets", "users")):
+        with pytest.raises(SealedWrong):
+            keyring.open(sealed, aad=other)
+    with pytest.raises(ValueError, match="aad"):
+        keyring.seal(b"value", aad="")
+    assert issubclass(SealedWrong, ValueError)
+
+
+def test_a_wrapped_data_key_does_not_serve_another_value() -> None:
+    keyring = ring()
+    one, two = keyring.seal(b"one", aad=AAD), keyring.seal(b"two", aad=AAD)
+    with pytest.raises(SealedWrong):
+        keyring.open(one[:69] + two[69:], aad=AAD)
+
+
+def test_another_key_under_the_same_label_is_unknown_not_tampered() -> None:
+    sealed = ring(f"v1:{K1}").seal(b"value", aad=AAD)
+    with pytest.raises(Unavailable) as caught:
+        ring(f"v1:{K2}").open(sealed, aad=AAD)
+    assert (caught.value.code, caught.value.status) == ("vault_sealed", 503)
+
+
+def test_rotation_is_additive() -> None:
+    old, both, new = ring(f"v1:{K1}"), ring(f"v2:{K2},v1:{K1}"), ring(f"v2:{K2}")
+    sealed = old.seal(b"value", aad=AAD)
+    assert key_id(sealed) == old.active.id == both.keys[1].id
+    assert both.open(sealed, aad=AAD) == b"value"
+    again = both.rewrap(sealed)
+    assert key_id(again) == new.active.id
+    assert new.open(again, aad=AAD) == b"value"
+    assert both.rewrap(again) == again
+    assert again[69:] == sealed[69:]  # only the wrapping is new
+    with pytest.raises(Unavailable):
+        new.rewrap(sealed)
+    assert [key.label for key in both.keys] == ["v2", "v1"]
+    assert key_id(both.seal(b"x", aad=AAD)) == both.active.id
+
+
+def test_renaming_a_label_loses_nothing() -> None:
+    assert ring(f"v9:{K1}").open(ring().seal(b"value", aad=AAD), aad=AAD) == b"value"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "entry 1"),
+        (K1, "entry 1"),
+        (f"v2:{K2},", "entry 2"),
+        ("v1:%%%%", "entry 1"),
+        (f"v1:{base64.b64encode(b'short').decode()}", "entry 1"),
+        (f"v1:{base64.b64encode(bytes(32)).decode()}", "known default"),
+        (f"v1:{K1},v1:{K2}", "twice"),
+        (f"v1:{K1},v2:{K1}", "twice"),
+        (f"v-1:{K1}", "entry 1"),
+    ],
+)
+def test_bad_master_keys_are_refused_without_being_shown(text: str, told: str) -> None:
+    with pytest.raises(Refused) as caught:
+        parse_master_keys(text, "CORRAL_MASTER_KEY")
+    (fault,) = caught.value.faults
+    assert fault.startswith("CORRAL_MASTER_KEY: ")
+    assert told in fault
+    assert K1 not in fault
+    assert K1 not in repr(parse_master_keys(f"v1:{K1}", "x"))
+
+
+def test_spellings_of_base64() -> None:
+    raw = b"\xfb\xff" * 2 + bytes(range(28))
+    spellings = {base64.b64encode(raw).decode(), base64.urlsafe_b64encode(raw).decode().rstrip("=")}
+    assert len({parse_master_keys(f" v1 : {text} ".replace(" :", ":"), "x")[0].id for text in spellings}) == 1
+
+
+def test_the_configured_key_comes_before_the_file(tmp_path: Path) -> None:
+    config = config_in(tmp_path, CORRAL_MASTER_KEY=f"v2:{K2},v1:{K1}")
+    keyring = Keyring.load(config, allow_create=True)
+    assert (keyring.active.label, keyring.source, keyring.created) == ("v2", "CORRAL_MASTER_KEY", False)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(Refused, match="CORRAL_MASTER_KEY: entry 1"):
+        Keyring.load(config_in(tmp_path, CORRAL_MASTER_KEY="v1:nonsense"))
+
+
+def test_first_start_makes_a_key_file_once(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    first = Keyring.load(config, allow_create=True)
+    path = tmp_path / KEY_FILE
+    assert (first.created, first.sealed, first.source) == (True, False, str(path))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == [KEY_FILE]
+    second = Keyring.load(config, allow_create=True)
+    assert (second.created, second.keys) == (False, first.keys)
+    assert second.open(first.seal(b"x", aad=AAD), aad=AAD) == b"x"
+
+
+def test_starting_together_agrees_on_one_key(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    with ThreadPoolExecutor(16) as pool:
+        rings = [*pool.map(lambda _: Keyring.load(config, allow_create=True), range(64))]
+    assert len({keyring.active.id for keyring in rings}) == 1
+    assert sum(keyring.created for keyring in rings) == 1
+
+
+def test_no_key_is_made_over_old_rows_and_the_vault_is_sealed(tmp_path: Path) -> None:
+    keyring = Keyring.load(config_in(tmp_path))
+    assert keyring.sealed
+    assert list(tmp_path.iterdir()) == []
+    for call in (
+        lambda: keyring.seal(b"x", aad=AAD),
+        lambda: keyring.open(ring().seal(b"x", aad=AAD), aad=AAD),
+        lambda: keyring.rewrap(ring().seal(b"x", aad=AAD)),
+    ):
+        with pytest.raises(Unavailable) as caught:
+            call()
+        assert caught.value.code == "vault_sealed"
+    assert keyring.verify("cursor", b"x", keyring.mac("cursor", b"x"))
+    assert keyring.signer("link").load(keyring.signer("link").sign(1), 10) == 1
+
+
+def test_a_wrong_key_is_noticed_by_the_stored_rows() -> None:
+    keyring, right = ring(f"v1:{K1}"), ring(f"v1:{K2}")
+    keyring.note_stored([])
+    assert not keyring.sealed
+    keyring.note_stored([right.active.id])
+    assert keyring.sealed
+    with pytest.raises(Unavailable):
+        keyring.seal(b"x", aad=AAD)
+    keyring.note_stored([right.active.id, keyring.keys[0].id])
+    assert not keyring.sealed
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o602])
+def test_an_exposed_key_file_stops_the_start(tmp_path: Path, mode: int) -> None:
+    config = config_in(tmp_path)
+    Keyring.load(config, allow_create=True)
+    (tmp_path / KEY_FILE).chmod(mode)
+    with pytest.raises(Refused, match="chmod 600"):
+        Keyring.load(config)
+
+
+def test_a_damaged_key_file_or_folder_stops_the_start_and_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / KEY_FILE
+    path.write_bytes(b"\xff\xfe")
+    path.chmod(0o600)
+    with pytest.raises(Refused, match="cannot be read"):
+        Keyring.load(config_in(tmp_path), allow_create=True)
+    path.write_bytes(b"")
+    with pytest.raises(Refused, match="entry 1"):
+        Keyring.load(config_in(tmp_path), allow_create=True)
+    assert path.read_bytes() == b""
+    with pytest.raises(Refused, match="cannot be read or made"):
+        Keyring.load(config_in(tmp_path / "absent"), allow_create=True)
+
+
+def test_derived_keys_are_hkdf_and_differ_by_purpose() -> None:
+    master = bytes(range(32))
+    reference = HKDF(algorithm=SHA256(), length=32, salt=b"corral", info=b"wrap").derive(master)
+    assert derive(master, "wrap") == reference
+    assert derive(master, "other") != reference
+
+
+def test_signed_tokens() -> None:
+    signer = ring().signer("file-url")
+    token = signer.sign({"id": "x", "n": [1, None]})
+    assert token.isascii()
+    assert not set(token) & set("+/=& ")
+    assert signer.load(token, 60) == {"id": "x", "n": [1, None]}
+    for bad in (token[:-1] + ("A" if token[-1] != "A" else "B"), token[1:], "", "a.b.c", "ü", "\ud800", token + "x"):
+        with pytest.raises(BadSignature) as caught:
+            signer.load(bad, 60)
+        assert not isinstance(caught.value, Expired)
+    for other in (ring().signer("reset"), ring(f"v1:{K3}").signer("file-url")):
+        with pytest.raises(BadSignature):
+            other.load(token, 60)
+    assert issubclass(BadSignature, ValueError)
+
+
+def test_signed_tokens_expire_by_the_one_clock() -> None:
+    signer = ring().signer("file-url")
+    token = signer.sign(1)
+    clock.travel(59)
+    assert signer.load(token, 60) == 1
+    clock.travel(3)
+    with pytest.raises(Expired):
+        signer.load(token, 60)
+
+
+def test_signatures_and_digests_outlive_a_rotation() -> None:
+    old, both, new = ring(f"v1:{K1}"), ring(f"v2:{K2},v1:{K1}"), ring(f"v2:{K2}")
+    token, digest = old.signer("link").sign("x"), old.mac("cursor", b"data")
+    assert both.signer("link").load(token, 60) == "x"
+    assert new.signer("link").load(both.signer("link").sign("y"), 60) == "y"
+    assert both.verify("cursor", b"data", digest)
+    assert not new.verify("cursor", b"data", digest)
+    assert both.mac("cursor", b"data") == new.mac("cursor", b"data") != digest
+    assert not both.verify("cursor", b"datb", digest)
+    assert not both.verify("other", b"data", digest)
+    assert len(digest) == 32
+
+
+def test_importing_costs_no_cryptography() -> None:
+    code = "import sys, corral.crypto; print('cryptography' in sys.modules, 'itsdangerous' in sys.modules)"
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=True)
+    assert answer.stdout.split() == ["False", "False"]
