@@ -130,7 +130,9 @@ class Storage(_Part, frozen=True):
 class Keys(_Part, frozen=True):
     """`[keys]` as configured; `corral.crypto.Keyring` parses `master_key`."""
 
-    master_key: Annotated[Text | None, Key("v2:<base64>,v1:<base64>; first = active", "CORRAL_MASTER_KEY", True)] = None
+    master_key: Annotated[
+        Text | None, Key("v2:<base64>,v1:<base64>; the first is active", "CORRAL_MASTER_KEY", True)
+    ] = None
     jwt_secret: Annotated[Text | None, Key("Replaces the stored keys; >= 32 bytes", "CORRAL_JWT_SECRET", True)] = None
 
 
@@ -156,7 +158,7 @@ class Plugins(_Part, frozen=True):
 
 
 class Config(_Part, frozen=True):
-    """All of it, checked. `sources` tells of each key where its value came from; `path` is the file read, if any."""
+    """All of it, checked. `sources` tells where each given value came from; `path` is the file read, if any."""
 
     data_dir: Annotated[Path, Key("Database, files, keys; mode 0700", "CORRAL_DATA_DIR")] = Path("corral-data")
     safe_mode: Annotated[bool, Key("Load only protected plugins", "CORRAL_SAFE_MODE")] = False

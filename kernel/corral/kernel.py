@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 from corral.auth.credentials import Credentials
@@ -32,8 +33,9 @@ from corral.http.metrics import RequestMetrics
 from corral.jobs import job as job_rows
 from corral.jobs.runner import InProcessRunner
 from corral.loader import ESSENTIAL, Loaded, attempt, block, discover, fail, load
-from corral.plugin import Provide, Settings
-from corral.plugin_admin import Contributions, PluginRegistry
+from corral.openapi import ApiDocument
+from corral.plugin import Contributions, Provide, Settings
+from corral.plugin_admin import HookContributions, PluginRegistry
 from corral.settings import SettingsRegistry
 from corral.supervisor import Supervisor
 
@@ -101,8 +103,9 @@ class Kernel:
             Config: self.config, Database: self.database, Work: self.database.work, Keyring: self.keyring,
             Settings: self.settings, SettingsRegistry: self.settings, Feed: self.feed, Bus: self.bus,
             Credentials: self.credentials, Permissions: Permissions(), RequestMetrics: self.metrics,
-            EventTypes: self.event_types, Contributions: Contributions(self.plugins), Supervisor: self.supervisor,
+            EventTypes: self.event_types, Contributions: HookContributions(self.plugins), Supervisor: self.supervisor,
             PluginRegistry: self.registry,
+            ApiDocument: ApiDocument(title="Corral", version=version("corral"), public_url=self.config.server.public_url),
         }  # fmt: skip
         for kind, instance in offered.items():
             self.container.add(kind, instance)
@@ -295,7 +298,9 @@ def apply_migrations(database: Database, plugins: list[Loaded], config: Config, 
 
 
 def _flush(unit: Unit) -> None:
-    """Row changes are done; now audit, jobs and events, in this order."""
+    """Row changes are done; now what waited for that, then audit, jobs and events, in this order."""
+    for finish in unit.before:
+        finish()
     for write in unit.audit:
         write()
     job_rows.write(unit)

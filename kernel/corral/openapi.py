@@ -1,7 +1,6 @@
 """From declared routes to the OpenAPI 3.1 document, and to the problems each route may answer.
 
-The document is exact: a status, code or schema that is not in it must not occur. What a route adds to the rules that
-hold for all of them stands in its declaration (`raises`, `status`, the types of its handler).
+The document is exact: a status, code or schema that is not in it must not occur; routes declare theirs in `raises`.
 """
 
 from __future__ import annotations
@@ -22,26 +21,21 @@ import msgspec
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN
 from corral.errors import CODES, Fault
 from corral.http.answers import Answer
-from corral.http.page import PageQuery
+from corral.http.page import Page, PageQuery
 from corral.http.routes import Route
 from corral.http.signature import Signature, hints, read
-from corral.schema import components
+from corral.schema import components, encode
 
 BASE = "/api/v1"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SCHEMAS = "#/components/schemas/"
 
 # An announced body is read on every route, also where none is wanted; unknown query parameters are 422 on every route.
-EVERY_ROUTE = frozenset(
-    "malformed_request malformed_json ip_blocked method_not_allowed request_timeout payload_too_large uri_too_long "
-    "unsupported_media_type validation_error concurrency_limit rate_limited headers_too_large internal overloaded "
-    "dependency_unavailable shutting_down storage_full plugin_disabled plugin_failed".split()  # noqa: SIM905  # 19 lines otherwise
-)
-WITH_CREDENTIAL = frozenset({"unauthenticated", "token_expired", "session_revoked"})
-WITH_PERMISSION = frozenset({"forbidden", "insufficient_scope"})
-UNLIMITED_ONLY = frozenset({"password_change_required", "mfa_required"})
-KEYED = frozenset({"idempotency_in_progress", "idempotency_key_reused"})
-
+EVERYWHERE = """
+malformed_request malformed_json ip_blocked method_not_allowed request_timeout payload_too_large uri_too_long
+unsupported_media_type validation_error concurrency_limit rate_limited headers_too_large internal overloaded
+dependency_unavailable shutting_down storage_full plugin_disabled plugin_failed"""
+EVERY_ROUTE = frozenset(EVERYWHERE.split())
 ALWAYS = ("X-Request-ID", "Cache-Control", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 _NEEDS = {PUBLIC: "no credential", SIGNED_IN: "a signed-in user", ANY_CALLER: "any valid credential"}
 WITH_STATUS = {401: "WWW-Authenticate", 405: "Allow", 409: "Retry-After", 429: "Retry-After", 503: "Retry-After"}
@@ -67,13 +61,13 @@ def document(routes: Iterable[Route], *, title: str, version: str, public_url: s
     Raises `TypeError` naming the route whose handler or shapes cannot be described.
     """
     writer = _Writer(sorted(routes, key=lambda route: (route.path, METHODS.index(route.method))))
-    paths = writer.paths()
     found = json.loads(files("corral.http.docs").joinpath("frame.json").read_bytes())
     found["info"] |= {"title": title, "version": version}
     found["servers"] = [{"url": public_url.rstrip("/") if public_url else "/"}]
     found["tags"] = [{"name": tag} for tag in sorted({route.tag for route in writer.routes})]
-    found["paths"] = paths
-    found["components"] |= {"schemas": writer.schemas(paths), "responses": dict(sorted(writer.responses.items()))}
+    found["paths"] = writer.paths()
+    found["components"]["schemas"] = writer.schemas(found["paths"])
+    found["components"]["responses"] = dict(sorted(writer.responses.items()))
     return dict(found)
 
 
@@ -83,13 +77,13 @@ def problems(route: Route, signature: Signature) -> dict[int, set[str]]:
     if not route.exempt_host:
         codes.add("invalid_host")
     if PUBLIC not in route.needs:
-        codes |= WITH_CREDENTIAL
-        codes |= set() if ANY_CALLER in route.needs else WITH_PERMISSION
-        codes |= set() if route.limited else UNLIMITED_ONLY
+        codes |= {"unauthenticated", "token_expired", "session_revoked"}
+        codes |= set() if ANY_CALLER in route.needs else {"forbidden", "insufficient_scope"}
+        codes |= set() if route.limited else {"password_change_required", "mfa_required", "worker_not_approved"}
     if route.names:
         codes.add("not_found")
     if route.method == "POST":
-        codes |= KEYED
+        codes |= {"idempotency_in_progress", "idempotency_key_reused"}
     if signature.if_match is not None:
         codes.add("precondition_failed")
     query = typing.get_origin(signature.query) or signature.query
@@ -126,13 +120,14 @@ class _Writer:
         self.responses: dict[str, dict[str, Any]] = {}
         self.operations: list[_Operation] = []
         signatures = [read(route) for route in routes]
-        kinds = [[signature.body, signature.query, *_parts(signature.returns)] for signature in signatures]
-        schemas, self.named = _described(routes, kinds)
-        self.problem, left = schemas[0], iter(schemas[1:])
+        kinds = [[signature.body, signature.query, *map(_item, _parts(signature.returns))] for signature in signatures]
+        (self.problem, self.page, *rest), self.named = _described(routes, kinds)
+        left = iter(rest)
         for name, route, signature, wanted in zip(_ids(routes), routes, signatures, kinds, strict=True):
             returned = _parts(hints(route.handler)["return"])
             body, query, *answers = [next(left) for _ in wanted]
-            answers = [] if signature.returns is None else answers
+            shapes = [] if signature.returns is None else zip(_parts(signature.returns), answers, strict=True)
+            answers = [self._paged(each) if _item(kind) is not kind else each for kind, each in shapes]
             answers += [{"type": "null"}] if types.NoneType in returned else []
             self.operations.append(_Operation(name, route, signature, returned, body, query, answers))
 
@@ -150,16 +145,14 @@ class _Writer:
     def schemas(self, paths: Any) -> dict[str, Any]:
         """The components that the paths and responses lead to; shapes of queries are parameters, not components."""
         found: set[str] = set()
-        new = set(_references([paths, self.responses]))
+        new = _references([paths, self.responses])
         while new:
             found |= new
-            new = set(_references([self.named[name] for name in new])) - found
+            new = _references([self.named[name] for name in new]) - found
         return {name: self.named[name] for name in sorted(found)}
 
     def _operation(self, each: _Operation) -> dict[str, Any]:
-        written: dict[str, Any] = {"operationId": each.id, "tags": [each.route.tag]}
-        if each.route.summary:
-            written["summary"] = each.route.summary
+        written: dict[str, Any] = {"operationId": each.id, "tags": [each.route.tag], "summary": each.route.summary}
         needs = f"Needs {' or '.join(_NEEDS.get(need, f'`{need}`') for need in each.route.needs)}."
         written["description"] = "\n\n".join(filter(None, (each.route.description, needs)))
         taken = [{"$ref": f"#/components/parameters/{name}"} for name in _taken(each)]
@@ -171,7 +164,7 @@ class _Writer:
                 "content": {"application/json": {"schema": each.body}},
             }
         answers = _successes(each)
-        for status, codes in sorted(problems(each.route, each.signature).items()):
+        for status, codes in problems(each.route, each.signature).items():
             answers[str(status)] = self._refusal(status, sorted(codes))
         written["responses"] = dict(sorted(answers.items()))
         written["security"] = [] if PUBLIC in each.route.needs else CREDENTIALS
@@ -205,6 +198,16 @@ class _Writer:
     def _resolved(self, schema: dict[str, Any]) -> dict[str, Any]:
         return self._resolved(self.named[schema["$ref"].removeprefix(_SCHEMAS)]) if "$ref" in schema else schema
 
+    def _paged(self, item: dict[str, Any]) -> dict[str, Any]:
+        """A page of these; a component `Page_<name>` if they have a name."""
+        page = dict(self._resolved(self.page))
+        page["properties"] = {**page["properties"], "items": {"type": "array", "items": item}}
+        if "$ref" not in item:
+            return page
+        name = item["$ref"].removeprefix(_SCHEMAS)
+        self.named[f"Page_{name}"] = {**page, "title": f"Page[{name}]"}
+        return {"$ref": f"{_SCHEMAS}Page_{name}"}
+
     def _is_demanded(self, schema: dict[str, Any]) -> bool:
         """Whether `{}`, which a missing body means, is refused."""
         schema = self._resolved(schema)
@@ -213,51 +216,33 @@ class _Writer:
         return bool(schema.get("required")) if schema.get("type", "object") == "object" else True
 
 
+def _item(kind: Any) -> Any:
+    """The shape inside a `Page`; other kinds as they are. msgspec loses a `Page[X]` where two shapes are called X."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is Page else kind
+
+
 def _described(routes: list[Route], kinds: list[list[Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The schemas of the problem and of all kinds in order, with readable names for generic shapes."""
+    """The schemas of a problem, of a page of anything, and of all kinds in order; and the components."""
     try:
-        schemas, named = components([Problem, *chain(*kinds)])
-    except TypeError as error:
+        return components([Problem, Page, *chain(*kinds)])
+    except (TypeError, KeyError) as error:
         if len(routes) == 1:
             raise TypeError(f"{routes[0].label}: {error}") from None
         for route, each in zip(routes, kinds, strict=True):
             _described([route], [each])
-        raise
-    wanted = {name: _plain(schema["title"]) for name, schema in named.items() if "[" in schema.get("title", "")}
-    count = Counter([*wanted.values(), *(named.keys() - wanted.keys())])
-    names = {_SCHEMAS + old: _SCHEMAS + new for old, new in wanted.items() if count[new] == 1}
-    renamed = {names.get(_SCHEMAS + name, name).removeprefix(_SCHEMAS): each for name, each in named.items()}
-    return _renamed(schemas, names), _renamed(renamed, names)
+        raise TypeError(f"two shapes of one name in generic shapes: {error}") from None
 
 
-def _plain(title: str) -> str:
-    """`Page[TaskView]` as `Page_TaskView`, without the names of modules."""
-    return re.sub(r"[^A-Za-z0-9]+", "_", re.sub(r"\b(\w+\.)+(?=\w)", "", title)).strip("_")
-
-
-def _renamed(value: Any, names: dict[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _renamed(each, names) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_renamed(each, names) for each in value]
-    return names.get(value, value) if isinstance(value, str) else value
-
-
-def _references(value: Any) -> Iterator[str]:
-    if isinstance(value, str) and value.startswith(_SCHEMAS):
-        yield value.removeprefix(_SCHEMAS)
-    elif isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _references(each)
+def _references(value: Any) -> set[str]:
+    return set(re.findall(f'"{_SCHEMAS}([^"]+)"', encode(value).decode()))
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema of a query parameter: text cannot be null."""
     schema = {key: each for key, each in schema.items() if (key, each) != ("default", None)}
     options = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
-    if len(options) != 1:
-        return {**schema, "anyOf": options} if options else schema
-    return {**options[0], **{key: each for key, each in schema.items() if key != "anyOf"}}
+    rest = {key: each for key, each in schema.items() if key != "anyOf"}
+    return {**rest, **(options[0] if len(options) == 1 else {"anyOf": options} if options else {})}
 
 
 def _ids(routes: list[Route]) -> list[str]:
@@ -288,16 +273,17 @@ def _headers(*names: str) -> dict[str, dict[str, str]]:
 def _successes(each: _Operation) -> dict[str, dict[str, Any]]:
     route, versioned = each.route, each.signature.versioned
     words = {200: "Done.", 201: "Created.", 202: "Accepted; the resource tells the progress.", 204: "Done; no body."}
-    more = ["ETag"] if versioned else []
-    more += ["Idempotency-Replayed"] if route.method == "POST" else []
-    adapts = any(typing.get_origin(part) is Answer for part in each.returned)  # it may have another status than the route's
+    more = [*(["ETag"] if versioned else []), *(["Idempotency-Replayed"] if route.method == "POST" else [])]
+    adapts = any(
+        typing.get_origin(part) is Answer for part in each.returned
+    )  # it may have another status than the route's
     found: dict[str, dict[str, Any]] = {}
     for status in {route.status, *((200, 201, 202) if adapts else ())}:
         own = ["Location"] if status in (201, 202) else ["Corral-Affected"] if route.method == "DELETE" else []
         found[str(status)] = {"description": words.get(status, "Done."), "headers": _headers(*ALWAYS, *more, *own)}
         if status != 204 and (content := _content(each)):
             found[str(status)]["content"] = content
-    if versioned and route.method == "GET":
+    if versioned and route.method == "GET" and not route.live:
         found["304"] = {"description": "The version is the one you have.", "headers": _headers(*ALWAYS, "ETag")}
     return found
 
@@ -306,10 +292,28 @@ def _content(each: _Operation) -> dict[str, Any]:
     """The media types of an answer; those of texts and streams are known when they are made."""
     content: dict[str, Any] = {}
     if each.answers:
-        schema = each.answers[0] if len(each.answers) == 1 else {"anyOf": each.answers}
-        content["application/json"] = {"schema": schema}
+        content["application/json"] = {"schema": each.answers[0] if len(each.answers) == 1 else {"anyOf": each.answers}}
     if each.signature.text:
         content["text/*"] = {"schema": {"type": "string"}}
     if each.signature.streams:
         content |= {"text/event-stream": {"schema": {"type": "string"}}, "*/*": {}}
     return content
+
+
+class ApiDocument:
+    """The document of a running application, made at first use and kept."""
+
+    def __init__(self, *, title: str, version: str, public_url: str | None) -> None:
+        self._facts: dict[str, Any] = {"title": title, "version": version, "public_url": public_url}
+        self._routes: list[Route] = []
+        self._rendered: bytes | None = None
+
+    def describe(self, routes: Iterable[Route]) -> None:
+        """These are the routes, from now on."""
+        self._routes, self._rendered = list(routes), None
+
+    def render(self) -> bytes:
+        """The document as JSON."""
+        if self._rendered is None:
+            self._rendered = msgspec.json.encode(document(self._routes, **self._facts))
+        return self._rendered

@@ -130,6 +130,14 @@ class Audit(Protocol):
         ...
 
 
+class Contributions(Protocol):
+    """What active plugins contribute to the hooks that a plugin owns; ask when it is needed, not while services are made."""
+
+    def of(self, hook: str) -> list[tuple[str, Any]]:
+        """`(plugin, item)` for everything contributed to a hook."""
+        ...
+
+
 class HealthCheck(msgspec.Struct, frozen=True):
     """A dependency at `/settings/health`. `check` runs in a thread for at most 2 s and returns `(status, sentence)`."""
 

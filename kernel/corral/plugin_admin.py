@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from corral.loader import Loaded
 
 
-class Contributions:
-    """What active plugins contribute to hooks that plugins own; ask at `start` or later, when all are loaded."""
+class HookContributions:
+    """Implements `corral.plugin.Contributions`."""
 
     def __init__(self, plugins: Sequence[Loaded]) -> None:
         self._plugins = plugins

@@ -7,7 +7,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -185,11 +185,13 @@ def test_no_key_is_made_over_old_rows_and_the_vault_is_sealed(tmp_path: Path) ->
     keyring = Keyring.load(config_in(tmp_path))
     assert keyring.sealed
     assert list(tmp_path.iterdir()) == []
-    for call in (
+    foreign = ring().seal(b"x", aad=AAD)
+    calls: list[Callable[[], bytes]] = [
         lambda: keyring.seal(b"x", aad=AAD),
-        lambda: keyring.open(ring().seal(b"x", aad=AAD), aad=AAD),
-        lambda: keyring.rewrap(ring().seal(b"x", aad=AAD)),
-    ):
+        lambda: keyring.open(foreign, aad=AAD),
+        lambda: keyring.rewrap(foreign),
+    ]
+    for call in calls:
         with pytest.raises(Unavailable) as caught:
             call()
         assert caught.value.code == "vault_sealed"

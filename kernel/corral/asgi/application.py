@@ -17,6 +17,7 @@ from corral.http.idempotency import Idempotency
 from corral.http.routes import Route
 from corral.kernel import Kernel
 from corral.loader import Loaded, attempt, block
+from corral.openapi import ApiDocument
 
 
 class Application:
@@ -39,6 +40,7 @@ class Application:
             gates=[gate for loaded in kernel.active for gate in loaded.of("corral_gates")],
             record=kernel.registry.record,
         )  # fmt: skip
+        kernel.container.get(ApiDocument).describe(endpoint.route for endpoint in self.endpoints)
         kernel.door_watchers.append(self._follow)
         for loaded in kernel.plugins:
             self._follow(loaded)

@@ -183,7 +183,10 @@ class RequestPath:
             stored = self.idempotency.find(keyed)
             if stored is not None:
                 return _replay(stored)
-            reply = render(handler(**arguments), endpoint, call)
+            value = handler(**arguments)
+            if isinstance(value, Wait):
+                return value
+            reply = render(value, endpoint, call)
             self.idempotency.finish(
                 keyed, Stored(reply.status, reply.headers, reply.body), secret=endpoint.route.no_store
             )
@@ -219,10 +222,12 @@ class RequestPath:
                     answer = await self._once(endpoint, unit, entry)
                     if not isinstance(answer, Wait):
                         return answer
-                    wait = answer
+                    if answer.topics != wait.topics:  # listen to these before anything else
+                        wait = answer
+                        continue
                     bell = asyncio.ensure_future(rung.wait())
                     try:
-                        timeout = max(0.0, wait.until - time_s())
+                        timeout = max(0.0, answer.until - time_s())
                         await asyncio.wait({bell, leaving, draining}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
                     finally:
                         bell.cancel()

@@ -7,7 +7,7 @@ from typing import Any
 from corral.asgi.call import Call, Reply
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.table import BASE
-from corral.http.answers import Answer, Stream, Text
+from corral.http.answers import Answer, Encoded, Stream, Text
 from corral.schema import encode
 
 LOCATED = (201, 202)
@@ -21,6 +21,8 @@ def render(value: Any, endpoint: Endpoint, call: Call) -> Reply:
         status = value.status or status
         headers.update(value.headers)
         value = value.body
+    elif isinstance(value, Encoded):
+        status = value.status or status
     elif isinstance(value, Text):
         return Reply(status, value.body.encode(), value.headers, value.media_type.encode())
     elif isinstance(value, Stream):
@@ -30,10 +32,10 @@ def render(value: Any, endpoint: Endpoint, call: Call) -> Reply:
     if endpoint.versioned:
         tag = f'"{value.version}"'
         headers["ETag"] = tag
-        if endpoint.is_read and tag in (call.header(b"if-none-match") or ""):
+        if endpoint.is_read and not endpoint.route.live and tag in (call.header(b"if-none-match") or ""):
             return Reply(304, headers=headers)
     if status in LOCATED and "Location" not in headers:
         identifier = getattr(value, "id", None)
         if identifier is not None:
             headers["Location"] = f"{BASE}{endpoint.route.path}/{identifier}"
-    return Reply(status, encode(value), headers)
+    return Reply(status, value.body if isinstance(value, Encoded) else encode(value), headers)

@@ -54,7 +54,10 @@ class Database:
     async def work(self, fn: Callable[[], T], *, entry: Entry = SYSTEM_ENTRY, read: bool = False) -> T:
         """Run `fn` as one unit in a lane and wait for its COMMIT. See `Work`."""
         refuse_nesting()
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self.attach(loop)
+        future: asyncio.Future[T] = loop.create_future()
         self._submit(Ticket(fn, entry, future, read=read))
         return await future
 

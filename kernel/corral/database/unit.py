@@ -41,15 +41,19 @@ SYSTEM_ENTRY = Entry()
 
 
 class Unit:
-    """The running unit. `after` callables run once on the event loop after COMMIT; they may neither fail nor block."""
+    """The running unit. `before` callables run at its end, before audit, jobs and events are written.
 
-    __slots__ = ("after", "audit", "connection", "database", "entry", "events", "jobs", "read_only")
+    `after` callables run once on the event loop after COMMIT; they may neither fail nor block.
+    """
+
+    __slots__ = ("after", "audit", "before", "connection", "database", "entry", "events", "jobs", "read_only")
 
     def __init__(self, database: Database, connection: Any, entry: Entry, *, read_only: bool) -> None:
         self.database = database
         self.connection = connection
         self.entry = entry
         self.read_only = read_only
+        self.before: list[Callable[[], None]] = []
         self.audit: list[Any] = []
         self.jobs: list[Any] = []
         self.events: list[Any] = []
@@ -95,3 +99,8 @@ def run_in(unit: Unit, fn: Callable[[], Any]) -> Any:
 def after_commit(fn: Callable[[], None]) -> None:
     """Call `fn` on the event loop once the current unit is committed; the only place where caches may change."""
     current().after.append(fn)
+
+
+def before_commit(fn: Callable[[], None]) -> None:
+    """Call `fn` in the current unit when its function has returned: for rows whose locks must be held briefly (counters)."""
+    current().before.append(fn)

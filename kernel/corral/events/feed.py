@@ -23,7 +23,7 @@ Viewer = Callable[[Sequence[Record]], None]
 
 
 class Feed:
-    """`watch` gets every new event in order, on the loop; `waiting` wakes on topics (event names, object ids)."""
+    """`watch` gets every new event in order, on the loop; `waiting` wakes on topics (event names, ids of objects and actors)."""
 
     def __init__(self, database: Database, bus: Bus) -> None:
         self._database, self.bus = database, bus
@@ -93,7 +93,7 @@ class Feed:
                 log.exception("a viewer of the event feed failed")
         if self._topics:
             for record in records:
-                for topic in (record.type, record.object_id):
+                for topic in (record.type, record.object_id, record.actor_id or ""):
                     for event in self._topics.get(topic, ()):
                         event.set()
 

@@ -15,7 +15,7 @@ T = TypeVar("T")
 class Wait(msgspec.Struct, frozen=True):
     """Returned by a `def` handler of a long poll: the unit ends, and the handler runs again when a topic rings or `until` passes.
 
-    Topics are event names and ids of objects. `until` is in epoch seconds; from then on the handler must answer.
+    Topics are event names and ids of objects and actors. `until` is in epoch seconds; from then on the handler must answer.
     """
 
     topics: Sequence[str]
@@ -28,6 +28,15 @@ class Answer(msgspec.Struct, Generic[T], kw_only=True):
     body: T
     status: int | None = None
     headers: Mapping[str, str] = {}
+
+
+class Encoded(msgspec.Struct, frozen=True):
+    """The JSON of the shape that the handler declares beside it (`-> TaskView | Encoded`), for answers that are kept encoded."""
+
+    body: bytes
+    id: str
+    version: int
+    status: int | None = None
 
 
 class Text(msgspec.Struct, frozen=True):

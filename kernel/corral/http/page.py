@@ -83,7 +83,7 @@ def read_cursor(cursor: str, scope: str, caller: Principal, fingerprint: str) ->
 
 
 def paginate(
-    query: peewee.ModelSelect,
+    query: peewee.ModelSelect[Any],
     page: PageQuery,
     caller: Principal,
     *,

@@ -46,6 +46,7 @@ class Route(msgspec.Struct, kw_only=True):
     limited: bool = False  # answers a session that must first change its password
     exempt_host: bool = False
     stream: bool = False
+    live: bool = False  # the answer tells more than its version does: never 304
     plugin: str = ""
     summary: str = ""
     description: str = ""

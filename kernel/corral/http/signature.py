@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from corral.auth.principal import Principal
-from corral.http.answers import Answer, IfMatch, Request, Stream, Text, Wait
+from corral.http.answers import Answer, Encoded, IfMatch, Request, Stream, Text, Wait
 from corral.http.page import Page
 from corral.http.routes import Route
 
@@ -104,6 +104,8 @@ def _answer(kind: Any) -> dict[str, Any]:
             answer["text"] = True
         elif part is Stream:
             answer["streams"] = True
+        elif part is Encoded:
+            continue
         elif typing.get_origin(part) is Answer:
             shapes.append(typing.get_args(part)[0])
         elif part is not types.NoneType:

@@ -17,6 +17,7 @@ from typing import Any
 
 from corral.asgi.application import Application
 from corral.auth.principal import SYSTEM_PRINCIPAL
+from corral.config import ensure_data_dir
 from corral.config import load as load_config
 from corral.kernel import Kernel, boot
 from corral.loader import Found, Loaded, discover, load
@@ -197,6 +198,7 @@ async def make_kernel(
     if plugins is not None:
         overrides["plugins.enabled"] = [item if isinstance(item, str) else item.name for item in plugins]
     loaded_config = load_config(environ or {}, path=Path(os.devnull), overrides=overrides)
+    ensure_data_dir(loaded_config)
     found = discover(loaded_config)
     if plugins is not None:
         names = {"core", *(item for item in plugins if isinstance(item, str))}

@@ -1,0 +1,123 @@
+"""Tables of accounts: people, their sessions, the secrets those rest on, and facts of the installation."""
+
+from __future__ import annotations
+
+import peewee
+
+from corral.database.model import PRIVATE, IdField, InstantField, JSONField, Model
+from corral.events.event import PRIVATE_AND_ADMIN
+
+
+class UserRow(Model):
+    """A person. `email` is shown as typed; `email_key`, its normal form, is what is looked up and unique."""
+
+    visibility = PRIVATE_AND_ADMIN
+    owner_field = "id"
+
+    id = IdField(primary_key=True)
+    email = peewee.CharField(max_length=254)
+    email_key = peewee.CharField(max_length=254, unique=True)
+    full_name = peewee.CharField(max_length=200)
+    role = peewee.CharField(max_length=10)
+    is_active = peewee.BooleanField(default=True)
+    email_verified = peewee.BooleanField(default=False)
+    mfa_enabled = peewee.BooleanField(default=False)
+    must_change_password = peewee.BooleanField(default=False)
+    password_hash = peewee.TextField(null=True)  # null: nobody can sign in with a password
+    password_changed_at = InstantField(null=True)
+    timezone = peewee.CharField(max_length=64, default="UTC")
+    locale = peewee.CharField(max_length=20, default="en")
+    preferences = JSONField(default=dict)
+    locked_until = InstantField(null=True)
+    last_login_at = InstantField(null=True)
+    purged_at = InstantField(null=True)
+    created_by = IdField(null=True)
+    created_at = InstantField()
+    updated_at = InstantField()
+    version = peewee.IntegerField(default=1)
+
+    class Meta:
+        table_name = "core_users"
+        indexes = ((("created_at", "id"), False), (("role", "is_active"), False))
+
+
+class SessionRow(Model):
+    """A sign-in: a chain of refresh tokens. It ends by `ended_at`, or unrefreshed at `expires_at`."""
+
+    visibility = PRIVATE
+    owner_field = "user_id"
+
+    id = IdField(primary_key=True)
+    user_id = IdField()
+    ip = peewee.CharField(max_length=45)
+    user_agent = peewee.CharField(max_length=300)
+    mfa = peewee.BooleanField(default=False)
+    created_at = InstantField()
+    last_seen_at = InstantField()
+    expires_at = InstantField()
+    reauth_until = InstantField(null=True)
+    ended_at = InstantField(null=True)
+    end_reason = peewee.CharField(max_length=20, null=True)
+
+    class Meta:
+        table_name = "core_sessions"
+        indexes = ((("ended_at",), False),)
+
+
+SessionRow.add_index(SessionRow.user_id, SessionRow.created_at, where=SessionRow.ended_at.is_null())
+
+
+class RefreshRow(Model):
+    """A refresh token, by its SHA-256. `successor` is kept sealed for the grace only, to answer a repeated request."""
+
+    hash = peewee.CharField(primary_key=True, max_length=64)
+    session_id = IdField(index=True)
+    created_at = InstantField()
+    expires_at = InstantField()
+    used_at = InstantField(null=True)
+    successor = peewee.TextField(null=True)
+
+    class Meta:
+        table_name = "core_refresh_tokens"
+
+
+RefreshRow.add_index(RefreshRow.used_at, where=RefreshRow.successor.is_null(False))
+
+
+class TicketRow(Model):
+    """A single-use ticket, by its SHA-256: it opens one socket for the caller that asked for it."""
+
+    hash = peewee.CharField(primary_key=True, max_length=64)
+    caller = JSONField()
+    expires_at = InstantField(index=True)
+
+    class Meta:
+        table_name = "core_tickets"
+
+
+class SigningKeyRow(Model):
+    """A key that signs access tokens, sealed. A retired one verifies until its last token is over."""
+
+    id = IdField(primary_key=True)
+    sealed = peewee.TextField()
+    created_at = InstantField()
+    retired_at = InstantField(null=True)
+
+    class Meta:
+        table_name = "core_signing_keys"
+
+
+class InstallationRow(Model):
+    """A fact that is true once for the whole installation: who inserts its row first has decided it."""
+
+    name = peewee.CharField(primary_key=True, max_length=40)
+    value = peewee.TextField()
+
+    class Meta:
+        table_name = "core_installation"
+
+
+def claim(name: str, value: str) -> bool:
+    """Decide a fact; False when it was decided before."""
+    insert = InstallationRow.insert(name=name, value=value).on_conflict_ignore()
+    return bool(insert.as_rowcount().execute())

@@ -1,0 +1,86 @@
+"""Argon2id in a bounded pool: hashing is dear on purpose, so it has threads of its own and no unit waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+from corral.errors import Invalid, Unavailable
+
+if TYPE_CHECKING:
+    from argon2 import PasswordHasher
+
+log = logging.getLogger("corral.auth")
+T = TypeVar("T")
+
+MAX_LENGTH = 128
+QUEUE_LIMIT = 64
+TIME_COST, MEMORY_KIB, PARALLELISM = 2, 19 * 1024, 1
+
+# Verified when there is no hash, so that an unknown address takes as long as a known one. Its password was thrown away.
+DUMMY_HASH = "$argon2id$v=19$m=19456,t=2,p=1$ysAYvpmHkcmlHvn0g+z/sw$3YmGz+WBo+1yu6pyarQK6/pEkWYMqDAHXpG5G5qJlV8"
+
+
+@functools.cache
+def _hasher() -> PasswordHasher:
+    from argon2 import PasswordHasher
+
+    return PasswordHasher(time_cost=TIME_COST, memory_cost=MEMORY_KIB, parallelism=PARALLELISM)
+
+
+class Passwords:
+    """One thread a core and a queue; `overloaded` when the queue is full. For async handlers, before the unit."""
+
+    def __init__(self) -> None:
+        self._threads = os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="corral-password")
+        self._waiting = 0
+
+    async def hash(self, password: str, *, pointer: str = "/password") -> str:
+        """The hash to store. Its length is checked first; the password policy is the caller's business."""
+        _check_length(password, pointer)
+        return await self._run(lambda: _hasher().hash(password))
+
+    async def verify(self, password: str, hashed: str | None, *, pointer: str = "/password") -> bool:
+        """Whether it is the password; None (nobody, or no password) takes as long and is false."""
+        _check_length(password, pointer)
+        return await self._run(lambda: _verify(password, hashed))
+
+    @staticmethod
+    def needs_rehash(hashed: str) -> bool:
+        """Whether the hash was made with other parameters than today's."""
+        return _hasher().check_needs_rehash(hashed)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        if self._waiting >= self._threads + QUEUE_LIMIT:
+            raise Unavailable("Too many sign-ins at once; try again in a moment.", code="overloaded")
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            self._waiting -= 1
+
+
+def _check_length(password: str, pointer: str) -> None:
+    if not password:
+        raise Invalid.at(pointer, "too_short", "The password is empty.")
+    if len(password) > MAX_LENGTH:
+        raise Invalid.at(pointer, "too_long", f"A password has at most {MAX_LENGTH} characters.")
+
+
+def _verify(password: str, hashed: str | None) -> bool:
+    from argon2.exceptions import InvalidHashError, VerificationError
+
+    try:
+        _hasher().verify(hashed or DUMMY_HASH, password)
+        return hashed is not None
+    except VerificationError:
+        return False
+    except InvalidHashError:
+        log.error("a stored password hash is not one of argon2")
+        return False

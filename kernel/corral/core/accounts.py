@@ -1,0 +1,253 @@
+"""The rules of accounts, and the only writer of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import peewee
+
+from corral import clock
+from corral.auth.addresses import check_address, normalise
+from corral.auth.credentials import Credentials
+from corral.auth.models import UserRow, claim
+from corral.auth.passwords import Passwords
+from corral.auth.permissions import Permissions
+from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
+from corral.core.api import (
+    NewUser,
+    UserCreated,
+    UserDeactivated,
+    UserPatch,
+    UserPurged,
+    UserQuery,
+    UserReactivated,
+    UserUpdated,
+    UserView,
+)
+from corral.core.policy import PasswordPolicy
+from corral.core.sessions import Sessions
+from corral.database.unit import after_commit, current
+from corral.errors import Conflict, NotFound
+from corral.events.event import emit
+from corral.http.answers import ANY_VERSION, IfMatch
+from corral.http.page import Page, newest_first, paginate
+from corral.ids import new_id
+from corral.plugin import Audit, AuditEntry
+
+ADMINS_LOCK = 0x434F5252_41444D4E
+DELETED_NAME = "deleted user"
+
+
+class AccountsService:
+    """Implements `corral.core.api.Accounts`."""
+
+    audit: Audit | None = None
+
+    def __init__(
+        self, passwords: Passwords, policy: PasswordPolicy, permissions: Permissions, sessions: Sessions,
+        credentials: Credentials,
+    ) -> None:  # fmt: skip
+        self._passwords, self._policy, self._permissions = passwords, policy, permissions
+        self._sessions, self._credentials = sessions, credentials
+
+    async def hash_password(self, password: str, *, email: str, full_name: str, pointer: str = "/password") -> str:
+        self._policy.check(password, email=email, full_name=full_name, pointer=pointer)
+        return await self._passwords.hash(password, pointer=pointer)
+
+    def create(self, new: NewUser, *, password_hash: str | None, by: Principal, how: str = "admin") -> UserView:
+        key = check_address(new.email)
+        now = clock.now()
+        row = UserRow(
+            id=new_id(), email=new.email.strip(), email_key=key, full_name=new.full_name, role=new.role,
+            must_change_password=new.must_change_password, password_hash=password_hash,
+            password_changed_at=now if password_hash else None, created_by=by.user_id, created_at=now, updated_at=now,
+        )  # fmt: skip
+        insert = UserRow.insert(row.__data__).on_conflict_ignore()
+        if not insert.as_rowcount().execute():
+            taken = UserRow.get_or_none(UserRow.email_key == key)
+            existing = {"existing_id": taken.id} if taken is not None and by.is_admin else {}
+            raise Conflict("An account with this address exists.", code="duplicate", **existing)
+        created = UserCreated(user_id=row.id, role=new.role, how=how)
+        emit(created, object=("user", row.id), owner=row.id)
+        self._record("auth.user.create", row.id, {"role": new.role, "how": how})
+        return view(row)
+
+    def register(self, new: NewUser, password_hash: str) -> UserView:
+        """Make an account for somebody who came by themselves; the very first one of an installation is its admin."""
+        if not UserRow.select().exists() and claim("first_admin", "registration"):
+            new = msgspec.structs.replace(new, role="admin")
+        return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how="registration")
+
+    def bootstrap(self, new: NewUser, password_hash: str) -> UserView | None:
+        """Make the admin that the environment names, once and only while there is no admin."""
+        if self.has_admin() or not claim("first_admin", "bootstrap"):
+            return None
+        return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how="bootstrap")
+
+    @staticmethod
+    def has_admin() -> bool:
+        """Whether anybody is an admin, active or not."""
+        return bool(UserRow.select().where(UserRow.role == "admin").exists())
+
+    def get(self, user_id: str) -> UserView:
+        return view(self.row(user_id))
+
+    def row(self, user_id: str) -> UserRow:
+        """The row itself, for sign-in; `NotFound`."""
+        row: UserRow | None = UserRow.get_or_none(UserRow.id == user_id)
+        if row is None:
+            raise NotFound()
+        return row
+
+    def row_of(self, email: str) -> UserRow | None:
+        """The row of an address in whatever spelling."""
+        row: UserRow | None = UserRow.get_or_none(UserRow.email_key == normalise(email))
+        return row
+
+    def get_many(self, user_ids: Iterable[str]) -> dict[str, UserView]:
+        return {row.id: view(row) for row in UserRow.select().where(UserRow.id.in_(list(user_ids)))}
+
+    def find(self, email: str) -> UserView | None:
+        row = self.row_of(email)
+        return None if row is None else view(row)
+
+    def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
+        rows: Any = UserRow.select().where(UserRow.purged_at.is_null())
+        if query.role:
+            rows = rows.where(UserRow.role.in_(query.role))
+        if isinstance(query.is_active, bool):
+            rows = rows.where(UserRow.is_active == query.is_active)
+        if query.search:
+            named = peewee.fn.LOWER(UserRow.full_name).contains(query.search.lower())
+            rows = rows.where(UserRow.email_key.contains(normalise(query.search)) | named)
+        return paginate(rows, query, caller, scope="users", order=newest_first(UserRow), make=view)
+
+    def update(self, user_id: str, patch: UserPatch, *, if_match: IfMatch = ANY_VERSION) -> UserView:
+        row = self.row(user_id)
+        if row.purged_at is not None:
+            raise NotFound()
+        if_match.check(row.version)
+        changes = self._changes(row, patch)
+        if not changes:
+            return view(row)
+        self._write(row, changes)
+        self._announce(row, changes)
+        self._reread(row.id)
+        return self.get(user_id)
+
+    def set_password(self, user_id: str, password_hash: str, *, must_change: bool = False) -> UserView:
+        self.replace_password(self.row(user_id), password_hash, must_change=must_change, revoke_api_keys=False)
+        self.end_sessions(user_id, "password_changed")
+        return self.get(user_id)
+
+    def replace_password(
+        self, row: UserRow, password_hash: str, *, must_change: bool, revoke_api_keys: bool
+    ) -> None:
+        """Write a new hash, if nobody else changed the password meanwhile; sessions are the caller's business."""
+        now = clock.now()
+        known = row.password_hash
+        old = UserRow.password_hash.is_null() if known is None else UserRow.password_hash == known
+        changed = UserRow.update(
+            password_hash=password_hash, password_changed_at=now, must_change_password=must_change,
+            updated_at=now, version=UserRow.version + 1,
+        ).where((UserRow.id == row.id) & old).execute()  # fmt: skip
+        if not changed:
+            raise Conflict("The password was changed meanwhile; sign in with the new one.", current_status="changed")
+        event = UserUpdated(user_id=row.id, changed=["password"], revoke_api_keys=revoke_api_keys)
+        emit(event, object=("user", row.id), owner=row.id)
+        self._record("auth.password.change", row.id, {})
+        self._reread(row.id)
+
+    def rehash(self, row: UserRow, password_hash: str) -> None:
+        """Store the same password under today's parameters."""
+        same = (UserRow.id == row.id) & (UserRow.password_hash == row.password_hash)
+        UserRow.update(password_hash=password_hash).where(same).execute()
+
+    def end_sessions(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
+        return self._sessions.end_all(user_id, reason, keep=keep)
+
+    def purge(self, user_id: str) -> None:
+        row = self.row(user_id)
+        if row.purged_at is not None:
+            return
+        if row.is_active:
+            raise Conflict("Deactivate the account first.", current_status="active")
+        now = clock.now()
+        UserRow.update(
+            email="", email_key=f"purged:{row.id}", full_name=DELETED_NAME, password_hash=None, preferences={},
+            timezone="UTC", locale="en", mfa_enabled=False, last_login_at=None, purged_at=now, updated_at=now,
+            version=UserRow.version + 1,
+        ).where(UserRow.id == row.id).execute()  # fmt: skip
+        self.end_sessions(row.id, "user_deactivated")
+        self._sessions.forget_addresses(row.id)
+        emit(UserPurged(user_id=row.id), object=("user", row.id), owner=row.id)
+        self._record("auth.user.purge", row.id, {})
+
+    # -- parts of an update
+
+    @staticmethod
+    def _changes(row: UserRow, patch: UserPatch) -> dict[str, Any]:
+        """Columns that get another value."""
+        wanted = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not msgspec.UNSET}
+        if "email" in wanted:
+            wanted["email"] = wanted["email"].strip()
+            wanted["email_key"] = check_address(wanted["email"])
+            if UserRow.select().where((UserRow.email_key == wanted["email_key"]) & (UserRow.id != row.id)).exists():
+                raise Conflict("Another account has this address.", code="duplicate")
+        return {name: value for name, value in wanted.items() if getattr(row, name) != value}
+
+    def _write(self, row: UserRow, changes: dict[str, Any]) -> None:
+        stays = changes.get("role", "admin") == "admin" and changes.get("is_active", True)
+        loses_admin = row.role == "admin" and row.is_active and not stays
+        where = (UserRow.id == row.id) & (UserRow.version == row.version)
+        if loses_admin:
+            _lock_admins()
+            other = UserRow.alias()
+            rest = other.select(peewee.fn.COUNT(other.id)).where(
+                (other.role == "admin") & (other.is_active == True) & (other.id != row.id)  # noqa: E712  # SQL
+            )
+            where &= rest > 0
+        update = UserRow.update(**changes, updated_at=clock.now(), version=UserRow.version + 1)
+        if update.where(where).execute():
+            return
+        if loses_admin and self.row(row.id).version == row.version:
+            raise Conflict("This is the last active admin; make another one first.", code="last_admin")
+        raise Conflict("The account was changed meanwhile; read it again.", current_status="changed")
+
+    def _announce(self, row: UserRow, changes: dict[str, Any]) -> None:
+        """Events, audit, and the end of sessions whose rights were lost."""
+        changed = sorted(set(changes) - {"email_key", "is_active"})
+        if changed:
+            emit(UserUpdated(user_id=row.id, changed=changed), object=("user", row.id), owner=row.id)
+            self._record("auth.user.update", row.id, {"changed": changed})
+        if changes.get("is_active") is True:
+            emit(UserReactivated(user_id=row.id), object=("user", row.id), owner=row.id)
+            self._record("auth.user.reactivate", row.id, {})
+        if changes.get("is_active") is False:
+            emit(UserDeactivated(user_id=row.id), object=("user", row.id), owner=row.id)
+            self._record("auth.user.deactivate", row.id, {})
+            self.end_sessions(row.id, "user_deactivated")
+        elif "role" in changes and not self._permissions.of(row.role) <= self._permissions.of(changes["role"]):
+            self.end_sessions(row.id, "revoked")
+
+    def _reread(self, user_id: str) -> None:
+        """Rights changed: the user's next request reads them anew."""
+        after_commit(lambda: self._credentials.forget(lambda caller: caller.user_id == user_id))
+
+    def _record(self, action: str, user_id: str, details: dict[str, Any]) -> None:
+        if self.audit is not None:
+            self.audit.record(AuditEntry(action=action, object_type="user", object_id=user_id, details=details))
+
+
+def view(row: UserRow) -> UserView:
+    """An account as it is shown."""
+    return UserView(**{name: getattr(row, name) for name in UserView.__struct_fields__})
+
+
+def _lock_admins() -> None:
+    """Changes that take an admin away come one after the other; SQLite has one writer anyway."""
+    unit = current()
+    if unit.database.kind == "postgresql":
+        unit.connection.execute("SELECT pg_advisory_xact_lock(%s)", (ADMINS_LOCK,))

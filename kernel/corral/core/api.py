@@ -1,0 +1,213 @@
+"""What other plugins may use of `core`: accounts and sessions, socket tickets, and the events about people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Protocol
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from corral.auth.principal import Principal
+from corral.events.event import PRIVATE_AND_ADMIN, Event
+from corral.http.answers import ANY_VERSION, IfMatch
+from corral.http.page import Page, PageQuery
+from corral.schema import Instant, line
+
+Role = Literal["admin", "member", "viewer", "auditor"]
+Address = Annotated[str, line(254, 3)]
+FullName = Annotated[str, line(200)]
+Password = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class UserView(msgspec.Struct, kw_only=True):
+    """A person's account. It never holds a password, a seed or a hash."""
+
+    id: str
+    email: str
+    full_name: str
+    role: str
+    is_active: bool
+    mfa_enabled: bool
+    email_verified: bool
+    must_change_password: bool
+    locked_until: Instant | None
+    last_login_at: Instant | None
+    timezone: str
+    locale: str
+    preferences: dict[str, Any]
+    created_at: Instant
+    updated_at: Instant
+    version: int
+
+
+class NewUser(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """An account to be made. The password goes another way: hash it first (`Accounts.hash_password`)."""
+
+    email: Address
+    full_name: FullName
+    role: Role = "member"
+    must_change_password: bool = False
+
+
+class UserPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What of an account changes; absent fields stay."""
+
+    email: Address | UnsetType = UNSET
+    full_name: FullName | UnsetType = UNSET
+    role: Role | UnsetType = UNSET
+    is_active: bool | UnsetType = UNSET
+    must_change_password: bool | UnsetType = UNSET
+    timezone: str | UnsetType = UNSET
+    locale: str | UnsetType = UNSET
+    preferences: dict[str, Any] | UnsetType = UNSET
+
+
+class UserQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Filters of the list of accounts. `search` matches address and name, whatever the case."""
+
+    role: list[Role] = msgspec.field(default_factory=list)
+    is_active: bool | UnsetType = UNSET
+    search: Annotated[str, line(200, 0)] = ""
+
+
+class Accounts(Protocol):
+    """People. Everything but `hash_password` joins the current unit."""
+
+    async def hash_password(self, password: str, *, email: str, full_name: str, pointer: str = "/password") -> str:
+        """Check a new password against the policy (`weak_password`) and hash it; call it before the unit."""
+        ...
+
+    def create(self, new: NewUser, *, password_hash: str | None, by: Principal, how: str = "admin") -> UserView:
+        """Make an active account; None: it has no password yet. `Conflict(duplicate)` for a taken address."""
+        ...
+
+    def get(self, user_id: str) -> UserView:
+        """One account, purged ones too; `NotFound`."""
+        ...
+
+    def get_many(self, user_ids: Iterable[str]) -> dict[str, UserView]:
+        """Accounts by id; unknown ids are left out."""
+        ...
+
+    def find(self, email: str) -> UserView | None:
+        """The account of an address, in whatever spelling."""
+        ...
+
+    def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
+        """Accounts, newest first, without purged ones. The route decides who may ask."""
+        ...
+
+    def update(self, user_id: str, patch: UserPatch, *, if_match: IfMatch = ANY_VERSION) -> UserView:
+        """Change an account. `Conflict(last_admin)` rather than leaving no active admin; lost rights end sessions."""
+        ...
+
+    def set_password(self, user_id: str, password_hash: str, *, must_change: bool = False) -> UserView:
+        """Replace the password and end every session of the user."""
+        ...
+
+    def end_sessions(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
+        """End the user's sessions but `keep`; how many ended."""
+        ...
+
+    def purge(self, user_id: str) -> None:
+        """Blank a deactivated account and free its address; the row stays as "deleted user"."""
+        ...
+
+
+class Tickets(Protocol):
+    """Single-use tickets that open a socket where a header cannot be sent. Both join the unit."""
+
+    def issue(self, caller: Principal) -> str:
+        """A ticket that is good for 30 s."""
+        ...
+
+    def redeem(self, ticket: str) -> Principal:
+        """Use the ticket up: the caller as it is now; `Unauthorized` for an unknown, used or old one."""
+        ...
+
+
+class UserCreated(Event, kw_only=True):
+    """An account was made."""
+
+    event = "user.created"
+    visibility = PRIVATE_AND_ADMIN
+
+    user_id: str
+    role: str
+    how: str  # registration | bootstrap | admin
+
+
+class UserUpdated(Event, kw_only=True):
+    """An account was changed. `revoke_api_keys`: its password was, and its keys shall not outlive it."""
+
+    event = "user.updated"
+    visibility = PRIVATE_AND_ADMIN
+
+    user_id: str
+    changed: list[str]
+    revoke_api_keys: bool = False
+
+
+class UserDeactivated(Event, kw_only=True):
+    """An account was switched off."""
+
+    event = "user.deactivated"
+    visibility = PRIVATE_AND_ADMIN
+
+    user_id: str
+
+
+class UserReactivated(Event, kw_only=True):
+    """An account was switched on again."""
+
+    event = "user.reactivated"
+    visibility = PRIVATE_AND_ADMIN
+
+    user_id: str
+
+
+class UserPurged(Event, kw_only=True):
+    """An account was blanked; private objects of the user are to be removed."""
+
+    event = "user.purged"
+    visibility = PRIVATE_AND_ADMIN
+
+    user_id: str
+
+
+class SessionCreated(Event, kw_only=True):
+    """Somebody signed in."""
+
+    event = "session.created"
+    visibility = PRIVATE_AND_ADMIN
+
+    session_id: str
+    ip: str
+
+
+class SessionEnded(Event, kw_only=True):
+    """A session ended."""
+
+    event = "session.ended"
+    visibility = PRIVATE_AND_ADMIN
+
+    session_id: str
+    reason: str  # logout | revoked | expired | reuse | user_deactivated | password_changed
+
+
+class PluginState(Event, kw_only=True):
+    """A plugin went into or out of service."""
+
+    event = "plugin.state"
+    visibility = "admin"
+
+    name: str
+    from_: str = msgspec.field(name="from")
+    to: str
+    reason: str | None
+
+
+EVENTS = (
+    UserCreated, UserUpdated, UserDeactivated, UserReactivated, UserPurged, SessionCreated, SessionEnded, PluginState,
+)  # fmt: skip

@@ -1,0 +1,128 @@
+"""Whether this process can serve: what `/health/ready` and `/metrics` ask, bounded in time and kept for a second."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import Metric as Family
+
+from corral.database.engine import Database, Work
+from corral.database.migrations import pending
+from corral.http.metrics import RequestMetrics
+from corral.plugin import Contributions, Metric
+from corral.plugin_admin import PluginRegistry
+
+KEEP_SECONDS = 1.0
+PING_SECONDS = 1.0
+COLLECT_SECONDS = 0.08
+
+Reading = tuple[Metric, Mapping[tuple[str, ...], float]]
+
+
+class Checks(msgspec.Struct, kw_only=True):
+    """Booleans only: the answer is public."""
+
+    database: bool
+    migrations: bool
+    plugins: bool
+    accepting: bool
+
+
+class Readiness:
+    """`accepting` is false from the beginning of the shutdown."""
+
+    def __init__(self, database: Database, registry: PluginRegistry) -> None:
+        self._database, self._registry = database, registry
+        self._asked: tuple[float, asyncio.Task[bool]] | None = None
+        self._migrated = False
+        self.accepting = True
+
+    async def checks(self) -> Checks:
+        """What is as it should be now; answers within a second."""
+        protected = [item for item in self._registry.all() if item.kind is not None and item.kind.protected]
+        return Checks(
+            database=await self.database_serves(),
+            migrations=self._migrated,
+            plugins=all(item.state != "failed" for item in protected),
+            accepting=self.accepting,
+        )
+
+    async def database_serves(self) -> bool:
+        """A trivial read within a second; one at a time, however many ask."""
+        asked = self._asked
+        if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
+            asked = self._asked = (time.monotonic(), asyncio.ensure_future(asyncio.to_thread(self._look)))
+        done, _ = await asyncio.wait({asked[1]}, timeout=PING_SECONDS)
+        return bool(done) and asked[1].result()
+
+    def _look(self) -> bool:
+        try:
+            self._database.ping()
+            if not self._migrated:  # the scripts of a process never change: none pending once is none pending
+                homes = [home for item in self._registry.all() if item.active and (home := item.home()) is not None]
+                self._migrated = not pending(self._database, homes)
+        except Exception:
+            return False
+        return True
+
+
+class Scrape:
+    """Prometheus text: the request path's series, the process, and what plugins contribute."""
+
+    def __init__(
+        self, work: Work, requests: RequestMetrics, contributions: Contributions, readiness: Readiness
+    ) -> None:
+        self._work, self._requests = work, requests
+        self._contributions, self._readiness = contributions, readiness
+        self._asked: tuple[float, asyncio.Task[list[Reading]]] | None = None
+        self._readings: list[Reading] = []
+        self._up = 0
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    async def text(self) -> str:
+        """All series; those that need the database are absent while it does not answer at once."""
+        asked = self._asked
+        if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
+            asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._read()))
+        done, _ = await asyncio.wait({asked[1]}, timeout=COLLECT_SECONDS)
+        self._readings = asked[1].result() if done else []
+        return self._requests.render() + generate_latest(self._registry).decode()
+
+    def collect(self) -> Iterator[Family]:
+        """Called by the registry; no I/O here."""
+        from importlib.metadata import version
+
+        yield InfoMetricFamily("corral_build", "Version of Corral", value={"version": version("corral")})
+        up = GaugeMetricFamily("corral_up", "Whether a dependency answers", labels=["dependency"])
+        up.add_metric(["database"], self._up)
+        yield up
+        for metric, values in self._readings:
+            yield _family(metric, values)
+
+    async def _read(self) -> list[Reading]:
+        self._up = int(await self._readiness.database_serves())
+        metrics = [item for _, item in self._contributions.of("corral_metrics")] if self._up else []
+        read = await asyncio.gather(*[self._work(each.collect, read=True) for each in metrics], return_exceptions=True)
+        return [(each, got) for each, got in zip(metrics, read, strict=True) if not isinstance(got, BaseException)]
+
+
+def _family(metric: Metric, values: Mapping[tuple[str, ...], float]) -> Family:
+    """Label values that were not declared are counted as `other`, so the number of series is bounded."""
+    allowed: list[Any] = [frozenset(known) for known in metric.labels.values()]
+    summed: dict[tuple[str, ...], float] = {}
+    for labels, value in values.items():
+        kept = tuple(text if text in known else "other" for text, known in zip(labels, allowed, strict=True))
+        summed[kept] = summed.get(kept, 0.0) + value
+    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    family: Any = kind(metric.name, metric.help, labels=list(metric.labels))
+    for labels, value in summed.items():
+        family.add_metric(labels, value)
+    return family  # type: ignore[no-any-return]  # both are families

@@ -1,0 +1,19 @@
+"""The table of `core` that is not about accounts."""
+
+from __future__ import annotations
+
+import peewee
+
+from corral.database.model import InstantField, Model
+
+
+class PluginStateRow(Model):
+    """A plugin that an admin took out of service; no row: it runs as configured."""
+
+    name = peewee.CharField(primary_key=True, max_length=64)
+    state = peewee.CharField(max_length=16)
+    reason = peewee.TextField(null=True)
+    since = InstantField()
+
+    class Meta:
+        table_name = "core_plugin_states"

@@ -1,0 +1,58 @@
+"""The OpenAPI document, the documentation page, and a plain text for every problem code."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+import msgspec
+
+from corral.auth.principal import PUBLIC
+from corral.errors import CODES, NotFound
+from corral.http.answers import Text
+from corral.http.routes import Routes
+from corral.openapi import ApiDocument
+
+routes = Routes("", tag="Documentation")
+
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; frame-ancestors 'none'"
+)
+
+
+@routes.get("/openapi.json", needs=PUBLIC)
+def read_openapi(document: ApiDocument) -> Any:
+    """The OpenAPI 3.1 document of everything served here."""
+    return msgspec.Raw(document.render())
+
+
+@routes.get("/docs", needs=PUBLIC)
+def read_docs() -> Text:
+    """The documentation page."""
+    return _file("index.html", "text/html; charset=utf-8")
+
+
+@routes.get("/docs/docs.js", needs=PUBLIC)
+def read_docs_script() -> Text:
+    """The script of the documentation page."""
+    return _file("docs.js", "text/javascript; charset=utf-8")
+
+
+@routes.get("/docs/docs.css", needs=PUBLIC)
+def read_docs_style() -> Text:
+    """The style of the documentation page."""
+    return _file("docs.css", "text/css; charset=utf-8")
+
+
+@routes.get("/problems/{code}", needs=PUBLIC, root=True)
+def read_problem(code: str) -> Text:
+    """What a problem code means, in plain text."""
+    if code not in CODES:
+        raise NotFound(f"No problem has the code {code}.")
+    status, title = CODES[code]
+    return Text(f"{code}\n\n{title}. Answered with HTTP status {status}.\n")
+
+
+def _file(name: str, media_type: str) -> Text:
+    body = resources.files("corral.http.docs").joinpath(name).read_text("utf-8")
+    return Text(body, media_type, {"Content-Security-Policy": PAGE_POLICY})

@@ -1,0 +1,92 @@
+"""`/plugins`: what runs, why something does not, and the door."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from corral.auth.principal import Principal
+from corral.core.plugins import PluginCatalogue, PluginView
+from corral.errors import Forbidden
+from corral.http.answers import Answer
+from corral.http.page import Page, PageQuery, check_place, read_cursor, write_cursor
+from corral.http.routes import Routes
+from corral.plugin_admin import PluginError
+from corral.schema import ShortText
+
+routes = Routes("/plugins", tag="Plugins")
+
+
+class PluginQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Filters of the list."""
+
+    state: list[Literal["active", "disabled", "blocked", "failed", "quarantined"]] = msgspec.field(default_factory=list)
+
+
+class Disable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Why it is taken out of service."""
+
+    reason: ShortText | UnsetType = UNSET
+
+
+class ErrorList(msgspec.Struct, kw_only=True):
+    """Newest first."""
+
+    items: list[PluginError]
+
+
+@routes.get("/", needs="plugins.read")
+def list_plugins(query: PluginQuery, caller: Principal, plugins: PluginCatalogue) -> Page[PluginView]:
+    """Every installed plugin with its state, by name."""
+    check_place(query)
+    found = plugins.all(query.state)
+    total, offset = len(found), None
+    if isinstance(query.cursor, str):
+        after = read_cursor(query.cursor, "plugins", caller, query.fingerprint())[0]
+        found = [item for item in found if item.name > after]
+    else:
+        offset = query.offset if isinstance(query.offset, int) else 0
+        found = found[offset:]
+    items, rest = found[: query.limit], found[query.limit :]
+    following = write_cursor("plugins", caller, query.fingerprint(), [items[-1].name]) if rest else None
+    return Page(items=items, total=total, limit=query.limit, offset=offset, next=following)
+
+
+@routes.get("/{name}", needs="plugins.read")
+def read_plugin(name: str, plugins: PluginCatalogue) -> PluginView:
+    """One plugin."""
+    return plugins.get(name)
+
+
+@routes.post("/{name}/disable", needs="plugins.write", raises=("plugin_required", "in_use", "setting_locked"))
+def disable_plugin(name: str, body: Disable, caller: Principal, plugins: PluginCatalogue) -> PluginView:
+    """Take a plugin out of service at once, in every process."""
+    _own_session(caller)
+    return plugins.disable(name, body.reason if isinstance(body.reason, str) else None)
+
+
+@routes.post("/{name}/enable", needs="plugins.write", raises=("setting_locked", "invalid_state"))
+def enable_plugin(name: str, caller: Principal, plugins: PluginCatalogue) -> Answer[PluginView]:
+    """Put a plugin back into service; 202 when it takes a reload."""
+    _own_session(caller)
+    view = plugins.enable(name)
+    return Answer(body=view, status=202 if view.pending_reload else 200)
+
+
+@routes.get("/{name}/config", needs="plugins.read", no_store=True)
+def read_plugin_config(name: str, plugins: PluginCatalogue) -> dict[str, Any]:
+    """The effective `[plugins.<name>]` of the configuration, secrets masked."""
+    return plugins.configuration(name)
+
+
+@routes.get("/{name}/errors", needs="plugins.read")
+def list_plugin_errors(name: str, plugins: PluginCatalogue) -> ErrorList:
+    """The last 100 errors of a plugin in this process."""
+    return ErrorList(items=plugins.errors(name))
+
+
+def _own_session(caller: Principal) -> None:
+    if caller.kind != "user":
+        raise Forbidden("Sign in for this; a key does not suffice.")

@@ -1,0 +1,43 @@
+"""Tickets for sockets: a browser cannot send a header with a WebSocket, and a token in a URL would end in logs."""
+
+from __future__ import annotations
+
+import msgspec
+
+from corral import clock
+from corral.auth.models import TicketRow
+from corral.auth.principal import Principal
+from corral.auth.tokens import digest, new_secret
+from corral.core.authenticator import SessionPrincipals
+from corral.errors import Unauthorized
+
+LIFE_SECONDS = 30
+
+
+class TicketsService:
+    """Implements `corral.core.api.Tickets`."""
+
+    def __init__(self, principals: SessionPrincipals) -> None:
+        self._principals = principals
+
+    def issue(self, caller: Principal) -> str:
+        ticket = new_secret()
+        TicketRow.create(
+            hash=digest(ticket), caller=msgspec.to_builtins(caller), expires_at=clock.now(LIFE_SECONDS)
+        )
+        return ticket
+
+    def redeem(self, ticket: str) -> Principal:
+        found = list(TicketRow.delete().where(TicketRow.hash == digest(ticket)).returning(TicketRow).execute())
+        if not found or found[0].expires_at <= clock.now():
+            raise Unauthorized("The ticket was used, is too old, or is not of this installation; ask for another one.")
+        caller = msgspec.convert(found[0].caller, Principal)
+        if caller.kind == "user" and caller.user_id and caller.session_id:
+            return self._principals.of(caller.user_id, caller.session_id, caller.expires_at or 0.0)
+        return caller
+
+
+def prune(at_once: int = 500) -> int:
+    """Delete tickets that nobody used in time."""
+    old = TicketRow.select(TicketRow.hash).where(TicketRow.expires_at <= clock.now()).limit(at_once)
+    return int(TicketRow.delete().where(TicketRow.hash.in_(old)).execute())

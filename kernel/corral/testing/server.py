@@ -1,0 +1,115 @@
+"""A real `corral serve` in a process of its own, for tests that measure, cut and kill."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import httpx2
+
+EMAIL, PASSWORD = "admin@example.org", "correct horse battery staple"  # noqa: S105  (of a server that lives as long as a test)
+
+
+class ServerProcess:
+    """`with ServerProcess(folder) as server:` serves on a free port; `kill()` is SIGKILL, `start()` comes back on the same port.
+
+    The admin `EMAIL` with `PASSWORD` exists. `arguments` are further ones of `corral serve`, `environ` further variables.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        database_url: str | None = None,
+        arguments: tuple[str, ...] = ("--no-embedded-worker",),
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder, self.arguments = folder, arguments
+        self.port = _free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.ready_ms: list[int] = []
+        self.environ = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
+        self.environ.update(
+            CORRAL_CONFIG=os.devnull,
+            CORRAL_DATA_DIR=str(folder / "data"),
+            CORRAL_RATE_LIMITS="off",
+            CORRAL_BOOTSTRAP_ADMIN_EMAIL=EMAIL,
+            CORRAL_BOOTSTRAP_ADMIN_PASSWORD=PASSWORD,
+            **({"CORRAL_DATABASE_URL": database_url} if database_url else {}),
+            **(environ or {}),
+        )
+
+    @property
+    def log(self) -> str:
+        """What it wrote to standard output and error."""
+        return (self.folder / "server.log").read_text("utf-8", "replace")
+
+    def start(self, *, seconds: float = 20.0) -> Self:
+        """Start and wait until it is ready; the time it took is added to `ready_ms`."""
+        began = time.monotonic()
+        command = [sys.executable, "-m", "corral", "serve", "--bind", f"127.0.0.1:{self.port}", *self.arguments]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(  # noqa: S603  (our own program)
+                command, env=self.environ, cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+        with httpx2.Client(base_url=self.address, timeout=2, trust_env=False) as client:
+            while time.monotonic() - began < seconds:
+                if self.process.poll() is not None:
+                    raise RuntimeError(f"the server ended with {self.process.returncode}\n{self.log[-4000:]}")
+                with contextlib.suppress(httpx2.HTTPError):
+                    if client.get("/health/ready").status_code == 200:
+                        self.ready_ms.append(round((time.monotonic() - began) * 1000))
+                        return self
+                time.sleep(0.02)
+        self.kill()
+        raise RuntimeError(f"the server was not ready within {seconds:g} s\n{self.log[-4000:]}")
+
+    def kill(self) -> None:
+        """SIGKILL the server and whatever it started."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def stop(self, *, seconds: float = 40.0) -> int:
+        """SIGTERM, wait for the end, return the status."""
+        assert self.process is not None
+        self.process.terminate()
+        status = self.process.wait(seconds)
+        self.kill()
+        return status
+
+    def client(self, token: str | None = None) -> httpx2.Client:
+        """A client below `/api/v1`."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return httpx2.Client(base_url=f"{self.address}/api/v1", timeout=30, trust_env=False, headers=headers)
+
+    def sign_in(self, email: str = EMAIL, password: str = PASSWORD) -> httpx2.Client:
+        """A client with a fresh access token."""
+        with self.client() as client:
+            answer = client.post("/auth/login", json={"email": email, "password": password})
+        answer.raise_for_status()
+        return self.client(str(answer.json()["access_token"]))
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: Any) -> None:
+        self.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

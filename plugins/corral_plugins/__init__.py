@@ -1,0 +1,1 @@
+"""The built-in feature areas, one package each."""

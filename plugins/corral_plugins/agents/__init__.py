@@ -1,0 +1,1 @@
+"""Agents: named configurations that claim tasks."""

@@ -1,0 +1,158 @@
+"""What other plugins may know of agents: shapes, events, the service `Agents`, and the `AgentRecord` it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from corral.events.event import Event
+
+
+class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent as claims and calls need it: its configuration of version `version`, its state and its free slots."""
+
+    id: str
+    name: str
+    role: str
+    owner_id: str
+    status: str  # offline | idle | busy | draining | paused | error
+    status_reason: str | None
+    version: int  # of the configuration (GET /agents/{id}/versions)
+    llm_provider: str | None
+    llm_model: str | None
+    system_prompt: str
+    enabled_tools: list[str]
+    tool_policy: dict[str, Any]
+    worker_id: str | None
+    worker_group: str | None
+    worker_labels: dict[str, str]
+    config: dict[str, Any]  # temperature, max_tokens, max_steps, fallback_models, output_schema, memory, knowledge
+    max_concurrent_tasks: int
+    active_tasks: int
+    max_cost_per_task_usd: float | None
+    retry_policy: dict[str, Any] | None
+    stall_policy: dict[str, Any] | None
+    review_policy: dict[str, Any]
+    last_active_at: str | None
+
+    @property
+    def claims(self) -> bool:
+        """Whether its state lets it claim (`idle` or `busy`)."""
+        return self.status in ("idle", "busy")
+
+
+class Agents(Protocol):
+    """Joins the caller's unit. Lock order of everything that touches several tables: task, then agent, then worker."""
+
+    def facts(self, agent_id: str) -> AgentFacts | None:
+        """A living agent; None when there is none."""
+        ...
+
+    def facts_of(self, agent_ids: Sequence[str]) -> dict[str, AgentFacts]:
+        """Living agents by id, in one query."""
+        ...
+
+    def eligible(
+        self, *, worker_id: str, group: str | None, labels: dict[str, str], agent_ids: Sequence[str] | None
+    ) -> list[AgentFacts]:
+        """Agents that this worker may serve now.
+
+        `idle` or `busy`, with a free slot, bound to no other worker, selector matching. Fewest leases first, then the
+        longest idle. `agent_ids` narrows.
+        """
+        ...
+
+    def any_with_role(self, role: str) -> bool:
+        """Whether a living agent of this role exists."""
+        ...
+
+    def lease_started(self, agent_id: str) -> bool:
+        """Take a slot by one guarded update (`idle | busy`, a slot free); False: it has none.
+
+        Emits `agent.status` when it becomes busy.
+        """
+        ...
+
+    def lease_ended(self, agent_id: str) -> None:
+        """Give the slot back; with the last one `busy` becomes `idle` and `draining` `offline`.
+
+        Nothing happens for deleted agents.
+        """
+        ...
+
+    def attempt_ended(self, agent_id: str, *, configuration_failure: bool) -> None:
+        """Count failures that repeating cannot cure (`provider_error` of a bad key or unknown model).
+
+        Three in a row (setting `agents.error_after_failures`): `error`.
+        """
+        ...
+
+
+class WorkFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent's attempts came to. Null is unknown; rate and durations are null without ended attempts."""
+
+    attempts: int | None = None
+    completed: int | None = None
+    failed: int | None = None
+    success_rate: float | None = None  # 0 to 1, of ended attempts
+    avg_duration_ms: int | None = None
+    p95_duration_ms: int | None = None
+    cost_usd: float | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    stalls: int | None = None
+
+
+class AgentRecord(Protocol):
+    """How agents did, told by who keeps the attempts (`tasks` provides it). Joins the caller's unit."""
+
+    def figures(self, agent_id: str, *, since: str) -> WorkFigures:
+        """Of the attempts that began at `since` (an instant) or later."""
+        ...
+
+    def figures_of_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, WorkFigures]:
+        """Of all attempts that ran with each of these versions of the configuration, in one query."""
+        ...
+
+
+class AgentStatus(Event, kw_only=True):
+    """An agent's state changed."""
+
+    event = "agent.status"
+
+    agent_id: str
+    name: str
+    before: str = msgspec.field(name="from")
+    after: str = msgspec.field(name="to")
+    reason: str | None
+
+
+class AgentCreated(Event, kw_only=True):
+    """An agent was created."""
+
+    event = "agent.created"
+
+    agent_id: str
+    name: str
+    role: str
+
+
+class AgentUpdated(Event, kw_only=True):
+    """An agent was changed by a person. `version` is the one of its configuration."""
+
+    event = "agent.updated"
+
+    agent_id: str
+    version: int
+    changed_fields: list[str]
+
+
+class AgentDeleted(Event, kw_only=True):
+    """An agent was deleted."""
+
+    event = "agent.deleted"
+
+    agent_id: str
+    name: str

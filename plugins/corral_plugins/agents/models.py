@@ -1,0 +1,108 @@
+"""Tables of agents: their rows, their versions and their standing tokens."""
+
+from __future__ import annotations
+
+import peewee
+
+from corral.database.model import SHARED, IdField, InstantField, JSONField, Model
+
+
+class Agent(Model):
+    """An agent. Money is in micro-USD; `last_active_at` is empty, not null, before the first lease: lists sort by it.
+
+    `stamp` is new with every change of anything but its state, and never used twice: what was read under it stays true.
+    """
+
+    visibility = SHARED
+    owner_field = "created_by"
+
+    id = IdField(primary_key=True)
+    version = peewee.IntegerField(default=1)
+    config_version = peewee.IntegerField(default=1)
+    stamp = IdField()
+    created_by = IdField(null=True)
+    created_at = InstantField()
+    updated_at = InstantField()
+    name = peewee.CharField(max_length=100)
+    name_key = peewee.CharField(max_length=400)
+    description = peewee.TextField(default="")
+    role = peewee.CharField(max_length=64, default="general", index=True)
+    status = peewee.CharField(max_length=10, default="offline")
+    status_reason = peewee.CharField(max_length=20, null=True)
+    active_tasks = peewee.IntegerField(default=0)
+    failures_in_a_row = peewee.IntegerField(default=0)
+    last_active_at = InstantField(default="")
+    llm_provider = peewee.CharField(max_length=64, null=True)
+    llm_model = peewee.CharField(max_length=200, null=True)
+    system_prompt = peewee.TextField(default="")
+    enabled_tools = JSONField(default=list)
+    tool_policy = JSONField(default=dict)
+    worker_id = IdField(null=True, index=True)
+    worker_group = peewee.CharField(max_length=64, null=True)
+    worker_labels = JSONField(default=dict)
+    config = JSONField()
+    max_concurrent_tasks = peewee.IntegerField(default=1)
+    monthly_budget_micro = peewee.BigIntegerField(null=True)
+    max_cost_per_task_micro = peewee.BigIntegerField(null=True)
+    retry_policy = JSONField(null=True)
+    stall_policy = JSONField(null=True)
+    review_policy = JSONField()
+    tags = JSONField(default=list)
+    metadata = JSONField(default=dict)
+    deleted_at = InstantField(null=True)
+
+    class Meta:
+        table_name = "agents_agents"
+        indexes = (
+            (("created_at", "id"), False),
+            (("last_active_at", "id"), False),
+            (("status", "active_tasks", "last_active_at"), False),
+        )
+
+
+LIVING = Agent.deleted_at.is_null()
+
+Agent.add_index(
+    peewee.ModelIndex(Agent, (Agent.name_key,), unique=True, where=LIVING, name="agents_agents_living_name")
+)
+Agent.add_index(
+    peewee.ModelIndex(Agent, (Agent.deleted_at,), where=Agent.deleted_at.is_null(False), name="agents_agents_deleted")
+)
+
+
+class Version(Model):
+    """Version `n` of an agent's configuration, as `GET /agents/{id}/versions/{n}` shows it."""
+
+    visibility = SHARED
+    owner_field = "created_by"
+
+    id = IdField(primary_key=True)
+    agent_id = IdField()
+    n = peewee.IntegerField()
+    configuration = JSONField()
+    changed_fields = JSONField()
+    created_by = IdField(null=True)
+    created_at = InstantField()
+
+    class Meta:
+        table_name = "agents_versions"
+        indexes = ((("agent_id", "n"), True),)
+
+
+class Token(Model):
+    """A standing token: only its SHA-256 is kept. `created_by` is the person whose rights it has."""
+
+    owner_field = "created_by"
+
+    id = IdField(primary_key=True)
+    agent_id = IdField()
+    name = peewee.CharField(max_length=100)
+    token_hash = peewee.CharField(max_length=64, unique=True)
+    scopes = JSONField()
+    created_by = IdField(index=True)
+    created_at = InstantField()
+    expires_at = InstantField(index=True)
+
+    class Meta:
+        table_name = "agents_tokens"
+        indexes = ((("agent_id", "created_at", "id"), False),)

@@ -1,0 +1,99 @@
+"""The plugin `agents`: its manifest and what it contributes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from corral.auth.principal import READERS, WRITERS, Authenticator, Permission
+from corral.database.model import Model
+from corral.events.consumers import Subscriber
+from corral.events.event import Event
+from corral.http.routes import Routes
+from corral.jobs.job import Schedule
+from corral.plugin import Metric, Plugin, Provide, Setting, hookimpl
+from corral_plugins.agents import jobs
+from corral_plugins.agents.api import AgentCreated, AgentDeleted, Agents, AgentStatus, AgentUpdated
+from corral_plugins.agents.models import Agent, Token, Version
+from corral_plugins.agents.routes import routes
+from corral_plugins.agents.service.changes import ERROR_AFTER_FAILURES, STATUSES, StateChanges
+from corral_plugins.agents.service.configuration import MAX_STEPS
+from corral_plugins.agents.service.directory import MAX_AGENTS, AgentDirectory
+from corral_plugins.agents.service.figures import count_by_status
+from corral_plugins.agents.service.roster import AgentsService
+from corral_plugins.agents.service.states import AgentStates
+from corral_plugins.agents.service.tokens import TOKEN_TTL_DAYS, AgentTokens, StandingTokens
+from corral_plugins.agents.service.versions import AgentVersions
+from corral_plugins.agents.service.views import Views
+
+
+class AgentsPlugin(Plugin):
+    """Agents: named configurations that claim tasks.
+
+    People create, start and stop them, see what they do, and change them by versions that can be compared and
+    taken back.
+    """
+
+    name = "agents"
+    wants = ("llm", "tasks", "workers")
+    permissions = (
+        Permission("agents.read", "Read agents, their versions and figures", holders=(*READERS, "agent")),
+        Permission("agents.write", "Create agents; change, start and stop one's own", holders=WRITERS),
+        Permission("agents.manage", "Change all agents, override budgets and loosen dangerous tools"),
+    )
+
+    def __init__(self, settings: Any = None) -> None:
+        super().__init__(settings)
+        self._changes = StateChanges()
+
+    @hookimpl
+    def corral_services(self) -> Iterable[Provide]:
+        return [
+            Provide(StateChanges, lambda: self._changes),
+            Provide(Agents, AgentsService),
+            Provide(Views, Views),
+            Provide(AgentDirectory, AgentDirectory),
+            Provide(AgentStates, AgentStates),
+            Provide(AgentVersions, AgentVersions),
+            Provide(AgentTokens, AgentTokens),
+        ]
+
+    @hookimpl
+    def corral_routes(self) -> Iterable[Routes]:
+        return [routes]
+
+    @hookimpl
+    def corral_models(self) -> Iterable[type[Model]]:
+        return [Agent, Version, Token]
+
+    @hookimpl
+    def corral_events(self) -> Iterable[type[Event]]:
+        return [AgentStatus, AgentCreated, AgentUpdated, AgentDeleted]
+
+    @hookimpl
+    def corral_subscribers(self) -> Iterable[Subscriber]:
+        return [Subscriber("agents.people", ("user.purged",), jobs.forget_person)]
+
+    @hookimpl
+    def corral_schedules(self) -> Iterable[Schedule]:
+        return [Schedule("agents.sweep", 60, jobs.sweep), Schedule("agents.purge", 86_400, jobs.purge)]
+
+    @hookimpl
+    def corral_settings(self) -> Iterable[Setting[Any]]:
+        return [MAX_STEPS, MAX_AGENTS, ERROR_AFTER_FAILURES, TOKEN_TTL_DAYS]
+
+    @hookimpl
+    def corral_authenticators(self) -> Iterable[type[Authenticator]]:
+        return [StandingTokens]
+
+    @hookimpl
+    def corral_metrics(self) -> Iterable[Metric]:
+        return [
+            Metric(
+                name="corral_agents", help="Agents by state.", labels={"status": STATUSES}, collect=count_by_status
+            ),
+            Metric(
+                name="corral_agent_state_changes_total", help="Changes of state, by the new one.", kind="counter",
+                labels={"to": STATUSES}, collect=self._changes.by_state,
+            ),
+        ]  # fmt: skip

@@ -1,0 +1,185 @@
+"""HTTP of agents."""
+
+from __future__ import annotations
+
+from corral.auth.principal import Principal
+from corral.errors import NotFound
+from corral.http.answers import Answer, IfMatch
+from corral.http.page import Page
+from corral.http.routes import Routes
+from corral_plugins.agents.service.directory import AgentDirectory
+from corral_plugins.agents.service.shapes import (
+    AgentPatch,
+    AgentQuery,
+    AgentStats,
+    AgentTokenQuery,
+    AgentTokenView,
+    AgentVersionDetail,
+    AgentVersionView,
+    AgentView,
+    Because,
+    CloneAgent,
+    CompareQuery,
+    Comparison,
+    DeleteAgentQuery,
+    IssuedAgentToken,
+    NewAgent,
+    NewAgentToken,
+    RollBack,
+    StartAgent,
+    StatsQuery,
+    StopAgent,
+    VersionQuery,
+)
+from corral_plugins.agents.service.states import AgentStates
+from corral_plugins.agents.service.tokens import AgentTokens
+from corral_plugins.agents.service.versions import AgentVersions
+
+routes = Routes("/agents", tag="Agents")
+
+
+@routes.get("/", needs="agents.read", raises=("invalid_cursor",))
+def list_agents(query: AgentQuery, agents: AgentDirectory, caller: Principal) -> Page[AgentView]:
+    """List agents."""
+    return agents.list(query, by=caller)
+
+
+@routes.post(
+    "/", needs="agents.write", status=201, raises=("duplicate", "unknown_reference", "quota_exceeded", "forbidden")
+)
+def create_agent(body: NewAgent, agents: AgentDirectory, caller: Principal) -> AgentView:
+    """Create an agent; it is offline until it is started."""
+    return agents.create(body, by=caller)
+
+
+@routes.get("/{id}", needs="agents.read", raises=("not_found",))
+def get_agent(id: str, agents: AgentDirectory, caller: Principal) -> AgentView:
+    """Read an agent."""
+    return agents.get(id, by=caller)
+
+
+@routes.patch(
+    "/{id}",
+    needs="agents.write",
+    raises=("not_found", "forbidden", "duplicate", "unknown_reference", "precondition_failed", "overloaded"),
+)
+def update_agent(id: str, body: AgentPatch, match: IfMatch, agents: AgentDirectory, caller: Principal) -> AgentView:
+    """Change an agent. What changes its configuration makes a new version; attempts that run keep theirs."""
+    return agents.update(id, body, match, by=caller)
+
+
+@routes.delete(
+    "/{id}",
+    needs="agents.write",
+    raises=("not_found", "forbidden", "agent_busy", "precondition_failed", "overloaded"),
+)
+def delete_agent(
+    id: str, query: DeleteAgentQuery, match: IfMatch, agents: AgentDirectory, caller: Principal
+) -> Answer[None]:
+    """Delete an agent.
+
+    Its name is free at once, its tokens die, and waiting tasks lose it; `Corral-Affected` tells how many tasks.
+    """
+    affected = agents.delete(id, match, force=query.force, by=caller)
+    return Answer(body=None, status=204, headers={"Corral-Affected": f"tasks={affected}"})
+
+
+_ACTION = ("not_found", "forbidden", "invalid_state", "precondition_failed", "overloaded")
+
+
+@routes.post("/{id}/start", needs="agents.write", raises=(*_ACTION, "budget_exhausted"))
+def start_agent(id: str, body: StartAgent, match: IfMatch, states: AgentStates, caller: Principal) -> AgentView:
+    """Start an agent: from now on it may claim tasks. What may keep it from working is in `warnings`."""
+    return states.start(id, match, override=body.override, by=caller)
+
+
+@routes.post("/{id}/stop", needs="agents.write", raises=_ACTION)
+def stop_agent(id: str, body: StopAgent, match: IfMatch, states: AgentStates, caller: Principal) -> AgentView:
+    """Stop an agent.
+
+    `immediate` revokes its leases with this answer: its work returns to the queue without using an attempt, or is
+    cancelled with `cancel_tasks`. `drain` lets running work end.
+    """
+    return states.stop(id, body, match, by=caller)
+
+
+@routes.post("/{id}/pause", needs="agents.write", raises=_ACTION)
+def pause_agent(id: str, body: Because, match: IfMatch, states: AgentStates, caller: Principal) -> AgentView:
+    """Pause a started agent: it claims nothing, what it works on goes on."""
+    return states.pause(id, match, reason=body.reason, by=caller)
+
+
+@routes.post("/{id}/resume", needs="agents.write", raises=(*_ACTION, "budget_exhausted"))
+def resume_agent(id: str, body: Because, match: IfMatch, states: AgentStates, caller: Principal) -> AgentView:
+    """End a pause."""
+    return states.resume(id, match, reason=body.reason, by=caller)
+
+
+@routes.post(
+    "/{id}/clone", needs="agents.write", status=201, raises=("not_found", "forbidden", "duplicate", "quota_exceeded")
+)
+def clone_agent(id: str, body: CloneAgent, agents: AgentDirectory, caller: Principal) -> Answer[AgentView]:
+    """Copy an agent under another name, without memories and tokens; the copy is the caller's and offline."""
+    copy = agents.clone(id, body.name, by=caller)
+    return Answer(body=copy, headers={"Location": f"/api/v1/agents/{copy.id}"})
+
+
+@routes.get("/{id}/versions", needs="agents.read", raises=("not_found", "invalid_cursor"))
+def list_agent_versions(
+    id: str, query: VersionQuery, versions: AgentVersions, caller: Principal
+) -> Page[AgentVersionView]:
+    """List the versions of an agent's configuration, newest first."""
+    return versions.list(id, query, by=caller)
+
+
+@routes.get("/{id}/versions/compare", needs="agents.read", raises=("not_found",))
+def compare_agent_versions(id: str, query: CompareQuery, versions: AgentVersions, caller: Principal) -> Comparison:
+    """Compare two versions: what differs, and how each did."""
+    return versions.compare(id, query.before, query.after, by=caller)
+
+
+@routes.get("/{id}/versions/{n}", needs="agents.read", raises=("not_found",))
+def get_agent_version(id: str, n: str, versions: AgentVersions, caller: Principal) -> AgentVersionDetail:
+    """Read one version with the whole configuration."""
+    if not (n.isascii() and n.isdigit() and len(n) < 10):
+        raise NotFound("Versions are numbers.")
+    return versions.get(id, int(n), by=caller)
+
+
+@routes.post(
+    "/{id}/rollback",
+    needs="agents.write",
+    raises=("not_found", "forbidden", "invalid_state", "unknown_reference", "precondition_failed", "overloaded"),
+)
+def roll_back_agent(id: str, body: RollBack, match: IfMatch, versions: AgentVersions, caller: Principal) -> AgentView:
+    """Make a new version with the content of an old one."""
+    return versions.roll_back(id, body.version, match, by=caller)
+
+
+@routes.get("/{id}/stats", needs="agents.read", raises=("not_found",))
+def get_agent_stats(id: str, query: StatsQuery, versions: AgentVersions, caller: Principal) -> AgentStats:
+    """How an agent did. Figures that nobody keeps are null."""
+    return versions.stats(id, query.days, by=caller)
+
+
+@routes.get("/{id}/tokens", needs="agents.write", raises=("not_found", "forbidden", "invalid_cursor"), no_store=True)
+def list_agent_tokens(id: str, query: AgentTokenQuery, tokens: AgentTokens, caller: Principal) -> Page[AgentTokenView]:
+    """List an agent's standing tokens, without their secrets."""
+    return tokens.list(id, query, by=caller)
+
+
+@routes.post(
+    "/{id}/tokens", needs="agents.write", status=201, raises=("not_found", "forbidden", "quota_exceeded"), no_store=True
+)
+def create_agent_token(
+    id: str, body: NewAgentToken, tokens: AgentTokens, caller: Principal
+) -> Answer[IssuedAgentToken]:
+    """Make a standing token for an agent that lives outside Corral's workers; it is shown this once."""
+    issued = tokens.create(id, body, by=caller)
+    return Answer(body=issued, headers={"Location": f"/api/v1/agents/{id}/tokens/{issued.id}"})
+
+
+@routes.delete("/{id}/tokens/{token_id}", needs="agents.write", raises=("not_found", "forbidden"))
+def end_agent_token(id: str, token_id: str, tokens: AgentTokens, caller: Principal) -> None:
+    """End a standing token at once."""
+    tokens.end(id, token_id, by=caller)

@@ -1,0 +1,1 @@
+"""The rules of agents; the only writer of their tables."""

@@ -1,0 +1,135 @@
+"""From what people send to columns, and from columns to what a version keeps. No rows are read or written here."""
+
+from __future__ import annotations
+
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from corral.errors import Forbidden, Invalid
+from corral.plugin import Setting
+from corral.schema import check_user_schema
+from corral_plugins.agents.models import Agent
+from corral_plugins.agents.service.shapes import AgentConfig, AgentFields
+
+MAX_STEPS: Setting[int] = Setting(
+    name="agents.max_steps", kind=int, default=25, minimum=1, maximum=200,
+    title="Steps of a run where the agent does not say",
+)  # fmt: skip
+
+METADATA_BYTES = 16 * 1024
+PLAIN = ("description", "role", "llm_provider", "llm_model", "system_prompt", "enabled_tools", "worker_id",
+         "max_concurrent_tasks", "tags", "metadata")  # fmt: skip
+STRUCTURED = ("tool_policy", "retry_policy", "stall_policy", "review_policy")
+MONEY = {"monthly_budget_usd": "monthly_budget_micro", "max_cost_per_task_usd": "max_cost_per_task_micro"}
+FIELD_OF = {**{column: field for field, column in MONEY.items()}, "worker_group": "worker_selector",
+            "worker_labels": "worker_selector"}  # fmt: skip
+CONFIGURATION = frozenset(
+    {"llm_provider", "llm_model", "system_prompt", "enabled_tools", "tool_policy", "worker_id", "worker_selector",
+     "config", "max_concurrent_tasks", "monthly_budget_usd", "max_cost_per_task_usd", "retry_policy", "stall_policy",
+     "review_policy"}
+)  # fmt: skip
+"""A change of one of these is a new version."""
+COPIED = (*PLAIN, *STRUCTURED, *MONEY.values(), "worker_group", "worker_labels", "config")
+"""The columns of a copy: all that people set, but the name."""
+
+
+def default_config(max_steps: int) -> dict[str, Any]:
+    """The configuration of an agent that says nothing."""
+    return {
+        "temperature": None,
+        "max_tokens": None,
+        "max_steps": max_steps,
+        "fallback_models": [],
+        "output_schema": None,
+        "memory": True,
+        "knowledge": True,
+    }
+
+
+def columns(fields: AgentFields, config: dict[str, Any]) -> dict[str, Any]:
+    """The columns that `fields` set; `config` is the present configuration, of which absent parts stay.
+
+    Raises `Invalid` for what types cannot say.
+    """
+    found: dict[str, Any] = {name: value for name in PLAIN if (value := getattr(fields, name)) is not UNSET}
+    for name in STRUCTURED:
+        if (value := getattr(fields, name)) is not UNSET:
+            found[name] = msgspec.to_builtins(value)
+    for name, column in MONEY.items():
+        if (value := getattr(fields, name)) is not UNSET:
+            found[column] = micro(value)
+    if fields.worker_selector is not UNSET:
+        found["worker_group"] = fields.worker_selector.group
+        found["worker_labels"] = fields.worker_selector.labels
+    if isinstance(fields.config, AgentConfig):
+        found["config"] = _merged(config, fields.config)
+    if isinstance(found.get("worker_id"), str):
+        found["worker_id"] = found["worker_id"].lower()
+    _check(found)
+    return found
+
+
+def _merged(config: dict[str, Any], change: AgentConfig) -> dict[str, Any]:
+    if isinstance(change.output_schema, dict):
+        check_user_schema(change.output_schema, pointer_prefix="/config/output_schema")
+    return {**config, **msgspec.to_builtins(change)}
+
+
+def _check(found: dict[str, Any]) -> None:
+    if len(msgspec.json.encode(found.get("metadata", {}))) > METADATA_BYTES:
+        raise Invalid.at("/metadata", "too_long", f"at most {METADATA_BYTES} bytes of JSON")
+    review = found.get("review_policy")
+    if review is None:
+        return
+    if review["mode"] == "agent" and review["reviewer_agent_id"] is None:
+        raise Invalid.at("/review_policy/reviewer_agent_id", "required", "Mode agent needs the agent that reviews.")
+    if review["mode"] != "agent" and review["reviewer_agent_id"] is not None:
+        raise Invalid.at("/review_policy/reviewer_agent_id", "not_allowed", "Only mode agent takes a reviewer.")
+    if review["reviewer_agent_id"] is not None:
+        review["reviewer_agent_id"] = review["reviewer_agent_id"].lower()
+
+
+def refuse_loosening(before: dict[str, Any], after: dict[str, Any], *, manages: bool) -> None:
+    """Only admins let a tool run unasked in tainted runs; what was allowed before may stay."""
+    loosened = sorted(_unasked_when_tainted(after) - _unasked_when_tainted(before))
+    if loosened and not manages:
+        raise Forbidden(f"when_tainted: allow (for {', '.join(loosened[:5])}) needs the permission agents.manage.")
+
+
+def _unasked_when_tainted(policy: dict[str, Any]) -> set[str]:
+    return {tool for tool, rule in policy.items() if isinstance(rule, dict) and rule.get("when_tainted") == "allow"}
+
+
+def micro(dollars: float | None) -> int | None:
+    """Dollars as micro-USD, halves up."""
+    if dollars is None:
+        return None
+    return int((Decimal(str(dollars)) * 1_000_000).quantize(Decimal(1), ROUND_HALF_UP))
+
+
+def dollars(micro_usd: int | None) -> float | None:
+    """Micro-USD as dollars."""
+    return None if micro_usd is None else micro_usd / 1_000_000
+
+
+def selector(row: Agent) -> dict[str, Any]:
+    """The worker selector as clients see it: only what is set."""
+    found: dict[str, Any] = {}
+    if row.worker_group is not None:
+        found["group"] = row.worker_group
+    if row.worker_labels:
+        found["labels"] = row.worker_labels
+    return found
+
+
+def configuration(row: Agent) -> dict[str, Any]:
+    """What a version keeps; converts back into `AgentFields`."""
+    special = {
+        "worker_selector": selector(row),
+        "monthly_budget_usd": dollars(row.monthly_budget_micro),
+        "max_cost_per_task_usd": dollars(row.max_cost_per_task_micro),
+    }
+    return {name: special[name] if name in special else getattr(row, name) for name in sorted(CONFIGURATION)}

@@ -1,0 +1,70 @@
+"""Reading an agent's row for a caller, and changing it only if it is still what was read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from corral import clock
+from corral.auth.principal import Principal, require_owner
+from corral.auth.visibility import visible
+from corral.errors import NotFound, Unavailable
+from corral.ids import new_id
+from corral_plugins.agents.models import LIVING, Agent, Version
+from corral_plugins.agents.service.configuration import configuration
+
+TRIES = 5
+"""How often a change is made anew because the row changed under it."""
+
+
+def readable(agent_id: str, caller: Principal) -> Agent:
+    """The living agent, if the caller may read it; `NotFound`."""
+    row: Agent | None = Agent.get_or_none((Agent.id == agent_id) & LIVING & visible(Agent, caller))
+    if row is None:
+        raise NotFound("There is no agent with this id.")
+    return row
+
+
+def exists(agent_id: str, caller: Principal) -> None:
+    """Raise `NotFound` unless `readable` would find it; without reading its texts."""
+    if not Agent.select(Agent.id).where((Agent.id == agent_id) & LIVING & visible(Agent, caller)).exists():
+        raise NotFound("There is no agent with this id.")
+
+
+def writable(agent_id: str, caller: Principal) -> Agent:
+    """The living agent, if the caller owns it or is an admin; `NotFound`, `Forbidden`."""
+    row = readable(agent_id, caller)
+    require_owner(caller, row.created_by, what="agent", manage="agents.manage")
+    return row
+
+
+def swap(row: Agent, values: dict[str, Any], *guards: Any) -> bool:
+    """Write `values` and the next version, if nobody changed the row since it was read and every guard holds."""
+    unchanged: Any = (Agent.id == row.id) & LIVING & (Agent.version == row.version)
+    for guard in guards:
+        unchanged &= guard
+    changes = {**values, "version": row.version + 1, "updated_at": clock.now()}
+    return bool(Agent.update(changes).where(unchanged).execute())
+
+
+def same_state(row: Agent) -> Any:
+    """The guard of a transition: state and leases are still those that were read."""
+    reason = Agent.status_reason.is_null() if row.status_reason is None else Agent.status_reason == row.status_reason
+    return (Agent.status == row.status) & (Agent.active_tasks == row.active_tasks) & reason
+
+
+def contended() -> Unavailable:
+    """The row changed under every try."""
+    return Unavailable("This agent changes too often at the moment; repeat the request.", code="overloaded")
+
+
+def keep_version(row: Agent, changed: list[str], by: Principal) -> None:
+    """Keep the row's configuration as its version `config_version`."""
+    Version.insert(
+        id=new_id(),
+        agent_id=row.id,
+        n=row.config_version,
+        configuration=configuration(row),
+        changed_fields=changed,
+        created_by=by.user_id,
+        created_at=clock.now(),
+    ).execute()

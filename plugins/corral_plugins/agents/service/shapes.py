@@ -1,0 +1,269 @@
+"""What the routes of agents take and give."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from corral.http.page import PageQuery
+from corral.schema import Id, Instant, MomentIn, Name, Slug, Tags, Text, line
+from corral_plugins.agents.api import WorkFigures
+from corral_plugins.tasks.api import RetryPolicy, ReviewPolicy, StallPolicy
+
+Status = Literal["offline", "idle", "busy", "draining", "paused", "error"]
+
+TOOL = r"^[a-z][a-z0-9_]*(\.[a-z0-9_-]+)*\.([a-z0-9_-]+|\*)(?![\s\S])"
+ToolName = Annotated[str, Meta(pattern=TOOL, max_length=200)]
+Model = Annotated[str, line(200)]
+Dollars = Annotated[float, Meta(ge=0, le=1_000_000_000)]
+Label = Annotated[str, Meta(pattern=r"^[a-z0-9._/-]{1,63}(?![\s\S])")]
+Policy = Literal["allow", "ask", "deny"]
+
+
+class ToolRule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What an agent may do with one tool; `config` narrows the tool's own."""
+
+    policy: Policy | UnsetType = UNSET
+    when_tainted: Policy | UnsetType = UNSET
+    config: dict[str, Any] | UnsetType = UNSET
+
+
+class WorkerSelector(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Which workers may run the agent: all that is given must match."""
+
+    group: Slug | None = None
+    labels: Annotated[dict[Label, Annotated[str, Meta(max_length=255)]], Meta(max_length=50)] = {}
+
+
+class AgentConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How the agent runs. In a change, what is absent stays as it is."""
+
+    temperature: Annotated[float, Meta(ge=0, le=2)] | UnsetType | None = UNSET
+    max_tokens: Annotated[int, Meta(ge=1, le=200_000)] | UnsetType | None = UNSET
+    max_steps: Annotated[int, Meta(ge=1, le=200)] | UnsetType = UNSET
+    fallback_models: Annotated[list[Model], Meta(max_length=5)] | UnsetType = UNSET
+    output_schema: dict[str, Any] | UnsetType | None = UNSET
+    memory: bool | UnsetType = UNSET
+    knowledge: bool | UnsetType = UNSET
+
+
+class AgentFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Everything about an agent that its owner sets, but the name."""
+
+    description: Annotated[str, Meta(max_length=4000)] | UnsetType = UNSET
+    role: Slug | UnsetType = UNSET
+    llm_provider: Annotated[str, line(64)] | UnsetType | None = UNSET
+    llm_model: Model | UnsetType | None = UNSET
+    system_prompt: Text | UnsetType = UNSET
+    enabled_tools: Annotated[list[ToolName], Meta(max_length=100)] | UnsetType = UNSET
+    tool_policy: Annotated[dict[ToolName, Policy | ToolRule], Meta(max_length=200)] | UnsetType = UNSET
+    worker_id: Id | UnsetType | None = UNSET
+    worker_selector: WorkerSelector | UnsetType = UNSET
+    config: AgentConfig | UnsetType = UNSET
+    max_concurrent_tasks: Annotated[int, Meta(ge=1, le=100)] | UnsetType = UNSET
+    monthly_budget_usd: Dollars | UnsetType | None = UNSET
+    max_cost_per_task_usd: Dollars | UnsetType | None = UNSET
+    retry_policy: RetryPolicy | UnsetType | None = UNSET
+    stall_policy: StallPolicy | UnsetType | None = UNSET
+    review_policy: ReviewPolicy | UnsetType = UNSET
+    tags: Tags | UnsetType = UNSET
+    metadata: dict[str, Any] | UnsetType = UNSET
+
+
+class NewAgent(AgentFields, kw_only=True):
+    """A new agent; only the name is required."""
+
+    name: Name
+
+
+class AgentPatch(AgentFields, kw_only=True):
+    """A partial change."""
+
+    name: Name | UnsetType = UNSET
+
+
+class AgentView(msgspec.Struct, kw_only=True):
+    """An agent. `version` is the one of the resource, `config_version` the newest of `GET /agents/{id}/versions`.
+
+    `spent_month_usd` is null where nobody counts money.
+    """
+
+    id: str
+    version: int
+    config_version: int
+    created_by: str | None
+    created_at: Instant
+    updated_at: Instant
+    name: str
+    description: str
+    role: str
+    llm_provider: str | None
+    llm_model: str | None
+    system_prompt: str
+    enabled_tools: list[str]
+    tool_policy: dict[str, Any]
+    worker_id: str | None
+    worker_selector: dict[str, Any]
+    config: dict[str, Any]
+    max_concurrent_tasks: int
+    monthly_budget_usd: float | None
+    max_cost_per_task_usd: float | None
+    retry_policy: dict[str, Any] | None
+    stall_policy: dict[str, Any] | None
+    review_policy: dict[str, Any]
+    tags: list[str]
+    metadata: dict[str, Any]
+    status: Status
+    status_reason: str | None
+    current_task_ids: list[str]
+    active_tasks: int
+    last_active_at: Instant | None
+    spent_month_usd: float | None
+    warnings: list[str]
+
+
+class AgentQuery(PageQuery, kw_only=True):
+    """Filters and order of the list. `status` is the same filter as `status_filter`."""
+
+    status_filter: list[Status] | UnsetType = UNSET
+    status: list[Status] | UnsetType = UNSET
+    role: list[Slug] | UnsetType = UNSET
+    search: Annotated[str, line(200)] | UnsetType = UNSET
+    tag: list[Annotated[str, line(64)]] | UnsetType = UNSET
+    worker_id: list[Id] | UnsetType = UNSET
+    sort: Literal["created", "name", "last_active"] = "created"
+
+
+class DeleteAgentQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`force` ends the agent's live leases and cancels their tasks."""
+
+    force: bool = False
+
+
+class StartAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`override` lets an admin start an agent whose budget is used up."""
+
+    override: bool = False
+
+
+class StopAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`immediate` revokes the agent's leases; `drain` lets them end. `cancel_tasks` also cancels the work in hand."""
+
+    mode: Literal["immediate", "drain"] = "immediate"
+    cancel_tasks: bool = False
+    reason: Annotated[str, line(500, 0)] | None = None
+
+
+class Because(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Why, for those who read the event."""
+
+    reason: Annotated[str, line(500, 0)] | None = None
+
+
+class CloneAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The name of the copy."""
+
+    name: Name
+
+
+class RollBack(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The version whose content is to be the newest again."""
+
+    version: Annotated[int, Meta(ge=1)]
+
+
+class VersionQuery(PageQuery, kw_only=True):
+    """The list of versions, newest first."""
+
+
+class AgentVersionView(msgspec.Struct, kw_only=True):
+    """A version of the configuration. Figures are null where nobody keeps them."""
+
+    n: int
+    changed_fields: list[str]
+    by: str | None
+    at: Instant
+    attempts: int | None
+    success_rate: float | None
+    cost_usd: float | None
+
+
+class AgentVersionDetail(AgentVersionView, kw_only=True):
+    """A version with the whole configuration."""
+
+    configuration: dict[str, Any]
+
+
+class CompareQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The two versions."""
+
+    before: Annotated[int, Meta(ge=1)] = msgspec.field(name="from")
+    after: Annotated[int, Meta(ge=1)] = msgspec.field(name="to")
+
+
+class FieldDifference(msgspec.Struct, kw_only=True):
+    """One field with its value in both versions."""
+
+    field: str
+    before: Any = msgspec.field(name="from")
+    after: Any = msgspec.field(name="to")
+
+
+class ComparedFigures(msgspec.Struct, kw_only=True):
+    """What the attempts of both versions came to; null where nobody keeps them."""
+
+    before: WorkFigures | None = msgspec.field(name="from")
+    after: WorkFigures | None = msgspec.field(name="to")
+
+
+class Comparison(msgspec.Struct, kw_only=True):
+    """What differs between two versions."""
+
+    diff: list[FieldDifference]
+    stats: ComparedFigures
+
+
+class StatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How many days back."""
+
+    days: Annotated[int, Meta(ge=1, le=365)] = 30
+
+
+class AgentStats(WorkFigures, frozen=True, kw_only=True):
+    """How the agent did in the last `days`."""
+
+    days: int
+
+
+class NewAgentToken(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A standing token. `scopes` narrow it: permission names, `<plugin>.*`, `*.<verb>` or `*`."""
+
+    name: Name
+    expires_at: MomentIn | None = None
+    scopes: Annotated[list[Annotated[str, line(100)]], Meta(min_length=1, max_length=100)] = msgspec.field(
+        default_factory=lambda: ["*"]
+    )
+
+
+class AgentTokenView(msgspec.Struct, kw_only=True):
+    """A standing token without its secret."""
+
+    id: str
+    agent_id: str
+    name: str
+    scopes: list[str]
+    created_by: str
+    created_at: Instant
+    expires_at: Instant
+
+
+class IssuedAgentToken(AgentTokenView, kw_only=True):
+    """A new token; `token` is shown this once."""
+
+    token: str
+
+
+class AgentTokenQuery(PageQuery, kw_only=True):
+    """The list of tokens, newest first."""

@@ -1,0 +1,151 @@
+"""Standing tokens: made by an agent's owner, for agents that live outside Corral's workers."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from corral import clock
+from corral.auth.accounts import Accounts
+from corral.auth.credentials import Credentials
+from corral.auth.permissions import Permissions
+from corral.auth.principal import Principal
+from corral.database.unit import after_commit
+from corral.errors import Forbidden, Invalid, NotFound, Problem, Unauthorized
+from corral.http.page import Page, newest_first, paginate
+from corral.ids import new_id
+from corral.plugin import Setting, Settings
+from corral_plugins.agents.models import LIVING, Agent, Token
+from corral_plugins.agents.service.rows import writable
+from corral_plugins.agents.service.shapes import AgentTokenQuery, AgentTokenView, IssuedAgentToken, NewAgentToken
+
+TOKEN_TTL_DAYS: Setting[int] = Setting(
+    name="agents.token_ttl_days", kind=int, default=90, minimum=1, maximum=365,
+    title="Days that a standing token lives where its maker does not say",
+)  # fmt: skip
+
+PREFIX = "cra_s"
+MAX_TOKENS = 10
+MAX_DAYS, DAY_SECONDS = 365, 86_400
+PEOPLE = ("user", "api_key")
+
+
+class AgentTokens:
+    """Makes, lists and ends standing tokens. Joins the caller's unit."""
+
+    def __init__(self, settings: Settings, permissions: Permissions, credentials: Credentials) -> None:
+        self._settings, self._permissions, self._credentials = settings, permissions, credentials
+
+    def list(self, agent_id: str, query: AgentTokenQuery, *, by: Principal) -> Page[AgentTokenView]:
+        """The agent's tokens, for its owner; newest first."""
+        writable(agent_id, by)
+        rows = Token.select().where((Token.agent_id == agent_id) & (Token.expires_at > clock.now()))
+        return paginate(rows, query, by, scope=f"agent_tokens:{agent_id}", order=newest_first(Token), make=_view)
+
+    def create(self, agent_id: str, new: NewAgentToken, *, by: Principal) -> IssuedAgentToken:
+        """A token with the rights of the caller and the agent together; shown this once. `quota_exceeded`."""
+        writable(agent_id, by)
+        if by.user_id is None or by.kind not in PEOPLE:
+            raise Forbidden("Only a person can make a token: it has that person's rights.")
+        self._check_scopes(new.scopes)
+        expires_at = self._expiry(new)
+        # The update takes the row's lock, so that the count holds until the commit.
+        Agent.update(updated_at=Agent.updated_at).where(Agent.id == agent_id).execute()
+        living = Token.select().where((Token.agent_id == agent_id) & (Token.expires_at > clock.now())).count()
+        if living >= MAX_TOKENS:
+            raise Problem(f"An agent has at most {MAX_TOKENS} tokens; end one first.", code="quota_exceeded")
+        secret = PREFIX + secrets.token_urlsafe(32)
+        row = Token(
+            id=new_id(), agent_id=agent_id, name=new.name, token_hash=_hash(secret), scopes=new.scopes,
+            created_by=by.user_id, created_at=clock.now(), expires_at=expires_at,
+        )  # fmt: skip
+        row.save(force_insert=True)
+        return IssuedAgentToken(**_fields(row), token=secret)
+
+    def end(self, agent_id: str, token_id: str, *, by: Principal) -> None:
+        """Revoke a token at once; `NotFound`."""
+        writable(agent_id, by)
+        if not Token.delete().where((Token.id == token_id) & (Token.agent_id == agent_id)).execute():
+            raise NotFound("The agent has no token with this id.")
+        after_commit(lambda: self._credentials.forget(lambda caller: caller.agent_id == agent_id))
+
+    def end_of_person(self, user_id: str) -> int:
+        """Delete every token that a person made; how many."""
+        return int(Token.delete().where(Token.created_by == user_id).execute())
+
+    def _expiry(self, new: NewAgentToken) -> str:
+        if new.expires_at is None:
+            return clock.now(self._settings.get(TOKEN_TTL_DAYS) * DAY_SECONDS)
+        asked = clock.from_datetime(new.expires_at)
+        if asked <= clock.now():
+            raise Invalid.at("/expires_at", "in_the_past", "Give a time in the future.")
+        if asked > clock.now(MAX_DAYS * DAY_SECONDS):
+            raise Invalid.at("/expires_at", "too_large", f"at most {MAX_DAYS} days from now")
+        return asked
+
+    def _check_scopes(self, scopes: Sequence[str]) -> None:
+        held = self._permissions.of("agent")
+        for index, scope in enumerate(scopes):
+            if not narrowed(held, (scope,)):
+                detail = "a permission that agents may hold, <plugin>.*, *.<verb> or *"
+                raise Invalid.at(f"/scopes/{index}", "not_in_enum", detail)
+
+
+class StandingTokens:
+    """Recognises `cra_s…`: the agent, with the rights that its maker has now and an agent may have, in its scopes."""
+
+    def __init__(self, accounts: Accounts, permissions: Permissions) -> None:
+        self._accounts, self._permissions = accounts, permissions
+
+    def recognises(self, credential: str) -> bool:
+        """By its prefix."""
+        return credential.startswith(PREFIX)
+
+    def authenticate(self, credential: str) -> Principal:
+        """Raises `Unauthorized` for an unknown, ended or expired token, a deleted agent, or a deactivated maker."""
+        row = (
+            Token.select(Token.agent_id, Token.created_by, Token.scopes, Token.expires_at)
+            .join(Agent, on=(Agent.id == Token.agent_id))
+            .where((Token.token_hash == _hash(credential)) & LIVING)
+            .namedtuples()
+            .first()
+        )
+        if row is None:
+            raise Unauthorized("The agent token is unknown or was ended.")
+        if row.expires_at <= clock.now():
+            raise Unauthorized("The agent token has expired.", code="token_expired")
+        person = self._accounts.get_many([row.created_by]).get(row.created_by)
+        if person is None or not person.is_active:
+            raise Unauthorized("The person who made this agent token is not active.")
+        rights = self._permissions.of("agent") & self._permissions.of(person.role)
+        return Principal(
+            kind="agent", id=row.agent_id, agent_id=row.agent_id, user_id=person.id, role=person.role,
+            permissions=narrowed(rights, row.scopes), expires_at=clock.parse_instant(row.expires_at),
+        )  # fmt: skip
+
+
+def narrowed(permissions: Iterable[str], scopes: Iterable[str]) -> frozenset[str]:
+    """The permissions that the scopes leave."""
+    wanted = list(scopes)
+    return frozenset(name for name in permissions if any(_covers(scope, name) for scope in wanted))
+
+
+def _covers(scope: str, permission: str) -> bool:
+    area, _, verb = scope.partition(".")
+    own_area, _, own_verb = permission.partition(".")
+    return scope in ("*", permission) or (verb == "*" and area == own_area) or (area == "*" and verb == own_verb)
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _fields(row: Token) -> dict[str, Any]:
+    names = ("id", "agent_id", "name", "scopes", "created_by", "created_at", "expires_at")
+    return {name: getattr(row, name) for name in names}
+
+
+def _view(row: Token) -> AgentTokenView:
+    return AgentTokenView(**_fields(row))

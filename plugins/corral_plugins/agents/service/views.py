@@ -1,0 +1,135 @@
+"""Agents as clients see them: the row, what it works on, and what would keep it from working."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+from corral_plugins.agents.models import Agent
+from corral_plugins.agents.service.configuration import dollars, selector
+from corral_plugins.agents.service.shapes import AgentView, Status
+from corral_plugins.llm.api import LLM
+from corral_plugins.tasks.api import Tasks
+from corral_plugins.workers.api import WorkerFacts, Workers
+
+
+class Views:
+    """Makes views; asks the other plugins once for all agents of a list."""
+
+    llm: LLM | None
+    tasks: Tasks | None
+    workers: Workers | None
+
+    def one(self, row: Agent) -> AgentView:
+        """The view of one agent."""
+        return self.many([row])[0]
+
+    def many(self, rows: Sequence[Agent]) -> list[AgentView]:
+        """The views of a page."""
+        working = [row.id for row in rows if row.active_tasks > 0]
+        live = self.tasks.live_tasks(working) if self.tasks is not None and working else {}
+        warnings = _Warnings(self.llm, self.workers)
+        return [_view(row, live.get(row.id, []), warnings.of(row)) for row in rows]
+
+
+class _Warnings:
+    """The warnings of the agents of one answer; what they share is asked for once."""
+
+    def __init__(self, llm: LLM | None, workers: Workers | None) -> None:
+        self._llm, self._workers = llm, workers
+        self._configured: dict[str, bool] = {}
+        self._fleet: list[WorkerFacts] | None = None
+        self._bound: dict[str, WorkerFacts | None] = {}
+
+    def of(self, row: Agent) -> list[str]:
+        """Codes, most general first."""
+        found = [] if self._provider_ready(row.llm_provider) else ["provider_not_configured"]
+        found += self._of_worker(row)
+        found += [f"tool_unavailable:{tool}" for tool in self._missing(row.enabled_tools)]
+        return found
+
+    def _provider_ready(self, provider: str | None) -> bool:
+        if self._llm is None:
+            return True
+        name = provider or self._llm.default_model().partition("/")[0]
+        if name not in self._configured:
+            self._configured[name] = self._llm.is_configured(name)
+        return self._configured[name]
+
+    def _of_worker(self, row: Agent) -> list[str]:
+        if self._workers is None:
+            return []
+        if row.worker_id is not None:
+            worker = self._worker(row.worker_id)
+            if worker is not None and not worker.is_approved:
+                return ["worker_not_approved"]
+            return [] if worker is not None and worker.status in ("online", "draining") else ["worker_offline"]
+        if row.worker_group is None and not row.worker_labels:
+            return []
+        suited = any(
+            row.worker_group in (None, worker.group) and row.worker_labels.items() <= worker.labels.items()
+            for worker in self._online()
+        )
+        return [] if suited else ["worker_offline"]
+
+    def _worker(self, worker_id: str) -> WorkerFacts | None:
+        if worker_id not in self._bound:
+            self._bound.update((worker.id, worker) for worker in self._online())
+        if worker_id not in self._bound and self._workers is not None:
+            self._bound[worker_id] = self._workers.facts(worker_id)
+        return self._bound[worker_id]
+
+    def _online(self) -> list[WorkerFacts]:
+        if self._fleet is None:
+            self._fleet = self._workers.fleet() if self._workers is not None else []
+        return self._fleet
+
+    def _missing(self, tools: Iterable[str]) -> list[str]:
+        wanted = list(tools)
+        if not wanted or any(not worker.tools for worker in self._online()):
+            return []  # a worker that lists no tools has all that its agents need
+        offered = {tool for worker in self._online() for tool in worker.tools}
+        return [tool for tool in wanted if not _is_offered(tool, offered)]
+
+
+def _is_offered(tool: str, offered: set[str]) -> bool:
+    if tool.endswith(".*"):
+        return any(name.startswith(tool[:-1]) for name in offered)
+    return tool in offered
+
+
+def _view(row: Agent, task_ids: list[str], warnings: list[str]) -> AgentView:
+    return AgentView(
+        id=row.id,
+        version=row.version,
+        config_version=row.config_version,
+        created_by=row.created_by,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        name=row.name,
+        description=row.description,
+        role=row.role,
+        llm_provider=row.llm_provider,
+        llm_model=row.llm_model,
+        system_prompt=row.system_prompt,
+        enabled_tools=row.enabled_tools,
+        tool_policy=row.tool_policy,
+        worker_id=row.worker_id,
+        worker_selector=selector(row),
+        config=row.config,
+        max_concurrent_tasks=row.max_concurrent_tasks,
+        monthly_budget_usd=dollars(row.monthly_budget_micro),
+        max_cost_per_task_usd=dollars(row.max_cost_per_task_micro),
+        retry_policy=row.retry_policy,
+        stall_policy=row.stall_policy,
+        review_policy=row.review_policy,
+        tags=row.tags,
+        metadata=row.metadata,
+        status=cast(Status, row.status),
+        status_reason=row.status_reason,
+        current_task_ids=task_ids,
+        active_tasks=row.active_tasks,
+        last_active_at=row.last_active_at or None,
+        spent_month_usd=None,
+        warnings=warnings,
+    )

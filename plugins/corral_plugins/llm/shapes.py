@@ -1,0 +1,236 @@
+"""OpenAI's shapes as this gateway takes and gives them. Fields that are not here are 422."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from corral.http.page import PageQuery
+from corral.schema import Id, MomentIn
+
+ModelName = Annotated[str, Meta(min_length=1, max_length=265)]
+DATA_URL = r"^data:image/(png|jpeg|gif|webp);base64,"
+
+
+class TextPart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag="text", tag_field="type"):
+    """A text in a message."""
+
+    text: str
+
+
+class ImageUrl(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An image as a data URL; remote URLs are not taken."""
+
+    url: Annotated[str, Meta(pattern=DATA_URL, max_length=5 * 1024 * 1024 * 4 // 3 + 100)]
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag="image_url", tag_field="type"):
+    """An image in a message."""
+
+    image_url: ImageUrl
+
+
+class Function(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a model wants to call; `arguments` is JSON text, as the model wrote it."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A call in an assistant message."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=200)]
+    function: Function
+    type: Literal["function"] = "function"
+
+
+class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One message. What follows `tool_call_id` is what clients send back of an earlier answer; it is not used."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart | ImagePart] | None = None
+    name: Annotated[str, Meta(max_length=200)] | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=200)] | None = None
+    tool_call_id: Annotated[str, Meta(max_length=200)] | None = None
+    refusal: str | None = None
+    annotations: Any = None
+    audio: Any = None
+    function_call: Any = None
+
+
+class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Usage is always told, whatever is asked."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class FunctionTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A tool that the model may ask for."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Only functions are taken."""
+
+    function: FunctionTool
+    type: Literal["function"] = "function"
+
+
+class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A chat completion request. `model`: `provider/model`, a bare name, `default`, or `agent`."""
+
+    model: ModelName
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=10_000)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
+    stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
+    seed: int | None = None
+    n: Annotated[int, Meta(ge=1, le=1)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=500)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    reasoning_effort: Annotated[str, Meta(max_length=20)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    user: Annotated[str, Meta(max_length=500)] | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: Annotated[str, Meta(max_length=40)] | None = None
+    prediction: dict[str, Any] | None = None
+    modalities: list[str] | None = None
+    verbosity: Annotated[str, Meta(max_length=20)] | None = None
+    prompt_cache_key: Annotated[str, Meta(max_length=500)] | None = None
+    safety_identifier: Annotated[str, Meta(max_length=500)] | None = None
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    """Tokens of a call."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int = 0
+
+
+class Completion(msgspec.Struct, kw_only=True):
+    """OpenAI's chat completion; `model` is the one that served, as `provider/model`."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[dict[str, Any]]
+    usage: Usage
+
+
+class EmbeddingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Texts to embed; `base64` gives the floats as little-endian 32 bit numbers."""
+
+    model: ModelName
+    input: str | Annotated[list[str], Meta(min_length=1, max_length=256)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=8192)] | None = None
+    user: Annotated[str, Meta(max_length=500)] | None = None
+
+
+class Embedding(msgspec.Struct, kw_only=True):
+    """One vector."""
+
+    index: int
+    embedding: list[float] | str
+    object: str = "embedding"
+
+
+class EmbeddingList(msgspec.Struct, kw_only=True):
+    """OpenAI's list of embeddings."""
+
+    data: list[Embedding]
+    model: str
+    usage: Usage
+    object: str = "list"
+
+
+class ModelView(msgspec.Struct, kw_only=True):
+    """A model as OpenAI lists it, with what this gateway knows of it."""
+
+    id: str
+    owned_by: str
+    capabilities: dict[str, Any]
+    context_window: int | None
+    available: bool
+    object: str = "model"
+    created: int = 0
+
+
+class ModelList(msgspec.Struct, kw_only=True):
+    """OpenAI's list of models."""
+
+    data: list[ModelView]
+    object: str = "list"
+
+
+class ProviderView(msgspec.Struct, kw_only=True):
+    """A provider as members see it."""
+
+    name: str
+    kind: str
+    enabled: bool
+    configured: bool
+    models: list[str]
+
+
+class ProviderQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A part of the list."""
+
+    limit: Annotated[int, Meta(ge=1, le=200)] = 50
+    offset: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+
+
+class CallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which calls; repeated values mean any of them."""
+
+    task_id: Id | UnsetType = UNSET
+    agent_id: Id | UnsetType = UNSET
+    provider: Annotated[str, Meta(max_length=64)] | UnsetType = UNSET
+    model: Annotated[str, Meta(max_length=200)] | UnsetType = UNSET
+    status: list[Literal["in_flight", "completed", "failed", "cancelled"]] | UnsetType = UNSET
+    since: MomentIn | UnsetType = UNSET
+
+
+class CallView(msgspec.Struct, kw_only=True):
+    """A call: who asked for what, which model served, and how it went."""
+
+    id: str
+    ts: str
+    kind: str
+    provider: str
+    model: str
+    requested_model: str
+    task_id: str | None
+    agent_id: str | None
+    conversation_id: str | None
+    user_id: str | None
+    status: str
+    attempts: int
+    input_tokens: int
+    output_tokens: int
+    first_token_ms: int | None
+    duration_ms: int | None
+    finish_reason: str | None
+    error: dict[str, Any] | None

@@ -1,0 +1,1 @@
+"""Tasks: what agents are asked to do, and how it went."""

@@ -1,0 +1,1 @@
+"""The rules of tasks; the only writer of their tables."""

@@ -1,0 +1,159 @@
+"""The states of a task: every transition is made here, as one guarded update with its counters and its event."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from corral import clock
+from corral.auth.credentials import Credentials
+from corral.database.unit import after_commit
+from corral.events.event import emit
+from corral.plugin import Settings
+from corral_plugins.agents.api import Agents
+from corral_plugins.tasks import settings as declared
+from corral_plugins.tasks.events import TaskEvent, TaskUpdated
+from corral_plugins.tasks.models import NO_DEADLINE, PRIORITIES, SignalRow
+from corral_plugins.tasks.service import rows, tallies
+from corral_plugins.tasks.service.rows import Ledger, Row
+from corral_plugins.workers.api import Workers
+
+
+def queue_key(agent_id: str | None, role: str | None, tools: Sequence[str]) -> str:
+    """Who may take a task: the partition that claims look into."""
+    base = f"agent:{agent_id}" if agent_id is not None else f"role:{role}" if role is not None else "any"
+    return f"{base}#{toolset_digest(tools)}" if tools else base
+
+
+def toolset_digest(tools: Sequence[str]) -> str:
+    """The name of a set of tools."""
+    return hashlib.sha256("\0".join(sorted(set(tools))).encode()).hexdigest()[:16]
+
+
+def tell(kind: type[TaskEvent], row: Row, previous: str | None, **named: Any) -> None:
+    """Emit an event about a task as it is now."""
+    event = kind(
+        task_id=row.id,
+        title=row.title,
+        status=row.status,
+        previous=previous,
+        priority=PRIORITIES[row.priority],
+        agent_id=row.assigned_agent_id or row.agent_id,
+        worker_id=row.worker_id,
+        attempt=row.attempt,
+        **named,
+    )
+    cause = tuple(rows.parsed(row.cause_chain)) if row.cause_chain != "[]" else None
+    emit(event, object=("task", row.id), owner=row.created_by, cause=cause)
+
+
+def move(row: Row, to: str, *, event: type[TaskEvent] = TaskUpdated, named: dict[str, Any] | None = None, **changes: Any) -> None:
+    """One transition: the row must still be as `row` says. `changes` are columns; `named` goes into the event."""
+    previous = row.status
+    rows.change(row, {"status": to, **changes})
+    tallies.moved(previous, to, row.priority, row.created_by)
+    tell(event, row, previous, **(named or {}))
+
+
+class Moves:
+    """What transitions share: queueing, and the end of a lease."""
+
+    def __init__(self, settings: Settings, agents: Agents, workers: Workers, credentials: Credentials) -> None:
+        self.settings, self.agents, self.workers, self._credentials = settings, agents, workers, credentials
+
+    def queued(self, row: Row, *, delay_seconds: float = 0.0, available_at: str | None = None) -> dict[str, Any]:
+        """The columns of a task that becomes pending, at once or later."""
+        return queued_columns(
+            self.settings,
+            key=row.queue_key,
+            priority=row.priority,
+            deadline=row.deadline,
+            queue_timeout=row.queue_timeout_seconds,
+            available_at=available_at or clock.now(delay_seconds),
+        )
+
+    def off_lease(
+        self,
+        row: Row,
+        attempt: Ledger,
+        to: str,
+        *,
+        ledger: str,
+        by: str,
+        event: type[TaskEvent] = TaskUpdated,
+        named: dict[str, Any] | None = None,
+        error: dict[str, Any] | None = None,
+        result: str | None = None,
+        **changes: Any,
+    ) -> None:
+        """A transition that ends the live lease. `ledger` is the attempt's last status, `by` what ended it."""
+        move(row, to, event=event, named=named, lease_id=None, **changes)
+        text = None if error is None else msgspec.json.encode(error).decode()
+        rows.close(attempt, ledger, by=by, error=text, result=result)
+        self._forget_token(attempt.lease_id)
+        self.agents.lease_ended(attempt.agent_id)
+        self.workers.lease_ended(attempt.worker_id)
+
+    def _forget_token(self, lease_id: str) -> None:
+        """Have the attempt's token refused from the commit on."""
+        after_commit(lambda: self._credentials.forget(lambda principal: principal.lease_id == lease_id))
+
+    def signal(self, attempt: Ledger, state: str) -> None:
+        """Tell the worker of a lease something at once: `lost` or `cancel_requested`."""
+        SignalRow.insert(
+            worker_id=attempt.worker_id,
+            task_id=attempt.task_id,
+            lease_id=attempt.lease_id,
+            state=state,
+            created_at=clock.now(),
+        ).execute()
+
+    def lease_until(self) -> str:
+        """The end of a lease that is renewed now."""
+        return clock.now(self.settings.get(declared.LEASE_SECONDS))
+
+
+NOT_CANCELLED: dict[str, Any] = {"cancel_kind": None, "cancel_reason": None, "cancel_requested_at": None}
+"""What a task forgets when it goes back to the queue."""
+
+
+def queued_columns(
+    settings: Settings, *, key: str, priority: int, deadline: str | None, queue_timeout: int | None, available_at: str
+) -> dict[str, Any]:
+    """The columns of a pending task: in its queue now, or parked until it is available."""
+    now = clock.now()
+    aging = settings.get(declared.AGING_SECONDS)
+    is_ready = available_at <= now
+    since = max(now, available_at)
+    return {
+        "queue": key if is_ready else None,
+        "rank": priority,
+        "rank_at": clock.now(aging) if is_ready and aging else None,
+        "deadline_key": deadline or NO_DEADLINE,
+        "available_at": available_at,
+        "queued_at": since,
+        "queue_until": clock.format_instant(clock.parse_instant(since) + queue_timeout) if queue_timeout else None,
+    }
+
+
+def failure(kind: str, type_: str, message: str, *, retryable: bool, attempt: int) -> dict[str, Any]:
+    """The `error` of a task. At most 4 KiB of message are kept."""
+    return {"kind": kind, "type": type_[:100], "message": clipped(message, 4096), "retryable": retryable, "attempt": attempt}
+
+
+def clipped(text: str, size: int) -> str:
+    """At most `size` bytes of the text, cut between characters."""
+    data = text.encode()
+    return text if len(data) <= size else data[:size].decode(errors="ignore")
+
+
+def summary(result: str | None) -> str:
+    """At most 1 KiB of a result, for events."""
+    if result is None:
+        return ""
+    value = msgspec.json.decode(result)
+    text = value["text"] if isinstance(value, dict) and isinstance(value.get("text"), str) else result
+    return clipped(text, 1024)

@@ -1,0 +1,106 @@
+"""The settings of tasks, and the policies that follow from task, agent and settings, in this order."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import msgspec
+
+from corral.plugin import Setting, Settings
+from corral_plugins.tasks.api import RetryPolicy, StallPolicy
+
+MAX_ATTEMPTS = Setting(name="tasks.max_attempts", kind=int, default=3, title="Attempts of a task", minimum=1, maximum=100)
+BACKOFF_INITIAL = Setting(
+    name="tasks.backoff_initial_seconds", kind=float, default=10.0, title="Delay before the second attempt",
+    minimum=0, maximum=3600,
+)  # fmt: skip
+BACKOFF_FACTOR = Setting(
+    name="tasks.backoff_factor", kind=float, default=2.0, title="Growth of the delay", minimum=1, maximum=10
+)
+BACKOFF_MAX = Setting(
+    name="tasks.backoff_max_seconds", kind=float, default=600.0, title="Longest delay", minimum=1, maximum=86_400
+)
+BACKOFF_JITTER = Setting(
+    name="tasks.backoff_jitter", kind=float, default=0.1, title="Random part of the delay", minimum=0, maximum=1
+)
+LEASE_SECONDS = Setting(
+    name="tasks.lease_seconds", kind=int, default=60, title="Life of a lease without a sign of life", minimum=10, maximum=3600
+)
+ACK_SECONDS = Setting(
+    name="tasks.ack_seconds", kind=int, default=30, title="Time in which a claimed task must start", minimum=5, maximum=600
+)
+CANCEL_GRACE = Setting(
+    name="tasks.cancel_grace_seconds", kind=int, default=60, title="Time a worker has to end a cancelled run",
+    minimum=1, maximum=3600,
+)  # fmt: skip
+TIMEOUT_SECONDS = Setting(
+    name="tasks.timeout_seconds", kind=int, default=3600, title="Timeout of an attempt", minimum=10, maximum=604_800
+)
+STALL_SECONDS = Setting(
+    name="tasks.stall_seconds", kind=int, default=900, title="Idle time after which a run is stalled (0: never)",
+    minimum=0, maximum=86_400,
+)  # fmt: skip
+LOOP_REPEATS = Setting(
+    name="tasks.loop_repeats", kind=int, default=6, title="Equal steps in a row that count as a loop", minimum=2, maximum=50
+)
+CRASH_LIMIT = Setting(
+    name="tasks.crash_limit", kind=int, default=3, title="Lost leases in a row that end a task", minimum=1, maximum=10
+)
+AGING_SECONDS = Setting(
+    name="tasks.aging_seconds", kind=int, default=600, title="Waiting that raises the priority by one (0: off)",
+    minimum=0, maximum=86_400,
+)  # fmt: skip
+FAIR_SHARE = Setting(
+    name="tasks.fair_share", kind=float, default=1.0, title="Share of the running tasks above which a person's tasks wait",
+    minimum=0.1, maximum=1,
+)  # fmt: skip
+MAX_OPEN = Setting(
+    name="tasks.max_open_per_user", kind=int, default=100_000, title="Unfinished tasks of one person",
+    minimum=1, maximum=1_000_000,
+)  # fmt: skip
+RETENTION_DAYS: Setting[int | None] = Setting(
+    name="tasks.retention_days", kind=int, default=None, title="Days that ended tasks are kept (null: for ever)",
+    minimum=1, maximum=3650,
+)  # fmt: skip
+
+ALL: tuple[Setting[Any], ...] = (
+    MAX_ATTEMPTS, BACKOFF_INITIAL, BACKOFF_FACTOR, BACKOFF_MAX, BACKOFF_JITTER, LEASE_SECONDS, ACK_SECONDS, CANCEL_GRACE,
+    TIMEOUT_SECONDS, STALL_SECONDS, LOOP_REPEATS, CRASH_LIMIT, AGING_SECONDS, FAIR_SHARE, MAX_OPEN, RETENTION_DAYS,
+)  # fmt: skip
+
+
+def retry_policy(settings: Settings, own: str | None, agents: dict[str, Any] | None) -> RetryPolicy:
+    """The policy that rules: the task's (JSON text), else the agent's, else the settings'."""
+    if own is not None:
+        return msgspec.json.decode(own, type=RetryPolicy)
+    if agents is not None:
+        return msgspec.convert(agents, RetryPolicy)
+    return RetryPolicy(
+        max_attempts=settings.get(MAX_ATTEMPTS),
+        initial_seconds=settings.get(BACKOFF_INITIAL),
+        factor=settings.get(BACKOFF_FACTOR),
+        max_seconds=settings.get(BACKOFF_MAX),
+        jitter=settings.get(BACKOFF_JITTER),
+    )
+
+
+def stall_policy(settings: Settings, own: str | None, agents: dict[str, Any] | None) -> StallPolicy:
+    """The same for stalls."""
+    if own is not None:
+        return msgspec.json.decode(own, type=StallPolicy)
+    if agents is not None:
+        return msgspec.convert(agents, StallPolicy)
+    return StallPolicy(stall_seconds=settings.get(STALL_SECONDS), loop_repeats=settings.get(LOOP_REPEATS))
+
+
+def delay_seconds(policy: RetryPolicy, attempt: int) -> float:
+    """How long to wait after attempt number `attempt` failed."""
+    if policy.backoff == "fixed":
+        delay = policy.initial_seconds
+    elif policy.backoff == "linear":
+        delay = policy.initial_seconds * attempt
+    else:
+        delay = policy.initial_seconds * min(policy.factor ** (attempt - 1), 1e9)
+    jitter = 1 + policy.jitter * (2 * random.random() - 1)  # noqa: S311  (spreads load, guards nothing)
+    return float(min(policy.max_seconds, delay) * jitter)

@@ -1,0 +1,51 @@
+"""What other plugins may know of workers: shapes and the service `Workers`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+
+class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker as claims need it."""
+
+    id: str
+    name: str
+    status: str  # pending | online | offline | draining | rejected
+    is_approved: bool
+    group: str | None
+    labels: dict[str, str]
+    tools: list[str]  # empty: all that its agents need
+    max_agents: int
+    active_leases: int
+    embedded: bool
+
+    @property
+    def claims(self) -> bool:
+        """Whether it may take work now, capacity aside."""
+        return self.is_approved and self.status in ("online", "offline")  # any call brings an offline one back
+
+
+class Workers(Protocol):
+    """Joins the caller's unit. Lock order: task, then agent, then worker."""
+
+    def facts(self, worker_id: str) -> WorkerFacts | None:
+        """A worker; None when there is none."""
+        ...
+
+    def fleet(self) -> list[WorkerFacts]:
+        """Every approved worker that is online, at most 1,000; for explanations."""
+        ...
+
+    def lease_started(self, worker_id: str) -> bool:
+        """Take a place by one guarded update (approved, not draining, below `max_agents`); False: it has none."""
+        ...
+
+    def lease_ended(self, worker_id: str) -> None:
+        """Give the place back."""
+        ...
+
+    def alive(self, worker_id: str) -> None:
+        """A sign of life; writes at most every 5 s. Brings an `offline` worker `online` with its event."""
+        ...

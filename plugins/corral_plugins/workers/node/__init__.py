@@ -1,0 +1,1 @@
+"""The reference worker: a program that speaks only the public HTTP API."""

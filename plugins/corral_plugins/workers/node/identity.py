@@ -1,0 +1,79 @@
+"""Who this worker is: registered once, the token kept in a folder of its own (0700, files 0600)."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+
+class Identity(msgspec.Struct, kw_only=True):
+    """What registering brought. Seconds are the server's wishes."""
+
+    url: str
+    worker_id: str
+    token: str
+    heartbeat_seconds: int = 15
+    lease_seconds: int = 60
+
+
+class InUse(Exception):  # noqa: N818  (told to the operator)
+    """Another worker runs with this folder."""
+
+
+class Folder:
+    """Where a worker keeps its identity. Names: `fingerprint`, `identity.json`, `lock`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder and keep other workers out of it; `InUse`."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InUse(f"Another worker runs with {self.path}; give this one its own --dir.") from None
+            yield
+
+    def fingerprint(self) -> str:
+        """Random, made once: by it the server knows this worker again."""
+        path = self.path / "fingerprint"
+        with contextlib.suppress(OSError):
+            if kept := path.read_text(encoding="ascii").strip():
+                return kept
+        made = secrets.token_hex(16)
+        self._write("fingerprint", made.encode())
+        return made
+
+    def load(self, url: str) -> Identity | None:
+        """The identity for this server; None: not registered there, or the file is damaged."""
+        try:
+            identity = msgspec.json.decode((self.path / "identity.json").read_bytes(), type=Identity)
+        except (OSError, msgspec.DecodeError):
+            return None
+        return identity if identity.url == url else None
+
+    def store(self, identity: Identity) -> None:
+        """Keep it; the file appears whole or not at all."""
+        self._write("identity.json", msgspec.json.encode(identity))
+
+    def forget(self) -> None:
+        """The token is dead."""
+        (self.path / "identity.json").unlink(missing_ok=True)
+
+    def _write(self, name: str, data: bytes) -> None:
+        temporary = self.path / f".{name}.{secrets.token_hex(4)}"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path / name)

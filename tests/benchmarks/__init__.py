@@ -1,0 +1,1 @@
+"""What Corral must reach, measured: `python -m tests.benchmarks [NAME…] [--short]`."""

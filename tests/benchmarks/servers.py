@@ -1,0 +1,191 @@
+"""Servers under measurement: processes pinned to one core, and the load that runs beside them on the other."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+HERE = Path(__file__).parent
+CORES = sorted(os.sched_getaffinity(0))
+SERVER_CORE, LOAD_CORE = CORES[0], CORES[-1]
+CONNECTIONS = 32
+EMAIL, PASSWORD = "bench@example.org", "correct horse battery staple"
+
+
+class Broken(Exception):
+    """A server did not start, or answered what was not expected."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """A process that serves on `port`."""
+
+    def __init__(self, command: Sequence[str], port: int, *, environ: Mapping[str, str] | None = None, log: Path | None = None) -> None:
+        self.port = port
+        self.log = log
+        self.began = time.perf_counter()
+        with open(log or os.devnull, "wb") as output:
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environ or {})},
+                preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),
+            )  # fmt: skip
+
+    def wait_for(self, path: str, seconds: float = 60.0) -> float:
+        """Ask until the answer is 2xx; seconds since the process was started."""
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            if self.process.poll() is not None:
+                raise Broken(f"the server ended with {self.process.returncode}: {self.said()}")
+            with contextlib.suppress(OSError):
+                if self.call("GET", path)[0] // 100 == 2:
+                    return time.perf_counter() - self.began
+            time.sleep(0.005)
+        raise Broken(f"{path} did not answer 2xx in {seconds:g} s: {self.said()}")
+
+    def said(self) -> str:
+        """The end of what it printed."""
+        return self.log.read_text(errors="replace")[-3000:] if self.log else ""
+
+    def call(self, method: str, path: str, body: Any = None, token: str | None = None) -> tuple[int, Any]:
+        """One request on a connection of its own: status and parsed body."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
+            connection.sendall(request_bytes(method, path, body, token, close=True))
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        head, _, content = answer.partition(b"\r\n\r\n")
+        if not head:
+            raise ConnectionError("no answer")
+        return int(head[9:12]), json.loads(content) if content else None
+
+    def must(self, method: str, path: str, body: Any = None, token: str | None = None) -> Any:
+        """`call`, where any status but 2xx is `Broken`."""
+        status, answer = self.call(method, path, body, token)
+        if status // 100 != 2:
+            raise Broken(f"{method} {path} -> {status} {answer}")
+        return answer
+
+    def rss_mb(self) -> float:
+        """Resident memory of the process and its children."""
+        process = psutil.Process(self.process.pid)
+        return sum(item.memory_info().rss for item in (process, *process.children(recursive=True))) / 2**20
+
+    def stop(self) -> None:
+        """Terminate and wait."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+class Load:
+    """Figures of one load: `count`, `seconds`, `per_second`, `p50_ms`, `p99_ms`, `max_ms`."""
+
+    def __init__(self, result: Mapping[str, Any]) -> None:
+        self.count: int = result["count"]
+        self.seconds: float = result["seconds"]
+        self.per_second: float = result["per_second"]
+        self.p50_ms: float = result["p50_ms"]
+        self.p99_ms: float = result["p99_ms"]
+
+
+def request_bytes(method: str, path: str, body: Any = None, token: str | None = None, *, close: bool = False) -> bytes:
+    """A request as it goes over the wire."""
+    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1"]
+    if token is not None:
+        lines.append(f"Authorization: Bearer {token}")
+    content = b"" if body is None else json.dumps(body).encode()
+    if content:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
+    if close:
+        lines.append("Connection: close")
+    return "\r\n".join([*lines, "", ""]).encode() + content
+
+
+def load(
+    server: Server, requests: Sequence[bytes], *, seconds: float | None = None, count: int | None = None,
+    connections: int = CONNECTIONS, accept: Sequence[int] = (200,),
+) -> Load:  # fmt: skip
+    """Send the requests in turn for `seconds`, or until `count` are answered. `Broken` when an answer is not `accept`ed."""
+    job = {
+        "port": server.port, "connections": connections, "accept": list(accept),
+        "requests": [base64.b64encode(item).decode() for item in requests],
+        **({"seconds": seconds} if seconds is not None else {"count": count}),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(HERE / "load.py")], input=json.dumps(job).encode(), stdout=subprocess.PIPE, check=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, {LOAD_CORE}),
+    )  # fmt: skip
+    result = json.loads(done.stdout)
+    if result["unexpected"]:
+        raise Broken(f"{result['unexpected']} of {result['count']} answers were not expected, the first: {result['sample']}")
+    return Load(result)
+
+
+@contextlib.contextmanager
+def hello() -> Iterator[Server]:
+    """The reference server."""
+    port = free_port()
+    server = Server([sys.executable, str(HERE / "reference_hello.py"), str(port)], port)
+    try:
+        server.wait_for("/hello")
+        yield server
+    finally:
+        server.stop()
+
+
+def start_corral(folder: Path, *options: str, environ: Mapping[str, str] | None = None) -> Server:
+    """`corral serve` on the data folder `folder/data`, with `folder/corral.toml` if there is one. Not waited for."""
+    port = free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    toml = folder / "corral.toml"
+    command = [sys.executable, "-m", "corral", "serve", "--bind", f"127.0.0.1:{port}", *options]
+    if toml.exists():
+        command += ["--config", str(toml)]
+    settings = {
+        "CORRAL_DATA_DIR": str(folder / "data"),
+        "CORRAL_RATE_LIMITS": "false",
+        "CORRAL_LOG_LEVEL": "warning",
+        "CORRAL_BOOTSTRAP_ADMIN_EMAIL": EMAIL,
+        "CORRAL_BOOTSTRAP_ADMIN_PASSWORD": PASSWORD,
+        **(environ or {}),
+    }
+    return Server(command, port, environ=settings, log=folder / "serve.log")
+
+
+@contextlib.contextmanager
+def corral(folder: Path, *options: str) -> Iterator[Server]:
+    """`start_corral`, ready, and stopped at the end; without the embedded worker, which would do the tasks created."""
+    server = start_corral(folder, "--no-embedded-worker", *options)
+    try:
+        server.wait_for("/health/ready")
+        yield server
+    finally:
+        server.stop()
+
+
+def sign_in(server: Server) -> str:
+    """An access token of the first admin."""
+    answer = server.must("POST", "/api/v1/auth/login", {"email": EMAIL, "password": PASSWORD})
+    token: str = answer["access_token"]
+    return token

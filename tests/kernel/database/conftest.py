@@ -1,0 +1,60 @@
+"""A database with one table, on each engine, without a kernel around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import peewee
+import pytest
+
+from corral.database.connect import connect
+from corral.database.engine import Database
+from corral.database.model import Model
+from corral.database.unit import Unit, current
+from corral.events import log as event_log
+from corral.events.log import EventRow
+from corral.jobs import job as job_rows
+from corral.jobs.job import JobRow
+
+
+class Note(Model):
+    """A row to write."""
+
+    key = peewee.CharField(primary_key=True)
+    value = peewee.IntegerField(default=0)
+
+    class Meta:
+        table_name = "notes"
+
+
+def _flush(unit: Unit) -> None:
+    for write in unit.audit:
+        write()
+    job_rows.write(unit)
+    event_log.write(unit)
+
+
+@pytest.fixture
+def open_database(database_url: str) -> Iterator[Callable[[], Database]]:
+    """Open the test's database, as often as wanted (each is like another process)."""
+    opened: list[Database] = []
+
+    def make() -> Database:
+        database = connect(database_url, pool_size=4)
+        database.flush = _flush
+        if database.kind == "sqlite":
+            database.number = event_log.number_inserted
+        opened.append(database)
+        return database
+
+    yield make
+    for database in opened:
+        database.close()
+
+
+@pytest.fixture
+def database(open_database: Callable[[], Database]) -> Database:
+    """The database with its tables."""
+    made = open_database()
+    made.run(lambda: current().database.engine.create_tables([Note, EventRow, JobRow]))
+    return made

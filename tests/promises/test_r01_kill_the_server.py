@@ -1,0 +1,146 @@
+"""R1: the server is killed by SIGKILL while clients write; nothing that was acknowledged is lost, nothing is there by half.
+
+Short form: 3 kills on SQLite, 2 on PostgreSQL with 8 clients; long form (`--long`): 100 and 50 with 50 clients. The history of
+every client is on disk before the next request leaves; in-flight requests may have gone either way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sqlite3
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from corral.testing.server import ServerProcess
+
+
+class Writer(threading.Thread):
+    """Creates tasks with its own names, patches some, and writes down what was acknowledged."""
+
+    def __init__(self, server: ServerProcess, token: str, name: str, folder: Path, stop: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self.server, self.token, self.label, self.stop = server, token, name, stop
+        self.history = (folder / f"{name}.jsonl").open("a", buffering=1)
+        self.created: dict[str, str] = {}
+        self.patched: dict[str, str] = {}
+        self.unexpected: list[str] = []
+
+    def run(self) -> None:
+        number = 0
+        while not self.stop.is_set():
+            try:
+                with self.server.client(self.token) as client:
+                    while not self.stop.is_set():
+                        number += 1
+                        self._once(client, f"{self.label}-{number}")
+            except httpx2.HTTPError:
+                time.sleep(0.05)
+
+    def _once(self, client: httpx2.Client, title: str) -> None:
+        answer = client.post("/tasks", json={"title": title})
+        if answer.status_code == 201:
+            identifier = answer.json()["id"]
+            self._acknowledged("created", identifier, title)
+            self.created[identifier] = title
+            if random.random() < 0.3:  # noqa: S311
+                changed = client.patch(f"/tasks/{identifier}", json={"title": f"{title}!"})
+                if changed.status_code == 200:
+                    self._acknowledged("patched", identifier, f"{title}!")
+                    self.patched[identifier] = f"{title}!"
+        elif answer.status_code != 503:
+            self.unexpected.append(f"{answer.status_code} {answer.text[:200]}")
+
+    def _acknowledged(self, what: str, identifier: str, title: str) -> None:
+        self.history.write(json.dumps([what, identifier, title]) + "\n")
+        self.history.flush()
+        os.fsync(self.history.fileno())
+
+
+def read_log(client: httpx2.Client) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
+    after: Any = "0"
+    while True:
+        page = client.get("/events", params={"after": after, "limit": 200}).json()
+        if not page["items"]:
+            return events
+        events += page["items"]
+        after = page["next"]
+
+
+def judge(server: ServerProcess, writers: list[Writer]) -> dict[str, int]:
+    """Every acknowledged write is there, whole, with its events, in order."""
+    with server.sign_in() as client:
+        time.sleep(1)  # PostgreSQL: the sequencer numbers what the last kill left
+        events = read_log(client)
+        numbers = [event["seq"] for event in events]
+        assert numbers == sorted(set(numbers)), "the event log is out of order"
+        created = [event["data"]["task_id"] for event in events if event["event"] == "task.created"]
+        assert len(created) == len(set(created)), "an event is there twice"
+        acknowledged = {key: title for writer in writers for key, title in writer.created.items()}
+        lost = acknowledged.keys() - set(created)
+        assert not lost, f"{len(lost)} acknowledged tasks have no event"
+        total = client.get("/tasks", params={"limit": 1}).json()["total"]
+        assert total == len(created), "tasks and their events differ: a unit was committed by half"
+        stats = client.get("/tasks/stats").json()
+        assert stats["total"] == total, "the counters do not fit the rows"
+        patched = {key: title for writer in writers for key, title in writer.patched.items()}
+        for identifier in random.sample(sorted(acknowledged), min(200, len(acknowledged))):
+            answer = client.get(f"/tasks/{identifier}")
+            assert answer.status_code == 200, f"an acknowledged task is lost: {identifier}"
+            expected = patched.get(identifier, acknowledged[identifier])
+            assert answer.json()["title"] in (expected, f"{acknowledged[identifier]}!")
+        return {"acknowledged": len(acknowledged), "patched": len(patched), "events": len(events)}
+
+
+def test_r01_an_acknowledged_write_survives_sigkill(
+    database_url: str, tmp_path: Path, long_form: bool, record_property: Any
+) -> None:
+    sqlite = database_url.startswith("sqlite")
+    kills = (100 if sqlite else 50) if long_form else (3 if sqlite else 2)
+    clients = 50 if long_form else 8
+    server = ServerProcess(
+        tmp_path, database_url=database_url, environ={"CORRAL_ACCESS_TTL": "86400"}, arguments=("--no-embedded-worker",)
+    )
+    stop = threading.Event()
+    if not sqlite:
+        server.environ["CORRAL_DATABASE_URL"] = database_url
+    server.start()
+    try:
+        token = server.sign_in().headers["Authorization"].removeprefix("Bearer ")
+        writers = [Writer(server, token, f"w{index}", tmp_path, stop) for index in range(clients)]
+        for writer in writers:
+            writer.start()
+        for _ in range(kills):
+            time.sleep(random.uniform(0.3, 1.2))  # noqa: S311
+            server.kill()
+            if sqlite:
+                path = database_url.removeprefix("sqlite:///")
+                with sqlite3.connect(path) as connection:
+                    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            server.start()
+        time.sleep(0.5)
+        stop.set()
+        for writer in writers:
+            writer.join(10)
+        assert [fault for writer in writers for fault in writer.unexpected] == []
+        figures = judge(server, writers)
+    finally:
+        stop.set()
+        server.kill()
+    ready = sorted(server.ready_ms)
+    figures |= {"kills": kills, "ready_p95_ms": ready[int(len(ready) * 0.95) - 1]}
+    record_property("r01", figures)
+    print(f"R1 {'sqlite' if sqlite else 'postgresql'}: {figures}")
+    assert figures["acknowledged"] > 20 * kills
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    random.seed(20)
