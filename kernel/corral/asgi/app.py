@@ -41,8 +41,9 @@ class Sender:
         headers = [
             *self._always,
             (b"x-request-id", call.request_id.encode()),
-            NO_STORE if call.path.startswith(NO_STORE_UNDER) else PRIVATE,
         ]
+        if "Cache-Control" not in reply.headers:
+            headers.append(NO_STORE if call.path.startswith(NO_STORE_UNDER) else PRIVATE)
         if reply.chunks is None:
             headers.append((b"content-length", b"%d" % len(reply.body)))
         if reply.body or reply.chunks is not None:
@@ -68,6 +69,17 @@ class Sender:
             await chunks.aclose()
 
 
+class App(Quart):
+    """Counts the rules added beside the declared routes, since looking through the map would cost every request."""
+
+    foreign_rules = 0
+    declaring = False
+
+    def add_url_rule(self, *arguments: Any, **options: Any) -> None:
+        super().add_url_rule(*arguments, **options)
+        self.foreign_rules += not self.declaring
+
+
 def connection_class(path: RequestPath, sender: Sender, body_timeout: float, serves: Callable[[str], bool]) -> type:
     """The connection that looks into the table first. `serves` tells which paths are Quart's own."""
 
@@ -90,25 +102,26 @@ def build(
     path: RequestPath, endpoints: list[Any], sockets: Any, *, body_timeout: float, fast_dispatch: bool, hsts: bool
 ) -> Quart:
     """The application. Every declared route is registered with Quart as well, so `url_for` and blueprints work."""
-    app = Quart("corral", static_folder=None)
+    app = App("corral", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = 1024 * 1024
     app.config["BODY_TIMEOUT"] = body_timeout
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
     sender = Sender(hsts=hsts)
+    app.declaring = True
     for endpoint in endpoints:
         for pattern in paths(endpoint.route):
             rule = pattern.replace("{", "<").replace("}", ">")
             methods = [endpoint.route.method]
             name = f"{endpoint.route.plugin}.{endpoint.route.handler.__name__}:{pattern}:{methods[0]}"
-            app.add_url_rule(rule, name.replace(".", "/"), _view(path, sender, body_timeout), methods=methods)
+            app.add_url_rule(rule, name.replace(".", "/"), _view(path, sender, body_timeout), provide_automatic_options=False, methods=methods)
     app.register_error_handler(HTTPException, _http_error(path, sender, body_timeout))
-    declared = sum(1 for _ in app.url_map.iter_rules())
+    app.declaring = False
 
     def serves(url_path: str) -> bool:
         """Quart's own: something was added to its map beside the declared routes, and the table does not know the path."""
-        return sum(1 for _ in app.url_map.iter_rules()) > declared and path.table.find(url_path) is None
+        return app.foreign_rules > 0 and path.table.find(url_path) is None
 
     if fast_dispatch:
         app.asgi_http_class = connection_class(path, sender, body_timeout, serves)

@@ -58,7 +58,7 @@ class Endpoint:
 
     def parse_query(self, raw: bytes) -> Any:
         """The query as its shape; every problem has a pointer `/query/<name>`."""
-        if not raw and self._default_query is not None:
+        if not raw and (self._default_query is not None or self.signature.query is None):
             return self._default_query
         try:
             pairs = parse_qsl(

@@ -28,7 +28,7 @@ from corral.schema import encode
 
 log = logging.getLogger("corral.http")
 
-MAX_URL = 8 * 1024
+MAX_URL, MAX_HEADERS = 8 * 1024, 16 * 1024
 MAX_IN_FLIGHT = 1000
 
 
@@ -79,10 +79,11 @@ class RequestPath:
         call.client_ip = self.client(peer[0], call.header(b"x-forwarded-for"))
         if len(call.query) + len(call.path) > MAX_URL:
             raise Problem("The URL is longer than 8 KiB.", code="uri_too_long")
+        if sum(len(name) + len(value) for name, value in call.scope["headers"]) > MAX_HEADERS:
+            raise Problem("The headers are larger than 16 KiB.", code="headers_too_large")
         found = None if _is_crooked(call.scope) else self.table.find(call.path)
         methods = found[0] if found is not None else {}
-        exempt = any(item.route.exempt_host for item in methods.values())
-        if not exempt and not self.hosts(call.headers.get(b"host")):
+        if not self.hosts(call.headers.get(b"host")) and not _is_exempt(methods):
             raise Malformed("The Host header names another host; add it to CORRAL_ALLOWED_HOSTS.", code="invalid_host")
         for gate in self.gates:
             gate.check(call.client_ip, call.method, call.path)
@@ -93,7 +94,7 @@ class RequestPath:
             return self._other_method(call, methods)
         if endpoint.door is not None:
             raise endpoint.door()
-        if self.metrics.in_flight > MAX_IN_FLIGHT and not exempt:
+        if self.metrics.in_flight > MAX_IN_FLIGHT and not _is_exempt(methods):
             raise Unavailable("Too many requests in flight.", code="overloaded")
         return endpoint, found[1]
 
@@ -106,8 +107,9 @@ class RequestPath:
         raise Problem(f"{call.method} is not served here.", code="method_not_allowed", headers=allow)
 
     async def _serve(self, call: Call, endpoint: Endpoint, names: dict[str, str]) -> Reply:
-        caller = await self._caller(call, endpoint)
-        if not endpoint.public and caller is not None:
+        caller: Principal | None = None
+        if not endpoint.public:  # a public route takes no credential and looks at none
+            caller = await self._caller(call)
             endpoint.permit(caller)
         arguments: dict[str, Any] = {**endpoint.services, **names}
         body = b""
@@ -128,10 +130,8 @@ class RequestPath:
             return await self._run_async(call, endpoint, arguments, keyed, entry)
         return await self._run_unit(call, endpoint, arguments, keyed, entry)
 
-    async def _caller(self, call: Call, endpoint: Endpoint) -> Principal | None:
-        """Who calls: 401. A public route takes no credential and looks at none."""
-        if endpoint.public:
-            return None
+    async def _caller(self, call: Call) -> Principal:
+        """Who calls: 401."""
         credential = read_credential(call.header(b"authorization"), call.header(b"x-api-key"))
         if credential is None:
             raise Unauthorized("Send Authorization: Bearer <token>.", headers={"WWW-Authenticate": "Bearer"})
@@ -180,7 +180,7 @@ class RequestPath:
         def unit() -> Any:
             if keyed is None:
                 return handler(**arguments)
-            stored = self.idempotency.find(keyed)
+            stored = self.idempotency.begin(keyed)
             if stored is not None:
                 return _replay(stored)
             value = handler(**arguments)
@@ -281,6 +281,11 @@ def problem_reply(problem: Problem, call: Call) -> Reply:
 
 def _replay(stored: Stored) -> Reply:
     return Reply(stored.status, stored.body, {**stored.headers, "Idempotency-Replayed": "true"})
+
+
+def _is_exempt(methods: dict[str, Any]) -> bool:
+    """Whether health is asked for: by any host, and under load too."""
+    return any(item.route.exempt_host for item in methods.values())
 
 
 def _is_crooked(scope: Any) -> bool:

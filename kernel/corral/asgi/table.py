@@ -26,6 +26,12 @@ class _Node:
         self.name = ""
         self.methods: dict[str, Any] = {}
 
+    def read(self, segment: str) -> str | None:
+        """What the segment says as the value of this parameter; None when it cannot be one."""
+        if not segment or len(segment) > 200:
+            return None
+        return parse_id(segment) if self.name == "id" or self.name.endswith("_id") else segment
+
 
 class Clash(Exception):
     """Two plugins declare one operation."""
@@ -41,6 +47,7 @@ class Table:
     def __init__(self) -> None:
         self._root = _Node()
         self._static: dict[str, dict[str, Any]] = {}
+        self._last: dict[str, _Node] = {}  # by what stands before a parameter that is the only one and comes last
 
     def add(self, endpoint: Served) -> None:
         """Add an endpoint under the base path, and at the root if its route says so. Raises `Clash`."""
@@ -51,6 +58,8 @@ class Table:
             node.methods[endpoint.route.method] = endpoint
             if "{" not in path:
                 self._static[path] = node.methods
+            elif "{" not in (before := path.rpartition("/")[0]):
+                self._last[before] = node
 
     def clash(self, route: Route) -> tuple[Route, Route] | None:
         """The route that is served already where this one would be, if there is one."""
@@ -67,6 +76,10 @@ class Table:
         methods = self._static.get(path)
         if methods is not None:
             return methods, {}
+        before, _, last = path.rpartition("/")
+        leaf = self._last.get(before)  # /tasks/{id}: the most frequent form by far
+        if leaf is not None and (value := leaf.read(last)) is not None:
+            return leaf.methods, {leaf.name: value}
         found: dict[str, str] = {}
         node = self._walk(self._root, path[1:].split("/"), 0, found)
         return (node.methods, found) if node is not None else None
@@ -81,12 +94,8 @@ class Table:
             if reached is not None:
                 return reached
         child = node.parameter
-        if child is None or not segment or len(segment) > 200:
-            return None
-        value: str | None = segment
-        if child.name == "id" or child.name.endswith("_id"):
-            value = parse_id(segment)
-        if value is None:
+        value = child.read(segment) if child is not None else None
+        if child is None or value is None:
             return None
         reached = self._walk(child, segments, index + 1, found)
         if reached is not None:

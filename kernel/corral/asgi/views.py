@@ -16,7 +16,7 @@ LOCATED = (201, 202)
 def render(value: Any, endpoint: Endpoint, call: Call) -> Reply:
     """Shape to JSON; ETag of versioned answers, `Location` of created ones, 304 when the client has it."""
     status = endpoint.route.status
-    headers: dict[str, str] = {}
+    headers: dict[str, str] = {"Cache-Control": "no-store"} if endpoint.route.no_store else {}
     if isinstance(value, Answer):
         status = value.status or status
         headers.update(value.headers)

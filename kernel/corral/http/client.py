@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
 from collections.abc import Iterable
@@ -14,11 +15,12 @@ class ClientAddress:
     """The client's address: the TCP peer, or what trusted proxies say in `X-Forwarded-For`, from right to left."""
 
     def __init__(self, trusted: Iterable[str]) -> None:
+        self._fold = functools.lru_cache(maxsize=1024)(fold)
         self._trusted = [ipaddress.ip_network(network, strict=False) for network in trusted]
 
     def __call__(self, peer: str, forwarded_for: str | None) -> str:
         """The address in its shortest form; IPv4-mapped ones are folded. An empty peer (a unix socket) stays empty."""
-        address = fold(peer)
+        address = self._fold(peer)
         if not self._trusted or forwarded_for is None or not self._is_trusted(address):
             return address
         for hop in reversed(forwarded_for.split(",")):

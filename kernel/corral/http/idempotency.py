@@ -81,34 +81,31 @@ class Idempotency:
         return Stored(row.status, row.headers, body)
 
     def begin(self, keyed: Keyed) -> Stored | None:
-        """For handlers with several units: find, or mark the key as in flight in a unit of its own."""
+        """The stored answer, or None: the key is this request's now (a second one waits for this unit's end, then finds it)."""
         stored = self.find(keyed)
-        if stored is None:
-            self._insert(keyed, state="in_flight", seconds=IN_FLIGHT_SECONDS)
-        return stored
+        if stored is not None or self._insert(keyed, IdempotencyRow.until <= clock.now(), "in_flight", IN_FLIGHT_SECONDS):
+            return stored
+        return self.find(keyed)
 
     def finish(self, keyed: Keyed, stored: Stored, *, secret: bool) -> None:
         """Store the answer; `secret` seals a body that shows a credential."""
         body = stored.body.decode()
         if secret:
             body = self._keyring.seal(stored.body, aad=f"core_idempotency|{keyed.key}|body").hex()
-        self._insert(
-            keyed, state="done", seconds=KEEP_SECONDS, status=stored.status, headers=stored.headers, body=body, sealed=secret
-        )
+        done = {"status": stored.status, "headers": stored.headers, "body": body, "sealed": secret}
+        self._insert(keyed, IdempotencyRow.state == "in_flight", "done", KEEP_SECONDS, **done)
 
     def forget(self, keyed: Keyed) -> None:
         """The handler failed: the key may be used anew."""
         IdempotencyRow.delete().where((IdempotencyRow.key == keyed.key) & (IdempotencyRow.state == "in_flight")).execute()
 
     @staticmethod
-    def _insert(keyed: Keyed, *, state: str, seconds: float, **values: Any) -> None:
+    def _insert(keyed: Keyed, replacing: Any, state: str, seconds: float, **values: Any) -> bool:
+        """Write the row, over an old one only if it is `replacing`; whether it was written."""
         row = {"body_hash": keyed.body_hash, "state": state, "until": clock.now(seconds), "created_at": clock.now(), **values}
         insert = IdempotencyRow.insert(key=keyed.key, **row)
-        insert.on_conflict(
-            conflict_target=[IdempotencyRow.key],
-            update=row,
-            where=(IdempotencyRow.state == "in_flight") | (IdempotencyRow.until <= clock.now()),
-        ).execute()
+        insert = insert.on_conflict(conflict_target=[IdempotencyRow.key], update=row, where=replacing)
+        return bool(insert.as_rowcount().execute())
 
 
 def prune(at_once: int = 500) -> int:

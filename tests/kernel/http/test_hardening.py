@@ -1,0 +1,111 @@
+"""What a hostile peer does to the socket: oversized, endless, slow and broken requests (T1, T8, T9 of the hardening table)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import psutil
+import pytest
+
+from corral.testing.kit import Kit
+
+SHORT_TIMEOUT = pytest.mark.parametrize("probe", [{"server.body_timeout_seconds": 1}], indirect=True)
+
+
+async def talk(port: int, head: str, *chunks: bytes, wait: float = 10.0) -> tuple[bytes, float]:
+    """Send bytes as they are; what came back and after how long."""
+    began = time.monotonic()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(head.replace("\n", "\r\n").encode())
+        for chunk in chunks:
+            writer.write(chunk)
+        await writer.drain()
+        async with asyncio.timeout(wait):
+            answer = await reader.read(65536)
+        return answer, time.monotonic() - began
+    finally:
+        writer.close()
+
+
+async def token(probe: Kit) -> str:
+    return (await probe.as_user()).token or ""
+
+
+async def test_t1_a_declared_length_over_the_cap_is_refused_at_once(probe: Kit, port: int) -> None:
+    head = (
+        f"POST /api/v1/probe/things HTTP/1.1\nHost: localhost\nAuthorization: Bearer {await token(probe)}\n"
+        f"Content-Type: application/json\nContent-Length: {10 * 2**30}\n\n"
+    )
+    answer, took = await talk(port, head, b"{")
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b'"code":"payload_too_large"' in answer
+    assert took < 0.5
+
+
+async def test_conventions_3_an_endless_chunked_body_is_413_and_costs_no_memory(probe: Kit, port: int) -> None:
+    before = psutil.Process().memory_info().rss
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = (
+        f"POST /api/v1/probe/things HTTP/1.1\nHost: localhost\nAuthorization: Bearer {await token(probe)}\n"
+        "Content-Type: application/json\nTransfer-Encoding: chunked\n\n"
+    )
+    writer.write(head.replace("\n", "\r\n").encode())
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    answering = asyncio.ensure_future(reader.read(65536))
+    with contextlib.suppress(ConnectionError):
+        for _ in range(2000):
+            writer.write(chunk)
+            await writer.drain()
+            await asyncio.sleep(0)
+            if answering.done():
+                break
+    async with asyncio.timeout(5):
+        answer = await answering
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert psutil.Process().memory_info().rss - before < 32 * 2**20
+
+
+@SHORT_TIMEOUT
+async def test_t9_a_body_without_progress_is_408(probe: Kit, port: int) -> None:
+    head = (
+        f"POST /api/v1/probe/things HTTP/1.1\nHost: localhost\nAuthorization: Bearer {await token(probe)}\n"
+        "Content-Type: application/json\nContent-Length: 100\n\n"
+    )
+    answer, took = await talk(port, head, b'{"title":')
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"request_timeout"' in answer
+    assert took < 3
+
+
+async def test_t8_slow_headers_are_closed(port: int) -> None:
+    answer, took = await talk(port, "GET /health HTTP/1.1\nHost: local")
+    assert answer == b""
+    assert 3 < took < 8
+
+
+async def test_oversized_headers_and_nonsense(port: int) -> None:
+    answer, _ = await talk(port, "GET /health HTTP/1.1\nHost: localhost\nX-Long: " + "a" * 40_000 + "\n\n")
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b'"code":"headers_too_large"' in answer
+    answer, _ = await talk(port, "NONSENSE\n\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+
+
+async def test_a_client_that_leaves_in_the_middle_disturbs_nobody(probe: Kit, port: int) -> None:
+    head = (
+        f"POST /api/v1/probe/things HTTP/1.1\nHost: localhost\nAuthorization: Bearer {await token(probe)}\n"
+        "Content-Type: application/json\nContent-Length: 100\n\n"
+    )
+    for _ in range(20):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head.replace("\n", "\r\n").encode() + b"{")
+        await writer.drain()
+        writer.close()
+    answer, _ = await talk(port, "GET /health HTTP/1.1\nHost: localhost\n\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    await asyncio.sleep(0.2)
+    assert probe.kernel.metrics.in_flight == 0

@@ -1,0 +1,290 @@
+"""The HTTP contract: slash forms, methods, ids, conditional requests, idempotency, lists, long polls, failures."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from corral.testing.kit import Kit
+from tests.kernel.http.conftest import Thing
+
+BOTH_WAYS = pytest.mark.parametrize(
+    "probe", [{"server.fast_dispatch": True}, {"server.fast_dispatch": False}], indirect=True, ids=["table", "quart"]
+)
+
+
+@BOTH_WAYS
+async def test_t7_both_slash_forms_answer_without_redirect(probe: Kit) -> None:
+    member = await probe.as_user()
+    made = await member.post("/probe/things/", {"title": "a"})
+    assert made.status == 201
+    for path in ("/probe/things", "/probe/things/", f"/probe/things/{made.json()['id']}", f"/probe/things/{made.json()['id']}/"):
+        assert (await member.get(path)).status == 200
+    upper = made.json()["id"].upper()
+    assert (await member.get(f"/probe/things/{upper}")).json()["id"] == made.json()["id"]
+
+
+@BOTH_WAYS
+async def test_crooked_paths_are_nobodys(probe: Kit) -> None:
+    member = await probe.as_user()
+    for path in ("/probe//things", "/probe/%2e%2e/things", "/probe%2fthings", "/probe\\things", "/probe/things/not-an-id", "/nope"):
+        answer = await member.get(path)
+        assert (answer.status, answer.code) == (404, "not_found"), path
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+@BOTH_WAYS
+async def test_methods(probe: Kit) -> None:
+    member = await probe.as_user()
+    await member.post("/probe/things", {"title": "a"})
+    head = await member.request("HEAD", "/probe/things")
+    assert (head.status, head.body) == (200, b"")
+    options = await member.request("OPTIONS", "/probe/things")
+    assert (options.status, options.headers["allow"]) == (204, "GET, HEAD, OPTIONS, POST")
+    other = await member.request("PURGE", "/probe/things")
+    assert (other.status, other.code, other.headers["allow"]) == (405, "method_not_allowed", "GET, HEAD, OPTIONS, POST")
+    override = await member.request("GET", "/probe/things", headers={"X-HTTP-Method-Override": "DELETE"})
+    assert override.status == 200
+
+
+@BOTH_WAYS
+async def test_headers_of_every_answer(probe: Kit) -> None:
+    member = await probe.as_user()
+    for answer in (await member.get("/probe/things"), await member.get("/nope"), await probe.client.get("/probe/things")):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert answer.headers["cache-control"] == "private, no-cache"
+        assert "server" not in answer.headers
+    assert (await member.get("/auth/me")).headers["cache-control"] == "no-store"
+    given = await member.get("/probe/things", headers={"X-Request-ID": "abc.1_2-3"})
+    assert given.headers["x-request-id"] == "abc.1_2-3"
+    refused = await member.get("/probe/things", headers={"X-Request-ID": "a b"})
+    assert refused.headers["x-request-id"] != "a b"
+
+
+@BOTH_WAYS
+async def test_credentials(probe: Kit) -> None:
+    viewer, path = await probe.as_user("viewer"), "/probe/things"
+    missing = await probe.client.get(path)
+    assert (missing.status, missing.code) == (401, "unauthenticated")
+    assert missing.headers["www-authenticate"].startswith("Bearer")
+    forged = await probe.client.get(path, headers={"Authorization": "Bearer nonsense"})
+    assert (forged.status, forged.headers["www-authenticate"]) == (401, 'Bearer error="invalid_token"')
+    two = await viewer.get(path, headers={"X-API-Key": "crl_x"})
+    assert (two.status, two.code) == (400, "malformed_request")
+    assert (await viewer.post(path, {"title": "a"})).code == "forbidden"
+    # the order of checks: right before body
+    assert (await viewer.post(path, content=b"{")).status == 403
+    assert (await probe.client.post(path, content=b"{")).status == 401
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize(
+    ("content", "status", "code", "pointer"),
+    [
+        (b"{", 400, "malformed_json", None),
+        (b'{"title": "a", "title": "b"}', 400, "malformed_json", None),
+        (b'{"title": NaN}', 400, "malformed_json", None),
+        (b'\xef\xbb\xbf{"title": "a"}', 400, "malformed_json", None),
+        (b'{"title": "\xff"}', 400, "malformed_json", None),
+        (b"[" * 100 + b"]" * 100, 400, "malformed_json", None),
+        (b'{"title": "\\ud800"}', 422, "validation_error", "/title"),
+        (b'{"title": "a\\u0000"}', 422, "validation_error", "/title"),
+        (b'{"title": "a", "priority": 99999999999999999999}', 422, "validation_error", "/priority"),
+        (b'{"title": "a", "priority": 10}', 422, "validation_error", "/priority"),
+        (b'{"title": "a\\n"}', 422, "validation_error", "/title"),
+        (b'{"title": "a", "role": "admin"}', 422, "validation_error", "/role"),
+        (b"{}", 422, "validation_error", "/title"),
+        (b"", 422, "validation_error", "/title"),
+        (b"[]", 422, "validation_error", ""),
+    ],
+)
+async def test_t2_to_t6_bad_bodies(probe: Kit, content: bytes, status: int, code: str, pointer: str | None) -> None:
+    member = await probe.as_user()
+    answer = await member.post("/probe/things", content=content)
+    assert (answer.status, answer.code) == (status, code), answer
+    assert answer.headers["content-type"] == "application/problem+json"
+    if pointer is not None:
+        assert [fault["pointer"] for fault in answer.json()["errors"]] == [pointer]
+
+
+@BOTH_WAYS
+async def test_t4_media_types(probe: Kit) -> None:
+    member = await probe.as_user()
+    for headers in (
+        {"content-type": "text/plain"},
+        {"content-type": "application/json; charset=latin1"},
+        {"content-type": "application/json", "content-encoding": "gzip"},
+        {"content-type": "multipart/form-data"},
+    ):
+        answer = await member.post("/probe/things", content=b'{"title": "a"}', headers=headers)
+        assert (answer.status, answer.code) == (415, "unsupported_media_type"), headers
+    assert (await member.post("/probe/things", {"title": "a"}, headers={"content-type": "application/json; charset=UTF-8"})).status == 201
+
+
+async def test_all_problems_of_a_body_at_once(probe: Kit) -> None:
+    member = await probe.as_user()
+    answer = await member.post("/probe/things", {"title": "", "priority": "x", "other": 1})
+    found = {(fault["pointer"], fault["code"]) for fault in answer.json()["errors"]}
+    assert found == {("/title", "too_short"), ("/priority", "wrong_type"), ("/other", "unknown_field")}
+
+
+async def test_query_problems(probe: Kit) -> None:
+    member = await probe.as_user()
+    for query, pointer in (
+        ("limit=0", "/query/limit"),
+        ("limit=201", "/query/limit"),
+        ("limit=a", "/query/limit"),
+        ("offset=-1", "/query/offset"),
+        ("limit=1&limit=2", "/query/limit"),
+        ("nope=1", "/query/nope"),
+        ("cursor=abc", "/query/cursor"),
+    ):
+        answer = await member.get(f"/probe/things?{query}")
+        assert answer.status == 422, query
+        assert answer.json()["errors"][0]["pointer"] == pointer, query
+    assert (await member.get("/probe/things?" + "&".join(f"title={i}" for i in range(101)))).status == 400
+    assert (await member.get("/probe/things?title=" + "a" * 9000)).status == 414
+
+
+async def test_etags(probe: Kit) -> None:
+    member = await probe.as_user()
+    made = await member.post("/probe/things", {"title": "a"})
+    path = f"/probe/things/{made.json()['id']}"
+    assert made.headers["location"] == f"/api/v1{path}"
+    assert made.headers["etag"] == '"1"'
+    assert (await member.get(path, headers={"If-None-Match": '"1"'})).status == 304
+    stale = await member.patch(path, {"title": "b"}, headers={"If-Match": '"2"'})
+    assert (stale.status, stale.code, stale.json()["current_version"]) == (412, "precondition_failed", 1)
+    assert (await member.patch(path, {"title": "b"}, headers={"If-Match": "nonsense"})).status == 412
+    assert (await member.patch(path, {"title": "b"}, headers={"If-Match": '"1"'})).headers["etag"] == '"2"'
+    assert (await member.patch(path, {"title": "c"}, headers={"If-Match": "*"})).status == 200
+
+
+async def test_idempotency(probe: Kit) -> None:
+    member, other = await probe.as_user(), await probe.as_user()
+    key = {"Idempotency-Key": "k1"}
+    first = await member.post("/probe/things", {"title": "a"}, headers=key)
+    again = await member.post("/probe/things/", {"title": "a"}, headers=key)
+    assert (again.status, again.body) == (201, first.body)
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.headers["location"] == first.headers["location"]
+    reused = await member.post("/probe/things", {"title": "b"}, headers=key)
+    assert (reused.status, reused.code) == (422, "idempotency_key_reused")
+    assert (await other.post("/probe/things", {"title": "a"}, headers=key)).json()["id"] != first.json()["id"]
+    assert (await member.post("/probe/things", {"title": "a"}, headers={"Idempotency-Key": "k" * 256})).status == 422
+    failed = await member.post("/probe/things", {"title": "taken"}, headers={"Idempotency-Key": "k2"})
+    assert failed.code == "duplicate"
+    assert (await member.post("/probe/things", {"title": "free"}, headers={"Idempotency-Key": "k2"})).status == 201
+
+
+async def test_conventions_4_the_same_keyed_post_at_once_creates_one(probe: Kit) -> None:
+    member = await probe.as_user()
+    answers = await asyncio.gather(
+        *[member.post("/probe/things", {"title": "a"}, headers={"Idempotency-Key": "k"}) for _ in range(100)]
+    )
+    made = {answer.json()["id"] for answer in answers if answer.status == 201}
+    assert len(made) == 1
+    assert {answer.code for answer in answers if answer.status != 201} <= {"idempotency_in_progress"}
+    assert await probe.kernel.database.work(lambda: Thing.select().count(), read=True) == 1
+
+
+async def test_idempotency_of_a_handler_with_several_units(probe: Kit) -> None:
+    member = await probe.as_user()
+    body = {"title": "a", "priority": 1, "data": {}}
+    first = await member.post("/probe/echo", body, headers={"Idempotency-Key": "e"})
+    again = await member.post("/probe/echo", body, headers={"Idempotency-Key": "e"})
+    assert (first.status, again.status, again.headers.get("idempotency-replayed")) == (200, 200, "true")
+
+
+async def test_conventions_5_following_next_visits_each_row_once(probe: Kit) -> None:
+    member = await probe.as_user()
+    for index in range(60):
+        await member.post("/probe/things", {"title": f"t{index}"})
+    seen: list[str] = []
+    answer = (await member.get("/probe/things?limit=7")).json()
+    assert (answer["total"], answer["limit"], answer["offset"]) == (60, 7, 0)
+    while True:
+        seen += [item["title"] for item in answer["items"]]
+        if answer["next"] is None:
+            break
+        await member.post("/probe/things", {"title": "later"})
+        answer = (await member.get(f"/probe/things?limit=7&cursor={answer['next']}")).json()
+        assert answer["offset"] is None
+    assert seen == [f"t{index}" for index in reversed(range(60))]
+
+
+async def test_cursors_are_bound(probe: Kit) -> None:
+    member, other = await probe.as_user(), await probe.as_user()
+    for index in range(3):
+        await member.post("/probe/things", {"title": f"t{index}"})
+    cursor = (await member.get("/probe/things?limit=1")).json()["next"]
+    assert (await member.get(f"/probe/things?limit=1&cursor={cursor}")).status == 200
+    assert (await other.get(f"/probe/things?limit=1&cursor={cursor}")).code == "invalid_cursor"
+    assert (await member.get(f"/probe/things?limit=1&title=a&cursor={cursor}")).code == "invalid_cursor"
+    assert (await member.get(f"/probe/things?limit=1&cursor={cursor[:-4]}AAAA")).code == "invalid_cursor"
+    assert (await member.get(f"/probe/things?offset=1&cursor={cursor}")).status == 422
+
+
+async def test_a_long_poll_wakes_by_the_bell_and_holds_no_unit(probe: Kit) -> None:
+    member = await probe.as_user()
+    until = time.time() + 10
+    began = time.monotonic()
+    waiting = asyncio.ensure_future(member.get(f"/probe/wait?count=1&until={until}"))
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
+    await member.post("/probe/things", {"title": "a"})
+    answer = await waiting
+    assert answer.json() == {"count": 1}
+    assert time.monotonic() - began < 2
+
+
+async def test_a_long_poll_ends_with_its_time(probe: Kit) -> None:
+    member = await probe.as_user()
+    answer = await member.get(f"/probe/wait?count=5&until={time.time() + 0.4}")
+    assert answer.json() == {"count": 0}
+
+
+@BOTH_WAYS
+async def test_a_bug_is_500_with_the_plugin_and_no_detail(probe: Kit) -> None:
+    answer = await probe.client.get("/probe/raises")
+    assert (answer.status, answer.code, answer.json()["plugin"]) == (500, "internal", "probe")
+    assert "secret" not in answer.body.decode()
+    assert probe.kernel.registry.totals("probe")[1] == 1
+
+
+async def test_t7_host(probe: Kit) -> None:
+    for host, status in (
+        ("localhost", 200), ("127.0.0.1:8000", 200), ("[::1]:80", 200), ("evil.example", 400),
+        ("localhost@evil.example", 400), ("evil.example/localhost", 400), ("", 400),
+    ):  # fmt: skip
+        answer = await probe.client.get("/auth/config", headers={"Host": host})
+        assert answer.status == status, host
+        assert status == 200 or answer.code == "invalid_host"
+    assert (await probe.client.get("/health", headers={"Host": "evil.example"})).status == 200
+
+
+async def test_t17_a_slow_read_does_not_stand_on_the_loop(probe: Kit) -> None:
+    for _ in range(3):
+        slow = asyncio.ensure_future(probe.client.get("/probe/slow"))
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        await probe.client.get("/health")
+        assert time.monotonic() - began < 0.2
+        await slow
+
+
+async def test_the_document_lists_what_is_served(probe: Kit) -> None:
+    document: dict[str, Any] = (await probe.client.get("/openapi.json")).json()
+    assert document["openapi"] == "3.1.0"
+    assert set(document["paths"]["/api/v1/probe/things"]) >= {"get", "post"}
+    page = await probe.client.get("/docs")
+    assert page.status == 200
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    for name in ("docs.js", "docs.css"):
+        assert (await probe.client.get(f"/docs/{name}")).status == 200
+    assert (await probe.client.get("/problems/lease_lost", root=True)).status == 200
