@@ -44,7 +44,6 @@ from corral.http.idempotency import IdempotencyRow
 from corral.http.routes import Routes
 from corral.jobs.job import JobRow, Schedule, ScheduleRow
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
-from corral.plugin_admin import PluginRegistry
 
 log = logging.getLogger("corral.core")
 
@@ -115,13 +114,10 @@ class CorePlugin(Plugin):
     async def start(self, runtime: Runtime) -> None:
         """Keys, the bootstrap admin, and what admins have taken out of service."""
         work = runtime.service(Work)  # type: ignore[type-abstract]  # the key of a service may be a protocol
-        catalogue, registry = runtime.service(PluginCatalogue), runtime.service(PluginRegistry)
+        catalogue = runtime.service(PluginCatalogue)
         await work(runtime.service(AccessTokens).prepare)
         await _bootstrap(runtime.service(Config), work, runtime.service(AccountsService), runtime.service(Passwords))
-        for name, reason in (await work(catalogue.stored, read=True)).items():
-            loaded = registry.get(name)
-            if loaded is not None and loaded.active and not (loaded.kind and loaded.kind.protected):
-                registry.disable(name, reason)
+        catalogue.apply(await work(catalogue.stored, read=True))
         self._unwatch = runtime.service(Feed).watch(catalogue.follow)
         readiness = runtime.service(Readiness)
 

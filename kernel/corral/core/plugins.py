@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from corral import clock
 from corral.config import MASK, Config
 from corral.core.api import PluginState
 from corral.core.models import PluginStateRow
+from corral.database.engine import Work
 from corral.database.unit import after_commit, current
 from corral.errors import Conflict, NotFound
 from corral.events.event import emit
@@ -67,8 +69,9 @@ class PluginCatalogue:
 
     audit: Audit | None = None
 
-    def __init__(self, registry: PluginRegistry, config: Config) -> None:
-        self._registry, self._config = registry, config
+    def __init__(self, registry: PluginRegistry, config: Config, work: Work) -> None:
+        self._registry, self._config, self._work = registry, config, work
+        self._applying: asyncio.Future[None] | None = None
 
     def all(self, states: Sequence[str] = ()) -> list[PluginView]:
         """By name."""
@@ -136,17 +139,25 @@ class PluginCatalogue:
         """The plugins that an admin has taken out of service, with the reason; read at start."""
         return {row.name: row.reason or OFF for row in PluginStateRow.select()}
 
-    def follow(self, records: Sequence[Record]) -> None:
-        """Do here what another process decided; a viewer of the event feed."""
-        for record in records:
-            loaded = self._registry.get(record.object_id) if record.type == PluginState.event else None
-            if loaded is None:
-                continue
-            told = record.payload()
-            if told["to"] == "disabled" and loaded.state != "disabled":
-                self._registry.disable(loaded.name, told["reason"] or OFF)
-            elif told["to"] == "active" and loaded.state == "disabled":
+    def apply(self, stored: Mapping[str, str]) -> None:
+        """Open and close doors of this process until they are as stored; on the loop."""
+        for loaded in self._registry.all():
+            reason = stored.get(loaded.name)
+            protected = loaded.kind is not None and loaded.kind.protected
+            if reason is not None and loaded.active and not protected:
+                self._registry.disable(loaded.name, reason)
+            elif reason is None and loaded.state == "disabled" and loaded.plugin is not None:
                 self._registry.enable(loaded.name)
+
+    def follow(self, records: Sequence[Record]) -> None:
+        """Do here what another process decided; a viewer of the event feed. The rows decide, the event is a hint."""
+        if any(record.type == PluginState.event for record in records):
+            self._applying = asyncio.ensure_future(self._apply_stored(self._applying))
+
+    async def _apply_stored(self, previous: asyncio.Future[None] | None) -> None:
+        if previous is not None:
+            await asyncio.wait({previous})
+        self.apply(await self._work(self.stored, read=True))
 
     def _loaded(self, name: str) -> Loaded:
         loaded = self._registry.get(name)

@@ -44,6 +44,7 @@ def _accounts(db):
 
         class Meta:
             database = db
+            legacy_table_names = False
             table_name = "core_users"
             indexes = ((("created_at", "id"), False), (("role", "is_active"), False))
 
@@ -62,6 +63,7 @@ def _accounts(db):
 
         class Meta:
             database = db
+            legacy_table_names = False
             table_name = "core_sessions"
             indexes = ((("ended_at",), False),)
 
@@ -77,6 +79,7 @@ def _accounts(db):
 
         class Meta:
             database = db
+            legacy_table_names = False
             table_name = "core_refresh_tokens"
 
     RefreshToken.add_index(RefreshToken.used_at, where=RefreshToken.successor.is_null(False))
@@ -88,6 +91,7 @@ def _accounts(db):
 
         class Meta:
             database = db
+            legacy_table_names = False
             table_name = "core_tickets"
 
     class SigningKey(Model):
@@ -98,6 +102,7 @@ def _accounts(db):
 
         class Meta:
             database = db
+            legacy_table_names = False
             table_name = "core_signing_keys"
 
     class Installation(Model):
@@ -106,6 +111,7 @@ def _accounts(db):
 
         class Meta:
             database = db
+            legacy_table_names = False
             table_name = "core_installation"
 
     class PluginState(Model):
@@ -116,6 +122,7 @@ def _accounts(db):
 
         class Meta:
             database = db
+            legacy_table_names = False
             table_name = "core_plugin_states"
 
     db.create_tables([User, Session, RefreshToken, Ticket, SigningKey, Installation, PluginState])
@@ -139,6 +146,7 @@ def _log_and_jobs(db):
 
         class Meta:
             database = db
+            legacy_table_names = False
             table_name = "core_events"
             indexes = ((("object_id", "ins"), False),)
 
@@ -150,6 +158,7 @@ def _log_and_jobs(db):
 
         class Meta:
             database = db
+            legacy_table_names = False
             table_name = "core_consumers"
 
     class Job(Model):
@@ -166,6 +175,7 @@ def _log_and_jobs(db):
 
         class Meta:
             database = db
+            legacy_table_names = False
             table_name = "core_jobs"
             indexes = ((("state", "run_at"), False),)
 
@@ -177,6 +187,7 @@ def _log_and_jobs(db):
 
         class Meta:
             database = db
+            legacy_table_names = False
             table_name = "core_schedules"
 
     class Lease(Model):
@@ -187,6 +198,7 @@ def _log_and_jobs(db):
 
         class Meta:
             database = db
+            legacy_table_names = False
             table_name = "core_leases"
 
     class Idempotency(Model):
@@ -202,6 +214,7 @@ def _log_and_jobs(db):
 
         class Meta:
             database = db
+            legacy_table_names = False
             table_name = "core_idempotency"
 
     db.create_tables([Event, Consumer, Job, Schedule, Lease, Idempotency])

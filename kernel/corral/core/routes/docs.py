@@ -21,31 +21,31 @@ PAGE_POLICY = (
 
 
 @routes.get("/openapi.json", needs=PUBLIC)
-def read_openapi(document: ApiDocument) -> Any:
+async def read_openapi(document: ApiDocument) -> Any:
     """The OpenAPI 3.1 document of everything served here."""
     return msgspec.Raw(document.render())
 
 
 @routes.get("/docs", needs=PUBLIC)
-def read_docs() -> Text:
+async def read_docs() -> Text:
     """The documentation page."""
     return _file("index.html", "text/html; charset=utf-8")
 
 
 @routes.get("/docs/docs.js", needs=PUBLIC)
-def read_docs_script() -> Text:
+async def read_docs_script() -> Text:
     """The script of the documentation page."""
     return _file("docs.js", "text/javascript; charset=utf-8")
 
 
 @routes.get("/docs/docs.css", needs=PUBLIC)
-def read_docs_style() -> Text:
+async def read_docs_style() -> Text:
     """The style of the documentation page."""
     return _file("docs.css", "text/css; charset=utf-8")
 
 
 @routes.get("/problems/{code}", needs=PUBLIC, root=True)
-def read_problem(code: str) -> Text:
+async def read_problem(code: str) -> Text:
     """What a problem code means, in plain text."""
     if code not in CODES:
         raise NotFound(f"No problem has the code {code}.")

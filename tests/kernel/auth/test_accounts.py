@@ -1,0 +1,144 @@
+"""Accounts as a service: the last admin stays, rights that are lost end sessions, a purged account is a tombstone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from playhouse.schema_diff import diff_models
+
+from corral.auth.models import UserRow
+from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
+from corral.core.api import Accounts, NewUser, UserPatch, UserQuery, UserView
+from corral.errors import Conflict, Invalid, NotFound
+from corral.testing.kit import Kit
+
+MakeKit = Callable[..., Awaitable[Kit]]
+
+
+@pytest.fixture
+async def kit(make_kit: MakeKit) -> Kit:
+    return await make_kit(plugins=[])
+
+
+def _accounts(kit: Kit) -> Accounts:
+    return kit.kernel.container.get(Accounts)  # type: ignore[type-abstract]
+
+
+async def _patch(kit: Kit, user_id: str, **patch: Any) -> UserView:
+    return await kit.kernel.database.work(lambda: _accounts(kit).update(user_id, UserPatch(**patch)))
+
+
+async def _admins(kit: Kit) -> int:
+    active = (UserRow.role == "admin") & UserRow.is_active
+    return await kit.kernel.database.work(lambda: UserRow.select().where(active).count(), read=True)
+
+
+@pytest.mark.parametrize("patch", [{"role": "member"}, {"is_active": False}])
+async def test_the_last_active_admin_stays(kit: Kit, patch: dict[str, Any]) -> None:
+    admin = await kit.as_user("admin")
+    with pytest.raises(Conflict) as found:
+        await _patch(kit, admin.user["id"], **patch)
+    assert found.value.code == "last_admin"
+    other = await kit.as_user("admin")
+    assert not hasattr(await _patch(kit, admin.user["id"], **patch), "password_hash")
+    with pytest.raises(Conflict):
+        await _patch(kit, other.user["id"], **patch)
+
+
+async def test_admin_2_admins_who_demote_each_other_leave_one(kit: Kit) -> None:
+    for round_ in range(5):
+        admins = [await kit.as_user("admin") for _ in range(4)]
+        patches = [
+            _patch(kit, admin.user["id"], **({"role": "viewer"} if (n + round_) % 2 else {"is_active": False}))
+            for n, admin in enumerate(admins)
+        ]
+        results = await asyncio.gather(*patches, return_exceptions=True)
+        refused = [each for each in results if isinstance(each, BaseException)]
+        assert [getattr(each, "code", each) for each in refused] == ["last_admin"] * len(refused)
+        assert await _admins(kit) >= 1
+        assert await _admins(kit) == 1
+
+
+async def test_lost_rights_end_sessions_and_won_ones_do_not(kit: Kit) -> None:
+    client = await kit.as_user("viewer")
+    await _patch(kit, client.user["id"], role="member")
+    assert (await client.get("/auth/me")).json()["role"] == "member"
+    await kit.as_user("admin")
+    await _patch(kit, client.user["id"], role="admin")
+    assert (await client.get("/plugins")).status == 200
+    await _patch(kit, client.user["id"], role="viewer")
+    assert (await client.get("/auth/me")).code == "session_revoked"
+
+
+async def test_a_taken_address_is_told_to_admins_only(kit: Kit) -> None:
+    first = await kit.as_user(email="ann@example.org")
+    new = NewUser(email="ANN@example.org", full_name="Ann")
+    admin = Principal(kind="user", id="x", user_id=None, role="admin")
+    for by, told in ((admin, first.user["id"]), (SYSTEM_PRINCIPAL, None)):
+
+        def create(by: Principal = by) -> None:
+            with pytest.raises(Conflict) as found:
+                _accounts(kit).create(new, password_hash=None, by=by)
+            assert found.value.members.get("existing_id") == (first.user["id"] if by is admin else None)
+
+        await kit.kernel.database.work(create)
+        assert told in (first.user["id"], None)
+
+
+async def test_search_filters_and_pages(kit: Kit) -> None:
+    admin = await kit.as_user("admin", email="root@example.org")
+    for name in ("anna", "annika", "bert"):
+        await kit.as_user(email=f"{name}@example.org")
+    caller = Principal(kind="user", id=admin.user["id"], user_id=admin.user["id"], role="admin")
+
+    def emails(**query: Any) -> tuple[list[str], int | None]:
+        page = _accounts(kit).list(UserQuery(**query), caller)
+        return [each.email.partition("@")[0] for each in page.items], page.total
+
+    work = kit.kernel.database.work
+    assert await work(lambda: emails(search="ANN")) == (["annika", "anna"], 2)
+    assert await work(lambda: emails(search="ann", limit=1)) == (["annika"], 2)
+    assert await work(lambda: emails(search="%")) == ([], 0)
+    assert (await work(lambda: emails(role=["admin"])))[0] == ["root"]
+    assert (await work(lambda: emails(search="Member")))[1] == 3
+    assert (await work(lambda: emails(is_active=False)))[1] == 0
+
+
+async def test_a_purged_account_is_a_tombstone(kit: Kit) -> None:
+    client = await kit.as_user(email="ann@example.org")
+    work, accounts, user_id = kit.kernel.database.work, _accounts(kit), client.user["id"]
+    with pytest.raises(Conflict):
+        await work(lambda: accounts.purge(user_id))
+    await _patch(kit, user_id, is_active=False)
+    await work(lambda: accounts.purge(user_id))
+    tombstone = await work(lambda: accounts.get(user_id), read=True)
+    assert (tombstone.full_name, tombstone.email, tombstone.is_active) == ("deleted user", "", False)
+    assert await work(lambda: accounts.find("ann@example.org"), read=True) is None
+    assert (await kit.as_user(email="ann@example.org")).user["id"] != user_id
+    with pytest.raises(NotFound):
+        await _patch(kit, user_id, is_active=True)
+    assert [each.type for each in await kit.events()].count("user.purged") == 1
+
+
+async def test_an_admin_sets_a_password(kit: Kit) -> None:
+    client = await kit.as_user(email="ann@example.org")
+    accounts = _accounts(kit)
+    with pytest.raises(Invalid):
+        await accounts.hash_password("short", email="ann@example.org", full_name="Ann")
+    hashed = await accounts.hash_password("an entirely other phrase", email="ann@example.org", full_name="Ann")
+    await kit.kernel.database.work(lambda: accounts.set_password(client.user["id"], hashed, must_change=True))
+    assert (await client.get("/auth/me")).code == "session_revoked"
+    again = await kit.sign_in("ann@example.org", "an entirely other phrase")
+    assert (await again.get("/auth/me")).json()["limited"] == "password_change_required"
+
+
+async def test_the_migration_equals_the_models(kit: Kit) -> None:
+    models = kit.loaded("core").of("corral_models")
+
+    def differences() -> str:
+        return str(diff_models(kit.kernel.database.engine, models))
+
+    assert await kit.kernel.database.work(differences) == ""
