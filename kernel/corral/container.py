@@ -14,6 +14,8 @@ from corral.plugin import Provide
 
 T = TypeVar("T")
 
+CORE = "core"  # the kernel's own plugin: its services are everybody's, like the kernel's
+
 
 class Room(msgspec.Struct, frozen=True):
     """Who asks: a plugin's name and the plugins whose services it may get."""
@@ -107,7 +109,7 @@ class Container:
             if optional:
                 return None
             raise Wiring(f"{room.plugin}: {where}: nobody provides {_name(kind)}")
-        if owner in ("", room.plugin) or owner in room.requires:
+        if owner in ("", CORE, room.plugin) or owner in room.requires:
             return self._instances[kind]
         if owner not in room.wants and getattr(kind, "__module__", "") != "corral.plugin":
             raise Wiring(f"{room.plugin}: {where}: {_name(kind)} is of {owner}: name it in requires or wants")

@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
 from typing import Any, TypeVar
 
+import msgspec
+
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions
 from corral.config import Config
@@ -21,7 +23,7 @@ from corral.container import Container, Room
 from corral.crypto import Keyring
 from corral.database.connect import connect
 from corral.database.engine import Database, Work
-from corral.database.migrations import is_empty, migrate, pending
+from corral.database.migrations import Home, Newer, is_empty, migrate, pending
 from corral.database.unit import Unit
 from corral.errors import Refused
 from corral.events import log as event_log
@@ -83,19 +85,23 @@ class Kernel:
         for loaded in list(self.active):
             if loaded.active:
                 attempt(loaded, lambda loaded=loaded: self._wire_plugin(loaded))  # type: ignore[misc]  # bound per round
-                if not loaded.active:
-                    self.container.drop(loaded.name)
-                block(self.plugins)
+                self._tidy(loaded)
         self.container.get(Permissions).declare(
             permission for loaded in self.active if loaded.kind for permission in loaded.kind.permissions
         )
         for loaded in self.active:
-            attempt(loaded, lambda loaded=loaded: self._inject(loaded))  # type: ignore[misc]  # bound per round
-        block(self.plugins)
+            if loaded.active:
+                attempt(loaded, lambda loaded=loaded: self._bind(loaded))  # type: ignore[misc]  # bound per round
+            self._tidy(loaded)
         self._wire_runner()
-        self.credentials.use(
-            [self.container.call(kind, self.room(item)) for item in self.active for kind in item.of("corral_authenticators")]
-        )
+        self.credentials.use([made for item in self.active for made in item.of("_authenticators")])
+
+    def _tidy(self, loaded: Loaded) -> None:
+        """Nothing of a plugin that failed stays registered, and what requires it is blocked."""
+        if not loaded.active:
+            self.container.drop(loaded.name)
+            self.event_types.drop(loaded.name)
+        block(self.plugins)
 
     def _offer(self) -> None:
         """What every plugin may ask the kernel for."""
@@ -122,30 +128,41 @@ class Kernel:
                 raise ValueError(f"table {table} must begin with {loaded.name}_")
         provides: list[Provide] = loaded.of("corral_services")
         loaded.contributions["_instances"] = self.container.build(self.room(loaded), provides)
-        self.settings.declare(loaded.of("corral_settings"))
         self.event_types.declare(loaded.name, loaded.of("corral_events"))
+        self.settings.declare(loaded.of("corral_settings"))
 
     def _inject(self, loaded: Loaded) -> None:
         for instance in loaded.of("_instances"):
             self.container.inject(instance, self.room(loaded))
 
+    def _bind(self, loaded: Loaded) -> None:
+        """Fill in what it wants, and the services of its jobs, schedules, consumers and authenticators."""
+        self._inject(loaded)
+        room, bind = self.room(loaded), self.container.bind
+        loaded.contributions.update(
+            _jobs=[(job, bind(job.run, room)) for job in loaded.of("corral_jobs")],
+            _schedules=[(schedule, bind(schedule.run, room)) for schedule in loaded.of("corral_schedules")],
+            _consumers=[self._consumer(loaded, subscriber) for subscriber in loaded.of("corral_subscribers")],
+            corral_metrics=[
+                msgspec.structs.replace(metric, collect=bind(metric.collect, room)) for metric in loaded.of("corral_metrics")
+            ],
+            _authenticators=[self.container.call(kind, room) for kind in loaded.of("corral_authenticators")],
+        )
+
     def _wire_runner(self) -> None:
-        jobs: dict[str, Any] = {}
-        schedules: dict[str, Any] = {}
-        for loaded in self.active:
-            for job in loaded.of("corral_jobs"):
-                jobs[job.name] = (job, self.container.bind(job.run, self.room(loaded)))
-            for schedule in loaded.of("corral_schedules"):
-                schedules[schedule.name] = (schedule, self.container.bind(schedule.run, self.room(loaded)))
-            for subscriber in loaded.of("corral_subscribers"):
-                self._consumers.append(self._consumer(loaded, subscriber))
-        self.runner = InProcessRunner(self.database, jobs, schedules)
+        jobs = {job.name: (job, run) for loaded in self.active for job, run in loaded.of("_jobs")}
+        schedules = {item.name: (item, run) for loaded in self.active for item, run in loaded.of("_schedules")}
+        self._consumers = [consumer for loaded in self.active for consumer in loaded.of("_consumers")]
+        names = ("_jobs", "_schedules")
+        owners = {item.name: loaded for loaded in self.active for name in names for item, _ in loaded.of(name)}
+        self.runner = InProcessRunner(self.database, jobs, schedules, is_open=lambda name: owners[name].active)
         self.container.add(InProcessRunner, self.runner)
 
     def _consumer(self, loaded: Loaded, subscriber: Subscriber) -> Consumer:
         handle = self.container.bind(subscriber.handle, self.room(loaded), skip=("event",))
         types = self.event_types.expand(subscriber.events)
-        return Consumer(self.database, self.feed, subscriber.name, types, handle, self.holder)
+        name, is_open = subscriber.name, lambda: loaded.active
+        return Consumer(self.database, self.feed, name, types, handle, self.holder, is_open)
 
     def refuse_without_essentials(self) -> None:
         """Raise `Refused` when a plugin failed without which gates would be missing, or any did in strict mode."""
@@ -167,18 +184,29 @@ class Kernel:
         self.supervisor.start("events.feed", self.feed.follow)
         if self.database.kind == "postgresql":
             self.supervisor.start("events.sequencer", self.feed.sequence)
-        for loaded in list(self.active):
-            try:
-                assert loaded.plugin is not None
-                await loaded.plugin.start(PluginRuntime(self, loaded))
-            except Exception as error:
-                fail(loaded, error)
-                self.close_door(loaded)
-        block(self.plugins)
+        for loaded in self.plugins:
+            if loaded.active:
+                await self._start_plugin(loaded)
+        self.refuse_without_essentials()
         if jobs:
             self.supervisor.start("jobs", self.runner.run)
             for consumer in self._consumers:
                 self.supervisor.start(f"consumer {consumer.name}", consumer.run)
+
+    async def _start_plugin(self, loaded: Loaded) -> None:
+        """One that raises is out, and so is what requires it; `SystemExit` is no exception."""
+        before = self.active
+        try:
+            assert loaded.plugin is not None
+            await loaded.plugin.start(PluginRuntime(self, loaded))
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            fail(loaded, error)
+            block(self.plugins)
+            for item in before:
+                if not item.active:
+                    self.close_door(item)
 
     async def serving(self, address: str) -> None:
         """The server accepts connections at `address`."""
@@ -287,7 +315,14 @@ def apply_migrations(database: Database, plugins: list[Loaded], config: Config, 
     if allowed is None:
         allowed = database.kind == "sqlite"
     homes = {loaded.name: home for loaded in plugins if loaded.active and (home := loaded.home()) is not None}
-    waiting = pending(database, homes.values())
+    try:
+        waiting = pending(database, homes.values())
+    except Newer:
+        waiting = {}
+        for loaded in plugins:
+            if loaded.name in homes:
+                waiting |= _waiting(database, loaded, homes[loaded.name])
+        block(plugins)
     if waiting and not allowed and not is_empty(database):
         lines = "; ".join(f"{name}: {', '.join(scripts)}" for name, scripts in waiting.items())
         raise Pending(f"migrations wait; run corral migrate ({lines})")
@@ -295,6 +330,17 @@ def apply_migrations(database: Database, plugins: list[Loaded], config: Config, 
         if loaded.active and loaded.name in waiting:
             attempt(loaded, lambda loaded=loaded: migrate(database, homes[loaded.name]))  # type: ignore[misc]  # bound
             block(plugins)
+
+
+def _waiting(database: Database, loaded: Loaded, home: Home) -> dict[str, list[str]]:
+    """Its pending scripts. A schema newer than a third-party plugin is that plugin's failure, else the start's."""
+    try:
+        return pending(database, [home])
+    except Newer as error:
+        if loaded.found.built_in:
+            raise Pending(f"{error}; install the release that made it") from None
+        fail(loaded, error)
+        return {}
 
 
 def _flush(unit: Unit) -> None:

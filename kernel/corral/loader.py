@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -90,14 +91,15 @@ class Loaded(msgspec.Struct, kw_only=True):
 
 
 def discover(config: Config) -> list[Found]:
-    """Every entry point of the group, Corral's own and third parties'; imports none of them."""
-    paths = [str(config.plugins.dir)] if config.plugins.dir else []
+    """Every entry point of the group, Corral's own and third parties'; imports none of them.
+
+    The folder of `[plugins] dir` comes last on the import path, so nothing in it takes the place of what is installed.
+    """
+    if config.plugins.dir is not None and str(config.plugins.dir) not in sys.path:
+        sys.path.append(str(config.plugins.dir))
     found: dict[str, Found] = {}
-    points = [(point, point.dist) for point in metadata.entry_points(group=GROUP)]
-    for distribution in metadata.distributions(path=paths) if paths else ():
-        points += [(point, distribution) for point in distribution.entry_points if point.group == GROUP]
-    for point, distribution in points:
-        facts = distribution.metadata if distribution is not None else {}
+    for point in metadata.entry_points(group=GROUP):
+        facts: Any = point.dist.metadata if point.dist is not None else {}
         item = Found(
             name=point.name,
             load=point.load,
@@ -106,9 +108,22 @@ def discover(config: Config) -> list[Found]:
             author=str(facts.get("Author-email") or facts.get("Author") or "") if facts else "",
             license=str(facts.get("License-Expression") or facts.get("License") or "") if facts else "",
         )
-        if item.name not in found or item.built_in:  # a built-in plugin keeps its name
+        known = found.get(item.name)
+        if known is None or item.built_in:  # a built-in plugin keeps its name
             found[item.name] = item
+        elif not known.built_in and known.distribution != item.distribution:
+            found[item.name] = _contested(known, item)
     return list(found.values())
+
+
+def _contested(first: Found, second: Found) -> Found:
+    """Neither of two distributions that give a plugin one name."""
+    both = " and ".join(sorted({first.distribution, second.distribution}))
+
+    def load() -> Any:
+        raise ValueError(f"{both} both have a plugin {first.name}: uninstall one")
+
+    return Found(name=first.name, load=load, distribution=both)
 
 
 def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | None = None) -> list[Loaded]:
@@ -121,7 +136,8 @@ def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | Non
     modules = [hookspecs, *_offered_specs(ordered)]
     for loaded in ordered:
         if loaded.active:
-            attempt(loaded, lambda loaded=loaded: _contribute(loaded, modules))  # type: ignore[misc]  # bound per round
+            absent = any(name not in {item.name for item in ordered if item.active} for name in _named(loaded))
+            attempt(loaded, lambda loaded=loaded, absent=absent: _contribute(loaded, modules, absent))  # type: ignore[misc]  # bound per round
     block(ordered)
     return ordered
 
@@ -153,13 +169,24 @@ def order(plugins: list[Loaded]) -> list[Loaded]:
     waiting = dict(by_name)
     while waiting:
         ready = [item for item in waiting.values() if all(name in done or name not in by_name for name in item.requires)]
-        for loaded in ready or list(waiting.values()):
+        circle = [] if ready else [item for item in waiting.values() if item.name in _needed(item, waiting)]
+        for loaded in ready or circle:
             if not ready and loaded.active:
-                fail(loaded, f"requires go in a circle: {', '.join(sorted(waiting))}")
+                fail(loaded, f"requires go in a circle: {', '.join(item.name for item in circle)}")
             done[loaded.name] = waiting.pop(loaded.name)
     ordered = sorted(done.values(), key=lambda item: item.name != "core")
     block(ordered)
     return ordered
+
+
+def _needed(loaded: Loaded, among: Mapping[str, Loaded]) -> set[str]:
+    """The names of those in `among` that it requires, directly or through others."""
+    found: set[str] = set()
+    new = set(loaded.requires) & set(among)
+    while new:
+        found |= new
+        new = {name for item in new for name in among[item].requires if name in among} - found
+    return found
 
 
 def block(ordered: Iterable[Loaded]) -> None:
@@ -184,13 +211,16 @@ def _begin(item: Found, config: Config, off: Mapping[str, str]) -> Loaded:
 
 
 def _import(loaded: Loaded, config: Config) -> None:
-    kind = loaded.found.load()
+    kind: Any = loaded.found.load()
     if not (isinstance(kind, type) and issubclass(kind, Plugin)):
         raise TypeError(f"the entry point names {kind!r}, which is not a subclass of corral.plugin.Plugin")
     if getattr(kind, "name", None) != loaded.name or not _IDENTIFIER.fullmatch(loaded.name):
         raise TypeError(f"the class is named {getattr(kind, 'name', None)!r}, its entry point {loaded.name!r}")
     if kind.kernel_api != KERNEL_API:
         raise TypeError(f"made for kernel API {kind.kernel_api}, this kernel has {KERNEL_API}")
+    named = (*kind.requires, *kind.wants)
+    if not isinstance(kind.requires, tuple) or not isinstance(kind.wants, tuple) or loaded.name in named:
+        raise TypeError("requires and wants must be tuples of names of other plugins")
     foreign = [item.name for item in kind.permissions if not item.name.startswith(f"{loaded.name}.")]
     if foreign and loaded.name != "core":
         raise TypeError(f"permissions must begin with {loaded.name}.: {', '.join(foreign)}")
@@ -226,10 +256,17 @@ def _offered_specs(ordered: Iterable[Loaded]) -> list[Any]:
     return modules
 
 
-def _contribute(loaded: Loaded, modules: Iterable[Any]) -> None:
-    """Call every hook of one plugin; unknown hook names are an error, those of an absent owner are not."""
+def _named(loaded: Loaded) -> tuple[str, ...]:
+    return (*loaded.kind.requires, *loaded.kind.wants) if loaded.kind else ()
+
+
+def _contribute(loaded: Loaded, modules: Iterable[Any], owner_absent: bool) -> None:
+    """Call every hook of one plugin; unknown hook names are an error, but optional ones whose owner may be absent."""
     manager = _manager(loaded, modules)
     manager.check_pending()
+    unknown = [caller.name for caller in manager.get_hookcallers(loaded.plugin) or () if caller.spec is None]
+    if unknown and not owner_absent:
+        raise TypeError(f"no plugin has the hook {', '.join(unknown)}: mind the spelling, and name its owner in wants")
     staged: dict[str, list[Any]] = {}
     for caller in manager.get_hookcallers(loaded.plugin) or ():
         if caller.spec is None or caller.spec.opts["firstresult"] or caller.name in ("corral_hookspecs", "corral_commands"):

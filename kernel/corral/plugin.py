@@ -59,8 +59,10 @@ class Plugin:
 class Runtime(Protocol):
     """What a plugin may do while it runs."""
 
-    address: str | None
-    """`http://127.0.0.1:8000` once the server listens; None in commands and tests without a server."""
+    @property
+    def address(self) -> str | None:
+        """`http://127.0.0.1:8000` once the server listens; None in commands and tests without a server."""
+        ...
 
     def service(self, kind: type[T]) -> T:
         """A service of this plugin or of one that it requires."""

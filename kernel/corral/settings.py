@@ -30,16 +30,18 @@ class SettingsRegistry:
         self._effective: dict[str, EffectiveSetting] = {}
 
     def declare(self, settings: Iterable[Setting[Any]]) -> None:
-        """Add settings; raises `ValueError` for a pinned value that a setting does not accept, and for a second declaration."""
+        """Add settings, all or none; `ValueError` for a second one of a name, and for a pinned value out of bounds."""
+        added: dict[str, EffectiveSetting] = {}
         for setting in settings:
-            if setting.name in self._effective:
+            if setting.name in self._effective or setting.name in added:
                 raise ValueError(f"setting {setting.name} is declared twice")
             pinned = self._pinned.get(setting.name)
             if pinned is None:
-                effective = EffectiveSetting(setting, setting.default, "default")
+                added[setting.name] = EffectiveSetting(setting, setting.default, "default")
             else:
-                effective = EffectiveSetting(setting, accept(setting, pinned.value, pinned.source), pinned.source)
-            self._effective[setting.name] = effective
+                value = accept(setting, pinned.value, pinned.source)
+                added[setting.name] = EffectiveSetting(setting, value, pinned.source)
+        self._effective |= added
 
     def get(self, setting: Setting[T]) -> T:
         """The effective value; settings read before they are declared have their default."""
@@ -70,7 +72,7 @@ def accept(setting: Setting[Any], value: Any, source: str = "") -> Any:
     if value is None and setting.default is None:
         return None
     try:
-        if isinstance(value, str) and setting.kind in (int, float, bool):
+        if isinstance(value, str) and setting.kind in (int, float, bool, int | None, float | None):
             value = msgspec.json.decode(value)
         converted = msgspec.convert(value, setting.kind)
     except (msgspec.ValidationError, msgspec.DecodeError):

@@ -82,6 +82,11 @@ class Server:
             raise Broken(f"{method} {path} -> {status} {answer}")
         return answer
 
+    def cpu_seconds(self) -> float:
+        """CPU time that the process has used."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
+
     def rss_mb(self) -> float:
         """Resident memory of the process and its children."""
         process = psutil.Process(self.process.pid)
@@ -99,9 +104,10 @@ class Server:
 
 
 class Load:
-    """Figures of one load: `count`, `seconds`, `per_second`, `p50_ms`, `p99_ms`, `max_ms`."""
+    """Figures of one load; `cpu_us` is the CPU time of the server a request."""
 
-    def __init__(self, result: Mapping[str, Any]) -> None:
+    def __init__(self, result: Mapping[str, Any], cpu_seconds: float) -> None:
+        self.cpu_us = cpu_seconds / result["count"] * 1e6 or 1.0
         self.count: int = result["count"]
         self.seconds: float = result["seconds"]
         self.per_second: float = result["per_second"]
@@ -132,6 +138,7 @@ def load(
         "requests": [base64.b64encode(item).decode() for item in requests],
         **({"seconds": seconds} if seconds is not None else {"count": count}),
     }  # fmt: skip
+    cpu = server.cpu_seconds()
     done = subprocess.run(
         [sys.executable, str(HERE / "load.py")], input=json.dumps(job).encode(), stdout=subprocess.PIPE, check=True,
         preexec_fn=lambda: os.sched_setaffinity(0, {LOAD_CORE}),
@@ -139,7 +146,7 @@ def load(
     result = json.loads(done.stdout)
     if result["unexpected"]:
         raise Broken(f"{result['unexpected']} of {result['count']} answers were not expected, the first: {result['sample']}")
-    return Load(result)
+    return Load(result, server.cpu_seconds() - cpu)
 
 
 @contextlib.contextmanager

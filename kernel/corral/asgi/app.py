@@ -4,6 +4,7 @@ blueprints, static files and whatever the table does not know go through Quart, 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -60,13 +61,26 @@ class Sender:
         if call.method == "HEAD" or reply.chunks is None:
             await send({"type": "http.response.body", "body": b"" if call.method == "HEAD" else reply.body})
             return
-        chunks: Any = reply.chunks
+        relaying = asyncio.ensure_future(_relay(reply.chunks, send))
+        leaving = asyncio.ensure_future(call.left())
         try:
-            async for chunk in chunks:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+            await asyncio.wait({relaying, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await chunks.aclose()
+            leaving.cancel()
+            relaying.cancel()
+            await asyncio.wait({relaying})
+        if not relaying.cancelled():
+            relaying.result()
+
+
+async def _relay(chunks: Any, send: Send) -> None:
+    """Chunks as they come; the iterator is closed however this ends."""
+    try:
+        async for chunk in chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        await chunks.aclose()
 
 
 class App(Quart):

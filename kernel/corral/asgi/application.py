@@ -16,7 +16,7 @@ from corral.http.client import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency
 from corral.http.routes import Route
 from corral.kernel import Kernel
-from corral.loader import Loaded, attempt, block
+from corral.loader import Loaded, attempt, block, fail
 from corral.openapi import ApiDocument
 
 
@@ -67,7 +67,12 @@ class Application:
                 route.plugin = loaded.name
                 _check(route, permissions)
                 made.append(Endpoint(route, self.kernel.container, self.kernel.room(loaded)))
+        _check_alone(made)
         clashes = [other for endpoint in made if (other := table.clash(endpoint.route)) is not None]
+        for _, served in clashes:
+            rival = next(item for item in self.kernel.plugins if item.name == served.plugin)
+            if rival.active and not rival.found.built_in:  # neither has a better claim; a built-in one keeps its paths
+                fail(rival, f"{served.label} is declared by {loaded.name} too")
         if clashes:
             raise Clash(*clashes[0])
         for endpoint in made:
@@ -82,6 +87,13 @@ class Application:
             if endpoint.route.plugin == loaded.name:
                 endpoint.door = None if loaded.active else functools.partial(Unavailable, detail, code=code, retry_after=60)
             endpoint.rebind()
+
+
+def _check_alone(made: list[Endpoint]) -> None:
+    """Raise `Clash` when a plugin declares an operation twice."""
+    own = Table()
+    for endpoint in made:
+        own.add(endpoint)
 
 
 def _check(route: Route, permissions: Permissions) -> None:

@@ -49,35 +49,38 @@ class Call:
 
     async def read(self, limit: int) -> bytes:
         """The whole body, counted as it arrives: `payload_too_large` over `limit`, 408 without progress, `Gone` when cut."""
-        declared = self.headers.get(b"content-length")
-        if declared is not None:
-            if not declared.isdigit():
+        header = self.headers.get(b"content-length")
+        declared = None
+        if header is not None:
+            if not header.isdigit():
                 raise Malformed("Content-Length is not a number.")
-            if int(declared) > limit:
-                raise TooLarge(f"The body is {int(declared)} bytes, at most {limit} are taken here.")
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await self._next()
-            if message["type"] != "http.request":
-                raise Gone
-            part = message.get("body", b"")
-            size += len(part)
-            if size > limit:
-                raise TooLarge(f"The body is larger than the {limit} bytes that are taken here.")
-            if part:
-                parts.append(part)
-            if not message.get("more_body", False):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    async def _next(self) -> Any:
+            declared = int(header)
+            if declared > limit:
+                raise TooLarge(f"The body is {declared} bytes, at most {limit} are taken here.")
         try:
-            async with asyncio.timeout(self._timeout):
-                return await self.receive()
+            return await self._parts(limit, declared)
         except TimeoutError:
             raise Problem(
                 f"No byte of the body came for {self._timeout:g} seconds.", code="request_timeout", headers={"Connection": "close"}
             ) from None
+
+    async def _parts(self, limit: int, declared: int | None) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        async with asyncio.timeout(self._timeout) as patience:
+            while True:
+                message = await self.receive()
+                if message["type"] != "http.request":
+                    raise Gone
+                part = message.get("body", b"")
+                size += len(part)
+                if size > limit:
+                    raise TooLarge(f"The body is larger than the {limit} bytes that are taken here.")
+                if part:
+                    parts.append(part)
+                if size == declared or not message.get("more_body", False):
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+                patience.reschedule(asyncio.get_running_loop().time() + self._timeout)
 
     async def left(self) -> None:
         """Return when the client has left. Only after the body was read."""

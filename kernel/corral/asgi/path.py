@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -79,7 +81,7 @@ class RequestPath:
         call.client_ip = self.client(peer[0], call.header(b"x-forwarded-for"))
         if len(call.query) + len(call.path) > MAX_URL:
             raise Problem("The URL is longer than 8 KiB.", code="uri_too_long")
-        if sum(len(name) + len(value) for name, value in call.scope["headers"]) > MAX_HEADERS:
+        if sum(map(len, itertools.chain.from_iterable(call.scope["headers"]))) > MAX_HEADERS:
             raise Problem("The headers are larger than 16 KiB.", code="headers_too_large")
         found = None if _is_crooked(call.scope) else self.table.find(call.path)
         methods = found[0] if found is not None else {}
@@ -132,13 +134,14 @@ class RequestPath:
 
     async def _caller(self, call: Call) -> Principal:
         """Who calls: 401."""
-        credential = read_credential(call.header(b"authorization"), call.header(b"x-api-key"))
-        if credential is None:
-            raise Unauthorized("Send Authorization: Bearer <token>.", headers={"WWW-Authenticate": "Bearer"})
-        principal = self.credentials.cached(credential)
+        given = (call.headers.get(b"authorization"), call.headers.get(b"x-api-key"))
+        principal = self.credentials.cached(given)
         if principal is None:
+            credential = read_credential(call.header(b"authorization"), call.header(b"x-api-key"))
+            if credential is None:
+                raise Unauthorized("Send Authorization: Bearer <token>.", headers={"WWW-Authenticate": "Bearer"})
             principal = await self.read(lambda: self.credentials.authenticate(credential), Entry("authentication"))
-            self.credentials.keep(credential, principal)
+            self.credentials.keep(given, principal)
         if principal.expires_at is not None and principal.expires_at <= time_s():
             raise Unauthorized(code="token_expired", headers=CHALLENGE)
         return principal
@@ -175,27 +178,25 @@ class RequestPath:
     async def _run_unit(
         self, call: Call, endpoint: Endpoint, arguments: dict[str, Any], keyed: Keyed | None, entry: Entry
     ) -> Reply:
-        handler = endpoint.route.handler
-
-        def unit() -> Any:
-            if keyed is None:
-                return handler(**arguments)
-            stored = self.idempotency.begin(keyed)
-            if stored is not None:
-                return _replay(stored)
-            value = handler(**arguments)
-            if isinstance(value, Wait):
-                return value
-            reply = render(value, endpoint, call)
-            self.idempotency.finish(
-                keyed, Stored(reply.status, reply.headers, reply.body), secret=endpoint.route.no_store
-            )
-            return reply
-
+        unit = functools.partial(endpoint.route.handler, **arguments)
+        if keyed is not None:
+            unit = functools.partial(self._keyed_unit, unit, call, endpoint, keyed)
         answer = await self._once(endpoint, unit, entry)
         if isinstance(answer, Wait):
             answer = await self._wait(call, endpoint, unit, entry, answer)
         return answer if isinstance(answer, Reply) else render(answer, endpoint, call)
+
+    def _keyed_unit(self, handle: Callable[[], Any], call: Call, endpoint: Endpoint, keyed: Keyed) -> Any:
+        stored = self.idempotency.begin(keyed)
+        if stored is not None:
+            return _replay(stored)
+        value = handle()
+        if isinstance(value, Wait):
+            self.idempotency.forget(keyed)  # nothing happened yet; the next run begins anew
+            return value
+        reply = render(value, endpoint, call)
+        self.idempotency.finish(keyed, Stored(reply.status, reply.headers, reply.body), secret=endpoint.route.no_store)
+        return reply
 
     async def _once(self, endpoint: Endpoint, unit: Callable[[], Any], entry: Entry) -> Any:
         if not endpoint.is_read:
@@ -269,7 +270,9 @@ class RequestPath:
         log.exception("a route raised", extra={"route": route, "plugin": plugin, "request_id": call.request_id})
         self.metrics.plugin_errors[plugin] += 1
         self.record(plugin, route, error, call.request_id)
-        problem = Problem("This is a bug; the log has it under the request id.", **({"plugin": plugin} if plugin else {}))
+        problem = Problem("This is a bug; the log has it under the request id.")
+        if plugin:
+            problem.members["plugin"] = plugin
         return problem_reply(problem, call)
 
 

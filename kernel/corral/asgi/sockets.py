@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +17,8 @@ from corral.schema import encode
 
 log = logging.getLogger("corral.http")
 
+DRAIN_SECONDS = 5.0
+
 
 class Connection:
     """Implements `corral.http.sockets.SocketConnection`."""
@@ -24,7 +28,7 @@ class Connection:
         headers = {name.decode("latin1"): value.decode("latin1") for name, value in scope["headers"]}
         self.request = Request("GET", scope["path"], client_ip, new_id(), headers)
         self.query = dict(parse_qsl(scope["query_string"].decode("latin1"), max_num_fields=20))
-        self._open = False
+        self._open, self._gone = False, False
 
     async def accept(self) -> None:
         await self._send({"type": "websocket.accept", "headers": []})
@@ -47,7 +51,7 @@ class Connection:
     async def receive(self) -> str | bytes | None:
         message = await self._receive()
         if message["type"] != "websocket.receive":
-            self._open = False
+            self._open, self._gone = False, True
             return None
         text: str | bytes | None = message.get("text")
         return text if text is not None else message.get("bytes")
@@ -56,6 +60,13 @@ class Connection:
         if not self._open:
             raise ConnectionError("the socket is closed")
         await self._send({"type": "websocket.send", "text": text})
+
+    async def drain(self) -> None:
+        """Take what the client still sends after the end, so that the server does not wait for somebody to read it."""
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while not self._gone:
+                    await self.receive()
 
     async def close(self, code: int, reason: str = "") -> None:
         if self._open:
@@ -99,3 +110,4 @@ async def _serve(serve: Callable[..., Any], connection: Connection) -> None:
     except Exception:
         log.exception("a socket endpoint raised")
         await connection.close(1011)
+    await connection.drain()

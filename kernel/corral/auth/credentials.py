@@ -11,6 +11,8 @@ from corral.errors import Malformed, Unauthorized
 
 KEEP_SECONDS = 1.0
 CACHE_LIMIT = 10_000
+Given = tuple[bytes | None, bytes | None]
+"""`Authorization` and `X-API-Key` as they came: one look-up tells whose they are, without reading them again."""
 CHALLENGE = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
 
 
@@ -31,15 +33,15 @@ class Credentials:
 
     def __init__(self) -> None:
         self._authenticators: Sequence[Authenticator] = ()
-        self._cache: dict[str, tuple[Principal, float]] = {}
+        self._cache: dict[Given, tuple[Principal, float]] = {}
 
     def use(self, authenticators: Sequence[Authenticator]) -> None:
         """Ask these, in any order: their forms do not overlap."""
         self._authenticators = tuple(authenticators)
 
-    def cached(self, credential: str) -> Principal | None:
-        """The principal, if it was read within the last second."""
-        kept = self._cache.get(credential)
+    def cached(self, given: Given) -> Principal | None:
+        """The principal of these headers, if it was read within the last second."""
+        kept = self._cache.get(given)
         if kept is None or time.monotonic() - kept[1] > KEEP_SECONDS:
             return None
         return kept[0] if kept[0].expires_at is None or kept[0].expires_at > clock.time_s() else None
@@ -55,11 +57,11 @@ class Credentials:
                     raise
         raise Unauthorized("The credential has no known form.", headers=CHALLENGE)
 
-    def keep(self, credential: str, principal: Principal) -> None:
+    def keep(self, given: Given, principal: Principal) -> None:
         """Use this principal for the next second; on the loop only."""
         if len(self._cache) >= CACHE_LIMIT:
             self._cache.clear()
-        self._cache[credential] = (principal, time.monotonic())
+        self._cache[given] = (principal, time.monotonic())
 
     def forget(self, ends: Callable[[Principal], bool]) -> None:
         """Read those principals anew at their next request; call it by `after_commit` when rights change."""

@@ -53,16 +53,16 @@ def run() -> NoReturn:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except Refused as refused:
-        for fault in refused.faults:
-            click.echo(f"corral: {fault}", err=True)
+        for line in refused.faults:
+            click.echo(f"corral: {line}", err=True)
         sys.exit(REFUSED)
     except Pending as error:
         click.echo(f"corral: {error}", err=True)
         sys.exit(PENDING)
     except Problem as problem:
         click.echo(f"corral: {problem.detail}", err=True)
-        for fault in problem.errors:
-            click.echo(f"  {fault.pointer}: {fault.detail}", err=True)
+        for entry in problem.errors:
+            click.echo(f"  {entry.pointer}: {entry.detail}", err=True)
         sys.exit(FAILED)
     sys.exit(0)
 
@@ -91,6 +91,8 @@ def _commands_of(found: Any) -> list[click.Command]:
         plugin = found.load()()
         contribute = getattr(plugin, "corral_commands", None)
         return list(contribute()) if contribute is not None else []
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: a plugin must not end the command
         click.echo(f"corral: the commands of {found.name} are missing: {error}", err=True)
         return []

@@ -21,7 +21,11 @@ def configure(level: str, form: str, *, quiet: Iterable[str] = ("hypercorn", "as
         _stamp,
         structlog.processors.format_exc_info,
     ]
-    renderer: Any = structlog.dev.ConsoleRenderer() if form == "console" else _json
+    # A plain traceback: the rich one shows local variables, and so secrets.
+    console = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
+    renderer: Any = console if form == "console" else _json
     if form == "console":
         shared.pop()
     formatter = structlog.stdlib.ProcessorFormatter(

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import urllib.parse
 from pathlib import Path
 from typing import Any
@@ -128,12 +129,23 @@ async def _serve_with(config: Config, app: Any, listener: socket.socket, stoppin
 
 
 async def _serve_hypercorn(config: Config, app: Any, listener: socket.socket, stopping: asyncio.Event) -> None:
+    from wsgiref.handlers import format_date_time
+
     from hypercorn.asyncio import serve as hypercorn_serve
     from hypercorn.config import Config as HypercornConfig
 
-    settings = HypercornConfig()
+    class Settings(HypercornConfig):
+        made = (0, [(b"date", b"")])
+
+        def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
+            """`Date` alone, made once a second: stock Hypercorn formats it for each answer."""
+            second = int(time.time())
+            if self.made[0] != second:
+                self.made = (second, [(b"date", format_date_time(second).encode())])
+            return self.made[1]
+
+    settings = Settings()
     settings.bind = [f"fd://{os.dup(listener.fileno())}"]
-    settings.include_server_header = False
     settings.accesslog = None
     settings.errorlog = logging.getLogger("hypercorn.error")
     settings.h11_max_incomplete_size = HEADER_LIMIT

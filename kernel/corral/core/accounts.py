@@ -124,6 +124,12 @@ class AccountsService:
             rows = rows.where(UserRow.email_key.contains(normalise(query.search)) | named)
         return paginate(rows, query, caller, scope="users", order=newest_first(UserRow), make=view)
 
+    def count(self) -> dict[tuple[str, bool], int]:
+        rows = UserRow.select(UserRow.role, UserRow.is_active, peewee.fn.COUNT(UserRow.id)).where(
+            UserRow.purged_at.is_null()
+        )
+        return {(role, bool(active)): count for role, active, count in rows.group_by(UserRow.role, UserRow.is_active).tuples()}
+
     def update(self, user_id: str, patch: UserPatch, *, if_match: IfMatch = ANY_VERSION) -> UserView:
         row = self.row(user_id)
         if row.purged_at is not None:

@@ -98,6 +98,10 @@ class Accounts(Protocol):
         """Accounts, newest first, without purged ones. The route decides who may ask."""
         ...
 
+    def count(self) -> dict[tuple[str, bool], int]:
+        """How many accounts there are by role and whether they are active, without purged ones."""
+        ...
+
     def update(self, user_id: str, patch: UserPatch, *, if_match: IfMatch = ANY_VERSION) -> UserView:
         """Change an account. `Conflict(last_admin)` rather than leaving no active admin; lost rights end sessions."""
         ...
@@ -120,6 +124,10 @@ class Tickets(Protocol):
 
     def issue(self, caller: Principal) -> str:
         """A ticket that is good for 30 s."""
+        ...
+
+    def reread(self, caller: Principal) -> Principal:
+        """The caller of a long connection as it is now; `Unauthorized` when its session has ended."""
         ...
 
     def redeem(self, ticket: str) -> Principal:

@@ -31,7 +31,9 @@ class TicketsService:
         found = list(TicketRow.delete().where(TicketRow.hash == digest(ticket)).returning(TicketRow).execute())
         if not found or found[0].expires_at <= clock.now():
             raise Unauthorized("The ticket was used, is too old, or is not of this installation; ask for another one.")
-        caller = msgspec.convert(found[0].caller, Principal)
+        return self.reread(msgspec.convert(found[0].caller, Principal))
+
+    def reread(self, caller: Principal) -> Principal:
         if caller.kind == "user" and caller.user_id and caller.session_id:
             return self._principals.of(caller.user_id, caller.session_id, caller.expires_at or 0.0)
         return caller

@@ -37,13 +37,13 @@ class Newer(Exception):
 
 def pending(database: Database, homes: Iterable[Home]) -> dict[str, list[str]]:
     """Names of the scripts not yet applied, by plugin. Raises `Newer`."""
-    with _connection(database) as engine:
+    with own_connection(database) as engine:
         return {home.plugin: names for home in homes if (names := _pending(engine, home))}
 
 
 def migrate(database: Database, home: Home) -> list[str]:
     """Apply the pending scripts of one plugin, each in a transaction; returns their names."""
-    with _connection(database) as engine, _lock(engine):
+    with own_connection(database) as engine, schema_lock(engine):
         applied: list[str] = []
         runner = Runner(engine, str(home.directory), table_name=f"{home.plugin}_migrations")
         for name in _pending(engine, home):
@@ -61,7 +61,7 @@ def migrate(database: Database, home: Home) -> list[str]:
 
 def is_empty(database: Database) -> bool:
     """Whether the database has no table yet."""
-    with _connection(database) as engine:
+    with own_connection(database) as engine:
         return not engine.get_tables()
 
 
@@ -75,7 +75,7 @@ def _pending(engine: peewee.Database, home: Home) -> list[str]:
 
 
 @contextlib.contextmanager
-def _connection(database: Database) -> Iterator[peewee.Database]:
+def own_connection(database: Database) -> Iterator[peewee.Database]:
     """A connection of its own: on SQLite with foreign keys off, which only works outside a transaction."""
     if isinstance(database.engine, peewee.SqliteDatabase):
         engine: peewee.Database = peewee.SqliteDatabase(
@@ -91,7 +91,7 @@ def _connection(database: Database) -> Iterator[peewee.Database]:
 
 
 @contextlib.contextmanager
-def _lock(engine: peewee.Database) -> Iterator[None]:
+def schema_lock(engine: peewee.Database) -> Iterator[None]:
     if isinstance(engine, peewee.SqliteDatabase):
         with Path(f"{engine.database}.migrate-lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -66,8 +66,11 @@ class Statement:
         compiled = self._compiled.get(unit.database.kind)
         if compiled is None:
             compiled = self._compiled[unit.database.kind] = _Compiled(*self._build(_parameter).sql())
-        with peewee.__exception_wrapper__:
+        try:
             return unit.connection.execute(compiled.sql, compiled.bind(values))
+        except Exception:
+            with peewee.__exception_wrapper__:  # entered only now: it would cost as much as a small query
+                raise
 
     def one(self, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
         """The first row as a tuple, or None."""

@@ -53,10 +53,12 @@ class Consumer:
     """Runs one subscriber. `handle` is bound to its services; `types` are the event names it follows."""
 
     def __init__(
-        self, database: Database, feed: Feed, name: str, types: Sequence[str], handle: Callable[[Record], Any], holder: str
-    ) -> None:
+        self, database: Database, feed: Feed, name: str, types: Sequence[str], handle: Callable[[Record], Any],
+        holder: str, is_open: Callable[[], bool] = lambda: True,
+    ) -> None:  # fmt: skip
         self._database, self._feed = database, feed
         self.name, self._types, self._handle, self._holder = name, list(types), handle, holder
+        self._is_open = is_open  # whether the plugin is in service; else the cursor stays where it is
         self._entry = Entry(label=f"consumer {name}", actor=SYSTEM)
 
     async def run(self) -> None:
@@ -75,7 +77,7 @@ class Consumer:
 
     async def step(self) -> bool:
         """Handle the next batch; True when there may be more. After a failure one event at a time."""
-        if not await self._database.work(self._due, entry=self._entry, read=True):
+        if not self._is_open() or not await self._database.work(self._due, entry=self._entry, read=True):
             return False
         try:
             return await self._database.work(lambda: self._batch(BATCH), entry=self._entry)

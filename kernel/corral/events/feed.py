@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
-from corral.database.engine import Database
+from corral.database.engine import Database, SlowRead
+from corral.database.unit import SYSTEM_ENTRY
 from corral.events import log as event_log
 from corral.events.bus import Bus
 from corral.events.log import Record
 
 log = logging.getLogger("corral.events")
 
-LOOK_EVERY = 0.5
+LOOK_EVERY, PAUSE = 0.5, 0.010
 SEQUENCE_EVERY = 0.010
 IDLE_SEQUENCE_EVERY = 0.25
 AT_ONCE = 500
@@ -74,16 +76,24 @@ class Feed:
                     await self._bell.wait()
             self._bell.clear()
             await self.look()
+            await asyncio.sleep(PAUSE)  # the first ring is answered at once; what follows closely is read together
 
     async def look(self) -> None:
         """Hand on what is new in the log."""
-        while True:
-            after = self.position
-            records = await self._database.work(lambda after=after: event_log.read(after, AT_ONCE), read=True)  # type: ignore[misc]  # bound per round
-            if not records:
-                return
-            self.position = records[-1].seq
-            self._hand_on(records)
+        more = True
+        while more:
+            records = await self._read()
+            more = len(records) == AT_ONCE
+            if records:
+                self.position = records[-1].seq
+                self._hand_on(records)
+
+    async def _read(self) -> Sequence[Record]:
+        read = functools.partial(event_log.read, self.position, AT_ONCE)
+        if self._database.inline_reads:
+            with contextlib.suppress(SlowRead):
+                return self._database.read_now(read, SYSTEM_ENTRY)
+        return await self._database.work(read, read=True)
 
     def _hand_on(self, records: Sequence[Record]) -> None:
         for viewer in tuple(self._viewers):

@@ -6,7 +6,7 @@ sequencer gives it to committed rows, so that a later number can never appear be
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -200,7 +200,7 @@ def prune(before_ts: str, keep_from: int, max_rows: int, at_once: int = 500) -> 
     """Delete at most `at_once` events that are too old or too many, none at or after `keep_from`; never the newest one."""
     newest = last_seq()
     bound = max(first_seq() - 1, newest - max_rows)
-    old: Iterable[Any] = (
+    old: Any = (
         EventRow.select(EventRow.ins)
         .where((EventRow.seq < min(keep_from, newest)) & ((EventRow.ts < before_ts) | (EventRow.seq <= bound)))
         .order_by(EventRow.seq)

@@ -27,12 +27,19 @@ class EventTypes:
         self._types: dict[str, EventType] = {}
 
     def declare(self, plugin: str, kinds: Iterable[type[Event]]) -> None:
-        """Add events; one name belongs to one plugin."""
+        """Add events, all or none; one name belongs to one plugin."""
+        added: dict[str, EventType] = {}
         for kind in kinds:
-            if kind.event in self._types:
-                raise ValueError(f"event {kind.event} is declared by {self._types[kind.event].plugin} already")
+            known = self._types.get(kind.event) or added.get(kind.event)
+            if known is not None:
+                raise ValueError(f"event {kind.event} is declared by {known.plugin} already")
             title = (inspect.getdoc(kind) or kind.event).partition("\n")[0]
-            self._types[kind.event] = EventType(kind.event, title, plugin, kind.visibility, kind)
+            added[kind.event] = EventType(kind.event, title, plugin, kind.visibility, kind)
+        self._types |= added
+
+    def drop(self, plugin: str) -> None:
+        """Forget the events of a plugin that failed."""
+        self._types = {name: kind for name, kind in self._types.items() if kind.plugin != plugin}
 
     def all(self) -> list[EventType]:
         """By name."""

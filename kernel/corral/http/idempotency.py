@@ -75,10 +75,11 @@ class Idempotency:
             )  # fmt: skip
         if row.state != "done":
             raise Conflict(code="idempotency_in_progress", headers={"Retry-After": "1"})
-        body = row.body.encode()
+        text = row.body or ""
+        body = text.encode()
         if row.sealed:
-            body = self._keyring.open(bytes.fromhex(row.body), aad=f"core_idempotency|{row.key}|body")
-        return Stored(row.status, row.headers, body)
+            body = self._keyring.open(bytes.fromhex(text), aad=f"core_idempotency|{row.key}|body")
+        return Stored(row.status or 200, row.headers, body)
 
     def begin(self, keyed: Keyed) -> Stored | None:
         """The stored answer, or None: the key is this request's now (a second one waits for this unit's end, then finds it)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter, defaultdict
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -11,7 +12,7 @@ class RequestMetrics:
     """Only the event loop writes it."""
 
     def __init__(self) -> None:
-        self.requests: Counter[tuple[str, str, str]] = Counter()  # method, route template, status class
+        self.requests: Counter[tuple[str, str, int]] = Counter()  # method, route template, status class
         self.seconds: dict[str, list[int]] = defaultdict(lambda: [0] * (len(BUCKETS) + 1))
         self.seconds_sum: Counter[str] = Counter()
         self.in_flight = 0
@@ -21,21 +22,15 @@ class RequestMetrics:
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """One answered request; `route` is its template or `unmatched`."""
-        self.requests[(method, route, f"{status // 100}xx")] += 1
-        buckets = self.seconds[route]
-        for index, bound in enumerate(BUCKETS):
-            if seconds <= bound:
-                buckets[index] += 1
-                break
-        else:
-            buckets[-1] += 1
+        self.requests[(method, route, status // 100)] += 1
+        self.seconds[route][bisect.bisect_left(BUCKETS, seconds)] += 1
         self.seconds_sum[route] += seconds  # type: ignore[assignment]  # a Counter of floats
 
     def render(self) -> str:
         """Prometheus text of these series."""
         lines = ["# HELP corral_http_requests_total Answered requests.", "# TYPE corral_http_requests_total counter"]
         for (method, route, status), count in sorted(self.requests.items()):
-            lines.append(f'corral_http_requests_total{{method="{method}",route="{route}",status="{status}"}} {count}')
+            lines.append(f'corral_http_requests_total{{method="{method}",route="{route}",status="{status}xx"}} {count}')
         lines += ["# HELP corral_http_request_seconds Time to answer.", "# TYPE corral_http_request_seconds histogram"]
         for route, buckets in sorted(self.seconds.items()):
             total = 0

@@ -35,7 +35,10 @@ class Runner(Protocol):
 
 
 class InProcessRunner:
-    """Jobs and schedules of this process. `bound` maps names to functions whose services are filled in."""
+    """Jobs and schedules of this process, with functions whose services are filled in.
+
+    `is_open` tells whether the plugin of a job or schedule is in service; what is not waits.
+    """
 
     def __init__(
         self,
@@ -44,8 +47,9 @@ class InProcessRunner:
         schedules: Mapping[str, tuple[Schedule, Callable[..., Any]]],
         *,
         concurrency: int = 8,
+        is_open: Callable[[str], bool] = lambda name: True,
     ) -> None:
-        self._database, self._jobs, self._schedules = database, jobs, schedules
+        self._database, self._jobs, self._schedules, self._is_open = database, jobs, schedules, is_open
         self._bell = asyncio.Event()
         self._room = asyncio.Semaphore(concurrency)
         self._running: set[asyncio.Task[None]] = set()
@@ -83,12 +87,12 @@ class InProcessRunner:
     async def _tick(self) -> float:
         self.ticked_at = clock.time_s()
         for name, (schedule, run) in self._schedules.items():
-            if self._next.get(name, 0.0) <= self.ticked_at:
+            if self._next.get(name, 0.0) <= self.ticked_at and self._is_open(name):
                 self._next[name] = await self._slot(schedule, run)
         while not self._room.locked() and (row := await self._claim()) is not None:
             await self._room.acquire()
             self._start(self._released(self._perform(*row)))
-        due = min([*self._next.values(), self.ticked_at + LOOK_EVERY])
+        due = min([*(at for name, at in self._next.items() if self._is_open(name)), self.ticked_at + LOOK_EVERY])
         return max(0.02, due - clock.time_s())
 
     async def _released(self, work: Any) -> None:
@@ -150,7 +154,7 @@ class InProcessRunner:
         return row, lease
 
     def _due(self) -> JobRow | None:
-        names = list(self._jobs)
+        names = [name for name in self._jobs if self._is_open(name)]
         where = JobRow.state.in_(("queued", "running")) & (JobRow.run_at <= clock.now()) & JobRow.name.in_(names)
         row: JobRow | None = JobRow.select().where(where).order_by(JobRow.run_at).first()
         return row

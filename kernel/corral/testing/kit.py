@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -89,8 +90,6 @@ class Client:
         async def receive() -> Any:
             nonlocal sent
             if sent:
-                import asyncio
-
                 await asyncio.Event().wait()
             sent = True
             return {"type": "http.request", "body": data, "more_body": False}
@@ -156,6 +155,9 @@ class Kit:
         """Every event of the log, oldest first."""
         from corral.events import log as event_log
 
+        unnumbered = event_log.EventRow.select().where(event_log.EventRow.seq.is_null())
+        while await self.kernel.database.work(unnumbered.exists, read=True):
+            await asyncio.sleep(0.005)  # PostgreSQL: the sequencer is about to number them
         return await self.kernel.database.work(lambda: event_log.read(after, 10_000), read=True)
 
     async def run_jobs(self) -> int:

@@ -6,10 +6,16 @@ from corral import clock
 from corral.database.engine import Work
 from corral.events.log import Record
 from corral_plugins.agents.models import Agent, Token, Version
+from corral_plugins.agents.service.directory import AgentDirectory
 from corral_plugins.agents.service.tokens import AgentTokens
 
 AT_ONCE = 500
 PURGE_AFTER_SECONDS = 30 * 86_400
+
+
+def detach(agent_id: str, directory: AgentDirectory) -> None:
+    """Go on taking a deleted agent from the tasks that wait for it."""
+    directory.detach(agent_id)
 
 
 def sweep() -> None:

@@ -10,7 +10,7 @@ from corral.database.model import Model
 from corral.events.consumers import Subscriber
 from corral.events.event import Event
 from corral.http.routes import Routes
-from corral.jobs.job import Schedule
+from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Setting, hookimpl
 from corral_plugins.agents import jobs
 from corral_plugins.agents.api import AgentCreated, AgentDeleted, Agents, AgentStatus, AgentUpdated
@@ -73,6 +73,10 @@ class AgentsPlugin(Plugin):
     @hookimpl
     def corral_subscribers(self) -> Iterable[Subscriber]:
         return [Subscriber("agents.people", ("user.purged",), jobs.forget_person)]
+
+    @hookimpl
+    def corral_jobs(self) -> Iterable[Job]:
+        return [Job("agents.detach", jobs.detach)]
 
     @hookimpl
     def corral_schedules(self) -> Iterable[Schedule]:

@@ -52,7 +52,7 @@ def create_agent(body: NewAgent, agents: AgentDirectory, caller: Principal) -> A
     return agents.create(body, by=caller)
 
 
-@routes.get("/{id}", needs="agents.read", raises=("not_found",))
+@routes.get("/{id}", needs="agents.read", live=True, raises=("not_found",))
 def get_agent(id: str, agents: AgentDirectory, caller: Principal) -> AgentView:
     """Read an agent."""
     return agents.get(id, by=caller)

@@ -164,6 +164,7 @@ async def _events(
                 chunk = waiting.result()
             finally:
                 waiting.cancel()
+                await asyncio.wait({waiting})  # a generator that still runs cannot be closed
         yield b"data: [DONE]\n\n"
     except Problem as problem:
         yield b"data: " + encode({"error": openai_error(problem)}) + b"\n\n"

@@ -11,7 +11,10 @@ from msgspec import UNSET, Meta, UnsetType
 from corral.auth.principal import Principal
 from corral.schema import Id, MomentIn, Slug, Tags, line
 
-CLAIM_TOPICS = ("task.created", "task.updated", "task.retried", "agent.status", "agent.updated", "worker.updated")
+CLAIM_TOPICS = (
+    "task.created", "task.updated", "task.retried", "task.completed", "task.failed", "task.cancelled", "task.waiting",
+    "agent.status", "agent.updated", "worker.updated",
+)  # fmt: skip
 """What a waiting claim listens to: one of these rings whenever something may have become claimable."""
 SIGNAL_TOPICS = ("task.updated", "task.cancelled", "task.failed", "task.completed", "task.retried")
 """What a waiting `signals` call listens to: one of these rings with every new signal."""
@@ -30,7 +33,9 @@ class RetryPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     factor: Annotated[float, Meta(ge=1, le=10)] = 2
     max_seconds: Annotated[float, Meta(ge=0, le=86400)] = 600
     jitter: Annotated[float, Meta(ge=0, le=1)] = 0.1
-    retry_on: Annotated[list[Kind], Meta(max_length=4)] = ["error", "timeout", "lease_lost", "stalled"]
+    retry_on: Annotated[list[Kind], Meta(max_length=4)] = msgspec.field(
+        default_factory=lambda: ["error", "timeout", "lease_lost", "stalled"]
+    )
     non_retryable_types: Annotated[list[Annotated[str, line(100)]], Meta(max_length=50)] = []
 
 
@@ -185,6 +190,14 @@ class Tasks(Protocol):
         """Cancel; returns the `TaskView`, `cancelled` or `cancelling`."""
         ...
 
+    def reopen(self, task_id: str, *, by: Principal, source: str, reason: str | None = None) -> Any:
+        """Try a failed or cancelled task again under its id. `source`: person | dead_letter. Returns the `TaskView`."""
+        ...
+
+    def resume(self, task_id: str, *, kind: str, given: dict[str, Any]) -> bool:
+        """A waiting task has what it waited for (`{decision}`, `{review}`): back to the queue; False: it does not wait for it."""
+        ...
+
     def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimAnswer:
         """Lease up to `max_tasks` to this worker; `tasks` is empty when nothing is claimable, with the reason."""
         ...
@@ -211,6 +224,10 @@ class Tasks(Protocol):
 
     def release_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
         """End every live lease of an agent at once: back to `pending` without using an attempt, or cancelled; the task ids."""
+        ...
+
+    def cancel_leased(self, *, reason: str) -> int:
+        """The kill switch in mode `cancel`: request the cancellation of every leased task; how many."""
         ...
 
     def detach_agent(self, agent_id: str) -> int:

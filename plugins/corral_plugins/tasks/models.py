@@ -153,7 +153,7 @@ class Attempt(Model):
     output_tokens = peewee.BigIntegerField(default=0)
     calls = peewee.BigIntegerField(default=0)
     tainted = peewee.BooleanField(default=False)
-    ended_by = peewee.CharField(max_length=12, null=True)
+    ended_by = peewee.CharField(max_length=40, null=True)
     error = JSONField(null=True)
     created_at = InstantField()
     started_at = InstantField(null=True)

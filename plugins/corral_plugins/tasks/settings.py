@@ -10,7 +10,9 @@ import msgspec
 from corral.plugin import Setting, Settings
 from corral_plugins.tasks.api import RetryPolicy, StallPolicy
 
-MAX_ATTEMPTS = Setting(name="tasks.max_attempts", kind=int, default=3, title="Attempts of a task", minimum=1, maximum=100)
+MAX_ATTEMPTS = Setting(
+    name="tasks.max_attempts", kind=int, default=3, title="Attempts of a task", minimum=1, maximum=100
+)
 BACKOFF_INITIAL = Setting(
     name="tasks.backoff_initial_seconds", kind=float, default=10.0, title="Delay before the second attempt",
     minimum=0, maximum=3600,
@@ -25,10 +27,20 @@ BACKOFF_JITTER = Setting(
     name="tasks.backoff_jitter", kind=float, default=0.1, title="Random part of the delay", minimum=0, maximum=1
 )
 LEASE_SECONDS = Setting(
-    name="tasks.lease_seconds", kind=int, default=60, title="Life of a lease without a sign of life", minimum=10, maximum=3600
+    name="tasks.lease_seconds",
+    kind=int,
+    default=60,
+    title="Life of a lease without a sign of life",
+    minimum=10,
+    maximum=3600,
 )
 ACK_SECONDS = Setting(
-    name="tasks.ack_seconds", kind=int, default=30, title="Time in which a claimed task must start", minimum=5, maximum=600
+    name="tasks.ack_seconds",
+    kind=int,
+    default=30,
+    title="Time in which a claimed task must start",
+    minimum=5,
+    maximum=600,
 )
 CANCEL_GRACE = Setting(
     name="tasks.cancel_grace_seconds", kind=int, default=60, title="Time a worker has to end a cancelled run",
@@ -42,7 +54,12 @@ STALL_SECONDS = Setting(
     minimum=0, maximum=86_400,
 )  # fmt: skip
 LOOP_REPEATS = Setting(
-    name="tasks.loop_repeats", kind=int, default=6, title="Equal steps in a row that count as a loop", minimum=2, maximum=50
+    name="tasks.loop_repeats",
+    kind=int,
+    default=6,
+    title="Equal steps in a row that count as a loop",
+    minimum=2,
+    maximum=50,
 )
 CRASH_LIMIT = Setting(
     name="tasks.crash_limit", kind=int, default=3, title="Lost leases in a row that end a task", minimum=1, maximum=10

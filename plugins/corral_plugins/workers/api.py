@@ -6,6 +6,8 @@ from typing import Protocol
 
 import msgspec
 
+from corral.events.event import Event
+
 
 class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A worker as claims need it."""
@@ -38,6 +40,10 @@ class Workers(Protocol):
         """Every approved worker that is online, at most 1,000; for explanations."""
         ...
 
+    def has_unapproved(self) -> bool:
+        """Whether some worker waits for approval; for explanations."""
+        ...
+
     def lease_started(self, worker_id: str) -> bool:
         """Take a place by one guarded update (approved, not draining, below `max_agents`); False: it has none."""
         ...
@@ -49,3 +55,71 @@ class Workers(Protocol):
     def alive(self, worker_id: str) -> None:
         """A sign of life; writes at most every 5 s. Brings an `offline` worker `online` with its event."""
         ...
+
+
+class WorkerEvent(Event, kw_only=True):
+    """What every event of a worker carries."""
+
+    worker_id: str
+    name: str
+    group: str | None
+    status: str
+
+
+class WorkerRegistered(WorkerEvent, kw_only=True):
+    """A worker registered, for the first time or again."""
+
+    event = "worker.registered"
+
+
+class WorkerApproved(WorkerEvent, kw_only=True):
+    """A worker was approved."""
+
+    event = "worker.approved"
+
+
+class WorkerRejected(WorkerEvent, kw_only=True):
+    """A worker was rejected, or its approval withdrawn."""
+
+    event = "worker.rejected"
+
+
+class WorkerOnline(WorkerEvent, kw_only=True):
+    """A worker came online."""
+
+    event = "worker.online"
+
+
+class WorkerOffline(WorkerEvent, kw_only=True):
+    """A worker has been silent for too long. Its leases end by themselves."""
+
+    event = "worker.offline"
+
+    last_heartbeat_at: str | None
+    leases: int
+
+
+class WorkerDraining(WorkerEvent, kw_only=True):
+    """A worker takes no more work."""
+
+    event = "worker.draining"
+
+
+class WorkerUpdated(WorkerEvent, kw_only=True):
+    """A worker was changed or resumed, or offers other tools or labels."""
+
+    event = "worker.updated"
+
+    changed_fields: list[str]
+
+
+class WorkerDeleted(WorkerEvent, kw_only=True):
+    """A worker was removed, or left by itself."""
+
+    event = "worker.deleted"
+
+
+EVENTS: tuple[type[Event], ...] = (
+    WorkerRegistered, WorkerApproved, WorkerRejected, WorkerOnline, WorkerOffline, WorkerDraining, WorkerUpdated,
+    WorkerDeleted,
+)  # fmt: skip

@@ -38,7 +38,8 @@ async def test_a_name_is_enough(alice: Client) -> None:
 async def test_every_field_comes_back(alice: Client) -> None:
     reviewer = await create(alice, "Reviewer")
     fields = {
-        "description": "d", "role": "writer", "llm_provider": "openai", "llm_model": "gpt", "system_prompt": "Be brief.",
+        "description": "d", "role": "writer", "llm_provider": "openai", "llm_model": "gpt",
+        "system_prompt": "Be brief.",
         "enabled_tools": ["knowledge.search", "mcp.github.*"],
         "tool_policy": {"http.fetch": "ask", "ssh.execute": {"policy": "deny", "config": {"hosts": ["a"]}}},
         "worker_selector": {"group": "gpu", "labels": {"zone": "A"}},
@@ -99,7 +100,7 @@ async def test_names_are_unique_whatever_the_case_and_free_again_after_deletion(
 
 
 async def test_the_quota_of_agents(make_kit: Any) -> None:
-    kit = await make_kit(plugins=["agents"], environ={"CORRAL_AGENTS_MAX_AGENTS": "1"})
+    kit = await make_kit(plugins=["agents"], config={"settings.agents.max_agents": 1})
     alice = await kit.as_user("member")
     await create(alice)
     answer = await alice.post("/agents", {"name": "Bea"})
@@ -137,7 +138,7 @@ async def test_list_filters_and_orders(alice: Client) -> None:
     assert [item["id"] for item in rest["items"]] == [zoe["id"]]
 
 
-async def test_changes_of_configuration_make_versions(kit: Kit, alice: Client) -> None:
+async def test_changes_of_configuration_make_versions(kit: Kit, alice: Client, payloads: Any) -> None:
     agent = await create(alice, system_prompt="one")
     path = f"/agents/{agent['id']}"
     same = (await alice.patch(path, {"system_prompt": "one"})).json()
@@ -167,7 +168,7 @@ async def test_changes_of_configuration_make_versions(kit: Kit, alice: Client) -
     assert back["tags"] == ["t"]
     assert (await alice.post(f"{path}/rollback", {"version": 1})).code == "invalid_state"
     assert (await alice.post(f"{path}/rollback", {"version": 9})).status == 404
-    updates = [event.payload() for event in await kit.events() if event.type == "agent.updated"]
+    updates = await payloads(kit, "agent.updated")
     assert [item["version"] for item in updates] == [1, 2, 3]
     assert updates[0]["changed_fields"] == ["description", "tags"]
 

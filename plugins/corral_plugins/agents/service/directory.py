@@ -20,6 +20,7 @@ from corral.events.event import emit
 from corral.http.answers import ANY_VERSION, IfMatch
 from corral.http.page import Order, Page, newest_first, paginate
 from corral.ids import new_id
+from corral.jobs.job import enqueue
 from corral.plugin import Setting, Settings
 from corral.schema import trimmed
 from corral_plugins.agents.api import AgentCreated, AgentDeleted, AgentUpdated
@@ -122,6 +123,13 @@ class AgentDirectory:
                 return affected
         raise contended()
 
+    def detach(self, agent_id: str) -> int:
+        """Take a deleted agent from tasks that wait for it, a unit full; a job does the rest. How many now."""
+        detached = self.tasks.detach_agent(agent_id) if self.tasks is not None else 0
+        if detached:
+            enqueue("agents.detach", agent_id=agent_id)
+        return detached
+
     # -- parts of it
 
     def _insert(self, name: str, values: dict[str, Any], by: Principal) -> AgentView:
@@ -200,7 +208,7 @@ class AgentDirectory:
                            task_ids=live)  # fmt: skip
         with ending(agent_id):
             cancelled = self.tasks.release_agent(agent_id, cancel=True, reason="agent_deleted") if live else []
-        return len(cancelled) + self.tasks.detach_agent(agent_id)
+        return len(cancelled) + self.detach(agent_id)
 
     def _end_tokens(self, agent_id: str) -> None:
         Token.delete().where(Token.agent_id == agent_id).execute()

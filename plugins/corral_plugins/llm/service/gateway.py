@@ -202,7 +202,8 @@ class Gateway:
         except ProviderError as failure:
             raise ending.note_failure(problem_of(failure, ending.provider)) from failure
         except Exception as error:
-            raise ending.note_failure(error) from error
+            ending.note_failure(error)
+            raise
         finally:
             alive = await self._settle(plan, ending)
         if not alive:
@@ -222,7 +223,7 @@ class Gateway:
         raise AssertionError("a plan has at least one target")
 
     async def _pump(self, plan: Plan, queue: asyncio.Queue[dict[str, Any] | Exception | None]) -> None:
-        """Put chunks into the queue; the last one only after the row is settled. Problems go the same way."""
+        """Put chunks into the queue; usage only after the row is settled. Problems go the same way."""
         ending = plan.ending()
         last: dict[str, Any] | None = None
         problem: Exception | None = None
@@ -234,9 +235,12 @@ class Gateway:
                     while chunk is not None:
                         chunk["model"] = target.name
                         ending.note_chunk(chunk)
-                        if last is not None:
-                            await queue.put(last)
-                        last, chunk = chunk, await anext(iterator, None)
+                        if chunk.get("usage"):
+                            last = {**chunk, "choices": []}
+                            del chunk["usage"]
+                        if chunk.get("choices"):
+                            await queue.put(chunk)
+                        chunk = await anext(iterator, None)
             ending.status = "completed"
         except ProviderError as failure:
             problem = ending.note_failure(problem_of(failure, ending.provider))

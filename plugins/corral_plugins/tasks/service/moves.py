@@ -33,7 +33,7 @@ def toolset_digest(tools: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(sorted(set(tools))).encode()).hexdigest()[:16]
 
 
-def tell(kind: type[TaskEvent], row: Row, previous: str | None, **named: Any) -> None:
+def tell(kind: type[TaskEvent], row: Row, previous: str | None, /, **named: Any) -> None:
     """Emit an event about a task as it is now."""
     event = kind(
         task_id=row.id,
@@ -50,7 +50,9 @@ def tell(kind: type[TaskEvent], row: Row, previous: str | None, **named: Any) ->
     emit(event, object=("task", row.id), owner=row.created_by, cause=cause)
 
 
-def move(row: Row, to: str, *, event: type[TaskEvent] = TaskUpdated, named: dict[str, Any] | None = None, **changes: Any) -> None:
+def move(
+    row: Row, to: str, /, *, event: type[TaskEvent] = TaskUpdated, named: dict[str, Any] | None = None, **changes: Any
+) -> None:
     """One transition: the row must still be as `row` says. `changes` are columns; `named` goes into the event."""
     previous = row.status
     rows.change(row, {"status": to, **changes})
@@ -80,19 +82,23 @@ class Moves:
         row: Row,
         attempt: Ledger,
         to: str,
+        /,
         *,
         ledger: str,
         by: str,
         event: type[TaskEvent] = TaskUpdated,
         named: dict[str, Any] | None = None,
-        error: dict[str, Any] | None = None,
-        result: str | None = None,
+        cause: dict[str, Any] | None = None,
+        kept: str | None = None,
         **changes: Any,
     ) -> None:
-        """A transition that ends the live lease. `ledger` is the attempt's last status, `by` what ended it."""
+        """A transition that ends the live lease. `ledger` is the attempt's last status, `by` what ended it.
+
+        `cause` is the attempt's error, `kept` (JSON text) a result that came too late for the task.
+        """
         move(row, to, event=event, named=named, lease_id=None, **changes)
-        text = None if error is None else msgspec.json.encode(error).decode()
-        rows.close(attempt, ledger, by=by, error=text, result=result)
+        text = None if cause is None else msgspec.json.encode(cause).decode()
+        rows.close(attempt, ledger, by=by[:40], error=text, result=kept)
         self._forget_token(attempt.lease_id)
         self.agents.lease_ended(attempt.agent_id)
         self.workers.lease_ended(attempt.worker_id)
@@ -141,7 +147,13 @@ def queued_columns(
 
 def failure(kind: str, type_: str, message: str, *, retryable: bool, attempt: int) -> dict[str, Any]:
     """The `error` of a task. At most 4 KiB of message are kept."""
-    return {"kind": kind, "type": type_[:100], "message": clipped(message, 4096), "retryable": retryable, "attempt": attempt}
+    return {
+        "kind": kind,
+        "type": type_[:100],
+        "message": clipped(message, 4096),
+        "retryable": retryable,
+        "attempt": attempt,
+    }
 
 
 def clipped(text: str, size: int) -> str:

@@ -1,90 +1,81 @@
-"""How attempts and tasks end: completed, failed or tried again, cancelled, and what that means for tasks that depend on it."""
+"""How attempts and tasks end: completed, failed or tried again, cancelled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from corral import clock
-from corral.database.statement import Statement
-from corral.errors import Conflict
-from corral.jobs.job import enqueue
 from corral.schema import json_schema_problems
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.events import TaskCancelled, TaskCompleted, TaskEvent, TaskFailed, TaskRetried
-from corral_plugins.tasks.models import TERMINAL, Dependency, Task
+from corral_plugins.tasks.events import TaskCancelled, TaskCompleted, TaskEvent, TaskFailed, TaskRetried, TaskUpdated
+from corral_plugins.tasks.models import TERMINAL
 from corral_plugins.tasks.service import rows, tallies
 from corral_plugins.tasks.service.moves import NOT_CANCELLED, Moves, failure, move, summary
+from corral_plugins.tasks.service.relatives import Relatives
 from corral_plugins.tasks.service.rows import Ledger, Row
 
 RETRYABLE = ("error", "timeout", "lease_lost", "stalled")
-DEAD_LETTERED = ("error", "timeout", "lease_lost", "stalled", "deadline", "queue_timeout", "budget")
-FAN_OUT = 200
-"""So many dependents or children are followed in one unit; the rest by a job."""
-
-_DEPENDENTS = Statement(
-    lambda p: rows.locked(
-        Task.select(Task.id)
-        .where(
-            (Task.status == "blocked")
-            & Task.id.in_(Dependency.select(Dependency.task_id).where(Dependency.needs_id == p("id")))
-        )
-        .order_by(Task.id)
-        .limit(FAN_OUT + 1)
-    ).tuples()
-)
-_HAS_DEPENDENTS = Statement(lambda p: Dependency.select(Dependency.task_id).where(Dependency.needs_id == p("id")).limit(1).tuples())
+NOT_WAITING: dict[str, Any] = {"waiting_for": None, "waiting_kind": None, "waiting_until": None}
+ENDED = {"timeout": "It ran longer than its timeout_seconds.", "stalled": "It made no progress.",
+         "deadline": "Its deadline has passed.", "budget": "Its budget is used up."}  # fmt: skip
 
 
 class Outcomes:
     """Ends of attempts and tasks. Every method takes a locked row."""
 
-    def __init__(self, moves: Moves) -> None:
-        self._moves, self._settings, self._agents = moves, moves.settings, moves.agents
+    def __init__(self, moves: Moves, relatives: Relatives) -> None:
+        self._moves, self._relatives = moves, relatives
+        self._settings, self._agents = moves.settings, moves.agents
 
     # -- completed
 
     def complete(
         self, row: Row, attempt: Ledger | None, *, result: str | None, artifacts: Sequence[Any] | None, by: str
     ) -> None:
-        """A result is there. One that does not fit `output_schema` is a failure that may be retried."""
-        if row.output_schema is not None:
+        """A result (JSON text) is there. One that does not fit `output_schema` is a failure that may be retried."""
+        if row.output_schema is not None and attempt is not None:
             faults = json_schema_problems(rows.parsed(row.output_schema), rows.parsed(result))
             if faults:
                 told = "; ".join(f"{fault.pointer or '/'}: {fault.detail}" for fault in faults[:5])
-                self.fail(row, attempt, "error", "schema_mismatch", f"The result does not fit output_schema: {told}", by=by)
+                self.fail(
+                    row, attempt, "error", "schema_mismatch", f"The result does not fit output_schema: {told}", by=by
+                )
                 return
         now = clock.now()
         duration = None if row.started_at is None else clock.elapsed_ms(row.started_at, now)
-        changes: dict[str, Any] = {"result": result, "error": None, "finished_at": now, "waiting_for": None, "waiting_kind": None}
+        changes: dict[str, Any] = {"result": result, "error": None, "finished_at": now, **NOT_WAITING}
         if artifacts is not None:
             changes["artifacts"] = list(artifacts)
         named = {"result_summary": summary(result), "duration_ms": duration, "cost_usd": row.cost_micro / 1e6}
-        self._end(row, attempt, "completed", by=by, event=TaskCompleted, named=named, **changes)
+        self._end(row, attempt, "completed", by=by, event=TaskCompleted, named=named, lost_in_row=0, **changes)
         if attempt is not None:
             self._agents.attempt_ended(attempt.agent_id, configuration_failure=False)
         tallies.ended(completed=True, duration_ms=duration)
-        self.unblock(row.id)
+        self._relatives.unblock(row.id)
 
     # -- failed
 
     def fail(
-        self, row: Row, attempt: Ledger | None, kind: str, type_: str, message: str, *, retryable: bool = True, by: str
+        self, row: Row, attempt: Ledger, kind: str, type_: str, message: str, *, retryable: bool = True, by: str
     ) -> None:
         """An attempt failed: tried again if the policy says so, else the task fails for good."""
         error = failure(kind, type_, message, retryable=retryable, attempt=row.attempt)
         lost = row.lost_in_row + 1 if kind == "lease_lost" else 0
-        if attempt is not None and by != "owner":
-            is_configuration = type_.startswith("provider_error") and not retryable
-            self._agents.attempt_ended(attempt.agent_id, configuration_failure=is_configuration)
         if lost >= self._settings.get(declared.CRASH_LIMIT):
-            error = failure(
-                kind, "crash_loop", f"{lost} attempts in a row were lost with their worker.", retryable=False, attempt=row.attempt
-            )
+            told = f"{lost} attempts in a row were lost with their worker."
+            error = failure(kind, "crash_loop", told, retryable=False, attempt=row.attempt)
         elif retryable and (delay := self._delay(row, kind, type_)) is not None:
             self._again(row, attempt, error, delay, lost, by)
+            self._count_failure(attempt, type_, retryable=retryable)
             return
         self._fail_for_good(row, attempt, error, by=by, lost_in_row=lost)
+        self._count_failure(attempt, type_, retryable=retryable)
+
+    def _count_failure(self, attempt: Ledger, type_: str, *, retryable: bool) -> None:
+        """Failures of the provider that repeating cannot cure count against the agent."""
+        is_configuration = type_.startswith("provider_error") and not retryable
+        self._agents.attempt_ended(attempt.agent_id, configuration_failure=is_configuration)
 
     def _delay(self, row: Row, kind: str, type_: str) -> float | None:
         """Seconds until the next attempt; None: there is none. A lost lease has cost enough time already."""
@@ -98,53 +89,92 @@ class Outcomes:
             return None
         return 0.0 if kind == "lease_lost" else declared.delay_seconds(policy, max(1, row.attempt))
 
-    def _again(
-        self, row: Row, attempt: Ledger | None, error: dict[str, Any], delay: float, lost: int, by: str
-    ) -> None:
+    def _again(self, row: Row, attempt: Ledger, error: dict[str, Any], delay: float, lost: int, by: str) -> None:
         columns = self._moves.queued(row, delay_seconds=delay)
         named = {"source": "policy", "reason": error["type"], "available_at": columns["available_at"]}
-        changes = {**columns, **NOT_CANCELLED, "error": error, "lost_in_row": lost, "progress": None, "resuming": False}
-        self._end(row, attempt, "pending", by=by, event=TaskRetried, named=named, error=error, **changes)
-
-    def _fail_for_good(
-        self, row: Row, attempt: Ledger | None, error: dict[str, Any], *, by: str, **changes: Any
-    ) -> None:
-        ended = {"error": error, "finished_at": clock.now(), "waiting_for": None, "waiting_kind": None, **changes}
-        self._end(row, attempt, "failed", by=by, event=TaskFailed, named={"error": error}, error=error, **ended)
-        tallies.ended(completed=False, duration_ms=None)
-        self.fail_dependents(row.id)
+        self._end(
+            row, attempt, "pending", by=by, event=TaskRetried, named=named, cause=error, error=error, lost_in_row=lost,
+            progress=None, resuming=False, **columns, **NOT_CANCELLED,
+        )  # fmt: skip
 
     def fail_final(self, row: Row, attempt: Ledger | None, kind: str, type_: str, message: str, *, by: str) -> None:
         """The task fails for good: deadline, queue timeout, budget, or because its owner says so."""
         error = failure(kind, type_, message, retryable=False, attempt=row.attempt)
         self._fail_for_good(row, attempt, error, by=by)
 
-    def _end(
-        self,
-        row: Row,
-        attempt: Ledger | None,
-        to: str,
-        *,
-        by: str,
-        event: type[TaskEvent],
-        named: dict[str, Any],
-        error: dict[str, Any] | None = None,
-        kept: str | None = None,
-        **changes: Any,
+    def _fail_for_good(self, row: Row, attempt: Ledger | None, error: dict[str, Any], *, by: str, **more: Any) -> None:
+        changes = {"error": error, "finished_at": clock.now(), **NOT_WAITING, **more}
+        self._end(row, attempt, "failed", by=by, event=TaskFailed, named={"error": error}, cause=error, **changes)
+        tallies.ended(completed=False, duration_ms=None)
+        self._relatives.fail_dependents(row.id)
+
+    # -- cancelled
+
+    def cancel(self, row: Row, *, kind: str, reason: str | None) -> None:
+        """End what does not run; ask the worker of what runs. A person's wish outranks the server's own reasons."""
+        if row.status not in ("assigned", "running", "cancelling"):
+            self.cancelled(row, None, kind=kind, reason=reason, by=kind)
+        elif row.status != "cancelling":
+            self.stop(row, kind=kind, reason=reason)
+        elif kind == "user" and row.cancel_kind != "user":
+            rows.change(row, {"cancel_kind": kind, "cancel_reason": reason})
+        if kind in ("user", "parent"):
+            self._relatives.each_child(
+                row.id, lambda child: self.cancel(child, kind="parent", reason="parent cancelled")
+            )
+
+    def stop(self, row: Row, *, kind: str, reason: str | None) -> None:
+        """Ask the worker to end a run; it has `tasks.cancel_grace_seconds`."""
+        attempt = rows.live(row.id)
+        now = clock.now()
+        changes = {"cancel_kind": kind, "cancel_reason": reason, "cancel_requested_at": now}
+        move(row, "cancelling", event=TaskUpdated, **changes)
+        if attempt is not None:
+            rows.change_attempt(attempt, cancel_until=clock.now(self._settings.get(declared.CANCEL_GRACE)))
+            self._moves.signal(attempt, "cancel_requested")
+
+    def settle(self, row: Row, attempt: Ledger, *, by: str, kept: str | None = None) -> None:
+        """A `cancelling` task has heard it, ended, lost its lease, or had its grace. `kept`: a result that came too late."""
+        kind = row.cancel_kind or "user"
+        told = row.cancel_reason or ENDED.get(kind, "")
+        if kind in ("user", "parent"):
+            self.cancelled(row, attempt, kind=kind, reason=row.cancel_reason, by=by, kept=kept)
+        elif kind in ("timeout", "stalled"):
+            retryable = kind == "timeout" or attempt.stall_action == "retry"
+            self.fail(row, attempt, kind, kind, told, retryable=retryable, by=by)
+        else:
+            self.fail_final(row, attempt, kind, kind, told, by=by)
+
+    def cancelled(
+        self, row: Row, attempt: Ledger | None, *, kind: str, reason: str | None, by: str, kept: str | None = None
     ) -> None:
+        """The task ends as cancelled."""
+        now = clock.now()
+        changes: dict[str, Any] = {"finished_at": now, "cancel_kind": kind, "cancel_reason": reason, **NOT_WAITING}
+        if row.status != "cancelling":
+            changes["cancel_requested_at"] = now
+        self._end(row, attempt, "cancelled", by=by, event=TaskCancelled, named={"reason": reason}, kept=kept, **changes)
+        self._relatives.fail_dependents(row.id)
+
+    def unlease(self, row: Row, attempt: Ledger, *, ledger: str, by: str, **changes: Any) -> None:
+        """Back to the queue without using an attempt; the checkpoint stays."""
+        if attempt.counted:
+            attempt.counted = False
+            changes["attempt"] = row.attempt - 1
+        elif attempt.resumed or row.resuming:
+            changes["resuming"] = True
+        columns = {**self._moves.queued(row), **changes, **NOT_CANCELLED, "progress": None}
+        self._moves.off_lease(row, attempt, "pending", ledger=ledger, by=by, **columns)
+
+    def _end(
+        self, row: Row, attempt: Ledger | None, to: str, /, *, by: str, event: type[TaskEvent], named: dict[str, Any],
+        cause: dict[str, Any] | None = None, kept: str | None = None, **changes: Any,
+    ) -> None:  # fmt: skip
         """A transition with or without a live lease."""
-        if error is not None and "error" not in changes:
-            changes["error"] = error
         if attempt is None:
             move(row, to, event=event, named=named, **changes)
             return
         ledger = to if to in TERMINAL else "failed"
-        closed = {"cause": error}["cause"]
-        columns = dict(changes)
-        task_error = columns.pop("error", _ABSENT)
-        extra = {} if task_error is _ABSENT else {"task_error": task_error}
         self._moves.off_lease(
-            row, attempt, to, ledger=ledger, by=by, event=event, named=named, error=closed, result=kept, **extra, **columns
+            row, attempt, to, ledger=ledger, by=by, event=event, named=named, cause=cause, kept=kept, **changes
         )
-
-    # -- cancelled

@@ -52,15 +52,22 @@ class Row(msgspec.Struct):
     used_ms: int
     checkpoint_floor: int
     cost_micro: int
+    unpriced_tokens: int
+    input_tokens: int
+    output_tokens: int
+    calls: int
     cancel_kind: str | None
     cancel_reason: str | None
     failed_dependency_id: str | None
     queued_at: str | None
+    queue_until: str | None
     started_at: str | None
     finished_at: str | None
     parent_task_id: str | None
     depth: int
+    tainted: bool
     waiting_kind: str | None
+    waiting_until: str | None
     waiting_for: str | None
     resume: str | None
     error: str | None
@@ -117,18 +124,27 @@ ROW_COLUMNS = [getattr(Task, name) for name in Row.__struct_fields__]
 LEDGER_COLUMNS = [getattr(Attempt, name) for name in Ledger.__struct_fields__]
 
 
+PENDING = peewee.SQL("status = 'pending'")
+"""As a literal: partial indexes are only used for conditions that the planner can see."""
+
+
 def locked(query: peewee.ModelSelect) -> peewee.ModelSelect:
     """`FOR UPDATE` where the engine has row locks; SQLite's writer has the whole database."""
     return query if current().database.kind == "sqlite" else query.for_update()
+
+
+def shared(query: peewee.ModelSelect) -> peewee.ModelSelect:
+    """`FOR SHARE` where the engine has row locks: nobody changes the rows until the unit ends."""
+    return query if current().database.kind == "sqlite" else query.for_update("FOR SHARE")
 
 
 _TASK = Statement(lambda p: Task.select(*ROW_COLUMNS).where(Task.id == p("id")).tuples())
 _LOCK_TASK = Statement(lambda p: locked(Task.select(*ROW_COLUMNS).where(Task.id == p("id"))).tuples())
 _LEASE = Statement(lambda p: Attempt.select(*LEDGER_COLUMNS).where(Attempt.lease_id == p("lease")).tuples())
 _LIVE = Statement(
-    lambda p: Attempt.select(*LEDGER_COLUMNS)
-    .where((Attempt.task_id == p("task")) & Attempt.finished_at.is_null())
-    .tuples()
+    lambda p: (
+        Attempt.select(*LEDGER_COLUMNS).where((Attempt.task_id == p("task")) & Attempt.finished_at.is_null()).tuples()
+    )
 )
 _CLOSE = Statement(
     lambda p: Attempt.update(
@@ -136,6 +152,19 @@ _CLOSE = Statement(
          Attempt.counted: p("counted"), Attempt.result: p("result")}
     ).where((Attempt.id == p("id")) & Attempt.finished_at.is_null())
 )  # fmt: skip
+
+
+def tasks(condition: Any, limit: int, *, order: Any = None) -> list[Row]:
+    """Tasks that meet a condition, locked; for what is not hot."""
+    query = Task.select(*ROW_COLUMNS).where(condition).order_by(*([] if order is None else [order])).limit(limit)
+    return [Row(*values) for values in Statement(lambda p: locked(query).tuples()).rows({})]
+
+
+def attempts(condition: Any, limit: int) -> list[Ledger]:
+    """Live attempts that meet a condition, by task."""
+    live_ones = condition & Attempt.finished_at.is_null()
+    query = Attempt.select(*LEDGER_COLUMNS).where(live_ones).order_by(Attempt.task_id).limit(limit)
+    return [Ledger(*values) for values in Statement(lambda p: query.tuples()).rows({})]
 
 
 def find(task_id: str) -> Row | None:
@@ -168,7 +197,15 @@ def close(attempt: Ledger, status: str, *, by: str, error: str | None = None, re
     """End an attempt; False when it has ended already. `error` and `result` are JSON text."""
     now = clock.now()
     closed = _CLOSE.run(
-        {"id": attempt.id, "now": now, "status": status, "by": by, "error": error, "result": result, "counted": attempt.counted}
+        {
+            "id": attempt.id,
+            "now": now,
+            "status": status,
+            "by": by,
+            "error": error,
+            "result": result,
+            "counted": attempt.counted,
+        }
     )
     attempt.finished_at, attempt.status, attempt.ended_by = now, status, by
     return closed == 1
@@ -229,6 +266,15 @@ def change_attempt(attempt: Ledger, **changes: Any) -> bool:
     changed = _update_attempt(tuple(values)).run({**values, "_id": attempt.id})
     _mirror(attempt, values)
     return changed == 1
+
+
+def add_usage(attempt: Ledger, grown: Mapping[str, int]) -> None:
+    """Add what an attempt, live or not, has used more."""
+    Attempt.update({getattr(Attempt, name): getattr(Attempt, name) + n for name, n in grown.items()}).where(
+        Attempt.id == attempt.id
+    ).execute()
+    for name, n in grown.items():
+        setattr(attempt, name, getattr(attempt, name) + n)
 
 
 def _mirror(struct: msgspec.Struct, values: Mapping[str, Any]) -> None:

@@ -28,7 +28,9 @@ _COUNT = Statement(
 _OPEN = Statement(
     lambda p: OpenCounter.insert(
         {OpenCounter.created_by: p("user"), OpenCounter.shard: p("shard"), OpenCounter.n: p("n")}
-    ).on_conflict(conflict_target=[OpenCounter.created_by, OpenCounter.shard], update={OpenCounter.n: OpenCounter.n + p("n")})
+    ).on_conflict(
+        conflict_target=[OpenCounter.created_by, OpenCounter.shard], update={OpenCounter.n: OpenCounter.n + p("n")}
+    )
 )
 _HOUR_FIELDS = ("completed", "failed", "duration_ms", "queued", "queue_ms")
 _HOUR = Statement(
@@ -142,3 +144,16 @@ def last_day() -> Numbers[str]:
         for name, n in zip(_HOUR_FIELDS, row, strict=True):
             sums[name] += n
     return sums
+
+
+def snapshot() -> Tally:
+    """A copy of what the unit has counted so far."""
+    tally, copy = _tally(), Tally()
+    copy.counts, copy.open, copy.hour = tally.counts.copy(), tally.open.copy(), tally.hour.copy()
+    return copy
+
+
+def restore(copy: Tally) -> None:
+    """Count as it was at a snapshot."""
+    tally = _tally()
+    tally.counts, tally.open, tally.hour = copy.counts, copy.open, copy.hour

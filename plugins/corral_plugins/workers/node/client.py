@@ -17,6 +17,9 @@ CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
 POLL_SLACK_SECONDS = 15.0
 CHAT_SECONDS = 3700.0  # the server ends a call before
+TOOL_SECONDS = 300.0
+# Only these refusals say nothing about the call itself.
+SHORTLY = ("idempotency_in_progress", "overloaded", "shutting_down")
 # A connection that died silently is noticed by the system while a long answer is awaited.
 KEEP_ALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
 if hasattr(socket, "TCP_KEEPIDLE"):
@@ -27,7 +30,7 @@ if hasattr(socket, "TCP_KEEPIDLE"):
     ]
 
 
-class Unreachable(Exception):  # noqa: N818  (a state of the world, not an error of a caller)
+class Unreachable(Exception):
     """No answer came: the server is not there, or the connection broke."""
 
 
@@ -50,11 +53,11 @@ def pause(tries: int, error: Exception | None = None) -> float:
     """Seconds before the next try: doubling, with jitter, never less than the server asked for."""
     wait = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(tries, 10)) * (0.75 + random.random() / 2)  # noqa: S311
     asked = error.retry_after if isinstance(error, ApiError) else None
-    return max(wait, min(asked or 0.0, 60.0))
+    return float(max(wait, min(asked or 0.0, 60.0)))
 
 
 class Client:
-    """Calls one server with one credential. Every method raises `ApiError` or `Unreachable`. Redirects are not followed."""
+    """Calls one server with one credential; methods raise `ApiError` or `Unreachable`. No redirect is followed."""
 
     def __init__(self, url: str, token: str) -> None:
         self.url = url.rstrip("/")
@@ -151,8 +154,9 @@ class Client:
         await self._task(task_id, "complete", {"result": result})
 
     async def fail(
-        self, task_id: str, kind: str, message: str, *, retryable: bool, lease: str | None = None, tries: int | None = None
-    ) -> None:
+        self, task_id: str, kind: str, message: str, *,
+        retryable: bool, lease: str | None = None, tries: int | None = None,
+    ) -> None:  # fmt: skip
         """The work failed."""
         body = {"error": {"type": kind, "message": message[:4000]}, "retryable": retryable}
         await self._task(task_id, "fail", body, lease, tries=tries)
@@ -170,31 +174,29 @@ class Client:
         await self._task(task_id, "cancelled", {}, lease, tries=5)
 
     async def tool(self, task_id: str, name: str, call_id: str, arguments: Any) -> dict[str, Any]:
-        """Have a tool called; what refuses is told to the model, so only silence is tried again."""
+        """Have a tool called; what refuses it is told to the model. Repeats run nothing twice, by `call_id`."""
         path = f"tools/{urllib.parse.quote(name, safe='')}"
         body = {"call_id": call_id, "arguments": arguments}
-        return dict(await self._task(task_id, path, body, unless=lambda error: error.status == 503, seconds=300.0))
+        return dict(await self._task(task_id, path, body, unless=_is_final, seconds=TOOL_SECONDS))
 
     async def tool_result(self, task_id: str, call_id: str, body: Mapping[str, Any]) -> None:
         """Tell how a tool went that ran here."""
-        await self._task(task_id, f"tools/calls/{urllib.parse.quote(call_id, safe='')}/result", body, tries=3)
+        await self._task(task_id, f"tools/calls/{urllib.parse.quote(call_id, safe='')}/result", body)
 
     async def chat(self, body: Mapping[str, Any], key: str) -> dict[str, Any]:
         """One model request; the key makes repeating it free. Refusals are the caller's business."""
-        headers = {"Idempotency-Key": key}
-        options: dict[str, Any] = {"seconds": CHAT_SECONDS, "headers": headers}
-        return dict(
-            await self.insist(
-                "POST", "/llm/chat/completions", body,
-                unless=lambda error: error.code not in ("idempotency_in_progress", "overloaded", "shutting_down"), **options,
-            )
-        )  # fmt: skip
+        options: dict[str, Any] = {"seconds": CHAT_SECONDS, "headers": {"Idempotency-Key": key}}
+        return dict(await self.insist("POST", "/llm/chat/completions", body, unless=_is_final, **options))
 
     async def _task(
         self, task_id: str, call: str, body: Mapping[str, Any], lease: str | None = None, **options: Any
     ) -> Any:
         headers = {"Corral-Lease": lease} if lease is not None else None
         return await self.insist("POST", f"/tasks/{task_id}/{call}", body, headers=headers, **options)
+
+
+def _is_final(error: ApiError) -> bool:
+    return error.code not in SHORTLY
 
 
 def _is_loopback(host: str) -> bool:

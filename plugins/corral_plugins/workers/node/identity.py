@@ -22,7 +22,7 @@ class Identity(msgspec.Struct, kw_only=True):
     lease_seconds: int = 60
 
 
-class InUse(Exception):  # noqa: N818  (told to the operator)
+class InUse(Exception):
     """Another worker runs with this folder."""
 
 

@@ -1,4 +1,4 @@
-"""The conversation that an attempt begins with, and what is added to it. Data is quoted: it can never pose as instructions."""
+"""The conversation that an attempt begins with, and what is added to it. Data is quoted, never instructions."""
 
 from __future__ import annotations
 
@@ -32,12 +32,18 @@ def first(claim: Mapping[str, Any]) -> list[Message]:
 
 def quote(name: str, value: Any) -> str:
     """A value between tags; what is inside cannot close them."""
-    return f"<{name}>\n{json.dumps(value, ensure_ascii=False, sort_keys=True).replace('<', chr(92) + 'u003c')}\n</{name}>"
+    return (
+        f"<{name}>\n{json.dumps(value, ensure_ascii=False, sort_keys=True).replace('<', chr(92) + 'u003c')}\n</{name}>"
+    )
 
 
 def news(resume: Mapping[str, Any]) -> list[Message]:
     """What was decided or given while the task waited."""
-    parts = [quote(name, resume[name]) for name in ("decision", "input", "review") if resume.get(name) is not None]
+    parts = [
+        quote(name, resume[name])
+        for name in ("decision", "input", "input_expired", "review")
+        if resume.get(name) is not None
+    ]
     return [{"role": "user", "content": "\n\n".join([DATA, *parts])}] if parts else []
 
 
@@ -61,7 +67,10 @@ def open_calls(messages: list[Message]) -> list[Message]:
 def repair(problems: Iterable[str]) -> Message:
     """Ask for the answer again, saying what was wrong with it."""
     found = "\n".join(f"- {problem}" for problem in problems)
-    return {"role": "user", "content": f"Your answer does not match the JSON Schema:\n{found}\nSend the JSON value again."}
+    return {
+        "role": "user",
+        "content": f"Your answer does not match the JSON Schema:\n{found}\nSend the JSON value again.",
+    }
 
 
 def signature(calls: Iterable[Mapping[str, Any]]) -> str | None:

@@ -1,0 +1,1 @@
+"""The smallest complete plugin of Corral."""

@@ -1,0 +1,51 @@
+"""`corral openapi`: the document of the API that the configured plugins make up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from corral.cli.kernels import scratch
+from corral.cli.options import config_option
+from corral.config import load as load_config
+
+
+@click.command("openapi")
+@click.option("--yaml", "as_yaml", is_flag=True, help="print YAML (needs PyYAML)")
+@click.option("--json", "as_json", is_flag=True, help="print JSON, as without any option")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="write to a file instead")
+@config_option
+def command(as_yaml: bool, as_json: bool, out: Path | None, config_path: Path | None) -> None:
+    """Print the OpenAPI 3.1 document; the same plugins give the same text. Nothing is served or changed."""
+    from corral.asgi.application import Application
+    from corral.openapi import ApiDocument
+
+    if as_yaml and as_json:
+        raise click.UsageError("--yaml and --json exclude each other")
+    config = load_config(path=config_path)
+    with scratch(config) as kernel:
+        Application(kernel)
+        document = json.loads(kernel.container.get(ApiDocument).render())
+        missing = [f"{item.name} is {item.state}: {item.reason}" for item in kernel.plugins if _broken(item.state)]
+    for line in missing:
+        click.echo(f"corral: {line}", err=True)
+    text = _yaml(document) if as_yaml else json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        out.write_text(text, "utf-8")
+
+
+def _broken(state: str) -> bool:
+    return state in ("failed", "blocked")
+
+
+def _yaml(document: object) -> str:
+    try:
+        import yaml  # type: ignore[import-untyped,unused-ignore]  # not a dependency; used where it is installed
+    except ImportError:
+        raise click.UsageError("--yaml needs PyYAML: pip install pyyaml; or print JSON without --yaml") from None
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    return text

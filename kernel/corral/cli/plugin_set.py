@@ -1,0 +1,151 @@
+"""The set of plugins that `corral.toml` names: read, changed with its comments kept, checked before it is written."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import tomlkit
+
+from corral.config import Config
+from corral.config import load as load_config
+from corral.loader import ESSENTIAL, Loaded, discover, load
+
+if TYPE_CHECKING:
+    from tomlkit import TOMLDocument
+
+
+def plugins_of(config: Config) -> list[Loaded]:
+    """Every installed plugin with the state that file and database give it; by name."""
+    stored = stored_states(config)
+    loaded = load(discover(config), config)
+    for item in loaded:
+        protected = item.kind is not None and item.kind.protected
+        if item.name in stored and item.active and not protected and item.name not in config.plugins.enabled:
+            item.become("disabled", stored[item.name])
+    return sorted(loaded, key=lambda item: item.name)
+
+
+def stored_states(config: Config) -> dict[str, str]:
+    """What admins took out of service by the API, with the reason; nothing while there is no database to ask."""
+    from corral.database.connect import connect
+    from corral.database.migrations import own_connection
+
+    url = config.database.url
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        return {}
+    database = connect(url)
+    engine: Any
+    try:
+        with own_connection(database) as engine:
+            rows = engine.execute_sql("SELECT name, reason FROM core_plugin_states WHERE state = 'disabled'").fetchall()
+        return {name: reason or "admin" for name, reason in rows}
+    except Exception:  # unreachable or empty: `corral doctor` is who tells of that
+        return {}
+    finally:
+        database.close()
+
+
+def find(plugins: list[Loaded], name: str) -> Loaded:
+    """The installed plugin of this name; else an error that tells the nearest name."""
+    for item in plugins:
+        if item.name == name:
+            return item
+    near = difflib.get_close_matches(name, [item.name for item in plugins], 1)
+    hint = f"; the nearest is {near[0]}" if near else "; corral plugins list shows all"
+    raise click.ClickException(f"no plugin {name} is installed{hint}")
+
+
+def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
+    """Have the file load the plugin; returns the file and whether it changed. Refused unless it then comes up."""
+    config = load_config(path=config_path)
+    item = find(plugins_of(config), name)
+    # What an admin took out by the API stays out unless the file names it.
+    names_it = not item.found.built_in or name in stored_states(config)
+    lists = {"enabled": name in config.plugins.enabled or names_it, "disabled": False}
+    path, text, changed = _edited(config, config_path, name, lists)
+    after = find(plugins_of(_checked(path, text)), name)
+    if not after.active:
+        raise click.ClickException(f"{name} was not enabled: it would be {after.state}: {after.reason}{_hint(after)}")
+    if changed:
+        _write(path, text)
+    return path, changed
+
+
+def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
+    """Have the file not load the plugin; refused for protected ones and while an active one requires it."""
+    config = load_config(path=config_path)
+    plugins = plugins_of(config)
+    item = find(plugins, name)
+    if name in ESSENTIAL or (item.kind is not None and item.kind.protected):
+        raise click.ClickException(f"{name} is protected: nothing is safe without it")
+    dependants = [other.name for other in plugins if other.active and name in other.requires]
+    if dependants:
+        raise click.ClickException(f"disable first what requires {name}: {', '.join(dependants)}")
+    path, text, changed = _edited(config, config_path, name, {"enabled": False, "disabled": item.found.built_in})
+    _checked(path, text)
+    if changed:
+        _write(path, text)
+    return path, changed
+
+
+def _hint(item: Loaded) -> str:
+    missing = [name for name in item.requires if item.state == "blocked"]
+    return f". Enable first: {', '.join(missing)}" if missing else ""
+
+
+def _edited(
+    config: Config, config_path: Path | None, name: str, lists: Mapping[str, bool]
+) -> tuple[Path, str, bool]:  # fmt: skip
+    """The file's path, its new text, and whether it differs. `lists`: whether each list is to have the name."""
+    path = (config.path or config_path or Path(os.environ.get("CORRAL_CONFIG") or "corral.toml")).absolute()
+    old = path.read_text("utf-8") if path.is_file() else ""
+    document = tomlkit.parse(old)
+    for key, wanted in lists.items():
+        _put(document, key, name, wanted)
+    text = tomlkit.dumps(document)
+    return path, text, text != old
+
+
+def _put(document: TOMLDocument, key: str, name: str, wanted: bool) -> None:
+    table: Any = document.get("plugins")
+    names: Any = None if table is None else table.get(key)
+    present = names is not None and name in names
+    if present == wanted:
+        return
+    if not wanted:
+        names.remove(name)
+        return
+    if table is None:
+        table = document["plugins"] = tomlkit.table()
+    if names is None:
+        table[key] = names = tomlkit.array()
+    names.append(name)
+
+
+def _checked(path: Path, text: str) -> Config:
+    """The configuration that the text would give; `Refused` as at a start."""
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        return load_config(path=Path(file.name))
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace the file whole or not at all, with the mode it has."""
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
+    target = path.resolve()  # a link stays a link
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=target.parent, prefix=f".{target.name}.", encoding="utf-8", delete=False
+        ) as file:
+            file.write(text)
+            os.fchmod(file.fileno(), mode)
+        os.replace(file.name, target)
+    except OSError as error:
+        raise click.ClickException(f"{path}: {error.strerror}") from None

@@ -1,0 +1,161 @@
+"""`corral plugins`: what is installed and how it fares, and which of it the configuration loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from corral.cli import logs, output
+from corral.cli.options import config_option, json_option
+from corral.config import load as load_config
+
+if TYPE_CHECKING:
+    from corral.config import Config
+    from corral.loader import Loaded
+
+NEXT_START = "It takes effect at the next start of the server."
+
+
+@click.group("plugins", invoke_without_command=True)
+@config_option
+@json_option
+@click.pass_context
+def command(ctx: click.Context, config_path: Path | None, as_json: bool) -> None:
+    """List, show, enable, disable or purge plugins. Without a command: list."""
+    logs.configure("critical", "console")  # what fails is told by the states
+    if ctx.invoked_subcommand is None:
+        _list(config_path, as_json)
+
+
+@command.command("list")
+@config_option
+@json_option
+def list_(config_path: Path | None, as_json: bool) -> None:
+    """List every installed plugin with its state."""
+    _list(config_path, as_json)
+
+
+@command.command("show")
+@click.argument("name")
+@config_option
+@json_option
+def show(name: str, config_path: Path | None, as_json: bool) -> None:
+    """Show all about one plugin: why it is in its state, and what it contributes."""
+    from corral.cli.plugin_set import find, plugins_of
+
+    plugins = plugins_of(load_config(path=config_path))
+    facts = {**_facts(find(plugins, name)), **_contributed(find(plugins, name), plugins)}
+    rows = [{"": key.replace("_", " "), "value": value} for key, value in facts.items() if value not in (None, "", [])]
+    if as_json:
+        output.value(facts, as_json=True, text="")
+    else:
+        output.table(rows, ("", "value"), as_json=False)
+
+
+@command.command("enable")
+@click.argument("name")
+@config_option
+@json_option
+def enable(name: str, config_path: Path | None, as_json: bool) -> None:
+    """Have corral.toml load a plugin; its comments stay. Refused unless the plugin then comes up."""
+    from corral.cli.plugin_set import enable as change
+
+    path, changed = change(config_path, name)
+    _changed(name, "enabled", path, changed, as_json)
+
+
+@command.command("disable")
+@click.argument("name")
+@config_option
+@json_option
+def disable(name: str, config_path: Path | None, as_json: bool) -> None:
+    """Have corral.toml leave a plugin out; its comments stay, and so do the plugin's data."""
+    from corral.cli.plugin_set import disable as change
+
+    path, changed = change(config_path, name)
+    _changed(name, "disabled", path, changed, as_json)
+
+
+@command.command("purge")
+@click.argument("name")
+@config_option
+@json_option
+def purge(name: str, config_path: Path | None, as_json: bool) -> None:
+    """Drop the tables of a disabled plugin, for good. You are asked to type its name."""
+    from corral.database.connect import connect
+    from corral.database.purge import purge as drop
+    from corral.database.purge import tables_of
+
+    config = load_config(path=config_path)
+    known = _purgeable(config, name)
+    database = connect(config.database.url)
+    try:
+        tables = tables_of(database, name, known)
+        if not tables:
+            raise click.ClickException(f"{name} has no tables in this database")
+        click.echo(f"This drops {', '.join(tables)} with all that is in them. There is no way back.", err=True)
+        typed = click.prompt("Type the name of the plugin to go on", err=True)
+        if typed.strip() != name:
+            raise click.ClickException("that is not its name; nothing was dropped")
+        dropped = drop(database, name, known)
+    finally:
+        database.close()
+    output.value({"name": name, "dropped": dropped}, as_json=as_json, text=f"Dropped {', '.join(dropped)}.")
+
+
+def _purgeable(config: Config, name: str) -> list[str]:
+    """All known names; refuses a plugin that runs, would run at the next start, or is protected."""
+    from corral.cli.plugin_set import plugins_of
+    from corral.loader import ESSENTIAL
+
+    plugins = plugins_of(config)
+    item = next((item for item in plugins if item.name == name), None)  # one that was uninstalled may be purged too
+    if name in ESSENTIAL or (item is not None and item.kind is not None and item.kind.protected):
+        raise click.ClickException(f"{name} is protected: nothing is safe without its tables")
+    if item is not None and item.state != "disabled":
+        raise click.ClickException(
+            f"{name} is {item.state}: first corral plugins disable {name}, and restart the server"
+        )
+    return [item.name for item in plugins]
+
+
+def _list(config_path: Path | None, as_json: bool) -> None:
+    from corral.cli.plugin_set import plugins_of
+
+    rows = [_facts(item) for item in plugins_of(load_config(path=config_path))]
+    output.table(rows, ("name", "state", "version", "distribution", "reason"), as_json=as_json, colour_of="state")
+
+
+def _facts(item: Loaded) -> dict[str, Any]:
+    found, kind = item.found, item.kind
+    return {
+        "name": item.name, "state": item.state, "reason": item.reason, "title": kind.title() if kind else None,
+        "version": found.version, "distribution": found.distribution, "author": found.author or None,
+        "license": found.license or None, "built_in": found.built_in, "protected": bool(kind and kind.protected),
+        "requires": list(item.requires), "wants": list(kind.wants) if kind else [],
+    }  # fmt: skip
+
+
+def _contributed(item: Loaded, plugins: list[Loaded]) -> dict[str, Any]:
+    home = item.home()
+    return {
+        "description": item.kind.description() if item.kind else None,
+        "required_by": [other.name for other in plugins if item.name in other.requires],
+        "permissions": [each.name for each in item.kind.permissions] if item.kind else [],
+        "routes": [route.label for group in item.of("corral_routes") for route in group],
+        "tables": [model._meta.table_name for model in item.of("corral_models")],
+        "events": [each.event for each in item.of("corral_events")],
+        "jobs": [each.name for each in item.of("corral_jobs")],
+        "schedules": [each.name for each in item.of("corral_schedules")],
+        "settings": [each.name for each in item.of("corral_settings")],
+        "migrations": sorted(path.stem for path in home.directory.glob("[0-9]*.py")) if home else [],
+    }
+
+
+def _changed(name: str, state: str, path: Path, changed: bool, as_json: bool) -> None:
+    text = (
+        f"{name} is {state} in {path}. {NEXT_START}" if changed else f"{name} is {state} already; {path} is unchanged."
+    )
+    output.value({"name": name, "state": state, "file": str(path), "changed": changed}, as_json=as_json, text=text)

@@ -1,0 +1,165 @@
+"""Reaches what the configuration names, within seconds and leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from corral import clock
+from corral.config import Config
+from corral.errors import Refused
+
+if TYPE_CHECKING:
+    from corral.cli.checks import Finding
+    from corral.database.engine import Database
+
+SECONDS = 3.0
+
+
+def database(config: Config) -> Iterator[Finding]:
+    """Whether it answers, and what of the schema is pending."""
+    from corral.cli.checks import Finding
+
+    if (path := _sqlite_path(config)) is not None and not path.exists():
+        yield Finding("database", "warning", f"{path} does not exist", "corral serve or corral migrate makes it")
+        return
+    try:
+        with _connected(config) as found:
+            found.ping()
+            yield Finding("database", "ok", f"{found.kind} answers")
+            yield from _migrations(config, found)
+    except Refused as refused:
+        yield from (Finding("database", "down", fault) for fault in refused.faults)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        remedy = "start it, or correct [database] url" if path is None else f"restore {path} from a backup if it is damaged"
+        yield Finding("database", "down", f"does not answer: {reason}", remedy)
+
+
+def _migrations(config: Config, found: Database) -> Iterator[Finding]:
+    from corral.cli.checks import Finding
+    from corral.database.migrations import Newer, pending
+    from corral.loader import discover, load
+
+    homes = [home for item in load(discover(config), config) if item.active and (home := item.home()) is not None]
+    try:
+        waiting = pending(found, homes)
+    except Newer as error:
+        yield Finding("migrations", "down", str(error), "install the release that made this database")
+        return
+    if not waiting:
+        yield Finding("migrations", "ok", "none pending")
+        return
+    names = "; ".join(f"{plugin}: {', '.join(scripts)}" for plugin, scripts in waiting.items())
+    at_start = config.database.migrate_on_start
+    if at_start if at_start is not None else found.kind == "sqlite":
+        yield Finding("migrations", "warning", f"pending: {names}", "the next start applies them, or corral migrate")
+    else:
+        yield Finding("migrations", "down", f"pending: {names}", "corral backup, then corral migrate")
+
+
+def database_skew(config: Config) -> float | None:
+    """Seconds by which the database's clock is ahead of ours. On SQLite: the newest event, if it is in the future."""
+    from corral.database.migrations import own_connection
+
+    path = _sqlite_path(config)
+    if path is not None and not path.exists():
+        return None
+    engine: Any
+    try:
+        with _connected(config) as found, own_connection(found) as engine:
+            if found.kind == "postgresql":
+                began = time.time()
+                theirs = float(engine.execute_sql("SELECT extract(epoch FROM clock_timestamp())").fetchone()[0])
+                return theirs - (began + time.time()) / 2
+            newest = engine.execute_sql("SELECT max(ts) FROM core_events").fetchone()[0]
+            return max(0.0, clock.parse_instant(newest) - clock.time_s()) if newest else None
+    except Exception:  # no database, no skew: that it does not answer is told elsewhere
+        return None
+
+
+def ping_redis(url: str) -> str | None:
+    """None when it answers PING; else why not. Speaks the protocol itself: a client library may not be installed."""
+    parts = urlsplit(url)
+    try:
+        with _redis_socket(url) as connection:
+            stream = connection.makefile("rwb")
+            if parts.password:
+                name = [unquote(parts.username)] if parts.username else []
+                answer = _ask(stream, "AUTH", *name, unquote(parts.password))
+                if answer != b"+OK":
+                    return "it refuses the password in [redis] url"
+            answer = _ask(stream, "PING")
+            return None if answer == b"+PONG" else f"it answers PING with {answer.decode('utf-8', 'replace')}"
+    except (OSError, ValueError) as error:
+        return f"does not answer: {error}"
+
+
+def _redis_socket(url: str) -> socket.socket:
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(SECONDS)
+        connection.connect(unquote(parts.path))
+        return connection
+    host = parts.hostname or "localhost"
+    connection = socket.create_connection((host, parts.port or 6379), timeout=SECONDS)
+    if parts.scheme == "rediss":
+        return ssl.create_default_context().wrap_socket(connection, server_hostname=host)
+    return connection
+
+
+def _ask(stream: Any, *words: str) -> bytes:
+    encoded = [word.encode() for word in words]
+    body = b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded)
+    stream.write(b"*%d\r\n%s" % (len(encoded), body))
+    stream.flush()
+    return bytes(stream.readline(1024).strip())
+
+
+def ping_store(config: Config) -> str | None:
+    """None when a plugin serves the storage URL and the store answers; else why not."""
+    import asyncio
+
+    from corral.loader import discover, load
+
+    url = config.storage.url or ""
+    for loaded in load(discover(config), config):
+        serve = getattr(loaded.plugin, "corral_blob_store", None) if loaded.active else None
+        store = serve(url=url) if serve is not None else None
+        if store is not None:
+            return asyncio.run(_look_into(store))
+    return f"no active plugin serves {urlsplit(url).scheme}:// storage"
+
+
+async def _look_into(store: Any) -> str | None:
+    import asyncio
+
+    try:
+        async with asyncio.timeout(SECONDS):
+            await store.probe()
+    except Exception as error:
+        return f"does not answer: {type(error).__name__}: {error}"
+    return None
+
+
+@contextlib.contextmanager
+def _connected(config: Config) -> Iterator[Database]:
+    from corral.database.connect import connect
+
+    found = connect(config.database.url, pool_size=1)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def _sqlite_path(config: Config) -> Path | None:
+    url = config.database.url
+    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None

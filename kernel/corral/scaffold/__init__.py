@@ -1,0 +1,1 @@
+"""The templates of a new plugin's distribution, and what writes it."""

@@ -1,0 +1,55 @@
+"""From a name to a distribution that passes lint, types, tests and conformance as it is."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Mapping
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from string import Template
+
+IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,29}")
+SUFFIX = ".tmpl"
+
+
+class BadName(ValueError):
+    """No plugin can have this name; the message says why."""
+
+
+def names(name: str) -> dict[str, str]:
+    """What the templates call the plugin. Raises `BadName`."""
+    identifier = name.removeprefix("corral-").replace("-", "_")
+    if not IDENTIFIER.fullmatch(identifier) or identifier.endswith("_") or "__" in identifier:
+        raise BadName(f"{name}: use at most 30 lower-case letters, digits and single hyphens, a letter first")
+    if keyword.iskeyword(identifier):
+        raise BadName(f"{name} is a word of Python")
+    return {
+        "name": identifier,
+        "hyphenated": identifier.replace("_", "-"),
+        "package": f"corral_{identifier}",
+        "title": identifier.replace("_", " ").capitalize(),
+        "camel": "".join(part.capitalize() for part in identifier.split("_")),
+    }
+
+
+def write(name: str, folder: Path) -> list[Path]:
+    """Make `folder` with every file; returns their paths. `FileExistsError` when it exists, and nothing is written."""
+    words = names(name)
+    folder.mkdir(parents=True)
+    written: list[Path] = []
+    _copy(resources.files("corral.scaffold").joinpath("templates"), folder, words, written)
+    return written
+
+
+def _copy(source: Traversable, target: Path, words: Mapping[str, str], written: list[Path]) -> None:
+    for item in sorted(source.iterdir(), key=lambda item: item.name):
+        if item.is_dir():
+            below = target / (words["package"] if item.name == "package" else item.name)
+            below.mkdir(exist_ok=True)
+            _copy(item, below, words, written)
+        elif item.name.endswith(SUFFIX):
+            path = target / item.name.removesuffix(SUFFIX).replace("NAME", words["name"])
+            path.write_text(Template(item.read_text("utf-8")).substitute(words), "utf-8")
+            written.append(path)

@@ -1,0 +1,96 @@
+"""One line verifies a plugin against the contract: `assert check_plugin(EchoPlugin).ok`.
+
+The rules of `manifest_rules` read the class, those of `source_rules` the files of its package, those of
+`contribution_rules` and `live_rules` a real kernel in a temporary folder, with the plugin and what it requires.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from corral.config import Config
+from corral.loader import discover
+from corral.plugin import Plugin
+from corral.testing.findings import Finding, Report
+from corral.testing.live_rules import inspect_running
+from corral.testing.manifest_rules import manifest_rules
+from corral.testing.source_rules import Package, source_rules
+
+
+def check_plugin(
+    kind: type[Plugin],
+    *,
+    postgres_url: str | None = None,
+    section: dict[str, Any] | None = None,
+    plugin_dir: Path | None = None,
+) -> Report:
+    """Every rule, kept or broken; `report.ok` and `print(report)` tell.
+
+    `postgres_url`: an empty database, on which migrations are compared with the models too. `section`: the
+    `[plugins.<name>]` that the plugin needs to start. `plugin_dir`: a further folder with installed plugins.
+    """
+    findings = list(manifest_rules(kind))
+    names = [finding.rule for finding in findings if not finding.ok]
+    if {"manifest.class", "manifest.name"} & set(names):  # nothing else can be asked of it
+        return Report(getattr(kind, "name", kind.__name__), findings)
+    installed = _installed(plugin_dir)
+    required, missing = _closure(kind, installed)
+    findings += [Finding("manifest.requires", False, f"{name} is not installed") for name in missing]
+    wanted = [installed[name] for name in kind.wants if name in installed]
+    findings += source_rules(kind, Package.of(kind), [*required, *wanted], installed)
+    if not missing:
+        urls = {"sqlite": None, **({"postgresql": postgres_url} if postgres_url else {})}
+        for engine, url in urls.items():
+            options: dict[str, Any] = {"url": url, "section": section, "plugin_dir": plugin_dir}
+            findings += _in_loop(functools.partial(_live, kind, required, engine, **options))
+    return Report(kind.name, findings)
+
+
+def _installed(plugin_dir: Path | None) -> dict[str, type[Plugin]]:
+    """Every installed plugin that can be imported."""
+    from corral.config import Plugins
+
+    found: dict[str, type[Plugin]] = {}
+    for item in discover(Config(plugins=Plugins(dir=plugin_dir))):
+        try:
+            kind = item.load()
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: S112  (a broken neighbour is no fault of this plugin)
+            continue
+        if isinstance(kind, type) and issubclass(kind, Plugin):
+            found[item.name] = kind
+    return found
+
+
+def _closure(kind: type[Plugin], installed: dict[str, type[Plugin]]) -> tuple[list[type[Plugin]], list[str]]:
+    """What it requires, directly or through others, and which of that is not installed."""
+    names: list[str] = []
+    waiting = [name for name in kind.requires if name != kind.name]
+    while waiting:
+        name = waiting.pop()
+        if name not in names:
+            names.append(name)
+            waiting += installed[name].requires if name in installed else ()
+    missing = [name for name in names if name not in installed]
+    return [installed[name] for name in names if name in installed and name != "core"], missing
+
+
+def _in_loop(make: Callable[[], Any]) -> list[Finding]:
+    """Run in a thread with a loop of its own, so that tests with and without one may call `check_plugin`."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        found: list[Finding] = pool.submit(lambda: asyncio.run(make())).result()
+        return found
+
+
+async def _live(
+    kind: type[Plugin], required: Iterable[type[Plugin]], engine: str, **options: Any
+) -> list[Finding]:  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="corral-check-") as folder:
+        return await inspect_running(Path(folder), kind, required, engine, **options)

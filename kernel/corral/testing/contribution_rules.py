@@ -1,0 +1,120 @@
+"""Rules about what a loaded plugin contributes: routes, shapes, events, names, tables."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from corral.auth.permissions import Permissions
+from corral.errors import CODES
+from corral.http import signature
+from corral.http.routes import Route
+from corral.loader import Loaded
+from corral.openapi import document
+from corral.settings import accept
+from corral.testing.findings import Finding, judged
+from corral.testing.source_rules import Package, undeclared
+
+EVENT, MODEL = "corral.events.event.Event", "corral.database.model.Model"
+WIRE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
+
+
+def contribution_rules(loaded: Loaded, package: Package, permissions: Permissions) -> Iterator[Finding]:
+    """All of them; `permissions`: those of the plugin and of what it requires."""
+    routes = [route for group in loaded.of("corral_routes") for route in group]
+    yield from judged("routes.guarded", _guarded(routes, permissions))
+    yield from judged("routes.documented", _documented(routes))
+    yield from judged("routes.raises", _raises(loaded.name, routes))
+    yield from judged("shapes.schemas", _schemas(routes))
+    yield from judged("shapes.strict", _strict(routes))
+    events, models = loaded.of("corral_events"), loaded.of("corral_models")
+    yield from judged("events.declared", undeclared(package, EVENT, events, lambda kind: hasattr(kind, "event")))
+    yield from judged("events.described", _events(events))
+    yield from judged("models.declared", undeclared(package, MODEL, models, lambda kind: not kind.__subclasses__()))
+    yield from judged("models.tables", _tables(loaded.name, models))
+    if loaded.name != "core":
+        yield from judged("settings.names", _named(loaded, "corral_settings"))
+        hooks = ("corral_jobs", "corral_schedules", "corral_subscribers")
+        yield from judged("jobs.names", (line for hook in hooks for line in _named(loaded, hook)))
+    yield from judged("settings.defaults", _settings(loaded.of("corral_settings")))
+
+
+def _guarded(routes: list[Route], permissions: Permissions) -> Iterator[str]:
+    for route in routes:
+        if not route.needs:
+            yield f"{route.label}: needs is empty; say PUBLIC if it is meant"
+        for need in route.needs:
+            if not permissions.knows(need):
+                yield f"{route.label}: nobody declares the permission {need}"
+
+
+def _documented(routes: list[Route]) -> Iterator[str]:
+    for route in routes:
+        if not route.summary.strip():
+            yield f"{route.label}: the handler {route.handler.__name__} has no docstring"
+        if not route.tag.strip():
+            yield f"{route.label}: its group has no tag"
+
+
+def _raises(name: str, routes: list[Route]) -> Iterator[str]:
+    for route in routes:
+        for code in route.raises:
+            if code not in CODES:
+                own = code.startswith(f"{name}.")
+                where = "add it to corral.errors.CODES by subclassing Problem" if own else "see corral.errors.CODES"
+                yield f"{route.label}: raises names {code}, which is no problem code; {where}"
+
+
+def _schemas(routes: list[Route]) -> Iterator[str]:
+    for route in routes:
+        try:
+            document([route], title="check", version="0", public_url=None)
+        except Exception as error:
+            yield f"{route.label}: {error}"
+
+
+def _strict(routes: list[Route]) -> Iterator[str]:
+    for route in routes:
+        found = signature.read(route)
+        for part, kind in (("body", found.body), ("query", found.query)):
+            if not inspect.isclass(kind) or not issubclass(kind, msgspec.Struct):
+                continue
+            if not kind.__struct_config__.forbid_unknown_fields:
+                yield f"{route.label}: {kind.__name__} of its {part} lacks forbid_unknown_fields=True"
+
+
+def _events(events: list[Any]) -> Iterator[str]:
+    for kind in events:
+        if not WIRE_NAME.fullmatch(kind.event):
+            yield f"{kind.__name__}: {kind.event!r} is no name like thing.happened"
+        if not (kind.__dict__.get("__doc__") or "").strip():
+            yield f"{kind.__name__} has no docstring; its first line is the event's title"
+
+
+def _tables(name: str, models: list[Any]) -> Iterator[str]:
+    for model in models:
+        table = model._meta.table_name
+        if table != name and not table.startswith(f"{name}_"):
+            yield f"{model.__name__}: table {table} must begin with {name}_"
+        if table == f"{name}_migrations":
+            yield f"{model.__name__}: {table} is the name of the migration history"
+
+
+def _named(loaded: Loaded, hook: str) -> Iterator[str]:
+    for item in loaded.of(hook):
+        if not item.name.startswith(f"{loaded.name}."):
+            yield f"{hook}: {item.name} must begin with {loaded.name}."
+
+
+def _settings(settings: list[Any]) -> Iterator[str]:
+    for setting in settings:
+        try:
+            accept(setting, setting.default)
+        except ValueError as error:
+            yield f"the default of {error}"
+        if not setting.title.strip():
+            yield f"{setting.name} has no title"

@@ -1,0 +1,119 @@
+"""Rules that only a running kernel can tell: a plugin starts, goes out of service and back, and leaves nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from playhouse.schema_diff import diff_models  # type: ignore[import-untyped]  # peewee has types, its playhouse none
+
+from corral.auth.permissions import Permissions
+from corral.database.connect import connect
+from corral.database.purge import purge, tables_of
+from corral.database.unit import current
+from corral.ids import new_id
+from corral.plugin import Plugin
+from corral.testing.contribution_rules import contribution_rules
+from corral.testing.findings import Finding, judged
+from corral.testing.kit import Kit, make_kernel
+from corral.testing.source_rules import Package
+
+
+async def inspect_running(
+    folder: Path,
+    kind: type[Plugin],
+    required: Iterable[type[Plugin]],
+    engine: str,
+    *,
+    url: str | None,
+    section: dict[str, Any] | None,
+    plugin_dir: Path | None,
+) -> list[Finding]:
+    """Boot the plugin with what it requires, no more; look, disable, enable, stop, compare, purge, boot again."""
+    others = [item for item in required if item.name != "core"]
+    config: dict[str, Any] = {"plugins.dir": str(plugin_dir) if plugin_dir else None}
+    if section is not None:
+        config[f"plugins.{kind.name}"] = section
+    options: dict[str, Any] = {
+        "plugins": [*others, *([] if kind.name == "core" else [kind])], "database_url": url, "config": config,
+    }  # fmt: skip
+    findings: list[Finding] = []
+    async with make_kernel(folder, **options) as kit:
+        loaded, address = kit.loaded(kind.name), kit.kernel.config.database.url
+        findings += judged(f"start.{engine}", _inactive(kit))
+        if loaded.active:
+            if engine == "sqlite":
+                findings += contribution_rules(loaded, Package.of(kind), kit.kernel.container.get(Permissions))
+            if kind.name != "core":
+                findings += judged(f"disable.{engine}", [line async for line in _doors(kit, kind.name)])
+        models = list(loaded.of("corral_models"))
+        names = [item.name for item in kit.kernel.plugins]
+        active = loaded.active
+    if not active:
+        return findings
+    findings += judged(f"migrations.{engine}", _differences(address, models, folder))
+    if kind.name != "core":
+        findings += judged(f"purge.{engine}", _purged(address, kind.name, names, models))
+        async with make_kernel(folder, **options) as kit:
+            findings += judged(f"purge.{engine}.again", _inactive(kit))
+    return findings
+
+
+def _inactive(kit: Kit) -> Iterator[str]:
+    for item in kit.kernel.plugins:
+        if not item.active:
+            yield f"{item.name} is {item.state}: {item.reason}"
+
+
+async def _doors(kit: Kit, name: str) -> Any:
+    """Out of service every route answers 503, in service again none does for that reason."""
+    routes = [(route.method, re.sub(r"\{\w+\}", lambda _: new_id(), route.path), route.label)
+              for group in kit.loaded(name).of("corral_routes") for route in group]  # fmt: skip
+    kit.kernel.registry.disable(name, "conformance check")
+    for method, path, label in routes:
+        answer = await kit.client.request(method, path)
+        if (answer.status, answer.code) != (503, "plugin_disabled"):
+            yield f"{label} answers {answer.status} {answer.code} while the plugin is disabled"
+    kit.kernel.registry.enable(name)
+    for method, path, label in routes:
+        answer = await kit.client.request(method, path)
+        if answer.code in ("plugin_disabled", "internal"):
+            yield f"{label} answers {answer.status} {answer.code} after the plugin was enabled again"
+
+
+def _differences(address: str, models: list[Any], folder: Path) -> Iterator[str]:
+    """What a migrated database and the models do not have in common."""
+    with contextlib.closing(connect(address)) as migrated:
+        yield from migrated.run(lambda: str(diff_models(current().database.engine, models)), read=True).splitlines()
+        found = migrated.run(lambda: _columns(models), read=True)
+        if migrated.kind != "sqlite":
+            return
+    # The comparison above leaves out types and nullability: look at tables that are made from the models.
+    with contextlib.closing(connect(f"sqlite:///{folder}/models.db")) as made:
+        made.run(lambda: current().database.engine.create_tables(models))
+        wanted = made.run(lambda: _columns(models), read=True)
+    for name in sorted(found.keys() & wanted.keys()):
+        if found[name] != wanted[name]:
+            yield f"{name} is {found[name]}, the model says {wanted[name]}"
+
+
+def _columns(models: list[Any]) -> dict[str, str]:
+    engine: Any = current().database.engine
+    return {
+        f"{model._meta.table_name}.{column.name}": f"{column.data_type.upper()}{'' if column.null else ' NOT NULL'}"
+        for model in models
+        for column in engine.get_columns(model._meta.table_name)
+    }
+
+
+def _purged(address: str, name: str, names: list[str], models: list[Any]) -> Iterator[str]:
+    with contextlib.closing(connect(address)) as database:
+        dropped = purge(database, name, names)
+        for model in models:
+            if model._meta.table_name not in dropped:
+                yield f"table {model._meta.table_name} was not dropped"
+        for table in tables_of(database, name, names):
+            yield f"table {table} is left"

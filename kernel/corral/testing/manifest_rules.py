@@ -1,0 +1,88 @@
+"""Rules that the class of a plugin must keep by itself."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from corral.auth.principal import ROLES, Permission
+from corral.plugin import KERNEL_API, Plugin
+from corral.testing.findings import Finding, judged
+
+IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
+HOLDERS = (*ROLES, "worker", "agent", "registration_key")
+
+
+def manifest_rules(kind: Any) -> Iterator[Finding]:
+    """Name, docstring, kernel API, neighbours, configuration and permissions."""
+    if not (inspect.isclass(kind) and issubclass(kind, Plugin)):
+        yield Finding("manifest.class", False, f"{kind!r} is not a subclass of corral.plugin.Plugin")
+        return
+    name = getattr(kind, "name", None)
+    yield from judged("manifest.name", _name(name))
+    yield from judged("manifest.docstring", _docstring(kind))
+    yield from judged("manifest.kernel_api", _kernel_api(kind))
+    yield from judged("manifest.requires", _neighbours(kind, "requires"))
+    yield from judged("manifest.wants", _neighbours(kind, "wants"))
+    yield from judged("manifest.config", _config(kind.config))
+    yield from judged("manifest.permissions", _permissions(kind))
+
+
+def _name(name: Any) -> Iterator[str]:
+    if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
+        yield f"name is {name!r}; use lower-case letters, digits and _, a letter first"
+
+
+def _docstring(kind: type[Plugin]) -> Iterator[str]:
+    text = kind.__dict__.get("__doc__") or ""
+    if not text.strip():
+        yield f"{kind.__qualname__} has no docstring; its first line is the plugin's title"
+    elif len(text.strip().partition("\n")[0]) > 120:
+        yield "the first line of the docstring, the title, is longer than 120 characters"
+
+
+def _kernel_api(kind: type[Plugin]) -> Iterator[str]:
+    if kind.kernel_api != KERNEL_API:
+        yield f"made for kernel API {kind.kernel_api}, this kernel has {KERNEL_API}"
+
+
+def _neighbours(kind: type[Plugin], attribute: str) -> Iterator[str]:
+    names: Any = getattr(kind, attribute)
+    if not isinstance(names, tuple):
+        yield f"{attribute} is a {type(names).__name__}; write a tuple: ('tasks',)"
+        return
+    for name in names:
+        if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
+            yield f"{attribute} names {name!r}, which is no plugin's name"
+        elif name == kind.name:
+            yield f"{attribute} names the plugin itself"
+    if attribute == "wants":
+        for name in sorted({*names} & {*kind.requires}):
+            yield f"wants names {name}, which requires names already"
+
+
+def _config(config: Any) -> Iterator[str]:
+    if config is None:
+        return
+    if not (inspect.isclass(config) and issubclass(config, msgspec.Struct)):
+        yield f"config is {config!r}; make it a msgspec.Struct"
+    elif not config.__struct_config__.forbid_unknown_fields:
+        yield f"{config.__qualname__} lacks forbid_unknown_fields=True: a misspelt key would pass unseen"
+
+
+def _permissions(kind: type[Plugin]) -> Iterator[str]:
+    for permission in kind.permissions:
+        if not isinstance(permission, Permission):
+            yield f"{permission!r} is not a corral.auth.principal.Permission"
+            continue
+        if not permission.name.startswith(f"{kind.name}.") and kind.name != "core":
+            yield f"{permission.name} must begin with {kind.name}."
+        if not permission.title.strip():
+            yield f"{permission.name} has no title"
+        for holder in permission.holders:
+            if holder not in HOLDERS:
+                yield f"{permission.name} is held by {holder!r}; holders are {', '.join(HOLDERS)}"

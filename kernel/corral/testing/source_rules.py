@@ -1,0 +1,173 @@
+"""Rules read from the class and the files of a plugin's package, without running it."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from corral import hookspecs
+from corral.plugin import Plugin
+from corral.testing.findings import Finding, judged
+
+PUBLIC = frozenset(
+    {
+        "auth", "clock", "crypto", "database", "egress", "errors", "events", "hookspecs", "http", "ids", "jobs",
+        "plugin", "redact", "schema", "storage", "testing",
+    }
+)  # fmt: skip
+BUILT_IN = "corral_plugins"
+
+
+class Source(msgspec.Struct, frozen=True):
+    """One file: its module name and tree."""
+
+    module: str
+    path: Path
+    tree: ast.Module
+
+    def imports(self) -> Iterator[tuple[str, int]]:
+        """Every absolute import as a full name (`from a import b` is a.b), also inside functions, and its line."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                yield from ((alias.name, node.lineno) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+class Package(msgspec.Struct, frozen=True):
+    """The files that make up a plugin: the package of its class, or the single module."""
+
+    name: str
+    sources: list[Source]
+
+    @classmethod
+    def of(cls, kind: type[Plugin]) -> Package:
+        """The package in which the class is defined."""
+        module = inspect.getmodule(kind)
+        path = Path(inspect.getfile(kind))
+        name = module.__name__ if module is not None else path.stem
+        if name.endswith(".plugin") and (path.parent / "__init__.py").exists():
+            name, root = name.removesuffix(".plugin"), path.parent
+            files = [each for each in sorted(root.rglob("*.py")) if "migrations" not in each.relative_to(root).parts]
+            return cls(name, [_source(name, root, each) for each in files])
+        return cls(name, [Source(name, path, ast.parse(path.read_text("utf-8")))])
+
+    def subclasses(self, base: str) -> list[tuple[str, ast.ClassDef]]:
+        """`(module, class)` of what derives from `corral.events.event.Event`, say, also through other classes."""
+        bases = {base}
+        found: dict[str, tuple[str, ast.ClassDef]] = {}
+        while True:
+            new = {}
+            for source in self.sources:
+                for node, names in _classes(source):
+                    full = f"{source.module}.{node.name}"
+                    if full not in found and bases & set(names):
+                        new[full] = (source.module, node)
+            if not new:
+                return list(found.values())
+            found |= new
+            bases |= set(new)
+
+
+def source_rules(
+    kind: type[Plugin], package: Package, neighbours: Sequence[type[Plugin]], installed: Mapping[str, type[Plugin]]
+) -> Iterator[Finding]:
+    """Hooks and imports. `neighbours`: installed plugins that it names in `requires` or `wants`."""
+    yield from judged("hooks.names", _hooks(kind, neighbours))
+    if kind.name != "core":
+        yield from judged("imports.kernel", _kernel_imports(package))
+        yield from judged("imports.plugins", _plugin_imports(kind, package, installed))
+
+
+def _source(package: str, root: Path, path: Path) -> Source:
+    parts = path.relative_to(root).with_suffix("").parts
+    module = ".".join((package, *(parts[:-1] if parts[-1] == "__init__" else parts)))
+    return Source(module, path, ast.parse(path.read_text("utf-8")))
+
+
+def _classes(source: Source) -> Iterator[tuple[ast.ClassDef, list[str]]]:
+    """Every class with the full names of its bases, as far as imports tell."""
+    known: dict[str, str] = {}
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            known |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            known |= {alias.asname: alias.name for alias in node.names if alias.asname}
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.ClassDef):
+            yield node, [_full(base, known, source.module) for base in node.bases]
+
+
+def _full(node: ast.expr, known: Mapping[str, str], module: str) -> str:
+    text = ast.unparse(node).partition("[")[0]
+    first, dot, rest = text.partition(".")
+    if not dot:
+        return known.get(first, f"{module}.{first}")
+    return f"{known.get(first) or first}.{rest}"
+
+
+def _hooks(kind: type[Plugin], neighbours: Sequence[type[Plugin]]) -> Iterator[str]:
+    specs = _specs(hookspecs)
+    for owner in (kind, *neighbours):
+        for module in _offered(owner):
+            specs |= _specs(module)
+    for name, function in inspect.getmembers(kind, callable):
+        if not name.startswith("corral_") or name == "corral_impl":
+            continue
+        if not hasattr(function, "corral_impl"):
+            yield f"{name} is not marked with @hookimpl, so it is never called"
+        elif name not in specs:
+            yield f"{name}: there is no such hook; mind the spelling, and name its owner in requires or wants"
+
+
+def _offered(owner: type[Plugin]) -> Iterable[Any]:
+    """Its modules of hook specifications."""
+    try:
+        plugin = owner.__new__(owner)
+        return list(plugin.corral_hookspecs()) if hasattr(plugin, "corral_hookspecs") else []
+    except Exception:  # one that needs its configuration for that is judged when it runs
+        return []
+
+
+def _specs(module: Any) -> set[str]:
+    return {name for name in vars(module) if name.startswith("corral_")}
+
+
+def _kernel_imports(package: Package) -> Iterator[str]:
+    for source in package.sources:
+        for name, line in source.imports():
+            parts = name.split(".")
+            if parts[0] == "corral" and (len(parts) == 1 or parts[1] not in PUBLIC):
+                yield f"{source.path.name}:{line} imports {name}, which is no public module of the kernel"
+
+
+def _plugin_imports(kind: type[Plugin], package: Package, installed: Mapping[str, type[Plugin]]) -> Iterator[str]:
+    packages = {Package.of(other).name: name for name, other in installed.items() if name != "core"}
+    packages.pop(package.name, None)
+    for source in package.sources:
+        for name, line in source.imports():
+            owner = next((each for each in packages if f"{name}.".startswith(f"{each}.")), None)
+            if owner is None:
+                if name == BUILT_IN or (name.startswith(f"{BUILT_IN}.") and not package.name.startswith(BUILT_IN)):
+                    yield f"{source.path.name}:{line} imports {name}, which is no plugin's api"
+            elif not f"{name}.".startswith(f"{owner}.api."):
+                yield f"{source.path.name}:{line} imports {name}; only {owner}.api may be imported"
+            elif packages[owner] not in (*kind.requires, *kind.wants):
+                yield f"{source.path.name}:{line} imports {name}: name {packages[owner]} in requires or wants"
+
+
+def undeclared(
+    package: Package, base: str, declared: Iterable[type[Any]], is_concrete: Callable[[type[Any]], bool]
+) -> Iterator[str]:
+    """Concrete classes of the package that derive from `base` and are not in `declared`."""
+    known = set(declared)
+    for module, node in package.subclasses(base):
+        found = getattr(importlib.import_module(module), node.name, None)  # absent: local to a function
+        if inspect.isclass(found) and found not in known and is_concrete(found):
+            yield f"{module}.{node.name} is not among them"

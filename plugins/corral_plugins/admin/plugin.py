@@ -1,0 +1,66 @@
+"""The map of the plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from corral.auth.principal import ROLES, Permission
+from corral.core.api import Accounts
+from corral.database.model import Model
+from corral.http.routes import Routes
+from corral.plugin import Metric, Plugin, Provide, hookimpl
+from corral_plugins.admin.api import KillSwitch
+from corral_plugins.admin.models import KillSwitchRow
+from corral_plugins.admin.routes import routes
+from corral_plugins.admin.service import KillSwitchService
+
+
+class AdminPlugin(Plugin):
+    """Administration: people and their rights, and the kill switch."""
+
+    name = "admin"
+    wants = ("tasks",)
+    protected = True
+    permissions = (
+        Permission("admin.read", "See all accounts"),
+        Permission("admin.write", "Change accounts"),
+        Permission("admin.kill_switch", "Stop all agent activity"),
+    )
+
+    @hookimpl
+    def corral_services(self) -> Iterable[Provide]:
+        return [Provide(KillSwitchService, KillSwitchService), Provide(KillSwitch, _same)]
+
+    @hookimpl
+    def corral_routes(self) -> Iterable[Routes]:
+        return [routes]
+
+    @hookimpl
+    def corral_models(self) -> Iterable[type[Model]]:
+        return [KillSwitchRow]
+
+    @hookimpl
+    def corral_metrics(self) -> Iterable[Metric]:
+        return [
+            Metric(
+                name="corral_kill_switch", help="1 while the kill switch is engaged.", collect=_engaged,
+            ),
+            Metric(
+                name="corral_users", help="Accounts by role and state.", collect=_users,
+                labels={"role": ROLES, "state": ("active", "deactivated")},
+            ),
+        ]  # fmt: skip
+
+
+def _same(service: KillSwitchService) -> KillSwitch:
+    return service
+
+
+def _engaged(switch: KillSwitchService) -> Mapping[tuple[str, ...], float]:
+    return {(): float(switch.state().engaged)}
+
+
+def _users(accounts: Accounts) -> Mapping[tuple[str, ...], float]:
+    return {
+        (role, "active" if active else "deactivated"): float(count) for (role, active), count in accounts.count().items()
+    }

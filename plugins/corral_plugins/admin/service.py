@@ -1,0 +1,77 @@
+"""The rules of the kill switch; the only writer of its row."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.errors import Invalid, Unavailable
+from corral.events.event import SystemAlert, emit
+from corral_plugins.admin.api import KillSwitchView, Mode
+from corral_plugins.admin.models import ROW, KillSwitchRow
+from corral_plugins.tasks.api import Tasks
+
+Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
+
+RELEASED = KillSwitchView(
+    engaged=False, mode="pause", hold_deliveries=False, reason=None, engaged_by=None, engaged_at=None
+)
+
+
+class KillSwitchChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Engage or release; engaging needs a reason."""
+
+    engaged: bool
+    mode: Mode = "pause"
+    hold_deliveries: bool = False
+    reason: Reason | None = None
+
+
+class KillSwitchService:
+    """Implements `KillSwitch`."""
+
+    tasks: Tasks | None
+
+    def state(self) -> KillSwitchView:
+        row = KillSwitchRow.get_or_none(KillSwitchRow.id == ROW)
+        if row is None:
+            return RELEASED
+        fields = KillSwitchView.__struct_fields__
+        return KillSwitchView(**{name: getattr(row, name) for name in fields})
+
+    def refuse_if_engaged(self) -> None:
+        state = self.state()
+        if state.engaged:
+            raise Unavailable(f"The kill switch is engaged: {state.reason}", code="kill_switch", retry_after=10)
+
+    def change(self, change: KillSwitchChange, *, by: Principal) -> KillSwitchView:
+        """Engage or release at once, in every process: everyone reads the row. `cancel` also cancels what is leased."""
+        if change.engaged and change.reason is None:
+            raise Invalid.at("/reason", "required", "Say why; people will read it everywhere work stops.")
+        row = {
+            "engaged": change.engaged,
+            "mode": change.mode,
+            "hold_deliveries": change.engaged and change.hold_deliveries,
+            "reason": change.reason,
+            "engaged_by": by.user_id if change.engaged else None,
+            "engaged_at": clock.now() if change.engaged else None,
+        }
+        insert = KillSwitchRow.insert(id=ROW, **row)
+        insert.on_conflict(conflict_target=[KillSwitchRow.id], update=row).execute()
+        if change.engaged and change.mode == "cancel" and self.tasks is not None:
+            self.tasks.cancel_leased(reason=change.reason or "kill switch")
+        self._alert(change)
+        return self.state()
+
+    @staticmethod
+    def _alert(change: KillSwitchChange) -> None:
+        alert = SystemAlert(
+            kind="kill_switch",
+            severity="critical" if change.engaged else "info",
+            title="The kill switch was engaged" if change.engaged else "The kill switch was released",
+            detail=f"mode {change.mode}: {change.reason}" if change.engaged else "Work goes on.",
+        )
+        emit(alert, object=("kill_switch", str(ROW)))

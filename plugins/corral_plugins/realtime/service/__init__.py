@@ -1,0 +1,1 @@
+"""The hub, its viewers, and replay."""

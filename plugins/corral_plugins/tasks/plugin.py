@@ -1,0 +1,95 @@
+"""The plugin `tasks`: its manifest and what it contributes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+from corral.auth.principal import READERS, WRITERS, Authenticator, Permission
+from corral.database.model import Model
+from corral.events.event import Event
+from corral.http.routes import Routes
+from corral.jobs.job import Job, Schedule
+from corral.plugin import Plugin, Provide, Runtime, Setting, hookimpl
+from corral_plugins.tasks import events, hookspecs, jobs, models, settings
+from corral_plugins.tasks.api import Tasks
+from corral_plugins.tasks.routes import protocol
+from corral_plugins.tasks.routes import tasks as task_routes
+from corral_plugins.tasks.service.actions import Actions
+from corral_plugins.tasks.service.alarm import Alarm
+from corral_plugins.tasks.service.catalogue import Catalogue
+from corral_plugins.tasks.service.claims import Claims
+from corral_plugins.tasks.service.clockwork import Clockwork
+from corral_plugins.tasks.service.creation import Creation
+from corral_plugins.tasks.service.explain import Explanations
+from corral_plugins.tasks.service.fleet import Fleet
+from corral_plugins.tasks.service.leases import Leases
+from corral_plugins.tasks.service.logs import TaskLogs
+from corral_plugins.tasks.service.moves import Moves
+from corral_plugins.tasks.service.offers import Offers
+from corral_plugins.tasks.service.outcomes import Outcomes
+from corral_plugins.tasks.service.relatives import Relatives
+from corral_plugins.tasks.service.tasks import TasksService
+from corral_plugins.tasks.service.tokens import AttemptTokens
+from corral_plugins.tasks.service.views import Views
+
+
+class TasksPlugin(Plugin):
+    """Tasks: what agents are asked to do, and how it went.
+
+    A task is claimed by a worker under a lease, survives every crash, runs one attempt at a time, and always ends.
+    """
+
+    name = "tasks"
+    requires = ("agents", "workers")
+    wants = ("llm",)
+    permissions = (
+        Permission("tasks.read", "Read tasks, their logs and figures", holders=(*READERS, "agent")),
+        Permission("tasks.write", "Create tasks; change, cancel and end one's own", holders=(*WRITERS, "agent")),
+        Permission("tasks.manage", "Change, cancel and end the tasks of others"),
+        Permission("tasks.act", "Report on a task under its lease", holders=("worker", "agent")),
+    )
+
+    async def start(self, runtime: Runtime) -> None:
+        runtime.supervise("alarm", runtime.service(Alarm).run)
+
+    @hookimpl
+    def corral_services(self) -> Iterable[Provide]:
+        parts = (
+            Moves, Relatives, Outcomes, Offers, Claims, Leases, TaskLogs, Creation, Actions, Fleet, Views, Catalogue,
+            Explanations, Clockwork, Alarm,
+        )  # fmt: skip
+        return [*(Provide(part, part) for part in parts), Provide(Tasks, TasksService)]
+
+    @hookimpl
+    def corral_routes(self) -> Iterable[Routes]:
+        return [task_routes.routes, protocol.routes]
+
+    @hookimpl
+    def corral_models(self) -> Iterable[type[Model]]:
+        return models.TABLES
+
+    @hookimpl
+    def corral_events(self) -> Iterable[type[Event]]:
+        return events.ALL
+
+    @hookimpl
+    def corral_settings(self) -> Iterable[Setting[Any]]:
+        return settings.ALL
+
+    @hookimpl
+    def corral_authenticators(self) -> Iterable[type[Authenticator]]:
+        return [AttemptTokens]
+
+    @hookimpl
+    def corral_jobs(self) -> Iterable[Job]:
+        return jobs.JOBS
+
+    @hookimpl
+    def corral_schedules(self) -> Iterable[Schedule]:
+        return jobs.SCHEDULES
+
+    @hookimpl
+    def corral_hookspecs(self) -> Iterable[ModuleType]:
+        return [hookspecs]

@@ -1,0 +1,157 @@
+"""Tasks for people and agents: thin, one function an endpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.auth.visibility import can_read
+from corral.database.model import SHARED
+from corral.errors import NotFound
+from corral.events.log import EventView
+from corral.http.answers import Encoded, IfMatch, Wait
+from corral.http.page import Page, PageQuery
+from corral.http.routes import Routes
+from corral_plugins.tasks.api import DIRECT, NewTask
+from corral_plugins.tasks.models import TERMINAL
+from corral_plugins.tasks.service import logs as task_logs
+from corral_plugins.tasks.service.actions import Actions
+from corral_plugins.tasks.service.catalogue import Catalogue, readable
+from corral_plugins.tasks.service.creation import Creation
+from corral_plugins.tasks.service.explain import Explanations
+from corral_plugins.tasks.service.views import TaskItem, TaskView, Views
+from corral_plugins.tasks.shapes import (
+    AttemptView,
+    Because,
+    CommentView,
+    Explanation,
+    GetQuery,
+    GivenInput,
+    LogQuery,
+    LogView,
+    NewComment,
+    Retry,
+    Stats,
+    StatsQuery,
+    TaskPatch,
+    TaskQuery,
+)
+
+READ, WRITE, ACT = "tasks.read", "tasks.write", "tasks.act"
+STATES = ("invalid_state", "task_terminal", "precondition_failed")
+
+routes = Routes("/tasks", tag="Tasks")
+
+
+@routes.get("/", needs=READ, raises=("invalid_cursor",))
+def list_tasks(query: TaskQuery, catalogue: Catalogue, caller: Principal) -> Page[TaskItem]:
+    """List tasks, newest first, without their input and result."""
+    return catalogue.page(query, caller)
+
+
+@routes.post("/", needs=WRITE, status=201, raises=("unknown_reference", "cycle", "quota_exceeded"))
+def create_task(body: NewTask, creation: Creation, caller: Principal) -> TaskView | Encoded:
+    """Create a task and queue it; `blocked` while a task that it needs is not completed."""
+    return creation.create(body, by=caller, source=None, origin=DIRECT)
+
+
+@routes.get("/stats", needs=READ)
+def get_task_stats(query: StatsQuery, catalogue: Catalogue, caller: Principal) -> Stats:
+    """Tasks in figures; every key is there."""
+    return catalogue.stats(query, caller)
+
+
+@routes.get("/{id}", needs=(READ, ACT), seconds=60.0)
+def get_task(id: str, query: GetQuery, views: Views, caller: Principal) -> TaskView | Encoded | Wait:
+    """Read a task; with `wait` as soon as it has ended."""
+    if not can_read(caller, SHARED, None):
+        raise NotFound()
+    if query.wait and query.until > clock.time_s() and not views.has_ended(id):
+        return Wait((id,), query.until)
+    return views.one(id)
+
+
+@routes.patch("/{id}", needs=WRITE, raises=(*STATES, "use_action", "unknown_reference", "cycle"))
+def update_task(id: str, body: TaskPatch, creation: Creation, caller: Principal, match: IfMatch) -> TaskView | Encoded:
+    """Change a task, as far as its state allows."""
+    return creation.patch(id, body, match, by=caller)
+
+
+@routes.post("/{id}/cancel", needs=WRITE, raises=STATES)
+def cancel_task(id: str, body: Because, actions: Actions, caller: Principal, match: IfMatch) -> TaskView | Encoded:
+    """Cancel a task: 200 when it has ended, 202 while its worker still has to end it."""
+    return actions.cancel(id, match, by=caller, reason=body.reason)
+
+
+@routes.post("/{id}/retry", needs=WRITE, raises=STATES)
+def retry_task(id: str, body: Retry, actions: Actions, caller: Principal, match: IfMatch) -> TaskView | Encoded:
+    """Try a failed or cancelled task again, under the same id."""
+    return actions.retry(id, match, by=caller, from_checkpoint=body.from_checkpoint, reason=body.reason)
+
+
+@routes.delete("/{id}", needs=WRITE, raises=STATES)
+def delete_task(id: str, actions: Actions, caller: Principal, match: IfMatch) -> None:
+    """Delete a task that has ended; what it cost stays counted."""
+    actions.delete(id, match, by=caller)
+
+
+@routes.post("/{id}/input", needs=WRITE, raises=("invalid_state", "schema_mismatch"))
+def give_task_input(id: str, body: GivenInput, actions: Actions, caller: Principal) -> TaskView | Encoded:
+    """Answer what a task waits for."""
+    return actions.give_input(id, body.input, by=caller)
+
+
+@routes.get("/{id}/explain", needs=READ)
+def explain_task(id: str, explanations: Explanations, caller: Principal) -> Explanation:
+    """Why a task runs, does not run, or how it ended."""
+    return explanations.explain(id, caller)
+
+
+@routes.get("/{id}/attempts", needs=READ, raises=("invalid_cursor",))
+def list_attempts(id: str, query: PageQuery, catalogue: Catalogue, caller: Principal) -> Page[AttemptView]:
+    """Every claim of a task, oldest first."""
+    return catalogue.attempts(id, query, caller)
+
+
+@routes.get("/{id}/attempts/{fence}", needs=READ)
+def get_attempt(id: str, fence: str, catalogue: Catalogue, caller: Principal) -> AttemptView:
+    """One claim of a task."""
+    if not (fence.isascii() and fence.isdigit() and len(fence) < 10):
+        raise NotFound()
+    return catalogue.attempt(id, int(fence), caller)
+
+
+@routes.get("/{id}/logs", needs=READ, seconds=60.0)
+def list_task_logs(id: str, query: LogQuery, caller: Principal) -> Page[LogView] | Wait:
+    """Lines that the runs of a task wrote, oldest first; with `wait` as soon as there are more."""
+    row = readable(id, caller)
+    found = task_logs.lines(id, query.fence if isinstance(query.fence, int) else row.fence, query)
+    if not found and query.until > clock.time_s() and row.status not in TERMINAL:
+        # lines ring no bell: while somebody watches, look twice a second
+        return Wait((id,), min(query.until, clock.time_s() + 0.5))
+    return Page(items=found, total=None, limit=query.limit, offset=None, next=None)
+
+
+@routes.get("/{id}/events", needs=READ, raises=("invalid_cursor",))
+def list_task_events(id: str, query: PageQuery, catalogue: Catalogue, caller: Principal) -> Page[EventView]:
+    """What happened to a task, oldest first."""
+    return catalogue.events(id, query, caller)
+
+
+@routes.get("/{id}/artifacts", needs=READ, raises=("invalid_cursor",))
+def list_task_artifacts(id: str, query: PageQuery, catalogue: Catalogue, caller: Principal) -> Page[dict[str, Any]]:
+    """What the runs of a task made, oldest first."""
+    return catalogue.artifacts(id, query, caller)
+
+
+@routes.get("/{id}/comments", needs=READ, raises=("invalid_cursor",))
+def list_task_comments(id: str, query: PageQuery, catalogue: Catalogue, caller: Principal) -> Page[CommentView]:
+    """Remarks on a task, oldest first."""
+    return catalogue.comments(id, query, caller)
+
+
+@routes.post("/{id}/comments", needs=(WRITE, ACT), status=201, lenient=True)
+def add_task_comment(id: str, body: NewComment, actions: Actions, caller: Principal) -> CommentView:
+    """Remark on a task; the next claim gets it."""
+    return actions.comment(id, body, by=caller)

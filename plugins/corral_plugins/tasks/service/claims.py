@@ -1,0 +1,222 @@
+"""The claim: a task, an agent and a worker are brought together in one unit."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import peewee
+
+from corral import clock
+from corral.auth.accounts import Accounts
+from corral.database.statement import Statement
+from corral.errors import NotFound
+from corral.ids import new_id
+from corral_plugins.agents.api import AgentFacts
+from corral_plugins.tasks import settings as declared
+from corral_plugins.tasks.api import Claim, ClaimAnswer
+from corral_plugins.tasks.events import TaskAssigned
+from corral_plugins.tasks.models import Attempt, Task
+from corral_plugins.tasks.service import queues
+from corral_plugins.tasks.service.moves import Moves, move
+from corral_plugins.tasks.service.offers import Offers
+from corral_plugins.tasks.service.rows import Row
+from corral_plugins.tasks.service.undo import Undo
+from corral_plugins.workers.api import WorkerFacts
+
+TRIES = 3
+TOKEN_PREFIX = "cra_a"  # noqa: S105  (a form, not a secret)
+
+_INSERT = Statement(
+    lambda p: Attempt.insert(
+        {
+            field: p(field.name)
+            for field in Attempt._meta.sorted_fields
+            if field.name not in ("checkpoint", "result", "error")
+        }
+    )
+)
+_RUNNING_BY = Statement(
+    lambda p: (
+        Task.select(Task.created_by, peewee.fn.COUNT(Task.id))
+        .where(Task.lease_id.is_null(False))
+        .group_by(Task.created_by)
+        .tuples()
+    )
+)
+_HOLD = Statement(
+    lambda p: Task.update({Task.queue: "held"}).where(
+        Task.id.in_(
+            Task.select(Task.id)
+            .where(
+                (Task.created_by == p("user"))
+                & (Task.status == "pending")
+                & Task.queue.is_null(False)
+                & (Task.queue != "held")
+            )
+            .limit(500)
+        )
+    )
+)
+
+
+def token_hash(token: str) -> str:
+    """What is stored of an attempt token."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+class _SlotTaken(Exception):
+    """A slot was taken by another claim between choosing and leasing."""
+
+
+class Claims:
+    """Gives tasks to workers. Order of locks: the tasks, then their agents, then the worker."""
+
+    def __init__(self, moves: Moves, offers: Offers, accounts: Accounts) -> None:
+        self._moves, self._offers, self._accounts = moves, offers, accounts
+        self._settings, self._agents, self._workers = moves.settings, moves.agents, moves.workers
+
+    def claim(
+        self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None, tries: int = TRIES
+    ) -> ClaimAnswer:
+        """See `Tasks.claim`. What other claims take meanwhile is seen by trying again."""
+        worker = self._workers.facts(worker_id)
+        if worker is None:
+            raise NotFound()
+        if worker.status == "draining":
+            return ClaimAnswer(tasks=[], reason="draining")
+        free = worker.max_agents - worker.active_leases
+        if not worker.claims or free <= 0:
+            return ClaimAnswer(tasks=[], reason="at_capacity" if worker.claims else "none")
+        agents = self._agents.eligible(
+            worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=agent_ids
+        )
+        if not agents:
+            return ClaimAnswer(tasks=[], reason="none")
+        claims: list[Claim] = []
+        undo = Undo()
+        try:
+            claims = self._lease(worker, self._choose(worker, agents, min(max_tasks, free)))
+        except _SlotTaken:
+            undo()
+            if tries > 1:
+                return self.claim(worker_id, max_tasks=max_tasks, agent_ids=agent_ids, tries=tries - 1)
+        undo.release()
+        return ClaimAnswer(tasks=claims, reason="ok" if claims else "none")
+
+    def claimable(self, worker_id: str, *, limit: int) -> list[str]:
+        """Ids of what a claim would take now, in order: the first of each queue that the worker may serve."""
+        worker = self._workers.facts(worker_id)
+        if worker is None:
+            raise NotFound()
+        if not worker.claims:
+            return []
+        agents = self._agents.eligible(worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=None)
+        return queues.first_of(queues.served(agents, worker), limit=limit) if agents else []
+
+    # -- choosing
+
+    def _choose(self, worker: WorkerFacts, agents: Sequence[AgentFacts], wanted: int) -> list[tuple[Row, AgentFacts]]:
+        served = queues.served(agents, worker)
+        room = Counter({agent.id: agent.max_concurrent_tasks - agent.active_tasks for agent in agents})
+        heavy = self._heavy_requesters()
+        chosen: list[tuple[Row, AgentFacts]] = []
+        tries = 0
+        while len(chosen) < wanted and tries < wanted + 8:
+            tries += 1
+            open_queues = {name: [agent for agent in each if room[agent.id] > 0] for name, each in served.items()}
+            names = [name for name, each in open_queues.items() if each]
+            found = self._first(names, heavy)
+            if found is None:
+                break
+            row, queue = found
+            if not self._is_active(row.created_by):
+                _HOLD.run({"user": row.created_by})
+                continue
+            agent = min(open_queues[queue], key=lambda each: each.max_concurrent_tasks - room[each.id])
+            move(row, "assigned", event=TaskAssigned, **self._assigned(row, worker, agent))
+            room[agent.id] -= 1
+            chosen.append((row, agent))
+        return chosen
+
+    def _first(self, names: list[str], heavy: list[str]) -> tuple[Row, str] | None:
+        """The first task in claim order that nobody else is taking."""
+        for without in [heavy, []] if heavy else [[]]:
+            for task_id, queue in queues.heads(names, limit=8, without=without):
+                row = queues.take(task_id, queue, exactly=bool(without))
+                if row is not None:
+                    return row, queue
+        return None
+
+    def _heavy_requesters(self) -> list[str]:
+        """Who has more than `tasks.fair_share` of the running tasks."""
+        share = self._settings.get(declared.FAIR_SHARE)
+        if share >= 1:
+            return []
+        running = {user: n for user, n in _RUNNING_BY.rows({}) if user is not None}
+        total = sum(running.values())
+        return [user for user, n in running.items() if n > share * total] if len(running) else []
+
+    def _is_active(self, user_id: str | None) -> bool:
+        if user_id is None:
+            return True
+        try:
+            return self._accounts.get(user_id).is_active
+        except NotFound:
+            return False
+
+    def _assigned(self, row: Row, worker: WorkerFacts, agent: AgentFacts) -> dict[str, Any]:
+        return {
+            "fence": row.fence + 1,
+            "lease_id": new_id(),
+            "assigned_agent_id": agent.id,
+            "worker_id": worker.id,
+            "assigned_at": clock.now(),
+            "queue": None,
+            "queue_until": None,
+            "rank_at": None,
+        }
+
+    # -- leasing
+
+    def _lease(self, worker: WorkerFacts, chosen: list[tuple[Row, AgentFacts]]) -> list[Claim]:
+        """Take the slots, agents first, in the order in which everybody takes them."""
+        for agent_id in sorted(agent.id for _, agent in chosen):
+            if not self._agents.lease_started(agent_id):
+                raise _SlotTaken
+        for _ in chosen:
+            if not self._workers.lease_started(worker.id):
+                raise _SlotTaken
+        return [self._ledger(worker, row, agent) for row, agent in chosen]
+
+    def _ledger(self, worker: WorkerFacts, row: Row, agent: AgentFacts) -> Claim:
+        assert row.lease_id is not None
+        token = TOKEN_PREFIX + secrets.token_urlsafe(32)
+        now = clock.now()
+        policy = declared.stall_policy(self._settings, row.stall_policy, agent.stall_policy)
+        retry = declared.retry_policy(self._settings, row.retry_policy, agent.retry_policy)
+        model = self._offers.model(agent)
+        values: dict[str, Any] = {
+            "id": new_id(), "task_id": row.id, "fence": row.fence, "n": row.attempt if row.resuming else row.attempt + 1,
+            "status": "assigned", "worker_id": worker.id, "agent_id": agent.id, "agent_version": agent.version, "model": model,
+            "requester_id": row.created_by, "lease_id": row.lease_id, "token_hash": token_hash(token),
+            "lease_until": self._moves.lease_until(), "ack_until": clock.now(self._settings.get(declared.ACK_SECONDS)),
+            "last_activity_at": now, "stall_seconds": policy.stall_seconds, "loop_repeats": policy.loop_repeats,
+            "stall_action": policy.action, "created_at": now,
+        }  # fmt: skip
+        _INSERT.run({**_NEW_ATTEMPT, **values})
+        if retry.max_attempts != row.max_attempts:
+            Task.update(max_attempts=retry.max_attempts).where(Task.id == row.id).execute()
+        return self._offers.claim(
+            row, agent, model=model, token=token, expires_at=values["lease_until"], attempt=values["n"]
+        )
+
+
+_NEW_ATTEMPT: dict[str, Any] = {
+    field.name: field.default if not callable(field.default) else None
+    for field in Attempt._meta.sorted_fields
+    if field.name not in ("checkpoint", "result", "error")
+}

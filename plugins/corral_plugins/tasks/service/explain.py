@@ -1,0 +1,250 @@
+"""Why a task runs or not: the conditions of a claim, one by one, by the same predicates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from corral import clock
+from corral.auth.accounts import Accounts
+from corral.auth.principal import Principal
+from corral.errors import NotFound
+from corral_plugins.agents.api import AgentFacts, Agents
+from corral_plugins.llm.api import LLM
+from corral_plugins.tasks.models import TERMINAL, Attempt, Dependency, Task
+from corral_plugins.tasks.service import queues, rows
+from corral_plugins.tasks.service.catalogue import ATTEMPT_COLUMNS, attempt_view, readable
+from corral_plugins.tasks.service.rows import Row
+from corral_plugins.tasks.shapes import AttemptView, Condition, Explanation
+from corral_plugins.workers.api import WorkerFacts, Workers
+
+ATTEMPTS = 100
+
+
+class Explanations:
+    """Joins the caller's unit."""
+
+    llm: LLM | None
+
+    def __init__(self, agents: Agents, workers: Workers, accounts: Accounts) -> None:
+        self._agents, self._workers, self._accounts = agents, workers, accounts
+
+    def explain(self, task_id: str, caller: Principal) -> Explanation:
+        """See the page of the task; `claimable` means that a claim would take it now."""
+        row = readable(task_id, caller)
+        attempts = self._attempts(row.id)
+        if row.status in TERMINAL:
+            return Explanation(
+                status=row.status, claimable=False, summary=_ending(row, attempts), conditions=[], attempts=attempts
+            )
+        if row.lease_id is not None:
+            told = (
+                f"It is {row.status}: attempt {attempts[-1].n} on worker {row.worker_id}."
+                if attempts
+                else "It is leased."
+            )
+            return Explanation(status=row.status, claimable=False, summary=told, conditions=[], attempts=attempts)
+        conditions = self._conditions(row)
+        false = [each for each in conditions if not each.ok]
+        summary = "A worker will claim it at once." if not false else " ".join(each.detail for each in false[:3])
+        return Explanation(
+            status=row.status, claimable=not false, summary=summary, conditions=conditions, attempts=attempts
+        )
+
+    @staticmethod
+    def _attempts(task_id: str) -> list[AttemptView]:
+        found = (
+            Attempt.select(*ATTEMPT_COLUMNS)
+            .where(Attempt.task_id == task_id)
+            .order_by(Attempt.fence.desc())
+            .limit(ATTEMPTS)
+        )
+        return [attempt_view(each) for each in found][::-1]
+
+    def _conditions(self, row: Row) -> list[Condition]:
+        agent = self._agents.facts(row.agent_id) if row.agent_id is not None else None
+        fleet = self._workers.fleet()
+        found = [_dependencies(row), _available(row), self._requester(row)]
+        if row.waiting_kind is not None:
+            told = f"It waits for {row.waiting_kind}."
+            found.append(_no("waiting_for", told, "Give the answer.", f"/tasks/{row.id}/{row.waiting_kind}"))
+        candidates, about = self._about_agents(row, agent, fleet)
+        found += about
+        found += self._about_workers(row, agent, candidates, fleet)
+        return found
+
+    def _requester(self, row: Row) -> Condition:
+        try:
+            is_active = row.created_by is None or self._accounts.get(row.created_by).is_active
+        except NotFound:
+            is_active = False
+        if is_active:
+            return _yes("requester_active", "Its requester is active.")
+        return _no(
+            "requester_active",
+            "Its requester is deactivated.",
+            "Activate the account.",
+            f"/admin/users/{row.created_by}",
+        )
+
+    # -- agents
+
+    def _about_agents(
+        self, row: Row, agent: AgentFacts | None, fleet: Sequence[WorkerFacts]
+    ) -> tuple[list[AgentFacts], list[Condition]]:
+        """The agents that may run it, and what is true of them."""
+        if row.agent_id is not None:
+            if agent is None:
+                return [], [
+                    _no("agent_exists", "Its agent does not exist any more.", "Name another agent.", f"/tasks/{row.id}")
+                ]
+            return [agent], [_yes("agent_exists", f"Its agent is {agent.name}."), *self._one_agent(row, agent)]
+        if row.agent_role is not None and not self._agents.any_with_role(row.agent_role):
+            return [], [_no("agent_exists", f"No agent has the role {row.agent_role}.", "Create one.", "/agents")]
+        agents: dict[str, AgentFacts] = {}
+        for worker in fleet:
+            for each in self._agents.eligible(
+                worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=None
+            ):
+                if row.agent_role in (None, each.role):
+                    agents[each.id] = each
+        if not agents and fleet:
+            who = f"agent of role {row.agent_role}" if row.agent_role is not None else "agent"
+            return [], [_no("agent_started", f"No {who} is started with a free slot.", "Start one.", "/agents")]
+        tools = rows.parsed(row.required_tools)
+        able = [each for each in agents.values() if queues.has_tools(each.enabled_tools, tools)]
+        if agents and not able:
+            return [], [_tools(tools, "None of the started agents may use", "/agents")]
+        return able, []
+
+    def _one_agent(self, row: Row, agent: AgentFacts) -> list[Condition]:
+        href = f"/agents/{agent.id}"
+        tools = queues.missing_tools(agent.enabled_tools, rows.parsed(row.required_tools))
+        found = []
+        if agent.status in ("offline", "error", "draining"):
+            found.append(_no("agent_started", f"Its agent is {agent.status}.", "Start it.", f"{href}/start"))
+        else:
+            found.append(_yes("agent_started", "Its agent is started."))
+        if agent.status == "paused":
+            why = agent.status_reason or "paused"
+            found.append(_no("agent_paused", f"Its agent is paused ({why}).", "Resume it.", f"{href}/resume"))
+        else:
+            found.append(_yes("agent_paused", "Its agent is not paused."))
+        if agent.claims and agent.active_tasks >= agent.max_concurrent_tasks:
+            told = f"Its agent runs {agent.active_tasks} of {agent.max_concurrent_tasks} tasks."
+            found.append(_no("agent_capacity", told, "Wait, or raise max_concurrent_tasks.", href))
+        else:
+            found.append(_yes("agent_capacity", "Its agent has a free slot."))
+        found.append(
+            _tools(tools, "Its agent may not use", href)
+            if tools
+            else _yes("tools_enabled", "Its agent may use its tools.")
+        )
+        found.append(self._provider(agent))
+        return found
+
+    def _provider(self, agent: AgentFacts) -> Condition:
+        if self.llm is None:
+            return _yes("provider_configured", "No gateway is active; the worker brings its own model.")
+        provider = agent.llm_provider or self.llm.default_model().partition("/")[0]
+        if self.llm.is_configured(provider):
+            return _yes("provider_configured", f"{provider} is configured.")
+        return _no("provider_configured", f"{provider} is not configured.", "Configure it.", "/llm/providers")
+
+    # -- workers
+
+    def _about_workers(
+        self, row: Row, agent: AgentFacts | None, candidates: Sequence[AgentFacts], fleet: Sequence[WorkerFacts]
+    ) -> list[Condition]:
+        """The first thing that keeps every worker from it: approval, presence, selector, tools, capacity, in this order."""
+        if agent is not None and agent.worker_id is not None:
+            bound = self._workers.facts(agent.worker_id)
+            if bound is None or not bound.is_approved:
+                told = (
+                    "The worker of its agent is not approved." if bound else "The worker of its agent does not exist."
+                )
+                return [_no("worker_approved", told, "Approve it.", f"/admin/workers/{agent.worker_id}/approve")]
+            fleet = [worker for worker in fleet if worker.id == bound.id]
+        if not fleet:
+            return self._nobody()
+        found = [_yes("worker_approved", "A worker is approved."), _yes("worker_online", "A worker is online.")]
+        chosen = [worker for worker in fleet if not candidates or any(_selects(each, worker) for each in candidates)]
+        found.append(
+            _yes("worker_selector", "A worker matches the agent's selector.") if chosen
+            else _no("worker_selector", "No worker online matches the agent's selector.", "Change it.", "/admin/workers")
+        )  # fmt: skip
+        tools = rows.parsed(row.required_tools)
+        able = [worker for worker in chosen if not worker.tools or queues.has_tools(worker.tools, tools)]
+        if chosen:
+            found.append(
+                _yes("worker_tools", "A worker has its tools.") if able
+                else _no("worker_tools", f"No worker online offers {', '.join(tools)}.", "Start one that does.", "/admin/workers")
+            )  # fmt: skip
+        if able:
+            free = any(worker.active_leases < worker.max_agents and worker.claims for worker in able)
+            found.append(
+                _yes("worker_capacity", "A worker has a free place.") if free
+                else _no("worker_capacity", "Every worker that could run it is full.", "Wait, or add a worker.", "/admin/workers")
+            )  # fmt: skip
+        return found
+
+    def _nobody(self) -> list[Condition]:
+        """No approved worker is online: because none is there, or because none is approved."""
+        if self._workers.has_unapproved():
+            return [
+                _no(
+                    "worker_approved", "A worker has registered, but none is approved.", "Approve it.", "/admin/workers"
+                )
+            ]
+        return [_no("worker_online", "No worker is online.", "Start one: corral worker.", "/admin/workers")]
+
+
+def _selects(agent: AgentFacts, worker: WorkerFacts) -> bool:
+    """The selector of the claim."""
+    if agent.worker_id is not None:
+        return agent.worker_id == worker.id
+    if agent.worker_group is not None and agent.worker_group != worker.group:
+        return False
+    return all(worker.labels.get(name) == value for name, value in agent.worker_labels.items())
+
+
+def _dependencies(row: Row) -> Condition:
+    if row.status != "blocked":
+        return _yes("dependencies", "It waits for no other task.")
+    found = (
+        Task.select(Task.id, Task.status).join(Dependency, on=(Task.id == Dependency.needs_id))
+        .where((Dependency.task_id == row.id) & (Task.status != "completed")).limit(5).tuples()
+    )  # fmt: skip
+    names = ", ".join(f"{task_id} ({status})" for task_id, status in found)
+    return _no(
+        "dependencies", f"It waits for {names}.", "Complete these tasks, or change depends_on.", f"/tasks/{row.id}"
+    )
+
+
+def _available(row: Row) -> Condition:
+    if row.status != "pending" or row.available_at <= clock.now():
+        return _yes("available_at", "Its time has come.")
+    error = rows.parsed(row.error)
+    why = f" after {error['type']}" if error else ""
+    return _no("available_at", f"It is not tried before {row.available_at}{why}.", "Wait.", None)
+
+
+def _tools(tools: Sequence[str], who: str, href: str) -> Condition:
+    return _no("tools_enabled", f"{who} {', '.join(tools)}.", "Enable the tools.", href)
+
+
+def _yes(code: str, detail: str) -> Condition:
+    return Condition(code=code, ok=True, detail=detail)
+
+
+def _no(code: str, detail: str, unblock: str, href: str | None) -> Condition:
+    return Condition(code=code, ok=False, detail=detail, unblock=unblock, href=f"/api/v1{href}" if href else None)
+
+
+def _ending(row: Row, attempts: Sequence[AttemptView]) -> str:
+    times = f"{row.attempt} attempt{'' if row.attempt == 1 else 's'}"
+    if row.status == "completed":
+        return f"Completed after {times}."
+    if row.status == "cancelled":
+        return f"Cancelled ({row.cancel_kind or 'user'}){': ' + row.cancel_reason if row.cancel_reason else ''}."
+    error = rows.parsed(row.error) or {}
+    return f"Failed after {times}: {error.get('type')}: {error.get('message')}"

@@ -1,0 +1,164 @@
+"""What workers, agents and the gateway ask of leases: renewals, revocations, signals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from corral import clock
+from corral.database.statement import Statement
+from corral_plugins.tasks.api import LeaseRef, LeaseState, LeaseView, QueueFigures, Signal
+from corral_plugins.tasks.models import PRIORITIES, Attempt, SignalRow, Task
+from corral_plugins.tasks.service import rows, tallies
+from corral_plugins.tasks.service.moves import Moves
+from corral_plugins.tasks.service.outcomes import Outcomes
+from corral_plugins.tasks.service.rows import Ledger
+
+SIGNALS = 200
+
+_RENEW = Statement(
+    lambda p: (
+        Attempt.update({Attempt.lease_until: p("until")})
+        .where((Attempt.lease_id == p("lease")) & (Attempt.worker_id == p("worker")) & Attempt.finished_at.is_null())
+        .returning(Attempt.task_id, Attempt.cancel_until)
+    )
+)
+_RENEW_ONE = Statement(
+    lambda p: Attempt.update(
+        {Attempt.lease_until: p("until"), Attempt.last_activity_at: p("now"), Attempt.stalled: False}
+    ).where((Attempt.lease_id == p("lease")) & (Attempt.task_id == p("task")) & Attempt.finished_at.is_null())
+)
+_LIVE_LEASE = Statement(
+    lambda p: (
+        Attempt.select(Attempt.task_id, Attempt.lease_id, Attempt.agent_id, Attempt.created_at, Attempt.lease_until)
+        .where((Attempt.lease_id == p("lease")) & (Attempt.task_id == p("task")) & Attempt.finished_at.is_null())
+        .tuples()
+    )
+)
+_SIGNALS = Statement(
+    lambda p: (
+        SignalRow.select(SignalRow.seq, SignalRow.task_id, SignalRow.lease_id, SignalRow.state)
+        .where((SignalRow.worker_id == p("worker")) & (SignalRow.seq > p("after")))
+        .order_by(SignalRow.seq)
+        .limit(SIGNALS)
+        .tuples()
+    )
+)
+_OLDEST = Statement(
+    lambda p: Task.select(Task.queued_at).where(rows.PENDING).order_by(Task.queued_at).limit(1).tuples()
+)
+
+
+class Fleet:
+    """Joins the caller's unit."""
+
+    def __init__(self, moves: Moves, outcomes: Outcomes) -> None:
+        self._moves, self._outcomes = moves, outcomes
+
+    def renew(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
+        """Renew those that are live; the others are lost."""
+        until = self._moves.lease_until()
+        states = []
+        for lease in sorted(leases, key=lambda each: each.lease_id):
+            found = _RENEW.rows({"until": until, "lease": lease.lease_id.lower(), "worker": worker_id})
+            if not found or found[0][0] != lease.task_id.lower():
+                states.append(LeaseState(task_id=lease.task_id, lease_id=lease.lease_id, state="lost", expires_at=None))
+                continue
+            row = rows.find(found[0][0]) if found[0][1] is not None else None
+            states.append(
+                LeaseState(
+                    task_id=lease.task_id,
+                    lease_id=lease.lease_id,
+                    state="ok" if row is None else "cancel_requested",
+                    expires_at=until,
+                    reason=None if row is None else row.cancel_kind,
+                )
+            )
+        return states
+
+    def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
+        """The lease if it is live."""
+        found = _LIVE_LEASE.one({"task": task_id, "lease": lease_id})
+        return None if found is None else LeaseView(
+            task_id=found[0], lease_id=found[1], agent_id=found[2], since=found[3], expires_at=found[4]
+        )  # fmt: skip
+
+    def renew_one(self, task_id: str, lease_id: str) -> None:
+        """A sign of life of the run."""
+        _RENEW_ONE.run({"until": self._moves.lease_until(), "now": clock.now(), "lease": lease_id, "task": task_id})
+
+    def leases_of_worker(self, worker_id: str) -> list[LeaseView]:
+        """Its live leases, oldest first."""
+        found = (
+            Attempt.select(Attempt.task_id, Attempt.lease_id, Attempt.agent_id, Attempt.created_at, Attempt.lease_until)
+            .where((Attempt.worker_id == worker_id) & Attempt.finished_at.is_null())
+            .order_by(Attempt.created_at)
+            .limit(1000)
+            .tuples()
+        )
+        return [
+            LeaseView(task_id=row[0], lease_id=row[1], agent_id=row[2], since=row[3], expires_at=row[4])
+            for row in found
+        ]
+
+    def signals(self, worker_id: str, *, after: int) -> list[Signal]:
+        """What the worker has to hear."""
+        found = _SIGNALS.rows({"worker": worker_id, "after": after})
+        return [Signal(seq=row[0], task_id=row[1], lease_id=row[2], state=row[3]) for row in found]
+
+    def live_tasks(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
+        """Tasks under a live lease, by agent."""
+        tasks: dict[str, list[str]] = {agent_id: [] for agent_id in agent_ids}
+        found = (
+            Attempt.select(Attempt.agent_id, Attempt.task_id)
+            .where(Attempt.agent_id.in_(list(agent_ids)) & Attempt.finished_at.is_null())
+            .order_by(Attempt.created_at)
+            .tuples()
+        )
+        for agent_id, task_id in found if agent_ids else ():
+            tasks[agent_id].append(task_id)
+        return tasks
+
+    def queue_figures(self) -> QueueFigures:
+        """How much waits."""
+        counts = tallies.matrix()
+        depth = sum(counts[("pending", priority)] for priority in range(len(PRIORITIES)))
+        return QueueFigures(depth=depth, oldest_pending_ms=oldest_pending_ms())
+
+    # -- revocation
+
+    def release_worker(self, worker_id: str, *, reason: str) -> int:
+        """End all leases of a worker; no attempt is used."""
+        return len(self._release(Attempt.worker_id == worker_id, reason, lambda row, attempt: None))
+
+    def release_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
+        """End all leases of an agent: back to the queue, or cancelled."""
+
+        def end(row: rows.Row, attempt: Ledger) -> None:
+            if cancel and row.status != "cancelling":
+                self._outcomes.cancelled(row, attempt, kind="user", reason=reason, by="agent_stopped")
+
+        return self._release(Attempt.agent_id == agent_id, reason, end)
+
+    def _release(self, which: Any, reason: str, end: Callable[[rows.Row, Ledger], None]) -> list[str]:
+        """Lock all tasks first, in one order; then end their leases."""
+        live = rows.attempts(which, 1000)
+        held = [(rows.lock(attempt.task_id), attempt) for attempt in live]
+        released = []
+        for row, attempt in held:
+            if row.lease_id != attempt.lease_id:  # it ended while we waited for the lock
+                continue
+            end(row, attempt)
+            if row.status == "cancelling":
+                self._outcomes.settle(row, attempt, by=reason)
+            elif row.lease_id is not None:
+                self._outcomes.unlease(row, attempt, ledger="released", by=reason)
+            self._moves.signal(attempt, "lost")
+            released.append(row.id)
+        return released
+
+
+def oldest_pending_ms() -> int | None:
+    """How long the oldest pending task has been waiting for a worker."""
+    found = _OLDEST.one({})
+    return None if found is None or found[0] is None else clock.elapsed_ms(found[0], clock.now())

@@ -1,0 +1,304 @@
+"""The calls of a worker on the lease it holds. Each compares the lease first: a stale one has no effect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Unavailable
+from corral.http.answers import Encoded
+from corral.ids import new_id
+from corral.schema import check_user_schema
+from corral_plugins.tasks.api import Usage
+from corral_plugins.tasks.events import TaskProgressed, TaskStalled, TaskStarted, TaskWaiting
+from corral_plugins.tasks.service import rows, tallies, views
+from corral_plugins.tasks.service.moves import NOT_CANCELLED, Moves, move, tell
+from corral_plugins.tasks.service.outcomes import Outcomes
+from corral_plugins.tasks.service.rows import Ledger, Row
+from corral_plugins.tasks.shapes import (
+    Cancelled,
+    Checkpoint,
+    CheckpointTaken,
+    Complete,
+    Fail,
+    Progress,
+    Release,
+    Renewed,
+    Started,
+    WaitFor,
+)
+
+REPORTS = ("complete", "fail", "wait", "release", "cancelled")
+STATE_LIMIT, RESULT_LIMIT = 1024 * 1024, 256 * 1024
+
+
+def lost() -> Conflict:
+    """The answer to a lease that is not the live one."""
+    return Conflict("This lease is not the live one: stop, and discard what the run made.", code="lease_lost")
+
+
+class Leases:
+    """Joins the caller's unit. `lease_id` is what the call named; the caller must hold it."""
+
+    def __init__(self, moves: Moves, outcomes: Outcomes) -> None:
+        self._moves, self._outcomes, self._settings = moves, outcomes, moves.settings
+
+    # -- who holds what
+
+    def held(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[Row, Ledger]:
+        """The locked task and its live attempt; `lease_lost` otherwise."""
+        row, attempt = self._found(task_id, lease_id, by)
+        if attempt.finished_at is not None or row.lease_id != attempt.lease_id:
+            raise lost()
+        return row, attempt
+
+    def _found(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[Row, Ledger]:
+        """The locked task and the attempt of a lease, live or not. 403 for somebody else's lease."""
+        row = rows.lock(task_id)
+        attempt = rows.of_lease(lease_id) if lease_id is not None else None
+        if attempt is None or attempt.task_id != task_id:
+            raise lost()
+        if by.worker_id != attempt.worker_id and by.lease_id != attempt.lease_id:
+            raise Forbidden("This lease is held by another worker.")
+        return row, attempt
+
+    def _reported(self, task_id: str, lease_id: str | None, by: Principal, call: str) -> tuple[Row, Ledger, bool]:
+        """For calls that end a lease: the task, its attempt, and whether this very call ended it before."""
+        row, attempt = self._found(task_id, lease_id, by)
+        if attempt.finished_at is None and row.lease_id == attempt.lease_id:
+            self._moves.workers.alive(attempt.worker_id)
+            return row, attempt, False
+        if attempt.ended_by == call:
+            return row, attempt, True
+        if attempt.ended_by in REPORTS:
+            raise Conflict(
+                f"This lease ended with {attempt.ended_by} already.", code="task_terminal", current_status=row.status
+            )
+        raise lost()
+
+    # -- a run
+
+    def start(self, task_id: str, lease_id: str | None, by: Principal) -> Started:
+        """`assigned` becomes `running`; a repeat answers the same."""
+        row, attempt = self.held(task_id, lease_id, by)
+        until, now = self._moves.lease_until(), clock.now()
+        if row.status == "assigned":
+            counted = not row.resuming
+            used = 0 if counted else row.used_ms
+            queue_ms = clock.elapsed_ms(row.queued_at or row.created_at, now)
+            move(
+                row, "running", event=TaskStarted, attempt=row.attempt + 1 if counted else row.attempt, started_at=now,
+                resuming=False, used_ms=used,
+            )  # fmt: skip
+            rows.change_attempt(
+                attempt, status="running", started_at=now, ack_until=None, lease_until=until, counted=counted, n=row.attempt,
+                resumed=not counted, last_activity_at=now, timeout_at=clock.now(row.timeout_seconds - used / 1000),
+            )  # fmt: skip
+            tallies.started(queue_ms)
+        else:
+            rows.change_attempt(attempt, lease_until=until)
+        self._moves.workers.alive(attempt.worker_id)
+        return Started(status=row.status, attempt=row.attempt, expires_at=until)
+
+    def progress(self, task_id: str, lease_id: str | None, told: Progress, by: Principal) -> Renewed:
+        """Renew the lease and keep the progress."""
+        row, attempt = self._running(task_id, lease_id, by)
+        now = clock.now()
+        changes: dict[str, Any] = self._usage(attempt, told.usage, row)
+        if told.percent is not None or told.message is not None:
+            changes["progress"] = {"percent": told.percent, "message": told.message, "updated_at": now}
+        if changes:
+            rows.change(row, changes)
+        self._renew(attempt, **self._signature(row, attempt, told.signature))
+        if "progress" in changes and (attempt.progress_event_at or "") <= clock.now(-1):
+            rows.change_attempt(attempt, progress_event_at=now)
+            tell(TaskProgressed, row, row.status, progress=changes["progress"])
+        self._moves.workers.alive(attempt.worker_id)
+        return Renewed(state=state_of(row), expires_at=attempt.lease_until)
+
+    def _running(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[Row, Ledger]:
+        row, attempt = self.held(task_id, lease_id, by)
+        if row.status == "assigned":
+            raise Conflict("Start the task first.", current_status=row.status)
+        return row, attempt
+
+    def _renew(self, attempt: Ledger, **changes: Any) -> None:
+        rows.change_attempt(
+            attempt, lease_until=self._moves.lease_until(), last_activity_at=clock.now(), stalled=False, **changes
+        )
+
+    def _signature(self, row: Row, attempt: Ledger, signature: str | None) -> dict[str, Any]:
+        """Count equal steps in a row; so many of them are a loop."""
+        if signature is None:
+            return {}
+        count = attempt.signature_count + 1 if signature == attempt.signature else 1
+        if count == attempt.loop_repeats and row.status == "running":
+            self.stalled(row, attempt, "loop")
+        return {"signature": signature, "signature_count": count}
+
+    def stalled(self, row: Row, attempt: Ledger, kind: str) -> None:
+        """A run is idle or in a loop: say so, and do what the policy wants."""
+        tell(TaskStalled, row, row.status, kind=kind, idle_ms=clock.elapsed_ms(attempt.last_activity_at, clock.now()))
+        if attempt.stall_action != "notify":
+            why = "It repeats itself." if kind == "loop" else "It made no progress."
+            self._outcomes.stop(row, kind="stalled", reason=why)
+
+    def checkpoint(self, task_id: str, lease_id: str | None, told: Checkpoint, by: Principal) -> CheckpointTaken:
+        """Keep what the next attempt goes on from; a smaller step than the stored one is ignored."""
+        row, attempt = self._running(task_id, lease_id, by)
+        self._keep(row, attempt, told)
+        self._renew(attempt)
+        self._moves.workers.alive(attempt.worker_id)
+        return CheckpointTaken(step=attempt.checkpoint_step or 0)
+
+    def _keep(self, row: Row, attempt: Ledger, told: Checkpoint) -> None:
+        if attempt.checkpoint_step is not None and told.step < attempt.checkpoint_step:
+            return
+        text = as_json({"step": told.step, "state": told.state}, STATE_LIMIT + 200, "/state")
+        rows.change_attempt(attempt, checkpoint=text, checkpoint_step=told.step)
+        if row.resume is not None:  # the checkpoint holds it from now on
+            rows.change(row, {"resume": None})
+
+    # -- its end
+
+    def complete(self, task_id: str, lease_id: str | None, told: Complete, by: Principal) -> Encoded:
+        """The run has a result; while the task is being cancelled it is only kept on the attempt."""
+        row, attempt, again = self._reported(task_id, lease_id, by, "complete")
+        if not again:
+            self._must_run(row, "completed")
+            result = as_json(told.result, RESULT_LIMIT, "/result")
+            self._record(row, attempt, told.usage)
+            if row.status == "cancelling":
+                self._outcomes.settle(row, attempt, by="complete", kept=result)
+            else:
+                artifacts = None if isinstance(told.artifacts, msgspec.UnsetType) else told.artifacts
+                self._outcomes.complete(row, attempt, result=result, artifacts=artifacts, by="complete")
+        return views.answer(row.id, row.version)
+
+    def fail(self, task_id: str, lease_id: str | None, told: Fail, by: Principal) -> Encoded:
+        """The run failed."""
+        row, attempt, again = self._reported(task_id, lease_id, by, "fail")
+        if not again:
+            self._record(row, attempt, told.usage)
+            if row.status == "cancelling":
+                self._outcomes.settle(row, attempt, by="fail")
+            elif row.status == "assigned":  # it never started: that used no attempt
+                self._outcomes.unlease(row, attempt, ledger="released", by="fail")
+            else:
+                self._outcomes.fail(
+                    row, attempt, "error", told.error.type, told.error.message, retryable=told.retryable, by="fail"
+                )
+        return views.answer(row.id, row.version)
+
+    def wait(self, task_id: str, lease_id: str | None, told: WaitFor, by: Principal) -> Encoded:
+        """The run needs a person: the lease and the clocks end until the answer is there."""
+        row, attempt, again = self._reported(task_id, lease_id, by, "wait")
+        if again:
+            return views.answer(row.id, row.version)
+        asked = told.input
+        if asked is None and told.approval is None and told.approval_id is None:
+            raise Invalid.at("/input", "required", "One of approval, approval_id and input is required.")
+        if asked is None:
+            raise Unavailable(
+                "Approvals need the plugin approvals, which is not active.", code="plugin_disabled", retry_after=60
+            )
+        if told.approval is not None or told.approval_id is not None:
+            raise Invalid.at("/approval", "not_allowed", "Give one of approval, approval_id and input.")
+        if asked.schema is not None:
+            check_user_schema(asked.schema, pointer_prefix="/input/schema")
+        self._must_run(row, "made to wait")
+        if told.checkpoint is not None:
+            self._keep(row, attempt, told.checkpoint)
+        if row.status == "cancelling":
+            self._outcomes.settle(row, attempt, by="wait")
+            return views.answer(row.id, row.version)
+        now = clock.now()
+        until = clock.now(asked.expires_in_seconds) if asked.expires_in_seconds is not None else None
+        waiting_for = {"kind": "input", "id": new_id(), "since": now, "prompt": asked.prompt, "schema": asked.schema,
+                       "expires_at": until}  # fmt: skip
+        self._moves.off_lease(
+            row, attempt, "waiting", ledger="waiting", by="wait", event=TaskWaiting, named={"waiting_for": waiting_for},
+            waiting_for=waiting_for, waiting_kind="input", waiting_until=until, resuming=True,
+            used_ms=row.used_ms + clock.elapsed_ms(row.started_at or now, now), **NOT_CANCELLED,
+        )  # fmt: skip
+        return views.answer(row.id, row.version)
+
+    def release(self, task_id: str, lease_id: str | None, told: Release, by: Principal) -> Encoded:
+        """The worker gives the task back; no attempt is used."""
+        row, attempt, again = self._reported(task_id, lease_id, by, "release")
+        if not again:
+            if row.status == "cancelling":
+                self._outcomes.settle(row, attempt, by="release")
+            else:
+                self._outcomes.unlease(row, attempt, ledger="released", by="release")
+        return views.answer(row.id, row.version)
+
+    def cancelled(self, task_id: str, lease_id: str | None, told: Cancelled, by: Principal) -> Encoded:
+        """The worker has ended a run that it was asked to end."""
+        row, attempt, again = self._reported(task_id, lease_id, by, "cancelled")
+        if not again:
+            if row.status != "cancelling":
+                raise Conflict("Nobody asked to cancel this task; release it instead.", current_status=row.status)
+            self._record(row, attempt, told.usage)
+            self._outcomes.settle(row, attempt, by="cancelled")
+        return views.answer(row.id, row.version)
+
+    @staticmethod
+    def _must_run(row: Row, what: str) -> None:
+        if row.status == "assigned":
+            raise Conflict(f"A task must be started before it is {what}.", current_status=row.status)
+
+    # -- usage
+
+    def stale_usage(self, task_id: str, lease_id: str | None, usage: Usage, by: Principal) -> None:
+        """What a lost lease has used was spent all the same; nothing else of a stale call counts."""
+        try:
+            row, attempt = self._found(task_id, lease_id, by)
+        except (Conflict, NotFound, Forbidden):
+            return
+        self._record(row, attempt, usage)
+
+    def _record(self, row: Row, attempt: Ledger, usage: Usage | None) -> None:
+        changes = self._usage(attempt, usage, row)
+        if changes:
+            rows.change(row, changes)
+
+    @staticmethod
+    def _usage(attempt: Ledger, usage: Usage | None, row: Row) -> dict[str, Any]:
+        """Keep the attempt's totals; the columns of the task that grow by what is new."""
+        if usage is None:
+            return {}
+        priced = not isinstance(usage.cost_usd, msgspec.UnsetType)
+        tokens = usage.input_tokens + usage.output_tokens
+        totals = {
+            "cost_micro": round(usage.cost_usd * 1e6)
+            if not isinstance(usage.cost_usd, msgspec.UnsetType)
+            else attempt.cost_micro,
+            "unpriced_tokens": attempt.unpriced_tokens if priced else tokens,
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "calls": usage.calls,
+        }
+        grown = {name: max(0, total - getattr(attempt, name)) for name, total in totals.items()}
+        grown = {name: more for name, more in grown.items() if more}
+        if not grown:
+            return {}
+        rows.add_usage(attempt, grown)
+        return {name: getattr(row, name) + n for name, n in grown.items()}
+
+
+def state_of(row: Row) -> str:
+    """What a worker is told in every reply."""
+    return "cancel_requested" if row.status == "cancelling" else "ok"
+
+
+def as_json(value: Any, limit: int, pointer: str) -> str:
+    """The JSON text of a value; `too_long` beyond `limit` bytes."""
+    data = msgspec.json.encode(value)
+    if len(data) > limit:
+        detail = f"at most {limit // 1024} KiB of JSON"
+        raise Invalid(f"{pointer} is too large: {detail}.", errors=[Fault(pointer, "too_long", detail)])
+    return data.decode()

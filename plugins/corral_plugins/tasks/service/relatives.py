@@ -1,0 +1,128 @@
+"""What the end of one task means for others: those that wait for it, and those that it made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from corral import clock
+from corral.database.statement import Statement
+from corral.jobs.job import enqueue
+from corral_plugins.tasks.events import TaskFailed, TaskUpdated
+from corral_plugins.tasks.models import TERMINAL, Dependency, Task
+from corral_plugins.tasks.service import rows, tallies
+from corral_plugins.tasks.service.moves import Moves, failure, move
+from corral_plugins.tasks.service.rows import ROW_COLUMNS, Row
+
+AT_ONCE = 200
+"""So many dependents or children are followed in one unit; a job follows the rest."""
+
+_DEPENDENTS = Statement(
+    lambda p: rows.locked(
+        Task.select(*ROW_COLUMNS)
+        .where(
+            (Task.status == "blocked")
+            & Task.id.in_(Dependency.select(Dependency.task_id).where(Dependency.needs_id == p("id")))
+        )
+        .order_by(Task.id)
+        .limit(AT_ONCE)
+    ).tuples()
+)
+_FAILED_BY = Statement(
+    lambda p: rows.locked(
+        Task.select(*ROW_COLUMNS)
+        .where(
+            (Task.status == "failed")
+            & (Task.failed_dependency_id == p("id"))
+            & Task.id.in_(Dependency.select(Dependency.task_id).where(Dependency.needs_id == p("id")))
+        )
+        .order_by(Task.id)
+        .limit(AT_ONCE)
+    ).tuples()
+)
+_HAS_DEPENDENTS = Statement(
+    lambda p: Dependency.select(Dependency.task_id).where(Dependency.needs_id == p("id")).limit(1).tuples()
+)
+_CHILDREN = Statement(
+    lambda p: rows.locked(
+        Task.select(*ROW_COLUMNS)
+        .where((Task.parent_task_id == p("id")) & Task.status.not_in(TERMINAL) & Task.cancel_requested_at.is_null())
+        .order_by(Task.id)
+        .limit(AT_ONCE)
+    ).tuples()
+)
+_OPEN_NEEDS = Statement(
+    lambda p: (
+        Dependency.select(Dependency.task_id)
+        .join(Task, on=(Task.id == Dependency.needs_id))
+        .where((Dependency.task_id == p("id")) & (Task.status != "completed"))
+        .limit(1)
+        .tuples()
+    )
+)
+
+
+class Relatives:
+    """Dependents and children. Rows are locked before they are judged, so that two ends at once cannot miss each other."""
+
+    def __init__(self, moves: Moves) -> None:
+        self._moves = moves
+
+    def unblock(self, task_id: str) -> None:
+        """A task was completed: what waited for it alone is pending now."""
+        if _HAS_DEPENDENTS.one({"id": task_id}) is None:
+            return
+        found = [Row(*row) for row in _DEPENDENTS.rows({"id": task_id})]
+        for dependent in found:
+            if _OPEN_NEEDS.one({"id": dependent.id}) is None:
+                available = max(dependent.available_at, clock.now())
+                move(dependent, "pending", event=TaskUpdated, **self._moves.queued(dependent, available_at=available))
+        if len(found) == AT_ONCE:
+            enqueue("tasks.unblock", task_id=task_id)
+
+    def fail_dependents(self, task_id: str) -> None:
+        """A task failed or was cancelled: what waits for it fails, and what waits for that."""
+        waiting, failed = [task_id], 0
+        while waiting:
+            needed = waiting.pop()
+            if _HAS_DEPENDENTS.one({"id": needed}) is None:
+                continue
+            for row in _DEPENDENTS.rows({"id": needed}):
+                dependent = Row(*row)
+                told = f"The task {needed}, which this one needs, did not complete."
+                error = failure("dependency_failed", "dependency_failed", told, retryable=False, attempt=0)
+                move(
+                    dependent, "failed", event=TaskFailed, named={"error": error}, error=error,
+                    finished_at=clock.now(), failed_dependency_id=needed,
+                )  # fmt: skip
+                tallies.ended(completed=False, duration_ms=None)
+                waiting.append(dependent.id)
+                failed += 1
+            if failed >= AT_ONCE:
+                for rest in [needed, *waiting]:
+                    enqueue("tasks.fail_dependents", task_id=rest)
+                return
+
+    def reblock(self, task_id: str) -> None:
+        """A task is tried again: what failed only because of it waits for it again, and what failed because of that."""
+        waiting, count = [task_id], 0
+        while waiting:
+            needed = waiting.pop()
+            if _HAS_DEPENDENTS.one({"id": needed}) is None:
+                continue
+            for row in _FAILED_BY.rows({"id": needed}):
+                dependent = Row(*row)
+                move(dependent, "blocked", event=TaskUpdated, error=None, finished_at=None, failed_dependency_id=None)
+                waiting.append(dependent.id)
+                count += 1
+            if count >= AT_ONCE:
+                for rest in [needed, *waiting]:
+                    enqueue("tasks.reblock", task_id=rest)
+                return
+
+    def each_child(self, task_id: str, act: Callable[[Row], None]) -> None:
+        """Do something with every child that has not ended and was not asked to."""
+        found = [Row(*row) for row in _CHILDREN.rows({"id": task_id})]
+        for child in found:
+            act(child)
+        if len(found) == AT_ONCE:
+            enqueue("tasks.cancel_children", task_id=task_id)

@@ -1,0 +1,110 @@
+"""The service `Tasks`: one door for other plugins to what the parts of this one do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from corral.auth.principal import Principal
+from corral.http.answers import ANY_VERSION
+from corral_plugins.tasks.api import (
+    DIRECT,
+    ClaimAnswer,
+    LeaseRef,
+    LeaseState,
+    LeaseView,
+    NewTask,
+    Origin,
+    QueueFigures,
+    Signal,
+)
+from corral_plugins.tasks.models import Task
+from corral_plugins.tasks.service import rows
+from corral_plugins.tasks.service.actions import Actions
+from corral_plugins.tasks.service.catalogue import readable
+from corral_plugins.tasks.service.claims import Claims
+from corral_plugins.tasks.service.creation import Creation
+from corral_plugins.tasks.service.fleet import Fleet
+from corral_plugins.tasks.service.moves import queue_key
+from corral_plugins.tasks.service.views import TaskView, Views
+
+
+class TasksService:
+    """Implements `corral_plugins.tasks.api.Tasks`."""
+
+    def __init__(self, creation: Creation, actions: Actions, claims: Claims, fleet: Fleet, views: Views) -> None:
+        self._creation, self._actions, self._claims, self._fleet, self._views = creation, actions, claims, fleet, views
+
+    def create(
+        self, new: NewTask, *, by: Principal, source: dict[str, Any] | None = None, origin: Origin = DIRECT
+    ) -> TaskView:
+        return _view(self._creation.create(new, by=by, source=source, origin=origin).body)
+
+    def get(self, task_id: str, *, by: Principal) -> TaskView:
+        readable(task_id, by)
+        return _view(self._views.one(task_id).body)
+
+    def cancel(self, task_id: str, *, by: Principal, reason: str | None = None) -> TaskView:
+        return _view(self._actions.cancel(task_id, by=by, reason=reason).body)
+
+    def reopen(self, task_id: str, *, by: Principal, source: str, reason: str | None = None) -> TaskView:
+        return _view(
+            self._actions.retry(task_id, ANY_VERSION, by=by, from_checkpoint=True, reason=reason, source=source).body
+        )
+
+    def resume(self, task_id: str, *, kind: str, given: dict[str, Any]) -> bool:
+        row = rows.lock(task_id)
+        if row.status != "waiting" or row.waiting_kind != kind:
+            return False
+        self._actions.resume(row, msgspec.json.encode(given).decode())
+        return True
+
+    def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimAnswer:
+        return self._claims.claim(worker_id, max_tasks=max_tasks, agent_ids=agent_ids)
+
+    def claimable(self, worker_id: str, *, limit: int) -> list[Any]:
+        ids = self._claims.claimable(worker_id, limit=limit)
+        return self._views.items([(task_id, 0) for task_id in ids])
+
+    def renew(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
+        return self._fleet.renew(worker_id, leases)
+
+    def leases_of_worker(self, worker_id: str) -> list[LeaseView]:
+        return self._fleet.leases_of_worker(worker_id)
+
+    def signals(self, worker_id: str, *, after: int) -> list[Signal]:
+        return self._fleet.signals(worker_id, after=after)
+
+    def release_worker(self, worker_id: str, *, reason: str) -> int:
+        return self._fleet.release_worker(worker_id, reason=reason)
+
+    def release_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
+        return self._fleet.release_agent(agent_id, cancel=cancel, reason=reason)
+
+    def detach_agent(self, agent_id: str) -> int:
+        """The tasks that wait for the agent are anybody's from now on."""
+        waiting = (Task.agent_id == agent_id) & Task.finished_at.is_null()
+        found = rows.tasks(waiting, 500)
+        for row in found:
+            key = queue_key(None, row.agent_role, rows.parsed(row.required_tools))
+            queue = key if row.queue == row.queue_key else row.queue
+            rows.change(row, {"agent_id": None, "queue_key": key, "queue": queue})
+        return len(found)
+
+    def live_tasks(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
+        return self._fleet.live_tasks(agent_ids)
+
+    def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
+        return self._fleet.live_lease(task_id, lease_id)
+
+    def renew_one(self, task_id: str, lease_id: str) -> None:
+        self._fleet.renew_one(task_id, lease_id)
+
+    def queue_figures(self) -> QueueFigures:
+        return self._fleet.queue_figures()
+
+
+def _view(body: bytes) -> TaskView:
+    return msgspec.json.decode(body, type=TaskView)

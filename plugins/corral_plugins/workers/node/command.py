@@ -1,0 +1,129 @@
+"""`corral worker`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from corral_plugins.workers.node.node import Node
+
+
+@click.command("worker")
+@click.option("--url", required=True, envvar="CORRAL_URL", help="address of the server: https://corral.example")
+@click.option("--name", help="unique name (default: the machine's)")
+@click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="for agents that choose workers; repeatable"
+)
+@click.option("--max-agents", type=click.IntRange(1, 1000), default=1, show_default=True, help="tasks at a time")
+@click.option(
+    "--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="file with the registration key (else CORRAL_WORKER_TOKEN)",
+)  # fmt: skip
+@click.option("--dir", "folder", type=click.Path(file_okay=False, path_type=Path), help="where it keeps its identity")
+@click.option("--drain-seconds", type=click.FloatRange(0, 600), default=30.0, hidden=True)
+@click.option("--until-stdin-closes", is_flag=True, hidden=True)
+def command(
+    url: str, name: str | None, labels: tuple[str, ...], max_agents: int, token_file: Path | None, folder: Path | None,
+    drain_seconds: float, until_stdin_closes: bool,
+) -> None:  # fmt: skip
+    """Do the tasks of a server. SIGTERM gives running tasks back and ends; a second one ends at once.
+
+    The registration key is used once; what it brings is kept in a folder of the worker's own.
+    """
+    import socket
+
+    from corral_plugins.workers.node.identity import Folder
+    from corral_plugins.workers.node.node import Options
+
+    name = name or socket.gethostname()
+    options = Options(
+        url=_url(url), name=name, labels=_labels(labels), max_agents=max_agents, drain_seconds=drain_seconds,
+        key=_key(token_file),
+    )  # fmt: skip
+    _run(options, Folder(folder or _folder(name)), until_stdin_closes=until_stdin_closes)
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise click.BadParameter("begins with http:// or https://", param_hint="--url")
+    return text.rstrip("/")
+
+
+def _labels(given: tuple[str, ...]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for item in given:
+        key, mark, value = item.partition("=")
+        if not mark or not key:
+            raise click.BadParameter(f"{item!r} is not KEY=VALUE", param_hint="--label")
+        labels[key] = value
+    return labels
+
+
+def _key(token_file: Path | None) -> str | None:
+    text = (
+        token_file.read_text(encoding="utf-8") if token_file is not None else os.environ.get("CORRAL_WORKER_TOKEN", "")
+    )
+    return text.strip() or None
+
+
+def _folder(name: str) -> Path:
+    base = os.environ.get("XDG_STATE_HOME")
+    state = Path(base) if base else Path.home() / ".local" / "state"
+    return state / "corral" / "workers" / name.replace("/", "_")
+
+
+def _run(options: object, folder: object, *, until_stdin_closes: bool) -> None:
+    """Until it is drained. Exit status 1 when the server does not take it, 3 when the folder is in use."""
+    import asyncio
+    import logging
+
+    from corral_plugins.workers.node.identity import Folder, InUse
+    from corral_plugins.workers.node.node import Node, Options, Refused
+
+    assert isinstance(options, Options)
+    assert isinstance(folder, Folder)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    try:
+        with folder.locked():
+            asyncio.run(_serve(Node(options, folder), until_stdin_closes=until_stdin_closes))
+    except InUse as error:
+        click.echo(f"corral: {error}", err=True)
+        sys.exit(3)
+    except Refused as error:
+        click.echo(f"corral: {error}", err=True)
+        sys.exit(1)
+
+
+async def _serve(node: Node, *, until_stdin_closes: bool) -> None:
+    import asyncio
+    import signal
+
+    stopping = False
+
+    def stop() -> None:
+        nonlocal stopping
+        if stopping:
+            end()
+        stopping = True
+        node.drain()
+
+    def end() -> None:
+        node.kill()
+        os._exit(130)
+
+    def watch_parent() -> None:
+        if not os.read(0, 4096):
+            end()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    if until_stdin_closes:
+        loop.add_reader(0, watch_parent)
+    await node.run()

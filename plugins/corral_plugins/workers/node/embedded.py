@@ -1,0 +1,68 @@
+"""The worker beside a server: the same program, started over loopback, restarted with backoff, gone with its server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+
+log = logging.getLogger("corral.workers")
+
+FIRST_PAUSE, LONGEST_PAUSE, CALM_SECONDS = 1.0, 60.0, 60.0
+END_SECONDS, DRAIN_SECONDS = 10.0, 8.0
+
+
+class EmbeddedWorker:
+    """`make_key` makes a registration key that only this process knows; it is asked before each start."""
+
+    def __init__(
+        self, address: str, make_key: Callable[[], Awaitable[str]], max_agents: int, *, name: str = "embedded"
+    ) -> None:
+        self._address, self._make_key, self._max_agents, self._name = address, make_key, max_agents, name
+
+    async def run(self) -> None:
+        """Until cancelled; then the worker gives its tasks back within 10 s, or is killed."""
+        with tempfile.TemporaryDirectory(prefix="corral-worker-", ignore_cleanup_errors=True) as folder:
+            wait = FIRST_PAUSE
+            loop = asyncio.get_running_loop()
+            while True:
+                began = loop.time()
+                status = await self._once(folder)
+                log.warning("the embedded worker ended with status %s; it is started again", status)
+                wait = FIRST_PAUSE if loop.time() - began > CALM_SECONDS else min(LONGEST_PAUSE, wait * 2)
+                await asyncio.sleep(wait)
+
+    async def _once(self, folder: str) -> int:
+        """One life of the process; its exit status."""
+        key = await self._make_key()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "corral", "worker", "--url", self._address, "--name", self._name,
+            "--max-agents", str(self._max_agents), "--dir", folder, "--drain-seconds", str(DRAIN_SECONDS),
+            "--until-stdin-closes",
+            stdin=asyncio.subprocess.PIPE,  # closes with this process, however it ends
+            env={**os.environ, "CORRAL_WORKER_TOKEN": key},
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            return await process.wait()
+        except asyncio.CancelledError:
+            await asyncio.shield(_end(process))
+            raise
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """TERM for the worker, ten seconds, KILL for what is left; its tasks' processes see its end by themselves."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                await process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()

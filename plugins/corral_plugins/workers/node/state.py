@@ -1,0 +1,51 @@
+"""What an attempt knows of itself between two steps, and what its worker asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from corral_plugins.workers.node import messages as talk
+
+
+class Wishes:
+    """What the worker asks of a running attempt: `drain` (release at the next step) and `budget` (finish soon)."""
+
+    def __init__(self) -> None:
+        self._asked: set[str] = set()
+
+    def add(self, wish: str) -> None:
+        """Ask."""
+        self._asked.add(wish)
+
+    def __contains__(self, wish: str) -> bool:
+        return wish in self._asked
+
+
+class State:
+    """What a checkpoint holds: the conversation, the last model step, repairs made, and whether the budget was told."""
+
+    def __init__(self, claim: Mapping[str, Any]) -> None:
+        resume = claim.get("resume") or {}
+        kept = resume.get("checkpoint") or {}
+        kept = kept.get("state", kept)
+        self.step = int(kept.get("step", 0))
+        self.repairs = int(kept.get("repairs", 0))
+        self.warned = bool(kept.get("warned", False))
+        self.messages: list[talk.Message] = list(kept.get("messages") or talk.first(claim))
+        for result in resume.get("tool_results") or ():
+            value = result.get("result") if result.get("error") is None else {"error": result["error"]}
+            if any(call["id"] == result.get("call_id") for call in talk.open_calls(self.messages)):
+                self.messages.append(talk.tool_result(result["call_id"], value))
+        if not talk.open_calls(self.messages):
+            self.messages += talk.news(resume)
+
+    def kept(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {
+            "step": self.step,
+            "messages": self.messages,
+            "open_calls": [call["id"] for call in talk.open_calls(self.messages)],
+            "repairs": self.repairs,
+            "warned": self.warned,
+        }

@@ -1,0 +1,67 @@
+"""The server's own worker: one for all processes that share a database, in the one that holds its lease."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from corral.database.engine import Work
+from corral.database.leases import acquire, release
+from corral.database.unit import Entry
+from corral.ids import new_id
+
+LEASE, LEASE_SECONDS, RENEW_SECONDS = "workers.embedded", 15.0, 5.0
+ENTRY = Entry("workers.embedded")
+
+
+class Program(Protocol):
+    """Runs the worker until it is cancelled."""
+
+    async def run(self) -> None:
+        """Restarts what ends."""
+        ...
+
+
+class EmbeddedLease:
+    """Has `start()`'s program run while this process holds the lease."""
+
+    def __init__(self, work: Work, start: Callable[[], Program]) -> None:
+        self._work, self._start = work, start
+        self._holder = new_id()
+        self._running: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def run(self) -> None:
+        """For ever; supervised by the kernel."""
+        try:
+            while True:
+                held = not self._closed and await self._hold()
+                if held and self._running is None:
+                    self._running = asyncio.get_running_loop().create_task(self._start().run())
+                elif not held or (self._running is not None and self._running.done()):
+                    await self._end()
+                await asyncio.sleep(RENEW_SECONDS)
+        finally:
+            await self._end()
+
+    async def close(self) -> None:
+        """End the program and let another process begin at once."""
+        self._closed = True
+        await self._end()
+        await self._work(lambda: release(LEASE, self._holder), entry=ENTRY)
+
+    def _hold(self) -> Awaitable[bool]:
+        return self._work(lambda: acquire(LEASE, self._holder, LEASE_SECONDS), entry=ENTRY)
+
+    async def _end(self) -> None:
+        """A failure of the program is the supervisor's business: it logs it and begins again."""
+        task, self._running = self._running, None
+        if task is None:
+            return
+        if task.done():
+            task.result()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

@@ -1,0 +1,179 @@
+"""Looking at the fleet: lists, one worker, the overview, and the figures for metrics and health."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+from peewee import fn
+
+from corral.auth.principal import Principal
+from corral.auth.visibility import visible
+from corral.database.statement import Statement
+from corral.errors import NotFound
+from corral.http.page import Page, newest_first, paginate
+from corral.plugin import Settings
+from corral_plugins.tasks.api import QueueFigures, Tasks
+from corral_plugins.workers.models import Worker
+from corral_plugins.workers.service import rows
+from corral_plugins.workers.service.shapes import (
+    AdminWorker,
+    FleetOverview,
+    GroupFigures,
+    WorkerDetail,
+    WorkerError,
+    WorkerListQuery,
+)
+from corral_plugins.workers.settings import AUTO_APPROVE
+
+STATUSES = ("pending", "online", "offline", "draining", "rejected")
+NO_GROUP = ""
+
+_FIGURES = Statement(
+    lambda p: Worker.select(
+        Worker.group, Worker.status, fn.COUNT(Worker.id), fn.SUM(Worker.max_agents), fn.SUM(Worker.active_leases),
+        fn.SUM(Worker.cpu_usage_percent), fn.COUNT(Worker.cpu_usage_percent),
+        fn.SUM(Worker.memory_usage_percent), fn.COUNT(Worker.memory_usage_percent),
+        fn.SUM(Worker.disk_usage_percent), fn.COUNT(Worker.disk_usage_percent),
+    ).group_by(Worker.group, Worker.status).tuples()
+)  # fmt: skip
+
+
+class Part(msgspec.Struct, frozen=True):
+    """The workers of one group and state; each percent as sum and number of those that told it."""
+
+    group: str | None
+    status: str
+    count: int
+    capacity: int
+    leases: int
+    cpu: tuple[float, int]
+    memory: tuple[float, int]
+    disk: tuple[float, int]
+
+
+class Fleet:
+    """Reads; joins the caller's unit."""
+
+    tasks: Tasks | None
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def detail(self, worker_id: str, *, caller: Principal) -> WorkerDetail:
+        """A worker with its leases."""
+        row = Worker.get_or_none((Worker.id == worker_id) & visible(Worker, caller))
+        if row is None:
+            raise NotFound()
+        leases = self.tasks.leases_of_worker(worker_id) if self.tasks is not None else []
+        return rows.view(row, WorkerDetail, leases=leases)
+
+    def list(self, query: WorkerListQuery, *, caller: Principal) -> Page[AdminWorker]:
+        """Workers as admins see them, newest first."""
+        found = Worker.select().where(visible(Worker, caller))
+        if query.status:
+            found = found.where(Worker.status.in_(query.status))
+        if query.group:
+            found = found.where(Worker.group.in_(query.group))
+        if query.label:
+            found = found.where(functools.reduce(operator.or_, map(_has_label, query.label)))
+        if query.search:
+            found = found.where(Worker.name.contains(query.search) | Worker.hostname.contains(query.search))
+        return paginate(found, query, caller, scope="workers", order=newest_first(Worker), make=_admin_view)
+
+    def overview(self) -> FleetOverview:
+        """The whole fleet in figures."""
+        parts = list(figures())
+        count: Counter[str] = Counter()
+        for part in parts:
+            count[part.status] += part.count
+        online = [part for part in parts if part.status == "online"]
+        capacity = sum(part.capacity for part in online)
+        busy = sum(part.leases for part in online)
+        queue = self.tasks.queue_figures() if self.tasks is not None else QueueFigures(depth=0, oldest_pending_ms=None)
+        return FleetOverview(
+            total=sum(count.values()), online=count["online"], offline=count["offline"], draining=count["draining"],
+            pending_approval=count["pending"], rejected=count["rejected"], capacity=capacity,
+            active_leases=sum(part.leases for part in parts),
+            utilization=round(busy / capacity, 4) if capacity else None,
+            avg_cpu_percent=_average(part.cpu for part in online),
+            avg_memory_percent=_average(part.memory for part in online),
+            avg_disk_percent=_average(part.disk for part in online),
+            queue_depth=queue.depth, oldest_pending_ms=queue.oldest_pending_ms, by_group=_by_group(parts),
+        )  # fmt: skip
+
+    def health(self) -> tuple[str, str]:
+        """For `/settings/health`: a status and a sentence."""
+        count: Counter[str] = Counter()
+        for part in figures():
+            count[part.status] += part.count
+        waiting = self.tasks.queue_figures().depth if self.tasks is not None else 0
+        if waiting and not count["online"]:
+            return "down", f"{waiting} tasks wait and no worker is online."
+        sentence = f"{count['online']} online, {count['offline']} offline, {count['pending']} waiting for approval."
+        if self._settings.get(AUTO_APPROVE):
+            sentence += " Every worker that registers is approved (workers.auto_approve)."
+        return ("degraded" if count["offline"] else "ok"), sentence
+
+
+def figures() -> Iterable[Part]:
+    """The fleet by group and state, in one query."""
+    for group, status, count, capacity, leases, *sums in _FIGURES.rows({}):
+        cpu, memory, disk = [(float(sums[at] or 0.0), int(sums[at + 1])) for at in (0, 2, 4)]
+        yield Part(group, status, int(count), int(capacity or 0), int(leases or 0), cpu, memory, disk)
+
+
+def _average(sums: Iterable[tuple[float, int]]) -> float | None:
+    found = list(sums)
+    told = sum(count for _, count in found)
+    return round(sum(total for total, _ in found) / told, 2) if told else None
+
+
+def _by_group(parts: Iterable[Part]) -> dict[str, GroupFigures]:
+    """Approved workers; those without a group under the empty name."""
+    groups: dict[str, GroupFigures] = {}
+    for part in parts:
+        if part.status not in rows.APPROVED:
+            continue
+        group = groups.setdefault(part.group or NO_GROUP, GroupFigures())
+        group.total += part.count
+        group.active_leases += part.leases
+        if part.status == "online":
+            group.online += part.count
+            group.capacity += part.capacity
+    return dict(sorted(groups.items()))
+
+
+def _has_label(label: str) -> Any:
+    """Whether the JSON text of the labels has this key, or this key with this value; exact on both engines."""
+    key, is_pair, value = label.partition("=")
+    needle = msgspec.json.encode(key).decode() + ":"
+    if is_pair:
+        needle += msgspec.json.encode(value).decode()
+    return fn.REPLACE(Worker.labels, needle, "") != Worker.labels
+
+
+def _admin_view(row: Worker) -> AdminWorker:
+    return rows.view(row, AdminWorker, last_errors=msgspec.convert(row.last_errors, list[WorkerError]))
+
+
+def by_status() -> Mapping[tuple[str, ...], float]:
+    """Metric: workers by state."""
+    count: Counter[str] = Counter()
+    for part in figures():
+        count[part.status] += part.count
+    return {(status,): float(count[status]) for status in STATUSES}
+
+
+def capacity() -> Mapping[tuple[str, ...], float]:
+    """Metric: leases that online workers may hold."""
+    return {(): float(sum(part.capacity for part in figures() if part.status == "online"))}
+
+
+def leases() -> Mapping[tuple[str, ...], float]:
+    """Metric: leases that are held."""
+    return {(): float(sum(part.leases for part in figures()))}

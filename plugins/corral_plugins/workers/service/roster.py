@@ -1,0 +1,77 @@
+"""What other plugins ask about workers: facts, places for leases, signs of life."""
+
+from __future__ import annotations
+
+import msgspec
+
+from corral.database.statement import Statement
+from corral_plugins.workers.api import WorkerFacts
+from corral_plugins.workers.models import Worker
+from corral_plugins.workers.service import rows
+from corral_plugins.workers.service.presence import Presence
+
+FLEET_LIMIT = 1000
+
+_FLEET = Statement(
+    lambda p: Worker.select(
+        Worker.id, Worker.name, Worker.status, Worker.is_approved, Worker.group, Worker.labels, Worker.tool_names,
+        Worker.max_agents, Worker.active_leases, Worker.embedded,
+    ).where(Worker.status == "online").order_by(Worker.last_seen_at.desc()).limit(FLEET_LIMIT).tuples()
+)  # fmt: skip
+_STARTED = Statement(
+    lambda p: Worker.update(active_leases=Worker.active_leases + 1).where(
+        (Worker.id == p("id")) & Worker.status.in_(rows.PRESENT) & (Worker.active_leases < Worker.max_agents)
+    )
+)
+_ENDED = Statement(
+    lambda p: Worker.update(active_leases=Worker.active_leases - 1).where(
+        (Worker.id == p("id")) & (Worker.active_leases > 0)
+    )
+)
+
+
+class Roster:
+    """Implements `corral_plugins.workers.api.Workers`."""
+
+    def __init__(self, presence: Presence) -> None:
+        self._presence = presence
+
+    def facts(self, worker_id: str) -> WorkerFacts | None:
+        found = rows.FACTS.one({"id": worker_id})
+        return None if found is None else _facts(found)
+
+    def fleet(self) -> list[WorkerFacts]:
+        return [_facts(found) for found in _FLEET.rows({})]
+
+    def has_unapproved(self) -> bool:
+        return Worker.select(Worker.id).where(Worker.status == "pending").limit(1).tuples().first() is not None
+
+    def lease_started(self, worker_id: str) -> bool:
+        return bool(_STARTED.run({"id": worker_id}))
+
+    def lease_ended(self, worker_id: str) -> None:
+        _ENDED.run({"id": worker_id})
+
+    def alive(self, worker_id: str) -> None:
+        self._presence.alive(worker_id)
+
+
+def _facts(found: tuple[object, ...]) -> WorkerFacts:
+    """JSON columns of compiled statements are text, and SQLite's booleans are numbers."""
+    names = (
+        "id",
+        "name",
+        "status",
+        "is_approved",
+        "group",
+        "labels",
+        "tools",
+        "max_agents",
+        "active_leases",
+        "embedded",
+    )
+    values = dict(zip(names, found, strict=True))
+    values["labels"] = msgspec.json.decode(str(values["labels"]))
+    values["tools"] = msgspec.json.decode(str(values["tools"]))
+    values["is_approved"], values["embedded"] = bool(values["is_approved"]), bool(values["embedded"])
+    return WorkerFacts(**values)  # type: ignore[arg-type]  # by name, as selected

@@ -1,0 +1,55 @@
+"""`python -m tests.benchmarks [NAME…] [--short]`: 0 when every target is met, 1 when one is missed, 2 for a wrong name.
+
+`--short` judges by orders of magnitude only. A full run of all is kept in `last-run.json` and `last-run.svg`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.benchmarks import report
+from tests.benchmarks.bench import Bench, Figure
+from tests.benchmarks.measures import ALL
+
+SHORT_SLACK = 10.0
+
+
+def main(arguments: list[str]) -> int:
+    """Run, print, keep."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)}; all when none is given")
+    parser.add_argument("--short", action="store_true", help="a minute for all; fails on orders of magnitude only")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    given = parser.parse_args(arguments)
+    names = [name.upper() for name in given.names]
+    unknown = [name for name in names if name not in ALL]
+    if unknown:
+        report.say(f"There is no benchmark {', '.join(unknown)}; there are {', '.join(ALL)}.")
+        return 2
+    slack = SHORT_SLACK if given.short else 1.0
+    figures = _measure(names or list(ALL), short=given.short)
+    report.table(figures, slack)
+    if given.json is not None:
+        report.write_json(figures, given.json)
+    if not names and not given.short:
+        report.write_json(figures, report.LAST_RUN)
+        report.write_plot(figures, report.LAST_PLOT)
+    return 0 if all(figure.is_met(slack) for figure in figures) else 1
+
+
+def _measure(names: list[str], *, short: bool) -> list[Figure]:
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="corral-bench-") as folder, Bench(Path(folder), short=short) as bench:
+        for name in names:
+            began = time.perf_counter()
+            figures.append(ALL[name](bench))
+            report.say(report.line(figures[-1], time.perf_counter() - began))
+    return figures
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

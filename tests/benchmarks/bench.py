@@ -1,0 +1,126 @@
+"""What the benchmarks share: the standing servers of a run, and the comparison of two servers in turns."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tests.benchmarks import servers
+from tests.benchmarks.seeds import Seeds, task_ids
+from tests.benchmarks.servers import Load, Server, load, request_bytes, sign_in
+
+HELLO = [request_bytes("GET", "/hello")]
+TASKS = "/api/v1/tasks"
+
+
+class Figure(msgspec.Struct, kw_only=True):
+    """What was measured. The target is met by `value >= target`, or with `at_most` by `value <= target`."""
+
+    name: str
+    title: str
+    value: float
+    target: float
+    unit: str = ""
+    at_most: bool = False
+    details: dict[str, Any] = {}
+
+    def is_met(self, slack: float = 1.0) -> bool:
+        """Whether the target is met; with `slack` 10 only a break of an order of magnitude counts."""
+        return self.value <= self.target * slack if self.at_most else self.value * slack >= self.target
+
+
+class Product(msgspec.Struct, kw_only=True):
+    """A Corral that serves, with the token of its admin and the ids of tasks in it."""
+
+    server: Server
+    token: str
+    ids: list[str]
+
+    def get(self, path: str) -> bytes:
+        """A GET as bytes."""
+        return request_bytes("GET", path, None, self.token)
+
+    def gets(self) -> list[bytes]:
+        """GET by id of tasks all over the table."""
+        return [self.get(f"{TASKS}/{task_id}") for task_id in self.ids]
+
+
+class Bench:
+    """One run. Servers that are asked for stay until its end, so that what is compared runs side by side."""
+
+    def __init__(self, folder: Path, *, short: bool) -> None:
+        self.short = short
+        self.folder = folder
+        self.seeds = Seeds(folder)
+        self.rounds, self.seconds = (3, 0.3) if short else (15, 0.6)
+        self._stack = contextlib.ExitStack()
+        self._hello: Server | None = None
+        self._products: dict[str, Product] = {}
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    @property
+    def hello(self) -> Server:
+        """The reference server."""
+        if self._hello is None:
+            self._hello = self._stack.enter_context(servers.hello())
+        return self._hello
+
+    @property
+    def main(self) -> Product:
+        """The product with 10,000 tasks, for what is measured against H."""
+        return self.product("main", 10_000)
+
+    def product(self, name: str, size: int) -> Product:
+        """The product with this many tasks."""
+        if name not in self._products:
+            self._products[name] = self.start(self.seeds.make(size))
+        return self._products[name]
+
+    def start(self, folder: Path, *options: str) -> Product:
+        """Serve a folder until the end of the run, and use it a little: the first reads decide how reads are run."""
+        server = self._stack.enter_context(servers.corral(folder, *options))
+        token = sign_in(server)
+        product = Product(server=server, token=token, ids=task_ids(folder))
+        load(server, product.gets(), seconds=0.3)
+        return product
+
+    def against_hello(self, product: Product, requests: Sequence[bytes], *, accept: Sequence[int] = (200,)) -> dict[str, Any]:
+        """See `compare`, with H as the other."""
+        return compare(
+            (product.server, requests, accept), (self.hello, HELLO, (200,)), rounds=self.rounds, seconds=self.seconds
+        )
+
+
+Side = tuple[Server, Sequence[bytes], Sequence[int]]
+
+
+def compare(one: Side, other: Side, *, rounds: int, seconds: float | None = None, count: int | None = None) -> dict[str, Any]:
+    """Load both in turns. `ratio` is the median of the rounds' ratios; `cpu_ratio` the same of the server's CPU time a
+    request, which other processes on the machine disturb less.
+    """
+    for server, requests, accept in (other, one):
+        load(server, requests, accept=accept, **({"seconds": 0.3} if seconds else {"count": 1}))
+    pairs: list[tuple[Load, Load]] = []
+    for _ in range(rounds):
+        first, second = (load(s, r, accept=a, seconds=seconds, count=count) for s, r, a in (one, other))
+        pairs.append((first, second))
+    middle = statistics.median
+    return {
+        "ratio": middle([mine.per_second / theirs.per_second for mine, theirs in pairs]),
+        "cpu_ratio": middle([theirs.cpu_us / mine.cpu_us for mine, theirs in pairs]),
+        "per_second": middle([mine.per_second for mine, _ in pairs]),
+        "other_per_second": middle([theirs.per_second for _, theirs in pairs]),
+        "p50_ms": middle([mine.p50_ms for mine, _ in pairs]),
+        "p99_ms": middle([mine.p99_ms for mine, _ in pairs]),
+        "tail": middle([mine.p99_ms / mine.p50_ms for mine, _ in pairs]),
+    }

@@ -1,0 +1,157 @@
+"""The rows of the table, one function each: `Bench` to `Figure`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tests.benchmarks import servers
+from tests.benchmarks.bench import TASKS, Bench, Figure, Product, Side, compare
+from tests.benchmarks.noop_plugins import write_alone, write_many
+from tests.benchmarks.seeds import PATTERN
+from tests.benchmarks.servers import load, request_bytes
+
+LARGE, SMALL, TINY = 1_000_000, 10_000, 1_000
+CLAIMS_A_ROUND = 60
+
+
+def p1(bench: Bench) -> Figure:
+    """Authenticated GET of a task."""
+    found = bench.against_hello(bench.main, bench.main.gets())
+    return Figure(name="P1", title="GET /tasks/{id}", value=found["ratio"], target=1.3, unit="H", details=found)
+
+
+def p3(bench: Bench) -> Figure:
+    """Creating a task, committed with its event."""
+    found = bench.against_hello(bench.main, [request_bytes("POST", TASKS, PATTERN, bench.main.token)], accept=(201,))
+    return Figure(name="P3", title="POST /tasks, synchronous=FULL", value=found["ratio"], target=1.0, unit="H", details=found)
+
+
+def p4(bench: Bench) -> Figure:
+    """A page of 50 tasks."""
+    found = bench.against_hello(bench.main, [bench.main.get(f"{TASKS}?limit=50")])
+    return Figure(name="P4", title="GET /tasks?limit=50", value=found["ratio"], target=0.7, unit="H", details=found)
+
+
+def p5(bench: Bench) -> Figure:
+    """The tail of P1."""
+    seconds, rounds = (0.5, 3) if bench.short else (2.0, 7)
+    loads = [load(bench.main.server, bench.main.gets(), seconds=seconds) for _ in range(rounds)]
+    tails = [each.p99_ms / each.p50_ms for each in loads]
+    details = {"p50_ms": [each.p50_ms for each in loads], "p99_ms": [each.p99_ms for each in loads]}
+    value = statistics.median(tails)
+    return Figure(name="P5", title="p99 of P1 to its p50", value=value, target=4.0, unit="x", at_most=True, details=details)
+
+
+def p8(bench: Bench) -> Figure:
+    """Claims in a large table to those in a small one."""
+    few, many = bench.product("tiny", TINY), bench.product("large", _large(bench))
+    found = _claims(bench, many, few)
+    return Figure(
+        name="P8", title="claims/s, 1e6 rows to 1e3", value=found["ratio"], target=0.8, unit="x", details=found
+    )
+
+
+def p12(bench: Bench) -> Figure:
+    """The price of plugins that do nothing."""
+    alone, many = bench.seeds.make(TINY), bench.seeds.make(TINY)
+    write_alone(alone)
+    write_many(many, 40)
+    one, other = bench.start(many), bench.start(alone)
+    active = one.server.must("GET", "/api/v1/plugins?limit=100", None, one.token)["items"]
+    count = sum(item["state"] == "active" for item in active)
+    if count < 40:
+        raise servers.Broken(f"only {count} plugins are active: {active}")
+    found = compare(
+        (one.server, one.gets(), (200,)), (other.server, other.gets(), (200,)), rounds=bench.rounds, seconds=bench.seconds
+    )
+    found["active"] = count
+    return Figure(
+        name="P12", title="P1 with 40 more plugins to tasks alone", value=found["ratio"], target=0.9, unit="x", details=found
+    )
+
+
+def p13(bench: Bench) -> Figure:
+    """Process start to the first 2xx, everything as it comes, caches warm."""
+    folder = bench.seeds.make(0)
+    took = []
+    for _ in range(3 if bench.short else 8):
+        server = servers.start_corral(folder)
+        try:
+            took.append(server.wait_for("/health/ready"))
+        finally:
+            server.stop()
+    return Figure(
+        name="P13", title="start to first 2xx", value=statistics.median(took[1:]), target=1.5, unit="s", at_most=True,
+        details={"seconds": took},
+    )  # fmt: skip
+
+
+def p14(bench: Bench) -> Figure:
+    """Memory of the process that P1, P3 and P4 ran in (or a short form of them, when they did not)."""
+    product = bench.main
+    before = product.server.rss_mb()
+    for requests, accept in (
+        (product.gets(), (200,)),
+        ([product.get(f"{TASKS}?limit=50")], (200,)),
+        ([request_bytes("POST", TASKS, PATTERN, product.token)], (201,)),
+    ):
+        load(product.server, requests, seconds=0.3 if bench.short else 2.0, accept=accept)
+    return Figure(
+        name="P14", title="RSS after the run", value=product.server.rss_mb(), target=150.0, unit="MB", at_most=True,
+        details={"before_mb": before},
+    )  # fmt: skip
+
+
+def p15(bench: Bench) -> Figure:
+    """What a hundred times as many tasks change; the least of the ratios counts."""
+    small, large = bench.product("small", SMALL), bench.product("large", _large(bench))
+    found: dict[str, Any] = {}
+    for name, make in _READS.items():
+        sides: Iterator[Side] = ((each.server, make(each), (200,)) for each in (large, small))
+        found[name] = compare(next(sides), next(sides), rounds=bench.rounds, seconds=bench.seconds / 2)
+    found["claim"] = _claims(bench, large, small)
+    value = min(each["ratio"] for each in found.values())
+    return Figure(name="P15", title="growth: 1e6 tasks to 1e4 (least)", value=value, target=0.8, unit="x", details=found)
+
+
+def _deep(product: Product) -> list[bytes]:
+    """The page in the middle of the list, by cursor."""
+    total = product.server.must("GET", f"{TASKS}/stats", None, product.token)["total"]
+    page = product.server.must("GET", f"{TASKS}?limit=50&offset={total // 2}", None, product.token)
+    return [product.get(f"{TASKS}?limit=50&cursor={page['next']}")]
+
+
+_READS: dict[str, Callable[[Product], list[bytes]]] = {
+    "get": lambda product: product.gets(),
+    "first page": lambda product: [product.get(f"{TASKS}?limit=50")],
+    "deep page": _deep,
+    "stats": lambda product: [product.get(f"{TASKS}/stats")],
+    "search": lambda product: [product.get(f"{TASKS}?limit=50&search=needle")],
+}
+
+
+def _large(bench: Bench) -> int:
+    return 50_000 if bench.short else LARGE
+
+
+def _claims(bench: Bench, one: Product, other: Product) -> dict[str, Any]:
+    sides: Iterator[Side] = ((each.server, [_claim_request(each)], (200,)) for each in (one, other))
+    return compare(next(sides), next(sides), rounds=3 if bench.short else 7, count=CLAIMS_A_ROUND)
+
+
+def _claim_request(product: Product) -> bytes:
+    """A claim of a worker that has just been registered, with agents for as much as it may take."""
+    server, token = product.server, product.token
+    name = f"bench-{server.cpu_seconds():.2f}"
+    for number in range(10):
+        server.must("POST", "/api/v1/agents", {"name": f"{name}-{number}", "max_concurrent_tasks": 100}, token)
+    worker = server.must("POST", "/api/v1/workers/register", {"name": name, "max_agents": 1000}, token)
+    server.must("PATCH", f"/api/v1/admin/workers/{worker['id']}/approve", {"is_approved": True}, token)
+    return request_bytes("POST", f"/api/v1/workers/{worker['id']}/claim", {"max_tasks": 1}, worker["token"])
+
+
+ALL: dict[str, Callable[[Bench], Figure]] = {
+    "P1": p1, "P3": p3, "P4": p4, "P5": p5, "P14": p14, "P12": p12, "P13": p13, "P8": p8, "P15": p15,
+}  # fmt: skip

@@ -1,0 +1,97 @@
+"""What the gateway promises. 7 and 10 are in test_lease.py.
+
+Waiting: 1 for the stock clients in the suite, 3 for budgets, 4 for circuit breakers, 6 for the redactor, 8 and the
+second half of 2 for the local model, the cost events of 5 and 7 for `cost`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+SCRIPTS = {"drip": {"turns": [{"text": "x" * 600, "chunk": 10, "delay_seconds": 60}]}}
+BODY = {"model": "scripted/echo", "messages": [{"role": "user", "content": "hello " * 20}]}
+
+
+@pytest.fixture
+async def kit(make_kit: Callable[..., Any]) -> Any:
+    return await make_kit(plugins=["llm"], config={"plugins.llm": {"scripts": SCRIPTS}})
+
+
+async def test_llm_2_without_any_configuration_echo_answers(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(plugins=["llm"])
+    answer = await (await kit.as_user("member")).post("/llm/chat/completions", {**BODY, "model": "default"})
+    assert answer.json()["choices"][0]["message"]["content"] == BODY["messages"][0]["content"]  # type: ignore[index]
+
+
+async def test_llm_5_cutting_the_client_ends_the_call_within_a_second(kit: Any) -> None:
+    alice = await kit.as_user("member")
+    data = json.dumps({**BODY, "model": "scripted/drip", "stream": True}).encode()
+    headers = {
+        "host": "localhost", "authorization": f"Bearer {alice.token}",
+        "content-type": "application/json", "content-length": str(len(data)),
+    }  # fmt: skip
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": "/api/v1/llm/chat/completions", "raw_path": b"/api/v1/llm/chat/completions", "query_string": b"",
+        "root_path": "", "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        "client": ("127.0.0.1", 5000), "server": ("localhost", 80), "extensions": {},
+    }  # fmt: skip
+    chunks: asyncio.Queue[bytes] = asyncio.Queue()
+    left = asyncio.Event()
+    sent = False
+
+    async def receive() -> Any:
+        nonlocal sent
+        if not sent:
+            sent = True
+            return {"type": "http.request", "body": data, "more_body": False}
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if message.get("body"):
+            chunks.put_nowait(message["body"])
+
+    serving = asyncio.create_task(kit.application.app(scope, receive, send))
+    async with asyncio.timeout(5):
+        assert (await chunks.get()).startswith(b"data: ")
+    left.set()
+    began = time.monotonic()
+    await asyncio.wait_for(serving, 1)
+    while True:
+        (row,) = (await alice.get("/llm/calls")).json()["items"]
+        if row["status"] != "in_flight":
+            break
+        assert time.monotonic() - began < 1
+        await asyncio.sleep(0.01)
+    assert row["status"] == "cancelled"
+
+
+@pytest.mark.sqlite
+async def test_llm_9_the_gateway_costs_little_and_loses_no_chunk(kit: Any, long_form: bool) -> None:
+    alice = await kit.as_user("member")
+    took = []
+    for _ in range(400 if long_form else 100):
+        began = time.perf_counter()
+        assert (await alice.post("/llm/chat/completions", BODY)).status == 200
+        took.append(time.perf_counter() - began)
+    took.sort()
+    slack = 1 if long_form else 4  # other tests share the machine
+    assert took[len(took) // 2] <= 0.005 * slack
+    assert took[int(len(took) * 0.99) - 1] <= 0.025 * slack
+    streams = await asyncio.gather(
+        *[alice.post("/llm/chat/completions", {**BODY, "stream": True}) for _ in range(200 if long_form else 50)]
+    )
+    for answer in streams:
+        lines = [line.removeprefix("data: ") for line in answer.body.decode().split("\n\n") if line]
+        assert lines[-1] == "[DONE]"
+        text = "".join(
+            choice["delta"].get("content") or "" for line in lines[:-1] for choice in json.loads(line)["choices"]
+        )
+        assert text == BODY["messages"][0]["content"]  # type: ignore[index]

@@ -1,0 +1,227 @@
+"""The gateway over HTTP, for people: completions, streams, models, providers, embeddings, and the record of calls."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from corral.testing.kit import Answer, Client
+
+SCRIPTS = {
+    "three": {"turns": [{"text": "one"}, {"text": "two"}, {"text": "three"}]},
+    "slow": {"turns": [{"text": "late", "delay_seconds": 0.4}]},
+    "hangs": {"turns": [{"text": "never", "delay_seconds": 60}]},
+    "broken": {"turns": [{"error": {"status": 500, "message": "the model is broken"}}]},
+    "keyless": {"turns": [{"error": {"status": 401, "message": "bad key"}}]},
+    "busy": {"turns": [{"error": {"status": 429, "message": "busy", "retry_after": 9}}]},
+    "picky": {"turns": [{"error": {"status": 400, "message": "no such role"}}]},
+}
+
+
+@pytest.fixture
+async def kit(make_kit: Callable[..., Any]) -> Any:
+    return await make_kit(plugins=["llm"], config={"plugins.llm": {"scripts": SCRIPTS}})
+
+
+async def chat(client: Client, text: str = "hello", model: str = "scripted/echo", **more: Any) -> Answer:
+    headers = more.pop("headers", None)
+    body = {"model": model, "messages": [{"role": "user", "content": text}], **more}
+    return await client.post("/llm/chat/completions", body, headers=headers)
+
+
+async def calls(client: Client) -> list[dict[str, Any]]:
+    answer = await client.get("/llm/calls")
+    assert answer.status == 200, answer
+    items: list[dict[str, Any]] = answer.json()["items"]
+    return items
+
+
+async def test_a_completion_is_openais_and_is_recorded(kit: Any) -> None:
+    alice = await kit.as_user("member")
+    answer = await chat(alice, "hello", temperature=0.5)
+    assert answer.status == 200, answer
+    body = answer.json()
+    assert body["object"] == "chat.completion"
+    assert body["model"] == "scripted/echo"
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "hello"}
+    assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"]
+    assert answer.headers["corral-model"] == "scripted/echo"
+    assert answer.headers["corral-ignored"] == "temperature"
+    (row,) = await calls(alice)
+    assert row["id"] == answer.headers["corral-call-id"]
+    assert (row["status"], row["finish_reason"], row["attempts"]) == ("completed", "stop", 1)
+    assert row["output_tokens"] == body["usage"]["completion_tokens"]
+    assert row["user_id"] == alice.user["id"]
+
+
+@pytest.mark.parametrize("model", ["scripted/echo", "echo", "default"])
+async def test_names_of_models(kit: Any, model: str) -> None:
+    answer = await chat(await kit.as_user("member"), model=model)
+    assert (answer.status, answer.json().get("model")) == (200, "scripted/echo")
+
+
+async def test_unknown_models_and_fields_are_refused_with_pointers(kit: Any) -> None:
+    alice = await kit.as_user("member")
+    answer = await chat(alice, model="nobody/nothing")
+    assert (answer.status, answer.code) == (422, "unknown_reference")
+    assert answer.json()["errors"][0]["pointer"] == "/model"
+    assert "scripted/echo" in answer.json()["detail"]
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert (await chat(alice, model="agent")).status == 422
+    answer = await chat(alice, best_of=3)
+    assert [(fault["pointer"], fault["code"]) for fault in answer.json()["errors"]] == [("/best_of", "unknown_field")]
+    remote = [{"type": "image_url", "image_url": {"url": "https://example.org/x.png"}}]
+    answer = await alice.post(
+        "/llm/chat/completions", {"model": "echo", "messages": [{"role": "user", "content": remote}]}
+    )
+    assert answer.status == 422
+    assert await calls(alice) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "code"),
+    [
+        ("broken", 502, "provider_error"),
+        ("keyless", 502, "provider_error"),
+        ("busy", 429, "rate_limited"),
+        ("picky", 422, "validation_error"),
+    ],
+)
+async def test_failures_of_the_provider(kit: Any, model: str, status: int, code: str) -> None:
+    alice = await kit.as_user("member")
+    answer = await chat(alice, model=f"scripted/{model}")
+    assert (answer.status, answer.code) == (status, code)
+    assert answer.json()["error"]["code"] == code
+    (row,) = await calls(alice)
+    assert (row["status"], row["error"]["code"]) == ("failed", code)
+    if model == "keyless":
+        assert answer.json()["kind"] == "credentials"
+    if model == "busy":
+        assert answer.headers["retry-after"] == "9"
+
+
+async def test_a_stream_is_server_sent_events(kit: Any) -> None:
+    alice = await kit.as_user("member")
+    answer = await chat(alice, "hello streaming world", stream=True)
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "text/event-stream"
+    lines = [line.removeprefix("data: ") for line in answer.body.decode().split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    chunks = [json.loads(line) for line in lines[:-1]]
+    text = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+    assert text == "hello streaming world"
+    assert chunks[-1]["usage"]["completion_tokens"] > 0
+    assert {chunk["model"] for chunk in chunks} == {"scripted/echo"}
+    (row,) = await calls(alice)
+    assert (row["status"], row["finish_reason"]) == ("completed", "stop")
+    assert row["first_token_ms"] is not None
+    failed = await chat(alice, model="scripted/broken", stream=True)
+    assert (failed.status, failed.code) == (502, "provider_error")
+
+
+async def test_idempotency_asks_the_model_once(kit: Any) -> None:
+    alice = await kit.as_user("member")
+    first = await chat(alice, headers={"Idempotency-Key": "k1"})
+    again = await chat(alice, headers={"Idempotency-Key": "k1"})
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.json() == first.json()
+    assert len(await calls(alice)) == 1
+
+
+async def test_many_slow_calls_run_side_by_side(kit: Any) -> None:
+    alice = await kit.as_user("member")
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    answers = await asyncio.gather(*[chat(alice, model="scripted/slow") for _ in range(20)])
+    assert {answer.status for answer in answers} == {200}
+    assert loop.time() - began < 4
+
+
+async def test_a_call_takes_no_longer_than_the_setting(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(plugins=["llm"], config={"plugins.llm": {"scripts": SCRIPTS}})
+    from corral_plugins.llm.service.gateway import Gateway
+    from corral_plugins.llm.settings import TOTAL_TIMEOUT_SECONDS
+
+    gateway = kit.kernel.container.get(Gateway)
+    real = gateway._settings
+
+    class Short:
+        def get(self, setting: Any) -> Any:
+            return 0.2 if setting is TOTAL_TIMEOUT_SECONDS else real.get(setting)
+
+    gateway._settings = Short()
+    alice = await kit.as_user("member")
+    answer = await chat(alice, model="scripted/hangs")
+    assert (answer.status, answer.code) == (504, "upstream_timeout")
+    (row,) = await calls(alice)
+    assert row["error"]["code"] == "upstream_timeout"
+
+
+async def test_a_caller_that_leaves_settles_the_call(kit: Any) -> None:
+    alice = await kit.as_user("member")
+    task = asyncio.create_task(chat(alice, model="scripted/hangs"))
+    for _ in range(100):
+        await asyncio.sleep(0.02)
+        if await calls(alice):
+            break
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    for _ in range(100):
+        await asyncio.sleep(0.02)
+        (row,) = await calls(alice)
+        if row["status"] != "in_flight":
+            break
+    assert row["status"] == "cancelled"
+
+
+async def test_orphans_are_swept(kit: Any) -> None:
+    from corral import clock
+    from corral_plugins.llm.models import LlmCall
+    from corral_plugins.llm.service import calls as rows
+
+    alice = await kit.as_user("member")
+    await chat(alice)
+    await kit.kernel.database.work(lambda: LlmCall.update(status="in_flight").execute())
+    assert await kit.kernel.database.work(lambda: rows.sweep(660)) == 0
+    clock.travel(700)
+    assert await kit.kernel.database.work(lambda: rows.sweep(660)) == 1
+
+
+async def test_models_providers_and_who_may_see_them(kit: Any) -> None:
+    alice, viewer = await kit.as_user("member"), await kit.as_user("viewer")
+    models = (await viewer.get("/llm/models")).json()
+    assert models["object"] == "list"
+    assert {"scripted/echo", "scripted/three", "scripted/words"} <= {item["id"] for item in models["data"]}
+    providers = (await viewer.get("/llm/providers")).json()
+    assert [(item["name"], item["kind"], item["configured"]) for item in providers["items"]] == [
+        ("scripted", "scripted", True)
+    ]
+    assert (await chat(viewer)).status == 403
+    assert (await kit.client.get("/llm/models")).status == 401
+    await chat(alice)
+    assert await calls(viewer) == []
+    assert len(await calls(await kit.as_user("admin"))) == 1
+
+
+async def test_embeddings_as_floats_and_as_base64(kit: Any) -> None:
+    alice = await kit.as_user("member")
+    body = {"model": "scripted/words", "input": ["red fox", "blue sky"], "dimensions": 64}
+    answer = await alice.post("/llm/embeddings", body)
+    assert answer.status == 200, answer
+    first = answer.json()["data"][0]["embedding"]
+    assert len(first) == 64
+    packed = (await alice.post("/llm/embeddings", {**body, "encoding_format": "base64"})).json()["data"][0]["embedding"]
+    assert struct.unpack("<64f", base64.b64decode(packed)) == pytest.approx(first)
+
+
+async def test_a_bad_script_leaves_the_plugin_failed(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(plugins=["llm"], config={"plugins.llm": {"scripts": {"bad": {"turns": []}}}})
+    assert kit.loaded("llm").state == "failed"
+    assert "llm.scripts.bad" in kit.loaded("llm").reason

@@ -1,0 +1,211 @@
+"""The gateway for agents: the lease before and after, the agent's models, fallback. Tasks and agents are stand-ins."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import msgspec
+import pytest
+
+from corral.auth.principal import Authenticator, Principal
+from corral.errors import Conflict, Forbidden, Problem
+from corral.plugin import Plugin, Provide, hookimpl
+from corral.testing.kit import Client
+from corral_plugins.agents.api import AgentFacts, Agents
+from corral_plugins.llm.models import LlmCall
+from corral_plugins.llm.service.gateway import Gateway
+from corral_plugins.tasks.api import LeaseView, Tasks
+
+SCRIPTS = {
+    "mine": {"turns": [{"text": "served"}]},
+    "slow": {"turns": [{"text": "late", "delay_seconds": 0.3}]},
+    "broken": {"turns": [{"error": {"status": 500, "message": "down"}}]},
+    "picky": {"turns": [{"error": {"status": 400, "message": "bad"}}]},
+}
+TASK, LEASE, AGENT, USER = (f"0190aaaa-0000-7000-8000-00000000000{n}" for n in range(4))
+
+
+class World:
+    """What the stand-ins say."""
+
+    live = True
+    renewed = 0
+    provider: str | None = "scripted"
+    model: str | None = "mine"
+    fallbacks: ClassVar[list[str]] = []
+
+
+class FakeTasks:
+    def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
+        assert (task_id, lease_id) == (TASK, LEASE)
+        view = LeaseView(task_id=TASK, lease_id=LEASE, agent_id=AGENT, since="", expires_at="")
+        return view if World.live else None
+
+    def renew_one(self, task_id: str, lease_id: str) -> None:
+        World.renewed += 1
+
+
+class FakeAgents:
+    def facts(self, agent_id: str) -> AgentFacts | None:
+        empty: dict[str, Any] = dict.fromkeys(AgentFacts.__struct_fields__)
+        known = {"id": AGENT, "config": {"fallback_models": World.fallbacks}}
+        return AgentFacts(**{**empty, **known, "llm_provider": World.provider, "llm_model": World.model})
+
+
+class TasksPlugin(Plugin):
+    """A stand-in."""
+
+    name = "tasks"
+
+    @hookimpl
+    def corral_services(self) -> Iterable[Provide]:
+        return [Provide(Tasks, FakeTasks)]
+
+
+class AgentsPlugin(Plugin):
+    """A stand-in."""
+
+    name = "agents"
+
+    @hookimpl
+    def corral_services(self) -> Iterable[Provide]:
+        return [Provide(Agents, FakeAgents)]
+
+
+class Attempts:
+    """`fake_<n>`: the attempt token of attempt n."""
+
+    def recognises(self, credential: str) -> bool:
+        return credential.startswith("fake_")
+
+    def authenticate(self, credential: str) -> Principal:
+        return msgspec.structs.replace(BY, id=credential)
+
+
+class AttemptsPlugin(Plugin):
+    """A stand-in."""
+
+    name = "attempts"
+
+    @hookimpl
+    def corral_authenticators(self) -> Iterable[type[Authenticator]]:
+        return [Attempts]
+
+
+@pytest.fixture
+async def kit(make_kit: Callable[..., Any]) -> Any:
+    World.live, World.renewed, World.provider, World.model, World.fallbacks = True, 0, "scripted", "mine", []
+    return await make_kit(
+        plugins=["llm", TasksPlugin, AgentsPlugin, AttemptsPlugin], config={"plugins.llm": {"scripts": SCRIPTS}}
+    )
+
+
+BY = Principal(
+    kind="agent", id=AGENT, agent_id=AGENT, user_id=USER, role="member", task_id=TASK, lease_id=LEASE,
+    permissions=frozenset({"llm.use"}),
+)  # fmt: skip
+
+
+async def ask(kit: Any, model: str = "agent", by: Principal = BY) -> dict[str, Any]:
+    request = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+    answer: dict[str, Any] = await kit.kernel.container.get(Gateway).complete(request, by=by)
+    return answer
+
+
+async def rows(kit: Any) -> list[Any]:
+    found: list[Any] = await kit.kernel.database.work(
+        lambda: list(LlmCall.select().order_by(LlmCall.created_at)), read=True
+    )
+    return found
+
+
+async def test_agent_means_the_agents_model_and_the_lease_is_renewed(kit: Any) -> None:
+    assert (await ask(kit))["model"] == "scripted/mine"
+    assert World.renewed == 2
+    (row,) = await rows(kit)
+    assert (row.task_id, row.agent_id, row.user_id, row.requested_model) == (TASK, AGENT, USER, "agent")
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "expected"),
+    [(None, None, "scripted/echo"), ("scripted", None, "scripted/echo"), (None, "mine", "scripted/mine"),
+     (None, "scripted/mine", "scripted/mine")],
+)  # fmt: skip
+async def test_what_an_agent_leaves_open(kit: Any, provider: str | None, model: str | None, expected: str) -> None:
+    World.provider, World.model = provider, model
+    assert (await ask(kit))["model"] == expected
+
+
+async def test_llm_10_other_models_are_forbidden(kit: Any) -> None:
+    for model in ("scripted/slow", "slow", "default"):
+        with pytest.raises(Forbidden):
+            await ask(kit, model)
+    assert (await ask(kit, "mine"))["model"] == "scripted/mine"
+
+
+async def test_a_lost_lease_is_told_before_and_after(kit: Any) -> None:
+    World.live = False
+    with pytest.raises(Conflict) as before:
+        await ask(kit)
+    assert before.value.code == "lease_lost"
+    assert await rows(kit) == []
+    World.live, World.model = True, "slow"
+    asking = asyncio.create_task(ask(kit))
+    await asyncio.sleep(0.15)
+    World.live = False
+    with pytest.raises(Conflict) as after:
+        await asking
+    assert after.value.code == "lease_lost"
+    (row,) = await rows(kit)
+    assert (row.status, row.output_tokens) == ("completed", 1)
+
+
+async def test_a_failing_model_falls_back_but_a_bad_request_does_not(kit: Any) -> None:
+    World.model, World.fallbacks = "broken", ["scripted/broken", "scripted/mine"]
+    assert (await ask(kit))["model"] == "scripted/mine"
+    (row,) = await rows(kit)
+    assert (row.model, row.attempts, row.status) == ("mine", 2, "completed")
+    World.model = "picky"
+    with pytest.raises(Problem) as refused:
+        await ask(kit)
+    assert refused.value.code == "validation_error"
+    World.model, World.fallbacks = "broken", []
+    with pytest.raises(Problem) as broken:
+        await ask(kit)
+    assert broken.value.code == "provider_error"
+
+
+async def test_a_stream_checks_the_lease_at_its_end(kit: Any) -> None:
+    World.model = "slow"
+    request = {"model": "agent", "messages": [{"role": "user", "content": "hi"}]}
+    chunks = kit.kernel.container.get(Gateway).stream(request, by=BY)
+    assert (await anext(chunks))["choices"][0]["delta"]["role"] == "assistant"
+    World.live = False
+    with pytest.raises(Conflict):
+        async for _ in chunks:
+            pass
+
+
+async def test_a_stream_that_is_closed_ends_the_call(kit: Any) -> None:
+    World.model = "slow"
+    request = {"model": "agent", "messages": [{"role": "user", "content": "hi"}]}
+    gateway = kit.kernel.container.get(Gateway)
+    chunks = gateway.stream(request, by=BY)
+    await anext(chunks)
+    await chunks.aclose()
+    await gateway.stop()
+    (row,) = await rows(kit)
+    assert row.status == "cancelled"
+
+
+async def test_llm_7_a_second_attempt_gets_the_stored_answer(kit: Any) -> None:
+    body = {"model": "agent", "messages": [{"role": "user", "content": "hi"}]}
+    headers = {"Idempotency-Key": f"{TASK}:1"}
+    first = await Client(kit.application.app, "fake_1").post("/llm/chat/completions", body, headers=headers)
+    assert first.status == 200, first
+    second = await Client(kit.application.app, "fake_2").post("/llm/chat/completions", body, headers=headers)
+    assert second.json() == first.json()
+    assert second.headers["idempotency-replayed"] == "true"
+    assert len(await rows(kit)) == 1

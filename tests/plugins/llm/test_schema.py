@@ -1,0 +1,17 @@
+"""Migrating an empty database gives exactly the table of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from playhouse.schema_diff import diff_models
+
+from corral.database.unit import current
+from corral_plugins.llm.models import LlmCall
+
+
+async def test_the_migration_matches_the_model(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(plugins=["llm"])
+    difference = await kit.kernel.database.work(lambda: diff_models(current().database.engine, [LlmCall]))
+    assert not difference, difference

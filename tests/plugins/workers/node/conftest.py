@@ -1,0 +1,201 @@
+"""A real server and real workers, each a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+EMAIL, PASSWORD = "root@example.org", "correct horse battery staple"
+READY_SECONDS, TASK_SECONDS = 30, 60
+
+
+class Process:
+    """A process with its output at hand; killed with its group at the end."""
+
+    def __init__(self, arguments: list[str], env: dict[str, str]) -> None:
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "corral", *arguments], env=env, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            self.lines.append(line)
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    def wait_for(self, pattern: str, seconds: float = READY_SECONDS) -> re.Match[str]:
+        """Until the output has the pattern."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if found := re.search(pattern, self.output):
+                return found
+            if self.popen.poll() is not None:
+                break
+            time.sleep(0.05)
+        raise AssertionError(f"no {pattern!r} in the output (status {self.popen.poll()}):\n{self.output}")
+
+    def tree(self) -> list[psutil.Process]:
+        """The processes below it."""
+        try:
+            return psutil.Process(self.popen.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def signal(self, number: int) -> None:
+        self.popen.send_signal(number)
+
+    def stop(self, seconds: float = 20) -> int:
+        """TERM and wait; the exit status."""
+        self.signal(signal.SIGTERM)
+        return self.popen.wait(seconds)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait(10)
+
+
+class Site:
+    """A served installation and an admin signed in to it."""
+
+    def __init__(self, folder: Path, scripts: dict[str, Any], *serve: str, settings: str = "") -> None:
+        self.folder = folder
+        config = folder / "corral.toml"
+        names = "\n".join(f"{name} = {json.dumps(str(self._script(name, turns)))}" for name, turns in scripts.items())
+        config.write_text(f"[plugins.llm.scripts]\n{names}\n\n[settings]\n{settings}\n")
+        self.env = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("CORRAL_")},
+            "CORRAL_DATA_DIR": str(folder / "data"), "CORRAL_CONFIG": str(config), "CORRAL_RATE_LIMITS": "off",
+            "CORRAL_BOOTSTRAP_ADMIN_EMAIL": EMAIL, "CORRAL_BOOTSTRAP_ADMIN_PASSWORD": PASSWORD,
+            "CORRAL_LOG_FORMAT": "console", "XDG_STATE_HOME": str(folder / "state"),
+        }  # fmt: skip
+        self._started: list[Process] = []
+        self.server = self.start("serve", "--bind", "127.0.0.1:0", "--config", str(config), *serve)
+        self.url = self.server.wait_for(r"ready: (http://\S+?)/api/v1").group(1)
+        self.http = httpx2.Client(base_url=f"{self.url}/api/v1", timeout=60, trust_env=False)
+        signed = self.call("POST", "/auth/login", {"email": EMAIL, "password": PASSWORD})
+        self.http.headers["Authorization"] = f"Bearer {signed['access_token']}"
+
+    def _script(self, name: str, turns: list[Any]) -> Path:
+        path = self.folder / f"{name}.json"
+        path.write_text(json.dumps({"turns": turns}))
+        return path
+
+    def start(self, *arguments: str, **env: str) -> Process:
+        process = Process(list(arguments), {**self.env, **env})
+        self._started.append(process)
+        return process
+
+    def stop(self) -> None:
+        for process in reversed(self._started):
+            process.kill()
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        answer = self.http.request(method, path, json=body)
+        assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}\n{self.server.output}"
+        return answer.json() if answer.content else None
+
+    def key(self, *, auto_approve: bool = True) -> str:
+        found: str = self.call("POST", "/admin/registration-keys", {"name": "k", "auto_approve": auto_approve})["key"]
+        return found
+
+    def worker(self, name: str = "w1", *options: str, key: str | None = None) -> Process:
+        """Start one and wait until it is registered."""
+        arguments = ("worker", "--url", self.url, "--name", name, *options)
+        process = self.start(*arguments, CORRAL_WORKER_TOKEN=key or self.key())
+        process.wait_for(rf"worker {name} \(")
+        return process
+
+    def agent(self, model: str, **fields: Any) -> str:
+        body = {"name": f"agent {model}", "llm_provider": "scripted", "llm_model": model, **fields}
+        found: str = self.call("POST", "/agents", body)["id"]
+        self.call("POST", f"/agents/{found}/start", {})
+        return found
+
+    def task(self, agent_id: str, **fields: Any) -> str:
+        body = {"title": "a task", "instructions": "Say hello.", "agent_id": agent_id, **fields}
+        found: str = self.call("POST", "/tasks", body)["id"]
+        return found
+
+    def ended(self, task_id: str, seconds: float = TASK_SECONDS) -> dict[str, Any]:
+        """The task once it has ended."""
+        return self.until(task_id, "completed", "failed", "cancelled", seconds=seconds)
+
+    def until(self, task_id: str, *states: str, seconds: float = TASK_SECONDS) -> dict[str, Any]:
+        """The task once it is in one of these states."""
+        stop = time.monotonic() + seconds
+        while True:
+            task: dict[str, Any] = self.call("GET", f"/tasks/{task_id}")
+            if task["status"] in states:
+                return task
+            if time.monotonic() > stop:
+                told = "\n".join(process.output for process in self._started)
+                raise AssertionError(f"the task is {task['status']} after {seconds} s: {task}\n{told}")
+            time.sleep(0.1)
+
+    def calls(self, task_id: str) -> list[dict[str, Any]]:
+        """The model calls of a task, oldest first."""
+        items: list[dict[str, Any]] = self.call("GET", f"/llm/calls?task_id={task_id}&limit=200")["items"]
+        return items[::-1]
+
+
+@pytest.fixture
+def make_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """`make_site(scripts, *options of serve)`; everything it starts is gone at the end."""
+    sites: list[Site] = []
+
+    def make(scripts: dict[str, Any] | None = None, *serve: str, settings: str = "") -> Site:
+        options = serve or ("--no-embedded-worker",)
+        sites.append(Site(tmp_path, scripts or {}, *options, settings=settings))
+        return sites[-1]
+
+    yield make
+    for site in sites:
+        site.stop()
+
+
+@pytest.fixture
+def gone() -> Callable[..., bool]:
+    """Whether all of these processes end within `seconds`."""
+
+    def all_gone(processes: list[psutil.Process], seconds: float = 5) -> bool:
+        _, alive = psutil.wait_procs(processes, timeout=seconds)
+        return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+    return all_gone
+
+
+@pytest.fixture
+def run_corral(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """`run_corral(*arguments, **environment)`: a `corral` process, gone at the end of the test."""
+    started: list[Process] = []
+
+    def run(*arguments: str, **env: str) -> Process:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("CORRAL_")}
+        started.append(Process(list(arguments), {**clean, "CORRAL_DATA_DIR": str(tmp_path / "data"), **env}))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()

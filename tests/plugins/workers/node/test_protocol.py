@@ -1,0 +1,246 @@
+"""The worker against a server that does what real ones do rarely: falls silent, forgets, takes leases away."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+TASK = {"id": "task-1", "title": "t", "instructions": "hi", "input": {}, "output_schema": None}
+LEASE_SECONDS = 3
+
+
+class FakeServer:
+    """One task for the first claim. `silent`: answers nothing any more. `state`: of the lease, in heartbeats."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.silent = threading.Event()
+        self.refuses_token = False
+        self.state, self.chat_seconds, self.claims = "ok", 60.0, 0
+        self.registered = 0
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                length = int(self.headers.get("content-length") or 0)
+                body = json.loads(self.rfile.read(length) or b"{}")
+                self.reply(self.path.removeprefix("/api/v1"), body)
+
+            def do_GET(self) -> None:
+                self.reply(self.path.removeprefix("/api/v1"), None)
+
+            def reply(self, path: str, body: Any) -> None:
+                if fake.silent.is_set():
+                    self.close_connection = True
+                    return
+                status, answer = fake.answer(path, body, self.headers.get("authorization", ""))
+                data = json.dumps(answer).encode()
+                try:
+                    self.send_response(status)
+                    self.send_header("content-type", "application/json")
+                    self.send_header("content-length", str(len(data)))
+                    self.end_headers()
+                    self.wfile.write(data)
+                except OSError:
+                    self.close_connection = True
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+
+    def of(self, name: str) -> list[Any]:
+        return [body for path, body in list(self.calls) if path == name]
+
+    def answer(self, path: str, body: Any, token: str) -> tuple[int, Any]:
+        name = path.partition("?")[0].rsplit("/", 1)[-1]
+        self.calls.append((name, body))
+        if name == "register":
+            self.registered += 1
+            self.refuses_token = False
+            known = {"id": "w-1", "token": f"crw_{self.registered}", "heartbeat_seconds": 1}
+            return 201, {**known, "lease_seconds": LEASE_SECONDS}
+        if self.refuses_token and token.startswith("Bearer crw_"):
+            return 401, {"code": "unauthenticated"}
+        if name == "claim":
+            self.claims += 1
+            if self.claims > 1:
+                time.sleep(0.5)
+                return 200, {"tasks": [], "reason": "none"}
+            claim = {
+                "task": TASK, "agent": {"id": "a", "config": {}, "tools": []}, "lease_id": "lease-1", "fence": 1,
+                "attempt": 1, "agent_token": "cra_a1", "resume": None, "context": {},
+            }  # fmt: skip
+            return 200, {"tasks": [claim], "reason": "ok"}
+        if name == "heartbeat":
+            told = [{**lease, "state": self.state} for lease in body["leases"]]
+            return 200, {"leases": told, "commands": [], "next_heartbeat_seconds": 1}
+        if name == "signals":
+            time.sleep(0.5)
+            return 200, {"signals": [], "commands": []}
+        if name == "completions":
+            time.sleep(self.chat_seconds)
+            return 200, {"model": "m", "choices": [{"message": {"content": "hello"}}], "usage": {}}
+        return 200, {"state": "ok", "status": "running"}
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeServer]:
+    server = FakeServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def start(fake: FakeServer, tmp_path: Path, run_corral: Callable[..., Any]) -> Callable[..., Any]:
+    """Start a worker for the fake server."""
+
+    def begin(*options: str) -> Any:
+        arguments = ("worker", "--url", fake.url, "--name", "w", "--dir", str(tmp_path / "identity"), *options)
+        return run_corral(*arguments, CORRAL_WORKER_TOKEN="crg_key")
+
+    return begin
+
+
+def until(condition: Callable[[], Any], seconds: float = 15) -> Any:
+    stop = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < stop
+        time.sleep(0.02)
+    return found
+
+
+def task_process(worker: Any) -> psutil.Process:
+    """The process of the task: it leads a group of its own."""
+
+    def find() -> psutil.Process | None:
+        for process in worker.tree():
+            try:
+                if os.getpgid(process.pid) == process.pid:
+                    return process
+            except ProcessLookupError:
+                continue
+        return None
+
+    found: psutil.Process = until(find)
+    return found
+
+
+def test_a_whole_attempt(fake: FakeServer, start: Callable[..., Any]) -> None:
+    fake.chat_seconds = 0
+    worker = start()
+    assert until(lambda: fake.of("complete")) == [{"result": {"text": "hello"}}]
+    names = [name for name, _ in fake.calls if name not in ("heartbeat", "signals", "claim")]
+    assert names == ["register", "start", "completions", "checkpoint", "logs", "progress", "complete"]
+    assert worker.stop() == 0
+
+
+def test_a_silent_server_ends_the_work_when_the_lease_does(
+    fake: FakeServer, start: Callable[..., Any], gone: Callable[..., bool]
+) -> None:
+    worker = start()
+    until(lambda: fake.of("completions"))
+    child = task_process(worker)
+    time.sleep(LEASE_SECONDS + 1)
+    assert child.is_running()  # heartbeats renew it
+    fake.silent.set()
+    time.sleep(LEASE_SECONDS / 2)
+    assert child.is_running()  # a failed call changes nothing
+    assert gone([child], LEASE_SECONDS + 1)
+    fake.silent.clear()
+    count = len(fake.of("heartbeat"))
+    until(lambda: len(fake.of("heartbeat")) > count)
+    assert fake.of("fail") == fake.of("cancelled") == fake.of("release") == []
+
+
+def test_lost_means_stop_at_once(fake: FakeServer, start: Callable[..., Any], gone: Callable[..., bool]) -> None:
+    worker = start()
+    until(lambda: fake.of("completions"))
+    child = task_process(worker)
+    fake.state = "lost"
+    assert gone([child], 3)
+    time.sleep(0.5)
+    assert fake.of("fail") == fake.of("cancelled") == fake.of("release") == []
+
+
+def test_a_cancel_is_acknowledged(fake: FakeServer, start: Callable[..., Any], gone: Callable[..., bool]) -> None:
+    worker = start()
+    until(lambda: fake.of("completions"))
+    child = task_process(worker)
+    fake.state = "cancel_requested"
+    until(lambda: fake.of("cancelled"), 5)
+    assert gone([child], 1)
+    assert fake.of("fail") == []
+
+
+def test_a_crash_is_reported(fake: FakeServer, start: Callable[..., Any]) -> None:
+    worker = start()
+    until(lambda: fake.of("completions"))
+    task_process(worker).kill()
+    (failure,) = until(lambda: fake.of("fail"))
+    assert failure["error"]["type"] == "worker_crash"
+    assert failure["retryable"] is True
+    assert "SIGKILL" in failure["error"]["message"]
+
+
+def test_draining_waits_for_the_model_call_and_no_longer(fake: FakeServer, start: Callable[..., Any]) -> None:
+    worker = start("--drain-seconds", "1")
+    until(lambda: fake.of("completions"))
+    began = time.monotonic()
+    assert worker.stop() == 0
+    assert time.monotonic() - began < 6
+    assert len(fake.of("release")) == 1
+
+
+def test_a_dead_token_is_replaced_by_registering_again(fake: FakeServer, start: Callable[..., Any]) -> None:
+    fake.chat_seconds = 0
+    start()
+    until(lambda: fake.of("complete"))
+    fake.refuses_token = True
+    until(lambda: fake.registered == 2)
+    prints = {body["fingerprint"] for body in fake.of("register")}
+    assert len(prints) == 1
+
+
+def test_workers_5_a_worker_that_was_frozen_discards_its_work(
+    fake: FakeServer, start: Callable[..., Any], gone: Callable[..., bool]
+) -> None:
+    worker = start()
+    until(lambda: fake.of("completions"))
+    family = [psutil.Process(worker.popen.pid), *worker.tree()]
+    child = task_process(worker)
+    for process in family:
+        process.suspend()
+    time.sleep(LEASE_SECONDS + 1)
+    fake.state = "lost"
+    for process in family:
+        process.resume()
+    assert gone([child], 3)
+    time.sleep(0.5)
+    assert fake.of("complete") == fake.of("fail") == fake.of("cancelled") == fake.of("release") == []
+
+
+def test_nothing_outlives_a_killed_worker(
+    fake: FakeServer, start: Callable[..., Any], gone: Callable[..., bool]
+) -> None:
+    worker = start()
+    until(lambda: fake.of("completions"))
+    family = worker.tree()
+    os.kill(worker.popen.pid, signal.SIGKILL)
+    assert gone(family, 3)

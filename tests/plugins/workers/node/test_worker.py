@@ -1,0 +1,186 @@
+"""`corral worker` against a real server, both as processes.
+
+Waiting for tools: the second half of workers 8 (no server tool runs twice).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable
+from typing import Any
+
+Site = Any  # of conftest.py
+
+TOOL = {"tool_calls": [{"name": "nothing__here", "arguments": {}}]}
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+# Short leases, so that a killed worker's task comes back soon.
+SOON = '"tasks.lease_seconds" = 10\n"tasks.ack_seconds" = 5\n"tasks.cancel_grace_seconds" = 10'
+
+
+def step(seconds: float) -> dict[str, Any]:
+    return {**TOOL, "delay_seconds": seconds}
+
+
+def test_a_task_is_completed_by_a_worker(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    worker = site.worker()
+    task = site.ended(site.task(site.agent("echo"), instructions="Say hello."))
+    assert (task["status"], task["result"], task["attempt"]) == ("completed", {"text": "Say hello."}, 1)
+    (call,) = site.calls(task["id"])
+    assert (call["status"], call["model"]) == ("completed", "echo")
+    assert site.call("GET", f"/tasks/{task['id']}/logs")["items"]
+    assert worker.stop() == 0
+
+
+def test_workers_6_the_identity_is_kept_and_private(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    folder = site.folder / "identity"
+    first = site.worker("w1", "--dir", str(folder))
+    (known,) = site.call("GET", "/admin/workers")["items"]
+    for path in (folder / "identity.json", folder / "fingerprint"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    second = site.start("worker", "--url", site.url, "--name", "w1", "--dir", str(folder))
+    assert second.popen.wait(20) == 3
+    assert "its own --dir" in second.output
+    assert first.stop() == 0
+    again = site.start("worker", "--url", site.url, "--name", "w1", "--dir", str(folder))
+    again.wait_for(known["id"])
+    assert [item["id"] for item in site.call("GET", "/admin/workers")["items"]] == [known["id"]]
+    task = site.ended(site.task(site.agent("echo")))
+    assert task["status"] == "completed"
+
+
+def test_an_unapproved_worker_waits_and_then_works(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    worker = site.worker(key=site.key(auto_approve=False))
+    worker.wait_for("waiting for an admin to approve")
+    task_id = site.task(site.agent("echo"))
+    (item,) = site.call("GET", "/admin/workers")["items"]
+    assert item["status"] == "pending"
+    site.call("PATCH", f"/admin/workers/{item['id']}/approve", {"is_approved": True})
+    assert site.ended(task_id)["status"] == "completed"
+
+
+def test_a_worker_without_a_key_says_what_to_do(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    process = site.start("worker", "--url", site.url, "--name", "nobody")
+    assert process.popen.wait(20) == 1
+    assert "CORRAL_WORKER_TOKEN" in process.output
+
+
+def test_workers_8_another_worker_goes_on_from_the_last_checkpoint(make_site: Callable[..., Site], gone: Any) -> None:
+    site = make_site({"ten": [*[step(0.1)] * 6, step(4), *[step(0.1)] * 2, {"text": "end"}]}, settings=SOON)
+    first = site.worker("w1")
+    task_id = site.task(site.agent("ten"))
+    wait_for_calls(site, task_id, 7)  # steps 1 to 6 are kept, the seventh runs
+    family = first.tree()
+    os.kill(first.popen.pid, signal.SIGKILL)
+    assert gone(family)
+    before = len(site.calls(task_id))
+    site.worker("w2")
+    task = site.ended(task_id)
+    assert (task["status"], task["result"]) == ("completed", {"text": "end"})
+    assert 3 <= len(site.calls(task_id)) - before <= 4
+    assert before == 7
+
+
+def wait_for_calls(site: Site, task_id: str, count: int) -> None:
+    until = time.monotonic() + 30
+    while len(site.calls(task_id)) < count:
+        assert time.monotonic() < until, site.server.output
+        time.sleep(0.05)
+
+
+def test_cancel_ends_a_running_task_at_once(make_site: Callable[..., Site]) -> None:
+    site = make_site({"slow": [step(60)]})
+    worker = site.worker()
+    task_id = site.task(site.agent("slow"))
+    wait_for_calls(site, task_id, 1)
+    began = time.monotonic()
+    site.call("POST", f"/tasks/{task_id}/cancel", {})
+    task = site.until(task_id, "cancelled", seconds=20)
+    assert time.monotonic() - began < 8
+    assert task["status"] == "cancelled"
+    assert site.ended(site.task(site.agent("echo")))["status"] == "completed"
+    assert worker.stop() == 0
+
+
+def test_an_answer_that_breaks_the_schema_is_repaired(make_site: Callable[..., Site]) -> None:
+    site = make_site({"json": [{"text": "no json"}, {"text": '{"n": "x"}'}, {"text": '{"n": 7}'}]})
+    site.worker()
+    task = site.ended(site.task(site.agent("json"), output_schema=SCHEMA))
+    assert (task["status"], task["result"]) == ("completed", {"n": 7})
+    assert len(site.calls(task["id"])) == 3
+
+
+def test_a_crash_of_the_process_is_a_retryable_failure(make_site: Callable[..., Site]) -> None:
+    settings = f'{SOON}\n"tasks.backoff_initial_seconds" = 0'
+    site = make_site({"slow": [step(0.1), step(3), {"text": "end"}]}, settings=settings)
+    worker = site.worker()
+    task_id = site.task(site.agent("slow"))
+    wait_for_calls(site, task_id, 2)
+    victim = next(process for process in worker.tree() if os.getpgid(process.pid) != worker.popen.pid)
+    victim.kill()
+    task = site.ended(task_id)
+    assert (task["status"], task["attempt"]) == ("completed", 2)
+    attempts = site.call("GET", f"/tasks/{task_id}/attempts")["items"]
+    assert attempts[0]["error"]["type"] == "worker_crash"
+    assert "SIGKILL" in attempts[0]["error"]["message"]
+
+
+def test_sigterm_gives_the_task_back_with_its_checkpoint(make_site: Callable[..., Site]) -> None:
+    site = make_site({"slow": [step(0.1), step(2), step(0.1), {"text": "end"}]})
+    worker = site.worker("w1")
+    task_id = site.task(site.agent("slow"))
+    wait_for_calls(site, task_id, 2)
+    assert worker.stop() == 0
+    task = site.call("GET", f"/tasks/{task_id}")
+    assert (task["status"], task["attempt"]) == ("pending", 0)
+    site.worker("w2")
+    assert site.ended(task_id)["result"] == {"text": "end"}
+    assert len(site.calls(task_id)) == 4
+
+
+def test_a_second_signal_ends_at_once_and_leaves_nothing(make_site: Callable[..., Site], gone: Any) -> None:
+    site = make_site({"slow": [step(60)]})
+    worker = site.worker()
+    wait_for_calls(site, site.task(site.agent("slow")), 1)
+    family = worker.tree()
+    worker.signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert worker.popen.poll() is None
+    worker.signal(signal.SIGTERM)
+    assert worker.popen.wait(5) == 130
+    assert gone(family)
+
+
+def test_many_tasks_run_side_by_side(make_site: Callable[..., Site]) -> None:
+    site = make_site({"nap": [{"text": "slept", "delay_seconds": 1}]})
+    site.worker("w1", "--max-agents", "4")
+    agent = site.agent("nap", max_concurrent_tasks=4)
+    began = time.monotonic()
+    ids = [site.task(agent) for _ in range(8)]
+    assert [site.ended(task_id)["status"] for task_id in ids] == ["completed"] * 8
+    assert time.monotonic() - began < 8
+
+
+def test_the_embedded_worker_dies_with_its_server(make_site: Callable[..., Site], gone: Any) -> None:
+    site = make_site({"slow": [step(60)]}, "--no-jobs")
+    assert site.ended(site.task(site.agent("echo")))["status"] == "completed"
+    wait_for_calls(site, site.task(site.agent("slow")), 1)
+    family = site.server.tree()
+    assert len(family) >= 3
+    os.kill(site.server.popen.pid, signal.SIGKILL)
+    assert gone(family)
+
+
+def test_the_embedded_worker_stops_with_its_server(make_site: Callable[..., Site], gone: Any) -> None:
+    site = make_site({"slow": [step(2), {"text": "end"}]}, "--no-jobs")
+    task_id = site.task(site.agent("slow"))
+    wait_for_calls(site, task_id, 1)
+    family = site.server.tree()
+    assert site.server.stop(30) == 0
+    assert gone(family)

@@ -1,0 +1,107 @@
+"""The server's own worker: one, wherever many processes share a database."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from corral_plugins.workers.service import embedded
+from corral_plugins.workers.service.embedded import EmbeddedLease
+
+
+class Program:
+    """Counts how many of its kind run."""
+
+    running = 0
+    begun = 0
+
+    async def run(self) -> None:
+        Program.running += 1
+        Program.begun += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            Program.running -= 1
+
+
+async def until(wanted: Any) -> None:
+    async with asyncio.timeout(5):
+        while not wanted():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_one_runs_and_another_follows(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(Program, "begun", 0)
+    leases = [EmbeddedLease(fleet.kit.kernel.database.work, Program) for _ in range(2)]
+    tasks = [asyncio.create_task(lease.run()) for lease in leases]
+    try:
+        await until(lambda: Program.running == 1)
+        await asyncio.sleep(0.3)
+        assert (Program.running, Program.begun) == (1, 1)
+        for lease in leases:
+            await lease.close()
+            await asyncio.sleep(0.3)
+        assert Program.running == 0
+        assert Program.begun >= 1
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert Program.running == 0
+
+
+async def test_a_failing_program_is_told_to_the_supervisor(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "RENEW_SECONDS", 0.05)
+
+    class Broken:
+        async def run(self) -> None:
+            raise OSError("no such program")
+
+    lease = EmbeddedLease(fleet.kit.kernel.database.work, Broken)
+    with pytest.raises(OSError, match="no such program"):
+        async with asyncio.timeout(5):
+            await lease.run()
+
+
+@pytest.mark.parametrize("on", [True, False])
+async def test_it_starts_when_the_server_serves_unless_it_is_off(
+    make_fleet: Any, monkeypatch: pytest.MonkeyPatch, on: bool
+) -> None:
+    from corral_plugins.workers.node import embedded as node
+
+    made: list[tuple[Any, ...]] = []
+
+    class Recorded(Program):
+        def __init__(self, *arguments: Any) -> None:
+            made.append(arguments)
+
+    monkeypatch.setattr(node, "EmbeddedWorker", Recorded)
+    fleet = await make_fleet(config={"plugins.workers": {"embedded": on, "embedded_max_agents": 3}})
+    kernel = fleet.kit.kernel
+    await kernel.serving("http://127.0.0.1:9")
+    if not on:
+        await asyncio.sleep(0.3)
+        assert made == []
+        return
+    await until(lambda: made)
+    address, make_key, max_agents = made[0]
+    assert (address, max_agents) == ("http://127.0.0.1:9", 3)
+    key = fleet.client(await make_key())
+    assert (await key.post("/workers/register", {"name": "embedded"})).json()["is_approved"] is True
+    await kernel.drain(5)
+    assert Program.running == 0
+
+
+async def test_who_must_change_the_password_first_beats_for_nobody(fleet: Any) -> None:
+    from corral.auth.models import UserRow
+
+    member = await fleet.kit.as_user("member")
+    worker = await fleet.worker(by=member)
+    me = UserRow.id == member.user["id"]
+    await fleet.work(lambda: UserRow.update(must_change_password=True).where(me).execute())
+    fleet.kit.kernel.credentials.forget(lambda principal: True)
+    answer = await member.post(f"/workers/{worker.user['id']}/heartbeat")
+    assert answer.code == "password_change_required"

@@ -1,0 +1,222 @@
+"""Heartbeats, claims, signals: what a worker does with its own token, and who else may."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from corral import clock
+from corral.kernel import Kernel
+from corral_plugins.workers.models import Worker
+from corral_plugins.workers.service.presence import Presence
+from corral_plugins.workers.service.sweeps import Sweeps
+
+SILENCE = 60
+
+
+def path(worker: Any, call: str = "") -> str:
+    return f"/workers/{worker.user['id']}{call}"
+
+
+def presence(fleet: Any) -> Presence:
+    kernel: Kernel = fleet.kit.kernel
+    return kernel.container.get(Presence)
+
+
+async def go_offline(fleet: Any) -> None:
+    clock.travel(SILENCE)
+    await fleet.kit.kernel.container.get(Sweeps).sweep()
+
+
+async def status(fleet: Any, worker: Any) -> str:
+    row: Worker = await fleet.work(lambda: Worker.get_by_id(worker.user["id"]))
+    return row.status
+
+
+async def test_a_heartbeat_keeps_figures_and_tells_what_waits(fleet: Any) -> None:
+    worker = await fleet.worker()
+    await fleet.work(fleet.tasks.add)
+    figures = {"cpu_usage_percent": 12.5, "memory_usage_percent": 50}
+    answer = (await worker.post(path(worker, "/heartbeat"), figures)).json()
+    assert answer.pop("server_time") <= clock.now()
+    assert answer == {
+        "status": "online", "next_heartbeat_seconds": 15, "pending_tasks": 1, "leases": [], "commands": []
+    }  # fmt: skip
+    seen = (await worker.get(path(worker))).json()
+    assert (seen["cpu_usage_percent"], seen["memory_usage_percent"], seen["disk_usage_percent"]) == (12.5, 50.0, None)
+    assert seen["last_heartbeat_at"] is not None
+    await worker.post(path(worker, "/heartbeat"), {"cpu_usage_percent": None})
+    seen = (await worker.get(path(worker))).json()
+    assert (seen["cpu_usage_percent"], seen["memory_usage_percent"]) == (None, 50.0)
+
+
+@pytest.mark.parametrize("value", [-1, 101, "many"])
+async def test_figures_have_bounds(fleet: Any, value: Any) -> None:
+    worker = await fleet.worker()
+    answer = await worker.post(path(worker, "/heartbeat"), {"cpu_usage_percent": value})
+    assert (answer.status, answer.json()["errors"][0]["pointer"]) == (422, "/cpu_usage_percent")
+
+
+async def test_a_worker_speaks_for_itself_only(fleet: Any) -> None:
+    one, two = await fleet.worker("w1"), await fleet.worker("w2")
+    for call in ("/heartbeat", "/claim", "/deregister"):
+        assert (await one.post(path(two, call))).code == "forbidden"
+    for call in ("/signals", "/tasks"):
+        assert (await one.get(path(two, call))).code == "forbidden"
+    assert (await one.get(path(two))).status == 200
+
+
+async def test_registrants_and_admins_beat_for_a_worker_and_read_its_tasks(fleet: Any) -> None:
+    member, other = await fleet.kit.as_user("member"), await fleet.kit.as_user("member")
+    worker = await fleet.worker(by=member)
+    for client, wanted in ((member, 200), (fleet.admin, 200), (other, 403)):
+        assert (await client.post(path(worker, "/heartbeat"))).status == wanted
+        assert (await client.get(path(worker, "/tasks"))).status == wanted
+        assert (await client.post(path(worker, "/claim"))).status == 403
+        assert (await client.get(path(worker, "/signals"))).status == 403
+    missing = "/workers/01890000-0000-7000-8000-000000000000"
+    assert (await fleet.admin.post(f"{missing}/heartbeat")).status == 404
+    assert (await fleet.admin.get(missing)).status == 404
+
+
+async def test_leases_are_renewed_or_lost(fleet: Any) -> None:
+    worker = await fleet.worker()
+    await fleet.work(fleet.tasks.add)
+    claimed = (await worker.post(path(worker, "/claim"))).json()["tasks"][0]
+    lease = {"task_id": claimed["task"]["id"], "lease_id": claimed["lease_id"]}
+    lost = {**lease, "lease_id": worker.user["id"]}
+    answer = (await worker.post(path(worker, "/heartbeat"), {"leases": [lease, lost]})).json()
+    assert [state["state"] for state in answer["leases"]] == ["ok", "lost"]
+    assert answer["next_heartbeat_seconds"] == 5  # nobody listens for signals
+    detail = (await worker.get(path(worker))).json()
+    assert [each["lease_id"] for each in detail["leases"]] == [lease["lease_id"]]
+    assert detail["active_leases"] == 1
+
+
+async def test_a_detail_is_never_answered_from_an_old_version(fleet: Any) -> None:
+    worker = await fleet.worker()
+    first = await worker.get(path(worker))
+    await worker.post(path(worker, "/heartbeat"), {"cpu_usage_percent": 77})
+    again = await worker.get(path(worker), headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status, again.json()["cpu_usage_percent"]) == (200, 77.0)
+
+
+async def test_other_tools_and_labels_are_told(fleet: Any) -> None:
+    worker = await fleet.worker()
+    before = (await worker.get(path(worker))).json()["version"]
+    await worker.post(path(worker, "/heartbeat"), {"tools": ["shell.run", "shell.run"], "labels": {"a": "b"}})
+    await worker.post(path(worker, "/heartbeat"), {"tools": ["shell.run"], "labels": {"a": "b"}})
+    seen = (await worker.get(path(worker))).json()
+    assert (seen["tools"], seen["labels"], seen["version"]) == (["shell.run"], {"a": "b"}, before + 1)
+    assert [event["changed_fields"] for event in await fleet.told("worker.updated")] == [["labels", "tools"]]
+
+
+async def test_silence_takes_offline_and_any_call_brings_back(fleet: Any) -> None:
+    worker = await fleet.worker()
+    await go_offline(fleet)
+    await fleet.kit.kernel.container.get(Sweeps).sweep()
+    assert await status(fleet, worker) == "offline"
+    assert (await worker.get("/workers/overview")).status == 200
+    await presence(fleet).flush()
+    assert await status(fleet, worker) == "online"
+    assert len(await fleet.told("worker.offline")) == 1
+    assert len(await fleet.told("worker.online")) == 2
+
+    await go_offline(fleet)
+    assert (await worker.post(path(worker, "/heartbeat"))).json()["status"] == "online"
+    await go_offline(fleet)
+    await worker.post(path(worker, "/claim"))
+    assert await status(fleet, worker) == "online"
+
+
+async def test_signs_of_life_are_written_rarely(fleet: Any) -> None:
+    worker = await fleet.worker()
+    clock.travel(20)
+    await worker.get("/workers/overview")
+    await presence(fleet).flush()
+    seen = await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at)
+    clock.travel(2)
+    for _ in range(3):
+        await worker.post(path(worker, "/claim"))
+        await presence(fleet).flush()
+    assert await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at) == seen
+
+
+async def test_a_signal_arrives_at_once_even_of_a_task_claimed_meanwhile(fleet: Any) -> None:
+    worker = await fleet.worker()
+    listening = asyncio.create_task(worker.get(path(worker, "/signals?wait=20")))
+    await asyncio.sleep(0.3)
+    await fleet.work(fleet.tasks.add)
+    claimed = (await worker.post(path(worker, "/claim"))).json()["tasks"][0]
+    assert (await worker.post(path(worker, "/heartbeat"))).json()["next_heartbeat_seconds"] == 15
+    await asyncio.sleep(0.7)
+    assert not listening.done()
+    await fleet.work(lambda: fleet.tasks.signal(claimed["lease_id"], "cancel_requested"))
+    async with asyncio.timeout(1):
+        answer = (await listening).json()
+    assert [(each["seq"], each["state"]) for each in answer["signals"]] == [(1, "cancel_requested")]
+    assert (await worker.get(path(worker, "/signals?after=1"))).json()["signals"] == []
+
+
+async def test_commands_come_with_signals_and_heartbeats(fleet: Any) -> None:
+    worker = await fleet.worker()
+    clock.travel(1)
+    listening = asyncio.create_task(worker.get(path(worker, "/signals?wait=20")))
+    await asyncio.sleep(0.2)
+    assert (await fleet.admin.post(f"/admin{path(worker, '/drain')}")).json()["status"] == "draining"
+    async with asyncio.timeout(1.5):
+        assert (await listening).json() == {"signals": [], "commands": ["drain"]}
+    beat = (await worker.post(path(worker, "/heartbeat"))).json()
+    assert (beat["status"], beat["commands"]) == ("draining", ["drain"])
+    await fleet.admin.post(f"/admin{path(worker, '/resume')}")
+    assert (await worker.post(path(worker, "/heartbeat"))).json()["commands"] == ["resume"]
+    await fleet.admin.patch(f"/admin{path(worker)}", {"max_agents": 7})
+    assert (await worker.post(path(worker, "/heartbeat"))).json()["commands"] == ["resume", "config_changed"]
+    clock.travel(40)
+    assert (await worker.post(path(worker, "/heartbeat"))).json()["commands"] == []
+
+
+async def test_a_claim_says_why_it_is_empty(fleet: Any) -> None:
+    worker = await fleet.worker(max_agents=1)
+    assert (await worker.post(path(worker, "/claim"))).json() == {"tasks": [], "reason": "none"}
+    for _ in range(2):
+        await fleet.work(fleet.tasks.add)
+    assert (await worker.post(path(worker, "/claim"), {"max_tasks": 5})).json()["reason"] == "ok"
+    assert (await worker.post(path(worker, "/claim"))).json() == {"tasks": [], "reason": "at_capacity"}
+    await fleet.admin.post(f"/admin{path(worker, '/drain')}")
+    assert (await worker.post(path(worker, "/claim"))).json() == {"tasks": [], "reason": "draining"}
+
+
+async def test_an_empty_claim_waits_for_its_time(fleet: Any) -> None:
+    worker = await fleet.worker()
+    began = asyncio.get_running_loop().time()
+    answer = await worker.post(path(worker, "/claim"), {"wait_seconds": 1}, headers={"Idempotency-Key": "c1"})
+    assert answer.json() == {"tasks": [], "reason": "none"}
+    assert 0.9 <= asyncio.get_running_loop().time() - began < 3
+
+
+async def test_without_tasks_a_claim_is_503(make_fleet: Callable[..., Awaitable[Any]]) -> None:
+    fleet = await make_fleet(tasks=False)
+    worker = await fleet.worker()
+    answer = await worker.post(path(worker, "/claim"))
+    assert (answer.status, answer.code) == (503, "plugin_disabled")
+    assert (await worker.get(path(worker, "/tasks"))).json()["items"] == []
+    assert (await worker.get(path(worker, "/signals"))).json() == {"signals": [], "commands": []}
+    assert (await worker.post(path(worker, "/heartbeat"))).json()["pending_tasks"] == 0
+    assert (await worker.post(path(worker, "/deregister"))).status == 200
+
+
+async def test_leaving(fleet: Any) -> None:
+    worker = await fleet.worker(max_agents=2)
+    await fleet.work(fleet.tasks.add)
+    await worker.post(path(worker, "/claim"))
+    member = await fleet.kit.as_user("member")
+    assert (await member.post(path(worker, "/deregister"))).status == 403
+    assert (await worker.post(path(worker, "/deregister"), {})).status == 200
+    assert fleet.tasks.leases == {}
+    assert (await worker.get(path(worker))).status == 401
+    assert (await fleet.admin.get(path(worker))).status == 404
+    assert len(await fleet.told("worker.deleted")) == 1
