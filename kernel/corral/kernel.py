@@ -299,7 +299,7 @@ def boot(
         database.cursor_key = keyring.mac("list-cursor", b"v1")
         database.flush = _flush
         if database.kind == "sqlite":
-            database.number = event_log.number_inserted
+            pass
         kernel = Kernel(config, loaded, database, keyring)
         kernel.wire()
     except BaseException:

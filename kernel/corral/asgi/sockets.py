@@ -18,6 +18,7 @@ from corral.schema import encode
 log = logging.getLogger("corral.http")
 
 DRAIN_SECONDS = 5.0
+_draining: set[asyncio.Task[None]] = set()
 
 
 class Connection:
@@ -110,4 +111,7 @@ async def _serve(serve: Callable[..., Any], connection: Connection) -> None:
     except Exception:
         log.exception("a socket endpoint raised")
         await connection.close(1011)
-    await connection.drain()
+    # the server closes the connection once this returns, but must not be left waiting for somebody to read
+    draining = asyncio.get_running_loop().create_task(connection.drain())
+    _draining.add(draining)
+    draining.add_done_callback(_draining.discard)

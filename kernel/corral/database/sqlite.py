@@ -21,7 +21,7 @@ from corral.database.unit import Entry, Unit, refuse_nesting, run_in
 
 T = TypeVar("T")
 
-BATCH_UNITS, BATCH_SECONDS = 64, 0.010
+BATCH_UNITS, BATCH_SECONDS, GATHER_SECONDS = 64, 0.010, 0.004
 BUSY_TIMEOUT_MS = 5000
 READERS = 4
 STEPS, STEP_BUDGET_SECONDS = 2000, 0.005
@@ -147,6 +147,7 @@ class _WriterLane(_SqliteLane):
     def __init__(self, pool: Pool, database: SqliteDatabase) -> None:
         super().__init__(pool, database)
         self.batch: list[Outcome] = []
+        self._expected = 0
 
     def rerun(self) -> list[Ticket]:
         return [outcome.ticket for outcome in self.batch]
@@ -158,19 +159,23 @@ class _WriterLane(_SqliteLane):
         except (peewee.DatabaseError, sqlite3.Error) as error:
             self.pool.deliver([Outcome(ticket, None, error=translate(error))])
             return
-        deadline = time.perf_counter() + BATCH_SECONDS
+        began = time.perf_counter()
         following: Ticket | None = ticket
         while following is not None:
             if not self._member(following):
                 return
-            following = self._next(deadline)
+            following = self._next(began)
+        self._expected = len(self.batch)
         self._commit()
 
-    def _next(self, deadline: float) -> Ticket | None:
-        if len(self.batch) >= BATCH_UNITS or time.perf_counter() >= deadline:
+    def _next(self, began: float) -> Ticket | None:
+        """The next unit of the batch. While fewer than last time have come, it waits a little for them: a COMMIT costs more."""
+        spent = time.perf_counter() - began
+        if len(self.batch) >= BATCH_UNITS or spent >= BATCH_SECONDS:
             return None
+        patience = GATHER_SECONDS - spent if len(self.batch) < self._expected else 0.0
         try:
-            ticket = self.pool.queue.get_nowait()
+            ticket = self.pool.queue.get(timeout=patience) if patience > 0 else self.pool.queue.get_nowait()
         except queue.Empty:
             return None
         if ticket is None:  # the end of the pool: let the lane see it after this batch

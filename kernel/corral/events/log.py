@@ -53,6 +53,14 @@ COLUMNS = (
 _INSERT = Statement(
     lambda p: EventRow.insert({field: p(field.name) for field in EventRow._meta.sorted_fields if field.name not in ("ins", "seq")})
 )
+_INSERT_NUMBERED = Statement(
+    lambda p: EventRow.insert(
+        {
+            EventRow.seq: EventRow.select(peewee.fn.COALESCE(peewee.fn.MAX(EventRow.seq), 0) + 1),
+            **{field: p(field.name) for field in EventRow._meta.sorted_fields if field.name not in ("ins", "seq")},
+        }
+    )
+)
 _READ = Statement(
     lambda p: EventRow.select(*COLUMNS)
     .where((EventRow.seq > p("after")) & (EventRow.seq <= p("until")))
@@ -120,8 +128,9 @@ def write(unit: Unit) -> None:
     if not unit.events:
         return
     ts = clock.now()
+    insert = _INSERT_NUMBERED if unit.database.kind == "sqlite" else _INSERT
     for emitted in unit.events:
-        _INSERT.run(_row(emitted, ts))
+        insert.run(_row(emitted, ts))
 
 
 def _row(emitted: Emitted, ts: str) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def delete_agent(
 _ACTION = ("not_found", "forbidden", "invalid_state", "precondition_failed", "overloaded")
 
 
-@routes.post("/{id}/start", needs="agents.write", raises=(*_ACTION, "budget_exhausted"))
+@routes.post("/{id}/start", needs="agents.write", raises=(*_ACTION, "budget_exhausted", "kill_switch"))
 def start_agent(id: str, body: StartAgent, match: IfMatch, states: AgentStates, caller: Principal) -> AgentView:
     """Start an agent: from now on it may claim tasks. What may keep it from working is in `warnings`."""
     return states.start(id, match, override=body.override, by=caller)
@@ -109,7 +109,7 @@ def pause_agent(id: str, body: Because, match: IfMatch, states: AgentStates, cal
     return states.pause(id, match, reason=body.reason, by=caller)
 
 
-@routes.post("/{id}/resume", needs="agents.write", raises=(*_ACTION, "budget_exhausted"))
+@routes.post("/{id}/resume", needs="agents.write", raises=(*_ACTION, "budget_exhausted", "kill_switch"))
 def resume_agent(id: str, body: Because, match: IfMatch, states: AgentStates, caller: Principal) -> AgentView:
     """End a pause."""
     return states.resume(id, match, reason=body.reason, by=caller)

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from corral.errors import Unavailable
 from corral.plugin import Plugin, Provide, hookimpl
 from corral.testing.kit import Client, Kit
+from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentRecord, Agents, WorkFigures
 from corral_plugins.agents.models import Agent
 from corral_plugins.llm.api import LLM
@@ -77,6 +79,27 @@ class FakeTasks(Plugin):
         return [Provide(Tasks, Leases), Provide(AgentRecord, Record)]
 
 
+class Switch:
+    """A double of `KillSwitch`."""
+
+    def __init__(self) -> None:
+        self.engaged = False
+
+    def refuse_if_engaged(self) -> None:
+        if self.engaged:
+            raise Unavailable(code="kill_switch")
+
+
+class FakeAdmin(Plugin):
+    """Administration, doubled."""
+
+    name = "admin"
+
+    @hookimpl
+    def corral_services(self) -> Iterable[Provide]:
+        return [Provide(KillSwitch, Switch)]
+
+
 class Models:
     """A double of `LLM`."""
 
@@ -133,7 +156,7 @@ class FakeWorkers(Plugin):
 
 @pytest.fixture
 async def kit(make_kit: Callable[..., Awaitable[Kit]]) -> Kit:
-    return await make_kit(plugins=["agents", FakeTasks, FakeModels, FakeWorkers])
+    return await make_kit(plugins=["agents", FakeAdmin, FakeTasks, FakeModels, FakeWorkers])
 
 
 @pytest.fixture
@@ -395,3 +418,16 @@ async def test_parallel_stop_and_claims_leave_nothing_leased(alice: Client, task
     view = (await alice.get(f"/agents/{agent}")).json()
     assert view["status"] == "offline"
     assert view["active_tasks"] == 0
+
+
+async def test_nothing_starts_while_the_kill_switch_is_engaged(kit: Kit, alice: Client) -> None:
+    agent, other = await create(alice), await create(alice, "Bea")
+    await act(alice, agent, "start")
+    await act(alice, agent, "pause")
+    switch: Any = kit.kernel.container.get(KillSwitch)
+    switch.engaged = True
+    for answer in (await alice.post(f"/agents/{other}/start"), await alice.post(f"/agents/{agent}/resume")):
+        assert (answer.status, answer.code) == (503, "kill_switch")
+    assert await act(alice, agent, "stop") == ("offline", None)
+    switch.engaged = False
+    assert await act(alice, other, "start") == ("idle", None)

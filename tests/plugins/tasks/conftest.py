@@ -23,7 +23,9 @@ class Lease:
 
     async def call(self, name: str, body: dict[str, Any] | None = None) -> Answer:
         """A call on the lease with the worker's token."""
-        return await self.worker.client.post(f"/tasks/{self.task_id}/{name}", {"lease_id": self.lease_id, **(body or {})})
+        return await self.worker.client.post(
+            f"/tasks/{self.task_id}/{name}", {"lease_id": self.lease_id, **(body or {})}
+        )
 
     async def ok(self, name: str, body: dict[str, Any] | None = None) -> Any:
         """The same, expecting success."""

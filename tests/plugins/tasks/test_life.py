@@ -20,7 +20,9 @@ async def test_created_claimed_started_and_completed(world: Any) -> None:
     started = await lease.ok("start")
     assert (started["status"], started["attempt"]) == ("running", 1)
     assert (await lease.ok("start"))["attempt"] == 1
-    told = await lease.ok("progress", {"percent": 50, "message": "half", "usage": {"input_tokens": 7, "cost_usd": 0.25}})
+    told = await lease.ok(
+        "progress", {"percent": 50, "message": "half", "usage": {"input_tokens": 7, "cost_usd": 0.25}}
+    )
     assert told["state"] == "ok"
     logs = await lease.ok("logs", {"entries": [{"seq": 0, "ts": "2026-01-01T00:00:00Z", "message": "hello"}]})
     assert logs == {"accepted": 1, "next_seq": 1}
@@ -28,7 +30,9 @@ async def test_created_claimed_started_and_completed(world: Any) -> None:
     assert again == {"accepted": 0, "next_seq": 1}
     assert await lease.ok("checkpoint", {"step": 3, "state": {"messages": []}}) == {"step": 3}
     assert await lease.ok("checkpoint", {"step": 2, "state": {}}) == {"step": 3}
-    done = await lease.ok("complete", {"result": {"text": "three"}, "artifacts": [{"name": "log", "type": "text", "content": "x"}]})
+    done = await lease.ok(
+        "complete", {"result": {"text": "three"}, "artifacts": [{"name": "log", "type": "text", "content": "x"}]}
+    )
     assert done["status"] == "completed"
     assert (await lease.ok("complete", {"result": {"text": "three"}}))["status"] == "completed"
     contradiction = await lease.call("fail", {"error": {"type": "oops", "message": ""}})
@@ -40,7 +44,13 @@ async def test_created_claimed_started_and_completed(world: Any) -> None:
     assert (await world.member.get(f"/tasks/{task_id}/logs")).json()["items"][0]["message"] == "hello"
     attempts = (await world.member.get(f"/tasks/{task_id}/attempts")).json()["items"]
     assert [(each["status"], each["counted"], each["cost_usd"]) for each in attempts] == [("completed", True, 0.25)]
-    assert await world.kinds(task_id) == ["task.created", "task.assigned", "task.started", "task.progress", "task.completed"]
+    assert await world.kinds(task_id) == [
+        "task.created",
+        "task.assigned",
+        "task.started",
+        "task.progress",
+        "task.completed",
+    ]
 
 
 async def test_an_attempt_token_carries_its_lease_and_dies_with_it(world: Any) -> None:
@@ -183,7 +193,9 @@ async def test_waiting_for_input_stops_the_clock(world: Any) -> None:
     lease = await world.worker.run()
     await world.heartbeat(lease)
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-    waiting = await lease.ok("wait", {"input": {"prompt": "How many?", "schema": schema}, "checkpoint": {"step": 4, "state": [1]}})
+    waiting = await lease.ok(
+        "wait", {"input": {"prompt": "How many?", "schema": schema}, "checkpoint": {"step": 4, "state": [1]}}
+    )
     assert (waiting["status"], waiting["waiting_for"]["kind"]) == ("waiting", "input")
     assert (await lease.ok("wait", {"input": {"prompt": "How many?"}}))["status"] == "waiting"
     await world.pass_time(500)
@@ -237,7 +249,12 @@ async def test_reopen_starts_the_count_again(world: Any) -> None:
     await lease.ok("checkpoint", {"step": 1, "state": "kept"})
     await lease.ok("fail", {"error": {"type": "x", "message": ""}})
     retried = (await world.member.post(f"/tasks/{task_id}/retry", {"from_checkpoint": False})).json()
-    assert (retried["status"], retried["attempt"], retried["reopened_count"], retried["error"]) == ("pending", 0, 1, None)
+    assert (retried["status"], retried["attempt"], retried["reopened_count"], retried["error"]) == (
+        "pending",
+        0,
+        1,
+        None,
+    )
     assert (await world.worker.run()).claim["resume"] is None
     assert (await world.member.post(f"/tasks/{task_id}/retry")).code == "invalid_state"
 
@@ -248,7 +265,9 @@ async def test_owner_ends_a_task_and_its_lease(world: Any) -> None:
     done = await world.member.post(f"/tasks/{task_id}/complete", {"result": "by hand"})
     assert (done.status, done.json()["result"]) == (200, "by hand")
     assert (await lease.call("complete", {"result": 1})).code == "lease_lost"
-    assert (await world.member.post(f"/tasks/{task_id}/fail", {"error": {"type": "x", "message": ""}})).code == "task_terminal"
+    assert (
+        await world.member.post(f"/tasks/{task_id}/fail", {"error": {"type": "x", "message": ""}})
+    ).code == "task_terminal"
 
 
 async def test_stale_calls_count_their_usage_only(world: Any) -> None:

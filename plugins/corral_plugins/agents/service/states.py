@@ -8,6 +8,7 @@ from corral.auth.principal import Principal
 from corral.errors import Conflict, Forbidden
 from corral.http.answers import ANY_VERSION, IfMatch
 from corral.plugin import Audit, AuditEntry
+from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.models import Agent
 from corral_plugins.agents.service.changes import StateChanges, ending
 from corral_plugins.agents.service.rows import TRIES, contended, readable, same_state, swap, writable
@@ -20,19 +21,21 @@ class AgentStates:
     """What people do to an agent's state. Joins the caller's unit; every method answers the agent as it is then."""
 
     tasks: Tasks | None
+    kill_switch: KillSwitch | None
     audit: Audit | None
 
     def __init__(self, views: Views, changes: StateChanges) -> None:
         self._views, self._changes = views, changes
 
     def start(self, agent_id: str, match: IfMatch = ANY_VERSION, *, override: bool, by: Principal) -> AgentView:
-        """Let it claim. `budget_exhausted` unless an admin overrides, `invalid_state` while a breaker is open."""
+        """Let it claim. `kill_switch`; `budget_exhausted` unless an admin overrides; `invalid_state` (open breaker)."""
         if override and not by.may("agents.manage"):
             raise Forbidden("override needs the permission agents.manage.")
         for _ in range(TRIES):
             row = self._row(agent_id, match, by)
             if row.status in ("idle", "busy"):
                 return self._views.one(row)
+            self._refuse_while_killed()
             overridden = row.status == "paused" and row.status_reason == "budget"
             if row.status == "paused":
                 _refuse_held(row, override=override)
@@ -73,13 +76,14 @@ class AgentStates:
         raise contended()
 
     def resume(self, agent_id: str, match: IfMatch = ANY_VERSION, *, reason: str | None, by: Principal) -> AgentView:
-        """End a pause. `budget_exhausted`, `invalid_state`."""
+        """End a pause. `kill_switch`, `budget_exhausted`, `invalid_state`."""
         for _ in range(TRIES):
             row = self._row(agent_id, match, by)
             if row.status in ("idle", "busy"):
                 return self._views.one(row)
             if row.status != "paused":
                 raise _wrong_state(row, "resumed; start it instead")
+            self._refuse_while_killed()
             _refuse_held(row, override=False)
             if self._move(row, _claiming(row), told=reason):
                 return self._answer(agent_id, by)
@@ -89,6 +93,10 @@ class AgentStates:
         row = writable(agent_id, by)
         match.check(row.version)
         return row
+
+    def _refuse_while_killed(self) -> None:
+        if self.kill_switch is not None:
+            self.kill_switch.refuse_if_engaged()
 
     def _answer(self, agent_id: str, by: Principal) -> AgentView:
         return self._views.one(readable(agent_id, by))

@@ -83,7 +83,7 @@ class Actions:
             .join(Task, on=(Task.id == Dependency.needs_id))
             .where(Dependency.task_id == row.id)
         )
-        states = {status for (status,) in needed.tuples()}
+        states = {status for (status,) in rows.values(needed)}
         if states & {"failed", "cancelled"}:
             return "dead"
         return "blocked" if states - {"completed"} else "pending"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -293,7 +294,7 @@ def _any(field: Any, values: Sequence[Any]) -> Any:
     return field == values[0] if len(values) == 1 else field.in_(list(values))
 
 
-def _count(query: StatsQuery) -> Any:
+def _count(query: StatsQuery) -> Counter[tuple[str, int]]:
     where = []
     if isinstance(query.agent_id, str):
         where.append(Task.agent_id == query.agent_id.lower())
@@ -304,4 +305,4 @@ def _count(query: StatsQuery) -> Any:
         .where(*where)
         .group_by(Task.status, Task.priority)
     )
-    return tallies.Numbers({(status, rank): n for status, rank, n in found.tuples()})
+    return Counter({(status, rank): n for status, rank, n in rows.values(found)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,7 @@ from corral_plugins.tasks.service.undo import Undo
 from corral_plugins.workers.api import WorkerFacts
 
 TRIES = 3
+KEPT_PEOPLE = 10_000
 TOKEN_PREFIX = "cra_a"  # noqa: S105  (a form, not a secret)
 
 _INSERT = Statement(
@@ -78,6 +80,7 @@ class Claims:
     def __init__(self, moves: Moves, offers: Offers, accounts: Accounts) -> None:
         self._moves, self._offers, self._accounts = moves, offers, accounts
         self._settings, self._agents, self._workers = moves.settings, moves.agents, moves.workers
+        self._active: dict[str, tuple[bool, float]] = {}
 
     def claim(
         self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None, tries: int = TRIES
@@ -161,12 +164,20 @@ class Claims:
         return [user for user, n in running.items() if n > share * total] if len(running) else []
 
     def _is_active(self, user_id: str | None) -> bool:
+        """Whether a requester's account is active; asked for at most once a second and person."""
         if user_id is None:
             return True
+        kept = self._active.get(user_id)
+        if kept is not None and kept[1] > time.monotonic():
+            return kept[0]
         try:
-            return self._accounts.get(user_id).is_active
+            is_active = self._accounts.get(user_id).is_active
         except NotFound:
-            return False
+            is_active = False
+        if len(self._active) > KEPT_PEOPLE:
+            self._active.clear()
+        self._active[user_id] = (is_active, time.monotonic() + 1)
+        return is_active
 
     def _assigned(self, row: Row, worker: WorkerFacts, agent: AgentFacts) -> dict[str, Any]:
         return {

@@ -44,14 +44,14 @@ class Clockwork:
         late = (Attempt.lease_until < now) | (Attempt.ack_until < now) | (Attempt.cancel_until < now) | (
             Attempt.timeout_at < now
         )  # fmt: skip
-        found = [row[0] for row in Attempt.select(Attempt.task_id).where(live & late).limit(AT_ONCE).tuples()]
+        found = [row[0] for row in rows.values(Attempt.select(Attempt.task_id).where(live & late).limit(AT_ONCE))]
         past = (
             SQL("deadline IS NOT NULL AND finished_at IS NULL") & (Task.deadline < now) & (Task.status != "cancelling")
         )
         waited = SQL("status = 'pending' AND queue_until IS NOT NULL") & (Task.queue_until < now)
         unanswered = SQL("status = 'waiting'") & (Task.waiting_until < now)
         for condition in (past, waited, unanswered):
-            found += [row[0] for row in Task.select(Task.id).where(condition).limit(AT_ONCE).tuples()]
+            found += [row[0] for row in rows.values(Task.select(Task.id).where(condition).limit(AT_ONCE))]
         return list(dict.fromkeys(found))
 
     def reap(self, task_id: str) -> None:
@@ -104,10 +104,11 @@ class Clockwork:
             Attempt.select(Attempt.task_id, Attempt.last_activity_at, Attempt.stall_seconds)
             .where(live & (Attempt.stall_seconds > 0) & (Attempt.last_activity_at < shortest))
             .limit(10_000)
-            .tuples()
         )
         now = clock.time_s()
-        return [task_id for task_id, since, seconds in found if clock.parse_instant(since) + seconds <= now]
+        return [
+            task_id for task_id, since, seconds in rows.values(found) if clock.parse_instant(since) + seconds <= now
+        ]
 
     def watch(self, task_id: str) -> None:
         """Call a run stalled, once, if it is."""
@@ -147,8 +148,8 @@ class Clockwork:
     def unhold(self) -> int:
         """Let go what was held because its requester was not active, at most 500; how many."""
         held = SQL("status = 'pending' AND queue = 'held'")
-        people = Task.select(Task.created_by).where(held).distinct().limit(100).tuples()
-        active = [user for (user,) in people if self._is_active(user)]
+        people = Task.select(Task.created_by).where(held).distinct().limit(100)
+        active = [user for (user,) in rows.values(people) if self._is_active(user)]
         if not active:
             return 0
         found = rows.tasks(held & Task.created_by.in_(active), AT_ONCE)
@@ -163,7 +164,7 @@ class Clockwork:
         if not aging:
             return 0
         due = SQL("status = 'pending' AND rank_at IS NOT NULL") & (Task.rank_at <= clock.now())
-        found = list(Task.select(Task.id, Task.rank).where(due).order_by(Task.rank_at).limit(AT_ONCE).tuples())
+        found = rows.values(Task.select(Task.id, Task.rank).where(due).order_by(Task.rank_at).limit(AT_ONCE))
         risen = [task_id for task_id, rank in found if rank + 1 < TOP_RANK]
         at_top = [task_id for task_id, rank in found if rank + 1 >= TOP_RANK]
         self._set_queue(risen, rank=Task.rank + 1, rank_at=clock.now(aging))
@@ -200,7 +201,7 @@ class Clockwork:
             (Hour, Hour.hour, clock.now(-400 * DAY)[:13]),
             (Toolset, Toolset.used_at, clock.now(-400 * DAY)),
         ):
-            key = model._meta.primary_key
+            key: Any = model._meta.primary_key
             if isinstance(key, peewee.CompositeKey):
                 gone += model.delete().where(column < before).execute()
             else:

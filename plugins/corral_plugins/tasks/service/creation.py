@@ -80,7 +80,7 @@ class Creation:
 
     def _values(
         self, new: NewTask, title: str, instants: dict[str, str | None], by: Principal, source: dict[str, Any] | None,
-        family: Origin, *, is_blocked: bool,
+        family: Family, *, is_blocked: bool,
     ) -> dict[str, Any]:  # fmt: skip
         now = clock.now()
         tools = new.required_tools

@@ -212,9 +212,9 @@ def _dependencies(row: Row) -> Condition:
         return _yes("dependencies", "It waits for no other task.")
     found = (
         Task.select(Task.id, Task.status).join(Dependency, on=(Task.id == Dependency.needs_id))
-        .where((Dependency.task_id == row.id) & (Task.status != "completed")).limit(5).tuples()
+        .where((Dependency.task_id == row.id) & (Task.status != "completed")).limit(5)
     )  # fmt: skip
-    names = ", ".join(f"{task_id} ({status})" for task_id, status in found)
+    names = ", ".join(f"{task_id} ({status})" for task_id, status in rows.values(found))
     return _no(
         "dependencies", f"It waits for {names}.", "Complete these tasks, or change depends_on.", f"/tasks/{row.id}"
     )

@@ -94,11 +94,10 @@ class Fleet:
             .where((Attempt.worker_id == worker_id) & Attempt.finished_at.is_null())
             .order_by(Attempt.created_at)
             .limit(1000)
-            .tuples()
         )
         return [
             LeaseView(task_id=row[0], lease_id=row[1], agent_id=row[2], since=row[3], expires_at=row[4])
-            for row in found
+            for row in rows.values(found)
         ]
 
     def signals(self, worker_id: str, *, after: int) -> list[Signal]:
@@ -113,9 +112,8 @@ class Fleet:
             Attempt.select(Attempt.agent_id, Attempt.task_id)
             .where(Attempt.agent_id.in_(list(agent_ids)) & Attempt.finished_at.is_null())
             .order_by(Attempt.created_at)
-            .tuples()
         )
-        for agent_id, task_id in found if agent_ids else ():
+        for agent_id, task_id in rows.values(found) if agent_ids else ():
             tasks[agent_id].append(task_id)
         return tasks
 

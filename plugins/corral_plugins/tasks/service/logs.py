@@ -95,6 +95,5 @@ def lines(task_id: str, fence: int, query: LogQuery) -> list[LogView]:
         .where(where)
         .order_by(LogLine.seq)
         .limit(query.limit)
-        .tuples()
     )
-    return [LogView(fence=row[0], seq=row[1], ts=row[2], level=row[3], message=row[4]) for row in found]
+    return [LogView(fence=row[0], seq=row[1], ts=row[2], level=row[3], message=row[4]) for row in rows.values(found)]

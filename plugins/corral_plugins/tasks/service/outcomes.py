@@ -127,7 +127,7 @@ class Outcomes:
         """Ask the worker to end a run; it has `tasks.cancel_grace_seconds`."""
         attempt = rows.live(row.id)
         now = clock.now()
-        changes = {"cancel_kind": kind, "cancel_reason": reason, "cancel_requested_at": now}
+        changes: dict[str, Any] = {"cancel_kind": kind, "cancel_reason": reason, "cancel_requested_at": now}
         move(row, "cancelling", event=TaskUpdated, **changes)
         if attempt is not None:
             rows.change_attempt(attempt, cancel_until=clock.now(self._settings.get(declared.CANCEL_GRACE)))

@@ -128,14 +128,14 @@ PENDING = peewee.SQL("status = 'pending'")
 """As a literal: partial indexes are only used for conditions that the planner can see."""
 
 
-def locked(query: peewee.ModelSelect) -> peewee.ModelSelect:
+def locked(query: peewee.ModelSelect[Any]) -> peewee.ModelSelect[Any]:
     """`FOR UPDATE` where the engine has row locks; SQLite's writer has the whole database."""
     return query if current().database.kind == "sqlite" else query.for_update()
 
 
-def shared(query: peewee.ModelSelect) -> peewee.ModelSelect:
+def shared(query: peewee.ModelSelect[Any]) -> peewee.ModelSelect[Any]:
     """`FOR SHARE` where the engine has row locks: nobody changes the rows until the unit ends."""
-    return query if current().database.kind == "sqlite" else query.for_update("FOR SHARE")
+    return query if current().database.kind == "sqlite" else query.for_update("FOR SHARE")  # type: ignore[arg-type]  # peewee takes the clause itself
 
 
 _TASK = Statement(lambda p: Task.select(*ROW_COLUMNS).where(Task.id == p("id")).tuples())
@@ -152,6 +152,12 @@ _CLOSE = Statement(
          Attempt.counted: p("counted"), Attempt.result: p("result")}
     ).where((Attempt.id == p("id")) & Attempt.finished_at.is_null())
 )  # fmt: skip
+
+
+def values(query: peewee.ModelSelect[Any]) -> list[tuple[Any, ...]]:
+    """The rows of a query that is not hot, as tuples."""
+    found: Any = query.tuples()
+    return list(found)
 
 
 def tasks(condition: Any, limit: int, *, order: Any = None) -> list[Row]:

@@ -115,12 +115,13 @@ _COLUMNS = [getattr(Task, name) for name in _NAMES]
 _ONE = Statement(lambda p: Task.select(*_COLUMNS, Task.input, Task.result).where(Task.id == p("id")).tuples())
 _VERSION = Statement(lambda p: Task.select(Task.version).where(Task.id == p("id")).tuples())
 _STATUS = Statement(lambda p: Task.select(Task.status).where(Task.id == p("id")).tuples())
-_MANY = {
-    size: Statement(
-        lambda p, size=size: Task.select(*_COLUMNS).where(Task.id.in_([p(f"id{n}") for n in range(size)])).tuples()
-    )
-    for size in _SIZES
-}
+
+
+def _many(size: int) -> Statement:
+    return Statement(lambda p: Task.select(*_COLUMNS).where(Task.id.in_([p(f"id{n}") for n in range(size)])).tuples())
+
+
+_MANY = {size: _many(size) for size in _SIZES}
 
 
 def encode_row(values: Sequence[Any], *, full: bool, warnings: Sequence[str] | None = None) -> bytes:

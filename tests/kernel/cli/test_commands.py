@@ -1,0 +1,189 @@
+"""Every command of the kernel exists, helps, exits as it should, and prints JSON that parses.
+
+Done when, of the page on operations: 8 for the commands that exist. 1 to 6 are tests of `serve`, `demo`, backup and promises.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from openapi_spec_validator import validate
+
+from corral.cli import COMMANDS
+
+GROUPS = {
+    "config": ("show", "check", "init"),
+    "user": ("create", "list", "deactivate", "activate", "role", "reset-password"),
+    "plugins": ("list", "show", "enable", "disable", "purge"),
+}
+HEAVY = re.compile(
+    r"\b(corral_plugins|boto3|rq|redis|psycopg|peewee|quart|hypercorn|cryptography|httpx2|click|msgspec|asyncio)\b"
+)
+
+
+def test_operations_8_every_command_has_help(corral: Any) -> None:
+    told = corral("--help")
+    assert told.status == 0, told
+    for name, (_, line) in COMMANDS.items():
+        assert name in told.out
+        assert line in told.out
+    script = "import sys; from corral.cli.group import group\n" + "".join(
+        f"group.main({arguments!r}, standalone_mode=False)\n"
+        for name in COMMANDS
+        for arguments in [[name, "--help"], *([name, sub, "--help"] for sub in GROUPS.get(name, ()))]
+    )
+    # One process for all: group.main returns after --help.
+    done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, env=corral.environ, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage:") == len(COMMANDS) + sum(map(len, GROUPS.values()))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("config", "show"), ("config", "check"), ("config", "init"), ("user", "list"), ("plugins",), ("plugins", "list"),
+        ("plugins", "show", "core"), ("migrate", "--plan"), ("doctor",), ("openapi",), ("check", "core"),
+        ("new-plugin", "echo"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_operations_8_json_output_parses(corral: Any, arguments: tuple[str, ...]) -> None:
+    done = corral(*arguments, "--json")
+    assert isinstance(done.json(), dict), done
+
+
+def test_version_loads_nothing_but_itself(corral: Any) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "corral", "--version"], text=True, capture_output=True,
+        env=corral.environ, check=True,
+    )  # fmt: skip
+    assert re.fullmatch(r"corral \d+\.\d+\.\d+\S*\n", done.stdout)
+    loaded = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines()]
+    assert [name for name in loaded if HEAVY.search(name)] == []
+    assert [name for name in loaded if name.startswith("corral")] == ["corral", "corral.cli"]
+
+
+def test_unknown_words_are_usage_errors(corral: Any) -> None:
+    for arguments in (("sereve",), ("user", "creat"), ("plugins", "list", "--jsn"), ("user", "role", "a@b.c", "king")):
+        done = corral(*arguments)
+        assert (done.status, done.out) == (2, ""), done
+
+
+def test_a_plugin_that_exits_at_import_does_not_end_other_commands(corral: Any) -> None:
+    corral.plugins.add("faulty", "raise SystemExit(7)")
+    corral.configure(f'[plugins]\ndir = "{corral.plugins.path}"\nenabled = ["faulty"]\n')
+    told = corral("--help")
+    assert told.status == 0, told
+    assert "the commands of faulty are missing" in told.err
+
+
+COMMAND_PLUGIN = '''
+import click
+
+from corral.plugin import Plugin, hookimpl
+
+
+@click.command("wave")
+def wave() -> None:
+    """Wave at the operator."""
+    click.echo("hello")
+
+
+class WavingPlugin(Plugin):
+    """Has a command."""
+
+    name = "waving"
+
+    @hookimpl
+    def corral_commands(self):
+        return [wave]
+'''
+
+
+def test_commands_of_plugins_that_are_named_exist(corral: Any) -> None:
+    corral.plugins.add("waving", COMMAND_PLUGIN)
+    corral.configure(f'[plugins]\ndir = "{corral.plugins.path}"\n')
+    assert corral("wave").status == 2
+    corral.configure(f'[plugins]\ndir = "{corral.plugins.path}"\nenabled = ["waving"]\n')
+    assert corral("wave").out == "hello\n"
+    assert "Wave at the operator" in corral("--help").out
+
+
+# -- config
+
+
+def test_config_shows_values_with_sources_and_masks_secrets(corral: Any) -> None:
+    path = corral.configure(
+        '[server]\nbind = "0.0.0.0:1"\n[settings]\n"tasks.lease_seconds" = 90\n[plugins.mailer]\npassword = "hunter22"\n'
+    )
+    secret = "kV9#qX2$wL7!zR4%tN6^bM1&yH8*dF3("
+    environ = {"CORRAL_BIND": "127.0.0.1:2", "CORRAL_JWT_SECRET": secret, "CORRAL_DATABASE_URL": "postgresql://a:pw@h/d"}
+    done = corral("config", "show", "--json", environ=environ)
+    rows = {row["key"]: row for row in done.json()["items"]}
+    assert (rows["server.bind"]["value"], rows["server.bind"]["source"]) == ("127.0.0.1:2", "CORRAL_BIND")
+    assert rows["settings.tasks.lease_seconds"] | {"about": ""} == {
+        "key": "settings.tasks.lease_seconds", "value": 90, "source": str(path), "about": "", "secret": False,
+    }  # fmt: skip
+    assert rows["database.pool_size"]["source"] == "default"
+    text = corral("config", "show", environ=environ).out + done.out
+    assert [each for each in (secret, "hunter22", "pw@") if each in text] == []
+    only = corral("config", "show", "server", "--json").json()["items"]
+    assert {row["key"].partition(".")[0] for row in only} == {"server"}
+
+
+def test_config_check_tells_what_is_wrong(corral: Any) -> None:
+    corral.configure('[sever]\nbind = "x"\n[database]\nurl = "mysql://x"\n')
+    done = corral("config", "check")
+    assert done.status == 3
+    assert "corral.toml:1: unknown key" in done.err
+    assert "database.url must be sqlite:///… or postgresql://…" in done.err
+    corral.configure('[plugins]\nenabled = ["echo"]\n[plugins.core]\ncolour = "red"\n[settings]\n"no.such" = 1\n')
+    done = corral("config", "check")
+    assert done.status == 3  # a start would be refused: core does not take a configuration
+    corral.configure('[plugins]\nenabled = ["echo"]\n[plugins.agents]\ncolour = "red"\n[settings]\n"no.such" = 1\n')
+    done = corral("config", "check", "--json")
+    assert done.status == 1, done
+    told = " ".join(row["detail"] for row in done.json()["items"])
+    assert "plugin agents is failed: ValueError: [plugins.agents]" in told
+    assert "no plugin echo is installed" in told
+    assert "no active plugin has a setting no.such" in told
+
+
+def test_config_init_writes_a_file_that_is_valid_and_never_overwrites(corral: Any) -> None:
+    assert corral("config", "init").status == 0
+    path = corral.home / "corral.toml"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert corral("config", "show").status == 0
+    path.write_text("# mine\n")
+    done = corral("config", "init")
+    assert (done.status, path.read_text()) == (1, "# mine\n"), done
+
+
+# -- openapi
+
+
+def test_openapi_is_the_same_each_time_valid_and_leaves_nothing(corral: Any) -> None:
+    first, second = corral("openapi"), corral("openapi", "--json")
+    assert first.out == second.out
+    document = json.loads(first.out)
+    validate(document)
+    assert "/api/v1/auth/login" in document["paths"]
+    assert corral("openapi", "--out", "api.json").out == ""
+    assert json.loads((corral.home / "api.json").read_text()) == document
+    assert sorted(os.listdir(corral.home)) == ["api.json", "plugins"]
+
+
+def test_openapi_in_yaml_needs_a_library(corral: Any) -> None:
+    blocked = corral.home / "blocked"
+    blocked.mkdir()
+    (blocked / "yaml.py").write_text("raise ImportError('not here')")
+    done = corral("openapi", "--yaml", environ={"PYTHONPATH": str(blocked)})
+    assert done.status == 2
+    assert "pip install pyyaml" in done.err

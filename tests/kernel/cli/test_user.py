@@ -1,0 +1,93 @@
+"""Accounts from the command line: through the service, as the operating-system user, with passwords never in arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import pytest
+
+from corral.cli.kernels import operator
+from corral.testing.server import ServerProcess
+
+PASSWORD = "a rather long phrase"  # noqa: S105
+
+
+def create(corral: Any, email: str, *options: str, environ: dict[str, str] | None = None) -> Any:
+    return corral("user", "create", email, "--password-file", "-", "--json", *options, stdin=PASSWORD, environ=environ)
+
+
+def test_an_account_is_made_listed_and_changed(corral: Any) -> None:
+    made = create(corral, "Ada@Example.org", "--admin", "--full-name", "Ada")
+    assert made.status == 0, made
+    assert {"email": "Ada@Example.org", "role": "admin", "is_active": True}.items() <= made.json().items()
+    assert PASSWORD not in made.out + made.err
+    assert create(corral, "ada@example.ORG").status == 1
+    bob = create(corral, "bob@example.org", "--must-change").json()
+    assert (bob["role"], bob["must_change_password"]) == ("member", True)
+    listed = corral("user", "list", "--json").json()["items"]
+    assert [user["email"] for user in listed] == ["bob@example.org", "Ada@Example.org"]
+    assert corral("user", "deactivate", "bob@example.org").status == 0
+    inactive = corral("user", "list", "--inactive", "--json").json()["items"]
+    assert [user["email"] for user in inactive] == ["bob@example.org"]
+    assert corral("user", "activate", "bob@example.org", "--json").json()["is_active"]
+    assert corral("user", "role", "bob@example.org", "auditor", "--json").json()["role"] == "auditor"
+    assert [row["email"] for row in corral("user", "list", "--role", "auditor", "--json").json()["items"]] == [
+        "bob@example.org"
+    ]
+
+
+def test_the_last_admin_stays(corral: Any) -> None:
+    create(corral, "ada@example.org", "--admin")
+    for arguments in (("deactivate", "ada@example.org"), ("role", "ada@example.org", "member")):
+        done = corral("user", *arguments)
+        assert done.status == 1
+        assert done.err.strip() == "corral: This is the last active admin; make another one first."
+
+
+def test_refusals_say_what_to_do(corral: Any) -> None:
+    weak = corral("user", "create", "ada@example.org", "--password-file", "-", stdin="short\n")
+    assert weak.status == 1
+    assert "at least 12 characters" in weak.err
+    assert corral("user", "create", "no address", "--password-file", "-", stdin=PASSWORD).status == 1
+    prompt = corral("user", "create", "ada@example.org")
+    assert prompt.status == 2
+    assert "--password-file" in prompt.err
+    assert corral("user", "create", "a@b.example", "--password-file", "missing").status == 2
+    assert corral("user", "create", "a@b.example", "--password-file", "-").status == 2
+    assert "corral user list" in corral("user", "deactivate", "nobody@example.org").err
+    assert corral("user", "list", "--json").json()["items"] == []
+
+
+@pytest.mark.parametrize("engine", [pytest.param("sqlite", marks=pytest.mark.sqlite), pytest.param("postgres", marks=pytest.mark.postgres)])
+def test_it_works_beside_a_running_server(corral: Any, engine: str, request: pytest.FixtureRequest) -> None:
+    environ = {"CORRAL_DATA_DIR": str(corral.home / "data"), "CORRAL_CONFIG": "/dev/null"}
+    if engine == "postgres":
+        environ["CORRAL_DATABASE_URL"] = request.getfixturevalue("postgres_server").create_database()
+    with ServerProcess(corral.home, database_url=environ.get("CORRAL_DATABASE_URL")) as server:
+        assert create(corral, "ada@example.org", environ=environ).status == 0
+        client = server.sign_in("ada@example.org", PASSWORD)
+        assert client.get("/auth/me").status_code == 200
+        new = "another rather long phrase"
+        reset = corral(
+            "user", "reset-password", "ada@example.org", "--password-file", "-", stdin=new + "\n", environ=environ
+        )
+        assert reset.status == 0, reset
+        with pytest.raises(httpx2.HTTPStatusError):
+            server.sign_in("ada@example.org", PASSWORD)
+        ada = server.sign_in("ada@example.org", new)
+        admin = server.sign_in()
+        made = [event for event in admin.get("/events?event=user.created").json()["items"] if event["data"]["how"] == "admin"]
+        assert made[0]["actor"] == {"type": "system", "id": operator()}, made
+        assert corral("user", "deactivate", "ada@example.org", environ=environ).status == 0
+        wait_until_refused(ada)
+
+
+def wait_until_refused(client: httpx2.Client) -> None:
+    """Another process reads rights again within a second."""
+    import time
+
+    until = time.monotonic() + 5
+    while client.get("/auth/me").status_code != 401:
+        assert time.monotonic() < until
+        time.sleep(0.1)
