@@ -298,8 +298,6 @@ def boot(
         apply_migrations(database, loaded, config, migrations)
         database.cursor_key = keyring.mac("list-cursor", b"v1")
         database.flush = _flush
-        if database.kind == "sqlite":
-            pass
         kernel = Kernel(config, loaded, database, keyring)
         kernel.wire()
     except BaseException:

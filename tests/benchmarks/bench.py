@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-
 from tests.benchmarks import servers
 from tests.benchmarks.seeds import Seeds, task_ids
 from tests.benchmarks.servers import Load, Server, load, request_bytes, sign_in
@@ -57,7 +56,7 @@ class Bench:
         self.short = short
         self.folder = folder
         self.seeds = Seeds(folder)
-        self.rounds, self.seconds = (3, 0.3) if short else (15, 0.6)
+        self.rounds, self.seconds = (3, 0.3) if short else (11, 0.6)
         self._stack = contextlib.ExitStack()
         self._hello: Server | None = None
         self._products: dict[str, Product] = {}
@@ -94,7 +93,9 @@ class Bench:
         load(server, product.gets(), seconds=0.3)
         return product
 
-    def against_hello(self, product: Product, requests: Sequence[bytes], *, accept: Sequence[int] = (200,)) -> dict[str, Any]:
+    def against_hello(
+        self, product: Product, requests: Sequence[bytes], *, accept: Sequence[int] = (200,)
+    ) -> dict[str, Any]:
         """See `compare`, with H as the other."""
         return compare(
             (product.server, requests, accept), (self.hello, HELLO, (200,)), rounds=self.rounds, seconds=self.seconds
@@ -104,7 +105,9 @@ class Bench:
 Side = tuple[Server, Sequence[bytes], Sequence[int]]
 
 
-def compare(one: Side, other: Side, *, rounds: int, seconds: float | None = None, count: int | None = None) -> dict[str, Any]:
+def compare(
+    one: Side, other: Side, *, rounds: int, seconds: float | None = None, count: int | None = None
+) -> dict[str, Any]:
     """Load both in turns. `ratio` is the median of the rounds' ratios; `cpu_ratio` the same of the server's CPU time a
     request, which other processes on the machine disturb less.
     """

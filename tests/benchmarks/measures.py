@@ -25,7 +25,9 @@ def p1(bench: Bench) -> Figure:
 def p3(bench: Bench) -> Figure:
     """Creating a task, committed with its event."""
     found = bench.against_hello(bench.main, [request_bytes("POST", TASKS, PATTERN, bench.main.token)], accept=(201,))
-    return Figure(name="P3", title="POST /tasks, synchronous=FULL", value=found["ratio"], target=1.0, unit="H", details=found)
+    return Figure(
+        name="P3", title="POST /tasks, synchronous=FULL", value=found["ratio"], target=1.0, unit="H", details=found
+    )
 
 
 def p4(bench: Bench) -> Figure:
@@ -41,7 +43,9 @@ def p5(bench: Bench) -> Figure:
     tails = [each.p99_ms / each.p50_ms for each in loads]
     details = {"p50_ms": [each.p50_ms for each in loads], "p99_ms": [each.p99_ms for each in loads]}
     value = statistics.median(tails)
-    return Figure(name="P5", title="p99 of P1 to its p50", value=value, target=4.0, unit="x", at_most=True, details=details)
+    return Figure(
+        name="P5", title="p99 of P1 to its p50", value=value, target=4.0, unit="x", at_most=True, details=details
+    )
 
 
 def p8(bench: Bench) -> Figure:
@@ -64,11 +68,19 @@ def p12(bench: Bench) -> Figure:
     if count < 40:
         raise servers.Broken(f"only {count} plugins are active: {active}")
     found = compare(
-        (one.server, one.gets(), (200,)), (other.server, other.gets(), (200,)), rounds=bench.rounds, seconds=bench.seconds
+        (one.server, one.gets(), (200,)),
+        (other.server, other.gets(), (200,)),
+        rounds=bench.rounds,
+        seconds=bench.seconds,
     )
     found["active"] = count
     return Figure(
-        name="P12", title="P1 with 40 more plugins to tasks alone", value=found["ratio"], target=0.9, unit="x", details=found
+        name="P12",
+        title="P1 with 40 more plugins to tasks alone",
+        value=found["ratio"],
+        target=0.9,
+        unit="x",
+        details=found,
     )
 
 
@@ -113,7 +125,9 @@ def p15(bench: Bench) -> Figure:
         found[name] = compare(next(sides), next(sides), rounds=bench.rounds, seconds=bench.seconds / 2)
     found["claim"] = _claims(bench, large, small)
     value = min(each["ratio"] for each in found.values())
-    return Figure(name="P15", title="growth: 1e6 tasks to 1e4 (least)", value=value, target=0.8, unit="x", details=found)
+    return Figure(
+        name="P15", title="growth: 1e6 tasks to 1e4 (least)", value=value, target=0.8, unit="x", details=found
+    )
 
 
 def _deep(product: Product) -> list[bytes]:

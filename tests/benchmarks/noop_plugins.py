@@ -1,4 +1,4 @@
-"""Plugins that do next to nothing, as distributions in a folder for `[plugins] dir`; and an installation of tasks alone."""
+"""Plugins that do next to nothing, as distributions in a folder for `[plugins] dir`; an installation of tasks alone."""
 
 from __future__ import annotations
 

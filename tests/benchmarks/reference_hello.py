@@ -1,4 +1,4 @@
-"""H, the unit of all rates: a handler that says hello in JSON, on stock Quart and Hypercorn, served in code as Corral is.
+"""H, the unit of all rates: a handler that says hello in JSON, on stock Quart and Hypercorn, served in code too.
 
 `python reference_hello.py PORT` serves until it is terminated.
 """

@@ -13,7 +13,6 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 from rich.table import Table
-
 from tests.benchmarks.bench import Figure
 
 HERE = Path(__file__).parent
@@ -74,7 +73,9 @@ def write_plot(figures: Sequence[Figure], path: Path) -> None:
         parts.append(f'<rect x="{left}" y="{y}" width="{min(share, 2.4) * unit:.0f}" height="16" fill="{colour}"/>')
         parts.append(f'<text x="{left + 4}" y="{y + 13}" fill="#fff">{_value(figure.value, figure)}</text>')
     end = row * len(figures) + 8
-    parts.append(f'<path d="M{left + unit} 4V{end}" stroke="#000"/><text x="{left + unit - 16}" y="{end + 16}">target</text>')
+    parts.append(
+        f'<path d="M{left + unit} 4V{end}" stroke="#000"/><text x="{left + unit - 16}" y="{end + 16}">target</text>'
+    )
     path.write_text("\n".join([*parts, "</svg>", ""]))
 
 

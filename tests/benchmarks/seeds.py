@@ -98,7 +98,16 @@ def _rows(pattern: dict[str, Any], size: int, counts: Counter[tuple[str, int]]) 
             "created_at": at, "updated_at": at, "queued_at": at, "available_at": at,
         }  # fmt: skip
         if number % pending_every:
-            row.update(status="completed", queue=None, rank_at=None, finished_at=at, started_at=at, version=4, attempt=1, fence=1)
+            row.update(
+                status="completed",
+                queue=None,
+                rank_at=None,
+                finished_at=at,
+                started_at=at,
+                version=4,
+                attempt=1,
+                fence=1,
+            )
         counts[(row["status"], priority)] += 1
         chunk.append(row)
         if len(chunk) == CHUNK:
@@ -112,6 +121,8 @@ def task_ids(folder: Path, limit: int = 1000) -> list[str]:
     connection = sqlite3.connect(f"file:{folder / 'data' / 'corral.db'}?mode=ro", uri=True)
     total = connection.execute("SELECT count(*) FROM tasks_tasks").fetchone()[0]
     step = max(1, total // limit)
-    found = [row[0] for row in connection.execute("SELECT id FROM tasks_tasks WHERE rowid % ? = 0 LIMIT ?", (step, limit))]
+    found = [
+        row[0] for row in connection.execute("SELECT id FROM tasks_tasks WHERE rowid % ? = 0 LIMIT ?", (step, limit))
+    ]
     connection.close()
     return found

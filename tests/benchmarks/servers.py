@@ -39,7 +39,9 @@ def free_port() -> int:
 class Server:
     """A process that serves on `port`."""
 
-    def __init__(self, command: Sequence[str], port: int, *, environ: Mapping[str, str] | None = None, log: Path | None = None) -> None:
+    def __init__(
+        self, command: Sequence[str], port: int, *, environ: Mapping[str, str] | None = None, log: Path | None = None
+    ) -> None:
         self.port = port
         self.log = log
         self.began = time.perf_counter()
@@ -90,7 +92,8 @@ class Server:
     def rss_mb(self) -> float:
         """Resident memory of the process and its children."""
         process = psutil.Process(self.process.pid)
-        return sum(item.memory_info().rss for item in (process, *process.children(recursive=True))) / 2**20
+        used: int = sum(item.memory_info().rss for item in (process, *process.children(recursive=True)))
+        return used / 2**20
 
     def stop(self) -> None:
         """Terminate and wait."""
@@ -132,7 +135,7 @@ def load(
     server: Server, requests: Sequence[bytes], *, seconds: float | None = None, count: int | None = None,
     connections: int = CONNECTIONS, accept: Sequence[int] = (200,),
 ) -> Load:  # fmt: skip
-    """Send the requests in turn for `seconds`, or until `count` are answered. `Broken` when an answer is not `accept`ed."""
+    """Send the requests in turn for `seconds`, or until `count` are answered. `Broken` when one is not `accept`ed."""
     job = {
         "port": server.port, "connections": connections, "accept": list(accept),
         "requests": [base64.b64encode(item).decode() for item in requests],
@@ -145,7 +148,9 @@ def load(
     )  # fmt: skip
     result = json.loads(done.stdout)
     if result["unexpected"]:
-        raise Broken(f"{result['unexpected']} of {result['count']} answers were not expected, the first: {result['sample']}")
+        raise Broken(
+            f"{result['unexpected']} of {result['count']} answers were not expected, the first: {result['sample']}"
+        )
     return Load(result, server.cpu_seconds() - cpu)
 
 

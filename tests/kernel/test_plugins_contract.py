@@ -25,7 +25,7 @@ from corral.testing.kit import Kit, make_kernel
 
 MakeKit = Callable[..., Awaitable[Kit]]
 
-PLUGIN = '''
+PLUGIN = """
 from __future__ import annotations
 
 import msgspec
@@ -38,7 +38,7 @@ from corral.events.event import Event, emit
 from corral.http.routes import Routes
 from corral.jobs.job import Job
 from corral.plugin import Plugin, Provide, Setting, hookimpl
-'''
+"""
 STEADY = """
 routes = Routes("/steady", tag="Steady")
 
@@ -58,8 +58,10 @@ class SteadyPlugin(Plugin):
     def corral_routes(self):
         return [routes]
 """
-LEANING = STEADY.replace("steady", "leaning").replace("Steady", "Leaning").replace(
-    'name = "leaning"', 'name = "leaning"\n    requires = ("faulty",)'
+LEANING = (
+    STEADY.replace("steady", "leaning")
+    .replace("Steady", "Leaning")
+    .replace('name = "leaning"', 'name = "leaning"\n    requires = ("faulty",)')
 )
 FAULTY = STEADY.replace("steady", "faulty").replace("Steady", "Faulty")
 
@@ -164,11 +166,11 @@ async def test_plugins_2_a_broken_plugin_fails_alone(folder: PluginFolder, tmp_p
         assert "faulty" not in [name for name, _ in contributed]
 
 
-MIGRATION = '''
+MIGRATION = """
 def up(migrator, db):
     db.execute_sql("CREATE TABLE faulty_things (id INTEGER PRIMARY KEY)")
     raise {error}
-'''
+"""
 
 
 @pytest.mark.parametrize("error", ["RuntimeError('half way')", "SystemExit(5)"])

@@ -17,7 +17,7 @@ from corral.schema import encode
 
 log = logging.getLogger("corral.http")
 
-DRAIN_SECONDS = 5.0
+LINGER_SECONDS, DRAIN_SECONDS = 0.25, 5.0
 _draining: set[asyncio.Task[None]] = set()
 
 
@@ -62,10 +62,10 @@ class Connection:
             raise ConnectionError("the socket is closed")
         await self._send({"type": "websocket.send", "text": text})
 
-    async def drain(self) -> None:
-        """Take what the client still sends after the end, so that the server does not wait for somebody to read it."""
+    async def drain(self, seconds: float) -> None:
+        """Take what the client still sends after the end: unread data would reset the connection, and the code be lost."""
         with contextlib.suppress(TimeoutError, ConnectionError):
-            async with asyncio.timeout(DRAIN_SECONDS):
+            async with asyncio.timeout(seconds):
                 while not self._gone:
                     await self.receive()
 
@@ -111,7 +111,8 @@ async def _serve(serve: Callable[..., Any], connection: Connection) -> None:
     except Exception:
         log.exception("a socket endpoint raised")
         await connection.close(1011)
+    await connection.drain(LINGER_SECONDS)
     # the server closes the connection once this returns, but must not be left waiting for somebody to read
-    draining = asyncio.get_running_loop().create_task(connection.drain())
+    draining = asyncio.get_running_loop().create_task(connection.drain(DRAIN_SECONDS))
     _draining.add(draining)
     draining.add_done_callback(_draining.discard)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from corral.cli import output
+from corral.cli.group import FAILED, REFUSED
 from corral.cli.options import config_option, json_option
 from corral.config import load as load_config
 from corral.config import sample
@@ -45,13 +46,14 @@ def show(prefix: str, config_path: Path | None, as_json: bool) -> None:
 def check(config_path: Path | None, as_json: bool) -> None:
     """Check file, variables, the plugins' sections and the pinned settings. Nothing is changed.
 
-    Exits with 3 when the server would refuse to start, 1 when it would start without a plugin.
+    Exits with 3 when the server would refuse to start, 1 when it would start without one of its plugins.
     """
     from corral.cli.kernels import scratch
 
     config = load_config(path=config_path)
     rows: list[dict[str, Any]] = [{"status": "warning", "detail": warning} for warning in config.warnings]
     with scratch(config) as kernel:
+        kernel.refuse_without_essentials()
         rows += [{"status": "warning", "detail": warning} for warning in kernel.settings.unknown()]
         for item in kernel.plugins:
             if item.state in ("failed", "blocked"):
@@ -71,7 +73,7 @@ def check(config_path: Path | None, as_json: bool) -> None:
     file = f"{config.path or 'No file, the defaults and the environment'}: valid."
     output.table(rows, ("status", "detail"), as_json=as_json, empty=file, colour_of="status")
     if any(row["status"] == "failed" for row in rows):
-        sys.exit(1)
+        sys.exit(REFUSED if config.plugins.strict else FAILED)
 
 
 @command.command("init")

@@ -26,6 +26,7 @@ DRAIN_SECONDS = 25.0
 WORKER_SECONDS = 12.0
 HEADER_LIMIT = 16 * 1024
 MESSAGE_LIMIT = 64 * 1024
+PING_SECONDS = 5.0  # Hypercorn keeps the task of a closed socket until its next ping: a long interval delays the shutdown
 
 
 @click.command("serve")
@@ -150,7 +151,7 @@ async def _serve_hypercorn(config: Config, app: Any, listener: socket.socket, st
     settings.errorlog = logging.getLogger("hypercorn.error")
     settings.h11_max_incomplete_size = HEADER_LIMIT
     settings.websocket_max_message_size = MESSAGE_LIMIT
-    settings.websocket_ping_interval = 20.0
+    settings.websocket_ping_interval = PING_SECONDS
     settings.graceful_timeout = DRAIN_SECONDS
     settings.shutdown_timeout = DRAIN_SECONDS
     if config.server.certfile is not None and config.server.keyfile is not None:

@@ -34,7 +34,7 @@ class SlowRead(Exception):
 
 
 class Database:
-    """One database. `flush` writes a unit's audit, job and event rows; `number` orders events; `committed` is told after COMMIT."""
+    """One database. `flush` writes a unit's audit, job and event rows; `committed` is told after COMMIT."""
 
     kind: str
     inline_reads: bool
@@ -42,7 +42,6 @@ class Database:
     def __init__(self, engine: peewee.Database) -> None:
         self.engine = engine
         self.flush: Callable[[Unit], None] = lambda unit: None
-        self.number: Callable[[], None] = lambda: None
         self.committed: Callable[[list[Unit]], None] = lambda units: None
         self.cursor_key = b""  # set at boot from the keyring: signs list cursors
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -213,13 +213,10 @@ class _WriterLane(_SqliteLane):
         return value
 
     def _commit(self) -> None:
-        units = [outcome.unit for outcome in self.batch if outcome.error is None and outcome.unit is not None]
         with self.lock:
             if self.lost:
                 raise UnitLost
         try:
-            if any(unit.events for unit in units):
-                run_in(units[0], self.database.number)
             self.connection.execute("COMMIT")
         except (peewee.DatabaseError, sqlite3.Error) as error:
             if self.connection.in_transaction:

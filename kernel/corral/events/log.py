@@ -53,6 +53,7 @@ COLUMNS = (
 _INSERT = Statement(
     lambda p: EventRow.insert({field: p(field.name) for field in EventRow._meta.sorted_fields if field.name not in ("ins", "seq")})
 )
+# SQLite: the writer holds the only write lock, so insertion order is the order of the log.
 _INSERT_NUMBERED = Statement(
     lambda p: EventRow.insert(
         {
@@ -68,7 +69,6 @@ _READ = Statement(
     .limit(p("limit"))
     .tuples()
 )
-_NUMBER = Statement(lambda p: EventRow.update(seq=EventRow.ins).where(EventRow.seq.is_null()))
 _LAST = Statement(lambda p: EventRow.select(peewee.fn.MAX(EventRow.seq)).tuples())
 _FIRST = Statement(lambda p: EventRow.select(peewee.fn.MIN(EventRow.seq)).tuples())
 
@@ -150,11 +150,6 @@ def _row(emitted: Emitted, ts: str) -> dict[str, Any]:
         "data": data.decode(),
         "cause": "[]" if not emitted.cause else msgspec.json.encode(emitted.cause).decode(),
     }
-
-
-def number_inserted() -> None:
-    """SQLite, before COMMIT: the writer holds the only write lock, so insertion order is the order of the log."""
-    _NUMBER.run({})
 
 
 def number_committed() -> int:

@@ -18,7 +18,13 @@ class PluginFolder:
         path.mkdir(parents=True, exist_ok=True)
 
     def add(
-        self, name: str, plugin: str, files: Mapping[str, str] | None = None, *, distribution: str = "", package: str = ""
+        self,
+        name: str,
+        plugin: str,
+        files: Mapping[str, str] | None = None,
+        *,
+        distribution: str = "",
+        package: str = "",
     ) -> Path:
         """Install a plugin whose `plugin.py` is this text, with further files of its package; returns the package's folder.
 

@@ -45,8 +45,8 @@ class ServerProcess:
             CORRAL_BOOTSTRAP_ADMIN_EMAIL=EMAIL,
             CORRAL_BOOTSTRAP_ADMIN_PASSWORD=PASSWORD,
             **({"CORRAL_DATABASE_URL": database_url} if database_url else {}),
-            **(environ or {}),
         )
+        self.environ.update(environ or {})
 
     @property
     def log(self) -> str:

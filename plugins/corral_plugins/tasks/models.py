@@ -281,6 +281,7 @@ class Toolset(Model):
         table_name = "tasks_toolsets"
 
 
+# Those on one status begin with it, or SQLite prefers the index of the list by status and sorts.
 def _partial(model: Any, name: str, *columns: Any, where: str, unique: bool = False) -> None:
     index = model.index(*columns, name=f"{model._meta.table_name}_{name}", where=SQL(where), unique=unique)
     model.add_index(index)
@@ -290,14 +291,14 @@ _partial(
     Task, "claim", Task.queue, Task.rank.desc(), Task.deadline_key, Task.available_at, Task.created_at, Task.id,
     where="status = 'pending'",
 )  # fmt: skip
-_partial(Task, "parked", Task.available_at, where="status = 'pending' AND queue IS NULL")
-_partial(Task, "held", Task.created_by, where="status = 'pending' AND queue = 'held'")
-_partial(Task, "aging", Task.rank_at, where="status = 'pending' AND rank_at IS NOT NULL")
-_partial(Task, "oldest", Task.queued_at, where="status = 'pending'")
-_partial(Task, "queue_until", Task.queue_until, where="status = 'pending' AND queue_until IS NOT NULL")
+_partial(Task, "parked", Task.status, Task.available_at, where="status = 'pending' AND queue IS NULL")
+_partial(Task, "held", Task.status, Task.created_by, where="status = 'pending' AND queue = 'held'")
+_partial(Task, "aging", Task.status, Task.rank_at, where="status = 'pending' AND rank_at IS NOT NULL")
+_partial(Task, "oldest", Task.status, Task.queued_at, where="status = 'pending'")
+_partial(Task, "queue_until", Task.status, Task.queue_until, where="status = 'pending' AND queue_until IS NOT NULL")
 _partial(Task, "deadlines", Task.deadline, where="deadline IS NOT NULL AND finished_at IS NULL")
 _partial(Task, "leased", Task.created_by, where="lease_id IS NOT NULL")
-_partial(Task, "waiting", Task.waiting_kind, Task.waiting_until, where="status = 'waiting'")
+_partial(Task, "waiting", Task.status, Task.waiting_kind, Task.waiting_until, where="status = 'waiting'")
 _partial(Task, "agent", Task.agent_id, Task.created_at, Task.id, where="agent_id IS NOT NULL")
 _partial(Task, "requester", Task.created_by, Task.created_at, Task.id, where="created_by IS NOT NULL")
 _partial(Task, "worker", Task.worker_id, Task.created_at, Task.id, where="worker_id IS NOT NULL")

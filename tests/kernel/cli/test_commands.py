@@ -40,7 +40,9 @@ def test_operations_8_every_command_has_help(corral: Any) -> None:
         for arguments in [[name, "--help"], *([name, sub, "--help"] for sub in GROUPS.get(name, ()))]
     )
     # One process for all: group.main returns after --help.
-    done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, env=corral.environ, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], text=True, capture_output=True, env=corral.environ, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Usage:") == len(COMMANDS) + sum(map(len, GROUPS.values()))
 
@@ -124,7 +126,11 @@ def test_config_shows_values_with_sources_and_masks_secrets(corral: Any) -> None
         '[server]\nbind = "0.0.0.0:1"\n[settings]\n"tasks.lease_seconds" = 90\n[plugins.mailer]\npassword = "hunter22"\n'
     )
     secret = "kV9#qX2$wL7!zR4%tN6^bM1&yH8*dF3("
-    environ = {"CORRAL_BIND": "127.0.0.1:2", "CORRAL_JWT_SECRET": secret, "CORRAL_DATABASE_URL": "postgresql://a:pw@h/d"}
+    environ = {
+        "CORRAL_BIND": "127.0.0.1:2",
+        "CORRAL_JWT_SECRET": secret,
+        "CORRAL_DATABASE_URL": "postgresql://a:pw@h/d",
+    }
     done = corral("config", "show", "--json", environ=environ)
     rows = {row["key"]: row for row in done.json()["items"]}
     assert (rows["server.bind"]["value"], rows["server.bind"]["source"]) == ("127.0.0.1:2", "CORRAL_BIND")
@@ -146,7 +152,8 @@ def test_config_check_tells_what_is_wrong(corral: Any) -> None:
     assert "database.url must be sqlite:///… or postgresql://…" in done.err
     corral.configure('[plugins]\nenabled = ["echo"]\n[plugins.core]\ncolour = "red"\n[settings]\n"no.such" = 1\n')
     done = corral("config", "check")
-    assert done.status == 3  # a start would be refused: core does not take a configuration
+    assert done.status == 3  # a start would be refused: core takes no configuration
+    assert "core: ValueError: [plugins.core]" in done.err
     corral.configure('[plugins]\nenabled = ["echo"]\n[plugins.agents]\ncolour = "red"\n[settings]\n"no.such" = 1\n')
     done = corral("config", "check", "--json")
     assert done.status == 1, done

@@ -42,8 +42,6 @@ def open_database(database_url: str) -> Iterator[Callable[[], Database]]:
     def make() -> Database:
         database = connect(database_url, pool_size=4)
         database.flush = _flush
-        if database.kind == "sqlite":
-            database.number = event_log.number_inserted
         opened.append(database)
         return database
 

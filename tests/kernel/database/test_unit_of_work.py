@@ -155,14 +155,26 @@ async def test_rule_6_when_sqlite_ends_the_transaction_the_innocent_run_again(da
 
 @pytest.mark.parametrize("database_url", [pytest.param("sqlite", marks=pytest.mark.sqlite)], indirect=True)
 async def test_rule_6_a_failed_commit_answers_every_member(database: SqliteDatabase) -> None:
-    def fail() -> None:
-        raise sqlite3.OperationalError("database or disk is full")
+    class Full:
+        """The writer's connection, on a disk that is full at COMMIT."""
+
+        def __init__(self, real: Any) -> None:
+            self.real = real
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+        def execute(self, sql: str, *parameters: Any) -> Any:
+            if sql == "COMMIT":
+                raise sqlite3.OperationalError("database or disk is full")
+            return self.real.execute(sql, *parameters)
 
     await database.work(lambda: note("before"))
-    database.number = fail
+    lane: Any = database._writers.lanes[0]
+    lane.connection = Full(lane.connection)
     results = await asyncio.gather(*[database.work(lambda i=i: note(f"n{i}")) for i in range(5)], return_exceptions=True)
     assert [getattr(result, "code", None) for result in results] == ["storage_full"] * 5
-    database.number = event_log.number_inserted
+    lane.connection = lane.connection.real
     await database.work(lambda: note("later"))
     assert keys(database) == {"before", "later"}
 

@@ -13,6 +13,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
 from corral.auth.principal import ANY_CALLER, Principal
+from corral.cli import serve
 from corral.cli.serve import _serve_hypercorn, listen
 from corral.events.event import Event, emit
 from corral.http.routes import Routes
@@ -78,6 +79,7 @@ async def kit(make_kit: Callable[..., Any]) -> Kit:
 
 @contextlib.asynccontextmanager
 async def serving(kit: Kit) -> AsyncIterator[int]:
+    serve.PING_SECONDS = 0.2  # a closed socket is forgotten at its next ping
     listener, stopping = listen("127.0.0.1:0"), asyncio.Event()
     server = asyncio.create_task(_serve_hypercorn(kit.kernel.config, kit.application.app, listener, stopping))
     try:

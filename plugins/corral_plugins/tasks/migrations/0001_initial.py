@@ -258,14 +258,14 @@ def up(migrator: Any, db: Any) -> None:
         Task, "claim", Task.queue, Task.rank.desc(), Task.deadline_key, Task.available_at, Task.created_at, Task.id,
         where="status = 'pending'",
     )  # fmt: skip
-    partial(Task, "parked", Task.available_at, where="status = 'pending' AND queue IS NULL")
-    partial(Task, "held", Task.created_by, where="status = 'pending' AND queue = 'held'")
-    partial(Task, "aging", Task.rank_at, where="status = 'pending' AND rank_at IS NOT NULL")
-    partial(Task, "oldest", Task.queued_at, where="status = 'pending'")
-    partial(Task, "queue_until", Task.queue_until, where="status = 'pending' AND queue_until IS NOT NULL")
+    partial(Task, "parked", Task.status, Task.available_at, where="status = 'pending' AND queue IS NULL")
+    partial(Task, "held", Task.status, Task.created_by, where="status = 'pending' AND queue = 'held'")
+    partial(Task, "aging", Task.status, Task.rank_at, where="status = 'pending' AND rank_at IS NOT NULL")
+    partial(Task, "oldest", Task.status, Task.queued_at, where="status = 'pending'")
+    partial(Task, "queue_until", Task.status, Task.queue_until, where="status = 'pending' AND queue_until IS NOT NULL")
     partial(Task, "deadlines", Task.deadline, where="deadline IS NOT NULL AND finished_at IS NULL")
     partial(Task, "leased", Task.created_by, where="lease_id IS NOT NULL")
-    partial(Task, "waiting", Task.waiting_kind, Task.waiting_until, where="status = 'waiting'")
+    partial(Task, "waiting", Task.status, Task.waiting_kind, Task.waiting_until, where="status = 'waiting'")
     partial(Task, "agent", Task.agent_id, Task.created_at, Task.id, where="agent_id IS NOT NULL")
     partial(Task, "requester", Task.created_by, Task.created_at, Task.id, where="created_by IS NOT NULL")
     partial(Task, "worker", Task.worker_id, Task.created_at, Task.id, where="worker_id IS NOT NULL")

@@ -1,0 +1,253 @@
+"""`corral new-plugin` writes a distribution that passes everything as it is, and `corral check` finds what does not.
+
+Done when, of the page on plugins: 1.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corral.scaffold.write import BadName, names, write
+from corral.testing.conformance import check_plugin
+from corral.testing.installed import PluginFolder
+from corral.testing.server import ServerProcess
+
+ROOT = Path(__file__).parents[3]
+FILES = {
+    "pyproject.toml", "README.md", "CHANGELOG.md", ".gitignore", "tests/test_echo.py", "corral_echo/__init__.py",
+    "corral_echo/plugin.py", "corral_echo/api.py", "corral_echo/models.py", "corral_echo/service.py",
+    "corral_echo/routes.py", "corral_echo/py.typed", "corral_echo/migrations/0001_initial.py",
+}  # fmt: skip
+
+
+@pytest.fixture
+def echo(corral: Any) -> Any:
+    """A written plugin `echo`, installed in the folder of plugins but not enabled."""
+    done = corral("new-plugin", "echo", "--json")
+    assert done.status == 0, done
+    corral.plugins.add_distribution("echo", corral.home / "corral-echo")
+    corral.configure(f'[plugins]\ndir = "{corral.plugins.path}"\n')
+    return corral
+
+
+def test_plugins_1_a_new_plugin_is_green_and_answers_once_enabled(echo: Any) -> None:
+    report = echo("check", "echo", "--json")
+    assert report.status == 0, report
+    assert {finding["rule"] for finding in report.json()["findings"]} >= {"purge.sqlite", "routes.guarded"}
+    environ = {"CORRAL_CONFIG": str(echo.home / "corral.toml")}
+    with ServerProcess(echo.home, environ=environ) as server:
+        assert server.client().get("/echo").status_code == 404
+    assert echo("plugins", "enable", "echo").status == 0
+    with ServerProcess(echo.home, environ=environ) as server:
+        admin = server.sign_in()
+        assert admin.post("/echo", json={"text": "Hello"}).status_code == 201
+        assert [note["text"] for note in admin.get("/echo").json()["items"]] == ["Hello"]
+        assert {"get", "post"} <= set(admin.get("/openapi.json").json()["paths"]["/api/v1/echo"])
+        assert admin.get("/plugins/echo").json()["state"] == "active"
+
+
+def test_it_passes_lint_format_types_and_its_own_tests(corral: Any) -> None:
+    """ruff and mypy run where they are installed: the environments for lint and types have them, this suite may not."""
+    folder = corral.home / "corral-echo"
+    write("echo", folder)
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == FILES
+    environ = {**corral.environ, "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    commands = [["-m", "pytest", "-q", "-p", "no:cacheprovider"]]
+    if _has("ruff"):
+        commands += [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."]]
+    if _has("mypy"):
+        environ["MYPYPATH"] = str(ROOT / "kernel")
+        commands += [["-m", "mypy", "--follow-imports=silent", "--cache-dir", os.devnull]]
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, *command], cwd=folder, env=environ, text=True, capture_output=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def test_names_are_checked_and_nothing_is_overwritten(corral: Any, tmp_path: Path) -> None:
+    assert names("corral-two-words") == {
+        "name": "two_words", "hyphenated": "two-words", "package": "corral_two_words", "title": "Two words",
+        "camel": "TwoWords",
+    }  # fmt: skip
+    for name in ("9lives", "Two", "a--b", "a_", "class", "a" * 31, "", "é", "a/b", ".."):
+        with pytest.raises(BadName):
+            names(name)
+    assert "installed already" in corral("new-plugin", "agents").err
+    assert corral("new-plugin", "../x").status == 2
+    (tmp_path / "corral-echo").mkdir()
+    done = corral("new-plugin", "echo")
+    assert (done.status, "exists" in done.err, list((tmp_path / "corral-echo").iterdir())) == (1, True, [])
+
+
+# what is changed in which file of the written plugin -> (old, new, the rule that is broken, a part of what it says)
+CHANGES = {
+    "permission": (
+        "plugin.py",
+        'Permission("echo.write"',
+        'Permission("tasks.write"',
+        "manifest.permissions",
+        "begin with echo.",
+    ),
+    "undeclared event": ("plugin.py", "return [NoteWritten]", "return []", "events.declared", "NoteWritten"),
+    "undeclared model": ("plugin.py", "return [Note]", "return []", "models.declared", "Note"),
+    "hook name": (
+        "plugin.py",
+        "def corral_metrics",
+        "def corral_metrix",
+        "hooks.names",
+        "corral_metrix: there is no such hook",
+    ),
+    "unmarked hook": (
+        "plugin.py",
+        "    @hookimpl\n    def corral_metrics",
+        "    def corral_metrics",
+        "hooks.names",
+        "@hookimpl",
+    ),
+    "docstring": ("routes.py", '    """List notes."""\n', "", "start.sqlite", "the handler has no docstring"),
+    "unknown right": ("routes.py", 'needs="echo.read"', 'needs="echo.raed"', "start.sqlite", "echo.raed"),
+    "lax shape": (
+        "api.py",
+        "class NewNote(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)",
+        "class NewNote(msgspec.Struct, kw_only=True)",
+        "shapes.strict",
+        "NewNote",
+    ),
+    "shape": ("api.py", "    created_by: str | None", "    created_by: complex | None", "shapes.schemas", "complex"),
+    "setting": (
+        "service.py",
+        'name="echo.max_length"',
+        'name="ecco.max_length"',
+        "settings.names",
+        "must begin with echo.",
+    ),
+    "default": ("service.py", "default=1000", "default=0", "settings.defaults", "a whole number from 1"),
+    "table": (
+        "models.py",
+        'table_name = "echo_notes"',
+        'table_name = "notes"',
+        "start.sqlite",
+        "must begin with echo_",
+    ),
+    "forgotten column": (
+        "models.py",
+        "    text = peewee.TextField()",
+        "    text = peewee.TextField()\n    tone = peewee.TextField()",
+        "migrations.sqlite",
+        "add column echo_notes.tone",
+    ),
+    "forgotten index": (
+        "models.py",
+        '        indexes = ((("created_at", "id"), False),)\n',
+        "",
+        "migrations.sqlite",
+        "drop index",
+    ),
+    "other null": (
+        "models.py",
+        "created_by = IdField(null=True)",
+        "created_by = IdField()",
+        "migrations.sqlite",
+        "created_by is VARCHAR(36), the model says VARCHAR(36) NOT NULL",
+    ),
+    "other type": (
+        "models.py",
+        "text = peewee.TextField()",
+        "text = peewee.CharField(max_length=9)",
+        "migrations.sqlite",
+        "echo_notes.text is TEXT NOT NULL",
+    ),
+    "inner kernel": (
+        "service.py",
+        "from corral import clock",
+        "from corral import clock, config  # noqa",
+        "imports.kernel",
+        "service.py:5 imports corral.config",
+    ),
+    "other plugin": (
+        "service.py",
+        "from corral import clock",
+        "from corral import clock\nfrom corral_plugins.agents.api import Agents",
+        "imports.plugins",
+        "name agents in requires or wants",
+    ),
+    "not its api": (
+        "service.py",
+        "from corral import clock",
+        "from corral import clock\nfrom corral_plugins.agents.models import Agent",
+        "imports.plugins",
+        "only corral_plugins.agents.api",
+    ),
+    "migration": (
+        "migrations/0001_initial.py",
+        "    db.create_tables([Note])",
+        "    raise OSError('no luck')",
+        "start.sqlite",
+        "no luck",
+    ),
+    "absent": (
+        "plugin.py",
+        '    name = "echo"\n',
+        '    name = "echo"\n    requires = ("absent",)\n',
+        "manifest.requires",
+        "absent is not installed",
+    ),
+    "requires": (
+        "plugin.py",
+        '    name = "echo"\n',
+        '    name = "echo"\n    requires = ("echo",)\n',
+        "manifest.requires",
+        "names the plugin itself",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_check_finds(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, old, new, rule, told = CHANGES[what]
+    write("echo", tmp_path / "corral-echo")
+    path = tmp_path / "corral-echo" / "corral_echo" / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = set(sys.modules)
+    folder = PluginFolder(tmp_path / "plugins")
+    folder.add_distribution("echo", tmp_path / "corral-echo")
+    sys.path.append(str(folder.path))
+    try:
+        report = check_plugin(importlib.import_module("corral_echo.plugin").EchoPlugin, plugin_dir=folder.path)
+    finally:
+        for name in set(sys.modules) - before:
+            if name.startswith("corral_echo"):
+                del sys.modules[name]
+    broken = [finding for finding in report.findings if not finding.ok]
+    assert not report.ok
+    assert any(finding.rule == rule and told in finding.detail for finding in broken), report
+
+
+async def test_a_sound_plugin_keeps_every_rule_inside_a_loop_and_on_both_engines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres_server: Any
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "contrib" / "corral-hello"))
+    from corral_hello.plugin import HelloPlugin
+
+    url = postgres_server.create_database()
+    report = check_plugin(HelloPlugin, postgres_url=url)
+    assert report.ok, report
+    rules = {finding.rule for finding in report.findings}
+    assert {"migrations.sqlite", "migrations.postgresql", "purge.postgresql.again"} <= rules
+    postgres_server.drop_database(url)

@@ -1,0 +1,171 @@
+"""`corral plugins` edits corral.toml and keeps its comments, refuses what would not come up, and purges on a typed name."""
+
+from __future__ import annotations
+
+import sqlite3
+import tomllib
+from typing import Any
+
+import pytest
+
+from corral.database.connect import connect
+from corral.database.migrations import own_connection
+from corral.database.purge import purge, tables_of
+
+PLUGIN = '''
+from corral.plugin import Plugin
+
+
+class {camel}Plugin(Plugin):
+    """A {name}."""
+
+    name = "{name}"
+    requires = {requires}
+'''
+MIGRATION = """
+def up(migrator, db):
+    db.execute_sql("CREATE TABLE {name}_things (id INTEGER PRIMARY KEY)")
+"""
+FILE = """# The installation of the second floor.
+[server]
+bind = "127.0.0.1:8123"  # not the usual one
+
+[plugins]  # by and by
+dir = "{dir}"
+strict = false
+enabled = [
+    "steady",  # since May
+]
+"""
+
+
+@pytest.fixture
+def two(corral: Any) -> Any:
+    """`steady`, which the file names, and `leaning`, which requires it."""
+    for name, requires in (("steady", ()), ("leaning", ("steady",))):
+        text = PLUGIN.format(name=name, camel=name.capitalize(), requires=requires)
+        corral.plugins.add(name, text, {"migrations/0001_initial.py": MIGRATION.format(name=name)})
+    corral.configure(FILE.format(dir=corral.plugins.path))
+    return corral
+
+
+def states(corral: Any) -> dict[str, str]:
+    return {row["name"]: row["state"] for row in corral("plugins", "--json").json()["items"]}
+
+
+def named(corral: Any) -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((corral.home / "corral.toml").read_text())["plugins"]
+    return found
+
+
+def test_the_file_is_edited_and_its_comments_stay(two: Any) -> None:
+    before = (two.home / "corral.toml").read_text()
+    assert (states(two)["steady"], states(two)["leaning"]) == ("active", "disabled")
+    done = two("plugins", "enable", "leaning", "--json")
+    assert done.json() == {
+        "name": "leaning", "state": "enabled", "file": str(two.home / "corral.toml"), "changed": True,
+    }, done  # fmt: skip
+    after = (two.home / "corral.toml").read_text()
+    assert named(two)["enabled"] == ["steady", "leaning"]
+    for comment in ("# The installation of the second floor.", "# not the usual one", "# by and by", "# since May"):
+        assert comment in after
+    assert states(two)["leaning"] == "active"
+    assert not two("plugins", "enable", "leaning", "--json").json()["changed"]
+    assert two("plugins", "disable", "leaning").status == 0
+    assert named(two)["enabled"] == ["steady"]
+    assert set(before.split()) <= set((two.home / "corral.toml").read_text().split()) | {"strict"}
+
+
+def test_a_built_in_plugin_goes_into_the_list_of_disabled_ones(corral: Any) -> None:
+    done = corral("plugins", "disable", "llm")
+    assert done.status == 0, done
+    assert (corral.home / "corral.toml").read_text() == '[plugins]\ndisabled = ["llm"]\n'
+    assert states(corral)["llm"] == "disabled"
+    assert corral("plugins", "enable", "llm").status == 0
+    assert named(corral) == {"disabled": []}
+
+
+def test_what_would_break_is_refused_and_the_file_untouched(two: Any) -> None:
+    before = (two.home / "corral.toml").read_text()
+    broken = {
+        "broken": "raise SystemExit(1)",
+        "picky": PLUGIN.format(name="picky", camel="Picky", requires=("absent",)),
+    }
+    for name, text in broken.items():
+        two.plugins.add(name, text)
+    for arguments, told in (
+        (("enable", "broken"), "SystemExit: 1"),
+        (("enable", "picky"), "requires absent, which is not installed. Enable first: absent"),
+        (("enable", "stedy"), "the nearest is steady"),
+        (("disable", "core"), "protected"),
+        (("disable", "nothing-like-it"), "no plugin nothing-like-it is installed"),
+    ):
+        done = two("plugins", *arguments)
+        assert (done.status, told in done.err) == (1, True), done
+    assert (two.home / "corral.toml").read_text() == before
+    two("plugins", "enable", "leaning")
+    refused = two("plugins", "disable", "steady")
+    assert "disable first what requires steady: leaning" in refused.err
+    assert named(two)["enabled"] == ["steady", "leaning"]
+
+
+def test_show_tells_all(two: Any) -> None:
+    shown = two("plugins", "show", "steady", "--json").json()
+    wanted = {
+        "state": "active", "title": "A steady.", "distribution": "corral-steady", "version": "1.0",
+        "required_by": ["leaning"] if states(two)["leaning"] == "active" else [], "migrations": ["0001_initial"],
+    }  # fmt: skip
+    assert wanted.items() <= shown.items()
+    assert "A steady." in two("plugins", "show", "steady").out
+
+
+def test_purge_asks_for_the_name_and_drops_the_tables_of_a_disabled_plugin(two: Any) -> None:
+    environ = {"CORRAL_DATA_DIR": str(two.home / "data")}
+    assert two("migrate", environ=environ).status == 0
+    assert (
+        "first corral plugins disable steady"
+        in two("plugins", "purge", "steady", stdin="steady\n", environ=environ).err
+    )
+    two("plugins", "disable", "steady", environ=environ)
+    wrong = two("plugins", "purge", "steady", stdin="stead\n", environ=environ)
+    assert (wrong.status, "nothing was dropped" in wrong.err) == (1, True)
+    assert two("plugins", "purge", "steady", environ=environ).status != 0  # nobody typed anything
+    done = two("plugins", "purge", "steady", "--json", stdin="steady\n", environ=environ)
+    assert done.json() == {"name": "steady", "dropped": ["steady_migrations", "steady_things"]}, done
+    with sqlite3.connect(two.home / "data" / "corral.db") as connection:
+        names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+    assert "core_users" in names
+    assert not {name for name in names if name.startswith("steady")}
+    assert "has no tables" in two("plugins", "purge", "steady", stdin="steady\n", environ=environ).err
+    assert "protected" in two("plugins", "purge", "core", stdin="core\n", environ=environ).err
+
+
+def test_purge_leaves_neighbours_with_longer_names_and_takes_its_rows_along(database_url: str) -> None:
+    database = connect(database_url)
+    engine: Any
+    try:
+        with own_connection(database) as engine:
+            for statement in (
+                "CREATE TABLE agent_parents (id INTEGER PRIMARY KEY)",
+                "CREATE TABLE agent_children (id INTEGER PRIMARY KEY, p INTEGER REFERENCES agent_parents (id))",
+                "CREATE TABLE agent_migrations (id INTEGER)",
+                "CREATE TABLE agent_memory_items (id INTEGER)",
+                "CREATE TABLE agent_memory_migrations (id INTEGER)",
+                "CREATE TABLE agents_agents (id INTEGER)",
+                "CREATE TABLE core_consumers (name VARCHAR(100))",
+                "INSERT INTO agent_parents VALUES (1)",
+                "INSERT INTO agent_children VALUES (1, 1)",
+                "INSERT INTO core_consumers VALUES ('agent.follow'), ('agents.follow'), ('agentx')",
+            ):
+                engine.execute_sql(statement)
+        own = ["agent_children", "agent_migrations", "agent_parents"]
+        assert tables_of(database, "agent", ["agents"]) == own
+        assert purge(database, "agent", ["agents"]) == own
+        with own_connection(database) as engine:
+            assert sorted(engine.get_tables()) == [
+                "agent_memory_items", "agent_memory_migrations", "agents_agents", "core_consumers",
+            ]  # fmt: skip
+            rows = engine.execute_sql("SELECT name FROM core_consumers ORDER BY name").fetchall()
+            assert [row[0] for row in rows] == ["agents.follow", "agentx"]
+    finally:
+        database.close()
