@@ -23,7 +23,6 @@ from corral.container import Container, Room
 from corral.crypto import Keyring
 from corral.database.connect import connect
 from corral.database.engine import Database, Work
-from corral.database.migrations import Home, Newer, is_empty, migrate, pending
 from corral.database.unit import Unit
 from corral.errors import Refused
 from corral.events import log as event_log
@@ -40,13 +39,10 @@ from corral.plugin import Contributions, Provide, Settings
 from corral.plugin_admin import HookContributions, PluginRegistry
 from corral.settings import SettingsRegistry
 from corral.supervisor import Supervisor
+from corral.upgrade import apply_migrations
 
 log = logging.getLogger("corral.kernel")
 T = TypeVar("T")
-
-
-class Pending(Exception):
-    """Migrations wait and may not be applied by this start (exit status 4)."""
 
 
 class Kernel:
@@ -304,41 +300,6 @@ def boot(
         database.close()
         raise
     return kernel
-
-
-def apply_migrations(database: Database, plugins: list[Loaded], config: Config, allowed: bool | None) -> None:
-    """Migrate each active plugin in order; a failing script makes its plugin `failed`."""
-    if allowed is None:
-        allowed = config.database.migrate_on_start
-    if allowed is None:
-        allowed = database.kind == "sqlite"
-    homes = {loaded.name: home for loaded in plugins if loaded.active and (home := loaded.home()) is not None}
-    try:
-        waiting = pending(database, homes.values())
-    except Newer:
-        waiting = {}
-        for loaded in plugins:
-            if loaded.name in homes:
-                waiting |= _waiting(database, loaded, homes[loaded.name])
-        block(plugins)
-    if waiting and not allowed and not is_empty(database):
-        lines = "; ".join(f"{name}: {', '.join(scripts)}" for name, scripts in waiting.items())
-        raise Pending(f"migrations wait; run corral migrate ({lines})")
-    for loaded in plugins:
-        if loaded.active and loaded.name in waiting:
-            attempt(loaded, lambda loaded=loaded: migrate(database, homes[loaded.name]))  # type: ignore[misc]  # bound
-            block(plugins)
-
-
-def _waiting(database: Database, loaded: Loaded, home: Home) -> dict[str, list[str]]:
-    """Its pending scripts. A schema newer than a third-party plugin is that plugin's failure, else the start's."""
-    try:
-        return pending(database, [home])
-    except Newer as error:
-        if loaded.found.built_in:
-            raise Pending(f"{error}; install the release that made it") from None
-        fail(loaded, error)
-        return {}
 
 
 def _flush(unit: Unit) -> None:

@@ -218,8 +218,8 @@ def _import(loaded: Loaded, config: Config) -> None:
         raise TypeError(f"the class is named {getattr(kind, 'name', None)!r}, its entry point {loaded.name!r}")
     if kind.kernel_api != KERNEL_API:
         raise TypeError(f"made for kernel API {kind.kernel_api}, this kernel has {KERNEL_API}")
-    named = (*kind.requires, *kind.wants)
-    if not isinstance(kind.requires, tuple) or not isinstance(kind.wants, tuple) or loaded.name in named:
+    named: tuple[Any, ...] = (kind.requires, kind.wants)
+    if not all(isinstance(names, tuple) and loaded.name not in names for names in named):
         raise TypeError("requires and wants must be tuples of names of other plugins")
     foreign = [item.name for item in kind.permissions if not item.name.startswith(f"{loaded.name}.")]
     if foreign and loaded.name != "core":

@@ -24,7 +24,7 @@ from corral.http.answers import Answer
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Route
 from corral.http.signature import Signature, hints, read
-from corral.schema import components, encode
+from corral.schema.shapes import components, encode
 
 BASE = "/api/v1"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")

@@ -122,12 +122,16 @@ def p15(bench: Bench) -> Figure:
     found: dict[str, Any] = {}
     for name, make in _READS.items():
         sides: Iterator[Side] = ((each.server, make(each), (200,)) for each in (large, small))
-        found[name] = compare(next(sides), next(sides), rounds=bench.rounds, seconds=bench.seconds / 2)
+        try:
+            found[name] = compare(next(sides), next(sides), rounds=bench.rounds, seconds=bench.seconds / 2)
+        except servers.Broken as error:  # the others are worth knowing all the same
+            found[name] = {"ratio": 0.0, "error": str(error)}
     found["claim"] = _claims(bench, large, small)
-    value = min(each["ratio"] for each in found.values())
+    worst = min(found, key=lambda name: float(found[name]["ratio"]))
     return Figure(
-        name="P15", title="growth: 1e6 tasks to 1e4 (least)", value=value, target=0.8, unit="x", details=found
-    )
+        name="P15", title=f"growth: 1e6 tasks to 1e4, least: {worst}", value=found[worst]["ratio"], target=0.8,
+        unit="x", details=found,
+    )  # fmt: skip
 
 
 def _deep(product: Product) -> list[bytes]:

@@ -29,7 +29,10 @@ def say(text: str) -> None:
 
 def line(figure: Figure, seconds: float) -> str:
     """A figure while the run goes on."""
-    return f"{figure.name:4} {figure.title}: {_value(figure.value, figure)} (target {_target(figure)}), {seconds:.0f} s"
+    shown = f"{figure.name:4} {figure.title}: {_value(figure.value, figure)} (target {_target(figure)}"
+    if "cpu_ratio" in figure.details:
+        shown += f"; by CPU time {figure.details['cpu_ratio']:.2f}"
+    return f"{shown}), {seconds:.0f} s"
 
 
 def table(figures: Sequence[Figure], slack: float) -> None:
@@ -38,7 +41,13 @@ def table(figures: Sequence[Figure], slack: float) -> None:
     for heading in ("", "measure", "figure", "target", ""):
         shown.add_column(heading, justify="right" if heading in ("figure", "target") else "left")
     for figure in figures:
-        verdict = "[green]met" if figure.is_met() else "[yellow]missed" if figure.is_met(slack) else "[red]broken"
+        verdict = (
+            "[green]met"
+            if figure.is_met()
+            else "[yellow]missed"
+            if slack == 1.0 or figure.is_met(slack)
+            else "[red]broken"
+        )
         shown.add_row(figure.name, figure.title, _value(figure.value, figure), _target(figure), verdict)
     _console.print(shown)
 

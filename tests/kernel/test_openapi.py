@@ -19,7 +19,7 @@ from corral.http.page import Page, PageQuery
 from corral.http.routes import Route, Routes
 from corral.http.signature import read
 from corral.openapi import document, problems
-from corral.schema import Id, Name
+from corral.schema.fields import Id, Name
 
 
 class Priority(Enum):

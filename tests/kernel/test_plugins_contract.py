@@ -1,7 +1,7 @@
 """What `corral_plugins` and third parties may rely on: a faulty plugin stays in its room, and the rest goes on.
 
-Done when, of the page on plugins: 2 and 6 here, 1 in `cli/test_new_plugin.py`. 3 waits for quarantine, 4 in several processes
-for `--processes`, 7 for safe mode; 5 is the suite of each plugin.
+Done when, of the page on plugins: 2 and 6 here, 1 in `cli/test_new_plugin.py`. 3 waits for quarantine, 4 in several
+processes for `--processes`, 7 for safe mode; 5 is the suite of each plugin.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from corral.core.plugin import CorePlugin
 from corral.database.unit import current
 from corral.errors import Refused
 from corral.jobs.job import enqueue
-from corral.kernel import Pending
 from corral.plugin import Contributions
 from corral.testing.installed import PluginFolder
 from corral.testing.kit import Kit, make_kernel
+from corral.upgrade import Pending
 
 MakeKit = Callable[..., Awaitable[Kit]]
 
@@ -106,14 +106,20 @@ BROKEN = {
         "setting jobs.retention_days is declared twice",
     ),
     "service nobody has": (
-        body("@hookimpl\ndef corral_jobs(self):\n    def run(wanted: Faulty) -> None: ...\n    return [Job('faulty.x', run)]"),
+        body(
+            "@hookimpl\ndef corral_jobs(self):\n"
+            "    def run(wanted: Faulty) -> None: ...\n    return [Job('faulty.x', run)]"
+        ),
         "Faulty",
     ),
     "unknown permission": (
-        (PLUGIN + FAULTY).replace("needs=PUBLIC", 'needs="faulty.read"'), "no plugin declares the permission faulty.read",
+        (PLUGIN + FAULTY).replace("needs=PUBLIC", 'needs="faulty.read"'),
+        "no plugin declares the permission faulty.read",
     ),
     "no docstring": ((PLUGIN + FAULTY).replace('    """Answer."""\n', ""), "the handler has no docstring"),
-    "path of a built-in": ((PLUGIN + FAULTY).replace('"/faulty"', '"/health"'), "GET /health is declared by core already"),
+    "path of a built-in": (
+        (PLUGIN + FAULTY).replace('"/faulty"', '"/health"'), "GET /health is declared by core already",
+    ),
     "start": (body("async def start(self, runtime):\n    raise RuntimeError('will not')"), "RuntimeError: will not"),
     "start exits": (body("async def start(self, runtime):\n    raise SystemExit(1)"), "SystemExit: 1"),
 }  # fmt: skip
@@ -231,8 +237,9 @@ async def test_two_third_parties_with_one_path_fail_both(folder: PluginFolder, t
     async with make_kernel(tmp_path, **options(folder, "faulty", "rival", "steady")) as kit:
         reasons = {name: kit.loaded(name).reason for name in ("faulty", "rival")}
         assert reasons == {
-            "faulty": "GET /faulty is declared by rival too", "rival": "Clash: GET /faulty is declared by faulty already"
-        }  # fmt: skip
+            "faulty": "GET /faulty is declared by rival too",
+            "rival": "Clash: GET /faulty is declared by faulty already",
+        }
         assert (await kit.client.get("/faulty")).code == "plugin_failed"
         await check_others(kit)
 
@@ -429,6 +436,12 @@ async def test_the_api_takes_a_built_in_plugin_out_and_back_across_restarts(make
     admin = await again.sign_in("admin1@example.org")
     assert (await admin.get("/plugins/agents")).json()["reason"] == "too many"
     assert (await admin.get("/agents")).status in (404, 503)
+    named = await make_kit(
+        plugins=None, config={"plugins.disabled": ["tasks", "workers"], "plugins.enabled": ["agents"]}
+    )
+    assert named.loaded("agents").active  # what the file names wins
+    refused = await (await named.sign_in("admin1@example.org")).post("/plugins/agents/disable", {})
+    assert refused.code == "setting_locked"
     assert (await admin.post("/plugins/agents/enable", {})).status in (200, 202)
 
 

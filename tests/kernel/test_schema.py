@@ -17,9 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET, Meta, UnsetType
 
-from corral import schema
 from corral.errors import Fault, Invalid, Malformed, Problem
-from corral.schema import Id, Instant, MomentIn, Name, ShortText, Slug, Tags, Text, Title
+from corral.schema import fields as schema_fields
+from corral.schema.data import check_user_schema, json_schema_problems
+from corral.schema.fields import Id, Instant, MomentIn, Name, ShortText, Slug, Tags, Text, Title, line, trimmed
+from corral.schema.shapes import components, convert, encode
+from corral.schema.strict_json import parse_json, replace_bad_characters
 
 
 class Priority(Enum):
@@ -60,14 +63,14 @@ class Query(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 def faults(kind: Any, value: Any, **options: Any) -> list[tuple[str, str]]:
     with pytest.raises(Invalid) as caught:
-        schema.convert(kind, value, **options)
+        convert(kind, value, **options)
     assert caught.value.status == 422
     return [(each.pointer, each.code) for each in caught.value.errors]
 
 
 def refused(data: bytes) -> Problem:
     with pytest.raises(Problem) as caught:
-        schema.parse_json(data)
+        parse_json(data)
     return caught.value
 
 
@@ -75,7 +78,7 @@ def refused(data: bytes) -> Problem:
 
 
 def test_plain_json_is_parsed() -> None:
-    assert schema.parse_json(b' {"a": [1, -2.5, true, null, "x"], "b": {}} ') == {
+    assert parse_json(b' {"a": [1, -2.5, true, null, "x"], "b": {}} ') == {
         "a": [1, -2.5, True, None, "x"],
         "b": {},
     }
@@ -119,10 +122,10 @@ def test_malformed_json_is_400_and_says_where(data: bytes, told: str) -> None:
 
 
 def test_depth_counts_brackets_outside_strings_only() -> None:
-    assert schema.parse_json(b"[" * 64 + b"]" * 64)
-    assert schema.parse_json(b'{"a":[' * 32 + b"]}" * 32)
-    assert schema.parse_json(json.dumps(["[" * 100, '"[' * 100, "\\" + "{" * 100]).encode())
-    assert len(schema.parse_json(b"[" + b"[]," * 1000 + b"[]]")) == 1001
+    assert parse_json(b"[" * 64 + b"]" * 64)
+    assert parse_json(b'{"a":[' * 32 + b"]}" * 32)
+    assert parse_json(json.dumps(["[" * 100, '"[' * 100, "\\" + "{" * 100]).encode())
+    assert len(parse_json(b"[" + b"[]," * 1000 + b"[]]")) == 1001
     assert refused(b'["\\"",' + b"[" * 64).detail.startswith("The JSON nests")
     assert refused(b'["\\\\",' + b"[" * 64).detail.startswith("The JSON nests")
 
@@ -148,7 +151,7 @@ def test_everything_that_databases_refuse_is_told_with_its_pointer() -> None:
         ("/e", "too_small"),
     ]
     assert problem.detail == "9 fields are not valid"
-    schema.encode(problem.document("/x", "1"))
+    encode(problem.document("/x", "1"))
 
 
 def test_at_most_100_faults() -> None:
@@ -158,25 +161,25 @@ def test_at_most_100_faults() -> None:
 
 
 def test_strings_and_keys_are_nfc() -> None:
-    assert schema.parse_json('{"e\u0301": ["e\u0301", "\u212b"]}'.encode()) == {"\u00e9": ["\u00e9", "\u00c5"]}
-    assert schema.parse_json(b'["e\\u0301"]') == ["\u00e9"]
+    assert parse_json('{"e\u0301": ["e\u0301", "\u212b"]}'.encode()) == {"\u00e9": ["\u00e9", "\u00c5"]}
+    assert parse_json(b'["e\\u0301"]') == ["\u00e9"]
 
 
 def test_lenient_replaces_what_cannot_be_stored() -> None:
     data = b'{"log": "a\\u0000b\\ud800", "e\\u0301": 1, "\\udfff": [null, "\\ud83d\\ude00"]}'
-    assert schema.parse_json(data, lenient=True) == {
+    assert parse_json(data, lenient=True) == {
         "log": "a\ufffdb\ufffd",
         "\u00e9": 1,
         "\ufffd": [None, "\U0001f600"],
     }
     with pytest.raises(Invalid) as caught:
-        schema.parse_json(b'{"a": "\\u0000", "n": 9223372036854775808}', lenient=True)
+        parse_json(b'{"a": "\\u0000", "n": 9223372036854775808}', lenient=True)
     assert [each.pointer for each in caught.value.errors] == ["/n"]
 
 
 def test_lenient_keys_may_meet_without_an_error() -> None:
     keys = ",".join(f'"\\u{code:04x}": 1' for code in range(0xD800, 0xDFFF, 2))
-    assert list(schema.parse_json(b"{%b}" % keys.encode(), lenient=True)) == ["\ufffd"]
+    assert list(parse_json(b"{%b}" % keys.encode(), lenient=True)) == ["\ufffd"]
 
 
 def test_many_keys_with_one_twice_at_the_end_take_linear_time() -> None:
@@ -186,7 +189,7 @@ def test_many_keys_with_one_twice_at_the_end_take_linear_time() -> None:
 
 def test_replace_bad_characters_changes_nothing_else() -> None:
     value = {"a\x00": ["\ud800x", 1, None, {"k": ("\udfff",)}], "e\u0301": 1.5, 3: True}
-    assert schema.replace_bad_characters(value) == {
+    assert replace_bad_characters(value) == {
         "a\ufffd": ["\ufffdx", 1, None, {"k": ["\ufffd"]}],
         "e\u0301": 1.5,
         3: True,
@@ -195,15 +198,15 @@ def test_replace_bad_characters_changes_nothing_else() -> None:
 
 def outcome(data: bytes, lenient: bool) -> Any:
     try:
-        value = schema.parse_json(data, lenient=lenient)
+        value = parse_json(data, lenient=lenient)
     except Problem as problem:
         value = problem
     if isinstance(value, Problem):
         assert value.status in (400, 422)
         assert len(value.errors) <= 100
-        schema.encode(value.document("/x", "1"))  # the answer itself can be written
+        encode(value.document("/x", "1"))  # the answer itself can be written
     else:
-        schema.encode(value)
+        encode(value)
     return value
 
 
@@ -239,7 +242,7 @@ def test_what_is_accepted_is_storable_and_means_the_same(tree: Any) -> None:
     text = json.dumps(result, ensure_ascii=False)
     assert "\x00" not in text
     assert unicodedata.is_normalized("NFC", text) or not text.isascii()
-    assert schema.parse_json(text.encode()) == result
+    assert parse_json(text.encode()) == result
     if json.dumps(tree, ensure_ascii=False).isascii():
         assert result == tree
 
@@ -257,7 +260,7 @@ def test_every_fault_is_told_at_once() -> None:
         "z": 1,
     }
     with pytest.raises(Invalid) as caught:
-        schema.convert(Order, value)
+        convert(Order, value)
     assert set(caught.value.errors) == {
         Fault("/title", "required", "this field is required"),
         Fault("/priority", "not_in_enum", "one of low, medium, high, critical"),
@@ -305,7 +308,7 @@ def test_one_fault(change: dict[str, Any], expected: tuple[str, str]) -> None:
 
 def test_words_say_what_is_accepted() -> None:
     with pytest.raises(Invalid) as caught:
-        schema.convert(Order, {"title": "x" * 201, "shape": 5, "count": 201})
+        convert(Order, {"title": "x" * 201, "shape": 5, "count": 201})
     details = {each.pointer: each.detail for each in caught.value.errors}
     assert details == {
         "/title": "at most 200 characters",
@@ -315,14 +318,14 @@ def test_words_say_what_is_accepted() -> None:
 
 
 def test_valid_values_are_converted() -> None:
-    order = schema.convert(
+    order = convert(
         Order, {"title": "a", "due": "2026-01-01T00:00:00+02:00", "shape": {"type": "square", "side": 2}}
     )
     assert isinstance(order.due, datetime)
     assert order.due.utcoffset() is not None
     assert order.shape == Square(side=2)
-    assert schema.convert(int, 5) == 5
-    assert schema.convert(list[int], [1]) == [1]
+    assert convert(int, 5) == 5
+    assert convert(list[int], [1]) == [1]
 
 
 def test_faults_are_at_most_100_and_the_whole_value_may_be_wrong() -> None:
@@ -346,21 +349,21 @@ class Opaque:
 
 def test_what_a_schema_cannot_say_comes_from_msgspec() -> None:
     with pytest.raises(Invalid) as caught:
-        schema.convert(dict[str, list[Paired]], {"x": [{"a": 2, "b": 1}]})
+        convert(dict[str, list[Paired]], {"x": [{"a": 2, "b": 1}]})
     assert caught.value.errors[0].detail == "a must not be over b"
     with pytest.raises(Invalid) as caught:
-        schema.convert(list[Paired], [{"a": 1, "b": 1}, {"a": 2, "b": 1}], pointer_prefix="/items")
+        convert(list[Paired], [{"a": 1, "b": 1}, {"a": 2, "b": 1}], pointer_prefix="/items")
     assert caught.value.errors == (Fault("/items/1", "not_allowed", "a must not be over b"),)
     assert faults(Opaque, {}) == [("", "wrong_type")]
 
 
 def test_strings_of_a_query() -> None:
     value = {"limit": "5", "ratio": "0.5", "urgent": "true", "status": ["open", "done"], "q": "5"}
-    query = schema.convert(Query, value, strings=True)
+    query = convert(Query, value, strings=True)
     assert query == Query(limit=5, ratio=0.5, urgent=True, status=["open", "done"], q="5")
-    assert schema.convert(Query, {"status": "open", "urgent": "0", "ratio": "3"}, strings=True).status == ["open"]
-    assert schema.convert(int, "7", strings=True) == 7
-    assert schema.convert(Query, {"q": "e\u0301"}, strings=True).q == "\u00e9"
+    assert convert(Query, {"status": "open", "urgent": "0", "ratio": "3"}, strings=True).status == ["open"]
+    assert convert(int, "7", strings=True) == 7
+    assert convert(Query, {"q": "e\u0301"}, strings=True).q == "\u00e9"
 
 
 def test_faults_of_a_query() -> None:
@@ -386,10 +389,10 @@ def test_faults_of_a_query() -> None:
 def test_convert_gives_a_value_or_invalid(tree: Any, strings: bool) -> None:
     for kind in (Order, Query, Tags, Id):
         try:
-            schema.convert(kind, {"title": tree, "shape": tree, "numbers": tree, "status": tree}, strings=strings)
-            schema.convert(kind, tree, strings=strings)
+            convert(kind, {"title": tree, "shape": tree, "numbers": tree, "status": tree}, strings=strings)
+            convert(kind, tree, strings=strings)
         except Invalid as problem:
-            schema.encode(problem.document("/x", "1"))
+            encode(problem.document("/x", "1"))
 
 
 # --- types of fields --------------------------------------------------------------------------------------------------
@@ -407,22 +410,22 @@ ID = "01890a5d-ac96-774b-bcce-b302099a8057"
         (Slug, ["a", "0-_z", "a" * 64], ["", "A", "-a", "a\n", "a" * 65, "\u00e9"]),
         (Id, [ID, ID.upper()], ["", ID + "\n", ID[:-1], ID.replace("-", ""), "{" + ID + "}", "g" + ID[1:]]),
         (Tags, [[], ["a"] * 20, ["a" * 64]], [["a"] * 21, [""], ["a" * 65], ["a\n"]]),
-        (Annotated[str, schema.line(3)], ["abc"], ["abcd", "", "ab\n"]),
+        (Annotated[str, line(3)], ["abc"], ["abcd", "", "ab\n"]),
         (MomentIn, ["2026-01-01T00:00:00Z"], ["2026-01-01T00:00:00", "2026-01-01", "x", 5]),
     ],
 )
 def test_field_types(kind: Any, good: list[Any], bad: list[Any]) -> None:
     document = msgspec.json.schema(kind)
     for value in good:
-        schema.convert(kind, value)
-        assert schema.json_schema_problems(document, value) == []
+        convert(kind, value)
+        assert json_schema_problems(document, value) == []
     for value in bad:
         assert len(faults(kind, value)) == 1
-        assert schema.json_schema_problems(document, value)
+        assert json_schema_problems(document, value)
 
 
 def test_trimmed() -> None:
-    assert schema.trimmed(" \ta b\n") == "a b"
+    assert trimmed(" \ta b\n") == "a b"
 
 
 # --- encode, components -----------------------------------------------------------------------------------------------
@@ -436,11 +439,11 @@ class View(msgspec.Struct, kw_only=True):
 
 def test_encode() -> None:
     view = View(id=ID, created_at="2026-01-01T00:00:00.000Z", priority=Priority.LOW)
-    assert json.loads(schema.encode(view)) == {"id": ID, "created_at": "2026-01-01T00:00:00.000Z", "priority": "low"}
+    assert json.loads(encode(view)) == {"id": ID, "created_at": "2026-01-01T00:00:00.000Z", "priority": "low"}
 
 
 def test_components() -> None:
-    schemas, named = schema.components([Order, list[View]])
+    schemas, named = components([Order, list[View]])
     assert schemas == [
         {"$ref": "#/components/schemas/Order"},
         {"type": "array", "items": {"$ref": "#/components/schemas/View"}},
@@ -454,17 +457,17 @@ def test_components() -> None:
 
 def test_jsonschema_is_not_imported_until_it_is_needed() -> None:
     code = (
-        "import sys; from corral import schema; schema.convert(list[int], schema.parse_json(b'[1]'));"
-        "schema.convert(int, '1', strings=True); sys.exit('jsonschema' in sys.modules or 'referencing' in sys.modules)"
+        "import sys; from corral.schema.shapes import convert; from corral.schema.strict_json import parse_json; convert(list[int], parse_json(b'[1]'));"
+        "convert(int, '1', strings=True); sys.exit('jsonschema' in sys.modules or 'referencing' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": schema.__file__.rsplit("/", 2)[0]})
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": schema_fields.__file__.rsplit("/", 3)[0]})
 
 
 # --- schemas that are data --------------------------------------------------------------------------------------------
 
 
 def codes(document: dict[str, Any], value: Any) -> list[tuple[str, str]]:
-    return [(each.pointer, each.code) for each in schema.json_schema_problems(document, value)]
+    return [(each.pointer, each.code) for each in json_schema_problems(document, value)]
 
 
 @pytest.mark.parametrize(
@@ -510,7 +513,7 @@ def test_values_are_never_repeated_in_the_words() -> None:
         {"const": 1},
     ]
     for document in documents:
-        assert "s3cret" not in schema.json_schema_problems(document, "s3cret")[0].detail
+        assert "s3cret" not in json_schema_problems(document, "s3cret")[0].detail
 
 
 def test_references_never_leave_the_schema() -> None:
@@ -557,7 +560,7 @@ def test_unique_items_take_linear_time() -> None:
     ],
 )
 def test_user_schemas_that_are_taken(document: dict[str, Any]) -> None:
-    schema.check_user_schema(document)
+    check_user_schema(document)
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -586,12 +589,12 @@ def nested(depth: int) -> dict[str, Any]:
 )
 def test_user_schemas_that_are_refused(document: Any, expected: tuple[str, str]) -> None:
     with pytest.raises(Invalid) as caught:
-        schema.check_user_schema(document, pointer_prefix="/output_schema")
+        check_user_schema(document, pointer_prefix="/output_schema")
     assert ("/output_schema" + expected[0], expected[1]) in [(each.pointer, each.code) for each in caught.value.errors]
 
 
 def test_user_schema_of_the_greatest_depth() -> None:
-    schema.check_user_schema(nested(16))
+    check_user_schema(nested(16))
 
 
 @given(TREES)
@@ -604,7 +607,7 @@ def test_a_user_schema_is_taken_or_invalid(tree: Any) -> None:
         {"type": tree},
     ):
         try:
-            schema.check_user_schema(document)
+            check_user_schema(document)
         except Invalid:
             continue
-        schema.json_schema_problems(document, tree)
+        json_schema_problems(document, tree)

@@ -106,7 +106,7 @@ def test_r01_an_acknowledged_write_survives_sigkill(
     kills = (100 if sqlite else 50) if long_form else (3 if sqlite else 2)
     clients = 50 if long_form else 8
     server = ServerProcess(
-        tmp_path, database_url=database_url, environ={"CORRAL_ACCESS_TTL": "86400"}, arguments=("--no-embedded-worker",)
+        tmp_path, database_url=database_url, environ={"CORRAL_ACCESS_TTL": "3600"}, arguments=("--no-embedded-worker",)
     )
     stop = threading.Event()
     if not sqlite:

@@ -89,7 +89,7 @@ def judge(admin: httpx2.Client, tasks: int) -> dict[str, int]:
 def test_r02_every_task_ends_whatever_dies(database_url: str, tmp_path: Path, long_form: bool, record_property: Any) -> None:
     random.seed(7)
     tasks, workers, kills = (1000, 8, 20) if long_form else (60, 3, 3)
-    environ = {"CORRAL_TASK_LEASE_SECONDS": str(LEASE_SECONDS), "CORRAL_ACCESS_TTL": "86400"}
+    environ = {"CORRAL_TASK_LEASE_SECONDS": str(LEASE_SECONDS), "CORRAL_ACCESS_TTL": "3600"}
     server = ServerProcess(tmp_path, database_url=database_url, environ=environ)
     fleet: list[WorkerProcess] = []
     with server:

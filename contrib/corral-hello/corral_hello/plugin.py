@@ -12,7 +12,7 @@ from corral.database.model import SHARED, Model
 from corral.events.event import Event, emit
 from corral.http.routes import Routes
 from corral.plugin import Metric, Plugin, hookimpl
-from corral.schema import Name
+from corral.schema.fields import Name
 
 
 class Greeting(Model):

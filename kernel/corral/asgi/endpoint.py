@@ -15,11 +15,12 @@ from corral.errors import Fault, Forbidden, Invalid, Malformed, Problem
 from corral.http import signature
 from corral.http.answers import IfMatch
 from corral.http.routes import Route
-from corral.schema import convert, parse_json
+from corral.schema.shapes import convert
+from corral.schema.strict_json import parse_json
 
 PEOPLE = ("user", "api_key")
 MAX_PARAMETERS = 100
-INLINE_AFTER, INLINE_BELOW, INLINE_ABOVE = 20, 0.005, 0.050
+INLINE_AFTER, INLINE_BELOW, INLINE_ABOVE, INLINE_PENALTY = 20, 0.005, 0.050, 1000
 
 
 class Endpoint:
@@ -96,7 +97,7 @@ class Endpoint:
         """Reads earn their place on the event loop by being short, and lose it by being long (docs/adr/0004)."""
         if self.inline:
             if seconds > INLINE_ABOVE:
-                self.inline, self.pool_runs = False, -1_000_000
+                self.inline, self.pool_runs = False, -INLINE_PENALTY  # not for ever: the machine may have been busy
         elif seconds < INLINE_BELOW:
             self.pool_runs += 1
             self.inline = self.pool_runs >= INLINE_AFTER

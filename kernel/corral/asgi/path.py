@@ -26,7 +26,7 @@ from corral.http.client import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency, Keyed, Stored
 from corral.http.metrics import RequestMetrics
 from corral.plugin import Gate
-from corral.schema import encode
+from corral.schema.shapes import encode
 
 log = logging.getLogger("corral.http")
 

@@ -13,7 +13,7 @@ from corral.asgi.path import RequestPath
 from corral.errors import CODES
 from corral.http.answers import Request
 from corral.ids import new_id
-from corral.schema import encode
+from corral.schema.shapes import encode
 
 log = logging.getLogger("corral.http")
 

@@ -8,7 +8,7 @@ from corral.asgi.call import Call, Reply
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.table import BASE
 from corral.http.answers import Answer, Encoded, Stream, Text
-from corral.schema import encode
+from corral.schema.shapes import encode
 
 LOCATED = (201, 202)
 

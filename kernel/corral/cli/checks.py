@@ -183,8 +183,21 @@ def _plugins(config: Config) -> Iterator[Finding]:
             yield Finding("plugins", "down", f"{name} is failed: {reason}", remedy)
         elif state == "blocked":
             yield Finding("plugins", "warning", f"{name} is blocked: {reason}", "it comes with what it requires")
+    yield from _absent(config, {name for name, _, _ in states})
     active = sum(state == "active" for _, state, _ in states)
     yield Finding("plugins", "ok", f"{active} active, loaded in {time.monotonic() - began:.1f} s")
+
+
+def _absent(config: Config, installed: set[str]) -> Iterator[Finding]:
+    """What the file names and is not there."""
+    folder = config.plugins.dir
+    if folder is not None and not folder.is_dir():
+        remedy = f"pip install --target {folder} …, or correct [plugins] dir"
+        yield Finding("plugins", "warning", f"the folder {folder} does not exist", remedy)
+    for name in config.plugins.enabled:
+        if name not in installed:
+            remedy = f"pip install its distribution, or corral plugins disable {name}"
+            yield Finding("plugins", "warning", f"{name} is enabled and not installed", remedy)
 
 
 def _modified(config: Config) -> Iterator[Finding]:

@@ -41,7 +41,10 @@ def group() -> None:
 
 def run() -> NoReturn:
     """Run and exit; errors are one line each on standard error."""
-    from corral.kernel import Pending
+    import peewee
+
+    from corral.database.migrations import MigrationFailed, Newer
+    from corral.upgrade import Pending
 
     try:
         group.main(standalone_mode=False)
@@ -56,9 +59,16 @@ def run() -> NoReturn:
         for line in refused.faults:
             click.echo(f"corral: {line}", err=True)
         sys.exit(REFUSED)
-    except Pending as error:
+    except (Pending, Newer) as error:
         click.echo(f"corral: {error}", err=True)
         sys.exit(PENDING)
+    except MigrationFailed as error:
+        click.echo(f"corral: {error}", err=True)
+        sys.exit(FAILED)
+    except (peewee.DatabaseError, peewee.InterfaceError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        click.echo(f"corral: the database cannot be used: {reason}; corral doctor tells more", err=True)
+        sys.exit(FAILED)
     except Problem as problem:
         click.echo(f"corral: {problem.detail}", err=True)
         for entry in problem.errors:

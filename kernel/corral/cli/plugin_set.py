@@ -81,6 +81,10 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     """Have the file not load the plugin; refused for protected ones and while an active one requires it."""
     config = load_config(path=config_path)
     plugins = plugins_of(config)
+    if name in config.plugins.enabled and name not in {item.name for item in plugins}:  # it was uninstalled
+        path, text, changed = _edited(config, config_path, name, {"enabled": False})
+        _write(path, text)
+        return path, changed
     item = find(plugins, name)
     if name in ESSENTIAL or (item.kind is not None and item.kind.protected):
         raise click.ClickException(f"{name} is protected: nothing is safe without it")

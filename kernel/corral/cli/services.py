@@ -38,7 +38,7 @@ def database(config: Config) -> Iterator[Finding]:
         yield from (Finding("database", "down", fault) for fault in refused.faults)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
-        remedy = "start it, or correct [database] url" if path is None else f"restore {path} from a backup if it is damaged"
+        remedy = "start it, or correct [database] url" if path is None else f"if {path} is damaged, restore a backup"
         yield Finding("database", "down", f"does not answer: {reason}", remedy)
 
 

@@ -42,7 +42,7 @@ def create(
     config_path: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Create an account."""
-    from corral.auth.accounts import Accounts, NewUser
+    from corral.core.api import Accounts, NewUser
 
     if admin and role not in (None, "admin"):
         raise click.UsageError("--admin and --role exclude each other")
@@ -66,7 +66,7 @@ def create(
 @json_option
 def list_(role: tuple[str, ...], active: bool | None, config_path: Path | None, as_json: bool) -> None:
     """List all accounts, newest first."""
-    from corral.auth.accounts import UserQuery
+    from corral.core.api import UserQuery
 
     facts: dict[str, Any] = {"role": list(role), "limit": 200, **({} if active is None else {"is_active": active})}
     with session(config_path, "user list") as found:
@@ -112,7 +112,7 @@ def reset_password(
     email: str, must_change: bool, password_file: Path | None, config_path: Path | None, as_json: bool
 ) -> None:
     """Replace the password of an account; all its sessions end."""
-    from corral.auth.accounts import Accounts
+    from corral.core.api import Accounts
 
     with session(config_path, "user reset-password") as found:
         accounts, user = found.service(Accounts), _find(found, email)
@@ -125,7 +125,7 @@ def reset_password(
 def _patch(
     config_path: Path | None, label: str, email: str, facts: dict[str, Any], text: str, as_json: bool
 ) -> None:  # fmt: skip
-    from corral.auth.accounts import Accounts, UserPatch
+    from corral.core.api import Accounts, UserPatch
 
     patch = UserPatch(**facts)
     with session(config_path, label) as found:
@@ -135,7 +135,7 @@ def _patch(
 
 
 def _find(found: Session, email: str) -> Any:
-    from corral.auth.accounts import Accounts
+    from corral.core.api import Accounts
 
     user = found.run(lambda: found.service(Accounts).find(email), read=True)
     if user is None:
@@ -144,7 +144,7 @@ def _find(found: Session, email: str) -> Any:
 
 
 def _all(found: Session, query: Any) -> Iterator[Any]:
-    from corral.auth.accounts import Accounts
+    from corral.core.api import Accounts
 
     accounts = found.service(Accounts)
     while True:

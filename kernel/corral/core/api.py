@@ -12,7 +12,7 @@ from corral.auth.principal import Principal
 from corral.events.event import PRIVATE_AND_ADMIN, Event
 from corral.http.answers import ANY_VERSION, IfMatch
 from corral.http.page import Page, PageQuery
-from corral.schema import Instant, line
+from corral.schema.fields import Instant, line
 
 Role = Literal["admin", "member", "viewer", "auditor"]
 Address = Annotated[str, line(254, 3)]

@@ -21,7 +21,7 @@ from corral.events.log import Record
 from corral.loader import Loaded
 from corral.plugin import Audit, AuditEntry
 from corral.plugin_admin import PluginError, PluginRegistry
-from corral.schema import Instant
+from corral.schema.fields import Instant
 
 OFF = "admin"
 _SECRET = re.compile(r"password|secret|token|(^|_)key$|private")
@@ -143,8 +143,8 @@ class PluginCatalogue:
         """Open and close doors of this process until they are as stored; on the loop."""
         for loaded in self._registry.all():
             reason = stored.get(loaded.name)
-            protected = loaded.kind is not None and loaded.kind.protected
-            if reason is not None and loaded.active and not protected:
+            stays = (loaded.kind is not None and loaded.kind.protected) or loaded.name in self._config.plugins.enabled
+            if reason is not None and loaded.active and not stays:  # what the file names wins over what is stored
                 self._registry.disable(loaded.name, reason)
             elif reason is None and loaded.state == "disabled" and loaded.plugin is not None:
                 self._registry.enable(loaded.name)

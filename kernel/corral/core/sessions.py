@@ -24,7 +24,7 @@ from corral.errors import NotFound, Unauthorized
 from corral.events.event import emit
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Settings
-from corral.schema import Instant
+from corral.schema.fields import Instant
 
 
 class Device(msgspec.Struct, frozen=True):

@@ -6,6 +6,7 @@ answered after COMMIT: that is what makes `synchronous=FULL` affordable.
 
 from __future__ import annotations
 
+import math
 import queue
 import sqlite3
 import threading
@@ -39,8 +40,7 @@ class SqliteDatabase(Database):
             "synchronous": synchronous,
             "busy_timeout": BUSY_TIMEOUT_MS,
             "foreign_keys": 1,
-            "cache_size": -16000,
-            "mmap_size": 268435456,
+            "cache_size": -8000,
             "temp_store": "memory",
         }
         engine = peewee.SqliteDatabase(
@@ -75,6 +75,7 @@ class SqliteDatabase(Database):
                 raise SlowRead from None
             raise translate(error) from error
         finally:
+            self._inline.deadline = math.inf  # the end of a read that was slow must not be interrupted as well
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
         return value

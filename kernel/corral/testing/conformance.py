@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from corral.config import Config
+from corral.config import Config, Plugins
+from corral.database.connect import connect
+from corral.database.migrations import is_empty
 from corral.loader import discover
 from corral.plugin import Plugin
 from corral.testing.findings import Finding, Report
@@ -54,8 +57,6 @@ def check_plugin(
 
 def _installed(plugin_dir: Path | None) -> dict[str, type[Plugin]]:
     """Every installed plugin that can be imported."""
-    from corral.config import Plugins
-
     found: dict[str, type[Plugin]] = {}
     for item in discover(Config(plugins=Plugins(dir=plugin_dir))):
         try:
@@ -90,7 +91,18 @@ def _in_loop(make: Callable[[], Any]) -> list[Finding]:
 
 
 async def _live(
-    kind: type[Plugin], required: Iterable[type[Plugin]], engine: str, **options: Any
+    kind: type[Plugin], required: Iterable[type[Plugin]], engine: str, url: str | None, **options: Any
 ) -> list[Finding]:  # fmt: skip
+    if url is not None and not _is_unused(url):
+        detail = "the database is not empty: give one that is, for tables are made and dropped in it"
+        return [Finding(f"start.{engine}", False, detail)]
     with tempfile.TemporaryDirectory(prefix="corral-check-") as folder:
-        return await inspect_running(Path(folder), kind, required, engine, **options)
+        try:
+            return await inspect_running(Path(folder), kind, required, engine, url=url, **options)
+        except Exception as error:  # not even the kernel came up with it
+            return [Finding(f"start.{engine}", False, f"{type(error).__name__}: {error}")]
+
+
+def _is_unused(url: str) -> bool:
+    with contextlib.closing(connect(url)) as database:
+        return is_empty(database)

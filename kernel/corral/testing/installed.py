@@ -26,7 +26,7 @@ class PluginFolder:
         distribution: str = "",
         package: str = "",
     ) -> Path:
-        """Install a plugin whose `plugin.py` is this text, with further files of its package; returns the package's folder.
+        """Install a plugin whose `plugin.py` is this text, with further files; returns the folder of its package.
 
         The class is found as `<Name>Plugin`. `distribution` and `package` are others than the usual ones.
         """

@@ -156,7 +156,7 @@ class Kit:
         from corral.events import log as event_log
 
         unnumbered = event_log.EventRow.select().where(event_log.EventRow.seq.is_null())
-        while await self.kernel.database.work(unnumbered.exists, read=True):
+        while await self.kernel.database.work(unnumbered.exists, read=True):  # noqa: ASYNC110  (nothing tells)
             await asyncio.sleep(0.005)  # PostgreSQL: the sequencer is about to number them
         return await self.kernel.database.work(lambda: event_log.read(after, 10_000), read=True)
 

@@ -16,7 +16,7 @@ from corral.errors import Problem
 from corral.http.answers import Answer, Stream
 from corral.http.page import Page
 from corral.http.routes import MIB, Routes
-from corral.schema import encode
+from corral.schema.shapes import encode
 from corral_plugins.llm.service import calls
 from corral_plugins.llm.service.failures import openai_error
 from corral_plugins.llm.service.gateway import Gateway

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
-from corral.schema import Id, MomentIn
+from corral.schema.fields import Id, MomentIn
 
 ModelName = Annotated[str, Meta(min_length=1, max_length=265)]
 DATA_URL = r"^data:image/(png|jpeg|gif|webp);base64,"

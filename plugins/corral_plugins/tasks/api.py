@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.auth.principal import Principal
-from corral.schema import Id, MomentIn, Slug, Tags, line
+from corral.schema.fields import Id, MomentIn, Slug, Tags, line
 
 CLAIM_TOPICS = (
     "task.created", "task.updated", "task.retried", "task.completed", "task.failed", "task.cancelled", "task.waiting",
@@ -99,7 +99,7 @@ DIRECT = Origin()
 
 
 class Usage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What the attempt has used so far in all, beside its calls through the gateway; totals, so a repeat adds nothing."""
+    """What the attempt has used so far, beside its calls through the gateway; totals, so a repeat adds nothing."""
 
     cost_usd: Annotated[float, Meta(ge=0, le=1_000_000)] | UnsetType = UNSET
     input_tokens: Annotated[int, Meta(ge=0, le=10**12)] = 0
@@ -195,7 +195,7 @@ class Tasks(Protocol):
         ...
 
     def resume(self, task_id: str, *, kind: str, given: dict[str, Any]) -> bool:
-        """A waiting task has what it waited for (`{decision}`, `{review}`): back to the queue; False: it does not wait for it."""
+        """A waiting task has what it waited for: back to the queue with it; False: it does not wait for that."""
         ...
 
     def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimAnswer:
@@ -223,7 +223,7 @@ class Tasks(Protocol):
         ...
 
     def release_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
-        """End every live lease of an agent at once: back to `pending` without using an attempt, or cancelled; the task ids."""
+        """End every live lease of an agent at once: to `pending` without using an attempt, or cancelled; the ids."""
         ...
 
     def cancel_leased(self, *, reason: str) -> int:

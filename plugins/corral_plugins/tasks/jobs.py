@@ -9,6 +9,7 @@ from corral.database.engine import Work
 from corral.database.unit import SYSTEM, Entry
 from corral.errors import Problem
 from corral.jobs.job import Job, Schedule, enqueue
+from corral_plugins.tasks.service import marks
 from corral_plugins.tasks.service.clockwork import AT_ONCE, Clockwork
 from corral_plugins.tasks.service.outcomes import Outcomes
 from corral_plugins.tasks.service.relatives import Relatives
@@ -42,12 +43,15 @@ async def _one_by_one(work: Work, label: str, find: Callable[[], list[str]], act
 
 
 async def announce(work: Work, clockwork: Clockwork) -> None:
-    """Make available what is due, raise what waits long, and ring for what could be claimed."""
+    """Make available what is due, raise what waits long, ring for both, and keep the marks of the list."""
     entry = Entry(label="job tasks.announce", actor=SYSTEM)
     for step in (clockwork.unpark, clockwork.unhold, clockwork.age):
         for _ in range(ROUNDS):
             if await work(step, entry=entry) < AT_ONCE:
                 break
+    for _ in range(ROUNDS * 10):
+        if not await work(marks.extend, entry=entry):
+            break
 
 
 async def sweep(work: Work, clockwork: Clockwork) -> None:

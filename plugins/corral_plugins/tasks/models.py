@@ -21,8 +21,9 @@ NO_DEADLINE = "9999-12-31T23:59:59.999Z"
 class Task(Model):
     """One piece of work.
 
-    `queue_key` says who may take it: `agent:<id>`, `role:<role>` or `any`, with `#<toolset>` when it needs tools. `queue` is
-    the same while it may be claimed, null until it is available, `held` while its requester is not active. `rank` is the priority raised by waiting. `lease_id` is
+    `queue_key` says who may take it: `agent:<id>`, `role:<role>` or `any`, with `#<toolset>` when it needs tools.
+    `queue` is the same while it may be claimed, null until it is available, `held` while its requester is not active.
+    `rank` is the priority raised by waiting. `lease_id` is
     the live lease. Money is in micro-USD.
     """
 
@@ -117,7 +118,7 @@ class Task(Model):
 
 
 class Attempt(Model):
-    """One claim of a task. `n` is the attempt it counts as; `ended_by` the call that ended it, so that a repeat is known."""
+    """One claim of a task. `n` is the attempt it counts as; `ended_by` the call that ended it: a repeat is known."""
 
     id = IdField(primary_key=True)
     task_id = IdField()
@@ -229,58 +230,6 @@ class SignalRow(Model):
         indexes = ((("worker_id", "seq"), False),)
 
 
-class Counter(Model):
-    """How many tasks have this status and priority: the sum over all shards. A single shard may be negative."""
-
-    status = peewee.CharField(max_length=12)
-    priority = peewee.SmallIntegerField()
-    shard = peewee.SmallIntegerField()
-    n = peewee.BigIntegerField()
-
-    class Meta:
-        table_name = "tasks_counters"
-        primary_key = peewee.CompositeKey("status", "priority", "shard")
-
-
-class OpenCounter(Model):
-    """How many unfinished tasks a person has: the sum over all shards."""
-
-    created_by = IdField()
-    shard = peewee.SmallIntegerField()
-    n = peewee.BigIntegerField()
-
-    class Meta:
-        table_name = "tasks_open"
-        primary_key = peewee.CompositeKey("created_by", "shard")
-
-
-class Hour(Model):
-    """What ended in one hour, summed as it happens: the sum over all shards."""
-
-    hour = peewee.CharField(max_length=13)
-    shard = peewee.SmallIntegerField()
-    completed = peewee.BigIntegerField(default=0)
-    failed = peewee.BigIntegerField(default=0)
-    duration_ms = peewee.BigIntegerField(default=0)
-    queued = peewee.BigIntegerField(default=0)
-    queue_ms = peewee.BigIntegerField(default=0)
-
-    class Meta:
-        table_name = "tasks_hours"
-        primary_key = peewee.CompositeKey("hour", "shard")
-
-
-class Toolset(Model):
-    """A set of tools that tasks require; its digest is the end of their `queue`."""
-
-    digest = peewee.CharField(max_length=16, primary_key=True)
-    tools = JSONField()
-    used_at = InstantField()
-
-    class Meta:
-        table_name = "tasks_toolsets"
-
-
 # Those on one status begin with it, or SQLite prefers the index of the list by status and sorts.
 def _partial(model: Any, name: str, *columns: Any, where: str, unique: bool = False) -> None:
     index = model.index(*columns, name=f"{model._meta.table_name}_{name}", where=SQL(where), unique=unique)
@@ -309,6 +258,4 @@ _partial(Attempt, "live", Attempt.task_id, where="finished_at IS NULL", unique=T
 _partial(Attempt, "live_worker", Attempt.worker_id, where="finished_at IS NULL")
 _partial(Attempt, "live_agent", Attempt.agent_id, where="finished_at IS NULL")
 
-TABLES: tuple[type[Model], ...] = (
-    Task, Attempt, LogLine, Comment, Dependency, SignalRow, Counter, OpenCounter, Hour, Toolset
-)  # fmt: skip
+TABLES: tuple[type[Model], ...] = (Task, Attempt, LogLine, Comment, Dependency, SignalRow)

@@ -11,17 +11,20 @@ from corral.database.model import Model
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
-from corral.plugin import Plugin, Provide, Runtime, Setting, hookimpl
-from corral_plugins.tasks import events, hookspecs, jobs, models, settings
+from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral_plugins.tasks import events, hookspecs, jobs, models, settings, sums
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tasks.routes import protocol
 from corral_plugins.tasks.routes import tasks as task_routes
+from corral_plugins.tasks.service import figures
 from corral_plugins.tasks.service.actions import Actions
 from corral_plugins.tasks.service.alarm import Alarm
 from corral_plugins.tasks.service.catalogue import Catalogue
+from corral_plugins.tasks.service.changes import Changes
 from corral_plugins.tasks.service.claims import Claims
 from corral_plugins.tasks.service.clockwork import Clockwork
 from corral_plugins.tasks.service.creation import Creation
+from corral_plugins.tasks.service.details import Details
 from corral_plugins.tasks.service.explain import Explanations
 from corral_plugins.tasks.service.fleet import Fleet
 from corral_plugins.tasks.service.leases import Leases
@@ -30,6 +33,7 @@ from corral_plugins.tasks.service.moves import Moves
 from corral_plugins.tasks.service.offers import Offers
 from corral_plugins.tasks.service.outcomes import Outcomes
 from corral_plugins.tasks.service.relatives import Relatives
+from corral_plugins.tasks.service.seen import Seen
 from corral_plugins.tasks.service.tasks import TasksService
 from corral_plugins.tasks.service.tokens import AttemptTokens
 from corral_plugins.tasks.service.views import Views
@@ -51,16 +55,25 @@ class TasksPlugin(Plugin):
         Permission("tasks.act", "Report on a task under its lease", holders=("worker", "agent")),
     )
 
+    def __init__(self, section: Any = None) -> None:
+        super().__init__(section)
+        self._seen = Seen()
+
     async def start(self, runtime: Runtime) -> None:
         runtime.supervise("alarm", runtime.service(Alarm).run)
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
         parts = (
-            Moves, Relatives, Outcomes, Offers, Claims, Leases, TaskLogs, Creation, Actions, Fleet, Views, Catalogue,
+            Moves, Relatives, Outcomes, Offers, Claims, Leases, TaskLogs, Creation, Changes, Actions, Fleet, Views,
+            Catalogue, Details,
             Explanations, Clockwork, Alarm,
         )  # fmt: skip
-        return [*(Provide(part, part) for part in parts), Provide(Tasks, TasksService)]
+        return [
+            Provide(Seen, lambda: self._seen),
+            *(Provide(part, part) for part in parts),
+            Provide(Tasks, TasksService),
+        ]
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
@@ -68,7 +81,7 @@ class TasksPlugin(Plugin):
 
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:
-        return models.TABLES
+        return [*models.TABLES, *sums.TABLES]
 
     @hookimpl
     def corral_events(self) -> Iterable[type[Event]]:
@@ -89,6 +102,29 @@ class TasksPlugin(Plugin):
     @hookimpl
     def corral_schedules(self) -> Iterable[Schedule]:
         return jobs.SCHEDULES
+
+    @hookimpl
+    def corral_metrics(self) -> Iterable[Metric]:
+        seen, statuses = self._seen, {"status": models.STATUSES}
+        return [
+            Metric(name="corral_tasks", help="Tasks by status.", labels=statuses, collect=figures.tasks_by_status),
+            Metric(name="corral_queue_depth", help="Pending tasks.", collect=figures.queue_depth),
+            Metric(
+                name="corral_queue_oldest_seconds", help="Wait of the oldest pending task.", collect=figures.oldest_seconds
+            ),
+            Metric(
+                name="corral_task_attempts_total", help="Ended attempts, by result.", kind="counter",
+                labels={"result": figures.RESULTS}, collect=seen.attempts,
+            ),
+            Metric(
+                name="corral_lease_reclaims_total", help="Leases that ended without their worker.", kind="counter",
+                collect=seen.reclaims,
+            ),
+            Metric(
+                name="corral_task_stalls_total", help="Runs that stalled, by kind.", kind="counter",
+                labels={"kind": figures.STALLS}, collect=seen.stalls,
+            ),
+        ]  # fmt: skip
 
     @hookimpl
     def corral_hookspecs(self) -> Iterable[ModuleType]:

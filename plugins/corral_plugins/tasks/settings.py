@@ -69,7 +69,8 @@ AGING_SECONDS = Setting(
     minimum=0, maximum=86_400,
 )  # fmt: skip
 FAIR_SHARE = Setting(
-    name="tasks.fair_share", kind=float, default=1.0, title="Share of the running tasks above which a person's tasks wait",
+    name="tasks.fair_share", kind=float, default=1.0,
+    title="Share of the running tasks above which a person's tasks wait",
     minimum=0.1, maximum=1,
 )  # fmt: skip
 MAX_OPEN = Setting(
@@ -82,7 +83,8 @@ RETENTION_DAYS: Setting[int | None] = Setting(
 )  # fmt: skip
 
 ALL: tuple[Setting[Any], ...] = (
-    MAX_ATTEMPTS, BACKOFF_INITIAL, BACKOFF_FACTOR, BACKOFF_MAX, BACKOFF_JITTER, LEASE_SECONDS, ACK_SECONDS, CANCEL_GRACE,
+    MAX_ATTEMPTS, BACKOFF_INITIAL, BACKOFF_FACTOR, BACKOFF_MAX, BACKOFF_JITTER, LEASE_SECONDS, ACK_SECONDS,
+    CANCEL_GRACE,
     TIMEOUT_SECONDS, STALL_SECONDS, LOOP_REPEATS, CRASH_LIMIT, AGING_SECONDS, FAIR_SHARE, MAX_OPEN, RETENTION_DAYS,
 )  # fmt: skip
 

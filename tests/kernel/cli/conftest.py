@@ -30,7 +30,7 @@ class Done:
 
 
 class Command:
-    """`corral("user", "list")`: no variable of the outer environment but the path counts; `home` is the current folder."""
+    """`corral("user", "list")` in the folder `home`; no `CORRAL_*` of the outer environment counts."""
 
     def __init__(self, home: Path) -> None:
         self.home = home

@@ -250,4 +250,8 @@ async def test_a_sound_plugin_keeps_every_rule_inside_a_loop_and_on_both_engines
     assert report.ok, report
     rules = {finding.rule for finding in report.findings}
     assert {"migrations.sqlite", "migrations.postgresql", "purge.postgresql.again"} <= rules
+    again = check_plugin(HelloPlugin, postgres_url=url)
+    assert [finding.detail for finding in again.findings if not finding.ok] == [
+        "the database is not empty: give one that is, for tables are made and dropped in it"
+    ]
     postgres_server.drop_database(url)

@@ -1,4 +1,4 @@
-"""`corral plugins` edits corral.toml and keeps its comments, refuses what would not come up, and purges on a typed name."""
+"""`corral plugins` edits corral.toml with its comments kept, refuses what would not come up, purges on a typed name."""
 
 from __future__ import annotations
 
@@ -107,6 +107,26 @@ def test_what_would_break_is_refused_and_the_file_untouched(two: Any) -> None:
     refused = two("plugins", "disable", "steady")
     assert "disable first what requires steady: leaning" in refused.err
     assert named(two)["enabled"] == ["steady", "leaning"]
+
+
+def test_one_that_was_uninstalled_can_be_taken_out_of_the_file(corral: Any) -> None:
+    corral.configure('[plugins]\nenabled = ["gone"]\n')
+    assert any("gone is enabled and not installed" in line for line in corral("doctor").out.splitlines())
+    assert corral("plugins", "disable", "gone").status == 0
+    assert named(corral) == {"enabled": []}
+
+
+def test_what_admins_took_out_by_the_api_comes_back_by_the_file(corral: Any) -> None:
+    environ = {"CORRAL_DATA_DIR": str(corral.home / "data")}
+    assert corral("user", "list", environ=environ).status == 0
+    with sqlite3.connect(corral.home / "data" / "corral.db") as connection:
+        row = ("llm", "disabled", "too dear", "2026-01-01T00:00:00.000Z")
+        connection.execute("INSERT INTO core_plugin_states (name, state, reason, since) VALUES (?, ?, ?, ?)", row)
+    shown = corral("plugins", "show", "llm", "--json", environ=environ).json()
+    assert (shown["state"], shown["reason"]) == ("disabled", "too dear")
+    assert corral("plugins", "enable", "llm", environ=environ).status == 0
+    assert named(corral) == {"enabled": ["llm"]}  # what the file names wins over what the API stored
+    assert corral("plugins", "show", "llm", "--json", environ=environ).json()["state"] == "active"
 
 
 def test_show_tells_all(two: Any) -> None:

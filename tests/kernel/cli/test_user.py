@@ -1,4 +1,4 @@
-"""Accounts from the command line: through the service, as the operating-system user, with passwords never in arguments."""
+"""Accounts from the command line: through the service, as the operating-system user, no password in an argument."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from corral.cli.kernels import operator
 from corral.testing.server import ServerProcess
 
-PASSWORD = "a rather long phrase"  # noqa: S105
+PASSWORD = "a rather long phrase"
 
 
 def create(corral: Any, email: str, *options: str, environ: dict[str, str] | None = None) -> Any:

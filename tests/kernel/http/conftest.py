@@ -22,7 +22,7 @@ from corral.http.page import Page, PageQuery, newest_first, paginate
 from corral.http.routes import Routes
 from corral.ids import new_id
 from corral.plugin import Plugin, hookimpl
-from corral.schema import Title
+from corral.schema.fields import Title
 from corral.testing.kit import Kit
 
 

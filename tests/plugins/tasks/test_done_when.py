@@ -194,10 +194,11 @@ async def test_tasks_10_one_transition_wins(world: Any) -> None:
 
 @pytest.mark.sqlite
 async def test_tasks_11_a_large_table_stays_fast(tmp_path: Any, long_form: bool) -> None:
+    from tests.plugins.tasks.conftest import World
+
     from corral.auth.principal import Principal
     from corral.testing.kit import make_kernel
     from corral_plugins.tasks.api import NewTask, Tasks
-    from tests.plugins.tasks.conftest import World
 
     size = 100_000 if long_form else 2_000
     async with make_kernel(tmp_path, plugins=("agents", "workers", "tasks")) as kit:

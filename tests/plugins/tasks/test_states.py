@@ -1,4 +1,4 @@
-"""Any order of calls: the states of the page and no others, one live lease at most, counters that agree with the rows."""
+"""Any order of calls: only the states of the page, one live lease at most, counters that agree with the rows."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from tests.plugins.tasks.conftest import World
 
 from corral import clock
 from corral.testing.kit import make_kernel
-from tests.plugins.tasks.conftest import World
 
 ALLOWED = {
     (None, "pending"), (None, "blocked"), ("blocked", "pending"), ("blocked", "failed"), ("pending", "assigned"),
     ("assigned", "running"), ("assigned", "pending"), ("running", "completed"), ("running", "waiting"),
-    ("running", "pending"), ("running", "failed"), ("waiting", "pending"), ("waiting", "completed"), ("waiting", "failed"),
+    ("running", "pending"), ("running", "failed"), ("waiting", "pending"), ("waiting", "completed"), ("waiting",
+    "failed"),
     ("pending", "cancelled"), ("blocked", "cancelled"), ("waiting", "cancelled"), ("pending", "failed"),
     ("pending", "completed"), ("assigned", "cancelling"), ("running", "cancelling"), ("cancelling", "cancelled"),
     ("cancelling", "pending"), ("cancelling", "failed"), ("failed", "pending"), ("failed", "blocked"),
@@ -79,7 +80,8 @@ class TaskMachine(RuleBasedStateMachine):
     @rule(lease=leases, name=st.sampled_from(["complete", "fail", "release", "wait", "cancelled"]))
     def end(self, lease: Any, name: str) -> None:
         body = {
-            "fail": {"error": {"type": "x", "message": ""}}, "wait": {"input": {"prompt": "?"}}, "complete": {"result": 1}
+            "fail": {"error": {"type": "x", "message": ""}}, "wait": {"input": {"prompt": "?"}},
+            "complete": {"result": 1}
         }.get(name, {})  # fmt: skip
         self._call(lease, name, body)
 

@@ -14,7 +14,7 @@ from corral.http.answers import Answer
 from corral.http.page import Page, PageQuery, check_place, read_cursor, write_cursor
 from corral.http.routes import Routes
 from corral.plugin_admin import PluginError
-from corral.schema import ShortText
+from corral.schema.fields import ShortText
 
 routes = Routes("/plugins", tag="Plugins")
 

@@ -22,7 +22,7 @@ from corral.http.page import Order, Page, newest_first, paginate
 from corral.ids import new_id
 from corral.jobs.job import enqueue
 from corral.plugin import Setting, Settings
-from corral.schema import trimmed
+from corral.schema.fields import trimmed
 from corral_plugins.agents.api import AgentCreated, AgentDeleted, AgentUpdated
 from corral_plugins.agents.models import LIVING, Agent, Token
 from corral_plugins.agents.service.changes import StateChanges, ending

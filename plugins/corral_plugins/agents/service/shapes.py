@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
-from corral.schema import Id, Instant, MomentIn, Name, Slug, Tags, Text, line
+from corral.schema.fields import Id, Instant, MomentIn, Name, Slug, Tags, Text, line
 from corral_plugins.agents.api import WorkFigures
 from corral_plugins.tasks.api import RetryPolicy, ReviewPolicy, StallPolicy
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from corral import clock
-from corral.auth.accounts import Accounts
+from corral.core.api import Accounts
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal

@@ -10,7 +10,7 @@ import msgspec
 from corral.auth.principal import Principal
 from corral.errors import Forbidden, Invalid
 from corral.plugin import Contributions
-from corral.schema import json_schema_problems
+from corral.schema.data import json_schema_problems
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.llm.api import Connection, LLMProvider, ModelFacts
 

@@ -16,7 +16,7 @@ from corral.errors import Problem, TooMany, Unauthorized
 from corral.events import log as event_log
 from corral.http.sockets import Socket, SocketConnection
 from corral.plugin import Settings
-from corral.schema import parse_json
+from corral.schema.strict_json import parse_json
 from corral_plugins.realtime.service.frames import frame
 from corral_plugins.realtime.service.hub import Hub
 from corral_plugins.realtime.service.viewer import (

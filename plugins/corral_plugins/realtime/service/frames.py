@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from corral.events.log import Record
-from corral.schema import encode
+from corral.schema.shapes import encode
 
 
 class EventFrame(msgspec.Struct, kw_only=True):

@@ -250,6 +250,17 @@ def up(migrator: Any, db: Any) -> None:
             legacy_table_names = False
             table_name = "tasks_toolsets"
 
+    class Mark(Model):
+        created_at = peewee.CharField(max_length=24)
+        task_id = peewee.CharField(max_length=36)
+        n = peewee.IntegerField()
+
+        class Meta:
+            database = db
+            legacy_table_names = False
+            table_name = "tasks_marks"
+            primary_key = peewee.CompositeKey("created_at", "task_id")
+
     def partial(model: Any, name: str, *columns: Any, where: str, unique: bool = False) -> None:
         index = model.index(*columns, name=f"{model._meta.table_name}_{name}", where=SQL(where), unique=unique)
         model.add_index(index)
@@ -276,4 +287,6 @@ def up(migrator: Any, db: Any) -> None:
     partial(Attempt, "live_worker", Attempt.worker_id, where="finished_at IS NULL")
     partial(Attempt, "live_agent", Attempt.agent_id, where="finished_at IS NULL")
 
-    db.create_tables([Task, Attempt, LogLine, Comment, Dependency, SignalRow, Counter, OpenCounter, Hour, Toolset])
+    db.create_tables(
+        [Task, Attempt, LogLine, Comment, Dependency, SignalRow, Counter, OpenCounter, Hour, Toolset, Mark]
+    )

@@ -12,11 +12,7 @@ from corral.errors import Conflict, Invalid
 from corral.http.answers import Encoded, Request
 from corral.http.routes import Routes
 from corral_plugins.tasks.api import Usage
-from corral_plugins.tasks.service.actions import Actions
-from corral_plugins.tasks.service.leases import Leases
-from corral_plugins.tasks.service.logs import TaskLogs
-from corral_plugins.tasks.service.views import TaskView
-from corral_plugins.tasks.shapes import (
+from corral_plugins.tasks.reports import (
     Cancelled,
     Checkpoint,
     CheckpointTaken,
@@ -31,6 +27,10 @@ from corral_plugins.tasks.shapes import (
     Started,
     WaitFor,
 )
+from corral_plugins.tasks.service.actions import Actions
+from corral_plugins.tasks.service.leases import Leases
+from corral_plugins.tasks.service.logs import TaskLogs
+from corral_plugins.tasks.service.views import TaskView
 
 ACT, WRITE = "tasks.act", "tasks.write"
 LOST = ("lease_lost", "invalid_state")

@@ -17,8 +17,10 @@ from corral_plugins.tasks.api import DIRECT, NewTask
 from corral_plugins.tasks.models import TERMINAL
 from corral_plugins.tasks.service import logs as task_logs
 from corral_plugins.tasks.service.actions import Actions
-from corral_plugins.tasks.service.catalogue import Catalogue, readable
+from corral_plugins.tasks.service.catalogue import Catalogue
+from corral_plugins.tasks.service.changes import Changes
 from corral_plugins.tasks.service.creation import Creation
+from corral_plugins.tasks.service.details import Details, readable
 from corral_plugins.tasks.service.explain import Explanations
 from corral_plugins.tasks.service.views import TaskItem, TaskView, Views
 from corral_plugins.tasks.shapes import (
@@ -73,9 +75,9 @@ def get_task(id: str, query: GetQuery, views: Views, caller: Principal) -> TaskV
 
 
 @routes.patch("/{id}", needs=WRITE, raises=(*STATES, "use_action", "unknown_reference", "cycle"))
-def update_task(id: str, body: TaskPatch, creation: Creation, caller: Principal, match: IfMatch) -> TaskView | Encoded:
+def update_task(id: str, body: TaskPatch, changes: Changes, caller: Principal, match: IfMatch) -> TaskView | Encoded:
     """Change a task, as far as its state allows."""
-    return creation.patch(id, body, match, by=caller)
+    return changes.patch(id, body, match, by=caller)
 
 
 @routes.post("/{id}/cancel", needs=WRITE, raises=STATES)
@@ -109,17 +111,17 @@ def explain_task(id: str, explanations: Explanations, caller: Principal) -> Expl
 
 
 @routes.get("/{id}/attempts", needs=READ, raises=("invalid_cursor",))
-def list_attempts(id: str, query: PageQuery, catalogue: Catalogue, caller: Principal) -> Page[AttemptView]:
+def list_attempts(id: str, query: PageQuery, details: Details, caller: Principal) -> Page[AttemptView]:
     """Every claim of a task, oldest first."""
-    return catalogue.attempts(id, query, caller)
+    return details.attempts(id, query, caller)
 
 
 @routes.get("/{id}/attempts/{fence}", needs=READ)
-def get_attempt(id: str, fence: str, catalogue: Catalogue, caller: Principal) -> AttemptView:
+def get_attempt(id: str, fence: str, details: Details, caller: Principal) -> AttemptView:
     """One claim of a task."""
     if not (fence.isascii() and fence.isdigit() and len(fence) < 10):
         raise NotFound()
-    return catalogue.attempt(id, int(fence), caller)
+    return details.attempt(id, int(fence), caller)
 
 
 @routes.get("/{id}/logs", needs=READ, seconds=60.0)
@@ -134,21 +136,21 @@ def list_task_logs(id: str, query: LogQuery, caller: Principal) -> Page[LogView]
 
 
 @routes.get("/{id}/events", needs=READ, raises=("invalid_cursor",))
-def list_task_events(id: str, query: PageQuery, catalogue: Catalogue, caller: Principal) -> Page[EventView]:
+def list_task_events(id: str, query: PageQuery, details: Details, caller: Principal) -> Page[EventView]:
     """What happened to a task, oldest first."""
-    return catalogue.events(id, query, caller)
+    return details.events(id, query, caller)
 
 
 @routes.get("/{id}/artifacts", needs=READ, raises=("invalid_cursor",))
-def list_task_artifacts(id: str, query: PageQuery, catalogue: Catalogue, caller: Principal) -> Page[dict[str, Any]]:
+def list_task_artifacts(id: str, query: PageQuery, details: Details, caller: Principal) -> Page[dict[str, Any]]:
     """What the runs of a task made, oldest first."""
-    return catalogue.artifacts(id, query, caller)
+    return details.artifacts(id, query, caller)
 
 
 @routes.get("/{id}/comments", needs=READ, raises=("invalid_cursor",))
-def list_task_comments(id: str, query: PageQuery, catalogue: Catalogue, caller: Principal) -> Page[CommentView]:
+def list_task_comments(id: str, query: PageQuery, details: Details, caller: Principal) -> Page[CommentView]:
     """Remarks on a task, oldest first."""
-    return catalogue.comments(id, query, caller)
+    return details.comments(id, query, caller)
 
 
 @routes.post("/{id}/comments", needs=(WRITE, ACT), status=201, lenient=True)

@@ -11,16 +11,17 @@ from corral.http.answers import ANY_VERSION, Encoded, IfMatch
 from corral.ids import new_id
 from corral.jobs.job import enqueue
 from corral.plugin import Audit, AuditEntry
-from corral.schema import json_schema_problems
+from corral.schema.data import json_schema_problems
 from corral_plugins.tasks.events import TaskDeleted, TaskRetried, TaskUpdated
 from corral_plugins.tasks.models import TERMINAL, Comment, Dependency, Task
-from corral_plugins.tasks.service import rows, tallies, views
+from corral_plugins.tasks.reports import ReportedError
+from corral_plugins.tasks.service import marks, rows, tallies, views
 from corral_plugins.tasks.service.leases import RESULT_LIMIT, as_json
 from corral_plugins.tasks.service.moves import NOT_CANCELLED, Moves, move, tell
 from corral_plugins.tasks.service.outcomes import NOT_WAITING, Outcomes
 from corral_plugins.tasks.service.relatives import Relatives
 from corral_plugins.tasks.service.rows import Row
-from corral_plugins.tasks.shapes import CommentView, NewComment, ReportedError
+from corral_plugins.tasks.shapes import CommentView, NewComment
 
 
 class Actions:
@@ -172,6 +173,7 @@ def remove(row: Row) -> None:
     Task.delete().where((Task.id == row.id) & (Task.status == row.status)).execute()
     Dependency.delete().where((Dependency.task_id == row.id) | (Dependency.needs_id == row.id)).execute()
     tallies.moved(row.status, None, row.priority, row.created_by)
+    marks.removed(row.created_at, row.id)
     enqueue("tasks.purge", task_id=row.id)
 
 

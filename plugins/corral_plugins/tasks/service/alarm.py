@@ -1,4 +1,4 @@
-"""Wakes waiting claims when a parked task becomes available, to the second; `tasks.announce` does so should this fail."""
+"""Wakes waiting claims when a parked task becomes available; `tasks.announce` does so should this fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists and figures of tasks. What everybody asks for is answered from indexes and counters, whatever the size of the table."""
+"""Lists and figures of tasks. What is asked often is answered from indexes and counters, whatever the size."""
 
 from __future__ import annotations
 
@@ -18,15 +18,12 @@ from corral.auth.principal import Principal
 from corral.auth.visibility import NONE, can_read, visible
 from corral.database.model import SHARED
 from corral.database.statement import Statement
-from corral.errors import NotFound
-from corral.events.log import COLUMNS as EVENT_COLUMNS
-from corral.events.log import EventRow, EventView, Record
-from corral.http.page import Order, Page, PageQuery, check_place, paginate, read_cursor, write_cursor
-from corral_plugins.tasks.models import PRIORITIES, STATUSES, Attempt, Comment, Task
-from corral_plugins.tasks.service import rows, tallies
+from corral.http.page import Order, Page, check_place, paginate, read_cursor, write_cursor
+from corral_plugins.tasks.models import PRIORITIES, STATUSES, Task
+from corral_plugins.tasks.service import marks, rows, tallies
 from corral_plugins.tasks.service.fleet import oldest_pending_ms
 from corral_plugins.tasks.service.views import Views
-from corral_plugins.tasks.shapes import AttemptView, CommentView, Stats, StatsQuery, TaskQuery
+from corral_plugins.tasks.shapes import Stats, StatsQuery, TaskQuery
 
 SCOPE = "tasks"
 
@@ -50,7 +47,7 @@ _OLDER = Statement(
         .tuples()
     )
 )
-# The place is found in the index alone; only the page's own rows are read.
+# A place near the newest end is found in the index alone; only the page's own rows are read.
 _PLACE = Statement(
     lambda p: (
         Task.select(Task.created_at, Task.id)
@@ -60,11 +57,7 @@ _PLACE = Statement(
         .tuples()
     )
 )
-_PLACE_FROM_END = Statement(
-    lambda p: (
-        Task.select(Task.created_at, Task.id).order_by(Task.created_at, Task.id).limit(1).offset(p("offset")).tuples()
-    )
-)
+NEAR = 2000
 _WAITING = Statement(
     lambda p: (
         Task.select(Task.waiting_kind, peewee.fn.COUNT(Task.id))
@@ -110,13 +103,13 @@ class Catalogue:
 
     @staticmethod
     def _from(offset: int, limit: int, total: int) -> list[tuple[Any, ...]]:
-        """Rows from `offset` on; far places are counted from the nearer end."""
+        """Rows from `offset` on; far places are found by the marks, from the oldest end."""
         if offset == 0:
             return _NEWEST.rows({"limit": limit})
-        if offset > total // 2:
-            place = _PLACE_FROM_END.one({"offset": total - offset}) if offset <= total else None
-        else:
+        if offset <= NEAR:
             place = _PLACE.one({"offset": offset - 1})
+        else:
+            place = marks.place(total - offset) if offset <= total else None
         return [] if place is None else _OLDER.rows({"created_at": place[0], "id": place[1], "limit": limit})
 
     # -- with filters
@@ -165,87 +158,9 @@ class Catalogue:
             waiting_for=waiting,
         )
 
-    # -- what hangs on a task
 
-    def attempts(self, task_id: str, query: PageQuery, caller: Principal) -> Page[AttemptView]:
-        """One row a claim, oldest first."""
-        readable(task_id, caller)
-        select = Attempt.select(*ATTEMPT_COLUMNS).where(Attempt.task_id == task_id)
-        order = (Order(Attempt.fence, descending=False),)
-        return paginate(select, query, caller, scope=f"attempts:{task_id}", order=order, make=attempt_view)
-
-    def attempt(self, task_id: str, fence: int, caller: Principal) -> AttemptView:
-        """One claim."""
-        readable(task_id, caller)
-        where = (Attempt.task_id == task_id) & (Attempt.fence == fence)
-        found = Attempt.select(*ATTEMPT_COLUMNS).where(where).first()
-        if found is None:
-            raise NotFound()
-        return attempt_view(found)
-
-    def comments(self, task_id: str, query: PageQuery, caller: Principal) -> Page[CommentView]:
-        """Remarks, oldest first."""
-        readable(task_id, caller)
-        order = (Order(Comment.created_at, descending=False), Order(Comment.id, descending=False))
-        return paginate(
-            Comment.select().where(Comment.task_id == task_id), query, caller, scope=f"comments:{task_id}", order=order,
-            make=lambda row: CommentView(
-                id=row.id, author={"type": row.author_type, "id": row.author_id}, body=row.body, created_at=row.created_at
-            ),
-        )  # fmt: skip
-
-    def events(self, task_id: str, query: PageQuery, caller: Principal) -> Page[EventView]:
-        """The events of the task that the log still keeps, oldest first."""
-        readable(task_id, caller)
-        select = EventRow.select(EventRow.ins, *EVENT_COLUMNS).where(
-            (EventRow.object_id == task_id) & EventRow.seq.is_null(False)
-        )
-        return paginate(
-            select, query, caller, scope=f"events:{task_id}", order=(Order(EventRow.ins, descending=False),),
-            make=lambda row: Record(*[getattr(row, column.name) for column in EVENT_COLUMNS]).view(),
-        )  # fmt: skip
-
-    def artifacts(self, task_id: str, query: PageQuery, caller: Principal) -> Page[dict[str, Any]]:
-        """What the run made."""
-        readable(task_id, caller)
-        found = Task.select(Task.artifacts).where(Task.id == task_id).tuples().first()
-        items: list[dict[str, Any]] = found[0] if found else []
-        start = query.offset if isinstance(query.offset, int) else 0
-        if isinstance(query.cursor, str):
-            (start,) = read_cursor(query.cursor, f"artifacts:{task_id}", caller, PLAIN)
-        end = start + query.limit
-        following = write_cursor(f"artifacts:{task_id}", caller, PLAIN, [end]) if end < len(items) else None
-        offset = None if isinstance(query.cursor, str) else start
-        return Page(items=items[start:end], total=len(items), limit=query.limit, offset=offset, next=following)
-
-
-ATTEMPT_COLUMNS = [
-    column
-    for column in Attempt._meta.sorted_fields
-    if column.name not in ("checkpoint", "result", "token_hash", "lease_id")
-]
 PLAIN = hashlib.sha256(b"{}").hexdigest()[:16]
 _FREE = frozenset({"limit", "offset", "cursor"})
-
-
-def readable(task_id: str, caller: Principal) -> rows.Row:
-    """The task, if the caller may read it; `NotFound`."""
-    row = rows.find(task_id)
-    if row is None or not can_read(caller, SHARED, row.created_by):
-        raise NotFound()
-    return row
-
-
-def attempt_view(row: Any) -> AttemptView:
-    """A ledger line for clients."""
-    return AttemptView(
-        id=row.id, fence=row.fence, n=row.n, counted=row.counted, worker_id=row.worker_id, agent_id=row.agent_id,
-        agent_version=row.agent_version, model=row.model, status=row.status, started_at=row.started_at,
-        finished_at=row.finished_at, error=row.error,
-        usage={"input_tokens": row.input_tokens, "output_tokens": row.output_tokens, "calls": row.calls,
-               "unpriced_tokens": row.unpriced_tokens},
-        cost_usd=row.cost_micro / 1e6, tainted=row.tainted,
-    )  # fmt: skip
 
 
 def _is_plain(query: TaskQuery) -> bool:
@@ -279,7 +194,7 @@ def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
     if not isinstance(query.until, msgspec.UnsetType):
         where.append(Task.created_at < clock.from_datetime(query.until))
     if isinstance(query.tag, list):
-        tags = [Task.tags.contains(msgspec.json.encode(tag).decode()) for tag in query.tag]
+        tags = [peewee.fn.REPLACE(Task.tags, msgspec.json.encode(tag).decode(), "") != Task.tags for tag in query.tag]
         where.append(functools.reduce(operator.or_, tags))
     if isinstance(query.search, str):
         where.append(Task.title.contains(query.search) | Task.description.contains(query.search))

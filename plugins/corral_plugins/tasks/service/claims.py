@@ -12,7 +12,7 @@ from typing import Any
 import peewee
 
 from corral import clock
-from corral.auth.accounts import Accounts
+from corral.core.api import Accounts
 from corral.database.statement import Statement
 from corral.errors import NotFound
 from corral.ids import new_id
@@ -211,8 +211,10 @@ class Claims:
         retry = declared.retry_policy(self._settings, row.retry_policy, agent.retry_policy)
         model = self._offers.model(agent)
         values: dict[str, Any] = {
-            "id": new_id(), "task_id": row.id, "fence": row.fence, "n": row.attempt if row.resuming else row.attempt + 1,
-            "status": "assigned", "worker_id": worker.id, "agent_id": agent.id, "agent_version": agent.version, "model": model,
+            "id": new_id(), "task_id": row.id, "fence": row.fence,
+            "n": row.attempt if row.resuming else row.attempt + 1,
+            "status": "assigned", "worker_id": worker.id, "agent_id": agent.id, "agent_version": agent.version,
+            "model": model,
             "requester_id": row.created_by, "lease_id": row.lease_id, "token_hash": token_hash(token),
             "lease_until": self._moves.lease_until(), "ack_until": clock.now(self._settings.get(declared.ACK_SECONDS)),
             "last_activity_at": now, "stall_seconds": policy.stall_seconds, "loop_repeats": policy.loop_repeats,

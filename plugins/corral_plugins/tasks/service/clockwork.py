@@ -1,4 +1,4 @@
-"""What time does to tasks: leases, acknowledgements, graces, timeouts, deadlines end; the waiting grow in rank; the old go."""
+"""What time does to tasks: leases, graces, timeouts, deadlines end; the waiting grow in rank; the old go."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import peewee
 from peewee import SQL
 
 from corral import clock
-from corral.auth.accounts import Accounts
+from corral.core.api import Accounts
 from corral.errors import NotFound
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.events import TaskDeleted, TaskUpdated
-from corral_plugins.tasks.models import Attempt, Comment, Hour, LogLine, SignalRow, Task, Toolset
+from corral_plugins.tasks.models import Attempt, Comment, LogLine, SignalRow, Task
 from corral_plugins.tasks.service import rows
 from corral_plugins.tasks.service.actions import Actions, remove
 from corral_plugins.tasks.service.leases import Leases
 from corral_plugins.tasks.service.moves import Moves, tell
 from corral_plugins.tasks.service.outcomes import Outcomes
 from corral_plugins.tasks.service.rows import Row
+from corral_plugins.tasks.sums import Hour, Toolset
 
 AT_ONCE = 500
 TOP_RANK = 4
@@ -97,7 +98,7 @@ class Clockwork:
     # -- what does not move
 
     def idle(self) -> list[str]:
-        """Ids of tasks that run but showed no activity since some time; which of them are stalled is judged one by one."""
+        """Ids of tasks that run without activity for too long; each is judged again under its lock."""
         live = Attempt.finished_at.is_null() & (Attempt.status == "running") & (Attempt.stalled == False)  # noqa: E712
         shortest = clock.now(-1)
         found = (

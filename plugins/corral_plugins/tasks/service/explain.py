@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from corral import clock
-from corral.auth.accounts import Accounts
 from corral.auth.principal import Principal
+from corral.core.api import Accounts
 from corral.errors import NotFound
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.models import TERMINAL, Attempt, Dependency, Task
 from corral_plugins.tasks.service import queues, rows
-from corral_plugins.tasks.service.catalogue import ATTEMPT_COLUMNS, attempt_view, readable
+from corral_plugins.tasks.service.details import ATTEMPT_COLUMNS, attempt_view, readable
 from corral_plugins.tasks.service.rows import Row
 from corral_plugins.tasks.shapes import AttemptView, Condition, Explanation
 from corral_plugins.workers.api import WorkerFacts, Workers
@@ -155,7 +155,7 @@ class Explanations:
     def _about_workers(
         self, row: Row, agent: AgentFacts | None, candidates: Sequence[AgentFacts], fleet: Sequence[WorkerFacts]
     ) -> list[Condition]:
-        """The first thing that keeps every worker from it: approval, presence, selector, tools, capacity, in this order."""
+        """The first thing that keeps every worker from it: approval, presence, selector, tools, capacity."""
         if agent is not None and agent.worker_id is not None:
             bound = self._workers.facts(agent.worker_id)
             if bound is None or not bound.is_approved:
@@ -170,20 +170,23 @@ class Explanations:
         chosen = [worker for worker in fleet if not candidates or any(_selects(each, worker) for each in candidates)]
         found.append(
             _yes("worker_selector", "A worker matches the agent's selector.") if chosen
-            else _no("worker_selector", "No worker online matches the agent's selector.", "Change it.", "/admin/workers")
+            else _no("worker_selector", "No worker online matches the agent's selector.", "Change it.",
+            "/admin/workers")
         )  # fmt: skip
         tools = rows.parsed(row.required_tools)
         able = [worker for worker in chosen if not worker.tools or queues.has_tools(worker.tools, tools)]
         if chosen:
             found.append(
                 _yes("worker_tools", "A worker has its tools.") if able
-                else _no("worker_tools", f"No worker online offers {', '.join(tools)}.", "Start one that does.", "/admin/workers")
+                else _no("worker_tools", f"No worker online offers {', '.join(tools)}.", "Start one that does.",
+                "/admin/workers")
             )  # fmt: skip
         if able:
             free = any(worker.active_leases < worker.max_agents and worker.claims for worker in able)
             found.append(
                 _yes("worker_capacity", "A worker has a free place.") if free
-                else _no("worker_capacity", "Every worker that could run it is full.", "Wait, or add a worker.", "/admin/workers")
+                else _no("worker_capacity", "Every worker that could run it is full.", "Wait, or add a worker.",
+                "/admin/workers")
             )  # fmt: skip
         return found
 

@@ -11,14 +11,10 @@ from corral.auth.principal import Principal
 from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Unavailable
 from corral.http.answers import Encoded
 from corral.ids import new_id
-from corral.schema import check_user_schema
+from corral.schema.data import check_user_schema
 from corral_plugins.tasks.api import Usage
 from corral_plugins.tasks.events import TaskProgressed, TaskStalled, TaskStarted, TaskWaiting
-from corral_plugins.tasks.service import rows, tallies, views
-from corral_plugins.tasks.service.moves import NOT_CANCELLED, Moves, move, tell
-from corral_plugins.tasks.service.outcomes import Outcomes
-from corral_plugins.tasks.service.rows import Ledger, Row
-from corral_plugins.tasks.shapes import (
+from corral_plugins.tasks.reports import (
     Cancelled,
     Checkpoint,
     CheckpointTaken,
@@ -30,6 +26,10 @@ from corral_plugins.tasks.shapes import (
     Started,
     WaitFor,
 )
+from corral_plugins.tasks.service import rows, tallies, usage, views
+from corral_plugins.tasks.service.moves import NOT_CANCELLED, Moves, move, tell
+from corral_plugins.tasks.service.outcomes import Outcomes
+from corral_plugins.tasks.service.rows import Ledger, Row
 
 REPORTS = ("complete", "fail", "wait", "release", "cancelled")
 STATE_LIMIT, RESULT_LIMIT = 1024 * 1024, 256 * 1024
@@ -94,7 +94,8 @@ class Leases:
                 resuming=False, used_ms=used,
             )  # fmt: skip
             rows.change_attempt(
-                attempt, status="running", started_at=now, ack_until=None, lease_until=until, counted=counted, n=row.attempt,
+                attempt, status="running", started_at=now, ack_until=None, lease_until=until, counted=counted,
+                n=row.attempt,
                 resumed=not counted, last_activity_at=now, timeout_at=clock.now(row.timeout_seconds - used / 1000),
             )  # fmt: skip
             tallies.started(queue_ms)
@@ -107,7 +108,7 @@ class Leases:
         """Renew the lease and keep the progress."""
         row, attempt = self._running(task_id, lease_id, by)
         now = clock.now()
-        changes: dict[str, Any] = self._usage(attempt, told.usage, row)
+        changes: dict[str, Any] = usage.grown(row, attempt, told.usage)
         if told.percent is not None or told.message is not None:
             changes["progress"] = {"percent": told.percent, "message": told.message, "updated_at": now}
         if changes:
@@ -142,6 +143,7 @@ class Leases:
     def stalled(self, row: Row, attempt: Ledger, kind: str) -> None:
         """A run is idle or in a loop: say so, and do what the policy wants."""
         tell(TaskStalled, row, row.status, kind=kind, idle_ms=clock.elapsed_ms(attempt.last_activity_at, clock.now()))
+        self._moves.seen.stalled(kind)
         if attempt.stall_action != "notify":
             why = "It repeats itself." if kind == "loop" else "It made no progress."
             self._outcomes.stop(row, kind="stalled", reason=why)
@@ -170,7 +172,7 @@ class Leases:
         if not again:
             self._must_run(row, "completed")
             result = as_json(told.result, RESULT_LIMIT, "/result")
-            self._record(row, attempt, told.usage)
+            usage.record(row, attempt, told.usage)
             if row.status == "cancelling":
                 self._outcomes.settle(row, attempt, by="complete", kept=result)
             else:
@@ -182,7 +184,7 @@ class Leases:
         """The run failed."""
         row, attempt, again = self._reported(task_id, lease_id, by, "fail")
         if not again:
-            self._record(row, attempt, told.usage)
+            usage.record(row, attempt, told.usage)
             if row.status == "cancelling":
                 self._outcomes.settle(row, attempt, by="fail")
             elif row.status == "assigned":  # it never started: that used no attempt
@@ -242,7 +244,7 @@ class Leases:
         if not again:
             if row.status != "cancelling":
                 raise Conflict("Nobody asked to cancel this task; release it instead.", current_status=row.status)
-            self._record(row, attempt, told.usage)
+            usage.record(row, attempt, told.usage)
             self._outcomes.settle(row, attempt, by="cancelled")
         return views.answer(row.id, row.version)
 
@@ -251,43 +253,13 @@ class Leases:
         if row.status == "assigned":
             raise Conflict(f"A task must be started before it is {what}.", current_status=row.status)
 
-    # -- usage
-
-    def stale_usage(self, task_id: str, lease_id: str | None, usage: Usage, by: Principal) -> None:
+    def stale_usage(self, task_id: str, lease_id: str | None, used: Usage, by: Principal) -> None:
         """What a lost lease has used was spent all the same; nothing else of a stale call counts."""
         try:
             row, attempt = self._found(task_id, lease_id, by)
         except (Conflict, NotFound, Forbidden):
             return
-        self._record(row, attempt, usage)
-
-    def _record(self, row: Row, attempt: Ledger, usage: Usage | None) -> None:
-        changes = self._usage(attempt, usage, row)
-        if changes:
-            rows.change(row, changes)
-
-    @staticmethod
-    def _usage(attempt: Ledger, usage: Usage | None, row: Row) -> dict[str, Any]:
-        """Keep the attempt's totals; the columns of the task that grow by what is new."""
-        if usage is None:
-            return {}
-        priced = not isinstance(usage.cost_usd, msgspec.UnsetType)
-        tokens = usage.input_tokens + usage.output_tokens
-        totals = {
-            "cost_micro": round(usage.cost_usd * 1e6)
-            if not isinstance(usage.cost_usd, msgspec.UnsetType)
-            else attempt.cost_micro,
-            "unpriced_tokens": attempt.unpriced_tokens if priced else tokens,
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
-            "calls": usage.calls,
-        }
-        grown = {name: max(0, total - getattr(attempt, name)) for name, total in totals.items()}
-        grown = {name: more for name, more in grown.items() if more}
-        if not grown:
-            return {}
-        rows.add_usage(attempt, grown)
-        return {name: getattr(row, name) + n for name, n in grown.items()}
+        usage.record(row, attempt, used)
 
 
 def state_of(row: Row) -> str:

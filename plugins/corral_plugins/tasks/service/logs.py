@@ -8,11 +8,12 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.database.statement import Statement
 from corral_plugins.tasks.models import LogLine
+from corral_plugins.tasks.reports import LogEntry, Logs, LogsTaken
 from corral_plugins.tasks.service import rows
 from corral_plugins.tasks.service.leases import lost
 from corral_plugins.tasks.service.moves import Moves
 from corral_plugins.tasks.service.rows import Ledger
-from corral_plugins.tasks.shapes import LogEntry, LogQuery, Logs, LogsTaken, LogView
+from corral_plugins.tasks.shapes import LogQuery, LogView
 
 LOG_BYTES = 5 * 1024 * 1024
 TRUNCATED = "The log of this attempt has reached 5 MiB; what follows is not kept."

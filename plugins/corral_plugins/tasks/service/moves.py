@@ -19,6 +19,7 @@ from corral_plugins.tasks.events import TaskEvent, TaskUpdated
 from corral_plugins.tasks.models import NO_DEADLINE, PRIORITIES, SignalRow
 from corral_plugins.tasks.service import rows, tallies
 from corral_plugins.tasks.service.rows import Ledger, Row
+from corral_plugins.tasks.service.seen import Seen
 from corral_plugins.workers.api import Workers
 
 
@@ -63,8 +64,11 @@ def move(
 class Moves:
     """What transitions share: queueing, and the end of a lease."""
 
-    def __init__(self, settings: Settings, agents: Agents, workers: Workers, credentials: Credentials) -> None:
-        self.settings, self.agents, self.workers, self._credentials = settings, agents, workers, credentials
+    def __init__(
+        self, settings: Settings, agents: Agents, workers: Workers, credentials: Credentials, seen: Seen
+    ) -> None:
+        self.settings, self.agents, self.workers = settings, agents, workers
+        self._credentials, self.seen = credentials, seen
 
     def queued(self, row: Row, *, delay_seconds: float = 0.0, available_at: str | None = None) -> dict[str, Any]:
         """The columns of a task that becomes pending, at once or later."""
@@ -100,6 +104,7 @@ class Moves:
         text = None if cause is None else msgspec.json.encode(cause).decode()
         rows.close(attempt, ledger, by=by[:40], error=text, result=kept)
         self._forget_token(attempt.lease_id)
+        self.seen.attempt_ended(ledger, by=by)
         self.agents.lease_ended(attempt.agent_id)
         self.workers.lease_ended(attempt.worker_id)
 

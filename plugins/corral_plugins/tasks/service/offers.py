@@ -1,4 +1,4 @@
-"""What a worker gets with a claim: the task, its agent's configuration, and what earlier attempts and people left for it."""
+"""What a worker gets with a claim: the task, its agent's configuration, what attempts and people left for it."""
 
 from __future__ import annotations
 

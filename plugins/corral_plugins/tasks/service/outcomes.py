@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from corral import clock
-from corral.schema import json_schema_problems
+from corral.schema.data import json_schema_problems
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.events import TaskCancelled, TaskCompleted, TaskEvent, TaskFailed, TaskRetried, TaskUpdated
 from corral_plugins.tasks.models import TERMINAL
@@ -134,7 +134,7 @@ class Outcomes:
             self._moves.signal(attempt, "cancel_requested")
 
     def settle(self, row: Row, attempt: Ledger, *, by: str, kept: str | None = None) -> None:
-        """A `cancelling` task has heard it, ended, lost its lease, or had its grace. `kept`: a result that came too late."""
+        """A `cancelling` task has heard it, ended, lost its lease, or had its grace. `kept`: a result too late."""
         kind = row.cancel_kind or "user"
         told = row.cancel_reason or ENDED.get(kind, "")
         if kind in ("user", "parent"):

@@ -1,4 +1,4 @@
-"""The queues of claimable tasks: which of them an agent may serve, and their heads. Cost does not grow with the table."""
+"""The queues of claimable tasks: which an agent may serve, and their heads. Cost does not grow with the table."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from corral import clock
 from corral.database.statement import Statement
 from corral.database.unit import current
 from corral_plugins.agents.api import AgentFacts
-from corral_plugins.tasks.models import Task, Toolset
+from corral_plugins.tasks.models import Task
 from corral_plugins.tasks.service import rows
 from corral_plugins.tasks.service.rows import ROW_COLUMNS, Row
+from corral_plugins.tasks.sums import Toolset
 from corral_plugins.workers.api import WorkerFacts
 
 MAX_TOOLSETS = 500
@@ -29,18 +30,17 @@ _KEEP_TOOLSET = Statement(
 
 _ORDER = "rank DESC, deadline_key, available_at, created_at, id"
 _HEAD = (
-    "SELECT {what} FROM tasks_tasks WHERE status = 'pending' AND queue = {queue} {others} ORDER BY "
-    + _ORDER
-    + " LIMIT 1"
+    "SELECT {what} FROM tasks_tasks WHERE status = 'pending' AND queue = {queue} {others}"
+    " ORDER BY rank DESC, deadline_key, available_at, created_at, id LIMIT 1"
 )
 _OTHERS = "AND (created_by IS NULL OR created_by NOT IN (SELECT {each} FROM {list}))"
 # The heads of many queues in one statement: one look into the index for each.
 _SQLITE = (
-    "SELECT t.id, t.queue FROM json_each(?) AS q JOIN tasks_tasks AS t ON t.id = (" + _HEAD + ")"
+    f"SELECT t.id, t.queue FROM json_each(?) AS q JOIN tasks_tasks AS t ON t.id = ({_HEAD})"  # noqa: S608  (all literals)
     " ORDER BY t.rank DESC, t.deadline_key, t.available_at, t.created_at, t.id LIMIT ?"
 )
 _POSTGRES = (
-    "SELECT t.id, t.queue FROM json_array_elements_text(%s::json) AS q(value) CROSS JOIN LATERAL (" + _HEAD + ") AS t"
+    f"SELECT t.id, t.queue FROM json_array_elements_text(%s::json) AS q(value) CROSS JOIN LATERAL ({_HEAD}) AS t"  # noqa: S608
     " ORDER BY t.rank DESC, t.deadline_key, t.available_at, t.created_at, t.id LIMIT %s"
 )
 _COLUMNS = "id, queue, rank, deadline_key, available_at, created_at"

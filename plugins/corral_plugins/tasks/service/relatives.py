@@ -68,7 +68,7 @@ _OPEN_NEEDS = Statement(
 
 
 class Relatives:
-    """Dependents and children. Rows are locked before they are judged, so that two ends at once cannot miss each other."""
+    """Dependents and children. Rows are locked before they are judged: two ends at once cannot miss each other."""
 
     def __init__(self, moves: Moves) -> None:
         self._moves = moves

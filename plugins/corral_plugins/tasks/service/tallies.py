@@ -1,4 +1,4 @@
-"""Counters that change with the rows they count, in one unit. Sharded, so that units in parallel do not wait for each other.
+"""Counters that change with the rows they count, in one unit. Sharded, so that units do not wait for each other.
 
 They are written at the end of the unit, in one order, so that their locks are short and never form a circle.
 """
@@ -13,7 +13,8 @@ from collections import Counter as Numbers
 from corral import clock
 from corral.database.statement import Statement
 from corral.database.unit import before_commit, current
-from corral_plugins.tasks.models import TERMINAL, Counter, Hour, OpenCounter
+from corral_plugins.tasks.models import TERMINAL
+from corral_plugins.tasks.sums import Counter, Hour, OpenCounter
 
 SHARDS = 16
 HOURS = 24

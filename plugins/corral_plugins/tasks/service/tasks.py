@@ -23,9 +23,9 @@ from corral_plugins.tasks.api import (
 from corral_plugins.tasks.models import Task
 from corral_plugins.tasks.service import rows
 from corral_plugins.tasks.service.actions import Actions
-from corral_plugins.tasks.service.catalogue import readable
 from corral_plugins.tasks.service.claims import Claims
 from corral_plugins.tasks.service.creation import Creation
+from corral_plugins.tasks.service.details import readable
 from corral_plugins.tasks.service.fleet import Fleet
 from corral_plugins.tasks.service.moves import queue_key
 from corral_plugins.tasks.service.views import TaskView, Views

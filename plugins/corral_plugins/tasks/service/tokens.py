@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from corral.auth.accounts import Accounts
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
+from corral.core.api import Accounts
 from corral.database.statement import Statement
 from corral.errors import NotFound, Unauthorized
 from corral_plugins.tasks.models import Attempt

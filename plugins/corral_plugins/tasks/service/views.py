@@ -1,4 +1,4 @@
-"""How a task looks to clients, and how it is encoded. The encoding of a version never changes, so committed ones are kept."""
+"""How a task looks to clients, and how it is encoded. A version never changes, so its encoding is kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from corral.database.statement import Statement
 from corral.database.unit import current
 from corral.errors import NotFound
 from corral.http.answers import Encoded
-from corral.schema import Instant
+from corral.schema.fields import Instant
 from corral_plugins.tasks.api import RetryPolicy, ReviewPolicy, StallPolicy
 from corral_plugins.tasks.models import PRIORITIES, TERMINAL, Task
 
@@ -101,9 +101,11 @@ class TaskView(TaskItem, kw_only=True):
 
 _NAMES = (
     "id", "version", "status", "title", "description", "instructions", "priority", "agent_id", "agent_role",
-    "assigned_agent_id", "worker_id", "deadline", "required_tools", "allowed_tools", "depends_on", "parent_task_id", "depth",
+    "assigned_agent_id", "worker_id", "deadline", "required_tools", "allowed_tools", "depends_on", "parent_task_id",
+    "depth",
     "available_at", "timeout_seconds", "queue_timeout_seconds", "max_cost_micro", "retry_policy", "stall_policy",
-    "output_schema", "review_policy", "tags", "metadata", "attempt", "max_attempts", "fence", "reopened_count", "progress",
+    "output_schema", "review_policy", "tags", "metadata", "attempt", "max_attempts", "fence", "reopened_count",
+    "progress",
     "artifacts", "error", "cost_micro", "unpriced_tokens", "input_tokens", "output_tokens", "calls", "waiting_for",
     "source_type", "source_id", "cause_chain", "workflow_run_id", "step_run_id", "approval_id", "review_id",
     "dead_letter_id", "cancel_requested_at", "cancel_kind", "tainted", "created_by", "created_at", "updated_at",
@@ -127,9 +129,12 @@ _MANY = {size: _many(size) for size in _SIZES}
 def encode_row(values: Sequence[Any], *, full: bool, warnings: Sequence[str] | None = None) -> bytes:
     """The JSON of a row of `_NAMES` (and `input`, `result` when `full`). JSON columns are not parsed."""
     (
-        id_, version, status, title, description, instructions, priority, agent_id, agent_role, assigned, worker, deadline,
-        required, allowed, depends, parent, depth, available, timeout, queue_timeout, max_cost, retry, stall, schema, review,
-        tags, metadata, attempt, attempts, fence, reopened, progress, artifacts, error, cost, unpriced, tokens_in, tokens_out,
+        id_, version, status, title, description, instructions, priority, agent_id, agent_role, assigned, worker,
+        deadline,
+        required, allowed, depends, parent, depth, available, timeout, queue_timeout, max_cost, retry, stall, schema,
+        review,
+        tags, metadata, attempt, attempts, fence, reopened, progress, artifacts, error, cost, unpriced, tokens_in,
+        tokens_out,
         calls, waiting, source_type, source_id, causes, run, step, approval, review_id, letter, cancel_at, cancel_kind,
         tainted, by, created, updated, queued, assigned_at, started, finished,
     ) = values[:58]  # fmt: skip
@@ -139,15 +144,18 @@ def encode_row(values: Sequence[Any], *, full: bool, warnings: Sequence[str] | N
         "assigned_agent_id": assigned, "worker_id": worker, "deadline": deadline, "required_tools": Raw(required),
         "allowed_tools": raw(allowed), "depends_on": Raw(depends), "parent_task_id": parent, "depth": depth,
         "available_at": available, "timeout_seconds": timeout, "queue_timeout_seconds": queue_timeout,
-        "max_cost_usd": None if max_cost is None else max_cost / 1e6, "retry_policy": raw(retry), "stall_policy": raw(stall),
+        "max_cost_usd": None if max_cost is None else max_cost / 1e6, "retry_policy": raw(retry),
+        "stall_policy": raw(stall),
         "output_schema": raw(schema), "review_policy": raw(review), "tags": Raw(tags), "metadata": Raw(metadata),
-        "attempt": attempt, "max_attempts": attempts, "fence": fence, "reopened_count": reopened, "progress": raw(progress),
+        "attempt": attempt, "max_attempts": attempts, "fence": fence, "reopened_count": reopened,
+        "progress": raw(progress),
         "artifacts": Raw(artifacts), "error": raw(error),
         "cost": {"cost_usd": cost / 1e6, "unpriced_tokens": unpriced, "input_tokens": tokens_in,
                  "output_tokens": tokens_out, "calls": calls},
         "waiting_for": raw(waiting), "source": {"type": source_type, "id": source_id}, "cause_chain": Raw(causes),
         "workflow_run_id": run, "step_run_id": step, "approval_id": approval, "review_id": review_id,
-        "dead_letter_id": letter, "cancel_requested_at": cancel_at, "cancel_kind": cancel_kind, "tainted": bool(tainted),
+        "dead_letter_id": letter, "cancel_requested_at": cancel_at, "cancel_kind": cancel_kind,
+        "tainted": bool(tainted),
         "created_by": by, "created_at": created, "updated_at": updated, "queued_at": queued, "assigned_at": assigned_at,
         "started_at": started, "finished_at": finished,
     }  # fmt: skip

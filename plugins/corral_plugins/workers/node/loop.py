@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from corral.schema import json_schema_problems
+from corral.schema.data import json_schema_problems
 from corral_plugins.workers.node import messages as talk
 from corral_plugins.workers.node.client import ApiError, Client, Unreachable, pause
 from corral_plugins.workers.node.state import State, Wishes

@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from corral import clock
 from corral.http.page import PageQuery
-from corral.schema import Id, Instant, MomentIn, Name, Slug, line
+from corral.schema.fields import Id, Instant, MomentIn, Name, Slug, line
 from corral_plugins.tasks.api import LeaseRef, LeaseState, LeaseView, Signal
 
 Status = Literal["pending", "online", "offline", "draining", "rejected"]

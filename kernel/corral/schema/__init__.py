@@ -1,0 +1,1 @@
+"""Shapes: bytes to JSON, JSON to types, types to JSON Schema."""

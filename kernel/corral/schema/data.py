@@ -1,0 +1,268 @@
+"""Schemas that are data, and the faults that a JSON Schema finds.
+
+Importing `jsonschema` takes 0.1 s: it waits for the first need.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from functools import cache, lru_cache
+from importlib import import_module
+from itertools import islice
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+
+from corral.errors import Fault, Invalid
+from corral.schema.fields import LINE, SLUG, UUID
+from corral.schema.strict_json import MAX_FAULTS, RefusedText, counted, invalid, is_deeper, pointer_of, unstorable
+
+_refs_left: ContextVar[list[int]] = ContextVar("refs_left")
+_ACCEPTED = {LINE: "one line of text without control characters", UUID: "a UUID"}
+_ACCEPTED[SLUG] = "1 to 64 of a-z, 0-9, - and _, beginning with a letter or digit"
+_FORMATS = {"date-time": "a date and time with a zone, such as 2026-01-31T12:00:00Z", "uuid": "a UUID"}
+_BOUNDS = {  # keyword -> code, words, unit
+    "minLength": ("too_short", "at least", "character"),
+    "maxLength": ("too_long", "at most", "character"),
+    "minItems": ("too_short", "at least", "item"),
+    "maxItems": ("too_long", "at most", "item"),
+    "minContains": ("too_short", "at least", "matching item"),
+    "maxContains": ("too_long", "at most", "matching item"),
+    "minProperties": ("too_short", "at least", "field"),
+    "maxProperties": ("too_long", "at most", "field"),
+    "minimum": ("too_small", "at least", ""),
+    "maximum": ("too_large", "at most", ""),
+    "exclusiveMinimum": ("too_small", "more than", ""),
+    "exclusiveMaximum": ("too_large", "less than", ""),
+}
+
+
+def json_schema_problems(schema: dict[str, Any], value: Any, *, pointer_prefix: str = "") -> list[Fault]:
+    """What a schema that is data (`output_schema`, settings) finds wrong with the value; at most 100 faults."""
+    from referencing.exceptions import Unresolvable
+
+    _refs_left.set([20_000])  # recursive schemas can ask for endless work
+    try:
+        validator = _stored_validator(msgspec.json.encode(schema, order="sorted"))
+        return list(islice(all_faults(validator, value, pointer_prefix), MAX_FAULTS))
+    except Unresolvable:
+        return [Fault(pointer_prefix, "not_allowed", "the schema has a $ref to something outside itself")]
+    except (RefusedText, RecursionError):
+        return [Fault(pointer_prefix, "not_allowed", "the schema follows too many $ref for this value")]
+
+
+def check_user_schema(
+    schema: dict[str, Any], *, max_bytes: int = 32768, max_depth: int = 16, pointer_prefix: str = ""
+) -> None:
+    """Raise `Invalid` unless users may store this JSON Schema: valid, small, without regexes or outward references."""
+    if faults := list(islice(unstorable(schema, pointer_prefix), MAX_FAULTS)):
+        raise invalid(faults)
+    data = msgspec.json.encode(schema)
+    if len(data) > max_bytes:
+        raise Invalid.at(pointer_prefix, "too_long", f"at most {max_bytes} bytes of JSON")
+    if is_deeper(data, max_depth):
+        raise Invalid.at(pointer_prefix, "too_long", f"at most {max_depth} levels of nesting")
+    if faults := list(all_faults(_meta_validator(), schema, pointer_prefix)) or _forbidden(schema, pointer_prefix):
+        raise invalid(faults)
+
+
+def _forbidden(schema: dict[str, Any], prefix: str) -> list[Fault]:
+    known = dict(_subschemas(schema, ""))
+    targets = {f"#{place}" for place in (*known, *(each["$anchor"] for each in known.values() if "$anchor" in each))}
+    faults = []
+    for pointer, each in known.items():
+        for word in each.keys() & {"pattern", "patternProperties", "$dynamicRef", "$dynamicAnchor"}:
+            faults.append(Fault(f"{prefix}{pointer}/{word}", "not_allowed", f"{word} is not taken in this schema"))
+        if "$ref" in each and unquote(each["$ref"]) not in targets:
+            detail = "a $ref to a schema within this one, such as #/$defs/name"
+            faults.append(Fault(f"{prefix}{pointer}/$ref", "not_allowed", detail))
+        if "$id" in each and pointer:
+            faults.append(Fault(f"{prefix}{pointer}/$id", "not_allowed", "$id stands only at the top"))
+        if each.get("$schema", _DIALECT).rstrip("#") != _DIALECT:
+            faults.append(Fault(f"{prefix}{pointer}/$schema", "not_in_enum", f"one of {_DIALECT}"))
+    return faults
+
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_NAMED = {"$defs", "definitions", "properties", "dependentSchemas", "patternProperties"}
+_LISTS = {"allOf", "anyOf", "oneOf", "prefixItems"}
+_SINGLE = {"items", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else"}
+_SINGLE |= {"unevaluatedItems", "unevaluatedProperties", "contentSchema"}
+
+
+def _subschemas(schema: Any, pointer: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every place within a schema that holds a schema; names of properties and plain data are not such places."""
+    if not isinstance(schema, dict):
+        return
+    yield pointer, schema
+    for key, value in schema.items():
+        there = pointer + pointer_of([key])
+        if key in _SINGLE:
+            yield from _subschemas(value, there)
+        elif key in _NAMED and isinstance(value, dict):
+            for name, each in value.items():
+                yield from _subschemas(each, there + pointer_of([name]))
+        elif key in _LISTS:
+            for index, each in enumerate(value):
+                yield from _subschemas(each, f"{there}/{index}")
+
+
+@cache
+def _validator_class(strict_integers: bool) -> Any:
+    jsonschema: Any = import_module("jsonschema")  # as `Any`: it has no types
+    base = jsonschema.Draft202012Validator
+
+    def ref(validator: Any, target: str, value: Any, schema: Any) -> Iterator[Any]:
+        left = _refs_left.get()
+        left[0] -= 1
+        if left[0] < 0:
+            raise RefusedText
+        yield from base.VALIDATORS["$ref"](validator, target, value, schema)
+
+    def unique(validator: Any, wanted: bool, value: Any, schema: Any) -> Iterator[Any]:  # the original is quadratic
+        items = value if wanted and isinstance(value, list) else ()
+        if len({json.dumps(item, sort_keys=True) for item in items}) < len(items):
+            yield jsonschema.ValidationError("not unique")
+
+    if not strict_integers:
+        return jsonschema.validators.extend(base, {"$ref": ref, "uniqueItems": unique})
+    whole = base.TYPE_CHECKER.redefine("integer", lambda _, value: isinstance(value, int) and value is not bool(value))
+    return jsonschema.validators.extend(base, type_checker=whole)
+
+
+def validator_of(schema: Any, *, strict_integers: bool) -> Any:
+    from referencing import Registry
+
+    kind = _validator_class(strict_integers)
+    jsonschema: Any = import_module("jsonschema")
+    formats = [name for name in kind.FORMAT_CHECKER.checkers if name != "regex"]  # no compiling of foreign regexes
+    return kind(schema, registry=Registry(), format_checker=jsonschema.FormatChecker(formats))
+
+
+@lru_cache(maxsize=256)
+def _stored_validator(schema: bytes) -> Any:
+    document = msgspec.json.decode(schema)
+    for _, each in list(_subschemas(document, "")):  # jsonschema forgets where a `false` stood
+        for word in each.keys() & _NAMED:
+            each[word] = {name: {"not": {}} if one is False else one for name, one in each[word].items()}
+        for word in each.keys() & _LISTS:
+            each[word] = [{"not": {}} if one is False else one for one in each[word]]
+    return validator_of(document, strict_integers=False)
+
+
+@cache
+def _meta_validator() -> Any:
+    base: Any = import_module("jsonschema").Draft202012Validator
+    return base(base.META_SCHEMA, registry=import_module("jsonschema_specifications").REGISTRY)
+
+
+def all_faults(validator: Any, value: Any, prefix: str) -> Iterator[Fault]:
+    seen: set[tuple[str, str]] = set()
+    for error in validator.iter_errors(value):
+        for fault in _faults(error, prefix):
+            if (fault.pointer, fault.code) not in seen:
+                seen.add((fault.pointer, fault.code))
+                yield fault
+
+
+def _faults(error: Any, prefix: str) -> Iterator[Fault]:
+    """One error of `jsonschema` in our words; its own would repeat the value, which may be a secret."""
+    keyword, wanted, value, schema = error.validator, error.validator_value, error.instance, error.schema
+    here = prefix + pointer_of(error.absolute_path)
+    if keyword == "required":
+        for name in wanted:
+            if name not in value:
+                yield Fault(here + pointer_of([name]), "required", "this field is required")
+    elif keyword == "dependentRequired":
+        for name in sorted({each for has, names in wanted.items() if has in value for each in names} - value.keys()):
+            yield Fault(here + pointer_of([name]), "required", "required together with another field")
+    elif keyword == "additionalProperties":
+        names = schema.get("properties", {})
+        detail = f"no such field; known: {_listed(list(names))}" if names else "no such field; none is taken here"
+        patterns = schema.get("patternProperties", ())
+        for name in value:
+            if name not in names and not any(re.search(each, name) for each in patterns):
+                yield Fault(here + pointer_of([name]), "unknown_field", detail)
+    elif keyword in ("anyOf", "oneOf"):
+        yield from _alternative_faults(error, here, prefix)
+    else:
+        yield Fault(here, *_code_and_words(keyword, wanted))
+
+
+def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:
+    if keyword in _BOUNDS:
+        code, words, unit = _BOUNDS[keyword]
+        return code, f"{words} {counted(wanted, unit) if unit else wanted}"
+    if keyword == "type":
+        return "wrong_type", _typed([wanted] if isinstance(wanted, str) else wanted)
+    if keyword in ("enum", "const"):
+        return "not_in_enum", f"one of {_listed(wanted if keyword == 'enum' else [wanted])}"
+    if keyword == "pattern":
+        return "bad_format", _ACCEPTED.get(wanted, f"text that matches {wanted}")
+    if keyword == "format":
+        return "bad_format", _FORMATS.get(wanted, f"text in the format {wanted}")
+    if keyword == "multipleOf":
+        return "bad_format", f"a multiple of {wanted}"
+    if keyword == "uniqueItems":
+        return "not_unique", "no item twice"
+    if keyword == "contains":
+        return "too_short", "at least one item as the schema's `contains` says"
+    if keyword == "unevaluatedProperties":
+        return "unknown_field", "only fields that the schema names"
+    return (
+        "not_allowed",
+        "nothing is taken here" if keyword is None or wanted == {} else f"not allowed by `{keyword}` of the schema",
+    )
+
+
+def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[Fault]:
+    """The faults of the alternative that was meant: of the right type and tag, else with the fewest faults."""
+    value, branches = error.instance, _branches(error)
+    tags = error.schema.get("discriminator", {}).get("mapping", {})
+    tag = error.schema["discriminator"]["propertyName"] if tags else ""
+    if tags and isinstance(value, dict) and value.get(tag) not in list(tags):
+        known = f"one of {_listed(list(tags))}"
+        yield Fault(here + pointer_of([tag]), "not_in_enum" if tag in value else "required", known)
+    elif not branches:
+        yield Fault(here, "not_allowed", "it fits more than one alternative of the schema")
+    elif best := min((each for each in branches if not any(map(_wanted_types, each))), key=_distance, default=None):
+        for inner in best:
+            yield from _faults(inner, prefix)
+    else:
+        yield Fault(here, "wrong_type", _typed(list(dict.fromkeys(_wanted_types(error)))))
+
+
+def _branches(error: Any) -> list[list[Any]]:
+    branches: dict[int, list[Any]] = {}
+    for each in error.context:
+        branches.setdefault(each.relative_schema_path[0], []).append(each)
+    return list(branches.values())
+
+
+def _wanted_types(error: Any) -> list[str]:
+    """The types that an error of an alternative wants instead of the value's own; none if the type is right."""
+    if error.validator == "type" and not error.relative_path:
+        return [error.validator_value] if isinstance(error.validator_value, str) else list(error.validator_value)
+    if error.validator not in ("anyOf", "oneOf") or (error.parent is not None and error.relative_path):
+        return []
+    each = [[name for one in errors for name in _wanted_types(one)] for errors in _branches(error)]
+    return [name for names in each for name in names] if all(each) else []
+
+
+def _distance(errors: list[Any]) -> tuple[bool, int]:
+    tagged = any(each.validator in ("enum", "const") and len(each.relative_path) == 1 for each in errors)
+    return tagged, len(errors)
+
+
+def _typed(names: Sequence[str]) -> str:
+    articles = {"null": "null", "integer": "an integer", "array": "an array", "object": "an object"}
+    return "must be " + " or ".join(articles.get(name, f"a {name}") for name in names)
+
+
+def _listed(values: Sequence[Any]) -> str:
+    words = [each if isinstance(each, str) else msgspec.json.encode(each).decode() for each in values[:30]]
+    return ", ".join(words) + (", …" if len(values) > 30 else "")

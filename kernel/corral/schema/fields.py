@@ -1,0 +1,34 @@
+"""Types for the fields of shapes, with the limits that the HTTP contract gives them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from msgspec import Meta
+
+# For Python and ECMA alike. In Python `$` lets a trailing newline pass, so the end is "no character follows".
+LINE = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*(?![\s\S])"
+SLUG = r"^[a-z0-9][a-z0-9_-]{0,63}(?![\s\S])"
+UUID = r"^[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}(?![\s\S])"
+
+
+def line(max_length: int, min_length: int = 1) -> Meta:
+    """One line of text without control characters: `Annotated[str, line(80)]`."""
+    return Meta(min_length=min_length or None, max_length=max_length, pattern=LINE)
+
+
+Name = Annotated[str, line(100)]
+Title = Annotated[str, line(200)]
+ShortText = Annotated[str, line(500, 0)]
+Text = Annotated[str, Meta(max_length=65536)]
+Slug = Annotated[str, Meta(pattern=SLUG)]
+Id = Annotated[str, Meta(pattern=UUID, extra_json_schema={"format": "uuid"})]
+Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]  # output only
+MomentIn = Annotated[datetime, Meta(tz=True)]  # input only
+Tags = Annotated[list[Annotated[str, line(64)]], Meta(max_length=20)]
+
+
+def trimmed(text: str) -> str:
+    """The text without white space around it, for the few fields that are trimmed."""
+    return text.strip()

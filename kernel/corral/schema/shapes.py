@@ -1,0 +1,151 @@
+"""JSON to types and back. What is wrong with a value becomes one problem that lists every fault."""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Iterable, Iterator
+from enum import EnumMeta
+from functools import cache, cached_property
+from itertools import islice
+from typing import Any, Literal, TypeVar, overload
+
+import msgspec
+
+from corral.errors import Fault
+from corral.schema.data import all_faults, validator_of
+from corral.schema.strict_json import MAX_FAULTS, RefusedText, invalid, mapped, pointer_of, strict_nfc, unstorable
+
+T = TypeVar("T")
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode(value: Any) -> bytes:
+    """The JSON of an answer."""
+    return _encoder.encode(value)
+
+
+def components(kinds: Iterable[Any]) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """The schema of each type and the components they refer to, for OpenAPI 3.1."""
+    kinds = tuple(kinds)
+    schemas, named = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    orders = dict(_orders(kinds, set()))
+    return [_ordered(each, orders) for each in schemas], {name: _ordered(each, orders) for name, each in named.items()}
+
+
+@overload
+def convert(kind: type[T], value: Any, *, strings: bool = False, pointer_prefix: str = "") -> T: ...
+@overload
+def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str = "") -> Any: ...
+def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str = "") -> Any:
+    """The value as a `kind`, or `Invalid` with every fault. With `strings` it comes from a query string or a path."""
+    if strings:
+        try:
+            value = _shape(kind).read(mapped(value, strict_nfc))
+        except RefusedText:
+            raise invalid(unstorable(value, pointer_prefix)) from None
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        told = str(error)
+    validator = _shape(kind).validator
+    faults = all_faults(validator, value, pointer_prefix) if validator else ()
+    raise invalid(list(islice(faults, MAX_FAULTS + 1)) or [_told(told, pointer_prefix)])
+
+
+def _told(message: str, prefix: str) -> Fault:
+    """msgspec's own words, for what a JSON Schema cannot say (`__post_init__`, dates that do not exist)."""
+    message, _, place = message.partition(" - at `")
+    path = re.findall(r"\.([^.\[\]`]+)|\[(\d+)\]", place)
+    if message.startswith("Expected"):
+        code = "bad_format" if "matching" in message or "timezone" in message else "wrong_type"
+    else:
+        code = "bad_format" if message.startswith("Invalid") else "not_allowed"
+    return Fault(prefix + pointer_of(name or index for name, index in path), code, message)
+
+
+class _Shape:
+    """What `convert` knows of one type beyond msgspec: its schema, a validator of it, what strings may become."""
+
+    def __init__(self, kind: Any) -> None:
+        try:
+            self.schema: Any = _ordered(msgspec.json.schema(kind), dict(_orders((kind,), set())))
+        except TypeError:  # a type that has no JSON Schema
+            self.schema = None
+
+    @cached_property
+    def validator(self) -> Any:
+        return self.schema and validator_of(self.schema, strict_integers=True)
+
+    def options(self, schema: Any) -> list[Any]:
+        """The schema's alternatives, references followed."""
+        while "$ref" in schema:
+            schema = self.schema["$defs"][schema["$ref"].rpartition("/")[2]]
+        return [each for one in schema["anyOf"] for each in self.options(one)] if "anyOf" in schema else [schema]
+
+    def types(self, schema: Any) -> frozenset[str]:
+        options = self.options(schema)
+        named = {one["type"] for one in options if isinstance(one.get("type"), str)}
+        return frozenset(named | {_JSON_TYPES[type(value)] for one in options for value in one.get("enum", ())})
+
+    @cached_property
+    def fields(self) -> dict[str | None, tuple[frozenset[str], frozenset[str]]]:
+        """Field -> the JSON types of its value and of that value's items; `None` is the value as a whole."""
+        options = self.options(self.schema or {})
+        wanted: dict[str | None, Any] = {None: self.schema or {}}
+        wanted.update((name, schema) for one in options for name, schema in one.get("properties", {}).items())
+        items = {key: [one["items"] for one in self.options(each) if "items" in one] for key, each in wanted.items()}
+        return {key: (self.types(each), self.types({"anyOf": items[key]})) for key, each in wanted.items()}
+
+    def read(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: self.read_one(item, self.fields.get(name)) for name, item in value.items()}
+        return self.read_one(value, self.fields[None])
+
+    def read_one(self, value: Any, wanted: tuple[frozenset[str], frozenset[str]] | None) -> Any:
+        if wanted and isinstance(value, str) and "array" in wanted[0] and "string" not in wanted[0]:
+            value = [value]
+        if wanted and isinstance(value, list):
+            return [_from_text(item, wanted[1]) for item in value]
+        return _from_text(value, wanted[0]) if wanted else value
+
+
+_JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+_shape = cache(_Shape)
+
+
+def _from_text(text: Any, types: frozenset[str]) -> Any:
+    if not isinstance(text, str) or "string" in types:
+        return text
+    if types & {"integer", "number"} and re.fullmatch(r"-?[0-9]{1,18}", text):
+        return int(text)
+    if "number" in types and re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,2})?", text):
+        return float(text)
+    return {"true": True, "1": True, "false": False, "0": False}.get(text, text) if "boolean" in types else text
+
+
+def _orders(kinds: Iterable[Any], seen: set[Any]) -> Iterator[tuple[frozenset[Any], list[Any]]]:
+    """The values of each enumeration within the types, as declared; msgspec sorts them."""
+    for kind in kinds:
+        if isinstance(kind, EnumMeta):
+            members = [member.value for member in typing.cast(Iterable[Any], kind)]
+            yield frozenset(members), members
+        elif typing.get_origin(kind) is Literal:
+            yield frozenset(typing.get_args(kind)), list(typing.get_args(kind))
+        elif args := typing.get_args(kind):
+            yield from _orders((typing.get_origin(kind), *args), seen)
+        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind not in seen:
+            seen.add(kind)
+            yield from _orders((each.type for each in msgspec.structs.fields(kind)), seen)
+
+
+def _ordered(schema: Any, orders: dict[frozenset[Any], list[Any]]) -> Any:
+    if isinstance(schema, list):
+        return [_ordered(each, orders) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {key: _ordered(each, orders) for key, each in schema.items()}
+    if isinstance(values := schema.get("enum"), list):
+        result["enum"] = orders.get(frozenset(values), values)
+    return result

@@ -1,0 +1,171 @@
+"""The one strict parser: bytes of clients to JSON, or a problem that says what is wrong and where."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate, islice
+from math import inf, isfinite
+from typing import Any, NoReturn
+from unicodedata import is_normalized, normalize
+
+from corral.errors import Fault, Invalid, Malformed
+
+MAX_DEPTH, MAX_INTEGER, MAX_FAULTS = 64, 2**63 - 1, 100
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\x00\x00")
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+
+
+class RefusedText(Exception):
+    """Something in the value must be refused; the slow path tells everything."""
+
+
+def is_deeper(data: bytes, limit: int = MAX_DEPTH) -> bool:
+    """Whether brackets outside strings nest deeper than `limit`; escapes go first, so each quote opens or closes."""
+    if data.count(b"[") + data.count(b"{") <= limit:
+        return False
+    outside = b"".join(data.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
+    steps = outside.translate(_STEPS, _NO_BRACKETS)
+    return any(depth > limit for depth in accumulate(map((-1, 1).__getitem__, steps)))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                _twice(name)
+            seen.add(name)
+    return found
+
+
+def _twice(name: str) -> NoReturn:
+    raise Malformed(f"The key {shown(name)!r} appears more than once in one object.", code="malformed_json")
+
+
+def _constant(name: str) -> NoReturn:
+    raise Malformed(f"{name} is not JSON; use null or a finite number.", code="malformed_json")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 18 and (len(digits) > 20 or abs(int(digits)) > MAX_INTEGER):
+        raise RefusedText
+    return int(digits)
+
+
+def _real(digits: str) -> float:
+    if not isfinite(number := float(digits)):
+        raise RefusedText
+    return number
+
+
+_quick = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=_real)
+# This one keeps what is out of range: 25 characters of a huge integer are still out of range, with its sign.
+_patient = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=lambda text: int(text[:25]))
+
+
+def parse_json(data: bytes, *, lenient: bool = False) -> Any:
+    """The value in `data`, strings in NFC; `Malformed` or `Invalid` for anything that is not clean JSON.
+
+    `lenient` is for text that workers and agents report: characters that cannot be stored become U+FFFD.
+    """
+    if is_deeper(data):
+        raise Malformed(f"The JSON nests deeper than {MAX_DEPTH} levels.", code="malformed_json")
+    try:
+        text = data.decode()
+        if text.startswith("\ufeff"):
+            raise Malformed("The JSON must not begin with a byte order mark.", code="malformed_json")
+        try:
+            value = _quick.decode(text)
+            if data.isascii() and b"\\u" not in data:
+                return value
+            return mapped(value, _replaced_nfc if lenient else strict_nfc)
+        except RefusedText:
+            value = _patient.decode(text)
+            raise invalid(unstorable(replace_bad_characters(value) if lenient else value, "")) from None
+    except UnicodeDecodeError as error:
+        raise Malformed(f"Byte {error.start} of the body is not UTF-8.", code="malformed_json") from None
+    except json.JSONDecodeError as error:
+        what = error.msg.removesuffix(" at").removesuffix(" starting") if text.strip() else "the body is empty"
+        where = f"line {error.lineno}, column {error.colno}"
+        raise Malformed(f"Not JSON at {where}: {what}.", code="malformed_json") from None
+
+
+def replace_bad_characters(value: Any) -> Any:
+    """The value with U+FFFD for U+0000 and lone surrogates, in keys too."""
+    return mapped(value, _replaced)
+
+
+def _replaced(text: str) -> str:
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def _replaced_nfc(text: str) -> str:
+    return normalize("NFC", _replaced(text))
+
+
+def strict_nfc(text: str) -> str:
+    if _UNSTORABLE.search(text):
+        raise RefusedText
+    return text if text.isascii() or is_normalized("NFC", text) else normalize("NFC", text)
+
+
+def mapped(value: Any, fix: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return fix(value)
+    if isinstance(value, list | tuple):
+        return [mapped(item, fix) for item in value]
+    if not isinstance(value, dict):
+        return value
+    result: dict[Any, Any] = {}
+    for key, item in value.items():
+        name = fix(key) if isinstance(key, str) else key
+        if name in result and fix is strict_nfc:  # two keys that differ in their normal form only
+            _twice(name)
+        result[name] = mapped(item, fix)
+    return result
+
+
+def unstorable(value: Any, pointer: str) -> Iterator[Fault]:
+    """A fault for each string and number in the value that databases do not take."""
+    if isinstance(value, str):
+        if _UNSTORABLE.search(value):
+            yield Fault(pointer, "bad_format", "text without U+0000 and lone surrogates")
+    elif isinstance(value, int | float) and (not -MAX_INTEGER <= value <= MAX_INTEGER):
+        if isinstance(value, int) or abs(value) == inf:
+            bound = f"{MAX_INTEGER}" if isinstance(value, int) else "1.7976931348623157e308"
+            most = value > 0
+            detail = f"at most {bound}" if most else f"at least -{bound}"
+            yield Fault(pointer, "too_large" if most else "too_small", detail)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from unstorable(item, f"{pointer}/{index}")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            there = pointer + pointer_of([key])
+            if _UNSTORABLE.search(key):
+                yield Fault(there, "bad_format", "a key without U+0000 and lone surrogates")
+            yield from unstorable(item, there)
+
+
+def shown(text: str) -> str:
+    return _replaced(text if len(text) <= 200 else text[:200] + "…")
+
+
+def pointer_of(path: Iterable[Any]) -> str:
+    return "".join("/" + shown(str(token)).replace("~", "~0").replace("/", "~1") for token in path)
+
+
+def invalid(faults: Iterable[Fault]) -> Invalid:
+    found = tuple(islice(dict.fromkeys(faults), MAX_FAULTS + 1))
+    if len(found) > MAX_FAULTS:
+        return Invalid(f"More than {MAX_FAULTS} fields are not valid", errors=found[:MAX_FAULTS])
+    return Invalid(f"{counted(len(found), 'field')} {'is' if len(found) == 1 else 'are'} not valid", errors=found)
+
+
+def counted(number: int, unit: str) -> str:
+    return f"{number} {unit}{'' if number == 1 else 's'}"
+

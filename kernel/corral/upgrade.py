@@ -1,0 +1,47 @@
+"""What a start does about pending migrations: apply them, refuse, or fail the one plugin they belong to."""
+
+from __future__ import annotations
+
+from corral.config import Config
+from corral.database.engine import Database
+from corral.database.migrations import Home, Newer, is_empty, migrate, pending
+from corral.loader import Loaded, attempt, block, fail
+
+
+class Pending(Exception):
+    """Migrations wait and may not be applied by this start (exit status 4)."""
+
+
+def apply_migrations(database: Database, plugins: list[Loaded], config: Config, allowed: bool | None) -> None:
+    """Migrate each active plugin in order; a failing script makes its plugin `failed`."""
+    if allowed is None:
+        allowed = config.database.migrate_on_start
+    if allowed is None:
+        allowed = database.kind == "sqlite"
+    homes = {loaded.name: home for loaded in plugins if loaded.active and (home := loaded.home()) is not None}
+    try:
+        waiting = pending(database, homes.values())
+    except Newer:
+        waiting = {}
+        for loaded in plugins:
+            if loaded.name in homes:
+                waiting |= _waiting(database, loaded, homes[loaded.name])
+        block(plugins)
+    if waiting and not allowed and not is_empty(database):
+        lines = "; ".join(f"{name}: {', '.join(scripts)}" for name, scripts in waiting.items())
+        raise Pending(f"migrations wait; run corral migrate ({lines})")
+    for loaded in plugins:
+        if loaded.active and loaded.name in waiting:
+            attempt(loaded, lambda loaded=loaded: migrate(database, homes[loaded.name]))  # type: ignore[misc]  # bound
+            block(plugins)
+
+
+def _waiting(database: Database, loaded: Loaded, home: Home) -> dict[str, list[str]]:
+    """Its pending scripts. A schema newer than a third-party plugin is that plugin's failure, else the start's."""
+    try:
+        return pending(database, [home])
+    except Newer as error:
+        if loaded.found.built_in:
+            raise Pending(f"{error}; install the release that made it") from None
+        fail(loaded, error)
+        return {}

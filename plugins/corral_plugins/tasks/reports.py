@@ -1,0 +1,139 @@
+"""What workers send about the runs they hold, and what they are answered."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from corral.schema.fields import Id, Instant, MomentIn
+from corral_plugins.tasks.api import Usage
+from corral_plugins.tasks.shapes import Level, Reason, ReportedText
+
+
+class Artifact(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A thing that a run made: `file_id` of an uploaded file, or text of a `type` such as `diff`."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    file_id: Id | UnsetType = UNSET
+    type: Annotated[str, Meta(max_length=50)] | UnsetType = UNSET
+    content: Annotated[str, Meta(max_length=65536)] | UnsetType = UNSET
+
+
+class OnLease(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Base of calls on a lease. It may also be named by the header `Corral-Lease`, or carried by the token."""
+
+    lease_id: Id | UnsetType = UNSET
+
+
+class Progress(OnLease, kw_only=True, forbid_unknown_fields=True):
+    """How far a run is. Equal `signature`s in a row are a loop."""
+
+    percent: Annotated[float, Meta(ge=0, le=100)] | None = None
+    message: Annotated[str, Meta(max_length=500)] | None = None
+    signature: Annotated[str, Meta(max_length=200)] | None = None
+    usage: Usage | None = None
+
+
+class LogEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A line with the worker's own number."""
+
+    seq: Annotated[int, Meta(ge=0)]
+    ts: MomentIn
+    level: Level = "info"
+    message: ReportedText
+
+
+class Logs(OnLease, kw_only=True, forbid_unknown_fields=True):
+    """Lines of the running attempt."""
+
+    entries: Annotated[list[LogEntry], Meta(max_length=500)]
+
+
+class Checkpoint(OnLease, kw_only=True, forbid_unknown_fields=True):
+    """What the next attempt goes on from: at most 1 MiB of state."""
+
+    step: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    state: Any
+
+
+class Complete(OnLease, kw_only=True, forbid_unknown_fields=True):
+    """The result: at most 256 KiB. `memories` are kept by the plugin agent_memory."""
+
+    result: Any = None
+    artifacts: Annotated[list[Artifact], Meta(max_length=100)] | UnsetType = UNSET
+    usage: Usage | None = None
+    memories: Annotated[list[Any], Meta(max_length=50)] = []
+
+
+class ReportedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What went wrong; of the message 4 KiB are kept."""
+
+    type: Annotated[str, Meta(min_length=1, max_length=100)]
+    message: Annotated[str, Meta(max_length=65536)] = ""
+
+
+class Fail(OnLease, kw_only=True, forbid_unknown_fields=True):
+    """A failure. `retryable` false wins over every policy."""
+
+    error: ReportedError
+    retryable: bool = True
+    usage: Usage | None = None
+
+
+class AskedInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a person should enter; `schema` is a JSON Schema of at most 32 KiB."""
+
+    prompt: Annotated[str, Meta(min_length=1, max_length=16384)]
+    schema: dict[str, Any] | None = None
+    expires_in_seconds: Annotated[int, Meta(ge=10, le=2_592_000)] | None = None
+
+
+class WaitFor(OnLease, kw_only=True, forbid_unknown_fields=True):
+    """One of `approval`, `approval_id`, `input`; with a checkpoint if there is one to keep."""
+
+    approval: dict[str, Any] | None = None
+    approval_id: Id | None = None
+    input: AskedInput | None = None
+    checkpoint: Checkpoint | None = None
+
+
+class Release(OnLease, kw_only=True, forbid_unknown_fields=True):
+    """The worker gives the task back."""
+
+    reason: Reason = ""
+
+
+class Cancelled(OnLease, kw_only=True, forbid_unknown_fields=True):
+    """The worker has ended a cancelled run."""
+
+    usage: Usage | None = None
+
+
+class Started(msgspec.Struct, kw_only=True):
+    """`status` is `running`, or `cancelling` when the run must end at once."""
+
+    status: str
+    attempt: int
+    expires_at: Instant
+
+
+class Renewed(msgspec.Struct, kw_only=True):
+    """`state`: ok | cancel_requested."""
+
+    state: str
+    expires_at: Instant
+
+
+class LogsTaken(msgspec.Struct, kw_only=True):
+    """How many lines were new, and the number to go on with."""
+
+    accepted: int
+    next_seq: int
+
+
+class CheckpointTaken(msgspec.Struct, kw_only=True):
+    """The step that is stored."""
+
+    step: int
