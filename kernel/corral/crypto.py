@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corral import clock
-from corral.config import Config, readable_by_others
+from corral.config import Config
+from corral.config_reader import readable_by_others
 from corral.errors import Refused, Unavailable
 
 if TYPE_CHECKING:

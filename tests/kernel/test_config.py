@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from corral.config import MASK, PINNING, SECTIONS, TABLE, Config, Pinned, ensure_data_dir, load, sample
+from corral.config import MASK, PINNING, SECTIONS, TABLE, Config, Pinned
+from corral.config_reader import ensure_data_dir, load, sample
 from corral.errors import Refused
 
 NO_FILE = Path(os.devnull)

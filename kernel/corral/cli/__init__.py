@@ -11,7 +11,6 @@ COMMANDS = {
     "migrate": ("corral.cli.migrate", "Apply pending migrations"),
     "doctor": ("corral.cli.doctor", "Check this installation and say what to do"),
     "config": ("corral.cli.config", "Show, check or write the configuration"),
-    "user": ("corral.cli.user", "Accounts, without a token"),
     "plugins": ("corral.cli.plugins", "List, show, enable, disable or purge plugins"),
     "check": ("corral.cli.check", "Verify a plugin against the contract"),
     "new-plugin": ("corral.cli.new_plugin", "Write the distribution of a new plugin"),

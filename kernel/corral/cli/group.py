@@ -79,7 +79,7 @@ def run() -> NoReturn:
 
 def _plugin_commands() -> dict[str, click.Command]:
     """Commands of the plugins that the configuration loads; a plugin that fails to import has none."""
-    from corral.config import load as load_config
+    from corral.config_reader import load as load_config
     from corral.loader import discover
 
     try:

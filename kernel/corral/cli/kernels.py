@@ -16,8 +16,9 @@ import msgspec
 
 from corral.auth.principal import Principal
 from corral.cli import logs
-from corral.config import Config, Database, Egress, Keys, Redis, Storage, ensure_data_dir
-from corral.config import load as load_config
+from corral.config import Config, Database, Egress, Keys, Redis, Storage
+from corral.config_reader import ensure_data_dir
+from corral.config_reader import load as load_config
 from corral.database.unit import Actor, Entry
 
 if TYPE_CHECKING:

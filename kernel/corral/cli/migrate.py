@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from corral.cli import logs, output
-from corral.config import ensure_data_dir
-from corral.config import load as load_config
+from corral.config_reader import ensure_data_dir
+from corral.config_reader import load as load_config
 
 
 @click.command("migrate")

@@ -13,7 +13,7 @@ import click
 import tomlkit
 
 from corral.config import Config
-from corral.config import load as load_config
+from corral.config_reader import load as load_config
 from corral.loader import ESSENTIAL, Loaded, discover, load
 
 if TYPE_CHECKING:

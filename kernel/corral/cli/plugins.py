@@ -9,7 +9,7 @@ import click
 
 from corral.cli import logs, output
 from corral.cli.options import config_option, json_option
-from corral.config import load as load_config
+from corral.config_reader import load as load_config
 
 if TYPE_CHECKING:
     from corral.config import Config

@@ -17,8 +17,9 @@ from typing import Any
 import click
 
 from corral.cli import logs
-from corral.config import Config, ensure_data_dir
-from corral.config import load as load_config
+from corral.config import Config
+from corral.config_reader import ensure_data_dir
+from corral.config_reader import load as load_config
 
 log = logging.getLogger("corral.serve")
 

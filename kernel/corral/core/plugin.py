@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corral.auth.models import (
     InstallationRow,
@@ -44,6 +44,9 @@ from corral.http.idempotency import IdempotencyRow
 from corral.http.routes import Routes
 from corral.jobs.job import JobRow, Schedule, ScheduleRow
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
+
+if TYPE_CHECKING:
+    import click
 
 log = logging.getLogger("corral.core")
 
@@ -102,6 +105,12 @@ class CorePlugin(Plugin):
     @hookimpl
     def corral_authenticators(self) -> Iterable[type[Authenticator]]:
         return [AccessTokenAuthenticator]
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        from corral.core.commands import command
+
+        return [command]
 
     @hookimpl
     def corral_schedules(self) -> Iterable[Schedule]:

@@ -18,8 +18,8 @@ from typing import Any
 
 from corral.asgi.application import Application
 from corral.auth.principal import SYSTEM_PRINCIPAL
-from corral.config import ensure_data_dir
-from corral.config import load as load_config
+from corral.config_reader import ensure_data_dir
+from corral.config_reader import load as load_config
 from corral.kernel import Kernel, boot
 from corral.loader import Found, Loaded, discover, load
 from corral.plugin import Plugin

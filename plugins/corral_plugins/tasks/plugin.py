@@ -110,7 +110,8 @@ class TasksPlugin(Plugin):
             Metric(name="corral_tasks", help="Tasks by status.", labels=statuses, collect=figures.tasks_by_status),
             Metric(name="corral_queue_depth", help="Pending tasks.", collect=figures.queue_depth),
             Metric(
-                name="corral_queue_oldest_seconds", help="Wait of the oldest pending task.", collect=figures.oldest_seconds
+                name="corral_queue_oldest_seconds", help="Wait of the oldest pending task.",
+                collect=figures.oldest_seconds,
             ),
             Metric(
                 name="corral_task_attempts_total", help="Ended attempts, by result.", kind="counter",
