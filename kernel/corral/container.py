@@ -1,4 +1,6 @@
-"""Types to services. What a plugin may be given is what its `requires` and `wants` name, and what the kernel offers to all."""
+"""Types to services. What a plugin may be given is what its `requires` and `wants` name, and what the kernel offers
+to all.
+"""
 
 from __future__ import annotations
 

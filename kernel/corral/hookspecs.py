@@ -1,7 +1,7 @@
 """Every hook of the kernel: the whole surface by which a plugin contributes.
 
-Each is called once at boot for one plugin at a time. Plural names: everyone contributes a list. What they return is merged
-only if all hooks of the plugin succeeded. Order never carries meaning.
+Each is called once at boot for one plugin at a time. Plural names: everyone contributes a list. What is returned is
+merged only if all hooks of the plugin succeeded. Order never carries meaning.
 """
 
 from __future__ import annotations

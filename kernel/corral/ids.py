@@ -1,4 +1,6 @@
-"""UUIDv7 identifiers: sortable by time, 36 characters, the one id type of all tables. They tell their time: never a secret."""
+"""UUIDv7 identifiers: sortable by time, 36 characters, the one id type of all tables. They tell their time: never a
+secret.
+"""
 
 from __future__ import annotations
 

@@ -107,7 +107,8 @@ class Kernel:
             Credentials: self.credentials, Permissions: Permissions(), RequestMetrics: self.metrics,
             EventTypes: self.event_types, Contributions: HookContributions(self.plugins), Supervisor: self.supervisor,
             PluginRegistry: self.registry,
-            ApiDocument: ApiDocument(title="Corral", version=version("corral"), public_url=self.config.server.public_url),
+            ApiDocument: ApiDocument(title="Corral", version=version("corral"),
+            public_url=self.config.server.public_url),
         }  # fmt: skip
         for kind, instance in offered.items():
             self.container.add(kind, instance)
@@ -140,7 +141,8 @@ class Kernel:
             _schedules=[(schedule, bind(schedule.run, room)) for schedule in loaded.of("corral_schedules")],
             _consumers=[self._consumer(loaded, subscriber) for subscriber in loaded.of("corral_subscribers")],
             corral_metrics=[
-                msgspec.structs.replace(metric, collect=bind(metric.collect, room)) for metric in loaded.of("corral_metrics")
+                msgspec.structs.replace(metric, collect=bind(metric.collect, room))
+                for metric in loaded.of("corral_metrics")
             ],
             _authenticators=[self.container.call(kind, room) for kind in loaded.of("corral_authenticators")],
         )

@@ -1,6 +1,7 @@
 """From entry points to plugins that are ready to be wired: import, manifest, configuration, order, hooks.
 
-Whatever fails leaves its plugin `failed` with one sentence, those that require it `blocked`, and everything else untouched.
+Whatever fails leaves its plugin `failed` with one sentence, those that require it `blocked`, and everything else
+untouched.
 """
 
 from __future__ import annotations
@@ -127,7 +128,9 @@ def _contested(first: Found, second: Found) -> Found:
 
 
 def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | None = None) -> list[Loaded]:
-    """Import and check, then order by `requires`, then collect contributions. `off`: disabled by an admin, with the reason."""
+    """Import and check, then order by `requires`, then collect contributions. `off`: disabled by an admin, with the
+    reason.
+    """
     plugins = [_begin(item, config, off or {}) for item in sorted(found, key=lambda item: item.name)]
     for loaded in plugins:
         if loaded.active:
@@ -168,7 +171,9 @@ def order(plugins: list[Loaded]) -> list[Loaded]:
     done: dict[str, Loaded] = {}
     waiting = dict(by_name)
     while waiting:
-        ready = [item for item in waiting.values() if all(name in done or name not in by_name for name in item.requires)]
+        ready = [
+            item for item in waiting.values() if all(name in done or name not in by_name for name in item.requires)
+        ]
         circle = [] if ready else [item for item in waiting.values() if item.name in _needed(item, waiting)]
         for loaded in ready or circle:
             if not ready and loaded.active:
@@ -269,7 +274,11 @@ def _contribute(loaded: Loaded, modules: Iterable[Any], owner_absent: bool) -> N
         raise TypeError(f"no plugin has the hook {', '.join(unknown)}: mind the spelling, and name its owner in wants")
     staged: dict[str, list[Any]] = {}
     for caller in manager.get_hookcallers(loaded.plugin) or ():
-        if caller.spec is None or caller.spec.opts["firstresult"] or caller.name in ("corral_hookspecs", "corral_commands"):
+        if (
+            caller.spec is None
+            or caller.spec.opts["firstresult"]
+            or caller.name in ("corral_hookspecs", "corral_commands")
+        ):
             continue
         results: list[Any] = []
         for result in caller():

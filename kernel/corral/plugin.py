@@ -84,7 +84,8 @@ class Runtime(Protocol):
 class Provide(msgspec.Struct, frozen=True):
     """`Provide(Tasks, TasksService)`: who asks for the type gets the one instance.
 
-    Constructor parameters of `factory` are services of the kernel, of this plugin and of its `requires`. Class attributes
+    Constructor parameters of `factory` are services of the kernel, of this plugin and of its `requires`. Class
+    attributes
     annotated `X | None` are filled after all services are made, with services of its `wants` (None: not active).
     """
 
@@ -93,7 +94,9 @@ class Provide(msgspec.Struct, frozen=True):
 
 
 class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
-    """A declared run-time value `category.key`. `kind` is the Python type; `null` is allowed where the default is None."""
+    """A declared run-time value `category.key`. `kind` is the Python type; `null` is allowed where the default is
+    None.
+    """
 
     name: str
     kind: Any
@@ -133,7 +136,9 @@ class Audit(Protocol):
 
 
 class Contributions(Protocol):
-    """What active plugins contribute to the hooks that a plugin owns; ask when it is needed, not while services are made."""
+    """What active plugins contribute to the hooks that a plugin owns; ask when it is needed, not while services are
+    made.
+    """
 
     def of(self, hook: str) -> list[tuple[str, Any]]:
         """`(plugin, item)` for everything contributed to a hook."""
@@ -148,7 +153,7 @@ class HealthCheck(msgspec.Struct, frozen=True):
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
-    """A series that the kernel reads at scrape time, in a read unit: `collect` gives `{label values: number}`.
+    """A series read at scrape time, in a read unit: `collect(…services)` gives `{label values: number}`.
 
     `labels` maps each label to the values it may take; any other value is counted as `other`.
     """
@@ -157,7 +162,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     help: str
     kind: str = "gauge"
     labels: Mapping[str, Sequence[str]] = {}
-    collect: Callable[[], Mapping[tuple[str, ...], float]]
+    collect: Callable[..., Mapping[tuple[str, ...], float]]
 
 
 class Gate(Protocol):

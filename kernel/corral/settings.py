@@ -1,4 +1,7 @@
-"""The registry of declared settings. Without the plugin `settings` it reads default, file and environment, once, at boot."""
+"""The registry of declared settings.
+
+Without the plugin `settings` it reads default, file and environment, once, at boot.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,9 @@ def _refusal(setting: Setting[Any], source: str) -> str:
     if setting.choices:
         expected = "one of " + ", ".join(setting.choices)
     else:
-        expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(setting.kind, "valid")
+        expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(
+            setting.kind, "valid"
+        )
         if setting.minimum is not None and setting.maximum is not None:
             expected += f" from {setting.minimum:g} to {setting.maximum:g}"
     return f"{source + ': ' if source else ''}{setting.name} must be {expected}"

@@ -318,9 +318,7 @@ def test_words_say_what_is_accepted() -> None:
 
 
 def test_valid_values_are_converted() -> None:
-    order = convert(
-        Order, {"title": "a", "due": "2026-01-01T00:00:00+02:00", "shape": {"type": "square", "side": 2}}
-    )
+    order = convert(Order, {"title": "a", "due": "2026-01-01T00:00:00+02:00", "shape": {"type": "square", "side": 2}})
     assert isinstance(order.due, datetime)
     assert order.due.utcoffset() is not None
     assert order.shape == Square(side=2)
@@ -457,10 +455,13 @@ def test_components() -> None:
 
 def test_jsonschema_is_not_imported_until_it_is_needed() -> None:
     code = (
-        "import sys; from corral.schema.shapes import convert; from corral.schema.strict_json import parse_json; convert(list[int], parse_json(b'[1]'));"
+        "import sys; from corral.schema.shapes import convert; from corral.schema.strict_json import parse_json\n"
+        "convert(list[int], parse_json(b'[1]'))\n"
         "convert(int, '1', strings=True); sys.exit('jsonschema' in sys.modules or 'referencing' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": schema_fields.__file__.rsplit("/", 3)[0]})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={"PYTHONPATH": schema_fields.__file__.rsplit("/", 3)[0]}
+    )
 
 
 # --- schemas that are data --------------------------------------------------------------------------------------------

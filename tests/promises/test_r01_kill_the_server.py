@@ -1,6 +1,8 @@
-"""R1: the server is killed by SIGKILL while clients write; nothing that was acknowledged is lost, nothing is there by half.
+"""R1: the server is killed by SIGKILL while clients write; nothing that was acknowledged is lost, nothing is there
+by half.
 
-Short form: 3 kills on SQLite, 2 on PostgreSQL with 8 clients; long form (`--long`): 100 and 50 with 50 clients. The history of
+Short form: 3 kills on SQLite, 2 on PostgreSQL with 8 clients; long form (`--long`): 100 and 50 with 50 clients. The
+history of
 every client is on disk before the next request leaves; in-flight requests may have gone either way.
 """
 
@@ -49,7 +51,7 @@ class Writer(threading.Thread):
             identifier = answer.json()["id"]
             self._acknowledged("created", identifier, title)
             self.created[identifier] = title
-            if random.random() < 0.3:  # noqa: S311
+            if random.random() < 0.3:
                 changed = client.patch(f"/tasks/{identifier}", json={"title": f"{title}!"})
                 if changed.status_code == 200:
                     self._acknowledged("patched", identifier, f"{title}!")
@@ -118,7 +120,7 @@ def test_r01_an_acknowledged_write_survives_sigkill(
         for writer in writers:
             writer.start()
         for _ in range(kills):
-            time.sleep(random.uniform(0.3, 1.2))  # noqa: S311
+            time.sleep(random.uniform(0.3, 1.2))
             server.kill()
             if sqlite:
                 path = database_url.removeprefix("sqlite:///")

@@ -1,4 +1,5 @@
-"""R2: workers are killed by SIGKILL at random; every task ends, none is started after it was completed, stale leases change nothing.
+"""R2: workers are killed by SIGKILL at random; every task ends, none is started after it was completed, stale leases
+change nothing.
 
 Short form: 60 tasks, 3 workers, 3 kills on each engine; long form (`--long`): 1,000 tasks, 8 workers, 20 kills.
 """
@@ -15,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from tests.promises.test_r01_kill_the_server import read_log
 
 from corral.testing.server import ServerProcess
-from tests.promises.test_r01_kill_the_server import read_log
 
 LEASE_SECONDS = 10
 TERMINAL = {"task.completed", "task.failed", "task.cancelled"}
@@ -56,7 +57,9 @@ def prepare(server: ServerProcess, admin: httpx2.Client, tasks: int) -> str:
         agents.append(agent["id"])
     for index in range(tasks):
         body = {"title": f"task {index}", "instructions": f"say {index}", "agent_id": agents[index % 4]}
-        admin.post("/tasks", json={**body, "retry_policy": {"max_attempts": 50, "initial_seconds": 0}}).raise_for_status()
+        admin.post(
+            "/tasks", json={**body, "retry_policy": {"max_attempts": 50, "initial_seconds": 0}}
+        ).raise_for_status()
     key = admin.post("/admin/registration-keys", json={"name": "fleet", "auto_approve": True}).raise_for_status().json()
     return str(key["key"])
 
@@ -86,7 +89,9 @@ def judge(admin: httpx2.Client, tasks: int) -> dict[str, int]:
     return {"completed": tasks, "retried": reclaimed}
 
 
-def test_r02_every_task_ends_whatever_dies(database_url: str, tmp_path: Path, long_form: bool, record_property: Any) -> None:
+def test_r02_every_task_ends_whatever_dies(
+    database_url: str, tmp_path: Path, long_form: bool, record_property: Any
+) -> None:
     random.seed(7)
     tasks, workers, kills = (1000, 8, 20) if long_form else (60, 3, 3)
     environ = {"CORRAL_TASK_LEASE_SECONDS": str(LEASE_SECONDS), "CORRAL_ACCESS_TTL": "3600"}

@@ -1,4 +1,5 @@
-"""The Quart application. Declared routes are served from the kernel's table through Quart's own seam (`asgi_http_class`);
+"""The Quart application. Declared routes are served from the kernel's table through Quart's own seam
+(`asgi_http_class`);
 blueprints, static files and whatever the table does not know go through Quart, and fail with problem documents too.
 """
 
@@ -129,12 +130,20 @@ def build(
             rule = pattern.replace("{", "<").replace("}", ">")
             methods = [endpoint.route.method]
             name = f"{endpoint.route.plugin}.{endpoint.route.handler.__name__}:{pattern}:{methods[0]}"
-            app.add_url_rule(rule, name.replace(".", "/"), _view(path, sender, body_timeout), provide_automatic_options=False, methods=methods)
+            app.add_url_rule(
+                rule,
+                name.replace(".", "/"),
+                _view(path, sender, body_timeout),
+                provide_automatic_options=False,
+                methods=methods,
+            )
     app.register_error_handler(HTTPException, _http_error(path, sender, body_timeout))
     app.declaring = False
 
     def serves(url_path: str) -> bool:
-        """Quart's own: something was added to its map beside the declared routes, and the table does not know the path."""
+        """Quart's own: something was added to its map beside the declared routes, and the table does not know the
+        path.
+        """
         return app.foreign_rules > 0 and path.table.find(url_path) is None
 
     if fast_dispatch:
@@ -167,8 +176,16 @@ async def _through_quart(path: RequestPath, sender: Sender, body_timeout: float)
     return _response(await path.answer(call), call, sender)
 
 
-def _http_error(path: RequestPath, sender: Sender, body_timeout: float) -> Callable[[HTTPException], Awaitable[Response]]:
-    codes = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large", 408: "request_timeout", 400: "malformed_request"}
+def _http_error(
+    path: RequestPath, sender: Sender, body_timeout: float
+) -> Callable[[HTTPException], Awaitable[Response]]:
+    codes = {
+        404: "not_found",
+        405: "method_not_allowed",
+        413: "payload_too_large",
+        408: "request_timeout",
+        400: "malformed_request",
+    }
 
     async def handle(error: HTTPException) -> Response:
         async def nothing() -> Any:

@@ -85,7 +85,9 @@ class Application:
         detail = f"The plugin {loaded.name} is {loaded.state}: {loaded.reason or 'see the log'}."
         for endpoint in self.endpoints:
             if endpoint.route.plugin == loaded.name:
-                endpoint.door = None if loaded.active else functools.partial(Unavailable, detail, code=code, retry_after=60)
+                endpoint.door = (
+                    None if loaded.active else functools.partial(Unavailable, detail, code=code, retry_after=60)
+                )
             endpoint.rebind()
 
 

@@ -48,7 +48,9 @@ class Call:
         return b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
 
     async def read(self, limit: int) -> bytes:
-        """The whole body, counted as it arrives: `payload_too_large` over `limit`, 408 without progress, `Gone` when cut."""
+        """The whole body, counted as it arrives: `payload_too_large` over `limit`, 408 without progress, `Gone` when
+        cut.
+        """
         header = self.headers.get(b"content-length")
         declared = None
         if header is not None:
@@ -61,7 +63,9 @@ class Call:
             return await self._parts(limit, declared)
         except TimeoutError:
             raise Problem(
-                f"No byte of the body came for {self._timeout:g} seconds.", code="request_timeout", headers={"Connection": "close"}
+                f"No byte of the body came for {self._timeout:g} seconds.",
+                code="request_timeout",
+                headers={"Connection": "close"},
             ) from None
 
     async def _parts(self, limit: int, declared: int | None) -> bytes:

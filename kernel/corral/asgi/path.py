@@ -70,7 +70,9 @@ class RequestPath:
         finally:
             self.metrics.in_flight -= 1
         label = endpoint[0].route.path if isinstance(endpoint, tuple) else "unmatched"
-        self.metrics.observe(call.method if len(call.method) < 8 else "other", label, reply.status, time.perf_counter() - began)
+        self.metrics.observe(
+            call.method if len(call.method) < 8 else "other", label, reply.status, time.perf_counter() - began
+        )
         return reply
 
     # -- stages
@@ -229,7 +231,9 @@ class RequestPath:
                     bell = asyncio.ensure_future(rung.wait())
                     try:
                         timeout = max(0.0, answer.until - time_s())
-                        await asyncio.wait({bell, leaving, draining}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                        await asyncio.wait(
+                            {bell, leaving, draining}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                        )
                     finally:
                         bell.cancel()
                     if leaving.done():

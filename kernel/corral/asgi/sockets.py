@@ -1,4 +1,6 @@
-"""`/ws` and other sockets, on the raw ASGI messages: no task, queue or context a connection beside the endpoint's own."""
+"""`/ws` and other sockets, on the raw ASGI messages: no task, queue or context a connection beside the endpoint's
+own.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ class Connection:
         await self._send({"type": "websocket.send", "text": text})
 
     async def drain(self, seconds: float) -> None:
-        """Take what the client still sends after the end: unread data would reset the connection, and the code be lost."""
+        """Take what the client still sends after the end: unread data would reset the connection, and the code be
+        lost.
+        """
         with contextlib.suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(seconds):
                 while not self._gone:

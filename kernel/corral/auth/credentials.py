@@ -29,7 +29,10 @@ def read_credential(authorization: str | None, api_key: str | None) -> str | Non
 
 
 class Credentials:
-    """Principals by credential. Rows are asked again after a second, so whatever ends a credential ends it everywhere."""
+    """Principals by credential.
+
+    Rows are asked again after a second, so whatever ends a credential ends it everywhere.
+    """
 
     def __init__(self) -> None:
         self._authenticators: Sequence[Authenticator] = ()

@@ -42,7 +42,9 @@ WRITERS = ("member",)
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """The caller, as its credential says. `user_id` is the person whose rights count (None: registration key, system)."""
+    """The caller, as its credential says. `user_id` is the person whose rights count (None: registration key,
+    system).
+    """
 
     kind: str  # user | api_key | worker | agent | system
     id: str
@@ -84,7 +86,9 @@ class Authenticator(Protocol):
         ...
 
     def authenticate(self, credential: str) -> Principal:
-        """The caller; raises `Unauthorized`. Runs in a read unit; the answer is used for at most 1 s without asking again."""
+        """The caller; raises `Unauthorized`. Runs in a read unit; the answer is used for at most 1 s without asking
+        again.
+        """
         ...
 
 

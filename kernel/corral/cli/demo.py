@@ -59,7 +59,9 @@ class Screen:
 
 @click.command("demo")
 @click.option("--once", is_flag=True, help="end after the task instead of staying up")
-@click.option("--input", "input_path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="a text of yours")
+@click.option(
+    "--input", "input_path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="a text of yours"
+)
 @click.option("--require-model", is_flag=True, help="fail when no local model is installed")
 @click.option("--port", type=click.IntRange(1, 65535), help="default: 8000 if free, else any free one")
 @click.option("--keep", type=click.Path(path_type=Path), help="a new data folder that is not deleted at the end")
@@ -78,7 +80,11 @@ def command(
         )
     if keep is not None and keep.exists():
         raise click.UsageError(f"--keep {keep}: the folder exists; name a new one")
-    text = input_path.read_text("utf-8") if input_path else resources.files("corral.cli").joinpath("demo.txt").read_text("utf-8")
+    text = (
+        input_path.read_text("utf-8")
+        if input_path
+        else resources.files("corral.cli").joinpath("demo.txt").read_text("utf-8")
+    )
     if len(text.encode()) > 60_000:
         raise click.UsageError(f"the input has {len(text.encode())} bytes, at most 60000 are taken")
     screen = Screen(as_json=as_json)

@@ -49,13 +49,21 @@ class DemoClient:
         self._wait_for_worker(step, seconds)
         agent = self._post(
             "/agents",
-            {"name": "Demo agent", "system_prompt": "Summarise what you are given.", "config": {"temperature": 0, "max_tokens": 120}},
+            {
+                "name": "Demo agent",
+                "system_prompt": "Summarise what you are given.",
+                "config": {"temperature": 0, "max_tokens": 120},
+            },
         )
         self._post(f"/agents/{agent['id']}/start", {})
         step("agent", f"{agent['name']} with {self._model()}")
         task = self._post(
             "/tasks",
-            {"title": "Summarise the notes", "instructions": f"Summarise these notes in three sentences.\n\n{text}", "agent_id": agent["id"]},
+            {
+                "title": "Summarise the notes",
+                "instructions": f"Summarise these notes in three sentences.\n\n{text}",
+                "agent_id": agent["id"],
+            },
         )
         step("task", f"{task['title']}  {task['id']}")
         for event, data in self._events(task["id"], began + seconds):
@@ -70,7 +78,9 @@ class DemoClient:
     def _outcome(self, task_id: str, began: float) -> dict[str, Any]:
         task = self._get(f"/tasks/{task_id}")
         result = task["result"]
-        text = result.get("text") if isinstance(result, dict) and "text" in result else json.dumps(result or task["error"])
+        text = (
+            result.get("text") if isinstance(result, dict) and "text" in result else json.dumps(result or task["error"])
+        )
         cost = task["cost"] or {}
         return {
             "status": task["status"],
@@ -94,7 +104,9 @@ class DemoClient:
 
     def _model(self) -> str:
         models = self._get("/llm/models")["data"]
-        return next((model["id"] for model in models if model.get("default")), models[0]["id"] if models else "no model")
+        return next(
+            (model["id"] for model in models if model.get("default")), models[0]["id"] if models else "no model"
+        )
 
     def _events(self, task_id: str, until: float) -> Iterator[tuple[str, dict[str, Any]]]:
         """Events of the task, in order, until it has ended."""

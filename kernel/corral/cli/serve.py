@@ -27,7 +27,9 @@ DRAIN_SECONDS = 25.0
 WORKER_SECONDS = 12.0
 HEADER_LIMIT = 16 * 1024
 MESSAGE_LIMIT = 64 * 1024
-PING_SECONDS = 5.0  # Hypercorn keeps the task of a closed socket until its next ping: a long interval delays the shutdown
+PING_SECONDS = (
+    5.0  # Hypercorn keeps the task of a closed socket until its next ping: a long interval delays the shutdown
+)
 
 
 @click.command("serve")
@@ -100,7 +102,9 @@ async def _run(kernel: Any, application: Any, listener: socket.socket, address: 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, stopping)
     await kernel.start(jobs=jobs)
-    server = asyncio.create_task(_serve_with(kernel.config, application.app, listener, stopping_done := asyncio.Event()))
+    server = asyncio.create_task(
+        _serve_with(kernel.config, application.app, listener, stopping_done := asyncio.Event())
+    )
     await kernel.serving(address)
     _announce(kernel, address)
     waiting = asyncio.create_task(stopping.wait())
@@ -157,7 +161,7 @@ async def _serve_hypercorn(config: Config, app: Any, listener: socket.socket, st
     settings.shutdown_timeout = DRAIN_SECONDS
     if config.server.certfile is not None and config.server.keyfile is not None:
         settings.certfile, settings.keyfile = str(config.server.certfile), str(config.server.keyfile)
-    await hypercorn_serve(app, settings, shutdown_trigger=stopping.wait)  # type: ignore[arg-type]  # wait() returns True
+    await hypercorn_serve(app, settings, shutdown_trigger=stopping.wait)
 
 
 async def _serve_uvicorn(config: Config, app: Any, listener: socket.socket, stopping: asyncio.Event) -> None:

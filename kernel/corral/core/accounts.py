@@ -125,10 +125,10 @@ class AccountsService:
         return paginate(rows, query, caller, scope="users", order=newest_first(UserRow), make=view)
 
     def count(self) -> dict[tuple[str, bool], int]:
-        rows = UserRow.select(UserRow.role, UserRow.is_active, peewee.fn.COUNT(UserRow.id)).where(
-            UserRow.purged_at.is_null()
-        )
-        return {(role, bool(active)): count for role, active, count in rows.group_by(UserRow.role, UserRow.is_active).tuples()}
+        number = peewee.fn.COUNT(UserRow.id)
+        query: Any = UserRow.select(UserRow.role, UserRow.is_active, number).where(UserRow.purged_at.is_null())
+        rows = query.group_by(UserRow.role, UserRow.is_active).tuples()
+        return {(role, bool(active)): int(count) for role, active, count in rows}
 
     def update(self, user_id: str, patch: UserPatch, *, if_match: IfMatch = ANY_VERSION) -> UserView:
         row = self.row(user_id)
@@ -148,9 +148,7 @@ class AccountsService:
         self.end_sessions(user_id, "password_changed")
         return self.get(user_id)
 
-    def replace_password(
-        self, row: UserRow, password_hash: str, *, must_change: bool, revoke_api_keys: bool
-    ) -> None:
+    def replace_password(self, row: UserRow, password_hash: str, *, must_change: bool, revoke_api_keys: bool) -> None:
         """Write a new hash, if nobody else changed the password meanwhile; sessions are the caller's business."""
         now = clock.now()
         known = row.password_hash

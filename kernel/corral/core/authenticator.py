@@ -11,12 +11,14 @@ from corral.database.statement import Statement
 from corral.errors import Unauthorized
 
 _SESSION = Statement(
-    lambda p: SessionRow.select(
-        SessionRow.ended_at, SessionRow.expires_at, UserRow.role, UserRow.is_active, UserRow.must_change_password
+    lambda p: (
+        SessionRow.select(
+            SessionRow.ended_at, SessionRow.expires_at, UserRow.role, UserRow.is_active, UserRow.must_change_password
+        )
+        .join(UserRow, on=(UserRow.id == SessionRow.user_id))
+        .where((SessionRow.id == p("session_id")) & (SessionRow.user_id == p("user_id")))
+        .tuples()
     )
-    .join(UserRow, on=(UserRow.id == SessionRow.user_id))
-    .where((SessionRow.id == p("session_id")) & (SessionRow.user_id == p("user_id")))
-    .tuples()
 )
 
 

@@ -121,9 +121,7 @@ class PluginCatalogue:
         if name in self._config.plugins.disabled:
             raise Conflict("corral.toml names it in [plugins] disabled; change it there.", code="setting_locked")
         if not loaded.found.built_in and name not in self._config.plugins.enabled:
-            raise Conflict(
-                f"Name it in corral.toml first: corral plugins enable {name}.", code="setting_locked"
-            )
+            raise Conflict(f"Name it in corral.toml first: corral plugins enable {name}.", code="setting_locked")
         if loaded.state in ("blocked", "failed"):
             raise Conflict(f"It is {loaded.state}: {loaded.reason}", current_status=loaded.state)
         PluginStateRow.delete().where(PluginStateRow.name == name).execute()

@@ -68,9 +68,7 @@ class Sessions:
 
     audit: Audit | None = None
 
-    def __init__(
-        self, tokens: AccessTokens, keyring: Keyring, settings: Settings, credentials: Credentials
-    ) -> None:
+    def __init__(self, tokens: AccessTokens, keyring: Keyring, settings: Settings, credentials: Credentials) -> None:
         self._tokens, self._keyring, self._settings, self._credentials = tokens, keyring, settings, credentials
 
     def open(self, user: UserRow, device: Device) -> Tokens:

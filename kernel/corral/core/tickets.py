@@ -22,9 +22,7 @@ class TicketsService:
 
     def issue(self, caller: Principal) -> str:
         ticket = new_secret()
-        TicketRow.create(
-            hash=digest(ticket), caller=msgspec.to_builtins(caller), expires_at=clock.now(LIFE_SECONDS)
-        )
+        TicketRow.create(hash=digest(ticket), caller=msgspec.to_builtins(caller), expires_at=clock.now(LIFE_SECONDS))
         return ticket
 
     def redeem(self, ticket: str) -> Principal:

@@ -14,9 +14,9 @@ def connect(url: str, *, synchronous: str = "full", pool_size: int = 16) -> Data
         return SqliteDatabase(url.removeprefix("sqlite:///"), synchronous=synchronous)
     if url.startswith(("postgresql://", "postgres://")):
         try:
-            from corral.database.postgres import PostgresDatabase
-
             import psycopg  # noqa: F401  (the driver is an extra: say so before anything starts)
+
+            from corral.database.postgres import PostgresDatabase
         except ImportError:
             raise Refused("database.url: PostgreSQL needs its driver: pip install 'corral[postgres]'") from None
         return PostgresDatabase(url, pool_size=pool_size)

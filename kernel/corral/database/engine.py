@@ -7,7 +7,7 @@ import concurrent.futures
 import logging
 import sqlite3
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import peewee
 
@@ -112,7 +112,9 @@ class Database:
 
 def translate(error: BaseException) -> BaseException:
     """What the engine says, as what a client may hear; problems and programming errors pass unchanged."""
-    if isinstance(error, Problem) or not isinstance(error, (peewee.DatabaseError, peewee.InterfaceError, sqlite3.Error)):
+    if isinstance(error, Problem) or not isinstance(
+        error, (peewee.DatabaseError, peewee.InterfaceError, sqlite3.Error)
+    ):
         return error
     if isinstance(error, (peewee.IntegrityError, peewee.ProgrammingError, peewee.DataError, sqlite3.IntegrityError)):
         return error

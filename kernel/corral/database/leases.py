@@ -1,4 +1,7 @@
-"""Lease rows: one holder at a time for what must run once, whatever the number of processes. Plus guarded row checks."""
+"""Lease rows: one holder at a time for what must run once, whatever the number of processes.
+
+Plus guarded row checks.
+"""
 
 from __future__ import annotations
 

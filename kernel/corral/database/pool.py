@@ -1,7 +1,8 @@
 """Threads that run units: a bounded queue, lanes that take from it, and a watchdog that gives up a lane that hangs.
 
 A lane owns one connection. A unit that runs longer than `LOST_AFTER` seconds is lost: its lane is abandoned (connection
-closed, exception raised in the thread), a fresh lane takes its place, and the units that shared the transaction run again.
+closed, exception raised in the thread), a fresh lane takes its place, and the units that shared the transaction run
+again.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Outcome:
 
     __slots__ = ("error", "ticket", "unit", "value")
 
-    def __init__(self, ticket: Ticket, unit: Unit | None, value: Any = None, error: BaseException | None = None) -> None:
+    def __init__(
+        self, ticket: Ticket, unit: Unit | None, value: Any = None, error: BaseException | None = None
+    ) -> None:
         self.ticket, self.unit, self.value, self.error = ticket, unit, value, error
 
     def resolve(self) -> None:
@@ -124,7 +127,9 @@ class Lane(threading.Thread):
 class Pool:
     """`size` lanes on one queue of at most `QUEUE_LIMIT` tickets."""
 
-    def __init__(self, name: str, size: int, make: Callable[[Pool], Lane], deliver: Callable[[list[Outcome]], None]) -> None:
+    def __init__(
+        self, name: str, size: int, make: Callable[[Pool], Lane], deliver: Callable[[list[Outcome]], None]
+    ) -> None:
         self.name, self.make, self.deliver = name, make, deliver
         self.queue: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self.losses: Counter[str] = Counter()
@@ -139,7 +144,9 @@ class Pool:
         if self.queue.qsize() >= QUEUE_LIMIT:
             raise Unavailable("Too many requests wait for the database.", code="overloaded")
         if self.losses[ticket.entry.label] >= 2:
-            raise Unavailable(f"{ticket.entry.label} ran too long twice and is held.", code="plugin_failed", retry_after=60)
+            raise Unavailable(
+                f"{ticket.entry.label} ran too long twice and is held.", code="plugin_failed", retry_after=60
+            )
         self.queue.put(ticket)
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """PostgreSQL: a pool of lanes, each with its own connection; one transaction a unit.
 
-Serialization failures, deadlocks and connections lost before COMMIT run again (3 tries); a connection lost during COMMIT
+Serialization failures, deadlocks and connections lost before COMMIT run again (3 tries); a connection lost during
+COMMIT
 never does, since nobody can tell whether it took effect.
 """
 
@@ -28,7 +29,12 @@ class PostgresDatabase(Database):
         options = f"-c statement_timeout={int(LOST_AFTER * 1000)} -c idle_in_transaction_session_timeout=10000"
         super().__init__(
             peewee.PostgresqlDatabase(
-                url, prefer_psycopg3=True, autoconnect=False, connect_timeout=2, options=options, application_name="corral"
+                url,
+                prefer_psycopg3=True,
+                autoconnect=False,
+                connect_timeout=2,
+                options=options,
+                application_name="corral",
             )
         )
         self._url = url

@@ -44,7 +44,12 @@ class SqliteDatabase(Database):
             "temp_store": "memory",
         }
         engine = peewee.SqliteDatabase(
-            path, pragmas=pragmas, autoconnect=False, returning_clause=True, check_same_thread=False, cached_statements=512
+            path,
+            pragmas=pragmas,
+            autoconnect=False,
+            returning_clause=True,
+            check_same_thread=False,
+            cached_statements=512,
         )
         super().__init__(engine)
         self._inline = threading.local()
@@ -81,7 +86,7 @@ class SqliteDatabase(Database):
         return value
 
     def _over_budget(self) -> bool:
-        return time.perf_counter() > self._inline.deadline
+        return bool(time.perf_counter() > self._inline.deadline)
 
     def ping(self) -> None:
         connection = sqlite3.connect(f"file:{self.engine.database}?mode=rw", uri=True, timeout=1)
@@ -170,7 +175,9 @@ class _WriterLane(_SqliteLane):
         self._commit()
 
     def _next(self, began: float) -> Ticket | None:
-        """The next unit of the batch. While fewer than last time have come, it waits a little for them: a COMMIT costs more."""
+        """The next unit of the batch. While fewer than last time have come, it waits a little for them: a COMMIT
+        costs more.
+        """
         spent = time.perf_counter() - began
         if len(self.batch) >= BATCH_UNITS or spent >= BATCH_SECONDS:
             return None

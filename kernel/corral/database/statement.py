@@ -1,6 +1,7 @@
 """Hot statements: an ordinary peewee query, compiled once an engine, executed with parameters.
 
-Building a peewee query costs about 110 us, executing a compiled one 7; only the few statements of the hot paths need it.
+Building a peewee query costs about 110 us, executing a compiled one 7; only the few statements of the hot paths need
+it.
 A test runs every one of them on both engines.
 """
 
@@ -14,6 +15,9 @@ import peewee
 from corral.database.unit import current
 
 Parameter = Callable[..., peewee.Value]
+
+
+_TRANSLATED: Any = vars(peewee)["__exception_wrapper__"]
 
 
 class _Slot:
@@ -45,7 +49,7 @@ class _Compiled:
         if all(isinstance(item, _Slot) and item.convert is None for item in template):
             names = [item.name for item in template]
 
-            def bind(values: Mapping[str, Any]) -> list[Any]:  # type: ignore[no-redef]  # the fast form of the same
+            def bind(values: Mapping[str, Any]) -> list[Any]:
                 return [values[name] for name in names]
 
         self.bind = bind
@@ -69,7 +73,7 @@ class Statement:
         try:
             return unit.connection.execute(compiled.sql, compiled.bind(values))
         except Exception:
-            with peewee.__exception_wrapper__:  # entered only now: it would cost as much as a small query
+            with _TRANSLATED:  # entered only now: it would cost as much as a small query
                 raise
 
     def one(self, values: Mapping[str, Any]) -> tuple[Any, ...] | None:

@@ -102,5 +102,7 @@ def after_commit(fn: Callable[[], None]) -> None:
 
 
 def before_commit(fn: Callable[[], None]) -> None:
-    """Call `fn` in the current unit when its function has returned: for rows whose locks must be held briefly (counters)."""
+    """Call `fn` in the current unit when its function has returned: for rows whose locks must be held briefly
+    (counters).
+    """
     current().before.append(fn)

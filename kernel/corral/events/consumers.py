@@ -1,4 +1,7 @@
-"""Durable consumers: a cursor row each, moved in the transaction of the effect. At least once, in order, one process at a time."""
+"""Durable consumers: a cursor row each, moved in the transaction of the effect.
+
+At least once, in order, one process at a time.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ class ConsumerRow(Model):
 
 
 class Subscriber(msgspec.Struct, frozen=True):
-    """`handle(event: Record, …services)` runs in the unit that moves the cursor. `events` are names; `task.*` and `*` match."""
+    """`handle(event: Record, …services)` runs in the unit that moves the cursor. `events` are names; `task.*` and
+    `*` match.
+    """
 
     name: str  # <plugin>.<what>
     events: tuple[str, ...]
@@ -138,7 +143,7 @@ class Consumer:
                 kind="consumer_behind",
                 severity="critical",
                 title=f"{self.name} could not handle an event",
-                detail=f"Event {poison[0].id} ({poison[0].type}) was set aside after {POISON_TRIES} tries: {reason[:500]}",
+                detail=f"Event {poison[0].id} ({poison[0].type}) failed {POISON_TRIES} times: {reason[:500]}",
                 object={"type": "event", "id": poison[0].id},
             )
             emit(alert, object=("consumer", self.name))

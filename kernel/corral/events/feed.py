@@ -25,7 +25,9 @@ Viewer = Callable[[Sequence[Record]], None]
 
 
 class Feed:
-    """`watch` gets every new event in order, on the loop; `waiting` wakes on topics (event names, ids of objects and actors)."""
+    """`watch` gets every new event in order, on the loop; `waiting` wakes on topics (event names, ids of objects and
+    actors).
+    """
 
     def __init__(self, database: Database, bus: Bus) -> None:
         self._database, self.bus = database, bus

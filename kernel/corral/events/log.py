@@ -51,7 +51,9 @@ COLUMNS = (
 )  # fmt: skip
 
 _INSERT = Statement(
-    lambda p: EventRow.insert({field: p(field.name) for field in EventRow._meta.sorted_fields if field.name not in ("ins", "seq")})
+    lambda p: EventRow.insert(
+        {field: p(field.name) for field in EventRow._meta.sorted_fields if field.name not in ("ins", "seq")}
+    )
 )
 # SQLite: the writer holds the only write lock, so insertion order is the order of the log.
 _INSERT_NUMBERED = Statement(
@@ -63,11 +65,13 @@ _INSERT_NUMBERED = Statement(
     )
 )
 _READ = Statement(
-    lambda p: EventRow.select(*COLUMNS)
-    .where((EventRow.seq > p("after")) & (EventRow.seq <= p("until")))
-    .order_by(EventRow.seq)
-    .limit(p("limit"))
-    .tuples()
+    lambda p: (
+        EventRow.select(*COLUMNS)
+        .where((EventRow.seq > p("after")) & (EventRow.seq <= p("until")))
+        .order_by(EventRow.seq)
+        .limit(p("limit"))
+        .tuples()
+    )
 )
 _LAST = Statement(lambda p: EventRow.select(peewee.fn.MAX(EventRow.seq)).tuples())
 _FIRST = Statement(lambda p: EventRow.select(peewee.fn.MIN(EventRow.seq)).tuples())
@@ -153,7 +157,10 @@ def _row(emitted: Emitted, ts: str) -> dict[str, Any]:
 
 
 def number_committed() -> int:
-    """PostgreSQL, in a unit of its own: number committed rows by insertion; how many. 0 also when another process is at it."""
+    """PostgreSQL, in a unit of its own: number committed rows by insertion; how many.
+
+    0 also when another process is at it.
+    """
     connection = current().connection
     if not connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (SEQUENCER_LOCK,)).fetchone()[0]:
         return 0
@@ -175,7 +182,7 @@ def read(after: int, limit: int = 500, *, until: int = 2**62) -> list[Record]:
 def select(where: Sequence[Any], limit: int, *, newest: bool = False) -> list[Record]:
     """Events that meet every condition, oldest first; `newest`: the last `limit` of them."""
     order = EventRow.seq.desc() if newest else EventRow.seq.asc()
-    query = EventRow.select(*COLUMNS).where(EventRow.seq.is_null(False), *where).order_by(order).limit(limit)
+    query: Any = EventRow.select(*COLUMNS).where(EventRow.seq.is_null(False), *where).order_by(order).limit(limit)
     rows = [Record(*row) for row in query.tuples()]
     return rows[::-1] if newest else rows
 
@@ -201,7 +208,9 @@ def seq_of(place: str) -> int | None:
 
 
 def prune(before_ts: str, keep_from: int, max_rows: int, at_once: int = 500) -> int:
-    """Delete at most `at_once` events that are too old or too many, none at or after `keep_from`; never the newest one."""
+    """Delete at most `at_once` events that are too old or too many, none at or after `keep_from`; never the newest
+    one.
+    """
     newest = last_seq()
     bound = max(first_seq() - 1, newest - max_rows)
     old: Any = (

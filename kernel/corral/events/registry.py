@@ -46,7 +46,10 @@ class EventTypes:
         return [self._types[name] for name in sorted(self._types)]
 
     def expand(self, patterns: Iterable[str]) -> list[str]:
-        """Names that the patterns mean: exact, `task.*` or `*`. An exact name is kept even when nobody declares it now."""
+        """Names that the patterns mean: exact, `task.*` or `*`.
+
+        An exact name is kept even when nobody declares it now.
+        """
         names: set[str] = set()
         for pattern in patterns:
             if pattern == "*":

@@ -13,9 +13,11 @@ T = TypeVar("T")
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """Returned by a `def` handler of a long poll: the unit ends, and the handler runs again when a topic rings or `until` passes.
+    """Returned by a `def` handler of a long poll: the unit ends, and the handler runs again when a topic rings or
+    `until` passes.
 
-    Topics are event names and ids of objects and actors. `until` is in epoch seconds; from then on the handler must answer.
+    Topics are event names and ids of objects and actors. `until` is in epoch seconds; from then on the handler must
+    answer.
     """
 
     topics: Sequence[str]
@@ -31,7 +33,9 @@ class Answer(msgspec.Struct, Generic[T], kw_only=True):
 
 
 class Encoded(msgspec.Struct, frozen=True):
-    """The JSON of the shape that the handler declares beside it (`-> TaskView | Encoded`), for answers that are kept encoded."""
+    """The JSON of the shape that the handler declares beside it (`-> TaskView | Encoded`), for answers that are kept
+    encoded.
+    """
 
     body: bytes
     id: str
@@ -56,7 +60,10 @@ class Stream(msgspec.Struct, frozen=True):
 
 
 class IfMatch(msgspec.Struct, frozen=True):
-    """The `If-Match` of the request: `*` or nothing match any version. Handlers pass it to the service that knows the row."""
+    """The `If-Match` of the request: `*` or nothing match any version.
+
+    Handlers pass it to the service that knows the row.
+    """
 
     version: int | None = None
     stale: bool = False  # a tag that no version can have

@@ -50,7 +50,9 @@ def fold(text: str) -> str:
 
 
 class Hosts:
-    """Which `Host` headers are of this installation: IP literals, loopback names, the machine, the public URL, the allowed ones."""
+    """Which `Host` headers are of this installation: IP literals, loopback names, the machine, the public URL, the
+    allowed ones.
+    """
 
     def __init__(self, public_url: str | None, allowed: Iterable[str]) -> None:
         self._names = {name.lower() for name in allowed} | LOOPBACK | {socket.gethostname().lower()}

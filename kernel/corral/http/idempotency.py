@@ -82,9 +82,13 @@ class Idempotency:
         return Stored(row.status or 200, row.headers, body)
 
     def begin(self, keyed: Keyed) -> Stored | None:
-        """The stored answer, or None: the key is this request's now (a second one waits for this unit's end, then finds it)."""
+        """The stored answer, or None: the key is this request's now (a second one waits for this unit's end, then
+        finds it).
+        """
         stored = self.find(keyed)
-        if stored is not None or self._insert(keyed, IdempotencyRow.until <= clock.now(), "in_flight", IN_FLIGHT_SECONDS):
+        if stored is not None or self._insert(
+            keyed, IdempotencyRow.until <= clock.now(), "in_flight", IN_FLIGHT_SECONDS
+        ):
             return stored
         return self.find(keyed)
 
@@ -98,12 +102,20 @@ class Idempotency:
 
     def forget(self, keyed: Keyed) -> None:
         """The handler failed: the key may be used anew."""
-        IdempotencyRow.delete().where((IdempotencyRow.key == keyed.key) & (IdempotencyRow.state == "in_flight")).execute()
+        IdempotencyRow.delete().where(
+            (IdempotencyRow.key == keyed.key) & (IdempotencyRow.state == "in_flight")
+        ).execute()
 
     @staticmethod
     def _insert(keyed: Keyed, replacing: Any, state: str, seconds: float, **values: Any) -> bool:
         """Write the row, over an old one only if it is `replacing`; whether it was written."""
-        row = {"body_hash": keyed.body_hash, "state": state, "until": clock.now(seconds), "created_at": clock.now(), **values}
+        row = {
+            "body_hash": keyed.body_hash,
+            "state": state,
+            "until": clock.now(seconds),
+            "created_at": clock.now(),
+            **values,
+        }
         insert = IdempotencyRow.insert(key=keyed.key, **row)
         insert = insert.on_conflict(conflict_target=[IdempotencyRow.key], update=row, where=replacing)
         return bool(insert.as_rowcount().execute())

@@ -1,4 +1,7 @@
-"""Counters of the request path, kept as plain numbers and rendered for Prometheus by `core`. Labels take bounded values only."""
+"""Counters of the request path, kept as plain numbers and rendered for Prometheus by `core`.
+
+Labels take bounded values only.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Lists: the query every list takes, the answer every list gives, and signed cursors that page deep at constant cost."""
+"""Lists: the query every list takes, the answer every list gives, and signed cursors that page deep at constant
+cost.
+"""
 
 from __future__ import annotations
 

@@ -7,8 +7,10 @@
         \"\"\"Create a task and queue it.\"\"\"
         return tasks.create(body, by=caller)
 
-Parameters, by name: `body`, `query` (shapes), path names (`str`), `caller: Principal`. By type: `IfMatch`, `Request`, and any
-service. A `def` handler is one unit of work (GET: read-only, run again at will); an `async def` handler opens its own with `Work`.
+Parameters, by name: `body`, `query` (shapes), path names (`str`), `caller: Principal`. By type: `IfMatch`, `Request`,
+and any
+service. A `def` handler is one unit of work (GET: read-only, run again at will); an `async def` handler opens its own
+with `Work`.
 """
 
 from __future__ import annotations
@@ -98,7 +100,9 @@ class Routes:
         """A deletion; 204."""
         return self._add("DELETE", path, needs, {"status": 204, **options})
 
-    def _add(self, method: str, path: str, needs: str | tuple[str, ...], options: dict[str, Any]) -> Any:
+    def _add(
+        self, method: str, path: str, needs: str | tuple[str, ...], options: dict[str, Any]
+    ) -> Callable[[Handler], Handler]:
         def declare(handler: Handler) -> Handler:
             text = inspect.getdoc(handler) or ""
             summary, _, description = text.partition("\n")

@@ -38,7 +38,10 @@ class SocketConnection(Protocol):
 
 
 class Socket(msgspec.Struct, frozen=True):
-    """`serve(connection, …services)` under `/api/v1` and at the root. Closing and refusing is the endpoint's own business."""
+    """`serve(connection, …services)` under `/api/v1` and at the root.
+
+    Closing and refusing is the endpoint's own business.
+    """
 
     path: str
     serve: Callable[..., Awaitable[Any]]

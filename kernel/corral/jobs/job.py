@@ -15,9 +15,11 @@ from corral.ids import new_id
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A named function `<plugin>.<verb>`. It takes the keyword arguments of `enqueue` (ids, never objects) and services by type.
+    """A named function `<plugin>.<verb>`. It takes the keyword arguments of `enqueue` (ids, never objects) and
+    services by type.
 
-    `def`: one unit of work. `async def`: opens its own with `Work`. It may run more than once. `seconds`: its lease; a job that
+    `def`: one unit of work. `async def`: opens its own with `Work`. It may run more than once. `seconds`: its lease;
+    a job that
     runs longer is given to another process.
     """
 

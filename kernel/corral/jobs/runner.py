@@ -1,4 +1,6 @@
-"""The in-process runner: takes due jobs and schedules by guarded updates, so that any number of processes do each once."""
+"""The in-process runner: takes due jobs and schedules by guarded updates, so that any number of processes do each
+once.
+"""
 
 from __future__ import annotations
 
@@ -197,9 +199,5 @@ class InProcessRunner:
 
 def prune(before: str, at_once: int = 500) -> int:
     """Delete ended jobs older than `before`, at most `at_once`."""
-    old = (
-        JobRow.select(JobRow.id)
-        .where(JobRow.state.in_(("done", "failed")) & (JobRow.run_at < before))
-        .limit(at_once)
-    )
+    old = JobRow.select(JobRow.id).where(JobRow.state.in_(("done", "failed")) & (JobRow.run_at < before)).limit(at_once)
     return int(JobRow.delete().where(JobRow.id.in_(old)).execute())

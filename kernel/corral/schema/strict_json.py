@@ -168,4 +168,3 @@ def invalid(faults: Iterable[Fault]) -> Invalid:
 
 def counted(number: int, unit: str) -> str:
     return f"{number} {unit}{'' if number == 1 else 's'}"
-

@@ -1,9 +1,9 @@
 """A kernel in the test process and a client that calls it: what plugin authors and our own suite test with.
 
-    async with make_kernel(tmp_path) as kit:
-        alice = await kit.as_user("member")
-        answer = await alice.post("/tasks", {"title": "…"})
-        assert answer.status == 201
+async with make_kernel(tmp_path) as kit:
+    alice = await kit.as_user("member")
+    answer = await alice.post("/tasks", {"title": "…"})
+    assert answer.status == 201
 """
 
 from __future__ import annotations
@@ -138,9 +138,9 @@ class Kit:
 
         self._people += 1
         email = email or f"{role}{self._people}@example.org"
-        accounts = self.kernel.container.get(Accounts)
+        accounts = self.kernel.container.get(Accounts)  # type: ignore[type-abstract]  # the key of the container
         hashed = await _hash(PASSWORD)
-        user = NewUser(email=email, full_name=f"{role.title()} {self._people}", role=role)
+        user = NewUser(email=email, full_name=f"{role.title()} {self._people}", role=role)  # type: ignore[arg-type]  # a wrong role fails the test that names it
         await self.kernel.database.work(lambda: accounts.create(user, password_hash=hashed, by=SYSTEM_PRINCIPAL))
         return await self.sign_in(email)
 
@@ -190,10 +190,15 @@ async def make_kernel(
     environ: Mapping[str, str] | None = None,
     jobs: bool = False,
 ) -> AsyncIterator[Kit]:
-    """Boot and start a kernel in `folder`. `plugins`: names of installed ones or classes (None: all built-in ones); `core`
+    """Boot and start a kernel in `folder`. `plugins`: names of installed ones or classes (None: all built-in ones);
+    `core`
     is always there. `config`: overrides by "section.key". `jobs`: also run jobs, schedules and consumers.
     """
-    overrides: dict[str, Any] = {"data_dir": str(folder / "data"), "rate_limits": False, "database.migrate_on_start": True}
+    overrides: dict[str, Any] = {
+        "data_dir": str(folder / "data"),
+        "rate_limits": False,
+        "database.migrate_on_start": True,
+    }
     if database_url is not None:
         overrides["database.url"] = database_url
     overrides.update(config or {})

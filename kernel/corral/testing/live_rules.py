@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from playhouse.schema_diff import diff_models  # type: ignore[import-untyped]  # peewee has types, its playhouse none
+from playhouse.schema_diff import diff_models
 
 from corral.auth.permissions import Permissions
 from corral.database.connect import connect

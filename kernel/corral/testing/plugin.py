@@ -1,4 +1,7 @@
-"""The pytest plugin of the kit: fixtures for kernels on real engines. Imports the kernel only when a fixture is used."""
+"""The pytest plugin of the kit: fixtures for kernels on real engines.
+
+Imports the kernel only when a fixture is used.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ def postgres_server() -> Iterator[PostgresServer]:
         yield server
 
 
-@pytest.fixture(params=[pytest.param("sqlite", marks=pytest.mark.sqlite), pytest.param("postgres", marks=pytest.mark.postgres)])
+@pytest.fixture(
+    params=[pytest.param("sqlite", marks=pytest.mark.sqlite), pytest.param("postgres", marks=pytest.mark.postgres)]
+)
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database, once on each engine."""
     if request.param == "sqlite":
@@ -62,7 +67,9 @@ async def make_kit(tmp_path: Path, database_url: str) -> AsyncIterator[Callable[
     async with AsyncExitStack() as stack:
 
         async def make(**options: Any) -> Kit:
-            manager: AbstractAsyncContextManager[Kit] = make_kernel(tmp_path, **{"database_url": database_url, **options})
+            manager: AbstractAsyncContextManager[Kit] = make_kernel(
+                tmp_path, **{"database_url": database_url, **options}
+            )
             return await stack.enter_async_context(manager)
 
         yield make

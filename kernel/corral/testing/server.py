@@ -15,13 +15,15 @@ from typing import Any, Self
 
 import httpx2
 
-EMAIL, PASSWORD = "admin@example.org", "correct horse battery staple"  # noqa: S105  (of a server that lives as long as a test)
+EMAIL, PASSWORD = "admin@example.org", "correct horse battery staple"
 
 
 class ServerProcess:
-    """`with ServerProcess(folder) as server:` serves on a free port; `kill()` is SIGKILL, `start()` comes back on the same port.
+    """`with ServerProcess(folder) as server:` serves on a free port; `kill()` is SIGKILL, `start()` comes back on
+    the same port.
 
-    The admin `EMAIL` with `PASSWORD` exists. `arguments` are further ones of `corral serve`, `environ` further variables.
+    The admin `EMAIL` with `PASSWORD` exists. `arguments` are further ones of `corral serve`, `environ` further
+    variables.
     """
 
     def __init__(

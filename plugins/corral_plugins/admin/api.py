@@ -1,4 +1,6 @@
-"""What other plugins may know of administration: the kill switch, which those ask who start work, call out or deliver."""
+"""What other plugins may know of administration: the kill switch, which those ask who start work, call out or
+deliver.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ Mode = Literal["pause", "cancel"]
 
 
 class KillSwitchView(msgspec.Struct, frozen=True, kw_only=True):
-    """The switch. While `engaged` no task is claimed and no model is called; `hold_deliveries` holds webhooks and mails too."""
+    """The switch. While `engaged` no task is claimed and no model is called; `hold_deliveries` holds webhooks and
+    mails too.
+    """
 
     engaged: bool
     mode: Mode

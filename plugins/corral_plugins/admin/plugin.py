@@ -62,5 +62,6 @@ def _engaged(switch: KillSwitchService) -> Mapping[tuple[str, ...], float]:
 
 def _users(accounts: Accounts) -> Mapping[tuple[str, ...], float]:
     return {
-        (role, "active" if active else "deactivated"): float(count) for (role, active), count in accounts.count().items()
+        (role, "active" if active else "deactivated"): float(count)
+        for (role, active), count in accounts.count().items()
     }

@@ -48,7 +48,12 @@ class RealtimePlugin(Plugin):
     def corral_metrics(self) -> Iterable[Metric]:
         return [
             Metric(name="corral_ws_clients", help="Open sockets and streams.", collect=_clients),
-            Metric(name="corral_ws_dropped_total", help="Viewers lost because they were slow.", kind="counter", collect=_dropped),
+            Metric(
+                name="corral_ws_dropped_total",
+                help="Viewers lost because they were slow.",
+                kind="counter",
+                collect=_dropped,
+            ),
         ]
 
     async def start(self, runtime: Runtime) -> None:

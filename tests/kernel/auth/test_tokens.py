@@ -57,7 +57,9 @@ async def test_auth_7_forged_tokens_open_nothing(kit: Kit) -> None:
         "number as subject": f"{head}.{base64.urlsafe_b64encode(b'[]').decode()}.x",
         "no session": _forge(good, sid="00000000-0000-7000-8000-000000000000"),
         "unknown key id": _forge(good, header={"kid": "another"}),
-        "jwk": _forge(good, key=wrong_key, header={"jwk": {"kty": "oct", "k": "YW5vdGhlcg"}, "jku": "https://evil.example"}),
+        "jwk": _forge(
+            good, key=wrong_key, header={"jwk": {"kty": "oct", "k": "YW5vdGhlcg"}, "jku": "https://evil.example"}
+        ),
         "garbage": "ey.ey.ey",
     }
     for name, token in forged.items():

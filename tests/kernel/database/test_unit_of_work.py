@@ -11,6 +11,7 @@ from typing import Any
 
 import peewee
 import pytest
+from tests.kernel.database.conftest import Note
 
 from corral.database.engine import Database
 from corral.database.sqlite import SqliteDatabase
@@ -19,7 +20,6 @@ from corral.errors import Conflict, NestedUnit, NoUnit, Unavailable
 from corral.events import log as event_log
 from corral.events.event import Event, emit
 from corral.jobs.job import JobRow, enqueue
-from tests.kernel.database.conftest import Note
 
 
 class Noted(Event, kw_only=True):
@@ -172,7 +172,9 @@ async def test_rule_6_a_failed_commit_answers_every_member(database: SqliteDatab
     await database.work(lambda: note("before"))
     lane: Any = database._writers.lanes[0]
     lane.connection = Full(lane.connection)
-    results = await asyncio.gather(*[database.work(lambda i=i: note(f"n{i}")) for i in range(5)], return_exceptions=True)
+    results = await asyncio.gather(
+        *[database.work(lambda i=i: note(f"n{i}")) for i in range(5)], return_exceptions=True
+    )
     assert [getattr(result, "code", None) for result in results] == ["storage_full"] * 5
     lane.connection = lane.connection.real
     await database.work(lambda: note("later"))

@@ -56,7 +56,7 @@ class ThingView(msgspec.Struct, kw_only=True):
 
 
 class ThingQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    title: list[str] = []
+    title: list[str] = msgspec.field(default_factory=list)
 
 
 class WaitQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

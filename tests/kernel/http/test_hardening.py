@@ -1,4 +1,6 @@
-"""What a hostile peer does to the socket: oversized, endless, slow and broken requests (T1, T8, T9 of the hardening table)."""
+"""What a hostile peer does to the socket: oversized, endless, slow and broken requests (T1, T8, T9 of the hardening
+table).
+"""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 import pytest
+from tests.kernel.http.conftest import Thing
 
 from corral.testing.kit import Kit
-from tests.kernel.http.conftest import Thing
 
 BOTH_WAYS = pytest.mark.parametrize(
     "probe", [{"server.fast_dispatch": True}, {"server.fast_dispatch": False}], indirect=True, ids=["table", "quart"]
@@ -21,7 +21,12 @@ async def test_t7_both_slash_forms_answer_without_redirect(probe: Kit) -> None:
     member = await probe.as_user()
     made = await member.post("/probe/things/", {"title": "a"})
     assert made.status == 201
-    for path in ("/probe/things", "/probe/things/", f"/probe/things/{made.json()['id']}", f"/probe/things/{made.json()['id']}/"):
+    for path in (
+        "/probe/things",
+        "/probe/things/",
+        f"/probe/things/{made.json()['id']}",
+        f"/probe/things/{made.json()['id']}/",
+    ):
         assert (await member.get(path)).status == 200
     upper = made.json()["id"].upper()
     assert (await member.get(f"/probe/things/{upper}")).json()["id"] == made.json()["id"]
@@ -30,7 +35,14 @@ async def test_t7_both_slash_forms_answer_without_redirect(probe: Kit) -> None:
 @BOTH_WAYS
 async def test_crooked_paths_are_nobodys(probe: Kit) -> None:
     member = await probe.as_user()
-    for path in ("/probe//things", "/probe/%2e%2e/things", "/probe%2fthings", "/probe\\things", "/probe/things/not-an-id", "/nope"):
+    for path in (
+        "/probe//things",
+        "/probe/%2e%2e/things",
+        "/probe%2fthings",
+        "/probe\\things",
+        "/probe/things/not-an-id",
+        "/nope",
+    ):
         answer = await member.get(path)
         assert (answer.status, answer.code) == (404, "not_found"), path
         assert answer.json()["request_id"] == answer.headers["x-request-id"]
@@ -53,7 +65,11 @@ async def test_methods(probe: Kit) -> None:
 @BOTH_WAYS
 async def test_headers_of_every_answer(probe: Kit) -> None:
     member = await probe.as_user()
-    for answer in (await member.get("/probe/things"), await member.get("/nope"), await probe.client.get("/probe/things")):
+    for answer in (
+        await member.get("/probe/things"),
+        await member.get("/nope"),
+        await probe.client.get("/probe/things"),
+    ):
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["referrer-policy"] == "no-referrer"
         assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
@@ -123,7 +139,9 @@ async def test_t4_media_types(probe: Kit) -> None:
     ):
         answer = await member.post("/probe/things", content=b'{"title": "a"}', headers=headers)
         assert (answer.status, answer.code) == (415, "unsupported_media_type"), headers
-    assert (await member.post("/probe/things", {"title": "a"}, headers={"content-type": "application/json; charset=UTF-8"})).status == 201
+    assert (
+        await member.post("/probe/things", {"title": "a"}, headers={"content-type": "application/json; charset=UTF-8"})
+    ).status == 201
 
 
 async def test_all_problems_of_a_body_at_once(probe: Kit) -> None:

@@ -1,6 +1,7 @@
 """People and the kill switch. The numbers are those of "Done when" of the page on administration.
 
-Waiting: audit rows of 403s (plugin `audit`), 5 (purge of private objects: with the plugins that own them), 6 (invitations: mail).
+Waiting: audit rows of 403s (plugin `audit`), 5 (purge of private objects: with the plugins that own them), 6
+(invitations: mail).
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ async def test_admin_1_a_created_user_signs_in_with_the_given_role(kit: Kit) -> 
     client = await kit.sign_in("new@example.org", NEW["password"])
     assert (await client.get("/auth/me")).json()["role"] == "viewer"
     assert (await admin.post("/admin/users", {**NEW, "email": "NEW@example.org"})).code == "duplicate"
-    assert (await admin.post("/admin/users", {**NEW, "email": "x@example.org", "password": "short"})).code == "weak_password"
+    assert (
+        await admin.post("/admin/users", {**NEW, "email": "x@example.org", "password": "short"})
+    ).code == "weak_password"
 
 
 async def test_admin_1_must_change_password_comes_first(kit: Kit) -> None:
@@ -60,8 +63,11 @@ async def test_admin_2_parallel_demotions_leave_an_admin(kit: Kit) -> None:
 async def test_admin_3_members_are_kept_out_and_the_last_admin_stays(kit: Kit) -> None:
     admin, member = await kit.as_user("admin"), await kit.as_user("member")
     for method, path, body in (
-        ("GET", "/admin/users", None), ("POST", "/admin/users", NEW), ("GET", f"/admin/users/{member.user['id']}", None),
-        ("PATCH", f"/admin/users/{member.user['id']}", {"role": "admin"}), ("GET", "/admin/kill-switch", None),
+        ("GET", "/admin/users", None),
+        ("POST", "/admin/users", NEW),
+        ("GET", f"/admin/users/{member.user['id']}", None),
+        ("PATCH", f"/admin/users/{member.user['id']}", {"role": "admin"}),
+        ("GET", "/admin/kill-switch", None),
         ("POST", "/admin/kill-switch", {"engaged": True, "reason": "x"}),
     ):  # fmt: skip
         assert (await member.request(method, path, body)).code == "forbidden", path

@@ -116,6 +116,17 @@ class Ear:
             if found["type"] == kind:
                 return found
 
+    async def hear_all(self) -> None:
+        """Listen until the connection is closed."""
+        while True:
+            await self.hear()
+
+    async def ping(self, times: int) -> None:
+        for _ in range(times):
+            await self.say(type="ping")
+            await asyncio.sleep(0)
+        await self.hear_all()
+
     async def closed_with(self, seconds: float = 5.0) -> int | None:
         async with asyncio.timeout(seconds):
             await self.socket.wait_closed()

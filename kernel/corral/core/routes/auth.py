@@ -143,9 +143,7 @@ def read_me(caller: Principal, accounts: AccountsService, sessions: Sessions, pe
     user = accounts.get(_user_id(caller))
     session = None if caller.session_id is None else sessions.find(caller.session_id, caller.session_id)
     held = caller.permissions or permissions.of(user.role)
-    return MeView(
-        **msgspec.structs.asdict(user), permissions=sorted(held), session=session, limited=caller.limited
-    )
+    return MeView(**msgspec.structs.asdict(user), permissions=sorted(held), session=session, limited=caller.limited)
 
 
 @routes.put(

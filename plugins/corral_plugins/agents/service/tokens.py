@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from corral import clock
-from corral.core.api import Accounts
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
+from corral.core.api import Accounts
 from corral.database.unit import after_commit
 from corral.errors import Forbidden, Invalid, NotFound, Problem, Unauthorized
 from corral.http.page import Page, newest_first, paginate

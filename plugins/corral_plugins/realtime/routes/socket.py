@@ -85,10 +85,13 @@ class Session:
         if viewer is None:
             return
         self._viewer = viewer
-        tasks = [asyncio.ensure_future(work) for work in (self._listen(viewer), self._write(viewer), viewer.ended.wait())]
+        tasks = [
+            asyncio.ensure_future(work) for work in (self._listen(viewer), self._write(viewer), viewer.ended.wait())
+        ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            code = next((task.result() for task in done if isinstance(task.result(), int) and task.result() > 1), None)
+            results = [task.result() for task in done]
+            code = next((result for result in results if isinstance(result, int) and result is not True), None)
         except ConnectionError:
             code = None
         finally:
@@ -115,7 +118,9 @@ class Session:
             if "ticket" in query:
                 caller, reread = await self._hub.redeem(query["ticket"])
             else:
-                credential = query.get("token") or read_credential(request.header("authorization"), request.header("x-api-key"))
+                credential = query.get("token") or read_credential(
+                    request.header("authorization"), request.header("x-api-key")
+                )
                 first = credential is None
                 if credential is None:
                     credential = await self._first_message()
@@ -185,7 +190,9 @@ class Session:
             if self._warned:
                 raise Close(TOO_MANY)
             self._warned, self._in_second = True, 0
-            raise Refusal("rate_limited", f"At most {MESSAGES_A_SECOND} messages a second; the next excess closes the socket.")
+            raise Refusal(
+                "rate_limited", f"At most {MESSAGES_A_SECOND} messages a second; the next excess closes the socket."
+            )
 
     async def _handle(self, viewer: Viewer, body: dict[str, Any]) -> None:
         answer: Callable[[Viewer, dict[str, Any]], Any] | None = {
@@ -201,12 +208,23 @@ class Session:
 
     async def _subscribe(self, viewer: Viewer, body: dict[str, Any]) -> None:
         pattern, wanted = body.get("event"), body.get("filter") or {}
-        if set(body) - {"type", "event", "filter", "since"} or not isinstance(wanted, dict) or set(wanted) - set(FILTERS):
-            raise Refusal("validation_error", f"subscribe takes event, filter and since; filter takes {', '.join(FILTERS)}.")
+        if (
+            set(body) - {"type", "event", "filter", "since"}
+            or not isinstance(wanted, dict)
+            or set(wanted) - set(FILTERS)
+        ):
+            raise Refusal(
+                "validation_error", f"subscribe takes event, filter and since; filter takes {', '.join(FILTERS)}."
+            )
         if not isinstance(pattern, str) or not self._hub.types.knows(pattern):
             raise Refusal("unknown_event", f"No event is named {pattern!r}; GET /api/v1/events/types lists them.")
-        subscription = Subscription(pattern, frozenset(self._hub.types.expand([pattern])), tuple(sorted(wanted.items())))
-        if len(viewer.subscriptions) >= MAX_SUBSCRIPTIONS and (pattern, subscription.filter) not in viewer.subscriptions:
+        subscription = Subscription(
+            pattern, frozenset(self._hub.types.expand([pattern])), tuple(sorted(wanted.items()))
+        )
+        if (
+            len(viewer.subscriptions) >= MAX_SUBSCRIPTIONS
+            and (pattern, subscription.filter) not in viewer.subscriptions
+        ):
             raise Refusal("subscription_limit", f"At most {MAX_SUBSCRIPTIONS} subscriptions a socket.")
         place = await self._place(body["since"]) if body.get("since") is not None else None
         self._hub.subscribe(viewer, subscription)
@@ -227,7 +245,9 @@ class Session:
         text = str(given)
         place = await self._work(lambda: event_log.seq_of(text), read=True)
         if place is None:
-            raise Refusal("validation_error", f"{text[:64]!r} is neither a seq nor the id of an event that is still kept.")
+            raise Refusal(
+                "validation_error", f"{text[:64]!r} is neither a seq nor the id of an event that is still kept."
+            )
         return place
 
     async def _sign_in_again(self, viewer: Viewer, body: dict[str, Any]) -> None:

@@ -34,7 +34,10 @@ class StreamQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 @routes.get(
-    "/stream", needs="realtime.read", raises=("unknown_event", "cursor_expired", "concurrency_limit", "overloaded"), stream=True
+    "/stream",
+    needs="realtime.read",
+    raises=("unknown_event", "cursor_expired", "concurrency_limit", "overloaded"),
+    stream=True,
 )
 async def stream_events(query: StreamQuery, caller: Principal, request: Request, hub: Hub, work: Work) -> Stream:
     """Follow events live; `Last-Event-ID` or `after` go on from a place."""

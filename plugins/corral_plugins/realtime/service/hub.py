@@ -91,9 +91,9 @@ class Hub:
     def join(self, caller: Principal, reread: Callable[[], Principal]) -> Viewer:
         """A new connection; `TooMany` when its person has too many."""
         owner = caller.user_id or caller.id
-        if sum(1 for viewer in self._viewers if (viewer.caller.user_id or viewer.caller.id) == owner) >= self._settings.get(
-            MAX_SOCKETS
-        ):
+        if sum(
+            1 for viewer in self._viewers if (viewer.caller.user_id or viewer.caller.id) == owner
+        ) >= self._settings.get(MAX_SOCKETS):
             raise TooMany("Too many open connections of this user.", code="concurrency_limit")
         viewer = Viewer(caller, reread, self._settings.get(QUEUE_SIZE))
         self._viewers.add(viewer)
