@@ -33,11 +33,12 @@ from corral.events.registry import EventTypes
 from corral.http.metrics import RequestMetrics
 from corral.jobs import job as job_rows
 from corral.jobs.runner import InProcessRunner
-from corral.loader import ESSENTIAL, Loaded, attempt, block, discover, fail, load
+from corral.loader import ESSENTIAL, Loaded, attempt, block, discover, fail, first_result, load
 from corral.openapi import ApiDocument
 from corral.plugin import Contributions, Provide, Settings
 from corral.plugin_admin import HookContributions, PluginRegistry
 from corral.settings import SettingsRegistry
+from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.supervisor import Supervisor
 from corral.upgrade import apply_migrations
 
@@ -52,7 +53,7 @@ class Kernel:
         self.config, self.plugins, self.database, self.keyring = config, plugins, database, keyring
         self.container = Container()
         self.settings = SettingsRegistry(config.pinned)
-        self.bus: Bus = MemoryBus()
+        self.bus: Bus = first_result(plugins, "corral_bus", config.redis.url) if config.redis.url else MemoryBus()
         self.feed = Feed(database, self.bus)
         self.credentials = Credentials()
         self.metrics = RequestMetrics()
@@ -101,9 +102,11 @@ class Kernel:
 
     def _offer(self) -> None:
         """What every plugin may ask the kernel for."""
+        folder, url = self.config.files_dir, self.config.storage.url or ""
         offered: Mapping[Any, Any] = {
             Config: self.config, Database: self.database, Work: self.database.work, Keyring: self.keyring,
             Settings: self.settings, SettingsRegistry: self.settings, Feed: self.feed, Bus: self.bus,
+            BlobStore: LocalBlobs(folder) if folder else first_result(self.plugins, "corral_blob_store", url),
             Credentials: self.credentials, Permissions: Permissions(), RequestMetrics: self.metrics,
             EventTypes: self.event_types, Contributions: HookContributions(self.plugins), Supervisor: self.supervisor,
             PluginRegistry: self.registry,

@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pluggy
 from corral import clock, hookspecs
 from corral.config import Config
 from corral.database.migrations import Home
+from corral.errors import Refused
 from corral.plugin import KERNEL_API, Plugin
 
 log = logging.getLogger("corral.loader")
@@ -30,14 +31,16 @@ BUILT_IN = "corral"
 ESSENTIAL = frozenset({"core", "audit", "security"})
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
+FIRST_RESULT = {"corral_bus": "[redis] url", "corral_blob_store": "[storage] url"}  # the keys that ask for one
 KERNEL_HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("corral_"))
 
 
 class Found(msgspec.Struct, kw_only=True):
-    """An entry point: which class, from which distribution."""
+    """An entry point: which class, from which distribution; `package` is the top one of its module."""
 
     name: str
     load: Callable[[], Any]
+    package: str = ""
     distribution: str = BUILT_IN
     version: str = ""
     author: str = ""
@@ -104,6 +107,7 @@ def discover(config: Config) -> list[Found]:
         item = Found(
             name=point.name,
             load=point.load,
+            package=point.module.partition(".")[0],
             distribution=str(facts["Name"] if facts else BUILT_IN).lower(),
             version=str(facts["Version"] if facts else ""),
             author=str(facts.get("Author-email") or facts.get("Author") or "") if facts else "",
@@ -125,6 +129,16 @@ def _contested(first: Found, second: Found) -> Found:
         raise ValueError(f"{both} both have a plugin {first.name}: uninstall one")
 
     return Found(name=first.name, load=load, distribution=both)
+
+
+def built_in_paths(plugins: Iterable[Loaded]) -> dict[str, list[str]]:
+    """`{plugin: ["GET /agents", …]}` of the `paths.json` in the packages of built-in plugins; imports no plugin."""
+    paths: dict[str, list[str]] = {}
+    for package in {loaded.found.package for loaded in plugins if loaded.found.built_in} - {""}:
+        file = resources.files(package).joinpath("paths.json")
+        if file.is_file():
+            paths |= msgspec.json.decode(file.read_bytes(), type=dict[str, list[str]])
+    return paths
 
 
 def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | None = None) -> list[Loaded]:
@@ -287,3 +301,17 @@ def _contribute(loaded: Loaded, modules: Iterable[Any], owner_absent: bool) -> N
             results.extend(result)
         staged[caller.name] = results
     loaded.contributions = staged
+
+
+def first_result(plugins: list[Loaded], hook: str, url: str) -> Any:
+    """What the first active plugin that takes the URL makes of it. One that raises is `failed`; none: `Refused`."""
+    made: list[Any] = []
+    for loaded in plugins:
+        if loaded.active and not made:
+            ask = getattr(_manager(loaded, [hookspecs]).hook, hook)
+            attempt(loaded, lambda ask=ask: made.extend(item for item in [ask(url=url)] if item is not None))  # type: ignore[misc]  # bound per round
+    block(plugins)
+    if not made:
+        key, scheme = FIRST_RESULT[hook], url.partition(":")[0]
+        raise Refused(f"{key}: no active plugin serves {scheme}:// (hook {hook}); install one, or remove the key")
+    return made[0]

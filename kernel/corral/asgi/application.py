@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 from corral.asgi import app as quart_app
-from corral.asgi import sockets
+from corral.asgi import closed, sockets
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.path import RequestPath
 from corral.asgi.table import Clash, Table
 from corral.auth.permissions import Permissions
-from corral.errors import Unavailable
 from corral.http.client import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency
 from corral.http.routes import Route
@@ -31,6 +29,7 @@ class Application:
             attempt(loaded, functools.partial(self._add_routes, loaded, table))
         block(kernel.plugins)
         kernel.refuse_without_essentials()
+        closed.close(table, kernel.plugins, self.endpoints)
         config = kernel.config
         self.path = RequestPath(
             table=table, database=kernel.database, feed=kernel.feed, credentials=kernel.credentials,
@@ -50,10 +49,12 @@ class Application:
             hsts=(config.server.public_url or "").startswith("https://"),
         )  # fmt: skip
 
-    def _sockets(self) -> dict[str, Any]:
+    def _sockets(self) -> dict[str, sockets.Served]:
         kernel = self.kernel
         return {
-            prefix + item.path: kernel.container.bind(item.serve, kernel.room(loaded), skip=("connection",))
+            prefix + item.path: sockets.Served(
+                loaded, kernel.container.bind(item.serve, kernel.room(loaded), skip=("connection",))
+            )
             for loaded in kernel.active
             for item in loaded.of("corral_sockets")
             for prefix in ("", "/api/v1")
@@ -81,13 +82,9 @@ class Application:
 
     def _follow(self, loaded: Loaded) -> None:
         """Routes of a plugin out of service answer 503 from now on, or again as before."""
-        code = "plugin_failed" if loaded.state == "failed" else "plugin_disabled"
-        detail = f"The plugin {loaded.name} is {loaded.state}: {loaded.reason or 'see the log'}."
         for endpoint in self.endpoints:
             if endpoint.route.plugin == loaded.name:
-                endpoint.door = (
-                    None if loaded.active else functools.partial(Unavailable, detail, code=code, retry_after=60)
-                )
+                endpoint.door = None if loaded.active else functools.partial(closed.out_of_service, loaded)
             endpoint.rebind()
 
 

@@ -8,19 +8,28 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+from corral.asgi.closed import out_of_service
 from corral.asgi.path import RequestPath
-from corral.errors import CODES
+from corral.errors import CODES, Malformed, NotFound, Problem, Unavailable
 from corral.http.answers import Request
 from corral.ids import new_id
+from corral.loader import Loaded
 from corral.schema.shapes import encode
 
 log = logging.getLogger("corral.http")
 
 LINGER_SECONDS, DRAIN_SECONDS = 0.25, 5.0
 _draining: set[asyncio.Task[None]] = set()
+
+
+class Served(NamedTuple):
+    """An endpoint with its services filled in, and its plugin."""
+
+    loaded: Loaded
+    serve: Callable[..., Any]
 
 
 class Connection:
@@ -79,7 +88,7 @@ class Connection:
             await self._send({"type": "websocket.close", "code": code, "reason": reason})
 
 
-def connection_class(path: RequestPath, served: Mapping[str, Callable[..., Any]]) -> type:
+def connection_class(path: RequestPath, served: Mapping[str, Served]) -> type:
     """The class Quart makes for each handshake; `served` maps paths to endpoints with their services filled in."""
 
     class SocketASGI:
@@ -94,17 +103,32 @@ def connection_class(path: RequestPath, served: Mapping[str, Callable[..., Any]]
             forwarded = headers.get(b"x-forwarded-for")
             client_ip = path.client(peer[0], forwarded.decode("latin1") if forwarded is not None else None)
             connection = Connection(scope, receive, send, client_ip)
-            serve = served.get(scope["path"].rstrip("/"))
-            if serve is None:
-                await connection.refuse(404, "not_found", "No socket is served here.")
-            elif path.draining:
-                await connection.refuse(503, "shutting_down", "The server is shutting down.")
-            elif not path.hosts(headers.get(b"host")):
-                await connection.refuse(400, "invalid_host", "The Host header names another host.")
+            try:
+                serve = _admit(path, served, scope["path"], headers.get(b"host"), client_ip)
+            except Problem as problem:
+                await connection.refuse(problem.status, problem.code, problem.detail)
             else:
                 await _serve(serve, connection)
 
     return SocketASGI
+
+
+def _admit(
+    path: RequestPath, served: Mapping[str, Served], url_path: str, host: bytes | None, client_ip: str
+) -> Callable[..., Any]:
+    """The endpoint of a handshake, after the checks that every request meets; raises the problem that refuses it."""
+    found = served.get(url_path.rstrip("/"))
+    if found is None:
+        raise NotFound("No socket is served here.")
+    if path.draining:
+        raise Unavailable("The server is shutting down.", code="shutting_down")
+    if not path.hosts(host):
+        raise Malformed("The Host header names another host.", code="invalid_host")
+    for gate in path.gates:
+        gate.check(client_ip, "GET", url_path)
+    if not found.loaded.active:
+        raise out_of_service(found.loaded)
+    return found.serve
 
 
 async def _serve(serve: Callable[..., Any], connection: Connection) -> None:

@@ -118,10 +118,12 @@ def _redis(config: Config) -> Iterator[Finding]:
         yield Finding("redis", "ok", "not configured")
         return
     error = services.ping_redis(config.redis.url)
-    if error is None:
-        yield Finding("redis", "ok", "answers")
-    else:
+    if error is not None:
         yield Finding("redis", "down", error, "start it, or correct [redis] url; until then the database announces")
+    elif not services.has_bus(config):
+        yield Finding("redis", "down", "answers, but no active plugin serves it", "install one, or remove [redis] url")
+    else:
+        yield Finding("redis", "ok", "answers")
 
 
 def _storage(config: Config) -> Iterator[Finding]:

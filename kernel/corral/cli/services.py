@@ -123,6 +123,17 @@ def _ask(stream: Any, *words: str) -> bytes:
     return bytes(stream.readline(1024).strip())
 
 
+def has_bus(config: Config) -> bool:
+    """Whether a plugin serves the Redis URL; without one the server does not start."""
+    from corral.loader import discover, first_result, load
+
+    try:
+        first_result(load(discover(config), config), "corral_bus", config.redis.url or "")
+    except Refused:
+        return False
+    return True
+
+
 def ping_store(config: Config) -> str | None:
     """None when a plugin serves the storage URL and the store answers; else why not."""
     import asyncio

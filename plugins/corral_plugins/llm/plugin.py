@@ -37,7 +37,7 @@ class LlmPlugin(Plugin):
     """
 
     name = "llm"
-    wants = ("agents", "tasks")
+    wants = ("admin", "agents", "tasks")
     config = LlmConfig
     permissions = (
         Permission("llm.use", "Call models", holders=("member", "agent")),

@@ -37,7 +37,7 @@ routes = Routes("/llm", tag="LLM")
 
 LONGEST = 3600.0 + 60  # `llm.total_timeout_seconds` ends a call before
 COMMENT_EVERY = 15.0
-CALL_PROBLEMS = ("unknown_reference", "lease_lost", "provider_error", "upstream_timeout")
+CALL_PROBLEMS = ("unknown_reference", "lease_lost", "provider_error", "upstream_timeout", "kill_switch")
 
 
 @contextlib.contextmanager

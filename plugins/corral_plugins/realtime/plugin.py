@@ -7,22 +7,24 @@ from typing import Any
 
 from corral.auth.principal import READERS, Permission
 from corral.http.routes import Routes
-from corral.http.sockets import Socket
+from corral.http.sockets import Socket, SocketConnection
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
-from corral_plugins.realtime.routes.socket import socket
-from corral_plugins.realtime.routes.stream import routes
+from corral_plugins.realtime.routes import routes
 from corral_plugins.realtime.service.hub import Hub
+from corral_plugins.realtime.service.replay import Replays
+from corral_plugins.realtime.service.rights import PERMISSION, Rights
+from corral_plugins.realtime.service.socket import Sockets
 from corral_plugins.realtime.settings import SETTINGS
 
 
 class RealtimePlugin(Plugin):
     """Realtime: the event log, live, over WebSocket and SSE.
 
-    A client that is cut goes on where it stopped, without a gap, a double, or anything it may not see.
+    After a cut a client goes on where it stopped, without a gap, a duplicate, or anything it may not see.
     """
 
     name = "realtime"
-    permissions = (Permission("realtime.read", "Follow events", holders=(*READERS, "agent")),)
+    permissions = (Permission(PERMISSION, "Follow events as they happen", holders=(*READERS, "agent")),)
 
     def __init__(self, settings: Any = None) -> None:
         super().__init__(settings)
@@ -30,7 +32,7 @@ class RealtimePlugin(Plugin):
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
-        return [Provide(Hub, Hub)]
+        return [Provide(kind, kind) for kind in (Hub, Rights, Replays, Sockets)]
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
@@ -38,7 +40,7 @@ class RealtimePlugin(Plugin):
 
     @hookimpl
     def corral_sockets(self) -> Iterable[Socket]:
-        return [socket]
+        return [Socket("/ws", _serve)]
 
     @hookimpl
     def corral_settings(self) -> Iterable[Setting[Any]]:
@@ -47,28 +49,31 @@ class RealtimePlugin(Plugin):
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
         return [
-            Metric(name="corral_ws_clients", help="Open sockets and streams.", collect=_clients),
+            Metric(name="corral_ws_clients", help="Live sockets and streams of this process", collect=_clients),
             Metric(
-                name="corral_ws_dropped_total",
-                help="Viewers lost because they were slow.",
-                kind="counter",
+                name="corral_ws_dropped_total", help="Events dropped because their reader was too slow", kind="counter",
                 collect=_dropped,
             ),
-        ]
+        ]  # fmt: skip
 
     async def start(self, runtime: Runtime) -> None:
+        """Follow the feed, watch over rights, and say goodbye before the server stops."""
         self._hub = runtime.service(Hub)
         self._hub.start()
-        runtime.supervise("rights", self._hub.watch_rights)
-        runtime.when_draining(self._hub.stop)
+        runtime.supervise("rights", runtime.service(Rights).watch)
+        runtime.when_draining(self._hub.drain)
 
     async def stop(self) -> None:
         if self._hub is not None:
-            await self._hub.stop()
+            self._hub.stop()
+
+
+async def _serve(connection: SocketConnection, sockets: Sockets) -> None:
+    await sockets.serve(connection)
 
 
 def _clients(hub: Hub) -> Mapping[tuple[str, ...], float]:
-    return {(): float(hub.count)}
+    return {(): float(len(hub.viewers))}
 
 
 def _dropped(hub: Hub) -> Mapping[tuple[str, ...], float]:

@@ -13,9 +13,12 @@ from corral.schema.fields import Id, MomentIn, Slug, Tags, line
 
 CLAIM_TOPICS = (
     "task.created", "task.updated", "task.retried", "task.completed", "task.failed", "task.cancelled", "task.waiting",
-    "agent.status", "agent.updated", "worker.updated",
+    "agent.status", "agent.updated", "worker.updated", "system.alert",
 )  # fmt: skip
-"""What a waiting claim listens to: one of these rings whenever something may have become claimable."""
+"""What a waiting claim listens to: one of these rings whenever something may have become claimable.
+
+`system.alert` tells of the kill switch.
+"""
 SIGNAL_TOPICS = ("task.updated", "task.cancelled", "task.failed", "task.completed", "task.retried")
 """What a waiting `signals` call listens to: one of these rings with every new signal."""
 
@@ -227,7 +230,10 @@ class Tasks(Protocol):
         ...
 
     def cancel_leased(self, *, reason: str) -> int:
-        """The kill switch in mode `cancel`: request the cancellation of every leased task; how many."""
+        """The kill switch in mode `cancel`: request the cancellation of every leased task; how many.
+
+        The first are asked in this unit, the rest by a job.
+        """
         ...
 
     def detach_agent(self, agent_id: str) -> int:
@@ -244,6 +250,15 @@ class Tasks(Protocol):
 
     def renew_one(self, task_id: str, lease_id: str) -> None:
         """A sign of life from the gateway or a tool."""
+        ...
+
+    def spent(
+        self, task_id: str, lease_id: str, *, input_tokens: int, output_tokens: int, cost_usd: float | None = None
+    ) -> None:
+        """One call of the gateway under this lease, live or not, has used so much; without a price the cost is unknown.
+
+        Nothing happens when the task or the lease is gone. Call it once a call.
+        """
         ...
 
     def queue_figures(self) -> QueueFigures:

@@ -11,6 +11,7 @@ from corral.errors import Problem
 from corral.jobs.job import Job, Schedule, enqueue
 from corral_plugins.tasks.service import marks
 from corral_plugins.tasks.service.clockwork import AT_ONCE, Clockwork
+from corral_plugins.tasks.service.fleet import Fleet
 from corral_plugins.tasks.service.outcomes import Outcomes
 from corral_plugins.tasks.service.relatives import Relatives
 
@@ -87,7 +88,13 @@ def cancel_children(task_id: str, relatives: Relatives, outcomes: Outcomes) -> N
     relatives.each_child(task_id, lambda child: outcomes.cancel(child, kind="parent", reason="parent cancelled"))
 
 
+def cancel_leased(reason: str, before: str, fleet: Fleet) -> None:
+    """The rest of the runs that the kill switch ends."""
+    fleet.cancel_leased(reason=reason, before=before)
+
+
 JOBS = (
+    Job("tasks.cancel_leased", cancel_leased),
     Job("tasks.purge", purge),
     Job("tasks.unblock", unblock),
     Job("tasks.fail_dependents", fail_dependents),

@@ -118,7 +118,10 @@ class Task(Model):
 
 
 class Attempt(Model):
-    """One claim of a task. `n` is the attempt it counts as; `ended_by` the call that ended it: a repeat is known."""
+    """One claim of a task. `n` is the attempt it counts as; `ended_by` the call that ended it: a repeat is known.
+
+    `told` is the usage that the worker told last (totals); the figures hold that and the calls of the gateway.
+    """
 
     id = IdField(primary_key=True)
     task_id = IdField()
@@ -153,6 +156,8 @@ class Attempt(Model):
     input_tokens = peewee.BigIntegerField(default=0)
     output_tokens = peewee.BigIntegerField(default=0)
     calls = peewee.BigIntegerField(default=0)
+    told = JSONField(null=True)
+    stalls = peewee.IntegerField(default=0)
     tainted = peewee.BooleanField(default=False)
     ended_by = peewee.CharField(max_length=40, null=True)
     error = JSONField(null=True)
@@ -167,7 +172,7 @@ class Attempt(Model):
 
     class Meta:
         table_name = "tasks_attempts"
-        indexes = ((("task_id", "fence"), True),)
+        indexes = ((("task_id", "fence"), True), (("agent_id", "created_at"), False))
 
 
 class LogLine(Model):

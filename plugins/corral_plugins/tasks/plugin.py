@@ -12,6 +12,7 @@ from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral_plugins.agents.api import AgentRecord
 from corral_plugins.tasks import events, hookspecs, jobs, models, settings, sums
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tasks.routes import protocol
@@ -32,6 +33,7 @@ from corral_plugins.tasks.service.logs import TaskLogs
 from corral_plugins.tasks.service.moves import Moves
 from corral_plugins.tasks.service.offers import Offers
 from corral_plugins.tasks.service.outcomes import Outcomes
+from corral_plugins.tasks.service.record import Record
 from corral_plugins.tasks.service.relatives import Relatives
 from corral_plugins.tasks.service.seen import Seen
 from corral_plugins.tasks.service.tasks import TasksService
@@ -47,7 +49,7 @@ class TasksPlugin(Plugin):
 
     name = "tasks"
     requires = ("agents", "workers")
-    wants = ("llm",)
+    wants = ("admin", "llm")
     permissions = (
         Permission("tasks.read", "Read tasks, their logs and figures", holders=(*READERS, "agent")),
         Permission("tasks.write", "Create tasks; change, cancel and end one's own", holders=(*WRITERS, "agent")),
@@ -73,6 +75,7 @@ class TasksPlugin(Plugin):
             Provide(Seen, lambda: self._seen),
             *(Provide(part, part) for part in parts),
             Provide(Tasks, TasksService),
+            Provide(AgentRecord, Record),
         ]
 
     @hookimpl

@@ -88,6 +88,12 @@ ALL: tuple[Setting[Any], ...] = (
     TIMEOUT_SECONDS, STALL_SECONDS, LOOP_REPEATS, CRASH_LIMIT, AGING_SECONDS, FAIR_SHARE, MAX_OPEN, RETENTION_DAYS,
 )  # fmt: skip
 
+# Declared by the plugin `workers`; here it is only read, by name.
+ACCEPT_LATE_RESULTS = Setting(
+    name="workers.accept_late_results", kind=bool, default=False,
+    title="Count a result that comes while a person's cancellation waits as completed",
+)  # fmt: skip
+
 
 def retry_policy(settings: Settings, own: str | None, agents: dict[str, Any] | None) -> RetryPolicy:
     """The policy that rules: the task's (JSON text), else the agent's, else the settings'."""

@@ -19,6 +19,7 @@ from openapi_spec_validator import validate
 
 from corral.cli import COMMANDS
 
+OF_PLUGINS = ("user", "worker")
 GROUPS = {
     "config": ("show", "check", "init"),
     "user": ("create", "list", "deactivate", "activate", "role", "reset-password"),
@@ -37,7 +38,7 @@ def test_operations_8_every_command_has_help(corral: Any) -> None:
         assert line in told.out
     script = "import sys; from corral.cli.group import group\n" + "".join(
         f"group.main({arguments!r}, standalone_mode=False)\n"
-        for name in COMMANDS
+        for name in (*COMMANDS, *OF_PLUGINS)
         for arguments in [[name, "--help"], *([name, sub, "--help"] for sub in GROUPS.get(name, ()))]
     )
     # One process for all: group.main returns after --help.
@@ -45,7 +46,7 @@ def test_operations_8_every_command_has_help(corral: Any) -> None:
         [sys.executable, "-c", script], text=True, capture_output=True, env=corral.environ, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Usage:") == len(COMMANDS) + sum(map(len, GROUPS.values()))
+    assert done.stdout.count("Usage:") == len(COMMANDS) + len(OF_PLUGINS) + sum(map(len, GROUPS.values()))
 
 
 @pytest.mark.parametrize(

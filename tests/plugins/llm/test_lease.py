@@ -32,6 +32,7 @@ class World:
 
     live = True
     renewed = 0
+    spent: ClassVar[list[tuple[int, int]]] = []
     provider: str | None = "scripted"
     model: str | None = "mine"
     fallbacks: ClassVar[list[str]] = []
@@ -45,6 +46,12 @@ class FakeTasks:
 
     def renew_one(self, task_id: str, lease_id: str) -> None:
         World.renewed += 1
+
+    def spent(
+        self, task_id: str, lease_id: str, *, input_tokens: int, output_tokens: int, cost_usd: float | None = None
+    ) -> None:
+        assert (task_id, lease_id, cost_usd) == (TASK, LEASE, None)
+        World.spent.append((input_tokens, output_tokens))
 
 
 class FakeAgents:

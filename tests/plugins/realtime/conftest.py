@@ -1,4 +1,4 @@
-"""A kernel with the plugin and one that emits on demand, on a real port."""
+"""A kernel that really serves, a plugin that emits on demand, and a client that speaks JSON."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from corral.auth.principal import ANY_CALLER, Principal
-from corral.cli import serve
-from corral.cli.serve import _serve_hypercorn, listen
+from corral.cli.serve import MESSAGE_LIMIT, listen
 from corral.events.event import Event, emit
+from corral.events.log import EventRow, last_seq
 from corral.http.routes import Routes
 from corral.plugin import Plugin, hookimpl
 from corral.testing.kit import Client, Kit
+from corral_plugins.realtime.service.hub import Hub
 
 routes = Routes("/emitter", tag="Emitter")
 
@@ -29,6 +33,7 @@ class Happened(Event, kw_only=True):
     event = "emitter.happened"
     number: int
     status: str = "new"
+    text: str = ""
 
 
 class Whispered(Event, kw_only=True):
@@ -39,19 +44,34 @@ class Whispered(Event, kw_only=True):
     number: int
 
 
+class Guarded(Event, kw_only=True):
+    """Something for admins happened."""
+
+    event = "emitter.guarded"
+    visibility = "admin"
+    number: int
+
+
 class NewEvents(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`count` events, numbered from `first`."""
+
     count: int = 1
     first: int = 0
     status: str = "new"
-    private: bool = False
+    kind: Literal["happened", "whispered", "guarded"] = "happened"
+    size: int = 0
 
 
 @routes.post("/", needs=ANY_CALLER)
 def emit_events(body: NewEvents, caller: Principal) -> dict[str, int]:
-    """Emit."""
+    """Emit events."""
     for number in range(body.first, body.first + body.count):
-        event: Event = Whispered(number=number) if body.private else Happened(number=number, status=body.status)
-        emit(event, object=("thing", str(number)), owner=caller.user_id)
+        made: dict[str, Event] = {
+            "happened": Happened(number=number, status=body.status, text="x" * body.size),
+            "whispered": Whispered(number=number),
+            "guarded": Guarded(number=number),
+        }
+        emit(made[body.kind], object=("thing", str(number)), owner=caller.user_id)
     return {"emitted": body.count}
 
 
@@ -66,28 +86,50 @@ class EmitterPlugin(Plugin):
 
     @hookimpl
     def corral_events(self) -> Iterable[type[Event]]:
-        return [Happened, Whispered]
+        return [Happened, Whispered, Guarded]
 
 
 @pytest.fixture
 async def kit(make_kit: Callable[..., Any]) -> Kit:
-    made: Kit = await make_kit(plugins=["realtime", EmitterPlugin])
-    for name in ("realtime", "emitter"):
+    made: Kit = await make_kit(plugins=["realtime", "admin", EmitterPlugin])
+    for name in ("realtime", "admin", "emitter"):
         assert made.loaded(name).state == "active", made.loaded(name).reason
     return made
 
 
+def hub_of(kit: Kit) -> Hub:
+    return kit.kernel.container.get(Hub)
+
+
+async def settle(kit: Kit) -> int:
+    """Wait until the feed has handed on all that is committed; the last `seq`."""
+    hub = hub_of(kit)
+    async with asyncio.timeout(5):
+        while hub.position < (last := await kit.kernel.database.work(_last, read=True)):  # noqa: ASYNC110  # no event tells
+            await asyncio.sleep(0.01)
+    return last
+
+
+def _last() -> int:
+    unnumbered = EventRow.select().where(EventRow.seq.is_null()).exists()
+    return 2**60 if unnumbered else last_seq()
+
+
 @contextlib.asynccontextmanager
 async def serving(kit: Kit) -> AsyncIterator[int]:
-    serve.PING_SECONDS = 0.2  # a closed socket is forgotten at its next ping
+    """Serve on a free port; the port."""
     listener, stopping = listen("127.0.0.1:0"), asyncio.Event()
-    server = asyncio.create_task(_serve_hypercorn(kit.kernel.config, kit.application.app, listener, stopping))
+    settings = Config()
+    settings.bind = [f"fd://{listener.fileno()}"]
+    settings.accesslog = settings.errorlog = None
+    settings.websocket_max_message_size = MESSAGE_LIMIT
+    settings.graceful_timeout = 3.0
+    server = asyncio.create_task(serve(kit.application.app, settings, shutdown_trigger=stopping.wait))  # type: ignore[arg-type]  # wait() returns True
     try:
         yield listener.getsockname()[1]
     finally:
         stopping.set()
         await server
-        listener.close()
 
 
 @pytest.fixture
@@ -102,39 +144,45 @@ class Ear:
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
 
-    async def say(self, **message: Any) -> None:
-        await self.socket.send(json.dumps(message))
+    async def say(self, kind: str, **message: Any) -> None:
+        await self.socket.send(json.dumps({"type": kind, **message}))
 
     async def hear(self, seconds: float = 5.0) -> dict[str, Any]:
+        """The next frame."""
         async with asyncio.timeout(seconds):
             found: dict[str, Any] = json.loads(await self.socket.recv())
             return found
 
-    async def hear_until(self, kind: str) -> dict[str, Any]:
-        while True:
-            found = await self.hear()
-            if found["type"] == kind:
-                return found
+    async def ask(self, kind: str, **message: Any) -> dict[str, Any]:
+        """Say, and hear one frame."""
+        await self.say(kind, **message)
+        return await self.hear()
 
-    async def hear_all(self) -> None:
-        """Listen until the connection is closed."""
-        while True:
-            await self.hear()
+    async def numbers(self, count: int, seconds: float = 5.0) -> list[int]:
+        """The numbers of the next `count` events."""
+        return [(await self.hear(seconds))["data"]["number"] for _ in range(count)]
 
-    async def ping(self, times: int) -> None:
-        for _ in range(times):
-            await self.say(type="ping")
-            await asyncio.sleep(0)
-        await self.hear_all()
+    async def rest(self) -> AsyncIterator[dict[str, Any]]:
+        """Whatever comes until the close."""
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                yield await self.hear()
 
-    async def closed_with(self, seconds: float = 5.0) -> int | None:
+    async def silence(self, seconds: float = 0.4) -> None:
+        """Nothing comes."""
+        with pytest.raises(TimeoutError):
+            raise AssertionError(await self.hear(seconds))
+
+    async def closed(self, seconds: float = 5.0) -> int | None:
+        """The code of the close."""
         async with asyncio.timeout(seconds):
             await self.socket.wait_closed()
         return self.socket.close_code
 
 
 @contextlib.asynccontextmanager
-async def listening(port: int, who: Client | None, *, query: str = "", **options: Any) -> AsyncIterator[Ear]:
-    token = f"?token={who.token}" if who is not None and not query else query
-    async with connect(f"ws://127.0.0.1:{port}/ws{token}", **options) as socket:
+async def ear(port: int, who: Client | None, query: str = "", **options: Any) -> AsyncIterator[Ear]:
+    """A socket, signed in by `?token=` unless the query says something else."""
+    query = query or (f"?token={who.token}" if who is not None else "")
+    async with connect(f"ws://127.0.0.1:{port}/ws{query}", proxy=None, compression=None, **options) as socket:
         yield Ear(socket)

@@ -16,6 +16,7 @@ from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.errors import Conflict, Forbidden, Problem
 from corral.plugin import Settings
+from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.llm import settings as declared
 from corral_plugins.llm.api import ProviderError
@@ -66,6 +67,7 @@ class Gateway:
 
     agents: Agents | None
     tasks: Tasks | None
+    switch: KillSwitch | None
 
     def __init__(self, work: Work, settings: Settings, providers: Providers) -> None:
         self._work, self._settings, self.providers = work, settings, providers
@@ -149,6 +151,8 @@ class Gateway:
         return Plan(call_id, targets, request, by, entry, began)
 
     def _write(self, kind: str, asked: str, by: Principal) -> tuple[str, list[Target]]:
+        if self.switch is not None:
+            self.switch.refuse_if_engaged()
         self._check_caller(by)
         agent = self._agent(by)
         targets = Choice(self.providers, self.default_model()).candidates(asked, by, agent)
@@ -274,10 +278,18 @@ class Gateway:
         ending.duration_ms = _since(plan.began)
 
         def unit() -> bool:
-            calls.settle(plan.call_id, ending)
+            if calls.settle(plan.call_id, ending):
+                self._charge(plan.by, ending)
             return self._lease_is_live(plan.by)
 
         return await asyncio.shield(self._spawn(self._work(unit, entry=plan.entry), name="settle"))
+
+    def _charge(self, by: Principal, ending: Ending) -> None:
+        """What a call used is the task's, whatever became of its lease. A call that reached no provider is none."""
+        if self.tasks is not None and by.task_id is not None and by.lease_id is not None and ending.attempts:
+            self.tasks.spent(
+                by.task_id, by.lease_id, input_tokens=ending.input_tokens, output_tokens=ending.output_tokens
+            )
 
     async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Run in a task of its own: a caller that leaves cancels the provider's request, not the settling."""

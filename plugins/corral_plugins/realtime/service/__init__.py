@@ -1,1 +1,1 @@
-"""The hub, its viewers, and replay."""
+"""The hub and its viewers, what they may see, replay, and the two ways out: sockets and streams."""

@@ -1,177 +1,200 @@
-"""All viewers of this process: who asked for which event, and whether each may still see it."""
+"""All viewers of this process, found by what they follow: one look a record, one append a viewer, no waiting."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from corral import clock
-from corral.auth.credentials import Credentials
-from corral.auth.principal import Principal
-from corral.core.api import Tickets
-from corral.database.engine import Work
-from corral.errors import Forbidden, Problem, TooMany, Unauthorized
+from corral.database.model import ADMIN
+from corral.errors import Problem, TooMany, Unavailable
 from corral.events.feed import Feed
 from corral.events.log import Record
 from corral.events.registry import EventTypes
 from corral.plugin import Settings
-from corral_plugins.realtime.service.frames import Frames, frame
-from corral_plugins.realtime.service.replay import Replay
-from corral_plugins.realtime.service.viewer import RESTART, UNAUTHENTICATED, Subscription, Viewer
-from corral_plugins.realtime.settings import MAX_SOCKETS, QUEUE_SIZE, REPLAY_LIMIT
+from corral_plugins.realtime.service.messages import RESTARTING, Item, Notice, Refusal
+from corral_plugins.realtime.service.viewer import Key, Subscription, Viewer
+from corral_plugins.realtime.settings import MAX_SOCKETS
 
-log = logging.getLogger("corral.realtime")
-
-MAX_IN_PROCESS = 2000
-LOOK_EVERY = 0.75
-WARN_SECONDS = 60.0
+MAX_CLIENTS = 2000
+MAX_SUBSCRIPTIONS = 50
+FAREWELL_SECONDS = 2.0
+RIGHTS_EVENTS = frozenset(
+    {"session.ended", "user.updated", "user.deactivated", "user.purged", "api_key.revoked", "api_key.rotated"}
+)
 
 
 class Hub:
-    """Lives on the event loop. The publisher never waits: a frame is queued for each viewer, or the viewer goes."""
+    """Lives on the loop. `rights_changed` rings when an event says that somebody may have lost a right."""
 
-    def __init__(
-        self, feed: Feed, work: Work, credentials: Credentials, tickets: Tickets, settings: Settings, types: EventTypes
-    ) -> None:
-        self._feed, self._work, self._credentials = feed, work, credentials
-        self._tickets, self._settings, self.types = tickets, settings, types
-        self._viewers: set[Viewer] = set()
-        self._by_event: dict[str, set[Viewer]] = {}
-        self._frames = Frames()
-        self._stop: Callable[[], None] = lambda: None
+    def __init__(self, feed: Feed, types: EventTypes, settings: Settings) -> None:
+        self._feed, self._types, self._settings = feed, types, settings
+        self.viewers: set[Viewer] = set()
+        self._users: Counter[str] = Counter()
+        self._index: dict[str, dict[Viewer, list[Subscription]]] = {}
+        self._unwatch: Callable[[], None] = lambda: None
+        self._pending = 0  # accepted, not yet signed in
         self.dropped = 0
-
-    def start(self) -> None:
-        """Follow the log."""
-        self._stop = self._feed.watch(self._publish)
-
-    async def stop(self) -> None:
-        """The server restarts: tell everybody, and give them a moment to hear it."""
-        self._stop()
-        self._stop = lambda: None
-        for viewer in tuple(self._viewers):
-            viewer.end(RESTART, frame("reload"))
-        for _ in range(20):
-            if not self._viewers:
-                break
-            await asyncio.sleep(0.05)
-
-    @property
-    def full(self) -> bool:
-        """Whether this process takes no more connections."""
-        return len(self._viewers) >= MAX_IN_PROCESS
-
-    @property
-    def count(self) -> int:
-        """Open connections."""
-        return len(self._viewers)
-
-    # -- signing in
-
-    async def authenticate(self, credential: str) -> tuple[Principal, Callable[[], Principal]]:
-        """The caller of a token and how to read it again; `Unauthorized`, `Forbidden`."""
-        caller = await self._work(lambda: self._credentials.authenticate(credential), read=True)
-        return self._admit(caller), lambda: self._credentials.authenticate(credential)
-
-    async def redeem(self, ticket: str) -> tuple[Principal, Callable[[], Principal]]:
-        """The same for a ticket."""
-        caller = await self._work(lambda: self._tickets.redeem(ticket))
-        return self._admit(caller), lambda: self._tickets.reread(caller)
-
-    @staticmethod
-    def _admit(caller: Principal) -> Principal:
-        if caller.kind == "worker" or not caller.may("realtime.read"):
-            raise Forbidden("This credential may not follow events.")
-        if caller.expires_at is not None and caller.expires_at <= clock.time_s():
-            raise Unauthorized(code="token_expired")
-        return caller
-
-    def join(self, caller: Principal, reread: Callable[[], Principal]) -> Viewer:
-        """A new connection; `TooMany` when its person has too many."""
-        owner = caller.user_id or caller.id
-        if sum(
-            1 for viewer in self._viewers if (viewer.caller.user_id or viewer.caller.id) == owner
-        ) >= self._settings.get(MAX_SOCKETS):
-            raise TooMany("Too many open connections of this user.", code="concurrency_limit")
-        viewer = Viewer(caller, reread, self._settings.get(QUEUE_SIZE))
-        self._viewers.add(viewer)
-        return viewer
-
-    def leave(self, viewer: Viewer) -> None:
-        """The connection has ended."""
-        self._viewers.discard(viewer)
-        for viewers in self._by_event.values():
-            viewers.discard(viewer)
-
-    # -- subscriptions
-
-    def subscribe(self, viewer: Viewer, subscription: Subscription) -> None:
-        """From now on the viewer gets these events."""
-        viewer.subscriptions[(subscription.pattern, subscription.filter)] = subscription
-        for name in subscription.names:
-            self._by_event.setdefault(name, set()).add(viewer)
-
-    def unsubscribe(self, viewer: Viewer, pattern: str) -> None:
-        """No more events of this pattern, whatever the filter."""
-        for key in [key for key in viewer.subscriptions if key[0] == pattern]:
-            del viewer.subscriptions[key]
-        wanted = {name for each in viewer.subscriptions.values() for name in each.names}
-        for name, viewers in self._by_event.items():
-            if name not in wanted:
-                viewers.discard(viewer)
-
-    async def replay(self, viewer: Viewer, after: int, among: Sequence[Subscription]) -> int:
-        """Send what came after `after`, then go on live without gap or double; returns the place reached."""
-        replay = Replay(self._work, self._settings.get(REPLAY_LIMIT), self._frames.of)
-        return await replay.run(viewer, after, self._feed.position, among)
+        self.stopping = False
+        self.occupied, self._empty = asyncio.Event(), asyncio.Event()
+        self._empty.set()
+        self.rights_changed = asyncio.Event()
 
     @property
     def position(self) -> int:
-        """The `seq` up to which this process has handed events on."""
+        """The `seq` up to which events were handed on."""
         return self._feed.position
 
-    def _publish(self, records: Sequence[Record]) -> None:
-        for record in records:
-            for viewer in tuple(self._by_event.get(record.type, ())):
-                if not viewer.offer(record, self._frames.of):
-                    self.dropped += 1
+    def start(self) -> None:
+        """Follow the feed."""
+        self.stopping = False
+        self._unwatch = self._feed.watch(self.publish)
 
-    # -- rights
+    async def drain(self) -> None:
+        """The server restarts: tell everybody, and give them a moment to hear it."""
+        self.stopping = True
+        self.restart_all()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await self._empty.wait()
 
-    async def watch_rights(self) -> None:
-        """Read every caller again, for ever: who lost the session goes, who lost a right sees no more; supervised."""
-        while True:
-            await asyncio.sleep(LOOK_EVERY)
-            viewers = [viewer for viewer in self._viewers if viewer.close_code is None]
-            for start in range(0, len(viewers), 200):
-                part = viewers[start : start + 200]
-                found = await self._work(lambda part=part: [_read_again(viewer) for viewer in part], read=True)  # type: ignore[misc]  # bound per round
-                for viewer, caller in zip(part, found, strict=True):
-                    self._renew(viewer, caller)
+    def stop(self) -> None:
+        """Nothing follows any more; connections are let go."""
+        self.stopping = True
+        self._unwatch()
+        self._unwatch = lambda: None
+        for viewer in tuple(self.viewers):
+            viewer.leave()
 
-    def _renew(self, viewer: Viewer, caller: Principal | None) -> None:
-        now = clock.time_s()
-        if caller is None or not caller.may("realtime.read"):
-            viewer.end(UNAUTHENTICATED)
-            return
-        viewer.caller = caller
-        if caller.expires_at is None:
-            return
-        if caller.expires_at <= now:
-            viewer.end(UNAUTHENTICATED)
-        elif caller.expires_at - now <= WARN_SECONDS and not viewer.warned:
-            viewer.warned = True
-            viewer.put(0, "", frame("token_expiring", expires_at=clock.format_instant(caller.expires_at)))
+    def restart_all(self) -> None:
+        """Send everybody `reload` and close with 1012."""
+        for viewer in tuple(self.viewers):
+            viewer.end(RESTARTING, "reconnect with your cursor", Notice("reload"), keep=True)
 
-    def figures(self) -> Counter[str]:
-        """For metrics."""
-        return Counter(clients=len(self._viewers), dropped=self.dropped)
+    # -- coming and going
 
-
-def _read_again(viewer: Viewer) -> Principal | None:
-    try:
-        return viewer.reread()
-    except Problem:
+    def refusal(self) -> Problem | None:
+        """Why this process takes no further connection, if so."""
+        if self.stopping:
+            return Unavailable("The server is shutting down.", code="shutting_down")
+        if len(self.viewers) + self._pending >= MAX_CLIENTS:
+            return Unavailable("This process has as many live connections as it takes.", code="overloaded")
         return None
+
+    def signing_in(self, change: int) -> None:
+        """Count connections that have not signed in yet: +1, -1."""
+        self._pending += change
+
+    def check_user(self, user: str) -> None:
+        """Raise `TooMany` when the user has as many connections as allowed."""
+        allowed = self._settings.get(MAX_SOCKETS)
+        if self._users[user] >= allowed:
+            raise TooMany(f"One user may have {allowed} live connections; close one.", code="concurrency_limit")
+
+    def join(self, viewer: Viewer) -> None:
+        """A connection begins; raises what `check_user` raises. It counts until `leave`."""
+        self.check_user(viewer.user)
+        viewer.on_end = self._forget
+        viewer.seen = self.position
+        self._users[viewer.user] += 1
+        self.viewers.add(viewer)
+        self.occupied.set()
+        self._empty.clear()
+
+    def leave(self, viewer: Viewer) -> None:
+        """The connection is over."""
+        viewer.leave()
+        if viewer in self.viewers:
+            self.viewers.discard(viewer)
+            self._users[viewer.user] -= 1
+            self._users += Counter()  # forget who has none left
+            if not self.viewers:
+                self.occupied.clear()
+                self._empty.set()
+
+    # -- subscriptions
+
+    def subscribe(self, viewer: Viewer, event: str, wanted: frozenset[tuple[str, str]] = frozenset()) -> Subscription:
+        """From now on the viewer gets these events; asked twice it is the same subscription. Raises `Refusal`."""
+        self._check(viewer, event)
+        key: Key = (event, wanted)
+        known = viewer.subscriptions.get(key)
+        if known is not None:
+            return known
+        if len(viewer.subscriptions) >= MAX_SUBSCRIPTIONS:
+            raise Refusal("subscription_limit", f"One connection has at most {MAX_SUBSCRIPTIONS} subscriptions.")
+        made = viewer.subscriptions[key] = Subscription(event, wanted, self.position)
+        self._index.setdefault(event, {}).setdefault(viewer, []).append(made)
+        return made
+
+    def unsubscribe(self, viewer: Viewer, event: str) -> None:
+        """No more events of this name or pattern, whatever the filter."""
+        for key in [key for key in viewer.subscriptions if key[0] == event]:
+            viewer.subscriptions.pop(key).live = False
+        self._drop(viewer, event)
+
+    def knows(self, event: str) -> bool:
+        """Whether some event has this name or matches this pattern."""
+        return self._types.knows(event)
+
+    def _check(self, viewer: Viewer, event: str) -> None:
+        if not self.knows(event):
+            raise Refusal("unknown_event", f"No event is named {event}; GET /api/v1/events/types lists them.")
+        if not viewer.principal.is_admin and any(
+            kind.event == event and kind.visibility == ADMIN for kind in self._types.all()
+        ):
+            raise Refusal("forbidden", f"Only admins see {event}.")
+
+    def _drop(self, viewer: Viewer, event: str) -> None:
+        followers = self._index.get(event)
+        if followers is not None:
+            followers.pop(viewer, None)
+            if not followers:
+                del self._index[event]
+
+    def _forget(self, viewer: Viewer) -> None:
+        for event, _ in viewer.subscriptions:
+            self._drop(viewer, event)
+
+    # -- the feed
+
+    def publish(self, records: Sequence[Record]) -> None:
+        """Queue new events for who follows them. Called by the feed; never waits."""
+        for record in records:
+            name = record.type
+            if name in RIGHTS_EVENTS:
+                self.rights_changed.set()
+            elif name == "plugin.state":
+                self._follow_door(record)
+            followed = [self._index[pattern] for pattern in patterns(name) if pattern in self._index]
+            if followed:
+                self._hand_on(Item(record), followed)
+
+    def _hand_on(self, item: Item, followed: Sequence[dict[Viewer, list[Subscription]]]) -> None:
+        seq = item.record.seq
+        slow: list[Viewer] = []
+        for followers in followed:
+            for viewer, subscriptions in followers.items():
+                if viewer.seen >= seq:  # another pattern has it already
+                    continue
+                if subscriptions[0].filter and not any(each.passes(item) for each in subscriptions):
+                    continue
+                viewer.seen = seq
+                if not viewer.offer(item):
+                    slow.append(viewer)
+        for viewer in slow:
+            self.dropped += 1 + viewer.lag()
+
+    def _follow_door(self, record: Record) -> None:
+        payload = record.payload()
+        if payload.get("name") == "realtime" and payload.get("to") != "active":
+            self.restart_all()
+
+
+@functools.lru_cache(maxsize=4096)
+def patterns(name: str) -> tuple[str, ...]:
+    """What may be subscribed to get this event: `a.b.c`, `a.b.*`, `a.*`, `*`."""
+    parts = name.split(".")
+    return (name, *(".".join(parts[:size]) + ".*" for size in range(len(parts) - 1, 0, -1)), "*")

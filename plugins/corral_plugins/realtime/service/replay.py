@@ -1,70 +1,159 @@
-"""From a place in the log to the present, and over to live without a gap or a double."""
+"""From a place in the log to where live events begin: nothing missing, nothing twice.
+
+A replay stands in the viewer's queue before every live event that came after it was asked for, and is read from the log
+only as fast as the viewer takes it. It reads up to where its subscriptions began to be served live.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+import functools
+from collections.abc import Sequence
+from typing import Any
 
+from corral import clock
 from corral.database.engine import Work
 from corral.events import log as event_log
 from corral.events.log import EventRow, Record
-from corral_plugins.realtime.service.frames import frame
+from corral.events.registry import EventTypes
+from corral.plugin import Settings
+from corral_plugins.realtime.service.messages import Item, Notice
 from corral_plugins.realtime.service.viewer import Subscription, Viewer
+from corral_plugins.realtime.settings import REPLAY_LIMIT
 
 AT_ONCE = 200
+WINDOW = 20_000  # numbers looked through at once for rare names
+LONGEST_DAYS = 30
+
+Names = tuple[str, ...] | None  # None: all
 
 
-class Replay:
-    """Live events are held while it runs; they come after the `until` that it reads to."""
+class Replays:
+    """Makes replays."""
 
-    def __init__(self, work: Work, limit: int, encode: Callable[[Record], str]) -> None:
-        self._work, self._limit, self._encode = work, limit, encode
+    def __init__(self, work: Work, types: EventTypes, settings: Settings) -> None:
+        self.work, self._types, self._settings = work, types, settings
 
-    async def run(self, viewer: Viewer, after: int, until: int, among: Sequence[Subscription]) -> int:
-        """Send the events with `after < seq <= until` that `among` asks for; returns `until`."""
-        names = sorted({name for each in among for name in each.names})
-        viewer.held = []
-        try:
-            start = await self._work(lambda: self._start(after, until, names), read=True)
-            if start > after:
-                viewer.put(0, "", frame("gap", **{"from": after + 1, "to": start}))
-            while start < until and viewer.close_code is None:
-                place = start
-                records = await self._work(lambda place=place: self._read(place, until, names), read=True)  # type: ignore[misc]  # bound per round
-                if not records:
-                    break
-                start = records[-1].seq
-                for record in records:
-                    if viewer.wants(record, among):
-                        await self._put(viewer, record)
-        finally:
-            held, viewer.held = viewer.held or [], None
-            for record in held:
-                if record.seq > until:
-                    viewer.offer(record, self._encode)
-        return until
+    @property
+    def limit(self) -> int:
+        """How many events one replay sends at most."""
+        return self._settings.get(REPLAY_LIMIT)
 
-    async def _put(self, viewer: Viewer, record: Record) -> None:
-        """A replay goes as fast as its reader."""
-        while len(viewer.waiting) >= viewer.limit and viewer.close_code is None:
-            viewer.room.clear()
-            await viewer.room.wait()
-        viewer.put(record.seq, record.type, self._encode(record))
+    def names(self, wanted: Sequence[Subscription]) -> Names:
+        """The event names that these subscriptions mean."""
+        events = [each.event for each in wanted]
+        return None if "*" in events else tuple(self._types.expand(events))
 
-    def _start(self, after: int, until: int, names: Sequence[str]) -> int:
-        """Where the replay begins: after what was asked for, what is kept, and at most `limit` events back."""
-        start = max(after, event_log.first_seq() - 1)
-        beyond = (
-            EventRow.select(EventRow.seq)
-            .where((EventRow.seq > start) & (EventRow.seq <= until) & EventRow.type.in_(names))
-            .order_by(EventRow.seq.desc())
-            .offset(self._limit)
-            .limit(1)
-            .tuples()
-            .first()
-        )
-        return int(beyond[0]) if beyond else start
+    def make(self, viewer: Viewer, cursor: str, wanted: Sequence[Subscription], *, tell: bool = False) -> LogReplay:
+        """What came after `cursor` for these subscriptions of the viewer. `tell`: with `resumed` at the end."""
+        return LogReplay(self, viewer, cursor, tuple(wanted), tell=tell)
 
-    @staticmethod
-    def _read(after: int, until: int, names: Sequence[str]) -> list[Record]:
-        where = [EventRow.seq > after, EventRow.seq <= until, EventRow.type.in_(names)]
-        return event_log.select(where, AT_ONCE)
+
+class LogReplay:
+    """Implements `corral_plugins.realtime.service.viewer.Replay`."""
+
+    def __init__(
+        self, replays: Replays, viewer: Viewer, cursor: str, wanted: tuple[Subscription, ...], *, tell: bool
+    ) -> None:
+        self._replays, self._viewer, self._cursor, self._wanted, self._tell = replays, viewer, cursor, wanted, tell
+        self._served: list[tuple[Subscription, int]] = []
+        self._names: Names = None
+        self._place: int | None = None
+        self._until = 0
+        self._over = False
+
+    async def more(self) -> Sequence[Item | Notice] | None:
+        """The next part, perhaps empty; None at the end."""
+        if self._place is None:
+            return await self._begin()
+        if self._over:
+            return None
+        if self._place >= self._until:
+            self._over = True
+            return [Notice("resumed", cursor=self._until)] if self._tell else None
+        records, self._place = await self._replays.work(self._next, read=True)
+        return [item for item in map(Item, records) if self._is_due(item)]
+
+    async def _begin(self) -> Sequence[Notice]:
+        """Find the place. Each subscription is served from there on, so that a later replay repeats nothing."""
+        self._served = [(each, each.since) for each in self._viewer.subscriptions.values()]
+        self._until = max((each.since for each in self._wanted), default=0)
+        self._names = self._replays.names(self._wanted)
+        asked, place = await self._replays.work(self._kept, read=True)
+        place = await self._within_limit(place)
+        self._place = place
+        for each in self._wanted:
+            each.since = min(each.since, place)
+        if asked is not None and place <= asked:
+            return []
+        return [Notice("gap", **{"from": None if asked is None else asked + 1, "to": place})]
+
+    def _is_due(self, item: Item) -> bool:
+        """Whether it is asked for, and no subscription has brought it already."""
+        if not any(each.live and each.matches(item) for each in self._wanted):
+            return False
+        seq = item.record.seq
+        return not any(since < seq and each.matches(item) for each, since in self._served)
+
+    # -- in a read unit
+
+    def _kept(self) -> tuple[int | None, int]:
+        """The `seq` that was asked for (None: its event is gone), and where to begin: in the log, 30 days at most."""
+        asked = event_log.seq_of(self._cursor)
+        place = max(-1 if asked is None else asked, event_log.first_seq() - 1, 0)
+        return asked, max(place, _before(clock.now(-LONGEST_DAYS * 86_400), place, self._until))
+
+    async def _within_limit(self, place: int) -> int:
+        """The place from which at most `limit` events follow; windows keep each look short."""
+        limit, high = self._replays.limit, self._until
+        if high - place <= limit:
+            return place
+        left = limit
+        while high > place:
+            low = max(place, high - WINDOW) if self._names is not None else place
+            look = functools.partial(self._newest, low, high, left + 1)
+            found = await self._replays.work(look, read=True)
+            if len(found) > left:
+                return int(found[left])
+            left -= len(found)
+            high = low
+            await asyncio.sleep(0)
+        return place
+
+    def _newest(self, after: int, until: int, count: int) -> list[int]:
+        query: Any = EventRow.select(EventRow.seq).where((EventRow.seq > after) & (EventRow.seq <= until))
+        if self._names is not None:
+            query = query.where(EventRow.type.in_(self._names))
+        return [seq for (seq,) in query.order_by(EventRow.seq.desc()).limit(count).tuples()]
+
+    def _next(self) -> tuple[list[Record], int]:
+        """The next records and the place behind them."""
+        assert self._place is not None
+        if self._names is None:
+            records = event_log.read(self._place, AT_ONCE, until=self._until)
+            return records, records[-1].seq if len(records) == AT_ONCE else self._until
+        end = min(self._until, self._place + WINDOW)
+        where = [EventRow.seq > self._place, EventRow.seq <= end, EventRow.type.in_(self._names)]
+        records = event_log.select(where, AT_ONCE)
+        return records, records[-1].seq if len(records) == AT_ONCE else end
+
+
+def _before(instant: str, low: int, high: int) -> int:
+    """The last `seq` in `low..high` whose event is older than `instant`; `low` when none is. A few indexed looks."""
+    first = _first_after(low)
+    if first is None or first[1] >= instant:
+        return low
+    while low < high:
+        middle = (low + high) // 2
+        found = _first_after(middle)
+        if found is None or found[0] > high or found[1] >= instant:
+            high = middle
+        else:
+            low = found[0]
+    return low
+
+
+def _first_after(seq: int) -> tuple[int, str] | None:
+    query = EventRow.select(EventRow.seq, EventRow.ts).where(EventRow.seq > seq).order_by(EventRow.seq).limit(1)
+    row: tuple[int, str] | None = query.tuples().first()
+    return row

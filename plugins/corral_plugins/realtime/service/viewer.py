@@ -1,88 +1,219 @@
-"""One connected reader: what it subscribed to, what waits for it, and when it must go."""
+"""One connected reader: who it is, what it follows, and what waits to be sent to it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any
-
-import msgspec
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 from corral.auth.principal import Principal
 from corral.auth.visibility import can_read
 from corral.events.log import Record
-from corral_plugins.realtime.service.frames import frame
+from corral_plugins.realtime.service.messages import INVALID, TOO_SLOW, Close, Item, Notice, Refusal
 
-FILTERS = ("agent_id", "task_id", "workflow_id", "run_id", "worker_id", "conversation_id", "status", "priority")
+FRESH_SECONDS = 1.0
+ENDING_SECONDS = 10.0
+MAX_ERRORS = 10
 
-BAD_FRAMES, UNAUTHENTICATED, FORBIDDEN, TOO_SLOW, TOO_MANY, RESTART = 4400, 4401, 4403, 4408, 4429, 1012
+Key = tuple[str, frozenset[tuple[str, str]]]
+Entry = Item | Notice | Close
 
 
-class Subscription(msgspec.Struct, frozen=True):
-    """Names of events and values that their data must have."""
+class Subscription:
+    """One event name or pattern with its filter. Everything that matches after `since` was sent, or is queued."""
 
-    pattern: str
-    names: frozenset[str]
-    filter: tuple[tuple[str, Any], ...] = ()
+    __slots__ = ("event", "filter", "live", "prefix", "since")
 
-    def matches(self, record: Record) -> bool:
-        """Whether the record is asked for."""
-        if record.type not in self.names:
+    def __init__(self, event: str, wanted: frozenset[tuple[str, str]], since: int) -> None:
+        self.event, self.filter, self.since = event, wanted, since
+        self.prefix = None if event == "*" or not event.endswith(".*") else event[:-1]
+        self.live = True
+
+    def matches(self, item: Item) -> bool:
+        """Whether the event is asked for."""
+        name = item.record.type
+        if self.event not in (name, "*") and (self.prefix is None or not name.startswith(self.prefix)):
             return False
-        if not self.filter:
-            return True
-        data = record.payload()
-        return all(data.get(name) == value for name, value in self.filter)
+        return not self.filter or self.passes(item)
+
+    def passes(self, item: Item) -> bool:
+        """Whether the event's data has the values of the filter."""
+        payload = item.payload
+        return all(payload.get(name) == value for name, value in self.filter)
+
+
+class Replay(Protocol):
+    """A piece of the log that is sent before what is queued after it."""
+
+    async def more(self) -> Sequence[Item | Notice] | None:
+        """The next part; None at the end."""
+        ...
 
 
 class Viewer:
-    """`offer` never blocks: a reader that falls behind by more than `limit` is told where, and goes."""
+    """`put` and `offer` never block; `take` is called by the one task that sends. Everything runs on the loop."""
 
-    def __init__(self, caller: Principal, reread: Callable[[], Principal], limit: int) -> None:
-        self.caller, self.reread, self.limit = caller, reread, limit
-        self.subscriptions: dict[tuple[str, tuple[tuple[str, Any], ...]], Subscription] = {}
-        self.waiting: deque[tuple[int, str, str]] = deque()  # seq, event name, frame
-        self.wake = asyncio.Event()
-        self.room = asyncio.Event()
-        self.ended = asyncio.Event()
-        self.close_code: int | None = None
-        self.held: list[Record] | None = None  # live events that came while a replay runs
-        self.warned = False
+    def __init__(self, principal: Principal, reread: Callable[[], Principal], checked: float, limit: int) -> None:
+        self.principal, self.reread, self.checked = principal, reread, checked
+        self.fresh: Callable[[], Awaitable[None]] = (
+            _nothing  # has the principal read again; set by who keeps the rights
+        )
+        self.limit = limit
+        self.subscriptions: dict[Key, Subscription] = {}
+        self.seen = 0  # the seq of the last live event that was offered
+        self.queue: deque[Entry | Replay] = deque()
+        self.ended = self.left = self.revoked = False
+        self.warned_of: float | None = None
+        self.on_end: Callable[[Viewer], None] = lambda viewer: None
+        self.abort: Callable[[], None] = lambda: None
+        self._errors = 0
+        self._backlog: deque[Item | Notice] = deque()
+        self._replay: Replay | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
-    def wants(self, record: Record, among: Iterable[Subscription]) -> bool:
-        """Whether it asked for the record and may see it now."""
-        return can_read(self.caller, record.visibility, record.owner_id) and any(each.matches(record) for each in among)
+    @property
+    def user(self) -> str:
+        """Whose connection it is, for limits."""
+        return self.principal.user_id or self.principal.id
 
-    def offer(self, record: Record, encode: Callable[[Record], str]) -> bool:
-        """A new event; False when it was dropped because the reader is too slow."""
-        if self.close_code is not None:
-            return True
-        if self.held is not None:
-            self.held.append(record)
-            return len(self.held) <= self.limit or self._lag(record)
-        if not self.wants(record, self.subscriptions.values()):
-            return True
-        if len(self.waiting) >= self.limit:
-            return self._lag(record)
-        self.put(record.seq, record.type, encode(record))
+    # -- what is to be sent
+
+    def offer(self, item: Item) -> bool:
+        """Queue a live event; False when there is no room: the caller then says `lag`."""
+        if len(self.queue) >= self.limit:
+            return False
+        self.queue.append(item)
+        if self._waiter is not None:
+            self.wake()
         return True
 
-    def put(self, seq: int, name: str, text: str) -> None:
-        """Queue a frame."""
-        self.waiting.append((seq, name, text))
-        self.wake.set()
+    def put(self, entry: Notice | Replay) -> None:
+        """Queue anything else. A client that asks without reading the answers is too slow as well."""
+        if self.ended:
+            return
+        if len(self.queue) >= self.limit:
+            self.lag()
+            return
+        self.queue.append(entry)
+        self.wake()
 
-    def end(self, code: int, last: str | None = None) -> None:
-        """The connection must close; `last` is said first."""
-        if self.close_code is None:
-            self.close_code = code
-            if last is not None:
-                self.waiting.append((0, "", last))
-            self.wake.set()
-            self.ended.set()
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer with an `error` frame; the tenth ends the connection."""
+        self._errors += 1
+        self.put(Notice("error", code=refusal.code, detail=refusal.detail))
+        if self._errors >= MAX_ERRORS:
+            self.end(INVALID, "ten errors in one connection", keep=True)
 
-    def _lag(self, record: Record) -> bool:
-        self.waiting.clear()
-        self.end(TOO_SLOW, frame("lagged", missed_from=record.seq))
-        return False
+    def lag(self) -> int:
+        """Too slow: what waits is dropped, the client learns from where, and it ends. How many events were dropped."""
+        if self.ended:
+            return 0
+        lost = [entry for entry in (*self._backlog, *self.queue) if isinstance(entry, Item)]
+        missed_from = lost[0].record.seq if lost else self.seen + 1
+        self.end(TOO_SLOW, "too slow", Notice("lagged", missed_from=missed_from))
+        return len(lost)
+
+    def end(self, code: int, reason: str, last: Notice | None = None, *, keep: bool = False) -> None:
+        """End the connection, once. `last` is sent before; `keep`: what waits is sent too."""
+        if self.ended:
+            return
+        self.ended = True
+        self.on_end(self)
+        if not keep:
+            self.queue.clear()
+            self._backlog.clear()
+            self._replay = None
+        if last is not None:
+            self.queue.append(last)
+        self.queue.append(Close(code, reason))
+        self._timer = asyncio.get_running_loop().call_later(ENDING_SECONDS, self.abort)
+        self.wake()
+
+    def cut(self, code: int, reason: str) -> None:
+        """The right to follow is lost: no further event is sent, whatever waits."""
+        self.revoked = True
+        self.end(code, reason)
+
+    def leave(self) -> None:
+        """The client has gone, or the connection is over: nothing more is sent."""
+        self.left = True
+        if not self.ended:
+            self.ended = True
+            self.on_end(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        self.wake()
+
+    def wake(self) -> None:
+        """There is something to do for `take`."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # -- sending
+
+    @property
+    def ready(self) -> bool:
+        """Whether `take` has something at once."""
+        return bool(self._backlog) or (
+            self._replay is None and bool(self.queue) and isinstance(self.queue[0], (Item, Notice, Close))
+        )
+
+    async def take(self, idle_seconds: float | None = None) -> Entry | None:
+        """What to send next, judged by the rights of this moment; None: nothing for `idle_seconds`, or it has left."""
+        while not self.left:
+            entry: Entry | Replay
+            if self._backlog:
+                entry = self._backlog.popleft()
+            elif self._replay is not None:
+                await self._go_on(self._replay)
+                continue
+            elif self.queue:
+                entry = self.queue.popleft()
+            elif await self._wait(idle_seconds):
+                continue
+            else:
+                return None
+            if isinstance(entry, Item):
+                if await self._may_see(entry.record):
+                    return entry
+            elif isinstance(entry, (Notice, Close)):
+                return entry
+            else:
+                self._replay = entry
+        return None
+
+    async def _go_on(self, replay: Replay) -> None:
+        part = await replay.more()
+        if self._replay is not replay:  # it ended meanwhile
+            return
+        if part is None:
+            self._replay = None
+        else:
+            self._backlog.extend(part)
+
+    async def _may_see(self, record: Record) -> bool:
+        now = asyncio.get_running_loop().time
+        while now() - self.checked > FRESH_SECONDS and not self.left:
+            await self.fresh()
+        return not self.revoked and can_read(self.principal, record.visibility, record.owner_id)
+
+    async def _wait(self, seconds: float | None) -> bool:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            if seconds is None:
+                await self._waiter
+            else:
+                async with asyncio.timeout(seconds):
+                    await self._waiter
+        except TimeoutError:
+            return False
+        finally:
+            self._waiter = None
+        return True
+
+
+async def _nothing() -> None:
+    await asyncio.sleep(0)

@@ -132,6 +132,8 @@ def up(migrator: Any, db: Any) -> None:
         input_tokens = peewee.BigIntegerField()
         output_tokens = peewee.BigIntegerField()
         calls = peewee.BigIntegerField()
+        told = peewee.TextField(null=True)
+        stalls = peewee.IntegerField()
         tainted = peewee.BooleanField()
         ended_by = peewee.CharField(max_length=40, null=True)
         error = peewee.TextField(null=True)
@@ -146,7 +148,7 @@ def up(migrator: Any, db: Any) -> None:
             database = db
             legacy_table_names = False
             table_name = "tasks_attempts"
-            indexes = ((("task_id", "fence"), True),)
+            indexes = ((("task_id", "fence"), True), (("agent_id", "created_at"), False))
 
     class LogLine(Model):
         id = peewee.BigAutoField()

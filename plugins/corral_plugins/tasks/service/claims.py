@@ -16,6 +16,7 @@ from corral.core.api import Accounts
 from corral.database.statement import Statement
 from corral.errors import NotFound
 from corral.ids import new_id
+from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Claim, ClaimAnswer
@@ -77,6 +78,8 @@ class _SlotTaken(Exception):
 class Claims:
     """Gives tasks to workers. Order of locks: the tasks, then their agents, then the worker."""
 
+    switch: KillSwitch | None
+
     def __init__(self, moves: Moves, offers: Offers, accounts: Accounts) -> None:
         self._moves, self._offers, self._accounts = moves, offers, accounts
         self._settings, self._agents, self._workers = moves.settings, moves.agents, moves.workers
@@ -89,6 +92,8 @@ class Claims:
         worker = self._workers.facts(worker_id)
         if worker is None:
             raise NotFound()
+        if self._is_stopped():
+            return ClaimAnswer(tasks=[], reason="kill_switch")
         if worker.status == "draining":
             return ClaimAnswer(tasks=[], reason="draining")
         free = worker.max_agents - worker.active_leases
@@ -115,10 +120,13 @@ class Claims:
         worker = self._workers.facts(worker_id)
         if worker is None:
             raise NotFound()
-        if not worker.claims:
+        if not worker.claims or self._is_stopped():
             return []
         agents = self._agents.eligible(worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=None)
         return queues.first_of(queues.served(agents, worker), limit=limit) if agents else []
+
+    def _is_stopped(self) -> bool:
+        return self.switch is not None and self.switch.state().engaged
 
     # -- choosing
 

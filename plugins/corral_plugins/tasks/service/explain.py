@@ -8,6 +8,7 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.core.api import Accounts
 from corral.errors import NotFound
+from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.models import TERMINAL, Attempt, Dependency, Task
@@ -24,6 +25,7 @@ class Explanations:
     """Joins the caller's unit."""
 
     llm: LLM | None
+    switch: KillSwitch | None
 
     def __init__(self, agents: Agents, workers: Workers, accounts: Accounts) -> None:
         self._agents, self._workers, self._accounts = agents, workers, accounts
@@ -63,7 +65,7 @@ class Explanations:
     def _conditions(self, row: Row) -> list[Condition]:
         agent = self._agents.facts(row.agent_id) if row.agent_id is not None else None
         fleet = self._workers.fleet()
-        found = [_dependencies(row), _available(row), self._requester(row)]
+        found = [_dependencies(row), _available(row), self._requester(row), self._kill_switch()]
         if row.waiting_kind is not None:
             told = f"It waits for {row.waiting_kind}."
             found.append(_no("waiting_for", told, "Give the answer.", f"/tasks/{row.id}/{row.waiting_kind}"))
@@ -85,6 +87,13 @@ class Explanations:
             "Activate the account.",
             f"/admin/users/{row.created_by}",
         )
+
+    def _kill_switch(self) -> Condition:
+        state = self.switch.state() if self.switch is not None else None
+        if state is None or not state.engaged:
+            return _yes("kill_switch", "The kill switch is released.")
+        told = f"The kill switch is engaged: {state.reason}"
+        return _no("kill_switch", told, "An admin releases it.", "/admin/kill-switch")
 
     # -- agents
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from corral import clock
 from corral.database.statement import Statement
+from corral.jobs.job import enqueue
 from corral_plugins.tasks.api import LeaseRef, LeaseState, LeaseView, QueueFigures, Signal
 from corral_plugins.tasks.models import PRIORITIES, Attempt, SignalRow, Task
 from corral_plugins.tasks.service import rows, tallies
@@ -15,6 +16,7 @@ from corral_plugins.tasks.service.outcomes import Outcomes
 from corral_plugins.tasks.service.rows import Ledger
 
 SIGNALS = 200
+CANCELLED_AT_ONCE = 200
 
 _RENEW = Statement(
     lambda p: (
@@ -137,6 +139,22 @@ class Fleet:
                 self._outcomes.cancelled(row, attempt, kind="user", reason=reason, by="agent_stopped")
 
         return self._release(Attempt.agent_id == agent_id, reason, end)
+
+    def cancel_leased(self, *, reason: str, before: str | None = None) -> int:
+        """Ask every run claimed until `before` (default: now) to end. At most 200 a unit; a job goes on from there.
+
+        Runs that were asked before are not asked again.
+        """
+        before = before or clock.now()
+        asked = Attempt.cancel_until.is_null() & (Attempt.created_at <= before)
+        n = Attempt.select().where(asked & Attempt.finished_at.is_null()).count()
+        for attempt in rows.attempts(asked, CANCELLED_AT_ONCE):
+            row = rows.lock(attempt.task_id)
+            if row.lease_id == attempt.lease_id and row.status in ("assigned", "running"):
+                self._outcomes.stop(row, kind="user", reason=reason)
+        if n > CANCELLED_AT_ONCE:
+            enqueue("tasks.cancel_leased", reason=reason, before=before)
+        return int(n)
 
     def _release(self, which: Any, reason: str, end: Callable[[rows.Row, Ledger], None]) -> list[str]:
         """Lock all tasks first, in one order; then end their leases."""

@@ -12,6 +12,7 @@ from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Unavail
 from corral.http.answers import Encoded
 from corral.ids import new_id
 from corral.schema.data import check_user_schema
+from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Usage
 from corral_plugins.tasks.events import TaskProgressed, TaskStalled, TaskStarted, TaskWaiting
 from corral_plugins.tasks.reports import (
@@ -144,6 +145,7 @@ class Leases:
         """A run is idle or in a loop: say so, and do what the policy wants."""
         tell(TaskStalled, row, row.status, kind=kind, idle_ms=clock.elapsed_ms(attempt.last_activity_at, clock.now()))
         self._moves.seen.stalled(kind)
+        rows.change_attempt(attempt, stalls=attempt.stalls + 1)
         if attempt.stall_action != "notify":
             why = "It repeats itself." if kind == "loop" else "It made no progress."
             self._outcomes.stop(row, kind="stalled", reason=why)
@@ -167,18 +169,24 @@ class Leases:
     # -- its end
 
     def complete(self, task_id: str, lease_id: str | None, told: Complete, by: Principal) -> Encoded:
-        """The run has a result; while the task is being cancelled it is only kept on the attempt."""
+        """The run has a result; while the task is being cancelled it is only kept on the attempt.
+
+        With `workers.accept_late_results` it counts when a person had the task cancelled: completed after all.
+        """
         row, attempt, again = self._reported(task_id, lease_id, by, "complete")
         if not again:
             self._must_run(row, "completed")
             result = as_json(told.result, RESULT_LIMIT, "/result")
             usage.record(row, attempt, told.usage)
-            if row.status == "cancelling":
+            if row.status == "cancelling" and not self._counts_late(row):
                 self._outcomes.settle(row, attempt, by="complete", kept=result)
             else:
                 artifacts = None if isinstance(told.artifacts, msgspec.UnsetType) else told.artifacts
                 self._outcomes.complete(row, attempt, result=result, artifacts=artifacts, by="complete")
         return views.answer(row.id, row.version)
+
+    def _counts_late(self, row: Row) -> bool:
+        return row.cancel_kind == "user" and self._settings.get(declared.ACCEPT_LATE_RESULTS)
 
     def fail(self, task_id: str, lease_id: str | None, told: Fail, by: Principal) -> Encoded:
         """The run failed."""

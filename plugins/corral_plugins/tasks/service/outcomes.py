@@ -36,6 +36,9 @@ class Outcomes:
         """A result (JSON text) is there. One that does not fit `output_schema` is a failure that may be retried."""
         if row.output_schema is not None and attempt is not None:
             faults = json_schema_problems(rows.parsed(row.output_schema), rows.parsed(result))
+            if faults and row.status == "cancelling":  # it came late and does not count: the cancellation does
+                self.settle(row, attempt, by=by, kept=result)
+                return
             if faults:
                 told = "; ".join(f"{fault.pointer or '/'}: {fault.detail}" for fault in faults[:5])
                 self.fail(
@@ -45,6 +48,8 @@ class Outcomes:
         now = clock.now()
         duration = None if row.started_at is None else clock.elapsed_ms(row.started_at, now)
         changes: dict[str, Any] = {"result": result, "error": None, "finished_at": now, **NOT_WAITING}
+        if row.status == "cancelling":
+            changes |= NOT_CANCELLED
         if artifacts is not None:
             changes["artifacts"] = list(artifacts)
         named = {"result_summary": summary(result), "duration_ms": duration, "cost_usd": row.cost_micro / 1e6}

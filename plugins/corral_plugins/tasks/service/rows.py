@@ -114,6 +114,8 @@ class Ledger(msgspec.Struct):
     input_tokens: int
     output_tokens: int
     calls: int
+    told: str | None
+    stalls: int
     ended_by: str | None
     started_at: str | None
     finished_at: str | None

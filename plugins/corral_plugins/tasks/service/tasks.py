@@ -19,9 +19,10 @@ from corral_plugins.tasks.api import (
     Origin,
     QueueFigures,
     Signal,
+    Usage,
 )
 from corral_plugins.tasks.models import Task
-from corral_plugins.tasks.service import rows
+from corral_plugins.tasks.service import rows, usage
 from corral_plugins.tasks.service.actions import Actions
 from corral_plugins.tasks.service.claims import Claims
 from corral_plugins.tasks.service.creation import Creation
@@ -83,6 +84,9 @@ class TasksService:
     def release_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
         return self._fleet.release_agent(agent_id, cancel=cancel, reason=reason)
 
+    def cancel_leased(self, *, reason: str) -> int:
+        return self._fleet.cancel_leased(reason=reason)
+
     def detach_agent(self, agent_id: str) -> int:
         """The tasks that wait for the agent are anybody's from now on."""
         waiting = (Task.agent_id == agent_id) & Task.finished_at.is_null()
@@ -101,6 +105,14 @@ class TasksService:
 
     def renew_one(self, task_id: str, lease_id: str) -> None:
         self._fleet.renew_one(task_id, lease_id)
+
+    def spent(
+        self, task_id: str, lease_id: str, *, input_tokens: int, output_tokens: int, cost_usd: float | None = None
+    ) -> None:
+        used = Usage(input_tokens=input_tokens, output_tokens=output_tokens, calls=1)
+        if cost_usd is not None:
+            used.cost_usd = cost_usd
+        usage.add(task_id, lease_id, used)
 
     def queue_figures(self) -> QueueFigures:
         return self._fleet.queue_figures()

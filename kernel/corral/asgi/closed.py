@@ -1,0 +1,52 @@
+"""Operations of built-in plugins that did not come up: known without loading them, and answered with 503."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from corral.asgi.table import Clash, Table
+from corral.auth.principal import PUBLIC
+from corral.errors import Problem, Unavailable
+from corral.http.routes import Route
+from corral.loader import Loaded, built_in_paths
+
+RETRY_AFTER = 60
+
+
+class Closed:
+    """What the table leads to instead of an endpoint; `door` says what became of the plugin."""
+
+    def __init__(self, loaded: Loaded, label: str) -> None:
+        self.loaded = loaded
+        method, _, path = label.partition(" ")
+        self.route = Route(
+            method=method, path=path, handler=self.door, tag="", needs=(PUBLIC,), plugin=loaded.name, summary=label
+        )
+
+    def door(self) -> Problem:
+        """The problem that is answered."""
+        return out_of_service(self.loaded)
+
+
+def out_of_service(loaded: Loaded) -> Unavailable:
+    """503 with the state of the plugin and the reason for it."""
+    code = "plugin_failed" if loaded.state == "failed" else "plugin_disabled"
+    detail = f"The plugin {loaded.name} is {loaded.state}: {loaded.reason or 'see the log'}."
+    return Unavailable(detail, code=code, retry_after=RETRY_AFTER)
+
+
+def close(table: Table, plugins: Iterable[Loaded], served: Iterable[Any]) -> None:
+    """Add the operations of built-in plugins of which none is served. What another plugin serves stays its own."""
+    up = {endpoint.route.plugin for endpoint in served}
+    for closed in _operations([loaded for loaded in plugins if loaded.name not in up]):
+        with contextlib.suppress(Clash, ValueError):  # ValueError: another plugin names a part of the path differently
+            table.add(closed)
+
+
+def _operations(down: list[Loaded]) -> Iterator[Closed]:
+    known = built_in_paths(down)
+    for loaded in down:
+        for label in known.get(loaded.name, ()) if loaded.found.built_in else ():
+            yield Closed(loaded, label)

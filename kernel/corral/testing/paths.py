@@ -1,0 +1,38 @@
+"""The table of the paths of built-in plugins, from which those that did not come up answer 503.
+
+`python -m corral.testing.paths --write` brings it up to date after a route was added or removed.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+from corral.testing.written import build, main
+
+PACKAGE = "corral_plugins"
+
+
+def render() -> str:
+    """The table as it should be, made of a kernel with all built-in plugins."""
+    with build() as application:
+        found: dict[str, list[str]] = {}
+        for endpoint in application.endpoints:
+            if endpoint.route.plugin != "core":  # without it nothing is served
+                found.setdefault(endpoint.route.plugin, []).append(endpoint.label)
+    return json.dumps({name: sorted(found[name], key=_by_path) for name in sorted(found)}, indent=2) + "\n"
+
+
+def files() -> dict[Path, str]:
+    """What there is to write."""
+    return {Path(str(resources.files(PACKAGE).joinpath("paths.json"))): render()}
+
+
+def _by_path(label: str) -> tuple[str, str]:
+    method, _, path = label.partition(" ")
+    return path, method
+
+
+if __name__ == "__main__":
+    main(files)

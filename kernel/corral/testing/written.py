@@ -1,0 +1,47 @@
+"""Files of the source tree that are made of the wired plugins: `--write` brings them up to date, else they are compared."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from corral.asgi.application import Application
+from corral.cli.kernels import scratch
+from corral.config_reader import load as load_config
+
+
+@contextlib.contextmanager
+def build() -> Iterator[Application]:
+    """An application with all built-in plugins, in a temporary folder, whatever the environment says.
+
+    Raises `RuntimeError` when one of them did not come up: what is made of the rest would be wrong.
+    """
+    with scratch(load_config({}, path=Path(os.devnull))) as kernel:
+        application = Application(kernel)
+        down = [f"{item.name}: {item.reason}" for item in kernel.plugins if item.found.built_in and not item.active]
+        if down:
+            raise RuntimeError("; ".join(down))
+        yield application
+
+
+def outdated(files: Mapping[Path, str]) -> list[Path]:
+    """Those of the files whose text is another."""
+    return [path for path, text in files.items() if not path.is_file() or path.read_text("utf-8") != text]
+
+
+def main(files: Callable[[], Mapping[Path, str]]) -> None:
+    """The command: exit status 1 and a line a file when something is outdated and `--write` is not given."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--write", action="store_true", help="write what is outdated")
+    write, made = parser.parse_args().write, files()
+    found = outdated(made)
+    for path in found:
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(made[path], "utf-8")
+        sys.stdout.write(f"{path} {'written' if write else 'is outdated: run with --write'}\n")
+    sys.exit(1 if found and not write else 0)

@@ -1,0 +1,79 @@
+"""`GET /events/stream`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from corral.auth.credentials import read_credential
+from corral.auth.principal import Principal
+from corral.database.engine import Work
+from corral.errors import Gone, Invalid, Unauthorized
+from corral.events import log as event_log
+from corral.http.answers import Request, Stream
+from corral.http.routes import Routes
+from corral_plugins.realtime.service.hub import MAX_SUBSCRIPTIONS, Hub
+from corral_plugins.realtime.service.messages import Refusal, read_cursor
+from corral_plugins.realtime.service.replay import Replays
+from corral_plugins.realtime.service.rights import PERMISSION, Rights
+from corral_plugins.realtime.service.stream import EventStream
+
+routes = Routes("/events", tag="Events")
+
+
+class StreamQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`types`: names, `task.*` or `*`, repeated or with commas. `after`: a `seq` or an event's id."""
+
+    types: Annotated[list[Annotated[str, Meta(max_length=1000)]], Meta(max_length=MAX_SUBSCRIPTIONS)] = msgspec.field(
+        default_factory=list
+    )
+    after: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
+
+
+@routes.get("/stream", needs=PERMISSION, stream=True, raises=("unknown_event", "cursor_expired"))
+async def stream_events(
+    query: StreamQuery, caller: Principal, request: Request, hub: Hub, rights: Rights, replays: Replays, work: Work
+) -> Stream:
+    """Events as they happen, as server-sent events.
+
+    `id` is the event's `seq`: after a cut send it back as `Last-Event-ID`, which goes before `after`, and nothing is
+    missed. Other SSE events have no id: `gap` (what was too old or too much), `token_expiring`, `lagged`, `reload`.
+    """
+    patterns = tuple(dict.fromkeys(name for part in query.types for name in part.split(",") if name)) or ("*",)
+    cursor = request.header("last-event-id") or (query.after if isinstance(query.after, str) else None)
+    pointer = "/header/Last-Event-ID" if request.header("last-event-id") else "/query/after"
+    if len(patterns) > MAX_SUBSCRIPTIONS:
+        raise Invalid.at("/query/types", "too_long", f"At most {MAX_SUBSCRIPTIONS} names.")
+    for pattern in patterns:
+        if not hub.knows(pattern):
+            raise Invalid.at("/query/types", "not_in_enum", f"No event is named {pattern}.", problem="unknown_event")
+    if cursor is not None:
+        place = _cursor(cursor, pointer)
+        await work(lambda: _check_kept(place), read=True)
+    refusal = hub.refusal()
+    if refusal is not None:
+        raise refusal
+    hub.check_user(caller.user_id or caller.id)
+    credential = read_credential(request.header("authorization"), request.header("x-api-key"))
+    if credential is None:
+        raise Unauthorized("Send Authorization: Bearer <token>.")
+    viewer = await rights.by_credential(credential)
+    stream = EventStream(hub, replays, viewer, patterns, cursor)
+    return Stream(stream, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+
+def _cursor(text: str, pointer: str) -> str:
+    try:
+        return read_cursor(text)
+    except Refusal as refusal:
+        raise Invalid.at(pointer, "bad_format", refusal.detail) from None
+
+
+def _check_kept(cursor: str) -> None:
+    """Raise `cursor_expired` when events between the cursor and the log's beginning are gone."""
+    place, oldest = event_log.seq_of(cursor), event_log.first_seq()
+    if place is None or place < oldest - 1:
+        detail = "The log no longer reaches back that far; read on from oldest_seq."
+        raise Gone(detail, code="cursor_expired", oldest_seq=oldest)

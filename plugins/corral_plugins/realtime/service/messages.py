@@ -1,0 +1,174 @@
+"""The messages of `/ws`, both ways, and how events look on the wire."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from corral import clock
+from corral.errors import Problem
+from corral.events.log import Record
+from corral.ids import ID_PATTERN
+from corral.schema.shapes import encode
+from corral.schema.strict_json import parse_json
+
+MESSAGE_LIMIT = 64 * 1024
+
+FilterName = Literal[
+    "agent_id", "task_id", "workflow_id", "run_id", "worker_id", "conversation_id", "status", "priority"
+]
+Filter = Annotated[dict[FilterName, Annotated[str, Meta(max_length=100)]], Meta(max_length=8)]
+EventName = Annotated[str, Meta(min_length=1, max_length=100)]
+Cursor = Annotated[str, Meta(min_length=1, max_length=64)] | Annotated[int, Meta(ge=0)]
+
+
+class Message(msgspec.Struct, tag_field="type", tag=str.lower, kw_only=True, forbid_unknown_fields=True):
+    """Base of what clients send."""
+
+
+class Auth(Message, tag="auth"):
+    """Sign in, or go on with a fresh token of the same user."""
+
+    token: Annotated[str, Meta(min_length=1, max_length=8192)]
+
+
+class Ping(Message, tag="ping"):
+    """Asks for a pong."""
+
+
+class Subscribe(Message, tag="subscribe"):
+    """`event` is exact, `task.*` or `*`; with `since` what came after it is sent first."""
+
+    event: EventName
+    filter: Filter | UnsetType = UNSET
+    since: Cursor | UnsetType = UNSET
+
+
+class Unsubscribe(Message, tag="unsubscribe"):
+    """Ends every subscription of this `event`, whatever its filter."""
+
+    event: EventName
+
+
+class Resume(Message, tag="resume"):
+    """Sends all subscriptions what came after this event."""
+
+    last_event_id: Cursor
+
+
+ClientMessage = Auth | Ping | Subscribe | Unsubscribe | Resume
+
+
+class Refusal(Exception):
+    """A message that is answered by an `error` frame."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        self.code, self.detail = code, detail
+        super().__init__(f"{code}: {detail}")
+
+
+def read(message: str | bytes) -> ClientMessage:
+    """The message of a text frame; `Refusal` when it is none."""
+    if isinstance(message, bytes):
+        raise Refusal("malformed_json", "Send text frames, not binary ones.")
+    try:
+        value = parse_json(message.encode("utf-8", "surrogatepass"))
+    except Problem as problem:
+        raise Refusal("malformed_json", problem.detail) from None
+    try:
+        said: ClientMessage = msgspec.convert(value, ClientMessage)
+    except msgspec.ValidationError as error:
+        raise Refusal(
+            "validation_error", f"{error}. The types are auth, ping, subscribe, unsubscribe, resume."
+        ) from None
+    return said
+
+
+def read_cursor(cursor: str | int) -> str:
+    """A cursor as the log takes it: a `seq`, or an event's id; `Refusal` when it is neither."""
+    text = str(cursor)
+    if (text.isascii() and text.isdigit() and len(text) < 19) or ID_PATTERN.fullmatch(text):
+        return text
+    raise Refusal("validation_error", "A cursor is the seq or the id of an event.")
+
+
+class _EventFrame(msgspec.Struct, tag_field="type", tag="event", kw_only=True):
+    event: str
+    id: str
+    seq: int
+    ts: str
+    data: msgspec.Raw
+    actor: dict[str, str | None]
+
+
+class Item:
+    """An event on its way: parsed and encoded at most once for all who get it."""
+
+    __slots__ = ("_chunk", "_payload", "_text", "record")
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self._payload: dict[str, Any] | None = None
+        self._text: str | None = None
+        self._chunk: bytes | None = None
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """Its data."""
+        if self._payload is None:
+            self._payload = self.record.payload()
+        return self._payload
+
+    @property
+    def text(self) -> str:
+        """Its frame."""
+        if self._text is None:
+            record = self.record
+            frame = _EventFrame(
+                event=record.type, id=record.id, seq=record.seq, ts=record.ts, data=msgspec.Raw(record.data),
+                actor={"type": record.actor_type, "id": record.actor_id},
+            )  # fmt: skip
+            self._text = encode(frame).decode()
+        return self._text
+
+    @property
+    def chunk(self) -> bytes:
+        """Its part of an SSE stream."""
+        if self._chunk is None:
+            self._chunk = f"id: {self.record.seq}\nevent: {self.record.type}\ndata: {self.text}\n\n".encode()
+        return self._chunk
+
+
+class Notice:
+    """Any other frame: `Notice("pong", ts=…)`."""
+
+    __slots__ = ("kind", "text")
+
+    def __init__(self, kind: str, **members: Any) -> None:
+        self.kind = kind
+        self.text = encode({"type": kind, **members}).decode()
+
+    @property
+    def chunk(self) -> bytes:
+        """As an SSE event. It has no id, so the client's cursor stays at the last event."""
+        return f"event: {self.kind}\ndata: {self.text}\n\n".encode()
+
+
+class Close:
+    """The end of the connection: a WebSocket code and its reason."""
+
+    __slots__ = ("code", "reason")
+
+    def __init__(self, code: int, reason: str) -> None:
+        self.code, self.reason = code, reason
+
+
+def instant(expires_at: float | None) -> str | None:
+    """The end of a credential as an instant."""
+    return None if expires_at is None else clock.format_instant(expires_at)
+
+
+INVALID, UNAUTHENTICATED, FORBIDDEN, TOO_SLOW, TOO_MANY = 4400, 4401, 4403, 4408, 4429
+TOO_BIG, RESTARTING = 1009, 1012

@@ -1,0 +1,138 @@
+"""Who the viewers are, now: every principal is read again before it is a second old, in one unit for many."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+
+from corral import clock
+from corral.auth.credentials import Credentials
+from corral.auth.principal import Principal
+from corral.core.api import Tickets
+from corral.database.engine import Work
+from corral.errors import Forbidden, Problem, Unauthorized
+from corral.plugin import Settings
+from corral_plugins.realtime.service.hub import Hub
+from corral_plugins.realtime.service.messages import FORBIDDEN, UNAUTHENTICATED, Notice, instant
+from corral_plugins.realtime.service.viewer import Viewer
+from corral_plugins.realtime.settings import QUEUE_SIZE
+
+log = logging.getLogger("corral.realtime")
+
+PERMISSION = "realtime.read"
+SWEEP_SECONDS = 0.75
+RETRY_SECONDS = 0.2
+AT_ONCE = 200
+WARN_SECONDS = 60.0
+
+
+class Rights:
+    """Signs viewers in and follows what becomes of their rights."""
+
+    def __init__(self, hub: Hub, work: Work, credentials: Credentials, tickets: Tickets, settings: Settings) -> None:
+        self._hub, self._work, self._settings = hub, work, settings
+        self._credentials, self._tickets = credentials, tickets
+        self._sweeping: asyncio.Task[None] | None = None
+
+    async def by_credential(self, credential: str) -> Viewer:
+        """A viewer for a token or key; `Unauthorized`, `Forbidden`."""
+        return await self._viewer(lambda: self._credentials.authenticate(credential))
+
+    async def by_ticket(self, ticket: str) -> Viewer:
+        """A viewer for a ticket, which is used up; `Unauthorized`, `Forbidden`."""
+        principal = await self._work(lambda: self._tickets.redeem(ticket))
+        return await self._viewer(lambda: self._tickets.reread(principal))
+
+    async def again(self, viewer: Viewer, credential: str) -> bool:
+        """Go on with a fresh token of the same user; False when it is another's. `Unauthorized`, `Forbidden`."""
+        fresh = await self.by_credential(credential)
+        if fresh.user != viewer.user or fresh.principal.kind != viewer.principal.kind:
+            return False
+        viewer.principal, viewer.reread, viewer.checked = fresh.principal, fresh.reread, fresh.checked
+        return True
+
+    async def watch(self) -> None:
+        """Sweep for ever while there are viewers; at once when an event says that rights changed. Supervised."""
+        while True:
+            await self._hub.occupied.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP_SECONDS):
+                    await self._hub.rights_changed.wait()
+            self._hub.rights_changed.clear()
+            await self._fresh()
+
+    async def _viewer(self, reread: Callable[[], Principal]) -> Viewer:
+        checked = asyncio.get_running_loop().time()
+        principal = await self._work(reread, read=True)
+        _check(principal)
+        viewer = Viewer(principal, reread, checked, self._settings.get(QUEUE_SIZE))
+        viewer.fresh = self._fresh
+        return viewer
+
+    async def _fresh(self) -> None:
+        """Return when a sweep that began after this call, or the one that runs, is done. Many callers share one."""
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.create_task(self._sweep())
+        await asyncio.shield(self._sweeping)
+
+    async def _sweep(self) -> None:
+        viewers = list(self._hub.viewers)
+        for start in range(0, len(viewers), AT_ONCE):
+            part = viewers[start : start + AT_ONCE]
+            began = asyncio.get_running_loop().time()
+            try:
+                found = await self._work(lambda part=part: _read(part), read=True)  # type: ignore[misc]  # bound per round
+            except (
+                Problem
+            ):  # the database cannot answer: there are no events either, and nobody is judged by old rights
+                log.warning("rights of live connections could not be read", exc_info=True)
+                await asyncio.sleep(RETRY_SECONDS)
+                return
+            for viewer, principal in zip(part, found, strict=True):
+                self._apply(viewer, principal, began)
+
+    @staticmethod
+    def _apply(viewer: Viewer, found: Principal | Problem, began: float) -> None:
+        try:
+            if isinstance(found, Problem):
+                raise found
+            _check(found)
+        except Problem as problem:
+            viewer.cut(close_code(problem), problem.code)
+            return
+        if viewer.checked > began:  # signed in again while this sweep was under way
+            return
+        viewer.principal, viewer.checked = found, began
+        ends = found.expires_at
+        if ends is not None and ends - clock.time_s() <= WARN_SECONDS and viewer.warned_of != ends:
+            viewer.warned_of = ends
+            viewer.put(Notice("token_expiring", expires_at=instant(ends)))
+
+
+def close_code(problem: Problem) -> int:
+    """How a socket is closed whose caller met this problem."""
+    return FORBIDDEN if problem.status == 403 else UNAUTHENTICATED
+
+
+def _check(principal: Principal) -> None:
+    """Raise unless the caller may follow events."""
+    if principal.kind == "worker":
+        raise Forbidden("Workers have their own signals: GET /api/v1/workers/{id}/signals.")
+    if principal.limited is not None:
+        raise Forbidden(code=principal.limited)
+    if not principal.may(PERMISSION):
+        raise Forbidden(f"This needs the permission {PERMISSION}.")
+    if principal.expires_at is not None and principal.expires_at <= clock.time_s():
+        raise Unauthorized("The credential has expired.", code="token_expired")
+
+
+def _read(viewers: Sequence[Viewer]) -> list[Principal | Problem]:
+    found: list[Principal | Problem] = []
+    for viewer in viewers:
+        try:
+            found.append(viewer.reread())
+        except Unauthorized as problem:
+            found.append(problem)
+    return found

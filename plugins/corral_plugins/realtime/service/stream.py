@@ -1,0 +1,64 @@
+"""Events as SSE: the same viewers, another way out."""
+
+from __future__ import annotations
+
+from corral.errors import TooMany
+from corral_plugins.realtime.service.hub import Hub
+from corral_plugins.realtime.service.messages import Close, Refusal
+from corral_plugins.realtime.service.replay import Replays
+from corral_plugins.realtime.service.viewer import Viewer
+
+COMMENT_SECONDS = 15.0
+AT_ONCE = 64
+
+
+class EventStream:
+    """The chunks of one stream. It joins the hub with the first, so one that never starts leaves nothing behind."""
+
+    def __init__(
+        self, hub: Hub, replays: Replays, viewer: Viewer, patterns: tuple[str, ...], cursor: str | None
+    ) -> None:
+        self._hub, self._replays, self._viewer = hub, replays, viewer
+        self._patterns, self._cursor = patterns, cursor
+        self._begun = self._over = False
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._begun:
+            return self._begin()
+        if self._over:
+            raise StopAsyncIteration
+        entry = await self._viewer.take(COMMENT_SECONDS)
+        if entry is None:
+            if self._viewer.left:
+                raise StopAsyncIteration
+            return b": still here\n\n"
+        parts: list[bytes] = []
+        while entry is not None:
+            if isinstance(entry, Close):
+                self._over = True
+                break
+            parts.append(entry.chunk)
+            entry = await self._viewer.take() if self._viewer.ready and len(parts) < AT_ONCE else None
+        if not parts:
+            raise StopAsyncIteration
+        return b"".join(parts)
+
+    async def aclose(self) -> None:
+        """The client has left, or the stream is over."""
+        self._over = True
+        self._hub.leave(self._viewer)
+
+    def _begin(self) -> bytes:
+        self._begun = True
+        try:
+            self._hub.join(self._viewer)
+            made = [self._hub.subscribe(self._viewer, pattern) for pattern in self._patterns]
+        except (TooMany, Refusal):  # both were checked when the request came; the state changed since
+            self._over = True
+        else:
+            if self._cursor is not None:
+                self._viewer.put(self._replays.make(self._viewer, self._cursor, made))
+        return b"retry: 2000\n\n"

@@ -1,0 +1,20 @@
+"""The table from which a built-in plugin that did not come up answers 503 is that of the routes there are."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+
+from corral.testing import paths, written
+
+
+def test_the_table_of_paths_is_up_to_date() -> None:
+    """After a change of routes: `python -m corral.testing.paths --write`."""
+    assert written.outdated(paths.files()) == []
+
+
+def test_the_table_names_the_built_in_plugins_that_can_be_missing() -> None:
+    table = json.loads(resources.files("corral_plugins").joinpath("paths.json").read_bytes())
+    assert list(table) == sorted(table)
+    assert "core" not in table
+    assert {"admin", "agents", "tasks", "workers"} <= table.keys()

@@ -1,0 +1,175 @@
+"""A built-in plugin that did not come up answers 503 on its own paths, without being loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corral.ids import new_id
+from corral.loader import Found
+from corral.testing.installed import PluginFolder
+from corral.testing.kit import Kit, make_kernel
+from corral_plugins.tasks.plugin import TasksPlugin
+
+STRAY = '''
+from corral.auth.principal import PUBLIC
+from corral.http.routes import Routes
+from corral.plugin import Plugin, hookimpl
+
+routes = Routes("/stray", tag="Stray")
+
+
+@routes.get("/", needs=PUBLIC)
+def read_it() -> dict[str, str]:
+    """Answer."""
+    return {"stray": "yes"}
+
+
+class StrayPlugin(Plugin):
+    """A third party's."""
+
+    name = "stray"
+
+    @hookimpl
+    def corral_routes(self):
+        return [routes]
+'''
+
+
+@pytest.fixture
+async def without_tasks(tmp_path: Path) -> AsyncIterator[Kit]:
+    """All built-in plugins but `tasks` and what requires it."""
+    async with make_kernel(tmp_path, config={"plugins.disabled": ["tasks"]}) as kit:
+        yield kit
+
+
+def check_closed(answer: Any, code: str = "plugin_disabled") -> None:
+    assert (answer.status, answer.code) == (503, code)
+    assert int(answer.headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize("path", ["/tasks", "/tasks/", f"/tasks/{new_id()}", f"/tasks/{new_id()}/", "/tasks/stats"])
+async def test_reads_of_a_disabled_builtin_are_503(without_tasks: Kit, path: str) -> None:
+    assert without_tasks.loaded("tasks").plugin is None  # it was not loaded
+    answer = await without_tasks.client.get(path)
+    check_closed(answer)
+    assert answer.json()["detail"] == "The plugin tasks is disabled: config."
+    head = await without_tasks.client.request("HEAD", path)
+    assert (head.status, head.body) == (503, b"")
+
+
+@pytest.mark.parametrize("path", ["/tasks", "/tasks/", f"/tasks/{new_id()}/cancel", f"/tasks/{new_id()}/cancel/"])
+async def test_writes_of_a_disabled_builtin_are_503(without_tasks: Kit, path: str) -> None:
+    check_closed(await without_tasks.client.post(path, {"title": "x"}))
+    member = await without_tasks.as_user("member")
+    check_closed(await member.post(path))
+
+
+@pytest.mark.parametrize("path", ["/tasks/no-id", "/tasks/stats/more", f"/tasks/{new_id()}/nothing", "/nothing"])
+async def test_unknown_paths_are_404_as_ever(without_tasks: Kit, path: str) -> None:
+    assert (await without_tasks.client.get(path)).status == 404
+
+
+async def test_a_wrong_method_is_405_as_ever(without_tasks: Kit) -> None:
+    answer = await without_tasks.client.put("/tasks")
+    assert (answer.status, answer.code) == (405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET, HEAD, OPTIONS, POST"
+    assert (await without_tasks.client.request("OPTIONS", "/tasks")).status == 204
+
+
+async def test_the_document_lists_only_what_is_served(without_tasks: Kit) -> None:
+    paths = (await without_tasks.client.get("/openapi.json")).json()["paths"]
+    assert [path for path in paths if path.startswith("/api/v1/tasks")] == []
+    assert "/api/v1/agents" in paths
+
+
+async def test_a_blocked_builtin_is_disabled_for_clients(tmp_path: Path) -> None:
+    async with make_kernel(tmp_path, config={"plugins.disabled": ["agents"]}) as kit:
+        assert kit.loaded("tasks").state == "blocked"
+        answer = await kit.client.get("/tasks")
+        check_closed(answer)
+        assert answer.json()["detail"] == "The plugin tasks is blocked: requires agents, which is disabled."
+
+
+async def test_a_builtin_that_fails_at_import_is_told_as_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(found: Found) -> Any:
+        raise ImportError("no such library")
+
+    from corral.testing import kit as kit_module
+
+    discover = kit_module.discover
+
+    def broken(config: Any) -> list[Found]:
+        return [
+            Found(name=item.name, load=lambda item=item: load(item), package=item.package)  # type: ignore[misc]  # bound
+            if item.name == "tasks"
+            else item
+            for item in discover(config)
+        ]
+
+    monkeypatch.setattr(kit_module, "discover", broken)
+    async with make_kernel(tmp_path) as kit:
+        answer = await kit.client.get("/tasks")
+        check_closed(answer, "plugin_failed")
+        assert answer.json()["detail"] == "The plugin tasks is failed: ImportError: no such library."
+
+
+async def test_one_that_fails_while_wired_is_told_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Any) -> Any:
+        raise OSError("no luck")
+
+    monkeypatch.setattr(TasksPlugin, "__init__", fail)
+    async with make_kernel(tmp_path) as kit:
+        check_closed(await kit.client.post("/tasks"), "plugin_failed")
+
+
+async def test_a_third_party_plugin_that_is_not_loaded_is_404(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder = PluginFolder(tmp_path / "plugins")
+    folder.add("stray", STRAY, {"paths.json": '{"stray": ["GET /stray"]}'})
+    for more in ({}, {"plugins.disabled": ["stray"]}):
+        async with make_kernel(tmp_path, config={"plugins.dir": str(folder.path), **more}) as kit:
+            assert kit.loaded("stray").state == "disabled"
+            assert (await kit.client.get("/stray")).status == 404
+
+
+async def test_what_is_not_installed_is_404(tmp_path: Path) -> None:
+    async with make_kernel(tmp_path, plugins=[]) as kit:
+        assert (await kit.client.get("/tasks")).status == 404
+
+
+async def test_another_plugin_may_serve_the_paths_of_a_disabled_builtin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder = PluginFolder(tmp_path / "plugins")
+    folder.add(
+        "stray", STRAY.replace('"/stray"', '"/tasks"').replace('"/", ', '"/{name}", ').replace("it()", "it(name: str)")
+    )
+    config = {"plugins.dir": str(folder.path), "plugins.enabled": ["stray"], "plugins.disabled": ["tasks"]}
+    async with make_kernel(tmp_path, config=config) as kit:
+        assert (await kit.client.get("/tasks/one")).json() == {"stray": "yes"}
+        check_closed(await kit.client.get("/tasks"))
+
+
+PROBE = """
+import sys
+from corral.config import Config, Plugins
+from corral.loader import built_in_paths, discover, load
+found = [item for item in discover(Config()) if item.name == "tasks"]
+loaded = load(found, Config(plugins=Plugins(disabled=("tasks",))))
+assert "GET /tasks" in built_in_paths(loaded)["tasks"]
+assert not [name for name in sys.modules if name.startswith("corral_plugins.")]
+"""
+
+
+def test_the_paths_are_known_without_importing_a_plugin() -> None:
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
