@@ -1,0 +1,99 @@
+"""What must hold across a death of the server: a cancel is heard, a drain cuts nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from corral.testing.server import ServerProcess
+from tests.promises.test_r02_kill_the_workers import WorkerProcess
+
+
+def wait_for(client: httpx2.Client, path: str, statuses: set[str], seconds: float) -> dict[str, Any]:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(httpx2.HTTPError):
+            found: dict[str, Any] = client.get(path).raise_for_status().json()
+            if found["status"] in statuses:
+                return found
+        time.sleep(0.1)
+    raise AssertionError(f"{path} did not become {statuses} within {seconds:g} s")
+
+
+def test_tasks_5_a_cancel_is_heard_across_a_sigkill_of_the_server(database_url: str, tmp_path: Path) -> None:
+    slow = tmp_path / "slow.json"
+    slow.write_text(json.dumps({"turns": [{"text": "too late", "delay_seconds": 120}]}))
+    config = tmp_path / "corral.toml"
+    config.write_text(f'[plugins.llm.scripts]\nslow = "{slow}"\n')
+    server = ServerProcess(tmp_path, database_url=database_url, environ={"CORRAL_CONFIG": str(config)})
+    worker: WorkerProcess | None = None
+    with server:
+        try:
+            admin = server.sign_in()
+            agent = admin.post("/agents", json={"name": "slow", "llm_model": "scripted/slow"}).raise_for_status().json()
+            admin.post(f"/agents/{agent['id']}/start").raise_for_status()
+            key = admin.post("/admin/registration-keys", json={"name": "k", "auto_approve": True}).json()["key"]
+            worker = WorkerProcess(server, tmp_path, "w", key)
+            worker.start()
+            task = admin.post("/tasks", json={"title": "long", "agent_id": agent["id"]}).raise_for_status().json()
+            path = f"/tasks/{task['id']}"
+            wait_for(admin, path, {"running"}, 20)
+            answer = admin.post(f"{path}/cancel", json={"reason": "changed my mind"})
+            assert (answer.status_code, answer.json()["status"]) == (202, "cancelling")
+            server.kill()
+            server.start()
+            ended = wait_for(admin, path, {"cancelled"}, 30)
+            assert ended["result"] is None
+            assert admin.post(f"{path}/cancel").json()["status"] == "cancelled"
+        finally:
+            if worker is not None:
+                worker.kill()
+
+
+def test_operations_6_sigterm_under_load_cuts_no_request(database_url: str, tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path, database_url=database_url)
+    created: list[str] = []
+    faults: list[str] = []
+    stop = threading.Event()
+
+    def write(token: str, name: str) -> None:
+        number = 0
+        with server.client(token) as client:
+            while not stop.is_set():
+                number += 1
+                try:
+                    answer = client.post("/tasks", json={"title": f"{name}-{number}"})
+                except httpx2.ConnectError:
+                    return  # the server is gone: no request of ours was begun
+                except httpx2.HTTPError as error:
+                    faults.append(f"{type(error).__name__}: {error}")
+                    return
+                if answer.status_code == 201:
+                    created.append(answer.json()["id"])
+                elif answer.status_code != 503:
+                    faults.append(answer.text[:200])
+
+    with server:
+        token = server.sign_in().headers["Authorization"].removeprefix("Bearer ")
+        threads = [threading.Thread(target=write, args=(token, f"t{index}")) for index in range(6)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1.5)
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < 30
+        stop.set()
+        for thread in threads:
+            thread.join()
+        server.start()
+        with server.sign_in() as admin:
+            assert admin.get("/tasks", params={"limit": 1}).json()["total"] == len(created)
+    assert [fault for fault in faults if "RemoteProtocolError" not in fault and "ReadError" not in fault] == []
+    assert len(faults) <= len(threads)
+    assert len(created) > 20
