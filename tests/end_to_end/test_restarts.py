@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from tests.promises.test_r02_kill_the_workers import WorkerProcess
 
 from corral.testing.server import ServerProcess
-from tests.promises.test_r02_kill_the_workers import WorkerProcess
 
 
 def wait_for(client: httpx2.Client, path: str, statuses: set[str], seconds: float) -> dict[str, Any]:

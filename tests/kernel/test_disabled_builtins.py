@@ -10,35 +10,37 @@ from typing import Any
 
 import pytest
 
-from corral.ids import new_id
 from corral.loader import Found
 from corral.testing.installed import PluginFolder
 from corral.testing.kit import Kit, make_kernel
 from corral_plugins.tasks.plugin import TasksPlugin
 
-STRAY = '''
+SQUAT = '''
 from corral.auth.principal import PUBLIC
 from corral.http.routes import Routes
 from corral.plugin import Plugin, hookimpl
 
-routes = Routes("/stray", tag="Stray")
+routes = Routes("/squat", tag="Squat")
 
 
 @routes.get("/", needs=PUBLIC)
 def read_it() -> dict[str, str]:
     """Answer."""
-    return {"stray": "yes"}
+    return {"squat": "yes"}
 
 
-class StrayPlugin(Plugin):
+class SquatPlugin(Plugin):
     """A third party's."""
 
-    name = "stray"
+    name = "squat"
 
     @hookimpl
     def corral_routes(self):
         return [routes]
 '''
+
+
+ID = "01890a5d-ac96-774b-bcce-b302099a8057"  # nobody's; fixed, so that every process collects the same tests
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def check_closed(answer: Any, code: str = "plugin_disabled") -> None:
     assert int(answer.headers["retry-after"]) > 0
 
 
-@pytest.mark.parametrize("path", ["/tasks", "/tasks/", f"/tasks/{new_id()}", f"/tasks/{new_id()}/", "/tasks/stats"])
+@pytest.mark.parametrize("path", ["/tasks", "/tasks/", f"/tasks/{ID}", f"/tasks/{ID}/", "/tasks/stats"])
 async def test_reads_of_a_disabled_builtin_are_503(without_tasks: Kit, path: str) -> None:
     assert without_tasks.loaded("tasks").plugin is None  # it was not loaded
     answer = await without_tasks.client.get(path)
@@ -63,14 +65,14 @@ async def test_reads_of_a_disabled_builtin_are_503(without_tasks: Kit, path: str
     assert (head.status, head.body) == (503, b"")
 
 
-@pytest.mark.parametrize("path", ["/tasks", "/tasks/", f"/tasks/{new_id()}/cancel", f"/tasks/{new_id()}/cancel/"])
+@pytest.mark.parametrize("path", ["/tasks", "/tasks/", f"/tasks/{ID}/cancel", f"/tasks/{ID}/cancel/"])
 async def test_writes_of_a_disabled_builtin_are_503(without_tasks: Kit, path: str) -> None:
     check_closed(await without_tasks.client.post(path, {"title": "x"}))
     member = await without_tasks.as_user("member")
     check_closed(await member.post(path))
 
 
-@pytest.mark.parametrize("path", ["/tasks/no-id", "/tasks/stats/more", f"/tasks/{new_id()}/nothing", "/nothing"])
+@pytest.mark.parametrize("path", ["/tasks/no-id", "/tasks/stats/more", f"/tasks/{ID}/nothing", "/nothing"])
 async def test_unknown_paths_are_404_as_ever(without_tasks: Kit, path: str) -> None:
     assert (await without_tasks.client.get(path)).status == 404
 
@@ -133,11 +135,11 @@ async def test_one_that_fails_while_wired_is_told_as_failed(tmp_path: Path, monk
 async def test_a_third_party_plugin_that_is_not_loaded_is_404(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
     folder = PluginFolder(tmp_path / "plugins")
-    folder.add("stray", STRAY, {"paths.json": '{"stray": ["GET /stray"]}'})
-    for more in ({}, {"plugins.disabled": ["stray"]}):
+    folder.add("squat", SQUAT, {"paths.json": '{"squat": ["GET /squat"]}'})
+    for more in ({}, {"plugins.disabled": ["squat"]}):
         async with make_kernel(tmp_path, config={"plugins.dir": str(folder.path), **more}) as kit:
-            assert kit.loaded("stray").state == "disabled"
-            assert (await kit.client.get("/stray")).status == 404
+            assert kit.loaded("squat").state == "disabled"
+            assert (await kit.client.get("/squat")).status == 404
 
 
 async def test_what_is_not_installed_is_404(tmp_path: Path) -> None:
@@ -151,11 +153,11 @@ async def test_another_plugin_may_serve_the_paths_of_a_disabled_builtin(
     monkeypatch.setattr(sys, "path", [*sys.path])
     folder = PluginFolder(tmp_path / "plugins")
     folder.add(
-        "stray", STRAY.replace('"/stray"', '"/tasks"').replace('"/", ', '"/{name}", ').replace("it()", "it(name: str)")
+        "squat", SQUAT.replace('"/squat"', '"/tasks"').replace('"/", ', '"/{name}", ').replace("it()", "it(name: str)")
     )
-    config = {"plugins.dir": str(folder.path), "plugins.enabled": ["stray"], "plugins.disabled": ["tasks"]}
+    config = {"plugins.dir": str(folder.path), "plugins.enabled": ["squat"], "plugins.disabled": ["tasks"]}
     async with make_kernel(tmp_path, config=config) as kit:
-        assert (await kit.client.get("/tasks/one")).json() == {"stray": "yes"}
+        assert (await kit.client.get("/tasks/one")).json() == {"squat": "yes"}
         check_closed(await kit.client.get("/tasks"))
 
 

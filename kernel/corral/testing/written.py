@@ -1,4 +1,4 @@
-"""Files of the source tree that are made of the wired plugins: `--write` brings them up to date, else they are compared."""
+"""Files of the source tree that are made of the wired plugins. `--write` updates them, else they are compared."""
 
 from __future__ import annotations
 

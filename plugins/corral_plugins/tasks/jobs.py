@@ -9,7 +9,7 @@ from corral.database.engine import Work
 from corral.database.unit import SYSTEM, Entry
 from corral.errors import Problem
 from corral.jobs.job import Job, Schedule, enqueue
-from corral_plugins.tasks.service import marks
+from corral_plugins.tasks.service import marks, search
 from corral_plugins.tasks.service.clockwork import AT_ONCE, Clockwork
 from corral_plugins.tasks.service.fleet import Fleet
 from corral_plugins.tasks.service.outcomes import Outcomes
@@ -52,6 +52,14 @@ async def announce(work: Work, clockwork: Clockwork) -> None:
                 break
     for _ in range(ROUNDS * 10):
         if not await work(marks.extend, entry=entry):
+            break
+
+
+async def index(work: Work) -> None:
+    """Have the search know what is new."""
+    entry = Entry(label="job tasks.index", actor=SYSTEM)
+    for _ in range(ROUNDS * 10):
+        if not await work(search.extend, entry=entry):
             break
 
 
@@ -105,5 +113,6 @@ SCHEDULES = (
     Schedule("tasks.reap", 5, reap),
     Schedule("tasks.watchdog", 15, watchdog),
     Schedule("tasks.announce", 5, announce),
+    Schedule("tasks.index", 5, index),
     Schedule("tasks.sweep", 86_400, sweep),
 )

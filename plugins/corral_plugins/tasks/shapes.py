@@ -55,7 +55,11 @@ class TaskPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TaskQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list. Repeated values mean any of them; `status` is the same as `status_filter`."""
+    """Filters of the list. Repeated values mean any of them; `status` is the same as `status_filter`.
+
+    `search`: tasks with words in title or description that begin with each of its words, without regard to case. Of
+    the matches the newest 10,000 are counted, and combined with other filters.
+    """
 
     status_filter: list[Status] | UnsetType = UNSET
     status: list[Status] | UnsetType = UNSET

@@ -71,4 +71,16 @@ class Mark(Model):
         primary_key = peewee.CompositeKey("created_at", "task_id")
 
 
-TABLES: tuple[type[Model], ...] = (Counter, OpenCounter, Hour, Toolset, Mark)
+class Document(Model):
+    """A task whose words the search knows. The numbers grow in the order of the list; `tasks_search` has the words."""
+
+    n = peewee.BigAutoField()
+    created_at = InstantField()
+    task_id = IdField()
+
+    class Meta:
+        table_name = "tasks_documents"
+        indexes = ((("created_at", "task_id"), True),)
+
+
+TABLES: tuple[type[Model], ...] = (Counter, OpenCounter, Hour, Toolset, Mark, Document)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from typing import Any
 
 from corral.plugin import Plugin, hookimpl
 from corral_plugins.llm.api import Connection, LLMProvider, ModelFacts
+
+SCHEMA = {
+    "type": "object",
+    "required": ["word"],
+    "additionalProperties": False,
+    "properties": {"word": {"type": "string"}},
+}
 
 
 class Parrot:
     """A kind of provider that answers with a word of its configuration."""
 
     kind = "parrot"
-    config_schema = {
-        "type": "object", "required": ["word"], "additionalProperties": False, "properties": {"word": {"type": "string"}},
-    }  # fmt: skip
+    config_schema: Mapping[str, Any] = SCHEMA
     honours = frozenset[str]()
 
     def list_models(self, connection: Connection) -> list[ModelFacts]:

@@ -160,7 +160,7 @@ class Sockets:
     async def _send(connection: SocketConnection, viewer: Viewer) -> None:
         """Everything that is queued, until the end. A sleep now and then lets others run while there is much."""
         sent = 0
-        while (entry := await viewer.take()) is not None:
+        while (entry := viewer.poll() or await viewer.take()) is not None:
             if isinstance(entry, Close):
                 await connection.close(entry.code, entry.reason)
                 return

@@ -41,7 +41,7 @@ class EventStream:
                 self._over = True
                 break
             parts.append(entry.chunk)
-            entry = await self._viewer.take() if self._viewer.ready and len(parts) < AT_ONCE else None
+            entry = self._viewer.poll() if len(parts) < AT_ONCE else None
         if not parts:
             raise StopAsyncIteration
         return b"".join(parts)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from corral.auth.principal import Principal
 from corral.auth.visibility import can_read
-from corral.events.log import Record
 from corral_plugins.realtime.service.messages import INVALID, TOO_SLOW, Close, Item, Notice, Refusal
 
 FRESH_SECONDS = 1.0
@@ -18,6 +17,7 @@ MAX_ERRORS = 10
 
 Key = tuple[str, frozenset[tuple[str, str]]]
 Entry = Item | Notice | Close
+ENTRIES = (Item, Notice, Close)
 
 
 class Subscription:
@@ -60,6 +60,7 @@ class Viewer:
             _nothing  # has the principal read again; set by who keeps the rights
         )
         self.limit = limit
+        self._now = asyncio.get_running_loop().time
         self.subscriptions: dict[Key, Subscription] = {}
         self.seen = 0  # the seq of the last live event that was offered
         self.queue: deque[Entry | Replay] = deque()
@@ -154,35 +155,41 @@ class Viewer:
 
     # -- sending
 
-    @property
-    def ready(self) -> bool:
-        """Whether `take` has something at once."""
-        return bool(self._backlog) or (
-            self._replay is None and bool(self.queue) and isinstance(self.queue[0], (Item, Notice, Close))
-        )
+    def poll(self) -> Entry | None:
+        """What to send next, judged by the rights of this moment; None: nothing that could be sent without waiting."""
+        while not self.left:
+            source: deque[Any] = self._backlog or self.queue
+            if not source or (source is self.queue and (self._replay is not None or type(source[0]) not in ENTRIES)):
+                return None
+            entry: Entry = source[0]
+            if type(entry) is not Item:
+                source.popleft()
+                return entry
+            if self._now() - self.checked > FRESH_SECONDS:
+                return None
+            source.popleft()
+            record = entry.record
+            if not self.revoked and can_read(self.principal, record.visibility, record.owner_id):
+                return entry
+        return None
 
     async def take(self, idle_seconds: float | None = None) -> Entry | None:
-        """What to send next, judged by the rights of this moment; None: nothing for `idle_seconds`, or it has left."""
+        """What `poll` gives, after waiting for it; None: nothing for `idle_seconds`, or the client has left."""
         while not self.left:
-            entry: Entry | Replay
+            entry = self.poll()
+            if entry is not None:
+                return entry
             if self._backlog:
-                entry = self._backlog.popleft()
+                await self.fresh()
             elif self._replay is not None:
                 await self._go_on(self._replay)
-                continue
-            elif self.queue:
-                entry = self.queue.popleft()
-            elif await self._wait(idle_seconds):
-                continue
+            elif not self.queue:
+                if not await self._wait(idle_seconds):
+                    return None
+            elif isinstance(self.queue[0], ENTRIES):
+                await self.fresh()
             else:
-                return None
-            if isinstance(entry, Item):
-                if await self._may_see(entry.record):
-                    return entry
-            elif isinstance(entry, (Notice, Close)):
-                return entry
-            else:
-                self._replay = entry
+                self._replay = self.queue.popleft()  # type: ignore[assignment]  # what is no entry is a replay
         return None
 
     async def _go_on(self, replay: Replay) -> None:
@@ -193,12 +200,6 @@ class Viewer:
             self._replay = None
         else:
             self._backlog.extend(part)
-
-    async def _may_see(self, record: Record) -> bool:
-        now = asyncio.get_running_loop().time
-        while now() - self.checked > FRESH_SECONDS and not self.left:
-            await self.fresh()
-        return not self.revoked and can_read(self.principal, record.visibility, record.owner_id)
 
     async def _wait(self, seconds: float | None) -> bool:
         self._waiter = asyncio.get_running_loop().create_future()

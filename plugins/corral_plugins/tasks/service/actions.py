@@ -15,7 +15,7 @@ from corral.schema.data import json_schema_problems
 from corral_plugins.tasks.events import TaskDeleted, TaskRetried, TaskUpdated
 from corral_plugins.tasks.models import TERMINAL, Comment, Dependency, Task
 from corral_plugins.tasks.reports import ReportedError
-from corral_plugins.tasks.service import marks, rows, tallies, views
+from corral_plugins.tasks.service import marks, rows, search, tallies, views
 from corral_plugins.tasks.service.leases import RESULT_LIMIT, as_json
 from corral_plugins.tasks.service.moves import NOT_CANCELLED, Moves, move, tell
 from corral_plugins.tasks.service.outcomes import NOT_WAITING, Outcomes
@@ -170,6 +170,7 @@ class Actions:
 
 def remove(row: Row) -> None:
     """Delete the row of an ended task; its ledger, logs and comments follow by a job."""
+    search.forget(row)
     Task.delete().where((Task.id == row.id) & (Task.status == row.status)).execute()
     Dependency.delete().where((Dependency.task_id == row.id) | (Dependency.needs_id == row.id)).execute()
     tallies.moved(row.status, None, row.priority, row.created_by)

@@ -20,7 +20,7 @@ from corral.database.model import SHARED
 from corral.database.statement import Statement
 from corral.http.page import Order, Page, check_place, paginate, read_cursor, write_cursor
 from corral_plugins.tasks.models import PRIORITIES, STATUSES, Task
-from corral_plugins.tasks.service import marks, rows, tallies
+from corral_plugins.tasks.service import marks, rows, search, tallies
 from corral_plugins.tasks.service.fleet import oldest_pending_ms
 from corral_plugins.tasks.service.views import Views
 from corral_plugins.tasks.shapes import Stats, StatsQuery, TaskQuery
@@ -79,6 +79,8 @@ class Catalogue:
         check_place(query)
         if query.__class__ is TaskQuery and _is_plain(query):
             return self._newest(query, caller)
+        if isinstance(query.search, str) and _is_plain(query, but="search") and can_read(caller, SHARED, None):
+            return self._searched(query, search.words_of(query.search), caller)
         return self._filtered(query, caller)
 
     # -- the plain list
@@ -111,6 +113,33 @@ class Catalogue:
         else:
             place = marks.place(total - offset) if offset <= total else None
         return [] if place is None else _OLDER.rows({"created_at": place[0], "id": place[1], "limit": limit})
+
+    # -- by words alone
+
+    def _searched(self, query: TaskQuery, words: list[str], caller: Principal) -> Page[Any]:
+        """What is not indexed yet comes first: it is newer than all that is."""
+        if not words:
+            return Page(items=[], total=0, limit=query.limit, offset=query.offset or 0, next=None)
+        scope, fingerprint = f"{SCOPE}.search", query.fingerprint()
+        newer, limit = search.newer(words), query.limit + 1
+        total = min(len(newer) + search.count(words), search.CAP)
+        offset: int | None = None
+        if isinstance(query.cursor, str):
+            created_at, task_id = read_cursor(query.cursor, scope, caller, fingerprint)
+            found = [row for row in newer if (row[2], row[0]) < (created_at, task_id)][:limit]
+            found += search.indexed(words, limit=limit - len(found), before=(created_at, task_id))
+        else:
+            offset = query.offset if isinstance(query.offset, int) else 0
+            found = newer[offset : offset + limit]
+            skipped = max(0, offset - len(newer))
+            if skipped < search.CAP:
+                found += search.indexed(words, limit=limit - len(found), offset=skipped)
+        following = None
+        if len(found) > query.limit:
+            found.pop()
+            following = write_cursor(scope, caller, fingerprint, [found[-1][2], found[-1][0]])
+        items = self._views.items((row[0], row[1]) for row in found)
+        return Page(items=items, total=total, limit=query.limit, offset=offset, next=following)
 
     # -- with filters
 
@@ -163,9 +192,10 @@ PLAIN = hashlib.sha256(b"{}").hexdigest()[:16]
 _FREE = frozenset({"limit", "offset", "cursor"})
 
 
-def _is_plain(query: TaskQuery) -> bool:
+def _is_plain(query: TaskQuery, *, but: str = "sort") -> bool:
+    """No filter at all, except `but`."""
     return query.sort == "created" and all(
-        getattr(query, name) is UNSET for name in query.__struct_fields__ if name not in _FREE and name != "sort"
+        getattr(query, name) is UNSET for name in query.__struct_fields__ if name not in (*_FREE, "sort", but)
     )
 
 
@@ -197,12 +227,22 @@ def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
         tags = [peewee.fn.REPLACE(Task.tags, msgspec.json.encode(tag).decode(), "") != Task.tags for tag in query.tag]
         where.append(functools.reduce(operator.or_, tags))
     if isinstance(query.search, str):
-        where.append(Task.title.contains(query.search) | Task.description.contains(query.search))
+        where.append(_has_words(search.words_of(query.search)))
 
     def counted(status: str, rank: int) -> bool:
         return all(status in each for each in statuses) and (ranks is None or rank in ranks)
 
     return where, counted
+
+
+def _has_words(words: list[str]) -> Any:
+    """Among the newest matches: see `search.CAP`."""
+    if not words:
+        return NONE
+    sql, parameters = search.candidates(words)
+    found = Task.id.in_(peewee.SQL(sql, parameters))
+    newer = [row[0] for row in search.newer(words)]
+    return found | Task.id.in_(newer) if newer else found
 
 
 def _any(field: Any, values: Sequence[Any]) -> Any:

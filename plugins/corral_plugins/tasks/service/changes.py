@@ -15,7 +15,7 @@ from corral.schema.data import check_user_schema
 from corral.schema.fields import trimmed
 from corral_plugins.tasks.events import TaskUpdated
 from corral_plugins.tasks.models import NO_DEADLINE, PRIORITIES, TERMINAL, Dependency
-from corral_plugins.tasks.service import queues, rows, tallies, views
+from corral_plugins.tasks.service import queues, rows, search, tallies, views
 from corral_plugins.tasks.service.fields import (
     check_values,
     depend,
@@ -90,11 +90,13 @@ class Changes:
         if changes.get("priority", before) != before:
             tallies.reprioritised(row.status, before, changes["priority"])
         row.priority = changes.get("priority", before)
+        old = search.known(row) if changes.keys() & {"title", "description"} else None
         if to != row.status:
             move(row, to, event=TaskUpdated, **changes)
         else:
             rows.change(row, changes)
             tell(TaskUpdated, row, row.status)
+        search.rewrite(old, row)
         return warnings
 
     def _requeue(self, row: Row, changes: dict[str, Any], given: Mapping[str, Any]) -> list[str]:

@@ -28,6 +28,7 @@ SELECT {group}, COUNT(*), SUM(CASE WHEN status = 'completed' THEN 1 ELSE 0 END),
 FROM placed GROUP BY {group}
 """
 
+
 class Record:
     """Implements `AgentRecord`: one query each, over the attempts of one agent.
 
