@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from corral.loader import Found
+from corral.loader import Found, discover
 from corral.testing.installed import PluginFolder
 from corral.testing.kit import Kit, make_kernel
 from corral_plugins.tasks.plugin import TasksPlugin
@@ -104,10 +104,6 @@ async def test_a_builtin_that_fails_at_import_is_told_as_failed(
     def load(found: Found) -> Any:
         raise ImportError("no such library")
 
-    from corral.testing import kit as kit_module
-
-    discover = kit_module.discover
-
     def broken(config: Any) -> list[Found]:
         return [
             Found(name=item.name, load=lambda item=item: load(item), package=item.package)  # type: ignore[misc]  # bound
@@ -116,7 +112,7 @@ async def test_a_builtin_that_fails_at_import_is_told_as_failed(
             for item in discover(config)
         ]
 
-    monkeypatch.setattr(kit_module, "discover", broken)
+    monkeypatch.setattr("corral.testing.kit.discover", broken)
     async with make_kernel(tmp_path) as kit:
         answer = await kit.client.get("/tasks")
         check_closed(answer, "plugin_failed")

@@ -102,7 +102,7 @@ def judge(server: ServerProcess, writers: list[Writer]) -> dict[str, int]:
 
 
 def test_r01_an_acknowledged_write_survives_sigkill(
-    database_url: str, tmp_path: Path, long_form: bool, record_property: Any
+    database_url: str, tmp_path: Path, long_form: bool, figure: Any
 ) -> None:
     sqlite = database_url.startswith("sqlite")
     kills = (100 if sqlite else 50) if long_form else (3 if sqlite else 2)
@@ -137,9 +137,8 @@ def test_r01_an_acknowledged_write_survives_sigkill(
         stop.set()
         server.kill()
     ready = sorted(server.ready_ms)
-    figures |= {"kills": kills, "ready_p95_ms": ready[int(len(ready) * 0.95) - 1]}
-    record_property("r01", figures)
-    print(f"R1 {'sqlite' if sqlite else 'postgresql'}: {figures}")
+    figures |= {"kills": kills, "clients": clients, "ready_p95_ms": ready[int(len(ready) * 0.95) - 1]}
+    figure("R1", figures)
     assert figures["acknowledged"] > 20 * kills
 
 

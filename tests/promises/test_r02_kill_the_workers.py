@@ -89,9 +89,7 @@ def judge(admin: httpx2.Client, tasks: int) -> dict[str, int]:
     return {"completed": tasks, "retried": reclaimed}
 
 
-def test_r02_every_task_ends_whatever_dies(
-    database_url: str, tmp_path: Path, long_form: bool, record_property: Any
-) -> None:
+def test_r02_every_task_ends_whatever_dies(database_url: str, tmp_path: Path, long_form: bool, figure: Any) -> None:
     random.seed(7)
     tasks, workers, kills = (1000, 8, 20) if long_form else (60, 3, 3)
     environ = {"CORRAL_TASK_LEASE_SECONDS": str(LEASE_SECONDS), "CORRAL_ACCESS_TTL": "3600"}
@@ -117,5 +115,4 @@ def test_r02_every_task_ends_whatever_dies(
         finally:
             for worker in fleet:
                 worker.kill()
-    record_property("r02", figures)
-    print(f"R2 {figures}")
+    figure("R2", {**figures, "workers": workers, "kills": kills})
