@@ -8,6 +8,7 @@ import msgspec
 
 from corral import clock
 from corral.auth.principal import Principal
+from corral.database.statement import Statement
 from corral.errors import Invalid, Unavailable
 from corral.events.event import SystemAlert, emit
 from corral_plugins.admin.api import KillSwitchView, Mode
@@ -18,6 +19,15 @@ Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 
 RELEASED = KillSwitchView(
     engaged=False, mode="pause", hold_deliveries=False, reason=None, engaged_by=None, engaged_at=None
+)
+
+# every claim and every call of a model asks
+_STATE = Statement(
+    lambda p: (
+        KillSwitchRow.select(*[getattr(KillSwitchRow, name) for name in KillSwitchView.__struct_fields__])
+        .where(KillSwitchRow.id == p("row"))
+        .tuples()
+    )
 )
 
 
@@ -36,11 +46,13 @@ class KillSwitchService:
     tasks: Tasks | None
 
     def state(self) -> KillSwitchView:
-        row = KillSwitchRow.get_or_none(KillSwitchRow.id == ROW)
+        row = _STATE.one({"row": ROW})
         if row is None:
             return RELEASED
-        fields = KillSwitchView.__struct_fields__
-        return KillSwitchView(**{name: getattr(row, name) for name in fields})
+        engaged, mode, hold, reason, by, at = row
+        return KillSwitchView(
+            engaged=bool(engaged), mode=mode, hold_deliveries=bool(hold), reason=reason, engaged_by=by, engaged_at=at
+        )
 
     def refuse_if_engaged(self) -> None:
         state = self.state()

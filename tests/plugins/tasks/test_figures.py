@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tests.plugins.tasks.conftest import World
+
 from corral import clock
 from corral.plugin import Settings
 from corral.testing.kit import Client
 from corral_plugins.tasks import settings as declared
 from corral_plugins.workers import settings as of_workers
-from tests.plugins.tasks.conftest import World
 
 SCRIPTS = {"mine": {"turns": [{"text": "hello", "usage": {"prompt_tokens": 30, "completion_tokens": 4}}]}}
 CHAT = {"model": "default", "messages": [{"role": "user", "content": "hi"}]}
 
 
 async def test_calls_of_the_gateway_are_the_task_s(make_kit: Callable[..., Any]) -> None:
+    config = {"plugins.llm": {"scripts": SCRIPTS}, "settings.llm.default_model": "scripted/mine"}
     kit = await make_kit(
-        plugins=("admin", "agents", "workers", "tasks", "llm"), config={"plugins.llm": {"scripts": SCRIPTS}, "settings.llm.default_model": "scripted/mine"}
+        plugins=("admin", "agents", "workers", "tasks", "llm"),
+        config=config,
     )
     world = await World().build(kit)
     task_id = await world.task()

@@ -54,10 +54,9 @@ async def test_cancel_asks_every_run_to_end(world: Any, monkeypatch: pytest.Monk
     queued = await world.task(queue_timeout_seconds=600)
     leases = [await world.worker.run() for _ in range(5)]
     await switch(world, True, mode="cancel")
-    for _ in range(100):
-        if {(await world.read(task_id))["status"] for task_id in ids} == {"cancelling"}:
-            break
-        await asyncio.sleep(0.05)
+    while await world.kit.run_jobs():
+        continue
+    assert {(await world.read(task_id))["status"] for task_id in ids} == {"cancelling"}
     for lease in leases:
         await lease.ok("cancelled")
         task = await world.read(lease.task_id)

@@ -9,8 +9,6 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-import msgspec
-
 from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.database.unit import Entry
@@ -23,43 +21,14 @@ from corral_plugins.llm.api import ProviderError
 from corral_plugins.llm.service import calls
 from corral_plugins.llm.service.calls import Ending
 from corral_plugins.llm.service.failures import may_fall_back, problem_of
+from corral_plugins.llm.service.plan import Plan, Served
 from corral_plugins.llm.service.providers import Choice, Providers, Target
 from corral_plugins.tasks.api import Tasks
 
 log = logging.getLogger("corral.llm")
 T = TypeVar("T")
 
-NEUTRAL = frozenset({"model", "messages", "input", "stream", "stream_options", "n", "store", "user", "encoding_format"})
 QUEUED_CHUNKS = 64
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """A call that was begun: its row, and what may serve it, first to last."""
-
-    call_id: str
-    targets: list[Target]
-    request: dict[str, Any]
-    by: Principal
-    entry: Entry
-    began: float
-
-    def ending(self) -> Ending:
-        """What the row says if nothing more is heard."""
-        first = self.targets[0]
-        return Ending(status="cancelled", attempts=0, provider=first.connection.name, model=first.model[:200])
-
-    def ignored(self, target: Target) -> list[str]:
-        """The request's fields that this target does not act on."""
-        return sorted(name for name in self.request if name not in NEUTRAL and name not in target.provider.honours)
-
-
-class Served(msgspec.Struct, frozen=True):
-    """An answer, and what it came from."""
-
-    response: dict[str, Any]
-    call_id: str
-    model: str
-    ignored: list[str]
 
 
 class Gateway:

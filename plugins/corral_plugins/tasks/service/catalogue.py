@@ -121,19 +121,19 @@ class Catalogue:
         if not words:
             return Page(items=[], total=0, limit=query.limit, offset=query.offset or 0, next=None)
         scope, fingerprint = f"{SCOPE}.search", query.fingerprint()
-        newer, limit = search.newer(words), query.limit + 1
-        total = min(len(newer) + search.count(words), search.CAP)
+        newer, known, limit = search.newer(words), search.query_of(words), query.limit + 1
+        total = min(len(newer) + search.count(known), search.CAP)
         offset: int | None = None
         if isinstance(query.cursor, str):
             created_at, task_id = read_cursor(query.cursor, scope, caller, fingerprint)
             found = [row for row in newer if (row[2], row[0]) < (created_at, task_id)][:limit]
-            found += search.indexed(words, limit=limit - len(found), before=(created_at, task_id))
+            found += search.indexed(known, limit=limit - len(found), before=(created_at, task_id))
         else:
             offset = query.offset if isinstance(query.offset, int) else 0
             found = newer[offset : offset + limit]
             skipped = max(0, offset - len(newer))
             if skipped < search.CAP:
-                found += search.indexed(words, limit=limit - len(found), offset=skipped)
+                found += search.indexed(known, limit=limit - len(found), offset=skipped)
         following = None
         if len(found) > query.limit:
             found.pop()
@@ -239,7 +239,7 @@ def _has_words(words: list[str]) -> Any:
     """Among the newest matches: see `search.CAP`."""
     if not words:
         return NONE
-    sql, parameters = search.candidates(words)
+    sql, parameters = search.candidates(search.query_of(words))
     found = Task.id.in_(peewee.SQL(sql, parameters))
     newer = [row[0] for row in search.newer(words)]
     return found | Task.id.in_(newer) if newer else found

@@ -19,7 +19,7 @@ from corral_plugins.tasks.service.rows import Row
 CAP = 10_000
 """Only so many of the newest matches are known: to counts, far pages and other filters."""
 LOOKED = 10_000
-CHUNK = 500
+CHUNK = 250
 SETTLED_SECONDS = 30
 _WORD = re.compile(r"[^\W_]+")
 
@@ -67,9 +67,14 @@ def _is_sqlite() -> bool:
 
 
 def query_of(words: Sequence[str]) -> str:
-    """The words in the language of the engine."""
+    """The words in the language of the engine.
+
+    SQLite collects every place of a prefix before it gives the first, but reads those of a whole word as they are
+    asked for. So a word that `CAP` tasks have is not taken as the beginning of others: there are enough already.
+    """
     if _is_sqlite():
-        return " ".join(f'"{word}"*' for word in words)
+        whole = [f'"{word}"' for word in words]
+        return " ".join(word if count(word) >= CAP else f"{word}*" for word in whole)
     return " & ".join(f"'{word}':*" for word in words)
 
 
@@ -88,28 +93,28 @@ def _fits(words: Sequence[str], text: str) -> bool:
     return all(any(each.startswith(word) for each in have) for word in words)
 
 
-def count(words: Sequence[str]) -> int:
+def count(query: str) -> int:
     """Indexed matches, exact up to `CAP`."""
     inner = _MATCHES[_kind()].format(older="")
-    found = _execute(f"SELECT COUNT(*) FROM ({inner}) AS q", [query_of(words), CAP]).fetchone()  # noqa: S608  (literals)
+    found = _execute(f"SELECT COUNT(*) FROM ({inner}) AS q", [query, CAP]).fetchone()  # noqa: S608  (literals)
     return int(found[0])
 
 
-def indexed(words: Sequence[str], *, limit: int, offset: int = 0, before: tuple[str, str] | None = None) -> Found:
+def indexed(query: str, *, limit: int, offset: int = 0, before: tuple[str, str] | None = None) -> Found:
     """Indexed matches, newest first; `before`: older than this `(created_at, id)`."""
     column = "rowid" if _is_sqlite() else "n"
     inner = _MATCHES[_kind()].format(older="" if before is None else f"AND {column} <= ?")
     place = [] if before is None else [_place(before)]
     sql = f"""SELECT t.id, t.version, t.created_at FROM ({inner} OFFSET ?) AS q
 JOIN tasks_documents d ON d.n = q.n JOIN tasks_tasks t ON t.id = d.task_id ORDER BY d.n DESC"""  # noqa: S608  (literals)
-    return [tuple(row) for row in _execute(sql, [query_of(words), *place, limit, offset]).fetchall()]
+    return [tuple(row) for row in _execute(sql, [query, *place, limit, offset]).fetchall()]
 
 
-def candidates(words: Sequence[str]) -> tuple[str, list[Any]]:
+def candidates(query: str) -> tuple[str, list[Any]]:
     """A subselect of the ids of the newest `CAP` indexed matches, and its parameters."""
     inner = _MATCHES[_kind()].format(older="")
     sql = f"(SELECT d.task_id FROM ({inner}) AS q JOIN tasks_documents d ON d.n = q.n)"  # noqa: S608  (literals)
-    return sql if _is_sqlite() else sql.replace("?", "%s"), [query_of(words), CAP]
+    return sql if _is_sqlite() else sql.replace("?", "%s"), [query, CAP]
 
 
 def _kind() -> str:
@@ -138,7 +143,7 @@ def _last() -> tuple[str, str]:
 
 
 def extend() -> bool:
-    """Index the next tasks of the settled past, at most 500; whether there may be more."""
+    """Index the next tasks of the settled past, one chunk; whether there may be more."""
     last, until = _last(), clock.now(-SETTLED_SECONDS)
     before = int(_execute("SELECT COALESCE(MAX(n), 0) FROM tasks_documents", []).fetchone()[0])
     # on PostgreSQL the rows are held, so that no change of a text falls between reading it and indexing it
@@ -173,9 +178,8 @@ def rewrite(old: Known | None, row: Row) -> None:
         _execute(f"{sql} FROM tasks_tasks WHERE id = ?", [old[0], row.id])
     else:
         words = _WORDS.format(text="t.title || ' ' || t.description")
-        _execute(
-            f"UPDATE tasks_search SET words = {words} FROM tasks_tasks t WHERE n = ? AND t.id = ?", [old[0], row.id]
-        )
+        sql = f"UPDATE tasks_search SET words = {words} FROM tasks_tasks t WHERE n = ? AND t.id = ?"  # noqa: S608  (literals)
+        _execute(sql, [old[0], row.id])
 
 
 def forget(row: Row) -> None:
