@@ -10,6 +10,9 @@ import math
 import time
 from datetime import UTC, datetime
 
+FIRST, LAST = "0001-01-01T00:00:00.000Z", "9999-12-31T23:59:59.999Z"
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
+
 _shift = 0.0
 
 
@@ -19,7 +22,9 @@ def time_s() -> float:
 
 
 def format_instant(seconds: float) -> str:
-    """Epoch seconds as an instant."""
+    """Epoch seconds as an instant; `FIRST` or `LAST` for what lies beyond them."""
+    if not _FIRST_SECOND <= seconds < _LAST_SECOND + 0.999:
+        return FIRST if seconds < 0 else LAST
     second = math.floor(seconds)
     micros = round((seconds - second) * 1_000_000)
     if micros == 1_000_000:
@@ -44,8 +49,12 @@ def parse_instant(instant: str) -> float:
 
 
 def from_datetime(moment: datetime) -> str:
-    """An aware datetime (any offset) as an instant."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    """An aware datetime (any offset) as an instant; `FIRST` or `LAST` where UTC has no year for it."""
+    try:
+        moment = moment.astimezone(UTC)
+    except OverflowError:
+        return FIRST if moment.year == 1 else LAST
+    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def elapsed_ms(since: str, until: str) -> int:

@@ -192,6 +192,7 @@ class Kernel:
         if jobs:
             self.supervisor.start("jobs", self.runner.run)
             for consumer in self._consumers:
+                await consumer.begin()
                 self.supervisor.start(f"consumer {consumer.name}", consumer.run)
 
     async def _start_plugin(self, loaded: Loaded) -> None:

@@ -17,6 +17,7 @@ import pytest
 from corral.core.plugin import CorePlugin
 from corral.database.unit import current
 from corral.errors import Refused
+from corral.events.consumers import ConsumerRow
 from corral.jobs.job import enqueue
 from corral.plugin import Contributions
 from corral.testing.installed import PluginFolder
@@ -393,6 +394,8 @@ async def counting(folder: PluginFolder, make_kit: MakeKit) -> Kit:
     folder.add("counting", PLUGIN + COUNTING, {"migrations/0001_initial.py": COUNTING_MIGRATION})
     kit = await make_kit(jobs=True, **options(folder, "counting"))
     assert kit.loaded("counting").active, kit.loaded("counting").reason
+    while not await kit.kernel.database.work(ConsumerRow.select().exists, read=True):  # noqa: ASYNC110  (nothing tells)
+        await asyncio.sleep(0.02)  # a new consumer begins with what comes after it
     return kit
 
 

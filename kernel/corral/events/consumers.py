@@ -66,6 +66,10 @@ class Consumer:
         self._is_open = is_open  # whether the plugin is in service; else the cursor stays where it is
         self._entry = Entry(label=f"consumer {name}", actor=SYSTEM)
 
+    async def begin(self) -> None:
+        """Take a place in the log before anything is served: what comes from now on is not missed."""
+        await self._database.work(self._place, entry=self._entry)
+
     async def run(self) -> None:
         """Follow the log for ever; supervised by the kernel."""
         with self._feed.waiting(self._types) as rung:
@@ -109,10 +113,13 @@ class Consumer:
     def _row(self) -> ConsumerRow | None:
         if not acquire(f"consumer:{self.name}", self._holder, LEASE_SECONDS):
             return None
-        row = ConsumerRow.get_or_none(ConsumerRow.name == self.name)
-        if row is None:  # a new consumer begins with what comes after it
-            row = ConsumerRow.create(name=self.name, cursor=event_log.last_seq(), updated_at=clock.now())
-        return row
+        self._place()
+        return ConsumerRow.get_by_id(self.name)
+
+    def _place(self) -> None:
+        """A new consumer begins with what comes after it."""
+        place = {"name": self.name, "cursor": event_log.last_seq(), "updated_at": clock.now()}
+        ConsumerRow.insert(**place).on_conflict_ignore().execute()
 
     def _next(self, cursor: int, limit: int) -> list[Record]:
         return event_log.select([EventRow.seq > cursor, EventRow.type.in_(self._types)], limit)
