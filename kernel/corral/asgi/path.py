@@ -163,7 +163,10 @@ class RequestPath:
         key = call.header(b"idempotency-key") if call.method == "POST" else None
         if key is None:
             return None
-        scope = f"{caller.kind}:{caller.task_id or caller.id}" if caller is not None else f"ip:{call.client_ip}"
+        if caller is not None:
+            scope = f"{caller.kind}:{caller.task_id or caller.id}"
+        else:  # who comes with a cookie is told apart by it: many people may share one address
+            scope = f"ip:{call.client_ip}\0{call.header(b'cookie') or ''}"
         return Keyed.of(key, scope, call.method, call.path, body)
 
     # -- the unit

@@ -91,7 +91,9 @@ def list_claimable_tasks(id: str, query: TasksQuery, heartbeats: Heartbeats, cal
     return Page(items=found, total=total, limit=query.limit, offset=0, next=None)
 
 
-@protocol_routes.post("/{id}/claim", needs=ACT, raises=("worker_not_approved", "plugin_disabled"), seconds=60.0)
+@protocol_routes.post(
+    "/{id}/claim", needs=ACT, raises=("worker_not_approved", "plugin_disabled"), seconds=60.0, no_store=True
+)
 def claim_tasks(id: str, body: ClaimBody, claims: Claims, caller: Principal) -> ClaimAnswer | Wait:
     """Take work under a lease. With `wait_seconds` an empty answer is held back until there is some."""
     return claims.claim(id, body, caller=caller)

@@ -38,6 +38,7 @@ from corral_plugins.agents.service.configuration import (
 from corral_plugins.agents.service.rows import (
     TRIES,
     contended,
+    has_leases,
     keep_version,
     readable,
     same_state,
@@ -110,11 +111,14 @@ class AgentDirectory:
 
     def delete(self, agent_id: str, match: IfMatch = ANY_VERSION, *, force: bool, by: Principal) -> int:
         """Delete; how many tasks lost it. `agent_busy` with live leases unless `force`, which cancels their tasks."""
+        affected = 0
         for _ in range(TRIES):
             row = writable(agent_id, by)
             match.check(row.version)
-            affected = self._release(agent_id, force=force)
+            affected += self._release(agent_id, force=force)
             left = Agent.get_by_id(agent_id)
+            if has_leases(self.tasks, agent_id):  # claimed while the others ended
+                continue
             gone = {"deleted_at": clock.now(), "status": "offline", "status_reason": None, "active_tasks": 0}
             if swap(row, gone, same_state(left)):
                 self._changes.tell(row.id, row.name, row.created_by, row.status, "offline", "deleted")

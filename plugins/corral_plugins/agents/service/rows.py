@@ -11,6 +11,7 @@ from corral.errors import NotFound, Unavailable
 from corral.ids import new_id
 from corral_plugins.agents.models import LIVING, Agent, Version
 from corral_plugins.agents.service.configuration import configuration
+from corral_plugins.tasks.api import Tasks
 
 TRIES = 5
 """How often a change is made anew because the row changed under it."""
@@ -50,6 +51,11 @@ def same_state(row: Agent) -> Any:
     """The guard of a transition: state and leases are still those that were read."""
     reason = Agent.status_reason.is_null() if row.status_reason is None else Agent.status_reason == row.status_reason
     return (Agent.status == row.status) & (Agent.active_tasks == row.active_tasks) & reason
+
+
+def has_leases(tasks: Tasks | None, agent_id: str) -> bool:
+    """Whether it holds a live lease. Ask after reading the row: `same_state` refuses those that come later."""
+    return tasks is not None and bool(tasks.live_tasks([agent_id]).get(agent_id))
 
 
 def contended() -> Unavailable:

@@ -11,7 +11,7 @@ from corral.plugin import Audit, AuditEntry
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.models import Agent
 from corral_plugins.agents.service.changes import StateChanges, ending
-from corral_plugins.agents.service.rows import TRIES, contended, readable, same_state, swap, writable
+from corral_plugins.agents.service.rows import TRIES, contended, has_leases, readable, same_state, swap, writable
 from corral_plugins.agents.service.shapes import AgentView, StopAgent
 from corral_plugins.agents.service.views import Views
 from corral_plugins.tasks.api import Tasks
@@ -55,6 +55,8 @@ class AgentStates:
             if how.mode == "immediate":
                 self._revoke(agent_id, how)
                 row = readable(agent_id, by)
+                if has_leases(self.tasks, agent_id):  # claimed while the others ended: those end as well
+                    continue
                 after = "offline"
             else:
                 after = "draining" if row.active_tasks else "offline"

@@ -172,7 +172,8 @@ def remove(row: Row) -> None:
     """Delete the row of an ended task; its ledger, logs and comments follow by a job."""
     search.forget(row)
     Task.delete().where((Task.id == row.id) & (Task.status == row.status)).execute()
-    Dependency.delete().where((Dependency.task_id == row.id) | (Dependency.needs_id == row.id)).execute()
+    # What others need of it stays until they go: a job may still have to tell them how it ended.
+    Dependency.delete().where(Dependency.task_id == row.id).execute()
     tallies.moved(row.status, None, row.priority, row.created_by)
     marks.removed(row.created_at, row.id)
     enqueue("tasks.purge", task_id=row.id)

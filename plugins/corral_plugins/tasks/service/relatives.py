@@ -11,7 +11,7 @@ from corral.jobs.job import enqueue
 from corral_plugins.tasks.events import TaskFailed, TaskUpdated
 from corral_plugins.tasks.models import STATUSES, TERMINAL, Dependency, Task
 from corral_plugins.tasks.service import rows, tallies
-from corral_plugins.tasks.service.moves import Moves, failure, move
+from corral_plugins.tasks.service.moves import Moves, failure, move, tell
 from corral_plugins.tasks.service.rows import ROW_COLUMNS, Row
 
 AT_ONCE = 200
@@ -65,6 +65,16 @@ _OPEN_NEEDS = Statement(
         .tuples()
     )
 )
+_DEAD_NEED = Statement(
+    lambda p: (
+        Dependency.select(Dependency.needs_id)
+        .join(Task, on=(Task.id == Dependency.needs_id))
+        .where((Dependency.task_id == p("id")) & Task.status.in_(("failed", "cancelled")))
+        .order_by(Dependency.needs_id)
+        .limit(1)
+        .tuples()
+    )
+)
 
 
 class Relatives:
@@ -94,8 +104,7 @@ class Relatives:
                 continue
             for row in _DEPENDENTS.rows({"id": needed}):
                 dependent = Row(*row)
-                told = f"The task {needed}, which this one needs, did not complete."
-                error = failure("dependency_failed", "dependency_failed", told, retryable=False, attempt=0)
+                error = _needs_dead(needed)
                 move(
                     dependent, "failed", event=TaskFailed, named={"error": error}, error=error,
                     finished_at=clock.now(), failed_dependency_id=needed,
@@ -116,10 +125,14 @@ class Relatives:
             if _HAS_DEPENDENTS.one({"id": needed}) is None:
                 continue
             for row in _FAILED_BY.rows({"id": needed}):
-                dependent = Row(*row)
+                dependent, count = Row(*row), count + 1
+                dead = _DEAD_NEED.one({"id": dependent.id})
+                if dead is not None:  # it stays failed, now because of the other one
+                    rows.change(dependent, {"failed_dependency_id": dead[0], "error": _needs_dead(dead[0])})
+                    tell(TaskUpdated, dependent, dependent.status)
+                    continue
                 move(dependent, "blocked", event=TaskUpdated, error=None, finished_at=None, failed_dependency_id=None)
                 waiting.append(dependent.id)
-                count += 1
             if count >= AT_ONCE:
                 for rest in [needed, *waiting]:
                     enqueue("tasks.reblock", task_id=rest)
@@ -132,3 +145,9 @@ class Relatives:
             act(child)
         if len(found) == AT_ONCE:
             enqueue("tasks.cancel_children", task_id=task_id)
+
+
+def _needs_dead(needed: str) -> dict[str, Any]:
+    """The error of a task that waited for one that did not complete."""
+    told = f"The task {needed}, which this one needs, did not complete."
+    return failure("dependency_failed", "dependency_failed", told, retryable=False, attempt=0)
