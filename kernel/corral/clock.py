@@ -10,6 +10,8 @@ import math
 import time
 from datetime import UTC, datetime
 
+from corral.errors import Invalid
+
 FIRST, LAST = "0001-01-01T00:00:00.000Z", "9999-12-31T23:59:59.999Z"
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 

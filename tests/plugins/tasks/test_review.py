@@ -1,0 +1,71 @@
+"""What tasks, agents and claims must withstand: ends that meet, secrets in stored answers, instants at the edge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from corral.http.idempotency import IdempotencyRow
+
+
+async def test_the_token_in_a_stored_claim_is_sealed(world: Any) -> None:
+    await world.task()
+    keyed = {"headers": {"Idempotency-Key": "claim"}}
+    answer = await world.worker.client.post(f"/workers/{world.worker.id}/claim", {}, **keyed)
+    token = answer.json()["tasks"][0]["agent_token"]
+
+    def stored() -> list[str]:
+        return [row.body for row in IdempotencyRow.select()]
+
+    bodies = await world.kit.kernel.database.work(stored, read=True)
+    assert bodies
+    assert not any(token in body for body in bodies)
+    again = await world.worker.client.post(f"/workers/{world.worker.id}/claim", {}, **keyed)
+    assert again.body == answer.body
+
+
+async def test_deleting_a_task_leaves_no_dependent_behind_that_a_job_had_yet_to_tell(world: Any) -> None:
+    for ending, expected in (({"result": None}, "pending"), (None, "failed")):
+        needed = await world.task()
+        dependents = [await world.task(f"dependent {n}", depends_on=[needed]) for n in range(202)]
+        if ending is not None:
+            answer = await world.member.post(f"/tasks/{needed}/complete", ending)
+        else:
+            answer = await world.member.post(f"/tasks/{needed}/fail", {"error": {"type": "x", "message": ""}})
+        assert answer.status == 200, answer
+        assert (await world.member.delete(f"/tasks/{needed}")).status == 204
+        await world.kit.run_jobs()
+        assert {(await world.read(task_id))["status"] for task_id in dependents[-5:] + dependents[:5]} == {expected}
+
+
+async def test_a_dependent_stays_failed_while_another_task_that_it_needs_has_failed(world: Any) -> None:
+    first, second = await world.task("first"), await world.task("second")
+    dependent = await world.task("dependent", depends_on=[first, second])
+    for task_id in (first, second):
+        answer = await world.member.post(f"/tasks/{task_id}/fail", {"error": {"type": "x", "message": ""}})
+        assert answer.status == 200, answer
+    assert (await world.member.post(f"/tasks/{first}/retry", {})).status == 200
+    assert (await world.member.post(f"/tasks/{first}/complete", {"result": None})).status == 200
+    seen = await world.read(dependent)
+    assert seen["status"] == "failed"
+    assert second in seen["error"]["message"]
+    assert (await world.member.post(f"/tasks/{second}/retry", {})).status == 200
+    assert (await world.read(dependent))["status"] == "blocked"
+    assert (await world.member.post(f"/tasks/{second}/complete", {"result": None})).status == 200
+    assert (await world.read(dependent))["status"] == "pending"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"deadline": "9999-12-31T23:59:59-14:00"},
+        {"available_at": "0001-01-01T00:00:00+14:00"},
+        {"available_at": "9999-12-31T23:59:59Z", "queue_timeout_seconds": 2_592_000},
+    ],
+)
+async def test_instants_at_the_edge_of_the_calendar(world: Any, fields: dict[str, Any]) -> None:
+    task_id = await world.task(**fields)
+    assert (await world.read(task_id))["status"] == "pending"
+    moment = "9999-12-31T23:59:59-14:00".replace(":", "%3A")
+    assert (await world.member.get(f"/tasks?since={moment}")).status == 200
