@@ -51,12 +51,11 @@ def parse_instant(instant: str) -> float:
 
 
 def from_datetime(moment: datetime) -> str:
-    """An aware datetime (any offset) as an instant; `FIRST` or `LAST` where UTC has no year for it."""
+    """An aware datetime (any offset) as an instant; `Invalid` for one that has no UTC form (year 0 or 10000)."""
     try:
-        moment = moment.astimezone(UTC)
+        return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
     except OverflowError:
-        return FIRST if moment.year == 1 else LAST
-    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
+        raise Invalid("The time is out of range: it must lie between the years 1 and 9999 in UTC.") from None
 
 
 def elapsed_ms(since: str, until: str) -> int:

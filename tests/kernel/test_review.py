@@ -35,3 +35,9 @@ def test_instants_beyond_the_calendar_are_its_ends() -> None:
     assert clock.format_instant(clock.parse_instant(clock.LAST)) == clock.LAST
     assert clock.format_instant(clock.parse_instant(clock.FIRST)) == clock.FIRST
     assert clock.format_instant(clock.parse_instant(clock.FIRST) - 1) == clock.FIRST
+
+
+async def test_a_length_that_no_body_has_is_no_bug(make_kit: Callable[..., Awaitable[Kit]]) -> None:
+    kit = await make_kit(plugins=[])
+    answer = await kit.client.post("/auth/login", {}, headers={"Content-Length": "9" * 5000})
+    assert (answer.status, answer.code) == (400, "malformed_request")

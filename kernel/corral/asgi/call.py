@@ -54,8 +54,8 @@ class Call:
         header = self.headers.get(b"content-length")
         declared = None
         if header is not None:
-            if not header.isdigit():
-                raise Malformed("Content-Length is not a number.")
+            if not header.isdigit() or len(header) > 18:
+                raise Malformed("Content-Length is not a number of bytes.")
             declared = int(header)
             if declared > limit:
                 raise TooLarge(f"The body is {declared} bytes, at most {limit} are taken here.")

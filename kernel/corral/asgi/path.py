@@ -163,10 +163,8 @@ class RequestPath:
         key = call.header(b"idempotency-key") if call.method == "POST" else None
         if key is None:
             return None
-        if caller is not None:
-            scope = f"{caller.kind}:{caller.task_id or caller.id}"
-        else:  # who comes with a cookie is told apart by it: many people may share one address
-            scope = f"ip:{call.client_ip}\0{call.header(b'cookie') or ''}"
+        cookie = call.header(b"cookie") or ""  # without a caller it tells apart who shares an address
+        scope = f"{caller.kind}:{caller.task_id or caller.id}" if caller else f"ip:{call.client_ip}\0{cookie}"
         return Keyed.of(key, scope, call.method, call.path, body)
 
     # -- the unit

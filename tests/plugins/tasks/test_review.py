@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from corral.http.idempotency import IdempotencyRow
+from corral.testing.kit import Client
 
 
 async def test_the_token_in_a_stored_claim_is_sealed(world: Any) -> None:
@@ -16,7 +17,7 @@ async def test_the_token_in_a_stored_claim_is_sealed(world: Any) -> None:
     token = answer.json()["tasks"][0]["agent_token"]
 
     def stored() -> list[str]:
-        return [row.body for row in IdempotencyRow.select()]
+        return [row.body or "" for row in IdempotencyRow.select()]
 
     bodies = await world.kit.kernel.database.work(stored, read=True)
     assert bodies
@@ -69,3 +70,20 @@ async def test_instants_at_the_edge_of_the_calendar(world: Any, fields: dict[str
     assert (await world.read(task_id))["status"] == "pending"
     moment = "9999-12-31T23:59:59-14:00".replace(":", "%3A")
     assert (await world.member.get(f"/tasks?since={moment}")).status == 200
+
+
+@pytest.mark.parametrize("how", ["cancel", "stop"])
+async def test_children_end_with_their_parent_whenever_they_were_made(world: Any, how: str) -> None:
+    task_id = await world.task()
+    lease = await world.worker.run()
+    run = Client(world.kit.application.app, lease.claim["agent_token"])
+    if how == "cancel":
+        assert (await world.member.post(f"/tasks/{task_id}/cancel", {})).status == 202
+    child = await world.task("child", by=run, available_at="2090-01-01T00:00:00Z")
+    if how == "cancel":
+        await lease.ok("cancelled")
+    else:
+        stop = {"mode": "immediate", "cancel_tasks": True}
+        assert (await world.member.post(f"/agents/{world.agent_id}/stop", stop)).status == 200
+    assert (await world.read(task_id))["status"] == "cancelled"
+    assert (await world.read(child))["status"] == "cancelled"

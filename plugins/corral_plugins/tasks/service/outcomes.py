@@ -119,10 +119,15 @@ class Outcomes:
         """End what does not run; ask the worker of what runs. A person's wish outranks the server's own reasons."""
         if row.status not in ("assigned", "running", "cancelling"):
             self.cancelled(row, None, kind=kind, reason=reason, by=kind)
-        elif row.status != "cancelling":
+            return
+        if row.status != "cancelling":
             self.stop(row, kind=kind, reason=reason)
         elif kind == "user" and row.cancel_kind != "user":
             rows.change(row, {"cancel_kind": kind, "cancel_reason": reason})
+        self._cancel_children(row, kind)
+
+    def _cancel_children(self, row: Row, kind: str) -> None:
+        """When it is asked to end and again when it has ended: until then a run may still have made children."""
         if kind in ("user", "parent"):
             self._relatives.each_child(
                 row.id, lambda child: self.cancel(child, kind="parent", reason="parent cancelled")
@@ -160,6 +165,7 @@ class Outcomes:
             changes["cancel_requested_at"] = now
         self._end(row, attempt, "cancelled", by=by, event=TaskCancelled, named={"reason": reason}, kept=kept, **changes)
         self._relatives.fail_dependents(row.id)
+        self._cancel_children(row, kind)
 
     def unlease(self, row: Row, attempt: Ledger, *, ledger: str, by: str, **changes: Any) -> None:
         """Back to the queue without using an attempt; the checkpoint stays."""
