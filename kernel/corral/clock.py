@@ -10,8 +10,6 @@ import math
 import time
 from datetime import UTC, datetime
 
-from corral.errors import Invalid
-
 FIRST, LAST = "0001-01-01T00:00:00.000Z", "9999-12-31T23:59:59.999Z"
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 
@@ -51,11 +49,12 @@ def parse_instant(instant: str) -> float:
 
 
 def from_datetime(moment: datetime) -> str:
-    """An aware datetime (any offset) as an instant; `Invalid` for one that has no UTC form (year 0 or 10000)."""
+    """An aware datetime (any offset) as an instant; `FIRST` or `LAST` where UTC has no year for it."""
     try:
-        return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+        moment = moment.astimezone(UTC)
     except OverflowError:
-        raise Invalid("The time is out of range: it must lie between the years 1 and 9999 in UTC.") from None
+        return FIRST if moment.year == 1 else LAST
+    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def elapsed_ms(since: str, until: str) -> int:
