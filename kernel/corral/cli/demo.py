@@ -51,6 +51,10 @@ class Screen:
         if self.as_json:
             click.echo(json.dumps({**outcome, "steps": self.steps}, indent=2))
             return
+        if outcome["model"].startswith("scripted/"):
+            click.echo(
+                f"\n{outcome['model']} is a stand-in that repeats what it was asked; give a real model for real answers."
+            )
         colour = "green" if outcome["status"] == "completed" else "red"
         click.echo(f"\n{click.style(outcome['status'], fg=colour, bold=True)}\n\n{outcome['result']}\n")
         for name in ("input_tokens", "output_tokens", "cost_usd", "duration_ms"):
@@ -80,11 +84,7 @@ def command(
         )
     if keep is not None and keep.exists():
         raise click.UsageError(f"--keep {keep}: the folder exists; name a new one")
-    text = (
-        input_path.read_text("utf-8")
-        if input_path
-        else resources.files("corral.cli").joinpath("demo.txt").read_text("utf-8")
-    )
+    text = _input(input_path)
     if len(text.encode()) > 60_000:
         raise click.UsageError(f"the input has {len(text.encode())} bytes, at most 60000 are taken")
     screen = Screen(as_json=as_json)
@@ -116,7 +116,8 @@ def _run(screen: Screen, folder: Path, port: int, text: str, *, once: bool) -> b
         if not once and outcome["status"] == "completed":
             if not screen.as_json:
                 click.echo("\nThe installation stays up until Ctrl-C.")
-            server.wait()
+            with contextlib.suppress(Interrupted):  # Ctrl-C is how it is meant to end
+                server.wait()
         return bool(outcome["status"] == "completed")
 
 
@@ -188,6 +189,15 @@ def _free_port() -> int:
             found: int = probe.getsockname()[1]
             return found
     raise click.ClickException("no free port on 127.0.0.1")
+
+
+def _input(path: Path | None) -> str:
+    if path is None:
+        return resources.files("corral.cli").joinpath("demo.txt").read_text("utf-8")
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise click.UsageError(f"--input {path}: the file is not UTF-8 text") from None
 
 
 def _tail(path: Path) -> str:

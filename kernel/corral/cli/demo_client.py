@@ -56,7 +56,8 @@ class DemoClient:
             },
         )
         self._post(f"/agents/{agent['id']}/start", {})
-        step("agent", f"{agent['name']} with {self._model()}")
+        model = self._model()
+        step("agent", f"{agent['name']} with {model}")
         task = self._post(
             "/tasks",
             {
@@ -66,6 +67,7 @@ class DemoClient:
             },
         )
         step("task", f"{task['title']}  {task['id']}")
+        created = time.monotonic()
         for event, data in self._events(task["id"], began + seconds):
             if event == "task.assigned":
                 step("claim", f"a worker has leased it, attempt {data.get('attempt') or 1}")
@@ -73,7 +75,7 @@ class DemoClient:
                 step("model", "the worker runs the agent; the model is called through the gateway")
             elif event in TERMINAL:
                 step("result", event.removeprefix("task."))
-        return self._outcome(task["id"], began)
+        return {**self._outcome(task["id"], created), "model": model}
 
     def _outcome(self, task_id: str, began: float) -> dict[str, Any]:
         task = self._get(f"/tasks/{task_id}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.util
 import logging
 import os
 import signal
@@ -57,8 +58,11 @@ def command(
 def serve(config: Config, *, jobs: bool) -> None:
     """Boot and serve until a signal. Raises `Refused` and `Pending`."""
     from corral.asgi.application import Application
+    from corral.errors import Refused
     from corral.kernel import boot
 
+    if config.server.server == "uvicorn" and importlib.util.find_spec("uvicorn") is None:
+        raise Refused("server.server: uvicorn is an extra: pip install 'corral[fast]'")
     kernel = boot(config)
     application = Application(kernel)
     for warning in kernel.settings.unknown():
@@ -165,12 +169,8 @@ async def _serve_hypercorn(config: Config, app: Any, listener: socket.socket, st
 
 
 async def _serve_uvicorn(config: Config, app: Any, listener: socket.socket, stopping: asyncio.Event) -> None:
-    from corral.errors import Refused
+    import uvicorn
 
-    try:
-        import uvicorn
-    except ImportError:
-        raise Refused("server.server: uvicorn is an extra: pip install 'corral[fast]'") from None
     settings = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, lifespan="off", ws="wsproto",
         ws_max_size=MESSAGE_LIMIT, ws_ping_interval=20.0, timeout_graceful_shutdown=int(DRAIN_SECONDS),

@@ -40,3 +40,9 @@ def acquire(name: str, holder: str, seconds: float) -> bool:
 def release(name: str, holder: str) -> None:
     """Give the lease back, if `holder` still has it."""
     Lease.update(until=clock.now(-1)).where((Lease.name == name) & (Lease.holder == holder)).execute()
+
+
+def holder_of(name: str) -> str | None:
+    """Who has the lease now; None when it is free."""
+    row = Lease.get_or_none((Lease.name == name) & (Lease.until > clock.now()))
+    return None if row is None else str(row.holder)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from corral.database.engine import Work
-from corral.database.leases import acquire, release
+from corral.database.leases import acquire, holder_of, release
 from corral.database.unit import Entry
 from corral.ids import new_id
 
@@ -29,7 +31,7 @@ class EmbeddedLease:
 
     def __init__(self, work: Work, start: Callable[[], Program]) -> None:
         self._work, self._start = work, start
-        self._holder = new_id()
+        self._holder = f"{socket.gethostname()[:30]}|{os.getpid()}|{new_id()}"
         self._running: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -53,7 +55,14 @@ class EmbeddedLease:
         await self._work(lambda: release(LEASE, self._holder), entry=ENTRY)
 
     def _hold(self) -> Awaitable[bool]:
-        return self._work(lambda: acquire(LEASE, self._holder, LEASE_SECONDS), entry=ENTRY)
+        return self._work(self._acquire, entry=ENTRY)
+
+    def _acquire(self) -> bool:
+        """Take or renew the lease; one whose holder was killed on this machine is free at once."""
+        before = holder_of(LEASE)
+        if before is not None and before != self._holder and _is_dead(before):
+            release(LEASE, before)
+        return acquire(LEASE, self._holder, LEASE_SECONDS)
 
     async def _end(self) -> None:
         """A failure of the program is the supervisor's business: it logs it and begins again."""
@@ -65,3 +74,18 @@ class EmbeddedLease:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+def _is_dead(holder: str) -> bool:
+    """Whether the holder was a process of this machine that no longer runs."""
+    host, _, rest = holder.partition("|")
+    pid = rest.partition("|")[0]
+    if host != socket.gethostname()[:30] or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return int(pid) == os.getpid()  # a predecessor that had this number
