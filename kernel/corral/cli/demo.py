@@ -52,9 +52,7 @@ class Screen:
             click.echo(json.dumps({**outcome, "steps": self.steps}, indent=2))
             return
         if outcome["model"].startswith("scripted/"):
-            click.echo(
-                f"\n{outcome['model']} is a stand-in that repeats what it was asked; give a real model for real answers."
-            )
+            click.echo(f"\n{outcome['model']} only repeats what it was asked; a real model gives real answers.")
         colour = "green" if outcome["status"] == "completed" else "red"
         click.echo(f"\n{click.style(outcome['status'], fg=colour, bold=True)}\n\n{outcome['result']}\n")
         for name in ("input_tokens", "output_tokens", "cost_usd", "duration_ms"):
