@@ -60,7 +60,12 @@ class Sender:
         """Send the answer; a stream until it ends or the client leaves."""
         await send({"type": "http.response.start", "status": reply.status, "headers": self.headers(reply, call)})
         if call.method == "HEAD" or reply.chunks is None:
-            await send({"type": "http.response.body", "body": b"" if call.method == "HEAD" else reply.body})
+            body = b"" if call.method == "HEAD" else reply.body
+            if call.unread:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                await call.discard()
+                body = b""
+            await send({"type": "http.response.body", "body": body})
             return
         relaying = asyncio.ensure_future(_relay(reply.chunks, send))
         leaving = asyncio.ensure_future(call.left())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
@@ -11,6 +12,8 @@ from corral.errors import Malformed, Problem, TooLarge
 from corral.ids import new_id
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+LINGER_SECONDS = 0.5
 
 Receive = Callable[[], Awaitable[Any]]
 
@@ -22,7 +25,18 @@ class Gone(Exception):
 class Call:
     """A request as it came. Header names are lower-case bytes."""
 
-    __slots__ = ("_timeout", "client_ip", "headers", "method", "path", "query", "receive", "request_id", "scope")
+    __slots__ = (
+        "_timeout",
+        "client_ip",
+        "headers",
+        "method",
+        "path",
+        "query",
+        "receive",
+        "request_id",
+        "scope",
+        "unread",
+    )
 
     def __init__(self, scope: Mapping[str, Any], receive: Receive, body_timeout: float) -> None:
         self.scope = scope
@@ -36,6 +50,7 @@ class Call:
         text = given.decode("latin1") if given is not None else ""
         self.request_id = text if given is not None and _REQUEST_ID.fullmatch(text) else new_id()
         self._timeout = body_timeout
+        self.unread = self.may_have_body
 
     def header(self, name: bytes) -> str | None:
         """A header's value."""
@@ -75,6 +90,7 @@ class Call:
             while True:
                 message = await self.receive()
                 if message["type"] != "http.request":
+                    self.unread = False
                     raise Gone
                 part = message.get("body", b"")
                 size += len(part)
@@ -83,8 +99,19 @@ class Call:
                 if part:
                     parts.append(part)
                 if size == declared or not message.get("more_body", False):
+                    self.unread = False
                     return parts[0] if len(parts) == 1 else b"".join(parts)
                 patience.reschedule(asyncio.get_running_loop().time() + self._timeout)
+
+    async def discard(self) -> None:
+        """Take what is still sent of a refused body, for a moment: closing at once would reset the connection, and the
+        answer be lost.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while self.unread:
+                    message = await self.receive()
+                    self.unread = message["type"] == "http.request" and message.get("more_body", False)
 
     async def left(self) -> None:
         """Return when the client has left. Only after the body was read."""

@@ -21,7 +21,7 @@ log = logging.getLogger("corral.jobs")
 
 LOOK_EVERY = 1.0
 BACKOFF_SECONDS, BACKOFF_CAP_SECONDS = 2.0, 600.0
-SCHEDULE_LEASE_SECONDS = 60.0
+SCHEDULE_LEASE_SECONDS = 15.0  # after a kill in the middle, the slot is due again then
 
 
 class Runner(Protocol):
@@ -150,10 +150,20 @@ class InProcessRunner:
         row = await self._database.work(self._due, read=True)
         if row is None:
             return None
+        if row.state == "running" and row.attempts >= self._jobs[row.name][0].max_attempts:
+            await self._database.work(lambda: self._give_up(row))
+            return None
         lease = new_id()
         if not await self._database.work(lambda: self._take(row, lease)):
             return None
         return row, lease
+
+    @staticmethod
+    def _give_up(row: JobRow) -> None:
+        """Its process died every time: it ends here, or it would take one process down after the other."""
+        error = f"Its process ended during each of {row.attempts} attempts."
+        mine = (JobRow.id == row.id) & (JobRow.attempts == row.attempts) & (JobRow.state == "running")
+        JobRow.update(state="failed", lease=None, finished_at=clock.now(), error=error).where(mine).execute()
 
     def _due(self) -> JobRow | None:
         names = [name for name in self._jobs if self._is_open(name)]
