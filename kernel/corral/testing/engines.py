@@ -41,6 +41,7 @@ class PostgresServer(Engine):
             "listen_addresses": "",
             "max_connections": "300",
             "shared_buffers": "64MB",
+            "deadlock_timeout": "100ms",  # tests that provoke a deadlock need not wait a second for its victim
             "fsync": switch,
             "full_page_writes": switch,
             **(settings or {}),
