@@ -69,6 +69,8 @@ class RequestPath:
             reply = self._bug(call, endpoint, error)
         finally:
             self.metrics.in_flight -= 1
+        if self.draining and call.scope["http_version"] < "2":  # the client's next request goes elsewhere, uncut
+            reply.headers["Connection"] = "close"
         label = endpoint[0].route.path if isinstance(endpoint, tuple) else "unmatched"
         self.metrics.observe(
             call.method if len(call.method) < 8 else "other", label, reply.status, time.perf_counter() - began

@@ -26,6 +26,7 @@ log = logging.getLogger("corral.serve")
 
 DRAIN_SECONDS = 25.0
 WORKER_SECONDS = 12.0
+CLOSING_SECONDS = 0.5  # busy connections end with their next answer, before the idle ones are closed
 HEADER_LIMIT = 16 * 1024
 MESSAGE_LIMIT = 64 * 1024
 PING_SECONDS = (
@@ -116,6 +117,7 @@ async def _run(kernel: Any, application: Any, listener: socket.socket, address: 
     log.info("draining")
     application.path.drain()
     await kernel.drain(WORKER_SECONDS)
+    await asyncio.sleep(CLOSING_SECONDS)
     stopping_done.set()
     try:
         await server
