@@ -84,13 +84,14 @@ class Client:
             "headers": [(name.encode("latin1"), value.encode("latin1")) for name, value in headers.items()],
             "client": ("127.0.0.1", 50000), "server": ("localhost", 80), "extensions": {},
         }  # fmt: skip
-        sent = False
+        sent, answered = False, asyncio.Event()
         answer: dict[str, Any] = {"status": 0, "headers": [], "body": []}
 
         async def receive() -> Any:
             nonlocal sent
-            if sent:
-                await asyncio.Event().wait()
+            if sent:  # as servers do: the connection ends once the answer is complete
+                await answered.wait()
+                return {"type": "http.disconnect"}
             sent = True
             return {"type": "http.request", "body": data, "more_body": False}
 
@@ -99,6 +100,8 @@ class Client:
                 answer["status"], answer["headers"] = message["status"], message["headers"]
             else:
                 answer["body"].append(message.get("body", b""))
+                if not message.get("more_body", False):
+                    answered.set()
 
         await self.app(scope, receive, send)
         return Answer(answer["status"], answer["headers"], b"".join(answer["body"]))
