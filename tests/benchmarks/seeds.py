@@ -27,7 +27,7 @@ PATTERN = {
 }
 PENDING_SHARE, PENDING_AT_LEAST = 0.05, 1000
 STEP_MS = 500  # between two tasks
-RARE = 1000  # every so many tasks have the word that searches look for
+NEEDLES = 200  # so many tasks have the word that searches look for, whatever the size
 CHUNK = 20_000
 
 
@@ -78,12 +78,28 @@ def _fill(path: Path, size: int) -> None:
     connection.execute("COMMIT")
     for _, statement in indexes:
         connection.execute(statement)
+    _index(connection)
     connection.execute("PRAGMA journal_mode=wal")
     connection.close()
 
 
+def _index(connection: sqlite3.Connection) -> None:
+    """Have the search know all tasks, as it does soon after they were created one by one."""
+    connection.execute("BEGIN")
+    connection.execute(
+        "INSERT INTO tasks_documents (created_at, task_id) SELECT created_at, id FROM tasks_tasks "
+        "WHERE id NOT IN (SELECT task_id FROM tasks_documents) ORDER BY created_at, id"
+    )
+    connection.execute(
+        "INSERT INTO tasks_search (rowid, title, description) SELECT d.n, t.title, t.description "
+        "FROM tasks_documents d JOIN tasks_tasks t ON t.id = d.task_id"
+    )
+    connection.execute("COMMIT")
+
+
 def _rows(pattern: dict[str, Any], size: int, counts: Counter[tuple[str, int]]) -> Iterator[list[dict[str, Any]]]:
     """The oldest first, in chunks; the pending ones are spread evenly."""
+    needle_every = max(1, size // NEEDLES)
     pending_every = max(1, round(1 / max(PENDING_SHARE, PENDING_AT_LEAST / size)))
     first_ms = int(time.time() * 1000) - (size + 1) * STEP_MS
     chunk: list[dict[str, Any]] = []
@@ -91,7 +107,7 @@ def _rows(pattern: dict[str, Any], size: int, counts: Counter[tuple[str, int]]) 
         ms = first_ms + number * STEP_MS
         at = datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
         priority = number * 7 % 4
-        word = "needle" if number % RARE == 0 else "report"
+        word = "needle" if number % needle_every == 0 else "report"
         row = {
             **pattern, "id": f"{ms >> 16:08x}-{ms & 0xFFFF:04x}-7{number >> 20:03x}-8000-{number:012x}",
             "title": f"Summarise {word} {number}", "priority": priority, "rank": priority,
