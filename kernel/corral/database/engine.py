@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import concurrent.futures
 import logging
@@ -33,7 +34,7 @@ class SlowRead(Exception):
     """An inline read went over its step budget; run it in the pool."""
 
 
-class Database:
+class Database(abc.ABC):
     """One database. `flush` writes a unit's audit, job and event rows; `committed` is told after COMMIT."""
 
     kind: str
@@ -68,19 +69,20 @@ class Database:
         return future.result()
 
     def read_now(self, fn: Callable[[], T], entry: Entry) -> T:
-        """Run a short read on the calling thread; `SlowRead` when it is not short. Only with `inline_reads`."""
-        raise NotImplementedError
+        """Run a short read on the calling thread; `SlowRead` when it is not short, or the engine cannot."""
+        raise SlowRead
 
+    @abc.abstractmethod
     def ping(self) -> None:
         """A trivial read on a connection of this thread; raises when the database cannot serve."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Finish what is queued and close every connection."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _submit(self, ticket: Ticket) -> None:
-        raise NotImplementedError
+        """Queue for a lane."""
 
     def deliver(self, outcomes: list[Outcome]) -> None:
         """After COMMIT, once a batch, from a lane: resolve futures, run `after`, ring the bell."""

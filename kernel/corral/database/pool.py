@@ -7,6 +7,7 @@ again.
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import concurrent.futures
 import ctypes
@@ -65,7 +66,7 @@ class Outcome:
             future.set_exception(self.error)
 
 
-class Lane(threading.Thread):
+class Lane(threading.Thread, abc.ABC):
     """A thread with a connection. Subclasses say how tickets are run."""
 
     def __init__(self, pool: Pool) -> None:
@@ -107,21 +108,21 @@ class Lane(threading.Thread):
         if took > SLOW_AFTER and ticket is not None:
             log.warning("slow unit", extra={"unit": ticket.entry.label, "duration_ms": round(took * 1000)})
 
+    @abc.abstractmethod
     def handle(self, ticket: Ticket) -> None:
         """Run the ticket, and perhaps more of the queue, and deliver the outcomes."""
-        raise NotImplementedError
 
     def rerun(self) -> list[Ticket]:
         """The tickets that shared the lost transaction and must run again."""
         return []
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Close the connection from this thread."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def sever(self) -> None:
         """Close the connection from another thread, rolling back."""
-        raise NotImplementedError
 
 
 class Pool:

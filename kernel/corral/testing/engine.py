@@ -8,6 +8,7 @@ A server that cannot start raises `EngineError`: a test that needs an engine nev
 
 from __future__ import annotations
 
+import abc
 import atexit
 import contextlib
 import fcntl
@@ -37,7 +38,7 @@ class EngineError(RuntimeError):
     """A server did not start; the message ends with the last lines of its log."""
 
 
-class Engine:
+class Engine(abc.ABC):
     """One server process and its folder. `start()` returns once the server answers."""
 
     kind: ClassVar[str]
@@ -112,11 +113,13 @@ class Engine:
     def _prepare(self) -> None:
         """Make in `folder` what the first start needs."""
 
+    @abc.abstractmethod
     def _command(self) -> Sequence[str]:
-        raise NotImplementedError
+        """The command line of the server."""
 
+    @abc.abstractmethod
     def _ready(self) -> bool:
-        raise NotImplementedError
+        """Whether the server answers."""
 
     def _run_as(self) -> Mapping[str, Any]:
         """The arguments of `Popen` that choose the account of the server."""
