@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,13 @@ class Bench:
         """The product with 10,000 tasks, for what is measured against H."""
         return self.product("main", 10_000)
 
+    @property
+    def on_uvicorn(self) -> Product:
+        """The same as `main`, served by uvicorn."""
+        if "uvicorn" not in self._products:
+            self._products["uvicorn"] = self.start(self.seeds.make(10_000), "--server", "uvicorn")
+        return self._products["uvicorn"]
+
     def product(self, name: str, size: int) -> Product:
         """The product with this many tasks."""
         if name not in self._products:
@@ -100,6 +108,26 @@ class Bench:
         return compare(
             (product.server, requests, accept), (self.hello, HELLO, (200,)), rounds=self.rounds, seconds=self.seconds
         )
+
+
+class Claimer(msgspec.Struct, kw_only=True):
+    """An approved worker."""
+
+    id: str
+    token: str
+
+
+def claimer(product: Product, *, agents: int, slots: int) -> Claimer:
+    """A worker that has just been registered, and started agents for as much as it may take."""
+    server, token = product.server, product.token
+    name = f"bench-{time.monotonic_ns()}"
+    for number in range(agents):
+        facts = {"name": f"{name}-{number}", "max_concurrent_tasks": min(100, slots)}
+        agent = server.must("POST", "/api/v1/agents", facts, token)
+        server.must("POST", f"/api/v1/agents/{agent['id']}/start", {}, token)
+    worker = server.must("POST", "/api/v1/workers/register", {"name": name, "max_agents": slots}, token)
+    server.must("PATCH", f"/api/v1/admin/workers/{worker['id']}/approve", {"is_approved": True}, token)
+    return Claimer(id=worker["id"], token=worker["token"])
 
 
 Side = tuple[Server, Sequence[bytes], Sequence[int]]

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.benchmarks import servers
-from tests.benchmarks.bench import TASKS, Bench, Figure, Product, Side, compare
+from tests.benchmarks.bench import TASKS, Bench, Figure, Product, Side, claimer, compare
+from tests.benchmarks.flow_measures import p9, p11
 from tests.benchmarks.noop_plugins import write_alone, write_many
 from tests.benchmarks.seeds import PATTERN
 from tests.benchmarks.servers import load, request_bytes
@@ -22,6 +23,13 @@ def p1(bench: Bench) -> Figure:
     return Figure(name="P1", title="GET /tasks/{id}", value=found["ratio"], target=1.3, unit="H", details=found)
 
 
+def p2(bench: Bench) -> Figure:
+    """P1 on uvicorn."""
+    product = bench.on_uvicorn
+    found = bench.against_hello(product, product.gets())
+    return Figure(name="P2", title="P1 on uvicorn", value=found["ratio"], target=5.0, unit="H", details=found)
+
+
 def p3(bench: Bench) -> Figure:
     """Creating a task, committed with its event."""
     found = bench.against_hello(bench.main, [request_bytes("POST", TASKS, PATTERN, bench.main.token)], accept=(201,))
@@ -34,6 +42,20 @@ def p4(bench: Bench) -> Figure:
     """A page of 50 tasks."""
     found = bench.against_hello(bench.main, [bench.main.get(f"{TASKS}?limit=50")])
     return Figure(name="P4", title="GET /tasks?limit=50", value=found["ratio"], target=0.7, unit="H", details=found)
+
+
+def p3_uvicorn(bench: Bench) -> Figure:
+    """P3 on uvicorn."""
+    product = bench.on_uvicorn
+    found = bench.against_hello(product, [request_bytes("POST", TASKS, PATTERN, product.token)], accept=(201,))
+    return Figure(name="P3U", title="P3 on uvicorn", value=found["ratio"], target=3.0, unit="H", details=found)
+
+
+def p4_uvicorn(bench: Bench) -> Figure:
+    """P4 on uvicorn."""
+    product = bench.on_uvicorn
+    found = bench.against_hello(product, [product.get(f"{TASKS}?limit=50")])
+    return Figure(name="P4U", title="P4 on uvicorn", value=found["ratio"], target=1.5, unit="H", details=found)
 
 
 def p5(bench: Bench) -> Figure:
@@ -155,21 +177,25 @@ def _large(bench: Bench) -> int:
 
 
 def _claims(bench: Bench, one: Product, other: Product) -> dict[str, Any]:
-    sides: Iterator[Side] = ((each.server, [_claim_request(each)], (200,)) for each in (one, other))
-    return compare(next(sides), next(sides), rounds=3 if bench.short else 7, count=CLAIMS_A_ROUND)
-
-
-def _claim_request(product: Product) -> bytes:
-    """A claim of a worker that has just been registered, with agents for as much as it may take."""
-    server, token = product.server, product.token
-    name = f"bench-{server.cpu_seconds():.2f}"
-    for number in range(10):
-        server.must("POST", "/api/v1/agents", {"name": f"{name}-{number}", "max_concurrent_tasks": 100}, token)
-    worker = server.must("POST", "/api/v1/workers/register", {"name": name, "max_agents": 1000}, token)
-    server.must("PATCH", f"/api/v1/admin/workers/{worker['id']}/approve", {"is_approved": True}, token)
-    return request_bytes("POST", f"/api/v1/workers/{worker['id']}/claim", {"max_tasks": 1}, worker["token"])
+    rounds = 3 if bench.short else 7
+    claimers = [claimer(each, agents=10, slots=1000) for each in (one, other)]
+    sides: list[Side] = [
+        (
+            product.server,
+            [request_bytes("POST", f"/api/v1/workers/{each.id}/claim", {"max_tasks": 1}, each.token)],
+            (200,),
+        )
+        for product, each in zip((one, other), claimers, strict=True)
+    ]
+    found = compare(sides[0], sides[1], rounds=rounds, count=CLAIMS_A_ROUND)
+    for product, each in zip((one, other), claimers, strict=True):
+        taken = product.server.must("GET", f"/api/v1/workers/{each.id}", None, product.token)["active_leases"]
+        if taken != rounds * CLAIMS_A_ROUND + 1:
+            raise servers.Broken(f"{rounds * CLAIMS_A_ROUND + 1} claims took {taken} tasks")
+    return found
 
 
 ALL: dict[str, Callable[[Bench], Figure]] = {
-    "P1": p1, "P3": p3, "P4": p4, "P5": p5, "P14": p14, "P12": p12, "P13": p13, "P8": p8, "P15": p15,
+    "P1": p1, "P3": p3, "P4": p4, "P5": p5, "P14": p14, "P2": p2, "P3U": p3_uvicorn, "P4U": p4_uvicorn,
+    "P12": p12, "P13": p13, "P9": p9, "P11": p11, "P8": p8, "P15": p15,
 }  # fmt: skip

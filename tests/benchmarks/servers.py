@@ -154,11 +154,20 @@ def load(
     return Load(result, server.cpu_seconds() - cpu)
 
 
-@contextlib.contextmanager
-def hello() -> Iterator[Server]:
+def hello() -> contextlib.AbstractContextManager[Server]:
     """The reference server."""
+    return _reference("reference_hello.py")
+
+
+def sockets_reference() -> contextlib.AbstractContextManager[Server]:
+    """The reference server of sockets."""
+    return _reference("reference_sockets.py")
+
+
+@contextlib.contextmanager
+def _reference(script: str) -> Iterator[Server]:
     port = free_port()
-    server = Server([sys.executable, str(HERE / "reference_hello.py"), str(port)], port)
+    server = Server([sys.executable, str(HERE / script), str(port)], port)
     try:
         server.wait_for("/hello")
         yield server
