@@ -1,0 +1,83 @@
+"""`/egress`: where Corral may connect, and what the guard says of an address."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from corral.egress.client import Egress
+from corral.egress.guard import DENIED, METADATA, PORTS, PRIVATE
+from corral.errors import Invalid
+from corral.http.routes import Routes
+
+routes = Routes("/egress", tag="Egress")
+
+READ = "settings.read"
+Text = Annotated[str, Meta(min_length=1, max_length=8192)]
+
+
+class ProfileView(msgspec.Struct, kw_only=True):
+    """Of the denied networks, those that sinks of this profile may reach nevertheless, and what stays refused there."""
+
+    opens: list[str]
+    refuses: list[str]
+
+
+class Policy(msgspec.Struct, kw_only=True):
+    """The rules of the guard. `allowed` and `proxy` come from the environment or corral.toml alone."""
+
+    profiles: dict[str, ProfileView]
+    denied_networks: list[str]
+    allowed: list[str]
+    ports: str
+    own_listeners: list[str]
+    proxy: str | None
+
+
+class AddressCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A `url`, or a `host` and `port`."""
+
+    url: Text | UnsetType = UNSET
+    host: Text | UnsetType = UNSET
+    port: Annotated[int, Meta(ge=1, le=65535)] | UnsetType = UNSET
+    profile: Literal["public", "internal"] = "public"
+
+
+class VerdictView(msgspec.Struct, kw_only=True):
+    """`reason` is null, `unresolved_host` or one of `egress.scheme|userinfo|port|address|own_listener`."""
+
+    allowed: bool
+    reason: str | None
+    addresses: list[str]
+
+
+@routes.get("/policy", needs=READ)
+async def read_policy(egress: Egress) -> Policy:
+    """The rules for connections to the outside."""
+    internal = ProfileView(opens=[str(each) for each in PRIVATE], refuses=[str(each) for each in METADATA])
+    return Policy(
+        profiles={"public": ProfileView(opens=[], refuses=[]), "internal": internal},
+        denied_networks=[str(network) for network in DENIED],
+        allowed=list(egress.guard.allowed),
+        ports=PORTS,
+        own_listeners=sorted(
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in egress.listeners
+        ),
+        proxy=egress.proxy,
+    )
+
+
+@routes.post("/check", needs=READ)
+async def check_address(body: AddressCheck, egress: Egress) -> VerdictView:
+    """Whether an address may be connected to: it is resolved and judged, never called."""
+    if isinstance(body.url, str):
+        if body.host is not UNSET or body.port is not UNSET:
+            raise Invalid.at("/url", "not_allowed", "Give a url, or a host and a port.")
+        verdict = await egress.judge(body.url, profile=body.profile)
+    elif isinstance(body.host, str) and isinstance(body.port, int):
+        verdict = await egress.judge(host=body.host, port=body.port, profile=body.profile)
+    else:
+        raise Invalid.at("/url", "required", "Give a url, or a host and a port.")
+    return VerdictView(allowed=verdict.allowed, reason=verdict.reason, addresses=list(verdict.addresses))

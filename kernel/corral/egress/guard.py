@@ -1,0 +1,200 @@
+"""Where Corral may connect: the judgement of URLs, ports and addresses. Nothing here touches the network."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from corral.errors import Refused
+
+if TYPE_CHECKING:
+    import httpx2
+
+Profile = Literal["public", "internal"]
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Place = tuple[str, int]
+"""Host and port."""
+
+LONGEST_URL = 8 * 1024
+PORTS = "80, 443, 1024-65535"
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    return tuple(map(ipaddress.ip_network, text.split()))
+
+
+DENIED = _networks(
+    "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 "
+    "192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4 "
+    "168.63.129.16/32 ::/96 ::1/128 64:ff9b::/96 64:ff9b:1::/48 100::/64 2001::/23 2001:db8::/32 2002::/16 "
+    "3fff::/20 5f00::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8"
+)
+PRIVATE = _networks("10.0.0.0/8 100.64.0.0/10 172.16.0.0/12 192.168.0.0/16 fc00::/7")
+METADATA = _networks("100.100.100.200 fd00:ec2::254 fd20:ce::254")  # of those in private ranges
+_AUTHORITY = re.compile(r"(?:\[[^\[\]]*\]|[^:\[\]\s]*)(?::[0-9]*)?")
+_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
+
+
+class EgressBlocked(Exception):
+    """The guard refuses. `code` is `egress.scheme|userinfo|port|address|own_listener`; `reason` names no address."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        self.code, self.reason = code, reason
+        super().__init__(reason)
+
+
+class Target(NamedTuple):
+    """A URL that may be asked for if its addresses are good: as it is sent, and whom it names."""
+
+    url: httpx2.URL
+    host: str
+    port: int
+
+
+class Exempt(NamedTuple):
+    """An exception that the operator made: a name or a network, at one port or (None) at all of them."""
+
+    name: str
+    network: Network | None
+    port: int | None
+
+    def opens(self, host: str, port: int, address: Address | None) -> bool:
+        """Whether this place is meant; `address` None: whatever its address."""
+        if self.port not in (None, port):
+            return False
+        if self.network is None:
+            return self.name == host
+        return address is not None and address.version == self.network.version and address in self.network
+
+
+class Policy(NamedTuple):
+    """What one sink may reach beside its profile: the operator's own places; or one child process and nothing else."""
+
+    profile: Profile = "public"
+    operator: frozenset[Place] = frozenset()
+    child: Place | None = None
+
+
+class Guard:
+    """Judges what was read and resolved. `listeners` are Corral's own, `children` what plugins started."""
+
+    def __init__(self, allow: Iterable[str] = ()) -> None:
+        self.allowed = tuple(allow)
+        self._exempt = [read_exempt(text) for text in self.allowed]
+        self.listeners: set[Place] = set()
+        self.children: set[Place] = set()
+
+    def check_place(self, host: str, port: int, policy: Policy) -> bool:
+        """Whether the place is open whatever its address; raises `EgressBlocked` for a port that is refused."""
+        if policy.child is not None:
+            if (host, port) != policy.child or policy.child not in self.children:
+                raise EgressBlocked("egress.address", "This client reaches one child process and nothing else.")
+            return True
+        if (host, port) in policy.operator or any(each.opens(host, port, None) for each in self._exempt):
+            return True
+        if not any(each.port in (None, port) for each in self._exempt):
+            _check_port(port)
+        return False
+
+    def check_addresses(self, host: str, port: int, addresses: Sequence[str], profile: Profile) -> None:
+        """Raise `EgressBlocked` if any of the addresses is refused."""
+        for text in addresses:
+            address = folded(text)
+            if any(each.opens(host, port, address) for each in self._exempt):
+                continue
+            _check_port(port)
+            if refused(address, profile):
+                raise EgressBlocked("egress.address", f"{host} is or leads to an address that is refused.")
+
+    def check_listeners(self, port: int, addresses: Sequence[str], own: Iterable[str]) -> None:
+        """Raise `EgressBlocked` if Corral itself listens there. `own`: those of the addresses that this machine has."""
+        mine = {folded(text) for text in own}
+        for listener, listening in self.listeners:
+            if listening != port:
+                continue
+            bound = folded(listener) if _is_address(listener) else None
+            everywhere = bound is None or bound.is_unspecified
+            if any((address := folded(text)) == bound or (everywhere and address in mine) for text in addresses):
+                raise EgressBlocked("egress.own_listener", "Corral itself listens there.")
+
+
+def _check_port(port: int) -> None:
+    if port not in (80, 443) and not 1024 <= port <= 65535:
+        raise EgressBlocked("egress.port", f"Port {port} is not open; ports are {PORTS}.")
+
+
+def refused(address: Address, profile: Profile) -> bool:
+    """Whether the profile refuses the address."""
+    if profile == "internal" and _within(address, PRIVATE):
+        return _within(address, METADATA)
+    return _within(address, DENIED)
+
+
+def _within(address: Address, networks: Iterable[Network]) -> bool:
+    return any(address.version == each.version and address in each for each in networks)
+
+
+def folded(text: str) -> Address:
+    """An address as it is judged: without a zone, IPv4-mapped ones as IPv4."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+def read_url(url: str | httpx2.URL) -> Target:
+    """Parse once, for judging and for sending; `EgressBlocked` for what no sink may ask for."""
+    import httpx2
+
+    if len(str(url)) > LONGEST_URL:
+        raise EgressBlocked("egress.address", "The URL is longer than 8 KiB.")
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise EgressBlocked("egress.address", f"This is no URL: {error}") from None
+    if parsed.scheme not in ("http", "https"):
+        raise EgressBlocked("egress.scheme", "Only http and https are spoken.")
+    authority = re.split(r"[/?#]", str(url).partition("//")[2], maxsplit=1)[0]
+    if parsed.userinfo or "@" in authority:
+        raise EgressBlocked("egress.userinfo", "Leave user and password out of the URL.")
+    if not _AUTHORITY.fullmatch(authority):
+        raise EgressBlocked("egress.address", "This is no host and port.")
+    host = read_host(parsed.raw_host.decode("ascii"))
+    port = parsed.port if parsed.port is not None else {"http": 80, "https": 443}[parsed.scheme]
+    return Target(parsed.copy_with(host=host, fragment=None), host, port)
+
+
+def read_host(text: str) -> str:
+    """A host in the one form that is judged: lower case, no trailing dot, IDNA; an address without brackets."""
+    host = text.lower().removesuffix(".")
+    if ":" in host and _is_address(host) and "%" not in host:
+        return host
+    if len(host) > 253 or not _NAME.fullmatch(host):
+        raise EgressBlocked("egress.address", "This is no host that can be called.")
+    return host
+
+
+def read_exempt(text: str) -> Exempt:
+    """An entry of `CORRAL_EGRESS_ALLOW`: host, host:port, cidr or cidr:port. `Refused` for anything else."""
+    match = re.fullmatch(r"(?:\[([\da-f:.]+)\]|([^\[\]/]+?))(/\d+)?(?::(\d+))?", text.strip().lower())
+    bare = match is not None and match[1] is None and text.count(":") > 1 and "/" not in text  # IPv6 without brackets
+    name, prefix, at = (text, "", None) if match is None or bare else (match[1] or match[2], match[3] or "", match[4])
+    try:
+        port = None if at is None else int(at)
+        if port is not None and not 1 <= port <= 65535:
+            raise ValueError(port)
+        if _is_address(name) or prefix or text.startswith("["):
+            return Exempt("", ipaddress.ip_network(name + prefix, strict=False), port)
+        return Exempt(read_host(name), None, port)
+    except (ValueError, EgressBlocked):
+        raise Refused(f"egress.allow: {text}: must be host, host:port, cidr or cidr:port") from None
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,167 @@
+"""What stands between an `httpx2` client and the guarded network: the rules of one request and of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+from weakref import WeakValueDictionary
+
+import httpcore2
+import httpx2
+
+from corral.egress.guard import EgressBlocked, Target
+
+TRUNCATED = "corral.truncated"
+CODINGS = {"gzip": 47, "x-gzip": 47, "deflate": 47}  # zlib's window bits: either header is recognised
+OF_THE_CODED = (b"content-encoding", b"content-length")
+STEP = 64 * 1024  # so much is decompressed at a time
+
+
+def truncated(response: httpx2.Response) -> bool:
+    """Whether the answer was longer than the sink's cap, so that its end is missing. Ask after reading it."""
+    return bool(response.extensions.get(TRUNCATED))
+
+
+class GuardedTransport(httpx2.AsyncBaseTransport):
+    """Judges each URL, keeps connections a host few, and bounds an answer in time and, decompressed, in size."""
+
+    def __init__(
+        self, network: httpcore2.AsyncNetworkBackend, tls: Any, *, judge: Callable[[httpx2.URL], Target],
+        total_seconds: float | None, max_bytes: int | None, per_host: int, note: Callable[[str, str], None],
+    ) -> None:  # fmt: skip
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=4 * per_host, keepalive_expiry=15.0)
+        self._inner = httpx2.AsyncHTTPTransport(verify=tls, trust_env=False, limits=limits)
+        pool: Any = self._inner._pool
+        if not isinstance(pool._network_backend, httpcore2.AsyncNetworkBackend):  # moved: then nothing would be guarded
+            raise RuntimeError("this httpx2 keeps its network elsewhere; the egress guard cannot take its place")
+        pool._network_backend = network
+        self._judge, self._note = judge, note
+        self._seconds, self._max_bytes, self._per_host = total_seconds, max_bytes, per_host
+        self._places = WeakValueDictionary[str, asyncio.Semaphore]()  # those that a call holds or waits for
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Raises `EgressBlocked`, or what httpx2 raises."""
+        host = request.url.host
+        deadline = None if self._seconds is None else time.monotonic() + self._seconds
+        try:
+            target = self._judge(request.url)
+            host = target.host
+            return await self._answer(_as_judged(request, target), host, deadline)
+        except EgressBlocked:
+            self._note("blocked", host)
+            raise
+        except (httpx2.TimeoutException, TimeoutError) as error:
+            self._note("timed_out", host)
+            raise error if isinstance(error, httpx2.TimeoutException) else _too_slow() from None
+        except httpx2.HTTPError:
+            self._note("failed", host)
+            raise
+
+    async def _answer(self, request: httpx2.Request, host: str, deadline: float | None) -> httpx2.Response:
+        places = self._places.setdefault(host, asyncio.Semaphore(self._per_host))
+        async with asyncio.timeout(_left(deadline)):
+            await places.acquire()
+            try:
+                response = await self._inner.handle_async_request(request)
+            except BaseException:
+                places.release()
+                raise
+        body = _Body(response, self._max_bytes, deadline, places)
+        coding = response.headers.get("content-encoding", "identity").strip().lower()
+        if coding not in CODINGS and coding != "identity":
+            await body.aclose()
+            raise httpx2.DecodingError("the answer has a content coding that was not asked for", request=request)
+        drop = OF_THE_CODED if coding in CODINGS else ()
+        kept = [(name, value) for name, value in response.headers.raw if name.lower() not in drop]
+        self._note("answered", host)
+        shown = httpx2.Response(response.status_code, headers=kept, stream=body, extensions=response.extensions)
+        body.noted = shown.extensions
+        return shown
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._inner.aclose()
+
+
+class _Body(httpx2.AsyncByteStream):
+    """The body, decompressed in bounded steps, up to the cap and the deadline; then the connection closes."""
+
+    def __init__(
+        self, response: httpx2.Response, cap: int | None, deadline: float | None, places: asyncio.Semaphore
+    ) -> None:
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        self._stream, self._cap, self._deadline, self._places = response.stream, cap, deadline, places
+        self.noted: dict[str, Any] = {}
+        window = CODINGS.get(response.headers.get("content-encoding", "").strip().lower())
+        self._decoder = zlib.decompressobj(window) if window else None
+        self._closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = self._cap
+        try:
+            async for chunk in self._chunks():
+                for piece in self._decoded(chunk):
+                    if left is not None and len(piece) > left:
+                        self.noted[TRUNCATED] = True
+                        yield piece[:left]
+                        return
+                    left = left if left is None else left - len(piece)
+                    yield piece
+        finally:
+            await self.aclose()
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        chunks = aiter(self._stream)
+        while True:
+            try:
+                async with asyncio.timeout(_left(self._deadline)):
+                    chunk = await anext(chunks)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise _too_slow() from None
+            yield chunk
+
+    def _decoded(self, chunk: bytes) -> Iterator[bytes]:
+        if self._decoder is None:
+            yield chunk
+            return
+        try:
+            piece = b"more"
+            while chunk or len(piece) == STEP:  # all is taken in, and what came out was not cut
+                piece = self._decoder.decompress(chunk, STEP)
+                chunk = self._decoder.unconsumed_tail
+                yield piece
+        except zlib.error as error:
+            raise httpx2.DecodingError(str(error)) from None
+
+    async def aclose(self) -> None:
+        """Give the place back; a connection that was not read to the end is closed by its pool."""
+        if not self._closed:
+            self._closed = True
+            try:
+                await self._stream.aclose()
+            finally:
+                self._places.release()
+
+
+def _as_judged(request: httpx2.Request, target: Target) -> httpx2.Request:
+    """The request to the URL as it was judged, with its host in the `Host` header."""
+    headers = request.headers.copy()
+    headers["Host"] = target.url.netloc.decode("ascii")
+    if headers.get("Accept-Encoding") != "identity":  # what a caller may ask for, so that a stream is not kept back
+        headers["Accept-Encoding"] = "gzip"
+    return httpx2.Request(
+        request.method, target.url, headers=headers, stream=request.stream, extensions=request.extensions
+    )
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _too_slow() -> httpx2.ReadTimeout:
+    return httpx2.ReadTimeout("the time for the whole call is over")

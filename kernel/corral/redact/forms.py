@@ -1,0 +1,69 @@
+"""The forms in which a credential may turn up in text, and which values are worth looking for."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Iterator
+from urllib.parse import quote, quote_plus
+
+SHORTEST, LONGEST = 8, 4096
+SHORTEST_LINE = 24
+LONGEST_WORD = 15
+FEWEST_CHARACTERS = 4
+
+
+def redactable(value: str) -> bool:
+    """Whether blotting out the value leaves ordinary text alone: it is neither short, monotonous nor one plain word."""
+    value = value.strip()
+    if len(value) < SHORTEST or len(set(value)) < FEWEST_CHARACTERS:
+        return False
+    is_word = value.isalpha() and (value[1:].islower() or value.isupper())
+    return not (is_word and len(value) <= LONGEST_WORD)
+
+
+def forms(value: str) -> set[str]:
+    """Every text that gives the value away: as it is, encoded and escaped; each of 8 to 4096 characters.
+
+    A value beyond 4096 characters is known by its long lines; a form beyond that by pieces of this length.
+    """
+    value = value.strip()
+    parts = [value]
+    if len(value) > LONGEST:
+        parts = [line.strip() for line in value.splitlines() if len(line.strip()) >= SHORTEST_LINE]
+    return {piece for part in parts for form in _encoded(part) for piece in _pieces(form)}
+
+
+def _encoded(value: str) -> Iterator[str]:
+    data = value.encode("utf-8", "surrogatepass")
+    yield value
+    yield data.hex()
+    yield data.hex().upper()
+    yield from _base64(data)
+    percent = quote(data, safe="")
+    yield from (percent, percent.lower(), quote(data), quote_plus(data))
+    for escaped in (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]):
+        yield from (escaped, escaped.replace("/", "\\/"))
+    yield html.escape(value)
+    yield html.escape(value).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
+
+
+def _base64(data: bytes) -> Iterator[str]:
+    """For each place that the value can have in a longer text: the characters that it alone decides, and its end."""
+    for before in range(3):
+        padded = b"\0" * before + data
+        whole = base64.b64encode(padded).decode()
+        first = (0, 2, 3)[before]
+        sure = whole[first : len(padded) * 8 // 6]
+        for form in (sure, whole[first:].rstrip("="), whole[first:]):
+            yield form
+            yield form.replace("+", "-").replace("/", "_")
+
+
+def _pieces(form: str) -> Iterator[str]:
+    if len(form) < SHORTEST:
+        return
+    for start in range(0, len(form) - LONGEST, LONGEST):
+        yield form[start : start + LONGEST]
+    yield form[-LONGEST:]
