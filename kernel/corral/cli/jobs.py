@@ -3,36 +3,131 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import os
 import signal
+import sys
+import threading
+from collections.abc import Coroutine
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from corral.cli import logs
-from corral.config import Config
 from corral.config_reader import ensure_data_dir
 from corral.config_reader import load as load_config
+from corral.errors import Refused
+
+if TYPE_CHECKING:
+    from corral.jobs.queue import JobQueue
+    from corral.kernel import Kernel
+
+log = logging.getLogger("corral.jobs")
+
+DRAIN_SECONDS = 25.0
+LOOK_SECONDS = 0.2
 
 
 @click.command("jobs")
-@click.option("--concurrency", type=click.IntRange(1, 256), help="jobs at a time")
+@click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="jobs at a time")
 @click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read")
-def command(concurrency: int | None, config_path: Path | None) -> None:
-    """Run background jobs, schedules and consumers until SIGTERM; any number of processes share them."""
-    config = load_config(path=config_path, overrides={"settings.jobs.concurrency": concurrency})
-    logs.configure(config.log_level, config.log_format)
-    ensure_data_dir(config)
-    asyncio.run(_run(config))
+def command(concurrency: int, config_path: Path | None) -> None:
+    """Run background jobs, schedules and consumers until SIGTERM; any number of processes share them.
 
-
-async def _run(config: Config) -> None:
+    SIGTERM lets running jobs end, and gives back those that take longer than 25 s; a second one ends at once. SIGHUP
+    does the same and begins again, with the configuration and the plugins of now.
+    """
     from corral.kernel import boot
 
-    kernel = await asyncio.to_thread(boot, config)
+    config = load_config(path=config_path)
+    logs.configure(config.log_level, config.log_format)
+    ensure_data_dir(config)
+    kernel = boot(config)
+    logs.redact_with(kernel.redactor)
+    reload = Reload(config_path)
+    signal.signal(signal.SIGHUP, reload)
+    if kernel.queue is None:
+        asyncio.run(_run(kernel, concurrency))
+    else:
+        JobsProcess(kernel, kernel.queue, concurrency).run()
+    if reload.asked:
+        os.execv(sys.executable, [sys.executable, "-m", "corral", *sys.argv[1:]])  # noqa: S606  (this program)
+
+
+class Reload:
+    """What SIGHUP does: end as by SIGTERM, to begin again as the same process, unless the configuration has faults."""
+
+    def __init__(self, config_path: Path | None) -> None:
+        self._config_path = config_path
+        self.asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        try:
+            load_config(path=self._config_path)
+        except Refused as refused:
+            log.error("not reloaded; jobs go on as before", extra={"reason": str(refused)})
+        else:
+            log.info("reloading")
+            self.asked = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def _run(kernel: Kernel, concurrency: int) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    await kernel.start(jobs=True)
-    click.echo(f"Jobs are running ({len(kernel.active)} plugins).")
+        asyncio.get_running_loop().add_signal_handler(number, _on_signal, stopping)
+    await _start(kernel, concurrency)
     await stopping.wait()
+    await _end(kernel)
+
+
+def _on_signal(stopping: asyncio.Event) -> None:
+    if stopping.is_set():
+        os._exit(130)
+    stopping.set()
+
+
+async def _start(kernel: Kernel, concurrency: int) -> None:
+    kernel.runner.limit(concurrency)
+    await kernel.start(jobs=True, share=True)
+    click.echo(f"Jobs are running ({len(kernel.active)} plugins).")
+
+
+async def _end(kernel: Kernel) -> None:
+    await kernel.drain(DRAIN_SECONDS)
     await kernel.stop()
+
+
+class JobsProcess:
+    """The queue's worker in the main thread, which it needs for its signals; the kernel on a loop in another.
+
+    What the worker takes from the queue it hands to the kernel, and it takes no more while the kernel has no room.
+    """
+
+    def __init__(self, kernel: Kernel, queue: JobQueue, concurrency: int) -> None:
+        self._kernel, self._queue, self._concurrency = kernel, queue, concurrency
+        self._loop = asyncio.new_event_loop()
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT."""
+        threading.Thread(target=self._loop.run_forever, name="kernel", daemon=True).start()
+        self._call(_start(self._kernel, self._concurrency)).result()
+        self._queue.work(self._take, self._stopping)
+        self._call(_end(self._kernel)).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _call(self, coroutine: Coroutine[Any, Any, None]) -> concurrent.futures.Future[None]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def _take(self, identifier: str) -> None:
+        taking = self._call(self._kernel.runner.take(identifier))
+        while not self._stopping.is_set():
+            with contextlib.suppress(concurrent.futures.TimeoutError):
+                return taking.result(LOOK_SECONDS)
+        taking.cancel()
+        return None

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from corral import clock
@@ -16,19 +16,25 @@ from corral.database.engine import Database
 from corral.database.unit import SYSTEM, Entry
 from corral.ids import new_id
 from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow
+from corral.jobs.queue import JobQueue
 
 log = logging.getLogger("corral.jobs")
 
 LOOK_EVERY = 1.0
 BACKOFF_SECONDS, BACKOFF_CAP_SECONDS = 2.0, 600.0
 SCHEDULE_LEASE_SECONDS = 15.0  # after a kill in the middle, the slot is due again then
+FORGOTTEN_AFTER = 2.0  # what a shared queue has not brought by then is taken from the table
+
+
+class LeaseLost(Exception):
+    """The job was given to another process; what this one did in its unit is rolled back."""
 
 
 class Runner(Protocol):
     """Has jobs done. The database holds them; a runner only decides where and when they run."""
 
-    def announce(self) -> None:
-        """There are new job rows."""
+    def announce(self, ids: Sequence[str]) -> None:
+        """There are new job rows, which are due."""
         ...
 
     async def run(self) -> None:
@@ -39,7 +45,8 @@ class Runner(Protocol):
 class InProcessRunner:
     """Jobs and schedules of this process, with functions whose services are filled in.
 
-    `is_open` tells whether the plugin of a job or schedule is in service; what is not waits.
+    `is_open` tells whether the plugin of a job or schedule is in service; what is not waits. With a `queue`, new jobs
+    are announced there and come back to some process by `take`; without one this process does them itself.
     """
 
     def __init__(
@@ -50,16 +57,39 @@ class InProcessRunner:
         *,
         concurrency: int = 8,
         is_open: Callable[[str], bool] = lambda name: True,
+        redact: Callable[[str], str] = str,
     ) -> None:
         self._database, self._jobs, self._schedules, self._is_open = database, jobs, schedules, is_open
+        self._redact = redact  # what errors say is stored
         self._bell = asyncio.Event()
+        self.queue: JobQueue | None = None
         self._room = asyncio.Semaphore(concurrency)
+        self._closed = False
         self._running: set[asyncio.Task[None]] = set()
         self._next: dict[str, float] = {}
         self.ticked_at: float = clock.time_s()
 
-    def announce(self) -> None:
-        self._bell.set()
+    def limit(self, concurrency: int) -> None:
+        """How many jobs run at a time; before `run`."""
+        self._room = asyncio.Semaphore(concurrency)
+
+    def announce(self, ids: Sequence[str]) -> None:
+        if self.queue is not None:
+            self.queue.put(ids)
+        else:
+            self._bell.set()
+
+    async def take(self, identifier: str) -> None:
+        """Begin this job, if it is still to be done; returns when there is room for another."""
+        await self._room.acquire()
+        claimed = None
+        try:
+            claimed = None if self._closed else await self._claim(identifier)
+        finally:
+            if claimed is None:
+                self._room.release()
+        if claimed is not None:
+            self._start(self._released(self._perform(*claimed)))
 
     async def run(self) -> None:
         try:
@@ -78,6 +108,12 @@ class InProcessRunner:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
 
+    async def settle(self, seconds: float) -> None:
+        """Begin nothing more, and let what runs come to its end, for at most so long."""
+        self._closed = True
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds)
+
     async def drain(self) -> int:
         """Do all jobs that are due now, one after the other; how many. For tests."""
         done = 0
@@ -88,6 +124,8 @@ class InProcessRunner:
 
     async def _tick(self) -> float:
         self.ticked_at = clock.time_s()
+        if self._closed:
+            return LOOK_EVERY
         for name, (schedule, run) in self._schedules.items():
             if self._next.get(name, 0.0) <= self.ticked_at and self._is_open(name):
                 self._next[name] = await self._slot(schedule, run)
@@ -134,20 +172,22 @@ class InProcessRunner:
         return int(ScheduleRow.update(next_at=lease, last_at=clock.now()).where(mine).execute())
 
     async def _run_slot(self, schedule: Schedule, run: Callable[..., Any], lease: str, began: float) -> None:
-        error: str | None = None
+        def finish(error: str | None = None) -> None:
+            following = clock.format_instant(max(began + schedule.every_seconds, clock.time_s()))
+            mine = (ScheduleRow.name == schedule.name) & (ScheduleRow.next_at == lease)
+            ScheduleRow.update(next_at=following, error=error).where(mine).execute()
+
         try:
-            await self._call(schedule.name, run, {})
+            await self._call(schedule.name, run, {}, finish)
         except Exception as failure:
-            error = f"{type(failure).__name__}: {failure}"[:1000]
+            error = self._redact(f"{type(failure).__name__}: {failure}")[:1000]
             log.exception("schedule failed", extra={"schedule": schedule.name})
-        following = clock.format_instant(max(began + schedule.every_seconds, clock.time_s()))
-        mine = (ScheduleRow.name == schedule.name) & (ScheduleRow.next_at == lease)
-        await self._database.work(lambda: ScheduleRow.update(next_at=following, error=error).where(mine).execute())
+            await self._database.work(lambda: finish(error))
 
     # -- jobs
 
-    async def _claim(self) -> tuple[JobRow, str] | None:
-        row = await self._database.work(self._due, read=True)
+    async def _claim(self, only: str | None = None) -> tuple[JobRow, str] | None:
+        row = await self._database.work(lambda: self._due(only), read=True)
         if row is None:
             return None
         if row.state == "running" and row.attempts >= self._jobs[row.name][0].max_attempts:
@@ -165,9 +205,15 @@ class InProcessRunner:
         mine = (JobRow.id == row.id) & (JobRow.attempts == row.attempts) & (JobRow.state == "running")
         JobRow.update(state="failed", lease=None, finished_at=clock.now(), error=error).where(mine).execute()
 
-    def _due(self) -> JobRow | None:
+    def _due(self, only: str | None) -> JobRow | None:
+        """The job `only`, else the first one; what was announced to a shared queue is left to it for a while."""
         names = [name for name in self._jobs if self._is_open(name)]
         where = JobRow.state.in_(("queued", "running")) & (JobRow.run_at <= clock.now()) & JobRow.name.in_(names)
+        if only is not None:
+            where &= JobRow.id == only
+        elif self.queue is not None:
+            announced = (JobRow.attempts == 0) & (JobRow.run_at <= JobRow.created_at)
+            where &= ~announced | (JobRow.run_at <= clock.now(-FORGOTTEN_AFTER))
         row: JobRow | None = JobRow.select().where(where).order_by(JobRow.run_at).first()
         return row
 
@@ -181,30 +227,54 @@ class InProcessRunner:
         )
 
     async def _perform(self, row: JobRow, lease: str) -> None:
+        """A job that ends in the middle because its process ends is given back; the attempt does not count."""
         job, run = self._jobs[row.name]
-        changes: dict[str, Any] = {"state": "done", "finished_at": clock.now(), "error": None}
+
+        def end(**changes: Any) -> None:
+            mine = (JobRow.id == row.id) & (JobRow.lease == lease)
+            if not JobRow.update(**changes, lease=None).where(mine).execute():
+                raise LeaseLost
+
+        def done() -> None:
+            end(state="done", finished_at=clock.now(), error=None)
+
         try:
-            await self._call(job.name, run, row.arguments)
+            await self._call(job.name, run, row.arguments, done)
+        except LeaseLost:
+            log.warning("a job took longer than its lease", extra={"job": job.name})
+        except asyncio.CancelledError:
+            with contextlib.suppress(LeaseLost):
+                back = {"state": "queued", "run_at": clock.now(), "attempts": row.attempts}
+                await self._database.work(lambda: end(**back))
+            raise
         except Exception as failure:
             changes = self._failure(job, row, failure)
-        changes["lease"] = None
-        mine = (JobRow.id == row.id) & (JobRow.lease == lease)
-        await self._database.work(lambda: JobRow.update(**changes).where(mine).execute())
+            with contextlib.suppress(LeaseLost):
+                await self._database.work(lambda: end(**changes))
 
-    @staticmethod
-    def _failure(job: Job, row: JobRow, failure: Exception) -> dict[str, Any]:
+    def _failure(self, job: Job, row: JobRow, failure: Exception) -> dict[str, Any]:
         log.warning("job failed", extra={"job": job.name, "attempt": row.attempts + 1}, exc_info=failure)
-        error = f"{type(failure).__name__}: {failure}"[:1000]
+        error = self._redact(f"{type(failure).__name__}: {failure}")[:1000]
         if row.attempts + 1 >= job.max_attempts:
             return {"state": "failed", "finished_at": clock.now(), "error": error}
         delay = min(BACKOFF_CAP_SECONDS, BACKOFF_SECONDS * 2**row.attempts)
         return {"state": "queued", "run_at": clock.now(delay), "error": error}
 
-    async def _call(self, label: str, run: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    async def _call(
+        self, label: str, run: Callable[..., Any], arguments: Mapping[str, Any], finish: Callable[[], None]
+    ) -> None:
+        """`finish` belongs to the unit of a `def`: both take effect, or neither, whenever the process is killed."""
+        entry = Entry(label=f"job {label}", actor=SYSTEM)
         if inspect.iscoroutinefunction(inspect.unwrap(run)) or inspect.iscoroutinefunction(getattr(run, "func", run)):
             await run(**arguments)
+            await self._database.work(finish, entry=entry)
         else:
-            await self._database.work(lambda: run(**arguments), entry=Entry(label=f"job {label}", actor=SYSTEM))
+
+            def both() -> None:
+                run(**arguments)
+                finish()
+
+            await self._database.work(both, entry=entry)
 
 
 def prune(before: str, at_once: int = 500) -> int:

@@ -1,0 +1,279 @@
+"""Several server processes on one listening socket, and the parent that keeps them running, replaces and ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from asyncio.subprocess import Process
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from corral.errors import Refused
+
+log = logging.getLogger("corral.serve")
+
+READY_SECONDS = 60.0
+END_SECONDS = 35.0
+LAST_WORDS_SECONDS = 5.0  # from what it told to its end
+FIRST_PAUSE, LONGEST_PAUSE, CALM_SECONDS = 0.5, 30.0, 60.0
+ASIDE = b"aside\n"
+
+
+class NotReady(Exception):
+    """A process ended, with `status`, before it served."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        self.status = status
+        super().__init__(f"a new server process ended with status {status}: {reason or 'it was not ready in time'}")
+
+
+class Child:
+    """One server process. It has the listening socket and one end of a pair: it says there when it is ready, hears
+    there when to step aside, and ends when the other end is gone.
+    """
+
+    def __init__(self, process: Process, control: socket.socket) -> None:
+        self.process, self._control = process, control
+        self.began = time.monotonic()
+
+    @classmethod
+    async def spawn(cls, arguments: Sequence[str], listener: socket.socket) -> Child:
+        """Start one; it is not ready yet."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            handles = (listener.fileno(), theirs.fileno())
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "corral", *arguments, "--inherit", f"{handles[0]}:{handles[1]}",
+                pass_fds=handles, stdin=asyncio.subprocess.DEVNULL,
+            )  # fmt: skip
+        return cls(process, ours)
+
+    async def ready(self) -> str:
+        """What it announces; raises `NotReady`."""
+        self._control.setblocking(False)
+        told = b""
+        with contextlib.suppress(TimeoutError, OSError):
+            async with asyncio.timeout(READY_SECONDS):
+                while piece := await asyncio.get_running_loop().sock_recv(self._control, 65536):
+                    told += piece
+                    if told.endswith(b"\n"):
+                        break
+        ready, text = json.loads(told) if told.endswith(b"\n") else (False, "")
+        if ready:
+            return str(text)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                await self.process.wait()
+        self.kill()
+        raise NotReady(await self.process.wait(), text)
+
+    def step_aside(self) -> None:
+        """Others serve the socket now: it accepts nothing more and drains."""
+        with contextlib.suppress(OSError):
+            self._control.send(ASIDE)
+
+    def terminate(self) -> None:
+        """It drains."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+
+    def kill(self) -> None:
+        """End it, if it has not ended."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
+    def forget(self) -> None:
+        """It has ended."""
+        self._control.close()
+
+
+class Generation:
+    """The processes of one start or reload."""
+
+    def __init__(self, arguments: Sequence[str], listener: socket.socket, count: int) -> None:
+        self._arguments, self._listener, self.count = arguments, listener, count
+        self._children: set[Child] = set()
+        self._keepers: list[asyncio.Task[None]] = []
+
+    async def start(self) -> str:
+        """The first alone, since it may have an empty installation to set up, then the others; what it announced.
+
+        Raises `NotReady`, and then none of them runs.
+        """
+        try:
+            first = await self._spawn()
+            announced = await first.ready()
+            others = [await self._spawn() for _ in range(self.count - 1)]
+            for child in others:
+                await child.ready()
+        except BaseException:
+            await self.end(lambda child: child.kill())
+            raise
+        self._keepers = [asyncio.create_task(self._keep(child)) for child in (first, *others)]
+        return announced
+
+    async def _spawn(self) -> Child:
+        child = await Child.spawn(self._arguments, self._listener)
+        self._children.add(child)
+        return child
+
+    async def _keep(self, child: Child) -> None:
+        """A process that ends is started again, after a pause that grows while it does not stay."""
+        pause = FIRST_PAUSE
+        while True:
+            status = await child.process.wait()
+            self._children.discard(child)
+            child.forget()
+            pause = FIRST_PAUSE if time.monotonic() - child.began > CALM_SECONDS else min(LONGEST_PAUSE, pause * 2)
+            log.error("a server process ended; it is started again", extra={"status": status, "seconds": pause})
+            await asyncio.sleep(pause)
+            child = await self._spawn()
+
+    async def end(self, how: Callable[[Child], Any]) -> None:
+        """Drain or kill them; what has not ended after 35 s is killed."""
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        children = [(child, asyncio.create_task(child.process.wait())) for child in self._children]
+        for child, _ in children:
+            how(child)
+        if children:
+            _, late = await asyncio.wait([ended for _, ended in children], timeout=END_SECONDS)
+            for child, ended in children:
+                if ended in late:
+                    log.warning("a server process did not end in time", extra={"process": child.process.pid})
+                    child.kill()
+                await ended
+                child.forget()
+        self._children.clear()
+
+    def kill(self) -> None:
+        """At once."""
+        for child in self._children:
+            child.kill()
+
+
+class Processes:
+    """The parent. SIGTERM and SIGINT drain all, a second one kills them; SIGHUP replaces them by new ones.
+
+    `plan` reads the configuration afresh: how many processes; it raises what a start would.
+    """
+
+    def __init__(self, arguments: Sequence[str], listener: socket.socket, plan: Callable[[], int]) -> None:
+        self._arguments, self._listener, self._plan = arguments, listener, plan
+        self._generation: Generation | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._stopping, self._hung_up = asyncio.Event(), asyncio.Event()
+
+    async def start(self) -> str:
+        """Start a generation beside the one that serves, if one does; what it announced. Raises as `plan`, `NotReady`.
+
+        Once it is ready the old one drains.
+        """
+        generation = Generation(self._arguments, self._listener, self._plan())
+        announced = await generation.start()
+        before, self._generation = self._generation, generation
+        if before is not None:
+            leaving = asyncio.create_task(before.end(Child.step_aside))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+        return announced
+
+    async def run(self) -> int:
+        """Start, tell, and keep them running until a signal; the exit status."""
+        self.take_signals()
+        starting, stopping = asyncio.create_task(self.start()), asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return 0
+        try:
+            click.echo(starting.result())
+        except NotReady as error:
+            return max(error.status, 1)
+        await self.follow()
+        return 0
+
+    def take_signals(self) -> None:
+        """From now on signals are this object's."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up.set)
+
+    def _stop(self) -> None:
+        if self._stopping.is_set():
+            if self._generation is not None:
+                self._generation.kill()
+            os._exit(130)
+        self._stopping.set()
+
+    async def follow(self) -> None:
+        """Reload at SIGHUP, until SIGTERM; then drain all."""
+        stopping = asyncio.create_task(self._stopping.wait())
+        while not self._stopping.is_set():
+            reloading = asyncio.create_task(self._reload_when_told())
+            await asyncio.wait({stopping, reloading}, return_when=asyncio.FIRST_COMPLETED)
+            reloading.cancel()
+            await asyncio.gather(reloading, return_exceptions=True)
+        log.info("draining")
+        if self._generation is not None:
+            await self._generation.end(Child.terminate)
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+
+    async def _reload_when_told(self) -> None:
+        await self._hung_up.wait()
+        self._hung_up.clear()
+        await self.reload()
+
+    async def reload(self) -> bool:
+        """Whether new processes serve now; if not, the old ones go on, and the log says why."""
+        log.info("reloading")
+        try:
+            await self.start()
+        except Exception as error:
+            surprise = None if isinstance(error, (Refused, NotReady)) else error
+            log.error("not reloaded; the old processes go on", extra={"reason": str(error)}, exc_info=surprise)
+            return False
+        log.info("reloaded")
+        return True
+
+
+class Inherited:
+    """What a child has of its parent: the listening socket, and the other end of the pair."""
+
+    def __init__(self, handles: str) -> None:
+        listening, control = (int(part) for part in handles.split(":"))
+        self.listener = socket.socket(fileno=listening)
+        self._control = socket.socket(fileno=control)
+        for inherited in (self.listener, self._control):
+            inherited.set_inheritable(False)
+        self._control.setblocking(False)
+
+    def announce(self, text: str, *, ready: bool = True) -> None:
+        """Tell the parent that this process serves, or why it does not."""
+        with contextlib.suppress(OSError):
+            self._control.send(json.dumps([ready, text]).encode() + b"\n")
+
+    async def follow(self, step_aside: Callable[[], None]) -> None:
+        """Call `step_aside` when told to. When the parent is gone, so is this process: the next start needs the
+        address.
+        """
+        while True:
+            try:
+                told = await asyncio.get_running_loop().sock_recv(self._control, len(ASIDE))
+            except OSError:
+                told = b""
+            if not told:
+                os._exit(1)
+            step_aside()

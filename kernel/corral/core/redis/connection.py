@@ -1,0 +1,61 @@
+"""How the server is reached: with short patience, and no retries but ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from corral.errors import Refused
+
+if TYPE_CHECKING:
+    from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
+
+ANSWER_SECONDS = 2.0
+HEALTH_SECONDS = 15
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 3.0
+
+
+def connect(url: str, *, seconds: float = ANSWER_SECONDS) -> Redis:
+    """A client for threads. It connects at the first command, each of which gets `seconds`."""
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    options: dict[str, Any] = _options(seconds)
+    return Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
+
+
+def connect_async(url: str) -> AsyncRedis:
+    """A client for the loop. Raises `Refused` for a URL that is none."""
+    from redis.asyncio import Redis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    options: dict[str, Any] = _options(ANSWER_SECONDS)
+    try:
+        client: AsyncRedis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
+    except ValueError as error:
+        raise Refused(f"redis.url: {error}") from None
+    return client
+
+
+def _options(seconds: float) -> dict[str, Any]:
+    return {
+        "socket_timeout": seconds, "socket_connect_timeout": ANSWER_SECONDS, "health_check_interval": HEALTH_SECONDS
+    }  # fmt: skip
+
+
+class Pauses:
+    """The time to wait before each next try; `reset()` when one succeeded."""
+
+    def __init__(self) -> None:
+        self._next = FIRST_PAUSE
+
+    def reset(self) -> None:
+        """Begin again with a short one."""
+        self._next = FIRST_PAUSE
+
+    def following(self) -> float:
+        """Seconds; twice as long each time, up to `LONGEST_PAUSE`."""
+        pause, self._next = self._next, min(LONGEST_PAUSE, self._next * 2)
+        return pause

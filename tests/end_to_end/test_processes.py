@@ -1,0 +1,281 @@
+"""`corral serve` in several processes on one address: one installation, replaced without a gap, ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+from corral.testing.server import ServerProcess
+
+WITHOUT_WORKER = "--no-embedded-worker"
+
+
+def children(server: ServerProcess) -> set[int]:
+    """The processes that serve beside or below the one that was started."""
+    assert server.process is not None
+    found = set()
+    for child in psutil.Process(server.process.pid).children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "--inherit" in child.cmdline():
+                found.add(child.pid)
+    return found
+
+
+def established(pid: int) -> int:
+    """How many clients are connected to a process."""
+    return sum(item.status == psutil.CONN_ESTABLISHED for item in psutil.Process(pid).net_connections("tcp"))
+
+
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> float:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+class Load:
+    """`rate` requests a second from `threads` clients, one in four a write; `with` it runs."""
+
+    def __init__(self, server: ServerProcess, token: str, *, rate: float, threads: int = 8) -> None:
+        self.server, self.token, self.pause = server, token, threads / rate
+        self.answers: Counter[int] = Counter()
+        self.faults: list[str] = []
+        self.slowest = 0.0
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(threads)]
+
+    def _run(self, number: int) -> None:
+        with self.server.client(self.token) as client:
+            due = time.monotonic() + self.pause * number / len(self._threads)
+            count = 0
+            while not self._stop.wait(max(0.0, due - time.monotonic())):
+                due = max(due + self.pause, time.monotonic() - 1)
+                count += 1
+                began = time.monotonic()
+                try:
+                    if count % 4:
+                        answer = client.get("/tasks", params={"limit": 5})
+                    else:
+                        answer = client.post("/tasks", json={"title": f"{number}-{count}"})
+                except httpx2.HTTPError as error:
+                    self.faults.append(f"{type(error).__name__}: {error}")
+                    continue
+                self.slowest = max(self.slowest, time.monotonic() - began)
+                self.answers[answer.status_code] += 1
+                if answer.status_code >= 400:
+                    self.faults.append(answer.text[:300])
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def token_of(client: httpx2.Client) -> str:
+    return client.headers["Authorization"].removeprefix("Bearer ")
+
+
+def test_operations_4_four_processes_on_sqlite(tmp_path: Path, long_form: bool) -> None:
+    """No lock error under load; an event and a signed-out session are known to all processes within 2 s."""
+    server = ServerProcess(tmp_path, arguments=("--processes", "4", WITHOUT_WORKER))
+    with server:
+        until(lambda: "Corral is ready" in server.log)
+        assert len(children(server)) == 4
+        admin, other = server.sign_in(), server.sign_in()
+        with Load(server, token_of(admin), rate=200) as load, ThreadPoolExecutor(24) as pool:
+            time.sleep(20 if long_form else 3)
+            serving = [pid for pid in children(server) if established(pid)]
+            assert len(serving) > 1, "one process has all connections"
+            place = admin.get("/events", params={"after": 0, "types": "task.created", "limit": 1}).json()["items"][0]
+            after = {"types": "agent.created", "after": place["seq"], "wait": 20}
+
+            def hear() -> float:
+                with server.client(token_of(admin)) as fresh:
+                    assert fresh.get("/events", params=after).json()["items"]
+                return time.monotonic()
+
+            heard = [pool.submit(hear) for _ in range(12)]
+            time.sleep(1)
+            admin.post("/agents", json={"name": "listen"}).raise_for_status()
+            told = time.monotonic()
+            assert max(future.result() for future in heard) - told < 2.0
+
+            def served() -> int:
+                with server.client(token_of(other)) as fresh:
+                    return fresh.get("/auth/me").status_code
+
+            assert {*pool.map(lambda _: served(), range(20))} == {200}
+            other.post("/auth/logout").raise_for_status()
+            time.sleep(2.0)
+            assert {*pool.map(lambda _: served(), range(40))} == {401}
+        assert load.faults == []
+        assert set(load.answers) <= {200, 201}
+        assert load.answers[201] > 100
+        assert server.stop() == 0
+    assert not re.search("database is (locked|busy)", server.log)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[ServerProcess]:
+    config = tmp_path / "corral.toml"
+    config.write_text("[server]\nprocesses = 2\n")
+    server = ServerProcess(tmp_path, arguments=(WITHOUT_WORKER,), environ={"CORRAL_CONFIG": str(config)})
+    with server:
+        until(lambda: "Corral is ready" in server.log)  # all are; one answers earlier
+        yield server
+
+
+def test_sighup_replaces_all_processes_and_cuts_no_request(two: ServerProcess) -> None:
+    assert two.process is not None
+    old = children(two)
+    (two.folder / "corral.toml").write_text("[server]\nprocesses = 3\n")
+    with two.sign_in() as admin, Load(two, token_of(admin), rate=60, threads=4) as load:
+        time.sleep(1)
+        two.process.send_signal(signal.SIGHUP)
+        until(lambda: '"reloaded"' in two.log)
+        until(lambda: not old & children(two))
+        time.sleep(1)
+    assert len(children(two)) == 3
+    assert load.faults == []
+    assert load.answers[201] > 20
+    assert two.stop() == 0
+
+
+def test_sighup_of_a_single_process_makes_it_the_parent_of_others(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path, arguments=(WITHOUT_WORKER,))
+    with server:
+        assert server.process is not None
+        assert children(server) == set()
+        with server.sign_in() as admin, Load(server, token_of(admin), rate=60, threads=4) as load:
+            time.sleep(1)
+            server.process.send_signal(signal.SIGHUP)
+            until(lambda: '"stopped"' in server.log)
+            time.sleep(1)
+        assert load.faults == []
+        first = children(server)
+        assert len(first) == 1
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: server.log.count('"stopped"') == 2)
+        until(lambda: len(children(server)) == 1)
+        assert children(server) != first
+        with server.client() as client:
+            assert client.get(f"{server.address}/health/ready").status_code == 200
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[server]\nprocesses = 2\nbinds = 'x'\n", "unknown key server.binds"),
+        (
+            "[server]\nprocesses = 2\n[plugins]\nstrict = true\n[plugins.workers]\nembeded = true\n",
+            "unknown field `embeded`",
+        ),
+    ],
+)
+def test_if_the_new_processes_fail_the_old_ones_stay(two: ServerProcess, text: str, reason: str) -> None:
+    assert two.process is not None
+    old = children(two)
+    (two.folder / "corral.toml").write_text(text)
+    two.process.send_signal(signal.SIGHUP)
+    until(lambda: "not reloaded" in two.log)
+    line = next(line for line in two.log.splitlines() if "not reloaded" in line)
+    assert reason in line
+    until(lambda: children(two) == old)
+    with two.sign_in() as admin:
+        assert admin.get("/tasks").status_code == 200
+    assert two.stop() == 0
+
+
+def test_a_process_that_dies_is_started_again(two: ServerProcess) -> None:
+    old = children(two)
+    victim = min(old)
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: len(children(two) - {victim}) == 2)
+    assert victim not in children(two)
+    assert "is started again" in two.log
+    with two.sign_in() as admin:
+        assert admin.get("/tasks").status_code == 200
+
+
+def test_processes_end_with_their_parent(two: ServerProcess) -> None:
+    assert two.process is not None
+    old = [psutil.Process(pid) for pid in children(two)]
+    os.kill(two.process.pid, signal.SIGKILL)
+    two.process.wait()
+    until(lambda: not any(process.is_running() and process.status() != "zombie" for process in old), 5)
+    two.start()
+    until(lambda: len(children(two)) == 2)
+
+
+def test_what_no_process_can_start_with_ends_the_start(tmp_path: Path) -> None:
+    config = tmp_path / "corral.toml"
+    config.write_text("[server]\nprocesses = 2\n[plugins]\nstrict = true\n[plugins.workers]\nembeded = true\n")
+    server = ServerProcess(tmp_path, arguments=(WITHOUT_WORKER,), environ={"CORRAL_CONFIG": str(config)})
+    with pytest.raises(RuntimeError, match=r"ended with 3(?s:.*)embeded"):
+        server.start()
+    assert server.log.count("corral: workers:") == 1
+
+
+def test_one_worker_is_embedded_whatever_the_number_of_processes(tmp_path: Path) -> None:
+    """Its process passes to another one when the one that had it is killed."""
+    server = ServerProcess(tmp_path, arguments=("--processes", "2"))
+
+    def workers() -> dict[int, int]:
+        """Workers, and the server process of each."""
+        found = {}
+        for pid in children(server):
+            with contextlib.suppress(psutil.Error):
+                for child in psutil.Process(pid).children():
+                    if "worker" in child.cmdline():
+                        found[child.pid] = pid
+        return found
+
+    with server:
+        until(lambda: len(workers()) == 1)
+        (first, holder), *_ = workers().items()
+        os.kill(holder, signal.SIGKILL)
+        until(lambda: workers() and first not in workers())
+        for _ in range(20):
+            time.sleep(0.1)
+            assert len(workers()) <= 1
+        until(lambda: len(workers()) == 1)
+        assert server.stop() == 0
+
+
+def test_metrics_are_the_sum_over_the_processes(two: ServerProcess) -> None:
+    def served(text: str) -> float:
+        pattern = r'^corral_http_requests_total\{method="GET",route="/tasks",status="2xx"\} (.*)$'
+        return sum(float(number) for number in re.findall(pattern, text, re.MULTILINE))
+
+    with two.sign_in() as admin:
+        for _ in range(30):
+            with two.client(token_of(admin)) as fresh:
+                assert fresh.get("/tasks").status_code == 200
+    texts = []
+    for _ in range(10):
+        with two.client() as fresh:
+            texts.append(fresh.get(f"{two.address}/metrics").text)
+    assert {served(text) for text in texts} == {30.0}
+    assert len({re.findall(r"^process_start_time_seconds (.*)$", text, re.MULTILINE)[0] for text in texts}) == 1
+    for name in ("corral_users", "corral_http_requests_total", "corral_build_info"):
+        assert texts[0].count(f"# TYPE {name} ") == 1

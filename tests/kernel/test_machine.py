@@ -1,0 +1,46 @@
+"""One machine at a time on an SQLite database, whatever the number of its processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corral import clock
+from corral.core.machine import LEASE, MachineLease
+from corral.database.leases import acquire, holder_of, release
+from corral.errors import Refused
+from corral.testing.kit import Kit, make_kernel
+
+
+async def test_a_second_machine_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
+    async with make_kernel(tmp_path, plugins=[]) as kit:
+        work = kit.kernel.database.work
+        with pytest.raises(Refused, match=r"another machine, .+, serves this SQLite database"):
+            await MachineLease(work, "elsewhere 0000-1111").take()
+        clock.travel(31)
+        await MachineLease(work, "elsewhere 0000-1111").take()
+        with pytest.raises(Refused, match="core: Refused: another machine, elsewhere, serves"):
+            async with make_kernel(tmp_path, plugins=[]):
+                pass
+
+
+@pytest.mark.parametrize(
+    "again",
+    ["first 1111", "first 2222", "second 1111"],
+    ids=["the same process", "started again", "another container"],
+)
+async def test_the_same_machine_is_not(tmp_path: Path, again: str) -> None:
+    async with make_kernel(tmp_path, plugins=[]) as kit:
+        work = kit.kernel.database.work
+        await work(lambda: release(LEASE, holder_of(LEASE) or ""))
+        await work(lambda: acquire(LEASE, "first 1111", 30))
+        await MachineLease(work, again).take()
+        assert await work(lambda: holder_of(LEASE), read=True) == again
+
+
+async def test_many_machines_share_a_postgresql(kit: Kit, make_kit: Any, database_url: str) -> None:
+    holder = await kit.kernel.database.work(lambda: holder_of(LEASE), read=True)
+    assert (holder is None) == database_url.startswith("postgresql")
+    await make_kit()

@@ -1,0 +1,170 @@
+"""R4: Redis is emptied, killed and away while clients write; nothing is lost, nobody waits, it is back by itself.
+
+Two API processes and one of jobs. Short form: away for 6 s; long form (`--long`): for 60 s.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import redis
+
+from corral.core.redis.bus import CHANNEL
+from corral.testing.engines import ValkeyServer
+from corral.testing.server import JobsProcess, ServerProcess
+
+pytestmark = pytest.mark.redis
+
+RECOVERY_SECONDS = 10.0
+
+
+class Writer(threading.Thread):
+    """Creates tasks, about 20 a second, and notes what was acknowledged, what failed, and how long each took."""
+
+    def __init__(self, server: ServerProcess, token: str, name: str, stop: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self.server, self.token, self.label, self.stop = server, token, name, stop
+        self.created: list[str] = []
+        self.took: list[tuple[float, float]] = []  # when it began, and its time
+        self.errors: list[str] = []
+
+    def run(self) -> None:
+        number = 0
+        with self.server.client(self.token) as client:
+            while not self.stop.wait(0.05):
+                number += 1
+                began = time.monotonic()
+                try:
+                    answer = client.post("/tasks", json={"title": f"{self.label}-{number}"})
+                    answer.raise_for_status()
+                    self.created.append(answer.json()["id"])
+                except httpx2.HTTPError as error:
+                    self.errors.append(f"{type(error).__name__}: {error}")
+                self.took.append((began, time.monotonic() - began))
+
+
+class Follower(threading.Thread):
+    """Follows the log by long polls: `heard` are the tasks in the order of their events, `at` when."""
+
+    def __init__(self, server: ServerProcess, token: str, stop: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self.server, self.token, self.stop = server, token, stop
+        self.heard: list[str] = []
+        self.errors: list[str] = []
+
+    def run(self) -> None:
+        after: Any = 0
+        with self.server.client(self.token) as client:
+            while not self.stop.is_set():
+                query = {"after": after, "types": "task.created", "wait": 2, "limit": 200}
+                try:
+                    page = client.get("/events", params=query).raise_for_status().json()
+                except httpx2.HTTPError as error:
+                    self.errors.append(f"{type(error).__name__}: {error}")
+                    continue
+                self.heard += [event["data"]["task_id"] for event in page["items"]]
+                after = page["next"]
+
+
+def until(condition: Callable[[], Any], seconds: float) -> float:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, f"not within {seconds:g} s"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def listeners(url: str) -> int:
+    """How many processes hear the bell."""
+    with redis.Redis.from_url(url) as client:
+        return int(dict(client.pubsub_numsub(CHANNEL))[CHANNEL.encode()])
+
+
+@pytest.fixture
+def fleet(database_url: str, tmp_path: Path, valkey_server: ValkeyServer) -> Iterator[list[ServerProcess]]:
+    """Two API processes beside `corral jobs`."""
+    environ = {
+        "CORRAL_REDIS_URL": valkey_server.url(), "CORRAL_DATA_DIR": str(tmp_path / "data"),
+        "CORRAL_ACCESS_TTL": "3600",
+    }  # fmt: skip
+    servers = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        arguments = ("--no-jobs", "--no-embedded-worker")
+        servers.append(ServerProcess(tmp_path / name, database_url=database_url, environ=environ, arguments=arguments))
+    jobs = JobsProcess(servers[0].environ, tmp_path / "jobs")
+    try:
+        for server in servers:
+            server.start()
+        jobs.start()
+        yield servers
+    finally:
+        jobs.kill()
+        for server in servers:
+            server.kill()
+
+
+def outages(valkey: ValkeyServer, away: float) -> dict[str, float]:
+    """Empty it, restart it, take it away for a while; how long each return took until all processes heard the bell."""
+    everybody = listeners(valkey.url())
+    assert everybody == 3
+    with redis.Redis.from_url(valkey.url()) as client:
+        client.flushall()
+    time.sleep(1)
+    recovered = {}
+    for name, seconds in (("restarted", 0.0), ("away", away)):
+        valkey.kill()
+        time.sleep(seconds)
+        valkey.restart()
+        recovered[name] = until(lambda: listeners(valkey.url()) == everybody, RECOVERY_SECONDS)
+        time.sleep(1)
+    return recovered
+
+
+def test_r04_redis_comes_and_goes(
+    fleet: list[ServerProcess], valkey_server: ValkeyServer, long_form: bool, figure: Any
+) -> None:
+    stop, over = threading.Event(), threading.Event()
+    until(lambda: listeners(valkey_server.url()) == 3, RECOVERY_SECONDS)
+    with fleet[0].sign_in() as admin:
+        token = admin.headers["Authorization"].removeprefix("Bearer ")
+        writers = [Writer(fleet[index % 2], token, f"w{index}", stop) for index in range(4)]
+        followers = [Follower(server, token, over) for server in fleet]
+        for thread in (*writers, *followers):
+            thread.start()
+        time.sleep(3)
+        began = time.monotonic()
+        recovered = outages(valkey_server, 60.0 if long_form else 6.0)
+        stop.set()
+        for writer in writers:
+            writer.join(30)
+        created = {task for writer in writers for task in writer.created}
+        until(lambda: all(len(follower.heard) >= len(created) for follower in followers), 10)
+        over.set()
+        for follower in followers:
+            follower.join(30)
+        total = admin.get("/tasks", params={"limit": 1}).json()["total"]
+    took = [one for writer in writers for one in writer.took]
+    errors = [error for writer in writers for error in writer.errors]
+    errors += [error for follower in followers for error in follower.errors]
+    calm = max(seconds for start, seconds in took if start < began)
+    slowest = max(seconds for start, seconds in took if start >= began)
+    figures = {
+        "requests": len(took), "errors": len(errors), "slowest_ms": round(slowest * 1000),
+        "recovered_s": round(max(recovered.values()), 2), "tasks": len(created),
+    }  # fmt: skip
+    figure("R4", figures)
+    assert len(errors) <= len(took) / 1000, errors[:3]
+    assert slowest < 2.0 + calm  # what the machine itself takes is not Redis's doing
+    assert len(created) > 100
+    assert total == len(created)
+    for follower in followers:
+        assert len(follower.heard) == len(set(follower.heard)), "an event came twice"
+        assert set(follower.heard) == created
+    assert followers[0].heard == followers[1].heard
