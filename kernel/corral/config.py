@@ -8,9 +8,10 @@ fixes are handed on unchecked in `Config.pinned`; the settings registry judges t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
+from urllib.parse import unquote
 
 import msgspec
 from msgspec import Meta
@@ -207,6 +208,21 @@ class Config(_Part, frozen=True):
             rows.append(Row(name, _shown(pin.value, secret), pin.source, "", secret))
         return rows
 
+    def credentials(self) -> dict[str, str]:
+        """Every credential in it by the name of its key, passwords in URLs included: what no text may show."""
+        given = {
+            name: getattr(getattr(self, section) if section else self, field)
+            for name in TABLE
+            for section, _, field in (name.rpartition("."),)
+        }
+        given.update({f"plugins.{name}": table for name, table in self.plugins.tables.items()})
+        given.update({f"settings.{name}": pin.value for name, pin in self.pinned.items()})
+        return {
+            name: text
+            for key, value in given.items()
+            for name, text in _secrets(key, value, key in TABLE and TABLE[key].key.secret)
+        }
+
 
 class Entry(NamedTuple):
     """One row of `TABLE`."""
@@ -244,7 +260,28 @@ PINNING: Mapping[str, str] = {
     "CORRAL_TASK_LEASE_SECONDS": "tasks.lease_seconds",
     "CORRAL_TASK_MAX_ATTEMPTS": "tasks.max_attempts",
 }
+_IN_URL = re.compile(
+    r"://[^:@/\s]*:([^\s]*)@|[?&][^=&\s]*(?:key|secret|token|password)[^=&\s]*=([^&\s]+)", re.IGNORECASE
+)
 _SECRET_NAME = re.compile(r"(password|secret|token|(^|[._]|api)key)$", re.IGNORECASE)
+
+
+def _secrets(name: str, value: Any, secret: bool) -> Iterator[tuple[str, str]]:
+    """The credentials in one value, each with a name of its own."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _secrets(f"{name}.{key}", item, secret or bool(_SECRET_NAME.search(key)))
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            yield from _secrets(f"{name}.{number}", item, secret)
+    elif isinstance(value, str) and (secret or _SECRET_NAME.search(name)):
+        yield name, value
+    elif isinstance(value, str):
+        for number, match in enumerate(_IN_URL.finditer(value)):
+            text = match[1] or match[2]
+            yield f"{name}.{number}", text
+            if (plain := unquote(text)) != text:
+                yield f"{name}.{number}.plain", plain
 
 
 def _shown(value: Any, secret: bool) -> Any:

@@ -49,6 +49,11 @@ def place(table: str, row: str, version: int, field: str = "value") -> str:
     return f"{table}|{row}|{version}|{field}"
 
 
+def spelled(name: str, key: bytes) -> dict[str, str]:
+    """The texts in which a key of bytes may turn up, for the redactor."""
+    return {name: base64.b64encode(key).decode(), f"{name}.hex": key.hex()}
+
+
 def derive(master: bytes, purpose: str) -> bytes:
     """A 256-bit key for one purpose: HKDF-SHA256 (RFC 5869), one block."""
     extracted = hmac.digest(b"corral", master, "sha256")
@@ -122,6 +127,10 @@ class Keyring:
         except (OSError, UnicodeDecodeError) as error:
             raise Refused(f"{path}: the master key cannot be read or made: {error}") from None
         return cls(parse_master_keys(text, str(path)), source=str(path), created=created)
+
+    def credentials(self) -> dict[str, str]:
+        """The keys as text, by label: what no text may show."""
+        return {name: text for key in self.keys for name, text in spelled(f"keys.{key.label}", key.secret).items()}
 
     @property
     def active(self) -> MasterKey:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from corral.http.routes import Routes
     from corral.http.sockets import Socket
     from corral.jobs.job import Job, Schedule
-    from corral.plugin import Gate, HealthCheck, Metric, Provide, Setting
+    from corral.jobs.queue import JobQueue
+    from corral.plugin import DemoModel, Gate, HealthCheck, Installation, Metric, Provide, Setting
     from corral.storage.blobs import BlobStore
 
 hookspec = pluggy.HookspecMarker("corral")
@@ -99,6 +100,11 @@ def corral_commands() -> Iterable[click.Command]:  # type: ignore[empty-body]
 
 
 @hookspec
+def corral_demo_models(installation: Installation) -> Iterable[DemoModel]:  # type: ignore[empty-body]
+    """Models that `corral demo` may use, the best one first; called without a kernel."""
+
+
+@hookspec
 def corral_hookspecs() -> Iterable[Any]:  # type: ignore[empty-body]
     """Modules with hook specifications that this plugin offers to others."""
 
@@ -111,3 +117,8 @@ def corral_blob_store(url: str) -> BlobStore | None:
 @hookspec(firstresult=True)
 def corral_bus(url: str) -> Bus | None:
     """The bus for a Redis URL; None: not mine."""
+
+
+@hookspec(firstresult=True)
+def corral_job_queue(url: str) -> JobQueue | None:
+    """The shared queue of jobs for a Redis URL; None: not mine."""

@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -24,6 +24,7 @@ from corral.crypto import Keyring
 from corral.database.connect import connect
 from corral.database.engine import Database, Work
 from corral.database.unit import Unit
+from corral.egress.client import Egress
 from corral.errors import Refused
 from corral.events import log as event_log
 from corral.events.bus import Bus, MemoryBus
@@ -32,18 +33,20 @@ from corral.events.feed import Feed
 from corral.events.registry import EventTypes
 from corral.http.metrics import RequestMetrics
 from corral.jobs import job as job_rows
+from corral.jobs.queue import JobQueue
 from corral.jobs.runner import InProcessRunner
 from corral.loader import ESSENTIAL, Loaded, attempt, block, discover, fail, first_result, load
 from corral.openapi import ApiDocument
-from corral.plugin import Contributions, Provide, Settings
+from corral.plugin import Contributions, Installation, Provide, Settings
 from corral.plugin_admin import HookContributions, PluginRegistry
+from corral.redact.redactor import Redactor
+from corral.runtime import PluginRuntime
 from corral.settings import SettingsRegistry
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.supervisor import Supervisor
 from corral.upgrade import apply_migrations
 
 log = logging.getLogger("corral.kernel")
-T = TypeVar("T")
 
 
 class Kernel:
@@ -53,10 +56,15 @@ class Kernel:
         self.config, self.plugins, self.database, self.keyring = config, plugins, database, keyring
         self.container = Container()
         self.settings = SettingsRegistry(config.pinned)
-        self.bus: Bus = first_result(plugins, "corral_bus", config.redis.url) if config.redis.url else MemoryBus()
+        redis = config.redis.url
+        self.bus: Bus = first_result(plugins, "corral_bus", redis) if redis else MemoryBus()
+        self.queue: JobQueue | None = first_result(plugins, "corral_job_queue", redis) if redis else None
         self.feed = Feed(database, self.bus)
         self.credentials = Credentials()
         self.metrics = RequestMetrics()
+        self.egress = Egress(config)
+        self.redactor = Redactor()
+        self.redactor.set_values("configuration", {**config.credentials(), **keyring.credentials()})
         self.supervisor = Supervisor()
         self.event_types = EventTypes()
         self.registry = PluginRegistry(self)
@@ -109,7 +117,8 @@ class Kernel:
             BlobStore: LocalBlobs(folder) if folder else first_result(self.plugins, "corral_blob_store", url),
             Credentials: self.credentials, Permissions: Permissions(), RequestMetrics: self.metrics,
             EventTypes: self.event_types, Contributions: HookContributions(self.plugins), Supervisor: self.supervisor,
-            PluginRegistry: self.registry,
+            PluginRegistry: self.registry, Egress: self.egress, Redactor: self.redactor,
+            Installation: Installation(data_dir=self.config.data_dir, local_model=self.config.local_model),
             ApiDocument: ApiDocument(title="Corral", version=version("corral"),
             public_url=self.config.server.public_url),
         }  # fmt: skip
@@ -156,7 +165,8 @@ class Kernel:
         self._consumers = [consumer for loaded in self.active for consumer in loaded.of("_consumers")]
         names = ("_jobs", "_schedules")
         owners = {item.name: loaded for loaded in self.active for name in names for item, _ in loaded.of(name)}
-        self.runner = InProcessRunner(self.database, jobs, schedules, is_open=lambda name: owners[name].active)
+        is_open, redact = (lambda name: owners[name].active), self.redactor.redact
+        self.runner = InProcessRunner(self.database, jobs, schedules, is_open=is_open, redact=redact)
         self.container.add(InProcessRunner, self.runner)
 
     def _consumer(self, loaded: Loaded, subscriber: Subscriber) -> Consumer:
@@ -177,10 +187,16 @@ class Kernel:
 
     # -- running
 
-    async def start(self, *, jobs: bool = True) -> None:
-        """Start the feed, the plugins and, with `jobs`, jobs, schedules and consumers; on the running loop."""
+    async def start(self, *, jobs: bool = True, share: bool = False) -> None:
+        """Start the feed, the plugins and, with `jobs`, jobs, schedules and consumers; on the running loop.
+
+        New jobs are announced to the shared queue, if there is one, when this process does none, or is to `share`.
+        """
         self.database.attach(asyncio.get_running_loop())
         self.database.committed = self._committed
+        if self.queue is not None and (share or not jobs):
+            await self.queue.start()
+            self.runner.queue = self.queue
         await self.feed.start()
         self.supervisor.start("events.feed", self.feed.follow)
         if self.database.kind == "postgresql":
@@ -213,14 +229,15 @@ class Kernel:
     async def serving(self, address: str) -> None:
         """The server accepts connections at `address`."""
         self.address = address
+        self.egress.register_server(self.config.server.bind, address)
         for run in self._serving:
             await run(address)
 
     async def drain(self, seconds: float) -> None:
-        """Before the server stops: what serves through it (the embedded worker) ends first."""
+        """Before the server stops: what serves through it (the embedded worker) ends first, and jobs that run."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await asyncio.gather(*[run() for run in self._draining])
+                await asyncio.gather(self.runner.settle(seconds), *[run() for run in self._draining])
 
     async def stop(self) -> None:
         """End background work, plugins and connections, in that order."""
@@ -232,6 +249,8 @@ class Kernel:
                 log.exception("a plugin failed to stop", extra={"plugin": loaded.name})
         await self.supervisor.stop()
         await self.bus.stop()
+        if self.queue is not None:
+            await self.queue.stop()
         await asyncio.to_thread(self.database.close)
 
     def close_door(self, loaded: Loaded) -> None:
@@ -247,8 +266,8 @@ class Kernel:
         for item in emitted:
             self.metrics.events[item.event.event] += 1
         self.feed.committed(bool(emitted))
-        if any(unit.jobs for unit in units):
-            self.runner.announce()
+        if due := [str(row["id"]) for unit in units for row in unit.jobs if row["run_at"] <= row["created_at"]]:
+            self.runner.announce(due)
 
     def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
         """Call `run` once the server listens."""
@@ -257,31 +276,6 @@ class Kernel:
     def when_draining(self, run: Callable[[], Awaitable[None]]) -> None:
         """Call `run` before the server stops."""
         self._draining.append(run)
-
-
-class PluginRuntime:
-    """Implements `corral.plugin.Runtime` for one plugin."""
-
-    def __init__(self, kernel: Kernel, loaded: Loaded) -> None:
-        self._kernel, self._loaded = kernel, loaded
-
-    @property
-    def address(self) -> str | None:
-        return self._kernel.address
-
-    def service(self, kind: type[T]) -> T:
-        kernel = self._kernel
-        service: T = kernel.container.find(kind, kernel.room(self._loaded), optional=False, where="start()")
-        return service
-
-    def supervise(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        self._kernel.supervisor.start(f"{self._loaded.name}.{name}", run)
-
-    def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
-        self._kernel.when_serving(run)
-
-    def when_draining(self, run: Callable[[], Awaitable[None]]) -> None:
-        self._kernel.when_draining(run)
 
 
 def boot(

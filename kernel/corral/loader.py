@@ -31,7 +31,8 @@ BUILT_IN = "corral"
 ESSENTIAL = frozenset({"core", "audit", "security"})
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
-FIRST_RESULT = {"corral_bus": "[redis] url", "corral_blob_store": "[storage] url"}  # the keys that ask for one
+ASKS_FOR = {"corral_blob_store": "[storage] url"}  # the keys that ask for a first result; else [redis] url
+BEFORE_BOOT = ("corral_hookspecs", "corral_commands", "corral_demo_models")  # asked where there is no kernel yet
 KERNEL_HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("corral_"))
 
 
@@ -288,11 +289,7 @@ def _contribute(loaded: Loaded, modules: Iterable[Any], owner_absent: bool) -> N
         raise TypeError(f"no plugin has the hook {', '.join(unknown)}: mind the spelling, and name its owner in wants")
     staged: dict[str, list[Any]] = {}
     for caller in manager.get_hookcallers(loaded.plugin) or ():
-        if (
-            caller.spec is None
-            or caller.spec.opts["firstresult"]
-            or caller.name in ("corral_hookspecs", "corral_commands")
-        ):
+        if caller.spec is None or caller.spec.opts["firstresult"] or caller.name in BEFORE_BOOT:
             continue
         results: list[Any] = []
         for result in caller():
@@ -304,14 +301,16 @@ def _contribute(loaded: Loaded, modules: Iterable[Any], owner_absent: bool) -> N
 
 
 def first_result(plugins: list[Loaded], hook: str, url: str) -> Any:
-    """What the first active plugin that takes the URL makes of it. One that raises is `failed`; none: `Refused`."""
+    """What the first active plugin that takes the URL makes of it, built-in ones being asked last. One that raises is
+    `failed`; none: `Refused`.
+    """
     made: list[Any] = []
-    for loaded in plugins:
+    for loaded in sorted(plugins, key=lambda item: item.found.built_in):
         if loaded.active and not made:
             ask = getattr(_manager(loaded, [hookspecs]).hook, hook)
             attempt(loaded, lambda ask=ask: made.extend(item for item in [ask(url=url)] if item is not None))  # type: ignore[misc]  # bound per round
     block(plugins)
     if not made:
-        key, scheme = FIRST_RESULT[hook], url.partition(":")[0]
+        key, scheme = ASKS_FOR.get(hook, "[redis] url"), url.partition(":")[0]
         raise Refused(f"{key}: no active plugin serves {scheme}:// (hook {hook}); install one, or remove the key")
     return made[0]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import msgspec
 import pluggy
 
-from corral.auth.principal import Permission
+from corral.auth.principal import Permission, Principal
 
 T = TypeVar("T")
 
@@ -81,6 +82,35 @@ class Runtime(Protocol):
         ...
 
 
+class Installation(msgspec.Struct, frozen=True, kw_only=True):
+    """What of the operator's configuration plugins may need that keep large files; a service of the kernel."""
+
+    data_dir: Path
+    local_model: Path | None = None
+
+    @classmethod
+    def here(cls, config_path: Path | None = None) -> Self:
+        """For commands, which have no kernel: as `corral serve` would read it. Raises `Refused`."""
+        from corral.config_reader import load
+
+        config = load(path=config_path)
+        return cls(data_dir=config.data_dir, local_model=config.local_model)
+
+
+class DemoModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model for `corral demo`, which needs no network and no key. `name`: `provider/model`.
+
+    `file`: what is configured as `local_model`, `configuration`: the plugin's section, with which it loads the model
+    while the server boots. `problem`: one sentence why it cannot be used here; the rest means nothing then.
+    """
+
+    name: str
+    context_tokens: int = 0
+    file: Path | None = None
+    configuration: Mapping[str, Any] = {}
+    problem: str | None = None
+
+
 class Provide(msgspec.Struct, frozen=True):
     """`Provide(Tasks, TasksService)`: who asks for the type gets the one instance.
 
@@ -135,6 +165,17 @@ class Audit(Protocol):
         ...
 
 
+class LeaseCallers(Protocol):
+    """Whom a worker acts for that names a lease in `Corral-Lease`; provided by the plugin that keeps leases."""
+
+    def caller(self, worker: Principal, lease_id: str) -> Principal:
+        """The agent of a live lease that this worker holds, with its rights. Joins a read unit.
+
+        Raises `Conflict(lease_lost)`, and `Forbidden` for the lease of another worker.
+        """
+        ...
+
+
 class Contributions(Protocol):
     """What active plugins contribute to the hooks that a plugin owns; ask when it is needed, not while services are
     made.
@@ -155,12 +196,15 @@ class HealthCheck(msgspec.Struct, frozen=True):
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
     """A series read at scrape time, in a read unit: `collect(…services)` gives `{label values: number}`.
 
-    `labels` maps each label to the values it may take; any other value is counted as `other`.
+    `labels` maps each label to the values it may take; any other value is counted as `other`. A counter counts what
+    this process did; a gauge is one of the installation unless `of_process`. Those of processes are summed over all
+    that serve the address.
     """
 
     name: str
     help: str
     kind: str = "gauge"
+    of_process: bool = False
     labels: Mapping[str, Sequence[str]] = {}
     collect: Callable[..., Mapping[tuple[str, ...], float]]
 

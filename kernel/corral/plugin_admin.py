@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from corral.loader import Loaded
+    from corral.redact.redactor import Redactor
 
 
 class HookContributions:
@@ -38,6 +39,7 @@ class PluginError(msgspec.Struct, frozen=True):
 
 class _Doors(Protocol):
     plugins: list[Loaded]
+    redactor: Redactor
 
     def close_door(self, loaded: Loaded) -> None: ...
 
@@ -78,7 +80,8 @@ class PluginRegistry:
 
     def record(self, name: str, where: str, error: BaseException, request_id: str | None) -> None:
         """Count an error; the last 100 are kept."""
-        entry = PluginError(clock.now(), where, type(error).__name__, str(error)[:500], request_id)
+        message = self._kernel.redactor.redact(str(error))[:500]
+        entry = PluginError(clock.now(), where, type(error).__name__, message, request_id)
         self._errors.setdefault(name, deque(maxlen=100)).append(entry)
         self._totals[name] = self._totals.get(name, 0) + 1
 

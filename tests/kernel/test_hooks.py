@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,9 @@ import pytest
 from click.testing import CliRunner
 
 from corral.auth.principal import PUBLIC, SIGNED_IN, Principal
+from corral.cli import demo_model
 from corral.cli.group import group
+from corral.core.redis.bus import RedisBus
 from corral.database.model import Model
 from corral.database.unit import current
 from corral.errors import Forbidden, Refused
@@ -28,8 +31,19 @@ from corral.events.log import Record
 from corral.http.routes import Routes
 from corral.http.sockets import Socket, SocketConnection
 from corral.jobs.job import Job, Schedule, enqueue
+from corral.jobs.queue import JobQueue
 from corral.loader import Found
-from corral.plugin import Contributions, HealthCheck, Metric, Plugin, Provide, Setting, hookimpl
+from corral.plugin import (
+    Contributions,
+    DemoModel,
+    HealthCheck,
+    Installation,
+    Metric,
+    Plugin,
+    Provide,
+    Setting,
+    hookimpl,
+)
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.testing.kit import Kit, make_kernel
 
@@ -94,7 +108,7 @@ def plain_routes() -> Routes:
 
 
 def contributed(kit: Kit, hook: str) -> list[tuple[str, Any]]:
-    return kit.kernel.container.get(Contributions).of(hook)  # type: ignore[type-abstract]  # the key of the container
+    return kit.kernel.container.get(Contributions).of(hook)
 
 
 async def test_corral_services(tmp_path: Path) -> None:
@@ -289,6 +303,22 @@ def test_corral_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "Wave." in CliRunner().invoke(group, ["--help"]).output
 
 
+def test_corral_demo_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CORRAL_LOCAL_MODEL", str(tmp_path / "given.gguf"))
+
+    def models(self: Plugin, installation: Installation) -> Iterable[DemoModel]:
+        broken = DemoModel(name="one/a", problem="it is broken")
+        return [broken, DemoModel(name="one/b", context_tokens=512, file=installation.local_model)]
+
+    kinds = {"none": plugin("none"), "one": plugin("one", corral_demo_models=models)}
+    found = [Found(name=name, load=lambda kind=kind: kind) for name, kind in kinds.items()]  # type: ignore[misc]  # bound
+    monkeypatch.setattr("corral.loader.discover", lambda config: found)
+    choice = demo_model.choose()
+    assert choice.model == DemoModel(name="one/b", context_tokens=512, file=tmp_path / "given.gguf")
+    assert (choice.name, choice.plugin, choice.problem) == ("one/b", "one", "")
+
+
 async def test_corral_hookspecs(tmp_path: Path) -> None:
     offered = ModuleType("offered")
 
@@ -315,14 +345,14 @@ async def test_corral_blob_store(tmp_path: Path) -> None:
 
     config = {"storage.url": "s3://bucket"}
     async with make_kernel(tmp_path, plugins=[plugin("bucket", corral_blob_store=serve)], config=config) as kit:
-        store: Any = kit.kernel.container.get(BlobStore)  # type: ignore[type-abstract]  # the key of the container
+        store: Any = kit.kernel.container.get(BlobStore)
         assert (asked, store.folder) == (["s3://bucket"], tmp_path / "bucket")
     refuses = plugin("bucket", corral_blob_store=lambda self, url: None)
     with pytest.raises(Refused, match=r"\[storage\] url: no active plugin serves s3://"):
         async with make_kernel(tmp_path, plugins=[refuses], config=config):
             pass
     async with make_kernel(tmp_path, plugins=[]) as kit:
-        store = kit.kernel.container.get(BlobStore)  # type: ignore[type-abstract]  # the key of the container
+        store = kit.kernel.container.get(BlobStore)
         assert store.folder == tmp_path / "data" / "files"
 
 
@@ -361,7 +391,57 @@ async def test_corral_bus(tmp_path: Path) -> None:
         await kit.as_user("viewer")
         assert bell.rings > 0
     assert bell.stopped
-    with pytest.raises(Refused, match=r"\[redis\] url: no active plugin serves redis://") as caught:
-        async with make_kernel(tmp_path, plugins=[], config=config):
-            pass
-    assert "secret" not in str(caught.value)
+    async with make_kernel(tmp_path, plugins=plugins[1:], config=config) as kit:
+        assert isinstance(kit.kernel.bus, RedisBus)  # Corral's own is asked last
+
+
+class ListQueue:
+    """Implements `JobQueue`; tells what was put."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.stopped = False
+
+    def put(self, ids: Sequence[str]) -> None:
+        self.ids.extend(ids)
+
+    async def start(self) -> None:
+        self.ids.clear()
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+    def work(self, take: Callable[[str], None], stopping: threading.Event) -> None:
+        while self.ids and not stopping.is_set():
+            take(self.ids.pop())
+
+
+async def test_corral_job_queue(tmp_path: Path) -> None:
+    queue, done = ListQueue(), list[str]()
+
+    def serve(self: Any, url: str) -> JobQueue | None:
+        return queue if url.startswith("redis://") else None
+
+    def jobs(self: Any) -> Iterable[Job]:
+        return [Job("lists.note", lambda word: done.append(word))]
+
+    lists = plugin("lists", corral_job_queue=serve, corral_jobs=jobs)
+    async with make_kernel(tmp_path, plugins=[lists], config={"redis.url": "redis://localhost:1/0"}) as kit:
+        made = await kit.kernel.database.work(lambda: [enqueue("lists.note", word="now"), _later()])
+        assert queue.ids == made[:1]  # what is not due yet is found by the look at the table
+        assert await kit.kernel.runner.drain() == 0  # left to the queue for a while
+        loop = asyncio.get_running_loop()
+
+        def take(identifier: str) -> None:
+            asyncio.run_coroutine_threadsafe(kit.kernel.runner.take(identifier), loop).result(10)
+
+        queue.ids.append(made[0])  # twice is once
+        await asyncio.to_thread(queue.work, take, threading.Event())
+        await wait_for(done)
+        await kit.kernel.runner.settle(5)
+        assert done == ["now"]
+    assert queue.stopped
+
+
+def _later() -> str:
+    return enqueue("lists.note", delay_seconds=60, word="later")

@@ -132,7 +132,7 @@ def build(
     app.declaring = True
     for endpoint in endpoints:
         for pattern in paths(endpoint.route):
-            rule = pattern.replace("{", "<").replace("}", ">")
+            rule = pattern.replace("{", "<path:" if endpoint.route.rest else "<").replace("}", ">")
             methods = [endpoint.route.method]
             name = f"{endpoint.route.plugin}.{endpoint.route.handler.__name__}:{pattern}:{methods[0]}"
             app.add_url_rule(
@@ -171,8 +171,8 @@ async def _through_quart(path: RequestPath, sender: Sender, body_timeout: float)
 
     async def receive() -> Any:
         nonlocal done
-        if done:
-            return {"type": "http.disconnect"}
+        if done:  # Quart ends this task when the client leaves
+            await asyncio.get_running_loop().create_future()
         data = await request.get_data(cache=False)
         done = True
         return {"type": "http.request", "body": data, "more_body": False}

@@ -10,12 +10,16 @@ from corral.asgi.endpoint import Endpoint
 from corral.asgi.path import RequestPath
 from corral.asgi.table import Clash, Table
 from corral.auth.permissions import Permissions
+from corral.container import Room
 from corral.http.client import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency
 from corral.http.routes import Route
 from corral.kernel import Kernel
 from corral.loader import Loaded, attempt, block, fail
 from corral.openapi import ApiDocument
+from corral.plugin import LeaseCallers
+
+NOBODY = Room("", frozenset(), frozenset())
 
 
 class Application:
@@ -37,7 +41,8 @@ class Application:
             hosts=Hosts(config.server.public_url, config.server.allowed_hosts),
             client=ClientAddress(config.server.trusted_proxies),
             gates=[gate for loaded in kernel.active for gate in loaded.of("corral_gates")],
-            record=kernel.registry.record,
+            redactor=kernel.redactor, record=kernel.registry.record,
+            leases=kernel.container.find(LeaseCallers, NOBODY, optional=True, where="the request path"),
         )  # fmt: skip
         kernel.container.get(ApiDocument).describe(endpoint.route for endpoint in self.endpoints)
         kernel.door_watchers.append(self._follow)

@@ -122,7 +122,7 @@ class Call:
 class Reply:
     """An answer: bytes, or a stream of them. `close` asks the server to end the connection (an unread body)."""
 
-    __slots__ = ("body", "chunks", "headers", "media_type", "status")
+    __slots__ = ("body", "chunks", "headers", "is_whole", "media_type", "status")
 
     def __init__(
         self,
@@ -131,9 +131,11 @@ class Reply:
         headers: Mapping[str, str] | None = None,
         media_type: bytes = b"application/json",
         chunks: AsyncIterator[bytes] | None = None,
+        is_whole: Callable[[], bool] = lambda: True,
     ) -> None:
         self.status = status
         self.body = body
         self.headers: dict[str, str] = dict(headers) if headers else {}
         self.media_type = media_type
         self.chunks = chunks
+        self.is_whole = is_whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +16,13 @@ from corral.errors import Fault, Forbidden, Invalid, Malformed, Problem
 from corral.http import signature
 from corral.http.answers import IfMatch
 from corral.http.routes import Route
+from corral.redact.redactor import Redactor
 from corral.schema.shapes import convert
 from corral.schema.strict_json import parse_json
 
 PEOPLE = ("user", "api_key")
 MAX_PARAMETERS = 100
+INLINE_BODY = 64 * 1024  # larger ones are searched for credentials in a thread
 INLINE_AFTER, INLINE_BELOW, INLINE_ABOVE, INLINE_PENALTY = 20, 0.005, 0.050, 1000
 
 
@@ -35,6 +38,7 @@ class Endpoint:
         self.public = PUBLIC in route.needs
         self.door: Callable[[], Problem] | None = None
         self.container, self.room = container, room
+        self.redactor = container.get(Redactor)
         self.services: dict[str, Any] = {}
         self.rebind()
         self.versioned = self.signature.versioned
@@ -82,8 +86,14 @@ class Endpoint:
             return None
         return convert(self.signature.query, values, strings=True, pointer_prefix="/query")
 
-    def parse_body(self, content_type: str | None, encoding: str | None, body: bytes) -> Any:
-        """The body as its shape; a missing one equals `{}`."""
+    async def shape(self, content_type: str | None, encoding: str | None, body: bytes, caller: Principal | None) -> Any:
+        """The body as its shape; a missing one equals `{}`. Of what people write only stored values are taken out."""
+        machine = caller is None or caller.kind not in PEOPLE
+        if self.route.redacted and len(body) > INLINE_BODY:
+            return await asyncio.to_thread(self._parse_body, content_type, encoding, body, machine)
+        return self._parse_body(content_type, encoding, body, machine)
+
+    def _parse_body(self, content_type: str | None, encoding: str | None, body: bytes, machine: bool) -> Any:
         kind = self.signature.body
         if body:
             check_media_type(content_type, encoding)
@@ -91,7 +101,10 @@ class Endpoint:
             if body and parse_json(body) != {}:
                 raise Invalid.at("", "unknown_field", "This operation takes no fields.")
             return None
-        return convert(kind, parse_json(body, lenient=self.route.lenient) if body else {})
+        value = parse_json(body, lenient=self.route.lenient) if body else {}
+        if self.route.redacted:
+            value = self.redactor.redact_json(value, patterns=machine)
+        return convert(kind, value)
 
     def measure(self, seconds: float) -> None:
         """Reads earn their place on the event loop by being short, and lose it by being long (docs/adr/0004)."""

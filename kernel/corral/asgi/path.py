@@ -12,6 +12,7 @@ from typing import Any
 
 from corral.asgi.call import Call, Gone, Reply
 from corral.asgi.endpoint import Endpoint, parse_if_match
+from corral.asgi.own_units import OwnUnits, replay
 from corral.asgi.table import Table
 from corral.asgi.views import render
 from corral.auth.credentials import CHALLENGE, Credentials, read_credential
@@ -25,7 +26,8 @@ from corral.http.answers import Request, Wait
 from corral.http.client import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency, Keyed, Stored
 from corral.http.metrics import RequestMetrics
-from corral.plugin import Gate
+from corral.plugin import Gate, LeaseCallers
+from corral.redact.redactor import Redactor
 from corral.schema.shapes import encode
 
 log = logging.getLogger("corral.http")
@@ -40,11 +42,14 @@ class RequestPath:
     def __init__(
         self, *, table: Table, database: Database, feed: Feed, credentials: Credentials, idempotency: Idempotency,
         hosts: Hosts, client: ClientAddress, gates: Sequence[Gate], metrics: RequestMetrics,
-        record: Callable[[str, str, BaseException, str | None], None],
+        redactor: Redactor, record: Callable[[str, str, BaseException, str | None], None],
+        leases: LeaseCallers | None = None,
     ) -> None:  # fmt: skip
         self.table, self.database, self.feed, self.credentials = table, database, feed, credentials
         self.idempotency, self.hosts, self.client = idempotency, hosts, client
-        self.gates, self.metrics, self.record = tuple(gates), metrics, record
+        self.gates, self.metrics, self.redactor, self.record = tuple(gates), metrics, redactor, record
+        self.leases = leases
+        self._own_units = OwnUnits(database, idempotency)
         self.draining = False
         self._drained = asyncio.Event()
 
@@ -62,7 +67,7 @@ class RequestPath:
             endpoint = self._route(call)
             reply = await self._serve(call, *endpoint) if isinstance(endpoint, tuple) else endpoint
         except Problem as problem:
-            reply = problem_reply(problem, call)
+            reply = problem_reply(self._shown(problem, endpoint), call)
         except (Gone, asyncio.CancelledError):
             raise
         except Exception as error:
@@ -87,7 +92,9 @@ class RequestPath:
             raise Problem("The URL is longer than 8 KiB.", code="uri_too_long")
         if sum(map(len, itertools.chain.from_iterable(call.scope["headers"]))) > MAX_HEADERS:
             raise Problem("The headers are larger than 16 KiB.", code="headers_too_large")
-        found = None if _is_crooked(call.scope) else self.table.find(call.path)
+        found = self.table.find(call.path)
+        if found is not None and _is_crooked(call.scope, found[0]):
+            found = None
         methods = found[0] if found is not None else {}
         if not self.hosts(call.headers.get(b"host")) and not _is_exempt(methods):
             raise Malformed("The Host header names another host; add it to CORRAL_ALLOWED_HOSTS.", code="invalid_host")
@@ -116,12 +123,13 @@ class RequestPath:
         caller: Principal | None = None
         if not endpoint.public:  # a public route takes no credential and looks at none
             caller = await self._caller(call)
+            if endpoint.route.on_lease and caller.worker_id is not None:
+                caller = await self._under_lease(call, caller)
             endpoint.permit(caller)
         arguments: dict[str, Any] = {**endpoint.services, **names}
-        body = b""
+        body = await call.read(endpoint.route.body_limit) if call.may_have_body else b""
         if endpoint.signature.body is not None or call.may_have_body:
-            body = await call.read(endpoint.route.body_limit) if call.may_have_body else b""
-            shape = endpoint.parse_body(call.header(b"content-type"), call.header(b"content-encoding"), body)
+            shape = await endpoint.shape(call.header(b"content-type"), call.header(b"content-encoding"), body, caller)
             if endpoint.signature.body is not None:
                 arguments["body"] = shape
         query = endpoint.parse_query(call.query)
@@ -133,7 +141,7 @@ class RequestPath:
             endpoint.label, caller.actor if caller is not None else SYSTEM, (), call.request_id, call.client_ip
         )
         if endpoint.is_async:
-            return await self._run_async(call, endpoint, arguments, keyed, entry)
+            return await self._own_units.run(call, endpoint, arguments, keyed, entry)
         return await self._run_unit(call, endpoint, arguments, keyed, entry)
 
     async def _caller(self, call: Call) -> Principal:
@@ -149,6 +157,13 @@ class RequestPath:
         if principal.expires_at is not None and principal.expires_at <= time_s():
             raise Unauthorized(code="token_expired", headers=CHALLENGE)
         return principal
+
+    async def _under_lease(self, call: Call, worker: Principal) -> Principal:
+        """A worker that names a lease acts as its agent, for its task."""
+        lease, leases = call.header(b"corral-lease"), self.leases
+        if lease is None or leases is None:
+            return worker
+        return await self.read(lambda: leases.caller(worker, lease.lower()), Entry("lease"))  # type: ignore[no-any-return]
 
     def _parts(self, call: Call, endpoint: Endpoint, caller: Principal | None, arguments: dict[str, Any]) -> None:
         wanted = endpoint.signature
@@ -194,7 +209,7 @@ class RequestPath:
     def _keyed_unit(self, handle: Callable[[], Any], call: Call, endpoint: Endpoint, keyed: Keyed) -> Any:
         stored = self.idempotency.begin(keyed)
         if stored is not None:
-            return _replay(stored)
+            return replay(stored)
         value = handle()
         if isinstance(value, Wait):
             self.idempotency.forget(keyed)  # nothing happened yet; the next run begins anew
@@ -247,29 +262,14 @@ class RequestPath:
             leaving.cancel()
             draining.cancel()
 
-    async def _run_async(
-        self, call: Call, endpoint: Endpoint, arguments: dict[str, Any], keyed: Keyed | None, entry: Entry
-    ) -> Reply:
-        if keyed is not None:
-            key = keyed
-            stored = await self.database.work(lambda: self.idempotency.begin(key), entry=entry)
-            if stored is not None:
-                return _replay(stored)
-        try:
-            async with asyncio.timeout(endpoint.route.seconds):
-                reply = render(await endpoint.route.handler(**arguments), endpoint, call)
-        except TimeoutError:
-            raise Unavailable(f"This took longer than {endpoint.route.seconds:g} seconds.", code="overloaded") from None
-        except BaseException:
-            if keyed is not None:
-                await asyncio.shield(self.database.work(lambda: self.idempotency.forget(keyed), entry=entry))
-            raise
-        if keyed is not None and reply.chunks is None:
-            done = Stored(reply.status, reply.headers, reply.body)
-            await self.database.work(
-                lambda: self.idempotency.finish(keyed, done, secret=endpoint.route.no_store), entry=entry
-            )
-        return reply
+    def _shown(self, problem: Problem, endpoint: Any) -> Problem:
+        """What a dependency or the remote side said may hold a credential. Some routes add members."""
+        if problem.status >= 500:
+            problem.detail = self.redactor.redact(problem.detail)
+            problem.members = self.redactor.redact_json(problem.members)
+        if isinstance(endpoint, tuple) and endpoint[0].route.explain is not None:
+            problem.members.update(endpoint[0].route.explain(problem))
+        return problem
 
     def _bug(self, call: Call, endpoint: Any, error: Exception) -> Reply:
         plugin = endpoint[0].route.plugin if isinstance(endpoint, tuple) else ""
@@ -280,7 +280,7 @@ class RequestPath:
         problem = Problem("This is a bug; the log has it under the request id.")
         if plugin:
             problem.members["plugin"] = plugin
-        return problem_reply(problem, call)
+        return problem_reply(self._shown(problem, endpoint), call)
 
 
 def problem_reply(problem: Problem, call: Call) -> Reply:
@@ -289,19 +289,18 @@ def problem_reply(problem: Problem, call: Call) -> Reply:
     return Reply(problem.status, body, problem.headers, b"application/problem+json")
 
 
-def _replay(stored: Stored) -> Reply:
-    return Reply(stored.status, stored.body, {**stored.headers, "Idempotency-Replayed": "true"})
-
-
 def _is_exempt(methods: dict[str, Any]) -> bool:
     """Whether health is asked for: by any host, and under load too."""
     return any(item.route.exempt_host for item in methods.values())
 
 
-def _is_crooked(scope: Any) -> bool:
-    """Paths with empty or dot segments, or with encoded separators, are nobody's."""
+def _is_crooked(scope: Any, methods: dict[str, Any]) -> bool:
+    """Paths with empty or dot segments, or with encoded separators, are nobody's; but some names have slashes."""
     path: str = scope["path"]
     if "//" in path or "\\" in path or "/./" in path or "/../" in path:
         return True
     raw: bytes = scope.get("raw_path") or b""
-    return b"%" in raw and any(mark in raw.lower() for mark in (b"%2f", b"%2e", b"%5c", b"%00"))
+    if b"%" not in raw:
+        return False
+    marks = [b"%2e", b"%5c", b"%00"] + ([] if any(item.route.rest for item in methods.values()) else [b"%2f"])
+    return any(mark in raw.lower() for mark in marks)

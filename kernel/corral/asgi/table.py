@@ -9,6 +9,7 @@ from corral.http.routes import Route
 from corral.ids import parse_id
 
 BASE = "/api/v1"
+LONGEST_REST = 300
 
 
 class Served(Protocol):
@@ -48,6 +49,7 @@ class Table:
         self._root = _Node()
         self._static: dict[str, dict[str, Any]] = {}
         self._last: dict[str, _Node] = {}  # by what stands before a parameter that is the only one and comes last
+        self._rest: dict[str, _Node] = {}  # the same, of those that take slashes too
 
     def add(self, endpoint: Served) -> None:
         """Add an endpoint under the base path, and at the root if its route says so. Raises `Clash`."""
@@ -60,6 +62,8 @@ class Table:
                 self._static[path] = node.methods
             elif "{" not in (before := path.rpartition("/")[0]):
                 self._last[before] = node
+                if endpoint.route.rest:
+                    self._rest[before + "/"] = node
 
     def clash(self, route: Route) -> tuple[Route, Route] | None:
         """The route that is served already where this one would be, if there is one."""
@@ -82,7 +86,13 @@ class Table:
             return leaf.methods, {leaf.name: value}
         found: dict[str, str] = {}
         node = self._walk(self._root, path[1:].split("/"), 0, found)
-        return (node.methods, found) if node is not None else None
+        return (node.methods, found) if node is not None else self._find_rest(path)
+
+    def _find_rest(self, path: str) -> tuple[dict[str, Any], dict[str, str]] | None:
+        for before, node in self._rest.items():
+            if path.startswith(before) and len(path) - len(before) <= LONGEST_REST:
+                return node.methods, {node.name: path[len(before) :]}
+        return None
 
     def _walk(self, node: _Node, segments: list[str], index: int, found: dict[str, str]) -> _Node | None:
         if index == len(segments):

@@ -18,7 +18,7 @@ import msgspec
 from corral import clock
 from corral.auth.models import InstallationRow, SigningKeyRow, claim
 from corral.config import Config
-from corral.crypto import Keyring, place
+from corral.crypto import Keyring, place, spelled
 from corral.errors import Unauthorized, Unavailable
 from corral.ids import new_id
 
@@ -64,6 +64,10 @@ class AccessTokens:
         claim("installation_id", new_id())
         if self._fixed is None and not SigningKeyRow.select().exists():
             self.rotate()  # processes that start together may make two: both verify, the newer one signs
+
+    def credentials(self) -> dict[str, str]:
+        """The signing keys as text, by id: what no text may show."""
+        return {name: text for kid, key in self._read(0.0).secrets.items() for name, text in spelled(kid, key).items()}
 
     def rotate(self) -> str:
         """Sign with a new key from now on; the old one verifies until its last token is over. Returns the id."""

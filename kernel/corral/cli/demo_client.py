@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
+
+from corral.cli.demo_model import NEW_TOKENS, WITHOUT_MODEL, Choice
+from corral.http.remote import LiveText, Remote, RemoteError
 
 TERMINAL = ("task.completed", "task.failed", "task.cancelled")
 
@@ -15,14 +17,24 @@ class Failed(Exception):
     """The demo cannot go on; the message says why."""
 
 
+class Teller(Protocol):
+    """Where the demo tells what happens."""
+
+    def step(self, name: str, text: str) -> None:
+        """Something happened."""
+        ...
+
+    def words(self, text: str, *, goes_on: bool) -> None:
+        """What the model writes, as it comes."""
+        ...
+
+
 class DemoClient:
-    """A small client of `http://127.0.0.1:port`."""
+    """Plays the person who uses the server at `http://127.0.0.1:port`. Raises `Failed` and `RemoteError`."""
 
-    def __init__(self, address: str) -> None:
-        import httpx2
-
-        self._http = httpx2.Client(base_url=f"{address}/api/v1", timeout=30, trust_env=False)
-        self._errors = httpx2.HTTPError
+    def __init__(self, address: str, teller: Teller) -> None:
+        self._remote, self._teller = Remote(address), teller
+        self._live = LiveText()
 
     def wait_until_ready(self, server: subprocess.Popen[bytes], seconds: float) -> None:
         """Return when the server answers; `Failed` when it ended or is too slow."""
@@ -31,108 +43,77 @@ class DemoClient:
             if server.poll() is not None:
                 raise Failed(f"the server ended with status {server.returncode}")
             try:
-                if self._http.get("/health/ready").status_code == 200:
-                    return
-            except self._errors:
-                pass
-            time.sleep(0.05)
+                self._remote.get("/health/ready")
+                return
+            except RemoteError:
+                time.sleep(0.05)
         raise Failed(f"the server was not ready within {seconds:g} s")
 
     def sign_in(self, email: str, password: str) -> None:
         """Log in; later calls carry the token."""
-        tokens = self._post("/auth/login", {"email": email, "password": password})
-        self._http.headers["Authorization"] = f"Bearer {tokens['access_token']}"
+        tokens = self._remote.post("/auth/login", {"email": email, "password": password})
+        self._remote.use(tokens["access_token"])
 
-    def run_task(self, text: str, step: Callable[[str, str], None], seconds: float) -> dict[str, Any]:
+    def run_task(self, text: str, choice: Choice, seconds: float, *, strict: bool) -> dict[str, Any]:
         """Create an agent and a task for it, tell each step, return how it ended."""
+        until = time.monotonic() + seconds
+        self._wait_for_worker(until)
+        agent = self._agent(choice, strict=strict)
+        task = self._remote.post("/tasks", {
+            "title": "Summarise the notes", "agent_id": agent["id"],
+            "instructions": f"{text}\n\nSummarise these notes in three sentences.",
+        })  # fmt: skip
+        self._teller.step("task", f"{task['title']}  {task['id']}")
         began = time.monotonic()
-        self._wait_for_worker(step, seconds)
-        agent = self._post(
-            "/agents",
-            {
-                "name": "Demo agent",
-                "system_prompt": "Summarise what you are given.",
-                "config": {"temperature": 0, "max_tokens": 120},
-            },
-        )
-        self._post(f"/agents/{agent['id']}/start", {})
-        model = self._model()
-        step("agent", f"{agent['name']} with {model}")
-        task = self._post(
-            "/tasks",
-            {
-                "title": "Summarise the notes",
-                "instructions": f"Summarise these notes in three sentences.\n\n{text}",
-                "agent_id": agent["id"],
-            },
-        )
-        step("task", f"{task['title']}  {task['id']}")
-        created = time.monotonic()
-        for event, data in self._events(task["id"], began + seconds):
-            if event == "task.assigned":
-                step("claim", f"a worker has leased it, attempt {data.get('attempt') or 1}")
-            elif event == "task.started":
-                step("model", "the worker runs the agent; the model is called through the gateway")
-            elif event in TERMINAL:
-                step("result", event.removeprefix("task."))
-        return {**self._outcome(task["id"], created), "model": model}
+        for event, data in self._remote.events("task", task["id"], until=until):
+            self._tell(event, data)
+            if event in TERMINAL:
+                break
+        return self._outcome(task["id"], began)
+
+    def _agent(self, choice: Choice, *, strict: bool) -> dict[str, Any]:
+        provider, _, model = choice.name.partition("/")
+        config: dict[str, Any] = {"temperature": 0, "max_tokens": NEW_TOKENS}
+        if not strict and choice.model is not None:
+            config["fallback_models"] = [WITHOUT_MODEL]
+        agent = self._remote.post("/agents", {
+            "name": "Demo agent", "system_prompt": "You are an assistant that summarises texts.", "config": config,
+            "llm_provider": provider, "llm_model": model, "retry_policy": {"max_attempts": 1},
+        })  # fmt: skip
+        self._remote.post(f"/agents/{agent['id']}/start", {})
+        self._teller.step("agent", f"{agent['name']} with {choice.name}")
+        return dict(agent)
+
+    def _tell(self, event: str, data: dict[str, Any]) -> None:
+        if event == "task.assigned":
+            self._teller.step("claim", f"a worker has leased it, attempt {data.get('attempt') or 1}")
+        elif event == "task.started":
+            self._teller.step("model", "the worker runs the agent; the model is called through the gateway")
+        elif event == "task.progress":
+            goes_on, fresh = self._live.add(str((data.get("progress") or {}).get("message") or ""))
+            if fresh:
+                self._teller.words(fresh, goes_on=goes_on)
+        elif event in TERMINAL:
+            self._teller.step("result", event.removeprefix("task."))
 
     def _outcome(self, task_id: str, began: float) -> dict[str, Any]:
-        task = self._get(f"/tasks/{task_id}")
-        result = task["result"]
-        text = (
-            result.get("text") if isinstance(result, dict) and "text" in result else json.dumps(result or task["error"])
-        )
-        cost = task["cost"] or {}
+        task = self._remote.get(f"/tasks/{task_id}")
+        result, cost = task["result"], task["cost"]
+        calls = self._remote.get("/llm/calls", task_id=task_id)["items"]
+        text = result["text"] if isinstance(result, dict) and "text" in result else json.dumps(result or task["error"])
         return {
-            "status": task["status"],
-            "task_id": task_id,
-            "result": text,
-            "input_tokens": cost.get("input_tokens", 0),
-            "output_tokens": cost.get("output_tokens", 0),
-            "cost_usd": cost.get("cost_usd", 0),
+            "status": task["status"], "task_id": task_id, "result": text,
+            "model": f"{calls[0]['provider']}/{calls[0]['model']}" if calls else None,
+            "first_token_ms": calls[0]["first_token_ms"] if calls else None,
+            "input_tokens": cost["input_tokens"], "output_tokens": cost["output_tokens"], "cost_usd": cost["cost_usd"],
             "duration_ms": round((time.monotonic() - began) * 1000),
-        }
+        }  # fmt: skip
 
-    def _wait_for_worker(self, step: Callable[[str, str], None], seconds: float) -> None:
-        until = time.monotonic() + seconds
+    def _wait_for_worker(self, until: float) -> None:
         while time.monotonic() < until:
-            fleet = self._get("/workers/overview")
+            fleet = self._remote.get("/workers/overview")
             if fleet["online"]:
-                step("worker", f"{fleet['online']} online, room for {fleet['capacity']} tasks")
+                self._teller.step("worker", f"{fleet['online']} online, room for {fleet['capacity']} tasks")
                 return
             time.sleep(0.1)
         raise Failed("no worker came online")
-
-    def _model(self) -> str:
-        models = self._get("/llm/models")["data"]
-        return next(
-            (model["id"] for model in models if model.get("default")), models[0]["id"] if models else "no model"
-        )
-
-    def _events(self, task_id: str, until: float) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Events of the task, in order, until it has ended."""
-        after = "0"
-        while time.monotonic() < until:
-            page = self._get(f"/events?object_type=task&object_id={task_id}&after={after}&wait=5")
-            for item in page["items"]:
-                yield item["event"], item["data"]
-                if item["event"] in TERMINAL:
-                    return
-            after = page["next"]
-        raise Failed(f"the task had not ended after {TASK_LIMIT_TEXT}")
-
-    def _get(self, path: str) -> Any:
-        return self._answer(self._http.get(path))
-
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
-        return self._answer(self._http.post(path, json=body))
-
-    @staticmethod
-    def _answer(answer: Any) -> Any:
-        if answer.status_code >= 400:
-            raise Failed(f"{answer.request.method} {answer.request.url.path}: {answer.status_code} {answer.text[:500]}")
-        return answer.json()
-
-
-TASK_LIMIT_TEXT = "two minutes"

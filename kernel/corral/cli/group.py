@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -79,30 +79,16 @@ def run() -> NoReturn:
 
 def _plugin_commands() -> dict[str, click.Command]:
     """Commands of the plugins that the configuration loads; a plugin that fails to import has none."""
+    from corral.cli.contributed import contributed
     from corral.config_reader import load as load_config
-    from corral.loader import discover
 
     try:
         config = load_config()
     except Refused:
         return {}
     commands: dict[str, click.Command] = {}
-    for found in discover(config):
-        if found.name in config.plugins.disabled or not (found.built_in or found.name in config.plugins.enabled):
-            continue
-        for command in _commands_of(found):
+    for _, given in contributed(config, "corral_commands", "commands", lambda hook: list(hook())):
+        for command in given:
             if command.name is not None:
                 commands.setdefault(command.name, command)
     return commands
-
-
-def _commands_of(found: Any) -> list[click.Command]:
-    try:
-        plugin = found.load()()
-        contribute = getattr(plugin, "corral_commands", None)
-        return list(contribute()) if contribute is not None else []
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # SystemExit too: a plugin must not end the command
-        click.echo(f"corral: the commands of {found.name} are missing: {error}", err=True)
-        return []

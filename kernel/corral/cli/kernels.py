@@ -16,7 +16,7 @@ import msgspec
 
 from corral.auth.principal import Principal
 from corral.cli import logs
-from corral.config import Config, Database, Egress, Keys, Redis, Storage
+from corral.config import Config, Database, Keys, Redis, Storage
 from corral.config_reader import ensure_data_dir
 from corral.config_reader import load as load_config
 from corral.database.unit import Actor, Entry
@@ -70,7 +70,7 @@ def scratch(config: Config) -> Iterator[Kernel]:
     try:
         elsewhere = msgspec.structs.replace(
             config, data_dir=folder, database=Database(url=f"sqlite:///{folder}/corral.db"), redis=Redis(),
-            storage=Storage(), keys=Keys(), egress=Egress(),
+            storage=Storage(), keys=Keys(),
             plugins=msgspec.structs.replace(config.plugins, strict=False),
             bootstrap_admin_email=None, bootstrap_admin_password=None,
         )  # fmt: skip

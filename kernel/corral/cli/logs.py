@@ -11,9 +11,21 @@ import msgspec
 import structlog
 
 from corral import clock
+from corral.redact.redactor import Redactor
+
+_redactor = Redactor()  # knows what credentials look like, until `redact_with` names one that knows them
 
 
-def configure(level: str, form: str, *, quiet: Iterable[str] = ("hypercorn", "asyncio", "peewee")) -> None:
+def redact_with(redactor: Redactor) -> None:
+    """From now on take this process' credentials out of every line."""
+    global _redactor
+    _redactor = redactor
+
+
+QUIET = ("hypercorn", "asyncio", "peewee", "httpx2", "httpcore2")  # the last two tell URLs and headers of every call
+
+
+def configure(level: str, form: str, *, quiet: Iterable[str] = QUIET) -> None:
     """Send all logs through one formatter. `form`: json | console."""
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
@@ -25,7 +37,11 @@ def configure(level: str, form: str, *, quiet: Iterable[str] = ("hypercorn", "as
     console = structlog.dev.ConsoleRenderer(
         colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
     )
-    renderer: Any = console if form == "console" else _json
+
+    def to_console(logger: Any, name: str, event: Any) -> str:
+        return _redactor.redact(str(console(logger, name, event)))
+
+    renderer: Any = to_console if form == "console" else _json
     if form == "console":
         shared.pop()
     formatter = structlog.stdlib.ProcessorFormatter(
@@ -48,4 +64,5 @@ def _stamp(_: Any, __: str, event: Any) -> Any:
 
 def _json(_: Any, __: str, event: Any) -> str:
     ordered = {"ts": event.pop("ts"), "level": event.pop("level"), "event": event.pop("event"), **event}
-    return msgspec.json.encode(ordered, enc_hook=str).decode()
+    plain = _redactor.redact_json(msgspec.to_builtins(ordered, enc_hook=str))
+    return msgspec.json.encode(plain).decode()

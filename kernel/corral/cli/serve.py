@@ -1,4 +1,4 @@
-"""`corral serve`: API, sockets, jobs, schedules and the embedded worker in one process."""
+"""`corral serve`: API, sockets, jobs, schedules and the embedded worker, in one process or several alike."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ import socket
 import sys
 import time
 import urllib.parse
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from corral.cli import logs
+from corral.cli.processes import Inherited, Processes
 from corral.config import Config
 from corral.config_reader import ensure_data_dir
 from corral.config_reader import load as load_config
+from corral.errors import Refused
 
 log = logging.getLogger("corral.serve")
 
@@ -37,49 +40,98 @@ PING_SECONDS = (
 @click.command("serve")
 @click.option("--bind", help="host:port to listen on (default 127.0.0.1:8000; port 0: any free one)")
 @click.option("--server", type=click.Choice(["hypercorn", "uvicorn", "granian"]), help="the ASGI server")
+@click.option("--processes", type=click.IntRange(1, 256), help="server processes on this machine (default 1)")
 @click.option("--no-jobs", is_flag=True, help="leave jobs and schedules to `corral jobs`")
 @click.option("--no-embedded-worker", is_flag=True, help="start no worker beside the server")
 @click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read")
-def command(
-    bind: str | None, server: str | None, no_jobs: bool, no_embedded_worker: bool, config_path: Path | None
-) -> None:
-    """Serve the API, `/ws`, jobs, schedules and an embedded worker. SIGTERM drains; a second one ends at once."""
-    overrides: dict[str, Any] = {"server.bind": bind, "server.server": server}
-    config = load_config(path=config_path, overrides=overrides)
-    if no_embedded_worker:
-        table = {**config.plugins.tables.get("workers", {}), "embedded": False}
-        config = load_config(path=config_path, overrides={**overrides, "plugins.workers": table})
+@click.option("--inherit", hidden=True, help="handles of the listening socket and of the parent")
+def command(**options: Any) -> None:
+    """Serve the API, `/ws`, jobs, schedules and an embedded worker.
+
+    SIGTERM drains; a second one ends at once. SIGHUP reads the configuration again: new processes serve the same
+    address, and the old ones drain; if the new ones fail, the old ones stay.
+    """
+    config = _configure(options)
     logs.configure(config.log_level, config.log_format)
     ensure_data_dir(config)
+    if options["inherit"] is not None:
+        inherited = Inherited(options["inherit"])
+        try:
+            serve(config, options, inherited)
+        except Exception as error:
+            inherited.announce(str(error), ready=False)
+            raise
+        return
     for warning in config.warnings:
         log.warning(warning)
-    serve(config, jobs=not no_jobs)
+    if config.server.processes == 1:
+        serve(config, options)
+    else:
+        listener = listen(config.server.bind)
+        sys.exit(asyncio.run(_parent(config, options, listener).run()))
 
 
-def serve(config: Config, *, jobs: bool) -> None:
-    """Boot and serve until a signal. Raises `Refused` and `Pending`."""
-    from corral.asgi.application import Application
-    from corral.errors import Refused
-    from corral.kernel import boot
-
+def _configure(options: Mapping[str, Any]) -> Config:
+    """Read afresh what the options leave open."""
+    path = options["config_path"]
+    overrides = {f"server.{name}": options[name] for name in ("bind", "server", "processes")}
+    config = load_config(path=path, overrides=overrides)
+    if options["no_embedded_worker"]:
+        table = {**config.plugins.tables.get("workers", {}), "embedded": False}
+        config = load_config(path=path, overrides={**overrides, "plugins.workers": table})
     if config.server.server == "uvicorn" and importlib.util.find_spec("uvicorn") is None:
         raise Refused("server.server: uvicorn is an extra: pip install 'corral[fast]'")
+    if config.server.server == "granian":  # it opens its own socket, which no successor could inherit
+        raise Refused("server.server: granian is not served by this command yet; take hypercorn or uvicorn")
+    return config
+
+
+def _parent(config: Config, options: Mapping[str, Any], listener: socket.socket) -> Processes:
+    arguments = ["serve"]
+    for name, value in options.items():
+        if value not in (None, False):
+            arguments += [f"--{name.removesuffix('_path').replace('_', '-')}", *([] if value is True else [str(value)])]
+
+    def plan() -> int:
+        new = _configure(options)
+        if new.server.bind != config.server.bind:
+            log.warning(f"server.bind is {new.server.bind} now, which takes a restart; {config.server.bind} stays")
+        return new.server.processes
+
+    return Processes(arguments, listener, plan)
+
+
+def serve(config: Config, options: Mapping[str, Any], inherited: Inherited | None = None) -> None:
+    """Boot and serve until a signal. Raises `Refused` and `Pending`."""
+    from corral.asgi.application import Application
+    from corral.kernel import boot
+
     kernel = boot(config)
+    logs.redact_with(kernel.redactor)
     application = Application(kernel)
     for warning in kernel.settings.unknown():
         log.warning(warning)
-    listener = listen(config.server.bind)
-    address = loopback_address(listener, tls=config.server.certfile is not None)
+    listener = listen(config.server.bind) if inherited is None else inherited.listener
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-    asyncio.run(_run(kernel, application, listener, address, jobs))
+    parent = _parent(config, options, listener) if inherited is None else inherited
+    serving = Serving(kernel, application, listener, parent).run(jobs=not options["no_jobs"])
+    with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
+        runner.run(serving)
+
+
+def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop beside uvicorn, where it is installed; None: the standard loop."""
+    if config.server.server != "uvicorn" or importlib.util.find_spec("uvloop") is None:
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop
 
 
 def listen(bind: str) -> socket.socket:
     """The listening socket; `Refused` when the address is taken or not of this machine."""
-    from corral.errors import Refused
-
     split = urllib.parse.urlsplit(f"//{bind}")
     host, port = split.hostname or "127.0.0.1", split.port or 0
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -101,46 +153,103 @@ def loopback_address(listener: socket.socket, *, tls: bool) -> str:
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-async def _run(kernel: Any, application: Any, listener: socket.socket, address: str, jobs: bool) -> None:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _on_signal, stopping)
-    await kernel.start(jobs=jobs)
-    server = asyncio.create_task(
-        _serve_with(kernel.config, application.app, listener, stopping_done := asyncio.Event())
-    )
-    await kernel.serving(address)
-    _announce(kernel, address)
-    waiting = asyncio.create_task(stopping.wait())
-    await asyncio.wait({server, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    log.info("draining")
-    application.path.drain()
-    await kernel.drain(WORKER_SECONDS)
-    await asyncio.sleep(CLOSING_SECONDS)
-    stopping_done.set()
-    try:
-        await server
-    finally:
-        await kernel.stop()
-        listener.close()
-    log.info("stopped")
+class Serving:
+    """The server of one process. `succession`: how others come after it: those that it starts itself at SIGHUP, being
+    their parent from then on, or those of the parent that it was `Inherited` from.
+    """
+
+    def __init__(
+        self, kernel: Any, application: Any, listener: socket.socket, succession: Processes | Inherited
+    ) -> None:
+        self._kernel, self._application, self._listener = kernel, application, listener
+        self._succession = succession
+        self._accepting = os.dup(listener.fileno())
+        self._stopping, self._closing = asyncio.Event(), asyncio.Event()
+        self._succeeded = False
+        self._beside: asyncio.Task[None] | None = None
+
+    async def run(self, *, jobs: bool) -> None:
+        """Until a signal, or the end of the processes that came after it."""
+        self._take_signals()
+        kernel, loop = self._kernel, asyncio.get_running_loop()
+        address = loopback_address(self._listener, tls=kernel.config.server.certfile is not None)
+        await kernel.start(jobs=jobs)
+        server = loop.create_task(_serve_with(kernel.config, self._application.app, self._accepting, self._closing))
+        await kernel.serving(address)
+        self._tell(announcement(kernel, address))
+        waiting = loop.create_task(self._stopping.wait())
+        await asyncio.wait({server, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        log.info("draining")
+        self._application.path.drain()
+        await kernel.drain(WORKER_SECONDS)
+        self._stop_accepting()
+        await asyncio.sleep(CLOSING_SECONDS)
+        self._closing.set()
+        try:
+            await server
+        finally:
+            await kernel.stop()
+        log.info("stopped")
+        if self._succeeded and isinstance(self._succession, Processes):
+            await self._succession.follow()
+
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        if isinstance(self._succession, Processes):
+            loop.add_signal_handler(signal.SIGHUP, self._hung_up, self._succession)
+        else:
+            loop.add_signal_handler(signal.SIGHUP, lambda: None)
+
+    def _on_signal(self, number: int) -> None:
+        """A child leaves it to its parent to be hard, and Ctrl-C, which a terminal sends to both, altogether."""
+        child = isinstance(self._succession, Inherited)
+        if self._stopping.is_set() and not child:
+            os._exit(130)
+        if number == signal.SIGTERM or not child:
+            self._stopping.set()
+
+    def _tell(self, text: str) -> None:
+        if isinstance(self._succession, Inherited):
+            self._succession.announce(text)
+            self._beside = asyncio.get_running_loop().create_task(self._succession.follow(self._step_aside))
+        else:
+            click.echo(text)
+            sys.stdout.flush()
+
+    def _hung_up(self, successors: Processes) -> None:
+        if not self._stopping.is_set() and (self._beside is None or self._beside.done()):
+            self._beside = asyncio.get_running_loop().create_task(self._hand_over(successors))
+
+    async def _hand_over(self, successors: Processes) -> None:
+        if await successors.reload():
+            self._succeeded = True
+            successors.take_signals()
+            self._step_aside()
+
+    def _stop_accepting(self) -> None:
+        """When nobody else accepts: refuse what still comes, so that no request is taken in and then cut."""
+        alone = isinstance(self._succession, Processes) and not self._succeeded
+        if alone and self._kernel.config.server.server == "hypercorn":
+            asyncio.get_running_loop().remove_reader(self._accepting)
+            self._listener.shutdown(socket.SHUT_RDWR)
+
+    def _step_aside(self) -> None:
+        """Others accept what comes to the address; this process answers what it has, and ends."""
+        asyncio.get_running_loop().remove_reader(self._accepting)
+        self._stopping.set()
 
 
-def _on_signal(stopping: asyncio.Event) -> None:
-    if stopping.is_set():
-        os._exit(130)
-    stopping.set()
-
-
-async def _serve_with(config: Config, app: Any, listener: socket.socket, stopping: asyncio.Event) -> None:
+async def _serve_with(config: Config, app: Any, accepting: int, stopping: asyncio.Event) -> None:
+    """`accepting`: the handle of the listening socket, which the server closes."""
     if config.server.server == "uvicorn":
-        await _serve_uvicorn(config, app, listener, stopping)
+        await _serve_uvicorn(config, app, accepting, stopping)
     else:
-        await _serve_hypercorn(config, app, listener, stopping)
+        await _serve_hypercorn(config, app, accepting, stopping)
 
 
-async def _serve_hypercorn(config: Config, app: Any, listener: socket.socket, stopping: asyncio.Event) -> None:
+async def _serve_hypercorn(config: Config, app: Any, accepting: int, stopping: asyncio.Event) -> None:
     from wsgiref.handlers import format_date_time
 
     from hypercorn.asyncio import serve as hypercorn_serve
@@ -157,7 +266,7 @@ async def _serve_hypercorn(config: Config, app: Any, listener: socket.socket, st
             return self.made[1]
 
     settings = Settings()
-    settings.bind = [f"fd://{os.dup(listener.fileno())}"]
+    settings.bind = [f"fd://{accepting}"]
     settings.accesslog = None
     settings.errorlog = logging.getLogger("hypercorn.error")
     settings.h11_max_incomplete_size = HEADER_LIMIT
@@ -170,11 +279,11 @@ async def _serve_hypercorn(config: Config, app: Any, listener: socket.socket, st
     await hypercorn_serve(app, settings, shutdown_trigger=stopping.wait)
 
 
-async def _serve_uvicorn(config: Config, app: Any, listener: socket.socket, stopping: asyncio.Event) -> None:
+async def _serve_uvicorn(config: Config, app: Any, accepting: int, stopping: asyncio.Event) -> None:
     import uvicorn
 
     settings = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, lifespan="off", ws="wsproto",
+        app, log_config=None, access_log=False, server_header=False, lifespan="off", ws="wsproto", proxy_headers=False,
         ws_max_size=MESSAGE_LIMIT, ws_ping_interval=20.0, timeout_graceful_shutdown=int(DRAIN_SECONDS),
         h11_max_incomplete_event_size=HEADER_LIMIT,
         ssl_certfile=config.server.certfile, ssl_keyfile=config.server.keyfile,
@@ -188,13 +297,13 @@ async def _serve_uvicorn(config: Config, app: Any, listener: socket.socket, stop
 
     ending = asyncio.create_task(end())
     try:
-        await server._serve([listener])
+        await server._serve([socket.socket(fileno=accepting)])
     finally:
         ending.cancel()
 
 
-def _announce(kernel: Any, address: str) -> None:
-    """What an operator wants to know at the start, as text on standard output."""
+def announcement(kernel: Any, address: str) -> str:
+    """What an operator wants to know at the start."""
     config: Config = kernel.config
     lines = [f"Corral is ready: {address}/api/v1/docs", f"  data folder   {config.data_dir}"]
     if config.keys.master_key is None:
@@ -204,5 +313,4 @@ def _announce(kernel: Any, address: str) -> None:
     for loaded in kernel.plugins:
         if loaded.state in ("failed", "blocked"):
             lines.append(f"  plugin {loaded.name} is {loaded.state}: {loaded.reason}")
-    click.echo("\n".join(lines))
-    sys.stdout.flush()
+    return "\n".join(lines)

@@ -66,4 +66,5 @@ SETTINGS = (
 PERMISSIONS = (
     Permission("plugins.read", "See plugins, their states and errors"),
     Permission("plugins.write", "Take plugins out of service and back"),
+    Permission("settings.read", "See settings, health and the rules for connections to the outside"),
 )

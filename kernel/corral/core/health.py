@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.core import Metric as Family
 
+from corral.core.siblings import Siblings, summed
 from corral.database.engine import Database, Work
 from corral.database.migrations import pending
 from corral.http.metrics import RequestMetrics
@@ -41,6 +42,7 @@ class Readiness:
         self._database, self._registry = database, registry
         self._asked: tuple[float, asyncio.Task[bool]] | None = None
         self._migrated = False
+        self.served = False  # at the last look
         self.accepting = True
 
     async def checks(self) -> Checks:
@@ -59,7 +61,8 @@ class Readiness:
         if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
             asked = self._asked = (time.monotonic(), asyncio.ensure_future(asyncio.to_thread(self._look)))
         done, _ = await asyncio.wait({asked[1]}, timeout=PING_SECONDS)
-        return bool(done) and asked[1].result()
+        self.served = bool(done) and asked[1].result()
+        return self.served
 
     def _look(self) -> bool:
         try:
@@ -72,29 +75,64 @@ class Readiness:
         return True
 
 
-class Scrape:
-    """Prometheus text: the request path's series, the process, and what plugins contribute."""
+class _Readings:
+    """What plugins contribute, read at most once a second, and absent while the database does not answer at once."""
 
-    def __init__(
-        self, work: Work, requests: RequestMetrics, contributions: Contributions, readiness: Readiness
-    ) -> None:
-        self._work, self._requests = work, requests
-        self._contributions, self._readiness = contributions, readiness
+    def __init__(self, work: Work, metrics: Callable[[], list[Metric]], readiness: Readiness) -> None:
+        self._work, self._metrics, self._readiness = work, metrics, readiness
         self._asked: tuple[float, asyncio.Task[list[Reading]]] | None = None
-        self._readings: list[Reading] = []
-        self._up = 0
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
+        self._last: list[Reading] = []
 
-    async def text(self) -> str:
-        """All series; those that need the database are absent while it does not answer at once."""
+    async def refresh(self) -> None:
+        """Before each `collect`."""
         asked = self._asked
         if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
             asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._read()))
         done, _ = await asyncio.wait({asked[1]}, timeout=COLLECT_SECONDS)
-        self._readings = asked[1].result() if done else []
-        return self._requests.render() + generate_latest(self._registry).decode()
+        self._last = asked[1].result() if done else []
+
+    def collect(self) -> Iterator[Family]:
+        """Called by the registry; no I/O here."""
+        for metric, values in self._last:
+            yield _family(metric, values)
+
+    async def _read(self) -> list[Reading]:
+        metrics = self._metrics() if await self._readiness.database_serves() else []
+        read = await asyncio.gather(*[self._work(each.collect, read=True) for each in metrics], return_exceptions=True)
+        return [(each, got) for each, got in zip(metrics, read, strict=True) if not isinstance(got, BaseException)]
+
+
+class Scrape:
+    """Prometheus text. The series of processes (the request path's, the process's own, counters) are summed over those
+    that serve the same address; those of the installation are read once.
+    """
+
+    def __init__(
+        self, work: Work, requests: RequestMetrics, contributions: Contributions, readiness: Readiness,
+        siblings: Siblings,
+    ) -> None:  # fmt: skip
+        def contributed(*, of_process: bool) -> list[Metric]:
+            found = [item for _, item in contributions.of("corral_metrics")]
+            return [item for item in found if (item.of_process or item.kind == "counter") == of_process]
+
+        self._requests, self._readiness, self._siblings = requests, readiness, siblings
+        self._counted = _Readings(work, lambda: contributed(of_process=True), readiness)
+        self._measured = _Readings(work, lambda: contributed(of_process=False), readiness)
+        self._process, self._installation = (CollectorRegistry(auto_describe=False) for _ in range(2))
+        ProcessCollector(registry=self._process)
+        self._process.register(self._counted)
+        self._installation.register(self)
+        self._installation.register(self._measured)
+
+    async def text(self) -> str:
+        """All series."""
+        own, others, _ = await asyncio.gather(self.own(), self._siblings.texts(), self._measured.refresh())
+        return summed([own, *others]) + generate_latest(self._installation).decode()
+
+    async def own(self) -> str:
+        """What this process adds to the sums."""
+        await self._counted.refresh()
+        return self._requests.render() + generate_latest(self._process).decode()
 
     def collect(self) -> Iterator[Family]:
         """Called by the registry; no I/O here."""
@@ -102,16 +140,8 @@ class Scrape:
 
         yield InfoMetricFamily("corral_build", "Version of Corral", value={"version": version("corral")})
         up = GaugeMetricFamily("corral_up", "Whether a dependency answers", labels=["dependency"])
-        up.add_metric(["database"], self._up)
+        up.add_metric(["database"], self._readiness.served)
         yield up
-        for metric, values in self._readings:
-            yield _family(metric, values)
-
-    async def _read(self) -> list[Reading]:
-        self._up = int(await self._readiness.database_serves())
-        metrics = [item for _, item in self._contributions.of("corral_metrics")] if self._up else []
-        read = await asyncio.gather(*[self._work(each.collect, read=True) for each in metrics], return_exceptions=True)
-        return [(each, got) for each, got in zip(metrics, read, strict=True) if not isinstance(got, BaseException)]
 
 
 def _family(metric: Metric, values: Mapping[tuple[str, ...], float]) -> Family:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -22,20 +23,26 @@ from corral.core.accounts import AccountsService
 from corral.core.api import EVENTS, Accounts, NewUser, Tickets
 from corral.core.authenticator import AccessTokenAuthenticator, SessionPrincipals
 from corral.core.declarations import PERMISSIONS, SETTINGS
+from corral.core.guards import METRICS
 from corral.core.health import Readiness, Scrape
 from corral.core.jobs import SCHEDULES
+from corral.core.machine import MachineLease
 from corral.core.models import PluginStateRow
 from corral.core.plugins import PluginCatalogue
 from corral.core.policy import PasswordPolicy
 from corral.core.profile import Profile
-from corral.core.routes import auth, docs, events, health, plugins
+from corral.core.redis.bus import RedisBus
+from corral.core.redis.queue import RqQueue
+from corral.core.routes import auth, docs, egress, events, health, plugins
 from corral.core.sessions import Sessions
+from corral.core.siblings import Siblings
 from corral.core.sign_in import SignIn
 from corral.core.tickets import TicketsService
-from corral.database.engine import Work
+from corral.database.engine import Database, Work
 from corral.database.leases import Lease
 from corral.database.model import Model
-from corral.errors import Conflict
+from corral.errors import Conflict, Unavailable
+from corral.events.bus import Bus
 from corral.events.consumers import ConsumerRow
 from corral.events.event import Event, SystemAlert
 from corral.events.feed import Feed
@@ -43,12 +50,16 @@ from corral.events.log import EventRow
 from corral.http.idempotency import IdempotencyRow
 from corral.http.routes import Routes
 from corral.jobs.job import JobRow, Schedule, ScheduleRow
-from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral.jobs.queue import JobQueue
+from corral.plugin import HealthCheck, Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral.redact.redactor import Redactor
 
 if TYPE_CHECKING:
     import click
 
 log = logging.getLogger("corral.core")
+
+REDIS = ("redis://", "rediss://", "unix://")
 
 
 class CorePlugin(Plugin):
@@ -64,6 +75,8 @@ class CorePlugin(Plugin):
     def __init__(self, settings: Any = None) -> None:
         super().__init__(settings)
         self._unwatch: Callable[[], None] = lambda: None
+        self._bus: RedisBus | None = None
+        self._siblings: Siblings | None = None
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
@@ -80,12 +93,13 @@ class CorePlugin(Plugin):
             Provide(Profile, Profile),
             Provide(PluginCatalogue, PluginCatalogue),
             Provide(Readiness, Readiness),
+            Provide(Siblings, Siblings),
             Provide(Scrape, Scrape),
         ]
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
-        return [auth.routes, docs.routes, health.routes, plugins.routes, events.routes]
+        return [auth.routes, docs.routes, health.routes, plugins.routes, events.routes, egress.routes]
 
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:
@@ -118,13 +132,36 @@ class CorePlugin(Plugin):
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
-        return [Metric(name="corral_sessions_active", help="Sessions that go on", collect=_live_sessions)]
+        return [Metric(name="corral_sessions_active", help="Sessions that go on", collect=_live_sessions), *METRICS]
+
+    @hookimpl
+    def corral_health_checks(self) -> Iterable[HealthCheck]:
+        return [HealthCheck("redis", self._redis_health)]
+
+    def _redis_health(self) -> tuple[str, str]:
+        return ("disabled", "Not configured.") if self._bus is None else self._bus.health()
+
+    @hookimpl
+    def corral_bus(self, url: str) -> Bus | None:
+        self._bus = RedisBus(url) if url.startswith(REDIS) else None
+        return self._bus
+
+    @hookimpl
+    def corral_job_queue(self, url: str) -> JobQueue | None:
+        return RqQueue(url) if url.startswith(REDIS) else None
 
     async def start(self, runtime: Runtime) -> None:
         """Keys, the bootstrap admin, and what admins have taken out of service."""
-        work = runtime.service(Work)  # type: ignore[type-abstract]  # the key of a service may be a protocol
+        work = runtime.service(Work)
+        if runtime.service(Database).kind == "sqlite":
+            machine = MachineLease(work)
+            await machine.take()
+            runtime.supervise("machine", machine.keep)
         catalogue = runtime.service(PluginCatalogue)
-        await work(runtime.service(AccessTokens).prepare)
+        tokens = runtime.service(AccessTokens)
+        await work(tokens.prepare)
+        with contextlib.suppress(Unavailable):  # a sealed vault: nobody can read these keys, nor show them
+            runtime.service(Redactor).set_values("signing_keys", await work(tokens.credentials, read=True))
         await _bootstrap(runtime.service(Config), work, runtime.service(AccountsService), runtime.service(Passwords))
         catalogue.apply(await work(catalogue.stored, read=True))
         self._unwatch = runtime.service(Feed).watch(catalogue.follow)
@@ -134,9 +171,14 @@ class CorePlugin(Plugin):
             readiness.accepting = False
 
         runtime.when_draining(drain)
+        scrape, siblings = runtime.service(Scrape), runtime.service(Siblings)
+        self._siblings = siblings
+        runtime.when_serving(lambda address: siblings.join(address, scrape.own))
 
     async def stop(self) -> None:
         self._unwatch()
+        if self._siblings is not None:
+            await self._siblings.leave()
 
 
 async def _bootstrap(config: Config, work: Work, accounts: AccountsService, passwords: Passwords) -> None:

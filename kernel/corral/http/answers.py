@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -52,11 +52,15 @@ class Text(msgspec.Struct, frozen=True):
 
 
 class Stream(msgspec.Struct, frozen=True):
-    """Bytes as they come; the unit has ended before the first one. The iterator is closed when the client leaves."""
+    """Bytes as they come; the unit has ended before the first one. The iterator is closed when the client leaves.
+
+    `is_whole` is asked at the end: an answer that is not, is not kept under an `Idempotency-Key`.
+    """
 
     chunks: AsyncIterator[bytes]
     media_type: str = "text/event-stream"
     headers: Mapping[str, str] = {}
+    is_whole: Callable[[], bool] = lambda: True
 
 
 class IfMatch(msgspec.Struct, frozen=True):

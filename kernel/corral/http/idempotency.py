@@ -14,7 +14,8 @@ from corral.database.model import InstantField, JSONField, Model
 from corral.errors import Conflict, Invalid
 
 KEEP_SECONDS = 24 * 3600
-IN_FLIGHT_SECONDS = 120
+IN_FLIGHT_SECONDS = 30  # of a process that lives it is renewed
+RENEW_SECONDS = 10
 
 
 class IdempotencyRow(Model):
@@ -99,6 +100,12 @@ class Idempotency:
             body = self._keyring.seal(stored.body, aad=f"core_idempotency|{keyed.key}|body").hex()
         done = {"status": stored.status, "headers": stored.headers, "body": body, "sealed": secret}
         self._insert(keyed, IdempotencyRow.state == "in_flight", "done", KEEP_SECONDS, **done)
+
+    def renew(self, keyed: Keyed) -> None:
+        """The handler still runs."""
+        IdempotencyRow.update(until=clock.now(IN_FLIGHT_SECONDS)).where(
+            (IdempotencyRow.key == keyed.key) & (IdempotencyRow.state == "in_flight")
+        ).execute()
 
     def forget(self, keyed: Keyed) -> None:
         """The handler failed: the key may be used anew."""

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
-from corral.errors import CODES
+from corral.errors import CODES, Problem
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
@@ -43,12 +43,17 @@ class Route(msgspec.Struct, kw_only=True):
     body_limit: int = MIB
     seconds: float = 30.0  # wall time
     lenient: bool = False  # text reported by machines is mended, not refused
+    redacted: bool = False  # credentials are taken out of the body before the handler sees it
     root: bool = False  # answers at the root too (/health)
     no_store: bool = False
     limited: bool = False  # answers a session that must first change its password
     exempt_host: bool = False
     stream: bool = False
     live: bool = False  # the answer tells more than its version does: never 304
+    rest: bool = False  # the last name of the path takes what is left of it, slashes included
+    abandoned: bool = False  # an `async def` handler is cancelled when the client leaves
+    on_lease: bool = False  # a worker that sends `Corral-Lease` acts as the agent of that lease
+    explain: Callable[[Problem], Mapping[str, Any]] | None = None  # further members of every problem here
     plugin: str = ""
     summary: str = ""
     description: str = ""
@@ -72,9 +77,10 @@ class Route(msgspec.Struct, kw_only=True):
 class Routes:
     """A group of routes under one prefix and tag. `options` of a route are the fields of `Route`."""
 
-    def __init__(self, prefix: str, *, tag: str) -> None:
+    def __init__(self, prefix: str, *, tag: str, explain: Callable[[Problem], Mapping[str, Any]] | None = None) -> None:
         self.prefix = prefix.rstrip("/")
         self.tag = tag
+        self.explain = explain
         self.routes: list[Route] = []
 
     def __iter__(self) -> Iterator[Route]:
@@ -114,6 +120,7 @@ class Routes:
                 path=(self.prefix + path).rstrip("/") or "/",
                 handler=handler,
                 tag=self.tag,
+                explain=self.explain,
                 needs=(needs,) if isinstance(needs, str) else tuple(needs),
                 summary=summary,
                 description=description.strip(),

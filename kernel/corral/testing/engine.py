@@ -110,7 +110,7 @@ class Engine(abc.ABC):
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> None:  # noqa: B027  (most need nothing)
         """Make in `folder` what the first start needs."""
 
     @abc.abstractmethod

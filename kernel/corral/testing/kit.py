@@ -141,7 +141,7 @@ class Kit:
 
         self._people += 1
         email = email or f"{role}{self._people}@example.org"
-        accounts = self.kernel.container.get(Accounts)  # type: ignore[type-abstract]  # the key of the container
+        accounts = self.kernel.container.get(Accounts)
         hashed = await _hash(PASSWORD)
         user = NewUser(email=email, full_name=f"{role.title()} {self._people}", role=role)  # type: ignore[arg-type]  # a wrong role fails the test that names it
         await self.kernel.database.work(lambda: accounts.create(user, password_hash=hashed, by=SYSTEM_PRINCIPAL))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from corral.testing.engines import PostgresServer
+    from corral.testing.engines import PostgresServer, ValkeyServer
     from corral.testing.kit import Kit
 
 
@@ -42,6 +42,15 @@ def postgres_server() -> Iterator[PostgresServer]:
     from corral.testing.engines import PostgresServer
 
     with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def valkey_server() -> Iterator[ValkeyServer]:
+    """A Valkey of the test's own, which it may empty, stop and kill: `url()` is fit for `[redis] url`."""
+    from corral.testing.engines import ValkeyServer
+
+    with ValkeyServer() as server:
         yield server
 
 

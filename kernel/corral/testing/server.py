@@ -110,6 +110,54 @@ class ServerProcess:
         self.kill()
 
 
+class JobsProcess:
+    """`corral jobs` for the installation of a server, in a folder of its own that keeps its log."""
+
+    def __init__(self, environ: Mapping[str, str], folder: Path, *, arguments: tuple[str, ...] = ()) -> None:
+        self.environ, self.folder, self.arguments = environ, folder, arguments
+        self.process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def log(self) -> str:
+        """What it wrote to standard output and error."""
+        return (self.folder / "jobs.log").read_text("utf-8", "replace")
+
+    def start(self, *, seconds: float = 20.0) -> Self:
+        """Start and wait until jobs run."""
+        until = time.monotonic() + seconds
+        with (self.folder / "jobs.log").open("wb") as log:
+            self.process = subprocess.Popen(  # noqa: S603  (our own program)
+                [sys.executable, "-m", "corral", "jobs", *self.arguments], env=dict(self.environ), cwd=self.folder,
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+        while "Jobs are running" not in self.log:
+            if self.process.poll() is not None or time.monotonic() > until:
+                self.kill()
+                raise RuntimeError(f"corral jobs did not start\n{self.log[-4000:]}")
+            time.sleep(0.02)
+        return self
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def stop(self, *, seconds: float = 40.0) -> int:
+        """SIGTERM, wait for the end, return the status."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(seconds)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: Any) -> None:
+        self.kill()
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

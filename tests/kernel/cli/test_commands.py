@@ -19,7 +19,7 @@ from openapi_spec_validator import validate
 
 from corral.cli import COMMANDS
 
-OF_PLUGINS = ("user", "worker")
+OF_PLUGINS = ("run", "user", "worker")
 GROUPS = {
     "config": ("show", "check", "init"),
     "user": ("create", "list", "deactivate", "activate", "role", "reset-password"),
@@ -164,6 +164,10 @@ def test_config_check_tells_what_is_wrong(corral: Any) -> None:
     assert done.status == 3
     assert "corral.toml:1: unknown key" in done.err
     assert "database.url must be sqlite:///… or postgresql://…" in done.err
+    corral.configure('[egress]\nallow = ["10.0.0.0/8:443", "a.example/8"]\n')
+    done = corral("config", "check")
+    assert done.status == 3
+    assert "egress.allow: a.example/8: must be host, host:port, cidr or cidr:port" in done.err
     corral.configure('[plugins]\nenabled = ["echo"]\n[plugins.core]\ncolour = "red"\n[settings]\n"no.such" = 1\n')
     done = corral("config", "check")
     assert done.status == 3  # a start would be refused: core takes no configuration

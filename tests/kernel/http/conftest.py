@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Any
@@ -183,7 +184,9 @@ async def port(probe: Kit) -> AsyncIterator[int]:
     from corral.cli.serve import _serve_hypercorn
 
     listener, stopping = listen("127.0.0.1:0"), asyncio.Event()
-    server = asyncio.create_task(_serve_hypercorn(probe.kernel.config, probe.application.app, listener, stopping))
+    server = asyncio.create_task(
+        _serve_hypercorn(probe.kernel.config, probe.application.app, os.dup(listener.fileno()), stopping)
+    )
     yield listener.getsockname()[1]
     stopping.set()
     await server

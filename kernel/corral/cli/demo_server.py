@@ -1,0 +1,138 @@
+"""The demo's own server: a process tree in a folder, both of which end with the demo."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+EMAIL = "admin@demo.invalid"
+END_SECONDS = 15.0
+LOG_TAIL = 15
+
+
+class Interrupted(BaseException):
+    """SIGTERM or SIGINT: end the whole process tree."""
+
+
+class Signals:
+    """SIGTERM and SIGINT raise `Interrupted`, once; not between the making of a thing and the promise to end it, nor
+    in the middle of its end.
+    """
+
+    def __init__(self) -> None:
+        self._held = self._asked = False
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """While the demo runs."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def hold(self) -> None:
+        """From now on a signal waits until `release`."""
+        self._held = True
+
+    def release(self) -> None:
+        """Raise what has waited; from now on signals are heard at once."""
+        self._held = False
+        if self._asked:
+            raise Interrupted
+
+    def _hear(self, *_: object) -> None:
+        asked, self._asked = self._asked, True
+        if not self._held and not asked:
+            raise Interrupted
+
+
+@contextlib.contextmanager
+def server(
+    signals: Signals, folder: Path, config: Path, port: int, password: str
+) -> Iterator[subprocess.Popen[bytes]]:  # fmt: skip
+    """The server in a session of its own, so that the whole tree can be ended. It writes to `log_of(folder)`."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
+    environment.update(
+        CORRAL_CONFIG=str(config),
+        CORRAL_DATA_DIR=str(folder / "data"),
+        CORRAL_BOOTSTRAP_ADMIN_EMAIL=EMAIL,
+        CORRAL_BOOTSTRAP_ADMIN_PASSWORD=password,
+        PYTHONUNBUFFERED="1",
+    )
+    command = [sys.executable, "-m", "corral", "serve", "--bind", f"127.0.0.1:{port}"]
+    with log_of(folder).open("wb") as log_file:
+        signals.hold()
+        process = subprocess.Popen(  # noqa: S603  (our own program)
+            command, env=environment, cwd=folder, stdout=log_file, stderr=log_file, stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            signals.release()
+            yield process
+        finally:
+            signals.hold()
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextlib.contextmanager
+def folder_of_its_own(signals: Signals, keep: Path | None) -> Iterator[Path]:
+    """A temporary folder, or the one to keep."""
+    signals.hold()
+    folder = keep if keep is not None else Path(tempfile.mkdtemp(prefix="corral-demo-"))
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        signals.release()
+        yield folder.absolute()
+    finally:
+        signals.hold()
+        if keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    """8000 if it is free, else any that is."""
+    for port in (8000, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            found: int = probe.getsockname()[1]
+            return found
+    raise click.ClickException("no free port on 127.0.0.1")
+
+
+def log_of(folder: Path) -> Path:
+    """What the server writes."""
+    return folder / "server.log"
+
+
+def tail(folder: Path) -> str:
+    """The last lines of the log."""
+    with contextlib.suppress(OSError):
+        return "\n".join(log_of(folder).read_text("utf-8", "replace").splitlines()[-LOG_TAIL:])
+    return ""
