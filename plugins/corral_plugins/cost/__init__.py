@@ -1,0 +1,1 @@
+"""What models cost: an event a call, prices, and sums that hold to the micro-dollar."""

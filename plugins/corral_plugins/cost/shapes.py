@@ -1,0 +1,304 @@
+"""What the HTTP of costs takes and answers. Money is USD with six places; a null is not known, never zero."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from corral.http.page import PageQuery
+from corral.schema.fields import Id, Instant, MomentIn, line
+from corral_plugins.cost.api import MAX_TOKENS, Operation
+
+Provider = Annotated[str, line(64)]
+Model = Annotated[str, line(200)]
+TimeZone = Annotated[str, line(64)]
+Days = Annotated[int, Meta(ge=1, le=365)]
+Count = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
+MAX_USD = 1_000_000
+
+
+class TokenSums(msgspec.Struct, kw_only=True):
+    """Tokens. `input` excludes those of the cache."""
+
+    input: int
+    output: int
+    cache_read: int
+    cache_write: int
+
+
+class Figures(msgspec.Struct, kw_only=True):
+    """What something cost. What has no price is in `unpriced_tokens`, not in `cost_usd`."""
+
+    cost_usd: float
+    calls: int
+    tokens: TokenSums
+    unpriced_tokens: int
+
+
+class ZoneQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`tz`: the IANA time zone whose days count."""
+
+    tz: TimeZone = "UTC"
+
+
+class Summary(msgspec.Struct, kw_only=True):
+    """What everything cost. Weeks begin on Monday; `change_percent` is this month against the whole last one.
+
+    Tokens, unpriced and wasted figures and `cost_per_completed_task_usd` are of all time, like `total_usd`.
+    """
+
+    today_usd: float
+    week_usd: float
+    month_usd: float
+    last_month_usd: float
+    total_usd: float
+    change_percent: float | None
+    tokens: TokenSums
+    unpriced_tokens: int
+    unpriced_calls: int
+    wasted_usd: float
+    cost_per_completed_task_usd: float | None
+    as_of: Instant
+
+
+class DailyQuery(ZoneQuery, kw_only=True, forbid_unknown_fields=True):
+    """The last `days`, today included; of one agent, one provider, or both."""
+
+    days: Days = 30
+    agent_id: Id | UnsetType = UNSET
+    provider: Provider | UnsetType = UNSET
+
+
+class Day(Figures, kw_only=True):
+    """One day."""
+
+    date: str
+
+
+class Daily(msgspec.Struct, kw_only=True):
+    """Oldest first; days without use are there with 0."""
+
+    items: list[Day]
+
+
+class DaysQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The last `days` in UTC, today included."""
+
+    days: Days = 30
+
+
+class AgentCost(Figures, kw_only=True):
+    """An agent; null: what no agent did. `tasks` are those that it began to spend on, `budget` its own limit."""
+
+    agent_id: str | None
+    name: str | None
+    deleted: bool
+    tasks: int
+    cost_per_completed_task_usd: float | None
+    budget: float | None
+
+
+class ByAgent(msgspec.Struct, kw_only=True):
+    """The most expensive first."""
+
+    items: list[AgentCost]
+    total_usd: float
+
+
+class ModelCost(Figures, kw_only=True):
+    """A model of the provider."""
+
+    model: str
+
+
+class ProviderCost(Figures, kw_only=True):
+    """A provider with its models, the most expensive first."""
+
+    provider: str
+    models: list[ModelCost]
+
+
+class ByProvider(msgspec.Struct, kw_only=True):
+    """The most expensive first."""
+
+    items: list[ProviderCost]
+    total_usd: float
+
+
+class RankedQuery(DaysQuery, kw_only=True, forbid_unknown_fields=True):
+    """A part of the list."""
+
+    limit: Annotated[int, Meta(ge=1, le=200)] = 50
+    offset: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+
+
+class TaskCost(Figures, kw_only=True):
+    """A task, with what it cost in these days."""
+
+    task_id: str
+
+
+class UserCost(Figures, kw_only=True):
+    """A person, for whom it was spent; null: nobody in particular."""
+
+    user_id: str | None
+    name: str | None
+
+
+class ModelRank(ModelCost, kw_only=True):
+    """A model."""
+
+    provider: str
+
+
+class EventQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which events: of a task, agent, person, provider or model, from `since` until before `until`."""
+
+    task_id: Id | UnsetType = UNSET
+    agent_id: Id | UnsetType = UNSET
+    user_id: Id | UnsetType = UNSET
+    provider: Provider | UnsetType = UNSET
+    model: Model | UnsetType = UNSET
+    since: MomentIn | UnsetType = UNSET
+    until: MomentIn | UnsetType = UNSET
+
+
+class EventView(msgspec.Struct, kw_only=True):
+    """One use of money. `price_source`: reported | table | override | zero; null: no price was known."""
+
+    id: str
+    ts: Instant
+    usage_key: str
+    user_id: str | None
+    agent_id: str | None
+    task_id: str | None
+    attempt_id: str | None
+    run_id: str | None
+    conversation_id: str | None
+    provider: str
+    model: str
+    operation: str
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    cost_usd: float | None
+    priced: bool
+    price_source: str | None
+    price_version: str | None
+    estimated: bool
+    note: str
+
+
+class NewEvent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Money spent outside the gateway. `usage_key` names it for ever, in the whole installation.
+
+    With a lease (here, in `Corral-Lease`, or of the token) it is the attempt's; without one only admins may write it. A
+    correction is an event with a negative `cost_usd`, by an admin.
+    """
+
+    usage_key: Annotated[str, line(200)]
+    provider: Provider
+    model: Annotated[str, line(200, 0)] = ""
+    operation: Operation = "other"
+    input_tokens: Count = 0
+    output_tokens: Count = 0
+    cache_read_tokens: Count = 0
+    cache_write_tokens: Count = 0
+    cost_usd: Annotated[float, Meta(ge=-MAX_USD, le=MAX_USD)] | None = None
+    estimated: bool = False
+    task_id: Id | None = None
+    lease_id: Id | None = None
+    agent_id: Id | None = None
+    user_id: Id | None = None
+    conversation_id: Id | None = None
+    run_id: Id | None = None
+    note: Annotated[str, line(500, 0)] = ""
+
+
+Glob = r"^[A-Za-z0-9 ._:/@+*?-]+(?![\s\S])"
+ProviderGlob = Annotated[str, Meta(max_length=64, pattern=Glob)]
+ModelGlob = Annotated[str, Meta(max_length=200, pattern=Glob)]
+Usd = Annotated[float, Meta(ge=0, le=MAX_USD)]
+
+
+class NewPrice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A price per 1,000,000 tokens and per call that wins over the built-in one.
+
+    `provider` and `model` are globs (`*`, `?`; case does not count). The most specific one wins: the model's name
+    before the provider's, more letters before fewer, then the newest. Without a cache price the one of input holds.
+    """
+
+    provider: ProviderGlob
+    model: ModelGlob
+    input_usd: Usd
+    output_usd: Usd
+    cache_read_usd: Usd | None = None
+    cache_write_usd: Usd | None = None
+    per_call_usd: Usd = 0
+    valid_from: MomentIn | None = None
+
+
+class PriceChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What changes; absent fields stay."""
+
+    provider: ProviderGlob | UnsetType = UNSET
+    model: ModelGlob | UnsetType = UNSET
+    input_usd: Usd | UnsetType = UNSET
+    output_usd: Usd | UnsetType = UNSET
+    cache_read_usd: Usd | UnsetType | None = UNSET
+    cache_write_usd: Usd | UnsetType | None = UNSET
+    per_call_usd: Usd | UnsetType = UNSET
+    valid_from: MomentIn | UnsetType = UNSET
+
+
+class PriceView(msgspec.Struct, kw_only=True):
+    """A price. `source`: builtin | override; built-in ones have version 0 and cannot be changed."""
+
+    id: str
+    version: int
+    provider: str
+    model: str
+    input_usd: float | None
+    output_usd: float | None
+    cache_read_usd: float | None
+    cache_write_usd: float | None
+    per_call_usd: float
+    valid_from: Instant | None
+    source: str
+
+
+class PriceQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which prices: those of a source, and those whose provider or model contains a text."""
+
+    source: Literal["builtin", "override"] | UnsetType = UNSET
+    provider: Annotated[str, line(64, 0)] = ""
+    model: Annotated[str, line(200, 0)] = ""
+
+
+class LookupQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A model of a provider, at an instant."""
+
+    provider: Provider
+    model: Model
+    at: MomentIn | UnsetType = UNSET
+
+
+class FoundPrice(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The price that holds, and where it is from (override | table | zero); only `priced: false` when nobody knows one.
+
+    Fields without a value are left out.
+    """
+
+    priced: bool
+    price_source: str | None = None
+    price_version: str | None = None
+    price_id: str | None = None
+    input_usd: float | None = None
+    output_usd: float | None = None
+    cache_read_usd: float | None = None
+    cache_write_usd: float | None = None
+    per_call_usd: float | None = None
+    valid_from: Instant | None = None

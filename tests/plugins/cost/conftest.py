@@ -1,0 +1,62 @@
+"""A kernel with costs, and the money that was spent in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from corral import clock
+from corral.testing.kit import Client, Kit
+from corral_plugins.cost.api import Charged, Cost, Spent
+
+
+class Books:
+    """`cost` as other plugins use it, and people who read."""
+
+    kit: Kit
+    admin: Client
+    member: Client
+
+    async def build(self, kit: Kit) -> Books:
+        self.kit, self._n = kit, 0
+        self.admin, self.member = await kit.as_user("admin"), await kit.as_user("member")
+        return self
+
+    @property
+    def cost(self) -> Cost:
+        """The service."""
+        container: Any = self.kit.kernel.container
+        service: Cost = container.get(Cost)
+        return service
+
+    async def work(self, fn: Callable[[], Any]) -> Any:
+        """Run in a unit."""
+        return await self.kit.kernel.database.work(fn)
+
+    async def settle(self, usd: str | None = None, *, free: bool = False, **given: Any) -> Charged:
+        """Write an event, by default of a model that no table knows, with a reported cost or none."""
+        self._n += 1
+        named = {"usage_key": f"key-{self._n}", "provider": "acme", "model": "one", **given}
+        spent = Spent(cost_usd=None if usd is None else Decimal(usd), **named)
+        charged: Charged = await self.work(lambda: self.cost.settle(spent, free=free))
+        return charged
+
+    async def pass_days(self, days: float) -> None:
+        """Let time pass; people sign in again."""
+        clock.travel(days * 86_400)
+        self.admin, self.member = [await self.kit.sign_in(who.user["email"]) for who in (self.admin, self.member)]
+
+    async def read(self, path: str, *, by: Client | None = None) -> Any:
+        """A page of `/cost`, by default as the member sees it."""
+        answer = await (by or self.member).get(f"/cost/{path}")
+        assert answer.status == 200, answer
+        return answer.json()
+
+
+@pytest.fixture
+async def books(make_kit: Callable[..., Any]) -> Books:
+    """On each engine, without any other plugin."""
+    return await Books().build(await make_kit(plugins=["cost"]))
