@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
+from msgspec import Meta
 
 from corral.auth.principal import Principal
 
@@ -22,25 +23,64 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     max_output_tokens: int | None = None
 
 
+Seconds = Annotated[int, Meta(ge=1, le=3600)]
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long the gateway waits: for a connection, the first token, the next one, and the whole answer."""
+
+    connect_seconds: Seconds = 10
+    first_token_seconds: Seconds = 60
+    idle_seconds: Seconds = 60
+    total_seconds: Seconds = 600
+
+
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
-    """A provider: a named connection of a kind, with its configuration as checked against `config_schema`."""
+    """A provider: a named connection of a kind.
+
+    `config` is what its kind takes beside the fields of every provider, as checked against `config_schema`. `operator`:
+    its address is the operator's own, so it may be a private one. `models`: those configured, else those that the
+    provider told of last. `version` changes with everything else.
+    """
 
     name: str
     config: Mapping[str, Any] = {}
+    base_url: str | None = None
+    api_key: str | None = None
+    headers: Mapping[str, str] = {}
+    timeouts: Timeouts = Timeouts()
+    operator: bool = False
+    models: Sequence[ModelFacts] = ()
+    version: str = ""
+
+    def __repr__(self) -> str:  # it holds a key, and a repr ends up in logs
+        return f"<Connection {self.name}>"
 
 
 class ProviderError(Exception):
-    """What a provider answers instead of a completion. `status` is that of its answer, or 504 for its silence."""
+    """What a provider answers instead of a completion. `status` is that of its answer, or 504 for its silence.
 
-    def __init__(self, status: int, message: str, *, retry_after: int | None = None) -> None:
-        self.status, self.message, self.retry_after = status, message, retry_after
+    `code`: the problem that the caller is told instead of the one that follows from the status; such a failure is not
+    tried again with the same provider (`dependency_unavailable`: it cannot be reached or was killed).
+    """
+
+    def __init__(self, status: int, message: str, *, retry_after: int | None = None, code: str | None = None) -> None:
+        self.status, self.message, self.retry_after, self.code = status, message, retry_after, code
         super().__init__(f"{status}: {message}")
 
 
 class LLMProvider(Protocol):
     """A kind of provider. Requests, responses and chunks are OpenAI's, as JSON; `model` has no provider in front.
 
-    All calls are made on the event loop and must not block it. Failures are raised as `ProviderError`.
+    All calls are made on the event loop and must not block it. Failures are raised as `ProviderError`. Time limits
+    after the connection are the gateway's: it cancels the call or closes the iterator, which must end the request
+    upstream at once.
+
+    A kind may also have: `free: bool` (no call costs anything; default False), `concurrency: int | None` (calls at a
+    time where a provider sets no other number; None: any; default 8), `implicit: bool` (a provider named like the kind
+    is there without configuration; default False), `async refresh(connection) -> Sequence[ModelFacts]` (ask the
+    provider for its models), `honours_of(connection) -> frozenset[str]` (instead of `honours`, where it depends on the
+    provider) and `async close()` (the gateway stops).
     """
 
     kind: str
@@ -50,7 +90,7 @@ class LLMProvider(Protocol):
     """The optional request fields that it acts on; the others are dropped and named in `Corral-Ignored`."""
 
     def list_models(self, connection: Connection) -> Sequence[ModelFacts]:
-        """The models, the default one first. No I/O: kinds that must ask keep what they were told."""
+        """The models, the default one first. No I/O; kinds that ask offer `refresh` and list `connection.models`."""
         ...
 
     async def complete(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
-from corral.jobs.job import Schedule
+from corral.jobs.job import Job, Schedule
 from corral.plugin import Settings
-from corral_plugins.llm.service import calls
+from corral_plugins.llm.service import calls, slots
+from corral_plugins.llm.service.payloads import Payloads
+from corral_plugins.llm.service.upkeep import REFRESH_JOB, Upkeep
 from corral_plugins.llm.settings import TOTAL_TIMEOUT_SECONDS
 
 GRACE_SECONDS = 60
+MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 
 def sweep(settings: Settings) -> None:
-    """Calls that nobody will settle any more are `failed`."""
+    """Calls that nobody will settle any more are `failed`; places of dead processes are deleted."""
     calls.sweep(settings.get(TOTAL_TIMEOUT_SECONDS) + GRACE_SECONDS)
+    slots.sweep()
 
 
-SCHEDULES = (Schedule("llm.sweep", 60, sweep),)
+def prune(payloads: Payloads) -> None:
+    """Payloads that are kept no longer are deleted."""
+    payloads.prune()
+
+
+async def refresh_models(upkeep: Upkeep) -> None:
+    """Every provider is asked for its models."""
+    await upkeep.refresh_all()
+
+
+async def refresh_provider(provider: str, upkeep: Upkeep) -> None:
+    """One provider is asked for its models."""
+    await upkeep.refresh_named(provider)
+
+
+JOBS = (Job(REFRESH_JOB, refresh_provider, max_attempts=1),)
+SCHEDULES = (
+    Schedule("llm.sweep", MINUTE, sweep),
+    Schedule("llm.prune", HOUR, prune),
+    Schedule("llm.refresh_models", DAY, refresh_models),
+)

@@ -8,9 +8,9 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
-from corral.schema.fields import Id, MomentIn
+from corral.schema.fields import Id, MomentIn, line
 
-ModelName = Annotated[str, Meta(min_length=1, max_length=265)]
+ModelName = Annotated[str, line(265)]
 DATA_URL = r"^data:image/(png|jpeg|gif|webp);base64,"
 
 
@@ -120,12 +120,14 @@ class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
     safety_identifier: Annotated[str, Meta(max_length=500)] | None = None
 
 
-class Usage(msgspec.Struct, kw_only=True):
-    """Tokens of a call."""
+class Usage(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Tokens of a call. `prompt_tokens` include those of the cache, which the details tell."""
 
     prompt_tokens: int
     total_tokens: int
-    completion_tokens: int = 0
+    completion_tokens: int | UnsetType = UNSET
+    prompt_tokens_details: dict[str, Any] | UnsetType | None = UNSET
+    completion_tokens_details: dict[str, Any] | UnsetType | None = UNSET
 
 
 class Completion(msgspec.Struct, kw_only=True):
@@ -166,13 +168,24 @@ class EmbeddingList(msgspec.Struct, kw_only=True):
     object: str = "list"
 
 
+class ModelPrice(msgspec.Struct, kw_only=True):
+    """USD for 1,000,000 tokens of each sort; null: not known."""
+
+    input_usd: float | None
+    output_usd: float | None
+    cache_read_usd: float | None
+    cache_write_usd: float | None
+
+
 class ModelView(msgspec.Struct, kw_only=True):
-    """A model as OpenAI lists it, with what this gateway knows of it."""
+    """A model as OpenAI lists it, with what this gateway knows of it. `price` null: unpriced."""
 
     id: str
     owned_by: str
     capabilities: dict[str, Any]
     context_window: int | None
+    max_output_tokens: int | None
+    price: ModelPrice | None
     available: bool
     object: str = "model"
     created: int = 0
@@ -183,23 +196,6 @@ class ModelList(msgspec.Struct, kw_only=True):
 
     data: list[ModelView]
     object: str = "list"
-
-
-class ProviderView(msgspec.Struct, kw_only=True):
-    """A provider as members see it."""
-
-    name: str
-    kind: str
-    enabled: bool
-    configured: bool
-    models: list[str]
-
-
-class ProviderQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A part of the list."""
-
-    limit: Annotated[int, Meta(ge=1, le=200)] = 50
-    offset: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 
 class CallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -214,7 +210,7 @@ class CallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class CallView(msgspec.Struct, kw_only=True):
-    """A call: who asked for what, which model served, and how it went."""
+    """A call: who asked for what, which model served, and how it went. `cost_usd` null: unpriced, or not settled."""
 
     id: str
     ts: str
@@ -230,7 +226,17 @@ class CallView(msgspec.Struct, kw_only=True):
     attempts: int
     input_tokens: int
     output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    estimated: bool
+    cost_usd: float | None
     first_token_ms: int | None
     duration_ms: int | None
     finish_reason: str | None
     error: dict[str, Any] | None
+
+
+class CallDetail(CallView, kw_only=True):
+    """A call with `{request, response}` as they were kept (`llm.store_payloads`), redacted; null: they were not."""
+
+    payload: dict[str, Any] | None

@@ -1,7 +1,8 @@
-"""What the gateway promises. 7 and 10 are in test_lease.py.
+"""What the gateway promises. 1 is in test_openai_client.py, 4 in test_retries.py, 5 there and here, 6 in
+test_redaction.py, 7 in test_lease.py, 10 in test_lease.py and test_with_tasks.py.
 
-Waiting: 1 for the stock clients in the suite, 3 for budgets, 4 for circuit breakers, 6 for the redactor, 8 and the
-second half of 2 for the local model, the cost events of 5 and 7 for `cost`.
+Waiting: 1 for the stock Node client, 3 for budgets, the second half of 4 for circuit breakers, vault values of 6 for
+the vault. 8 and the second half of 2 are in the tests of corral-llama.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ BODY = {"model": "scripted/echo", "messages": [{"role": "user", "content": "hell
 
 @pytest.fixture
 async def kit(make_kit: Callable[..., Any]) -> Any:
-    return await make_kit(plugins=["llm"], config={"plugins.llm": {"scripts": SCRIPTS}})
+    return await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"scripts": SCRIPTS}})
 
 
 async def test_llm_2_without_any_configuration_echo_answers(make_kit: Callable[..., Any]) -> None:
-    kit = await make_kit(plugins=["llm"])
+    kit = await make_kit(plugins=["cost", "llm"])
     answer = await (await kit.as_user("member")).post("/llm/chat/completions", {**BODY, "model": "default"})
     assert answer.json()["choices"][0]["message"]["content"] == BODY["messages"][0]["content"]  # type: ignore[index]
 
@@ -76,15 +77,15 @@ async def test_llm_5_cutting_the_client_ends_the_call_within_a_second(kit: Any) 
 @pytest.mark.sqlite
 async def test_llm_9_the_gateway_costs_little_and_loses_no_chunk(kit: Any, long_form: bool) -> None:
     alice = await kit.as_user("member")
+    watch = time.perf_counter if long_form else time.process_time  # other tests share the machine: count the work
     took = []
     for _ in range(400 if long_form else 100):
-        began = time.perf_counter()
+        began = watch()
         assert (await alice.post("/llm/chat/completions", BODY)).status == 200
-        took.append(time.perf_counter() - began)
+        took.append(watch() - began)
     took.sort()
-    slack = 1 if long_form else 4  # other tests share the machine
-    assert took[len(took) // 2] <= 0.005 * slack
-    assert took[int(len(took) * 0.99) - 1] <= 0.025 * slack
+    assert took[len(took) // 2] <= 0.005
+    assert took[int(len(took) * 0.99) - 1] <= 0.025
     streams = await asyncio.gather(
         *[alice.post("/llm/chat/completions", {**BODY, "stream": True}) for _ in range(200 if long_form else 50)]
     )

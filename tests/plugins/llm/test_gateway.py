@@ -26,7 +26,7 @@ SCRIPTS = {
 
 @pytest.fixture
 async def kit(make_kit: Callable[..., Any]) -> Any:
-    return await make_kit(plugins=["llm"], config={"plugins.llm": {"scripts": SCRIPTS}})
+    return await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"scripts": SCRIPTS}})
 
 
 async def chat(client: Client, text: str = "hello", model: str = "scripted/echo", **more: Any) -> Answer:
@@ -74,6 +74,7 @@ async def test_unknown_models_and_fields_are_refused_with_pointers(kit: Any) -> 
     assert "scripted/echo" in answer.json()["detail"]
     assert answer.json()["error"]["type"] == "invalid_request_error"
     assert (await chat(alice, model="agent")).status == 422
+    assert (await chat(alice, model="scripted/echo\r\nX-Evil: 1")).status == 422  # it would be in a header
     answer = await chat(alice, best_of=3)
     assert [(fault["pointer"], fault["code"]) for fault in answer.json()["errors"]] == [("/best_of", "unknown_field")]
     remote = [{"type": "image_url", "image_url": {"url": "https://example.org/x.png"}}]
@@ -144,7 +145,7 @@ async def test_many_slow_calls_run_side_by_side(kit: Any) -> None:
 
 
 async def test_a_call_takes_no_longer_than_the_setting(make_kit: Callable[..., Any]) -> None:
-    kit = await make_kit(plugins=["llm"], config={"plugins.llm": {"scripts": SCRIPTS}})
+    kit = await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"scripts": SCRIPTS}})
     from corral_plugins.llm.service.gateway import Gateway
     from corral_plugins.llm.settings import TOTAL_TIMEOUT_SECONDS
 
@@ -200,9 +201,10 @@ async def test_models_providers_and_who_may_see_them(kit: Any) -> None:
     assert models["object"] == "list"
     assert {"scripted/echo", "scripted/three", "scripted/words"} <= {item["id"] for item in models["data"]}
     providers = (await viewer.get("/llm/providers")).json()
-    assert [(item["name"], item["kind"], item["configured"]) for item in providers["items"]] == [
-        ("scripted", "scripted", True)
-    ]
+    found = {item["name"]: (item["kind"], item["configured"]) for item in providers["items"]}
+    assert found["scripted"] == ("scripted", True)
+    assert found["openai"] == ("openai", False)  # a preset
+    assert set(providers["items"][0]) == {"name", "kind", "enabled", "configured", "breaker", "models"}
     assert (await chat(viewer)).status == 403
     assert (await kit.client.get("/llm/models")).status == 401
     await chat(alice)
@@ -222,6 +224,6 @@ async def test_embeddings_as_floats_and_as_base64(kit: Any) -> None:
 
 
 async def test_a_bad_script_leaves_the_plugin_failed(make_kit: Callable[..., Any]) -> None:
-    kit = await make_kit(plugins=["llm"], config={"plugins.llm": {"scripts": {"bad": {"turns": []}}}})
+    kit = await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"scripts": {"bad": {"turns": []}}}})
     assert kit.loaded("llm").state == "failed"
     assert "llm.scripts.bad" in kit.loaded("llm").reason

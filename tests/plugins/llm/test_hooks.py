@@ -54,7 +54,7 @@ class ParrotPlugin(Plugin):
 
 async def test_corral_llm_providers(make_kit: Callable[..., Any]) -> None:
     providers = {"pirate": {"kind": "parrot", "word": "ahoy"}}
-    kit = await make_kit(plugins=["llm", ParrotPlugin], config={"plugins.llm": {"providers": providers}})
+    kit = await make_kit(plugins=["cost", "llm", ParrotPlugin], config={"plugins.llm": {"providers": providers}})
     assert kit.loaded("llm").active, kit.loaded("llm").reason
     alice = await kit.as_user("member")
     body = {"model": "pirate/polly", "messages": [{"role": "user", "content": "hello"}]}

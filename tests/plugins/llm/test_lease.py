@@ -14,23 +14,26 @@ from corral.errors import Conflict, Forbidden, Problem
 from corral.plugin import Plugin, Provide, hookimpl
 from corral.testing.kit import Client
 from corral_plugins.agents.api import AgentFacts, Agents
+from corral_plugins.cost.models import CostEvent
 from corral_plugins.llm.models import LlmCall
 from corral_plugins.llm.service.gateway import Gateway
-from corral_plugins.tasks.api import LeaseView, Tasks
+from corral_plugins.tasks.api import LeaseFacts, LeaseRef, LeaseState, LeaseView, Tasks
 
 SCRIPTS = {
     "mine": {"turns": [{"text": "served"}]},
+    "hangs": {"turns": [{"text": "never", "delay_seconds": 60}]},
     "slow": {"turns": [{"text": "late", "delay_seconds": 0.3}]},
     "broken": {"turns": [{"error": {"status": 500, "message": "down"}}]},
     "picky": {"turns": [{"error": {"status": 400, "message": "bad"}}]},
 }
-TASK, LEASE, AGENT, USER = (f"0190aaaa-0000-7000-8000-00000000000{n}" for n in range(4))
+TASK, LEASE, AGENT, USER, ATTEMPT = (f"0190aaaa-0000-7000-8000-00000000000{n}" for n in range(5))
 
 
 class World:
     """What the stand-ins say."""
 
     live = True
+    state = "ok"
     renewed = 0
     spent: ClassVar[list[tuple[int, int]]] = []
     provider: str | None = "scripted"
@@ -44,13 +47,25 @@ class FakeTasks:
         view = LeaseView(task_id=TASK, lease_id=LEASE, agent_id=AGENT, since="", expires_at="")
         return view if World.live else None
 
+    def lease_states(self, leases: list[LeaseRef]) -> list[LeaseState]:
+        state = World.state if World.live else "lost"
+        return [
+            LeaseState(task_id=each.task_id, lease_id=each.lease_id, state=state, expires_at=None) for each in leases
+        ]
+
+    def lease_facts(self, task_id: str, lease_id: str) -> LeaseFacts | None:
+        return LeaseFacts(
+            task_id=TASK, lease_id=LEASE, attempt_id=ATTEMPT, agent_id=AGENT, worker_id=ATTEMPT, requester_id=USER,
+            is_live=World.live,
+        )  # fmt: skip
+
     def renew_one(self, task_id: str, lease_id: str) -> None:
         World.renewed += 1
 
     def spent(
         self, task_id: str, lease_id: str, *, input_tokens: int, output_tokens: int, cost_usd: float | None = None
     ) -> None:
-        assert (task_id, lease_id, cost_usd) == (TASK, LEASE, None)
+        assert (task_id, lease_id, cost_usd) == (TASK, LEASE, 0)
         World.spent.append((input_tokens, output_tokens))
 
 
@@ -103,9 +118,17 @@ class AttemptsPlugin(Plugin):
 
 @pytest.fixture
 async def kit(make_kit: Callable[..., Any]) -> Any:
-    World.live, World.renewed, World.provider, World.model, World.fallbacks = True, 0, "scripted", "mine", []
+    World.live, World.state, World.renewed, World.provider, World.model, World.fallbacks = (
+        True,
+        "ok",
+        0,
+        "scripted",
+        "mine",
+        [],
+    )
+    World.spent.clear()
     return await make_kit(
-        plugins=["llm", TasksPlugin, AgentsPlugin, AttemptsPlugin], config={"plugins.llm": {"scripts": SCRIPTS}}
+        plugins=["cost", "llm", TasksPlugin, AgentsPlugin, AttemptsPlugin], config={"plugins.llm": {"scripts": SCRIPTS}}
     )
 
 
@@ -169,6 +192,31 @@ async def test_a_lost_lease_is_told_before_and_after(kit: Any) -> None:
     assert (row.status, row.output_tokens) == ("completed", 1)
 
 
+@pytest.mark.parametrize("how", ["lost", "cancel_requested"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_lease_that_ends_ends_its_call_within_a_second(kit: Any, how: str, stream: bool) -> None:
+    World.model = "hangs"
+    request = {"model": "agent", "messages": [{"role": "user", "content": "hi " * 100}]}
+    gateway = kit.kernel.container.get(Gateway)
+
+    async def ask() -> None:
+        if stream:
+            async for _ in gateway.stream(request, by=BY):
+                pass
+        else:
+            await gateway.complete(request, by=BY)
+
+    asking = asyncio.create_task(ask())
+    await asyncio.sleep(0.2)
+    World.state = how
+    with pytest.raises(Conflict) as ended:
+        await asyncio.wait_for(asking, 3)
+    assert ended.value.code == "lease_lost"
+    (row,) = await rows(kit)
+    assert (row.status, row.error["code"], row.estimated) == ("failed", "lease_lost", True)
+    assert World.spent[-1][0] > 50  # the input was sent
+
+
 async def test_a_failing_model_falls_back_but_a_bad_request_does_not(kit: Any) -> None:
     World.model, World.fallbacks = "broken", ["scripted/broken", "scripted/mine"]
     assert (await ask(kit))["model"] == "scripted/mine"
@@ -216,3 +264,35 @@ async def test_llm_7_a_second_attempt_gets_the_stored_answer(kit: Any) -> None:
     assert second.json() == first.json()
     assert second.headers["idempotency-replayed"] == "true"
     assert len(await rows(kit)) == 1
+    assert len(World.spent) == 1  # and one cost event, whose key is the call's id
+    assert await kit.kernel.database.work(CostEvent.select().count, read=True) == 1
+
+
+async def test_llm_7_a_second_attempt_gets_the_stored_stream(kit: Any) -> None:
+    body = {"model": "agent", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    headers = {"Idempotency-Key": f"{TASK}:2"}
+    first = await Client(kit.application.app, "fake_1").post("/llm/chat/completions", body, headers=headers)
+    assert first.body.endswith(b"data: [DONE]\n\n")
+    second = await Client(kit.application.app, "fake_2").post("/llm/chat/completions", body, headers=headers)
+    assert (second.body, second.headers["content-type"]) == (first.body, "text/event-stream")
+    assert second.headers["idempotency-replayed"] == "true"
+    assert len(await rows(kit)) == 1
+
+
+async def test_a_stream_that_failed_is_not_kept(kit: Any) -> None:
+    World.model = "slow"
+    body = {"model": "agent", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    headers = {"Idempotency-Key": f"{TASK}:3"}
+
+    async def end() -> None:
+        await asyncio.sleep(0.1)
+        World.live = False
+
+    ending = asyncio.create_task(end())
+    first = await Client(kit.application.app, "fake_1").post("/llm/chat/completions", body, headers=headers)
+    await ending
+    assert b'"code":"lease_lost"' in first.body
+    World.live = True
+    second = await Client(kit.application.app, "fake_2").post("/llm/chat/completions", body, headers=headers)
+    assert "idempotency-replayed" not in second.headers
+    assert second.body.endswith(b"data: [DONE]\n\n")

@@ -1,4 +1,4 @@
-"""The table of calls."""
+"""Calls, providers, places in queues, payloads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import peewee
 
 
 def up(migrator: Any, db: peewee.Database) -> None:
-    """Create it."""
+    """Create the tables."""
 
     class LlmCall(peewee.Model):
         id = peewee.CharField(max_length=36, primary_key=True)
@@ -18,6 +18,7 @@ def up(migrator: Any, db: peewee.Database) -> None:
         model = peewee.CharField(max_length=200)
         requested_model = peewee.CharField(max_length=265)
         task_id = peewee.CharField(max_length=36, null=True)
+        lease_id = peewee.CharField(max_length=36, null=True)
         agent_id = peewee.CharField(max_length=36, null=True)
         conversation_id = peewee.CharField(max_length=36, null=True)
         user_id = peewee.CharField(max_length=36, null=True)
@@ -25,6 +26,10 @@ def up(migrator: Any, db: peewee.Database) -> None:
         attempts = peewee.IntegerField()
         input_tokens = peewee.BigIntegerField()
         output_tokens = peewee.BigIntegerField()
+        cache_read_tokens = peewee.BigIntegerField()
+        cache_write_tokens = peewee.BigIntegerField()
+        estimated = peewee.BooleanField()
+        cost_micro_usd = peewee.BigIntegerField(null=True)
         first_token_ms = peewee.BigIntegerField(null=True)
         duration_ms = peewee.BigIntegerField(null=True)
         finish_reason = peewee.CharField(max_length=40, null=True)
@@ -41,10 +46,75 @@ def up(migrator: Any, db: peewee.Database) -> None:
                 (("user_id", "created_at"), False),
             )
 
-    db.create_tables([LlmCall])
+    class LlmProviderRow(peewee.Model):
+        name = peewee.CharField(max_length=64, primary_key=True)
+        kind = peewee.CharField(max_length=64)
+        base_url = peewee.CharField(max_length=2048, null=True)
+        headers = peewee.TextField()
+        models = peewee.TextField()
+        default_model = peewee.CharField(max_length=200, null=True)
+        timeouts = peewee.TextField()
+        max_concurrency = peewee.IntegerField(null=True)
+        requests_per_minute = peewee.IntegerField(null=True)
+        max_retries = peewee.IntegerField()
+        enabled = peewee.BooleanField()
+        version = peewee.IntegerField()
+        stamp = peewee.CharField(max_length=36)
+        created_at = peewee.CharField(max_length=24)
+        updated_at = peewee.CharField(max_length=24)
+        created_by = peewee.CharField(max_length=36, null=True)
+
+        class Meta:
+            database = db
+            table_name = "llm_providers"
+            legacy_table_names = False
+
+    class LlmProviderState(peewee.Model):
+        name = peewee.CharField(max_length=64, primary_key=True)
+        found_models = peewee.TextField(null=True)
+        stamp = peewee.CharField(max_length=36, null=True)
+        models_refreshed_at = peewee.CharField(max_length=24, null=True)
+        last_ok_at = peewee.CharField(max_length=24, null=True)
+        last_error = peewee.TextField(null=True)
+        alerted_at = peewee.CharField(max_length=24, null=True)
+        minute = peewee.BigIntegerField()
+        calls_in_minute = peewee.IntegerField()
+
+        class Meta:
+            database = db
+            table_name = "llm_provider_states"
+            legacy_table_names = False
+
+    class LlmSlot(peewee.Model):
+        id = peewee.CharField(max_length=36, primary_key=True)
+        call_id = peewee.CharField(max_length=36, index=True)
+        provider = peewee.CharField(max_length=64)
+        holder = peewee.CharField(max_length=80)
+        state = peewee.CharField(max_length=8)
+        until = peewee.CharField(max_length=24)
+
+        class Meta:
+            database = db
+            table_name = "llm_slots"
+            legacy_table_names = False
+            indexes = ((("provider", "id"), False), (("holder", "provider"), False))
+
+    class LlmPayload(peewee.Model):
+        call_id = peewee.CharField(max_length=36, primary_key=True)
+        created_at = peewee.CharField(max_length=24, index=True)
+        request = peewee.TextField()
+        response = peewee.TextField(null=True)
+
+        class Meta:
+            database = db
+            table_name = "llm_payloads"
+            legacy_table_names = False
+
+    db.create_tables([LlmCall, LlmProviderRow, LlmProviderState, LlmSlot, LlmPayload])
     db.execute_sql("CREATE INDEX llm_calls_in_flight ON llm_calls (created_at) WHERE (status = 'in_flight')")
 
 
 def down(migrator: Any, db: peewee.Database) -> None:
-    """Drop it."""
-    db.execute_sql("DROP TABLE llm_calls")
+    """Drop them."""
+    for table in ("llm_payloads", "llm_slots", "llm_provider_states", "llm_providers", "llm_calls"):
+        db.execute_sql(f"DROP TABLE {table}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import msgspec
@@ -10,80 +9,58 @@ import peewee
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.errors import Problem
+from corral.database.statement import Statement
+from corral.errors import NotFound
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral_plugins.llm.models import IN_FLIGHT, LlmCall
-from corral_plugins.llm.shapes import CallQuery, CallView
-
-log = logging.getLogger("corral.llm")
+from corral_plugins.llm.service.outcome import Outcome
+from corral_plugins.llm.service.payloads import payload_of
+from corral_plugins.llm.shapes import CallDetail, CallQuery, CallView
 
 SWEEP_AT_ONCE = 500
 
 
-class Ending(msgspec.Struct, kw_only=True):
-    """How a call went, for its row."""
+_GIVEN = (
+    "id", "created_at", "kind", "provider", "model", "requested_model", "task_id", "lease_id", "agent_id", "user_id",
+)  # fmt: skip
+_ZERO = ("attempts", "input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+_SETTLED = (
+    "provider", "model", "status", *_ZERO, "estimated", "cost_micro_usd", "first_token_ms", "duration_ms",
+    "finish_reason", "error",
+)  # fmt: skip
 
-    status: str = "completed"
-    provider: str = ""
-    model: str = ""
-    attempts: int = 1
-    input_tokens: int = 0
-    output_tokens: int = 0
-    first_token_ms: int | None = None
-    duration_ms: int | None = None
-    finish_reason: str | None = None
-    error: dict[str, Any] | None = None
-
-    def note_answer(self, response: dict[str, Any]) -> None:
-        """Usage and finish of a whole answer."""
-        self.status = "completed"
-        self.note_chunk(response)
-
-    def note_chunk(self, chunk: dict[str, Any]) -> None:
-        """Usage and finish, if this chunk tells them."""
-        if usage := chunk.get("usage"):
-            self.input_tokens = int(usage.get("prompt_tokens") or 0)
-            self.output_tokens = int(usage.get("completion_tokens") or 0)
-        for choice in chunk.get("choices") or ():
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
-
-    def note_failure(self, error: Exception) -> Exception:
-        """Why it failed; the error comes back to be raised."""
-        self.status = "failed"
-        if isinstance(error, Problem):
-            self.error = {"code": error.code, "detail": error.detail}
-        else:
-            log.error("a provider raised", exc_info=error, extra={"provider": self.provider})
-            self.error = {"code": "internal", "detail": f"The provider {self.provider} failed with a bug; see the log."}
-        return error
+_BEGIN = Statement(
+    lambda p: LlmCall.insert(
+        {
+            **{getattr(LlmCall, name): p(name) for name in _GIVEN},
+            **{getattr(LlmCall, name): 0 for name in _ZERO},
+            LlmCall.status: IN_FLIGHT,
+            LlmCall.estimated: False,
+        }
+    )
+)
+_SETTLE = Statement(
+    lambda p: LlmCall.update(
+        {getattr(LlmCall, name): p(name, getattr(LlmCall, name)) for name in _SETTLED}
+    ).where((LlmCall.id == p("id")) & (LlmCall.status == IN_FLIGHT))
+)  # fmt: skip
 
 
 def begin(kind: str, provider: str, model: str, asked: str, by: Principal) -> str:
     """Write the row of a call that is about to be made; returns its id."""
     identifier = new_id()
-    LlmCall.insert(
-        id=identifier,
-        created_at=clock.now(),
-        kind=kind,
-        provider=provider,
-        model=model[:200],
-        requested_model=asked,
-        task_id=by.task_id,
-        agent_id=by.agent_id,
-        user_id=by.user_id,
-    ).execute()
+    _BEGIN.run({
+        "id": identifier, "created_at": clock.now(), "kind": kind, "provider": provider, "model": model[:200],
+        "requested_model": asked, "task_id": by.task_id, "lease_id": by.lease_id, "agent_id": by.agent_id,
+        "user_id": by.user_id,
+    })  # fmt: skip
     return identifier
 
 
-def settle(call_id: str, ending: Ending) -> bool:
+def settle(call_id: str, outcome: Outcome) -> bool:
     """Write how it went, once; False: it was settled before."""
-    changed = (
-        LlmCall.update(**msgspec.structs.asdict(ending))
-        .where((LlmCall.id == call_id) & (LlmCall.status == IN_FLIGHT))
-        .execute()
-    )
-    return bool(changed)
+    return bool(_SETTLE.run({"id": call_id, **outcome.columns()}))
 
 
 def sweep(older_than_seconds: float) -> int:
@@ -116,6 +93,15 @@ def page(query: CallQuery, by: Principal) -> Page[CallView]:
     return paginate(wanted, query, by, scope="llm.calls", order=newest_first(LlmCall), make=_view)
 
 
+def get(call_id: str, by: Principal) -> CallDetail:
+    """One call, with what was asked and answered if that was kept; `NotFound` too when the caller may not see it."""
+    row = LlmCall.get_or_none((LlmCall.id == call_id) & _seen(by))
+    if row is None:
+        raise NotFound("There is no call with this id.")
+    fields = msgspec.structs.asdict(_view(row))
+    return CallDetail(**fields, payload=payload_of(row.id))
+
+
 def _seen(by: Principal) -> Any:
     if by.is_admin or by.kind == "system":
         return peewee.SQL("1 = 1")
@@ -123,23 +109,7 @@ def _seen(by: Principal) -> Any:
 
 
 def _view(row: LlmCall) -> CallView:
-    return CallView(
-        id=row.id,
-        ts=row.created_at,
-        kind=row.kind,
-        provider=row.provider,
-        model=row.model,
-        requested_model=row.requested_model,
-        task_id=row.task_id,
-        agent_id=row.agent_id,
-        conversation_id=row.conversation_id,
-        user_id=row.user_id,
-        status=row.status,
-        attempts=row.attempts,
-        input_tokens=row.input_tokens,
-        output_tokens=row.output_tokens,
-        first_token_ms=row.first_token_ms,
-        duration_ms=row.duration_ms,
-        finish_reason=row.finish_reason,
-        error=row.error,
-    )
+    names = [name for name in CallView.__struct_fields__ if name not in ("ts", "cost_usd")]
+    cost = row.cost_micro_usd
+    values = {name: getattr(row, name) for name in names}
+    return CallView(ts=row.created_at, cost_usd=None if cost is None else cost / 1e6, **values)

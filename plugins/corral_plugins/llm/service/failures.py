@@ -1,41 +1,64 @@
-"""What a provider's failure means: for the caller a problem, for the gateway whether another model may help."""
+"""What a provider's failure means: whether to try again, whether another model may help, which problem is told."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from corral.errors import Invalid, Problem, TooMany
+from corral.errors import CODES, Conflict, Invalid, Problem, TooMany
 from corral_plugins.llm.api import ProviderError
 
-CALLERS_OWN = (400, 422)
+SILENT = (408, 504)
+AGAIN = (408, 409, 429)
+ABOUT_THE_PROVIDER = (401, 402, 403, 404, 408, 409, 429)
 TEXT_LIMIT = 1024
+SHOWN = 5
+CREDENTIALS = "credentials"
+_KINDS = {401: CREDENTIALS, 402: CREDENTIALS, 403: CREDENTIALS, 404: "model"}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def may_try_again(failure: ProviderError) -> bool:
+    """Whether the same provider may answer a little later."""
+    return failure.code is None and (failure.status in AGAIN or failure.status >= 500)
 
 
 def may_fall_back(failure: ProviderError) -> bool:
     """Whether the failure says nothing about the request itself, so that another model may serve it."""
-    return failure.status not in CALLERS_OWN
+    return failure.code is not None or failure.status in ABOUT_THE_PROVIDER or failure.status >= 500
+
+
+def timed_out(name: str, seconds: float, what: str) -> ProviderError:
+    """The gateway's own patience ended; asking once more would take as long again."""
+    return ProviderError(504, f"{name}: {what} within {seconds:g} seconds.", code="upstream_timeout")
+
+
+def lease_lost() -> Conflict:
+    """The lease under which a call runs has ended, or its task is being cancelled."""
+    return Conflict("The lease has ended; stop and discard.", code="lease_lost")
 
 
 def problem_of(failure: ProviderError, provider: str) -> Problem:
     """The problem that the caller is told; the provider's own text is in it, at most 1 KiB."""
     said = failure.message.encode()[:TEXT_LIMIT].decode(errors="ignore")
     detail = f"{provider}: {said}"
-    if failure.status in CALLERS_OWN:
+    if failure.code is not None:
+        headers = {"Retry-After": str(failure.retry_after or 1)} if CODES[failure.code][0] == 503 else None
+        return Problem(detail, code=failure.code, headers=headers, provider=provider)
+    if not may_fall_back(failure):
         return Invalid.at("/messages", "not_allowed", detail)
     if failure.status == 429:
         return TooMany(detail, retry_after=failure.retry_after or 1, provider=provider)
-    if failure.status in (408, 504):
+    if failure.status in SILENT:
         return Problem(detail, code="upstream_timeout", provider=provider)
-    kind = {401: "credentials", 403: "credentials", 404: "model"}.get(failure.status, "provider")
-    return Problem(detail, code="provider_error", kind=kind, provider=provider)
+    return Problem(detail, code="provider_error", kind=_KINDS.get(failure.status, "provider"), provider=provider)
 
 
 def openai_error(problem: Problem) -> dict[str, Any]:
-    """The problem as OpenAI's clients show it."""
+    """The problem as OpenAI's clients show it: they know the message only, so that it names the first faults."""
+    faults = [f"{fault.pointer}: {fault.detail}" for fault in problem.errors[:SHOWN] if fault.detail != problem.detail]
     first = problem.errors[0].pointer if problem.errors else None
     return {
-        "message": problem.detail,
+        "message": f"{problem.detail}: {'; '.join(faults)}" if faults else problem.detail,
         "type": _TYPES.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error"),
         "code": problem.code,
         "param": first.lstrip("/").replace("/", ".") if first else None,

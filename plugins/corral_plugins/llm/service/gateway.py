@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -12,52 +11,61 @@ from typing import Any, TypeVar
 from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.database.unit import Entry
-from corral.errors import Conflict, Forbidden, Problem
+from corral.errors import Problem
 from corral.plugin import Settings
-from corral_plugins.admin.api import KillSwitch
-from corral_plugins.agents.api import AgentFacts, Agents
+from corral.redact.redactor import Redactor
 from corral_plugins.llm import settings as declared
 from corral_plugins.llm.api import ProviderError
-from corral_plugins.llm.service import calls
-from corral_plugins.llm.service.calls import Ending
-from corral_plugins.llm.service.failures import may_fall_back, problem_of
+from corral_plugins.llm.service.admission import Admission
+from corral_plugins.llm.service.attempts import Attempts
+from corral_plugins.llm.service.failures import CREDENTIALS, lease_lost, problem_of, timed_out
+from corral_plugins.llm.service.limits import cap_of, explicit_cap
+from corral_plugins.llm.service.outcome import Outcome, estimate_input
+from corral_plugins.llm.service.payloads import Payloads
 from corral_plugins.llm.service.plan import Plan, Served
-from corral_plugins.llm.service.providers import Choice, Providers, Target
-from corral_plugins.tasks.api import Tasks
+from corral_plugins.llm.service.redaction import redacted
+from corral_plugins.llm.service.registry import Registry, Target
+from corral_plugins.llm.service.settlement import Settlement
+from corral_plugins.llm.service.streams import Answer, first_chunk, relayed
+from corral_plugins.llm.service.watch import LeaseWatch
 
-log = logging.getLogger("corral.llm")
 T = TypeVar("T")
+Chunk = dict[str, Any]
 
 QUEUED_CHUNKS = 64
+KEPT = "settle"  # the name of tasks that run to their end
 
 
 class Gateway:
-    """Implements `LLM`; the only writer of `llm_calls`."""
+    """Implements `LLM`; the only one that calls providers."""
 
-    agents: Agents | None
-    tasks: Tasks | None
-    switch: KillSwitch | None
-
-    def __init__(self, work: Work, settings: Settings, providers: Providers) -> None:
-        self._work, self._settings, self.providers = work, settings, providers
+    def __init__(
+        self, work: Work, settings: Settings, redactor: Redactor, registry: Registry, admission: Admission,
+        attempts: Attempts, settlement: Settlement, watch: LeaseWatch, payloads: Payloads,
+    ) -> None:  # fmt: skip
+        self._work, self._settings, self._redactor = work, settings, redactor
+        self.registry, self._admission, self._attempts = registry, admission, attempts
+        self._settlement, self._watch, self._payloads = settlement, watch, payloads
         self._running: set[asyncio.Task[Any]] = set()
 
     # -- what others ask
 
     def default_model(self) -> str:
-        return self._settings.get(declared.DEFAULT_MODEL)
+        return self._admission.default_model()
 
     def default_model_of(self, provider: str) -> str | None:
-        return self.providers.default_of(provider)
+        found = self.registry.get(provider)
+        return found.first_model() if found is not None else None
 
     def is_known(self, provider: str) -> bool:
-        return self.providers.get(provider) is not None
+        return self.registry.get(provider) is not None
 
     def is_configured(self, provider: str) -> bool:
-        return self.is_known(provider)
+        found = self.registry.get(provider)
+        return found is not None and found.usable
 
     def capabilities(self, model: str) -> dict[str, Any]:
-        facts = self.providers.facts(model)
+        facts = self.registry.facts(model)
         return dict(facts.capabilities) if facts is not None else {}
 
     # -- calls
@@ -69,19 +77,22 @@ class Gateway:
         """`complete`, with what served. Cancelling ends the provider's request; the row is settled all the same."""
         plan = await self._begin("chat", request, by)
         return await self._finish(
-            self._one(plan, lambda target: target.provider.complete(self._for(plan, target), target.connection))
+            self._one(plan, lambda target: target.provider.kind.complete(self._for(plan, target), _of(target)))
         )
 
     async def embed(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
+        return (await self.embeddings(request, by=by)).response
+
+    async def embeddings(self, request: dict[str, Any], *, by: Principal) -> Served:
+        """`embed`, with what served."""
         given = request["input"]
         request = {**request, "input": [given] if isinstance(given, str) else list(given)}
         plan = await self._begin("embedding", request, by)
-        served = await self._finish(
-            self._one(plan, lambda target: target.provider.embed(self._for(plan, target), target.connection))
+        return await self._finish(
+            self._one(plan, lambda target: target.provider.kind.embed(self._for(plan, target), _of(target)))
         )
-        return served.response
 
-    async def stream(self, request: dict[str, Any], *, by: Principal) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(self, request: dict[str, Any], *, by: Principal) -> AsyncGenerator[Chunk, None]:
         plan = await self._begin("chat", request, by)
         async with contextlib.aclosing(self.chunks(plan)) as chunks:
             async for chunk in chunks:
@@ -91,9 +102,9 @@ class Gateway:
         """The first half of `stream`: checks and writes the row. The caller must then use and close `chunks(plan)`."""
         return await self._begin("chat", request, by)
 
-    async def chunks(self, plan: Plan) -> AsyncGenerator[dict[str, Any], None]:
+    async def chunks(self, plan: Plan) -> AsyncGenerator[Chunk, None]:
         """The answer in chunks, usage in the last one; closing it ends the provider's request."""
-        queue: asyncio.Queue[dict[str, Any] | Exception | None] = asyncio.Queue(QUEUED_CHUNKS)
+        queue: asyncio.Queue[Chunk | Exception | None] = asyncio.Queue(QUEUED_CHUNKS)
         task = self._spawn(self._pump(plan, queue))
         try:
             while (item := await queue.get()) is not None:
@@ -106,7 +117,7 @@ class Gateway:
     async def stop(self) -> None:
         """End what runs; every row is settled when this returns."""
         for task in tuple(self._running):
-            if task.get_name() != "settle":
+            if task.get_name() != KEPT:
                 task.cancel()
         while self._running:
             await asyncio.gather(*self._running, return_exceptions=True)
@@ -114,151 +125,137 @@ class Gateway:
     # -- unit 1
 
     async def _begin(self, kind: str, request: dict[str, Any], by: Principal) -> Plan:
-        entry = Entry(label=f"llm {kind}", actor=by.actor)
         began = time.monotonic()
-        call_id, targets = await self._work(lambda: self._write(kind, str(request["model"]), by), entry=entry)
-        return Plan(call_id, targets, request, by, entry, began)
+        tokens = estimate_input(request)
+        request = await redacted(self._redactor, request, tokens)
+        entry = Entry(label=f"llm {kind}", actor=by.actor)
 
-    def _write(self, kind: str, asked: str, by: Principal) -> tuple[str, list[Target]]:
-        if self.switch is not None:
-            self.switch.refuse_if_engaged()
-        self._check_caller(by)
-        agent = self._agent(by)
-        targets = Choice(self.providers, self.default_model()).candidates(asked, by, agent)
-        first = targets[0]
-        return calls.begin(kind, first.connection.name, first.model, asked, by), targets
+        async def admit() -> Plan:
+            admitted = await self._work(lambda: self._admission.admit(kind, request, tokens, by), entry=entry)
+            return Plan(
+                call_id=admitted.call_id, kind=kind, targets=admitted.targets, ticket=admitted.ticket, request=request,
+                input_tokens=tokens, by=by, entry=entry, began=began,
+            )  # fmt: skip
 
-    def _check_caller(self, by: Principal) -> None:
-        """The lease must be the live one, and is renewed; people may have to go through tasks."""
-        if by.lease_id is not None:
-            if not self._lease_is_live(by):
-                raise Conflict("The lease has ended; stop and discard.", code="lease_lost")
-        elif by.kind in ("user", "api_key") and not self._settings.get(declared.ALLOW_DIRECT_USE):
-            raise Forbidden("Models may be called by tasks only here (llm.allow_direct_use).")
+        admitting = self._spawn(admit(), name=KEPT)
+        try:
+            return await asyncio.shield(admitting)
+        except asyncio.CancelledError:
+            self._spawn(self._abandon(admitting), name=KEPT)
+            raise
 
-    def _lease_is_live(self, by: Principal) -> bool:
-        if by.lease_id is None or by.task_id is None:
-            return True
-        if self.tasks is None or self.tasks.live_lease(by.task_id, by.lease_id) is None:
-            return False
-        self.tasks.renew_one(by.task_id, by.lease_id)
-        return True
-
-    def _agent(self, by: Principal) -> AgentFacts | None:
-        if by.agent_id is None:
-            return None
-        facts = self.agents.facts(by.agent_id) if self.agents is not None else None
-        if facts is None:
-            raise Forbidden("The agent of this token does not exist any more.")
-        return facts
+    async def _abandon(self, admitting: asyncio.Task[Plan]) -> None:
+        """Nobody waits for a call that was just begun: what unit 1 wrote is settled."""
+        with contextlib.suppress(Problem):
+            plan = await admitting
+            await self._settle(plan, plan.outcome())
 
     # -- between the units
 
     def _for(self, plan: Plan, target: Target) -> dict[str, Any]:
         """The request as the target gets it: its own model name, only what it honours, and a cap on the answer."""
-        sent = {key: value for key, value in plan.request.items() if key in target.provider.honours}
+        honoured = target.provider.honours
+        sent = {key: value for key, value in plan.request.items() if key in honoured}
         sent |= {key: plan.request[key] for key in ("messages", "input") if key in plan.request}
-        if "messages" in sent and sent.get("max_tokens") is None and sent.get("max_completion_tokens") is None:
-            facts = self.providers.facts(target.name)
-            cap = self._settings.get(declared.DEFAULT_MAX_TOKENS)
-            sent["max_tokens"] = min(cap, facts.max_output_tokens or cap) if facts is not None else cap
+        if "messages" in sent and explicit_cap(sent) is None:
+            facts = self.registry.facts(target.name)
+            sent["max_tokens"] = cap_of(facts, plan.input_tokens, self._settings.get(declared.DEFAULT_MAX_TOKENS))
         return {**sent, "model": target.model}
 
     async def _one(self, plan: Plan, call: Callable[[Target], Awaitable[dict[str, Any]]]) -> Served:
         """Call, falling back while failures say nothing about the request, and settle."""
-        ending = plan.ending()
-        alive = True
+        outcome = plan.outcome()
+        response = await self._settled(plan, outcome, self._answer(plan, outcome, call))
+        response |= {"model": outcome.target.name, "usage": outcome.usage()}
+        ignored = plan.ignored(outcome.target)
+        return Served(response, plan.call_id, outcome.target.name, ignored, outcome.cost_header())
+
+    async def _answer(
+        self, plan: Plan, outcome: Outcome, call: Callable[[Target], Awaitable[dict[str, Any]]]
+    ) -> dict[str, Any]:
+        """The whole answer; vectors hold no text."""
+        response = await self._attempts.run(plan, outcome, lambda target: _in_time(target, call(target)))
+        outcome.note_answer(response)
+        if plan.kind == "chat":
+            response = await redacted(self._redactor, response, outcome.output_bytes // 4)
+            outcome.response = response
+        return response
+
+    async def _pump(self, plan: Plan, queue: asyncio.Queue[Chunk | Exception | None]) -> None:
+        """Put chunks into the queue; usage only after the row is settled. Problems go the same way."""
+        outcome = plan.outcome()
         try:
-            async with self._deadline():
-                target, response = await self._try(plan, call, ending)
-            ending.note_answer(response)
+            last = await self._settled(plan, outcome, self._relay(plan, outcome, queue))
+        except Exception as problem:
+            await queue.put(problem)
+        else:
+            await queue.put(last)
+            await queue.put(None)
+
+    async def _relay(self, plan: Plan, outcome: Outcome, queue: asyncio.Queue[Chunk | Exception | None]) -> Chunk:
+        """Put all chunks but the last one, which is returned."""
+
+        async def first(target: Target) -> tuple[Target, AsyncGenerator[Chunk, None], Chunk]:
+            return target, *(await first_chunk(target, self._for(plan, target)))
+
+        target, iterator, chunk = await self._attempts.run(plan, outcome, first)
+        outcome.first_token_ms = _since(plan.began)
+        answer = Answer() if self._payloads.wants_answers() else None
+        last: Chunk = {}
+        async with contextlib.aclosing(relayed(target, iterator, chunk, self._redactor, outcome, answer)) as chunks:
+            async for ready in chunks:
+                if ready["choices"]:
+                    await queue.put(ready)
+                else:
+                    last = ready
+        outcome.response = answer.message() if answer is not None else None
+        return last
+
+    async def _settled(self, plan: Plan, outcome: Outcome, call: Coroutine[Any, Any, T]) -> T:
+        """What the call gives; it is settled however it ends. Failures are raised as problems."""
+        try:
+            async with self._limits(plan):
+                result = await call
+            outcome.status = "completed"
         except ProviderError as failure:
-            raise ending.note_failure(problem_of(failure, ending.provider)) from failure
+            raise self._failed(outcome, failure) from failure
         except Exception as error:
-            ending.note_failure(error)
+            outcome.note_failure(error)
             raise
         finally:
-            alive = await self._settle(plan, ending)
+            alive = await self._settle(plan, outcome)
         if not alive:
-            raise Conflict("The lease ended during the call; stop and discard.", code="lease_lost")
-        response["model"] = target.name
-        return Served(response, plan.call_id, target.name, plan.ignored(target))
-
-    async def _try(self, plan: Plan, call: Callable[[Target], Awaitable[T]], ending: Ending) -> tuple[Target, T]:
-        for place, target in enumerate(plan.targets, 1):
-            ending.provider, ending.model, ending.attempts = target.connection.name, target.model[:200], place
-            try:
-                return target, await call(target)
-            except ProviderError as failure:
-                if place == len(plan.targets) or not may_fall_back(failure):
-                    raise
-                log.info("falling back", extra={"model": target.name, "status": failure.status})
-        raise AssertionError("a plan has at least one target")
-
-    async def _pump(self, plan: Plan, queue: asyncio.Queue[dict[str, Any] | Exception | None]) -> None:
-        """Put chunks into the queue; usage only after the row is settled. Problems go the same way."""
-        ending = plan.ending()
-        last: dict[str, Any] | None = None
-        problem: Exception | None = None
-        try:
-            async with self._deadline():
-                target, (iterator, chunk) = await self._try(plan, lambda target: self._first(plan, target), ending)
-                ending.first_token_ms = _since(plan.began)
-                async with contextlib.aclosing(iterator):
-                    while chunk is not None:
-                        chunk["model"] = target.name
-                        ending.note_chunk(chunk)
-                        if chunk.get("usage"):
-                            last = {**chunk, "choices": []}
-                            del chunk["usage"]
-                        if chunk.get("choices"):
-                            await queue.put(chunk)
-                        chunk = await anext(iterator, None)
-            ending.status = "completed"
-        except ProviderError as failure:
-            problem = ending.note_failure(problem_of(failure, ending.provider))
-        except Exception as error:
-            problem = ending.note_failure(error)
-        finally:
-            alive = await self._settle(plan, ending)
-        if not alive and problem is None:
-            problem = Conflict("The lease ended during the call; stop and discard.", code="lease_lost")
-        for item in (problem,) if problem is not None else (last, None):
-            await queue.put(item)
-
-    async def _first(self, plan: Plan, target: Target) -> tuple[Any, dict[str, Any] | None]:
-        """The provider's stream and its first chunk, after which nothing falls back."""
-        iterator = target.provider.stream(self._for(plan, target), target.connection)
-        return iterator, await anext(iterator, None)
+            raise lease_lost()
+        return result
 
     @contextlib.asynccontextmanager
-    async def _deadline(self) -> AsyncGenerator[None, None]:
+    async def _limits(self, plan: Plan) -> AsyncGenerator[None, None]:
+        """The lease, and the time that a call may take with all retries and fallbacks."""
         seconds = self._settings.get(declared.TOTAL_TIMEOUT_SECONDS)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds) as scope, self._watch.over(plan.by):
                 yield
         except TimeoutError:
+            if not scope.expired():
+                raise
             raise Problem(f"The model did not answer within {seconds} seconds.", code="upstream_timeout") from None
+
+    def _failed(self, outcome: Outcome, failure: ProviderError) -> Problem:
+        """What the caller is told, without credentials that the provider may have repeated."""
+        failure.message = self._redactor.redact(failure.message[:4096])
+        problem = problem_of(failure, outcome.target.provider.name)
+        outcome.credentials_refused = problem.members.get("kind") == CREDENTIALS
+        outcome.note_failure(problem)
+        return problem
 
     # -- unit 2
 
-    async def _settle(self, plan: Plan, ending: Ending) -> bool:
+    async def _settle(self, plan: Plan, outcome: Outcome) -> bool:
         """Write how it went; whether the lease still lives. Nothing cuts it: it runs in a task of its own."""
-        ending.duration_ms = _since(plan.began)
-
-        def unit() -> bool:
-            if calls.settle(plan.call_id, ending):
-                self._charge(plan.by, ending)
-            return self._lease_is_live(plan.by)
-
-        return await asyncio.shield(self._spawn(self._work(unit, entry=plan.entry), name="settle"))
-
-    def _charge(self, by: Principal, ending: Ending) -> None:
-        """What a call used is the task's, whatever became of its lease. A call that reached no provider is none."""
-        if self.tasks is not None and by.task_id is not None and by.lease_id is not None and ending.attempts:
-            self.tasks.spent(
-                by.task_id, by.lease_id, input_tokens=ending.input_tokens, output_tokens=ending.output_tokens
-            )
+        outcome.duration_ms = _since(plan.began)
+        ticket = plan.ticket
+        unit = self._work(lambda: self._settlement.settle(plan, outcome, ticket), entry=plan.entry)
+        return await asyncio.shield(self._spawn(unit, name=KEPT))
 
     async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Run in a task of its own: a caller that leaves cancels the provider's request, not the settling."""
@@ -279,6 +276,21 @@ class Gateway:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # told to the caller, if there still is one
+
+
+async def _in_time(target: Target, call: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+    patience = target.provider.connection.timeouts.total_seconds
+    try:
+        async with asyncio.timeout(patience) as scope:
+            return await call
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        raise timed_out(target.name, patience, "no answer") from None
+
+
+def _of(target: Target) -> Any:
+    return target.provider.connection
 
 
 def _since(began: float) -> int:

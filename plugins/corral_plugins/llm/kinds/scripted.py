@@ -82,9 +82,11 @@ def load_scripts(table: Mapping[str, Any]) -> dict[str, Script]:
 
 
 class ScriptedProvider:
-    """Implements `LLMProvider`; `scripts` by model name."""
+    """Implements `LLMProvider`; `scripts` by model name. Nothing is shared, so any number of calls runs at a time."""
 
     kind = "scripted"
+    free = implicit = True
+    concurrency: int | None = None
     config_schema: Mapping[str, Any] = {"type": "object", "additionalProperties": False}
     honours = frozenset({"max_tokens", "max_completion_tokens", "metadata", "tools", "dimensions"})
 

@@ -1,0 +1,91 @@
+"""One call against its models: a place in the queue, retries with the same provider, then the next model."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from corral.database.engine import Work
+from corral.plugin import Settings
+from corral_plugins.llm.api import ProviderError
+from corral_plugins.llm.service.failures import may_fall_back, may_try_again
+from corral_plugins.llm.service.outcome import Outcome
+from corral_plugins.llm.service.plan import Plan
+from corral_plugins.llm.service.registry import Target
+from corral_plugins.llm.service.seen import Seen
+from corral_plugins.llm.service.slots import Slots, Ticket
+from corral_plugins.llm.settings import QUEUE_TIMEOUT_SECONDS
+
+log = logging.getLogger("corral.llm")
+T = TypeVar("T")
+
+LONGEST_WAIT = 10.0
+JITTER = 0.25
+
+
+class Attempts:
+    """Runs the calls of plans. Every failure that it raises is a `ProviderError` or a problem."""
+
+    def __init__(self, work: Work, settings: Settings, slots: Slots, seen: Seen) -> None:
+        self._work, self._settings, self._slots, self._seen = work, settings, slots, seen
+
+    async def run(self, plan: Plan, outcome: Outcome, call: Callable[[Target], Awaitable[T]]) -> T:
+        """What the first model answers that can. `plan.ticket` is the place that is held when this returns or raises.
+
+        Nothing falls back once `call` has returned.
+        """
+        for place, target in enumerate(plan.targets):
+            if place:
+                await self._move(plan, target)
+            outcome.target = target
+            await self._slots.wait(plan.ticket, self._settings.get(QUEUE_TIMEOUT_SECONDS))
+            try:
+                return await self._insist(target, outcome, call)
+            except ProviderError as failure:
+                if place == len(plan.targets) - 1 or not may_fall_back(failure):
+                    raise
+                self._seen.fell_back(target.provider.name)
+                log.info("falling back", extra={"model": target.name, "status": failure.status})
+        raise AssertionError("a plan has at least one target")
+
+    async def _insist(self, target: Target, outcome: Outcome, call: Callable[[Target], Awaitable[T]]) -> T:
+        """Ask the same provider again while that may help."""
+        tries = 0
+        while True:
+            outcome.attempts += 1
+            try:
+                outcome.reached = True
+                return await call(target)
+            except ProviderError as failure:
+                outcome.reached = False  # a refusal costs nothing
+                wait = delay(tries, failure)
+                if tries >= target.provider.max_retries or not may_try_again(failure) or wait is None:
+                    raise
+                log.info("asking again", extra={"model": target.name, "status": failure.status, "seconds": wait})
+            tries += 1
+            await asyncio.sleep(wait)
+
+    async def _move(self, plan: Plan, target: Target) -> None:
+        """Leave one queue and enter another, in two units: nobody holds two locks."""
+        left: Ticket | None = plan.ticket
+        if left is not None:
+            await self._work(lambda: self._slots.leave(left), entry=plan.entry)
+        unit = self._work(lambda: self._slots.enter(plan.call_id, target.provider), entry=plan.entry)
+        entering = asyncio.ensure_future(unit)
+        try:
+            plan.ticket = await asyncio.shield(entering)
+        except asyncio.CancelledError:
+            plan.ticket = await entering  # who entered must leave
+            raise
+
+
+def delay(tries: int, failure: ProviderError) -> float | None:
+    """Seconds before the next try: 1, 2, 4 with jitter, or what the provider asks for; None: it asks for too much."""
+    asked = float(failure.retry_after or 0)
+    if asked > LONGEST_WAIT:
+        return None
+    wait = float(2**tries) * (1 + random.uniform(-JITTER, JITTER))  # noqa: S311  (no secret)
+    return max(asked, wait)

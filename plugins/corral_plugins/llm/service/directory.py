@@ -1,0 +1,198 @@
+"""Providers as admins make, change and delete them; the only writer of their rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.errors import Conflict, Invalid, NotFound, Unavailable
+from corral.events.event import emit
+from corral.http.answers import IfMatch
+from corral.http.page import Page
+from corral.ids import new_id
+from corral.plugin import Audit, AuditEntry
+from corral.schema.data import json_schema_problems
+from corral_plugins.agents.api import Agents
+from corral_plugins.llm.events import ProviderChanged
+from corral_plugins.llm.kinds.presets import PRESETS
+from corral_plugins.llm.models import LlmProviderRow, LlmProviderState
+from corral_plugins.llm.provider_shapes import NewProvider, ProviderItem, ProviderPatch, ProviderQuery, ProviderView
+from corral_plugins.llm.service.provider import Fields, Provider
+from corral_plugins.llm.service.registry import Registry
+
+CREDENTIAL_HEADERS = frozenset({
+    "authorization", "cookie", "host", "content-length", "content-type", "proxy-authorization", "x-api-key", "api-key",
+    "x-goog-api-key",
+})  # fmt: skip
+Row = LlmProviderRow
+
+
+class Directory:
+    """Joins the caller's unit."""
+
+    agents: Agents | None
+    audit: Audit | None
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    # -- reading
+
+    def page(self, query: ProviderQuery, by: Principal) -> Page[ProviderItem]:
+        """By name; admins see more of each."""
+        found = self._registry.all()
+        shown = found[query.offset : query.offset + query.limit]
+        states = _states([item.name for item in shown]) if by.may("llm.manage") else None
+        items = [_item(item, states) for item in shown]
+        return Page(items=items, total=len(found), limit=query.limit, offset=query.offset, next=None)
+
+    def get(self, name: str) -> Provider:
+        """A provider; `NotFound`."""
+        provider = self._registry.get(name)
+        if provider is None:
+            raise NotFound("There is no provider with this name.")
+        return provider
+
+    def view(self, name: str, warnings: list[str] | None = None) -> ProviderView:
+        """A provider with all that admins see; `NotFound`."""
+        provider = self.get(name)
+        state = _states([name]).get(name) or LlmProviderState(name=name)
+        fields = {field: getattr(provider.fields, field) for field in Fields.__struct_fields__}
+        fields |= {"kind": provider.kind.kind, "base_url": provider.connection.base_url}
+        fields["max_concurrency"] = provider.concurrency
+        return ProviderView(
+            **fields, name=name, configured=provider.configured, has_key=provider.connection.api_key is not None,
+            api_key_secret=None, breaker=None, source=provider.source, version=provider.version,
+            listed_models=[item.id for item in provider.models()], last_error=state.last_error,
+            last_ok_at=state.last_ok_at, models_refreshed_at=state.models_refreshed_at,
+            warnings=warnings if warnings else UNSET,
+        )  # fmt: skip
+
+    # -- writing
+
+    def create(self, new: NewProvider, by: Principal) -> None:
+        """Make a provider. `duplicate`; `setting_locked` for one of the file."""
+        self._refuse_of_file(new.name)
+        preset = PRESETS.get(new.name)
+        kind = new.kind or (preset.kind if preset is not None else None)
+        if kind is None:
+            raise Invalid.at("/kind", "required", f"one of {', '.join(sorted(self._registry.kinds()))}")
+        if new.base_url is None and preset is None and kind in ("openai", "anthropic"):
+            raise Invalid.at("/base_url", "required", "the address of the server, up to /v1")
+        self._check_kind(kind)
+        check_headers(new.headers)
+        values = {name: getattr(new, name) for name in Fields.__struct_fields__}
+        self._insert(new.name, {**values, "kind": kind}, by)
+        self._tell(new.name, "created")
+
+    def update(self, name: str, patch: ProviderPatch, match: IfMatch, by: Principal) -> None:
+        """Change a provider; one that is there without a row gets one. `precondition_failed`."""
+        self._refuse_of_file(name)
+        provider = self.get(name)
+        match.check(provider.version)
+        given = {field: value for field, value in _given(patch).items() if field in Fields.__struct_fields__}
+        check_headers(given.get("headers") or {})
+        if not given:
+            return
+        if provider.source != "api":
+            values = {field: getattr(provider.fields, field) for field in Fields.__struct_fields__}
+            self._insert(name, {**values, **given, "kind": provider.kind.kind}, by)
+        else:
+            changed = {
+                **_columns(given), "stamp": new_id(), "version": provider.version + 1, "updated_at": clock.now()
+            }  # fmt: skip
+            if not Row.update(changed).where((Row.name == name) & (Row.version == provider.version)).execute():
+                raise Unavailable("The provider changed in this moment; repeat the request.", code="overloaded")
+        self._tell(name, "updated")
+
+    def delete(self, name: str, match: IfMatch) -> None:
+        """Delete a provider that was made here. `in_use` while agents name it."""
+        self._refuse_of_file(name)
+        provider = self.get(name)
+        match.check(provider.version)
+        if provider.source != "api":
+            raise Conflict("This provider comes with Corral; disable it instead.", code="setting_locked")
+        users = self.agents.naming_provider(name) if self.agents is not None else []
+        if users:
+            detail = f"{len(users)} agents use this provider; give them another first."
+            raise Conflict(detail, code="in_use", references=[{"type": "agent", "id": each} for each in users])
+        if not Row.delete().where((Row.name == name) & (Row.version == provider.version)).execute():
+            raise NotFound("There is no provider with this name.")
+        LlmProviderState.update(found_models=None, stamp=None, models_refreshed_at=None).where(
+            LlmProviderState.name == name
+        ).execute()
+        self._tell(name, "deleted")
+
+    def _insert(self, name: str, values: dict[str, Any], by: Principal) -> None:
+        now = clock.now()
+        row = {**_columns(values), "stamp": new_id(), "created_at": now, "updated_at": now, "created_by": by.user_id}
+        insert = Row.insert(name=name, **row).on_conflict_ignore()
+        if not insert.as_rowcount().execute():
+            raise Conflict(f"There is a provider {name} already.", code="duplicate", existing_id=name)
+
+    def _refuse_of_file(self, name: str) -> None:
+        if self._registry.in_file(name):
+            raise Conflict(f"{name} is configured in corral.toml; change it there.", code="setting_locked")
+
+    def _check_kind(self, kind: str) -> None:
+        kinds = self._registry.kinds()
+        if kind not in kinds:
+            raise Invalid.at("/kind", "not_in_enum", f"one of {', '.join(sorted(kinds))}")
+        if json_schema_problems(dict(kinds[kind].config_schema), {}):
+            raise Invalid.at("/kind", "not_allowed", f"A provider of kind {kind} is configured in corral.toml.")
+
+    def _tell(self, name: str, change: Any) -> None:
+        self._registry.changed()
+        emit(ProviderChanged(provider=name, change=change), object=("llm_provider", name))
+        if self.audit is not None:
+            verb = {"created": "create", "updated": "update", "deleted": "delete"}[change]
+            self.audit.record(
+                AuditEntry(action=f"llm.provider.{verb}", object_type="llm_provider", object_id=name)
+            )  # fmt: skip
+
+
+def refuse_keys(body: NewProvider | ProviderPatch) -> None:
+    """Keys that come over the API are kept in the vault only."""
+    if body.api_key not in (None, UNSET) or body.api_key_secret not in (None, UNSET):
+        raise Unavailable(
+            "Keys are kept by the plugin secrets, which is not active; put the key into corral.toml "
+            "([plugins.llm.providers.<name>] api_key).", code="plugin_disabled", retry_after=60,
+        )  # fmt: skip
+
+
+def check_headers(headers: dict[str, str]) -> None:
+    """Raise `Invalid` for headers that would carry a credential or break the request."""
+    for name in headers:
+        if name.lower() in CREDENTIAL_HEADERS:
+            raise Invalid.at(f"/headers/{name}", "not_allowed", "Credentials do not belong into headers.")
+
+
+def _given(patch: ProviderPatch) -> dict[str, Any]:
+    fields = {name: getattr(patch, name) for name in ProviderPatch.__struct_fields__}
+    return {name: value for name, value in fields.items() if value is not UNSET}
+
+
+def _columns(values: dict[str, Any]) -> dict[str, Any]:
+    """Fields as columns: shapes become JSON."""
+    return {name: msgspec.to_builtins(value) for name, value in values.items()}
+
+
+def _states(names: list[str]) -> dict[str, LlmProviderState]:
+    return {row.name: row for row in LlmProviderState.select().where(LlmProviderState.name.in_(names))}
+
+
+def _item(provider: Provider, states: dict[str, LlmProviderState] | None) -> ProviderItem:
+    item = ProviderItem(
+        name=provider.name, kind=provider.kind.kind, enabled=provider.fields.enabled, configured=provider.configured,
+        breaker=None, models=[each.id for each in provider.models()],
+    )  # fmt: skip
+    if states is not None:
+        state = states.get(provider.name) or LlmProviderState(name=provider.name)
+        item.source, item.base_url = provider.source, provider.connection.base_url
+        item.last_error, item.last_ok_at = state.last_error, state.last_ok_at
+        item.models_refreshed_at = state.models_refreshed_at
+    return item

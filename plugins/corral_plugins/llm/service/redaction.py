@@ -1,0 +1,87 @@
+"""Credentials are taken out of what goes to a provider and of what comes back, also when chunks cut them in pieces."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+from corral.redact.redactor import Redactor, RedactorStream
+
+INLINE_TOKENS = 16_000  # more text than this is redacted in a thread
+TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
+
+
+async def redacted(redactor: Redactor, value: Any, tokens: int) -> Any:
+    """A copy without stored credentials. Images are no text."""
+    if tokens > INLINE_TOKENS:
+        return await asyncio.to_thread(_without, redactor, value)
+    return _without(redactor, value)
+
+
+def _without(redactor: Redactor, value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.get("type") == "image_url":
+            return value
+        found = {name: _without(redactor, item) for name, item in value.items()}
+        if "logprobs" in value and found.get("message") != value.get("message"):
+            found["logprobs"] = None  # they spell what was taken out
+        return found
+    if isinstance(value, list):
+        return [_without(redactor, item) for item in value]
+    return redactor.redact(value, patterns=False) if isinstance(value, str) else value
+
+
+class StreamRedaction:
+    """Redacts the chunks of one stream. Each text of it, and each tool call's arguments, is a stream of its own."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self._streams: dict[tuple[int, str | int], RedactorStream] = {}
+
+    def feed(self, chunk: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """What may be sent of it now; before a choice ends, what was held back of it."""
+        for choice in chunk.get("choices") or ():
+            index = choice.get("index", 0)
+            if self._redact(index, choice.get("delta") or {}):
+                choice.pop("logprobs", None)  # they spell what is held back
+            if choice.get("finish_reason") is not None and (rest := self._rest(index)):
+                yield {**chunk, "choices": [{"index": index, "delta": rest, "finish_reason": None}], "usage": None}
+        yield chunk
+
+    def end(self, head: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """What is still held back of choices that never ended."""
+        for index in sorted({place[0] for place in self._streams}):
+            if rest := self._rest(index):
+                yield {**head, "choices": [{"index": index, "delta": rest, "finish_reason": None}]}
+
+    def _redact(self, index: int, delta: dict[str, Any]) -> bool:
+        """Redact in place; whether a text is not as it came."""
+        changed = False
+        for name in TEXTS:
+            if isinstance(delta.get(name), str):
+                came, delta[name] = delta[name], self._stream(index, name).feed(delta[name])
+                changed |= came != delta[name]
+        for call in delta.get("tool_calls") or ():
+            function = call.get("function") or {}
+            if isinstance(function.get("arguments"), str):
+                place = call.get("index", 0)
+                function["arguments"] = self._stream(index, place).feed(function["arguments"])
+        return changed
+
+    def _rest(self, index: int) -> dict[str, Any]:
+        """The delta of what was held back of a choice."""
+        delta: dict[str, Any] = {}
+        for place in [place for place in self._streams if place[0] == index]:
+            text = self._streams.pop(place).end()
+            if text and isinstance(place[1], str):
+                delta[place[1]] = text
+            elif text:
+                delta.setdefault("tool_calls", []).append({"index": place[1], "function": {"arguments": text}})
+        return delta
+
+    def _stream(self, index: int, place: str | int) -> RedactorStream:
+        stream = self._streams.get((index, place))
+        if stream is None:
+            stream = self._streams[(index, place)] = self._redactor.stream(patterns=False)
+        return stream

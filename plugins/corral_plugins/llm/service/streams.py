@@ -1,0 +1,111 @@
+"""A stream from the provider to the caller: time limits of its chunks, redaction, usage at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any
+
+from corral.redact.redactor import Redactor
+from corral_plugins.llm.api import ProviderError
+from corral_plugins.llm.service.failures import timed_out
+from corral_plugins.llm.service.outcome import Outcome
+from corral_plugins.llm.service.redaction import StreamRedaction
+from corral_plugins.llm.service.registry import Target
+
+Chunk = dict[str, Any]
+
+
+async def first_chunk(target: Target, request: dict[str, Any]) -> tuple[AsyncGenerator[Chunk, None], Chunk]:
+    """The provider's stream and its first chunk, after which nothing falls back."""
+    connection = target.provider.connection
+    iterator = target.provider.kind.stream(request, connection)
+    patience = connection.timeouts.first_token_seconds
+    try:
+        async with asyncio.timeout(patience) as scope:
+            chunk = await anext(iterator, None)
+    except TimeoutError:
+        await iterator.aclose()
+        if not scope.expired():
+            raise
+        raise timed_out(target.name, patience, "no first token") from None
+    except BaseException:
+        await iterator.aclose()
+        raise
+    if chunk is None:
+        raise ProviderError(502, "The stream ended before it began.")
+    return iterator, chunk
+
+
+async def following(target: Target, iterator: AsyncGenerator[Chunk, None]) -> AsyncIterator[Chunk]:
+    """The other chunks, each within the provider's `idle_seconds`, all within its `total_seconds`."""
+    timeouts, loop = target.provider.connection.timeouts, asyncio.get_running_loop()
+    until = loop.time() + timeouts.total_seconds
+    while True:
+        patience = min(timeouts.idle_seconds, until - loop.time())
+        try:
+            async with asyncio.timeout(patience) as scope:
+                chunk = await anext(iterator, None)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            if patience < timeouts.idle_seconds:
+                raise timed_out(target.name, timeouts.total_seconds, "no end of the answer") from None
+            raise timed_out(target.name, patience, "no further token") from None
+        if chunk is None:
+            return
+        yield chunk
+
+
+async def relayed(
+    target: Target, iterator: AsyncGenerator[Chunk, None], first: Chunk, redactor: Redactor, outcome: Outcome,
+    answer: Answer | None,
+) -> AsyncGenerator[Chunk, None]:  # fmt: skip
+    """Chunks as the caller gets them; the last one alone has usage. `outcome` and `answer` are told of each."""
+    redaction = StreamRedaction(redactor)
+    last: Chunk = first
+
+    async def incoming() -> AsyncIterator[Chunk]:
+        yield first
+        async for chunk in following(target, iterator):
+            yield chunk
+
+    async with contextlib.aclosing(iterator):
+        async for chunk in incoming():
+            chunk["model"] = target.name
+            outcome.note_chunk(chunk)
+            last = {**chunk, "choices": []}
+            if not chunk.get("choices"):
+                continue
+            chunk.pop("usage", None)
+            for ready in redaction.feed(chunk):
+                if answer is not None:
+                    answer.add(ready)
+                yield ready
+    for ready in redaction.end(last):
+        yield ready
+    yield {**last, "usage": outcome.usage()}
+
+
+class Answer:
+    """A whole answer, put together of chunks, to be kept."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.tool_calls: dict[int, dict[str, str]] = {}
+
+    def add(self, chunk: Mapping[str, Any]) -> None:
+        """One chunk more."""
+        for choice in chunk.get("choices") or ():
+            delta = choice.get("delta") or {}
+            self.text += delta.get("content") or ""
+            for call in delta.get("tool_calls") or ():
+                kept = self.tool_calls.setdefault(call.get("index", 0), {"name": "", "arguments": ""})
+                for name in kept:
+                    kept[name] += (call.get("function") or {}).get(name) or ""
+
+    def message(self) -> dict[str, Any]:
+        """As a message of the assistant."""
+        calls = [{"function": call} for _, call in sorted(self.tool_calls.items())]
+        return {"role": "assistant", "content": self.text, **({"tool_calls": calls} if calls else {})}

@@ -1,0 +1,267 @@
+"""The kind `openai` against a real server: what is sent, what comes back, and what goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.plugins.llm import conftest as up
+
+from corral.testing.kit import Answer, Client
+from corral_plugins.llm.models import LlmProviderRow
+
+
+@pytest.fixture
+async def kit(make_kit: Callable[..., Any], providers: dict[str, Any]) -> Any:
+    settings = {"settings.llm.default_model": "up/m1"}
+    return await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"providers": providers}, **settings})
+
+
+async def chat(client: Client, model: str = "up/m1", **more: Any) -> Answer:
+    body = {"model": model, "messages": [{"role": "user", "content": "hi"}], **more}
+    return await client.post("/llm/chat/completions", body)
+
+
+def chunks_of(answer: Answer) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in answer.body.decode().split("\n\n") if line]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+async def test_a_completion_is_relayed_with_what_is_allowed(kit: Any, upstream: Any) -> None:
+    alice = await kit.as_user("member")
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    answer = await chat(alice, temperature=0.5, tools=[tool], store=True, verbosity="low", stop=["x"])
+    assert answer.status == 200, answer
+    assert answer.json()["choices"][0]["message"]["content"] == "hello from upstream"
+    assert answer.json()["model"] == answer.headers["corral-model"] == "up/m1"
+    assert answer.headers["corral-ignored"] == "verbosity"
+    (request,) = upstream.requests
+    assert (request.method, request.path) == ("POST", "/v1/chat/completions")
+    assert request.headers["authorization"] == f"Bearer {up.KEY}"
+    assert request.body == {
+        "model": "m1", "messages": [{"role": "user", "content": "hi"}], "temperature": 0.5, "tools": [tool],
+        "stop": ["x"], "max_tokens": 500,
+    }  # fmt: skip
+
+
+async def test_usage_becomes_one_cost_event(kit: Any, upstream: Any) -> None:
+    alice = await kit.as_user("member")
+    usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107, "cost": 0.0125,
+             "prompt_tokens_details": {"cached_tokens": 60}}  # fmt: skip
+    upstream.otherwise = up.says("ok", usage=usage)
+    answer = await chat(alice)
+    assert answer.headers["corral-cost-usd"] == "0.012500"
+    assert answer.json()["usage"]["prompt_tokens_details"] == {"cached_tokens": 60}
+    (row,) = (await alice.get("/llm/calls")).json()["items"]
+    assert (row["input_tokens"], row["cache_read_tokens"], row["output_tokens"]) == (40, 60, 7)
+    assert (row["cost_usd"], row["estimated"]) == (0.0125, False)
+    (event,) = (await alice.get("/cost/events")).json()["items"]
+    assert (event["usage_key"], event["input_tokens"], event["cost_usd"]) == (row["id"], 40, 0.0125)
+
+
+async def test_an_unpriced_model_is_not_free(kit: Any) -> None:
+    answer = await chat(await kit.as_user("member"), model="up/m2")
+    assert answer.headers["corral-cost-usd"] == "unpriced"
+
+
+async def test_a_stream_is_relayed_and_its_usage_asked_for(kit: Any, upstream: Any) -> None:
+    alice = await kit.as_user("member")
+    upstream.otherwise = up.streams("one ", "two ", "three")
+    answer = await chat(alice, stream=True)
+    found = chunks_of(answer)
+    assert found[-1] == "[DONE]"
+    assert found[-2]["usage"]["completion_tokens"] == 3
+    text = "".join(choice["delta"].get("content") or "" for each in found[:-1] for choice in each["choices"])
+    assert text == "one two three"
+    assert {each["model"] for each in found[:-1]} == {"up/m1"}
+    assert upstream.requests[0].body["stream_options"] == {"include_usage": True}
+    (row,) = (await alice.get("/llm/calls")).json()["items"]
+    assert (row["status"], row["input_tokens"], row["output_tokens"]) == ("completed", 11, 3)
+
+
+async def test_a_long_silence_is_filled_with_comments(kit: Any, upstream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corral_plugins.llm.routes.completions.COMMENT_EVERY", 0.1)
+    alice = await kit.as_user("member")
+
+    async def thinks(exchange: up.Exchange) -> None:
+        await asyncio.sleep(0.35)
+        await up.streams("late")(exchange)
+
+    async def fails(exchange: up.Exchange) -> None:
+        await asyncio.sleep(0.35)
+        await up.refuses(500, "too late for a status")(exchange)
+
+    upstream.behaviours = [thinks, fails]
+    whole = await chat(alice, stream=True)
+    assert whole.body.startswith(b": waiting\n\n: waiting\n\n")
+    assert whole.body.endswith(b"data: [DONE]\n\n")
+    failed = await chat(alice, stream=True)
+    assert (failed.status, failed.body.endswith(b"data: [DONE]\n\n")) == (200, False)
+    assert b"too late for a status" in failed.body
+
+
+async def test_usage_that_nobody_tells_is_estimated(kit: Any, upstream: Any) -> None:
+    async def silent(exchange: up.Exchange) -> None:
+        await exchange.begin()
+        await exchange.event(up.chunk("x" * 40))
+        await exchange.event(up.chunk(None, "stop"))
+        await exchange.event("[DONE]")
+
+    upstream.otherwise = silent
+    alice = await kit.as_user("member")
+    found = chunks_of(await chat(alice, stream=True))
+    assert found[-2]["usage"]["completion_tokens"] == 10
+    (row,) = (await alice.get("/llm/calls")).json()["items"]
+    assert (row["output_tokens"], row["estimated"]) == (10, True)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected", "code", "kind"),
+    [
+        (400, 422, "validation_error", None), (413, 422, "validation_error", None),
+        (401, 502, "provider_error", "credentials"), (404, 502, "provider_error", "model"),
+        (429, 429, "rate_limited", None), (500, 502, "provider_error", "provider"),
+        (504, 504, "upstream_timeout", None),
+    ],
+)  # fmt: skip
+async def test_refusals(kit: Any, upstream: Any, status: int, expected: int, code: str, kind: str | None) -> None:
+    alice = await kit.as_user("member")
+    upstream.otherwise = up.refuses(status, f"no, and {up.KEY} is the key", retry_after="7")
+    for stream in (False, True):
+        answer = await chat(alice, stream=stream)
+        assert (answer.status, answer.code, answer.json().get("kind")) == (expected, code, kind)
+        assert "no, and [redacted] is the key" in answer.json()["detail"]
+        assert answer.json()["error"]["message"] == answer.json()["detail"]
+        assert up.KEY not in answer.body.decode()
+    if status == 429:
+        assert answer.headers["retry-after"] == "7"
+    assert (await alice.get("/cost/events")).json()["items"] == []
+    alerts = [json.loads(event.data) for event in await kit.events() if event.type == "system.alert"]
+    assert [alert["kind"] for alert in alerts] == (["llm_credentials"] if status == 401 else [])
+
+
+async def test_nobody_listens(make_kit: Callable[..., Any]) -> None:
+    providers = {"dead": {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "max_retries": 0}}
+    kit = await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"providers": providers}})
+    answer = await chat(await kit.as_user("member"), model="dead/any")
+    assert (answer.status, answer.code) == (502, "provider_error")
+
+
+async def test_an_answer_that_tells_little_is_completed(kit: Any, upstream: Any) -> None:
+    async def terse(exchange: up.Exchange) -> None:
+        await exchange.json({"choices": [{"message": {"role": "assistant", "content": "x" * 8}}]})
+
+    upstream.otherwise = terse
+    answer = await chat(await kit.as_user("member"))
+    assert (answer.status, answer.json()["object"]) == (200, "chat.completion")
+    assert answer.json()["usage"]["completion_tokens"] == 2
+
+
+async def test_an_address_is_judged_when_it_is_called_too(kit: Any, upstream: Any) -> None:
+    """Made by the API, so not the operator's own, and turned to a private address afterwards."""
+    admin = await kit.as_user("admin")
+    made = await admin.post(
+        "/llm/providers", {"name": "mine", "kind": "openai", "base_url": "http://nowhere.invalid/v1"}
+    )
+    assert (made.status, made.json()["warnings"]) == (201, ["unresolved_host"])
+    assert (await chat(admin, model="mine/m")).code == "provider_error"
+    turn = LlmProviderRow.update(base_url=upstream.url, stamp="turned")
+    await kit.kernel.database.work(turn.execute)
+    answer = await chat(admin, model="mine/m")
+    assert (answer.status, answer.code) == (503, "dependency_unavailable")
+    assert "egress.address" in answer.json()["detail"]
+    assert upstream.requests == []
+
+
+async def test_an_answer_that_is_none(kit: Any, upstream: Any) -> None:
+    alice = await kit.as_user("member")
+
+    async def nonsense(exchange: up.Exchange) -> None:
+        await exchange.json(b"<html>not me</html>")
+
+    upstream.otherwise = nonsense
+    assert (await chat(alice)).code == "provider_error"
+
+
+async def test_an_error_in_the_middle_is_one_chunk_and_no_done_follows(kit: Any, upstream: Any) -> None:
+    alice = await kit.as_user("member")
+
+    async def breaks(exchange: up.Exchange) -> None:
+        await exchange.begin()
+        await exchange.event(up.chunk("half "))
+        await exchange.event({"error": {"message": "out of memory", "code": 500}})
+
+    upstream.otherwise = breaks
+    found = chunks_of(await chat(alice, stream=True))
+    assert found[0]["choices"][0]["delta"]["content"] == "half "
+    assert found[-1]["error"]["code"] == "provider_error"
+    (row,) = (await alice.get("/llm/calls")).json()["items"]
+    assert (row["status"], row["output_tokens"] > 0, row["estimated"]) == ("failed", True, True)
+
+
+async def test_embeddings(kit: Any, upstream: Any) -> None:
+    async def embeds(exchange: up.Exchange) -> None:
+        data = [{"object": "embedding", "index": 0, "embedding": [0.5, 1.5]}]
+        usage = {"prompt_tokens": 3, "total_tokens": 3}
+        await exchange.json({"object": "list", "data": data, "model": "e", "usage": usage})
+
+    upstream.otherwise = embeds
+    alice = await kit.as_user("member")
+    answer = await alice.post("/llm/embeddings", {"model": "up/m2", "input": "red"})
+    assert answer.status == 200, answer
+    assert answer.json()["data"][0]["embedding"] == [0.5, 1.5]
+    assert upstream.requests[0].body == {"model": "m2", "input": ["red"], "encoding_format": "float"}
+    (event,) = (await alice.get("/cost/events")).json()["items"]
+    assert (event["operation"], event["input_tokens"]) == ("embedding", 3)
+
+
+async def test_the_cap_and_the_context_window(kit: Any, upstream: Any) -> None:
+    alice = await kit.as_user("member")
+    long = [{"role": "user", "content": "x" * 3600}]  # about 900 of 1,000 tokens
+    answer = await alice.post("/llm/chat/completions", {"model": "up/m1", "messages": long})
+    assert answer.status == 200
+    assert upstream.requests[0].body["max_tokens"] == 96  # what is left, not the model's 500
+    answer = await alice.post("/llm/chat/completions", {"model": "up/m1", "messages": long, "max_tokens": 200})
+    assert (answer.status, answer.json()["errors"][0]["pointer"]) == (422, "/messages")
+    assert len(upstream.requests) == 1
+
+
+async def test_time_limits(make_kit: Callable[..., Any], upstream: Any, providers: dict[str, Any]) -> None:
+    limits = {"first_token_seconds": 1, "idle_seconds": 1, "total_seconds": 1}
+    providers["up"]["timeouts"] = limits
+    kit = await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"providers": providers}})
+    alice = await kit.as_user("member")
+    upstream.otherwise = up.hangs
+    for stream in (False, True):
+        answer = await chat(alice, stream=stream)
+        assert (answer.status, answer.code) == (504, "upstream_timeout")
+    upstream.otherwise = up.streams("one ", "two", pause=5)
+    found = chunks_of(await chat(alice, stream=True))
+    assert found[-1]["error"]["code"] == "upstream_timeout"
+    await asyncio.wait_for(upstream.exchanges[-1].gone.wait(), 5)
+
+
+async def test_who_was_never_asked_for_models_is_asked_at_the_start(
+    make_kit: Callable[..., Any], upstream: Any, providers: dict[str, Any]
+) -> None:
+    async def lists(exchange: up.Exchange) -> None:
+        await exchange.json({"data": [{"id": "found"}]})
+
+    upstream.otherwise = lists
+    del providers["up"]["models"]
+    kit = await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"providers": providers}})
+    assert await kit.run_jobs() == 1
+    assert (await (await kit.as_user("member")).get("/llm/models/up/found")).status == 200
+
+
+async def test_a_private_address_of_the_file_is_the_operators_own_and_no_other(kit: Any) -> None:
+    admin = await kit.as_user("admin")
+    answer = await admin.post(
+        "/llm/providers", {"name": "mine", "kind": "openai", "base_url": "http://127.0.0.1:8099/v1"}
+    )
+    assert (answer.status, answer.code) == (422, "url_blocked")
+    assert answer.json()["errors"][0]["pointer"] == "/base_url"
+    assert "CORRAL_EGRESS_ALLOW=127.0.0.1:8099" in answer.json()["detail"]

@@ -1,0 +1,115 @@
+"""The gateway under real leases: attempt tokens, worker tokens with `Corral-Lease`, costs of tasks, revocation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.plugins.llm import conftest as up
+from tests.plugins.tasks.conftest import Lease, World
+
+from corral.testing.kit import Answer, Client
+from corral_plugins.llm.models import LlmCall
+
+
+@pytest.fixture
+async def world(make_kit: Callable[..., Any], providers: dict[str, Any]) -> World:
+    config = {"plugins.llm": {"providers": providers}, "settings.llm.default_model": "up/m1"}
+    kit = await make_kit(plugins=("admin", "agents", "cost", "llm", "tasks", "workers"), config=config)
+    return await World().build(kit)
+
+
+async def run(world: World) -> Lease:
+    await world.task()
+    return await world.worker.run()
+
+
+async def ask(client: Client, model: str = "agent", **headers: str) -> Answer:
+    body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    return await client.post("/llm/chat/completions", body, headers=sent)
+
+
+def attempt(lease: Lease) -> Client:
+    return Client(lease.world.kit.application.app, lease.claim["agent_token"])
+
+
+async def rows(world: World) -> list[Any]:
+    found: list[Any] = await world.kit.kernel.database.work(
+        lambda: list(LlmCall.select().order_by(LlmCall.id)), read=True
+    )
+    return found
+
+
+async def test_a_worker_that_names_its_lease_acts_as_the_attempt(world: World, upstream: Any) -> None:
+    lease = await run(world)
+    worker = world.worker.client
+    assert (await ask(worker)).status == 403  # a worker as such calls no model
+    first = await ask(worker, corral_lease=lease.lease_id, idempotency_key="task:1")
+    assert first.status == 200, first
+    again = await ask(attempt(lease), idempotency_key="task:1")  # the scope is the task, whoever asks for it
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.json() == first.json()
+    (row,) = await rows(world)
+    assert (row.task_id, row.lease_id, row.agent_id) == (lease.task_id, lease.lease_id, world.agent_id)
+    assert len(upstream.requests) == 1
+
+
+async def test_leases_of_others_and_leases_that_ended(world: World) -> None:
+    lease = await run(world)
+    other = await world.machine("other")
+    answer = await ask(other.client, corral_lease=lease.lease_id)
+    assert (answer.status, answer.code) == (403, "forbidden")
+    await lease.ok("complete", {"result": {}})
+    answer = await ask(world.worker.client, corral_lease=lease.lease_id)
+    assert (answer.status, answer.code, answer.json()["error"]["code"]) == (409, "lease_lost", "lease_lost")
+
+
+async def test_what_a_call_costs_is_the_tasks(world: World, upstream: Any) -> None:
+    usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107, "cost": 0.25}
+    upstream.otherwise = up.says("ok", usage=usage)
+    lease = await run(world)
+    assert (await ask(attempt(lease))).headers["corral-cost-usd"] == "0.250000"
+    cost = (await world.read(lease.task_id))["cost"]
+    assert (cost["cost_usd"], cost["input_tokens"], cost["output_tokens"], cost["calls"]) == (0.25, 100, 7, 1)
+    (event,) = (await world.admin.get("/cost/events")).json()["items"]
+    (row,) = await rows(world)
+    assert (event["usage_key"], event["task_id"], event["agent_id"]) == (row.id, lease.task_id, world.agent_id)
+    assert event["attempt_id"] is not None
+    assert event["user_id"] == world.member.user["id"]
+
+
+async def test_llm_10_only_the_agents_model_and_nothing_after_stop(world: World, upstream: Any) -> None:
+    lease = await run(world)
+    agent = attempt(lease)
+    assert (await ask(agent)).status == 200
+    assert (await ask(agent, "up/m2")).status == 403
+    upstream.otherwise = up.hangs
+    asking = asyncio.create_task(ask(agent))
+    await upstream.asked(2)
+    await world.member.post(f"/agents/{world.agent_id}/stop", {"mode": "immediate"})
+    answer = await asyncio.wait_for(asking, 3)  # what runs ends as well
+    assert (answer.status, answer.code) == (409, "lease_lost")
+    await asyncio.wait_for(upstream.exchanges[1].gone.wait(), 3)
+    await asyncio.sleep(1)
+    assert (await ask(agent)).status in (401, 409)
+
+
+async def test_a_cancelled_task_ends_its_call(world: World, upstream: Any) -> None:
+    upstream.otherwise = up.hangs
+    lease = await run(world)
+    asking = asyncio.create_task(ask(attempt(lease)))
+    await upstream.asked()
+    assert (await world.member.post(f"/tasks/{lease.task_id}/cancel")).status == 202
+    answer = await asyncio.wait_for(asking, 3)
+    assert (answer.status, answer.code) == (409, "lease_lost")
+    await asyncio.wait_for(upstream.exchanges[0].gone.wait(), 3)
+
+
+async def test_the_kill_switch_stops_calls(world: World) -> None:
+    assert (await ask(world.member, "up/m1")).status == 200
+    await world.admin.post("/admin/kill-switch", {"engaged": True, "reason": "test"})
+    answer = await ask(world.member, "up/m1")
+    assert (answer.status, answer.code) == (503, "kill_switch")
