@@ -1,0 +1,171 @@
+"""Tools that tasks give to agents: read a task, delegate one, ask a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from corral.errors import NotFound
+from corral.schema.shapes import convert
+from corral_plugins.tasks.api import NewTask, Origin
+from corral_plugins.tasks.models import PRIORITIES
+from corral_plugins.tasks.reports import AskedInput
+from corral_plugins.tasks.service import rows
+from corral_plugins.tasks.service.creation import Creation
+from corral_plugins.tasks.service.details import readable
+from corral_plugins.tasks.service.queues import has_tools
+from corral_plugins.tasks.service.runs import Runs
+from corral_plugins.tasks.service.views import TaskView, Views
+from corral_plugins.tools.api import Json, Later, Output, Tool, ToolContext, ToolFailure
+
+SHOWN = (
+    "id", "title", "status", "priority", "agent_id", "attempt", "progress", "waiting_for", "result", "error",
+    "artifacts", "created_at", "finished_at",
+)  # fmt: skip
+ID = {"type": "string", "format": "uuid"}
+NAMES = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 200}, "maxItems": 50}
+
+GET_SCHEMA: Json = {
+    "type": "object",
+    "properties": {"task_id": {**ID, "description": "The task to read."}},
+    "required": ["task_id"],
+    "additionalProperties": False,
+}
+CREATE_SCHEMA: Json = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string", "minLength": 1, "maxLength": 200},
+        "description": {"type": "string", "maxLength": 16384},
+        "instructions": {"type": "string", "maxLength": 65536, "description": "What the agent is to do."},
+        "input": {"type": "object", "description": "Data for the task."},
+        "priority": {"enum": list(PRIORITIES)},
+        "agent_id": {**ID, "description": "The agent that shall do it; else any of agent_role, or any at all."},
+        "agent_role": {"type": "string", "maxLength": 64},
+        "deadline": {"type": "string", "format": "date-time"},
+        "required_tools": NAMES,
+        "allowed_tools": NAMES,
+        "depends_on": {"type": "array", "items": ID, "maxItems": 50},
+        "timeout_seconds": {"type": "integer", "minimum": 10, "maximum": 604_800},
+        "max_cost_usd": {"type": "number", "minimum": 0},
+        "output_schema": {"type": "object"},
+    },
+    "required": ["title"],
+    "additionalProperties": False,
+}
+ASK_SCHEMA: Json = {
+    "type": "object",
+    "properties": {
+        "prompt": {"type": "string", "minLength": 1, "maxLength": 16384, "description": "The question."},
+        "schema": {"type": "object", "description": "A JSON Schema that the answer must match."},
+    },
+    "required": ["prompt"],
+    "additionalProperties": False,
+}
+AGENTS_CONFIG: Json = {
+    "type": "object",
+    "properties": {"agent_ids": {"type": "array", "items": ID, "maxItems": 100}},
+    "additionalProperties": False,
+}
+
+
+class AgentTools:
+    """The code of these tools; each runs in the unit that stores its result."""
+
+    def __init__(self, creation: Creation, runs: Runs, views: Views) -> None:
+        self._creation, self._runs, self._views = creation, runs, views
+
+    def get(self, context: ToolContext, arguments: Json) -> Output:
+        """A task as its reader needs it; what a tainted one says is untrusted."""
+        body = self._views.one(arguments["task_id"].lower()).body
+        task: Json = msgspec.json.decode(body)
+        shown = {name: task[name] for name in SHOWN}
+        is_foreign = task["tainted"] and task["id"] != context.task_id
+        return Output(value=shown, untrusted=(f"task:{task['id']}",) if is_foreign else ())
+
+    def create(self, context: ToolContext, arguments: Json) -> Json:
+        """Delegate a task: within the parent's tools and what remains of its money."""
+        new = convert(NewTask, arguments)
+        parent = rows.lock(context.task_id)
+        new.allowed_tools = _within(new.allowed_tools, rows.parsed(parent.allowed_tools))
+        new.max_cost_usd = _remaining(new.max_cost_usd, parent)
+        made = self._creation.create(new, by=context.caller, source=None, origin=Origin(parent_task_id=parent.id))
+        task = msgspec.json.decode(made.body, type=TaskView)
+        warnings = task.warnings if isinstance(task.warnings, list) else []
+        return {"task_id": task.id, "status": task.status, "warnings": warnings}
+
+    def ask(self, context: ToolContext, arguments: Json) -> Later:
+        """The run ends until a person has answered; the answer is the result of this call."""
+        asked = convert(AskedInput, arguments)
+        self._runs.ask(context.task_id, context.lease_id, asked, call_id=context.call_id)
+        return Later()
+
+
+class TaskTools:
+    """The tools as they are contributed at boot, before there are services; `bind` gives them their code."""
+
+    def __init__(self) -> None:
+        self._code: AgentTools | None = None
+
+    def bind(self, code: AgentTools) -> None:
+        """From now on they can be called."""
+        self._code = code
+
+    @property
+    def code(self) -> AgentTools:
+        """What they run."""
+        if self._code is None:
+            raise ToolFailure("unavailable", "The server is starting.")
+        return self._code
+
+    def all(self) -> list[Tool]:
+        """Every tool."""
+        return [
+            Tool(
+                name="tasks.get", title="Read a task", description="Status, result and error of a task.", risk="read",
+                schema=GET_SCHEMA, permission="tasks.read", idempotent=True, sees=_sees,
+                run=lambda context, arguments: self.code.get(context, arguments),
+            ),
+            Tool(
+                name="tasks.create", title="Delegate a task",
+                description="Create a task for another agent. Read its result later with tasks.get.", risk="write",
+                schema=CREATE_SCHEMA, permission="tasks.write", config_schema=AGENTS_CONFIG, admits=_admits,
+                run=lambda context, arguments: self.code.create(context, arguments),
+            ),
+            Tool(
+                name="human.ask", title="Ask a person",
+                description="Ask the person whose task this is, and wait for the answer.", risk="write",
+                schema=ASK_SCHEMA, permission="tasks.write",
+                run=lambda context, arguments: self.code.ask(context, arguments),
+            ),
+        ]  # fmt: skip
+
+
+def _sees(context: ToolContext, arguments: Json) -> bool:
+    try:
+        readable(arguments["task_id"].lower(), context.caller)
+    except NotFound:
+        return False
+    return True
+
+
+def _admits(config: Mapping[str, Any], arguments: Json) -> bool:
+    """Where agents are listed, the task must be for one of them."""
+    agents = config.get("agent_ids")
+    return agents is None or str(arguments.get("agent_id")).lower() in [each.lower() for each in agents]
+
+
+def _within(wanted: list[str] | None, allowed: Sequence[str] | None) -> list[str] | None:
+    """What a delegated task may call: never more than the one that made it."""
+    if allowed is None or wanted is None:
+        return wanted if allowed is None else list(allowed)
+    return [tool for tool in wanted if has_tools(allowed, [tool])]
+
+
+def _remaining(wanted: float | None, parent: rows.Row) -> float | None:
+    """A cap within what remains of the parent's."""
+    if parent.max_cost_micro is None:
+        return wanted
+    left = max(0, parent.max_cost_micro - parent.cost_micro) / 1e6
+    return left if wanted is None else min(wanted, left)

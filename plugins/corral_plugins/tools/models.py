@@ -1,0 +1,85 @@
+"""The tables of tools. Only the service writes them."""
+
+from __future__ import annotations
+
+import peewee
+
+from corral.database.model import SHARED, IdField, InstantField, JSONField, Model
+
+OPEN = ("running", "permitted")
+
+
+class ToolRow(Model):
+    """What admins changed of a tool; null is what the tool itself says."""
+
+    name = peewee.CharField(max_length=200, primary_key=True)
+    version = peewee.IntegerField()
+    enabled = peewee.BooleanField(default=True)
+    default_policy = peewee.CharField(max_length=5, null=True)
+    risk = peewee.CharField(max_length=10, null=True)
+    timeout_seconds = peewee.IntegerField(null=True)
+    config = JSONField(null=True)
+    updated_at = InstantField()
+    updated_by = IdField(null=True)
+
+    visibility = SHARED
+
+    class Meta:
+        table_name = "tools_tools"
+
+
+class ToolCall(Model):
+    """One call of a tool.
+
+    `arguments` are redacted, their hash is of what was sent. `alive_until`: until then its process says that it runs,
+    or the result of a permit may come; null while it waits for a person. `executions` fences the process that runs it.
+    """
+
+    id = IdField(primary_key=True)
+    call_id = peewee.CharField(max_length=64)
+    task_id = IdField()
+    fence = peewee.IntegerField()
+    lease_id = IdField()
+    agent_id = IdField()
+    worker_id = IdField(null=True)
+    requester_id = IdField(null=True)
+    tool = peewee.CharField(max_length=200)
+    arguments = JSONField()
+    arguments_sha256 = peewee.CharField(max_length=64)
+    decision = peewee.CharField(max_length=8)
+    reason = peewee.CharField(max_length=40, null=True)
+    status = peewee.CharField(max_length=16)
+    result = JSONField(null=True)
+    error = JSONField(null=True)
+    tainted = peewee.BooleanField(default=False)
+    executions = peewee.IntegerField(default=0)
+    permit_until = InstantField(null=True)
+    alive_until = InstantField(null=True)
+    created_at = InstantField()
+    finished_at = InstantField(null=True)
+    duration_ms = peewee.BigIntegerField(null=True)
+
+    visibility = SHARED
+    owner_field = "requester_id"
+
+    class Meta:
+        table_name = "tools_calls"
+        indexes = (
+            (("task_id", "call_id"), True),
+            (("task_id", "created_at", "id"), False),
+            (("created_at", "id"), False),
+            (("agent_id", "created_at", "id"), False),
+            (("tool", "created_at", "id"), False),
+        )
+
+
+ToolCall.add_index(
+    ToolCall.index(
+        ToolCall.alive_until, name="tools_calls_alive", where=peewee.SQL("status IN ('running', 'permitted')")
+    )
+)
+ToolCall.add_index(
+    ToolCall.index(ToolCall.task_id, name="tools_calls_open", where=peewee.SQL("status IN ('running', 'permitted')"))
+)
+
+TABLES: tuple[type[Model], ...] = (ToolRow, ToolCall)

@@ -1,0 +1,60 @@
+"""Counts of this process since its start, for metrics. Counted once their unit is committed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from corral.database.unit import after_commit
+from corral_plugins.tools.service.registry import Known
+
+DECISIONS = ("allowed", "denied")
+OTHER = "other"
+
+
+class Figures:
+    """Calls by tool and decision, the time they took, runs that were tainted. Only plugins' tools are named."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._calls: Counter[tuple[str, ...]] = Counter()
+        self._seconds: Counter[tuple[str, ...]] = Counter()
+        self._ended: Counter[tuple[str, ...]] = Counter()
+        self._tainted = 0
+
+    def decided(self, known: Known | None, decision: str) -> None:
+        """A call was allowed or denied."""
+        self._count(self._calls, (_name(known), decision), 1)
+
+    def ended(self, known: Known | None, duration_ms: int) -> None:
+        """A call ended after so long."""
+        self._count(self._seconds, (_name(known),), duration_ms / 1000)
+        self._count(self._ended, (_name(known),), 1)
+
+    def tainted(self) -> None:
+        """A run received its first untrusted content."""
+        after_commit(lambda: setattr(self, "_tainted", self._tainted + 1))
+
+    @staticmethod
+    def _count(counter: Counter[tuple[str, ...]], key: tuple[str, ...], n: float) -> None:
+        after_commit(lambda: counter.update({key: n}))
+
+    def calls(self) -> Mapping[tuple[str, ...], float]:
+        """By tool and decision."""
+        return self._calls
+
+    def seconds(self) -> Mapping[tuple[str, ...], float]:
+        """By tool."""
+        return self._seconds
+
+    def ends(self) -> Mapping[tuple[str, ...], float]:
+        """How many calls are in `seconds`, by tool."""
+        return self._ended
+
+    def tainted_attempts(self) -> Mapping[tuple[str, ...], float]:
+        """Attempts that received untrusted content."""
+        return {(): self._tainted}
+
+
+def _name(known: Known | None) -> str:
+    return known.name if known is not None and known.source.startswith("plugin:") else OTHER

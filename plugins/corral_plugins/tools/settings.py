@@ -1,0 +1,20 @@
+"""Run-time values of tools."""
+
+from __future__ import annotations
+
+from corral.plugin import Setting
+
+MAX_CALLS = Setting(
+    name="tools.max_calls", kind=int, default=200, minimum=1, maximum=10_000, title="Tool calls of one attempt"
+)
+TIMEOUT_SECONDS = Setting(
+    name="tools.timeout_seconds", kind=int, default=60, minimum=1, maximum=600,
+    title="Longest a tool runs where it says nothing itself",
+)  # fmt: skip
+TAINT_ENABLED = Setting(
+    name="tools.taint_enabled", kind=bool, default=True, title="Runs that received untrusted content ask more"
+)
+CALL_RETENTION_DAYS = Setting(
+    name="tools.call_retention_days", kind=int, default=90, minimum=1, maximum=3650, title="Days that calls are kept"
+)
+ALL = (MAX_CALLS, TIMEOUT_SECONDS, TAINT_ENABLED, CALL_RETENTION_DAYS)

@@ -1,0 +1,176 @@
+"""Bodies and answers of the routes of tools."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from corral import clock
+from corral.errors import Fault
+from corral.events.event import Event
+from corral.http.page import PageQuery
+from corral.schema.fields import Id, Instant, MomentIn
+from corral_plugins.tools.api import Policy, Risk, Runs
+
+Decision = Literal["allowed", "denied"]
+Status = Literal["running", "permitted", "succeeded", "failed", "denied", "expired"]
+ENDED = ("succeeded", "failed", "denied", "expired")
+CallId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+(?![\s\S])")]
+ToolName = Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class ToolView(msgspec.Struct, kw_only=True):
+    """A tool. `policy` is what holds for the agent that was asked for; `workers` those online that bring it."""
+
+    name: str
+    version: int
+    title: str
+    description: str
+    risk: Risk
+    runs: Runs
+    schema: dict[str, Any]
+    output_schema: dict[str, Any] | None
+    default_policy: Policy
+    enabled: bool
+    source: str
+    untrusted_output: bool
+    idempotent: bool
+    timeout_seconds: int
+    config: dict[str, Any]
+    config_schema: dict[str, Any] | None
+    definition_sha256: str
+    policy: Policy | None
+    workers: list[str]
+
+
+class ToolQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Filters of the list of tools. `agent_id`: with the policy that holds for this agent."""
+
+    risk: list[Risk] | UnsetType = UNSET
+    source: Annotated[str, Meta(max_length=200)] | UnsetType = UNSET
+    runs: Runs | UnsetType = UNSET
+    agent_id: Id | UnsetType = UNSET
+    limit: Annotated[int, Meta(ge=1, le=200)] = 50
+    offset: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+
+
+class AgentQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The agent whose policy is asked for."""
+
+    agent_id: Id | UnsetType = UNSET
+
+
+class ToolPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What an admin changes; `null` is what the tool itself says again. The risk of a plugin's tool is only raised."""
+
+    enabled: bool | UnsetType = UNSET
+    default_policy: Policy | UnsetType | None = UNSET
+    risk: Risk | UnsetType | None = UNSET
+    timeout_seconds: Annotated[int, Meta(ge=1, le=600)] | UnsetType | None = UNSET
+    config: dict[str, Any] | UnsetType | None = UNSET
+
+
+class NewCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A call under a lease, which may also be named by the header `Corral-Lease` or carried by the token."""
+
+    call_id: CallId
+    arguments: Any = {}
+    lease_id: Id | UnsetType = UNSET
+
+
+class ReportedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Why a tool failed on the worker."""
+
+    type: Annotated[str, Meta(min_length=1, max_length=100)] = "tool_error"
+    message: Annotated[str, Meta(max_length=65536)] = ""
+
+
+class Reported(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How a tool went that ran on the worker; `error` may be a text."""
+
+    permit: Annotated[str, Meta(min_length=1, max_length=100)]
+    result: Any = None
+    error: Annotated[str, Meta(max_length=65536)] | ReportedError | None = None
+    duration_ms: Annotated[int, Meta(ge=0, le=10**9)] | None = None
+    lease_id: Id | UnsetType = UNSET
+
+
+class CallView(msgspec.Struct, kw_only=True):
+    """A call. `attempt` is the fence of the claim. `permit`, only for its worker: run it here and tell the result.
+
+    A call that is `running` while its task waits for a person has its result when the task goes on.
+    """
+
+    id: str
+    call_id: str
+    task_id: str
+    attempt: int
+    agent_id: str
+    tool: str
+    arguments: Any
+    arguments_sha256: str
+    decision: Decision
+    reason: str | None
+    status: Status
+    result: Any
+    error: dict[str, Any] | None
+    tainted: bool
+    started_at: Instant
+    finished_at: Instant | None
+    duration_ms: int | None
+    permit: str | UnsetType = UNSET
+    permit_expires_at: Instant | UnsetType = UNSET
+
+
+class CallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Filters of the list of calls."""
+
+    agent_id: Id | UnsetType = UNSET
+    tool: ToolName | UnsetType = UNSET
+    decision: list[Decision] | UnsetType = UNSET
+    status: list[Status] | UnsetType = UNSET
+    since: MomentIn | UnsetType = UNSET
+
+
+class WaitQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
+    """`wait`: seconds to wait for the call's end."""
+
+    wait: Annotated[float, Meta(ge=0, le=55)] = 0
+
+    @cached_property
+    def until(self) -> float:
+        """Until when it waits, counted from the first look."""
+        return clock.time_s() + self.wait
+
+
+class Check(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A call that is only judged. `tainted` absent: as the task is."""
+
+    agent_id: Id
+    task_id: Id | None = None
+    arguments: Any = {}
+    tainted: bool | UnsetType = UNSET
+
+
+class Checked(msgspec.Struct, kw_only=True):
+    """`reasons`: every rule that refuses, in order; `errors` where the arguments do not match the schema."""
+
+    decision: Decision
+    reasons: list[str]
+    errors: list[Fault]
+
+
+class ToolCalled(Event, kw_only=True):
+    """A tool call has ended."""
+
+    event = "tool.called"
+
+    task_id: str
+    call_id: str
+    tool: str
+    decision: str
+    status: str
+    duration_ms: int | None

@@ -1,0 +1,43 @@
+"""The hook that `tools` offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from corral.plugin import Plugin, hookimpl
+from corral_plugins.tools.api import Json, Tool, ToolContext
+
+
+def _shout(context: ToolContext, arguments: Json) -> str:
+    return str(arguments["text"]).upper()
+
+
+class ShoutPlugin(Plugin):
+    """Shouts; one of its tools has no dot in its name, another one a name that is taken."""
+
+    name = "shout"
+    wants = ("tools",)
+
+    @hookimpl(optionalhook=True)
+    def corral_tools(self) -> Iterable[Tool]:
+        common: dict[str, Any] = {"title": "Shout", "description": "Louder.", "risk": "read", "schema": {}}
+        return [Tool(name=name, run=_shout, **common) for name in ("shout.text", "shout", "shout.text", "http.fetch")]
+
+
+async def test_corral_tools(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(plugins=["tools", ShoutPlugin])
+    assert kit.loaded("tools").active, kit.loaded("tools").reason
+    reader = await kit.as_user("viewer")
+    found = {tool["name"]: tool["source"] for tool in (await reader.get("/tools")).json()["items"]}
+    assert found == {
+        "http.fetch": "plugin:tools", "http.request": "plugin:tools", "shout.text": "plugin:shout"
+    }  # fmt: skip
+
+
+async def test_a_plugin_out_of_service_takes_its_tools_along(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(plugins=["tools", ShoutPlugin])
+    reader = await kit.as_user("viewer")
+    assert (await reader.get("/tools/shout.text")).status == 200
+    kit.kernel.registry.disable("shout", "for a test")
+    assert (await reader.get("/tools/shout.text")).status == 404
