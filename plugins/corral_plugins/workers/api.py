@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -29,6 +29,16 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
         return self.is_approved and self.status in ("online", "offline")  # any call brings an offline one back
 
 
+class WorkerTool(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool that a worker brings; `schema` and `risk` are null when it told only the name."""
+
+    worker_id: str
+    worker_name: str
+    name: str
+    schema: dict[str, Any] | None
+    risk: str | None
+
+
 class Workers(Protocol):
     """Joins the caller's unit. Lock order: task, then agent, then worker."""
 
@@ -38,6 +48,13 @@ class Workers(Protocol):
 
     def fleet(self) -> list[WorkerFacts]:
         """Every approved worker that is online, at most 1,000; for explanations."""
+        ...
+
+    def tools(self, worker_id: str | None = None) -> list[WorkerTool]:
+        """What an approved worker brings; None: those online, at most 200.
+
+        Those that list none bring all that is needed.
+        """
         ...
 
     def has_unapproved(self) -> bool:

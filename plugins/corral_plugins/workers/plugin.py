@@ -15,8 +15,10 @@ from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Schedule
 from corral.plugin import HealthCheck, Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral_plugins.tools.api import Tool
 from corral_plugins.workers import jobs, models, settings
 from corral_plugins.workers.api import EVENTS, Workers
+from corral_plugins.workers.node.tools.names import ToolName
 from corral_plugins.workers.routes import ROUTES
 from corral_plugins.workers.service import fleet
 from corral_plugins.workers.service.administration import Administration
@@ -31,16 +33,21 @@ from corral_plugins.workers.service.registration import Registrations
 from corral_plugins.workers.service.roster import Roster
 from corral_plugins.workers.service.sweeps import Sweeps
 from corral_plugins.workers.service.tokens import RegistrationKeys, WorkerTokens
+from corral_plugins.workers.tools import contributed
 
 if TYPE_CHECKING:
     import click
 
 
 class WorkersConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`embedded`: start a worker beside the server, for up to `embedded_max_agents` tasks at a time."""
+    """`embedded`: start a worker beside the server, for up to `embedded_max_agents` tasks at a time.
+
+    `embedded_allow`: tools of the server's machine that agents may use there, with the rights of the server's user.
+    """
 
     embedded: bool = True
     embedded_max_agents: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 2
+    embedded_allow: list[ToolName] = []
 
 
 class WorkersPlugin(Plugin):
@@ -50,7 +57,7 @@ class WorkersPlugin(Plugin):
     """
 
     name = "workers"
-    wants = ("tasks",)
+    wants = ("tasks", "tools")
     config = WorkersConfig
     permissions = (
         Permission("workers.read", "See workers", holders=(*READERS, "worker")),
@@ -80,7 +87,8 @@ class WorkersPlugin(Plugin):
         def begin() -> Program:
             from corral_plugins.workers.node.embedded import EmbeddedWorker
 
-            return EmbeddedWorker(address, make_key, self.section.embedded_max_agents)
+            section = self.section
+            return EmbeddedWorker(address, make_key, section.embedded_max_agents, allow=section.embedded_allow)
 
         embedded = EmbeddedLease(work, begin)
         runtime.when_draining(embedded.close)
@@ -156,6 +164,10 @@ class WorkersPlugin(Plugin):
 
     def _claims_by_reason(self) -> Mapping[tuple[str, ...], float]:
         return {(reason,): float(self._claims.answers[reason]) for reason in REASONS}
+
+    @hookimpl(optionalhook=True)
+    def corral_tools(self) -> Iterable[Tool]:
+        return contributed()
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:

@@ -75,11 +75,12 @@ async def test_it_starts_when_the_server_serves_unless_it_is_off(
     made: list[tuple[Any, ...]] = []
 
     class Recorded(Program):
-        def __init__(self, *arguments: Any) -> None:
-            made.append(arguments)
+        def __init__(self, *arguments: Any, allow: list[str]) -> None:
+            made.append((*arguments, allow))
 
     monkeypatch.setattr(node, "EmbeddedWorker", Recorded)
-    fleet = await make_fleet(config={"plugins.workers": {"embedded": on, "embedded_max_agents": 3}})
+    section = {"embedded": on, "embedded_max_agents": 3, "embedded_allow": ["workspace.read"]}
+    fleet = await make_fleet(config={"plugins.workers": section})
     kernel = fleet.kit.kernel
     await kernel.serving("http://127.0.0.1:9")
     if not on:
@@ -87,8 +88,8 @@ async def test_it_starts_when_the_server_serves_unless_it_is_off(
         assert made == []
         return
     await until(lambda: made)
-    address, make_key, max_agents = made[0]
-    assert (address, max_agents) == ("http://127.0.0.1:9", 3)
+    address, make_key, max_agents, allow = made[0]
+    assert (address, max_agents, allow) == ("http://127.0.0.1:9", 3, ["workspace.read"])
     key = fleet.client(await make_key())
     assert (await key.post("/workers/register", {"name": "embedded"})).json()["is_approved"] is True
     await kernel.drain(5)

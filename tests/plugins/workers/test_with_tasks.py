@@ -54,7 +54,7 @@ class Shop:
 @pytest.fixture
 async def make_shop(make_kit: Callable[..., Any]) -> Callable[..., Awaitable[Shop]]:
     async def make(**options: Any) -> Shop:
-        kit: Kit = await make_kit(plugins=["workers", "tasks", "agents", "llm"])
+        kit: Kit = await make_kit(plugins=["workers", "tasks", "agents", "cost", "llm"])
         shop = Shop(kit, await kit.as_user("admin"))
         await shop.open(**options)
         return shop

@@ -6,8 +6,8 @@ import asyncio
 import random
 import socket
 import urllib.parse
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 import httpx2
 import msgspec
@@ -16,8 +16,8 @@ BASE = "/api/v1"
 CONNECT_SECONDS, READ_SECONDS = 10.0, 30.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
 POLL_SLACK_SECONDS = 15.0
-CHAT_SECONDS = 3700.0  # the server ends a call before
-TOOL_SECONDS = 300.0
+TOOL_SECONDS = 700.0  # the server ends a tool before
+OUTCOME_SECONDS = 50
 # Only these refusals say nothing about the call itself.
 SHORTLY = ("idempotency_in_progress", "overloaded", "shutting_down")
 # A connection that died silently is noticed by the system while a long answer is awaited.
@@ -28,6 +28,9 @@ if hasattr(socket, "TCP_KEEPIDLE"):
         (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
         (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
     ]
+
+
+T = TypeVar("T")
 
 
 class Unreachable(Exception):
@@ -56,22 +59,49 @@ def pause(tries: int, error: Exception | None = None) -> float:
     return float(max(wait, min(asked or 0.0, 60.0)))
 
 
+def refusal(answer: httpx2.Response) -> ApiError:
+    """The error that an answer of the API is."""
+    return ApiError(answer.status_code, _json(answer), _retry_after(answer))
+
+
+def is_final(error: ApiError) -> bool:
+    """Whether a refusal by the API itself is about the call, so that repeating it is no use; a proxy's says nothing."""
+    return error.code not in SHORTLY and not error.code.startswith("http_")
+
+
+async def insist(
+    call: Callable[[], Awaitable[T]], *, tries: int | None = None, unless: Callable[[ApiError], bool] | None = None
+) -> T:
+    """Call, again while it fails in a way that passes; `tries` None: until the caller is cancelled."""
+    done = 0
+    while True:
+        try:
+            return await call()
+        except (Unreachable, ApiError) as error:
+            done += 1
+            if isinstance(error, ApiError) and (not error.passing or (unless is not None and unless(error))):
+                raise
+            if tries is not None and done >= tries:
+                raise
+            await asyncio.sleep(pause(done, error))
+
+
 class Client:
     """Calls one server with one credential; methods raise `ApiError` or `Unreachable`. No redirect is followed."""
 
-    def __init__(self, url: str, token: str) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, token: str, transport: httpx2.AsyncBaseTransport | None = None) -> None:
+        self.url, self.token = url.rstrip("/"), token
         host = urllib.parse.urlsplit(self.url).hostname or ""
-        self._http = httpx2.AsyncClient(
+        if transport is None and _is_loopback(host):
+            transport = httpx2.AsyncHTTPTransport(socket_options=KEEP_ALIVE)
+        self.http = httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
-            timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
-            transport=httpx2.AsyncHTTPTransport(socket_options=KEEP_ALIVE) if _is_loopback(host) else None,
-            follow_redirects=False,
-        )
+            timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS), transport=transport, follow_redirects=False,
+        )  # fmt: skip
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self.http.aclose()
 
     async def call(
         self, method: str, path: str, body: Any = None, *,
@@ -81,7 +111,7 @@ class Client:
         """One request; the parsed answer."""
         sent = {"Content-Type": "application/json", **(headers or {})} if body is not None else dict(headers or {})
         try:
-            answer = await self._http.request(
+            answer = await self.http.request(
                 method, f"{self.url}{BASE}{path}", content=None if body is None else msgspec.json.encode(body),
                 headers=sent, params=query, timeout=httpx2.Timeout(seconds, connect=CONNECT_SECONDS),
             )  # fmt: skip
@@ -91,24 +121,7 @@ class Client:
             return _json(answer)
         if answer.status_code == 204:
             return None
-        raise ApiError(answer.status_code, _json(answer), _retry_after(answer))
-
-    async def insist(
-        self, method: str, path: str, body: Any = None, *, tries: int | None = None,
-        unless: Callable[[ApiError], bool] = lambda error: False, **options: Any,
-    ) -> Any:  # fmt: skip
-        """`call`, again while it fails in a way that passes; `tries` None: until the caller is cancelled."""
-        done = 0
-        while True:
-            try:
-                return await self.call(method, path, body, **options)
-            except (Unreachable, ApiError) as error:
-                done += 1
-                if isinstance(error, ApiError) and (not error.passing or unless(error)):
-                    raise
-                if tries is not None and done >= tries:
-                    raise
-                await asyncio.sleep(pause(done, error))
+        raise refusal(answer)
 
     # -- as a worker
 
@@ -137,9 +150,9 @@ class Client:
         """The attempt begins."""
         return dict(await self._task(task_id, "start", {}, lease, tries=3))
 
-    async def progress(self, task_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def progress(self, task_id: str, body: Mapping[str, Any], *, tries: int | None = None) -> dict[str, Any]:
         """Tell how far it is; the answer has the lease's `state`."""
-        return dict(await self._task(task_id, "progress", body))
+        return dict(await self._task(task_id, "progress", body, tries=tries))
 
     async def logs(self, task_id: str, entries: list[dict[str, Any]]) -> None:
         """Append lines; repeating is harmless."""
@@ -177,26 +190,27 @@ class Client:
         """Have a tool called; what refuses it is told to the model. Repeats run nothing twice, by `call_id`."""
         path = f"tools/{urllib.parse.quote(name, safe='')}"
         body = {"call_id": call_id, "arguments": arguments}
-        return dict(await self._task(task_id, path, body, unless=_is_final, seconds=TOOL_SECONDS))
+        return dict(await self._task(task_id, path, body, unless=is_final, seconds=TOOL_SECONDS))
+
+    async def tool_outcome(self, task_id: str, call_id: str) -> dict[str, Any]:
+        """A call that was made before; waits a while for one that still runs."""
+        path = f"/tasks/{task_id}/tools/calls/{urllib.parse.quote(call_id, safe='')}"
+        options: dict[str, Any] = {"query": {"wait": OUTCOME_SECONDS}, "seconds": OUTCOME_SECONDS + POLL_SLACK_SECONDS}
+        return dict(await insist(lambda: self.call("GET", path, **options), unless=is_final))
 
     async def tool_result(self, task_id: str, call_id: str, body: Mapping[str, Any]) -> None:
         """Tell how a tool went that ran here."""
-        await self._task(task_id, f"tools/calls/{urllib.parse.quote(call_id, safe='')}/result", body)
-
-    async def chat(self, body: Mapping[str, Any], key: str) -> dict[str, Any]:
-        """One model request; the key makes repeating it free. Refusals are the caller's business."""
-        options: dict[str, Any] = {"seconds": CHAT_SECONDS, "headers": {"Idempotency-Key": key}}
-        return dict(await self.insist("POST", "/llm/chat/completions", body, unless=_is_final, **options))
+        await self._task(task_id, f"tools/calls/{urllib.parse.quote(call_id, safe='')}/result", body, unless=is_final)
 
     async def _task(
-        self, task_id: str, call: str, body: Mapping[str, Any], lease: str | None = None, **options: Any
-    ) -> Any:
+        self, task_id: str, call: str, body: Mapping[str, Any], lease: str | None = None, *,
+        tries: int | None = None, unless: Callable[[ApiError], bool] | None = None, seconds: float = READ_SECONDS,
+    ) -> Any:  # fmt: skip
         headers = {"Corral-Lease": lease} if lease is not None else None
-        return await self.insist("POST", f"/tasks/{task_id}/{call}", body, headers=headers, **options)
-
-
-def _is_final(error: ApiError) -> bool:
-    return error.code not in SHORTLY
+        path = f"/tasks/{task_id}/{call}"
+        return await insist(
+            lambda: self.call("POST", path, body, headers=headers, seconds=seconds), tries=tries, unless=unless
+        )
 
 
 def _is_loopback(host: str) -> bool:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from corral_plugins.workers.node.tools.names import TOOL_NAMES
+
 if TYPE_CHECKING:
     from corral_plugins.workers.node.node import Node
 
@@ -25,15 +27,21 @@ if TYPE_CHECKING:
     help="file with the registration key (else CORRAL_WORKER_TOKEN)",
 )  # fmt: skip
 @click.option("--dir", "folder", type=click.Path(file_okay=False, path_type=Path), help="where it keeps its identity")
+@click.option(
+    "--allow", "allow", multiple=True, metavar="TOOL", callback=lambda context, option, given: _allowed(given),
+    help=f"let agents use a tool of this machine, with this user's rights: {', '.join(TOOL_NAMES)}; repeatable",
+)  # fmt: skip
 @click.option("--drain-seconds", type=click.FloatRange(0, 600), default=30.0, hidden=True)
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
 def command(
     url: str, name: str | None, labels: tuple[str, ...], max_agents: int, token_file: Path | None, folder: Path | None,
-    drain_seconds: float, until_stdin_closes: bool,
+    allow: tuple[str, ...], drain_seconds: float, until_stdin_closes: bool,
 ) -> None:  # fmt: skip
     """Do the tasks of a server. SIGTERM gives running tasks back and ends; a second one ends at once.
 
-    The registration key is used once; what it brings is kept in a folder of the worker's own.
+    The registration key is used once; what it brings is kept in a folder of the worker's own. So are the folders in
+    which allowed tools work, one a task. shell.run and python.run can do what this user can: give the worker a user or
+    a container of its own.
     """
     import socket
 
@@ -43,7 +51,7 @@ def command(
     name = name or socket.gethostname()
     options = Options(
         url=_url(url), name=name, labels=_labels(labels), max_agents=max_agents, drain_seconds=drain_seconds,
-        key=_key(token_file),
+        key=_key(token_file), allow=allow,
     )  # fmt: skip
     _run(options, Folder(folder or _folder(name)), until_stdin_closes=until_stdin_closes)
 
@@ -52,6 +60,13 @@ def _url(text: str) -> str:
     if not text.startswith(("http://", "https://")):
         raise click.BadParameter("begins with http:// or https://", param_hint="--url")
     return text.rstrip("/")
+
+
+def _allowed(given: tuple[str, ...]) -> tuple[str, ...]:
+    for name in given:
+        if name not in TOOL_NAMES:
+            raise click.BadParameter(f"{name!r} is none of {', '.join(TOOL_NAMES)}")
+    return tuple(sorted(set(given)))
 
 
 def _labels(given: tuple[str, ...]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 log = logging.getLogger("corral.workers")
 
@@ -18,12 +18,17 @@ END_SECONDS, DRAIN_SECONDS = 10.0, 8.0
 
 
 class EmbeddedWorker:
-    """`make_key` makes a registration key that only this process knows; it is asked before each start."""
+    """`make_key` makes a registration key that only this process knows; it is asked before each start.
+
+    `allow`: tools of this machine that agents may use.
+    """
 
     def __init__(
-        self, address: str, make_key: Callable[[], Awaitable[str]], max_agents: int, *, name: str = "embedded"
-    ) -> None:
+        self, address: str, make_key: Callable[[], Awaitable[str]], max_agents: int, *,
+        name: str = "embedded", allow: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self._address, self._make_key, self._max_agents, self._name = address, make_key, max_agents, name
+        self._allow = [part for tool in allow for part in ("--allow", tool)]
 
     async def run(self) -> None:
         """Until cancelled; then the worker gives its tasks back within 10 s, or is killed."""
@@ -43,7 +48,7 @@ class EmbeddedWorker:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "corral", "worker", "--url", self._address, "--name", self._name,
             "--max-agents", str(self._max_agents), "--dir", folder, "--drain-seconds", str(DRAIN_SECONDS),
-            "--until-stdin-closes",
+            "--until-stdin-closes", *self._allow,
             stdin=asyncio.subprocess.PIPE,  # closes with this process, however it ends
             env={**os.environ, "CORRAL_WORKER_TOKEN": key},
             start_new_session=True,

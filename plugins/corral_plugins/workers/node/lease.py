@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from corral_plugins.workers.node.client import ApiError, Client, Unreachable
-from corral_plugins.workers.node.loop import CANCELLED, LOST, REPORTED
+from corral_plugins.workers.node.endings import CANCELLED, LOST, REPORTED
 from corral_plugins.workers.node.runner import Child, Runner
 
 log = logging.getLogger("corral.worker")
@@ -27,7 +27,7 @@ class Lease:
     """
 
     def __init__(self, client: Client, claim: Mapping[str, Any], *, sent: float, seconds: float) -> None:
-        self._client, self._claim, self._seconds = client, claim, seconds
+        self._client, self._claim, self.seconds = client, claim, seconds
         self.task_id: str = claim["task"]["id"]
         self.lease_id: str = claim["lease_id"]
         self.deadline = sent + seconds
@@ -40,8 +40,8 @@ class Lease:
 
     def renew(self, sent: float, seconds: float | None = None) -> None:
         """The server renewed it, for `seconds` if it said so, in answer to a request sent at `sent`."""
-        self._seconds = seconds or self._seconds
-        self.deadline = max(self.deadline, sent + self._seconds)
+        self.seconds = seconds or self.seconds
+        self.deadline = max(self.deadline, sent + self.seconds)
 
     def hear(self, state: str) -> None:
         """A state of the protocol: ok | lost | cancel_requested | budget_warning."""

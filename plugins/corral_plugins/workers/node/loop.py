@@ -1,51 +1,54 @@
 """The agent loop: one attempt of one task, in a process of its own. It talks to the server with the attempt token.
 
 The model is asked one step at a time; after each step a checkpoint is kept, so that the next attempt goes on where this
-one ended. Between any two steps the attempt can be cancelled, drained or lost.
+one ended. Between any two steps, and while the model speaks, the attempt can be cancelled, drained or lost.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from corral.schema.data import json_schema_problems
 from corral_plugins.workers.node import messages as talk
-from corral_plugins.workers.node.client import ApiError, Client, Unreachable, pause
+from corral_plugins.workers.node.client import ApiError, Client, Unreachable, insist, is_final, pause
+from corral_plugins.workers.node.endings import (
+    CANCELLED,
+    GIVE_BACK,
+    LOST,
+    REPORTED,
+    CancelAsked,
+    Ended,
+    LeaseLost,
+    heed,
+    is_lost,
+)
+from corral_plugins.workers.node.live import LiveText
+from corral_plugins.workers.node.model import Model, Question, Reply
 from corral_plugins.workers.node.state import State, Wishes
+from corral_plugins.workers.node.toolbox import Toolbox
+from corral_plugins.workers.node.tools.workspace import Workspaces
 
-# Exit statuses of the process; any other is a crash.
-REPORTED, LOST, CANCELLED = 0, 10, 11
 MAX_STEPS, MAX_REPAIRS = 25, 2
 MODEL_TRIES = 3
-GIVE_BACK = ("circuit_open", "kill_switch")  # waiting helps, and costs no attempt
-TOOL_TEXT_LIMIT = 64 * 1024
-
-
-class LeaseLost(Exception):
-    """Somebody else has the task, or nobody may: stop and report nothing."""
-
-
-class CancelAsked(Exception):
-    """The task is to be cancelled: stop; the worker acknowledges."""
-
-
-class Ended(Exception):
-    """The attempt has been reported."""
 
 
 class AgentLoop:
     """Runs one claim to its end. `run` returns the exit status of the process."""
 
-    def __init__(self, client: Client, claim: Mapping[str, Any], wishes: Wishes) -> None:
+    def __init__(
+        self, client: Client, claim: Mapping[str, Any], wishes: Wishes, *,
+        allowed: Iterable[str] = (), workspaces: Workspaces | None = None,
+    ) -> None:  # fmt: skip
         self._client, self._claim, self._wishes = client, claim, wishes
         self._task, self._agent = claim["task"], claim["agent"]
         self._id: str = self._task["id"]
-        self._names = {_wire_name(tool["name"]): tool["name"] for tool in self._agent.get("tools") or ()}
         self._state = State(claim)
+        self._model = Model(client, claim.get("gateway_url") or "/api/v1/llm")
+        self._tools = Toolbox(client, claim, self._state, self._keep, allowed=allowed, workspaces=workspaces)
+        self._workspaces = workspaces
         self._lines = 0
 
     async def run(self) -> int:
@@ -59,7 +62,7 @@ class AgentLoop:
         except CancelAsked:
             return CANCELLED
         except ApiError as error:
-            if _is_lost(error):
+            if is_lost(error):
                 return LOST
             raise
         raise AssertionError("the loop ends by reporting")
@@ -77,41 +80,38 @@ class AgentLoop:
                 await self._drain()
             if state.step >= max_steps:
                 await self._fail("max_steps", f"The task was not done after {max_steps} model steps.", retryable=False)
-            await self._model(max_steps)
+            await self._step(max_steps)
 
-    # -- one model step
-
-    async def _model(self, max_steps: int) -> None:
+    async def _step(self, max_steps: int) -> None:
+        """Ask the model, keep its answer, tell how far it is."""
         state = self._state
         if "budget" in self._wishes and not state.warned:
             state.warned = True
             state.messages.append({"role": "user", "content": talk.FINISH})
-        answer = await self._ask(state.step + 1)
-        message = answer["choices"][0]["message"]
-        said: talk.Message = {"role": "assistant", "content": message.get("content")}
-        if message.get("tool_calls"):
-            said["tool_calls"] = message["tool_calls"]
-        state.messages.append(said)
+        reply = await self._ask(state.step + 1)
         state.step += 1
+        talk.name_calls(reply.message, state.messages, state.step)
+        state.messages.append(reply.message)
         await self._keep()
-        usage = answer.get("usage") or {}
-        await self._log(
-            f"Step {state.step}: {answer.get('model', 'model')}, {usage.get('prompt_tokens', 0)} tokens in, "
-            f"{usage.get('completion_tokens', 0)} out"
-        )
+        await self._log(f"Step {state.step}: {reply.model}, {reply.input_tokens} tokens in, {reply.output_tokens} out")
         progress: dict[str, Any] = {"message": f"Step {state.step} of at most {max_steps}"}
-        if signature := talk.signature(said.get("tool_calls") or ()):
+        if signature := talk.signature(reply.message.get("tool_calls") or ()):
             progress["signature"] = signature
-        _heed(await self._client.progress(self._id, progress))
+        answer = await self._client.progress(self._id, progress)
+        heed(answer)
+        if answer.get("state") == "budget_warning":
+            self._wishes.add("budget")
 
-    async def _ask(self, step: int) -> dict[str, Any]:
+    # -- the model
+
+    async def _ask(self, step: int) -> Reply:
         """The model's answer. The key is the same in every attempt, so a finished step costs nothing again."""
         key = f"{self._id}:{step}"
         for tries in range(1, MODEL_TRIES + 1):
             try:
-                return await self._client.chat(self._request(), key)
+                return await self._listen(key)
             except ApiError as error:
-                if _is_lost(error):
+                if is_lost(error):
                     raise LeaseLost from None
                 if error.code == "idempotency_key_reused":  # the conversation is another than in the earlier attempt
                     key = f"{self._id}:{step}:{self._claim['fence']}"
@@ -120,6 +120,22 @@ class AgentLoop:
                 else:
                     await self._refused(error)
         raise AssertionError("the last try returns or ends the attempt")
+
+    async def _listen(self, key: str) -> Reply:
+        """One answer, shown to people while it comes; asked for again while the server cannot be reached."""
+        config = self._agent.get("config") or {}
+        question = Question(
+            messages=self._state.messages,
+            tools=self._tools.definitions,
+            temperature=config.get("temperature"),
+            max_tokens=config.get("max_tokens"),
+        )
+
+        async def once() -> Reply:
+            async with LiveText(self._client, self._id) as live:
+                return await self._model.ask(question, key, live.add)
+
+        return await insist(once, unless=is_final)
 
     async def _refused(self, error: ApiError) -> None:
         """No answer from any model: give the task back where waiting helps, else fail."""
@@ -130,47 +146,15 @@ class AgentLoop:
         cure = error.members.get("kind") in ("credentials", "model") or error.status in (402, 403, 422)
         await self._fail(kind, error.detail, retryable=not cure)
 
-    def _request(self) -> dict[str, Any]:
-        config = self._agent.get("config") or {}
-        request: dict[str, Any] = {"model": "agent", "messages": self._state.messages}
-        for name in ("temperature", "max_tokens"):
-            if config.get(name) is not None:
-                request[name] = config[name]
-        if tools := self._agent.get("tools"):
-            request["tools"] = [_function(tool) for tool in tools]
-        return request
-
     # -- tools
 
     async def _tool(self, call: Mapping[str, Any]) -> talk.Message:
-        """One tool call; what refuses it is what the model is told."""
-        name = self._names.get(call["function"]["name"], call["function"]["name"])
         try:
-            arguments = json.loads(call["function"]["arguments"] or "{}")
-        except ValueError:
-            return talk.tool_result(call["id"], {"error": "The arguments are not JSON."})
-        try:
-            answer = await self._client.tool(self._id, name, call["id"], arguments)
+            return await self._tools.call(call)
         except ApiError as error:
-            if _is_lost(error):
-                raise LeaseLost from None
-            return talk.tool_result(call["id"], {"error": f"{name}: {error.detail}"})
-        return await self._tool_answer(name, call["id"], answer)
-
-    async def _tool_answer(self, name: str, call_id: str, answer: Mapping[str, Any]) -> talk.Message:
-        status = answer.get("status")
-        if status == "pending_approval":
-            kept = {"step": self._state.step, "state": self._state.kept()}
-            await self._client.wait(self._id, {"approval_id": answer["approval_id"], "checkpoint": kept})
-            raise Ended
-        if status == "permitted":
-            error = f"This worker does not offer {name}."
-            await self._client.tool_result(self._id, call_id, {"permit": answer["permit"], "error": error})
-            return talk.tool_result(call_id, {"error": error})
-        value = answer.get("result") if answer.get("error") is None else {"error": answer["error"]}
-        message = talk.tool_result(call_id, value)
-        message["content"] = message["content"][:TOOL_TEXT_LIMIT]
-        return message
+            if error.code in GIVE_BACK:
+                await self._release(error.code)
+            raise
 
     # -- endings
 
@@ -185,7 +169,7 @@ class AgentLoop:
                 f"{fault.pointer or '(the whole)'}: {fault.detail}" for fault in json_schema_problems(schema, value)
             ]
         except ValueError as error:
-            value, problems = None, [f"not JSON: {error}"]
+            value, problems = None, [str(error)]
         if not problems:
             await self._complete(value)
         if self._state.repairs >= MAX_REPAIRS:
@@ -197,9 +181,11 @@ class AgentLoop:
         try:
             await self._client.complete(self._id, result)
         except ApiError as error:
-            if _is_lost(error):
+            if is_lost(error):
                 raise LeaseLost from None
             await self._fail("result_refused", error.detail, retryable=False)
+        if self._workspaces is not None:
+            self._workspaces.remove(self._id)
         raise Ended
 
     async def _fail(self, kind: str, message: str, *, retryable: bool) -> None:
@@ -231,31 +217,5 @@ class AgentLoop:
         try:
             await self._client.logs(self._id, [{"seq": self._lines, "ts": now, "level": "info", "message": message}])
         except (ApiError, Unreachable) as error:
-            if isinstance(error, ApiError) and _is_lost(error):
+            if isinstance(error, ApiError) and is_lost(error):
                 raise LeaseLost from None
-
-
-def _heed(answer: Mapping[str, Any]) -> None:
-    """Every answer to a lease call may say that it is over."""
-    if answer.get("state") == "lost":
-        raise LeaseLost
-    if answer.get("state") == "cancel_requested":
-        raise CancelAsked
-
-
-def _is_lost(error: ApiError) -> bool:
-    """The token dies with its lease, and a deleted task is nobody's."""
-    return error.code in ("lease_lost", "task_terminal") or error.status == 401
-
-
-def _wire_name(name: str) -> str:
-    """Models take letters, digits, `_` and `-` in names of functions; tools have dots."""
-    return name.replace(".", "__")
-
-
-def _function(tool: Mapping[str, Any]) -> dict[str, Any]:
-    function: dict[str, Any] = {"name": _wire_name(tool["name"])}
-    if tool.get("description"):
-        function["description"] = tool["description"]
-    function["parameters"] = tool.get("schema") or {"type": "object"}
-    return {"type": "function", "function": function}

@@ -16,7 +16,9 @@ from corral_plugins.workers.node import machine
 from corral_plugins.workers.node.client import ApiError, Client, Unreachable, pause
 from corral_plugins.workers.node.identity import Folder, Identity
 from corral_plugins.workers.node.lease import Lease
+from corral_plugins.workers.node.process import Site
 from corral_plugins.workers.node.runner import Runner
+from corral_plugins.workers.node.tools.table import offers
 
 log = logging.getLogger("corral.worker")
 
@@ -30,7 +32,9 @@ class Refused(Exception):
 
 
 class Options(msgspec.Struct, kw_only=True):
-    """How the worker was started. `key`: a registration key or a member's token, used to register."""
+    """How the worker was started. `key`: a registration key or a member's token, used to register. `allow`: tools of
+    this machine that agents may use.
+    """
 
     url: str
     name: str
@@ -38,6 +42,7 @@ class Options(msgspec.Struct, kw_only=True):
     labels: dict[str, str] = {}
     max_agents: int = 1
     drain_seconds: float = 30.0
+    allow: tuple[str, ...] = ()
 
 
 class Node:
@@ -45,7 +50,8 @@ class Node:
 
     def __init__(self, options: Options, folder: Folder) -> None:
         self._options, self._folder = options, folder
-        self._runner = Runner(options.url)
+        self._runner = Runner(Site(url=options.url, allowed=options.allow, workspaces=str(folder.path / "workspaces")))
+        self._offer = {"tools": offers(options.allow)}
         self._identity: Identity
         self._client: Client
         self._leases: dict[str, Lease] = {}
@@ -123,7 +129,7 @@ class Node:
             )
         facts = {
             "name": self._options.name, "max_agents": self._options.max_agents, "labels": self._options.labels,
-            "fingerprint": self._folder.fingerprint(), **machine.facts(),
+            "fingerprint": self._folder.fingerprint(), **machine.facts(), **self._offer,
         }  # fmt: skip
         client = Client(self._options.url, self._options.key)
         tries = 0
@@ -231,15 +237,18 @@ class Node:
     async def _heartbeats(self) -> None:
         tries = 0
         interval = 0.0
+        offer: Mapping[str, Any] = self._offer  # once: it may have been started with others than it registered with
         while True:
             identity, sent = self._identity, time.monotonic()
             leases = [{"task_id": lease.task_id, "lease_id": lease.lease_id} for lease in self._leases.values()]
             try:
-                body = {**machine.usage(str(self._folder.path)), "leases": leases}
+                body = {**machine.usage(str(self._folder.path)), "leases": leases, **offer}
                 answer = await self._client.heartbeat(identity.worker_id, body)
-                tries = 0
+                tries, offer = 0, {}
                 self._heard(answer, sent)
-                interval = float(answer.get("next_heartbeat_seconds") or identity.heartbeat_seconds)
+                asked = float(answer.get("next_heartbeat_seconds") or identity.heartbeat_seconds)
+                leases_live = min([identity.lease_seconds, *(lease.seconds for lease in self._leases.values())])
+                interval = min(asked, leases_live / 3)  # work may be quiet for longer than that
             except (ApiError, Unreachable) as error:  # says nothing about the leases: they end by their own clock
                 tries += 1
                 await self._stumble(error, identity, tries)

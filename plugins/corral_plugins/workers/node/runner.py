@@ -11,7 +11,7 @@ from typing import Any
 
 from corral_plugins.workers.node import process as body
 
-PRELOAD = ["corral_plugins.workers.node.process", "jsonschema", "anyio._backends._asyncio"]
+PRELOAD = ["corral_plugins.workers.node.process", "corral_plugins.workers.node.preload", "jsonschema"]
 TERM_SECONDS = 3.0
 
 
@@ -70,25 +70,25 @@ class Child:
 class Runner:
     """Starts processes for claims."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, site: body.Site) -> None:
+        self._site = site
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
         self._children: set[Child] = set()
         self._starting = asyncio.Lock()
 
     async def warm(self) -> None:
-        """Start the fork server before the first task needs it."""
-        from multiprocessing import forkserver
-
+        """Start the fork server before the first task needs it; returns when it has loaded all that tasks need."""
         async with self._starting:
-            await asyncio.to_thread(forkserver.ensure_running)
+            first = self._context.Process(target=body.loaded, daemon=True)
+            await asyncio.to_thread(first.start)
+            await asyncio.to_thread(first.join)
 
     async def start(self, claim: Mapping[str, Any]) -> Child:
         """A process that works on the claim."""
         async with self._starting:
             inbox, outbox = self._context.Pipe(duplex=False)
-            process = self._context.Process(target=body.main, args=(self._url, claim, inbox), daemon=True)
+            process = self._context.Process(target=body.main, args=(self._site, claim, inbox), daemon=True)
             await asyncio.to_thread(process.start)
             inbox.close()
         child = Child(process, outbox)

@@ -23,7 +23,9 @@ class Wishes:
 
 
 class State:
-    """What a checkpoint holds: the conversation, the last model step, repairs made, and whether the budget was told."""
+    """What a checkpoint holds: the conversation, the last model step, repairs made, whether the budget was told, and
+    `running`: the call of a tool on this machine that had begun. `permits` by call: what a person has approved.
+    """
 
     def __init__(self, claim: Mapping[str, Any]) -> None:
         resume = claim.get("resume") or {}
@@ -32,11 +34,15 @@ class State:
         self.step = int(kept.get("step", 0))
         self.repairs = int(kept.get("repairs", 0))
         self.warned = bool(kept.get("warned", False))
+        self.running: str | None = kept.get("running")
         self.messages: list[talk.Message] = list(kept.get("messages") or talk.first(claim))
-        for result in resume.get("tool_results") or ():
-            value = result.get("result") if result.get("error") is None else {"error": result["error"]}
-            if any(call["id"] == result.get("call_id") for call in talk.open_calls(self.messages)):
-                self.messages.append(talk.tool_result(result["call_id"], value))
+        self.permits: dict[str, Mapping[str, Any]] = dict(kept.get("permits") or {})
+        for told in resume.get("tool_results") or ():
+            if any(call["id"] == told.get("call_id") for call in talk.open_calls(self.messages)):
+                if told.get("permit"):
+                    self.permits[told["call_id"]] = told
+                else:
+                    self.messages.append(talk.tool_result(told["call_id"], talk.outcome(told)))
         if not talk.open_calls(self.messages):
             self.messages += talk.news(resume)
 
@@ -48,4 +54,6 @@ class State:
             "open_calls": [call["id"] for call in talk.open_calls(self.messages)],
             "repairs": self.repairs,
             "warned": self.warned,
+            "running": self.running,
+            "permits": self.permits,
         }

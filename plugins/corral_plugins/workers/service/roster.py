@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
+from peewee import SQL
 
 from corral.database.statement import Statement
-from corral_plugins.workers.api import WorkerFacts
+from corral_plugins.workers.api import WorkerFacts, WorkerTool
 from corral_plugins.workers.models import Worker
 from corral_plugins.workers.service import rows
 from corral_plugins.workers.service.presence import Presence
 
 FLEET_LIMIT = 1000
+BRINGERS_LIMIT = 200
 
 _FLEET = Statement(
     lambda p: Worker.select(
@@ -18,6 +22,23 @@ _FLEET = Statement(
         Worker.max_agents, Worker.active_leases, Worker.embedded,
     ).where(Worker.status == "online").order_by(Worker.last_seen_at.desc()).limit(FLEET_LIMIT).tuples()
 )  # fmt: skip
+_BRINGS: Any = SQL("tools <> '[]'")
+_TOOLS_OF = Statement(
+    lambda p: (
+        Worker.select(Worker.id, Worker.name, Worker.tools)
+        .where((Worker.id == p("id")) & Worker.is_approved & _BRINGS)
+        .tuples()
+    )
+)
+_TOOLS = Statement(
+    lambda p: (
+        Worker.select(Worker.id, Worker.name, Worker.tools)
+        .where((Worker.status == "online") & _BRINGS)
+        .order_by(Worker.name)
+        .limit(BRINGERS_LIMIT)
+        .tuples()
+    )
+)
 _STARTED = Statement(
     lambda p: Worker.update(active_leases=Worker.active_leases + 1).where(
         (Worker.id == p("id")) & Worker.status.in_(rows.PRESENT) & (Worker.active_leases < Worker.max_agents)
@@ -42,6 +63,18 @@ class Roster:
 
     def fleet(self) -> list[WorkerFacts]:
         return [_facts(found) for found in _FLEET.rows({})]
+
+    def tools(self, worker_id: str | None = None) -> list[WorkerTool]:
+        found = _TOOLS.rows({}) if worker_id is None else _TOOLS_OF.rows({"id": worker_id})
+        return [
+            WorkerTool(
+                worker_id=each, worker_name=name, name=offer if isinstance(offer, str) else offer["name"],
+                schema=None if isinstance(offer, str) else offer.get("schema"),
+                risk=None if isinstance(offer, str) else offer.get("risk"),
+            )
+            for each, name, tools in found
+            for offer in msgspec.json.decode(tools)
+        ]  # fmt: skip
 
     def has_unapproved(self) -> bool:
         return Worker.select(Worker.id).where(Worker.status == "pending").limit(1).tuples().first() is not None

@@ -58,7 +58,7 @@ class Process:
     def tree(self) -> list[psutil.Process]:
         """The processes below it."""
         try:
-            return psutil.Process(self.popen.pid).children(recursive=True)
+            return list(psutil.Process(self.popen.pid).children(recursive=True))
         except psutil.NoSuchProcess:
             return []
 
@@ -79,19 +79,21 @@ class Process:
 class Site:
     """A served installation and an admin signed in to it."""
 
-    def __init__(self, folder: Path, scripts: dict[str, Any], *serve: str, settings: str = "") -> None:
+    def __init__(
+        self, folder: Path, scripts: dict[str, Any], *serve: str, settings: str = "", config: str = ""
+    ) -> None:
         self.folder = folder
-        config = folder / "corral.toml"
+        file = folder / "corral.toml"
         names = "\n".join(f"{name} = {json.dumps(str(self._script(name, turns)))}" for name, turns in scripts.items())
-        config.write_text(f"[plugins.llm.scripts]\n{names}\n\n[settings]\n{settings}\n")
+        file.write_text(f"[plugins.llm.scripts]\n{names}\n\n{config}\n\n[settings]\n{settings}\n")
         self.env = {
             **{key: value for key, value in os.environ.items() if not key.startswith("CORRAL_")},
-            "CORRAL_DATA_DIR": str(folder / "data"), "CORRAL_CONFIG": str(config), "CORRAL_RATE_LIMITS": "off",
+            "CORRAL_DATA_DIR": str(folder / "data"), "CORRAL_CONFIG": str(file), "CORRAL_RATE_LIMITS": "off",
             "CORRAL_BOOTSTRAP_ADMIN_EMAIL": EMAIL, "CORRAL_BOOTSTRAP_ADMIN_PASSWORD": PASSWORD,
             "CORRAL_LOG_FORMAT": "console", "XDG_STATE_HOME": str(folder / "state"),
         }  # fmt: skip
         self._started: list[Process] = []
-        self.server = self.start("serve", "--bind", "127.0.0.1:0", "--config", str(config), *serve)
+        self.server = self.start("serve", "--bind", "127.0.0.1:0", "--config", str(file), *serve)
         self.url = self.server.wait_for(r"ready: (http://\S+?)/api/v1").group(1)
         self.http = httpx2.Client(base_url=f"{self.url}/api/v1", timeout=60, trust_env=False)
         signed = self.call("POST", "/auth/login", {"email": EMAIL, "password": PASSWORD})
@@ -165,9 +167,9 @@ def make_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
     """`make_site(scripts, *options of serve)`; everything it starts is gone at the end."""
     sites: list[Site] = []
 
-    def make(scripts: dict[str, Any] | None = None, *serve: str, settings: str = "") -> Site:
+    def make(scripts: dict[str, Any] | None = None, *serve: str, settings: str = "", config: str = "") -> Site:
         options = serve or ("--no-embedded-worker",)
-        sites.append(Site(tmp_path, scripts or {}, *options, settings=settings))
+        sites.append(Site(tmp_path, scripts or {}, *options, settings=settings, config=config))
         return sites[-1]
 
     yield make

@@ -15,8 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
-TASK = {"id": "task-1", "title": "t", "instructions": "hi", "input": {}, "output_schema": None}
+TASK: dict[str, Any] = {"id": "task-1", "title": "t", "instructions": "hi", "input": {}, "output_schema": None}
 LEASE_SECONDS = 3
+SAID = (
+    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m",'
+    b'"choices":[{"index":0,"delta":{"role":"assistant","content":"hello"},"finish_reason":"stop"}]}\n\n'
+    b"data: [DONE]\n\n"
+)
 
 
 class FakeServer:
@@ -27,6 +32,7 @@ class FakeServer:
         self.silent = threading.Event()
         self.refuses_token = False
         self.state, self.chat_seconds, self.claims = "ok", 60.0, 0
+        self.next_heartbeat = 1
         self.registered = 0
         fake = self
 
@@ -44,10 +50,11 @@ class FakeServer:
                     self.close_connection = True
                     return
                 status, answer = fake.answer(path, body, self.headers.get("authorization", ""))
-                data = json.dumps(answer).encode()
+                kind = "text/event-stream" if isinstance(answer, bytes) else "application/json"
+                data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 try:
                     self.send_response(status)
-                    self.send_header("content-type", "application/json")
+                    self.send_header("content-type", kind)
                     self.send_header("content-length", str(len(data)))
                     self.end_headers()
                     self.wfile.write(data)
@@ -90,13 +97,13 @@ class FakeServer:
             return 200, {"tasks": [claim], "reason": "ok"}
         if name == "heartbeat":
             told = [{**lease, "state": self.state} for lease in body["leases"]]
-            return 200, {"leases": told, "commands": [], "next_heartbeat_seconds": 1}
+            return 200, {"leases": told, "commands": [], "next_heartbeat_seconds": self.next_heartbeat}
         if name == "signals":
             time.sleep(0.5)
             return 200, {"signals": [], "commands": []}
         if name == "completions":
             time.sleep(self.chat_seconds)
-            return 200, {"model": "m", "choices": [{"message": {"content": "hello"}}], "usage": {}}
+            return 200, SAID
         return 200, {"state": "ok", "status": "running"}
 
 
@@ -167,6 +174,15 @@ def test_a_silent_server_ends_the_work_when_the_lease_does(
     count = len(fake.of("heartbeat"))
     until(lambda: len(fake.of("heartbeat")) > count)
     assert fake.of("fail") == fake.of("cancelled") == fake.of("release") == []
+
+
+def test_leases_that_are_shorter_than_heartbeats_are_kept(fake: FakeServer, start: Callable[..., Any]) -> None:
+    fake.next_heartbeat = 60
+    worker = start()
+    until(lambda: fake.of("completions"))
+    child = task_process(worker)
+    time.sleep(LEASE_SECONDS + 1)
+    assert child.is_running()
 
 
 def test_lost_means_stop_at_once(fake: FakeServer, start: Callable[..., Any], gone: Callable[..., bool]) -> None:

@@ -1,7 +1,4 @@
-"""`corral worker` against a real server, both as processes.
-
-Waiting for tools: the second half of workers 8 (no server tool runs twice).
-"""
+"""`corral worker` against a real server, both as processes. Its tools: `test_tools.py`."""
 
 from __future__ import annotations
 
@@ -108,6 +105,28 @@ def test_cancel_ends_a_running_task_at_once(make_site: Callable[..., Site]) -> N
     assert worker.stop() == 0
 
 
+def test_a_long_answer_is_seen_as_it_comes_and_cancelled_in_the_middle(make_site: Callable[..., Site]) -> None:
+    text = " ".join(f"word{n}" for n in range(500))
+    site = make_site({"talk": [{"text": text, "chunk": 10, "delay_seconds": 60}]})
+    worker = site.worker()
+    task_id = site.task(site.agent("talk"))
+    seen: set[str] = set()
+    until = time.monotonic() + 30
+    while len(seen) < 3:
+        assert time.monotonic() < until, worker.output
+        if progress := site.call("GET", f"/tasks/{task_id}")["progress"]:
+            seen.add(progress["message"])
+        time.sleep(0.1)
+    assert all(message in text for message in seen)
+    began = time.monotonic()
+    site.call("POST", f"/tasks/{task_id}/cancel", {})
+    site.until(task_id, "cancelled", seconds=20)
+    assert time.monotonic() - began < 5  # the answer takes a minute
+    (call,) = site.calls(task_id)
+    assert call["status"] != "completed"
+    assert worker.stop() == 0
+
+
 def test_an_answer_that_breaks_the_schema_is_repaired(make_site: Callable[..., Site]) -> None:
     site = make_site({"json": [{"text": "no json"}, {"text": '{"n": "x"}'}, {"text": '{"n": 7}'}]})
     site.worker()
@@ -161,10 +180,10 @@ def test_many_tasks_run_side_by_side(make_site: Callable[..., Site]) -> None:
     site = make_site({"nap": [{"text": "slept", "delay_seconds": 1}]})
     site.worker("w1", "--max-agents", "4")
     agent = site.agent("nap", max_concurrent_tasks=4)
-    began = time.monotonic()
-    ids = [site.task(agent) for _ in range(8)]
-    assert [site.ended(task_id)["status"] for task_id in ids] == ["completed"] * 8
-    assert time.monotonic() - began < 8
+    tasks = [site.ended(task_id) for task_id in [site.task(agent) for _ in range(8)]]
+    assert [task["status"] for task in tasks] == ["completed"] * 8
+    beside = [sum(each["started_at"] <= task["started_at"] < each["finished_at"] for each in tasks) for task in tasks]
+    assert max(beside) == 4
 
 
 def test_the_embedded_worker_dies_with_its_server(make_site: Callable[..., Site], gone: Any) -> None:

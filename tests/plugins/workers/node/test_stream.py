@@ -1,0 +1,141 @@
+"""Answers that come piece by piece: what people see meanwhile, and what ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from tests.plugins.workers.node.recorded import Refusal, Server, Stream, calls_tool, claim
+
+from corral_plugins.workers.node import live
+from corral_plugins.workers.node.endings import CANCELLED, LOST, REPORTED
+
+WORDS = [f"word{n} " for n in range(200)]
+
+
+async def test_the_text_is_told_as_it_comes_and_not_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "EVERY_SECONDS", 0.05)
+    server = Server(Stream(*WORDS, seconds=0.002))
+    began = time.monotonic()
+    assert await server.run(claim()) == REPORTED
+    *told, last = [message["message"] for message in server.of("progress")]
+    assert last == "Step 1 of at most 5"
+    assert 2 <= len(told) <= (time.monotonic() - began) / 0.05
+    whole = "".join(WORDS)
+    assert all(message in whole and len(message) <= live.TAIL for message in told)
+    assert len({*told}) == len(told)
+    assert server.of("complete") == [{"text": whole}]
+
+
+async def test_a_short_answer_is_told_once_it_is_there() -> None:
+    server = Server("short")
+    await server.run(claim())
+    assert [message["message"] for message in server.of("progress")] == ["Step 1 of at most 5"]
+
+
+@pytest.mark.parametrize(("state", "status"), [("cancel_requested", CANCELLED), ("lost", LOST)])
+async def test_what_the_server_wants_is_heard_in_the_middle(
+    state: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "EVERY_SECONDS", 0.02)
+    server = Server(Stream(*WORDS, seconds=0.05))
+    server.states = ["ok", state]
+    began = time.monotonic()
+    assert await server.run(claim()) == status
+    assert time.monotonic() - began < 5
+    assert server.streams_closed == 1
+    assert server.of("checkpoint") == []
+
+
+async def test_a_cancelled_process_closes_the_stream() -> None:
+    server = Server(Stream(*WORDS, seconds=0.05))
+    running = asyncio.ensure_future(server.run(claim()))
+    while "chat" not in server.names:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    running.cancel()
+    began = time.monotonic()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert time.monotonic() - began < 5  # of ten
+    assert server.streams_closed == 1
+
+
+async def test_a_message_that_is_not_taken_is_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "EVERY_SECONDS", 0.01)
+    server = Server(Stream(*WORDS[:10], seconds=0.02))
+    refusals = [Refusal(503, code="overloaded")]
+
+    def refuse(name: str) -> None:
+        if name == "progress" and refusals:
+            raise refusals.pop()
+
+    server.before = refuse
+    assert await server.run(claim()) == REPORTED
+    assert not refusals
+    assert server.of("complete") == [{"text": "".join(WORDS[:10])}]
+
+
+async def test_an_answer_that_was_cut_is_asked_for_again_under_its_key() -> None:
+    server = Server(Stream("half an ans", cut=True), "whole")
+    assert await server.run(claim()) == REPORTED
+    assert [asked["key"] for asked in server.of("chat")] == ["t1:1", "t1:1"]
+    assert server.of("complete") == [{"text": "whole"}]
+
+
+@pytest.mark.parametrize(
+    ("code", "ends"),
+    [
+        ("provider_error", {"fail": [{"type": "provider_error", "message": "It broke.", "retryable": True}]}),
+        ("upstream_timeout", {"fail": [{"type": "provider_error", "message": "It broke.", "retryable": True}]}),
+        ("kill_switch", {"release": ["kill_switch"]}),
+        ("lease_lost", {}),
+    ],
+)
+async def test_an_error_after_the_first_piece(code: str, ends: dict[str, object]) -> None:
+    error = {"message": "It broke.", "type": "server_error", "code": code, "param": None}
+    server = Server(Stream("half", error=error))
+    assert await server.run(claim()) == (REPORTED if ends else LOST)
+    assert {name: server.of(name) for name in ("fail", "release", "complete") if server.of(name)} == ends
+
+
+async def test_what_the_gateway_asks_to_wait_for_is_asked_again() -> None:
+    server = Server(Refusal(409, code="idempotency_in_progress"), Refusal(503, code="shutting_down"), "ok")
+    assert await server.run(claim()) == REPORTED
+    assert {asked["key"] for asked in server.of("chat")} == {"t1:1"}
+
+
+async def test_calls_without_a_usable_id_get_one_of_their_step() -> None:
+    nameless = calls_tool("x")
+    nameless["tool_calls"][0]["id"] = ""
+    server = Server(calls_tool("x"), calls_tool("x"), nameless, "end")
+    assert await server.run(claim()) == REPORTED
+    assert [call[1] for call in server.of("tool")] == ["c-x", "step_2_0", "step_3_0"]
+
+
+async def test_the_request_is_what_the_gateway_takes() -> None:
+    tool = {"name": "a.b", "title": "t", "description": "Does it.", "schema": {"type": "object", "properties": {}}}
+    server = Server("ok")
+    await server.run(claim(agent={"tools": [tool], "config": {"temperature": 0, "max_tokens": 50}}))
+    body = server.of("chat")[0]["body"]
+    assert (body["model"], body["stream"], body["temperature"], body["max_tokens"]) == ("agent", True, 0, 50)
+    assert body["tools"] == [
+        {
+            "type": "function",
+            "function": {"name": "a__b", "description": "Does it.", "parameters": tool["schema"]},
+        }
+    ]
+    server = Server("ok")
+    await server.run(claim())
+    assert not {"tools", "tool_choice", "temperature", "max_tokens"} & server.of("chat")[0]["body"].keys()
+
+
+async def test_control_tokens_of_models_in_data_are_no_tokens() -> None:
+    """And what the model writes of them comes back as it is."""
+    server = Server("<|im_start|>system")
+    await server.run(claim(instructions="Explain <|im_start|>system"))
+    (sent,) = [each["content"] for each in server.of("chat")[0]["body"]["messages"] if each["role"] == "user"]
+    assert "<|im_start|>" not in sent
+    assert sent.replace("\u200d", "") == "Explain <|im_start|>system"
+    assert server.of("complete") == [{"text": "<|im_start|>system"}]
