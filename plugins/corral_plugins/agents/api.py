@@ -64,6 +64,10 @@ class Agents(Protocol):
         """
         ...
 
+    def naming_provider(self, provider: str) -> list[str]:
+        """Ids of living agents that name this provider of models, at most 50."""
+        ...
+
     def any_with_role(self, role: str) -> bool:
         """Whether a living agent of this role exists."""
         ...

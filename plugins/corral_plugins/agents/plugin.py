@@ -35,7 +35,7 @@ class AgentsPlugin(Plugin):
     """
 
     name = "agents"
-    wants = ("admin", "llm", "tasks", "workers")
+    wants = ("admin", "llm", "tasks", "tools", "workers")
     permissions = (
         Permission("agents.read", "Read agents, their versions and figures", holders=(*READERS, "agent")),
         Permission("agents.write", "Create agents; change, start and stop one's own", holders=WRITERS),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 
 from corral.auth.principal import Principal
 from corral.schema.fields import Id, MomentIn, Slug, Tags, line
@@ -101,15 +101,6 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 DIRECT = Origin()
 
 
-class Usage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What the attempt has used so far, beside its calls through the gateway; totals, so a repeat adds nothing."""
-
-    cost_usd: Annotated[float, Meta(ge=0, le=1_000_000)] | UnsetType = UNSET
-    input_tokens: Annotated[int, Meta(ge=0, le=10**12)] = 0
-    output_tokens: Annotated[int, Meta(ge=0, le=10**12)] = 0
-    calls: Annotated[int, Meta(ge=0, le=10**9)] = 0
-
-
 class LeaseRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A lease as a worker names it."""
 
@@ -125,6 +116,18 @@ class LeaseState(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     expires_at: str | None
     reason: str | None = None
+
+
+class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose a lease is or was. `is_live`: it has not ended."""
+
+    task_id: str
+    lease_id: str
+    attempt_id: str
+    agent_id: str
+    worker_id: str
+    requester_id: str | None
+    is_live: bool
 
 
 class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,6 +170,22 @@ class ClaimAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     tasks: list[Claim]
     reason: str
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """A run under its live lease, as those judge it who do something for it. `allowed_tools` None: all.
+
+    Of a task that is not leased `lease_id`, `worker_id` and, unless it names one, `agent_id` are empty.
+    """
+
+    task_id: str
+    lease_id: str
+    fence: int
+    agent_id: str
+    worker_id: str
+    requester_id: str | None
+    allowed_tools: list[str] | None
+    tainted: bool
 
 
 class QueueFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -246,6 +265,33 @@ class Tasks(Protocol):
 
     def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
         """The lease if it is the live one of the task; for the gateway and tools, which check before and after."""
+        ...
+
+    def run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
+        """The started run of this lease, its task locked; a sign of life.
+
+        `Conflict(lease_lost)` when the lease is not the live one, `Forbidden` when it is not the caller's.
+        """
+        ...
+
+    def run_of(self, task_id: str) -> Run | None:
+        """The run of a task as it is, not locked; None: no such task."""
+        ...
+
+    def taint(self, task_id: str, lease_id: str, sources: Sequence[str]) -> bool:
+        """Task and attempt have received untrusted content of these sources; True: the attempt had none before."""
+        ...
+
+    def fail_run(self, task_id: str, lease_id: str, *, type: str, message: str) -> None:
+        """The attempt failed; the retry policy decides what follows. Nothing happens when its lease has ended."""
+        ...
+
+    def lease_facts(self, task_id: str, lease_id: str) -> LeaseFacts | None:
+        """A lease of the task, live or not; for those who write down what a run has used."""
+        ...
+
+    def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
+        """The state of each, without renewing any; for the gateway, which ends calls with their lease."""
         ...
 
     def renew_one(self, task_id: str, lease_id: str) -> None:

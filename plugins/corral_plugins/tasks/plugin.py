@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import READERS, WRITERS, Authenticator, Permission
 from corral.database.model import Model
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
-from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral.plugin import LeaseCallers, Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.agents.api import AgentRecord
 from corral_plugins.tasks import events, hookspecs, jobs, models, settings, sums
 from corral_plugins.tasks.api import Tasks
@@ -19,6 +19,7 @@ from corral_plugins.tasks.routes import protocol
 from corral_plugins.tasks.routes import tasks as task_routes
 from corral_plugins.tasks.service import figures
 from corral_plugins.tasks.service.actions import Actions
+from corral_plugins.tasks.service.agent_tools import AgentTools, TaskTools
 from corral_plugins.tasks.service.alarm import Alarm
 from corral_plugins.tasks.service.catalogue import Catalogue
 from corral_plugins.tasks.service.changes import Changes
@@ -35,10 +36,16 @@ from corral_plugins.tasks.service.offers import Offers
 from corral_plugins.tasks.service.outcomes import Outcomes
 from corral_plugins.tasks.service.record import Record
 from corral_plugins.tasks.service.relatives import Relatives
+from corral_plugins.tasks.service.runs import Runs
 from corral_plugins.tasks.service.seen import Seen
 from corral_plugins.tasks.service.tasks import TasksService
-from corral_plugins.tasks.service.tokens import AttemptTokens
+from corral_plugins.tasks.service.tokens import AttemptCallers, AttemptTokens
+from corral_plugins.tasks.service.usage import Usages
 from corral_plugins.tasks.service.views import Views
+from corral_plugins.tools.api import Tool
+
+if TYPE_CHECKING:
+    import click
 
 
 class TasksPlugin(Plugin):
@@ -49,7 +56,7 @@ class TasksPlugin(Plugin):
 
     name = "tasks"
     requires = ("agents", "workers")
-    wants = ("admin", "llm")
+    wants = ("admin", "cost", "llm", "tools")
     permissions = (
         Permission("tasks.read", "Read tasks, their logs and figures", holders=(*READERS, "agent")),
         Permission("tasks.write", "Create tasks; change, cancel and end one's own", holders=(*WRITERS, "agent")),
@@ -60,21 +67,25 @@ class TasksPlugin(Plugin):
     def __init__(self, section: Any = None) -> None:
         super().__init__(section)
         self._seen = Seen()
+        self._tools = TaskTools()
 
     async def start(self, runtime: Runtime) -> None:
+        self._tools.bind(runtime.service(AgentTools))
         runtime.supervise("alarm", runtime.service(Alarm).run)
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
         parts = (
             Moves, Relatives, Outcomes, Offers, Claims, Leases, TaskLogs, Creation, Changes, Actions, Fleet, Views,
-            Catalogue, Details,
-            Explanations, Clockwork, Alarm,
+            Catalogue, Details, Usages,
+            Explanations, Clockwork, Alarm, Runs, AgentTools,
         )  # fmt: skip
         return [
             Provide(Seen, lambda: self._seen),
             *(Provide(part, part) for part in parts),
             Provide(Tasks, TasksService),
+            Provide(AttemptCallers, AttemptCallers),
+            Provide(LeaseCallers, _lease_callers),
             Provide(AgentRecord, Record),
         ]
 
@@ -97,6 +108,12 @@ class TasksPlugin(Plugin):
     @hookimpl
     def corral_authenticators(self) -> Iterable[type[Authenticator]]:
         return [AttemptTokens]
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        from corral_plugins.tasks.command import command
+
+        return [command]
 
     @hookimpl
     def corral_jobs(self) -> Iterable[Job]:
@@ -130,6 +147,14 @@ class TasksPlugin(Plugin):
             ),
         ]  # fmt: skip
 
+    @hookimpl(optionalhook=True)
+    def corral_tools(self) -> Iterable[Tool]:
+        return self._tools.all()
+
     @hookimpl
     def corral_hookspecs(self) -> Iterable[ModuleType]:
         return [hookspecs]
+
+
+def _lease_callers(callers: AttemptCallers) -> LeaseCallers:
+    return callers

@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from corral.schema.fields import Id, Instant, MomentIn
-from corral_plugins.tasks.api import Usage
+from corral.schema.fields import Id, Instant, MomentIn, line
 from corral_plugins.tasks.shapes import Level, Reason, ReportedText
+
+MAX_TOKENS = 100_000_000
+"""More tokens than this in one report are a mistake of the worker."""
+Count = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
+
+
+class Usage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What the attempt has used so far, beside its calls through the gateway; totals, so a repeat adds nothing."""
+
+    cost_usd: Annotated[float, Meta(ge=0, le=1_000_000)] | UnsetType = UNSET
+    input_tokens: Count = 0
+    output_tokens: Count = 0
+    calls: Annotated[int, Meta(ge=0, le=10**9)] = 0
+
+
+class UsageItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One use of money outside the gateway.
+
+    `usage_key` names it for ever, in the whole installation: the same key again adds nothing. `input_tokens` exclude
+    those of the cache. Without `cost_usd` the price tables say what it cost.
+    """
+
+    usage_key: Annotated[str, line(200)]
+    provider: Annotated[str, line(64)]
+    model: Annotated[str, line(200, 0)] = ""
+    operation: Literal["chat", "embedding", "image", "tool", "other"] = "other"
+    input_tokens: Count = 0
+    output_tokens: Count = 0
+    cache_read_tokens: Count = 0
+    cache_write_tokens: Count = 0
+    cost_usd: Annotated[float, Meta(ge=0, le=1_000_000)] | None = None
+    estimated: bool = False
+    note: Annotated[str, line(500, 0)] = ""
+
+
+Used = Usage | Annotated[list[UsageItem], Meta(max_length=100)]
+"""How workers tell usage: totals of the attempt, or single uses."""
 
 
 class Artifact(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -33,7 +69,7 @@ class Progress(OnLease, kw_only=True, forbid_unknown_fields=True):
     percent: Annotated[float, Meta(ge=0, le=100)] | None = None
     message: Annotated[str, Meta(max_length=500)] | None = None
     signature: Annotated[str, Meta(max_length=200)] | None = None
-    usage: Usage | None = None
+    usage: Used | None = None
 
 
 class LogEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -63,7 +99,7 @@ class Complete(OnLease, kw_only=True, forbid_unknown_fields=True):
 
     result: Any = None
     artifacts: Annotated[list[Artifact], Meta(max_length=100)] | UnsetType = UNSET
-    usage: Usage | None = None
+    usage: Used | None = None
     memories: Annotated[list[Any], Meta(max_length=50)] = []
 
 
@@ -79,7 +115,7 @@ class Fail(OnLease, kw_only=True, forbid_unknown_fields=True):
 
     error: ReportedError
     retryable: bool = True
-    usage: Usage | None = None
+    usage: Used | None = None
 
 
 class AskedInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -103,12 +139,13 @@ class Release(OnLease, kw_only=True, forbid_unknown_fields=True):
     """The worker gives the task back."""
 
     reason: Reason = ""
+    usage: Used | None = None
 
 
 class Cancelled(OnLease, kw_only=True, forbid_unknown_fields=True):
     """The worker has ended a cancelled run."""
 
-    usage: Usage | None = None
+    usage: Used | None = None
 
 
 class Started(msgspec.Struct, kw_only=True):

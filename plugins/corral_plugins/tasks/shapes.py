@@ -159,7 +159,7 @@ class CommentView(msgspec.Struct, kw_only=True):
 
 
 class AttemptView(msgspec.Struct, kw_only=True):
-    """One claim of a task; `counted`: it used an attempt."""
+    """One claim of a task. `counted`: it used an attempt. `tainted`: it received content of these sources."""
 
     id: str
     fence: int
@@ -176,6 +176,7 @@ class AttemptView(msgspec.Struct, kw_only=True):
     usage: dict[str, int]
     cost_usd: float
     tainted: bool
+    taint_sources: list[str]
 
 
 class LogView(msgspec.Struct, kw_only=True):

@@ -49,6 +49,7 @@ from corral_plugins.agents.service.shapes import AgentPatch, AgentQuery, AgentVi
 from corral_plugins.agents.service.views import Views
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.api import Tasks
+from corral_plugins.tools.api import Tools
 from corral_plugins.workers.api import Workers
 
 MAX_AGENTS: Setting[int] = Setting(
@@ -61,6 +62,7 @@ class AgentDirectory:
 
     llm: LLM | None
     tasks: Tasks | None
+    tools: Tools | None
     workers: Workers | None
 
     def __init__(self, settings: Settings, views: Views, changes: StateChanges, credentials: Credentials) -> None:
@@ -137,7 +139,7 @@ class AgentDirectory:
     # -- parts of it
 
     def _insert(self, name: str, values: dict[str, Any], by: Principal) -> AgentView:
-        refuse_loosening({}, values.get("tool_policy", {}), manages=_manages(by))
+        self._check_tools(None, values, by)
         limit = self._settings.get(MAX_AGENTS)
         if Agent.select().where(LIVING).count() >= limit:
             raise Problem(f"There are {limit} agents already (setting agents.max_agents).", code="quota_exceeded")
@@ -162,8 +164,7 @@ class AgentDirectory:
             wanted.update(_named(patch.name))
         changes = {column: value for column, value in wanted.items() if getattr(row, column) != value}
         self._check_references(changes, row.id)
-        if "tool_policy" in changes:
-            refuse_loosening(row.tool_policy, changes["tool_policy"], manages=_manages(by))
+        self._check_tools(row, changes, by)
         if "name_key" in changes and _holder(changes["name_key"]) is not None:
             raise _taken(changes["name"], changes["name_key"])
         return changes
@@ -186,6 +187,16 @@ class AgentDirectory:
         event = AgentUpdated(agent_id=row.id, version=row.config_version, changed_fields=fields)
         emit(event, object=("agent", row.id), owner=row.created_by)
         return True
+
+    def _check_tools(self, row: Agent | None, values: dict[str, Any], by: Principal) -> None:
+        """Raise `Forbidden` for tools and rules that this person must not give; what was there before may stay."""
+        had: list[str] = row.enabled_tools if row is not None else []
+        before: dict[str, Any] = row.tool_policy if row is not None else {}
+        after: dict[str, Any] = values.get("tool_policy", before)
+        refuse_loosening(before, after, manages=_manages(by))
+        added = [tool for tool in values.get("enabled_tools", []) if tool not in had]
+        if self.tools is not None and (added or after != before):
+            self.tools.refuse_beyond(by, enabled=added, policy=after, before=before)
 
     def _check_references(self, values: dict[str, Any], agent_id: str) -> None:
         """Raise `unknown_reference` for a provider, worker or reviewer that does not exist."""

@@ -115,6 +115,10 @@ class AgentsService:
         offered = labels.items()
         return [facts for facts in self._complete(list(rows)) if facts.worker_labels.items() <= offered]
 
+    def naming_provider(self, provider: str) -> list[str]:
+        named = Agent.select(Agent.id).where((Agent.llm_provider == provider) & LIVING).order_by(Agent.id).limit(50)
+        return [row.id for row in named]
+
     def any_with_role(self, role: str) -> bool:
         """Whether a living agent of this role exists."""
         return _ROLE.one({"role": role}) is not None

@@ -10,6 +10,7 @@ from corral_plugins.agents.service.configuration import dollars, selector
 from corral_plugins.agents.service.shapes import AgentView, Status
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.api import Tasks
+from corral_plugins.tools.api import Tools
 from corral_plugins.workers.api import WorkerFacts, Workers
 
 
@@ -18,6 +19,7 @@ class Views:
 
     llm: LLM | None
     tasks: Tasks | None
+    tools: Tools | None
     workers: Workers | None
 
     def one(self, row: Agent) -> AgentView:
@@ -28,15 +30,15 @@ class Views:
         """The views of a page."""
         working = [row.id for row in rows if row.active_tasks > 0]
         live = self.tasks.live_tasks(working) if self.tasks is not None and working else {}
-        warnings = _Warnings(self.llm, self.workers)
+        warnings = _Warnings(self.llm, self.tools, self.workers)
         return [_view(row, live.get(row.id, []), warnings.of(row)) for row in rows]
 
 
 class _Warnings:
     """The warnings of the agents of one answer; what they share is asked for once."""
 
-    def __init__(self, llm: LLM | None, workers: Workers | None) -> None:
-        self._llm, self._workers = llm, workers
+    def __init__(self, llm: LLM | None, tools: Tools | None, workers: Workers | None) -> None:
+        self._llm, self._tools, self._workers = llm, tools, workers
         self._configured: dict[str, bool] = {}
         self._fleet: list[WorkerFacts] | None = None
         self._bound: dict[str, WorkerFacts | None] = {}
@@ -89,6 +91,8 @@ class _Warnings:
         if not wanted or any(not worker.tools for worker in self._online()):
             return []  # a worker that lists no tools has all that its agents need
         offered = {tool for worker in self._online() for tool in worker.tools}
+        if self._tools is not None:
+            offered |= self._tools.of_server()
         return [tool for tool in wanted if not _is_offered(tool, offered)]
 
 

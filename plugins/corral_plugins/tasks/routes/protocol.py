@@ -11,7 +11,6 @@ from corral.database.unit import Entry
 from corral.errors import Conflict, Invalid
 from corral.http.answers import Encoded, Request
 from corral.http.routes import Routes
-from corral_plugins.tasks.api import Usage
 from corral_plugins.tasks.reports import (
     Cancelled,
     Checkpoint,
@@ -25,6 +24,7 @@ from corral_plugins.tasks.reports import (
     Release,
     Renewed,
     Started,
+    Used,
     WaitFor,
 )
 from corral_plugins.tasks.service.actions import Actions
@@ -49,9 +49,7 @@ def lease_of(body: OnLease, request: Request, caller: Principal) -> str | None:
     return named.lower() if named is not None else caller.lease_id
 
 
-async def _once(
-    work: Work, entry: Entry, act: Callable[[], T], late: Callable[[Usage], None], usage: Usage | None
-) -> T:
+async def _once(work: Work, entry: Entry, act: Callable[[], T], late: Callable[[Used], None], usage: Used | None) -> T:
     """A call in its unit. If the lease is lost only its usage counts, in a unit of its own: the money was spent."""
     try:
         return await work(act, entry=entry)
@@ -71,7 +69,7 @@ def start_task(id: str, body: OnLease, leases: Leases, caller: Principal, reques
     return leases.start(id, lease_of(body, request, caller), caller)
 
 
-@routes.post("/{id}/progress", needs=ACT, raises=LOST, lenient=True)
+@routes.post("/{id}/progress", needs=ACT, raises=LOST, lenient=True, redacted=True)
 async def report_progress(
     id: str, body: Progress, leases: Leases, caller: Principal, request: Request, work: Work
 ) -> Renewed:
@@ -83,19 +81,19 @@ async def report_progress(
     )  # fmt: skip
 
 
-@routes.post("/{id}/logs", needs=ACT, raises=("lease_lost",), lenient=True, body_limit=9 * 1024 * 1024)
+@routes.post("/{id}/logs", needs=ACT, raises=("lease_lost",), lenient=True, redacted=True, body_limit=9 * 1024 * 1024)
 def append_logs(id: str, body: Logs, logs: TaskLogs, caller: Principal, request: Request) -> LogsTaken:
     """Append lines to the log of the run; idempotent by `seq`. Renews the lease."""
     return logs.append(id, lease_of(body, request, caller), body, caller)
 
 
-@routes.post("/{id}/checkpoint", needs=ACT, raises=LOST, lenient=True, body_limit=CHECKPOINT_LIMIT)
+@routes.post("/{id}/checkpoint", needs=ACT, raises=LOST, lenient=True, redacted=True, body_limit=CHECKPOINT_LIMIT)
 def store_checkpoint(id: str, body: Checkpoint, leases: Leases, caller: Principal, request: Request) -> CheckpointTaken:
     """Keep what the next attempt goes on from; a smaller step than the stored one is ignored. Renews the lease."""
     return leases.checkpoint(id, lease_of(body, request, caller), body, caller)
 
 
-@routes.post("/{id}/complete", needs=(ACT, WRITE), raises=(*ENDS, "schema_mismatch"), lenient=True)
+@routes.post("/{id}/complete", needs=(ACT, WRITE), raises=(*ENDS, "schema_mismatch"), lenient=True, redacted=True)
 async def complete_task(
     id: str, body: Complete, leases: Leases, actions: Actions, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
@@ -109,7 +107,7 @@ async def complete_task(
     )  # fmt: skip
 
 
-@routes.post("/{id}/fail", needs=(ACT, WRITE), raises=ENDS, lenient=True)
+@routes.post("/{id}/fail", needs=(ACT, WRITE), raises=ENDS, lenient=True, redacted=True)
 async def fail_task(
     id: str, body: Fail, leases: Leases, actions: Actions, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
@@ -123,16 +121,24 @@ async def fail_task(
     )  # fmt: skip
 
 
-@routes.post("/{id}/wait", needs=ACT, raises=(*ENDS, "plugin_disabled"), lenient=True, body_limit=CHECKPOINT_LIMIT)
+@routes.post(
+    "/{id}/wait", needs=ACT, raises=(*ENDS, "plugin_disabled"), lenient=True, redacted=True, body_limit=CHECKPOINT_LIMIT
+)
 def wait_for_person(id: str, body: WaitFor, leases: Leases, caller: Principal, request: Request) -> TaskView | Encoded:
     """End the lease until a person has answered; timeout and stall clocks stop."""
     return leases.wait(id, lease_of(body, request, caller), body, caller)
 
 
-@routes.post("/{id}/release", needs=ACT, raises=ENDS, lenient=True)
-def release_task(id: str, body: Release, leases: Leases, caller: Principal, request: Request) -> TaskView | Encoded:
+@routes.post("/{id}/release", needs=ACT, raises=ENDS, lenient=True, redacted=True)
+async def release_task(
+    id: str, body: Release, leases: Leases, caller: Principal, request: Request, work: Work
+) -> TaskView | Encoded:
     """Give a task back; no attempt is used and the checkpoint stays."""
-    return leases.release(id, lease_of(body, request, caller), body, caller)
+    lease = lease_of(body, request, caller)
+    return await _once(
+        work, _entry(request, caller), lambda: leases.release(id, lease, body, caller),
+        lambda usage: leases.stale_usage(id, lease, usage, caller), body.usage,
+    )  # fmt: skip
 
 
 @routes.post("/{id}/cancelled", needs=ACT, raises=ENDS)

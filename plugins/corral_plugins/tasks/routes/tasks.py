@@ -153,7 +153,7 @@ def list_task_comments(id: str, query: PageQuery, details: Details, caller: Prin
     return details.comments(id, query, caller)
 
 
-@routes.post("/{id}/comments", needs=(WRITE, ACT), status=201, lenient=True)
+@routes.post("/{id}/comments", needs=(WRITE, ACT), status=201, lenient=True, redacted=True)
 def add_task_comment(id: str, body: NewComment, actions: Actions, caller: Principal) -> CommentView:
     """Remark on a task; the next claim gets it."""
     return actions.comment(id, body, by=caller)

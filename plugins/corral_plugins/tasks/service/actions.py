@@ -22,12 +22,14 @@ from corral_plugins.tasks.service.outcomes import NOT_WAITING, Outcomes
 from corral_plugins.tasks.service.relatives import Relatives
 from corral_plugins.tasks.service.rows import Row
 from corral_plugins.tasks.shapes import CommentView, NewComment
+from corral_plugins.tools.api import Tools
 
 
 class Actions:
     """Joins the caller's unit; every change answers the task as it is then."""
 
     audit: Audit | None
+    tools: Tools | None
 
     def __init__(self, moves: Moves, outcomes: Outcomes, relatives: Relatives) -> None:
         self._moves, self._outcomes, self._relatives = moves, outcomes, relatives
@@ -101,9 +103,26 @@ class Actions:
                 raise Invalid(
                     f"{len(faults)} places do not fit the asked schema.", code="schema_mismatch", errors=faults
                 )
-        text = as_json({"input": value}, RESULT_LIMIT, "/input")
-        self.resume(row, text)
+        self._resume_with(row, asked.get("call_id"), as_json({"input": value}, RESULT_LIMIT, "/input"), value)
         return views.answer(row.id, row.version)
+
+    def expire_input(self, row: Row) -> None:
+        """Nobody answered in time; the task goes on without."""
+        call_id = rows.parsed(row.waiting_for).get("call_id")
+        error = {"type": "expired", "message": "Nobody answered in time."}
+        self._resume_with(row, call_id, '{"input":null,"input_expired":true}', None, error)
+
+    def _resume_with(
+        self, row: Row, call_id: str | None, given: str, value: Any, error: dict[str, str] | None = None
+    ) -> None:
+        """`given` (JSON) for a run that waits; for one whose tool asked, the result of that call."""
+        if call_id is not None:
+            if self.tools is not None:
+                self.tools.answered(row.id, call_id, result=value, error=error)
+            status = "succeeded" if error is None else "failed"
+            result = {"call_id": call_id, "status": status, "result": value, "error": error}
+            given = as_json({"tool_results": [result]}, RESULT_LIMIT + 1024, "/input")
+        self.resume(row, given)
 
     def resume(self, row: Row, given: str) -> None:
         """A waiting task goes back to the queue with what it waited for (a JSON object)."""

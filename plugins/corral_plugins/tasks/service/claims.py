@@ -27,6 +27,7 @@ from corral_plugins.tasks.service.moves import Moves, move
 from corral_plugins.tasks.service.offers import Offers
 from corral_plugins.tasks.service.rows import Row
 from corral_plugins.tasks.service.undo import Undo
+from corral_plugins.tools.api import Tools
 from corral_plugins.workers.api import WorkerFacts
 
 TRIES = 3
@@ -79,6 +80,7 @@ class Claims:
     """Gives tasks to workers. Order of locks: the tasks, then their agents, then the worker."""
 
     switch: KillSwitch | None
+    tools: Tools | None
 
     def __init__(self, moves: Moves, offers: Offers, accounts: Accounts) -> None:
         self._moves, self._offers, self._accounts = moves, offers, accounts
@@ -123,7 +125,7 @@ class Claims:
         if not worker.claims or self._is_stopped():
             return []
         agents = self._agents.eligible(worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=None)
-        return queues.first_of(queues.served(agents, worker), limit=limit) if agents else []
+        return queues.first_of(queues.served(agents, worker, self.tools), limit=limit) if agents else []
 
     def _is_stopped(self) -> bool:
         return self.switch is not None and self.switch.state().engaged
@@ -131,7 +133,7 @@ class Claims:
     # -- choosing
 
     def _choose(self, worker: WorkerFacts, agents: Sequence[AgentFacts], wanted: int) -> list[tuple[Row, AgentFacts]]:
-        served = queues.served(agents, worker)
+        served = queues.served(agents, worker, self.tools)
         room = Counter({agent.id: agent.max_concurrent_tasks - agent.active_tasks for agent in agents})
         heavy = self._heavy_requesters()
         chosen: list[tuple[Row, AgentFacts]] = []
@@ -226,7 +228,8 @@ class Claims:
             "requester_id": row.created_by, "lease_id": row.lease_id, "token_hash": token_hash(token),
             "lease_until": self._moves.lease_until(), "ack_until": clock.now(self._settings.get(declared.ACK_SECONDS)),
             "last_activity_at": now, "stall_seconds": policy.stall_seconds, "loop_repeats": policy.loop_repeats,
-            "stall_action": policy.action, "created_at": now,
+            "stall_action": policy.action, "created_at": now, "tainted": bool(row.tainted),
+            "taint_sources": row.taint_sources,
         }  # fmt: skip
         _INSERT.run({**_NEW_ATTEMPT, **values})
         if retry.max_attempts != row.max_attempts:

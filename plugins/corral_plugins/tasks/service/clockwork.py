@@ -69,7 +69,7 @@ class Clockwork:
         elif row.deadline is not None and row.deadline < now:
             self._outcomes.fail_final(row, None, "deadline", "deadline", "Its deadline has passed.", by="deadline")
         elif row.status == "waiting" and (row.waiting_until or now) < now:
-            self._actions.resume(row, '{"input":null,"input_expired":true}')
+            self._actions.expire_input(row)
         elif row.status == "pending" and row.queue_until is not None and row.queue_until < now:
             told = f"No worker took it within {row.queue_timeout_seconds} seconds."
             self._outcomes.fail_final(row, None, "queue_timeout", "queue_timeout", told, by="queue_timeout")

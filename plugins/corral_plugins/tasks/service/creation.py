@@ -99,7 +99,8 @@ class Creation:
             "max_attempts": policy.max_attempts if policy is not None else self._settings.get(declared.MAX_ATTEMPTS),
             "source_type": told["type"], "source_id": told.get("id"), "cause_chain": as_text(list(family.cause_chain)),
             "parent_task_id": family.parent_task_id, "depth": family.depth, "workflow_run_id": family.workflow_run_id,
-            "step_run_id": family.step_run_id, "tainted": family.tainted, "artifacts": "[]",
+            "step_run_id": family.step_run_id, "tainted": family.tainted,
+            "taint_sources": as_text(list(family.taint_sources)) if family.tainted else None, "artifacts": "[]",
             "input": as_text(new.input), "required_tools": as_text(tools),
             "depends_on": as_text([each.lower() for each in new.depends_on]),
             "tags": as_text(new.tags), "metadata": as_text(new.metadata), "allowed_tools": as_text(new.allowed_tools),
@@ -141,6 +142,7 @@ class Creation:
         return msgspec.structs.replace(
             family, parent_task_id=parent.id, depth=parent.depth + 1, cause_chain=family.cause_chain or causes,
             tainted=family.tainted or bool(parent.tainted),
+            taint_sources=(f"task:{parent.id}",) if parent.tainted else (),
         )  # fmt: skip
 
 
@@ -153,6 +155,7 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     workflow_run_id: str | None = None
     step_run_id: str | None = None
     tainted: bool = False
+    taint_sources: tuple[str, ...] = ()
 
 
 def _source_of(by: Principal) -> dict[str, Any]:

@@ -96,5 +96,5 @@ def attempt_view(row: Any) -> AttemptView:
         finished_at=row.finished_at, error=row.error,
         usage={"input_tokens": row.input_tokens, "output_tokens": row.output_tokens, "calls": row.calls,
                "unpriced_tokens": row.unpriced_tokens},
-        cost_usd=row.cost_micro / 1e6, tainted=row.tainted,
+        cost_usd=row.cost_micro / 1e6, tainted=row.tainted, taint_sources=row.taint_sources or [],
     )  # fmt: skip

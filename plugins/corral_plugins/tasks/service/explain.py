@@ -16,6 +16,7 @@ from corral_plugins.tasks.service import queues, rows
 from corral_plugins.tasks.service.details import ATTEMPT_COLUMNS, attempt_view, readable
 from corral_plugins.tasks.service.rows import Row
 from corral_plugins.tasks.shapes import AttemptView, Condition, Explanation
+from corral_plugins.tools.api import Tools
 from corral_plugins.workers.api import WorkerFacts, Workers
 
 ATTEMPTS = 100
@@ -26,6 +27,7 @@ class Explanations:
 
     llm: LLM | None
     switch: KillSwitch | None
+    tools: Tools | None
 
     def __init__(self, agents: Agents, workers: Workers, accounts: Accounts) -> None:
         self._agents, self._workers, self._accounts = agents, workers, accounts
@@ -183,7 +185,7 @@ class Explanations:
             "/admin/workers")
         )  # fmt: skip
         tools = rows.parsed(row.required_tools)
-        able = [worker for worker in chosen if not worker.tools or queues.has_tools(worker.tools, tools)]
+        able = [worker for worker in chosen if queues.brings(worker, tools, self.tools)]
         if chosen:
             found.append(
                 _yes("worker_tools", "A worker has its tools.") if able

@@ -78,6 +78,22 @@ class Fleet:
             )
         return states
 
+    def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
+        """As `renew` tells them, but nothing is renewed."""
+        found = rows.values(
+            Attempt.select(Attempt.lease_id, Attempt.task_id, Attempt.cancel_until, Attempt.lease_until).where(
+                Attempt.lease_id.in_([lease.lease_id for lease in leases]) & Attempt.finished_at.is_null()
+            )
+        )
+        live = {(row[1], row[0]): ("ok" if row[2] is None else "cancel_requested", row[3]) for row in found}
+        states = []
+        for lease in leases:
+            state, until = live.get((lease.task_id, lease.lease_id), ("lost", None))
+            states.append(
+                LeaseState(task_id=lease.task_id, lease_id=lease.lease_id, state=state, expires_at=until)
+            )  # fmt: skip
+        return states
+
     def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
         """The lease if it is live."""
         found = _LIVE_LEASE.one({"task": task_id, "lease": lease_id})

@@ -10,11 +10,8 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Unavailable
 from corral.http.answers import Encoded
-from corral.ids import new_id
-from corral.schema.data import check_user_schema
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.api import Usage
-from corral_plugins.tasks.events import TaskProgressed, TaskStalled, TaskStarted, TaskWaiting
+from corral_plugins.tasks.events import TaskProgressed, TaskStalled, TaskStarted
 from corral_plugins.tasks.reports import (
     Cancelled,
     Checkpoint,
@@ -25,12 +22,15 @@ from corral_plugins.tasks.reports import (
     Release,
     Renewed,
     Started,
+    Used,
     WaitFor,
 )
-from corral_plugins.tasks.service import rows, tallies, usage, views
-from corral_plugins.tasks.service.moves import NOT_CANCELLED, Moves, move, tell
+from corral_plugins.tasks.service import rows, tallies, views
+from corral_plugins.tasks.service.moves import Moves, move, tell
 from corral_plugins.tasks.service.outcomes import Outcomes
 from corral_plugins.tasks.service.rows import Ledger, Row
+from corral_plugins.tasks.service.usage import Usages
+from corral_plugins.tasks.service.waits import check_question, wait_for_input
 
 REPORTS = ("complete", "fail", "wait", "release", "cancelled")
 STATE_LIMIT, RESULT_LIMIT = 1024 * 1024, 256 * 1024
@@ -44,8 +44,8 @@ def lost() -> Conflict:
 class Leases:
     """Joins the caller's unit. `lease_id` is what the call named; the caller must hold it."""
 
-    def __init__(self, moves: Moves, outcomes: Outcomes) -> None:
-        self._moves, self._outcomes, self._settings = moves, outcomes, moves.settings
+    def __init__(self, moves: Moves, outcomes: Outcomes, usages: Usages) -> None:
+        self._moves, self._outcomes, self._usages, self._settings = moves, outcomes, usages, moves.settings
 
     # -- who holds what
 
@@ -107,27 +107,29 @@ class Leases:
 
     def progress(self, task_id: str, lease_id: str | None, told: Progress, by: Principal) -> Renewed:
         """Renew the lease and keep the progress."""
-        row, attempt = self._running(task_id, lease_id, by)
+        row, attempt = self.started(task_id, lease_id, by)
         now = clock.now()
-        changes: dict[str, Any] = usage.grown(row, attempt, told.usage)
+        changes: dict[str, Any] = self._usages.grown(row, attempt, told.usage)
         if told.percent is not None or told.message is not None:
             changes["progress"] = {"percent": told.percent, "message": told.message, "updated_at": now}
         if changes:
             rows.change(row, changes)
-        self._renew(attempt, **self._signature(row, attempt, told.signature))
+        self.renew(attempt, **self._signature(row, attempt, told.signature))
         if "progress" in changes and (attempt.progress_event_at or "") <= clock.now(-1):
             rows.change_attempt(attempt, progress_event_at=now)
             tell(TaskProgressed, row, row.status, progress=changes["progress"])
         self._moves.workers.alive(attempt.worker_id)
         return Renewed(state=state_of(row), expires_at=attempt.lease_until)
 
-    def _running(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[Row, Ledger]:
+    def started(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[Row, Ledger]:
+        """`held`, and the run has begun."""
         row, attempt = self.held(task_id, lease_id, by)
         if row.status == "assigned":
             raise Conflict("Start the task first.", current_status=row.status)
         return row, attempt
 
-    def _renew(self, attempt: Ledger, **changes: Any) -> None:
+    def renew(self, attempt: Ledger, **changes: Any) -> None:
+        """A sign of life of the run."""
         rows.change_attempt(
             attempt, lease_until=self._moves.lease_until(), last_activity_at=clock.now(), stalled=False, **changes
         )
@@ -152,9 +154,9 @@ class Leases:
 
     def checkpoint(self, task_id: str, lease_id: str | None, told: Checkpoint, by: Principal) -> CheckpointTaken:
         """Keep what the next attempt goes on from; a smaller step than the stored one is ignored."""
-        row, attempt = self._running(task_id, lease_id, by)
+        row, attempt = self.started(task_id, lease_id, by)
         self._keep(row, attempt, told)
-        self._renew(attempt)
+        self.renew(attempt)
         self._moves.workers.alive(attempt.worker_id)
         return CheckpointTaken(step=attempt.checkpoint_step or 0)
 
@@ -177,7 +179,7 @@ class Leases:
         if not again:
             self._must_run(row, "completed")
             result = as_json(told.result, RESULT_LIMIT, "/result")
-            usage.record(row, attempt, told.usage)
+            self._usages.record(row, attempt, told.usage)
             if row.status == "cancelling" and not self._counts_late(row):
                 self._outcomes.settle(row, attempt, by="complete", kept=result)
             else:
@@ -192,7 +194,7 @@ class Leases:
         """The run failed."""
         row, attempt, again = self._reported(task_id, lease_id, by, "fail")
         if not again:
-            usage.record(row, attempt, told.usage)
+            self._usages.record(row, attempt, told.usage)
             if row.status == "cancelling":
                 self._outcomes.settle(row, attempt, by="fail")
             elif row.status == "assigned":  # it never started: that used no attempt
@@ -217,29 +219,21 @@ class Leases:
             )
         if told.approval is not None or told.approval_id is not None:
             raise Invalid.at("/approval", "not_allowed", "Give one of approval, approval_id and input.")
-        if asked.schema is not None:
-            check_user_schema(asked.schema, pointer_prefix="/input/schema")
+        check_question(asked)
         self._must_run(row, "made to wait")
         if told.checkpoint is not None:
             self._keep(row, attempt, told.checkpoint)
         if row.status == "cancelling":
             self._outcomes.settle(row, attempt, by="wait")
             return views.answer(row.id, row.version)
-        now = clock.now()
-        until = clock.now(asked.expires_in_seconds) if asked.expires_in_seconds is not None else None
-        waiting_for = {"kind": "input", "id": new_id(), "since": now, "prompt": asked.prompt, "schema": asked.schema,
-                       "expires_at": until}  # fmt: skip
-        self._moves.off_lease(
-            row, attempt, "waiting", ledger="waiting", by="wait", event=TaskWaiting, named={"waiting_for": waiting_for},
-            waiting_for=waiting_for, waiting_kind="input", waiting_until=until, resuming=True,
-            used_ms=row.used_ms + clock.elapsed_ms(row.started_at or now, now), **NOT_CANCELLED,
-        )  # fmt: skip
+        wait_for_input(self._moves, row, attempt, asked, by="wait")
         return views.answer(row.id, row.version)
 
     def release(self, task_id: str, lease_id: str | None, told: Release, by: Principal) -> Encoded:
         """The worker gives the task back; no attempt is used."""
         row, attempt, again = self._reported(task_id, lease_id, by, "release")
         if not again:
+            self._usages.record(row, attempt, told.usage)
             if row.status == "cancelling":
                 self._outcomes.settle(row, attempt, by="release")
             else:
@@ -252,7 +246,7 @@ class Leases:
         if not again:
             if row.status != "cancelling":
                 raise Conflict("Nobody asked to cancel this task; release it instead.", current_status=row.status)
-            usage.record(row, attempt, told.usage)
+            self._usages.record(row, attempt, told.usage)
             self._outcomes.settle(row, attempt, by="cancelled")
         return views.answer(row.id, row.version)
 
@@ -261,13 +255,13 @@ class Leases:
         if row.status == "assigned":
             raise Conflict(f"A task must be started before it is {what}.", current_status=row.status)
 
-    def stale_usage(self, task_id: str, lease_id: str | None, used: Usage, by: Principal) -> None:
+    def stale_usage(self, task_id: str, lease_id: str | None, used: Used, by: Principal) -> None:
         """What a lost lease has used was spent all the same; nothing else of a stale call counts."""
         try:
             row, attempt = self._found(task_id, lease_id, by)
         except (Conflict, NotFound, Forbidden):
             return
-        usage.record(row, attempt, used)
+        self._usages.record(row, attempt, used)
 
 
 def state_of(row: Row) -> str:

@@ -14,6 +14,7 @@ from corral_plugins.tasks.api import Claim
 from corral_plugins.tasks.models import Attempt, Comment, Task
 from corral_plugins.tasks.service import rows, views
 from corral_plugins.tasks.service.rows import Row
+from corral_plugins.tools.api import ClaimTool, Tools
 
 GATEWAY = "/api/v1/llm"
 """Relative: the worker knows by which address it reaches its server."""
@@ -39,7 +40,7 @@ _COMMENTS = Statement(
 )
 _SOURCE = Statement(
     lambda p: (
-        Task.select(Task.source_type, Task.source_id, Task.workflow_run_id, Task.step_run_id, Task.allowed_tools)
+        Task.select(Task.source_type, Task.source_id, Task.workflow_run_id, Task.step_run_id)
         .where(Task.id == p("id"))
         .tuples()
     )
@@ -50,6 +51,7 @@ class Offers:
     """Builds claims; joins the unit of the claim."""
 
     llm: LLM | None
+    tools: Tools | None
 
     def __init__(self, contributions: Contributions) -> None:
         self._contributions = contributions
@@ -68,7 +70,7 @@ class Offers:
     def claim(self, row: Row, agent: AgentFacts, *, model: str, token: str, expires_at: str, attempt: int) -> Claim:
         """The claim of a task that was just leased."""
         assert row.lease_id is not None
-        source_type, source_id, run, step, allowed = _SOURCE.one({"id": row.id}) or ("api", None, None, None, None)
+        source_type, source_id, run, step = _SOURCE.one({"id": row.id}) or ("api", None, None, None)
         config = {key: value for key, value in agent.config.items() if key != "fallback_models"}
         about = {
             "id": row.id,
@@ -89,7 +91,7 @@ class Offers:
                 "system_prompt": agent.system_prompt,
                 "model": model,
                 "fallback_models": agent.config.get("fallback_models") or [],
-                "tools": _tools(agent, rows.parsed(allowed)),
+                "tools": self._tools(row, agent, model),
                 "config": config,
             },
             lease_id=row.lease_id,
@@ -103,6 +105,17 @@ class Offers:
             secrets=[],
         )
 
+    def _tools(self, row: Row, agent: AgentFacts, model: str) -> list[ClaimTool]:
+        """The tools of the run: the agent's, narrowed by the task. A model that cannot call tools gets none."""
+        if self.tools is None or not agent.enabled_tools or row.worker_id is None:
+            return []
+        if self.llm is not None and self.llm.capabilities(model).get("tools") is False:
+            return []
+        return self.tools.offered(
+            enabled=agent.enabled_tools, policy=agent.tool_policy, allowed=rows.parsed(row.allowed_tools),
+            worker_id=row.worker_id,
+        )  # fmt: skip
+
     def _resume(self, row: Row) -> dict[str, Any] | None:
         """The last checkpoint and what came since; null for a first attempt."""
         found = _CHECKPOINT.one({"id": row.id, "floor": row.checkpoint_floor}) if row.fence > 1 else None
@@ -111,15 +124,6 @@ class Offers:
             return None
         checkpoint = None if found is None else msgspec.Raw(found[0])
         return {"checkpoint": checkpoint, "tool_results": [], **(given or {})}
-
-
-def _tools(agent: AgentFacts, allowed: list[str] | None) -> list[dict[str, Any]]:
-    """The tools of the run: the agent's, narrowed by the task. Schema and risk are known to who offers the tool."""
-    return [
-        {"name": name, "schema": None, "risk": None, "runs": "worker", "policy": agent.tool_policy.get(name)}
-        for name in agent.enabled_tools
-        if allowed is None or name in allowed
-    ]
 
 
 def _comments(task_id: str) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from corral_plugins.tasks.service import rows, tallies
 from corral_plugins.tasks.service.moves import NOT_CANCELLED, Moves, failure, move, summary
 from corral_plugins.tasks.service.relatives import Relatives
 from corral_plugins.tasks.service.rows import Ledger, Row
+from corral_plugins.tools.api import Tools
 
 RETRYABLE = ("error", "timeout", "lease_lost", "stalled")
 NOT_WAITING: dict[str, Any] = {"waiting_for": None, "waiting_kind": None, "waiting_until": None}
@@ -23,6 +24,8 @@ ENDED = {"timeout": "It ran longer than its timeout_seconds.", "stalled": "It ma
 
 class Outcomes:
     """Ends of attempts and tasks. Every method takes a locked row."""
+
+    tools: Tools | None
 
     def __init__(self, moves: Moves, relatives: Relatives) -> None:
         self._moves, self._relatives = moves, relatives
@@ -177,11 +180,20 @@ class Outcomes:
         columns = {**self._moves.queued(row), **changes, **NOT_CANCELLED, "progress": None}
         self._moves.off_lease(row, attempt, "pending", ledger=ledger, by=by, **columns)
 
+    def _unanswered(self, row: Row) -> None:
+        """What a tool asked a person is not asked any more."""
+        call_id = (rows.parsed(row.waiting_for) or {}).get("call_id")
+        if call_id is not None and self.tools is not None:
+            error = {"type": "expired", "message": "The task ended before anybody answered."}
+            self.tools.answered(row.id, call_id, error=error)
+
     def _end(
         self, row: Row, attempt: Ledger | None, to: str, /, *, by: str, event: type[TaskEvent], named: dict[str, Any],
         cause: dict[str, Any] | None = None, kept: str | None = None, **changes: Any,
     ) -> None:  # fmt: skip
         """A transition with or without a live lease."""
+        if row.status == "waiting":
+            self._unanswered(row)
         if attempt is None:
             move(row, to, event=event, named=named, **changes)
             return

@@ -15,6 +15,7 @@ from corral_plugins.tasks.models import Task
 from corral_plugins.tasks.service import rows
 from corral_plugins.tasks.service.rows import ROW_COLUMNS, Row
 from corral_plugins.tasks.sums import Toolset
+from corral_plugins.tools.api import Tools
 from corral_plugins.workers.api import WorkerFacts
 
 MAX_TOOLSETS = 500
@@ -97,19 +98,21 @@ def missing_tools(offered: Sequence[str], wanted: Iterable[str]) -> list[str]:
     return [tool for tool in wanted if not has_tools(offered, [tool])]
 
 
-def serves(agent: AgentFacts, worker: WorkerFacts | None, tools: Sequence[str]) -> bool:
-    """Whether agent and worker (one that names no tools offers all) have the tools of a task."""
-    if not has_tools(agent.enabled_tools, tools):
-        return False
-    return worker is None or not worker.tools or has_tools(worker.tools, tools)
+def brings(worker: WorkerFacts, tools: Sequence[str], service: Tools | None) -> bool:
+    """Whether a run on this worker has the tools of a task: its own (none listed: all) and those of the server."""
+    if not worker.tools:
+        return True
+    of_server = service.of_server() if service is not None else ()
+    return has_tools([*worker.tools, *of_server], tools)
 
 
-def served(agents: Sequence[AgentFacts], worker: WorkerFacts) -> dict[str, list[AgentFacts]]:
+def served(agents: Sequence[AgentFacts], worker: WorkerFacts, service: Tools | None) -> dict[str, list[AgentFacts]]:
     """Queues that these agents may serve on this worker, each with its agents in their order."""
-    sets = toolsets()
+    sets = {digest: tools for digest, tools in toolsets().items() if brings(worker, tools, service)}
     found: dict[str, list[AgentFacts]] = {}
     for agent in agents:
-        suffixes = ["", *(f"#{digest}" for digest, tools in sets.items() if serves(agent, worker, tools))]
+        able = [digest for digest, tools in sets.items() if has_tools(agent.enabled_tools, tools)]
+        suffixes = ["", *(f"#{digest}" for digest in able)]
         for base in (f"agent:{agent.id}", f"role:{agent.role}", "any"):
             for suffix in suffixes:
                 found.setdefault(base + suffix, []).append(agent)

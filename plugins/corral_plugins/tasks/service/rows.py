@@ -66,12 +66,14 @@ class Row(msgspec.Struct):
     parent_task_id: str | None
     depth: int
     tainted: bool
+    taint_sources: str | None
     waiting_kind: str | None
     waiting_until: str | None
     waiting_for: str | None
     resume: str | None
     error: str | None
     required_tools: str
+    allowed_tools: str | None
     depends_on: str
     retry_policy: str | None
     stall_policy: str | None

@@ -12,16 +12,18 @@ from corral.http.answers import ANY_VERSION
 from corral_plugins.tasks.api import (
     DIRECT,
     ClaimAnswer,
+    LeaseFacts,
     LeaseRef,
     LeaseState,
     LeaseView,
     NewTask,
     Origin,
     QueueFigures,
+    Run,
     Signal,
-    Usage,
 )
 from corral_plugins.tasks.models import Task
+from corral_plugins.tasks.reports import Usage
 from corral_plugins.tasks.service import rows, usage
 from corral_plugins.tasks.service.actions import Actions
 from corral_plugins.tasks.service.claims import Claims
@@ -29,14 +31,18 @@ from corral_plugins.tasks.service.creation import Creation
 from corral_plugins.tasks.service.details import readable
 from corral_plugins.tasks.service.fleet import Fleet
 from corral_plugins.tasks.service.moves import queue_key
+from corral_plugins.tasks.service.runs import Runs
 from corral_plugins.tasks.service.views import TaskView, Views
 
 
 class TasksService:
     """Implements `corral_plugins.tasks.api.Tasks`."""
 
-    def __init__(self, creation: Creation, actions: Actions, claims: Claims, fleet: Fleet, views: Views) -> None:
+    def __init__(
+        self, creation: Creation, actions: Actions, claims: Claims, fleet: Fleet, runs: Runs, views: Views
+    ) -> None:
         self._creation, self._actions, self._claims, self._fleet, self._views = creation, actions, claims, fleet, views
+        self._runs = runs
 
     def create(
         self, new: NewTask, *, by: Principal, source: dict[str, Any] | None = None, origin: Origin = DIRECT
@@ -102,6 +108,30 @@ class TasksService:
 
     def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
         return self._fleet.live_lease(task_id, lease_id)
+
+    def run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
+        return self._runs.run(task_id, lease_id, by=by)
+
+    def run_of(self, task_id: str) -> Run | None:
+        return self._runs.run_of(task_id)
+
+    def taint(self, task_id: str, lease_id: str, sources: Sequence[str]) -> bool:
+        return self._runs.taint(task_id, lease_id, sources)
+
+    def fail_run(self, task_id: str, lease_id: str, *, type: str, message: str) -> None:
+        self._runs.fail(task_id, lease_id, type=type, message=message)
+
+    def lease_facts(self, task_id: str, lease_id: str) -> LeaseFacts | None:
+        attempt = rows.of_lease(lease_id)
+        if attempt is None or attempt.task_id != task_id:
+            return None
+        return LeaseFacts(
+            task_id=task_id, lease_id=lease_id, attempt_id=attempt.id, agent_id=attempt.agent_id,
+            worker_id=attempt.worker_id, requester_id=attempt.requester_id, is_live=attempt.finished_at is None,
+        )  # fmt: skip
+
+    def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
+        return self._fleet.lease_states(leases)
 
     def renew_one(self, task_id: str, lease_id: str) -> None:
         self._fleet.renew_one(task_id, lease_id)

@@ -1,4 +1,4 @@
-"""Attempt tokens: made at each claim, bound to the lease, dead with it."""
+"""Who acts under a lease: by the attempt token that was made at its claim, or as the worker that holds it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
 from corral.core.api import Accounts
 from corral.database.statement import Statement
-from corral.errors import NotFound, Unauthorized
+from corral.errors import Forbidden, NotFound, Unauthorized
 from corral_plugins.tasks.models import Attempt
 from corral_plugins.tasks.service.claims import TOKEN_PREFIX, token_hash
+from corral_plugins.tasks.service.leases import lost
 
 _LIVE = Statement(
     lambda p: (
@@ -17,22 +18,34 @@ _LIVE = Statement(
         .tuples()
     )
 )
+_OF_LEASE = Statement(
+    lambda p: (
+        Attempt.select(Attempt.task_id, Attempt.lease_id, Attempt.agent_id, Attempt.requester_id, Attempt.worker_id)
+        .where((Attempt.lease_id == p("lease")) & Attempt.finished_at.is_null())
+        .tuples()
+    )
+)
 
 
-class AttemptTokens:
-    """The rights of an attempt are those of agents that its requester holds too, and those that only machines hold."""
+class AttemptCallers:
+    """The rights of an attempt are those of agents that its requester holds too, and those that only machines hold.
+
+    Implements `LeaseCallers`.
+    """
 
     def __init__(self, accounts: Accounts, permissions: Permissions) -> None:
         self._accounts, self._permissions = accounts, permissions
 
-    def recognises(self, credential: str) -> bool:
-        return credential.startswith(TOKEN_PREFIX)
-
-    def authenticate(self, credential: str) -> Principal:
-        found = _LIVE.one({"hash": token_hash(credential)})
+    def caller(self, worker: Principal, lease_id: str) -> Principal:
+        found = _OF_LEASE.one({"lease": lease_id})
         if found is None:
-            raise Unauthorized("The lease of this token has ended.")
-        task_id, lease_id, agent_id, requester_id = found
+            raise lost()
+        if found[4] != worker.worker_id:
+            raise Forbidden("This lease is held by another worker.")
+        return self.principal(*found[:4])
+
+    def principal(self, task_id: str, lease_id: str, agent_id: str, requester_id: str | None) -> Principal:
+        """Who acts under the lease; `Unauthorized` once its requester may not any more."""
         role = self._role(requester_id)
         return Principal(
             kind="agent",
@@ -59,3 +72,19 @@ class AttemptTokens:
     def _rights(self, role: str) -> frozenset[str]:
         of_agents = self._permissions.of("agent")
         return (of_agents & self._permissions.of(role)) | (of_agents - self._permissions.of("admin"))
+
+
+class AttemptTokens:
+    """Recognises `cra_a…`."""
+
+    def __init__(self, callers: AttemptCallers) -> None:
+        self._callers = callers
+
+    def recognises(self, credential: str) -> bool:
+        return credential.startswith(TOKEN_PREFIX)
+
+    def authenticate(self, credential: str) -> Principal:
+        found = _LIVE.one({"hash": token_hash(credential)})
+        if found is None:
+            raise Unauthorized("The lease of this token has ended.")
+        return self._callers.principal(*found)

@@ -1,0 +1,196 @@
+"""`corral run`: give an agent a task and follow it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from corral.http.remote import LiveText, Remote
+
+INPUT_BYTES, TITLE_LENGTH = 256 * 1024, 200
+ENDINGS = ("task.completed", "task.failed", "task.cancelled")
+
+
+@click.command("run")
+@click.option("--agent", required=True, metavar="NAME", help="name or id of the agent")
+@click.option(
+    "--input", "input_path", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="file that the agent gets as data: a JSON object, or text",
+)  # fmt: skip
+@click.option("--url", envvar="CORRAL_URL", default="http://127.0.0.1:8000", show_default=True, help="the server")
+@click.option(
+    "--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path, allow_dash=True),
+    help="file with an access token or API key, - for standard input (else CORRAL_TOKEN)",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@click.argument("instructions")
+def command(
+    agent: str, input_path: Path | None, url: str, token_file: Path | None, as_json: bool, instructions: str
+) -> None:
+    """Create a task for an agent of a running server, follow it, print its result.
+
+    Exits with 0 only when the task is completed. Ctrl-C ends the following, not the task.
+    """
+    from corral.http.remote import Remote, RemoteError
+
+    if not instructions.strip():
+        raise click.UsageError("the instructions are empty")
+    new = {"title": _title(instructions), "instructions": instructions, "input": _input(input_path)}
+    remote = Remote(_url(url), _token(token_file))
+    try:
+        sys.exit(_run(remote, agent, new, Story(quiet=as_json), as_json=as_json))
+    except RemoteError as error:
+        raise click.ClickException(str(error)) from None
+    finally:
+        remote.close()
+
+
+class Story:
+    """What happens, as lines on standard error: standard output is the result's."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        from corral.http.remote import LiveText
+
+        self._quiet, self._began = quiet, time.monotonic()
+        self._live: LiveText = LiveText()
+        self._open = False
+
+    def tell(self, event: str, data: dict[str, Any]) -> None:
+        """An event of the task."""
+        if event == "task.progress":
+            self._progress(str((data.get("progress") or {}).get("message") or ""))
+        elif event == "task.waiting":
+            waiting = data.get("waiting_for") or {}
+            self.line("waiting", f"for {waiting.get('kind', 'a person')}")
+        elif event not in ("task.created", "task.updated"):
+            self.line(event.removeprefix("task."), "")
+
+    def line(self, name: str, text: str, *, ends: bool = True) -> None:
+        """A step with the elapsed time; one that does not end is written on by `_progress`."""
+        if not self._quiet:
+            elapsed, before = time.monotonic() - self._began, "\n" if self._open else ""
+            click.echo(f"{before}{elapsed:7.1f} s  {name:<10} {text}".rstrip(), nl=ends, err=True)
+            self._open = not ends
+
+    def _progress(self, message: str) -> None:
+        """Words of the model as they come, or a remark of the agent."""
+        goes_on, fresh = self._live.add(message)
+        if goes_on and self._open:
+            click.echo(fresh, nl=False, err=True)
+        elif fresh:
+            self.line("progress", fresh, ends=False)
+
+
+def _run(remote: Remote, agent: str, new: dict[str, Any], story: Story, *, as_json: bool) -> int:
+    began = time.monotonic()
+    task = remote.post("/tasks", {**new, "agent_id": _agent_id(remote, agent)})
+    story.line("created", task["id"])
+    try:
+        for event, data in remote.events("task", task["id"]):
+            story.tell(event, data)
+            if event in ENDINGS:
+                break
+    except KeyboardInterrupt:
+        _leave(task["id"])
+    ended = remote.get(f"/tasks/{task['id']}")
+    _show(outcome_of(ended, time.monotonic() - began), as_json=as_json)
+    return 0 if ended["status"] == "completed" else 1
+
+
+def outcome_of(task: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """What is told at the end; `result` as the agent gave it."""
+    cost = task["cost"]
+    return {
+        "status": task["status"], "task_id": task["id"], "result": task["result"], "error": task["error"],
+        "input_tokens": cost["input_tokens"], "output_tokens": cost["output_tokens"], "calls": cost["calls"],
+        "cost_usd": cost["cost_usd"], "unpriced_tokens": cost["unpriced_tokens"], "attempts": task["attempt"],
+        "duration_ms": round(seconds * 1000),
+    }  # fmt: skip
+
+
+def _show(outcome: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(outcome, indent=2))
+        return
+    result, error = outcome["result"], outcome["error"]
+    if isinstance(result, dict) and isinstance(result.get("text"), str):
+        click.echo(result["text"])
+    elif result is not None:
+        click.echo(json.dumps(result, indent=2, ensure_ascii=False))
+    if error is not None:
+        click.echo(f"{outcome['status']}: {error.get('message') or error.get('type')}", err=True)
+    unpriced = f" + {outcome['unpriced_tokens']} tokens without a price" if outcome["unpriced_tokens"] else ""
+    click.echo(
+        f"\n{outcome['status']}: {outcome['input_tokens']} tokens in, {outcome['output_tokens']} out, "
+        f"$ {outcome['cost_usd']:.6f}{unpriced}, {outcome['duration_ms'] / 1000:.1f} s",
+        err=True,
+    )
+
+
+def _agent_id(remote: Remote, name: str) -> str:
+    """By name, without regard to case, or by id."""
+    found = remote.get("/agents", search=name, limit=200)["items"]
+    same = [item for item in found if item["name"].casefold() == name.casefold()] or [
+        item for item in found if item["id"] == name
+    ]
+    if same:
+        return str(same[0]["id"])
+    from corral.http.remote import RemoteError
+
+    try:
+        return str(remote.get(f"/agents/{name}")["id"])
+    except RemoteError as error:
+        if error.status not in (404, 422):
+            raise
+    near = f"; did you mean {found[0]['name']}?" if found else "; GET /agents lists them"
+    raise click.ClickException(f"there is no agent {name}{near}")
+
+
+def _leave(task_id: str) -> NoReturn:
+    click.echo(f"\nThe task goes on: {task_id}", err=True)
+    sys.exit(130)
+
+
+def _title(instructions: str) -> str:
+    first = instructions.strip().splitlines()[0].strip()
+    return first if len(first) <= TITLE_LENGTH else first[: TITLE_LENGTH - 1] + "…"
+
+
+def _input(path: Path | None) -> dict[str, Any]:
+    """The file's JSON object, or its text as `{"text": …}`."""
+    if path is None:
+        return {}
+    if path.stat().st_size > INPUT_BYTES:
+        raise click.UsageError(f"--input {path}: {path.stat().st_size} bytes, at most {INPUT_BYTES} are taken")
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise click.UsageError(f"--input {path}: the file is not UTF-8 text") from None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    return value if isinstance(value, dict) else {"text": text}
+
+
+def _token(file: Path | None) -> str:
+    if file is None:
+        text = os.environ.get("CORRAL_TOKEN", "")
+    else:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
+    if not text.strip():
+        raise click.UsageError("a token is needed: --token-file FILE, or the variable CORRAL_TOKEN")
+    return text.strip()
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise click.BadParameter("begins with http:// or https://", param_hint="--url")
+    return text

@@ -1,0 +1,115 @@
+"""`corral run` against a real server with its embedded worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from corral.testing.server import ServerProcess
+
+SCRIPTS = """
+[plugins.llm.scripts.refuses]
+turns = [{ error = { status = 400, message = "No such thing." } }]
+[plugins.llm.scripts.writes]
+turns = [{ text = "One two three four five six seven eight nine ten eleven twelve.", delay_seconds = 3, chunk = 4 }]
+"""
+
+
+class Run:
+    """`run("--agent", "Echo", "Say hello")`: the command, signed in."""
+
+    def __init__(self, folder: Path, address: str, client: httpx2.Client) -> None:
+        self.folder, self.client = folder, client
+        token = client.headers["Authorization"].removeprefix("Bearer ")
+        self.environ = {**os.environ, "CORRAL_URL": address, "CORRAL_TOKEN": token}
+
+    def __call__(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "corral", "run", *arguments], cwd=self.folder, env={**self.environ, **environ},
+            text=True, capture_output=True, timeout=90, check=False,
+        )  # fmt: skip
+
+    def agent(self, name: str, model: str = "echo") -> str:
+        fields = {"name": name, "llm_provider": "scripted", "llm_model": model, "retry_policy": {"max_attempts": 1}}
+        agent = self.client.post("/agents", json=fields).raise_for_status().json()
+        self.client.post(f"/agents/{agent['id']}/start", json={}).raise_for_status()
+        return str(agent["id"])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    folder = tmp_path_factory.mktemp("run")
+    config = folder / "corral.toml"
+    config.write_text(SCRIPTS)
+    with (
+        ServerProcess(folder, arguments=(), environ={"CORRAL_CONFIG": str(config)}) as server,
+        server.sign_in() as client,
+    ):
+        yield Run(folder, server.address, client)
+
+
+def task_of(run: Run, done: subprocess.CompletedProcess[str]) -> Any:
+    return run.client.get(f"/tasks/{json.loads(done.stdout)['task_id']}").raise_for_status().json()
+
+
+def test_the_result_is_on_standard_output_and_the_rest_beside_it(run: Run) -> None:
+    run.agent("Echo One")
+    done = run("--agent", "echo one", "Say hello")
+    assert (done.returncode, done.stdout) == (0, "Say hello\n"), done
+    for word in ("created", "assigned", "started", "completed", "tokens in", "$"):
+        assert word in done.stderr
+
+
+def test_as_json_with_a_file_as_data(run: Run) -> None:
+    agent = run.agent("Echo Two")
+    (run.folder / "data.json").write_text('{"a": [1]}')
+    (run.folder / "notes.txt").write_text("just text")
+    for name, told in (("data.json", {"a": [1]}), ("notes.txt", {"text": "just text"})):
+        done = run("--agent", agent, "--json", "--input", name, "Read it.\nAll of it.")
+        assert done.returncode == 0, done
+        outcome, task = json.loads(done.stdout), task_of(run, done)
+        assert (outcome["status"], outcome["calls"]) == ("completed", 1)
+        assert (task["input"], task["title"], task["agent_id"]) == (told, "Read it.", agent)
+        assert done.stderr == ""
+
+
+def test_words_are_shown_as_they_come(run: Run) -> None:
+    run.agent("Writer", "writes")
+    done = run("--agent", "Writer", "Count")
+    assert done.returncode == 0, done
+    assert "  progress   One" in done.stderr
+    assert done.stdout == "One two three four five six seven eight nine ten eleven twelve.\n"
+
+
+def test_only_a_completed_task_is_a_success(run: Run) -> None:
+    run.agent("Refuser", "refuses")
+    done = run("--agent", "Refuser", "Do it")
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert "No such thing." in done.stderr
+    assert json.loads(run("--agent", "Refuser", "--json", "Do it").stdout)["status"] == "failed"
+
+
+def test_what_is_wrong_is_one_line(run: Run) -> None:
+    run.agent("Echo Three")
+    cases = [
+        (("--agent", "Nobody", "Do it"), {}, 1, "there is no agent Nobody"),
+        (("--agent", "Echo Thre", "Do it"), {}, 1, "did you mean Echo Three?"),
+        (("--agent", "Echo Three", " "), {}, 2, "the instructions are empty"),
+        (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": ""}, 2, "--token-file"),
+        (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": "wrong"}, 1, "401"),
+        (("--agent", "Echo Three", "--url", "ftp://x", "Do it"), {}, 2, "begins with http"),
+        (("--agent", "Echo Three", "--url", "http://127.0.0.1:9", "Do it"), {}, 1, "does not answer"),
+    ]  # fmt: skip
+    for arguments, environ, status, words in cases:
+        done = run(*arguments, **environ)
+        assert (done.returncode, done.stdout) == (status, ""), done
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
