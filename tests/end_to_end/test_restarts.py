@@ -94,8 +94,6 @@ def test_operations_6_sigterm_under_load_cuts_no_request(database_url: str, tmp_
         server.start()
         with server.sign_in() as admin:
             kept = admin.get("/tasks", params={"limit": 1}).json()["total"]
-            # nothing acknowledged is lost; a request that met the closing of its connection may have been done
-            assert len(created) <= kept <= len(created) + len(faults)
-    assert [fault for fault in faults if "RemoteProtocolError" not in fault and "ReadError" not in fault] == []
-    assert len(faults) <= len(threads)
+            assert len(created) == kept
+    assert faults == []  # no request was cut
     assert len(created) > 20

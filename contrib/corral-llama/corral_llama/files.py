@@ -1,0 +1,106 @@
+"""Which model file is used: `CORRAL_LOCAL_MODEL`, else one in the data folder, else one in the user's cache."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from corral.plugin import Installation
+from corral_llama.gguf import Header, read_header
+
+DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+DEMO_BYTES = 98_362_432
+UNKNOWN_CONTEXT = 4096
+
+
+class NoModel(Exception):
+    """There is no model that this machine can run; the message says why, and what to do."""
+
+
+class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model file. `source`: configured | data folder | user cache."""
+
+    path: Path
+    source: str
+    header: Header
+    is_demo: bool
+
+    @property
+    def id(self) -> str:
+        """Its name as a model: that of the file."""
+        return self.path.stem
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether its chat template knows tools."""
+        return "tools" in self.header.chat_template
+
+    def context(self, wanted: int) -> int:
+        """Tokens of context: what is wanted, as far as the model was trained for it."""
+        return min(wanted, self.header.context_length or UNKNOWN_CONTEXT)
+
+
+def user_cache() -> Path:
+    """Where `corral local-model install` puts the demo model, so that temporary data folders find it."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "corral" / "models"
+
+
+def folders(installation: Installation) -> dict[str, Path]:
+    """The folders that are searched, in order."""
+    return {"data folder": installation.data_dir / "models", "user cache": user_cache()}
+
+
+def find(installation: Installation) -> LocalModel:
+    """The model to use; `NoModel` says why there is none. Reads the file's header: not for the loop."""
+    path, source = _find_file(installation)
+    try:
+        header = read_header(path)
+        size = path.stat().st_size
+    except (OSError, ValueError) as error:
+        raise NoModel(f"the model cannot be read: {error}") from None
+    problem = why_not_here()
+    if problem is not None:
+        raise NoModel(problem)
+    is_demo = path.name == DEMO_FILE and size == DEMO_BYTES
+    return LocalModel(path=path, source=source, header=header, is_demo=is_demo)
+
+
+def why_not_here() -> str | None:
+    """Why no model at all can run on this machine; None: it can."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        return "xllamacpp is not installed: pip install corral-llama"
+    if platform.system() == "Linux" and platform.machine() == "x86_64" and "avx2" not in _cpu_flags():
+        return "this CPU has no AVX2, which llama.cpp is built for"
+    return None
+
+
+def _find_file(installation: Installation) -> tuple[Path, str]:
+    if installation.local_model is not None:
+        if not installation.local_model.is_file():
+            raise NoModel(f"CORRAL_LOCAL_MODEL: there is no file {installation.local_model}")
+        return installation.local_model, "configured"
+    for source, folder in folders(installation).items():
+        for path in _model_files(folder):
+            return path, source
+    searched = " and ".join(str(folder) for folder in folders(installation).values())
+    raise NoModel(f"no model is installed in {searched}: corral local-model install")
+
+
+def _model_files(folder: Path) -> Iterator[Path]:
+    """The files of a folder; who has put a model of their own beside the demo model means that one."""
+    yield from sorted(folder.glob("*.gguf"), key=lambda path: (path.name == DEMO_FILE, path.name))
+
+
+def _cpu_flags() -> frozenset[str]:
+    """The first CPU's; all that matters when they cannot be read."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return frozenset({"avx2"})
+    return frozenset(next((line for line in lines if line.startswith("flags")), "avx2").split())

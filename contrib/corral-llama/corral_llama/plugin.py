@@ -1,0 +1,105 @@
+"""The plugin `llama`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from corral.plugin import DemoModel, Installation, Plugin, Runtime, Setting, Settings, hookimpl
+from corral_llama import settings
+from corral_llama.files import NoModel, find
+
+if TYPE_CHECKING:
+    import click
+
+    from corral_llama.process import Children
+    from corral_llama.provider import LocalProvider
+    from corral_plugins.llm.api import LLMProvider
+
+IDLE_CHECK_SECONDS = 30.0
+
+
+class LlamaConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`warm_up`: load the model when the server starts instead of at its first use."""
+
+    warm_up: bool = False
+
+
+class LlamaPlugin(Plugin):
+    """Local models: a GGUF file through llama.cpp.
+
+    The model runs on this machine in a process of its own: no network, no key, price 0. It is the kind `local` of the
+    gateway's providers.
+    """
+
+    name = "llama"
+    wants = ("llm",)
+    config = LlamaConfig
+
+    def __init__(self, section: LlamaConfig | None = None) -> None:
+        super().__init__(section or LlamaConfig())
+        self._settings: Settings
+        self._children: Children
+        self._warming: asyncio.Task[None] | None = None
+
+    @cached_property
+    def _provider(self) -> LocalProvider:
+        """Made when a kernel boots: commands do without what it imports."""
+        from corral_llama.provider import LocalProvider
+
+        return LocalProvider()
+
+    async def start(self, runtime: Runtime) -> None:
+        from corral.egress.client import Egress
+        from corral_llama.process import Children
+
+        self._settings = runtime.service(Settings)  # type: ignore[type-abstract]  # the key of the container
+        self._children = Children(runtime.service(Egress))
+        self._provider.begin(self._children, self._settings, runtime.service(Installation))
+        await self._provider.look()
+        runtime.supervise("idle", self._stop_when_idle)
+        if self.section.warm_up:
+            self._warming = asyncio.create_task(self._provider.warm_up())
+
+    async def stop(self) -> None:
+        if self._warming is not None:
+            self._warming.cancel()
+            await asyncio.gather(self._warming, return_exceptions=True)
+        await self._provider.close()
+
+    async def _stop_when_idle(self) -> None:
+        """In every process: each has a child of its own, which no schedule of another can stop."""
+        while True:
+            await asyncio.sleep(IDLE_CHECK_SECONDS)
+            await self._children.stop_if_idle(self._settings.get(settings.IDLE_SECONDS))
+
+    @hookimpl(optionalhook=True)
+    def corral_llm_providers(self) -> Iterable[LLMProvider]:
+        return [self._provider]
+
+    @hookimpl
+    def corral_settings(self) -> Iterable[Setting[Any]]:
+        return settings.ALL
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        from corral_llama.commands import command
+
+        return [command]
+
+    @hookimpl
+    def corral_demo_models(self, installation: Installation) -> Iterable[DemoModel]:
+        try:
+            model = find(installation)
+        except NoModel as error:
+            return [DemoModel(name="local", problem=str(error))]
+        return [
+            DemoModel(
+                name=f"local/{model.id}", context_tokens=model.context(settings.CONTEXT_TOKENS.default),
+                file=model.path, configuration={"warm_up": True},
+            )
+        ]  # fmt: skip

@@ -1,0 +1,65 @@
+"""The demo model, fetched once, and the provider on it without a kernel around."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from corral_llama.files import user_cache
+from corral_llama.install import install
+from corral_llama.process import Children
+from corral_llama.provider import LocalProvider
+from corral_llama.settings import ALL
+
+from corral.config import Config
+from corral.egress.client import Egress
+from corral.plugin import Installation
+from corral.settings import SettingsRegistry
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """Its path, in the user's cache; it is downloaded if it is not there yet."""
+    return install(user_cache(), tell=lambda text: print(text, file=sys.stderr)).path
+
+
+@pytest.fixture
+def children() -> Children:
+    return Children(Egress(Config()))
+
+
+@pytest.fixture
+async def provider(demo_model: Path, children: Children, tmp_path: Path) -> AsyncIterator[LocalProvider]:
+    """The kind `local` on the demo model."""
+    settings = SettingsRegistry({})
+    settings.declare(ALL)
+    made = LocalProvider()
+    made.begin(children, settings, Installation(data_dir=tmp_path, local_model=demo_model))
+    await made.look()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def no_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty user's cache; returns its folder of models."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CORRAL_LOCAL_MODEL", raising=False)
+    return user_cache()
+
+
+Write = Callable[[Path], Path]
+
+
+@pytest.fixture
+def copy_model(demo_model: Path) -> Write:
+    """Puts the demo model under another name, without copying its bytes."""
+
+    def link(path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(demo_model)
+        return path
+
+    return link

@@ -1,0 +1,171 @@
+"""`corral demo` as a stranger runs it; without a model. With the local model: `contrib/corral-llama/tests`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from corral.cli.demo_model import estimate
+from corral.testing.installed import PluginFolder
+
+STEPS = ("server", "admin", "model", "worker", "agent", "task", "claim", "result")
+
+MODEL_PLUGIN = '''
+from pathlib import Path
+
+from corral.plugin import DemoModel, Plugin, hookimpl
+
+
+class SmallPlugin(Plugin):
+    """Offers a model that does not exist."""
+
+    name = "small"
+
+    @hookimpl
+    def corral_demo_models(self, installation):
+        return [DemoModel(name="small/one", context_tokens=600)]
+'''
+
+
+class Demo:
+    """`corral demo` in an empty folder, with temporary folders below it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.temporary = home, home / "tmp"
+        self.temporary.mkdir()
+        self.environ = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
+        self.environ.update(TMPDIR=str(self.temporary), XDG_CACHE_HOME=str(home / "cache"), COLUMNS="200")
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "corral", "demo", *arguments], cwd=self.home, env=self.environ, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+
+    def run(self, *arguments: str) -> tuple[int, str, str]:
+        process = self.start(*arguments)
+        try:
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+        return process.returncode, out, err
+
+    def left(self) -> list[Any]:
+        """Folders and processes that are still there."""
+        processes = [item for item in psutil.process_iter() if self._is_of_demo(item)]
+        return [*self.temporary.iterdir(), *processes]
+
+    def _is_of_demo(self, process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            return process.environ().get("TMPDIR") == str(self.temporary) and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[Demo]:
+    made = Demo(tmp_path)
+    yield made
+    for process in made.left():
+        if isinstance(process, psutil.Process):
+            process.kill()
+
+
+def test_operations_2_a_task_is_completed_and_nothing_is_left(demo: Demo) -> None:
+    status, out, err = demo.run("--once", "--json")
+    assert status == 0, err
+    told = json.loads(out)
+    assert (told["status"], told["model"]) == ("completed", "scripted/echo")
+    assert "Notes from the weekly operations meeting" in told["result"]
+    assert [step["step"] for step in told["steps"] if step["step"] != "progress"][: len(STEPS)]
+    assert set(STEPS) <= {step["step"] for step in told["steps"]}
+    assert "corral" in next(step["detail"] for step in told["steps"] if step["step"] == "model")  # what to install
+    assert demo.left() == []
+    assert not (demo.home / "corral-data").exists()
+
+
+def test_operations_2_without_json_it_is_for_people(demo: Demo) -> None:
+    (demo.home / "mine.txt").write_text("The cat sat on the mat.")
+    status, out, err = demo.run("--once", "--input", "mine.txt")
+    assert status == 0, err
+    assert "The cat sat on the mat." in out
+    for word in ("server", "worker", "claim", "completed", "input tokens", "cost usd"):
+        assert word in out
+    assert demo.left() == []
+
+
+@pytest.mark.parametrize("moment", [0.3, "server", "task"])
+def test_operations_2_a_signal_at_any_step_leaves_nothing(demo: Demo, moment: float | str) -> None:
+    process = demo.start("--once")
+    assert process.stdout is not None
+    if isinstance(moment, float):
+        time.sleep(moment)
+    else:
+        for line in process.stdout:
+            if f" {moment} " in line:
+                break
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode in (0, 130, -signal.SIGTERM)  # done just then; interrupted; not yet begun
+    assert demo.left() == []
+
+
+def test_it_stays_up_until_ctrl_c(demo: Demo) -> None:
+    process = demo.start()
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "stays up until Ctrl-C" in line:
+            break
+    assert demo.left() != []
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert demo.left() == []
+
+
+def test_a_folder_that_is_kept(demo: Demo) -> None:
+    assert demo.run("--once", "--keep", "kept")[0] == 0
+    assert (demo.home / "kept" / "data" / "corral.db").is_file()
+    status, out, err = demo.run("--once", "--keep", "kept")
+    assert (status, out) == (2, "")
+    assert "name a new one" in err
+
+
+def test_a_model_that_is_required_and_missing_starts_nothing(demo: Demo) -> None:
+    status, out, err = demo.run("--once", "--require-model")
+    assert (status, out) == (1, "")
+    assert "pip install 'corral[local]'" in err or "corral local-model install" in err
+    assert demo.left() == []
+
+
+def test_operations_2_an_input_over_the_context_is_refused_with_the_figures(demo: Demo) -> None:
+    plugins = PluginFolder(demo.home / "plugins")
+    plugins.add("small", MODEL_PLUGIN)
+    (demo.home / "corral.toml").write_text(f'[plugins]\ndir = "{plugins.path}"\nenabled = ["small"]\n')
+    text = "A word after another. " * 100
+    (demo.home / "long.txt").write_text(text)
+    status, out, err = demo.run("--once", "--input", "long.txt")
+    assert (status, out) == (2, "")
+    for figure in (estimate(text), 120, 600, estimate(text) + 220):
+        assert str(figure) in err
+    assert demo.left() == []
+
+
+def test_tokens_are_counted_high() -> None:
+    assert estimate("word" * 10) == 10
+    assert estimate("12345") == 5
+    assert estimate("日本語") == 3
+    assert estimate("") == 0
