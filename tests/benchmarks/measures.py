@@ -9,7 +9,9 @@ from typing import Any
 from tests.benchmarks import servers
 from tests.benchmarks.bench import TASKS, Bench, Figure, Product, Side, claimer, compare
 from tests.benchmarks.flow_measures import p9, p11
+from tests.benchmarks.gateway_measures import p10
 from tests.benchmarks.noop_plugins import write_alone, write_many
+from tests.benchmarks.rival_measures import p6, p7
 from tests.benchmarks.seeds import PATTERN
 from tests.benchmarks.servers import load, request_bytes
 
@@ -197,5 +199,5 @@ def _claims(bench: Bench, one: Product, other: Product) -> dict[str, Any]:
 
 ALL: dict[str, Callable[[Bench], Figure]] = {
     "P1": p1, "P3": p3, "P4": p4, "P5": p5, "P14": p14, "P2": p2, "P3U": p3_uvicorn, "P4U": p4_uvicorn,
-    "P12": p12, "P13": p13, "P9": p9, "P11": p11, "P8": p8, "P15": p15,
+    "P6": p6, "P7": p7, "P12": p12, "P13": p13, "P9": p9, "P10": p10, "P11": p11, "P8": p8, "P15": p15,
 }  # fmt: skip

@@ -40,15 +40,22 @@ class Server:
     """A process that serves on `port`."""
 
     def __init__(
-        self, command: Sequence[str], port: int, *, environ: Mapping[str, str] | None = None, log: Path | None = None
+        self,
+        command: Sequence[str],
+        port: int,
+        *,
+        environ: Mapping[str, str] | None = None,
+        log: Path | None = None,
+        cwd: Path | None = None,
+        core: int = SERVER_CORE,
     ) -> None:
         self.port = port
         self.log = log
         self.began = time.perf_counter()
         with open(log or os.devnull, "wb") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environ or {})},
-                preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),
+                command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environ or {})}, cwd=cwd,
+                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
             )  # fmt: skip
 
     def wait_for(self, path: str, seconds: float = 60.0) -> float:

@@ -1,0 +1,65 @@
+"""The same work by other products, in the same run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from tests.benchmarks.bench import TASKS, Bench, Figure, Side
+from tests.benchmarks.rivals import AGENTOS, LANGGRAPH, PREFECT
+from tests.benchmarks.seeds import PATTERN
+from tests.benchmarks.servers import load, request_bytes
+
+RIVALS = (PREFECT, AGENTOS, LANGGRAPH)
+GETS, CREATES = (20.0, 7.0, 3.0), (15.0, 8.0, 5.0)
+
+
+def p6(bench: Bench) -> Figure:
+    """GET by id."""
+    return _against(bench, "P6", "GET by id", GETS, 0, lambda rival: 200, 32)
+
+
+def p7(bench: Bench) -> Figure:
+    """Create."""
+    return _against(bench, "P7", "create", CREATES, 1, lambda rival: rival.created, None)
+
+
+def _against(
+    bench: Bench, name: str, title: str, targets: Sequence[float], which: int, accept: Any, connections: int | None
+) -> Figure:
+    """The least of the ratios, each as a part of its target."""
+    product = bench.main
+    mine = (product.gets(), [request_bytes("POST", TASKS, PATTERN, product.token)])[which]
+    found: dict[str, Any] = {}
+    for rival, target in zip(RIVALS, targets, strict=True):
+        folder = bench.folder / name
+        folder.mkdir(exist_ok=True)
+        with rival.start(folder) as server:
+            theirs = [rival.prepare(server)[which]]
+            at_once = connections or rival.connections
+            ratio, rates = _ratio(
+                bench, (product.server, mine, (200, 201)), (server, theirs, (accept(rival),)), at_once
+            )
+            found[rival.name] = {"ratio": ratio, "target": target, "per_second": rates[0], "other_per_second": rates[1]}
+    worst = min(found, key=lambda name: float(found[name]["ratio"] / found[name]["target"]))
+    wanted = ", ".join(f"{rival.name} {target:g} x" for rival, target in zip(RIVALS, targets, strict=True))
+    return Figure(
+        name=name, title=f"{title}, to {wanted}; least: {worst}", value=found[worst]["ratio"] / found[worst]["target"],
+        target=1.0, unit="of target", details=found,
+    )  # fmt: skip
+
+
+def _ratio(bench: Bench, one: Side, other: Side, connections: int) -> tuple[float, tuple[float, float]]:
+    pairs = []
+    for _ in range(5):
+        pairs.append(
+            tuple(
+                load(server, requests, accept=accept, seconds=2 * bench.seconds, connections=connections).per_second
+                for server, requests, accept in (one, other)
+            )
+        )
+    return statistics.median(a / b for a, b in pairs), (
+        statistics.median(a for a, _ in pairs),
+        statistics.median(b for _, b in pairs),
+    )
