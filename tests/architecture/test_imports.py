@@ -36,6 +36,7 @@ FLOORS = (
     "loader",
     "plugin_admin",
     "supervisor",
+    "runtime",
     "upgrade",
     "kernel",
     "asgi",
