@@ -78,7 +78,9 @@ def problems(route: Route, signature: Signature) -> dict[int, set[str]]:
         codes.add("invalid_host")
     if PUBLIC not in route.needs:
         codes |= {"unauthenticated", "token_expired", "session_revoked"}
-        codes |= set() if ANY_CALLER in route.needs else {"forbidden", "insufficient_scope"}
+        open_to_all = ANY_CALLER in route.needs and not route.own_session
+        codes |= set() if open_to_all else {"forbidden", "insufficient_scope"}
+        codes |= {"reauth_required"} if route.step_up else set()
         codes |= set() if route.limited else {"password_change_required", "mfa_required", "worker_not_approved"}
     if route.names:
         codes.add("not_found")

@@ -53,13 +53,23 @@ class Endpoint:
         self.services = self.container.services(self.signature.services, self.room, self.label)
 
     def permit(self, caller: Principal) -> None:
-        """Raise `Forbidden` unless one of `needs` is held."""
-        if caller.limited is not None and not self.route.limited:
+        """Raise `Forbidden` unless one of `needs` is held, in the way that the route asks for."""
+        route = self.route
+        if caller.limited is not None and not route.limited:
             raise Forbidden(code=caller.limited)
-        for need in self.route.needs:
-            if need == ANY_CALLER or (need == SIGNED_IN and caller.kind in PEOPLE) or need in caller.permissions:
-                return
-        raise Forbidden(f"This needs the permission {' or '.join(self.route.needs)}.")
+        if not any(_holds(caller, need) for need in route.needs):
+            needed = " or ".join(route.needs)
+            if any(need in caller.beyond for need in route.needs):
+                raise Forbidden(f"The key's scopes leave out {needed}.", code="insufficient_scope")
+            raise Forbidden(f"This needs the permission {needed}.")
+        if route.own_session and caller.session_id is None:
+            code = "insufficient_scope" if caller.kind == "api_key" else "forbidden"
+            raise Forbidden("Sign in for this; a key or token does not suffice.", code=code)
+        if route.step_up and not caller.has_stepped_up:
+            if caller.kind != "api_key":
+                raise Forbidden("Give the password or a code to POST /auth/reauth first.", code="reauth_required")
+            if caller.named.isdisjoint(route.needs):
+                raise Forbidden(f"The key must name the scope {' or '.join(route.needs)}.", code="insufficient_scope")
 
     def parse_query(self, raw: bytes) -> Any:
         """The query as its shape; every problem has a pointer `/query/<name>`."""
@@ -119,6 +129,10 @@ class Endpoint:
         if self.signature.query is None or _has_required(self.signature.query):
             return None
         return msgspec.convert({}, self.signature.query)
+
+
+def _holds(caller: Principal, need: str) -> bool:
+    return need == ANY_CALLER or (need == SIGNED_IN and caller.kind in PEOPLE) or need in caller.permissions
 
 
 def check_media_type(content_type: str | None, encoding: str | None) -> None:

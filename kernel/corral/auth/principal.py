@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from corral import clock
 from corral.database.unit import Actor
 from corral.errors import Forbidden
 
@@ -54,6 +55,9 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str | None = None
     expires_at: float | None = None  # epoch seconds; the credential is refused from then on
     limited: str | None = None  # the problem code that every route but a few answers
+    beyond: frozenset[str] = frozenset()  # API keys: what the owner may do, but the key's scopes leave out
+    named: frozenset[str] = frozenset()  # API keys: the scopes that were named in full
+    reauth_until: float | None = None  # epoch seconds; until then the session has stepped up (password or TOTP again)
     worker_id: str | None = None
     agent_id: str | None = None
     task_id: str | None = None  # attempt tokens: the task of the lease
@@ -63,6 +67,11 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     def may(self, permission: str) -> bool:
         """Whether the caller holds the permission."""
         return permission in self.permissions
+
+    @property
+    def has_stepped_up(self) -> bool:
+        """Whether the person proved again, a short time ago, who they are (`POST /auth/reauth`)."""
+        return self.reauth_until is not None and self.reauth_until > clock.time_s()
 
     @property
     def actor(self) -> Actor:

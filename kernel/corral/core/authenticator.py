@@ -13,7 +13,12 @@ from corral.errors import Unauthorized
 _SESSION = Statement(
     lambda p: (
         SessionRow.select(
-            SessionRow.ended_at, SessionRow.expires_at, UserRow.role, UserRow.is_active, UserRow.must_change_password
+            SessionRow.ended_at,
+            SessionRow.expires_at,
+            SessionRow.reauth_until,
+            UserRow.role,
+            UserRow.is_active,
+            UserRow.must_change_password,
         )
         .join(UserRow, on=(UserRow.id == SessionRow.user_id))
         .where((SessionRow.id == p("session_id")) & (SessionRow.user_id == p("user_id")))
@@ -31,11 +36,12 @@ class SessionPrincipals:
     def of(self, user_id: str, session_id: str, expires_at: float) -> Principal:
         """The caller behind a session as it is now; `Unauthorized(session_revoked)` when it has ended."""
         row = _SESSION.one({"session_id": session_id, "user_id": user_id})
-        if row is None or row[0] is not None or row[1] <= clock.now() or not row[3]:
+        if row is None or row[0] is not None or row[1] <= clock.now() or not row[4]:
             raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
         return Principal(
-            kind="user", id=user_id, user_id=user_id, role=row[2], permissions=self._permissions.of(row[2]),
-            session_id=session_id, expires_at=expires_at, limited="password_change_required" if row[4] else None,
+            kind="user", id=user_id, user_id=user_id, role=row[3], permissions=self._permissions.of(row[3]),
+            session_id=session_id, expires_at=expires_at, limited="password_change_required" if row[5] else None,
+            reauth_until=None if row[2] is None else clock.parse_instant(row[2]),
         )  # fmt: skip
 
 
