@@ -61,15 +61,21 @@ class Siblings:
 
     def _folder(self, address: str) -> Path:
         port = address.rpartition(":")[2]
-        folder = self._data_dir / "run" / port
-        if len(os.fsencode(folder)) + len("/4194304.sock") > PATH_LIMIT:
-            identity = hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()[:12]
-            folder = Path(tempfile.gettempdir()) / f"corral-{os.getuid()}-{identity}-{port}"
+        identity = hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()[:12]
+        outside = f"corral-{os.getuid()}-{identity}-{port}"
+        bases = (Path(tempfile.gettempdir()), Path("/tmp"))  # noqa: S108 - the folder's owner is checked
+        places = (self._data_dir / "run" / port, *[base / outside for base in bases])
+        folder = next((place for place in places if _is_short(place)), places[0])
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
             raise PermissionError(f"{folder} belongs to someone else")
         return folder
+
+
+def _is_short(folder: Path) -> bool:
+    """Whether the path of a socket in it can be bound."""
+    return len(os.fsencode(folder)) + len("/4194304.sock") <= PATH_LIMIT
 
 
 async def _tell(writer: asyncio.StreamWriter, text: Text) -> None:

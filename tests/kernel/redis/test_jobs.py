@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from rq import Queue, SimpleWorker
 from corral import clock
 from corral.config import Config
 from corral.core.redis.queue import QUEUE
+from corral.errors import Unavailable
 from corral.jobs.job import JobRow, enqueue
 from corral.loader import discover
 from corral.testing.engines import ValkeyServer
@@ -194,8 +196,12 @@ async def test_an_emptied_redis_delays_no_job_by_more_than_five_seconds(
 ) -> None:
     with installation.jobs() as process:
         assert process.process is not None
-        os.kill(process.process.pid, signal.SIGSTOP)
-        await installation.enqueue(*range(30))
+        while True:
+            os.kill(process.process.pid, signal.SIGSTOP)
+            with contextlib.suppress(Unavailable):  # it was stopped with SQLite's write lock in its hand
+                await installation.enqueue(*range(30))
+                break
+            os.kill(process.process.pid, signal.SIGCONT)
         await asyncio.sleep(1)
         client.flushall()
         os.kill(process.process.pid, signal.SIGCONT)
