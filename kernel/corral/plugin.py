@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
 
 import msgspec
 import pluggy
@@ -148,13 +148,28 @@ class Settings(Protocol):
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the audit log, written in the transaction of the change."""
+    """One row of the audit log, written in the transaction of the change. Who acts comes from the unit's entry.
+
+    `action`: `<area>.<noun>.<verb>`. `changes`: field to `(from, to)`; a secret field is named with `SECRET_CHANGE`.
+    `details`: what else an auditor must know; bodies never. Both pass the redactor. `code`: why not `success`.
+    """
 
     action: str
     object_type: str
     object_id: str | None
-    outcome: str = "success"
+    object_name: str | None = None
+    outcome: Literal["success", "denied", "failed"] = "success"
+    code: str | None = None
+    changes: Mapping[str, tuple[Any, Any]] = {}
     details: Mapping[str, Any] = {}
+
+
+SECRET_CHANGE = (None, "changed")
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The `changes` of an audit entry: the fields of `after` that `before` does not have with the same value."""
+    return {name: (before.get(name), value) for name, value in after.items() if before.get(name) != value}
 
 
 class Audit(Protocol):

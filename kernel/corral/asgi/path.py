@@ -19,7 +19,7 @@ from corral.auth.credentials import CHALLENGE, Credentials, read_credential
 from corral.auth.principal import Principal
 from corral.clock import time_s
 from corral.database.engine import Database, SlowRead
-from corral.database.unit import SYSTEM, Entry
+from corral.database.unit import ANONYMOUS, Entry
 from corral.errors import Malformed, NotFound, Problem, Unauthorized, Unavailable
 from corral.events.feed import Feed
 from corral.http.answers import Request, Wait
@@ -137,9 +137,8 @@ class RequestPath:
             arguments["query"] = query
         self._parts(call, endpoint, caller, arguments)
         keyed = self._keyed(call, caller, body)
-        entry = Entry(
-            endpoint.label, caller.actor if caller is not None else SYSTEM, (), call.request_id, call.client_ip
-        )
+        actor = caller.actor if caller is not None else ANONYMOUS
+        entry = Entry(endpoint.label, actor, (), call.request_id, call.client_ip, call.header(b"user-agent"))
         if endpoint.is_async:
             return await self._own_units.run(call, endpoint, arguments, keyed, entry)
         return await self._run_unit(call, endpoint, arguments, keyed, entry)

@@ -76,7 +76,9 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def actor(self) -> Actor:
         """Who is written into rows and events."""
-        return Actor(self.kind, self.id)
+        person = self.user_id if self.user_id != self.id else None
+        key = self.id if self.kind == "api_key" else self.registration_key_id
+        return Actor(self.kind, self.id, person, self.session_id, key)
 
     @property
     def is_admin(self) -> bool:

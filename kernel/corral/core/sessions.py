@@ -134,7 +134,7 @@ class Sessions:
                 raise Unauthorized("The session cannot go on; sign in again.", code="session_revoked") from None
             return self._answer(session, again, self._left(session))
         self._end(SessionRow.id == session.id, "reuse")
-        self._record("auth.refresh_reuse", session.id, {"user_id": session.user_id}, outcome="failure")
+        self._record("auth.refresh_reuse", session.id, {"user_id": session.user_id}, code="token_reuse")
         return Reuse()
 
     def restart(self, session_id: str) -> Tokens:
@@ -219,11 +219,12 @@ class Sessions:
             user_id=session.user_id, access=access, refresh=refresh, expires_in=seconds, refresh_seconds=refresh_seconds
         )
 
-    def _record(self, action: str, session_id: str, details: dict[str, Any], *, outcome: str = "success") -> None:
+    def _record(self, action: str, session_id: str, details: dict[str, Any], *, code: str | None = None) -> None:
         if self.audit is not None:
             entry = AuditEntry(
-                action=action, object_type="session", object_id=session_id, outcome=outcome, details=details
-            )
+                action=action, object_type="session", object_id=session_id, details=details, code=code,
+                outcome="success" if code is None else "failed",
+            )  # fmt: skip
             self.audit.record(entry)
 
 

@@ -98,7 +98,8 @@ class SignIn:
         audit = self.audit
         if audit is not None:
             failure = AuditEntry(
-                action="auth.login", object_type="user", object_id=user_id, outcome="failure",
+                action="auth.session.create", object_type="user", object_id=user_id, outcome="failed",
+                code="invalid_credentials",
                 details={"email": normalise(email)[:254]},
             )  # fmt: skip
             await self._work(lambda: audit.record(failure), entry=entry)

@@ -18,13 +18,20 @@ if TYPE_CHECKING:
 
 
 class Actor(msgspec.Struct, frozen=True):
-    """Who acts: `type` is `user | api_key | worker | agent | system`."""
+    """Who acts: `type` is `user | api_key | worker | agent | system | anonymous`.
+
+    `on_behalf_of`: the person whose rights count, where the actor is not that person.
+    """
 
     type: str
     id: str | None = None
+    on_behalf_of: str | None = None
+    session_id: str | None = None
+    key_id: str | None = None
 
 
 SYSTEM = Actor("system")
+ANONYMOUS = Actor("anonymous")
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -35,6 +42,7 @@ class Entry(msgspec.Struct, frozen=True):
     cause: tuple[str, ...] = ()
     request_id: str | None = None
     client_ip: str | None = None
+    user_agent: str | None = None
 
 
 SYSTEM_ENTRY = Entry()

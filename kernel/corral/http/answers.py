@@ -7,6 +7,8 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from corral.auth.principal import Principal
+from corral.database.unit import ANONYMOUS, Entry
 from corral.errors import PreconditionFailed
 
 T = TypeVar("T")
@@ -95,6 +97,12 @@ class Request(msgspec.Struct, frozen=True):
     def header(self, name: str) -> str | None:
         """A header by its lower-case name."""
         return self.headers.get(name)
+
+    def entry(self, caller: Principal | None = None) -> Entry:
+        """For the units that an `async def` handler opens: who acts and from where, as the kernel's own would say."""
+        actor = ANONYMOUS if caller is None else caller.actor
+        agent = self.headers.get("user-agent")
+        return Entry(f"{self.method} {self.path}", actor, (), self.request_id, self.client_ip, agent)
 
 
 JSON = Any

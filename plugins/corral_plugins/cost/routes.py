@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from corral.auth.principal import Principal
 from corral.database.engine import Work
-from corral.database.unit import Entry
 from corral.errors import Conflict
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.page import Page
@@ -106,8 +105,7 @@ async def create_cost_event(
     """
     named = body.lease_id or request.header("corral-lease")
     lease_id = named.lower() if named is not None else caller.lease_id
-    entry = Entry(f"{request.method} {request.path}", caller.actor, (), request.request_id, request.client_ip)
-    taken = await work(lambda: reported.take(body, lease_id, caller), entry=entry)
+    taken = await work(lambda: reported.take(body, lease_id, caller), entry=request.entry(caller))
     if taken.is_late:
         raise Conflict("The lease has ended; what it spent is recorded.", code="lease_lost")
     return Answer(body=taken.event, status=201 if taken.is_new else 200)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.database.unit import Entry
 from corral.http.answers import IfMatch, Request, Wait
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Routes
@@ -83,7 +82,7 @@ async def call_tool(id: str, tool: str, body: NewCall, service: Calls, caller: P
     """
     return await service.call(
         id, tool, body.call_id, body.arguments, lease_id=_lease(body.lease_id, request, caller), by=caller,
-        entry=_entry(request, caller),
+        entry=request.entry(caller),
     )  # fmt: skip
 
 
@@ -105,7 +104,7 @@ async def report_tool_result(
 ) -> CallView:
     """Tell how a tool went that ran on the worker; of the result 64 KiB are kept."""
     return await permits.report(
-        id, call, body, lease_id=_lease(body.lease_id, request, caller), by=caller, entry=_entry(request, caller)
+        id, call, body, lease_id=_lease(body.lease_id, request, caller), by=caller, entry=request.entry(caller)
     )
 
 
@@ -113,7 +112,3 @@ def _lease(named: object, request: Request, caller: Principal) -> str | None:
     """The lease that a call names: in the body, in `Corral-Lease`, or by its token."""
     found = named if isinstance(named, str) else request.header("corral-lease") or caller.lease_id
     return found.lower() if found is not None else None
-
-
-def _entry(request: Request, caller: Principal) -> Entry:
-    return Entry(f"{request.method} {request.path}", caller.actor, (), request.request_id, request.client_ip)

@@ -19,7 +19,7 @@ from corral.core.routes.cookie import check_origin, cookie_headers, cookie_token
 from corral.core.sessions import Device, Sessions, SessionView, Tokens
 from corral.core.sign_in import SignIn
 from corral.core.tickets import LIFE_SECONDS
-from corral.database.unit import SYSTEM, Entry
+from corral.database.unit import Entry
 from corral.errors import Forbidden, Invalid, NotFound
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.routes import Routes
@@ -220,8 +220,7 @@ def _device(request: Request) -> Device:
 
 
 def _entry(request: Request, caller: Principal | None = None) -> Entry:
-    actor = SYSTEM if caller is None else caller.actor
-    return Entry(f"{request.method} {request.path}", actor, (), request.request_id, request.client_ip)
+    return request.entry(caller)
 
 
 def _user_id(caller: Principal) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from corral.auth.principal import Principal
 from corral.database.engine import Work
-from corral.database.unit import Entry
 from corral.egress.client import Egress
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.page import Page
@@ -30,10 +29,6 @@ MANAGE = "llm.manage"
 CHANGES = ("setting_locked", "url_blocked", "precondition_failed", "overloaded")
 
 
-def _entry(request: Request, caller: Principal) -> Entry:
-    return Entry(f"{request.method} {request.path}", caller.actor, (), request.request_id, request.client_ip)
-
-
 @routes.get("/providers", needs=("llm.read", "llm.use"))
 def list_providers(query: ProviderQuery, providers: Directory, caller: Principal) -> Page[ProviderItem]:
     """List the providers, by name."""
@@ -53,7 +48,7 @@ async def create_provider(
         refresh_soon(body.name)
         return providers.view(body.name, warnings)
 
-    made = await work(unit, entry=_entry(request, caller))
+    made = await work(unit, entry=request.entry(caller))
     return Answer(body=made, headers={"Location": f"/api/v1/llm/providers/{made.name}"})
 
 
@@ -77,7 +72,7 @@ async def update_provider(
         refresh_soon(name)
         return providers.view(name, warnings)
 
-    return await work(unit, entry=_entry(request, caller))
+    return await work(unit, entry=request.entry(caller))
 
 
 @routes.delete(

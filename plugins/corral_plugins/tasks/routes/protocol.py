@@ -59,10 +59,6 @@ async def _once(work: Work, entry: Entry, act: Callable[[], T], late: Callable[[
         raise
 
 
-def _entry(request: Request, caller: Principal) -> Entry:
-    return Entry(f"{request.method} {request.path}", caller.actor, (), request.request_id, request.client_ip)
-
-
 @routes.post("/{id}/start", needs=ACT, raises=LOST)
 def start_task(id: str, body: OnLease, leases: Leases, caller: Principal, request: Request) -> Started:
     """Begin to run a claimed task. A repeat answers the same."""
@@ -76,7 +72,7 @@ async def report_progress(
     """Tell how far a run is; renews the lease."""
     lease = lease_of(body, request, caller)
     return await _once(
-        work, _entry(request, caller), lambda: leases.progress(id, lease, body, caller),
+        work, request.entry(caller), lambda: leases.progress(id, lease, body, caller),
         lambda usage: leases.stale_usage(id, lease, usage, caller), body.usage,
     )  # fmt: skip
 
@@ -98,7 +94,7 @@ async def complete_task(
     id: str, body: Complete, leases: Leases, actions: Actions, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
     """End a run with its result. Owners end a task by the same call without a lease."""
-    lease, entry = lease_of(body, request, caller), _entry(request, caller)
+    lease, entry = lease_of(body, request, caller), request.entry(caller)
     if _is_owner(caller, lease):
         return await work(lambda: actions.complete(id, body.result, by=caller), entry=entry)
     return await _once(
@@ -112,7 +108,7 @@ async def fail_task(
     id: str, body: Fail, leases: Leases, actions: Actions, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
     """End a run with a failure; the retry policy decides what follows. Owners end a task for good, without a lease."""
-    lease, entry = lease_of(body, request, caller), _entry(request, caller)
+    lease, entry = lease_of(body, request, caller), request.entry(caller)
     if _is_owner(caller, lease):
         return await work(lambda: actions.fail(id, body.error, by=caller), entry=entry)
     return await _once(
@@ -136,7 +132,7 @@ async def release_task(
     """Give a task back; no attempt is used and the checkpoint stays."""
     lease = lease_of(body, request, caller)
     return await _once(
-        work, _entry(request, caller), lambda: leases.release(id, lease, body, caller),
+        work, request.entry(caller), lambda: leases.release(id, lease, body, caller),
         lambda usage: leases.stale_usage(id, lease, usage, caller), body.usage,
     )  # fmt: skip
 
@@ -148,7 +144,7 @@ async def acknowledge_cancel(
     """Say that a run that was to be cancelled has ended."""
     lease = lease_of(body, request, caller)
     return await _once(
-        work, _entry(request, caller), lambda: leases.cancelled(id, lease, body, caller),
+        work, request.entry(caller), lambda: leases.cancelled(id, lease, body, caller),
         lambda usage: leases.stale_usage(id, lease, usage, caller), body.usage,
     )  # fmt: skip
 
