@@ -57,11 +57,13 @@ setup(
         "prometheus-client>=0.26,<0.27",
         "pydantic-ai-slim[anthropic,openai]>=2.68,<3",  # imported by the processes of tasks only
         "PyJWT[crypto]>=2.15,<3",
+        "pyotp>=2.12,<3",
         "quart>=0.22,<0.24",  # 0.23 needs Python 3.13; both are tested
         "redis>=8.1,<9",
         "rfc3339-validator>=0.1.4,<0.2",
         "rich>=15,<16",
         "rq>=3,<4",
+        "segno>=1.6,<2",
         "stamina>=26.1,<27",
         "structlog>=26.1,<27",
         "tomlkit>=0.15,<0.16",
