@@ -109,6 +109,23 @@ JOBS_RETENTION_DAYS = Setting(
     name="jobs.retention_days", kind=int, default=7, title="Days that ended jobs are kept", minimum=1, maximum=90
 )
 
+MAIL_HOST = Setting[str | None](
+    name="mail.host", kind=str | None, default=None, title="Server that takes mail; without one none is sent"
+)
+MAIL_PORT = Setting(name="mail.port", kind=int, default=587, title="Port of the mail server", minimum=1, maximum=65535)
+MAIL_USERNAME = Setting[str | None](
+    name="mail.username", kind=str | None, default=None, title="Name to sign in to the mail server with"
+)
+MAIL_PASSWORD = Setting[str | None](
+    name="mail.password", kind=str | None, default=None, title="Password for the mail server", secret=True
+)
+MAIL_FROM = Setting[str | None](name="mail.from", kind=str | None, default=None, title="Address that mails come from")
+MAIL_SECURITY = Setting(
+    name="mail.security", kind=str, default="starttls", title="How the connection to the mail server is protected",
+    choices=("starttls", "tls", "none"),
+)  # fmt: skip
+MAIL = (MAIL_HOST, MAIL_PORT, MAIL_USERNAME, MAIL_PASSWORD, MAIL_FROM, MAIL_SECURITY)
+
 SETTINGS = (
     REGISTRATION, DEFAULT_ROLE, EMAIL_VERIFICATION, REQUIRE_MFA, REQUIRE_MFA_ROLES,
     ACCESS_TTL, REFRESH_IDLE, REFRESH_ABSOLUTE, REFRESH_GRACE, LOCKOUT_THRESHOLD, LOCKOUT_WINDOW, LOCKOUT_SECONDS,
@@ -116,6 +133,7 @@ SETTINGS = (
     MIN_LENGTH, BREACHED_CHECK, CONTEXT_WORDS, HISTORY, MAX_AGE_DAYS,
     REQUIRE_UPPER, REQUIRE_LOWER, REQUIRE_DIGIT, REQUIRE_SYMBOL,
     CORS_ORIGINS, RETENTION_DAYS, MAX_ROWS, JOBS_RETENTION_DAYS,
+    *MAIL,
 )  # fmt: skip
 
 PERMISSIONS = (

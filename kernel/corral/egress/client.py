@@ -24,7 +24,19 @@ if TYPE_CHECKING:
 log = logging.getLogger("corral.egress")
 
 MIB = 1024 * 1024
-SINKS = ("channel", "http_step", "import", "llm", "local_model", "mcp", "template_index", "tool", "trigger", "webhook")
+SINKS = (
+    "channel",
+    "http_step",
+    "import",
+    "llm",
+    "local_model",
+    "mail",
+    "mcp",
+    "template_index",
+    "tool",
+    "trigger",
+    "webhook",
+)
 OUTCOMES = ("answered", "blocked", "failed", "timed_out")
 UNRESOLVED = "unresolved_host"
 SAMPLE_SECONDS, MOST_SAMPLED = 60.0, 1000
@@ -78,22 +90,27 @@ class Egress:
         its start to the end of its answer, `read_seconds` the silence within. An answer is read up to `max_bytes`,
         counted decompressed; `corral.egress.transport.truncated` tells whether it was longer.
         """
-        import httpcore2
         import httpx2
 
         from corral.egress.network import GuardedNetwork, Proxy
         from corral.egress.transport import GuardedTransport
 
-        self._context = self._context or httpcore2.default_ssl_context()  # verifies; there is no switch
         policy = Policy(profile, frozenset(map(_place, operator)), child)
         proxy = Proxy(self._proxy) if self._proxy and child is None else None
         network = GuardedNetwork(lambda host, port: self.addresses(host, port, policy), proxy)
         transport = GuardedTransport(
-            network, self._context, judge=lambda url: self._target(url, policy), total_seconds=total_seconds,
-            max_bytes=max_bytes, per_host=per_host, note=lambda outcome, host: self._note(sink, outcome, host),
+            network, self.tls_context(), judge=lambda url: self._target(url, policy), total_seconds=total_seconds,
+            max_bytes=max_bytes, per_host=per_host, note=lambda outcome, host: self.note(sink, outcome, host),
         )  # fmt: skip
         timeout = httpx2.Timeout(read_seconds, connect=connect_seconds)
         return httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False, cookies=_no_cookies())
+
+    def tls_context(self) -> ssl.SSLContext:
+        """How certificates are verified, by whom the machine trusts; there is no switch."""
+        import httpcore2
+
+        self._context = self._context or httpcore2.default_ssl_context()
+        return self._context
 
     def _target(self, url: str | httpx2.URL, policy: Policy) -> Target:
         """What of a URL can be judged before its host is resolved."""
@@ -109,7 +126,7 @@ class Egress:
         if policy.child is None:
             self.guard.check_listeners(port, found, of_this_machine(found))
         if not is_open:
-            self.guard.check_addresses(host, port, found, policy.profile)
+            self.guard.check_addresses(host, port, found, policy)
         return found
 
     async def judge(
@@ -161,7 +178,7 @@ class Egress:
         except (Unresolved, EgressBlocked):
             return ()
 
-    def _note(self, sink: str, outcome: str, host: str) -> None:
+    def note(self, sink: str, outcome: str, host: str) -> None:
         """Count a request; of refused ones, log one a sink and host a minute."""
         self.requests[sink, outcome] += 1
         now = time.monotonic()

@@ -71,11 +71,15 @@ class Exempt(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """What one sink may reach beside its profile: the operator's own places; or one child process and nothing else."""
+    """What one sink may reach beside its profile: the operator's own places; or one child process and nothing else.
+
+    `ports` are open to it beside those of all.
+    """
 
     profile: Profile = "public"
     operator: frozenset[Place] = frozenset()
     child: Place | None = None
+    ports: frozenset[int] = frozenset()
 
 
 class Guard:
@@ -96,17 +100,17 @@ class Guard:
         if (host, port) in policy.operator or any(each.opens(host, port, None) for each in self._exempt):
             return True
         if not any(each.port in (None, port) for each in self._exempt):
-            _check_port(port)
+            _check_port(port, policy.ports)
         return False
 
-    def check_addresses(self, host: str, port: int, addresses: Sequence[str], profile: Profile) -> None:
+    def check_addresses(self, host: str, port: int, addresses: Sequence[str], policy: Policy) -> None:
         """Raise `EgressBlocked` if any of the addresses is refused."""
         for text in addresses:
             address = folded(text)
             if any(each.opens(host, port, address) for each in self._exempt):
                 continue
-            _check_port(port)
-            if refused(address, profile):
+            _check_port(port, policy.ports)
+            if refused(address, policy.profile):
                 raise EgressBlocked("egress.address", f"{host} is or leads to an address that is refused.")
 
     def check_listeners(self, port: int, addresses: Sequence[str], own: Iterable[str]) -> None:
@@ -121,8 +125,8 @@ class Guard:
                 raise EgressBlocked("egress.own_listener", "Corral itself listens there.")
 
 
-def _check_port(port: int) -> None:
-    if port not in (80, 443) and not 1024 <= port <= 65535:
+def _check_port(port: int, further: frozenset[int]) -> None:
+    if port not in (80, 443) and port not in further and not 1024 <= port <= 65535:
         raise EgressBlocked("egress.port", f"Port {port} is not open; ports are {PORTS}.")
 
 

@@ -49,7 +49,7 @@ def judge(guard: Guard, host: str, port: int, *addresses: str, **policy: Any) ->
     rules = Policy(**policy)
     try:
         if not guard.check_place(host, port, rules):
-            guard.check_addresses(host, port, addresses or [host], rules.profile)
+            guard.check_addresses(host, port, addresses or [host], rules)
     except EgressBlocked as blocked:
         return blocked.code
     return None

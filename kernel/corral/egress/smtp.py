@@ -1,0 +1,134 @@
+"""Mail to the outside: the guard judges the server's address, and the connection goes to what was judged."""
+
+from __future__ import annotations
+
+import asyncio
+import smtplib
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from email.message import EmailMessage
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from corral.egress.client import Egress
+from corral.egress.guard import EgressBlocked, Policy, folded
+from corral.egress.resolver import Unresolved
+
+if TYPE_CHECKING:
+    import ssl
+
+Security = Literal["starttls", "tls", "none"]
+
+SINK = "mail"
+PORTS = frozenset({25, 465, 587, 2525})
+SECONDS = 15.0  # of silence, at each step
+_threads = ThreadPoolExecutor(4, thread_name_prefix="corral-mail")
+
+
+class MailServer(NamedTuple):
+    """Where mail is handed over. `password` is sent over TLS only."""
+
+    host: str
+    port: int
+    security: Security = "starttls"
+    username: str | None = None
+    password: str | None = None
+
+
+class MailFailed(Exception):
+    """The mail was not taken; a later attempt may succeed. The text is fit for admins."""
+
+
+class MailRefused(MailFailed):
+    """The server will never take this mail: no such recipient, or it does not like the text."""
+
+
+async def deliver(egress: Egress, server: MailServer, message: EmailMessage, *, sender: str, to: str) -> None:
+    """Hand one mail over. Raises `MailFailed`, `MailRefused`."""
+
+    def send(smtp: smtplib.SMTP) -> None:
+        try:
+            smtp.send_message(message, sender, [to])
+        except smtplib.SMTPRecipientsRefused as error:
+            code, text = next(iter(error.recipients.values()))
+            raise (MailRefused if code >= 500 else MailFailed)(f"recipient refused: {code} {_words(text)}") from None
+        except smtplib.SMTPDataError as error:
+            kind = MailRefused if error.smtp_code >= 500 else MailFailed
+            raise kind(f"text refused: {error.smtp_code} {_words(error.smtp_error)}") from None
+
+    await _with_server(egress, server, send)
+
+
+async def probe(egress: Egress, server: MailServer) -> None:
+    """Connect, sign in and do nothing. Raises `MailFailed`."""
+    await _with_server(egress, server, lambda smtp: smtp.noop())
+
+
+async def _with_server(egress: Egress, server: MailServer, act: Callable[[smtplib.SMTP], Any]) -> None:
+    try:
+        addresses = await egress.addresses(server.host, server.port, Policy("internal", ports=PORTS))
+        context = egress.tls_context()
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(_threads, lambda: _converse(server, addresses, context, act))
+    except EgressBlocked as blocked:
+        egress.note(SINK, "blocked", server.host)
+        raise MailFailed(f"{blocked.reason} CORRAL_EGRESS_ALLOW opens exact exceptions.") from None
+    except TimeoutError:
+        egress.note(SINK, "timed_out", server.host)
+        raise MailFailed(f"{server.host}:{server.port} did not answer in time") from None
+    except (OSError, smtplib.SMTPException, Unresolved) as error:
+        egress.note(SINK, "failed", server.host)
+        raise MailFailed(f"{server.host}:{server.port}: {_reason(error)}") from None
+    egress.note(SINK, "answered", server.host)
+
+
+def _converse(
+    server: MailServer, addresses: Sequence[str], context: ssl.SSLContext, act: Callable[[smtplib.SMTP], Any]
+) -> None:
+    smtp = _Judged(server, addresses, context)
+    try:
+        if server.security == "starttls":
+            smtp.starttls(context=context)  # raises where the server does not offer it: nothing is sent in the clear
+        if server.username and server.security != "none":
+            smtp.login(server.username, server.password or "")
+        act(smtp)
+        smtp.quit()
+    finally:
+        smtp.close()
+
+
+class _Judged(smtplib.SMTP):
+    """Connects to judged addresses only; TLS keeps the name that was asked for."""
+
+    def __init__(self, server: MailServer, addresses: Sequence[str], context: ssl.SSLContext) -> None:
+        super().__init__(local_hostname=socket.gethostname(), timeout=SECONDS)
+        self._addresses, self._implicit = addresses, context if server.security == "tls" else None
+        self._host = server.host
+        code, text = self.connect(server.host, server.port)
+        if code != 220:
+            self.close()
+            raise smtplib.SMTPConnectError(code, text)
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
+        failure: OSError = OSError(f"{host} has no address")
+        for address in self._addresses:
+            try:
+                opened = socket.create_connection((address, port), timeout)
+            except OSError as error:
+                failure = error
+                continue
+            if folded(str(opened.getpeername()[0])) != folded(address):
+                opened.close()
+                raise EgressBlocked("egress.address", "The connection led to another address than the judged one.")
+            return opened if self._implicit is None else self._implicit.wrap_socket(opened, server_hostname=host)
+        raise failure
+
+
+def _words(text: bytes | str) -> str:
+    return (text if isinstance(text, str) else text.decode("utf-8", "replace"))[:300]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, smtplib.SMTPResponseException):
+        return f"{error.smtp_code} {_words(error.smtp_error)}"
+    return str(error) or type(error).__name__
