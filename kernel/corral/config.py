@@ -180,6 +180,7 @@ class Config(_Part, frozen=True):
     egress: Egress = Egress()
     plugins: Plugins = Plugins()
     pinned: Mapping[str, Pinned] = msgspec.field(default_factory=dict)
+    secrets: Mapping[str, str] = msgspec.field(default_factory=dict)  # of CORRAL_SECRET_<NAME>, by name
     sources: Mapping[str, str] = msgspec.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     path: Path | None = None

@@ -61,6 +61,7 @@ class _Reader:
         self.sources: dict[str, str] = {}
         self.tables: dict[str, dict[str, Any]] = {}
         self.pinned: dict[str, Pinned] = {}
+        self.secrets: dict[str, str] = {}
         self.path: Path | None = None
 
     def take(self, name: str, value: Any, source: str, place: str = "") -> None:
@@ -128,8 +129,10 @@ class _Reader:
             if target in PINNING:
                 parts = [int(part) if part.strip().isdecimal() else part.strip() for part in value.split(",")]
                 self.pinned[PINNING[target]] = Pinned(parts if "," in value else value, variable)
+            elif pinned := re.fullmatch(r"CORRAL_SECRET_([A-Za-z]\w{0,127})", variable, re.ASCII):
+                self.secrets[pinned[1]] = value
             elif target not in _BY_VARIABLE:
-                if target != "CORRAL_CONFIG" and not re.match("CORRAL_SECRET_.", target):
+                if target != "CORRAL_CONFIG":
                     self.warnings.append(f"{variable}: unknown variable; {_nearest(variable, _VARIABLES)}")
             elif target != variable and target in self.environ:
                 self.faults.append(f"{variable}: {target} is set too; keep one of them")
@@ -163,6 +166,7 @@ class _Reader:
         parts["plugins"]["tables"] = self.tables
         sections: dict[str, Any] = {section: kind(**parts[section]) for section, kind in SECTIONS.items()}
         told: dict[str, Any] = {"pinned": self.pinned, "sources": self.sources, "path": self.path}
+        told["secrets"] = self.secrets
         return Config(**parts[""], **sections, **told, warnings=tuple(self.warnings))
 
     def check_together(self, values: Mapping[str, Any]) -> None:

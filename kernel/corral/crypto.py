@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from corral import clock
 from corral.config import Config
 from corral.config_reader import readable_by_others
-from corral.errors import Refused, Unavailable
+from corral.errors import Invalid, Refused, Unavailable
 
 if TYPE_CHECKING:
     from itsdangerous import URLSafeTimedSerializer
@@ -47,6 +47,16 @@ class Expired(BadSignature):
 def place(table: str, row: str, version: int, field: str = "value") -> str:
     """Where a sealed value lives, for `aad=`: a ciphertext copied to another place does not open there."""
     return f"{table}|{row}|{version}|{field}"
+
+
+def refuse_mask(value: str | None, pointer: str) -> None:
+    """Raise `masked_value_submitted` for a credential made of `*` alone: a form that was read and sent back unchanged.
+
+    For every field in which people send a credential, so that none is overwritten by what hides it.
+    """
+    if value and not value.strip().strip("*"):
+        detail = "This is the mask, not the value; leave the field out to keep what is stored."
+        raise Invalid.at(pointer, "not_allowed", detail, problem="masked_value_submitted")
 
 
 def spelled(name: str, key: bytes) -> dict[str, str]:

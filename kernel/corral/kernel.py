@@ -23,6 +23,7 @@ from corral.container import Container, Room
 from corral.crypto import Keyring
 from corral.database.connect import connect
 from corral.database.engine import Database, Work
+from corral.database.sealed import SealedColumns
 from corral.database.unit import Unit
 from corral.egress.client import Egress
 from corral.errors import Refused
@@ -44,7 +45,7 @@ from corral.runtime import PluginRuntime
 from corral.settings import SettingsRegistry
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.supervisor import Supervisor
-from corral.upgrade import apply_migrations
+from corral.upgrade import apply_migrations, sealed_columns, unlock
 
 log = logging.getLogger("corral.kernel")
 
@@ -113,12 +114,12 @@ class Kernel:
         folder, url = self.config.files_dir, self.config.storage.url or ""
         offered: Mapping[Any, Any] = {
             Config: self.config, Database: self.database, Work: self.database.work, Keyring: self.keyring,
-            Settings: self.settings, SettingsRegistry: self.settings, Feed: self.feed, Bus: self.bus,
+            SealedColumns: sealed_columns(self.plugins), Settings: self.settings, SettingsRegistry: self.settings,
             BlobStore: LocalBlobs(folder) if folder else first_result(self.plugins, "corral_blob_store", url),
-            Credentials: self.credentials, Permissions: Permissions(), RequestMetrics: self.metrics,
-            EventTypes: self.event_types, Contributions: HookContributions(self.plugins), Supervisor: self.supervisor,
-            PluginRegistry: self.registry, Egress: self.egress, Redactor: self.redactor,
-            Installation: Installation(data_dir=self.config.data_dir, local_model=self.config.local_model),
+            Feed: self.feed, Bus: self.bus, Credentials: self.credentials, Permissions: Permissions(),
+            RequestMetrics: self.metrics, EventTypes: self.event_types, Supervisor: self.supervisor,
+            Contributions: HookContributions(self.plugins), PluginRegistry: self.registry, Egress: self.egress,
+            Redactor: self.redactor, Installation: Installation.of(self.config),
             ApiDocument: ApiDocument(title="Corral", version=version("corral"),
             public_url=self.config.server.public_url),
         }  # fmt: skip
@@ -285,13 +286,14 @@ def boot(
 
     Raises `Refused` (exit 3) and `Pending` (exit 4).
     """
-    keyring = Keyring.load(config, allow_create=create_keys)
+    keyring = Keyring.load(config)
     database = connect(
         config.database.url, synchronous=config.database.synchronous, pool_size=config.database.pool_size
     )
     try:
         loaded = plugins if plugins is not None else load(discover(config), config)
         apply_migrations(database, loaded, config, migrations)
+        keyring = unlock(keyring, database, loaded, config, create=create_keys)
         database.cursor_key = keyring.mac("list-cursor", b"v1")
         database.flush = _flush
         kernel = Kernel(config, loaded, database, keyring)

@@ -14,6 +14,7 @@ import msgspec
 import pluggy
 
 from corral.auth.principal import Permission, Principal
+from corral.config import Config
 
 T = TypeVar("T")
 
@@ -83,18 +84,29 @@ class Runtime(Protocol):
 
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
-    """What of the operator's configuration plugins may need that keep large files; a service of the kernel."""
+    """What of the operator's configuration plugins may need; a service of the kernel.
+
+    `secrets`: the values of `CORRAL_SECRET_<NAME>`, by name.
+    """
 
     data_dir: Path
     local_model: Path | None = None
+    secrets: Mapping[str, str] = {}
+
+    def __repr__(self) -> str:  # it holds secrets, and a repr ends up in logs
+        return f"<Installation {self.data_dir}>"
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """The part of the configuration."""
+        return cls(data_dir=config.data_dir, local_model=config.local_model, secrets=config.secrets)
 
     @classmethod
     def here(cls, config_path: Path | None = None) -> Self:
         """For commands, which have no kernel: as `corral serve` would read it. Raises `Refused`."""
         from corral.config_reader import load
 
-        config = load(path=config_path)
-        return cls(data_dir=config.data_dir, local_model=config.local_model)
+        return cls.of(load(path=config_path))
 
 
 class DemoModel(msgspec.Struct, frozen=True, kw_only=True):

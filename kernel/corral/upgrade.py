@@ -1,11 +1,20 @@
-"""What a start does about pending migrations: apply them, refuse, or fail the one plugin they belong to."""
+"""What a start does about pending migrations: apply them, refuse, or fail the one plugin they belong to; and about the
+master keys: make one only where nothing is encrypted yet.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+
 from corral.config import Config
+from corral.crypto import Keyring
 from corral.database.engine import Database
 from corral.database.migrations import Home, Newer, is_empty, migrate, pending
+from corral.database.sealed import SealedColumns
 from corral.loader import Loaded, attempt, block, fail
+
+log = logging.getLogger("corral.kernel")
 
 
 class Pending(Exception):
@@ -45,3 +54,23 @@ def _waiting(database: Database, loaded: Loaded, home: Home) -> dict[str, list[s
             raise Pending(f"{error}; install the release that made it") from None
         fail(loaded, error)
         return {}
+
+
+def sealed_columns(plugins: Iterable[Loaded]) -> SealedColumns:
+    """The sealed columns of active plugins."""
+    return SealedColumns(model for loaded in plugins if loaded.active for model in loaded.of("corral_models"))
+
+
+def unlock(keyring: Keyring, database: Database, plugins: Iterable[Loaded], config: Config, *, create: bool) -> Keyring:
+    """The keyring that fits the stored rows: sealed when they have other keys, with a new key when there are none.
+
+    A new key over old rows would hide that the right one is lost, so with encrypted rows none is made.
+    """
+    columns = sealed_columns(plugins)
+    stored = database.run(lambda: columns.key_ids([key.id for key in keyring.keys]), read=True)
+    if create and not keyring.keys and not stored:
+        made = Keyring.load(config, allow_create=True)
+        log.warning("the master key is in %s: keep a copy of it apart from the backups of the database", made.source)
+        return made
+    keyring.note_stored(stored)
+    return keyring

@@ -33,8 +33,7 @@ def render(value: Any, endpoint: Endpoint, call: Call) -> Reply:
     if value is None and status == 204:
         return Reply(status, headers=headers)
     if endpoint.versioned:
-        tag = f'"{value.version}"'
-        headers["ETag"] = tag
+        tag = headers.setdefault("ETag", f'"{value.version}"')
         if endpoint.is_read and not endpoint.route.live and tag in (call.header(b"if-none-match") or ""):
             return Reply(304, headers=headers)
     if status in LOCATED and "Location" not in headers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import peewee
 
 from corral.database.model import PRIVATE, IdField, InstantField, JSONField, Model
+from corral.database.sealed import SealedField
 from corral.events.event import PRIVATE_AND_ADMIN
 
 
@@ -75,7 +76,7 @@ class RefreshRow(Model):
     created_at = InstantField()
     expires_at = InstantField()
     used_at = InstantField(null=True)
-    successor = peewee.TextField(null=True)
+    successor = SealedField(null=True)
 
     class Meta:
         table_name = "core_refresh_tokens"
@@ -99,7 +100,7 @@ class SigningKeyRow(Model):
     """A key that signs access tokens, sealed. A retired one verifies until its last token is over."""
 
     id = IdField(primary_key=True)
-    sealed = peewee.TextField()
+    sealed = SealedField()
     created_at = InstantField()
     retired_at = InstantField(null=True)
 

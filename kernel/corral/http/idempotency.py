@@ -11,6 +11,7 @@ import peewee
 from corral import clock
 from corral.crypto import Keyring
 from corral.database.model import InstantField, JSONField, Model
+from corral.database.sealed import SealedField
 from corral.errors import Conflict, Invalid
 
 KEEP_SECONDS = 24 * 3600
@@ -25,7 +26,7 @@ class IdempotencyRow(Model):
     body_hash = peewee.CharField(max_length=64)
     status = peewee.IntegerField(null=True)
     headers = JSONField(null=True)
-    body = peewee.TextField(null=True)
+    body = SealedField(null=True)  # JSON where `sealed` is false
     sealed = peewee.BooleanField(default=False)
     state = peewee.CharField(max_length=12)
     until = InstantField(index=True)
