@@ -36,6 +36,7 @@ from corral.http.metrics import RequestMetrics
 from corral.jobs import job as job_rows
 from corral.jobs.queue import JobQueue
 from corral.jobs.runner import InProcessRunner
+from corral.kernel_settings import JOBS_CONCURRENCY, jobs_at_a_time
 from corral.loader import ESSENTIAL, Loaded, attempt, block, discover, fail, first_result, load
 from corral.openapi import ApiDocument
 from corral.plugin import Contributions, Installation, Provide, Settings
@@ -56,7 +57,7 @@ class Kernel:
     def __init__(self, config: Config, plugins: list[Loaded], database: Database, keyring: Keyring) -> None:
         self.config, self.plugins, self.database, self.keyring = config, plugins, database, keyring
         self.container = Container()
-        self.settings = SettingsRegistry(config.pinned)
+        self.settings = SettingsRegistry(config.pinned, self._is_shown)
         redis = config.redis.url
         self.bus: Bus = first_result(plugins, "corral_bus", redis) if redis else MemoryBus()
         self.queue: JobQueue | None = first_result(plugins, "corral_job_queue", redis) if redis else None
@@ -139,7 +140,11 @@ class Kernel:
         provides: list[Provide] = loaded.of("corral_services")
         loaded.contributions["_instances"] = self.container.build(self.room(loaded), provides)
         self.event_types.declare(loaded.name, loaded.of("corral_events"))
-        self.settings.declare(loaded.of("corral_settings"))
+        self.settings.declare(loaded.of("corral_settings"), loaded.name)
+
+    def _is_shown(self, plugin: str) -> bool:
+        """Whether the settings of a plugin are: its own are kept while it is out of service, and hidden."""
+        return any(loaded.name == plugin and loaded.state in ("active", "quarantined") for loaded in self.plugins)
 
     def _inject(self, loaded: Loaded) -> None:
         for instance in loaded.of("_instances"):
@@ -168,6 +173,7 @@ class Kernel:
         owners = {item.name: loaded for loaded in self.active for name in names for item, _ in loaded.of(name)}
         is_open, redact = (lambda name: owners[name].active), self.redactor.redact
         self.runner = InProcessRunner(self.database, jobs, schedules, is_open=is_open, redact=redact)
+        self.settings.watch([JOBS_CONCURRENCY], lambda: self.runner.limit(jobs_at_a_time(self.settings)))
         self.container.add(InProcessRunner, self.runner)
 
     def _consumer(self, loaded: Loaded, subscriber: Subscriber) -> Consumer:

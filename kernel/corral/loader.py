@@ -28,6 +28,7 @@ log = logging.getLogger("corral.loader")
 
 GROUP = "corral.plugins"
 BUILT_IN = "corral"
+FIRST = frozenset({"core", "settings"})  # what others read when they start must be there
 ESSENTIAL = frozenset({"core", "audit", "security"})
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
@@ -194,7 +195,7 @@ def order(plugins: list[Loaded]) -> list[Loaded]:
             if not ready and loaded.active:
                 fail(loaded, f"requires go in a circle: {', '.join(item.name for item in circle)}")
             done[loaded.name] = waiting.pop(loaded.name)
-    ordered = sorted(done.values(), key=lambda item: item.name != "core")
+    ordered = sorted(done.values(), key=lambda item: (item.name not in FIRST, item.name != "core"))
     block(ordered)
     return ordered
 

@@ -6,15 +6,17 @@ Hooks contribute once, at boot, in any order; events react after commit; service
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import msgspec
 import pluggy
 
 from corral.auth.principal import Permission, Principal
 from corral.config import Config
+from corral.http.answers import ANY_VERSION, IfMatch
+from corral.http.routes import Rate, Route
 
 T = TypeVar("T")
 
@@ -135,27 +137,63 @@ class Provide(msgspec.Struct, frozen=True):
     factory: Callable[..., Any]
 
 
+class Settings(Protocol):
+    """Reads settings; the plugin `settings` makes them live, without it default, file and environment rule."""
+
+    def get(self, setting: Setting[T]) -> T:
+        """The effective value now."""
+        ...
+
+
 class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
-    """A declared run-time value `category.key`. `kind` is the Python type; `null` is allowed where the default is
-    None.
+    """A declared run-time value `category.key`. `kind` is the Python type; `null` is allowed where the default is None.
+
+    Bounds are of a number, or of the length of a text or list. `check(value, all values)` judges what no type says,
+    also beside other settings: the rest of a sentence `category.key …` about what is wrong, or None.
     """
 
     name: str
     kind: Any
     default: T
     title: str
+    description: str = ""
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
+    pattern: str | None = None  # of the whole text, or of each text of a list
+    check: Callable[[Any, Settings], str | None] | None = None
+    env: str = ""  # the variable that pins it (`corral.config.PINNING`)
     restart_required: bool = False
     secret: bool = False
 
 
-class Settings(Protocol):
-    """Reads settings; the plugin `settings` makes them live, without it default, file and environment rule."""
+class SettingsChange(msgspec.Struct, frozen=True, kw_only=True):
+    """The names of settings that a change touched, and of those that had the value already."""
 
-    def get(self, setting: Setting[T]) -> T:
-        """The effective value now."""
+    updated: list[str]
+    unchanged: list[str]
+
+
+class SettingsStore(Protocol):
+    """Changes settings; provided by the plugin `settings`. Everything joins the current unit, with audit and event."""
+
+    def change(
+        self, values: Mapping[str, Any], *, by: Principal, if_match: IfMatch = ANY_VERSION, of: Iterable[str] = (),
+        pointer: Callable[[str], str] = "/{}".format,
+    ) -> SettingsChange:  # fmt: skip
+        """Store all values or none: they are judged as a whole, beside those that stay. In force in 2 s everywhere.
+
+        `if_match` is compared with `version(of)` (default: of the settings named). `pointer` tells where in the body a
+        name was. Raises `Invalid` (with every fault), `Conflict(setting_locked)`, `PreconditionFailed`.
+        """
+        ...
+
+    def version(self, names: Iterable[str]) -> int:
+        """The version of these settings together: it grows with every change of one of them."""
+        ...
+
+    def values(self) -> Settings:
+        """The values as this unit sees them, its own changes included."""
         ...
 
 
@@ -240,5 +278,38 @@ class Gate(Protocol):
     """A check of every request before its route is looked up; raises a `Problem` to refuse."""
 
     def check(self, client_ip: str, method: str, path: str) -> None:
-        """Called on the event loop: no I/O."""
+        """Called on the event loop: no I/O. Sockets and streams are judged again every second while they last."""
+        ...
+
+
+class Quota(NamedTuple):
+    """What is left of a limit after a request; of several the tightest is told in `RateLimit-*`."""
+
+    limit: int
+    remaining: int
+    reset_seconds: int
+
+
+@runtime_checkable
+class Meter(Gate, Protocol):
+    """A gate that also counts. Called on the event loop: no I/O. Raises `TooMany`."""
+
+    def arrive(self, client_ip: str, route: Route | None, *, anonymous: bool) -> Quota | None:
+        """After `check`. `route` is None where nothing is served; `anonymous`: nobody is known, or will be, by it."""
+        ...
+
+    def enter(self, caller: Principal, route: Route) -> Quota | None:
+        """The caller is known. Where this returns, `leave` follows when the answer is there."""
+        ...
+
+    def leave(self, caller: Principal) -> None:
+        """The answer is there; of a stream, its beginning."""
+        ...
+
+
+class RateLimits(Protocol):
+    """Limits whose key only a handler knows; provided by the plugin `security`."""
+
+    def take(self, rate: Rate, key: str) -> None:
+        """Count one; on the event loop, before the unit. Raises `TooMany` when the bucket is empty."""
         ...

@@ -32,6 +32,7 @@ FLOORS = (
     "plugin",
     "hookspecs",
     "settings",
+    "kernel_settings",
     "container",
     "loader",
     "plugin_admin",
@@ -62,6 +63,7 @@ PUBLIC = frozenset(
         "plugin",
         "redact",
         "schema",
+        "settings",
         "storage",
         "testing",
     }

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, get_args
 from msgspec import Meta
 
 from corral.auth.principal import Permission
+from corral.kernel_settings import KERNEL_SETTINGS
 from corral.plugin import Setting
 
 HOUR, DAY = 3600, 86_400
@@ -95,20 +96,6 @@ REQUIRE_UPPER = Setting(name="password.require_upper", kind=bool, default=False,
 REQUIRE_LOWER = Setting(name="password.require_lower", kind=bool, default=False, title="Ask for a lower-case letter")
 REQUIRE_DIGIT = Setting(name="password.require_digit", kind=bool, default=False, title="Ask for a digit")
 REQUIRE_SYMBOL = Setting(name="password.require_symbol", kind=bool, default=False, title="Ask for a symbol")
-CORS_ORIGINS = Setting[list[str]](
-    name="http.cors_origins", kind=list[str], default=[], title="Origins of other web applications that may call"
-)
-RETENTION_DAYS = Setting(
-    name="events.retention_days", kind=int, default=30, title="Days that events are kept", minimum=1, maximum=365
-)
-MAX_ROWS = Setting(
-    name="events.max_rows", kind=int, default=1_000_000, title="Events that are kept",
-    minimum=10_000, maximum=50_000_000,
-)  # fmt: skip
-JOBS_RETENTION_DAYS = Setting(
-    name="jobs.retention_days", kind=int, default=7, title="Days that ended jobs are kept", minimum=1, maximum=90
-)
-
 MAIL_HOST = Setting[str | None](
     name="mail.host", kind=str | None, default=None, title="Server that takes mail; without one none is sent"
 )
@@ -132,7 +119,7 @@ SETTINGS = (
     STEP_UP_SECONDS, MAX_SESSIONS, API_KEYS_ENABLED, API_KEY_DEFAULT_DAYS, API_KEY_MAX_DAYS, API_KEYS_PER_USER,
     MIN_LENGTH, BREACHED_CHECK, CONTEXT_WORDS, HISTORY, MAX_AGE_DAYS,
     REQUIRE_UPPER, REQUIRE_LOWER, REQUIRE_DIGIT, REQUIRE_SYMBOL,
-    CORS_ORIGINS, RETENTION_DAYS, MAX_ROWS, JOBS_RETENTION_DAYS,
+    *KERNEL_SETTINGS,
     *MAIL,
 )  # fmt: skip
 

@@ -8,7 +8,7 @@ from corral import clock
 from corral.auth.models import RefreshRow, SessionRow, SigningKeyRow
 from corral.auth.tokens import MAX_LIFE_SECONDS
 from corral.core import tickets
-from corral.core.declarations import JOBS_RETENTION_DAYS, MAX_ROWS, REFRESH_GRACE, RETENTION_DAYS
+from corral.core.declarations import REFRESH_GRACE
 from corral.core.sessions import Sessions
 from corral.database.engine import Work
 from corral.events import log as event_log
@@ -16,6 +16,7 @@ from corral.events.consumers import slowest_cursor
 from corral.http import idempotency
 from corral.jobs import runner
 from corral.jobs.job import Schedule
+from corral.kernel_settings import JOBS_RETENTION_DAYS, MAX_ROWS, RETENTION_DAYS
 from corral.plugin import Settings
 
 DAY, HOUR = 86_400.0, 3600.0

@@ -42,6 +42,36 @@ class Runner(Protocol):
         ...
 
 
+class Room:
+    """Places for jobs; their number may change while some are taken. Only the event loop uses it."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._taken = size, 0
+        self._freed = asyncio.Event()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether `acquire` would wait."""
+        return self._taken >= self._size
+
+    async def acquire(self) -> None:
+        """Take a place, once there is one."""
+        while self.is_full:
+            self._freed.clear()
+            await self._freed.wait()
+        self._taken += 1
+
+    def release(self) -> None:
+        """Give it back."""
+        self._taken -= 1
+        self._freed.set()
+
+    def resize(self, size: int) -> None:
+        """Have so many places from now on."""
+        self._size = size
+        self._freed.set()
+
+
 class InProcessRunner:
     """Jobs and schedules of this process, with functions whose services are filled in.
 
@@ -63,15 +93,16 @@ class InProcessRunner:
         self._redact = redact  # what errors say is stored
         self._bell = asyncio.Event()
         self.queue: JobQueue | None = None
-        self._room = asyncio.Semaphore(concurrency)
+        self._room = Room(concurrency)
         self._closed = False
         self._running: set[asyncio.Task[None]] = set()
         self._next: dict[str, float] = {}
         self.ticked_at: float = clock.time_s()
 
     def limit(self, concurrency: int) -> None:
-        """How many jobs run at a time; before `run`."""
-        self._room = asyncio.Semaphore(concurrency)
+        """How many jobs run at a time; those beyond it that run already come to their end."""
+        self._room.resize(concurrency)
+        self._bell.set()
 
     def announce(self, ids: Sequence[str]) -> None:
         if self.queue is not None:
@@ -129,7 +160,7 @@ class InProcessRunner:
         for name, (schedule, run) in self._schedules.items():
             if self._next.get(name, 0.0) <= self.ticked_at and self._is_open(name):
                 self._next[name] = await self._slot(schedule, run)
-        while not self._room.locked() and (row := await self._claim()) is not None:
+        while not self._room.is_full and (row := await self._claim()) is not None:
             await self._room.acquire()
             self._start(self._released(self._perform(*row)))
         due = min([*(at for name, at in self._next.items() if self._is_open(name)), self.ticked_at + LOOK_EVERY])

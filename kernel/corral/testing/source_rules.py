@@ -18,7 +18,7 @@ from corral.testing.findings import Finding, judged
 PUBLIC = frozenset(
     {
         "auth", "clock", "crypto", "database", "egress", "errors", "events", "hookspecs", "http", "ids", "jobs",
-        "plugin", "redact", "schema", "storage", "testing",
+        "plugin", "redact", "schema", "settings", "storage", "testing",
     }
 )  # fmt: skip
 BUILT_IN = "corral_plugins"

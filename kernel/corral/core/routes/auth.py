@@ -12,7 +12,7 @@ from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.config import Config
 from corral.core.accounts import AccountsService
 from corral.core.api import Address, FullName, Password, Tickets, UserView
-from corral.core.declarations import CORS_ORIGINS, REGISTRATION
+from corral.core.declarations import REGISTRATION
 from corral.core.policy import PasswordPolicy
 from corral.core.profile import Profile, ProfilePatch
 from corral.core.routes.cookie import check_origin, cookie_headers, cookie_token, forget_headers
@@ -23,6 +23,7 @@ from corral.database.unit import Entry
 from corral.errors import Forbidden, Invalid, NotFound
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.routes import Routes
+from corral.kernel_settings import CORS_ORIGINS
 from corral.plugin import Settings
 
 routes = Routes("/auth", tag="Authentication")
