@@ -15,6 +15,7 @@ from quart.asgi import ASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
 from corral.asgi.call import Call, Gone, Reply
+from corral.asgi.lasting import Lasting
 from corral.asgi.path import RequestPath, problem_reply
 from corral.asgi.table import paths
 from corral.errors import Problem
@@ -35,7 +36,8 @@ NO_STORE_UNDER = ("/api/v1/auth/", "/api/v1/security", "/api/v1/secrets", "/api/
 class Sender:
     """Turns replies into ASGI messages. `hsts` when the public URL is https."""
 
-    def __init__(self, *, hsts: bool) -> None:
+    def __init__(self, lasting: Lasting, *, hsts: bool) -> None:
+        self._lasting = lasting
         self._always = ALWAYS + (((b"strict-transport-security", b"max-age=31536000"),) if hsts else ())
 
     def headers(self, reply: Reply, call: Call) -> list[tuple[bytes, bytes]]:
@@ -52,6 +54,11 @@ class Sender:
             headers.append((b"content-type", reply.media_type))
         if "Content-Security-Policy" not in reply.headers:
             headers.append(JSON_POLICY)
+        if call.quota is not None and "RateLimit-Limit" not in reply.headers:
+            limit, remaining, reset = call.quota
+            headers.append((b"ratelimit-limit", b"%d" % limit))
+            headers.append((b"ratelimit-remaining", b"%d" % remaining))
+            headers.append((b"ratelimit-reset", b"%d" % reset))
         for name, value in reply.headers.items():
             headers.append((name.lower().encode("latin1"), value.encode("latin1")))
         return headers
@@ -70,7 +77,8 @@ class Sender:
         relaying = asyncio.ensure_future(_relay(reply.chunks, send))
         leaving = asyncio.ensure_future(call.left())
         try:
-            await asyncio.wait({relaying, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            with self._lasting.hold(call.client_ip, call.path, lambda _: leaving.cancel()):
+                await asyncio.wait({relaying, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             leaving.cancel()
             relaying.cancel()
@@ -128,7 +136,7 @@ def build(
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
-    sender = Sender(hsts=hsts)
+    sender = Sender(path.lasting, hsts=hsts)
     app.declaring = True
     for endpoint in endpoints:
         for pattern in paths(endpoint.route):

@@ -8,8 +8,10 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
+from corral.auth.principal import Principal
 from corral.errors import Malformed, Problem, TooLarge
 from corral.ids import new_id
+from corral.plugin import Meter, Quota
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -29,9 +31,11 @@ class Call:
         "_timeout",
         "client_ip",
         "headers",
+        "inside",
         "method",
         "path",
         "query",
+        "quota",
         "receive",
         "request_id",
         "scope",
@@ -46,16 +50,31 @@ class Call:
         self.query: bytes = scope["query_string"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.client_ip = ""
+        self.quota: Quota | None = None  # the tightest limit that this request counts for
+        self.inside: tuple[tuple[Meter, Principal], ...] = ()
         given = self.headers.get(b"x-request-id")
         text = given.decode("latin1") if given is not None else ""
         self.request_id = text if given is not None and _REQUEST_ID.fullmatch(text) else new_id()
         self._timeout = body_timeout
         self.unread = self.may_have_body
 
+    def count(self, quota: Quota | None) -> None:
+        """A limit that the request counts for."""
+        if quota is not None and (self.quota is None or quota.remaining < self.quota.remaining):
+            self.quota = quota
+
     def header(self, name: bytes) -> str | None:
         """A header's value."""
         value = self.headers.get(name)
         return None if value is None else value.decode("latin1")
+
+    def once(self, *names: bytes) -> None:
+        """`malformed_request` when one of these headers comes twice: nobody could say which one counts."""
+        headers = self.scope["headers"]
+        if len(headers) != len(self.headers):
+            for name in names:
+                if sum(given == name for given, _ in headers) > 1:
+                    raise Malformed(f"The header {name.decode()} comes twice; send it once.")
 
     @property
     def may_have_body(self) -> bool:

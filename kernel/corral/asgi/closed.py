@@ -18,6 +18,8 @@ RETRY_AFTER = 60
 class Closed:
     """What the table leads to instead of an endpoint; `door` says what became of the plugin."""
 
+    public = True
+
     def __init__(self, loaded: Loaded, label: str) -> None:
         self.loaded = loaded
         method, _, path = label.partition(" ")

@@ -12,6 +12,7 @@ from typing import Any
 
 from corral.asgi.call import Call, Gone, Reply
 from corral.asgi.endpoint import Endpoint, parse_if_match
+from corral.asgi.lasting import Lasting
 from corral.asgi.own_units import OwnUnits, replay
 from corral.asgi.table import Table
 from corral.asgi.views import render
@@ -26,7 +27,7 @@ from corral.http.answers import Request, Wait
 from corral.http.client import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency, Keyed, Stored
 from corral.http.metrics import RequestMetrics
-from corral.plugin import Gate, LeaseCallers
+from corral.plugin import Gate, LeaseCallers, Meter
 from corral.redact.redactor import Redactor
 from corral.schema.shapes import encode
 
@@ -48,6 +49,8 @@ class RequestPath:
         self.table, self.database, self.feed, self.credentials = table, database, feed, credentials
         self.idempotency, self.hosts, self.client = idempotency, hosts, client
         self.gates, self.metrics, self.redactor, self.record = tuple(gates), metrics, redactor, record
+        self.meters = tuple(gate for gate in gates if isinstance(gate, Meter))
+        self.lasting = Lasting(self.gates)
         self.leases = leases
         self._own_units = OwnUnits(database, idempotency)
         self.draining = False
@@ -74,6 +77,8 @@ class RequestPath:
             reply = self._bug(call, endpoint, error)
         finally:
             self.metrics.in_flight -= 1
+            for meter, caller in call.inside:
+                meter.leave(caller)
         if self.draining and call.scope["http_version"] < "2":  # the client's next request goes elsewhere, uncut
             reply.headers["Connection"] = "close"
         label = endpoint[0].route.path if isinstance(endpoint, tuple) else "unmatched"
@@ -96,13 +101,16 @@ class RequestPath:
         if found is not None and _is_crooked(call.scope, found[0]):
             found = None
         methods = found[0] if found is not None else {}
+        call.once(b"host")
         if not self.hosts(call.headers.get(b"host")) and not _is_exempt(methods):
             raise Malformed("The Host header names another host; add it to CORRAL_ALLOWED_HOSTS.", code="invalid_host")
         for gate in self.gates:
             gate.check(call.client_ip, call.method, call.path)
+        endpoint = methods.get("GET" if call.method == "HEAD" else call.method)
+        if self.meters:
+            self._arrive(call, endpoint)
         if found is None:
             raise NotFound()
-        endpoint = methods.get("GET" if call.method == "HEAD" else call.method)
         if endpoint is None:
             return self._other_method(call, methods)
         if endpoint.door is not None:
@@ -110,6 +118,14 @@ class RequestPath:
         if self.metrics.in_flight > MAX_IN_FLIGHT and not _is_exempt(methods):
             raise Unavailable("Too many requests in flight.", code="overloaded")
         return endpoint, found[1]
+
+    def _arrive(self, call: Call, endpoint: Any) -> None:
+        anonymous = endpoint is None or endpoint.public or not (
+            b"authorization" in call.headers or b"x-api-key" in call.headers
+        )  # fmt: skip
+        route = None if endpoint is None else endpoint.route
+        for meter in self.meters:
+            call.count(meter.arrive(call.client_ip, route, anonymous=anonymous))
 
     @staticmethod
     def _other_method(call: Call, methods: dict[str, Any]) -> Reply:
@@ -123,6 +139,9 @@ class RequestPath:
         caller: Principal | None = None
         if not endpoint.public:  # a public route takes no credential and looks at none
             caller = await self._caller(call)
+            for meter in self.meters:
+                call.count(meter.enter(caller, endpoint.route))
+                call.inside += ((meter, caller),)
             if endpoint.route.on_lease and caller.worker_id is not None:
                 caller = await self._under_lease(call, caller)
             endpoint.permit(caller)
@@ -145,17 +164,29 @@ class RequestPath:
 
     async def _caller(self, call: Call) -> Principal:
         """Who calls: 401."""
+        call.once(b"authorization", b"x-api-key")
         given = (call.headers.get(b"authorization"), call.headers.get(b"x-api-key"))
         principal = self.credentials.cached(given)
         if principal is None:
             credential = read_credential(call.header(b"authorization"), call.header(b"x-api-key"))
             if credential is None:
                 raise Unauthorized("Send Authorization: Bearer <token>.", headers={"WWW-Authenticate": "Bearer"})
-            principal = await self.read(lambda: self.credentials.authenticate(credential), Entry("authentication"))
+            principal = await self._authenticate(call, credential)
             self.credentials.keep(given, principal)
+        principal.check_address(call.client_ip)
         if principal.expires_at is not None and principal.expires_at <= time_s():
             raise Unauthorized(code="token_expired", headers=CHALLENGE)
         return principal
+
+    async def _authenticate(self, call: Call, credential: str) -> Principal:
+        """A credential that is none counts as if nothing had been sent."""
+        try:
+            found = await self.read(lambda: self.credentials.authenticate(credential), Entry("authentication"))
+        except Unauthorized:
+            for meter in self.meters:
+                call.count(meter.arrive(call.client_ip, None, anonymous=True))
+            raise
+        return found  # type: ignore[no-any-return]
 
     async def _under_lease(self, call: Call, worker: Principal) -> Principal:
         """A worker that names a lease acts as its agent, for its task."""

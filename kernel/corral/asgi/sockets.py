@@ -21,6 +21,8 @@ from corral.schema.shapes import encode
 
 log = logging.getLogger("corral.http")
 
+SIGN_IN = frozenset({"token", "ticket", "authorization", "x-api-key"})  # in the query, in headers
+REFUSED = 4403
 LINGER_SECONDS, DRAIN_SECONDS = 0.25, 5.0
 _draining: set[asyncio.Task[None]] = set()
 
@@ -87,6 +89,10 @@ class Connection:
             self._open = False
             await self._send({"type": "websocket.close", "code": code, "reason": reason})
 
+    def cut(self, problem: Problem) -> None:
+        """A gate refuses the client now: close, whatever the endpoint does."""
+        _keep(asyncio.get_running_loop().create_task(self.close(REFUSED, problem.code)))
+
 
 def connection_class(path: RequestPath, served: Mapping[str, Served]) -> type:
     """The class Quart makes for each handshake; `served` maps paths to endpoints with their services filled in."""
@@ -104,19 +110,21 @@ def connection_class(path: RequestPath, served: Mapping[str, Served]) -> type:
             client_ip = path.client(peer[0], forwarded.decode("latin1") if forwarded is not None else None)
             connection = Connection(scope, receive, send, client_ip)
             try:
-                serve = _admit(path, served, scope["path"], headers.get(b"host"), client_ip)
+                serve = _admit(path, served, connection, headers.get(b"host"))
             except Problem as problem:
                 await connection.refuse(problem.status, problem.code, problem.detail)
             else:
-                await _serve(serve, connection)
+                with path.lasting.hold(client_ip, scope["path"], connection.cut):
+                    await _serve(serve, connection)
 
     return SocketASGI
 
 
 def _admit(
-    path: RequestPath, served: Mapping[str, Served], url_path: str, host: bytes | None, client_ip: str
+    path: RequestPath, served: Mapping[str, Served], connection: Connection, host: bytes | None
 ) -> Callable[..., Any]:
     """The endpoint of a handshake, after the checks that every request meets; raises the problem that refuses it."""
+    url_path, client_ip = connection.request.path, connection.request.client_ip
     found = served.get(url_path.rstrip("/"))
     if found is None:
         raise NotFound("No socket is served here.")
@@ -126,6 +134,9 @@ def _admit(
         raise Malformed("The Host header names another host.", code="invalid_host")
     for gate in path.gates:
         gate.check(client_ip, "GET", url_path)
+    anonymous = SIGN_IN.isdisjoint({*connection.query, *connection.request.headers})
+    for meter in path.meters:
+        meter.arrive(client_ip, None, anonymous=anonymous)
     if not found.loaded.active:
         raise out_of_service(found.loaded)
     return found.serve
@@ -141,6 +152,10 @@ async def _serve(serve: Callable[..., Any], connection: Connection) -> None:
         await connection.close(1011)
     await connection.drain(LINGER_SECONDS)
     # the server closes the connection once this returns, but must not be left waiting for somebody to read
-    draining = asyncio.get_running_loop().create_task(connection.drain(DRAIN_SECONDS))
-    _draining.add(draining)
-    draining.add_done_callback(_draining.discard)
+    _keep(asyncio.get_running_loop().create_task(connection.drain(DRAIN_SECONDS)))
+
+
+def _keep(task: asyncio.Task[None]) -> None:
+    """The loop itself holds tasks weakly."""
+    _draining.add(task)
+    task.add_done_callback(_draining.discard)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from corral import clock
-from corral.auth.principal import Authenticator, Principal
+from corral.auth.principal import Authenticator, Principal, Rereading
 from corral.errors import Malformed, Unauthorized
 
 KEEP_SECONDS = 1.0
@@ -36,11 +36,13 @@ class Credentials:
 
     def __init__(self) -> None:
         self._authenticators: Sequence[Authenticator] = ()
+        self._rereading: Sequence[Rereading] = ()
         self._cache: dict[Given, tuple[Principal, float]] = {}
 
     def use(self, authenticators: Sequence[Authenticator]) -> None:
         """Ask these, in any order: their forms do not overlap."""
         self._authenticators = tuple(authenticators)
+        self._rereading = tuple(each for each in authenticators if isinstance(each, Rereading))
 
     def cached(self, given: Given) -> Principal | None:
         """The principal of these headers, if it was read within the last second."""
@@ -59,6 +61,14 @@ class Credentials:
                     problem.headers.update(CHALLENGE)
                     raise
         raise Unauthorized("The credential has no known form.", headers=CHALLENGE)
+
+    def reread(self, caller: Principal) -> Principal:
+        """The caller of a long connection as it is now; joins a read unit. Raises `Unauthorized`."""
+        for authenticator in self._rereading:
+            found = authenticator.reread(caller)
+            if found is not None:
+                return found
+        return caller
 
     def keep(self, given: Given, principal: Principal) -> None:
         """Use this principal for the next second; on the loop only."""

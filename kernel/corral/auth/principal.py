@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import ipaddress
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -57,6 +59,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     limited: str | None = None  # the problem code that every route but a few answers
     beyond: frozenset[str] = frozenset()  # API keys: what the owner may do, but the key's scopes leave out
     named: frozenset[str] = frozenset()  # API keys: the scopes that were named in full
+    networks: tuple[str, ...] = ()  # the credential counts only from these; none: from everywhere
     reauth_until: float | None = None  # epoch seconds; until then the session has stepped up (password or TOTP again)
     worker_id: str | None = None
     agent_id: str | None = None
@@ -72,6 +75,11 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     def has_stepped_up(self) -> bool:
         """Whether the person proved again, a short time ago, who they are (`POST /auth/reauth`)."""
         return self.reauth_until is not None and self.reauth_until > clock.time_s()
+
+    def check_address(self, client_ip: str) -> None:
+        """Raise `Forbidden(ip_blocked)` where the credential may not be used from this address."""
+        if self.networks and not within(client_ip, self.networks):
+            raise Forbidden("This credential may not be used from your address.", code="ip_blocked")
 
     @property
     def actor(self) -> Actor:
@@ -101,6 +109,21 @@ class Authenticator(Protocol):
         again.
         """
         ...
+
+
+@runtime_checkable
+class Rereading(Protocol):
+    """An authenticator that also knows what has become of a caller whose credential is not at hand any more."""
+
+    def reread(self, caller: Principal) -> Principal | None:
+        """The caller as it is now; None: it is of another authenticator. Raises `Unauthorized`; runs in a read unit."""
+        ...
+
+
+@functools.lru_cache(maxsize=4096)
+def within(address: str, networks: tuple[str, ...]) -> bool:
+    """Whether an address (as the client-IP function gives it) lies in one of the networks."""
+    return bool(address) and any(ipaddress.ip_address(address) in ipaddress.ip_network(each) for each in networks)
 
 
 def holds(permissions: Iterable[Permission], role_or_kind: str) -> frozenset[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from corral import clock
+from corral.auth.credentials import Credentials
 from corral.auth.models import TicketRow
 from corral.auth.principal import Principal
 from corral.auth.tokens import digest, new_secret
@@ -17,8 +18,8 @@ LIFE_SECONDS = 30
 class TicketsService:
     """Implements `corral.core.api.Tickets`."""
 
-    def __init__(self, principals: SessionPrincipals) -> None:
-        self._principals = principals
+    def __init__(self, principals: SessionPrincipals, credentials: Credentials) -> None:
+        self._principals, self._credentials = principals, credentials
 
     def issue(self, caller: Principal) -> str:
         ticket = new_secret()
@@ -34,7 +35,7 @@ class TicketsService:
     def reread(self, caller: Principal) -> Principal:
         if caller.kind == "user" and caller.user_id and caller.session_id:
             return self._principals.of(caller.user_id, caller.session_id, caller.expires_at or 0.0)
-        return caller
+        return self._credentials.reread(caller)
 
 
 def prune(at_once: int = 500) -> int:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -28,6 +28,19 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 MIB = 1024 * 1024
 _NAME = re.compile(r"\{([a-z_]+)\}")
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """A limit of its own beside those of every request: `count` calls in `seconds`, for each client address, person or
+    caller.
+
+    Routes with a rate of one name share its buckets.
+    """
+
+    name: str
+    count: int
+    seconds: int
+    per: Literal["client", "person", "caller"] = "caller"
 
 
 class Route(msgspec.Struct, kw_only=True):
@@ -50,6 +63,7 @@ class Route(msgspec.Struct, kw_only=True):
     own_session: bool = False  # people who signed in themselves only: no API key, no machine
     step_up: bool = False  # the session has stepped up; an API key needs the permission among its scopes, in full
     exempt_host: bool = False
+    rate: Rate | None = None
     stream: bool = False
     live: bool = False  # the answer tells more than its version does: never 304
     rest: bool = False  # the last name of the path takes what is left of it, slashes included
