@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.generated.fixtures import make_world
+
+__all__ = ["figure", "make_world"]
 
 LAST_RUN = Path(__file__).parent / "last-run.json"
 

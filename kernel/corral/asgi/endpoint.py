@@ -55,7 +55,7 @@ class Endpoint:
     def permit(self, caller: Principal) -> None:
         """Raise `Forbidden` unless one of `needs` is held, in the way that the route asks for."""
         route = self.route
-        if caller.limited is not None and not route.limited:
+        if caller.limited is not None and not self._serves_limited(caller):
             raise Forbidden(code=caller.limited)
         if not any(_holds(caller, need) for need in route.needs):
             needed = " or ".join(route.needs)
@@ -70,6 +70,10 @@ class Endpoint:
                 raise Forbidden("Give the password or a code to POST /auth/reauth first.", code="reauth_required")
             if caller.named.isdisjoint(route.needs):
                 raise Forbidden(f"The key must name the scope {' or '.join(route.needs)}.", code="insufficient_scope")
+
+    def _serves_limited(self, caller: Principal) -> bool:
+        """People who must first do something are served at their own account, machines without approval elsewhere."""
+        return self.route.limited and (SIGNED_IN in self.route.needs) is (caller.kind in PEOPLE)
 
     def parse_query(self, raw: bytes) -> Any:
         """The query as its shape; every problem has a pointer `/query/<name>`."""
@@ -132,7 +136,9 @@ class Endpoint:
 
 
 def _holds(caller: Principal, need: str) -> bool:
-    return need == ANY_CALLER or (need == SIGNED_IN and caller.kind in PEOPLE) or need in caller.permissions
+    if need == ANY_CALLER:
+        return caller.registration_key_id is None  # those register, and do nothing else
+    return (need == SIGNED_IN and caller.kind in PEOPLE) or need in caller.permissions
 
 
 def check_media_type(content_type: str | None, encoding: str | None) -> None:

@@ -59,29 +59,34 @@ class Client:
         path: str,
         body: Any = None,
         *,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | Sequence[tuple[str, str]] | None = None,
         content: bytes | None = None,
         root: bool = False,
     ) -> Answer:
-        """`body` is sent as JSON, `content` as it is. `root`: the path is used as given."""
+        """`body` is sent as JSON, `content` as it is. `root`: the path is used as given. Pairs of headers may repeat."""
         path = path if root or path.startswith("/api/") else f"/api/v1{path}"
         path, _, query = path.partition("?")
-        sent = {"host": "localhost", **{name.lower(): value for name, value in (headers or {}).items()}}
-        if self.token is not None:
-            sent.setdefault("authorization", f"Bearer {self.token}")
         data = content if content is not None else b"" if body is None else json.dumps(body).encode()
+        usual = {"host": "localhost"}
+        if self.token is not None:
+            usual["authorization"] = f"Bearer {self.token}"
         if data:
-            sent.setdefault("content-type", "application/json")
-            sent.setdefault("content-length", str(len(data)))
+            usual |= {"content-type": "application/json", "content-length": str(len(data))}
+        pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
+        given = [(name.lower(), value) for name, value in pairs]
+        named = {name for name, _ in given}
+        sent = [(name, value) for name, value in usual.items() if name not in named] + given
         return await self._asgi(method, path, query, sent, data)
 
-    async def _asgi(self, method: str, path: str, query: str, headers: Mapping[str, str], data: bytes) -> Answer:
+    async def _asgi(
+        self, method: str, path: str, query: str, headers: Sequence[tuple[str, str]], data: bytes
+    ) -> Answer:
         from urllib.parse import unquote
 
         scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
             "path": unquote(path), "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
-            "headers": [(name.encode("latin1"), value.encode("latin1")) for name, value in headers.items()],
+            "headers": [(name.encode("latin1"), value.encode("latin1")) for name, value in headers],
             "client": ("127.0.0.1", 50000), "server": ("localhost", 80), "extensions": {},
         }  # fmt: skip
         sent, answered = False, asyncio.Event()
