@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
@@ -18,6 +18,8 @@ Role = Literal["admin", "member", "viewer", "auditor"]
 Address = Annotated[str, line(254, 3)]
 FullName = Annotated[str, line(200)]
 Password = Annotated[str, Meta(min_length=1, max_length=128)]
+Notice = Literal["locked", "password_changed", "email_changed", "recovery_code_used", "refresh_reuse", "mfa_reset"]
+"""The mails that tell somebody what happened to their account."""
 
 
 class UserView(msgspec.Struct, kw_only=True):
@@ -114,8 +116,153 @@ class Accounts(Protocol):
         """End the user's sessions but `keep`; how many ended."""
         ...
 
+    def unlock(self, user_id: str) -> UserView:
+        """End a lock after failed sign-ins at once."""
+        ...
+
+    def reset_mfa(self, user_id: str) -> UserView:
+        """Switch the second factor off for somebody who lost it, and end every session of the user."""
+        ...
+
+    def failed_attempts(self, emails: Iterable[str]) -> dict[str, int]:
+        """Failed sign-ins that still count, by address; addresses without any are left out."""
+        ...
+
     def purge(self, user_id: str) -> None:
         """Blank a deactivated account and free its address; the row stays as "deleted user"."""
+        ...
+
+
+class Delivery(msgspec.Struct, kw_only=True):
+    """How a mail that was sent at once went. `error`: what the guard or the mail server said, for admins."""
+
+    delivered: bool
+    duration_ms: int
+    error: str | None
+
+
+class Mail(Protocol):
+    """Mails to people. They are jobs: a mail server that is down delays them and nothing else."""
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether there is a mail service: `mail.host` is set."""
+        ...
+
+    def notify(self, to: str, kind: Notice, **facts: str | int) -> None:
+        """Tell the holder of an address; joins the unit and takes effect with it. Without a mail service: nothing.
+
+        Facts: `locked` until, `email_changed` new, `recovery_code_used` left.
+        """
+        ...
+
+    async def test(self, to: str) -> Delivery:
+        """Send a test mail now; `invalid_state` without a mail service. For async handlers, outside a unit."""
+        ...
+
+    async def probe(self) -> str | None:
+        """Connect to the mail server and sign in, without sending; what is wrong, or None."""
+        ...
+
+    def waiting(self) -> int:
+        """How many mails wait because the server did not take them; joins the unit."""
+        ...
+
+
+class InvitationView(msgspec.Struct, kw_only=True):
+    """An invitation to make an account."""
+
+    id: str
+    email: str
+    role: str
+    created_by: str | None
+    created_at: Instant
+    expires_at: Instant
+    status: str  # pending | accepted | expired | revoked
+
+
+class Invitations(Protocol):
+    """Invitations to make an account. Everything joins the unit."""
+
+    def create(self, email: str, role: Role, *, by: Principal) -> tuple[InvitationView, str]:
+        """Invite an address, by mail too where there is a mail service: the invitation, and its URL, shown this once.
+
+        `Conflict(duplicate)` for an address that has an account or an open invitation.
+        """
+        ...
+
+    def list(self, query: PageQuery, caller: Principal) -> Page[InvitationView]:
+        """Invitations, newest first."""
+        ...
+
+    def revoke(self, invitation_id: str) -> None:
+        """Its links end at once; `NotFound` unless it is pending."""
+        ...
+
+
+class OwnerView(msgspec.Struct, kw_only=True):
+    """Whose something is; `email` is empty once the account is purged."""
+
+    id: str
+    email: str
+
+
+class SignedInView(msgspec.Struct, kw_only=True):
+    """A session as admins see it. `current`: the one that asks."""
+
+    id: str
+    user_id: str
+    user: OwnerView
+    ip: str
+    user_agent: str
+    mfa: bool
+    current: bool
+    created_at: Instant
+    last_seen_at: Instant
+    expires_at: Instant
+    reauth_until: Instant | None
+
+
+class SignedInQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Filters of the list of sessions."""
+
+    user_id: Annotated[str, Meta(max_length=36)] | UnsetType = UNSET
+    ip: Annotated[str, Meta(max_length=45)] | UnsetType = UNSET
+
+
+class AllSessions(Protocol):
+    """The live sessions of everybody. Everything joins the unit."""
+
+    def list(self, query: SignedInQuery, caller: Principal) -> Page[SignedInView]:
+        """Live sessions, newest first. The route decides who may ask."""
+        ...
+
+    def end(self, session_id: str, reason: str) -> None:
+        """End one; `NotFound` unless it goes on."""
+        ...
+
+
+class SharedBuckets(Protocol):
+    """What several processes count together, through Redis. Without it, or while it is lost, `connected` is false."""
+
+    connected: bool
+    processes: int
+    """How many processes count together, as far as is known."""
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether there is a Redis."""
+        ...
+
+    async def add(self, seconds: Mapping[str, float]) -> Mapping[str, float] | None:
+        """Fill buckets by these times; for each, the seconds until it is empty again. None: Redis cannot be asked.
+
+        Takes a moment even where nobody answers: for background tasks, never for requests.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Leave."""
         ...
 
 
@@ -143,7 +290,7 @@ class UserCreated(Event, kw_only=True):
 
     user_id: str
     role: str
-    how: str  # registration | bootstrap | admin
+    how: str  # registration | invitation | bootstrap | admin
 
 
 class UserUpdated(Event, kw_only=True):
@@ -155,6 +302,16 @@ class UserUpdated(Event, kw_only=True):
     user_id: str
     changed: list[str]
     revoke_api_keys: bool = False
+
+
+class UserLocked(Event, kw_only=True):
+    """Too many sign-ins of an account failed; until then none succeeds."""
+
+    event = "user.locked"
+    visibility = PRIVATE_AND_ADMIN
+
+    user_id: str
+    until: Instant
 
 
 class UserDeactivated(Event, kw_only=True):
@@ -184,6 +341,26 @@ class UserPurged(Event, kw_only=True):
     user_id: str
 
 
+class InvitationCreated(Event, kw_only=True):
+    """Somebody was invited."""
+
+    event = "invitation.created"
+    visibility = "admin"
+
+    invitation_id: str
+    role: str
+
+
+class InvitationAccepted(Event, kw_only=True):
+    """An invited person made their account."""
+
+    event = "invitation.accepted"
+    visibility = "admin"
+
+    invitation_id: str
+    role: str
+
+
 class SessionCreated(Event, kw_only=True):
     """Somebody signed in."""
 
@@ -204,6 +381,24 @@ class SessionEnded(Event, kw_only=True):
     reason: str  # logout | revoked | expired | reuse | user_deactivated | password_changed
 
 
+class MfaEnabled(Event, kw_only=True):
+    """A second factor was switched on."""
+
+    event = "mfa.enabled"
+    visibility = PRIVATE_AND_ADMIN
+
+    user_id: str
+
+
+class MfaDisabled(Event, kw_only=True):
+    """A second factor was switched off."""
+
+    event = "mfa.disabled"
+    visibility = PRIVATE_AND_ADMIN
+
+    user_id: str
+
+
 class PluginState(Event, kw_only=True):
     """A plugin went into or out of service."""
 
@@ -217,5 +412,6 @@ class PluginState(Event, kw_only=True):
 
 
 EVENTS = (
-    UserCreated, UserUpdated, UserDeactivated, UserReactivated, UserPurged, SessionCreated, SessionEnded, PluginState,
+    InvitationAccepted, InvitationCreated, UserCreated, UserUpdated, UserLocked, UserDeactivated,
+    UserReactivated, UserPurged, SessionCreated, SessionEnded, MfaEnabled, MfaDisabled, PluginState,
 )  # fmt: skip

@@ -1,0 +1,46 @@
+"""Links that are good once, and invitations."""
+
+from __future__ import annotations
+
+from peewee import SQL, CharField, Model, ModelIndex
+
+
+def up(migrator, db):
+    class Link(Model):
+        id = CharField(max_length=36, primary_key=True)
+        kind = CharField(max_length=16)
+        subject_id = CharField(max_length=36)
+        email = CharField(max_length=254, null=True)
+        hash = CharField(max_length=64, null=True, unique=True)
+        created_at = CharField(max_length=24)
+        expires_at = CharField(max_length=24, index=True)
+        used_at = CharField(max_length=24, null=True)
+
+        class Meta:
+            database = db
+            legacy_table_names = False
+            table_name = "core_links"
+            indexes = ((("subject_id", "kind"), False),)
+
+    class Invitation(Model):
+        id = CharField(max_length=36, primary_key=True)
+        email = CharField(max_length=254)
+        email_key = CharField(max_length=254, index=True)
+        role = CharField(max_length=10)
+        status = CharField(max_length=10, default="pending")
+        created_by = CharField(max_length=36, null=True)
+        accepted_by = CharField(max_length=36, null=True, index=True)
+        created_at = CharField(max_length=24)
+        expires_at = CharField(max_length=24)
+
+        class Meta:
+            database = db
+            legacy_table_names = False
+            table_name = "core_invitations"
+            indexes = ((("created_at", "id"), False),)
+
+    pending = SQL("status = 'pending'")
+    Invitation.add_index(
+        ModelIndex(Invitation, (Invitation.email_key,), unique=True, where=pending, name="core_invitations_pending")
+    )
+    db.create_tables([Link, Invitation])
