@@ -55,7 +55,7 @@ class World:
     async def ok(client: Client, method: str, path: str, body: Any = None, **options: Any) -> Any:
         """A request that succeeds; what it answers."""
         answer = await client.request(method, path, body, **options)
-        assert 200 <= answer.status < 300, (method, path, answer)
+        assert 200 <= answer.status < 300, f"{method} {path}: {answer.body!r}"
         return answer.json() if answer.body else None
 
     async def machine(self, name: str) -> Client:

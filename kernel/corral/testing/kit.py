@@ -63,7 +63,7 @@ class Client:
         content: bytes | None = None,
         root: bool = False,
     ) -> Answer:
-        """`body` is sent as JSON, `content` as it is. `root`: the path is used as given. Pairs of headers may repeat."""
+        """`body` is sent as JSON, `content` as it is. `root`: the path as given. Pairs of headers may repeat one."""
         path = path if root or path.startswith("/api/") else f"/api/v1{path}"
         path, _, query = path.partition("?")
         data = content if content is not None else b"" if body is None else json.dumps(body).encode()

@@ -1,0 +1,228 @@
+"""Every kind of object that a path names: whose it is, and how one is made.
+
+An operation whose path names an object of no kind here fails the tests: a new plugin registers its own with a class of
+the HTTP contract (*private*, *shared*, …) and a factory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal
+
+import msgspec
+from tests.generated.operations import Operation
+from tests.generated.world import World
+
+from corral.ids import new_id
+from corral.testing.kit import Client
+
+Class = Literal["private", "account", "shared", "managed", "admin", "public"]
+Names = Mapping[str, str]
+Factory = Callable[[World, Client], Awaitable[Names]]
+
+
+class Resource(msgspec.Struct, frozen=True, kw_only=True):
+    """`path` is that of the object; what lies below it without a kind of its own goes with it.
+
+    *private*: others get 404 on every verb, admins too; *account*: admins see it. *shared*: members and viewers read,
+    owner and admin write. *managed*: read like shared, written by admins. `open`: operations that are any member's
+    all the same, though they write; `owners`: reads that are the owner's. `bodies`: what suits an operation better than
+    the least body, with `{name}` for what the factory gives; a text is a query.
+    """
+
+    path: str
+    kind: Class
+    make: Factory  # what it gives are the names of the path, and whatever else `bodies` wants
+    open: frozenset[str] = frozenset()
+    owners: frozenset[str] = frozenset()
+    bodies: Mapping[str, Any] = {}
+
+
+RESOURCES: list[Resource] = []
+
+
+def resource(
+    path: str, kind: Class, *, open: tuple[str, ...] = (), owners: tuple[str, ...] = (),
+    bodies: Mapping[str, Any] | None = None,
+) -> Callable[[Factory], Factory]:  # fmt: skip
+    """Register the factory of a kind of object."""
+
+    def declare(make: Factory) -> Factory:
+        RESOURCES.append(
+            Resource(
+                path=path, kind=kind, make=make, open=frozenset(open), owners=frozenset(owners), bodies=bodies or {}
+            )
+        )
+        return make
+
+    return declare
+
+
+def asked(operation: Operation, names: Names) -> tuple[str, Any]:
+    """A path with its query, and a body, that the operation would take for this object."""
+    given = next((each.bodies[operation.label] for each in RESOURCES if operation.label in each.bodies), None)
+    if isinstance(given, str):
+        return operation.at(names) + given, operation.sample_body()
+    body = operation.sample_body() if given is None else {key: _filled(value, names) for key, value in given.items()}
+    return operation.at(names) + operation.sample_query(), body
+
+
+def _filled(value: Any, names: Names) -> Any:
+    return names[value[1:-1]] if isinstance(value, str) and value.startswith("{") else value
+
+
+def of(operation: Operation) -> Resource:
+    """The kind of object that the operation's path names last."""
+    found = [each for each in RESOURCES if (operation.path + "/").startswith(each.path + "/")]
+    assert found, f"{operation.label} names an object of no kind: register one in {__name__}"
+    longest = max(found, key=lambda each: len(each.path))
+    missing = operation.path[len(longest.path) :].count("{")
+    assert not missing, f"{operation.label} names an object below {longest.path}: register it in {__name__}"
+    return longest
+
+
+_names = iter(range(1, 10**6))
+
+
+def name(word: str) -> str:
+    """A name that nothing has yet."""
+    return f"{word}-{next(_names)}"
+
+
+# -- agents
+
+
+@resource(
+    "/agents/{id}", "shared", open=("POST /agents/{id}/clone",), owners=("GET /agents/{id}/tokens",),
+    bodies={
+        "POST /agents/{id}/clone": {"name": "copy-of-it"},
+        "POST /agents/{id}/tokens": {"name": "token", "scopes": ["tasks.read"]},
+        "POST /agents/{id}/rollback": {"version": 1},
+        "GET /agents/{id}/versions/compare": "?from=1&to=1",
+    },
+)  # fmt: skip
+async def agent(world: World, owner: Client) -> Names:
+    return {"id": await world.agent(owner, name("agent"))}
+
+
+@resource("/agents/{id}/versions/{n}", "shared")
+async def agent_version(world: World, owner: Client) -> Names:
+    return {**await agent(world, owner), "n": "1"}
+
+
+@resource("/agents/{id}/tokens/{token_id}", "shared")
+async def agent_token(world: World, owner: Client) -> Names:
+    made = await agent(world, owner)
+    body = {"name": name("token"), "scopes": ["tasks.read"]}
+    token = await world.ok(owner, "POST", f"/agents/{made['id']}/tokens", body)
+    return {**made, "token_id": token["id"]}
+
+
+# -- tasks and their tool calls
+
+
+@resource("/tasks/{id}", "shared", open=("POST /tasks/{id}/comments",))
+async def task(world: World, owner: Client) -> Names:
+    return {"id": (await world.ok(owner, "POST", "/tasks", {"title": name("task")}))["id"]}
+
+
+@resource("/tasks/{id}/attempts/{fence}", "shared")
+async def attempt(world: World, owner: Client) -> Names:
+    claim = await world.lease(owner, name("runner"))
+    return {"id": claim["task"]["id"], "fence": str(claim["fence"])}
+
+
+@resource("/tasks/{id}/tools/{tool}", "shared")
+async def tool_of_task(world: World, owner: Client) -> Names:
+    return {**await task(world, owner), "tool": "tasks.get"}
+
+
+@resource("/tasks/{id}/tools/calls/{call}", "shared")
+async def tool_call(world: World, owner: Client) -> Names:
+    claim = await world.lease(owner, name("caller"), enabled_tools=["tasks.get"])
+    task_id, call = claim["task"]["id"], name("call")
+    body = {"call_id": call, "arguments": {"task_id": task_id}}
+    await world.ok(world.client(claim["agent_token"]), "POST", f"/tasks/{task_id}/tools/tasks.get", body)
+    return {"id": task_id, "call": call}
+
+
+@resource("/tools/{name}", "managed", bodies={"POST /tools/{name}/check": {"agent_id": "{agent_id}"}})
+async def tool(world: World, owner: Client) -> Names:
+    return {"name": "tasks.get", "agent_id": (await agent(world, owner))["id"]}
+
+
+# -- workers
+
+
+@resource("/workers/{id}", "managed", owners=("GET /workers/{id}/tasks",))
+async def worker(world: World, owner: Client) -> Names:
+    return {"id": (await world.machine(name("worker"))).user["id"]}
+
+
+RESOURCES.append(Resource(path="/admin/workers/{id}", kind="admin", make=worker))
+
+
+@resource("/admin/registration-keys/{id}", "admin")
+async def registration_key(world: World, owner: Client) -> Names:
+    return {"id": (await world.ok(world.admin, "POST", "/admin/registration-keys", {"name": name("key")}))["id"]}
+
+
+# -- people
+
+
+@resource("/admin/users/{id}", "admin")
+async def user(world: World, owner: Client) -> Names:
+    return {"id": (await world.user_like("member", f"{name('person')}@example.org")).user["id"]}
+
+
+@resource("/auth/sessions/{id}", "private")
+async def session(world: World, owner: Client) -> Names:
+    fresh = world.client((await world.again(owner))["access_token"])
+    found = await world.ok(fresh, "GET", "/auth/sessions")
+    return {"id": next(each["id"] for each in found["items"] if each["current"])}
+
+
+# -- models and what they cost
+
+
+@resource("/llm/models/{model}", "managed")
+async def model(world: World, owner: Client) -> Names:
+    return {"model": "scripted/echo"}
+
+
+@resource("/llm/providers/{name}", "admin")
+async def provider(world: World, owner: Client) -> Names:
+    made = {"name": name("provider"), "kind": "scripted", "models": [{"id": "echo"}]}
+    return {"name": (await world.ok(world.admin, "POST", "/llm/providers", made))["name"]}
+
+
+@resource("/llm/calls/{id}", "account")
+async def model_call(world: World, owner: Client) -> Names:
+    asked = {"model": "scripted/echo", "messages": [{"role": "user", "content": name("word")}]}
+    await world.ok(owner, "POST", "/llm/chat/completions", asked)
+    return {"id": (await world.ok(owner, "GET", "/llm/calls?limit=1"))["items"][0]["id"]}
+
+
+@resource("/cost/events/{id}", "account")
+async def cost_event(world: World, owner: Client) -> Names:
+    body = {"usage_key": new_id(), "provider": "other", "cost_usd": 1, "user_id": owner.user["id"]}
+    return {"id": (await world.ok(world.admin, "POST", "/cost/events", body))["id"]}
+
+
+@resource("/cost/prices/{id}", "managed")
+async def price(world: World, owner: Client) -> Names:
+    body = {"provider": name("provider"), "model": "*", "input_usd": 1, "output_usd": 1}
+    return {"id": (await world.ok(world.admin, "POST", "/cost/prices", body))["id"]}
+
+
+# -- the installation
+
+
+@resource("/plugins/{name}", "admin")
+async def plugin(world: World, owner: Client) -> Names:
+    return {"name": "hello"}
+
+
+@resource("/problems/{code}", "public")
+async def problem(world: World, owner: Client) -> Names:
+    return {"code": "not_found"}
