@@ -28,6 +28,7 @@ log = logging.getLogger("corral.events")
 
 LEASE_SECONDS = 30
 BATCH = 50
+LAG = 500  # events of others behind which a cursor may stay
 POISON_TRIES = 5
 LOOK_EVERY = 1.0
 
@@ -106,9 +107,13 @@ class Consumer:
         await self._database.work(lambda: release(f"consumer:{self.name}", self._holder), entry=self._entry)
 
     def _due(self) -> bool:
-        """Whether a write is worth while: the cursor is new, or events wait behind it."""
+        """Whether a write is worth while: the cursor is new, events wait behind it, or it lags behind those of others,
+        which every look would have to pass.
+        """
         row = ConsumerRow.get_or_none(ConsumerRow.name == self.name)
-        return row is None or bool(self._next(row.cursor, 1))
+        if row is None or event_log.last_seq() - row.cursor > LAG:
+            return True
+        return bool(self._next(row.cursor, 1))
 
     def _row(self) -> ConsumerRow | None:
         if not acquire(f"consumer:{self.name}", self._holder, LEASE_SECONDS):
@@ -128,12 +133,15 @@ class Consumer:
         row = self._row()
         if row is None:
             return False
+        newest = event_log.last_seq()  # before the look: what comes later is behind it
         records = self._next(row.cursor, limit)
         for record in records:
             self._handle(record)
-        if records:
-            self._move(row.cursor, records[-1].seq)
-        return len(records) == limit
+        full = len(records) == limit
+        passed = records[-1].seq if full else max([newest, *[record.seq for record in records]])
+        if records or passed - row.cursor > LAG:
+            self._move(row.cursor, passed)
+        return full
 
     def _failed(self, reason: str) -> bool:
         """Count a failure of the next event; set it aside after `POISON_TRIES`. True: go on with the one after it."""
