@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from corral.auth.passwords import Passwords
 from corral.auth.permissions import Permissions
 from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
 from corral.core.api import (
+    AccountDetails,
     NewUser,
     UserCreated,
     UserDeactivated,
@@ -26,6 +28,11 @@ from corral.core.api import (
     UserUpdated,
     UserView,
 )
+from corral.core.invitations import InvitationsService
+from corral.core.links import EMAIL_LINKS, PASSWORD_LINKS, Links
+from corral.core.mail import MailService
+from corral.core.mfa import forget_second_factor
+from corral.core.password_life import PasswordLife
 from corral.core.policy import PasswordPolicy
 from corral.core.sessions import Sessions
 from corral.database.unit import after_commit, current
@@ -47,21 +54,28 @@ class AccountsService:
 
     def __init__(
         self, passwords: Passwords, policy: PasswordPolicy, permissions: Permissions, sessions: Sessions,
-        credentials: Credentials,
+        credentials: Credentials, links: Links, mail: MailService, life: PasswordLife,
     ) -> None:  # fmt: skip
         self._passwords, self._policy, self._permissions = passwords, policy, permissions
         self._sessions, self._credentials = sessions, credentials
+        self._links, self._mail, self._life = links, mail, life
 
-    async def hash_password(self, password: str, *, email: str, full_name: str, pointer: str = "/password") -> str:
+    async def hash_password(
+        self, password: str, *, email: str, full_name: str, pointer: str = "/password", user_id: str | None = None
+    ) -> str:
         self._policy.check(password, email=email, full_name=full_name, pointer=pointer)
+        if user_id is not None:
+            await self._life.refuse_former(user_id, password, pointer=pointer)
         return await self._passwords.hash(password, pointer=pointer)
 
-    def create(self, new: NewUser, *, password_hash: str | None, by: Principal, how: str = "admin") -> UserView:
+    def create(
+        self, new: NewUser, *, password_hash: str | None, by: Principal, how: str = "admin", verified: bool = True
+    ) -> UserView:
         key = check_address(new.email)
         now = clock.now()
         row = UserRow(
             id=new_id(), email=new.email.strip(), email_key=key, full_name=new.full_name, role=new.role,
-            must_change_password=new.must_change_password, password_hash=password_hash,
+            email_verified=verified, must_change_password=new.must_change_password, password_hash=password_hash,
             password_changed_at=now if password_hash else None, created_by=by.user_id, created_at=now, updated_at=now,
         )  # fmt: skip
         insert = UserRow.insert(row.__data__).on_conflict_ignore()
@@ -74,11 +88,16 @@ class AccountsService:
         self._record("auth.user.create", row.id, {"role": new.role, "how": how})
         return view(row)
 
-    def register(self, new: NewUser, password_hash: str) -> UserView:
-        """Make an account for somebody who came by themselves; the very first one of an installation is its admin."""
-        if not UserRow.select().exists() and claim("first_admin", "registration"):
+    def register(self, new: NewUser, password_hash: str, *, how: str = "registration") -> UserView:
+        """Make an account for somebody who came by themselves; the very first one of an installation is its admin.
+
+        The address of the first one, and one that was invited, need no proof.
+        """
+        is_first = not UserRow.select().exists() and claim("first_admin", "registration")
+        if is_first:
             new = msgspec.structs.replace(new, role="admin")
-        return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how="registration")
+        verified = is_first or how == "invitation"
+        return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how=how, verified=verified)
 
     def bootstrap(self, new: NewUser, password_hash: str) -> UserView | None:
         """Make the admin that the environment names, once and only while there is no admin."""
@@ -109,6 +128,14 @@ class AccountsService:
     def get_many(self, user_ids: Iterable[str]) -> dict[str, UserView]:
         return {row.id: view(row) for row in UserRow.select().where(UserRow.id.in_(list(user_ids)))}
 
+    def details(self, user_ids: Iterable[str]) -> dict[str, AccountDetails]:
+        rows: Any = UserRow.select(UserRow.id, UserRow.created_by).where(UserRow.id.in_(list(user_ids))).tuples()
+        created: dict[str, str | None] = dict(rows)
+        live = self._sessions.count(created)
+        return {
+            user_id: AccountDetails(created_by=by, sessions=live.get(user_id, 0)) for user_id, by in created.items()
+        }
+
     def find(self, email: str) -> UserView | None:
         row = self.row_of(email)
         return None if row is None else view(row)
@@ -130,12 +157,14 @@ class AccountsService:
         rows = query.group_by(UserRow.role, UserRow.is_active).tuples()
         return {(role, bool(active)): int(count) for role, active, count in rows}
 
-    def update(self, user_id: str, patch: UserPatch, *, if_match: IfMatch = ANY_VERSION) -> UserView:
+    def update(
+        self, user_id: str, patch: UserPatch, *, if_match: IfMatch = ANY_VERSION, verified: bool = True
+    ) -> UserView:
         row = self.row(user_id)
         if row.purged_at is not None:
             raise NotFound()
         if_match.check(row.version)
-        changes = self._changes(row, patch)
+        changes = self._changes(row, patch, verified)
         if not changes:
             return view(row)
         self._write(row, changes)
@@ -161,8 +190,40 @@ class AccountsService:
             raise Conflict("The password was changed meanwhile; sign in with the new one.", current_status="changed")
         event = UserUpdated(user_id=row.id, changed=["password"], revoke_api_keys=revoke_api_keys)
         emit(event, object=("user", row.id), owner=row.id)
+        self._life.remember(row.id, known)
+        self._mail.notify(row.email, "password_changed")
         self._record("auth.password.change", row.id, {})
         self._reread(row.id)
+
+    def drop_password(self, user_id: str) -> UserRow:
+        """The password does not count any more, and all sessions end; a link leads to a new one."""
+        gone = (UserRow.id == user_id) & UserRow.purged_at.is_null()
+        dropped = UserRow.update(password_hash=None, updated_at=clock.now(), version=UserRow.version + 1).where(gone)
+        if not dropped.execute():
+            raise NotFound()
+        self.end_sessions(user_id, "password_changed")
+        self._record("auth.password.reset", user_id, {})
+        return self.row(user_id)
+
+    def recover(self, row: UserRow, password_hash: str, *, proves: str | None) -> None:
+        """Write a new hash for somebody who had a link; all sessions end. `proves`: the address it was mailed to."""
+        self.replace_password(row, password_hash, must_change=False, revoke_api_keys=False)
+        self.end_sessions(row.id, "password_changed")
+        if proves is not None and normalise(proves) == row.email_key and not row.email_verified:
+            self.prove_email(row, proves)
+
+    def prove_email(self, row: UserRow, email: str) -> UserView:
+        """The address is the user's own; where it is another one than before, it takes effect now."""
+        key = check_address(email)
+        if UserRow.select().where((UserRow.email_key == key) & (UserRow.id != row.id)).exists():
+            raise _taken()
+        changes = {"email": email.strip(), "email_key": key, "email_verified": True}
+        changes = {name: value for name, value in changes.items() if getattr(row, name) != value}
+        update = UserRow.update(**changes, updated_at=clock.now(), version=UserRow.version + 1)
+        with _unique():
+            update.where((UserRow.id == row.id) & (UserRow.email_key == row.email_key)).execute()
+        self._announce(row, changes)
+        return self.get(row.id)
 
     def rehash(self, row: UserRow, password_hash: str) -> None:
         """Store the same password under today's parameters."""
@@ -186,20 +247,26 @@ class AccountsService:
         ).where(UserRow.id == row.id).execute()  # fmt: skip
         self.end_sessions(row.id, "user_deactivated")
         self._sessions.forget_addresses(row.id)
+        self._links.drop(row.id)
+        self._life.forget(row.id)
+        forget_second_factor(row.id)
+        InvitationsService.forget(row.id, row.email_key)
         emit(UserPurged(user_id=row.id), object=("user", row.id), owner=row.id)
         self._record("auth.user.purge", row.id, {})
 
     # -- parts of an update
 
     @staticmethod
-    def _changes(row: UserRow, patch: UserPatch) -> dict[str, Any]:
-        """Columns that get another value."""
+    def _changes(row: UserRow, patch: UserPatch, verified: bool) -> dict[str, Any]:
+        """Columns that get another value. `verified`: whether another address needs no proof."""
         wanted = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not msgspec.UNSET}
         if "email" in wanted:
             wanted["email"] = wanted["email"].strip()
             wanted["email_key"] = check_address(wanted["email"])
+            if wanted["email_key"] != row.email_key:
+                wanted["email_verified"] = verified
             if UserRow.select().where((UserRow.email_key == wanted["email_key"]) & (UserRow.id != row.id)).exists():
-                raise Conflict("Another account has this address.", code="duplicate")
+                raise _taken()
         return {name: value for name, value in wanted.items() if getattr(row, name) != value}
 
     def _write(self, row: UserRow, changes: dict[str, Any]) -> None:
@@ -214,14 +281,18 @@ class AccountsService:
             )
             where &= rest > 0
         update = UserRow.update(**changes, updated_at=clock.now(), version=UserRow.version + 1)
-        if update.where(where).execute():
-            return
+        with _unique():
+            if update.where(where).execute():
+                return
         if loses_admin and self.row(row.id).version == row.version:
             raise Conflict("This is the last active admin; make another one first.", code="last_admin")
         raise Conflict("The account was changed meanwhile; read it again.", current_status="changed")
 
     def _announce(self, row: UserRow, changes: dict[str, Any]) -> None:
         """Events, audit, and the end of sessions whose rights were lost."""
+        if "email_key" in changes:
+            self._links.end(row.id, (*PASSWORD_LINKS, *EMAIL_LINKS))
+            self._mail.notify(row.email, "email_changed", new=changes["email"])
         changed = sorted(set(changes) - {"email_key", "is_active"})
         if changed:
             emit(UserUpdated(user_id=row.id, changed=changed), object=("user", row.id), owner=row.id)
@@ -247,7 +318,23 @@ class AccountsService:
 
 def view(row: UserRow) -> UserView:
     """An account as it is shown."""
-    return UserView(**{name: getattr(row, name) for name in UserView.__struct_fields__})
+    fields = {name: getattr(row, name) for name in UserView.__struct_fields__}
+    if row.locked_until is not None and row.locked_until <= clock.now():
+        fields["locked_until"] = None
+    return UserView(**fields)
+
+
+def _taken() -> Conflict:
+    return Conflict("Another account has this address.", code="duplicate")
+
+
+@contextlib.contextmanager
+def _unique() -> Iterator[None]:
+    """Two who take an address at once: the index decides, and the unit of the second is rolled back."""
+    try:
+        yield
+    except peewee.IntegrityError:
+        raise _taken() from None
 
 
 def _lock_admins() -> None:

@@ -76,8 +76,13 @@ class UserQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 class Accounts(Protocol):
     """People. Everything but `hash_password` joins the current unit."""
 
-    async def hash_password(self, password: str, *, email: str, full_name: str, pointer: str = "/password") -> str:
-        """Check a new password against the policy (`weak_password`) and hash it; call it before the unit."""
+    async def hash_password(
+        self, password: str, *, email: str, full_name: str, pointer: str = "/password", user_id: str | None = None
+    ) -> str:
+        """Check a new password against the policy (`weak_password`) and hash it; call it before the unit.
+
+        `user_id`: whose former passwords do not come back; give it once the caller is known to be that user.
+        """
         ...
 
     def create(self, new: NewUser, *, password_hash: str | None, by: Principal, how: str = "admin") -> UserView:
@@ -90,6 +95,10 @@ class Accounts(Protocol):
 
     def get_many(self, user_ids: Iterable[str]) -> dict[str, UserView]:
         """Accounts by id; unknown ids are left out."""
+        ...
+
+    def details(self, user_ids: Iterable[str]) -> dict[str, AccountDetails]:
+        """What else there is to know of accounts, by id; unknown ids are left out."""
         ...
 
     def find(self, email: str) -> UserView | None:
@@ -114,18 +123,6 @@ class Accounts(Protocol):
 
     def end_sessions(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
         """End the user's sessions but `keep`; how many ended."""
-        ...
-
-    def unlock(self, user_id: str) -> UserView:
-        """End a lock after failed sign-ins at once."""
-        ...
-
-    def reset_mfa(self, user_id: str) -> UserView:
-        """Switch the second factor off for somebody who lost it, and end every session of the user."""
-        ...
-
-    def failed_attempts(self, emails: Iterable[str]) -> dict[str, int]:
-        """Failed sign-ins that still count, by address; addresses without any are left out."""
         ...
 
     def purge(self, user_id: str) -> None:
@@ -167,6 +164,25 @@ class Mail(Protocol):
     def waiting(self) -> int:
         """How many mails wait because the server did not take them; joins the unit."""
         ...
+
+
+class PasswordLinks(Protocol):
+    """Links by which people choose a password. Everything joins the unit."""
+
+    def welcome(self, user_id: str) -> str | None:
+        """For an account without a password: the link is mailed (None), or it is this URL, to be shown once."""
+        ...
+
+    def reset(self, user_id: str) -> str:
+        """The old password and all sessions end: the URL of a link to a new one, mailed too where that is possible."""
+        ...
+
+
+class AccountDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """What admins see of an account beside the account itself."""
+
+    created_by: str | None
+    sessions: int
 
 
 class InvitationView(msgspec.Struct, kw_only=True):
@@ -263,6 +279,22 @@ class SharedBuckets(Protocol):
 
     async def close(self) -> None:
         """Leave."""
+        ...
+
+
+class Rescue(Protocol):
+    """What admins do for people who cannot get in any more. Everything joins the unit; `NotFound`."""
+
+    def unlock(self, user_id: str) -> UserView:
+        """End a lock after failed sign-ins at once."""
+        ...
+
+    def reset_mfa(self, user_id: str) -> UserView:
+        """Switch the second factor off for somebody who lost it, and end every session of the user."""
+        ...
+
+    def failed_attempts(self, emails: Iterable[str]) -> dict[str, int]:
+        """Failed sign-ins that still count, by address; addresses without any are left out."""
         ...
 
 

@@ -7,18 +7,24 @@ from corral.auth.models import SessionRow, UserRow
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
 from corral.auth.tokens import LEEWAY_SECONDS, AccessTokens
+from corral.core.declarations import ACCESS_TTL, REFRESH_ABSOLUTE, REFRESH_IDLE
+from corral.core.mfa import SecondFactor
 from corral.database.statement import Statement
 from corral.errors import Unauthorized
+from corral.plugin import Settings
 
 _SESSION = Statement(
     lambda p: (
         SessionRow.select(
             SessionRow.ended_at,
             SessionRow.expires_at,
+            SessionRow.created_at,
+            SessionRow.last_seen_at,
             SessionRow.reauth_until,
             UserRow.role,
             UserRow.is_active,
             UserRow.must_change_password,
+            UserRow.mfa_enabled,
         )
         .join(UserRow, on=(UserRow.id == SessionRow.user_id))
         .where((SessionRow.id == p("session_id")) & (SessionRow.user_id == p("user_id")))
@@ -30,30 +36,45 @@ _SESSION = Statement(
 class SessionPrincipals:
     """Principals of signed-in people; joins the unit."""
 
-    def __init__(self, permissions: Permissions) -> None:
-        self._permissions = permissions
+    def __init__(self, permissions: Permissions, settings: Settings, second: SecondFactor) -> None:
+        self._permissions, self._settings, self._second = permissions, settings, second
 
     def of(self, user_id: str, session_id: str, expires_at: float) -> Principal:
         """The caller behind a session as it is now; `Unauthorized(session_revoked)` when it has ended."""
         row = _SESSION.one({"session_id": session_id, "user_id": user_id})
-        if row is None or row[0] is not None or row[1] <= clock.now() or not row[4]:
+        if row is None or not self._goes_on(*row[:4]) or not row[6]:
             raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
+        reauth_until, role, _, must_change, mfa_enabled = row[4:]
+        limited = "password_change_required" if must_change else None
+        if not mfa_enabled and self._second.is_required(role):
+            limited = limited or "mfa_required"
         return Principal(
-            kind="user", id=user_id, user_id=user_id, role=row[3], permissions=self._permissions.of(row[3]),
-            session_id=session_id, expires_at=expires_at, limited="password_change_required" if row[5] else None,
-            reauth_until=None if row[2] is None else clock.parse_instant(row[2]),
+            kind="user", id=user_id, user_id=user_id, role=role, permissions=self._permissions.of(role),
+            session_id=session_id, expires_at=expires_at, limited=limited,
+            reauth_until=None if reauth_until is None else clock.parse_instant(reauth_until),
         )  # fmt: skip
+
+    def _goes_on(self, ended_at: str | None, expires_at: str, created_at: str, last_seen_at: str) -> bool:
+        """Lives that were shortened since then hold too."""
+        get = self._settings.get
+        in_time = created_at > clock.now(-get(REFRESH_ABSOLUTE)) and last_seen_at > clock.now(-get(REFRESH_IDLE))
+        return ended_at is None and expires_at > clock.now() and in_time
 
 
 class AccessTokenAuthenticator:
     """Implements `corral.auth.principal.Authenticator` for the access tokens of people."""
 
-    def __init__(self, tokens: AccessTokens, principals: SessionPrincipals) -> None:
-        self._tokens, self._principals = tokens, principals
+    def __init__(self, tokens: AccessTokens, principals: SessionPrincipals, settings: Settings) -> None:
+        self._tokens, self._principals, self._settings = tokens, principals, settings
 
     def recognises(self, credential: str) -> bool:
         return credential.startswith("ey") and credential.count(".") == 2
 
     def authenticate(self, credential: str) -> Principal:
         claims = self._tokens.verify(credential)
-        return self._principals.of(claims.sub, claims.sid, claims.exp + LEEWAY_SECONDS)
+        until = (
+            min(claims.exp, claims.iat + self._settings.get(ACCESS_TTL)) + LEEWAY_SECONDS
+        )  # it may be shorter by now
+        if until <= clock.time_s():
+            raise Unauthorized("The access token has expired; refresh it.", code="token_expired")
+        return self._principals.of(claims.sub, claims.sid, until)

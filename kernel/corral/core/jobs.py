@@ -7,7 +7,7 @@ from collections.abc import Callable
 from corral import clock
 from corral.auth.models import RefreshRow, SessionRow, SigningKeyRow
 from corral.auth.tokens import MAX_LIFE_SECONDS
-from corral.core import tickets
+from corral.core import links, lockout, mfa, tickets
 from corral.core.declarations import REFRESH_GRACE
 from corral.core.sessions import Sessions
 from corral.database.engine import Work
@@ -26,10 +26,13 @@ LAGGARD_DAYS = 7  # a consumer further behind than this no longer holds the log 
 
 
 async def purge_sessions(work: Work, sessions: Sessions) -> None:
-    """End idle sessions; forget ended ones after 30 days, and unused tickets and retired keys."""
+    """End idle sessions; forget ended ones after 30 days, and what else of signing in is over."""
     await _repeat(work, sessions.expire)
     await _repeat(work, _delete_sessions)
     await _repeat(work, tickets.prune)
+    await _repeat(work, links.prune)
+    await _repeat(work, mfa.prune)
+    await _repeat(work, lockout.prune)
     await work(_delete_keys)
 
 

@@ -19,24 +19,50 @@ from corral.auth.passwords import Passwords
 from corral.auth.principal import Authenticator
 from corral.auth.tokens import AccessTokens
 from corral.config import Config
+from corral.core import mail, recovery, registrations
 from corral.core.accounts import AccountsService
-from corral.core.api import EVENTS, Accounts, NewUser, Tickets
+from corral.core.all_sessions import AllSessionsService
+from corral.core.api import (
+    EVENTS,
+    Accounts,
+    AllSessions,
+    Invitations,
+    Mail,
+    NewUser,
+    PasswordLinks,
+    Rescue,
+    SharedBuckets,
+    Tickets,
+)
 from corral.core.authenticator import AccessTokenAuthenticator, SessionPrincipals
 from corral.core.declarations import PERMISSIONS, SETTINGS
 from corral.core.guards import METRICS
 from corral.core.health import Readiness, Scrape
+from corral.core.invitations import InvitationsService
 from corral.core.jobs import SCHEDULES
+from corral.core.links import Links
+from corral.core.lockout import Lockout
 from corral.core.machine import MachineLease
-from corral.core.models import PluginStateRow
+from corral.core.mail import MailService
+from corral.core.mfa import SecondFactor
+from corral.core.models import InvitationRow, LinkRow, PluginStateRow
+from corral.core.password_life import PasswordLife
 from corral.core.plugins import PluginCatalogue
 from corral.core.policy import PasswordPolicy
 from corral.core.profile import Profile
+from corral.core.protection import Protection
+from corral.core.recovery import PasswordLinksService, Recovery
+from corral.core.redis.buckets import RedisBuckets
+from corral.core.quarantine import Quarantine, QuarantineRow
 from corral.core.redis.bus import RedisBus
 from corral.core.redis.queue import RqQueue
-from corral.core.routes import auth, docs, egress, events, health, plugins
+from corral.core.registrations import Registrations
+from corral.core.rescue import RescueService
+from corral.core.routes import auth, docs, egress, events, health, links, mfa, plugins, sessions
 from corral.core.sessions import Sessions
 from corral.core.siblings import Siblings
 from corral.core.sign_in import SignIn
+from corral.core.sign_in_models import TABLES as SIGN_IN_TABLES
 from corral.core.tickets import TicketsService
 from corral.database.engine import Database, Work
 from corral.database.leases import Lease
@@ -49,7 +75,7 @@ from corral.events.feed import Feed
 from corral.events.log import EventRow
 from corral.http.idempotency import IdempotencyRow
 from corral.http.routes import Routes
-from corral.jobs.job import JobRow, Schedule, ScheduleRow
+from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow
 from corral.jobs.queue import JobQueue
 from corral.plugin import HealthCheck, Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral.redact.redactor import Redactor
@@ -74,7 +100,7 @@ class CorePlugin(Plugin):
 
     def __init__(self, settings: Any = None) -> None:
         super().__init__(settings)
-        self._unwatch: Callable[[], None] = lambda: None
+        self._unwatch: list[Callable[[], None]] = []
         self._bus: RedisBus | None = None
         self._siblings: Siblings | None = None
 
@@ -89,9 +115,26 @@ class CorePlugin(Plugin):
             Provide(AccountsService, AccountsService),
             Provide(Accounts, _accounts),
             Provide(Tickets, TicketsService),
+            Provide(AllSessions, AllSessionsService),
+            Provide(SharedBuckets, RedisBuckets),
+            Provide(PasswordLife, PasswordLife),
+            Provide(Lockout, Lockout),
+            Provide(SecondFactor, SecondFactor),
             Provide(SignIn, SignIn),
+            Provide(Protection, Protection),
+            Provide(RescueService, RescueService),
+            Provide(Rescue, _rescue),
+            Provide(Links, Links),
+            Provide(MailService, MailService),
+            Provide(Mail, _mail),
+            Provide(InvitationsService, InvitationsService),
+            Provide(Invitations, _invitations),
+            Provide(Registrations, Registrations),
+            Provide(Recovery, Recovery),
+            Provide(PasswordLinks, PasswordLinksService),
             Provide(Profile, Profile),
             Provide(PluginCatalogue, PluginCatalogue),
+            Provide(Quarantine, Quarantine),
             Provide(Readiness, Readiness),
             Provide(Siblings, Siblings),
             Provide(Scrape, Scrape),
@@ -99,12 +142,23 @@ class CorePlugin(Plugin):
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
-        return [auth.routes, docs.routes, health.routes, plugins.routes, events.routes, egress.routes]
+        return [
+            auth.routes,
+            mfa.routes,
+            sessions.routes,
+            links.routes,
+            docs.routes,
+            health.routes,
+            plugins.routes,
+            events.routes,
+            egress.routes,
+        ]
 
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:
         return [
             UserRow, SessionRow, RefreshRow, TicketRow, SigningKeyRow, InstallationRow, PluginStateRow,
+            QuarantineRow, LinkRow, InvitationRow, *SIGN_IN_TABLES,
             EventRow, ConsumerRow, JobRow, ScheduleRow, Lease, IdempotencyRow,
         ]  # fmt: skip
 
@@ -125,6 +179,10 @@ class CorePlugin(Plugin):
         from corral.core.commands import command
 
         return [command]
+
+    @hookimpl
+    def corral_jobs(self) -> Iterable[Job]:
+        return [*mail.JOBS, *recovery.JOBS, *registrations.JOBS]
 
     @hookimpl
     def corral_schedules(self) -> Iterable[Schedule]:
@@ -164,7 +222,10 @@ class CorePlugin(Plugin):
             runtime.service(Redactor).set_values("signing_keys", await work(tokens.credentials, read=True))
         await _bootstrap(runtime.service(Config), work, runtime.service(AccountsService), runtime.service(Passwords))
         catalogue.apply(await work(catalogue.stored, read=True))
-        self._unwatch = runtime.service(Feed).watch(catalogue.follow)
+        quarantine, feed = runtime.service(Quarantine), runtime.service(Feed)
+        quarantine.apply(await work(quarantine.stored, read=True))
+        runtime.supervise("quarantine", quarantine.keep)
+        self._unwatch = [feed.watch(catalogue.follow), feed.watch(quarantine.follow)]
         readiness = runtime.service(Readiness)
 
         async def drain() -> None:
@@ -176,7 +237,8 @@ class CorePlugin(Plugin):
         runtime.when_serving(lambda address: siblings.join(address, scrape.own))
 
     async def stop(self) -> None:
-        self._unwatch()
+        for unwatch in self._unwatch:
+            unwatch()
         if self._siblings is not None:
             await self._siblings.leave()
 
@@ -196,6 +258,18 @@ async def _bootstrap(config: Config, work: Work, accounts: AccountsService, pass
 
 def _accounts(accounts: AccountsService) -> Accounts:
     return accounts
+
+
+def _rescue(rescue: RescueService) -> Rescue:
+    return rescue
+
+
+def _mail(mail: MailService) -> Mail:
+    return mail
+
+
+def _invitations(invitations: InvitationsService) -> Invitations:
+    return invitations
 
 
 def _live_sessions() -> dict[tuple[str, ...], float]:

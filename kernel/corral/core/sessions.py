@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+import peewee
 
 from corral import clock
 from corral.auth.credentials import Credentials
 from corral.auth.models import RefreshRow, SessionRow, UserRow
 from corral.auth.tokens import AccessTokens, digest, new_secret
-from corral.core.api import SessionCreated, SessionEnded
+from corral.core.api import Mail, SessionCreated, SessionEnded
 from corral.core.declarations import (
     ACCESS_TTL,
     MAX_SESSIONS,
     REFRESH_ABSOLUTE,
     REFRESH_GRACE,
     REFRESH_IDLE,
+    STEP_UP_SECONDS,
 )
+from corral.core.mfa import end_challenges
 from corral.crypto import Keyring, SealedWrong, place
 from corral.database.unit import after_commit
 from corral.errors import NotFound, Unauthorized
@@ -67,16 +71,20 @@ class Sessions:
     """The only writer of sessions and refresh tokens."""
 
     audit: Audit | None = None
+    mail: Mail | None = None
 
     def __init__(self, tokens: AccessTokens, keyring: Keyring, settings: Settings, credentials: Credentials) -> None:
         self._tokens, self._keyring, self._settings, self._credentials = tokens, keyring, settings, credentials
 
-    def open(self, user: UserRow, device: Device) -> Tokens:
-        """Sign the user in: a new session with its first tokens; the oldest one ends where there are too many."""
+    def open(self, user: UserRow, device: Device, *, mfa: bool = False) -> Tokens:
+        """Sign the user in: a new session with its first tokens; the oldest one ends where there are too many.
+
+        `mfa`: a second factor was given.
+        """
         now = clock.now()
         session = SessionRow.create(
             id=new_id(), user_id=user.id, ip=device.ip[:45], user_agent=device.user_agent[:300],
-            created_at=now, last_seen_at=now, expires_at=clock.now(self._idle()),
+            created_at=now, last_seen_at=now, expires_at=clock.now(self._idle()), mfa=mfa,
         )  # fmt: skip
         UserRow.update(last_login_at=now).where(UserRow.id == user.id).execute()
         live = SessionRow.select(SessionRow.id).where((SessionRow.user_id == user.id) & SessionRow.ended_at.is_null())
@@ -117,10 +125,13 @@ class Sessions:
         session = self._live(row.session_id)
         if not won:
             return self._repeated(used, session)
-        if row.expires_at <= clock.now() or self._left(session) <= 0:
+        idle = row.expires_at <= clock.now() or row.created_at <= clock.now(-self._idle())
+        if idle or self._left(session) <= 0:
             raise Unauthorized("The session was idle for too long; sign in again.", code="token_expired")
+        # before the successor is written: whoever ends this chain waits here, or has ended it
         moved = SessionRow.update(ip=device.ip[:45], user_agent=device.user_agent[:300])
-        moved.where(SessionRow.id == session.id).execute()
+        if not moved.where((SessionRow.id == session.id) & SessionRow.ended_at.is_null()).execute():
+            raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
         return self.issue(session, successor)
 
     def _repeated(self, used: str, session: SessionRow) -> Tokens | Reuse:
@@ -133,19 +144,31 @@ class Sessions:
             except SealedWrong:
                 raise Unauthorized("The session cannot go on; sign in again.", code="session_revoked") from None
             return self._answer(session, again, self._left(session))
-        self._end(SessionRow.id == session.id, "reuse")
+        if self._end(SessionRow.id == session.id, "reuse") and self.mail is not None:
+            self.mail.notify(UserRow.get_by_id(session.user_id).email, "refresh_reuse")
         self._record("auth.refresh_reuse", session.id, {"user_id": session.user_id}, code="token_reuse")
         return Reuse()
 
     def restart(self, session_id: str) -> Tokens:
         """New tokens for a session whose old refresh tokens must not work any more."""
         session = self._live(session_id)
+        SessionRow.update(last_seen_at=clock.now()).where(SessionRow.id == session_id).execute()  # waits for a refresh
         RefreshRow.delete().where(RefreshRow.session_id == session_id).execute()
         return self.issue(session)
 
+    def step_up(self, session_id: str) -> str:
+        """The person proved again who they are; until when that counts."""
+        until = clock.now(self._settings.get(STEP_UP_SECONDS))
+        live = (SessionRow.id == session_id) & SessionRow.ended_at.is_null()
+        if not SessionRow.update(reauth_until=until).where(live).execute():
+            raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
+        self._record("auth.session.step_up", session_id, {"until": until})
+        after_commit(lambda: self._credentials.forget(lambda caller: caller.session_id == session_id))
+        return until
+
     def live(self, user_id: str, current_id: str | None) -> list[SessionView]:
         """The user's live sessions, newest first."""
-        mine = (SessionRow.user_id == user_id) & SessionRow.ended_at.is_null() & (SessionRow.expires_at > clock.now())
+        mine = (SessionRow.user_id == user_id) & SessionRow.ended_at.is_null() & ~self._over()
         rows = SessionRow.select().where(mine).order_by(SessionRow.created_at.desc(), SessionRow.id.desc())
         return [session_view(row, current_id) for row in rows]
 
@@ -156,18 +179,26 @@ class Sessions:
             raise NotFound()
         return session_view(row, current_id)
 
+    @staticmethod
+    def count(user_ids: Iterable[str]) -> dict[str, int]:
+        """How many sessions go on, by user; users without any are left out."""
+        live = SessionRow.user_id.in_(list(user_ids)) & SessionRow.ended_at.is_null()
+        rows: Any = SessionRow.select(SessionRow.user_id, peewee.fn.COUNT(SessionRow.id)).where(live)
+        return {user_id: int(number) for user_id, number in rows.group_by(SessionRow.user_id).tuples()}
+
     def end(self, session_id: str, user_id: str, reason: str) -> bool:
         """End one session of the user; False when it was over or is another's."""
         return bool(self._end((SessionRow.id == session_id) & (SessionRow.user_id == user_id), reason))
 
     def end_all(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
-        """End the user's sessions but `keep`; how many ended."""
+        """End the user's sessions but `keep`, and sign-ins that wait for a second factor; how many sessions ended."""
+        end_challenges(user_id)
         mine = SessionRow.user_id == user_id
         return self._end(mine & (SessionRow.id != keep) if keep else mine, reason)
 
     def expire(self, at_once: int = 500) -> int:
         """End what was idle for too long; how many."""
-        over = SessionRow.ended_at.is_null() & (SessionRow.expires_at <= clock.now())
+        over = SessionRow.ended_at.is_null() & self._over()
         found = [row.id for row in SessionRow.select(SessionRow.id).where(over).limit(at_once)]
         return self._end(SessionRow.id.in_(found), "expired") if found else 0
 
@@ -203,6 +234,12 @@ class Sessions:
         if row is None:
             raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
         return row
+
+    def _over(self) -> Any:
+        """Not used for too long, or too old; lives that were shortened since then hold too."""
+        oldest, quiet = clock.now(-self._settings.get(REFRESH_ABSOLUTE)), clock.now(-self._idle())
+        row = SessionRow
+        return (row.expires_at <= clock.now()) | (row.last_seen_at <= quiet) | (row.created_at <= oldest)
 
     def _idle(self) -> int:
         return min(self._settings.get(REFRESH_IDLE), self._settings.get(REFRESH_ABSOLUTE))
