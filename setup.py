@@ -108,6 +108,7 @@ setup(
             "cost = corral_plugins.cost.plugin:CostPlugin",
             "llm = corral_plugins.llm.plugin:LlmPlugin",
             "realtime = corral_plugins.realtime.plugin:RealtimePlugin",
+            "settings = corral_plugins.settings.plugin:SettingsPlugin",
             "tasks = corral_plugins.tasks.plugin:TasksPlugin",
             "tools = corral_plugins.tools.plugin:ToolsPlugin",
             "workers = corral_plugins.workers.plugin:WorkersPlugin",

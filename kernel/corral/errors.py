@@ -59,6 +59,7 @@ CODES: dict[str, tuple[int, str]] = {
     "validation_error": (422, "Validation failed"),
     "unknown_reference": (422, "A reference names nothing"),
     "unknown_event": (422, "No such event"),
+    "unknown_setting": (422, "No such setting"),
     "idempotency_key_reused": (422, "The key was used with another body"),
     "url_blocked": (422, "The address is refused"),
     "masked_value_submitted": (422, "The mask is no value"),

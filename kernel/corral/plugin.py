@@ -196,6 +196,12 @@ class SettingsStore(Protocol):
         """The values as this unit sees them, its own changes included."""
         ...
 
+    def guard(self, settings: Iterable[Setting[Any]], judge: Callable[[Settings, Principal], None]) -> None:
+        """Have every change of one of these judged, by whichever way it comes: `judge(the result, who changes it)`
+        raises a `Problem` to refuse it. Joins the unit of the change.
+        """
+        ...
+
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One row of the audit log, written in the transaction of the change. Who acts comes from the unit's entry.

@@ -20,6 +20,7 @@ from corral.plugin import Setting
 
 T = TypeVar("T")
 
+LONGEST_NAME = 80
 RESERVED = frozenset({"bulk", "health", "schema", "history", "test-mail"})  # paths below /settings
 VARIABLES = {name: variable for variable, name in PINNING.items()} | {
     entry.key.pins: entry.key.variable for entry in TABLE.values() if entry.key.pins
@@ -65,7 +66,7 @@ class EffectiveSetting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SettingsRegistry:
-    """Implements `corral.plugin.Settings`. `is_shown` tells whether the plugin that declared a setting is in service."""
+    """Implements `corral.plugin.Settings`. `is_shown`: whether the plugin that declares a setting is in service."""
 
     def __init__(self, pinned: Mapping[str, Pinned], is_shown: Callable[[str], bool] = lambda plugin: True) -> None:
         self._pinned, self._is_shown = pinned, is_shown
@@ -127,6 +128,14 @@ class SettingsRegistry:
         """Call `tell` now and, on the loop, whenever one of these has another value; it may neither fail nor block."""
         self._watchers.append((frozenset(setting.name for setting in settings), tell))
         tell()
+
+    def judged(self, name: str, stored: Mapping[str, StoredSetting]) -> EffectiveSetting:
+        """A declared setting as it would be with these rows stored."""
+        item = self._effective[name]
+        found = self._judge(item.setting, item.plugin, stored.get(name))
+        return msgspec.structs.replace(
+            found, pending=item.setting.restart_required and found.value != self._values[name]
+        )
 
     def beside(self, stored: Mapping[str, StoredSetting]) -> Values:
         """The values as they would be with these rows stored."""
@@ -237,6 +246,8 @@ def _from_text(kind: Any, value: Any) -> Any:
 
 def _check_declaration(setting: Setting[Any]) -> None:
     category, _, key = setting.name.partition(".")
+    if len(setting.name) > LONGEST_NAME:
+        raise ValueError(f"setting {setting.name}: the name is longer than {LONGEST_NAME} characters")
     if not _NAME.fullmatch(setting.name) or category in RESERVED:
         raise ValueError(f"setting {setting.name}: the name must be category.key, of lower-case letters, digits and _")
     kind, _ = core_kind(setting)

@@ -1,0 +1,1 @@
+"""Settings: what admins change while the product runs."""

@@ -1,0 +1,84 @@
+"""The map of the plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from corral.auth.principal import Permission
+from corral.database.model import Model
+from corral.events.event import Event
+from corral.http.routes import Routes
+from corral.plugin import Metric, Plugin, Provide, Runtime, SettingsStore, hookimpl
+from corral.settings import SettingsRegistry
+from corral_plugins.settings.api import SettingChanged
+from corral_plugins.settings.models import TABLES
+from corral_plugins.settings.routes import routes
+from corral_plugins.settings.service.live import LiveSettings
+from corral_plugins.settings.service.store import SettingsService
+from corral_plugins.settings.service.views import SettingViews
+
+
+class SettingsPlugin(Plugin):
+    """Settings: what admins change while the product runs.
+
+    Values are checked before they are stored, in force in every process within 2 s, and can be put back.
+    """
+
+    name = "settings"
+    protected = True
+    permissions = (Permission("settings.write", "Change settings"),)
+
+    def __init__(self, settings: Any = None) -> None:
+        super().__init__(settings)
+        self._live: LiveSettings | None = None
+
+    @hookimpl
+    def corral_services(self) -> Iterable[Provide]:
+        return [
+            Provide(SettingsService, SettingsService),
+            Provide(SettingsStore, _same),
+            Provide(SettingViews, SettingViews),
+            Provide(LiveSettings, LiveSettings),
+        ]
+
+    @hookimpl
+    def corral_routes(self) -> Iterable[Routes]:
+        return [routes]
+
+    @hookimpl
+    def corral_models(self) -> Iterable[type[Model]]:
+        return TABLES
+
+    @hookimpl
+    def corral_events(self) -> Iterable[type[Event]]:
+        return [SettingChanged]
+
+    @hookimpl
+    def corral_metrics(self) -> Iterable[Metric]:
+        return [
+            Metric(name="corral_settings_version", help="Changes of settings so far.", collect=_version),
+            Metric(name="corral_settings_invalid", help="Stored values that are ignored.", collect=_invalid),
+        ]
+
+    async def start(self, runtime: Runtime) -> None:
+        """What is stored rules before anything else of this process reads it."""
+        self._live = runtime.service(LiveSettings)
+        await self._live.refresh()
+        runtime.supervise("follow", self._live.follow)
+
+    async def stop(self) -> None:
+        if self._live is not None:
+            await self._live.leave()
+
+
+def _same(service: SettingsService) -> SettingsStore:
+    return service
+
+
+def _version(registry: SettingsRegistry) -> Mapping[tuple[str, ...], float]:
+    return {(): float(max(0, registry.version))}
+
+
+def _invalid(registry: SettingsRegistry) -> Mapping[tuple[str, ...], float]:
+    return {(): float(sum(item.problem is not None for item in registry.all()))}

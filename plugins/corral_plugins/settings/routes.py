@@ -1,0 +1,91 @@
+"""`/settings`: what admins may change while the product runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from corral.auth.principal import Principal
+from corral.http.answers import IfMatch
+from corral.http.page import Page
+from corral.http.routes import Routes
+from corral.plugin import SettingsChange
+from corral_plugins.settings.service.store import SettingsService
+from corral_plugins.settings.service.views import (
+    ChangeView,
+    HistoryQuery,
+    SettingsSchema,
+    SettingView,
+    SettingViews,
+)
+
+routes = Routes("/settings", tag="Settings")
+
+REFUSALS = ("setting_locked", "masked_value_submitted", "url_blocked")
+
+
+class SettingsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`details`: everything about each setting, not its value alone."""
+
+    category: str | msgspec.UnsetType = msgspec.UNSET
+    details: bool = False
+
+
+class NewValue(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The new value, in JSON of the setting's type."""
+
+    value: Any
+
+
+class NewValues(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """New values by `category.key`."""
+
+    settings: Annotated[dict[str, Any], msgspec.Meta(max_length=100)]
+
+
+@routes.get("/", needs="settings.read")
+def list_settings(query: SettingsQuery, views: SettingViews) -> dict[str, dict[str, Any]]:
+    """All settings by category and key; secrets are masked."""
+    category = query.category if isinstance(query.category, str) else None
+    return views.details(category) if query.details else views.values(category)
+
+
+@routes.get("/schema", needs="settings.read")
+def read_schema(views: SettingViews) -> SettingsSchema:
+    """Every setting with type, bounds and default, as JSON Schema too."""
+    return views.schema()
+
+
+@routes.get("/history", needs="settings.read")
+def list_history(query: HistoryQuery, caller: Principal, views: SettingViews) -> Page[ChangeView]:
+    """Who changed what, newest first."""
+    return views.history(query, caller)
+
+
+@routes.put("/bulk", needs="settings.write", raises=(*REFUSALS, "unknown_setting"))
+def change_settings(body: NewValues, caller: Principal, service: SettingsService) -> SettingsChange:
+    """Change several settings at once, or none of them."""
+    return service.change(body.settings, by=caller, pointer="/settings/{}".format)
+
+
+@routes.put("/{category}/{key}", needs="settings.write", raises=REFUSALS)
+def change_setting(
+    category: str, key: str, body: NewValue, match: IfMatch, caller: Principal, service: SettingsService,
+    views: SettingViews,
+) -> SettingView:  # fmt: skip
+    """Change a setting; it is in force everywhere within 2 s."""
+    name = f"{category}.{key}"
+    service.refuse_locked(name)
+    service.change({name: body.value}, by=caller, if_match=match, pointer=lambda name: "/value")
+    return views.one(name)
+
+
+@routes.post("/{category}/{key}/reset", needs="settings.write", raises=("setting_locked",))
+def reset_setting(
+    category: str, key: str, match: IfMatch, caller: Principal, service: SettingsService, views: SettingViews
+) -> SettingView:
+    """Put a setting back to its default."""
+    name = f"{category}.{key}"
+    service.reset(name, by=caller, if_match=match)
+    return views.one(name)

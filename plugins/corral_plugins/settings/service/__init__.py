@@ -1,0 +1,1 @@
+"""The rules of settings: what is stored, what rules, and how every process hears of it."""

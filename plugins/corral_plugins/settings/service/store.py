@@ -1,0 +1,196 @@
+"""Changes of settings: judged as a whole, stored, audited and told, or refused and nothing is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from corral.auth.principal import Principal
+from corral.crypto import Keyring, refuse_mask
+from corral.database.unit import after_commit
+from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound
+from corral.events.event import emit
+from corral.http.answers import ANY_VERSION, IfMatch
+from corral.plugin import SECRET_CHANGE, Audit, AuditEntry, Setting, Settings, SettingsChange
+from corral.redact.redactor import Redactor
+from corral.settings import EffectiveSetting, SettingRefused, SettingsRegistry, StoredSetting, accept
+from corral_plugins.settings.api import SettingChanged
+from corral_plugins.settings.service.rows import Change, SettingRows, plain, versions
+
+LONGEST = 64 * 1024
+POLICY = ("security", "password")  # a key may not do by this door what `/security` refuses it
+Stored = Mapping[str, StoredSetting]
+Judge = Callable[[Settings, Principal], None]
+
+
+class SettingsService:
+    """Implements `corral.plugin.SettingsStore`."""
+
+    audit: Audit | None = None
+
+    def __init__(self, registry: SettingsRegistry, keyring: Keyring, redactor: Redactor) -> None:
+        self._registry, self._redactor, self.rows = registry, redactor, SettingRows(keyring)
+        self._guards: list[tuple[frozenset[str], Judge]] = []
+        self._secrets: dict[str, str] = {}
+
+    def change(
+        self, values: Mapping[str, Any], *, by: Principal, if_match: IfMatch = ANY_VERSION, of: Iterable[str] = (),
+        pointer: Callable[[str], str] = "/{}".format,
+    ) -> SettingsChange:  # fmt: skip
+        self.rows.lock()
+        stored = self.rows.all()
+        if_match.check(versions(of or values, stored))
+        found = self._accepted(values, pointer)
+        changes = [
+            Change(setting=item.setting, before=item.value, value=value, version=_next(stored, item.setting.name))
+            for item, value in ((self._registry.judged(name, stored), value) for name, value in found.items())
+            if item.problem is not None or value != item.value
+        ]
+        self._refuse_locked([change.setting.name for change in changes])
+        self._store(changes, stored, by, lambda name: pointer(name) if name in values else "")
+        touched = sorted(change.setting.name for change in changes)
+        return SettingsChange(updated=touched, unchanged=sorted(set(values) - set(touched)))
+
+    def reset(self, name: str, *, by: Principal, if_match: IfMatch = ANY_VERSION) -> EffectiveSetting:
+        """Back to the default; `NotFound`, `Conflict(setting_locked)`, and what `check` finds wrong with the result."""
+        self.refuse_locked(name)
+        self.rows.lock()
+        stored = self.rows.all()
+        if_match.check(versions([name], stored))
+        item = self._registry.judged(name, stored)
+        if item.stored is not None and item.stored.is_set:
+            default, version = item.setting.default, _next(stored, name)
+            change = Change(setting=item.setting, before=item.value, value=default, version=version, is_set=False)
+            self._store([change], stored, by, lambda name: "")
+        return self.read(name)
+
+    def read(self, name: str) -> EffectiveSetting:
+        """A setting as this unit sees it; `NotFound`."""
+        self._declared(name)
+        return self._registry.judged(name, self.rows.all())
+
+    def read_all(self) -> list[EffectiveSetting]:
+        """Those of plugins in service as this unit sees them, by name."""
+        stored = self.rows.all()
+        return [self._registry.judged(item.setting.name, stored) for item in self._registry.shown()]
+
+    def refuse_locked(self, name: str) -> None:
+        """Raise `NotFound`, or `Conflict` for a setting that is pinned."""
+        self._declared(name)
+        self._refuse_locked([name])
+
+    def version(self, names: Iterable[str]) -> int:
+        return versions(names, self.rows.all())
+
+    def values(self) -> Settings:
+        return self._registry.beside(self.rows.all())
+
+    def guard(self, settings: Iterable[Setting[Any]], judge: Judge) -> None:
+        self._guards.append((frozenset(setting.name for setting in settings), judge))
+
+    def rule(self, version: int, stored: Stored) -> None:
+        """Have these rows rule in this process; on the loop."""
+        self._registry.apply(version, stored)
+        secrets = {
+            item.setting.name: item.value
+            for item in self._registry.all()
+            if item.setting.secret and item.source == "database" and item.value
+        }
+        if secrets != self._secrets:
+            self._secrets = secrets
+            self._redactor.set_values("settings", secrets)
+
+    def _declared(self, name: str) -> EffectiveSetting:
+        item = self._registry.find(name)
+        if item is None:
+            raise NotFound()
+        return item
+
+    def _accepted(self, values: Mapping[str, Any], pointer: Callable[[str], str]) -> dict[str, Any]:
+        """The values in their types; every fault at once."""
+        faults: list[Fault] = []
+        found: dict[str, Any] = {}
+        code: str | None = None
+        for name, value in values.items():
+            item = self._registry.find(name)
+            if item is None:
+                faults.append(Fault(pointer(name), "unknown_setting", f"There is no setting {name}."))
+                continue
+            try:
+                if item.setting.secret and isinstance(value, str):
+                    refuse_mask(value, pointer(name))
+                found[name] = accept(item.setting, value)
+                if len(msgspec.json.encode(found[name])) > LONGEST:
+                    raise SettingRefused(f"{name} must be at most 64 KiB as JSON", "too_long")
+            except Invalid as masked:
+                code, faults = masked.code, [*faults, *masked.errors]
+            except SettingRefused as refusal:
+                faults.append(Fault(pointer(name), refusal.code, f"{refusal}."))
+        if faults:
+            if all(fault.code == "unknown_setting" for fault in faults):
+                code = "unknown_setting"
+            raise Invalid(" ".join(fault.detail for fault in faults[:3]), code=code, errors=faults)
+        return found
+
+    def _refuse_locked(self, names: Sequence[str]) -> None:
+        pins = {name: item.pinned_by for name in names if (item := self._registry.find(name)) and item.pinned_by}
+        if pins:
+            told = ", ".join(f"{name} is pinned by {by}" for name, by in pins.items())
+            raise Conflict(f"{told}: change it there.", code="setting_locked", pinned_by=sorted(set(pins.values())))
+
+    def _store(self, changes: Sequence[Change], stored: Stored, by: Principal, pointer: Callable[[str], str]) -> None:
+        if not changes:
+            return
+        touched = {change.setting.name for change in changes}
+        if by.kind == "api_key" and any(name.partition(".")[0] in POLICY for name in touched):
+            raise Forbidden("Sign in for this; a key does not suffice.", code="insufficient_scope")
+        self._judge_together(touched, stored, _after(changes, stored), pointer)
+        version = self.rows.write(changes, by)
+        fresh = self.rows.all()
+        for names, judge in self._guards:
+            if names & touched:
+                judge(self._registry.beside(fresh), by)
+        for change in changes:
+            self._tell(change)
+        after_commit(lambda: self.rule(version, fresh))
+
+    def _judge_together(self, touched: set[str], before: Stored, after: Stored, pointer: Callable[[str], str]) -> None:
+        """What was wrong before, by other hands, does not stand in the way of what has nothing to do with it."""
+        broken = self._registry.broken(self._registry.beside(after))
+        known = self._registry.broken(self._registry.beside(before)) if broken else {}
+        faults = [
+            Fault(pointer(name), "not_allowed", f"{sentence}.")
+            for name, sentence in broken.items()
+            if name in touched or name not in known
+        ]
+        if faults:
+            raise Invalid(" ".join(fault.detail for fault in faults[:3]), errors=faults)
+
+    def _tell(self, change: Change) -> None:
+        name = change.setting.name
+        category, _, key = name.partition(".")
+        event = SettingChanged(category=category, key=key, source="database" if change.is_set else "default")
+        emit(event, object=("setting", name))
+        if self.audit is not None:
+            verb = "update" if change.is_set else "reset"
+            values = SECRET_CHANGE if change.setting.secret else (plain(change.before), plain(change.value))
+            entry = AuditEntry(
+                action=f"settings.setting.{verb}", object_type="setting", object_id=name, changes={name: values}
+            )
+            self.audit.record(entry)
+
+
+def _next(stored: Stored, name: str) -> int:
+    return stored[name].version + 1 if name in stored else 1
+
+
+def _after(changes: Iterable[Change], stored: Stored) -> Stored:
+    """The rows as they are going to be."""
+    return dict(stored) | {
+        change.setting.name: StoredSetting(
+            value=plain(change.value), version=change.version, updated_at="", updated_by=None, is_set=change.is_set
+        )
+        for change in changes
+    }

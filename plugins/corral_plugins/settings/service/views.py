@@ -1,0 +1,232 @@
+"""Settings as admins see them: values masked where they are secret, and the schema that forms are made from."""
+
+from __future__ import annotations
+
+import typing
+from itertools import groupby
+from typing import Any, Literal
+
+import msgspec
+import peewee
+from msgspec import UNSET, UnsetType
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.http.page import Order, Page, PageQuery, paginate
+from corral.plugin import Setting
+from corral.schema.fields import Instant
+from corral.settings import VARIABLES, EffectiveSetting, core_kind
+from corral_plugins.settings.models import ChangeRow
+from corral_plugins.settings.service.live import UNHEARD, outdated
+from corral_plugins.settings.service.rows import plain
+from corral_plugins.settings.service.store import SettingsService
+
+MASK = "********"
+Kind = Literal["bool", "int", "number", "string", "enum", "list", "object", "secret"]
+_KINDS: dict[Any, Kind] = {bool: "bool", int: "int", float: "number", str: "string"}
+_TITLES = {"http": "HTTP", "llm": "Models", "ssh": "SSH"}
+
+
+class SettingDeclaration(msgspec.Struct, kw_only=True):
+    """What a setting is. Bounds are of a number, or of the length of a text or list; `schema` is JSON Schema."""
+
+    category: str
+    key: str
+    type: Kind
+    nullable: bool
+    default: Any
+    min: float | UnsetType = UNSET
+    max: float | UnsetType = UNSET
+    enum: list[str] | UnsetType = UNSET
+    pattern: str | UnsetType = UNSET
+    schema: dict[str, Any]
+    title: str
+    description: str
+    restart_required: bool
+    plugin: str
+    env: str | None
+
+
+class SettingView(SettingDeclaration, kw_only=True):
+    """A setting with its value. `pinned_by`: the variable or file that fixes it, so that it is `locked` here.
+
+    `invalid`: why the stored value is ignored.
+    """
+
+    value: Any
+    source: Literal["default", "database", "environment"]
+    locked: bool
+    pinned_by: str | None
+    updated_at: Instant | None
+    updated_by: str | None
+    version: int
+    pending_restart: bool
+    invalid: str | None
+
+
+class Category(msgspec.Struct, kw_only=True):
+    """The settings of one category, by name."""
+
+    name: str
+    title: str
+    settings: list[SettingDeclaration]
+
+
+class SettingsSchema(msgspec.Struct, kw_only=True):
+    """Everything that can be set."""
+
+    categories: list[Category]
+
+
+class HistoryQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Filters of the history."""
+
+    category: str | UnsetType = UNSET
+    key: str | UnsetType = UNSET
+
+
+class ChangeView(msgspec.Struct, kw_only=True):
+    """One change. Of a secret it says that it was changed, and nothing more."""
+
+    category: str
+    key: str
+    from_: Any = msgspec.field(name="from")
+    to: Any
+    by: str | None
+    at: Instant
+
+
+class SettingViews:
+    """Joins the unit."""
+
+    def __init__(self, service: SettingsService) -> None:
+        self._service = service
+
+    def values(self, category: str | None) -> dict[str, dict[str, Any]]:
+        """Values by category and key."""
+        return self._grouped(category, lambda item, old: masked(item))
+
+    def details(self, category: str | None) -> dict[str, dict[str, Any]]:
+        """The same with everything about each of them."""
+        return self._grouped(category, view)
+
+    def one(self, name: str) -> SettingView:
+        """One setting; `NotFound`."""
+        return view(self._service.read(name), outdated())
+
+    def schema(self) -> SettingsSchema:
+        """Every setting of plugins in service."""
+        items = self._service.read_all()
+        return SettingsSchema(
+            categories=[
+                Category(name=name, title=title_of(name), settings=[declaration(item) for item in members])
+                for name, members in groupby(items, category_of)
+            ]
+        )
+
+    def history(self, query: HistoryQuery, caller: Principal) -> Page[ChangeView]:
+        """Changes, newest first."""
+        found: peewee.ModelSelect[Any] = ChangeRow.select()
+        if isinstance(query.category, str):
+            found = found.where(ChangeRow.category == query.category)
+        if isinstance(query.key, str):
+            found = found.where(ChangeRow.key == query.key)
+        order = (Order(ChangeRow.at), Order(ChangeRow.id))
+        return paginate(found, query, caller, scope="settings.history", order=order, make=_change)
+
+    def _grouped(self, category: str | None, make: Any) -> dict[str, dict[str, Any]]:
+        items, old = self._service.read_all(), outdated()
+        return {
+            name: {_key(item): make(item, old) for item in members}
+            for name, members in groupby(items, category_of)
+            if category in (None, name)
+        }
+
+
+def category_of(item: EffectiveSetting) -> str:
+    """`tasks` of `tasks.lease_seconds`."""
+    return item.setting.name.partition(".")[0]
+
+
+def title_of(category: str) -> str:
+    """A category in words."""
+    return _TITLES.get(category, category.replace("_", " ").capitalize())
+
+
+def masked(item: EffectiveSetting) -> Any:
+    """The value as it may be shown."""
+    if item.setting.secret:
+        return MASK if item.value else None
+    return plain(item.value)
+
+
+def declaration(item: EffectiveSetting) -> SettingDeclaration:
+    """What the setting is."""
+    return SettingDeclaration(**_declared(item))
+
+
+def view(item: EffectiveSetting, old: frozenset[str]) -> SettingView:
+    """The setting with its value; `old`: the names of which some process has an older value."""
+    stored, setting = item.stored, item.setting
+    fresh = stored is not None and stored.updated_at > clock.now(-UNHEARD)
+    pending = setting.restart_required and (item.pending or fresh or setting.name in old)
+    return SettingView(
+        **_declared(item), value=masked(item), source=item.source, locked=item.pinned_by is not None,
+        pinned_by=item.pinned_by, updated_at=stored.updated_at if stored else None,
+        updated_by=stored.updated_by if stored else None, version=stored.version if stored else 0,
+        pending_restart=pending, invalid=item.problem,
+    )  # fmt: skip
+
+
+def json_schema(setting: Setting[Any]) -> dict[str, Any]:
+    """JSON Schema of the value."""
+    kind, nullable = core_kind(setting)
+    schema: dict[str, Any] = dict(msgspec.json.schema(kind))
+    bounds = {int: ("minimum", "maximum"), float: ("minimum", "maximum"), str: ("minLength", "maxLength")}
+    least, most = bounds.get(kind, ("minItems", "maxItems"))
+    if setting.minimum is not None:
+        schema[least] = setting.minimum if kind is float else int(setting.minimum)
+    if setting.maximum is not None:
+        schema[most] = setting.maximum if kind is float else int(setting.maximum)
+    of_each = schema.setdefault("items", {}) if typing.get_origin(kind) in (list, tuple) else schema
+    if setting.choices:
+        of_each["enum"] = list(setting.choices)
+    if setting.pattern is not None:
+        of_each["pattern"] = f"^(?:{setting.pattern})$"
+    if not setting.secret:
+        schema["default"] = plain(setting.default)
+    schema["title"] = setting.title
+    return {"anyOf": [schema, {"type": "null"}], "title": setting.title} if nullable else schema
+
+
+def _declared(item: EffectiveSetting) -> dict[str, Any]:
+    setting = item.setting
+    category, _, key = setting.name.partition(".")
+    _, nullable = core_kind(setting)
+    bounds = {"min": setting.minimum, "max": setting.maximum, "pattern": setting.pattern}
+    return {
+        "category": category, "key": key, "type": kind_of(setting), "nullable": nullable,
+        "default": None if setting.secret else plain(setting.default), "schema": json_schema(setting),
+        "title": setting.title, "description": setting.description, "restart_required": setting.restart_required,
+        "plugin": item.plugin, "env": VARIABLES.get(setting.name),
+        **{name: bound for name, bound in bounds.items() if bound is not None},
+        **({"enum": list(setting.choices)} if setting.choices else {}),
+    }  # fmt: skip
+
+
+def kind_of(setting: Setting[Any]) -> Kind:
+    """The type as the interface names it."""
+    kind, _ = core_kind(setting)
+    if setting.secret:
+        return "secret"
+    if typing.get_origin(kind) in (list, tuple):
+        return "list"
+    return "enum" if setting.choices else _KINDS.get(kind, "object")
+
+
+def _key(item: EffectiveSetting) -> str:
+    return item.setting.name.partition(".")[2]
+
+
+def _change(row: ChangeRow) -> ChangeView:
+    return ChangeView(category=row.category, key=row.key, from_=row.before, to=row.after, by=row.by, at=row.at)

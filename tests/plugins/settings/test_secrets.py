@@ -1,0 +1,73 @@
+"""Secrets among settings: sealed in the database, masked everywhere else, known to the redactor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.plugins.settings import conftest as it
+from tests.plugins.settings.conftest import Shelf
+
+from corral.database.sealed import SealedColumns
+from corral.testing.kit import make_kernel
+from corral_plugins.settings.models import ValueRow
+
+CODE = "xyzzy-plugh-0451"
+
+
+async def test_a_secret_is_sealed_and_never_shown(shelf: Shelf) -> None:
+    answers = [await shelf.put("shelf.lock", CODE)]
+    assert answers[0].json()["value"] == "********"
+    assert shelf.get(it.LOCK) == CODE
+    for path in ("/settings", "/settings?details=true", "/settings/schema", "/settings/history", "/events"):
+        answers.append(await shelf.admin.get(path))
+    assert not [answer for answer in answers if CODE.encode() in answer.body]
+    history = answers[4].json()["items"][0]
+    assert (history["key"], history["from"], history["to"]) == ("lock", None, "changed")
+    row = await shelf.kit.kernel.database.work(lambda: ValueRow.get_by_id("shelf.lock"), read=True)
+    assert row.value is None
+    assert bytes.fromhex(row.sealed).find(CODE.encode()) < 0
+    assert shelf.kit.kernel.redactor.redact(f"the code is {CODE}.") == "the code is [redacted]."
+
+
+async def test_its_column_is_counted_when_master_keys_change(shelf: Shelf) -> None:
+    await shelf.put("shelf.lock", CODE)
+    columns = shelf.kit.kernel.container.get(SealedColumns).columns
+    assert "settings_values.sealed" in {column.name for column in columns}
+
+
+async def test_null_forgets_it_and_the_same_again_is_no_change(shelf: Shelf) -> None:
+    assert (await shelf.put("shelf.lock", CODE)).json()["version"] == 1
+    assert (await shelf.put("shelf.lock", CODE)).json()["version"] == 1
+    assert (await shelf.put("shelf.lock", None)).json()["value"] is None
+    assert shelf.get(it.LOCK) is None
+    assert shelf.kit.kernel.redactor.redact(CODE) == CODE
+
+
+async def test_a_value_from_another_place_does_not_open_and_is_ignored(make_shelf: Callable[..., Any]) -> None:
+    shelf = await make_shelf()
+    await shelf.put("shelf.lock", CODE)
+
+    def moved() -> None:
+        ValueRow.update(version=7).where(ValueRow.name == "shelf.lock").execute()
+
+    await shelf.kit.kernel.database.work(moved)
+    again = await make_shelf()
+    assert again.get(it.LOCK) is None
+    shown = await again.shown("shelf.lock")
+    assert (shown["value"], shown["source"]) == (None, "default")
+    assert "master keys" in shown["invalid"]
+    assert (await again.put("shelf.lock", CODE)).json()["invalid"] is None
+
+
+@pytest.mark.sqlite
+async def test_the_database_file_does_not_hold_it(tmp_path: Path) -> None:
+    async with make_kernel(tmp_path, plugins=["settings", it.ShelfPlugin]) as kit:
+        shelf = Shelf(kit, await kit.as_user("admin"))
+        assert (await shelf.put("shelf.lock", CODE)).status == 200
+    files = list((tmp_path / "data").glob("corral.db*"))
+    assert files
+    for path in files:
+        assert CODE.encode() not in path.read_bytes(), path
