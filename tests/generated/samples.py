@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from corral.ids import new_id
@@ -11,8 +11,8 @@ from corral.ids import new_id
 _SCHEMAS = "#/components/schemas/"
 _FORMATS = {"date-time": "2999-01-01T00:00:00Z", "date": "2999-01-01", "uuid": "01890a5d-ac96-774b-bcce-b302099a8057"}
 # Tried in this order where a pattern is to be met: words, addresses, times, codes.
-_TEXTS = ("x", "sample", "sample.name", "01890a5d-ac96-774b-bcce-b302099a8057", "123456", "a@example.org", "0 0 * * *",
-          "https://example.org", "192.0.2.0/24", "a" * 64)  # fmt: skip
+_TEXTS = ("x", "en", "sample", "sample.name", "01890a5d-ac96-774b-bcce-b302099a8057", "123456",
+          "a@example.org", "0 0 * * *", "https://example.org", "192.0.2.0/24", "a" * 64)  # fmt: skip
 
 
 class Samples:
@@ -53,31 +53,6 @@ class Samples:
             case "string":
                 return _text(schema)
         return {}
-
-    def full(self, schema: Mapping[str, Any], deep: int = 4) -> Any:
-        """A value with every field that the schema names."""
-        schema = self.resolved(schema)
-        options = [self.resolved(each) for each in (*schema.get("anyOf", ()), *schema.get("oneOf", ()))]
-        if options:
-            return self.full(next((each for each in options if each.get("type") != "null"), options[0]), deep)
-        if schema.get("type") == "object" and deep and "properties" in schema:
-            return {name: self.full(each, deep - 1) for name, each in schema["properties"].items()}
-        if schema.get("type") == "array" and deep and isinstance(schema.get("items"), dict):
-            return [self.full(schema["items"], deep - 1) for _ in range(max(1, schema.get("minItems", 0)))]
-        return self.of(schema)
-
-    def texts(self, schema: Mapping[str, Any], place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-        """Where a body with all fields has free text: strings without a choice or format."""
-        schema = self.resolved(schema)
-        for option in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
-            if self.resolved(option).get("type") != "null":
-                yield from self.texts(option, place)
-                return
-        if schema.get("type") == "object" and len(place) < 4:
-            for name, each in schema.get("properties", {}).items():
-                yield from self.texts(each, (*place, name))
-        elif schema.get("type") == "string" and not {"enum", "const", "format"} & schema.keys():
-            yield place
 
     @staticmethod
     def nothing(name: str) -> str:
