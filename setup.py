@@ -104,6 +104,7 @@ setup(
         "corral.plugins": [
             "admin = corral_plugins.admin.plugin:AdminPlugin",
             "agents = corral_plugins.agents.plugin:AgentsPlugin",
+            "audit = corral_plugins.audit.plugin:AuditPlugin",
             "core = corral.core.plugin:CorePlugin",
             "cost = corral_plugins.cost.plugin:CostPlugin",
             "llm = corral_plugins.llm.plugin:LlmPlugin",

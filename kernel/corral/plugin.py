@@ -231,6 +231,11 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tu
 class Audit(Protocol):
     """Records privileged changes; provided by the plugin `audit`."""
 
+    @property
+    def verbose(self) -> bool:
+        """Whether reads and ordinary writes are to be recorded as well."""
+        ...
+
     def record(self, entry: AuditEntry) -> None:
         """Add a row to the current unit; raises `Unavailable(audit_unavailable)` when it cannot be written."""
         ...

@@ -17,7 +17,7 @@ from corral.http.routes import Route
 from corral.kernel import Kernel
 from corral.loader import Loaded, attempt, block, fail
 from corral.openapi import ApiDocument
-from corral.plugin import LeaseCallers
+from corral.plugin import Audit, LeaseCallers
 
 NOBODY = Room("", frozenset(), frozenset())
 
@@ -43,6 +43,7 @@ class Application:
             gates=[gate for loaded in kernel.active for gate in loaded.of("corral_gates")],
             redactor=kernel.redactor, record=kernel.registry.record,
             leases=kernel.container.find(LeaseCallers, NOBODY, optional=True, where="the request path"),
+            audit=kernel.container.find(Audit, NOBODY, optional=True, where="the request path"),
         )  # fmt: skip
         kernel.container.get(ApiDocument).describe(endpoint.route for endpoint in self.endpoints)
         kernel.door_watchers.append(self._follow)

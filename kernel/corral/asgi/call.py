@@ -29,6 +29,7 @@ class Call:
 
     __slots__ = (
         "_timeout",
+        "caller",
         "client_ip",
         "headers",
         "inside",
@@ -50,6 +51,7 @@ class Call:
         self.query: bytes = scope["query_string"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.client_ip = ""
+        self.caller: Principal | None = None  # once it is known
         self.quota: Quota | None = None  # the tightest limit that this request counts for
         self.inside: tuple[tuple[Meter, Principal], ...] = ()
         given = self.headers.get(b"x-request-id")

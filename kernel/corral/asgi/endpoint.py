@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from corral.auth.permissions import Permissions
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.container import Container, Room
 from corral.errors import Fault, Forbidden, Invalid, Malformed, Problem
@@ -36,6 +37,7 @@ class Endpoint:
         self.is_async = route.is_async
         self.is_read = route.method == "GET"
         self.public = PUBLIC in route.needs
+        self.privileged = container.get(Permissions).are_privileged(route.needs)
         self.door: Callable[[], Problem] | None = None
         self.container, self.room = container, room
         self.redactor = container.get(Redactor)

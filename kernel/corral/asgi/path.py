@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from corral.asgi.audited import Audited
 from corral.asgi.call import Call, Gone, Reply
 from corral.asgi.endpoint import Endpoint, parse_if_match
 from corral.asgi.lasting import Lasting
@@ -21,13 +22,13 @@ from corral.auth.principal import Principal
 from corral.clock import time_s
 from corral.database.engine import Database, SlowRead
 from corral.database.unit import ANONYMOUS, Entry
-from corral.errors import Malformed, NotFound, Problem, Unauthorized, Unavailable
+from corral.errors import Forbidden, Malformed, NotFound, Problem, Unauthorized, Unavailable
 from corral.events.feed import Feed
 from corral.http.answers import Request, Wait
 from corral.http.client import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency, Keyed, Stored
 from corral.http.metrics import RequestMetrics
-from corral.plugin import Gate, LeaseCallers, Meter
+from corral.plugin import Audit, Gate, LeaseCallers, Meter
 from corral.redact.redactor import Redactor
 from corral.schema.shapes import encode
 
@@ -44,7 +45,7 @@ class RequestPath:
         self, *, table: Table, database: Database, feed: Feed, credentials: Credentials, idempotency: Idempotency,
         hosts: Hosts, client: ClientAddress, gates: Sequence[Gate], metrics: RequestMetrics,
         redactor: Redactor, record: Callable[[str, str, BaseException, str | None], None],
-        leases: LeaseCallers | None = None,
+        leases: LeaseCallers | None = None, audit: Audit | None = None,
     ) -> None:  # fmt: skip
         self.table, self.database, self.feed, self.credentials = table, database, feed, credentials
         self.idempotency, self.hosts, self.client = idempotency, hosts, client
@@ -52,6 +53,7 @@ class RequestPath:
         self.meters = tuple(gate for gate in gates if isinstance(gate, Meter))
         self.lasting = Lasting(self.gates)
         self.leases = leases
+        self.audited = Audited(database, audit)
         self._own_units = OwnUnits(database, idempotency)
         self.draining = False
         self._drained = asyncio.Event()
@@ -65,22 +67,26 @@ class RequestPath:
         """The reply to a call; a failure of any kind is a problem document. Raises only `Gone`."""
         began = time.perf_counter()
         endpoint: Any = None
+        code: str | None = None
         self.metrics.in_flight += 1
         try:
             endpoint = self._route(call)
             reply = await self._serve(call, *endpoint) if isinstance(endpoint, tuple) else endpoint
         except Problem as problem:
+            code = problem.code
             reply = problem_reply(self._shown(problem, endpoint), call)
         except (Gone, asyncio.CancelledError):
             raise
         except Exception as error:
-            reply = self._bug(call, endpoint, error)
+            code, reply = "internal", self._bug(call, endpoint, error)
         finally:
             self.metrics.in_flight -= 1
             for meter, caller in call.inside:
                 meter.leave(caller)
         if self.draining and call.scope["http_version"] < "2":  # the client's next request goes elsewhere, uncut
             reply.headers["Connection"] = "close"
+        if self.audited.verbose and isinstance(endpoint, tuple):
+            await self.audited.seen(call, endpoint[0], reply.status, code)
         label = endpoint[0].route.path if isinstance(endpoint, tuple) else "unmatched"
         self.metrics.observe(
             call.method if len(call.method) < 8 else "other", label, reply.status, time.perf_counter() - began
@@ -144,7 +150,13 @@ class RequestPath:
                 call.inside += ((meter, caller),)
             if endpoint.route.on_lease and caller.worker_id is not None:
                 caller = await self._under_lease(call, caller)
-            endpoint.permit(caller)
+            call.caller = caller
+            try:
+                endpoint.permit(caller)
+            except Forbidden as refusal:
+                if endpoint.privileged:
+                    await self.audited.denied(call, endpoint, caller, refusal)
+                raise
         arguments: dict[str, Any] = {**endpoint.services, **names}
         body = await call.read(endpoint.route.body_limit) if call.may_have_body else b""
         if endpoint.signature.body is not None or call.may_have_body:

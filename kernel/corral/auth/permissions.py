@@ -27,6 +27,11 @@ class Permissions:
             self._held[role_or_kind] = held
         return held
 
+    def are_privileged(self, needs: Iterable[str]) -> bool:
+        """Whether only admins and auditors hold these, so that a refusal is one for the audit log."""
+        found = [self._declared.get(need) for need in needs]
+        return all(item is not None and set(item.holders) <= {"admin", "auditor"} for item in found)
+
     def knows(self, need: str) -> bool:
         """Whether a route may ask for it."""
         return need in self._declared or need in (PUBLIC, SIGNED_IN, ANY_CALLER)

@@ -13,6 +13,8 @@ from corral.plugin import Audit, AuditEntry, Plugin, Provide, hookimpl
 class Notebook:
     """Implements `Audit`."""
 
+    verbose = False
+
     def __init__(self) -> None:
         self.entries: list[AuditEntry] = []
 

@@ -1,0 +1,139 @@
+"""The plugin `audit`: its manifest and what it contributes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args
+
+import click
+
+from corral import clock
+from corral.auth.principal import Permission
+from corral.database.model import Model
+from corral.events.event import Event
+from corral.http.routes import Routes
+from corral.jobs.job import Job, Schedule
+from corral.plugin import Audit, Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral_plugins.audit import api, command, jobs, models, settings
+from corral_plugins.audit.routes import routes
+from corral_plugins.audit.service import checkpoints
+from corral_plugins.audit.service.access import Access
+from corral_plugins.audit.service.checkpoints import Checkpoints
+from corral_plugins.audit.service.log import AuditLog
+from corral_plugins.audit.service.reading import Reading
+from corral_plugins.audit.service.retention import Retention
+from corral_plugins.audit.service.verify import Verification
+from corral_plugins.audit.shapes import Outcome
+
+LOOK_SECONDS = 5
+AUDITOR = ("auditor",)
+
+
+class AuditPlugin(Plugin):
+    """The audit log.
+
+    A complete, tamper-evident record of who did what, to what, from where and with which outcome.
+    """
+
+    name = "audit"
+    protected = True
+    permissions = (
+        Permission("audit.read", "Read and verify the audit log", holders=AUDITOR),
+        Permission("audit.export", "Take the audit log away", holders=AUDITOR),
+    )
+
+    def __init__(self, settings: Any = None) -> None:
+        super().__init__(settings)
+        self._log: AuditLog | None = None
+
+    async def start(self, runtime: Runtime) -> None:
+        self._log = log = runtime.service(AuditLog)
+
+        async def look() -> None:
+            while True:
+                await asyncio.sleep(LOOK_SECONDS)
+                await log.write_counted()
+                await log.tell_failures()
+
+        runtime.supervise("counts", look)
+
+    async def stop(self) -> None:
+        if self._log is not None:
+            await self._log.write_counted(all=True)
+
+    @hookimpl
+    def corral_services(self) -> Iterable[Provide]:
+        def audit(log: AuditLog) -> Audit:
+            return log
+
+        parts = (AuditLog, Access, Checkpoints, Reading, Retention, Verification)
+        return [*(Provide(part, part) for part in parts), Provide(Audit, audit)]
+
+    @hookimpl
+    def corral_routes(self) -> Iterable[Routes]:
+        return [routes]
+
+    @hookimpl
+    def corral_models(self) -> Iterable[type[Model]]:
+        return models.TABLES
+
+    @hookimpl
+    def corral_events(self) -> Iterable[type[Event]]:
+        return api.EVENTS
+
+    @hookimpl
+    def corral_settings(self) -> Iterable[Setting[Any]]:
+        return settings.ALL
+
+    @hookimpl
+    def corral_jobs(self) -> Iterable[Job]:
+        return jobs.JOBS
+
+    @hookimpl
+    def corral_schedules(self) -> Iterable[Schedule]:
+        return jobs.SCHEDULES
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        return [command.command]
+
+    @hookimpl
+    def corral_metrics(self) -> Iterable[Metric]:
+        return [
+            Metric(
+                name="corral_audit_rows_total", help="Rows written to the audit log, by outcome.", kind="counter",
+                labels={"outcome": get_args(Outcome)}, collect=_rows,
+            ),
+            Metric(
+                name="corral_audit_write_failures_total", help="Rows of the audit log that could not be written.",
+                kind="counter", collect=_failures,
+            ),
+            Metric(
+                name="corral_audit_append_seconds", help="Seconds spent on appending rows: divide by the rows.",
+                kind="counter", collect=_seconds,
+            ),
+            Metric(
+                name="corral_audit_last_checkpoint_age_seconds", help="Age of the newest checkpoint.", collect=_age,
+            ),
+        ]  # fmt: skip
+
+
+Series = Mapping[tuple[str, ...], float]
+
+
+def _rows(log: AuditLog) -> Series:
+    return {(outcome,): float(count) for outcome, count in log.rows.items()}
+
+
+def _failures(log: AuditLog) -> Series:
+    return {(): float(log.failures)}
+
+
+def _seconds(log: AuditLog) -> Series:
+    return {(): log.append_seconds}
+
+
+def _age() -> Series:
+    newest = checkpoints.newest()
+    return {} if newest is None else {(): clock.time_s() - clock.parse_instant(newest[1])}

@@ -1,0 +1,94 @@
+"""`/admin/audit`: reading, proving and taking away the log. Each of these is in the log itself."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.database.engine import Work
+from corral.database.leases import acquire, release
+from corral.errors import Conflict
+from corral.http.answers import Request, Stream
+from corral.http.page import Page, PageQuery
+from corral.http.routes import Routes
+from corral.ids import new_id
+from corral_plugins.audit.service.access import Access
+from corral_plugins.audit.service.export import MEDIA, Export
+from corral_plugins.audit.service.reading import Reading
+from corral_plugins.audit.service.verify import SECONDS, Verification
+from corral_plugins.audit.shapes import AuditQuery, AuditView, CheckpointPage, ExportQuery, Verdict, VerifyQuery
+
+routes = Routes("/admin/audit", tag="Audit")
+
+READ, EXPORT = "audit.read", "audit.export"
+
+
+@routes.get("/", needs=READ, no_store=True, raises=("invalid_cursor",))
+async def list_audit_rows(
+    query: AuditQuery, caller: Principal, request: Request, reading: Reading, access: Access, work: Work
+) -> Page[AuditView]:
+    """List the audit log, newest first; `action` takes a prefix such as `auth.*`."""
+    page = await work(lambda: reading.page(query, caller), read=True)
+    await access.note("read", request.entry(caller), filters=_filters(query))
+    return page
+
+
+@routes.get("/verify", needs=READ, no_store=True, raises=("batch_in_progress",), seconds=SECONDS + 5, live=True)
+async def verify_audit_log(
+    query: VerifyQuery, caller: Principal, request: Request, verification: Verification, access: Access, work: Work
+) -> Verdict:
+    """Prove that no row was altered, dropped or cut off; one run at a time."""
+    holder = new_id()
+    if not await work(lambda: acquire("audit.verify", holder, SECONDS + 5)):
+        raise Conflict("The log is being verified; wait for that run.", code="batch_in_progress")
+    try:
+        from_seq, to_seq = (None if value is UNSET else value for value in (query.from_seq, query.to_seq))
+        verdict = await verification.run(from_seq, to_seq)
+    finally:
+        await asyncio.shield(work(lambda: release("audit.verify", holder)))
+    found: dict[str, Any] = {"ok": verdict.ok, "checked": verdict.checked, "first_bad_seq": verdict.first_bad_seq}
+    await access.note("verify", request.entry(caller), **found)
+    return verdict
+
+
+@routes.get("/export", needs=EXPORT, no_store=True, raises=("unsupported_format",), stream=True)
+async def export_audit_log(
+    query: ExportQuery, caller: Principal, request: Request, access: Access, work: Work
+) -> Stream:
+    """Stream the log, oldest row first, as JSON lines that verify by themselves or as CSV."""
+    export = Export(work, query)
+    await access.note("export", request.entry(caller), format=query.format, filters=_filters(query))
+    stamp = clock.now()[:19].replace("-", "").replace(":", "").replace("T", "-")
+    name = f"corral-audit-{stamp}.{query.format}"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Stream(export.chunks(), media_type=MEDIA[query.format], headers=headers)
+
+
+@routes.get("/checkpoints", needs=READ, no_store=True, raises=("invalid_cursor",))
+async def list_audit_checkpoints(
+    query: PageQuery, caller: Principal, request: Request, reading: Reading, access: Access, work: Work
+) -> CheckpointPage:
+    """List the signed places of the log, newest first, with the key that signs them: keep them elsewhere."""
+    page = await work(lambda: reading.checkpoints(query, caller), read=True)
+    await access.note("read", request.entry(caller), what="checkpoints")
+    return page
+
+
+@routes.get("/{id}", needs=READ, no_store=True, raises=("not_found",))
+async def get_audit_row(
+    id: str, caller: Principal, request: Request, reading: Reading, access: Access, work: Work
+) -> AuditView:
+    """Read a row of the audit log."""
+    row = await work(lambda: reading.one(id), read=True)
+    await access.note("read", request.entry(caller), row=row.seq)
+    return row
+
+
+def _filters(query: AuditQuery | ExportQuery) -> dict[str, Any]:
+    asked = msgspec.to_builtins(query)
+    return {name: value for name, value in asked.items() if name not in ("limit", "offset", "cursor", "format")}

@@ -1,0 +1,122 @@
+"""The chain as bytes: what of a row is hashed, and how one row names the one before it.
+
+`hash = SHA-256("corral.audit.v1" || canonical JSON of all other fields)`. Canonical: UTF-8, keys sorted, no spaces,
+strings as stored. The structs declare their fields in alphabetical order, so that encoding them needs no sorting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+PREFIX = b"corral.audit.v1"
+GENESIS = "0" * 64
+"""What the first row names as the hash before it."""
+
+COLUMNS = (
+    "seq", "id", "ts", "actor_type", "actor_id", "on_behalf_of", "session_id", "key_id", "ip", "user_agent", "action",
+    "object_type", "object_id", "object_name", "outcome", "code", "request_id", "changes", "details", "sha256",
+    "prev_hash", "hash",
+)  # fmt: skip
+
+
+class Actor(msgspec.Struct, frozen=True):
+    """Who acted, and from where."""
+
+    id: str | None
+    ip: str | None
+    key_id: str | None
+    on_behalf_of: str | None
+    session_id: str | None
+    type: str
+    user_agent: str | None
+
+
+class Target(msgspec.Struct, frozen=True):
+    """What was acted on."""
+
+    id: str | None
+    name: str | None
+    type: str
+
+
+class Unhashed(msgspec.Struct, frozen=True, kw_only=True):
+    """All of a row but its hash."""
+
+    action: str
+    actor: Actor
+    changes: msgspec.Raw
+    code: str | None
+    details: msgspec.Raw
+    id: str
+    object: Target
+    outcome: str
+    prev_hash: str
+    request_id: str | None
+    seq: int
+    sha256: str | None
+    truncated: bool
+    ts: str
+
+    def digest(self) -> str:
+        """The hash that the row must have."""
+        return hashlib.sha256(PREFIX + msgspec.json.encode(self)).hexdigest()
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole row; its JSON is a line of an export."""
+
+    action: str
+    actor: Actor
+    changes: msgspec.Raw
+    code: str | None
+    details: msgspec.Raw
+    hash: str
+    id: str
+    object: Target
+    outcome: str
+    prev_hash: str
+    request_id: str | None
+    seq: int
+    sha256: str | None
+    truncated: bool
+    ts: str
+
+    def digest(self) -> str:
+        """The hash that it must have."""
+        return Unhashed(
+            action=self.action, actor=self.actor, changes=self.changes, code=self.code, details=self.details,
+            id=self.id, object=self.object, outcome=self.outcome, prev_hash=self.prev_hash, request_id=self.request_id,
+            seq=self.seq, sha256=self.sha256, truncated=self.truncated, ts=self.ts,
+        ).digest()  # fmt: skip
+
+
+def unhashed(values: Sequence[Any]) -> Unhashed:
+    """The columns of a row, but its hash, as they are stored."""
+    (
+        seq, id_, ts, actor_type, actor_id, on_behalf_of, session_id, key_id, ip, user_agent, action,
+        object_type, object_id, object_name, outcome, code, request_id, changes, details, sha256, prev_hash,
+    ) = values  # fmt: skip
+    return Unhashed(
+        action=action,
+        actor=Actor(
+            id=actor_id, ip=ip, key_id=key_id, on_behalf_of=on_behalf_of, session_id=session_id, type=actor_type,
+            user_agent=user_agent,
+        ),
+        changes=msgspec.Raw(changes), code=code, details=msgspec.Raw(details), id=id_,
+        object=Target(id=object_id, name=object_name, type=object_type), outcome=outcome, prev_hash=prev_hash,
+        request_id=request_id, seq=seq, sha256=sha256, truncated=sha256 is not None, ts=ts,
+    )  # fmt: skip
+
+
+def row(values: Sequence[Any]) -> Row:
+    """A row of the table, columns in the order of `COLUMNS`."""
+    found = unhashed(values[:-1])
+    return Row(
+        action=found.action, actor=found.actor, changes=found.changes, code=found.code, details=found.details,
+        hash=values[-1], id=found.id, object=found.object, outcome=found.outcome, prev_hash=found.prev_hash,
+        request_id=found.request_id, seq=found.seq, sha256=found.sha256, truncated=found.truncated, ts=found.ts,
+    )  # fmt: skip

@@ -1,0 +1,93 @@
+"""Signed places of the log. The key is made at the first checkpoint and sealed under the master key."""
+
+from __future__ import annotations
+
+import base64
+import logging
+
+from corral import clock
+from corral.crypto import Keyring, place
+from corral.database.engine import Work
+from corral.database.unit import Entry, after_commit
+from corral.events.event import emit
+from corral_plugins.audit.api import AuditCheckpoint
+from corral_plugins.audit.models import Checkpoint, SigningKey
+from corral_plugins.audit.service import reading, signing
+from corral_plugins.audit.service.follow import Link
+from corral_plugins.audit.service.log import end_of_chain
+from corral_plugins.audit.service.signing import Signed, SignedCheckpoint
+
+log = logging.getLogger("corral.audit")
+
+EVERY_SECONDS = 3600
+ENTRY = Entry("job audit.checkpoint")
+
+
+class Checkpoints:
+    """Signing lies between two units. Two processes may sign at once: both places are right."""
+
+    def __init__(self, work: Work, keyring: Keyring) -> None:
+        self._work, self._keyring = work, keyring
+
+    async def make(self, *, least: int = 1) -> SignedCheckpoint | None:
+        """Sign the end of the log, if at least so many rows are new. `vault_sealed` without the master key."""
+        head, last = await self._work(lambda: (reading.ends().head, _last()), read=True)
+        since = last.seq if last is not None else 0
+        if head.seq - since < least:
+            return None
+        private, key_id = await self._key()
+        signed = Signed(hash=head.hash, key_id=key_id, rows=head.seq - since, seq=head.seq, ts=clock.now())
+        made = SignedCheckpoint(
+            seq=head.seq, hash=head.hash, rows=signed.rows, ts=signed.ts, key_id=key_id,
+            signature=signing.sign(private, signed),
+        )  # fmt: skip
+        await self._work(lambda: _keep(made), entry=ENTRY)
+        return made
+
+    async def _key(self) -> tuple[bytes, str]:
+        row = await self._work(_newest_key, read=True)
+        if row is None:
+            private, public = signing.generate()
+            fresh = self._sealed(private, public)
+            await self._work(lambda: _keep_key(fresh), entry=ENTRY)
+            row = await self._work(_newest_key, read=True)
+            assert row is not None
+        return self._keyring.open(bytes.fromhex(row.sealed), aad=_place(row.id)), row.id
+
+    def _sealed(self, private: bytes, public: bytes) -> SigningKey:
+        key_id = signing.key_id_of(public)
+        sealed = self._keyring.seal(private, aad=_place(key_id)).hex()
+        encoded = base64.b64encode(public).decode()
+        return SigningKey(id=key_id, public_key=encoded, sealed=sealed, created_at=clock.now())
+
+
+def newest() -> tuple[Link, str] | None:
+    """Where the last checkpoint is, and when it was made; joins a read unit."""
+    last = _last()
+    return None if last is None else (Link(last.seq, last.hash), last.ts)
+
+
+def _last() -> Checkpoint | None:
+    return Checkpoint.select().order_by(Checkpoint.seq.desc()).first()  # type: ignore[no-any-return]  # of this model
+
+
+def _newest_key() -> SigningKey | None:
+    return SigningKey.select().order_by(SigningKey.created_at.desc()).first()  # type: ignore[no-any-return]  # as above
+
+
+def _keep_key(fresh: SigningKey) -> None:
+    """The first one wins, behind the lock of the chain."""
+    end_of_chain()
+    if not SigningKey.select().exists():
+        SigningKey.insert(fresh.__data__).on_conflict_ignore().execute()
+
+
+def _keep(made: SignedCheckpoint) -> None:
+    values = {name: getattr(made, name) for name in made.__struct_fields__}
+    if Checkpoint.insert(values).on_conflict_ignore().as_rowcount().execute():
+        emit(AuditCheckpoint(**values), object=("audit_log", str(made.seq)))
+        after_commit(lambda: log.warning("audit checkpoint", extra=values))
+
+
+def _place(key_id: str) -> str:
+    return place("audit_keys", key_id, 1, "sealed")

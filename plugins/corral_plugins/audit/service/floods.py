@@ -1,0 +1,65 @@
+"""Repetitions of one denial: the first is written, the rest of a minute counted into one row."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import msgspec
+
+from corral import clock
+from corral.database.unit import Entry
+from corral.plugin import AuditEntry
+
+SECONDS = 60
+LIMIT = 10_000
+
+
+class Flood(msgspec.Struct):
+    """What came again since the first was written."""
+
+    entry: AuditEntry
+    by: Entry
+    since: str
+    until: float
+    count: int = 0
+
+
+class Floods:
+    """In the memory of one process. A process that dies loses the count of a minute, never a first row."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Hashable, Flood] = {}
+
+    def counted(self, entry: AuditEntry, by: Entry) -> bool:
+        """Whether this was counted, because its like was written within the minute."""
+        flood = self._seen.get(_key(entry, by))
+        if flood is None or flood.until <= clock.time_s():
+            return False
+        flood.count += 1
+        return True
+
+    def written(self, entry: AuditEntry, by: Entry) -> None:
+        """The first was committed. On the loop."""
+        if len(self._seen) < LIMIT:  # beyond it every one is a row of its own
+            until = clock.time_s() + SECONDS
+            self._seen.setdefault(_key(entry, by), Flood(entry=entry, by=by, since=clock.now(), until=until))
+
+    def over(self, *, all: bool = False) -> list[tuple[AuditEntry, Entry]]:
+        """Take out what a minute (or `all`) has counted, as entries with `count`. On the loop."""
+        now = clock.time_s()
+        ended = [key for key, flood in self._seen.items() if all or flood.until <= now]
+        floods = [self._seen.pop(key) for key in ended]
+        return [
+            (
+                msgspec.structs.replace(
+                    flood.entry, details={**flood.entry.details, "count": flood.count, "since": flood.since}
+                ),
+                flood.by,
+            )
+            for flood in floods
+            if flood.count
+        ]
+
+
+def _key(entry: AuditEntry, by: Entry) -> Hashable:
+    return (by.actor.type, by.actor.id, entry.action, entry.object_type, entry.object_id, entry.code)

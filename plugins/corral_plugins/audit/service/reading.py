@@ -1,0 +1,172 @@
+"""Reading the log: lists, single rows, and pieces of the chain in order. Everything joins a read unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.auth.visibility import ALL
+from corral.database.statement import Statement
+from corral.database.unit import current
+from corral.errors import NotFound
+from corral.http.page import Order, Page, paginate
+from corral_plugins.audit.models import HEAD, AuditRow, Checkpoint, Head, SigningKey
+from corral_plugins.audit.service import chain
+from corral_plugins.audit.service.follow import Link
+from corral_plugins.audit.service.signing import SignedCheckpoint
+from corral_plugins.audit.shapes import (
+    ActorView,
+    AuditQuery,
+    AuditView,
+    CheckpointPage,
+    CheckpointView,
+    FieldChange,
+    Filters,
+    ObjectView,
+)
+
+RETAINED = "audit.log.retain"
+"""The action by which the beginning of the log was removed; its object is the anchor."""
+
+_COLUMNS = tuple(getattr(AuditRow, name) for name in chain.COLUMNS)
+PIECE = Statement(
+    lambda p: (
+        AuditRow.select(*_COLUMNS)
+        .where((AuditRow.seq > p("after")) & (AuditRow.seq <= p("until")))
+        .order_by(AuditRow.seq)
+        .limit(p("limit"))
+        .tuples()
+    )
+)
+_NAMES = (
+    "WITH RECURSIVE names(action) AS (SELECT min(action) FROM audit_rows UNION ALL "
+    "SELECT (SELECT min(action) FROM audit_rows WHERE action > names.action) FROM names "
+    "WHERE names.action IS NOT NULL) SELECT action FROM names"
+)
+"""Every action once: some hundred steps in the index, however many rows there are."""
+
+
+class Ends(msgspec.Struct, frozen=True):
+    """Where the log ends and begins in one snapshot. `stored`: the newest row that there is."""
+
+    head: Link
+    anchor: Link
+    stored: int
+
+
+def ends() -> Ends:
+    """In one statement, so that it is one snapshot on every engine."""
+    newest: Any = AuditRow.select(AuditRow.seq).order_by(AuditRow.seq.desc()).limit(1)
+    row: Any = Head.select(Head.seq, Head.hash, Head.anchor_seq, Head.anchor_hash, newest).where(Head.id == HEAD)
+    seq, hash_, anchor_seq, anchor_hash, stored = row.tuples().get()
+    return Ends(Link(seq, hash_), Link(anchor_seq, anchor_hash), stored or 0)
+
+
+def piece(after: int, until: int, limit: int) -> list[tuple[Any, ...]]:
+    """Rows with `after < seq <= until` in order, as they are stored."""
+    return PIECE.rows({"after": after, "until": until, "limit": limit})
+
+
+def hash_at(seq: int) -> str | None:
+    """The hash of a row; None: it is not there."""
+    row = AuditRow.select(AuditRow.hash).where(AuditRow.seq == seq).tuples().first()
+    return None if row is None else str(row[0])
+
+
+def told_anchor(until: int) -> int:
+    """The anchor that the log itself tells: the object of the last removal."""
+    removals = (AuditRow.action == RETAINED) & (AuditRow.seq <= until)
+    row = AuditRow.select(AuditRow.object_id).where(removals).order_by(AuditRow.seq.desc()).tuples().first()
+    return int(row[0]) if row is not None and str(row[0]).isdigit() else 0
+
+
+def checkpoints(after: int, until: int) -> dict[int, SignedCheckpoint]:
+    """Checkpoints with `after < seq <= until`."""
+    rows = Checkpoint.select().where((Checkpoint.seq > after) & (Checkpoint.seq <= until))
+    return {row.seq: SignedCheckpoint(**row.__data__) for row in rows}
+
+
+def public_keys() -> list[str]:
+    """The public halves of the signing keys, oldest first."""
+    rows: Any = SigningKey.select(SigningKey.public_key).order_by(SigningKey.created_at).tuples()
+    return [key for (key,) in rows]
+
+
+def where(filters: Filters | AuditQuery) -> Any:
+    """The rows that the filters mean: any of repeated values, all of different ones."""
+    clause: Any = ALL
+    if filters.actor is not UNSET:
+        clause &= AuditRow.actor_id.in_(filters.actor) | AuditRow.on_behalf_of.in_(filters.actor)
+    if filters.action is not UNSET:
+        clause &= _actions(filters.action)
+    for name in ("object_type", "object_id", "outcome"):
+        if (values := getattr(filters, name)) is not UNSET:
+            clause &= getattr(AuditRow, name).in_(values)
+    if filters.since is not UNSET:
+        clause &= AuditRow.ts >= clock.from_datetime(filters.since)
+    if filters.until is not UNSET:
+        clause &= AuditRow.ts <= clock.from_datetime(filters.until)
+    if filters.request_id is not UNSET:
+        clause &= AuditRow.request_id == filters.request_id
+    return clause
+
+
+def _actions(patterns: list[str]) -> Any:
+    """Prefixes become the names that there are: a list of names is looked up in the index on every engine."""
+    names = {pattern for pattern in patterns if not pattern.endswith(".*")}
+    prefixes = tuple(pattern[:-1] for pattern in patterns if pattern.endswith(".*"))
+    if prefixes:
+        found = current().connection.execute(_NAMES).fetchall()
+        names |= {name for (name,) in found if name is not None and name.startswith(prefixes)}
+    return AuditRow.action.in_(sorted(names))
+
+
+class Reading:
+    """What the routes of the log answer."""
+
+    def page(self, query: AuditQuery, caller: Principal) -> Page[AuditView]:
+        """Rows by `seq`, newest first."""
+        found, clause = ends(), where(query)
+        total = found.head.seq - found.anchor.seq if clause is ALL else None
+        rows = AuditRow.select().where(clause & (AuditRow.seq > found.anchor.seq))
+        return paginate(rows, query, caller, scope="audit", order=(Order(AuditRow.seq),), make=view, total=total)
+
+    def one(self, row_id: str) -> AuditView:
+        """A row by id; `NotFound`."""
+        row = AuditRow.get_or_none(AuditRow.id == row_id.lower())
+        if row is None:
+            raise NotFound()
+        return view(row)
+
+    def checkpoints(self, query: Any, caller: Principal) -> CheckpointPage:
+        """Newest first, with the key that signs."""
+        page = paginate(
+            Checkpoint.select(), query, caller, scope="audit.checkpoints", order=(Order(Checkpoint.seq),),
+            make=lambda row: CheckpointView(**row.__data__),
+        )  # fmt: skip
+        keys = public_keys()
+        return CheckpointPage(**msgspec.structs.asdict(page), public_key=keys[-1] if keys else None)
+
+
+def view(row: Any) -> AuditView:
+    """A row as it is shown."""
+    try:
+        changes = msgspec.json.decode(row.changes, type=list[FieldChange])
+        details: Mapping[str, Any] = msgspec.json.decode(row.details, type=dict[str, Any])
+    except (TypeError, msgspec.DecodeError):  # altered by somebody else: `verify` tells, and the list goes on
+        changes, details = [], {"unreadable": True}
+    actor = ActorView(
+        type=row.actor_type, id=row.actor_id, on_behalf_of=row.on_behalf_of, session_id=row.session_id,
+        key_id=row.key_id, ip=row.ip, user_agent=row.user_agent,
+    )  # fmt: skip
+    return AuditView(
+        seq=row.seq, id=row.id, ts=row.ts, actor=actor, action=row.action,
+        object=ObjectView(type=row.object_type, id=row.object_id, name=row.object_name), outcome=row.outcome,
+        code=row.code, request_id=row.request_id, changes=changes, details=dict(details),
+        truncated=row.sha256 is not None, sha256=row.sha256, prev_hash=row.prev_hash, hash=row.hash,
+    )  # fmt: skip
