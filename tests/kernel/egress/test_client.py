@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import gzip
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -14,14 +12,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked
 from corral.egress.transport import truncated
+from corral.testing.authority import Authority
 from corral.testing.outside import PUBLIC, Names, Receiver, answer
 
 MakeEgress = Callable[..., Egress]
@@ -252,44 +247,6 @@ async def test_loopback_is_ours_and_not_the_proxys(make_egress: MakeEgress) -> N
         async with egress.client("tool") as client:
             assert (await client.get(receiver.url)).status_code == 200
         assert proxy.connections == 0
-
-
-class Authority:
-    """A certificate authority that lives as long as a test."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Test authority")])
-        self.file = folder / "ca.pem"
-        self.file.write_bytes(self._sign(self.name, self.key, None).public_bytes(serialization.Encoding.PEM))
-
-    def server(self, host: str) -> ssl.SSLContext:
-        """What a server named `host` needs."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._sign(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)]), key, host)
-        plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        file = self.folder / f"{host}.pem"
-        file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(*plain))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(file)
-        return context
-
-    def _sign(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, host: str | None) -> x509.Certificate:
-        now = datetime.datetime.now(datetime.UTC)
-        built = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self.name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=host is None, path_length=None), critical=True)
-        )
-        if host is not None:
-            built = built.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
-        return built.sign(self.key, hashes.SHA256())
 
 
 async def test_certificates_are_verified_for_the_name_that_was_asked_for(

@@ -11,6 +11,7 @@ from corral.auth.principal import Principal
 from corral.database.statement import Statement
 from corral.errors import Invalid, Unavailable
 from corral.events.event import SystemAlert, emit
+from corral.plugin import Audit, AuditEntry, changed
 from corral_plugins.admin.api import KillSwitchView, Mode
 from corral_plugins.admin.models import ROW, KillSwitchRow
 from corral_plugins.tasks.api import Tasks
@@ -43,6 +44,7 @@ class KillSwitchChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 class KillSwitchService:
     """Implements `KillSwitch`."""
 
+    audit: Audit | None
     tasks: Tasks | None
 
     def state(self) -> KillSwitchView:
@@ -63,6 +65,7 @@ class KillSwitchService:
         """Engage or release at once, in every process: everyone reads the row. `cancel` also cancels what is leased."""
         if change.engaged and change.reason is None:
             raise Invalid.at("/reason", "required", "Say why; people will read it everywhere work stops.")
+        before = self.state()
         row = {
             "engaged": change.engaged,
             "mode": change.mode,
@@ -76,7 +79,14 @@ class KillSwitchService:
         if change.engaged and change.mode == "cancel" and self.tasks is not None:
             self.tasks.cancel_leased(reason=change.reason or "kill switch")
         self._alert(change)
-        return self.state()
+        after = self.state()
+        if self.audit is not None:
+            changes = changed(msgspec.structs.asdict(before), msgspec.structs.asdict(after))
+            entry = AuditEntry(
+                action="admin.kill_switch", object_type="kill_switch", object_id=str(ROW), changes=changes
+            )
+            self.audit.record(entry)
+        return after
 
     @staticmethod
     def _alert(change: KillSwitchChange) -> None:

@@ -1,0 +1,99 @@
+"""People and invitations, for admins who signed in themselves: no key manages users."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from corral.auth.principal import Principal
+from corral.core.api import Accounts, Invitations, InvitationView, NewUser, PasswordLinks, Rescue, UserPatch, UserQuery
+from corral.database.engine import Work
+from corral.http.answers import IfMatch, Request
+from corral.http.page import Page, PageQuery
+from corral.http.routes import Routes
+from corral_plugins.admin.service.people import People
+from corral_plugins.admin.shapes import (
+    AdminUserView,
+    CreatedUser,
+    IssuedInvitation,
+    NewInvitation,
+    NewUserBody,
+    ResetLink,
+    UserChange,
+)
+
+routes = Routes("/admin", tag="Admin")
+
+READ: dict[str, Any] = {"needs": "admin.read", "no_store": True}
+WRITE: dict[str, Any] = {"needs": "admin.write", "own_session": True, "no_store": True}
+
+
+@routes.get("/users", **READ)
+def list_users(query: UserQuery, caller: Principal, people: People) -> Page[AdminUserView]:
+    """List all users."""
+    return people.list(query, caller)
+
+
+@routes.post("/users", **WRITE, status=201, raises=("duplicate", "weak_password", "overloaded"))
+async def create_user(
+    body: NewUserBody, caller: Principal, request: Request, accounts: Accounts, people: People, work: Work
+) -> CreatedUser:
+    """Create a user, who may sign in at once; without a password, after choosing one by a link."""
+    hashed = None
+    if body.password is not None:
+        hashed = await accounts.hash_password(body.password, email=body.email, full_name=body.full_name)
+    new = NewUser(
+        email=body.email, full_name=body.full_name, role=body.role, must_change_password=body.must_change_password
+    )
+    return await work(lambda: people.create(new, hashed, by=caller), entry=request.entry(caller))
+
+
+@routes.get("/users/{id}", **READ)
+def get_user(id: str, accounts: Accounts, people: People) -> AdminUserView:
+    """Get a user."""
+    return people.view(accounts.get(id))
+
+
+@routes.patch("/users/{id}", **WRITE, raises=("duplicate", "invalid_state", "last_admin"))
+def update_user(id: str, body: UserChange, match: IfMatch, accounts: Accounts, people: People) -> AdminUserView:
+    """Change a user; `is_active` deactivates and reactivates. Lost rights end the sessions."""
+    changes = {name: getattr(body, name) for name in body.__struct_fields__}
+    return people.view(accounts.update(id, UserPatch(**changes), if_match=match))
+
+
+@routes.post("/users/{id}/unlock", **WRITE)
+def unlock_user(id: str, rescue: Rescue, people: People) -> AdminUserView:
+    """End a lock after failed sign-ins at once."""
+    return people.view(rescue.unlock(id))
+
+
+@routes.post("/users/{id}/reset-password", **WRITE)
+def reset_password(id: str, links: PasswordLinks) -> ResetLink:
+    """Have a user choose a new password by a link; the old one and all sessions end."""
+    return ResetLink(reset_url=links.reset(id))
+
+
+@routes.post("/users/{id}/reset-mfa", **WRITE, step_up=True)
+def reset_mfa(id: str, rescue: Rescue, people: People) -> AdminUserView:
+    """Remove the second factor of a user who lost it; all sessions of the user end."""
+    return people.view(rescue.reset_mfa(id))
+
+
+@routes.get("/invitations", **READ)
+def list_invitations(query: PageQuery, caller: Principal, invitations: Invitations) -> Page[InvitationView]:
+    """List invitations, newest first."""
+    return invitations.list(query, caller)
+
+
+@routes.post("/invitations", **WRITE, status=201, raises=("duplicate",))
+def create_invitation(body: NewInvitation, caller: Principal, invitations: Invitations) -> IssuedInvitation:
+    """Invite somebody; the link is mailed too where there is a mail service."""
+    made, url = invitations.create(body.email, body.role, by=caller)
+    return IssuedInvitation(**msgspec.structs.asdict(made), url=url)
+
+
+@routes.delete("/invitations/{id}", **WRITE)
+def revoke_invitation(id: str, invitations: Invitations) -> None:
+    """Revoke an open invitation; its link is dead at once."""
+    invitations.revoke(id.lower())

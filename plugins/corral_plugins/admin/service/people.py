@@ -1,0 +1,48 @@
+"""People as admins see and change them. Accounts themselves are the kernel's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from corral.auth.principal import Principal
+from corral.core.api import Accounts, NewUser, PasswordLinks, Rescue, UserQuery, UserView
+from corral.http.page import Page
+from corral_plugins.admin.shapes import AdminUserView, CreatedUser
+
+
+class People:
+    """Joins the unit."""
+
+    def __init__(self, accounts: Accounts, rescue: Rescue, links: PasswordLinks) -> None:
+        self._accounts, self._rescue, self._links = accounts, rescue, links
+
+    def list(self, query: UserQuery, caller: Principal) -> Page[AdminUserView]:
+        """Accounts, newest first."""
+        page = self._accounts.list(query, caller)
+        return Page(
+            items=self._views(page.items), total=page.total, limit=page.limit, offset=page.offset, next=page.next
+        )
+
+    def view(self, user: UserView) -> AdminUserView:
+        """One account with what admins see beside it."""
+        return self._views([user])[0]
+
+    def create(self, new: NewUser, password_hash: str | None, *, by: Principal) -> CreatedUser:
+        """Make an account; without a password a link to choose one is mailed, or in the answer."""
+        made = self._accounts.create(new, password_hash=password_hash, by=by)
+        url = self._links.welcome(made.id) if password_hash is None else None
+        created = CreatedUser(**msgspec.structs.asdict(self.view(made)))
+        return created if url is None else msgspec.structs.replace(created, set_password_url=url)
+
+    def _views(self, users: Sequence[UserView]) -> list[AdminUserView]:
+        details = self._accounts.details([user.id for user in users])
+        failed = self._rescue.failed_attempts([user.email for user in users])
+        return [
+            AdminUserView(
+                **msgspec.structs.asdict(user), created_by=details[user.id].created_by,
+                sessions=details[user.id].sessions, api_keys=0, failed_attempts=failed.get(user.email, 0),
+            )
+            for user in users
+        ]  # fmt: skip

@@ -1,0 +1,206 @@
+"""Mails leave by the settings of the mail server, are tried again, and never hold anybody up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.kernel.mail.conftest import LOGIN, MailServer
+
+from corral import clock
+from corral.core.mail import MailService
+from corral.jobs.job import JobRow
+from corral.testing.authority import Authority
+from corral.testing.kit import Kit
+
+
+def service(kit: Kit) -> MailService:
+    return kit.kernel.container.get(MailService)
+
+
+async def notify(kit: Kit, to: str = "ada@example.org", kind: str = "password_changed", **facts: Any) -> None:
+    await kit.kernel.database.work(lambda: service(kit).notify(to, kind, **facts))
+
+
+async def states(kit: Kit) -> list[tuple[str, int, str | None]]:
+    jobs = JobRow.select().where(JobRow.name == "core.send_mail")
+    rows = await kit.kernel.database.work(lambda: list(jobs), read=True)
+    return [(row.state, row.attempts, row.error) for row in rows]
+
+
+async def test_a_mail_is_sent_with_the_unit_that_asks_for_it(mailing: Kit, mail_server: MailServer) -> None:
+    def rolled_back() -> None:
+        service(mailing).notify("nobody@example.org", "password_changed")
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await mailing.kernel.database.work(rolled_back)
+    await notify(mailing)
+    await mailing.run_jobs()
+    [mail] = mail_server.box.mails
+    assert mail["To"] == "ada@example.org"
+    assert mail["From"] == "corral@127.0.0.1"
+    assert mail["Subject"] == "Corral: Your password was changed"
+    assert mail["Auto-Submitted"] == "auto-generated"
+    assert mail.get_content_type() == "text/plain"
+    assert "ada@example.org was changed" in mail.get_content()
+    assert "https://corral.example" in mail.get_content()
+
+
+async def test_without_a_mail_service_nothing_is_written(make_kit: Callable[..., Any]) -> None:
+    kit: Kit = await make_kit(plugins=("admin",))
+    assert not service(kit).is_configured
+    await notify(kit)
+    assert await states(kit) == []
+
+
+@pytest.mark.parametrize("address", ['"a,b"@example.org', "käthe@example.org", "a+b@xn--bcher-kva.example"])
+async def test_an_address_is_one_recipient_whatever_it_looks_like(
+    address: str, mailing: Kit, mail_server: MailServer
+) -> None:
+    await notify(mailing, address)
+    await mailing.run_jobs()
+    [mail] = mail_server.box.mails  # the envelope names the same one: the mailbox compares
+    assert len(mail["To"].addresses) == 1
+
+
+async def test_a_server_that_is_down_delays_mails_and_nothing_else(mailing: Kit, mail_server: MailServer) -> None:
+    mail_server.stop()
+    await notify(mailing)
+    await mailing.run_jobs()
+    [(state, attempts, error)] = await states(mailing)
+    assert (state, attempts) == ("queued", 1)
+    assert error is not None
+    assert "127.0.0.1" in error
+    assert await mailing.kernel.database.work(service(mailing).waiting, read=True) == 1
+    began = time.monotonic()
+    await mailing.as_user("member")  # a sign-in
+    assert time.monotonic() - began < 5
+    mail_server.start()
+    clock.travel(3600)
+    await mailing.run_jobs()
+    assert [(state, error) for state, _, error in await states(mailing)] == [("done", None)]
+    assert len(mail_server.box.mails) == 1
+    assert await mailing.kernel.database.work(service(mailing).waiting, read=True) == 0
+
+
+async def test_an_hour_without_a_server_loses_no_mail(mailing: Kit, mail_server: MailServer) -> None:
+    mail_server.stop()
+    for number in range(3):
+        await notify(mailing, f"user{number}@example.org")
+    for _ in range(8):
+        await mailing.run_jobs()
+        clock.travel(600)
+    mail_server.start()
+    await mailing.run_jobs()
+    assert sorted(str(mail["To"]) for mail in mail_server.box.mails) == [f"user{n}@example.org" for n in range(3)]
+
+
+async def test_a_refused_recipient_is_not_tried_again(mailing: Kit, mail_server: MailServer) -> None:
+    mail_server.box.refuse = "550 no such user here"
+    await notify(mailing)
+    await mailing.run_jobs()
+    assert [(state, attempts) for state, attempts, _ in await states(mailing)] == [("done", 1)]
+    mail_server.box.refuse = "450 try later"
+    await notify(mailing)
+    await mailing.run_jobs()
+    assert sorted(state for state, _, _ in await states(mailing)) == ["done", "queued"]
+
+
+# -- TLS, names and the guard
+
+
+async def kit_with(make_kit: Callable[..., Any], server: MailServer, **settings: Any) -> Kit:
+    named = {f"mail.{name}": value for name, value in settings.items()}
+    kit: Kit = await make_kit(plugins=("admin",), config=server.config(**named))
+    return kit
+
+
+@pytest.mark.parametrize("security", ["starttls", "tls"])
+async def test_certificates_are_verified(
+    security: str, make_kit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path)
+    server = MailServer(tls=authority.server("localhost"), implicit=security == "tls", login=True).start()
+    login = {"host": "localhost", "username": LOGIN[0].decode(), "password": LOGIN[1].decode(), "security": security}
+    try:
+        stranger = await kit_with(make_kit, server, **login)
+        refused = await service(stranger).test("ada@example.org")
+        assert not refused.delivered
+        assert "certificate" in (refused.error or "").lower()
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+        kit = await kit_with(make_kit, server, **login)
+        assert (await service(kit).test("ada@example.org")).delivered
+        assert (server.box.signed_in, server.box.over_tls) == ([True], [True])
+        misnamed = await kit_with(make_kit, server, **{**login, "host": "127.0.0.1"})
+        assert not (await service(misnamed).test("ada@example.org")).delivered
+        wrong = await kit_with(make_kit, server, **{**login, "password": "another"})
+        assert "535" in ((await service(wrong).test("ada@example.org")).error or "")
+    finally:
+        server.stop()
+
+
+async def test_starttls_that_is_not_offered_sends_nothing(
+    make_kit: Callable[..., Any], mail_server: MailServer
+) -> None:
+    kit = await kit_with(make_kit, mail_server, security="starttls")
+    told = await service(kit).test("ada@example.org")
+    assert not told.delivered
+    assert "STARTTLS" in (told.error or "")
+    assert mail_server.box.mails == []
+
+
+async def test_the_guard_judges_the_mail_server(make_kit: Callable[..., Any], mail_server: MailServer) -> None:
+    config = mail_server.config() | {"egress.allow": []}
+    kit: Kit = await make_kit(plugins=("admin",), config=config)
+    told = await service(kit).test("ada@example.org")
+    assert not told.delivered
+    assert "CORRAL_EGRESS_ALLOW" in (told.error or "")
+    assert mail_server.box.mails == []
+    assert kit.kernel.egress.requests["mail", "blocked"] == 1
+
+
+async def test_a_server_that_says_nothing_is_given_up(
+    make_kit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, mail_server: MailServer
+) -> None:
+    from corral.egress import smtp
+
+    monkeypatch.setattr(smtp, "SECONDS", 0.3)
+    silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    mail_server.stop()
+    mail_server.port = silent.sockets[0].getsockname()[1]
+    kit = await kit_with(make_kit, mail_server)
+    told = await service(kit).test("ada@example.org")
+    assert not told.delivered
+    assert "timed out" in (told.error or "")
+    silent.close()
+
+
+async def test_probe_signs_in_and_sends_nothing(mailing: Kit, mail_server: MailServer) -> None:
+    assert await service(mailing).probe() is None
+    mail_server.stop()
+    assert "127.0.0.1" in (await service(mailing).probe() or "")
+    assert mail_server.box.mails == []
+
+
+async def test_the_password_of_the_mail_server_is_known_to_the_redactor(
+    make_kit: Callable[..., Any], mail_server: MailServer
+) -> None:
+    kit = await kit_with(make_kit, mail_server, username="corral", password="a password of the mail server")
+    text = kit.kernel.redactor.redact("login failed for a password of the mail server")
+    assert "a password of" not in text
+
+
+def test_letters_are_plain_and_complete() -> None:
+    from corral.core.letters import LETTERS, write
+
+    facts = {"url": "https://x/#t", "until": "noon", "new": "b@x", "left": 3, "role": "member"}
+    for kind in LETTERS:
+        mail = write(kind, sender="c@x.example", to="a@x.example", site="here", facts=facts)
+        text = mail.get_content()
+        assert "{" not in text, kind
+        assert len(text) < 700, kind
