@@ -172,6 +172,13 @@ class Keyring:
             return sealed
         return head + _encrypt(derive(self.active.secret, "wrap"), self._data_key(sealed), head) + sealed[_BODY:]
 
+    def unwraps(self, sealed: bytes) -> bool:
+        """Whether one of the keys opens it, as far as that can be told without knowing its place."""
+        try:
+            return bool(self._data_key(sealed))
+        except (SealedWrong, Unavailable):
+            return False
+
     def _data_key(self, sealed: bytes) -> bytes:
         key = self._by_id.get(key_id(sealed))
         if key is None or self.sealed:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
@@ -109,6 +110,27 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
         from corral.config_reader import load
 
         return cls.of(load(path=config_path))
+
+
+class CommandSession(Protocol):
+    """A kernel for one command on the machine itself; see `OpenSession`."""
+
+    caller: Principal
+
+    def service(self, kind: type[T]) -> T:
+        """A service by type."""
+        ...
+
+    def run(self, fn: Callable[[], T], *, read: bool = False) -> T:
+        """Run `fn` as one unit, whose actor is the operating-system user, and wait for its COMMIT."""
+        ...
+
+
+OpenSession = Callable[[Path | None, str], AbstractContextManager[CommandSession]]
+"""The object of the click context (`@click.pass_obj`) of every command: `with open(config_path, label) as session`.
+
+A kernel on the installation's own database, beside a running server. Raises `Refused`, which the caller lets through.
+"""
 
 
 class DemoModel(msgspec.Struct, frozen=True, kw_only=True):

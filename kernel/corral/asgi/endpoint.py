@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
 
 from corral.auth.permissions import Permissions
+from corral.asgi.call import Call
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.container import Container, Room
 from corral.errors import Fault, Forbidden, Invalid, Malformed, Problem
 from corral.http import signature
 from corral.http.answers import IfMatch
 from corral.http.routes import Route
-from corral.redact.redactor import Redactor
+from corral.redact.redactor import Redactor, made_by
 from corral.schema.shapes import convert
 from corral.schema.strict_json import parse_json
 
@@ -102,12 +104,23 @@ class Endpoint:
             return None
         return convert(self.signature.query, values, strings=True, pointer_prefix="/query")
 
-    async def shape(self, content_type: str | None, encoding: str | None, body: bytes, caller: Principal | None) -> Any:
+    async def shape(self, call: Call, names: Mapping[str, str], body: bytes, caller: Principal | None) -> Any:
         """The body as its shape; a missing one equals `{}`. Of what people write only stored values are taken out."""
         machine = caller is None or caller.kind not in PEOPLE
-        if self.route.redacted and len(body) > INLINE_BODY:
-            return await asyncio.to_thread(self._parse_body, content_type, encoding, body, machine)
-        return self._parse_body(content_type, encoding, body, machine)
+        given = (call.header(b"content-type"), call.header(b"content-encoding"), body, machine)
+        if not self.route.redacted:
+            return self._parse_body(*given)
+        with made_by(*self._object(names, caller)) if machine else contextlib.nullcontext():
+            if len(body) > INLINE_BODY:
+                return await asyncio.to_thread(self._parse_body, *given)
+            return self._parse_body(*given)
+
+    def _object(self, names: Mapping[str, str], caller: Principal | None) -> tuple[str, str]:
+        """What the call is about: `/tasks/{id}/…` a task; else who calls."""
+        kind, _, rest = self.route.path[1:].partition("/")
+        if rest.startswith("{id}") and "id" in names:
+            return kind.removesuffix("s"), names["id"]
+        return (caller.kind, caller.id) if caller is not None else ("route", self.label)
 
     def _parse_body(self, content_type: str | None, encoding: str | None, body: bytes, machine: bool) -> Any:
         kind = self.signature.body

@@ -160,7 +160,7 @@ class RequestPath:
         arguments: dict[str, Any] = {**endpoint.services, **names}
         body = await call.read(endpoint.route.body_limit) if call.may_have_body else b""
         if endpoint.signature.body is not None or call.may_have_body:
-            shape = await endpoint.shape(call.header(b"content-type"), call.header(b"content-encoding"), body, caller)
+            shape = await endpoint.shape(call, names, body, caller)
             if endpoint.signature.body is not None:
                 arguments["body"] = shape
         query = endpoint.parse_query(call.query)

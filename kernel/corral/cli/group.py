@@ -35,8 +35,12 @@ class Lazy(click.Group):
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="corral", message="corral %(version)s")
-def group() -> None:
+@click.pass_context
+def group(context: click.Context) -> None:
     """Corral: the control plane for AI agents that you run yourself."""
+    from corral.cli.kernels import session
+
+    context.obj = session  # for commands of plugins: `corral.plugin.OpenSession`
 
 
 def run() -> NoReturn:

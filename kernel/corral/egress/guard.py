@@ -202,3 +202,13 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def names_host(patterns: Sequence[str], host: str) -> bool:
+    """Whether a host is listed: exactly, or below `*.domain`."""
+    host = host.lower().removesuffix(".")
+    for pattern in patterns:
+        wanted = pattern.lower().removesuffix(".")
+        if host == wanted or (wanted.startswith("*.") and host.endswith(wanted[1:]) and host != wanted[2:]):
+            return True
+    return False

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from corral.redact.forms import forms, redactable
@@ -15,6 +17,22 @@ from corral.redact.patterns import BUILT_IN, Pattern
 log = logging.getLogger("corral.redact")
 
 OnHit = Callable[[Collection[Hit]], None]
+_MAKER: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar("corral.redact.maker", default=None)
+
+
+@contextlib.contextmanager
+def made_by(type: str, id: str) -> Iterator[None]:
+    """What is redacted meanwhile was made by a machine: for, or in, this object. A credential in it is an alarm."""
+    token = _MAKER.set((type, id))
+    try:
+        yield
+    finally:
+        _MAKER.reset(token)
+
+
+def maker() -> tuple[str, str] | None:
+    """Type and id of the object whose machine-made text is redacted now; None: people's text, or Corral's own."""
+    return _MAKER.get()
 
 
 class Redactor:

@@ -20,7 +20,7 @@ from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.errors import Conflict, Problem, Unavailable
 from corral.events.feed import Feed
-from corral.redact.redactor import Redactor
+from corral.redact.redactor import Redactor, made_by
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tools.api import Later, Output, ToolContext, ToolFailure
 from corral_plugins.tools.models import ToolCall
@@ -199,7 +199,8 @@ class Executions:
         if tool.untrusted_output:
             untrusted = (*untrusted, source_of(tool.name, begun.arguments))
         found = plain(value.value if isinstance(value, Output) else value)
-        return Ending(result=fitted(self._redactor.redact_json(found)), untrusted=untrusted)
+        with made_by("task", begun.context.task_id):
+            return Ending(result=fitted(self._redactor.redact_json(found)), untrusted=untrusted)
 
     def _failed(self, begun: Begun, error: Exception) -> Ending:
         """What went wrong, for the model; a bug is told in the log only."""

@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 import msgspec
 
 from corral.egress.client import Egress
-from corral.egress.guard import EgressBlocked
+from corral.egress.guard import EgressBlocked, names_host
 from corral_plugins.tools.api import Json, Target, Tool, ToolContext, ToolFailure
 from corral_plugins.tools.service.html_text import readable
 
@@ -187,15 +187,6 @@ def _same_host(one: str, other: str) -> bool:
 
 def _target(arguments: Json) -> Target | None:
     return Target(kind="host", id=_host(arguments["url"]))
-
-
-def names_host(patterns: list[str], host: str) -> bool:
-    """Whether a host is listed: exactly, or below `*.domain`."""
-    for pattern in patterns:
-        wanted = pattern.lower().removesuffix(".")
-        if host == wanted or (wanted.startswith("*.") and host.endswith(wanted[1:]) and host != wanted[2:]):
-            return True
-    return False
 
 
 def _admits(config: Mapping[str, Any], arguments: Json) -> bool:

@@ -1,0 +1,1 @@
+"""Credentials in one place: encrypted, versioned, used by name."""

@@ -1,0 +1,1 @@
+"""The rules of the vault; the only writers of its tables."""

@@ -1,0 +1,148 @@
+"""Secrets as lists: stored ones and pinned ones together, by name; versions; those that expire."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import UNSET
+
+from corral.auth.principal import Principal
+from corral.database.unit import current
+from corral.http.page import Order, Page, PageQuery, check_place, paginate, read_cursor, write_cursor
+from corral.plugin import Settings
+from corral_plugins.secrets.models import SecretRow, SecretVersion
+from corral_plugins.secrets.service import rows
+from corral_plugins.secrets.service.environment import Environment, Pinned
+from corral_plugins.secrets.settings import MAX_VERSIONS, REMINDER_DAYS
+from corral_plugins.secrets.shapes import ExpiringQuery, SecretQuery, SecretView, VersionView
+
+SCOPE = "secrets"
+
+
+class Catalogue:
+    """Joins the caller's unit."""
+
+    def __init__(self, environment: Environment, settings: Settings) -> None:
+        self._environment, self._settings = environment, settings
+
+    def get(self, id: str) -> tuple[SecretView, int]:
+        """A secret, deleted ones too, with the revision for its ETag; `NotFound`."""
+        pinned = self._environment.get(id)
+        if pinned is not None:
+            return self._views([pinned])[0], 1
+        return self.shown(rows.get(id, deleted=True))
+
+    def shown(self, row: SecretRow) -> tuple[SecretView, int]:
+        """A stored secret as people see it, with the revision for its ETag."""
+        return self._views([row])[0], row.revision
+
+    def page(self, query: SecretQuery, by: Principal) -> Page[SecretView]:
+        """By name. Pinned secrets hide stored ones of their names."""
+        check_place(query)
+        pinned = [item for item in self._environment.all() if _matches(item, query)]
+        stored = self._filtered(query)
+        total = stored.count() + len(pinned)
+        name = _by_code_point(SecretRow.name_key)
+        order = (name, SecretRow.id)
+        if isinstance(query.cursor, str):
+            after = tuple(read_cursor(query.cursor, SCOPE, by, query.fingerprint()))
+            following = (name > after[0]) | ((SecretRow.name_key == after[0]) & (SecretRow.id > after[1]))
+            found: list[Any] = list(stored.where(following).order_by(*order).limit(query.limit + 1))
+            merged = _merged(found, [item for item in pinned if (item.key, item.id) > after])
+            offset, window = None, merged[: query.limit + 1]
+        else:
+            offset = query.offset if isinstance(query.offset, int) else 0
+            # Of the pinned ones at most all come before the window, so it begins at most so many rows earlier.
+            skipped = max(0, offset - len(pinned))
+            found = list(
+                stored.order_by(*order).offset(skipped).limit(query.limit + 1 + offset - skipped + len(pinned))
+            )
+            before = [item for item in pinned if found and skipped and item.key < found[0].name_key]
+            merged = _merged(found, pinned[len(before) :] if found or not skipped else [])
+            start = offset - skipped - len(before)
+            window = merged[start : start + query.limit + 1]
+        shown = window[: query.limit]
+        more = len(window) > query.limit
+        following_cursor = write_cursor(SCOPE, by, query.fingerprint(), _key(shown[-1])) if more else None
+        return Page(items=self._views(shown), total=total, limit=query.limit, offset=offset, next=following_cursor)
+
+    def expiring(self, query: ExpiringQuery, by: Principal) -> Page[SecretView]:
+        """Those that expire within so many days, and those that have expired; the first to expire first."""
+        soon = SecretRow.deleted_at.is_null() & (SecretRow.expires_at <= rows.expiring_until([query.days]))
+        found: Page[Any] = paginate(
+            SecretRow.select().where(SecretRow.expires_at.is_null(False) & soon), query, by, scope="secrets.expiring",
+            order=(Order(SecretRow.expires_at, descending=False), Order(SecretRow.id, descending=False)),
+            make=lambda row: row,
+        )  # fmt: skip
+        return Page(
+            items=self._views(found.items), total=found.total, limit=found.limit, offset=found.offset, next=found.next
+        )
+
+    def versions(self, id: str, query: PageQuery, by: Principal) -> Page[VersionView]:
+        """The versions of a secret, newest first."""
+        row = rows.get(id, deleted=True)
+        of_it = SecretVersion.select().where(SecretVersion.secret_id == row.id)
+        return paginate(
+            of_it, query, by, scope=f"secrets.versions.{row.id}", order=(Order(SecretVersion.n),),
+            make=lambda version: rows.version_view(version, row.version),
+        )  # fmt: skip
+
+    # -- parts
+
+    def _until(self) -> str:
+        return rows.expiring_until(self._settings.get(REMINDER_DAYS))
+
+    def _filtered(self, query: SecretQuery) -> Any:
+        until = self._until()
+        wanted = query.status or ["active", "expiring", "expired"]
+        is_wanted = rows.status_is(wanted[0], until)
+        for status in wanted[1:]:
+            is_wanted |= rows.status_is(status, until)
+        found = SecretRow.select().where(is_wanted)
+        hidden = [item.key for item in self._environment.all()]
+        if hidden:
+            found = found.where(SecretRow.name_key.not_in(hidden) | SecretRow.deleted_at.is_null(False))
+        if query.category:
+            found = found.where(SecretRow.category.in_(query.category))
+        if query.search is not UNSET:
+            text = query.search
+            found = found.where(SecretRow.name.contains(text) | SecretRow.description.contains(text))
+        return found
+
+    def _views(self, items: Sequence[Any]) -> list[SecretView]:
+        used = rows.references([_key(item)[0] for item in items])
+        until, kept = self._until(), self._settings.get(MAX_VERSIONS)
+        return [
+            rows.pinned_view(item, used.get(item.key, []), kept) if isinstance(item, Pinned)
+            else rows.view(item, used.get(item.name_key, []), until)
+            for item in items
+        ]  # fmt: skip
+
+    def _stored(self, found: Sequence[SecretRow]) -> list[SecretView]:
+        return self._views(found)
+
+    def _pinned(self, found: Sequence[Pinned]) -> list[SecretView]:
+        return self._views(found)
+
+
+def _by_code_point(field: Any) -> Any:
+    """In the order of Python, in which pinned secrets are put between; languages sort signs otherwise."""
+    return field if current().database.kind == "sqlite" else field.collate('"C"')
+
+
+def _key(item: Any) -> tuple[str, str]:
+    return (item.key, item.id) if isinstance(item, Pinned) else (item.name_key, item.id)
+
+
+def _merged(stored: Sequence[Any], pinned: Sequence[Pinned]) -> list[Any]:
+    return sorted([*stored, *pinned], key=_key)
+
+
+def _matches(item: Pinned, query: SecretQuery) -> bool:
+    """Pinned secrets are active ones of the category `general`."""
+    if query.status and "active" not in query.status:
+        return False
+    if query.category and "general" not in query.category:
+        return False
+    return query.search is UNSET or query.search.lower() in item.name.lower()

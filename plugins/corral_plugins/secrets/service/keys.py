@@ -1,0 +1,133 @@
+"""The master keys: which rows need which, and giving every row of the product the active one.
+
+Rows are rewrapped in batches, each in a unit of its own; a row is under an old key or under the new one and readable
+under both, so a kill at any point loses nothing, and a second run goes on with what is left.
+"""
+
+from __future__ import annotations
+
+import time
+
+from corral.crypto import Keyring, SealedWrong
+from corral.database.engine import Work
+from corral.database.leases import acquire, holder_of, release
+from corral.database.sealed import SealedColumn, SealedColumns, rewrapped
+from corral.database.unit import SYSTEM, Entry
+from corral.errors import Conflict, Unavailable
+from corral.ids import new_id
+from corral.jobs.job import enqueue
+from corral.plugin import Audit, AuditEntry
+from corral_plugins.secrets.shapes import KeyCount, KeyStatus
+
+JOB, LEASE = "secrets.rewrap", "secrets.rewrap"
+AT_ONCE = 200
+LEASE_SECONDS, RUN_SECONDS = 30, 20.0
+KEEP_SECONDS = 30.0
+ENTRY = Entry(label="secrets.rewrap", actor=SYSTEM)
+
+
+class MasterKeys:
+    """`run` opens its own units, everything else joins the caller's."""
+
+    audit: Audit | None
+
+    def __init__(self, keyring: Keyring, columns: SealedColumns, work: Work) -> None:
+        self._keyring, self._columns, self._work = keyring, columns, work
+        self._counted: tuple[float, float] | None = None
+
+    def status(self) -> KeyStatus:
+        """Which keys there are, and how many rows need each."""
+        counts = self._columns.counts()
+        keys = {key.id: key for key in self._keyring.keys}
+        listed = [*keys, *sorted(counts.keys() - keys.keys())]
+        active = self._keyring.keys[0].id if keys else None
+        return KeyStatus(
+            sealed=self._keyring.sealed, active_key=active, remaining=_remaining(counts, active),
+            rotating=holder_of(LEASE) is not None,
+            keys=[
+                KeyCount(key_id=id, label=keys[id].label if id in keys else None, rows=counts.get(id, 0))
+                for id in listed
+            ],
+        )  # fmt: skip
+
+    def begin(self) -> tuple[int, str]:
+        """Take the work upon oneself: the number of rows and the holder to `run` with.
+
+        `invalid_state`: one runs, or every row is under the active key. `vault_sealed`.
+        """
+        active = self._keyring.active.id
+        remaining = _remaining(self._columns.counts(), active)
+        if not remaining:
+            told = "Every row is under the active key. Put a new one first in CORRAL_MASTER_KEY and restart."
+            raise Conflict(told, current_status="idle")
+        holder = new_id()
+        if not acquire(LEASE, holder, LEASE_SECONDS):
+            raise Conflict("The rows are being rewrapped already.", current_status="rotating")
+        if self.audit is not None:
+            entry = AuditEntry(
+                action="secrets.master_key.rotate", object_type="master_key", object_id=active,
+                details={"remaining": remaining},
+            )  # fmt: skip
+            self.audit.record(entry)
+        return remaining, holder
+
+    def start(self) -> int:
+        """Have it done by a job: how many rows."""
+        remaining, holder = self.begin()
+        enqueue(JOB, holder=holder)
+        return remaining
+
+    async def run(self, holder: str, *, seconds: float = RUN_SECONDS) -> bool:
+        """Rewrap for so long; whether that was all. Ends at once when another has taken the work upon itself."""
+        until = time.monotonic() + seconds
+        for column in self._columns.columns:
+            after = None
+            while True:
+                after, mine = await self._work(
+                    lambda column=column, after=after: self.batch(column, after, holder), entry=ENTRY  # type: ignore[misc]  # bound now
+                )  # fmt: skip
+                if not mine:
+                    return True
+                if time.monotonic() >= until:
+                    return False
+                if after is None:
+                    break
+        await self._work(lambda: release(LEASE, holder), entry=ENTRY)
+        return True
+
+    def batch(self, column: SealedColumn, after: object, holder: str) -> tuple[object, bool]:
+        """The next rows of one column: the last one (None: the end), and whether the work is still this holder's."""
+        if not acquire(LEASE, holder, LEASE_SECONDS):
+            return None, False
+        last, _ = rewrapped(column, after, AT_ONCE, self._keyring.active.id, self._rewrap)
+        return last, True
+
+    def remaining(self) -> float:
+        """Rows that are not under the active key, counted twice a minute at most."""
+        now = time.monotonic()
+        if self._counted is None or now - self._counted[0] > KEEP_SECONDS:
+            active = self._keyring.keys[0].id if self._keyring.keys else None
+            self._counted = (now, float(_remaining(self._columns.counts(), active)))
+        return self._counted[1]
+
+    def unreadable(self) -> dict[str, int]:
+        """Of each column, the values whose keys are not here or do not open them."""
+        found: dict[str, int] = {}
+        for column in self._columns.columns:
+            after = None
+            while values := column.after(after, AT_ONCE):
+                wrong = sum(not self._keyring.unwraps(bytes.fromhex(item.value)) for item in values)
+                found[column.name] = found.get(column.name, 0) + wrong
+                after = values[-1].row
+        return found
+
+    def _rewrap(self, sealed: bytes) -> bytes | None:
+        """None: it needs a key that is not here, or was changed; it stays as it is, and is counted as remaining."""
+        try:
+            return self._keyring.rewrap(sealed)
+        except (SealedWrong, Unavailable):
+            return None
+
+
+def _remaining(counts: dict[str, int], active: str | None) -> int:
+    return sum(count for key, count in counts.items() if key != active)

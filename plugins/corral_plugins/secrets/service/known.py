@@ -1,0 +1,126 @@
+"""The values of the vault, told to the redactor of this process: at its start, and soon after every change."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from corral.crypto import SealedWrong
+from corral.database.engine import Work
+from corral.database.unit import SYSTEM, Entry
+from corral.errors import Unavailable
+from corral.events.log import Record
+from corral.redact.redactor import Redactor
+from corral_plugins.secrets.models import SecretRow, SecretVersion
+from corral_plugins.secrets.service.alarms import SOURCE, Alarms, label
+from corral_plugins.secrets.service.environment import Environment
+from corral_plugins.secrets.service.values import Values
+
+log = logging.getLogger("corral.secrets")
+
+AT_ONCE = 500
+AGAIN_SECONDS = 0.5
+GROUP, MOST_GROUP_SECRETS = "worker_group:", 1000
+ENTRY = Entry(label="secrets.known", actor=SYSTEM)
+
+
+class _Listed(NamedTuple):
+    id: str
+    n: int
+    secret_id: str
+    name: str
+
+
+class KnownValues:
+    """Values that were opened once are kept in memory, where the redactor has them anyway; only new ones are read."""
+
+    def __init__(
+        self, work: Work, redactor: Redactor, values: Values, environment: Environment, alarms: Alarms
+    ) -> None:
+        self._work, self._redactor, self._values = work, redactor, values
+        self._environment, self._alarms = environment, alarms
+        self._opened: dict[str, str | None] = {}  # by id of the version; None: it does not open
+        self._changed = asyncio.Event()
+        self.unreadable = 0
+        self.groups: dict[str, list[str]] = {}
+        """By worker group: the names of the secrets that its workers may have."""
+
+    def follow(self, records: Sequence[Record]) -> None:
+        """For the feed of events."""
+        if any(record.type.startswith("secret.") for record in records):
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Keep up with changes, for ever."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                await self.refresh()
+            except Unavailable:
+                self._changed.set()
+                await asyncio.sleep(AGAIN_SECONDS)
+
+    async def refresh(self) -> None:
+        """Read what is new and tell the redactor of all."""
+        self.groups = await self._work(_groups, entry=ENTRY, read=True)
+        listed = await self._list()
+        missing = [item for item in listed if item.id not in self._opened]
+        for start in range(0, len(missing), AT_ONCE):
+            some = missing[start : start + AT_ONCE]
+            read = await self._work(lambda some=some: _read([item.id for item in some]), entry=ENTRY, read=True)  # type: ignore[misc]  # bound now
+            self._opened |= await asyncio.to_thread(self._open, read, {item.id: item for item in some})
+        now = {item.id for item in listed}
+        self._opened = {id: value for id, value in self._opened.items() if id in now}
+        self.unreadable = sum(value is None for value in self._opened.values())
+        told = {label(item.name, 1): item.value for item in self._environment.all()}
+        for item in listed:
+            if (value := self._opened[item.id]) is not None:
+                told[label(item.name, item.n)] = value
+        await asyncio.to_thread(self._redactor.set_values, SOURCE, told)
+
+    async def _list(self) -> list[_Listed]:
+        """Every version that was not destroyed, of deleted secrets too."""
+        found: list[_Listed] = []
+        while True:
+            after = found[-1].id if found else ""
+            some = await self._work(lambda after=after: _list(after), entry=ENTRY, read=True)  # type: ignore[misc]  # bound now
+            found += some
+            if len(some) < AT_ONCE:
+                return found
+
+    def _open(self, versions: Sequence[SecretVersion], listed: dict[str, _Listed]) -> dict[str, str | None]:
+        opened: dict[str, str | None] = dict.fromkeys(listed)
+        for version in versions:
+            with contextlib.suppress(Unavailable):  # its key is not here: nobody can read it, nor show it
+                try:
+                    opened[version.id] = self._values.opened(version)
+                except SealedWrong:
+                    self._alarms.damaged(version.secret_id, listed[version.id].name)
+        return opened
+
+
+def _list(after: str) -> list[_Listed]:
+    fields: tuple[Any, ...] = (SecretVersion.id, SecretVersion.n, SecretVersion.secret_id, SecretRow.name)
+    joined = SecretVersion.select(*fields).join(SecretRow, on=(SecretRow.id == SecretVersion.secret_id))
+    where = SecretVersion.sealed.is_null(False) & (SecretVersion.id > after)
+    found: Any = joined.where(where).order_by(SecretVersion.id).limit(AT_ONCE).tuples()
+    return [_Listed(*each) for each in found]
+
+
+def _groups() -> dict[str, list[str]]:
+    live = SecretRow.deleted_at.is_null() & SecretRow.allowed_consumers.contains(f'"{GROUP}')
+    listed = SecretRow.select(SecretRow.name, SecretRow.allowed_consumers).where(live)
+    found: dict[str, list[str]] = {}
+    for row in listed.order_by(SecretRow.name_key).limit(MOST_GROUP_SECRETS):
+        for consumer in row.allowed_consumers:
+            if consumer.startswith(GROUP):
+                found.setdefault(consumer.removeprefix(GROUP), []).append(row.name)
+    return found
+
+
+def _read(ids: Sequence[str]) -> list[SecretVersion]:
+    return list(SecretVersion.select().where(SecretVersion.id.in_(ids) & SecretVersion.sealed.is_null(False)))

@@ -1,0 +1,174 @@
+"""Implements `Secrets`: values for those who send them, checked at the moment of use."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.egress.guard import names_host
+from corral.errors import Forbidden, Gone, Invalid, NotFound, Problem
+from corral.http.answers import ANY_VERSION
+from corral.ids import new_id
+from corral.plugin import Audit
+from corral_plugins.secrets.api import Attached, Delivery
+from corral_plugins.secrets.models import SecretReference, SecretRow
+from corral_plugins.secrets.service import rows
+from corral_plugins.secrets.service.environment import Environment
+from corral_plugins.secrets.service.known import KnownValues
+from corral_plugins.secrets.service.values import Values, checked, warnings
+from corral_plugins.secrets.service.vault import Vault
+from corral_plugins.secrets.shapes import NewSecret, SecretPatch
+
+CONSUMERS = ("plugin", "agent", "workflow", "trigger", "tool", "worker_group")
+OUTCOMES = ("ok", "refused", "expired", "failed")
+
+
+class Uses:
+    """What this process did: counted by kind of consumer, and when a secret was used last, until that is written."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self._last: dict[str, str] = {}
+        self._changing = threading.Lock()
+
+    def used(self, secret_id: str) -> None:
+        """Just now."""
+        with self._changing:
+            self._last[secret_id] = clock.now()
+
+    def take(self) -> dict[str, str]:
+        """What is to be written."""
+        with self._changing:
+            taken, self._last = self._last, {}
+        return taken
+
+
+def write_uses(last: dict[str, str]) -> None:
+    """Write when secrets were used last; joins the unit. A later use that another process wrote stays."""
+    for secret_id, at in last.items():
+        older = SecretRow.last_used_at.is_null() | (SecretRow.last_used_at < at)
+        SecretRow.update(last_used_at=at).where((SecretRow.id == secret_id) & older).execute()
+
+
+class SecretsService:
+    """Joins the caller's unit."""
+
+    audit: Audit | None
+
+    def __init__(self, values: Values, vault: Vault, environment: Environment, uses: Uses, known: KnownValues) -> None:
+        self._values, self._vault, self._environment = values, vault, environment
+        self._uses, self._known = uses, known
+
+    def use(
+        self, name: str, consumer: str | Sequence[str], host: str | None, *, attached: Attached | None = None
+    ) -> str:
+        consumers = (consumer,) if isinstance(consumer, str) else tuple(consumer)
+        kind = consumers[0].partition(":")[0]
+        try:
+            value = self._used(name, consumers, host, attached)
+        except Problem as problem:
+            outcome = {"secret_expired": "expired", "forbidden": "refused"}.get(problem.code, "failed")
+            self._uses.counts[kind, outcome] += 1
+            raise
+        self._uses.counts[kind, "ok"] += 1
+        return value
+
+    def _used(self, name: str, consumers: tuple[str, ...], host: str | None, attached: Attached | None) -> str:
+        pinned = self._environment.named(name)
+        if pinned is not None:
+            if attached is None or not _is_attached(pinned.key, attached):
+                raise Forbidden(f"The secret {pinned.name} may be used only where an admin attached it.")
+            return pinned.value
+        row = _usable(name)
+        if not (set(consumers) & set(row.allowed_consumers) or (attached and _is_attached(row.name_key, attached))):
+            raise Forbidden(
+                f"The secret {row.name} is not for {consumers[0]}; an admin may add it to allowed_consumers."
+            )
+        if row.allowed_hosts and (host is None or not names_host(row.allowed_hosts, host)):
+            raise Forbidden(
+                f"The secret {row.name} must not be sent to {host or 'no host'}: it is not in allowed_hosts."
+            )
+        value = self._values.open(row)
+        self._uses.used(row.id)
+        return value
+
+    def valid(self, name: str, *, attached: Attached) -> list[str]:
+        current_one = self.use(name, attached.consumer, None, attached=attached)
+        row = None if self._environment.named(name) else rows.named(name)
+        return [current_one] if row is None else [current_one, *self._values.in_grace(row)]
+
+    def deliver(self, name: str, worker_group: str, *, worker_id: str, task_id: str, purpose: str | None) -> Delivery:
+        consumer = f"worker_group:{worker_group}"
+        row = None if self._environment.named(name) else rows.named(name)
+        if row is None or consumer not in row.allowed_consumers:
+            self._uses.counts["worker_group", "refused"] += 1
+            raise NotFound("There is no secret of this name for this worker.")
+        if rows.is_expired(row.expires_at):
+            self._uses.counts["worker_group", "expired"] += 1
+            raise _expired(row)
+        rows.require_audit(self.audit)
+        value = self._values.open(row)
+        rows.note(self.audit, "deliver", row, worker_id=worker_id, task_id=task_id, purpose=purpose)
+        self._uses.used(row.id)
+        self._uses.counts["worker_group", "ok"] += 1
+        return Delivery(value=value, allowed_hosts=row.allowed_hosts)
+
+    def of_group(self, worker_group: str) -> list[str]:
+        return list(self._known.groups.get(worker_group, ()))
+
+    def attach(self, name: str, to: Attached, *, title: str, pointer: str) -> None:
+        pinned = self._environment.named(name)
+        row = rows.named(name) if pinned is None else None
+        if pinned is None and row is None:
+            raise Invalid.at(
+                pointer, "unknown_reference", "There is no secret of this name.", problem="unknown_reference"
+            )
+        reference = {"name_key": name.lower(), "title": title[:200]}
+        insert = SecretReference.insert(
+            **reference, id=new_id(), plugin=to.plugin, kind=to.kind, object_id=to.id, created_at=clock.now()
+        )
+        place = [SecretReference.plugin, SecretReference.kind, SecretReference.object_id]
+        insert.on_conflict(conflict_target=place, update=reference).execute()
+        if row is not None:
+            rows.note(self.audit, "attach", row, plugin=to.plugin, kind=to.kind, object_id=to.id)
+
+    def detach(self, attached: Attached) -> None:
+        SecretReference.delete().where(_reference(attached)).execute()
+
+    def keep(self, name: str, value: str, *, category: str, description: str, by: Principal) -> list[str]:
+        checked(value)
+        row = rows.named(name)
+        if row is None:
+            new = NewSecret(name=name, value=value, category=category, description=description)
+            self._vault.create(new, by)
+        else:
+            self._vault.update(row.id, SecretPatch(value=value), ANY_VERSION, by)
+        return warnings(value)
+
+
+def _usable(name: str) -> SecretRow:
+    row = rows.named(name)
+    if row is None:
+        raise NotFound(f"There is no secret {name}.")
+    if rows.is_expired(row.expires_at):
+        raise _expired(row)
+    return row
+
+
+def _expired(row: SecretRow) -> Gone:
+    return Gone(f"The secret {row.name} has expired.", code="secret_expired")
+
+
+def _reference(attached: Attached) -> object:
+    return (
+        (SecretReference.plugin == attached.plugin)
+        & (SecretReference.kind == attached.kind)
+        & (SecretReference.object_id == attached.id)
+    )
+
+
+def _is_attached(name_key: str, attached: Attached) -> bool:
+    return bool(SecretReference.select().where((SecretReference.name_key == name_key) & _reference(attached)).exists())

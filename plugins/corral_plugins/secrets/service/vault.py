@@ -1,0 +1,201 @@
+"""What admins do to secrets. The only writer of their rows beside use and reminders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peewee
+from msgspec import UNSET
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.errors import Conflict, Gone, Invalid, PreconditionFailed
+from corral.http.answers import IfMatch
+from corral.ids import new_id
+from corral.plugin import SECRET_CHANGE, Audit, Settings
+from corral_plugins.secrets import api
+from corral_plugins.secrets.models import SecretRow
+from corral_plugins.secrets.service import rows
+from corral_plugins.secrets.service.environment import Environment
+from corral_plugins.secrets.service.values import Values, checked, generated
+from corral_plugins.secrets.settings import MAX_VERSIONS
+from corral_plugins.secrets.shapes import Generate, NewSecret, Reveal, Revealed, Rotation, SecretPatch
+
+FIELDS = ("name", "category", "description", "expires_at", "allowed_consumers", "allowed_hosts", "max_versions")
+BOUND = ("agent:", "workflow:", "trigger:", "tool:", "worker_group:")
+"""Consumers whose editors must not decide where a value goes."""
+
+
+class Vault:
+    """Joins the caller's unit."""
+
+    audit: Audit | None
+
+    def __init__(self, values: Values, environment: Environment, settings: Settings) -> None:
+        self._values, self._environment, self._settings = values, environment, settings
+
+    def create(self, new: NewSecret, by: Principal) -> SecretRow:
+        """Store a secret. `duplicate`, `setting_locked`, `masked_value_submitted`."""
+        self._environment.refuse(name=new.name)
+        value = checked(new.value)
+        fields = rows.columns(rows.given(new, *FIELDS))
+        fields["max_versions"] = new.max_versions or self._settings.get(MAX_VERSIONS)
+        _check_expiry(fields["expires_at"])
+        check_hosts(fields["allowed_consumers"], fields["allowed_hosts"])
+        now = clock.now()
+        row = {
+            **fields, "id": new_id(), "version": 1, "revision": 1, "created_by": by.user_id, "created_at": now,
+            "updated_at": now,
+        }  # fmt: skip
+        if not SecretRow.insert(row).on_conflict_ignore().as_rowcount().execute():
+            raise _duplicate(new.name)
+        made = SecretRow.get_by_id(row["id"])
+        self._values.add(made, 1, value, by=by.user_id)
+        rows.tell(api.SecretCreated, made, by)
+        rows.note(self.audit, "create", made)
+        return made
+
+    def update(self, id: str, patch: SecretPatch, match: IfMatch, by: Principal) -> SecretRow:
+        """Change what is given; a value makes a version. `precondition_failed` for a stale `If-Match` or `cas`."""
+        self._environment.refuse(id=id)
+        fields = rows.columns(rows.given(patch, *FIELDS))
+        value = None if patch.value is UNSET else checked(patch.value)
+        if not fields and value is None:
+            row = rows.get(id)
+            match.check(row.revision)
+            _check_cas(patch, row)
+            return row
+        row = rows.locked(id, match)
+        _check_cas(patch, row)
+        changes = {name: (getattr(row, name), fields[name]) for name in FIELDS if name in fields}
+        changes = {name: change for name, change in changes.items() if change[0] != change[1]}
+        self._check_fields(row, fields, changes)
+        if value is not None:
+            changes["value"] = SECRET_CHANGE
+            fields |= {"version": self._values.replace(row, value, by=by.user_id), "rotated_at": clock.now()}
+        if value is not None or "expires_at" in changes:
+            fields["reminded_days"] = None
+        self._write(row, fields)
+        if value is not None:
+            rows.tell(api.SecretRotated, row, by)
+        if changes.keys() != {"value"}:
+            rows.tell(api.SecretUpdated, row, by)
+        rows.note(self.audit, "update", row, changes=changes)
+        return row
+
+    def rotate(self, id: str, rotation: Rotation, match: IfMatch, by: Principal) -> tuple[SecretRow, str]:
+        """A new current value, given or generated; the row and the value."""
+        self._environment.refuse(id=id)
+        if rotation.value is not None and rotation.generate is not None:
+            raise Invalid.at("/generate", "not_allowed", "Give a value or how to generate one, not both.")
+        value = generated(rotation.generate or Generate()) if rotation.value is None else checked(rotation.value)
+        row = rows.locked(id, match)
+        n = self._values.replace(row, value, by=by.user_id, grace_seconds=rotation.grace_seconds)
+        self._write(row, {"version": n, "rotated_at": clock.now(), "reminded_days": None})
+        rows.tell(api.SecretRotated, row, by)
+        given = "generated" if rotation.value is None else "given"
+        rows.note(self.audit, "rotate", row, changes={"value": SECRET_CHANGE}, source=given)
+        return row, value
+
+    def reveal(self, id: str, asked: Reveal, by: Principal) -> Revealed:
+        """The value; the audit row of it commits with this unit, before the answer leaves."""
+        rows.require_audit(self.audit)
+        self._environment.refuse(id=id)
+        row = rows.get(id)
+        if rows.is_expired(row.expires_at):
+            raise Gone(f"{row.name} has expired; rotate it, or give it another expires_at.", code="secret_expired")
+        n = row.version if asked.version is None else asked.version
+        value = self._values.open(row, n)
+        rows.change(row, {"last_revealed_at": clock.now()})
+        rows.tell(api.SecretRevealed, row, by)
+        rows.note(self.audit, "reveal", row, reason=asked.reason, shown_version=n)
+        return Revealed(value=value, version=n)
+
+    def restore_version(self, id: str, n: int, match: IfMatch, by: Principal) -> SecretRow:
+        """Make the value of a version the newest one. `secrets.destroyed`."""
+        self._environment.refuse(id=id)
+        row = rows.locked(id, match)
+        value = self._values.open(row, n)
+        newest = self._values.replace(row, value, by=by.user_id)
+        self._write(row, {"version": newest, "rotated_at": clock.now(), "reminded_days": None})
+        rows.tell(api.SecretRotated, row, by)
+        rows.note(self.audit, "version.restore", row, changes={"value": SECRET_CHANGE}, restored_version=n)
+        return row
+
+    def destroy_version(self, id: str, n: int, match: IfMatch, by: Principal) -> None:
+        """Destroy a version for ever. `invalid_state` for the current one."""
+        self._environment.refuse(id=id)
+        row = rows.locked(id, match)
+        self._values.destroy(row, n)
+        rows.tell(api.SecretUpdated, row, by)
+        rows.note(self.audit, "version.destroy", row, destroyed_version=n)
+
+    def delete(self, id: str, match: IfMatch, by: Principal, *, force: bool) -> None:
+        """Delete for a while, in which it can be restored. `in_use`, unless forced."""
+        self._environment.refuse(id=id)
+        row = rows.locked(id, match)
+        used = rows.references([row.name_key]).get(row.name_key, [])
+        if used and not force:
+            detail = f"{row.name} is in use; attach another secret there first."
+            listed = [{"kind": each.kind, "id": each.id, "name": each.name} for each in used[:100]]
+            raise Conflict(detail, code="in_use", references=listed)
+        rows.change(row, {"deleted_at": clock.now()})
+        rows.tell(api.SecretDeleted, row, by)
+        rows.note(self.audit, "delete", row, references=len(used))
+
+    def restore(self, id: str, match: IfMatch, by: Principal) -> SecretRow:
+        """Undo a deletion. `NotFound` for one that was not deleted; `duplicate` when the name was taken meanwhile."""
+        row = rows.locked(id, match, deleted=True)
+        self._environment.refuse(name=row.name)
+        self._write(row, {"deleted_at": None})
+        rows.tell(api.SecretUpdated, row, by)
+        rows.note(self.audit, "restore", row)
+        return row
+
+    def _check_fields(self, row: SecretRow, fields: dict[str, Any], changes: dict[str, Any]) -> None:
+        if "expires_at" in changes:
+            _check_expiry(fields["expires_at"])
+        if fields.keys() & {"allowed_consumers", "allowed_hosts"}:
+            consumers = fields.get("allowed_consumers", row.allowed_consumers)
+            check_hosts(consumers, fields.get("allowed_hosts", row.allowed_hosts))
+        if fields.get("name_key", row.name_key) != row.name_key:
+            self._environment.refuse(name=fields["name"])
+            if used := rows.references([row.name_key]).get(row.name_key):
+                detail = f"{row.name} is used under its name {len(used)} times; attach another secret there first."
+                raise Conflict(
+                    detail, code="in_use", references=[{"kind": each.kind, "id": each.id} for each in used[:100]]
+                )
+
+    def _write(self, row: SecretRow, fields: dict[str, Any]) -> None:
+        try:
+            rows.change(row, fields)
+        except peewee.IntegrityError as error:
+            if not rows.is_duplicate(error):
+                raise
+            raise Conflict("There is a secret of this name already.", code="duplicate") from None
+        self._values.forget_old(row)
+
+
+def check_hosts(consumers: list[str], hosts: list[str]) -> None:
+    """Whoever edits an agent, workflow, trigger or tool must not be able to send the value anywhere."""
+    if not hosts and any(each.startswith(BOUND) for each in consumers):
+        told = (
+            "Say where the value may be sent: agents, workflows, triggers, tools and worker groups need allowed_hosts."
+        )
+        raise Invalid.at("/allowed_hosts", "required", told)
+
+
+def _check_expiry(expires_at: str | None) -> None:
+    if rows.is_expired(expires_at):
+        raise Invalid.at("/expires_at", "in_the_past", "a time in the future")
+
+
+def _check_cas(patch: SecretPatch, row: SecretRow) -> None:
+    if patch.cas is not UNSET and patch.cas != row.version:
+        raise PreconditionFailed(f"The version is {row.version} by now.", current_version=row.version)
+
+
+def _duplicate(name: str) -> Conflict:
+    found = rows.named(name)
+    known = {} if found is None else {"existing_id": found.id}
+    return Conflict(f"There is a secret {name} already.", code="duplicate", **known)
