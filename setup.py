@@ -111,6 +111,7 @@ setup(
             "llm = corral_plugins.llm.plugin:LlmPlugin",
             "realtime = corral_plugins.realtime.plugin:RealtimePlugin",
             "secrets = corral_plugins.secrets.plugin:SecretsPlugin",
+            "security = corral_plugins.security.plugin:SecurityPlugin",
             "settings = corral_plugins.settings.plugin:SettingsPlugin",
             "tasks = corral_plugins.tasks.plugin:TasksPlugin",
             "tools = corral_plugins.tools.plugin:ToolsPlugin",

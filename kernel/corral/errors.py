@@ -42,6 +42,7 @@ CODES: dict[str, tuple[int, str]] = {
     "duplicate": (409, "It exists already"),
     "in_use": (409, "It is in use"),
     "last_admin": (409, "The last active admin must stay"),
+    "would_lock_out": (409, "You would lock yourself out"),
     "already_decided": (409, "It was decided before"),
     "task_terminal": (409, "The task has ended"),
     "agent_busy": (409, "The agent has live leases"),
@@ -101,7 +102,15 @@ class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
     detail: str
 
 
-class Problem(Exception):
+class Failure(Exception):
+    """Base of declared failures: an answer of contributed code (a tool, a model provider), not an error of its plugin."""
+
+
+class ContributionFailed(Failure):
+    """What a plugin contributed failed, and was counted against it: its caller goes on without it."""
+
+
+class Problem(Failure):
     """A failure with a stable code. `members` are added to the document as they are (`current_status`, …)."""
 
     default: ClassVar[str] = "internal"

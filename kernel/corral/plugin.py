@@ -17,6 +17,7 @@ import pluggy
 from corral.auth.principal import Permission, Principal
 from corral.config import Config
 from corral.http.answers import ANY_VERSION, IfMatch
+from corral.http.client import is_loopback
 from corral.http.routes import Rate, Route
 
 T = TypeVar("T")
@@ -89,12 +90,19 @@ class Runtime(Protocol):
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
     """What of the operator's configuration plugins may need; a service of the kernel.
 
-    `secrets`: the values of `CORRAL_SECRET_<NAME>`, by name.
+    `secrets`: the values of `CORRAL_SECRET_<NAME>`, by name. `processes` serve on this machine. `is_public`: others
+    than this machine reach it; then `metrics_open` says whether they get metrics without a token.
     """
 
     data_dir: Path
     local_model: Path | None = None
     secrets: Mapping[str, str] = {}
+    processes: int = 1
+    rate_limits: bool = True
+    ip_rules_disabled: bool = False
+    is_public: bool = False
+    metrics_open: bool = False
+    key_in_data_dir: bool = False
 
     def __repr__(self) -> str:  # it holds secrets, and a repr ends up in logs
         return f"<Installation {self.data_dir}>"
@@ -102,7 +110,13 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, config: Config) -> Self:
         """The part of the configuration."""
-        return cls(data_dir=config.data_dir, local_model=config.local_model, secrets=config.secrets)
+        is_public = not is_loopback(config.server.bind.rpartition(":")[0])
+        return cls(
+            data_dir=config.data_dir, local_model=config.local_model, secrets=config.secrets,
+            processes=config.server.processes, rate_limits=config.rate_limits,
+            ip_rules_disabled=config.ip_rules_disabled, is_public=is_public,
+            metrics_open=is_public and config.metrics_token is None, key_in_data_dir=config.keys.master_key is None,
+        )  # fmt: skip
 
     @classmethod
     def here(cls, config_path: Path | None = None) -> Self:
@@ -331,7 +345,7 @@ class Meter(Gate, Protocol):
         """After `check`. `route` is None where nothing is served; `anonymous`: nobody is known, or will be, by it."""
         ...
 
-    def enter(self, caller: Principal, route: Route) -> Quota | None:
+    def enter(self, caller: Principal, route: Route, client_ip: str) -> Quota | None:
         """The caller is known. Where this returns, `leave` follows when the answer is there."""
         ...
 

@@ -11,8 +11,8 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from corral.auth.permissions import Permissions
 from corral.asgi.call import Call
+from corral.auth.permissions import Permissions
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.container import Container, Room
 from corral.errors import Fault, Forbidden, Invalid, Malformed, Problem
@@ -34,6 +34,7 @@ class Endpoint:
 
     def __init__(self, route: Route, container: Container, room: Room) -> None:
         self.route = route
+        self.handler = route.handler  # with a guard around it, where the plugin is a third party's
         self.signature = signature.read(route)
         self.label = route.label
         self.is_async = route.is_async
@@ -66,6 +67,8 @@ class Endpoint:
             if any(need in caller.beyond for need in route.needs):
                 raise Forbidden(f"The key's scopes leave out {needed}.", code="insufficient_scope")
             raise Forbidden(f"This needs the permission {needed}.")
+        if caller.beyond and not self.is_read and SIGNED_IN in route.needs:  # self-service is no permission of its own
+            raise Forbidden("For this the key needs all rights of its owner: the scope *.", code="insufficient_scope")
         if route.own_session and caller.session_id is None:
             code = "insufficient_scope" if caller.kind == "api_key" else "forbidden"
             raise Forbidden("Sign in for this; a key or token does not suffice.", code=code)

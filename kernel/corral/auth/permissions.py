@@ -7,6 +7,18 @@ from collections.abc import Iterable
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Permission
 
 
+def narrowed(permissions: Iterable[str], scopes: Iterable[str]) -> frozenset[str]:
+    """The permissions that scopes leave: their own names, `<plugin>.*`, `*.<verb>` or `*`."""
+    wanted = list(scopes)
+    return frozenset(name for name in permissions if any(_covers(scope, name) for scope in wanted))
+
+
+def _covers(scope: str, permission: str) -> bool:
+    area, _, verb = scope.partition(".")
+    own_area, _, own_verb = permission.partition(".")
+    return scope in ("*", permission) or (verb == "*" and area == own_area) or (area == "*" and verb == own_verb)
+
+
 class Permissions:
     """Filled at boot with what the active plugins declare."""
 

@@ -49,6 +49,12 @@ def fold(text: str) -> str:
     return str(mapped or parsed)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on a host, given as a name or an address."""
+    address = fold(host.strip("[]"))
+    return ipaddress.ip_address(address).is_loopback if address else host.lower() in LOOPBACK
+
+
 class Hosts:
     """Which `Host` headers are of this installation: IP literals, loopback names, the machine, the public URL, the
     allowed ones.

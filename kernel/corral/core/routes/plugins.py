@@ -9,7 +9,6 @@ from msgspec import UNSET, UnsetType
 
 from corral.auth.principal import Principal
 from corral.core.plugins import PluginCatalogue, PluginView
-from corral.errors import Forbidden
 from corral.http.answers import Answer
 from corral.http.page import Page, PageQuery, check_place, read_cursor, write_cursor
 from corral.http.routes import Routes
@@ -60,17 +59,17 @@ def read_plugin(name: str, plugins: PluginCatalogue) -> PluginView:
     return plugins.get(name)
 
 
-@routes.post("/{name}/disable", needs="plugins.write", raises=("plugin_required", "in_use", "setting_locked"))
-def disable_plugin(name: str, body: Disable, caller: Principal, plugins: PluginCatalogue) -> PluginView:
+@routes.post(
+    "/{name}/disable", needs="plugins.write", own_session=True, raises=("plugin_required", "in_use", "setting_locked")
+)
+def disable_plugin(name: str, body: Disable, plugins: PluginCatalogue) -> PluginView:
     """Take a plugin out of service at once, in every process."""
-    _own_session(caller)
     return plugins.disable(name, body.reason if isinstance(body.reason, str) else None)
 
 
-@routes.post("/{name}/enable", needs="plugins.write", raises=("setting_locked", "invalid_state"))
-def enable_plugin(name: str, caller: Principal, plugins: PluginCatalogue) -> Answer[PluginView]:
+@routes.post("/{name}/enable", needs="plugins.write", own_session=True, raises=("setting_locked", "invalid_state"))
+def enable_plugin(name: str, plugins: PluginCatalogue) -> Answer[PluginView]:
     """Put a plugin back into service; 202 when it takes a reload."""
-    _own_session(caller)
     view = plugins.enable(name)
     return Answer(body=view, status=202 if view.pending_reload else 200)
 
@@ -85,8 +84,3 @@ def read_plugin_config(name: str, plugins: PluginCatalogue) -> dict[str, Any]:
 def list_plugin_errors(name: str, plugins: PluginCatalogue) -> ErrorList:
     """The last 100 errors of a plugin in this process."""
     return ErrorList(items=plugins.errors(name))
-
-
-def _own_session(caller: Principal) -> None:
-    if caller.kind != "user":
-        raise Forbidden("Sign in for this; a key does not suffice.")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from corral import clock
 from corral.auth.credentials import Credentials
-from corral.auth.permissions import Permissions
+from corral.auth.permissions import Permissions, narrowed
 from corral.auth.principal import Principal
 from corral.core.api import Accounts
 from corral.database.unit import after_commit
@@ -124,18 +124,6 @@ class StandingTokens:
             kind="agent", id=row.agent_id, agent_id=row.agent_id, user_id=person.id, role=person.role,
             permissions=narrowed(rights, row.scopes), expires_at=clock.parse_instant(row.expires_at),
         )  # fmt: skip
-
-
-def narrowed(permissions: Iterable[str], scopes: Iterable[str]) -> frozenset[str]:
-    """The permissions that the scopes leave."""
-    wanted = list(scopes)
-    return frozenset(name for name in permissions if any(_covers(scope, name) for scope in wanted))
-
-
-def _covers(scope: str, permission: str) -> bool:
-    area, _, verb = scope.partition(".")
-    own_area, _, own_verb = permission.partition(".")
-    return scope in ("*", permission) or (verb == "*" and area == own_area) or (area == "*" and verb == own_verb)
 
 
 def _hash(token: str) -> str:

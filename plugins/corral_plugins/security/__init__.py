@@ -1,0 +1,1 @@
+"""Security: API keys, IP rules, rate limits, the sign-in policy."""

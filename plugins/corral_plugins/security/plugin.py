@@ -1,0 +1,140 @@
+"""The plugin `security`: its manifest and what it contributes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from corral.auth.principal import Authenticator, Permission
+from corral.core.api import SharedBuckets
+from corral.database.model import Model
+from corral.events.consumers import Subscriber
+from corral.events.event import Event
+from corral.events.feed import Feed
+from corral.http.routes import Routes
+from corral.jobs.job import Schedule
+from corral.plugin import Gate, Installation, Metric, Plugin, Provide, RateLimits, Runtime, Settings, hookimpl
+from corral_plugins.security import jobs, models
+from corral_plugins.security.events import EVENTS
+from corral_plugins.security.routes import admin, keys
+from corral_plugins.security.service.authenticator import RESULTS, ApiKeyAuthenticator, KeyFigures
+from corral_plugins.security.service.gate import GateKeeper, IpGate
+from corral_plugins.security.service.ip_rules import IpRules
+from corral_plugins.security.service.keys import STATUSES, ApiKeys
+from corral_plugins.security.service.limits import Limits
+from corral_plugins.security.service.policy import Policy
+from corral_plugins.security.service.uses import KeyUses
+
+if TYPE_CHECKING:
+    import click
+
+
+class SecurityPlugin(Plugin):
+    """Security: the sign-in policy, rules about networks, limits, and API keys.
+
+    Each change is validated as a whole, refused if it would lock out its author, and in force everywhere in 2 s.
+    """
+
+    name = "security"
+    protected = True
+    permissions = (
+        Permission("security.read", "See the sign-in policy, IP rules and everybody's sessions"),
+        Permission("security.write", "Change the sign-in policy and IP rules, end sessions"),
+    )
+
+    def __init__(self, section: Any = None) -> None:
+        super().__init__(section)
+        self._gate, self._limits, self._figures = IpGate(), Limits(), KeyFigures()
+        self._unwatch: Callable[[], None] = lambda: None
+        self._uses: KeyUses | None = None
+        self._shared: SharedBuckets | None = None
+
+    async def start(self, runtime: Runtime) -> None:
+        here = runtime.service(Installation)
+        self._uses, self._shared = runtime.service(KeyUses), runtime.service(SharedBuckets)
+        settings: Settings = runtime.service(Settings)
+        self._limits.start(settings, self._shared, self._uses, on=here.rate_limits, processes=here.processes)
+        runtime.supervise("key_uses", self._uses.run)
+        if here.rate_limits:
+            runtime.supervise("limits", self._limits.follow)
+            if self._shared.is_configured:
+                runtime.supervise("shared_limits", self._limits.share)
+        if not here.ip_rules_disabled:
+            keeper = runtime.service(GateKeeper)
+            await keeper.load()
+            self._unwatch = runtime.service(Feed).watch(keeper.hear)
+            runtime.supervise("ip_rules", keeper.run)
+
+    async def stop(self) -> None:
+        self._unwatch()
+        if self._uses is not None:
+            await self._uses.flush()
+        if self._shared is not None:
+            await self._shared.close()
+
+    @hookimpl
+    def corral_services(self) -> Iterable[Provide]:
+        return [
+            Provide(IpGate, lambda: self._gate),
+            Provide(KeyFigures, lambda: self._figures),
+            Provide(RateLimits, lambda: self._limits),
+            *(Provide(part, part) for part in (IpRules, GateKeeper, KeyUses, ApiKeys, Policy)),
+        ]
+
+    @hookimpl
+    def corral_gates(self) -> Iterable[Gate]:
+        return [self._gate, self._limits]
+
+    @hookimpl
+    def corral_authenticators(self) -> Iterable[type[Authenticator]]:
+        return [ApiKeyAuthenticator]
+
+    @hookimpl
+    def corral_routes(self) -> Iterable[Routes]:
+        return [admin.routes, keys.routes]
+
+    @hookimpl
+    def corral_models(self) -> Iterable[type[Model]]:
+        return models.TABLES
+
+    @hookimpl
+    def corral_events(self) -> Iterable[type[Event]]:
+        return EVENTS
+
+    @hookimpl
+    def corral_schedules(self) -> Iterable[Schedule]:
+        return jobs.SCHEDULES
+
+    @hookimpl
+    def corral_subscribers(self) -> Iterable[Subscriber]:
+        return jobs.SUBSCRIBERS
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        from corral_plugins.security.command import command
+
+        return [command]
+
+    @hookimpl
+    def corral_metrics(self) -> Iterable[Metric]:
+        return [
+            Metric(
+                name="corral_ip_blocked_total", help="Requests refused by the IP rules.", kind="counter",
+                collect=lambda: {(): float(self._gate.blocked)},
+            ),
+            Metric(
+                name="corral_rate_limited_total", help="Requests refused by a limit.", kind="counter",
+                labels={"bucket": self._limits.names}, collect=lambda: _counted(self._limits.limited),
+            ),
+            Metric(
+                name="corral_api_key_requests_total", help="Requests with API keys.", kind="counter",
+                labels={"result": RESULTS}, collect=lambda: _counted(self._figures.results + self._limits.keys),
+            ),
+            Metric(
+                name="corral_api_keys", help="API keys by state.", labels={"status": STATUSES}, collect=ApiKeys.count,
+            ),
+        ]  # fmt: skip
+
+
+def _counted(counter: Mapping[str, int]) -> dict[tuple[str, ...], float]:
+    return {(name,): float(count) for name, count in dict(counter).items()}

@@ -1,0 +1,87 @@
+"""What admins decide: the sign-in policy, rules about networks, the sessions of everybody."""
+
+from __future__ import annotations
+
+from corral.auth.principal import Principal
+from corral.core.api import Accounts, AllSessions, SignedInQuery, SignedInView
+from corral.http.answers import IfMatch, Request
+from corral.http.page import Page
+from corral.http.routes import Routes
+from corral_plugins.security.policy_shapes import PasswordPolicyPatch, PasswordPolicyView, PolicyPatch, PolicyView
+from corral_plugins.security.service.ip_rules import IpRules
+from corral_plugins.security.service.keys import ApiKeys
+from corral_plugins.security.service.policy import Policy
+from corral_plugins.security.shapes import Address, Judgement, NewRules, Revocation, Revoked, RulesView
+
+READ, WRITE = "security.read", "security.write"
+
+routes = Routes("/security", tag="Security")
+
+
+@routes.get("/", needs=READ, live=True)
+def read_security(policy: Policy) -> PolicyView:
+    """How people sign in, and what of the configuration deserves a look."""
+    return policy.show()
+
+
+@routes.put("/", needs=WRITE, own_session=True, raises=("setting_locked", "would_lock_out", "audit_unavailable"))
+def update_security(body: PolicyPatch, match: IfMatch, caller: Principal, policy: Policy) -> PolicyView:
+    """Change the sign-in policy. Shorter lives hold for sessions in being too."""
+    return policy.change(body, match, by=caller)
+
+
+@routes.get("/password-policy", needs=READ)
+def read_password_policy(policy: Policy) -> PasswordPolicyView:
+    """What a new password must be."""
+    return policy.show_passwords()
+
+
+@routes.put("/password-policy", needs=WRITE, own_session=True, raises=("setting_locked", "audit_unavailable"))
+def update_password_policy(
+    body: PasswordPolicyPatch, match: IfMatch, caller: Principal, policy: Policy
+) -> PasswordPolicyView:
+    """Change the password policy; it holds from the next change of each password."""
+    return policy.change_passwords(body, match, by=caller)
+
+
+@routes.get("/ip-rules", needs=READ, live=True)
+def read_ip_rules(request: Request, rules: IpRules) -> RulesView:
+    """The rules about networks, how they count, and your own address."""
+    return rules.show(request.client_ip)
+
+
+@routes.put("/ip-rules", needs=WRITE, own_session=True, raises=("would_lock_out", "audit_unavailable"))
+def replace_ip_rules(body: NewRules, request: Request, match: IfMatch, caller: Principal, rules: IpRules) -> RulesView:
+    """Replace all rules. The most specific network decides; of two the same, `block`.
+
+    `allowlist` refuses whom no rule allows, `blocklist` whom a rule blocks.
+    """
+    return rules.replace(body, client_ip=request.client_ip, if_match=match, by=caller)
+
+
+@routes.post("/ip-rules/check", needs=READ)
+def check_address(body: Address, rules: IpRules) -> Judgement:
+    """Whether a client of this address may come in, and the rule that says so."""
+    return rules.judge(body.ip)
+
+
+@routes.get("/sessions", needs=READ)
+def list_sessions(query: SignedInQuery, caller: Principal, sessions: AllSessions) -> Page[SignedInView]:
+    """List the live sessions of everybody, newest first."""
+    return sessions.list(query, caller)
+
+
+@routes.delete("/sessions/{id}", needs=WRITE, own_session=True, raises=("audit_unavailable",))
+def end_session(id: str, sessions: AllSessions) -> None:
+    """End a session: its tokens and sockets."""
+    sessions.end(id, "revoked")
+
+
+@routes.post("/users/{id}/revoke-sessions", needs=WRITE, own_session=True, raises=("audit_unavailable",))
+def revoke_sessions(id: str, body: Revocation, accounts: Accounts, keys: ApiKeys) -> Revoked:
+    """End all sessions of a user and, if asked to, revoke all API keys."""
+    accounts.get(id)
+    return Revoked(
+        sessions=accounts.end_sessions(id, "revoked"),
+        api_keys=keys.revoke_all(id) if body.include_api_keys else 0,
+    )

@@ -1,0 +1,107 @@
+"""From the text of an API key to its caller: its scopes and what its owner may do now, together."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+
+from corral import clock
+from corral.auth.permissions import Permissions, narrowed
+from corral.auth.principal import Principal
+from corral.auth.tokens import digest
+from corral.core.api import Accounts, UserView
+from corral.database.statement import Statement
+from corral.errors import Unauthorized
+from corral.plugin import Settings
+from corral_plugins.security.models import ApiKeyRow
+from corral_plugins.security.service.key_form import PREFIX, is_key
+from corral_plugins.security.settings import KEYS_ENABLED, REQUIRE_MFA, REQUIRE_MFA_ROLES
+
+_COLUMNS = (
+    ApiKeyRow.id, ApiKeyRow.user_id, ApiKeyRow.scopes, ApiKeyRow.allowed_cidrs, ApiKeyRow.expires_at,
+    ApiKeyRow.revoked_at,
+)  # fmt: skip
+_BY_HASH = Statement(lambda p: ApiKeyRow.select(*_COLUMNS).where(ApiKeyRow.hash == p("hash")).tuples())
+_BY_OLD_HASH = Statement(
+    lambda p: ApiKeyRow.select(*_COLUMNS, ApiKeyRow.old_until).where(ApiKeyRow.old_hash == p("hash")).tuples()
+)
+_BY_ID = Statement(lambda p: ApiKeyRow.select(*_COLUMNS).where(ApiKeyRow.id == p("id")).tuples())
+
+
+RESULTS = ("ok", "malformed", "unknown", "revoked", "expired", "disabled", "owner")
+
+
+class KeyFigures:
+    """Requests with API keys by what became of them, since the start of this process."""
+
+    def __init__(self) -> None:
+        self.results: Counter[str] = Counter()
+
+
+class ApiKeyAuthenticator:
+    """Implements `Authenticator` and `Rereading`."""
+
+    def __init__(self, accounts: Accounts, permissions: Permissions, settings: Settings, figures: KeyFigures) -> None:
+        self._accounts, self._permissions, self._settings = accounts, permissions, settings
+        self._figures = figures
+
+    def recognises(self, credential: str) -> bool:
+        return credential.startswith(PREFIX)
+
+    def authenticate(self, credential: str) -> Principal:
+        if not is_key(credential):
+            raise self._refused("malformed", "This is no API key: its checksum is wrong; was it copied as a whole?")
+        hashed = digest(credential)
+        found = _BY_HASH.one({"hash": hashed})
+        if found is not None:
+            return self._caller(*found)
+        found = _BY_OLD_HASH.one({"hash": hashed})
+        if found is None:
+            raise self._refused("unknown", "This API key is not known here.")
+        *fields, until = found
+        if until <= clock.now():
+            raise self._refused("revoked", "This API key was rotated; use its new text.")
+        caller = self._caller(*fields)
+        ends = min(caller.expires_at or 0.0, clock.parse_instant(until))
+        return msgspec.structs.replace(caller, expires_at=ends)
+
+    def reread(self, caller: Principal) -> Principal | None:
+        if caller.kind != "api_key":
+            return None
+        found = _BY_ID.one({"id": caller.id})
+        if found is None:
+            raise self._refused("unknown", "This API key is not known here any more.")
+        return self._caller(*found)
+
+    def _caller(
+        self, key_id: str, user_id: str, scopes: str, cidrs: str, expires_at: str, revoked_at: str | None
+    ) -> Principal:
+        if revoked_at is not None:
+            raise self._refused("revoked", "This API key was revoked.")
+        if expires_at <= clock.now():
+            raise self._refused("expired", "This API key has expired.", code="token_expired")
+        if not self._settings.get(KEYS_ENABLED):
+            raise self._refused("disabled", "API keys are switched off here.")
+        owner = self._accounts.get_many([user_id]).get(user_id)
+        if owner is None or not owner.is_active:
+            raise self._refused("owner", "The owner of this API key is not active.")
+        wanted: list[str] = msgspec.json.decode(scopes)
+        held = self._permissions.of(owner.role)
+        left = narrowed(held, wanted)
+        return Principal(
+            kind="api_key", id=key_id, user_id=user_id, role=owner.role, permissions=left, beyond=held - left,
+            named=held.intersection(wanted), expires_at=clock.parse_instant(expires_at), limited=self._limit(owner),
+            networks=tuple(msgspec.json.decode(cidrs)),
+        )  # fmt: skip
+
+    def _limit(self, owner: UserView) -> str | None:
+        """A key is no way round what its owner must do first."""
+        if owner.must_change_password:
+            return "password_change_required"
+        asked = self._settings.get(REQUIRE_MFA) and owner.role in self._settings.get(REQUIRE_MFA_ROLES)
+        return "mfa_required" if asked and not owner.mfa_enabled else None
+
+    def _refused(self, result: str, detail: str, *, code: str | None = None) -> Unauthorized:
+        self._figures.results[result] += 1
+        return Unauthorized(detail, code=code)

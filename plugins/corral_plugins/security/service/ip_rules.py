@@ -1,0 +1,158 @@
+"""Rules about networks: read, judged, replaced as a whole. Everything joins the unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.errors import Conflict, Fault, Invalid, PreconditionFailed
+from corral.events.event import emit
+from corral.http.answers import IfMatch
+from corral.http.client import fold
+from corral.ids import new_id
+from corral.plugin import Audit, AuditEntry
+from corral_plugins.security.events import IpRulesChanged
+from corral_plugins.security.models import ROW, IpModeRow, IpRuleRow
+from corral_plugins.security.service.networks import Rule, Ruleset, parse_network
+from corral_plugins.security.shapes import Judgement, NewRule, NewRules, RulesView, RuleView
+
+MODE_OFF = "off"
+LOCKED_OUT = "These rules would refuse your own address; add a rule that allows it, or send force."
+
+
+class InForce(msgspec.Struct, frozen=True):
+    """What a process judges by. `until`: when the first rule expires."""
+
+    version: int
+    rules: Ruleset
+    count: int
+    until: str | None
+
+
+class IpRules:
+    """The only writer of the rows."""
+
+    audit: Audit | None = None
+
+    def show(self, client_ip: str) -> RulesView:
+        """All of it, as it is stored."""
+        mode: Any = IpModeRow.get_by_id(ROW)
+        rows = IpRuleRow.select().order_by(IpRuleRow.position)
+        return RulesView(mode=mode.mode, rules=[_view(row) for row in rows], version=mode.version, your_ip=client_ip)
+
+    def version(self) -> int:
+        """Grows with every change."""
+        return int(IpModeRow.select(IpModeRow.version).where(IpModeRow.id == ROW).scalar())
+
+    def in_force(self) -> InForce:
+        """What counts now: expired rules do not."""
+        mode = IpModeRow.get_by_id(ROW)
+        rows = list(IpRuleRow.select().where(_lives()))
+        rules = Ruleset(mode.mode, [Rule(row.id, row.cidr, row.action) for row in rows])
+        until = min((row.expires_at for row in rows if row.expires_at is not None), default=None)
+        return InForce(mode.version, rules, len(rows), until)
+
+    def judge(self, address: str) -> Judgement:
+        """Whether a client of this address may come in; `Invalid` for what is no address."""
+        folded = fold(address)
+        if not folded:
+            raise Invalid.at("/ip", "bad_format", "Give an IPv4 or IPv6 address.")
+        allowed, rule = self.in_force().rules.judge(folded)
+        return Judgement(allowed=allowed, rule=None if rule is None else _view(IpRuleRow.get_by_id(rule.id)))
+
+    def replace(self, new: NewRules, *, client_ip: str, if_match: IfMatch, by: Principal | None) -> RulesView:
+        """Put these in the place of all others. `Invalid`, `Conflict(would_lock_out)`, `PreconditionFailed`."""
+        rows = _rows(new.rules, by)
+        before = self.show(client_ip)
+        if_match.check(before.version)
+        now = clock.now()
+        living = [Rule(row.id, row.cidr, row.action) for row in rows if row.expires_at is None or row.expires_at > now]
+        if not new.force and not Ruleset(new.mode, living).judge(client_ip)[0]:
+            raise Conflict(LOCKED_OUT, code="would_lock_out", your_ip=client_ip)
+        here = (IpModeRow.id == ROW) & (IpModeRow.version == before.version)
+        update = IpModeRow.update(mode=new.mode, version=IpModeRow.version + 1, updated_at=now)
+        if not update.where(here).execute():
+            raise PreconditionFailed("Somebody replaced the rules meanwhile.", current_version=self.version())
+        kept: dict[tuple[str, str], RuleView] = {(rule.cidr, rule.action): rule for rule in before.rules}
+        for row in rows:
+            if (same := kept.get((row.cidr, row.action))) is not None:
+                row.id, row.created_by, row.created_at = same.id, same.created_by, same.created_at
+        IpRuleRow.delete().execute()
+        if rows:
+            IpRuleRow.insert_many([row.__data__ for row in rows]).execute()
+        self._tell(before, new, rows)
+        return self.show(client_ip)
+
+    def turn_off(self) -> None:
+        """The way back in: the rules stay, and do not count."""
+        before = self.show("")
+        update = IpModeRow.update(mode=MODE_OFF, version=IpModeRow.version + 1, updated_at=clock.now())
+        if update.where((IpModeRow.id == ROW) & (IpModeRow.mode != MODE_OFF)).execute():
+            emit(IpRulesChanged(mode=MODE_OFF, count=len(before.rules)), object=("ip_rules", str(ROW)))
+            self._record({"mode": (before.mode, MODE_OFF)})
+
+    @staticmethod
+    def sweep() -> int:
+        """Delete what has expired; how many. The rules that count stay the same."""
+        return int(IpRuleRow.delete().where(IpRuleRow.expires_at <= clock.now()).execute())
+
+    def refused(self, client_ip: str) -> None:
+        """Put a refusal on record."""
+        if self.audit is not None:
+            entry = AuditEntry(
+                action="security.ip_rules.refuse", object_type="ip_rules", object_id=str(ROW), outcome="denied",
+                code="ip_blocked", details={"ip": client_ip},
+            )  # fmt: skip
+            self.audit.record(entry)
+
+    def _tell(self, before: RulesView, new: NewRules, rows: list[IpRuleRow]) -> None:
+        emit(IpRulesChanged(mode=new.mode, count=len(rows)), object=("ip_rules", str(ROW)))
+        old = {f"{rule.action} {rule.cidr}" for rule in before.rules}
+        now = {f"{row.action} {row.cidr}" for row in rows}
+        changes: dict[str, tuple[Any, Any]] = {}
+        if before.mode != new.mode:
+            changes["mode"] = before.mode, new.mode
+        if old != now:
+            changes["rules"] = sorted(old - now), sorted(now - old)
+        self._record(changes)
+
+    def _record(self, changes: Mapping[str, tuple[Any, Any]]) -> None:
+        if self.audit is not None:
+            entry = AuditEntry(
+                action="security.ip_rules.change", object_type="ip_rules", object_id=str(ROW), changes=changes
+            )
+            self.audit.record(entry)
+
+
+def _rows(rules: list[NewRule], by: Principal | None) -> list[IpRuleRow]:
+    """The rules as rows; every network that is none is told."""
+    rows, faults, seen, now = [], [], set(), clock.now()
+    for index, rule in enumerate(rules):
+        try:
+            cidr = parse_network(rule.cidr)
+        except ValueError as error:
+            faults.append(Fault(f"/rules/{index}/cidr", "bad_format", f"{error}."))
+            continue
+        if (cidr, rule.action) in seen:
+            faults.append(Fault(f"/rules/{index}/cidr", "not_unique", f"Another rule says {rule.action} {cidr}."))
+        seen.add((cidr, rule.action))
+        expires_at = None if rule.expires_at is None else clock.from_datetime(rule.expires_at)
+        rows.append(IpRuleRow(
+            id=new_id(), position=index, cidr=cidr, action=rule.action, note=rule.note, expires_at=expires_at,
+            created_by=None if by is None else by.user_id, created_at=now,
+        ))  # fmt: skip
+    if faults:
+        raise Invalid("Some rules are not valid.", errors=faults)
+    return rows
+
+
+def _lives() -> Any:
+    return IpRuleRow.expires_at.is_null() | (IpRuleRow.expires_at > clock.now())
+
+
+def _view(row: IpRuleRow) -> RuleView:
+    return RuleView(**{name: getattr(row, name) for name in RuleView.__struct_fields__})

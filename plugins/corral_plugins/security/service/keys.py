@@ -1,0 +1,213 @@
+"""API keys: made, listed, rotated and revoked by their owners. Everything joins the unit."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from typing import Any
+
+from corral import clock
+from corral.auth.credentials import Credentials
+from corral.auth.permissions import Permissions, narrowed
+from corral.auth.principal import Principal
+from corral.auth.tokens import digest
+from corral.core.api import Accounts, OwnerView
+from corral.database.leases import take_turns
+from corral.database.unit import after_commit
+from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Problem
+from corral.events.event import Event, emit
+from corral.http.page import Page, newest_first, paginate
+from corral.ids import new_id
+from corral.plugin import Audit, AuditEntry, Settings
+from corral_plugins.security.events import ApiKeyCreated, ApiKeyRevoked, ApiKeyRotated
+from corral_plugins.security.models import ApiKeyRow
+from corral_plugins.security.service.key_form import SHOWN, new_key
+from corral_plugins.security.service.networks import parse_network
+from corral_plugins.security.settings import KEY_DAYS, KEY_MAX_DAYS, KEYS_ENABLED, KEYS_PER_USER
+from corral_plugins.security.shapes import IssuedKey, KeyQuery, KeyView, NewKey
+
+DAY = 86_400
+Views = list[KeyView]  # inside the class, `list` is its method
+
+
+class ApiKeys:
+    """The only writer of the rows, but for signs of use."""
+
+    audit: Audit | None = None
+
+    def __init__(
+        self, accounts: Accounts, permissions: Permissions, settings: Settings, credentials: Credentials
+    ) -> None:
+        self._accounts, self._permissions = accounts, permissions
+        self._settings, self._credentials = settings, credentials
+
+    def list(self, query: KeyQuery, *, by: Principal) -> Page[KeyView]:
+        """The caller's keys, or everybody's, newest first; those that are over too, until they are pruned."""
+        if query.all and not by.may("security.read"):
+            raise Forbidden("Only admins see the keys of others.")
+        rows = ApiKeyRow.select() if query.all else ApiKeyRow.select().where(ApiKeyRow.user_id == by.user_id)
+        if query.status:
+            rows = rows.where(reduce(operator.or_, [_has_status(status) for status in query.status]))
+        order, scope = newest_first(ApiKeyRow), f"api_keys:{'all' if query.all else by.user_id}"
+        page: Page[ApiKeyRow] = paginate(rows, query, by, scope=scope, order=order, make=lambda row: row)
+        return Page(
+            items=self._views(page.items), total=page.total, limit=page.limit, offset=page.offset, next=page.next
+        )
+
+    def get(self, key_id: str, *, by: Principal) -> KeyView:
+        """One of the caller's keys; `NotFound`."""
+        return self._views([_row(key_id, ApiKeyRow.user_id == by.user_id)])[0]
+
+    def create(self, new: NewKey, *, by: Principal) -> IssuedKey:
+        """A key. `Forbidden`, `Invalid`, `quota_exceeded`."""
+        if not self._settings.get(KEYS_ENABLED):
+            raise Forbidden("API keys are switched off here.")
+        assert by.user_id is not None
+        expires_at = self._end(new)
+        self._check_scopes(new.scopes, self._accounts.get(by.user_id).role)
+        networks = _networks(new.allowed_cidrs)
+        limit, text = self._settings.get(KEYS_PER_USER), new_key()
+        take_turns(f"security.api_keys {by.user_id}")
+        if ApiKeyRow.select().where((ApiKeyRow.user_id == by.user_id) & _has_status("active")).count() >= limit:
+            raise Problem(f"You have {limit} API keys; delete one first.", code="quota_exceeded")
+        row = ApiKeyRow.create(
+            id=new_id(), user_id=by.user_id, name=new.name, prefix=text[:SHOWN], hash=digest(text),
+            scopes=list(dict.fromkeys(new.scopes)), allowed_cidrs=networks, created_at=clock.now(),
+            expires_at=expires_at,
+        )  # fmt: skip
+        self._tell(ApiKeyCreated(key_id=row.id, name=row.name), "create", row, {"scopes": row.scopes})
+        return self._issued(row, text)
+
+    def rotate(self, key_id: str, overlap_seconds: int, *, by: Principal) -> IssuedKey:
+        """The key with a new text; the old one works for the overlap. `Conflict` where the key is over."""
+        row = _row(key_id, ApiKeyRow.user_id == by.user_id)
+        text = new_key(row.prefix)
+        old = {"old_hash": row.hash, "old_until": clock.now(overlap_seconds)} if overlap_seconds else {"old_hash": None}
+        here = (ApiKeyRow.id == key_id) & (ApiKeyRow.hash == row.hash) & _has_status("active")
+        if not ApiKeyRow.update(hash=digest(text), **old).where(here).execute():
+            status = _status(_row(key_id, ApiKeyRow.user_id == by.user_id))
+            detail = "It was rotated meanwhile." if status == "active" else f"The key is {status}; make another one."
+            raise Conflict(detail, current_status=status)
+        self._forget(key_id)
+        row = _row(key_id, ApiKeyRow.user_id == by.user_id)
+        event = ApiKeyRotated(key_id=key_id, name=row.name)
+        self._tell(event, "rotate", row, {"overlap_seconds": overlap_seconds})
+        return self._issued(row, text)
+
+    def revoke(self, key_id: str, *, by: Principal) -> None:
+        """End a key, of the caller or, for admins, of anybody; `NotFound`, also the second time."""
+        mine = ApiKeyRow.user_id == by.user_id
+        which = (ApiKeyRow.id == key_id) & ApiKeyRow.revoked_at.is_null()
+        if not self._revoke(which if by.may("security.write") else which & mine):
+            raise NotFound()
+
+    def revoke_all(self, user_id: str) -> int:
+        """End every key of a user; how many."""
+        return self._revoke((ApiKeyRow.user_id == user_id) & ApiKeyRow.revoked_at.is_null())
+
+    @staticmethod
+    def delete_of(user_id: str) -> None:
+        """Delete every key of a purged user."""
+        ApiKeyRow.delete().where(ApiKeyRow.user_id == user_id).execute()
+
+    @staticmethod
+    def count() -> dict[tuple[str, ...], float]:
+        """How many there are by status."""
+        return {(status,): float(ApiKeyRow.select().where(_has_status(status)).count()) for status in STATUSES}
+
+    # -- parts
+
+    def _revoke(self, which: Any) -> int:
+        over = {"revoked_at": clock.now(), "old_hash": None, "old_until": None}
+        ended = list(ApiKeyRow.update(**over).where(which).returning(ApiKeyRow).execute())
+        for row in ended:
+            self._tell(ApiKeyRevoked(key_id=row.id, name=row.name), "revoke", row, {})
+            self._forget(row.id)
+        return len(ended)
+
+    def _end(self, new: NewKey) -> str:
+        longest = self._settings.get(KEY_MAX_DAYS)
+        if new.expires_at is None:
+            return clock.now(min(self._settings.get(KEY_DAYS), longest) * DAY)
+        asked = clock.from_datetime(new.expires_at)
+        if asked <= clock.now():
+            raise Invalid.at("/expires_at", "in_the_past", "Give a time in the future.")
+        if asked > clock.now(longest * DAY):
+            raise Invalid.at("/expires_at", "too_large", f"At most {longest} days from now.")
+        return asked
+
+    def _check_scopes(self, scopes: Iterable[str], role: str) -> None:
+        held = self._permissions.of(role)
+        faults = [
+            Fault(
+                f"/scopes/{index}", "not_allowed", f"{scope} gives nothing that your role holds: GET /security/scopes."
+            )
+            for index, scope in enumerate(scopes)
+            if not narrowed(held, (scope,))
+        ]
+        if faults:
+            raise Invalid("Some scopes are no rights of yours.", errors=faults)
+
+    def _forget(self, key_id: str) -> None:
+        """Its next request is judged anew."""
+        after_commit(lambda: self._credentials.forget(lambda caller: caller.kind == "api_key" and caller.id == key_id))
+
+    def _tell(self, event: Event, verb: str, row: ApiKeyRow, details: dict[str, Any]) -> None:
+        emit(event, object=("api_key", row.id), owner=row.user_id)
+        if self.audit is not None:
+            entry = AuditEntry(
+                action=f"security.api_key.{verb}", object_type="api_key", object_id=row.id, object_name=row.name,
+                details={"prefix": row.prefix, "owner_id": row.user_id, **details},
+            )  # fmt: skip
+            self.audit.record(entry)
+
+    def _issued(self, row: ApiKeyRow, text: str) -> IssuedKey:
+        view = self._views([row])[0]
+        return IssuedKey(**{name: getattr(view, name) for name in view.__struct_fields__}, key=text)
+
+    def _views(self, rows: Sequence[ApiKeyRow]) -> Views:
+        owners = self._accounts.get_many({row.user_id for row in rows})
+        return [_view(row, OwnerView(id=row.user_id, email=owners[row.user_id].email)) for row in rows]
+
+
+STATUSES = ("active", "expired", "revoked")
+
+
+def _has_status(status: str) -> Any:
+    if status == "revoked":
+        return ApiKeyRow.revoked_at.is_null(False)
+    now = clock.now()
+    lives = ApiKeyRow.expires_at > now if status == "active" else ApiKeyRow.expires_at <= now
+    return ApiKeyRow.revoked_at.is_null() & lives
+
+
+def _status(row: ApiKeyRow) -> Any:
+    if row.revoked_at is not None:
+        return "revoked"
+    return "active" if row.expires_at > clock.now() else "expired"
+
+
+def _row(key_id: str, whose: Any) -> ApiKeyRow:
+    row: ApiKeyRow | None = ApiKeyRow.get_or_none((ApiKeyRow.id == key_id) & whose)
+    if row is None:
+        raise NotFound()
+    return row
+
+
+def _view(row: ApiKeyRow, owner: OwnerView) -> KeyView:
+    derived = {"status": _status(row), "owner": owner}
+    fields = {name: getattr(row, name) for name in KeyView.__struct_fields__ if name not in derived}
+    return KeyView(**fields, **derived)
+
+
+def _networks(given: Iterable[str]) -> list[str]:
+    found, faults = [], []
+    for index, text in enumerate(given):
+        try:
+            found.append(parse_network(text))
+        except ValueError as error:
+            faults.append(Fault(f"/allowed_cidrs/{index}", "bad_format", f"{error}."))
+    if faults:
+        raise Invalid("Some networks are none.", errors=faults)
+    return list(dict.fromkeys(found))

@@ -1,0 +1,105 @@
+"""The sign-in policy and the password policy: the settings of two categories, each shown and changed as one object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from corral.auth.principal import Principal
+from corral.core.api import Accounts, Mail
+from corral.errors import Conflict, Invalid, Unavailable
+from corral.events.event import emit
+from corral.http.answers import IfMatch
+from corral.plugin import Installation, Settings, SettingsStore
+from corral_plugins.security.events import SecurityChanged
+from corral_plugins.security.models import ROW, IpModeRow
+from corral_plugins.security.policy_shapes import PasswordPolicyPatch, PasswordPolicyView, PolicyPatch, PolicyView
+from corral_plugins.security.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES, named
+
+LONGEST_PASSWORD = 128
+SECTIONS = {"security": PolicyPatch.__struct_fields__, "password": PasswordPolicyPatch.__struct_fields__}
+
+
+class Policy:
+    """Joins the unit. Without the plugin `settings` it is read-only."""
+
+    store: SettingsStore | None = None
+    mail: Mail | None = None
+
+    def __init__(self, settings: Settings, accounts: Accounts, installation: Installation) -> None:
+        self._settings, self._accounts, self._installation = settings, accounts, installation
+
+    def show(self) -> PolicyView:
+        """The sign-in policy, with warnings."""
+        values = self._values("security")
+        mode = IpModeRow.select(IpModeRow.mode).where(IpModeRow.id == ROW).scalar()
+        warnings = list(self._warnings(values))
+        return PolicyView(**values, ip_mode=mode, warnings=warnings, version=self._version("security"))
+
+    def show_passwords(self) -> PasswordPolicyView:
+        """The password policy."""
+        values = self._values("password")
+        return PasswordPolicyView(**values, max_length=LONGEST_PASSWORD, version=self._version("password"))
+
+    def change(self, patch: PolicyPatch, if_match: IfMatch, *, by: Principal) -> PolicyView:
+        """Change what the patch names. `Invalid`, `Conflict(setting_locked)`, `Conflict(would_lock_out)`."""
+        if patch.email_verification is True and (self.mail is None or not self.mail.is_configured):
+            raise Invalid.at("/email_verification", "not_allowed", "There is no mail service: set mail.host first.")
+        self._change("security", patch, if_match, by)
+        self._check_author(by)
+        return self.show()
+
+    def change_passwords(self, patch: PasswordPolicyPatch, if_match: IfMatch, *, by: Principal) -> PasswordPolicyView:
+        """Change what the patch names; it holds from the next change of each password."""
+        self._change("password", patch, if_match, by)
+        return self.show_passwords()
+
+    # -- parts
+
+    def _change(self, section: str, patch: Any, if_match: IfMatch, by: Principal) -> None:
+        if self.store is None:
+            raise Unavailable("The plugin settings is not in service.", code="plugin_disabled", retry_after=60)
+        given = msgspec.structs.asdict(patch)
+        values = {f"{section}.{name}": value for name, value in given.items() if value is not msgspec.UNSET}
+        changed = self.store.change(
+            values, by=by, if_match=if_match, of=_names(section), pointer=lambda name: f"/{name.partition('.')[2]}"
+        )
+        if changed.updated:
+            fields = sorted(name.partition(".")[2] for name in changed.updated)
+            emit(SecurityChanged(section=section, changed=fields), object=("security", section))
+
+    def _check_author(self, by: Principal) -> None:
+        """Who asks everybody for a second factor must have one."""
+        values = self._now()
+        if not values.get(REQUIRE_MFA) or by.role not in values.get(REQUIRE_MFA_ROLES) or by.user_id is None:
+            return
+        if not self._accounts.get(by.user_id).mfa_enabled:
+            detail = "You have no second factor yourself: set one up first (POST /auth/mfa/setup)."
+            raise Conflict(detail, code="would_lock_out")
+
+    def _values(self, section: str) -> dict[str, Any]:
+        values = self._now()
+        return {name: values.get(named(f"{section}.{name}")) for name in SECTIONS[section]}
+
+    def _now(self) -> Settings:
+        return self._settings if self.store is None else self.store.values()
+
+    def _version(self, section: str) -> int:
+        return 1 if self.store is None else self.store.version(_names(section))
+
+    def _warnings(self, values: dict[str, Any]) -> Iterator[Any]:
+        here = self._installation
+        found = {
+            "registration_open_on_public_bind": here.is_public and values["registration"] == "open",
+            "rate_limits_off": not here.rate_limits,
+            "metrics_open": here.metrics_open,
+            "key_in_data_dir": here.key_in_data_dir,
+            "ip_rules_disabled": here.ip_rules_disabled,
+        }
+        return (name for name, holds in found.items() if holds)
+
+
+def _names(section: str) -> list[str]:
+    return [f"{section}.{name}" for name in SECTIONS[section]]
