@@ -40,7 +40,7 @@ class SqliteDatabase(Database):
             "synchronous": synchronous,
             "busy_timeout": BUSY_TIMEOUT_MS,
             "foreign_keys": 1,
-            "cache_size": -8000,
+            "cache_size": -4000,  # each of the six connections; what they miss, the operating system has
             "temp_store": "memory",
         }
         engine = peewee.SqliteDatabase(
@@ -55,6 +55,7 @@ class SqliteDatabase(Database):
         self._inline = threading.local()
         self._writers = Pool("writer", 1, lambda pool: _WriterLane(pool, self), self.deliver)
         self._readers = Pool("reader", READERS, lambda pool: _ReaderLane(pool, self), self.deliver)
+        self._readers.rooms = self.rooms
 
     def connect(self, *, query_only: bool) -> sqlite3.Connection:
         """The connection of this thread, opened at first use."""
@@ -97,6 +98,9 @@ class SqliteDatabase(Database):
 
     def _submit(self, ticket: Ticket) -> None:
         (self._readers if ticket.read else self._writers).submit(ticket)
+
+    def busy(self) -> tuple[int, int]:
+        return self._readers.busy + self._writers.busy, len(self._readers.lanes) + 1
 
     def close(self) -> None:
         self._writers.close()
