@@ -38,6 +38,10 @@ from corral.core.authenticator import AccessTokenAuthenticator, SessionPrincipal
 from corral.core.declarations import PERMISSIONS, SETTINGS
 from corral.core.guards import METRICS
 from corral.core.health import Readiness, Scrape
+from corral.core.health_alerts import SCHEDULE as WATCH_HEALTH
+from corral.core.health_alerts import HealthRow
+from corral.core.health_board import HealthBoard
+from corral.core.health_checks import KernelChecks
 from corral.core.invitations import InvitationsService
 from corral.core.jobs import SCHEDULES
 from corral.core.links import Links
@@ -141,6 +145,8 @@ class CorePlugin(Plugin):
         ]
 
     @hookimpl
+            Provide(KernelChecks, KernelChecks),
+            Provide(HealthBoard, HealthBoard),
     def corral_routes(self) -> Iterable[Routes]:
         return [
             auth.routes,
@@ -152,6 +158,7 @@ class CorePlugin(Plugin):
             plugins.routes,
             events.routes,
             egress.routes,
+            health.settings_routes,
         ]
 
     @hookimpl
@@ -159,7 +166,7 @@ class CorePlugin(Plugin):
         return [
             UserRow, SessionRow, RefreshRow, TicketRow, SigningKeyRow, InstallationRow, PluginStateRow,
             QuarantineRow, LinkRow, InvitationRow, *SIGN_IN_TABLES,
-            EventRow, ConsumerRow, JobRow, ScheduleRow, Lease, IdempotencyRow,
+            EventRow, ConsumerRow, JobRow, ScheduleRow, Lease, IdempotencyRow, HealthRow,
         ]  # fmt: skip
 
     @hookimpl
@@ -186,7 +193,7 @@ class CorePlugin(Plugin):
 
     @hookimpl
     def corral_schedules(self) -> Iterable[Schedule]:
-        return SCHEDULES
+        return [*SCHEDULES, WATCH_HEALTH]
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:

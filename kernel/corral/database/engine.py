@@ -77,6 +77,15 @@ class Database(abc.ABC):
         """A trivial read on a connection of this thread; raises when the database cannot serve."""
 
     @abc.abstractmethod
+    @abc.abstractmethod
+    def busy(self) -> tuple[int, int]:
+        """How many connections are in use, and how many there are."""
+
+    def load(self) -> float:
+        """The part of the connections that are in use."""
+        used, size = self.busy()
+        return used / size
+
     def close(self) -> None:
         """Finish what is queued and close every connection."""
 

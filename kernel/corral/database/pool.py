@@ -148,7 +148,36 @@ class Pool:
             raise Unavailable(
                 f"{ticket.entry.label} ran too long twice and is held.", code="plugin_failed", retry_after=60
             )
-        self.queue.put(ticket)
+        room = self.rooms.get(ticket.entry.label)
+        if room is None or self._enter(room, ticket):
+            self.queue.put(ticket)
+
+    def _enter(self, room: str, ticket: Ticket) -> bool:
+        """Whether the ticket is within the share of its plugin; else it waits for one of these to end."""
+        with self._counting:
+            if self._busy[room] < self._share:
+                self._busy[room] += 1
+                return True
+            if len(self._waiting[room]) >= QUEUE_LIMIT:
+                raise Unavailable(f"Too many requests wait for the plugin {room}.", code="overloaded")
+            self._waiting[room].append(ticket)
+            return False
+
+    def release(self, ticket: Ticket) -> None:
+        """The ticket has ended: the next one of its plugin may begin."""
+        room = self.rooms.get(ticket.entry.label)
+        if room is None:
+            return
+        with self._counting:
+            if self._waiting[room]:
+                self.queue.put(self._waiting[room].popleft())
+            else:
+                self._busy[room] -= 1
+
+    @property
+    def busy(self) -> int:
+        """How many lanes run a unit."""
+        return sum(lane.ticket is not None for lane in self.lanes)
 
     def close(self) -> None:
         """Let the lanes finish what is queued, then end."""

@@ -50,6 +50,9 @@ class PostgresDatabase(Database):
         self._pool.submit(ticket)
 
     def close(self) -> None:
+    def busy(self) -> tuple[int, int]:
+        return self._pool.busy, len(self._pool.lanes)
+
         self._pool.close()
         if not self.engine.is_closed():
             self.engine.close()

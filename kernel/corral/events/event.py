@@ -73,3 +73,5 @@ class SystemAlert(Event, kw_only=True):
     title: str
     detail: str
     object: dict[str, str] | None = None
+    check: str | msgspec.UnsetType = msgspec.UNSET  # of kind "health": which, and how it is now
+    status: str | msgspec.UnsetType = msgspec.UNSET

@@ -63,7 +63,7 @@ class Shelf:
 
 @pytest.fixture
 def make_shelf(make_kit: Callable[..., Any]) -> Callable[..., Any]:
-    """`shelf = await make_shelf(**options of make_kernel)`; more than one is one installation with several processes."""
+    """`shelf = await make_shelf(**options of make_kernel)`; several are processes of one installation."""
 
     async def make(plugins: tuple[Any, ...] = ("settings", ShelfPlugin), **options: Any) -> Shelf:
         kit: Kit = await make_kit(plugins=list(plugins), **options)

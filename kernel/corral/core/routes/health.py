@@ -11,11 +11,13 @@ import msgspec
 from corral.auth.principal import PUBLIC
 from corral.config import Config
 from corral.core.health import Checks, Readiness, Scrape
+from corral.core.health_board import HealthBoard, HealthReport
 from corral.errors import Unauthorized, Unavailable
 from corral.http.answers import Answer, Request, Text
 from corral.http.routes import Routes
 
 routes = Routes("", tag="Health")
+settings_routes = Routes("/settings", tag="Settings")
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -60,6 +62,12 @@ async def read_metrics(request: Request, config: Config, scrape: Scrape) -> Text
             challenge = {"WWW-Authenticate": "Bearer"}
             raise Unauthorized("Send Authorization: Bearer with the metrics token.", headers=challenge)
     return Text(await scrape.text(), media_type=MEDIA_TYPE)
+
+
+@settings_routes.get("/health", needs="settings.read")
+async def read_report(board: HealthBoard) -> HealthReport:
+    """Every dependency and what is amiss with it, and what should be configured otherwise."""
+    return await board.report()
 
 
 @functools.cache

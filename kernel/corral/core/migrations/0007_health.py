@@ -1,0 +1,21 @@
+"""Checks of health as they were when last looked at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peewee import BooleanField, CharField, Model
+
+
+def up(migrator: Any, db: Any) -> None:
+    class HealthRow(Model):
+        name = CharField(primary_key=True, max_length=60)
+        status = CharField(max_length=10)
+        since = CharField(max_length=24)
+        alerted = BooleanField(default=False)
+
+        class Meta:
+            database = db
+            table_name = "core_health"
+
+    db.create_tables([HealthRow])
