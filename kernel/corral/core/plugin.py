@@ -142,11 +142,11 @@ class CorePlugin(Plugin):
             Provide(Readiness, Readiness),
             Provide(Siblings, Siblings),
             Provide(Scrape, Scrape),
+            Provide(KernelChecks, KernelChecks),
+            Provide(HealthBoard, HealthBoard),
         ]
 
     @hookimpl
-            Provide(KernelChecks, KernelChecks),
-            Provide(HealthBoard, HealthBoard),
     def corral_routes(self) -> Iterable[Routes]:
         return [
             auth.routes,
@@ -155,10 +155,10 @@ class CorePlugin(Plugin):
             links.routes,
             docs.routes,
             health.routes,
+            health.settings_routes,
             plugins.routes,
             events.routes,
             egress.routes,
-            health.settings_routes,
         ]
 
     @hookimpl

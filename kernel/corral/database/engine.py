@@ -77,7 +77,6 @@ class Database(abc.ABC):
         """A trivial read on a connection of this thread; raises when the database cannot serve."""
 
     @abc.abstractmethod
-    @abc.abstractmethod
     def busy(self) -> tuple[int, int]:
         """How many connections are in use, and how many there are."""
 
@@ -86,6 +85,7 @@ class Database(abc.ABC):
         used, size = self.busy()
         return used / size
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Finish what is queued and close every connection."""
 
