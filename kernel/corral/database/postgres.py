@@ -49,10 +49,10 @@ class PostgresDatabase(Database):
     def _submit(self, ticket: Ticket) -> None:
         self._pool.submit(ticket)
 
-    def close(self) -> None:
     def busy(self) -> tuple[int, int]:
         return self._pool.busy, len(self._pool.lanes)
 
+    def close(self) -> None:
         self._pool.close()
         if not self.engine.is_closed():
             self.engine.close()
