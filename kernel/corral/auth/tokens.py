@@ -59,6 +59,11 @@ class AccessTokens:
         self._fixed = secret.encode() if secret else None
         self._kept: _Keys | None = None
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether `CORRAL_JWT_SECRET` signs, so that no key here can take its place."""
+        return self._fixed is not None
+
     def prepare(self) -> None:
         """Make the installation's id and its first signing key, where they are missing."""
         claim("installation_id", new_id())

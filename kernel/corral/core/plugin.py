@@ -55,9 +55,9 @@ from corral.core.plugins import PluginCatalogue
 from corral.core.policy import PasswordPolicy
 from corral.core.profile import Profile
 from corral.core.protection import Protection
+from corral.core.quarantine import Quarantine, QuarantineRow
 from corral.core.recovery import PasswordLinksService, Recovery
 from corral.core.redis.buckets import RedisBuckets
-from corral.core.quarantine import Quarantine, QuarantineRow
 from corral.core.redis.bus import RedisBus
 from corral.core.redis.queue import RqQueue
 from corral.core.registrations import Registrations
@@ -66,7 +66,9 @@ from corral.core.routes import auth, docs, egress, events, health, links, mfa, p
 from corral.core.sessions import Sessions
 from corral.core.siblings import Siblings
 from corral.core.sign_in import SignIn
+from corral.core.sign_in_metrics import METRICS as SIGN_IN_METRICS
 from corral.core.sign_in_models import TABLES as SIGN_IN_TABLES
+from corral.core.signing_keys import SigningKeys
 from corral.core.tickets import TicketsService
 from corral.database.engine import Database, Work
 from corral.database.leases import Lease
@@ -128,6 +130,7 @@ class CorePlugin(Plugin):
             Provide(Protection, Protection),
             Provide(RescueService, RescueService),
             Provide(Rescue, _rescue),
+            Provide(SigningKeys, SigningKeys),
             Provide(Links, Links),
             Provide(MailService, MailService),
             Provide(Mail, _mail),
@@ -183,9 +186,9 @@ class CorePlugin(Plugin):
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:
-        from corral.core.commands import command
+        from corral.core import commands, keys_command
 
-        return [command]
+        return [commands.command, keys_command.command]
 
     @hookimpl
     def corral_jobs(self) -> Iterable[Job]:
@@ -197,7 +200,7 @@ class CorePlugin(Plugin):
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
-        return [Metric(name="corral_sessions_active", help="Sessions that go on", collect=_live_sessions), *METRICS]
+        return [*SIGN_IN_METRICS, *METRICS]
 
     @hookimpl
     def corral_health_checks(self) -> Iterable[HealthCheck]:
@@ -277,7 +280,3 @@ def _mail(mail: MailService) -> Mail:
 
 def _invitations(invitations: InvitationsService) -> Invitations:
     return invitations
-
-
-def _live_sessions() -> dict[tuple[str, ...], float]:
-    return {(): float(SessionRow.select().where(SessionRow.ended_at.is_null()).count())}

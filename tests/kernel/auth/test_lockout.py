@@ -7,7 +7,7 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ WRONG = "an entirely other phrase"
 
 
 @pytest.fixture
-def verified(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[bool]]:
+def verified(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
     """How many passwords were really verified: True with an account's hash, False with the dummy."""
     counts: Counter[bool] = Counter()
     real = passwords_module._verify
@@ -34,7 +34,7 @@ def verified(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[bool]]:
         return real(password, known)
 
     monkeypatch.setattr(passwords_module, "_verify", spy)
-    yield counts
+    return counts
 
 
 async def _fail(door: Any, email: str, times: int) -> None:
@@ -115,7 +115,7 @@ async def test_auth_3_guesses_in_parallel_and_in_every_spelling(
         lambda text: "".join(chr(ord(letter) + 0xFEE0) if letter.isalpha() else letter for letter in text),
     ]  # fmt: skip
     names = ["ann@example.org", "bob@example.org"]
-    pick = random.Random(7)  # noqa: S311
+    pick = random.Random(7)
     room = asyncio.Semaphore(60)
 
     async def guess(number: int) -> str | None:
