@@ -122,6 +122,73 @@ def reset_password(
     _tell(user, f"The password of {user.email} is new; all sessions of the account have ended.", as_json)
 
 
+@command.command("show")
+@click.argument("email")
+@config_option
+@json_option
+def show(email: str, config_path: Path | None, as_json: bool) -> None:
+    """Show an account."""
+    with session(config_path, "user show") as found:
+        user = _find(found, email)
+    if as_json:
+        output.value(msgspec.to_builtins(user), as_json=True, text="")
+        return
+    facts = msgspec.to_builtins(user).items()
+    output.table([{"field": name, "value": str(value)} for name, value in facts], ("field", "value"), as_json=False)
+
+
+@command.command("unlock")
+@click.argument("email")
+@config_option
+@json_option
+def unlock(email: str, config_path: Path | None, as_json: bool) -> None:
+    """End a lock after failed sign-ins at once."""
+    from corral.core.api import Rescue
+
+    with session(config_path, "user unlock") as found:
+        user = _find(found, email)
+        user = found.run(lambda: found.service(Rescue).unlock(user.id))
+    _tell(user, f"Unlocked {user.email}.", as_json)
+
+
+@command.command("reset-mfa")
+@click.argument("email")
+@config_option
+@json_option
+def reset_mfa(email: str, config_path: Path | None, as_json: bool) -> None:
+    """Remove the second factor of an account whose holder lost it; all its sessions end."""
+    from corral.core.api import Rescue
+
+    with session(config_path, "user reset-mfa") as found:
+        user = _find(found, email)
+        user = found.run(lambda: found.service(Rescue).reset_mfa(user.id))
+    _tell(user, f"{user.email} has no second factor any more; all sessions of the account have ended.", as_json)
+
+
+@command.command("purge")
+@click.argument("email")
+@config_option
+@json_option
+def purge(email: str, config_path: Path | None, as_json: bool) -> None:
+    """Blank a deactivated account for good and free its address.
+
+    What was shared stays, as of a deleted user; what was private is removed within a minute of a running server.
+    """
+    from corral.core.api import Accounts
+
+    with session(config_path, "user purge") as found:
+        user = _find(found, email)
+        if user.is_active:
+            raise click.ClickException(f"{user.email} is active; corral user deactivate {user.email} first")
+        typed = click.prompt(f"This cannot be undone. Type {user.email} to purge the account", err=True)
+        if str(typed).strip().casefold() != user.email.casefold():
+            raise click.ClickException("that is not the address; nothing was changed")
+        accounts = found.service(Accounts)
+        found.run(lambda: accounts.purge(user.id))
+        gone = found.run(lambda: accounts.get(user.id), read=True)
+    _tell(gone, f"Purged. The account {gone.id} is a deleted user.", as_json)
+
+
 def _patch(
     config_path: Path | None, label: str, email: str, facts: dict[str, Any], text: str, as_json: bool
 ) -> None:  # fmt: skip

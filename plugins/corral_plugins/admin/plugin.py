@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from corral.auth.principal import ROLES, Permission
 from corral.core.api import Accounts
@@ -14,6 +15,9 @@ from corral_plugins.admin.models import KillSwitchRow
 from corral_plugins.admin.routes import kill_switch, users
 from corral_plugins.admin.service.kill_switch import KillSwitchService
 from corral_plugins.admin.service.people import People
+
+if TYPE_CHECKING:
+    import click
 
 
 class AdminPlugin(Plugin):
@@ -39,6 +43,12 @@ class AdminPlugin(Plugin):
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:
         return [KillSwitchRow]
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        from corral_plugins.admin.command import command
+
+        return [command]
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from corral.jobs.job import Job, Schedule
+from corral.events.consumers import Subscriber
+from corral.events.log import Record
+from corral.jobs.job import Job, Schedule, enqueue
 from corral.plugin import Settings
 from corral_plugins.llm.service import calls, slots
 from corral_plugins.llm.service.payloads import Payloads
@@ -10,6 +12,7 @@ from corral_plugins.llm.service.upkeep import REFRESH_JOB, Upkeep
 from corral_plugins.llm.settings import TOTAL_TIMEOUT_SECONDS
 
 GRACE_SECONDS = 60
+FORGET_JOB = "llm.forget_payloads"
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 
@@ -34,7 +37,19 @@ async def refresh_provider(provider: str, upkeep: Upkeep) -> None:
     await upkeep.refresh_named(provider)
 
 
-JOBS = (Job(REFRESH_JOB, refresh_provider, max_attempts=1),)
+def forget_person(event: Record) -> None:
+    """Somebody was purged: what was kept of their calls is deleted; the calls themselves stay, for the sums."""
+    enqueue(FORGET_JOB, user_id=event.object_id)
+
+
+def forget_payloads(user_id: str, payloads: Payloads) -> None:
+    """Delete the payloads of a purged person, in chunks."""
+    if payloads.forget(user_id):
+        enqueue(FORGET_JOB, user_id=user_id)
+
+
+JOBS = (Job(REFRESH_JOB, refresh_provider, max_attempts=1), Job(FORGET_JOB, forget_payloads))
+SUBSCRIBERS = (Subscriber("llm.people", ("user.purged",), forget_person),)
 SCHEDULES = (
     Schedule("llm.sweep", MINUTE, sweep),
     Schedule("llm.prune", HOUR, prune),

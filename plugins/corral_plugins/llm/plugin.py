@@ -13,6 +13,7 @@ from corral.auth.principal import Permission
 from corral.database.engine import Database
 from corral.database.model import Model
 from corral.egress.client import Egress
+from corral.events.consumers import Subscriber
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
@@ -128,6 +129,10 @@ class LlmPlugin(Plugin):
     @hookimpl
     def corral_settings(self) -> Iterable[Setting[Any]]:
         return settings.ALL
+
+    @hookimpl
+    def corral_subscribers(self) -> Iterable[Subscriber]:
+        return jobs.SUBSCRIBERS
 
     @hookimpl
     def corral_jobs(self) -> Iterable[Job]:

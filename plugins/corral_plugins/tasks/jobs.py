@@ -8,6 +8,7 @@ from collections.abc import Callable
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, Entry
 from corral.errors import Problem
+from corral.events.log import Record
 from corral.jobs.job import Job, Schedule, enqueue
 from corral_plugins.tasks.service import marks, search
 from corral_plugins.tasks.service.clockwork import AT_ONCE, Clockwork
@@ -101,7 +102,19 @@ def cancel_leased(reason: str, before: str, fleet: Fleet) -> None:
     fleet.cancel_leased(reason=reason, before=before)
 
 
+def forget_person(event: Record) -> None:
+    """Somebody was purged: what they asked for and has not ended is cancelled."""
+    enqueue("tasks.cancel_of", user_id=event.object_id)
+
+
+def cancel_of(user_id: str, fleet: Fleet) -> None:
+    """Cancel the open tasks of a purged person, in chunks."""
+    if fleet.cancel_of(user_id):
+        enqueue("tasks.cancel_of", user_id=user_id)
+
+
 JOBS = (
+    Job("tasks.cancel_of", cancel_of),
     Job("tasks.cancel_leased", cancel_leased),
     Job("tasks.purge", purge),
     Job("tasks.unblock", unblock),

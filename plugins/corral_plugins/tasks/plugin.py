@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import READERS, WRITERS, Authenticator, Permission
 from corral.database.model import Model
+from corral.events.consumers import Subscriber
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
@@ -114,6 +115,10 @@ class TasksPlugin(Plugin):
         from corral_plugins.tasks.command import command
 
         return [command]
+
+    @hookimpl
+    def corral_subscribers(self) -> Iterable[Subscriber]:
+        return [Subscriber("tasks.people", ("user.purged",), jobs.forget_person)]
 
     @hookimpl
     def corral_jobs(self) -> Iterable[Job]:

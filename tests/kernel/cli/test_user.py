@@ -60,6 +60,32 @@ def test_refusals_say_what_to_do(corral: Any) -> None:
     assert corral("user", "list", "--json").json()["items"] == []
 
 
+def test_ways_back_in_and_the_end_of_an_account(corral: Any) -> None:
+    create(corral, "ada@example.org", "--admin")
+    create(corral, "bob@example.org", "--full-name", "Bob")
+    assert corral("user", "show", "BOB@example.org", "--json").json()["full_name"] == "Bob"
+    assert "full_name" in corral("user", "show", "bob@example.org").out
+    assert corral("user", "unlock", "bob@example.org", "--json").json()["locked_until"] is None
+    assert corral("user", "reset-mfa", "bob@example.org", "--json").json()["mfa_enabled"] is False
+    active = corral("user", "purge", "bob@example.org", stdin="bob@example.org\n")
+    assert (active.status, "deactivate" in active.err) == (1, True), active
+    corral("user", "deactivate", "bob@example.org")
+    mistyped = corral("user", "purge", "bob@example.org", stdin="bob\n")
+    assert (mistyped.status, "nothing was changed" in mistyped.err) == (1, True), mistyped
+    purged = corral("user", "purge", "bob@example.org", "--json", stdin="bob@example.org\n")
+    assert purged.status == 0, purged
+    assert {"email": "", "full_name": "deleted user", "is_active": False}.items() <= purged.json().items()
+    assert [user["email"] for user in corral("user", "list", "--json").json()["items"]] == ["ada@example.org"]
+    assert create(corral, "bob@example.org").status == 0  # the address is free
+
+
+def test_the_kill_switch_is_at_hand_on_the_machine(corral: Any) -> None:
+    assert corral("kill-switch", "on").status == 2
+    engaged = corral("kill-switch", "on", "--reason", "a drill", "--cancel", "--json").json()
+    assert (engaged["engaged"], engaged["mode"], engaged["reason"]) == (True, "cancel", "a drill")
+    assert corral("kill-switch", "off", "--json").json()["engaged"] is False
+
+
 ENGINES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("sqlite", "postgres")]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from corral import clock
 from corral.plugin import Settings
-from corral_plugins.llm.models import LlmPayload
+from corral_plugins.llm.models import LlmCall, LlmPayload
 from corral_plugins.llm.service.outcome import Outcome
 from corral_plugins.llm.settings import PAYLOAD_DAYS, STORE_PAYLOADS
 
@@ -31,6 +31,12 @@ class Payloads:
             LlmPayload.insert(
                 call_id=call_id, created_at=clock.now(), request=request, response=outcome.response
             ).on_conflict_ignore().execute()
+
+    def forget(self, user_id: str) -> bool:
+        """Delete what was kept of a purged person's calls, at most 500; True: there is more."""
+        of_person = LlmPayload.select(LlmPayload.call_id).join(LlmCall, on=(LlmCall.id == LlmPayload.call_id))
+        found = of_person.where(LlmCall.user_id == user_id).limit(PRUNE_AT_ONCE)
+        return bool(LlmPayload.delete().where(LlmPayload.call_id.in_(found)).execute() == PRUNE_AT_ONCE)
 
     def prune(self) -> int:
         """Delete what is older than `llm.payload_days`; at most 500 rows."""

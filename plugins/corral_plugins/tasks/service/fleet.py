@@ -17,6 +17,7 @@ from corral_plugins.tasks.service.rows import Ledger
 
 SIGNALS = 200
 CANCELLED_AT_ONCE = 200
+OPEN = ("blocked", "pending", "assigned", "running", "waiting")
 
 _RENEW = Statement(
     lambda p: (
@@ -171,6 +172,14 @@ class Fleet:
         if n > CANCELLED_AT_ONCE:
             enqueue("tasks.cancel_leased", reason=reason, before=before)
         return int(n)
+
+    def cancel_of(self, user_id: str) -> bool:
+        """Cancel what a purged person has asked for and has not ended, at most 200 a unit; True: there is more."""
+        open_ones = (Task.created_by == user_id) & Task.status.in_(OPEN)
+        found = rows.tasks(open_ones, CANCELLED_AT_ONCE)
+        for row in found:
+            self._outcomes.cancel(row, kind="user", reason="The account of its requester was purged.")
+        return len(found) == CANCELLED_AT_ONCE
 
     def _release(self, which: Any, reason: str, end: Callable[[rows.Row, Ledger], None]) -> list[str]:
         """Lock all tasks first, in one order; then end their leases."""

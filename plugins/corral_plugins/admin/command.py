@@ -1,0 +1,66 @@
+"""`corral kill-switch`: the emergency stop on the machine itself, without a token."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+if TYPE_CHECKING:
+    from corral.plugin import OpenSession
+
+config_option = click.option(
+    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read"
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
+
+
+@click.group("kill-switch")
+def command() -> None:
+    """Stop all agent activity at once, and let it go on; for whoever may read the data folder."""
+
+
+@command.command("on")
+@click.option("--reason", required=True, help="people will read it everywhere work stops")
+@click.option("--cancel", is_flag=True, help="also cancel what runs (default: it waits)")
+@click.option("--hold-deliveries", is_flag=True, help="keep webhooks and notifications back too")
+@config_option
+@json_option
+@click.pass_obj
+def on(
+    open_session: OpenSession, reason: str, cancel: bool, hold_deliveries: bool, config_path: Path | None, as_json: bool
+) -> None:
+    """Engage: nothing is claimed, no model and no tool is called, in every process within 2 seconds."""
+    mode = "cancel" if cancel else "pause"
+    facts = {"engaged": True, "mode": mode, "hold_deliveries": hold_deliveries, "reason": reason}
+    _change(open_session, config_path, "kill-switch on", facts, as_json)
+
+
+@command.command("off")
+@config_option
+@json_option
+@click.pass_obj
+def off(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
+    """Release: work goes on by itself."""
+    _change(open_session, config_path, "kill-switch off", {"engaged": False}, as_json)
+
+
+def _change(
+    open_session: OpenSession, config_path: Path | None, label: str, facts: dict[str, Any], as_json: bool
+) -> None:
+    from corral_plugins.admin.service.kill_switch import KillSwitchChange, KillSwitchService
+
+    try:
+        change = msgspec.convert(facts, KillSwitchChange)
+    except msgspec.ValidationError as error:
+        raise click.UsageError(str(error)) from None
+    with open_session(config_path, label) as session:
+        switch = session.service(KillSwitchService)
+        state = session.run(lambda: switch.change(change, by=session.caller))
+    if as_json:
+        click.echo(json.dumps(msgspec.to_builtins(state), indent=2))
+    else:
+        click.echo(f"The kill switch is {'engaged: ' + str(state.reason) if state.engaged else 'released'}.")
