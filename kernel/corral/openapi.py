@@ -280,7 +280,7 @@ def _successes(each: _Operation) -> dict[str, dict[str, Any]]:
         typing.get_origin(part) is Answer for part in each.returned
     )  # it may have another status than the route's
     found: dict[str, dict[str, Any]] = {}
-    for status in {route.status, *((200, 201, 202) if adapts else ())}:
+    for status in {route.status, *route.also, *((200, 201, 202) if adapts else ())}:
         own = ["Location"] if status in (201, 202) else ["Corral-Affected"] if route.method == "DELETE" else []
         found[str(status)] = {"description": words.get(status, "Done."), "headers": _headers(*ALWAYS, *more, *own)}
         if status != 204 and (content := _content(each)):

@@ -39,5 +39,11 @@ def render(value: Any, endpoint: Endpoint, call: Call) -> Reply:
     if status in LOCATED and "Location" not in headers:
         identifier = getattr(value, "id", None)
         if identifier is not None:
-            headers["Location"] = f"{BASE}{endpoint.route.path}/{identifier}"
+            headers["Location"] = _location(call.path, identifier)
     return Reply(status, value.body if isinstance(value, Encoded) else encode(value), headers)
+
+
+def _location(path: str, identifier: str) -> str:
+    """Below the path what was made there; an action's resource is the one that its path names."""
+    place = path.lower().find(f"/{identifier}".lower())
+    return f"{path.rstrip('/')}/{identifier}" if place < 0 else path[: place + 1] + identifier

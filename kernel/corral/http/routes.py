@@ -52,6 +52,7 @@ class Route(msgspec.Struct, kw_only=True):
     tag: str
     needs: tuple[str, ...]  # any one of these suffices
     status: int = 200
+    also: tuple[int, ...] = ()  # further statuses of success that the handler's answer may bring
     raises: tuple[str, ...] = ()
     body_limit: int = MIB
     seconds: float = 30.0  # wall time

@@ -80,7 +80,7 @@ def update_task(id: str, body: TaskPatch, changes: Changes, caller: Principal, m
     return changes.patch(id, body, match, by=caller)
 
 
-@routes.post("/{id}/cancel", needs=WRITE, raises=STATES)
+@routes.post("/{id}/cancel", needs=WRITE, also=(202,), raises=STATES)
 def cancel_task(id: str, body: Because, actions: Actions, caller: Principal, match: IfMatch) -> TaskView | Encoded:
     """Cancel a task: 200 when it has ended, 202 while its worker still has to end it."""
     return actions.cancel(id, match, by=caller, reason=body.reason)

@@ -1,0 +1,46 @@
+"""S2: requests generated from the OpenAPI document, with ids of what exists, by callers of every kind, on both engines.
+
+No server error but a documented 503, no status, header, code or schema that the document does not have, no ignored
+authentication, no wrong value taken for a good one, nothing read that was deleted. Short form: some thousand requests;
+long form (`--long`): 100 000 an engine. Streams of events are left out: they do not end.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from tests.generated.fuzz import Fuzz, report
+from tests.generated.world import World
+
+SHORT, LONG = 8, 100_000
+SEED = 20
+
+
+async def test_s2_generated_requests(make_world: Any, long_form: bool, figure: Any) -> None:
+    world: World = await make_world()
+    fuzz = Fuzz(world, SEED)
+    await fuzz.prepare()
+    began = time.monotonic()
+    cases = SHORT
+    while True:
+        # A case is asked for by two callers, right and wrong ones are as many.
+        await fuzz.run(cases, derandomize=not long_form)
+        if not long_form or fuzz.count.total() >= LONG:
+            break
+        cases = 100
+    figure(
+        "S2",
+        {
+            "requests": fuzz.count.total(),
+            "operations": len(world.operations),
+            "accepted": sum(count for status, count in fuzz.count.items() if status < 300),
+            "server_errors": sum(count for status, count in fuzz.count.items() if status >= 500 and status != 503),
+            "unavailable": fuzz.count[503],
+            "faults": len(fuzz.faults),
+            "seconds": round(time.monotonic() - began),
+        },
+    )
+    assert not fuzz.faults, report(fuzz.faults)
+    assert fuzz.count.total() > 20 * len(world.operations)
+    assert sum(count for status, count in fuzz.count.items() if status < 300) > fuzz.count.total() / 20
