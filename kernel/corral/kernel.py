@@ -33,6 +33,13 @@ from corral.events.consumers import Consumer, Subscriber
 from corral.events.feed import Feed
 from corral.events.registry import EventTypes
 from corral.http.metrics import RequestMetrics
+from corral.isolation import figures
+from corral.isolation.guard import Guard
+from corral.isolation.items import Guards, asked_for
+from corral.isolation.tasks import PluginTasks
+from corral.isolation.threads import Threads
+from corral.isolation.warden import Warden
+from corral.isolation.watchdog import Watchdog
 from corral.jobs import job as job_rows
 from corral.jobs.queue import JobQueue
 from corral.jobs.runner import InProcessRunner
@@ -46,9 +53,11 @@ from corral.runtime import PluginRuntime
 from corral.settings import SettingsRegistry
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.supervisor import Supervisor
-from corral.upgrade import apply_migrations, sealed_columns, unlock
+from corral.upgrade import apply_migrations, sealed_columns, taken_out, unlock
 
 log = logging.getLogger("corral.kernel")
+
+STOP_SECONDS = 10.0
 
 
 class Kernel:
@@ -70,6 +79,10 @@ class Kernel:
         self.supervisor = Supervisor()
         self.event_types = EventTypes()
         self.registry = PluginRegistry(self)
+        self.threads = Threads()
+        self.warden = Warden(self.registry, self.settings, self.threads)
+        self.guards, self.watchdog = Guards(self.warden), Watchdog(self.warden)
+        self.metrics.plugins = lambda: figures.lines(self.plugins, self.guards.all, self.warden)
         self.runner: InProcessRunner
         self.door_watchers: list[Callable[[Loaded], None]] = []
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{id(self):x}"
@@ -100,6 +113,11 @@ class Kernel:
             if loaded.active:
                 attempt(loaded, lambda loaded=loaded: self._bind(loaded))  # type: ignore[misc]  # bound per round
             self._tidy(loaded)
+        for loaded in self.active:
+            self._enclose(loaded)
+            if not loaded.found.built_in:
+                self.database.rooms |= {f"consumer {item.name}": loaded.name for item, _ in loaded.of("_subscribers")}
+                self.database.rooms |= {f"job {item.name}": loaded.name for item, _ in loaded.of("_jobs")}
         self._wire_runner()
         self.credentials.use([made for item in self.active for made in item.of("_authenticators")])
 
@@ -120,7 +138,7 @@ class Kernel:
             Feed: self.feed, Bus: self.bus, Credentials: self.credentials, Permissions: Permissions(),
             RequestMetrics: self.metrics, EventTypes: self.event_types, Supervisor: self.supervisor,
             Contributions: HookContributions(self.plugins), PluginRegistry: self.registry, Egress: self.egress,
-            Redactor: self.redactor, Installation: Installation.of(self.config),
+            Redactor: self.redactor, Installation: Installation.of(self.config), Warden: self.warden,
             ApiDocument: ApiDocument(title="Corral", version=version("corral"),
             public_url=self.config.server.public_url),
         }  # fmt: skip
@@ -157,13 +175,28 @@ class Kernel:
         loaded.contributions.update(
             _jobs=[(job, bind(job.run, room)) for job in loaded.of("corral_jobs")],
             _schedules=[(schedule, bind(schedule.run, room)) for schedule in loaded.of("corral_schedules")],
-            _consumers=[self._consumer(loaded, subscriber) for subscriber in loaded.of("corral_subscribers")],
+            _subscribers=[
+                (subscriber, bind(subscriber.handle, room, skip=("event",)))
+                for subscriber in loaded.of("corral_subscribers")
+            ],
             corral_metrics=[
                 msgspec.structs.replace(metric, collect=bind(metric.collect, room))
                 for metric in loaded.of("corral_metrics")
             ],
             _authenticators=[self.container.call(kind, room) for kind in loaded.of("corral_authenticators")],
         )
+
+    def _enclose(self, loaded: Loaded) -> None:
+        """From here on everything of it is called through its guards."""
+        hooks = {
+            name: (owner.name, asked_for(spec))
+            for owner in self.active
+            for module in owner.of("corral_hookspecs")
+            for name, spec in vars(module).items()
+            if name.startswith("corral_")
+        }
+        self.guards.enclose(loaded, hooks)
+        loaded.contributions["_consumers"] = [self._consumer(loaded, *item) for item in loaded.of("_subscribers")]
 
     def _wire_runner(self) -> None:
         jobs = {job.name: (job, run) for loaded in self.active for job, run in loaded.of("_jobs")}
@@ -176,15 +209,14 @@ class Kernel:
         self.settings.watch([JOBS_CONCURRENCY], lambda: self.runner.limit(jobs_at_a_time(self.settings)))
         self.container.add(InProcessRunner, self.runner)
 
-    def _consumer(self, loaded: Loaded, subscriber: Subscriber) -> Consumer:
-        handle = self.container.bind(subscriber.handle, self.room(loaded), skip=("event",))
+    def _consumer(self, loaded: Loaded, subscriber: Subscriber, handle: Guard) -> Consumer:
         types = self.event_types.expand(subscriber.events)
         name, is_open = subscriber.name, lambda: loaded.active
-        return Consumer(self.database, self.feed, name, types, handle, self.holder, is_open)
+        return Consumer(self.database, self.feed, name, types, handle, self.holder, is_open, handle.tentatively)
 
     def refuse_without_essentials(self) -> None:
         """Raise `Refused` when a plugin failed without which gates would be missing, or any did in strict mode."""
-        broken = [f"{item.name}: {item.reason}" for item in self.plugins if item.name in ESSENTIAL and not item.active]
+        broken = [f"{item.name}: {item.reason}" for item in self.plugins if item.name in ESSENTIAL and not item.serves]
         if broken:
             raise Refused(*broken)
         if self.config.plugins.strict:
@@ -199,6 +231,8 @@ class Kernel:
 
         New jobs are announced to the shared queue, if there is one, when this process does none, or is to `share`.
         """
+        asyncio.get_running_loop().set_default_executor(self.threads)
+        self.watchdog.start()
         self.database.attach(asyncio.get_running_loop())
         self.database.committed = self._committed
         if self.queue is not None and (share or not jobs):
@@ -209,7 +243,7 @@ class Kernel:
         if self.database.kind == "postgresql":
             self.supervisor.start("events.sequencer", self.feed.sequence)
         for loaded in self.plugins:
-            if loaded.active:
+            if loaded.serves:
                 await self._start_plugin(loaded)
         self.refuse_without_essentials()
         if jobs:
@@ -248,23 +282,22 @@ class Kernel:
 
     async def stop(self) -> None:
         """End background work, plugins and connections, in that order."""
-        for loaded in reversed(self.active):
-            try:
-                assert loaded.plugin is not None
-                await loaded.plugin.stop()
-            except Exception:
-                log.exception("a plugin failed to stop", extra={"plugin": loaded.name})
+        for loaded in reversed(self.plugins):
+            if loaded.serves and loaded.plugin is not None:
+                await self.tasks_of(loaded).once("stop", loaded.plugin.stop, STOP_SECONDS)()
         await self.supervisor.stop()
         await self.bus.stop()
         if self.queue is not None:
             await self.queue.stop()
         await asyncio.to_thread(self.database.close)
+        self.watchdog.stop()
 
     def close_door(self, loaded: Loaded) -> None:
         """A loaded plugin's state changed: who wants its services gets None or them again, its routes follow."""
-        self.container.close(loaded.name, closed=not loaded.active)
-        for other in self.active:
-            self._inject(other)
+        self.container.close(loaded.name, closed=not loaded.serves)
+        for other in self.plugins:
+            if other.serves:
+                self._inject(other)
         for watcher in self.door_watchers:
             watcher(loaded)
 
@@ -275,6 +308,14 @@ class Kernel:
         self.feed.committed(bool(emitted))
         if due := [str(row["id"]) for unit in units for row in unit.jobs if row["run_at"] <= row["created_at"]]:
             self.runner.announce(due)
+
+    def tasks_of(self, loaded: Loaded) -> PluginTasks:
+        """What guards the background tasks of a plugin."""
+
+        def record(where: str, error: BaseException) -> None:
+            self.registry.record(loaded.name, where, error, None)
+
+        return PluginTasks(self.warden, self.guards, loaded, record)
 
     def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
         """Call `run` once the server listens."""
@@ -297,7 +338,7 @@ def boot(
         config.database.url, synchronous=config.database.synchronous, pool_size=config.database.pool_size
     )
     try:
-        loaded = plugins if plugins is not None else load(discover(config), config)
+        loaded = plugins if plugins is not None else load(discover(config), config, off=taken_out(database))
         apply_migrations(database, loaded, config, migrations)
         keyring = unlock(keyring, database, loaded, config, create=create_keys)
         database.cursor_key = keyring.mac("list-cursor", b"v1")

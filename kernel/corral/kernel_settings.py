@@ -65,10 +65,23 @@ JOBS_CONCURRENCY: Setting[int | None] = Setting(
 JOBS_RETENTION_DAYS = Setting(
     name="jobs.retention_days", kind=int, default=7, title="Days that ended jobs are kept", minimum=1, maximum=90
 )
+CALL_BUDGET_SECONDS = Setting(
+    name="plugins.call_budget_seconds", kind=int, default=5, minimum=1, maximum=60,
+    title="Time of a call of what a plugin contributes",
+)  # fmt: skip
+QUARANTINE_ERRORS = Setting(
+    name="plugins.quarantine_errors", kind=int, default=5, minimum=1, maximum=100,
+    title="Errors after which a plugin is put into quarantine",
+)  # fmt: skip
+QUARANTINE_WINDOW_SECONDS = Setting(
+    name="plugins.quarantine_window_seconds", kind=int, default=60, minimum=10, maximum=3600,
+    title="Time in which these errors are counted",
+)  # fmt: skip
 
 KERNEL_SETTINGS = (
     SITE_NAME, TIMEZONE, CORS_ORIGINS, IN_FLIGHT, ACCESS_LOG, RATE, MACHINE_RATE, ANONYMOUS_RATE,
     RETENTION_DAYS, MAX_ROWS, JOBS_CONCURRENCY, JOBS_RETENTION_DAYS,
+    CALL_BUDGET_SECONDS, QUARANTINE_ERRORS, QUARANTINE_WINDOW_SECONDS,
 )  # fmt: skip
 
 

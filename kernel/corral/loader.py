@@ -30,6 +30,7 @@ GROUP = "corral.plugins"
 BUILT_IN = "corral"
 FIRST = frozenset({"core", "settings"})  # what others read when they start must be there
 ESSENTIAL = frozenset({"core", "audit", "security"})
+PROTECTED = ESSENTIAL | {"secrets", "settings", "admin"}
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 ASKS_FOR = {"corral_blob_store": "[storage] url"}  # the keys that ask for a first result; else [redis] url
@@ -55,7 +56,7 @@ class Found(msgspec.Struct, kw_only=True):
 
 
 class Loaded(msgspec.Struct, kw_only=True):
-    """A plugin and its state: `active | disabled | blocked | failed`."""
+    """A plugin and its state: `active | disabled | blocked | failed | quarantined`."""
 
     found: Found
     state: str = "active"
@@ -74,6 +75,16 @@ class Loaded(msgspec.Struct, kw_only=True):
     def active(self) -> bool:
         """Whether it takes part."""
         return self.state == "active"
+
+    @property
+    def serves(self) -> bool:
+        """Whether its routes and services are there: in quarantine too."""
+        return self.state in ("active", "quarantined")
+
+    @property
+    def protected(self) -> bool:
+        """Whether nothing is safe without it."""
+        return self.found.built_in and (self.name in PROTECTED or bool(self.kind and self.kind.protected))
 
     @property
     def requires(self) -> tuple[str, ...]:
@@ -216,7 +227,7 @@ def block(ordered: Iterable[Loaded]) -> None:
     for loaded in states.values():
         for name in loaded.requires if loaded.active else ():
             needed = states.get(name)
-            if needed is None or not needed.active:
+            if needed is None or not needed.serves:
                 loaded.become("blocked", f"requires {name}, which is {needed.state if needed else 'not installed'}")
                 break
 
@@ -224,7 +235,12 @@ def block(ordered: Iterable[Loaded]) -> None:
 def _begin(item: Found, config: Config, off: Mapping[str, str]) -> Loaded:
     loaded = Loaded(found=item, since=clock.now())
     named = item.name in config.plugins.enabled
-    if item.name in config.plugins.disabled or (not item.built_in and not named):
+    if loaded.protected:
+        if item.name in config.plugins.disabled:
+            log.warning("corral.toml disables a protected plugin; it is loaded", extra={"plugin": item.name})
+    elif config.safe_mode:
+        loaded.become("disabled", "safe mode")
+    elif item.name in config.plugins.disabled or (not item.built_in and not named):
         loaded.become("disabled", "config")
     elif item.name in off and not named:
         loaded.become("disabled", off[item.name])
@@ -239,6 +255,8 @@ def _import(loaded: Loaded, config: Config) -> None:
         raise TypeError(f"the class is named {getattr(kind, 'name', None)!r}, its entry point {loaded.name!r}")
     if kind.kernel_api != KERNEL_API:
         raise TypeError(f"made for kernel API {kind.kernel_api}, this kernel has {KERNEL_API}")
+    if kind.protected and not loaded.found.built_in and loaded.found.distribution != "test":
+        raise TypeError("protected is for the plugins that Corral brings along")
     named: tuple[Any, ...] = (kind.requires, kind.wants)
     if not all(isinstance(names, tuple) and loaded.name not in names for names in named):
         raise TypeError("requires and wants must be tuples of names of other plugins")
@@ -273,8 +291,14 @@ def _offered_specs(ordered: Iterable[Loaded]) -> list[Any]:
     modules: list[Any] = []
     for loaded in ordered:
         if loaded.active and loaded.plugin is not None and hasattr(loaded.plugin, "corral_hookspecs"):
-            attempt(loaded, lambda loaded=loaded: modules.extend(loaded.plugin.corral_hookspecs()))  # type: ignore[misc]  # bound
+            attempt(loaded, lambda loaded=loaded: _ask_for_specs(loaded))  # type: ignore[misc]  # bound per round
+            modules += loaded.of("corral_hookspecs")
     return modules
+
+
+def _ask_for_specs(loaded: Loaded) -> None:
+    plugin: Any = loaded.plugin
+    loaded.contributions["corral_hookspecs"] = list(plugin.corral_hookspecs())
 
 
 def _named(loaded: Loaded) -> tuple[str, ...]:
@@ -298,7 +322,7 @@ def _contribute(loaded: Loaded, modules: Iterable[Any], owner_absent: bool) -> N
                 raise TypeError(f"{caller.name} returned {type(result).__name__}, not a list")
             results.extend(result)
         staged[caller.name] = results
-    loaded.contributions = staged
+    loaded.contributions |= staged
 
 
 def first_result(plugins: list[Loaded], hook: str, url: str) -> Any:

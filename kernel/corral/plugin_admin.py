@@ -12,6 +12,7 @@ from corral import clock
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from corral.http.metrics import RequestMetrics
     from corral.loader import Loaded
     from corral.redact.redactor import Redactor
 
@@ -40,6 +41,7 @@ class PluginError(msgspec.Struct, frozen=True):
 class _Doors(Protocol):
     plugins: list[Loaded]
     redactor: Redactor
+    metrics: RequestMetrics
 
     def close_door(self, loaded: Loaded) -> None: ...
 
@@ -61,16 +63,30 @@ class PluginRegistry:
         return next((loaded for loaded in self._kernel.plugins if loaded.name == name), None)
 
     def required_by(self, name: str) -> list[Loaded]:
-        """Active plugins that require it."""
-        return [loaded for loaded in self._kernel.plugins if loaded.active and name in loaded.requires]
+        """Plugins in service that require it."""
+        return [loaded for loaded in self._kernel.plugins if loaded.serves and name in loaded.requires]
 
     def disable(self, name: str, reason: str) -> None:
         """Close the door of a loaded plugin in this process."""
         self._turn(name, "disabled", reason)
 
     def enable(self, name: str) -> None:
-        """Open it again."""
+        """Open it again; also out of quarantine."""
         self._turn(name, "active", None)
+
+    def hold(self, name: str, reason: str) -> None:
+        """Put it into quarantine in this process."""
+        self._turn(name, "quarantined", reason)
+
+    def follow(self, name: str) -> None:
+        """Have those who watch doors know that a state has changed; on the loop."""
+        loaded = self.get(name)
+        if loaded is not None:
+            self._kernel.close_door(loaded)
+
+    def shown(self, text: str) -> str:
+        """A text for admins."""
+        return self._kernel.redactor.redact(text)[:500]
 
     def _turn(self, name: str, state: str, reason: str | None) -> None:
         loaded = self.get(name)
@@ -80,10 +96,11 @@ class PluginRegistry:
 
     def record(self, name: str, where: str, error: BaseException, request_id: str | None) -> None:
         """Count an error; the last 100 are kept."""
-        message = self._kernel.redactor.redact(str(error))[:500]
+        message = self.shown(str(error))
         entry = PluginError(clock.now(), where, type(error).__name__, message, request_id)
         self._errors.setdefault(name, deque(maxlen=100)).append(entry)
         self._totals[name] = self._totals.get(name, 0) + 1
+        self._kernel.metrics.plugin_errors[name] += 1
 
     def errors(self, name: str) -> list[PluginError]:
         """The last errors, newest first."""

@@ -6,10 +6,13 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 from corral.container import Container, Room
+from corral.isolation.tasks import PluginTasks
 from corral.loader import Loaded
 from corral.supervisor import Supervisor
 
 T = TypeVar("T")
+
+SERVING_SECONDS, DRAINING_SECONDS = 30.0, 60.0
 
 
 class _Kernel(Protocol):
@@ -18,6 +21,7 @@ class _Kernel(Protocol):
     address: str | None
 
     def room(self, loaded: Loaded) -> Room: ...
+    def tasks_of(self, loaded: Loaded) -> PluginTasks: ...
     def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None: ...
     def when_draining(self, run: Callable[[], Awaitable[None]]) -> None: ...
 
@@ -27,7 +31,7 @@ class PluginRuntime:
 
     def __init__(self, kernel: _Kernel, loaded: Loaded) -> None:
         self._kernel, self._loaded = kernel, loaded
-        self.when_serving, self.when_draining = kernel.when_serving, kernel.when_draining
+        self._tasks: PluginTasks = kernel.tasks_of(loaded)
 
     @property
     def address(self) -> str | None:
@@ -39,4 +43,10 @@ class PluginRuntime:
         return service
 
     def supervise(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        self._kernel.supervisor.start(f"{self._loaded.name}.{name}", run)
+        self._kernel.supervisor.start(f"{self._loaded.name}.{name}", self._tasks.task(name, run), self._tasks)
+
+    def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
+        self._kernel.when_serving(self._tasks.once("when_serving", run, SERVING_SECONDS))
+
+    def when_draining(self, run: Callable[[], Awaitable[None]]) -> None:
+        self._kernel.when_draining(self._tasks.once("when_draining", run, DRAINING_SECONDS))

@@ -5,10 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 log = logging.getLogger("corral.kernel")
 
 FIRST_DELAY, LAST_DELAY, CALM_AFTER = 1.0, 60.0, 60.0
+GROWTH = 1.3  # five restarts take 9 s: a plugin whose task does not stay is known within 10 s
+RESTARTS = 5
+
+
+class Owner(Protocol):
+    """Whose task it is."""
+
+    def failed(self, task: str, error: BaseException | None) -> None:
+        """It raised, or ended (None)."""
+        ...
+
+    async def held(self, task: str) -> None:
+        """It does not stay up; returns when it shall be tried again."""
+        ...
 
 
 class Supervisor:
@@ -18,9 +33,9 @@ class Supervisor:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.restarts: dict[str, int] = {}
 
-    def start(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        """Run until `stop`."""
-        self._tasks[name] = asyncio.get_running_loop().create_task(self._keep(name, run), name=name)
+    def start(self, name: str, run: Callable[[], Awaitable[None]], owner: Owner | None = None) -> None:
+        """Run until `stop`. After five restarts in a row it is the owner's turn."""
+        self._tasks[name] = asyncio.get_running_loop().create_task(self._keep(name, run, owner), name=name)
 
     async def end(self, name: str) -> None:
         """End one task."""
@@ -37,16 +52,32 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        delay = FIRST_DELAY
+    async def _keep(self, name: str, run: Callable[[], Awaitable[None]], owner: Owner | None) -> None:
         loop = asyncio.get_running_loop()
+        delay, restarts = FIRST_DELAY, 0
         while True:
-            began = loop.time()
-            try:
-                await run()
-                log.warning("a background task ended", extra={"task": name})
-            except Exception:
-                log.exception("a background task failed", extra={"task": name})
+            began, error = loop.time(), await self._once(name, run)
+            if loop.time() - began > CALM_AFTER:
+                delay, restarts = FIRST_DELAY, 0
             self.restarts[name] = self.restarts.get(name, 0) + 1
-            delay = FIRST_DELAY if loop.time() - began > CALM_AFTER else min(LAST_DELAY, delay * 2)
+            if owner is not None:
+                owner.failed(name, error)
+                if restarts >= RESTARTS:
+                    await owner.held(name)
+                    delay, restarts = FIRST_DELAY, 0
+                    continue
+            restarts += 1
             await asyncio.sleep(delay)
+            delay = min(LAST_DELAY, delay * GROWTH)
+
+    async def _once(self, name: str, run: Callable[[], Awaitable[None]]) -> BaseException | None:
+        """Run it; what it raised. `SystemExit` ends the task and nothing else."""
+        try:
+            await run()
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            log.exception("a background task failed", extra={"task": name})
+            return error
+        log.warning("a background task ended", extra={"task": name})
+        return None

@@ -74,3 +74,15 @@ def unlock(keyring: Keyring, database: Database, plugins: Iterable[Loaded], conf
         return made
     keyring.note_stored(stored)
     return keyring
+
+
+def taken_out(database: Database) -> dict[str, str]:
+    """The plugins that admins have taken out of service, with the reason: they are not loaded."""
+
+    def stored() -> dict[str, str]:
+        if "core_plugin_states" not in database.engine.get_tables():
+            return {}
+        rows = database.engine.execute_sql("SELECT name, reason FROM core_plugin_states WHERE state = 'disabled'")
+        return {name: reason or "admin" for name, reason in rows.fetchall()}
+
+    return database.run(stored, read=True)

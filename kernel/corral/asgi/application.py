@@ -29,9 +29,13 @@ class Application:
         self.kernel = kernel
         self.endpoints: list[Endpoint] = []
         table = Table()
-        for loaded in kernel.active:
+        before = kernel.active
+        for loaded in before:
             attempt(loaded, functools.partial(self._add_routes, loaded, table))
         block(kernel.plugins)
+        for loaded in before:
+            if not loaded.serves:
+                kernel.close_door(loaded)
         kernel.refuse_without_essentials()
         closed.close(table, kernel.plugins, self.endpoints)
         config = kernel.config
@@ -59,7 +63,11 @@ class Application:
         kernel = self.kernel
         return {
             prefix + item.path: sockets.Served(
-                loaded, kernel.container.bind(item.serve, kernel.room(loaded), skip=("connection",))
+                loaded,
+                kernel.guards.route(
+                    loaded, f"WS {item.path}",
+                    kernel.container.bind(item.serve, kernel.room(loaded), skip=("connection",)),
+                ),
             )
             for loaded in kernel.active
             for item in loaded.of("corral_sockets")
@@ -74,6 +82,7 @@ class Application:
                 route.plugin = loaded.name
                 _check(route, permissions)
                 made.append(Endpoint(route, self.kernel.container, self.kernel.room(loaded)))
+                made[-1].handler = self.kernel.guards.route(loaded, route.label, route.handler)
         _check_alone(made)
         clashes = [other for endpoint in made if (other := table.clash(endpoint.route)) is not None]
         for _, served in clashes:
@@ -84,13 +93,15 @@ class Application:
             raise Clash(*clashes[0])
         for endpoint in made:
             table.add(endpoint)
+        if not loaded.found.built_in:
+            self.kernel.database.rooms |= {endpoint.label: loaded.name for endpoint in made}
         self.endpoints.extend(made)
 
     def _follow(self, loaded: Loaded) -> None:
         """Routes of a plugin out of service answer 503 from now on, or again as before."""
         for endpoint in self.endpoints:
             if endpoint.route.plugin == loaded.name:
-                endpoint.door = None if loaded.active else functools.partial(closed.out_of_service, loaded)
+                endpoint.door = None if loaded.serves else functools.partial(closed.out_of_service, loaded)
             endpoint.rebind()
 
 

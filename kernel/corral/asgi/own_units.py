@@ -99,7 +99,7 @@ async def _handle(call: Call, endpoint: Endpoint, arguments: dict[str, Any]) -> 
     seconds = endpoint.route.seconds
     try:
         async with asyncio.timeout(seconds):
-            working = endpoint.route.handler(**arguments)
+            working = endpoint.handler(**arguments)
             return render(await (_while_there(call, working) if endpoint.route.abandoned else working), endpoint, call)
     except TimeoutError:
         raise Unavailable(f"This took longer than {seconds:g} seconds.", code="overloaded") from None

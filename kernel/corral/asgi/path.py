@@ -240,7 +240,7 @@ class RequestPath:
     async def _run_unit(
         self, call: Call, endpoint: Endpoint, arguments: dict[str, Any], keyed: Keyed | None, entry: Entry
     ) -> Reply:
-        unit = functools.partial(endpoint.route.handler, **arguments)
+        unit = functools.partial(endpoint.handler, **arguments)
         if keyed is not None:
             unit = functools.partial(self._keyed_unit, unit, call, endpoint, keyed)
         answer = await self._once(endpoint, unit, entry)
@@ -317,7 +317,6 @@ class RequestPath:
         plugin = endpoint[0].route.plugin if isinstance(endpoint, tuple) else ""
         route = endpoint[0].label if isinstance(endpoint, tuple) else call.path
         log.exception("a route raised", extra={"route": route, "plugin": plugin, "request_id": call.request_id})
-        self.metrics.plugin_errors[plugin] += 1
         self.record(plugin, route, error, call.request_id)
         problem = Problem("This is a bug; the log has it under the request id.")
         if plugin:

@@ -110,19 +110,19 @@ def connection_class(path: RequestPath, served: Mapping[str, Served]) -> type:
             client_ip = path.client(peer[0], forwarded.decode("latin1") if forwarded is not None else None)
             connection = Connection(scope, receive, send, client_ip)
             try:
-                serve = _admit(path, served, connection, headers.get(b"host"))
+                found = _admit(path, served, connection, headers.get(b"host"))
             except Problem as problem:
                 await connection.refuse(problem.status, problem.code, problem.detail)
             else:
                 with path.lasting.hold(client_ip, scope["path"], connection.cut):
-                    await _serve(serve, connection)
+                    await _serve(found, connection, path.record)
 
     return SocketASGI
 
 
 def _admit(
     path: RequestPath, served: Mapping[str, Served], connection: Connection, host: bytes | None
-) -> Callable[..., Any]:
+) -> Served:
     """The endpoint of a handshake, after the checks that every request meets; raises the problem that refuses it."""
     url_path, client_ip = connection.request.path, connection.request.client_ip
     found = served.get(url_path.rstrip("/"))
@@ -137,18 +137,20 @@ def _admit(
     anonymous = SIGN_IN.isdisjoint({*connection.query, *connection.request.headers})
     for meter in path.meters:
         meter.arrive(client_ip, None, anonymous=anonymous)
-    if not found.loaded.active:
+    if not found.loaded.serves:
         raise out_of_service(found.loaded)
-    return found.serve
+    return found
 
 
-async def _serve(serve: Callable[..., Any], connection: Connection) -> None:
+async def _serve(found: Served, connection: Connection, record: Callable[..., None]) -> None:
     try:
-        await serve(connection)
+        await found.serve(connection)
     except ConnectionError:
         log.debug("a socket's client left")
-    except Exception:
-        log.exception("a socket endpoint raised")
+    except Exception as error:
+        path, told = connection.request.path, {"plugin": found.loaded.name, "request_id": connection.request.request_id}
+        log.exception("a socket endpoint raised", extra=told)
+        record(found.loaded.name, f"WS {path}", error, connection.request.request_id)
         await connection.close(1011)
     await connection.drain(LINGER_SECONDS)
     # the server closes the connection once this returns, but must not be left waiting for somebody to read

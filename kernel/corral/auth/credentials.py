@@ -10,6 +10,7 @@ from corral.auth.principal import Authenticator, Principal, Rereading
 from corral.errors import Malformed, Unauthorized
 
 KEEP_SECONDS = 1.0
+REMEMBER_SECONDS = 900.0
 CACHE_LIMIT = 10_000
 Given = tuple[bytes | None, bytes | None]
 """`Authorization` and `X-API-Key` as they came: one look-up tells whose they are, without reading them again."""
@@ -51,15 +52,25 @@ class Credentials:
             return None
         return kept[0] if kept[0].expires_at is None or kept[0].expires_at > clock.time_s() else None
 
+    def remembered(self, given: Given) -> Principal | None:
+        """The principal that these headers were of a short while ago, for a route that serves without a database."""
+        kept = self._cache.get(given)
+        if kept is None or time.monotonic() - kept[1] > REMEMBER_SECONDS:
+            return None
+        return kept[0]
+
     def authenticate(self, credential: str) -> Principal:
         """Read the principal; joins a read unit. Raises `Unauthorized`."""
         for authenticator in self._authenticators:
             if authenticator.recognises(credential):
+                found: Principal | None
                 try:
-                    return authenticator.authenticate(credential)
+                    found = authenticator.authenticate(credential)
                 except Unauthorized as problem:
                     problem.headers.update(CHALLENGE)
                     raise
+                if found is not None:  # None: its plugin failed, which is counted there
+                    return found
         raise Unauthorized("The credential has no known form.", headers=CHALLENGE)
 
     def reread(self, caller: Principal) -> Principal:

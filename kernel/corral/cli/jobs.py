@@ -33,9 +33,9 @@ LOOK_SECONDS = 0.2
 
 
 @click.command("jobs")
-@click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="jobs at a time")
+@click.option("--concurrency", type=click.IntRange(1, 256), help="jobs at a time (default: jobs.concurrency)")
 @click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read")
-def command(concurrency: int, config_path: Path | None) -> None:
+def command(concurrency: int | None, config_path: Path | None) -> None:
     """Run background jobs, schedules and consumers until SIGTERM; any number of processes share them.
 
     SIGTERM lets running jobs end, and gives back those that take longer than 25 s; a second one ends at once. SIGHUP
@@ -43,17 +43,18 @@ def command(concurrency: int, config_path: Path | None) -> None:
     """
     from corral.kernel import boot
 
-    config = load_config(path=config_path)
+    config = load_config(path=config_path, overrides={"settings.jobs.concurrency": concurrency})
     logs.configure(config.log_level, config.log_format)
     ensure_data_dir(config)
     kernel = boot(config)
     logs.redact_with(kernel.redactor)
+    logs.share_among(kernel.plugins)
     reload = Reload(config_path)
     signal.signal(signal.SIGHUP, reload)
     if kernel.queue is None:
-        asyncio.run(_run(kernel, concurrency))
+        asyncio.run(_run(kernel))
     else:
-        JobsProcess(kernel, kernel.queue, concurrency).run()
+        JobsProcess(kernel, kernel.queue).run()
     if reload.asked:
         os.execv(sys.executable, [sys.executable, "-m", "corral", *sys.argv[1:]])  # noqa: S606  (this program)
 
@@ -76,11 +77,11 @@ class Reload:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def _run(kernel: Kernel, concurrency: int) -> None:
+async def _run(kernel: Kernel) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _on_signal, stopping)
-    await _start(kernel, concurrency)
+    await _start(kernel)
     await stopping.wait()
     await _end(kernel)
 
@@ -91,8 +92,7 @@ def _on_signal(stopping: asyncio.Event) -> None:
     stopping.set()
 
 
-async def _start(kernel: Kernel, concurrency: int) -> None:
-    kernel.runner.limit(concurrency)
+async def _start(kernel: Kernel) -> None:
     await kernel.start(jobs=True, share=True)
     click.echo(f"Jobs are running ({len(kernel.active)} plugins).")
 
@@ -108,15 +108,15 @@ class JobsProcess:
     What the worker takes from the queue it hands to the kernel, and it takes no more while the kernel has no room.
     """
 
-    def __init__(self, kernel: Kernel, queue: JobQueue, concurrency: int) -> None:
-        self._kernel, self._queue, self._concurrency = kernel, queue, concurrency
+    def __init__(self, kernel: Kernel, queue: JobQueue) -> None:
+        self._kernel, self._queue = kernel, queue
         self._loop = asyncio.new_event_loop()
         self._stopping = threading.Event()
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT."""
         threading.Thread(target=self._loop.run_forever, name="kernel", daemon=True).start()
-        self._call(_start(self._kernel, self._concurrency)).result()
+        self._call(_start(self._kernel)).result()
         self._queue.work(self._take, self._stopping)
         self._call(_end(self._kernel)).result()
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -11,6 +11,8 @@ import msgspec
 import structlog
 
 from corral import clock
+from corral.isolation.log_share import LogShare
+from corral.loader import Loaded
 from corral.redact.redactor import Redactor
 
 _redactor = Redactor()  # knows what credentials look like, until `redact_with` names one that knows them
@@ -20,6 +22,14 @@ def redact_with(redactor: Redactor) -> None:
     """From now on take this process' credentials out of every line."""
     global _redactor
     _redactor = redactor
+
+
+def share_among(plugins: Iterable[Loaded]) -> LogShare:
+    """From now on no plugin has more than its share of the lines."""
+    share = LogShare(plugins)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(share)
+    return share
 
 
 QUIET = ("hypercorn", "asyncio", "peewee", "httpx2", "httpcore2")  # the last two tell URLs and headers of every call

@@ -108,6 +108,7 @@ def serve(config: Config, options: Mapping[str, Any], inherited: Inherited | Non
 
     kernel = boot(config)
     logs.redact_with(kernel.redactor)
+    logs.share_among(kernel.plugins)
     application = Application(kernel)
     for warning in kernel.settings.unknown():
         log.warning(warning)

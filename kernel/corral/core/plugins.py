@@ -10,16 +10,19 @@ from typing import Any
 import msgspec
 
 from corral import clock
+from corral.auth.principal import Principal
 from corral.config import MASK, Config
+from corral.core import quarantine
 from corral.core.api import PluginState
 from corral.core.models import PluginStateRow
 from corral.database.engine import Work
 from corral.database.unit import after_commit, current
-from corral.errors import Conflict, NotFound
+from corral.errors import Conflict, Fault, Invalid, NotFound
 from corral.events.event import emit
 from corral.events.log import Record
+from corral.isolation.warden import Warden
 from corral.loader import Loaded
-from corral.plugin import Audit, AuditEntry
+from corral.plugin import Audit, AuditEntry, SettingsChange, SettingsStore
 from corral.plugin_admin import PluginError, PluginRegistry
 from corral.schema.fields import Instant
 
@@ -69,8 +72,8 @@ class PluginCatalogue:
 
     audit: Audit | None = None
 
-    def __init__(self, registry: PluginRegistry, config: Config, work: Work) -> None:
-        self._registry, self._config, self._work = registry, config, work
+    def __init__(self, registry: PluginRegistry, warden: Warden, config: Config, work: Work) -> None:
+        self._registry, self._warden, self._config, self._work = registry, warden, config, work
         self._applying: asyncio.Future[None] | None = None
 
     def all(self, states: Sequence[str] = ()) -> list[PluginView]:
@@ -94,10 +97,26 @@ class PluginCatalogue:
         table = self._config.plugins.tables.get(name, {}) if section is None else msgspec.to_builtins(section)
         return _masked(table)
 
+    def configure(self, name: str, values: Mapping[str, Any], store: SettingsStore, *, by: Principal) -> SettingsChange:
+        """Change run-time settings that the plugin declares; others are `unknown_setting` here."""
+        own = {setting.name for setting in self._loaded(name).of("corral_settings")}
+        foreign = [
+            Fault(f"/settings/{each}", "unknown_setting", f"{name} has no setting {each}.")
+            for each in values
+            if each not in own
+        ]
+        if foreign:
+            raise Invalid(foreign[0].detail, code="unknown_setting", errors=foreign)
+        change = store.change(values, by=by, pointer="/settings/{}".format)
+        if change.updated and self.audit is not None:
+            action, details = "plugins.plugin.config", {"settings": change.updated}
+            self.audit.record(AuditEntry(action=action, object_type="plugin", object_id=name, details=details))
+        return change
+
     def disable(self, name: str, reason: str | None) -> PluginView:
         """Take a plugin out of service in every process, and at the next start."""
         loaded = self._loaded(name)
-        if loaded.kind is not None and loaded.kind.protected:
+        if loaded.protected:
             raise Conflict("This plugin is protected: nothing is safe without it.", code="plugin_required")
         if name in self._config.plugins.enabled:
             raise Conflict("corral.toml names it in [plugins] enabled; change it there.", code="setting_locked")
@@ -125,13 +144,18 @@ class PluginCatalogue:
         if loaded.state in ("blocked", "failed"):
             raise Conflict(f"It is {loaded.state}: {loaded.reason}", current_status=loaded.state)
         PluginStateRow.delete().where(PluginStateRow.name == name).execute()
+        quarantine.release(loaded)
         if loaded.state == "active":
             return self.get(name)
         if loaded.plugin is None:
             return msgspec.structs.replace(self.get(name), pending_reload=True)
         self._changed(loaded, "active", None)
-        after_commit(lambda: self._registry.enable(name))
+        after_commit(lambda: self._open(name))
         return msgspec.structs.replace(self.get(name), state="active", reason=None)
+
+    def _open(self, name: str) -> None:
+        self._warden.standing(name).clear()
+        self._registry.enable(name)
 
     def stored(self) -> dict[str, str]:
         """The plugins that an admin has taken out of service, with the reason; read at start."""
@@ -141,8 +165,8 @@ class PluginCatalogue:
         """Open and close doors of this process until they are as stored; on the loop."""
         for loaded in self._registry.all():
             reason = stored.get(loaded.name)
-            stays = (loaded.kind is not None and loaded.kind.protected) or loaded.name in self._config.plugins.enabled
-            if reason is not None and loaded.active and not stays:  # what the file names wins over what is stored
+            stays = loaded.protected or loaded.name in self._config.plugins.enabled
+            if reason is not None and loaded.serves and not stays:  # what the file names wins over what is stored
                 self._registry.disable(loaded.name, reason)
             elif reason is None and loaded.state == "disabled" and loaded.plugin is not None:
                 self._registry.enable(loaded.name)
@@ -168,8 +192,10 @@ class PluginCatalogue:
         emit(event, object=("plugin", loaded.name))
         if self.audit is not None:
             verb = "enable" if state == "active" else "disable"
-            action, details = f"plugins.plugin.{verb}", {"reason": reason}
-            entry = AuditEntry(action=action, object_type="plugin", object_id=loaded.name, details=details)
+            entry = AuditEntry(
+                action=f"plugins.plugin.{verb}", object_type="plugin", object_id=loaded.name,
+                changes={"state": (loaded.state, state)}, details={"reason": reason},
+            )  # fmt: skip
             self.audit.record(entry)
 
     def _view(self, item: Loaded, tables: frozenset[str]) -> PluginView:
@@ -179,7 +205,7 @@ class PluginCatalogue:
         return PluginView(
             name=item.name, title=kind.title() if kind else item.name, description=kind.description() if kind else "",
             version=found.version, distribution=found.distribution, author=found.author, license=found.license,
-            protected=bool(kind and kind.protected), state=item.state, reason=item.reason, since=item.since,
+            protected=item.protected, state=item.state, reason=item.reason, since=item.since,
             requires=sorted(item.requires), wants=sorted(kind.wants) if kind else [],
             required_by=sorted(other.name for other in self._registry.required_by(item.name)),
             permissions=sorted(each.name for each in kind.permissions) if kind else [],

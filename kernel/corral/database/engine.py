@@ -45,6 +45,7 @@ class Database(abc.ABC):
         self.flush: Callable[[Unit], None] = lambda unit: None
         self.committed: Callable[[list[Unit]], None] = lambda units: None
         self.cursor_key = b""  # set at boot from the keyring: signs list cursors
+        self.rooms: dict[str, str] = {}  # label of units: the plugin that may take half of the lanes with them
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -129,6 +130,8 @@ def translate(error: BaseException) -> BaseException:
         return error
     if isinstance(error, (peewee.IntegrityError, peewee.ProgrammingError, peewee.DataError, sqlite3.IntegrityError)):
         return error
+    if _is_wrong(error):
+        return error
     text = str(error).lower()
     if "readonly" in text or "read-only" in text:
         return error  # a read unit that writes: a bug of its handler
@@ -140,3 +143,9 @@ def translate(error: BaseException) -> BaseException:
         problem = Unavailable("The database cannot be reached.", retry_after=2)
     problem.__cause__ = error
     return problem
+
+
+def _is_wrong(error: BaseException) -> bool:
+    """Whether SQLite cannot make sense of the statement: no such table, say. It calls that operational too."""
+    raised = error if isinstance(error, sqlite3.Error) else error.__cause__ or error.__context__
+    return getattr(raised, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR

@@ -15,10 +15,11 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from corral import calls
 from corral.database.unit import Entry, Unit
 from corral.errors import Unavailable
 
@@ -78,6 +79,13 @@ class Lane(threading.Thread, abc.ABC):
         self.since = 0.0
 
     def run(self) -> None:
+        calls.lanes.add(threading.get_ident())
+        try:
+            self._serve()
+        finally:
+            calls.lanes.discard(threading.get_ident())
+
+    def _serve(self) -> None:
         while not self.lost:
             ticket = self.pool.queue.get()
             if ticket is None:
@@ -90,6 +98,8 @@ class Lane(threading.Thread, abc.ABC):
                 log.exception("a database lane failed")
                 if not self.lost:
                     self.pool.deliver([Outcome(ticket, None, error=Unavailable("The database failed."))])
+            if not self.lost:
+                self.pool.release(ticket)
         if not self.lost:
             self.close()
 
@@ -134,6 +144,10 @@ class Pool:
         self.name, self.make, self.deliver = name, make, deliver
         self.queue: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self.losses: Counter[str] = Counter()
+        self.rooms: Mapping[str, str] = {}  # by label: the plugin whose units take half of the lanes at most
+        self._share, self._busy = max(1, size // 2), Counter[str]()
+        self._waiting: dict[str, deque[Ticket]] = defaultdict(deque)
+        self._counting = threading.Lock()
         self.lanes = [make(self) for _ in range(size)]
         self.closed = threading.Event()
         for lane in self.lanes:
@@ -200,7 +214,11 @@ class Pool:
                 return
             lane.lost = True
             again = lane.rerun()
-        self.losses[ticket.entry.label] += 1
+        inside = calls.inside(lane.ident or 0)
+        if inside is None or not inside.contributed.blamed:
+            self.losses[ticket.entry.label] += 1
+        else:
+            calls.give_up(lane.ident or 0, inside, UnitLost)
         log.error("unit lost", extra={"unit": ticket.entry.label, "duration_ms": round(LOST_AFTER * 1000)})
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(lane.ident or 0), ctypes.py_object(UnitLost))
         lane.sever()
@@ -208,4 +226,5 @@ class Pool:
         for other in again:
             self.queue.put(other)
         fresh.start()
+        self.release(ticket)
         self.deliver([Outcome(ticket, None, error=Unavailable("The operation ran too long and was rolled back."))])

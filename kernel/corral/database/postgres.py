@@ -39,6 +39,7 @@ class PostgresDatabase(Database):
         )
         self._url = url
         self._pool = Pool("database", pool_size, lambda pool: _PostgresLane(pool, self), self.deliver)
+        self._pool.rooms = self.rooms
 
     def ping(self) -> None:
         import psycopg

@@ -60,10 +60,11 @@ class Consumer:
 
     def __init__(
         self, database: Database, feed: Feed, name: str, types: Sequence[str], handle: Callable[[Record], Any],
-        holder: str, is_open: Callable[[], bool] = lambda: True,
+        holder: str, is_open: Callable[[], bool] = lambda: True, tentatively: Callable[[Record], Any] | None = None,
     ) -> None:  # fmt: skip
         self._database, self._feed = database, feed
         self.name, self._types, self._handle, self._holder = name, list(types), handle, holder
+        self._tentatively = tentatively or handle  # in batches: what fails is tried alone, and counted then
         self._is_open = is_open  # whether the plugin is in service; else the cursor stays where it is
         self._entry = Entry(label=f"consumer {name}", actor=SYSTEM)
 
@@ -135,8 +136,9 @@ class Consumer:
             return False
         newest = event_log.last_seq()  # before the look: what comes later is behind it
         records = self._next(row.cursor, limit)
+        handle = self._handle if limit == 1 else self._tentatively
         for record in records:
-            self._handle(record)
+            handle(record)
         full = len(records) == limit
         passed = records[-1].seq if full else max([newest, *[record.seq for record in records]])
         if records or passed - row.cursor > LAG:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -22,6 +23,7 @@ class RequestMetrics:
         self.body_rejected: Counter[str] = Counter()
         self.plugin_errors: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
+        self.plugins: Callable[[], Iterable[str]] = tuple  # lines of the series about plugins
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """One answered request; `route` is its template or `unmatched`."""
@@ -51,4 +53,4 @@ class RequestMetrics:
         ):
             lines += [f"# HELP {name} Since the start.", f"# TYPE {name} counter"]
             lines += [f'{name}{{{label}="{value}"}} {count}' for value, count in sorted(counter.items())]
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, *self.plugins()]) + "\n"

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from corral.auth.principal import Principal
+from corral.errors import Failure
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +58,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
         return f"<Connection {self.name}>"
 
 
-class ProviderError(Exception):
+class ProviderError(Failure):
     """What a provider answers instead of a completion. `status` is that of its answer, or 504 for its silence.
 
     `code`: the problem that the caller is told instead of the one that follows from the status; such a failure is not

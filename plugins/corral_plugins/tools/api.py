@@ -9,6 +9,7 @@ import msgspec
 
 from corral.auth.principal import Principal
 from corral.database.engine import Work
+from corral.errors import Failure
 
 Risk = Literal["read", "write", "external", "dangerous"]
 Policy = Literal["allow", "ask", "deny"]
@@ -55,7 +56,7 @@ class Later(msgspec.Struct, frozen=True):
     """The result of a tool whose answer comes later, by `Tools.answered`."""
 
 
-class ToolFailure(Exception):
+class ToolFailure(Failure):
     """The tool could not do it. `type` is stable; the message is for the model and for people, in the tool's own words:
     what strangers wrote goes into a result, which taints.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import msgspec
@@ -11,10 +12,13 @@ from corral.plugin import Contributions
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.api import Claim
+from corral_plugins.tasks.hookspecs import TaskExecutor
 from corral_plugins.tasks.models import Attempt, Comment, Task
 from corral_plugins.tasks.service import rows, views
 from corral_plugins.tasks.service.rows import Row
 from corral_plugins.tools.api import ClaimTool, Tools
+
+log = logging.getLogger("corral.tasks")
 
 GATEWAY = "/api/v1/llm"
 """Relative: the worker knows by which address it reaches its server."""
@@ -79,7 +83,7 @@ class Offers:
             "step_run_id": step,
         }
         for _, executor in self._contributions.of("corral_task_executors"):
-            if executor.handles(about):
+            if _handles(executor, about):
                 config["executor"] = executor.prepare(about)
                 break
         return Claim(
@@ -124,6 +128,15 @@ class Offers:
             return None
         checkpoint = None if found is None else msgspec.Raw(found[0])
         return {"checkpoint": checkpoint, "tool_results": [], **(given or {})}
+
+
+def _handles(executor: TaskExecutor, task: dict[str, Any]) -> bool:
+    """Whether it does; one that fails, which is counted against its plugin, does not."""
+    try:
+        return executor.handles(task)
+    except Exception:
+        log.exception("an executor could not say whether it handles a task", extra={"task": task["id"]})
+        return False
 
 
 def _comments(task_id: str) -> list[dict[str, Any]]:

@@ -1,0 +1,94 @@
+"""What a contributed callable shall return, read of its annotations at boot."""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from corral.http.signature import hints
+
+PLAIN = (types.NoneType, bool, int, str, tuple, list, dict, msgspec.Struct)
+AWAITED = (collections.abc.Awaitable, collections.abc.Coroutine)
+
+
+class Expected(typing.NamedTuple):
+    """`kinds`: one of these classes; None: anything. `awaited`: what is called gives an awaitable of it."""
+
+    kinds: tuple[type, ...] | None = None
+    awaited: bool | None = None
+
+    @property
+    def plain(self) -> tuple[type, ...]:
+        """Classes of which a value needs no further look."""
+        return () if self.awaited else tuple(kind for kind in self.kinds or () if issubclass(kind, PLAIN))
+
+    def fits(self, value: Any) -> bool:
+        """Whether a returned value is of the kind. Whole numbers are numbers."""
+        return self.kinds is None or isinstance(value, self.kinds) or (float in self.kinds and type(value) is int)
+
+    def names(self) -> str:
+        """For people."""
+        return " or ".join(kind.__name__ for kind in self.kinds or ())
+
+
+ANYTHING = Expected()
+
+
+def of_method(protocol: Any, name: str) -> Expected:
+    """What a protocol says of one of its methods."""
+    method = getattr(protocol, name, None)
+    if not inspect.isfunction(method):
+        return ANYTHING
+    try:
+        told = hints(method).get("return", Any)
+    except (NameError, TypeError):  # a name that is imported for type checkers only
+        return ANYTHING
+    if inspect.iscoroutinefunction(method):
+        return Expected(_kinds(told), True)
+    return _of(told)
+
+
+def of_field(annotated: Any) -> Expected | None:
+    """What a field annotated `Callable[..., X]` (or that or None) returns; None: it is no callable."""
+    for option in _options(annotated):
+        if typing.get_origin(option) is collections.abc.Callable:
+            return _of(typing.get_args(option)[-1])
+        if option is Callable:
+            return ANYTHING
+    return None
+
+
+def _of(told: Any) -> Expected:
+    if typing.get_origin(told) in AWAITED:
+        return Expected(_kinds(typing.get_args(told)[-1]), True)
+    if told is Any or isinstance(told, typing.TypeVar):
+        return ANYTHING
+    if (typing.get_origin(told) or told) in (collections.abc.AsyncIterator, collections.abc.AsyncGenerator):
+        return Expected(_kinds(told), False)
+    kinds = _kinds(told)
+    return Expected(kinds, None if kinds is None else False)
+
+
+def _options(annotated: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotated) in (typing.Union, types.UnionType):
+        return typing.get_args(annotated)
+    return (annotated,)
+
+
+def _kinds(told: Any) -> tuple[type, ...] | None:
+    found: list[type] = []
+    for option in _options(told):
+        plain = types.NoneType if option is None else typing.get_origin(option) or option
+        if typing.get_origin(option) is typing.Literal:
+            found += [type(value) for value in typing.get_args(option)]
+        elif not isinstance(plain, type) or getattr(plain, "_is_protocol", False):
+            return None
+        else:
+            found.append(plain)
+    return tuple(dict.fromkeys(found))

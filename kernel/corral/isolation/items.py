@@ -1,0 +1,147 @@
+"""What plugins contribute, with guards around everything in it that is called."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from corral.auth.principal import Authenticator
+from corral.events.consumers import Subscriber
+from corral.http.signature import hints
+from corral.isolation.expected import ANYTHING, Expected, of_field, of_method
+from corral.isolation.guard import Guard, Terms, guarded
+from corral.isolation.warden import Warden
+from corral.loader import Loaded
+from corral.plugin import Gate, HealthCheck, Meter
+
+HEALTH_SECONDS = 2.0
+ROUTES = "corral_routes"
+UNAWAITED = Expected(None, False)
+# asked of all that there are: how they are made, and what goes for those that fail
+GATES: tuple[tuple[str, Callable[[Any], Any], Any], ...] = (
+    ("corral_gates", lambda item: Meter if isinstance(item, Meter) else Gate, None),
+    ("_authenticators", lambda item: Authenticator, None),
+)
+
+
+class Guarded:
+    """A contributed object: its methods are guarded, the rest is as it was."""
+
+    def __init__(self, item: Any, guards: Mapping[str, Callable[..., Any]]) -> None:
+        self.__dict__.update(guards, _item=item)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_item"], name)
+
+    @property  # type: ignore[misc]  # read only
+    def __class__(self) -> Any:  # who asks for its class means the contributed one
+        return type(self.__dict__["_item"])
+
+    def __repr__(self) -> str:
+        return repr(self.__dict__["_item"])
+
+
+class Guards:
+    """Makes the guards of a kernel; `all` are those that exist."""
+
+    def __init__(self, warden: Warden) -> None:
+        self._warden = warden
+        self.all: list[Guard] = []
+
+    def put(self, loaded: Loaded, where: str, function: Callable[..., Any], terms: Terms) -> Guard:
+        """A guard around a callable."""
+        if isinstance(function, Guard):  # the same object, contributed to an earlier kernel of this process
+            function = function.function
+        guard = Guard(self._warden, loaded, where, function, terms)
+        self.all.append(guard)
+        return guard
+
+    def function(self, loaded: Loaded, where: str, function: Callable[..., Any], terms: Terms) -> Callable[..., Any]:
+        """The same, as a coroutine function if it was one."""
+        return guarded(self.put(loaded, where, function, terms))
+
+    def job(self, loaded: Loaded, hook: str, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        """The function of a job or schedule, which has a time of its own."""
+        expected = ANYTHING if _is_coroutine_function(run) else UNAWAITED
+        return self.function(loaded, name, run, Terms(hook=hook, budget=None, expected=expected))
+
+    def route(self, loaded: Loaded, label: str, handler: Callable[..., Any]) -> Callable[..., Any]:
+        """The handler of a route or socket of a third party; those of Corral itself are called as they are."""
+        if loaded.found.built_in:
+            return handler
+        return self.function(loaded, label, handler, Terms(hook=ROUTES, budget=None, counts=False, always=True))
+
+    def subscriber(self, loaded: Loaded, subscriber: Subscriber, handle: Callable[..., Any]) -> Guard:
+        """The function of a durable consumer."""
+        return self.put(loaded, subscriber.name, handle, Terms(hook="corral_subscribers", expected=UNAWAITED))
+
+    def health_check(self, loaded: Loaded, item: HealthCheck) -> HealthCheck:
+        """One that fails is down, and says so."""
+        terms = Terms(
+            hook="corral_health_checks", expected=Expected((tuple,), False), budget=HEALTH_SECONDS,
+            otherwise=("down", f"The check of the plugin {loaded.name} failed."),
+        )  # fmt: skip
+        return msgspec.structs.replace(item, check=self.put(loaded, f"health check {item.name}", item.check, terms))
+
+    def enclose(self, loaded: Loaded, hooks: Mapping[str, tuple[str, Any]]) -> None:
+        """Put guards around all that a plugin contributed. `hooks`: those of plugins, with owner and protocol."""
+        given = loaded.contributions
+        for name, hook in (("_jobs", "corral_jobs"), ("_schedules", "corral_schedules")):
+            given[name] = [(item, self.job(loaded, hook, item.name, run)) for item, run in loaded.of(name)]
+        given["_subscribers"] = [(item, self.subscriber(loaded, item, run)) for item, run in loaded.of("_subscribers")]
+        given["corral_health_checks"] = [self.health_check(loaded, item) for item in loaded.of("corral_health_checks")]
+        for name, protocol, otherwise in GATES:
+            given[name] = [
+                self.item(loaded, name, item, protocol(item), otherwise=otherwise, closed=loaded.protected)
+                for item in loaded.of(name)
+            ]
+        given["corral_metrics"] = [self.item(loaded, "corral_metrics", item) for item in loaded.of("corral_metrics")]
+        for hook, (owner, protocol) in hooks.items():
+            if owner != loaded.name and hook in given:  # what it contributes to its own hook is its own affair
+                given[hook] = [self.item(loaded, hook, item, protocol, budget=None) for item in given[hook]]
+
+    def item(self, loaded: Loaded, hook: str, item: Any, protocol: Any = None, **terms: Any) -> Any:
+        """Any contributed object. `protocol`: what its hook asks for, which says what methods return."""
+        if isinstance(item, (type, str, bytes, int, float, tuple, list, dict)) or inspect.ismodule(item):
+            return item
+        name = str(getattr(item, "name", "") or getattr(item, "kind", "") or type(item).__name__)
+        if isinstance(item, msgspec.Struct):
+            return self._struct(loaded, hook, name, item, terms)
+        if inspect.isroutine(item) or isinstance(item, functools.partial):
+            return self.function(loaded, f"{hook} {name}", item, Terms(hook=hook, **terms))
+        methods = {
+            each: self.function(
+                loaded, f"{hook} {name}.{each}", getattr(item, each),
+                Terms(hook=hook, expected=of_method(protocol, each), **terms),
+            )
+            for each, _ in inspect.getmembers(type(item), inspect.isroutine)
+            if not each.startswith("_")
+        }  # fmt: skip
+        return Guarded(item, methods)
+
+    def _struct(self, loaded: Loaded, hook: str, name: str, item: msgspec.Struct, terms: Mapping[str, Any]) -> Any:
+        """A shape with callables in its fields, which say what is returned."""
+        found: dict[str, Any] = {}
+        for field, annotated in hints(type(item)).items():
+            value, expected = getattr(item, field, None), of_field(annotated)
+            if expected is not None and callable(value):
+                told = Terms(hook=hook, expected=expected, **terms)
+                found[field] = self.function(loaded, f"{hook} {name}.{field}", value, told)
+        return msgspec.structs.replace(item, **found) if found else item
+
+
+def asked_for(spec: Callable[..., Any]) -> Any:
+    """What a hook's contributions shall be: X of `-> Iterable[X]`."""
+    try:
+        return (typing.get_args(hints(spec).get("return")) or (None,))[0]
+    except TypeError:  # a name that is imported for type checkers only
+        return None
+
+
+def _is_coroutine_function(function: Any) -> bool:
+    return inspect.iscoroutinefunction(function.func if isinstance(function, functools.partial) else function)

@@ -1,0 +1,76 @@
+"""Looks four times a second who has been inside of a contributed callable for too long, and gives that call up.
+
+Python raises in a thread that runs; one that sleeps is left alone, but for the main one, which a signal wakes. Time is
+counted in looks, so that a process that was stopped for a while, or had no processor, blames nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from typing import Any
+
+from corral import calls
+from corral.calls import Inside
+from corral.isolation.guard import Guard
+from corral.isolation.warden import Warden
+
+log = logging.getLogger("corral.isolation")
+
+TICK = 0.25
+LOOP_SECONDS, LANE_SECONDS = 1.0, 1.5  # on the event loop, and in a unit, which ends after 2 s
+WAKES = signal.SIGURG  # ignored by who does not expect it
+
+
+class Watchdog:
+    """Of one kernel: it looks after the guards that count with its warden."""
+
+    def __init__(self, warden: Warden) -> None:
+        self._warden = warden
+        self._ended = threading.Event()
+        self._loop_thread = 0
+        self._before: Any = None
+
+    def start(self) -> None:
+        """Called on the event loop."""
+        self._loop_thread = threading.get_ident()
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(WAKES, lambda *_: None)
+        threading.Thread(target=self._watch, name="corral-watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        """Called on the event loop."""
+        self._ended.set()
+        if self._before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(WAKES, self._before)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(TICK):
+            try:
+                for thread, entry in list(calls.running.items()):
+                    self._look(thread, entry)
+            except Exception:
+                log.exception("the watchdog failed")
+
+    def _look(self, thread: int, entry: Inside) -> None:
+        guard = entry.contributed
+        if not isinstance(guard, Guard) or guard.warden is not self._warden:
+            return
+        entry.ticks += 1
+        limit = self._limit(guard, thread)
+        if limit is None or entry.ticks <= limit / TICK:
+            return
+        if calls.give_up(thread, entry) and thread == self._loop_thread and self._before is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pthread_kill(thread, WAKES)
+
+    def _limit(self, guard: Guard, thread: int) -> float | None:
+        """Seconds. Third parties have less time on the event loop, which is everybody's."""
+        budget = guard.terms.budget
+        if thread == self._loop_thread:
+            return self._warden.budget if guard.loaded.found.built_in else LOOP_SECONDS
+        if budget is None:
+            return None
+        return LANE_SECONDS if thread in calls.lanes else budget or self._warden.budget
