@@ -15,6 +15,7 @@ from quart.asgi import ASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
 from corral.asgi.call import Call, Gone, Reply
+from corral.asgi.cors import Cors
 from corral.asgi.lasting import Lasting
 from corral.asgi.path import RequestPath, problem_reply
 from corral.asgi.table import paths
@@ -36,7 +37,8 @@ NO_STORE_UNDER = ("/api/v1/auth/", "/api/v1/security", "/api/v1/secrets", "/api/
 class Sender:
     """Turns replies into ASGI messages. `hsts` when the public URL is https."""
 
-    def __init__(self, lasting: Lasting, *, hsts: bool) -> None:
+    def __init__(self, lasting: Lasting, *, hsts: bool, cors: Cors) -> None:
+        self._cors = cors
         self._lasting = lasting
         self._always = ALWAYS + (((b"strict-transport-security", b"max-age=31536000"),) if hsts else ())
 
@@ -61,6 +63,7 @@ class Sender:
             headers.append((b"ratelimit-reset", b"%d" % reset))
         for name, value in reply.headers.items():
             headers.append((name.lower().encode("latin1"), value.encode("latin1")))
+        headers += self._cors.headers(call, reply)
         return headers
 
     async def send(self, reply: Reply, call: Call, send: Send) -> None:
@@ -127,7 +130,8 @@ def connection_class(path: RequestPath, sender: Sender, body_timeout: float, ser
 
 
 def build(
-    path: RequestPath, endpoints: list[Any], sockets: Any, *, body_timeout: float, fast_dispatch: bool, hsts: bool
+    path: RequestPath, endpoints: list[Any], sockets: Any, *, body_timeout: float, fast_dispatch: bool, hsts: bool,
+    cors: Cors,
 ) -> Quart:
     """The application. Every declared route is registered with Quart as well, so `url_for` and blueprints work."""
     app = App("corral", static_folder=None)
@@ -136,7 +140,7 @@ def build(
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
-    sender = Sender(path.lasting, hsts=hsts)
+    sender = Sender(path.lasting, hsts=hsts, cors=cors)
     app.declaring = True
     for endpoint in endpoints:
         for pattern in paths(endpoint.route):

@@ -6,6 +6,8 @@ import functools
 
 from corral.asgi import app as quart_app
 from corral.asgi import closed, sockets
+from corral.asgi.access_log import AccessLog
+from corral.asgi.cors import Cors
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.path import RequestPath
 from corral.asgi.table import Clash, Table
@@ -45,7 +47,7 @@ class Application:
             hosts=Hosts(config.server.public_url, config.server.allowed_hosts),
             client=ClientAddress(config.server.trusted_proxies),
             gates=[gate for loaded in kernel.active for gate in loaded.of("corral_gates")],
-            redactor=kernel.redactor, record=kernel.registry.record,
+            redactor=kernel.redactor, record=kernel.registry.record, access_log=AccessLog(kernel.settings),
             leases=kernel.container.find(LeaseCallers, NOBODY, optional=True, where="the request path"),
             audit=kernel.container.find(Audit, NOBODY, optional=True, where="the request path"),
         )  # fmt: skip
@@ -56,7 +58,7 @@ class Application:
         self.app = quart_app.build(
             self.path, self.endpoints, sockets.connection_class(self.path, self._sockets()),
             body_timeout=config.server.body_timeout_seconds, fast_dispatch=config.server.fast_dispatch,
-            hsts=(config.server.public_url or "").startswith("https://"),
+            hsts=(config.server.public_url or "").startswith("https://"), cors=Cors(kernel.settings),
         )  # fmt: skip
 
     def _sockets(self) -> dict[str, sockets.Served]:

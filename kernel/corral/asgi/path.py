@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from corral.asgi.access_log import AccessLog
 from corral.asgi.audited import Audited
 from corral.asgi.call import Call, Gone, Reply
 from corral.asgi.endpoint import Endpoint, parse_if_match
@@ -36,6 +37,7 @@ log = logging.getLogger("corral.http")
 
 MAX_URL, MAX_HEADERS = 8 * 1024, 16 * 1024
 MAX_IN_FLIGHT = 1000
+AT_ONCE_SECONDS = 0.3
 
 
 class RequestPath:
@@ -45,14 +47,14 @@ class RequestPath:
         self, *, table: Table, database: Database, feed: Feed, credentials: Credentials, idempotency: Idempotency,
         hosts: Hosts, client: ClientAddress, gates: Sequence[Gate], metrics: RequestMetrics,
         redactor: Redactor, record: Callable[[str, str, BaseException, str | None], None],
-        leases: LeaseCallers | None = None, audit: Audit | None = None,
+        access_log: AccessLog, leases: LeaseCallers | None = None, audit: Audit | None = None,
     ) -> None:  # fmt: skip
         self.table, self.database, self.feed, self.credentials = table, database, feed, credentials
         self.idempotency, self.hosts, self.client = idempotency, hosts, client
         self.gates, self.metrics, self.redactor, self.record = tuple(gates), metrics, redactor, record
         self.meters = tuple(gate for gate in gates if isinstance(gate, Meter))
         self.lasting = Lasting(self.gates)
-        self.leases = leases
+        self.leases, self.access_log = leases, access_log
         self.audited = Audited(database, audit)
         self._own_units = OwnUnits(database, idempotency)
         self.draining = False
@@ -88,9 +90,10 @@ class RequestPath:
         if self.audited.verbose and isinstance(endpoint, tuple):
             await self.audited.seen(call, endpoint[0], reply.status, code)
         label = endpoint[0].route.path if isinstance(endpoint, tuple) else "unmatched"
-        self.metrics.observe(
-            call.method if len(call.method) < 8 else "other", label, reply.status, time.perf_counter() - began
-        )
+        took = time.perf_counter() - began
+        self.metrics.observe(call.method if len(call.method) < 8 else "other", label, reply.status, took)
+        if reply.status >= self.access_log.least:
+            self.access_log.write(call, endpoint, reply.status, took)
         return reply
 
     # -- stages
@@ -144,7 +147,7 @@ class RequestPath:
     async def _serve(self, call: Call, endpoint: Endpoint, names: dict[str, str]) -> Reply:
         caller: Principal | None = None
         if not endpoint.public:  # a public route takes no credential and looks at none
-            caller = await self._caller(call)
+            caller = await self._caller(call, remembered=endpoint.route.remembered)
             for meter in self.meters:
                 call.count(meter.enter(caller, endpoint.route))
                 call.inside += ((meter, caller),)
@@ -174,8 +177,8 @@ class RequestPath:
             return await self._own_units.run(call, endpoint, arguments, keyed, entry)
         return await self._run_unit(call, endpoint, arguments, keyed, entry)
 
-    async def _caller(self, call: Call) -> Principal:
-        """Who calls: 401."""
+    async def _caller(self, call: Call, *, remembered: bool) -> Principal:
+        """Who calls: 401. `remembered`: if no row can be read, whoever the credential was of shortly before."""
         call.once(b"authorization", b"x-api-key")
         given = (call.headers.get(b"authorization"), call.headers.get(b"x-api-key"))
         principal = self.credentials.cached(given)
@@ -183,17 +186,24 @@ class RequestPath:
             credential = read_credential(call.header(b"authorization"), call.header(b"x-api-key"))
             if credential is None:
                 raise Unauthorized("Send Authorization: Bearer <token>.", headers={"WWW-Authenticate": "Bearer"})
-            principal = await self._authenticate(call, credential)
-            self.credentials.keep(given, principal)
+            known = self.credentials.remembered(given) if remembered else None
+            principal = await self._authenticate(call, credential, known)
+            if principal is not known:
+                self.credentials.keep(given, principal)
         principal.check_address(call.client_ip)
         if principal.expires_at is not None and principal.expires_at <= time_s():
             raise Unauthorized(code="token_expired", headers=CHALLENGE)
         return principal
 
-    async def _authenticate(self, call: Call, credential: str) -> Principal:
-        """A credential that is none counts as if nothing had been sent."""
+    async def _authenticate(self, call: Call, credential: str, known: Principal | None) -> Principal:
+        """A credential that is none counts as if nothing had been sent. `known` is the answer if none comes at once."""
         try:
-            found = await self.read(lambda: self.credentials.authenticate(credential), Entry("authentication"))
+            async with asyncio.timeout(None if known is None else AT_ONCE_SECONDS):
+                found = await self.read(lambda: self.credentials.authenticate(credential), Entry("authentication"))
+        except (Unavailable, TimeoutError):
+            if known is None:
+                raise
+            return known
         except Unauthorized:
             for meter in self.meters:
                 call.count(meter.arrive(call.client_ip, None, anonymous=True))

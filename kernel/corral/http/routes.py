@@ -63,6 +63,7 @@ class Route(msgspec.Struct, kw_only=True):
     limited: bool = False  # answers a session that must first change its password
     own_session: bool = False  # people who signed in themselves only: no API key, no machine
     step_up: bool = False  # the session has stepped up; an API key needs the permission among its scopes, in full
+    remembered: bool = False  # answers who was known shortly before, when no database can say who calls
     exempt_host: bool = False
     rate: Rate | None = None
     stream: bool = False

@@ -19,6 +19,7 @@ log = logging.getLogger("corral.redis")
 
 CHANNEL = "corral:events"
 LISTEN_SECONDS, PATIENCE = 2.0, 3
+RECONNECTING_SECONDS, CONNECTING_SECONDS = 60.0, 2.0  # how long it is no worse than degraded
 
 
 class RedisBus:
@@ -37,13 +38,14 @@ class RedisBus:
         self._stopped = False  # the client may swallow the cancellation that comes with it
         self.connected = False
         self.lost_at: float | None = None
+        self._began, self._was_connected = time.monotonic(), False
 
     def health(self) -> tuple[str, str]:
         """For `/settings/health`: a status and a sentence."""
         if self.connected:
             return "ok", "It answers."
-        since = time.monotonic() - (self.lost_at or time.monotonic())
-        if since < 60:
+        since = time.monotonic() - (self.lost_at or self._began)
+        if since < (RECONNECTING_SECONDS if self._was_connected else CONNECTING_SECONDS):
             return "degraded", "It is being connected; until then the database announces events and jobs."
         return "down", "It cannot be reached; the database announces events and jobs."
 
@@ -108,7 +110,7 @@ class RedisBus:
                 unanswered = 0
                 if message["type"] == "subscribe":
                     log.info("connected to Redis")
-                    self.connected, self.lost_at = True, None
+                    self.connected, self.lost_at, self._was_connected = True, None, True
                     pauses.reset()
                     self._wake()  # rings were missed
                 elif message["type"] == "message" and message["data"] != self._name:

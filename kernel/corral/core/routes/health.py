@@ -64,7 +64,7 @@ async def read_metrics(request: Request, config: Config, scrape: Scrape) -> Text
     return Text(await scrape.text(), media_type=MEDIA_TYPE)
 
 
-@settings_routes.get("/health", needs="settings.read")
+@settings_routes.get("/health", needs="settings.read", remembered=True)
 async def read_report(board: HealthBoard) -> HealthReport:
     """Every dependency and what is amiss with it, and what should be configured otherwise."""
     return await board.report()

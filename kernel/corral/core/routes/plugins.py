@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from corral.auth.principal import Principal
 from corral.core.plugins import PluginCatalogue, PluginView
+from corral.errors import Unavailable
 from corral.http.answers import Answer
 from corral.http.page import Page, PageQuery, check_place, read_cursor, write_cursor
 from corral.http.routes import Routes
+from corral.plugin import SettingsChange, SettingsStore
 from corral.plugin_admin import PluginError
 from corral.schema.fields import ShortText
 
@@ -28,6 +30,12 @@ class Disable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Why it is taken out of service."""
 
     reason: ShortText | UnsetType = UNSET
+
+
+class NewValues(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """New values by `category.key`, of settings that the plugin declares."""
+
+    settings: Annotated[dict[str, Any], msgspec.Meta(max_length=100)]
 
 
 class ErrorList(msgspec.Struct, kw_only=True):
@@ -78,6 +86,19 @@ def enable_plugin(name: str, plugins: PluginCatalogue) -> Answer[PluginView]:
 def read_plugin_config(name: str, plugins: PluginCatalogue) -> dict[str, Any]:
     """The effective `[plugins.<name>]` of the configuration, secrets masked."""
     return plugins.configuration(name)
+
+
+@routes.put(
+    "/{name}/config", needs="plugins.write", own_session=True,
+    raises=("unknown_setting", "setting_locked", "masked_value_submitted"),
+)  # fmt: skip
+def change_plugin_config(
+    name: str, body: NewValues, caller: Principal, plugins: PluginCatalogue, store: SettingsStore | None
+) -> SettingsChange:
+    """Change run-time settings of a plugin, as `PUT /settings/bulk` does; those of its section need a start."""
+    if store is None:
+        raise Unavailable("The plugin settings is not in service.", code="plugin_disabled", retry_after=60)
+    return plugins.configure(name, body.settings, store, by=caller)
 
 
 @routes.get("/{name}/errors", needs="plugins.read")

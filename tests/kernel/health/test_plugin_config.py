@@ -1,0 +1,28 @@
+"""`PUT /plugins/{name}/config`: the run-time settings of one plugin."""
+
+from __future__ import annotations
+
+from corral.testing.kit import Kit
+
+
+async def test_settings_of_a_plugin_are_changed_all_or_none(kit: Kit) -> None:
+    admin = await kit.as_user("admin")
+    path = "/plugins/workers/config"
+    answer = await admin.put(path, {"settings": {"workers.max_workers": 7, "workers.auto_approve": False}})
+    assert answer.status == 200, answer
+    assert answer.json() == {"updated": ["workers.max_workers"], "unchanged": ["workers.auto_approve"]}
+    assert (await admin.get("/settings")).json()["workers"]["max_workers"] == 7
+    for name, value, code in (
+        ("tasks.max_attempts", 5, "unknown_setting"), ("workers.nothing", 5, "unknown_setting"),
+        ("workers.max_workers", 0, "validation_error"),
+    ):  # fmt: skip
+        refused = await admin.put(path, {"settings": {"workers.auto_approve": True, name: value}})
+        assert (refused.status, refused.code) == (422, code)
+        assert refused.json()["errors"][0]["pointer"] == f"/settings/{name}"
+    assert (await admin.get("/settings")).json()["workers"]["auto_approve"] is False
+    assert (await admin.put("/plugins/nothing/config", {"settings": {}})).status == 404
+
+
+async def test_it_takes_an_admins_own_session(kit: Kit) -> None:
+    member = await kit.as_user("member")
+    assert (await member.put("/plugins/workers/config", {"settings": {}})).code == "forbidden"
