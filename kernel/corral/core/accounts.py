@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -41,10 +41,12 @@ from corral.events.event import emit
 from corral.http.answers import ANY_VERSION, IfMatch
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
-from corral.plugin import Audit, AuditEntry
+from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 
 ADMINS_LOCK = 0x434F5252_41444D4E
 DELETED_NAME = "deleted user"
+RIGHTS = frozenset({"role", "is_active", "must_change_password", "email_verified"})
+NO_CHANGES: Mapping[str, tuple[Any, Any]] = {}
 
 
 class AccountsService:
@@ -85,7 +87,7 @@ class AccountsService:
             raise Conflict("An account with this address exists.", code="duplicate", **existing)
         created = UserCreated(user_id=row.id, role=new.role, how=how)
         emit(created, object=("user", row.id), owner=row.id)
-        self._record("auth.user.create", row.id, {"role": new.role, "how": how})
+        self._record("auth.user.create", row.id, {"how": how}, {"role": (None, new.role)})
         return view(row)
 
     def register(self, new: NewUser, password_hash: str, *, how: str = "registration") -> UserView:
@@ -192,7 +194,7 @@ class AccountsService:
         emit(event, object=("user", row.id), owner=row.id)
         self._life.remember(row.id, known)
         self._mail.notify(row.email, "password_changed")
-        self._record("auth.password.change", row.id, {})
+        self._record("auth.password.change", row.id, {}, {"password": SECRET_CHANGE})
         self._reread(row.id)
 
     def drop_password(self, user_id: str) -> UserRow:
@@ -296,13 +298,13 @@ class AccountsService:
         changed = sorted(set(changes) - {"email_key", "is_active"})
         if changed:
             emit(UserUpdated(user_id=row.id, changed=changed), object=("user", row.id), owner=row.id)
-            self._record("auth.user.update", row.id, {"changed": changed})
+            self._record("auth.user.update", row.id, {}, {name: _shown(row, changes, name) for name in changed})
         if changes.get("is_active") is True:
             emit(UserReactivated(user_id=row.id), object=("user", row.id), owner=row.id)
-            self._record("auth.user.reactivate", row.id, {})
+            self._record("auth.user.reactivate", row.id, {}, {"is_active": (False, True)})
         if changes.get("is_active") is False:
             emit(UserDeactivated(user_id=row.id), object=("user", row.id), owner=row.id)
-            self._record("auth.user.deactivate", row.id, {})
+            self._record("auth.user.deactivate", row.id, {}, {"is_active": (True, False)})
             self.end_sessions(row.id, "user_deactivated")
         elif "role" in changes and not self._permissions.of(row.role) <= self._permissions.of(changes["role"]):
             self.end_sessions(row.id, "revoked")
@@ -311,9 +313,18 @@ class AccountsService:
         """Rights changed: the user's next request reads them anew."""
         after_commit(lambda: self._credentials.forget(lambda caller: caller.user_id == user_id))
 
-    def _record(self, action: str, user_id: str, details: dict[str, Any]) -> None:
+    def _record(
+        self, action: str, user_id: str, details: dict[str, Any], changes: Mapping[str, tuple[Any, Any]] = NO_CHANGES
+    ) -> None:
         if self.audit is not None:
-            self.audit.record(AuditEntry(action=action, object_type="user", object_id=user_id, details=details))
+            self.audit.record(
+                AuditEntry(action=action, object_type="user", object_id=user_id, details=details, changes=changes)
+            )
+
+
+def _shown(row: UserRow, changes: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+    """A change as the audit log keeps it for ever: of the person only that it changed, so that a purge leaves ids."""
+    return (getattr(row, name), changes[name]) if name in RIGHTS else SECRET_CHANGE
 
 
 def view(row: UserRow) -> UserView:

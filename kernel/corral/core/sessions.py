@@ -172,6 +172,12 @@ class Sessions:
         rows = SessionRow.select().where(mine).order_by(SessionRow.created_at.desc(), SessionRow.id.desc())
         return [session_view(row, current_id) for row in rows]
 
+    @staticmethod
+    def of(refresh: str) -> str | None:
+        """The id of the session of a refresh token, used or not."""
+        row = RefreshRow.get_or_none(RefreshRow.hash == digest(refresh))
+        return None if row is None else str(row.session_id)
+
     def find(self, session_id: str, current_id: str | None) -> SessionView:
         """One session; `NotFound`."""
         row = SessionRow.get_or_none(SessionRow.id == session_id)

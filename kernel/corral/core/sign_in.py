@@ -22,12 +22,14 @@ from corral.core.sessions import Device, Reuse, Sessions, Tokens
 from corral.database.engine import Work
 from corral.database.unit import Entry, after_commit
 from corral.errors import Forbidden, Problem, TooMany, Unauthorized, Unavailable
-from corral.plugin import Audit, AuditEntry, Settings
+from corral.http.routes import Rate
+from corral.plugin import Audit, AuditEntry, RateLimits, Settings
 
 T = TypeVar("T")
 
 SIGN_IN, ASK_AGAIN = "auth.session.create", "auth.user.verify"
 WRONG = "The address or the password is wrong."
+REFRESH_RATE = Rate("refresh", 30, 60)  # a session
 RESULTS = ("success", "mfa_required", "failed", "locked")
 
 
@@ -55,6 +57,7 @@ class SignIn:
 
     audit: Audit | None = None
     mail: Mail | None = None
+    limits: RateLimits | None = None
 
     def __init__(
         self, work: Work, passwords: Passwords, accounts: AccountsService, sessions: Sessions, lockout: Lockout,
@@ -197,6 +200,10 @@ class SignIn:
 
     async def refresh(self, token: str, device: Device, entry: Entry) -> SignedIn:
         """Exchange a refresh token; `token_reuse` ends the session for good before it is told."""
+
+        limits = self.limits
+        if limits is not None and (session_id := await self._work(lambda: self._sessions.of(token), read=True)):
+            limits.take(REFRESH_RATE, session_id)
 
         def unit() -> SignedIn | Reuse:
             tokens = self._sessions.rotate(token, device)

@@ -7,7 +7,7 @@ from typing import Any
 from corral.auth.principal import Principal
 from corral.http.answers import Answer, IfMatch, Request, Wait
 from corral.http.page import Page, PageQuery
-from corral.http.routes import Routes
+from corral.http.routes import Rate, Routes
 from corral_plugins.tasks.api import ClaimAnswer
 from corral_plugins.workers.service.administration import Administration
 from corral_plugins.workers.service.claims import Claims
@@ -40,6 +40,7 @@ from corral_plugins.workers.service.shapes import (
 
 READ, REGISTER, ACT, MANAGE = "workers.read", "workers.register", "workers.act", "workers.manage"
 BASE = "/api/v1/workers"
+CLAIM_RATE = Rate("claims", 20, 1)
 
 fleet_routes = Routes("/workers", tag="Workers")
 protocol_routes = Routes("/workers", tag="worker")
@@ -92,7 +93,12 @@ def list_claimable_tasks(id: str, query: TasksQuery, heartbeats: Heartbeats, cal
 
 
 @protocol_routes.post(
-    "/{id}/claim", needs=ACT, raises=("worker_not_approved", "plugin_disabled"), seconds=60.0, no_store=True
+    "/{id}/claim",
+    needs=ACT,
+    raises=("worker_not_approved", "plugin_disabled"),
+    seconds=60.0,
+    no_store=True,
+    rate=CLAIM_RATE,
 )
 def claim_tasks(id: str, body: ClaimBody, claims: Claims, caller: Principal) -> ClaimAnswer | Wait:
     """Take work under a lease. With `wait_seconds` an empty answer is held back until there is some."""

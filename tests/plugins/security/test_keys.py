@@ -210,7 +210,7 @@ async def test_keys_go_with_the_password_unless_told_otherwise(make_kit: Callabl
     words = {"current_password": words["new_password"], "new_password": "another phrase of old"}
     assert (await alice.post("/auth/change-password", words)).status == 200
     async with asyncio.timeout(20):
-        while (await key.get("/tasks")).status == 200:
+        while (await key.get("/tasks")).status == 200:  # noqa: ASYNC110  (nothing tells)
             await asyncio.sleep(0.1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from corral.errors import Conflict, NotFound, TooMany
 from corral.http.answers import IfMatch
 from corral.http.page import Page, check_place, read_cursor, write_cursor
 from corral.ids import new_id
+from corral.plugin import Audit, AuditEntry
 from corral_plugins.cost.api import FREE_PROVIDERS
 from corral_plugins.cost.models import Price
 from corral_plugins.cost.service import table
@@ -26,10 +28,14 @@ _MONEY = {
     "input_usd": "input_micro", "output_usd": "output_micro", "cache_read_usd": "cache_read_micro",
     "cache_write_usd": "cache_write_micro", "per_call_usd": "call_micro",
 }  # fmt: skip
+TOLD = ("provider", "model", "valid_from", *_MONEY.values())
+"""What the audit log is told of a price."""
 
 
 class PriceList:
     """Joins the caller's unit. The only writer of `cost_prices`."""
+
+    audit: Audit | None = None
 
     def __init__(self, prices: Prices) -> None:
         self._prices = prices
@@ -68,6 +74,7 @@ class PriceList:
             raise TooMany(f"There are {MAX_PRICES} prices already; delete some first.", code="quota_exceeded")
         Price.insert(**row).execute()
         changed()
+        self._record("create", row, {name: (None, row[name]) for name in TOLD})
         return _view(Price(**row))
 
     def change(self, price_id: str, change: PriceChange, match: IfMatch) -> PriceView:
@@ -86,6 +93,9 @@ class PriceList:
         if not Price.update(**changes).where(guard).execute():
             raise Conflict("The price was changed by someone else meanwhile; read it again.")
         changed()
+        self._record(
+            "update", row.__data__, {name: (getattr(row, name), each) for name, each in changes.items() if name in TOLD}
+        )
         return _view(self._found(price_id))
 
     def delete(self, price_id: str, match: IfMatch) -> None:
@@ -95,6 +105,7 @@ class PriceList:
         if not Price.delete().where((Price.id == price_id) & (Price.version == row.version)).execute():
             raise Conflict("The price was changed by someone else meanwhile; read it again.")
         changed()
+        self._record("delete", row.__data__, {name: (getattr(row, name), None) for name in TOLD})
 
     def lookup(self, query: LookupQuery) -> FoundPrice:
         """The price that holds for a model at an instant."""
@@ -107,6 +118,14 @@ class PriceList:
             return _found(view, "override", f"{override.id}@{override.version}", override.id)
         listed = table.lookup(query.provider, query.model, at)
         return FoundPrice(priced=False) if listed is None else _found(_built_in(listed), "table", table.version(), None)
+
+    def _record(self, verb: str, row: Mapping[str, Any], changes: Mapping[str, tuple[Any, Any]]) -> None:
+        if self.audit is not None:
+            entry = AuditEntry(
+                action=f"cost.price.{verb}", object_type="price", object_id=row["id"],
+                object_name=f"{row['provider']}/{row['model']}", changes=changes,
+            )  # fmt: skip
+            self.audit.record(entry)
 
     @staticmethod
     def _found(price_id: str) -> Price:

@@ -36,18 +36,18 @@ class Rights:
         self._credentials, self._tickets = credentials, tickets
         self._sweeping: asyncio.Task[None] | None = None
 
-    async def by_credential(self, credential: str) -> Viewer:
+    async def by_credential(self, credential: str, client_ip: str) -> Viewer:
         """A viewer for a token or key; `Unauthorized`, `Forbidden`."""
-        return await self._viewer(lambda: self._credentials.authenticate(credential))
+        return await self._viewer(lambda: self._credentials.authenticate(credential), client_ip)
 
-    async def by_ticket(self, ticket: str) -> Viewer:
+    async def by_ticket(self, ticket: str, client_ip: str) -> Viewer:
         """A viewer for a ticket, which is used up; `Unauthorized`, `Forbidden`."""
         principal = await self._work(lambda: self._tickets.redeem(ticket))
-        return await self._viewer(lambda: self._tickets.reread(principal))
+        return await self._viewer(lambda: self._tickets.reread(principal), client_ip)
 
     async def again(self, viewer: Viewer, credential: str) -> bool:
         """Go on with a fresh token of the same user; False when it is another's. `Unauthorized`, `Forbidden`."""
-        fresh = await self.by_credential(credential)
+        fresh = await self.by_credential(credential, viewer.client_ip)
         if fresh.user != viewer.user or fresh.principal.kind != viewer.principal.kind:
             return False
         viewer.principal, viewer.reread, viewer.checked = fresh.principal, fresh.reread, fresh.checked
@@ -63,11 +63,12 @@ class Rights:
             self._hub.rights_changed.clear()
             await self._fresh()
 
-    async def _viewer(self, reread: Callable[[], Principal]) -> Viewer:
+    async def _viewer(self, reread: Callable[[], Principal], client_ip: str) -> Viewer:
         checked = asyncio.get_running_loop().time()
         principal = await self._work(reread, read=True)
         _check(principal)
-        viewer = Viewer(principal, reread, checked, self._settings.get(QUEUE_SIZE))
+        principal.check_address(client_ip)
+        viewer = Viewer(principal, reread, checked, self._settings.get(QUEUE_SIZE), client_ip)
         viewer.fresh = self._fresh
         return viewer
 

@@ -111,9 +111,9 @@ class Sockets:
         if sum(given is not None for given in (header, token, ticket)) > 1:
             raise _Refused(INVALID, "two credentials: send one")
         if ticket is not None:
-            return await self._rights.by_ticket(ticket)
+            return await self._rights.by_ticket(ticket, request.client_ip)
         credential = header or token
-        return None if credential is None else await self._rights.by_credential(credential)
+        return None if credential is None else await self._rights.by_credential(credential, request.client_ip)
 
     async def _by_message(self, connection: SocketConnection) -> Viewer:
         message = await connection.receive()
@@ -125,7 +125,7 @@ class Sockets:
             raise _Refused(UNAUTHENTICATED, refusal.code) from None
         if not isinstance(said, Auth):
             raise _Refused(UNAUTHENTICATED, "the first message must be auth")
-        viewer = await self._rights.by_credential(said.token)
+        viewer = await self._rights.by_credential(said.token, connection.request.client_ip)
         viewer.put(_auth_ok(viewer))
         return viewer
 

@@ -54,8 +54,10 @@ class Replay(Protocol):
 class Viewer:
     """`put` and `offer` never block; `take` is called by the one task that sends. Everything runs on the loop."""
 
-    def __init__(self, principal: Principal, reread: Callable[[], Principal], checked: float, limit: int) -> None:
-        self.principal, self.reread, self.checked = principal, reread, checked
+    def __init__(
+        self, principal: Principal, reread: Callable[[], Principal], checked: float, limit: int, client_ip: str
+    ) -> None:
+        self.principal, self.reread, self.checked, self.client_ip = principal, reread, checked, client_ip
         self.fresh: Callable[[], Awaitable[None]] = (
             _nothing  # has the principal read again; set by who keeps the rights
         )

@@ -134,14 +134,14 @@ class Actions:
         attempt = rows.live(row.id)
         text = as_json(result, RESULT_LIMIT, "/result")
         self._outcomes.complete(row, None if attempt is None else attempt, result=text, artifacts=None, by="owner")
-        return self._told(row, attempt, "tasks.complete")
+        return self._told(row, attempt, "tasks.task.complete")
 
     def fail(self, task_id: str, error: ReportedError, *, by: Principal) -> Encoded:
         """The owner says that the task has failed."""
         row = self._ended_by_owner(task_id, by)
         attempt = rows.live(row.id)
         self._outcomes.fail_final(row, attempt, "error", error.type, error.message, by="owner")
-        return self._told(row, attempt, "tasks.fail")
+        return self._told(row, attempt, "tasks.task.fail")
 
     def _ended_by_owner(self, task_id: str, by: Principal) -> Row:
         row = self._owned(task_id, ANY_VERSION, by)

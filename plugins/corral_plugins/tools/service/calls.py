@@ -177,8 +177,9 @@ class Calls:
         if self.audit is not None and known is not None and known.risk in ("external", "dangerous"):
             details = {"task_id": run.task_id, "agent_id": run.agent_id, "reason": reason}
             entry = AuditEntry(
-                action="tools.denied", object_type="tool", object_id=asked.tool, outcome="denied", details=details
-            )
+                action="tools.call.run", object_type="tool", object_id=asked.tool, outcome="denied",
+                code="tools.denied", details=details,
+            )  # fmt: skip
             self.audit.record(entry)
         if ledger.denials(run.task_id, run.fence) >= MAX_DENIALS and self.tasks is not None:
             told = f"{MAX_DENIALS} tool calls of this attempt were denied; the last because: {SENTENCES[reason]}"

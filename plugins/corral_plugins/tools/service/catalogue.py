@@ -94,7 +94,8 @@ class Catalogue:
         if not changed:
             raise Conflict("The tool was changed by someone else meanwhile; read it again.", current_status="changed")
         if self.audit is not None:
-            entry = AuditEntry(action="tools.change", object_type="tool", object_id=name, details=given)
+            changes = {field: (getattr(before, field), value) for field, value in given.items()}
+            entry = AuditEntry(action="tools.tool.update", object_type="tool", object_id=name, changes=changes)
             self.audit.record(entry)
         return view(self._found(name), None)
 

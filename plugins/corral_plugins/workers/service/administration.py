@@ -13,7 +13,7 @@ from corral.auth.credentials import Credentials
 from corral.auth.principal import Principal
 from corral.errors import Conflict, Forbidden, Invalid
 from corral.http.answers import ANY_VERSION, IfMatch
-from corral.plugin import Audit, AuditEntry, Settings
+from corral.plugin import SECRET_CHANGE, Audit, AuditEntry, Settings
 from corral_plugins.workers import settings as declared
 from corral_plugins.workers.api import (
     WorkerApproved,
@@ -74,8 +74,9 @@ class Administration:
             return rows.view(row, WorkerView)
         if row.status not in rows.PRESENT:
             raise rows.refuse(row, "drained; approve it first")
-        row = self._move(row, "draining")
+        was, row = row.status, self._move(row, "draining")
         rows.tell(WorkerDraining, row)
+        self._record("drain", row, status=(was, row.status))
         return rows.view(row, WorkerView)
 
     def resume(self, worker_id: str, match: IfMatch = ANY_VERSION) -> WorkerView:
@@ -88,6 +89,7 @@ class Administration:
             raise rows.refuse(row, "resumed; approve it first")
         row = self._move(row, self._presence_of(row), resumed_at=clock.now())
         rows.tell(WorkerUpdated, row, changed_fields=["status"])
+        self._record("resume", row, status=("draining", row.status))
         return rows.view(row, WorkerView)
 
     def rotate(self, worker_id: str, match: IfMatch = ANY_VERSION) -> WorkerToken:
@@ -104,7 +106,7 @@ class Administration:
         if not changed:
             raise rows.moved(row)
         tokens.forget_worker(self._credentials, row.id)
-        self._record("rotate_token", row)
+        self._record("rotate_token", row, token=SECRET_CHANGE)
         return rows.view(rows.get(row.id), WorkerToken, token=token)
 
     def delete(self, worker_id: str, match: IfMatch = ANY_VERSION, *, force: bool) -> int:
@@ -126,21 +128,23 @@ class Administration:
     # -- the transitions
 
     def _approve(self, row: Worker, group: dict[str, Any]) -> WorkerView:
+        was = row
         row = self._move(row, self._presence_of(row), is_approved=True, **group)
         tokens.forget_worker(self._credentials, row.id)
         rows.tell(WorkerApproved, row)
         if row.status == "online":
             rows.tell(WorkerOnline, row)
-        self._record("approve", row)
+        self._record("approve", row, is_approved=(was.is_approved, True), status=(was.status, row.status))
         return rows.view(row, WorkerView)
 
     def _reject(self, row: Worker, group: dict[str, Any]) -> WorkerView:
         self._leases.release(row.id, "rejected")
+        was = row
         row = self._move(row, "rejected", is_approved=False, token_hash=None, old_token_hash=None, **group)
         self._leases.release(row.id, "rejected")
         tokens.forget_worker(self._credentials, row.id)
         rows.tell(WorkerRejected, row)
-        self._record("reject", row)
+        self._record("reject", row, is_approved=(was.is_approved, False), status=(was.status, row.status))
         return rows.view(rows.get(row.id), WorkerView)
 
     def _remove(self, row: Worker, *, force: bool) -> int:
@@ -181,16 +185,17 @@ class Administration:
             raise _taken() from None
         if not changed:
             raise rows.moved(row)
-        row = rows.get(row.id)
+        was, row = row, rows.get(row.id)
         rows.tell(WorkerUpdated, row, changed_fields=sorted(changes))
-        self._record("update", row, changed=sorted(changes))
+        self._record("update", row, **{name: (getattr(was, name), value) for name, value in changes.items()})
         return rows.view(row, WorkerView)
 
-    def _record(self, verb: str, row: Worker, **details: Any) -> None:
+    def _record(self, verb: str, row: Worker, **changes: tuple[Any, Any]) -> None:
         if self.audit is not None:
             entry = AuditEntry(
-                action=f"workers.{verb}", object_type="worker", object_id=row.id, details={"name": row.name, **details}
-            )
+                action=f"workers.worker.{verb}", object_type="worker", object_id=row.id, object_name=row.name,
+                changes=changes,
+            )  # fmt: skip
             self.audit.record(entry)
 
 

@@ -54,13 +54,11 @@ class Keys:
 
     def _record(self, verb: str, row: RegistrationKey) -> None:
         if self.audit is not None:
-            details = {"name": row.name, "auto_approve": row.auto_approve}
+            details = {"auto_approve": row.auto_approve, "group": row.group, "max_uses": row.max_uses}
             entry = AuditEntry(
-                action=f"workers.registration_key.{verb}",
-                object_type="registration_key",
-                object_id=row.id,
-                details=details,
-            )
+                action=f"workers.registration_key.{verb}", object_type="registration_key", object_id=row.id,
+                object_name=row.name, details=details,
+            )  # fmt: skip
             self.audit.record(entry)
 
 
