@@ -23,7 +23,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class Actor(msgspec.Struct, frozen=True):
+class Actor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who acted, and from where."""
 
     id: str | None
@@ -35,7 +35,7 @@ class Actor(msgspec.Struct, frozen=True):
     user_agent: str | None
 
 
-class Target(msgspec.Struct, frozen=True):
+class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What was acted on."""
 
     id: str | None
@@ -66,7 +66,7 @@ class Unhashed(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(PREFIX + msgspec.json.encode(self)).hexdigest()
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole row; its JSON is a line of an export."""
 
     action: str

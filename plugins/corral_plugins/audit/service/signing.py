@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 
 import msgspec
 
@@ -39,6 +40,17 @@ class SignedCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
         return Signed(hash=self.hash, key_id=self.key_id, rows=self.rows, seq=self.seq, ts=self.ts)
 
 
+class Kept(msgspec.Struct, frozen=True):
+    """Checkpoints that were kept outside the database, and the keys that are trusted (none: those in the database)."""
+
+    checkpoints: Sequence[SignedCheckpoint] = ()
+    public_keys: Sequence[str] = ()
+
+    def between(self, after: int, until: int) -> dict[int, SignedCheckpoint]:
+        """Those with `after < seq <= until`."""
+        return {each.seq: each for each in self.checkpoints if after < each.seq <= until}
+
+
 def key_id_of(public_key: bytes) -> str:
     """The name of a key, made from the key."""
     return hashlib.sha256(public_key).hexdigest()[:16]
@@ -62,7 +74,7 @@ def sign(private_key: bytes, signed: Signed) -> str:
 class PublicKeys:
     """Keys by id, from their base64."""
 
-    def __init__(self, encoded: list[str]) -> None:
+    def __init__(self, encoded: Sequence[str]) -> None:
         keys = [base64.b64decode(text, validate=True) for text in encoded]
         self._keys = {key_id_of(key): key for key in keys}
 

@@ -15,7 +15,7 @@ from corral.events.event import SystemAlert, emit
 from corral_plugins.audit.service import chain, reading
 from corral_plugins.audit.service.follow import BEGINNING, Bad, Chain, Link
 from corral_plugins.audit.service.reading import Ends
-from corral_plugins.audit.service.signing import PublicKeys
+from corral_plugins.audit.service.signing import Kept, PublicKeys
 from corral_plugins.audit.shapes import LinkView, Verdict
 
 log = logging.getLogger("corral.audit")
@@ -41,21 +41,29 @@ class Verification:
     def __init__(self, work: Work) -> None:
         self._work = work
 
-    async def run(self, from_seq: int | None = None, to_seq: int | None = None, *, seconds: float = SECONDS) -> Verdict:
+    async def run(self, from_seq: int | None = None, to_seq: int | None = None) -> Verdict:
         """Check a part of the log, by default all that is kept; tells admins when it is not whole."""
-        deadline = time.monotonic() + seconds
-        part, verdict = await self._once(from_seq, to_seq, deadline)
-        if not verdict.ok and (await self._work(reading.ends, read=True)).anchor != part.ends.anchor:
-            _, verdict = await self._once(from_seq, to_seq, deadline)  # its beginning was removed meanwhile
+        verdict = await self.look(from_seq, to_seq, Kept(), seconds=SECONDS)
         if not verdict.ok:
             await self._alarm(verdict)
         return verdict
 
-    async def _once(self, from_seq: int | None, to_seq: int | None, deadline: float) -> tuple[_Part, Verdict]:
-        part, keys = await self._work(lambda: (_part(from_seq, to_seq), PublicKeys(reading.public_keys())), read=True)
+    async def look(self, from_seq: int | None, to_seq: int | None, kept: Kept, *, seconds: float) -> Verdict:
+        """Check against checkpoints that were kept elsewhere, too; tells nobody, and writes nothing."""
+        deadline = time.monotonic() + seconds
+        part, verdict = await self._once(from_seq, to_seq, kept, deadline)
+        if not verdict.ok and (await self._work(reading.ends, read=True)).anchor != part.ends.anchor:
+            _, verdict = await self._once(from_seq, to_seq, kept, deadline)  # its beginning was removed meanwhile
+        return verdict
+
+    async def _once(
+        self, from_seq: int | None, to_seq: int | None, kept: Kept, deadline: float
+    ) -> tuple[_Part, Verdict]:
+        part, keys = await self._work(lambda: (_part(from_seq, to_seq), reading.public_keys()), read=True)
         last = END if to_seq is None else part.until
         signed = await self._work(lambda: reading.checkpoints(part.start.seq, last), read=True)
-        following = Chain(part.start, signed, keys)
+        signed |= kept.between(part.start.seq, last)
+        following = Chain(part.start, signed, PublicKeys(kept.public_keys or keys))
         if part.bad is not None:
             following.refuse(part.bad.seq, part.bad.reason)
         is_over = await self._follow(following, part, deadline)

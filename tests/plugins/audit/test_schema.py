@@ -1,0 +1,30 @@
+"""The migration makes the tables that the models describe, and triggers that keep what is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peewee
+import pytest
+from playhouse.schema_diff import diff_models
+
+from corral_plugins.audit.models import TABLES, AuditRow, Checkpoint
+
+
+async def test_models_and_migration_agree(books: Any) -> None:
+    engine = books.kit.kernel.database.engine
+    assert await books.work(lambda: str(diff_models(engine, TABLES))) == ""
+
+
+async def test_no_row_can_be_changed_or_deleted(books: Any) -> None:
+    await books.write(3)
+    await books.sign()
+    for attempt in (
+        lambda: AuditRow.update(outcome="success").execute(),
+        lambda: AuditRow.delete().where(AuditRow.seq == 1).execute(),
+        lambda: Checkpoint.update(rows=1).execute(),
+        lambda: Checkpoint.delete().execute(),
+    ):
+        with pytest.raises(peewee.DatabaseError, match="audit log|checkpoints|never changed"):
+            await books.work(attempt)
+    assert (await books.verify()).ok
