@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.kernel.mail.conftest import MailServer, token_of
 
 from corral.testing.kit import PASSWORD, Client, Kit
-from tests.kernel.mail.conftest import MailServer, token_of
 
 NEW = {"email": "New@Example.org", "full_name": "New Person"}
 CHOSEN = "a password of my own choice"

@@ -11,6 +11,8 @@ from corral.core.api import Accounts, NewUser, PasswordLinks, Rescue, UserQuery,
 from corral.http.page import Page
 from corral_plugins.admin.shapes import AdminUserView, CreatedUser
 
+Views = list[AdminUserView]  # inside the class, `list` is its method
+
 
 class People:
     """Joins the unit."""
@@ -36,7 +38,7 @@ class People:
         created = CreatedUser(**msgspec.structs.asdict(self.view(made)))
         return created if url is None else msgspec.structs.replace(created, set_password_url=url)
 
-    def _views(self, users: Sequence[UserView]) -> list[AdminUserView]:
+    def _views(self, users: Sequence[UserView]) -> Views:
         details = self._accounts.details([user.id for user in users])
         failed = self._rescue.failed_attempts([user.email for user in users])
         return [
