@@ -72,6 +72,7 @@ class LlmProviderRow(Model):
     requests_per_minute = peewee.IntegerField(null=True)
     max_retries = peewee.IntegerField()
     enabled = peewee.BooleanField()
+    api_key_secret = peewee.CharField(max_length=128, null=True)
     version = peewee.IntegerField(default=1)
     stamp = IdField()
     created_at = InstantField()

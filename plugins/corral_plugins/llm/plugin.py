@@ -33,6 +33,7 @@ from corral_plugins.llm.service.attempts import Attempts
 from corral_plugins.llm.service.catalogue import Catalogue
 from corral_plugins.llm.service.directory import Directory
 from corral_plugins.llm.service.gateway import Gateway
+from corral_plugins.llm.service.keys import ProviderKeys
 from corral_plugins.llm.service.payloads import Payloads
 from corral_plugins.llm.service.registry import Registry
 from corral_plugins.llm.service.seen import DIRECTIONS, OUTCOMES, Seen
@@ -58,7 +59,7 @@ class LlmPlugin(Plugin):
 
     name = "llm"
     requires = ("cost",)
-    wants = ("admin", "agents", "tasks")
+    wants = ("admin", "agents", "secrets", "tasks")
     config = LlmConfig
     permissions = (
         Permission("llm.use", "Call models", holders=("member", "agent")),
@@ -98,8 +99,8 @@ class LlmPlugin(Plugin):
         def llm(gateway: Gateway) -> LLM:
             return gateway
 
-        parts = (Admission, Attempts, Catalogue, Directory, Gateway, LeaseWatch, Payloads, Settlement, Slots, States,
-                 Upkeep)  # fmt: skip
+        parts = (Admission, Attempts, Catalogue, Directory, Gateway, LeaseWatch, Payloads, ProviderKeys, Settlement,
+                 Slots, States, Upkeep)  # fmt: skip
         return [
             Provide(Registry, registry), Provide(Seen, lambda: self._seen), *(Provide(part, part) for part in parts),
             Provide(LLM, llm),

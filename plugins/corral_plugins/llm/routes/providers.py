@@ -18,15 +18,19 @@ from corral_plugins.llm.provider_shapes import (
     TestProvider,
 )
 from corral_plugins.llm.service import calls
-from corral_plugins.llm.service.directory import Directory, refuse_keys
+from corral_plugins.llm.service.directory import Directory
 from corral_plugins.llm.service.failures import openai_error
+from corral_plugins.llm.service.keys import ProviderKeys
 from corral_plugins.llm.service.upkeep import Upkeep, judged, refresh_soon
 from corral_plugins.llm.shapes import CallDetail, CallQuery, CallView
 
 routes = Routes("/llm", tag="LLM", explain=lambda problem: {"error": openai_error(problem)})
 
 MANAGE = "llm.manage"
-CHANGES = ("setting_locked", "url_blocked", "precondition_failed", "overloaded")
+CHANGES = (
+    "setting_locked", "url_blocked", "precondition_failed", "overloaded", "plugin_disabled", "masked_value_submitted",
+    "unknown_reference", "vault_sealed",
+)  # fmt: skip
 
 
 @routes.get("/providers", needs=("llm.read", "llm.use"))
@@ -37,16 +41,22 @@ def list_providers(query: ProviderQuery, providers: Directory, caller: Principal
 
 @routes.post("/providers", needs=MANAGE, status=201, raises=("duplicate", *CHANGES))
 async def create_provider(
-    body: NewProvider, providers: Directory, egress: Egress, work: Work, caller: Principal, request: Request
+    body: NewProvider,
+    providers: Directory,
+    keys: ProviderKeys,
+    egress: Egress,
+    work: Work,
+    caller: Principal,
+    request: Request,
 ) -> Answer[ProviderView]:
     """Make a provider. Its models are read in a moment, unless they are given."""
-    refuse_keys(body)
+    keys.check(body)
     warnings = await judged(egress, body.base_url)
 
     def unit() -> ProviderView:
-        providers.create(body, caller)
+        told = providers.create(body, caller)
         refresh_soon(body.name)
-        return providers.view(body.name, warnings)
+        return providers.view(body.name, warnings + told)
 
     made = await work(unit, entry=request.entry(caller))
     return Answer(body=made, headers={"Location": f"/api/v1/llm/providers/{made.name}"})
@@ -60,17 +70,17 @@ def get_provider(name: str, providers: Directory) -> ProviderView:
 
 @routes.put("/providers/{name}", needs=MANAGE, raises=("not_found", *CHANGES))
 async def update_provider(
-    name: str, body: ProviderPatch, match: IfMatch, providers: Directory, egress: Egress, work: Work,
-    caller: Principal, request: Request,
+    name: str, body: ProviderPatch, match: IfMatch, providers: Directory, keys: ProviderKeys, egress: Egress,
+    work: Work, caller: Principal, request: Request,
 ) -> ProviderView:  # fmt: skip
     """Change a provider; what is absent stays. Providers of `corral.toml` are changed there."""
-    refuse_keys(body)
+    keys.check(body)
     warnings = await judged(egress, body.base_url)
 
     def unit() -> ProviderView:
-        providers.update(name, body, match, caller)
+        told = providers.update(name, body, match, caller)
         refresh_soon(name)
-        return providers.view(name, warnings)
+        return providers.view(name, warnings + told)
 
     return await work(unit, entry=request.entry(caller))
 

@@ -14,13 +14,14 @@ from corral.events.event import emit
 from corral.http.answers import IfMatch
 from corral.http.page import Page
 from corral.ids import new_id
-from corral.plugin import Audit, AuditEntry
+from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 from corral.schema.data import json_schema_problems
 from corral_plugins.agents.api import Agents
 from corral_plugins.llm.events import ProviderChanged
 from corral_plugins.llm.kinds.presets import PRESETS
 from corral_plugins.llm.models import LlmProviderRow, LlmProviderState
 from corral_plugins.llm.provider_shapes import NewProvider, ProviderItem, ProviderPatch, ProviderQuery, ProviderView
+from corral_plugins.llm.service.keys import ProviderKeys
 from corral_plugins.llm.service.provider import Fields, Provider
 from corral_plugins.llm.service.registry import Registry
 
@@ -37,8 +38,8 @@ class Directory:
     agents: Agents | None
     audit: Audit | None
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, registry: Registry, keys: ProviderKeys) -> None:
+        self._registry, self._keys = registry, keys
 
     # -- reading
 
@@ -65,8 +66,9 @@ class Directory:
         fields |= {"kind": provider.kind.kind, "base_url": provider.connection.base_url}
         fields["max_concurrency"] = provider.concurrency
         return ProviderView(
-            **fields, name=name, configured=provider.configured, has_key=provider.connection.api_key is not None,
-            api_key_secret=None, breaker=None, source=provider.source, version=provider.version,
+            **fields, name=name, configured=provider.configured,
+            has_key=provider.connection.api_key is not None or provider.api_key_secret is not None,
+            api_key_secret=provider.api_key_secret, breaker=None, source=provider.source, version=provider.version,
             listed_models=[item.id for item in provider.models()], last_error=state.last_error,
             last_ok_at=state.last_ok_at, models_refreshed_at=state.models_refreshed_at,
             warnings=warnings if warnings else UNSET,
@@ -74,8 +76,8 @@ class Directory:
 
     # -- writing
 
-    def create(self, new: NewProvider, by: Principal) -> None:
-        """Make a provider. `duplicate`; `setting_locked` for one of the file."""
+    def create(self, new: NewProvider, by: Principal) -> list[str]:
+        """Make a provider; warnings about its key. `duplicate`; `setting_locked` for one of the file."""
         self._refuse_of_file(new.name)
         preset = PRESETS.get(new.name)
         kind = new.kind or (preset.kind if preset is not None else None)
@@ -87,17 +89,23 @@ class Directory:
         check_headers(new.headers)
         values = {name: getattr(new, name) for name in Fields.__struct_fields__}
         self._insert(new.name, {**values, "kind": kind}, by)
-        self._tell(new.name, "created")
+        columns, warnings = self._keys.store(new.name, new, by)
+        if columns.get("api_key_secret") is not None:
+            Row.update(columns).where(Row.name == new.name).execute()
+        self._tell(new.name, "created", key=bool(columns.get("api_key_secret")))
+        return warnings
 
-    def update(self, name: str, patch: ProviderPatch, match: IfMatch, by: Principal) -> None:
-        """Change a provider; one that is there without a row gets one. `precondition_failed`."""
+    def update(self, name: str, patch: ProviderPatch, match: IfMatch, by: Principal) -> list[str]:
+        """Change a provider, made here or there without a row; warnings about its key. `precondition_failed`."""
         self._refuse_of_file(name)
         provider = self.get(name)
         match.check(provider.version)
         given = {field: value for field, value in _given(patch).items() if field in Fields.__struct_fields__}
         check_headers(given.get("headers") or {})
+        key, warnings = self._keys.store(name, patch, by)
+        given |= key
         if not given:
-            return
+            return []
         if provider.source != "api":
             values = {field: getattr(provider.fields, field) for field in Fields.__struct_fields__}
             self._insert(name, {**values, **given, "kind": provider.kind.kind}, by)
@@ -107,7 +115,8 @@ class Directory:
             }  # fmt: skip
             if not Row.update(changed).where((Row.name == name) & (Row.version == provider.version)).execute():
                 raise Unavailable("The provider changed in this moment; repeat the request.", code="overloaded")
-        self._tell(name, "updated")
+        self._tell(name, "updated", key=bool(key))
+        return warnings
 
     def delete(self, name: str, match: IfMatch) -> None:
         """Delete a provider that was made here. `in_use` while agents name it."""
@@ -125,6 +134,7 @@ class Directory:
         LlmProviderState.update(found_models=None, stamp=None, models_refreshed_at=None).where(
             LlmProviderState.name == name
         ).execute()
+        self._keys.forget(name)
         self._tell(name, "deleted")
 
     def _insert(self, name: str, values: dict[str, Any], by: Principal) -> None:
@@ -145,23 +155,16 @@ class Directory:
         if json_schema_problems(dict(kinds[kind].config_schema), {}):
             raise Invalid.at("/kind", "not_allowed", f"A provider of kind {kind} is configured in corral.toml.")
 
-    def _tell(self, name: str, change: Any) -> None:
+    def _tell(self, name: str, change: Any, *, key: bool = False) -> None:
         self._registry.changed()
         emit(ProviderChanged(provider=name, change=change), object=("llm_provider", name))
         if self.audit is not None:
             verb = {"created": "create", "updated": "update", "deleted": "delete"}[change]
-            self.audit.record(
-                AuditEntry(action=f"llm.provider.{verb}", object_type="llm_provider", object_id=name)
+            entry = AuditEntry(
+                action=f"llm.provider.{verb}", object_type="llm_provider", object_id=name,
+                changes={"api_key": SECRET_CHANGE} if key else {},
             )  # fmt: skip
-
-
-def refuse_keys(body: NewProvider | ProviderPatch) -> None:
-    """Keys that come over the API are kept in the vault only."""
-    if body.api_key not in (None, UNSET) or body.api_key_secret not in (None, UNSET):
-        raise Unavailable(
-            "Keys are kept by the plugin secrets, which is not active; put the key into corral.toml "
-            "([plugins.llm.providers.<name>] api_key).", code="plugin_disabled", retry_after=60,
-        )  # fmt: skip
+            self.audit.record(entry)
 
 
 def check_headers(headers: dict[str, str]) -> None:

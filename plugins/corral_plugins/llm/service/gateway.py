@@ -15,15 +15,16 @@ from corral.errors import Problem
 from corral.plugin import Settings
 from corral.redact.redactor import Redactor
 from corral_plugins.llm import settings as declared
-from corral_plugins.llm.api import ProviderError
+from corral_plugins.llm.api import Connection, ProviderError
 from corral_plugins.llm.service.admission import Admission
 from corral_plugins.llm.service.attempts import Attempts
 from corral_plugins.llm.service.failures import CREDENTIALS, lease_lost, problem_of, timed_out
+from corral_plugins.llm.service.keys import ProviderKeys
 from corral_plugins.llm.service.limits import cap_of, explicit_cap
 from corral_plugins.llm.service.outcome import Outcome, estimate_input
 from corral_plugins.llm.service.payloads import Payloads
 from corral_plugins.llm.service.plan import Plan, Served
-from corral_plugins.llm.service.redaction import redacted
+from corral_plugins.llm.service.redaction import StreamRedaction, answered_to, asked_by, redacted
 from corral_plugins.llm.service.registry import Registry, Target
 from corral_plugins.llm.service.settlement import Settlement
 from corral_plugins.llm.service.streams import Answer, first_chunk, relayed
@@ -41,11 +42,11 @@ class Gateway:
 
     def __init__(
         self, work: Work, settings: Settings, redactor: Redactor, registry: Registry, admission: Admission,
-        attempts: Attempts, settlement: Settlement, watch: LeaseWatch, payloads: Payloads,
+        attempts: Attempts, settlement: Settlement, watch: LeaseWatch, payloads: Payloads, keys: ProviderKeys,
     ) -> None:  # fmt: skip
         self._work, self._settings, self._redactor = work, settings, redactor
         self.registry, self._admission, self._attempts = registry, admission, attempts
-        self._settlement, self._watch, self._payloads = settlement, watch, payloads
+        self._settlement, self._watch, self._payloads, self._keys = settlement, watch, payloads, keys
         self._running: set[asyncio.Task[Any]] = set()
 
     # -- what others ask
@@ -77,7 +78,7 @@ class Gateway:
         """`complete`, with what served. Cancelling ends the provider's request; the row is settled all the same."""
         plan = await self._begin("chat", request, by)
         return await self._finish(
-            self._one(plan, lambda target: target.provider.kind.complete(self._for(plan, target), _of(target)))
+            self._one(plan, lambda target: self._call(plan, target, target.provider.kind.complete))
         )
 
     async def embed(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
@@ -88,9 +89,7 @@ class Gateway:
         given = request["input"]
         request = {**request, "input": [given] if isinstance(given, str) else list(given)}
         plan = await self._begin("embedding", request, by)
-        return await self._finish(
-            self._one(plan, lambda target: target.provider.kind.embed(self._for(plan, target), _of(target)))
-        )
+        return await self._finish(self._one(plan, lambda target: self._call(plan, target, target.provider.kind.embed)))
 
     async def stream(self, request: dict[str, Any], *, by: Principal) -> AsyncGenerator[Chunk, None]:
         plan = await self._begin("chat", request, by)
@@ -127,7 +126,8 @@ class Gateway:
     async def _begin(self, kind: str, request: dict[str, Any], by: Principal) -> Plan:
         began = time.monotonic()
         tokens = estimate_input(request)
-        request = await redacted(self._redactor, request, tokens)
+        with asked_by(by):
+            request = await redacted(self._redactor, request, tokens)
         entry = Entry(label=f"llm {kind}", actor=by.actor)
 
         async def admit() -> Plan:
@@ -162,6 +162,9 @@ class Gateway:
             sent["max_tokens"] = cap_of(facts, plan.input_tokens, self._settings.get(declared.DEFAULT_MAX_TOKENS))
         return {**sent, "model": target.model}
 
+    async def _call(self, plan: Plan, target: Target, ask: Callable[[dict[str, Any], Connection], Awaitable[T]]) -> T:
+        return await ask(self._for(plan, target), await self._keys.connection(target.provider))
+
     async def _one(self, plan: Plan, call: Callable[[Target], Awaitable[dict[str, Any]]]) -> Served:
         """Call, falling back while failures say nothing about the request, and settle."""
         outcome = plan.outcome()
@@ -177,7 +180,8 @@ class Gateway:
         response = await self._attempts.run(plan, outcome, lambda target: _in_time(target, call(target)))
         outcome.note_answer(response)
         if plan.kind == "chat":
-            response = await redacted(self._redactor, response, outcome.output_bytes // 4)
+            with answered_to(plan.by, outcome.target.provider.name):
+                response = await redacted(self._redactor, response, outcome.output_bytes // 4)
             outcome.response = response
         return response
 
@@ -196,13 +200,15 @@ class Gateway:
         """Put all chunks but the last one, which is returned."""
 
         async def first(target: Target) -> tuple[Target, AsyncGenerator[Chunk, None], Chunk]:
-            return target, *(await first_chunk(target, self._for(plan, target)))
+            connection = await self._keys.connection(target.provider)
+            return target, *(await first_chunk(target, self._for(plan, target), connection))
 
         target, iterator, chunk = await self._attempts.run(plan, outcome, first)
         outcome.first_token_ms = _since(plan.began)
         answer = Answer() if self._payloads.wants_answers() else None
         last: Chunk = {}
-        async with contextlib.aclosing(relayed(target, iterator, chunk, self._redactor, outcome, answer)) as chunks:
+        redaction = StreamRedaction(self._redactor, lambda: answered_to(plan.by, target.provider.name))
+        async with contextlib.aclosing(relayed(target, iterator, chunk, redaction, outcome, answer)) as chunks:
             async for ready in chunks:
                 if ready["choices"]:
                     await queue.put(ready)
@@ -287,10 +293,6 @@ async def _in_time(target: Target, call: Awaitable[dict[str, Any]]) -> dict[str,
         if not scope.expired():
             raise
         raise timed_out(target.name, patience, "no answer") from None
-
-
-def _of(target: Target) -> Any:
-    return target.provider.connection
 
 
 def _since(began: float) -> int:

@@ -82,6 +82,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     kind: LLMProvider
     source: Source
     fields: Fields
+    api_key_secret: str | None = None  # in the vault
     configured: bool = True
     version: int = 0
 
@@ -170,7 +171,9 @@ def of_row(row: LlmProviderRow, kinds: Mapping[str, LLMProvider], found: Found) 
         return None
     values = {name: getattr(row, name) for name in Fields.__struct_fields__}
     fields = msgspec.convert(values, Fields)
-    return _made(row.name, kind, fields, found, source="api", version=(row.stamp, row.version))
+    return _made(
+        row.name, kind, fields, found, source="api", version=(row.stamp, row.version), api_key_secret=row.api_key_secret
+    )
 
 
 def of_preset(name: str, kinds: Mapping[str, LLMProvider]) -> Provider | None:
@@ -197,7 +200,7 @@ class Found(msgspec.Struct, frozen=True):
 
 def _made(
     name: str, kind: LLMProvider, fields: Fields, found: Found, *, source: Source, version: tuple[str, int],
-    config: Mapping[str, Any] | None = None, api_key: str | None = None,
+    config: Mapping[str, Any] | None = None, api_key: str | None = None, api_key_secret: str | None = None,
 ) -> Provider:  # fmt: skip
     preset = PRESETS.get(name)
     own = [item.facts() for item in fields.models if isinstance(item, ModelSpec)]
@@ -210,6 +213,6 @@ def _made(
     )  # fmt: skip
     needs_key = preset is not None and preset.needs_key
     return Provider(
-        connection=connection, kind=kind, source=source, fields=fields,
-        configured=api_key is not None or not needs_key, version=version[1],
+        connection=connection, kind=kind, source=source, fields=fields, api_key_secret=api_key_secret,
+        configured=not needs_key or api_key is not None or api_key_secret is not None, version=version[1],
     )  # fmt: skip

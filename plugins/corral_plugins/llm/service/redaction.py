@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from corral.redact.redactor import Redactor, RedactorStream
+from corral.auth.principal import Principal
+from corral.redact.redactor import Redactor, RedactorStream, made_by
 
 INLINE_TOKENS = 16_000  # more text than this is redacted in a thread
+About = Callable[[], contextlib.AbstractContextManager[None]]
+
 TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
+
+
+def asked_by(by: Principal) -> contextlib.AbstractContextManager[None]:
+    """While a request is redacted: what a run asks was made by a machine, what people ask was not."""
+    return contextlib.nullcontext() if by.task_id is None else made_by("task", by.task_id)
+
+
+def answered_to(by: Principal, provider: str) -> contextlib.AbstractContextManager[None]:
+    """While an answer is redacted: it is the remote side's."""
+    return made_by("llm_provider", provider) if by.task_id is None else made_by("task", by.task_id)
 
 
 async def redacted(redactor: Redactor, value: Any, tokens: int) -> Any:
@@ -33,17 +47,22 @@ def _without(redactor: Redactor, value: Any) -> Any:
 
 
 class StreamRedaction:
-    """Redacts the chunks of one stream. Each text of it, and each tool call's arguments, is a stream of its own."""
+    """Redacts the chunks of one stream. Each text of it, and each tool call's arguments, is a stream of its own.
 
-    def __init__(self, redactor: Redactor) -> None:
-        self._redactor = redactor
+    `about` is entered while it redacts: it says whose text it is.
+    """
+
+    def __init__(self, redactor: Redactor, about: About = contextlib.nullcontext) -> None:
+        self._redactor, self._about = redactor, about
         self._streams: dict[tuple[int, str | int], RedactorStream] = {}
 
     def feed(self, chunk: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """What may be sent of it now; before a choice ends, what was held back of it."""
         for choice in chunk.get("choices") or ():
             index = choice.get("index", 0)
-            if self._redact(index, choice.get("delta") or {}):
+            with self._about():
+                changed = self._redact(index, choice.get("delta") or {})
+            if changed:
                 choice.pop("logprobs", None)  # they spell what is held back
             if choice.get("finish_reason") is not None and (rest := self._rest(index)):
                 yield {**chunk, "choices": [{"index": index, "delta": rest, "finish_reason": None}], "usage": None}
@@ -73,7 +92,8 @@ class StreamRedaction:
         """The delta of what was held back of a choice."""
         delta: dict[str, Any] = {}
         for place in [place for place in self._streams if place[0] == index]:
-            text = self._streams.pop(place).end()
+            with self._about():
+                text = self._streams.pop(place).end()
             if text and isinstance(place[1], str):
                 delta[place[1]] = text
             elif text:

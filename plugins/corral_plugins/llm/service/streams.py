@@ -7,8 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
-from corral.redact.redactor import Redactor
-from corral_plugins.llm.api import ProviderError
+from corral_plugins.llm.api import Connection, ProviderError
 from corral_plugins.llm.service.failures import timed_out
 from corral_plugins.llm.service.outcome import Outcome
 from corral_plugins.llm.service.redaction import StreamRedaction
@@ -17,9 +16,10 @@ from corral_plugins.llm.service.registry import Target
 Chunk = dict[str, Any]
 
 
-async def first_chunk(target: Target, request: dict[str, Any]) -> tuple[AsyncGenerator[Chunk, None], Chunk]:
+async def first_chunk(
+    target: Target, request: dict[str, Any], connection: Connection
+) -> tuple[AsyncGenerator[Chunk, None], Chunk]:
     """The provider's stream and its first chunk, after which nothing falls back."""
-    connection = target.provider.connection
     iterator = target.provider.kind.stream(request, connection)
     patience = connection.timeouts.first_token_seconds
     try:
@@ -59,11 +59,10 @@ async def following(target: Target, iterator: AsyncGenerator[Chunk, None]) -> As
 
 
 async def relayed(
-    target: Target, iterator: AsyncGenerator[Chunk, None], first: Chunk, redactor: Redactor, outcome: Outcome,
+    target: Target, iterator: AsyncGenerator[Chunk, None], first: Chunk, redaction: StreamRedaction, outcome: Outcome,
     answer: Answer | None,
 ) -> AsyncGenerator[Chunk, None]:  # fmt: skip
     """Chunks as the caller gets them; the last one alone has usage. `outcome` and `answer` are told of each."""
-    redaction = StreamRedaction(redactor)
     last: Chunk = first
 
     async def incoming() -> AsyncIterator[Chunk]:

@@ -19,6 +19,7 @@ from corral_plugins.llm.kinds.clients import address
 from corral_plugins.llm.provider_shapes import ProviderTest
 from corral_plugins.llm.service.failures import problem_of
 from corral_plugins.llm.service.gateway import Gateway
+from corral_plugins.llm.service.keys import ProviderKeys
 from corral_plugins.llm.service.provider import Provider
 from corral_plugins.llm.service.registry import Registry
 from corral_plugins.llm.service.states import change
@@ -33,8 +34,8 @@ ANSWER_TOKENS = 64
 class Upkeep:
     """Opens its own units."""
 
-    def __init__(self, work: Work, registry: Registry, gateway: Gateway) -> None:
-        self._work, self._registry, self._gateway = work, registry, gateway
+    def __init__(self, work: Work, registry: Registry, gateway: Gateway, keys: ProviderKeys) -> None:
+        self._work, self._registry, self._gateway, self._keys = work, registry, gateway, keys
 
     async def refresh(self, provider: Provider) -> None:
         """Ask a provider for its models and keep them. Raises what a call of it would."""
@@ -44,7 +45,7 @@ class Upkeep:
         if not provider.usable:
             raise Conflict(f"{provider.name} is not configured, or switched off.")
         try:
-            found = await ask(provider.connection)
+            found = await ask(await self._keys.connection(provider))
         except ProviderError as failure:
             problem = problem_of(failure, provider.name)
             error = {"code": problem.code, "detail": problem.detail, "at": clock.now()}
