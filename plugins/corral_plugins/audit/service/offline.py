@@ -54,7 +54,8 @@ def verify_export(path: Path, kept: Kept, *, sparse: bool) -> Verdict:
     last, bad = following.last or BEGINNING, following.bad
     return Verdict(
         ok=bad is None, checked=following.checked, complete=True, next_seq=None,
-        head=LinkView(seq=last.seq, hash=last.hash), first_bad_seq=bad.seq if bad else None, reason=bad.reason if bad else None,
+        head=LinkView(seq=last.seq, hash=last.hash),
+        first_bad_seq=bad.seq if bad else None, reason=bad.reason if bad else None,
         checkpoints_checked=following.checkpoints_checked,
     )  # fmt: skip
 

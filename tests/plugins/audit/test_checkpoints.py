@@ -1,0 +1,185 @@
+"""Checkpoints and retention: when they are made, who can check them, and what may be removed."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from tests.plugins.audit.conftest import Books
+
+from corral import clock
+from corral.errors import Unavailable
+from corral.plugin import AuditEntry
+from corral_plugins.audit.jobs import checkpoint_hourly, verify_recent
+from corral_plugins.audit.models import AuditRow, SigningKey
+from corral_plugins.audit.service import reading
+from corral_plugins.audit.service.checkpoints import Checkpoints
+from corral_plugins.audit.service.retention import Retention
+from corral_plugins.audit.service.verify import Verification
+from corral_plugins.audit.settings import RETENTION_DAYS
+
+DAY = 86_400
+
+
+async def test_a_thousand_rows_make_a_checkpoint(books: Books) -> None:
+    def many() -> None:
+        for number in range(1010):
+            books.log.record(AuditEntry(action="test.thing.change", object_type="thing", object_id=str(number)))
+
+    await books.work(many)
+    await books.kit.run_jobs()
+    (made,) = (await books.auditor.get("/admin/audit/checkpoints")).json()["items"]
+    assert made["rows"] >= 1000
+    assert made["seq"] == made["rows"]
+    await books.kit.run_jobs()
+    assert (await books.auditor.get("/admin/audit/checkpoints")).json()["total"] == 1
+
+
+async def test_an_hour_without_rows_makes_none(books: Books) -> None:
+    service: Checkpoints = books.service(Checkpoints)
+    await books.write(3)
+    await checkpoint_hourly(service)
+    assert await service.make() is None
+    await books.write(2)
+    made = await service.make()
+    assert made is not None
+    assert made.rows == 2
+
+
+async def test_anybody_can_check_a_signature(books: Books) -> None:
+    """With the public key alone, and by the page's words."""
+    await books.write(1)
+    await books.sign()
+    answer = (await books.auditor.get("/admin/audit/checkpoints")).json()
+    made, key = answer["items"][0], Ed25519PublicKey.from_public_bytes(base64.b64decode(answer["public_key"]))
+    message = (
+        f'{{"hash":"{made["hash"]}","key_id":"{made["key_id"]}","rows":{made["rows"]},"seq":{made["seq"]},'
+        f'"ts":"{made["ts"]}"}}'
+    )
+    key.verify(base64.b64decode(made["signature"]), b"corral.audit.checkpoint.v1" + message.encode())
+    event = next(each for each in await books.kit.events() if each.type == "audit.checkpoint")
+    assert event.payload()["signature"] == made["signature"]
+    assert event.visibility == "admin"
+
+
+async def test_the_private_key_is_sealed(books: Books) -> None:
+    await books.write(1)
+    await books.sign()
+    row = await books.work(lambda: SigningKey.select().get(), read=True)
+    keyring = books.kit.kernel.keyring
+    private = keyring.open(bytes.fromhex(row.sealed), aad=f"audit_keys|{row.id}|1|sealed")
+    assert len(private) == 32
+    assert private.hex() not in row.sealed
+    await books.write(1)
+    keyring.sealed = True
+    with pytest.raises(Unavailable, match="key"):
+        await books.service(Checkpoints).make()
+    assert (await books.verify()).ok, "verifying needs no master key"
+    await books.write(1)
+
+
+async def test_the_daily_look_tells_admins(books: Books) -> None:
+    await books.write(4)
+    verification: Verification = books.service(Verification)
+    await verify_recent(verification)
+    assert not [event for event in await books.kit.events() if event.type == "system.alert"]
+    books.behind("UPDATE audit_rows SET outcome = 'denied' WHERE seq = 3")
+    await verify_recent(verification)
+    (alert,) = [event.payload() for event in await books.kit.events() if event.type == "system.alert"]
+    assert alert["kind"] == "audit_chain_broken"
+    assert "hash_mismatch" in alert["detail"]
+    assert "3" in alert["detail"]
+
+
+async def test_one_verification_at_a_time(books: Books) -> None:
+    from corral.database.leases import acquire, release
+
+    await books.work(lambda: acquire("audit.verify", "another", 30))
+    answer = await books.auditor.get("/admin/audit/verify")
+    assert (answer.status, answer.code) == (409, "batch_in_progress")
+    await books.work(lambda: release("audit.verify", "another"))
+    assert (await books.auditor.get("/admin/audit/verify")).json()["ok"] is True
+
+
+async def test_a_part_is_verified_from_where_it_begins(books: Books) -> None:
+    await books.write(20)
+    head = (await books.verify()).head.seq
+    found = (await books.auditor.get(f"/admin/audit/verify?from_seq=5&to_seq={head - 3}")).json()
+    assert (found["ok"], found["checked"], found["complete"], found["next_seq"]) == (True, head - 7, True, None)
+    assert (await books.auditor.get("/admin/audit/verify?from_seq=1000000")).json()["checked"] == 0
+    books.behind("UPDATE audit_rows SET action = 'x' WHERE seq = 4")
+    assert (await books.verify(5, None)).ok, "row 4 lies before the part"
+    assert (await books.verify(4, None)).first_bad_seq == 4
+    verdict = await books.service(Verification).look(None, None, _nothing_kept(), seconds=-1)
+    assert (verdict.complete, verdict.next_seq) == (False, 1)
+
+
+async def test_retention_removes_a_beginning_that_ends_at_a_checkpoint(books: Books) -> None:
+    retention: Retention = books.service(Retention)
+    await books.write(700)
+    old = await books.sign()
+    clock.travel(40 * DAY)
+    await books.write(5)
+    young = await books.sign()
+    await retention.run()
+    assert await _first(books) == 1, "kept for ever by default"
+    books.kit.kernel.settings._values[RETENTION_DAYS.name] = 30
+    await retention.run()
+    assert await _first(books) == old.seq + 1
+    verdict = await books.verify()
+    assert verdict.ok, verdict
+    assert verdict.checked == verdict.head.seq - old.seq
+    (told,) = await books.work(lambda: list(AuditRow.select().where(AuditRow.action == reading.RETAINED)), read=True)
+    assert (told.object_id, told.actor_type) == (str(old.seq), "system")
+    await retention.run()
+    assert await _first(books) == old.seq + 1, "the next checkpoint is not old enough"
+    books.behind(f"DELETE FROM audit_rows WHERE seq <= {young.seq}")
+    found = await books.verify()
+    assert (found.first_bad_seq, found.reason) == (old.seq + 1, "gap")
+
+
+async def test_a_removal_that_was_cut_short_goes_on(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    await books.write(30)
+    old = await books.sign()
+    clock.travel(40 * DAY)
+    books.kit.kernel.settings._values[RETENTION_DAYS.name] = 30
+    retention: Retention = books.service(Retention)
+    await books.work(lambda: retention._move_anchor(clock.now(-30 * DAY), 30))
+    assert await _first(books) == 1
+    assert (await books.verify()).ok, "rows before the anchor are no longer looked at"
+    listed = await books.work(reading.ends, read=True)
+    assert listed.anchor.seq == old.seq
+    await retention.run()
+    assert await _first(books) == old.seq + 1
+    assert (await books.verify()).ok
+
+
+async def test_a_process_without_the_plugin_does_not_serve(make_kit: Callable[..., Any], monkeypatch: Any) -> None:
+    from corral.errors import Refused
+    from corral_plugins.audit.plugin import AuditPlugin
+
+    async def fails(self: Any, runtime: Any) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(AuditPlugin, "start", fails)
+    with pytest.raises(Refused, match="audit"):
+        await make_kit(plugins=["audit", "admin"])
+
+
+async def test_the_plugin_cannot_be_disabled(books: Books) -> None:
+    answer = await books.admin.post("/plugins/audit/disable", {})
+    assert (answer.status, answer.code) == (409, "plugin_required")
+
+
+async def _first(books: Books) -> int:
+    found: Any = await books.work(lambda: AuditRow.select(AuditRow.seq).order_by(AuditRow.seq).get().seq, read=True)
+    return int(found)
+
+
+def _nothing_kept() -> Any:
+    from corral_plugins.audit.service.signing import Kept
+
+    return Kept()
