@@ -21,7 +21,6 @@ import pluggy
 from corral import clock, hookspecs
 from corral.config import Config
 from corral.database.migrations import Home
-from corral.errors import Refused
 from corral.plugin import KERNEL_API, Plugin
 
 log = logging.getLogger("corral.loader")
@@ -33,7 +32,6 @@ ESSENTIAL = frozenset({"core", "audit", "security"})
 PROTECTED = ESSENTIAL | {"secrets", "settings", "admin"}
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
-ASKS_FOR = {"corral_blob_store": "[storage] url"}  # the keys that ask for a first result; else [redis] url
 BEFORE_BOOT = ("corral_hookspecs", "corral_commands", "corral_demo_models")  # asked where there is no kernel yet
 KERNEL_HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("corral_"))
 
@@ -279,7 +277,8 @@ def _section(loaded: Loaded, kind: type[Plugin], config: Config) -> Any:
         raise ValueError(f"[plugins.{loaded.name}]: {error}") from None
 
 
-def _manager(loaded: Loaded, modules: Iterable[Any]) -> pluggy.PluginManager:
+def manager_of(loaded: Loaded, modules: Iterable[Any]) -> pluggy.PluginManager:
+    """What calls the hooks of one plugin: each alone, so that a failure has a name."""
     manager = pluggy.PluginManager("corral")
     for module in modules:
         manager.add_hookspecs(module)
@@ -290,15 +289,11 @@ def _manager(loaded: Loaded, modules: Iterable[Any]) -> pluggy.PluginManager:
 def _offered_specs(ordered: Iterable[Loaded]) -> list[Any]:
     modules: list[Any] = []
     for loaded in ordered:
-        if loaded.active and loaded.plugin is not None and hasattr(loaded.plugin, "corral_hookspecs"):
-            attempt(loaded, lambda loaded=loaded: _ask_for_specs(loaded))  # type: ignore[misc]  # bound per round
+        ask: Any = getattr(loaded.plugin, "corral_hookspecs", None) if loaded.active else None
+        if ask is not None:
+            attempt(loaded, lambda loaded=loaded, ask=ask: loaded.contributions.update(corral_hookspecs=list(ask())))  # type: ignore[misc]  # bound per round
             modules += loaded.of("corral_hookspecs")
     return modules
-
-
-def _ask_for_specs(loaded: Loaded) -> None:
-    plugin: Any = loaded.plugin
-    loaded.contributions["corral_hookspecs"] = list(plugin.corral_hookspecs())
 
 
 def _named(loaded: Loaded) -> tuple[str, ...]:
@@ -307,7 +302,7 @@ def _named(loaded: Loaded) -> tuple[str, ...]:
 
 def _contribute(loaded: Loaded, modules: Iterable[Any], owner_absent: bool) -> None:
     """Call every hook of one plugin; unknown hook names are an error, but optional ones whose owner may be absent."""
-    manager = _manager(loaded, modules)
+    manager = manager_of(loaded, modules)
     manager.check_pending()
     unknown = [caller.name for caller in manager.get_hookcallers(loaded.plugin) or () if caller.spec is None]
     if unknown and not owner_absent:
@@ -323,19 +318,3 @@ def _contribute(loaded: Loaded, modules: Iterable[Any], owner_absent: bool) -> N
             results.extend(result)
         staged[caller.name] = results
     loaded.contributions |= staged
-
-
-def first_result(plugins: list[Loaded], hook: str, url: str) -> Any:
-    """What the first active plugin that takes the URL makes of it, built-in ones being asked last. One that raises is
-    `failed`; none: `Refused`.
-    """
-    made: list[Any] = []
-    for loaded in sorted(plugins, key=lambda item: item.found.built_in):
-        if loaded.active and not made:
-            ask = getattr(_manager(loaded, [hookspecs]).hook, hook)
-            attempt(loaded, lambda ask=ask: made.extend(item for item in [ask(url=url)] if item is not None))  # type: ignore[misc]  # bound per round
-    block(plugins)
-    if not made:
-        key, scheme = ASKS_FOR.get(hook, "[redis] url"), url.partition(":")[0]
-        raise Refused(f"{key}: no active plugin serves {scheme}:// (hook {hook}); install one, or remove the key")
-    return made[0]

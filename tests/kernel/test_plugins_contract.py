@@ -104,7 +104,7 @@ BROKEN = {
             "@hookimpl\ndef corral_settings(self):\n"
             "    return [Setting(name='jobs.retention_days', kind=int, default=1, title='x')]"
         ),
-        "setting jobs.retention_days is declared twice",
+        "setting jobs.retention_days is declared by core too",
     ),
     "service nobody has": (
         body(

@@ -125,7 +125,8 @@ def _ask(stream: Any, *words: str) -> bytes:
 
 def has_bus(config: Config) -> bool:
     """Whether a plugin serves the Redis URL; without one the server does not start."""
-    from corral.loader import discover, first_result, load
+    from corral.first_result import first_result
+    from corral.loader import discover, load
 
     try:
         first_result(load(discover(config), config), "corral_bus", config.redis.url or "")

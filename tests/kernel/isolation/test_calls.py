@@ -1,0 +1,281 @@
+"""Contributed callables that raise, exit, return something else, or do not come back."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import pluggy
+import pytest
+from tests.kernel.isolation.misbehaving import Gate, plugin, routes, until
+
+from corral.auth.principal import Principal
+from corral.errors import ContributionFailed, Problem
+from corral.events.consumers import Subscriber
+from corral.isolation import watchdog
+from corral.plugin import Contributions, HealthCheck, Metric, hookimpl
+from corral.testing.kit import Kit, make_kernel
+
+MakeKit = Callable[..., Awaitable[Kit]]
+
+
+async def coroutine() -> None:
+    """Never awaited."""
+
+
+def errors(kit: Kit, name: str = "faulty") -> list[str]:
+    return [f"{each.kind}: {each.message}" for each in kit.kernel.registry.errors(name)]
+
+
+@pytest.mark.parametrize(
+    ("act", "told"),
+    [
+        (lambda: "text", "TypeError: it returned str, not NoneType"),
+        (coroutine, "TypeError: it is a coroutine function where a plain one is called"),
+        (lambda: (_ for _ in ()).throw(SystemExit(4)), "SystemExit: 4"),
+        (lambda: 1 / 0, "ZeroDivisionError: division by zero"),
+    ],
+)
+async def test_a_gate_that_errs_is_skipped(tmp_path: Path, act: Callable[[], Any], told: str) -> None:
+    gates = [Gate(act), Gate()]
+    faulty = plugin("faulty", corral_gates=lambda self: gates, corral_routes=lambda self: [routes("faulty")])
+    async with make_kernel(tmp_path, plugins=[faulty]) as kit:
+        assert (await kit.client.get("/faulty")).status == 200
+        assert errors(kit) == [told]
+        assert [gate.calls for gate in gates] == [1, 1]
+
+
+@pytest.mark.parametrize("pause", ["loops", "sleeps"])
+async def test_a_gate_that_does_not_come_back_stops_the_loop_for_a_moment(tmp_path: Path, pause: str) -> None:
+    """The event loop is everybody's: there a call has a second, and a signal ends even its sleep."""
+
+    def hang() -> None:
+        while True:
+            if pause == "sleeps":
+                time.sleep(600)
+
+    async with make_kernel(tmp_path, plugins=[plugin("faulty", corral_gates=lambda self: [Gate(hang)])]) as kit:
+        began = time.monotonic()
+        for _ in range(2):
+            assert (await kit.client.get("/health", root=True)).status == 200
+        took = time.monotonic() - began
+        assert 2 * watchdog.LOOP_SECONDS <= took < 10
+        await until(lambda: kit.loaded("faulty").state == "quarantined")  # at two lost calls
+        assert "2 calls did not come back" in (kit.loaded("faulty").reason or "")
+        assert kit.kernel.warden.lost_threads()["faulty"] == 0
+        began = time.monotonic()
+        assert (await kit.client.get("/health", root=True)).status == 200
+        assert time.monotonic() - began < watchdog.LOOP_SECONDS
+
+
+async def test_an_async_route_that_does_not_come_back_fails_alone(tmp_path: Path) -> None:
+    group = routes("faulty")
+
+    @group.get("/hangs", needs="public")
+    async def hang() -> None:
+        """Hang."""
+        await asyncio.sleep(0)
+        while True:
+            pass
+
+    async with make_kernel(tmp_path, plugins=[plugin("faulty", corral_routes=lambda self: [group])]) as kit:
+        answer = await kit.client.get("/faulty/hangs")
+        assert (answer.status, answer.code) == (500, "internal")
+        assert (await kit.client.get("/faulty")).status == 200
+        assert kit.loaded("faulty").active  # errors of routes never quarantine
+
+
+async def test_health_checks_in_threads(tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def loop() -> tuple[str, str]:
+        try:
+            while True:
+                pass
+        finally:
+            ended.set()
+
+    def sleep() -> tuple[str, str]:
+        time.sleep(60)
+        return ("ok", "late")
+
+    checks = {"fine": lambda: ("ok", "fine"), "wrong": lambda: True, "loop": loop, "sleep": sleep}
+    faulty = plugin(
+        "faulty", corral_health_checks=lambda self: [HealthCheck(name, check) for name, check in checks.items()]
+    )
+    async with make_kernel(tmp_path, plugins=[faulty]) as kit:
+        made = kit.kernel.container.get(Contributions).of("corral_health_checks")  # type: ignore[type-abstract]
+        by_name = {item.name: item.check for name, item in made if name == "faulty"}
+        down = ("down", "The check of the plugin faulty failed.")
+        assert await asyncio.to_thread(by_name["fine"]) == ("ok", "fine")
+        assert await asyncio.to_thread(by_name["wrong"]) == down
+        # one that loops is ended where it is, one that sleeps is left behind, and nobody waits for either
+        with pytest.raises(ContributionFailed, match="did not come back"):
+            await asyncio.to_thread(by_name["loop"])
+        await until(ended.is_set)
+        with pytest.raises(ContributionFailed, match="did not come back"):
+            await asyncio.to_thread(by_name["sleep"])
+        assert kit.loaded("faulty").state == "quarantined"
+        await until(lambda: kit.kernel.warden.lost_threads()["faulty"] == 1)
+        text = (await kit.client.get("/metrics", root=True)).body.decode()
+        assert 'corral_plugin_lost_threads{plugin="faulty"} 1' in text
+        assert await asyncio.to_thread(lambda: "others go on") == "others go on"
+
+
+async def test_one_metric_that_errs_keeps_the_others(make_kit: MakeKit) -> None:
+    def metrics(name: str, collect: Callable[[], Any]) -> Any:
+        found = [Metric(name=f"corral_{name}", help="Of a test.", collect=collect)]
+        return plugin(name, corral_metrics=lambda self: found)
+
+    def leave() -> dict[tuple[str, ...], float]:
+        raise SystemExit(2)
+
+    kit = await make_kit(
+        plugins=[metrics("exits", leave), metrics("wrong", lambda: 7), metrics("fine", lambda: {(): 7.0})]
+    )
+    text = ""
+    for _ in range(100):
+        text = (await kit.client.get("/metrics", root=True)).body.decode()
+        if "corral_fine 7.0" in text:
+            break
+        await asyncio.sleep(0.05)
+    assert "corral_fine 7.0" in text
+    assert "corral_exits " not in text
+    assert errors(kit, "exits")[0] == "SystemExit: 2"
+    assert errors(kit, "wrong")[0] == "TypeError: it returned int, not Mapping"
+
+
+class Strange:
+    """Recognises everything, and knows nobody."""
+
+    def recognises(self, credential: str) -> bool:
+        return True
+
+    def authenticate(self, credential: str) -> Principal:
+        raise KeyError(credential[:3])
+
+
+async def test_an_authenticator_that_errs_is_passed_over(make_kit: MakeKit) -> None:
+    kit = await make_kit(plugins=[plugin("faulty", corral_authenticators=lambda self: [Strange])])
+    kit.kernel.credentials.use([*reversed(kit.kernel.credentials._authenticators)])
+    viewer = await kit.as_user("viewer")
+    assert (await viewer.get("/auth/me")).status == 200
+    assert errors(kit) == ["KeyError: 'eyJ'"]
+
+
+async def test_a_subscriber_that_hangs_holds_up_nobody_for_long(make_kit: MakeKit) -> None:
+    seen: list[str] = []
+
+    def hang(event: Any) -> None:
+        while True:
+            pass
+
+    kit = await make_kit(
+        plugins=[
+            plugin("faulty", corral_subscribers=lambda self: [Subscriber("faulty.f", ("user.created",), hang)]),
+            plugin(
+                "steady",
+                corral_subscribers=lambda self: [
+                    Subscriber("steady.f", ("user.created",), lambda event: seen.append(event.id))
+                ],
+            ),
+        ],
+        jobs=True,
+    )
+    began = time.monotonic()
+    await kit.as_user("viewer")
+    await until(lambda: kit.loaded("faulty").state == "quarantined", 30)
+    assert time.monotonic() - began < 25
+    await until(lambda: len(seen) == 1)
+    await kit.as_user("viewer")  # writes go on
+    await until(lambda: len(seen) == 2)
+
+
+# -- hooks that plugins own
+
+hookspec = pluggy.HookspecMarker("corral")
+
+
+class Painter(Protocol):
+    """Owned by the plugin `art`."""
+
+    def ready(self) -> bool: ...
+    async def paint(self, what: str) -> dict[str, str]: ...
+    def strokes(self) -> AsyncIterator[str]: ...
+
+
+ART = ModuleType("art")
+
+
+def corral_painters() -> Iterable[Painter]:
+    """Who paints."""
+    raise NotImplementedError
+
+
+corral_painters.__annotations__["return"] = Iterable[Painter]
+ART.corral_painters = hookspec(corral_painters)  # type: ignore[attr-defined]
+
+
+class Careless:
+    """Says of itself whatever a test wants."""
+
+    name = "careless"
+
+    def __init__(self, ready: Any = True, painting: Any = None) -> None:
+        self.answers, self.painting = ready, painting
+
+    def ready(self) -> bool:
+        return self.answers  # type: ignore[no-any-return]
+
+    async def paint(self, what: str) -> dict[str, str]:
+        if isinstance(self.painting, BaseException):
+            raise self.painting
+        return self.painting or {"what": what}  # type: ignore[no-any-return]
+
+    async def strokes(self) -> AsyncIterator[str]:
+        yield "one"
+        raise SystemExit(9)
+
+
+async def test_hooks_of_plugins_are_guarded_by_what_their_protocol_says(tmp_path: Path) -> None:
+    made = [Careless(), Careless("yes"), Careless(painting=SystemExit(1)), Careless(painting="a daub")]
+    made.append(Careless(painting=Problem(code="quota_exceeded")))
+
+    class Painting(plugin("painting")):  # type: ignore[misc]
+        """Contributes to the hook of another."""
+
+        wants = ("art",)
+
+        @hookimpl(optionalhook=True)
+        def corral_painters(self) -> Iterable[Painter]:
+            return made
+
+    art = plugin("art", corral_hookspecs=lambda self: [ART])
+    async with make_kernel(tmp_path, plugins=[art, Painting]) as kit:
+        found = [item for _, item in kit.kernel.container.get(Contributions).of("corral_painters")]  # type: ignore[type-abstract]
+        assert (found[0].name, isinstance(found[0], Careless), found[0].answers) == ("careless", True, True)
+        assert (found[0].ready(), await found[0].paint("a cow")) == (True, {"what": "a cow"})
+        with pytest.raises(TypeError, match="it returned str, not bool"):
+            found[1].ready()
+        with pytest.raises(ContributionFailed, match="SystemExit"):
+            await found[2].paint("a cow")
+        with pytest.raises(TypeError, match="it returned str, not dict"):
+            await found[3].paint("a cow")
+        with pytest.raises(Problem, match="quota_exceeded"):
+            await found[4].paint("a cow")
+        strokes = found[0].strokes()
+        assert await anext(strokes) == "one"
+        with pytest.raises(ContributionFailed):
+            await anext(strokes)
+        assert len(errors(kit, "painting")) == 4
+        assert kit.kernel.container.get(Contributions).of("corral_painters") != []  # type: ignore[type-abstract]
+        with pytest.raises(TypeError):
+            found[1].ready()  # the fifth error
+        assert kit.kernel.container.get(Contributions).of("corral_painters") == []  # type: ignore[type-abstract]
+        with pytest.raises(ContributionFailed, match="painting is quarantined"):
+            await found[0].paint("a cow")

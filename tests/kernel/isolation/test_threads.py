@@ -1,0 +1,88 @@
+"""The threads of a process: half of them for one plugin at most, none lost for ever."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from corral.calls import room
+from corral.errors import ContributionFailed
+from corral.isolation.threads import Threads
+
+
+@pytest.fixture
+def threads() -> Iterator[Threads]:
+    made = Threads(4)
+    yield made
+    made.shutdown()
+
+
+def of(name: str | None, threads: Threads, call: Callable[[], Any]) -> Future[Any]:
+    token = room.set(name)
+    try:
+        return threads.submit(call)
+    finally:
+        room.reset(token)
+
+
+def test_values_and_errors_come_back(threads: Threads) -> None:
+    assert [threads.submit(pow, 2, n).result(5) for n in range(20)] == [2**n for n in range(20)]
+    with pytest.raises(SystemExit):
+        threads.submit(lambda: (_ for _ in ()).throw(SystemExit(1))).result(5)
+    assert threads.submit(lambda: threading.current_thread().daemon).result(5)
+
+
+def test_one_plugin_has_half_of_them(threads: Threads) -> None:
+    stop, running = threading.Event(), []
+
+    def block() -> None:
+        running.append(1)
+        stop.wait(20)
+
+    blocked = [of("slow", threads, block) for _ in range(10)]
+    assert of(None, threads, lambda: "core").result(5) == "core"
+    assert of("other", threads, lambda: "other").result(5) == "other"
+    assert len(running) == threads.share == 2
+    stop.set()
+    for each in blocked:
+        each.result(5)
+    assert len(running) == 10  # the rest waited and was done
+
+
+def test_an_abandoned_thread_is_replaced(threads: Threads) -> None:
+    inside: list[int] = []
+    stop = threading.Event()
+
+    def block() -> None:
+        inside.append(threading.get_ident())
+        stop.wait(20)
+
+    blocked = [of("slow", threads, block) for _ in range(4)]
+    end = time.monotonic() + 5
+    while len(inside) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    for thread in tuple(inside):
+        threads.abandon(thread, "it")
+    for each in blocked[:2]:
+        with pytest.raises(ContributionFailed, match="it did not come back in time"):
+            each.result(1)
+    assert [threads.submit(lambda n=n: n).result(5) for n in range(4)] == [0, 1, 2, 3]  # type: ignore[misc]
+    stop.set()
+    for each in blocked[2:]:
+        each.result(5)
+
+
+def test_the_end_waits_for_nobody() -> None:
+    threads = Threads(2)
+    threads.submit(time.sleep, 30)
+    began = time.monotonic()
+    threads.shutdown(wait=True)
+    assert time.monotonic() - began < 5
+    with pytest.raises(RuntimeError):
+        threads.submit(print)
