@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from corral.core.breached import is_breached
 from corral.core.declarations import (
+    BREACHED_CHECK,
     CONTEXT_WORDS,
     MIN_LENGTH,
     REQUIRE_DIGIT,
@@ -43,6 +45,7 @@ class PasswordPolicy:
     def shown(self) -> dict[str, int | bool]:
         """The rules, for screens that ask for a new password."""
         rules: dict[str, int | bool] = {"min_length": self._settings.get(MIN_LENGTH), "max_length": 128}
+        rules["breached_check"] = self._settings.get(BREACHED_CHECK)
         for setting, _, _, _ in _CLASSES:
             rules[setting.name.partition(".")[2]] = self._settings.get(setting)
         return rules
@@ -53,9 +56,11 @@ class PasswordPolicy:
             yield "too_short", f"Use at least {least} characters."
         folded = password.casefold()
         own = [email, email.partition("@")[0], *re.split(r"\W+", full_name)]
-        words = [PRODUCT, *own, *self._settings.get(CONTEXT_WORDS)]
-        if any(len(word) >= SHORTEST_WORD and word.casefold() in folded for word in words):
+        words = [word for word in (PRODUCT, *own) if len(word) >= SHORTEST_WORD] + self._settings.get(CONTEXT_WORDS)
+        if any(word.casefold() in folded for word in words):
             yield "core.context_word", "Leave out your name, your address and the names of this product."
+        if self._settings.get(BREACHED_CHECK) and is_breached(password):
+            yield "core.breached", "It is a password, or near one, that is known from breaches."
         for setting, matches, code, what in _CLASSES:
             if self._settings.get(setting) and not any(matches(letter) for letter in password):
                 yield code, f"Use {what}."
