@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,18 +15,9 @@ from corral.auth.models import UserRow, claim
 from corral.auth.passwords import Passwords
 from corral.auth.permissions import Permissions
 from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
-from corral.core.api import (
-    AccountDetails,
-    NewUser,
-    UserCreated,
-    UserDeactivated,
-    UserPatch,
-    UserPurged,
-    UserQuery,
-    UserReactivated,
-    UserUpdated,
-    UserView,
-)
+from corral.core.account_rows import shown, taken, unique, view, write
+from corral.core.api import AccountDetails, NewUser, UserPatch, UserQuery, UserView
+from corral.core.events import UserCreated, UserDeactivated, UserPurged, UserReactivated, UserUpdated
 from corral.core.invitations import InvitationsService
 from corral.core.links import EMAIL_LINKS, PASSWORD_LINKS, Links
 from corral.core.mail import MailService
@@ -35,7 +25,7 @@ from corral.core.mfa import forget_second_factor
 from corral.core.password_life import PasswordLife
 from corral.core.policy import PasswordPolicy
 from corral.core.sessions import Sessions
-from corral.database.unit import after_commit, current
+from corral.database.unit import after_commit
 from corral.errors import Conflict, NotFound
 from corral.events.event import emit
 from corral.http.answers import ANY_VERSION, IfMatch
@@ -43,9 +33,7 @@ from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 
-ADMINS_LOCK = 0x434F5252_41444D4E
 DELETED_NAME = "deleted user"
-RIGHTS = frozenset({"role", "is_active", "must_change_password", "email_verified"})
 NO_CHANGES: Mapping[str, tuple[Any, Any]] = {}
 
 
@@ -82,8 +70,8 @@ class AccountsService:
         )  # fmt: skip
         insert = UserRow.insert(row.__data__).on_conflict_ignore()
         if not insert.as_rowcount().execute():
-            taken = UserRow.get_or_none(UserRow.email_key == key)
-            existing = {"existing_id": taken.id} if taken is not None and by.is_admin else {}
+            known = UserRow.get_or_none(UserRow.email_key == key)
+            existing = {"existing_id": known.id} if known is not None and by.is_admin else {}
             raise Conflict("An account with this address exists.", code="duplicate", **existing)
         created = UserCreated(user_id=row.id, role=new.role, how=how)
         emit(created, object=("user", row.id), owner=row.id)
@@ -169,7 +157,7 @@ class AccountsService:
         changes = self._changes(row, patch, verified)
         if not changes:
             return view(row)
-        self._write(row, changes)
+        write(row, changes)
         self._announce(row, changes)
         self._reread(row.id)
         return self.get(user_id)
@@ -218,11 +206,11 @@ class AccountsService:
         """The address is the user's own; where it is another one than before, it takes effect now."""
         key = check_address(email)
         if UserRow.select().where((UserRow.email_key == key) & (UserRow.id != row.id)).exists():
-            raise _taken()
+            raise taken()
         changes = {"email": email.strip(), "email_key": key, "email_verified": True}
         changes = {name: value for name, value in changes.items() if getattr(row, name) != value}
         update = UserRow.update(**changes, updated_at=clock.now(), version=UserRow.version + 1)
-        with _unique():
+        with unique():
             update.where((UserRow.id == row.id) & (UserRow.email_key == row.email_key)).execute()
         self._announce(row, changes)
         return self.get(row.id)
@@ -268,27 +256,8 @@ class AccountsService:
             if wanted["email_key"] != row.email_key:
                 wanted["email_verified"] = verified
             if UserRow.select().where((UserRow.email_key == wanted["email_key"]) & (UserRow.id != row.id)).exists():
-                raise _taken()
+                raise taken()
         return {name: value for name, value in wanted.items() if getattr(row, name) != value}
-
-    def _write(self, row: UserRow, changes: dict[str, Any]) -> None:
-        stays = changes.get("role", "admin") == "admin" and changes.get("is_active", True)
-        loses_admin = row.role == "admin" and row.is_active and not stays
-        where = (UserRow.id == row.id) & (UserRow.version == row.version)
-        if loses_admin:
-            _lock_admins()
-            other = UserRow.alias()
-            rest = other.select(peewee.fn.COUNT(other.id)).where(
-                (other.role == "admin") & (other.is_active == True) & (other.id != row.id)  # noqa: E712  # SQL
-            )
-            where &= rest > 0
-        update = UserRow.update(**changes, updated_at=clock.now(), version=UserRow.version + 1)
-        with _unique():
-            if update.where(where).execute():
-                return
-        if loses_admin and self.row(row.id).version == row.version:
-            raise Conflict("This is the last active admin; make another one first.", code="last_admin")
-        raise Conflict("The account was changed meanwhile; read it again.", current_status="changed")
 
     def _announce(self, row: UserRow, changes: dict[str, Any]) -> None:
         """Events, audit, and the end of sessions whose rights were lost."""
@@ -298,7 +267,7 @@ class AccountsService:
         changed = sorted(set(changes) - {"email_key", "is_active"})
         if changed:
             emit(UserUpdated(user_id=row.id, changed=changed), object=("user", row.id), owner=row.id)
-            self._record("auth.user.update", row.id, {}, {name: _shown(row, changes, name) for name in changed})
+            self._record("auth.user.update", row.id, {}, {name: shown(row, changes, name) for name in changed})
         if changes.get("is_active") is True:
             emit(UserReactivated(user_id=row.id), object=("user", row.id), owner=row.id)
             self._record("auth.user.reactivate", row.id, {}, {"is_active": (False, True)})
@@ -320,36 +289,3 @@ class AccountsService:
             self.audit.record(
                 AuditEntry(action=action, object_type="user", object_id=user_id, details=details, changes=changes)
             )
-
-
-def _shown(row: UserRow, changes: Mapping[str, Any], name: str) -> tuple[Any, Any]:
-    """A change as the audit log keeps it for ever: of the person only that it changed, so that a purge leaves ids."""
-    return (getattr(row, name), changes[name]) if name in RIGHTS else SECRET_CHANGE
-
-
-def view(row: UserRow) -> UserView:
-    """An account as it is shown."""
-    fields = {name: getattr(row, name) for name in UserView.__struct_fields__}
-    if row.locked_until is not None and row.locked_until <= clock.now():
-        fields["locked_until"] = None
-    return UserView(**fields)
-
-
-def _taken() -> Conflict:
-    return Conflict("Another account has this address.", code="duplicate")
-
-
-@contextlib.contextmanager
-def _unique() -> Iterator[None]:
-    """Two who take an address at once: the index decides, and the unit of the second is rolled back."""
-    try:
-        yield
-    except peewee.IntegrityError:
-        raise _taken() from None
-
-
-def _lock_admins() -> None:
-    """Changes that take an admin away come one after the other; SQLite has one writer anyway."""
-    unit = current()
-    if unit.database.kind == "postgresql":
-        unit.connection.execute("SELECT pg_advisory_xact_lock(%s)", (ADMINS_LOCK,))

@@ -1,4 +1,4 @@
-"""What other plugins may use of `core`: accounts and sessions, socket tickets, and the events about people."""
+"""What other plugins may use of `core`: accounts and sessions, mails and links, socket tickets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.auth.principal import Principal
-from corral.events.event import PRIVATE_AND_ADMIN, Event
 from corral.http.answers import ANY_VERSION, IfMatch
 from corral.http.page import Page, PageQuery
 from corral.schema.fields import Instant, line
@@ -312,138 +311,3 @@ class Tickets(Protocol):
     def redeem(self, ticket: str) -> Principal:
         """Use the ticket up: the caller as it is now; `Unauthorized` for an unknown, used or old one."""
         ...
-
-
-class UserCreated(Event, kw_only=True):
-    """An account was made."""
-
-    event = "user.created"
-    visibility = PRIVATE_AND_ADMIN
-
-    user_id: str
-    role: str
-    how: str  # registration | invitation | bootstrap | admin
-
-
-class UserUpdated(Event, kw_only=True):
-    """An account was changed. `revoke_api_keys`: its password was, and its keys shall not outlive it."""
-
-    event = "user.updated"
-    visibility = PRIVATE_AND_ADMIN
-
-    user_id: str
-    changed: list[str]
-    revoke_api_keys: bool = False
-
-
-class UserLocked(Event, kw_only=True):
-    """Too many sign-ins of an account failed; until then none succeeds."""
-
-    event = "user.locked"
-    visibility = PRIVATE_AND_ADMIN
-
-    user_id: str
-    until: Instant
-
-
-class UserDeactivated(Event, kw_only=True):
-    """An account was switched off."""
-
-    event = "user.deactivated"
-    visibility = PRIVATE_AND_ADMIN
-
-    user_id: str
-
-
-class UserReactivated(Event, kw_only=True):
-    """An account was switched on again."""
-
-    event = "user.reactivated"
-    visibility = PRIVATE_AND_ADMIN
-
-    user_id: str
-
-
-class UserPurged(Event, kw_only=True):
-    """An account was blanked; private objects of the user are to be removed."""
-
-    event = "user.purged"
-    visibility = PRIVATE_AND_ADMIN
-
-    user_id: str
-
-
-class InvitationCreated(Event, kw_only=True):
-    """Somebody was invited."""
-
-    event = "invitation.created"
-    visibility = "admin"
-
-    invitation_id: str
-    role: str
-
-
-class InvitationAccepted(Event, kw_only=True):
-    """An invited person made their account."""
-
-    event = "invitation.accepted"
-    visibility = "admin"
-
-    invitation_id: str
-    role: str
-
-
-class SessionCreated(Event, kw_only=True):
-    """Somebody signed in."""
-
-    event = "session.created"
-    visibility = PRIVATE_AND_ADMIN
-
-    session_id: str
-    ip: str
-
-
-class SessionEnded(Event, kw_only=True):
-    """A session ended."""
-
-    event = "session.ended"
-    visibility = PRIVATE_AND_ADMIN
-
-    session_id: str
-    reason: str  # logout | revoked | expired | reuse | user_deactivated | password_changed
-
-
-class MfaEnabled(Event, kw_only=True):
-    """A second factor was switched on."""
-
-    event = "mfa.enabled"
-    visibility = PRIVATE_AND_ADMIN
-
-    user_id: str
-
-
-class MfaDisabled(Event, kw_only=True):
-    """A second factor was switched off."""
-
-    event = "mfa.disabled"
-    visibility = PRIVATE_AND_ADMIN
-
-    user_id: str
-
-
-class PluginState(Event, kw_only=True):
-    """A plugin went into or out of service."""
-
-    event = "plugin.state"
-    visibility = "admin"
-
-    name: str
-    from_: str = msgspec.field(name="from")
-    to: str
-    reason: str | None
-
-
-EVENTS = (
-    InvitationAccepted, InvitationCreated, UserCreated, UserUpdated, UserLocked, UserDeactivated,
-    UserReactivated, UserPurged, SessionCreated, SessionEnded, MfaEnabled, MfaDisabled, PluginState,
-)  # fmt: skip

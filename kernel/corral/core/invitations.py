@@ -8,7 +8,8 @@ from corral import clock
 from corral.auth.addresses import check_address
 from corral.auth.models import UserRow
 from corral.auth.principal import Principal
-from corral.core.api import InvitationAccepted, InvitationCreated, InvitationView, Role
+from corral.core.api import InvitationView, Role
+from corral.core.events import InvitationAccepted, InvitationCreated
 from corral.core.links import INVITATION, LIFE_SECONDS, Links
 from corral.core.mail import MailService
 from corral.core.models import InvitationRow
@@ -106,7 +107,7 @@ class InvitationsService:
         if self.audit is not None:
             entry = AuditEntry(
                 action=f"admin.invitation.{verb}", object_type="invitation", object_id=row.id,
-                object_name=row.email, details={"role": row.role},
+                details={"role": row.role},
             )  # fmt: skip
             self.audit.record(entry)
 

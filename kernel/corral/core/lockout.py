@@ -21,8 +21,9 @@ from corral import clock
 from corral.auth.addresses import normalise
 from corral.auth.models import UserRow
 from corral.auth.tokens import digest
-from corral.core.api import Mail, UserLocked
+from corral.core.api import Mail
 from corral.core.declarations import DAY, HOUR, LOCKOUT_SECONDS, LOCKOUT_THRESHOLD, LOCKOUT_WINDOW
+from corral.core.events import UserLocked
 from corral.core.sign_in_models import LockoutRow
 from corral.database.engine import Work
 from corral.database.unit import Entry, after_commit

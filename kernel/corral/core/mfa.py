@@ -18,8 +18,8 @@ from corral import clock
 from corral.auth.credentials import Credentials
 from corral.auth.models import SessionRow, UserRow
 from corral.auth.tokens import digest, new_secret
-from corral.core.api import MfaDisabled, MfaEnabled
 from corral.core.declarations import REQUIRE_MFA, REQUIRE_MFA_ROLES
+from corral.core.events import MfaDisabled, MfaEnabled
 from corral.core.sign_in_models import ChallengeRow, RecoveryCodeRow, SecondFactorRow
 from corral.crypto import Keyring, place
 from corral.database.unit import after_commit

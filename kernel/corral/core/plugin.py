@@ -23,7 +23,6 @@ from corral.core import mail, recovery, registrations
 from corral.core.accounts import AccountsService
 from corral.core.all_sessions import AllSessionsService
 from corral.core.api import (
-    EVENTS,
     Accounts,
     AllSessions,
     Invitations,
@@ -36,6 +35,7 @@ from corral.core.api import (
 )
 from corral.core.authenticator import AccessTokenAuthenticator, SessionPrincipals
 from corral.core.declarations import PERMISSIONS, SETTINGS
+from corral.core.events import EVENTS
 from corral.core.guards import METRICS
 from corral.core.health import Readiness, Scrape
 from corral.core.health_alerts import SCHEDULE as WATCH_HEALTH

@@ -13,7 +13,7 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.config import MASK, Config
 from corral.core import quarantine
-from corral.core.api import PluginState
+from corral.core.events import PluginState
 from corral.core.models import PluginStateRow
 from corral.database.engine import Work
 from corral.database.unit import after_commit, current

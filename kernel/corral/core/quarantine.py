@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import peewee
 
 from corral import clock
-from corral.core.api import PluginState
+from corral.core.events import PluginState
 from corral.database.engine import Work
 from corral.database.model import InstantField, Model
 from corral.events.event import SystemAlert, emit

@@ -12,7 +12,7 @@ from corral import clock
 from corral.auth.credentials import Credentials
 from corral.auth.models import RefreshRow, SessionRow, UserRow
 from corral.auth.tokens import AccessTokens, digest, new_secret
-from corral.core.api import Mail, SessionCreated, SessionEnded
+from corral.core.api import Mail
 from corral.core.declarations import (
     ACCESS_TTL,
     MAX_SESSIONS,
@@ -21,6 +21,7 @@ from corral.core.declarations import (
     REFRESH_IDLE,
     STEP_UP_SECONDS,
 )
+from corral.core.events import SessionCreated, SessionEnded
 from corral.core.mfa import end_challenges
 from corral.crypto import Keyring, SealedWrong, place
 from corral.database.unit import after_commit

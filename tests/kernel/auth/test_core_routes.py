@@ -13,7 +13,8 @@ import pytest
 from corral import clock
 from corral.auth.principal import Principal
 from corral.auth.visibility import can_read
-from corral.core.api import Tickets, UserUpdated
+from corral.core.api import Tickets
+from corral.core.events import UserUpdated
 from corral.core.health import Readiness
 from corral.core.plugins import PluginCatalogue
 from corral.core.routes.events import readable
