@@ -21,6 +21,7 @@ from corral_plugins.tools.service.cases import Cases
 from corral_plugins.tools.service.catalogue import Catalogue
 from corral_plugins.tools.service.executions import Executions
 from corral_plugins.tools.service.figures import DECISIONS, Figures
+from corral_plugins.tools.service.header_secrets import HeaderSecrets
 from corral_plugins.tools.service.permits import Permits
 from corral_plugins.tools.service.records import Records
 from corral_plugins.tools.service.registry import Registry
@@ -36,7 +37,7 @@ class ToolsPlugin(Plugin):
     """
 
     name = "tools"
-    wants = ("admin", "agents", "tasks", "workers")
+    wants = ("admin", "agents", "secrets", "tasks", "workers")
     permissions = (
         Permission("tools.read", "See tools and their calls", holders=(*READERS, "agent")),
         Permission("tools.use_external", "Have agents fetch and send outside of Corral", holders=WRITERS),
@@ -54,7 +55,7 @@ class ToolsPlugin(Plugin):
     async def start(self, runtime: Runtime) -> None:
         declared: Settings = runtime.service(Settings)
         self._asks_when_tainted = lambda: declared.get(settings.TAINT_ENABLED)
-        self._web.bind(runtime.service(Egress))
+        self._web.bind(runtime.service(Egress), runtime.service(HeaderSecrets))
         self._executions = runtime.service(Executions)
         registry = runtime.service(Registry)
         registry.warn()
@@ -67,7 +68,7 @@ class ToolsPlugin(Plugin):
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
-        parts = (Registry, Cases, Executions, Permits, Calls, Catalogue, Records)
+        parts = (Registry, Cases, Executions, HeaderSecrets, Permits, Calls, Catalogue, Records)
         return [
             Provide(Figures, lambda: self._figures),
             *(Provide(part, part) for part in parts),

@@ -15,6 +15,7 @@ import msgspec
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked, names_host
 from corral_plugins.tools.api import Json, Target, Tool, ToolContext, ToolFailure
+from corral_plugins.tools.service.header_secrets import HeaderSecrets, refuse_elsewhere
 from corral_plugins.tools.service.html_text import readable
 
 if TYPE_CHECKING:
@@ -61,11 +62,12 @@ class Web:
 
     def __init__(self) -> None:
         self._egress: Egress | None = None
+        self._secrets: HeaderSecrets | None = None
         self._client: httpx2.AsyncClient | None = None
 
-    def bind(self, egress: Egress) -> None:
+    def bind(self, egress: Egress, secrets: HeaderSecrets) -> None:
         """From now on they can be called."""
-        self._egress = egress
+        self._egress, self._secrets = egress, secrets
 
     async def close(self) -> None:
         """Close every connection."""
@@ -93,8 +95,10 @@ class Web:
     async def fetch(self, context: ToolContext, arguments: Json) -> Json:
         """GET or HEAD; redirects on the same host are followed, others are told."""
         url, method = str(arguments["url"]), str(arguments.get("method", "GET"))
+        refuse_elsewhere(url)
         for _ in range(MAX_REDIRECTS + 1):
-            answer = await self._send(method, url, arguments.get("headers") or {}, None)
+            headers = await self._headers("http.fetch", url, arguments.get("headers") or {}, context)
+            answer = await self._send(method, url, headers, None)
             location = answer.headers.get("location")
             following = urljoin(url, location) if location and answer.status_code in REDIRECTS else None
             if following is None or not _same_host(url, following):
@@ -104,6 +108,8 @@ class Web:
 
     async def request(self, context: ToolContext, arguments: Json) -> Json:
         """Any other method; a redirect is told, not followed."""
+        url = str(arguments["url"])
+        refuse_elsewhere(url, arguments.get("body"))
         headers = dict(arguments.get("headers") or {})
         content: bytes | None = None
         if "json" in arguments:
@@ -113,8 +119,14 @@ class Web:
             headers.setdefault("Content-Type", "application/json")
         elif "body" in arguments:
             content = arguments["body"].encode()
-        answer = await self._send(str(arguments["method"]), str(arguments["url"]), headers, content)
-        return await _told(answer, str(arguments["url"]))
+        headers = await self._headers("http.request", url, headers, context)
+        answer = await self._send(str(arguments["method"]), url, headers, content)
+        return await _told(answer, url)
+
+    async def _headers(self, tool: str, url: str, headers: Mapping[str, str], context: ToolContext) -> dict[str, str]:
+        if self._secrets is None:
+            raise ToolFailure("unavailable", "The server is starting.")
+        return await self._secrets.filled(headers, tool=tool, host=_host(url), context=context)
 
     async def _send(self, method: str, url: str, headers: Mapping[str, str], content: bytes | None) -> httpx2.Response:
         """One request, its answer read up to the cap; failures in words for the model."""
