@@ -18,7 +18,7 @@ from corral.auth.principal import Principal
 from corral.database.unit import current
 from corral.errors import Invalid
 
-T = TypeVar("T")
+T, V = TypeVar("T"), TypeVar("V")
 
 CURSOR_SECONDS = 24 * 3600
 
@@ -115,6 +115,23 @@ def paginate(
         rows.pop()
         following = write_cursor(scope, caller, fingerprint, [_key(rows[-1], item.field) for item in order])
     return Page(items=[make(row) for row in rows], total=total, limit=page.limit, offset=offset, next=following)
+
+
+def paginate_names(
+    found: Sequence[T], page: PageQuery, caller: Principal, *, scope: str, name: Callable[[T], str],
+    make: Callable[[Sequence[T]], list[V]],
+) -> Page[V]:  # fmt: skip
+    """One page of what is in memory, sorted by `name`, which is unique; `make` gets what is shown."""
+    check_place(page)
+    start, fingerprint = page.offset if isinstance(page.offset, int) else 0, page.fingerprint()
+    if isinstance(page.cursor, str):
+        (last,) = read_cursor(page.cursor, scope, caller, fingerprint)
+        start = next((at for at, item in enumerate(found) if name(item) > last), len(found))
+    shown, following = found[start : start + page.limit], None
+    if start + page.limit < len(found):
+        following = write_cursor(scope, caller, fingerprint, [name(shown[-1])])
+    offset = None if isinstance(page.cursor, str) else start
+    return Page(items=make(shown), total=len(found), limit=page.limit, offset=offset, next=following)
 
 
 def check_place(page: PageQuery) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from corral.http.page import PageQuery
 from corral.schema.fields import line
 from corral_plugins.llm.api import Timeouts
 from corral_plugins.llm.service.provider import Fields, ModelSpec, all_models
@@ -86,11 +87,8 @@ class ProviderView(Fields, kw_only=True):
     warnings: list[str] | UnsetType = UNSET
 
 
-class ProviderQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ProviderQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A part of the list."""
-
-    limit: Annotated[int, Meta(ge=1, le=200)] = 50
-    offset: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 
 class TestProvider(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -36,9 +36,9 @@ lease = Routes("/tasks", tag="worker")
 
 
 @registry.get("/", needs=READ, raises=("unknown_reference",))
-def list_tools(query: ToolQuery, catalogue: Catalogue) -> Page[ToolView]:
+def list_tools(query: ToolQuery, catalogue: Catalogue, caller: Principal) -> Page[ToolView]:
     """List tools by name; with `agent_id` the policy that holds for it."""
-    return catalogue.page(query)
+    return catalogue.page(query, caller)
 
 
 @registry.get("/{name}", needs=READ, raises=("unknown_reference",))

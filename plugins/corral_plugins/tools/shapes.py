@@ -46,15 +46,13 @@ class ToolView(msgspec.Struct, kw_only=True):
     workers: list[str]
 
 
-class ToolQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ToolQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Filters of the list of tools. `agent_id`: with the policy that holds for this agent."""
 
     risk: list[Risk] | UnsetType = UNSET
     source: Annotated[str, Meta(max_length=200)] | UnsetType = UNSET
     runs: Runs | UnsetType = UNSET
     agent_id: Id | UnsetType = UNSET
-    limit: Annotated[int, Meta(ge=1, le=200)] = 50
-    offset: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 
 class AgentQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -11,7 +11,7 @@ from corral.auth.principal import Principal
 from corral.core.plugins import PluginCatalogue, PluginView
 from corral.errors import Unavailable
 from corral.http.answers import Answer
-from corral.http.page import Page, PageQuery, check_place, read_cursor, write_cursor
+from corral.http.page import Page, PageQuery, paginate_names
 from corral.http.routes import Routes
 from corral.plugin import SettingsChange, SettingsStore
 from corral.plugin_admin import PluginError
@@ -47,18 +47,8 @@ class ErrorList(msgspec.Struct, kw_only=True):
 @routes.get("/", needs="plugins.read")
 def list_plugins(query: PluginQuery, caller: Principal, plugins: PluginCatalogue) -> Page[PluginView]:
     """Every installed plugin with its state, by name."""
-    check_place(query)
     found = plugins.all(query.state)
-    total, offset = len(found), None
-    if isinstance(query.cursor, str):
-        after = read_cursor(query.cursor, "plugins", caller, query.fingerprint())[0]
-        found = [item for item in found if item.name > after]
-    else:
-        offset = query.offset if isinstance(query.offset, int) else 0
-        found = found[offset:]
-    items, rest = found[: query.limit], found[query.limit :]
-    following = write_cursor("plugins", caller, query.fingerprint(), [items[-1].name]) if rest else None
-    return Page(items=items, total=total, limit=query.limit, offset=offset, next=following)
+    return paginate_names(found, query, caller, scope="plugins", name=lambda item: item.name, make=list)
 
 
 @routes.get("/{name}", needs="plugins.read")

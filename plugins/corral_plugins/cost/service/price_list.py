@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -44,11 +44,13 @@ class PriceList:
         """Overrides, the newest first, then the built-in ones by name."""
         check_place(query)
         start = query.offset if isinstance(query.offset, int) else 0
-        if isinstance(query.cursor, str):
-            (start,) = read_cursor(query.cursor, SCOPE, by, query.fingerprint())
         found = [view for view in self._all(query) if _fits(view, query)]
-        end = start + query.limit
-        following = write_cursor(SCOPE, by, query.fingerprint(), [end]) if end < len(found) else None
+        if isinstance(query.cursor, str):
+            start = _after(found, *read_cursor(query.cursor, SCOPE, by, query.fingerprint()))
+        end, following = start + query.limit, None
+        if end < len(found):
+            last = found[end - 1]
+            following = write_cursor(SCOPE, by, query.fingerprint(), [last.source, last.id])
         offset = None if isinstance(query.cursor, str) else start
         return Page(items=found[start:end], total=len(found), limit=query.limit, offset=offset, next=following)
 
@@ -143,6 +145,13 @@ class PriceList:
                 "There is a price for this provider and model from this instant on; change that one.",
                 code="duplicate", existing_id=other.id,
             )  # fmt: skip
+
+
+def _after(found: Sequence[PriceView], source: str, last: str) -> int:
+    """The place after a price that was shown: it may be gone by now, and newer ones may stand before it."""
+    if source == "override":
+        return next((at for at, view in enumerate(found) if view.source != source or str(view.id) < last), len(found))
+    return next((at + 1 for at, view in enumerate(found) if view.id == last), len(found))
 
 
 def _money(given: NewPrice | PriceChange) -> dict[str, int | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from corral.auth.principal import Principal
 from corral.errors import Conflict, Invalid, NotFound, Unavailable
 from corral.events.event import emit
 from corral.http.answers import IfMatch
-from corral.http.page import Page
+from corral.http.page import Page, paginate_names
 from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 from corral.schema.data import json_schema_problems
@@ -45,11 +46,13 @@ class Directory:
 
     def page(self, query: ProviderQuery, by: Principal) -> Page[ProviderItem]:
         """By name; admins see more of each."""
+
+        def make(shown: Sequence[Provider]) -> list[ProviderItem]:
+            states = _states([item.name for item in shown]) if by.may("llm.manage") else None
+            return [_item(item, states) for item in shown]
+
         found = self._registry.all()
-        shown = found[query.offset : query.offset + query.limit]
-        states = _states([item.name for item in shown]) if by.may("llm.manage") else None
-        items = [_item(item, states) for item in shown]
-        return Page(items=items, total=len(found), limit=query.limit, offset=query.offset, next=None)
+        return paginate_names(found, query, by, scope="llm.providers", name=lambda item: item.name, make=make)
 
     def get(self, name: str) -> Provider:
         """A provider; `NotFound`."""

@@ -11,7 +11,7 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.errors import Conflict, Forbidden, Invalid, NotFound
 from corral.http.answers import IfMatch
-from corral.http.page import Page
+from corral.http.page import Page, paginate_names
 from corral.plugin import Audit, AuditEntry
 from corral.schema.data import json_schema_problems
 from corral_plugins.agents.api import AgentFacts, Agents
@@ -36,7 +36,7 @@ class Catalogue:
 
     # -- reading
 
-    def page(self, query: ToolQuery) -> Page[ToolView]:
+    def page(self, query: ToolQuery, by: Principal) -> Page[ToolView]:
         """Tools by name."""
         agent = self._agent(query.agent_id)
         found = [
@@ -46,8 +46,10 @@ class Catalogue:
             and query.source in (UNSET, known.source)
             and query.runs in (UNSET, known.tool.runs)
         ]
-        items = [view(known, agent) for known in found[query.offset : query.offset + query.limit]]
-        return Page(items=items, total=len(found), limit=query.limit, offset=query.offset, next=None)
+        return paginate_names(
+            found, query, by, scope="tools", name=lambda known: known.tool.name,
+            make=lambda shown: [view(known, agent) for known in shown],
+        )  # fmt: skip
 
     def one(self, name: str, agent_id: Any = UNSET) -> ToolView:
         """A tool; `NotFound`."""
