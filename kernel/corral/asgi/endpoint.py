@@ -82,6 +82,16 @@ class Endpoint:
         """People who must first do something are served at their own account, machines without approval elsewhere."""
         return self.route.limited and (SIGNED_IN in self.route.needs) is (caller.kind in PEOPLE)
 
+    def refuses(self, caller: Principal) -> bool:
+        """Whether `permit` would raise. Who acts under a lease is known later, with other rights."""
+        if self.route.on_lease:
+            return False
+        try:
+            self.permit(caller)
+        except Forbidden:
+            return True
+        return False
+
     def parse_query(self, raw: bytes) -> Any:
         """The query as its shape; every problem has a pointer `/query/<name>`."""
         if not raw and (self._default_query is not None or self.signature.query is None):

@@ -37,6 +37,7 @@ log = logging.getLogger("corral.http")
 
 MAX_URL, MAX_HEADERS = 8 * 1024, 16 * 1024
 MAX_IN_FLIGHT = 1000
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # labels of metrics
 AT_ONCE_SECONDS = 0.3
 
 
@@ -91,7 +92,7 @@ class RequestPath:
             await self.audited.seen(call, endpoint[0], reply.status, code)
         label = endpoint[0].route.path if isinstance(endpoint, tuple) else "unmatched"
         took = time.perf_counter() - began
-        self.metrics.observe(call.method if len(call.method) < 8 else "other", label, reply.status, took)
+        self.metrics.observe(call.method if call.method in METHODS else "other", label, reply.status, took)
         if reply.status >= self.access_log.least:
             self.access_log.write(call, endpoint, reply.status, took)
         return reply
@@ -147,9 +148,9 @@ class RequestPath:
     async def _serve(self, call: Call, endpoint: Endpoint, names: dict[str, str]) -> Reply:
         caller: Principal | None = None
         if not endpoint.public:  # a public route takes no credential and looks at none
-            caller = await self._caller(call, remembered=endpoint.route.remembered)
+            caller = await self._caller(call, endpoint)
             for meter in self.meters:
-                call.count(meter.enter(caller, endpoint.route))
+                call.count(meter.enter(caller, endpoint.route, call.client_ip))
                 call.inside += ((meter, caller),)
             if endpoint.route.on_lease and caller.worker_id is not None:
                 caller = await self._under_lease(call, caller)
@@ -177,16 +178,16 @@ class RequestPath:
             return await self._own_units.run(call, endpoint, arguments, keyed, entry)
         return await self._run_unit(call, endpoint, arguments, keyed, entry)
 
-    async def _caller(self, call: Call, *, remembered: bool) -> Principal:
-        """Who calls: 401. `remembered`: if no row can be read, whoever the credential was of shortly before."""
+    async def _caller(self, call: Call, endpoint: Endpoint) -> Principal:
+        """Who calls: 401. Remembered routes take whose the credential was shortly before, if no row can be read."""
         call.once(b"authorization", b"x-api-key")
         given = (call.headers.get(b"authorization"), call.headers.get(b"x-api-key"))
         principal = self.credentials.cached(given)
-        if principal is None:
+        if principal is None or endpoint.refuses(principal):  # a right may have come by another process
             credential = read_credential(call.header(b"authorization"), call.header(b"x-api-key"))
             if credential is None:
                 raise Unauthorized("Send Authorization: Bearer <token>.", headers={"WWW-Authenticate": "Bearer"})
-            known = self.credentials.remembered(given) if remembered else None
+            known = self.credentials.remembered(given) if endpoint.route.remembered else None
             principal = await self._authenticate(call, credential, known)
             if principal is not known:
                 self.credentials.keep(given, principal)

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.kernel.auth.authenticator import AuthenticatorApp
 
 from corral import clock
 from corral.auth import passwords as passwords_module
@@ -20,7 +21,7 @@ from corral.core.sign_in_models import FormerPasswordRow
 from corral.http.routes import Routes
 from corral.plugin import Plugin, hookimpl
 from corral.settings import SettingsRegistry, StoredSetting
-from corral.testing.kit import PASSWORD, Kit
+from corral.testing.kit import PASSWORD, Client, Kit
 
 MakeKit = Callable[..., Awaitable[Kit]]
 OTHER, THIRD = "an entirely other phrase", "yet one more long sentence"
@@ -245,3 +246,19 @@ async def test_metrics_of_signing_in(kit: Kit, door: Any) -> None:
         "corral_password_hash_seconds_count 7",
     ):  # fmt: skip
         assert series in text, series
+
+
+async def test_what_one_process_was_told_the_next_request_finds_in_another(make_kit: MakeKit) -> None:
+    """Also where that one has just read the caller as somebody who may not."""
+    kits = [await make_kit(plugins=[VaultPlugin]) for _ in range(2)]
+    here = await kits[0].as_user(email="ann@example.org")
+    there = Client(kits[1].application.app, here.token)
+    assert (await there.post("/vault/open")).code == "reauth_required"
+    assert (await here.post("/auth/reauth", {"password": PASSWORD})).status == 200
+    assert (await there.post("/vault/open")).status == 200
+    for kit in kits:
+        _set(kit, security__require_mfa=True)
+    assert (await there.get("/auth/sessions")).code == "mfa_required"
+    app = AuthenticatorApp((await here.post("/auth/mfa/setup")).json()["secret"])
+    assert (await here.post("/auth/mfa/verify", {"code": app.code()})).status == 200
+    assert (await there.get("/auth/sessions")).status == 200
