@@ -309,16 +309,16 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     """A series read at scrape time, in a read unit: `collect(…services)` gives `{label values: number}`.
 
     `labels` maps each label to the values it may take; any other value is counted as `other`. A counter counts what
-    this process did; a gauge is one of the installation unless `of_process`. Those of processes are summed over all
-    that serve the address.
+    this process did, a histogram too (`corral.histogram.Histogram.read`); a gauge is one of the installation unless
+    `of_process`. Those of processes are summed over all that serve the address.
     """
 
     name: str
     help: str
-    kind: str = "gauge"
+    kind: Literal["gauge", "counter", "histogram"] = "gauge"
     of_process: bool = False
     labels: Mapping[str, Sequence[str]] = {}
-    collect: Callable[..., Mapping[tuple[str, ...], float]]
+    collect: Callable[..., Mapping[tuple[str, ...], Any]]
 
 
 class Gate(Protocol):

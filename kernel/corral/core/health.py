@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.core import Metric as Family
 
+from corral.core.process_figures import ProcessFigures, histogram
 from corral.core.siblings import Siblings, summed
 from corral.database.engine import Database, Work
 from corral.database.migrations import pending
@@ -23,7 +24,7 @@ KEEP_SECONDS = 1.0
 PING_SECONDS = 1.0
 COLLECT_SECONDS = 0.08
 
-Reading = tuple[Metric, Mapping[tuple[str, ...], float]]
+Reading = tuple[Metric, Mapping[tuple[str, ...], Any]]
 
 
 class Checks(msgspec.Struct, kw_only=True):
@@ -76,7 +77,9 @@ class Readiness:
 
 
 class _Readings:
-    """What plugins contribute, read at most once a second, and absent while the database does not answer at once."""
+    """What plugins contribute, read at most once a second. When that takes too long the last reading stands for it, and
+    while the database does not answer there is none.
+    """
 
     def __init__(self, work: Work, metrics: Callable[[], list[Metric]], readiness: Readiness) -> None:
         self._work, self._metrics, self._readiness = work, metrics, readiness
@@ -89,7 +92,10 @@ class _Readings:
         if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
             asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._read()))
         done, _ = await asyncio.wait({asked[1]}, timeout=COLLECT_SECONDS)
-        self._last = asked[1].result() if done else []
+        if done:
+            self._last = asked[1].result()
+        elif not self._readiness.served:
+            self._last = []
 
     def collect(self) -> Iterator[Family]:
         """Called by the registry; no I/O here."""
@@ -109,17 +115,18 @@ class Scrape:
 
     def __init__(
         self, work: Work, requests: RequestMetrics, contributions: Contributions, readiness: Readiness,
-        siblings: Siblings,
+        siblings: Siblings, figures: ProcessFigures,
     ) -> None:  # fmt: skip
         def contributed(*, of_process: bool) -> list[Metric]:
             found = [item for _, item in contributions.of("corral_metrics")]
-            return [item for item in found if (item.of_process or item.kind == "counter") == of_process]
+            return [item for item in found if (item.of_process or item.kind != "gauge") == of_process]
 
         self._requests, self._readiness, self._siblings = requests, readiness, siblings
         self._counted = _Readings(work, lambda: contributed(of_process=True), readiness)
         self._measured = _Readings(work, lambda: contributed(of_process=False), readiness)
         self._process, self._installation = (CollectorRegistry(auto_describe=False) for _ in range(2))
         ProcessCollector(registry=self._process)
+        self._process.register(figures)
         self._process.register(self._counted)
         self._installation.register(self)
         self._installation.register(self._measured)
@@ -144,13 +151,16 @@ class Scrape:
         yield up
 
 
-def _family(metric: Metric, values: Mapping[tuple[str, ...], float]) -> Family:
+def _family(metric: Metric, values: Mapping[tuple[str, ...], Any]) -> Family:
     """Label values that were not declared are counted as `other`, so the number of series is bounded."""
     allowed: list[Any] = [frozenset(known) for known in metric.labels.values()]
-    summed: dict[tuple[str, ...], float] = {}
+    summed: dict[tuple[str, ...], Any] = {}
     for labels, value in values.items():
         kept = tuple(text if text in known else "other" for text, known in zip(labels, allowed, strict=True))
-        summed[kept] = summed.get(kept, 0.0) + value
+        before = summed.get(kept)
+        summed[kept] = value if before is None else before.plus(value) if metric.kind == "histogram" else before + value
+    if metric.kind == "histogram":
+        return histogram(metric.name, metric.help, tuple(metric.labels), summed)
     kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
     family: Any = kind(metric.name, metric.help, labels=list(metric.labels))
     for labels, value in summed.items():

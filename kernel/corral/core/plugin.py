@@ -53,6 +53,7 @@ from corral.core.models import InvitationRow, LinkRow, PluginStateRow
 from corral.core.password_life import PasswordLife
 from corral.core.plugins import PluginCatalogue
 from corral.core.policy import PasswordPolicy
+from corral.core.process_figures import LoopLag, ProcessFigures
 from corral.core.profile import Profile
 from corral.core.protection import Protection
 from corral.core.quarantine import Quarantine, QuarantineRow
@@ -75,15 +76,15 @@ from corral.database.leases import Lease
 from corral.database.model import Model
 from corral.errors import Conflict, Unavailable
 from corral.events.bus import Bus
-from corral.events.consumers import ConsumerRow
-from corral.events.event import Event, SystemAlert
+from corral.events.consumers import ConsumerRow, lags
+from corral.events.event import Event, SystemAlert, emit
 from corral.events.feed import Feed
 from corral.events.log import EventRow
 from corral.http.idempotency import IdempotencyRow
 from corral.http.routes import Routes
 from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow
 from corral.jobs.queue import JobQueue
-from corral.plugin import HealthCheck, Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral.plugin import Contributions, HealthCheck, Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral.redact.redactor import Redactor
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class CorePlugin(Plugin):
         self._unwatch: list[Callable[[], None]] = []
         self._bus: RedisBus | None = None
         self._siblings: Siblings | None = None
+        self._consumers: list[str] = []
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
@@ -144,6 +146,8 @@ class CorePlugin(Plugin):
             Provide(Quarantine, Quarantine),
             Provide(Readiness, Readiness),
             Provide(Siblings, Siblings),
+            Provide(LoopLag, LoopLag),
+            Provide(ProcessFigures, ProcessFigures),
             Provide(Scrape, Scrape),
             Provide(KernelChecks, KernelChecks),
             Provide(HealthBoard, HealthBoard),
@@ -200,7 +204,11 @@ class CorePlugin(Plugin):
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
-        return [*SIGN_IN_METRICS, *METRICS]
+        lag = Metric(
+            name="corral_event_consumer_lag", help="Events that a consumer has not seen yet.",
+            labels={"consumer": self._consumers}, collect=lags,
+        )  # fmt: skip
+        return [*SIGN_IN_METRICS, *METRICS, lag]
 
     @hookimpl
     def corral_health_checks(self) -> Iterable[HealthCheck]:
@@ -236,6 +244,8 @@ class CorePlugin(Plugin):
         quarantine.apply(await work(quarantine.stored, read=True))
         runtime.supervise("quarantine", quarantine.keep)
         self._unwatch = [feed.watch(catalogue.follow), feed.watch(quarantine.follow)]
+        runtime.supervise("loop_lag", runtime.service(LoopLag).follow)
+        self._consumers[:] = [item.name for _, item in runtime.service(Contributions).of("corral_subscribers")]
         readiness = runtime.service(Readiness)
 
         async def drain() -> None:

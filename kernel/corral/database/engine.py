@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 import peewee
 
-from corral.database.pool import Outcome, Ticket
+from corral.database.pool import Outcome, Ticket, Timings
 from corral.database.unit import SYSTEM_ENTRY, Entry, Unit, refuse_nesting
 from corral.errors import Problem, Unavailable
 
@@ -42,6 +42,7 @@ class Database(abc.ABC):
 
     def __init__(self, engine: peewee.Database) -> None:
         self.engine = engine
+        self.timings = Timings()
         self.flush: Callable[[Unit], None] = lambda unit: None
         self.committed: Callable[[list[Unit]], None] = lambda units: None
         self.cursor_key = b""  # set at boot from the keyring: signs list cursors
@@ -78,6 +79,10 @@ class Database(abc.ABC):
         """A trivial read on a connection of this thread; raises when the database cannot serve."""
 
     @abc.abstractmethod
+    def waiting(self) -> int:
+        """How many units wait for a connection."""
+
+    @abc.abstractmethod
     def busy(self) -> tuple[int, int]:
         """How many connections are in use, and how many there are."""
 
@@ -97,6 +102,9 @@ class Database(abc.ABC):
     def deliver(self, outcomes: list[Outcome]) -> None:
         """After COMMIT, once a batch, from a lane: resolve futures, run `after`, ring the bell."""
         units = [outcome.unit for outcome in outcomes if outcome.unit is not None and outcome.error is None]
+        if len(units) < len(outcomes):
+            failed = [outcome.error.code for outcome in outcomes if isinstance(outcome.error, Unavailable)]
+            self.timings.errors.update(failed)
         if self._loop is None or self._loop.is_closed():
             self._finish(units, [])
         else:

@@ -22,6 +22,7 @@ from typing import Any
 from corral import calls
 from corral.database.unit import Entry, Unit
 from corral.errors import Unavailable
+from corral.histogram import Histogram
 
 log = logging.getLogger("corral.database")
 
@@ -39,11 +40,11 @@ class UnitLost(BaseException):
 class Ticket:
     """One unit waiting for its turn, and where its answer goes."""
 
-    __slots__ = ("entry", "fn", "future", "read", "tries")
+    __slots__ = ("entry", "fn", "future", "read", "since", "tries")
 
     def __init__(self, fn: Callable[[], Any], entry: Entry, future: Future, *, read: bool) -> None:
         self.fn, self.entry, self.future, self.read = fn, entry, future, read
-        self.tries = 0
+        self.tries, self.since = 0, time.monotonic()
 
 
 class Outcome:
@@ -107,6 +108,7 @@ class Lane(threading.Thread, abc.ABC):
         """The ticket's unit begins now."""
         self.since = time.monotonic()
         self.ticket = ticket
+        self.pool.timings.waits.observe(self.since - ticket.since)
 
     def leave(self) -> None:
         """The unit has ended; raises `UnitLost` when the watchdog was quicker."""
@@ -115,6 +117,7 @@ class Lane(threading.Thread, abc.ABC):
             if self.lost:
                 raise UnitLost
         took = time.monotonic() - self.since
+        self.pool.timings.units.observe(took)
         if took > SLOW_AFTER and ticket is not None:
             log.warning("slow unit", extra={"unit": ticket.entry.label, "duration_ms": round(took * 1000)})
 
@@ -135,13 +138,22 @@ class Lane(threading.Thread, abc.ABC):
         """Close the connection from another thread, rolling back."""
 
 
+class Timings:
+    """Of all units of a database: how long they took and waited, and how many failed, by the code of the problem."""
+
+    def __init__(self) -> None:
+        self.units, self.waits = Histogram(), Histogram()
+        self.errors: Counter[str] = Counter()
+
+
 class Pool:
     """`size` lanes on one queue of at most `QUEUE_LIMIT` tickets."""
 
     def __init__(
-        self, name: str, size: int, make: Callable[[Pool], Lane], deliver: Callable[[list[Outcome]], None]
-    ) -> None:
-        self.name, self.make, self.deliver = name, make, deliver
+        self, name: str, size: int, make: Callable[[Pool], Lane], deliver: Callable[[list[Outcome]], None],
+        timings: Timings,
+    ) -> None:  # fmt: skip
+        self.name, self.make, self.deliver, self.timings = name, make, deliver, timings
         self.queue: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self.losses: Counter[str] = Counter()
         self.rooms: Mapping[str, str] = {}  # by label: the plugin whose units take half of the lanes at most

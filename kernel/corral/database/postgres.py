@@ -38,7 +38,7 @@ class PostgresDatabase(Database):
             )
         )
         self._url = url
-        self._pool = Pool("database", pool_size, lambda pool: _PostgresLane(pool, self), self.deliver)
+        self._pool = Pool("database", pool_size, lambda pool: _PostgresLane(pool, self), self.deliver, self.timings)
         self._pool.rooms = self.rooms
 
     def ping(self) -> None:
@@ -49,6 +49,9 @@ class PostgresDatabase(Database):
 
     def _submit(self, ticket: Ticket) -> None:
         self._pool.submit(ticket)
+
+    def waiting(self) -> int:
+        return self._pool.queue.qsize()
 
     def busy(self) -> tuple[int, int]:
         return self._pool.busy, len(self._pool.lanes)

@@ -53,8 +53,8 @@ class SqliteDatabase(Database):
         )
         super().__init__(engine)
         self._inline = threading.local()
-        self._writers = Pool("writer", 1, lambda pool: _WriterLane(pool, self), self.deliver)
-        self._readers = Pool("reader", READERS, lambda pool: _ReaderLane(pool, self), self.deliver)
+        self._writers = Pool("writer", 1, lambda pool: _WriterLane(pool, self), self.deliver, self.timings)
+        self._readers = Pool("reader", READERS, lambda pool: _ReaderLane(pool, self), self.deliver, self.timings)
         self._readers.rooms = self.rooms
 
     def connect(self, *, query_only: bool) -> sqlite3.Connection:
@@ -98,6 +98,9 @@ class SqliteDatabase(Database):
 
     def _submit(self, ticket: Ticket) -> None:
         (self._readers if ticket.read else self._writers).submit(ticket)
+
+    def waiting(self) -> int:
+        return self._readers.queue.qsize() + self._writers.queue.qsize()
 
     def busy(self) -> tuple[int, int]:
         return self._readers.busy + self._writers.busy, len(self._readers.lanes) + 1

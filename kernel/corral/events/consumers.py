@@ -180,3 +180,10 @@ def slowest_cursor() -> int | None:
     """The cursor of the consumer that is furthest behind; None without consumers."""
     row = ConsumerRow.select(peewee.fn.MIN(ConsumerRow.cursor)).tuples().first()
     return None if row is None or row[0] is None else int(row[0])
+
+
+def lags() -> dict[tuple[str, ...], float]:
+    """How many events lie before each consumer, by name."""
+    last = event_log.last_seq()
+    rows: Any = ConsumerRow.select(ConsumerRow.name, ConsumerRow.cursor).tuples()
+    return {(name,): float(max(0, last - cursor)) for name, cursor in rows}

@@ -17,7 +17,7 @@ from corral.testing.findings import Finding, judged
 
 PUBLIC = frozenset(
     {
-        "auth", "clock", "crypto", "database", "egress", "errors", "events", "hookspecs", "http", "ids", "jobs",
+        "auth", "clock", "crypto", "database", "egress", "errors", "events", "histogram", "hookspecs", "http", "ids", "jobs",
         "plugin", "redact", "schema", "settings", "storage", "testing",
     }
 )  # fmt: skip

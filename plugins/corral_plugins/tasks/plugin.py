@@ -150,6 +150,18 @@ class TasksPlugin(Plugin):
                 name="corral_task_stalls_total", help="Runs that stalled, by kind.", kind="counter",
                 labels={"kind": figures.STALLS}, collect=seen.stalls,
             ),
+            Metric(
+                name="corral_task_duration_seconds", help="From the start of a task's last attempt to its result.",
+                kind="histogram", collect=seen.durations.read,
+            ),
+            Metric(
+                name="corral_task_queue_seconds", help="Wait of an attempt in the queue until it started.",
+                kind="histogram", collect=seen.queueing.read,
+            ),
+            Metric(
+                name="corral_task_cancel_seconds", help="From the wish to cancel a run to its end.",
+                kind="histogram", collect=seen.cancelling.read,
+            ),
         ]  # fmt: skip
 
     @hookimpl(optionalhook=True)

@@ -129,12 +129,8 @@ class ToolsPlugin(Plugin):
                 labels={**tools, "decision": DECISIONS}, collect=seen.calls,
             ),
             Metric(
-                name="corral_tool_seconds_sum", help="Time that tool calls took.", kind="counter", labels=tools,
-                collect=seen.seconds,
-            ),
-            Metric(
-                name="corral_tool_seconds_count", help="Tool calls in corral_tool_seconds_sum.", kind="counter",
-                labels=tools, collect=seen.ends,
+                name="corral_tool_seconds", help="Time that tool calls took.", kind="histogram", labels=tools,
+                collect=seen.seconds.read,
             ),
             Metric(
                 name="corral_tainted_attempts_total", help="Attempts that received untrusted content.", kind="counter",

@@ -153,12 +153,8 @@ class WorkersPlugin(Plugin):
                 collect=self._claims_by_reason,
             ),
             Metric(
-                name="corral_claim_seconds_sum", help="Time that answered claims took.", kind="counter",
-                collect=lambda: {(): self._claims.seconds},
-            ),
-            Metric(
-                name="corral_claim_seconds_count", help="Claims in corral_claim_seconds_sum.", kind="counter",
-                collect=lambda: {(): float(self._claims.answers.total())},
+                name="corral_claim_seconds", help="Time that answered claims took.", kind="histogram",
+                collect=self._claims.seconds.read,
             ),
         ]  # fmt: skip
 

@@ -134,7 +134,7 @@ async def test_metrics_name_the_tools_of_plugins(world: World) -> None:
     text = (await world.kit.client.get("/metrics", root=True)).body.decode()
     assert 'corral_tool_calls_total{decision="allowed",tool="test.write"} 1.0' in text
     assert 'corral_tool_calls_total{decision="denied",tool="other"} 1.0' in text
-    assert 'corral_tool_seconds_count_total{tool="test.write"} 1.0' in text
+    assert 'corral_tool_seconds_count{tool="test.write"} 1.0' in text
     assert "corral_tainted_attempts_total 1.0" in text
 
 

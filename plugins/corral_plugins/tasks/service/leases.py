@@ -100,6 +100,7 @@ class Leases:
                 resumed=not counted, last_activity_at=now, timeout_at=clock.now(row.timeout_seconds - used / 1000),
             )  # fmt: skip
             tallies.started(queue_ms)
+            self._moves.seen.started(queue_ms)
         else:
             rows.change_attempt(attempt, lease_until=until)
         self._moves.workers.alive(attempt.worker_id)

@@ -60,6 +60,7 @@ class Outcomes:
         if attempt is not None:
             self._agents.attempt_ended(attempt.agent_id, configuration_failure=False)
         tallies.ended(completed=True, duration_ms=duration)
+        self._moves.seen.completed(duration)
         self._relatives.unblock(row.id)
 
     # -- failed
@@ -166,6 +167,8 @@ class Outcomes:
         changes: dict[str, Any] = {"finished_at": now, "cancel_kind": kind, "cancel_reason": reason, **NOT_WAITING}
         if row.status != "cancelling":
             changes["cancel_requested_at"] = now
+        elif row.cancel_requested_at is not None:
+            self._moves.seen.cancelled(clock.elapsed_ms(row.cancel_requested_at, now))
         self._end(row, attempt, "cancelled", by=by, event=TaskCancelled, named={"reason": reason}, kept=kept, **changes)
         self._relatives.fail_dependents(row.id)
         self._cancel_children(row, kind)

@@ -58,6 +58,7 @@ class Row(msgspec.Struct):
     calls: int
     cancel_kind: str | None
     cancel_reason: str | None
+    cancel_requested_at: str | None
     failed_dependency_id: str | None
     queued_at: str | None
     queue_until: str | None

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from corral.database.unit import after_commit
+from corral.histogram import SECONDS, Histogram
 from corral_plugins.tools.service.registry import Known
 
 DECISIONS = ("allowed", "denied")
@@ -18,8 +19,7 @@ class Figures:
     def __init__(self) -> None:
         self.names: list[str] = []
         self._calls: Counter[tuple[str, ...]] = Counter()
-        self._seconds: Counter[tuple[str, ...]] = Counter()
-        self._ended: Counter[tuple[str, ...]] = Counter()
+        self.seconds = Histogram((*SECONDS, 60.0, 300.0, 600.0))
         self._tainted = 0
 
     def decided(self, known: Known | None, decision: str) -> None:
@@ -28,8 +28,7 @@ class Figures:
 
     def ended(self, known: Known | None, duration_ms: int) -> None:
         """A call ended after so long."""
-        self._count(self._seconds, (_name(known),), duration_ms / 1000)
-        self._count(self._ended, (_name(known),), 1)
+        after_commit(lambda: self.seconds.observe(duration_ms / 1000, (_name(known),)))
 
     def tainted(self) -> None:
         """A run received its first untrusted content."""
@@ -42,14 +41,6 @@ class Figures:
     def calls(self) -> Mapping[tuple[str, ...], float]:
         """By tool and decision."""
         return self._calls
-
-    def seconds(self) -> Mapping[tuple[str, ...], float]:
-        """By tool."""
-        return self._seconds
-
-    def ends(self) -> Mapping[tuple[str, ...], float]:
-        """How many calls are in `seconds`, by tool."""
-        return self._ended
 
     def tainted_attempts(self) -> Mapping[tuple[str, ...], float]:
         """Attempts that received untrusted content."""

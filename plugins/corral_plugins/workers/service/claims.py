@@ -9,6 +9,7 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.database.unit import after_commit
 from corral.errors import Unavailable
+from corral.histogram import Histogram
 from corral.http.answers import Wait
 from corral_plugins.tasks.api import CLAIM_TOPICS, SIGNAL_TOPICS, ClaimAnswer, Tasks
 from corral_plugins.workers.service import rows
@@ -23,12 +24,12 @@ class ClaimFigures:
 
     def __init__(self) -> None:
         self.answers: Counter[str] = Counter()
-        self.seconds = 0.0
+        self.seconds = Histogram()
 
     def count(self, reason: str, seconds: float) -> None:
         """One answered claim."""
         self.answers[reason] += 1
-        self.seconds += seconds
+        self.seconds.observe(seconds)
 
 
 class Claims:

@@ -1,0 +1,150 @@
+"""`/metrics`. The numbers are those of "Done when" of the page on health and metrics; the others are in
+`test_done_when.py`.
+
+Waiting: `corral_dead_letters`, `corral_webhook_*`, `corral_notifications_total`, `corral_breaker_state` (with the
+plugins that own them).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from corral.histogram import Histogram
+from corral.ids import new_id
+from corral.plugin import Metric, Plugin, hookimpl
+from corral.testing.kit import Kit
+
+NAMES = """
+corral_http_requests_total corral_http_request_seconds corral_http_in_flight corral_http_body_rejected_total
+corral_loop_lag_seconds corral_executor_queue corral_build_info process_resident_memory_bytes
+corral_db_pool_in_use corral_db_transaction_seconds corral_db_lock_wait_seconds corral_db_errors_total
+corral_tasks corral_queue_depth corral_queue_oldest_seconds corral_task_attempts_total corral_lease_reclaims_total
+corral_events_total corral_event_consumer_lag corral_ws_clients corral_ws_dropped_total
+corral_egress_blocked_total corral_rate_limited_total corral_auth_attempts_total corral_auth_lockouts_total
+corral_audit_rows_total corral_audit_write_failures_total corral_plugin_errors_total corral_plugin_state
+corral_llm_calls_total corral_llm_cost_usd_total corral_up
+corral_task_duration_seconds corral_task_queue_seconds corral_task_cancel_seconds corral_claim_seconds
+corral_tool_seconds corral_settings_version corral_settings_invalid
+"""
+MOST_SERIES = 2000
+
+
+async def scrape(kit: Kit) -> str:
+    answer = await kit.client.get("/metrics", root=True)
+    assert answer.status == 200
+    return answer.body.decode()
+
+
+async def settled(kit: Kit) -> str:
+    """The second scrape: on a busy machine the first reading may take longer than a scrape waits."""
+    await scrape(kit)
+    await asyncio.sleep(1.1)
+    return await scrape(kit)
+
+
+def series(text: str) -> dict[str, float]:
+    """By name with labels, as written."""
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+
+async def test_health_metrics_6_the_text_is_prometheus_and_every_name_is_there(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(jobs=True)
+    await kit.as_user("admin")
+    text = await settled(kit)
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    samples = {sample.name for family in families.values() for sample in family.samples}
+    known = samples | set(families) | {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    assert set(NAMES.split()) - known == set()
+    assert all(family.documentation for family in families.values())
+
+
+async def test_health_metrics_4_the_number_of_series_is_bounded(kit: Kit) -> None:
+    """Distinct paths, ids and people; their number is that of a short run."""
+    member = await kit.as_user("member")
+    await scrape(kit)
+    for number in range(300):
+        await member.get(f"/tasks/{new_id()}")
+        await member.get(f"/nowhere/{number}?x={number}")
+        await kit.client.request(f"VERB{number}", f"/tasks/{number}")
+    for _ in range(3):
+        await kit.as_user("viewer")
+    found = series(await scrape(kit))
+    assert len(found) <= MOST_SERIES
+    assert not [name for name in found if member.user["id"] in name or "nowhere" in name or "VERB" in name]
+    assert found['corral_http_requests_total{method="GET",route="unmatched",status="4xx"}'] == 300
+
+
+async def test_units_and_their_waits_are_counted(kit: Kit) -> None:
+    before = series(await scrape(kit))
+    await kit.as_user("member")
+    after = series(await scrape(kit))
+    for name in ("corral_db_transaction_seconds", "corral_db_lock_wait_seconds"):
+        assert after[f"{name}_count"] > before.get(f"{name}_count", 0)
+        assert after[f'{name}_bucket{{le="+Inf"}}'] == after[f"{name}_count"]
+        assert after[f"{name}_sum"] > 0
+    assert after["corral_loop_lag_seconds"] >= 0
+    assert after["corral_db_pool_in_use"] >= 0
+
+
+async def test_consumers_tell_how_far_behind_they_are(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(jobs=True)
+    found = {name: value for name, value in series(await settled(kit)).items() if "consumer_lag" in name}
+    assert found
+    assert not [name for name in found if 'consumer="other"' in name]
+
+
+async def test_a_plugin_may_count_in_buckets(make_kit: Callable[..., Any]) -> None:
+    waits = Histogram((0.1, 1.0))
+
+    class TimedPlugin(Plugin):
+        """Times."""
+
+        name = "timed"
+
+        @hookimpl
+        def corral_metrics(self) -> list[Metric]:
+            labels = {"kind": ("a", "b")}
+            return [Metric(name="timed_seconds", help="Waits.", kind="histogram", labels=labels, collect=waits.read)]
+
+    kit = await make_kit(plugins=[TimedPlugin])
+    for seconds, kind in ((0.05, "a"), (0.1, "a"), (0.5, "a"), (7.0, "a"), (0.2, "x"), (0.3, "y")):
+        waits.observe(seconds, (kind,))
+    found = {name: value for name, value in series(await settled(kit)).items() if name.startswith("timed_seconds")}
+    assert found == {
+        'timed_seconds_bucket{kind="a",le="0.1"}': 2, 'timed_seconds_bucket{kind="a",le="1.0"}': 3,
+        'timed_seconds_bucket{kind="a",le="+Inf"}': 4, 'timed_seconds_count{kind="a"}': 4,
+        'timed_seconds_sum{kind="a"}': 7.65,
+        'timed_seconds_bucket{kind="other",le="0.1"}': 0, 'timed_seconds_bucket{kind="other",le="1.0"}': 2,
+        'timed_seconds_bucket{kind="other",le="+Inf"}': 2, 'timed_seconds_count{kind="other"}': 2,
+        'timed_seconds_sum{kind="other"}': 0.5,
+    }  # fmt: skip
+
+
+async def test_health_metrics_1_without_the_database(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit()
+    admin = await kit.as_user("admin")
+    assert (await admin.get("/settings/health")).status == 200
+    await asyncio.to_thread(kit.kernel.database.close)
+
+    def gone() -> None:
+        raise OSError("gone")
+
+    kit.kernel.database.ping = gone
+    await asyncio.sleep(1.1)  # an answer is kept for a second
+    ready = await kit.client.get("/health/ready")
+    assert (ready.status, ready.json()["checks"]["database"]) == (503, False)
+    began = time.monotonic()
+    assert (await kit.client.get("/health")).status == 200
+    liveness = time.monotonic() - began
+    began = time.monotonic()
+    found = series(await scrape(kit))
+    took = time.monotonic() - began
+    assert found['corral_up{dependency="database"}'] == 0
+    assert liveness < 0.5  # 20 ms on a machine that is not busy
+    assert took < 1.0  # 100 ms
