@@ -19,6 +19,7 @@ class UserRow(Model):
     email = peewee.CharField(max_length=254)
     email_key = peewee.CharField(max_length=254, unique=True)
     full_name = peewee.CharField(max_length=200)
+    name_key = peewee.TextField(null=True)  # its normal form, which is searched
     role = peewee.CharField(max_length=10)
     is_active = peewee.BooleanField(default=True)
     email_verified = peewee.BooleanField(default=False)

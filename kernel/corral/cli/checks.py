@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import shutil
@@ -40,7 +41,7 @@ class Finding(NamedTuple):
 def installation(config: Config) -> Iterator[Finding]:
     """All findings. A check that fails itself is a finding, and the others go on."""
     checks: tuple[Callable[[Config], Iterator[Finding]], ...] = (
-        _configuration, _folder, _keys, _disk, _database, _redis, _storage, _mail, _clock, _plugins, _modified,
+        _configuration, _folder, _keys, _disk, _database, _redis, _storage, mail, _clock, _plugins, _modified,
     )  # fmt: skip
     for check in checks:
         try:
@@ -138,9 +139,25 @@ def _storage(config: Config) -> Iterator[Finding]:
         yield Finding("storage", "ok", f"not configured; files lie in {folder}")
 
 
-def _mail(config: Config) -> Iterator[Finding]:
-    table = config.plugins.tables.get("notifications", {})
-    yield Finding("mail", "ok", "configured" if "smtp" in table else "not configured")
+def mail(config: Config) -> Iterator[Finding]:
+    """Of the file and the environment; what admins have stored is tested by `POST /settings/test-mail`."""
+    from corral.egress.client import Egress
+    from corral.egress.smtp import MailFailed, MailServer, probe
+
+    given = {name.partition(".")[2]: pin.value for name, pin in config.pinned.items() if name.startswith("mail.")}
+    if not given.get("host"):
+        yield Finding("mail", "ok", "not configured")
+        return
+    server = MailServer(
+        str(given["host"]), int(given.get("port", 587)), given.get("security", "starttls"), given.get("username"),
+        given.get("password"),
+    )  # fmt: skip
+    try:
+        asyncio.run(probe(Egress(config), server))
+    except MailFailed as failure:
+        yield Finding("mail", "warning", str(failure), "mails wait; mend mail.* or the server")
+    else:
+        yield Finding("mail", "ok", f"{server.host}:{server.port} answers")
 
 
 def _clock(config: Config) -> Iterator[Finding]:

@@ -65,6 +65,7 @@ class AccountsService:
         now = clock.now()
         row = UserRow(
             id=new_id(), email=new.email.strip(), email_key=key, full_name=new.full_name, role=new.role,
+            name_key=normalise(new.full_name),
             email_verified=verified, must_change_password=new.must_change_password, password_hash=password_hash,
             password_changed_at=now if password_hash else None, created_by=by.user_id, created_at=now, updated_at=now,
         )  # fmt: skip
@@ -137,8 +138,8 @@ class AccountsService:
         if isinstance(query.is_active, bool):
             rows = rows.where(UserRow.is_active == query.is_active)
         if query.search:
-            named = peewee.fn.LOWER(UserRow.full_name).contains(query.search.lower())
-            rows = rows.where(UserRow.email_key.contains(normalise(query.search)) | named)
+            text = normalise(query.search)
+            rows = rows.where(UserRow.email_key.contains(text) | UserRow.name_key.contains(text))
         return paginate(rows, query, caller, scope="users", order=newest_first(UserRow), make=view)
 
     def count(self) -> dict[tuple[str, bool], int]:
@@ -231,7 +232,8 @@ class AccountsService:
             raise Conflict("Deactivate the account first.", current_status="active")
         now = clock.now()
         UserRow.update(
-            email="", email_key=f"purged:{row.id}", full_name=DELETED_NAME, password_hash=None, preferences={},
+            email="", email_key=f"purged:{row.id}", full_name=DELETED_NAME, name_key=None, password_hash=None,
+            preferences={},
             timezone="UTC", locale="en", mfa_enabled=False, last_login_at=None, purged_at=now, updated_at=now,
             version=UserRow.version + 1,
         ).where(UserRow.id == row.id).execute()  # fmt: skip
@@ -257,6 +259,8 @@ class AccountsService:
                 wanted["email_verified"] = verified
             if UserRow.select().where((UserRow.email_key == wanted["email_key"]) & (UserRow.id != row.id)).exists():
                 raise taken()
+        if "full_name" in wanted:
+            wanted["name_key"] = normalise(wanted["full_name"])
         return {name: value for name, value in wanted.items() if getattr(row, name) != value}
 
     def _announce(self, row: UserRow, changes: dict[str, Any]) -> None:
@@ -264,7 +268,7 @@ class AccountsService:
         if "email_key" in changes:
             self._links.end(row.id, (*PASSWORD_LINKS, *EMAIL_LINKS))
             self._mail.notify(row.email, "email_changed", new=changes["email"])
-        changed = sorted(set(changes) - {"email_key", "is_active"})
+        changed = sorted(set(changes) - {"email_key", "name_key", "is_active"})
         if changed:
             emit(UserUpdated(user_id=row.id, changed=changed), object=("user", row.id), owner=row.id)
             self._record("auth.user.update", row.id, {}, {name: shown(row, changes, name) for name in changed})

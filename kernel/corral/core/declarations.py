@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, get_args
 
 from msgspec import Meta
 
 from corral.auth.principal import Permission
 from corral.kernel_settings import KERNEL_SETTINGS
-from corral.plugin import Setting
+from corral.plugin import Setting, Settings
 
 HOUR, DAY = 3600, 86_400
 Covered = Literal["admin", "member", "viewer", "auditor"]
+
+
+def _needs_mail(value: bool, settings: Settings) -> str | None:
+    return "needs a mail service: set mail.host first" if value and settings.get(MAIL_HOST) is None else None
+
+
+def _is_address(value: str | None, settings: Settings) -> str | None:
+    is_one = value is None or re.fullmatch(r"[^\s@]+@[^\s@]+", value)
+    return None if is_one else "must be an address, such as corral@example.org"
+
+
+def _within_life(value: int, settings: Settings) -> str | None:
+    if value <= settings.get(REFRESH_ABSOLUTE):
+        return None
+    return "must not be more than security.refresh_absolute_seconds; change both together"
+
 
 REGISTRATION = Setting(
     name="security.registration", kind=str, default="open", title="Who may register",
@@ -21,8 +38,9 @@ DEFAULT_ROLE = Setting(
     name="security.default_role", kind=str, default="member", title="Role of new accounts", choices=("member", "viewer")
 )
 EMAIL_VERIFICATION = Setting(
-    name="security.email_verification", kind=bool, default=False, title="Addresses must be verified before signing in"
-)
+    name="security.email_verification", kind=bool, default=False, title="Addresses must be verified before signing in",
+    check=_needs_mail,
+)  # fmt: skip
 REQUIRE_MFA = Setting(name="security.require_mfa", kind=bool, default=False, title="Ask everybody for a second factor")
 REQUIRE_MFA_ROLES = Setting[list[str]](
     name="security.require_mfa_roles", kind=list[Covered], default=list(get_args(Covered)),
@@ -33,7 +51,7 @@ ACCESS_TTL = Setting(
 )
 REFRESH_IDLE = Setting(
     name="security.refresh_idle_seconds", kind=int, default=7 * DAY, title="Idle time that ends a session",
-    minimum=HOUR, maximum=30 * DAY,
+    minimum=HOUR, maximum=30 * DAY, check=_within_life,
 )  # fmt: skip
 REFRESH_ABSOLUTE = Setting(
     name="security.refresh_absolute_seconds", kind=int, default=30 * DAY, title="Longest life of a session",
@@ -97,16 +115,24 @@ REQUIRE_LOWER = Setting(name="password.require_lower", kind=bool, default=False,
 REQUIRE_DIGIT = Setting(name="password.require_digit", kind=bool, default=False, title="Ask for a digit")
 REQUIRE_SYMBOL = Setting(name="password.require_symbol", kind=bool, default=False, title="Ask for a symbol")
 MAIL_HOST = Setting[str | None](
-    name="mail.host", kind=str | None, default=None, title="Server that takes mail; without one none is sent"
-)
+    name="mail.host", kind=str | None, default=None, minimum=1, maximum=253, pattern=r"[A-Za-z0-9._:-]+",
+    title="Server that takes mail; without one none is sent",
+    description="The egress guard judges it: a server in a private network is fine, one on this machine needs "
+    "CORRAL_EGRESS_ALLOW.",
+)  # fmt: skip
 MAIL_PORT = Setting(name="mail.port", kind=int, default=587, title="Port of the mail server", minimum=1, maximum=65535)
 MAIL_USERNAME = Setting[str | None](
-    name="mail.username", kind=str | None, default=None, title="Name to sign in to the mail server with"
-)
+    name="mail.username", kind=str | None, default=None, title="Name to sign in to the mail server with",
+    minimum=1, maximum=254,
+)  # fmt: skip
 MAIL_PASSWORD = Setting[str | None](
-    name="mail.password", kind=str | None, default=None, title="Password for the mail server", secret=True
-)
-MAIL_FROM = Setting[str | None](name="mail.from", kind=str | None, default=None, title="Address that mails come from")
+    name="mail.password", kind=str | None, default=None, title="Password for the mail server", secret=True,
+    description="Sent over TLS only.",
+)  # fmt: skip
+MAIL_FROM = Setting[str | None](
+    name="mail.from", kind=str | None, default=None, minimum=3, maximum=254, check=_is_address,
+    title="Address that mails come from (unset: corral@ the mail server)",
+)  # fmt: skip
 MAIL_SECURITY = Setting(
     name="mail.security", kind=str, default="starttls", title="How the connection to the mail server is protected",
     choices=("starttls", "tls", "none"),

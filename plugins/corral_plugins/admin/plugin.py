@@ -24,7 +24,7 @@ class AdminPlugin(Plugin):
     """Administration: people and their rights, and the kill switch."""
 
     name = "admin"
-    wants = ("tasks",)
+    wants = ("security", "tasks")
     protected = True
     permissions = (
         Permission("admin.read", "See all accounts"),

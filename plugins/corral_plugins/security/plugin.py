@@ -15,6 +15,7 @@ from corral.http.routes import Routes
 from corral.jobs.job import Schedule
 from corral.plugin import Gate, Installation, Metric, Plugin, Provide, RateLimits, Runtime, Settings, hookimpl
 from corral_plugins.security import jobs, models
+from corral_plugins.security.api import KeyCounts
 from corral_plugins.security.events import EVENTS
 from corral_plugins.security.routes import admin, keys
 from corral_plugins.security.service.authenticator import RESULTS, ApiKeyAuthenticator, KeyFigures
@@ -78,6 +79,7 @@ class SecurityPlugin(Plugin):
             Provide(IpGate, lambda: self._gate),
             Provide(KeyFigures, lambda: self._figures),
             Provide(RateLimits, lambda: self._limits),
+            Provide(KeyCounts, _key_counts),
             *(Provide(part, part) for part in (IpRules, GateKeeper, KeyUses, ApiKeys, Policy)),
         ]
 
@@ -138,3 +140,7 @@ class SecurityPlugin(Plugin):
 
 def _counted(counter: Mapping[str, int]) -> dict[tuple[str, ...], float]:
     return {(name,): float(count) for name, count in dict(counter).items()}
+
+
+def _key_counts(keys: ApiKeys) -> KeyCounts:
+    return keys

@@ -82,11 +82,15 @@ class MailServer:
             self._controller.stop()
             self._controller = None
 
+    def allow(self) -> list[str]:
+        """The exception of the egress guard that opens it."""
+        return [f"127.0.0.1:{self.port}"]
+
     def config(self, **more: Any) -> dict[str, Any]:
         """For a kernel whose mail goes here."""
         settings = {"mail.host": "127.0.0.1", "mail.port": self.port, "mail.security": "none", **more}
         pinned = {f"settings.{name}": value for name, value in settings.items()}
-        return {"egress.allow": [f"127.0.0.1:{self.port}"], "server.public_url": "https://corral.example", **pinned}
+        return {"egress.allow": self.allow(), "server.public_url": "https://corral.example", **pinned}
 
 
 def _free_port() -> int:

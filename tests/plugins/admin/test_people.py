@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from tests.kernel.mail.conftest import MailServer, token_of
@@ -59,13 +60,32 @@ async def test_admins_see_sessions_and_failures_beside_an_account(kit: Kit) -> N
     await kit.sign_in(member.user["email"])
     for _ in range(3):
         await kit.client.post("/auth/login", {"email": member.user["email"], "password": "wrong"})
+    assert (await member.post("/security/api-keys", {"name": "script"})).status == 201
     made = (await admin.post("/admin/users", {**NEW, "password": CHOSEN})).json()
     assert (made["created_by"], made["sessions"], made["api_keys"]) == (admin.user["id"], 0, 0)
     listed = {user["id"]: user for user in (await admin.get("/admin/users")).json()["items"]}
     shown = listed[member.user["id"]]
     assert (shown["sessions"], shown["failed_attempts"], shown["created_by"]) == (2, 3, None)
+    assert shown["api_keys"] == 1
     assert listed[made["id"]] == made
     assert not {"password", "password_hash", "preferences_of"} & shown.keys()
+
+
+async def test_the_search_knows_names_in_any_case(kit: Kit) -> None:
+    admin = await kit.as_user("admin")
+    made = await admin.post("/admin/users", {"email": "e@example.org", "full_name": "Émile STRAßE", "password": CHOSEN})
+    assert made.status == 201, made
+
+    async def found(text: str) -> list[str]:
+        listed = (await admin.get(f"/admin/users?search={quote(text)}")).json()["items"]
+        return [user["full_name"] for user in listed]
+
+    for text in ("émile", "ÉMILE", "strasse", "E@EXAMPLE.org"):
+        assert await found(text) == ["Émile STRAßE"], text
+    assert await found("nobody") == []
+    await admin.patch(f"/admin/users/{made.json()['id']}", {"full_name": "Zoë"})
+    assert await found("ZOË") == ["Zoë"]
+    assert await found("émile") == []
 
 
 async def test_an_admin_ends_a_lock(kit: Kit) -> None:

@@ -1,8 +1,10 @@
-"""Links that are good once, and invitations."""
+"""Links that are good once, invitations, and names in the form that is searched."""
 
 from __future__ import annotations
 
-from peewee import SQL, CharField, Model, ModelIndex
+from unicodedata import normalize
+
+from peewee import SQL, CharField, Model, ModelIndex, TextField
 
 
 def up(migrator, db):
@@ -44,3 +46,21 @@ def up(migrator, db):
         ModelIndex(Invitation, (Invitation.email_key,), unique=True, where=pending, name="core_invitations_pending")
     )
     db.create_tables([Link, Invitation])
+    _names(migrator, db)
+
+
+def _names(migrator, db):
+    class User(Model):
+        id = CharField(max_length=36, primary_key=True)
+        full_name = CharField(max_length=200)
+        name_key = TextField(null=True)
+
+        class Meta:
+            database = db
+            legacy_table_names = False
+            table_name = "core_users"
+
+    migrator.migrate(migrator.add_column("core_users", "name_key", TextField(null=True)))
+    for user in User.select(User.id, User.full_name):
+        key = normalize("NFKC", user.full_name).strip().casefold()
+        User.update(name_key=key).where(User.id == user.id).execute()

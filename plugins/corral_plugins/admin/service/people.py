@@ -10,12 +10,15 @@ from corral.auth.principal import Principal
 from corral.core.api import Accounts, NewUser, PasswordLinks, Rescue, UserQuery, UserView
 from corral.http.page import Page
 from corral_plugins.admin.shapes import AdminUserView, CreatedUser
+from corral_plugins.security.api import KeyCounts
 
 Views = list[AdminUserView]  # inside the class, `list` is its method
 
 
 class People:
     """Joins the unit."""
+
+    keys: KeyCounts | None
 
     def __init__(self, accounts: Accounts, rescue: Rescue, links: PasswordLinks) -> None:
         self._accounts, self._rescue, self._links = accounts, rescue, links
@@ -41,10 +44,12 @@ class People:
     def _views(self, users: Sequence[UserView]) -> Views:
         details = self._accounts.details([user.id for user in users])
         failed = self._rescue.failed_attempts([user.email for user in users])
+        keys = {} if self.keys is None else self.keys.active([user.id for user in users])
         return [
             AdminUserView(
                 **msgspec.structs.asdict(user), created_by=details[user.id].created_by,
-                sessions=details[user.id].sessions, api_keys=0, failed_attempts=failed.get(user.email, 0),
+                sessions=details[user.id].sessions, api_keys=keys.get(user.id, 0),
+                failed_attempts=failed.get(user.email, 0),
             )
             for user in users
         ]  # fmt: skip

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Any
 
+import peewee
+
 from corral import clock
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions, narrowed
@@ -58,6 +60,13 @@ class ApiKeys:
     def get(self, key_id: str, *, by: Principal) -> KeyView:
         """One of the caller's keys; `NotFound`."""
         return self._views([_row(key_id, ApiKeyRow.user_id == by.user_id)])[0]
+
+    @staticmethod
+    def active(user_ids: Iterable[str]) -> dict[str, int]:
+        """See `corral_plugins.security.api.KeyCounts`."""
+        mine = ApiKeyRow.user_id.in_([*user_ids]) & _has_status("active")
+        rows: Any = ApiKeyRow.select(ApiKeyRow.user_id, peewee.fn.COUNT(ApiKeyRow.id)).where(mine)
+        return {user_id: int(number) for user_id, number in rows.group_by(ApiKeyRow.user_id).tuples()}
 
     def create(self, new: NewKey, *, by: Principal) -> IssuedKey:
         """A key. `Forbidden`, `Invalid`, `quota_exceeded`."""
