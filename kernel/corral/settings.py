@@ -224,7 +224,13 @@ def accept(setting: Setting[Any], value: Any, source: str = "") -> Any:
 
 def core_kind(setting: Setting[Any]) -> tuple[Any, bool]:
     """The type without `Annotated` and `None`, and whether `null` is allowed."""
-    kind, nullable = setting.kind, setting.default is None
+    kind, nullable = core_type(setting.kind)
+    return kind, nullable or setting.default is None
+
+
+def core_type(kind: Any) -> tuple[Any, bool]:
+    """The same of any type, such as that of a list's items."""
+    nullable = False
     while typing.get_origin(kind) is typing.Annotated:
         kind = typing.get_args(kind)[0]
     members = [member for member in typing.get_args(kind) if member is not type(None)]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import types
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import msgspec
 
 from corral.events.registry import EventType
 from corral.plugin import Setting
+from corral.settings import core_kind, core_type
 from corral.testing.written import build, main
 
 FOLDER = Path("docs", "reference")
@@ -25,7 +25,6 @@ _NAMES: dict[Any, str] = {
     float: "number",
     bool: "true or false",
     str: "text",
-    list[str]: "list of texts",
 }
 SETTINGS = """\
 # Run-time settings
@@ -66,12 +65,12 @@ def events_page(kinds: Iterable[EventType]) -> str:
 
 def kind_of(setting: Setting[Any]) -> str:
     """The type in words."""
-    kind, nullable = setting.kind, setting.default is None
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        members = typing.get_args(kind)
-        nullable = nullable or types.NoneType in members
-        (kind, *_) = [member for member in members if member is not types.NoneType]
-    text = _NAMES.get(kind, "object")
+    kind, nullable = core_kind(setting)
+    if typing.get_origin(kind) is list:
+        item, _ = core_type(typing.get_args(kind)[0])
+        text = f"list of {_NAMES.get(item, 'text')}s"
+    else:
+        text = _NAMES.get(kind, "object")
     return f"{text} or null" if nullable else text
 
 

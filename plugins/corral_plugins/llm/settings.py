@@ -9,7 +9,7 @@ DEFAULT_MODEL: Setting[str | None] = Setting(
     title="Model where none is named: provider/model (unset: the local one if installed, else scripted/echo)",
 )  # fmt: skip
 DEFAULT_FALLBACK_MODELS: Setting[list[str]] = Setting(
-    name="llm.default_fallback_models", kind=list[str], default=[],
+    name="llm.default_fallback_models", kind=list[str], default=[], maximum=5,
     title="Models tried in order when the default one fails, at most 5",
 )  # fmt: skip
 EMBEDDING_MODEL: Setting[str | None] = Setting(
