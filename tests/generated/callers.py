@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -131,17 +132,47 @@ async def _ended(world: World) -> list[Caller]:
     attempt = world.client(claim["agent_token"])
     await world.ok(attempt, "POST", f"/tasks/{claim['task']['id']}/complete", {"result": {}})
     found.append(Caller("of an attempt that has ended", bearer(claim["agent_token"]), UNKNOWN))
+    return [*found, *await _ended_keys(world), await _half_signed_in(world)]
+
+
+async def _ended_keys(world: World) -> list[Caller]:
+    """API keys that were deleted, or whose owner was deactivated."""
+    found = []
+    for name in ("a deleted key", "a key of a deactivated person"):
+        owner = await world.user_like("admin", f"{name.replace(' ', '-')}@example.org")
+        made = await world.ok(owner, "POST", "/security/api-keys", {"name": name, "scopes": ["*"]})
+        if name == "a deleted key":
+            await world.ok(owner, "DELETE", f"/security/api-keys/{made['id']}")
+        else:
+            await world.ok(world.admin, "PATCH", f"/admin/users/{owner.user['id']}", {"is_active": False})
+        found += [
+            Caller(name, bearer(made["key"]), UNKNOWN),
+            Caller(f"{name}, bare", {"x-api-key": made["key"]}, UNKNOWN),
+        ]
     return found
+
+
+async def _half_signed_in(world: World) -> Caller:
+    """Who has given the password of an account with a second factor, and no code yet."""
+    person = await world.user_like("admin", "careful@example.org")
+    seed = (await world.ok(person, "POST", "/auth/mfa/setup", {"password": PASSWORD}))["secret"]
+    await world.ok(person, "POST", "/auth/mfa/verify", {"code": _code(seed)})
+    return Caller("a token for the second factor", bearer((await world.again(person))["mfa_token"]), UNKNOWN)
+
+
+def _code(seed: str) -> str:
+    """The code of this moment (RFC 6238)."""
+    key = base64.b32decode(seed + "=" * (-len(seed) % 8))
+    mac = hmac.digest(key, int(time.time() // 30).to_bytes(8, "big"), "sha1")
+    at = mac[-1] & 15
+    return f"{(int.from_bytes(mac[at : at + 4], 'big') & 0x7FFFFFFF) % 10**6:06}"
 
 
 async def insufficient(world: World) -> list[Caller]:
     """Good credentials, each with what it may not do."""
-    found = [
-        Caller(role, bearer(person.token or ""), _person(role))
-        for role, person in (
-            ("admin", world.admin), ("member", world.owner), ("viewer", world.viewer), ("auditor", world.auditor)
-        )
-    ]  # fmt: skip
+    plain = world.client((await world.again(world.admin))["access_token"])
+    people = (("admin", plain), ("member", world.owner), ("viewer", world.viewer), ("auditor", world.auditor))
+    found = [Caller(role, bearer(person.token or ""), _person(role)) for role, person in people]
     limited = await world.user_like("admin", "limited@example.org")
     await world.ok(world.admin, "PATCH", f"/admin/users/{limited.user['id']}", {"must_change_password": True})
     again = await world.again(limited)
@@ -156,9 +187,7 @@ async def insufficient(world: World) -> list[Caller]:
     found.append(Caller("an admin's agent", bearer(token["token"]), _machine("agent")))
     claim = await world.lease(world.admin, "attempt")
     found.append(Caller("an attempt for an admin", bearer(claim["agent_token"]), _machine("agent")))
-    if world.has("POST /security/api-keys"):
-        found += await _keys(world)
-    return found
+    return [*found, *await _keys(world)]
 
 
 async def _keys(world: World) -> list[Caller]:

@@ -182,6 +182,22 @@ async def session(world: World, owner: Client) -> Names:
     return {"id": next(each["id"] for each in found["items"] if each["current"])}
 
 
+RESOURCES.append(Resource(path="/security/sessions/{id}", kind="admin", make=session))
+RESOURCES.append(Resource(path="/security/users/{id}", kind="admin", make=user))
+
+
+@resource("/admin/invitations/{id}", "admin")
+async def invitation(world: World, owner: Client) -> Names:
+    body = {"email": f"{name('guest')}@example.org"}
+    return {"id": (await world.ok(world.admin, "POST", "/admin/invitations", body))["id"]}
+
+
+@resource("/security/api-keys/{id}", "account")
+async def api_key(world: World, owner: Client) -> Names:
+    body = {"name": name("key"), "scopes": ["*.read"]}
+    return {"id": (await world.ok(owner, "POST", "/security/api-keys", body))["id"]}
+
+
 # -- models and what they cost
 
 
@@ -221,6 +237,41 @@ async def price(world: World, owner: Client) -> Names:
 @resource("/plugins/{name}", "admin")
 async def plugin(world: World, owner: Client) -> Names:
     return {"name": "hello"}
+
+
+@resource("/settings/{category}/{key}", "admin", bodies={"PUT /settings/{category}/{key}": {"value": 60}})
+async def setting(world: World, owner: Client) -> Names:
+    return {"category": "tasks", "key": "lease_seconds"}
+
+
+@resource("/secrets/{id}", "admin", bodies={"POST /secrets/{id}/reveal": {"reason": "to be sure"}})
+async def secret(world: World, owner: Client) -> Names:
+    body = {"name": name("secret"), "value": name("value-of-it")}
+    return {"id": (await world.ok(world.admin, "POST", "/secrets", body))["id"]}
+
+
+@resource("/secrets/{id}/restore", "admin")
+async def deleted_secret(world: World, owner: Client) -> Names:
+    made = await secret(world, owner)
+    await world.ok(world.admin, "DELETE", f"/secrets/{made['id']}")
+    return made
+
+
+@resource("/tasks/{id}/secrets/{name}", "shared")
+async def secret_of_task(world: World, owner: Client) -> Names:
+    return {**await task(world, owner), "name": "sample"}
+
+
+@resource("/secrets/{id}/versions/{n}", "admin")
+async def secret_version(world: World, owner: Client) -> Names:
+    made = await secret(world, owner)
+    await world.ok(world.admin, "POST", f"/secrets/{made['id']}/rotate", {})
+    return {**made, "n": "1"}
+
+
+@resource("/admin/audit/{id}", "admin")
+async def audit_row(world: World, owner: Client) -> Names:
+    return {"id": (await world.ok(world.admin, "GET", "/admin/audit?limit=1"))["items"][0]["id"]}
 
 
 @resource("/problems/{code}", "public")

@@ -44,7 +44,7 @@ LEDGERS = {"POST /cost/events"}
 def writing(world: World) -> Iterator[tuple[Operation, Client]]:
     """Every operation with a body, and a caller who may call it."""
     for operation in world.operations:
-        if operation.body_schema is not None and not operation.route.step_up:
+        if operation.body_schema is not None:
             caller = caller_of(world, operation)
             if caller is not None:
                 yield operation, caller
@@ -175,7 +175,7 @@ async def test_parameters_that_nobody_knows_are_422(world: World) -> None:
     made: dict[str, Names] = {}
     for operation in world.operations:
         client = caller_of(world, operation)
-        if client is None or operation.route.step_up or operation.path.endswith("/stream"):
+        if client is None or operation.path.endswith("/stream"):
             continue
         path, body = asked(operation, await made_for(world, made, operation))
         mark = "&" if "?" in path else "?"

@@ -76,11 +76,11 @@ async def test_conventions_6_what_a_list_shows_a_read_by_id_shows(world: World) 
         for role in PEOPLE:
             if not rights.suffices(role, operation.route.needs):
                 continue
-            client, items, totals = person(world, role), [], set()
+            client, items, totals = person(world, role), [], []
             async for page in pages(client, operation.path + operation.sample_query(), 50):
                 items += page["items"]
-                totals.add(page["total"])
-            if totals not in ({None}, {len(items)}):
+                totals.append(page["total"])
+            if totals[0] not in (None, len(items)):  # the first: reading the audit log is written into it
                 faults.append(f"{operation.label} counts {totals} for the {role} and shows {len(items)}")
             read = next(
                 (reads[path] for path in (f"{operation.path}/{{{key}}}" for key in ("id", "name")) if path in reads),

@@ -16,7 +16,7 @@ CONFIG = {"keys.jwt_secret": JWT_SECRET}
 
 
 class World:
-    """`owner` owns what is made; `stranger` is a member like them. `worker` is approved, and holds leases."""
+    """`owner` owns what is made; `stranger` is a member like them. `admin` has stepped up. `worker` is approved."""
 
     kit: Kit
     operations: list[Operation]
@@ -38,14 +38,11 @@ class World:
         self.stranger = await kit.as_user("member", "stranger@example.org")
         self.viewer = await kit.as_user("viewer", "viewer@example.org")
         self.auditor = await kit.as_user("auditor", "auditor@example.org")
+        await self.ok(self.admin, "POST", "/auth/reauth", {"password": PASSWORD})
         self.worker = await self.machine("worker")
         made = await self.ok(self.admin, "POST", "/admin/registration-keys", {"name": "site"})
         self.registration_key = self.client(made["key"])
         return self
-
-    def has(self, label: str) -> bool:
-        """Whether an active plugin serves it."""
-        return any(operation.label == label for operation in self.operations)
 
     def client(self, token: str) -> Client:
         """A client with this credential."""
