@@ -27,7 +27,7 @@ from corral.core.events import UserLocked
 from corral.core.sign_in_models import LockoutRow
 from corral.database.engine import Work
 from corral.database.unit import Entry, after_commit
-from corral.errors import TooMany
+from corral.errors import TooMany, Unavailable
 from corral.events.event import emit
 from corral.plugin import Audit, AuditEntry, Settings
 
@@ -73,7 +73,8 @@ class Lockout:
             try:
                 yield key
             except Exception:
-                await asyncio.shield(self._work(lambda: self.give_back(key), entry=entry))
+                with contextlib.suppress(Unavailable):  # it is free again by itself a little later
+                    await asyncio.shield(self._work(lambda: self.give_back(key), entry=entry))
                 raise
 
     def give_back(self, key: str) -> None:

@@ -99,7 +99,9 @@ class AuthConfig(msgspec.Struct, kw_only=True):
 
 @routes.post(
     "/login", needs=PUBLIC, no_store=True, rate=SIGN_IN_RATE,
-    raises=("invalid_credentials", "email_unverified", "account_locked", "vault_sealed", "overloaded"),
+    raises=(
+        "invalid_credentials", "email_unverified", "account_locked", "audit_unavailable", "vault_sealed", "overloaded",
+    ),
 )  # fmt: skip
 async def login(
     body: Login, request: Request, sign_in: SignIn, config: Config
@@ -111,8 +113,9 @@ async def login(
 
 
 @routes.post(
-    "/refresh", needs=PUBLIC, no_store=True, raises=("token_expired", "session_revoked", "token_reuse", "forbidden")
-)
+    "/refresh", needs=PUBLIC, no_store=True,
+    raises=("token_expired", "session_revoked", "token_reuse", "forbidden", "audit_unavailable", "vault_sealed"),
+)  # fmt: skip
 async def refresh(
     body: Refresh, request: Request, sign_in: SignIn, config: Config, settings: Settings
 ) -> Answer[SignedIn]:
@@ -140,7 +143,10 @@ def read_me(caller: Principal, accounts: AccountsService, sessions: Sessions, pe
 
 @routes.put(
     "/me", needs=SIGNED_IN, own_session=True, no_store=True,
-    raises=("reauth_required", "invalid_credentials", "account_locked", "duplicate", "invalid_state", "overloaded"),
+    raises=(
+        "reauth_required", "invalid_credentials", "account_locked", "duplicate", "invalid_state", "audit_unavailable",
+        "overloaded",
+    ),
 )  # fmt: skip
 async def update_me(
     body: ProfilePatch, caller: Principal, request: Request, if_match: IfMatch, profile: Profile
@@ -152,7 +158,8 @@ async def update_me(
 @routes.post(
     "/change-password", needs=SIGNED_IN, own_session=True, limited=True, no_store=True,
     raises=(
-        "invalid_credentials", "account_locked", "weak_password", "invalid_state", "session_revoked", "overloaded",
+        "invalid_credentials", "account_locked", "weak_password", "invalid_state", "session_revoked",
+        "audit_unavailable", "vault_sealed", "overloaded",
     ),
 )  # fmt: skip
 async def change_password(

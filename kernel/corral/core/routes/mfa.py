@@ -21,7 +21,7 @@ from corral.schema.fields import Instant
 
 routes = Routes("/auth", tag="Authentication")
 
-WRONG = ("invalid_credentials", "account_locked", "overloaded")
+WRONG = ("invalid_credentials", "account_locked", "audit_unavailable", "overloaded")
 RecoveryCode = Annotated[str, Meta(min_length=1, max_length=60)]
 
 
@@ -108,7 +108,7 @@ async def set_up_mfa(body: Setup, caller: Principal, request: Request, protectio
 
 @routes.post(
     "/mfa/verify", needs=SIGNED_IN, own_session=True, limited=True, no_store=True,
-    raises=("invalid_credentials", "invalid_state", "vault_sealed"),
+    raises=("invalid_credentials", "invalid_state", "audit_unavailable", "vault_sealed"),
 )  # fmt: skip
 async def activate_mfa(body: FirstCode, caller: Principal, request: Request, protection: Protection) -> Activated:
     """Switch the second factor on with its first code."""

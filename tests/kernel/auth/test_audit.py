@@ -1,0 +1,79 @@
+"""What signing in leaves in the audit log: every change and every failure, and never a secret."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from corral import clock
+from corral.testing.kit import PASSWORD, Kit
+
+MakeKit = Callable[..., Awaitable[Kit]]
+WRONG = "an entirely other phrase"
+
+
+@pytest.fixture
+async def kit(make_kit: MakeKit) -> Kit:
+    return await make_kit(plugins=["audit"])
+
+
+async def _rows(client: Any) -> list[dict[str, Any]]:
+    """Rows of the log, oldest first."""
+    answer = await client.get("/admin/audit?action=auth.*&limit=200")
+    assert answer.status == 200, answer
+    items: list[dict[str, Any]] = answer.json()["items"]
+    return items[::-1]
+
+
+async def test_every_step_of_signing_in_is_written_down(kit: Kit, door: Any) -> None:
+    auditor = await kit.as_user("auditor")
+    user, app, codes = await door.with_mfa(email="ann@example.org")
+    clock.travel(60)
+    signed_in = await door.login("ann@example.org", mfa_code=app.code())
+    for proof in ({"mfa_code": app.wrong()}, {}):
+        await door.login("ann@example.org", WRONG if not proof else PASSWORD, **proof)
+    token = (await door.login("ann@example.org")).json()["mfa_token"]
+    assert (await door.challenge(token, recovery_code=codes[0])).status == 200
+    assert (await user.post("/auth/reauth", {"password": PASSWORD})).status == 200
+    change = {"current_password": PASSWORD, "new_password": WRONG}
+    assert (await user.post("/auth/change-password", change)).status == 200
+    await user.post("/auth/mfa/disable", {"password": WRONG, "recovery_code": codes[1]})
+    for _ in range(5):
+        await door.login("ann@example.org", PASSWORD)
+    await user.post("/auth/logout")
+    rows = await _rows(auditor)
+    mine = [row for row in rows if row["actor"]["id"] != auditor.user["id"]]
+    actions = [row["action"] for row in mine]
+    for action in (
+        "auth.mfa.setup", "auth.mfa.enable", "auth.mfa.recovery_codes", "auth.mfa.recover", "auth.mfa.disable",
+        "auth.session.step_up", "auth.password.change", "auth.session.end", "auth.user.lock",
+    ):  # fmt: skip
+        assert action in actions, (action, actions)
+    failed = [row for row in mine if row["outcome"] == "failed"]
+    assert [row["code"] for row in failed] == ["invalid_credentials"] * 7
+    assert {row["actor"]["type"] for row in failed} == {"anonymous"}
+    assert {row["object"]["id"] for row in failed} == {user.user["id"]}
+    text = str(rows)
+    for secret in (PASSWORD, WRONG, token, *codes, signed_in.json()["refresh_token"]):
+        assert secret not in text
+
+
+async def test_a_token_that_comes_back_is_written_down(kit: Kit, door: Any) -> None:
+    auditor = await kit.as_user("auditor")
+    await kit.as_user(email="ann@example.org")
+    first = {"refresh_token": (await door.login("ann@example.org")).json()["refresh_token"]}
+    assert (await kit.client.post("/auth/refresh", first)).status == 200
+    clock.travel(11)
+    assert (await kit.client.post("/auth/refresh", first)).code == "token_reuse"
+    found = [row for row in await _rows(auditor) if row["action"] == "auth.refresh_reuse"]
+    assert [(row["outcome"], row["code"]) for row in found] == [("failed", "token_reuse")]
+
+
+async def test_an_unknown_address_is_written_down_by_its_normal_form(kit: Kit, door: Any) -> None:
+    auditor = await kit.as_user("auditor")
+    await door.login("  NOBODY@example.org", WRONG)
+    row = (await _rows(auditor))[-1]
+    assert (row["outcome"], row["object"]["id"]) == ("failed", None)
+    assert "nobody@example.org" in str(row)
