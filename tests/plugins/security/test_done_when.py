@@ -201,8 +201,6 @@ async def test_security_4_an_allow_list_without_its_author_is_refused(make_kit: 
     assert (await admin.put("/security/ip-rules", {**body, "force": True})).status == 200
     await kit.kernel.container.get(GateKeeper).load()
     assert (await admin.get("/security/ip-rules")).code == "ip_blocked"
-    await kit.kernel.stop()
-
     switched: Kit = await make_kit(plugins=PLUGINS, config={**TRUSTING, "ip_rules_disabled": True})
     back = From(await switched.sign_in("boss@example.org"), HOME)
     assert "ip_rules_disabled" in (await back.get("/security")).json()["warnings"]

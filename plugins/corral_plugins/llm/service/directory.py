@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -95,7 +95,8 @@ class Directory:
         columns, warnings = self._keys.store(new.name, new, by)
         if columns.get("api_key_secret") is not None:
             Row.update(columns).where(Row.name == new.name).execute()
-        self._tell(new.name, "created", key=bool(columns.get("api_key_secret")))
+        told = {field: (None, value) for field, value in {**values, "kind": kind}.items() if value}
+        self._tell(new.name, "created", told, key=bool(columns.get("api_key_secret")))
         return warnings
 
     def update(self, name: str, patch: ProviderPatch, match: IfMatch, by: Principal) -> list[str]:
@@ -118,7 +119,8 @@ class Directory:
             }  # fmt: skip
             if not Row.update(changed).where((Row.name == name) & (Row.version == provider.version)).execute():
                 raise Unavailable("The provider changed in this moment; repeat the request.", code="overloaded")
-        self._tell(name, "updated", key=bool(key))
+        told = {field: (getattr(provider.fields, field), value) for field, value in given.items() if field not in key}
+        self._tell(name, "updated", told, key=bool(key))
         return warnings
 
     def delete(self, name: str, match: IfMatch) -> None:
@@ -138,7 +140,7 @@ class Directory:
             LlmProviderState.name == name
         ).execute()
         self._keys.forget(name)
-        self._tell(name, "deleted")
+        self._tell(name, "deleted", {})
 
     def _insert(self, name: str, values: dict[str, Any], by: Principal) -> None:
         now = clock.now()
@@ -158,14 +160,14 @@ class Directory:
         if json_schema_problems(dict(kinds[kind].config_schema), {}):
             raise Invalid.at("/kind", "not_allowed", f"A provider of kind {kind} is configured in corral.toml.")
 
-    def _tell(self, name: str, change: Any, *, key: bool = False) -> None:
+    def _tell(self, name: str, change: Any, changes: Mapping[str, tuple[Any, Any]], *, key: bool = False) -> None:
         self._registry.changed()
         emit(ProviderChanged(provider=name, change=change), object=("llm_provider", name))
         if self.audit is not None:
             verb = {"created": "create", "updated": "update", "deleted": "delete"}[change]
             entry = AuditEntry(
                 action=f"llm.provider.{verb}", object_type="llm_provider", object_id=name,
-                changes={"api_key": SECRET_CHANGE} if key else {},
+                changes={**changes, "api_key": SECRET_CHANGE} if key else changes,
             )  # fmt: skip
             self.audit.record(entry)
 
