@@ -27,6 +27,7 @@ from corral_plugins.tasks.service.changes import Changes
 from corral_plugins.tasks.service.claims import Claims
 from corral_plugins.tasks.service.clockwork import Clockwork
 from corral_plugins.tasks.service.creation import Creation
+from corral_plugins.tasks.service.deliveries import Deliveries
 from corral_plugins.tasks.service.details import Details
 from corral_plugins.tasks.service.explain import Explanations
 from corral_plugins.tasks.service.fleet import Fleet
@@ -57,7 +58,7 @@ class TasksPlugin(Plugin):
 
     name = "tasks"
     requires = ("agents", "workers")
-    wants = ("admin", "cost", "llm", "tools")
+    wants = ("admin", "cost", "llm", "secrets", "tools")
     permissions = (
         Permission("tasks.read", "Read tasks, their logs and figures", holders=(*READERS, "agent")),
         Permission("tasks.write", "Create tasks; change, cancel and end one's own", holders=(*WRITERS, "agent")),
@@ -77,8 +78,8 @@ class TasksPlugin(Plugin):
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
         parts = (
-            Moves, Relatives, Outcomes, Offers, Claims, Leases, TaskLogs, Creation, Changes, Actions, Fleet, Views,
-            Catalogue, Details, Usages,
+            Moves, Relatives, Outcomes, Offers, Claims, Leases, Deliveries, TaskLogs, Creation, Changes, Actions, Fleet,
+            Views, Catalogue, Details, Usages,
             Explanations, Clockwork, Alarm, Runs, AgentTools,
         )  # fmt: skip
         return [

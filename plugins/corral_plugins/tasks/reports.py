@@ -94,6 +94,12 @@ class Checkpoint(OnLease, kw_only=True, forbid_unknown_fields=True):
     state: Any
 
 
+class SecretUse(OnLease, kw_only=True, forbid_unknown_fields=True):
+    """What a secret is wanted for; it is written into the audit log."""
+
+    purpose: Annotated[str, line(500, 0)] | None = None
+
+
 class Complete(OnLease, kw_only=True, forbid_unknown_fields=True):
     """The result: at most 256 KiB. `memories` are kept by the plugin agent_memory."""
 

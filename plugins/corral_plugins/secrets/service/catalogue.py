@@ -119,12 +119,6 @@ class Catalogue:
             for item in items
         ]  # fmt: skip
 
-    def _stored(self, found: Sequence[SecretRow]) -> list[SecretView]:
-        return self._views(found)
-
-    def _pinned(self, found: Sequence[Pinned]) -> list[SecretView]:
-        return self._views(found)
-
 
 def _by_code_point(field: Any) -> Any:
     """In the order of Python, in which pinned secrets are put between; languages sort signs otherwise."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,8 +17,6 @@ from corral_plugins.secrets.models import SecretRow, SecretVersion
 from corral_plugins.secrets.service.alarms import SOURCE, Alarms, label
 from corral_plugins.secrets.service.environment import Environment
 from corral_plugins.secrets.service.values import Values
-
-log = logging.getLogger("corral.secrets")
 
 AT_ONCE = 500
 AGAIN_SECONDS = 0.5

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import string
 from typing import Any
 
 from corral import clock
 from corral.crypto import Keyring, SealedWrong, place, refuse_mask
-from corral.errors import CODES, Conflict, Invalid, NotFound, Problem, Unavailable
+from corral.errors import Conflict, Invalid, NotFound, Problem, Unavailable
 from corral.ids import new_id
 from corral.redact.forms import redactable
 from corral_plugins.secrets.models import SecretRow, SecretVersion
 from corral_plugins.secrets.service.alarms import Alarms
 from corral_plugins.secrets.shapes import Generate
-
-CODES.setdefault("secrets.destroyed", (410, "The value was destroyed"))
-CODES.setdefault("secrets.damaged", (409, "The stored value does not open"))
-
-log = logging.getLogger("corral.secrets")
 
 LONGEST = 64 * 1024
 NOT_REDACTABLE = "not_redactable"

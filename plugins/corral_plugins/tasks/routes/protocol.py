@@ -11,6 +11,7 @@ from corral.database.unit import Entry
 from corral.errors import Conflict, Invalid
 from corral.http.answers import Encoded, Request
 from corral.http.routes import Routes
+from corral_plugins.secrets.api import Delivery
 from corral_plugins.tasks.reports import (
     Cancelled,
     Checkpoint,
@@ -23,11 +24,13 @@ from corral_plugins.tasks.reports import (
     Progress,
     Release,
     Renewed,
+    SecretUse,
     Started,
     Used,
     WaitFor,
 )
 from corral_plugins.tasks.service.actions import Actions
+from corral_plugins.tasks.service.deliveries import Deliveries
 from corral_plugins.tasks.service.leases import Leases
 from corral_plugins.tasks.service.logs import TaskLogs
 from corral_plugins.tasks.service.views import TaskView
@@ -87,6 +90,17 @@ def append_logs(id: str, body: Logs, logs: TaskLogs, caller: Principal, request:
 def store_checkpoint(id: str, body: Checkpoint, leases: Leases, caller: Principal, request: Request) -> CheckpointTaken:
     """Keep what the next attempt goes on from; a smaller step than the stored one is ignored. Renews the lease."""
     return leases.checkpoint(id, lease_of(body, request, caller), body, caller)
+
+
+@routes.post(
+    "/{id}/secrets/{name}", needs=ACT, no_store=True,
+    raises=("lease_lost", "secret_expired", "audit_unavailable", "vault_sealed", "secrets.damaged"),
+)  # fmt: skip
+def get_secret_value(
+    id: str, name: str, body: SecretUse, deliveries: Deliveries, caller: Principal, request: Request
+) -> Delivery:
+    """A value for the worker that holds the task, if its group is listed; it keeps the value to `allowed_hosts`."""
+    return deliveries.deliver(id, lease_of(body, request, caller), name, body.purpose, caller)
 
 
 @routes.post("/{id}/complete", needs=(ACT, WRITE), raises=(*ENDS, "schema_mismatch"), lenient=True, redacted=True)

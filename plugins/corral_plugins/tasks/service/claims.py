@@ -235,8 +235,9 @@ class Claims:
         if retry.max_attempts != row.max_attempts:
             Task.update(max_attempts=retry.max_attempts).where(Task.id == row.id).execute()
         return self._offers.claim(
-            row, agent, model=model, token=token, expires_at=values["lease_until"], attempt=values["n"]
-        )
+            row, agent, model=model, token=token, expires_at=values["lease_until"], attempt=values["n"],
+            group=worker.group,
+        )  # fmt: skip
 
 
 _NEW_ATTEMPT: dict[str, Any] = {

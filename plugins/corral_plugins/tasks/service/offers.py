@@ -11,6 +11,7 @@ from corral.database.statement import Statement
 from corral.plugin import Contributions
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.llm.api import LLM
+from corral_plugins.secrets.api import Secrets
 from corral_plugins.tasks.api import Claim
 from corral_plugins.tasks.hookspecs import TaskExecutor
 from corral_plugins.tasks.models import Attempt, Comment, Task
@@ -55,6 +56,7 @@ class Offers:
     """Builds claims; joins the unit of the claim."""
 
     llm: LLM | None
+    secrets: Secrets | None
     tools: Tools | None
 
     def __init__(self, contributions: Contributions) -> None:
@@ -71,8 +73,10 @@ class Offers:
                 model = self.llm.default_model_of(provider)
         return f"{provider or 'default'}/{model or 'default'}"
 
-    def claim(self, row: Row, agent: AgentFacts, *, model: str, token: str, expires_at: str, attempt: int) -> Claim:
-        """The claim of a task that was just leased."""
+    def claim(
+        self, row: Row, agent: AgentFacts, *, model: str, token: str, expires_at: str, attempt: int, group: str | None
+    ) -> Claim:
+        """The claim of a task that was just leased, for a worker of the group."""
         assert row.lease_id is not None
         source_type, source_id, run, step = _SOURCE.one({"id": row.id}) or ("api", None, None, None)
         config = {key: value for key, value in agent.config.items() if key != "fallback_models"}
@@ -106,7 +110,7 @@ class Offers:
             gateway_url=GATEWAY,
             resume=self._resume(row),
             context={"memories": [], "knowledge": [], "messages": [], "comments": _comments(row.id)},
-            secrets=[],
+            secrets=[] if self.secrets is None or group is None else self.secrets.of_group(group),
         )
 
     def _tools(self, row: Row, agent: AgentFacts, model: str) -> list[ClaimTool]:
