@@ -212,7 +212,9 @@ class AccountsService:
         changes = {name: value for name, value in changes.items() if getattr(row, name) != value}
         update = UserRow.update(**changes, updated_at=clock.now(), version=UserRow.version + 1)
         with unique():
-            update.where((UserRow.id == row.id) & (UserRow.email_key == row.email_key)).execute()
+            proved = update.where((UserRow.id == row.id) & (UserRow.email_key == row.email_key)).execute()
+        if not proved:
+            raise Conflict("The account was changed meanwhile; ask for another link.", current_status="changed")
         self._announce(row, changes)
         return self.get(row.id)
 

@@ -11,7 +11,6 @@ import peewee
 from corral.config import Config
 from corral.core.api import Delivery
 from corral.core.declarations import MAIL_FROM, MAIL_HOST, MAIL_PASSWORD, MAIL_PORT, MAIL_SECURITY, MAIL_USERNAME
-from corral.core.letters import write
 from corral.core.links import Links
 from corral.database.engine import Work
 from corral.egress.client import Egress
@@ -67,6 +66,7 @@ class MailService:
 
     async def deliver(self, kind: str, to: str, facts: dict[str, Any]) -> None:
         """Hand a mail to the server now. Raises `MailFailed`; `ValueError` for an address that cannot be written."""
+        from corral.core.letters import write
         from corral.egress.smtp import MailServer, deliver
 
         get = self._settings.get

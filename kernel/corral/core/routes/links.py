@@ -87,7 +87,7 @@ async def forgot_password(body: AddressOnly, request: Request, recovery: Recover
 
 @routes.post(
     "/reset-password", needs=PUBLIC, no_store=True, rate=SIGN_IN_RATE,
-    raises=("link_expired", "weak_password", "overloaded"),
+    raises=("link_expired", "weak_password", "invalid_state", "overloaded"),
 )  # fmt: skip
 async def reset_password(
     body: NewPassword, request: Request, recovery: Recovery, config: Config
@@ -100,7 +100,7 @@ async def reset_password(
     return entered(found, request, config, cookie=body.cookie)
 
 
-@routes.post("/verify-email", needs=PUBLIC, no_store=True, raises=("link_expired", "duplicate"))
+@routes.post("/verify-email", needs=PUBLIC, no_store=True, raises=("link_expired", "duplicate", "invalid_state"))
 def verify_email(body: TokenOnly, registrations: Registrations) -> UserView:
     """Prove by a link that an address is one's own; a new address takes effect now."""
     return registrations.verify(body.token)
