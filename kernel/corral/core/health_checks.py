@@ -11,6 +11,7 @@ import peewee
 
 from corral import clock
 from corral.config import Config
+from corral.core.api import Mail
 from corral.database.engine import Database
 from corral.database.leases import acquire
 from corral.database.unit import current
@@ -36,10 +37,10 @@ class KernelChecks:
 
     def __init__(
         self, config: Config, database: Database, blobs: BlobStore, registry: PluginRegistry,
-        contributions: Contributions,
+        contributions: Contributions, mail: Mail,
     ) -> None:  # fmt: skip
         self._config, self._database, self._blobs, self._registry = config, database, blobs, registry
-        self._contributions = contributions
+        self._contributions, self._mail = contributions, mail
         self._process = new_id()
         self._began = time.monotonic()
         self._disk_is_full = False
@@ -47,7 +48,7 @@ class KernelChecks:
     def all(self) -> Mapping[str, Callable[[], Awaitable[Told]]]:
         """By name."""
         return {
-            "database": self.database, "minio": self.storage, "queue": self.queue, "plugins": self.plugins,
+            "database": self.database, "minio": self.storage, "mail": self.mail, "queue": self.queue, "plugins": self.plugins,
             "clock": self.skew, "disk": self.disk,
         }  # fmt: skip
 
@@ -76,6 +77,17 @@ class KernelChecks:
         if took > SLOW_PROBE:
             return "degraded", f"{kind} took {took * 1000:.0f} ms for a probe."
         return "ok", f"{kind} takes files."
+
+    async def mail(self) -> Told:
+        """Whether the mail server takes a connection, and took the last mails."""
+        if not self._mail.is_configured:
+            return "disabled", "mail.host is not set."
+        if await self._mail.probe() is not None:
+            return "down", "The mail server does not take connections as configured."
+        waiting = await self._database.work(self._mail.waiting, read=True)
+        if waiting:
+            return "degraded", f"{waiting} mails wait: the server did not take them."
+        return "ok", "The mail server takes connections."
 
     async def queue(self) -> Told:
         """Whether some process keeps the schedules."""

@@ -52,6 +52,7 @@ class SecurityPlugin(Plugin):
 
     async def start(self, runtime: Runtime) -> None:
         here = runtime.service(Installation)
+        runtime.service(Policy).guard()
         self._uses, self._shared = runtime.service(KeyUses), runtime.service(SharedBuckets)
         settings: Settings = runtime.service(Settings)
         self._limits.start(settings, self._shared, self._uses, on=here.rate_limits, processes=here.processes)

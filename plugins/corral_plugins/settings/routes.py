@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import msgspec
 
 from corral.auth.principal import Principal
+from corral.core.api import Address, Delivery, Mail
 from corral.http.answers import IfMatch
 from corral.http.page import Page
-from corral.http.routes import Routes
+from corral.http.routes import Rate, Routes
 from corral.plugin import SettingsChange
 from corral_plugins.settings.service.store import SettingsService
 from corral_plugins.settings.service.views import (
@@ -22,6 +23,7 @@ from corral_plugins.settings.service.views import (
 
 routes = Routes("/settings", tag="Settings")
 
+TEST_RATE = Rate("test_mail", 10, 60, per="person")
 REFUSALS = ("setting_locked", "masked_value_submitted", "url_blocked")
 
 
@@ -36,6 +38,12 @@ class NewValue(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The new value, in JSON of the setting's type."""
 
     value: Any
+
+
+class Recipient(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Whom to send it to."""
+
+    to: Address
 
 
 class NewValues(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -67,6 +75,12 @@ def list_history(query: HistoryQuery, caller: Principal, views: SettingViews) ->
 def change_settings(body: NewValues, caller: Principal, service: SettingsService) -> SettingsChange:
     """Change several settings at once, or none of them."""
     return service.change(body.settings, by=caller, pointer="/settings/{}".format)
+
+
+@routes.post("/test-mail", needs="settings.write", rate=TEST_RATE, raises=("invalid_state",))
+async def send_test_mail(body: Recipient, mail: Mail) -> Delivery:
+    """Send a mail with the settings of now, and tell how that went; `invalid_state` while `mail.host` is not set."""
+    return await mail.test(body.to)
 
 
 @routes.put("/{category}/{key}", needs="settings.write", raises=REFUSALS)

@@ -48,7 +48,6 @@ class Policy:
         if patch.email_verification is True and (self.mail is None or not self.mail.is_configured):
             raise Invalid.at("/email_verification", "not_allowed", "There is no mail service: set mail.host first.")
         self._change("security", patch, if_match, by)
-        self._check_author(by)
         return self.show()
 
     def change_passwords(self, patch: PasswordPolicyPatch, if_match: IfMatch, *, by: Principal) -> PasswordPolicyView:
@@ -70,9 +69,13 @@ class Policy:
             fields = sorted(name.partition(".")[2] for name in changed.updated)
             emit(SecurityChanged(section=section, changed=fields), object=("security", section))
 
-    def _check_author(self, by: Principal) -> None:
+    def guard(self) -> None:
+        """Judge changes of the policy by whichever way they come, `/settings` too."""
+        if self.store is not None:
+            self.store.guard([REQUIRE_MFA, REQUIRE_MFA_ROLES], self._check_author)
+
+    def _check_author(self, values: Settings, by: Principal) -> None:
         """Who asks everybody for a second factor must have one."""
-        values = self._now()
         if not values.get(REQUIRE_MFA) or by.role not in values.get(REQUIRE_MFA_ROLES) or by.user_id is None:
             return
         if not self._accounts.get(by.user_id).mfa_enabled:

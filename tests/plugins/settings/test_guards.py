@@ -1,0 +1,50 @@
+"""What other plugins refuse, and who may change the sign-in policy by `/settings`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.plugins.settings import conftest as it
+
+from corral.errors import Conflict
+from corral.plugin import SettingsStore
+
+
+async def test_a_guard_sees_the_result_and_refuses_it(shelf: it.Shelf) -> None:
+    store: SettingsStore = shelf.kit.kernel.container.get(SettingsStore)  # type: ignore[type-abstract]
+    seen = []
+
+    def judge(result: Any, by: Any) -> None:
+        seen.append((result.get(it.HIGH), by.user_id))
+        if result.get(it.HIGH) == 99:
+            raise Conflict("Not that.", code="would_lock_out")
+
+    store.guard([it.HIGH], judge)
+    assert (await shelf.put("shelf.width", 2)).status == 200
+    assert (await shelf.put("shelf.high", 50)).status == 200
+    refused = await shelf.admin.put("/settings/bulk", {"settings": {"shelf.high": 99, "shelf.width": 3}})
+    assert (refused.status, refused.code) == (409, "would_lock_out")
+    assert (shelf.get(it.HIGH), shelf.get(it.WIDTH)) == (50, 2.0)
+    assert seen == [(50, shelf.admin.user["id"]), (99, shelf.admin.user["id"])]
+
+
+async def test_the_sign_in_policy_cannot_lock_out_its_author_by_this_way(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(plugins=["settings", "security"])
+    admin = await kit.as_user("admin")
+    refused = await admin.put("/settings/security/require_mfa", {"value": True})
+    assert (refused.status, refused.code) == (409, "would_lock_out")
+    bulk = {"settings": {"security.require_mfa": True, "security.require_mfa_roles": ["member"]}}
+    assert (await admin.put("/settings/bulk", bulk)).status == 200
+    assert (await admin.put("/settings/security/require_mfa_roles", {"value": ["admin"]})).code == "would_lock_out"
+
+
+async def test_a_key_may_not_change_the_sign_in_policy(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(plugins=["settings", "security"])
+    admin = await kit.as_user("admin")
+    made = await admin.post("/security/api-keys", {"name": "script", "scopes": ["settings.read", "settings.write"]})
+    key = type(admin)(admin.app, made.json()["key"])
+    assert (await key.put("/settings/general/site_name", {"value": "By key"})).status == 200
+    for name in ("security/max_sessions_per_user", "password/min_length"):
+        refused = await key.put(f"/settings/{name}", {"value": 15})
+        assert (refused.status, refused.code) == (403, "insufficient_scope"), name
