@@ -21,7 +21,7 @@ from corral_plugins.secrets.shapes import KeyCount, KeyStatus
 
 JOB, LEASE = "secrets.rewrap", "secrets.rewrap"
 AT_ONCE = 200
-LEASE_SECONDS, RUN_SECONDS = 30, 20.0
+QUEUED_SECONDS, LEASE_SECONDS, RUN_SECONDS = 60, 5, 20.0
 KEEP_SECONDS = 30.0
 ENTRY = Entry(label="secrets.rewrap", actor=SYSTEM)
 
@@ -61,7 +61,7 @@ class MasterKeys:
             told = "Every row is under the active key. Put a new one first in CORRAL_MASTER_KEY and restart."
             raise Conflict(told, current_status="idle")
         holder = new_id()
-        if not acquire(LEASE, holder, LEASE_SECONDS):
+        if not acquire(LEASE, holder, QUEUED_SECONDS):
             raise Conflict("The rows are being rewrapped already.", current_status="rotating")
         if self.audit is not None:
             entry = AuditEntry(

@@ -1,0 +1,221 @@
+"""R10: the master key is changed over thousands of secrets while the process that does it is killed, and they are read.
+
+Short form: 3,000 secrets, 4 kills; long form (`--long`): 10,000 secrets, 20 kills. `corral secrets rotate-master-key`
+is killed by SIGKILL at random moments of its work; after each kill every secret still opens to its value under the listed
+keys, in another process. At the end no row needs the old key, and the new one alone opens everything.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from corral import clock
+from corral.config import Config
+from corral.config_reader import ensure_data_dir, load
+from corral.crypto import Keyring, place
+from corral.database.connect import connect
+from corral.database.sealed import SealedColumns
+from corral.ids import new_id
+from corral.kernel import Kernel, boot
+from corral_plugins.secrets.models import SecretRow, SecretVersion
+from corral_plugins.secrets.service.values import Values
+
+AT_ONCE = 500
+
+
+def key(label: str) -> str:
+    return f"{label}:{base64.b64encode(hashlib.sha256(label.encode()).digest()).decode()}"
+
+
+def value(n: int) -> str:
+    return f"value-{n:06}-{n * 7919 % 999_983:06}"
+
+
+class Installation:
+    """A data folder with a database, seen by processes that have different keys."""
+
+    def __init__(self, folder: Path, database_url: str, *labels: str) -> None:
+        self.folder = folder
+        self.environ = {name: text for name, text in os.environ.items() if not name.startswith("CORRAL_")}
+        self.environ |= {
+            "CORRAL_CONFIG": os.devnull, "CORRAL_DATA_DIR": str(folder / "data"), "CORRAL_DATABASE_URL": database_url,
+        }  # fmt: skip
+        self.keys(*labels)
+
+    def keys(self, *labels: str) -> None:
+        """The first is active."""
+        self.environ["CORRAL_MASTER_KEY"] = ",".join(map(key, labels))
+
+    @property
+    def config(self) -> Config:
+        return load(self.environ, path=Path(os.devnull), overrides={"database.migrate_on_start": True})
+
+    @contextlib.contextmanager
+    def kernel(self) -> Iterator[Kernel]:
+        ensure_data_dir(self.config)
+        kernel = boot(self.config)
+        try:
+            yield kernel
+        finally:
+            kernel.database.close()
+
+    def command(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """`corral secrets …` in a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "corral", "secrets", *arguments], env=self.environ, cwd=self.folder,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def done(self, *arguments: str) -> tuple[int, str]:
+        process = self.command(*arguments)
+        text, _ = process.communicate(timeout=120)
+        return process.returncode, text.decode()
+
+
+def store(kernel: Kernel, count: int) -> None:
+    """So many secrets, a few hundred a unit."""
+    keyring, now = kernel.keyring, clock.now()
+
+    def some(numbers: range) -> None:
+        secrets, versions = [], []
+        for n in numbers:
+            id, version = new_id(), new_id()
+            secrets.append(
+                {
+                    "id": id, "name": f"S{n}", "name_key": f"s{n}", "category": "general", "description": "",
+                    "allowed_consumers": [], "allowed_hosts": [], "max_versions": 10, "version": 1, "revision": 1,
+                    "created_at": now, "updated_at": now,
+                }
+            )  # fmt: skip
+            sealed = keyring.seal(value(n).encode(), aad=place("secrets_versions", version, 1)).hex()
+            versions.append({"id": version, "secret_id": id, "n": 1, "sealed": sealed, "created_at": now})
+        SecretRow.insert_many(secrets).execute()
+        SecretVersion.insert_many(versions).execute()
+
+    for start in range(0, count, AT_ONCE):
+        kernel.database.run(lambda start=start: some(range(start, min(start + AT_ONCE, count))))  # type: ignore[misc]  # bound now
+
+
+def wrong(kernel: Kernel) -> int:
+    """How many secrets do not open to their value."""
+    values = kernel.container.get(Values)
+    found, after = 0, ""
+    while True:
+
+        def read(after: str = after) -> list[Any]:
+            joined = SecretVersion.select(SecretVersion, SecretRow.name.alias("name")).join(
+                SecretRow, on=(SecretRow.id == SecretVersion.secret_id)
+            )
+            return list(joined.where(SecretVersion.id > after).order_by(SecretVersion.id).limit(AT_ONCE).objects())
+
+        rows = kernel.database.run(read, read=True)
+        found += sum(values.opened(row) != value(int(row.name[1:])) for row in rows)
+        if len(rows) < AT_ONCE:
+            return found
+        after = rows[-1].id
+
+
+class Reader(threading.Thread):
+    """Reads all secrets again and again, beside the command, in a kernel that has both keys."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(daemon=True)
+        self.kernel, self.rounds, self.faults = kernel, 0, 0
+        self.stop = threading.Event()
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            while not self.stop.is_set():
+                self.faults += wrong(self.kernel)
+                self.rounds += 1
+        except Exception as error:
+            self.error = error
+
+
+def rest(installation: Installation, active: str) -> int:
+    """Rows that are not under the active key, by a look at the database alone."""
+    keyring = Keyring.load(installation.config)
+    database = connect(installation.config.database.url)
+    try:
+        columns = SealedColumns([SecretVersion])
+        counts = database.run(columns.counts, read=True)
+    finally:
+        database.close()
+    assert keyring.keys[0].label == active
+    return sum(count for id, count in counts.items() if id != keyring.keys[0].id)
+
+
+def kill_in_the_middle(installation: Installation, before: int) -> bool:
+    """Begin the command and kill it once it has begun to write; whether it was killed before its end.
+
+    One that finds the lease of the killed one ends by itself; it is begun again.
+    """
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        process = installation.command("rotate-master-key")
+        while process.poll() is None and rest(installation, "v2") >= before:
+            time.sleep(0.005)
+        time.sleep(random.uniform(0.0, 0.03))
+        ended = process.poll() is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        told = process.communicate()[0].decode()
+        if not (ended and "already" in told):
+            return not ended
+        time.sleep(0.5)
+    raise AssertionError("the command does not begin")
+
+
+def test_r10_every_secret_opens_whatever_is_killed(
+    database_url: str, tmp_path: Path, long_form: bool, figure: Any
+) -> None:
+    random.seed(10)
+    count, kills = (10_000, 20) if long_form else (3_000, 4)
+    installation = Installation(tmp_path, database_url, "v1")
+    with installation.kernel() as kernel:
+        store(kernel, count)
+        assert wrong(kernel) == 0
+    installation.keys("v2", "v1")
+    with installation.kernel() as kernel:
+        reader = Reader(kernel)
+        reader.start()
+        killed = 0
+        for _ in range(kills):
+            before = rest(installation, "v2")
+            if before == 0:
+                break
+            killed += kill_in_the_middle(installation, before)
+            assert wrong(kernel) == 0
+            time.sleep(0.05)
+        began = time.monotonic()
+        while rest(installation, "v2"):
+            status, told = installation.done("rotate-master-key")
+            if status and time.monotonic() - began < 60:  # the lease of the killed one lasts for some seconds
+                assert "already" in told, told
+                time.sleep(1)
+                continue
+            assert status == 0, told
+        reader.stop.set()
+        reader.join(60)
+        assert (reader.error, reader.faults) == (None, 0)
+    installation.keys("v2")
+    status, told = installation.done("verify")
+    assert (status, told.strip()) == (0, "Every encrypted row opens.")
+    with installation.kernel() as kernel:
+        assert not kernel.keyring.sealed
+        assert wrong(kernel) == 0
+    figure("R10", {"secrets": count, "kills": killed, "read_rounds": reader.rounds, "unreadable": 0})
+    assert killed >= kills // 2
