@@ -18,7 +18,8 @@ from corral.auth.principal import Principal
 from corral.database.unit import current
 from corral.errors import Invalid
 
-T, V = TypeVar("T"), TypeVar("V")
+T = TypeVar("T")
+V = TypeVar("V")
 
 CURSOR_SECONDS = 24 * 3600
 
