@@ -19,7 +19,9 @@ from typing import Any
 import click
 
 from corral.cli import logs
+from corral.cli.asgi_servers import loop_factory, serve_with
 from corral.cli.processes import Inherited, Processes
+from corral.cli.starts import Starts
 from corral.config import Config
 from corral.config_reader import ensure_data_dir
 from corral.config_reader import load as load_config
@@ -27,14 +29,9 @@ from corral.errors import Refused
 
 log = logging.getLogger("corral.serve")
 
-DRAIN_SECONDS = 25.0
+SAFE_MODE = "CORRAL_SAFE_MODE"
 WORKER_SECONDS = 12.0
 CLOSING_SECONDS = 0.5  # busy connections end with their next answer, before the idle ones are closed
-HEADER_LIMIT = 16 * 1024
-MESSAGE_LIMIT = 64 * 1024
-PING_SECONDS = (
-    5.0  # Hypercorn keeps the task of a closed socket until its next ping: a long interval delays the shutdown
-)
 
 
 @click.command("serve")
@@ -64,11 +61,19 @@ def command(**options: Any) -> None:
         return
     for warning in config.warnings:
         log.warning(warning)
+    recovering = Starts(config.data_dir).crashed and not config.safe_mode
+    if recovering:
+        log.error("three starts in a row ended before the process was ready: safe mode, with protected plugins only")
+        os.environ[SAFE_MODE] = "1"
+        config = _configure(options)
     if config.server.processes == 1:
-        serve(config, options)
+        serve(config, options, recovering=recovering)
     else:
-        listener = listen(config.server.bind)
-        sys.exit(asyncio.run(_parent(config, options, listener).run()))
+        listener, began = listen(config.server.bind), time.time()
+        status = asyncio.run(_parent(config, options, listener, recovering=recovering, begins=True).run())
+        if status == 0:  # it was told to end, perhaps while some of them were starting
+            Starts(config.data_dir).forgive(began)
+        sys.exit(status)
 
 
 def _configure(options: Mapping[str, Any]) -> Config:
@@ -86,13 +91,20 @@ def _configure(options: Mapping[str, Any]) -> Config:
     return config
 
 
-def _parent(config: Config, options: Mapping[str, Any], listener: socket.socket) -> Processes:
+def _parent(
+    config: Config, options: Mapping[str, Any], listener: socket.socket, *, recovering: bool, begins: bool = False
+) -> Processes:
+    """`recovering`: in safe mode because of crashes, which a reload leaves. `begins`: with the first plan it starts."""
     arguments = ["serve"]
     for name, value in options.items():
         if value not in (None, False):
             arguments += [f"--{name.removesuffix('_path').replace('_', '-')}", *([] if value is True else [str(value)])]
 
     def plan() -> int:
+        nonlocal begins
+        if recovering and not begins:
+            os.environ.pop(SAFE_MODE, None)
+        begins = False
         new = _configure(options)
         if new.server.bind != config.server.bind:
             log.warning(f"server.bind is {new.server.bind} now, which takes a restart; {config.server.bind} stays")
@@ -101,8 +113,24 @@ def _parent(config: Config, options: Mapping[str, Any], listener: socket.socket)
     return Processes(arguments, listener, plan)
 
 
-def serve(config: Config, options: Mapping[str, Any], inherited: Inherited | None = None) -> None:
+def serve(
+    config: Config, options: Mapping[str, Any], inherited: Inherited | None = None, *, recovering: bool = False
+) -> None:
     """Boot and serve until a signal. Raises `Refused` and `Pending`."""
+    from corral.upgrade import Pending
+
+    starts = Starts(config.data_dir)
+    starts.begin()
+    try:
+        _serve(config, options, inherited, starts, recovering=recovering)
+    except (Refused, Pending, KeyboardInterrupt):
+        starts.end()
+        raise
+
+
+def _serve(
+    config: Config, options: Mapping[str, Any], inherited: Inherited | None, starts: Starts, *, recovering: bool
+) -> None:
     from corral.asgi.application import Application
     from corral.kernel import boot
 
@@ -116,19 +144,10 @@ def serve(config: Config, options: Mapping[str, Any], inherited: Inherited | Non
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-    parent = _parent(config, options, listener) if inherited is None else inherited
-    serving = Serving(kernel, application, listener, parent).run(jobs=not options["no_jobs"])
-    with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
+    parent = inherited or _parent(config, options, listener, recovering=recovering)
+    serving = Serving(kernel, application, listener, parent).run(jobs=not options["no_jobs"], ready=starts.ready)
+    with asyncio.Runner(loop_factory=loop_factory(config)) as runner:
         runner.run(serving)
-
-
-def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop beside uvicorn, where it is installed; None: the standard loop."""
-    if config.server.server != "uvicorn" or importlib.util.find_spec("uvloop") is None:
-        return None
-    import uvloop
-
-    return uvloop.new_event_loop
 
 
 def listen(bind: str) -> socket.socket:
@@ -169,14 +188,15 @@ class Serving:
         self._succeeded = False
         self._beside: asyncio.Task[None] | None = None
 
-    async def run(self, *, jobs: bool) -> None:
+    async def run(self, *, jobs: bool, ready: Callable[[], None]) -> None:
         """Until a signal, or the end of the processes that came after it."""
         self._take_signals()
         kernel, loop = self._kernel, asyncio.get_running_loop()
         address = loopback_address(self._listener, tls=kernel.config.server.certfile is not None)
         await kernel.start(jobs=jobs)
-        server = loop.create_task(_serve_with(kernel.config, self._application.app, self._accepting, self._closing))
+        server = loop.create_task(serve_with(kernel.config, self._application.app, self._accepting, self._closing))
         await kernel.serving(address)
+        ready()
         self._tell(announcement(kernel, address))
         waiting = loop.create_task(self._stopping.wait())
         await asyncio.wait({server, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -240,67 +260,6 @@ class Serving:
         """Others accept what comes to the address; this process answers what it has, and ends."""
         asyncio.get_running_loop().remove_reader(self._accepting)
         self._stopping.set()
-
-
-async def _serve_with(config: Config, app: Any, accepting: int, stopping: asyncio.Event) -> None:
-    """`accepting`: the handle of the listening socket, which the server closes."""
-    if config.server.server == "uvicorn":
-        await _serve_uvicorn(config, app, accepting, stopping)
-    else:
-        await _serve_hypercorn(config, app, accepting, stopping)
-
-
-async def _serve_hypercorn(config: Config, app: Any, accepting: int, stopping: asyncio.Event) -> None:
-    from wsgiref.handlers import format_date_time
-
-    from hypercorn.asyncio import serve as hypercorn_serve
-    from hypercorn.config import Config as HypercornConfig
-
-    class Settings(HypercornConfig):
-        made = (0, [(b"date", b"")])
-
-        def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
-            """`Date` alone, made once a second: stock Hypercorn formats it for each answer."""
-            second = int(time.time())
-            if self.made[0] != second:
-                self.made = (second, [(b"date", format_date_time(second).encode())])
-            return self.made[1]
-
-    settings = Settings()
-    settings.bind = [f"fd://{accepting}"]
-    settings.accesslog = None
-    settings.errorlog = logging.getLogger("hypercorn.error")
-    settings.h11_max_incomplete_size = HEADER_LIMIT
-    settings.websocket_max_message_size = MESSAGE_LIMIT
-    settings.websocket_ping_interval = PING_SECONDS
-    settings.graceful_timeout = DRAIN_SECONDS
-    settings.shutdown_timeout = DRAIN_SECONDS
-    if config.server.certfile is not None and config.server.keyfile is not None:
-        settings.certfile, settings.keyfile = str(config.server.certfile), str(config.server.keyfile)
-    await hypercorn_serve(app, settings, shutdown_trigger=stopping.wait)
-
-
-async def _serve_uvicorn(config: Config, app: Any, accepting: int, stopping: asyncio.Event) -> None:
-    import uvicorn
-
-    settings = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, lifespan="off", ws="wsproto", proxy_headers=False,
-        ws_max_size=MESSAGE_LIMIT, ws_ping_interval=20.0, timeout_graceful_shutdown=int(DRAIN_SECONDS),
-        h11_max_incomplete_event_size=HEADER_LIMIT,
-        ssl_certfile=config.server.certfile, ssl_keyfile=config.server.keyfile,
-    )  # fmt: skip
-    server = uvicorn.Server(settings)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # ours drain first
-
-    async def end() -> None:
-        await stopping.wait()
-        server.should_exit = True
-
-    ending = asyncio.create_task(end())
-    try:
-        await server._serve([socket.socket(fileno=accepting)])
-    finally:
-        ending.cancel()
 
 
 def announcement(kernel: Any, address: str) -> str:

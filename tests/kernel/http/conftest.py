@@ -181,7 +181,7 @@ async def probe(make_kit: Any, request: pytest.FixtureRequest) -> Kit:
 @pytest.fixture
 async def port(probe: Kit) -> AsyncIterator[int]:
     """The probe on a real port, served like `corral serve` does."""
-    from corral.cli.serve import _serve_hypercorn
+    from corral.cli.asgi_servers import _serve_hypercorn
 
     listener, stopping = listen("127.0.0.1:0"), asyncio.Event()
     server = asyncio.create_task(

@@ -16,7 +16,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from corral.auth.principal import ANY_CALLER, Principal
-from corral.cli.serve import MESSAGE_LIMIT, listen
+from corral.cli.asgi_servers import MESSAGE_LIMIT
+from corral.cli.serve import listen
 from corral.events.event import Event, emit
 from corral.events.log import EventRow, last_seq
 from corral.http.routes import Routes
