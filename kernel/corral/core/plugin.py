@@ -239,6 +239,8 @@ class CorePlugin(Plugin):
         with contextlib.suppress(Unavailable):  # a sealed vault: nobody can read these keys, nor show them
             runtime.service(Redactor).set_values("signing_keys", await work(tokens.credentials, read=True))
         await _bootstrap(runtime.service(Config), work, runtime.service(AccountsService), runtime.service(Passwords))
+        if runtime.service(Config).safe_mode:
+            await work(_tell_of_safe_mode)
         catalogue.apply(await work(catalogue.stored, read=True))
         quarantine, feed = runtime.service(Quarantine), runtime.service(Feed)
         quarantine.apply(await work(quarantine.stored, read=True))
@@ -274,6 +276,14 @@ async def _bootstrap(config: Config, work: Work, accounts: AccountsService, pass
         await work(lambda: accounts.bootstrap(new, hashed))
     except Conflict:
         log.warning("CORRAL_BOOTSTRAP_ADMIN_EMAIL is the address of an account that is no admin; it stays as it is")
+
+
+def _tell_of_safe_mode() -> None:
+    alert = SystemAlert(
+        kind="safe_mode", severity="critical", title="Safe mode: only protected plugins are loaded",
+        detail="Three starts ended too early, or CORRAL_SAFE_MODE is set. Repair or disable the culprit, then restart.",
+    )  # fmt: skip
+    emit(alert, object=("plugin", "core"))
 
 
 def _accounts(accounts: AccountsService) -> Accounts:

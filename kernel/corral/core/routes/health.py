@@ -19,6 +19,7 @@ from corral.http.routes import Routes
 routes = Routes("", tag="Health")
 settings_routes = Routes("/settings", tag="Settings")
 
+SAFE_MODE = {"Corral-Safe-Mode": "1"}
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -38,11 +39,11 @@ class Ready(msgspec.Struct, kw_only=True):
 
 
 @routes.get("/health", needs=PUBLIC, root=True, exempt_host=True, raises=("shutting_down",))
-async def read_health(readiness: Readiness) -> Health:
+async def read_health(readiness: Readiness, config: Config) -> Answer[Health]:
     """Whether the process lives; touches nothing else."""
     if not readiness.accepting:
         raise Unavailable("The server is shutting down.", code="shutting_down")
-    return Health(version=_version())
+    return Answer(body=Health(version=_version()), headers=SAFE_MODE if config.safe_mode else {})
 
 
 @routes.get("/health/ready", needs=PUBLIC, root=True, exempt_host=True)
