@@ -26,8 +26,6 @@ CHANGES_NOTHING = {
     "POST /llm/providers/{name}/refresh": "it reads the provider's list of models",
 }
 ELSEWHERE = {"POST /secrets/rotate-master-key": "with a second key: `test_a_change_of_master_keys_is_recorded`"}
-    "POST /secrets/rotate-master-key": "it needs a second master key: `test_a_change_of_master_keys_is_recorded`"
-}
 _numbers = itertools.count(1)
 
 

@@ -189,7 +189,7 @@ async def _forge(books: Books, seq: int) -> None:
     """Alter a row and compute the chain anew from there."""
     from corral_plugins.audit.service import chain, reading
 
-    rows = await books.work(lambda: reading.piece(seq - 1, 2**62, 1000), read=True)
+    rows = await books.work(lambda: reading.piece(seq - 1, 2**62), read=True)
     books.behind(f"DELETE FROM audit_rows WHERE seq >= {seq}")
     before = rows[0][-2]
     marks = ", ".join("?" for _ in COLUMNS)

@@ -55,6 +55,16 @@ async def test_a_hundred_thousand_rows_verify_in_ten_seconds(books: Books) -> No
     assert took <= 10
 
 
+async def test_many_rows_removed_in_a_row_are_a_gap(books: Books) -> None:
+    last = await _fill(books, 9_000)
+    books.behind(f"DELETE FROM audit_rows WHERE seq > 100 AND seq <= {last - 100}")
+    verdict = await books.verify()
+    assert (verdict.first_bad_seq, verdict.reason) == (101, "gap"), verdict
+    books.behind(f"DELETE FROM audit_rows WHERE seq > 100 AND seq <= {last}")
+    verdict = await books.verify()
+    assert (verdict.first_bad_seq, verdict.reason) == (101, "tail_truncated"), verdict
+
+
 async def test_exports_of_both_formats_verify_and_show_what_was_altered(books: Books, tmp_path: Path) -> None:
     await books.write(2, object_name="=1+1", details={"text": 'a "quoted"\nline, and ,commas,', "n": 1.5})
     await books.write(1, object_name="'=already quoted", object_id="-5")

@@ -39,21 +39,22 @@ class Export:
     async def chunks(self) -> AsyncIterator[bytes]:
         """The bytes of the file. A failure breaks it off."""
         ends = await self._work(reading.ends, read=True)
-        after, until = ends.anchor.seq, ends.head.seq
+        until = min(ends.head.seq, ends.stored)
         encode: Callable[[list[Values]], bytes] = _lines if self._query.format == "jsonl" else _cells
         if self._query.format == "csv":
             yield BOM.encode() + _cells([chain.COLUMNS])
-        while rows := await self._work(functools.partial(self._piece, after, until), read=True):
-            yield await asyncio.to_thread(encode, rows)
-            after = rows[-1][0]
+        for after in range(ends.anchor.seq, until, AT_ONCE):
+            piece = functools.partial(self._piece, after, min(after + AT_ONCE, until))
+            if rows := await self._work(piece, read=True):
+                yield await asyncio.to_thread(encode, rows)
 
     def _piece(self, after: int, until: int) -> list[Values]:
         clause = reading.where(self._query)
         if clause is ALL:
-            return list(reading.piece(after, until, AT_ONCE))
+            return list(reading.piece(after, until))
         columns = [getattr(AuditRow, name) for name in chain.COLUMNS]
         place = (AuditRow.seq > after) & (AuditRow.seq <= until)
-        rows: Any = AuditRow.select(*columns).where(place & clause).order_by(AuditRow.seq).limit(AT_ONCE).tuples()
+        rows: Any = AuditRow.select(*columns).where(place & clause).order_by(AuditRow.seq).tuples()
         return list(rows)
 
 

@@ -39,7 +39,6 @@ PIECE = Statement(
         AuditRow.select(*_COLUMNS)
         .where((AuditRow.seq > p("after")) & (AuditRow.seq <= p("until")))
         .order_by(AuditRow.seq)
-        .limit(p("limit"))
         .tuples()
     )
 )
@@ -67,9 +66,9 @@ def ends() -> Ends:
     return Ends(Link(seq, hash_), Link(anchor_seq, anchor_hash), stored or 0)
 
 
-def piece(after: int, until: int, limit: int) -> list[tuple[Any, ...]]:
-    """Rows with `after < seq <= until` in order, as they are stored."""
-    return PIECE.rows({"after": after, "until": until, "limit": limit})
+def piece(after: int, until: int) -> list[tuple[Any, ...]]:
+    """Rows with `after < seq <= until` in order, as they are stored: never more than there are numbers between."""
+    return PIECE.rows({"after": after, "until": until})
 
 
 def hash_at(seq: int) -> str | None:

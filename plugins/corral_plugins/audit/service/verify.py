@@ -84,11 +84,14 @@ class Verification:
         while following.bad is None and after < part.until:
             if time.monotonic() > deadline:
                 return False
-            rows = await self._work(functools.partial(reading.piece, after, part.until, AT_ONCE), read=True)
-            if not rows:
+            last = min(after + AT_ONCE, part.until)
+            rows = await self._work(functools.partial(reading.piece, after, last), read=True)
+            if not rows:  # the end, unless there is something behind it
+                if part.ends.stored > last:
+                    following.refuse((following.last or BEGINNING).seq + 1, "gap")
                 break
             await asyncio.to_thread(_add, following, rows)
-            after = rows[-1][0]
+            after = last
         return True
 
     async def _alarm(self, verdict: Verdict) -> None:
