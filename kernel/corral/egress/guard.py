@@ -20,6 +20,7 @@ Place = tuple[str, int]
 
 LONGEST_URL = 8 * 1024
 PORTS = "80, 443, 1024-65535"
+INTERNAL_PORTS = (22, 25, 465, 587)  # SSH and mail, whose sinks are internal
 
 
 def _networks(text: str) -> tuple[Network, ...]:
@@ -71,15 +72,11 @@ class Exempt(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """What one sink may reach beside its profile: the operator's own places; or one child process and nothing else.
-
-    `ports` are open to it beside those of all.
-    """
+    """What one sink may reach beside its profile: the operator's own places; or one child process and nothing else."""
 
     profile: Profile = "public"
     operator: frozenset[Place] = frozenset()
     child: Place | None = None
-    ports: frozenset[int] = frozenset()
 
 
 class Guard:
@@ -100,7 +97,7 @@ class Guard:
         if (host, port) in policy.operator or any(each.opens(host, port, None) for each in self._exempt):
             return True
         if not any(each.port in (None, port) for each in self._exempt):
-            _check_port(port, policy.ports)
+            _check_port(port, policy.profile)
         return False
 
     def check_addresses(self, host: str, port: int, addresses: Sequence[str], policy: Policy) -> None:
@@ -109,7 +106,7 @@ class Guard:
             address = folded(text)
             if any(each.opens(host, port, address) for each in self._exempt):
                 continue
-            _check_port(port, policy.ports)
+            _check_port(port, policy.profile)
             if refused(address, policy.profile):
                 raise EgressBlocked("egress.address", f"{host} is or leads to an address that is refused.")
 
@@ -125,7 +122,8 @@ class Guard:
                 raise EgressBlocked("egress.own_listener", "Corral itself listens there.")
 
 
-def _check_port(port: int, further: frozenset[int]) -> None:
+def _check_port(port: int, profile: Profile) -> None:
+    further = INTERNAL_PORTS if profile == "internal" else ()
     if port not in (80, 443) and port not in further and not 1024 <= port <= 65535:
         raise EgressBlocked("egress.port", f"Port {port} is not open; ports are {PORTS}.")
 

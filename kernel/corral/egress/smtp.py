@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 Security = Literal["starttls", "tls", "none"]
 
 SINK = "mail"
-PORTS = frozenset({25, 465, 587, 2525})
 SECONDS = 15.0  # of silence, at each step
 _threads = ThreadPoolExecutor(4, thread_name_prefix="corral-mail")
 
@@ -66,7 +65,7 @@ async def probe(egress: Egress, server: MailServer) -> None:
 
 async def _with_server(egress: Egress, server: MailServer, act: Callable[[smtplib.SMTP], Any]) -> None:
     try:
-        addresses = await egress.addresses(server.host, server.port, Policy("internal", ports=PORTS))
+        addresses = await egress.addresses(server.host, server.port, Policy("internal"))
         context = egress.tls_context()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(_threads, lambda: _converse(server, addresses, context, act))

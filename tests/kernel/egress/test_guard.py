@@ -94,6 +94,14 @@ def test_ports_of_system_services_are_refused(port: int) -> None:
     assert judge(Guard(), "1.1.1.1", port) == "egress.port"
 
 
+@pytest.mark.parametrize("port", [22, 25, 465, 587])
+def test_ports_of_mail_and_ssh_are_open_to_their_profile_only(port: int) -> None:
+    assert judge(Guard(), "10.0.0.1", port, profile="internal") is None
+    assert judge(Guard(), "127.0.0.1", port, profile="internal") == "egress.address"
+    assert judge(Guard(), "1.1.1.1", port) == "egress.port"
+    assert judge(Guard(), "10.0.0.1", 23, profile="internal") == "egress.port"
+
+
 @pytest.mark.parametrize("port", [80, 443, 1024, 8080, 65535])
 def test_ports_of_web_servers_are_open(port: int) -> None:
     assert judge(Guard(), "1.1.1.1", port) is None
