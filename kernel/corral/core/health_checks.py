@@ -48,8 +48,8 @@ class KernelChecks:
     def all(self) -> Mapping[str, Callable[[], Awaitable[Told]]]:
         """By name."""
         return {
-            "database": self.database, "minio": self.storage, "mail": self.mail, "queue": self.queue, "plugins": self.plugins,
-            "clock": self.skew, "disk": self.disk,
+            "database": self.database, "minio": self.storage, "mail": self.mail, "queue": self.queue,
+            "plugins": self.plugins, "clock": self.skew, "disk": self.disk,
         }  # fmt: skip
 
     async def database(self) -> Told:

@@ -70,10 +70,12 @@ class WorkersPlugin(Plugin):
         super().__init__(section or WorkersConfig())
         self._claims = ClaimFigures()
         self._health: Callable[[], tuple[str, str]] = lambda: ("disabled", "The server is starting.")
+        self._queue_health = self._health
 
     async def start(self, runtime: Runtime) -> None:
         database, seen = runtime.service(Database), runtime.service(Fleet)
         self._health = lambda: database.run(seen.health, read=True)
+        self._queue_health = lambda: database.run(seen.queue_health, read=True)
         runtime.supervise("presence", runtime.service(Presence).run)
         if self.section.embedded:
             runtime.when_serving(lambda address: self._start_embedded(runtime, address))
@@ -137,7 +139,10 @@ class WorkersPlugin(Plugin):
 
     @hookimpl
     def corral_health_checks(self) -> Iterable[HealthCheck]:
-        return [HealthCheck("workers", lambda: self._health())]
+        return [
+            HealthCheck("workers", lambda: self._health()),
+            HealthCheck("queue", lambda: self._queue_health()),
+        ]
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:

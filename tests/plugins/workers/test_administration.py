@@ -264,6 +264,21 @@ async def test_health_and_metrics(fleet: Any) -> None:
     assert read["corral_claim_seconds"][()].total > 0
 
 
+async def test_a_long_wait_beside_a_worker_with_room_is_told(fleet: Any) -> None:
+    health = fleet.kit.kernel.container.get(Fleet).queue_health
+    await fleet.work(fleet.tasks.add)
+    fleet.tasks.oldest_ms = 61_000
+    assert (await fleet.work(health))[0] == "ok"  # no worker is there: the check of workers tells
+    worker = await fleet.worker(max_agents=3)
+    status, told = await fleet.work(health)
+    assert (status, "61 s" in told) == ("degraded", True)
+    fleet.tasks.oldest_ms = 59_000
+    assert (await fleet.work(health))[0] == "ok"
+    fleet.tasks.oldest_ms = None
+    await worker.post(f"/workers/{worker.user['id']}/claim")
+    assert (await fleet.work(health))[0] == "ok"
+
+
 @pytest.mark.parametrize(("heartbeat", "offline", "wanted"), [(15, 45, 45), (100, 45, 300)])
 async def test_offline_is_three_heartbeats_at_least(make_fleet: Any, heartbeat: int, offline: int, wanted: int) -> None:
     from corral_plugins.workers.settings import offline_after

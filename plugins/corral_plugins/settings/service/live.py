@@ -31,7 +31,7 @@ class LiveSettings:
         self._work, self._feed, self._registry, self._service = work, feed, registry, service
         self._process = new_id()
         self._told: tuple[list[str], float] = ([], 0.0)
-        self._failing = False
+        self._failing = self._leaving = False
 
     async def refresh(self) -> None:
         """Read what is stored, if it is newer than what rules here."""
@@ -58,6 +58,7 @@ class LiveSettings:
 
     async def leave(self) -> None:
         """This process ends, and its older values with it."""
+        self._leaving = True
         if self._told[0]:
             await self._work(lambda: OutdatedRow.delete().where(OutdatedRow.process == self._process).execute())
 
@@ -69,6 +70,8 @@ class LiveSettings:
         """Only while there is something to tell is there a row, renewed now and then."""
         names = [item.setting.name for item in self._registry.all() if item.pending]
         told, at = self._told
+        if self._leaving:
+            return
         if names != told or (names and time.monotonic() - at > TELL_EVERY):
             await self._work(lambda: self._write(names))
             self._told = (names, time.monotonic())

@@ -33,6 +33,8 @@ from corral_plugins.workers.settings import AUTO_APPROVE
 STATUSES = ("pending", "online", "offline", "draining", "rejected")
 NO_GROUP = ""
 
+LONG_WAIT_MS = 60_000
+
 _FIGURES = Statement(
     lambda p: Worker.select(
         Worker.group, Worker.status, fn.COUNT(Worker.id), fn.SUM(Worker.max_agents), fn.SUM(Worker.active_leases),
@@ -118,6 +120,14 @@ class Fleet:
         if self._settings.get(AUTO_APPROVE):
             sentence += " Every worker that registers is approved (workers.auto_approve)."
         return ("degraded" if count["offline"] else "ok"), sentence
+
+    def queue_health(self) -> tuple[str, str]:
+        """The same of the queue: tasks that wait long though a worker has room hint at what nobody can take."""
+        waiting = self.tasks.queue_figures().oldest_pending_ms if self.tasks is not None else None
+        room = sum(part.capacity - part.leases for part in figures() if part.status == "online")
+        if waiting is not None and waiting > LONG_WAIT_MS and room > 0:
+            return "degraded", f"A task has been waiting for {waiting // 1000} s though workers have room for {room}."
+        return "ok", "No task waits long while a worker has room."
 
 
 def figures() -> Iterable[Part]:
