@@ -22,6 +22,7 @@ from corral.testing.kit import PASSWORD, Client, Kit
 CHANGES_NOTHING = {
     "POST /egress/check": "it judges an address",
     "POST /security/ip-rules/check": "it judges an address",
+    "POST /settings/test-mail": "it sends a mail to try the settings",
     "POST /llm/providers/{name}/test": "it asks the provider a question",
     "POST /llm/providers/{name}/refresh": "it reads the provider's list of models",
 }
