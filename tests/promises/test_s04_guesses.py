@@ -84,7 +84,7 @@ def test_s4_guesses_of_passwords(server: ServerProcess, long_form: bool, figure:
         codes = Counter(pool.map(guess, itertools.repeat("/auth/login"), bodies, range(count)))
     verified = hashes(server) - before
     figure("S4", {"guesses": count, "accounts": ACCOUNTS, "verified": verified, "answers": dict(codes)})
-    assert set(codes) == {"invalid_credentials", "account_locked"}
+    assert set(codes) <= {"invalid_credentials", "account_locked", "concurrency_limit"}
     assert verified == codes["invalid_credentials"] == ALLOWED * ACCOUNTS
     for email in emails:  # the right password, too
         assert guess("/auth/login", {"email": email, "password": PASSWORD}, 1) == "account_locked"
@@ -105,5 +105,5 @@ def test_s4_guesses_of_codes(server: ServerProcess, long_form: bool) -> None:
     with ThreadPoolExecutor(THREADS) as pool:
         codes = Counter(pool.map(guess, itertools.repeat("/auth/mfa/challenge"), bodies, range(len(bodies))))
     assert codes["invalid_credentials"] == ALLOWED  # of all tokens together: codes count as failures of the account
-    assert set(codes) <= {"invalid_credentials", "account_locked", "token_expired"}
+    assert set(codes) <= {"invalid_credentials", "account_locked", "token_expired", "concurrency_limit"}
     assert guess("/auth/mfa/challenge", {"mfa_token": tokens[0], "code": app.code(1)}, 1) != "success"

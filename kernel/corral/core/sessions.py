@@ -94,7 +94,7 @@ class Sessions:
         if surplus:
             self._end(SessionRow.id.in_(surplus), "revoked")
         emit(SessionCreated(session_id=session.id, ip=session.ip), object=("session", session.id), owner=user.id)
-        self._record("auth.login", session.id, {"user_id": user.id})
+        self._record("auth.session.create", session.id, {"user_id": user.id})
         return self.issue(session)
 
     def issue(self, session: SessionRow, refresh: str | None = None) -> Tokens:

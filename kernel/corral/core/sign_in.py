@@ -159,8 +159,8 @@ class SignIn:
 
         try:
             entered: SignedIn | Pending = await self.prove(email, password, entry, then, action=SIGN_IN)
-        except TooMany:
-            self.attempts[("locked",)] += 1
+        except TooMany as problem:
+            self.attempts[("locked",)] += problem.code == "account_locked"
             raise
         await self._rehash(proved[0], password, entry)
         return entered
@@ -193,8 +193,8 @@ class SignIn:
         try:
             async with self._lockout.turn(user.email, entry) as key:
                 settled = await self._work(lambda: unit(key), entry=entry)
-        except TooMany:
-            self.attempts[("locked",)] += 1
+        except TooMany as problem:
+            self.attempts[("locked",)] += problem.code == "account_locked"
             raise
         return told(settled)
 
