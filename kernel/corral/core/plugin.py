@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -74,7 +73,7 @@ from corral.core.tickets import TicketsService
 from corral.database.engine import Database, Work
 from corral.database.leases import Lease
 from corral.database.model import Model
-from corral.errors import Conflict, Unavailable
+from corral.errors import Conflict
 from corral.events.bus import Bus
 from corral.events.consumers import ConsumerRow, lags
 from corral.events.event import Event, SystemAlert, emit
@@ -85,7 +84,6 @@ from corral.http.routes import Routes
 from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow
 from corral.jobs.queue import JobQueue
 from corral.plugin import Contributions, HealthCheck, Metric, Plugin, Provide, Runtime, Setting, hookimpl
-from corral.redact.redactor import Redactor
 
 if TYPE_CHECKING:
     import click
@@ -234,10 +232,10 @@ class CorePlugin(Plugin):
             await machine.take()
             runtime.supervise("machine", machine.keep)
         catalogue = runtime.service(PluginCatalogue)
-        tokens = runtime.service(AccessTokens)
-        await work(tokens.prepare)
-        with contextlib.suppress(Unavailable):  # a sealed vault: nobody can read these keys, nor show them
-            runtime.service(Redactor).set_values("signing_keys", await work(tokens.credentials, read=True))
+        await work(runtime.service(AccessTokens).prepare)
+        signing_keys = runtime.service(SigningKeys)
+        await signing_keys.tell()
+        runtime.supervise("signing_keys", signing_keys.follow)
         await _bootstrap(runtime.service(Config), work, runtime.service(AccountsService), runtime.service(Passwords))
         if runtime.service(Config).safe_mode:
             await work(_tell_of_safe_mode)

@@ -1,19 +1,25 @@
-"""A change of the key that signs access tokens."""
+"""The keys that sign access tokens: a change of key, and what the redactor must know of them."""
 
 from __future__ import annotations
 
-from corral.auth.tokens import AccessTokens
-from corral.errors import Conflict
+import asyncio
+import contextlib
+
+from corral.auth.tokens import CACHE_SECONDS, AccessTokens
+from corral.database.engine import Work
+from corral.errors import Conflict, Unavailable
 from corral.plugin import Audit, AuditEntry
+from corral.redact.redactor import Redactor
 
 
 class SigningKeys:
-    """What `corral keys` calls."""
+    """What `corral keys` calls, and what a running process does about keys that another one made."""
 
     audit: Audit | None = None
 
-    def __init__(self, tokens: AccessTokens) -> None:
-        self._tokens = tokens
+    def __init__(self, tokens: AccessTokens, work: Work, redactor: Redactor) -> None:
+        self._tokens, self._work, self._redactor = tokens, work, redactor
+        self._told: dict[str, str] = {}
 
     def rotate(self) -> str:
         """Sign with a new key from now on; joins the unit. The old one verifies until its last token is over."""
@@ -25,3 +31,17 @@ class SigningKeys:
         if self.audit is not None:
             self.audit.record(AuditEntry(action="auth.signing_key.rotate", object_type="signing_key", object_id=kid))
         return kid
+
+    async def tell(self) -> None:
+        """Let the redactor know the keys in use. With a sealed vault nobody can read them, nor show them."""
+        with contextlib.suppress(Unavailable):
+            keys = await self._work(self._tokens.credentials, read=True)
+            if keys != self._told:
+                await asyncio.to_thread(self._redactor.set_values, "signing_keys", keys)
+                self._told = keys
+
+    async def follow(self) -> None:
+        """Go on telling, as often as keys are read again; supervised by the kernel."""
+        while True:
+            await asyncio.sleep(CACHE_SECONDS)
+            await self.tell()

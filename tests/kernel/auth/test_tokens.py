@@ -12,7 +12,9 @@ import pytest
 
 from corral import clock
 from corral.auth.tokens import AccessTokens
+from corral.core.signing_keys import SigningKeys
 from corral.crypto import Keyring
+from corral.redact.redactor import Redactor
 from corral.testing.kit import Client, Kit
 
 MakeKit = Callable[..., Awaitable[Kit]]
@@ -117,3 +119,14 @@ async def test_signing_keys_are_stored_sealed(make_kit: MakeKit) -> None:
     assert tokens._kept is not None
     assert len(rows) == 1
     assert tokens._kept.secrets[rows[0].id].hex() not in rows[0].sealed
+
+
+async def test_the_redactor_hears_of_a_key_that_another_process_made(make_kit: MakeKit) -> None:
+    kits = [await make_kit(plugins=[]) for _ in range(2)]
+    signing, tokens = kits[0].kernel.container.get(SigningKeys), kits[0].kernel.container.get(AccessTokens)
+    kid = await kits[0].kernel.database.work(signing.rotate)
+    text = (await kits[0].kernel.database.work(tokens.credentials, read=True))[kid]
+    redactor = kits[1].kernel.container.get(Redactor)
+    assert text in redactor.redact(f"the key is {text}")
+    await kits[1].kernel.container.get(SigningKeys).tell()
+    assert text not in redactor.redact(f"the key is {text}")
