@@ -1,8 +1,8 @@
-"""R10: the master key is changed over thousands of secrets while the process that does it is killed, and they are read.
+"""R10: the master key changes over thousands of secrets while the process that changes it is killed, and they are read.
 
 Short form: 3,000 secrets, 4 kills; long form (`--long`): 10,000 secrets, 20 kills. `corral secrets rotate-master-key`
-is killed by SIGKILL at random moments of its work; after each kill every secret still opens to its value under the listed
-keys, in another process. At the end no row needs the old key, and the new one alone opens everything.
+is killed by SIGKILL at random moments of its work; after each kill every secret still opens to its value under the
+listed keys, in another process. At the end no row needs the old key, and the new one alone opens everything.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Reader(threading.Thread):
             self.error = error
 
 
-def rest(installation: Installation, active: str) -> int:
+def rest(installation: Installation) -> int:
     """Rows that are not under the active key, by a look at the database alone."""
     keyring = Keyring.load(installation.config)
     database = connect(installation.config.database.url)
@@ -154,7 +154,6 @@ def rest(installation: Installation, active: str) -> int:
         counts = database.run(columns.counts, read=True)
     finally:
         database.close()
-    assert keyring.keys[0].label == active
     return sum(count for id, count in counts.items() if id != keyring.keys[0].id)
 
 
@@ -166,7 +165,7 @@ def kill_in_the_middle(installation: Installation, before: int) -> bool:
     until = time.monotonic() + 60
     while time.monotonic() < until:
         process = installation.command("rotate-master-key")
-        while process.poll() is None and rest(installation, "v2") >= before:
+        while process.poll() is None and rest(installation) >= before:
             time.sleep(0.005)
         time.sleep(random.uniform(0.0, 0.03))
         ended = process.poll() is not None
@@ -188,20 +187,22 @@ def test_r10_every_secret_opens_whatever_is_killed(
     with installation.kernel() as kernel:
         store(kernel, count)
         assert wrong(kernel) == 0
-    installation.keys("v2", "v1")
+    labels = [f"v{n}" for n in range(1, 10)]  # one change of keys may end before all kills are done
+    installation.keys(*labels)
     with installation.kernel() as kernel:
         reader = Reader(kernel)
         reader.start()
-        killed = 0
-        for _ in range(kills):
-            before = rest(installation, "v2")
+        killed, active = 0, 0
+        while killed < kills:
+            before = rest(installation)
             if before == 0:
-                break
+                active += 1
+                installation.keys(labels[active], *labels[:active], *labels[active + 1 :])
+                continue
             killed += kill_in_the_middle(installation, before)
             assert wrong(kernel) == 0
-            time.sleep(0.05)
         began = time.monotonic()
-        while rest(installation, "v2"):
+        while rest(installation):
             status, told = installation.done("rotate-master-key")
             if status and time.monotonic() - began < 60:  # the lease of the killed one lasts for some seconds
                 assert "already" in told, told
@@ -211,11 +212,10 @@ def test_r10_every_secret_opens_whatever_is_killed(
         reader.stop.set()
         reader.join(60)
         assert (reader.error, reader.faults) == (None, 0)
-    installation.keys("v2")
+    installation.keys(labels[active])
     status, told = installation.done("verify")
     assert (status, told.strip()) == (0, "Every encrypted row opens.")
     with installation.kernel() as kernel:
         assert not kernel.keyring.sealed
         assert wrong(kernel) == 0
     figure("R10", {"secrets": count, "kills": killed, "read_rounds": reader.rounds, "unreadable": 0})
-    assert killed >= kills // 2

@@ -45,8 +45,9 @@ def list_agents(query: AgentQuery, agents: AgentDirectory, caller: Principal) ->
 
 
 @routes.post(
-    "/", needs="agents.write", status=201, raises=("duplicate", "unknown_reference", "quota_exceeded", "forbidden")
-)
+    "/", needs="agents.write", status=201, redacted=True,
+    raises=("duplicate", "unknown_reference", "quota_exceeded", "forbidden"),
+)  # fmt: skip
 def create_agent(body: NewAgent, agents: AgentDirectory, caller: Principal) -> AgentView:
     """Create an agent; it is offline until it is started."""
     return agents.create(body, by=caller)
@@ -61,6 +62,7 @@ def get_agent(id: str, agents: AgentDirectory, caller: Principal) -> AgentView:
 @routes.patch(
     "/{id}",
     needs="agents.write",
+    redacted=True,
     raises=("not_found", "forbidden", "duplicate", "unknown_reference", "precondition_failed", "overloaded"),
 )
 def update_agent(id: str, body: AgentPatch, match: IfMatch, agents: AgentDirectory, caller: Principal) -> AgentView:

@@ -52,7 +52,9 @@ def list_tasks(query: TaskQuery, catalogue: Catalogue, caller: Principal) -> Pag
     return catalogue.page(query, caller)
 
 
-@routes.post("/", needs=WRITE, status=201, raises=("unknown_reference", "cycle", "quota_exceeded"))
+@routes.post(
+    "/", needs=WRITE, status=201, redacted=True, raises=("unknown_reference", "cycle", "quota_exceeded")
+)
 def create_task(body: NewTask, creation: Creation, caller: Principal) -> TaskView | Encoded:
     """Create a task and queue it; `blocked` while a task that it needs is not completed."""
     return creation.create(body, by=caller, source=None, origin=DIRECT)
@@ -74,19 +76,19 @@ def get_task(id: str, query: GetQuery, views: Views, caller: Principal) -> TaskV
     return views.one(id)
 
 
-@routes.patch("/{id}", needs=WRITE, raises=(*STATES, "use_action", "unknown_reference", "cycle"))
+@routes.patch("/{id}", needs=WRITE, redacted=True, raises=(*STATES, "use_action", "unknown_reference", "cycle"))
 def update_task(id: str, body: TaskPatch, changes: Changes, caller: Principal, match: IfMatch) -> TaskView | Encoded:
     """Change a task, as far as its state allows."""
     return changes.patch(id, body, match, by=caller)
 
 
-@routes.post("/{id}/cancel", needs=WRITE, also=(202,), raises=STATES)
+@routes.post("/{id}/cancel", needs=WRITE, redacted=True, also=(202,), raises=STATES)
 def cancel_task(id: str, body: Because, actions: Actions, caller: Principal, match: IfMatch) -> TaskView | Encoded:
     """Cancel a task: 200 when it has ended, 202 while its worker still has to end it."""
     return actions.cancel(id, match, by=caller, reason=body.reason)
 
 
-@routes.post("/{id}/retry", needs=WRITE, raises=STATES)
+@routes.post("/{id}/retry", needs=WRITE, redacted=True, raises=STATES)
 def retry_task(id: str, body: Retry, actions: Actions, caller: Principal, match: IfMatch) -> TaskView | Encoded:
     """Try a failed or cancelled task again, under the same id."""
     return actions.retry(id, match, by=caller, from_checkpoint=body.from_checkpoint, reason=body.reason)
@@ -98,7 +100,7 @@ def delete_task(id: str, actions: Actions, caller: Principal, match: IfMatch) ->
     actions.delete(id, match, by=caller)
 
 
-@routes.post("/{id}/input", needs=WRITE, raises=("invalid_state", "schema_mismatch"))
+@routes.post("/{id}/input", needs=WRITE, redacted=True, raises=("invalid_state", "schema_mismatch"))
 def give_task_input(id: str, body: GivenInput, actions: Actions, caller: Principal) -> TaskView | Encoded:
     """Answer what a task waits for."""
     return actions.give_input(id, body.input, by=caller)
