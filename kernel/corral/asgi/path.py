@@ -13,23 +13,24 @@ from typing import Any
 from corral.asgi.access_log import AccessLog
 from corral.asgi.audited import Audited
 from corral.asgi.call import Call, Gone, Reply
+from corral.asgi.callers import Callers
 from corral.asgi.endpoint import Endpoint, parse_if_match
 from corral.asgi.lasting import Lasting
 from corral.asgi.own_units import OwnUnits, replay
 from corral.asgi.table import Table
 from corral.asgi.views import render
-from corral.auth.credentials import CHALLENGE, Credentials, read_credential
+from corral.auth.credentials import Credentials
 from corral.auth.principal import Principal
 from corral.clock import time_s
 from corral.database.engine import Database, SlowRead
 from corral.database.unit import ANONYMOUS, Entry
-from corral.errors import Forbidden, Malformed, NotFound, Problem, Unauthorized, Unavailable
+from corral.errors import Malformed, NotFound, Problem, Unavailable
 from corral.events.feed import Feed
 from corral.http.answers import Request, Wait
 from corral.http.client import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency, Keyed, Stored
 from corral.http.metrics import RequestMetrics
-from corral.plugin import Audit, Gate, LeaseCallers, Meter
+from corral.plugin import Audit, Gate, LeaseCallers
 from corral.redact.redactor import Redactor
 from corral.schema.shapes import encode
 
@@ -38,7 +39,6 @@ log = logging.getLogger("corral.http")
 MAX_URL, MAX_HEADERS = 8 * 1024, 16 * 1024
 MAX_IN_FLIGHT = 1000
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # labels of metrics
-AT_ONCE_SECONDS = 0.3
 
 
 class RequestPath:
@@ -50,13 +50,12 @@ class RequestPath:
         redactor: Redactor, record: Callable[[str, str, BaseException, str | None], None],
         access_log: AccessLog, leases: LeaseCallers | None = None, audit: Audit | None = None,
     ) -> None:  # fmt: skip
-        self.table, self.database, self.feed, self.credentials = table, database, feed, credentials
+        self.table, self.database, self.feed = table, database, feed
         self.idempotency, self.hosts, self.client = idempotency, hosts, client
         self.gates, self.metrics, self.redactor, self.record = tuple(gates), metrics, redactor, record
-        self.meters = tuple(gate for gate in gates if isinstance(gate, Meter))
         self.lasting = Lasting(self.gates)
-        self.leases, self.access_log = leases, access_log
-        self.audited = Audited(database, audit)
+        self.access_log, self.audited = access_log, Audited(database, audit)
+        self.callers = Callers(credentials, self.gates, leases, self.audited, database)
         self._own_units = OwnUnits(database, idempotency)
         self.draining = False
         self._drained = asyncio.Event()
@@ -84,8 +83,7 @@ class RequestPath:
             code, reply = "internal", self._bug(call, endpoint, error)
         finally:
             self.metrics.in_flight -= 1
-            for meter, caller in call.inside:
-                meter.leave(caller)
+            self.callers.leave(call)
         if self.draining and call.scope["http_version"] < "2":  # the client's next request goes elsewhere, uncut
             reply.headers["Connection"] = "close"
         if self.audited.verbose and isinstance(endpoint, tuple):
@@ -117,8 +115,8 @@ class RequestPath:
         for gate in self.gates:
             gate.check(call.client_ip, call.method, call.path)
         endpoint = methods.get("GET" if call.method == "HEAD" else call.method)
-        if self.meters:
-            self._arrive(call, endpoint)
+        if self.callers.meters:
+            self.callers.arrive(call, endpoint)
         if found is None:
             raise NotFound()
         if endpoint is None:
@@ -128,14 +126,6 @@ class RequestPath:
         if self.metrics.in_flight > MAX_IN_FLIGHT and not _is_exempt(methods):
             raise Unavailable("Too many requests in flight.", code="overloaded")
         return endpoint, found[1]
-
-    def _arrive(self, call: Call, endpoint: Any) -> None:
-        anonymous = endpoint is None or endpoint.public or not (
-            b"authorization" in call.headers or b"x-api-key" in call.headers
-        )  # fmt: skip
-        route = None if endpoint is None else endpoint.route
-        for meter in self.meters:
-            call.count(meter.arrive(call.client_ip, route, anonymous=anonymous))
 
     @staticmethod
     def _other_method(call: Call, methods: dict[str, Any]) -> Reply:
@@ -148,19 +138,7 @@ class RequestPath:
     async def _serve(self, call: Call, endpoint: Endpoint, names: dict[str, str]) -> Reply:
         caller: Principal | None = None
         if not endpoint.public:  # a public route takes no credential and looks at none
-            caller = await self._caller(call, endpoint)
-            for meter in self.meters:
-                call.count(meter.enter(caller, endpoint.route, call.client_ip))
-                call.inside += ((meter, caller),)
-            if endpoint.route.on_lease and caller.worker_id is not None:
-                caller = await self._under_lease(call, caller)
-            call.caller = caller
-            try:
-                endpoint.permit(caller)
-            except Forbidden as refusal:
-                if endpoint.privileged:
-                    await self.audited.denied(call, endpoint, caller, refusal)
-                raise
+            caller = await self.callers.admit(call, endpoint)
         arguments: dict[str, Any] = {**endpoint.services, **names}
         body = await call.read(endpoint.route.body_limit) if call.may_have_body else b""
         if endpoint.signature.body is not None or call.may_have_body:
@@ -177,46 +155,6 @@ class RequestPath:
         if endpoint.is_async:
             return await self._own_units.run(call, endpoint, arguments, keyed, entry)
         return await self._run_unit(call, endpoint, arguments, keyed, entry)
-
-    async def _caller(self, call: Call, endpoint: Endpoint) -> Principal:
-        """Who calls: 401. Remembered routes take whose the credential was shortly before, if no row can be read."""
-        call.once(b"authorization", b"x-api-key")
-        given = (call.headers.get(b"authorization"), call.headers.get(b"x-api-key"))
-        principal = self.credentials.cached(given)
-        if principal is None or endpoint.refuses(principal):  # a right may have come by another process
-            credential = read_credential(call.header(b"authorization"), call.header(b"x-api-key"))
-            if credential is None:
-                raise Unauthorized("Send Authorization: Bearer <token>.", headers={"WWW-Authenticate": "Bearer"})
-            known = self.credentials.remembered(given) if endpoint.route.remembered else None
-            principal = await self._authenticate(call, credential, known)
-            if principal is not known:
-                self.credentials.keep(given, principal)
-        principal.check_address(call.client_ip)
-        if principal.expires_at is not None and principal.expires_at <= time_s():
-            raise Unauthorized(code="token_expired", headers=CHALLENGE)
-        return principal
-
-    async def _authenticate(self, call: Call, credential: str, known: Principal | None) -> Principal:
-        """A credential that is none counts as if nothing had been sent. `known` is the answer if none comes at once."""
-        try:
-            async with asyncio.timeout(None if known is None else AT_ONCE_SECONDS):
-                found = await self.read(lambda: self.credentials.authenticate(credential), Entry("authentication"))
-        except (Unavailable, TimeoutError):
-            if known is None:
-                raise
-            return known
-        except Unauthorized:
-            for meter in self.meters:
-                call.count(meter.arrive(call.client_ip, None, anonymous=True))
-            raise
-        return found  # type: ignore[no-any-return]
-
-    async def _under_lease(self, call: Call, worker: Principal) -> Principal:
-        """A worker that names a lease acts as its agent, for its task."""
-        lease, leases = call.header(b"corral-lease"), self.leases
-        if lease is None or leases is None:
-            return worker
-        return await self.read(lambda: leases.caller(worker, lease.lower()), Entry("lease"))  # type: ignore[no-any-return]
 
     def _parts(self, call: Call, endpoint: Endpoint, caller: Principal | None, arguments: dict[str, Any]) -> None:
         wanted = endpoint.signature
@@ -238,15 +176,6 @@ class RequestPath:
         return Keyed.of(key, scope, call.method, call.path, body)
 
     # -- the unit
-
-    async def read(self, fn: Callable[[], Any], entry: Entry) -> Any:
-        """A short read: on the loop where the engine allows it, else in a lane."""
-        if self.database.inline_reads:
-            try:
-                return self.database.read_now(fn, entry)
-            except SlowRead:
-                pass
-        return await self.database.work(fn, entry=entry, read=True)
 
     async def _run_unit(
         self, call: Call, endpoint: Endpoint, arguments: dict[str, Any], keyed: Keyed | None, entry: Entry

@@ -135,7 +135,7 @@ def _admit(
     for gate in path.gates:
         gate.check(client_ip, "GET", url_path)
     anonymous = SIGN_IN.isdisjoint({*connection.query, *connection.request.headers})
-    for meter in path.meters:
+    for meter in path.callers.meters:
         meter.arrive(client_ip, None, anonymous=anonymous)
     if not found.loaded.serves:
         raise out_of_service(found.loaded)
