@@ -96,6 +96,8 @@ async def test_the_switch_survives_a_restart_and_is_told(world: World, make_kit:
     alerts = [event.payload() for event in await world.kit.events() if event.type == "system.alert"]
     kinds = [(alert["kind"], alert["severity"]) for alert in alerts if alert["kind"] == "kill_switch"]
     assert kinds == [("kill_switch", "critical"), ("kill_switch", "info")]
+    engaged = next(alert for alert in alerts if alert["kind"] == "kill_switch")
+    assert (engaged["engaged"], engaged["mode"], engaged["reason"]) == (True, "pause", "a drill")
 
 
 # -- deactivation

@@ -41,6 +41,14 @@ class KillSwitchChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     reason: Reason | None = None
 
 
+class KillSwitchAlert(SystemAlert, kw_only=True):
+    """The kill switch was engaged or released."""
+
+    engaged: bool
+    mode: Mode
+    reason: str | None
+
+
 class KillSwitchService:
     """Implements `KillSwitch`."""
 
@@ -90,7 +98,10 @@ class KillSwitchService:
 
     @staticmethod
     def _alert(change: KillSwitchChange) -> None:
-        alert = SystemAlert(
+        alert = KillSwitchAlert(
+            engaged=change.engaged,
+            mode=change.mode,
+            reason=change.reason,
             kind="kill_switch",
             severity="critical" if change.engaged else "info",
             title="The kill switch was engaged" if change.engaged else "The kill switch was released",
