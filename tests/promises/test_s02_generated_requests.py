@@ -13,7 +13,7 @@ from typing import Any
 from tests.generated.fuzz import Fuzz, report
 from tests.generated.world import World
 
-SHORT, LONG = 8, 100_000
+SHORT, LONG = 5, 100_000
 SEED = 20
 
 
