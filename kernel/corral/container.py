@@ -16,6 +16,7 @@ from corral.plugin import Provide
 
 T = TypeVar("T")
 
+EVERYBODYS = ("corral.plugin", "corral.settings.store")  # protocols of the kernel that a plugin provides
 CORE = "core"  # the kernel's own plugin: its services are everybody's, like the kernel's
 
 
@@ -113,7 +114,7 @@ class Container:
             raise Wiring(f"{room.plugin}: {where}: nobody provides {_name(kind)}")
         if owner in ("", CORE, room.plugin) or owner in room.requires:
             return self._instances[kind]
-        if owner not in room.wants and getattr(kind, "__module__", "") != "corral.plugin":
+        if owner not in room.wants and getattr(kind, "__module__", "") not in EVERYBODYS:
             raise Wiring(f"{room.plugin}: {where}: {_name(kind)} is of {owner}: name it in requires or wants")
         if not optional:
             raise Wiring(f"{room.plugin}: {where}: {owner} is only wanted: take {_name(kind)} | None")

@@ -6,7 +6,7 @@ Hooks contribute once, at boot, in any order; events react after commit; service
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
@@ -16,7 +16,6 @@ import pluggy
 
 from corral.auth.principal import Permission, Principal
 from corral.config import Config
-from corral.http.answers import ANY_VERSION, IfMatch
 from corral.http.client import is_loopback
 from corral.http.routes import Rate, Route
 
@@ -174,18 +173,16 @@ class Provide(msgspec.Struct, frozen=True):
 
 
 class Settings(Protocol):
-    """Reads settings; the plugin `settings` makes them live, without it default, file and environment rule."""
+    """Reads settings as they are now: environment and file before what is stored, that before defaults."""
 
-    def get(self, setting: Setting[T]) -> T:
-        """The effective value now."""
-        ...
+    def get(self, setting: Setting[T]) -> T: ...
 
 
 class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """A declared run-time value `category.key`. `kind` is the Python type; `null` is allowed where the default is None.
 
     Bounds are of a number, or of the length of a text or list. `check(value, all values)` judges what no type says,
-    also beside other settings: the rest of a sentence `category.key …` about what is wrong, or None.
+    also beside other settings: what is wrong, as the rest of a sentence `category.key …`, or None.
     """
 
     name: str
@@ -201,42 +198,6 @@ class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     env: str = ""  # the variable that pins it (`corral.config.PINNING`)
     restart_required: bool = False
     secret: bool = False
-
-
-class SettingsChange(msgspec.Struct, frozen=True, kw_only=True):
-    """The names of settings that a change touched, and of those that had the value already."""
-
-    updated: list[str]
-    unchanged: list[str]
-
-
-class SettingsStore(Protocol):
-    """Changes settings; provided by the plugin `settings`. Everything joins the current unit, with audit and event."""
-
-    def change(
-        self, values: Mapping[str, Any], *, by: Principal, if_match: IfMatch = ANY_VERSION, of: Iterable[str] = (),
-        pointer: Callable[[str], str] = "/{}".format,
-    ) -> SettingsChange:  # fmt: skip
-        """Store all values or none: they are judged as a whole, beside those that stay. In force in 2 s everywhere.
-
-        `if_match` is compared with `version(of)` (default: of the settings named). `pointer` tells where in the body a
-        name was. Raises `Invalid` (with every fault), `Conflict(setting_locked)`, `PreconditionFailed`.
-        """
-        ...
-
-    def version(self, names: Iterable[str]) -> int:
-        """The version of these settings together: it grows with every change of one of them."""
-        ...
-
-    def values(self) -> Settings:
-        """The values as this unit sees them, its own changes included."""
-        ...
-
-    def guard(self, settings: Iterable[Setting[Any]], judge: Callable[[Settings, Principal], None]) -> None:
-        """Have every change of one of these judged, by whichever way it comes: `judge(the result, who changes it)`
-        raises a `Problem` to refuse it. Joins the unit of the change.
-        """
-        ...
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -289,9 +250,7 @@ class LeaseCallers(Protocol):
 
 
 class Contributions(Protocol):
-    """What active plugins contribute to the hooks that a plugin owns; ask when it is needed, not while services are
-    made.
-    """
+    """What active plugins contribute to the hooks of a plugin; ask when it is needed, not while services are made."""
 
     def of(self, hook: str) -> list[tuple[str, Any]]:
         """`(plugin, item)` for everything contributed to a hook."""
@@ -308,9 +267,8 @@ class HealthCheck(msgspec.Struct, frozen=True):
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
     """A series read at scrape time, in a read unit: `collect(…services)` gives `{label values: number}`.
 
-    `labels` maps each label to the values it may take; any other value is counted as `other`. A counter counts what
-    this process did, a histogram too (`corral.histogram.Histogram.read`); a gauge is one of the installation unless
-    `of_process`. Those of processes are summed over all that serve the address.
+    `labels`: the values each may take; others count as `other`. Counters and histograms (`corral.histogram.Histogram`)
+    are of this process and summed over those that serve the address; gauges are of the installation, or `of_process`.
     """
 
     name: str

@@ -40,7 +40,7 @@ from corral.openapi import ApiDocument
 from corral.plugin import Contributions, Installation, Provide, Settings
 from corral.plugin_admin import HookContributions, PluginRegistry
 from corral.redact.redactor import Redactor
-from corral.settings import SettingsRegistry
+from corral.settings.registry import SettingsRegistry
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.supervisor import Supervisor
 from corral.upgrade import sealed_columns

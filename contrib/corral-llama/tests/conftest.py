@@ -16,7 +16,7 @@ from corral_llama.settings import ALL
 from corral.config import Config
 from corral.egress.client import Egress
 from corral.plugin import Installation
-from corral.settings import SettingsRegistry
+from corral.settings.registry import SettingsRegistry
 
 
 @pytest.fixture(scope="session")

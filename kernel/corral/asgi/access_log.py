@@ -7,7 +7,7 @@ from typing import Any
 
 from corral.asgi.call import Call
 from corral.kernel_settings import ACCESS_LOG
-from corral.settings import SettingsRegistry
+from corral.settings.registry import SettingsRegistry
 
 log = logging.getLogger("corral.access")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from corral.asgi.call import Call, Reply
 from corral.kernel_settings import CORS_ORIGINS
-from corral.settings import SettingsRegistry
+from corral.settings.registry import SettingsRegistry
 
 Headers = list[tuple[bytes, bytes]]
 

@@ -19,7 +19,7 @@ from corral.errors import Problem
 from corral.plugin import Contributions, HealthCheck, Installation
 from corral.redact.redactor import Redactor
 from corral.schema.fields import Instant
-from corral.settings import SettingsRegistry
+from corral.settings.registry import SettingsRegistry
 
 log = logging.getLogger("corral.health")
 

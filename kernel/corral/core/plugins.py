@@ -22,9 +22,10 @@ from corral.events.event import emit
 from corral.events.log import Record
 from corral.isolation.warden import Warden
 from corral.loader import Loaded
-from corral.plugin import Audit, AuditEntry, SettingsChange, SettingsStore
+from corral.plugin import Audit, AuditEntry
 from corral.plugin_admin import PluginError, PluginRegistry
 from corral.schema.fields import Instant
+from corral.settings.store import SettingsChange, SettingsStore
 
 OFF = "admin"
 _SECRET = re.compile(r"password|secret|token|(^|_)key$|private")

@@ -15,7 +15,7 @@ from corral.http import signature
 from corral.http.routes import Route
 from corral.loader import Loaded
 from corral.openapi import document
-from corral.settings import accept
+from corral.settings.values import accept
 from corral.testing.findings import Finding, judged
 from corral.testing.source_rules import Package, undeclared
 

@@ -16,7 +16,7 @@ import msgspec
 
 from corral.events.registry import EventType
 from corral.plugin import Setting
-from corral.settings import core_kind, core_type
+from corral.settings.values import core_kind, core_type
 from corral.testing.written import build, main
 
 FOLDER = Path("docs", "reference")

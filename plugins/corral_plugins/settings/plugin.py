@@ -9,8 +9,9 @@ from corral.auth.principal import Permission
 from corral.database.model import Model
 from corral.events.event import Event
 from corral.http.routes import Routes
-from corral.plugin import Metric, Plugin, Provide, Runtime, SettingsStore, hookimpl
-from corral.settings import SettingsRegistry
+from corral.plugin import Metric, Plugin, Provide, Runtime, hookimpl
+from corral.settings.registry import SettingsRegistry
+from corral.settings.store import SettingsStore
 from corral_plugins.settings.api import SettingChanged
 from corral_plugins.settings.models import TABLES
 from corral_plugins.settings.routes import routes

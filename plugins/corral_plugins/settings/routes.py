@@ -11,7 +11,7 @@ from corral.core.api import Address, Delivery, Mail
 from corral.http.answers import IfMatch
 from corral.http.page import Page
 from corral.http.routes import Rate, Routes
-from corral.plugin import SettingsChange
+from corral.settings.store import SettingsChange
 from corral_plugins.settings.service.store import SettingsService
 from corral_plugins.settings.service.views import (
     ChangeView,

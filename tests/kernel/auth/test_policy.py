@@ -20,7 +20,7 @@ from corral.core.sessions import Sessions
 from corral.core.sign_in_models import FormerPasswordRow
 from corral.http.routes import Routes
 from corral.plugin import Plugin, hookimpl
-from corral.settings import SettingsRegistry, StoredSetting
+from corral.settings.registry import SettingsRegistry, StoredSetting
 from corral.testing.kit import PASSWORD, Client, Kit
 
 MakeKit = Callable[..., Awaitable[Kit]]

@@ -157,7 +157,7 @@ async def test_settings_of_a_plugin_out_of_service_are_kept_and_hidden(shelf: Sh
 )  # fmt: skip
 def test_what_may_not_be_declared(name: str, options: dict[str, Any], told: str) -> None:
     from corral.plugin import Setting
-    from corral.settings import SettingsRegistry
+    from corral.settings.registry import SettingsRegistry
 
     setting = Setting(**{"name": name, "kind": int, "default": 1, "title": "x", **options})
     with pytest.raises(ValueError, match=told):

@@ -8,7 +8,7 @@ from typing import Any
 from tests.plugins.settings import conftest as it
 
 from corral.errors import Conflict
-from corral.plugin import SettingsStore
+from corral.settings.store import SettingsStore
 
 
 async def test_a_guard_sees_the_result_and_refuses_it(shelf: it.Shelf) -> None:

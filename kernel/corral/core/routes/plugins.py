@@ -13,9 +13,9 @@ from corral.errors import Unavailable
 from corral.http.answers import Answer
 from corral.http.page import Page, PageQuery, paginate_names
 from corral.http.routes import Routes
-from corral.plugin import SettingsChange, SettingsStore
 from corral.plugin_admin import PluginError
 from corral.schema.fields import ShortText
+from corral.settings.store import SettingsChange, SettingsStore
 
 routes = Routes("/plugins", tag="Plugins")
 

@@ -12,7 +12,8 @@ from corral.core.api import Accounts, Mail
 from corral.errors import Conflict, Invalid, Unavailable
 from corral.events.event import emit
 from corral.http.answers import IfMatch
-from corral.plugin import Installation, Settings, SettingsStore
+from corral.plugin import Installation, Settings
+from corral.settings.store import SettingsStore
 from corral_plugins.security.events import SecurityChanged
 from corral_plugins.security.models import ROW, IpModeRow
 from corral_plugins.security.policy_shapes import PasswordPolicyPatch, PasswordPolicyView, PolicyPatch, PolicyView

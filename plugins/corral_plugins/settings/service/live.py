@@ -11,7 +11,7 @@ from corral import clock
 from corral.database.engine import Work
 from corral.events.feed import Feed
 from corral.ids import new_id
-from corral.settings import SettingsRegistry, StoredSetting
+from corral.settings.registry import SettingsRegistry, StoredSetting
 from corral_plugins.settings.api import SettingChanged
 from corral_plugins.settings.models import OutdatedRow
 from corral_plugins.settings.service.store import SettingsService

@@ -13,7 +13,7 @@ from corral.crypto import Keyring, SealedWrong, place
 from corral.errors import Unavailable
 from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Setting
-from corral.settings import StoredSetting
+from corral.settings.registry import StoredSetting
 from corral_plugins.settings.models import STATE, ChangeRow, StateRow, ValueRow
 
 UNREADABLE = "The stored value cannot be opened with the master keys of this process."

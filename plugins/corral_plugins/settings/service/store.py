@@ -13,9 +13,11 @@ from corral.database.unit import after_commit
 from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound
 from corral.events.event import emit
 from corral.http.answers import ANY_VERSION, IfMatch
-from corral.plugin import SECRET_CHANGE, Audit, AuditEntry, Setting, Settings, SettingsChange
+from corral.plugin import SECRET_CHANGE, Audit, AuditEntry, Setting, Settings
 from corral.redact.redactor import Redactor
-from corral.settings import EffectiveSetting, SettingRefused, SettingsRegistry, StoredSetting, accept
+from corral.settings.registry import EffectiveSetting, SettingsRegistry, StoredSetting
+from corral.settings.store import SettingsChange
+from corral.settings.values import SettingRefused, accept
 from corral_plugins.settings.api import SettingChanged
 from corral_plugins.settings.service.rows import Change, SettingRows, plain, versions
 

@@ -15,7 +15,8 @@ from corral.auth.principal import Principal
 from corral.http.page import Order, Page, PageQuery, paginate
 from corral.plugin import Setting
 from corral.schema.fields import Instant
-from corral.settings import VARIABLES, EffectiveSetting, core_kind
+from corral.settings.registry import EffectiveSetting
+from corral.settings.values import VARIABLES, core_kind
 from corral_plugins.settings.models import ChangeRow
 from corral_plugins.settings.service.live import UNHEARD, outdated
 from corral_plugins.settings.service.rows import plain

@@ -1,0 +1,1 @@
+"""Settings: what is declared, what rules now, and the protocol by which they are changed."""

@@ -1,0 +1,122 @@
+"""Values of settings: what a declaration takes, and how it is told."""
+
+from __future__ import annotations
+
+import re
+import typing
+from typing import Any
+
+import msgspec
+
+from corral.config import PINNING, TABLE
+from corral.plugin import Setting
+
+LONGEST_NAME = 80
+RESERVED = frozenset({"bulk", "health", "schema", "history", "test-mail"})  # paths below /settings
+VARIABLES = {name: variable for variable, name in PINNING.items()} | {
+    entry.key.pins: entry.key.variable for entry in TABLE.values() if entry.key.pins
+}
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\.[a-z][a-z0-9_]{0,63}")
+_CREDENTIAL = re.compile(r"(^|_)(password|passphrase|secret|token|credentials?|api_?key|private_key|key)$")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,2})?")
+
+
+class SettingRefused(ValueError):
+    """A value that a setting does not take. `code` is one of `errors[]` in problem documents."""
+
+    def __init__(self, detail: str, code: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+def accept(setting: Setting[Any], value: Any, source: str = "") -> Any:
+    """The value in the setting's type; a string that is exactly the text of the type is taken as that value.
+
+    Raises `SettingRefused` that names the setting and its bounds; never the value, which may be a secret.
+    """
+    if value is None and setting.default is None:
+        return None
+    try:
+        converted = msgspec.convert(_from_text(setting.kind, value), setting.kind)
+    except msgspec.ValidationError as error:
+        raise _refusal(setting, source, "wrong_type", error) from None
+    if isinstance(converted, (int, float)) and not isinstance(converted, bool):
+        size, below, above = converted, "too_small", "too_large"
+    elif isinstance(converted, (str, list, tuple)):
+        size, below, above = len(converted), "too_short", "too_long"
+    else:
+        size, below, above = 0, "", ""
+    if below and setting.minimum is not None and size < setting.minimum:
+        raise _refusal(setting, source, below)
+    if above and setting.maximum is not None and size > setting.maximum:
+        raise _refusal(setting, source, above)
+    texts = converted if isinstance(converted, (list, tuple)) else (converted,)
+    if setting.choices and any(text not in setting.choices for text in texts):
+        raise _refusal(setting, source, "not_in_enum")
+    if setting.pattern is not None and not all(re.fullmatch(setting.pattern, str(text)) for text in texts):
+        raise _refusal(setting, source, "bad_format")
+    return converted
+
+
+def core_kind(setting: Setting[Any]) -> tuple[Any, bool]:
+    """The type without `Annotated` and `None`, and whether `null` is allowed."""
+    kind, nullable = core_type(setting.kind)
+    return kind, nullable or setting.default is None
+
+
+def core_type(kind: Any) -> tuple[Any, bool]:
+    """The same of any type, such as that of a list's items."""
+    nullable = False
+    while typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[0]
+    members = [member for member in typing.get_args(kind) if member is not type(None)]
+    if type(None) in typing.get_args(kind) and len(members) == 1:
+        kind, nullable = members[0], True
+    return kind, nullable
+
+
+def _from_text(kind: Any, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    options = {kind, *typing.get_args(kind)}
+    if bool in options and value in ("true", "false"):
+        return value == "true"
+    if options & {int, float} and _NUMBER.fullmatch(value):
+        return msgspec.json.decode(value)
+    return value
+
+
+def check_declaration(setting: Setting[Any]) -> None:
+    """Raise `ValueError` for a bad name, a credential in the open, a variable without effect."""
+    category, _, key = setting.name.partition(".")
+    if len(setting.name) > LONGEST_NAME:
+        raise ValueError(f"setting {setting.name}: the name is longer than {LONGEST_NAME} characters")
+    if not _NAME.fullmatch(setting.name) or category in RESERVED:
+        raise ValueError(f"setting {setting.name}: the name must be category.key, of lower-case letters, digits and _")
+    kind, _ = core_kind(setting)
+    if kind is str and not setting.secret and not setting.choices and _CREDENTIAL.search(key):
+        raise ValueError(f"setting {setting.name} looks like a credential: declare it with secret=True")
+    if setting.secret and (kind is not str or setting.default is not None):
+        raise ValueError(f"setting {setting.name}: a secret is a text, and unset by default")
+    if setting.env and VARIABLES.get(setting.name) != setting.env:
+        raise ValueError(f"setting {setting.name}: {setting.env} pins nothing; corral.config.PINNING says what does")
+
+
+def _refusal(setting: Setting[Any], source: str, code: str, error: Exception | None = None) -> SettingRefused:
+    kind, nullable = core_kind(setting)
+    least, most = setting.minimum, setting.maximum
+    if setting.choices:
+        expected = ("" if kind is str else "of ") + "one of " + ", ".join(setting.choices)
+    elif kind in (int, float):
+        expected = "a whole number" if kind is int else "a number"
+        expected += f" from {least:g} to {most:g}" if least is not None and most is not None else ""
+    elif kind in (bool, str):
+        expected = "true or false" if kind is bool else "text"
+        expected += f" of {least or 0:g} to {most:g} characters" if kind is str and most is not None else ""
+    else:
+        expected = "a list" if typing.get_origin(kind) in (list, tuple) else "valid"
+        expected += f" of {least or 0:g} to {most:g} items" if most is not None else ""
+        expected += f" ({error})" if error is not None else ""
+    expected += f" that matches {setting.pattern}" if setting.pattern is not None else ""
+    expected += " or null" if nullable else ""
+    return SettingRefused(f"{source + ': ' if source else ''}{setting.name} must be {expected}", code)
