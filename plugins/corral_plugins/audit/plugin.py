@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
@@ -11,6 +12,7 @@ import click
 from corral import clock
 from corral.auth.principal import Permission
 from corral.database.model import Model
+from corral.errors import Problem
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
@@ -54,7 +56,8 @@ class AuditPlugin(Plugin):
             while True:
                 await asyncio.sleep(LOOK_SECONDS)
                 await log.write_counted()
-                await log.tell_failures()
+                with contextlib.suppress(Problem):  # the database is away: it is told when it is back
+                    await log.tell_failures()
 
         runtime.supervise("counts", look)
 

@@ -14,8 +14,8 @@ import pytest
 from tests.plugins.audit.conftest import Books
 
 from corral import clock
-from corral.database.unit import Actor, Entry
-from corral.errors import Conflict
+from corral.database.unit import ANONYMOUS, Actor, Entry
+from corral.errors import Conflict, Unavailable
 from corral.plugin import SECRET_CHANGE, AuditEntry, changed
 from corral.redact.redactor import Redactor
 from corral_plugins.audit.service import chain, reading
@@ -175,6 +175,42 @@ async def test_a_flood_of_one_denial_is_one_row_and_a_count(books: Books) -> Non
     rows = await books.rows(f"&outcome=denied&actor={member.user['id']}")
     assert [row["details"].get("count") for row in rows] == [None, None, 4]
     assert rows[2]["actor"] == rows[0]["actor"]
+
+
+async def test_of_callers_whom_nobody_knows_addresses_are_told_apart(books: Books) -> None:
+    denied = AuditEntry(
+        action="test.gate.refuse", object_type="gate", object_id="1", outcome="denied", code="ip_blocked"
+    )
+    for address in ("192.0.2.1", "192.0.2.2", "192.0.2.1"):
+        entry = Entry("gate", ANONYMOUS, client_ip=address)
+        await books.work(lambda: books.log.record(denied), entry=entry)
+    assert [row["actor"]["ip"] for row in await books.rows("&outcome=denied")] == ["192.0.2.1", "192.0.2.2"]
+
+
+async def test_a_count_that_cannot_be_written_is_kept(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    denied = AuditEntry(action="test.gate.refuse", object_type="gate", object_id="1", outcome="denied", code="x")
+    for _ in range(4):
+        await books.work(lambda: books.log.record(denied))
+    clock.travel(61)
+
+    def fails(*given: Any) -> None:
+        raise Unavailable("no", code="audit_unavailable")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(books.log, "_append", fails)
+        await books.log.write_counted()
+    assert len(await books.rows("&action=test.gate.refuse")) == 1
+    await books.log.write_counted()
+    assert (await books.rows("&action=test.gate.refuse"))[-1]["details"]["count"] == 3
+
+
+async def test_two_processes_write_one_chain(make_kit: Callable[..., Any], database_url: str) -> None:
+    first = await Books(await make_kit(plugins=["audit", "admin"]), database_url).build()
+    second = Books(await make_kit(plugins=["audit", "admin"]), database_url)
+    await asyncio.gather(*[each.write(25) for each in (first, second) for _ in range(4)])
+    verdict = await second.verify()
+    assert verdict.ok, verdict
+    assert verdict.head.seq >= 200
 
 
 async def test_only_refusals_of_privileged_requests_are_recorded(make_kit: Callable[..., Any]) -> None:

@@ -19,7 +19,7 @@ from corral_plugins.audit.service import chain, reading
 from corral_plugins.audit.service.cells import cell
 from corral_plugins.audit.shapes import ExportQuery
 
-AT_ONCE = 2000
+AT_ONCE = 500
 NUMBERS = frozenset({"seq"})
 MEDIA = {"jsonl": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
 BOM = "\ufeff"

@@ -23,6 +23,11 @@ class Flood(msgspec.Struct):
     until: float
     count: int = 0
 
+    def summed(self) -> AuditEntry:
+        """The row that tells how often it came."""
+        details = {**self.entry.details, "count": self.count, "since": self.since}
+        return msgspec.structs.replace(self.entry, details=details)
+
 
 class Floods:
     """In the memory of one process. A process that dies loses the count of a minute, never a first row."""
@@ -44,22 +49,19 @@ class Floods:
             until = clock.time_s() + SECONDS
             self._seen.setdefault(_key(entry, by), Flood(entry=entry, by=by, since=clock.now(), until=until))
 
-    def over(self, *, all: bool = False) -> list[tuple[AuditEntry, Entry]]:
-        """Take out what a minute (or `all`) has counted, as entries with `count`. On the loop."""
+    def over(self, *, all: bool = False) -> list[Flood]:
+        """Take out what a minute (or `all`) has counted. On the loop."""
         now = clock.time_s()
         ended = [key for key, flood in self._seen.items() if all or flood.until <= now]
-        floods = [self._seen.pop(key) for key in ended]
-        return [
-            (
-                msgspec.structs.replace(
-                    flood.entry, details={**flood.entry.details, "count": flood.count, "since": flood.since}
-                ),
-                flood.by,
-            )
-            for flood in floods
-            if flood.count
-        ]
+        return [flood for flood in [self._seen.pop(key) for key in ended] if flood.count]
+
+    def again(self, flood: Flood) -> None:
+        """It could not be written: go on counting, and look again next time. On the loop."""
+        newer = self._seen.setdefault(_key(flood.entry, flood.by), flood)
+        if newer is not flood:
+            newer.count, newer.since = newer.count + flood.count, flood.since
 
 
 def _key(entry: AuditEntry, by: Entry) -> Hashable:
-    return (by.actor.type, by.actor.id, entry.action, entry.object_type, entry.object_id, entry.code)
+    who = (by.actor.type, by.actor.id or by.client_ip)  # of those whom nobody knows, their address
+    return (*who, entry.action, entry.object_type, entry.object_id, entry.code)

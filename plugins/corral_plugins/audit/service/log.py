@@ -83,8 +83,11 @@ class AuditLog:
 
     async def write_counted(self, *, all: bool = False) -> None:
         """Write what was counted in minutes that are over."""
-        for entry, by in self._floods.over(all=all):
-            await self._work(lambda entry=entry: self._add(current(), entry), entry=by)  # type: ignore[misc]  # bound
+        for flood in self._floods.over(all=all):
+            try:
+                await self._work(lambda flood=flood: self._add(current(), flood.summed()), entry=flood.by)  # type: ignore[misc]  # bound
+            except Problem:
+                self._floods.again(flood)
 
     async def tell_failures(self) -> None:
         """Raise the alarm once for rows that could not be written since the last time."""
