@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     import httpx2
 
+    from corral.egress.network import Proxy
+
 log = logging.getLogger("corral.egress")
 
 MIB = 1024 * 1024
@@ -92,11 +94,11 @@ class Egress:
         """
         import httpx2
 
-        from corral.egress.network import GuardedNetwork, Proxy
+        from corral.egress.network import GuardedNetwork
         from corral.egress.transport import GuardedTransport
 
         policy = Policy(profile, frozenset(map(_place, operator)), child)
-        proxy = Proxy(self._proxy) if self._proxy and child is None else None
+        proxy = self.tunnel() if child is None else None
         network = GuardedNetwork(lambda host, port: self.addresses(host, port, policy), proxy)
         transport = GuardedTransport(
             network, self.tls_context(), judge=lambda url: self._target(url, policy), total_seconds=total_seconds,
@@ -111,6 +113,12 @@ class Egress:
 
         self._context = self._context or httpcore2.default_ssl_context()
         return self._context
+
+    def tunnel(self) -> Proxy | None:
+        """The operator's proxy, through which every connection to another machine goes; None: there is none."""
+        from corral.egress.network import Proxy
+
+        return Proxy(self._proxy) if self._proxy else None
 
     def _target(self, url: str | httpx2.URL, policy: Policy) -> Target:
         """What of a URL can be judged before its host is resolved."""

@@ -78,29 +78,38 @@ class Proxy:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self.place: Place = (parts.hostname or "", parts.port or {"http": 80, "https": 443}[parts.scheme])
-        self._tls = parts.scheme == "https"
+        self.tls = parts.scheme == "https"
         name = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
         self._login = base64.b64encode(name.encode()).decode() if parts.username else None
+
+    def request(self, to: Place) -> bytes:
+        """What asks for a tunnel to a place."""
+        place = f"[{to[0]}]:{to[1]}" if ":" in to[0] else f"{to[0]}:{to[1]}"
+        login = f"Proxy-Authorization: Basic {self._login}\r\n" if self._login else ""
+        return f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n{login}\r\n".encode()
+
+    @staticmethod
+    def has_opened(head: bytes) -> bool:
+        """Whether the whole answer, up to the empty line, says that there is a tunnel now."""
+        status = head.split(b"\r\n", 1)[0].split()[1:2]
+        return head.endswith(b"\r\n\r\n") and bool(status) and status[0].startswith(b"2")
 
     async def tunnel(
         self, stream: httpcore2.AsyncNetworkStream, to: Place, seconds: float | None
     ) -> httpcore2.AsyncNetworkStream:
         """Ask for a tunnel over a connection to the proxy; `ProxyError` when it says no."""
         try:
-            if self._tls:
+            if self.tls:
                 context = httpcore2.default_ssl_context()
                 stream = await stream.start_tls(context, server_hostname=self.place[0], timeout=seconds)
-            place = f"[{to[0]}]:{to[1]}" if ":" in to[0] else f"{to[0]}:{to[1]}"
-            login = f"Proxy-Authorization: Basic {self._login}\r\n" if self._login else ""
-            await stream.write(f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n{login}\r\n".encode(), timeout=seconds)
+            await stream.write(self.request(to), timeout=seconds)
             head = b""
             while b"\r\n\r\n" not in head and len(head) < LONGEST_ANSWER:
                 read = await stream.read(LONGEST_ANSWER, timeout=seconds)
                 if not read:
                     break
                 head += read
-            status = head.split(b"\r\n", 1)[0].split()[1:2]
-            if not head.endswith(b"\r\n\r\n") or not status or not status[0].startswith(b"2"):
+            if not self.has_opened(head):
                 raise httpcore2.ProxyError("the egress proxy did not open a tunnel")
         except BaseException:
             await stream.aclose()

@@ -11,16 +11,19 @@ from email.message import EmailMessage
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from corral.egress.client import Egress
-from corral.egress.guard import EgressBlocked, Policy, folded
+from corral.egress.guard import EgressBlocked, Place, Policy, folded
 from corral.egress.resolver import Unresolved
 
 if TYPE_CHECKING:
     import ssl
 
+    from corral.egress.network import Proxy
+
 Security = Literal["starttls", "tls", "none"]
 
 SINK = "mail"
 SECONDS = 15.0  # of silence, at each step
+LONGEST_HEAD = 8 * 1024
 _threads = ThreadPoolExecutor(4, thread_name_prefix="corral-mail")
 
 
@@ -68,7 +71,8 @@ async def _with_server(egress: Egress, server: MailServer, act: Callable[[smtpli
         addresses = await egress.addresses(server.host, server.port, Policy("internal"))
         context = egress.tls_context()
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(_threads, lambda: _converse(server, addresses, context, act))
+        tunnel = egress.tunnel()
+        await loop.run_in_executor(_threads, lambda: _converse(server, addresses, context, tunnel, act))
     except EgressBlocked as blocked:
         egress.note(SINK, "blocked", server.host)
         raise MailFailed(f"{blocked.reason} CORRAL_EGRESS_ALLOW opens exact exceptions.") from None
@@ -82,9 +86,10 @@ async def _with_server(egress: Egress, server: MailServer, act: Callable[[smtpli
 
 
 def _converse(
-    server: MailServer, addresses: Sequence[str], context: ssl.SSLContext, act: Callable[[smtplib.SMTP], Any]
-) -> None:
-    smtp = _Judged(server, addresses, context)
+    server: MailServer, addresses: Sequence[str], context: ssl.SSLContext, tunnel: Proxy | None,
+    act: Callable[[smtplib.SMTP], Any],
+) -> None:  # fmt: skip
+    smtp = _Judged(server, addresses, context, tunnel)
     try:
         if server.security == "starttls":
             smtp.starttls(context=context)  # raises where the server does not offer it: nothing is sent in the clear
@@ -99,9 +104,12 @@ def _converse(
 class _Judged(smtplib.SMTP):
     """Connects to judged addresses only; TLS keeps the name that was asked for."""
 
-    def __init__(self, server: MailServer, addresses: Sequence[str], context: ssl.SSLContext) -> None:
+    def __init__(
+        self, server: MailServer, addresses: Sequence[str], context: ssl.SSLContext, tunnel: Proxy | None
+    ) -> None:
         super().__init__(local_hostname=socket.gethostname(), timeout=SECONDS)
         self._addresses, self._implicit = addresses, context if server.security == "tls" else None
+        self._tunnel = tunnel
         self._host = server.host
         code, text = self.connect(server.host, server.port)
         if code != 220:
@@ -112,15 +120,38 @@ class _Judged(smtplib.SMTP):
         failure: OSError = OSError(f"{host} has no address")
         for address in self._addresses:
             try:
-                opened = socket.create_connection((address, port), timeout)
+                opened = self._open(address, port, timeout)
             except OSError as error:
                 failure = error
                 continue
-            if folded(str(opened.getpeername()[0])) != folded(address):
-                opened.close()
-                raise EgressBlocked("egress.address", "The connection led to another address than the judged one.")
             return opened if self._implicit is None else self._implicit.wrap_socket(opened, server_hostname=host)
         raise failure
+
+    def _open(self, address: str, port: int, timeout: float) -> socket.socket:
+        if self._tunnel is not None and not folded(address).is_loopback:  # the proxy's loopback is not ours
+            return _tunnelled(self._tunnel, (address, port), timeout)
+        opened = socket.create_connection((address, port), timeout)
+        if folded(str(opened.getpeername()[0])) != folded(address):
+            opened.close()
+            raise EgressBlocked("egress.address", "The connection led to another address than the judged one.")
+        return opened
+
+
+def _tunnelled(proxy: Proxy, to: Place, timeout: float) -> socket.socket:
+    if proxy.tls:  # TLS to the mail server would run inside it, which these sockets cannot
+        raise OSError("mail goes through an http proxy only; give CORRAL_EGRESS_PROXY one")
+    opened = socket.create_connection(proxy.place, timeout)
+    try:
+        opened.sendall(proxy.request(to))
+        head = b""
+        while not head.endswith(b"\r\n\r\n") and len(head) < LONGEST_HEAD and (read := opened.recv(1)):
+            head += read  # one at a time: what follows is the mail server's
+        if not proxy.has_opened(head):
+            raise OSError("the egress proxy did not open a tunnel")
+    except BaseException:
+        opened.close()
+        raise
+    return opened
 
 
 def _words(text: bytes | str) -> str:

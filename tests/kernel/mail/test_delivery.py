@@ -16,6 +16,7 @@ from corral.core.mail import MailService
 from corral.jobs.job import JobRow
 from corral.testing.authority import Authority
 from corral.testing.kit import Kit
+from corral.testing.outside import Names
 
 
 def service(kit: Kit) -> MailService:
@@ -162,6 +163,35 @@ async def test_the_guard_judges_the_mail_server(make_kit: Callable[..., Any], ma
     assert "CORRAL_EGRESS_ALLOW" in (told.error or "")
     assert mail_server.box.mails == []
     assert kit.kernel.egress.requests["mail", "blocked"] == 1
+
+
+async def test_the_proxy_is_told_the_judged_address(make_kit: Callable[..., Any], mail_server: MailServer) -> None:
+    heads: list[bytes] = []
+
+    async def relay(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(4096):
+            sink.write(data)
+        sink.close()
+
+    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        there, back = await asyncio.open_connection("127.0.0.1", mail_server.port)
+        writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+        await asyncio.gather(relay(there, writer), relay(reader, back))
+
+    proxy = await asyncio.start_server(tunnel, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    config = mail_server.config(**{"mail.host": "mail.example", "mail.port": 587}) | {"egress.proxy": url}
+    kit: Kit = await make_kit(plugins=("admin",), config=config)
+    kit.kernel.egress.resolve = Names({"mail.example": [["10.0.0.25"]]})
+    told = await service(kit).test("ada@example.org")
+    assert told.delivered, told
+    assert heads[0].startswith(b"CONNECT 10.0.0.25:587 HTTP/1.1\r\n")
+    assert b"mail.example" not in heads[0]
+    assert len(mail_server.box.mails) == 1
+    proxy.close()
+    await proxy.wait_closed()
+    assert "10.0.0.25" not in ((await service(kit).test("ada@example.org")).error or "")
 
 
 async def test_a_server_that_says_nothing_is_given_up(
