@@ -276,9 +276,7 @@ def _successes(each: _Operation) -> dict[str, dict[str, Any]]:
     route, versioned = each.route, each.signature.versioned
     words = {200: "Done.", 201: "Created.", 202: "Accepted; the resource tells the progress.", 204: "Done; no body."}
     more = [*(["ETag"] if versioned else []), *(["Idempotency-Replayed"] if route.method == "POST" else [])]
-    adapts = any(
-        typing.get_origin(part) is Answer for part in each.returned
-    )  # it may have another status than the route's
+    adapts = any(typing.get_origin(part) is Answer for part in each.returned)  # it may have another status
     found: dict[str, dict[str, Any]] = {}
     for status in {route.status, *route.also, *((200, 201, 202) if adapts else ())}:
         own = ["Location"] if status in (201, 202) else ["Corral-Affected"] if route.method == "DELETE" else []
