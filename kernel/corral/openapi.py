@@ -34,7 +34,7 @@ _SCHEMAS = "#/components/schemas/"
 EVERYWHERE = """
 malformed_request malformed_json ip_blocked method_not_allowed request_timeout payload_too_large uri_too_long
 unsupported_media_type validation_error concurrency_limit rate_limited headers_too_large internal overloaded
-dependency_unavailable shutting_down storage_full plugin_disabled plugin_failed"""
+dependency_unavailable shutting_down storage_full plugin_disabled plugin_failed audit_unavailable"""
 EVERY_ROUTE = frozenset(EVERYWHERE.split())
 ALWAYS = ("X-Request-ID", "Cache-Control", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 _NEEDS = {PUBLIC: "no credential", SIGNED_IN: "a signed-in user", ANY_CALLER: "any valid credential"}

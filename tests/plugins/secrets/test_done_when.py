@@ -185,17 +185,21 @@ async def test_secrets_5_a_wrong_key_seals_the_vault_and_the_right_one_opens_it(
 
 async def test_secrets_5_no_key_is_made_over_encrypted_rows(make_kit: Callable[..., Any], tmp_path: Path) -> None:
     kit = await make_kit(plugins=PLUGINS)
+    await kit.as_user("admin")
     key = tmp_path / "data" / "master.key"
     text = key.read_text()
     key.unlink()
     sealed = await make_kit(plugins=PLUGINS)
     assert (sealed.kernel.keyring.sealed, key.exists()) == (True, False)
     assert (await sealed.client.get("/health")).status == 200
-    login = await sealed.client.post("/auth/login", {"email": "nobody@example.org", "password": PASSWORD})
-    assert login.status in (401, 503)
+    login = {"email": "admin1@example.org", "password": PASSWORD}
+    answer = await sealed.client.post("/auth/login", login)  # tokens are signed with a stored key
+    assert (answer.status, answer.code) == (503, "vault_sealed")
     key.write_text(text)
     key.chmod(0o600)
-    assert not (await make_kit(plugins=PLUGINS)).kernel.keyring.sealed
+    opened = await make_kit(plugins=PLUGINS)
+    assert not opened.kernel.keyring.sealed
+    assert (await opened.client.post("/auth/login", login)).status == 200
     assert not kit.kernel.keyring.sealed
 
 
@@ -223,3 +227,20 @@ async def test_secrets_8_a_secret_in_use_stays_and_a_restored_one_works_again(sa
     assert (await safe.admin.get(f"/secrets/{made['id']}")).json()["status"] == "deleted"
     assert (await safe.admin.post(f"/secrets/{made['id']}/restore")).status == 200
     assert await safe.work(use, read=True) == VALUE
+
+
+async def test_secrets_5_everything_else_works_while_the_vault_is_sealed(make_kit: Callable[..., Any]) -> None:
+    async def world(key: str) -> Any:
+        return await make_kit(environ={"CORRAL_MASTER_KEY": KEYS[key], **JWT})
+
+    safe = await Safe().build(await world("right"))
+    await safe.create()
+    wrong = await Safe().reopen(await world("wrong"))
+    broken = [item for item in wrong.kit.kernel.plugins if item.state in ("failed", "blocked")]
+    assert {item.name: item.reason for item in broken} == {}
+    assert (await wrong.member.post("/agents", {"name": "helper"})).status == 201
+    assert (await wrong.member.post("/tasks", {"title": "work"})).status == 201
+    body = {"model": "scripted/echo", "messages": [{"role": "user", "content": "still here"}]}
+    assert (await wrong.member.post("/llm/chat/completions", body)).status == 200
+    health = await wrong.admin.get("/settings/health")
+    assert b"Sealed" in health.body, health

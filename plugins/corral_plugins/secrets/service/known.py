@@ -20,6 +20,7 @@ from corral_plugins.secrets.service.values import Values
 
 AT_ONCE = 500
 AGAIN_SECONDS = 0.5
+CHANGES = frozenset({"secret.created", "secret.updated", "secret.rotated", "secret.deleted"})
 GROUP, MOST_GROUP_SECRETS = "worker_group:", 1000
 ENTRY = Entry(label="secrets.known", actor=SYSTEM)
 
@@ -47,7 +48,7 @@ class KnownValues:
 
     def follow(self, records: Sequence[Record]) -> None:
         """For the feed of events."""
-        if any(record.type.startswith("secret.") for record in records):
+        if any(record.type in CHANGES for record in records):
             self._changed.set()
 
     async def run(self) -> None:
