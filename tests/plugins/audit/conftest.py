@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,6 +47,14 @@ class Books:
         fields: dict[str, Any] = {"action": "test.thing.change", "object_type": "thing", "object_id": "one", **given}
         for _ in range(count):
             await self.work(lambda: self.log.record(AuditEntry(**fields)))
+
+    async def set(self, setting: Any, value: Any) -> None:
+        """As an admin does; returns when it is in force here."""
+        category, _, key = setting.name.partition(".")
+        answer = await self.admin.put(f"/settings/{category}/{key}", {"value": value})
+        assert answer.status == 200, answer
+        while self.kit.kernel.settings.get(setting) != value:  # noqa: ASYNC110  (nothing tells a test)
+            await asyncio.sleep(0.01)
 
     async def sign(self) -> SignedCheckpoint:
         made = await self.service(Checkpoints).make()

@@ -232,12 +232,10 @@ async def test_failed_sign_ins_are_recorded(books: Books) -> None:
     assert "wrong" not in json.dumps(row)
 
 
-async def test_addresses_are_recorded_unless_that_is_off(make_kit: Callable[..., Any], database_url: str) -> None:
-    kit = await make_kit(plugins=["audit", "admin"], environ={"CORRAL_RATE_LIMITS": "off"})
-    books = await Books(kit, database_url).build()
+async def test_addresses_are_recorded_unless_that_is_off(books: Books) -> None:
     await books.admin.get("/admin/audit/checkpoints", headers={"user-agent": "curl/8"})
     assert (await books.rows("&action=audit.log.read"))[0]["actor"]["ip"] == "127.0.0.1"
-    kit.kernel.settings._values[RECORD_IP.name] = False
+    await books.set(RECORD_IP, False)
     await books.admin.get("/admin/audit/export", headers={"user-agent": "curl/8"})
     (row,) = await books.rows("&action=audit.log.export")
     assert (row["actor"]["ip"], row["actor"]["user_agent"]) == (None, None)
@@ -246,7 +244,7 @@ async def test_addresses_are_recorded_unless_that_is_off(make_kit: Callable[...,
 async def test_verbose_records_every_request(books: Books) -> None:
     await books.admin.get("/admin/users")
     assert await books.rows("&object_type=route") == []
-    books.kit.kernel.settings._values[VERBOSE.name] = True
+    await books.set(VERBOSE, True)
     await books.admin.get("/admin/users")
     await books.admin.get("/admin/users/01a216b0-0b93-771d-808d-9570a143f840")
     await books.kit.client.get("/health")
