@@ -5,7 +5,7 @@ from __future__ import annotations
 from corral.auth.principal import Principal
 from corral.http.answers import Answer, IfMatch
 from corral.http.page import Page, PageQuery
-from corral.http.routes import Routes
+from corral.http.routes import Rate, Routes
 from corral_plugins.secrets.models import SecretRow
 from corral_plugins.secrets.service.catalogue import Catalogue
 from corral_plugins.secrets.service.keys import MasterKeys
@@ -26,6 +26,7 @@ from corral_plugins.secrets.shapes import (
     VersionView,
 )
 
+REVEALS = Rate("secret reveal", 30, 3600, "person")
 READ, WRITE, REVEAL = "secrets.read", "secrets.write", "secrets.reveal"
 CHANGES = ("not_found", "precondition_failed", "setting_locked", "vault_sealed")
 
@@ -110,7 +111,7 @@ def rotate_secret(
 
 
 @routes.post(
-    "/{id}/reveal", needs=REVEAL, no_store=True, step_up=True,
+    "/{id}/reveal", needs=REVEAL, no_store=True, step_up=True, rate=REVEALS,
     raises=(
         "not_found", "setting_locked", "secret_expired", "audit_unavailable", "vault_sealed", "secrets.destroyed",
         "secrets.damaged",

@@ -249,6 +249,19 @@ async def test_the_environment_pins_secrets(make_kit: Callable[..., Any]) -> Non
     assert safe.kit.kernel.redactor.redact(f"it is {VALUE}") == "it is [redacted]"
 
 
+async def test_a_person_is_shown_thirty_values_an_hour(make_kit: Callable[..., Any]) -> None:
+    plugins = (*PLUGINS, "security")
+    safe = await Safe().build(await make_kit(plugins=plugins, config={"rate_limits": True}))
+    made = await safe.create()
+    await safe.step_up()
+    for _ in range(30):
+        assert (await safe.reveal(made["id"])).status == 200
+    late = await safe.reveal(made["id"])
+    assert (late.status, late.code) == (429, "rate_limited")
+    assert 0 < int(late.headers["retry-after"]) <= 3600
+    assert len(await safe.events("secret.revealed")) == 30
+
+
 async def test_an_unknown_secret_is_not_found(safe: Any) -> None:
     for method, suffix in (("GET", ""), ("PUT", ""), ("DELETE", ""), ("POST", "/rotate"), ("GET", "/versions")):
         assert (await safe.admin.request(method, f"/secrets/{new_id()}{suffix}")).status == 404
