@@ -10,6 +10,7 @@ from tests.plugins.secrets.conftest import PLUGINS, VALUE, Safe
 
 from corral import clock
 from corral.ids import new_id
+from corral.testing.kit import Client
 
 DAY = 86_400
 
@@ -260,6 +261,23 @@ async def test_a_person_is_shown_thirty_values_an_hour(make_kit: Callable[..., A
     assert (late.status, late.code) == (429, "rate_limited")
     assert 0 < int(late.headers["retry-after"]) <= 3600
     assert len(await safe.events("secret.revealed")) == 30
+
+
+async def test_a_key_needs_the_scope_by_its_full_name(make_kit: Callable[..., Any]) -> None:
+    safe = await Safe().build(await make_kit(plugins=(*PLUGINS, "security")))
+    made = await safe.create()
+    await safe.step_up()
+
+    async def reveals(scope: str) -> tuple[int, str | None]:
+        answer = await safe.admin.post("/security/api-keys", {"name": scope, "scopes": [scope]})
+        assert answer.status == 201, answer
+        key = Client(safe.kit.application.app, answer.json()["key"])
+        shown = await key.post(f"/secrets/{made['id']}/reveal", {"reason": "a script wants it"})
+        return shown.status, shown.code
+
+    for scope in ("*", "secrets.*", "secrets.read", "secrets.write"):
+        assert await reveals(scope) == (403, "insufficient_scope"), scope
+    assert await reveals("secrets.reveal") == (200, None)
 
 
 async def test_an_unknown_secret_is_not_found(safe: Any) -> None:
