@@ -86,7 +86,7 @@ class Lockout:
         LockoutRow.update(in_flight=_one_less(), failed="", locks=0).where(LockoutRow.key == key).execute()
         self._unmark(user_id)
 
-    def fail(self, key: str, email: str, user_id: str | None) -> None:
+    def fail(self, key: str, user_id: str | None) -> None:
         """The attempt failed; at the threshold the address is locked, twice as long as the last time."""
         now = clock.now()
         failed: Any = peewee.fn.SUBSTR(peewee.Value(now).concat(LockoutRow.failed), 1, KEPT * INSTANT)
@@ -103,8 +103,8 @@ class Lockout:
             UserRow.update(locked_until=until).where(UserRow.id == user_id).execute()
             emit(UserLocked(user_id=user_id, until=until), object=("user", user_id), owner=user_id)
             self._record("auth.user.lock", user_id, {"until": until})
-            if self.mail is not None:
-                self.mail.notify(email, "locked", until=until)
+            if self.mail is not None:  # to the address as it is kept, not as somebody spelled it
+                self.mail.notify(UserRow.get_by_id(user_id).email, "locked", until=until)
 
     def unlock(self, email: str, user_id: str) -> None:
         """End a lock at once, and forget the failures."""

@@ -117,7 +117,7 @@ class SignIn:
         self, key: str, email: str, user_id: str | None, *, action: str, detail: str = "The code is wrong."
     ) -> Problem:
         """Count a wrong password or code; the problem to return from the unit."""
-        self._lockout.fail(key, email, user_id)
+        self._lockout.fail(key, user_id)
         if self.audit is not None:
             failure = AuditEntry(
                 action=action, object_type="user", object_id=user_id, outcome="failed", code="invalid_credentials",

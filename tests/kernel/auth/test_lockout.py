@@ -17,6 +17,7 @@ from corral.auth import passwords as passwords_module
 from corral.core.api import Rescue
 from corral.core.lockout import HELD_SECONDS, Lockout, prune
 from corral.core.sign_in_models import LockoutRow
+from corral.jobs.job import JobRow
 from corral.testing.kit import PASSWORD, Kit
 
 MakeKit = Callable[..., Awaitable[Kit]]
@@ -232,3 +233,13 @@ async def test_auth_4_known_and_unknown_addresses_take_the_same_time(kit: Kit, d
         took[known].append(time.perf_counter() - began)
     one, other = (statistics.median(each) for each in took.values())
     assert abs(one - other) / max(one, other) < 0.3
+
+
+async def test_the_holder_is_told_at_the_address_as_it_is_kept(make_kit: MakeKit, open_door: Any) -> None:
+    kit = await make_kit(plugins=[], config={"settings.mail.host": "mail.example.org"})
+    await kit.as_user(email="ann@strasse.example")
+    await _fail(open_door(kit), "ann@stra\u00dfe.example", 5)  # one normal form, but another domain
+    mails = await kit.kernel.database.work(
+        lambda: [row.arguments for row in JobRow.select().where(JobRow.name == "core.send_mail")], read=True
+    )
+    assert [(mail["kind"], mail["to"]) for mail in mails] == [("locked", "ann@strasse.example")]
