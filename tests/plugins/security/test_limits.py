@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from corral.core.api import SharedBuckets
 from corral.http.routes import Rate, Route
 from corral.plugin import Meter, RateLimits, Settings
 from corral.testing.kit import Answer, Kit
+from corral.testing.server import ServerProcess
 from corral_plugins.security.service.buckets import Buckets, Full
 from corral_plugins.security.service.gate import IpGate
 from corral_plugins.security.service.limits import Limits, address_key
@@ -261,3 +263,18 @@ def test_gates_and_limits_together_cost_less_than_ten_microseconds(long_form: bo
         best = min(best, (time.perf_counter() - began) / 1000 * 1e6)
     print(f"gates and limits: {best:.2f} us a request")
     assert best < (10 if long_form else 50)
+
+
+def test_processes_without_redis_share_the_figures(tmp_path: Path) -> None:
+    """Two on one address, of which each counts alone: 60 of the 120 calls a minute are its share."""
+    arguments = ("--processes", "2", "--no-embedded-worker", "--no-jobs")
+    with ServerProcess(tmp_path, arguments=arguments, environ={"CORRAL_RATE_LIMITS": "on"}) as server:
+        began, passed = time.monotonic(), 0
+        for _ in range(40):  # connections, which the processes take as they come
+            with server.client() as client:
+                answers = [client.get("/auth/config") for _ in range(10)]
+            passed += sum(answer.status_code == 200 for answer in answers)
+            assert {answer.headers["ratelimit-limit"] for answer in answers} == {"60"}
+        seconds = time.monotonic() - began
+    print(f"{passed} of 400 passed in {seconds:.1f} s")
+    assert 60 <= passed <= 120 + 2 * seconds + 2
