@@ -20,7 +20,11 @@ class SettingsChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SettingsStore(Protocol):
-    """Changes settings; provided by the plugin `settings`. Everything joins the current unit, with audit and event."""
+    """Changes settings, audited and told; provided by the plugin `settings`. All but `admit` joins the current unit."""
+
+    async def admit(self, values: Mapping[str, Any], *, pointer: Callable[[str], str] = "/{}".format) -> None:
+        """Before the unit of a `change` by people: URLs among the values pass the egress guard, or `url_blocked`."""
+        ...
 
     def change(
         self, values: Mapping[str, Any], *, by: Principal, if_match: IfMatch = ANY_VERSION, of: Iterable[str] = (),

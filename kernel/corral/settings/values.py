@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import typing
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -19,6 +19,10 @@ VARIABLES = {name: variable for variable, name in PINNING.items()} | {
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\.[a-z][a-z0-9_]{0,63}")
 _CREDENTIAL = re.compile(r"(^|_)(password|passphrase|secret|token|credentials?|api_?key|private_key|key)$")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,2})?")
+
+
+WebUrl = Annotated[str, msgspec.Meta(max_length=2048, extra_json_schema={"format": "uri"})]
+"""The kind of a setting whose value is judged by the egress guard before it is stored."""
 
 
 class SettingRefused(ValueError):
@@ -73,6 +77,11 @@ def core_type(kind: Any) -> tuple[Any, bool]:
     if type(None) in typing.get_args(kind) and len(members) == 1:
         kind, nullable = members[0], True
     return kind, nullable
+
+
+def is_url(setting: Setting[Any]) -> bool:
+    """Whether it is declared as `WebUrl`, or that or null."""
+    return any(WebUrl == kind for kind in (setting.kind, *typing.get_args(setting.kind)))
 
 
 def _from_text(kind: Any, value: Any) -> Any:

@@ -8,7 +8,8 @@ import msgspec
 
 from corral.auth.principal import Principal
 from corral.core.api import Address, Delivery, Mail
-from corral.http.answers import IfMatch
+from corral.database.engine import Work
+from corral.http.answers import IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Rate, Routes
 from corral.settings.store import SettingsChange
@@ -72,9 +73,13 @@ def list_history(query: HistoryQuery, caller: Principal, views: SettingViews) ->
 
 
 @routes.put("/bulk", needs="settings.write", raises=(*REFUSALS, "unknown_setting"))
-def change_settings(body: NewValues, caller: Principal, service: SettingsService) -> SettingsChange:
+async def change_settings(
+    body: NewValues, caller: Principal, request: Request, service: SettingsService, work: Work
+) -> SettingsChange:
     """Change several settings at once, or none of them."""
-    return service.change(body.settings, by=caller, pointer="/settings/{}".format)
+    place = "/settings/{}".format
+    await service.admit(body.settings, pointer=place)
+    return await work(lambda: service.change(body.settings, by=caller, pointer=place), entry=request.entry(caller))
 
 
 @routes.post("/test-mail", needs="settings.write", rate=TEST_RATE, raises=("invalid_state",))
@@ -84,15 +89,20 @@ async def send_test_mail(body: Recipient, mail: Mail) -> Delivery:
 
 
 @routes.put("/{category}/{key}", needs="settings.write", raises=REFUSALS)
-def change_setting(
-    category: str, key: str, body: NewValue, match: IfMatch, caller: Principal, service: SettingsService,
-    views: SettingViews,
+async def change_setting(
+    category: str, key: str, body: NewValue, match: IfMatch, caller: Principal, request: Request,
+    service: SettingsService, views: SettingViews, work: Work,
 ) -> SettingView:  # fmt: skip
     """Change a setting; it is in force everywhere within 2 s."""
     name = f"{category}.{key}"
-    service.refuse_locked(name)
-    service.change({name: body.value}, by=caller, if_match=match, pointer=lambda name: "/value")
-    return views.one(name)
+
+    def change() -> SettingView:
+        service.refuse_locked(name)
+        service.change({name: body.value}, by=caller, if_match=match, pointer=_value)
+        return views.one(name)
+
+    await service.admit({name: body.value}, pointer=_value)
+    return await work(change, entry=request.entry(caller))
 
 
 @routes.post("/{category}/{key}/reset", needs="settings.write", raises=("setting_locked",))
@@ -103,3 +113,8 @@ def reset_setting(
     name = f"{category}.{key}"
     service.reset(name, by=caller, if_match=match)
     return views.one(name)
+
+
+def _value(name: str) -> str:
+    """Where the value of a setting is in the body."""
+    return "/value"

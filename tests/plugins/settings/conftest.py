@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from corral.plugin import Plugin, Setting, Settings, hookimpl
+from corral.settings.values import WebUrl
 from corral.testing.kit import Client, Kit
 
 LOW = Setting(
@@ -25,7 +26,8 @@ BOOKS: Setting[list[str]] = Setting(name="shelf.books", kind=list[str], default=
 DEPTHS: Setting[dict[str, int]] = Setting(name="shelf.depths", kind=dict[str, int], default={}, title="Depth by row")
 LOCK: Setting[str | None] = Setting(name="shelf.lock", kind=str, default=None, title="Its code", secret=True)
 SLOTS = Setting(name="shelf.slots", kind=int, default=4, title="Slots", restart_required=True)
-ALL: tuple[Setting[Any], ...] = (LOW, HIGH, WIDTH, OPEN, WOOD, LABEL, BOOKS, DEPTHS, LOCK, SLOTS)
+SHOP: Setting[str | None] = Setting(name="shelf.shop", kind=WebUrl, default=None, title="Where it was bought")
+ALL: tuple[Setting[Any], ...] = (LOW, HIGH, WIDTH, OPEN, WOOD, LABEL, BOOKS, DEPTHS, LOCK, SLOTS, SHOP)
 
 
 class ShelfPlugin(Plugin):

@@ -122,6 +122,19 @@ async def test_events_tell_which_setting_but_no_value(shelf: Shelf) -> None:
     assert {event.visibility for event in told} == {"admin"}
 
 
+async def test_urls_pass_the_egress_guard(shelf: Shelf) -> None:
+    for url in ("http://169.254.169.254/latest", "http://127.0.0.1:8000", "ftp://8.8.8.8/x"):
+        for answer, pointer in (
+            (await shelf.put("shelf.shop", url), "/value"),
+            (await shelf.admin.put("/settings/bulk", {"settings": {"shelf.shop": url}}), "/settings/shelf.shop"),
+            (await shelf.admin.put("/plugins/shelf/config", {"settings": {"shelf.shop": url}}), "/settings/shelf.shop"),
+        ):
+            told = (answer.status, answer.code, answer.json()["errors"][0]["pointer"])
+            assert told == (422, "url_blocked", pointer), (url, answer)
+    assert (await shelf.put("shelf.shop", "https://8.8.8.8/shelves")).status == 200
+    assert (await shelf.put("shelf.shop", None)).status == 200
+
+
 async def test_others_than_admins_are_kept_out(shelf: Shelf) -> None:
     member = await shelf.kit.as_user("member")
     for method, path, body in (

@@ -9,8 +9,9 @@ from msgspec import UNSET, UnsetType
 
 from corral.auth.principal import Principal
 from corral.core.plugins import PluginCatalogue, PluginView
+from corral.database.engine import Work
 from corral.errors import Unavailable
-from corral.http.answers import Answer
+from corral.http.answers import Answer, Request
 from corral.http.page import Page, PageQuery, paginate_names
 from corral.http.routes import Routes
 from corral.plugin_admin import PluginError
@@ -80,15 +81,18 @@ def read_plugin_config(name: str, plugins: PluginCatalogue) -> dict[str, Any]:
 
 @routes.put(
     "/{name}/config", needs="plugins.write", own_session=True,
-    raises=("unknown_setting", "setting_locked", "masked_value_submitted"),
+    raises=("unknown_setting", "setting_locked", "masked_value_submitted", "url_blocked"),
 )  # fmt: skip
-def change_plugin_config(
-    name: str, body: NewValues, caller: Principal, plugins: PluginCatalogue, store: SettingsStore | None
-) -> SettingsChange:
+async def change_plugin_config(
+    name: str, body: NewValues, caller: Principal, request: Request, plugins: PluginCatalogue,
+    store: SettingsStore | None, work: Work,
+) -> SettingsChange:  # fmt: skip
     """Change run-time settings of a plugin, as `PUT /settings/bulk` does; those of its section need a start."""
     if store is None:
         raise Unavailable("The plugin settings is not in service.", code="plugin_disabled", retry_after=60)
-    return plugins.configure(name, body.settings, store, by=caller)
+    await store.admit(body.settings, pointer="/settings/{}".format)
+    entry = request.entry(caller)
+    return await work(lambda: plugins.configure(name, body.settings, store, by=caller), entry=entry)
 
 
 @routes.get("/{name}/errors", needs="plugins.read")

@@ -10,6 +10,7 @@ import msgspec
 from corral.auth.principal import Principal
 from corral.crypto import Keyring, refuse_mask
 from corral.database.unit import after_commit
+from corral.egress.client import Egress
 from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound
 from corral.events.event import emit
 from corral.http.answers import ANY_VERSION, IfMatch
@@ -17,7 +18,7 @@ from corral.plugin import SECRET_CHANGE, Audit, AuditEntry, Setting, Settings
 from corral.redact.redactor import Redactor
 from corral.settings.registry import EffectiveSetting, SettingsRegistry, StoredSetting
 from corral.settings.store import SettingsChange
-from corral.settings.values import SettingRefused, accept
+from corral.settings.values import SettingRefused, accept, is_url
 from corral_plugins.settings.api import SettingChanged
 from corral_plugins.settings.service.rows import Change, SettingRows, plain, versions
 
@@ -32,10 +33,17 @@ class SettingsService:
 
     audit: Audit | None = None
 
-    def __init__(self, registry: SettingsRegistry, keyring: Keyring, redactor: Redactor) -> None:
-        self._registry, self._redactor, self.rows = registry, redactor, SettingRows(keyring)
+    def __init__(self, registry: SettingsRegistry, keyring: Keyring, redactor: Redactor, egress: Egress) -> None:
+        self._registry, self._redactor, self._egress = registry, redactor, egress
+        self.rows = SettingRows(keyring)
         self._guards: list[tuple[frozenset[str], Judge]] = []
         self._secrets: dict[str, str] = {}
+
+    async def admit(self, values: Mapping[str, Any], *, pointer: Callable[[str], str] = "/{}".format) -> None:
+        for name, value in values.items():
+            item = self._registry.find(name)
+            if item is not None and isinstance(value, str) and is_url(item.setting):
+                await self._egress.at_save(value, pointer=pointer(name))
 
     def change(
         self, values: Mapping[str, Any], *, by: Principal, if_match: IfMatch = ANY_VERSION, of: Iterable[str] = (),
