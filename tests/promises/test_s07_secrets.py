@@ -105,6 +105,10 @@ class Tour:
         self.told("POST", "/secrets", {"name": value, "value": value, "surprise": value})
         self.told("PUT", path, {"value": value, "cas": 99})
         self.told("POST", f"{path}/rotate", {"value": value, "grace_seconds": 60}, headers={"Idempotency-Key": f"k{n}"})
+        if n == 0:  # the same value where other pages keep credentials
+            self.told("PUT", "/settings/mail/password", {"value": value})
+            self.told("POST", "/llm/providers", {"name": "kept", "kind": "anthropic", "api_key": value})
+            self.told("GET", "/llm/providers/kept")
         return made  # type: ignore[no-any-return]
 
     def people(self, n: int) -> None:
@@ -199,7 +203,7 @@ def test_s07_no_secret_is_found_anywhere(database_url: str, tmp_path: Path, long
         admin = server.sign_in()
         frames = Frames(server.address, admin.headers["Authorization"].removeprefix("Bearer "))
         frames.start()
-        admin.patch("/settings/llm", json={"store_payloads": "all"})
+        admin.put("/settings/llm/store_payloads", json={"value": "all"}).raise_for_status()
         tour = Tour(server, admin)
         made = [tour.store(n) for n in range(count)]
         time.sleep(3)  # 2 s until every process knows them

@@ -1,8 +1,9 @@
 """The promises of the egress guard.
 
 Of 1, the webhook, channel, workflow step, import and template index wait for the plugins that have them: here their
-sinks' clients are judged, and S3 (`tests/promises`) has the corpus. 6 waits for the vault; what is there already is
-tested in `tests/plugins/tasks/test_redaction.py`, 7 in `tests/kernel/redact`, 8 in `tests/architecture`.
+sinks' clients are judged, and S3 (`tests/promises`) has the corpus. 6 is in `tests/plugins/tasks/test_redaction.py`,
+its alarm in `test_secrets.py` beside that, all forms and features in S7; 7 is in `tests/kernel/redact`, 8 in
+`tests/architecture`.
 """
 
 from __future__ import annotations

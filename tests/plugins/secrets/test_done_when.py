@@ -1,4 +1,4 @@
-"""What the vault promises. 6 is R10 (`tests/promises`), a short form of it is in test_keys.py.
+"""What the vault promises. 6 is R10 (`tests/promises`), and in test_keys.py.
 
 7 waits for workflows; the same is tested here for the tools that send HTTP requests (`tests/plugins/tools`).
 """

@@ -89,7 +89,7 @@ async def test_rows_whose_keys_are_not_listed_stay_and_are_counted(make_kit: Cal
     assert health[0].check()[0] == "degraded"
 
 
-async def test_values_change_while_they_are_rewrapped(make_kit: Callable[..., Any]) -> None:
+async def test_secrets_6_values_change_while_they_are_rewrapped(make_kit: Callable[..., Any]) -> None:
     """A write between the reading of a batch and its writing wins."""
     old = await world(make_kit, "v1", again=False)
     made = await old.create("the first value of it")
