@@ -248,6 +248,11 @@ async def test_the_environment_pins_secrets(make_kit: Callable[..., Any]) -> Non
         answer = await safe.admin.request(method, path, body)
         assert (answer.status, answer.code) == (409, "setting_locked"), path
     assert safe.kit.kernel.redactor.redact(f"it is {VALUE}") == "it is [redacted]"
+    assert (await safe.admin.get(f"/secrets/{pinned['id']}/versions")).json()["items"] == []
+    assert (await safe.reveal(pinned["id"])).code == "reauth_required"
+    await safe.step_up()
+    assert (await safe.reveal(pinned["id"])).json() == {"value": VALUE, "version": 1}
+    assert (await safe.events("secret.revealed"))[-1]["name"] == "PINNED"
 
 
 async def test_a_person_is_shown_thirty_values_an_hour(make_kit: Callable[..., Any]) -> None:

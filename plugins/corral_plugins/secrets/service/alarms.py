@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Collection
@@ -38,6 +39,7 @@ class Alarms:
         self._work = work
         self._told: OrderedDict[tuple[str, str, str], float] = OrderedDict()
         self._waiting: list[_Alarm] = []
+        self._changing = threading.Lock()
         self._rung = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -72,12 +74,13 @@ class Alarms:
 
     def _raise(self, alarm: _Alarm) -> None:
         key, now = (alarm.kind, alarm.type, alarm.id), time.monotonic()
-        if now - self._told.get(key, -HOUR) < HOUR or len(self._waiting) >= WAITING:
-            return
-        self._told[key] = now
-        while len(self._told) > REMEMBERED:
-            self._told.popitem(last=False)
-        self._waiting.append(alarm)
+        with self._changing:
+            if now - self._told.get(key, -HOUR) < HOUR or len(self._waiting) >= WAITING:
+                return
+            self._told[key] = now
+            while len(self._told) > REMEMBERED:
+                self._told.popitem(last=False)
+            self._waiting.append(alarm)
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._rung.set)
 

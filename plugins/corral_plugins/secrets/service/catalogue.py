@@ -80,7 +80,9 @@ class Catalogue:
         )
 
     def versions(self, id: str, query: PageQuery, by: Principal) -> Page[VersionView]:
-        """The versions of a secret, newest first."""
+        """The versions of a secret, newest first; a pinned one has none that are kept."""
+        if self._environment.get(id) is not None:
+            return Page(items=[], total=0, limit=query.limit, offset=0, next=None)
         row = rows.get(id, deleted=True)
         of_it = SecretVersion.select().where(SecretVersion.secret_id == row.id)
         return paginate(

@@ -9,14 +9,14 @@ from msgspec import UNSET
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.errors import Conflict, Gone, Invalid, PreconditionFailed
+from corral.errors import Conflict, Gone, Invalid, NotFound, PreconditionFailed
 from corral.http.answers import IfMatch
 from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Audit, Settings
 from corral_plugins.secrets import api
 from corral_plugins.secrets.models import SecretRow
 from corral_plugins.secrets.service import rows
-from corral_plugins.secrets.service.environment import Environment
+from corral_plugins.secrets.service.environment import Environment, Pinned
 from corral_plugins.secrets.service.values import Values, checked, generated
 from corral_plugins.secrets.settings import MAX_VERSIONS
 from corral_plugins.secrets.shapes import Generate, NewSecret, Reveal, Revealed, Rotation, SecretPatch
@@ -100,7 +100,9 @@ class Vault:
     def reveal(self, id: str, asked: Reveal, by: Principal) -> Revealed:
         """The value; the audit row of it commits with this unit, before the answer leaves."""
         rows.require_audit(self.audit)
-        self._environment.refuse(id=id)
+        pinned = self._environment.get(id)
+        if pinned is not None:
+            return self._reveal_pinned(pinned, asked, by)
         row = rows.get(id)
         if rows.is_expired(row.expires_at):
             raise Gone(f"{row.name} has expired; rotate it, or give it another expires_at.", code="secret_expired")
@@ -110,6 +112,14 @@ class Vault:
         rows.tell(api.SecretRevealed, row, by)
         rows.note(self.audit, "reveal", row, reason=asked.reason, shown_version=n)
         return Revealed(value=value, version=n)
+
+    def _reveal_pinned(self, pinned: Pinned, asked: Reveal, by: Principal) -> Revealed:
+        if asked.version not in (None, 1):
+            raise NotFound("A pinned secret has one version.")
+        row = SecretRow(id=pinned.id, name=pinned.name, version=1)  # as events and audit log tell of it; never stored
+        rows.tell(api.SecretRevealed, row, by)
+        rows.note(self.audit, "reveal", row, reason=asked.reason, shown_version=1)
+        return Revealed(value=pinned.value, version=1)
 
     def restore_version(self, id: str, n: int, match: IfMatch, by: Principal) -> SecretRow:
         """Make the value of a version the newest one. `secrets.destroyed`."""
