@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from corral.testing.kit import Kit
 
 
@@ -26,3 +29,12 @@ async def test_settings_of_a_plugin_are_changed_all_or_none(kit: Kit) -> None:
 async def test_it_takes_an_admins_own_session(kit: Kit) -> None:
     member = await kit.as_user("member")
     assert (await member.put("/plugins/workers/config", {"settings": {}})).code == "forbidden"
+
+
+async def test_without_the_plugin_settings_values_stay_and_cannot_be_changed(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(plugins=["workers"], config={"settings.workers.max_workers": 7})
+    admin = await kit.as_user("admin")
+    refused = await admin.put("/plugins/workers/config", {"settings": {"workers.max_workers": 8}})
+    assert (refused.status, refused.code) == (503, "plugin_disabled")
+    found = {item.setting.name: item.value for item in kit.kernel.settings.all()}
+    assert (found["workers.max_workers"], found["workers.heartbeat_seconds"]) == (7, 15)
