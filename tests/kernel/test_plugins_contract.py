@@ -1,7 +1,6 @@
 """What `corral_plugins` and third parties may rely on: a faulty plugin stays in its room, and the rest goes on.
 
-Done when, of the page on plugins: 2 and 6 here, 1 in `cli/test_new_plugin.py`. 3 waits for quarantine, 4 in several
-processes for `--processes`, 7 for safe mode; 5 is the suite of each plugin.
+Done when, of the page on plugins: 2 and 6 here, 1 in `cli/test_new_plugin.py`, the others in `isolation/`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import tomlkit
 
 from corral.config import Config
 from corral.config_reader import load as load_config
-from corral.loader import ESSENTIAL, Loaded, discover, load
+from corral.loader import Loaded, discover, load
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
@@ -25,8 +25,7 @@ def plugins_of(config: Config) -> list[Loaded]:
     stored = stored_states(config)
     loaded = load(discover(config), config)
     for item in loaded:
-        protected = item.kind is not None and item.kind.protected
-        if item.name in stored and item.active and not protected and item.name not in config.plugins.enabled:
+        if item.name in stored and item.active and not item.protected and item.name not in config.plugins.enabled:
             item.become("disabled", stored[item.name])
     return sorted(loaded, key=lambda item: item.name)
 
@@ -86,7 +85,7 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
         _write(path, text)
         return path, changed
     item = find(plugins, name)
-    if name in ESSENTIAL or (item.kind is not None and item.kind.protected):
+    if item.protected:
         raise click.ClickException(f"{name} is protected: nothing is safe without it")
     dependants = [other.name for other in plugins if other.active and name in other.requires]
     if dependants:

@@ -108,11 +108,11 @@ def purge(name: str, config_path: Path | None, as_json: bool) -> None:
 def _purgeable(config: Config, name: str) -> list[str]:
     """All known names; refuses a plugin that runs, would run at the next start, or is protected."""
     from corral.cli.plugin_set import plugins_of
-    from corral.loader import ESSENTIAL
+    from corral.loader import PROTECTED
 
     plugins = plugins_of(config)
     item = next((item for item in plugins if item.name == name), None)  # one that was uninstalled may be purged too
-    if name in ESSENTIAL or (item is not None and item.kind is not None and item.kind.protected):
+    if name in PROTECTED or (item is not None and item.protected):
         raise click.ClickException(f"{name} is protected: nothing is safe without its tables")
     if item is not None and item.state != "disabled":
         raise click.ClickException(
@@ -133,7 +133,7 @@ def _facts(item: Loaded) -> dict[str, Any]:
     return {
         "name": item.name, "state": item.state, "reason": item.reason, "title": kind.title() if kind else None,
         "version": found.version, "distribution": found.distribution, "author": found.author or None,
-        "license": found.license or None, "built_in": found.built_in, "protected": bool(kind and kind.protected),
+        "license": found.license or None, "built_in": found.built_in, "protected": item.protected,
         "requires": list(item.requires), "wants": list(kind.wants) if kind else [],
     }  # fmt: skip
 

@@ -11,6 +11,7 @@ import msgspec
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.core import Metric as Family
+from prometheus_client.parser import text_string_to_metric_families
 
 from corral.core.process_figures import ProcessFigures, histogram
 from corral.core.siblings import Siblings, summed
@@ -48,7 +49,7 @@ class Readiness:
 
     async def checks(self) -> Checks:
         """What is as it should be now; answers within a second."""
-        protected = [item for item in self._registry.all() if item.kind is not None and item.kind.protected]
+        protected = [item for item in self._registry.all() if item.protected]
         return Checks(
             database=await self.database_serves(),
             migrations=self._migrated,
@@ -149,6 +150,25 @@ class Scrape:
         up = GaugeMetricFamily("corral_up", "Whether a dependency answers", labels=["dependency"])
         up.add_metric(["database"], self._readiness.served)
         yield up
+
+
+class _Parsed:
+    """A text as a registry, for the writer of the other form."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def collect(self) -> Iterator[Family]:
+        """The families of the text."""
+        yield from text_string_to_metric_families(self._text)
+
+
+def open_metrics(text: str) -> str:
+    """The same series as OpenMetrics has them."""
+    from prometheus_client.openmetrics.exposition import generate_latest as generate
+
+    untyped: Any = generate
+    return str(untyped(_Parsed(text)).decode())
 
 
 def _family(metric: Metric, values: Mapping[tuple[str, ...], Any]) -> Family:

@@ -108,7 +108,7 @@ class KernelChecks:
         if not amiss:
             return "ok", "All are in service."
         told = ", ".join(f"{item.name} is {item.state}" for item in amiss)
-        protected = any(item.kind is not None and item.kind.protected for item in amiss if item.state != "quarantined")
+        protected = any(item.protected for item in amiss if item.state != "quarantined")
         return "down" if protected else "degraded", f"{told}."
 
     async def skew(self) -> Told:

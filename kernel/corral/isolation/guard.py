@@ -231,8 +231,8 @@ class Relayed:
 def guarded(guard: Guard) -> Callable[..., Any]:
     """The guard as what it guards: a coroutine function stays one for those who look."""
     plain = guard.function.func if isinstance(guard.function, functools.partial) else guard.function
-    if not inspect.iscoroutinefunction(plain):
-        return guard
+    if not inspect.iscoroutinefunction(plain) or guard.terms.expected.awaited is False:
+        return guard  # which tells a coroutine function where nobody awaits
 
     @functools.wraps(guard.function)
     async def run(*arguments: Any, **named: Any) -> Any:

@@ -1,0 +1,120 @@
+"""What two plugins want to have alone is refused to both; a built-in one keeps it. The built-in ones are protected."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.kernel.isolation.misbehaving import plugin, routes
+
+from corral.config import Config, Plugins
+from corral.core.plugin import CorePlugin
+from corral.database.model import Model
+from corral.events.event import Event
+from corral.jobs.job import Job
+from corral.loader import Found, load
+from corral.plugin import Plugin, Setting
+from corral.testing.conformance import check_plugin
+from corral.testing.installed import PluginFolder
+from corral.testing.kit import make_kernel
+
+
+def table(name: str) -> type[Model]:
+    meta = type("Meta", (), {"table_name": name})
+    return type("Table", (Model,), {"Meta": meta})
+
+
+class Happened(Event, kw_only=True):
+    """It happened."""
+
+    event = "thing.happened"
+
+
+def setting(self: Any) -> list[Setting[Any]]:
+    return [Setting(name="shared.size", kind=int, default=1, title="Size")]
+
+
+CLAIMS = {
+    "setting shared.size": ({"corral_settings": setting}, {"corral_settings": setting}),
+    "event thing.happened": ({"corral_events": lambda self: [Happened]}, {"corral_events": lambda self: [Happened]}),
+    "job shared.do": (
+        {"corral_jobs": lambda self: [Job("shared.do", lambda: None)]},
+        {"corral_jobs": lambda self: [Job("shared.do", lambda: None)]},
+    ),
+    "table one_two_things": (
+        {"corral_models": lambda self: [table("one_two_things")]},
+        {"corral_models": lambda self: [table("one_two_things")]},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CLAIMS)
+async def test_both_of_two_third_parties_fail(tmp_path: Path, what: str) -> None:
+    first, second = CLAIMS[what]
+    plugins = [
+        plugin("one", **first),
+        plugin("one_two", **second),
+        plugin("steady", corral_routes=lambda self: [routes("steady")]),
+    ]
+    async with make_kernel(tmp_path, plugins=plugins) as kit:
+        told = {name: (kit.loaded(name).state, kit.loaded(name).reason) for name in ("one", "one_two")}
+        assert told == {
+            "one": ("failed", f"{what} is declared by one_two too"),
+            "one_two": ("failed", f"{what} is declared by one too"),
+        }
+        assert (await kit.client.get("/steady")).status == 200
+
+
+def test_only_what_corral_brings_along_is_protected() -> None:
+    class Bold(Plugin):
+        """Thinks it must always run."""
+
+        name = "bold"
+        protected = True
+
+    foreign = Found(name="bold", load=lambda: Bold, distribution="corral-bold")
+    [loaded] = load([foreign], Config(plugins=Plugins(enabled=("bold",))))
+    assert (loaded.state, loaded.protected) == ("failed", False)
+    assert "protected is for the plugins that Corral brings along" in (loaded.reason or "")
+
+
+def test_a_protected_plugin_cannot_be_disabled_by_the_file() -> None:
+    core = Found(name="core", load=lambda: CorePlugin)
+    [loaded] = load([core], Config(plugins=Plugins(disabled=("core",))))
+    assert (loaded.state, loaded.protected) == ("active", True)
+
+
+def test_safe_mode_loads_protected_plugins_only() -> None:
+    found = [
+        Found(name="core", load=lambda: CorePlugin),
+        Found(name="other", load=lambda: pytest.fail("it was loaded")),
+    ]
+    states = {item.name: (item.state, item.reason) for item in load(found, Config(safe_mode=True))}
+    assert states == {"core": ("active", None), "other": ("disabled", "safe mode")}
+
+
+PEOPLE = '''
+from corral.core.api import Accounts
+from corral.plugin import Plugin
+
+
+class PeoplePlugin(Plugin):
+    """Knows that there are accounts."""
+
+    name = "people"
+    kind = Accounts
+'''
+
+
+def test_the_api_of_core_is_public(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    PluginFolder(tmp_path).add("people", PEOPLE)
+    from corral_people.plugin import PeoplePlugin  # type: ignore[import-not-found]  # just written
+
+    try:
+        check_plugin(PeoplePlugin)
+    finally:
+        for name in [each for each in sys.modules if each.startswith("corral_people")]:
+            del sys.modules[name]

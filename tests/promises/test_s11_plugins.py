@@ -1,0 +1,181 @@
+"""S11: twelve plugins misbehave in one server under load; the core does not err, and each culprit is named.
+
+They raise at import, exit, loop, sleep, return the wrong type, forget to be awaited, let a thread die, flood the log,
+raise in a route, break at their migration or configuration, and have one name twice. Short form: 12 s after they are
+held; long form (`--long`): 60 s.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from tests.promises import misbehaving
+
+from corral import clock
+from corral.testing.installed import PluginFolder
+from corral.testing.server import ServerProcess
+
+CLIENTS, PAUSE = 4, 0.02
+HELD_WITHIN, SLACK = 10.0, 10.0  # seconds; the slack is for a machine that has other things to do
+LOG_LINES_A_SECOND = 100
+
+
+class Caller(threading.Thread):
+    """Reads and writes through the core and a built-in plugin, one call after the other."""
+
+    def __init__(self, server: ServerProcess, token: str, stop: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self.server, self.token, self.stop = server, token, stop
+        self.took: list[tuple[float, float]] = []
+        self.errors: list[str] = []
+        self.created: set[str] = set()
+
+    def run(self) -> None:
+        with self.server.client(self.token) as client:
+            calls: list[Callable[[], httpx2.Response]] = [
+                lambda: client.get("/auth/me"), lambda: client.get("/tasks", params={"limit": 5}),
+                lambda: client.get(f"{self.server.address}/health"), lambda: client.post("/tasks", json={"title": "x"}),
+            ]  # fmt: skip
+            number = 0
+            while not self.stop.wait(PAUSE):
+                began = time.monotonic()
+                try:
+                    answer = calls[number % len(calls)]().raise_for_status()
+                    if answer.request.method == "POST":
+                        self.created.add(answer.json()["id"])
+                except httpx2.HTTPError as error:
+                    self.errors.append(f"{time.monotonic() - began:.1f} s: {type(error).__name__}: {error}")
+                self.took.append((began, time.monotonic() - began))
+                number += 1
+
+
+class Load:
+    """`CLIENTS` callers while it is entered."""
+
+    def __init__(self, server: ServerProcess, token: str) -> None:
+        self._stop = threading.Event()
+        self.callers = [Caller(server, token, self._stop) for _ in range(CLIENTS)]
+
+    def __enter__(self) -> Load:
+        for caller in self.callers:
+            caller.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop.set()
+        for caller in self.callers:
+            caller.join(60)
+
+    @property
+    def errors(self) -> list[str]:
+        return [error for caller in self.callers for error in caller.errors]
+
+    @property
+    def created(self) -> set[str]:
+        return {task for caller in self.callers for task in caller.created}
+
+    def p99(self, since: float) -> float:
+        """Of the calls that began after that."""
+        took = sorted(took for caller in self.callers for began, took in caller.took if began >= since)
+        assert len(took) > 100
+        return took[int(len(took) * 0.99)]
+
+
+def serve(folder: Path, url: str, *names: str) -> ServerProcess:
+    plugins = PluginFolder(folder / f"plugins-{len(names)}")
+    (folder / "corral.toml").write_text(misbehaving.install(plugins, *names), "utf-8")
+    environ = {
+        "CORRAL_CONFIG": str(folder / "corral.toml"), "CORRAL_PLUGIN_DIR": str(plugins.path),
+        "CORRAL_DATA_DIR": str(folder / "data"), "CORRAL_ACCESS_TTL": "3600",
+    }  # fmt: skip
+    return ServerProcess(folder, database_url=url, environ=environ)
+
+
+def states(admin: httpx2.Client) -> dict[str, Any]:
+    found = admin.get("/plugins", params={"limit": 200}).raise_for_status().json()["items"]
+    return {each["name"]: each for each in found}
+
+
+def until(condition: Callable[[], bool], seconds: float) -> float:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, f"not within {seconds:g} s"
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
+def usual(folder: Path, url: str, seconds: float) -> float:
+    """The p99 of a server on which only a plugin lives that behaves."""
+    with serve(folder, url, "steady") as server, server.sign_in() as admin:
+        token = admin.headers["Authorization"].removeprefix("Bearer ")
+        with Load(server, token) as load:
+            time.sleep(2)
+            began = time.monotonic()
+            time.sleep(seconds)
+        assert load.errors == []
+        return load.p99(began)
+
+
+def check_names(found: dict[str, Any]) -> None:
+    """Each culprit is named with what it did."""
+    for name, reason in misbehaving.AT_START.items():
+        assert (found[name]["state"], reason in (found[name]["reason"] or "")) == ("failed", True), found[name]
+    assert "CREATE" in found["migrator"]["reason"] or "syntax" in found["migrator"]["reason"]
+    told = {
+        "exiter": "SystemExit: 1", "looper": "did not come back", "sleeper": "did not come back",
+        "wrong": "it returned str", "unawaited": "coroutine function", "dying": "does not stay up",
+    }  # fmt: skip
+    for name, reason in told.items():
+        assert reason in found[name]["reason"], found[name]
+    assert (found["raiser"]["state"], found["raiser"]["errors_total"]) == ("active", 7)
+    others = {each["state"] for each in found.values() if each["distribution"] in ("corral", "corral-steady")}
+    assert others == {"active"}
+
+
+def test_s11_misbehaving_plugins(tmp_path: Path, database_url: str, long_form: bool, figure: Any) -> None:
+    seconds = 60.0 if long_form else 12.0
+    before = usual(tmp_path, database_url, 8.0)
+    server = serve(tmp_path, database_url, "steady", *misbehaving.ALL)
+    with server, server.sign_in() as admin:
+        ready = time.monotonic()
+        token = admin.headers["Authorization"].removeprefix("Bearer ")
+        with Load(server, token) as load:
+            for _ in range(7):
+                assert admin.get("/raiser").status_code == 500
+            held = until(
+                lambda: all(states(admin)[name]["state"] == "quarantined" for name in misbehaving.CALLED),
+                HELD_WITHIN + SLACK,
+            )
+            time.sleep(max(0.0, ready + 5 - time.monotonic()))
+            after = time.monotonic()
+            time.sleep(seconds)
+        lasted = time.monotonic() - ready
+        assert load.errors == []
+        check_names(states(admin))
+        # everything of the plugin that behaves was called
+        until(lambda: load.created <= set(admin.get("/steady/tasks").json()), 20)
+        gate = admin.get("/steady").json()["gate"]
+        for _ in range(50):
+            admin.get("/auth/me")
+        assert admin.get("/steady").json()["gate"] == gate + 51
+        assert admin.get("/steady").json()["schedule"] >= 0.5 * lasted
+    p99 = load.p99(after)
+    lines = [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
+    flood = [line for line in lines if line["event"] == "a line that nobody needs"]
+    told = [line for line in lines if line["event"] == "a plugin floods the log" and line["plugin"] == "flooder"]
+    span = clock.parse_instant(flood[-1]["ts"]) - clock.parse_instant(flood[0]["ts"])
+    figures = {
+        "calls": sum(len(caller.took) for caller in load.callers), "errors": len(load.errors),
+        "held_s": round(held, 1), "p99_ms": round(p99 * 1000, 1), "usual_p99_ms": round(before * 1000, 1),
+        "events": len(load.created), "log_lines_a_second": round(len(flood) / span),
+    }  # fmt: skip
+    figure("S11", figures)
+    assert len(flood) <= LOG_LINES_A_SECOND * (span + 2)
+    assert told
+    assert p99 <= max(2 * before, before + 0.1)
