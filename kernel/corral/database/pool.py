@@ -135,7 +135,7 @@ class Lane(threading.Thread, abc.ABC):
 
     @abc.abstractmethod
     def sever(self) -> None:
-        """Close the connection from another thread, rolling back."""
+        """From another thread: roll back, and let nothing that the lane still does be kept."""
 
 
 class Timings:

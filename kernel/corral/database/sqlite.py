@@ -6,11 +6,13 @@ answered after COMMIT: that is what makes `synchronous=FULL` affordable.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import queue
 import sqlite3
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,6 +26,7 @@ T = TypeVar("T")
 
 BATCH_UNITS, BATCH_SECONDS, GATHER_SECONDS = 64, 0.010, 0.004
 BUSY_TIMEOUT_MS = 5000
+CUT_SECONDS = 0.1
 READERS = 4
 STEPS, STEP_BUDGET_SECONDS = 2000, 0.005
 
@@ -128,12 +131,30 @@ class _SqliteLane(Lane):
 
     def close(self) -> None:
         if not self.database.engine.is_closed():
+            if self.lost:
+                with contextlib.suppress(sqlite3.Error):
+                    self.connection.execute("ROLLBACK")
             self.database.engine.close()
 
+    def failed(self, error: BaseException) -> BaseException:
+        """What a unit raised. The frames of a lost one are emptied: their cursors would keep its lock."""
+        if self.lost:
+            traceback.clear_frames(error.__traceback__)
+        return error
+
     def sever(self) -> None:
-        if self.connection is not None:
-            self.connection.interrupt()
-            self.connection.close()
+        """Roll back and keep it from writing. It is closed by the lane, which may be inside SQLite at this moment:
+        closed from here, its statements would keep the lock, or take the process along.
+        """
+        if self.connection is None:
+            return
+        cut = threading.Timer(CUT_SECONDS, self.connection.interrupt)  # a statement that goes on and on
+        cut.daemon = True
+        cut.start()
+        for statement in ("PRAGMA query_only=1", "ROLLBACK"):
+            with contextlib.suppress(sqlite3.Error):  # it ended the transaction itself
+                self.connection.execute(statement)
+        cut.cancel()
 
 
 class _ReaderLane(_SqliteLane):
@@ -147,7 +168,7 @@ class _ReaderLane(_SqliteLane):
             connection.execute("BEGIN")
             outcome.value = run_in(Unit(self.database, connection, ticket.entry, read_only=True), ticket.fn)
         except BaseException as error:
-            outcome.error = translate(error)
+            outcome.error = translate(self.failed(error))
         self.leave()
         if self.connection is not None and self.connection.in_transaction:
             self.connection.execute("ROLLBACK")
@@ -210,7 +231,7 @@ class _WriterLane(_SqliteLane):
             outcome.value = run_in(unit, lambda: self._body(unit, ticket))
             self.connection.execute("RELEASE unit")
         except BaseException as error:
-            outcome.error = error
+            outcome.error = self.failed(error)
         self.leave()
         if outcome.error is not None:
             if not self.connection.in_transaction:
