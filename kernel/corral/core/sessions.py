@@ -197,11 +197,6 @@ class Sessions:
         """End one session of the user; False when it was over or is another's."""
         return bool(self._end((SessionRow.id == session_id) & (SessionRow.user_id == user_id), reason))
 
-    def end_of(self, refresh: str, reason: str) -> bool:
-        """End the session of a refresh token, used ones too; False when it was over or there is none."""
-        row = RefreshRow.get_or_none(RefreshRow.hash == digest(refresh))
-        return row is not None and bool(self._end(SessionRow.id == row.session_id, reason))
-
     def end_all(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
         """End the user's sessions but `keep`, and sign-ins that wait for a second factor; how many sessions ended."""
         end_challenges(user_id)
