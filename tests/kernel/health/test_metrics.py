@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from corral.histogram import Histogram
@@ -41,10 +42,13 @@ async def scrape(kit: Kit) -> str:
 
 
 async def settled(kit: Kit) -> str:
-    """The second scrape: on a busy machine the first reading may take longer than a scrape waits."""
-    await scrape(kit)
-    await asyncio.sleep(1.1)
-    return await scrape(kit)
+    """With what is read from the database: on a busy machine a reading takes longer than a scrape waits."""
+    text = await scrape(kit)
+    async with asyncio.timeout(30):
+        while not all(name in text for name in ("corral_event_consumer_lag", "corral_egress_blocked_total")):
+            await asyncio.sleep(0.5)
+            text = await scrape(kit)
+    return text
 
 
 def series(text: str) -> dict[str, float]:
@@ -62,6 +66,19 @@ async def test_health_metrics_6_the_text_is_prometheus_and_every_name_is_there(m
     known = samples | set(families) | {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
     assert set(NAMES.split()) - known == set()
     assert all(family.documentation for family in families.values())
+
+
+async def test_open_metrics_by_accept(kit: Kit) -> None:
+    await settled(kit)
+    accept = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}
+    answer = await kit.client.get("/metrics", root=True, headers=accept)
+    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    families = {family.name: family for family in parse_open_metrics(answer.body.decode())}
+    assert families["corral_http_requests"].type == "counter"
+    assert families["corral_http_request_seconds"].type == "histogram"
+    assert answer.body.endswith(b"# EOF\n")
+    plain = await kit.client.get("/metrics", root=True)
+    assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
 async def test_health_metrics_4_the_number_of_series_is_bounded(kit: Kit) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from corral.auth.principal import PUBLIC
 from corral.config import Config
-from corral.core.health import Checks, Readiness, Scrape
+from corral.core.health import Checks, Readiness, Scrape, open_metrics
 from corral.core.health_board import HealthBoard, HealthReport
 from corral.errors import Unauthorized, Unavailable
 from corral.http.answers import Answer, Request, Text
@@ -21,6 +21,8 @@ settings_routes = Routes("/settings", tag="Settings")
 
 SAFE_MODE = {"Corral-Safe-Mode": "1"}
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OPEN_METRICS = "application/openmetrics-text"
+OPEN_MEDIA_TYPE = f"{OPEN_METRICS}; version=1.0.0; charset=utf-8"
 
 
 class Health(msgspec.Struct, kw_only=True):
@@ -56,13 +58,16 @@ async def read_readiness(readiness: Readiness) -> Answer[Ready]:
 
 @routes.get("/metrics", needs=PUBLIC, root=True, exempt_host=True, raises=("unauthenticated",))
 async def read_metrics(request: Request, config: Config, scrape: Scrape) -> Text:
-    """Series for Prometheus; with `CORRAL_METRICS_TOKEN` set, for who sends it as Bearer."""
+    """Series for Prometheus, as OpenMetrics if `Accept` asks; with `CORRAL_METRICS_TOKEN` set, for who sends it."""
     if config.metrics_token is not None:
         given = (request.header("authorization") or "").removeprefix("Bearer ").encode()
         if not hmac.compare_digest(given, config.metrics_token.encode()):
             challenge = {"WWW-Authenticate": "Bearer"}
             raise Unauthorized("Send Authorization: Bearer with the metrics token.", headers=challenge)
-    return Text(await scrape.text(), media_type=MEDIA_TYPE)
+    text = await scrape.text()
+    if OPEN_METRICS in (request.header("accept") or ""):
+        return Text(open_metrics(text), media_type=OPEN_MEDIA_TYPE)
+    return Text(text, media_type=MEDIA_TYPE)
 
 
 @settings_routes.get("/health", needs="settings.read", remembered=True)
