@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from corral.auth.principal import Principal
-from corral.core.api import Accounts, Mail
-from corral.errors import Conflict, Invalid, Unavailable
+from corral.core.api import Accounts
+from corral.errors import Conflict, Unavailable
 from corral.events.event import emit
 from corral.http.answers import IfMatch
 from corral.plugin import Installation, Settings
@@ -27,7 +27,6 @@ class Policy:
     """Joins the unit. Without the plugin `settings` it is read-only."""
 
     store: SettingsStore | None = None
-    mail: Mail | None = None
 
     def __init__(self, settings: Settings, accounts: Accounts, installation: Installation) -> None:
         self._settings, self._accounts, self._installation = settings, accounts, installation
@@ -46,8 +45,6 @@ class Policy:
 
     def change(self, patch: PolicyPatch, if_match: IfMatch, *, by: Principal) -> PolicyView:
         """Change what the patch names. `Invalid`, `Conflict(setting_locked)`, `Conflict(would_lock_out)`."""
-        if patch.email_verification is True and (self.mail is None or not self.mail.is_configured):
-            raise Invalid.at("/email_verification", "not_allowed", "There is no mail service: set mail.host first.")
         self._change("security", patch, if_match, by)
         return self.show()
 
