@@ -101,7 +101,9 @@ class Lane(threading.Thread, abc.ABC):
                     self.pool.deliver([Outcome(ticket, None, error=Unavailable("The database failed."))])
             if not self.lost:
                 self.pool.release(ticket)
-        if not self.lost:
+        try:
+            self.close()
+        except UnitLost:  # told only now
             self.close()
 
     def enter(self, ticket: Ticket) -> None:

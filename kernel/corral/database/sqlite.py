@@ -123,6 +123,7 @@ class _SqliteLane(Lane):
         super().__init__(pool)
         self.database = database
         self.connection: Any = None
+        self._ending = threading.Lock()  # two threads may execute on one connection, but not while it is closed
 
     def open(self) -> Any:
         if self.connection is None:
@@ -130,11 +131,13 @@ class _SqliteLane(Lane):
         return self.connection
 
     def close(self) -> None:
-        if not self.database.engine.is_closed():
-            if self.lost:
+        with self._ending:
+            if self.lost and self.connection is not None:
                 with contextlib.suppress(sqlite3.Error):
                     self.connection.execute("ROLLBACK")
-            self.database.engine.close()
+            self.connection = None
+            if not self.database.engine.is_closed():
+                self.database.engine.close()
 
     def failed(self, error: BaseException) -> BaseException:
         """What a unit raised. The frames of a lost one are emptied: their cursors would keep its lock."""
@@ -146,15 +149,16 @@ class _SqliteLane(Lane):
         """Roll back and keep it from writing. It is closed by the lane, which may be inside SQLite at this moment:
         closed from here, its statements would keep the lock, or take the process along.
         """
-        if self.connection is None:
-            return
-        cut = threading.Timer(CUT_SECONDS, self.connection.interrupt)  # a statement that goes on and on
-        cut.daemon = True
-        cut.start()
-        for statement in ("PRAGMA query_only=1", "ROLLBACK"):
-            with contextlib.suppress(sqlite3.Error):  # it ended the transaction itself
-                self.connection.execute(statement)
-        cut.cancel()
+        with self._ending:
+            if self.connection is None:
+                return
+            cut = threading.Timer(CUT_SECONDS, self.connection.interrupt)  # a statement that goes on and on
+            cut.daemon = True
+            cut.start()
+            for statement in ("PRAGMA query_only=1", "ROLLBACK"):
+                with contextlib.suppress(sqlite3.Error):  # it ended the transaction itself
+                    self.connection.execute(statement)
+            cut.cancel()
 
 
 class _ReaderLane(_SqliteLane):
