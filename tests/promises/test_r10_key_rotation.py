@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import os
 import random
@@ -32,7 +33,7 @@ from corral.kernel import Kernel, boot
 from corral_plugins.secrets.models import SecretRow, SecretVersion
 from corral_plugins.secrets.service.values import Values
 
-AT_ONCE = 500
+AT_ONCE = 200
 
 
 def key(label: str) -> str:
@@ -88,7 +89,7 @@ def store(kernel: Kernel, count: int) -> None:
     """So many secrets, a few hundred a unit."""
     keyring, now = kernel.keyring, clock.now()
 
-    def some(numbers: range) -> None:
+    def rows(numbers: range) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         secrets, versions = [], []
         for n in numbers:
             id, version = new_id(), new_id()
@@ -101,11 +102,14 @@ def store(kernel: Kernel, count: int) -> None:
             )  # fmt: skip
             sealed = keyring.seal(value(n).encode(), aad=place("secrets_versions", version, 1)).hex()
             versions.append({"id": version, "secret_id": id, "n": 1, "sealed": sealed, "created_at": now})
+        return secrets, versions
+
+    def insert(secrets: list[dict[str, Any]], versions: list[dict[str, Any]]) -> None:
         SecretRow.insert_many(secrets).execute()
         SecretVersion.insert_many(versions).execute()
 
     for start in range(0, count, AT_ONCE):
-        kernel.database.run(lambda start=start: some(range(start, min(start + AT_ONCE, count))))  # type: ignore[misc]  # bound now
+        kernel.database.run(functools.partial(insert, *rows(range(start, min(start + AT_ONCE, count)))))
 
 
 def wrong(kernel: Kernel) -> int:

@@ -89,7 +89,10 @@ def _keys(config: Config) -> Iterator[Finding]:
             remedy = "restore the right key from its backup; a new one cannot read what the old one sealed"
             yield from (Finding("keys", "down", fault, remedy) for fault in refused.faults)
         return
-    if not keyring.keys:
+    if services.is_sealed(config, keyring):
+        remedy = "restore the right key from its backup; nothing is changed until then, and nothing is lost"
+        yield Finding("keys", "down", "the vault is sealed: no key that is here opens the encrypted rows", remedy)
+    elif not keyring.keys:
         yield Finding("keys", "warning", "there is no master key yet", "corral serve makes one at its first start")
     elif config.keys.master_key is None:
         remedy = "back the key up elsewhere, or give it as CORRAL_MASTER_KEY"

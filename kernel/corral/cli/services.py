@@ -17,6 +17,7 @@ from corral.errors import Refused
 
 if TYPE_CHECKING:
     from corral.cli.checks import Finding
+    from corral.crypto import Keyring
     from corral.database.engine import Database
 
 SECONDS = 3.0
@@ -62,6 +63,24 @@ def _migrations(config: Config, found: Database) -> Iterator[Finding]:
         yield Finding("migrations", "warning", f"pending: {names}", "the next start applies them, or corral migrate")
     else:
         yield Finding("migrations", "down", f"pending: {names}", "corral backup, then corral migrate")
+
+
+def is_sealed(config: Config, keyring: Keyring) -> bool:
+    """Whether there are encrypted rows, none of which these keys open."""
+    from corral.loader import discover, load
+    from corral.upgrade import sealed_columns
+
+    path = _sqlite_path(config)
+    if path is not None and not path.exists():
+        return False
+    known = {key.id for key in keyring.keys}
+    try:
+        columns = sealed_columns(load(discover(config), config))
+        with _connected(config) as found:
+            stored = found.run(lambda: columns.key_ids(known), read=True)
+    except Exception:  # that the database or its schema cannot be used is told elsewhere
+        return False
+    return bool(stored) and stored.isdisjoint(known)
 
 
 def database_skew(config: Config) -> float | None:

@@ -5,7 +5,7 @@ A sealed value in hex begins with two digits for its form and sixteen for the id
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import peewee
@@ -90,18 +90,3 @@ class SealedColumns:
             for key, count in column.counts().items():
                 found[key] = found.get(key, 0) + count
         return found
-
-
-def rewrapped(
-    column: SealedColumn, after: Any, at_once: int, active: str, rewrap: Callable[[bytes], bytes | None]
-) -> tuple[Any, int]:
-    """Give the next values that are not under the `active` key their new form; `(last row, how many)`.
-
-    `rewrap` gives None for a value that it cannot open, which stays as it is. The row is None at the end.
-    """
-    done = 0
-    values = column.after(after, at_once, but=active)
-    for value in values:
-        new = rewrap(bytes.fromhex(value.value))
-        done += new is not None and column.replace(value, new.hex())
-    return (values[-1].row if len(values) == at_once else None), done

@@ -75,7 +75,7 @@ def verify(open_session: OpenSession, config_path: Path | None, as_json: bool) -
     from corral_plugins.secrets.service.values import Values
 
     with open_session(config_path, "secrets verify") as session:
-        found = session.run(session.service(MasterKeys).unreadable, read=True)
+        found = session.service(MasterKeys).unreadable(lambda fn: session.run(fn, read=True))
         damaged = _damaged(session.service(Values), session)
     wrong = {name: count for name, count in found.items() if count}
     lines = [f"{name}: {count} rows do not open" for name, count in wrong.items()]
@@ -86,12 +86,12 @@ def verify(open_session: OpenSession, config_path: Path | None, as_json: bool) -
 
 def _damaged(values: Any, session: Any) -> list[str]:
     """Names of secrets some of whose values do not open where they lie, though their keys are here."""
-    found: list[str] = []
-    after: str | None = ""
-    while after is not None:
-        names, after = session.run(lambda after=after: values.damaged_after(after), read=True)
-        found += names
-    return sorted(set(found))
+    found: set[str] = set()
+    after = ""
+    while rows := session.run(lambda after=after: values.after(after), read=True):
+        found |= {str(row.name) for row in rows if values.is_damaged(row)}
+        after = rows[-1].id
+    return sorted(found)
 
 
 def _print(found: Any, lines: list[str], as_json: bool) -> None:

@@ -5,9 +5,11 @@ Done when, of the page on operations: 7.
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import socket
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +62,14 @@ def test_operations_7_bad_and_readable_keys(served: Any) -> None:
     status, detail, remedy = told(served, "keys")[0]
     assert (status, "base64 of 32 bytes" in detail, "restore the right key" in remedy) == ("down", True, True)
     assert "c2hvcnQ" not in detail
+    with sqlite3.connect(served.home / "data" / "corral.db") as database:
+        values = ("a", f"01{os.urandom(120).hex()}", "2026-01-01T00:00:00.000Z")
+        database.execute("INSERT INTO core_signing_keys (id, sealed, created_at) VALUES (?, ?, ?)", values)
+    text = f"v1:{base64.b64encode(os.urandom(32)).decode()}"
+    for lost in (lambda: key.write_text(text), key.unlink):  # another key, and none, over encrypted rows
+        lost()
+        status, detail, remedy = told(served, "keys")[0]
+        assert (status, "sealed" in detail, "restore the right key" in remedy) == ("down", True, True)
 
 
 def test_operations_7_bad_configuration(served: Any) -> None:

@@ -6,12 +6,17 @@ under both, so a kill at any point loses nothing, and a second run goes on with 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
 import time
+from collections.abc import Callable
+from typing import Any
 
 from corral.crypto import Keyring, SealedWrong
 from corral.database.engine import Work
 from corral.database.leases import acquire, holder_of, release
-from corral.database.sealed import SealedColumn, SealedColumns, rewrapped
+from corral.database.sealed import Sealed, SealedColumn, SealedColumns
 from corral.database.unit import SYSTEM, Entry
 from corral.errors import Conflict, Unavailable
 from corral.ids import new_id
@@ -24,6 +29,7 @@ AT_ONCE = 200
 QUEUED_SECONDS, LEASE_SECONDS, RUN_SECONDS = 60, 5, 20.0
 KEEP_SECONDS = 30.0
 ENTRY = Entry(label="secrets.rewrap", actor=SYSTEM)
+Read = Callable[[Callable[[], list[Sealed]]], list[Sealed]]
 
 
 class MasterKeys:
@@ -81,26 +87,38 @@ class MasterKeys:
         """Rewrap for so long; whether that was all. Ends at once when another has taken the work upon itself."""
         until = time.monotonic() + seconds
         for column in self._columns.columns:
-            after = None
-            while True:
-                after, mine = await self._work(
-                    lambda column=column, after=after: self.batch(column, after, holder), entry=ENTRY  # type: ignore[misc]  # bound now
-                )  # fmt: skip
-                if not mine:
+            after: Any = None
+            while values := await self._next(column, after):
+                renewed = await asyncio.to_thread(self._renewed, values)
+                if not await self._work(functools.partial(self._write, column, renewed, holder), entry=ENTRY):
                     return True
                 if time.monotonic() >= until:
                     return False
-                if after is None:
-                    break
+                after = values[-1].row
         await self._work(lambda: release(LEASE, holder), entry=ENTRY)
         return True
 
-    def batch(self, column: SealedColumn, after: object, holder: str) -> tuple[object, bool]:
-        """The next rows of one column: the last one (None: the end), and whether the work is still this holder's."""
+    async def _next(self, column: SealedColumn, after: Any) -> list[Sealed]:
+        """The next values of a column that are not under the active key."""
+        read = functools.partial(column.after, after, AT_ONCE, but=self._keyring.active.id)
+        return await self._work(read, entry=ENTRY, read=True)
+
+    def _renewed(self, values: list[Sealed]) -> list[tuple[Sealed, str]]:
+        """Those that open, with their new form. What needs a key that is not here, or was changed, stays as it is."""
+        found = []
+        for item in values:
+            with contextlib.suppress(SealedWrong, Unavailable):
+                found.append((item, self._keyring.rewrap(bytes.fromhex(item.value)).hex()))
+        return found
+
+    @staticmethod
+    def _write(column: SealedColumn, renewed: list[tuple[Sealed, str]], holder: str) -> bool:
+        """Store them, unless another has taken the work upon itself; what was changed meanwhile stays."""
         if not acquire(LEASE, holder, LEASE_SECONDS):
-            return None, False
-        last, _ = rewrapped(column, after, AT_ONCE, self._keyring.active.id, self._rewrap)
-        return last, True
+            return False
+        for item, text in renewed:
+            column.replace(item, text)
+        return True
 
     def remaining(self) -> float:
         """Rows that are not under the active key, counted twice a minute at most."""
@@ -110,23 +128,16 @@ class MasterKeys:
             self._counted = (now, float(_remaining(self._columns.counts(), active)))
         return self._counted[1]
 
-    def unreadable(self) -> dict[str, int]:
-        """Of each column, the values whose keys are not here or do not open them."""
+    def unreadable(self, read: Read) -> dict[str, int]:
+        """Of each column, the values whose keys are not here or do not open them. `read` runs in a unit."""
         found: dict[str, int] = {}
         for column in self._columns.columns:
-            after = None
-            while values := column.after(after, AT_ONCE):
+            after: Any = None
+            while values := read(functools.partial(column.after, after, AT_ONCE)):
                 wrong = sum(not self._keyring.unwraps(bytes.fromhex(item.value)) for item in values)
                 found[column.name] = found.get(column.name, 0) + wrong
                 after = values[-1].row
         return found
-
-    def _rewrap(self, sealed: bytes) -> bytes | None:
-        """None: it needs a key that is not here, or was changed; it stays as it is, and is counted as remaining."""
-        try:
-            return self._keyring.rewrap(sealed)
-        except (SealedWrong, Unavailable):
-            return None
 
 
 def _remaining(counts: dict[str, int], active: str | None) -> int:

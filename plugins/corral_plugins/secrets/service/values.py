@@ -94,22 +94,23 @@ class Values:
         aad = place("secrets_versions", version.id, version.n)
         return self._keyring.open(bytes.fromhex(version.sealed), aad=aad).decode()
 
-    def damaged_after(self, id: str, at_once: int = 200) -> tuple[list[str], str | None]:
-        """Of the versions after one: names of secrets whose value does not open there; the last one (None: the end)."""
+    def after(self, id: str, at_once: int = 200) -> list[Any]:
+        """The versions after one that were not destroyed, with the names of their secrets."""
         joined = SecretVersion.select(SecretVersion, SecretRow.name.alias("name")).join(
             SecretRow, on=(SecretRow.id == SecretVersion.secret_id)
         )
         where = SecretVersion.sealed.is_null(False) & (SecretVersion.id > id)
-        found: list[Any] = list(joined.where(where).order_by(SecretVersion.id).limit(at_once).objects())
-        names = []
-        for version in found:
-            try:
-                self.opened(version)
-            except SealedWrong:
-                names.append(str(version.name))
-            except Unavailable:
-                continue  # counted among those whose key is not here
-        return names, found[-1].id if len(found) == at_once else None
+        return list(joined.where(where).order_by(SecretVersion.id).limit(at_once).objects())
+
+    def is_damaged(self, version: SecretVersion) -> bool:
+        """Whether it does not open where it lies, though its key is here. Needs no unit."""
+        try:
+            self.opened(version)
+        except SealedWrong:
+            return True
+        except Unavailable:
+            return False
+        return False
 
     def destroy(self, row: SecretRow, n: int) -> None:
         """Shred the key and the ciphertext of a version that is not current."""
