@@ -11,6 +11,7 @@ from corral import clock
 from corral.plugin import Settings
 from corral.testing.kit import Client
 from corral_plugins.tasks import settings as declared
+from corral_plugins.tasks.service.seen import Seen
 from corral_plugins.workers import settings as of_workers
 
 SCRIPTS = {"mine": {"turns": [{"text": "hello", "usage": {"prompt_tokens": 30, "completion_tokens": 4}}]}}
@@ -103,3 +104,22 @@ async def test_late_results_count_if_the_setting_says_so(world: Any, monkeypatch
             await lease.ok("complete", {"result": result})
             task = await world.read(task_id)
             assert (task["status"], task["cancel_kind"]) == (status, None if status == "completed" else "user")
+
+
+async def test_durations_are_counted_in_buckets(world: Any) -> None:
+    """How long things waited, ran and took to be cancelled, in this process."""
+    await world.task()
+    clock.travel(100)
+    lease = await world.worker.run()
+    clock.travel(20)
+    await lease.ok("complete", {"result": None})
+    cancelled = await world.task()
+    lease = await world.worker.run()
+    await world.member.post(f"/tasks/{cancelled}/cancel")
+    clock.travel(3)
+    await lease.ok("cancelled")
+    seen = world.kit.kernel.container.get(Seen)
+    for histogram, values in ((seen.queueing, [100, 0]), (seen.durations, [20]), (seen.cancelling, [3])):
+        observed = histogram.read()[()]
+        assert sum(observed.counts) == len(values)
+        assert abs(observed.total - sum(values)) < 10  # a busy machine adds to it
