@@ -6,7 +6,6 @@ from typing import Any
 
 from corral.asgi.call import Call, Reply
 from corral.asgi.endpoint import Endpoint
-from corral.asgi.table import BASE
 from corral.http.answers import Answer, Encoded, Stream, Text
 from corral.schema.shapes import encode
 
