@@ -371,8 +371,10 @@ async def test_conventions_7_losing_redis_delays_nobody_and_keeps_each_process_t
     limits: list[Any] = [kit.kernel.container.get(RateLimits) for kit in (one, two)]
     shared = [each._shared for each in limits]
     async with asyncio.timeout(20):
-        while not all(each.connected and each.processes == 2 for each in shared):  # noqa: ASYNC110  (nothing tells)
-            await asyncio.sleep(0.02)
+        while not all(each.connected and each.processes == 2 for each in shared):
+            for kit in (one, two):  # who serves nobody takes no share
+                await From(kit.client, "192.0.2.1").get("/auth/config")
+            await asyncio.sleep(0.5)
 
     together = [Loaded(kit, HOME) for kit in (one, two)]
     for _ in range(150):

@@ -26,7 +26,7 @@ PREFIX = "corral:bucket:"
 SCRIPT = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
-redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+if ARGV[1] ~= '' then redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1]) end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 local answer = {tostring(redis.call('ZCARD', KEYS[1]))}
 for i = 2, #KEYS do
@@ -43,7 +43,7 @@ class RedisBuckets:
 
     def __init__(self, config: Config) -> None:
         self._url = config.redis.url
-        self._name = new_id()
+        self._name, self._counts = new_id(), False
         self._client: Redis | None = None
         self._pauses = Pauses()
         self._again_at = 0.0
@@ -88,9 +88,9 @@ class RedisBuckets:
     async def _ask(self, url: str, seconds: Mapping[str, float]) -> list[bytes]:
         if self._client is None:
             self._client = await asyncio.to_thread(connect_async, url)  # the import takes a quarter of a second
+        self._counts = self._counts or bool(seconds)
+        member = self._name if self._counts else ""  # a process that serves nobody takes no share
         keys = [MEMBERS, *(PREFIX + key for key in seconds)]
         amounts = [f"{amount:.6f}" for amount in seconds.values()]
-        answer: list[bytes] = await self._client.eval(
-            SCRIPT, len(keys), *keys, self._name, str(MEMBER_SECONDS), *amounts
-        )
+        answer: list[bytes] = await self._client.eval(SCRIPT, len(keys), *keys, member, str(MEMBER_SECONDS), *amounts)
         return answer
