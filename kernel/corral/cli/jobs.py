@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from corral.cli import logs
+from corral.cli import logs, running
 from corral.config_reader import ensure_data_dir
 from corral.config_reader import load as load_config
 from corral.errors import Refused
@@ -51,6 +51,7 @@ def command(concurrency: int | None, config_path: Path | None) -> None:
     logs.share_among(kernel.plugins)
     reload = Reload(config_path)
     signal.signal(signal.SIGHUP, reload)
+    running.register(config.data_dir)
     if kernel.queue is None:
         asyncio.run(_run(kernel))
     else:

@@ -9,6 +9,7 @@ import click
 
 from corral.cli import logs, output
 from corral.cli.options import config_option, json_option
+from corral.cli.running import ask_to_reload
 from corral.config_reader import load as load_config
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from corral.loader import Loaded
 
 NEXT_START = "It takes effect at the next start of the server."
+RELOADING = "What runs on this machine was asked to reload; its log says whether it did"
 
 
 @click.group("plugins", invoke_without_command=True)
@@ -155,7 +157,9 @@ def _contributed(item: Loaded, plugins: list[Loaded]) -> dict[str, Any]:
 
 
 def _changed(name: str, state: str, path: Path, changed: bool, as_json: bool) -> None:
-    text = (
-        f"{name} is {state} in {path}. {NEXT_START}" if changed else f"{name} is {state} already; {path} is unchanged."
-    )
-    output.value({"name": name, "state": state, "file": str(path), "changed": changed}, as_json=as_json, text=text)
+    """Tell, and have what runs on this machine read the file again."""
+    asked = ask_to_reload(load_config(path=path).data_dir) if changed else 0
+    when = f"{RELOADING} ({asked})" if asked else NEXT_START
+    text = f"{name} is {state} in {path}. {when}" if changed else f"{name} is {state} already; {path} is unchanged."
+    told = {"name": name, "state": state, "file": str(path), "changed": changed, "reloading": asked}
+    output.value(told, as_json=as_json, text=text)

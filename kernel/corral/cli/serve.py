@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from corral.cli import logs
+from corral.cli import logs, running
 from corral.cli.asgi_servers import loop_factory, serve_with
 from corral.cli.processes import Inherited, Processes
 from corral.cli.starts import Starts
@@ -70,6 +70,7 @@ def command(**options: Any) -> None:
         serve(config, options, recovering=recovering)
     else:
         listener, began = listen(config.server.bind), time.time()
+        running.register(config.data_dir)
         status = asyncio.run(_parent(config, options, listener, recovering=recovering, begins=True).run())
         if status == 0:  # it was told to end, perhaps while some of them were starting
             Starts(config.data_dir).forgive(began)
@@ -145,7 +146,13 @@ def _serve(
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     parent = inherited or _parent(config, options, listener, recovering=recovering)
-    serving = Serving(kernel, application, listener, parent).run(jobs=not options["no_jobs"], ready=starts.ready)
+
+    def ready() -> None:
+        starts.ready()
+        if inherited is None:
+            running.register(config.data_dir)
+
+    serving = Serving(kernel, application, listener, parent).run(jobs=not options["no_jobs"], ready=ready)
     with asyncio.Runner(loop_factory=loop_factory(config)) as runner:
         runner.run(serving)
 

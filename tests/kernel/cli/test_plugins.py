@@ -63,7 +63,7 @@ def test_the_file_is_edited_and_its_comments_stay(two: Any) -> None:
     assert (states(two)["steady"], states(two)["leaning"]) == ("active", "disabled")
     done = two("plugins", "enable", "leaning", "--json")
     assert done.json() == {
-        "name": "leaning", "state": "enabled", "file": str(two.home / "corral.toml"), "changed": True,
+        "name": "leaning", "state": "enabled", "file": str(two.home / "corral.toml"), "changed": True, "reloading": 0,
     }, done  # fmt: skip
     after = (two.home / "corral.toml").read_text()
     assert named(two)["enabled"] == ["steady", "leaning"]

@@ -6,6 +6,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -195,6 +199,24 @@ def test_plugins_4_what_waited_is_done_after_a_restart(fleet: Fleet) -> None:
     one, two = fleet.restart()
     ticks = counted(one, "ticks")
     until(lambda: counted(two, "tasks") == 4 and counted(two, "ticks") > ticks, 20)  # data, jobs, subscriptions
+
+
+def test_plugins_4_the_command_has_a_running_server_reload(fleet: Fleet) -> None:
+    fleet.write("enabled = []")
+    server = fleet.servers[0]
+    with server.start().sign_in() as admin:
+        assert admin.get("/counting").status_code == 404
+        for verb, status in (("enable", 200), ("disable", 404)):
+            command = [sys.executable, "-m", "corral", "plugins", verb, "counting", "--json"]
+            done = subprocess.run(command, env=server.environ, text=True, capture_output=True, check=False)
+            assert (done.returncode, json.loads(done.stdout)["reloading"]) == (0, 1), done
+
+            def reloaded(status: int = status) -> bool:
+                with contextlib.suppress(httpx2.HTTPError):
+                    return admin.get("/counting").status_code == status
+                return False
+
+            until(reloaded, 60)
 
 
 def test_plugins_3_a_faulty_plugin_is_held_everywhere_and_again_after_a_crash(fleet: Fleet) -> None:
