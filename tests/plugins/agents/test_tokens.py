@@ -111,7 +111,7 @@ async def test_tokens_of_a_purged_person_are_deleted(kit: Kit, alice: Client) ->
     accounts = kit.kernel.container.get(Accounts)
     await change(kit, alice, is_active=False)
     await kit.kernel.database.work(lambda: accounts.purge(alice.user["id"]))
-    consumer = next(item for item in kit.kernel._consumers if item.name == "agents.people")
+    consumer = next(item for item in kit.kernel.consumers if item.name == "agents.people")
     purged = {"type": "user.purged", "object_id": alice.user["id"]}
     await kit.kernel.database.work(lambda: consumer._handle(_Record(**purged)))
     assert await kit.kernel.database.work(lambda: Token.select().count(), read=True) == 0

@@ -258,7 +258,15 @@ def value(info: Any) -> Any:
         return build(info.cls)
     if name == "LiteralType":
         return info.values[0]
-    simple = {"StrType": "text", "IntType": 1, "FloatType": 1.0, "BoolType": True, "NoneType": None, "AnyType": {}}
+    simple = {
+        "StrType": "text",
+        "IntType": 1,
+        "FloatType": 1.0,
+        "BoolType": True,
+        "NoneType": None,
+        "AnyType": {},
+        "CustomType": "2026-01-31T12:00:00.000Z",
+    }  # an instant
     return simple.get(name, {} if name == "DictType" else [])
 
 
