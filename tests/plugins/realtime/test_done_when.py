@@ -258,15 +258,10 @@ def value(info: Any) -> Any:
         return build(info.cls)
     if name == "LiteralType":
         return info.values[0]
-    simple = {
-        "StrType": "text",
-        "IntType": 1,
-        "FloatType": 1.0,
-        "BoolType": True,
-        "NoneType": None,
-        "AnyType": {},
-        "CustomType": "2026-01-31T12:00:00.000Z",
-    }  # an instant
+    if name == "Metadata":
+        dated = (info.extra_json_schema or {}).get("format") == "date-time"
+        return "2026-01-31T12:00:00.000Z" if dated else value(info.type)
+    simple = {"StrType": "text", "IntType": 1, "FloatType": 1.0, "BoolType": True, "NoneType": None, "AnyType": {}}
     return simple.get(name, {} if name == "DictType" else [])
 
 
