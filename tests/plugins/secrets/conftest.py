@@ -86,6 +86,14 @@ class Safe:
         """The data of events of a type."""
         return [json.loads(event.data) for event in await self.kit.events() if event.type == type]
 
+    async def measured(self, line: str) -> None:
+        """Wait until the metrics have a line; under load a scrape leaves out what takes too long."""
+
+        async def found() -> bool:
+            return line in (await self.kit.client.get("/metrics")).body.decode()
+
+        await self.until(found, seconds=30.0)
+
     async def until(self, check: Callable[[], Any], *, seconds: float = 10.0) -> Any:
         """What `check` gives as soon as it is true."""
         async with asyncio.timeout(seconds):

@@ -44,9 +44,9 @@ async def test_a_value_goes_to_listed_consumers_and_hosts_only(safe: Any) -> Non
     ):  # fmt: skip
         assert await refused(safe, name="api", consumer=consumer, host=host) == "forbidden"
     assert await refused(safe, name="absent", consumer=AGENT, host="api.org") == "not_found"
-    metrics = (await safe.kit.client.get("/metrics")).body.decode()
-    assert 'corral_secret_uses_total{consumer="agent",outcome="ok"} 1.0' in metrics
-    assert 'corral_secret_uses_total{consumer="agent",outcome="refused"}' in metrics
+    await safe.measured('corral_secret_uses_total{consumer="agent",outcome="ok"} 1.0')
+    await safe.measured('corral_secret_uses_total{consumer="agent",outcome="refused"}')
+    await safe.measured('corral_secrets{status="active"} 1.0')
     await safe.until(lambda: _last_used(safe, made["id"]))
     assert (await safe.admin.get(f"/secrets/{made['id']}")).json()["version"] == 1
 
