@@ -19,6 +19,8 @@ from corral.errors import Problem, Unavailable
 log = logging.getLogger("corral.database")
 T = TypeVar("T")
 
+AWAY = frozenset({"OperationalError", "InterfaceError"})
+
 
 class Work(Protocol):
     """Runs a function as one unit of work: `await work(fn)`; async handlers and jobs ask for it by this type.
@@ -132,6 +134,8 @@ class Database(abc.ABC):
 
 def translate(error: BaseException) -> BaseException:
     """What the engine says, as what a client may hear; problems and programming errors pass unchanged."""
+    if _is_lost_connection(error):
+        return Unavailable("The database cannot be reached.", retry_after=2)
     if isinstance(error, Problem) or not isinstance(
         error, (peewee.DatabaseError, peewee.InterfaceError, sqlite3.Error)
     ):
@@ -151,6 +155,12 @@ def translate(error: BaseException) -> BaseException:
         problem = Unavailable("The database cannot be reached.", retry_after=2)
     problem.__cause__ = error
     return problem
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    """Whether the driver of PostgreSQL says that it cannot reach it. It need not be installed to tell."""
+    kinds = type(error).__mro__
+    return kinds[0].__module__.partition(".")[0] == "psycopg" and any(kind.__name__ in AWAY for kind in kinds)
 
 
 def _is_wrong(error: BaseException) -> bool:

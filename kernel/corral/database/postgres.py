@@ -143,9 +143,7 @@ class _PostgresLane(Lane):
         if again or _sqlstate(error) == "57014":
             outcome.error = Unavailable("The database could not serve this now.", code="overloaded")
         elif error is not None:
-            outcome.error = translate(error) if not self._is_driver_error(error) else Unavailable(
-                "The database cannot be reached.", retry_after=2
-            )  # fmt: skip
+            outcome.error = translate(error)
         return outcome
 
     @staticmethod

@@ -245,6 +245,4 @@ def is_declared(error: BaseException) -> bool:
     """Whether it is an answer, of somebody else's making, or was counted where it arose."""
     if isinstance(error, Failure) or hasattr(error, "_corral_plugin"):
         return True
-    if type(error).__module__.partition(".")[0] == "psycopg":
-        return type(error).__name__ == "OperationalError"
     return isinstance(translate(error), Failure)
