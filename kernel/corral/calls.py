@@ -28,6 +28,10 @@ class Contributed(Protocol):
 
     blamed: bool
 
+    def stuck(self, thread: int) -> None:
+        """It is about to be given up; before it can have come back."""
+        ...
+
     def lost(self, thread: int) -> None:
         """It did not come back in time, and nobody waits for it any more."""
         ...
@@ -78,6 +82,7 @@ def give_up(thread: int, entry: Inside, error: Any = CallLost) -> bool:
                 running.setdefault(thread, taken)
             return False
         given_up[thread] = entry
+        entry.contributed.stuck(thread)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
     entry.contributed.lost(thread)
     return True

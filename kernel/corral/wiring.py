@@ -95,8 +95,12 @@ class Wired:
             if loaded.active:
                 attempt(loaded, lambda loaded=loaded: self._bind(loaded))  # type: ignore[misc]  # bound per round
             self._tidy(loaded)
+        hooks: dict[str, tuple[str, Any]] = {}
         for loaded in self.active:
-            self._enclose(loaded)
+            attempt(loaded, lambda loaded=loaded: hooks.update(_hooks_of(loaded)))  # type: ignore[misc]  # bound per round
+        for loaded in self.active:
+            attempt(loaded, lambda loaded=loaded: self._enclose(loaded, hooks))  # type: ignore[misc]  # bound per round
+            self._tidy(loaded)
             if not loaded.found.built_in:
                 self.database.rooms |= {f"consumer {item.name}": loaded.name for item, _ in loaded.of("_subscribers")}
                 self.database.rooms |= {f"job {item.name}": loaded.name for item, _ in loaded.of("_jobs")}
@@ -168,15 +172,8 @@ class Wired:
             _authenticators=[self.container.call(kind, room) for kind in loaded.of("corral_authenticators")],
         )
 
-    def _enclose(self, loaded: Loaded) -> None:
+    def _enclose(self, loaded: Loaded, hooks: Mapping[str, tuple[str, Any]]) -> None:
         """From here on everything of it is called through its guards."""
-        hooks = {
-            name: (owner.name, asked_for(spec))
-            for owner in self.active
-            for module in owner.of("corral_hookspecs")
-            for name, spec in vars(module).items()
-            if name.startswith("corral_")
-        }
         self.guards.enclose(loaded, hooks)
         loaded.contributions["_consumers"] = [self._consumer(loaded, *item) for item in loaded.of("_subscribers")]
 
@@ -214,3 +211,13 @@ class Wired:
                 self._inject(other)
         for watcher in self.door_watchers:
             watcher(loaded)
+
+
+def _hooks_of(owner: Loaded) -> dict[str, tuple[str, Any]]:
+    """The hooks that a plugin offers to others, with its name and what contributions shall be."""
+    return {
+        name: (owner.name, asked_for(spec))
+        for module in owner.of("corral_hookspecs")
+        for name, spec in vars(module).items()
+        if name.startswith("corral_")
+    }

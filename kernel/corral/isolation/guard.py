@@ -39,6 +39,10 @@ class Warden(Protocol):
         """An error of a contributed callable; from any thread."""
         ...
 
+    def standing(self, name: str) -> Any:
+        """How a plugin fares; `stuck` are its threads that have not come back."""
+        ...
+
     def lost(self, loaded: Loaded, where: str, thread: int, *, counts: bool) -> None:
         """A call that was given up; `counts` towards quarantine."""
         ...
@@ -173,6 +177,9 @@ class Guard:
         if isinstance(error, Exception):
             raise error
         raise ContributionFailed(f"{self.where}: {type(error).__name__}") from error
+
+    def stuck(self, thread: int) -> None:
+        self.warden.standing(self.loaded.name).stuck.add(thread)
 
     def lost(self, thread: int) -> None:
         self.warden.lost(self.loaded, self.where, thread, counts=self.terms.counts)

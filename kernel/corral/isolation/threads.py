@@ -18,7 +18,7 @@ from corral.calls import room
 from corral.errors import ContributionFailed
 
 SIZE = min(32, (os.cpu_count() or 1) + 4)
-LINGER_SECONDS = 1.0
+IDLE_SECONDS = 30.0
 
 
 class Task(NamedTuple):
@@ -96,11 +96,12 @@ class Threads(ThreadPoolExecutor):
         while True:
             with self._guard:
                 self._idle += 1
-            task = self._tasks.get()
+            task = self._next()
             with self._guard:
                 self._idle -= 1
                 if task is None:
                     self._count -= 1
+                    self._grow()  # something may have come while this one was about to go
                     return
                 self._working[me] = task
             _perform(task)
@@ -108,6 +109,13 @@ class Threads(ThreadPoolExecutor):
                 if self._working.pop(me, None) is None:  # abandoned: another thread has its place
                     return
                 self._done(task)
+
+    def _next(self) -> Task | None:
+        """None: it is time to go."""
+        try:
+            return self._tasks.get(timeout=IDLE_SECONDS)
+        except queue.Empty:
+            return None
 
 
 def _perform(task: Task) -> None:

@@ -96,7 +96,6 @@ class Warden:
         self._registry.record(loaded.name, where, error, None)
         with self._lock:
             standing, now = self.standing(loaded.name), time.monotonic()
-            standing.stuck.add(thread)
             if counts:
                 standing.errors.append(now)
                 standing.given_up.append(now)

@@ -86,3 +86,15 @@ def test_the_end_waits_for_nobody() -> None:
     assert time.monotonic() - began < 5
     with pytest.raises(RuntimeError):
         threads.submit(print)
+
+
+def test_idle_threads_go_and_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corral.isolation.threads.IDLE_SECONDS", 0.05)
+    threads = Threads(3)
+    for _ in range(20):
+        assert threads.submit(threading.get_ident).result(5) > 0
+        time.sleep(0.04)
+    time.sleep(0.5)
+    assert threads._count == 0
+    assert threads.submit(lambda: "again").result(5) == "again"
+    threads.shutdown()
