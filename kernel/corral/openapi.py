@@ -79,7 +79,7 @@ def problems(route: Route, signature: Signature) -> dict[int, set[str]]:
     if PUBLIC not in route.needs:
         codes |= {"unauthenticated", "token_expired", "session_revoked"}
         open_to_all = ANY_CALLER in route.needs and not route.own_session
-        codes |= set() if open_to_all else {"forbidden", "insufficient_scope"}
+        codes |= {"forbidden"} if open_to_all else {"forbidden", "insufficient_scope"}
         codes |= {"reauth_required"} if route.step_up else set()
         codes |= set() if route.limited else {"password_change_required", "mfa_required", "worker_not_approved"}
     if route.names:

@@ -179,3 +179,10 @@ async def test_a_bad_table_is_named(make_kit: Callable[..., Any], table: dict[st
     kit = await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"providers": {"bad": table}}})
     assert kit.loaded("llm").state == "failed"
     assert fault in kit.loaded("llm").reason
+
+
+async def test_an_address_that_is_no_url_is_refused(kit: Any) -> None:
+    admin = await kit.as_user("admin")
+    for url in ("https://\u00db[\u008c|\u0006", "http://[", "https://host:port/"):
+        answer = await admin.post("/llm/providers", {"name": "mine", "kind": "openai", "base_url": url})
+        assert (answer.status, answer.code) == (422, "url_blocked"), url

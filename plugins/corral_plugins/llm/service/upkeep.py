@@ -109,7 +109,8 @@ async def judged(egress: Egress, url: Any) -> list[str]:
         return await egress.at_save(url)
     except Invalid as problem:
         if problem.code == "url_blocked" and problem.errors[0].code == "egress.address":
-            problem.detail += f" An operator may open it: CORRAL_EGRESS_ALLOW={address(url)}."
+            with contextlib.suppress(ValueError):  # it is no URL, so nobody could open it
+                problem.detail += f" An operator may open it: CORRAL_EGRESS_ALLOW={address(url)}."
         raise
 
 

@@ -118,8 +118,9 @@ class Values:
             raise Conflict(
                 "The current value cannot be destroyed; rotate or delete the secret.", current_status="current"
             )
-        version = self.version(row, n)
-        SecretVersion.update(sealed=None, grace_until=None).where(SecretVersion.id == version.id).execute()
+        there = (SecretVersion.id == self.version(row, n).id) & SecretVersion.sealed.is_null(False)
+        if not SecretVersion.update(sealed=None, grace_until=None).where(there).execute():
+            raise NotFound("This version was destroyed before.")
 
     def in_grace(self, row: SecretRow) -> list[str]:
         """The values that were replaced and are still valid for Corral's own checks."""
