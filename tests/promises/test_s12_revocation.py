@@ -145,8 +145,10 @@ def measure(person: Person, end: Callable[[Person, httpx2.Client], None], keys: 
     listeners = [Listener(socket) for socket in person.sockets]
     for thread in (*watches, *listeners):
         thread.start()
-    time.sleep(0.3)
-    assert all(watch.last for watch in watches)
+    patience = time.monotonic() + 20
+    while not all(watch.last for watch in watches):
+        assert time.monotonic() < patience
+        time.sleep(0.05)
     end(person, admin)
     ended = time.monotonic()
     with person.server.client() as client:  # at once, since it is the rows that are asked
