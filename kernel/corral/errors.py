@@ -103,7 +103,7 @@ class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Failure(Exception):
-    """Base of declared failures: an answer of contributed code (a tool, a model provider), not an error of its plugin."""
+    """Base of declared failures: answers of contributed code (a tool, a model provider), not errors of its plugin."""
 
 
 class ContributionFailed(Failure):

@@ -130,7 +130,13 @@ def connection_class(path: RequestPath, sender: Sender, body_timeout: float, ser
 
 
 def build(
-    path: RequestPath, endpoints: list[Any], sockets: Any, *, body_timeout: float, fast_dispatch: bool, hsts: bool,
+    path: RequestPath,
+    endpoints: list[Any],
+    sockets: Any,
+    *,
+    body_timeout: float,
+    fast_dispatch: bool,
+    hsts: bool,
     cors: Cors,
 ) -> Quart:
     """The application. Every declared route is registered with Quart as well, so `url_for` and blueprints work."""

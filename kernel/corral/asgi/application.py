@@ -67,7 +67,8 @@ class Application:
             prefix + item.path: sockets.Served(
                 loaded,
                 kernel.guards.route(
-                    loaded, f"WS {item.path}",
+                    loaded,
+                    f"WS {item.path}",
                     kernel.container.bind(item.serve, kernel.room(loaded), skip=("connection",)),
                 ),
             )

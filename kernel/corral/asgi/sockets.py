@@ -120,9 +120,7 @@ def connection_class(path: RequestPath, served: Mapping[str, Served]) -> type:
     return SocketASGI
 
 
-def _admit(
-    path: RequestPath, served: Mapping[str, Served], connection: Connection, host: bytes | None
-) -> Served:
+def _admit(path: RequestPath, served: Mapping[str, Served], connection: Connection, host: bytes | None) -> Served:
     """The endpoint of a handshake, after the checks that every request meets; raises the problem that refuses it."""
     url_path, client_ip = connection.request.path, connection.request.client_ip
     found = served.get(url_path.rstrip("/"))

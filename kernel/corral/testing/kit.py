@@ -23,6 +23,7 @@ from corral.config_reader import load as load_config
 from corral.kernel import Kernel, boot
 from corral.loader import Found, Loaded, discover, load
 from corral.plugin import Plugin
+from corral.testing import templates
 
 PASSWORD = "correct horse battery staple"  # noqa: S105  (of accounts that live as long as a test)
 
@@ -220,6 +221,8 @@ async def make_kernel(
         classes = [item for item in plugins if not isinstance(item, str)]
         found = [item for item in found if item.name in names]
         found += [Found(name=item.name, load=lambda item=item: item, distribution="test") for item in classes]  # type: ignore[misc]  # bound
+    if loaded_config.database.migrate_on_start:
+        templates.fill(loaded_config.database.url, found, loaded_config)
     kernel = boot(loaded_config, plugins=load(found, loaded_config))
     try:
         application = Application(kernel)

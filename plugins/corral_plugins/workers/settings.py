@@ -9,6 +9,8 @@ from corral.plugin import Setting, Settings
 HEARTBEAT_SECONDS = Setting(
     name="workers.heartbeat_seconds", kind=int, default=15, title="Time between heartbeats", minimum=1, maximum=300
 )
+
+
 def _outlasts_heartbeats(value: int, settings: Settings) -> str | None:
     least = 3 * settings.get(HEARTBEAT_SECONDS)
     return None if value >= least else f"must be at least three heartbeats, which is {least} now"

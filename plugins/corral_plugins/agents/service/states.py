@@ -41,7 +41,8 @@ class AgentStates:
                 _refuse_held(row, override=override)
             if self._move(row, _claiming(row), failures_in_a_row=0):
                 if overridden and self.audit is not None:
-                    self.audit.record(AuditEntry(action="agents.agent.override", object_type="agent", object_id=agent_id))
+                    entry = AuditEntry(action="agents.agent.override", object_type="agent", object_id=agent_id)
+                    self.audit.record(entry)
                 return self._answer(agent_id, by)
         raise contended()
 

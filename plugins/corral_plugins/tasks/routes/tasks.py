@@ -52,9 +52,7 @@ def list_tasks(query: TaskQuery, catalogue: Catalogue, caller: Principal) -> Pag
     return catalogue.page(query, caller)
 
 
-@routes.post(
-    "/", needs=WRITE, status=201, redacted=True, raises=("unknown_reference", "cycle", "quota_exceeded")
-)
+@routes.post("/", needs=WRITE, status=201, redacted=True, raises=("unknown_reference", "cycle", "quota_exceeded"))
 def create_task(body: NewTask, creation: Creation, caller: Principal) -> TaskView | Encoded:
     """Create a task and queue it; `blocked` while a task that it needs is not completed."""
     return creation.create(body, by=caller, source=None, origin=DIRECT)
