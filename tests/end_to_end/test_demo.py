@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,8 +44,8 @@ class Demo:
     """`corral demo` in an empty folder, with temporary folders below it."""
 
     def __init__(self, home: Path) -> None:
-        self.home, self.temporary = home, home / "tmp"
-        self.temporary.mkdir()
+        self.home = home
+        self.temporary = Path(tempfile.mkdtemp(prefix="demo-"))  # a short path: sockets lie in it
         self.environ = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
         self.environ.update(TMPDIR=str(self.temporary), XDG_CACHE_HOME=str(home / "cache"), COLUMNS="200")
 
@@ -79,6 +81,7 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
     for process in made.left():
         if isinstance(process, psutil.Process):
             process.kill()
+    shutil.rmtree(made.temporary, ignore_errors=True)
 
 
 def test_operations_2_a_task_is_completed_and_nothing_is_left(demo: Demo) -> None:

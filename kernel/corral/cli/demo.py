@@ -15,7 +15,7 @@ import click
 
 from corral.cli.demo_client import DemoClient, Failed
 from corral.cli.demo_model import WITHOUT_MODEL, Choice, check_length, choose, write_configuration
-from corral.cli.demo_server import EMAIL, Interrupted, Signals, folder_of_its_own, free_port, server, tail
+from corral.cli.demo_server import EMAIL, Interrupted, Signals, announced, folder_of_its_own, server, tail, usual_port
 from corral.http.remote import RemoteError
 
 READY_SECONDS, TASK_SECONDS = 30.0, 120.0
@@ -87,7 +87,7 @@ def command(
     try:
         with signals.heard(), folder_of_its_own(signals, keep) as folder:
             demo = Demo(screen, choice, text, once=once, strict=require_model)
-            completed = demo.run(signals, folder, port or free_port())
+            completed = demo.run(signals, folder, port)
     except Interrupted:
         click.echo("interrupted", err=True)
         sys.exit(130)
@@ -101,31 +101,41 @@ class Demo:
         self._screen, self._choice, self._text = screen, choice, text
         self._once, self._strict = once, strict
 
-    def run(self, signals: Signals, folder: Path, port: int) -> bool:
-        """From the start of the server to its end; whether the task was completed."""
-        screen, address = self._screen, f"http://127.0.0.1:{port}"
+    def run(self, signals: Signals, folder: Path, port: int | None) -> bool:
+        """From the start of the server to its end; whether the task was completed.
+
+        Another program may take the usual port just now: then it is any other.
+        """
         password = secrets.token_urlsafe(12)
         config = write_configuration(folder, self._choice)
-        with server(signals, folder, config, port, password) as process:
-            client = DemoClient(address, screen)
-            try:
-                client.wait_until_ready(process, READY_SECONDS)
-                screen.step("server", f"{address}  (API at {address}/api/v1/docs)")
-                client.sign_in(EMAIL, password)
-                screen.step("admin", f"{EMAIL}  password {password}")
-                if self._choice.model is None:
-                    screen.step("model", f"{self._choice.problem}; going on with {WITHOUT_MODEL}")
-                outcome = client.run_task(self._text, self._choice, TASK_SECONDS, strict=self._strict)
-            except (Failed, RemoteError) as failure:
-                click.echo(f"corral demo: {failure}\n{tail(folder)}", err=True)
-                return False
-            screen.end(outcome)
-            completed = bool(outcome["status"] == "completed")
-            if not completed:
-                click.echo(tail(folder), err=True)
-            elif not self._once:
-                self._stay(process)
-            return completed
+        for number in (usual_port(), 0) if port is None else (port,):
+            with server(signals, folder, config, number, password) as process:
+                address = announced(process, folder, READY_SECONDS)
+                if address is not None:
+                    return self._show(process, folder, address, password)
+        click.echo(f"corral demo: the server did not start\n{tail(folder)}", err=True)
+        return False
+
+    def _show(self, process: Any, folder: Path, address: str, password: str) -> bool:
+        screen, client = self._screen, DemoClient(address, self._screen)
+        try:
+            client.wait_until_ready(process, READY_SECONDS)
+            screen.step("server", f"{address}  (API at {address}/api/v1/docs)")
+            client.sign_in(EMAIL, password)
+            screen.step("admin", f"{EMAIL}  password {password}")
+            if self._choice.model is None:
+                screen.step("model", f"{self._choice.problem}; going on with {WITHOUT_MODEL}")
+            outcome = client.run_task(self._text, self._choice, TASK_SECONDS, strict=self._strict)
+        except (Failed, RemoteError) as failure:
+            click.echo(f"corral demo: {failure}\n{tail(folder)}", err=True)
+            return False
+        screen.end(outcome)
+        completed = bool(outcome["status"] == "completed")
+        if not completed:
+            click.echo(tail(folder), err=True)
+        elif not self._once:
+            self._stay(process)
+        return completed
 
     def _stay(self, process: Any) -> None:
         if not self._screen.as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,14 +12,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import click
 
 EMAIL = "admin@demo.invalid"
 END_SECONDS = 15.0
 LOG_TAIL = 15
+
+_READY = re.compile(r"ready: (http://\S+?)/api/v1")
 
 
 class Interrupted(BaseException):
@@ -115,15 +117,26 @@ def folder_of_its_own(signals: Signals, keep: Path | None) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def free_port() -> int:
-    """8000 if it is free, else any that is."""
-    for port in (8000, 0):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            found: int = probe.getsockname()[1]
-            return found
-    raise click.ClickException("no free port on 127.0.0.1")
+def usual_port() -> int:
+    """8000 if it is free just now, else 0: any that is."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", 8000))
+            return 8000
+    return 0
+
+
+def announced(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str | None:
+    """The address that this server says it serves, once it does; None when it ended or is too slow."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and process.poll() is None:
+        with contextlib.suppress(OSError):
+            found = _READY.search(log_of(folder).read_text("utf-8", "replace"))
+            if found is not None:
+                return found.group(1)
+        time.sleep(0.05)
+    return None
 
 
 def log_of(folder: Path) -> Path:
