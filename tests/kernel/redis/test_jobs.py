@@ -25,7 +25,7 @@ from corral.config import Config
 from corral.core.redis.queue import QUEUE
 from corral.errors import Unavailable
 from corral.jobs.job import JobRow, enqueue
-from corral.loader import discover
+from corral.loader import PROTECTED, discover
 from corral.testing.engines import ValkeyServer
 from corral.testing.installed import PluginFolder
 from corral.testing.kit import Kit
@@ -132,12 +132,12 @@ class Installation:
 async def installation(make_kit: Any, tmp_path: Path, database_url: str, valkey_server: ValkeyServer) -> Any:
     folder = PluginFolder(tmp_path / "plugins")
     folder.add("tally", TALLY)
-    others = [item.name for item in discover(Config()) if item.built_in and item.name != "core"]
+    others = [item.name for item in discover(Config()) if item.built_in and item.name not in PROTECTED]
     (tmp_path / "corral.toml").write_text(
         f'[plugins]\ndir = "{folder.path}"\nenabled = ["tally"]\ndisabled = {json.dumps(others)}\n'
     )
     url = valkey_server.url()
-    kit = await make_kit(plugins=["tally"], config={"redis.url": url, "plugins.dir": str(folder.path)})
+    kit = await make_kit(plugins=[*sorted(PROTECTED), "tally"], config={"redis.url": url, "plugins.dir": str(folder.path)})
     assert kit.loaded("tally").state == "active", kit.loaded("tally").reason
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
     environ |= {
