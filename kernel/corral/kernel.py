@@ -62,6 +62,7 @@ class Kernel(Wired):
             self.supervisor.start("jobs", self.runner.run)
             for consumer in self.consumers:
                 await consumer.begin()
+                self._following.append(consumer)
                 self.supervisor.start(f"consumer {consumer.name}", consumer.run)
 
     async def _start_plugin(self, loaded: Loaded) -> None:
@@ -98,6 +99,8 @@ class Kernel(Wired):
             if loaded.serves and loaded.plugin is not None:
                 await self.tasks_of(loaded).once("stop", loaded.plugin.stop, STOP_SECONDS)()
         await self.supervisor.stop()
+        # Others follow at once. What cannot be given up, since the database is away, ends by itself.
+        await asyncio.gather(*[consumer.stop() for consumer in self._following], return_exceptions=True)
         await self.bus.stop()
         if self.queue is not None:
             await self.queue.stop()

@@ -73,6 +73,7 @@ class Wired:
         self.door_watchers: list[Callable[[Loaded], None]] = []
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{id(self):x}"
         self.consumers: list[Consumer] = []
+        self._following: list[Consumer] = []
 
     @property
     def active(self) -> list[Loaded]:
