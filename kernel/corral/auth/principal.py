@@ -32,6 +32,7 @@ class Permission(msgspec.Struct, frozen=True):
     name: str
     title: str
     holders: tuple[str, ...] = ()
+    step_up: bool = False  # an API key that names it is made in a session that has stepped up
 
     def held_by(self, role_or_kind: str) -> bool:
         """Whether a user of this role, or a machine of this kind, holds it."""

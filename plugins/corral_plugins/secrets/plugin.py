@@ -48,7 +48,7 @@ class SecretsPlugin(Plugin):
     permissions = (
         Permission("secrets.read", "See which secrets there are, never their values"),
         Permission("secrets.write", "Store, rotate and delete secrets"),
-        Permission("secrets.reveal", "Show the value of a secret, for a reason that is kept"),
+        Permission("secrets.reveal", "Show the value of a secret, for a reason that is kept", step_up=True),
     )
 
     def __init__(self, section: Any = None) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.plugins.secrets.conftest import PLUGINS, VALUE, Safe
 
 from corral import clock
+from corral.auth.models import SessionRow
 from corral.ids import new_id
 from corral.testing.kit import Client
 
@@ -271,6 +272,8 @@ async def test_a_person_is_shown_thirty_values_an_hour(make_kit: Callable[..., A
 async def test_a_key_needs_the_scope_by_its_full_name(make_kit: Callable[..., Any]) -> None:
     safe = await Safe().build(await make_kit(plugins=(*PLUGINS, "security")))
     made = await safe.create()
+    early = await safe.admin.post("/security/api-keys", {"name": "early", "scopes": ["secrets.reveal"]})
+    assert (early.status, early.code) == (403, "reauth_required")  # what the session may not, its key may not for it
     await safe.step_up()
 
     async def reveals(scope: str) -> tuple[int, str | None]:
@@ -283,6 +286,12 @@ async def test_a_key_needs_the_scope_by_its_full_name(make_kit: Callable[..., An
     for scope in ("*", "secrets.*", "secrets.read", "secrets.write"):
         assert await reveals(scope) == (403, "insufficient_scope"), scope
     assert await reveals("secrets.reveal") == (200, None)
+    await safe.kit.kernel.database.work(lambda: SessionRow.update(reauth_until=None).execute())
+    safe.kit.kernel.credentials.forget(lambda principal: True)
+    keys = (await safe.admin.get("/security/api-keys")).json()["items"]
+    (found,) = [each["id"] for each in keys if each["scopes"] == ["secrets.reveal"]]
+    late = await safe.admin.post(f"/security/api-keys/{found}/rotate", {})
+    assert (late.status, late.code) == (403, "reauth_required")
 
 
 async def test_an_unknown_secret_is_not_found(safe: Any) -> None:

@@ -27,12 +27,13 @@ def list_api_keys(query: KeyQuery, caller: Principal, keys: ApiKeys) -> Page[Key
 
 
 @routes.post(
-    "/api-keys", needs=SIGNED_IN, own_session=True, status=201, no_store=True, raises=("quota_exceeded",)
+    "/api-keys", needs=SIGNED_IN, own_session=True, status=201, no_store=True,
+    raises=("quota_exceeded", "reauth_required"),
 )  # fmt: skip
 def create_api_key(body: NewKey, caller: Principal, keys: ApiKeys) -> IssuedKey:
     """Make an API key. `key` is shown this once.
 
-    It may do what its scopes name and its owner may do at the time.
+    It may do what its scopes name and its owner may do at the time. Scopes such as `secrets.reveal` need a step-up.
     """
     return keys.create(body, by=caller)
 
@@ -49,7 +50,10 @@ def revoke_api_key(id: str, caller: Principal, keys: ApiKeys) -> None:
     keys.revoke(id, by=caller)
 
 
-@routes.post("/api-keys/{id}/rotate", needs=SIGNED_IN, own_session=True, no_store=True, raises=("invalid_state",))
+@routes.post(
+    "/api-keys/{id}/rotate", needs=SIGNED_IN, own_session=True, no_store=True,
+    raises=("invalid_state", "reauth_required"),
+)  # fmt: skip
 def rotate_api_key(id: str, body: Rotation, caller: Principal, keys: ApiKeys) -> IssuedKey:
     """Give an own API key a new text. `key` is shown this once; the old text works for the overlap."""
     return keys.rotate(id, body.overlap_seconds, by=caller)

@@ -75,6 +75,7 @@ class ApiKeys:
         assert by.user_id is not None
         expires_at = self._end(new)
         self._check_scopes(new.scopes, self._accounts.get(by.user_id).role)
+        self._check_step_up(new.scopes, by)
         networks = _networks(new.allowed_cidrs)
         limit, text = self._settings.get(KEYS_PER_USER), new_key()
         take_turns(f"security.api_keys {by.user_id}")
@@ -91,6 +92,7 @@ class ApiKeys:
     def rotate(self, key_id: str, overlap_seconds: int, *, by: Principal) -> IssuedKey:
         """The key with a new text; the old one works for the overlap. `Conflict` where the key is over."""
         row = _row(key_id, ApiKeyRow.user_id == by.user_id)
+        self._check_step_up(row.scopes, by)
         text = new_key(row.prefix)
         old = {"old_hash": row.hash, "old_until": clock.now(overlap_seconds)} if overlap_seconds else {"old_hash": None}
         here = (ApiKeyRow.id == key_id) & (ApiKeyRow.hash == row.hash) & _has_status("active")
@@ -103,6 +105,13 @@ class ApiKeys:
         event = ApiKeyRotated(key_id=key_id, name=row.name)
         self._tell(event, "rotate", row, {"overlap_seconds": overlap_seconds})
         return self._issued(row, text)
+
+    def _check_step_up(self, scopes: Sequence[str], by: Principal) -> None:
+        """What a session may only do once it has stepped up, a key must not do for it."""
+        named = [item.name for item in self._permissions.all() if item.step_up and item.name in scopes]
+        if named and not by.has_stepped_up:
+            detail = f"A key with {named[0]} needs the password or a code at POST /auth/reauth first."
+            raise Forbidden(detail, code="reauth_required")
 
     def revoke(self, key_id: str, *, by: Principal) -> None:
         """End a key, of the caller or, for admins, of anybody; `NotFound`, also the second time."""
