@@ -20,6 +20,7 @@ from corral.config import Config, Database, Keys, Redis, Storage
 from corral.config_reader import ensure_data_dir
 from corral.config_reader import load as load_config
 from corral.database.unit import Actor, Entry
+from corral.errors import Refused
 
 if TYPE_CHECKING:
     from corral.kernel import Kernel
@@ -53,9 +54,19 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(config_path: Path | None, label: str) -> Iterator[Session]:
-    """A kernel on the installation's own database, beside a running server. Raises `Refused` and `Pending`."""
+def session(config_path: Path | None, label: str, *, create: bool = False) -> Iterator[Session]:
+    """A kernel on the installation's own database, beside a running server. Raises `Refused` and `Pending`.
+
+    In a folder without an installation it is refused unless it may `create` one: a new one would obey in place of the
+    one that was meant.
+    """
     config = load_config(path=config_path)
+    file = config.database.url.removeprefix("sqlite:///")
+    if not create and file != config.database.url and not Path(file).exists():
+        raise Refused(
+            f"there is no installation in {config.data_dir}: go to the folder where it runs, or name it by --config "
+            "or CORRAL_DATA_DIR"
+        )
     logs.configure("critical", "console")  # what fails of the plugins is the business of `corral doctor`
     ensure_data_dir(config)
     with _closing(config) as kernel:

@@ -52,7 +52,7 @@ def create(
     }  # fmt: skip
     new = _converted(facts, NewUser)
     password = _password(password_file)
-    with session(config_path, "user create") as found:
+    with session(config_path, "user create", create=True) as found:
         accounts = found.service(Accounts)
         hashed = asyncio.run(accounts.hash_password(password, email=email, full_name=new.full_name))
         made = found.run(lambda: accounts.create(new, password_hash=hashed, by=found.caller))

@@ -28,6 +28,7 @@ PLUGIN = 'from corral.plugin import Plugin\n\n\nclass SteadyPlugin(Plugin):\n   
 def served(corral: Any) -> Any:
     """An installation whose data folder, key and database exist."""
     corral.environ["CORRAL_DATA_DIR"] = str(corral.home / "data")
+    assert corral("migrate").status == 0
     made = corral("user", "list")
     assert made.status == 0, made
     return corral

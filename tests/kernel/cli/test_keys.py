@@ -32,6 +32,7 @@ def test_a_new_key_signs_and_the_old_one_still_verifies(corral: Any, tmp_path: P
 
 def test_a_fixed_secret_is_not_rotated_here(corral: Any) -> None:
     fixed = {"CORRAL_JWT_SECRET": "Zk3vQ9sXw2Lr7TnB5pYc8HdJ0aGfMuEt"}
+    assert corral("migrate", environ=fixed).status == 0
     done = corral("keys", "rotate-jwt", environ=fixed)
     assert (done.status, "CORRAL_JWT_SECRET" in done.err) == (1, True)
 

@@ -118,7 +118,7 @@ def test_one_that_was_uninstalled_can_be_taken_out_of_the_file(corral: Any) -> N
 
 def test_what_admins_took_out_by_the_api_comes_back_by_the_file(corral: Any) -> None:
     environ = {"CORRAL_DATA_DIR": str(corral.home / "data")}
-    assert corral("user", "list", environ=environ).status == 0
+    assert corral("migrate", environ=environ).status == 0
     with sqlite3.connect(corral.home / "data" / "corral.db") as connection:
         row = ("llm", "disabled", "too dear", "2026-01-01T00:00:00.000Z")
         connection.execute("INSERT INTO core_plugin_states (name, state, reason, since) VALUES (?, ?, ?, ?)", row)

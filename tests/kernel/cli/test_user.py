@@ -81,6 +81,10 @@ def test_ways_back_in_and_the_end_of_an_account(corral: Any) -> None:
 
 def test_the_kill_switch_is_at_hand_on_the_machine(corral: Any) -> None:
     assert corral("kill-switch", "on").status == 2
+    nowhere = corral("kill-switch", "on", "--reason", "a drill")
+    assert (nowhere.status, "no installation" in nowhere.err) == (3, True)
+    assert not (corral.home / "corral-data").exists()  # nothing is engaged here, and nothing was made
+    assert corral("migrate").status == 0
     engaged = corral("kill-switch", "on", "--reason", "a drill", "--cancel", "--json").json()
     assert (engaged["engaged"], engaged["mode"], engaged["reason"]) == (True, "cancel", "a drill")
     assert corral("kill-switch", "off", "--json").json()["engaged"] is False

@@ -137,7 +137,9 @@ async def installation(make_kit: Any, tmp_path: Path, database_url: str, valkey_
         f'[plugins]\ndir = "{folder.path}"\nenabled = ["tally"]\ndisabled = {json.dumps(others)}\n'
     )
     url = valkey_server.url()
-    kit = await make_kit(plugins=[*sorted(PROTECTED), "tally"], config={"redis.url": url, "plugins.dir": str(folder.path)})
+    kit = await make_kit(
+        plugins=[*sorted(PROTECTED), "tally"], config={"redis.url": url, "plugins.dir": str(folder.path)}
+    )
     assert kit.loaded("tally").state == "active", kit.loaded("tally").reason
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
     environ |= {
