@@ -200,7 +200,8 @@ async def test_a_server_that_says_nothing_is_given_up(
     from corral.egress import smtp
 
     monkeypatch.setattr(smtp, "SECONDS", 0.3)
-    silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    kept: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda reader, writer: kept.append(writer), "127.0.0.1", 0)
     mail_server.stop()
     mail_server.port = silent.sockets[0].getsockname()[1]
     kit = await kit_with(make_kit, mail_server)
