@@ -208,10 +208,11 @@ class Processes:
         """From now on signals are this object's."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
+            loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self._hung_up.set)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Drain all; the second time end at once."""
         if self._stopping.is_set():
             if self._generation is not None:
                 self._generation.kill()

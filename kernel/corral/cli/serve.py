@@ -254,6 +254,8 @@ class Serving:
         if await successors.reload():
             self._succeeded = True
             successors.take_signals()
+            if self._stopping.is_set():  # told to stop meanwhile: so are those who come after
+                successors.stop()
             self._step_aside()
 
     def _stop_accepting(self) -> None:
