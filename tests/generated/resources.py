@@ -236,7 +236,7 @@ async def price(world: World, owner: Client) -> Names:
 
 @resource("/plugins/{name}", "admin")
 async def plugin(world: World, owner: Client) -> Names:
-    return {"name": "hello"}
+    return {"name": "realtime"}
 
 
 @resource("/settings/{category}/{key}", "admin", bodies={"PUT /settings/{category}/{key}": {"value": 60}})

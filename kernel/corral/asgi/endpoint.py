@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import functools
 import inspect
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -25,6 +28,7 @@ from corral.schema.strict_json import parse_json
 
 PEOPLE = ("user", "api_key")
 MAX_PARAMETERS = 100
+LARGE_BODIES = ThreadPoolExecutor(1, "corral-bodies")  # one at a time: parsed, a body is many times its size
 INLINE_BODY = 64 * 1024  # larger ones are searched for credentials in a thread
 INLINE_AFTER, INLINE_BELOW, INLINE_ABOVE, INLINE_PENALTY = 20, 0.005, 0.050, 1000
 
@@ -119,14 +123,20 @@ class Endpoint:
 
     async def shape(self, call: Call, names: Mapping[str, str], body: bytes, caller: Principal | None) -> Any:
         """The body as its shape; a missing one equals `{}`. Of what people write only stored values are taken out."""
-        machine = caller is None or caller.kind not in PEOPLE
-        given = (call.header(b"content-type"), call.header(b"content-encoding"), body, machine)
-        if not self.route.redacted:
-            return self._parse_body(*given)
-        with made_by(*self._object(names, caller)) if machine else contextlib.nullcontext():
-            if len(body) > INLINE_BODY:
-                return await asyncio.to_thread(self._parse_body, *given)
-            return self._parse_body(*given)
+        value = self._parsed(call.header(b"content-type"), call.header(b"content-encoding"), body)
+        if self.signature.body is None:
+            return None
+        if self.route.redacted:
+            machine = caller is None or caller.kind not in PEOPLE
+            with made_by(*self._object(names, caller)) if machine else contextlib.nullcontext():
+                redact = functools.partial(self.redactor.redact_json, value, patterns=machine)
+                if len(body) > INLINE_BODY:
+                    convert(self.signature.body, value)  # what is refused anyway is not searched
+                    run = functools.partial(contextvars.copy_context().run, redact)
+                    value = await asyncio.get_running_loop().run_in_executor(LARGE_BODIES, run)
+                else:
+                    value = redact()
+        return convert(self.signature.body, value)
 
     def _object(self, names: Mapping[str, str], caller: Principal | None) -> tuple[str, str]:
         """What the call is about: `/tasks/{id}/…` a task; else who calls."""
@@ -135,18 +145,12 @@ class Endpoint:
             return kind.removesuffix("s"), names["id"]
         return (caller.kind, caller.id) if caller is not None else ("route", self.label)
 
-    def _parse_body(self, content_type: str | None, encoding: str | None, body: bytes, machine: bool) -> Any:
-        kind = self.signature.body
+    def _parsed(self, content_type: str | None, encoding: str | None, body: bytes) -> Any:
         if body:
             check_media_type(content_type, encoding)
-        if kind is None:
-            if body and parse_json(body) != {}:
-                raise Invalid.at("", "unknown_field", "This operation takes no fields.")
-            return None
-        value = parse_json(body, lenient=self.route.lenient) if body else {}
-        if self.route.redacted:
-            value = self.redactor.redact_json(value, patterns=machine)
-        return convert(kind, value)
+        if self.signature.body is None and body and parse_json(body) != {}:
+            raise Invalid.at("", "unknown_field", "This operation takes no fields.")
+        return parse_json(body, lenient=self.route.lenient) if body and self.signature.body is not None else {}
 
     def measure(self, seconds: float) -> None:
         """Reads earn their place on the event loop by being short, and lose it by being long (docs/adr/0004)."""
