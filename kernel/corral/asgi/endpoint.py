@@ -123,20 +123,13 @@ class Endpoint:
 
     async def shape(self, call: Call, names: Mapping[str, str], body: bytes, caller: Principal | None) -> Any:
         """The body as its shape; a missing one equals `{}`. Of what people write only stored values are taken out."""
-        value = self._parsed(call.header(b"content-type"), call.header(b"content-encoding"), body)
-        if self.signature.body is None:
-            return None
-        if self.route.redacted:
-            machine = caller is None or caller.kind not in PEOPLE
-            with made_by(*self._object(names, caller)) if machine else contextlib.nullcontext():
-                redact = functools.partial(self.redactor.redact_json, value, patterns=machine)
-                if len(body) > INLINE_BODY:
-                    convert(self.signature.body, value)  # what is refused anyway is not searched
-                    run = functools.partial(contextvars.copy_context().run, redact)
-                    value = await asyncio.get_running_loop().run_in_executor(LARGE_BODIES, run)
-                else:
-                    value = redact()
-        return convert(self.signature.body, value)
+        machine = caller is None or caller.kind not in PEOPLE
+        given = (call.header(b"content-type"), call.header(b"content-encoding"), body, machine)
+        with made_by(*self._object(names, caller)) if self.route.redacted and machine else contextlib.nullcontext():
+            if self.route.redacted and len(body) > INLINE_BODY:
+                run = functools.partial(contextvars.copy_context().run, self._parse_body, *given)
+                return await asyncio.get_running_loop().run_in_executor(LARGE_BODIES, run)
+            return self._parse_body(*given)
 
     def _object(self, names: Mapping[str, str], caller: Principal | None) -> tuple[str, str]:
         """What the call is about: `/tasks/{id}/…` a task; else who calls."""
@@ -145,12 +138,20 @@ class Endpoint:
             return kind.removesuffix("s"), names["id"]
         return (caller.kind, caller.id) if caller is not None else ("route", self.label)
 
-    def _parsed(self, content_type: str | None, encoding: str | None, body: bytes) -> Any:
+    def _parse_body(self, content_type: str | None, encoding: str | None, body: bytes, machine: bool) -> Any:
+        kind = self.signature.body
         if body:
             check_media_type(content_type, encoding)
-        if self.signature.body is None and body and parse_json(body) != {}:
-            raise Invalid.at("", "unknown_field", "This operation takes no fields.")
-        return parse_json(body, lenient=self.route.lenient) if body and self.signature.body is not None else {}
+        if kind is None:
+            if body and parse_json(body) != {}:
+                raise Invalid.at("", "unknown_field", "This operation takes no fields.")
+            return None
+        value = parse_json(body, lenient=self.route.lenient) if body else {}
+        if self.route.redacted:
+            if len(body) > INLINE_BODY:
+                convert(kind, value)  # what is refused anyway is not searched
+            value = self.redactor.redact_json(value, patterns=machine)
+        return convert(kind, value)
 
     def measure(self, seconds: float) -> None:
         """Reads earn their place on the event loop by being short, and lose it by being long (docs/adr/0004)."""
