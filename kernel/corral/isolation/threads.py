@@ -101,9 +101,11 @@ class Threads(ThreadPoolExecutor):
                 self._idle -= 1
                 if task is None:
                     self._count -= 1
-                    self._grow()  # something may have come while this one was about to go
+                else:
+                    self._working[me] = task
+                self._grow()  # something may have come that counted on this one
+                if task is None:
                     return
-                self._working[me] = task
             _perform(task)
             with self._guard:
                 if self._working.pop(me, None) is None:  # abandoned: another thread has its place

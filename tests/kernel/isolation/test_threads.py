@@ -78,6 +78,27 @@ def test_an_abandoned_thread_is_replaced(threads: Threads) -> None:
         each.result(5)
 
 
+def test_a_call_that_counted_on_a_thread_just_taken_gets_another(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread has its task already and is still counted as idle when the next call comes."""
+    took, go_on, stop = threading.Event(), threading.Event(), threading.Event()
+    take = threads._next
+
+    def slowly() -> Any:
+        task = take()
+        took.set()
+        go_on.wait(5)
+        return task
+
+    monkeypatch.setattr(threads, "_next", slowly)
+    blocked = threads.submit(stop.wait, 20)
+    assert took.wait(5)
+    second = threads.submit(lambda: "second")
+    go_on.set()
+    assert second.result(5) == "second"
+    stop.set()
+    assert blocked.result(5)
+
+
 def test_the_end_waits_for_nobody() -> None:
     threads = Threads(2)
     threads.submit(time.sleep, 30)
