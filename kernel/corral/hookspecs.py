@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from corral.http.sockets import Socket
     from corral.jobs.job import Job, Schedule
     from corral.jobs.queue import JobQueue
-    from corral.plugin import DemoModel, Gate, HealthCheck, Installation, Metric, Provide, Setting
+    from corral.plugin import DemoModel, Gate, HealthCheck, Installation, Meter, Metric, Provide, Setting
     from corral.storage.blobs import BlobStore
 
 hookspec = pluggy.HookspecMarker("corral")
@@ -80,8 +80,8 @@ def corral_authenticators() -> Iterable[type[Authenticator]]:  # type: ignore[em
 
 
 @hookspec
-def corral_gates() -> Iterable[Gate]:  # type: ignore[empty-body]
-    """Checks before a route is looked up."""
+def corral_gates() -> Iterable[Gate | Meter]:  # type: ignore[empty-body]
+    """Checks before a route is looked up, and what counts requests."""
 
 
 @hookspec

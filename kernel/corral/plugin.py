@@ -279,6 +279,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     collect: Callable[..., Mapping[tuple[str, ...], Any]]
 
 
+@runtime_checkable
 class Gate(Protocol):
     """A check of every request before its route is looked up; raises a `Problem` to refuse."""
 
@@ -296,11 +297,11 @@ class Quota(NamedTuple):
 
 
 @runtime_checkable
-class Meter(Gate, Protocol):
-    """A gate that also counts. Called on the event loop: no I/O. Raises `TooMany`."""
+class Meter(Protocol):
+    """Counts requests. Called on the event loop: no I/O. Raises `TooMany`."""
 
     def arrive(self, client_ip: str, route: Route | None, *, anonymous: bool) -> Quota | None:
-        """After `check`. `route` is None where nothing is served; `anonymous`: nobody is known, or will be, by it."""
+        """After the gates. `route` is None where nothing is served; `anonymous`: nobody is known, or will be, by it."""
         ...
 
     def enter(self, caller: Principal, route: Route, client_ip: str) -> Quota | None:

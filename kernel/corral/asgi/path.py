@@ -30,7 +30,7 @@ from corral.http.answers import Request, Wait
 from corral.http.client import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency, Keyed, Stored
 from corral.http.metrics import RequestMetrics
-from corral.plugin import Audit, Gate, LeaseCallers
+from corral.plugin import Audit, Gate, LeaseCallers, Meter
 from corral.redact.redactor import Redactor
 from corral.schema.shapes import encode
 
@@ -46,16 +46,17 @@ class RequestPath:
 
     def __init__(
         self, *, table: Table, database: Database, feed: Feed, credentials: Credentials, idempotency: Idempotency,
-        hosts: Hosts, client: ClientAddress, gates: Sequence[Gate], metrics: RequestMetrics,
+        hosts: Hosts, client: ClientAddress, gates: Sequence[Gate | Meter], metrics: RequestMetrics,
         redactor: Redactor, record: Callable[[str, str, BaseException, str | None], None],
         access_log: AccessLog, leases: LeaseCallers | None = None, audit: Audit | None = None,
     ) -> None:  # fmt: skip
         self.table, self.database, self.feed = table, database, feed
         self.idempotency, self.hosts, self.client = idempotency, hosts, client
-        self.gates, self.metrics, self.redactor, self.record = tuple(gates), metrics, redactor, record
+        self.gates = tuple(gate for gate in gates if isinstance(gate, Gate))
+        self.metrics, self.redactor, self.record = metrics, redactor, record
         self.lasting = Lasting(self.gates)
         self.access_log, self.audited = access_log, Audited(database, audit)
-        self.callers = Callers(credentials, self.gates, leases, self.audited, database)
+        self.callers = Callers(credentials, gates, leases, self.audited, database)
         self._own_units = OwnUnits(database, idempotency)
         self.draining = False
         self._drained = asyncio.Event()

@@ -20,9 +20,9 @@ PING_SECONDS = (
 )
 
 
-def loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop beside uvicorn, where it is installed; None: the standard loop."""
-    if config.server.server != "uvicorn" or importlib.util.find_spec("uvloop") is None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed (extra `fast`); None: the standard loop."""
+    if importlib.util.find_spec("uvloop") is None:
         return None
     import uvloop
 

@@ -153,7 +153,7 @@ def _serve(
             running.register(config.data_dir)
 
     serving = Serving(kernel, application, listener, parent).run(jobs=not options["no_jobs"], ready=ready)
-    with asyncio.Runner(loop_factory=loop_factory(config)) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(serving)
 
 

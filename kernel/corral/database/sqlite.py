@@ -85,8 +85,7 @@ class SqliteDatabase(Database):
             raise translate(error) from error
         finally:
             self._inline.deadline = math.inf  # the end of a read that was slow must not be interrupted as well
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            connection.rollback()
         return value
 
     def _over_budget(self) -> bool:

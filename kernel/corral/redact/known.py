@@ -62,6 +62,10 @@ class Known:
         self._longest = max(map(len, self._anchors))
         self._automaton = AhoCorasick(self._anchors, store_patterns=False)
 
+    def may_hold(self, text: str) -> bool:
+        """Whether anything that is looked for may begin in a text. Threads take turns at each search: ask once."""
+        return bool(self._automaton.find_matches_as_indexes(_encodable(text), overlapping=True))
+
     def scan(self, text: str, *, patterns: bool, final: bool = True) -> tuple[list[Span], int]:
         """What to take out of a text without marks, in order and apart; and how much of the text is settled.
 

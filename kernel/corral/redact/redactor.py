@@ -16,6 +16,7 @@ from corral.redact.patterns import BUILT_IN, Pattern
 
 log = logging.getLogger("corral.redact")
 
+AT_ONCE = 16 * 1024  # of a value with fewer characters the texts are searched together first
 OnHit = Callable[[Collection[Hit]], None]
 _MAKER: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar("corral.redact.maker", default=None)
 
@@ -61,16 +62,22 @@ class Redactor:
         return MARK.join(parts)
 
     def redact_json(self, value: Any, *, patterns: bool = True) -> Any:
-        """A copy with strings and keys redacted at any depth; of keys that become equal the last one's value stays."""
+        """The value with all strings and keys redacted; of keys that become equal the last one's value stays."""
+        texts: list[str] = []
+        if _gather(value, texts, AT_ONCE) >= 0 and not self._known.may_hold("\n".join(texts)):
+            return value
+        return self._redacted(value, patterns=patterns)
+
+    def _redacted(self, value: Any, *, patterns: bool) -> Any:
         if isinstance(value, str):
             return self.redact(value, patterns=patterns)
         if isinstance(value, Mapping):
             return {
-                self.redact_json(name, patterns=patterns): self.redact_json(item, patterns=patterns)
+                self._redacted(name, patterns=patterns): self._redacted(item, patterns=patterns)
                 for name, item in value.items()
             }
         if isinstance(value, (list, tuple)):
-            return [self.redact_json(item, patterns=patterns) for item in value]
+            return [self._redacted(item, patterns=patterns) for item in value]
         return value
 
     def stream(self, *, patterns: bool = True) -> RedactorStream:
@@ -127,6 +134,24 @@ class Redactor:
                 listener(hits)
             except Exception:
                 log.exception("a listener of the redactor failed")
+
+
+def _gather(value: Any, texts: list[str], room: int) -> int:
+    """Add all texts in a value; how much of `room` characters they leave, below 0 when they are more."""
+    if isinstance(value, str):
+        texts.append(value)
+        return room - len(value)
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            room = _gather(item, texts, _gather(name, texts, room))
+            if room < 0:
+                break
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            room = _gather(item, texts, room)
+            if room < 0:
+                break
+    return room
 
 
 class RedactorStream:

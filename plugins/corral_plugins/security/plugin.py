@@ -13,7 +13,7 @@ from corral.events.event import Event
 from corral.events.feed import Feed
 from corral.http.routes import Routes
 from corral.jobs.job import Schedule
-from corral.plugin import Gate, Installation, Metric, Plugin, Provide, RateLimits, Runtime, Settings, hookimpl
+from corral.plugin import Gate, Installation, Meter, Metric, Plugin, Provide, RateLimits, Runtime, Settings, hookimpl
 from corral_plugins.security import jobs, models
 from corral_plugins.security.api import KeyCounts
 from corral_plugins.security.events import EVENTS
@@ -85,7 +85,7 @@ class SecurityPlugin(Plugin):
         ]
 
     @hookimpl
-    def corral_gates(self) -> Iterable[Gate]:
+    def corral_gates(self) -> Iterable[Gate | Meter]:
         return [self._gate, self._limits]
 
     @hookimpl

@@ -78,7 +78,7 @@ def test_an_abandoned_thread_is_replaced(threads: Threads) -> None:
         each.result(5)
 
 
-def test_a_call_that_counted_on_a_thread_just_taken_gets_another(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_counted_on_a_busy_thread_gets_another(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread has its task already and is still counted as idle when the next call comes."""
     took, go_on, stop = threading.Event(), threading.Event(), threading.Event()
     take = threads._next

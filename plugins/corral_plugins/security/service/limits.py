@@ -58,9 +58,6 @@ class Limits:
 
     # -- what the request path calls
 
-    def check(self, client_ip: str, method: str, path: str) -> None:
-        """Every address may come this far."""
-
     def arrive(self, client_ip: str, route: Route | None, *, anonymous: bool) -> Quota | None:
         if not self._on or (route is not None and route.exempt_host):
             return None
