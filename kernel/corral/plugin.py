@@ -301,7 +301,9 @@ class Meter(Protocol):
     """Counts requests. Called on the event loop: no I/O. Raises `TooMany`."""
 
     def arrive(self, client_ip: str, route: Route | None, *, anonymous: bool) -> Quota | None:
-        """After the gates. `route` is None where nothing is served; `anonymous`: nobody is known, or will be, by it."""
+        """After the gates; of those who will be known only where the route has a rate `per="client"`. `route` is None
+        where nothing is served; `anonymous`: nobody is known, or will be, by it.
+        """
         ...
 
     def enter(self, caller: Principal, route: Route, client_ip: str) -> Quota | None:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +44,8 @@ class Demo:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.temporary = Path(tempfile.mkdtemp(prefix="demo-"))  # a short path: sockets lie in it
+        self.temporary = home / "temporary"
+        self.temporary.mkdir()
         self.environ = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
         self.environ.update(TMPDIR=str(self.temporary), XDG_CACHE_HOME=str(home / "cache"), COLUMNS="200")
 

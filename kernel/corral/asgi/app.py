@@ -44,24 +44,22 @@ class Sender:
 
     def headers(self, reply: Reply, call: Call) -> list[tuple[bytes, bytes]]:
         """All headers of an answer."""
-        headers = [
-            *self._always,
-            (b"x-request-id", call.request_id.encode()),
-        ]
-        if "Cache-Control" not in reply.headers:
+        own = reply.headers
+        headers = [*self._always, (b"x-request-id", call.request_id.encode())]
+        if "Cache-Control" not in own:
             headers.append(NO_STORE if call.path.startswith(NO_STORE_UNDER) else PRIVATE)
         if reply.chunks is None:
             headers.append((b"content-length", b"%d" % len(reply.body)))
         if reply.body or reply.chunks is not None:
             headers.append((b"content-type", reply.media_type))
-        if "Content-Security-Policy" not in reply.headers:
+        if "Content-Security-Policy" not in own:
             headers.append(JSON_POLICY)
-        if call.quota is not None and "RateLimit-Limit" not in reply.headers:
+        if call.quota is not None and "RateLimit-Limit" not in own:
             limit, remaining, reset = call.quota
             headers.append((b"ratelimit-limit", b"%d" % limit))
             headers.append((b"ratelimit-remaining", b"%d" % remaining))
             headers.append((b"ratelimit-reset", b"%d" % reset))
-        for name, value in reply.headers.items():
+        for name, value in own.items():
             headers.append((name.lower().encode("latin1"), value.encode("latin1")))
         headers += self._cors.headers(call, reply)
         return headers

@@ -35,6 +35,8 @@ class Callers:
         anonymous = endpoint is None or endpoint.public or not (
             b"authorization" in call.headers or b"x-api-key" in call.headers
         )  # fmt: skip
+        if not anonymous and not endpoint.client_rate:
+            return
         route = None if endpoint is None else endpoint.route
         for meter in self.meters:
             call.count(meter.arrive(call.client_ip, route, anonymous=anonymous))

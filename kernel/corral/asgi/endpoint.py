@@ -45,6 +45,9 @@ class Endpoint:
         self.is_read = route.method == "GET"
         self.public = PUBLIC in route.needs
         self.privileged = container.get(Permissions).are_privileged(route.needs)
+        self.client_rate = route.rate is not None and route.rate.per == "client"
+        self._needs = frozenset(route.needs)
+        self._suffices = not (route.own_session or route.step_up or SIGNED_IN in route.needs)  # one of `needs`, by name
         self.door: Callable[[], Problem] | None = None
         self.container, self.room = container, room
         self.redactor = container.get(Redactor)
@@ -63,6 +66,8 @@ class Endpoint:
 
     def permit(self, caller: Principal) -> None:
         """Raise `Forbidden` unless one of `needs` is held, in the way that the route asks for."""
+        if self._suffices and caller.limited is None and not self._needs.isdisjoint(caller.permissions):
+            return
         route = self.route
         if caller.limited is not None and not self._serves_limited(caller):
             raise Forbidden(code=caller.limited)

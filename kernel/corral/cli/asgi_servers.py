@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from corral.cli import idle_timer
 from corral.config import Config
 
 DRAIN_SECONDS = 25.0
@@ -53,6 +54,7 @@ async def _serve_hypercorn(config: Config, app: Any, accepting: int, stopping: a
                 self.made = (second, [(b"date", format_date_time(second).encode())])
             return self.made[1]
 
+    idle_timer.install()
     settings = Settings()
     settings.bind = [f"fd://{accepting}"]
     settings.accesslog = None

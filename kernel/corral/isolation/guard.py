@@ -57,7 +57,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     `budget`: seconds of a call beside the event loop; None: its caller has a limit; 0: the setting's. `otherwise`: what
     is returned instead of a failed call, or `TELLS`. `closed`: fail rather than go on without it. `counts`: errors
-    count towards quarantine. `always`: it is called in quarantine too.
+    count towards quarantine. `always`: it is called in quarantine too. `watched`: False for what is Corral's own and on
+    every request: only its errors are looked at.
     """
 
     hook: str
@@ -67,6 +68,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     closed: bool = False
     counts: bool = True
     always: bool = False
+    watched: bool = True
 
 
 class Guard:
@@ -98,6 +100,13 @@ class Guard:
         if leave(thread, entry, outer):
             return self._failed(CallLost())
         return value if isinstance(value, self._quick) else self.judged(value)
+
+    def unwatched(self, *arguments: Any, **named: Any) -> Any:
+        """A call of which only the errors are looked at."""
+        try:
+            return self.function(*arguments, **named)
+        except BaseException as error:
+            return self._failed(error)
 
     def tentatively(self, *arguments: Any, **named: Any) -> Any:
         """A call whose error is not counted, since it is tried again in another way; raises what it raises."""
@@ -239,6 +248,8 @@ def guarded(guard: Guard) -> Callable[..., Any]:
     """The guard as what it guards: a coroutine function stays one for those who look."""
     plain = guard.function.func if isinstance(guard.function, functools.partial) else guard.function
     if not inspect.iscoroutinefunction(plain) or guard.terms.expected.awaited is False:
+        if not guard.terms.watched:
+            return guard.unwatched
         return guard  # which tells a coroutine function where nobody awaits
 
     @functools.wraps(guard.function)

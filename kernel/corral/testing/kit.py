@@ -20,6 +20,7 @@ from corral.asgi.application import Application
 from corral.auth.principal import SYSTEM_PRINCIPAL
 from corral.config_reader import ensure_data_dir
 from corral.config_reader import load as load_config
+from corral.core import health
 from corral.kernel import Kernel, boot
 from corral.loader import Found, Loaded, discover, load
 from corral.plugin import Plugin
@@ -189,6 +190,9 @@ async def _hash(password: str) -> str:
     return _hashes[password]
 
 
+PATIENT_SECONDS = 5.0  # a scrape that is to be looked at waits for all readings, however busy the machine
+
+
 @contextlib.asynccontextmanager
 async def make_kernel(
     folder: Path,
@@ -215,6 +219,7 @@ async def make_kernel(
         overrides["plugins.enabled"] = [item if isinstance(item, str) else item.name for item in plugins]
     loaded_config = load_config(environ or {}, path=Path(os.devnull), overrides=overrides)
     ensure_data_dir(loaded_config)
+    health.COLLECT_SECONDS = PATIENT_SECONDS
     found = discover(loaded_config)
     if plugins is not None:
         names = {"core", *(item for item in plugins if isinstance(item, str))}

@@ -31,7 +31,7 @@ def command() -> None:
 @json_option
 @click.pass_obj
 def key_status(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
-    """Show the master keys and how many encrypted rows need each."""
+    """Show the master keys and how many encrypted rows need each. Ends with 1 when the vault is sealed."""
     from corral_plugins.secrets.service.keys import MasterKeys
 
     with open_session(config_path, "secrets key-status") as session:
@@ -43,6 +43,7 @@ def key_status(open_session: OpenSession, config_path: Path | None, as_json: boo
         lines.append(f"{key.key_id}  {key.rows:>8} rows  {loaded}")
     lines.append(f"{status.remaining} rows are not under the active key.")
     _print(msgspec.to_builtins(status), lines, as_json)
+    sys.exit(1 if status.sealed else 0)
 
 
 @command.command("rotate-master-key")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +15,7 @@ from corral_plugins.workers.node import process as body
 
 PRELOAD = ["corral_plugins.workers.node.process", "corral_plugins.workers.node.preload", "jsonschema"]
 TERM_SECONDS = 3.0
+LONGEST_FOLDER, SHORT_FOLDER = 60, "/tmp"  # noqa: S108  (a folder of our own is made in it)
 
 
 class Child:
@@ -67,6 +70,17 @@ class Child:
         self.exited.set()
 
 
+def _shorten_sockets() -> None:
+    """The fork server's socket lies in a temporary folder: one whose path would be too long for it is not used."""
+    if len(tempfile.gettempdir()) <= LONGEST_FOLDER:
+        return
+    usual, tempfile.tempdir = tempfile.tempdir, SHORT_FOLDER
+    try:
+        multiprocessing.util.get_temp_dir()  # made once a process, and kept
+    finally:
+        tempfile.tempdir = usual
+
+
 class Runner:
     """Starts processes for claims."""
 
@@ -74,6 +88,7 @@ class Runner:
         self._site = site
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
+        _shorten_sockets()
         self._children: set[Child] = set()
         self._starting = asyncio.Lock()
 

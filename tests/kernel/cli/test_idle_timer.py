@@ -1,0 +1,124 @@
+"""Connections of Hypercorn on which nothing happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from hypercorn.asyncio import serve, tcp_server
+from hypercorn.config import Config
+
+from corral.cli import idle_timer
+
+PATIENCE = 0.4
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] != "http":
+        return
+    if scope["path"] == "/slow":
+        await asyncio.sleep(2 * PATIENCE)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+class Served:
+    def __init__(self, port: int, ending: asyncio.Event, running: asyncio.Task[None]) -> None:
+        self.port, self.ending, self.running = port, ending, running
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    idle_timer.install()
+    assert tcp_server.AsyncioSingleTask is idle_timer.IdleTimer  # type: ignore[attr-defined]
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.keep_alive_timeout = PATIENCE
+    config.errorlog = None
+    with socket.socket(fileno=int(config.bind[0][5:])) as known:
+        port = known.getsockname()[1]
+        known.detach()
+    ending = asyncio.Event()
+    running = asyncio.create_task(serve(app, config, shutdown_trigger=ending.wait))
+    await asyncio.sleep(0.1)
+    yield Served(port, ending, running)
+    ending.set()
+    await running
+
+
+async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes = REQUEST) -> bytes:
+    writer.write(request)
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert await reader.readexactly(2) == b"ok"
+    return head
+
+
+async def ends(reader: asyncio.StreamReader) -> float:
+    """Seconds until the server closes the connection."""
+    began = time.monotonic()
+    async with asyncio.timeout(10 * PATIENCE):
+        while await reader.read(1000):
+            continue
+    return time.monotonic() - began
+
+
+def watching() -> int:
+    return sum("IdleTimer._watch" in repr(task) for task in asyncio.all_tasks())
+
+
+async def test_it_is_closed_when_nothing_comes(served: Served) -> None:
+    silent, _ = await served.connect()
+    partial, writer = await served.connect()
+    writer.write(b"GET / HTT")
+    assert 0.8 * PATIENCE < await ends(silent) < 2 * PATIENCE
+    assert await ends(partial) < PATIENCE
+    assert watching() == 0
+
+
+async def test_requests_keep_it_and_a_long_one_is_no_silence(served: Served) -> None:
+    reader, writer = await served.connect()
+    for _ in range(6):
+        await ask(reader, writer)
+        await asyncio.sleep(PATIENCE / 2)
+    await ask(reader, writer, REQUEST.replace(b"/ ", b"/slow "))
+    assert 0.8 * PATIENCE < await ends(reader) < 2 * PATIENCE
+
+
+async def test_nothing_is_left_of_those_that_are_closed(served: Served) -> None:
+    for _ in range(20):
+        reader, writer = await served.connect()
+        assert b"close" in await ask(reader, writer, REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert await ends(reader) < 0.3 * PATIENCE
+    assert watching() == 0
+    reader, writer = await served.connect()
+    await ask(reader, writer)
+    writer.close()
+    await asyncio.sleep(2 * PATIENCE)
+    assert watching() == 0
+
+
+async def test_the_end_of_the_server_waits_for_requests_and_not_for_silence(served: Served) -> None:
+    idle, writer = await served.connect()
+    await ask(idle, writer)
+    busy, other = await served.connect()
+    other.write(REQUEST.replace(b"/ ", b"/slow "))
+    await asyncio.sleep(0.1)
+    served.ending.set()
+    assert await ends(idle) < 0.6 * PATIENCE
+    assert b"200" in await busy.readuntil(b"\r\n\r\n")
+    with contextlib.suppress(asyncio.IncompleteReadError):
+        await busy.readexactly(2)
+    assert await ends(busy) < PATIENCE
+    async with asyncio.timeout(5):
+        await served.running
+    assert watching() == 0
