@@ -1,6 +1,6 @@
 """`python -m tests.benchmarks [NAME…] [--short]`: 0 when every target is met, 1 when one is missed, 2 for a wrong name.
 
-`--short` judges by orders of magnitude only, and leaves out what other products are needed for. A full run of all is kept in
+`--short` judges by orders of magnitude only, and leaves out what needs other products. A full run of all is kept in
 `last-run.json` and `last-run.svg`.
 """
 

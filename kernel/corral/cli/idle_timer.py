@@ -63,6 +63,6 @@ def install() -> None:
     from hypercorn.asyncio import tcp_server
 
     if hasattr(tcp_server, "AsyncioSingleTask"):
-        tcp_server.AsyncioSingleTask = IdleTimer  # type: ignore[attr-defined]
+        tcp_server.AsyncioSingleTask = IdleTimer
     else:
         log.info("this Hypercorn has another idle timer; it is left as it is")
