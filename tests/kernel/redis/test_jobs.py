@@ -204,6 +204,7 @@ async def test_an_emptied_redis_delays_no_job_by_more_than_five_seconds(
                 await installation.enqueue(*range(30))
                 break
             os.kill(process.process.pid, signal.SIGCONT)
+            await asyncio.sleep(random.uniform(0.05, 0.3))  # so that it gets on, and is stopped elsewhere
         await asyncio.sleep(1)
         client.flushall()
         os.kill(process.process.pid, signal.SIGCONT)
