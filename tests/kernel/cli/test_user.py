@@ -10,6 +10,7 @@ import pytest
 
 from corral.cli.kernels import operator
 from corral.testing.server import ServerProcess
+from tests.kernel.auth.authenticator import AuthenticatorApp
 
 PASSWORD = "a rather long phrase"
 
@@ -116,6 +117,37 @@ def test_it_works_beside_a_running_server(corral: Any, engine: str, request: pyt
         assert made == [{"type": "system", "id": operator()}], events
         assert corral("user", "deactivate", "ada@example.org", environ=environ).status == 0
         wait_until_refused(ada)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_ways_back_in_beside_a_running_server(corral: Any, engine: str, request: pytest.FixtureRequest) -> None:
+    environ = {"CORRAL_DATA_DIR": str(corral.home / "data"), "CORRAL_CONFIG": "/dev/null"}
+    if engine == "postgres":
+        environ["CORRAL_DATABASE_URL"] = request.getfixturevalue("postgres_server").create_database()
+    with ServerProcess(corral.home, database_url=environ.get("CORRAL_DATABASE_URL")) as server:
+        assert create(corral, "ada@example.org", environ=environ).status == 0
+        ada = server.sign_in("ada@example.org", PASSWORD)
+        app = AuthenticatorApp(ada.post("/auth/mfa/setup").json()["secret"])
+        ada.post("/auth/mfa/verify", json={"code": app.code()}).raise_for_status()
+        given = {"email": "ada@example.org", "password": PASSWORD}
+        assert ada.post("/auth/login", json=given).json()["mfa_required"] is True
+        lost = corral("user", "reset-mfa", "ada@example.org", environ=environ)
+        assert (lost.status, "no second factor" in lost.out) == (0, True), lost
+        wait_until_refused(ada)
+        again = server.sign_in("ada@example.org", PASSWORD)
+        assert again.get("/auth/me").json()["mfa_enabled"] is False
+        for _ in range(5):
+            again.post("/auth/login", json={**given, "password": "not the phrase of hers"})
+        locked = again.post("/auth/login", json=given)
+        assert (locked.status_code, locked.json()["code"]) == (429, "account_locked"), locked.text
+        freed = corral("user", "unlock", "ada@example.org", environ=environ)
+        assert (freed.status, "Unlocked" in freed.out) == (0, True), freed
+        assert again.post("/auth/login", json=given).status_code == 200
+        assert corral("user", "deactivate", "ada@example.org", environ=environ).status == 0
+        gone = corral("user", "purge", "ada@example.org", stdin="ada@example.org\n", environ=environ)
+        assert gone.status == 0, gone
+        assert again.post("/auth/login", json=given).status_code == 401
+        assert corral("user", "show", "ada@example.org", environ=environ).status == 1
 
 
 def wait_until_refused(client: httpx2.Client) -> None:
