@@ -7,10 +7,10 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.kernel.auth.authenticator import AuthenticatorApp
 
 from corral.cli.kernels import operator
 from corral.testing.server import ServerProcess
-from tests.kernel.auth.authenticator import AuthenticatorApp
 
 PASSWORD = "a rather long phrase"
 
