@@ -20,7 +20,6 @@ from corral.http.client import is_loopback
 from corral.http.routes import Rate, Route
 
 T = TypeVar("T")
-
 KERNEL_API = 1
 hookimpl = pluggy.HookimplMarker("corral")
 
@@ -301,9 +300,7 @@ class Meter(Protocol):
     """Counts requests. Called on the event loop: no I/O. Raises `TooMany`."""
 
     def arrive(self, client_ip: str, route: Route | None, *, anonymous: bool) -> Quota | None:
-        """After the gates; of those who will be known only where the route has a rate `per="client"`. `route` is None
-        where nothing is served; `anonymous`: nobody is known, or will be, by it.
-        """
+        """`route` is None where nothing is served. Who is not `anonymous` comes here for a rate `per="client"` only."""
         ...
 
     def enter(self, caller: Principal, route: Route, client_ip: str) -> Quota | None:
