@@ -17,13 +17,16 @@ from corral.testing.server import ServerProcess
 
 def wait_for(client: httpx2.Client, path: str, statuses: set[str], seconds: float) -> dict[str, Any]:
     until = time.monotonic() + seconds
+    told: Any = None
     while time.monotonic() < until:
-        with contextlib.suppress(httpx2.HTTPError):
-            found: dict[str, Any] = client.get(path).raise_for_status().json()
-            if found["status"] in statuses:
+        with contextlib.suppress(httpx2.TransportError):
+            answer = client.get(path)
+            told = answer.status_code, answer.text
+            if answer.is_success and answer.json()["status"] in statuses:
+                found: dict[str, Any] = answer.json()
                 return found
         time.sleep(0.1)
-    raise AssertionError(f"{path} did not become {statuses} within {seconds:g} s")
+    raise AssertionError(f"{path} did not become {statuses} within {seconds:g} s; at last: {told}")
 
 
 def test_tasks_5_a_cancel_is_heard_across_a_sigkill_of_the_server(database_url: str, tmp_path: Path) -> None:
