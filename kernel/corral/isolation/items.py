@@ -96,11 +96,9 @@ class Guards:
         given["_subscribers"] = [(item, self.subscriber(loaded, item, run)) for item, run in loaded.of("_subscribers")]
         given["corral_health_checks"] = [self.health_check(loaded, item) for item in loaded.of("corral_health_checks")]
         for name, protocol, otherwise in GATES:
-            own = loaded.protected
-            given[name] = [
-                self.item(loaded, name, item, protocol(item), otherwise=otherwise, closed=own, watched=not own)
-                for item in loaded.of(name)
-            ]
+            terms = {"otherwise": otherwise, "closed": loaded.protected}
+            terms["watched"] = not (loaded.protected and name == "corral_gates")  # which are met by every request
+            given[name] = [self.item(loaded, name, item, protocol(item), **terms) for item in loaded.of(name)]
         given["corral_metrics"] = [self.item(loaded, "corral_metrics", item) for item in loaded.of("corral_metrics")]
         for hook, (owner, protocol) in hooks.items():
             if owner != loaded.name and hook in given:  # what it contributes to its own hook is its own affair
