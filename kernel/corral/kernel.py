@@ -45,6 +45,7 @@ class Kernel(Wired):
         """
         asyncio.get_running_loop().set_default_executor(self.threads)
         self.watchdog.start()
+        self.dying_threads.start()
         self.database.attach(asyncio.get_running_loop())
         self.database.committed = self._committed
         if self.queue is not None and (share or not jobs):
@@ -106,6 +107,7 @@ class Kernel(Wired):
             await self.queue.stop()
         await asyncio.to_thread(self.database.close)
         self.watchdog.stop()
+        self.dying_threads.stop()
 
     def _committed(self, units: list[Unit]) -> None:
         emitted = [item for unit in units for item in unit.events]

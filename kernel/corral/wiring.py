@@ -27,6 +27,7 @@ from corral.events.registry import EventTypes
 from corral.first_result import first_result
 from corral.http.metrics import RequestMetrics
 from corral.isolation import figures
+from corral.isolation.dying import DyingThreads
 from corral.isolation.guard import Guard
 from corral.isolation.items import Guards, asked_for
 from corral.isolation.threads import Threads
@@ -68,6 +69,7 @@ class Wired:
         self.threads = Threads()
         self.warden = Warden(self.registry, self.settings, self.threads)
         self.guards, self.watchdog = Guards(self.warden), Watchdog(self.warden)
+        self.dying_threads = DyingThreads(self.warden, self.plugins)
         self.metrics.plugins = lambda: figures.lines(self.plugins, self.guards.all, self.warden)
         self.runner: InProcessRunner
         self.door_watchers: list[Callable[[Loaded], None]] = []

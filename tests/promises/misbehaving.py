@@ -95,10 +95,9 @@ DIES = """
             raise RuntimeError("this thread dies")
 
         async def go_on():
-            thread = threading.Thread(target=die)
-            thread.start()
-            await asyncio.sleep(0)
-            raise RuntimeError("its thread has died")
+            while True:
+                threading.Thread(target=die).start()
+                await asyncio.sleep(0.2)
 
         runtime.supervise("threads", go_on)
 """

@@ -129,7 +129,7 @@ def check_names(found: dict[str, Any]) -> None:
     assert "CREATE" in found["migrator"]["reason"] or "syntax" in found["migrator"]["reason"]
     told = {
         "exiter": "SystemExit: 1", "looper": "did not come back", "sleeper": "did not come back",
-        "wrong": "it returned str", "unawaited": "coroutine function", "dying": "does not stay up",
+        "wrong": "it returned str", "unawaited": "coroutine function", "dying": "the last one in thread",
     }  # fmt: skip
     for name, reason in told.items():
         assert reason in found[name]["reason"], found[name]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
+from corral.isolation.folders import Folders
 from corral.loader import Loaded
 
 LINES_A_SECOND = 100
@@ -24,13 +22,7 @@ class LogShare(logging.Filter):
         super().__init__()
         self._now = now
         self._lock = threading.Lock()
-        self._folders = {
-            str(Path(inspect.getfile(item.kind)).parent) + os.sep: item.name
-            for item in plugins
-            if item.kind is not None and item.name != "core"
-        }
-        self._names = frozenset(self._folders.values())
-        self._files: dict[str, str | None] = {}
+        self._folders = Folders(plugins)
         self._second = 0
         self._lines: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
@@ -56,9 +48,4 @@ class LogShare(logging.Filter):
 
     def _plugin(self, record: logging.LogRecord) -> str | None:
         about = getattr(record, "plugin", None)
-        if about in self._names:
-            return str(about)
-        path = record.pathname
-        if path not in self._files:
-            self._files[path] = next((name for folder, name in self._folders.items() if path.startswith(folder)), None)
-        return self._files[path]
+        return str(about) if about in self._folders.names else self._folders.owner(record.pathname)
