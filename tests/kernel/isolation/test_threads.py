@@ -47,6 +47,11 @@ def test_one_plugin_has_half_of_them(threads: Threads) -> None:
     blocked = [of("slow", threads, block) for _ in range(10)]
     assert of(None, threads, lambda: "core").result(5) == "core"
     assert of("other", threads, lambda: "other").result(5) == "other"
+    end = time.monotonic() + 5
+    while len(running) < threads.share:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(0.1)
     assert len(running) == threads.share == 2
     stop.set()
     for each in blocked:
