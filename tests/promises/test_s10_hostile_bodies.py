@@ -123,7 +123,9 @@ def memory(server: ServerProcess) -> int:
     return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
 
 
-@pytest.mark.flaky(reruns=1, only_rerun="AssertionError")  # what the allocator keeps differs by a few MiB; what grows is seen twice
+@pytest.mark.flaky(
+    reruns=1, only_rerun="AssertionError"
+)  # what the allocator keeps differs by a few MiB; what grows is seen twice
 async def test_s10_hostile_bodies(server: ServerProcess, long_form: bool, figure: Any) -> None:
     token = server.sign_in().headers["Authorization"].removeprefix("Bearer ")
     hostile = Hostile(server.port, token)
