@@ -123,9 +123,8 @@ def memory(server: ServerProcess) -> int:
     return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
 
 
-@pytest.mark.flaky(
-    reruns=1, only_rerun="AssertionError"
-)  # what the allocator keeps differs by a few MiB; what grows is seen twice
+# What the allocator keeps differs by a few MiB, and only that is measured again; what grows is seen twice.
+@pytest.mark.flaky(reruns=1, only_rerun=r"assert \d+ <= 33554432")
 async def test_s10_hostile_bodies(server: ServerProcess, long_form: bool, figure: Any) -> None:
     token = server.sign_in().headers["Authorization"].removeprefix("Bearer ")
     hostile = Hostile(server.port, token)

@@ -31,6 +31,8 @@ class DyingThreads:
             threading.excepthook = self._before
 
     def _died(self, told: threading.ExceptHookArgs) -> None:
+        if isinstance(told.exc_value, SystemExit):  # how a thread may end itself
+            return
         frames = reversed(list(traceback.walk_tb(told.exc_traceback)))
         owners = (self._folders.owner(frame.f_code.co_filename) for frame, _ in frames)
         owner = self._names.get(next(filter(None, owners), ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -94,60 +95,62 @@ def test_the_kill_switch_is_at_hand_on_the_machine(corral: Any) -> None:
 ENGINES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("sqlite", "postgres")]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_it_works_beside_a_running_server(corral: Any, engine: str, request: pytest.FixtureRequest) -> None:
+@pytest.fixture(params=ENGINES)
+def running(corral: Any, request: pytest.FixtureRequest) -> Iterator[tuple[ServerProcess, dict[str, str]]]:
+    """A server, and the variables by which commands find its installation."""
     environ = {"CORRAL_DATA_DIR": str(corral.home / "data"), "CORRAL_CONFIG": "/dev/null"}
-    if engine == "postgres":
+    if request.param == "postgres":
         environ["CORRAL_DATABASE_URL"] = request.getfixturevalue("postgres_server").create_database()
     with ServerProcess(corral.home, database_url=environ.get("CORRAL_DATABASE_URL")) as server:
-        assert create(corral, "ada@example.org", environ=environ).status == 0
-        client = server.sign_in("ada@example.org", PASSWORD)
-        assert client.get("/auth/me").status_code == 200
-        new = "another rather long phrase"
-        reset = corral(
-            "user", "reset-password", "ada@example.org", "--password-file", "-", stdin=new + "\n", environ=environ
-        )
-        assert reset.status == 0, reset
-        with pytest.raises(httpx2.HTTPStatusError):
-            server.sign_in("ada@example.org", PASSWORD)
-        ada = server.sign_in("ada@example.org", new)
-        admin = server.sign_in()
-        events = admin.get("/events?types=user.created").json()["items"]
-        made = [event["actor"] for event in events if event["data"]["how"] == "admin"]
-        assert made == [{"type": "system", "id": operator()}], events
-        assert corral("user", "deactivate", "ada@example.org", environ=environ).status == 0
-        wait_until_refused(ada)
+        yield server, environ
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_ways_back_in_beside_a_running_server(corral: Any, engine: str, request: pytest.FixtureRequest) -> None:
-    environ = {"CORRAL_DATA_DIR": str(corral.home / "data"), "CORRAL_CONFIG": "/dev/null"}
-    if engine == "postgres":
-        environ["CORRAL_DATABASE_URL"] = request.getfixturevalue("postgres_server").create_database()
-    with ServerProcess(corral.home, database_url=environ.get("CORRAL_DATABASE_URL")) as server:
-        assert create(corral, "ada@example.org", environ=environ).status == 0
-        ada = server.sign_in("ada@example.org", PASSWORD)
-        app = AuthenticatorApp(ada.post("/auth/mfa/setup").json()["secret"])
-        ada.post("/auth/mfa/verify", json={"code": app.code()}).raise_for_status()
-        given = {"email": "ada@example.org", "password": PASSWORD}
-        assert ada.post("/auth/login", json=given).json()["mfa_required"] is True
-        lost = corral("user", "reset-mfa", "ada@example.org", environ=environ)
-        assert (lost.status, "no second factor" in lost.out) == (0, True), lost
-        wait_until_refused(ada)
-        again = server.sign_in("ada@example.org", PASSWORD)
-        assert again.get("/auth/me").json()["mfa_enabled"] is False
-        for _ in range(5):
-            again.post("/auth/login", json={**given, "password": "not the phrase of hers"})
-        locked = again.post("/auth/login", json=given)
-        assert (locked.status_code, locked.json()["code"]) == (429, "account_locked"), locked.text
-        freed = corral("user", "unlock", "ada@example.org", environ=environ)
-        assert (freed.status, "Unlocked" in freed.out) == (0, True), freed
-        assert again.post("/auth/login", json=given).status_code == 200
-        assert corral("user", "deactivate", "ada@example.org", environ=environ).status == 0
-        gone = corral("user", "purge", "ada@example.org", stdin="ada@example.org\n", environ=environ)
-        assert gone.status == 0, gone
-        assert again.post("/auth/login", json=given).status_code == 401
-        assert corral("user", "show", "ada@example.org", environ=environ).status == 1
+def test_it_works_beside_a_running_server(corral: Any, running: tuple[ServerProcess, dict[str, str]]) -> None:
+    server, environ = running
+    assert create(corral, "ada@example.org", environ=environ).status == 0
+    client = server.sign_in("ada@example.org", PASSWORD)
+    assert client.get("/auth/me").status_code == 200
+    new = "another rather long phrase"
+    reset = corral(
+        "user", "reset-password", "ada@example.org", "--password-file", "-", stdin=new + "\n", environ=environ
+    )
+    assert reset.status == 0, reset
+    with pytest.raises(httpx2.HTTPStatusError):
+        server.sign_in("ada@example.org", PASSWORD)
+    ada = server.sign_in("ada@example.org", new)
+    admin = server.sign_in()
+    events = admin.get("/events?types=user.created").json()["items"]
+    made = [event["actor"] for event in events if event["data"]["how"] == "admin"]
+    assert made == [{"type": "system", "id": operator()}], events
+    assert corral("user", "deactivate", "ada@example.org", environ=environ).status == 0
+    wait_until_refused(ada)
+
+
+def test_ways_back_in_beside_a_running_server(corral: Any, running: tuple[ServerProcess, dict[str, str]]) -> None:
+    server, environ = running
+    assert create(corral, "ada@example.org", environ=environ).status == 0
+    ada = server.sign_in("ada@example.org", PASSWORD)
+    app = AuthenticatorApp(ada.post("/auth/mfa/setup").json()["secret"])
+    ada.post("/auth/mfa/verify", json={"code": app.code()}).raise_for_status()
+    given = {"email": "ada@example.org", "password": PASSWORD}
+    assert ada.post("/auth/login", json=given).json()["mfa_required"] is True
+    lost = corral("user", "reset-mfa", "ada@example.org", environ=environ)
+    assert (lost.status, "no second factor" in lost.out) == (0, True), lost
+    wait_until_refused(ada)
+    again = server.sign_in("ada@example.org", PASSWORD)
+    assert again.get("/auth/me").json()["mfa_enabled"] is False
+    for _ in range(5):
+        again.post("/auth/login", json={**given, "password": "not the phrase of hers"})
+    locked = again.post("/auth/login", json=given)
+    assert (locked.status_code, locked.json()["code"]) == (429, "account_locked"), locked.text
+    freed = corral("user", "unlock", "ada@example.org", environ=environ)
+    assert (freed.status, "Unlocked" in freed.out) == (0, True), freed
+    assert again.post("/auth/login", json=given).status_code == 200
+    assert corral("user", "deactivate", "ada@example.org", environ=environ).status == 0
+    gone = corral("user", "purge", "ada@example.org", stdin="ada@example.org\n", environ=environ)
+    assert gone.status == 0, gone
+    assert again.post("/auth/login", json=given).status_code == 401
+    assert corral("user", "show", "ada@example.org", environ=environ).status == 1
 
 
 def wait_until_refused(client: httpx2.Client) -> None:
