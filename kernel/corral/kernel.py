@@ -105,6 +105,7 @@ class Kernel(Wired):
         await self.bus.stop()
         if self.queue is not None:
             await self.queue.stop()
+        self.database.detach()
         await asyncio.to_thread(self.database.close)
         self.watchdog.stop()
         self.dying_threads.stop()

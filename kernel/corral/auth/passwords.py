@@ -22,6 +22,8 @@ T = TypeVar("T")
 MAX_LENGTH = 128
 QUEUE_LIMIT = 64
 TIME_COST, MEMORY_KIB, PARALLELISM = 2, 19 * 1024, 1
+THREADS = os.cpu_count() or 1
+_threads = ThreadPoolExecutor(THREADS, thread_name_prefix="corral-password")
 
 # Verified when there is no hash, so that an unknown address takes as long as a known one. Its password was thrown away.
 DUMMY_HASH = "$argon2id$v=19$m=19456,t=2,p=1$ysAYvpmHkcmlHvn0g+z/sw$3YmGz+WBo+1yu6pyarQK6/pEkWYMqDAHXpG5G5qJlV8"
@@ -38,8 +40,6 @@ class Passwords:
     """One thread a core and a queue; `overloaded` when the queue is full. For async handlers, before the unit."""
 
     def __init__(self) -> None:
-        self._threads = os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="corral-password")
         self._waiting = 0
         self.hashed, self.hash_seconds = 0, 0.0
         """How often this process hashed, and how long that took together, without the time in the queue."""
@@ -60,11 +60,11 @@ class Passwords:
         return _hasher().check_needs_rehash(hashed)
 
     async def _run(self, work: Callable[[], T]) -> T:
-        if self._waiting >= self._threads + QUEUE_LIMIT:
+        if self._waiting >= THREADS + QUEUE_LIMIT:
             raise Unavailable("Too many sign-ins at once; try again in a moment.", code="overloaded")
         self._waiting += 1
         try:
-            value, seconds = await asyncio.get_running_loop().run_in_executor(self._pool, _timed, work)
+            value, seconds = await asyncio.get_running_loop().run_in_executor(_threads, _timed, work)
         finally:
             self._waiting -= 1
         self.hashed += 1

@@ -93,9 +93,12 @@ class Database(abc.ABC):
         used, size = self.busy()
         return used / size
 
+    def detach(self) -> None:  # noqa: B027  (only some engines read on the loop)
+        """Close what the calling thread, that of the loop, opened for itself: `close` is called from another one."""
+
     @abc.abstractmethod
     def close(self) -> None:
-        """Finish what is queued and close every connection."""
+        """Finish what is queued and close every connection but those of other callers' threads."""
 
     @abc.abstractmethod
     def _submit(self, ticket: Ticket) -> None:

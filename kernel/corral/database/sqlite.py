@@ -107,12 +107,15 @@ class SqliteDatabase(Database):
     def busy(self) -> tuple[int, int]:
         return self._readers.busy + self._writers.busy, len(self._readers.lanes) + 1
 
-    def close(self) -> None:
-        self._writers.close()
-        self._readers.close()
+    def detach(self) -> None:
         if not self.engine.is_closed():
             self.engine.close()
             self._inline.connection = None
+
+    def close(self) -> None:
+        self._writers.close()
+        self._readers.close()
+        self.detach()
 
 
 class _SqliteLane(Lane):

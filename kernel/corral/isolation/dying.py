@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from corral.isolation.folders import Folders
 from corral.isolation.warden import Warden
@@ -15,7 +15,8 @@ class DyingThreads:
     """Of one kernel: the errors that end threads are those of the plugins whose code raised them, and counted."""
 
     def __init__(self, warden: Warden, plugins: Sequence[Loaded]) -> None:
-        self._warden, self._plugins = warden, plugins
+        self._strike: Callable[[Loaded, str, BaseException], object] = warden.strike
+        self._plugins = plugins
         self._before = threading.excepthook
 
     def start(self) -> None:
@@ -25,8 +26,9 @@ class DyingThreads:
         self._before, threading.excepthook = threading.excepthook, self._died
 
     def stop(self) -> None:
-        """Unless others came on top of it."""
-        self._names = {}
+        """Threads that go on keep the hook they began with: what it leads to is let go."""
+        self._names, self._plugins = {}, ()
+        self._strike = _nobody
         if threading.excepthook == self._died:
             threading.excepthook = self._before
 
@@ -40,4 +42,8 @@ class DyingThreads:
             self._before(told)
             return
         name = told.thread.name if told.thread is not None else "of which nothing is known"
-        self._warden.strike(owner, f"thread {name}", told.exc_value)
+        self._strike(owner, f"thread {name}", told.exc_value)
+
+
+def _nobody(owner: Loaded, where: str, error: BaseException) -> None:
+    """The kernel has stopped."""
