@@ -162,9 +162,8 @@ class DemoModel(msgspec.Struct, frozen=True, kw_only=True):
 class Provide(msgspec.Struct, frozen=True):
     """`Provide(Tasks, TasksService)`: who asks for the type gets the one instance.
 
-    Constructor parameters of `factory` are services of the kernel, of this plugin and of its `requires`. Class
-    attributes
-    annotated `X | None` are filled after all services are made, with services of its `wants` (None: not active).
+    Constructor parameters of `factory` are services of the kernel, of this plugin and of its `requires`. Attributes of
+    the class annotated `X | None` are filled once all are made, with services of its `wants` (None: not active).
     """
 
     kind: type[Any]

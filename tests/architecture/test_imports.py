@@ -88,23 +88,31 @@ class Import:
     names: tuple[str, ...]
 
 
+def _imports(tree: ast.Module) -> Iterator[Import]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield Import(node.lineno, tuple(alias.name for alias in node.names))
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield Import(node.lineno, tuple(f"{node.module}.{alias.name}" for alias in node.names))
+
+
 @dataclass(frozen=True)
 class Module:
+    """`imports`: every one, also inside functions and under TYPE_CHECKING. Its tree is parsed anew each time: kept
+    through a whole run, a million nodes are gone through by every collection of garbage.
+    """
+
     path: Path
     name: str
-    tree: ast.Module
+    imports: tuple[Import, ...]
 
-    def imports(self) -> Iterator[Import]:
-        """Every import, also inside functions and under TYPE_CHECKING."""
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Import):
-                yield Import(node.lineno, tuple(alias.name for alias in node.names))
-            elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                yield Import(node.lineno, tuple(f"{node.module}.{alias.name}" for alias in node.names))
+    @property
+    def tree(self) -> ast.Module:
+        return _parse(self.path)
 
     def imported(self) -> Iterator[tuple[str, str]]:
         """(imported name, place) of each name that is imported."""
-        for statement in self.imports():
+        for statement in self.imports:
             for name in statement.names:
                 yield name, f"{self.path}:{statement.line}"
 
@@ -141,12 +149,16 @@ def _class_tuple(node: ast.ClassDef, attribute: str) -> tuple[str, ...]:
     return ()
 
 
+def _parse(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
+
+
 def _modules(source_root: Path, package: str) -> tuple[Module, ...]:
     found = []
     for path in sorted((source_root / package).rglob("*.py")):
         parts = path.relative_to(source_root).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found.append(Module(path.relative_to(ROOT), name, ast.parse(path.read_text(encoding="utf-8"))))
+        found.append(Module(path.relative_to(ROOT), name, tuple(_imports(_parse(path)))))
     return tuple(found)
 
 

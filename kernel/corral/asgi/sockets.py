@@ -1,6 +1,4 @@
-"""`/ws` and other sockets, on the raw ASGI messages: no task, queue or context a connection beside the endpoint's
-own.
-"""
+"""`/ws` and other sockets, on the raw ASGI messages: no task, queue or context beside the endpoint's own."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A lane owns one connection. A unit that runs longer than `LOST_AFTER` seconds is lost: its lane is abandoned (connection
 closed, exception raised in the thread), a fresh lane takes its place, and the units that shared the transaction run
-again.
+again. Time is counted in looks, as by `corral.isolation.watchdog`: a process that stood still loses nothing.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import concurrent.futures
 import ctypes
 import logging
 import queue
+import sys
 import threading
 import time
+import traceback
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from corral import calls
@@ -27,8 +30,9 @@ from corral.histogram import Histogram
 log = logging.getLogger("corral.database")
 
 QUEUE_LIMIT = 1000
-SLOW_AFTER, LOST_AFTER = 0.05, 2.0
+SLOW_AFTER, LOST_AFTER, LOOK = 0.05, 2.0, 0.25
 MAX_TRIES = 3
+AT_FRAMES = 8
 
 Future = asyncio.Future[Any] | concurrent.futures.Future[Any]
 
@@ -77,7 +81,7 @@ class Lane(threading.Thread, abc.ABC):
         self.lock = threading.Lock()
         self.lost = False
         self.ticket: Ticket | None = None
-        self.since = 0.0
+        self.since, self.looks = 0.0, 0
 
     def run(self) -> None:
         calls.lanes.add(threading.get_ident())
@@ -108,7 +112,7 @@ class Lane(threading.Thread, abc.ABC):
 
     def enter(self, ticket: Ticket) -> None:
         """The ticket's unit begins now."""
-        self.since = time.monotonic()
+        self.since, self.looks = time.monotonic(), 0
         self.ticket = ticket
         self.pool.timings.waits.observe(self.since - ticket.since)
 
@@ -122,6 +126,12 @@ class Lane(threading.Thread, abc.ABC):
         self.pool.timings.units.observe(took)
         if took > SLOW_AFTER and ticket is not None:
             log.warning("slow unit", extra={"unit": ticket.entry.label, "duration_ms": round(took * 1000)})
+
+    def at(self) -> str:
+        """Where it is in the code, innermost first: what an operator asks of a unit that was lost."""
+        walk = traceback.walk_stack(sys._current_frames().get(self.ident or 0))
+        frames = traceback.StackSummary.extract(walk, limit=AT_FRAMES, lookup_lines=False)
+        return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
 
     @abc.abstractmethod
     def handle(self, ticket: Ticket) -> None:
@@ -216,15 +226,16 @@ class Pool:
             lane.join(timeout=LOST_AFTER + 3)
 
     def _watch(self) -> None:
-        while not self.closed.wait(0.25):
+        while not self.closed.wait(LOOK):
             for index, lane in enumerate(self.lanes):
-                if lane.ticket is not None and time.monotonic() - lane.since > LOST_AFTER:
+                lane.looks += 1
+                if lane.ticket is not None and lane.looks * LOOK > LOST_AFTER:
                     self._lose(index, lane)
 
     def _lose(self, index: int, lane: Lane) -> None:
         with lane.lock:
             ticket = lane.ticket
-            if ticket is None or time.monotonic() - lane.since <= LOST_AFTER:
+            if ticket is None or time.monotonic() - lane.since <= LOST_AFTER:  # another one by now
                 return
             lane.lost = True
             again = lane.rerun()
@@ -233,7 +244,9 @@ class Pool:
             self.losses[ticket.entry.label] += 1
         else:
             calls.give_up(lane.ident or 0, inside, UnitLost)
-        log.error("unit lost", extra={"unit": ticket.entry.label, "duration_ms": round(LOST_AFTER * 1000)})
+        log.error(
+            "unit lost", extra={"unit": ticket.entry.label, "duration_ms": round(LOST_AFTER * 1000), "at": lane.at()}
+        )
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(lane.ident or 0), ctypes.py_object(UnitLost))
         lane.sever()
         self.lanes[index] = fresh = self.make(self)

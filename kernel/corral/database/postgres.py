@@ -1,8 +1,7 @@
 """PostgreSQL: a pool of lanes, each with its own connection; one transaction a unit.
 
 Serialization failures, deadlocks and connections lost before COMMIT run again (3 tries); a connection lost during
-COMMIT
-never does, since nobody can tell whether it took effect.
+COMMIT never does, since nobody can tell whether it took effect.
 """
 
 from __future__ import annotations
@@ -148,13 +147,9 @@ class _PostgresLane(Lane):
 
     @staticmethod
     def _is_engine_error(error: BaseException | None) -> bool:
-        return isinstance(error, (peewee.DatabaseError, peewee.InterfaceError)) or _PostgresLane._is_driver_error(error)
-
-    @staticmethod
-    def _is_driver_error(error: BaseException | None) -> bool:
         import psycopg
 
-        return isinstance(error, psycopg.Error)
+        return isinstance(error, (peewee.DatabaseError, peewee.InterfaceError, psycopg.Error))
 
     def _drop(self) -> None:
         self.connection = None

@@ -1,7 +1,6 @@
 """Hot statements: an ordinary peewee query, compiled once an engine, executed with parameters.
 
-Building a peewee query costs about 110 us, executing a compiled one 7; only the few statements of the hot paths need
-it.
+Building a peewee query costs about 110 us, executing a compiled one 7; only the few of the hot paths need it.
 A test runs every one of them on both engines.
 """
 

@@ -1,6 +1,4 @@
-"""Lists: the query every list takes, the answer every list gives, and signed cursors that page deep at constant
-cost.
-"""
+"""Lists: the query all take, the answer all give, and signed cursors that page deep at constant cost."""
 
 from __future__ import annotations
 

@@ -8,9 +8,8 @@
         return tasks.create(body, by=caller)
 
 Parameters, by name: `body`, `query` (shapes), path names (`str`), `caller: Principal`. By type: `IfMatch`, `Request`,
-and any
-service. A `def` handler is one unit of work (GET: read-only, run again at will); an `async def` handler opens its own
-with `Work`.
+and any service. A `def` handler is one unit of work (GET: read-only, run again at will); an `async def` handler opens
+its own with `Work`.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ _NAME = re.compile(r"\{([a-z_]+)\}")
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """A limit of its own beside those of every request: `count` calls in `seconds`, for each client address, person or
-    caller.
+    """A limit beside those of every request: `count` calls in `seconds`, for each client address, person or caller.
 
     Routes with a rate of one name share its buckets.
     """

@@ -111,6 +111,7 @@ class Threads(ThreadPoolExecutor):
                 if self._working.pop(me, None) is None:  # abandoned: another thread has its place
                     return
                 self._done(task)
+            del task  # an idle thread keeps nothing alive
 
     def _next(self) -> Task | None:
         """None: it is time to go."""

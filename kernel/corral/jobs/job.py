@@ -19,8 +19,7 @@ class Job(msgspec.Struct, frozen=True):
     services by type.
 
     `def`: one unit of work. `async def`: opens its own with `Work`. It may run more than once. `seconds`: its lease;
-    a job that
-    runs longer is given to another process.
+    a job that runs longer is given to another process.
     """
 
     name: str

@@ -8,9 +8,7 @@ from typing import Protocol
 
 
 class JobQueue(Protocol):
-    """The rows decide what is done, and are looked at anyway: losing an id costs some seconds, and doubling one
-    nothing.
-    """
+    """The rows decide what is done, and are looked at anyway: a lost id costs some seconds, a doubled one nothing."""
 
     def put(self, ids: Sequence[str]) -> None:
         """Announce new job rows. Called on the loop; never blocks and never fails."""

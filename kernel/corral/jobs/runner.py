@@ -1,6 +1,4 @@
-"""The in-process runner: takes due jobs and schedules by guarded updates, so that any number of processes do each
-once.
-"""
+"""The in-process runner: takes what is due by guarded updates, so that any number of processes do each once."""
 
 from __future__ import annotations
 

@@ -1,0 +1,38 @@
+"""A kernel that has stopped leaves nothing behind in its process."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+import uuid
+import weakref
+from pathlib import Path
+
+import psutil
+
+from corral.kernel import Kernel
+from corral.testing.kit import make_kernel
+
+
+async def used(folder: Path, database_url: str) -> weakref.ref[Kernel]:
+    """What a kernel that served somebody was, once it has stopped."""
+    async with make_kernel(folder, database_url=database_url, jobs=True) as kit:
+        person = await kit.as_user("admin", f"{uuid.uuid4()}@example.org")
+        assert (await person.get("/agents")).status == 200
+        return weakref.ref(kit.kernel)
+
+
+def test_neither_memory_nor_threads_nor_files(tmp_path: Path, database_url: str) -> None:
+    asyncio.run(used(tmp_path, database_url))  # what a process has once is made here
+    threads, files = threading.active_count(), psutil.Process().num_fds()
+    kernel = asyncio.run(used(tmp_path, database_url))
+    gc.collect()
+    assert kernel() is None
+    until = time.monotonic() + 5  # told to end, threads end by themselves
+    while threading.active_count() > threads and time.monotonic() < until:
+        time.sleep(0.05)
+    assert threading.active_count() <= threads, threading.enumerate()
+    assert psutil.Process().num_fds() <= files
+    assert list(tmp_path.rglob("*.db-*")) == []  # the last connection that is closed takes the log along
