@@ -47,6 +47,7 @@ from corral.core.links import Links
 from corral.core.lockout import Lockout
 from corral.core.machine import MachineLease
 from corral.core.mail import MailService
+from corral.core.memory import Memory
 from corral.core.mfa import SecondFactor
 from corral.core.models import InvitationRow, LinkRow, PluginStateRow
 from corral.core.password_life import PasswordLife
@@ -145,6 +146,7 @@ class CorePlugin(Plugin):
             Provide(Readiness, Readiness),
             Provide(Siblings, Siblings),
             Provide(LoopLag, LoopLag),
+            Provide(Memory, Memory),
             Provide(ProcessFigures, ProcessFigures),
             Provide(Scrape, Scrape),
             Provide(KernelChecks, KernelChecks),
@@ -245,6 +247,7 @@ class CorePlugin(Plugin):
         runtime.supervise("quarantine", quarantine.keep)
         self._unwatch = [feed.watch(catalogue.follow), feed.watch(quarantine.follow)]
         runtime.supervise("loop_lag", runtime.service(LoopLag).follow)
+        runtime.supervise("memory", runtime.service(Memory).follow)
         self._consumers[:] = [item.name for _, item in runtime.service(Contributions).of("corral_subscribers")]
         readiness = runtime.service(Readiness)
 

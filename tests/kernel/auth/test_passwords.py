@@ -62,7 +62,7 @@ async def test_hashes_of_other_parameters_are_due() -> None:
 async def test_a_full_queue_is_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "QUEUE_LIMIT", 0)
     passwords = Passwords()
-    monkeypatch.setattr(passwords, "_threads", 1)
+    monkeypatch.setattr(module, "THREADS", 1)
     answers = await asyncio.gather(*[passwords.verify("x" * 12, None) for _ in range(4)], return_exceptions=True)
     refused = [each for each in answers if isinstance(each, Unavailable)]
     assert len(refused) == 3
