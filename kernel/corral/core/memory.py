@@ -21,15 +21,18 @@ STATM = Path("/proc/self/statm")
 
 
 class Memory:
-    """Of this process; on Linux with glibc, elsewhere it does nothing."""
+    """Of this process."""
 
     def __init__(self) -> None:
         self._trim = _malloc_trim()
 
     async def follow(self) -> None:
         """For ever; supervised. Soon after it grew, then less often: what grew it may still go on."""
+        if self._trim is None:  # only glibc has it
+            await asyncio.get_running_loop().create_future()
+            return
         after, wait, left = 0, 1, 1
-        while self._trim is not None:
+        while True:
             await asyncio.sleep(LOOK_EVERY)
             if resident() > after + MUCH:
                 wait = left = 1
