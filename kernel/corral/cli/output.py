@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +16,9 @@ COLOURS = {
     "warning": "yellow", "degraded": "yellow", "disabled": "yellow", "blocked": "yellow", "pending": "yellow",
     "failed": "red", "down": "red", "error": "red",
 }  # fmt: skip
+
+GAP = 2  # characters between columns
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::\d\d(?:\.\d+)?)?Z$")
 
 
 def table(
@@ -34,13 +40,27 @@ def table(
     from rich.console import Console
     from rich.table import Table
 
+    titles = [column.replace("_", " ") for column in columns]
+    cells = [[_text(row.get(column)) for column in columns] for row in rows]
+    needs = [max(map(len, texts)) for texts in zip(titles, *cells, strict=True)]
+    terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(width=None if terminal else sum(needs) + GAP * len(needs))
     view = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
-    for column in columns:
-        view.add_column(column.replace("_", " "), overflow="fold")
-    for row in rows:
-        style = COLOURS.get(str(row.get(colour_of, ""))) if colour_of else None
-        view.add_row(*[_text(row.get(column)) for column in columns], style=style)
-    Console().print(view)
+    for heading, width in zip(titles, _widths(needs, console.width), strict=True):
+        view.add_column(heading, overflow="fold", width=width)
+    for row, texts in zip(rows, cells, strict=True):
+        view.add_row(*texts, style=COLOURS.get(str(row.get(colour_of, ""))) if colour_of else None)
+    console.print(view)
+
+
+def _widths(needs: Sequence[int], width: int) -> list[int]:
+    """What each column gets: the first, by which rows are known, up to half; then the narrow ones what they need."""
+    left, widths = width - GAP * (len(needs) - 1), [0] * len(needs)
+    for done, index in enumerate(sorted(range(len(needs)), key=lambda index: (index > 0, needs[index]))):
+        share = left // 2 if index == 0 and len(needs) > 1 else left // (len(needs) - done)
+        widths[index] = max(1, min(needs[index], share))
+        left -= widths[index]
+    return widths
 
 
 def value(found: Any, *, as_json: bool, text: str) -> None:
@@ -51,6 +71,10 @@ def value(found: Any, *, as_json: bool, text: str) -> None:
 def _text(item: Any) -> str:
     if item is None:
         return "-"
+    if isinstance(item, bool):
+        return "yes" if item else "no"
+    if isinstance(item, str) and (found := _MOMENT.match(item)):
+        return f"{found[1]} {found[2]}Z"
     if isinstance(item, (list, tuple)):
         return ", ".join(str(part) for part in item) or "-"
     return str(item)

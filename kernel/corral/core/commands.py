@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ def show(email: str, config_path: Path | None, as_json: bool) -> None:
         output.value(msgspec.to_builtins(user), as_json=True, text="")
         return
     facts = msgspec.to_builtins(user).items()
-    output.table([{"field": name, "value": str(value)} for name, value in facts], ("field", "value"), as_json=False)
+    output.table([{"field": name, "value": value} for name, value in facts], ("field", "value"), as_json=False)
 
 
 @command.command("unlock")
@@ -145,10 +145,8 @@ def unlock(email: str, config_path: Path | None, as_json: bool) -> None:
     """End a lock after failed sign-ins at once."""
     from corral.core.api import Rescue
 
-    with session(config_path, "user unlock") as found:
-        user = _find(found, email)
-        user = found.run(lambda: found.service(Rescue).unlock(user.id))
-    _tell(user, f"Unlocked {user.email}.", as_json)
+    _change(config_path, "user unlock", email, lambda found, user: found.service(Rescue).unlock(user.id),
+            "Unlocked {}.", as_json)  # fmt: skip
 
 
 @command.command("reset-mfa")
@@ -159,10 +157,9 @@ def reset_mfa(email: str, config_path: Path | None, as_json: bool) -> None:
     """Remove the second factor of an account whose holder lost it; all its sessions end."""
     from corral.core.api import Rescue
 
-    with session(config_path, "user reset-mfa") as found:
-        user = _find(found, email)
-        user = found.run(lambda: found.service(Rescue).reset_mfa(user.id))
-    _tell(user, f"{user.email} has no second factor any more; all sessions of the account have ended.", as_json)
+    told = "{} has no second factor any more; all sessions of the account have ended."
+    _change(config_path, "user reset-mfa", email, lambda found, user: found.service(Rescue).reset_mfa(user.id), told,
+            as_json)  # fmt: skip
 
 
 @command.command("purge")
@@ -195,9 +192,18 @@ def _patch(
     from corral.core.api import Accounts, UserPatch
 
     patch = UserPatch(**facts)
+    _change(
+        config_path, label, email, lambda found, user: found.service(Accounts).update(user.id, patch), text, as_json
+    )
+
+
+def _change(
+    config_path: Path | None, label: str, email: str, change: Callable[[Session, Any], Any], text: str, as_json: bool
+) -> None:  # fmt: skip
+    """One unit on the account of this address; `text` tells what it did, with `{}` for the address."""
     with session(config_path, label) as found:
         user = _find(found, email)
-        user = found.run(lambda: found.service(Accounts).update(user.id, patch))
+        user = found.run(lambda: change(found, user))
     _tell(user, text.format(user.email), as_json)
 
 

@@ -1,0 +1,38 @@
+"""Tables that commands print."""
+
+from __future__ import annotations
+
+import pytest
+
+from corral.cli import output
+
+ROWS = [
+    {"email": "someone.with.a.long.name@example.org", "text": "a sentence that goes on " * 4, "is_active": True,
+     "at": "2026-11-26T14:14:51.351Z"},
+    {"email": "a@example.org", "text": None, "is_active": False, "at": None},
+]  # fmt: skip
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    output.table(ROWS, ("email", "text", "is_active", "at"), as_json=False)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_on_a_narrow_terminal_names_and_short_words_stay_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = printed(capsys)
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("someone.with.a.long.name@example.org  a sentence") for line in lines)
+    assert any("yes" in line for line in lines)
+
+
+def test_what_goes_to_a_file_is_a_line_a_row(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    heading, first, second = printed(capsys)
+    assert heading.split() == ["email", "text", "is", "active", "at"]
+    assert first.rstrip().endswith("yes        2026-11-26 14:14Z")
+    assert second.split() == ["a@example.org", "-", "no", "-"]
