@@ -1,6 +1,4 @@
-"""Types to services. What a plugin may be given is what its `requires` and `wants` name, and what the kernel offers
-to all.
-"""
+"""Types to services. A plugin may be given what its `requires` and `wants` name, and what the kernel offers to all."""
 
 from __future__ import annotations
 

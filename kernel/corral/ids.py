@@ -1,6 +1,4 @@
-"""UUIDv7 identifiers: sortable by time, 36 characters, the one id type of all tables. They tell their time: never a
-secret.
-"""
+"""UUIDv7 identifiers: sortable by time, 36 characters, the one id type of all tables; never a secret."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """From entry points to plugins that are ready to be wired: import, manifest, configuration, order, hooks.
 
-Whatever fails leaves its plugin `failed` with one sentence, those that require it `blocked`, and everything else
-untouched.
+Whatever fails leaves its plugin `failed` with one sentence, those that require it `blocked`, and all else as it was.
 """
 
 from __future__ import annotations
@@ -153,9 +152,7 @@ def built_in_paths(plugins: Iterable[Loaded]) -> dict[str, list[str]]:
 
 
 def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | None = None) -> list[Loaded]:
-    """Import and check, then order by `requires`, then collect contributions. `off`: disabled by an admin, with the
-    reason.
-    """
+    """Import and check, order by `requires`, collect contributions. `off`: what an admin disabled, with the reason."""
     plugins = [_begin(item, config, off or {}) for item in sorted(found, key=lambda item: item.name)]
     for loaded in plugins:
         if loaded.active:

@@ -1,5 +1,4 @@
-"""The Quart application. Declared routes are served from the kernel's table through Quart's own seam
-(`asgi_http_class`);
+"""The Quart application. Declared routes are served from the kernel's table through its seam `asgi_http_class`;
 blueprints, static files and whatever the table does not know go through Quart, and fail with problem documents too.
 """
 
@@ -12,7 +11,9 @@ from typing import Any
 
 from quart import Quart, Response, request
 from quart.asgi import ASGIHTTPConnection
+from quart.routing import QuartMap
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RuleFactory
 
 from corral.asgi.call import Call, Gone, Reply
 from corral.asgi.cors import Cors
@@ -98,9 +99,27 @@ async def _relay(chunks: Any, send: Send) -> None:
         await chunks.aclose()
 
 
+class LaterMap(QuartMap):
+    """Compiles its rules when Quart itself first looks for one: served from the table, most processes never do."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._later: list[RuleFactory] = []
+        super().__init__(*arguments, **options)
+
+    def add(self, rulefactory: RuleFactory) -> None:
+        self._later.append(rulefactory)
+
+    def update(self) -> None:
+        later, self._later = self._later, []
+        for each in later:
+            super().add(each)
+        super().update()
+
+
 class App(Quart):
     """Counts the rules added beside the declared routes, since looking through the map would cost every request."""
 
+    url_map_class = LaterMap
     foreign_rules = 0
     declaring = False
 
@@ -162,9 +181,7 @@ def build(
     app.declaring = False
 
     def serves(url_path: str) -> bool:
-        """Quart's own: something was added to its map beside the declared routes, and the table does not know the
-        path.
-        """
+        """Quart's own: there are rules beside the declared routes, and the table does not know the path."""
         return app.foreign_rules > 0 and path.table.find(url_path) is None
 
     if fast_dispatch:

@@ -84,9 +84,7 @@ class Call:
         return b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
 
     async def read(self, limit: int) -> bytes:
-        """The whole body, counted as it arrives: `payload_too_large` over `limit`, 408 without progress, `Gone` when
-        cut.
-        """
+        """The whole body, counted as it comes: `payload_too_large` over `limit`, 408 for no progress, `Gone` if cut."""
         header = self.headers.get(b"content-length")
         declared = None
         if header is not None:

@@ -74,9 +74,7 @@ class Connection:
         await self._send({"type": "websocket.send", "text": text})
 
     async def drain(self, seconds: float) -> None:
-        """Take what the client still sends after the end: unread data would reset the connection, and the code be
-        lost.
-        """
+        """Take what the client still sends after the end: unread, it would reset the connection and lose the code."""
         with contextlib.suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(seconds):
                 while not self._gone:

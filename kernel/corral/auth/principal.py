@@ -106,9 +106,7 @@ class Authenticator(Protocol):
         ...
 
     def authenticate(self, credential: str) -> Principal:
-        """The caller; raises `Unauthorized`. Runs in a read unit; the answer is used for at most 1 s without asking
-        again.
-        """
+        """The caller; raises `Unauthorized`. Runs in a read unit; the answer is good for at most 1 s."""
         ...
 
 

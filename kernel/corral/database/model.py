@@ -33,9 +33,7 @@ PRIVATE, SHARED, ADMIN = "private", "shared", "admin"
 
 
 class Model(peewee.Model):
-    """Base of every table. `visibility` is the class of its objects; private and shared ones name their owner
-    column.
-    """
+    """Base of every table. `visibility`: the class of its objects; private and shared ones name their owner column."""
 
     visibility = ADMIN
     owner_field: str | None = None

@@ -46,9 +46,7 @@ class ConsumerRow(Model):
 
 
 class Subscriber(msgspec.Struct, frozen=True):
-    """`handle(event: Record, …services)` runs in the unit that moves the cursor. `events` are names; `task.*` and
-    `*` match.
-    """
+    """`handle(event: Record, …services)` runs in the unit that moves the cursor. `events`: names, `task.*` or `*`."""
 
     name: str  # <plugin>.<what>
     events: tuple[str, ...]

@@ -208,9 +208,7 @@ def seq_of(place: str) -> int | None:
 
 
 def prune(before_ts: str, keep_from: int, max_rows: int, at_once: int = 500) -> int:
-    """Delete at most `at_once` events that are too old or too many, none at or after `keep_from`; never the newest
-    one.
-    """
+    """Delete at most `at_once` events that are too old or too many, none from `keep_from` on, never the newest."""
     newest = last_seq()
     bound = max(first_seq() - 1, newest - max_rows)
     old: Any = (

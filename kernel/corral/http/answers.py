@@ -35,9 +35,7 @@ class Answer(msgspec.Struct, Generic[T], kw_only=True):
 
 
 class Encoded(msgspec.Struct, frozen=True):
-    """The JSON of the shape that the handler declares beside it (`-> TaskView | Encoded`), for answers that are kept
-    encoded.
-    """
+    """The JSON of the shape declared beside it (`-> TaskView | Encoded`), for answers that are kept encoded."""
 
     body: bytes
     id: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 import typing
@@ -42,13 +43,20 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
     def versioned(self) -> bool:
         """Whether the answer carries a version, and so an ETag."""
         fields = getattr(self.returns, "__struct_fields__", ())
-        return "version" in fields and typing.get_type_hints(self.returns).get("version") is int
+        return "version" in fields and _resolved(self.returns).get("version") is int
+
+
+@functools.lru_cache(maxsize=2048)
+def _resolved(function: Callable[..., Any]) -> dict[str, Any]:
+    return typing.get_type_hints(function, include_extras=True)
 
 
 def hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Resolved annotations; a name that cannot be resolved is a `TypeError` that says which."""
-    try:
-        return typing.get_type_hints(function, include_extras=True)
+    """Resolved annotations, not to be changed; a name that cannot be resolved is a `TypeError` that says which."""
+    function = getattr(function, "__func__", function)
+    plain = isinstance(function, type) or getattr(function, "__closure__", function) is None
+    try:  # a closure would be kept with all that it leads to
+        return _resolved(function) if plain else _resolved.__wrapped__(function)
     except NameError as error:
         raise TypeError(f"{function.__module__}.{function.__qualname__}: {error} (import it for real)") from None
 

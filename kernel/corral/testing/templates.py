@@ -21,6 +21,7 @@ from corral.upgrade import apply_migrations
 
 _made: dict[tuple[str, str], str] = {}
 _folders: list[Path] = []
+_loaded: dict[tuple[tuple[str, ...], str], list[Loaded]] = {}
 
 
 def fill(url: str, found: Sequence[Found], config: Config) -> None:
@@ -29,9 +30,17 @@ def fill(url: str, found: Sequence[Found], config: Config) -> None:
     if url.startswith("sqlite:///"):
         path = Path(url.removeprefix("sqlite:///"))
         if not path.exists():
-            shutil.copyfile(_sqlite(load(own, config), config), path)
+            shutil.copyfile(_sqlite(_load(own, config), config), path)
     elif _is_empty(url):
-        _copy_postgres(url, load(own, config), config)
+        _copy_postgres(url, _load(own, config), config)
+
+
+def _load(own: Sequence[Found], config: Config) -> list[Loaded]:
+    """Once a process for each set: their migrations are all that is asked of them."""
+    key = (tuple(item.name for item in own), repr(config.plugins))
+    if key not in _loaded:
+        _loaded[key] = load(own, config)
+    return _loaded[key]
 
 
 def _sqlite(plugins: list[Loaded], config: Config) -> str:
