@@ -21,7 +21,8 @@ from corral.errors import Refused
 _BY_VARIABLE = {entry.key.variable: name for name, entry in TABLE.items() if entry.key.variable}
 _WITH_FILE = ("MASTER_KEY", "JWT_SECRET", "DATABASE_URL", "BOOTSTRAP_ADMIN_PASSWORD", "METRICS_TOKEN")
 _FROM_FILE = {f"CORRAL_{name}_FILE": f"CORRAL_{name}" for name in _WITH_FILE}
-_VARIABLES = ("CORRAL_CONFIG", *_BY_VARIABLE, *_FROM_FILE, *PINNING)
+_OF_COMMANDS = ("CORRAL_CONFIG", "CORRAL_TOKEN", "CORRAL_URL")  # read by them, no keys of the file
+_VARIABLES = (*_OF_COMMANDS, *_BY_VARIABLE, *_FROM_FILE, *PINNING)
 _WORDS = {"on": True, "yes": True, "off": False, "no": False}
 _STOCK = re.compile(
     r"change|it|me|this|please|default|secret|password|admin|jwt|your|key|corral|super|very|insecure|example|here|test"
@@ -132,7 +133,7 @@ class _Reader:
             elif pinned := re.fullmatch(r"CORRAL_SECRET_([A-Za-z]\w{0,127})", variable, re.ASCII):
                 self.secrets[pinned[1]] = value
             elif target not in _BY_VARIABLE:
-                if target != "CORRAL_CONFIG":
+                if target not in _OF_COMMANDS:
                     self.warnings.append(f"{variable}: unknown variable; {_nearest(variable, _VARIABLES)}")
             elif target != variable and target in self.environ:
                 self.faults.append(f"{variable}: {target} is set too; keep one of them")

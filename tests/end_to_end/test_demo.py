@@ -150,7 +150,7 @@ def test_a_folder_that_is_kept(demo: Demo) -> None:
 def test_a_model_that_is_required_and_missing_starts_nothing(demo: Demo) -> None:
     status, out, err = demo.run("--once", "--require-model")
     assert (status, out) == (1, "")
-    assert "pip install 'corral[local]'" in err or "corral local-model install" in err
+    assert "pip install corral-llama" in err or "corral local-model install" in err
     assert demo.left() == []
 
 

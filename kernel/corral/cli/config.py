@@ -37,7 +37,7 @@ def show(prefix: str, config_path: Path | None, as_json: bool) -> None:
         raise click.UsageError(f"no key is or begins with {prefix}")
     if not as_json:
         click.echo(f"file: {config.path or 'none'}", err=True)
-    output.table(rows, ("key", "value", "source", "about"), as_json=as_json)
+    output.table(rows, ("key", "value", "source"), as_json=as_json)  # about: in JSON, and in `config init`
 
 
 @command.command("check")

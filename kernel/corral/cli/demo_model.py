@@ -45,7 +45,10 @@ def choose() -> Choice:
             if model.problem is None:
                 return Choice(model.name, model, plugin, "", config.plugins.dir)
             problems.append(model.problem)
-    why = "; ".join(problems) or "no plugin that brings one is installed: pip install 'corral[local]'"
+    why = (
+        "; ".join(problems)
+        or "no plugin that brings one is installed: pip install corral-llama (from a clone: ./contrib/corral-llama)"
+    )
     return Choice(WITHOUT_MODEL, None, "", why)
 
 

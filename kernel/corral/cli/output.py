@@ -54,10 +54,10 @@ def table(
 
 
 def _widths(needs: Sequence[int], width: int) -> list[int]:
-    """What each column gets: the first, by which rows are known, up to half; then the narrow ones what they need."""
+    """What each column gets: the first, by which rows are known, up to 3/5; then the narrow ones what they need."""
     left, widths = width - GAP * (len(needs) - 1), [0] * len(needs)
     for done, index in enumerate(sorted(range(len(needs)), key=lambda index: (index > 0, needs[index]))):
-        share = left // 2 if index == 0 and len(needs) > 1 else left // (len(needs) - done)
+        share = left * 3 // 5 if index == 0 and len(needs) > 1 else left // (len(needs) - done)
         widths[index] = max(1, min(needs[index], share))
         left -= widths[index]
     return widths

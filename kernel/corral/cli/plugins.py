@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from corral.loader import Loaded
 
 NEXT_START = "It takes effect at the next start of the server."
-RELOADING = "What runs on this machine was asked to reload; its log says whether it did"
+RELOADING = "What runs on this machine was asked to reload; its log says whether it did."
 
 
 @click.group("plugins", invoke_without_command=True)
@@ -118,7 +118,7 @@ def _purgeable(config: Config, name: str) -> list[str]:
         raise click.ClickException(f"{name} is protected: nothing is safe without its tables")
     if item is not None and item.state != "disabled":
         raise click.ClickException(
-            f"{name} is {item.state}: first corral plugins disable {name}, and restart the server"
+            f"{name} is {item.state}: first corral plugins disable {name}; what runs here then reloads"
         )
     return [item.name for item in plugins]
 
@@ -159,7 +159,7 @@ def _contributed(item: Loaded, plugins: list[Loaded]) -> dict[str, Any]:
 def _changed(name: str, state: str, path: Path, changed: bool, as_json: bool) -> None:
     """Tell, and have what runs on this machine read the file again."""
     asked = ask_to_reload(load_config(path=path).data_dir) if changed else 0
-    when = f"{RELOADING} ({asked})" if asked else NEXT_START
+    when = RELOADING if asked else NEXT_START
     text = f"{name} is {state} in {path}. {when}" if changed else f"{name} is {state} already; {path} is unchanged."
     told = {"name": name, "state": state, "file": str(path), "changed": changed, "reloading": asked}
     output.value(told, as_json=as_json, text=text)

@@ -16,7 +16,7 @@ from corral.cli import output
 from corral.cli.kernels import Session, session
 from corral.cli.options import config_option, json_option
 
-COLUMNS = ("email", "full_name", "role", "is_active", "last_login_at", "created_at")
+COLUMNS = ("email", "full_name", "role", "is_active", "last_login_at")
 password_option = click.option(
     "--password-file", type=click.Path(allow_dash=True, dir_okay=False, path_type=Path),
     help="read the password from a file, or from standard input with - (default: a prompt)",

@@ -209,9 +209,7 @@ class _WriterLane(_SqliteLane):
         self._commit()
 
     def _next(self, began: float) -> Ticket | None:
-        """The next unit of the batch. While fewer than last time have come, it waits a little for them: a COMMIT
-        costs more.
-        """
+        """The next unit of the batch. While fewer than last time have come, it waits a little: a COMMIT costs more."""
         spent = time.perf_counter() - began
         if len(self.batch) >= BATCH_UNITS or spent >= BATCH_SECONDS:
             return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from corral.http.remote import LiveText, Remote
 
 INPUT_BYTES, TITLE_LENGTH = 256 * 1024, 200
+WHY_SECONDS = 2.0
 ENDINGS = ("task.completed", "task.failed", "task.cancelled")
 
 
@@ -47,7 +50,8 @@ def command(
     try:
         sys.exit(_run(remote, agent, new, Story(quiet=as_json), as_json=as_json))
     except RemoteError as error:
-        raise click.ClickException(str(error)) from None
+        cure = "; sign in again for a new token, or use an API key" if error.status == 401 else ""
+        raise click.ClickException(f"{error}{cure}") from None
     finally:
         remote.close()
 
@@ -92,6 +96,8 @@ def _run(remote: Remote, agent: str, new: dict[str, Any], story: Story, *, as_js
     began = time.monotonic()
     task = remote.post("/tasks", {**new, "agent_id": _agent_id(remote, agent)})
     story.line("created", task["id"])
+    ended = threading.Event()
+    threading.Thread(target=_tell_why, args=(remote, task["id"], story, ended), daemon=True).start()
     try:
         for event, data in remote.events("task", task["id"]):
             story.tell(event, data)
@@ -99,9 +105,25 @@ def _run(remote: Remote, agent: str, new: dict[str, Any], story: Story, *, as_js
                 break
     except KeyboardInterrupt:
         _leave(task["id"])
-    ended = remote.get(f"/tasks/{task['id']}")
-    _show(outcome_of(ended, time.monotonic() - began), as_json=as_json)
-    return 0 if ended["status"] == "completed" else 1
+    finally:
+        ended.set()
+    done = remote.get(f"/tasks/{task['id']}")
+    _show(outcome_of(done, time.monotonic() - began), as_json=as_json)
+    return 0 if done["status"] == "completed" else 1
+
+
+def _tell_why(remote: Remote, task_id: str, story: Story, ended: threading.Event) -> None:
+    """While nobody takes the task: what it waits for, once each."""
+    from corral.http.remote import RemoteError
+
+    told = ""
+    while not ended.wait(WHY_SECONDS):
+        with contextlib.suppress(RemoteError):  # following it says what is wrong
+            found = remote.get(f"/tasks/{task_id}/explain")
+            wrong = next((each for each in found["conditions"] if not each["ok"]), None)
+            if found["status"] in ("pending", "blocked") and wrong is not None and wrong["detail"] != told:
+                told = wrong["detail"]
+                story.line("waiting", " ".join(filter(None, (told, wrong["unblock"], wrong["href"]))))
 
 
 def outcome_of(task: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -89,6 +89,25 @@ def test_words_are_shown_as_they_come(run: Run) -> None:
     assert done.stdout == "One two three four five six seven eight nine ten eleven twelve.\n"
 
 
+def test_why_nobody_takes_it_is_told(run: Run) -> None:
+    """The agent is started once the command has said that it is not; it says so once."""
+    fields = {"name": "Sleeper", "llm_provider": "scripted", "llm_model": "echo"}
+    agent = run.client.post("/agents", json=fields).raise_for_status().json()["id"]
+    words = [sys.executable, "-m", "corral", "run", "--agent", "Sleeper", "Wake up"]
+    with subprocess.Popen(
+        words, cwd=run.folder, env={**run.environ, "PYTHONUNBUFFERED": "1"}, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        assert "created" in process.stderr.readline()
+        reason = process.stderr.readline()
+        run.client.post(f"/agents/{agent}/start", json={}).raise_for_status()
+        out, err = process.communicate(timeout=60)
+    assert f"  waiting    Its agent is offline. Start it. /api/v1/agents/{agent}/start" in reason
+    assert (process.returncode, out) == (0, "Wake up\n"), err
+    assert reason.partition("waiting")[2] not in err
+
+
 def test_only_a_completed_task_is_a_success(run: Run) -> None:
     run.agent("Refuser", "refuses")
     done = run("--agent", "Refuser", "Do it")
@@ -104,7 +123,7 @@ def test_what_is_wrong_is_one_line(run: Run) -> None:
         (("--agent", "Echo Thre", "Do it"), {}, 1, "did you mean Echo Three?"),
         (("--agent", "Echo Three", " "), {}, 2, "the instructions are empty"),
         (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": ""}, 2, "--token-file"),
-        (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": "wrong"}, 1, "401"),
+        (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": "wrong"}, 1, "sign in again"),
         (("--agent", "Echo Three", "--url", "ftp://x", "Do it"), {}, 2, "begins with http"),
         (("--agent", "Echo Three", "--url", "http://127.0.0.1:9", "Do it"), {}, 1, "does not answer"),
     ]  # fmt: skip

@@ -40,7 +40,7 @@ class Folder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise InUse(f"Another worker runs with {self.path}; give this one its own --dir.") from None
+                raise InUse(f"Another worker runs with {self.path}; give this one a --name of its own.") from None
             yield
 
     def fingerprint(self) -> str:

@@ -41,7 +41,7 @@ def test_workers_6_the_identity_is_kept_and_private(make_site: Callable[..., Sit
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     second = site.start("worker", "--url", site.url, "--name", "w1", "--dir", str(folder))
     assert second.popen.wait(20) == 3
-    assert "its own --dir" in second.output
+    assert "a --name of its own" in second.output
     assert first.stop() == 0
     again = site.start("worker", "--url", site.url, "--name", "w1", "--dir", str(folder))
     again.wait_for(known["id"])
