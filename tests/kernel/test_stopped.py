@@ -28,11 +28,11 @@ def test_neither_memory_nor_threads_nor_files(tmp_path: Path, database_url: str)
     asyncio.run(used(tmp_path, database_url))  # what a process has once is made here
     threads, files = threading.active_count(), psutil.Process().num_fds()
     kernel = asyncio.run(used(tmp_path, database_url))
-    gc.collect()
-    assert kernel() is None
     until = time.monotonic() + 5  # told to end, threads end by themselves
-    while threading.active_count() > threads and time.monotonic() < until:
+    while (kernel() is not None or threading.active_count() > threads) and time.monotonic() < until:
+        gc.collect()
         time.sleep(0.05)
+    assert kernel() is None
     assert threading.active_count() <= threads, threading.enumerate()
     assert psutil.Process().num_fds() <= files
     assert list(tmp_path.rglob("*.db-*")) == []  # the last connection that is closed takes the log along

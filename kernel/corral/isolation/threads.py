@@ -79,7 +79,7 @@ class Threads(ThreadPoolExecutor):
         self._grow()
 
     def _grow(self) -> None:
-        if self._idle < self._tasks.qsize() and self._count < self.size:
+        if self._idle < self._tasks.qsize() and self._count < self.size and not self._closed:
             self._count += 1
             threading.Thread(target=self._serve, name="corral-thread", daemon=True).start()
 
