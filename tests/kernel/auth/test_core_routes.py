@@ -156,6 +156,7 @@ async def test_the_file_has_the_last_word(make_kit: MakeKit) -> None:
 
 async def test_events_are_paged_awaited_and_expire(kit: Kit) -> None:
     client = await kit.as_user()
+    await kit.events()  # PostgreSQL numbers them after COMMIT
     page = (await client.get("/events?limit=1")).json()
     assert (len(page["items"]), page["total"], page["offset"]) == (1, None, None)
     rest = (await client.get(f"/events?after={page['next']}")).json()
@@ -192,7 +193,7 @@ async def test_conventions_6_the_log_shows_what_a_read_would(kit: Kit) -> None:
             emit(event, object=("probe", str(number)), owner=owner, visibility=visibility)
 
     await kit.kernel.database.work(write)
-    await asyncio.sleep(0.1)
+    await kit.events()
     callers = [
         Principal(kind=kind, id="c", user_id=user_id, role=role)
         for kind in ("user", "api_key", "agent", "worker", "system")
