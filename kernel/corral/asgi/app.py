@@ -100,14 +100,16 @@ async def _relay(chunks: Any, send: Send) -> None:
 
 
 class LaterMap(QuartMap):
-    """Compiles its rules when Quart itself first looks for one: served from the table, most processes never do."""
+    """Compiles declared rules when Quart first looks for one, which it never does while the table serves them."""
+
+    deferring = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._later: list[RuleFactory] = []
         super().__init__(*arguments, **options)
 
     def add(self, rulefactory: RuleFactory) -> None:
-        self._later.append(rulefactory)
+        (self._later.append if self.deferring else super().add)(rulefactory)  # what others add fails where it is added
 
     def update(self) -> None:
         later, self._later = self._later, []
@@ -120,12 +122,12 @@ class App(Quart):
     """Counts the rules added beside the declared routes, since looking through the map would cost every request."""
 
     url_map_class = LaterMap
+    url_map: LaterMap
     foreign_rules = 0
-    declaring = False
 
     def add_url_rule(self, *arguments: Any, **options: Any) -> None:
         super().add_url_rule(*arguments, **options)
-        self.foreign_rules += not self.declaring
+        self.foreign_rules += not self.url_map.deferring
 
 
 def connection_class(path: RequestPath, sender: Sender, body_timeout: float, serves: Callable[[str], bool]) -> type:
@@ -164,7 +166,7 @@ def build(
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
     sender = Sender(path.lasting, hsts=hsts, cors=cors)
-    app.declaring = True
+    app.url_map.deferring = True
     for endpoint in endpoints:
         for pattern in paths(endpoint.route):
             rule = pattern.replace("{", "<path:" if endpoint.route.rest else "<").replace("}", ">")
@@ -178,7 +180,7 @@ def build(
                 methods=methods,
             )
     app.register_error_handler(HTTPException, _http_error(path, sender, body_timeout))
-    app.declaring = False
+    app.url_map.deferring = False
 
     def serves(url_path: str) -> bool:
         """Quart's own: there are rules beside the declared routes, and the table does not know the path."""

@@ -56,9 +56,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Hosts:
-    """Which `Host` headers are of this installation: IP literals, loopback names, the machine, the public URL, the
-    allowed ones.
-    """
+    """Which `Host` headers are of this installation: IP literals, loopback, the machine, public URL, the allowed."""
 
     def __init__(self, public_url: str | None, allowed: Iterable[str]) -> None:
         self._names = {name.lower() for name in allowed} | LOOPBACK | {socket.gethostname().lower()}

@@ -97,7 +97,9 @@ def _run(remote: Remote, agent: str, new: dict[str, Any], story: Story, *, as_js
     task = remote.post("/tasks", {**new, "agent_id": _agent_id(remote, agent)})
     story.line("created", task["id"])
     ended = threading.Event()
-    threading.Thread(target=_tell_why, args=(remote, task["id"], story, ended), daemon=True).start()
+    why = threading.Thread(target=_tell_why, args=(remote, task["id"], story, ended), daemon=True)
+    if not as_json:
+        why.start()
     try:
         for event, data in remote.events("task", task["id"]):
             story.tell(event, data)
@@ -107,6 +109,8 @@ def _run(remote: Remote, agent: str, new: dict[str, Any], story: Story, *, as_js
         _leave(task["id"])
     finally:
         ended.set()
+    if not as_json:
+        why.join(1)  # it may be asking, and the connection is closed soon
     done = remote.get(f"/tasks/{task['id']}")
     _show(outcome_of(done, time.monotonic() - began), as_json=as_json)
     return 0 if done["status"] == "completed" else 1
