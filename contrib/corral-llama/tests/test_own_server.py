@@ -1,62 +1,95 @@
 """llama.cpp's own server as any other OpenAI-compatible one: by its address and key, without this plugin.
 
-The demo model is too small to call tools; that they are offered, and that the task is done and counted, is what shows.
+The demo model calls tools when it is shown how; what it calls, and with what, is its own.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import corral_llama
 import pytest
+from httpx2 import Client
 
 from corral.testing.server import ServerProcess
 
 KEY = "a-key-of-the-test-only-0123456789"
+TOOLS = ["workspace.write", "workspace.list"]
+TURN = """Write "{text}" into {path} and show the files.<|im_end|>
+<|im_start|>assistant
+<tool_call>
+{{"name": "workspace_write", "arguments": {{"path": "{path}", "content": "{text}"}}}}
+</tool_call>
+<tool_call>
+{{"name": "workspace_list", "arguments": {{}}}}
+</tool_call><|im_end|>
+<|im_start|>user
+"""
+SHOWN = [("good day", "day.txt"), ("yes", "answer.txt"), ("see you", "note.txt"), ("the end", "end.txt")]
 
 
 @pytest.fixture(scope="module")
 def address(demo_model: Path) -> Iterator[str]:
-    program = Path(corral_llama.__file__).with_name("child.py")
-    given = {"import_path": sys.path, "model": str(demo_model), "context_tokens": 4096, "threads": 2, "api_key": KEY}
-    with subprocess.Popen(
-        [sys.executable, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        child.stdin.write(json.dumps(given) + "\n")
-        child.stdin.flush()
-        yield json.loads(child.stdout.readline())["address"]
-        child.kill()
+    here = Path(__file__).parent
+    command = [sys.executable, str(here / "own_server.py"), str(demo_model), str(here / "tools.jinja"), KEY]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        yield server.stdout.readline().strip()
+        server.kill()
 
 
-def test_an_agent_on_llama_cpps_own_server_does_a_task(address: str, demo_model: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def client(address: str, demo_model: Path, tmp_path: Path) -> Iterator[Client]:
     config = tmp_path / "corral.toml"
     config.write_text(
         f'[plugins.llm.providers.rack]\nkind = "openai"\nbase_url = "{address}/v1"\napi_key = "{KEY}"\n'
         f'models = [{{id = "{demo_model.stem}"}}]\n'
-        '[plugins.workers]\nembedded_allow = ["workspace.write", "workspace.list"]\n'
+        f"[plugins.workers]\nembedded_allow = {TOOLS}\n"
     )
     with (
         ServerProcess(tmp_path, arguments=(), environ={"CORRAL_CONFIG": str(config)}) as process,
         process.sign_in() as client,
     ):
-        facts = {"name": "a", "llm_provider": "rack", "llm_model": demo_model.stem, "config": {"max_tokens": 40},
-                 "enabled_tools": ["workspace.write", "workspace.list"]}  # fmt: skip
-        agent = client.post("/agents", json=facts).raise_for_status().json()
-        client.post(f"/agents/{agent['id']}/start", json={}).raise_for_status()
-        task = {"title": "Say hello.", "agent_id": agent["id"]}
-        task = client.post("/tasks", json=task).raise_for_status().json()
-        until = time.monotonic() + 120
-        while task["status"] not in ("completed", "failed") and time.monotonic() < until:
-            time.sleep(0.2)
-            task = client.get(f"/tasks/{task['id']}").raise_for_status().json()
-        assert task["status"] == "completed", (task, process.log[-3000:])
-        assert task["result"]["text"]
-        assert task["cost"]["input_tokens"] > 0
-        assert task["cost"]["output_tokens"] > 0
+        yield client
+
+
+def done(client: Client, model: str, **new: Any) -> dict[str, Any]:
+    """The task, once an agent on that server has ended it."""
+    facts = {"name": "a", "llm_provider": "rack", "llm_model": model, "enabled_tools": TOOLS,
+             "config": {"max_tokens": 150, "max_steps": 8, "temperature": 0}}  # fmt: skip
+    agent = client.post("/agents", json=facts).raise_for_status().json()
+    client.post(f"/agents/{agent['id']}/start", json={}).raise_for_status()
+    task: dict[str, Any] = client.post("/tasks", json={**new, "agent_id": agent["id"]}).raise_for_status().json()
+    until = time.monotonic() + 240
+    while task["status"] not in ("completed", "failed") and time.monotonic() < until:
+        time.sleep(0.2)
+        task = client.get(f"/tasks/{task['id']}").raise_for_status().json()
+    assert task["status"] == "completed", task
+    return task
+
+
+def test_an_agent_on_llama_cpps_own_server_calls_two_tools(client: Client, demo_model: Path) -> None:
+    shown = "".join(TURN.format(text=text, path=path) for text, path in SHOWN)
+    asked = 'Write "hello" into hello.txt and show the files.'
+    task = done(client, demo_model.stem, title="A file", instructions=shown + asked)
+    calls = client.get(f"/tasks/{task['id']}/tool-calls").raise_for_status().json()["items"]
+    calls.sort(key=lambda call: call["started_at"])
+    assert [(call["tool"], call["arguments"]) for call in calls[:2]] == [
+        ("workspace.write", {"path": "hello.txt", "content": "hello"}),
+        ("workspace.list", {}),
+    ]
+    assert {call["status"] for call in calls} == {"succeeded"}
+    assert [entry["name"] for entry in calls[1]["result"]["entries"]] == ["hello.txt"]
+    assert task["cost"]["calls"] > 1
+    assert task["result"]["text"]
+
+
+def test_an_agent_on_llama_cpps_own_server_does_a_task(client: Client, demo_model: Path) -> None:
+    task = done(client, demo_model.stem, title="Say hello.")
+    assert task["result"]["text"]
+    assert task["cost"]["input_tokens"] > 0
+    assert task["cost"]["output_tokens"] > 0

@@ -1,0 +1,33 @@
+"""llama.cpp's own server, as somebody would run it beside Corral: `own_server.py MODEL TEMPLATE KEY`.
+
+It prints its address, and ends when standard input closes. The chat template is one with tools: that of the demo model
+has none, and llama.cpp offers a model no tools which its template cannot show.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import xllamacpp  # type: ignore[import-untyped,unused-ignore]  # it has no types
+
+
+def main(model: str, template: str, key: str) -> None:
+    """Serve on loopback until standard input closes."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the library prints is no address
+    params = xllamacpp.CommonParams()
+    params.model.path, params.api_keys = model, [key]
+    params.n_ctx, params.n_parallel, params.verbosity = 4096, 1, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+    params.hostnames, params.port = ["127.0.0.1"], 0
+    params.use_jinja, params.chat_template, params.ui = True, Path(template).read_text(), False
+    server = xllamacpp.Server(params)
+    print(server.listening_address, file=out, flush=True)
+    sys.stdin.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
