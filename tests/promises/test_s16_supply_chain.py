@@ -1,10 +1,12 @@
 """S16: no secret in the repository, and no dependency whose licence does not suit the product's.
 
-The other half, known vulnerabilities and static checks, is `tox run -e audit`: it needs a network.
+The other half, known vulnerabilities and static checks, is `tox run -e audit`: it needs a network, or a copy of the
+database (`-- --advisories FOLDER`).
 """
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from tests import audit
 
 from corral.redact.patterns import BUILT_IN
 
@@ -105,3 +108,33 @@ def test_s16_every_licence_suits() -> None:
     assert len(found) > 30
     assert {name: told for name, told in found.items() if not SUITS.search(told)} == {}
     assert {name: told for name, told in found.items() if WHOLE.search(told) and not BUT.search(told)} == {}
+
+
+@pytest.mark.parametrize(
+    ("events", "status"),
+    [
+        ([{"introduced": "0"}], audit.VULNERABLE),
+        ([{"introduced": "0"}, {"fixed": "{here}"}], 0),
+        ([{"introduced": "0"}, {"last_affected": "{here}"}], audit.VULNERABLE),
+        ([{"introduced": "0"}, {"fixed": "0.1"}, {"introduced": "{here}"}, {"fixed": "9999"}], audit.VULNERABLE),
+        ([{"introduced": "9999"}], 0),
+    ],
+)
+def test_s16_a_vulnerable_version_is_found_in_a_copy_of_the_advisories(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], events: list[dict[str, str]], status: int
+) -> None:
+    here = distribution("quart").version
+    told = [{kind: at.format(here=here) for kind, at in each.items()} for each in events]
+    affected = [{"package": {"ecosystem": "PyPI", "name": "Quart"}, "ranges": [{"type": "ECOSYSTEM", "events": told}]}]
+    advisory = {"id": "PYSEC-2026-1", "modified": "2026-11-01T00:00:00Z", "affected": affected}
+    (tmp_path / "vulns" / "quart").mkdir(parents=True)
+    (tmp_path / "vulns" / "quart" / "PYSEC-2026-1.yaml").write_text(json.dumps(advisory))
+    assert audit.main(["--advisories", str(tmp_path)]) == status
+    assert ("PYSEC-2026-1" in (out := capsys.readouterr().out)) is (status != 0)
+    assert "1 advisories, the newest of 2026-11-01" in out
+
+
+def test_s16_a_folder_without_advisories_is_not_an_audit(tmp_path: Path) -> None:
+    assert audit.main(["--advisories", str(tmp_path)]) == audit.NOT_AUDITED
+    (tmp_path / "vulns").mkdir()
+    assert audit.main(["--advisories", str(tmp_path)]) == audit.NOT_AUDITED
