@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from corral_plugins.workers.node.embedded import relay, remove_left_folders
 from corral_plugins.workers.service import embedded
 from corral_plugins.workers.service.embedded import EmbeddedLease
 
@@ -128,3 +135,48 @@ async def test_one_that_was_killed_on_this_machine_gives_way_at_once(
         assert Program.running == taken
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+HOLDS = """
+from corral_plugins.workers.node.embedded import _own_folder
+with _own_folder() as folder:
+    print(folder, flush=True)
+    input()
+"""
+
+
+def test_folders_of_killed_servers_are_removed_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (foreign := tmp_path / "corral-worker-of-no-owner").mkdir()
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+
+    def server() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", HOLDS]
+        return subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    with server() as killed, server() as alive:
+        left, held = (Path(str(each.stdout and each.stdout.readline()).strip()) for each in (killed, alive))
+        (left / "workspaces" / "task").mkdir(parents=True)
+        killed.kill()
+        killed.wait()
+        remove_left_folders()
+        assert not left.exists()
+        assert held.is_dir()
+        assert foreign.is_dir()
+        alive.communicate("\n", timeout=10)
+        assert not held.exists()
+
+
+async def test_its_log_is_the_servers(caplog: pytest.LogCaptureFixture) -> None:
+    lines = asyncio.StreamReader(limit=100)
+    lines.feed_data(b"INFO corral.worker: registered\nWARNING httpx2: no\xff answer\n  of the server\nINFO x: ")
+    lines.feed_data(b"9" * 200 + b"\nERROR corral.worker: the end")
+    lines.feed_eof()
+    with caplog.at_level(logging.INFO):
+        await relay(lines)
+    assert [(record.name, record.levelname, record.message) for record in caplog.records] == [
+        ("corral.worker", "INFO", "registered"),
+        ("httpx2", "WARNING", "no\ufffd answer"),
+        ("httpx2", "WARNING", "  of the server"),
+        ("corral.worker", "ERROR", "the end"),
+    ]

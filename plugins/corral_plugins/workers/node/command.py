@@ -97,12 +97,14 @@ def _run(options: object, folder: object, *, until_stdin_closes: bool) -> None:
     import asyncio
     import logging
 
+    from corral_plugins.workers.node.embedded import LINE
     from corral_plugins.workers.node.identity import Folder, InUse
     from corral_plugins.workers.node.node import Node, Options, Refused
 
     assert isinstance(options, Options)
     assert isinstance(folder, Folder)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    form = LINE if until_stdin_closes else f"%(asctime)s {LINE}"
+    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     try:
         with folder.locked():
