@@ -11,6 +11,7 @@ import click
 from corral.cli import COMMANDS
 from corral.errors import Problem, Refused
 
+WHOLE_SENTENCE = 200  # click cuts a text that has more characters; a long one is wrapped instead
 FAILED, USAGE, REFUSED, PENDING = 1, 2, 3, 4
 
 
@@ -28,7 +29,7 @@ class Lazy(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, text) for name, (_, text) in COMMANDS.items()]
-        rows += [(name, item.get_short_help_str(80)) for name, item in sorted(_plugin_commands().items())]
+        rows += [(name, item.get_short_help_str(WHOLE_SENTENCE)) for name, item in sorted(_plugin_commands().items())]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 INPUT_BYTES, TITLE_LENGTH = 256 * 1024, 200
 WHY_SECONDS = 2.0
 ENDINGS = ("task.completed", "task.failed", "task.cancelled")
+TAKEN, GIVEN_BACK = ("task.assigned", "task.started"), "task.retried"
 
 
 @click.command("run")
@@ -65,9 +66,11 @@ class Story:
         self._quiet, self._began = quiet, time.monotonic()
         self._live: LiveText = LiveText()
         self._open = False
+        self.taken = False  # by a worker, now
 
     def tell(self, event: str, data: dict[str, Any]) -> None:
         """An event of the task."""
+        self.taken = event in TAKEN or (self.taken and event != GIVEN_BACK)
         if event == "task.progress":
             self._progress(str((data.get("progress") or {}).get("message") or ""))
         elif event == "task.waiting":
@@ -122,6 +125,8 @@ def _tell_why(remote: Remote, task_id: str, story: Story, ended: threading.Event
 
     told = ""
     while not ended.wait(WHY_SECONDS):
+        if story.taken:
+            continue
         with contextlib.suppress(RemoteError):  # following it says what is wrong
             found = remote.get(f"/tasks/{task_id}/explain")
             wrong = next((each for each in found["conditions"] if not each["ok"]), None)
