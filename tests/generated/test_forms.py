@@ -22,7 +22,7 @@ OVERRIDES = ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override")
 
 
 @pytest.fixture
-def database_url(tmp_path: Path) -> str:
+def unmade_database_url(tmp_path: Path) -> str:
     """One engine: addresses and methods are none of the database's business."""
     return f"sqlite:///{tmp_path}/corral.db"
 

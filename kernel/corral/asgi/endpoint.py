@@ -168,9 +168,8 @@ class Endpoint:
             self.inline = self.pool_runs >= INLINE_AFTER
 
     def _without_query(self) -> Any:
-        if self.signature.query is None or _has_required(self.signature.query):
-            return None
-        return msgspec.convert({}, self.signature.query)
+        kind = self.signature.query
+        return None if kind is None or _has_required(kind) else msgspec.convert({}, kind)
 
 
 def _holds(caller: Principal, need: str) -> bool:
@@ -197,16 +196,15 @@ def parse_if_match(header: str | None) -> IfMatch:
     return IfMatch(version=int(tag)) if tag.isascii() and tag.isdigit() and len(tag) < 19 else IfMatch(stale=True)
 
 
+@functools.cache
 def _has_required(kind: Any) -> bool:
-    if kind is None or not inspect.isclass(kind) or not issubclass(kind, msgspec.Struct):
-        return False
-    return any(field.required for field in msgspec.structs.fields(kind))
+    is_shape = inspect.isclass(kind) and issubclass(kind, msgspec.Struct)
+    return is_shape and any(field.required for field in msgspec.structs.fields(kind))
 
 
+@functools.cache
 def _list_fields(kind: Any) -> frozenset[str]:
     """The parameters that may be repeated."""
-    if kind is None:
-        return frozenset()
     info = msgspec.inspect.type_info(kind)
     found = set()
     for field in getattr(info, "fields", ()):

@@ -51,9 +51,15 @@ class PostgresServer(Engine):
         """The address of one of the server's databases."""
         return f"postgresql://{self.user}@/{database}?host={self.folder}"
 
-    def create_database(self, template: str | None = None) -> str:
-        """Make a database and return its URL. `template`: the URL of one to copy; nobody may be connected to it."""
-        name = f"corral_{secrets.token_hex(6)}"
+    def unused_url(self) -> str:
+        """The address of a database that is not there."""
+        return self.url(f"corral_{secrets.token_hex(6)}")
+
+    def create_database(self, template: str | None = None, *, url: str | None = None) -> str:
+        """Make a database (`url`: that one) and return its URL. `template`: the URL of one to copy; nobody may be
+        connected to it.
+        """
+        name = _database(url or self.unused_url())
         copied = f' TEMPLATE "{_database(template)}"' if template else ""
         self._execute(f'CREATE DATABASE "{name}"{copied}')
         return self.url(name)

@@ -57,19 +57,28 @@ def valkey_server() -> Iterator[ValkeyServer]:
 @pytest.fixture(
     params=[pytest.param("sqlite", marks=pytest.mark.sqlite), pytest.param("postgres", marks=pytest.mark.postgres)]
 )
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database, once on each engine."""
+def unmade_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where a database may be made, once on each engine: `make_kernel` makes it. It is removed at the end."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/corral.db"
         return
     server: PostgresServer = request.getfixturevalue("postgres_server")
-    url = server.create_database()
+    url = server.unused_url()
     yield url
     server.drop_database(url)
 
 
 @pytest.fixture
-async def make_kit(tmp_path: Path, database_url: str) -> AsyncIterator[Callable[..., Any]]:
+def database_url(request: pytest.FixtureRequest, unmade_database_url: str) -> str:
+    """An empty database, once on each engine."""
+    if unmade_database_url.startswith("sqlite:"):
+        return unmade_database_url
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return server.create_database(url=unmade_database_url)
+
+
+@pytest.fixture
+async def make_kit(tmp_path: Path, unmade_database_url: str) -> AsyncIterator[Callable[..., Any]]:
     """`kit = await make_kit(**options of make_kernel)`: kernels on this test's engine, stopped at its end."""
     from corral.testing.kit import make_kernel
 
@@ -77,7 +86,7 @@ async def make_kit(tmp_path: Path, database_url: str) -> AsyncIterator[Callable[
 
         async def make(**options: Any) -> Kit:
             manager: AbstractAsyncContextManager[Kit] = make_kernel(
-                tmp_path, **{"database_url": database_url, **options}
+                tmp_path, **{"database_url": unmade_database_url, **options}
             )
             return await stack.enter_async_context(manager)
 

@@ -25,13 +25,15 @@ _loaded: dict[tuple[tuple[str, ...], str], list[Loaded]] = {}
 
 
 def fill(url: str, found: Sequence[Found], config: Config) -> None:
-    """Make the database at `url`, if it is empty, a copy of one that the built-in plugins among `found` migrated."""
+    """Make the database at `url`, if it is empty or not there, a copy of one that the built-in plugins among `found`
+    migrated.
+    """
     own = [item for item in found if item.built_in]
     if url.startswith("sqlite:///"):
         path = Path(url.removeprefix("sqlite:///"))
         if not path.exists():
             shutil.copyfile(_sqlite(_load(own, config), config), path)
-    elif _is_empty(url):
+    else:
         _copy_postgres(url, _load(own, config), config)
 
 
@@ -56,7 +58,9 @@ def _sqlite(plugins: list[Loaded], config: Config) -> str:
 
 
 def _copy_postgres(url: str, plugins: list[Loaded], config: Config) -> None:
-    """The empty database gives way to the copy, under the same name."""
+    """An empty database gives way to the copy, under the same name."""
+    from psycopg.errors import DuplicateDatabase
+
     server = url.replace(_name(url), "postgres", 1)
     key = (server, _fingerprint(plugins))
     if key not in _made:
@@ -64,9 +68,12 @@ def _copy_postgres(url: str, plugins: list[Loaded], config: Config) -> None:
         _run(server, f'CREATE DATABASE "{name}"')
         _migrate(url.replace(_name(url), name, 1), plugins, config)
         _made[key] = name
-    _run(
-        server, f'DROP DATABASE "{_name(url)}" WITH (FORCE)', f'CREATE DATABASE "{_name(url)}" TEMPLATE "{_made[key]}"'
-    )
+    copy = f'CREATE DATABASE "{_name(url)}" TEMPLATE "{_made[key]}"'
+    try:
+        _run(server, copy)
+    except DuplicateDatabase:
+        if _is_empty(url):
+            _run(server, f'DROP DATABASE "{_name(url)}" WITH (FORCE)', copy)
 
 
 def _migrate(url: str, plugins: list[Loaded], config: Config) -> None:

@@ -93,7 +93,7 @@ async def test_rule_5_an_answer_comes_after_commit(database: Database, open_data
         assert f"n{index}" in keys(other)
 
 
-@pytest.mark.parametrize("database_url", [pytest.param("sqlite", marks=pytest.mark.sqlite)], indirect=True)
+@pytest.mark.parametrize("unmade_database_url", [pytest.param("sqlite", marks=pytest.mark.sqlite)], indirect=True)
 async def test_rule_5_waiting_units_share_a_commit(database: SqliteDatabase) -> None:
     commits = 0
     gate = threading.Event()
@@ -115,7 +115,7 @@ async def test_rule_5_waiting_units_share_a_commit(database: SqliteDatabase) -> 
     assert len(keys(database)) == 40
 
 
-@pytest.mark.parametrize("database_url", [pytest.param("sqlite", marks=pytest.mark.sqlite)], indirect=True)
+@pytest.mark.parametrize("unmade_database_url", [pytest.param("sqlite", marks=pytest.mark.sqlite)], indirect=True)
 async def test_rule_5_a_full_queue_is_overloaded(database: SqliteDatabase) -> None:
     gate = threading.Event()
     held = asyncio.ensure_future(database.work(lambda: gate.wait(1.5)))
@@ -129,7 +129,7 @@ async def test_rule_5_a_full_queue_is_overloaded(database: SqliteDatabase) -> No
     assert all(problem.code == "overloaded" for problem in refused)
 
 
-@pytest.mark.parametrize("database_url", [pytest.param("sqlite", marks=pytest.mark.sqlite)], indirect=True)
+@pytest.mark.parametrize("unmade_database_url", [pytest.param("sqlite", marks=pytest.mark.sqlite)], indirect=True)
 async def test_rule_6_when_sqlite_ends_the_transaction_the_innocent_run_again(database: SqliteDatabase) -> None:
     """What disk full and I/O errors do: SQLite rolls back by itself, in the middle of a batch."""
     gate, broken = threading.Event(), []
@@ -155,7 +155,7 @@ async def test_rule_6_when_sqlite_ends_the_transaction_the_innocent_run_again(da
     assert len(events(database)) == 10
 
 
-@pytest.mark.parametrize("database_url", [pytest.param("sqlite", marks=pytest.mark.sqlite)], indirect=True)
+@pytest.mark.parametrize("unmade_database_url", [pytest.param("sqlite", marks=pytest.mark.sqlite)], indirect=True)
 async def test_rule_6_a_failed_commit_answers_every_member(database: SqliteDatabase) -> None:
     class Full:
         """The writer's connection, on a disk that is full at COMMIT."""
@@ -325,7 +325,7 @@ async def test_rule_15_what_an_answer_told_is_visible_to_the_next_read(
         assert await database.work(lambda: Note.get_by_id("k").value, read=True) == value
 
 
-@pytest.mark.parametrize("database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
+@pytest.mark.parametrize("unmade_database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
 async def test_rule_4_a_deadlock_runs_again(database: Database) -> None:
     await database.work(lambda: (note("a"), note("b")))
 
@@ -338,7 +338,7 @@ async def test_rule_4_a_deadlock_runs_again(database: Database) -> None:
     assert database.run(lambda: {row.key: row.value for row in Note.select()}, read=True) == {"a": 2, "b": 2}
 
 
-@pytest.mark.parametrize("database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
+@pytest.mark.parametrize("unmade_database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
 async def test_rule_4_a_connection_lost_before_commit_runs_again(database: Database, postgres_server: Any) -> None:
     import psycopg
 
@@ -358,7 +358,7 @@ async def test_rule_4_a_connection_lost_before_commit_runs_again(database: Datab
     assert keys(database) == {"k1"}
 
 
-@pytest.mark.parametrize("database_url", [pytest.param("sqlite", marks=pytest.mark.sqlite)], indirect=True)
+@pytest.mark.parametrize("unmade_database_url", [pytest.param("sqlite", marks=pytest.mark.sqlite)], indirect=True)
 async def test_t14_two_processes_writing_meet_no_lock_error(
     database: Database, open_database: Callable[[], Database]
 ) -> None:
