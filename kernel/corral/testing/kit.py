@@ -144,7 +144,7 @@ class Kit:
         self._people = 0
 
     async def as_user(self, role: str = "member", email: str | None = None) -> Client:
-        """A client signed in as a new user of this role. The password is not verified: that takes longer than a test."""
+        """A client signed in as a new user of this role; the password is not verified, which would take longest."""
         from corral.auth.models import UserRow
         from corral.core.api import Accounts, NewUser
         from corral.core.sessions import Device, Sessions
