@@ -15,6 +15,7 @@ import psycopg
 import pytest
 import valkey
 
+from corral.testing import engine
 from corral.testing.engine import EngineError, engines_folder, reap
 from corral.testing.engines import PostgresServer, ValkeyServer
 
@@ -164,3 +165,17 @@ def _lives(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def test_servers_that_need_not_last_live_in_memory_where_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(engine, "_MEMORY", tmp_path)
+    monkeypatch.setattr(engine, "_open_to_all", lambda folder: True)
+    monkeypatch.setattr(engine, "_SOCKET_LIMIT", 200)
+    monkeypatch.setattr(engine, "_ROOM", 1)
+    assert engines_folder(in_memory=True).parent == tmp_path
+    assert engines_folder().parent != tmp_path
+    monkeypatch.setattr(engine, "_ROOM", 2**62)
+    assert engines_folder(in_memory=True) == engines_folder()

@@ -32,6 +32,7 @@ START_TIMEOUT = 60.0
 STOP_TIMEOUT = 20.0
 _SOCKET = "/postgres-00000000/.s.PGSQL.5432"
 _SOCKET_LIMIT = 103  # bytes of a socket path on macOS; Linux takes 107
+_MEMORY, _ROOM = Path("/dev/shm"), 4 * 2**30  # noqa: S108 - the folder's owner is checked
 
 
 class EngineError(RuntimeError):
@@ -43,7 +44,8 @@ class Engine(abc.ABC):
 
     kind: ClassVar[str]
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_memory: bool = False) -> None:
+        self._in_memory = in_memory
         self._creator = os.getpid()
         self._folder: Path | None = None
         self._pid_file: IO[str] | None = None
@@ -126,7 +128,7 @@ class Engine(abc.ABC):
         return {}
 
     def _claim_folder(self) -> None:
-        folder = engines_folder() / f"{self.kind}-{secrets.token_hex(4)}"
+        folder = engines_folder(in_memory=self._in_memory) / f"{self.kind}-{secrets.token_hex(4)}"
         draft = folder.with_suffix(".new")
         self._pid_file = draft.open("w", encoding="ascii")
         # Locked before it gets its name, so no reaper meets the pid file of a living owner unlocked.
@@ -184,7 +186,8 @@ class Engine(abc.ABC):
 def reap() -> list[str]:
     """End the servers whose owner is gone, remove what they left, and return their names. `start()` calls it."""
     reaped = []
-    for pid_path in engines_folder().glob("*.pid"):
+    folders = {engines_folder(), engines_folder(in_memory=True)}
+    for pid_path in (path for folder in folders for path in folder.glob("*.pid")):
         with contextlib.suppress(FileNotFoundError, BlockingIOError), pid_path.open("r+b") as pid_file:
             fcntl.flock(pid_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             folder = pid_path.with_suffix("")
@@ -195,10 +198,14 @@ def reap() -> list[str]:
     return reaped
 
 
-def engines_folder() -> Path:
-    """The private folder of this user's servers, among the temporary files unless sockets cannot work there."""
+def engines_folder(*, in_memory: bool = False) -> Path:
+    """The private folder of this user's servers, among the temporary files unless sockets cannot work there.
+
+    `in_memory`: where files are kept in memory, if there is plenty of it. A database is made four times as fast there.
+    """
     name = f"corral-engines-{os.getuid()}"
-    for base in (Path(tempfile.gettempdir()).resolve(), Path("/tmp")):  # noqa: S108 - the folder's owner is checked
+    bases = [_MEMORY] if in_memory and _has_room(_MEMORY) else []
+    for base in (*bases, Path(tempfile.gettempdir()).resolve(), Path("/tmp")):  # noqa: S108 - as above
         folder = base / name
         if len(os.fsencode(f"{folder}{_SOCKET}")) > _SOCKET_LIMIT or (unprivileged() and not _open_to_all(base)):
             continue
@@ -208,6 +215,13 @@ def engines_folder() -> Path:
             raise EngineError(f"{folder} belongs to someone else")
         return folder
     raise EngineError("no folder for temporary files is open and short enough for unix sockets")
+
+
+def _has_room(base: Path) -> bool:
+    with contextlib.suppress(OSError):
+        found = os.statvfs(base)
+        return found.f_bavail * found.f_frsize >= _ROOM
+    return False
 
 
 def _pid_path(folder: Path) -> Path:

@@ -27,20 +27,21 @@ from corral.testing.engine import Engine, EngineError, engines_folder, unprivile
 class PostgresServer(Engine):
     """A PostgreSQL server. Run by root it works as `nobody`, since PostgreSQL refuses root.
 
-    `settings` are keys of `postgresql.conf`. Unless `durable`, it does not fsync: what is committed outlives `kill()`
-    but not a power cut.
+    `settings` are keys of `postgresql.conf`. Unless `durable`, it does not fsync, and lives in memory where there is
+    room: what is committed outlives `kill()` but not a power cut.
     """
 
     kind = "postgres"
     user = "postgres"
 
     def __init__(self, *, durable: bool = False, settings: Mapping[str, str] | None = None) -> None:
-        super().__init__()
+        super().__init__(in_memory=not durable)
         switch = "on" if durable else "off"
         self._settings = {
             "listen_addresses": "",
             "max_connections": "300",
             "shared_buffers": "64MB",
+            "max_wal_size": "256MB",
             "deadlock_timeout": "100ms",  # tests that provoke a deadlock need not wait a second for its victim
             "fsync": switch,
             "full_page_writes": switch,
