@@ -313,6 +313,22 @@ async def test_rule_11_after_commit_runs_once_on_the_loop_and_not_after_a_failur
     assert ran == [threading.main_thread().name]
 
 
+async def test_rule_11_stop_iteration_is_an_answer_too(database: Database) -> None:
+    """No future can be given it: those that share the COMMIT with such a unit would wait for ever."""
+
+    def ends() -> None:
+        next(iter([]))
+
+    others = [database.work(lambda i=i: note(f"n{i}")) for i in range(5)]
+    async with asyncio.timeout(5):
+        ended, *told = await asyncio.gather(database.work(ends), *others, return_exceptions=True)
+    assert isinstance(ended, RuntimeError)
+    assert isinstance(ended.__cause__, StopIteration)
+    assert told == [f"n{i}" for i in range(5)]
+    with pytest.raises(RuntimeError):
+        await asyncio.to_thread(database.run, ends, read=True)
+
+
 async def test_rule_15_what_an_answer_told_is_visible_to_the_next_read(
     database: Database, open_database: Callable[[], Database]
 ) -> None:
