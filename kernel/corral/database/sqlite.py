@@ -56,8 +56,8 @@ class SqliteDatabase(Database):
         )
         super().__init__(engine)
         self._inline = threading.local()
-        self._writers = Pool("writer", 1, lambda pool: _WriterLane(pool, self), self.deliver, self.timings)
-        self._readers = Pool("reader", READERS, lambda pool: _ReaderLane(pool, self), self.deliver, self.timings)
+        self._writers = Pool("writer", 1, lambda pool: _WriterLane(pool, self), self)
+        self._readers = Pool("reader", READERS, lambda pool: _ReaderLane(pool, self), self)
         self._readers.rooms = self.rooms
 
     def connect(self, *, query_only: bool) -> sqlite3.Connection:
