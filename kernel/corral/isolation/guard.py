@@ -57,8 +57,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     `budget`: seconds of a call beside the event loop; None: its caller has a limit; 0: the setting's. `otherwise`: what
     is returned instead of a failed call, or `TELLS`. `closed`: fail rather than go on without it. `counts`: errors
-    count towards quarantine. `always`: it is called in quarantine too. `watched`: False for what is Corral's own and on
-    every request: only its errors are looked at.
+    count towards quarantine. `also`: states of the plugin, beside active, in which it is called. `watched`: False for
+    what is Corral's own and on every request: only its errors are looked at.
     """
 
     hook: str
@@ -67,7 +67,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     otherwise: Any = TELLS
     closed: bool = False
     counts: bool = True
-    always: bool = False
+    also: tuple[str, ...] = ()
     watched: bool = True
 
 
@@ -83,7 +83,7 @@ class Guard:
         functools.update_wrapper(self, function, updated=())
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        if self.loaded.state != "active" and not self.terms.always:
+        if self.loaded.state != "active" and self.loaded.state not in self.terms.also:
             return self._absent()
         thread = _thread()
         outer = running.get(thread)
@@ -151,7 +151,7 @@ class Guard:
 
     async def in_steps(self, *arguments: Any, **named: Any) -> Any:
         """The call of a coroutine function."""
-        if self.loaded.state != "active" and not self.terms.always:
+        if self.loaded.state != "active" and self.loaded.state not in self.terms.also:
             return self._absent()
         began = _now()
         try:

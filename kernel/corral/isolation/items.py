@@ -20,7 +20,7 @@ from corral.loader import Loaded
 from corral.plugin import Gate, HealthCheck, Meter
 
 HEALTH_SECONDS = 2.0
-ROUTES = "corral_routes"
+ROUTES, OF_ROUTES = "corral_routes", ("quarantined", "disabled")  # the latter: of a call that was let in before
 UNAWAITED = Expected(None, False)
 # asked of all that there are: how they are made, and what goes for those that fail
 GATES: tuple[tuple[str, Callable[[Any], Any], Any], ...] = (
@@ -74,7 +74,7 @@ class Guards:
         """The handler of a route or socket of a third party; those of Corral itself are called as they are."""
         if loaded.found.built_in:
             return handler
-        return self.function(loaded, label, handler, Terms(hook=ROUTES, budget=None, counts=False, always=True))
+        return self.function(loaded, label, handler, Terms(hook=ROUTES, budget=None, counts=False, also=OF_ROUTES))
 
     def subscriber(self, loaded: Loaded, subscriber: Subscriber, handle: Callable[..., Any]) -> Guard:
         """The function of a durable consumer."""
@@ -97,6 +97,8 @@ class Guards:
         given["corral_health_checks"] = [self.health_check(loaded, item) for item in loaded.of("corral_health_checks")]
         for name, protocol, otherwise in GATES:
             terms = {"otherwise": otherwise, "closed": loaded.protected}
+            if name == "_authenticators" and loaded.found.built_in:  # its routes go on, and so must who calls them
+                terms["also"] = ("quarantined",)
             terms["watched"] = not (loaded.protected and name == "corral_gates")  # which are met by every request
             given[name] = [self.item(loaded, name, item, protocol(item), **terms) for item in loaded.of(name)]
         given["corral_metrics"] = [self.item(loaded, "corral_metrics", item) for item in loaded.of("corral_metrics")]

@@ -31,7 +31,7 @@ class PluginTasks:
 
     def task(self, name: str, run: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
         """A background task whose steps are guarded."""
-        guard = self._guards.put(self._loaded, f"task {name}", run, Terms(hook=HOOK, counts=False, always=True))
+        guard = self._guards.put(self._loaded, f"task {name}", run, Terms(hook=HOOK, counts=False))
 
         async def guarded() -> None:
             calls.room.set(self._loaded.name)
