@@ -259,7 +259,7 @@ class Pool:
         if inside is None or not inside.contributed.blamed:
             if ticket.entry.request_id is not None:
                 threading.Thread(target=self._count, args=(ticket.entry.label, began, now), daemon=True).start()
-        else:
+        elif not calls.awaits_database(lane.ident or 0):
             calls.give_up(lane.ident or 0, inside, UnitLost)
         log.error(
             "unit lost", extra={"unit": ticket.entry.label, "duration_ms": round(LOST_AFTER * 1000), "at": lane.at()}

@@ -186,10 +186,21 @@ async def test_another_process_follows(make_kit: MakeKit, monkeypatch: pytest.Mo
 async def test_a_protected_plugin_alerts_and_goes_on(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=[])
     core = kit.loaded("core")
-    for _ in range(5):
-        kit.kernel.warden.strike(core, "a test", ValueError("it is broken"))
-    assert core.active
+
+    async def told_of(count: int) -> None:
+        for _ in range(count):
+            kit.kernel.warden.strike(core, "a test", ValueError("it is broken"))
+        assert core.active
+        await until(lambda: not kit.kernel.warden.alarms)
+        await asyncio.sleep(0.2)
+
+    await told_of(17)
     assert await alerts(kit) == [("plugin_errors", "core")]
+    await told_of(5)
+    assert await alerts(kit) == [("plugin_errors", "core")]  # once an hour
+    clock.travel(3700)
+    await told_of(5)
+    assert await alerts(kit) == [("plugin_errors", "core")] * 2
 
 
 async def test_a_background_task_is_restarted_then_its_plugin_is_held(
