@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from corral import clock
 from corral.database.engine import Database
-from corral.database.unit import SYSTEM, Entry
+from corral.database.unit import SYSTEM_ENTRY, Entry
+from corral.errors import Unavailable
 from corral.ids import new_id
 from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow
 from corral.jobs.queue import JobQueue
@@ -211,7 +212,7 @@ class InProcessRunner:
         except Exception as failure:
             error = self._redact(f"{type(failure).__name__}: {failure}")[:1000]
             log.exception("schedule failed", extra={"schedule": schedule.name})
-            await self._database.work(lambda: finish(error))
+            await self._write(lambda: finish(error))
 
     # -- jobs
 
@@ -256,7 +257,9 @@ class InProcessRunner:
         )
 
     async def _perform(self, row: JobRow, lease: str) -> None:
-        """A job that ends in the middle because its process ends is given back; the attempt does not count."""
+        """A job that ends in the middle because its process ends is given back; the attempt does not count. Who waited
+        for something that was cancelled has failed.
+        """
         job, run = self._jobs[row.name]
 
         def end(**changes: Any) -> None:
@@ -271,17 +274,26 @@ class InProcessRunner:
             await self._call(job.name, run, row.arguments, done)
         except LeaseLost:
             log.warning("a job took longer than its lease", extra={"job": job.name})
-        except asyncio.CancelledError:
+        except (Exception, asyncio.CancelledError) as failure:
+            ending = isinstance(failure, asyncio.CancelledError) and _is_ending()
+            back = {"state": "queued", "run_at": clock.now(), "attempts": row.attempts}
+            changes = back if ending else self._failure(job, row, failure)
             with contextlib.suppress(LeaseLost):
-                back = {"state": "queued", "run_at": clock.now(), "attempts": row.attempts}
-                await self._database.work(lambda: end(**back))
-            raise
-        except Exception as failure:
-            changes = self._failure(job, row, failure)
-            with contextlib.suppress(LeaseLost):
-                await self._database.work(lambda: end(**changes))
+                await self._write(lambda: end(**changes))
+            if ending:
+                raise
 
-    def _failure(self, job: Job, row: JobRow, failure: Exception) -> dict[str, Any]:
+    async def _write(self, end: Callable[[], None], entry: Entry = SYSTEM_ENTRY) -> None:
+        """How something ended. While the database is away it waits; what was given to another process is guarded."""
+        while True:
+            try:
+                return await self._database.work(end, entry=entry)
+            except Unavailable:
+                if _is_ending():
+                    raise
+            await asyncio.sleep(LOOK_EVERY)
+
+    def _failure(self, job: Job, row: JobRow, failure: BaseException) -> dict[str, Any]:
         log.warning("job failed", extra={"job": job.name, "attempt": row.attempts + 1}, exc_info=failure)
         error = self._redact(f"{type(failure).__name__}: {failure}")[:1000]
         if row.attempts + 1 >= job.max_attempts:
@@ -293,10 +305,10 @@ class InProcessRunner:
         self, label: str, run: Callable[..., Any], arguments: Mapping[str, Any], finish: Callable[[], None]
     ) -> None:
         """`finish` belongs to the unit of a `def`: both take effect, or neither, whenever the process is killed."""
-        entry = Entry(label=f"job {label}", actor=SYSTEM)
+        entry = Entry(f"job {label}")
         if inspect.iscoroutinefunction(inspect.unwrap(run)) or inspect.iscoroutinefunction(getattr(run, "func", run)):
             await run(**arguments)
-            await self._database.work(finish, entry=entry)
+            await self._write(finish, entry)
         else:
 
             def both() -> None:
@@ -304,6 +316,12 @@ class InProcessRunner:
                 finish()
 
             await self._database.work(both, entry=entry)
+
+
+def _is_ending() -> bool:
+    """Whether the current task itself is being cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def prune(before: str, at_once: int = 500) -> int:
