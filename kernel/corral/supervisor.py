@@ -34,7 +34,6 @@ class Supervisor:
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self.restarts: dict[str, int] = {}
 
     def start(self, name: str, run: Callable[[], Awaitable[None]], owner: Owner | None = None) -> None:
         """Run until `stop`. After five restarts in a row it is the owner's turn; `Unavailable` only makes it wait."""
@@ -49,11 +48,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """End all tasks and wait for them."""
-        tasks = list(self._tasks.values())
-        self._tasks.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*map(self.end, tuple(self._tasks)))
 
     async def _keep(self, name: str, run: Callable[[], Awaitable[None]], owner: Owner | None) -> None:
         loop = asyncio.get_running_loop()
@@ -65,7 +60,6 @@ class Supervisor:
                 continue
             if loop.time() - began > CALM_AFTER:
                 delay, restarts = FIRST_DELAY, 0
-            self.restarts[name] = self.restarts.get(name, 0) + 1
             if owner is not None:
                 owner.failed(name, error)
                 if restarts >= RESTARTS:

@@ -12,6 +12,7 @@ import abc
 import asyncio
 import concurrent.futures
 import ctypes
+import dataclasses
 import logging
 import math
 import queue
@@ -57,15 +58,14 @@ class Ticket:
         self.tries, self.since = 0, time.monotonic()
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class Outcome:
     """How a ticket ended: a value, or an exception."""
 
-    __slots__ = ("error", "ticket", "unit", "value")
-
-    def __init__(
-        self, ticket: Ticket, unit: Unit | None, value: Any = None, error: BaseException | None = None
-    ) -> None:
-        self.ticket, self.unit, self.value, self.error = ticket, unit, value, error
+    ticket: Ticket
+    unit: Unit | None
+    value: Any = None
+    error: BaseException | None = None
 
     def resolve(self) -> None:
         """Answer the caller, unless it has gone."""

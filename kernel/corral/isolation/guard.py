@@ -12,7 +12,7 @@ import inspect
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -22,6 +22,7 @@ from corral.database.engine import translate
 from corral.database.pool import UnitLost
 from corral.errors import ContributionFailed, Failure, Unavailable
 from corral.isolation.expected import ANYTHING, Expected
+from corral.isolation.warden import Warden
 from corral.loader import Loaded
 
 PASSES = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit, UnitLost)
@@ -30,26 +31,6 @@ TELLS: Any = object()
 
 _thread = threading.get_ident
 _now = time.perf_counter
-
-
-class Warden(Protocol):
-    """Who counts."""
-
-    def strike(self, loaded: Loaded, where: str, error: BaseException) -> None:
-        """An error of a contributed callable; from any thread."""
-        ...
-
-    def standing(self, name: str) -> Any:
-        """How a plugin fares; `stuck` are its threads that have not come back."""
-        ...
-
-    def lost(self, loaded: Loaded, where: str, thread: int, *, counts: bool) -> None:
-        """A call that was given up; `counts` towards quarantine."""
-        ...
-
-    def returned(self, loaded: Loaded, thread: int) -> None:
-        """A call that was given up has come back."""
-        ...
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -246,8 +227,7 @@ class Relayed:
 
 def guarded(guard: Guard) -> Callable[..., Any]:
     """The guard as what it guards: a coroutine function stays one for those who look."""
-    plain = guard.function.func if isinstance(guard.function, functools.partial) else guard.function
-    if not inspect.iscoroutinefunction(plain) or guard.terms.expected.awaited is False:
+    if not inspect.iscoroutinefunction(guard.function) or guard.terms.expected.awaited is False:
         if not guard.terms.watched:
             return guard.unwatched
         return guard  # which tells a coroutine function where nobody awaits

@@ -67,7 +67,7 @@ class Guards:
 
     def job(self, loaded: Loaded, hook: str, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         """The function of a job or schedule, which has a time of its own."""
-        expected = ANYTHING if _is_coroutine_function(run) else UNAWAITED
+        expected = ANYTHING if inspect.iscoroutinefunction(run) else UNAWAITED
         return self.function(loaded, name, run, Terms(hook=hook, budget=None, expected=expected))
 
     def route(self, loaded: Loaded, label: str, handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -142,7 +142,3 @@ def asked_for(spec: Callable[..., Any]) -> Any:
         return (typing.get_args(hints(spec).get("return")) or (None,))[0]
     except TypeError:  # a name that is imported for type checkers only
         return None
-
-
-def _is_coroutine_function(function: Any) -> bool:
-    return inspect.iscoroutinefunction(function.func if isinstance(function, functools.partial) else function)

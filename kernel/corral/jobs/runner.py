@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from corral import clock
 from corral.database.engine import Database
@@ -27,18 +27,6 @@ FORGOTTEN_AFTER = 2.0  # what a shared queue has not brought by then is taken fr
 
 class LeaseLost(Exception):
     """The job was given to another process; what this one did in its unit is rolled back."""
-
-
-class Runner(Protocol):
-    """Has jobs done. The database holds them; a runner only decides where and when they run."""
-
-    def announce(self, ids: Sequence[str]) -> None:
-        """There are new job rows, which are due."""
-        ...
-
-    async def run(self) -> None:
-        """Work for ever; supervised by the kernel."""
-        ...
 
 
 class Room:
@@ -104,6 +92,7 @@ class InProcessRunner:
         self._bell.set()
 
     def announce(self, ids: Sequence[str]) -> None:
+        """There are new job rows, which are due."""
         if self.queue is not None:
             self.queue.put(ids)
         else:
@@ -122,6 +111,7 @@ class InProcessRunner:
             self._start(self._released(self._perform(*claimed)))
 
     async def run(self) -> None:
+        """Work for ever; supervised by the kernel."""
         try:
             while True:
                 try:
@@ -143,14 +133,6 @@ class InProcessRunner:
         self._closed = True
         if self._running:
             await asyncio.wait(self._running, timeout=seconds)
-
-    async def drain(self) -> int:
-        """Do all jobs that are due now, one after the other; how many. For tests."""
-        done = 0
-        while (row := await self._claim()) is not None:
-            await self._perform(*row)
-            done += 1
-        return done
 
     async def _tick(self) -> float:
         self.ticked_at = clock.time_s()
@@ -191,15 +173,10 @@ class InProcessRunner:
         if row.next_at > clock.now():
             return min(clock.parse_instant(row.next_at), now + schedule.every_seconds)
         lease = clock.now(max(schedule.every_seconds, SCHEDULE_LEASE_SECONDS))
-        taken = await self._database.work(lambda: self._take_slot(schedule.name, row.next_at, lease))
-        if taken:
+        mine = (ScheduleRow.name == schedule.name) & (ScheduleRow.next_at == row.next_at)
+        if await self._database.work(ScheduleRow.update(next_at=lease, last_at=clock.now()).where(mine).execute):
             self._start(self._run_slot(schedule, run, lease, now))
         return now + schedule.every_seconds
-
-    @staticmethod
-    def _take_slot(name: str, due: str, lease: str) -> int:
-        mine = (ScheduleRow.name == name) & (ScheduleRow.next_at == due)
-        return int(ScheduleRow.update(next_at=lease, last_at=clock.now()).where(mine).execute())
 
     async def _run_slot(self, schedule: Schedule, run: Callable[..., Any], lease: str, began: float) -> None:
         def finish(error: str | None = None) -> None:
@@ -267,11 +244,10 @@ class InProcessRunner:
             if not JobRow.update(**changes, lease=None).where(mine).execute():
                 raise LeaseLost
 
-        def done() -> None:
-            end(state="done", finished_at=clock.now(), error=None)
-
         try:
-            await self._call(job.name, run, row.arguments, done)
+            await self._call(
+                job.name, run, row.arguments, lambda: end(state="done", finished_at=clock.now(), error=None)
+            )
         except LeaseLost:
             log.warning("a job took longer than its lease", extra={"job": job.name})
         except (Exception, asyncio.CancelledError) as failure:
@@ -306,7 +282,7 @@ class InProcessRunner:
     ) -> None:
         """`finish` belongs to the unit of a `def`: both take effect, or neither, whenever the process is killed."""
         entry = Entry(f"job {label}")
-        if inspect.iscoroutinefunction(inspect.unwrap(run)) or inspect.iscoroutinefunction(getattr(run, "func", run)):
+        if inspect.iscoroutinefunction(run):
             await run(**arguments)
             await self._write(finish, entry)
         else:
