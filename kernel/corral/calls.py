@@ -7,6 +7,7 @@ it up) owns how it ended.
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -71,6 +72,12 @@ def leave(thread: int, entry: Inside, outer: Inside | None) -> bool:
 def inside(thread: int) -> Inside | None:
     """The call that a thread is inside of, given up or not."""
     return running.get(thread) or given_up.get(thread)
+
+
+def awaits_database(thread: int) -> bool:
+    """Whether a thread waits for the server of a database, which itself ends what takes too long."""
+    frame = sys._current_frames().get(thread)
+    return frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "psycopg"
 
 
 def give_up(thread: int, entry: Inside, error: Any = CallLost) -> bool:

@@ -120,11 +120,7 @@ class Kernel(Wired):
 
     def tasks_of(self, loaded: Loaded) -> PluginTasks:
         """What guards the background tasks of a plugin."""
-
-        def record(where: str, error: BaseException) -> None:
-            self.registry.record(loaded.name, where, error, None)
-
-        return PluginTasks(self.warden, self.guards, loaded, record)
+        return PluginTasks(self.warden, self.guards, loaded, self.registry)
 
     def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
         """Call `run` once the server listens."""

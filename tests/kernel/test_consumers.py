@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
+from corral import clock
+from corral.core.jobs import prune_events
 from corral.events import log as event_log
 from corral.events.consumers import LAG, ConsumerRow, Subscriber
 from corral.events.event import Event, emit
-from corral.events.log import Record
-from corral.plugin import Plugin, hookimpl
+from corral.events.log import EventRow, Record
+from corral.events.registry import EventTypes
+from corral.plugin import Contributions, Plugin, hookimpl
 from corral.testing.kit import Kit, make_kernel
 
 seen: list[int] = []
@@ -79,3 +83,78 @@ async def test_a_consumer_of_rare_events_does_not_stay_behind_the_log(tmp_path: 
             while len(seen) < 3:  # noqa: ASYNC110  (nothing tells)
                 await asyncio.sleep(0.05)
         assert seen == [0, 1, 2]
+
+
+class Keeping:
+    """Settings: how many events are kept."""
+
+    def __init__(self, max_rows: int) -> None:
+        self.max_rows = max_rows
+
+    def get(self, setting: Any) -> Any:
+        return self.max_rows if setting.name == "events.max_rows" else 30
+
+
+DAY = 86_400.0
+
+
+async def _past(kit: Kit, age_days: float, *kinds: str) -> None:
+    """Events of some days ago."""
+
+    def unit() -> None:
+        last = event_log.last_seq()
+        for seq, kind in enumerate(kinds, last + 1):
+            EventRow.insert(
+                seq=seq, id=f"01900000-0000-7000-8000-{seq:012d}", type=kind, ts=clock.now(-age_days * DAY),
+                actor_type="system", object_type="patient", object_id="1", visibility="admin", data="{}",
+            ).execute()  # fmt: skip
+
+    await kit.kernel.database.work(unit)
+
+
+async def _prune(kit: Kit, max_rows: int) -> int:
+    """How many events are left, but for alerts."""
+    container, work = kit.kernel.container, kit.kernel.database.work
+    offered = container.get(Contributions), container.get(EventTypes)  # type: ignore[type-abstract]
+    await prune_events(work, Keeping(max_rows), *offered)  # type: ignore[arg-type]
+    await kit.events()  # until they are numbered
+    kept = EventRow.select().where(EventRow.type != "system.alert")
+    return await work(kept.count, read=True)
+
+
+async def _alerts(kit: Kit) -> list[tuple[str, str]]:
+    told = [json.loads(each.data) for each in await kit.events() if each.type == "system.alert"]
+    return [(each["kind"], each["object"]["id"]) for each in told]
+
+
+async def _stand(kit: Kit, name: str, cursor: int) -> None:
+    place = {"name": name, "cursor": cursor, "updated_at": clock.now()}
+    await kit.kernel.database.work(lambda: ConsumerRow.insert(**place).execute())
+
+
+async def test_a_consumer_that_nobody_runs_holds_the_log_for_a_week(tmp_path: Path, database_url: str) -> None:
+    async with make_kernel(tmp_path, plugins=[PatientPlugin], database_url=database_url) as kit:
+        await _past(kit, 6, *["patient.common"] * 40)
+        await _stand(kit, "gone.follow", 10)
+        assert await _prune(kit, 5) == 30  # what it has yet to pass is kept
+        assert await _alerts(kit) == []
+        clock.travel(2 * DAY)
+        assert await _prune(kit, 5) <= 5  # both bounds hold again
+        assert await _alerts(kit) == [("consumer_behind", "gone.follow")]
+        await _past(kit, 0, *["patient.common"] * 3)
+        assert await _prune(kit, 5) <= 5  # also where nothing that is kept is old
+        assert await _alerts(kit) == [("consumer_behind", "gone.follow")]  # once an hour
+        clock.travel(3700)
+        assert await _prune(kit, 5) <= 5
+        assert await _alerts(kit) == [("consumer_behind", "gone.follow")] * 2
+
+
+async def test_a_consumer_for_which_nothing_came_is_not_behind(tmp_path: Path, database_url: str) -> None:
+    async with make_kernel(tmp_path, plugins=[PatientPlugin], database_url=database_url) as kit:
+        await _past(kit, 20, *["patient.common"] * 40)
+        await _stand(kit, "patient.follow", 10)
+        assert await _prune(kit, 5) == 30
+        await _past(kit, 8, "patient.rare", *["patient.common"] * 10)
+        assert await _alerts(kit) == []
+        assert await _prune(kit, 5) <= 5
+        assert await _alerts(kit) == [("consumer_behind", "patient.follow")]

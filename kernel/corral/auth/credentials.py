@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from corral import clock
 from corral.auth.principal import Authenticator, Principal, Rereading
-from corral.errors import Malformed, Unauthorized
+from corral.errors import Malformed, Unauthorized, Unavailable
 
 KEEP_SECONDS = 1.0
 REMEMBER_SECONDS = 900.0
@@ -60,17 +60,22 @@ class Credentials:
         return kept[0]
 
     def authenticate(self, credential: str) -> Principal:
-        """Read the principal; joins a read unit. Raises `Unauthorized`."""
+        """Read the principal; joins a read unit. Raises `Unauthorized`: nobody knows it, and nobody else might."""
+        unsure = False
         for authenticator in self._authenticators:
-            if authenticator.recognises(credential):
-                found: Principal | None
+            recognised: bool | None = authenticator.recognises(credential)  # None: its plugin failed or is held
+            found: Principal | None = None
+            if recognised:
                 try:
                     found = authenticator.authenticate(credential)
                 except Unauthorized as problem:
                     problem.headers.update(CHALLENGE)
                     raise
-                if found is not None:  # None: its plugin failed, which is counted there
-                    return found
+            if found is not None:
+                return found
+            unsure = unsure or recognised is not False
+        if unsure:
+            raise Unavailable("A plugin that may know this credential is out of service.", code="plugin_failed")
         raise Unauthorized("The credential has no known form.", headers=CHALLENGE)
 
     def reread(self, caller: Principal) -> Principal:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from corral import clock
 from corral.auth.models import RefreshRow, SessionRow, SigningKeyRow
 from corral.auth.tokens import MAX_LIFE_SECONDS
 from corral.core import links, lockout, mfa, tickets
+from corral.core.alerts import raise_alert
 from corral.core.declarations import REFRESH_GRACE
 from corral.core.sessions import Sessions
 from corral.database.engine import Work
 from corral.events import log as event_log
-from corral.events.consumers import slowest_cursor
+from corral.events.consumers import ConsumerRow
+from corral.events.event import SystemAlert
+from corral.events.log import EventRow
+from corral.events.registry import EventTypes
 from corral.http import idempotency
 from corral.jobs import runner
 from corral.jobs.job import Schedule
 from corral.kernel_settings import JOBS_RETENTION_DAYS, MAX_ROWS, RETENTION_DAYS
-from corral.plugin import Settings
+from corral.plugin import Contributions, Settings
 
 DAY, HOUR = 86_400.0, 3600.0
 AT_ONCE = 500
@@ -36,17 +41,12 @@ async def purge_sessions(work: Work, sessions: Sessions) -> None:
     await work(_delete_keys)
 
 
-async def prune_events(work: Work, settings: Settings) -> None:
-    """Shorten the log to what the settings keep, never past a consumer that is still following."""
+async def prune_events(work: Work, settings: Settings, contributions: Contributions, types: EventTypes) -> None:
+    """Shorten the log to what the settings keep, never past a consumer that is not too far behind."""
     days, rows = settings.get(RETENTION_DAYS), settings.get(MAX_ROWS)
-
-    def prune() -> int:
-        slowest = slowest_cursor()
-        following = 2**62 if slowest is None else slowest + 1
-        swept = event_log.prune(clock.now(-days * DAY), following, rows)
-        return swept or event_log.prune(clock.now(-max(days, LAGGARD_DAYS) * DAY), 2**62, 2**62)
-
-    await _repeat(work, prune)
+    followed = {each.name: types.expand(each.events) for _, each in contributions.of("corral_subscribers")}
+    needed = await work(lambda: _needed(followed))
+    await _repeat(work, lambda: event_log.prune(clock.now(-days * DAY), needed, rows))
 
 
 async def prune_jobs(work: Work, settings: Settings) -> None:
@@ -73,6 +73,29 @@ SCHEDULES = (
 async def _repeat(work: Work, sweep: Callable[[], int]) -> None:
     while await work(sweep) >= AT_ONCE:
         continue
+
+
+def _needed(followed: Mapping[str, Sequence[str]]) -> int:
+    """The first event that a consumer has yet to pass. Admins are told of those that are too far behind to be waited
+    for. `followed`: the events of consumers in service; whatever came after the cursor of another one waits for it.
+    """
+    long_ago, oldest, passed = clock.now(-LAGGARD_DAYS * DAY), event_log.first_seq(), [2**62]
+    rows: Any = ConsumerRow.select(ConsumerRow.name, ConsumerRow.cursor).tuples()
+    for name, cursor in list(rows):
+        waiting = EventRow.seq > cursor
+        if name in followed:
+            waiting &= EventRow.type.in_(followed[name])
+        first = event_log.select([waiting], 1)
+        if not first or (first[0].ts >= long_ago and cursor + 1 >= oldest):  # else the log is past it already
+            passed.append(cursor + 1)
+            continue
+        alert = SystemAlert(
+            kind="consumer_behind", severity="warning", object={"type": "consumer", "id": name},
+            title=f"{name} is more than {LAGGARD_DAYS} days behind the event log",
+            detail="The log is no longer kept for it. Enable its plugin; one that is not coming back can be purged.",
+        )  # fmt: skip
+        raise_alert(alert, ("consumer", name))
+    return min(passed)
 
 
 def _delete_sessions() -> int:

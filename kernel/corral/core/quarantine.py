@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import peewee
 
 from corral import clock
+from corral.core.alerts import raise_alert
 from corral.core.events import PluginState
 from corral.database.engine import Work
 from corral.database.model import InstantField, Model
@@ -122,7 +123,7 @@ class Quarantine:
             title=f"The plugin {alarm.name} {'is in quarantine' if alarm.held else 'fails, but is protected'}",
             detail=alarm.reason, object={"type": "plugin", "id": alarm.name},
         )  # fmt: skip
-        emit(alert, object=("plugin", alarm.name))
+        raise_alert(alert, ("plugin", alarm.name))
 
     async def _move_on(self) -> None:
         """Let those try again whose time has come, and forget those that have stayed well."""

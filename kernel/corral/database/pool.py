@@ -2,7 +2,8 @@
 
 A lane owns one connection. A unit that runs longer than `LOST_AFTER` seconds is lost: its lane is abandoned (connection
 closed, exception raised in the thread), a fresh lane takes its place, and the units that shared the transaction run
-again. Time is counted in looks, as by `corral.isolation.watchdog`: a process that stood still loses nothing.
+again. Time is counted in looks, as by `corral.isolation.watchdog`: a process that stood still loses nothing. A route
+that loses one unit after the other is held for a while; a database that answers nobody is no route's fault.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import abc
 import asyncio
 import concurrent.futures
 import ctypes
+import dataclasses
 import logging
+import math
 import queue
 import sys
 import threading
@@ -20,17 +23,21 @@ import traceback
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corral import calls
 from corral.database.unit import Entry, Unit
 from corral.errors import Unavailable
 from corral.histogram import Histogram
 
+if TYPE_CHECKING:
+    from corral.database.engine import Database
+
 log = logging.getLogger("corral.database")
 
 QUEUE_LIMIT = 1000
 SLOW_AFTER, LOST_AFTER, LOOK = 0.05, 2.0, 0.25
+HOLD_SECONDS = 60.0
 MAX_TRIES = 3
 AT_FRAMES = 8
 
@@ -51,15 +58,14 @@ class Ticket:
         self.tries, self.since = 0, time.monotonic()
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class Outcome:
     """How a ticket ended: a value, or an exception."""
 
-    __slots__ = ("error", "ticket", "unit", "value")
-
-    def __init__(
-        self, ticket: Ticket, unit: Unit | None, value: Any = None, error: BaseException | None = None
-    ) -> None:
-        self.ticket, self.unit, self.value, self.error = ticket, unit, value, error
+    ticket: Ticket
+    unit: Unit | None
+    value: Any = None
+    error: BaseException | None = None
 
     def resolve(self) -> None:
         """Answer the caller, unless it has gone."""
@@ -161,13 +167,12 @@ class Timings:
 class Pool:
     """`size` lanes on one queue of at most `QUEUE_LIMIT` tickets."""
 
-    def __init__(
-        self, name: str, size: int, make: Callable[[Pool], Lane], deliver: Callable[[list[Outcome]], None],
-        timings: Timings,
-    ) -> None:  # fmt: skip
-        self.name, self.make, self.deliver, self.timings = name, make, deliver, timings
+    def __init__(self, name: str, size: int, make: Callable[[Pool], Lane], database: Database) -> None:
+        self.name, self.make, self.ping = name, make, database.ping
+        self.deliver, self.timings = database.deliver, database.timings
         self.queue: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
-        self.losses: Counter[str] = Counter()
+        self._losses: dict[str, float] = {}  # by label of a route: when it lost its last unit
+        self._held: dict[str, tuple[float, bool]] = {}  # until when, and whether one unit has gone first
         self.rooms: Mapping[str, str] = {}  # by label: the plugin whose units take half of the lanes at most
         self._share, self._busy = max(1, size // 2), Counter[str]()
         self._waiting: dict[str, deque[Ticket]] = defaultdict(deque)
@@ -182,13 +187,23 @@ class Pool:
         """Queue the ticket; `overloaded` when the queue is full."""
         if self.queue.qsize() >= QUEUE_LIMIT:
             raise Unavailable("Too many requests wait for the database.", code="overloaded")
-        if self.losses[ticket.entry.label] >= 2:
-            raise Unavailable(
-                f"{ticket.entry.label} ran too long twice and is held.", code="plugin_failed", retry_after=60
-            )
+        if self._held:
+            self._refuse_held(ticket)
         room = self.rooms.get(ticket.entry.label)
         if room is None or self._enter(room, ticket):
             self.queue.put(ticket)
+
+    def _refuse_held(self, ticket: Ticket) -> None:
+        """A held route is let in again after a while: one unit at first, and all when that was not lost."""
+        label = ticket.entry.label
+        until, tried = self._held.get(label, (0.0, True))
+        if ticket.since < until:
+            wait = math.ceil(until - ticket.since)
+            raise Unavailable(f"{label} ran too long twice and is held.", code="plugin_failed", retry_after=wait)
+        if tried:
+            self._held.pop(label, None)
+        else:
+            self._held[label] = (ticket.since + 2 * LOST_AFTER, True)
 
     def _enter(self, room: str, ticket: Ticket) -> bool:
         """Whether the ticket is within the share of its plugin; else it waits for one of these to end."""
@@ -239,10 +254,12 @@ class Pool:
                 return
             lane.lost = True
             again = lane.rerun()
+            began, now = lane.since, time.monotonic()
         inside = calls.inside(lane.ident or 0)
         if inside is None or not inside.contributed.blamed:
-            self.losses[ticket.entry.label] += 1
-        else:
+            if ticket.entry.request_id is not None:
+                threading.Thread(target=self._count, args=(ticket.entry.label, began, now), daemon=True).start()
+        elif not calls.awaits_database(lane.ident or 0):
             calls.give_up(lane.ident or 0, inside, UnitLost)
         log.error(
             "unit lost", extra={"unit": ticket.entry.label, "duration_ms": round(LOST_AFTER * 1000), "at": lane.at()}
@@ -255,3 +272,14 @@ class Pool:
         fresh.start()
         self.release(ticket)
         self.deliver([Outcome(ticket, None, error=Unavailable("The operation ran too long and was rolled back."))])
+
+    def _count(self, label: str, began: float, lost: float) -> None:
+        """Count the lost unit of a route, if the database answers others. In a thread: it may take a while to tell."""
+        try:
+            self.ping()
+        except Exception:
+            return
+        last = self._losses.get(label, began)  # units that were lost together are one loss
+        if label in self._held or began - HOLD_SECONDS < last < began:
+            self._held[label] = (lost + HOLD_SECONDS, False)
+        self._losses[label] = lost

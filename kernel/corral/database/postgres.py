@@ -37,7 +37,7 @@ class PostgresDatabase(Database):
             )
         )
         self._url = url
-        self._pool = Pool("database", pool_size, lambda pool: _PostgresLane(pool, self), self.deliver, self.timings)
+        self._pool = Pool("database", pool_size, lambda pool: _PostgresLane(pool, self), self)
         self._pool.rooms = self.rooms
 
     def ping(self) -> None:

@@ -56,8 +56,8 @@ class SqliteDatabase(Database):
         )
         super().__init__(engine)
         self._inline = threading.local()
-        self._writers = Pool("writer", 1, lambda pool: _WriterLane(pool, self), self.deliver, self.timings)
-        self._readers = Pool("reader", READERS, lambda pool: _ReaderLane(pool, self), self.deliver, self.timings)
+        self._writers = Pool("writer", 1, lambda pool: _WriterLane(pool, self), self)
+        self._readers = Pool("reader", READERS, lambda pool: _ReaderLane(pool, self), self)
         self._readers.rooms = self.rooms
 
     def connect(self, *, query_only: bool) -> sqlite3.Connection:
@@ -192,7 +192,7 @@ class _WriterLane(_SqliteLane):
     def rerun(self) -> list[Ticket]:
         return [outcome.ticket for outcome in self.batch]
 
-    def handle(self, ticket: Ticket) -> None:
+    def handle(self, ticket: Ticket, *, alone: bool = False) -> None:
         self.batch = []
         try:
             self.open().execute("BEGIN IMMEDIATE")
@@ -204,7 +204,7 @@ class _WriterLane(_SqliteLane):
         while following is not None:
             if not self._member(following):
                 return
-            following = self._next(began)
+            following = None if alone else self._next(began)
         self._expected = len(self.batch)
         self._commit()
 
@@ -272,17 +272,7 @@ class _WriterLane(_SqliteLane):
         for outcome in innocent:
             self.pool.queue.put(outcome.ticket)
         if innocent and culprit.ticket.tries < MAX_TRIES:
-            self.handle_alone(culprit.ticket)
+            self.handle(culprit.ticket, alone=True)
         else:
             culprit.error = translate(culprit.error) if culprit.error else None
             self.pool.deliver([culprit])
-
-    def handle_alone(self, ticket: Ticket) -> None:
-        """One unit, one transaction."""
-        try:
-            self.open().execute("BEGIN IMMEDIATE")
-        except (peewee.DatabaseError, sqlite3.Error) as error:
-            self.pool.deliver([Outcome(ticket, None, error=translate(error))])
-            return
-        if self._member(ticket):
-            self._commit()

@@ -100,6 +100,8 @@ def run_in(unit: Unit, fn: Callable[[], Any]) -> Any:
     _local.unit = unit
     try:
         return fn()
+    except StopIteration as error:  # no future and no coroutine can raise that
+        raise RuntimeError("StopIteration ended a unit of work") from error
     finally:
         _local.unit = None
 

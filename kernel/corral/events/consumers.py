@@ -174,12 +174,6 @@ class Consumer:
             raise RuntimeError(f"consumer {self.name}: another process moved the cursor")
 
 
-def slowest_cursor() -> int | None:
-    """The cursor of the consumer that is furthest behind; None without consumers."""
-    row = ConsumerRow.select(peewee.fn.MIN(ConsumerRow.cursor)).tuples().first()
-    return None if row is None or row[0] is None else int(row[0])
-
-
 def lags() -> dict[tuple[str, ...], float]:
     """How many events lie before each consumer, by name."""
     last = event_log.last_seq()

@@ -12,7 +12,7 @@ import inspect
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -22,6 +22,7 @@ from corral.database.engine import translate
 from corral.database.pool import UnitLost
 from corral.errors import ContributionFailed, Failure, Unavailable
 from corral.isolation.expected import ANYTHING, Expected
+from corral.isolation.warden import Warden
 from corral.loader import Loaded
 
 PASSES = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit, UnitLost)
@@ -32,33 +33,13 @@ _thread = threading.get_ident
 _now = time.perf_counter
 
 
-class Warden(Protocol):
-    """Who counts."""
-
-    def strike(self, loaded: Loaded, where: str, error: BaseException) -> None:
-        """An error of a contributed callable; from any thread."""
-        ...
-
-    def standing(self, name: str) -> Any:
-        """How a plugin fares; `stuck` are its threads that have not come back."""
-        ...
-
-    def lost(self, loaded: Loaded, where: str, thread: int, *, counts: bool) -> None:
-        """A call that was given up; `counts` towards quarantine."""
-        ...
-
-    def returned(self, loaded: Loaded, thread: int) -> None:
-        """A call that was given up has come back."""
-        ...
-
-
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """How a callable is guarded.
 
     `budget`: seconds of a call beside the event loop; None: its caller has a limit; 0: the setting's. `otherwise`: what
     is returned instead of a failed call, or `TELLS`. `closed`: fail rather than go on without it. `counts`: errors
-    count towards quarantine. `always`: it is called in quarantine too. `watched`: False for what is Corral's own and on
-    every request: only its errors are looked at.
+    count towards quarantine. `also`: states of the plugin, beside active, in which it is called. `watched`: False for
+    what is Corral's own and on every request: only its errors are looked at.
     """
 
     hook: str
@@ -67,7 +48,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     otherwise: Any = TELLS
     closed: bool = False
     counts: bool = True
-    always: bool = False
+    also: tuple[str, ...] = ()
     watched: bool = True
 
 
@@ -83,7 +64,7 @@ class Guard:
         functools.update_wrapper(self, function, updated=())
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        if self.loaded.state != "active" and not self.terms.always:
+        if self.loaded.state != "active" and self.loaded.state not in self.terms.also:
             return self._absent()
         thread = _thread()
         outer = running.get(thread)
@@ -151,7 +132,7 @@ class Guard:
 
     async def in_steps(self, *arguments: Any, **named: Any) -> Any:
         """The call of a coroutine function."""
-        if self.loaded.state != "active" and not self.terms.always:
+        if self.loaded.state != "active" and self.loaded.state not in self.terms.also:
             return self._absent()
         began = _now()
         try:
@@ -246,8 +227,7 @@ class Relayed:
 
 def guarded(guard: Guard) -> Callable[..., Any]:
     """The guard as what it guards: a coroutine function stays one for those who look."""
-    plain = guard.function.func if isinstance(guard.function, functools.partial) else guard.function
-    if not inspect.iscoroutinefunction(plain) or guard.terms.expected.awaited is False:
+    if not inspect.iscoroutinefunction(guard.function) or guard.terms.expected.awaited is False:
         if not guard.terms.watched:
             return guard.unwatched
         return guard  # which tells a coroutine function where nobody awaits

@@ -20,7 +20,7 @@ from corral.loader import Loaded
 from corral.plugin import Gate, HealthCheck, Meter
 
 HEALTH_SECONDS = 2.0
-ROUTES = "corral_routes"
+ROUTES, OF_ROUTES = "corral_routes", ("quarantined", "disabled")  # the latter: of a call that was let in before
 UNAWAITED = Expected(None, False)
 # asked of all that there are: how they are made, and what goes for those that fail
 GATES: tuple[tuple[str, Callable[[Any], Any], Any], ...] = (
@@ -67,14 +67,14 @@ class Guards:
 
     def job(self, loaded: Loaded, hook: str, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         """The function of a job or schedule, which has a time of its own."""
-        expected = ANYTHING if _is_coroutine_function(run) else UNAWAITED
+        expected = ANYTHING if inspect.iscoroutinefunction(run) else UNAWAITED
         return self.function(loaded, name, run, Terms(hook=hook, budget=None, expected=expected))
 
     def route(self, loaded: Loaded, label: str, handler: Callable[..., Any]) -> Callable[..., Any]:
         """The handler of a route or socket of a third party; those of Corral itself are called as they are."""
         if loaded.found.built_in:
             return handler
-        return self.function(loaded, label, handler, Terms(hook=ROUTES, budget=None, counts=False, always=True))
+        return self.function(loaded, label, handler, Terms(hook=ROUTES, budget=None, counts=False, also=OF_ROUTES))
 
     def subscriber(self, loaded: Loaded, subscriber: Subscriber, handle: Callable[..., Any]) -> Guard:
         """The function of a durable consumer."""
@@ -97,6 +97,8 @@ class Guards:
         given["corral_health_checks"] = [self.health_check(loaded, item) for item in loaded.of("corral_health_checks")]
         for name, protocol, otherwise in GATES:
             terms = {"otherwise": otherwise, "closed": loaded.protected}
+            if name == "_authenticators" and loaded.found.built_in:  # its routes go on, and so must who calls them
+                terms["also"] = ("quarantined",)
             terms["watched"] = not (loaded.protected and name == "corral_gates")  # which are met by every request
             given[name] = [self.item(loaded, name, item, protocol(item), **terms) for item in loaded.of(name)]
         given["corral_metrics"] = [self.item(loaded, "corral_metrics", item) for item in loaded.of("corral_metrics")]
@@ -140,7 +142,3 @@ def asked_for(spec: Callable[..., Any]) -> Any:
         return (typing.get_args(hints(spec).get("return")) or (None,))[0]
     except TypeError:  # a name that is imported for type checkers only
         return None
-
-
-def _is_coroutine_function(function: Any) -> bool:
-    return inspect.iscoroutinefunction(function.func if isinstance(function, functools.partial) else function)

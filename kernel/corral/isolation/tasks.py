@@ -12,6 +12,7 @@ from corral.isolation.guard import Steps, Terms
 from corral.isolation.items import Guards
 from corral.isolation.warden import LostCall, Warden
 from corral.loader import Loaded
+from corral.plugin_admin import PluginRegistry
 
 log = logging.getLogger("corral.isolation")
 
@@ -26,12 +27,12 @@ class TaskEnded(Exception):
 class PluginTasks:
     """Implements `corral.supervisor.Owner`."""
 
-    def __init__(self, warden: Warden, guards: Guards, loaded: Loaded, record: Callable[[str, BaseException], None]):
-        self._warden, self._guards, self._loaded, self._record = warden, guards, loaded, record
+    def __init__(self, warden: Warden, guards: Guards, loaded: Loaded, registry: PluginRegistry) -> None:
+        self._warden, self._guards, self._loaded, self._registry = warden, guards, loaded, registry
 
     def task(self, name: str, run: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
         """A background task whose steps are guarded."""
-        guard = self._guards.put(self._loaded, f"task {name}", run, Terms(hook=HOOK, counts=False, always=True))
+        guard = self._guards.put(self._loaded, f"task {name}", run, Terms(hook=HOOK, counts=False))
 
         async def guarded() -> None:
             calls.room.set(self._loaded.name)
@@ -55,7 +56,7 @@ class PluginTasks:
         return guarded
 
     def failed(self, task: str, error: BaseException | None) -> None:
-        self._record(f"task {task}", error if error is not None else TaskEnded("it ended"))
+        self._registry.record(self._loaded.name, f"task {task}", error or TaskEnded("it ended"), None)
 
     async def held(self, task: str) -> None:
         self._warden.hold(self._loaded, f"the background task {task} does not stay up")

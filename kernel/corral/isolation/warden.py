@@ -117,8 +117,9 @@ class Warden:
                 return
             loaded.become("quarantined", self._registry.shown(reason))
         log.error("plugin in quarantine" if held else "a protected plugin fails", extra={"plugin": loaded.name})
-        self.alarms.append(Alarm(loaded.name, self._registry.shown(reason), held))
-        self.bell()
+        if all(alarm.name != loaded.name for alarm in self.alarms):
+            self.alarms.append(Alarm(loaded.name, self._registry.shown(reason), held))
+            self.bell()
 
     def _judge(self, loaded: Loaded, standing: Standing, now: float, last: str) -> None:
         window = self._settings.get(QUARANTINE_WINDOW_SECONDS)

@@ -58,6 +58,8 @@ class Watchdog:
         guard = entry.contributed
         if not isinstance(guard, Guard) or guard.warden is not self._warden:
             return
+        if thread in calls.lanes and calls.awaits_database(thread):  # a lock of others, or a server that stands still
+            return
         entry.ticks += 1
         limit = self._limit(guard, thread)
         if limit is None or entry.ticks <= limit / TICK:

@@ -7,11 +7,12 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from corral import clock
 from corral.database.engine import Database
-from corral.database.unit import SYSTEM, Entry
+from corral.database.unit import SYSTEM_ENTRY, Entry
+from corral.errors import Unavailable
 from corral.ids import new_id
 from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow
 from corral.jobs.queue import JobQueue
@@ -26,18 +27,6 @@ FORGOTTEN_AFTER = 2.0  # what a shared queue has not brought by then is taken fr
 
 class LeaseLost(Exception):
     """The job was given to another process; what this one did in its unit is rolled back."""
-
-
-class Runner(Protocol):
-    """Has jobs done. The database holds them; a runner only decides where and when they run."""
-
-    def announce(self, ids: Sequence[str]) -> None:
-        """There are new job rows, which are due."""
-        ...
-
-    async def run(self) -> None:
-        """Work for ever; supervised by the kernel."""
-        ...
 
 
 class Room:
@@ -103,6 +92,7 @@ class InProcessRunner:
         self._bell.set()
 
     def announce(self, ids: Sequence[str]) -> None:
+        """There are new job rows, which are due."""
         if self.queue is not None:
             self.queue.put(ids)
         else:
@@ -121,6 +111,7 @@ class InProcessRunner:
             self._start(self._released(self._perform(*claimed)))
 
     async def run(self) -> None:
+        """Work for ever; supervised by the kernel."""
         try:
             while True:
                 try:
@@ -142,14 +133,6 @@ class InProcessRunner:
         self._closed = True
         if self._running:
             await asyncio.wait(self._running, timeout=seconds)
-
-    async def drain(self) -> int:
-        """Do all jobs that are due now, one after the other; how many. For tests."""
-        done = 0
-        while (row := await self._claim()) is not None:
-            await self._perform(*row)
-            done += 1
-        return done
 
     async def _tick(self) -> float:
         self.ticked_at = clock.time_s()
@@ -190,15 +173,10 @@ class InProcessRunner:
         if row.next_at > clock.now():
             return min(clock.parse_instant(row.next_at), now + schedule.every_seconds)
         lease = clock.now(max(schedule.every_seconds, SCHEDULE_LEASE_SECONDS))
-        taken = await self._database.work(lambda: self._take_slot(schedule.name, row.next_at, lease))
-        if taken:
+        mine = (ScheduleRow.name == schedule.name) & (ScheduleRow.next_at == row.next_at)
+        if await self._database.work(ScheduleRow.update(next_at=lease, last_at=clock.now()).where(mine).execute):
             self._start(self._run_slot(schedule, run, lease, now))
         return now + schedule.every_seconds
-
-    @staticmethod
-    def _take_slot(name: str, due: str, lease: str) -> int:
-        mine = (ScheduleRow.name == name) & (ScheduleRow.next_at == due)
-        return int(ScheduleRow.update(next_at=lease, last_at=clock.now()).where(mine).execute())
 
     async def _run_slot(self, schedule: Schedule, run: Callable[..., Any], lease: str, began: float) -> None:
         def finish(error: str | None = None) -> None:
@@ -211,7 +189,7 @@ class InProcessRunner:
         except Exception as failure:
             error = self._redact(f"{type(failure).__name__}: {failure}")[:1000]
             log.exception("schedule failed", extra={"schedule": schedule.name})
-            await self._database.work(lambda: finish(error))
+            await self._write(lambda: finish(error))
 
     # -- jobs
 
@@ -256,7 +234,9 @@ class InProcessRunner:
         )
 
     async def _perform(self, row: JobRow, lease: str) -> None:
-        """A job that ends in the middle because its process ends is given back; the attempt does not count."""
+        """A job that ends in the middle because its process ends is given back; the attempt does not count. Who waited
+        for something that was cancelled has failed.
+        """
         job, run = self._jobs[row.name]
 
         def end(**changes: Any) -> None:
@@ -264,24 +244,32 @@ class InProcessRunner:
             if not JobRow.update(**changes, lease=None).where(mine).execute():
                 raise LeaseLost
 
-        def done() -> None:
-            end(state="done", finished_at=clock.now(), error=None)
-
         try:
-            await self._call(job.name, run, row.arguments, done)
+            await self._call(
+                job.name, run, row.arguments, lambda: end(state="done", finished_at=clock.now(), error=None)
+            )
         except LeaseLost:
             log.warning("a job took longer than its lease", extra={"job": job.name})
-        except asyncio.CancelledError:
+        except (Exception, asyncio.CancelledError) as failure:
+            ending = isinstance(failure, asyncio.CancelledError) and _is_ending()
+            back = {"state": "queued", "run_at": clock.now(), "attempts": row.attempts}
+            changes = back if ending else self._failure(job, row, failure)
             with contextlib.suppress(LeaseLost):
-                back = {"state": "queued", "run_at": clock.now(), "attempts": row.attempts}
-                await self._database.work(lambda: end(**back))
-            raise
-        except Exception as failure:
-            changes = self._failure(job, row, failure)
-            with contextlib.suppress(LeaseLost):
-                await self._database.work(lambda: end(**changes))
+                await self._write(lambda: end(**changes))
+            if ending:
+                raise
 
-    def _failure(self, job: Job, row: JobRow, failure: Exception) -> dict[str, Any]:
+    async def _write(self, end: Callable[[], None], entry: Entry = SYSTEM_ENTRY) -> None:
+        """How something ended. While the database is away it waits; what was given to another process is guarded."""
+        while True:
+            try:
+                return await self._database.work(end, entry=entry)
+            except Unavailable:
+                if _is_ending():
+                    raise
+            await asyncio.sleep(LOOK_EVERY)
+
+    def _failure(self, job: Job, row: JobRow, failure: BaseException) -> dict[str, Any]:
         log.warning("job failed", extra={"job": job.name, "attempt": row.attempts + 1}, exc_info=failure)
         error = self._redact(f"{type(failure).__name__}: {failure}")[:1000]
         if row.attempts + 1 >= job.max_attempts:
@@ -293,10 +281,10 @@ class InProcessRunner:
         self, label: str, run: Callable[..., Any], arguments: Mapping[str, Any], finish: Callable[[], None]
     ) -> None:
         """`finish` belongs to the unit of a `def`: both take effect, or neither, whenever the process is killed."""
-        entry = Entry(label=f"job {label}", actor=SYSTEM)
-        if inspect.iscoroutinefunction(inspect.unwrap(run)) or inspect.iscoroutinefunction(getattr(run, "func", run)):
+        entry = Entry(f"job {label}")
+        if inspect.iscoroutinefunction(run):
             await run(**arguments)
-            await self._database.work(finish, entry=entry)
+            await self._write(finish, entry)
         else:
 
             def both() -> None:
@@ -304,6 +292,12 @@ class InProcessRunner:
                 finish()
 
             await self._database.work(both, entry=entry)
+
+
+def _is_ending() -> bool:
+    """Whether the current task itself is being cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def prune(before: str, at_once: int = 500) -> int:

@@ -21,6 +21,7 @@ from corral.auth.principal import SYSTEM_PRINCIPAL
 from corral.config_reader import ensure_data_dir
 from corral.config_reader import load as load_config
 from corral.core import health
+from corral.jobs.runner import InProcessRunner
 from corral.kernel import Kernel, boot
 from corral.loader import Found, Loaded, discover, load
 from corral.plugin import Plugin
@@ -179,12 +180,21 @@ class Kit:
         return await self.kernel.database.work(lambda: event_log.read(after, 10_000), read=True)
 
     async def run_jobs(self) -> int:
-        """Do every job that is due; how many."""
-        return await self.kernel.runner.drain()
+        """Do every job that is due, one after the other; how many."""
+        return await drain(self.kernel.runner)
 
     def loaded(self, name: str) -> Loaded:
         """A plugin with its state."""
         return next(loaded for loaded in self.kernel.plugins if loaded.name == name)
+
+
+async def drain(runner: InProcessRunner) -> int:
+    """Do the jobs of this runner that are due now; how many."""
+    done = 0
+    while (claimed := await runner._claim()) is not None:
+        await runner._perform(*claimed)
+        done += 1
+    return done
 
 
 _hashes: dict[str, str] = {}

@@ -230,14 +230,63 @@ async def test_rule_7_a_process_that_stood_still_loses_no_unit(database: Databas
     assert keys(database) == {"paused"}
 
 
-async def test_rule_7_two_losses_hold_the_route(database: Database) -> None:
+SLOW = Entry("GET /slow", request_id="r-1")
+
+
+async def lose(database: Database, entry: Entry = SLOW) -> None:
+    """One unit, and wait until it is counted."""
+    with pytest.raises(Unavailable) as lost:
+        await database.work(lambda: time.sleep(1), entry=entry)
+    assert "ran too long" in lost.value.detail
+    await asyncio.sleep(0.3)
+
+
+async def test_rule_7_two_losses_hold_the_route_for_a_while(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
+    monkeypatch.setattr("corral.database.pool.HOLD_SECONDS", 4.0)
     for _ in range(2):
-        with pytest.raises(Unavailable):
-            await database.work(lambda: time.sleep(2.6), entry=Entry("GET /slow"))
-    with pytest.raises(Unavailable) as refused:
-        await database.work(lambda: 1, entry=Entry("GET /slow"))
-    assert refused.value.code == "plugin_failed"
-    assert await database.work(lambda: 1, entry=Entry("GET /other")) == 1
+        await lose(database)
+    for _ in range(3):
+        with pytest.raises(Unavailable) as refused:
+            await database.work(lambda: 1, entry=SLOW)
+        assert (refused.value.code, int(refused.value.headers["Retry-After"]) in (3, 4)) == ("plugin_failed", True)
+    assert await database.work(lambda: 1, entry=Entry("GET /other", request_id="r-2")) == 1
+    await asyncio.sleep(4.2)
+    await lose(database)  # it may try again, and is held again at its next loss
+    with pytest.raises(Unavailable, match="held"):
+        await database.work(lambda: 1, entry=SLOW)
+    await asyncio.sleep(4.2)
+    assert await database.work(lambda: 1, entry=SLOW) == 1
+    with pytest.raises(Unavailable, match="held"):  # the others follow when the first was not lost
+        await database.work(lambda: 1, entry=SLOW)
+    await asyncio.sleep(0.7)
+    assert await asyncio.gather(*[database.work(lambda: 1, entry=SLOW) for _ in range(3)]) == [1, 1, 1]
+    await lose(database)
+    assert await database.work(lambda: 1, entry=SLOW) == 1  # all is forgotten
+
+
+async def test_rule_7_only_routes_are_held(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What everybody needs, such as the look at a credential or the sequencer, is nobody's to take away."""
+    monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
+    for _ in range(3):
+        await lose(database, Entry("authentication"))
+    assert await database.work(lambda: 1, entry=Entry("authentication")) == 1
+
+
+async def test_rule_7_losses_at_the_same_time_are_one(
+    open_database: Callable[[], Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
+    database = open_database()
+    await asyncio.gather(*[database.work(lambda: 1, read=True) for _ in range(20)])  # every lane is there
+    lost = await asyncio.gather(
+        *[database.work(lambda: time.sleep(1), entry=SLOW, read=True) for _ in range(3)], return_exceptions=True
+    )
+    assert [type(each) for each in lost] == [Unavailable] * 3
+    await asyncio.sleep(0.5)
+    assert await database.work(lambda: 1, entry=SLOW, read=True) == 1
 
 
 async def test_rule_9_audit_jobs_and_events_are_written_last_in_this_order(database: Database) -> None:
@@ -311,6 +360,22 @@ async def test_rule_11_after_commit_runs_once_on_the_loop_and_not_after_a_failur
     with pytest.raises(Conflict):
         await database.work(bad)
     assert ran == [threading.main_thread().name]
+
+
+async def test_rule_11_stop_iteration_is_an_answer_too(database: Database) -> None:
+    """No future can be given it: those that share the COMMIT with such a unit would wait for ever."""
+
+    def ends() -> None:
+        next(iter([]))
+
+    others = [database.work(lambda i=i: note(f"n{i}")) for i in range(5)]
+    async with asyncio.timeout(5):
+        ended, *told = await asyncio.gather(database.work(ends), *others, return_exceptions=True)
+    assert isinstance(ended, RuntimeError)
+    assert isinstance(ended.__cause__, StopIteration)
+    assert told == [f"n{i}" for i in range(5)]
+    with pytest.raises(RuntimeError):
+        await asyncio.to_thread(database.run, ends, read=True)
 
 
 async def test_rule_15_what_an_answer_told_is_visible_to_the_next_read(

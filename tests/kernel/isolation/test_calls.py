@@ -19,7 +19,7 @@ from corral.errors import ContributionFailed, Problem
 from corral.events.consumers import Subscriber
 from corral.isolation import watchdog
 from corral.plugin import Contributions, HealthCheck, Metric, hookimpl
-from corral.testing.kit import Kit, make_kernel
+from corral.testing.kit import Client, Kit, make_kernel
 
 MakeKit = Callable[..., Awaitable[Kit]]
 
@@ -167,6 +167,8 @@ async def test_an_authenticator_that_errs_is_passed_over(make_kit: MakeKit) -> N
     viewer = await kit.as_user("viewer")
     assert (await viewer.get("/auth/me")).status == 200
     assert errors(kit) == ["KeyError: 'eyJ'"]
+    unknown = await Client(kit.application.app, "xyz_of_nobody_else").get("/auth/me")
+    assert (unknown.status, unknown.code) == (503, "plugin_failed")  # it may be good: nobody should throw it away
 
 
 async def test_a_subscriber_that_hangs_holds_up_nobody_for_long(make_kit: MakeKit) -> None:

@@ -15,7 +15,7 @@ from corral.core.quarantine import QuarantineRow
 from corral.errors import Forbidden
 from corral.events.consumers import Subscriber
 from corral.jobs.job import Job, JobRow, Schedule, enqueue
-from corral.testing.kit import Kit
+from corral.testing.kit import Client, Kit
 
 MakeKit = Callable[..., Awaitable[Kit]]
 
@@ -186,10 +186,21 @@ async def test_another_process_follows(make_kit: MakeKit, monkeypatch: pytest.Mo
 async def test_a_protected_plugin_alerts_and_goes_on(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=[])
     core = kit.loaded("core")
-    for _ in range(5):
-        kit.kernel.warden.strike(core, "a test", ValueError("it is broken"))
-    assert core.active
+
+    async def told_of(count: int) -> None:
+        for _ in range(count):
+            kit.kernel.warden.strike(core, "a test", ValueError("it is broken"))
+        assert core.active
+        await until(lambda: not kit.kernel.warden.alarms)
+        await asyncio.sleep(0.2)
+
+    await told_of(17)
     assert await alerts(kit) == [("plugin_errors", "core")]
+    await told_of(5)
+    assert await alerts(kit) == [("plugin_errors", "core")]  # once an hour
+    clock.travel(3700)
+    await told_of(5)
+    assert await alerts(kit) == [("plugin_errors", "core")] * 2
 
 
 async def test_a_background_task_is_restarted_then_its_plugin_is_held(
@@ -219,3 +230,23 @@ async def test_a_background_task_is_restarted_then_its_plugin_is_held(
     assert starts.count("faulty") == 6
     kit.kernel.registry.enable("faulty")
     await until(lambda: starts.count("faulty") > 6, 5)
+
+
+async def test_its_callers_keep_their_credentials(make_kit: MakeKit) -> None:
+    """In quarantine its routes answer as ever; out of service nobody is told that a token is dead."""
+    kit = await make_kit()
+    admin = await kit.as_user("admin")
+    agent = (await admin.post("/agents", {"name": "one"})).json()["id"]
+    token = (await admin.post(f"/agents/{agent}/tokens", {"name": "its own"})).json()["token"]
+    bot = Client(kit.application.app, token)
+    assert (await bot.get("/agents?limit=1")).status == 200
+    kit.kernel.warden.hold(kit.loaded("agents"), "a test")
+    kit.kernel.credentials.forget(lambda principal: True)
+    assert kit.loaded("agents").state == "quarantined"
+    assert (await bot.get("/agents?limit=1")).status == 200
+    assert (await Client(kit.application.app, "cra_" + "0" * 40).get("/agents?limit=1")).status == 401
+    kit.kernel.registry.disable("agents", "admin")
+    kit.kernel.credentials.forget(lambda principal: True)
+    answer = await bot.get("/events?limit=1")
+    assert (answer.status, answer.code) == (503, "plugin_failed")
+    assert (await admin.get("/auth/me")).status == 200

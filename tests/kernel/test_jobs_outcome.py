@@ -1,0 +1,101 @@
+"""How a job ended is written down, whatever the database does meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from tests.kernel.isolation.misbehaving import plugin, until
+
+from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow, enqueue
+from corral.testing.engines import PostgresServer
+from corral.testing.kit import Kit, make_kernel
+
+MakeKit = Callable[..., Awaitable[Kit]]
+
+
+async def row_of(kit: Kit, name: str) -> JobRow:
+    return await kit.kernel.database.work(lambda: JobRow.get(JobRow.name == name), read=True)
+
+
+@pytest.mark.postgres
+async def test_a_job_that_ends_while_the_database_is_away_is_not_stuck(tmp_path: Path) -> None:
+    ended: list[str] = []
+    go_on = asyncio.Event()
+
+    async def done() -> None:
+        await go_on.wait()
+        ended.append("done")
+
+    async def fails() -> None:
+        await go_on.wait()
+        ended.append("fails")
+        raise ValueError("it is broken")
+
+    jobs = [Job("worker.done", done), Job("worker.fails", fails, max_attempts=1)]
+    tick = Schedule("worker.tick", 3600, fails)
+    worker = plugin("worker", corral_jobs=lambda self: jobs, corral_schedules=lambda self: [tick])
+    with PostgresServer() as server:
+        async with make_kernel(tmp_path, plugins=[worker], database_url=server.create_database(), jobs=True) as kit:
+
+            async def running() -> int:
+                begun = JobRow.select().where(JobRow.state == "running")
+                return await kit.kernel.database.work(begun.count, read=True)
+
+            await kit.kernel.database.work(lambda: [enqueue(job.name) for job in jobs])
+            async with asyncio.timeout(20):
+                while await running() < 2:  # noqa: ASYNC110  (nothing tells)
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(1.5)  # the slot is taken too
+            await asyncio.to_thread(server.kill)
+            go_on.set()
+            await asyncio.sleep(3)
+            assert sorted(ended) == ["done", "fails", "fails"]
+            await asyncio.to_thread(server.start)
+            async with asyncio.timeout(8):
+                while await running():  # noqa: ASYNC110  (nothing tells)
+                    await asyncio.sleep(0.1)
+            assert ((await row_of(kit, "worker.done")).state, ended.count("done")) == ("done", 1)
+            failed = await row_of(kit, "worker.fails")
+            assert (failed.state, failed.error) == ("failed", "ValueError: it is broken")
+            slot = await kit.kernel.database.work(lambda: ScheduleRow.get_by_id("worker.tick"), read=True)
+            assert slot.error == "ValueError: it is broken"
+
+
+async def test_what_a_job_waits_for_is_cancelled(make_kit: MakeKit) -> None:
+    runs: list[int] = []
+
+    async def go() -> None:
+        runs.append(1)
+        inner = asyncio.ensure_future(asyncio.sleep(60))
+        inner.cancel()
+        await inner
+
+    kit = await make_kit(plugins=[plugin("canceller", corral_jobs=lambda self: [Job("canceller.go", go)])], jobs=True)
+    await kit.kernel.database.work(lambda: enqueue("canceller.go"))
+    await until(lambda: bool(runs))
+    await asyncio.sleep(1)
+    row = await row_of(kit, "canceller.go")
+    assert (len(runs), row.state, row.attempts, (row.error or "").partition(":")[0]) == (
+        1,
+        "queued",
+        1,
+        "CancelledError",
+    )
+
+
+async def test_a_job_whose_process_ends_is_given_back(make_kit: MakeKit) -> None:
+    runs: list[int] = []
+
+    async def go() -> None:
+        runs.append(1)
+        await asyncio.sleep(60)
+
+    kit = await make_kit(plugins=[plugin("waiter", corral_jobs=lambda self: [Job("waiter.go", go)])], jobs=True)
+    await kit.kernel.database.work(lambda: enqueue("waiter.go"))
+    await until(lambda: bool(runs))
+    await kit.kernel.supervisor.end("jobs")
+    row = await row_of(kit, "waiter.go")
+    assert (row.state, row.attempts, row.lease) == ("queued", 0, None)
