@@ -150,7 +150,7 @@ class RequestPath:
         if query is not None:
             arguments["query"] = query
         self._parts(call, endpoint, caller, arguments)
-        keyed = self._keyed(call, caller, body)
+        keyed = self._keyed(call, caller, body) if endpoint.route.keyed else None
         actor = caller.actor if caller is not None else ANONYMOUS
         entry = Entry(endpoint.label, actor, (), call.request_id, call.client_ip, call.header(b"user-agent"))
         if endpoint.is_async:
@@ -169,7 +169,7 @@ class RequestPath:
 
     @staticmethod
     def _keyed(call: Call, caller: Principal | None, body: bytes) -> Keyed | None:
-        key = call.header(b"idempotency-key") if call.method == "POST" else None
+        key = call.header(b"idempotency-key")
         if key is None:
             return None
         cookie = call.header(b"cookie") or ""  # without a caller it tells apart who shares an address

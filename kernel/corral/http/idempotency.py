@@ -87,12 +87,10 @@ class Idempotency:
         """The stored answer, or None: the key is this request's now (a second one waits for this unit's end, then
         finds it).
         """
-        stored = self.find(keyed)
-        if stored is not None or self._insert(
-            keyed, IdempotencyRow.until <= clock.now(), "in_flight", IN_FLIGHT_SECONDS
-        ):
-            return stored
-        return self.find(keyed)
+        stored, over = self.find(keyed), IdempotencyRow.until <= clock.now()
+        if stored is None and not self._insert(keyed, over, "in_flight", IN_FLIGHT_SECONDS):
+            stored = self.find(keyed)
+        return stored
 
     def finish(self, keyed: Keyed, stored: Stored, *, secret: bool) -> None:
         """Store the answer; `secret` seals the whole of it: a credential may stand in the body or in a cookie."""
@@ -118,13 +116,8 @@ class Idempotency:
     @staticmethod
     def _insert(keyed: Keyed, replacing: Any, state: str, seconds: float, **values: Any) -> bool:
         """Write the row, over an old one only if it is `replacing`; whether it was written."""
-        row = {
-            "body_hash": keyed.body_hash,
-            "state": state,
-            "until": clock.now(seconds),
-            "created_at": clock.now(),
-            **values,
-        }
+        row = {"body_hash": keyed.body_hash, "state": state, "until": clock.now(seconds), "created_at": clock.now()}
+        row |= values
         insert = IdempotencyRow.insert(key=keyed.key, **row)
         insert = insert.on_conflict(conflict_target=[IdempotencyRow.key], update=row, where=replacing)
         return bool(insert.as_rowcount().execute())
