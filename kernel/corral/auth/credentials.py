@@ -14,6 +14,8 @@ REMEMBER_SECONDS = 900.0
 CACHE_LIMIT = 10_000
 Given = tuple[bytes | None, bytes | None]
 """`Authorization` and `X-API-Key` as they came: one look-up tells whose they are, without reading them again."""
+STILL_THERE = "long poll"
+"""The label of units that look again at the caller of a call under way, which is no new call of theirs."""
 CHALLENGE = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
 
 
