@@ -76,12 +76,12 @@ class Credentials:
         raise Unauthorized("The credential has no known form.", headers=CHALLENGE)
 
     def reread(self, caller: Principal) -> Principal:
-        """The caller of a long connection as it is now; joins a read unit. Raises `Unauthorized`."""
+        """The caller of a long connection as it is now; joins a read unit. `Unauthorized`, also if nobody can tell."""
         for authenticator in self._rereading:
             found = authenticator.reread(caller)
             if found is not None:
                 return found
-        return caller
+        raise Unauthorized("Nobody can tell what has become of this credential.", headers=CHALLENGE)
 
     def keep(self, given: Given, principal: Principal) -> None:
         """Use this principal for the next second; on the loop only."""

@@ -24,6 +24,10 @@ class SocketConnection(Protocol):
         """Refuse the handshake with an HTTP status and a problem document."""
         ...
 
+    def count_anonymous(self) -> None:
+        """Count as if no credential had been sent, for one that is none; raises `TooMany`."""
+        ...
+
     async def receive(self) -> str | bytes | None:
         """The next message; None when the client has gone."""
         ...

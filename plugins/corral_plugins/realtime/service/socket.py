@@ -100,6 +100,7 @@ class Sockets:
         except TimeoutError:
             raise _Refused(UNAUTHENTICATED, f"no sign-in within {SIGN_IN_SECONDS:g} seconds") from None
         except Unauthorized as problem:
+            connection.count_anonymous()
             raise _Refused(UNAUTHENTICATED, problem.code) from None
         except Problem as problem:
             raise _Refused(INVALID if problem.status == 400 else close_code(problem), problem.code) from None
