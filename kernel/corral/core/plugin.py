@@ -17,6 +17,7 @@ from corral.auth.models import (
 from corral.auth.passwords import Passwords
 from corral.auth.principal import Authenticator
 from corral.auth.tokens import AccessTokens
+from corral.auth.visibility import EventRights
 from corral.config import Config
 from corral.core import mail, recovery, registrations
 from corral.core.accounts import AccountsService
@@ -34,6 +35,7 @@ from corral.core.api import (
 )
 from corral.core.authenticator import AccessTokenAuthenticator, SessionPrincipals
 from corral.core.declarations import PERMISSIONS, SETTINGS
+from corral.core.event_rights import EventRightsService
 from corral.core.events import EVENTS
 from corral.core.guards import METRICS
 from corral.core.health import Readiness, Scrape
@@ -122,6 +124,8 @@ class CorePlugin(Plugin):
             Provide(AccountsService, AccountsService),
             Provide(Accounts, _accounts),
             Provide(Tickets, TicketsService),
+            Provide(EventRightsService, EventRightsService),
+            Provide(EventRights, _event_rights),
             Provide(AllSessions, AllSessionsService),
             Provide(SharedBuckets, RedisBuckets),
             Provide(PasswordLife, PasswordLife),
@@ -285,6 +289,10 @@ def _tell_of_safe_mode() -> None:
         detail="Three starts ended too early, or CORRAL_SAFE_MODE is set. Repair or disable the culprit, then restart.",
     )  # fmt: skip
     emit(alert, object=("plugin", "core"))
+
+
+def _event_rights(service: EventRightsService) -> EventRights:
+    return service
 
 
 def _accounts(accounts: AccountsService) -> Accounts:
