@@ -63,6 +63,7 @@ from corral.core.recovery import PasswordLinksService, Recovery
 from corral.core.redis.buckets import RedisBuckets
 from corral.core.redis.bus import RedisBus
 from corral.core.redis.queue import RqQueue
+from corral.core.refused_connections import RefusedConnections
 from corral.core.registrations import Registrations
 from corral.core.rescue import RescueService
 from corral.core.routes import auth, docs, egress, events, health, links, mfa, plugins, sessions
@@ -125,6 +126,7 @@ class CorePlugin(Plugin):
             Provide(Accounts, _accounts),
             Provide(Tickets, TicketsService),
             Provide(EventRightsService, EventRightsService),
+            Provide(RefusedConnections, RefusedConnections),
             Provide(EventRights, _event_rights),
             Provide(AllSessions, AllSessionsService),
             Provide(SharedBuckets, RedisBuckets),
@@ -250,6 +252,7 @@ class CorePlugin(Plugin):
         quarantine.apply(await work(quarantine.stored, read=True))
         runtime.supervise("quarantine", quarantine.keep)
         self._unwatch = [feed.watch(catalogue.follow), feed.watch(quarantine.follow)]
+        runtime.supervise("refused_connections", runtime.service(RefusedConnections).follow)
         runtime.supervise("loop_lag", runtime.service(LoopLag).follow)
         runtime.supervise("memory", runtime.service(Memory).follow)
         self._consumers[:] = [item.name for _, item in runtime.service(Contributions).of("corral_subscribers")]
