@@ -9,7 +9,7 @@ from typing import Any
 from corral.asgi.audited import Audited
 from corral.asgi.call import Call
 from corral.asgi.endpoint import Endpoint
-from corral.auth.credentials import CHALLENGE, STILL_THERE, Credentials, read_credential
+from corral.auth.credentials import CHALLENGE, REMEMBER_SECONDS, STILL_THERE, Credentials, read_credential
 from corral.auth.principal import Principal
 from corral.clock import time_s
 from corral.database.engine import Database
@@ -68,12 +68,12 @@ class Callers:
         """Who calls: 401. Remembered routes take whose the credential was shortly before, if no row can be read."""
         call.once(b"authorization", b"x-api-key")
         given = (call.headers.get(b"authorization"), call.headers.get(b"x-api-key"))
-        principal = self._credentials.cached(given)
+        principal = self._credentials.known(given)
         if principal is None or endpoint.refuses(principal):  # a right may have come by another process
             credential = read_credential(call.header(b"authorization"), call.header(b"x-api-key"))
             if credential is None:
                 raise Unauthorized("Send Authorization: Bearer <token>.", headers={"WWW-Authenticate": "Bearer"})
-            known = self._credentials.remembered(given) if endpoint.route.remembered else None
+            known = self._credentials.known(given, REMEMBER_SECONDS) if endpoint.route.remembered else None
             principal = await self._authenticate(call, credential, known)
             if principal is not known:
                 self._credentials.keep(given, principal)

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 from corral.asgi.closed import out_of_service
 from corral.asgi.path import RequestPath
-from corral.errors import CODES, Malformed, NotFound, Problem, Unavailable
+from corral.errors import Malformed, NotFound, Problem, Unavailable
 from corral.http.answers import Request
 from corral.ids import new_id
 from corral.loader import Loaded
@@ -52,18 +52,13 @@ class Connection:
         await self._send({"type": "websocket.accept", "headers": []})
         self._open = True
 
-    async def refuse(self, status: int, code: str, detail: str) -> None:
+    async def refuse(self, problem: Problem) -> None:
         if "websocket.http.response" not in self._extensions:
             await self._send({"type": "websocket.close", "code": 1008})
             return
-        body = encode(
-            {
-                "type": f"/problems/{code}", "title": CODES[code][1], "status": status, "detail": detail,
-                "instance": self.request.path, "code": code, "request_id": self.request.request_id,
-            }
-        )  # fmt: skip
+        body = encode(problem.document(self.request.path, self.request.request_id))
         headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
-        await self._send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "websocket.http.response.start", "status": problem.status, "headers": headers})
         await self._send({"type": "websocket.http.response.body", "body": body})
 
     async def receive(self) -> str | bytes | None:
@@ -114,7 +109,7 @@ def connection_class(path: RequestPath, served: Mapping[str, Served]) -> type:
             try:
                 found = _admit(path, served, connection, headers.get(b"host"))
             except Problem as problem:
-                await connection.refuse(problem.status, problem.code, problem.detail)
+                await connection.refuse(problem)
             else:
                 with path.lasting.hold(client_ip, scope["path"], connection.cut):
                     await _serve(found, connection, path.record)

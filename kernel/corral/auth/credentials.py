@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from corral import clock
 from corral.auth.principal import Authenticator, Principal, Rereading
 from corral.errors import Malformed, Unauthorized
 
@@ -47,19 +46,10 @@ class Credentials:
         self._authenticators = tuple(authenticators)
         self._rereading = tuple(each for each in authenticators if isinstance(each, Rereading))
 
-    def cached(self, given: Given) -> Principal | None:
-        """The principal of these headers, if it was read within the last second."""
+    def known(self, given: Given, seconds: float = KEEP_SECONDS) -> Principal | None:
+        """The principal of these headers, if it was read within the last second, or within so many."""
         kept = self._cache.get(given)
-        if kept is None or time.monotonic() - kept[1] > KEEP_SECONDS:
-            return None
-        return kept[0] if kept[0].expires_at is None or kept[0].expires_at > clock.time_s() else None
-
-    def remembered(self, given: Given) -> Principal | None:
-        """The principal that these headers were of a short while ago, for a route that serves without a database."""
-        kept = self._cache.get(given)
-        if kept is None or time.monotonic() - kept[1] > REMEMBER_SECONDS:
-            return None
-        return kept[0]
+        return None if kept is None or time.monotonic() - kept[1] > seconds else kept[0]
 
     def authenticate(self, credential: str) -> Principal:
         """Read the principal; joins a read unit. Raises `Unauthorized`."""
