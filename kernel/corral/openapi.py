@@ -84,7 +84,7 @@ def problems(route: Route, signature: Signature) -> dict[int, set[str]]:
         codes |= set() if route.limited else {"password_change_required", "mfa_required", "worker_not_approved"}
     if route.names:
         codes.add("not_found")
-    if route.method == "POST":
+    if route.keyed:
         codes |= {"idempotency_in_progress", "idempotency_key_reused"}
     if signature.if_match is not None:
         codes.add("precondition_failed")
@@ -259,7 +259,7 @@ def _ids(routes: list[Route]) -> list[str]:
 
 def _taken(each: _Operation) -> Iterator[str]:
     """The headers that the operation reads."""
-    if each.route.method == "POST":
+    if each.route.keyed:
         yield "Idempotency-Key"
     if each.signature.if_match is not None:
         yield "If-Match"
@@ -275,7 +275,7 @@ def _headers(*names: str) -> dict[str, dict[str, str]]:
 def _successes(each: _Operation) -> dict[str, dict[str, Any]]:
     route, versioned = each.route, each.signature.versioned
     words = {200: "Done.", 201: "Created.", 202: "Accepted; the resource tells the progress.", 204: "Done; no body."}
-    more = [*(["ETag"] if versioned else []), *(["Idempotency-Replayed"] if route.method == "POST" else [])]
+    more = [*(["ETag"] if versioned else []), *(["Idempotency-Replayed"] if route.keyed else [])]
     adapts = any(typing.get_origin(part) is Answer for part in each.returned)  # it may have another status
     found: dict[str, dict[str, Any]] = {}
     for status in {route.status, *route.also, *((200, 201, 202) if adapts else ())}:

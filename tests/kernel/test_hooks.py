@@ -23,7 +23,7 @@ from corral.cli.group import group
 from corral.core.redis.bus import RedisBus
 from corral.database.model import Model
 from corral.database.unit import current
-from corral.errors import Forbidden, Refused
+from corral.errors import Forbidden, Refused, Unauthorized
 from corral.events.bus import Bus
 from corral.events.consumers import Subscriber
 from corral.events.event import Event, emit
@@ -255,6 +255,8 @@ async def test_corral_authenticators(tmp_path: Path) -> None:
         answer = await kit.client.get("/plain/me", headers={"Authorization": "Bearer badge_7"})
         assert answer.json() == {"id": "7"}
         assert (await kit.client.get("/plain/me", headers={"Authorization": "Bearer other_7"})).status == 401
+        with pytest.raises(Unauthorized):  # it cannot tell what has become of a caller
+            kit.kernel.credentials.reread(Badges().authenticate("badge_7"))
 
 
 class Wall:

@@ -110,6 +110,12 @@ def run_tool(tool_id: str, key: str, body: Circle | Square) -> Answer[Queued] | 
     raise AssertionError("only the declaration is read")
 
 
+@routes.post("/{id}/reveal", needs="tools.manage", keyed=False)
+def reveal_tool(id: str) -> Queued:
+    """Show what is inside."""
+    raise AssertionError("only the declaration is read")
+
+
 @routes.get("/search", needs=SIGNED_IN)
 def search(query: Search) -> list[ToolView]:
     """Search."""
@@ -242,6 +248,14 @@ def test_headers_that_are_read() -> None:
     assert headers_taken("GET /api/v1/tools/{id}") == ["If-None-Match", "X-Request-ID"]
     assert headers_taken("PATCH /api/v1/tools/{id}") == ["If-Match", "X-Request-ID"]
     assert headers_taken("GET /api/v1/tools") == ["X-Request-ID"]
+
+
+def test_a_disclosure_has_no_key() -> None:
+    label = "POST /api/v1/tools/{id}/reveal"
+    assert headers_taken(label) == ["X-Request-ID"]
+    assert "409" not in operation(label)["responses"]
+    assert codes(label, 422) == ["validation_error"]
+    assert "Idempotency-Replayed" not in operation(label)["responses"]["200"]["headers"]
 
 
 def test_a_body_is_required_where_a_field_is() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta, timezone
 
 from corral import clock
+from corral.http.idempotency import IdempotencyRow
 from corral.testing.kit import PASSWORD, Kit, drain
 
 
@@ -25,6 +26,22 @@ async def test_a_stored_refresh_is_for_its_cookie_alone(make_kit: Callable[..., 
     again = await kit.client.post("/auth/refresh", headers={**headers, "Cookie": cookies[0]})
     assert again.headers["idempotency-replayed"] == "true"
     assert again.body == first.body
+
+
+async def test_no_part_of_a_stored_sign_in_tells_its_credential(make_kit: Callable[..., Awaitable[Kit]]) -> None:
+    kit = await make_kit(plugins=[])
+    person = await kit.as_user("member")
+    body = {"email": person.user["email"], "password": PASSWORD, "cookie": True}
+    headers = {"Idempotency-Key": "sign-in"}
+    first = await kit.client.post("/auth/login", body, headers=headers)
+    token = first.headers["set-cookie"].partition(";")[0].partition("=")[2]
+    [row] = await kit.kernel.database.work(lambda: list(IdempotencyRow.select().dicts()), read=True)
+    assert row["sealed"]
+    assert token not in repr(row)
+    again = await kit.client.post("/auth/login", body, headers=headers)
+    assert (again.status, again.body) == (first.status, first.body)
+    assert again.headers["set-cookie"] == first.headers["set-cookie"]
+    assert again.headers["idempotency-replayed"] == "true"
 
 
 def test_instants_beyond_the_calendar_are_its_ends() -> None:

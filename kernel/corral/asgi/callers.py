@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from corral.asgi.audited import Audited
 from corral.asgi.call import Call
 from corral.asgi.endpoint import Endpoint
-from corral.auth.credentials import CHALLENGE, Credentials, read_credential
+from corral.auth.credentials import CHALLENGE, REMEMBER_SECONDS, STILL_THERE, Credentials, read_credential
 from corral.auth.principal import Principal
 from corral.clock import time_s
-from corral.database.engine import Database, SlowRead
+from corral.database.engine import Database
 from corral.database.unit import Entry
 from corral.errors import Forbidden, Unauthorized, Unavailable
 from corral.plugin import Gate, LeaseCallers, Meter
@@ -42,9 +42,9 @@ class Callers:
             call.count(meter.arrive(call.client_ip, route, anonymous=anonymous))
 
     async def admit(self, call: Call, endpoint: Endpoint) -> Principal:
-        """The caller, who may ask for this: 401, 429, 403."""
+        """The caller, who may ask for this: 401, 429, 403. Of a call that is under way, without counting it again."""
         caller = await self._known(call, endpoint)
-        for meter in self.meters:
+        for meter in self.meters if call.caller is None else ():
             call.count(meter.enter(caller, endpoint.route, call.client_ip))
             call.inside += ((meter, caller),)
         if endpoint.route.on_lease and caller.worker_id is not None:
@@ -68,12 +68,12 @@ class Callers:
         """Who calls: 401. Remembered routes take whose the credential was shortly before, if no row can be read."""
         call.once(b"authorization", b"x-api-key")
         given = (call.headers.get(b"authorization"), call.headers.get(b"x-api-key"))
-        principal = self._credentials.cached(given)
+        principal = self._credentials.known(given)
         if principal is None or endpoint.refuses(principal):  # a right may have come by another process
             credential = read_credential(call.header(b"authorization"), call.header(b"x-api-key"))
             if credential is None:
                 raise Unauthorized("Send Authorization: Bearer <token>.", headers={"WWW-Authenticate": "Bearer"})
-            known = self._credentials.remembered(given) if endpoint.route.remembered else None
+            known = self._credentials.known(given, REMEMBER_SECONDS) if endpoint.route.remembered else None
             principal = await self._authenticate(call, credential, known)
             if principal is not known:
                 self._credentials.keep(given, principal)
@@ -86,7 +86,8 @@ class Callers:
         """A credential that is none counts as if nothing had been sent. `known` is the answer if none comes at once."""
         try:
             async with asyncio.timeout(None if known is None else AT_ONCE_SECONDS):
-                found = await self._read(lambda: self._credentials.authenticate(credential), Entry("authentication"))
+                entry = Entry("authentication" if call.caller is None else STILL_THERE)
+                return await self._database.read(lambda: self._credentials.authenticate(credential), entry)
         except (Unavailable, TimeoutError):
             if known is None:
                 raise
@@ -95,20 +96,10 @@ class Callers:
             for meter in self.meters:
                 call.count(meter.arrive(call.client_ip, None, anonymous=True))
             raise
-        return found  # type: ignore[no-any-return]
 
     async def _under_lease(self, call: Call, worker: Principal) -> Principal:
         """A worker that names a lease acts as its agent, for its task."""
         lease, leases = call.header(b"corral-lease"), self._leases
         if lease is None or leases is None:
             return worker
-        return await self._read(lambda: leases.caller(worker, lease.lower()), Entry("lease"))  # type: ignore[no-any-return]
-
-    async def _read(self, fn: Callable[[], Any], entry: Entry) -> Any:
-        """A short read: on the loop where the engine allows it, else in a lane."""
-        if self._database.inline_reads:
-            try:
-                return self._database.read_now(fn, entry)
-            except SlowRead:
-                pass
-        return await self._database.work(fn, entry=entry, read=True)
+        return await self._database.read(lambda: leases.caller(worker, lease.lower()), Entry("lease"))

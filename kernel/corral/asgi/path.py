@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import logging
 import time
@@ -19,7 +18,7 @@ from corral.asgi.lasting import Lasting
 from corral.asgi.own_units import OwnUnits, replay
 from corral.asgi.table import Table
 from corral.asgi.views import render
-from corral.auth.credentials import Credentials
+from corral.auth.credentials import KEEP_SECONDS, Credentials
 from corral.auth.principal import Principal
 from corral.clock import time_s
 from corral.database.engine import Database, SlowRead
@@ -38,6 +37,7 @@ log = logging.getLogger("corral.http")
 
 MAX_URL, MAX_HEADERS = 8 * 1024, 16 * 1024
 MAX_IN_FLIGHT = 1000
+Ringing = asyncio.Future[Any]
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # labels of metrics
 
 
@@ -150,7 +150,7 @@ class RequestPath:
         if query is not None:
             arguments["query"] = query
         self._parts(call, endpoint, caller, arguments)
-        keyed = self._keyed(call, caller, body)
+        keyed = self._keyed(call, caller, body) if endpoint.route.keyed else None
         actor = caller.actor if caller is not None else ANONYMOUS
         entry = Entry(endpoint.label, actor, (), call.request_id, call.client_ip, call.header(b"user-agent"))
         if endpoint.is_async:
@@ -169,7 +169,7 @@ class RequestPath:
 
     @staticmethod
     def _keyed(call: Call, caller: Principal | None, body: bytes) -> Keyed | None:
-        key = call.header(b"idempotency-key") if call.method == "POST" else None
+        key = call.header(b"idempotency-key")
         if key is None:
             return None
         cookie = call.header(b"cookie") or ""  # without a caller it tells apart who shares an address
@@ -181,19 +181,21 @@ class RequestPath:
     async def _run_unit(
         self, call: Call, endpoint: Endpoint, arguments: dict[str, Any], keyed: Keyed | None, entry: Entry
     ) -> Reply:
-        unit = functools.partial(endpoint.handler, **arguments)
-        if keyed is not None:
-            unit = functools.partial(self._keyed_unit, unit, call, endpoint, keyed)
+        def unit() -> Any:
+            if keyed is None:
+                return endpoint.handler(**arguments)
+            return self._keyed_unit(arguments, call, endpoint, keyed)
+
         answer = await self._once(endpoint, unit, entry)
         if isinstance(answer, Wait):
-            answer = await self._wait(call, endpoint, unit, entry, answer)
+            answer = await self._wait(call, endpoint, arguments, unit, entry, answer)
         return answer if isinstance(answer, Reply) else render(answer, endpoint, call)
 
-    def _keyed_unit(self, handle: Callable[[], Any], call: Call, endpoint: Endpoint, keyed: Keyed) -> Any:
+    def _keyed_unit(self, arguments: dict[str, Any], call: Call, endpoint: Endpoint, keyed: Keyed) -> Any:
         stored = self.idempotency.begin(keyed)
         if stored is not None:
             return replay(stored)
-        value = handle()
+        value = endpoint.handler(**arguments)
         if isinstance(value, Wait):
             self.idempotency.forget(keyed)  # nothing happened yet; the next run begins anew
             return value
@@ -215,7 +217,10 @@ class RequestPath:
         finally:
             endpoint.measure(time.perf_counter() - began)
 
-    async def _wait(self, call: Call, endpoint: Endpoint, unit: Callable[[], Any], entry: Entry, wait: Wait) -> Any:
+    async def _wait(
+        self, call: Call, endpoint: Endpoint, arguments: dict[str, Any], unit: Callable[[], Any], entry: Entry,
+        wait: Wait,
+    ) -> Any:  # fmt: skip
         """Long poll: no transaction is held while it waits for the bell, the time, or the client's leaving."""
         leaving = asyncio.ensure_future(call.left())
         draining = asyncio.ensure_future(self._drained.wait())
@@ -230,17 +235,14 @@ class RequestPath:
                         wait = answer
                         continue
                     bell = asyncio.ensure_future(rung.wait())
+                    due = False
                     try:
-                        timeout = max(0.0, answer.until - time_s())
-                        await asyncio.wait(
-                            {bell, leaving, draining}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-                        )
+                        while not due:
+                            due = await _rest(answer.until, bell, leaving, draining)
+                            if not endpoint.public:  # its caller may have lost the right to it
+                                self._parts(call, endpoint, await self.callers.admit(call, endpoint), arguments)
                     finally:
                         bell.cancel()
-                    if leaving.done():
-                        raise Gone
-                    if draining.done():
-                        raise Unavailable("The server is shutting down; ask again.", code="shutting_down")
         finally:
             leaving.cancel()
             draining.cancel()
@@ -263,6 +265,17 @@ class RequestPath:
         if plugin:
             problem.members["plugin"] = plugin
         return problem_reply(self._shown(problem, endpoint), call)
+
+
+async def _rest(until: float, bell: Ringing, leaving: Ringing, draining: Ringing) -> bool:
+    """Wait, for no longer than a caller is believed; whether the bell has rung or the time is over."""
+    seconds = max(0.0, min(until - time_s(), KEEP_SECONDS))
+    await asyncio.wait({bell, leaving, draining}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    if leaving.done():
+        raise Gone
+    if draining.done():
+        raise Unavailable("The server is shutting down; ask again.", code="shutting_down")
+    return bell.done() or until <= time_s()
 
 
 def problem_reply(problem: Problem, call: Call) -> Reply:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from corral.asgi.closed import out_of_service
 from corral.asgi.path import RequestPath
-from corral.errors import CODES, Malformed, NotFound, Problem, Unavailable
+from corral.errors import Malformed, NotFound, Problem, Unavailable
 from corral.http.answers import Request
 from corral.ids import new_id
 from corral.loader import Loaded
+from corral.plugin import Meter
 from corral.schema.shapes import encode
 
 log = logging.getLogger("corral.http")
@@ -35,29 +36,29 @@ class Served(NamedTuple):
 class Connection:
     """Implements `corral.http.sockets.SocketConnection`."""
 
-    def __init__(self, scope: Any, receive: Any, send: Any, client_ip: str) -> None:
+    def __init__(self, scope: Any, receive: Any, send: Any, client_ip: str, meters: Iterable[Meter]) -> None:
         self._receive, self._send, self._extensions = receive, send, scope.get("extensions") or {}
+        self._meters = meters
         headers = {name.decode("latin1"): value.decode("latin1") for name, value in scope["headers"]}
         self.request = Request("GET", scope["path"], client_ip, new_id(), headers)
         self.query = dict(parse_qsl(scope["query_string"].decode("latin1"), max_num_fields=20))
         self._open, self._gone = False, False
 
+    def count_anonymous(self) -> None:
+        for meter in self._meters:
+            meter.arrive(self.request.client_ip, None, anonymous=True)
+
     async def accept(self) -> None:
         await self._send({"type": "websocket.accept", "headers": []})
         self._open = True
 
-    async def refuse(self, status: int, code: str, detail: str) -> None:
+    async def refuse(self, problem: Problem) -> None:
         if "websocket.http.response" not in self._extensions:
             await self._send({"type": "websocket.close", "code": 1008})
             return
-        body = encode(
-            {
-                "type": f"/problems/{code}", "title": CODES[code][1], "status": status, "detail": detail,
-                "instance": self.request.path, "code": code, "request_id": self.request.request_id,
-            }
-        )  # fmt: skip
+        body = encode(problem.document(self.request.path, self.request.request_id))
         headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
-        await self._send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "websocket.http.response.start", "status": problem.status, "headers": headers})
         await self._send({"type": "websocket.http.response.body", "body": body})
 
     async def receive(self) -> str | bytes | None:
@@ -104,11 +105,11 @@ def connection_class(path: RequestPath, served: Mapping[str, Served]) -> type:
             headers = dict(scope["headers"])
             forwarded = headers.get(b"x-forwarded-for")
             client_ip = path.client(peer[0], forwarded.decode("latin1") if forwarded is not None else None)
-            connection = Connection(scope, receive, send, client_ip)
+            connection = Connection(scope, receive, send, client_ip, path.callers.meters)
             try:
                 found = _admit(path, served, connection, headers.get(b"host"))
             except Problem as problem:
-                await connection.refuse(problem.status, problem.code, problem.detail)
+                await connection.refuse(problem)
             else:
                 with path.lasting.hold(client_ip, scope["path"], connection.cut):
                     await _serve(found, connection, path.record)
@@ -128,9 +129,8 @@ def _admit(path: RequestPath, served: Mapping[str, Served], connection: Connecti
         raise Malformed("The Host header names another host.", code="invalid_host")
     for gate in path.gates:
         gate.check(client_ip, "GET", url_path)
-    anonymous = SIGN_IN.isdisjoint({*connection.query, *connection.request.headers})
-    for meter in path.callers.meters:
-        meter.arrive(client_ip, None, anonymous=anonymous)
+    if SIGN_IN.isdisjoint({*connection.query, *connection.request.headers}):
+        connection.count_anonymous()
     if not found.loaded.serves:
         raise out_of_service(found.loaded)
     return found

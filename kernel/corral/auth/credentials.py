@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from corral import clock
 from corral.auth.principal import Authenticator, Principal, Rereading
 from corral.errors import Malformed, Unauthorized, Unavailable
 
@@ -14,6 +13,8 @@ REMEMBER_SECONDS = 900.0
 CACHE_LIMIT = 10_000
 Given = tuple[bytes | None, bytes | None]
 """`Authorization` and `X-API-Key` as they came: one look-up tells whose they are, without reading them again."""
+STILL_THERE = "long poll"
+"""The label of units that look again at the caller of a call under way, which is no new call of theirs."""
 CHALLENGE = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
 
 
@@ -45,19 +46,10 @@ class Credentials:
         self._authenticators = tuple(authenticators)
         self._rereading = tuple(each for each in authenticators if isinstance(each, Rereading))
 
-    def cached(self, given: Given) -> Principal | None:
-        """The principal of these headers, if it was read within the last second."""
+    def known(self, given: Given, seconds: float = KEEP_SECONDS) -> Principal | None:
+        """The principal of these headers, if it was read within the last second, or within so many."""
         kept = self._cache.get(given)
-        if kept is None or time.monotonic() - kept[1] > KEEP_SECONDS:
-            return None
-        return kept[0] if kept[0].expires_at is None or kept[0].expires_at > clock.time_s() else None
-
-    def remembered(self, given: Given) -> Principal | None:
-        """The principal that these headers were of a short while ago, for a route that serves without a database."""
-        kept = self._cache.get(given)
-        if kept is None or time.monotonic() - kept[1] > REMEMBER_SECONDS:
-            return None
-        return kept[0]
+        return None if kept is None or time.monotonic() - kept[1] > seconds else kept[0]
 
     def authenticate(self, credential: str) -> Principal:
         """Read the principal; joins a read unit. Raises `Unauthorized`: nobody knows it, and nobody else might."""
@@ -79,12 +71,12 @@ class Credentials:
         raise Unauthorized("The credential has no known form.", headers=CHALLENGE)
 
     def reread(self, caller: Principal) -> Principal:
-        """The caller of a long connection as it is now; joins a read unit. Raises `Unauthorized`."""
+        """The caller of a long connection as it is now; joins a read unit. `Unauthorized`, also if nobody can tell."""
         for authenticator in self._rereading:
             found = authenticator.reread(caller)
             if found is not None:
                 return found
-        return caller
+        raise Unauthorized("Nobody can tell what has become of this credential.", headers=CHALLENGE)
 
     def keep(self, given: Given, principal: Principal) -> None:
         """Use this principal for the next second; on the loop only."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import peewee
 
 from corral.auth.principal import Principal
 from corral.database.model import ADMIN, PRIVATE, SHARED, Model
+from corral.events.log import Record
 
 ALL = peewee.SQL("1 = 1")
 NONE = peewee.SQL("1 = 0")
@@ -28,6 +29,14 @@ def can_read(caller: Principal, visibility: str, owner_id: str | None) -> bool:
     if visibility == ADMIN:
         return caller.is_admin
     return caller.is_admin or (owner_id is not None and caller.user_id == owner_id)
+
+
+class EventRights(Protocol):
+    """The same of events, of which one tells of objects of the area that has emitted it."""
+
+    def can_read(self, caller: Principal, record: Record) -> bool:
+        """Whether the caller may read this event now."""
+        ...
 
 
 def visible(model: type[Model], caller: Principal) -> Any:

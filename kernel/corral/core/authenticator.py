@@ -62,7 +62,7 @@ class SessionPrincipals:
 
 
 class AccessTokenAuthenticator:
-    """Implements `corral.auth.principal.Authenticator` for the access tokens of people."""
+    """Implements `corral.auth.principal.Authenticator` and `Rereading` for the access tokens of people."""
 
     def __init__(self, tokens: AccessTokens, principals: SessionPrincipals, settings: Settings) -> None:
         self._tokens, self._principals, self._settings = tokens, principals, settings
@@ -78,3 +78,8 @@ class AccessTokenAuthenticator:
         if until <= clock.time_s():
             raise Unauthorized("The access token has expired; refresh it.", code="token_expired")
         return self._principals.of(claims.sub, claims.sid, until)
+
+    def reread(self, caller: Principal) -> Principal | None:
+        if caller.kind != "user" or caller.user_id is None or caller.session_id is None:
+            return None
+        return self._principals.of(caller.user_id, caller.session_id, caller.expires_at or 0.0)

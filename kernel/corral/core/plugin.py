@@ -17,6 +17,7 @@ from corral.auth.models import (
 from corral.auth.passwords import Passwords
 from corral.auth.principal import Authenticator
 from corral.auth.tokens import AccessTokens
+from corral.auth.visibility import EventRights
 from corral.config import Config
 from corral.core import mail, recovery, registrations
 from corral.core.accounts import AccountsService
@@ -34,6 +35,7 @@ from corral.core.api import (
 )
 from corral.core.authenticator import AccessTokenAuthenticator, SessionPrincipals
 from corral.core.declarations import PERMISSIONS, SETTINGS
+from corral.core.event_rights import EventRightsService
 from corral.core.events import EVENTS
 from corral.core.guards import METRICS
 from corral.core.health import Readiness, Scrape
@@ -61,6 +63,7 @@ from corral.core.recovery import PasswordLinksService, Recovery
 from corral.core.redis.buckets import RedisBuckets
 from corral.core.redis.bus import RedisBus
 from corral.core.redis.queue import RqQueue
+from corral.core.refused_connections import RefusedConnections
 from corral.core.registrations import Registrations
 from corral.core.rescue import RescueService
 from corral.core.routes import auth, docs, egress, events, health, links, mfa, plugins, sessions
@@ -122,6 +125,9 @@ class CorePlugin(Plugin):
             Provide(AccountsService, AccountsService),
             Provide(Accounts, _accounts),
             Provide(Tickets, TicketsService),
+            Provide(EventRightsService, EventRightsService),
+            Provide(RefusedConnections, RefusedConnections),
+            Provide(EventRights, _event_rights),
             Provide(AllSessions, AllSessionsService),
             Provide(SharedBuckets, RedisBuckets),
             Provide(PasswordLife, PasswordLife),
@@ -246,6 +252,7 @@ class CorePlugin(Plugin):
         quarantine.apply(await work(quarantine.stored, read=True))
         runtime.supervise("quarantine", quarantine.keep)
         self._unwatch = [feed.watch(catalogue.follow), feed.watch(quarantine.follow)]
+        runtime.supervise("refused_connections", runtime.service(RefusedConnections).follow)
         runtime.supervise("loop_lag", runtime.service(LoopLag).follow)
         runtime.supervise("memory", runtime.service(Memory).follow)
         self._consumers[:] = [item.name for _, item in runtime.service(Contributions).of("corral_subscribers")]
@@ -285,6 +292,10 @@ def _tell_of_safe_mode() -> None:
         detail="Three starts ended too early, or CORRAL_SAFE_MODE is set. Repair or disable the culprit, then restart.",
     )  # fmt: skip
     emit(alert, object=("plugin", "core"))
+
+
+def _event_rights(service: EventRightsService) -> EventRights:
+    return service
 
 
 def _accounts(accounts: AccountsService) -> Accounts:

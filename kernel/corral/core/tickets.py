@@ -9,7 +9,6 @@ from corral.auth.credentials import Credentials
 from corral.auth.models import TicketRow
 from corral.auth.principal import Principal
 from corral.auth.tokens import digest, new_secret
-from corral.core.authenticator import SessionPrincipals
 from corral.errors import Unauthorized
 
 LIFE_SECONDS = 30
@@ -18,8 +17,8 @@ LIFE_SECONDS = 30
 class TicketsService:
     """Implements `corral.core.api.Tickets`."""
 
-    def __init__(self, principals: SessionPrincipals, credentials: Credentials) -> None:
-        self._principals, self._credentials = principals, credentials
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
 
     def issue(self, caller: Principal) -> str:
         ticket = new_secret()
@@ -33,9 +32,9 @@ class TicketsService:
         return self.reread(msgspec.convert(found[0].caller, Principal))
 
     def reread(self, caller: Principal) -> Principal:
-        if caller.kind == "user" and caller.user_id and caller.session_id:
-            return self._principals.of(caller.user_id, caller.session_id, caller.expires_at or 0.0)
-        return self._credentials.reread(caller)
+        found = self._credentials.reread(caller)
+        ends = [at for at in (found.expires_at, caller.expires_at) if at is not None]  # of a rotated key it is earlier
+        return msgspec.structs.replace(found, expires_at=min(ends, default=None))
 
 
 def prune(at_once: int = 500) -> int:

@@ -76,6 +76,15 @@ class Database(abc.ABC):
         """Run a short read on the calling thread; `SlowRead` when it is not short, or the engine cannot."""
         raise SlowRead
 
+    async def read(self, fn: Callable[[], T], entry: Entry) -> T:
+        """A short read: on the loop where the engine allows it, else in a lane."""
+        if self.inline_reads:
+            try:
+                return self.read_now(fn, entry)
+            except SlowRead:
+                pass
+        return await self.work(fn, entry=entry, read=True)
+
     @abc.abstractmethod
     def ping(self) -> None:
         """A trivial read on a connection of this thread; raises when the database cannot serve."""

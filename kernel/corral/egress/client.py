@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
@@ -65,6 +65,7 @@ class Egress:
         self._proxy = config.egress.proxy
         self._context: ssl.SSLContext | None = None
         self._told: dict[tuple[str, str], float] = {}
+        self.on_refusal: Callable[[str, str], None] = lambda sink, host: None  # one a sink and host a minute
         self.register_server(config.server.bind)
 
     @property
@@ -187,7 +188,7 @@ class Egress:
             return ()
 
     def note(self, sink: str, outcome: str, host: str) -> None:
-        """Count a request; of refused ones, log one a sink and host a minute."""
+        """Count a request; of refused ones, tell of one a sink and host a minute."""
         self.requests[sink, outcome] += 1
         now = time.monotonic()
         if outcome != "blocked" or now - self._told.get((sink, host), -SAMPLE_SECONDS) < SAMPLE_SECONDS:
@@ -196,6 +197,7 @@ class Egress:
             self._told.clear()
         self._told[sink, host] = now
         log.warning("a connection was refused", extra={"sink": sink, "host": host[:253]})
+        self.on_refusal(sink, host[:253])
 
 
 def _without_login(url: str | None) -> str | None:

@@ -1,15 +1,22 @@
-"""Names to addresses, in threads of their own: a name server that does not answer keeps nobody else waiting."""
+"""Names to addresses, each in a thread of its own, for nothing can end the call: a name server that does not answer
+keeps nobody else waiting, but for names of its own zone.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
+import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 
-RESOLVE_SECONDS = 3.0
-_threads = ThreadPoolExecutor(8, thread_name_prefix="egress-resolver")
+NAME, RESOLVE_SECONDS, PAUSE = "egress-resolver", 3.0, 0.01
+MOST, MOST_OF_ZONE = 256, 8
+_asked: Counter[str] = Counter()  # look-ups under way by zone, given up or not
+_counting = threading.Lock()
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 """Every address of a host, as text; raises `Unresolved`."""
@@ -21,19 +28,43 @@ class Unresolved(Exception):
 
 async def resolve(host: str, port: int) -> list[str]:
     """What the system says, spellings such as `0x7f.1` included; asked once, for at most 3 s."""
+    zone = ".".join(host.split(".")[-2:])
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(RESOLVE_SECONDS):
+            while not _count(zone, 1):  # noqa: ASYNC110  (room is made by threads)
+                await asyncio.sleep(PAUSE)
+            answer: Future[list[str]] = Future()
+            answer.set_running_or_notify_cancel()  # who gives up leaves it as it is
+            try:
+                threading.Thread(target=_ask, args=(host, port, zone, answer), name=NAME, daemon=True).start()
+            except RuntimeError:  # the machine gives no further one
+                _count(zone, -1)
+                raise
+            if found := await asyncio.wrap_future(answer):
+                return found
+    raise Unresolved(f"{host} does not resolve")
+
+
+def _ask(host: str, port: int, zone: str, answer: Future[list[str]]) -> None:
+    found: list[str] = []
     try:
-        asked = asyncio.get_running_loop().run_in_executor(_threads, _ask, host, port)
-        found = await asyncio.wait_for(asked, RESOLVE_SECONDS)
-    except (OSError, UnicodeError, TimeoutError):
-        raise Unresolved(f"{host} does not resolve") from None
-    if not found:
-        raise Unresolved(f"{host} does not resolve")
-    return found
+        with contextlib.suppress(OSError, UnicodeError):
+            places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = list(dict.fromkeys(str(place[0]) for _, _, _, _, place in places))
+    finally:
+        _count(zone, -1)
+        answer.set_result(found)
 
 
-def _ask(host: str, port: int) -> list[str]:
-    answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(place[0]) for _, _, _, _, place in answers))
+def _count(zone: str, change: int) -> bool:
+    """Whether there was room for one look-up more."""
+    with _counting:
+        if change > 0 and (_asked[zone] >= MOST_OF_ZONE or _asked.total() >= MOST):
+            return False
+        _asked[zone] += change
+        if not _asked[zone]:
+            del _asked[zone]
+        return True
 
 
 def of_this_machine(addresses: Iterable[str]) -> list[str]:

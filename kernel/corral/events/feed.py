@@ -8,7 +8,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
-from corral.database.engine import Database, SlowRead
+from corral.database.engine import Database
 from corral.database.unit import SYSTEM_ENTRY
 from corral.events import log as event_log
 from corral.events.bus import Bus
@@ -84,18 +84,12 @@ class Feed:
         """Hand on what is new in the log."""
         more = True
         while more:
-            records = await self._read()
+            after = functools.partial(event_log.read, self.position, AT_ONCE)
+            records = await self._database.read(after, SYSTEM_ENTRY)
             more = len(records) == AT_ONCE
             if records:
                 self.position = records[-1].seq
                 self._hand_on(records)
-
-    async def _read(self) -> Sequence[Record]:
-        read = functools.partial(event_log.read, self.position, AT_ONCE)
-        if self._database.inline_reads:
-            with contextlib.suppress(SlowRead):
-                return self._database.read_now(read, SYSTEM_ENTRY)
-        return await self._database.work(read, read=True)
 
     def _hand_on(self, records: Sequence[Record]) -> None:
         for viewer in tuple(self._viewers):

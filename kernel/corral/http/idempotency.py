@@ -26,7 +26,7 @@ class IdempotencyRow(Model):
     body_hash = peewee.CharField(max_length=64)
     status = peewee.IntegerField(null=True)
     headers = JSONField(null=True)
-    body = SealedField(null=True)  # JSON where `sealed` is false
+    body = SealedField(null=True)  # where `sealed`: the whole answer
     sealed = peewee.BooleanField(default=False)
     state = peewee.CharField(max_length=12)
     until = InstantField(index=True)
@@ -78,28 +78,27 @@ class Idempotency:
         if row.state != "done":
             raise Conflict(code="idempotency_in_progress", headers={"Retry-After": "1"})
         text = row.body or ""
-        body = text.encode()
-        if row.sealed:
-            body = self._keyring.open(bytes.fromhex(text), aad=f"core_idempotency|{row.key}|body")
-        return Stored(row.status or 200, row.headers, body)
+        if not row.sealed:
+            return Stored(row.status or 200, row.headers, text.encode())
+        whole = self._keyring.open(bytes.fromhex(text), aad=f"core_idempotency|{row.key}|body")
+        return msgspec.msgpack.decode(whole, type=Stored)
 
     def begin(self, keyed: Keyed) -> Stored | None:
         """The stored answer, or None: the key is this request's now (a second one waits for this unit's end, then
         finds it).
         """
-        stored = self.find(keyed)
-        if stored is not None or self._insert(
-            keyed, IdempotencyRow.until <= clock.now(), "in_flight", IN_FLIGHT_SECONDS
-        ):
-            return stored
-        return self.find(keyed)
+        stored, over = self.find(keyed), IdempotencyRow.until <= clock.now()
+        if stored is None and not self._insert(keyed, over, "in_flight", IN_FLIGHT_SECONDS):
+            stored = self.find(keyed)
+        return stored
 
     def finish(self, keyed: Keyed, stored: Stored, *, secret: bool) -> None:
-        """Store the answer; `secret` seals a body that shows a credential."""
-        body = stored.body.decode()
+        """Store the answer; `secret` seals the whole of it: a credential may stand in the body or in a cookie."""
         if secret:
-            body = self._keyring.seal(stored.body, aad=f"core_idempotency|{keyed.key}|body").hex()
-        done = {"status": stored.status, "headers": stored.headers, "body": body, "sealed": secret}
+            whole = self._keyring.seal(msgspec.msgpack.encode(stored), aad=f"core_idempotency|{keyed.key}|body")
+            done: dict[str, Any] = {"status": None, "headers": None, "body": whole.hex(), "sealed": True}
+        else:
+            done = {"status": stored.status, "headers": stored.headers, "body": stored.body.decode(), "sealed": False}
         self._insert(keyed, IdempotencyRow.state == "in_flight", "done", KEEP_SECONDS, **done)
 
     def renew(self, keyed: Keyed) -> None:
@@ -117,13 +116,8 @@ class Idempotency:
     @staticmethod
     def _insert(keyed: Keyed, replacing: Any, state: str, seconds: float, **values: Any) -> bool:
         """Write the row, over an old one only if it is `replacing`; whether it was written."""
-        row = {
-            "body_hash": keyed.body_hash,
-            "state": state,
-            "until": clock.now(seconds),
-            "created_at": clock.now(),
-            **values,
-        }
+        row = {"body_hash": keyed.body_hash, "state": state, "until": clock.now(seconds), "created_at": clock.now()}
+        row |= values
         insert = IdempotencyRow.insert(key=keyed.key, **row)
         insert = insert.on_conflict(conflict_target=[IdempotencyRow.key], update=row, where=replacing)
         return bool(insert.as_rowcount().execute())

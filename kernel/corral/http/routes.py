@@ -57,6 +57,7 @@ class Route(msgspec.Struct, kw_only=True):
     lenient: bool = False  # text reported by machines is mended, not refused
     redacted: bool = False  # credentials are taken out of the body before the handler sees it
     root: bool = False  # answers at the root too (/health)
+    keyed: bool = False  # `Idempotency-Key` counts: every POST, unless it shows a stored value, anew or no more
     no_store: bool = False
     limited: bool = False  # answers a session that must first change its password
     own_session: bool = False  # people who signed in themselves only: no API key, no machine
@@ -108,7 +109,7 @@ class Routes:
 
     def post(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
         """A creation (`status=201`) or an action. `Idempotency-Key` is honoured by the request path."""
-        return self._add("POST", path, needs, options)
+        return self._add("POST", path, needs, {"keyed": True, **options})
 
     def put(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
         """A replacement; partial bodies are taken."""

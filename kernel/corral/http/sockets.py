@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from corral.errors import Problem
 from corral.http.answers import Request
 
 
@@ -20,8 +21,12 @@ class SocketConnection(Protocol):
         """Complete the handshake."""
         ...
 
-    async def refuse(self, status: int, code: str, detail: str) -> None:
-        """Refuse the handshake with an HTTP status and a problem document."""
+    async def refuse(self, problem: Problem) -> None:
+        """Refuse the handshake with the document of a problem."""
+        ...
+
+    def count_anonymous(self) -> None:
+        """Count as if no credential had been sent, for one that is none; raises `TooMany`."""
         ...
 
     async def receive(self) -> str | bytes | None:

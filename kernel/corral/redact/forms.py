@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 from collections.abc import Iterator
 from urllib.parse import quote, quote_plus
 
@@ -12,6 +13,8 @@ SHORTEST, LONGEST = 8, 4096
 SHORTEST_LINE = 24
 LONGEST_WORD = 15
 FEWEST_CHARACTERS = 4
+UNESCAPED = ("", "/", "!'()*", "!'()*;,/?:@&=+$#")  # in values and paths of URLs; by encodeURIComponent and encodeURI
+FIT_FOR_HTML = str.maketrans({"&": "\\u0026", "<": "\\u003c", ">": "\\u003e"})  # the JSON of Go
 
 
 def redactable(value: str) -> bool:
@@ -41,12 +44,18 @@ def _encoded(value: str) -> Iterator[str]:
     yield data.hex()
     yield data.hex().upper()
     yield from _base64(data)
-    percent = quote(data, safe="")
-    yield from (percent, percent.lower(), quote(data), quote_plus(data))
+    for percent in (*(quote(data, safe=kept) for kept in UNESCAPED), quote_plus(data), _of_html_form(data)):
+        yield from (percent, re.sub("%..", lambda escape: escape[0].lower(), percent))
     for escaped in (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]):
-        yield from (escaped, escaped.replace("/", "\\/"))
+        for form in (escaped, escaped.translate(FIT_FOR_HTML)):
+            yield from (form, form.replace("/", "\\/"))
     yield html.escape(value)
     yield html.escape(value).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
+
+
+def _of_html_form(data: bytes) -> str:
+    """As browsers and Java write it into `application/x-www-form-urlencoded`."""
+    return quote_plus(data, safe="*").replace("~", "%7E")
 
 
 def _base64(data: bytes) -> Iterator[str]:

@@ -35,25 +35,22 @@ class Span(NamedTuple):
     hits: frozenset[Hit]
 
 
-class _Form(NamedTuple):
-    """A value in one form."""
-
-    text: str
-
-    def find(self, text: str, start: int) -> tuple[int, int] | None:
-        return (start, start + len(self.text)) if text.startswith(self.text, start) else None
-
-    def is_open(self, text: str, start: int, anchor: str) -> bool:
-        return len(text) - start < len(self.text) and self.text.startswith(text[start:])
-
-
 class Known:
-    """Immutable: any thread may use one while its successor is made."""
+    """Immutable: any thread may use one while its successor is made.
+
+    Of each form there is nothing but its text: hundreds of thousands of objects would keep the collector of garbage
+    busy, and everybody waiting for it.
+    """
 
     def __init__(self, forms: Iterable[tuple[str, frozenset[Hit]]], patterns: Iterable[tuple[str, Pattern]]) -> None:
-        begins: dict[str, list[tuple[_Form | Pattern, frozenset[Hit]]]] = {MARK: []}
+        begins: dict[str, list[str | tuple[Pattern, frozenset[Hit]]]] = {MARK: []}
+        self._hits: dict[str, frozenset[Hit]] = {}  # of forms
         for text, hits in forms:
-            begins.setdefault(text[:SHORTEST], []).append((_Form(text), hits))
+            if text in self._hits:
+                hits |= self._hits[text]
+            else:
+                begins.setdefault(text[:SHORTEST], []).append(text)
+            self._hits[text] = hits
         for source, pattern in patterns:
             for anchor in pattern.anchors:
                 begins.setdefault(anchor, []).append((pattern, frozenset((Hit(pattern.kind, source),))))
@@ -76,18 +73,23 @@ class Known:
         if not begins:
             return [], settled
         found: list[Span] = []
-        ends: dict[object, int] = {}  # of the last match of each
+        ends: dict[Pattern, int] = {}  # of the last match of each
         for index, start, _ in sorted(begins, key=_START):
-            for candidate, hits in self._candidates[index]:
-                if isinstance(candidate, Pattern) and not (
-                    patterns and (candidate.nests or start >= ends.get(candidate, 0))
-                ):
+            for candidate in self._candidates[index]:
+                if isinstance(candidate, str):
+                    if text.startswith(candidate, start):
+                        found.append(Span(start, start + len(candidate), start, self._hits[candidate]))
+                    elif not final and start < settled and candidate.startswith(text[start:]):
+                        settled = start
                     continue
-                span = candidate.find(text, start)
+                pattern, hits = candidate
+                if not patterns or not (pattern.nests or start >= ends.get(pattern, 0)):
+                    continue
+                span = pattern.find(text, start)
                 if span is not None:
                     found.append(Span(*span, start, hits))
-                    ends[candidate] = span[1]
-                if not final and start < settled and candidate.is_open(text, start, self._anchors[index]):
+                    ends[pattern] = span[1]
+                if not final and start < settled and pattern.is_open(text, start, self._anchors[index]):
                     settled = start
         return _apart(found), settled
 

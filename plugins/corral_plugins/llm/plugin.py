@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterable
 from types import ModuleType
@@ -75,7 +76,7 @@ class LlmPlugin(Plugin):
     async def start(self, runtime: Runtime) -> None:
         self._clients.bind(runtime.service(Egress))
         keys = {name: table["api_key"] for name, table in self.section.providers.items() if "api_key" in table}
-        runtime.service(Redactor).set_values("llm.providers", keys)
+        await asyncio.to_thread(runtime.service(Redactor).set_values, "llm.providers", keys)
         self._gateway = runtime.service(Gateway)
         self._gateway.registry.check()
         await runtime.service(Database).work(runtime.service(Upkeep).refresh_new)

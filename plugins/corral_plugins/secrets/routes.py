@@ -111,7 +111,7 @@ def rotate_secret(
 
 
 @routes.post(
-    "/{id}/reveal", needs=REVEAL, no_store=True, step_up=True, rate=REVEALS,
+    "/{id}/reveal", needs=REVEAL, no_store=True, keyed=False, step_up=True, rate=REVEALS,
     raises=(
         "not_found", "setting_locked", "secret_expired", "audit_unavailable", "vault_sealed", "secrets.destroyed",
         "secrets.damaged",

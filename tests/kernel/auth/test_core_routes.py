@@ -14,13 +14,14 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.auth.visibility import can_read
 from corral.core.api import Tickets
-from corral.core.events import UserUpdated
+from corral.core.event_rights import EventRightsService
+from corral.core.events import PluginState, UserUpdated
 from corral.core.health import Readiness
 from corral.core.plugins import PluginCatalogue
-from corral.core.routes.events import readable
 from corral.errors import Unauthorized
-from corral.events.event import emit
-from corral.events.log import EventRow
+from corral.events import log as event_log
+from corral.events.event import Event, SystemAlert, emit
+from corral.events.log import EventRow, Record
 from corral.plugin import Plugin
 from corral.testing.kit import Kit
 
@@ -184,33 +185,43 @@ async def test_events_are_paged_awaited_and_expire(kit: Kit) -> None:
 
 
 async def test_conventions_6_the_log_shows_what_a_read_would(kit: Kit) -> None:
-    """`readable` is `can_read` as SQL, for every kind of caller, class and owner."""
+    """The log in SQL, event by event, and a read by id say the same, for every kind of caller, class and owner."""
     classes, owners = ("shared", "private", "admin", "private_and_admin"), ("u1", "u2", None)
 
     def write() -> None:
         for number, (visibility, owner) in enumerate(itertools.product(classes, owners)):
-            event = UserUpdated(user_id="x", changed=[])
-            emit(event, object=("probe", str(number)), owner=owner, visibility=visibility)
+            told: list[Event] = [
+                UserUpdated(user_id="x", changed=[]), PluginState(name="x", from_="a", to="b", reason=None),
+                SystemAlert(kind="k", severity="info", title="t", detail="d"),
+            ]  # fmt: skip
+            for event in told:
+                emit(event, object=("probe", str(number)), owner=owner, visibility=visibility)
 
     await kit.kernel.database.work(write)
     await kit.events()
+    rights = kit.kernel.container.get(EventRightsService)
+    held, left_out = frozenset({"settings.read"}), frozenset({"plugins.read"})
     callers = [
-        Principal(kind=kind, id="c", user_id=user_id, role=role)
+        Principal(kind=kind, id="c", user_id=user_id, role=role, permissions=held, beyond=beyond)
         for kind in ("user", "api_key", "agent", "worker", "system")
         for role in ("admin", "member", "viewer", "auditor", None)
         for user_id in ("u1", None)
+        for beyond in (frozenset[str](), *([left_out] if kind == "api_key" else []))
     ]
     for caller in callers:
 
-        def shown(caller: Principal = caller) -> list[Any]:
-            columns = (EventRow.object_id, EventRow.visibility, EventRow.owner_id)
-            return [
-                list(EventRow.select(*columns).where((EventRow.object_type == "probe") & where).tuples())
-                for where in (readable(caller), True)
-            ]
+        def shown(caller: Principal = caller) -> tuple[list[Record], list[Record]]:
+            of_test = EventRow.object_type == "probe"
+            return event_log.select([of_test, rights.where(caller)], 1000), event_log.select([of_test], 1000)
 
         seen, everything = await kit.kernel.database.work(shown, read=True)
-        assert set(seen) == {row for row in everything if can_read(caller, row[1], row[2])}, caller
+        assert seen == [each for each in everything if rights.can_read(caller, each)], caller
+        if caller.kind in ("user", "system") or (caller.kind == "api_key" and not caller.beyond):
+            assert seen == [each for each in everything if can_read(caller, each.visibility, each.owner_id)], caller
+        else:
+            owned = {each.owner_id for each in seen if each.type == "plugin.state" and each.visibility != "shared"}
+            assert owned <= {"u1"}, caller
+            assert not any(each.visibility == "shared" for each in seen if each.type == "plugin.state"), caller
 
 
 async def test_a_ticket_opens_once_and_soon(kit: Kit) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from corral.egress.client import Egress
+from corral.egress.guard import EgressBlocked
 from corral.testing.kit import Kit
 from corral.testing.outside import PUBLIC, Names
 
@@ -41,6 +45,28 @@ async def test_the_port_that_the_server_found_is_refused_from_then_on(make_kit: 
     for host in ("127.0.0.1", "127.9.9.9", "localhost", "0.0.0.0"):
         assert (await admin.post("/egress/check", {**asked, "host": host})).json()["reason"] == "egress.own_listener"
     assert (await admin.get("/egress/policy")).json()["own_listeners"] == ["0.0.0.0:43210"]
+
+
+async def test_refused_connections_are_in_the_audit_log_once_a_minute(make_kit: MakeKit) -> None:
+    kit: Kit = await make_kit(plugins=["audit"])
+    admin, egress = await kit.as_user("admin"), kit.kernel.container.get(Egress)
+    async with egress.client("webhook") as client:
+        for url in ("http://169.254.169.254/latest", "http://169.254.169.254/again", "http://127.0.0.1:9/"):
+            with pytest.raises(EgressBlocked):
+                await client.get(url)
+
+    async def written() -> list[Any]:
+        found: list[Any] = (await admin.get("/admin/audit?action=egress.*")).json()["items"]
+        return found
+
+    async with asyncio.timeout(5):
+        while len(rows := await written()) < 2:  # noqa: ASYNC110  (no bell)
+            await asyncio.sleep(0.02)
+    assert [(row["object"]["id"], row["outcome"], row["code"]) for row in rows] == [
+        ("127.0.0.1", "denied", "url_blocked"), ("169.254.169.254", "denied", "url_blocked"),
+    ]  # fmt: skip
+    assert {row["actor"]["type"] for row in rows} == {"system"}
+    assert "webhook" in str(rows[0])
 
 
 async def test_an_address_is_judged_and_not_called(make_kit: MakeKit) -> None:

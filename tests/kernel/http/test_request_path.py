@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.kernel.http.conftest import Thing
 
+from corral.auth.models import UserRow
 from corral.testing.kit import Kit
 
 BOTH_WAYS = pytest.mark.parametrize(
@@ -265,6 +266,27 @@ async def test_a_long_poll_ends_with_its_time(probe: Kit) -> None:
     member = await probe.as_user()
     answer = await member.get(f"/probe/wait?count=5&until={time.time() + 0.4}")
     assert answer.json() == {"count": 0}
+
+
+async def test_a_long_poll_ends_with_its_session(probe: Kit) -> None:
+    member = await probe.as_user()
+    waiting = asyncio.ensure_future(member.get(f"/probe/wait?count=1&until={time.time() + 20}"))
+    await asyncio.sleep(0.3)
+    assert (await member.post("/auth/logout")).status == 204
+    async with asyncio.timeout(2):
+        answer = await waiting
+    assert (answer.status, answer.code) == (401, "session_revoked")
+
+
+async def test_a_long_poll_ends_with_its_callers_rights_whichever_process_took_them(probe: Kit) -> None:
+    viewer = await probe.as_user("viewer")
+    waiting = asyncio.ensure_future(viewer.get(f"/probe/wait?count=1&until={time.time() + 20}"))
+    await asyncio.sleep(0.3)
+    demoted = UserRow.update(role="auditor").where(UserRow.id == viewer.user["id"])
+    await probe.kernel.database.work(demoted.execute)  # nobody tells this process
+    async with asyncio.timeout(2.5):
+        answer = await waiting
+    assert (answer.status, answer.code) == (403, "forbidden")
 
 
 @BOTH_WAYS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 import time
 from collections.abc import Collection
 from urllib.parse import quote, quote_plus
@@ -46,6 +47,24 @@ def knowing(**values: str) -> Redactor:
 )
 def test_every_form_is_found(form: str) -> None:
     assert knowing(a=VALUE).redact(f"before {form} after", patterns=False) == f"before {MARK} after"
+
+
+MIXED = "tR0ub4dor&3/Correct+Horse=Bat~tery!(x) 'y' <Z>*"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        re.sub("%..", lambda escape: escape[0].lower(), quote(MIXED, safe="")),
+        re.sub("%..", lambda escape: escape[0].lower(), quote_plus(MIXED)),
+        quote(MIXED, safe="!'()*"),  # encodeURIComponent of browsers
+        quote(MIXED, safe="!'()*;,/?:@&=+$#"),  # encodeURI
+        quote_plus(MIXED, safe="*").replace("~", "%7E"),  # forms of browsers and Java
+        json.dumps(MIXED)[1:-1].replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"),  # Go
+    ],
+)
+def test_forms_of_other_languages_are_found(form: str) -> None:
+    assert knowing(a=MIXED).redact(f"before {form} after", patterns=False) == f"before {MARK} after"
 
 
 @pytest.mark.parametrize("before", range(7))

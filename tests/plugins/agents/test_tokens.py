@@ -6,8 +6,11 @@ import datetime
 import hashlib
 from typing import Any
 
+import pytest
+
 from corral import clock
-from corral.core.api import Accounts, UserPatch
+from corral.core.api import Accounts, Tickets, UserPatch
+from corral.errors import Unauthorized
 from corral.testing.kit import Client, Kit
 from corral_plugins.agents import jobs
 from corral_plugins.agents.models import Token
@@ -53,6 +56,27 @@ async def test_a_token_is_shown_once_and_acts_as_the_agent(kit: Kit, alice: Clie
     ):
         assert answer.status == 403
     assert (await acting(kit, "cra_sforged").get("/agents")).status == 401
+
+
+async def test_a_ticket_ends_with_the_token_that_asked_for_it(kit: Kit, alice: Client) -> None:
+    agent, token = await made(alice)
+    other = (await alice.post(f"/agents/{agent}/tokens", {"name": "desk"})).json()
+    tickets, work = kit.kernel.container.get(Tickets), kit.kernel.database.work  # type: ignore[type-abstract]
+
+    async def issue(credential: str) -> str:
+        return str((await acting(kit, credential).post("/auth/ws-ticket")).json()["ticket"])
+
+    opened, late, elsewhere = await issue(token["token"]), await issue(token["token"]), await issue(other["token"])
+    caller = await work(lambda: tickets.redeem(opened))
+    assert (caller.kind, caller.id, caller.user_id) == ("agent", agent, alice.user["id"])
+    await alice.delete(f"/agents/{agent}/tokens/{token['id']}")
+    for dead in (lambda: tickets.reread(caller), lambda: tickets.redeem(late)):
+        with pytest.raises(Unauthorized):
+            await work(dead)
+    still = await work(lambda: tickets.redeem(elsewhere))
+    await change(kit, alice, is_active=False)
+    with pytest.raises(Unauthorized):
+        await work(lambda: tickets.reread(still))
 
 
 async def test_what_ends_a_token(kit: Kit, alice: Client) -> None:

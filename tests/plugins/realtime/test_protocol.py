@@ -61,6 +61,26 @@ async def test_who_may_not_sign_in(kit: Kit, port: int, monkeypatch: pytest.Monk
     assert not hub_of(kit).viewers
 
 
+@pytest.mark.parametrize("by_message", [False, True])
+async def test_false_credentials_count_as_none(make_kit: Callable[..., Any], by_message: bool) -> None:
+    kit: Kit = await make_kit(plugins=["realtime", "security"], config={"rate_limits": True})
+    member = await kit.as_user()
+    closed: list[int | None] = []
+    async with serving(kit) as port:
+        for _ in range(70 if by_message else 121):
+            try:
+                async with ear(port, None, "" if by_message else "?token=nonsense") as one:
+                    if by_message:
+                        await one.say("auth", token="nonsense")
+                    closed.append(await one.closed())
+            except InvalidStatus as refused:
+                closed.append(refused.response.status_code)
+        async with ear(port, member) as one:  # who has a good one is no concern of theirs
+            assert (await one.ask("ping"))["type"] == "pong"
+    assert set(closed[:60]) == {4401}
+    assert closed[-1] == (429 if by_message else 4429)
+
+
 async def test_other_pages_open_no_socket(kit: Kit, port: int) -> None:
     member = await kit.as_user()
     for foreign in ("https://evil.example", f"http://127.0.0.1:{port + 1}", "null"):

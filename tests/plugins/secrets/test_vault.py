@@ -10,8 +10,9 @@ from tests.plugins.secrets.conftest import PLUGINS, VALUE, Safe
 
 from corral import clock
 from corral.auth.models import SessionRow
+from corral.http.idempotency import IdempotencyRow
 from corral.ids import new_id
-from corral.testing.kit import Client
+from corral.testing.kit import Answer, Client
 
 DAY = 86_400
 
@@ -99,6 +100,26 @@ async def test_a_destroyed_version_is_gone_for_ever(safe: Any) -> None:
     for answer in (await safe.reveal(made["id"], version=1), await safe.admin.post(f"{path}/versions/1/restore")):
         assert (answer.status, answer.code) == (410, "secrets.destroyed")
     assert (await safe.admin.get(path)).json()["version"] == 2
+
+
+async def test_a_keyed_reveal_tells_anew_or_no_more(safe: Any) -> None:
+    made = await safe.create()
+    await safe.step_up()
+    path, keyed = f"/secrets/{made['id']}", {"Idempotency-Key": "reveal"}
+
+    async def reveal() -> Answer:
+        answer: Answer = await safe.admin.post(f"{path}/reveal", {"reason": "a test wants it"}, headers=keyed)
+        return answer
+
+    for _ in range(2):
+        answer = await reveal()
+        assert (answer.status, answer.json()["value"]) == (200, VALUE)
+        assert "idempotency-replayed" not in answer.headers
+    audited = (await safe.admin.get("/admin/audit?action=secrets.secret.reveal")).json()
+    assert audited["total"] == len(await safe.events("secret.revealed")) == 2
+    assert (await safe.admin.delete(path)).status == 204
+    assert (await reveal()).status == 404
+    assert await safe.work(lambda: IdempotencyRow.select().count(), read=True) == 0
 
 
 async def test_rotation_generates_what_is_asked_for(safe: Any) -> None:

@@ -6,6 +6,10 @@ from typing import Any
 
 import pytest
 
+from corral.core.api import Tickets
+from corral.errors import Unauthorized
+from corral.testing.kit import Client
+
 
 async def test_created_claimed_started_and_completed(world: Any) -> None:
     task_id = await world.task("sum", input={"a": 1}, priority="high")
@@ -54,8 +58,6 @@ async def test_created_claimed_started_and_completed(world: Any) -> None:
 
 
 async def test_an_attempt_token_carries_its_lease_and_dies_with_it(world: Any) -> None:
-    from corral.testing.kit import Client
-
     task_id = await world.task()
     lease = await world.worker.claim()
     agent = Client(world.kit.application.app, lease.claim["agent_token"])
@@ -71,6 +73,20 @@ async def test_an_attempt_token_carries_its_lease_and_dies_with_it(world: Any) -
     assert child.json()["cause_chain"] == [task_id]
     assert (await agent.post(f"/tasks/{task_id}/complete", {"result": 1})).status == 200
     assert (await agent.get(f"/tasks/{task_id}")).status == 401
+
+
+async def test_a_ticket_of_an_attempt_dies_with_its_lease_too(world: Any) -> None:
+    tickets, work = world.kit.kernel.container.get(Tickets), world.kit.kernel.database.work  # type: ignore[type-abstract]
+    task_id = await world.task()
+    agent = Client(world.kit.application.app, (await world.worker.run()).claim["agent_token"])
+    opened, late = [(await agent.post("/auth/ws-ticket")).json()["ticket"] for _ in range(2)]
+    caller = await work(lambda: tickets.redeem(opened))
+    assert (caller.kind, caller.task_id) == ("agent", task_id)
+    assert await work(lambda: tickets.reread(caller), read=True) == caller
+    assert (await agent.post(f"/tasks/{task_id}/complete", {"result": 1})).status == 200
+    for dead in (lambda: tickets.reread(caller), lambda: tickets.redeem(late)):
+        with pytest.raises(Unauthorized):
+            await work(dead)
 
 
 async def test_release_uses_no_attempt(world: Any) -> None:

@@ -82,6 +82,21 @@ async def test_others_get_nothing(world: World) -> None:
     assert not any(VALUE.encode() in text for text in seen)
 
 
+async def test_a_keyed_delivery_is_per_use_too(world: World) -> None:
+    await secret(world)
+    lease = await run(world)
+    path, keyed = f"/tasks/{lease.task_id}/secrets/deploy", {"Idempotency-Key": "deploy"}
+    body = {"lease_id": lease.lease_id}
+    for _ in range(2):
+        answer = await world.worker.client.post(path, body, headers=keyed)
+        assert (answer.status, answer.json()["value"]) == (200, VALUE)
+    await lease.ok("complete", {"result": {}})
+    lost = await world.worker.client.post(path, body, headers=keyed)
+    assert (lost.status, lost.code) == (409, "lease_lost")
+    audited = (await world.admin.get("/admin/audit?action=secrets.secret.deliver")).json()
+    assert audited["total"] == 2
+
+
 async def test_a_worker_without_a_listed_group_and_an_expired_secret(world: World) -> None:
     from corral import clock
 

@@ -145,6 +145,35 @@ async def test_signs_of_life_are_written_rarely(fleet: Any) -> None:
     assert await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at) == seen
 
 
+async def test_a_claim_that_hangs_is_no_sign_of_life(fleet: Any) -> None:
+    worker = await fleet.worker()
+    hanging = asyncio.create_task(worker.post(path(worker, "/claim"), {"wait_seconds": 20}))
+    await asyncio.sleep(0.3)
+    await presence(fleet).flush()
+    seen = await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at)
+    fleet.kit.kernel.credentials.forget(lambda caller: True)
+    clock.travel(10)
+    await asyncio.sleep(1.5)
+    await presence(fleet).flush()
+    assert not hanging.done()
+    assert await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at) == seen
+    hanging.cancel()
+
+
+async def test_a_claim_that_hangs_ends_with_its_token(fleet: Any) -> None:
+    by = await fleet.key(auto_approve=True)
+    worker = await fleet.worker(by=by)
+    hanging = asyncio.create_task(worker.post(path(worker, "/claim"), {"wait_seconds": 20}))
+    await asyncio.sleep(0.3)
+    again = await by.post("/workers/register", {"name": "w1"})
+    assert (again.status, again.json()["id"]) == (200, worker.user["id"])
+    await fleet.work(fleet.tasks.add)
+    async with asyncio.timeout(2):
+        answer = await hanging
+    assert (answer.status, answer.code) == (401, "unauthenticated")
+    assert len(fleet.tasks.waiting) == 1
+
+
 async def test_a_signal_arrives_at_once_even_of_a_task_claimed_meanwhile(fleet: Any) -> None:
     worker = await fleet.worker()
     listening = asyncio.create_task(worker.get(path(worker, "/signals?wait=20")))

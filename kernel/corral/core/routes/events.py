@@ -10,8 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from corral import clock
 from corral.auth.principal import ANY_CALLER, Principal
-from corral.auth.visibility import ALL, NONE
-from corral.database.model import ADMIN, PRIVATE, SHARED
+from corral.core.event_rights import EventRightsService
 from corral.errors import Forbidden, Gone, Invalid
 from corral.events import log as event_log
 from corral.events.log import EventRow, EventView
@@ -57,14 +56,19 @@ class EventTypeList(msgspec.Struct, kw_only=True):
 
 
 @routes.get("/", needs=ANY_CALLER, raises=("unknown_event", "cursor_expired"), seconds=60.0)
-def list_events(query: EventQuery, caller: Principal, types: EventTypes) -> Page[EventView] | Wait:
-    """Events that the caller may see, oldest first; `next` is the place to go on from, always."""
+def list_events(
+    query: EventQuery, caller: Principal, types: EventTypes, rights: EventRightsService
+) -> Page[EventView] | Wait:
+    """Events that the caller may see, oldest first; `next` is the place to go on from, always.
+
+    A key or token sees those of areas of which it may read the objects, and a key its owner's own account.
+    """
     if caller.kind == "worker":
         raise Forbidden("Workers have their own signals.")
     names = _names(query.types, types)
     after = _place(query.after)
     newest = event_log.last_seq()  # before the events: what comes between the two reads must not be skipped
-    where = [EventRow.seq > after, readable(caller)]
+    where = [EventRow.seq > after, rights.where(caller)]
     if names is not None:
         where.append(EventRow.type.in_(names))
     if isinstance(query.object_type, str):
@@ -97,17 +101,6 @@ def _catalogue(types: EventTypes) -> list[EventTypeView]:
         )
         for each in types.all()
     ]
-
-
-def readable(caller: Principal) -> Any:
-    """The `where` of the events a caller may see: `auth.visibility.can_read`, as SQL."""
-    if caller.kind == "system":
-        return ALL
-    own = EventRow.owner_id == caller.user_id if caller.user_id is not None else NONE
-    shared = NONE if caller.role == "auditor" else EventRow.visibility == SHARED
-    if caller.is_admin:
-        return (EventRow.visibility.not_in((SHARED, PRIVATE))) | shared | ((EventRow.visibility == PRIVATE) & own)
-    return shared | (EventRow.visibility.not_in((SHARED, ADMIN)) & own)
 
 
 def _names(patterns: list[str], types: EventTypes) -> list[str] | None:

@@ -105,10 +105,17 @@ class StandingTokens:
 
     def authenticate(self, credential: str) -> Principal:
         """Raises `Unauthorized` for an unknown, ended or expired token, a deleted agent, or a deactivated maker."""
+        return self._caller(Token.token_hash == _hash(credential))
+
+    def reread(self, caller: Principal) -> Principal | None:
+        """The same of a caller whose token is not at hand."""
+        return None if caller.token_id is None else self._caller(Token.id == caller.token_id)
+
+    def _caller(self, is_this: Any) -> Principal:
         row = (
-            Token.select(Token.agent_id, Token.created_by, Token.scopes, Token.expires_at)
+            Token.select(Token.id, Token.agent_id, Token.created_by, Token.scopes, Token.expires_at)
             .join(Agent, on=(Agent.id == Token.agent_id))
-            .where((Token.token_hash == _hash(credential)) & LIVING)
+            .where(is_this & LIVING)
             .namedtuples()
             .first()
         )
@@ -121,7 +128,7 @@ class StandingTokens:
             raise Unauthorized("The person who made this agent token is not active.")
         rights = self._permissions.of("agent") & self._permissions.of(person.role)
         return Principal(
-            kind="agent", id=row.agent_id, agent_id=row.agent_id, user_id=person.id, role=person.role,
+            kind="agent", id=row.agent_id, agent_id=row.agent_id, user_id=person.id, role=person.role, token_id=row.id,
             permissions=narrowed(rights, row.scopes), expires_at=clock.parse_instant(row.expires_at),
         )  # fmt: skip
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from corral import clock
 from corral.auth.credentials import Credentials
 from corral.auth.principal import Principal
+from corral.auth.visibility import EventRights
 from corral.core.api import Tickets
 from corral.database.engine import Work
 from corral.errors import Forbidden, Problem, Unauthorized
@@ -31,8 +32,10 @@ WARN_SECONDS = 60.0
 class Rights:
     """Signs viewers in and follows what becomes of their rights."""
 
-    def __init__(self, hub: Hub, work: Work, credentials: Credentials, tickets: Tickets, settings: Settings) -> None:
-        self._hub, self._work, self._settings = hub, work, settings
+    def __init__(
+        self, hub: Hub, work: Work, credentials: Credentials, tickets: Tickets, events: EventRights, settings: Settings
+    ) -> None:  # fmt: skip
+        self._hub, self._work, self._events, self._settings = hub, work, events, settings
         self._credentials, self._tickets = credentials, tickets
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -68,7 +71,7 @@ class Rights:
         principal = await self._work(reread, read=True)
         _check(principal)
         principal.check_address(client_ip)
-        viewer = Viewer(principal, reread, checked, self._settings.get(QUEUE_SIZE), client_ip)
+        viewer = Viewer(principal, reread, checked, self._settings.get(QUEUE_SIZE), client_ip, self._events.can_read)
         viewer.fresh = self._fresh
         return viewer
 

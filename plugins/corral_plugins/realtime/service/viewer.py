@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from corral.auth.principal import Principal
-from corral.auth.visibility import can_read
+from corral.events.log import Record
 from corral_plugins.realtime.service.messages import INVALID, TOO_SLOW, Close, Item, Notice, Refusal
 
 FRESH_SECONDS = 1.0
@@ -55,9 +55,11 @@ class Viewer:
     """`put` and `offer` never block; `take` is called by the one task that sends. Everything runs on the loop."""
 
     def __init__(
-        self, principal: Principal, reread: Callable[[], Principal], checked: float, limit: int, client_ip: str
-    ) -> None:
+        self, principal: Principal, reread: Callable[[], Principal], checked: float, limit: int, client_ip: str,
+        can_read: Callable[[Principal, Record], bool],
+    ) -> None:  # fmt: skip
         self.principal, self.reread, self.checked, self.client_ip = principal, reread, checked, client_ip
+        self._can_read = can_read
         self.fresh: Callable[[], Awaitable[None]] = (
             _nothing  # has the principal read again; set by who keeps the rights
         )
@@ -170,8 +172,7 @@ class Viewer:
             if self._now() - self.checked > FRESH_SECONDS:
                 return None
             source.popleft()
-            record = entry.record
-            if not self.revoked and can_read(self.principal, record.visibility, record.owner_id):
+            if not self.revoked and self._can_read(self.principal, entry.record):
                 return entry
         return None
 

@@ -38,6 +38,7 @@ class LiveSettings:
         found = await self._work(self._newer, read=True)
         if found is not None:
             self._service.rule(*found)
+        await self._service.tell_redactor()
         await self._tell_if_outdated()
 
     async def follow(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -103,14 +104,17 @@ class SettingsService:
     def rule(self, version: int, stored: Stored) -> None:
         """Have these rows rule in this process; on the loop."""
         self._registry.apply(version, stored)
+
+    async def tell_redactor(self) -> None:
+        """Let the redactor know the secrets that rule; with thousands of values of others that takes it a moment."""
         secrets = {
             item.setting.name: item.value
             for item in self._registry.all()
             if item.setting.secret and item.source == "database" and item.value
         }
         if secrets != self._secrets:
+            await asyncio.to_thread(self._redactor.set_values, "settings", secrets)
             self._secrets = secrets
-            self._redactor.set_values("settings", secrets)
 
     def _declared(self, name: str) -> EffectiveSetting:
         item = self._registry.find(name)

@@ -93,7 +93,7 @@ def store_checkpoint(id: str, body: Checkpoint, leases: Leases, caller: Principa
 
 
 @routes.post(
-    "/{id}/secrets/{name}", needs=ACT, no_store=True,
+    "/{id}/secrets/{name}", needs=ACT, no_store=True, keyed=False,
     raises=("lease_lost", "secret_expired", "audit_unavailable", "vault_sealed", "secrets.damaged"),
 )  # fmt: skip
 def get_secret_value(

@@ -75,7 +75,7 @@ class AttemptCallers:
 
 
 class AttemptTokens:
-    """Recognises `cra_a…`."""
+    """Recognises `cra_a…`. Implements `Authenticator` and `Rereading`."""
 
     def __init__(self, callers: AttemptCallers) -> None:
         self._callers = callers
@@ -88,3 +88,11 @@ class AttemptTokens:
         if found is None:
             raise Unauthorized("The lease of this token has ended.")
         return self._callers.principal(*found)
+
+    def reread(self, caller: Principal) -> Principal | None:
+        if caller.lease_id is None:
+            return None
+        found = _OF_LEASE.one({"lease": caller.lease_id})
+        if found is None:
+            raise Unauthorized("The lease of this token has ended.")
+        return self._callers.principal(*found[:4])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from corral import clock
-from corral.auth.credentials import Credentials
+from corral.auth.credentials import STILL_THERE, Credentials
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
 from corral.auth.tokens import digest, new_secret
 from corral.database.statement import Statement
-from corral.database.unit import after_commit
+from corral.database.unit import after_commit, current
 from corral.errors import Unauthorized
 from corral_plugins.workers.models import RegistrationKey, Worker
 from corral_plugins.workers.service.presence import Presence
@@ -66,7 +66,8 @@ class WorkerTokens:
                 raise Unauthorized("This worker token is not known here, or was replaced; register again.")
             until = clock.parse_instant(found[2])
         worker_id = str(found[0])
-        self._presence.note(worker_id)
+        if current().entry.label != STILL_THERE:  # a call that hangs tells nothing of its worker
+            self._presence.note(worker_id)
         return Principal(
             kind="worker", id=worker_id, worker_id=worker_id, permissions=self._permissions.of("worker"),
             limited=None if found[1] else NOT_APPROVED, expires_at=until,

@@ -1,0 +1,98 @@
+"""Who may read which events: by their class and owner, and by the area that they are of."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+from corral.auth.credentials import KEEP_SECONDS
+from corral.auth.permissions import Permissions
+from corral.auth.principal import Principal
+from corral.auth.visibility import ALL, NONE, can_read
+from corral.database.model import ADMIN, PRIVATE, SHARED
+from corral.events.log import EventRow, Record
+from corral.events.registry import EventType, EventTypes
+
+CACHE_LIMIT = 1000
+AREAS = {
+    "user": "admin.read", "mfa": "admin.read", "invitation": "admin.read", "session": "security.read",
+    "plugin": "plugins.read", "system": "settings.read",
+}  # fmt: skip
+"""What admins read the subjects of the kernel's own events by; of a plugin's events it is `<plugin>.read`."""
+
+
+class Names(NamedTuple):
+    """The events that somebody may read: as everybody's, as an admin, as their owner."""
+
+    shared: frozenset[str]
+    admin: frozenset[str]
+    own: frozenset[str]
+
+
+class EventRightsService:
+    """Implements `corral.auth.visibility.EventRights`.
+
+    What people hold by their role is what the classes of events say. A key whose scopes leave something out, and a
+    machine, read events only of areas of which they may read the objects. A key reads its owner's account as it does
+    through `/auth`, whatever its scopes.
+    """
+
+    def __init__(self, types: EventTypes, permissions: Permissions) -> None:
+        self._types, self._permissions = types, permissions
+        self._names: dict[Any, tuple[Names, float]] = {}
+
+    def can_read(self, caller: Principal, record: Record) -> bool:
+        if not can_read(caller, record.visibility, record.owner_id):
+            return False
+        names = self._of(caller)
+        if names is None:
+            return True
+        if record.visibility == SHARED:
+            return record.type in names.shared
+        is_own = record.visibility != ADMIN and record.owner_id is not None and record.owner_id == caller.user_id
+        if is_own and record.type in names.own:
+            return True
+        return record.visibility != PRIVATE and caller.is_admin and record.type in names.admin
+
+    def where(self, caller: Principal) -> Any:
+        """The same as a `where`."""
+        if caller.kind == "system":
+            return ALL
+        names = self._of(caller)
+        shared, admin, own = (ALL, ALL, ALL) if names is None else (EventRow.type.in_(sorted(each)) for each in names)
+        is_own = EventRow.owner_id == caller.user_id if caller.user_id is not None else NONE
+        everybodys = NONE if caller.role == "auditor" else (EventRow.visibility == SHARED) & shared
+        owned = EventRow.visibility.not_in((SHARED, ADMIN)) & is_own & own
+        if not caller.is_admin:
+            return everybodys | owned
+        return everybodys | owned | (EventRow.visibility.not_in((SHARED, PRIVATE)) & admin)
+
+    def _of(self, caller: Principal) -> Names | None:
+        """None: no name is left out."""
+        if caller.kind in ("user", "system") or (caller.kind == "api_key" and not caller.beyond):
+            return None
+        key = (caller.kind, caller.permissions, caller.beyond)
+        kept, now = self._names.get(key), time.monotonic()
+        if kept is not None and now - kept[1] <= KEEP_SECONDS:
+            return kept[0]
+        if len(self._names) >= CACHE_LIMIT:
+            self._names.clear()
+        names = self._left(caller)
+        self._names[key] = (names, now)
+        return names
+
+    def _left(self, caller: Principal) -> Names:
+        areas = {each.event: self._area(each) for each in self._types.all()}
+        held = {name for name, area in areas.items() if caller.may(area)}
+        unguarded = {name for name, area in areas.items() if not self._permissions.knows(area)}
+        if caller.kind == "api_key":  # of admins' areas what is private is their own account
+            is_account = self._permissions.are_privileged
+            own = {name for name, area in areas.items() if area not in caller.beyond or is_account((area,))}
+        else:
+            own = held | {each.event for each in self._types.all() if each.visibility == PRIVATE} & unguarded
+        return Names(frozenset(held | unguarded), frozenset(held), frozenset(own))
+
+    @staticmethod
+    def _area(kind: EventType) -> str:
+        own = AREAS.get(kind.event.partition(".")[0]) if kind.plugin == "core" else None
+        return own or f"{kind.plugin}.read"
