@@ -44,6 +44,8 @@ async def _serve_hypercorn(config: Config, app: Any, accepting: int, stopping: a
     from hypercorn.asyncio import serve as hypercorn_serve
     from hypercorn.config import Config as HypercornConfig
 
+    from corral.cli import http2
+
     class Settings(HypercornConfig):
         made = (0, [(b"date", b"")])
 
@@ -55,6 +57,7 @@ async def _serve_hypercorn(config: Config, app: Any, accepting: int, stopping: a
             return self.made[1]
 
     idle_timer.install()
+    http2.install()
     settings = Settings()
     settings.bind = [f"fd://{accepting}"]
     settings.accesslog = None
