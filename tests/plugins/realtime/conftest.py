@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Literal
 
 import msgspec
 import pytest
-from hypercorn.asyncio import serve
-from hypercorn.config import Config
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from corral.auth.principal import ANY_CALLER, Principal
-from corral.cli.asgi_servers import MESSAGE_LIMIT
+from corral.cli.asgi_servers import _serve_hypercorn
 from corral.cli.serve import listen
 from corral.events.event import Event, emit
 from corral.events.log import EventRow, last_seq
@@ -120,17 +119,14 @@ def _last() -> int:
 async def serving(kit: Kit) -> AsyncIterator[int]:
     """Serve on a free port; the port."""
     listener, stopping = listen("127.0.0.1:0"), asyncio.Event()
-    settings = Config()
-    settings.bind = [f"fd://{listener.fileno()}"]
-    settings.accesslog = settings.errorlog = None
-    settings.websocket_max_message_size = MESSAGE_LIMIT
-    settings.graceful_timeout = 3.0
-    server = asyncio.create_task(serve(kit.application.app, settings, shutdown_trigger=stopping.wait))  # type: ignore[arg-type]  # wait() returns True
+    config, app, accepting = kit.kernel.config, kit.application.app, os.dup(listener.fileno())
+    server = asyncio.create_task(_serve_hypercorn(config, app, accepting, stopping))
     try:
         yield listener.getsockname()[1]
     finally:
         stopping.set()
         await server
+        listener.close()
 
 
 @pytest.fixture
