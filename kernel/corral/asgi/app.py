@@ -149,14 +149,7 @@ def connection_class(path: RequestPath, sender: Sender, body_timeout: float, ser
 
 
 def build(
-    path: RequestPath,
-    endpoints: list[Any],
-    sockets: Any,
-    *,
-    body_timeout: float,
-    fast_dispatch: bool,
-    hsts: bool,
-    cors: Cors,
+    path: RequestPath, endpoints: list[Any], sockets: type, sender: Sender, *, body_timeout: float, fast_dispatch: bool
 ) -> Quart:
     """The application. Every declared route is registered with Quart as well, so `url_for` and blueprints work."""
     app = App("corral", static_folder=None)
@@ -165,7 +158,6 @@ def build(
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
-    sender = Sender(path.lasting, hsts=hsts, cors=cors)
     app.url_map.deferring = True
     for endpoint in endpoints:
         for pattern in paths(endpoint.route):
@@ -188,8 +180,7 @@ def build(
 
     if fast_dispatch:
         app.asgi_http_class = connection_class(path, sender, body_timeout, serves)
-    if sockets is not None:
-        app.asgi_websocket_class = sockets
+    app.asgi_websocket_class = sockets
     return app
 
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from corral.errors import Problem
 from corral.http.answers import Request
 
 
@@ -20,8 +21,8 @@ class SocketConnection(Protocol):
         """Complete the handshake."""
         ...
 
-    async def refuse(self, status: int, code: str, detail: str) -> None:
-        """Refuse the handshake with an HTTP status and a problem document."""
+    async def refuse(self, problem: Problem) -> None:
+        """Refuse the handshake with the document of the problem."""
         ...
 
     async def receive(self) -> str | bytes | None:

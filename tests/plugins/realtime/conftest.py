@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Literal
 
+import httpx2
 import msgspec
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
@@ -178,8 +179,53 @@ class Ear:
 
 
 @contextlib.asynccontextmanager
-async def ear(port: int, who: Client | None, query: str = "", **options: Any) -> AsyncIterator[Ear]:
+async def ear(port: int, who: Client | None, query: str = "", path: str = "/ws", **options: Any) -> AsyncIterator[Ear]:
     """A socket, signed in by `?token=` unless the query says something else."""
     query = query or (f"?token={who.token}" if who is not None else "")
-    async with connect(f"ws://127.0.0.1:{port}/ws{query}", proxy=None, compression=None, **options) as socket:
+    async with connect(f"ws://127.0.0.1:{port}{path}{query}", proxy=None, compression=None, **options) as socket:
         yield Ear(socket)
+
+
+class Sse:
+    """The events of a stream: `(id, name, data)`."""
+
+    def __init__(self, answer: httpx2.Response) -> None:
+        self._lines = answer.aiter_lines().__aiter__()
+        self.comments = 0
+
+    async def begin(self) -> None:
+        async with asyncio.timeout(5):
+            assert await anext(self._lines) == "retry: 2000"
+            assert await anext(self._lines) == ""
+
+    async def event(self, seconds: float = 5.0) -> tuple[str | None, str, Any]:
+        async with asyncio.timeout(seconds):
+            return await anext(self)
+
+    def __aiter__(self) -> Sse:
+        return self
+
+    async def __anext__(self) -> tuple[str | None, str, Any]:
+        found: dict[str, str] = {}
+        async for line in self._lines:
+            if line.startswith(":"):
+                self.comments += 1
+            elif line:
+                name, _, text = line.partition(": ")
+                found[name] = text
+            elif "event" in found:
+                return found.get("id"), found["event"], json.loads(found["data"])
+        raise StopAsyncIteration
+
+
+@contextlib.asynccontextmanager
+async def sse(port: int, who: Client, query: str = "", last: str | None = None) -> AsyncIterator[Sse]:
+    headers = {"Authorization": f"Bearer {who.token}", **({"Last-Event-ID": last} if last else {})}
+    url = f"http://127.0.0.1:{port}/api/v1/events/stream?{query}"
+    async with (
+        httpx2.AsyncClient(trust_env=False, timeout=20) as http,
+        http.stream("GET", url, headers=headers) as answer,
+    ):
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "text/event-stream"
+        yield Sse(answer)

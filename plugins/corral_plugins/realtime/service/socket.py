@@ -8,7 +8,7 @@ import time
 
 from corral import clock
 from corral.auth.credentials import read_credential
-from corral.errors import Problem, TooMany, Unauthorized
+from corral.errors import Forbidden, Problem, TooMany, Unauthorized
 from corral.http.sockets import SocketConnection
 from corral.plugin import Settings
 from corral_plugins.realtime.service.hub import Hub
@@ -60,13 +60,11 @@ class Sockets:
         """The whole life of a connection."""
         origin = connection.request.header("origin")
         if origin is not None and not self._is_own(origin, connection.request.header("host")):
-            await connection.refuse(
-                403, "forbidden", "Pages of other origins may not open sockets here (http.cors_origins)."
-            )
+            await connection.refuse(Forbidden("Pages of other origins may not open sockets here (http.cors_origins)."))
             return
         refusal = self._hub.refusal()
         if refusal is not None:
-            await connection.refuse(refusal.status, refusal.code, refusal.detail)
+            await connection.refuse(refusal)
             return
         self._hub.signing_in(1)
         try:
