@@ -210,13 +210,7 @@ async def _through_quart(path: RequestPath, sender: Sender, body_timeout: float)
 def _http_error(
     path: RequestPath, sender: Sender, body_timeout: float
 ) -> Callable[[HTTPException], Awaitable[Response]]:
-    codes = {
-        404: "not_found",
-        405: "method_not_allowed",
-        413: "payload_too_large",
-        408: "request_timeout",
-        400: "malformed_request",
-    }
+    codes = {413: "payload_too_large", 408: "request_timeout", 400: "malformed_request"}
 
     async def handle(error: HTTPException) -> Response:
         async def nothing() -> Any:

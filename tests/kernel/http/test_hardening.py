@@ -111,3 +111,18 @@ async def test_a_client_that_leaves_in_the_middle_disturbs_nobody(probe: Kit, po
     assert answer.startswith(b"HTTP/1.1 200 ")
     await asyncio.sleep(0.2)
     assert probe.kernel.metrics.in_flight == 0
+
+
+async def test_refused_bodies_are_counted_by_reason(probe: Kit) -> None:
+    member, path = await probe.as_user(), "/probe/echo"
+    assert (await member.post(path, {"title": "x" * 70_000})).status == 413
+    for body, kind in ((b"{", "application/json"), (b'{"a":1,"a":1}', "application/json"), (b"{}", "text/plain")):
+        await member.request("POST", path, content=body, headers={"Content-Type": kind})
+    assert (await member.post(path, {"no": "field"})).status == 422
+    text = (await probe.client.get("/metrics", root=True)).body.decode()
+    counted = {line for line in text.splitlines() if line.startswith("corral_http_body_rejected_total{")}
+    assert counted == {
+        'corral_http_body_rejected_total{reason="malformed_json"} 2',
+        'corral_http_body_rejected_total{reason="payload_too_large"} 1',
+        'corral_http_body_rejected_total{reason="unsupported_media_type"} 1',
+    }
