@@ -26,10 +26,7 @@ log = logging.getLogger("corral.http")
 
 Send = Callable[[Any], Awaitable[None]]
 
-ALWAYS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-)
+ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 JSON_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 NO_STORE, PRIVATE = (b"cache-control", b"no-store"), (b"cache-control", b"private, no-cache")
 NO_STORE_UNDER = ("/api/v1/auth/", "/api/v1/security", "/api/v1/secrets", "/api/v1/settings", "/api/v1/admin/")
@@ -159,18 +156,13 @@ def build(
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
     app.url_map.deferring = True
+    view = _view(path, sender, body_timeout)
     for endpoint in endpoints:
         for pattern in paths(endpoint.route):
             rule = pattern.replace("{", "<path:" if endpoint.route.rest else "<").replace("}", ">")
             methods = [endpoint.route.method]
             name = f"{endpoint.route.plugin}.{endpoint.route.handler.__name__}:{pattern}:{methods[0]}"
-            app.add_url_rule(
-                rule,
-                name.replace(".", "/"),
-                _view(path, sender, body_timeout),
-                provide_automatic_options=False,
-                methods=methods,
-            )
+            app.add_url_rule(rule, name.replace(".", "/"), view, provide_automatic_options=False, methods=methods)
     app.register_error_handler(HTTPException, _http_error(path, sender, body_timeout))
     app.url_map.deferring = False
 

@@ -11,6 +11,7 @@ import time
 import psutil
 import pytest
 
+from corral.schema.strict_json import parse_json
 from corral.testing.kit import Kit
 
 SHORT_TIMEOUT = pytest.mark.parametrize("probe", [{"server.body_timeout_seconds": 1}], indirect=True)
@@ -126,3 +127,20 @@ async def test_refused_bodies_are_counted_by_reason(probe: Kit) -> None:
         'corral_http_body_rejected_total{reason="payload_too_large"} 1',
         'corral_http_body_rejected_total{reason="unsupported_media_type"} 1',
     }
+
+
+async def test_t17_large_bodies_are_parsed_beside_the_loop(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(body: bytes, **options: bool) -> object:
+        time.sleep(0.3)
+        return parse_json(body, **options)
+
+    monkeypatch.setattr("corral.asgi.endpoint.parse_json", slowly)
+    body = b"{" + b",".join(b'"k%06d":1' % number for number in range(6000)) + b"}"
+    answering = asyncio.create_task(kit.client.request("POST", "/auth/login", content=body))
+    longest = 0.0
+    while not answering.done():
+        before = time.monotonic()
+        await asyncio.sleep(0.005)
+        longest = max(longest, time.monotonic() - before)
+    assert (await answering).status == 422
+    assert longest < 0.25
