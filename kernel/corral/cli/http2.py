@@ -26,17 +26,23 @@ class Http2(H2Protocol):
     async def stream_send(self, event: StreamEvent) -> None:
         await super().stream_send(event)
         if isinstance(event, StreamClosed):
-            buffer = self.stream_buffers.get(event.stream_id)
-            if buffer is not None and not buffer._complete:  # the client must not wait for the rest
-                await self._reset(event.stream_id, ErrorCodes.INTERNAL_ERROR)
-                await buffer.close()
-                self.priority.unblock(event.stream_id)
-                await self.has_data.set()  # the sending task forgets it
+            await self._part_with(event.stream_id)
 
     async def _send_data(self, stream_id: int) -> None:
         await super()._send_data(stream_id)
-        if stream_id not in self.stream_buffers:  # answered: what still comes of the request has no reader
+        if stream_id not in self.streams:
+            await self._part_with(stream_id)
+
+    async def _part_with(self, stream_id: int) -> None:
+        """Nobody serves the stream any more: what still comes of its request has no reader."""
+        buffer = self.stream_buffers.get(stream_id)
+        if buffer is None:
             await self._reset(stream_id, ErrorCodes.NO_ERROR)
+        elif not buffer._complete:  # the answer breaks off, and the client must not wait for the rest
+            await self._reset(stream_id, ErrorCodes.INTERNAL_ERROR)
+            await buffer.close()
+            self.priority.unblock(stream_id)
+            await self.has_data.set()  # the sending task forgets it
 
     async def _reset(self, stream_id: int, code: ErrorCodes) -> None:
         stream = self.connection.streams.get(stream_id)

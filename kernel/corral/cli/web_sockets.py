@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from hypercorn.protocol import h2, h11
-from hypercorn.protocol.events import Body, Data, Event, StreamClosed
+from hypercorn.protocol.events import Body, Data, EndData, Event, StreamClosed
 from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer, WSStream
 from hypercorn.typing import WebsocketAcceptEvent
 from wsproto.events import CloseConnection, Message, Ping, TextMessage
@@ -59,7 +59,7 @@ class SocketStream(WSStream):
                 await self._send_wsproto_event(event.response())
             elif isinstance(event, CloseConnection):
                 await self._send_wsproto_event(event.response())
-                await self.send(StreamClosed(stream_id=self.stream_id))
+                self.task_group.spawn(self._end)
 
     async def _take(self, event: Message[Any]) -> None:
         if self._closing:
@@ -83,6 +83,9 @@ class SocketStream(WSStream):
             async with asyncio.timeout(patience):
                 await self._over.wait()
                 return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSING_SECONDS):
+                await self.send(EndData(stream_id=self.stream_id))  # over HTTP/2 what waits is sent first
         await self.send(StreamClosed(stream_id=self.stream_id))
 
     async def _send_pings(self) -> None:

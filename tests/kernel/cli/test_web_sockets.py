@@ -12,14 +12,18 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import h2.events
 import psutil
 import pytest
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
+from tests.kernel.http.http2_peer import Peer, peer
 from websockets.asyncio.client import ClientConnection, connect
+from wsproto.connection import Connection, ConnectionType
+from wsproto.events import CloseConnection, TextMessage
 
+from corral.cli import http2, web_sockets
 from corral.cli import serve as serving
-from corral.cli import web_sockets
 from corral.cli.asgi_servers import MESSAGE_LIMIT
 
 PING = 0.4
@@ -178,3 +182,43 @@ async def test_a_peer_that_takes_nothing_is_gone(served: Served) -> None:
         async with asyncio.timeout(10):
             while is_served(deaf):  # noqa: ASYNC110  # no event tells
                 await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("by", ["client", "application", "size"])
+async def test_over_http2_the_code_of_the_close_arrives_and_other_streams_go_on(served: Served, by: str) -> None:
+    http2.install()
+    async with peer(served.port) as client:
+        streams = [client.open_socket(), client.open_socket()]
+        ours, theirs = Connection(ConnectionType.CLIENT), Connection(ConnectionType.CLIENT)
+        for stream in streams:
+            assert dict((await client.hear(stream, h2.events.ResponseReceived)).headers)[":status"] == "200"
+        said = {
+            "client": [CloseConnection(code=1000)],
+            "application": [TextMessage(data="leave")],
+            "size": [TextMessage(data="é" * 20_000, message_finished=False)] * 2,
+        }
+        for each in said[by]:
+            client.send(streams[0], ours.send(each))
+            await asyncio.sleep(0.2)  # the window opens again
+        closed = await frame(client, streams[0], ours, CloseConnection)
+        assert closed.code == {"client": 1000, "application": 4000, "size": 1009}[by]
+        if by == "size":
+            client.send(streams[0], ours.send(closed.response()))
+        await client.hear(streams[0], h2.events.StreamEnded)
+        client.send(streams[1], theirs.send(TextMessage(data="still here")))
+        assert (await frame(client, streams[1], theirs, TextMessage)).data == "10"
+
+
+async def frame(client: Peer, stream: int, socket: Connection, kind: type[Any]) -> Any:
+    """The first frame of this kind on the stream."""
+    read = 0
+    async with asyncio.timeout(5):
+        while True:
+            found = [each for each in client.events[stream] if isinstance(each, h2.events.DataReceived)]
+            for each in found[read:]:
+                socket.receive_data(each.data)
+            read = len(found)
+            for event in socket.events():
+                if isinstance(event, kind):
+                    return event
+            await asyncio.sleep(0.01)
