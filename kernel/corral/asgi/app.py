@@ -26,10 +26,7 @@ log = logging.getLogger("corral.http")
 
 Send = Callable[[Any], Awaitable[None]]
 
-ALWAYS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-)
+ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 JSON_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 NO_STORE, PRIVATE = (b"cache-control", b"no-store"), (b"cache-control", b"private, no-cache")
 NO_STORE_UNDER = ("/api/v1/auth/", "/api/v1/security", "/api/v1/secrets", "/api/v1/settings", "/api/v1/admin/")
@@ -149,14 +146,7 @@ def connection_class(path: RequestPath, sender: Sender, body_timeout: float, ser
 
 
 def build(
-    path: RequestPath,
-    endpoints: list[Any],
-    sockets: Any,
-    *,
-    body_timeout: float,
-    fast_dispatch: bool,
-    hsts: bool,
-    cors: Cors,
+    path: RequestPath, endpoints: list[Any], sockets: type, sender: Sender, *, body_timeout: float, fast_dispatch: bool
 ) -> Quart:
     """The application. Every declared route is registered with Quart as well, so `url_for` and blueprints work."""
     app = App("corral", static_folder=None)
@@ -165,20 +155,14 @@ def build(
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
-    sender = Sender(path.lasting, hsts=hsts, cors=cors)
     app.url_map.deferring = True
+    view = _view(path, sender, body_timeout)
     for endpoint in endpoints:
         for pattern in paths(endpoint.route):
             rule = pattern.replace("{", "<path:" if endpoint.route.rest else "<").replace("}", ">")
             methods = [endpoint.route.method]
             name = f"{endpoint.route.plugin}.{endpoint.route.handler.__name__}:{pattern}:{methods[0]}"
-            app.add_url_rule(
-                rule,
-                name.replace(".", "/"),
-                _view(path, sender, body_timeout),
-                provide_automatic_options=False,
-                methods=methods,
-            )
+            app.add_url_rule(rule, name.replace(".", "/"), view, provide_automatic_options=False, methods=methods)
     app.register_error_handler(HTTPException, _http_error(path, sender, body_timeout))
     app.url_map.deferring = False
 
@@ -188,8 +172,7 @@ def build(
 
     if fast_dispatch:
         app.asgi_http_class = connection_class(path, sender, body_timeout, serves)
-    if sockets is not None:
-        app.asgi_websocket_class = sockets
+    app.asgi_websocket_class = sockets
     return app
 
 
@@ -219,13 +202,7 @@ async def _through_quart(path: RequestPath, sender: Sender, body_timeout: float)
 def _http_error(
     path: RequestPath, sender: Sender, body_timeout: float
 ) -> Callable[[HTTPException], Awaitable[Response]]:
-    codes = {
-        404: "not_found",
-        405: "method_not_allowed",
-        413: "payload_too_large",
-        408: "request_timeout",
-        400: "malformed_request",
-    }
+    codes = {413: "payload_too_large", 408: "request_timeout", 400: "malformed_request"}
 
     async def handle(error: HTTPException) -> Response:
         async def nothing() -> Any:

@@ -10,7 +10,7 @@ from corral.asgi.access_log import AccessLog
 from corral.asgi.cors import Cors
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.path import RequestPath
-from corral.asgi.table import Clash, Table
+from corral.asgi.table import BASE, Clash, Table
 from corral.auth.permissions import Permissions
 from corral.container import Room
 from corral.http.client import ClientAddress, Hosts
@@ -21,6 +21,7 @@ from corral.loader import Loaded, attempt, block, fail
 from corral.openapi import ApiDocument
 from corral.plugin import Audit, LeaseCallers
 
+PREFIXES = ("", BASE)  # of sockets
 NOBODY = Room("", frozenset(), frozenset())
 
 
@@ -55,15 +56,17 @@ class Application:
         kernel.door_watchers.append(self._follow)
         for loaded in kernel.plugins:
             self._follow(loaded)
+        hsts = (config.server.public_url or "").startswith("https://")
+        sender = quart_app.Sender(self.path.lasting, hsts=hsts, cors=Cors(kernel.settings))
         self.app = quart_app.build(
-            self.path, self.endpoints, sockets.connection_class(self.path, self._sockets()),
+            self.path, self.endpoints, sockets.connection_class(self.path, self._sockets(), sender), sender,
             body_timeout=config.server.body_timeout_seconds, fast_dispatch=config.server.fast_dispatch,
-            hsts=(config.server.public_url or "").startswith("https://"), cors=Cors(kernel.settings),
         )  # fmt: skip
 
     def _sockets(self) -> dict[str, sockets.Served]:
         kernel = self.kernel
-        return {
+        down = closed.sockets(kernel.plugins)
+        return {prefix + path: sockets.Served(loaded) for loaded, path in down for prefix in PREFIXES} | {
             prefix + item.path: sockets.Served(
                 loaded,
                 kernel.guards.route(
@@ -74,7 +77,7 @@ class Application:
             )
             for loaded in kernel.active
             for item in loaded.of("corral_sockets")
-            for prefix in ("", "/api/v1")
+            for prefix in PREFIXES
         }
 
     def _add_routes(self, loaded: Loaded, table: Table) -> None:

@@ -33,6 +33,7 @@ class Call:
         "client_ip",
         "headers",
         "inside",
+        "may_have_body",
         "method",
         "path",
         "query",
@@ -58,6 +59,8 @@ class Call:
         text = given.decode("latin1") if given is not None else ""
         self.request_id = text if given is not None and _REQUEST_ID.fullmatch(text) else new_id()
         self._timeout = body_timeout
+        silent = b"1" if scope["http_version"] >= "2" else b"0"  # there nothing announces a body: its end tells
+        self.may_have_body = b"transfer-encoding" in self.headers or self.headers.get(b"content-length", silent) != b"0"
         self.unread = self.may_have_body
 
     def count(self, quota: Quota | None) -> None:
@@ -77,11 +80,6 @@ class Call:
             for name in names:
                 if sum(given == name for given, _ in headers) > 1:
                     raise Malformed(f"The header {name.decode()} comes twice; send it once.")
-
-    @property
-    def may_have_body(self) -> bool:
-        """Whether the request announces a body."""
-        return b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
 
     async def read(self, limit: int) -> bytes:
         """The whole body, counted as it comes: `payload_too_large` over `limit`, 408 for no progress, `Gone` if cut."""

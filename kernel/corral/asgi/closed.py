@@ -13,6 +13,7 @@ from corral.http.routes import Route
 from corral.loader import Loaded, built_in_paths
 
 RETRY_AFTER = 60
+SOCKET = "WS "
 
 
 class Closed:
@@ -42,13 +43,21 @@ def out_of_service(loaded: Loaded) -> Unavailable:
 def close(table: Table, plugins: Iterable[Loaded], served: Iterable[Any]) -> None:
     """Add the operations of built-in plugins of which none is served. What another plugin serves stays its own."""
     up = {endpoint.route.plugin for endpoint in served}
-    for closed in _operations([loaded for loaded in plugins if loaded.name not in up]):
-        with contextlib.suppress(Clash, ValueError):  # ValueError: another plugin names a part of the path differently
-            table.add(closed)
+    for loaded, label in _operations([loaded for loaded in plugins if loaded.name not in up]):
+        if not label.startswith(SOCKET):
+            with contextlib.suppress(Clash, ValueError):  # ValueError: another names a part of the path differently
+                table.add(Closed(loaded, label))
 
 
-def _operations(down: list[Loaded]) -> Iterator[Closed]:
+def sockets(plugins: Iterable[Loaded]) -> Iterator[tuple[Loaded, str]]:
+    """The paths of sockets of built-in plugins that did not come up."""
+    for loaded, label in _operations([loaded for loaded in plugins if not loaded.active]):
+        if label.startswith(SOCKET):
+            yield loaded, label.removeprefix(SOCKET)
+
+
+def _operations(down: list[Loaded]) -> Iterator[tuple[Loaded, str]]:
     known = built_in_paths(down)
     for loaded in down:
         for label in known.get(loaded.name, ()) if loaded.found.built_in else ():
-            yield Closed(loaded, label)
+            yield loaded, label

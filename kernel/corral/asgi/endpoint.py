@@ -29,7 +29,7 @@ from corral.schema.strict_json import parse_json
 PEOPLE = ("user", "api_key")
 MAX_PARAMETERS = 100
 LARGE_BODIES = ThreadPoolExecutor(1, "corral-bodies")  # one at a time: parsed, a body is many times its size
-INLINE_BODY = 64 * 1024  # larger ones are searched for credentials in a thread
+INLINE_BODY = 64 * 1024  # larger ones are parsed, and searched for credentials, in a thread
 INLINE_AFTER, INLINE_BELOW, INLINE_ABOVE, INLINE_PENALTY = 20, 0.005, 0.050, 1000
 
 
@@ -131,7 +131,7 @@ class Endpoint:
         machine = caller is None or caller.kind not in PEOPLE
         given = (call.header(b"content-type"), call.header(b"content-encoding"), body, machine)
         with made_by(*self._object(names, caller)) if self.route.redacted and machine else contextlib.nullcontext():
-            if self.route.redacted and len(body) > INLINE_BODY:
+            if len(body) > INLINE_BODY:
                 run = functools.partial(contextvars.copy_context().run, self._parse_body, *given)
                 return await asyncio.get_running_loop().run_in_executor(LARGE_BODIES, run)
             return self._parse_body(*given)

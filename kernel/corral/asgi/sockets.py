@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+from corral.asgi.app import Sender
+from corral.asgi.call import Call
 from corral.asgi.closed import out_of_service
-from corral.asgi.path import RequestPath
+from corral.asgi.endpoint import MAX_PARAMETERS
+from corral.asgi.path import RequestPath, problem_reply
 from corral.errors import Malformed, NotFound, Problem, Unavailable
 from corral.http.answers import Request
-from corral.ids import new_id
 from corral.loader import Loaded
 from corral.plugin import Meter
-from corral.schema.shapes import encode
 
 log = logging.getLogger("corral.http")
 
@@ -27,21 +28,20 @@ _draining: set[asyncio.Task[None]] = set()
 
 
 class Served(NamedTuple):
-    """An endpoint with its services filled in, and its plugin."""
+    """An endpoint with its services filled in, and its plugin. Of a plugin that is down the latter is enough."""
 
     loaded: Loaded
-    serve: Callable[..., Any]
+    serve: Callable[..., Any] = out_of_service
 
 
 class Connection:
     """Implements `corral.http.sockets.SocketConnection`."""
 
-    def __init__(self, scope: Any, receive: Any, send: Any, client_ip: str, meters: Iterable[Meter]) -> None:
-        self._receive, self._send, self._extensions = receive, send, scope.get("extensions") or {}
-        self._meters = meters
-        headers = {name.decode("latin1"): value.decode("latin1") for name, value in scope["headers"]}
-        self.request = Request("GET", scope["path"], client_ip, new_id(), headers)
-        self.query = dict(parse_qsl(scope["query_string"].decode("latin1"), max_num_fields=20))
+    def __init__(self, call: Call, send: Any, sender: Sender, meters: Iterable[Meter]) -> None:
+        self._call, self._send, self._sender, self._meters = call, send, sender, meters
+        headers = {name.decode("latin1"): value.decode("latin1") for name, value in call.scope["headers"]}
+        self.request = Request("GET", call.path, call.client_ip, call.request_id, headers)
+        self.query: dict[str, str] = {}
         self._open, self._gone = False, False
 
     def count_anonymous(self) -> None:
@@ -53,16 +53,16 @@ class Connection:
         self._open = True
 
     async def refuse(self, problem: Problem) -> None:
-        if "websocket.http.response" not in self._extensions:
+        if "websocket.http.response" not in (self._call.scope.get("extensions") or {}):
             await self._send({"type": "websocket.close", "code": 1008})
             return
-        body = encode(problem.document(self.request.path, self.request.request_id))
-        headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
-        await self._send({"type": "websocket.http.response.start", "status": problem.status, "headers": headers})
-        await self._send({"type": "websocket.http.response.body", "body": body})
+        reply = problem_reply(problem, self._call)
+        headers = self._sender.headers(reply, self._call)
+        await self._send({"type": "websocket.http.response.start", "status": reply.status, "headers": headers})
+        await self._send({"type": "websocket.http.response.body", "body": reply.body})
 
     async def receive(self) -> str | bytes | None:
-        message = await self._receive()
+        message = await self._call.receive()
         if message["type"] != "websocket.receive":
             self._open, self._gone = False, True
             return None
@@ -91,7 +91,7 @@ class Connection:
         _keep(asyncio.get_running_loop().create_task(self.close(REFUSED, problem.code)))
 
 
-def connection_class(path: RequestPath, served: Mapping[str, Served]) -> type:
+def connection_class(path: RequestPath, served: Mapping[str, Served], sender: Sender) -> type:
     """The class Quart makes for each handshake; `served` maps paths to endpoints with their services filled in."""
 
     class SocketASGI:
@@ -100,35 +100,37 @@ def connection_class(path: RequestPath, served: Mapping[str, Served]) -> type:
 
         async def __call__(self, receive: Any, send: Any) -> None:
             await receive()  # websocket.connect
-            scope = self.scope
-            peer = scope.get("client") or ("",)
-            headers = dict(scope["headers"])
-            forwarded = headers.get(b"x-forwarded-for")
-            client_ip = path.client(peer[0], forwarded.decode("latin1") if forwarded is not None else None)
-            connection = Connection(scope, receive, send, client_ip, path.callers.meters)
+            call = Call({**self.scope, "method": "GET"}, receive, 0.0)
+            peer = call.scope.get("client") or ("",)
+            call.client_ip = path.client(peer[0], call.header(b"x-forwarded-for"))
+            connection = Connection(call, send, sender, path.callers.meters)
             try:
-                found = _admit(path, served, connection, headers.get(b"host"))
+                found = _admit(path, served, connection, call)
             except Problem as problem:
+                problem.detail = path.redactor.redact(problem.detail)
                 await connection.refuse(problem)
             else:
-                with path.lasting.hold(client_ip, scope["path"], connection.cut):
+                with path.lasting.hold(call.client_ip, call.path, connection.cut):
                     await _serve(found, connection, path.record)
 
     return SocketASGI
 
 
-def _admit(path: RequestPath, served: Mapping[str, Served], connection: Connection, host: bytes | None) -> Served:
+def _admit(path: RequestPath, served: Mapping[str, Served], connection: Connection, call: Call) -> Served:
     """The endpoint of a handshake, after the checks that every request meets; raises the problem that refuses it."""
-    url_path, client_ip = connection.request.path, connection.request.client_ip
-    found = served.get(url_path.rstrip("/"))
+    found = served.get(call.path.rstrip("/"))
     if found is None:
         raise NotFound("No socket is served here.")
     if path.draining:
         raise Unavailable("The server is shutting down.", code="shutting_down")
-    if not path.hosts(host):
+    if not path.hosts(call.headers.get(b"host")):
         raise Malformed("The Host header names another host.", code="invalid_host")
     for gate in path.gates:
-        gate.check(client_ip, "GET", url_path)
+        gate.check(call.client_ip, "GET", call.path)
+    try:
+        connection.query |= parse_qsl(call.query.decode("latin1"), max_num_fields=MAX_PARAMETERS)
+    except ValueError:
+        raise Malformed(f"The query string has more than {MAX_PARAMETERS} parameters.") from None
     if SIGN_IN.isdisjoint({*connection.query, *connection.request.headers}):
         connection.count_anonymous()
     if not found.loaded.serves:

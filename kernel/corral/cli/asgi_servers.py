@@ -16,9 +16,7 @@ from corral.config import Config
 DRAIN_SECONDS = 25.0
 HEADER_LIMIT = 16 * 1024
 MESSAGE_LIMIT = 64 * 1024
-PING_SECONDS = (
-    5.0  # Hypercorn keeps the task of a closed socket until its next ping: a long interval delays the shutdown
-)
+PING_SECONDS = 20.0
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -44,6 +42,8 @@ async def _serve_hypercorn(config: Config, app: Any, accepting: int, stopping: a
     from hypercorn.asyncio import serve as hypercorn_serve
     from hypercorn.config import Config as HypercornConfig
 
+    from corral.cli import http2, web_sockets
+
     class Settings(HypercornConfig):
         made = (0, [(b"date", b"")])
 
@@ -55,6 +55,8 @@ async def _serve_hypercorn(config: Config, app: Any, accepting: int, stopping: a
             return self.made[1]
 
     idle_timer.install()
+    http2.install()
+    web_sockets.install()
     settings = Settings()
     settings.bind = [f"fd://{accepting}"]
     settings.accesslog = None
@@ -74,8 +76,8 @@ async def _serve_uvicorn(config: Config, app: Any, accepting: int, stopping: asy
 
     settings = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, lifespan="off", ws="wsproto", proxy_headers=False,
-        ws_max_size=MESSAGE_LIMIT, ws_ping_interval=20.0, timeout_graceful_shutdown=int(DRAIN_SECONDS),
-        h11_max_incomplete_event_size=HEADER_LIMIT,
+        ws_max_size=MESSAGE_LIMIT, ws_per_message_deflate=False, ws_ping_interval=PING_SECONDS,
+        timeout_graceful_shutdown=int(DRAIN_SECONDS), h11_max_incomplete_event_size=HEADER_LIMIT,
         ssl_certfile=config.server.certfile, ssl_keyfile=config.server.keyfile,
     )  # fmt: skip
     server = uvicorn.Server(settings)

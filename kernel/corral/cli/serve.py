@@ -31,6 +31,7 @@ log = logging.getLogger("corral.serve")
 
 SAFE_MODE = "CORRAL_SAFE_MODE"
 WORKER_SECONDS = 12.0
+UNREAD_SECONDS = 60  # a peer that takes nothing for so long is gone
 CLOSING_SECONDS = 0.5  # busy connections end with their next answer, before the idle ones are closed
 
 
@@ -164,6 +165,8 @@ def listen(bind: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections have it from here
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1000)
     try:
         listener.bind((host, port))
     except OSError as error:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 BUCKETS = (0.0025, 0.005, 0.01, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
 # There may be more routes than series: those that are asked first have their own, the others share one.
 MOST_COUNTED, MOST_TIMED, OTHER = 700, 80, "other"
+# Refusals of a body as such, whatever its fields.
+OF_BODIES = ("payload_too_large", "request_timeout", "unsupported_media_type", "malformed_json", "malformed_multipart")
 
 
 class RequestMetrics:

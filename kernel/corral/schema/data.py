@@ -128,10 +128,17 @@ def _validator_class(strict_integers: bool) -> Any:
         if len({json.dumps(item, sort_keys=True) for item in items}) < len(items):
             yield jsonschema.ValidationError("not unique")
 
+    def additional(validator: Any, wanted: Any, value: Any, schema: Any) -> Iterator[Any]:  # the original quotes all
+        if wanted is not False:
+            yield from base.VALIDATORS["additionalProperties"](validator, wanted, value, schema)
+        elif isinstance(value, dict) and next(_unknown(value, schema), None) is not None:
+            yield jsonschema.ValidationError("not known")
+
+    own = {"additionalProperties": additional}
     if not strict_integers:
-        return jsonschema.validators.extend(base, {"$ref": ref, "uniqueItems": unique})
+        return jsonschema.validators.extend(base, own | {"$ref": ref, "uniqueItems": unique})
     whole = base.TYPE_CHECKER.redefine("integer", lambda _, value: isinstance(value, int) and value is not bool(value))
-    return jsonschema.validators.extend(base, type_checker=whole)
+    return jsonschema.validators.extend(base, own, type_checker=whole)
 
 
 def validator_of(schema: Any, *, strict_integers: bool) -> Any:
@@ -183,14 +190,17 @@ def _faults(error: Any, prefix: str) -> Iterator[Fault]:
     elif keyword == "additionalProperties":
         names = schema.get("properties", {})
         detail = f"no such field; known: {_listed(list(names))}" if names else "no such field; none is taken here"
-        patterns = schema.get("patternProperties", ())
-        for name in value:
-            if name not in names and not any(re.search(each, name) for each in patterns):
-                yield Fault(here + pointer_of([name]), "unknown_field", detail)
+        for name in _unknown(value, schema):
+            yield Fault(here + pointer_of([name]), "unknown_field", detail)
     elif keyword in ("anyOf", "oneOf"):
         yield from _alternative_faults(error, here, prefix)
     else:
         yield Fault(here, *_code_and_words(keyword, wanted))
+
+
+def _unknown(value: dict[str, Any], schema: Any) -> Iterator[str]:
+    names, patterns = schema.get("properties", {}), schema.get("patternProperties", ())
+    return (name for name in value if name not in names and not any(re.search(each, name) for each in patterns))
 
 
 def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:

@@ -21,6 +21,9 @@ def render() -> str:
         for endpoint in application.endpoints:
             if endpoint.route.plugin != "core":  # without it nothing is served
                 found.setdefault(endpoint.route.plugin, []).append(endpoint.label)
+        for loaded in application.kernel.active:
+            for item in loaded.of("corral_sockets"):
+                found.setdefault(loaded.name, []).append(f"WS {item.path}")
     return json.dumps({name: sorted(found[name], key=_by_path) for name in sorted(found)}, indent=2) + "\n"
 
 

@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from corral.auth.credentials import read_credential
 from corral.auth.principal import Principal
 from corral.database.engine import Work
-from corral.errors import Gone, Invalid, Unauthorized
+from corral.errors import Forbidden, Gone, Invalid, Unauthorized
 from corral.events import log as event_log
 from corral.http.answers import Request, Stream
 from corral.http.routes import Routes
@@ -47,8 +47,7 @@ async def stream_events(
     if len(patterns) > MAX_SUBSCRIPTIONS:
         raise Invalid.at("/query/types", "too_long", f"At most {MAX_SUBSCRIPTIONS} names.")
     for pattern in patterns:
-        if not hub.knows(pattern):
-            raise Invalid.at("/query/types", "not_in_enum", f"No event is named {pattern}.", problem="unknown_event")
+        _check(hub, caller, pattern)
     if cursor is not None:
         place = _cursor(cursor, pointer)
         await work(lambda: _check_kept(place), read=True)
@@ -62,6 +61,15 @@ async def stream_events(
     viewer = await rights.by_credential(credential, request.client_ip)
     stream = EventStream(hub, replays, viewer, patterns, cursor)
     return Stream(stream, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+
+def _check(hub: Hub, caller: Principal, pattern: str) -> None:
+    try:
+        hub.check(caller, pattern)
+    except Refusal as refusal:
+        if refusal.code == "forbidden":
+            raise Forbidden(refusal.detail) from None
+        raise Invalid.at("/query/types", "not_in_enum", refusal.detail, problem="unknown_event") from None
 
 
 def _cursor(text: str, pointer: str) -> str:

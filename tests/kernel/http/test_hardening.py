@@ -11,6 +11,7 @@ import time
 import psutil
 import pytest
 
+from corral.schema.strict_json import parse_json
 from corral.testing.kit import Kit
 
 SHORT_TIMEOUT = pytest.mark.parametrize("probe", [{"server.body_timeout_seconds": 1}], indirect=True)
@@ -111,3 +112,35 @@ async def test_a_client_that_leaves_in_the_middle_disturbs_nobody(probe: Kit, po
     assert answer.startswith(b"HTTP/1.1 200 ")
     await asyncio.sleep(0.2)
     assert probe.kernel.metrics.in_flight == 0
+
+
+async def test_refused_bodies_are_counted_by_reason(probe: Kit) -> None:
+    member, path = await probe.as_user(), "/probe/echo"
+    assert (await member.post(path, {"title": "x" * 70_000})).status == 413
+    for body, kind in ((b"{", "application/json"), (b'{"a":1,"a":1}', "application/json"), (b"{}", "text/plain")):
+        await member.request("POST", path, content=body, headers={"Content-Type": kind})
+    assert (await member.post(path, {"no": "field"})).status == 422
+    text = (await probe.client.get("/metrics", root=True)).body.decode()
+    counted = {line for line in text.splitlines() if line.startswith("corral_http_body_rejected_total{")}
+    assert counted == {
+        'corral_http_body_rejected_total{reason="malformed_json"} 2',
+        'corral_http_body_rejected_total{reason="payload_too_large"} 1',
+        'corral_http_body_rejected_total{reason="unsupported_media_type"} 1',
+    }
+
+
+async def test_t17_large_bodies_are_parsed_beside_the_loop(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(body: bytes, **options: bool) -> object:
+        time.sleep(0.3)
+        return parse_json(body, **options)
+
+    monkeypatch.setattr("corral.asgi.endpoint.parse_json", slowly)
+    body = b"{" + b",".join(b'"k%06d":1' % number for number in range(6000)) + b"}"
+    answering = asyncio.create_task(kit.client.request("POST", "/auth/login", content=body))
+    longest = 0.0
+    while not answering.done():
+        before = time.monotonic()
+        await asyncio.sleep(0.005)
+        longest = max(longest, time.monotonic() - before)
+    assert (await answering).status == 422
+    assert longest < 0.25

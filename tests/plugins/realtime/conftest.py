@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Literal
 
+import httpx2
 import msgspec
 import pytest
-from hypercorn.asyncio import serve
-from hypercorn.config import Config
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from corral.auth.principal import ANY_CALLER, Principal
-from corral.cli.asgi_servers import MESSAGE_LIMIT
+from corral.cli.asgi_servers import _serve_hypercorn
 from corral.cli.serve import listen
 from corral.events.event import Event, emit
 from corral.events.log import EventRow, last_seq
@@ -120,17 +120,14 @@ def _last() -> int:
 async def serving(kit: Kit) -> AsyncIterator[int]:
     """Serve on a free port; the port."""
     listener, stopping = listen("127.0.0.1:0"), asyncio.Event()
-    settings = Config()
-    settings.bind = [f"fd://{listener.fileno()}"]
-    settings.accesslog = settings.errorlog = None
-    settings.websocket_max_message_size = MESSAGE_LIMIT
-    settings.graceful_timeout = 3.0
-    server = asyncio.create_task(serve(kit.application.app, settings, shutdown_trigger=stopping.wait))  # type: ignore[arg-type]  # wait() returns True
+    config, app, accepting = kit.kernel.config, kit.application.app, os.dup(listener.fileno())
+    server = asyncio.create_task(_serve_hypercorn(config, app, accepting, stopping))
     try:
         yield listener.getsockname()[1]
     finally:
         stopping.set()
         await server
+        listener.close()
 
 
 @pytest.fixture
@@ -182,8 +179,53 @@ class Ear:
 
 
 @contextlib.asynccontextmanager
-async def ear(port: int, who: Client | None, query: str = "", **options: Any) -> AsyncIterator[Ear]:
+async def ear(port: int, who: Client | None, query: str = "", path: str = "/ws", **options: Any) -> AsyncIterator[Ear]:
     """A socket, signed in by `?token=` unless the query says something else."""
     query = query or (f"?token={who.token}" if who is not None else "")
-    async with connect(f"ws://127.0.0.1:{port}/ws{query}", proxy=None, compression=None, **options) as socket:
+    async with connect(f"ws://127.0.0.1:{port}{path}{query}", proxy=None, compression=None, **options) as socket:
         yield Ear(socket)
+
+
+class Sse:
+    """The events of a stream: `(id, name, data)`."""
+
+    def __init__(self, answer: httpx2.Response) -> None:
+        self._lines = answer.aiter_lines().__aiter__()
+        self.comments = 0
+
+    async def begin(self) -> None:
+        async with asyncio.timeout(5):
+            assert await anext(self._lines) == "retry: 2000"
+            assert await anext(self._lines) == ""
+
+    async def event(self, seconds: float = 5.0) -> tuple[str | None, str, Any]:
+        async with asyncio.timeout(seconds):
+            return await anext(self)
+
+    def __aiter__(self) -> Sse:
+        return self
+
+    async def __anext__(self) -> tuple[str | None, str, Any]:
+        found: dict[str, str] = {}
+        async for line in self._lines:
+            if line.startswith(":"):
+                self.comments += 1
+            elif line:
+                name, _, text = line.partition(": ")
+                found[name] = text
+            elif "event" in found:
+                return found.get("id"), found["event"], json.loads(found["data"])
+        raise StopAsyncIteration
+
+
+@contextlib.asynccontextmanager
+async def sse(port: int, who: Client, query: str = "", last: str | None = None) -> AsyncIterator[Sse]:
+    headers = {"Authorization": f"Bearer {who.token}", **({"Last-Event-ID": last} if last else {})}
+    url = f"http://127.0.0.1:{port}/api/v1/events/stream?{query}"
+    async with (
+        httpx2.AsyncClient(trust_env=False, timeout=20) as http,
+        http.stream("GET", url, headers=headers) as answer,
+    ):
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "text/event-stream"
+        yield Sse(answer)

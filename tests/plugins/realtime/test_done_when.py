@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import jsonschema
 import msgspec
-from tests.plugins.realtime.conftest import Ear, EmitterPlugin, ear, hub_of, serving, settle
+from tests.plugins.realtime.conftest import Ear, EmitterPlugin, ear, hub_of, serving, settle, sse
 from websockets.exceptions import ConnectionClosed
 
 from corral.testing.kit import Client, Kit, make_kernel
@@ -263,51 +261,6 @@ def value(info: Any) -> Any:
         return "2026-01-31T12:00:00.000Z" if dated else value(info.type)
     simple = {"StrType": "text", "IntType": 1, "FloatType": 1.0, "BoolType": True, "NoneType": None, "AnyType": {}}
     return simple.get(name, {} if name == "DictType" else [])
-
-
-class Sse:
-    """The events of a stream: `(id, name, data)`."""
-
-    def __init__(self, answer: httpx2.Response) -> None:
-        self._lines = answer.aiter_lines().__aiter__()
-        self.comments = 0
-
-    async def begin(self) -> None:
-        async with asyncio.timeout(5):
-            assert await anext(self._lines) == "retry: 2000"
-            assert await anext(self._lines) == ""
-
-    async def event(self, seconds: float = 5.0) -> tuple[str | None, str, Any]:
-        async with asyncio.timeout(seconds):
-            return await anext(self)
-
-    def __aiter__(self) -> Sse:
-        return self
-
-    async def __anext__(self) -> tuple[str | None, str, Any]:
-        found: dict[str, str] = {}
-        async for line in self._lines:
-            if line.startswith(":"):
-                self.comments += 1
-            elif line:
-                name, _, text = line.partition(": ")
-                found[name] = text
-            elif "event" in found:
-                return found.get("id"), found["event"], json.loads(found["data"])
-        raise StopAsyncIteration
-
-
-@contextlib.asynccontextmanager
-async def sse(port: int, who: Client, query: str = "", last: str | None = None) -> AsyncIterator[Sse]:
-    headers = {"Authorization": f"Bearer {who.token}", **({"Last-Event-ID": last} if last else {})}
-    url = f"http://127.0.0.1:{port}/api/v1/events/stream?{query}"
-    async with (
-        httpx2.AsyncClient(trust_env=False, timeout=20) as http,
-        http.stream("GET", url, headers=headers) as answer,
-    ):
-        assert answer.status_code == 200
-        assert answer.headers["content-type"] == "text/event-stream"
-        yield Sse(answer)
 
 
 async def test_streams_follow_the_same_rules(kit: Kit, port: int, monkeypatch: Any) -> None:

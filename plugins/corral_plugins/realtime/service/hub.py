@@ -8,6 +8,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from corral.auth.principal import Principal
 from corral.database.model import ADMIN
 from corral.errors import Problem, TooMany, Unavailable
 from corral.events.feed import Feed
@@ -118,7 +119,7 @@ class Hub:
 
     def subscribe(self, viewer: Viewer, event: str, wanted: frozenset[tuple[str, str]] = frozenset()) -> Subscription:
         """From now on the viewer gets these events; asked twice it is the same subscription. Raises `Refusal`."""
-        self._check(viewer, event)
+        self.check(viewer.principal, event)
         key: Key = (event, wanted)
         known = viewer.subscriptions.get(key)
         if known is not None:
@@ -135,16 +136,11 @@ class Hub:
             viewer.subscriptions.pop(key).live = False
         self._drop(viewer, event)
 
-    def knows(self, event: str) -> bool:
-        """Whether some event has this name or matches this pattern."""
-        return self._types.knows(event)
-
-    def _check(self, viewer: Viewer, event: str) -> None:
-        if not self.knows(event):
+    def check(self, caller: Principal, event: str) -> None:
+        """Raise `Refusal` when no event has this name or matches this pattern, or the caller may see none that does."""
+        if not self._types.knows(event):
             raise Refusal("unknown_event", f"No event is named {event}; GET /api/v1/events/types lists them.")
-        if not viewer.principal.is_admin and any(
-            kind.event == event and kind.visibility == ADMIN for kind in self._types.all()
-        ):
+        if not caller.is_admin and any(kind.event == event and kind.visibility == ADMIN for kind in self._types.all()):
             raise Refusal("forbidden", f"Only admins see {event}.")
 
     def _drop(self, viewer: Viewer, event: str) -> None:

@@ -175,7 +175,7 @@ class Sockets:
             while (message := await connection.receive()) is not None:
                 if viewer.ended:
                     continue
-                if len(message) > MESSAGE_LIMIT:
+                if len(message.encode() if isinstance(message, str) else message) > MESSAGE_LIMIT:
                     viewer.end(TOO_BIG, "a message has at most 64 KiB", keep=True)
                 elif not allowance.take():
                     self._slow_down(viewer, allowance)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from corral.errors import TooMany
 from corral_plugins.realtime.service.hub import Hub
 from corral_plugins.realtime.service.messages import Close, Refusal
@@ -53,6 +55,9 @@ class EventStream:
 
     def _begin(self) -> bytes:
         self._begun = True
+        sending = asyncio.current_task()
+        assert sending is not None
+        self._viewer.abort = sending.cancel
         try:
             self._hub.join(self._viewer)
             made = [self._hub.subscribe(self._viewer, pattern) for pattern in self._patterns]

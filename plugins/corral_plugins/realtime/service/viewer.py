@@ -12,7 +12,7 @@ from corral.events.log import Record
 from corral_plugins.realtime.service.messages import INVALID, TOO_SLOW, Close, Item, Notice, Refusal
 
 FRESH_SECONDS = 1.0
-ENDING_SECONDS = 10.0
+ENDING_SECONDS, CUT_SECONDS = 10.0, 1.0
 MAX_ERRORS = 10
 
 Key = tuple[str, frozenset[tuple[str, str]]]
@@ -71,7 +71,7 @@ class Viewer:
         self.ended = self.left = self.revoked = False
         self.warned_of: float | None = None
         self.on_end: Callable[[Viewer], None] = lambda viewer: None
-        self.abort: Callable[[], None] = lambda: None
+        self.abort: Callable[[], object] = lambda: None  # ends whatever waits for the client to read
         self._errors = 0
         self._backlog: deque[Item | Notice] = deque()
         self._replay: Replay | None = None
@@ -133,7 +133,8 @@ class Viewer:
         if last is not None:
             self.queue.append(last)
         self.queue.append(Close(code, reason))
-        self._timer = asyncio.get_running_loop().call_later(ENDING_SECONDS, self.abort)
+        patience = CUT_SECONDS if self.revoked else ENDING_SECONDS
+        self._timer = asyncio.get_running_loop().call_later(patience, self.abort)
         self.wake()
 
     def cut(self, code: int, reason: str) -> None:

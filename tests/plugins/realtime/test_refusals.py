@@ -1,0 +1,71 @@
+"""Sockets and streams that are refused before they begin."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.plugins.realtime.conftest import ear, serving, sse
+from websockets.exceptions import InvalidStatus
+from websockets.http11 import Response
+
+from corral.plugin import hookimpl
+from corral.testing.kit import Client, Kit
+from corral_plugins.realtime.plugin import RealtimePlugin
+
+
+async def refusal(port: int, who: Client, query: str = "", path: str = "/ws", **headers: str) -> Response:
+    """The answer to a handshake that is refused."""
+    with pytest.raises(InvalidStatus) as refused:
+        async with ear(port, who, query, path, additional_headers=headers):
+            pass
+    return refused.value.response
+
+
+async def test_refusals_are_answers_like_all_others(kit: Kit, port: int) -> None:
+    member = await kit.as_user()
+    many = "&".join(f"p{number}=1" for number in range(101))
+    answer = await refusal(port, member, f"?token={member.token}&{many}", **{"X-Request-ID": "mine"})
+    assert answer.status_code == 400
+    assert answer.headers["x-request-id"] == "mine"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    assert json.loads(answer.body)["code"] == "malformed_request"
+    foreign = await refusal(port, member, Origin="https://evil.example")
+    assert json.loads(foreign.body)["request_id"] == foreign.headers["x-request-id"]
+    async with ear(port, member, f"?token={member.token}&{many.rpartition('&p99=')[0]}") as one:
+        assert (await one.ask("ping"))["type"] == "pong"
+
+
+@pytest.mark.parametrize("how", ["disabled", "failed"])
+async def test_without_the_plugin_its_socket_is_503(
+    make_kit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    def broken(self: RealtimePlugin) -> None:
+        raise RuntimeError("no hub")
+
+    if how == "failed":
+        monkeypatch.setattr(RealtimePlugin, "corral_services", hookimpl(broken))
+    kit: Kit = await make_kit(config={"plugins.disabled": ["realtime"] if how == "disabled" else []})
+    member = await kit.as_user()
+    async with serving(kit) as port:
+        for path in ("/ws", "/api/v1/ws", "/api/v1/ws/"):
+            answer = await refusal(port, member, f"?token={member.token}", path=path)
+            assert (answer.status_code, json.loads(answer.body)["code"]) == (503, f"plugin_{how}")
+            assert int(answer.headers["retry-after"]) > 0
+        assert (await refusal(port, member, path="/api/v1/no-socket")).status_code == 404
+    assert (await member.get("/events/stream")).code == f"plugin_{how}"
+    assert (await member.get("/ws")).status == 404  # to a request that opens no socket
+
+
+async def test_a_stream_of_what_only_admins_see_is_refused(kit: Kit, port: int) -> None:
+    member, admin = await kit.as_user(), await kit.as_user("admin")
+    for types in ("emitter.guarded", "emitter.happened,emitter.guarded", "system.alert"):
+        answer = await member.get(f"/events/stream?types={types}")
+        assert (answer.status, answer.code) == (403, "forbidden")
+    async with sse(port, admin, "types=emitter.guarded") as stream:
+        await stream.begin()
+        await admin.post("/emitter", {"first": 5, "kind": "guarded"})
+        assert (await stream.event())[2]["data"]["number"] == 5
