@@ -15,7 +15,7 @@ from corral.auth.models import UserRow, claim
 from corral.auth.passwords import Passwords
 from corral.auth.permissions import Permissions
 from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
-from corral.core.account_rows import shown, taken, unique, view, write
+from corral.core.account_rows import held, shown, taken, unique, view, write
 from corral.core.api import AccountDetails, NewUser, UserPatch, UserQuery, UserView
 from corral.core.events import UserCreated, UserDeactivated, UserPurged, UserReactivated, UserUpdated
 from corral.core.invitations import InvitationsService
@@ -111,9 +111,10 @@ class AccountsService:
             raise NotFound()
         return row
 
-    def row_of(self, email: str) -> UserRow | None:
-        """The row of an address in whatever spelling."""
-        row: UserRow | None = UserRow.get_or_none(UserRow.email_key == normalise(email))
+    def row_of(self, email: str, *, hold: bool = False) -> UserRow | None:
+        """The row of an address in whatever spelling. `hold`: nobody else changes it until this unit ends."""
+        query: Any = UserRow.select().where(UserRow.email_key == normalise(email))
+        row: UserRow | None = (held(query) if hold else query).first()
         return row
 
     def get_many(self, user_ids: Iterable[str]) -> dict[str, UserView]:

@@ -85,7 +85,8 @@ class SignIn:
             right = await self._passwords.verify(password, known, pointer=pointer)
 
             def unit() -> T | Problem:
-                now = self._accounts.row_of(email) if right else row  # it may have changed while it was verified
+                # it may have changed while it was verified; from here on a change waits, and ends what this unit opens
+                now = self._accounts.row_of(email, hold=True) if right else row
                 if not right or now is None or not now.is_active or now.password_hash != known:
                     return self.refuse(key, email, None if row is None else row.id, action=action, detail=WRONG)
                 if user_id not in (None, now.id):
