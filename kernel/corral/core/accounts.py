@@ -21,7 +21,7 @@ from corral.core.events import UserCreated, UserDeactivated, UserPurged, UserRea
 from corral.core.invitations import InvitationsService
 from corral.core.links import EMAIL_LINKS, PASSWORD_LINKS, Links
 from corral.core.mail import MailService
-from corral.core.mfa import forget_second_factor
+from corral.core.mfa import SecondFactor, forget_second_factor
 from corral.core.password_life import PasswordLife
 from corral.core.policy import PasswordPolicy
 from corral.core.sessions import Sessions
@@ -44,11 +44,11 @@ class AccountsService:
 
     def __init__(
         self, passwords: Passwords, policy: PasswordPolicy, permissions: Permissions, sessions: Sessions,
-        credentials: Credentials, links: Links, mail: MailService, life: PasswordLife,
+        credentials: Credentials, links: Links, mail: MailService, life: PasswordLife, second: SecondFactor,
     ) -> None:  # fmt: skip
         self._passwords, self._policy, self._permissions = passwords, policy, permissions
         self._sessions, self._credentials = sessions, credentials
-        self._links, self._mail, self._life = links, mail, life
+        self._links, self._mail, self._life, self._second = links, mail, life, second
 
     async def hash_password(
         self, password: str, *, email: str, full_name: str, pointer: str = "/password", user_id: str | None = None
@@ -131,6 +131,10 @@ class AccountsService:
     def find(self, email: str) -> UserView | None:
         row = self.row_of(email)
         return None if row is None else view(row)
+
+    def limit(self, user: UserView) -> str | None:
+        done = {"must_change_password": user.must_change_password, "mfa_enabled": user.mfa_enabled}
+        return self._second.limit(user.role, **done)
 
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
         rows: Any = UserRow.select().where(UserRow.purged_at.is_null())

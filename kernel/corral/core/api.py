@@ -104,6 +104,13 @@ class Accounts(Protocol):
         """The account of an address, in whatever spelling."""
         ...
 
+    def limit(self, user: UserView) -> str | None:
+        """What this person must do first: the `limited` of every principal with this person's rights (None: nothing).
+
+        A key or token of theirs is no way round a password that must be changed or a second factor that is required.
+        """
+        ...
+
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
         """Accounts, newest first, without purged ones. The route decides who may ask."""
         ...
