@@ -16,7 +16,7 @@ from corral.auth.passwords import Passwords
 from corral.auth.permissions import Permissions
 from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
 from corral.core.account_rows import held, shown, taken, unique, view, write
-from corral.core.api import AccountDetails, NewUser, UserPatch, UserQuery, UserView
+from corral.core.api import AccountDetails, KeysOfPeople, NewUser, UserPatch, UserQuery, UserView
 from corral.core.events import UserCreated, UserDeactivated, UserPurged, UserReactivated, UserUpdated
 from corral.core.invitations import InvitationsService
 from corral.core.links import EMAIL_LINKS, PASSWORD_LINKS, Links
@@ -41,6 +41,7 @@ class AccountsService:
     """Implements `corral.core.api.Accounts`."""
 
     audit: Audit | None = None
+    keys: KeysOfPeople | None = None
 
     def __init__(
         self, passwords: Passwords, policy: PasswordPolicy, permissions: Permissions, sessions: Sessions,
@@ -184,8 +185,9 @@ class AccountsService:
         ).where((UserRow.id == row.id) & old).execute()  # fmt: skip
         if not changed:
             raise Conflict("The password was changed meanwhile; sign in with the new one.", current_status="changed")
-        event = UserUpdated(user_id=row.id, changed=["password"], revoke_api_keys=revoke_api_keys)
-        emit(event, object=("user", row.id), owner=row.id)
+        if revoke_api_keys and self.keys is not None:
+            self.keys.revoke_all(row.id)
+        emit(UserUpdated(user_id=row.id, changed=["password"]), object=("user", row.id), owner=row.id)
         self._life.remember(row.id, known)
         self._mail.notify(row.email, "password_changed")
         self._record("auth.password.change", row.id, {}, {"password": SECRET_CHANGE})

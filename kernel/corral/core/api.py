@@ -105,10 +105,7 @@ class Accounts(Protocol):
         ...
 
     def limit(self, user: UserView) -> str | None:
-        """What this person must do first: the `limited` of every principal with this person's rights (None: nothing).
-
-        A key or token of theirs is no way round a password that must be changed or a second factor that is required.
-        """
+        """What this person must do first: `limited` of every principal that has this person's rights. None: nothing."""
         ...
 
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
@@ -163,12 +160,12 @@ class Mail(Protocol):
         """Send a test mail now; `invalid_state` without a mail service. For async handlers, outside a unit."""
         ...
 
-    async def probe(self) -> str | None:
-        """Connect to the mail server and sign in, without sending; what is wrong, or None."""
-        ...
 
-    def waiting(self) -> int:
-        """How many mails wait because the server did not take them; joins the unit."""
+class KeysOfPeople(Protocol):
+    """API keys, as far as a change of an account ends them; provided by the plugin `security`."""
+
+    def revoke_all(self, user_id: str) -> int:
+        """End every key of a user; how many. Joins the unit."""
         ...
 
 
