@@ -175,7 +175,10 @@ class AccountsService:
         return self.get(user_id)
 
     def replace_password(self, row: UserRow, password_hash: str, *, must_change: bool, revoke_api_keys: bool) -> None:
-        """Write a new hash, if nobody else changed the password meanwhile; sessions are the caller's business."""
+        """Write a new hash, if nobody else changed the password meanwhile; every link that waits ends.
+
+        Sessions are the caller's business.
+        """
         now = clock.now()
         known = row.password_hash
         old = UserRow.password_hash.is_null() if known is None else UserRow.password_hash == known
@@ -189,16 +192,20 @@ class AccountsService:
             self.keys.revoke_all(row.id)
         emit(UserUpdated(user_id=row.id, changed=["password"]), object=("user", row.id), owner=row.id)
         self._life.remember(row.id, known)
+        self._links.end(row.id, (*PASSWORD_LINKS, *EMAIL_LINKS))
         self._mail.notify(row.email, "password_changed")
         self._record("auth.password.change", row.id, {}, {"password": SECRET_CHANGE})
         self._reread(row.id)
 
     def drop_password(self, user_id: str) -> UserRow:
-        """The password does not count any more, and all sessions end; a link leads to a new one."""
-        gone = (UserRow.id == user_id) & UserRow.purged_at.is_null()
-        dropped = UserRow.update(password_hash=None, updated_at=clock.now(), version=UserRow.version + 1).where(gone)
-        if not dropped.execute():
+        """The password does not count any more, and all sessions and links end; a new link leads to a new one."""
+        row: UserRow | None = held(UserRow.select().where(UserRow.id == user_id)).first()
+        if row is None or row.purged_at is not None:
             raise NotFound()
+        dropped = UserRow.update(password_hash=None, updated_at=clock.now(), version=UserRow.version + 1)
+        dropped.where(UserRow.id == user_id).execute()
+        self._life.remember(user_id, row.password_hash)
+        self._links.end(user_id, (*PASSWORD_LINKS, *EMAIL_LINKS))
         self.end_sessions(user_id, "password_changed")
         self._record("auth.password.reset", user_id, {})
         return self.row(user_id)

@@ -10,32 +10,35 @@ from typing import Any
 import pytest
 
 from corral.core.api import Accounts, PasswordLinks, UserPatch
+from corral.core.links import CHANGE_EMAIL
+from corral.core.models import LinkRow
+from corral.core.profile import Profile
 from corral.core.sign_in import SignIn
-from corral.testing.kit import Answer, Kit
+from corral.testing.kit import PASSWORD, Answer, Kit
 
 LONG_ENOUGH = 0.7  # for a change that waits for nobody
 
 
 class Meeting:
-    """Holds the sign-in between its look at the password and its new session, until the change is done or waits."""
+    """Holds whom the password let in before they do what they came for, until the change is done or waits."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun, self._changed, real = threading.Event(), threading.Event(), SignIn.enter
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, where: type[Any] = SignIn, step: str = "enter") -> None:
+        self.begun, self._changed, real = threading.Event(), threading.Event(), getattr(where, step)
 
-        def slow(sign_in: SignIn, *given: Any) -> Any:
+        def slow(*given: Any) -> Any:
             self.begun.set()
             self._changed.wait(LONG_ENOUGH)
-            return real(sign_in, *given)
+            return real(*given)
 
-        monkeypatch.setattr(SignIn, "enter", slow)
+        monkeypatch.setattr(where, step, slow)
 
-    async def of(self, sign_in: Awaitable[Answer], change: Callable[[], Any], kit: Kit) -> Answer:
-        """Let both happen at once: what the sign-in answers."""
-        signing_in = asyncio.ensure_future(sign_in)
+    async def of(self, request: Awaitable[Answer], change: Callable[[], Any], kit: Kit) -> Answer:
+        """Let both happen at once: what the request is answered."""
+        requested = asyncio.ensure_future(request)
         assert await asyncio.to_thread(self.begun.wait, 10)
         await kit.kernel.database.work(change)
         self._changed.set()
-        return await signing_in
+        return await requested
 
 
 def _changes(kit: Kit, user_id: str) -> dict[str, Callable[[], Any]]:
@@ -82,3 +85,16 @@ async def test_no_challenge_of_a_sign_in_outlives_what_it_proved(
         assert challenged.code == "token_expired"
     else:
         assert answer.code == "invalid_credentials"
+
+
+async def test_no_move_to_another_address_outlives_what_it_proved(
+    make_kit: Callable[..., Awaitable[Kit]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verifying = {"settings.mail.host": "mail.example.org", "settings.security.email_verification": True}
+    kit = await make_kit(plugins=[], config=verifying)
+    client = await kit.as_user(email="ann@example.org")
+    meeting = Meeting(monkeypatch, Profile, "_ask")
+    moving = client.put("/auth/me", {"email": "thief@example.org", "current_password": PASSWORD})
+    await meeting.of(moving, _changes(kit, client.user["id"])["reset"], kit)
+    live = (LinkRow.kind == CHANGE_EMAIL) & LinkRow.used_at.is_null()
+    assert not await kit.kernel.database.work(LinkRow.select().where(live).exists, read=True)
