@@ -15,13 +15,13 @@ from corral.auth.models import UserRow, claim
 from corral.auth.passwords import Passwords
 from corral.auth.permissions import Permissions
 from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
-from corral.core.account_rows import shown, taken, unique, view, write
-from corral.core.api import AccountDetails, NewUser, UserPatch, UserQuery, UserView
+from corral.core.account_rows import held, shown, taken, unique, view, write
+from corral.core.api import AccountDetails, KeysOfPeople, NewUser, UserPatch, UserQuery, UserView
 from corral.core.events import UserCreated, UserDeactivated, UserPurged, UserReactivated, UserUpdated
 from corral.core.invitations import InvitationsService
 from corral.core.links import EMAIL_LINKS, PASSWORD_LINKS, Links
 from corral.core.mail import MailService
-from corral.core.mfa import forget_second_factor
+from corral.core.mfa import SecondFactor, forget_second_factor
 from corral.core.password_life import PasswordLife
 from corral.core.policy import PasswordPolicy
 from corral.core.sessions import Sessions
@@ -41,14 +41,15 @@ class AccountsService:
     """Implements `corral.core.api.Accounts`."""
 
     audit: Audit | None = None
+    keys: KeysOfPeople | None = None
 
     def __init__(
         self, passwords: Passwords, policy: PasswordPolicy, permissions: Permissions, sessions: Sessions,
-        credentials: Credentials, links: Links, mail: MailService, life: PasswordLife,
+        credentials: Credentials, links: Links, mail: MailService, life: PasswordLife, second: SecondFactor,
     ) -> None:  # fmt: skip
         self._passwords, self._policy, self._permissions = passwords, policy, permissions
         self._sessions, self._credentials = sessions, credentials
-        self._links, self._mail, self._life = links, mail, life
+        self._links, self._mail, self._life, self._second = links, mail, life, second
 
     async def hash_password(
         self, password: str, *, email: str, full_name: str, pointer: str = "/password", user_id: str | None = None
@@ -111,9 +112,10 @@ class AccountsService:
             raise NotFound()
         return row
 
-    def row_of(self, email: str) -> UserRow | None:
-        """The row of an address in whatever spelling."""
-        row: UserRow | None = UserRow.get_or_none(UserRow.email_key == normalise(email))
+    def row_of(self, email: str, *, hold: bool = False) -> UserRow | None:
+        """The row of an address in whatever spelling. `hold`: nobody else changes it until this unit ends."""
+        query: Any = UserRow.select().where(UserRow.email_key == normalise(email))
+        row: UserRow | None = (held(query) if hold else query).first()
         return row
 
     def get_many(self, user_ids: Iterable[str]) -> dict[str, UserView]:
@@ -130,6 +132,10 @@ class AccountsService:
     def find(self, email: str) -> UserView | None:
         row = self.row_of(email)
         return None if row is None else view(row)
+
+    def limit(self, user: UserView) -> str | None:
+        done = {"must_change_password": user.must_change_password, "mfa_enabled": user.mfa_enabled}
+        return self._second.limit(user.role, **done)
 
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
         rows: Any = UserRow.select().where(UserRow.purged_at.is_null())
@@ -169,7 +175,10 @@ class AccountsService:
         return self.get(user_id)
 
     def replace_password(self, row: UserRow, password_hash: str, *, must_change: bool, revoke_api_keys: bool) -> None:
-        """Write a new hash, if nobody else changed the password meanwhile; sessions are the caller's business."""
+        """Write a new hash, if nobody else changed the password meanwhile; every link that waits ends.
+
+        Sessions are the caller's business.
+        """
         now = clock.now()
         known = row.password_hash
         old = UserRow.password_hash.is_null() if known is None else UserRow.password_hash == known
@@ -179,19 +188,24 @@ class AccountsService:
         ).where((UserRow.id == row.id) & old).execute()  # fmt: skip
         if not changed:
             raise Conflict("The password was changed meanwhile; sign in with the new one.", current_status="changed")
-        event = UserUpdated(user_id=row.id, changed=["password"], revoke_api_keys=revoke_api_keys)
-        emit(event, object=("user", row.id), owner=row.id)
+        if revoke_api_keys and self.keys is not None:
+            self.keys.revoke_all(row.id)
+        emit(UserUpdated(user_id=row.id, changed=["password"]), object=("user", row.id), owner=row.id)
         self._life.remember(row.id, known)
+        self._links.end(row.id, (*PASSWORD_LINKS, *EMAIL_LINKS))
         self._mail.notify(row.email, "password_changed")
         self._record("auth.password.change", row.id, {}, {"password": SECRET_CHANGE})
         self._reread(row.id)
 
     def drop_password(self, user_id: str) -> UserRow:
-        """The password does not count any more, and all sessions end; a link leads to a new one."""
-        gone = (UserRow.id == user_id) & UserRow.purged_at.is_null()
-        dropped = UserRow.update(password_hash=None, updated_at=clock.now(), version=UserRow.version + 1).where(gone)
-        if not dropped.execute():
+        """The password does not count any more, and all sessions and links end; a new link leads to a new one."""
+        row: UserRow | None = held(UserRow.select().where(UserRow.id == user_id)).first()
+        if row is None or row.purged_at is not None:
             raise NotFound()
+        dropped = UserRow.update(password_hash=None, updated_at=clock.now(), version=UserRow.version + 1)
+        dropped.where(UserRow.id == user_id).execute()
+        self._life.remember(user_id, row.password_hash)
+        self._links.end(user_id, (*PASSWORD_LINKS, *EMAIL_LINKS))
         self.end_sessions(user_id, "password_changed")
         self._record("auth.password.reset", user_id, {})
         return self.row(user_id)

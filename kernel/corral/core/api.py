@@ -104,6 +104,10 @@ class Accounts(Protocol):
         """The account of an address, in whatever spelling."""
         ...
 
+    def limit(self, user: UserView) -> str | None:
+        """What this person must do first: `limited` of every principal that has this person's rights. None: nothing."""
+        ...
+
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
         """Accounts, newest first, without purged ones. The route decides who may ask."""
         ...
@@ -156,12 +160,12 @@ class Mail(Protocol):
         """Send a test mail now; `invalid_state` without a mail service. For async handlers, outside a unit."""
         ...
 
-    async def probe(self) -> str | None:
-        """Connect to the mail server and sign in, without sending; what is wrong, or None."""
-        ...
 
-    def waiting(self) -> int:
-        """How many mails wait because the server did not take them; joins the unit."""
+class KeysOfPeople(Protocol):
+    """API keys, as far as a change of an account ends them; provided by the plugin `security`."""
+
+    def revoke_all(self, user_id: str) -> int:
+        """End every key of a user; how many. Joins the unit."""
         ...
 
 

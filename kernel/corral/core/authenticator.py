@@ -45,9 +45,7 @@ class SessionPrincipals:
         if row is None or not self._goes_on(*row[:4]) or not row[6]:
             raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
         reauth_until, role, _, must_change, mfa_enabled = row[4:]
-        limited = "password_change_required" if must_change else None
-        if not mfa_enabled and self._second.is_required(role):
-            limited = limited or "mfa_required"
+        limited = self._second.limit(role, must_change_password=must_change, mfa_enabled=mfa_enabled)
         return Principal(
             kind="user", id=user_id, user_id=user_id, role=role, permissions=self._permissions.of(role),
             session_id=session_id, expires_at=expires_at, limited=limited,

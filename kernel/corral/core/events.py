@@ -20,14 +20,13 @@ class UserCreated(Event, kw_only=True):
 
 
 class UserUpdated(Event, kw_only=True):
-    """An account was changed. `revoke_api_keys`: its password was, and its keys shall not outlive it."""
+    """An account was changed."""
 
     event = "user.updated"
     visibility = PRIVATE_AND_ADMIN
 
     user_id: str
     changed: list[str]
-    revoke_api_keys: bool = False
 
 
 class UserLocked(Event, kw_only=True):

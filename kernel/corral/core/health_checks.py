@@ -11,7 +11,7 @@ import peewee
 
 from corral import clock
 from corral.config import Config
-from corral.core.api import Mail
+from corral.core.mail import MailService
 from corral.database.engine import Database
 from corral.database.leases import acquire
 from corral.database.unit import current
@@ -37,7 +37,7 @@ class KernelChecks:
 
     def __init__(
         self, config: Config, database: Database, blobs: BlobStore, registry: PluginRegistry,
-        contributions: Contributions, mail: Mail,
+        contributions: Contributions, mail: MailService,
     ) -> None:  # fmt: skip
         self._config, self._database, self._blobs, self._registry = config, database, blobs, registry
         self._contributions, self._mail = contributions, mail

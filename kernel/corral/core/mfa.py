@@ -127,6 +127,12 @@ class SecondFactor:
         """Whether the policy asks people of this role for a second factor."""
         return self._settings.get(REQUIRE_MFA) and role in self._settings.get(REQUIRE_MFA_ROLES)
 
+    def limit(self, role: str, *, must_change_password: bool, mfa_enabled: bool) -> str | None:
+        """What a person must do before anything else, as the problem code that almost every route answers."""
+        if must_change_password:
+            return "password_change_required"
+        return "mfa_required" if not mfa_enabled and self.is_required(role) else None
+
     def refuse_if_required(self, role: str) -> None:
         """Raise `Forbidden` where the policy wants the second factor to stay on."""
         if self.is_required(role):

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.auth.addresses import check_address, normalise
+from corral.auth.models import UserRow
 from corral.core.accounts import AccountsService
 from corral.core.api import Address, FullName, Password, UserPatch, UserView
 from corral.core.declarations import EMAIL_VERIFICATION
@@ -55,10 +56,6 @@ class Profile:
         _check(patch)
         user = await self._work(lambda: self._accounts.get(user_id), read=True)
         moves = isinstance(patch.email, str) and normalise(patch.email) != normalise(user.email)
-        if moves:
-            if not isinstance(patch.current_password, str):
-                raise Forbidden("Send current_password to change the address.", code="reauth_required")
-            await self._sign_in.check(user.email, patch.current_password, entry, pointer="/current_password")
         to = patch.email if moves and self._settings.get(EMAIL_VERIFICATION) else UNSET
         changes = UserPatch(
             full_name=patch.full_name, timezone=patch.timezone, locale=patch.locale, preferences=patch.preferences,
@@ -70,7 +67,16 @@ class Profile:
                 self._ask(user_id, to)
             return self._accounts.update(user_id, changes, if_match=if_match, verified=False)
 
-        return await self._work(unit, entry=entry)
+        def proved(row: UserRow, key: str) -> UserView:
+            self._sign_in.settle(key, row)
+            return unit()
+
+        if not moves:
+            return await self._work(unit, entry=entry)
+        password, pointer = patch.current_password, "/current_password"
+        if not isinstance(password, str):
+            raise Forbidden("Send current_password to change the address.", code="reauth_required")
+        return await self._sign_in.prove(user.email, password, entry, proved, pointer=pointer, user_id=user_id)
 
     def _ask(self, user_id: str, email: str) -> None:
         """The new address takes effect once it is verified; it may be taken meanwhile."""

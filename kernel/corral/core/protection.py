@@ -17,7 +17,7 @@ from corral.core.sessions import Sessions
 from corral.core.sign_in import ASK_AGAIN, Proof, SignIn, told
 from corral.database.engine import Work
 from corral.database.unit import Entry
-from corral.errors import Conflict, Forbidden, Problem, Unauthorized
+from corral.errors import Conflict, Forbidden, Problem
 from corral.plugin import Settings
 
 T = TypeVar("T")
@@ -46,13 +46,20 @@ class Protection:
 
     async def activate(self, caller: Principal, code: str, entry: Entry) -> list[str]:
         """Switch it on with its first code: the recovery codes."""
-        session_id = caller.session_id or ""
-        codes = await self._work(
-            lambda: self._second.activate(self._accounts.row(_person(caller)), session_id, code), entry=entry
-        )
-        if codes is None:
-            raise Unauthorized("The code is wrong; look at the clock of the device.", code="invalid_credentials")
-        return codes
+        user, session_id = await self._user(caller), caller.session_id or ""
+
+        def unit(key: str) -> list[str] | Problem:
+            row = self._accounts.row(user.id)
+            codes = self._second.activate(row, session_id, code)
+            if codes is None:
+                detail = "The code is wrong; look at the clock of the device."
+                return self._sign_in.refuse(key, row.email, row.id, action=ASK_AGAIN, detail=detail)
+            self._lockout.give_back(key)  # whoever set it up knows its codes: that forgets no wrong password
+            return codes
+
+        async with self._sign_in.attempt(user.email, entry, action=ASK_AGAIN) as key:
+            settled = await self._work(lambda: unit(key), entry=entry)
+        return told(settled)
 
     async def disable(self, caller: Principal, password: str, proof: Proof, entry: Entry) -> UserView:
         """Switch it off, where the policy allows that."""
@@ -87,7 +94,7 @@ class Protection:
 
         if password is not None:
             return await self._sign_in.prove(user.email, password, entry, with_password, user_id=user.id)
-        async with self._lockout.turn(user.email, entry) as key:
+        async with self._sign_in.attempt(user.email, entry, action=ASK_AGAIN) as key:
             settled = await self._work(lambda: with_code(key), entry=entry)
         return told(settled)
 

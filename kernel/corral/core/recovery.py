@@ -43,7 +43,6 @@ class Recovery:
             if not row.is_active:
                 raise self._links.over()
             self._accounts.recover(row, hashed, proves=link.email)
-            self._links.end(row.id, PASSWORD_LINKS)
             self._lockout.unlock(row.email, row.id)
             return self._sign_in.enter(self._accounts.row(row.id), device)
 
@@ -66,7 +65,6 @@ class PasswordLinksService:
 
     def reset(self, user_id: str) -> str:
         row = self._accounts.drop_password(user_id)
-        self._links.end(row.id, PASSWORD_LINKS)
         url = self._links.issue(RESET, row.id)
         self._mail.send_link(row.email, RESET, row.id)
         return url
@@ -76,7 +74,7 @@ def forgot_password(email: str, accounts: AccountsService, mail: MailService) ->
     """Mail the link, if the address has an account that somebody may get into."""
     row = accounts.row_of(email)
     if row is not None and row.is_active:
-        mail.send_link(row.email, RESET if row.password_hash else SET_PASSWORD, row.id)
+        mail.send_link(row.email, RESET, row.id)
 
 
 JOBS = (Job(FORGOT, forgot_password),)

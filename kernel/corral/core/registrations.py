@@ -5,11 +5,12 @@ from __future__ import annotations
 import msgspec
 
 from corral.auth.addresses import normalise
+from corral.auth.models import UserRow
 from corral.core.accounts import AccountsService
 from corral.core.api import NewUser, UserView
 from corral.core.declarations import DEFAULT_ROLE, EMAIL_VERIFICATION, REGISTRATION
 from corral.core.invitations import InvitationsService
-from corral.core.links import EMAIL_LINKS, VERIFY, Links
+from corral.core.links import EMAIL_LINKS, RESET, VERIFY, Links
 from corral.core.mail import MailService
 from corral.database.engine import Work
 from corral.database.unit import Entry
@@ -58,14 +59,20 @@ class Registrations:
         return None
 
     def _tell_owner(self, email: str) -> None:
-        """The address has an account: its holder hears of it, and nobody else."""
-        row = self._accounts.row_of(email)
+        """The address has an account: its holder hears of it, and nobody else.
+
+        Where nobody has proved that it is theirs or was ever signed in, nobody knows whose password it has either: none
+        counts any more, and who reads the mail chooses another one.
+        """
+        row = self._accounts.row_of(email, hold=True)
         if row is None:
             return
-        if row.is_active and not row.email_verified:
-            self._mail.send_link(row.email, VERIFY, row.id)
-        else:
+        if not row.is_active or row.email_verified:
             self._mail.notify(row.email, "address_taken")
+            return
+        if row.password_hash is not None and row.last_login_at is None:
+            row = self._accounts.drop_password(row.id)
+        _send_proof(row, self._mail)
 
     async def _invited(self, new: NewUser, password: str, token: str, entry: Entry) -> UserView:
         """The invitation says the role, and proves the address."""
@@ -101,7 +108,12 @@ def resend_verification(email: str, accounts: AccountsService, mail: MailService
     """The link again, for an account that waits for it."""
     row = accounts.row_of(email)
     if row is not None and row.is_active and not row.email_verified:
-        mail.send_link(row.email, VERIFY, row.id)
+        _send_proof(row, mail)
+
+
+def _send_proof(row: UserRow, mail: MailService) -> None:
+    """A link that proves the address; where there is no password, the one to a new password does."""
+    mail.send_link(row.email, VERIFY if row.password_hash is not None else RESET, row.id)
 
 
 JOBS = (Job(RESEND, resend_verification),)

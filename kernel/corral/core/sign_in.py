@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -19,6 +19,7 @@ from corral.core.lockout import Lockout
 from corral.core.mfa import SecondFactor
 from corral.core.password_life import PasswordLife
 from corral.core.sessions import Device, Reuse, Sessions, Tokens
+from corral.crypto import Keyring
 from corral.database.engine import Work
 from corral.database.unit import Entry, after_commit
 from corral.errors import Forbidden, Problem, TooMany, Unauthorized, Unavailable
@@ -61,14 +62,28 @@ class SignIn:
 
     def __init__(
         self, work: Work, passwords: Passwords, accounts: AccountsService, sessions: Sessions, lockout: Lockout,
-        second: SecondFactor, life: PasswordLife, settings: Settings,
+        second: SecondFactor, life: PasswordLife, settings: Settings, keyring: Keyring,
     ) -> None:  # fmt: skip
         self._work, self._passwords, self._life, self._settings = work, passwords, life, settings
+        self._keyring = keyring
         self._accounts, self._sessions, self._lockout, self._second = accounts, sessions, lockout, second
         self.attempts: Counter[tuple[str, ...]] = Counter({(result,): 0 for result in RESULTS})
         self.refreshes: Counter[tuple[str, ...]] = Counter()
 
     # -- proving who one is
+
+    @contextlib.asynccontextmanager
+    async def attempt(self, email: str, entry: Entry, *, action: str) -> AsyncIterator[str]:
+        """`Lockout.turn`, with what it refuses because of a lock on record."""
+        try:
+            async with self._lockout.turn(email, entry) as key:
+                yield key
+        except TooMany as problem:
+            if problem.code == "account_locked":
+                self.attempts[("locked",)] += action == SIGN_IN
+                with contextlib.suppress(Unavailable):  # it is refused all the same; the log tells of itself
+                    await self._work(lambda: self._locked_out(email, action), entry=entry)
+            raise
 
     async def prove(
         self, email: str, password: str, entry: Entry, then: Callable[[UserRow, str], T | Problem], *,
@@ -79,13 +94,14 @@ class SignIn:
 
         Wrong address, wrong password, deactivated account: they take the same time and give `invalid_credentials`.
         """
-        async with self._lockout.turn(email, entry) as key:
+        async with self.attempt(email, entry, action=action) as key:
             row = await self._work(lambda: self._accounts.row_of(email), read=True)
             known = row.password_hash if row is not None and row.is_active else None
             right = await self._passwords.verify(password, known, pointer=pointer)
 
             def unit() -> T | Problem:
-                now = self._accounts.row_of(email) if right else row  # it may have changed while it was verified
+                # it may have changed while it was verified; from here on a change waits, and ends what this unit opens
+                now = self._accounts.row_of(email, hold=True) if right else row
                 if not right or now is None or not now.is_active or now.password_hash != known:
                     return self.refuse(key, email, None if row is None else row.id, action=action, detail=WRONG)
                 if user_id not in (None, now.id):
@@ -118,12 +134,7 @@ class SignIn:
     ) -> Problem:
         """Count a wrong password or code; the problem to return from the unit."""
         self._lockout.fail(key, user_id)
-        if self.audit is not None:
-            failure = AuditEntry(
-                action=action, object_type="user", object_id=user_id, outcome="failed", code="invalid_credentials",
-                details={"email": normalise(email)[:254]},
-            )  # fmt: skip
-            self.audit.record(failure)
+        self._record(action, email, user_id, "failed", "invalid_credentials")
         self._count("failed")
         return Unauthorized(detail, code="invalid_credentials")
 
@@ -154,14 +165,11 @@ class SignIn:
             else:
                 self.settle(key, row)
             if self._settings.get(EMAIL_VERIFICATION) and not row.email_verified:
+                self._record(SIGN_IN, row.email, row.id, "denied", "email_unverified")
                 return Forbidden("Open the link in the mail that was sent to this address.", code="email_unverified")
             return self._open(row, device, mfa=True) if given else self.enter(row, device)
 
-        try:
-            entered: SignedIn | Pending = await self.prove(email, password, entry, then, action=SIGN_IN)
-        except TooMany as problem:
-            self.attempts[("locked",)] += problem.code == "account_locked"
-            raise
+        entered: SignedIn | Pending = await self.prove(email, password, entry, then, action=SIGN_IN)
         await self._rehash(proved[0], password, entry)
         return entered
 
@@ -190,12 +198,8 @@ class SignIn:
             self._lockout.clear(key, row.id)
             return self._open(row, device, mfa=True)
 
-        try:
-            async with self._lockout.turn(user.email, entry) as key:
-                settled = await self._work(lambda: unit(key), entry=entry)
-        except TooMany as problem:
-            self.attempts[("locked",)] += problem.code == "account_locked"
-            raise
+        async with self.attempt(user.email, entry, action=SIGN_IN) as key:
+            settled = await self._work(lambda: unit(key), entry=entry)
         return told(settled)
 
     async def refresh(self, token: str, device: Device, entry: Entry) -> SignedIn:
@@ -258,6 +262,26 @@ class SignIn:
         with contextlib.suppress(Unavailable):
             fresh = await self._passwords.hash(password)
             await self._work(lambda: self._accounts.rehash(row, fresh), entry=entry)
+
+    def _locked_out(self, email: str, action: str) -> None:
+        row = self._accounts.row_of(email)
+        self._record(action, email, None if row is None else row.id, "denied", "account_locked")
+
+    def _record(
+        self, action: str, email: str, user_id: str | None, outcome: Literal["denied", "failed"], code: str
+    ) -> None:
+        """Of an address that nobody has only a digest under a key is kept: it tells addresses apart, and no more.
+
+        What is typed there may be a password, and the log is for ever.
+        """
+        if self.audit is None:
+            return
+        digest = self._keyring.mac("audit.address", normalise(email).encode())[:8].hex()
+        entry = AuditEntry(
+            action=action, object_type="user", object_id=user_id, outcome=outcome, code=code,
+            details={"address": digest} if user_id is None else {},
+        )  # fmt: skip
+        self.audit.record(entry)
 
     def _count(self, result: str) -> None:
         after_commit(lambda: self.attempts.update([(result,)]))

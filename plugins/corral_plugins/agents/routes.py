@@ -171,17 +171,21 @@ def list_agent_tokens(id: str, query: AgentTokenQuery, tokens: AgentTokens, call
 
 
 @routes.post(
-    "/{id}/tokens", needs="agents.write", status=201, raises=("not_found", "forbidden", "quota_exceeded"), no_store=True
-)
+    "/{id}/tokens", needs="agents.write", own_session=True, status=201, no_store=True,
+    raises=("not_found", "forbidden", "quota_exceeded"),
+)  # fmt: skip
 def create_agent_token(
     id: str, body: NewAgentToken, tokens: AgentTokens, caller: Principal
 ) -> Answer[IssuedAgentToken]:
-    """Make a standing token for an agent that lives outside Corral's workers; it is shown this once."""
+    """Make a standing token for an agent that lives outside Corral's workers; it is shown this once.
+
+    It may do what its scopes name, an agent may do, and its maker may do at the time. An API key cannot make one.
+    """
     issued = tokens.create(id, body, by=caller)
     return Answer(body=issued, headers={"Location": f"/api/v1/agents/{id}/tokens/{issued.id}"})
 
 
-@routes.delete("/{id}/tokens/{token_id}", needs="agents.write", raises=("not_found", "forbidden"))
+@routes.delete("/{id}/tokens/{token_id}", needs="agents.write", own_session=True, raises=("not_found", "forbidden"))
 def end_agent_token(id: str, token_id: str, tokens: AgentTokens, caller: Principal) -> None:
     """End a standing token at once."""
     tokens.end(id, token_id, by=caller)

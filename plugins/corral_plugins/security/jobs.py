@@ -55,12 +55,9 @@ def _prune() -> int:
 
 
 def follow_people(event: Record, keys: ApiKeys) -> None:
-    """Keys do not outlive the password, where its holder wants it so, nor the person."""
-    if event.type == "user.purged":
-        keys.delete_of(event.object_id)
-    elif event.payload().get("revoke_api_keys"):
-        keys.revoke_all(event.object_id)
+    """Nothing is kept of a purged person's keys; while deactivated they are refused at each request."""
+    keys.delete_of(event.object_id)
 
 
 SCHEDULES = (Schedule("security.expire", DAY, expire),)
-SUBSCRIBERS = (Subscriber("security.people", ("user.updated", "user.purged"), follow_people),)
+SUBSCRIBERS = (Subscriber("security.people", ("user.purged",), follow_people),)

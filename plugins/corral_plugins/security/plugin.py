@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import Authenticator, Permission
-from corral.core.api import SharedBuckets
+from corral.core.api import KeysOfPeople, SharedBuckets
 from corral.database.model import Model
 from corral.events.consumers import Subscriber
 from corral.events.event import Event
@@ -81,6 +81,7 @@ class SecurityPlugin(Plugin):
             Provide(KeyFigures, lambda: self._figures),
             Provide(RateLimits, lambda: self._limits),
             Provide(KeyCounts, _key_counts),
+            Provide(KeysOfPeople, _keys_of_people),
             *(Provide(part, part) for part in (IpRules, GateKeeper, KeyUses, ApiKeys, Policy)),
         ]
 
@@ -144,4 +145,8 @@ def _counted(counter: Mapping[str, int]) -> dict[tuple[str, ...], float]:
 
 
 def _key_counts(keys: ApiKeys) -> KeyCounts:
+    return keys
+
+
+def _keys_of_people(keys: ApiKeys) -> KeysOfPeople:
     return keys

@@ -71,9 +71,54 @@ async def test_a_token_that_comes_back_is_written_down(kit: Kit, door: Any) -> N
     assert [(row["outcome"], row["code"]) for row in found] == [("failed", "token_reuse")]
 
 
-async def test_an_unknown_address_is_written_down_by_its_normal_form(kit: Kit, door: Any) -> None:
+async def test_an_unknown_address_is_told_apart_from_others_and_not_written_down(kit: Kit, door: Any) -> None:
     auditor = await kit.as_user("auditor")
-    await door.login("  NOBODY@example.org", WRONG)
+    typed = ("  NOBODY@example.org", "nobody@EXAMPLE.org", "a password in the wrong field")
+    for text in typed:
+        await door.login(text, WRONG)
+    rows = (await _rows(auditor))[-3:]
+    assert {(row["outcome"], row["object"]["id"]) for row in rows} == {("failed", None)}
+    first, same, other = [row["details"]["address"] for row in rows]
+    assert first == same != other
+    assert not any(text.strip().lower() in str(rows).lower() for text in typed)
+
+
+async def test_of_a_known_address_the_account_is_written_down_alone(kit: Kit, door: Any) -> None:
+    auditor, ann = await kit.as_user("auditor"), await kit.as_user(email="ann@example.org")
+    await door.login("ANN@example.org", WRONG)
     row = (await _rows(auditor))[-1]
-    assert (row["outcome"], row["object"]["id"]) == ("failed", None)
-    assert "nobody@example.org" in str(row)
+    assert (row["outcome"], row["object"]["id"], row["details"]) == ("failed", ann.user["id"], {})
+
+
+async def test_sign_ins_of_a_locked_address_are_written_down_once_a_minute(kit: Kit, door: Any) -> None:
+    auditor, ann = await kit.as_user("auditor"), await kit.as_user(email="ann@example.org")
+    for email in ("ann@example.org", "nobody@example.org"):
+        for _ in range(5):
+            assert (await door.login(email, WRONG)).code == "invalid_credentials"
+        for _ in range(4):
+            assert (await door.login(email, PASSWORD)).code == "account_locked"
+    await ann.post("/auth/reauth", {"password": PASSWORD})
+    denied = [row for row in await _rows(auditor) if row["outcome"] == "denied"]
+    assert {row["code"] for row in denied} == {"account_locked"}
+    assert [(row["action"], row["actor"]["id"], row["object"]["id"]) for row in denied] == [
+        ("auth.session.create", None, ann.user["id"]),
+        ("auth.session.create", None, None),
+        ("auth.user.verify", ann.user["id"], ann.user["id"]),
+    ]
+    assert "nobody@example.org" not in str(denied)
+
+
+async def test_a_right_password_of_an_address_that_is_not_verified_is_written_down(
+    make_kit: MakeKit, open_door: Any
+) -> None:
+    verifying = {"settings.mail.host": "mail.example.org", "settings.security.email_verification": True}
+    kit = await make_kit(plugins=["audit"], config=verifying)
+    auditor = await kit.as_user("auditor")
+    new = {"email": "ann@example.org", "password": PASSWORD, "full_name": "Ann"}
+    assert (await kit.client.post("/auth/register", new)).status == 202
+    for _ in range(3):
+        assert (await open_door(kit).login("ann@example.org")).code == "email_unverified"
+    rows = [row for row in await _rows(auditor) if row["action"] == "auth.session.create"]
+    assert [(row["outcome"], row["code"]) for row in rows if row["outcome"] != "success"] == [
+        ("denied", "email_unverified")
+    ]

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from tests.kernel.auth.authenticator import AuthenticatorApp
 
 from corral import clock
 from corral.auth import passwords as passwords_module
@@ -208,6 +209,28 @@ async def test_every_check_of_a_password_counts(kit: Kit, door: Any) -> None:
     assert attempts == {"ann@example.org": 4}
     assert (await client.post("/auth/reauth", {"password": WRONG})).status == 401
     assert (await client.post("/auth/reauth", {"password": PASSWORD})).code == "account_locked"
+
+
+async def test_wrong_activation_codes_count(kit: Kit, door: Any) -> None:
+    client = await kit.as_user(email="ann@example.org")
+    app = AuthenticatorApp((await client.post("/auth/mfa/setup")).json()["secret"])
+    answers = [await client.post("/auth/mfa/verify", {"code": app.wrong()}) for _ in range(7)]
+    assert [answer.code for answer in answers] == ["invalid_credentials"] * 5 + ["account_locked"] * 2
+    assert (await client.post("/auth/mfa/verify", {"code": app.code()})).code == "account_locked"
+    assert (await door.login("ann@example.org")).code == "account_locked"
+    clock.travel(901)
+    client = await kit.sign_in("ann@example.org")
+    app = AuthenticatorApp((await client.post("/auth/mfa/setup")).json()["secret"])
+    assert (await client.post("/auth/mfa/verify", {"code": app.code()})).status == 200
+
+
+async def test_an_activation_forgets_no_failure(kit: Kit, door: Any) -> None:
+    client = await kit.as_user(email="ann@example.org")
+    await _fail(door, "ann@example.org", 4)
+    app = AuthenticatorApp((await client.post("/auth/mfa/setup")).json()["secret"])
+    assert (await client.post("/auth/mfa/verify", {"code": app.code()})).status == 200
+    assert (await door.login("ann@example.org", WRONG)).code == "invalid_credentials"
+    assert (await door.login("ann@example.org")).code == "account_locked"
 
 
 async def test_addresses_that_nobody_tries_are_forgotten(kit: Kit, door: Any) -> None:

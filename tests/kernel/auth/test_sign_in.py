@@ -186,7 +186,7 @@ async def test_changing_the_password_ends_all_other_sessions(kit: Kit) -> None:
     assert (await _login(kit, here.user["email"])).status == 401
     assert (await _login(kit, here.user["email"], OTHER)).status == 200
     updated = [each for each in await kit.events() if each.type == "user.updated"]
-    assert updated[-1].payload() == {"user_id": here.user["id"], "changed": ["password"], "revoke_api_keys": True}
+    assert updated[-1].payload() == {"user_id": here.user["id"], "changed": ["password"]}
 
 
 async def test_the_profile(kit: Kit) -> None:

@@ -80,6 +80,31 @@ async def test_links_end_after_half_an_hour(mailing: Kit, mail_server: MailServe
     assert (await reset(mailing, mail_server.box.token("ada@example.org"))).code == "link_expired"
 
 
+async def test_a_link_for_whom_an_admin_took_the_password_ends_as_early(mailing: Kit, mail_server: MailServer) -> None:
+    admin, ada = await mailing.as_user("admin"), await mailing.as_user("member", "ada@example.org")
+    await admin.post(f"/admin/users/{ada.user['id']}/reset-password")
+    await forgot(mailing, "ada@example.org")
+    clock.travel(30 * 60 + 1)
+    assert (await reset(mailing, mail_server.box.token("ada@example.org"))).code == "link_expired"
+
+
+async def test_a_password_that_an_admin_took_is_a_former_one(make_kit: Callable[..., Any]) -> None:
+    kit: Kit = await make_kit(plugins=("admin",), config={"settings.password.history": 5})
+    admin, ada = await kit.as_user("admin"), await kit.as_user("member", "ada@example.org")
+    url = (await admin.post(f"/admin/users/{ada.user['id']}/reset-password")).json()["reset_url"]
+    again = await reset(kit, token_of(url), PASSWORD)
+    assert (again.status, again.code) == (422, "weak_password")
+    assert (await reset(kit, token_of(url))).status == 200
+
+
+async def test_a_change_of_the_password_ends_links_to_another_one(mailing: Kit, mail_server: MailServer) -> None:
+    ada = await mailing.as_user("member", "ada@example.org")
+    await forgot(mailing, "ada@example.org")
+    changed = await ada.post("/auth/change-password", {"current_password": PASSWORD, "new_password": NEW})
+    assert changed.status == 200, changed
+    assert (await reset(mailing, mail_server.box.token("ada@example.org"))).code == "link_expired"
+
+
 async def test_the_time_of_a_link_begins_when_its_mail_leaves(mailing: Kit, mail_server: MailServer) -> None:
     await mailing.as_user("member", "ada@example.org")
     mail_server.stop()

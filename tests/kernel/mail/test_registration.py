@@ -62,12 +62,49 @@ async def test_a_taken_address_answers_as_a_new_one_and_its_owner_hears(proving:
     await proving.sign_in("admin@example.org")
 
 
-async def test_registering_again_sends_the_link_again(proving: Kit, mail_server: MailServer) -> None:
-    await register(proving)
-    await register(proving)
-    mails = mail_server.box.to("ada@example.org")
-    assert len(mails) == 2
-    assert (await verify(proving, token_of(mails[0].get_content()))).status == 200
+async def test_of_two_who_register_an_address_its_holder_chooses_the_password(
+    proving: Kit, mail_server: MailServer
+) -> None:
+    passwords = ("the phrase of one of them", "what the other one typed", "the phrase of the one who reads mail")
+    for password in passwords[:2]:
+        assert (await register(proving, password=password)).status == 202
+    verifying, choosing = [token_of(mail.get_content()) for mail in mail_server.box.to("ada@example.org")]
+    assert (await verify(proving, verifying)).code == "link_expired"
+    again = await register(proving, password=passwords[0])
+    assert (again.status, len(mail_server.box.to("ada@example.org"))) == (202, 3)
+    body = {"token": choosing, "new_password": passwords[2]}
+    done = await proving.client.post("/auth/reset-password", body)
+    assert (done.status, done.json()["user"]["email_verified"]) == (200, True)
+    for password in passwords[:2]:
+        login = {"email": "ada@example.org", "password": password}
+        assert (await proving.client.post("/auth/login", login)).code == "invalid_credentials"
+    await proving.sign_in("ada@example.org", passwords[2])
+
+
+async def test_the_link_on_demand_leads_whom_no_password_is_left_to_a_new_one(
+    proving: Kit, mail_server: MailServer
+) -> None:
+    for _ in range(2):
+        await register(proving)
+    await proving.client.post("/auth/verify-email/resend", {"email": "ada@example.org"})
+    await proving.run_jobs()
+    body = {"token": mail_server.box.token("ada@example.org"), "new_password": "another rather long phrase"}
+    assert (await proving.client.post("/auth/reset-password", body)).json()["user"]["email_verified"] is True
+
+
+async def test_registering_again_takes_nothing_from_whoever_has_signed_in(
+    make_kit: Callable[..., Any], mail_server: MailServer
+) -> None:
+    kit: Kit = await make_kit(plugins=("admin", "settings"), config=mail_server.config())
+    admin = await kit.as_user("admin")
+    await register(kit)
+    ada = await kit.sign_in("ada@example.org")
+    on = await admin.put("/settings/bulk", {"settings": {"security.email_verification": True}})
+    assert on.status == 200, on
+    assert (await register(kit, password="the phrase of somebody else")).status == 202
+    assert (await ada.get("/auth/me")).status == 200
+    assert (await verify(kit, mail_server.box.token("ada@example.org"))).status == 200
+    await kit.sign_in("ada@example.org")
 
 
 async def test_the_link_is_sent_again_on_demand(proving: Kit, mail_server: MailServer) -> None:
@@ -136,6 +173,26 @@ async def test_another_address_takes_effect_once_it_is_verified(proving: Kit, ma
     assert "New@example.org" in told.get_content()
     await proving.sign_in("new@example.org")
     assert (await proving.client.post("/auth/login", {"email": "ada@example.org", "password": PASSWORD})).status == 401
+
+
+@pytest.mark.parametrize("how", ["change", "forgotten", "admin"])
+async def test_a_move_that_waits_ends_with_the_password(how: str, proving: Kit, mail_server: MailServer) -> None:
+    ada, admin = await proving.as_user("member", "ada@example.org"), await proving.sign_in("admin@example.org")
+    assert (await move(ada, "thief@example.org")).status == 200
+    await proving.run_jobs()
+    token = mail_server.box.token("thief@example.org")
+    new = "another rather long phrase"
+    if how == "change":
+        answer = await ada.post("/auth/change-password", {"current_password": PASSWORD, "new_password": new})
+    elif how == "forgotten":
+        await proving.client.post("/auth/forgot-password", {"email": "ada@example.org"})
+        await proving.run_jobs()
+        body = {"token": mail_server.box.token("ada@example.org"), "new_password": new}
+        answer = await proving.client.post("/auth/reset-password", body)
+    else:
+        answer = await admin.post(f"/admin/users/{ada.user['id']}/reset-password")
+    assert answer.status == 200, answer
+    assert (await verify(proving, token)).code == "link_expired"
 
 
 async def test_of_two_that_want_an_address_one_gets_it(proving: Kit, mail_server: MailServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -122,6 +123,53 @@ async def test_expiry_and_scopes(kit: Kit, alice: Client) -> None:
     assert (answer.status, answer.code) == (401, "token_expired")
     await kit.kernel.database.work(jobs.sweep)
     assert await kit.kernel.database.work(lambda: Token.select().count(), read=True) == 1
+
+
+async def test_an_api_key_neither_makes_nor_ends_a_token(make_kit: Callable[..., Awaitable[Kit]]) -> None:
+    kit = await make_kit(plugins=["agents", "security"])
+    alice = await kit.as_user("member")
+    agent, token = await made(alice)
+    issued = await alice.post("/security/api-keys", {"name": "narrow", "scopes": ["agents.write"]})
+    key = acting(kit, issued.json()["key"])
+    path = f"/agents/{agent}/tokens"
+    assert (await key.get(path)).status == 200
+    for answer in (
+        await key.post(path, {"name": "t", "scopes": ["*"]}),
+        await key.post(path, {"name": "t", "scopes": ["agents.write"]}),
+        await key.delete(f"{path}/{token['id']}"),
+    ):
+        assert (answer.status, answer.code) == (403, "insufficient_scope")
+    assert (await acting(kit, token["token"]).get("/agents")).status == 200
+
+
+async def test_making_and_ending_a_token_is_written_down(make_kit: Callable[..., Awaitable[Kit]]) -> None:
+    kit = await make_kit(plugins=["agents", "audit"])
+    alice, auditor = await kit.as_user("member"), await kit.as_user("auditor")
+    agent, token = await made(alice, scopes=["*.read"])
+    assert (await alice.delete(f"/agents/{agent}/tokens/{token['id']}")).status == 204
+    answer = await auditor.get("/admin/audit?action=agents.token.*")
+    rows = answer.json()["items"][::-1]
+    assert [row["action"] for row in rows] == ["agents.token.create", "agents.token.end"]
+    for row in rows:
+        assert row["object"] == {"type": "agent_token", "id": token["id"], "name": "laptop"}
+        assert (row["actor"]["id"], row["details"]["agent_id"]) == (alice.user["id"], agent)
+    assert rows[0]["details"]["scopes"] == ["*.read"]
+    assert token["token"] not in answer.body.decode()
+
+
+@pytest.mark.parametrize("code", ["password_change_required", "mfa_required"])
+async def test_a_token_is_no_way_round_what_its_maker_must_do(
+    make_kit: Callable[..., Awaitable[Kit]], code: str
+) -> None:
+    required = {"settings.security.require_mfa": True, "settings.security.require_mfa_roles": ["admin"]}
+    kit = await make_kit(plugins=["agents"], config=required)
+    alice = await kit.as_user("member")
+    _, token = await made(alice)
+    ada = acting(kit, token["token"])
+    assert (await ada.get("/agents")).status == 200
+    await change(kit, alice, **({"role": "admin"} if code == "mfa_required" else {"must_change_password": True}))
+    answer = await ada.get("/agents")
+    assert (answer.status, answer.code) == (403, code)
 
 
 async def test_ten_tokens_at_most(alice: Client) -> None:

@@ -199,6 +199,21 @@ async def test_changes_and_refusals_are_in_the_audit_log(kit: Kit) -> None:
     assert {item["field"]: item["to"] for item in change["changes"]}["rules"] == [f"block {AWAY}/32"]
 
 
+async def test_a_refusal_tells_no_address_where_none_is_to_be_kept(kit: Kit) -> None:
+    admin = From(await kit.as_user("admin"), HOME)
+    assert (await admin.put("/settings/audit/record_ip", {"value": False})).status == 200
+    await replace(kit, admin, rules("blocklist", f"block {AWAY}/32"))
+    await From(kit.client, AWAY).get("/tasks")
+    async with asyncio.timeout(10):
+        while True:
+            rows = (await admin.get("/admin/audit?action=security.ip_rules.refuse")).json()["items"]
+            if rows:
+                break
+            await asyncio.sleep(0.1)
+    assert rows[0]["code"] == "ip_blocked"
+    assert AWAY not in str(rows)
+
+
 async def test_members_see_and_change_nothing(kit: Kit) -> None:
     member = await kit.as_user("member")
     for method, path, body in (

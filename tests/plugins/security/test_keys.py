@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.plugins.security.conftest import AWAY, HOME, From, make_key
+from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, From, make_key
 
 from corral import clock
-from corral.testing.kit import Kit
+from corral.testing.kit import Client, Kit
 from corral_plugins.security import jobs
 from corral_plugins.security.service.key_form import ALPHABET, is_key, new_key
 from corral_plugins.security.service.uses import KeyUses
@@ -199,19 +199,24 @@ async def test_use_is_noted_without_a_write_for_each_request(kit: Kit) -> None:
 
 
 async def test_keys_go_with_the_password_unless_told_otherwise(make_kit: Callable[..., Any]) -> None:
-    kit: Kit = await make_kit(plugins=["security", "tasks", "agents", "workers"], jobs=True)
-    alice = await kit.as_user("member")
+    here, there = [await make_kit(plugins=PLUGINS) for _ in range(2)]  # neither does jobs
+    alice, auditor = await here.as_user("member"), await here.as_user("auditor")
     words = {"current_password": "correct horse battery staple", "new_password": "entirely different phrase"}
-    key, _ = await make_key(alice)
+    key, shown = await make_key(alice)
+    elsewhere = Client(there.application.app, shown["key"])
     kept = await alice.post("/auth/change-password", {**words, "revoke_api_keys": False})
     alice.token = kept.json()["access_token"]
     await asyncio.sleep(1.5)
-    assert (await key.get("/tasks")).status == 200
+    assert (await key.get("/tasks")).status == (await elsewhere.get("/tasks")).status == 200
     words = {"current_password": words["new_password"], "new_password": "another phrase of old"}
-    assert (await alice.post("/auth/change-password", words)).status == 200
-    async with asyncio.timeout(20):
-        while (await key.get("/tasks")).status == 200:  # noqa: ASYNC110  (nothing tells)
-            await asyncio.sleep(0.1)
+    changed = await alice.post("/auth/change-password", words)
+    assert (await key.get("/tasks")).status == 401
+    alice.token = changed.json()["access_token"]
+    assert (await alice.get(f"/security/api-keys/{shown['id']}")).json()["status"] == "revoked"
+    rows = (await auditor.get("/admin/audit?action=security.api_key.revoke")).json()["items"]
+    assert [(row["actor"]["id"], row["object"]["id"]) for row in rows] == [(alice.user["id"], shown["id"])]
+    await asyncio.sleep(1.1)
+    assert (await elsewhere.get("/tasks")).status == 401
 
 
 async def test_owners_are_told_once_a_week_and_a_day_before_the_end(kit: Kit) -> None:

@@ -108,7 +108,7 @@ async def set_up_mfa(body: Setup, caller: Principal, request: Request, protectio
 
 @routes.post(
     "/mfa/verify", needs=SIGNED_IN, own_session=True, limited=True, no_store=True,
-    raises=("invalid_credentials", "invalid_state", "audit_unavailable", "vault_sealed"),
+    raises=("invalid_state", "vault_sealed", *WRONG),
 )  # fmt: skip
 async def activate_mfa(body: FirstCode, caller: Principal, request: Request, protection: Protection) -> Activated:
     """Switch the second factor on with its first code."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from corral import clock
@@ -13,10 +13,10 @@ from corral.auth.permissions import Permissions, narrowed
 from corral.auth.principal import Principal
 from corral.core.api import Accounts
 from corral.database.unit import after_commit
-from corral.errors import Forbidden, Invalid, NotFound, Problem, Unauthorized
+from corral.errors import Invalid, NotFound, Problem, Unauthorized
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
-from corral.plugin import Setting, Settings
+from corral.plugin import Audit, AuditEntry, Setting, Settings
 from corral_plugins.agents.models import LIVING, Agent, Token
 from corral_plugins.agents.service.rows import writable
 from corral_plugins.agents.service.shapes import AgentTokenQuery, AgentTokenView, IssuedAgentToken, NewAgentToken
@@ -29,11 +29,12 @@ TOKEN_TTL_DAYS: Setting[int] = Setting(
 PREFIX = "cra_s"
 MAX_TOKENS = 10
 MAX_DAYS, DAY_SECONDS = 365, 86_400
-PEOPLE = ("user", "api_key")
 
 
 class AgentTokens:
     """Makes, lists and ends standing tokens. Joins the caller's unit."""
+
+    audit: Audit | None
 
     def __init__(self, settings: Settings, permissions: Permissions, credentials: Credentials) -> None:
         self._settings, self._permissions, self._credentials = settings, permissions, credentials
@@ -47,8 +48,7 @@ class AgentTokens:
     def create(self, agent_id: str, new: NewAgentToken, *, by: Principal) -> IssuedAgentToken:
         """A token with the rights of the caller and the agent together; shown this once. `quota_exceeded`."""
         writable(agent_id, by)
-        if by.user_id is None or by.kind not in PEOPLE:
-            raise Forbidden("Only a person can make a token: it has that person's rights.")
+        assert by.user_id is not None  # people only, by the route
         self._check_scopes(new.scopes)
         expires_at = self._expiry(new)
         # The update takes the row's lock, so that the count holds until the commit.
@@ -62,18 +62,30 @@ class AgentTokens:
             created_by=by.user_id, created_at=clock.now(), expires_at=expires_at,
         )  # fmt: skip
         row.save(force_insert=True)
+        self._record("create", row, {"scopes": new.scopes, "expires_at": expires_at})
         return IssuedAgentToken(**_fields(row), token=secret)
 
     def end(self, agent_id: str, token_id: str, *, by: Principal) -> None:
         """Revoke a token at once; `NotFound`."""
         writable(agent_id, by)
-        if not Token.delete().where((Token.id == token_id) & (Token.agent_id == agent_id)).execute():
+        mine = (Token.id == token_id) & (Token.agent_id == agent_id)
+        ended: list[Token] = list(Token.delete().where(mine).returning(Token).execute())
+        if not ended:
             raise NotFound("The agent has no token with this id.")
+        self._record("end", ended[0], {})
         after_commit(lambda: self._credentials.forget(lambda caller: caller.agent_id == agent_id))
 
     def end_of_person(self, user_id: str) -> int:
         """Delete every token that a person made; how many."""
         return int(Token.delete().where(Token.created_by == user_id).execute())
+
+    def _record(self, verb: str, row: Token, details: Mapping[str, Any]) -> None:
+        if self.audit is not None:
+            entry = AuditEntry(
+                action=f"agents.token.{verb}", object_type="agent_token", object_id=row.id, object_name=row.name,
+                details={"agent_id": row.agent_id, **details},
+            )  # fmt: skip
+            self.audit.record(entry)
 
     def _expiry(self, new: NewAgentToken) -> str:
         if new.expires_at is None:
@@ -130,6 +142,7 @@ class StandingTokens:
         return Principal(
             kind="agent", id=row.agent_id, agent_id=row.agent_id, user_id=person.id, role=person.role, token_id=row.id,
             permissions=narrowed(rights, row.scopes), expires_at=clock.parse_instant(row.expires_at),
+            limited=self._accounts.limit(person),
         )  # fmt: skip
 
 

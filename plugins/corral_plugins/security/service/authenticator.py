@@ -10,13 +10,13 @@ from corral import clock
 from corral.auth.permissions import Permissions, narrowed
 from corral.auth.principal import Principal
 from corral.auth.tokens import digest
-from corral.core.api import Accounts, UserView
+from corral.core.api import Accounts
 from corral.database.statement import Statement
 from corral.errors import Unauthorized
 from corral.plugin import Settings
 from corral_plugins.security.models import ApiKeyRow
 from corral_plugins.security.service.key_form import PREFIX, is_key
-from corral_plugins.security.settings import KEYS_ENABLED, REQUIRE_MFA, REQUIRE_MFA_ROLES
+from corral_plugins.security.settings import KEYS_ENABLED
 
 _COLUMNS = (
     ApiKeyRow.id, ApiKeyRow.user_id, ApiKeyRow.scopes, ApiKeyRow.allowed_cidrs, ApiKeyRow.expires_at,
@@ -91,16 +91,9 @@ class ApiKeyAuthenticator:
         left = narrowed(held, wanted)
         return Principal(
             kind="api_key", id=key_id, user_id=user_id, role=owner.role, permissions=left, beyond=held - left,
-            named=held.intersection(wanted), expires_at=clock.parse_instant(expires_at), limited=self._limit(owner),
-            networks=tuple(msgspec.json.decode(cidrs)),
+            named=held.intersection(wanted), expires_at=clock.parse_instant(expires_at),
+            limited=self._accounts.limit(owner), networks=tuple(msgspec.json.decode(cidrs)),
         )  # fmt: skip
-
-    def _limit(self, owner: UserView) -> str | None:
-        """A key is no way round what its owner must do first."""
-        if owner.must_change_password:
-            return "password_change_required"
-        asked = self._settings.get(REQUIRE_MFA) and owner.role in self._settings.get(REQUIRE_MFA_ROLES)
-        return "mfa_required" if asked and not owner.mfa_enabled else None
 
     def _refused(self, result: str, detail: str, *, code: str | None = None) -> Unauthorized:
         self._figures.results[result] += 1

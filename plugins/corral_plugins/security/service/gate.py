@@ -117,4 +117,4 @@ class GateKeeper:
         for client_ip in self._gate.untold():
             entry = Entry("ip rules", ANONYMOUS, client_ip=client_ip)
             with contextlib.suppress(Problem):  # it is refused all the same; the log is told of by others
-                await self._work(lambda client_ip=client_ip: self._rules.refused(client_ip), entry=entry)  # type: ignore[misc]  # bound per round
+                await self._work(self._rules.refused, entry=entry)

@@ -100,12 +100,12 @@ class IpRules:
         """Delete what has expired; how many. The rules that count stay the same."""
         return int(IpRuleRow.delete().where(IpRuleRow.expires_at <= clock.now()).execute())
 
-    def refused(self, client_ip: str) -> None:
-        """Put a refusal on record."""
+    def refused(self) -> None:
+        """Put a refusal on record; the unit's entry says whose."""
         if self.audit is not None:
             entry = AuditEntry(
                 action="security.ip_rules.refuse", object_type="ip_rules", object_id=str(ROW), outcome="denied",
-                code="ip_blocked", details={"ip": client_ip},
+                code="ip_blocked",
             )  # fmt: skip
             self.audit.record(entry)
 
