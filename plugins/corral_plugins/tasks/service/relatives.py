@@ -9,7 +9,7 @@ from corral import clock
 from corral.database.statement import Statement
 from corral.jobs.job import enqueue
 from corral_plugins.tasks.events import TaskFailed, TaskUpdated
-from corral_plugins.tasks.models import STATUSES, TERMINAL, Dependency, Task
+from corral_plugins.tasks.models import STATUSES, Dependency, Task
 from corral_plugins.tasks.service import rows, tallies
 from corral_plugins.tasks.service.moves import Moves, failure, move, tell
 from corral_plugins.tasks.service.rows import ROW_COLUMNS, Row
@@ -51,7 +51,7 @@ _HAS_DEPENDENTS = Statement(
 _CHILDREN = Statement(
     lambda p: rows.locked(
         Task.select(*ROW_COLUMNS)
-        .where((Task.parent_task_id == p("id")) & Task.status.not_in(TERMINAL) & Task.cancel_requested_at.is_null())
+        .where((Task.parent_task_id == p("id")) & rows.UNCANCELLED)
         .order_by(Task.id)
         .limit(AT_ONCE)
     ).tuples()
@@ -139,10 +139,12 @@ class Relatives:
                 return
 
     def each_child(self, task_id: str, act: Callable[[Row], None]) -> None:
-        """Do something with every child that has not ended and was not asked to."""
-        found = [Row(*row) for row in _CHILDREN.rows({"id": task_id})]
-        for child in found:
-            act(child)
+        """Do something with every child that has not ended and was not cancelled for good."""
+        found = [Row(*row).id for row in _CHILDREN.rows({"id": task_id})]
+        for child_id in found:
+            child = rows.lock(child_id)  # the end of another child may have ended this one
+            if rows.is_uncancelled(child):
+                act(child)
         if len(found) == AT_ONCE:
             enqueue("tasks.cancel_children", task_id=task_id)
 
