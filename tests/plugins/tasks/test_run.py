@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -114,6 +116,14 @@ def test_only_a_completed_task_is_a_success(run: Run) -> None:
     assert (done.returncode, done.stdout) == (1, ""), done
     assert "No such thing." in done.stderr
     assert json.loads(run("--agent", "Refuser", "--json", "Do it").stdout)["status"] == "failed"
+
+
+def test_a_task_is_followed_though_the_log_was_pruned(run: Run) -> None:
+    run.agent("Echo Late")
+    with contextlib.closing(sqlite3.connect(run.folder / "data" / "corral.db")) as connection, connection:
+        connection.execute("DELETE FROM core_events WHERE seq < (SELECT MAX(seq) FROM core_events)")
+    done = run("--agent", "Echo Late", "Say it")
+    assert (done.returncode, done.stdout) == (0, "Say it\n"), done
 
 
 def test_what_is_wrong_is_one_line(run: Run) -> None:
