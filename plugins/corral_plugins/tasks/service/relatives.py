@@ -27,7 +27,9 @@ _DEPENDENTS = Statement(
     lambda p: rows.locked(
         Task.select(*ROW_COLUMNS)
         .where(
-            _only("blocked") & Task.id.in_(Dependency.select(Dependency.task_id).where(Dependency.needs_id == p("id")))
+            _only("blocked")
+            & (Task.id > p("after"))
+            & Task.id.in_(Dependency.select(Dependency.task_id).where(Dependency.needs_id == p("id")))
         )
         .order_by(Task.id)
         .limit(AT_ONCE)
@@ -83,17 +85,17 @@ class Relatives:
     def __init__(self, moves: Moves) -> None:
         self._moves = moves
 
-    def unblock(self, task_id: str) -> None:
-        """A task was completed: what waited for it alone is pending now."""
+    def unblock(self, task_id: str, after: str = "") -> None:
+        """A task was completed: what waited for it alone is pending now. `after`: the last one judged."""
         if _HAS_DEPENDENTS.one({"id": task_id}) is None:
             return
-        found = [Row(*row) for row in _DEPENDENTS.rows({"id": task_id})]
+        found = [Row(*row) for row in _DEPENDENTS.rows({"id": task_id, "after": after})]
         for dependent in found:
             if _OPEN_NEEDS.one({"id": dependent.id}) is None:
                 available = max(dependent.available_at, clock.now())
                 move(dependent, "pending", event=TaskUpdated, **self._moves.queued(dependent, available_at=available))
         if len(found) == AT_ONCE:
-            enqueue("tasks.unblock", task_id=task_id)
+            enqueue("tasks.unblock", task_id=task_id, after=found[-1].id)
 
     def fail_dependents(self, task_id: str) -> None:
         """A task failed or was cancelled: what waits for it fails, and what waits for that."""
@@ -102,7 +104,7 @@ class Relatives:
             needed = waiting.pop()
             if _HAS_DEPENDENTS.one({"id": needed}) is None:
                 continue
-            for row in _DEPENDENTS.rows({"id": needed}):
+            for row in _DEPENDENTS.rows({"id": needed, "after": ""}):
                 dependent = Row(*row)
                 error = _needs_dead(needed)
                 move(
