@@ -347,3 +347,15 @@ async def test_agent_stop_takes_the_work_back(world: Any) -> None:
     task = await world.read(task_id)
     assert (task["status"], task["attempt"]) == ("pending", 0)
     assert (await lease.call("complete", {"result": 1})).code == "lease_lost"
+
+
+async def test_a_worker_reads_the_tasks_that_it_holds_and_no_others(world: Any) -> None:
+    task_id = await world.task()
+    other = await world.machine("other")
+    for path in (f"/tasks/{task_id}", f"/tasks/{task_id}?wait=1"):
+        assert (await world.worker.client.get(path)).status == 404
+    lease = await world.worker.run()
+    assert (await world.worker.client.get(f"/tasks/{task_id}")).json()["status"] == "running"
+    assert (await other.client.get(f"/tasks/{task_id}")).status == 404
+    await lease.ok("complete", {"result": None})
+    assert (await world.worker.client.get(f"/tasks/{task_id}")).status == 404

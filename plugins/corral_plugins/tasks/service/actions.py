@@ -172,7 +172,7 @@ class Actions:
         if row is None:
             rows.lock(task_id)
         assert row is not None
-        if by.kind == "worker" and (row.lease_id is None or row.worker_id != by.worker_id):
+        if by.kind == "worker" and not rows.is_held_by(row, by.worker_id):
             raise Forbidden("Only the worker that holds the task may comment on it.")
         if not new.body.strip():
             raise Invalid(

@@ -194,6 +194,11 @@ def is_uncancelled(row: Row) -> bool:
     return row.finished_at is None and row.cancel_kind not in FOR_GOOD
 
 
+def is_held_by(row: Row, worker_id: str | None) -> bool:
+    """Whether this worker has the live lease of the task."""
+    return row.lease_id is not None and row.worker_id == worker_id
+
+
 def lock(task_id: str) -> Row:
     """A task that nobody else changes until the unit ends; raises `NotFound`."""
     found = _LOCK_TASK.one({"id": task_id})
