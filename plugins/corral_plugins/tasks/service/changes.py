@@ -15,7 +15,7 @@ from corral.schema.data import check_user_schema
 from corral.schema.fields import trimmed
 from corral_plugins.tasks.events import TaskUpdated
 from corral_plugins.tasks.models import NO_DEADLINE, PRIORITIES, TERMINAL, Dependency
-from corral_plugins.tasks.service import queues, rows, search, tallies, views
+from corral_plugins.tasks.service import rows, search, tallies, views
 from corral_plugins.tasks.service.fields import (
     check_values,
     depend,
@@ -27,7 +27,7 @@ from corral_plugins.tasks.service.fields import (
     waits_for,
     warnings_of,
 )
-from corral_plugins.tasks.service.moves import Moves, move, queue_key, queued_columns, tell, toolset_digest
+from corral_plugins.tasks.service.moves import Moves, move, queue_key, queued_columns, tell
 from corral_plugins.tasks.service.rows import Row
 from corral_plugins.tasks.shapes import TaskPatch
 
@@ -110,8 +110,6 @@ class Changes:
                 agent_id = changes["agent_id"] = None
             agent = named_agent(self._agents, agent_id, role)
             tools = given.get("required_tools", rows.parsed(row.required_tools))
-            if tools:
-                queues.keep_toolset(toolset_digest(tools), tools)
             changes["queue_key"] = row.queue_key = queue_key(agent_id, role, tools)
             warnings = warnings_of(agent, tools)
         if row.status != "pending":

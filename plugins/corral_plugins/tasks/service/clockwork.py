@@ -19,7 +19,7 @@ from corral_plugins.tasks.service.leases import Leases
 from corral_plugins.tasks.service.moves import Moves, tell
 from corral_plugins.tasks.service.outcomes import Outcomes
 from corral_plugins.tasks.service.rows import Row
-from corral_plugins.tasks.sums import Hour, Toolset
+from corral_plugins.tasks.sums import Hour
 
 AT_ONCE = 500
 TOP_RANK = 4
@@ -200,7 +200,6 @@ class Clockwork:
         for model, column, before in (
             (SignalRow, SignalRow.created_at, clock.now(-DAY)),
             (Hour, Hour.hour, clock.now(-400 * DAY)[:13]),
-            (Toolset, Toolset.used_at, clock.now(-400 * DAY)),
         ):
             key: Any = model._meta.primary_key
             if isinstance(key, peewee.CompositeKey):

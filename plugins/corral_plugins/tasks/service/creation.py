@@ -18,7 +18,7 @@ from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import NewTask, Origin
 from corral_plugins.tasks.events import TaskCreated
 from corral_plugins.tasks.models import NO_DEADLINE, PRIORITIES, Task
-from corral_plugins.tasks.service import queues, rows, tallies, views
+from corral_plugins.tasks.service import rows, tallies, views
 from corral_plugins.tasks.service.fields import (
     as_text,
     check_values,
@@ -31,7 +31,7 @@ from corral_plugins.tasks.service.fields import (
     waits_for,
     warnings_of,
 )
-from corral_plugins.tasks.service.moves import Moves, queue_key, queued_columns, tell, toolset_digest
+from corral_plugins.tasks.service.moves import Moves, queue_key, queued_columns, tell
 from corral_plugins.tasks.service.rows import Row
 
 MAX_DEPTH, MAX_CHILDREN = 5, 50
@@ -79,8 +79,6 @@ class Creation:
         now = clock.now()
         tools = new.required_tools
         key = queue_key(new.agent_id and new.agent_id.lower(), new.agent_role, tools)
-        if tools:
-            queues.keep_toolset(toolset_digest(tools), tools)
         priority = PRIORITIES.index(new.priority)
         policy = new.retry_policy
         told = source or _source_of(by)

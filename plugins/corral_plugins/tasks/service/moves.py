@@ -24,14 +24,12 @@ from corral_plugins.workers.api import Workers
 
 
 def queue_key(agent_id: str | None, role: str | None, tools: Sequence[str]) -> str:
-    """Who may take a task: the partition that claims look into."""
+    """Who may take a task: the partition that claims look into. All tasks of one need the same tools."""
     base = f"agent:{agent_id}" if agent_id is not None else f"role:{role}" if role is not None else "any"
-    return f"{base}#{toolset_digest(tools)}" if tools else base
-
-
-def toolset_digest(tools: Sequence[str]) -> str:
-    """The name of a set of tools."""
-    return hashlib.sha256("\0".join(sorted(set(tools))).encode()).hexdigest()[:16]
+    if not tools:
+        return base
+    digest = hashlib.sha256("\0".join(sorted(set(tools))).encode()).hexdigest()
+    return f"{base}#{digest[:16]}"
 
 
 def tell(kind: type[TaskEvent], row: Row, previous: str | None, /, **named: Any) -> None:
