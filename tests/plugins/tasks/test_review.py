@@ -87,3 +87,18 @@ async def test_children_end_with_their_parent_whenever_they_were_made(world: Any
         assert (await world.member.post(f"/agents/{world.agent_id}/stop", stop)).status == 200
     assert (await world.read(task_id))["status"] == "cancelled"
     assert (await world.read(child))["status"] == "cancelled"
+
+
+async def test_an_owner_cannot_complete_a_task_with_a_result_that_breaks_its_schema(world: Any) -> None:
+    schema = {"type": "object", "required": ["n"]}
+    leased, queued = [await world.task(output_schema=schema) for _ in range(2)]
+    lease = await world.worker.run()
+    assert lease.task_id == leased
+    for task_id, status in ((leased, "running"), (queued, "pending")):
+        answer = await world.member.post(f"/tasks/{task_id}/complete", {"result": {"m": 1}})
+        assert (answer.status, answer.code) == (422, "schema_mismatch"), answer
+        assert answer.json()["errors"][0]["pointer"].startswith("/result")
+        assert (await world.read(task_id))["status"] == status
+        answer = await world.member.post(f"/tasks/{task_id}/complete", {"result": {"n": 1}})
+        assert (answer.status, answer.json()["status"]) == (200, "completed"), answer
+    assert (await lease.call("progress")).code == "lease_lost"

@@ -97,12 +97,7 @@ class Actions:
         if row.status != "waiting" or row.waiting_kind != "input":
             raise Conflict("The task does not wait for input.", current_status=row.status)
         asked = rows.parsed(row.waiting_for)
-        if asked.get("schema") is not None:
-            faults = json_schema_problems(asked["schema"], value, pointer_prefix="/input")
-            if faults:
-                raise Invalid(
-                    f"{len(faults)} places do not fit the asked schema.", code="schema_mismatch", errors=faults
-                )
+        _must_fit(asked.get("schema"), value, "/input", "the asked schema")
         self._resume_with(row, asked.get("call_id"), as_json({"input": value}, RESULT_LIMIT, "/input"), value)
         return views.answer(row.id, row.version)
 
@@ -129,8 +124,9 @@ class Actions:
         move(row, "pending", event=TaskUpdated, resume=given, resuming=True, **NOT_WAITING, **self._moves.queued(row))
 
     def complete(self, task_id: str, result: Any, *, by: Principal) -> Encoded:
-        """The owner says that the task is done."""
+        """The owner says that the task is done; a result that does not fit `output_schema` is refused."""
         row = self._ended_by_owner(task_id, by)
+        _must_fit(rows.parsed(row.output_schema), result, "/result", "output_schema")
         attempt = rows.live(row.id)
         text = as_json(result, RESULT_LIMIT, "/result")
         self._outcomes.complete(row, None if attempt is None else attempt, result=text, artifacts=None, by="owner")
@@ -196,6 +192,13 @@ def remove(row: Row) -> None:
     tallies.moved(row.status, None, row.priority, row.created_by)
     marks.removed(row.created_at, row.id)
     enqueue("tasks.purge", task_id=row.id)
+
+
+def _must_fit(schema: Any, value: Any, pointer: str, what: str) -> None:
+    """`schema_mismatch` unless the value fits the schema, if there is one."""
+    faults = json_schema_problems(schema, value, pointer_prefix=pointer) if schema is not None else ()
+    if faults:
+        raise Invalid(f"{len(faults)} places do not fit {what}.", code="schema_mismatch", errors=faults)
 
 
 def terminal(row: Row) -> Conflict:
