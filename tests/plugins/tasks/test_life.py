@@ -359,3 +359,12 @@ async def test_a_worker_reads_the_tasks_that_it_holds_and_no_others(world: Any) 
     assert (await other.client.get(f"/tasks/{task_id}")).status == 404
     await lease.ok("complete", {"result": None})
     assert (await world.worker.client.get(f"/tasks/{task_id}")).status == 404
+
+
+async def test_the_highest_number_of_a_line(world: Any) -> None:
+    await world.task()
+    lease = await world.worker.run()
+    line = {"ts": "2026-01-01T00:00:00Z", "message": "hello"}
+    beyond = await lease.call("logs", {"entries": [{"seq": 2**63 - 1, **line}]})
+    assert (beyond.status, beyond.code) == (422, "validation_error"), beyond
+    assert await lease.ok("logs", {"entries": [{"seq": 2**63 - 2, **line}]}) == {"accepted": 1, "next_seq": 2**63 - 1}
