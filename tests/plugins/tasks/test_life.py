@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -368,3 +369,13 @@ async def test_the_highest_number_of_a_line(world: Any) -> None:
     beyond = await lease.call("logs", {"entries": [{"seq": 2**63 - 1, **line}]})
     assert (beyond.status, beyond.code) == (422, "validation_error"), beyond
     assert await lease.ok("logs", {"entries": [{"seq": 2**63 - 2, **line}]}) == {"accepted": 1, "next_seq": 2**63 - 1}
+
+
+async def test_the_tasks_of_a_deleted_agent_reach_a_claim_that_waits(world: Any) -> None:
+    gone = await world.agent("gone", start=False)
+    task_id = await world.task(agent_id=gone)
+    waiting = asyncio.create_task(world.worker.claim_all(wait_seconds=20))
+    await asyncio.sleep(0.3)
+    assert (await world.member.delete(f"/agents/{gone}")).status == 204
+    assert [lease.task_id for lease in await asyncio.wait_for(waiting, 10)] == [task_id]
+    assert "task.updated" in await world.kinds(task_id)
