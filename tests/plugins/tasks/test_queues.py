@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from corral.database.unit import current
+from corral.ids import new_id
+from corral_plugins.tasks.models import Task
 from corral_plugins.tasks.service import queues, rows
 
 
@@ -48,3 +50,18 @@ async def test_the_look_is_served_by_its_index(world: Any) -> None:
 
     told = await world.kit.kernel.database.work(plan, read=True)
     assert told.count("SEARCH t USING") == told.count("tasks_tasks_tooled (status=? AND queue") == 3, told
+
+
+async def test_people_who_are_gone_do_not_keep_the_tasks_of_others_held(world: Any) -> None:
+    task_id = await world.task()
+
+    def hold() -> None:
+        values = dict(Task.get_by_id(task_id).__data__)
+        for n in range(101):
+            nobody = f"00000000-0000-7000-8000-{n:012d}"
+            Task.insert({**values, "id": new_id(), "created_by": nobody, "queue": "held"}).execute()
+        Task.update(queue="held").where(Task.id == task_id).execute()
+
+    await world.kit.kernel.database.work(hold)
+    await world.tick()
+    assert (await world.worker.claim()).task_id == task_id

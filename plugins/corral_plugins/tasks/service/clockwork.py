@@ -21,7 +21,7 @@ from corral_plugins.tasks.service.outcomes import Outcomes
 from corral_plugins.tasks.service.rows import Row
 from corral_plugins.tasks.sums import Hour
 
-AT_ONCE = 500
+AT_ONCE, PEOPLE_AT_ONCE = 500, 100
 DAY = 86_400
 
 Found = list[tuple[str, str]]
@@ -145,15 +145,18 @@ class Clockwork:
     def unhold(self) -> int:
         """Let go what was held because its requester was not active, at most 500; how many."""
         held = SQL("status = 'pending' AND queue = 'held'")
-        people = Task.select(Task.created_by).where(held).distinct().limit(100)
-        active = [user for (user,) in rows.values(people) if self._is_active(user)]
-        if not active:
-            return 0
-        found = rows.tasks(held & Task.created_by.in_(active), AT_ONCE)
-        self._set_queue([row.id for row in found], queue=Task.queue_key)
-        for row in found[:1]:
-            tell(TaskUpdated, row, row.status)
-        return len(found)
+        people = Task.select(Task.created_by).where(held).distinct().order_by(Task.created_by).limit(PEOPLE_AT_ONCE)
+        some = [user for (user,) in rows.values(people)]
+        while some:
+            active = [user.id for user in self._accounts.get_many(some).values() if user.is_active]
+            if active:
+                found = rows.tasks(held & Task.created_by.in_(active), AT_ONCE)
+                self._set_queue([row.id for row in found], queue=Task.queue_key)
+                for row in found[:1]:
+                    tell(TaskUpdated, row, row.status)
+                return len(found)
+            some = [user for (user,) in rows.values(people.where(Task.created_by > some[-1]))]
+        return 0
 
     def age(self) -> int:
         """Raise by one rank for each `tasks.aging_seconds` what has waited another of them, at most 500; how many."""
@@ -178,12 +181,6 @@ class Clockwork:
         """Change the columns of the queue, which no client sees, of tasks that are still pending."""
         if ids:
             Task.update(**columns).where(Task.id.in_(sorted(ids)) & (Task.status == "pending")).execute()
-
-    def _is_active(self, user_id: str) -> bool:
-        try:
-            return self._accounts.get(user_id).is_active
-        except NotFound:
-            return False
 
     # -- what is old
 
