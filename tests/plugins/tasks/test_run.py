@@ -128,6 +128,7 @@ def test_a_task_is_followed_though_the_log_was_pruned(run: Run) -> None:
 
 def test_what_is_wrong_is_one_line(run: Run) -> None:
     run.agent("Echo Three")
+    (run.folder / "image").write_bytes(b"\x89PNG\xff")
     cases = [
         (("--agent", "Nobody", "Do it"), {}, 1, "there is no agent Nobody"),
         (("--agent", "Echo Thre", "Do it"), {}, 1, "did you mean Echo Three?"),
@@ -136,6 +137,9 @@ def test_what_is_wrong_is_one_line(run: Run) -> None:
         (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": "wrong"}, 1, "sign in again"),
         (("--agent", "Echo Three", "--url", "ftp://x", "Do it"), {}, 2, "begins with http"),
         (("--agent", "Echo Three", "--url", "http://127.0.0.1:9", "Do it"), {}, 1, "does not answer"),
+        (("--agent", "Echo Three", "--url", "http://[::1", "Do it"), {}, 2, "http://[::1 is no address"),
+        (("--agent", "Echo Three", "--url", "http://", "Do it"), {}, 2, "is no address"),
+        (("--agent", "Echo Three", "--token-file", "image", "Do it"), {}, 2, "this is no token"),
     ]  # fmt: skip
     for arguments, environ, status, words in cases:
         done = run(*arguments, **environ)
