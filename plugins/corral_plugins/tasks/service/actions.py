@@ -63,7 +63,8 @@ class Actions:
             )
         state = self._needs(row)
         if state == "dead":
-            raise Conflict("A task that this one needs has failed; retry that one first.", current_status=row.status)
+            told = "A task that this one needs did not complete: retry that one first, or create this one anew."
+            raise Conflict(told, current_status=row.status)
         columns = self._moves.queued(row) if state == "pending" else {"queue": None, "available_at": clock.now()}
         if row.deadline is not None and row.deadline <= clock.now():
             columns.update(deadline=None, deadline_key="9999-12-31T23:59:59.999Z")
@@ -87,7 +88,8 @@ class Actions:
             .where(Dependency.task_id == row.id)
         )
         states = {status for (status,) in rows.values(needed)}
-        if states & {"failed", "cancelled"}:
+        is_gone = row.failed_dependency_id is not None and rows.find(row.failed_dependency_id) is None
+        if is_gone or states & {"failed", "cancelled"}:
             return "dead"
         return "blocked" if states - {"completed"} else "pending"
 
@@ -186,6 +188,10 @@ class Actions:
 def remove(row: Row) -> None:
     """Delete the row of an ended task; its ledger, logs and comments follow by a job."""
     search.forget(row)
+    if row.status != "completed":  # what needs it cannot be tried again
+        dependents = Dependency.select(Dependency.task_id).where(Dependency.needs_id == row.id)
+        ended = Task.finished_at.is_null(False) & Task.failed_dependency_id.is_null()
+        Task.update(failed_dependency_id=row.id).where(Task.id.in_(dependents) & ended).execute()
     Task.delete().where((Task.id == row.id) & (Task.status == row.status)).execute()
     # What others need of it stays until they go: a job may still have to tell them how it ended.
     Dependency.delete().where(Dependency.task_id == row.id).execute()
