@@ -61,10 +61,10 @@ class Remote:
         A server that is away for less than half a minute is waited for. `until`: a `time.monotonic` after which
         `RemoteError` is raised.
         """
-        after, heard = "0", time.monotonic()
+        place, heard = dict[str, Any](), time.monotonic()  # without a place: from what the log still keeps
         while until is None or time.monotonic() < until:
             try:
-                page = self.get("/events", object_type=kind, object_id=identifier, after=after, wait=POLL_SECONDS)
+                page = self.get("/events", object_type=kind, object_id=identifier, wait=POLL_SECONDS, **place)
             except RemoteError as error:
                 away = error.status in (None, 502, 503, 504)
                 if not away or time.monotonic() - heard > PATIENCE_SECONDS:
@@ -74,7 +74,7 @@ class Remote:
             heard = time.monotonic()
             for item in page["items"]:
                 yield item["event"], item["data"]
-            after = page["next"]
+            place["after"] = page["next"]
         raise RemoteError("it took too long")
 
     def _call(self, method: str, path: str, **options: Any) -> Any:

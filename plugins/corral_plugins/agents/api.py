@@ -64,6 +64,10 @@ class Agents(Protocol):
         """
         ...
 
+    def started(self, role: str | None) -> list[AgentFacts]:
+        """Living agents that are `idle` or `busy`, of this role if one is given; for explanations."""
+        ...
+
     def naming_provider(self, provider: str) -> list[str]:
         """Ids of living agents that name this provider of models, at most 50."""
         ...

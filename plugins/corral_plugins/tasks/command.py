@@ -215,13 +215,21 @@ def _token(file: Path | None) -> str:
     if file is None:
         text = os.environ.get("CORRAL_TOKEN", "")
     else:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
-    if not text.strip():
+        text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode("utf-8", "replace")
+    text = text.strip()
+    if not text:
         raise click.UsageError("a token is needed: --token-file FILE, or the variable CORRAL_TOKEN")
-    return text.strip()
+    if not (text.isascii() and text.isprintable()):
+        raise click.UsageError("this is no token, which is ASCII text: --token-file FILE, or the variable CORRAL_TOKEN")
+    return text
 
 
 def _url(text: str) -> str:
+    from urllib.parse import urlsplit
+
     if not text.startswith(("http://", "https://")):
         raise click.BadParameter("begins with http:// or https://", param_hint="--url")
-    return text
+    with contextlib.suppress(ValueError):
+        if urlsplit(text).hostname:
+            return text
+    raise click.BadParameter(f"{text} is no address", param_hint="--url")

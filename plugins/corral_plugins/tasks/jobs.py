@@ -77,9 +77,9 @@ def purge(task_id: str, clockwork: Clockwork) -> None:
         enqueue("tasks.purge", task_id=task_id)
 
 
-def unblock(task_id: str, relatives: Relatives) -> None:
+def unblock(task_id: str, after: str, relatives: Relatives) -> None:
     """The rest of the dependents of a completed task."""
-    relatives.unblock(task_id)
+    relatives.unblock(task_id, after)
 
 
 def fail_dependents(task_id: str, relatives: Relatives) -> None:

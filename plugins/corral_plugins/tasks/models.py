@@ -247,6 +247,10 @@ _partial(
     Task, "claim", Task.queue, Task.rank.desc(), Task.deadline_key, Task.available_at, Task.created_at, Task.id,
     where="status = 'pending'",
 )  # fmt: skip
+_partial(
+    Task, "tooled", Task.status, Task.queue,
+    where="status = 'pending' AND queue IS NOT NULL AND required_tools <> '[]'",
+)  # fmt: skip
 _partial(Task, "parked", Task.status, Task.available_at, where="status = 'pending' AND queue IS NULL")
 _partial(Task, "held", Task.status, Task.created_by, where="status = 'pending' AND queue = 'held'")
 _partial(Task, "aging", Task.status, Task.rank_at, where="status = 'pending' AND rank_at IS NOT NULL")

@@ -75,7 +75,7 @@ class Progress(OnLease, kw_only=True, forbid_unknown_fields=True):
 class LogEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A line with the worker's own number."""
 
-    seq: Annotated[int, Meta(ge=0)]
+    seq: Annotated[int, Meta(ge=0, le=2**63 - 2)]  # the next one is kept too
     ts: MomentIn
     level: Level = "info"
     message: ReportedText

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import peewee
 
-from corral.database.model import IdField, InstantField, JSONField, Model
+from corral.database.model import IdField, InstantField, Model
 
 
 class Counter(Model):
@@ -48,17 +48,6 @@ class Hour(Model):
         primary_key = peewee.CompositeKey("hour", "shard")
 
 
-class Toolset(Model):
-    """A set of tools that tasks require; its digest is the end of their `queue`."""
-
-    digest = peewee.CharField(max_length=16, primary_key=True)
-    tools = JSONField()
-    used_at = InstantField()
-
-    class Meta:
-        table_name = "tasks_toolsets"
-
-
 class Mark(Model):
     """A place in the list of all tasks: its key, and how many tasks are between it and the mark before."""
 
@@ -83,4 +72,4 @@ class Document(Model):
         indexes = ((("created_at", "task_id"), True),)
 
 
-TABLES: tuple[type[Model], ...] = (Counter, OpenCounter, Hour, Toolset, Mark, Document)
+TABLES: tuple[type[Model], ...] = (Counter, OpenCounter, Hour, Mark, Document)

@@ -57,8 +57,8 @@ class Workers(Protocol):
         """
         ...
 
-    def has_unapproved(self) -> bool:
-        """Whether some worker waits for approval; for explanations."""
+    def awaits_approval(self) -> bool:
+        """Whether some worker waits for approval and none is approved; for explanations."""
         ...
 
     def lease_started(self, worker_id: str) -> bool:

@@ -60,7 +60,7 @@ class WorkersPlugin(Plugin):
     wants = ("tasks", "tools")
     config = WorkersConfig
     permissions = (
-        Permission("workers.read", "See workers", holders=(*READERS, "worker")),
+        Permission("workers.read", "See workers", holders=READERS),
         Permission("workers.register", "Register workers", holders=(*WRITERS, "registration_key")),
         Permission("workers.act", "Claim and report as a worker", holders=("worker",)),
         Permission("workers.manage", "Approve, change and remove workers"),

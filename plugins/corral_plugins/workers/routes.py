@@ -69,9 +69,9 @@ def get_fleet_overview(fleet: Fleet) -> FleetOverview:
     return fleet.overview()
 
 
-@fleet_routes.get("/{id}", needs=READ, live=True)
+@fleet_routes.get("/{id}", needs=(READ, ACT), live=True)
 def get_worker(id: str, fleet: Fleet, caller: Principal) -> WorkerDetail:
-    """A worker with its leases."""
+    """A worker with its leases. A worker reads itself."""
     return fleet.detail(id, caller=caller)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -363,3 +364,34 @@ async def test_agent_stop_takes_the_work_back(world: Any) -> None:
     task = await world.read(task_id)
     assert (task["status"], task["attempt"]) == ("pending", 0)
     assert (await lease.call("complete", {"result": 1})).code == "lease_lost"
+
+
+async def test_a_worker_reads_the_tasks_that_it_holds_and_no_others(world: Any) -> None:
+    task_id = await world.task()
+    other = await world.machine("other")
+    for path in (f"/tasks/{task_id}", f"/tasks/{task_id}?wait=1"):
+        assert (await world.worker.client.get(path)).status == 404
+    lease = await world.worker.run()
+    assert (await world.worker.client.get(f"/tasks/{task_id}")).json()["status"] == "running"
+    assert (await other.client.get(f"/tasks/{task_id}")).status == 404
+    await lease.ok("complete", {"result": None})
+    assert (await world.worker.client.get(f"/tasks/{task_id}")).status == 404
+
+
+async def test_the_highest_number_of_a_line(world: Any) -> None:
+    await world.task()
+    lease = await world.worker.run()
+    line = {"ts": "2026-01-01T00:00:00Z", "message": "hello"}
+    beyond = await lease.call("logs", {"entries": [{"seq": 2**63 - 1, **line}]})
+    assert (beyond.status, beyond.code) == (422, "validation_error"), beyond
+    assert await lease.ok("logs", {"entries": [{"seq": 2**63 - 2, **line}]}) == {"accepted": 1, "next_seq": 2**63 - 1}
+
+
+async def test_the_tasks_of_a_deleted_agent_reach_a_claim_that_waits(world: Any) -> None:
+    gone = await world.agent("gone", start=False)
+    task_id = await world.task(agent_id=gone)
+    waiting = asyncio.create_task(world.worker.claim_all(wait_seconds=20))
+    await asyncio.sleep(0.3)
+    assert (await world.member.delete(f"/agents/{gone}")).status == 204
+    assert [lease.task_id for lease in await asyncio.wait_for(waiting, 10)] == [task_id]
+    assert "task.updated" in await world.kinds(task_id)

@@ -248,3 +248,29 @@ async def test_an_executor_prepares_the_claims_that_it_handles(make_kit: Any) ->
     task_id = await world.task()
     lease = await world.worker.claim()
     assert lease.claim["agent"]["config"]["executor"] == {"tool": "echo", "task": task_id}
+
+
+async def test_every_figure_is_of_the_tasks_that_are_asked_for(world: Any) -> None:
+    busy, other = await world.agent("busy", max_concurrent_tasks=9), await world.agent("other")
+    await world.task(agent_id=busy)
+    lease = await world.worker.run()
+    clock.travel(2)
+    await lease.ok("complete", {"result": None})
+    await world.task(agent_id=busy)
+    lease = await world.worker.run()
+    await lease.ok("fail", {"error": {"type": "x", "message": ""}, "retryable": False})
+    await world.task(agent_id=busy)
+    await (await world.worker.run()).ok("wait", {"input": {"prompt": "?"}})
+    await world.task(agent_id=busy)
+    clock.travel(1)
+    none = {"oldest_pending_ms": None, "success_rate_24h": None, "avg_duration_ms": None, "avg_queue_ms": None}
+    for query in (f"agent_id={other}", "since=2090-01-01T00:00:00Z"):
+        stats = (await world.member.get(f"/tasks/stats?{query}")).json()
+        assert {name: stats[name] for name in none} == none
+        assert (stats["total"], stats["waiting_for"]) == (0, {"approval": 0, "input": 0, "review": 0})
+    for query in (f"agent_id={busy}", "since=2020-01-01T00:00:00Z", ""):
+        stats = (await world.member.get(f"/tasks/stats?{query}")).json()
+        assert (stats["total"], stats["success_rate_24h"], stats["waiting_for"]["input"]) == (4, 0.5, 1)
+        assert 2000 <= stats["avg_duration_ms"] < 20_000
+        assert 0 <= stats["avg_queue_ms"] < 20_000
+        assert 1000 <= stats["oldest_pending_ms"] < 20_000

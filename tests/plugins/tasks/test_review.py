@@ -87,3 +87,39 @@ async def test_children_end_with_their_parent_whenever_they_were_made(world: Any
         assert (await world.member.post(f"/agents/{world.agent_id}/stop", stop)).status == 200
     assert (await world.read(task_id))["status"] == "cancelled"
     assert (await world.read(child))["status"] == "cancelled"
+
+
+async def test_an_owner_cannot_complete_a_task_with_a_result_that_breaks_its_schema(world: Any) -> None:
+    schema = {"type": "object", "required": ["n"]}
+    leased, queued = [await world.task(output_schema=schema) for _ in range(2)]
+    lease = await world.worker.run()
+    assert lease.task_id == leased
+    for task_id, status in ((leased, "running"), (queued, "pending")):
+        answer = await world.member.post(f"/tasks/{task_id}/complete", {"result": {"m": 1}})
+        assert (answer.status, answer.code) == (422, "schema_mismatch"), answer
+        assert answer.json()["errors"][0]["pointer"].startswith("/result")
+        assert (await world.read(task_id))["status"] == status
+        answer = await world.member.post(f"/tasks/{task_id}/complete", {"result": {"n": 1}})
+        assert (answer.status, answer.json()["status"]) == (200, "completed"), answer
+    assert (await lease.call("progress")).code == "lease_lost"
+
+
+async def test_what_needs_a_deleted_task_that_did_not_complete_is_not_tried_again(world: Any) -> None:
+    needed = await world.task("needed")
+    cancelled, failed = [await world.task(title, depends_on=[needed]) for title in ("cancelled", "failed")]
+    await world.member.post(f"/tasks/{cancelled}/cancel", {})
+    await world.member.post(f"/tasks/{needed}/fail", {"error": {"type": "x", "message": ""}})
+    for _ in range(2):
+        for task_id in (cancelled, failed):
+            answer = await world.member.post(f"/tasks/{task_id}/retry")
+            assert (answer.status, answer.code) == (409, "invalid_state"), answer
+        await world.member.delete(f"/tasks/{needed}")
+
+
+async def test_what_needs_a_deleted_task_that_completed_is_tried_again(world: Any) -> None:
+    needed = await world.task("needed")
+    dependent = await world.task("dependent", depends_on=[needed])
+    await world.member.post(f"/tasks/{dependent}/cancel", {})
+    await world.member.post(f"/tasks/{needed}/complete", {"result": None})
+    assert (await world.member.delete(f"/tasks/{needed}")).status == 204
+    assert (await world.member.post(f"/tasks/{dependent}/retry")).json()["status"] == "pending"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -116,8 +118,17 @@ def test_only_a_completed_task_is_a_success(run: Run) -> None:
     assert json.loads(run("--agent", "Refuser", "--json", "Do it").stdout)["status"] == "failed"
 
 
+def test_a_task_is_followed_though_the_log_was_pruned(run: Run) -> None:
+    run.agent("Echo Late")
+    with contextlib.closing(sqlite3.connect(run.folder / "data" / "corral.db")) as connection, connection:
+        connection.execute("DELETE FROM core_events WHERE seq < (SELECT MAX(seq) FROM core_events)")
+    done = run("--agent", "Echo Late", "Say it")
+    assert (done.returncode, done.stdout) == (0, "Say it\n"), done
+
+
 def test_what_is_wrong_is_one_line(run: Run) -> None:
     run.agent("Echo Three")
+    (run.folder / "image").write_bytes(b"\x89PNG\xff")
     cases = [
         (("--agent", "Nobody", "Do it"), {}, 1, "there is no agent Nobody"),
         (("--agent", "Echo Thre", "Do it"), {}, 1, "did you mean Echo Three?"),
@@ -126,6 +137,9 @@ def test_what_is_wrong_is_one_line(run: Run) -> None:
         (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": "wrong"}, 1, "sign in again"),
         (("--agent", "Echo Three", "--url", "ftp://x", "Do it"), {}, 2, "begins with http"),
         (("--agent", "Echo Three", "--url", "http://127.0.0.1:9", "Do it"), {}, 1, "does not answer"),
+        (("--agent", "Echo Three", "--url", "http://[::1", "Do it"), {}, 2, "http://[::1 is no address"),
+        (("--agent", "Echo Three", "--url", "http://", "Do it"), {}, 2, "is no address"),
+        (("--agent", "Echo Three", "--token-file", "image", "Do it"), {}, 2, "this is no token"),
     ]  # fmt: skip
     for arguments, environ, status, words in cases:
         done = run(*arguments, **environ)

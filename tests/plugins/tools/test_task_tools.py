@@ -8,6 +8,7 @@ import pytest
 from tests.plugins.tools.conftest import Run, World
 
 from corral import clock
+from corral.testing.kit import Client
 from corral_plugins.tasks import jobs as task_jobs
 from corral_plugins.tasks.service.clockwork import Clockwork
 
@@ -59,6 +60,18 @@ async def test_tasks_create_delegates_within_the_parent(world: World) -> None:
     assert child["source"] == {"type": "agent", "id": run.claim["agent"]["id"]}
     heir = (await run.tool("tasks.create", {"title": "another"})).json()["result"]["task_id"]
     assert (await read(world, heir))["allowed_tools"] == ["tasks.create", "test.read"]
+
+
+async def test_an_attempt_token_delegates_within_the_parent_too(world: World) -> None:
+    run = await world.run("tasks.*", task={"allowed_tools": ["tasks.get"], "max_cost_usd": 0.5})
+    agent = Client(world.kit.application.app, run.claim["agent_token"])
+    for wanted in ({}, {"max_cost_usd": 1000, "allowed_tools": ["tasks.get", "test.write"]}):
+        answer = await agent.post("/tasks", {"title": "part", **wanted})
+        assert answer.status == 201, answer
+        child = answer.json()
+        assert (child["parent_task_id"], child["allowed_tools"], child["max_cost_usd"]) == (
+            run.task_id, ["tasks.get"], 0.5,
+        )  # fmt: skip
 
 
 async def test_tasks_create_is_refused_where_the_api_would(world: World) -> None:

@@ -66,7 +66,9 @@ async def test_a_worker_speaks_for_itself_only(fleet: Any) -> None:
         assert (await one.post(path(two, call))).code == "forbidden"
     for call in ("/signals", "/tasks"):
         assert (await one.get(path(two, call))).code == "forbidden"
-    assert (await one.get(path(two))).status == 200
+    assert (await one.get(path(two))).code == "not_found"
+    assert (await one.get(path(one))).json()["id"] == one.user["id"]
+    assert (await one.get("/workers/overview")).code == "forbidden"
 
 
 async def test_registrants_and_admins_beat_for_a_worker_and_read_its_tasks(fleet: Any) -> None:
@@ -119,7 +121,7 @@ async def test_silence_takes_offline_and_any_call_brings_back(fleet: Any) -> Non
     await go_offline(fleet)
     await fleet.kit.kernel.container.get(Sweeps).sweep()
     assert await status(fleet, worker) == "offline"
-    assert (await worker.get("/workers/overview")).status == 200
+    assert (await worker.get(path(worker))).status == 200
     await presence(fleet).flush()
     assert await status(fleet, worker) == "online"
     assert len(await fleet.told("worker.offline")) == 1
@@ -135,7 +137,7 @@ async def test_silence_takes_offline_and_any_call_brings_back(fleet: Any) -> Non
 async def test_signs_of_life_are_written_rarely(fleet: Any) -> None:
     worker = await fleet.worker()
     clock.travel(20)
-    await worker.get("/workers/overview")
+    await worker.get(path(worker))
     await presence(fleet).flush()
     seen = await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at)
     clock.travel(2)

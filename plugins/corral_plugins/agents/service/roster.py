@@ -115,6 +115,12 @@ class AgentsService:
         offered = labels.items()
         return [facts for facts in self._complete(list(rows)) if facts.worker_labels.items() <= offered]
 
+    def started(self, role: str | None) -> list[AgentFacts]:
+        """Agents whose state lets them claim."""
+        of_role = Agent.role == role if role is not None else Agent.role.is_null(False)
+        query: Any = Agent.select(*_STATE).where(Agent.status.in_(CLAIMING) & of_role & LIVING).tuples()
+        return list(self._complete(list(query)))
+
     def naming_provider(self, provider: str) -> list[str]:
         named = Agent.select(Agent.id).where((Agent.llm_provider == provider) & LIVING).order_by(Agent.id).limit(50)
         return [row.id for row in named]

@@ -63,7 +63,8 @@ class Actions:
             )
         state = self._needs(row)
         if state == "dead":
-            raise Conflict("A task that this one needs has failed; retry that one first.", current_status=row.status)
+            told = "A task that this one needs did not complete: retry that one first, or create this one anew."
+            raise Conflict(told, current_status=row.status)
         columns = self._moves.queued(row) if state == "pending" else {"queue": None, "available_at": clock.now()}
         if row.deadline is not None and row.deadline <= clock.now():
             columns.update(deadline=None, deadline_key="9999-12-31T23:59:59.999Z")
@@ -87,7 +88,8 @@ class Actions:
             .where(Dependency.task_id == row.id)
         )
         states = {status for (status,) in rows.values(needed)}
-        if states & {"failed", "cancelled"}:
+        is_gone = row.failed_dependency_id is not None and rows.find(row.failed_dependency_id) is None
+        if is_gone or states & {"failed", "cancelled"}:
             return "dead"
         return "blocked" if states - {"completed"} else "pending"
 
@@ -97,12 +99,7 @@ class Actions:
         if row.status != "waiting" or row.waiting_kind != "input":
             raise Conflict("The task does not wait for input.", current_status=row.status)
         asked = rows.parsed(row.waiting_for)
-        if asked.get("schema") is not None:
-            faults = json_schema_problems(asked["schema"], value, pointer_prefix="/input")
-            if faults:
-                raise Invalid(
-                    f"{len(faults)} places do not fit the asked schema.", code="schema_mismatch", errors=faults
-                )
+        _must_fit(asked.get("schema"), value, "/input", "the asked schema")
         self._resume_with(row, asked.get("call_id"), as_json({"input": value}, RESULT_LIMIT, "/input"), value)
         return views.answer(row.id, row.version)
 
@@ -129,8 +126,9 @@ class Actions:
         move(row, "pending", event=TaskUpdated, resume=given, resuming=True, **NOT_WAITING, **self._moves.queued(row))
 
     def complete(self, task_id: str, result: Any, *, by: Principal) -> Encoded:
-        """The owner says that the task is done."""
+        """The owner says that the task is done; a result that does not fit `output_schema` is refused."""
         row = self._ended_by_owner(task_id, by)
+        _must_fit(rows.parsed(row.output_schema), result, "/result", "output_schema")
         attempt = rows.live(row.id)
         text = as_json(result, RESULT_LIMIT, "/result")
         self._outcomes.complete(row, None if attempt is None else attempt, result=text, artifacts=None, by="owner")
@@ -172,7 +170,7 @@ class Actions:
         if row is None:
             rows.lock(task_id)
         assert row is not None
-        if by.kind == "worker" and (row.lease_id is None or row.worker_id != by.worker_id):
+        if by.kind == "worker" and not rows.is_held_by(row, by.worker_id):
             raise Forbidden("Only the worker that holds the task may comment on it.")
         if not new.body.strip():
             raise Invalid(
@@ -190,12 +188,23 @@ class Actions:
 def remove(row: Row) -> None:
     """Delete the row of an ended task; its ledger, logs and comments follow by a job."""
     search.forget(row)
+    if row.status != "completed":  # what needs it cannot be tried again
+        dependents = Dependency.select(Dependency.task_id).where(Dependency.needs_id == row.id)
+        ended = Task.finished_at.is_null(False) & Task.failed_dependency_id.is_null()
+        Task.update(failed_dependency_id=row.id).where(Task.id.in_(dependents) & ended).execute()
     Task.delete().where((Task.id == row.id) & (Task.status == row.status)).execute()
     # What others need of it stays until they go: a job may still have to tell them how it ended.
     Dependency.delete().where(Dependency.task_id == row.id).execute()
     tallies.moved(row.status, None, row.priority, row.created_by)
     marks.removed(row.created_at, row.id)
     enqueue("tasks.purge", task_id=row.id)
+
+
+def _must_fit(schema: Any, value: Any, pointer: str, what: str) -> None:
+    """`schema_mismatch` unless the value fits the schema, if there is one."""
+    faults = json_schema_problems(schema, value, pointer_prefix=pointer) if schema is not None else ()
+    if faults:
+        raise Invalid(f"{len(faults)} places do not fit {what}.", code="schema_mismatch", errors=faults)
 
 
 def terminal(row: Row) -> Conflict:

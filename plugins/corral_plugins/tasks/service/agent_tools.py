@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -12,10 +12,8 @@ from corral.schema.shapes import convert
 from corral_plugins.tasks.api import NewTask, Origin
 from corral_plugins.tasks.models import PRIORITIES
 from corral_plugins.tasks.reports import AskedInput
-from corral_plugins.tasks.service import rows
 from corral_plugins.tasks.service.creation import Creation
 from corral_plugins.tasks.service.details import readable
-from corral_plugins.tasks.service.queues import has_tools
 from corral_plugins.tasks.service.runs import Runs
 from corral_plugins.tasks.service.views import TaskView, Views
 from corral_plugins.tools.api import Json, Later, Output, Tool, ToolContext, ToolFailure
@@ -85,12 +83,9 @@ class AgentTools:
         return Output(value=shown, untrusted=(f"task:{task['id']}",) if is_foreign else ())
 
     def create(self, context: ToolContext, arguments: Json) -> Json:
-        """Delegate a task: within the parent's tools and what remains of its money."""
-        new = convert(NewTask, arguments)
-        parent = rows.lock(context.task_id)
-        new.allowed_tools = _within(new.allowed_tools, rows.parsed(parent.allowed_tools))
-        new.max_cost_usd = _remaining(new.max_cost_usd, parent)
-        made = self._creation.create(new, by=context.caller, source=None, origin=Origin(parent_task_id=parent.id))
+        """Delegate a task."""
+        new, origin = convert(NewTask, arguments), Origin(parent_task_id=context.task_id)
+        made = self._creation.create(new, by=context.caller, source=None, origin=origin)
         task = msgspec.json.decode(made.body, type=TaskView)
         warnings = task.warnings if isinstance(task.warnings, list) else []
         return {"task_id": task.id, "status": task.status, "warnings": warnings}
@@ -154,18 +149,3 @@ def _admits(config: Mapping[str, Any], arguments: Json) -> bool:
     """Where agents are listed, the task must be for one of them."""
     agents = config.get("agent_ids")
     return agents is None or str(arguments.get("agent_id")).lower() in [each.lower() for each in agents]
-
-
-def _within(wanted: list[str] | None, allowed: Sequence[str] | None) -> list[str] | None:
-    """What a delegated task may call: never more than the one that made it."""
-    if allowed is None or wanted is None:
-        return wanted if allowed is None else list(allowed)
-    return [tool for tool in wanted if has_tools(allowed, [tool])]
-
-
-def _remaining(wanted: float | None, parent: rows.Row) -> float | None:
-    """A cap within what remains of the parent's."""
-    if parent.max_cost_micro is None:
-        return wanted
-    left = max(0, parent.max_cost_micro - parent.cost_micro) / 1e6
-    return left if wanted is None else min(wanted, left)

@@ -22,6 +22,7 @@ from corral.http.page import Order, Page, check_place, paginate, read_cursor, wr
 from corral_plugins.tasks.models import PRIORITIES, STATUSES, Task
 from corral_plugins.tasks.service import marks, rows, search, tallies
 from corral_plugins.tasks.service.fleet import oldest_pending_ms
+from corral_plugins.tasks.service.record import milliseconds
 from corral_plugins.tasks.service.views import Views
 from corral_plugins.tasks.shapes import Stats, StatsQuery, TaskQuery
 
@@ -167,20 +168,22 @@ class Catalogue:
 
     def stats(self, query: StatsQuery, caller: Principal) -> Stats:
         """Figures of all tasks, or of those of an agent or of a time."""
-        counts = tallies.matrix() if query == StatsQuery() else _count(query)
+        if query == StatsQuery():
+            counts, day, oldest, waits = tallies.matrix(), tallies.last_day(), oldest_pending_ms(), _WAITING.rows({})
+        else:
+            counts, day, oldest, waits = _figures(query)
         if not can_read(caller, SHARED, None):
             counts.clear()
-        day = tallies.last_day()
         ended = day["completed"] + day["failed"]
         waiting = dict.fromkeys(("approval", "input", "review"), 0)
-        waiting.update((kind, n) for kind, n in _WAITING.rows({}) if kind in waiting)
+        waiting.update((kind, n) for kind, n in waits if kind in waiting)
         return Stats(
             total=sum(counts.values()),
             by_status={status: sum(n for key, n in counts.items() if key[0] == status) for status in STATUSES},
             by_priority={
                 name: sum(n for key, n in counts.items() if key[1] == rank) for rank, name in enumerate(PRIORITIES)
             },
-            oldest_pending_ms=oldest_pending_ms(),
+            oldest_pending_ms=oldest,
             success_rate_24h=day["completed"] / ended if ended else None,
             avg_duration_ms=round(day["duration_ms"] / day["completed"]) if day["completed"] else None,
             avg_queue_ms=round(day["queue_ms"] / day["queued"]) if day["queued"] else None,
@@ -249,15 +252,34 @@ def _any(field: Any, values: Sequence[Any]) -> Any:
     return field == values[0] if len(values) == 1 else field.in_(list(values))
 
 
-def _count(query: StatsQuery) -> Counter[tuple[str, int]]:
-    where = []
+def _figures(query: StatsQuery) -> tuple[Counter[tuple[str, int]], Counter[str], int | None, list[tuple[Any, ...]]]:
+    """Of some tasks what counters know of all: by status and priority, of the last day, the oldest, who waits."""
+    where: list[Any] = []
     if isinstance(query.agent_id, str):
         where.append(Task.agent_id == query.agent_id.lower())
     if not isinstance(query.since, msgspec.UnsetType):
         where.append(Task.created_at >= clock.from_datetime(query.since))
-    found = (
-        Task.select(Task.status, Task.priority, peewee.fn.COUNT(Task.id))
-        .where(*where)
-        .group_by(Task.status, Task.priority)
-    )
-    return Counter({(status, rank): n for status, rank, n in rows.values(found)})
+    n = peewee.fn.COUNT(Task.id)
+    by = Task.select(Task.status, Task.priority, n).where(*where).group_by(Task.status, Task.priority)
+    counts = Counter({(status, rank): count for status, rank, count in rows.values(by)})
+    first = rows.values(Task.select(peewee.fn.MIN(Task.queued_at)).where(rows.PENDING, *where))[0][0]
+    waits = Task.select(Task.waiting_kind, n).where(peewee.SQL("status = 'waiting'"), *where)
+    oldest = None if first is None else clock.elapsed_ms(first, clock.now())
+    return counts, _last_day(where), oldest, rows.values(waits.group_by(Task.waiting_kind))
+
+
+def _last_day(where: list[Any]) -> Counter[str]:
+    """`tallies.last_day` of some tasks, by their last start and end."""
+    began = tallies.day_began()
+    done, failed = [(Task.status == status) & (Task.finished_at >= began) for status in ("completed", "failed")]
+    started = (Task.started_at >= began) & (Task.queued_at <= Task.started_at)  # not again in the queue
+    ran, queued = [
+        peewee.SQL(milliseconds(since, until))
+        for since, until in (("started_at", "finished_at"), ("queued_at", "started_at"))
+    ]
+    sums = [
+        peewee.fn.COALESCE(peewee.fn.SUM(peewee.Case(None, ((condition, value),), 0)), 0)
+        for condition, value in ((done, 1), (failed, 1), (done, ran), (started, 1), (started, queued))
+    ]
+    found = rows.values(Task.select(*sums).where(*where))[0]
+    return Counter({name: int(total) for name, total in zip(tallies.HOUR_FIELDS, found, strict=True)})

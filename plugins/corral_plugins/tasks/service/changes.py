@@ -15,7 +15,7 @@ from corral.schema.data import check_user_schema
 from corral.schema.fields import trimmed
 from corral_plugins.tasks.events import TaskUpdated
 from corral_plugins.tasks.models import NO_DEADLINE, PRIORITIES, TERMINAL, Dependency
-from corral_plugins.tasks.service import queues, rows, search, tallies, views
+from corral_plugins.tasks.service import rows, search, tallies, views
 from corral_plugins.tasks.service.fields import (
     check_values,
     depend,
@@ -27,11 +27,13 @@ from corral_plugins.tasks.service.fields import (
     waits_for,
     warnings_of,
 )
-from corral_plugins.tasks.service.moves import Moves, move, queue_key, queued_columns, tell, toolset_digest
+from corral_plugins.tasks.service.moves import Moves, aged_columns, move, queue_key, queued_columns, tell
 from corral_plugins.tasks.service.rows import Row
 from corral_plugins.tasks.shapes import TaskPatch
 
 ALWAYS = frozenset({"tags", "metadata"})
+QUEUEING = frozenset({"priority", "agent_id", "agent_role", "required_tools", "available_at", "queue_timeout_seconds"})
+"""What says where a task stands in which queue, and how long."""
 WHILE_LEASED = ALWAYS | {"title", "description", "deadline", "priority"}
 
 
@@ -110,25 +112,31 @@ class Changes:
                 agent_id = changes["agent_id"] = None
             agent = named_agent(self._agents, agent_id, role)
             tools = given.get("required_tools", rows.parsed(row.required_tools))
-            if tools:
-                queues.keep_toolset(toolset_digest(tools), tools)
             changes["queue_key"] = row.queue_key = queue_key(agent_id, role, tools)
             warnings = warnings_of(agent, tools)
-        if row.status != "pending":
-            return warnings
-        priority = changes.get("priority", row.priority)
-        if "available_at" in given or "queue_timeout_seconds" in given:
-            columns = queued_columns(
-                self._settings, key=row.queue_key, priority=priority, deadline=changes.get("deadline", row.deadline),
-                queue_timeout=changes.get("queue_timeout_seconds", row.queue_timeout_seconds),
-                available_at=changes.get("available_at", row.available_at),
-            )  # fmt: skip
-            changes.update(columns)
-        elif "queue_key" in changes and row.queue is not None and row.queue != "held":
-            changes["queue"] = row.queue_key
-        if "priority" in changes:
-            changes["rank"] = priority
+        if row.status == "pending" and given.keys() & QUEUEING:
+            changes.update(self._place(row, changes))
         return warnings
+
+    def _place(self, row: Row, changes: dict[str, Any]) -> dict[str, Any]:
+        """The place of a pending task in its queue; what it has waited counts on, unless it is put off."""
+        available_at = changes.get("available_at", row.available_at)
+        if row.queue is None or row.queued_at is None or available_at > clock.now():
+            return self._queued(row, changes, available_at)
+        priority = changes.get("priority", row.priority)
+        seconds = changes.get("queue_timeout_seconds", row.queue_timeout_seconds)
+        until = clock.format_instant(clock.parse_instant(row.queued_at) + seconds) if seconds else None
+        queue = row.queue if row.queue == "held" else row.queue_key
+        aged = aged_columns(self._settings, priority=priority, queued_at=row.queued_at)
+        return {"queue": queue, "queue_until": until, **aged}
+
+    def _queued(self, row: Row, changes: dict[str, Any], available_at: str) -> dict[str, Any]:
+        """The columns of a task that becomes pending with these changes."""
+        return queued_columns(
+            self._settings, key=row.queue_key, priority=changes.get("priority", row.priority),
+            deadline=changes.get("deadline", row.deadline), available_at=available_at,
+            queue_timeout=changes.get("queue_timeout_seconds", row.queue_timeout_seconds),
+        )  # fmt: skip
 
     def _reneed(self, row: Row, ids: Sequence[str], changes: dict[str, Any]) -> str:
         """Set the dependencies anew; the status that follows."""
@@ -145,7 +153,8 @@ class Changes:
             changes.update(queue=None, queue_until=None, rank_at=None, queued_at=None)
             return "blocked"
         if row.status == "blocked":
-            changes.update(self._moves.queued(row, available_at=max(row.available_at, clock.now())))
+            available_at = max(changes.get("available_at", row.available_at), clock.now())
+            changes.update(self._queued(row, changes, available_at))
         return "pending"
 
 

@@ -140,8 +140,7 @@ class Claims:
         tries = 0
         while len(chosen) < wanted and tries < wanted + 8:
             tries += 1
-            open_queues = {name: [agent for agent in each if room[agent.id] > 0] for name, each in served.items()}
-            names = [name for name, each in open_queues.items() if each]
+            names = [name for name, each in served.items() if any(room[agent.id] > 0 for agent in each)]
             found = self._first(names, heavy)
             if found is None:
                 break
@@ -149,7 +148,8 @@ class Claims:
             if not self._is_active(row.created_by):
                 _HOLD.run({"user": row.created_by})
                 continue
-            agent = min(open_queues[queue], key=lambda each: each.max_concurrent_tasks - room[each.id])
+            able = [each for each in served[queue] if room[each.id] > 0]
+            agent = min(able, key=lambda each: each.max_concurrent_tasks - room[each.id])
             move(row, "assigned", event=TaskAssigned, **self._assigned(row, worker, agent))
             room[agent.id] -= 1
             chosen.append((row, agent))

@@ -16,14 +16,12 @@ from corral_plugins.tasks.models import Attempt, Comment, LogLine, SignalRow, Ta
 from corral_plugins.tasks.service import rows
 from corral_plugins.tasks.service.actions import Actions, remove
 from corral_plugins.tasks.service.leases import Leases
-from corral_plugins.tasks.service.moves import Moves, tell
+from corral_plugins.tasks.service.moves import TOP_RANK, Moves, aging_steps, tell
 from corral_plugins.tasks.service.outcomes import Outcomes
 from corral_plugins.tasks.service.rows import Row
-from corral_plugins.tasks.sums import Hour, Toolset
+from corral_plugins.tasks.sums import Hour
 
-AT_ONCE = 500
-TOP_RANK = 4
-"""One above `critical`: what has waited long enough comes before whatever is new."""
+AT_ONCE, PEOPLE_AT_ONCE = 500, 100
 DAY = 86_400
 
 Found = list[tuple[str, str]]
@@ -139,9 +137,7 @@ class Clockwork:
         due = SQL("status = 'pending' AND queue IS NULL") & (Task.available_at <= clock.now())
         found = rows.tasks(due, AT_ONCE)
         if found:
-            self._set_queue(
-                [row.id for row in found], queue=Task.queue_key, rank_at=clock.now(aging) if aging else None
-            )
+            self._set_queue([row.id for row in found], queue=Task.queue_key, rank_at=clock.now(aging))
             for row in found[:1]:  # one ring of the bell wakes every waiting claim
                 tell(TaskUpdated, row, row.status)
         return len(found)
@@ -149,26 +145,34 @@ class Clockwork:
     def unhold(self) -> int:
         """Let go what was held because its requester was not active, at most 500; how many."""
         held = SQL("status = 'pending' AND queue = 'held'")
-        people = Task.select(Task.created_by).where(held).distinct().limit(100)
-        active = [user for (user,) in rows.values(people) if self._is_active(user)]
-        if not active:
-            return 0
-        found = rows.tasks(held & Task.created_by.in_(active), AT_ONCE)
-        self._set_queue([row.id for row in found], queue=Task.queue_key)
-        for row in found[:1]:
-            tell(TaskUpdated, row, row.status)
-        return len(found)
+        people = Task.select(Task.created_by).where(held).distinct().order_by(Task.created_by).limit(PEOPLE_AT_ONCE)
+        some = [user for (user,) in rows.values(people)]
+        while some:
+            active = [user.id for user in self._accounts.get_many(some).values() if user.is_active]
+            if active:
+                found = rows.tasks(held & Task.created_by.in_(active), AT_ONCE)
+                self._set_queue([row.id for row in found], queue=Task.queue_key)
+                for row in found[:1]:
+                    tell(TaskUpdated, row, row.status)
+                return len(found)
+            some = [user for (user,) in rows.values(people.where(Task.created_by > some[-1]))]
+        return 0
 
     def age(self) -> int:
-        """Raise what has waited another `tasks.aging_seconds` by one rank, at most 500; how many."""
+        """Raise by one rank for each `tasks.aging_seconds` what has waited another of them, at most 500; how many."""
         aging = self._settings.get(declared.AGING_SECONDS)
         if not aging:
             return 0
         due = SQL("status = 'pending' AND rank_at IS NOT NULL") & (Task.rank_at <= clock.now())
-        found = rows.values(Task.select(Task.id, Task.rank).where(due).order_by(Task.rank_at).limit(AT_ONCE))
-        risen = [task_id for task_id, rank in found if rank + 1 < TOP_RANK]
-        at_top = [task_id for task_id, rank in found if rank + 1 >= TOP_RANK]
-        self._set_queue(risen, rank=Task.rank + 1, rank_at=clock.now(aging))
+        columns = (Task.id, Task.priority, Task.queued_at)
+        found = rows.values(Task.select(*columns).where(due).order_by(Task.rank_at).limit(AT_ONCE))
+        risen: dict[int, list[str]] = {}
+        at_top: list[str] = []
+        for task_id, priority, queued_at in found:
+            steps = aging_steps(queued_at, aging)
+            (at_top if priority + steps >= TOP_RANK else risen.setdefault(steps, [])).append(task_id)
+        for steps, ids in risen.items():
+            self._set_queue(ids, rank=Task.priority + steps, rank_at=clock.now(aging))
         self._set_queue(at_top, rank=TOP_RANK, rank_at=None)
         return len(found)
 
@@ -177,12 +181,6 @@ class Clockwork:
         """Change the columns of the queue, which no client sees, of tasks that are still pending."""
         if ids:
             Task.update(**columns).where(Task.id.in_(sorted(ids)) & (Task.status == "pending")).execute()
-
-    def _is_active(self, user_id: str) -> bool:
-        try:
-            return self._accounts.get(user_id).is_active
-        except NotFound:
-            return False
 
     # -- what is old
 
@@ -200,7 +198,6 @@ class Clockwork:
         for model, column, before in (
             (SignalRow, SignalRow.created_at, clock.now(-DAY)),
             (Hour, Hour.hour, clock.now(-400 * DAY)[:13]),
-            (Toolset, Toolset.used_at, clock.now(-400 * DAY)),
         ):
             key: Any = model._meta.primary_key
             if isinstance(key, peewee.CompositeKey):

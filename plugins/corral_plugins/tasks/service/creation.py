@@ -18,7 +18,7 @@ from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import NewTask, Origin
 from corral_plugins.tasks.events import TaskCreated
 from corral_plugins.tasks.models import NO_DEADLINE, PRIORITIES, Task
-from corral_plugins.tasks.service import queues, rows, tallies, views
+from corral_plugins.tasks.service import rows, tallies, views
 from corral_plugins.tasks.service.fields import (
     as_text,
     check_values,
@@ -31,7 +31,8 @@ from corral_plugins.tasks.service.fields import (
     waits_for,
     warnings_of,
 )
-from corral_plugins.tasks.service.moves import Moves, queue_key, queued_columns, tell, toolset_digest
+from corral_plugins.tasks.service.moves import Moves, queue_key, queued_columns, tell
+from corral_plugins.tasks.service.queues import has_tools
 from corral_plugins.tasks.service.rows import Row
 
 MAX_DEPTH, MAX_CHILDREN = 5, 50
@@ -60,7 +61,12 @@ class Creation:
         check_values(given_in(new))
         if new.output_schema is not None:
             check_user_schema(new.output_schema, pointer_prefix="/output_schema")
-        family = self._family(by, origin)
+        # Locked: its children are counted, and what remains of its money is given away.
+        parent_id = origin.parent_task_id or by.task_id
+        parent = rows.lock(parent_id) if parent_id is not None else None
+        family = _family(origin, parent)
+        if parent is not None:
+            new = _within(new, parent)
         is_blocked = waits_for(new.depends_on)
         values = self._values(new, title, instants, by, source, family, is_blocked=is_blocked)
         _INSERT.run(values)
@@ -79,8 +85,6 @@ class Creation:
         now = clock.now()
         tools = new.required_tools
         key = queue_key(new.agent_id and new.agent_id.lower(), new.agent_role, tools)
-        if tools:
-            queues.keep_toolset(toolset_digest(tools), tools)
         priority = PRIORITIES.index(new.priority)
         policy = new.retry_policy
         told = source or _source_of(by)
@@ -124,27 +128,6 @@ class Creation:
         if tallies.open_of(by.user_id) >= most:
             raise TooMany(f"You have {most} unfinished tasks, which is the most.", code="quota_exceeded")
 
-    def _family(self, by: Principal, origin: Origin) -> Family:
-        """What a delegated task takes from its parent: depth, causes, taint."""
-        parent_id = origin.parent_task_id or by.task_id
-        family = Family(
-            cause_chain=origin.cause_chain, workflow_run_id=origin.workflow_run_id, step_run_id=origin.step_run_id,
-            tainted=origin.tainted,
-        )  # fmt: skip
-        parent = rows.find(parent_id) if parent_id is not None else None
-        if parent is None:
-            return family
-        if parent.depth >= MAX_DEPTH:
-            raise Invalid(f"Tasks are delegated at most {MAX_DEPTH} levels deep.")
-        if len(_CHILDREN.rows({"id": parent.id})) >= MAX_CHILDREN:
-            raise Invalid(f"A task delegates at most {MAX_CHILDREN} tasks.")
-        causes = (*rows.parsed(parent.cause_chain), parent.id)
-        return msgspec.structs.replace(
-            family, parent_task_id=parent.id, depth=parent.depth + 1, cause_chain=family.cause_chain or causes,
-            tainted=family.tainted or bool(parent.tainted),
-            taint_sources=(f"task:{parent.id}",) if parent.tainted else (),
-        )  # fmt: skip
-
 
 class Family(msgspec.Struct, frozen=True, kw_only=True):
     """Where a new task stands among others."""
@@ -156,6 +139,38 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     step_run_id: str | None = None
     tainted: bool = False
     taint_sources: tuple[str, ...] = ()
+
+
+def _family(origin: Origin, parent: Row | None) -> Family:
+    """What a delegated task takes from its parent: depth, causes, taint."""
+    family = Family(
+        cause_chain=origin.cause_chain, workflow_run_id=origin.workflow_run_id, step_run_id=origin.step_run_id,
+        tainted=origin.tainted,
+    )  # fmt: skip
+    if parent is None:
+        return family
+    if parent.depth >= MAX_DEPTH:
+        raise Invalid(f"Tasks are delegated at most {MAX_DEPTH} levels deep.")
+    if len(_CHILDREN.rows({"id": parent.id})) >= MAX_CHILDREN:
+        raise Invalid(f"A task delegates at most {MAX_CHILDREN} tasks.")
+    causes = (*rows.parsed(parent.cause_chain), parent.id)
+    return msgspec.structs.replace(
+        family, parent_task_id=parent.id, depth=parent.depth + 1, cause_chain=family.cause_chain or causes,
+        tainted=family.tainted or bool(parent.tainted),
+        taint_sources=(f"task:{parent.id}",) if parent.tainted else (),
+    )  # fmt: skip
+
+
+def _within(new: NewTask, parent: Row) -> NewTask:
+    """What a delegated task may call and spend: never more tools than its parent, and what remains of its money."""
+    allowed, tools = rows.parsed(parent.allowed_tools), new.allowed_tools
+    if allowed is not None:
+        tools = allowed if tools is None else [tool for tool in tools if has_tools(allowed, [tool])]
+    cost = new.max_cost_usd
+    if parent.max_cost_micro is not None:
+        left = max(0, parent.max_cost_micro - parent.cost_micro) / 1e6
+        cost = left if cost is None else min(cost, left)
+    return msgspec.structs.replace(new, allowed_tools=tools, max_cost_usd=cost)
 
 
 def _source_of(by: Principal) -> dict[str, Any]:

@@ -81,9 +81,11 @@ class Details:
 
 
 def readable(task_id: str, caller: Principal) -> rows.Row:
-    """The task, if the caller may read it; `NotFound`."""
+    """The task, if the caller may read it; `NotFound`. A worker reads what it holds."""
     row = rows.find(task_id)
     if row is None or not can_read(caller, SHARED, row.created_by):
+        raise NotFound()
+    if caller.kind == "worker" and not rows.is_held_by(row, caller.worker_id):
         raise NotFound()
     return row
 

@@ -111,21 +111,20 @@ class Explanations:
             return [agent], [_yes("agent_exists", f"Its agent is {agent.name}."), *self._one_agent(row, agent)]
         if row.agent_role is not None and not self._agents.any_with_role(row.agent_role):
             return [], [_no("agent_exists", f"No agent has the role {row.agent_role}.", "Create one.", "/agents")]
-        agents: dict[str, AgentFacts] = {}
-        for worker in fleet:
-            for each in self._agents.eligible(
-                worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=None
-            ):
-                if row.agent_role in (None, each.role):
-                    agents[each.id] = each
-        if not agents and fleet:
+        started = self._agents.started(row.agent_role)
+        if not started:
             who = f"agent of role {row.agent_role}" if row.agent_role is not None else "agent"
-            return [], [_no("agent_started", f"No {who} is started with a free slot.", "Start one.", "/agents")]
+            return [], [_no("agent_started", f"No {who} is started.", "Start one.", "/agents")]
         tools = rows.parsed(row.required_tools)
-        able = [each for each in agents.values() if queues.has_tools(each.enabled_tools, tools)]
-        if agents and not able:
+        able = [each for each in started if queues.has_tools(each.enabled_tools, tools)]
+        if not able:
             return [], [_tools(tools, "None of the started agents may use", "/agents")]
-        return able, []
+        fitting = [each for each in able if any(_selects(each, worker) for worker in fleet)] or able
+        free = [each for each in fitting if each.active_tasks < each.max_concurrent_tasks]
+        if not free:
+            told = "Every agent that could run it has all the tasks that it may have at a time."
+            return fitting, [_no("agent_capacity", told, "Wait, or raise max_concurrent_tasks.", "/agents")]
+        return free, []
 
     def _one_agent(self, row: Row, agent: AgentFacts) -> list[Condition]:
         href = f"/agents/{agent.id}"
@@ -203,7 +202,7 @@ class Explanations:
 
     def _nobody(self) -> list[Condition]:
         """No approved worker is online: because none is there, or because none is approved."""
-        if self._workers.has_unapproved():
+        if self._workers.awaits_approval():
             return [
                 _no(
                     "worker_approved", "A worker has registered, but none is approved.", "Approve it.", "/admin/workers"

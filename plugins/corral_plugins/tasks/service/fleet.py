@@ -17,7 +17,6 @@ from corral_plugins.tasks.service.rows import Ledger
 
 SIGNALS = 200
 CANCELLED_AT_ONCE = 200
-OPEN = ("blocked", "pending", "assigned", "running", "waiting")
 
 _RENEW = Statement(
     lambda p: (
@@ -152,7 +151,7 @@ class Fleet:
         """End all leases of an agent: back to the queue, or cancelled."""
 
         def end(row: rows.Row, attempt: Ledger) -> None:
-            if cancel and row.status != "cancelling":
+            if cancel and rows.is_uncancelled(row):
                 self._outcomes.cancelled(row, attempt, kind="user", reason=reason, by="agent_stopped")
 
         return self._release(Attempt.agent_id == agent_id, reason, end)
@@ -175,18 +174,21 @@ class Fleet:
 
     def cancel_of(self, user_id: str) -> bool:
         """Cancel what a purged person has asked for and has not ended, at most 200 a unit; True: there is more."""
-        open_ones = (Task.created_by == user_id) & Task.status.in_(OPEN)
-        found = rows.tasks(open_ones, CANCELLED_AT_ONCE)
-        for row in found:
-            self._outcomes.cancel(row, kind="user", reason="The account of its requester was purged.")
+        found = [row.id for row in rows.tasks((Task.created_by == user_id) & rows.UNCANCELLED, CANCELLED_AT_ONCE)]
+        for task_id in found:
+            row = rows.lock(task_id)  # the end of another one may have ended it
+            if rows.is_uncancelled(row):
+                self._outcomes.cancel(row, kind="user", reason="The account of its requester was purged.")
         return len(found) == CANCELLED_AT_ONCE
 
     def _release(self, which: Any, reason: str, end: Callable[[rows.Row, Ledger], None]) -> list[str]:
         """Lock all tasks first, in one order; then end their leases."""
         live = rows.attempts(which, 1000)
-        held = [(rows.lock(attempt.task_id), attempt) for attempt in live]
+        for attempt in live:
+            rows.lock(attempt.task_id)
         released = []
-        for row, attempt in held:
+        for attempt in live:
+            row = rows.lock(attempt.task_id)  # as the ends before have left it
             if row.lease_id != attempt.lease_id:  # it ended while we waited for the lock
                 continue
             end(row, attempt)

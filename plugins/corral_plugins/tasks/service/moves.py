@@ -24,14 +24,12 @@ from corral_plugins.workers.api import Workers
 
 
 def queue_key(agent_id: str | None, role: str | None, tools: Sequence[str]) -> str:
-    """Who may take a task: the partition that claims look into."""
+    """Who may take a task: the partition that claims look into. All tasks of one need the same tools."""
     base = f"agent:{agent_id}" if agent_id is not None else f"role:{role}" if role is not None else "any"
-    return f"{base}#{toolset_digest(tools)}" if tools else base
-
-
-def toolset_digest(tools: Sequence[str]) -> str:
-    """The name of a set of tools."""
-    return hashlib.sha256("\0".join(sorted(set(tools))).encode()).hexdigest()[:16]
+    if not tools:
+        return base
+    digest = hashlib.sha256("\0".join(sorted(set(tools))).encode()).hexdigest()
+    return f"{base}#{digest[:16]}"
 
 
 def tell(kind: type[TaskEvent], row: Row, previous: str | None, /, **named: Any) -> None:
@@ -142,12 +140,31 @@ def queued_columns(
     return {
         "queue": key if is_ready else None,
         "rank": priority,
-        "rank_at": clock.now(aging) if is_ready and aging else None,
+        "rank_at": clock.now(aging) if is_ready else None,
         "deadline_key": deadline or NO_DEADLINE,
         "available_at": available_at,
         "queued_at": since,
         "queue_until": clock.format_instant(clock.parse_instant(since) + queue_timeout) if queue_timeout else None,
     }
+
+
+TOP_RANK = 4
+"""One above `critical`: what has waited long enough comes before whatever is new."""
+
+
+def aged_columns(settings: Settings, *, priority: int, queued_at: str) -> dict[str, Any]:
+    """The rank of a task that may be claimed since `queued_at`, and when it grows next."""
+    aging = settings.get(declared.AGING_SECONDS)
+    steps = aging_steps(queued_at, aging)
+    if priority + steps >= TOP_RANK:
+        return {"rank": TOP_RANK, "rank_at": None}
+    grows_at = clock.parse_instant(queued_at) + (steps + 1) * aging
+    return {"rank": priority + steps, "rank_at": clock.format_instant(grows_at)}
+
+
+def aging_steps(queued_at: str, aging: int) -> int:
+    """How many times a task has waited the `aging` seconds."""
+    return clock.elapsed_ms(queued_at, clock.now()) // (aging * 1000) if aging else 0
 
 
 def failure(kind: str, type_: str, message: str, *, retryable: bool, attempt: int) -> dict[str, Any]:

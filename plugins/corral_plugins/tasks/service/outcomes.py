@@ -126,13 +126,13 @@ class Outcomes:
             return
         if row.status != "cancelling":
             self.stop(row, kind=kind, reason=reason)
-        elif kind == "user" and row.cancel_kind != "user":
+        elif row.cancel_kind not in ("user", kind):
             rows.change(row, {"cancel_kind": kind, "cancel_reason": reason})
         self._cancel_children(row, kind)
 
     def _cancel_children(self, row: Row, kind: str) -> None:
         """When it is asked to end and again when it has ended: until then a run may still have made children."""
-        if kind in ("user", "parent"):
+        if kind in rows.FOR_GOOD:
             self._relatives.each_child(
                 row.id, lambda child: self.cancel(child, kind="parent", reason="parent cancelled")
             )
@@ -151,7 +151,7 @@ class Outcomes:
         """A `cancelling` task has heard it, ended, lost its lease, or had its grace. `kept`: a result too late."""
         kind = row.cancel_kind or "user"
         told = row.cancel_reason or ENDED.get(kind, "")
-        if kind in ("user", "parent"):
+        if kind in rows.FOR_GOOD:
             self.cancelled(row, attempt, kind=kind, reason=row.cancel_reason, by=by, kept=kept)
         elif kind in ("timeout", "stalled"):
             retryable = kind == "timeout" or attempt.stall_action == "retry"

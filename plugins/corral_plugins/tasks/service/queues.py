@@ -7,28 +7,31 @@ from typing import Any
 
 import msgspec
 
-from corral import clock
 from corral.database.statement import Statement
 from corral.database.unit import current
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.tasks.models import Task
 from corral_plugins.tasks.service import rows
 from corral_plugins.tasks.service.rows import ROW_COLUMNS, Row
-from corral_plugins.tasks.sums import Toolset
 from corral_plugins.tools.api import Tools
 from corral_plugins.workers.api import WorkerFacts
 
-MAX_TOOLSETS = 500
-
-_TOOLSETS = Statement(lambda p: Toolset.select(Toolset.digest, Toolset.tools).limit(MAX_TOOLSETS).tuples())
-_KEEP_TOOLSET = Statement(
-    lambda p: Toolset.insert(
-        {Toolset.digest: p("digest"), Toolset.tools: p("tools"), Toolset.used_at: p("now")}
-    ).on_conflict(
-        conflict_target=[Toolset.digest], update={Toolset.used_at: p("now")}, where=(Toolset.used_at < p("old"))
-    )
+# The queues that need tools and have a task: one look into a partial index for each, however many tasks there are.
+_ONE_TOOLED = (
+    "(SELECT t.{what} FROM tasks_tasks AS t WHERE t.status = 'pending' AND t.queue IS NOT NULL"
+    " AND t.required_tools <> '[]' {which} ORDER BY t.queue LIMIT 1)"
 )
-
+_FIRST, _NEXT, _TOOLS = (
+    _ONE_TOOLED.format(what=what, which=which)
+    for what, which in (
+        ("queue", ""), ("queue", "AND t.queue > found.queue"), ("required_tools", "AND t.queue = found.queue")
+    )
+)  # fmt: skip
+_TOOLED = (
+    f"WITH RECURSIVE found(queue) AS (SELECT {_FIRST} UNION ALL"  # noqa: S608  (all literals)
+    f" SELECT {_NEXT} FROM found WHERE found.queue IS NOT NULL)"
+    f" SELECT queue, {_TOOLS} FROM found WHERE queue IS NOT NULL"
+)
 _ORDER = "rank DESC, deadline_key, available_at, created_at, id"
 _HEAD = (
     "SELECT {what} FROM tasks_tasks WHERE status = 'pending' AND queue = {queue} {others}"
@@ -74,16 +77,9 @@ _TAKE_THIS = Statement(
 )
 
 
-def keep_toolset(digest: str, tools: Sequence[str]) -> None:
-    """Remember a set of tools that a new task requires."""
-    now = clock.now()
-    text = msgspec.json.encode(sorted(set(tools))).decode()
-    _KEEP_TOOLSET.run({"digest": digest, "tools": text, "now": now, "old": clock.now(-86_400)})
-
-
-def toolsets() -> dict[str, list[str]]:
-    """Every set of tools that tasks require, by digest."""
-    return {digest: msgspec.json.decode(tools) for digest, tools in _TOOLSETS.rows({})}
+def _tooled() -> list[tuple[str, str]]:
+    """Queues that need tools and have a task, each with its tools as JSON."""
+    return list(current().connection.execute(_TOOLED, ()).fetchall())
 
 
 def has_tools(offered: Iterable[str], wanted: Iterable[str]) -> bool:
@@ -108,14 +104,20 @@ def brings(worker: WorkerFacts, tools: Sequence[str], service: Tools | None) -> 
 
 def served(agents: Sequence[AgentFacts], worker: WorkerFacts, service: Tools | None) -> dict[str, list[AgentFacts]]:
     """Queues that these agents may serve on this worker, each with its agents in their order."""
-    sets = {digest: tools for digest, tools in toolsets().items() if brings(worker, tools, service)}
     found: dict[str, list[AgentFacts]] = {}
     for agent in agents:
-        able = [digest for digest, tools in sets.items() if has_tools(agent.enabled_tools, tools)]
-        suffixes = ["", *(f"#{digest}" for digest in able)]
         for base in (f"agent:{agent.id}", f"role:{agent.role}", "any"):
-            for suffix in suffixes:
-                found.setdefault(base + suffix, []).append(agent)
+            found.setdefault(base, []).append(agent)
+    kinds: dict[tuple[str, ...], int] = {}  # many agents have the same tools: each kind is judged once
+    kind_of = {agent.id: kinds.setdefault(tuple(agent.enabled_tools), len(kinds)) for agent in agents}
+    for queue, text in _tooled():
+        of_base = found.get(queue.partition("#")[0])
+        tools = msgspec.json.decode(text) if of_base else []
+        if of_base and brings(worker, tools, service):
+            kinds_able = {kind for enabled, kind in kinds.items() if has_tools(enabled, tools)}
+            able = [agent for agent in of_base if kind_of[agent.id] in kinds_able]
+            if able:
+                found[queue] = able
     return found
 
 

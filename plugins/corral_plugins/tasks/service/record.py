@@ -8,12 +8,11 @@ from typing import Any
 from corral.database.unit import current
 from corral_plugins.agents.api import WorkFigures
 
-# Milliseconds from start to end of an attempt that ran to a result or a failure; null for every other.
-_SQLITE_MS = "CAST(ROUND((julianday(finished_at) - julianday(started_at)) * 86400000) AS INTEGER)"
+_SQLITE_MS = "CAST(ROUND((julianday({until}) - julianday({since})) * 86400000) AS INTEGER)"
 _POSTGRES_MS = (
-    "CAST(ROUND(EXTRACT(EPOCH FROM (CAST(finished_at AS timestamptz) - CAST(started_at AS timestamptz))) * 1000)"
-    " AS BIGINT)"
+    "CAST(ROUND(EXTRACT(EPOCH FROM (CAST({until} AS timestamptz) - CAST({since} AS timestamptz))) * 1000) AS BIGINT)"
 )
+# `ms` is of an attempt that ran to a result or a failure; null for every other.
 _FIGURES = """
 WITH ended AS (
   SELECT agent_id, agent_version, status, cost_micro, input_tokens, output_tokens, stalls,
@@ -50,10 +49,15 @@ class Record:
         return {**dict.fromkeys(wanted, none), **{int(row[0]): _figures(row) for row in found}}
 
 
+def milliseconds(since: str, until: str) -> str:
+    """SQL of the time between two columns; null when one is."""
+    return (_SQLITE_MS if current().database.kind == "sqlite" else _POSTGRES_MS).format(since=since, until=until)
+
+
 def _run(which: str, group: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
     unit = current()
-    is_sqlite = unit.database.kind == "sqlite"
-    mark, ms = ("?", _SQLITE_MS) if is_sqlite else ("%s", _POSTGRES_MS)
+    mark = "?" if unit.database.kind == "sqlite" else "%s"
+    ms = milliseconds("started_at", "finished_at")
     sql = _FIGURES.format(ms=ms, mark=mark, which=which.format(mark=mark), group=group)
     found: list[tuple[Any, ...]] = unit.connection.execute(sql, parameters).fetchall()
     return found

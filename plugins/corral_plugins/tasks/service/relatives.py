@@ -9,7 +9,7 @@ from corral import clock
 from corral.database.statement import Statement
 from corral.jobs.job import enqueue
 from corral_plugins.tasks.events import TaskFailed, TaskUpdated
-from corral_plugins.tasks.models import STATUSES, TERMINAL, Dependency, Task
+from corral_plugins.tasks.models import STATUSES, Dependency, Task
 from corral_plugins.tasks.service import rows, tallies
 from corral_plugins.tasks.service.moves import Moves, failure, move, tell
 from corral_plugins.tasks.service.rows import ROW_COLUMNS, Row
@@ -27,7 +27,9 @@ _DEPENDENTS = Statement(
     lambda p: rows.locked(
         Task.select(*ROW_COLUMNS)
         .where(
-            _only("blocked") & Task.id.in_(Dependency.select(Dependency.task_id).where(Dependency.needs_id == p("id")))
+            _only("blocked")
+            & (Task.id > p("after"))
+            & Task.id.in_(Dependency.select(Dependency.task_id).where(Dependency.needs_id == p("id")))
         )
         .order_by(Task.id)
         .limit(AT_ONCE)
@@ -51,7 +53,7 @@ _HAS_DEPENDENTS = Statement(
 _CHILDREN = Statement(
     lambda p: rows.locked(
         Task.select(*ROW_COLUMNS)
-        .where((Task.parent_task_id == p("id")) & Task.status.not_in(TERMINAL) & Task.cancel_requested_at.is_null())
+        .where((Task.parent_task_id == p("id")) & rows.UNCANCELLED)
         .order_by(Task.id)
         .limit(AT_ONCE)
     ).tuples()
@@ -83,17 +85,17 @@ class Relatives:
     def __init__(self, moves: Moves) -> None:
         self._moves = moves
 
-    def unblock(self, task_id: str) -> None:
-        """A task was completed: what waited for it alone is pending now."""
+    def unblock(self, task_id: str, after: str = "") -> None:
+        """A task was completed: what waited for it alone is pending now. `after`: the last one judged."""
         if _HAS_DEPENDENTS.one({"id": task_id}) is None:
             return
-        found = [Row(*row) for row in _DEPENDENTS.rows({"id": task_id})]
+        found = [Row(*row) for row in _DEPENDENTS.rows({"id": task_id, "after": after})]
         for dependent in found:
             if _OPEN_NEEDS.one({"id": dependent.id}) is None:
                 available = max(dependent.available_at, clock.now())
                 move(dependent, "pending", event=TaskUpdated, **self._moves.queued(dependent, available_at=available))
         if len(found) == AT_ONCE:
-            enqueue("tasks.unblock", task_id=task_id)
+            enqueue("tasks.unblock", task_id=task_id, after=found[-1].id)
 
     def fail_dependents(self, task_id: str) -> None:
         """A task failed or was cancelled: what waits for it fails, and what waits for that."""
@@ -102,7 +104,7 @@ class Relatives:
             needed = waiting.pop()
             if _HAS_DEPENDENTS.one({"id": needed}) is None:
                 continue
-            for row in _DEPENDENTS.rows({"id": needed}):
+            for row in _DEPENDENTS.rows({"id": needed, "after": ""}):
                 dependent = Row(*row)
                 error = _needs_dead(needed)
                 move(
@@ -139,10 +141,12 @@ class Relatives:
                 return
 
     def each_child(self, task_id: str, act: Callable[[Row], None]) -> None:
-        """Do something with every child that has not ended and was not asked to."""
-        found = [Row(*row) for row in _CHILDREN.rows({"id": task_id})]
-        for child in found:
-            act(child)
+        """Do something with every child that has not ended and was not cancelled for good."""
+        found = [Row(*row).id for row in _CHILDREN.rows({"id": task_id})]
+        for child_id in found:
+            child = rows.lock(child_id)  # the end of another child may have ended this one
+            if rows.is_uncancelled(child):
+                act(child)
         if len(found) == AT_ONCE:
             enqueue("tasks.cancel_children", task_id=task_id)
 

@@ -129,6 +129,10 @@ ROW_COLUMNS = [getattr(Task, name) for name in Row.__struct_fields__]
 LEDGER_COLUMNS = [getattr(Attempt, name) for name in Ledger.__struct_fields__]
 
 
+FOR_GOOD = ("user", "parent")
+"""Kinds of cancellation after which a task does not go on; after the others it may be queued again."""
+UNCANCELLED = Task.finished_at.is_null() & (Task.cancel_kind.is_null() | Task.cancel_kind.not_in(FOR_GOOD))
+"""What has not ended and was not cancelled for good."""
 PENDING = peewee.SQL("status = 'pending'")
 """As a literal: partial indexes are only used for conditions that the planner can see."""
 
@@ -183,6 +187,16 @@ def find(task_id: str) -> Row | None:
     """A task as it is."""
     found = _TASK.one({"id": task_id})
     return None if found is None else Row(*found)
+
+
+def is_uncancelled(row: Row) -> bool:
+    """`UNCANCELLED` of a row that was read."""
+    return row.finished_at is None and row.cancel_kind not in FOR_GOOD
+
+
+def is_held_by(row: Row, worker_id: str | None) -> bool:
+    """Whether this worker has the live lease of the task."""
+    return row.lease_id is not None and row.worker_id == worker_id
 
 
 def lock(task_id: str) -> Row:

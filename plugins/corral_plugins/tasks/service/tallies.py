@@ -33,19 +33,19 @@ _OPEN = Statement(
         conflict_target=[OpenCounter.created_by, OpenCounter.shard], update={OpenCounter.n: OpenCounter.n + p("n")}
     )
 )
-_HOUR_FIELDS = ("completed", "failed", "duration_ms", "queued", "queue_ms")
+HOUR_FIELDS = ("completed", "failed", "duration_ms", "queued", "queue_ms")
 _HOUR = Statement(
     lambda p: Hour.insert(
-        {Hour.hour: p("hour"), Hour.shard: p("shard"), **{getattr(Hour, name): p(name) for name in _HOUR_FIELDS}}
+        {Hour.hour: p("hour"), Hour.shard: p("shard"), **{getattr(Hour, name): p(name) for name in HOUR_FIELDS}}
     ).on_conflict(
         conflict_target=[Hour.hour, Hour.shard],
-        update={getattr(Hour, name): getattr(Hour, name) + p(name) for name in _HOUR_FIELDS},
+        update={getattr(Hour, name): getattr(Hour, name) + p(name) for name in HOUR_FIELDS},
     )
 )
 _MATRIX = Statement(lambda p: Counter.select(Counter.status, Counter.priority, Counter.n).tuples())
 _OPEN_OF = Statement(lambda p: OpenCounter.select(OpenCounter.n).where(OpenCounter.created_by == p("user")).tuples())
 _HOURS = Statement(
-    lambda p: Hour.select(*[getattr(Hour, name) for name in _HOUR_FIELDS]).where(Hour.hour >= p("since")).tuples()
+    lambda p: Hour.select(*[getattr(Hour, name) for name in HOUR_FIELDS]).where(Hour.hour >= p("since")).tuples()
 )
 
 _next_shard = itertools.count(os.getpid())
@@ -77,7 +77,7 @@ class Tally:
             if n:
                 _OPEN.run({"user": user, "shard": shard, "n": n})
         if self.hour:
-            _HOUR.run({"hour": clock.now()[:13], "shard": shard, **{name: self.hour[name] for name in _HOUR_FIELDS}})
+            _HOUR.run({"hour": clock.now()[:13], "shard": shard, **{name: self.hour[name] for name in HOUR_FIELDS}})
 
 
 def _tally() -> Tally:
@@ -138,11 +138,16 @@ def open_of(user_id: str) -> int:
     return sum(n for (n,) in _OPEN_OF.rows({"user": user_id}))
 
 
+def day_began() -> str:
+    """The hour with which the last 24 hours begin, as the beginning of an instant."""
+    return clock.now(-HOURS * 3600)[:13]
+
+
 def last_day() -> Numbers[str]:
     """What ended in the last 24 hours (whole hours): `completed, failed, duration_ms, queued, queue_ms`."""
     sums: Numbers[str] = Numbers()
-    for row in _HOURS.rows({"since": clock.now(-HOURS * 3600)[:13]}):
-        for name, n in zip(_HOUR_FIELDS, row, strict=True):
+    for row in _HOURS.rows({"since": day_began()}):
+        for name, n in zip(HOUR_FIELDS, row, strict=True):
             sums[name] += n
     return sums
 

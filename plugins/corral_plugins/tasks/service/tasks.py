@@ -22,6 +22,7 @@ from corral_plugins.tasks.api import (
     Run,
     Signal,
 )
+from corral_plugins.tasks.events import TaskUpdated
 from corral_plugins.tasks.models import Task
 from corral_plugins.tasks.reports import Usage
 from corral_plugins.tasks.service import rows, usage
@@ -30,7 +31,7 @@ from corral_plugins.tasks.service.claims import Claims
 from corral_plugins.tasks.service.creation import Creation
 from corral_plugins.tasks.service.details import readable
 from corral_plugins.tasks.service.fleet import Fleet
-from corral_plugins.tasks.service.moves import queue_key
+from corral_plugins.tasks.service.moves import queue_key, tell
 from corral_plugins.tasks.service.runs import Runs
 from corral_plugins.tasks.service.views import TaskView, Views
 
@@ -101,6 +102,7 @@ class TasksService:
             key = queue_key(None, row.agent_role, rows.parsed(row.required_tools))
             queue = key if row.queue == row.queue_key else row.queue
             rows.change(row, {"agent_id": None, "queue_key": key, "queue": queue})
+            tell(TaskUpdated, row, row.status)
         return len(found)
 
     def live_tasks(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:

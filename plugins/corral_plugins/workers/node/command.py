@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -57,9 +58,14 @@ def command(
 
 
 def _url(text: str) -> str:
+    from urllib.parse import urlsplit
+
     if not text.startswith(("http://", "https://")):
         raise click.BadParameter("begins with http:// or https://", param_hint="--url")
-    return text.rstrip("/")
+    with contextlib.suppress(ValueError):
+        if urlsplit(text).hostname:
+            return text.rstrip("/")
+    raise click.BadParameter(f"{text} is no address", param_hint="--url")
 
 
 def _allowed(given: tuple[str, ...]) -> tuple[str, ...]:
@@ -80,10 +86,14 @@ def _labels(given: tuple[str, ...]) -> dict[str, str]:
 
 
 def _key(token_file: Path | None) -> str | None:
-    text = (
-        token_file.read_text(encoding="utf-8") if token_file is not None else os.environ.get("CORRAL_WORKER_TOKEN", "")
-    )
-    return text.strip() or None
+    if token_file is None:
+        text, where = os.environ.get("CORRAL_WORKER_TOKEN", ""), "CORRAL_WORKER_TOKEN"
+    else:
+        text, where = token_file.read_text(encoding="utf-8", errors="replace"), f"--token-file {token_file}"
+    text = text.strip()
+    if not (text.isascii() and text.isprintable()):
+        raise click.UsageError(f"{where}: this is no registration key, which is ASCII text")
+    return text or None
 
 
 def _folder(name: str) -> Path:
@@ -98,7 +108,7 @@ def _run(options: object, folder: object, *, until_stdin_closes: bool) -> None:
     import logging
 
     from corral_plugins.workers.node.embedded import LINE
-    from corral_plugins.workers.node.identity import Folder, InUse
+    from corral_plugins.workers.node.identity import Folder, InUse, Unusable
     from corral_plugins.workers.node.node import Node, Options, Refused
 
     assert isinstance(options, Options)
@@ -112,7 +122,7 @@ def _run(options: object, folder: object, *, until_stdin_closes: bool) -> None:
     except InUse as error:
         click.echo(f"corral: {error}", err=True)
         sys.exit(3)
-    except Refused as error:
+    except (Refused, Unusable) as error:
         click.echo(f"corral: {error}", err=True)
         sys.exit(1)
 

@@ -26,6 +26,10 @@ class InUse(Exception):
     """Another worker runs with this folder."""
 
 
+class Unusable(Exception):
+    """The folder cannot be made or written."""
+
+
 class Folder:
     """Where a worker keeps its identity. Names: `fingerprint`, `identity.json`, `lock`."""
 
@@ -34,9 +38,13 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder and keep other workers out of it; `InUse`."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (self.path / "lock").open("w") as file:
+        """Make the folder and keep other workers out of it; `InUse`, `Unusable`."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = (self.path / "lock").open("w")
+        except OSError as error:
+            raise Unusable(f"The folder {self.path} cannot be used (--dir): {error.strerror}.") from None
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

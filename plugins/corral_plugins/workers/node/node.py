@@ -274,7 +274,10 @@ class Node:
             self._heard({"leases": answer.get("signals"), "commands": answer.get("commands")}, None)
 
     def _heard(self, answer: Mapping[str, Any], sent: float | None) -> None:
-        """States of leases and commands. `sent`: when the request was sent, if its answer renews leases."""
+        """States of leases, commands, and the worker's own state, which outlives a command that was not heard.
+
+        `sent`: when the request was sent, if its answer renews leases.
+        """
         for told in answer.get("leases") or ():
             lease = self._leases.get(told["lease_id"])
             if lease is not None:
@@ -283,10 +286,16 @@ class Node:
                 lease.hear(told["state"])
         for command in answer.get("commands") or ():
             if command in ("drain", "resume"):
-                self._paused = command == "drain"
-                self._room.set()
+                self._pause(command == "drain")
             elif command == "reregister":
                 log.warning("the server asks this worker to register again; restart it with a registration key")
+        if "status" in answer:
+            self._pause(answer["status"] == "draining")
+
+    def _pause(self, is_paused: bool) -> None:
+        if is_paused != self._paused:
+            self._paused = is_paused
+            self._room.set()
 
 
 def _seconds(server_time: str | None, expires_at: str | None) -> float | None:

@@ -69,7 +69,7 @@ class Fleet:
     def detail(self, worker_id: str, *, caller: Principal) -> WorkerDetail:
         """A worker with its leases."""
         row = Worker.get_or_none((Worker.id == worker_id) & visible(Worker, caller))
-        if row is None:
+        if row is None or (caller.kind == "worker" and caller.worker_id != row.id):
             raise NotFound()
         leases = self.tasks.leases_of_worker(worker_id) if self.tasks is not None else []
         return rows.view(row, WorkerDetail, leases=leases)

@@ -76,8 +76,12 @@ class Roster:
             for offer in msgspec.json.decode(tools)
         ]  # fmt: skip
 
-    def has_unapproved(self) -> bool:
-        return Worker.select(Worker.id).where(Worker.status == "pending").limit(1).tuples().first() is not None
+    def awaits_approval(self) -> bool:
+        pending, approved = [
+            Worker.select(Worker.id).where(condition).limit(1).tuples().first() is not None
+            for condition in (Worker.status == "pending", Worker.is_approved == True)  # noqa: E712  (a column)
+        ]
+        return pending and not approved
 
     def lease_started(self, worker_id: str) -> bool:
         return bool(_STARTED.run({"id": worker_id}))

@@ -34,6 +34,7 @@ class FakeServer:
         self.state, self.chat_seconds, self.claims = "ok", 60.0, 0
         self.next_heartbeat = 1
         self.registered = 0
+        self.status, self.commands = "online", list[str]()
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -97,7 +98,8 @@ class FakeServer:
             return 200, {"tasks": [claim], "reason": "ok"}
         if name == "heartbeat":
             told = [{**lease, "state": self.state} for lease in body["leases"]]
-            return 200, {"leases": told, "commands": [], "next_heartbeat_seconds": self.next_heartbeat}
+            more = {"status": self.status, "commands": self.commands, "next_heartbeat_seconds": self.next_heartbeat}
+            return 200, {"leases": told, **more}
         if name == "signals":
             time.sleep(0.5)
             return 200, {"signals": [], "commands": []}
@@ -222,6 +224,18 @@ def test_draining_waits_for_the_model_call_and_no_longer(fake: FakeServer, start
     assert worker.stop() == 0
     assert time.monotonic() - began < 6
     assert len(fake.of("release")) == 1
+
+
+def test_a_worker_that_missed_the_resume_goes_on_by_its_state(fake: FakeServer, start: Callable[..., Any]) -> None:
+    fake.chat_seconds = 0
+    start()
+    until(lambda: fake.of("complete"))
+    fake.status, fake.commands = "draining", ["drain"]
+    beats = len(fake.of("heartbeat"))
+    until(lambda: len(fake.of("heartbeat")) > beats + 1)
+    claims = fake.claims
+    fake.status, fake.commands = "online", []
+    until(lambda: fake.claims > claims + 1)
 
 
 def test_a_dead_token_is_replaced_by_registering_again(fake: FakeServer, start: Callable[..., Any]) -> None:

@@ -7,6 +7,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Site = Any  # of conftest.py
@@ -66,6 +67,23 @@ def test_a_worker_without_a_key_says_what_to_do(make_site: Callable[..., Site]) 
     process = site.start("worker", "--url", site.url, "--name", "nobody")
     assert process.popen.wait(20) == 1
     assert "CORRAL_WORKER_TOKEN" in process.output
+
+
+def test_what_is_wrong_with_the_call_of_a_worker_is_one_line(run_corral: Callable[..., Any], tmp_path: Path) -> None:
+    for name, data in (("image", b"\x89PNG\xff"), ("word", "schl\u00fcssel".encode()), ("key", b"crg_x")):
+        (tmp_path / name).write_bytes(data)
+    cases = [
+        (("--token-file", "image"), 2, "image: this is no registration key"),
+        (("--token-file", "word"), 2, "word: this is no registration key"),
+        (("--token-file", "key", "--dir", "key/of"), 1, "cannot be used (--dir)"),
+        (("--token-file", "key", "--url", "http://[::1"), 2, "http://[::1 is no address"),
+    ]  # fmt: skip
+    for arguments, status, words in cases:
+        told = [str(tmp_path / each) if each.startswith(("image", "word", "key")) else each for each in arguments]
+        process = run_corral("worker", "--name", "w", "--url", "http://127.0.0.1:9", *told)
+        assert process.popen.wait(20) == status, process.output
+        assert words in process.output
+        assert "Traceback" not in process.output
 
 
 def test_workers_8_another_worker_goes_on_from_the_last_checkpoint(make_site: Callable[..., Site], gone: Any) -> None:

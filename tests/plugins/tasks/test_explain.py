@@ -1,0 +1,48 @@
+"""Why a task does not run: the condition that is false, and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.plugins.tasks.conftest import World
+
+from corral import clock
+from corral_plugins.workers.service.sweeps import Sweeps
+
+
+async def false(world: Any, task_id: str) -> list[str]:
+    told = (await world.member.get(f"/tasks/{task_id}/explain")).json()
+    codes = [each["code"] for each in told["conditions"] if not each["ok"]]
+    assert told["claimable"] == (not codes)
+    return codes
+
+
+async def test_an_agent_without_a_free_slot_is_started(world: Any) -> None:
+    await world.member.patch(f"/agents/{world.agent_id}", {"max_concurrent_tasks": 1})
+    await world.task()
+    await world.worker.run()
+    anybody, of_role = await world.task(), await world.task(agent_role="general")
+    for task_id in (anybody, of_role):
+        assert await false(world, task_id) == ["agent_capacity"]
+    idle = await world.agent("idle")
+    for task_id in (anybody, of_role):
+        assert await false(world, task_id) == []
+    await world.member.patch(f"/agents/{idle}", {"worker_selector": {"group": "nowhere"}})
+    assert await false(world, anybody) == ["agent_capacity"]
+    for agent_id in (world.agent_id, idle):
+        await world.member.post(f"/agents/{agent_id}/stop", {})
+    assert await false(world, anybody) == ["agent_started"]
+
+
+async def test_an_agent_whose_selector_matches_no_worker_is_started(world: Any) -> None:
+    await world.member.patch(f"/agents/{world.agent_id}", {"worker_selector": {"group": "nowhere"}})
+    assert await false(world, await world.task()) == ["worker_selector"]
+
+
+async def test_a_stranger_does_not_hide_that_the_approved_worker_is_offline(make_kit: Callable[..., Any]) -> None:
+    world = await World().build(await make_kit(plugins=("agents", "workers", "tasks")))
+    await world.machine("stranger", approve=False)
+    clock.travel(100)
+    await world.kit.kernel.container.get(Sweeps).sweep()
+    assert await false(world, await world.task(agent_id=world.agent_id)) == ["worker_online"]
