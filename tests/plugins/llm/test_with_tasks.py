@@ -81,6 +81,30 @@ async def test_what_a_call_costs_is_the_tasks(world: World, upstream: Any) -> No
     assert event["user_id"] == world.member.user["id"]
 
 
+async def test_a_report_cannot_take_the_key_of_a_call(world: World, upstream: Any) -> None:
+    speaks = asyncio.Event()
+
+    async def slow(exchange: up.Exchange) -> None:
+        await speaks.wait()
+        await exchange.json(up.completion("done", usage={"prompt_tokens": 100, "completion_tokens": 7, "cost": 12.5}))
+
+    upstream.otherwise = slow
+    lease = await run(world)
+    asking = asyncio.create_task(ask(attempt(lease)))
+    await upstream.asked()
+    (row,) = await rows(world)
+    told = {"usage_key": row.id, "provider": "up", "model": "m1", "cost_usd": 0}
+    first = await attempt(lease).post("/cost/events", told)
+    assert first.status == 201, first
+    await lease.ok("progress", {"usage": [{"input_tokens": 1, **told}]})  # the same report: the first one stays
+    speaks.set()
+    assert (await asking).headers["corral-cost-usd"] == "12.500000"
+    events = (await world.admin.get("/cost/events")).json()["items"]
+    assert [(event["usage_key"], event["cost_usd"]) for event in events] == [(row.id, 12.5), (row.id, 0)]
+    cost = (await world.read(lease.task_id))["cost"]
+    assert (cost["cost_usd"], cost["input_tokens"], cost["calls"]) == (12.5, 100, 2)
+
+
 async def test_llm_10_only_the_agents_model_and_nothing_after_stop(world: World, upstream: Any) -> None:
     lease = await run(world)
     agent = attempt(lease)

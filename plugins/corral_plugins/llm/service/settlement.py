@@ -53,7 +53,7 @@ class Settlement:
         by, target, tokens = plan.by, outcome.target, outcome.tokens
         charged = self._cost.settle(
             Spent(
-                usage_key=plan.call_id, provider=target.provider.name, model=target.model,
+                usage_key=plan.call_id, by_gateway=True, provider=target.provider.name, model=target.model,
                 operation="embedding" if plan.kind == "embedding" else "chat", input_tokens=tokens.input_tokens,
                 output_tokens=tokens.output_tokens, cache_read_tokens=tokens.cache_read_tokens,
                 cache_write_tokens=tokens.cache_write_tokens, cost_usd=outcome.reported_cost,
