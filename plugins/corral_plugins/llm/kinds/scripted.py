@@ -164,7 +164,7 @@ def _given_script(given: Any) -> Script:
     """The script of a request: JSON, or the text of it (OpenAI's metadata holds strings)."""
     try:
         return msgspec.convert(json.loads(given) if isinstance(given, str) else given, Script)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProviderError(400, f"metadata.script: {error}") from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import logging
 import struct
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -28,6 +29,8 @@ from corral_plugins.llm.shapes import (
     ModelList,
     ModelView,
 )
+
+log = logging.getLogger("corral.llm")
 
 LONGEST = 3600.0 + 60  # `llm.total_timeout_seconds` ends a call before
 COMMENT_EVERY = 15.0
@@ -146,10 +149,18 @@ class _Events:
                 self._waiting = asyncio.ensure_future(_next(self._chunks))
             self.whole = True
             yield b"data: [DONE]\n\n"
-        except Problem as problem:
-            yield b"data: " + encode({"error": openai_error(problem)}) + b"\n\n"
+        except Exception as error:
+            yield b"data: " + encode({"error": openai_error(_problem(error))}) + b"\n\n"
         finally:
             await _close(self._waiting, self._chunks)
+
+
+def _problem(error: Exception) -> Problem:
+    """What is told of it: the answer has begun, so that nobody else can."""
+    if isinstance(error, Problem):
+        return error
+    log.error("a stream failed", exc_info=error)
+    return Problem("The server failed with a bug; see its log.", code="internal")
 
 
 async def _close(waiting: asyncio.Future[Any], chunks: AsyncGenerator[dict[str, Any], None]) -> None:

@@ -40,7 +40,7 @@ class Attempts:
         for place, target in enumerate(plan.targets):
             if place:
                 await self._move(plan, target)
-            outcome.target = target
+            outcome.target, outcome.reached, outcome.told = target, False, None
             await self._slots.wait(plan.ticket, self._settings.get(QUEUE_TIMEOUT_SECONDS))
             try:
                 return await self._insist(target, outcome, call)
@@ -60,7 +60,7 @@ class Attempts:
                 outcome.reached = True
                 return await call(target)
             except ProviderError as failure:
-                outcome.reached = False  # a refusal costs nothing
+                outcome.note_refusal(failure)
                 wait = delay(tries, failure)
                 if tries >= target.provider.max_retries or not may_try_again(failure) or wait is None:
                     raise

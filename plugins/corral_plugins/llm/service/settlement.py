@@ -37,6 +37,13 @@ class Settlement:
         self._slots.leave(ticket)
         return alive
 
+    def settle_least(self, plan: Plan, outcome: Outcome, ticket: Ticket | None) -> None:
+        """Where `settle` fails: what was used is charged all the same, and the place is given back."""
+        least = outcome.least()
+        self._charge(plan, least)
+        calls.settle(plan.call_id, least)
+        self._slots.leave(ticket)
+
     def lease_is_live(self, by: Principal) -> bool:
         """Whether the caller's lease is; it is renewed. Who has none always may go on."""
         if by.lease_id is None or by.task_id is None:
