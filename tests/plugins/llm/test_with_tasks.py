@@ -137,3 +137,36 @@ async def test_the_kill_switch_stops_calls(world: World) -> None:
     await world.admin.post("/admin/kill-switch", {"engaged": True, "reason": "test"})
     answer = await ask(world.member, "up/m1")
     assert (answer.status, answer.code) == (503, "kill_switch")
+
+
+async def test_the_kill_switch_stops_what_was_admitted_before(
+    make_kit: Callable[..., Any], providers: dict[str, Any], upstream: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corral_plugins.llm.service.attempts.delay", lambda tries, failure: 0.1)
+    speaks, status = asyncio.Event(), 503
+
+    async def slow(exchange: up.Exchange) -> None:
+        await speaks.wait()
+        await exchange.json({"error": {"message": "no"}}, status)
+
+    providers["up"] |= {"max_concurrency": 1, "max_retries": 1}
+    providers["spare"] = providers["up"]
+    settings = {"settings.llm.default_model": "up/m1", "settings.llm.default_fallback_models": ["spare/m1"]}
+    kit = await make_kit(plugins=("admin", "cost", "llm"), config={"plugins.llm": {"providers": providers}, **settings})
+    admin = await kit.as_user("admin")
+    upstream.otherwise = slow
+    calls = [asyncio.create_task(ask(admin, model)) for model in ("up/m1", "up/m1")]  # the second one waits
+    await upstream.asked()
+    assert (await admin.post("/admin/kill-switch", {"engaged": True, "reason": "test"})).status == 200
+    speaks.set()
+    assert [(await call).code for call in calls] == ["kill_switch"] * 2
+    assert len(upstream.requests) == 1
+    speaks.clear()
+    status = 404  # which is not tried again, but elsewhere
+    await admin.post("/admin/kill-switch", {"engaged": False})
+    call = asyncio.create_task(ask(admin, "default"))
+    await upstream.asked(2)
+    await admin.post("/admin/kill-switch", {"engaged": True, "reason": "test"})
+    speaks.set()
+    assert (await call).code == "kill_switch"
+    assert len(upstream.requests) == 2

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from corral.database.engine import Work
 from corral.plugin import Settings
+from corral_plugins.admin.api import KillSwitch
 from corral_plugins.llm.api import ProviderError
 from corral_plugins.llm.service.failures import may_fall_back, may_try_again
 from corral_plugins.llm.service.outcome import Outcome
@@ -29,6 +30,8 @@ JITTER = 0.25
 class Attempts:
     """Runs the calls of plans. Every failure that it raises is a `ProviderError` or a problem."""
 
+    switch: KillSwitch | None
+
     def __init__(self, work: Work, settings: Settings, slots: Slots, seen: Seen) -> None:
         self._work, self._settings, self._slots, self._seen = work, settings, slots, seen
 
@@ -42,6 +45,8 @@ class Attempts:
                 await self._move(plan, target)
             outcome.target, outcome.reached, outcome.told = target, False, None
             await self._slots.wait(plan.ticket, self._settings.get(QUEUE_TIMEOUT_SECONDS))
+            if place or (plan.ticket is not None and not plan.ticket.held):
+                await self._check_switch()
             try:
                 return await self._insist(target, outcome, call)
             except ProviderError as failure:
@@ -67,6 +72,12 @@ class Attempts:
                 log.info("asking again", extra={"model": target.name, "status": failure.status, "seconds": wait})
             tries += 1
             await asyncio.sleep(wait)
+            await self._check_switch()
+
+    async def _check_switch(self) -> None:
+        """Nothing is sent that was admitted before the kill switch was engaged."""
+        if self.switch is not None:
+            await self._work(self.switch.refuse_if_engaged, read=True)
 
     async def _move(self, plan: Plan, target: Target) -> None:
         """Leave one queue and enter another, in two units: nobody holds two locks."""
