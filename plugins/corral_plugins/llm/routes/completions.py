@@ -22,6 +22,7 @@ from corral_plugins.llm.service.failures import openai_error
 from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.service.plan import Plan, Served
 from corral_plugins.llm.shapes import (
+    UNUSED,
     ChatRequest,
     Completion,
     EmbeddingList,
@@ -55,6 +56,7 @@ async def create_chat_completion(body: ChatRequest, llm: Gateway, caller: Princi
     model does not act on.
     """
     request = _request(body)
+    request["messages"] = [_message(message) for message in request["messages"]]
     if request.pop("stream", False):
         return await _stream(request, llm, caller)
     served = await llm.chat(request, by=caller)
@@ -93,6 +95,14 @@ def _request(body: Any) -> dict[str, Any]:
     """The fields that were sent and are not null; `null` means the default everywhere."""
     sent: dict[str, Any] = msgspec.to_builtins(body)
     return {key: value for key, value in sent.items() if value is not None}
+
+
+def _message(message: dict[str, Any]) -> dict[str, Any]:
+    """Without what clients keep of an answer and nobody uses."""
+    kept = {name: value for name, value in message.items() if name not in UNUSED}
+    for call in kept.get("tool_calls") or ():
+        del call["index"], call["function"]["parsed_arguments"]
+    return kept
 
 
 def _of(served: Served) -> dict[str, str]:
