@@ -72,8 +72,8 @@ class Settlement:
         outcome.cost_micro_usd, outcome.priced = charged.cost_micro_usd, charged.priced
         if self.tasks is not None and by.task_id is not None and by.lease_id is not None and not charged.repeated:
             self.tasks.spent(
-                by.task_id, by.lease_id, input_tokens=tokens.input_tokens, output_tokens=tokens.output_tokens,
-                cost_usd=charged.cost_usd,
+                by.task_id, by.lease_id, input_tokens=tokens.total - tokens.output_tokens,
+                output_tokens=tokens.output_tokens, cost_usd=charged.cost_usd,
             )  # fmt: skip
 
     def _attempt_id(self, by: Principal) -> str | None:
