@@ -186,6 +186,21 @@ async def test_a_list_that_never_comes_is_given_up(kit: Any, upstream: Any, new:
     assert (answer.status, answer.code) == (504, "upstream_timeout")
 
 
+async def test_prices_are_those_of_tokens_in_ordinary_calls(
+    make_kit: Callable[..., Any], providers: dict[str, Any]
+) -> None:
+    named = {"anthropic": {"api_key": up.KEY, "models": [{"id": "claude-sonnet-4-5"}]}}
+    kit = await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"providers": {**providers, **named}}})
+    admin = await kit.as_user("admin")
+    price = (await admin.get("/llm/models/anthropic/claude-sonnet-4-5")).json()["price"]
+    listed = (await admin.get("/cost/prices/lookup?provider=anthropic&model=claude-sonnet-4-5")).json()
+    assert price == {name: listed[name] for name in price}
+    own = {"provider": "up", "model": "m1", "input_usd": 0.0375, "output_usd": 2, "per_call_usd": 0.5}
+    assert (await admin.post("/cost/prices", own)).status == 201
+    price = (await admin.get("/llm/models/up/m1")).json()["price"]
+    assert (price["input_usd"], price["output_usd"], price["cache_read_usd"]) == (0.0375, 2, 0.0375)
+
+
 async def test_a_test_is_a_short_real_call(kit: Any, upstream: Any) -> None:
     admin = await kit.as_user("admin")
     answer = await admin.post("/llm/providers/up/test", {})
