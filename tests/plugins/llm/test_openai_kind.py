@@ -141,7 +141,8 @@ async def test_usage_that_nobody_tells_is_estimated(kit: Any, upstream: Any) -> 
         (400, 422, "validation_error", None), (413, 422, "validation_error", None),
         (401, 502, "provider_error", "credentials"), (404, 502, "provider_error", "model"),
         (429, 429, "rate_limited", None), (500, 502, "provider_error", "provider"),
-        (504, 504, "upstream_timeout", None),
+        (504, 504, "upstream_timeout", None), (302, 502, "provider_error", "provider"),
+        (405, 502, "provider_error", "provider"), (451, 502, "provider_error", "provider"),
     ],
 )  # fmt: skip
 async def test_refusals(kit: Any, upstream: Any, status: int, expected: int, code: str, kind: str | None) -> None:
