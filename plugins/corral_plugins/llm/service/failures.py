@@ -55,6 +55,11 @@ def problem_of(failure: ProviderError, provider: str, redactor: Redactor) -> Pro
     return Problem(detail, code="provider_error", kind=_KINDS.get(failure.status, "provider"), provider=provider)
 
 
+def is_about_credentials(problem: Problem) -> bool:
+    """Whether the provider refuses its key."""
+    return problem.members.get("kind") == CREDENTIALS
+
+
 def openai_error(problem: Problem) -> dict[str, Any]:
     """The problem as OpenAI's clients show it: they know the message only, so that it names the first faults."""
     faults = [f"{fault.pointer}: {fault.detail}" for fault in problem.errors[:SHOWN] if fault.detail != problem.detail]

@@ -20,7 +20,7 @@ from corral_plugins.llm.api import Connection, ProviderError
 from corral_plugins.llm.service.admission import Admission
 from corral_plugins.llm.service.answers import completion, embeddings, failures_of
 from corral_plugins.llm.service.attempts import Attempts
-from corral_plugins.llm.service.failures import CREDENTIALS, lease_lost, problem_of
+from corral_plugins.llm.service.failures import is_about_credentials, lease_lost, problem_of
 from corral_plugins.llm.service.keys import ProviderKeys
 from corral_plugins.llm.service.limits import cap_of, explicit_cap
 from corral_plugins.llm.service.outcome import Outcome, estimate_input
@@ -258,7 +258,7 @@ class Gateway:
     def _failed(self, outcome: Outcome, failure: ProviderError) -> Problem:
         """What the caller is told, without credentials that the provider may have repeated."""
         problem = problem_of(failure, outcome.target.provider.name, self._redactor)
-        outcome.credentials_refused = problem.members.get("kind") == CREDENTIALS
+        outcome.credentials_refused = is_about_credentials(problem)
         outcome.note_failure(problem)
         return problem
 
