@@ -39,7 +39,7 @@ Chunk = dict[str, Any]
 Ask = Callable[[dict[str, Any], Connection], Awaitable[dict[str, Any]]]
 
 QUEUED_CHUNKS = 64
-SETTLE_PAUSES = (0.2, 1.0, 3.0, 10.0)
+SETTLE_PAUSES = (0.2, 1.0, 3.0)
 KEPT = "settle"  # the name of tasks that run to their end
 
 
