@@ -81,9 +81,10 @@ class ProviderError(Failure):
 class LLMProvider(Protocol):
     """A kind of provider. Requests, responses and chunks are OpenAI's, as JSON; `model` has no provider in front.
 
-    All calls are made on the event loop and must not block it. Failures are raised as `ProviderError`. Time limits
-    after the connection are the gateway's: it cancels the call or closes the iterator, which must end the request
-    upstream at once.
+    All calls are made on the event loop and must not block it. Failures are raised as `ProviderError`; anything else is
+    a bug, of which the caller hears no more than that. Fields that OpenAI does not have are left out of answers. Time
+    limits after the connection are the gateway's: it cancels the call or closes the iterator, which must end the
+    request upstream at once.
 
     A kind may also have: `free: bool` (no call costs anything; default False), `concurrency: int | None` (calls at a
     time where a provider sets no other number; None: any; default 8), `implicit: bool` (a provider named like the kind
