@@ -103,6 +103,7 @@ class Children:
         self._egress = egress
         self._child: Child | None = None
         self._starting = asyncio.Lock()
+        self._loading: set[asyncio.Future[Child]] = set()
         self._uses, self._last_used = 0, time.monotonic()
 
     @property
@@ -129,11 +130,30 @@ class Children:
         return True
 
     async def stop(self) -> None:
-        """Stop it, used or not."""
+        """Stop it, used or not, loaded or not."""
+        for loading in tuple(self._loading):
+            loading.cancel()
         async with self._starting:
             await self._drop()
 
     async def _ready(self, what: tuple[LocalModel, int]) -> Child:
+        """A model that takes longer to load than its caller waits goes on loading: the next one finds it."""
+        loading = asyncio.ensure_future(self._loaded(what))
+        self._loading.add(loading)
+        loading.add_done_callback(self._ended)
+        try:
+            return await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            if loading.cancelled():
+                raise ChildFailed("the local model is being stopped") from None
+            raise
+
+    def _ended(self, loading: asyncio.Future[Child]) -> None:
+        self._loading.discard(loading)
+        if not loading.cancelled():
+            loading.exception()  # told to the caller, if there still is one
+
+    async def _loaded(self, what: tuple[LocalModel, int]) -> Child:
         async with self._starting:
             child = self.child
             if child is not None and (child.what == what or self._uses > 1):

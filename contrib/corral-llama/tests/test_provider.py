@@ -142,6 +142,27 @@ async def test_a_child_that_dies_while_it_loads_fails_the_call(
     assert (await provider.complete(ask("Say hello."), LOCAL))["usage"]["completion_tokens"] > 0
 
 
+async def test_a_model_goes_on_loading_when_its_caller_leaves(provider: LocalProvider, children: Children) -> None:
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(provider.complete(ask("Say hello."), LOCAL), 0.05)
+    async with asyncio.timeout(60):
+        while children.child is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    pid = children.child.pid
+    await provider.complete(ask("Say hello.", max_tokens=1), LOCAL)
+    assert children.child.pid == pid
+
+
+async def test_a_model_that_loads_is_stopped_too(provider: LocalProvider, children: Children) -> None:
+    asking = asyncio.ensure_future(provider.complete(ask("Say hello."), LOCAL))
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(10):
+        await children.stop()
+        with pytest.raises(ProviderError, match="being stopped"):
+            await asking
+    assert children.child is None
+
+
 async def test_another_model_is_not_served_by_this_one(provider: LocalProvider) -> None:
     with pytest.raises(ProviderError, match="there is no model other") as caught:
         await provider.complete({**ask("Say hello."), "model": "other"}, LOCAL)

@@ -31,10 +31,11 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spent(msgspec.Struct, frozen=True, kw_only=True):
-    """One use of money. `usage_key` names it for ever (a call's id): the same key again adds nothing.
+    """One use of money. `usage_key` names it for ever: the same key again adds nothing.
 
     `cost_usd` is what the provider says that it cost (None: it does not say). `estimated`: the counts are not the
-    provider's. `user_id` is the person whose money it is.
+    provider's. `user_id` is the person whose money it is. `by_gateway`: the key is the id of a call that the gateway
+    made; a report with the same key is another event.
     """
 
     usage_key: str
@@ -54,6 +55,7 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str | None = None
     conversation_id: str | None = None
     note: str = ""
+    by_gateway: bool = False
 
     @property
     def tokens(self) -> Tokens:

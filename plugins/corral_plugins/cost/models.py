@@ -10,6 +10,8 @@ from corral.database.model import PRIVATE, IdField, InstantField, Model
 class CostEvent(Model):
     """One use of money, never changed. `cost_micro` is null when nobody knew a price.
 
+    `by_gateway`: a call of the gateway, whose key is its id; what is reported cannot take such a key.
+
     `private_to` is the person whose private conversation or direct use it was; null: every reader sees it.
     """
 
@@ -18,7 +20,8 @@ class CostEvent(Model):
 
     id = IdField(primary_key=True)
     ts = InstantField()
-    usage_key = peewee.CharField(max_length=200, unique=True)
+    usage_key = peewee.CharField(max_length=200)
+    by_gateway = peewee.BooleanField(default=False)
     private_to = IdField(null=True)
     user_id = IdField(null=True)
     agent_id = IdField(null=True)
@@ -42,6 +45,7 @@ class CostEvent(Model):
     class Meta:
         table_name = "cost_events"
         indexes = (
+            (("usage_key", "by_gateway"), True),
             # `private_to` at the end: counting what a reader sees stays in the index.
             (("ts", "id", "private_to"), False),
             (("provider", "ts", "private_to"), False),

@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from corral.auth.principal import Principal
 from corral.errors import Failure
+from corral.schema.strict_json import replace_bad_characters
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,20 +63,28 @@ class ProviderError(Failure):
     """What a provider answers instead of a completion. `status` is that of its answer, or 504 for its silence.
 
     `code`: the problem that the caller is told instead of the one that follows from the status; such a failure is not
-    tried again with the same provider (`dependency_unavailable`: it cannot be reached or was killed).
+    tried again with the same provider (`dependency_unavailable`: it cannot be reached or was killed). `reached`: this
+    is no refusal, the provider had begun to answer and may have worked for money, so it is not asked again; `usage` is
+    what it told of that.
     """
 
-    def __init__(self, status: int, message: str, *, retry_after: int | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, *, retry_after: int | None = None, code: str | None = None,
+        reached: bool = False, usage: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        message = replace_bad_characters(message)
         self.status, self.message, self.retry_after, self.code = status, message, retry_after, code
+        self.reached, self.usage = reached, usage
         super().__init__(f"{status}: {message}")
 
 
 class LLMProvider(Protocol):
     """A kind of provider. Requests, responses and chunks are OpenAI's, as JSON; `model` has no provider in front.
 
-    All calls are made on the event loop and must not block it. Failures are raised as `ProviderError`. Time limits
-    after the connection are the gateway's: it cancels the call or closes the iterator, which must end the request
-    upstream at once.
+    All calls are made on the event loop and must not block it. Failures are raised as `ProviderError`; anything else is
+    a bug, of which the caller hears no more than that. Fields that OpenAI does not have are left out of answers. Time
+    limits after the connection are the gateway's: it cancels the call or closes the iterator, which must end the
+    request upstream at once.
 
     A kind may also have: `free: bool` (no call costs anything; default False), `concurrency: int | None` (calls at a
     time where a provider sets no other number; None: any; default 8), `implicit: bool` (a provider named like the kind

@@ -34,22 +34,24 @@ class ImagePart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag="i
 
 
 class Function(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a model wants to call; `arguments` is JSON text, as the model wrote it."""
+    """What a model wants to call; `arguments` is JSON text, as the model wrote it, and the only form that is used."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)]
     arguments: str
+    parsed_arguments: Any = None
 
 
 class ToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A call in an assistant message."""
+    """A call in an assistant message. `index` is what clients keep of a stream; it is not used."""
 
     id: Annotated[str, Meta(min_length=1, max_length=200)]
     function: Function
     type: Literal["function"] = "function"
+    index: int | None = None
 
 
 class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One message. What follows `tool_call_id` is what clients send back of an earlier answer; it is not used."""
+    """One message. What follows `refusal` is what clients send back of an earlier answer; it is not used."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart | ImagePart] | None = None
@@ -60,6 +62,13 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_def
     annotations: Any = None
     audio: Any = None
     function_call: Any = None
+    parsed: Any = None
+    reasoning: Any = None
+    reasoning_content: Any = None
+    reasoning_details: Any = None
+
+
+UNUSED = ("annotations", "audio", "function_call", "parsed", "reasoning", "reasoning_content", "reasoning_details")
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -37,7 +37,7 @@ def rows(count: int, *, days: int, agents: int = 20, users: int = 10, calls_a_ta
             "provider": provider, "model": model, "operation": "chat", "input_tokens": random_numbers.randrange(5000),
             "output_tokens": random_numbers.randrange(500), "cache_read_tokens": 10, "cache_write_tokens": 5,
             "cost_micro": None if n % 100 == 7 else random_numbers.randrange(100_000), "price_source": "reported",
-            "price_version": None, "estimated": False, "note": "",
+            "price_version": None, "estimated": False, "note": "", "by_gateway": False,
         }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import pytest
 from tests.plugins.llm import conftest as up
 
 from corral_plugins.llm.api import ProviderError
+from corral_plugins.llm.kinds.anthropic_answers import StreamReader
 from corral_plugins.llm.kinds.anthropic_requests import body_of
 
 PIXEL = base64.b64encode(b"not really a png").decode()
@@ -137,6 +138,14 @@ async def test_a_stream_is_mapped(kit: Any, upstream: Any) -> None:
     assert json.loads("".join(call["function"]["arguments"] for call in calls)) == {"where": 1}
     assert [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"]][-1] == "tool_calls"
     assert (chunks[-1]["usage"]["prompt_tokens"], chunks[-1]["usage"]["completion_tokens"]) == (150, 9)
+
+
+def test_a_call_without_arguments_has_an_empty_object() -> None:
+    reader = StreamReader("claude-x")
+    events = [*EVENTS[:7], {**EVENTS[7], "delta": {"type": "input_json_delta", "partial_json": ""}}, *EVENTS[9:]]
+    choices = [choice for event in events for chunk in reader.read(event) for choice in chunk["choices"]]
+    calls = [call for choice in choices for call in choice["delta"].get("tool_calls", ())]
+    assert "".join(call["function"]["arguments"] for call in calls) == "{}"
 
 
 async def test_errors_are_told(kit: Any, upstream: Any) -> None:

@@ -53,6 +53,16 @@ async def test_llm_1_a_tool_is_called(client: Any) -> None:
     assert second.choices[0].message.content == "It rains."
 
 
+@pytest.mark.parametrize("dumped", [False, True])
+async def test_what_the_client_puts_together_is_taken_back(client: Any, dumped: bool) -> None:
+    async with client.chat.completions.stream(model="scripted/tools", messages=ASK, tools=[TOOL]) as stream:
+        message = (await stream.get_final_completion()).choices[0].message
+    told = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "rain"}
+    talk = [*ASK, message.model_dump() if dumped else message, told]
+    second = await client.chat.completions.create(model="scripted/tools", messages=talk, tools=[TOOL])
+    assert second.choices[0].message.content == "It rains."
+
+
 async def test_llm_1_embeddings(client: Any) -> None:
     found = await client.embeddings.create(model="scripted/words", input=["red", "blue"])
     assert [len(item.embedding) for item in found.data] == [256, 256]

@@ -47,6 +47,23 @@ async def test_a_completion_is_relayed_with_what_is_allowed(kit: Any, upstream: 
     }  # fmt: skip
 
 
+async def test_what_a_model_thought_may_come_back_and_is_not_sent(kit: Any, upstream: Any) -> None:
+    alice, said = await kit.as_user("member"), up.completion("")
+    call = {"id": "t1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    said["choices"][0]["message"] |= {"content": None, "reasoning_content": "hm", "tool_calls": [call]}
+    upstream.behaviours = [up.says("", choices=said["choices"])]
+    message = (await chat(alice)).json()["choices"][0]["message"]
+    assert message["reasoning_content"] == "hm"
+    message["tool_calls"][0]["index"] = 0
+    talk = [{"role": "user", "content": "hi"}, message, {"role": "tool", "tool_call_id": "t1", "content": "found"}]
+    answer = await alice.post("/llm/chat/completions", {"model": "up/m1", "messages": talk})
+    assert answer.status == 200, answer
+    sent = upstream.requests[1].body["messages"]
+    assert sent[1] == {"role": "assistant", "content": None, "tool_calls": [call]}
+    refused = await alice.post("/llm/chat/completions", {"model": "up/m1", "messages": [{**talk[0], "surprise": 1}]})
+    assert (refused.status, refused.json()["errors"][0]["pointer"]) == (422, "/messages/0/surprise")
+
+
 async def test_usage_becomes_one_cost_event(kit: Any, upstream: Any) -> None:
     alice = await kit.as_user("member")
     usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107, "cost": 0.0125,
@@ -124,7 +141,8 @@ async def test_usage_that_nobody_tells_is_estimated(kit: Any, upstream: Any) -> 
         (400, 422, "validation_error", None), (413, 422, "validation_error", None),
         (401, 502, "provider_error", "credentials"), (404, 502, "provider_error", "model"),
         (429, 429, "rate_limited", None), (500, 502, "provider_error", "provider"),
-        (504, 504, "upstream_timeout", None),
+        (504, 504, "upstream_timeout", None), (302, 502, "provider_error", "provider"),
+        (405, 502, "provider_error", "provider"), (451, 502, "provider_error", "provider"),
     ],
 )  # fmt: skip
 async def test_refusals(kit: Any, upstream: Any, status: int, expected: int, code: str, kind: str | None) -> None:

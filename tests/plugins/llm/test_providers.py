@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from tests.plugins.llm import conftest as up
+
+from corral_plugins.llm.models import LlmProviderState
 
 
 @pytest.fixture
@@ -141,6 +144,61 @@ async def test_a_model_by_its_name_with_a_slash(kit: Any, path: str) -> None:
     assert answer.status == 200, answer
     assert (answer.json()["id"], answer.json()["context_window"]) == ("up/m1", 1000)
     assert (await (await kit.as_user("viewer")).get("/llm/models/up/none")).status == 404
+
+
+async def test_an_odd_list_of_models_harms_nobody(kit: Any, upstream: Any, new: dict[str, Any]) -> None:
+    async def odd(exchange: up.Exchange) -> None:
+        data = [{"id": "x", "context_length": True}, {"id": "y", "max_model_len": 0.5}]
+        await exchange.json({"object": "list", "data": data})
+
+    admin = await kit.as_user("admin")
+    await admin.post("/llm/providers", new)
+    upstream.behaviours = [odd]
+    assert (await admin.post("/llm/providers/mine/refresh")).json()["listed_models"] == ["x", "y"]
+    assert (await admin.get("/llm/models/mine/x")).json()["context_window"] is None
+    stored = [{"id": "x", "context_window": True}]
+    spoil = LlmProviderState.update(found_models=stored, stamp="spoiled").where(LlmProviderState.name == "mine")
+    await kit.kernel.database.work(spoil.execute)
+    assert (await admin.get("/llm/models")).status == 200
+    assert (await admin.get("/llm/providers/mine")).json()["listed_models"] == []
+    assert (await ask(admin, "scripted/echo")).status == 200
+
+
+async def test_a_refused_list_shows_no_key(kit: Any, upstream: Any) -> None:
+    async def repeats(exchange: up.Exchange) -> None:
+        message = f"Incorrect key: {exchange.request.headers['authorization']}"
+        await exchange.json({"error": {"message": message}}, 401)
+
+    admin = await kit.as_user("admin")
+    upstream.otherwise = repeats
+    answer = await admin.post("/llm/providers/up/refresh")
+    assert (answer.status, answer.json()["detail"]) == (502, "up: Incorrect key: Bearer [redacted]")
+    assert up.KEY not in (await admin.get("/llm/providers/up")).body.decode()
+    state = await kit.kernel.database.work(lambda: LlmProviderState.get_by_id("up"), read=True)
+    assert up.KEY not in repr(state.last_error)
+
+
+async def test_a_list_that_never_comes_is_given_up(kit: Any, upstream: Any, new: dict[str, Any]) -> None:
+    admin = await kit.as_user("admin")
+    await admin.post("/llm/providers", {**new, "timeouts": {"total_seconds": 1}})
+    upstream.otherwise = up.hangs
+    answer = await asyncio.wait_for(admin.post("/llm/providers/mine/refresh"), 10)
+    assert (answer.status, answer.code) == (504, "upstream_timeout")
+
+
+async def test_prices_are_those_of_tokens_in_ordinary_calls(
+    make_kit: Callable[..., Any], providers: dict[str, Any]
+) -> None:
+    named = {"anthropic": {"api_key": up.KEY, "models": [{"id": "claude-sonnet-4-5"}]}}
+    kit = await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"providers": {**providers, **named}}})
+    admin = await kit.as_user("admin")
+    price = (await admin.get("/llm/models/anthropic/claude-sonnet-4-5")).json()["price"]
+    listed = (await admin.get("/cost/prices/lookup?provider=anthropic&model=claude-sonnet-4-5")).json()
+    assert price == {name: listed[name] for name in price}
+    own = {"provider": "up", "model": "m1", "input_usd": 0.0375, "output_usd": 2, "per_call_usd": 0.5}
+    assert (await admin.post("/cost/prices", own)).status == 201
+    price = (await admin.get("/llm/models/up/m1")).json()["price"]
+    assert (price["input_usd"], price["output_usd"], price["cache_read_usd"]) == (0.0375, 2, 0.0375)
 
 
 async def test_a_test_is_a_short_real_call(kit: Any, upstream: Any) -> None:

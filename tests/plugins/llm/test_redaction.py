@@ -97,3 +97,26 @@ def test_what_is_held_back_comes_before_the_end() -> None:
     rest, end = redaction.feed({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     assert rest["choices"][0]["delta"]["content"] == up.KEY[:9]
     assert end["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_last_text_keeps_its_place() -> None:
+    redactor = Redactor()
+    redactor.set_values("test", {"one": up.KEY})
+    redaction = StreamRedaction(redactor)
+    call = {"index": 0, "id": "t", "function": {"name": "look", "arguments": f'{{"a": "{up.KEY[:5]}'}}
+    delta = {"content": f"The capital is {up.KEY[:9]}", "tool_calls": [call]}
+    chunks = list(redaction.feed({"choices": [{"index": 0, "delta": delta, "finish_reason": "stop"}]}))
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("content", "") for delta in deltas) == f"The capital is {up.KEY[:9]}"
+    calls = [call["function"] for delta in deltas for call in delta.get("tool_calls", ())]
+    assert "".join(call["arguments"] for call in calls) == f'{{"a": "{up.KEY[:5]}'
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, "stop"]
+
+
+def test_what_comes_whole_is_redacted_as_well() -> None:
+    redactor = Redactor()
+    redactor.set_values("test", {"one": up.KEY})
+    call = {"index": 0, "function": {"name": up.KEY, "arguments": ""}}
+    delta = {"annotations": [{"url_citation": {"url": f"https://x.test/{up.KEY}"}}], "tool_calls": [call]}
+    (chunk,) = StreamRedaction(redactor).feed({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+    assert up.KEY not in json.dumps(chunk)

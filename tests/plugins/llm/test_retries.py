@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -80,6 +81,30 @@ async def test_llm_4_what_says_nothing_about_the_request_falls_back(kit: Any, up
     metrics = (await kit.client.get("/metrics", root=True)).body.decode()
     assert 'corral_llm_fallbacks_total{provider="up"} 5.0' in metrics
     assert 'corral_llm_calls_total{outcome="completed",provider="spare"}' in metrics
+
+
+async def test_a_refused_key_is_told_though_another_provider_serves(kit: Any, upstream: Any) -> None:
+    admin = await kit.as_user("admin")
+    upstream.behaviours = [up.refuses(401, f"{up.KEY} is no key")]
+    assert (await chat(admin)).headers["corral-model"] == "spare/m1"
+    (alert,) = [json.loads(event.data) for event in await kit.events() if event.type == "system.alert"]
+    assert (alert["kind"], alert["object"]["id"]) == ("llm_credentials", "up")
+    told = (await admin.get("/llm/providers/up")).json()["last_error"]
+    assert (told["code"], told["detail"]) == ("provider_error", "up: [redacted] is no key")
+    assert (await admin.get("/llm/providers/spare")).json()["last_error"] is None
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_every_try_counts_for_the_requests_a_minute(
+    make_kit: Callable[..., Any], providers: dict[str, Any], upstream: Any
+) -> None:
+    providers["up"] |= {"max_retries": 5, "requests_per_minute": 2}
+    config = {"plugins.llm": {"providers": providers}, "settings.llm.queue_timeout_seconds": 0}
+    kit = await make_kit(plugins=["cost", "llm"], config=config)
+    upstream.otherwise = up.refuses(503)
+    answer = await chat(await kit.as_user("member"), "up/m1")
+    assert (answer.status, answer.code) == (429, "concurrency_limit")
+    assert len(upstream.requests) == 2
 
 
 async def test_nothing_falls_back_after_the_first_token(kit: Any, upstream: Any) -> None:

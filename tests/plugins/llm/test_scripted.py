@@ -119,3 +119,20 @@ def test_texts_that_share_words_are_near() -> None:
 
     assert near("the red fox", "The RED fox!") == pytest.approx(1)
     assert near("the red fox", "a red fox runs") > near("the red fox", "quarterly figures")
+
+
+async def test_others_go_on_while_much_text_is_embedded() -> None:
+    beats = 0
+
+    async def beat() -> None:
+        nonlocal beats
+        while True:
+            await asyncio.sleep(0.001)
+            beats += 1
+
+    beating = asyncio.create_task(beat())
+    request = {"model": "words", "input": ["red green blue " * 100_000]}
+    answer = await provider().embed(request, CONNECTION)
+    beating.cancel()
+    assert beats > 5
+    assert len(answer["data"][0]["embedding"]) == 256

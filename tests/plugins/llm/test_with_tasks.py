@@ -68,7 +68,8 @@ async def test_leases_of_others_and_leases_that_ended(world: World) -> None:
 
 
 async def test_what_a_call_costs_is_the_tasks(world: World, upstream: Any) -> None:
-    usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107, "cost": 0.25}
+    usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107, "cost": 0.25,
+             "prompt_tokens_details": {"cached_tokens": 90}}  # fmt: skip
     upstream.otherwise = up.says("ok", usage=usage)
     lease = await run(world)
     assert (await ask(attempt(lease))).headers["corral-cost-usd"] == "0.250000"
@@ -79,6 +80,30 @@ async def test_what_a_call_costs_is_the_tasks(world: World, upstream: Any) -> No
     assert (event["usage_key"], event["task_id"], event["agent_id"]) == (row.id, lease.task_id, world.agent_id)
     assert event["attempt_id"] is not None
     assert event["user_id"] == world.member.user["id"]
+
+
+async def test_a_report_cannot_take_the_key_of_a_call(world: World, upstream: Any) -> None:
+    speaks = asyncio.Event()
+
+    async def slow(exchange: up.Exchange) -> None:
+        await speaks.wait()
+        await exchange.json(up.completion("done", usage={"prompt_tokens": 100, "completion_tokens": 7, "cost": 12.5}))
+
+    upstream.otherwise = slow
+    lease = await run(world)
+    asking = asyncio.create_task(ask(attempt(lease)))
+    await upstream.asked()
+    (row,) = await rows(world)
+    told = {"usage_key": row.id, "provider": "up", "model": "m1", "cost_usd": 0}
+    first = await attempt(lease).post("/cost/events", told)
+    assert first.status == 201, first
+    await lease.ok("progress", {"usage": [{"input_tokens": 1, **told}]})  # the same report: the first one stays
+    speaks.set()
+    assert (await asking).headers["corral-cost-usd"] == "12.500000"
+    events = (await world.admin.get("/cost/events")).json()["items"]
+    assert [(event["usage_key"], event["cost_usd"]) for event in events] == [(row.id, 12.5), (row.id, 0)]
+    cost = (await world.read(lease.task_id))["cost"]
+    assert (cost["cost_usd"], cost["input_tokens"], cost["calls"]) == (12.5, 100, 2)
 
 
 async def test_llm_10_only_the_agents_model_and_nothing_after_stop(world: World, upstream: Any) -> None:
@@ -113,3 +138,36 @@ async def test_the_kill_switch_stops_calls(world: World) -> None:
     await world.admin.post("/admin/kill-switch", {"engaged": True, "reason": "test"})
     answer = await ask(world.member, "up/m1")
     assert (answer.status, answer.code) == (503, "kill_switch")
+
+
+async def test_the_kill_switch_stops_what_was_admitted_before(
+    make_kit: Callable[..., Any], providers: dict[str, Any], upstream: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corral_plugins.llm.service.attempts.delay", lambda tries, failure: 0.1)
+    speaks, status = asyncio.Event(), 503
+
+    async def slow(exchange: up.Exchange) -> None:
+        await speaks.wait()
+        await exchange.json({"error": {"message": "no"}}, status)
+
+    providers["up"] |= {"max_concurrency": 1, "max_retries": 1}
+    providers["spare"] = providers["up"]
+    settings = {"settings.llm.default_model": "up/m1", "settings.llm.default_fallback_models": ["spare/m1"]}
+    kit = await make_kit(plugins=("admin", "cost", "llm"), config={"plugins.llm": {"providers": providers}, **settings})
+    admin = await kit.as_user("admin")
+    upstream.otherwise = slow
+    calls = [asyncio.create_task(ask(admin, model)) for model in ("up/m1", "up/m1")]  # the second one waits
+    await upstream.asked()
+    assert (await admin.post("/admin/kill-switch", {"engaged": True, "reason": "test"})).status == 200
+    speaks.set()
+    assert [(await call).code for call in calls] == ["kill_switch"] * 2
+    assert len(upstream.requests) == 1
+    speaks.clear()
+    status = 404  # which is not tried again, but elsewhere
+    await admin.post("/admin/kill-switch", {"engaged": False})
+    call = asyncio.create_task(ask(admin, "default"))
+    await upstream.asked(2)
+    await admin.post("/admin/kill-switch", {"engaged": True, "reason": "test"})
+    speaks.set()
+    assert (await call).code == "kill_switch"
+    assert len(upstream.requests) == 2

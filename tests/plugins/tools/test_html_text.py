@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +35,19 @@ def test_a_page_reads_like_a_page() -> None:
 
 def test_a_head_that_is_never_closed_hides_nothing() -> None:
     assert readable("<head><title>T</title><body><p>text") == "T\n\ntext"
+
+
+def test_what_begins_at_the_end_and_never_ends_is_left_out() -> None:
+    assert readable("<p>a < b & c</p> text <!-- and") == "a < b & c\n\ntext"
+    assert readable("text & more <a href='/") == "text & more"
+    assert readable("fish &amp") == "fish &"
+
+
+@pytest.mark.parametrize("page", ["<svg>" * 40_000 + "</b>" * 40_000, "<!--" * 75_000, "<a" * 150_000, "</" * 150_000])
+def test_no_page_takes_long(page: str) -> None:
+    began = time.thread_time()
+    readable(page)
+    assert time.thread_time() - began < 3  # it took 8 s to minutes
 
 
 @given(st.text(alphabet=st.sampled_from('<>/a!-?&;"= phtmlscrd\n'), max_size=300))

@@ -31,7 +31,7 @@ _WRITE = Statement(
 _OF_KEY = Statement(
     lambda p: (
         CostEvent.select(CostEvent.id, CostEvent.cost_micro, CostEvent.price_source, CostEvent.price_version)
-        .where(CostEvent.usage_key == p("key"))
+        .where((CostEvent.usage_key == p("key")) & (CostEvent.by_gateway == p("by_gateway")))
         .tuples()
     )
 )
@@ -51,7 +51,7 @@ class Ledger:
         quote = self._prices.quote(spent.provider, spent.model, spent.tokens, free=free, reported=spent.cost_usd)
         event = _row(spent, quote)
         if _WRITE.one(event) is None:
-            return self._repeated(spent.usage_key)
+            return self._repeated(spent)
         sums.add_event(event)
         return Charged(event_id=event["id"], **msgspec.structs.asdict(quote))
 
@@ -59,8 +59,8 @@ class Ledger:
         return sums.at_key(sums.TASK_TOTAL, task_id).cost_micro
 
     @staticmethod
-    def _repeated(usage_key: str) -> Charged:
-        found = _OF_KEY.one({"key": usage_key})
+    def _repeated(spent: Spent) -> Charged:
+        found = _OF_KEY.one({"key": spent.usage_key, "by_gateway": spent.by_gateway})
         assert found is not None, "an event that is not written is one whose key exists"
         event_id, cost, source, version = found
         return Charged(
@@ -155,5 +155,5 @@ def view(row: CostEvent) -> EventView:
     """An event for clients."""
     columns: dict[str, Any] = dict(row.__data__)
     cost = columns.pop("cost_micro")
-    del columns["private_to"]
+    del columns["private_to"], columns["by_gateway"]
     return EventView(cost_usd=None if cost is None else usd(cost), priced=cost is not None, **columns)

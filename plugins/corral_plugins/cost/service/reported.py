@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 
@@ -78,7 +79,7 @@ def refuse_negative(new: NewEvent) -> None:
         raise Invalid.at("/cost_usd", "too_small", "Only an admin corrects, without a lease; cost_usd must be >= 0.")
 
 
-def _spent(new: NewEvent, **whose: str | None) -> Spent:
+def _spent(new: NewEvent, **whose: Any) -> Spent:
     return Spent(
         usage_key=new.usage_key, provider=new.provider, model=new.model, operation=new.operation,
         input_tokens=new.input_tokens, output_tokens=new.output_tokens, cache_read_tokens=new.cache_read_tokens,

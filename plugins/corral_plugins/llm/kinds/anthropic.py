@@ -8,7 +8,7 @@ from typing import Any
 from corral_plugins.llm.api import Connection, ModelFacts, ProviderError
 from corral_plugins.llm.kinds.anthropic_answers import StreamReader, completion
 from corral_plugins.llm.kinds.anthropic_requests import HONOURED, body_of
-from corral_plugins.llm.kinds.clients import Clients
+from corral_plugins.llm.kinds.clients import Clients, positive
 
 API_VERSION = "2023-06-01"
 CAPABILITIES = {"tools": True, "json": "none", "images": True, "stream": True, "embeddings": False, "reasoning": False}
@@ -82,6 +82,5 @@ def _facts(item: Mapping[str, Any]) -> ModelFacts:
     window, most = item.get("max_input_tokens"), item.get("max_tokens")
     return ModelFacts(
         id=str(item["id"])[:200], capabilities=CAPABILITIES,
-        context_window=window if isinstance(window, int) and window > 0 else None,
-        max_output_tokens=most if isinstance(most, int) and most > 0 else None,
+        context_window=positive(window), max_output_tokens=positive(most),
     )  # fmt: skip

@@ -65,6 +65,7 @@ class StreamReader:
         }  # fmt: skip
         self._usage: dict[str, Any] = {}
         self._tools: dict[int, int] = {}  # index of the block -> index of the call
+        self._silent: set[int] = set()  # calls whose arguments have not been told
         self.ended = False
 
     def read(self, event: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -79,6 +80,8 @@ class StreamReader:
             yield from self._block(event)
         elif kind == "content_block_delta":
             yield from self._delta(event)
+        elif kind == "content_block_stop" and event["index"] in self._silent:
+            yield self._arguments(event["index"], "{}")
         elif kind == "message_delta":
             self._count(event.get("usage"))
             yield self._chunk({}, FINISH.get(event["delta"].get("stop_reason") or "", "stop"))
@@ -93,6 +96,7 @@ class StreamReader:
         block = event["content_block"]
         if block.get("type") == "tool_use":
             index = self._tools[event["index"]] = len(self._tools)
+            self._silent.add(event["index"])
             function = {"name": block["name"], "arguments": ""}
             yield self._tool({"index": index, "id": block["id"], "type": "function", "function": function})
         elif block.get("text"):
@@ -102,9 +106,12 @@ class StreamReader:
         delta = event["delta"]
         if delta.get("type") == "text_delta":
             yield self._chunk({"content": delta["text"]})
-        elif delta.get("type") == "input_json_delta" and event["index"] in self._tools:
-            index = self._tools[event["index"]]
-            yield self._tool({"index": index, "function": {"arguments": delta["partial_json"]}})
+        elif delta.get("type") == "input_json_delta" and delta["partial_json"] and event["index"] in self._tools:
+            yield self._arguments(event["index"], delta["partial_json"])
+
+    def _arguments(self, block: int, text: str) -> dict[str, Any]:
+        self._silent.discard(block)
+        return self._tool({"index": self._tools[block], "function": {"arguments": text}})
 
     def _tool(self, call: dict[str, Any]) -> dict[str, Any]:
         return self._chunk({"tool_calls": [call]})

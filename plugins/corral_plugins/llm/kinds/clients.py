@@ -81,3 +81,8 @@ def address(url: str | None) -> str:
     host = parts.hostname or ""
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def positive(value: Any) -> int | None:
+    """A size that a server tells of a model; None: it tells none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

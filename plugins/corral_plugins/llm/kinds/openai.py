@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from corral import clock
 from corral_plugins.llm.api import Connection, ModelFacts, ProviderError
-from corral_plugins.llm.kinds.clients import Clients
+from corral_plugins.llm.kinds.clients import Clients, positive
 
 OWN_HOST = "api.openai.com"
 COMMON = frozenset({
@@ -53,8 +53,10 @@ class OpenAIProvider:
 
         url, body = _url(connection, "chat/completions"), _body(request, connection)
         answer = await wire.post(self._clients, connection, url, _headers(connection), body)
-        if not isinstance(answer, dict) or not answer.get("choices"):
-            raise ProviderError(502, "The answer is no chat completion.")
+        told = answer if isinstance(answer, dict) else {}
+        _refuse(told)
+        if not told.get("choices"):
+            raise ProviderError(502, "The answer is no chat completion.", reached=True, usage=told.get("usage"))
         return {**answer, "id": str(answer.get("id") or ""), "object": "chat.completion", "created": _created(answer)}
 
     async def stream(self, request: dict[str, Any], connection: Connection) -> AsyncGenerator[dict[str, Any], None]:
@@ -62,10 +64,15 @@ class OpenAIProvider:
 
         body = {**_body(request, connection), "stream": True, "stream_options": {"include_usage": True}}
         url = _url(connection, "chat/completions")
+        ended = False
         async for chunk in wire.events(self._clients, connection, url, _headers(connection), body):
-            if "error" in chunk:
-                raise _failure(chunk["error"])
+            if chunk is wire.DONE:
+                return
+            _refuse(chunk)
+            ended = ended or any(choice.get("finish_reason") for choice in chunk.get("choices") or ())
             yield chunk
+        if not ended:
+            raise ProviderError(502, "The stream ended before the answer did.", reached=True)
 
     async def embed(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
         from corral_plugins.llm.kinds import wire
@@ -131,12 +138,15 @@ def _message(message: dict[str, Any], own: bool) -> dict[str, Any]:
     return kept
 
 
-def _failure(error: Any) -> ProviderError:
-    """An error in the middle of a stream."""
+def _refuse(answer: Mapping[str, Any]) -> None:
+    """Raise what an answer says instead of a completion, or of a chunk of one: servers do not always use the status."""
+    error = answer if answer.get("object") == "error" else answer.get("error")
+    if not error:
+        return
     told = error if isinstance(error, dict) else {}
     code = told.get("code")
     status = code if isinstance(code, int) and 400 <= code <= 599 else 502
-    return ProviderError(status, str(told.get("message") or error))
+    raise ProviderError(status, str(told.get("message") or error))
 
 
 def _facts(item: dict[str, Any]) -> ModelFacts:
@@ -148,6 +158,4 @@ def _facts(item: dict[str, Any]) -> ModelFacts:
         "tools": not embeds, "json": "none" if embeds else "schema", "images": False, "stream": not embeds,
         "embeddings": embeds, "reasoning": False,
     }  # fmt: skip
-    return ModelFacts(
-        id=name, capabilities=capabilities, context_window=window if isinstance(window, int) and window > 0 else None
-    )
+    return ModelFacts(id=name, capabilities=capabilities, context_window=positive(window))

@@ -26,6 +26,7 @@ ECHO, WORDS = "echo", "words"
 DIMENSIONS = 256
 CAPABILITIES = {"tools": True, "json": "none", "images": False, "stream": True, "embeddings": False, "reasoning": False}
 DEFAULT_CHUNK = 16
+INLINE_TOKENS = 4000  # more text than this is embedded in a thread
 
 
 class ScriptedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -121,11 +122,13 @@ class ScriptedProvider:
         size = request.get("dimensions") or DIMENSIONS
         texts: list[str] = request["input"]
         tokens = sum(estimate(text) for text in texts)
+        if tokens > INLINE_TOKENS:
+            vectors = await asyncio.to_thread(embed_all, texts, size)
+        else:
+            vectors = embed_all(texts, size)
         return {
             "object": "list",
-            "data": [
-                {"object": "embedding", "index": n, "embedding": embed(text, size)} for n, text in enumerate(texts)
-            ],
+            "data": [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(vectors)],
             "model": request["model"],
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
@@ -164,7 +167,7 @@ def _given_script(given: Any) -> Script:
     """The script of a request: JSON, or the text of it (OpenAI's metadata holds strings)."""
     try:
         return msgspec.convert(json.loads(given) if isinstance(given, str) else given, Script)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProviderError(400, f"metadata.script: {error}") from None
 
 
@@ -216,11 +219,16 @@ def estimate(text: str) -> int:
     return math.ceil(len(text.encode()) / 4)
 
 
+def embed_all(texts: Sequence[str], size: int) -> list[list[float]]:
+    """A vector for each text."""
+    return [embed(text, size) for text in texts]
+
+
 def embed(text: str, size: int) -> list[float]:
     """Each word adds to one place that its hash names; the vector has length 1, so texts that share words are near."""
     vector = [0.0] * size
-    for word in re.findall(r"\w+", text.lower()):
-        digest = hashlib.sha256(word.encode()).digest()
+    for found in re.finditer(r"\w+", text.lower()):  # one after the other, so that other threads run
+        digest = hashlib.sha256(found.group().encode()).digest()
         vector[int.from_bytes(digest[:4], "big") % size] += 1.0 if digest[4] & 1 else -1.0
     length = math.sqrt(sum(value * value for value in vector)) or 1.0
     return [value / length for value in vector]

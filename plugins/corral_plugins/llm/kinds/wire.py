@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
@@ -19,16 +20,14 @@ from corral_plugins.llm.kinds.clients import Clients, address
 
 MAX_REFUSAL = 64 * 1024
 LONGEST_RETRY_AFTER = 24 * 3600
+LONGEST_LINE = 16 * 1024 * 1024
+DONE: dict[str, Any] = {}
+"""The event with which OpenAI's streams end; known by identity."""
 
 
 async def get(clients: Clients, connection: Connection, url: str, headers: Mapping[str, str]) -> Any:
     """The JSON at a URL."""
-    async with (
-        clients.of(connection) as client,
-        _failures(connection),
-        client.stream("GET", url, headers=headers) as answer,
-    ):
-        await _refuse(answer)
+    async with _answer(clients, connection, "GET", url, headers) as answer:
         return _json(await answer.aread())
 
 
@@ -36,22 +35,22 @@ async def post(
     clients: Clients, connection: Connection, url: str, headers: Mapping[str, str], body: Mapping[str, Any]
 ) -> Any:
     """The JSON that answers a JSON body."""
-    async with clients.of(connection) as client, _failures(connection), _post(client, url, headers, body) as answer:
-        await _refuse(answer)
+    async with _answer(clients, connection, "POST", url, headers, body) as answer:
         return _json(await answer.aread())
 
 
 async def events(
     clients: Clients, connection: Connection, url: str, headers: Mapping[str, str], body: Mapping[str, Any]
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """The JSON of each server-sent event that answers a JSON body; closing it ends the request."""
-    async with clients.of(connection) as client, _failures(connection), _post(client, url, headers, body) as answer:
-        await _refuse(answer)
-        async for line in answer.aiter_lines():
-            if not line.startswith("data:"):
-                continue
-            data = line[5:].strip()
-            if data == "[DONE]":
+    """The JSON of each server-sent event that answers a JSON body, `DONE` for its mark of the end.
+
+    Closing it ends the request.
+    """
+    async with _answer(clients, connection, "POST", url, headers, body) as answer:
+        async for line in _lines(answer.aiter_bytes()):
+            data = line[5:].strip() if line.startswith(b"data:") else b""
+            if data == b"[DONE]":
+                yield DONE
                 return
             if data:
                 event = _json(data)
@@ -60,11 +59,42 @@ async def events(
                 yield event
 
 
-def _post(
-    client: httpx2.AsyncClient, url: str, headers: Mapping[str, str], body: Mapping[str, Any]
-) -> contextlib.AbstractAsyncContextManager[httpx2.Response]:
-    sent = {"content-type": "application/json", **headers}
-    return client.stream("POST", url, headers=sent, content=msgspec.json.encode(body))
+async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Lines end with a line feed and with nothing else: a text may hold other separators."""
+    held = bytearray()
+    async for part in parts:
+        held += part
+        if b"\n" in part:
+            *whole, rest = bytes(held).split(b"\n")
+            for line in whole:
+                yield line
+            held = bytearray(rest)
+        if len(held) > LONGEST_LINE:
+            raise ProviderError(502, f"A line of the stream is longer than {LONGEST_LINE} bytes.")
+    yield bytes(held)
+
+
+@contextlib.asynccontextmanager
+async def _answer(
+    clients: Clients, connection: Connection, method: str, url: str, headers: Mapping[str, str],
+    body: Mapping[str, Any] | None = None,
+) -> AsyncIterator[httpx2.Response]:  # fmt: skip
+    """An answer whose head says 2xx; afterwards, whatever goes wrong, the provider was reached."""
+    reached = False
+    content = None if body is None else msgspec.json.encode(body)
+    sent = dict(headers) if body is None else {"content-type": "application/json", **headers}
+    try:
+        async with (
+            clients.of(connection) as client,
+            _failures(connection),
+            client.stream(method, url, headers=sent, content=content) as answer,
+        ):
+            await _refuse(answer)
+            reached = True
+            yield answer
+    except ProviderError as failure:
+        failure.reached |= reached
+        raise
 
 
 @contextlib.asynccontextmanager
@@ -98,7 +128,7 @@ def message_of(body: bytes, status: int) -> str:
     """The sentence in a refusal of either API, else its text."""
     try:
         told = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return body.decode(errors="replace").strip() or f"HTTP {status}"
     error = told.get("error", told) if isinstance(told, dict) else told
     if isinstance(error, dict):
@@ -112,11 +142,11 @@ def _retry_after(answer: httpx2.Response) -> int | None:
         seconds = float(text)
     except ValueError:  # a date: nobody sends one here
         return None
-    return max(0, min(round(seconds), LONGEST_RETRY_AFTER)) if seconds == seconds else None
+    return None if math.isnan(seconds) else round(max(0.0, min(seconds, LONGEST_RETRY_AFTER)))
 
 
-def _json(data: bytes | str) -> Any:
+def _json(data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         raise ProviderError(502, "The answer is not JSON.") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import logging
 import struct
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -21,6 +22,7 @@ from corral_plugins.llm.service.failures import openai_error
 from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.service.plan import Plan, Served
 from corral_plugins.llm.shapes import (
+    UNUSED,
     ChatRequest,
     Completion,
     EmbeddingList,
@@ -28,6 +30,8 @@ from corral_plugins.llm.shapes import (
     ModelList,
     ModelView,
 )
+
+log = logging.getLogger("corral.llm")
 
 LONGEST = 3600.0 + 60  # `llm.total_timeout_seconds` ends a call before
 COMMENT_EVERY = 15.0
@@ -52,6 +56,7 @@ async def create_chat_completion(body: ChatRequest, llm: Gateway, caller: Princi
     model does not act on.
     """
     request = _request(body)
+    request["messages"] = [_message(message) for message in request["messages"]]
     if request.pop("stream", False):
         return await _stream(request, llm, caller)
     served = await llm.chat(request, by=caller)
@@ -90,6 +95,14 @@ def _request(body: Any) -> dict[str, Any]:
     """The fields that were sent and are not null; `null` means the default everywhere."""
     sent: dict[str, Any] = msgspec.to_builtins(body)
     return {key: value for key, value in sent.items() if value is not None}
+
+
+def _message(message: dict[str, Any]) -> dict[str, Any]:
+    """Without what clients keep of an answer and nobody uses."""
+    kept = {name: value for name, value in message.items() if name not in UNUSED}
+    for call in kept.get("tool_calls") or ():
+        del call["index"], call["function"]["parsed_arguments"]
+    return kept
 
 
 def _of(served: Served) -> dict[str, str]:
@@ -146,10 +159,18 @@ class _Events:
                 self._waiting = asyncio.ensure_future(_next(self._chunks))
             self.whole = True
             yield b"data: [DONE]\n\n"
-        except Problem as problem:
-            yield b"data: " + encode({"error": openai_error(problem)}) + b"\n\n"
+        except Exception as error:
+            yield b"data: " + encode({"error": openai_error(_problem(error))}) + b"\n\n"
         finally:
             await _close(self._waiting, self._chunks)
+
+
+def _problem(error: Exception) -> Problem:
+    """What is told of it: the answer has begun, so that nobody else can."""
+    if isinstance(error, Problem):
+        return error
+    log.error("a stream failed", exc_info=error)
+    return Problem("The server failed with a bug; see its log.", code="internal")
 
 
 async def _close(waiting: asyncio.Future[Any], chunks: AsyncGenerator[dict[str, Any], None]) -> None:

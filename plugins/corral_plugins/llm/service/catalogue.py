@@ -9,6 +9,7 @@ from corral_plugins.llm.service.registry import Registry
 from corral_plugins.llm.shapes import ModelPrice, ModelView
 
 MILLION = 1_000_000
+TOKENS = 10_000  # longer calls have another price with some
 
 
 class Catalogue:
@@ -34,16 +35,20 @@ class Catalogue:
         )  # fmt: skip
 
     def _price(self, provider: Provider, model: str) -> ModelPrice | None:
-        """What a million tokens of each sort cost."""
+        """What a million tokens of each sort cost, in calls of an ordinary length and beside what each call costs."""
+
+        def micro(**tokens: int) -> int | None:
+            return self._cost.price(provider.name, model, Tokens(**tokens), free=provider.free).cost_micro_usd
 
         def usd(**tokens: int) -> float | None:
-            return self._cost.price(provider.name, model, Tokens(**tokens), free=provider.free).cost_usd
+            cost = micro(**tokens)
+            return None if cost is None else (cost - (micro() or 0)) * (MILLION // TOKENS) / MILLION
 
-        output = usd(output_tokens=MILLION)
-        given = usd(input_tokens=MILLION)
+        output = usd(output_tokens=TOKENS)
+        given = usd(input_tokens=TOKENS)
         if given is None and output is None:
             return None
         return ModelPrice(
-            input_usd=given, output_usd=output, cache_read_usd=usd(cache_read_tokens=MILLION),
-            cache_write_usd=usd(cache_write_tokens=MILLION),
+            input_usd=given, output_usd=output, cache_read_usd=usd(cache_read_tokens=TOKENS),
+            cache_write_usd=usd(cache_write_tokens=TOKENS),
         )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -11,14 +12,15 @@ from typing import Any, TypeVar
 from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.database.unit import Entry
-from corral.errors import Problem
+from corral.errors import Problem, Unavailable
 from corral.plugin import Settings
 from corral.redact.redactor import Redactor
 from corral_plugins.llm import settings as declared
 from corral_plugins.llm.api import Connection, ProviderError
 from corral_plugins.llm.service.admission import Admission
+from corral_plugins.llm.service.answers import completion, embeddings, failures_of
 from corral_plugins.llm.service.attempts import Attempts
-from corral_plugins.llm.service.failures import CREDENTIALS, lease_lost, problem_of, timed_out
+from corral_plugins.llm.service.failures import is_about_credentials, lease_lost, problem_of
 from corral_plugins.llm.service.keys import ProviderKeys
 from corral_plugins.llm.service.limits import cap_of, explicit_cap
 from corral_plugins.llm.service.outcome import Outcome, estimate_input
@@ -27,13 +29,17 @@ from corral_plugins.llm.service.plan import Plan, Served
 from corral_plugins.llm.service.redaction import StreamRedaction, answered_to, asked_by, redacted
 from corral_plugins.llm.service.registry import Registry, Target
 from corral_plugins.llm.service.settlement import Settlement
-from corral_plugins.llm.service.streams import Answer, first_chunk, relayed
+from corral_plugins.llm.service.slots import Ticket
+from corral_plugins.llm.service.streams import Answer, first_chunk, in_time, relayed
 from corral_plugins.llm.service.watch import LeaseWatch
 
+log = logging.getLogger("corral.llm")
 T = TypeVar("T")
 Chunk = dict[str, Any]
+Ask = Callable[[dict[str, Any], Connection], Awaitable[dict[str, Any]]]
 
 QUEUED_CHUNKS = 64
+SETTLE_PAUSES = (0.2, 1.0, 3.0)
 KEPT = "settle"  # the name of tasks that run to their end
 
 
@@ -162,8 +168,11 @@ class Gateway:
             sent["max_tokens"] = cap_of(facts, plan.input_tokens, self._settings.get(declared.DEFAULT_MAX_TOKENS))
         return {**sent, "model": target.model}
 
-    async def _call(self, plan: Plan, target: Target, ask: Callable[[dict[str, Any], Connection], Awaitable[T]]) -> T:
-        return await ask(self._for(plan, target), await self._keys.connection(target.provider))
+    async def _call(self, plan: Plan, target: Target, ask: Ask) -> dict[str, Any]:
+        request, connection = self._for(plan, target), await self._keys.connection(target.provider)
+        with failures_of(target.provider.name):
+            answer = await ask(request, connection)
+            return completion(answer) if plan.kind == "chat" else embeddings(answer)
 
     async def _one(self, plan: Plan, call: Callable[[Target], Awaitable[dict[str, Any]]]) -> Served:
         """Call, falling back while failures say nothing about the request, and settle."""
@@ -177,7 +186,7 @@ class Gateway:
         self, plan: Plan, outcome: Outcome, call: Callable[[Target], Awaitable[dict[str, Any]]]
     ) -> dict[str, Any]:
         """The whole answer; vectors hold no text."""
-        response = await self._attempts.run(plan, outcome, lambda target: _in_time(target, call(target)))
+        response = await self._attempts.run(plan, outcome, lambda target: in_time(target, call(target)))
         outcome.note_answer(response)
         if plan.kind == "chat":
             with answered_to(plan.by, outcome.target.provider.name):
@@ -248,9 +257,8 @@ class Gateway:
 
     def _failed(self, outcome: Outcome, failure: ProviderError) -> Problem:
         """What the caller is told, without credentials that the provider may have repeated."""
-        failure.message = self._redactor.redact(failure.message[:4096])
-        problem = problem_of(failure, outcome.target.provider.name)
-        outcome.credentials_refused = problem.members.get("kind") == CREDENTIALS
+        problem = problem_of(failure, outcome.target.provider.name, self._redactor)
+        outcome.credentials_refused = is_about_credentials(problem)
         outcome.note_failure(problem)
         return problem
 
@@ -259,9 +267,24 @@ class Gateway:
     async def _settle(self, plan: Plan, outcome: Outcome) -> bool:
         """Write how it went; whether the lease still lives. Nothing cuts it: it runs in a task of its own."""
         outcome.duration_ms = _since(plan.began)
-        ticket = plan.ticket
-        unit = self._work(lambda: self._settlement.settle(plan, outcome, ticket), entry=plan.entry)
-        return await asyncio.shield(self._spawn(unit, name=KEPT))
+        return await asyncio.shield(self._spawn(self._written(plan, outcome, plan.ticket), name=KEPT))
+
+    async def _written(self, plan: Plan, outcome: Outcome, ticket: Ticket | None) -> bool:
+        """What was used is not lost because the database is busy for a moment, nor because of what was answered."""
+
+        def settle() -> bool:
+            return self._settlement.settle(plan, outcome, ticket)
+
+        try:
+            for pause in SETTLE_PAUSES:
+                with contextlib.suppress(Unavailable):
+                    return await self._work(settle, entry=plan.entry)
+                await asyncio.sleep(pause)
+            return await self._work(settle, entry=plan.entry)
+        except Exception:
+            log.exception("a call cannot be settled", extra={"call": plan.call_id})
+            await self._work(lambda: self._settlement.settle_least(plan, outcome, ticket), entry=plan.entry)
+            raise
 
     async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Run in a task of its own: a caller that leaves cancels the provider's request, not the settling."""
@@ -282,17 +305,6 @@ class Gateway:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # told to the caller, if there still is one
-
-
-async def _in_time(target: Target, call: Awaitable[dict[str, Any]]) -> dict[str, Any]:
-    patience = target.provider.connection.timeouts.total_seconds
-    try:
-        async with asyncio.timeout(patience) as scope:
-            return await call
-    except TimeoutError:
-        if not scope.expired():
-            raise
-        raise timed_out(target.name, patience, "no answer") from None
 
 
 def _since(began: float) -> int:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 
 from corral.errors import Problem
 from corral_plugins.cost.api import MAX_TOKENS, Tokens
+from corral_plugins.llm.api import ProviderError
 from corral_plugins.llm.kinds.scripted import estimate
+from corral_plugins.llm.service.answers import TEXTS, usage_of
 from corral_plugins.llm.service.registry import Target
 
 log = logging.getLogger("corral.llm")
@@ -47,25 +49,31 @@ class Outcome(msgspec.Struct, kw_only=True):
     def note_chunk(self, chunk: Mapping[str, Any]) -> None:
         """Usage and finish, if this chunk tells them, and how much text it holds."""
         self.reached = True
-        if isinstance(told := chunk.get("usage"), dict) and told:
-            self.told = told
-        for choice in chunk.get("choices") or ():
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        self.told = chunk.get("usage") or self.told
+        for choice in chunk.get("choices", ()):
+            self.finish_reason = choice["finish_reason"] or self.finish_reason
             said = choice.get("delta") or choice.get("message") or {}
-            self.output_bytes += len((said.get("content") or "").encode())
-            for call in said.get("tool_calls") or ():
-                self.output_bytes += len(((call.get("function") or {}).get("arguments") or "").encode())
+            texts = [said.get(name) or "" for name in TEXTS]
+            texts += [call["function"]["arguments"] for call in said.get("tool_calls", ())]
+            self.output_bytes += sum(len(text.encode(errors="replace")) for text in texts)
 
-    def note_failure(self, error: Exception) -> Exception:
-        """Why it failed; the error comes back to be raised."""
+    def note_refusal(self, failure: ProviderError) -> None:
+        """A refusal costs nothing; whoever had begun to answer may be paid for it."""
+        self.reached, self.told = failure.reached, usage_of(failure.usage)
+
+    def note_failure(self, error: Exception) -> None:
+        """Why it failed."""
         self.status = "failed"
         if isinstance(error, Problem):
             self.error = {"code": error.code, "detail": error.detail}
         else:
-            log.error("a provider raised", exc_info=error, extra={"provider": self.target.provider.name})
-            detail = f"The provider {self.target.provider.name} failed with a bug; see the log."
-            self.error = {"code": "internal", "detail": detail}
-        return error
+            log.error("a call failed", exc_info=error, extra={"provider": self.target.provider.name})
+            self.error = {"code": "internal", "detail": "The gateway failed with a bug; see the log."}
+
+    def least(self) -> Outcome:
+        """What can be written of it whatever the provider answered: the counts."""
+        error = {"code": "internal", "detail": "How the call went could not be written; see the log."}
+        return msgspec.structs.replace(self, status="failed", finish_reason=None, response=None, error=error)
 
     @property
     def estimated(self) -> bool:
@@ -78,13 +86,14 @@ class Outcome(msgspec.Struct, kw_only=True):
         if not self.reached:
             return Tokens()
         if self.told is None:
-            return Tokens(input_tokens=_count(self.input_estimate), output_tokens=_count(-(-self.output_bytes // 4)))
-        details = self.told.get("prompt_tokens_details") or {}
-        read = _count(details.get("cached_tokens") or self.told.get("prompt_cache_hit_tokens"))
-        written = _count(details.get("cache_write_tokens"))
+            counts = (self.input_estimate, -(-self.output_bytes // 4))
+            return Tokens(input_tokens=min(counts[0], MAX_TOKENS), output_tokens=min(counts[1], MAX_TOKENS))
+        details = self.told.get("prompt_tokens_details", {})
+        read = details.get("cached_tokens") or self.told.get("prompt_cache_hit_tokens", 0)
+        written = details.get("cache_write_tokens", 0)
         return Tokens(
-            input_tokens=max(0, _count(self.told.get("prompt_tokens")) - read - written),
-            output_tokens=_count(self.told.get("completion_tokens")),
+            input_tokens=max(0, self.told.get("prompt_tokens", 0) - read - written),
+            output_tokens=self.told.get("completion_tokens", 0),
             cache_read_tokens=read,
             cache_write_tokens=written,
         )
@@ -93,12 +102,9 @@ class Outcome(msgspec.Struct, kw_only=True):
     def reported_cost(self) -> Decimal | None:
         """What the provider says that it cost (OpenRouter does)."""
         told = (self.told or {}).get("cost")
-        if not isinstance(told, (int, float, str)) or isinstance(told, bool):
+        if not isinstance(told, (int, float)) or isinstance(told, bool):
             return None
-        try:
-            cost = Decimal(str(told))
-        except InvalidOperation:
-            return None
+        cost = Decimal(str(told))
         return cost if cost.is_finite() and 0 <= cost < 1_000_000 else None
 
     def usage(self) -> dict[str, Any]:
@@ -146,7 +152,3 @@ def _of_message(message: Mapping[str, Any]) -> int:
             images += 1
     texts += [call["function"]["arguments"] for call in message.get("tool_calls") or ()]
     return 4 + sum(estimate(text) for text in texts) + 1500 * images
-
-
-def _count(value: Any) -> int:
-    return max(0, min(value, MAX_TOKENS)) if isinstance(value, int) else 0

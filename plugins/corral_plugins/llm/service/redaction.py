@@ -9,11 +9,10 @@ from typing import Any
 
 from corral.auth.principal import Principal
 from corral.redact.redactor import Redactor, RedactorStream, made_by
+from corral_plugins.llm.service.answers import TEXTS
 
 INLINE_TOKENS = 16_000  # more text than this is redacted in a thread
 About = Callable[[], contextlib.AbstractContextManager[None]]
-
-TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
 
 
 def asked_by(by: Principal) -> contextlib.AbstractContextManager[None]:
@@ -57,15 +56,19 @@ class StreamRedaction:
         self._streams: dict[tuple[int, str | int], RedactorStream] = {}
 
     def feed(self, chunk: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """What may be sent of it now; before a choice ends, what was held back of it."""
+        """What may be sent of it now; between a choice's last text and its end, what was held back of it."""
         for choice in chunk.get("choices") or ():
-            index = choice.get("index", 0)
+            index, delta = choice.get("index", 0), choice.get("delta") or {}
             with self._about():
-                changed = self._redact(index, choice.get("delta") or {})
+                changed = self._redact(index, delta)
             if changed:
                 choice.pop("logprobs", None)  # they spell what is held back
             if choice.get("finish_reason") is not None and (rest := self._rest(index)):
+                if delta:
+                    yield {**chunk, "choices": [{**choice, "finish_reason": None}], "usage": None}
                 yield {**chunk, "choices": [{"index": index, "delta": rest, "finish_reason": None}], "usage": None}
+                choice["delta"] = {}
+                choice.pop("logprobs", None)
         yield chunk
 
     def end(self, head: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -77,12 +80,16 @@ class StreamRedaction:
     def _redact(self, index: int, delta: dict[str, Any]) -> bool:
         """Redact in place; whether a text is not as it came."""
         changed = False
-        for name in TEXTS:
-            if isinstance(delta.get(name), str):
-                came, delta[name] = delta[name], self._stream(index, name).feed(delta[name])
+        for name, came in delta.items():
+            if name in TEXTS and isinstance(came, str):
+                delta[name] = self._stream(index, name).feed(came)
                 changed |= came != delta[name]
+            elif name != "tool_calls":
+                delta[name] = self._redactor.redact_json(came, patterns=False)
         for call in delta.get("tool_calls") or ():
             function = call.get("function") or {}
+            if isinstance(function.get("name"), str):
+                function["name"] = self._redactor.redact(function["name"], patterns=False)
             if isinstance(function.get("arguments"), str):
                 place = call.get("index", 0)
                 function["arguments"] = self._stream(index, place).feed(function["arguments"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,8 @@ from corral_plugins.llm.api import LLMProvider, ModelFacts
 from corral_plugins.llm.kinds.presets import PRESETS
 from corral_plugins.llm.models import LlmProviderRow, LlmProviderState
 from corral_plugins.llm.service.provider import Found, Provider, of_file, of_kind, of_preset, of_row
+
+log = logging.getLogger("corral.llm")
 
 _STAMPS = Statement(lambda p: LlmProviderRow.select(LlmProviderRow.name, LlmProviderRow.stamp).tuples())
 _FOUND = Statement(
@@ -142,4 +145,9 @@ class Registry:
 
 
 def _found(row: LlmProviderState) -> Found:
-    return Found(msgspec.convert(row.found_models or [], list[ModelFacts]), row.stamp)
+    try:
+        models = msgspec.convert(row.found_models or [], list[ModelFacts])
+    except msgspec.ValidationError as error:  # one provider's list must not take the others down
+        log.warning("a stored list of models is left out", extra={"provider": row.name, "detail": str(error)})
+        models = []
+    return Found(models, row.stamp)

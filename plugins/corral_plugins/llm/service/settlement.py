@@ -37,6 +37,13 @@ class Settlement:
         self._slots.leave(ticket)
         return alive
 
+    def settle_least(self, plan: Plan, outcome: Outcome, ticket: Ticket | None) -> None:
+        """Where `settle` fails: what was used is charged all the same, and the place is given back."""
+        least = outcome.least()
+        self._charge(plan, least)
+        calls.settle(plan.call_id, least)
+        self._slots.leave(ticket)
+
     def lease_is_live(self, by: Principal) -> bool:
         """Whether the caller's lease is; it is renewed. Who has none always may go on."""
         if by.lease_id is None or by.task_id is None:
@@ -53,7 +60,7 @@ class Settlement:
         by, target, tokens = plan.by, outcome.target, outcome.tokens
         charged = self._cost.settle(
             Spent(
-                usage_key=plan.call_id, provider=target.provider.name, model=target.model,
+                usage_key=plan.call_id, by_gateway=True, provider=target.provider.name, model=target.model,
                 operation="embedding" if plan.kind == "embedding" else "chat", input_tokens=tokens.input_tokens,
                 output_tokens=tokens.output_tokens, cache_read_tokens=tokens.cache_read_tokens,
                 cache_write_tokens=tokens.cache_write_tokens, cost_usd=outcome.reported_cost,
@@ -65,8 +72,8 @@ class Settlement:
         outcome.cost_micro_usd, outcome.priced = charged.cost_micro_usd, charged.priced
         if self.tasks is not None and by.task_id is not None and by.lease_id is not None and not charged.repeated:
             self.tasks.spent(
-                by.task_id, by.lease_id, input_tokens=tokens.input_tokens, output_tokens=tokens.output_tokens,
-                cost_usd=charged.cost_usd,
+                by.task_id, by.lease_id, input_tokens=tokens.total - tokens.output_tokens,
+                output_tokens=tokens.output_tokens, cost_usd=charged.cost_usd,
             )  # fmt: skip
 
     def _attempt_id(self, by: Principal) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from corral import clock
@@ -23,15 +24,25 @@ class States:
 
     def note(self, outcome: Outcome) -> None:
         """Keep how a call to the provider went."""
-        if outcome.status not in ("completed", "failed") or not outcome.attempts:
-            return
         name = outcome.target.provider.name
-        key = (name, outcome.status)
-        if time.monotonic() - self._noted.get(key, -WRITE_EVERY) >= WRITE_EVERY:
-            self._write(name, outcome)
-            after_commit(lambda: self._remember(key))
-        if outcome.credentials_refused:
-            self._alert(name, outcome)
+        if outcome.status == "failed" and outcome.attempts:
+            self.note_failure(name, outcome.error or {}, credentials_refused=outcome.credentials_refused)
+        elif outcome.status == "completed" and self._is_news(name, "completed"):
+            change(name, last_ok_at=clock.now(), last_error=None)
+
+    def note_failure(self, name: str, error: Mapping[str, Any], *, credentials_refused: bool) -> None:
+        """Keep that a call to a provider failed, whoever serves it then."""
+        if self._is_news(name, "failed"):
+            change(name, last_error={**error, "at": clock.now()})
+        if credentials_refused:
+            self._alert(name, error)
+
+    def _is_news(self, name: str, status: str) -> bool:
+        key = (name, status)
+        if time.monotonic() - self._noted.get(key, -WRITE_EVERY) < WRITE_EVERY:
+            return False
+        after_commit(lambda: self._remember(key))
+        return True
 
     def _remember(self, key: tuple[str, str]) -> None:
         """The other state is news again."""
@@ -39,15 +50,7 @@ class States:
         self._noted.pop((key[0], "failed" if key[1] == "completed" else "completed"), None)
 
     @staticmethod
-    def _write(name: str, outcome: Outcome) -> None:
-        now = clock.now()
-        if outcome.status == "completed":
-            change(name, last_ok_at=now, last_error=None)
-        else:
-            change(name, last_error={**(outcome.error or {}), "at": now})
-
-    @staticmethod
-    def _alert(name: str, outcome: Outcome) -> None:
+    def _alert(name: str, error: Mapping[str, Any]) -> None:
         """At most once an hour a provider, over all processes."""
         state = LlmProviderState
         due = state.alerted_at.is_null() | (state.alerted_at < clock.now(-ALERT_EVERY))
@@ -55,7 +58,7 @@ class States:
         if state.update(alerted_at=clock.now()).where((state.name == name) & due).execute():
             alert = SystemAlert(
                 kind="llm_credentials", severity="critical", title=f"The provider {name} refuses its key",
-                detail=str((outcome.error or {}).get("detail", "")), object={"type": "llm_provider", "id": name},
+                detail=str(error.get("detail", "")), object={"type": "llm_provider", "id": name},
             )  # fmt: skip
             emit(alert, object=("llm_provider", name))
 

@@ -1,19 +1,32 @@
-"""A stream from the provider to the caller: time limits of its chunks, redaction, usage at its end."""
+"""An answer from the provider to the caller: time limits of it and its chunks, redaction, usage at its end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
 from typing import Any
 
 from corral_plugins.llm.api import Connection, ProviderError
+from corral_plugins.llm.service.answers import completion, failures_of
 from corral_plugins.llm.service.failures import timed_out
 from corral_plugins.llm.service.outcome import Outcome
 from corral_plugins.llm.service.redaction import StreamRedaction
 from corral_plugins.llm.service.registry import Target
 
 Chunk = dict[str, Any]
+
+
+async def in_time(target: Target, call: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+    """A whole answer, within the provider's `total_seconds`."""
+    patience = target.provider.connection.timeouts.total_seconds
+    try:
+        async with asyncio.timeout(patience) as scope:
+            return await call
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        raise timed_out(target.name, patience, "no answer") from None
 
 
 async def first_chunk(
@@ -24,7 +37,7 @@ async def first_chunk(
     patience = connection.timeouts.first_token_seconds
     try:
         async with asyncio.timeout(patience) as scope:
-            chunk = await anext(iterator, None)
+            chunk = await _next(target, iterator)
     except TimeoutError:
         await iterator.aclose()
         if not scope.expired():
@@ -34,8 +47,15 @@ async def first_chunk(
         await iterator.aclose()
         raise
     if chunk is None:
-        raise ProviderError(502, "The stream ended before it began.")
+        raise ProviderError(502, "The stream ended before it began.", reached=True)
     return iterator, chunk
+
+
+async def _next(target: Target, iterator: AsyncGenerator[Chunk, None]) -> Chunk | None:
+    """The next chunk in OpenAI's shape; None: there is none."""
+    with failures_of(target.provider.name):
+        chunk = await anext(iterator, None)
+        return None if chunk is None else completion(chunk)
 
 
 async def following(target: Target, iterator: AsyncGenerator[Chunk, None]) -> AsyncIterator[Chunk]:
@@ -46,7 +66,7 @@ async def following(target: Target, iterator: AsyncGenerator[Chunk, None]) -> As
         patience = min(timeouts.idle_seconds, until - loop.time())
         try:
             async with asyncio.timeout(patience) as scope:
-                chunk = await anext(iterator, None)
+                chunk = await _next(target, iterator)
         except TimeoutError:
             if not scope.expired():
                 raise
@@ -75,7 +95,7 @@ async def relayed(
             chunk["model"] = target.name
             outcome.note_chunk(chunk)
             last = {**chunk, "choices": []}
-            if not chunk.get("choices"):
+            if not chunk["choices"]:
                 continue
             chunk.pop("usage", None)
             for ready in redaction.feed(chunk):
@@ -96,13 +116,13 @@ class Answer:
 
     def add(self, chunk: Mapping[str, Any]) -> None:
         """One chunk more."""
-        for choice in chunk.get("choices") or ():
-            delta = choice.get("delta") or {}
+        for choice in chunk["choices"]:
+            delta = choice.get("delta", {})
             self.text += delta.get("content") or ""
-            for call in delta.get("tool_calls") or ():
-                kept = self.tool_calls.setdefault(call.get("index", 0), {"name": "", "arguments": ""})
+            for call in delta.get("tool_calls", ()):
+                kept = self.tool_calls.setdefault(call["index"], {"name": "", "arguments": ""})
                 for name in kept:
-                    kept[name] += (call.get("function") or {}).get(name) or ""
+                    kept[name] += call["function"].get(name, "")
 
     def message(self) -> dict[str, Any]:
         """As a message of the assistant."""

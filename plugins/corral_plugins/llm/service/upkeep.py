@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
+
+import msgspec
 
 from corral import clock
 from corral.auth.principal import Principal
@@ -14,10 +18,12 @@ from corral.egress.client import Egress
 from corral.errors import Conflict, Invalid, Problem
 from corral.ids import new_id
 from corral.jobs.job import enqueue
-from corral_plugins.llm.api import ProviderError
+from corral.redact.redactor import Redactor
+from corral_plugins.llm.api import Connection, ModelFacts, ProviderError
 from corral_plugins.llm.kinds.clients import address
 from corral_plugins.llm.provider_shapes import ProviderTest
-from corral_plugins.llm.service.failures import problem_of
+from corral_plugins.llm.service.answers import failures_of
+from corral_plugins.llm.service.failures import problem_of, timed_out
 from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.service.keys import ProviderKeys
 from corral_plugins.llm.service.provider import Provider
@@ -25,6 +31,8 @@ from corral_plugins.llm.service.registry import Registry
 from corral_plugins.llm.service.states import change
 
 log = logging.getLogger("corral.llm")
+
+Ask = Callable[[Connection], Awaitable[Sequence[ModelFacts]]]
 
 REFRESH_JOB = "llm.refresh_provider"
 QUESTION = [{"role": "user", "content": "Reply with the word OK."}]
@@ -34,8 +42,11 @@ ANSWER_TOKENS = 64
 class Upkeep:
     """Opens its own units."""
 
-    def __init__(self, work: Work, registry: Registry, gateway: Gateway, keys: ProviderKeys) -> None:
+    def __init__(
+        self, work: Work, registry: Registry, gateway: Gateway, keys: ProviderKeys, redactor: Redactor
+    ) -> None:
         self._work, self._registry, self._gateway, self._keys = work, registry, gateway, keys
+        self._redactor = redactor
 
     async def refresh(self, provider: Provider) -> None:
         """Ask a provider for its models and keep them. Raises what a call of it would."""
@@ -45,9 +56,9 @@ class Upkeep:
         if not provider.usable:
             raise Conflict(f"{provider.name} is not configured, or switched off.")
         try:
-            found = await ask(await self._keys.connection(provider))
+            found = await self._found(provider, ask)
         except ProviderError as failure:
-            problem = problem_of(failure, provider.name)
+            problem = problem_of(failure, provider.name, self._redactor)
             error = {"code": problem.code, "detail": problem.detail, "at": clock.now()}
             await self._work(lambda: change(provider.name, last_error=error))
             if isinstance(problem, Invalid):  # the request was not the caller's
@@ -55,6 +66,19 @@ class Upkeep:
             raise problem from failure
         values: dict[str, Any] = {"found_models": found, "stamp": new_id(), "models_refreshed_at": clock.now()}
         await self._work(lambda: change(provider.name, **values, last_ok_at=clock.now(), last_error=None))
+
+    async def _found(self, provider: Provider, ask: Ask) -> list[ModelFacts]:
+        """What the provider lists, as it can be kept. It has as long as for an answer."""
+        patience = provider.connection.timeouts.total_seconds
+        connection = await self._keys.connection(provider)
+        try:
+            async with asyncio.timeout(patience) as scope:
+                with failures_of(provider.name):
+                    return msgspec.convert(msgspec.to_builtins(await ask(connection)), list[ModelFacts])
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise timed_out(provider.name, patience, "no list of models") from None
 
     def refresh_new(self) -> None:
         """Have those asked that nobody has asked yet; joins the caller's unit."""

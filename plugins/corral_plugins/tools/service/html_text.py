@@ -21,7 +21,8 @@ def readable(html: str, base: str = "") -> str:
     """The text of a page; `base` makes the addresses of its links whole. Never raises, whatever the page."""
     page = _Page(base)
     page.feed(html)
-    page.close()
+    if not page.rawdata.startswith("<"):  # what begins there and never ends is no text, and takes long to read as one
+        page.close()
     return page.text()
 
 
@@ -41,7 +42,7 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "title":
             self._in_title = True
-        if tag in SKIPPED:
+        if tag in SKIPPED and tag not in self._hidden:  # which stays short: the outermost of each is what ends it
             self._hidden.append(tag)
         if self._hidden:
             if tag == "body":  # a head that was never closed

@@ -37,6 +37,10 @@ class Unreachable(Exception):
     """No answer came: the server is not there, or the connection broke."""
 
 
+class Cut(Unreachable):
+    """The server was reached, but no whole answer came: what was asked may have been done, and paid."""
+
+
 class ApiError(Exception):
     """The server refused. `code` is stable; `members` is the whole problem document."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from corral.schema.data import json_schema_problems
 from corral_plugins.workers.node import messages as talk
-from corral_plugins.workers.node.client import ApiError, Client, Unreachable, insist, is_final, pause
+from corral_plugins.workers.node.client import ApiError, Client, Cut, Unreachable, insist, is_final, pause
 from corral_plugins.workers.node.endings import (
     CANCELLED,
     GIVE_BACK,
@@ -33,6 +33,7 @@ from corral_plugins.workers.node.tools.workspace import Workspaces
 
 MAX_STEPS, MAX_REPAIRS = 25, 2
 MODEL_TRIES = 3
+CUTS = 6
 
 
 class AgentLoop:
@@ -122,7 +123,10 @@ class AgentLoop:
         raise AssertionError("the last try returns or ends the attempt")
 
     async def _listen(self, key: str) -> Reply:
-        """One answer, shown to people while it comes; asked for again while the server cannot be reached."""
+        """One answer, shown to people while it comes; asked for again while the server cannot be reached.
+
+        One that breaks off is asked for again a few times: each may be paid.
+        """
         config = self._agent.get("config") or {}
         question = Question(
             messages=self._state.messages,
@@ -131,9 +135,19 @@ class AgentLoop:
             max_tokens=config.get("max_tokens"),
         )
 
+        cuts = 0
+
         async def once() -> Reply:
+            nonlocal cuts
             async with LiveText(self._client, self._id) as live:
-                return await self._model.ask(question, key, live.add)
+                try:
+                    return await self._model.ask(question, key, live.add)
+                except Cut as cut:
+                    cuts += 1
+                    if cuts < CUTS:
+                        raise
+                    detail = f"The answer broke off {cuts} times: {cut}"
+                    raise ApiError(502, {"code": "provider_error", "detail": detail}) from None
 
         return await insist(once, unless=is_final)
 

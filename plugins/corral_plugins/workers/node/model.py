@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx2
 import msgspec
-from openai import APIStatusError, AsyncOpenAI
+from openai import APIConnectionError, APIStatusError, AsyncOpenAI
 from pydantic_ai.direct import model_request_stream
 from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError, UnexpectedModelBehavior
 from pydantic_ai.messages import ModelMessage, ModelResponse, PartDeltaEvent, PartStartEvent, TextPart, TextPartDelta
@@ -25,11 +25,12 @@ from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from pydantic_ai.settings import ModelSettings
 
-from corral_plugins.workers.node.client import ApiError, Client, Unreachable, refusal
+from corral_plugins.workers.node.client import ApiError, Client, Cut, Unreachable, refusal
 from corral_plugins.workers.node.conversion import definitions, from_model, to_model
 from corral_plugins.workers.node.messages import Message
 
 READ_SECONDS, CONNECT_SECONDS = 3700.0, 10.0  # the server ends a call before
+NOBODY = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)  # the request was never sent
 # Statuses of what may be told after the answer has begun; anything else is the provider's failure.
 STATUS_OF = {
     "budget_exceeded": 402, "lease_lost": 409, "task_terminal": 409, "rate_limited": 429, "concurrency_limit": 429,
@@ -75,7 +76,7 @@ class Model:
     async def ask(self, question: Question, key: str, on_text: Callable[[str], None]) -> Reply:
         """One request under an idempotency key. `on_text` hears the text piece by piece; what it raises ends the call.
 
-        Raises `ApiError` and `Unreachable` like the client does; an answer that was cut is `Unreachable`.
+        Raises `ApiError` and `Unreachable` like the client does; a request or an answer that was cut is `Cut`.
         """
         settings = ModelSettings(
             extra_headers={"Idempotency-Key": key}, timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
@@ -92,7 +93,7 @@ class Model:
         except UnexpectedModelBehavior as error:
             raise ApiError(502, {"code": "provider_error", "detail": f"The gateway's answer: {error}"}) from None
         except httpx2.HTTPError as error:
-            raise Unreachable(f"{type(error).__name__}: {error}") from None
+            raise Cut(f"{type(error).__name__}: {error}") from None
         usage = response.usage
         return Reply(
             message=from_model(response), model=response.model_name or "model",
@@ -124,7 +125,8 @@ def _problem(error: ModelAPIError) -> ApiError | Unreachable:
     if error.in_stream and isinstance(body, Mapping):
         code = str(body.get("code") or "provider_error")
         return ApiError(STATUS_OF.get(code, 502), {"code": code, "detail": str(body.get("message") or error)})
-    return Unreachable(str(error))
+    nobody = isinstance(cause, APIConnectionError) and isinstance(cause.__cause__, NOBODY)
+    return Unreachable(str(error)) if nobody else Cut(str(error))
 
 
 def warm() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import httpx2
 import pytest
 from tests.plugins.workers.node.recorded import Refusal, Server, Stream, calls_tool, claim
 
@@ -81,6 +82,31 @@ async def test_an_answer_that_was_cut_is_asked_for_again_under_its_key() -> None
     server = Server(Stream("half an ans", cut=True), "whole")
     assert await server.run(claim()) == REPORTED
     assert [asked["key"] for asked in server.of("chat")] == ["t1:1", "t1:1"]
+    assert server.of("complete") == [{"text": "whole"}]
+
+
+async def test_an_answer_that_is_cut_every_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corral_plugins.workers.node.client.pause", lambda tries, error: 0.0)
+    server = Server(*[Stream("half an ans", cut=True)] * 10)
+    assert await asyncio.wait_for(server.run(claim()), 30) == REPORTED
+    assert len(server.of("chat")) == 6
+    (failure,) = server.of("fail")
+    assert (failure["type"], failure["retryable"]) == ("provider_error", True)
+    assert "broke off 6 times" in failure["message"]
+
+
+async def test_a_server_that_is_not_there_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corral_plugins.workers.node.client.pause", lambda tries, error: 0.0)
+    server, tries = Server("whole"), 0
+
+    def refuse(name: str) -> None:
+        nonlocal tries
+        tries += name == "chat"
+        if name == "chat" and tries <= 20:
+            raise httpx2.ConnectError("nobody listens")
+
+    server.before = refuse
+    assert await server.run(claim()) == REPORTED
     assert server.of("complete") == [{"text": "whole"}]
 
 
