@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from corral import clock
-from corral.isolation.log_share import LogShare
+from corral.cli.log_share import LogShare
 from corral.loader import Loaded
 from corral.redact.redactor import Redactor
 

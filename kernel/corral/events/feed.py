@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 
 from corral.database.engine import Database
-from corral.database.unit import SYSTEM_ENTRY
+from corral.database.unit import Entry
 from corral.events import log as event_log
 from corral.events.bus import Bus
 from corral.events.log import Record
@@ -17,9 +17,9 @@ from corral.events.log import Record
 log = logging.getLogger("corral.events")
 
 LOOK_EVERY, PAUSE = 0.5, 0.010
-SEQUENCE_EVERY = 0.010
-IDLE_SEQUENCE_EVERY = 0.25
+SEQUENCE_EVERY, IDLE_SEQUENCE_EVERY = 0.010, 0.25
 AT_ONCE = 500
+FOLLOWING, NUMBERING = Entry("events.feed"), Entry("events.sequencer")
 
 Viewer = Callable[[Sequence[Record]], None]
 
@@ -85,7 +85,7 @@ class Feed:
         more = True
         while more:
             after = functools.partial(event_log.read, self.position, AT_ONCE)
-            records = await self._database.read(after, SYSTEM_ENTRY)
+            records = await self._database.read(after, FOLLOWING)
             more = len(records) == AT_ONCE
             if records:
                 self.position = records[-1].seq
@@ -110,7 +110,7 @@ class Feed:
                 async with asyncio.timeout(IDLE_SEQUENCE_EVERY):
                     await self._unnumbered.wait()
             self._unnumbered.clear()
-            numbered = await self._database.work(event_log.number_committed)
+            numbered = await self._database.work(event_log.number_committed, entry=NUMBERING)
             if numbered:
                 self.bus.ring()
             if numbered == event_log.NUMBER_AT_ONCE:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from corral.isolation.log_share import LINES_A_SECOND, LogShare
+from corral.cli.log_share import LINES_A_SECOND, LogShare
 from corral.loader import Found, Loaded
 from corral.plugin import Plugin
 from corral_plugins.tasks.plugin import TasksPlugin
