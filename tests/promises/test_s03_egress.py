@@ -13,7 +13,8 @@ import httpx2
 import pytest
 
 from corral.config_reader import load
-from corral.egress.client import SINKS, Egress
+from corral.core.guards import SINKS
+from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked, Policy
 from corral.errors import Invalid
 from corral.testing.outside import PUBLIC, Names, Receiver, answer

@@ -86,17 +86,6 @@ class RefreshRow(Model):
 RefreshRow.add_index(RefreshRow.used_at, where=RefreshRow.successor.is_null(False))
 
 
-class TicketRow(Model):
-    """A single-use ticket, by its SHA-256: it opens one socket for the caller that asked for it."""
-
-    hash = peewee.CharField(primary_key=True, max_length=64)
-    caller = JSONField()
-    expires_at = InstantField(index=True)
-
-    class Meta:
-        table_name = "core_tickets"
-
-
 class SigningKeyRow(Model):
     """A key that signs access tokens, sealed. A retired one verifies until its last token is over."""
 

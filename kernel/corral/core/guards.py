@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from corral.egress.client import OUTCOMES, SINKS, Egress
+from corral.egress.client import Egress
 from corral.plugin import Metric
 from corral.redact.patterns import BUILT_IN
 from corral.redact.redactor import Redactor
+
+SINKS = (
+    "channel", "http_step", "import", "llm", "local_model", "mail", "mcp", "template_index", "tool", "trigger",
+    "webhook",
+)  # fmt: skip
+OUTCOMES = ("answered", "blocked", "failed", "timed_out")
 
 Series = dict[tuple[str, ...], float]
 

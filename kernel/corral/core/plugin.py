@@ -11,7 +11,6 @@ from corral.auth.models import (
     RefreshRow,
     SessionRow,
     SigningKeyRow,
-    TicketRow,
     UserRow,
 )
 from corral.auth.passwords import Passwords
@@ -73,7 +72,7 @@ from corral.core.sign_in import SignIn
 from corral.core.sign_in_metrics import METRICS as SIGN_IN_METRICS
 from corral.core.sign_in_models import TABLES as SIGN_IN_TABLES
 from corral.core.signing_keys import SigningKeys
-from corral.core.tickets import TicketsService
+from corral.core.tickets import TicketRow, TicketsService
 from corral.database.engine import Database, Work
 from corral.database.leases import Lease
 from corral.database.model import Model

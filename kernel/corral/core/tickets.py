@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import msgspec
+import peewee
 
 from corral import clock
 from corral.auth.credentials import Credentials
-from corral.auth.models import TicketRow
 from corral.auth.principal import Principal
 from corral.auth.tokens import digest, new_secret
+from corral.database.model import InstantField, JSONField, Model
 from corral.errors import Unauthorized
 
 LIFE_SECONDS = 30
+
+
+class TicketRow(Model):
+    """A single-use ticket, by its SHA-256: it opens one socket for the caller that asked for it."""
+
+    hash = peewee.CharField(primary_key=True, max_length=64)
+    caller = JSONField()
+    expires_at = InstantField(index=True)
+
+    class Meta:
+        table_name = "core_tickets"
 
 
 class TicketsService:

@@ -26,20 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("corral.egress")
 
 MIB = 1024 * 1024
-SINKS = (
-    "channel",
-    "http_step",
-    "import",
-    "llm",
-    "local_model",
-    "mail",
-    "mcp",
-    "template_index",
-    "tool",
-    "trigger",
-    "webhook",
-)
-OUTCOMES = ("answered", "blocked", "failed", "timed_out")
 UNRESOLVED = "unresolved_host"
 SAMPLE_SECONDS, MOST_SAMPLED = 60.0, 1000
 
