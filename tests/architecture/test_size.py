@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 KERNEL = ROOT / "kernel" / "corral"
 BESIDE_THE_MECHANISM = frozenset({"cli", "core", "testing", "scaffold"})
-MECHANISM_LINES = 13_460
+MECHANISM_LINES = 13_400  # a ratchet: it only goes down (docs/adr/0002)
 FILE_LINES = 320
 
 
