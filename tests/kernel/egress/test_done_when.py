@@ -13,7 +13,8 @@ from collections.abc import Callable
 import httpx2
 import pytest
 
-from corral.egress.client import SINKS, Egress
+from corral.core.guards import SINKS
+from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked
 from corral.errors import Invalid
 from corral.testing.outside import PUBLIC, Receiver, answer
