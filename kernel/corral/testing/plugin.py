@@ -6,7 +6,7 @@ Imports the kernel only when a fixture is used.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,11 +70,15 @@ def unmade_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Itera
 
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest, unmade_database_url: str) -> str:
-    """An empty database, once on each engine."""
+    """A database, once on each engine: an empty one, or that of the kit which the test asked for before."""
     if unmade_database_url.startswith("sqlite:"):
         return unmade_database_url
+    from psycopg.errors import DuplicateDatabase
+
     server: PostgresServer = request.getfixturevalue("postgres_server")
-    return server.create_database(url=unmade_database_url)
+    with suppress(DuplicateDatabase):
+        server.create_database(url=unmade_database_url)
+    return unmade_database_url
 
 
 @pytest.fixture
