@@ -53,11 +53,6 @@ def write(row: UserRow, changes: Mapping[str, Any]) -> None:
     raise Conflict("The account was changed meanwhile; read it again.", current_status="changed")
 
 
-def held(query: Any) -> Any:
-    """The query, so that what it finds waits for this unit's end to be changed; SQLite has one writer anyway."""
-    return query.for_update() if current().database.kind == "postgresql" else query
-
-
 def taken() -> Conflict:
     """Another account has the address."""
     return Conflict("Another account has this address.", code="duplicate")

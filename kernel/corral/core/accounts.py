@@ -15,7 +15,7 @@ from corral.auth.models import UserRow, claim
 from corral.auth.passwords import Passwords
 from corral.auth.permissions import Permissions
 from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
-from corral.core.account_rows import held, shown, taken, unique, view, write
+from corral.core.account_rows import shown, taken, unique, view, write
 from corral.core.api import AccountDetails, KeysOfPeople, NewUser, UserPatch, UserQuery, UserView
 from corral.core.events import UserCreated, UserDeactivated, UserPurged, UserReactivated, UserUpdated
 from corral.core.invitations import InvitationsService
@@ -25,7 +25,7 @@ from corral.core.mfa import SecondFactor, forget_second_factor
 from corral.core.password_life import PasswordLife
 from corral.core.policy import PasswordPolicy
 from corral.core.sessions import Sessions
-from corral.database.unit import after_commit
+from corral.database.unit import after_commit, locked
 from corral.errors import Conflict, NotFound
 from corral.events.event import emit
 from corral.http.answers import ANY_VERSION, IfMatch
@@ -115,7 +115,7 @@ class AccountsService:
     def row_of(self, email: str, *, hold: bool = False) -> UserRow | None:
         """The row of an address in whatever spelling. `hold`: nobody else changes it until this unit ends."""
         query: Any = UserRow.select().where(UserRow.email_key == normalise(email))
-        row: UserRow | None = (held(query) if hold else query).first()
+        row: UserRow | None = (locked(query) if hold else query).first()
         return row
 
     def get_many(self, user_ids: Iterable[str]) -> dict[str, UserView]:
@@ -199,7 +199,7 @@ class AccountsService:
 
     def drop_password(self, user_id: str) -> UserRow:
         """The password does not count any more, and all sessions and links end; a new link leads to a new one."""
-        row: UserRow | None = held(UserRow.select().where(UserRow.id == user_id)).first()
+        row: UserRow | None = locked(UserRow.select().where(UserRow.id == user_id)).first()
         if row is None or row.purged_at is not None:
             raise NotFound()
         dropped = UserRow.update(password_hash=None, updated_at=clock.now(), version=UserRow.version + 1)

@@ -83,6 +83,13 @@ def current() -> Unit:
     return unit
 
 
+def locked(query: Any) -> Any:
+    """The query with `FOR UPDATE` where the engine has row locks: until the unit ends nobody else changes what it
+    finds. SQLite's one writer has the whole database. Raises `NoUnit`.
+    """
+    return query.for_update() if current().database.kind == "postgresql" else query
+
+
 def in_unit() -> bool:
     """Whether this thread is inside a unit."""
     return _local.unit is not None

@@ -12,7 +12,7 @@ import peewee
 from corral import clock
 from corral.database.engine import Work, translate
 from corral.database.statement import Statement
-from corral.database.unit import Entry, Unit, after_commit, current
+from corral.database.unit import Entry, Unit, after_commit, current, locked
 from corral.errors import Problem, Unavailable
 from corral.events.event import SystemAlert, emit
 from corral.ids import new_id
@@ -32,9 +32,8 @@ COUNTED = frozenset({"audit.log.read"})
 
 
 def _head(p: Any) -> Any:
-    """On PostgreSQL the row is the lock of the chain; SQLite has one writer anyway."""
-    query: Any = Head.select(Head.seq, Head.hash).where(Head.id == p("id"))
-    return query.for_update() if current().database.kind == "postgresql" else query
+    """The row is the lock of the chain."""
+    return locked(Head.select(Head.seq, Head.hash).where(Head.id == p("id")))
 
 
 _HEAD = Statement(_head)

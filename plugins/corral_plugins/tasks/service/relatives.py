@@ -7,6 +7,7 @@ from typing import Any
 
 from corral import clock
 from corral.database.statement import Statement
+from corral.database.unit import locked
 from corral.jobs.job import enqueue
 from corral_plugins.tasks.events import TaskFailed, TaskUpdated
 from corral_plugins.tasks.models import STATUSES, Dependency, Task
@@ -24,7 +25,7 @@ def _only(status: str) -> Any:
 
 
 _DEPENDENTS = Statement(
-    lambda p: rows.locked(
+    lambda p: locked(
         Task.select(*ROW_COLUMNS)
         .where(
             _only("blocked")
@@ -36,7 +37,7 @@ _DEPENDENTS = Statement(
     ).tuples()
 )
 _FAILED_BY = Statement(
-    lambda p: rows.locked(
+    lambda p: locked(
         Task.select(*ROW_COLUMNS)
         .where(
             _only("failed")
@@ -51,7 +52,7 @@ _HAS_DEPENDENTS = Statement(
     lambda p: Dependency.select(Dependency.task_id).where(Dependency.needs_id == p("id")).limit(1).tuples()
 )
 _CHILDREN = Statement(
-    lambda p: rows.locked(
+    lambda p: locked(
         Task.select(*ROW_COLUMNS)
         .where((Task.parent_task_id == p("id")) & rows.UNCANCELLED)
         .order_by(Task.id)

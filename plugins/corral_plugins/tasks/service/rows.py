@@ -15,7 +15,7 @@ import peewee
 from corral import clock
 from corral.database.model import JSONField, Model
 from corral.database.statement import Parameter, Statement
-from corral.database.unit import current
+from corral.database.unit import current, locked
 from corral.errors import Conflict, NotFound
 from corral_plugins.tasks.models import Attempt, Task
 
@@ -135,11 +135,6 @@ UNCANCELLED = Task.finished_at.is_null() & (Task.cancel_kind.is_null() | Task.ca
 """What has not ended and was not cancelled for good."""
 PENDING = peewee.SQL("status = 'pending'")
 """As a literal: partial indexes are only used for conditions that the planner can see."""
-
-
-def locked(query: peewee.ModelSelect[Any]) -> peewee.ModelSelect[Any]:
-    """`FOR UPDATE` where the engine has row locks; SQLite's writer has the whole database."""
-    return query if current().database.kind == "sqlite" else query.for_update()
 
 
 def shared(query: peewee.ModelSelect[Any]) -> peewee.ModelSelect[Any]:
