@@ -3,6 +3,7 @@
 Reads a job as JSON on standard input, prints the result as JSON:
 `{"port", "requests": [base64…], "connections": 32, "seconds": 2.0 | "count": 500, "accept": [200]}` ->
 `{"count", "seconds", "per_second", "p50_ms", "p99_ms", "max_ms", "unexpected", "sample"}`. Requests are sent in turn.
+What was not accepted, or not answered, is `unexpected` and in none of the other figures; `sample` is the first of it.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ class Tally:
 
     def answered(self, seconds: float, answer: bytes) -> None:
         """Count an answer (or its beginning)."""
-        self.latencies.append(seconds)
-        if not answer.startswith(self._accept, 8):
+        if answer.startswith(self._accept, 8):
+            self.latencies.append(seconds)
+        else:
             self.failed(answer[:2000].decode("latin1"))
 
     def failed(self, what: str) -> None:
