@@ -24,6 +24,7 @@ HONOURED = frozenset({
     "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs",
 })  # fmt: skip
 TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
+DEMO_OUTPUT_TOKENS = 512  # unless a request asks for more: a small model may go on for ever, and only one is served
 NOT_OPENAI = ("timings", "prompt_progress", "__verbose")
 
 
@@ -72,7 +73,12 @@ class LocalProvider:
             "tools": model.takes_tools, "json": "grammar", "images": False, "stream": True, "embeddings": False,
             "reasoning": False, "demo": model.is_demo,
         }  # fmt: skip
-        return [ModelFacts(id=model.id, capabilities=capabilities, context_window=self._context(model))]
+        return [
+            ModelFacts(
+                id=model.id, capabilities=capabilities, context_window=self._context(model),
+                max_output_tokens=DEMO_OUTPUT_TOKENS if model.is_demo else None,
+            )
+        ]  # fmt: skip
 
     async def refresh(self, connection: Connection) -> Sequence[ModelFacts]:
         await self.look()

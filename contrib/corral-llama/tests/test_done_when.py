@@ -86,6 +86,7 @@ def test_llm_2_the_local_model_answers_and_costs_nothing(server: Server, demo_mo
     facts = listed[name]["capabilities"]
     assert (facts["tools"], facts["json"], facts["embeddings"], facts["demo"]) == (False, "grammar", False, True)
     assert (listed[name]["context_window"], listed[name]["available"]) == (4096, True)
+    assert listed[name]["max_output_tokens"] == 512  # where a request sets none: it may repeat itself for ever
     calls = server.client.get("/llm/calls", params={"provider": "local"}).json()["items"]
     assert {(call["status"], call["cost_usd"]) for call in calls} == {("completed", 0.0)}
 

@@ -355,6 +355,7 @@ async def test_warnings(kit: Kit, alice: Client) -> None:
     assert await warnings("a") == []
     assert await warnings("b", llm_provider=None) == ["provider_not_configured"]
     assert await warnings("c", llm_provider="bare") == ["provider_not_configured"]
+    assert await warnings("named", llm_provider=None, llm_model="ready/m") == []
     assert await warnings("d", worker_id=WORKER) == []
     assert await warnings("e", worker_id=UNAPPROVED) == ["worker_not_approved"]
     assert await warnings("f", worker_selector={"group": "gpu"}) == ["worker_offline"]

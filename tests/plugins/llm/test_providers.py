@@ -224,6 +224,8 @@ async def test_a_provider_that_agents_name_stays(kit: Any, new: dict[str, Any]) 
     assert answer.json()["references"] == [{"type": "agent", "id": agent.json()["id"]}]
     named = await admin.post("/agents", {"name": "b", "role": "coder", "llm_provider": "groq"})
     assert "provider_not_configured" in named.json()["warnings"]
+    in_model = await admin.post("/agents", {"name": "c", "role": "coder", "llm_model": "groq/some-model"})
+    assert "provider_not_configured" in in_model.json()["warnings"]
 
 
 @pytest.mark.parametrize(

@@ -45,15 +45,17 @@ class _Warnings:
 
     def of(self, row: Agent) -> list[str]:
         """Codes, most general first."""
-        found = [] if self._provider_ready(row.llm_provider) else ["provider_not_configured"]
+        found = [] if self._provider_ready(row) else ["provider_not_configured"]
         found += self._of_worker(row)
         found += [f"tool_unavailable:{tool}" for tool in self._missing(row.enabled_tools)]
         return found
 
-    def _provider_ready(self, provider: str | None) -> bool:
+    def _provider_ready(self, row: Agent) -> bool:
         if self._llm is None:
             return True
-        name = provider or self._llm.default_model().partition("/")[0]
+        name = row.llm_provider or (row.llm_model or "").partition("/")[0]
+        if not row.llm_provider and not self._llm.is_known(name):
+            name = self._llm.default_model().partition("/")[0]
         if name not in self._configured:
             self._configured[name] = self._llm.is_configured(name)
         return self._configured[name]
