@@ -68,7 +68,7 @@ class Credentials:
             unsure = unsure or recognised is not False
         if unsure:
             raise Unavailable("A plugin that may know this credential is out of service.", code="plugin_failed")
-        raise Unauthorized("The credential has no known form.", headers=CHALLENGE)
+        raise Unauthorized("This is neither an access token, nor an API key, nor a worker's token.", headers=CHALLENGE)
 
     def reread(self, caller: Principal) -> Principal:
         """The caller of a long connection as it is now; joins a read unit. `Unauthorized`, also if nobody can tell."""
