@@ -115,16 +115,13 @@ class SettingsRegistry:
         """A declared setting as it would be with these rows stored."""
         item = self._effective[name]
         found = self._judge(item.setting, item.plugin, stored.get(name))
-        return msgspec.structs.replace(
-            found, pending=item.setting.restart_required and found.value != self._values[name]
-        )
+        pending = item.setting.restart_required and found.value != self._values[name]
+        return msgspec.structs.replace(found, pending=pending)
 
     def beside(self, stored: Mapping[str, StoredSetting]) -> Values:
         """The values as they would be with these rows stored."""
-        judged = {
-            name: self._judge(item.setting, item.plugin, stored.get(name)) for name, item in self._effective.items()
-        }
-        return Values({name: item.value for name, item in judged.items()})
+        judge, items = self._judge, self._effective.items()
+        return Values({name: judge(item.setting, item.plugin, stored.get(name)).value for name, item in items})
 
     def broken(self, values: Values) -> dict[str, str]:
         """What `check` of settings finds wrong with these values, by name."""
