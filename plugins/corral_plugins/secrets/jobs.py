@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from corral import clock
 from corral.database.engine import Work
-from corral.database.unit import SYSTEM, Entry
+from corral.database.unit import SYSTEM, Entry, locked
 from corral.jobs.job import Job, Schedule, enqueue
 from corral.plugin import Settings
 from corral_plugins.secrets.api import SecretExpiring
@@ -74,7 +74,7 @@ def _nothing() -> object:
 
 def _shred(before: str) -> int:
     old = SecretRow.deleted_at.is_null(False) & (SecretRow.deleted_at < before)
-    found = list(SecretRow.select(SecretRow.id, SecretRow.name_key).where(old).limit(AT_ONCE))
+    found = list(locked(SecretRow.select(SecretRow.id).where(old).limit(AT_ONCE)))  # one may just be restored
     if found:
         ids = [row.id for row in found]
         SecretVersion.delete().where(SecretVersion.secret_id.in_(ids)).execute()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import Permission
 from corral.crypto import Keyring
-from corral.database.engine import Work
+from corral.database.engine import Database, Work
 from corral.database.model import Model
 from corral.database.unit import SYSTEM, Entry
+from corral.errors import Problem
 from corral.events.event import Event
 from corral.events.feed import Feed
 from corral.http.routes import Routes
@@ -57,11 +59,20 @@ class SecretsPlugin(Plugin):
         self._keyring: Keyring | None = None
         self._known: KnownValues | None = None
         self._unwatch: Callable[[], None] = lambda: None
+        self._left: Callable[[], int] = lambda: 0
 
     async def start(self, runtime: Runtime) -> None:
         """Before anything is served, the redactor knows every value."""
         work, alarms, known = runtime.service(Work), runtime.service(Alarms), runtime.service(KnownValues)
         redactor, self._keyring, self._known = runtime.service(Redactor), runtime.service(Keyring), known
+        database, keys = runtime.service(Database), runtime.service(MasterKeys)
+
+        def left() -> int:
+            with contextlib.suppress(Problem):  # the database is away: its own check tells
+                return int(database.run(keys.remaining, entry=ENTRY, read=True))
+            return 0
+
+        self._left = left
         redactor.on_hit(alarms.met)
         self._unwatch = runtime.service(Feed).watch(known.follow)
         await known.refresh()
@@ -124,6 +135,8 @@ class SecretsPlugin(Plugin):
             return "down", "Sealed: the master key of the stored values is missing or another one."
         if self._known.unreadable:
             return "degraded", f"{self._known.unreadable} stored values do not open: corral secrets verify."
+        if left := self._left():
+            return "degraded", f"{left} rows need an old master key: corral secrets rotate-master-key."
         return "ok", "Every stored value opens."
 
     @hookimpl

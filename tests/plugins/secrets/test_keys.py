@@ -47,6 +47,8 @@ async def test_a_new_key_takes_over_every_row_of_the_product(make_kit: Callable[
     tables = {column.name for column in safe.kit.kernel.container.get(MasterKeys)._columns.columns}
     assert {"core_signing_keys.sealed", "core_refresh_tokens.successor", "core_idempotency.body"} < tables
     assert before["remaining"] == before["keys"][1]["rows"] >= 6 + 2
+    vault = (await safe.admin.get("/settings/health")).json()["checks"]["vault"]
+    assert (vault["status"], "old master key" in vault["detail"]) == ("degraded", True), vault
     answer = await safe.admin.post("/secrets/rotate-master-key")
     assert (answer.status, answer.json()) == (202, {"remaining": before["remaining"]})
     assert (await safe.admin.post("/secrets/rotate-master-key")).code == "invalid_state"  # one runs
@@ -54,6 +56,7 @@ async def test_a_new_key_takes_over_every_row_of_the_product(make_kit: Callable[
     alone = await world(make_kit, "v2")
     status = (await alone.admin.get("/secrets/key-status")).json()
     assert (status["sealed"], status["remaining"], len(status["keys"])) == (False, 0, 1)
+    assert (await alone.admin.get("/settings/health")).json()["checks"]["vault"]["status"] == "ok"
     await alone.step_up()
     for id, value in values.items():
         assert await alone.value(id) == value

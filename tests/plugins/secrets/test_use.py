@@ -94,6 +94,13 @@ async def test_a_rotated_value_is_valid_for_corrals_own_checks_while_its_grace_l
     assert await valid() == ["the second value"]
 
 
+async def test_a_value_that_stays_here_needs_no_host(safe: Any) -> None:
+    await safe.create(name="hook", allowed_hosts=["api.example.org"])
+    await safe.work(lambda: safe.service.attach("hook", SHOP, title="Acme", pointer="/x"))
+    assert await refused(safe, name="hook", consumer=SHOP.consumer, host=None, attached=SHOP) == "forbidden"
+    assert await safe.work(lambda: safe.service.valid("hook", attached=SHOP), read=True) == [VALUE]
+
+
 async def test_the_redactor_knows_every_value_soon_and_in_every_process(make_kit: Callable[..., Any]) -> None:
     one = await Safe().build(await make_kit(plugins=PLUGINS))
     made = await one.create()
