@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import peewee
 from tests.plugins.secrets.conftest import PLUGINS, VALUE, Safe
 
 from corral_plugins.secrets.models import SecretVersion
@@ -90,6 +91,29 @@ async def test_rows_whose_keys_are_not_listed_stay_and_are_counted(make_kit: Cal
     assert (await safe.reveal(stray["id"])).code == "vault_sealed"
     health = next(loaded for loaded in safe.kit.kernel.plugins if loaded.name == "secrets").of("corral_health_checks")
     assert health[0].check()[0] == "degraded"
+
+
+async def test_a_value_that_was_cut_stands_in_nobodys_way(make_kit: Callable[..., Any]) -> None:
+    old = await world(make_kit, "v1", again=False)
+    cut, whole = await old.create(), await old.create("another value altogether")
+    first_part = peewee.fn.SUBSTR(SecretVersion.sealed, 1, 201)
+    of_it = SecretVersion.secret_id == cut["id"]
+    await old.work(lambda: SecretVersion.update(sealed=first_part).where(of_it).execute())
+    safe = await world(make_kit, "v2", "v1")
+    assert (await safe.admin.post("/secrets/rotate-master-key")).status == 202
+
+    async def left() -> bool:
+        await safe.kit.run_jobs()
+        status = (await safe.admin.get("/secrets/key-status")).json()
+        return status["remaining"] == 1 and not status["rotating"]
+
+    await safe.until(left)
+    await safe.step_up()
+    assert await safe.value(whole["id"]) == "another value altogether"
+    assert (await safe.reveal(cut["id"])).code == "secrets.damaged"
+    keys = safe.kit.kernel.container.get(MasterKeys)
+    wrong = await safe.work(lambda: keys.unreadable(lambda fn: fn()), read=True)
+    assert {name: count for name, count in wrong.items() if count} == {"secrets_versions.sealed": 1}
 
 
 async def test_secrets_6_values_change_while_they_are_rewrapped(make_kit: Callable[..., Any]) -> None:
