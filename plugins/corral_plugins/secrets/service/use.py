@@ -126,7 +126,9 @@ class SecretsService:
     def of_group(self, worker_group: str) -> list[str]:
         return list(self._known.groups.get(worker_group, ()))
 
-    def attach(self, name: str, to: Attached, *, title: str, pointer: str) -> None:
+    def attach(self, name: str, to: Attached, *, title: str, pointer: str, by: Principal | None) -> None:
+        if by is not None and "secrets.write" not in by.permissions and not _is_attached(name.lower(), to):
+            raise Forbidden("To attach a secret the caller needs secrets.write.", code="insufficient_scope")
         pinned = self._environment.named(name)
         row = rows.named(name) if pinned is None else None
         if pinned is None and row is None:
