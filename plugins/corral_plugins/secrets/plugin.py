@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import Permission
 from corral.crypto import Keyring
-from corral.database.engine import Database, Work
+from corral.database.engine import Work
 from corral.database.model import Model
 from corral.database.unit import SYSTEM, Entry
 from corral.errors import Problem
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import click
 
 WRITE_USES_SECONDS = 5.0
+COUNT_SECONDS = 1.0
 ENTRY = Entry(label="secrets.uses", actor=SYSTEM)
 
 
@@ -65,11 +66,14 @@ class SecretsPlugin(Plugin):
         """Before anything is served, the redactor knows every value."""
         work, alarms, known = runtime.service(Work), runtime.service(Alarms), runtime.service(KnownValues)
         redactor, self._keyring, self._known = runtime.service(Redactor), runtime.service(Keyring), known
-        database, keys = runtime.service(Database), runtime.service(MasterKeys)
+        keys, loop = runtime.service(MasterKeys), asyncio.get_running_loop()
 
         def left() -> int:
-            with contextlib.suppress(Problem):  # the database is away: its own check tells
-                return int(database.run(keys.remaining, entry=ENTRY, read=True))
+            """Asked in a thread. While the database is away nothing is known, which its own check tells."""
+            counted = asyncio.run_coroutine_threadsafe(work(keys.remaining, entry=ENTRY, read=True), loop)
+            with contextlib.suppress(Problem, TimeoutError):
+                return int(counted.result(COUNT_SECONDS))
+            counted.cancel()
             return 0
 
         self._left = left
