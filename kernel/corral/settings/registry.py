@@ -125,8 +125,8 @@ class SettingsRegistry:
 
     def broken(self, values: Values) -> dict[str, str]:
         """What `check` of settings finds wrong with these values, by name."""
-        checks = [(item.setting.name, item.setting.check) for item in self.shown()]
-        told = {name: check(values.of(name), values) for name, check in checks if check is not None}
+        checks = [(item.setting, item.setting.check) for item in self.shown()]
+        told = {each.name: check(values.get(each), values) for each, check in checks if check is not None}
         return {name: f"{name} {sentence}" for name, sentence in told.items() if sentence is not None}
 
     def unknown(self) -> list[str]:
@@ -166,7 +166,3 @@ class Values:
         """The value then."""
         value: T = self._values.get(setting.name, setting.default)
         return value
-
-    def of(self, name: str) -> Any:
-        """The value of a declared setting, by name."""
-        return self._values[name]
