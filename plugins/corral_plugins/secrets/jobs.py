@@ -17,7 +17,7 @@ from corral_plugins.secrets.service.keys import JOB, MasterKeys
 from corral_plugins.secrets.settings import DELETED_DAYS, REMINDER_DAYS
 
 DAY, HOUR = 86_400, 3600
-AT_ONCE = 200
+AT_ONCE = 50  # each of them is a row of the audit log, or an event
 
 
 async def remind(work: Work, settings: Settings) -> None:

@@ -25,11 +25,12 @@ DAY = 86_400
 
 
 async def test_a_thousand_rows_make_a_checkpoint(books: Books) -> None:
-    def many() -> None:
-        for number in range(1010):
+    def some() -> None:
+        for number in range(101):
             books.log.record(AuditEntry(action="test.thing.change", object_type="thing", object_id=str(number)))
 
-    await books.work(many)
+    for _ in range(10):  # a unit must not take long
+        await books.work(some)
     await books.kit.run_jobs()
     (made,) = (await books.auditor.get("/admin/audit/checkpoints")).json()["items"]
     assert made["rows"] >= 1000
