@@ -33,7 +33,6 @@ PROTECTED = ESSENTIAL | {"secrets", "settings", "admin"}
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 BEFORE_BOOT = ("corral_hookspecs", "corral_commands", "corral_demo_models")  # asked where there is no kernel yet
-KERNEL_HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("corral_"))
 
 
 class Found(msgspec.Struct, kw_only=True):

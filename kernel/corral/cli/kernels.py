@@ -19,8 +19,10 @@ from corral.cli import logs
 from corral.config import Config, Database, Keys, Redis, Storage
 from corral.config_reader import ensure_data_dir
 from corral.config_reader import load as load_config
+from corral.container import Wiring
 from corral.database.unit import Actor, Entry
 from corral.errors import Refused
+from corral.settings.store import SettingsStore
 
 if TYPE_CHECKING:
     from corral.kernel import Kernel
@@ -70,7 +72,10 @@ def session(config_path: Path | None, label: str, *, create: bool = False) -> It
     logs.configure("critical", "console")  # what fails of the plugins is the business of `corral doctor`
     ensure_data_dir(config)
     with _closing(config) as kernel:
-        yield Session(kernel, label)
+        found = Session(kernel, label)
+        with contextlib.suppress(Wiring):  # the plugin `settings` failed: defaults rule, as they do in a server
+            found.run(found.service(SettingsStore).adopt, read=True)
+        yield found
 
 
 @contextlib.contextmanager

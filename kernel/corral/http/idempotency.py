@@ -17,13 +17,14 @@ from corral.errors import Conflict, Invalid
 KEEP_SECONDS = 24 * 3600
 IN_FLIGHT_SECONDS = 30  # of a process that lives it is renewed
 RENEW_SECONDS = 10
+BODY = "idempotency"
 
 
 class IdempotencyRow(Model):
     """A keyed POST. `state`: in_flight (only of handlers with several units) | done. `until`: end of its life."""
 
     key = peewee.CharField(primary_key=True, max_length=64)
-    body_hash = peewee.CharField(max_length=64)
+    body_hash = peewee.CharField(max_length=64)  # keyed: a plain one would let who reads it guess a password
     status = peewee.IntegerField(null=True)
     headers = JSONField(null=True)
     body = SealedField(null=True)  # where `sealed`: the whole answer
@@ -42,13 +43,14 @@ class Stored(msgspec.Struct, frozen=True):
     status: int
     headers: dict[str, str]
     body: bytes
+    asked: bytes = b""  # the body's hash, where the answer is sealed: it outlives a change of the master key there
 
 
 class Keyed(msgspec.Struct, frozen=True):
     """A request with a key: its scope is caller, method and path."""
 
     key: str
-    body_hash: str
+    digest: bytes  # of the body
 
     @classmethod
     def of(cls, key: str, caller: str, method: str, path: str, body: bytes) -> Keyed:
@@ -56,7 +58,7 @@ class Keyed(msgspec.Struct, frozen=True):
         if not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
             raise Invalid.at("/header/Idempotency-Key", "bad_format", "Use 1 to 255 printable ASCII characters.")
         scope = "\0".join((caller, method, path.rstrip("/"), key))
-        return cls(hashlib.sha256(scope.encode()).hexdigest(), hashlib.sha256(body).hexdigest())
+        return cls(hashlib.sha256(scope.encode()).hexdigest(), hashlib.sha256(body).digest())
 
 
 class Idempotency:
@@ -70,18 +72,18 @@ class Idempotency:
         row = IdempotencyRow.get_or_none((IdempotencyRow.key == keyed.key) & (IdempotencyRow.until > clock.now()))
         if row is None:
             return None
-        if row.body_hash != keyed.body_hash:
+        aad, text = f"core_idempotency|{row.key}|body", row.body or ""
+        stored = Stored(row.status or 200, row.headers or {}, text.encode())
+        if row.sealed:
+            stored = msgspec.msgpack.decode(self._keyring.open(bytes.fromhex(text), aad=aad), type=Stored)
+        if stored.asked != keyed.digest and not self._keyring.verify(BODY, keyed.digest, bytes.fromhex(row.body_hash)):
             raise Invalid.at(
                 "/header/Idempotency-Key", "not_unique", "This key was used with another body; take a new key.",
                 problem="idempotency_key_reused",
             )  # fmt: skip
         if row.state != "done":
             raise Conflict(code="idempotency_in_progress", headers={"Retry-After": "1"})
-        text = row.body or ""
-        if not row.sealed:
-            return Stored(row.status or 200, row.headers, text.encode())
-        whole = self._keyring.open(bytes.fromhex(text), aad=f"core_idempotency|{row.key}|body")
-        return msgspec.msgpack.decode(whole, type=Stored)
+        return stored
 
     def begin(self, keyed: Keyed) -> Stored | None:
         """The stored answer, or None: the key is this request's now (a second one waits for this unit's end, then
@@ -95,7 +97,8 @@ class Idempotency:
     def finish(self, keyed: Keyed, stored: Stored, *, secret: bool) -> None:
         """Store the answer; `secret` seals the whole of it: a credential may stand in the body or in a cookie."""
         if secret:
-            whole = self._keyring.seal(msgspec.msgpack.encode(stored), aad=f"core_idempotency|{keyed.key}|body")
+            whole = msgspec.msgpack.encode(msgspec.structs.replace(stored, asked=keyed.digest))
+            whole = self._keyring.seal(whole, aad=f"core_idempotency|{keyed.key}|body")
             done: dict[str, Any] = {"status": None, "headers": None, "body": whole.hex(), "sealed": True}
         else:
             done = {"status": stored.status, "headers": stored.headers, "body": stored.body.decode(), "sealed": False}
@@ -113,11 +116,10 @@ class Idempotency:
             (IdempotencyRow.key == keyed.key) & (IdempotencyRow.state == "in_flight")
         ).execute()
 
-    @staticmethod
-    def _insert(keyed: Keyed, replacing: Any, state: str, seconds: float, **values: Any) -> bool:
+    def _insert(self, keyed: Keyed, replacing: Any, state: str, seconds: float, **values: Any) -> bool:
         """Write the row, over an old one only if it is `replacing`; whether it was written."""
-        row = {"body_hash": keyed.body_hash, "state": state, "until": clock.now(seconds), "created_at": clock.now()}
-        row |= values
+        body_hash = self._keyring.mac(BODY, keyed.digest).hex()
+        row = {"body_hash": body_hash, "state": state, "until": clock.now(seconds), "created_at": clock.now(), **values}
         insert = IdempotencyRow.insert(key=keyed.key, **row)
         insert = insert.on_conflict(conflict_target=[IdempotencyRow.key], update=row, where=replacing)
         return bool(insert.as_rowcount().execute())

@@ -16,8 +16,6 @@ from corral.http.answers import Answer, Encoded, IfMatch, Request, Stream, Text,
 from corral.http.page import Page
 from corral.http.routes import Route
 
-FROM_REQUEST = (IfMatch, Request, Principal)
-
 
 class Signature(msgspec.Struct, frozen=True, kw_only=True):
     """`services` maps parameters to (type, optional); `returns` is the shape of the answer (None: 204 or text)."""

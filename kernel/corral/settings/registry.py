@@ -115,21 +115,18 @@ class SettingsRegistry:
         """A declared setting as it would be with these rows stored."""
         item = self._effective[name]
         found = self._judge(item.setting, item.plugin, stored.get(name))
-        return msgspec.structs.replace(
-            found, pending=item.setting.restart_required and found.value != self._values[name]
-        )
+        pending = item.setting.restart_required and found.value != self._values[name]
+        return msgspec.structs.replace(found, pending=pending)
 
     def beside(self, stored: Mapping[str, StoredSetting]) -> Values:
         """The values as they would be with these rows stored."""
-        judged = {
-            name: self._judge(item.setting, item.plugin, stored.get(name)) for name, item in self._effective.items()
-        }
-        return Values({name: item.value for name, item in judged.items()})
+        judge, items = self._judge, self._effective.items()
+        return Values({name: judge(item.setting, item.plugin, stored.get(name)).value for name, item in items})
 
     def broken(self, values: Values) -> dict[str, str]:
         """What `check` of settings finds wrong with these values, by name."""
-        checks = [(item.setting.name, item.setting.check) for item in self.shown()]
-        told = {name: check(values.of(name), values) for name, check in checks if check is not None}
+        checks = [(item.setting, item.setting.check) for item in self.shown()]
+        told = {each.name: check(values.get(each), values) for each, check in checks if check is not None}
         return {name: f"{name} {sentence}" for name, sentence in told.items() if sentence is not None}
 
     def unknown(self) -> list[str]:
@@ -169,7 +166,3 @@ class Values:
         """The value then."""
         value: T = self._values.get(setting.name, setting.default)
         return value
-
-    def of(self, name: str) -> Any:
-        """The value of a declared setting, by name."""
-        return self._values[name]

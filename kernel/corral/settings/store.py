@@ -45,6 +45,10 @@ class SettingsStore(Protocol):
         """The values as this unit sees them, its own changes included."""
         ...
 
+    def adopt(self) -> None:
+        """Have what is stored rule in this process: for commands, in which nothing follows it."""
+        ...
+
     def guard(self, settings: Iterable[Setting[Any]], judge: Callable[[Settings, Principal], None]) -> None:
         """Have every change of one of these judged, by whichever way it comes: `judge(the result, who changes it)`
         raises a `Problem` to refuse it. Joins the unit of the change.

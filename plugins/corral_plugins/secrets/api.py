@@ -65,8 +65,12 @@ class Secrets(Protocol):
         """Names of the secrets that workers of the group may have, as this process knows them (2 s at most)."""
         ...
 
-    def attach(self, name: str, to: Attached, *, title: str, pointer: str) -> None:
-        """Note that an object uses the secret, in place of the one it used. `unknown_reference` at `pointer`."""
+    def attach(self, name: str, to: Attached, *, title: str, pointer: str, by: Principal | None) -> None:
+        """Note that an object uses the secret, in place of the one it used. `unknown_reference` at `pointer`.
+
+        Whoever decides where an object sends its secret could read it there: `by`, who names the secret, needs
+        `secrets.write` (`insufficient_scope`). None: the value came with the object, by `keep`.
+        """
         ...
 
     def detach(self, attached: Attached) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from corral import clock
 from corral.database.engine import Work
-from corral.database.unit import SYSTEM, Entry
+from corral.database.unit import SYSTEM, Entry, locked
 from corral.jobs.job import Job, Schedule, enqueue
-from corral.plugin import Settings
+from corral.plugin import Audit, Settings
 from corral_plugins.secrets.api import SecretExpiring
 from corral_plugins.secrets.models import SecretRow, SecretVersion
 from corral_plugins.secrets.service import alarms, rows
@@ -17,7 +17,7 @@ from corral_plugins.secrets.service.keys import JOB, MasterKeys
 from corral_plugins.secrets.settings import DELETED_DAYS, REMINDER_DAYS
 
 DAY, HOUR = 86_400, 3600
-AT_ONCE = 200
+AT_ONCE = 50  # each of them is a row of the audit log, or an event
 
 
 async def remind(work: Work, settings: Settings) -> None:
@@ -26,10 +26,10 @@ async def remind(work: Work, settings: Settings) -> None:
     await _repeat(work, "remind", lambda: _remind(days))
 
 
-async def shred(work: Work, settings: Settings) -> None:
+async def shred(work: Work, settings: Settings, audit: Audit | None) -> None:
     """Delete, with their keys, the values of secrets that were deleted long enough ago."""
     before = clock.now(-settings.get(DELETED_DAYS) * DAY)
-    await _repeat(work, "shred", lambda: _shred(before))
+    await _repeat(work, "shred", lambda: _shred(before, audit))
     await _repeat(work, "shred", lambda: alarms.prune(AT_ONCE))
 
 
@@ -72,11 +72,13 @@ def _nothing() -> object:
     return SecretRow.id.is_null()
 
 
-def _shred(before: str) -> int:
+def _shred(before: str, audit: Audit | None) -> int:
     old = SecretRow.deleted_at.is_null(False) & (SecretRow.deleted_at < before)
-    found = list(SecretRow.select(SecretRow.id, SecretRow.name_key).where(old).limit(AT_ONCE))
+    found = list(locked(SecretRow.select().where(old).limit(AT_ONCE)))  # one may just be restored
     if found:
         ids = [row.id for row in found]
         SecretVersion.delete().where(SecretVersion.secret_id.in_(ids)).execute()
         SecretRow.delete().where(SecretRow.id.in_(ids)).execute()
+    for row in found:
+        rows.note(audit, "shred", row)
     return len(found)

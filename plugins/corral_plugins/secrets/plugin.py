@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from corral.crypto import Keyring
 from corral.database.engine import Work
 from corral.database.model import Model
 from corral.database.unit import SYSTEM, Entry
+from corral.errors import Problem
 from corral.events.event import Event
 from corral.events.feed import Feed
 from corral.http.routes import Routes
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     import click
 
 WRITE_USES_SECONDS = 5.0
+COUNT_SECONDS = 1.0
 ENTRY = Entry(label="secrets.uses", actor=SYSTEM)
 
 
@@ -57,11 +60,23 @@ class SecretsPlugin(Plugin):
         self._keyring: Keyring | None = None
         self._known: KnownValues | None = None
         self._unwatch: Callable[[], None] = lambda: None
+        self._left: Callable[[], int] = lambda: 0
 
     async def start(self, runtime: Runtime) -> None:
         """Before anything is served, the redactor knows every value."""
         work, alarms, known = runtime.service(Work), runtime.service(Alarms), runtime.service(KnownValues)
         redactor, self._keyring, self._known = runtime.service(Redactor), runtime.service(Keyring), known
+        keys, loop = runtime.service(MasterKeys), asyncio.get_running_loop()
+
+        def left() -> int:
+            """Asked in a thread. While the database is away nothing is known, which its own check tells."""
+            counted = asyncio.run_coroutine_threadsafe(work(keys.remaining, entry=ENTRY, read=True), loop)
+            with contextlib.suppress(Problem, TimeoutError):
+                return int(counted.result(COUNT_SECONDS))
+            counted.cancel()
+            return 0
+
+        self._left = left
         redactor.on_hit(alarms.met)
         self._unwatch = runtime.service(Feed).watch(known.follow)
         await known.refresh()
@@ -124,6 +139,8 @@ class SecretsPlugin(Plugin):
             return "down", "Sealed: the master key of the stored values is missing or another one."
         if self._known.unreadable:
             return "degraded", f"{self._known.unreadable} stored values do not open: corral secrets verify."
+        if left := self._left():
+            return "degraded", f"{left} rows need an old master key: corral secrets rotate-master-key."
         return "ok", "Every stored value opens."
 
     @hookimpl

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import jwt
+import peewee
 import pytest
 
 from corral import clock
@@ -15,7 +16,7 @@ from corral.auth.tokens import AccessTokens
 from corral.core.signing_keys import SigningKeys
 from corral.crypto import Keyring
 from corral.redact.redactor import Redactor
-from corral.testing.kit import Client, Kit
+from corral.testing.kit import PASSWORD, Client, Kit
 
 MakeKit = Callable[..., Awaitable[Kit]]
 SECRET = "Zk3vQ9sXw2Lr7TnB5pYc8HdJ4mGf6UaE"
@@ -119,6 +120,24 @@ async def test_signing_keys_are_stored_sealed(make_kit: MakeKit) -> None:
     assert tokens._kept is not None
     assert len(rows) == 1
     assert tokens._kept.secrets[rows[0].id].hex() not in rows[0].sealed
+
+
+async def test_a_signing_key_that_was_altered_signs_nothing_and_stops_no_start(make_kit: MakeKit) -> None:
+    from corral.auth.models import SigningKeyRow
+
+    before = await make_kit(plugins=[])
+    user = await before.as_user()
+    cut = peewee.fn.SUBSTR(SigningKeyRow.sealed, 1, 201)
+    await before.kernel.database.work(lambda: SigningKeyRow.update(sealed=cut).execute())
+    after = await make_kit(plugins=[])
+    assert await _status(after, str(user.token)) == (401, "unauthenticated")
+    refused = await after.client.post("/auth/login", {"email": user.user["email"], "password": PASSWORD})
+    assert (refused.status, refused.code) == (503, "dependency_unavailable"), refused
+    assert "corral keys rotate-jwt" in refused.json()["detail"]
+    tokens = after.kernel.container.get(AccessTokens)
+    await after.kernel.database.work(after.kernel.container.get(SigningKeys).rotate)
+    tokens._kept = None
+    assert (await (await after.sign_in(user.user["email"])).get("/auth/me")).status == 200
 
 
 async def test_the_redactor_hears_of_a_key_that_another_process_made(make_kit: MakeKit) -> None:

@@ -126,6 +126,17 @@ def test_it_works_beside_a_running_server(corral: Any, running: tuple[ServerProc
     wait_until_refused(ada)
 
 
+def test_it_obeys_what_admins_set(corral: Any, running: tuple[ServerProcess, dict[str, str]]) -> None:
+    server, environ = running
+    admin = server.sign_in()
+    assert admin.put("/settings/password/min_length", json={"value": len(PASSWORD) + 1}).status_code == 200
+    refused = create(corral, "short@example.org", environ=environ)
+    assert refused.status == 1, refused
+    assert f"at least {len(PASSWORD) + 1} characters" in refused.err
+    assert admin.post("/settings/password/min_length/reset").status_code == 200
+    assert create(corral, "short@example.org", environ=environ).status == 0
+
+
 def test_ways_back_in_beside_a_running_server(corral: Any, running: tuple[ServerProcess, dict[str, str]]) -> None:
     server, environ = running
     assert create(corral, "ada@example.org", environ=environ).status == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import time
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 from tests.kernel.http.conftest import Thing
 
 from corral.auth.models import UserRow
-from corral.testing.kit import Kit
+from corral.http.idempotency import IdempotencyRow
+from corral.testing.kit import PASSWORD, Kit
 
 BOTH_WAYS = pytest.mark.parametrize(
     "probe", [{"server.fast_dispatch": True}, {"server.fast_dispatch": False}], indirect=True, ids=["table", "quart"]
@@ -199,6 +202,21 @@ async def test_idempotency(probe: Kit) -> None:
     failed = await member.post("/probe/things", {"title": "taken"}, headers={"Idempotency-Key": "k2"})
     assert failed.code == "duplicate"
     assert (await member.post("/probe/things", {"title": "free"}, headers={"Idempotency-Key": "k2"})).status == 201
+
+
+async def test_what_is_kept_of_a_keyed_request_does_not_let_a_password_be_guessed(probe: Kit) -> None:
+    member = await probe.as_user()
+    body = json.dumps({"password": PASSWORD}).encode()
+    json_type = {"Content-Type": "application/json", "Idempotency-Key": "again"}
+    first = await member.post("/auth/reauth", content=body, headers=json_type)
+    assert first.status == 200
+    again = await member.post("/auth/reauth", content=body, headers=json_type)
+    assert (again.body, again.headers.get("idempotency-replayed")) == (first.body, "true")
+    kept = await probe.kernel.database.work(lambda: list(IdempotencyRow.select().dicts()), read=True)
+    assert len(kept) == 1
+    assert hashlib.sha256(body).hexdigest() not in str(kept)
+    other = await member.post("/auth/reauth", {"password": PASSWORD + "!"}, headers={"Idempotency-Key": "again"})
+    assert other.code == "idempotency_key_reused"
 
 
 async def test_conventions_4_the_same_keyed_post_at_once_creates_one(probe: Kit) -> None:

@@ -46,6 +46,11 @@ def test_verify_and_export_here_and_away(corral: Command, tmp_path: Path) -> Non
     done = corral("audit", "verify", "log.jsonl")
     assert (done.status, "line 1" in done.err) == (1, True), done
     assert corral("audit", "verify", "nothing.jsonl").status == 1
+    cells = bytearray((tmp_path / "log.csv").read_bytes())
+    cells[cells.index(b"auth.user.create")] = 0xFF
+    (tmp_path / "log.csv").write_bytes(cells)
+    done = corral("audit", "verify", "log.csv")
+    assert (done.status, "is no row of an audit log" in done.err, "Traceback" in done.err) == (1, True, False), done
 
 
 def test_a_copy_of_the_database_whose_tail_was_cut(corral: Command, tmp_path: Path) -> None:
@@ -78,6 +83,8 @@ def test_a_copy_of_the_database_whose_tail_was_cut(corral: Command, tmp_path: Pa
         assert (found.json()["first_bad_seq"], found.json()["reason"]) == (cut + 1, "tail_truncated")
     done = corral("audit", "verify", str(copy), "--checkpoints", "kept.jsonl")
     assert (done.status, "--public-key" in done.err) == (1, True), done
+    done = corral("audit", "verify", str(copy), "--checkpoints", "kept.json", "--public-key", "none")
+    assert (done.status, "the base64 of 32 bytes" in done.err, "Traceback" in done.err) == (1, True, False), done
 
 
 def _sign(home: Path) -> None:

@@ -155,6 +155,11 @@ async def test_audit_4_without_the_table_changes_are_refused_and_leave_nothing(
     await books.log.tell_failures()
     alerts = [event.payload() for event in await books.kit.events() if event.type == "system.alert"]
     assert [alert["kind"] for alert in alerts] == ["audit_write_failed"]
+    assert (await books.admin.patch(f"/admin/users/{member}", {"role": "viewer"})).status == 503
+    await books.log.tell_failures()
+    assert len([event for event in await books.kit.events() if event.type == "system.alert"]) == 1, (
+        "an hour is not over"
+    )
     _take_inserts(books)
     assert (await books.admin.patch(f"/admin/users/{member}", {"role": "viewer"})).status == 200
     assert (await books.verify()).ok

@@ -177,6 +177,27 @@ async def test_a_flood_of_one_denial_is_one_row_and_a_count(books: Books) -> Non
     assert rows[2]["actor"] == rows[0]["actor"]
 
 
+async def test_a_flood_that_goes_on_is_counted_until_its_sum_is_written(books: Books) -> None:
+    denied = AuditEntry(action="test.gate.refuse", object_type="gate", object_id="1", outcome="denied", code="x")
+
+    async def counts(records: int) -> list[int | None]:
+        for _ in range(records):
+            await books.work(lambda: books.log.record(denied))
+        return [row["details"].get("count") for row in await books.rows("&action=test.gate.refuse")]
+
+    assert await counts(3) == [None]
+    clock.travel(61)
+    assert await counts(4) == [None], "nobody has written the sum of the minute yet"
+    await books.log.write_counted()
+    assert await counts(3) == [None, 6, None]
+    clock.travel(61)
+    await books.log.write_counted()
+    clock.travel(61)
+    assert await counts(1) == [None, 6, None, 2, None]
+    clock.travel(61)
+    assert await counts(2) == [None, 6, None, 2, None, None], "one alone needs no sum"
+
+
 async def test_of_callers_whom_nobody_knows_addresses_are_told_apart(books: Books) -> None:
     denied = AuditEntry(
         action="test.gate.refuse", object_type="gate", object_id="1", outcome="denied", code="ip_blocked"

@@ -11,6 +11,7 @@ import pytest
 from tests.plugins.llm import conftest as up
 
 from corral import clock
+from corral.testing.kit import Client
 
 SECRET = "sk-vault-0a1b2c3d4e5f6a7b"
 
@@ -53,6 +54,25 @@ async def test_a_key_in_a_body_goes_into_the_vault_and_is_used(kit: Any, upstrea
     assert (await ask(alice)).status == 200
     assert "authorization" not in upstream.requests[-1].headers
     assert (await admin.delete(f"/secrets/{secret['id']}")).status == 204
+
+
+async def test_who_may_not_write_secrets_attaches_none(make_kit: Callable[..., Any], new: dict[str, Any]) -> None:
+    """A provider's key goes where its base_url says: who attaches any secret to one could read it there."""
+    host = new["base_url"].removeprefix("http://").removesuffix("/v1")
+    kit = await make_kit(plugins=["cost", "agents", "llm", "secrets", "security"], config={"egress.allow": [host]})
+    admin = await kit.as_user("admin")
+    await admin.post("/secrets", {"name": "shared", "value": SECRET})
+    key = (await admin.post("/security/api-keys", {"name": "providers", "scopes": ["llm.*"]})).json()["key"]
+    narrow = Client(admin.app, token=key)
+    for name in ("shared", "absent"):
+        refused = await narrow.post("/llm/providers", {**new, "api_key_secret": name})
+        assert (refused.status, refused.code) == (403, "insufficient_scope"), refused
+    own = await narrow.post("/llm/providers", {**new, "api_key": "sk-vault-of-its-own-77"})
+    assert own.json()["api_key_secret"] == "llm.mine.api_key", own
+    assert (await narrow.put("/llm/providers/mine", {"api_key_secret": "shared"})).status == 403
+    assert (await admin.put("/llm/providers/mine", {"api_key_secret": "shared"})).status == 200
+    again = await narrow.put("/llm/providers/mine", {"api_key_secret": "shared", "max_retries": 1})
+    assert again.status == 200, "a form as it was read"
 
 
 async def test_a_provider_names_a_secret(kit: Any, upstream: Any, new: dict[str, Any]) -> None:

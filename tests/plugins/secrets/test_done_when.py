@@ -208,7 +208,7 @@ async def test_secrets_8_a_secret_in_use_stays_and_a_restored_one_works_again(sa
 
     made = await safe.create(name="Shop")
     shop = Attached(plugin="llm", kind="provider", id="acme")
-    await safe.work(lambda: safe.service.attach("shop", shop, title="Acme", pointer="/x"))
+    await safe.work(lambda: safe.service.attach("shop", shop, title="Acme", pointer="/x", by=None))
     shown = (await safe.admin.get(f"/secrets/{made['id']}")).json()
     assert shown["references"] == [{"kind": "provider", "id": "acme", "name": "Acme"}]
     answer = await safe.admin.delete(f"/secrets/{made['id']}")

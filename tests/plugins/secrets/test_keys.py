@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import peewee
 from tests.plugins.secrets.conftest import PLUGINS, VALUE, Safe
 
 from corral_plugins.secrets.models import SecretVersion
@@ -47,6 +48,8 @@ async def test_a_new_key_takes_over_every_row_of_the_product(make_kit: Callable[
     tables = {column.name for column in safe.kit.kernel.container.get(MasterKeys)._columns.columns}
     assert {"core_signing_keys.sealed", "core_refresh_tokens.successor", "core_idempotency.body"} < tables
     assert before["remaining"] == before["keys"][1]["rows"] >= 6 + 2
+    vault = (await safe.admin.get("/settings/health")).json()["checks"]["vault"]
+    assert (vault["status"], "old master key" in vault["detail"]) == ("degraded", True), vault
     answer = await safe.admin.post("/secrets/rotate-master-key")
     assert (answer.status, answer.json()) == (202, {"remaining": before["remaining"]})
     assert (await safe.admin.post("/secrets/rotate-master-key")).code == "invalid_state"  # one runs
@@ -54,6 +57,7 @@ async def test_a_new_key_takes_over_every_row_of_the_product(make_kit: Callable[
     alone = await world(make_kit, "v2")
     status = (await alone.admin.get("/secrets/key-status")).json()
     assert (status["sealed"], status["remaining"], len(status["keys"])) == (False, 0, 1)
+    assert (await alone.admin.get("/settings/health")).json()["checks"]["vault"]["status"] == "ok"
     await alone.step_up()
     for id, value in values.items():
         assert await alone.value(id) == value
@@ -87,6 +91,29 @@ async def test_rows_whose_keys_are_not_listed_stay_and_are_counted(make_kit: Cal
     assert (await safe.reveal(stray["id"])).code == "vault_sealed"
     health = next(loaded for loaded in safe.kit.kernel.plugins if loaded.name == "secrets").of("corral_health_checks")
     assert health[0].check()[0] == "degraded"
+
+
+async def test_a_value_that_was_cut_stands_in_nobodys_way(make_kit: Callable[..., Any]) -> None:
+    old = await world(make_kit, "v1", again=False)
+    cut, whole = await old.create(), await old.create("another value altogether")
+    first_part = peewee.fn.SUBSTR(SecretVersion.sealed, 1, 201)
+    of_it = SecretVersion.secret_id == cut["id"]
+    await old.work(lambda: SecretVersion.update(sealed=first_part).where(of_it).execute())
+    safe = await world(make_kit, "v2", "v1")
+    assert (await safe.admin.post("/secrets/rotate-master-key")).status == 202
+
+    async def left() -> bool:
+        await safe.kit.run_jobs()
+        status = (await safe.admin.get("/secrets/key-status")).json()
+        return status["remaining"] == 1 and not status["rotating"]
+
+    await safe.until(left)
+    await safe.step_up()
+    assert await safe.value(whole["id"]) == "another value altogether"
+    assert (await safe.reveal(cut["id"])).code == "secrets.damaged"
+    keys = safe.kit.kernel.container.get(MasterKeys)
+    wrong = await safe.work(lambda: keys.unreadable(lambda fn: fn()), read=True)
+    assert {name: count for name, count in wrong.items() if count} == {"secrets_versions.sealed": 1}
 
 
 async def test_secrets_6_values_change_while_they_are_rewrapped(make_kit: Callable[..., Any]) -> None:

@@ -59,20 +59,20 @@ async def test_an_attached_object_counts_as_listed_until_it_is_detached(safe: An
     await safe.create(name="key")
     asked = {"name": "key", "consumer": SHOP.consumer, "host": "acme.org", "attached": SHOP}
     assert await refused(safe, **asked) == "forbidden"
-    await safe.work(lambda: safe.service.attach("key", SHOP, title="Acme", pointer="/x"))
+    await safe.work(lambda: safe.service.attach("key", SHOP, title="Acme", pointer="/x", by=None))
     assert await safe.work(lambda: safe.service.use(**asked), read=True) == VALUE
     other = Attached(plugin="llm", kind="provider", id="other")
     assert await refused(safe, **{**asked, "attached": other}) == "forbidden"
     await safe.work(lambda: safe.service.detach(SHOP))
     assert await refused(safe, **asked) == "forbidden"
     with pytest.raises(Problem) as caught:
-        await safe.work(lambda: safe.service.attach("absent", SHOP, title="", pointer="/api_key_secret"))
+        await safe.work(lambda: safe.service.attach("absent", SHOP, title="", pointer="/api_key_secret", by=None))
     assert (caught.value.code, caught.value.errors[0].pointer) == ("unknown_reference", "/api_key_secret")
 
 
 async def test_an_expired_secret_is_used_by_nobody(safe: Any) -> None:
     await safe.create(name="key", expires_at=clock.now(60))
-    await safe.work(lambda: safe.service.attach("key", SHOP, title="Acme", pointer="/x"))
+    await safe.work(lambda: safe.service.attach("key", SHOP, title="Acme", pointer="/x", by=None))
     clock.travel(61)
     asked = {"name": "key", "consumer": SHOP.consumer, "host": None, "attached": SHOP}
     assert await refused(safe, **asked) == "secret_expired"
@@ -80,7 +80,7 @@ async def test_an_expired_secret_is_used_by_nobody(safe: Any) -> None:
 
 async def test_a_rotated_value_is_valid_for_corrals_own_checks_while_its_grace_lasts(safe: Any) -> None:
     made = await safe.create(name="hook")
-    await safe.work(lambda: safe.service.attach("hook", SHOP, title="Acme", pointer="/x"))
+    await safe.work(lambda: safe.service.attach("hook", SHOP, title="Acme", pointer="/x", by=None))
     await safe.admin.post(f"/secrets/{made['id']}/rotate", {"value": "the second value", "grace_seconds": 60})
 
     async def valid() -> list[str]:
@@ -92,6 +92,13 @@ async def test_a_rotated_value_is_valid_for_corrals_own_checks_while_its_grace_l
     assert used == "the second value"
     clock.travel(61)
     assert await valid() == ["the second value"]
+
+
+async def test_a_value_that_stays_here_needs_no_host(safe: Any) -> None:
+    await safe.create(name="hook", allowed_hosts=["api.example.org"])
+    await safe.work(lambda: safe.service.attach("hook", SHOP, title="Acme", pointer="/x", by=None))
+    assert await refused(safe, name="hook", consumer=SHOP.consumer, host=None, attached=SHOP) == "forbidden"
+    assert await safe.work(lambda: safe.service.valid("hook", attached=SHOP), read=True) == [VALUE]
 
 
 async def test_the_redactor_knows_every_value_soon_and_in_every_process(make_kit: Callable[..., Any]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 from tests.plugins.secrets.conftest import PLUGINS, VALUE, Safe
 
@@ -219,7 +221,7 @@ async def test_reminders_come_once_each_and_anew_after_a_rotation(safe: Any) -> 
 
 
 async def test_a_deleted_secret_is_shredded_after_its_time(safe: Any) -> None:
-    from corral.plugin import Settings
+    from corral.plugin import Audit, Settings
     from corral_plugins.secrets import jobs
     from corral_plugins.secrets.models import SecretRow, SecretVersion
 
@@ -228,11 +230,32 @@ async def test_a_deleted_secret_is_shredded_after_its_time(safe: Any) -> None:
     await safe.admin.delete(f"/secrets/{gone['id']}")
     assert (await safe.admin.delete(f"/secrets/{gone['id']}")).status == 404
     clock.travel(31 * DAY)
-    await jobs.shred(kernel.database.work, kernel.container.get(Settings))
+    await jobs.shred(kernel.database.work, kernel.container.get(Settings), kernel.container.get(Audit))
     rows = await safe.work(lambda: [[row.id for row in SecretRow], [row.secret_id for row in SecretVersion]])
     assert rows == [[kept["id"]], [kept["id"]]]
     safe.admin = await safe.kit.sign_in(safe.admin.user["email"])
     assert (await safe.admin.post(f"/secrets/{gone['id']}/restore")).status == 404
+    (told,) = (await safe.admin.get("/admin/audit?action=secrets.secret.shred")).json()["items"]
+    assert (told["actor"]["type"], told["object"]["id"]) == ("system", gone["id"])
+
+
+@pytest.mark.parametrize("unmade_database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
+async def test_what_is_being_restored_is_not_shredded(safe: Any, database_url: str) -> None:
+    from corral.plugin import Settings
+    from corral_plugins.secrets import jobs
+
+    made, kernel = await safe.create(), safe.kit.kernel
+    await safe.admin.delete(f"/secrets/{made['id']}")
+    clock.travel(31 * DAY)
+    with psycopg.connect(database_url) as restoring:
+        restoring.execute("UPDATE secrets_secrets SET deleted_at = NULL WHERE id = %s", (made["id"],))
+        shredding = asyncio.ensure_future(jobs.shred(kernel.database.work, kernel.container.get(Settings), None))
+        await asyncio.sleep(0.5)  # it waits for the restored row, or has the values deleted already
+        restoring.commit()
+    await shredding
+    safe.admin = await safe.kit.sign_in(safe.admin.user["email"])
+    await safe.step_up()
+    assert await safe.value(made["id"]) == VALUE
 
 
 async def test_a_restored_secret_needs_its_name(safe: Any) -> None:

@@ -54,6 +54,13 @@ async def test_a_process_that_was_killed_is_forgotten(shelf: Shelf) -> None:
     assert (await shelf.shown("shelf.slots"))["pending_restart"] is False
 
 
+async def test_looks_of_one_process_that_meet_write_one_row(shelf: Shelf) -> None:
+    live, work = shelf.kit.kernel.container.get(LiveSettings), shelf.kit.kernel.database.work
+    for _ in range(10):
+        await asyncio.gather(*[work(lambda: live._write(["shelf.slots"])) for _ in range(4)])
+    assert await work(lambda: [row.names for row in OutdatedRow.select()], read=True) == [["shelf.slots"]]
+
+
 async def test_while_the_database_does_not_answer_what_is_known_rules(shelf: Shelf) -> None:
     await shelf.put("shelf.high", 20)
     live = shelf.kit.kernel.container.get(LiveSettings)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import peewee
 import pytest
 from tests.plugins.settings import conftest as it
 from tests.plugins.settings.conftest import Shelf
@@ -69,14 +70,20 @@ async def test_null_forgets_it_and_the_same_again_is_no_change(shelf: Shelf) -> 
             await asyncio.sleep(0.02)
 
 
-async def test_a_value_from_another_place_does_not_open_and_is_ignored(make_shelf: Callable[..., Any]) -> None:
+CUT = peewee.fn.SUBSTR(ValueRow.sealed, 1, 201)
+
+
+@pytest.mark.parametrize("altered", [{"version": 7}, {"sealed": CUT}], ids=["from another place", "cut"])
+async def test_a_value_that_does_not_open_is_ignored(
+    make_shelf: Callable[..., Any], altered: dict[str, Any]
+) -> None:  # fmt: skip
     shelf = await make_shelf()
     await shelf.put("shelf.lock", CODE)
 
-    def moved() -> None:
-        ValueRow.update(version=7).where(ValueRow.name == "shelf.lock").execute()
+    def alter() -> None:
+        ValueRow.update(altered).where(ValueRow.name == "shelf.lock").execute()
 
-    await shelf.kit.kernel.database.work(moved)
+    await shelf.kit.kernel.database.work(alter)
     again = await make_shelf()
     assert again.get(it.LOCK) is None
     shown = await again.shown("shelf.lock")

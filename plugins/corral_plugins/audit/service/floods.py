@@ -23,6 +23,11 @@ class Flood(msgspec.Struct):
     until: float
     count: int = 0
 
+    @property
+    def is_over(self) -> bool:
+        """Its minute has passed."""
+        return self.until <= clock.time_s()
+
     def summed(self) -> AuditEntry:
         """The row that tells how often it came."""
         details = {**self.entry.details, "count": self.count, "since": self.since}
@@ -36,23 +41,28 @@ class Floods:
         self._seen: dict[Hashable, Flood] = {}
 
     def counted(self, entry: AuditEntry, by: Entry) -> bool:
-        """Whether this was counted, because its like was written within the minute."""
+        """Whether this was counted, because its like was written within the minute; or before, and the sum of that
+        minute is still to be written.
+        """
         flood = self._seen.get(_key(entry, by))
-        if flood is None or flood.until <= clock.time_s():
+        if flood is None or (flood.is_over and not flood.count):
             return False
         flood.count += 1
         return True
 
     def written(self, entry: AuditEntry, by: Entry) -> None:
         """The first was committed. On the loop."""
-        if len(self._seen) < LIMIT:  # beyond it every one is a row of its own
+        key = _key(entry, by)
+        flood = self._seen.get(key)
+        if flood is None and len(self._seen) >= LIMIT:  # every one is a row of its own
+            return
+        if flood is None or (flood.is_over and not flood.count):
             until = clock.time_s() + SECONDS
-            self._seen.setdefault(_key(entry, by), Flood(entry=entry, by=by, since=clock.now(), until=until))
+            self._seen[key] = Flood(entry=entry, by=by, since=clock.now(), until=until)
 
     def over(self, *, all: bool = False) -> list[Flood]:
         """Take out what a minute (or `all`) has counted. On the loop."""
-        now = clock.time_s()
-        ended = [key for key, flood in self._seen.items() if all or flood.until <= now]
+        ended = [key for key, flood in self._seen.items() if all or flood.is_over]
         return [flood for flood in [self._seen.pop(key) for key in ended] if flood.count]
 
     def again(self, flood: Flood) -> None:

@@ -11,6 +11,7 @@ import peewee
 
 from corral import clock
 from corral.database.engine import Work, translate
+from corral.database.leases import acquire
 from corral.database.statement import Statement
 from corral.database.unit import Entry, Unit, after_commit, current, locked
 from corral.errors import Problem, Unavailable
@@ -27,6 +28,7 @@ from corral_plugins.audit.settings import RECORD_IP, VERBOSE
 log = logging.getLogger("corral.audit")
 
 CHECKPOINT_ROWS = 1000
+ALARM_SECONDS = 3600
 COUNTED = frozenset({"audit.log.read"})
 """Actions of success that repeat as denials do: the log would fill with those who look at it."""
 
@@ -49,6 +51,14 @@ def end_of_chain() -> tuple[int, str]:
     if head is None:
         raise RuntimeError("audit_head has no row")
     return head[0], head[1]
+
+
+def raise_alarm(alert: SystemAlert, about: str = "") -> bool:
+    """Tell admins, unless they were told the same within the hour by any process: whether they were told now."""
+    told = acquire(f"audit.alarm.{alert.kind}{about}", new_id(), ALARM_SECONDS)
+    if told:
+        emit(alert, object=("audit_log", "audit"))
+    return told
 
 
 class AuditLog:
@@ -89,16 +99,17 @@ class AuditLog:
                 self._floods.again(flood)
 
     async def tell_failures(self) -> None:
-        """Raise the alarm once for rows that could not be written since the last time."""
+        """Raise the alarm for rows that could not be written since the last time, once an hour whoever asks."""
         failures = self.failures
         if failures == self._told_failures:
             return
-        detail = f"{failures - self._told_failures} rows could not be written; what they belong to was refused."
+        count = failures - self._told_failures
+        detail = f"{count} rows could not be written by one process; what they belong to was refused."
         alert = SystemAlert(
             kind="audit_write_failed", severity="critical", title="The audit log cannot be written", detail=detail
         )
-        await self._work(lambda: emit(alert, object=("audit_log", "audit")), entry=Entry("audit.alarm"))
-        self._told_failures = failures
+        if await self._work(lambda: raise_alarm(alert), entry=Entry("audit.alarm")):
+            self._told_failures = failures
 
     def _add(self, unit: Unit, entry: AuditEntry) -> None:
         record_ip = self._settings.get(RECORD_IP)

@@ -14,7 +14,7 @@ from corral_plugins.audit.service.cells import text_of
 from corral_plugins.audit.service.chain import Row
 from corral_plugins.audit.service.export import NUMBERS
 from corral_plugins.audit.service.follow import BEGINNING, Chain, Link
-from corral_plugins.audit.service.signing import Kept, PublicKeys, SignedCheckpoint
+from corral_plugins.audit.service.signing import Kept, PublicKeys, SignedCheckpoint, public_key_of
 from corral_plugins.audit.shapes import LinkView, Verdict
 
 SQLITE_MAGIC = b"SQLite format 3\0"
@@ -74,6 +74,9 @@ def read_checkpoints(path: Path, public_key: str | None) -> Kept:
     key = public_key or listed.public_key
     if key is None:
         raise Unreadable(f"{path} names no public key; give it with --public-key")
+    if public_key_of(key) is None:
+        source = "--public-key" if public_key else f"{path}: public_key"
+        raise Unreadable(f"{source} must be the base64 of 32 bytes")
     return Kept(listed.items, [key])
 
 
@@ -98,13 +101,16 @@ def _cells(path: Path) -> Iterator[Row]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
-        if next(reader, None) != list(chain.COLUMNS):
-            raise Unreadable(f"{path}: the first line does not name the columns of an audit log")
-        for number, cells in enumerate(reader, 2):
-            try:
+        try:
+            if next(reader, None) != list(chain.COLUMNS):
+                raise Unreadable(f"{path}: the first line does not name the columns of an audit log")
+            for cells in reader:
                 pairs = zip(chain.COLUMNS, cells, strict=True)
                 yield chain.row(
                     [int(cell) if name in NUMBERS else text_of(cell) if cell else None for name, cell in pairs]
                 )
-            except (TypeError, ValueError) as error:
-                raise Unreadable(f"{path}: row {number} is no row of an audit log: {error}") from None
+        except Unreadable:
+            raise
+        except (TypeError, ValueError, csv.Error) as error:  # of bytes that are no text, too
+            told = f"{path}: what follows line {reader.line_num} is no row of an audit log: {error}"
+            raise Unreadable(told) from None

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 PREFIX = b"corral.audit.checkpoint.v1"
+PUBLIC_KEY_BYTES = 32
 
 
 class Signed(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +57,15 @@ def key_id_of(public_key: bytes) -> str:
     return hashlib.sha256(public_key).hexdigest()[:16]
 
 
+def public_key_of(text: str) -> bytes | None:
+    """The key of its base64; None: it is none, so nothing is signed by it."""
+    try:
+        key = base64.b64decode(text, validate=True)
+    except ValueError:
+        return None
+    return key if len(key) == PUBLIC_KEY_BYTES else None
+
+
 def generate() -> tuple[bytes, bytes]:
     """A new private key and its public half, 32 bytes each."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -75,7 +85,7 @@ class PublicKeys:
     """Keys by id, from their base64."""
 
     def __init__(self, encoded: Sequence[str]) -> None:
-        keys = [base64.b64decode(text, validate=True) for text in encoded]
+        keys = [key for text in encoded if (key := public_key_of(text)) is not None]
         self._keys = {key_id_of(key): key for key in keys}
 
     def confirm(self, checkpoint: SignedCheckpoint) -> bool:

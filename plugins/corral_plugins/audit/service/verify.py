@@ -11,9 +11,10 @@ import msgspec
 
 from corral.database.engine import Work
 from corral.database.unit import Entry
-from corral.events.event import SystemAlert, emit
+from corral.events.event import SystemAlert
 from corral_plugins.audit.service import chain, reading
 from corral_plugins.audit.service.follow import BEGINNING, Bad, Chain, Link
+from corral_plugins.audit.service.log import raise_alarm
 from corral_plugins.audit.service.reading import Ends
 from corral_plugins.audit.service.signing import Kept, PublicKeys
 from corral_plugins.audit.shapes import LinkView, Verdict
@@ -100,7 +101,8 @@ class Verification:
             kind="audit_chain_broken", severity="critical", title="The audit log was tampered with",
             detail=f"Row {verdict.first_bad_seq} is not as it was written: {verdict.reason}.",
         )  # fmt: skip
-        await self._work(lambda: emit(alert, object=("audit_log", "audit")), entry=Entry("audit.alarm"))
+        about = f".{verdict.reason}.{verdict.first_bad_seq}"
+        await self._work(lambda: raise_alarm(alert, about), entry=Entry("audit.alarm"))
 
 
 def _add(following: Chain, rows: list[tuple[object, ...]]) -> None:

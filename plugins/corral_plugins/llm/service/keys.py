@@ -72,7 +72,8 @@ class ProviderKeys:
             )
         if isinstance(name, str):
             pointer = "/api_key" if isinstance(key, str) else "/api_key_secret"
-            self.secrets.attach(name, place, title=provider, pointer=pointer)
+            named_by = None if isinstance(key, str) else by
+            self.secrets.attach(name, place, title=provider, pointer=pointer, by=named_by)
             return {"api_key_secret": name}, warnings
         self.secrets.detach(place)
         return {"api_key_secret": None}, warnings

@@ -22,6 +22,7 @@ from corral.errors import Conflict, Unavailable
 from corral.ids import new_id
 from corral.jobs.job import enqueue
 from corral.plugin import Audit, AuditEntry
+from corral_plugins.secrets.service.values import unhex
 from corral_plugins.secrets.shapes import KeyCount, KeyStatus
 
 JOB, LEASE = "secrets.rewrap", "secrets.rewrap"
@@ -108,7 +109,7 @@ class MasterKeys:
         found = []
         for item in values:
             with contextlib.suppress(SealedWrong, Unavailable):
-                found.append((item, self._keyring.rewrap(bytes.fromhex(item.value)).hex()))
+                found.append((item, self._keyring.rewrap(unhex(item.value)).hex()))
         return found
 
     @staticmethod
@@ -134,10 +135,16 @@ class MasterKeys:
         for column in self._columns.columns:
             after: Any = None
             while values := read(functools.partial(column.after, after, AT_ONCE)):
-                wrong = sum(not self._keyring.unwraps(bytes.fromhex(item.value)) for item in values)
+                wrong = sum(not self._unwraps(item.value) for item in values)
                 found[column.name] = found.get(column.name, 0) + wrong
                 after = values[-1].row
         return found
+
+    def _unwraps(self, text: str) -> bool:
+        try:
+            return self._keyring.unwraps(unhex(text))
+        except SealedWrong:
+            return False
 
 
 def _remaining(counts: dict[str, int], active: str | None) -> int:

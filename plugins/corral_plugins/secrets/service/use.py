@@ -66,9 +66,14 @@ class SecretsService:
         self, name: str, consumer: str | Sequence[str], host: str | None, *, attached: Attached | None = None
     ) -> str:
         consumers = (consumer,) if isinstance(consumer, str) else tuple(consumer)
+        return self._counted(name, consumers, host, attached)
+
+    def _counted(
+        self, name: str, consumers: tuple[str, ...], host: str | None, attached: Attached | None, *, sent: bool = True
+    ) -> str:
         kind = consumers[0].partition(":")[0]
         try:
-            value = self._used(name, consumers, host, attached)
+            value = self._used(name, consumers, host, attached, sent=sent)
         except Problem as problem:
             outcome = {"secret_expired": "expired", "forbidden": "refused"}.get(problem.code, "failed")
             self._uses.counts[kind, outcome] += 1
@@ -76,7 +81,9 @@ class SecretsService:
         self._uses.counts[kind, "ok"] += 1
         return value
 
-    def _used(self, name: str, consumers: tuple[str, ...], host: str | None, attached: Attached | None) -> str:
+    def _used(
+        self, name: str, consumers: tuple[str, ...], host: str | None, attached: Attached | None, *, sent: bool
+    ) -> str:
         pinned = self._environment.named(name)
         if pinned is not None:
             if attached is None or not _is_attached(pinned.key, attached):
@@ -87,7 +94,7 @@ class SecretsService:
             raise Forbidden(
                 f"The secret {row.name} is not for {consumers[0]}; an admin may add it to allowed_consumers."
             )
-        if row.allowed_hosts and (host is None or not names_host(row.allowed_hosts, host)):
+        if sent and row.allowed_hosts and (host is None or not names_host(row.allowed_hosts, host)):
             raise Forbidden(
                 f"The secret {row.name} must not be sent to {host or 'no host'}: it is not in allowed_hosts."
             )
@@ -96,7 +103,7 @@ class SecretsService:
         return value
 
     def valid(self, name: str, *, attached: Attached) -> list[str]:
-        current_one = self.use(name, attached.consumer, None, attached=attached)
+        current_one = self._counted(name, (attached.consumer,), None, attached, sent=False)
         row = None if self._environment.named(name) else rows.named(name)
         return [current_one] if row is None else [current_one, *self._values.in_grace(row)]
 
@@ -119,7 +126,9 @@ class SecretsService:
     def of_group(self, worker_group: str) -> list[str]:
         return list(self._known.groups.get(worker_group, ()))
 
-    def attach(self, name: str, to: Attached, *, title: str, pointer: str) -> None:
+    def attach(self, name: str, to: Attached, *, title: str, pointer: str, by: Principal | None) -> None:
+        if by is not None and "secrets.write" not in by.permissions and not _is_attached(name.lower(), to):
+            raise Forbidden("To attach a secret the caller needs secrets.write.", code="insufficient_scope")
         pinned = self._environment.named(name)
         row = rows.named(name) if pinned is None else None
         if pinned is None and row is None:

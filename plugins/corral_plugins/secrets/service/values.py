@@ -38,6 +38,14 @@ def warnings(value: str | None) -> list[str]:
     return [] if value is None or redactable(value) else [NOT_REDACTABLE]
 
 
+def unhex(text: str) -> bytes:
+    """A sealed value as it is stored; `SealedWrong` where somebody cut or altered it so that it is no hex any more."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise SealedWrong("not a sealed value") from None
+
+
 def generated(how: Generate) -> str:
     """A new random value."""
     return "".join(secrets.choice(CHARSETS[how.charset]) for _ in range(how.length))
@@ -92,7 +100,7 @@ class Values:
     def opened(self, version: SecretVersion) -> str:
         """The text of a sealed version; `SealedWrong`, `Unavailable`."""
         aad = place("secrets_versions", version.id, version.n)
-        return self._keyring.open(bytes.fromhex(version.sealed), aad=aad).decode()
+        return self._keyring.open(unhex(version.sealed), aad=aad).decode()
 
     def after(self, id: str, at_once: int = 200) -> list[Any]:
         """The versions after one that were not destroyed, with the names of their secrets."""

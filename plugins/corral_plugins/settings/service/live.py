@@ -80,8 +80,9 @@ class LiveSettings:
     def _write(self, names: list[str]) -> None:
         mine = OutdatedRow.process == self._process
         OutdatedRow.delete().where(mine | (OutdatedRow.seen_at < clock.now(-FORGET_AFTER))).execute()
-        if names:
-            OutdatedRow.insert(process=self._process, names=names, seen_at=clock.now()).execute()
+        if names:  # two looks of this process may meet here
+            row = {"process": self._process, "names": names, "seen_at": clock.now()}
+            OutdatedRow.insert(row).on_conflict(conflict_target=[OutdatedRow.process], update=row).execute()
 
 
 def outdated() -> frozenset[str]:

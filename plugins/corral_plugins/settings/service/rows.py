@@ -9,7 +9,7 @@ import msgspec
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.crypto import Keyring, SealedWrong, place
+from corral.crypto import Keyring, place
 from corral.errors import Unavailable
 from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Setting
@@ -83,7 +83,7 @@ class SettingRows:
             try:
                 where = place("settings_values", row.name, row.version)
                 value = self._keyring.open(bytes.fromhex(row.sealed), aad=where).decode()
-            except (SealedWrong, Unavailable):
+            except (ValueError, Unavailable):  # somebody altered it, or its key is not here
                 problem = UNREADABLE
         return StoredSetting(
             value=value, version=row.version, updated_at=row.updated_at, updated_by=row.updated_by,

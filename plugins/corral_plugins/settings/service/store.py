@@ -98,6 +98,9 @@ class SettingsService:
     def values(self) -> Settings:
         return self._registry.beside(self.rows.all())
 
+    def adopt(self) -> None:
+        self.rule(self.rows.version(), self.rows.all())
+
     def guard(self, settings: Iterable[Setting[Any]], judge: Judge) -> None:
         self._guards.append((frozenset(setting.name for setting in settings), judge))
 
