@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +47,13 @@ def test_what_is_not_text_is_read_all_the_same(space: Workspace) -> None:
     (space.path / "raw").write_bytes(b"a\xff\xfeb")
     assert space.read("raw")["content"] == "a\ufffd\ufffdb"
     assert space.read("raw", 100) == {"content": "", "size_bytes": 4, "next_offset": None}
+
+
+def test_names_that_are_not_utf8_are_listed(space: Workspace) -> None:
+    Path(os.fsdecode(bytes(space.path) + b"/a\xffb")).touch()
+    told = space.list()
+    assert [entry["name"] for entry in told["entries"]] == ["a\ufffdb"]
+    assert msgspec.json.encode(told)
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,8 @@ def _entry(entry: os.DirEntry[str]) -> dict[str, Any]:
     facts = entry.stat(follow_symlinks=False)
     kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
     kind = kinds.get(stat.S_IFMT(facts.st_mode), "other")
-    return {"name": entry.name, "type": kind, "size_bytes": facts.st_size if kind == "file" else None}
+    name = os.fsencode(entry.name).decode(errors="replace")  # which need not be UTF-8
+    return {"name": name, "type": kind, "size_bytes": facts.st_size if kind == "file" else None}
 
 
 @contextlib.contextmanager
