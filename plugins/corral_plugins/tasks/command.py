@@ -225,11 +225,11 @@ def _token(file: Path | None) -> str:
 
 
 def _url(text: str) -> str:
-    from urllib.parse import urlsplit
+    import httpx2
 
     if not text.startswith(("http://", "https://")):
         raise click.BadParameter("begins with http:// or https://", param_hint="--url")
-    with contextlib.suppress(ValueError):
-        if urlsplit(text).hostname:
+    with contextlib.suppress(httpx2.InvalidURL):
+        if httpx2.URL(text).host:
             return text
     raise click.BadParameter(f"{text} is no address", param_hint="--url")

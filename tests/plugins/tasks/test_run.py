@@ -139,6 +139,7 @@ def test_what_is_wrong_is_one_line(run: Run) -> None:
         (("--agent", "Echo Three", "--url", "http://127.0.0.1:9", "Do it"), {}, 1, "does not answer"),
         (("--agent", "Echo Three", "--url", "http://[::1", "Do it"), {}, 2, "http://[::1 is no address"),
         (("--agent", "Echo Three", "--url", "http://", "Do it"), {}, 2, "is no address"),
+        (("--agent", "Echo Three", "--url", "http://127.0.0.1:x", "Do it"), {}, 2, "http://127.0.0.1:x is no address"),
         (("--agent", "Echo Three", "--token-file", "image", "Do it"), {}, 2, "this is no token"),
     ]  # fmt: skip
     for arguments, environ, status, words in cases:

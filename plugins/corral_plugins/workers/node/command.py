@@ -58,12 +58,12 @@ def command(
 
 
 def _url(text: str) -> str:
-    from urllib.parse import urlsplit
+    import httpx2
 
     if not text.startswith(("http://", "https://")):
         raise click.BadParameter("begins with http:// or https://", param_hint="--url")
-    with contextlib.suppress(ValueError):
-        if urlsplit(text).hostname:
+    with contextlib.suppress(httpx2.InvalidURL):
+        if httpx2.URL(text).host:
             return text.rstrip("/")
     raise click.BadParameter(f"{text} is no address", param_hint="--url")
 
@@ -103,13 +103,14 @@ def _folder(name: str) -> Path:
 
 
 def _run(options: object, folder: object, *, until_stdin_closes: bool) -> None:
-    """Until it is drained. Exit status 1 when the server does not take it, 3 when the folder is in use."""
+    """Until it is drained. Exit status 1: the server does not take it or nothing runs here; 3: the folder is in use."""
     import asyncio
     import logging
 
     from corral_plugins.workers.node.embedded import LINE
     from corral_plugins.workers.node.identity import Folder, InUse, Unusable
     from corral_plugins.workers.node.node import Node, Options, Refused
+    from corral_plugins.workers.node.runner import NoProcess
 
     assert isinstance(options, Options)
     assert isinstance(folder, Folder)
@@ -122,7 +123,7 @@ def _run(options: object, folder: object, *, until_stdin_closes: bool) -> None:
     except InUse as error:
         click.echo(f"corral: {error}", err=True)
         sys.exit(3)
-    except (Refused, Unusable) as error:
+    except (Refused, Unusable, NoProcess) as error:
         click.echo(f"corral: {error}", err=True)
         sys.exit(1)
 
