@@ -38,7 +38,7 @@ def command(
     url: str, name: str | None, labels: tuple[str, ...], max_agents: int, token_file: Path | None, folder: Path | None,
     allow: tuple[str, ...], drain_seconds: float, until_stdin_closes: bool,
 ) -> None:  # fmt: skip
-    """Do the tasks of a server. SIGTERM gives running tasks back and ends; a second one ends at once.
+    """Do the tasks of a server. SIGTERM, Ctrl-C or SIGHUP gives running tasks back and ends; a second one ends at once.
 
     The registration key is used once; what it brings is kept in a folder of the worker's own. So are the folders in
     which allowed tools work, one a task. shell.run and python.run can do what this user can: give the worker a user or
@@ -150,8 +150,9 @@ async def _serve(node: Node, *, until_stdin_closes: bool) -> None:
             end()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            loop.add_signal_handler(number, stop)
     if until_stdin_closes:
         loop.add_reader(0, watch_parent)
     await node.run()

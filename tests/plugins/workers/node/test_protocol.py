@@ -135,7 +135,7 @@ def start(fake: FakeServer, tmp_path: Path, run_corral: Callable[..., Any]) -> C
     return begin
 
 
-def until(condition: Callable[[], Any], seconds: float = 15) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     stop = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < stop
@@ -282,11 +282,15 @@ def test_a_crash_is_reported(fake: FakeServer, start: Callable[..., Any]) -> Non
     assert "SIGKILL" in failure["error"]["message"]
 
 
-def test_draining_waits_for_the_model_call_and_no_longer(fake: FakeServer, start: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_draining_waits_for_the_model_call_and_no_longer(
+    fake: FakeServer, start: Callable[..., Any], number: signal.Signals
+) -> None:
     worker = start("--drain-seconds", "1")
     until(lambda: fake.of("completions"))
     began = time.monotonic()
-    assert worker.stop() == 0
+    worker.signal(number)
+    assert worker.popen.wait(20) == 0
     assert time.monotonic() - began < 6
     assert len(fake.of("release")) == 1
 
