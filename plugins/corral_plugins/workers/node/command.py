@@ -50,6 +50,8 @@ def command(
     from corral_plugins.workers.node.node import Options
 
     name = name or socket.gethostname()
+    if any("\ud800" <= character <= "\udfff" for character in "".join((name, *labels))):
+        raise click.UsageError("--name and --label take UTF-8 text")
     options = Options(
         url=_url(url), name=name, labels=_labels(labels), max_agents=max_agents, drain_seconds=drain_seconds,
         key=_key(token_file), allow=allow,

@@ -80,6 +80,7 @@ def test_what_is_wrong_with_the_call_of_a_worker_is_one_line(run_corral: Callabl
         (("--token-file", "key", "--dir", "key/of"), 1, "cannot be used (--dir)"),
         (("--token-file", "key", "--url", "http://[::1"), 2, "http://[::1 is no address"),
         (("--token-file", "key", "--url", "http://127.0.0.1:x"), 2, "http://127.0.0.1:x is no address"),
+        (("--token-file", "key", "--label", "a=\udcff"), 2, "take UTF-8 text"),
         (("--token-file", "key", "--dir", "taken"), 1, "cannot be written (--dir)"),
     ]  # fmt: skip
     for arguments, status, words in cases:

@@ -88,11 +88,12 @@ class Workspace:
         with self._opened(folder, path, make=True) as above, _told(path):
             temporary = f".{secrets.token_hex(8)}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            with open(os.open(temporary, flags, 0o600, dir_fd=above), "wb") as file:
-                file.write(data)
+            descriptor = os.open(temporary, flags, 0o600, dir_fd=above)
             try:
+                with open(descriptor, "wb") as file:
+                    file.write(data)
                 os.replace(temporary, name, src_dir_fd=above, dst_dir_fd=above)
-            except OSError:
+            except OSError:  # the disk is full, or a folder has the name
                 os.unlink(temporary, dir_fd=above)
                 raise
         return {"size_bytes": len(data)}
