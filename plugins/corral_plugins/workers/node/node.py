@@ -24,7 +24,8 @@ log = logging.getLogger("corral.worker")
 
 CLAIM_WAIT_SECONDS, SIGNAL_WAIT_SECONDS = 25, 50
 NOT_APPROVED_SECONDS = 5.0
-IDLE_REASONS = {"at_capacity": 1.0, "draining": 15.0, "budget_exhausted": 10.0, "kill_switch": 10.0}
+IDLE_REASONS = {"none": 0.05, "at_capacity": 1.0, "draining": 15.0, "budget_exhausted": 10.0, "kill_switch": 10.0}
+UNKNOWN_REASON_SECONDS = 5.0
 
 
 class Refused(Exception):
@@ -208,7 +209,7 @@ class Node:
             for claim in answer.get("tasks") or ():
                 self._take(claim)
             if not answer.get("tasks"):
-                await asyncio.sleep(IDLE_REASONS.get(str(answer.get("reason")), 0.05))
+                await asyncio.sleep(IDLE_REASONS.get(str(answer.get("reason")), UNKNOWN_REASON_SECONDS))
 
     def _take(self, claim: Mapping[str, Any]) -> None:
         lease = Lease(self._client, claim, sent=time.monotonic(), seconds=self._identity.lease_seconds)
