@@ -107,8 +107,13 @@ def test_operations_2_without_json_it_is_for_people(demo: Demo) -> None:
     assert demo.left() == []
 
 
-@pytest.mark.parametrize("moment", [0.3, "server", "task"])
-def test_operations_2_a_signal_at_any_step_leaves_nothing(demo: Demo, moment: float | str) -> None:
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [(0.3, signal.SIGTERM), ("server", signal.SIGTERM), ("task", signal.SIGTERM), ("task", signal.SIGHUP)],
+)
+def test_operations_2_a_signal_at_any_step_leaves_nothing(
+    demo: Demo, moment: float | str, number: signal.Signals
+) -> None:
     process = demo.start("--once")
     assert process.stdout is not None
     if isinstance(moment, float):
@@ -117,7 +122,7 @@ def test_operations_2_a_signal_at_any_step_leaves_nothing(demo: Demo, moment: fl
         for line in process.stdout:
             if f" {moment} " in line:
                 break
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     try:
         process.communicate(timeout=60)
     finally:
@@ -145,6 +150,11 @@ def test_a_folder_that_is_kept(demo: Demo) -> None:
     status, out, err = demo.run("--once", "--keep", "kept")
     assert (status, out) == (2, "")
     assert "name a new one" in err
+    (demo.home / "file").touch()
+    status, out, err = demo.run("--once", "--keep", "file/kept")
+    assert (status, out) == (1, "")
+    assert "cannot be made" in err
+    assert "Traceback" not in err
 
 
 def test_a_model_that_is_required_and_missing_starts_nothing(demo: Demo) -> None:

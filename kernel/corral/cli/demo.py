@@ -147,10 +147,11 @@ class Demo:
 def _input(path: Path | None) -> str:
     if path is None:
         return resources.files("corral.cli").joinpath("demo.txt").read_text("utf-8")
+    with path.open("rb") as file:
+        data = file.read(INPUT_BYTES + 1)
+    if len(data) > INPUT_BYTES:
+        raise click.UsageError(f"the input has more than the {INPUT_BYTES} bytes that are taken")
     try:
-        text = path.read_text("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError:
         raise click.UsageError(f"--input {path}: the file is not UTF-8 text") from None
-    if (size := len(text.encode())) > INPUT_BYTES:
-        raise click.UsageError(f"the input has {size} bytes, at most {INPUT_BYTES} are taken")
-    return text

@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
+
 EMAIL = "admin@demo.invalid"
 END_SECONDS = 15.0
 LOG_TAIL = 15
@@ -24,12 +26,12 @@ _READY = re.compile(r"ready: (http://\S+?)/api/v1")
 
 
 class Interrupted(BaseException):
-    """SIGTERM or SIGINT: end the whole process tree."""
+    """SIGTERM, SIGINT or SIGHUP: end the whole process tree."""
 
 
 class Signals:
-    """SIGTERM and SIGINT raise `Interrupted`, once; not between the making of a thing and the promise to end it, nor
-    in the middle of its end.
+    """SIGTERM, SIGINT and SIGHUP (unless `nohup` has it ignored) raise `Interrupted`, once; not between the making of
+    a thing and the promise to end it, nor in the middle of its end.
     """
 
     def __init__(self) -> None:
@@ -41,7 +43,10 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._hear) for number in numbers}
         try:
             yield
         finally:
@@ -108,7 +113,10 @@ def folder_of_its_own(signals: Signals, keep: Path | None) -> Iterator[Path]:
     signals.hold()
     folder = keep if keep is not None else Path(tempfile.mkdtemp(prefix="corral-demo-"))
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise click.ClickException(f"the folder {folder} cannot be made: {error.strerror}") from None
         signals.release()
         yield folder.absolute()
     finally:

@@ -44,8 +44,11 @@ def command(
     """
     from corral.http.remote import Remote, RemoteError
 
-    if not instructions.strip():
-        raise click.UsageError("the instructions are empty")
+    for name, text in (("--agent", agent), ("INSTRUCTIONS", instructions)):
+        if not text.strip():
+            raise click.UsageError(f"{name} is empty")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise click.UsageError(f"{name} is not UTF-8 text")
     new = {"title": _title(instructions), "instructions": instructions, "input": _input(input_path)}
     remote = Remote(_url(url), _token(token_file))
     try:
@@ -96,6 +99,8 @@ class Story:
 
 
 def _run(remote: Remote, agent: str, new: dict[str, Any], story: Story, *, as_json: bool) -> int:
+    from corral.http.remote import RemoteError
+
     began = time.monotonic()
     task = remote.post("/tasks", {**new, "agent_id": _agent_id(remote, agent)})
     story.line("created", task["id"])
@@ -108,13 +113,15 @@ def _run(remote: Remote, agent: str, new: dict[str, Any], story: Story, *, as_js
             story.tell(event, data)
             if event in ENDINGS:
                 break
+        done = remote.get(f"/tasks/{task['id']}")
     except KeyboardInterrupt:
         _leave(task["id"])
+    except RemoteError as error:
+        raise RemoteError(f"{error}; the task goes on: {task['id']}", error.status) from None
     finally:
         ended.set()
     if not as_json:
         why.join(1)  # it may be asking, and the connection is closed soon
-    done = remote.get(f"/tasks/{task['id']}")
     _show(outcome_of(done, time.monotonic() - began), as_json=as_json)
     return 0 if done["status"] == "completed" else 1
 
@@ -173,10 +180,12 @@ def _agent_id(remote: Remote, name: str) -> str:
     ]
     if same:
         return str(same[0]["id"])
+    from urllib.parse import quote
+
     from corral.http.remote import RemoteError
 
     try:
-        return str(remote.get(f"/agents/{name}")["id"])
+        return str(remote.get(f"/agents/{quote(name, safe='')}")["id"])
     except RemoteError as error:
         if error.status not in (404, 422):
             raise
@@ -198,17 +207,31 @@ def _input(path: Path | None) -> dict[str, Any]:
     """The file's JSON object, or its text as `{"text": …}`."""
     if path is None:
         return {}
-    if path.stat().st_size > INPUT_BYTES:
-        raise click.UsageError(f"--input {path}: {path.stat().st_size} bytes, at most {INPUT_BYTES} are taken")
+    with path.open("rb") as file:
+        data = file.read(INPUT_BYTES + 1)
+    if len(data) > INPUT_BYTES:
+        raise click.UsageError(f"--input {path}: more than the {INPUT_BYTES} bytes that are taken")
     try:
-        text = path.read_text("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError:
         raise click.UsageError(f"--input {path}: the file is not UTF-8 text") from None
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
+    value = _parsed(path, data)
     return value if isinstance(value, dict) else {"text": text}
+
+
+def _parsed(path: Path, data: bytes) -> Any:
+    """The file's JSON, None if it is another text. Nothing of an object is dropped or changed without a word."""
+    from corral.errors import Problem
+    from corral.schema.strict_json import parse_json
+
+    try:
+        return parse_json(data)
+    except Problem as problem:
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(json.loads(data), dict):
+                faults = [f"{fault.pointer}: {fault.detail}" for fault in problem.errors]
+                raise click.UsageError(f"--input {path}: {'; '.join([problem.detail, *faults])}") from None
+    return None
 
 
 def _token(file: Path | None) -> str:
@@ -225,11 +248,11 @@ def _token(file: Path | None) -> str:
 
 
 def _url(text: str) -> str:
-    from urllib.parse import urlsplit
+    import httpx2
 
     if not text.startswith(("http://", "https://")):
         raise click.BadParameter("begins with http:// or https://", param_hint="--url")
-    with contextlib.suppress(ValueError):
-        if urlsplit(text).hostname:
+    with contextlib.suppress(httpx2.InvalidURL):
+        if httpx2.URL(text).host:
             return text
     raise click.BadParameter(f"{text} is no address", param_hint="--url")

@@ -44,6 +44,11 @@ LEASE_SECONDS = Setting(name="tasks.lease_seconds", kind=int, default=60, title=
 ACK_SECONDS = Setting(name="tasks.ack_seconds", kind=int, default=30, title="Time to start a claimed task")
 
 
+def heartbeat(settings: Settings) -> int:
+    """Seconds between heartbeats: no more than a third of a lease's life, which they renew."""
+    return max(1, min(settings.get(HEARTBEAT_SECONDS), settings.get(LEASE_SECONDS) // 3))
+
+
 def offline_after(settings: Settings) -> float:
     """Seconds of silence after which a worker is offline."""
     return max(settings.get(OFFLINE_AFTER_SECONDS), 3 * settings.get(HEARTBEAT_SECONDS))

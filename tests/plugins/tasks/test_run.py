@@ -128,17 +128,32 @@ def test_a_task_is_followed_though_the_log_was_pruned(run: Run) -> None:
 
 def test_what_is_wrong_is_one_line(run: Run) -> None:
     run.agent("Echo Three")
-    (run.folder / "image").write_bytes(b"\x89PNG\xff")
+    inputs = {
+        "image": b"\x89PNG\xff",
+        "twice": b'{"a": 1, "a": 2}',
+        "huge": b'{"a": 1e999}',
+        "half": b'{"a": "\\ud800"}',
+    }
+    for name, data in inputs.items():
+        (run.folder / name).write_bytes(data)
     cases = [
         (("--agent", "Nobody", "Do it"), {}, 1, "there is no agent Nobody"),
+        (("--agent", "?limit=1", "Do it"), {}, 1, "there is no agent ?limit=1"),
+        (("--agent", "\udcff", "Do it"), {}, 2, "--agent is not UTF-8 text"),
+        (("--agent", "Echo Three", "\udcff"), {}, 2, "INSTRUCTIONS is not UTF-8 text"),
+        (("--agent", "Echo Three", "--input", "twice", "Do it"), {}, 2, "twice: The key 'a' appears more than once"),
+        (("--agent", "Echo Three", "--input", "huge", "Do it"), {}, 2, "huge: "),
+        (("--agent", "Echo Three", "--input", "half", "Do it"), {}, 2, "half: "),
+        (("--agent", "Echo Three", "--input", "/dev/zero", "Do it"), {}, 2, "more than the 262144 bytes"),
         (("--agent", "Echo Thre", "Do it"), {}, 1, "did you mean Echo Three?"),
-        (("--agent", "Echo Three", " "), {}, 2, "the instructions are empty"),
+        (("--agent", "Echo Three", " "), {}, 2, "INSTRUCTIONS is empty"),
         (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": ""}, 2, "--token-file"),
         (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": "wrong"}, 1, "sign in again"),
         (("--agent", "Echo Three", "--url", "ftp://x", "Do it"), {}, 2, "begins with http"),
         (("--agent", "Echo Three", "--url", "http://127.0.0.1:9", "Do it"), {}, 1, "does not answer"),
         (("--agent", "Echo Three", "--url", "http://[::1", "Do it"), {}, 2, "http://[::1 is no address"),
         (("--agent", "Echo Three", "--url", "http://", "Do it"), {}, 2, "is no address"),
+        (("--agent", "Echo Three", "--url", "http://127.0.0.1:x", "Do it"), {}, 2, "http://127.0.0.1:x is no address"),
         (("--agent", "Echo Three", "--token-file", "image", "Do it"), {}, 2, "this is no token"),
     ]  # fmt: skip
     for arguments, environ, status, words in cases:
@@ -146,3 +161,20 @@ def test_what_is_wrong_is_one_line(run: Run) -> None:
         assert (done.returncode, done.stdout) == (status, ""), done
         assert words in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_token_that_ends_leaves_the_task_and_says_which(run: Run) -> None:
+    fields = {"name": "Never started", "llm_provider": "scripted", "llm_model": "echo"}
+    run.client.post("/agents", json=fields).raise_for_status()
+    made = run.client.post("/security/api-keys", json={"name": "short", "scopes": ["*"]})
+    key = made.raise_for_status().json()
+    following = subprocess.Popen(
+        [sys.executable, "-m", "corral", "run", "--agent", "Never started", "Do it"], cwd=run.folder, text=True,
+        env={**run.environ, "CORRAL_TOKEN": key["key"]}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert following.stderr is not None
+    task_id = following.stderr.readline().split()[-1]
+    run.client.delete(f"/security/api-keys/{key['id']}").raise_for_status()
+    _, told = following.communicate(timeout=60)
+    assert following.returncode == 1
+    assert f"the task goes on: {task_id}" in told

@@ -52,6 +52,27 @@ async def test_a_page_comes_back_as_text(run: Run, server: Receiver) -> None:
     assert server.headers[0]["accept-language"] == "de"
 
 
+@pytest.mark.parametrize("name", ["punycode", "idna", "hex", "undefined", "zip", "unicode_escape", "utf-7", "nonsense"])
+async def test_what_is_no_encoding_of_texts_is_read_as_utf8(run: Run, server: Receiver, name: str) -> None:
+    body = f"{'a' * 300_000}-{'z' * 300_000}".encode()  # as punycode it takes minutes
+    server.pages["/odd"] = (200, {"Content-Type": f"text/plain; charset={name}"}, body)
+    told = await result(run, "http.fetch", {"url": server.url("/odd")})
+    assert told["text"].startswith("aaaa")
+
+
+@pytest.mark.parametrize("name", ["UTF-16", "iso-8859-1", "windows-1252", "shift_jis", "gb18030", "koi8-r"])
+async def test_encodings_of_texts_are_known(run: Run, server: Receiver, name: str) -> None:
+    text = "abc" if name in ("shift_jis", "koi8-r") else "Grüße"
+    server.pages["/text"] = (200, {"Content-Type": f"text/plain; charset={name}"}, text.encode(name))
+    assert (await result(run, "http.fetch", {"url": server.url("/text")}))["text"] == text
+
+
+async def test_a_redirect_to_no_address_is_told(run: Run, server: Receiver) -> None:
+    server.pages["/lost"] = (302, {"Location": "http://[::1"}, b"")
+    told = await result(run, "http.fetch", {"url": server.url("/lost")})
+    assert (told["status"], told["location"]) == (302, "http://[::1")
+
+
 async def test_json_is_text_and_bytes_are_not(run: Run, server: Receiver) -> None:
     server.pages["/json"] = (200, {"Content-Type": "application/json"}, b'{"a": 1}')
     server.pages["/image"] = (200, {"Content-Type": "image/png"}, b"\x89PNG\x00\xff")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from corral.errors import Unavailable
 from corral_plugins.workers.node.embedded import relay, remove_left_folders
 from corral_plugins.workers.service import embedded
 from corral_plugins.workers.service.embedded import EmbeddedLease
@@ -58,6 +59,40 @@ async def test_one_runs_and_another_follows(fleet: Any, monkeypatch: pytest.Monk
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     assert Program.running == 0
+
+
+async def test_a_database_that_is_away_for_a_moment_ends_no_work(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(embedded, "LEASE_SECONDS", 3.0)
+    monkeypatch.setattr(Program, "begun", 0)
+    away, asked = asyncio.Event(), 0
+
+    async def work(function: Any, **options: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if away.is_set():
+            raise Unavailable("The database is away.")
+        return await fleet.kit.kernel.database.work(function, **options)
+
+    lease = EmbeddedLease(work, Program)
+    task = asyncio.create_task(lease.run())
+    try:
+        await until(lambda: Program.running == 1)
+        away.set()
+        tries = asked
+        await until(lambda: asked > tries + 2)
+        away.clear()
+        tries = asked
+        await until(lambda: asked > tries + 2)
+        assert (Program.running, Program.begun) == (1, 1)
+        away.set()
+        with pytest.raises(Unavailable):  # longer than the lease: another process may have it now
+            async with asyncio.timeout(30):
+                await task
+        assert Program.running == 0
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_failing_program_is_told_to_the_supervisor(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:

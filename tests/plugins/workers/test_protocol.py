@@ -176,6 +176,15 @@ async def test_a_claim_that_hangs_ends_with_its_token(fleet: Any) -> None:
     assert len(fleet.tasks.waiting) == 1
 
 
+async def test_heartbeats_are_asked_for_often_enough_for_the_lease(
+    make_fleet: Callable[..., Awaitable[Any]],
+) -> None:
+    fleet = await make_fleet(config={"settings.workers.heartbeat_seconds": 300})
+    worker = await fleet.worker()
+    assert worker.user["heartbeat_seconds"] == 20
+    assert (await worker.post(path(worker, "/heartbeat"))).json()["next_heartbeat_seconds"] == 20
+
+
 async def test_a_signal_arrives_at_once_even_of_a_task_claimed_meanwhile(fleet: Any) -> None:
     worker = await fleet.worker()
     listening = asyncio.create_task(worker.get(path(worker, "/signals?wait=20")))

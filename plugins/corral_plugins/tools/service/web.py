@@ -6,6 +6,7 @@ A redirect is followed by `http.fetch` only, on the same host, and judged anew; 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
@@ -27,6 +28,12 @@ OWN_HEADERS = frozenset({
     "accept-encoding", "connection", "content-length", "cookie", "expect", "host", "keep-alive", "proxy-authorization",
     "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
 })  # fmt: skip
+# What names of encodings of texts begin with. Python knows more: of bytes, and some that take minutes for a megabyte.
+ENCODINGS = re.compile(
+    r"(utf[-_]?(8|16|32)|us[-_]ascii|ascii|latin|iso[-_]?(8859|2022)|windows|cp\d|koi8|mac|gb|big5|euc|shift|sjis|ks_c|tis)"
+    r"[\w.-]*",
+    re.IGNORECASE | re.ASCII,
+)
 TEXTS = ("text/", "application/json", "application/xml", "application/javascript", "application/x-www-form-urlencoded")
 
 HOSTS: Json = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 253}, "maxItems": 200}
@@ -100,10 +107,9 @@ class Web:
             headers = await self._headers("http.fetch", url, arguments.get("headers") or {}, context)
             answer = await self._send(method, url, headers, None)
             location = answer.headers.get("location")
-            following = urljoin(url, location) if location and answer.status_code in REDIRECTS else None
-            if following is None or not _same_host(url, following):
+            if not location or answer.status_code not in REDIRECTS or not _same_host(url, location):
                 return await _told(answer, url)
-            url = following
+            url = urljoin(url, location)
         raise ToolFailure("redirect", f"It redirects more than {MAX_REDIRECTS} times.")
 
     async def request(self, context: ToolContext, arguments: Json) -> Json:
@@ -168,10 +174,17 @@ async def _told(answer: httpx2.Response, url: str) -> Json:
     if location := answer.headers.get("location"):
         told["location"] = location[:2000]
     if "html" in kind:
-        told["text"] = await asyncio.to_thread(lambda: readable(answer.text, url))
+        told["text"] = await asyncio.to_thread(lambda: readable(_text(answer), url))
     elif not kind or kind.startswith(TEXTS) or "+json" in kind or "+xml" in kind or "charset=" in kind:
-        told["text"] = answer.text
+        told["text"] = await asyncio.to_thread(_text, answer)
     return told
+
+
+def _text(answer: httpx2.Response) -> str:
+    """In the encoding that the other side names, if texts have it; else as UTF-8."""
+    if not ENCODINGS.fullmatch(answer.charset_encoding or ""):
+        answer.encoding = "utf-8"
+    return answer.text
 
 
 def _config(properties: Json) -> Json:
@@ -185,10 +198,10 @@ def _host(url: str) -> str:
         return ""
 
 
-def _same_host(one: str, other: str) -> bool:
-    """Same host and port, and not from https down to http."""
+def _same_host(one: str, location: str) -> bool:
+    """Whether an address leads on to the same host and port, and not from https down to http."""
     try:
-        before, after = urlsplit(one), urlsplit(other)
+        before, after = urlsplit(one), urlsplit(urljoin(one, location))
         same = (before.hostname, before.port) == (after.hostname, after.port)
     except ValueError:
         return False

@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket
 import urllib.parse
+import urllib.request
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -42,18 +43,23 @@ class Cut(Unreachable):
 
 
 class ApiError(Exception):
-    """The server refused. `code` is stable; `members` is the whole problem document."""
+    """The server refused. `code` is stable; `members` is the whole problem document.
+
+    `is_foreign`: what answered is not the API but a proxy before it, or another program at this address.
+    """
 
     def __init__(self, status: int, members: Mapping[str, Any], retry_after: float | None = None) -> None:
         self.status, self.members, self.retry_after = status, members, retry_after
+        self.is_foreign = not members.get("code")
         self.code = str(members.get("code") or f"http_{status}")
-        self.detail = str(members.get("detail") or f"HTTP {status}")
+        self.detail = str(members.get("detail") or f"HTTP {status}, and not from this API: is the URL right?")
         super().__init__(f"{self.status} {self.code}: {self.detail}")
 
     @property
     def passing(self) -> bool:
         """Whether the same call may succeed a little later."""
-        return self.status in (429, 500, 502, 503, 504) or self.code == "idempotency_in_progress"
+        away = self.is_foreign and (self.status < 400 or self.status in (401, 404))  # no server behind the proxy now
+        return away or self.status in (429, 500, 502, 503, 504) or self.code == "idempotency_in_progress"
 
 
 def pause(tries: int, error: Exception | None = None) -> float:
@@ -64,13 +70,13 @@ def pause(tries: int, error: Exception | None = None) -> float:
 
 
 def refusal(answer: httpx2.Response) -> ApiError:
-    """The error that an answer of the API is."""
-    return ApiError(answer.status_code, _json(answer), _retry_after(answer))
+    """The error that an answer is."""
+    return ApiError(answer.status_code, _object(answer) or {}, _retry_after(answer))
 
 
 def is_final(error: ApiError) -> bool:
     """Whether a refusal by the API itself is about the call, so that repeating it is no use; a proxy's says nothing."""
-    return error.code not in SHORTLY and not error.code.startswith("http_")
+    return error.code not in SHORTLY and not error.is_foreign
 
 
 async def insist(
@@ -95,8 +101,7 @@ class Client:
 
     def __init__(self, url: str, token: str, transport: httpx2.AsyncBaseTransport | None = None) -> None:
         self.url, self.token = url.rstrip("/"), token
-        host = urllib.parse.urlsplit(self.url).hostname or ""
-        if transport is None and _is_loopback(host):
+        if transport is None and _is_direct(self.url):
             transport = httpx2.AsyncHTTPTransport(socket_options=KEEP_ALIVE)
         self.http = httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
@@ -111,7 +116,7 @@ class Client:
         self, method: str, path: str, body: Any = None, *,
         seconds: float = READ_SECONDS, headers: Mapping[str, str] | None = None,
         query: Mapping[str, Any] | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> dict[str, Any]:  # fmt: skip
         """One request; the parsed answer."""
         sent = {"Content-Type": "application/json", **(headers or {})} if body is not None else dict(headers or {})
         try:
@@ -121,42 +126,40 @@ class Client:
             )  # fmt: skip
         except httpx2.HTTPError as error:
             raise Unreachable(f"{self.url}: {type(error).__name__}: {error}") from None
-        if answer.status_code in (200, 201, 202):
-            return _json(answer)
-        if answer.status_code == 204:
-            return None
+        if answer.status_code in (200, 201, 202) and (found := _object(answer)) is not None:
+            return found
         raise refusal(answer)
 
     # -- as a worker
 
     async def register(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """With a registration key or a member's token; the answer shows the worker's own token once."""
-        return dict(await self.call("POST", "/workers/register", facts))
+        return await self.call("POST", "/workers/register", facts)
 
     async def heartbeat(self, worker_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Tell figures and leases; renews those that are listed."""
-        return dict(await self.call("POST", f"/workers/{worker_id}/heartbeat", body, seconds=10.0))
+        return await self.call("POST", f"/workers/{worker_id}/heartbeat", body, seconds=10.0)
 
     async def claim(self, worker_id: str, *, max_tasks: int, wait_seconds: int) -> dict[str, Any]:
         """Ask for work and wait for it."""
         body = {"max_tasks": max_tasks, "wait_seconds": wait_seconds}
         path = f"/workers/{worker_id}/claim"
-        return dict(await self.call("POST", path, body, seconds=wait_seconds + POLL_SLACK_SECONDS))
+        return await self.call("POST", path, body, seconds=wait_seconds + POLL_SLACK_SECONDS)
 
     async def signals(self, worker_id: str, *, after: int, wait: int) -> dict[str, Any]:
         """Wait for something that must be heard at once."""
         path, query = f"/workers/{worker_id}/signals", {"after": after, "wait": wait}
-        return dict(await self.call("GET", path, query=query, seconds=wait + POLL_SLACK_SECONDS))
+        return await self.call("GET", path, query=query, seconds=wait + POLL_SLACK_SECONDS)
 
     # -- about a task, under a lease; an attempt token needs no `lease`
 
     async def start(self, task_id: str, lease: str) -> dict[str, Any]:
         """The attempt begins."""
-        return dict(await self._task(task_id, "start", {}, lease, tries=3))
+        return await self._task(task_id, "start", {}, lease, tries=3)
 
     async def progress(self, task_id: str, body: Mapping[str, Any], *, tries: int | None = None) -> dict[str, Any]:
         """Tell how far it is; the answer has the lease's `state`."""
-        return dict(await self._task(task_id, "progress", body, tries=tries))
+        return await self._task(task_id, "progress", body, tries=tries)
 
     async def logs(self, task_id: str, entries: list[dict[str, Any]]) -> None:
         """Append lines; repeating is harmless."""
@@ -180,7 +183,7 @@ class Client:
 
     async def wait(self, task_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Give the lease back until a decision or an input is there."""
-        return dict(await self._task(task_id, "wait", body))
+        return await self._task(task_id, "wait", body)
 
     async def release(self, task_id: str, reason: str, *, lease: str | None = None, tries: int | None = None) -> None:
         """Give the task back; no attempt is used."""
@@ -194,13 +197,13 @@ class Client:
         """Have a tool called; what refuses it is told to the model. Repeats run nothing twice, by `call_id`."""
         path = f"tools/{urllib.parse.quote(name, safe='')}"
         body = {"call_id": call_id, "arguments": arguments}
-        return dict(await self._task(task_id, path, body, unless=is_final, seconds=TOOL_SECONDS))
+        return await self._task(task_id, path, body, unless=is_final, seconds=TOOL_SECONDS)
 
     async def tool_outcome(self, task_id: str, call_id: str) -> dict[str, Any]:
         """A call that was made before; waits a while for one that still runs."""
         path = f"/tasks/{task_id}/tools/calls/{urllib.parse.quote(call_id, safe='')}"
         options: dict[str, Any] = {"query": {"wait": OUTCOME_SECONDS}, "seconds": OUTCOME_SECONDS + POLL_SLACK_SECONDS}
-        return dict(await insist(lambda: self.call("GET", path, **options), unless=is_final))
+        return await insist(lambda: self.call("GET", path, **options), unless=is_final)
 
     async def tool_result(self, task_id: str, call_id: str, body: Mapping[str, Any]) -> None:
         """Tell how a tool went that ran here."""
@@ -209,7 +212,7 @@ class Client:
     async def _task(
         self, task_id: str, call: str, body: Mapping[str, Any], lease: str | None = None, *,
         tries: int | None = None, unless: Callable[[ApiError], bool] | None = None, seconds: float = READ_SECONDS,
-    ) -> Any:  # fmt: skip
+    ) -> dict[str, Any]:  # fmt: skip
         headers = {"Corral-Lease": lease} if lease is not None else None
         path = f"/tasks/{task_id}/{call}"
         return await insist(
@@ -217,16 +220,21 @@ class Client:
         )
 
 
-def _is_loopback(host: str) -> bool:
-    """Then no proxy of the environment is asked: giving a transport says so."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+def _is_direct(url: str) -> bool:
+    """Whether no proxy of the environment is to be asked, which giving a transport says: never over loopback."""
+    parts = urllib.parse.urlsplit(url)
+    host, proxies = parts.hostname or "", urllib.request.getproxies()
+    if host in ("localhost", "::1") or host.startswith("127.") or not {parts.scheme, "all"} & proxies.keys():
+        return True
+    return bool(urllib.request.proxy_bypass(host))
 
 
-def _json(answer: httpx2.Response) -> Any:
+def _object(answer: httpx2.Response) -> dict[str, Any] | None:
+    """The answer, if it is a JSON object: the API answers nothing else."""
     try:
-        return msgspec.json.decode(answer.content)
+        return msgspec.json.decode(answer.content, type=dict[str, Any])
     except msgspec.DecodeError:
-        return {"detail": f"HTTP {answer.status_code}, and not from this API: is the URL right?"}
+        return None
 
 
 def _retry_after(answer: httpx2.Response) -> float | None:

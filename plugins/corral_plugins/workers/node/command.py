@@ -38,7 +38,7 @@ def command(
     url: str, name: str | None, labels: tuple[str, ...], max_agents: int, token_file: Path | None, folder: Path | None,
     allow: tuple[str, ...], drain_seconds: float, until_stdin_closes: bool,
 ) -> None:  # fmt: skip
-    """Do the tasks of a server. SIGTERM gives running tasks back and ends; a second one ends at once.
+    """Do the tasks of a server. SIGTERM, Ctrl-C or SIGHUP gives running tasks back and ends; a second one ends at once.
 
     The registration key is used once; what it brings is kept in a folder of the worker's own. So are the folders in
     which allowed tools work, one a task. shell.run and python.run can do what this user can: give the worker a user or
@@ -50,6 +50,8 @@ def command(
     from corral_plugins.workers.node.node import Options
 
     name = name or socket.gethostname()
+    if any("\ud800" <= character <= "\udfff" for character in "".join((name, *labels))):
+        raise click.UsageError("--name and --label take UTF-8 text")
     options = Options(
         url=_url(url), name=name, labels=_labels(labels), max_agents=max_agents, drain_seconds=drain_seconds,
         key=_key(token_file), allow=allow,
@@ -58,12 +60,12 @@ def command(
 
 
 def _url(text: str) -> str:
-    from urllib.parse import urlsplit
+    import httpx2
 
     if not text.startswith(("http://", "https://")):
         raise click.BadParameter("begins with http:// or https://", param_hint="--url")
-    with contextlib.suppress(ValueError):
-        if urlsplit(text).hostname:
+    with contextlib.suppress(httpx2.InvalidURL):
+        if httpx2.URL(text).host:
             return text.rstrip("/")
     raise click.BadParameter(f"{text} is no address", param_hint="--url")
 
@@ -103,13 +105,14 @@ def _folder(name: str) -> Path:
 
 
 def _run(options: object, folder: object, *, until_stdin_closes: bool) -> None:
-    """Until it is drained. Exit status 1 when the server does not take it, 3 when the folder is in use."""
+    """Until it is drained. Exit status 1: the server does not take it or nothing runs here; 3: the folder is in use."""
     import asyncio
     import logging
 
     from corral_plugins.workers.node.embedded import LINE
     from corral_plugins.workers.node.identity import Folder, InUse, Unusable
     from corral_plugins.workers.node.node import Node, Options, Refused
+    from corral_plugins.workers.node.runner import NoProcess
 
     assert isinstance(options, Options)
     assert isinstance(folder, Folder)
@@ -122,7 +125,7 @@ def _run(options: object, folder: object, *, until_stdin_closes: bool) -> None:
     except InUse as error:
         click.echo(f"corral: {error}", err=True)
         sys.exit(3)
-    except (Refused, Unusable) as error:
+    except (Refused, Unusable, NoProcess) as error:
         click.echo(f"corral: {error}", err=True)
         sys.exit(1)
 
@@ -149,8 +152,9 @@ async def _serve(node: Node, *, until_stdin_closes: bool) -> None:
             end()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            loop.add_signal_handler(number, stop)
     if until_stdin_closes:
         loop.add_reader(0, watch_parent)
     await node.run()

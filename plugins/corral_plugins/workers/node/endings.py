@@ -35,4 +35,4 @@ def heed(answer: Mapping[str, Any]) -> None:
 
 def is_lost(error: ApiError) -> bool:
     """The token dies with its lease, and a deleted task is nobody's."""
-    return error.code in ("lease_lost", "task_terminal") or error.status == 401
+    return error.code in ("lease_lost", "task_terminal") or (error.status == 401 and not error.is_foreign)

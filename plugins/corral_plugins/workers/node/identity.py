@@ -73,15 +73,13 @@ class Folder:
         """Keep it; the file appears whole or not at all."""
         self._write("identity.json", msgspec.json.encode(identity))
 
-    def forget(self) -> None:
-        """The token is dead."""
-        (self.path / "identity.json").unlink(missing_ok=True)
-
     def _write(self, name: str, data: bytes) -> None:
-        temporary = self.path / f".{name}.{secrets.token_hex(4)}"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / name)
+        temporary = self.path / f".{name}.new"  # one that was left half written is written anew
+        try:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path / name)
+        except OSError as error:
+            raise Unusable(f"The folder {self.path} cannot be written (--dir): {error.strerror}.") from None

@@ -12,7 +12,7 @@ from typing import Any
 
 from corral_plugins.workers.node.client import ApiError, Client, Unreachable
 from corral_plugins.workers.node.endings import CANCELLED, LOST, REPORTED
-from corral_plugins.workers.node.runner import Child, Runner
+from corral_plugins.workers.node.runner import Child, NoProcess, Runner
 
 log = logging.getLogger("corral.worker")
 
@@ -40,8 +40,10 @@ class Lease:
 
     def renew(self, sent: float, seconds: float | None = None) -> None:
         """The server renewed it, for `seconds` if it said so, in answer to a request sent at `sent`."""
-        self.seconds = seconds or self.seconds
-        self.deadline = max(self.deadline, sent + self.seconds)
+        if seconds is None:
+            self.deadline = max(self.deadline, sent + self.seconds)
+        else:  # leases may have become shorter
+            self.seconds, self.deadline = seconds, sent + seconds
 
     def hear(self, state: str) -> None:
         """A state of the protocol: ok | lost | cancel_requested | budget_warning."""
@@ -62,7 +64,7 @@ class Lease:
     # -- the life of the lease
 
     async def run(self, runner: Runner) -> None:
-        """From the claim to the report. Raises nothing: what goes wrong ends this lease only."""
+        """From the claim to the report. What goes wrong ends this lease only; but `NoProcess`: nothing runs here."""
         try:
             sent = time.monotonic()
             started = await self._client.start(self.task_id, self.lease_id)
@@ -75,13 +77,9 @@ class Lease:
             return
         try:
             self._child = child = await runner.start(self._claim)
-        except Exception as error:
-            log.exception("no process for task %s", self.task_id)
-            await self._report(self._client.fail(
-                self.task_id, "worker_crash", f"The worker could not start a process: {error}",
-                retryable=True, lease=self.lease_id, tries=REPORT_TRIES,
-            ))  # fmt: skip
-            return
+        except NoProcess as error:
+            await self._release(str(error))
+            raise
         log.info("task %s: attempt %s begins", self.task_id, self._claim.get("attempt"))
         if self._drain_until is not None:
             child.tell("drain")

@@ -34,6 +34,10 @@ from corral_plugins.workers.node.tools.workspace import Workspaces
 MAX_STEPS, MAX_REPAIRS = 25, 2
 MODEL_TRIES = 3
 CUTS = 6
+UNREADABLE = (
+    "This worker cannot read the task's checkpoint, which another one wrote: {}. Let that one do the task, or retry it "
+    "with from_checkpoint false, which begins it anew."
+)
 
 
 class AgentLoop:
@@ -70,6 +74,8 @@ class AgentLoop:
 
     async def _steps(self) -> None:
         state = self._state
+        if state.fault is not None:  # to begin anew could do twice what was done before
+            await self._fail("checkpoint_unreadable", UNREADABLE.format(state.fault), retryable=False)
         max_steps = int((self._agent.get("config") or {}).get("max_steps") or MAX_STEPS)
         while True:
             last = state.messages[-1]

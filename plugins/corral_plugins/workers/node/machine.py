@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -28,8 +29,9 @@ def usage(folder: str) -> dict[str, float]:
     memory = _memory()
     if memory.get("MemTotal") and "MemAvailable" in memory:
         figures["memory_usage_percent"] = 100 * (1 - memory["MemAvailable"] / memory["MemTotal"])
-    disk = shutil.disk_usage(folder)
-    figures["disk_usage_percent"] = 100 * disk.used / disk.total
+    with contextlib.suppress(OSError, ZeroDivisionError):
+        disk = shutil.disk_usage(folder)
+        figures["disk_usage_percent"] = 100 * disk.used / disk.total
     return {name: round(min(100.0, max(0.0, value)), 1) for name, value in figures.items()}
 
 

@@ -17,14 +17,15 @@ from corral_plugins.workers.node.client import ApiError, Client, Unreachable, pa
 from corral_plugins.workers.node.identity import Folder, Identity
 from corral_plugins.workers.node.lease import Lease
 from corral_plugins.workers.node.process import Site
-from corral_plugins.workers.node.runner import Runner
+from corral_plugins.workers.node.runner import NoProcess, Runner
 from corral_plugins.workers.node.tools.table import offers
 
 log = logging.getLogger("corral.worker")
 
 CLAIM_WAIT_SECONDS, SIGNAL_WAIT_SECONDS = 25, 50
 NOT_APPROVED_SECONDS = 5.0
-IDLE_REASONS = {"at_capacity": 1.0, "draining": 15.0, "budget_exhausted": 10.0, "kill_switch": 10.0}
+IDLE_REASONS = {"none": 0.05, "at_capacity": 1.0, "draining": 15.0, "budget_exhausted": 10.0, "kill_switch": 10.0}
+UNKNOWN_REASON_SECONDS = 5.0
 
 
 class Refused(Exception):
@@ -50,7 +51,9 @@ class Node:
 
     def __init__(self, options: Options, folder: Folder) -> None:
         self._options, self._folder = options, folder
-        self._runner = Runner(Site(url=options.url, allowed=options.allow, workspaces=str(folder.path / "workspaces")))
+        site = Site(url=options.url, allowed=options.allow, workspaces=str(folder.path / "workspaces"))
+        self._runner = Runner(site, folder.path)
+        self._broken: NoProcess | None = None
         self._offer = {"tools": offers(options.allow)}
         self._identity: Identity
         self._client: Client
@@ -64,7 +67,7 @@ class Node:
     # -- life
 
     async def run(self) -> None:
-        """Work until `drain`. Raises `Refused`."""
+        """Work until `drain`. Raises `Refused`, and `NoProcess` when it has given back what it had."""
         warming = asyncio.create_task(self._runner.warm())
         draining = asyncio.create_task(self._draining.wait())
         working = asyncio.create_task(self._work(warming))
@@ -78,6 +81,8 @@ class Node:
             await asyncio.gather(warming, draining, working, return_exceptions=True)
             if hasattr(self, "_client"):
                 await self._client.close()
+        if self._broken is not None:
+            raise self._broken
 
     def drain(self) -> None:
         """Claim nothing more, give running work back, end."""
@@ -138,7 +143,7 @@ class Node:
                 try:
                     return self._answered(await client.register(facts))
                 except (Unreachable, ApiError) as error:
-                    if isinstance(error, ApiError) and not error.passing:
+                    if isinstance(error, ApiError) and (not error.passing or (error.is_foreign and error.status < 500)):
                         raise Refused(f"The server does not register this worker: {error.detail}") from None
                     tries += 1
                     if tries == 1:
@@ -148,6 +153,8 @@ class Node:
             await client.close()
 
     def _answered(self, answer: Mapping[str, Any]) -> Identity:
+        if "token" not in answer:
+            raise ApiError(200, {})
         identity = Identity(
             url=self._options.url,
             worker_id=answer["id"],
@@ -170,7 +177,6 @@ class Node:
         async with self._registering:
             if self._identity is refused:
                 log.warning("the server does not know this worker's token any more; registering again")
-                self._folder.forget()
                 await self._become(await self._register())
 
     # -- claims
@@ -203,7 +209,7 @@ class Node:
             for claim in answer.get("tasks") or ():
                 self._take(claim)
             if not answer.get("tasks"):
-                await asyncio.sleep(IDLE_REASONS.get(str(answer.get("reason")), 0.05))
+                await asyncio.sleep(IDLE_REASONS.get(str(answer.get("reason")), UNKNOWN_REASON_SECONDS))
 
     def _take(self, claim: Mapping[str, Any]) -> None:
         lease = Lease(self._client, claim, sent=time.monotonic(), seconds=self._identity.lease_seconds)
@@ -215,6 +221,9 @@ class Node:
             self._running.discard(task)
             self._leases.pop(lease.lease_id, None)
             self._room.set()
+            if not task.cancelled() and isinstance(error := task.exception(), NoProcess):
+                self._broken = error
+                self.drain()
 
         task.add_done_callback(ended)
 
@@ -226,7 +235,7 @@ class Node:
 
     async def _stumble(self, error: ApiError | Unreachable, identity: Identity, tries: int) -> None:
         """A call failed: wait, and register again where the token is dead or the worker deleted."""
-        if isinstance(error, ApiError) and (error.status == 401 or (error.status == 404 and error.code == "not_found")):
+        if isinstance(error, ApiError) and not error.is_foreign and (error.status == 401 or error.code == "not_found"):
             await self._again(identity)
         elif tries == 10 or (tries == 1 and getattr(error, "code", "") != "shutting_down"):
             log.warning("%s", error)

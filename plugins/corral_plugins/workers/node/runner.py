@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import multiprocessing.util
 import os
+import shutil
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from corral_plugins.workers.node import process as body
 
 PRELOAD = ["corral_plugins.workers.node.process", "corral_plugins.workers.node.preload", "jsonschema"]
 TERM_SECONDS = 3.0
+SOCKET_FOLDER = "pymp-"  # as multiprocessing names it
 LONGEST_FOLDER, SHORT_FOLDER = 60, "/tmp"  # noqa: S108  (a folder of our own is made in it)
 
 
@@ -70,11 +74,28 @@ class Child:
         self.exited.set()
 
 
-def _shorten_sockets() -> None:
-    """The fork server's socket lies in a temporary folder: one whose path would be too long for it is not used."""
-    if len(tempfile.gettempdir()) <= LONGEST_FOLDER:
-        return
-    usual, tempfile.tempdir = tempfile.tempdir, SHORT_FOLDER
+class NoProcess(Exception):
+    """No process could be started: more tasks would fare no better."""
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError) as error:
+        raise NoProcess(f"This worker could not start a process: {error}") from error
+
+
+def _place_socket(folder: Path) -> None:
+    """Put the fork server's socket into `folder`, or where the path would be too long into one for temporary files.
+
+    What a worker that was killed left there goes.
+    """
+    for left in folder.glob(f"{SOCKET_FOLDER}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    usual = tempfile.tempdir
+    places = [str(folder), tempfile.gettempdir()]
+    tempfile.tempdir = next((place for place in places if len(place) <= LONGEST_FOLDER), SHORT_FOLDER)
     try:
         multiprocessing.util.get_temp_dir()  # made once a process, and kept
     finally:
@@ -82,29 +103,34 @@ def _shorten_sockets() -> None:
 
 
 class Runner:
-    """Starts processes for claims."""
+    """Starts processes for claims. `folder` is the worker's own, and nobody else's while it runs."""
 
-    def __init__(self, site: body.Site) -> None:
+    def __init__(self, site: body.Site, folder: Path) -> None:
         self._site = site
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
-        _shorten_sockets()
+        _place_socket(folder)
         self._children: set[Child] = set()
         self._starting = asyncio.Lock()
 
     async def warm(self) -> None:
-        """Start the fork server before the first task needs it; returns when it has loaded all that tasks need."""
+        """Start the fork server before the first task needs it; returns when it has loaded all that tasks need.
+
+        Raises `NoProcess`.
+        """
         async with self._starting:
-            first = self._context.Process(target=body.loaded, daemon=True)
-            await asyncio.to_thread(first.start)
+            with _told():
+                first = self._context.Process(target=body.loaded, daemon=True)
+                await asyncio.to_thread(first.start)
             await asyncio.to_thread(first.join)
 
     async def start(self, claim: Mapping[str, Any]) -> Child:
-        """A process that works on the claim."""
+        """A process that works on the claim; or `NoProcess`."""
         async with self._starting:
-            inbox, outbox = self._context.Pipe(duplex=False)
-            process = self._context.Process(target=body.main, args=(self._site, claim, inbox), daemon=True)
-            await asyncio.to_thread(process.start)
+            with _told():
+                inbox, outbox = self._context.Pipe(duplex=False)
+                process = self._context.Process(target=body.main, args=(self._site, claim, inbox), daemon=True)
+                await asyncio.to_thread(process.start)
             inbox.close()
         child = Child(process, outbox)
         self._children = {known for known in self._children if known.status is None} | {child}

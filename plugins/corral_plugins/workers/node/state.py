@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from corral_plugins.workers.node import messages as talk
 
@@ -22,18 +24,57 @@ class Wishes:
         return wish in self._asked
 
 
+class Function(msgspec.Struct):
+    """What a call names."""
+
+    name: str
+    arguments: str
+
+
+class Call(msgspec.Struct):
+    """A tool call of the model."""
+
+    id: str
+    function: Function
+
+
+class Said(msgspec.Struct):
+    """A message, as far as the loop reads it."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None
+    tool_calls: list[Call] = []
+    tool_call_id: str = ""
+
+
+class Kept(msgspec.Struct):
+    """A checkpoint of this loop; members that it does not know are another release's."""
+
+    step: int = 0
+    repairs: int = 0
+    warned: bool = False
+    running: str | None = None
+    messages: list[Said] = []
+    permits: dict[str, dict[str, Any]] = {}
+
+
 class State:
     """What a checkpoint holds: the conversation, the last model step, repairs made, whether the budget was told, and
     `running`: the call of a tool on this machine that had begun. `permits` by call: what a person has approved.
+
+    `fault`: why the checkpoint cannot be read; then there is nothing to go on from.
     """
 
     def __init__(self, claim: Mapping[str, Any]) -> None:
         resume = claim.get("resume") or {}
         kept = resume.get("checkpoint") or {}
         kept = kept.get("state", kept)
-        self.step = int(kept.get("step", 0))
-        self.repairs = int(kept.get("repairs", 0))
-        self.warned = bool(kept.get("warned", False))
+        self.fault = _fault(kept)
+        if self.fault is not None:
+            kept = {}
+        self.step: int = kept.get("step", 0)
+        self.repairs: int = kept.get("repairs", 0)
+        self.warned: bool = kept.get("warned", False)
         self.running: str | None = kept.get("running")
         self.messages: list[talk.Message] = list(kept.get("messages") or talk.first(claim))
         self.permits: dict[str, Mapping[str, Any]] = dict(kept.get("permits") or {})
@@ -57,3 +98,11 @@ class State:
             "running": self.running,
             "permits": self.permits,
         }
+
+
+def _fault(kept: Any) -> str | None:
+    try:
+        msgspec.convert(kept, Kept)
+    except msgspec.ValidationError as error:
+        return str(error)
+    return None

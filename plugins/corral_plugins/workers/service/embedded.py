@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 from corral.database.engine import Work
 from corral.database.leases import acquire, holder_of, release
 from corral.database.unit import Entry
+from corral.errors import Unavailable
 from corral.ids import new_id
 
 LEASE, LEASE_SECONDS, RENEW_SECONDS = "workers.embedded", 15.0, 5.0
@@ -34,12 +36,13 @@ class EmbeddedLease:
         self._holder = f"{socket.gethostname()[:30]}|{os.getpid()}|{new_id()}"
         self._running: asyncio.Task[None] | None = None
         self._closed = False
+        self._until = 0.0  # on the monotonic clock: no other process has the lease before
 
     async def run(self) -> None:
         """For ever; supervised by the kernel."""
         try:
             while True:
-                held = not self._closed and await self._hold()
+                held = not self._closed and await self._holds()
                 if held and self._running is None:
                     self._running = asyncio.get_running_loop().create_task(self._start().run())
                 elif not held or (self._running is not None and self._running.done()):
@@ -54,8 +57,17 @@ class EmbeddedLease:
         await self._end()
         await self._work(lambda: release(LEASE, self._holder), entry=ENTRY)
 
-    def _hold(self) -> Awaitable[bool]:
-        return self._work(self._acquire, entry=ENTRY)
+    async def _holds(self) -> bool:
+        """Whether this process has the lease. A database that is away for a moment takes it from nobody."""
+        asked = time.monotonic()
+        try:
+            held = await self._work(self._acquire, entry=ENTRY)
+        except Unavailable:
+            if self._running is None or asked >= self._until:
+                raise
+            return True
+        self._until = asked + LEASE_SECONDS
+        return held
 
     def _acquire(self) -> bool:
         """Take or renew the lease; one whose holder was killed on this machine is free at once."""

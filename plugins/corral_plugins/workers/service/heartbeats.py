@@ -104,7 +104,7 @@ class Heartbeats:
 
     def _next(self, row: Worker) -> int:
         """Shorter while a stop could not reach it otherwise."""
-        usual = self._settings.get(declared.HEARTBEAT_SECONDS)
+        usual = declared.heartbeat(self._settings)
         if row.active_leases and not self._presence.is_listening(row.id):
             return min(usual, WATCHFUL_SECONDS)
         return usual

@@ -123,7 +123,7 @@ class Registrations:
     def _shown(self, row: Worker, token: str) -> RegisteredWorker:
         return rows.view(
             row, RegisteredWorker, token=token,
-            heartbeat_seconds=self._settings.get(declared.HEARTBEAT_SECONDS),
+            heartbeat_seconds=declared.heartbeat(self._settings),
             lease_seconds=self._settings.get(declared.LEASE_SECONDS),
             ack_seconds=self._settings.get(declared.ACK_SECONDS),
         )  # fmt: skip

@@ -78,6 +78,33 @@ async def test_it_goes_on_from_the_checkpoint_and_repeats_no_step() -> None:
     assert [asked["key"] for asked in wrapped.of("chat")] == ["t1:3"]
 
 
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"messages": "hello"},
+        {"messages": [{"text": "hello"}]},
+        {"messages": [{"role": "assistant", "content": [{"type": "text", "text": "hello"}]}]},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": {}}]}]},
+        {"step": "three"},
+        {"state": [1]},
+    ],
+)
+async def test_a_checkpoint_that_cannot_be_read_says_so_once(kept: Any) -> None:
+    server = Server("end")
+    assert await run(server, resume={"checkpoint": kept}) == REPORTED
+    ((name, failure),) = server.calls
+    assert (name, failure["type"], failure["retryable"]) == ("fail", "checkpoint_unreadable", False)
+    assert "from_checkpoint" in failure["message"]
+
+
+async def test_members_of_another_release_are_left_alone() -> None:
+    server = Server("end")
+    kept = {"step": 4, "messages": [{"role": "user", "content": "x", "name": "n"}], "mood": "good"}
+    assert await run(server, resume={"checkpoint": kept}) == REPORTED
+    assert [asked["key"] for asked in server.of("chat")] == ["t1:5"]
+    assert server.of("complete") == [{"text": "end"}]
+
+
 async def test_an_answer_that_was_kept_but_not_reported_is_reported() -> None:
     first = Server("the answer")
     await run(first)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +27,10 @@ SAID = (
 
 
 class FakeServer:
-    """One task for the first claim. `silent`: answers nothing any more. `state`: of the lease, in heartbeats."""
+    """One task for the first claim. `silent`: answers nothing any more. `state`: of the lease, in heartbeats.
+
+    `stranger`: status and body of what somebody else answers in its place.
+    """
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -34,6 +39,7 @@ class FakeServer:
         self.state, self.chat_seconds, self.claims = "ok", 60.0, 0
         self.next_heartbeat = 1
         self.registered = 0
+        self.stranger: tuple[int, bytes] | None = None
         self.status, self.commands = "online", list[str]()
         fake = self
 
@@ -79,6 +85,8 @@ class FakeServer:
     def answer(self, path: str, body: Any, token: str) -> tuple[int, Any]:
         name = path.partition("?")[0].rsplit("/", 1)[-1]
         self.calls.append((name, body))
+        if self.stranger is not None:
+            return self.stranger
         if name == "register":
             self.registered += 1
             self.refuses_token = False
@@ -127,7 +135,7 @@ def start(fake: FakeServer, tmp_path: Path, run_corral: Callable[..., Any]) -> C
     return begin
 
 
-def until(condition: Callable[[], Any], seconds: float = 15) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     stop = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < stop
@@ -187,6 +195,63 @@ def test_leases_that_are_shorter_than_heartbeats_are_kept(fake: FakeServer, star
     assert child.is_running()
 
 
+STRANGERS = [(200, b"<html>"), (401, b"<html>"), (404, b"no such host"), (502, b"[1]")]
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_what_a_proxy_says_while_the_server_is_away_ends_nothing(
+    fake: FakeServer, start: Callable[..., Any], stranger: tuple[int, bytes]
+) -> None:
+    fake.chat_seconds = 0.5
+    worker = start()
+    until(lambda: fake.of("completions"))
+    fake.stranger = stranger
+    until(lambda: fake.of("checkpoint"))
+    count = len(fake.calls)
+    time.sleep(1)
+    assert len(fake.calls) - count < 20  # with pauses
+    fake.stranger = None
+    assert until(lambda: fake.of("complete")) == [{"result": {"text": "hello"}}]
+    assert worker.popen.poll() is None
+    assert fake.registered == 1
+    assert fake.of("fail") == []
+
+
+@pytest.mark.parametrize("stranger", [(200, b"[]"), (200, b"{}"), (302, b"")])
+def test_a_wrong_address_is_told(fake: FakeServer, start: Callable[..., Any], stranger: tuple[int, bytes]) -> None:
+    fake.stranger = stranger
+    worker = start()
+    assert worker.popen.wait(30) == 1
+    assert "is the URL right?" in worker.output
+    assert "Traceback" not in worker.output
+
+
+def test_a_folder_that_was_removed_ends_no_work(fake: FakeServer, start: Callable[..., Any], tmp_path: Path) -> None:
+    fake.chat_seconds = 3
+    worker = start()
+    until(lambda: fake.of("completions"))
+    shutil.rmtree(tmp_path / "identity")
+    assert until(lambda: fake.of("complete")) == [{"result": {"text": "hello"}}]
+    assert worker.popen.poll() is None
+
+
+def test_a_worker_that_can_start_no_process_gives_the_task_back_and_ends(
+    fake: FakeServer, start: Callable[..., Any]
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="w-", dir="/tmp") as short:  # sockets need a short path
+        fake.claims = 1  # so the next brings nothing
+        worker = start("--dir", short)
+        until(lambda: fake.of("claim"), 30)
+        (socket,) = Path(short).glob("pymp-*/*")
+        socket.unlink()
+        fake.claims = 0
+        assert worker.popen.wait(30) == 1
+        assert len(fake.of("release")) == 1
+        assert fake.of("fail") == []
+        assert "could not start a process" in worker.output
+        assert "Traceback" not in worker.output
+
+
 def test_lost_means_stop_at_once(fake: FakeServer, start: Callable[..., Any], gone: Callable[..., bool]) -> None:
     worker = start()
     until(lambda: fake.of("completions"))
@@ -217,11 +282,15 @@ def test_a_crash_is_reported(fake: FakeServer, start: Callable[..., Any]) -> Non
     assert "SIGKILL" in failure["error"]["message"]
 
 
-def test_draining_waits_for_the_model_call_and_no_longer(fake: FakeServer, start: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_draining_waits_for_the_model_call_and_no_longer(
+    fake: FakeServer, start: Callable[..., Any], number: signal.Signals
+) -> None:
     worker = start("--drain-seconds", "1")
     until(lambda: fake.of("completions"))
     began = time.monotonic()
-    assert worker.stop() == 0
+    worker.signal(number)
+    assert worker.popen.wait(20) == 0
     assert time.monotonic() - began < 6
     assert len(fake.of("release")) == 1
 

@@ -72,14 +72,19 @@ def test_a_worker_without_a_key_says_what_to_do(make_site: Callable[..., Site]) 
 def test_what_is_wrong_with_the_call_of_a_worker_is_one_line(run_corral: Callable[..., Any], tmp_path: Path) -> None:
     for name, data in (("image", b"\x89PNG\xff"), ("word", "schl\u00fcssel".encode()), ("key", b"crg_x")):
         (tmp_path / name).write_bytes(data)
+    files = ("image", "word", "key", "taken")
+    (tmp_path / "taken" / ".fingerprint.new").mkdir(parents=True)
     cases = [
         (("--token-file", "image"), 2, "image: this is no registration key"),
         (("--token-file", "word"), 2, "word: this is no registration key"),
         (("--token-file", "key", "--dir", "key/of"), 1, "cannot be used (--dir)"),
         (("--token-file", "key", "--url", "http://[::1"), 2, "http://[::1 is no address"),
+        (("--token-file", "key", "--url", "http://127.0.0.1:x"), 2, "http://127.0.0.1:x is no address"),
+        (("--token-file", "key", "--label", "a=\udcff"), 2, "take UTF-8 text"),
+        (("--token-file", "key", "--dir", "taken"), 1, "cannot be written (--dir)"),
     ]  # fmt: skip
     for arguments, status, words in cases:
-        told = [str(tmp_path / each) if each.startswith(("image", "word", "key")) else each for each in arguments]
+        told = [str(tmp_path / each) if each.startswith(files) else each for each in arguments]
         process = run_corral("worker", "--name", "w", "--url", "http://127.0.0.1:9", *told)
         assert process.popen.wait(20) == status, process.output
         assert words in process.output

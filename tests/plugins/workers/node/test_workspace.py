@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +48,26 @@ def test_what_is_not_text_is_read_all_the_same(space: Workspace) -> None:
     (space.path / "raw").write_bytes(b"a\xff\xfeb")
     assert space.read("raw")["content"] == "a\ufffd\ufffdb"
     assert space.read("raw", 100) == {"content": "", "size_bytes": 4, "next_offset": None}
+
+
+def test_what_a_full_disk_did_not_take_leaves_nothing(space: Workspace) -> None:
+    space.write("a.txt", "before")
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, usual[1]))
+    try:
+        with pytest.raises(ToolFailed):
+            space.write("a.txt", "x" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert space.read("a.txt")["content"] == "before"
+    assert [entry["name"] for entry in space.list()["entries"]] == ["a.txt"]
+
+
+def test_names_that_are_not_utf8_are_listed(space: Workspace) -> None:
+    Path(os.fsdecode(bytes(space.path) + b"/a\xffb")).touch()
+    told = space.list()
+    assert [entry["name"] for entry in told["entries"]] == ["a\ufffdb"]
+    assert msgspec.json.encode(told)
 
 
 @pytest.mark.parametrize(

@@ -88,11 +88,12 @@ class Workspace:
         with self._opened(folder, path, make=True) as above, _told(path):
             temporary = f".{secrets.token_hex(8)}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            with open(os.open(temporary, flags, 0o600, dir_fd=above), "wb") as file:
-                file.write(data)
+            descriptor = os.open(temporary, flags, 0o600, dir_fd=above)
             try:
+                with open(descriptor, "wb") as file:
+                    file.write(data)
                 os.replace(temporary, name, src_dir_fd=above, dst_dir_fd=above)
-            except OSError:
+            except OSError:  # the disk is full, or a folder has the name
                 os.unlink(temporary, dir_fd=above)
                 raise
         return {"size_bytes": len(data)}
@@ -141,7 +142,8 @@ def _entry(entry: os.DirEntry[str]) -> dict[str, Any]:
     facts = entry.stat(follow_symlinks=False)
     kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
     kind = kinds.get(stat.S_IFMT(facts.st_mode), "other")
-    return {"name": entry.name, "type": kind, "size_bytes": facts.st_size if kind == "file" else None}
+    name = os.fsencode(entry.name).decode(errors="replace")  # which need not be UTF-8
+    return {"name": name, "type": kind, "size_bytes": facts.st_size if kind == "file" else None}
 
 
 @contextlib.contextmanager
