@@ -223,3 +223,16 @@ async def test_members_see_and_change_nothing(kit: Kit) -> None:
         ("GET", "/security/sessions", None), ("POST", f"/security/users/{member.user['id']}/revoke-sessions", {}),
     ):  # fmt: skip
         assert (await member.request(method, path, body)).code == "forbidden", path
+
+
+async def test_the_audit_log_tells_when_a_rule_begins_to_end(kit: Kit) -> None:
+    admin = await kit.as_user("admin")
+    for end in ({}, {"expires_at": "2999-01-01T00:00:00Z"}):
+        rule = {"action": "block", "cidr": f"{AWAY}/32", **end}
+        assert (await admin.put("/security/ip-rules", {"mode": "off", "rules": [rule]})).status == 200
+    rows = (await admin.get("/admin/audit?action=security.ip_rules.change")).json()["items"]
+    block = f"block {AWAY}/32"
+    assert [row["changes"] for row in rows] == [
+        [{"field": "rules", "from": [block], "to": [f"{block} until 2999-01-01T00:00:00.000Z"]}],
+        [{"field": "rules", "from": [], "to": [block]}],
+    ]

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from corral.http.routes import Rate
 from corral.plugin import Quota
 
-MOST = 100_000
 ROUNDING = 1e-6
 
 

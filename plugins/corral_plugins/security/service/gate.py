@@ -79,7 +79,7 @@ class IpGate:
         if now - self._told.get(client_ip, 0.0) >= AUDIT_EVERY and len(self._told) < VERDICTS:
             self._told[client_ip] = now
             self._untold[client_ip] = None
-        raise Forbidden("Your address may not use this installation.", code="ip_blocked")
+        raise Forbidden(f"Your address, {client_ip}, may not use this installation.", code="ip_blocked")
 
 
 class GateKeeper:
