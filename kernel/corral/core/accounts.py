@@ -255,10 +255,11 @@ class AccountsService:
         ).where(UserRow.id == row.id).execute()  # fmt: skip
         self.end_sessions(row.id, "user_deactivated")
         self._sessions.forget_addresses(row.id)
-        self._links.drop(row.id)
+        for subject_id in (row.id, *InvitationsService.forget(row.id, row.email_key)):
+            self._links.drop(subject_id)
+        self._mail.forget(row.email_key)
         self._life.forget(row.id)
         forget_second_factor(row.id)
-        InvitationsService.forget(row.id, row.email_key)
         emit(UserPurged(user_id=row.id), object=("user", row.id), owner=row.id)
         self._record("auth.user.purge", row.id, {})
 
