@@ -58,9 +58,9 @@ class Hosts:
     """Which `Host` headers are of this installation: IP literals, loopback, the machine, public URL, the allowed."""
 
     def __init__(self, public_url: str | None, allowed: Iterable[str]) -> None:
-        self._names = {name.lower() for name in allowed} | LOOPBACK | {socket.gethostname().lower()}
-        if public_url:
-            self._names.add((urlsplit(public_url).hostname or "").lower())
+        urls = [public_url or "", *(f"//{name}" for name in allowed)]  # a port says nothing here
+        self._names = {(urlsplit(url).hostname or "").rstrip(".") for url in urls} | LOOPBACK
+        self._names = self._names - {""} | {socket.gethostname().lower()}
         self._seen: dict[bytes, bool] = {}
 
     def __call__(self, header: bytes | None) -> bool:
