@@ -103,6 +103,14 @@ def test_memory_holds_two_windows_and_no_more() -> None:
     assert buckets.size <= 2
 
 
+def test_many_addresses_in_one_window_do_not_fill_the_memory() -> None:
+    buckets = Buckets(Rate("x", 5, 3600), now=Clock())
+    for number in range(350_000):
+        buckets.take(str(number))
+    assert buckets.size <= 200_000
+    assert passed(buckets, "349999", 10) == 4  # those of late are known still
+
+
 def test_a_share_is_a_fraction_but_one_at_least() -> None:
     at = Clock()
     for count, share, expected in ((10, 2, 5), (5, 8, 1), (1200, 4, 300)):
