@@ -88,6 +88,16 @@ def test_mapped_networks_are_folded_and_host_bits_refused() -> None:
             parse_network(wrong)
 
 
+def test_health_answers_everybody_and_nothing_else_does() -> None:
+    gate = IpGate()
+    gate.rule(InForce(1, Ruleset("allowlist", []), 0, None))
+    for path in ("/health", "/health/", "/health/ready", "/api/v1/health", "/api/v1/health/ready"):
+        gate.check(AWAY, "GET", path)
+    for path in ("/", "/healthy", "/api/v1/health-records", "/api/v1/healthcare/1", "/api/v1/tasks"):
+        with pytest.raises(Forbidden):
+            gate.check(AWAY, "GET", path)
+
+
 def test_a_judgement_costs_little_with_500_rules() -> None:
     """Microseconds, each address a new one; of addresses seen before it is a look-up."""
     lines = [Rule(str(n), f"10.{n % 250}.{n // 250 * 16}.0/{20 + n % 10}", "block") for n in range(500)]
