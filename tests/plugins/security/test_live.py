@@ -11,9 +11,10 @@ from tests.plugins.realtime.conftest import ear, serving
 from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, TRUSTING, From, make_key
 
 from corral import clock
+from corral.plugin import RateLimits
 from corral.testing.kit import PASSWORD, Kit
 
-FORBIDDEN, UNAUTHENTICATED = 4403, 4401
+FORBIDDEN, UNAUTHENTICATED, INVALID = 4403, 4401, 4400
 
 
 @pytest.fixture
@@ -100,6 +101,24 @@ async def test_handshakes_without_a_credential_are_limited_like_requests(make_ki
         with pytest.raises(Exception, match="429"):
             async with ear(port, None, "?", **at(AWAY)):
                 raise AssertionError("it was let in")
+
+
+async def test_what_opens_no_socket_counts_for_the_address(make_kit: Callable[..., Any]) -> None:
+    kit: Kit = await make_kit(plugins=PLUGINS, config={**TRUSTING, "rate_limits": True})
+    _, shown = await make_key(await kit.as_user("member"), allowed_cidrs=[HOME])
+    _, deaf = await make_key(await kit.as_user("member"), scopes=["tasks.*"])
+    limits: Any = kit.kernel.container.get(RateLimits)
+    limits._anonymous._now = lambda: 1000.0  # no time passes, so nothing is given back
+    queries = {
+        "?token=nobody": UNAUTHENTICATED, f"?token={shown['key']}": FORBIDDEN, f"?token={deaf['key']}": FORBIDDEN,
+        f"?token={shown['key']}&ticket=x": INVALID,
+    }  # fmt: skip
+    async with serving(kit) as port:
+        for query, code in queries.items():
+            async with ear(port, None, query, **at(AWAY)) as socket:
+                assert await socket.closed() == code
+    answer = await From(kit.client, AWAY).get("/auth/config")
+    assert answer.headers["ratelimit-remaining"] == str(120 - len(queries) - 1)
 
 
 async def test_a_session_refreshes_thirty_times_a_minute(make_kit: Callable[..., Any]) -> None:
