@@ -83,7 +83,7 @@ def test_mapped_networks_are_folded_and_host_bits_refused() -> None:
     assert parse_network("::ffff:192.0.2.0/120") == "192.0.2.0/24"
     assert parse_network("192.0.2.1") == "192.0.2.1/32"
     assert parse_network("2001:DB8:0::/48") == "2001:db8::/48"
-    for wrong in ("192.0.2.1/24", "2001:db8::1/32", "300.0.0.0/8", "nonsense", "::ffff:192.0.2.1/120"):
+    for wrong in ("192.0.2.1/24", "2001:db8::1/32", "300.0.0.0/8", "none", "::ffff:192.0.2.1/120", "fe80::%eth0/64"):
         with pytest.raises(ValueError, match=r"\w"):
             parse_network(wrong)
 
