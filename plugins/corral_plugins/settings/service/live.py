@@ -81,7 +81,9 @@ class LiveSettings:
         mine = OutdatedRow.process == self._process
         OutdatedRow.delete().where(mine | (OutdatedRow.seen_at < clock.now(-FORGET_AFTER))).execute()
         if names:
-            OutdatedRow.insert(process=self._process, names=names, seen_at=clock.now()).execute()
+            row = {"names": names, "seen_at": clock.now()}
+            insert = OutdatedRow.insert(process=self._process, **row)
+            insert.on_conflict(conflict_target=[OutdatedRow.process], update=row).execute()  # two may tell at once
 
 
 def outdated() -> frozenset[str]:
