@@ -22,7 +22,7 @@ Text = Annotated[str, Meta(pattern=r"\S", description="text")]
 _PORT = r"(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])"
 Bind = Annotated[str, Meta(pattern=rf"^(\[[0-9a-f:.]+\]|[^\s:/@\[\]]+):{_PORT}$", description="host:port")]
 Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}$", description="a list of plugin names")]
-Host = Annotated[str, Meta(pattern=r"^[\w*\[][\w.:\]-]*$", description="a list of host names")]
+Host = Annotated[str, Meta(pattern=r"^\w[\w.-]*(:\d+)?$", description="a list of host names")]
 Network = Annotated[str, Meta(description="a list of addresses and networks")]
 Exempt = Annotated[
     str, Meta(pattern=r"^[\w.:\[\]*-]+(/\d+(:\d+)?)?$", description="a list of host[:port], cidr[:port]")

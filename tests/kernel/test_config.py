@@ -173,7 +173,8 @@ def test_types_in_the_file_are_strict() -> None:
     assert "must be int" in faults("[server]\nprocesses = true")[0].replace("`", "")
     assert "must be" in faults("[server]\nprocesses = 1.5")[0]
     assert "must be" in faults("[plugins]\nstrict = 1")[0]
-    assert "must be a list of host names" in faults("[server]\nallowed_hosts = [1]")[0]
+    for wrong in ("1", '"*"', '"*.example.org"', '"https://example.org"'):  # of which none would let anybody in
+        assert "must be a list of host names" in faults(f"[server]\nallowed_hosts = [{wrong}]")[0]
     assert "must be" in faults("[server]\ncertfile = 3")[0]
     assert from_file('[server]\nprocesses = "3"').server.processes == 3
     assert from_file('[server]\nallowed_hosts = ["a", "b"]').server.allowed_hosts == ("a", "b")

@@ -14,7 +14,7 @@ from corral.auth.principal import Principal
 from corral.clock import time_s
 from corral.database.engine import Database
 from corral.database.unit import Entry
-from corral.errors import Forbidden, Unauthorized, Unavailable
+from corral.errors import Forbidden, Malformed, Unauthorized, Unavailable
 from corral.plugin import Gate, LeaseCallers, Meter
 
 AT_ONCE_SECONDS = 0.3
@@ -32,9 +32,7 @@ class Callers:
 
     def arrive(self, call: Call, endpoint: Any) -> None:
         """Count a request of which nobody is known yet: 429."""
-        anonymous = endpoint is None or endpoint.public or not (
-            b"authorization" in call.headers or b"x-api-key" in call.headers
-        )  # fmt: skip
+        anonymous = endpoint is None or endpoint.public or not _gives_credential(call)
         if not anonymous and not endpoint.client_rate:
             return
         route = None if endpoint is None else endpoint.route
@@ -43,7 +41,12 @@ class Callers:
 
     async def admit(self, call: Call, endpoint: Endpoint) -> Principal:
         """The caller, who may ask for this: 401, 429, 403. Of a call that is under way, without counting it again."""
-        caller = await self._known(call, endpoint)
+        try:
+            caller = await self._known(call, endpoint)
+        except (Malformed, Unauthorized, Forbidden):  # what is no credential here counts as if nothing had been sent
+            for meter in self.meters if _gives_credential(call) else ():
+                call.count(meter.arrive(call.client_ip, None, anonymous=True))
+            raise
         for meter in self.meters if call.caller is None else ():
             call.count(meter.enter(caller, endpoint.route, call.client_ip))
             call.inside += ((meter, caller),)
@@ -83,7 +86,7 @@ class Callers:
         return principal
 
     async def _authenticate(self, call: Call, credential: str, known: Principal | None) -> Principal:
-        """A credential that is none counts as if nothing had been sent. `known` is the answer if none comes at once."""
+        """Whose the credential is. `known` is the answer if none comes at once."""
         try:
             async with asyncio.timeout(None if known is None else AT_ONCE_SECONDS):
                 entry = Entry("authentication" if call.caller is None else STILL_THERE)
@@ -92,10 +95,6 @@ class Callers:
             if known is None:
                 raise
             return known
-        except Unauthorized:
-            for meter in self.meters:
-                call.count(meter.arrive(call.client_ip, None, anonymous=True))
-            raise
 
     async def _under_lease(self, call: Call, worker: Principal) -> Principal:
         """A worker that names a lease acts as its agent, for its task."""
@@ -103,3 +102,7 @@ class Callers:
         if lease is None or leases is None:
             return worker
         return await self._database.read(lambda: leases.caller(worker, lease.lower()), Entry("lease"))
+
+
+def _gives_credential(call: Call) -> bool:
+    return b"authorization" in call.headers or b"x-api-key" in call.headers

@@ -102,8 +102,7 @@ class RequestPath:
 
     def _route(self, call: Call) -> Any:
         """Host, gates, path and method: 400, 403, 404, 405; `OPTIONS` is answered here."""
-        peer = call.scope.get("client") or ("",)
-        call.client_ip = self.client(peer[0], call.header(b"x-forwarded-for"))
+        call.client_ip = self.client(call.scope)
         if len(call.query) + len(call.path) > MAX_URL:
             raise Problem("The URL is longer than 8 KiB.", code="uri_too_long")
         if sum(map(len, itertools.chain.from_iterable(call.scope["headers"]))) > MAX_HEADERS:

@@ -101,8 +101,7 @@ def connection_class(path: RequestPath, served: Mapping[str, Served], sender: Se
         async def __call__(self, receive: Any, send: Any) -> None:
             await receive()  # websocket.connect
             call = Call({**self.scope, "method": "GET"}, receive, 0.0)
-            peer = call.scope.get("client") or ("",)
-            call.client_ip = path.client(peer[0], call.header(b"x-forwarded-for"))
+            call.client_ip = path.client(call.scope)
             connection = Connection(call, send, sender, path.callers.meters)
             try:
                 found = _admit(path, served, connection, call)

@@ -66,7 +66,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     agent_id: str | None = None
     task_id: str | None = None  # attempt tokens: the task of the lease
     lease_id: str | None = None  # attempt tokens: the lease
-    token_id: str | None = None  # standing tokens: the row
+    token_id: str | None = None  # standing tokens: the row; API keys: the digest of the text that was sent
     registration_key_id: str | None = None
 
     def may(self, permission: str) -> bool:

@@ -1,4 +1,6 @@
-"""Hypercorn's HTTP/2, where one stream must harm neither the others nor its own answer (docs/adr/0016)."""
+"""Hypercorn's HTTP/2, where one stream must harm neither the others nor its own answer (docs/adr/0016), and the ways
+to it.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,13 @@ from typing import Any
 
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
+from h11 import Request
 from hypercorn import protocol
 from hypercorn.events import Closed, Event
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.events import StreamClosed
 from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H11Protocol
 
 
 class Http2(H2Protocol):
@@ -56,6 +60,25 @@ class Http2(H2Protocol):
         self.keep_alive_requests = 0  # at its limit the connection would end, with all that others are being answered
 
 
+class Http1(H11Protocol):
+    """HTTP/2 is spoken from the first byte, or as TLS agreed. `Upgrade: h2c` is not taken: a proxy that passes it
+    on, as those do that let WebSockets through, would see nothing of the requests that follow, nor write their
+    `X-Forwarded-For`. Of a body whose length is told in two ways a proxy may see another end.
+    """
+
+    async def _check_protocol(self, event: Request) -> None:
+        if event.http_version == b"2.0":
+            await super()._check_protocol(event)
+
+    async def _create_stream(self, request: Request) -> None:
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in request.headers}:
+            await self._send_error_response(400)
+            await self.send(Closed())
+            return
+        await super()._create_stream(request)
+
+
 def install() -> None:
     """Have the connections of this process use it."""
     protocol.H2Protocol = Http2  # type: ignore[attr-defined]
+    protocol.H11Protocol = Http1  # type: ignore[attr-defined]

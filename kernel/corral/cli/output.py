@@ -30,7 +30,10 @@ def table(
     title: str | None = None,
     colour_of: str | None = None,
 ) -> None:
-    """Print rows as a table, or all their fields as JSON. `colour_of`: the column whose words have a colour."""
+    """Print rows as a table, or all their fields as JSON; text stands as it is, whoever chose it.
+
+    `colour_of`: the column whose words have a colour.
+    """
     if as_json:
         click.echo(json.dumps({"items": [dict(row) for row in rows]}, indent=2, default=str))
         return
@@ -44,7 +47,7 @@ def table(
     cells = [[_text(row.get(column)) for column in columns] for row in rows]
     needs = [max(map(len, texts)) for texts in zip(titles, *cells, strict=True)]
     terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(width=None if terminal else sum(needs) + GAP * len(needs))
+    console = Console(width=None if terminal else sum(needs) + GAP * len(needs), markup=False, emoji=False)
     view = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
     for heading, width in zip(titles, _widths(needs, console.width), strict=True):
         view.add_column(heading, overflow="fold", width=width)

@@ -171,7 +171,7 @@ def listen(bind: str) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise Refused(f"server.bind: cannot listen on {bind}: {error.strerror}; choose another with --bind (the demo: --port)") from None
+        raise Refused(f"server.bind: cannot listen on {bind}: {error.strerror}; choose another address") from None
     listener.listen(1024)
     return listener
 

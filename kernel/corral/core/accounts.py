@@ -105,9 +105,10 @@ class AccountsService:
     def get(self, user_id: str) -> UserView:
         return view(self.row(user_id))
 
-    def row(self, user_id: str) -> UserRow:
-        """The row itself, for sign-in; `NotFound`."""
-        row: UserRow | None = UserRow.get_or_none(UserRow.id == user_id)
+    def row(self, user_id: str, *, hold: bool = False) -> UserRow:
+        """The row itself, for sign-in; `NotFound`. `hold` as of `row_of`."""
+        query: Any = UserRow.select().where(UserRow.id == user_id)
+        row: UserRow | None = (locked(query) if hold else query).first()
         if row is None:
             raise NotFound()
         return row
@@ -199,8 +200,8 @@ class AccountsService:
 
     def drop_password(self, user_id: str) -> UserRow:
         """The password does not count any more, and all sessions and links end; a new link leads to a new one."""
-        row: UserRow | None = locked(UserRow.select().where(UserRow.id == user_id)).first()
-        if row is None or row.purged_at is not None:
+        row = self.row(user_id, hold=True)
+        if row.purged_at is not None:
             raise NotFound()
         dropped = UserRow.update(password_hash=None, updated_at=clock.now(), version=UserRow.version + 1)
         dropped.where(UserRow.id == user_id).execute()
@@ -241,7 +242,7 @@ class AccountsService:
         return self._sessions.end_all(user_id, reason, keep=keep)
 
     def purge(self, user_id: str) -> None:
-        row = self.row(user_id)
+        row = self.row(user_id, hold=True)
         if row.purged_at is not None:
             return
         if row.is_active:
@@ -255,10 +256,11 @@ class AccountsService:
         ).where(UserRow.id == row.id).execute()  # fmt: skip
         self.end_sessions(row.id, "user_deactivated")
         self._sessions.forget_addresses(row.id)
-        self._links.drop(row.id)
+        for subject_id in (row.id, *InvitationsService.forget(row.id, row.email_key)):
+            self._links.drop(subject_id)
+        self._mail.forget(row.email_key)
         self._life.forget(row.id)
         forget_second_factor(row.id)
-        InvitationsService.forget(row.id, row.email_key)
         emit(UserPurged(user_id=row.id), object=("user", row.id), owner=row.id)
         self._record("auth.user.purge", row.id, {})
 

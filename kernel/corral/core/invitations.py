@@ -82,11 +82,10 @@ class InvitationsService:
         self._record("accept", row)
 
     @staticmethod
-    def forget(user_id: str, email_key: str) -> None:
-        """Delete what names the address of a purged account."""
-        InvitationRow.delete().where(
-            (InvitationRow.accepted_by == user_id) | (InvitationRow.email_key == email_key)
-        ).execute()
+    def forget(user_id: str, email_key: str) -> tuple[str, ...]:
+        """Delete what names the address of a purged account; the ids of what is gone."""
+        named = (InvitationRow.accepted_by == user_id) | (InvitationRow.email_key == email_key)
+        return tuple(row.id for row in InvitationRow.delete().where(named).returning(InvitationRow).execute())
 
     def _open(self, invitation_id: str) -> InvitationRow:
         row: InvitationRow | None = InvitationRow.get_or_none((InvitationRow.id == invitation_id) & PENDING)

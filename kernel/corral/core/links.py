@@ -103,7 +103,7 @@ class Links:
         LinkRow.update(used_at=clock.now()).where(mine).execute()
 
     def drop(self, subject_id: str) -> None:
-        """Forget every link of a subject: the account was purged."""
+        """Forget every link of a subject: the account was purged, or the invitation of one that was."""
         LinkRow.delete().where(LinkRow.subject_id == subject_id).execute()
 
     def url(self, kind: str, token: str, *, absolute: bool = False) -> str:

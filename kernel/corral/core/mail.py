@@ -8,6 +8,7 @@ from typing import Any
 
 import peewee
 
+from corral.auth.addresses import normalise
 from corral.config import Config
 from corral.core.api import Delivery
 from corral.core.declarations import MAIL_FROM, MAIL_HOST, MAIL_PASSWORD, MAIL_PORT, MAIL_SECURITY, MAIL_USERNAME
@@ -89,6 +90,14 @@ class MailService:
         except MailFailed as failure:
             return str(failure)
         return None
+
+    @staticmethod
+    def forget(email_key: str) -> None:
+        """The account of this address was purged: nothing is sent there nor remembered of it; joins the unit."""
+        jobs = JobRow.select(JobRow.id, JobRow.arguments).where(JobRow.name.startswith("core."))
+        named = [(row.id, row.arguments.get("to") or row.arguments.get("email")) for row in jobs]
+        gone = [job_id for job_id, email in named if email and normalise(email) == email_key]
+        JobRow.delete().where(JobRow.id.in_(gone) & (JobRow.state != "running")).execute()
 
     def waiting(self) -> int:
         """How many mails wait because the server did not take them; joins the unit."""

@@ -22,7 +22,7 @@ from corral.core.sessions import Device, Reuse, Sessions, Tokens
 from corral.crypto import Keyring
 from corral.database.engine import Work
 from corral.database.unit import Entry, after_commit
-from corral.errors import Forbidden, Problem, TooMany, Unauthorized, Unavailable
+from corral.errors import Forbidden, Invalid, Problem, TooMany, Unauthorized, Unavailable
 from corral.http.routes import Rate
 from corral.plugin import Audit, AuditEntry, RateLimits, Settings
 
@@ -230,6 +230,8 @@ class SignIn:
         """Change the own password: all other sessions end, this one goes on with new tokens."""
         user = await self._work(lambda: self._accounts.get(user_id), read=True)
         row = await self.check(user.email, current, entry, pointer="/current_password", user_id=user_id)
+        if new == current:
+            raise Invalid.at("/new_password", "core.reused", "This is the present one.", problem="weak_password")
         password_hash = await self._accounts.hash_password(
             new, email=row.email, full_name=row.full_name, pointer="/new_password", user_id=user_id
         )

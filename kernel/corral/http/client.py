@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 LOOPBACK = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
@@ -18,13 +19,14 @@ class ClientAddress:
         self._fold = functools.lru_cache(maxsize=1024)(fold)
         self._trusted = [ipaddress.ip_network(network, strict=False) for network in trusted]
 
-    def __call__(self, peer: str, forwarded_for: str | None) -> str:
+    def __call__(self, scope: Mapping[str, Any]) -> str:
         """The address in its shortest form; IPv4-mapped ones are folded. An empty peer (a unix socket) stays empty."""
-        address = self._fold(peer)
-        if not self._trusted or forwarded_for is None or not self._is_trusted(address):
+        address = self._fold((scope.get("client") or ("",))[0])
+        if not self._trusted or not self._is_trusted(address):
             return address
-        for hop in reversed(forwarded_for.split(",")):
-            given = fold(hop.strip().strip("[]"))
+        lines = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]  # of each proxy one, perhaps
+        for hop in reversed(b",".join(lines).decode("latin1").split(",")):
+            given = fold(hop.strip(" []")) or fold(hop.rpartition(":")[0].strip(" []"))  # some proxies tell a port
             if not given:
                 return address
             address = given
@@ -33,10 +35,7 @@ class ClientAddress:
         return address
 
     def _is_trusted(self, address: str) -> bool:
-        if not address:
-            return False
-        parsed = ipaddress.ip_address(address)
-        return any(parsed in network for network in self._trusted if network.version == parsed.version)
+        return bool(address) and any(ipaddress.ip_address(address) in network for network in self._trusted)
 
 
 def fold(text: str) -> str:
@@ -59,21 +58,14 @@ class Hosts:
     """Which `Host` headers are of this installation: IP literals, loopback, the machine, public URL, the allowed."""
 
     def __init__(self, public_url: str | None, allowed: Iterable[str]) -> None:
-        self._names = {name.lower() for name in allowed} | LOOPBACK | {socket.gethostname().lower()}
-        if public_url:
-            self._names.add((urlsplit(public_url).hostname or "").lower())
-        self._seen: dict[bytes, bool] = {}
+        urls = [public_url or "", *(f"//{name}" for name in allowed)]  # a port says nothing here
+        self._names = {(urlsplit(url).hostname or "").rstrip(".") for url in urls} | LOOPBACK
+        self._names = self._names - {""} | {socket.gethostname().lower()}
+        self._judged = functools.lru_cache(maxsize=256)(self._judge)
 
     def __call__(self, header: bytes | None) -> bool:
         """Whether the header names this installation; a missing one (HTTP/1.0) does not."""
-        if header is None:
-            return False
-        known = self._seen.get(header)
-        if known is None:
-            known = self._judge(header)
-            if len(self._seen) < 256:
-                self._seen[header] = known
-        return known
+        return header is not None and self._judged(header)
 
     def _judge(self, header: bytes) -> bool:
         text = header.decode("latin1").strip()

@@ -12,6 +12,7 @@ from urllib.parse import quote, quote_plus
 SHORTEST, LONGEST = 8, 4096
 SHORTEST_LINE = 24
 LONGEST_WORD = 15
+WIDTHS = (64, 76)  # of the lines that openssl, and base64 and MIME, make of base64
 FEWEST_CHARACTERS = 4
 UNESCAPED = ("", "/", "!'()*", "!'()*;,/?:@&=+$#")  # in values and paths of URLs; by encodeURIComponent and encodeURI
 FIT_FOR_HTML = str.maketrans({"&": "\\u0026", "<": "\\u003c", ">": "\\u003e"})  # the JSON of Go
@@ -59,15 +60,21 @@ def _of_html_form(data: bytes) -> str:
 
 
 def _base64(data: bytes) -> Iterator[str]:
-    """For each place that the value can have in a longer text: the characters that it alone decides, and its end."""
+    """For each place that it can have in a longer text what it alone decides, and its end; if it is all, in lines."""
     for before in range(3):
         padded = b"\0" * before + data
         whole = base64.b64encode(padded).decode()
         first = (0, 2, 3)[before]
         sure = whole[first : len(padded) * 8 // 6]
-        for form in (sure, whole[first:].rstrip("="), whole[first:]):
+        for form in (sure, whole[first:].rstrip("="), whole[first:], *(() if before else _lines(sure))):
             yield form
             yield form.replace("+", "-").replace("/", "_")
+
+
+def _lines(form: str) -> Iterator[str]:
+    """What stands in each line where the form is written in several."""
+    parts = (form[at : at + width] for width in WIDTHS if len(form) > width for at in range(0, len(form), width))
+    return filter(redactable, parts)
 
 
 def _pieces(form: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -121,6 +122,28 @@ async def test_a_purged_account_is_a_tombstone(kit: Kit) -> None:
     with pytest.raises(NotFound):
         await _patch(kit, user_id, is_active=True)
     assert [each.type for each in await kit.events()].count("user.purged") == 1
+
+
+async def test_who_is_made_active_again_meanwhile_is_not_purged(kit: Kit) -> None:
+    user_id = (await kit.as_user()).user["id"]
+    await _patch(kit, user_id, is_active=False)
+    work, accounts = kit.kernel.database.work, _accounts(kit)
+    changed, go_on = threading.Event(), threading.Event()
+
+    def reactivate() -> None:
+        accounts.update(user_id, UserPatch(is_active=True))
+        changed.set()
+        assert go_on.wait(10)
+
+    reactivating = asyncio.create_task(work(reactivate))
+    assert await asyncio.to_thread(changed.wait, 10)
+    purging = asyncio.create_task(work(lambda: accounts.purge(user_id)))
+    await asyncio.sleep(0.3)  # so that it has read the account, where it can
+    go_on.set()
+    await reactivating
+    with pytest.raises(Conflict):
+        await purging
+    assert (await work(lambda: accounts.get(user_id), read=True)).full_name != "deleted user"
 
 
 async def test_an_admin_sets_a_password(kit: Kit) -> None:

@@ -257,6 +257,20 @@ async def test_the_refresh_cookie_counts_for_own_pages_only(kit: Kit) -> None:
     assert "Max-Age=0" in gone.headers["set-cookie"]
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["https://corral.example", "https://Corral.example/", "https://corral.example/sub/", "https://corral.example:443"],
+)
+async def test_behind_a_proxy_the_refresh_cookie_counts_for_the_public_url(make_kit: MakeKit, url: str) -> None:
+    """Which passes on a Host of its own, as nginx does where it is not told otherwise."""
+    kit = await make_kit(plugins=[], config={"server.public_url": url})
+    answer = await _login(kit, (await kit.as_user()).user["email"], cookie=True)
+    sent = {"Cookie": answer.headers["set-cookie"].partition(";")[0], "Host": "127.0.0.1:8000"}
+    for origin in ("https://corral.example.evil", "http://corral.example", "://", "https://"):
+        assert (await kit.client.post("/auth/refresh", headers={**sent, "Origin": origin})).status == 403
+    assert (await kit.client.post("/auth/refresh", headers={**sent, "Origin": "https://corral.example"})).status == 200
+
+
 async def test_events_of_people_are_for_them_and_admins(kit: Kit) -> None:
     admin, ann, bob = await kit.as_user("admin"), await kit.as_user(), await kit.as_user()
     await kit.events()  # all are numbered now

@@ -36,3 +36,9 @@ def test_what_goes_to_a_file_is_a_line_a_row(
     assert heading.split() == ["email", "text", "is", "active", "at"]
     assert first.rstrip().endswith("yes        2026-11-26 14:14Z")
     assert second.split() == ["a@example.org", "-", "no", "-"]
+
+
+@pytest.mark.parametrize("name", ["Bob [/x]", "[red]Bob[/red]", "[link=file:///etc/passwd]Bob[/link]", ":warning: Bob"])
+def test_names_are_text_whatever_they_look_like(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    output.table([{"full_name": name}], ("full_name",), as_json=False)
+    assert name in capsys.readouterr().out

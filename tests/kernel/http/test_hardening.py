@@ -98,6 +98,27 @@ async def test_oversized_headers_and_nonsense(port: int) -> None:
     assert answer.startswith(b"HTTP/1.1 400")
 
 
+@pytest.mark.parametrize("upgrade", ["h2c", "H2C"])
+async def test_no_connection_becomes_one_that_a_proxy_does_not_look_into(port: int, upgrade: str) -> None:
+    """A proxy that lets WebSockets through passes this on, and would take what follows for their frames."""
+    head = f"Host: localhost\nConnection: Upgrade, HTTP2-Settings\nUpgrade: {upgrade}\nHTTP2-Settings: AAMAAABk\n\n"
+    for line in ("GET /health", "OPTIONS /health", "PRI /health"):
+        answer, _ = await talk(port, f"{line} HTTP/1.1\n{head}")
+        assert answer[:13] in (b"HTTP/1.1 200 ", b"HTTP/1.1 204 ", b"HTTP/1.1 405 "), answer
+
+
+async def test_a_body_whose_length_is_told_in_two_ways_ends_the_connection(port: int) -> None:
+    head = "POST /api/v1/auth/login HTTP/1.1\nHost: localhost\nContent-Length: 4\nTransfer-Encoding: chunked\n\n"
+    hidden = b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(head.replace("\n", "\r\n").encode() + hidden)
+    async with asyncio.timeout(5):
+        answers = await reader.read()  # up to the end of the connection
+    writer.close()
+    assert answers.startswith(b"HTTP/1.1 400 ")
+    assert answers.count(b"HTTP/1.1 ") == 1
+
+
 async def test_a_client_that_leaves_in_the_middle_disturbs_nobody(probe: Kit, port: int) -> None:
     head = (
         f"POST /api/v1/probe/things HTTP/1.1\nHost: localhost\nAuthorization: Bearer {await token(probe)}\n"

@@ -12,6 +12,7 @@ import pytest
 from tests.kernel.http.conftest import Thing
 
 from corral.auth.models import UserRow
+from corral.http.client import Hosts
 from corral.http.idempotency import IdempotencyRow
 from corral.testing.kit import PASSWORD, Kit
 
@@ -324,6 +325,14 @@ async def test_t7_host(probe: Kit) -> None:
         assert answer.status == status, host
         assert status == 200 or answer.code == "invalid_host"
     assert (await probe.client.get("/health", headers={"Host": "evil.example"})).status == 200
+
+
+def test_further_names_of_the_host_may_have_a_port() -> None:
+    hosts = Hosts("https://Corral.example/", ["Inside.example:8443", "other.example"])
+    for host in (b"inside.example", b"inside.example:8443", b"other.example:80", b"CORRAL.example.", b"[::1]:8000"):
+        assert hosts(host), host
+    for host in (b"", b":80", b"example", b"evil.example", b"inside.example.evil"):
+        assert not hosts(host), host
 
 
 async def test_t17_a_slow_read_does_not_stand_on_the_loop(probe: Kit) -> None:

@@ -12,7 +12,8 @@ import pytest
 from tests.kernel.mail.conftest import MailServer, token_of
 
 from corral import clock
-from corral.core.models import LinkRow
+from corral.core.api import Accounts
+from corral.core.models import InvitationRow, LinkRow
 from corral.jobs.job import JobRow
 from corral.testing.kit import PASSWORD, Answer, Kit
 
@@ -183,6 +184,31 @@ async def test_no_token_is_found_in_the_database(mailing: Kit, mail_server: Mail
     for token in tokens:
         assert len(token) == 43
         assert token not in text
+
+
+async def test_a_purge_leaves_no_address_in_links_and_mails(mailing: Kit, mail_server: MailServer) -> None:
+    admin, other = await mailing.as_user("admin"), await mailing.as_user("member", "other@example.org")
+    invited = await admin.post("/admin/invitations", {"email": "Zoë@Example.org"})
+    facts = {"email": "Zoë@Example.org", "password": PASSWORD, "full_name": "Zoë"}
+    token = token_of(invited.json()["url"])
+    made = await mailing.client.post("/auth/register", {**facts, "invitation_token": token})
+    assert made.status == 201, made
+    await mailing.run_jobs()
+    for spelling in ("zoë@example.org", "ZOË@EXAMPLE.ORG", "other@example.org"):
+        await forgot(mailing, spelling)
+    assert (await admin.patch(f"/admin/users/{made.json()['id']}", {"is_active": False})).status == 200
+    accounts: Any = mailing.kernel.container.get(Accounts)  # type: ignore[type-abstract]  # the key of the container
+    await mailing.kernel.database.work(lambda: accounts.purge(made.json()["id"]))
+
+    def stored() -> str:
+        rows = [*LinkRow.select().dicts(), *JobRow.select().dicts(), *InvitationRow.select().dicts()]
+        return "\n".join(map(repr, rows)).casefold()
+
+    text = await mailing.kernel.database.work(stored, read=True)
+    assert "zoë" not in text
+    assert "other@example.org" in text
+    await mailing.run_jobs()
+    assert mail_server.box.token(other.user["email"])
 
 
 async def test_tokens_of_other_kinds_open_nothing(mailing: Kit, mail_server: MailServer) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import json
+import random
 import re
+import string
 import time
 from collections.abc import Collection
 from urllib.parse import quote, quote_plus
@@ -75,6 +77,21 @@ def test_a_value_inside_encoded_text_is_found_at_every_place(before: int, after:
     assert MARK in redacted
     left = redacted.replace(MARK, "")
     assert len(left) <= (before + after + 4) * 4 / 3
+
+
+@pytest.mark.parametrize("size", [58, 80, 93, 164, 1700])
+@pytest.mark.parametrize("width", [64, 76])
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_value_is_found_in_the_lines_that_programs_make_of_base64(size: int, width: int, end: bytes) -> None:
+    dice = random.Random(size)
+    value = "".join(dice.choice(string.ascii_letters + string.digits + "-_?~") for _ in range(size))
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        encoded = encode(value.encode() + end).decode()
+        lines = [encoded[at : at + width] for at in range(0, len(encoded), width)]
+        redacted = knowing(a=value).redact("\n".join(lines), patterns=False)
+        assert redacted.startswith(MARK)
+        assert len(redacted.replace(MARK, "").replace("\n", "")) < 12, redacted
+        assert MARK in knowing(a=value).redact(lines[1] + "=", patterns=False) or len(lines) == 2  # as a line of a log
 
 
 def test_nothing_of_what_overlaps_stays() -> None:

@@ -38,6 +38,9 @@ async def test_admin_1_must_change_password_comes_first(kit: Kit) -> None:
     await admin.post("/admin/users", {**NEW, "must_change_password": True})
     client = await kit.sign_in("new@example.org", NEW["password"])
     assert (await client.get("/tasks")).code == "password_change_required"
+    same = {"current_password": NEW["password"], "new_password": NEW["password"]}
+    refused = await client.post("/auth/change-password", same)
+    assert (refused.code, refused.json()["errors"][0]["code"]) == ("weak_password", "core.reused")
     changed = await client.post(
         "/auth/change-password", {"current_password": NEW["password"], "new_password": "another long passphrase"}
     )

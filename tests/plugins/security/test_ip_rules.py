@@ -83,9 +83,19 @@ def test_mapped_networks_are_folded_and_host_bits_refused() -> None:
     assert parse_network("::ffff:192.0.2.0/120") == "192.0.2.0/24"
     assert parse_network("192.0.2.1") == "192.0.2.1/32"
     assert parse_network("2001:DB8:0::/48") == "2001:db8::/48"
-    for wrong in ("192.0.2.1/24", "2001:db8::1/32", "300.0.0.0/8", "nonsense", "::ffff:192.0.2.1/120"):
+    for wrong in ("192.0.2.1/24", "2001:db8::1/32", "300.0.0.0/8", "none", "::ffff:192.0.2.1/120", "fe80::%eth0/64"):
         with pytest.raises(ValueError, match=r"\w"):
             parse_network(wrong)
+
+
+def test_health_answers_everybody_and_nothing_else_does() -> None:
+    gate = IpGate()
+    gate.rule(InForce(1, Ruleset("allowlist", []), 0, None))
+    for path in ("/health", "/health/", "/health/ready", "/api/v1/health", "/api/v1/health/ready"):
+        gate.check(AWAY, "GET", path)
+    for path in ("/", "/healthy", "/api/v1/health-records", "/api/v1/healthcare/1", "/api/v1/tasks"):
+        with pytest.raises(Forbidden):
+            gate.check(AWAY, "GET", path)
 
 
 def test_a_judgement_costs_little_with_500_rules() -> None:
@@ -223,3 +233,16 @@ async def test_members_see_and_change_nothing(kit: Kit) -> None:
         ("GET", "/security/sessions", None), ("POST", f"/security/users/{member.user['id']}/revoke-sessions", {}),
     ):  # fmt: skip
         assert (await member.request(method, path, body)).code == "forbidden", path
+
+
+async def test_the_audit_log_tells_when_a_rule_begins_to_end(kit: Kit) -> None:
+    admin = await kit.as_user("admin")
+    for end in ({}, {"expires_at": "2999-01-01T00:00:00Z"}):
+        rule = {"action": "block", "cidr": f"{AWAY}/32", **end}
+        assert (await admin.put("/security/ip-rules", {"mode": "off", "rules": [rule]})).status == 200
+    rows = (await admin.get("/admin/audit?action=security.ip_rules.change")).json()["items"]
+    block = f"block {AWAY}/32"
+    assert [row["changes"] for row in rows] == [
+        [{"field": "rules", "from": [block], "to": [f"{block} until 2999-01-01T00:00:00.000Z"]}],
+        [{"field": "rules", "from": [], "to": [block]}],
+    ]

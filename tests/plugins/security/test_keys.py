@@ -135,6 +135,14 @@ async def test_of_rotations_at_once_one_wins(kit: Kit) -> None:
     assert len(alive) == 1
 
 
+async def test_a_key_says_what_it_may_do_and_no_more(kit: Kit) -> None:
+    admin, other = await kit.as_user("admin"), await kit.as_user("admin")
+    key, _ = await make_key(other, scopes=["security.read"])
+    assert (await key.get("/auth/me")).json()["permissions"] == ["security.read"]
+    assert (await admin.patch(f"/admin/users/{other.user['id']}", {"role": "member"})).status == 200
+    assert (await key.get("/auth/me")).json()["permissions"] == []
+
+
 async def test_every_key_ends(kit: Kit) -> None:
     alice = await kit.as_user("member")
     _, shown = await make_key(alice)

@@ -103,6 +103,14 @@ def test_memory_holds_two_windows_and_no_more() -> None:
     assert buckets.size <= 2
 
 
+def test_many_addresses_in_one_window_do_not_fill_the_memory() -> None:
+    buckets = Buckets(Rate("x", 5, 3600), now=Clock())
+    for number in range(350_000):
+        buckets.take(str(number))
+    assert buckets.size <= 200_000
+    assert passed(buckets, "349999", 10) == 4  # those of late are known still
+
+
 def test_a_share_is_a_fraction_but_one_at_least() -> None:
     at = Clock()
     for count, share, expected in ((10, 2, 5), (5, 8, 1), (1200, 4, 300)):
@@ -137,12 +145,36 @@ async def test_without_a_credential_an_address_has_120_a_minute(limited: Kit) ->
     assert 'corral_rate_limited_total{bucket="anonymous"}' in text
 
 
-async def test_a_wrong_credential_counts_as_none(limited: Kit) -> None:
-    away = From(limited.client, AWAY, key="crl_wrong")
-    answers = await many(130, lambda: away.get("/tasks"))
-    assert {answer.status for answer in answers} == {401, 429}
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (401, {"x-api-key": "crl_wrong"}),
+        (401, {"authorization": "Basic YTpi"}),
+        (401, {"authorization": "Bearer"}),
+        (400, {"authorization": "Bearer one", "x-api-key": "another"}),
+    ],
+)
+async def test_a_wrong_credential_counts_as_none(limited: Kit, status: int, headers: dict[str, str]) -> None:
+    away = From(limited.client, AWAY)
+    answers = await many(130, lambda: away.get("/tasks", headers=headers))
+    assert {answer.status for answer in answers} == {status, 429}
+    assert sum(answer.status == 429 for answer in answers) <= 12
     alice = From(await limited.as_user("member"), AWAY)  # whose own requests go on behind the same address
     assert (await alice.get("/tasks")).status == 200
+
+
+async def test_a_key_at_a_wrong_place_counts_as_none_and_takes_nothing_from_its_owner(limited: Kit) -> None:
+    key, _ = await make_key(await limited.as_user("member"), allowed_cidrs=[HOME])
+    answers = await many(130, lambda: From(key, AWAY, key=key.key).get("/tasks"))
+    assert {answer.status for answer in answers} == {403, 429}
+    answer = await From(key, HOME, key=key.key).get("/tasks")
+    assert (answer.status, answer.headers["ratelimit-remaining"]) == (200, "1199")
+
+
+async def test_no_credential_counts_once(limited: Kit) -> None:
+    first, second = [await From(limited.client, AWAY).get("/tasks") for _ in range(2)]
+    assert (first.status, first.headers["ratelimit-remaining"]) == (401, "119")
+    assert second.headers["ratelimit-remaining"] == "118"
 
 
 async def test_people_and_keys_have_buckets_of_their_own(limited: Kit) -> None:

@@ -10,9 +10,11 @@ import pytest
 from tests.plugins.realtime.conftest import ear, serving
 from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, TRUSTING, From, make_key
 
+from corral import clock
+from corral.plugin import RateLimits
 from corral.testing.kit import PASSWORD, Kit
 
-FORBIDDEN, UNAUTHENTICATED = 4403, 4401
+FORBIDDEN, UNAUTHENTICATED, INVALID = 4403, 4401, 4400
 
 
 @pytest.fixture
@@ -40,6 +42,27 @@ async def test_a_key_opens_a_socket_and_its_end_closes_it(kit: Kit, port: int) -
         assert await by_key.closed(10) == UNAUTHENTICATED
         assert await by_ticket.closed(10) == UNAUTHENTICATED
     assert (await key.get("/tasks")).status == 401
+
+
+async def test_the_rotation_of_a_key_ends_what_its_former_text_opened(kit: Kit, port: int) -> None:
+    """However it was opened: whoever had the text may have taken tickets too."""
+    alice = await kit.as_user("member")
+    key, shown = await make_key(alice, scopes=["*"])
+    used, kept = [(await key.post("/auth/ws-ticket")).json()["ticket"] for _ in range(2)]
+    async with ear(port, None, f"?ticket={used}") as by_former:
+        assert (await by_former.ask("ping"))["type"] == "pong"
+        rotated = (await alice.post(f"/security/api-keys/{shown['id']}/rotate")).json()
+        assert await by_former.closed(10) == UNAUTHENTICATED
+    async with ear(port, None, f"?ticket={kept}") as too_late:
+        assert await too_late.closed() == UNAUTHENTICATED
+    ticket = (await From(alice, key=rotated["key"]).post("/auth/ws-ticket")).json()["ticket"]
+    async with ear(port, None, f"?ticket={ticket}") as by_present:
+        assert (await by_present.ask("ping"))["type"] == "pong"
+        overlap = {"overlap_seconds": 60}
+        assert (await alice.post(f"/security/api-keys/{shown['id']}/rotate", overlap)).status == 200
+        assert (await by_present.hear(10))["type"] == "token_expiring"
+        clock.travel(61)
+        assert await by_present.closed(10) == UNAUTHENTICATED
 
 
 async def test_a_key_that_does_not_read_events_opens_none(kit: Kit, port: int) -> None:
@@ -78,6 +101,24 @@ async def test_handshakes_without_a_credential_are_limited_like_requests(make_ki
         with pytest.raises(Exception, match="429"):
             async with ear(port, None, "?", **at(AWAY)):
                 raise AssertionError("it was let in")
+
+
+async def test_what_opens_no_socket_counts_for_the_address(make_kit: Callable[..., Any]) -> None:
+    kit: Kit = await make_kit(plugins=PLUGINS, config={**TRUSTING, "rate_limits": True})
+    _, shown = await make_key(await kit.as_user("member"), allowed_cidrs=[HOME])
+    _, deaf = await make_key(await kit.as_user("member"), scopes=["tasks.*"])
+    limits: Any = kit.kernel.container.get(RateLimits)
+    limits._anonymous._now = lambda: 1000.0  # no time passes, so nothing is given back
+    queries = {
+        "?token=nobody": UNAUTHENTICATED, f"?token={shown['key']}": FORBIDDEN, f"?token={deaf['key']}": FORBIDDEN,
+        f"?token={shown['key']}&ticket=x": INVALID,
+    }  # fmt: skip
+    async with serving(kit) as port:
+        for query, code in queries.items():
+            async with ear(port, None, query, **at(AWAY)) as socket:
+                assert await socket.closed() == code
+    answer = await From(kit.client, AWAY).get("/auth/config")
+    assert answer.headers["ratelimit-remaining"] == str(120 - len(queries) - 1)
 
 
 async def test_a_session_refreshes_thirty_times_a_minute(make_kit: Callable[..., Any]) -> None:

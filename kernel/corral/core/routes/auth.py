@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from corral.auth.permissions import Permissions
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.config import Config
 from corral.core.accounts import AccountsService
@@ -133,12 +132,12 @@ async def refresh(
 
 
 @routes.get("/me", needs=SIGNED_IN, limited=True, no_store=True)
-def read_me(caller: Principal, accounts: AccountsService, sessions: Sessions, permissions: Permissions) -> MeView:
+def read_me(caller: Principal, accounts: AccountsService, sessions: Sessions) -> MeView:
     """The own account, its permissions and this session."""
     user = accounts.get(user_id(caller))
     session = None if caller.session_id is None else sessions.find(caller.session_id, caller.session_id)
-    held = caller.permissions or permissions.of(user.role)
-    return MeView(**msgspec.structs.asdict(user), permissions=sorted(held), session=session, limited=caller.limited)
+    facts = msgspec.structs.asdict(user)
+    return MeView(**facts, permissions=sorted(caller.permissions), session=session, limited=caller.limited)
 
 
 @routes.put(

@@ -28,8 +28,14 @@ def check_origin(request: Request, config: Config, allowed: Iterable[str]) -> No
     """A cookie counts only for pages of this host or of a listed origin; else `Forbidden`."""
     origin = request.header("origin") or ""
     own = {f"{scheme}://{request.header('host')}" for scheme in ("http", "https")}
-    if origin not in {*own, config.server.public_url, *allowed} or not origin:
+    if origin not in {*own, _origin(config.server.public_url or ""), *allowed} or not origin:
         raise Forbidden("The refresh cookie counts only for this host's own pages; send the token in the body.")
+
+
+def _origin(url: str) -> str:
+    """The origin of a URL as browsers write it."""
+    scheme, place = urlsplit(url)[:2]
+    return f"{scheme}://{place.lower().removesuffix({'http': ':80', 'https': ':443'}.get(scheme, ''))}"
 
 
 def cookie_headers(tokens: Tokens, request: Request, config: Config) -> dict[str, str]:

@@ -121,7 +121,9 @@ class StandingTokens:
 
     def reread(self, caller: Principal) -> Principal | None:
         """The same of a caller whose token is not at hand."""
-        return None if caller.token_id is None else self._caller(Token.id == caller.token_id)
+        if caller.kind != "agent" or caller.token_id is None:
+            return None
+        return self._caller(Token.id == caller.token_id)
 
     def _caller(self, is_this: Any) -> Principal:
         row = (

@@ -8,7 +8,7 @@ import time
 
 from corral import clock
 from corral.auth.credentials import read_credential
-from corral.errors import Forbidden, Problem, TooMany, Unauthorized
+from corral.errors import Forbidden, Malformed, Problem, TooMany, Unauthorized
 from corral.http.sockets import SocketConnection
 from corral.plugin import Settings
 from corral_plugins.realtime.service.hub import Hub
@@ -97,18 +97,18 @@ class Sockets:
                 return await self._by_handshake(connection) or await self._by_message(connection)
         except TimeoutError:
             raise _Refused(UNAUTHENTICATED, f"no sign-in within {SIGN_IN_SECONDS:g} seconds") from None
-        except Unauthorized as problem:
+        except (Malformed, Unauthorized, Forbidden) as problem:
             connection.count_anonymous()
-            raise _Refused(UNAUTHENTICATED, problem.code) from None
-        except Problem as problem:
             raise _Refused(INVALID if problem.status == 400 else close_code(problem), problem.code) from None
+        except Problem as problem:
+            raise _Refused(close_code(problem), problem.code) from None
 
     async def _by_handshake(self, connection: SocketConnection) -> Viewer | None:
         request, query = connection.request, connection.query
         header = read_credential(request.header("authorization"), request.header("x-api-key"))
         token, ticket = query.get("token"), query.get("ticket")
         if sum(given is not None for given in (header, token, ticket)) > 1:
-            raise _Refused(INVALID, "two credentials: send one")
+            raise Malformed("Two credentials: send one.")
         if ticket is not None:
             return await self._rights.by_ticket(ticket, request.client_ip)
         credential = header or token

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import msgspec
 
@@ -20,12 +21,10 @@ from corral_plugins.security.settings import KEYS_ENABLED
 
 _COLUMNS = (
     ApiKeyRow.id, ApiKeyRow.user_id, ApiKeyRow.scopes, ApiKeyRow.allowed_cidrs, ApiKeyRow.expires_at,
-    ApiKeyRow.revoked_at,
+    ApiKeyRow.revoked_at, ApiKeyRow.hash, ApiKeyRow.old_hash, ApiKeyRow.old_until,
 )  # fmt: skip
 _BY_HASH = Statement(lambda p: ApiKeyRow.select(*_COLUMNS).where(ApiKeyRow.hash == p("hash")).tuples())
-_BY_OLD_HASH = Statement(
-    lambda p: ApiKeyRow.select(*_COLUMNS, ApiKeyRow.old_until).where(ApiKeyRow.old_hash == p("hash")).tuples()
-)
+_BY_OLD_HASH = Statement(lambda p: ApiKeyRow.select(*_COLUMNS).where(ApiKeyRow.old_hash == p("hash")).tuples())
 _BY_ID = Statement(lambda p: ApiKeyRow.select(*_COLUMNS).where(ApiKeyRow.id == p("id")).tuples())
 
 
@@ -53,18 +52,10 @@ class ApiKeyAuthenticator:
         if not is_key(credential):
             raise self._refused("malformed", "This is no API key: its checksum is wrong; was it copied as a whole?")
         hashed = digest(credential)
-        found = _BY_HASH.one({"hash": hashed})
-        if found is not None:
-            return self._caller(*found)
-        found = _BY_OLD_HASH.one({"hash": hashed})
+        found = _BY_HASH.one({"hash": hashed}) or _BY_OLD_HASH.one({"hash": hashed})
         if found is None:
             raise self._refused("unknown", "This API key is not known here.")
-        *fields, until = found
-        if until <= clock.now():
-            raise self._refused("revoked", "This API key was rotated; use its new text.")
-        caller = self._caller(*fields)
-        ends = min(caller.expires_at or 0.0, clock.parse_instant(until))
-        return msgspec.structs.replace(caller, expires_at=ends)
+        return self._by_text(hashed, *found)
 
     def reread(self, caller: Principal) -> Principal | None:
         if caller.kind != "api_key":
@@ -72,7 +63,18 @@ class ApiKeyAuthenticator:
         found = _BY_ID.one({"id": caller.id})
         if found is None:
             raise self._refused("unknown", "This API key is not known here any more.")
-        return self._caller(*found)
+        return self._by_text(caller.token_id, *found)
+
+    def _by_text(self, hashed: str | None, *row: Any) -> Principal:
+        """The caller with the present text of a key, or with the former one for as long as it works."""
+        *fields, present, former, until = row
+        caller = self._caller(*fields)
+        ends = caller.expires_at or 0.0
+        if hashed != present:
+            if hashed is None or hashed != former or until <= clock.now():
+                raise self._refused("revoked", "This API key was rotated; use its new text.")
+            ends = min(ends, clock.parse_instant(until))
+        return msgspec.structs.replace(caller, expires_at=ends, token_id=hashed)
 
     def _caller(
         self, key_id: str, user_id: str, scopes: str, cidrs: str, expires_at: str, revoked_at: str | None

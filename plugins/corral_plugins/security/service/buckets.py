@@ -1,7 +1,7 @@
 """Token buckets of one rate, in memory.
 
 A bucket is the instant at which it will be empty again, so it needs no sweep: one that lies in the past is empty. Two
-generations of a window each hold them; the older one is dropped as a whole.
+generations of a window each, or of so many keys, hold them; the older one is dropped as a whole.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from corral.http.routes import Rate
 from corral.plugin import Quota
 
-MOST = 100_000
+MOST = 100_000  # keys of a generation: who commands many addresses must not fill the memory
 ROUNDING = 1e-6
 
 
@@ -50,7 +50,7 @@ class Buckets:
     def take(self, key: str) -> Quota:
         """Count one; raises `Full`."""
         now = self._now()
-        if now >= self._turns_at:
+        if now >= self._turns_at or len(self._recent) >= MOST:
             self._turn(now)
         empty = self._recent.get(key)
         if empty is None:

@@ -19,7 +19,7 @@ log = logging.getLogger("corral.security")
 LOOK_EVERY = 1.0
 AUDIT_EVERY = 60.0
 VERDICTS = 10_000  # addresses that are remembered
-HEALTH = ("/health", "/api/v1/health")
+HEALTH = ("/health/", "/api/v1/health/")  # and what lies below, but nothing else that begins so
 
 
 class IpGate:
@@ -39,7 +39,7 @@ class IpGate:
         allowed = self._verdicts.get(client_ip)
         if allowed is None:
             allowed = self._judge(client_ip)
-        if not allowed and not path.startswith(HEALTH):
+        if not allowed and not f"{path}/".startswith(HEALTH):
             self._refuse(client_ip)
 
     def rule(self, found: InForce | None) -> None:
@@ -79,7 +79,7 @@ class IpGate:
         if now - self._told.get(client_ip, 0.0) >= AUDIT_EVERY and len(self._told) < VERDICTS:
             self._told[client_ip] = now
             self._untold[client_ip] = None
-        raise Forbidden("Your address may not use this installation.", code="ip_blocked")
+        raise Forbidden(f"Your address, {client_ip}, may not use this installation.", code="ip_blocked")
 
 
 class GateKeeper:

@@ -111,8 +111,7 @@ class IpRules:
 
     def _tell(self, before: RulesView, new: NewRules, rows: list[IpRuleRow]) -> None:
         emit(IpRulesChanged(mode=new.mode, count=len(rows)), object=("ip_rules", str(ROW)))
-        old = {f"{rule.action} {rule.cidr}" for rule in before.rules}
-        now = {f"{row.action} {row.cidr}" for row in rows}
+        old, now = {_told(rule) for rule in before.rules}, {_told(row) for row in rows}
         changes: dict[str, tuple[Any, Any]] = {}
         if before.mode != new.mode:
             changes["mode"] = before.mode, new.mode
@@ -148,6 +147,12 @@ def _rows(rules: list[NewRule], by: Principal | None) -> list[IpRuleRow]:
     if faults:
         raise Invalid("Some rules are not valid.", errors=faults)
     return rows
+
+
+def _told(rule: RuleView | IpRuleRow) -> str:
+    """A rule as the audit log tells it."""
+    until = "" if rule.expires_at is None else f" until {rule.expires_at}"
+    return f"{rule.action} {rule.cidr}{until}"
 
 
 def _lives() -> Any:

@@ -12,6 +12,8 @@ MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 
 def parse_network(text: str) -> str:
     """The canonical form of an address or network, IPv4-mapped ones as IPv4. `ValueError` says what is wrong."""
+    if "%" in text:
+        raise ValueError(f"{text} names a zone, and clients are judged without theirs")
     network: Network = ipaddress.ip_network(text.strip())
     if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(MAPPED):
         base = ipaddress.IPv4Address(int(network.network_address) & 0xFFFFFFFF)
