@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -55,23 +55,29 @@ class Remote:
         """POST; the parsed answer."""
         return self._call("POST", path, content=msgspec.json.encode(body), headers={"Content-Type": "application/json"})
 
-    def events(self, kind: str, identifier: str, *, until: float | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    def events(
+        self, kind: str, identifier: str, *, until: float | None = None, away: Callable[[str], None] | None = None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
         """`(event, data)` of one object as they happen, from its first on, without end.
 
-        A server that is away for less than half a minute is waited for. `until`: a `time.monotonic` after which
-        `RemoteError` is raised.
+        A server that is away for less than half a minute is waited for, and `away` told why when that begins. `until`:
+        a `time.monotonic` after which `RemoteError` is raised.
         """
-        place, heard = dict[str, Any](), time.monotonic()  # without a place: from what the log still keeps
+        place, heard, waits = dict[str, Any](), time.monotonic(), False  # no place: from what the log still keeps
         while until is None or time.monotonic() < until:
+            wait = POLL_SECONDS if until is None else min(POLL_SECONDS, max(1, round(until - time.monotonic())))
             try:
-                page = self.get("/events", object_type=kind, object_id=identifier, wait=POLL_SECONDS, **place)
+                page = self.get("/events", object_type=kind, object_id=identifier, wait=wait, **place)
             except RemoteError as error:
-                away = error.status in (None, 502, 503, 504)
-                if not away or time.monotonic() - heard > PATIENCE_SECONDS:
+                is_away = error.status in (None, 502, 503, 504)
+                if not is_away or time.monotonic() - heard > PATIENCE_SECONDS:
                     raise
+                if away is not None and not waits:
+                    away(str(error))
+                waits = True
                 time.sleep(PAUSE_SECONDS)
                 continue
-            heard = time.monotonic()
+            heard, waits = time.monotonic(), False
             for item in page["items"]:
                 yield item["event"], item["data"]
             place["after"] = page["next"]

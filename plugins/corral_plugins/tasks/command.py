@@ -33,14 +33,19 @@ TAKEN, GIVEN_BACK = ("task.assigned", "task.started"), "task.retried"
     "--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path, allow_dash=True),
     help="file with an access token or API key, - for standard input (else CORRAL_TOKEN)",
 )  # fmt: skip
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    help="follow the task for so long (else to its end)",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.argument("instructions")
 def command(
-    agent: str, input_path: Path | None, url: str, token_file: Path | None, as_json: bool, instructions: str
-) -> None:
+    agent: str, input_path: Path | None, url: str, token_file: Path | None, timeout: float | None, as_json: bool,
+    instructions: str,
+) -> None:  # fmt: skip
     """Create a task for an agent of a running server, follow it, print its result.
 
-    Exits with 0 only when the task is completed. Ctrl-C ends the following, not the task.
+    Exits with 0 only when the task is completed. Ctrl-C and --timeout end the following, not the task.
     """
     from corral.http.remote import Remote, RemoteError
 
@@ -52,10 +57,11 @@ def command(
     new = {"title": _title(instructions), "instructions": instructions, "input": _input(input_path)}
     remote = Remote(_url(url), _token(token_file))
     try:
-        sys.exit(_run(remote, agent, new, Story(quiet=as_json), as_json=as_json))
+        until = None if timeout is None else time.monotonic() + timeout
+        sys.exit(_run(remote, agent, new, Story(quiet=as_json), until, as_json=as_json))
     except RemoteError as error:
         cure = "; sign in again for a new token, or use an API key" if error.status == 401 else ""
-        raise click.ClickException(f"{error}{cure}") from None
+        raise click.ClickException(f"{str(error).rstrip('.')}{cure}") from None
     finally:
         remote.close()
 
@@ -80,7 +86,8 @@ class Story:
             waiting = data.get("waiting_for") or {}
             self.line("waiting", f"for {waiting.get('kind', 'a person')}")
         elif event not in ("task.created", "task.updated"):
-            self.line(event.removeprefix("task."), "")
+            again = f"attempt {data.get('attempt')}" if event == "task.started" and data.get("attempt", 1) > 1 else ""
+            self.line(event.removeprefix("task."), again or str(data.get("reason") or ""))
 
     def line(self, name: str, text: str, *, ends: bool = True) -> None:
         """A step with the elapsed time; one that does not end is written on by `_progress`."""
@@ -98,7 +105,9 @@ class Story:
             self.line("progress", fresh, ends=False)
 
 
-def _run(remote: Remote, agent: str, new: dict[str, Any], story: Story, *, as_json: bool) -> int:
+def _run(
+    remote: Remote, agent: str, new: dict[str, Any], story: Story, until: float | None, *, as_json: bool
+) -> int:  # fmt: skip
     from corral.http.remote import RemoteError
 
     began = time.monotonic()
@@ -109,7 +118,7 @@ def _run(remote: Remote, agent: str, new: dict[str, Any], story: Story, *, as_js
     if not as_json:
         why.start()
     try:
-        for event, data in remote.events("task", task["id"]):
+        for event, data in remote.events("task", task["id"], until=until, away=lambda why: story.line("waiting", why)):
             story.tell(event, data)
             if event in ENDINGS:
                 break

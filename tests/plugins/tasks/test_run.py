@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 from corral.testing.server import ServerProcess
+from corral_plugins.tasks.command import Story
 
 SCRIPTS = """
 [plugins.llm.scripts.refuses]
@@ -118,6 +119,35 @@ def test_only_a_completed_task_is_a_success(run: Run) -> None:
     assert json.loads(run("--agent", "Refuser", "--json", "Do it").stdout)["status"] == "failed"
 
 
+def test_a_model_that_nobody_set_up_is_asked_for_once(run: Run) -> None:
+    fields = {"name": "Keyless", "llm_model": "openai/gpt-4o-mini"}
+    agent = run.client.post("/agents", json=fields).raise_for_status().json()
+    assert agent["warnings"] == ["provider_not_configured"]
+    run.client.post(f"/agents/{agent['id']}/start", json={}).raise_for_status()
+    done = run("--agent", "Keyless", "--json", "Say it")
+    outcome = json.loads(done.stdout)
+    assert (done.returncode, outcome["status"], outcome["attempts"]) == (1, "failed", 1), done
+    assert "openai is not configured" in outcome["error"]["message"]
+
+
+def test_following_ends_after_a_while_and_the_task_goes_on(run: Run) -> None:
+    fields = {"name": "Left alone", "llm_provider": "scripted", "llm_model": "echo"}
+    run.client.post("/agents", json=fields).raise_for_status()
+    done = run("--agent", "Left alone", "--timeout", "2", "Say it")
+    task = done.stderr.rsplit(": ", 1)[1].strip()
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert run.client.get(f"/tasks/{task}").raise_for_status().json()["status"] == "pending"
+
+
+def test_attempts_and_an_absent_server_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    story = Story(quiet=False)
+    story.tell("task.started", {"attempt": 1})
+    story.tell("task.retried", {"attempt": 1, "reason": "lease_lost: The worker gave no sign of life."})
+    story.tell("task.started", {"attempt": 2})
+    told = [line.split("s  ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["started", "retried    lease_lost: The worker gave no sign of life.", "started    attempt 2"]
+
+
 def test_a_task_is_followed_though_the_log_was_pruned(run: Run) -> None:
     run.agent("Echo Late")
     with contextlib.closing(sqlite3.connect(run.folder / "data" / "corral.db")) as connection, connection:
@@ -164,7 +194,7 @@ def test_what_is_wrong_is_one_line(run: Run) -> None:
 
 
 def test_a_token_that_ends_leaves_the_task_and_says_which(run: Run) -> None:
-    fields = {"name": "Never started", "llm_provider": "scripted", "llm_model": "echo"}
+    fields = {"name": "Left alone", "llm_provider": "scripted", "llm_model": "echo"}
     run.client.post("/agents", json=fields).raise_for_status()
     made = run.client.post("/security/api-keys", json={"name": "short", "scopes": ["*"]})
     key = made.raise_for_status().json()

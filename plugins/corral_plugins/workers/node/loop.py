@@ -34,6 +34,7 @@ from corral_plugins.workers.node.tools.workspace import Workspaces
 MAX_STEPS, MAX_REPAIRS = 25, 2
 MODEL_TRIES = 3
 CUTS = 6
+NEEDS_PEOPLE = ("credentials", "model", "not_configured")  # kinds of a refusal that no waiting ends
 UNREADABLE = (
     "This worker cannot read the task's checkpoint, which another one wrote: {}. Let that one do the task, or retry it "
     "with from_checkpoint false, which begins it anew."
@@ -122,7 +123,7 @@ class AgentLoop:
                     raise LeaseLost from None
                 if error.code == "idempotency_key_reused":  # the conversation is another than in the earlier attempt
                     key = f"{self._id}:{step}:{self._claim['fence']}"
-                elif error.status in (429, 503) and error.code not in GIVE_BACK and tries < MODEL_TRIES:
+                elif _may_pass(error) and tries < MODEL_TRIES:
                     await asyncio.sleep(pause(tries + 1, error))
                 else:
                     await self._refused(error)
@@ -163,8 +164,8 @@ class AgentLoop:
         if error.code in GIVE_BACK or (error.status == 402 and not own_cap):
             await self._release(error.code)
         kind = "budget_exceeded" if error.status == 402 else "provider_error"
-        cure = error.members.get("kind") in ("credentials", "model") or error.status in (402, 403, 422)
-        await self._fail(kind, error.detail, retryable=not cure)
+        needs_people = error.members.get("kind") in NEEDS_PEOPLE or error.status in (402, 403, 422)
+        await self._fail(kind, error.detail, retryable=not needs_people)
 
     # -- tools
 
@@ -239,3 +240,9 @@ class AgentLoop:
         except (ApiError, Unreachable) as error:
             if isinstance(error, ApiError) and is_lost(error):
                 raise LeaseLost from None
+
+
+def _may_pass(error: ApiError) -> bool:
+    """Whether the same call may be answered in a moment."""
+    permanent = error.code in GIVE_BACK or error.members.get("kind") in NEEDS_PEOPLE
+    return error.status in (429, 503) and not permanent
