@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 hookspec = pluggy.HookspecMarker("corral")
 
 
+class Manager(pluggy.PluginManager):
+    """Each plugin has one; pluggy looks so thoroughly at all that modules have that it would be a fifth of a boot."""
+
+    def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
+        return getattr(getattr(module_or_class, name, None), "__dict__", {}).get(f"{self.project_name}_spec")
+
+
 @hookspec
 def corral_services() -> Iterable[Provide]:  # type: ignore[empty-body]
     """Services: types that other plugins and the own routes, jobs and subscribers may ask for."""

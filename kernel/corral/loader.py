@@ -277,7 +277,7 @@ def _section(loaded: Loaded, kind: type[Plugin], config: Config) -> Any:
 
 def manager_of(loaded: Loaded, modules: Iterable[Any]) -> pluggy.PluginManager:
     """What calls the hooks of one plugin: each alone, so that a failure has a name."""
-    manager = pluggy.PluginManager("corral")
+    manager = hookspecs.Manager("corral")
     for module in modules:
         manager.add_hookspecs(module)
     manager.register(loaded.plugin, loaded.name)

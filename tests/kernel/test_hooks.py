@@ -328,6 +328,7 @@ async def test_corral_hookspecs(tmp_path: Path) -> None:
         """Words."""
 
     offered.corral_greetings = pluggy.HookspecMarker("corral")(corral_greetings)  # type: ignore[attr-defined]
+    offered.fn = peewee.fn  # type: ignore[attr-defined]  # imported there, say: it has every attribute it is asked for
     owner = plugin("owner", corral_hookspecs=lambda self: [offered], corral_greetings=lambda self: ["hello"])
     guest = plugin("guest")
     guest.wants = ("owner",)

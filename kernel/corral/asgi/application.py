@@ -54,8 +54,7 @@ class Application:
         )  # fmt: skip
         kernel.container.get(ApiDocument).describe(endpoint.route for endpoint in self.endpoints)
         kernel.door_watchers.append(self._follow)
-        for loaded in kernel.plugins:
-            self._follow(loaded)
+        self._follow(*kernel.plugins)
         hsts = (config.server.public_url or "").startswith("https://")
         sender = quart_app.Sender(self.path.lasting, hsts=hsts, cors=Cors(kernel.settings))
         self.app = quart_app.build(
@@ -83,13 +82,14 @@ class Application:
     def _add_routes(self, loaded: Loaded, table: Table) -> None:
         permissions = self.kernel.container.get(Permissions)
         made: list[Endpoint] = []
+        own = Table()  # raises `Clash` when a plugin declares an operation twice
         for group in loaded.of("corral_routes"):
             for route in group:
                 route.plugin = loaded.name
                 _check(route, permissions)
                 made.append(Endpoint(route, self.kernel.container, self.kernel.room(loaded)))
                 made[-1].handler = self.kernel.guards.route(loaded, route.label, route.handler)
-        _check_alone(made)
+                own.add(made[-1])
         clashes = [other for endpoint in made if (other := table.clash(endpoint.route)) is not None]
         for _, served in clashes:
             rival = next(item for item in self.kernel.plugins if item.name == served.plugin)
@@ -103,19 +103,13 @@ class Application:
             self.kernel.database.rooms |= {endpoint.label: loaded.name for endpoint in made}
         self.endpoints.extend(made)
 
-    def _follow(self, loaded: Loaded) -> None:
-        """Routes of a plugin out of service answer 503 from now on, or again as before."""
+    def _follow(self, *changed: Loaded) -> None:
+        """Routes of plugins out of service answer 503 from now on, or again as before."""
+        plugins = {loaded.name: loaded for loaded in changed}
         for endpoint in self.endpoints:
-            if endpoint.route.plugin == loaded.name:
+            if loaded := plugins.get(endpoint.route.plugin):
                 endpoint.door = None if loaded.serves else functools.partial(closed.out_of_service, loaded)
             endpoint.rebind()
-
-
-def _check_alone(made: list[Endpoint]) -> None:
-    """Raise `Clash` when a plugin declares an operation twice."""
-    own = Table()
-    for endpoint in made:
-        own.add(endpoint)
 
 
 def _check(route: Route, permissions: Permissions) -> None:

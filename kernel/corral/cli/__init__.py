@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 # name -> (module, one line of help); plugins add theirs with `corral_commands`
@@ -26,6 +27,7 @@ def main() -> None:
 
         print(f"corral {version('corral')}")
         return
+    gc.set_threshold(20_000, 20, 20)  # what a start makes stays: looking for garbage in it would take a tenth of it
     from corral.cli.group import run
 
     run()

@@ -145,7 +145,6 @@ def _serve(
     listener = listen(config.server.bind) if inherited is None else inherited.listener
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
     parent = inherited or _parent(config, options, listener, recovering=recovering)
 
     def ready() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import peewee
-from playhouse.migrations import Runner
+from playhouse.migrations import Migration, Runner
 
 from corral.database.engine import Database
 
@@ -66,12 +66,11 @@ def is_empty(database: Database) -> bool:
 
 
 def _pending(engine: peewee.Database, home: Home) -> list[str]:
-    runner = Runner(engine, str(home.directory), table_name=f"{home.plugin}_migrations")
-    status = runner.status()
-    unknown = [row.name for row in status if row.path is None]
-    if unknown:
+    table, known = f"{home.plugin}_migrations", [each.name for each in Migration.load_directory(str(home.directory))]
+    rows = engine.execute_sql(f'SELECT name FROM "{table}"').fetchall() if engine.table_exists(table) else []  # noqa: S608
+    if unknown := sorted({name for (name,) in rows}.difference(known)):
         raise Newer(f"{home.plugin}: the database has {unknown[-1]}, which this release does not know")
-    return [row.name for row in status if row.applied is None]
+    return [name for name in known if (name,) not in rows]
 
 
 @contextlib.contextmanager

@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from corral.asgi.application import Application
 from corral.auth.principal import SYSTEM_PRINCIPAL
+from corral.config import Config
 from corral.config_reader import ensure_data_dir
 from corral.config_reader import load as load_config
 from corral.core import health
 from corral.jobs.runner import InProcessRunner
 from corral.kernel import Kernel, boot
-from corral.loader import Found, Loaded, discover, load
+from corral.loader import Found, Loaded, load
+from corral.loader import discover as look_for
 from corral.plugin import Plugin
 from corral.schema.shapes import encode
 from corral.testing import templates
@@ -206,6 +210,25 @@ async def _hash(password: str) -> str:
 
         _hashes[password] = await Passwords().hash(password)
     return _hashes[password]
+
+
+def discover(config: Config) -> list[Found]:
+    """What is installed; looked for again when a folder of the import path changed, for that takes long."""
+    if config.plugins.dir is not None:
+        return look_for(config)
+    return list(_discover(tuple((path, _changed(path)) for path in sys.path)))
+
+
+@functools.lru_cache(maxsize=8)
+def _discover(import_path: tuple[tuple[str, int], ...]) -> list[Found]:
+    return look_for(Config())
+
+
+def _changed(path: str) -> int:
+    try:
+        return os.stat(path or ".").st_mtime_ns
+    except OSError:
+        return 0
 
 
 PATIENT_SECONDS = 5.0  # a scrape that is to be looked at waits for all readings, however busy the machine

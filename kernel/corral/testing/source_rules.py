@@ -49,13 +49,10 @@ class Package(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, kind: type[Plugin]) -> Package:
         """The package in which the class is defined."""
-        module = inspect.getmodule(kind)
-        path = Path(inspect.getfile(kind))
-        name = module.__name__ if module is not None else path.stem
-        if name.endswith(".plugin") and (path.parent / "__init__.py").exists():
-            name, root = name.removesuffix(".plugin"), path.parent
-            files = [each for each in sorted(root.rglob("*.py")) if "migrations" not in each.relative_to(root).parts]
-            return cls(name, [_source(name, root, each) for each in files])
+        name, path = _home(kind)
+        if path.is_dir():
+            files = [each for each in sorted(path.rglob("*.py")) if "migrations" not in each.relative_to(path).parts]
+            return cls(name, [_source(name, path, each) for each in files])
         return cls(name, [Source(name, path, ast.parse(path.read_text("utf-8")))])
 
     def subclasses(self, base: str) -> list[tuple[str, ast.ClassDef]]:
@@ -83,6 +80,16 @@ def source_rules(
     if kind.name != "core":
         yield from judged("imports.kernel", _kernel_imports(package))
         yield from judged("imports.plugins", _plugin_imports(kind, package, installed))
+
+
+def _home(kind: type[Plugin]) -> tuple[str, Path]:
+    """The name of its package and the folder, or those of the single module."""
+    module = inspect.getmodule(kind)
+    path = Path(inspect.getfile(kind))
+    name = module.__name__ if module is not None else path.stem
+    if name.endswith(".plugin") and (path.parent / "__init__.py").exists():
+        return name.removesuffix(".plugin"), path.parent
+    return name, path
 
 
 def _source(package: str, root: Path, path: Path) -> Source:
@@ -149,7 +156,7 @@ def _kernel_imports(package: Package) -> Iterator[str]:
 
 
 def _plugin_imports(kind: type[Plugin], package: Package, installed: Mapping[str, type[Plugin]]) -> Iterator[str]:
-    packages = {Package.of(other).name: name for name, other in installed.items() if name != "core"}
+    packages = {_home(other)[0]: name for name, other in installed.items() if name != "core"}
     packages.pop(package.name, None)
     for source in package.sources:
         for name, line in source.imports():
