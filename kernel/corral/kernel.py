@@ -25,7 +25,7 @@ from corral.wiring import Wired
 
 log = logging.getLogger("corral.kernel")
 
-STOP_SECONDS = 10.0
+START_SECONDS, STOP_SECONDS = 15.0, 10.0
 
 
 class Kernel(Wired):
@@ -67,15 +67,18 @@ class Kernel(Wired):
                 self.supervisor.start(f"consumer {consumer.name}", consumer.run)
 
     async def _start_plugin(self, loaded: Loaded) -> None:
-        """One that raises is out, and so is what requires it; `SystemExit` is no exception."""
-        before = self.active
+        """One that raises is out, a third party's that does not come back too, and so is what requires it."""
+        before, me = self.active, asyncio.current_task()
+        runtime, limit = PluginRuntime(self, loaded), None if loaded.found.built_in else START_SECONDS
         try:
             assert loaded.plugin is not None
-            await loaded.plugin.start(PluginRuntime(self, loaded))
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            raise
+            async with asyncio.timeout(limit) as patience:
+                await loaded.plugin.start(runtime)
         except BaseException as error:
-            fail(loaded, error)
+            if isinstance(error, KeyboardInterrupt) or (me is not None and me.cancelling()):
+                raise
+            fail(loaded, f"start() took longer than {limit:g} s" if patience.expired() else error)
+            await runtime.end()
             block(self.plugins)
             for item in before:
                 if not item.active:
