@@ -175,7 +175,7 @@ def attempt(loaded: Loaded, step: Callable[[], Any]) -> bool:
 
 def fail(loaded: Loaded, error: BaseException | str) -> None:
     """The plugin is out; one sentence is its reason, the trace goes to the log."""
-    sentence = error if isinstance(error, str) else f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    sentence = error if isinstance(error, str) else " ".join(f"{type(error).__name__}: {error}".split())
     loaded.become("failed", sentence[:500])
     log.error("plugin failed", extra={"plugin": loaded.name, "reason": loaded.reason},
               exc_info=error if isinstance(error, BaseException) else None)  # fmt: skip
@@ -254,6 +254,7 @@ def _import(loaded: Loaded, config: Config) -> None:
     foreign = [item.name for item in kind.permissions if not item.name.startswith(f"{loaded.name}.")]
     if foreign and loaded.name != "core":
         raise TypeError(f"permissions must begin with {loaded.name}.: {', '.join(foreign)}")
+    inspect.getfile(kind)  # raises where the class says that it is of a module that is none
     loaded.kind = kind
     loaded.plugin = kind(_section(loaded, kind, config))
 

@@ -117,6 +117,16 @@ BROKEN = {
         "no plugin declares the permission faulty.read",
     ),
     "no docstring": ((PLUGIN + FAULTY).replace('    """Answer."""\n', ""), "the handler has no docstring"),
+    "argument that no hook has": (
+        body("@hookimpl\ndef corral_jobs(self, app):\n    return []"),
+        "Argument(s) {'app'} are declared in the hookimpl but can not be found in the hookspec",
+    ),
+    "no schema": (
+        (PLUGIN + FAULTY).replace("-> dict[str, str]", "-> Plugin"), "Plugin",
+    ),
+    "name in a path": (
+        (PLUGIN + FAULTY).replace('@routes.get("/"', '@routes.get("/{someId}"'), "a name in a path is {…}",
+    ),
     "path of a built-in": (
         (PLUGIN + FAULTY).replace('"/faulty"', '"/health"'), "GET /health is declared by core already",
     ),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import tomlkit
 
+from corral.cli.kernels import scratch
 from corral.config import Config
 from corral.config_reader import load as load_config
 from corral.loader import Loaded, discover, load
@@ -68,7 +69,7 @@ def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     names_it = not item.found.built_in or name in stored_states(config)
     lists = {"enabled": name in config.plugins.enabled or names_it, "disabled": False}
     path, text, changed = _edited(config, config_path, name, lists)
-    after = find(plugins_of(_checked(path, text)), name)
+    after = _tried(_checked(path, text), name)
     if not after.active:
         raise click.ClickException(f"{name} was not enabled: it would be {after.state}: {after.reason}{_hint(after)}")
     if changed:
@@ -96,6 +97,15 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     if changed:
         _write(path, text)
     return path, changed
+
+
+def _tried(config: Config, name: str) -> Loaded:
+    """The plugin as it comes up with all others on an empty database: its imports, hooks, migrations and routes."""
+    from corral.asgi.application import Application
+
+    with scratch(config) as kernel:
+        Application(kernel)
+        return find(kernel.plugins, name)
 
 
 def _hint(item: Loaded) -> str:

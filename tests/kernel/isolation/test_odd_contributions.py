@@ -15,8 +15,9 @@ from corral import kernel
 from corral.auth.principal import Permission
 from corral.events.consumers import Subscriber
 from corral.events.event import Event
+from corral.http.sockets import Socket
 from corral.jobs.job import Job, Schedule
-from corral.plugin import Plugin, Runtime, hookimpl
+from corral.plugin import Metric, Plugin, Runtime, hookimpl
 from corral.testing.kit import make_kernel
 
 PLURAL = (
@@ -59,10 +60,13 @@ ODD: dict[str, tuple[str, list[Any], str]] = {
     "letters": ("subscribers", [Subscriber("x", "task.completed", nothing)], "at `$.events`"),  # type: ignore[arg-type]
     "hook_of_the_kernel": ("hookspecs", [specs(corral_routes=nothing)], "Hook 'corral_routes' is already registered"),
     "hook_of_tools": ("hookspecs", [specs(corral_tools=nothing)], "Hook 'corral_tools' is already registered"),
+    "misnamed_series": ("metrics", [Metric(name="a b{", help="", collect=dict)], "at `$.name`"),
+    "socket_nowhere": ("sockets", [Socket("live", nothing)], "at `$.path`"),
     "no_hooks": ("hookspecs", [specs()], "did not find any 'corral' hooks"),
 }
 MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
     "requires_lists": ({"requires": (["tasks"],)}, "tuples of names"),
+    "of_nowhere": ({"__module__": "nowhere.at_all"}, "is a built-in class"),
     "wants_numbers": ({"wants": (5,)}, "tuples of names"),
     "held_by_a_number": ({"permissions": (Permission("held_by_a_number.x", "X", 5),)}, "at `$.holders`"),  # type: ignore[arg-type]
 }
