@@ -33,18 +33,15 @@ def given(spec: Callable[..., Any], answers: Iterable[Any]) -> list[Any]:
 
 def judge(where: str, items: Iterable[Any], asked: Any) -> None:
     """Raise `TypeError` unless all are of that kind, and shapes among them have what their fields say."""
+    union = typing.get_origin(asked) in (typing.Union, types.UnionType)
     for item in items:
-        if not any(_is_of(item, option) for option in _options(asked)):
+        if not any(_is_of(item, option) for option in (typing.get_args(asked) if union else (asked,))):
             raise TypeError(f"{where} has {item!r}, which is no {getattr(asked, '__name__', asked)}")
         if isinstance(item, msgspec.Struct):
             try:
                 msgspec.convert(msgspec.structs.asdict(item), type(item))
             except msgspec.ValidationError as error:
                 raise TypeError(f"{where} has {item!r}, of which is wrong: {error}") from None
-
-
-def _options(asked: Any) -> tuple[Any, ...]:
-    return typing.get_args(asked) if typing.get_origin(asked) in (typing.Union, types.UnionType) else (asked,)
 
 
 def _is_of(item: Any, asked: Any) -> bool:

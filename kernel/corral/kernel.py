@@ -15,6 +15,7 @@ from corral.crypto import Keyring
 from corral.database.connect import connect
 from corral.database.engine import Database
 from corral.database.unit import Unit
+from corral.errors import Refused
 from corral.events import log as event_log
 from corral.isolation.tasks import PluginTasks
 from corral.jobs import job as job_rows
@@ -78,7 +79,7 @@ class Kernel(Wired):
             if isinstance(error, KeyboardInterrupt) or (me is not None and me.cancelling()):
                 raise
             fail(loaded, f"start() took longer than {limit:g} s" if patience.expired() else error)
-            await runtime.end()
+            await asyncio.gather(*map(self.supervisor.end, runtime.supervised))
             block(self.plugins)
             for item in before:
                 if not item.active:
@@ -147,6 +148,11 @@ def boot(
     )
     try:
         loaded = plugins if plugins is not None else load(discover(config), config, off=taken_out(database))
+        absent = sorted({*config.plugins.enabled} - {item.name for item in loaded})
+        if absent and config.plugins.strict:
+            raise Refused(*[f"{name}: corral.toml enables it, and it is not installed" for name in absent])
+        for name in absent:
+            log.warning("corral.toml enables a plugin that is not installed", extra={"plugin": name})
         apply_migrations(database, loaded, config, migrations)
         keyring = unlock(keyring, database, loaded, config, create=create_keys)
         database.cursor_key = keyring.mac("list-cursor", b"v1")

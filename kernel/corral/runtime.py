@@ -32,7 +32,7 @@ class PluginRuntime:
     def __init__(self, kernel: _Kernel, loaded: Loaded) -> None:
         self._kernel, self._loaded = kernel, loaded
         self._tasks: PluginTasks = kernel.tasks_of(loaded)
-        self._supervised: list[str] = []
+        self.supervised: list[str] = []
 
     @property
     def address(self) -> str | None:
@@ -44,13 +44,8 @@ class PluginRuntime:
         return service
 
     def supervise(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        self._supervised.append(f"{self._loaded.name}.{name}")
-        self._kernel.supervisor.start(self._supervised[-1], self._tasks.task(name, run), self._tasks)
-
-    async def end(self) -> None:
-        """End the background tasks of a start that failed."""
-        for name in self._supervised:
-            await self._kernel.supervisor.end(name)
+        self.supervised.append(f"{self._loaded.name}.{name}")
+        self._kernel.supervisor.start(self.supervised[-1], self._tasks.task(name, run), self._tasks)
 
     def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
         self._kernel.when_serving(self._tasks.once("when_serving", run, SERVING_SECONDS))

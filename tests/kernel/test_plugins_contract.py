@@ -290,6 +290,18 @@ async def test_strict_stops_at_the_first_failure(folder: PluginFolder, tmp_path:
             pass
 
 
+async def test_one_that_is_enabled_and_not_installed_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with make_kernel(tmp_path, plugins=["not_there"]) as kit:
+        assert (await kit.client.get("/health", root=True)).status == 200
+    told = [each for each in caplog.records if "not installed" in each.message]
+    assert [vars(each)["plugin"] for each in told] == ["not_there"]
+    with pytest.raises(Refused, match="not_there: corral"):
+        async with make_kernel(tmp_path, plugins=["not_there"], config={"plugins.strict": True}):
+            pass
+
+
 async def test_without_core_nothing_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*_: Any) -> None:
         raise RuntimeError("no keys")
