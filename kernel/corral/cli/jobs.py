@@ -60,6 +60,7 @@ def command(concurrency: int | None, config_path: Path | None) -> None:
         asyncio.run(_run(kernel))
     else:
         JobsProcess(kernel, kernel.queue).run()
+    running.end_in_time()
     if reload.asked:
         surroundings.restore()
         os.execv(sys.executable, [sys.executable, "-m", "corral", *sys.argv[1:]])  # noqa: S606  (this program)

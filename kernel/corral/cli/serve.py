@@ -131,6 +131,7 @@ def serve(
     starts.begin()
     try:
         _serve(config, options, inherited, starts, surroundings, recovering=recovering)
+        running.end_in_time()
     except (Refused, Pending, KeyboardInterrupt):
         starts.end()
         raise

@@ -38,6 +38,22 @@ class ChangingPlugin(Plugin):
 """
 
 
+LEAVING = """
+import threading
+import time
+
+from corral.plugin import Plugin
+
+threading.Thread(target=time.sleep, args=(3600,), name="left").start()
+
+
+class LeavingPlugin(Plugin):
+    \"\"\"Leaves a thread.\"\"\"
+
+    name = "leaving"
+"""
+
+
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "away").mkdir()
@@ -68,6 +84,18 @@ def test_a_reload_serves_the_same_installation(tmp_path: Path, environ: dict[str
         assert not list((tmp_path / "away").iterdir())
         lines = [line for line in server.log.splitlines() if line.startswith("{")]
         assert all(json.loads(line)["event"] for line in lines)
+    finally:
+        server.kill()
+
+
+def test_what_a_plugin_leaves_keeps_no_process_from_ending(tmp_path: Path) -> None:
+    PluginFolder(tmp_path / "plugins").add("leaving", LEAVING)
+    (tmp_path / "corral.toml").write_text('[plugins]\nenabled = ["leaving"]\ndir = "plugins"\n', "utf-8")
+    server = ServerProcess(tmp_path, environ={"CORRAL_CONFIG": "corral.toml"})
+    try:
+        server.start(seconds=60)
+        assert server.stop() == 0
+        assert '"threads":["MainThread","left"]' in server.log
     finally:
         server.kill()
 
