@@ -1,4 +1,4 @@
-"""What only one plugin may have: a setting, a prefix of tables, an event, a job. All that want the same are refused."""
+"""What only one plugin may have: a setting, tables of a prefix, an event, a job, a socket. Who wants it too fails."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from corral.loader import Loaded, fail
 
 NAMED = (
     ("setting", "corral_settings"), ("job", "corral_jobs"), ("schedule", "corral_schedules"),
-    ("subscriber", "corral_subscribers"),
+    ("subscriber", "corral_subscribers"), ("metric", "corral_metrics"),
 )  # fmt: skip
 
 
@@ -31,6 +31,7 @@ def refuse_clashes(plugins: Iterable[Loaded]) -> None:
 def _claimed(loaded: Loaded, plugins: list[Loaded]) -> Iterator[str]:
     for what, hook in NAMED:
         yield from (f"{what} {item.name}" for item in loaded.of(hook))
+    yield from (f"socket {item.path}" for item in loaded.of("corral_sockets"))
     yield from (f"event {kind.event}" for kind in loaded.of("corral_events"))
     for other in plugins:  # the tables of `files_x` begin with the prefix of `files` too
         prefix = f"{loaded.name}_"

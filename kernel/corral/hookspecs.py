@@ -7,24 +7,22 @@ merged only if all hooks of the plugin succeeded. Order never carries meaning.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import click
 import pluggy
 
-if TYPE_CHECKING:
-    import click
-
-    from corral.auth.principal import Authenticator
-    from corral.database.model import Model
-    from corral.events.bus import Bus
-    from corral.events.consumers import Subscriber
-    from corral.events.event import Event
-    from corral.http.routes import Routes
-    from corral.http.sockets import Socket
-    from corral.jobs.job import Job, Schedule
-    from corral.jobs.queue import JobQueue
-    from corral.plugin import DemoModel, Gate, HealthCheck, Installation, Meter, Metric, Provide, Setting
-    from corral.storage.blobs import BlobStore
+from corral.auth.principal import Authenticator
+from corral.database.model import Model
+from corral.events.bus import Bus
+from corral.events.consumers import Subscriber
+from corral.events.event import Event
+from corral.http.routes import Routes
+from corral.http.sockets import Socket
+from corral.jobs.job import Job, Schedule
+from corral.jobs.queue import JobQueue
+from corral.plugin import DemoModel, Gate, HealthCheck, Installation, Meter, Metric, Provide, Setting
+from corral.storage.blobs import BlobStore
 
 hookspec = pluggy.HookspecMarker("corral")
 

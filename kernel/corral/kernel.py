@@ -15,6 +15,7 @@ from corral.crypto import Keyring
 from corral.database.connect import connect
 from corral.database.engine import Database
 from corral.database.unit import Unit
+from corral.errors import Refused
 from corral.events import log as event_log
 from corral.isolation.tasks import PluginTasks
 from corral.jobs import job as job_rows
@@ -25,7 +26,7 @@ from corral.wiring import Wired
 
 log = logging.getLogger("corral.kernel")
 
-STOP_SECONDS = 10.0
+START_SECONDS, STOP_SECONDS = 15.0, 10.0
 
 
 class Kernel(Wired):
@@ -67,15 +68,18 @@ class Kernel(Wired):
                 self.supervisor.start(f"consumer {consumer.name}", consumer.run)
 
     async def _start_plugin(self, loaded: Loaded) -> None:
-        """One that raises is out, and so is what requires it; `SystemExit` is no exception."""
-        before = self.active
+        """One that raises is out, a third party's that does not come back too, and so is what requires it."""
+        before, me = self.active, asyncio.current_task()
+        runtime, limit = PluginRuntime(self, loaded), None if loaded.found.built_in else START_SECONDS
         try:
             assert loaded.plugin is not None
-            await loaded.plugin.start(PluginRuntime(self, loaded))
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            raise
+            async with asyncio.timeout(limit) as patience:
+                await loaded.plugin.start(runtime)
         except BaseException as error:
-            fail(loaded, error)
+            if isinstance(error, KeyboardInterrupt) or (me is not None and me.cancelling()):
+                raise
+            fail(loaded, f"start() took longer than {limit:g} s" if patience.expired() else error)
+            await asyncio.gather(*map(self.supervisor.end, runtime.supervised))
             block(self.plugins)
             for item in before:
                 if not item.active:
@@ -144,6 +148,11 @@ def boot(
     )
     try:
         loaded = plugins if plugins is not None else load(discover(config), config, off=taken_out(database))
+        absent = sorted({*config.plugins.enabled} - {item.name for item in loaded})
+        if absent and config.plugins.strict:
+            raise Refused(*[f"{name}: corral.toml enables it, and it is not installed" for name in absent])
+        for name in absent:
+            log.warning("corral.toml enables a plugin that is not installed", extra={"plugin": name})
         apply_migrations(database, loaded, config, migrations)
         keyring = unlock(keyring, database, loaded, config, create=create_keys)
         database.cursor_key = keyring.mac("list-cursor", b"v1")

@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ import msgspec
 import pluggy
 
 from corral import clock, hookspecs
+from corral.auth.principal import Permission
 from corral.config import Config
 from corral.database.migrations import Home
+from corral.hook_types import given, judge
 from corral.plugin import KERNEL_API, Plugin
 
 log = logging.getLogger("corral.loader")
@@ -142,16 +144,6 @@ def _contested(first: Found, second: Found) -> Found:
     return Found(name=first.name, load=load, distribution=both)
 
 
-def built_in_paths(plugins: Iterable[Loaded]) -> dict[str, list[str]]:
-    """`{plugin: ["GET /agents", …]}` of the `paths.json` in the packages of built-in plugins; imports no plugin."""
-    paths: dict[str, list[str]] = {}
-    for package in {loaded.found.package for loaded in plugins if loaded.found.built_in} - {""}:
-        file = resources.files(package).joinpath("paths.json")
-        if file.is_file():
-            paths |= msgspec.json.decode(file.read_bytes(), type=dict[str, list[str]])
-    return paths
-
-
 def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | None = None) -> list[Loaded]:
     """Import and check, order by `requires`, collect contributions. `off`: what an admin disabled, with the reason."""
     plugins = [_begin(item, config, off or {}) for item in sorted(found, key=lambda item: item.name)]
@@ -159,7 +151,7 @@ def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | Non
         if loaded.active:
             attempt(loaded, lambda loaded=loaded: _import(loaded, config))  # type: ignore[misc]  # bound per round
     ordered = order(plugins)
-    modules = [hookspecs, *_offered_specs(ordered)]
+    modules = _offered_specs(ordered)
     for loaded in ordered:
         if loaded.active:
             absent = any(name not in {item.name for item in ordered if item.active} for name in _named(loaded))
@@ -182,7 +174,7 @@ def attempt(loaded: Loaded, step: Callable[[], Any]) -> bool:
 
 def fail(loaded: Loaded, error: BaseException | str) -> None:
     """The plugin is out; one sentence is its reason, the trace goes to the log."""
-    sentence = error if isinstance(error, str) else f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    sentence = error if isinstance(error, str) else " ".join(f"{type(error).__name__}: {error}".split())
     loaded.become("failed", sentence[:500])
     log.error("plugin failed", extra={"plugin": loaded.name, "reason": loaded.reason},
               exc_info=error if isinstance(error, BaseException) else None)  # fmt: skip
@@ -254,11 +246,14 @@ def _import(loaded: Loaded, config: Config) -> None:
     if kind.protected and not loaded.found.built_in and loaded.found.distribution != "test":
         raise TypeError("protected is for the plugins that Corral brings along")
     named: tuple[Any, ...] = (kind.requires, kind.wants)
-    if not all(isinstance(names, tuple) and loaded.name not in names for names in named):
+    if not all(isinstance(names, tuple) and all(isinstance(each, str) and each != loaded.name for each in names)
+               for names in named):  # fmt: skip
         raise TypeError("requires and wants must be tuples of names of other plugins")
+    judge("permissions", kind.permissions, Permission)
     foreign = [item.name for item in kind.permissions if not item.name.startswith(f"{loaded.name}.")]
     if foreign and loaded.name != "core":
         raise TypeError(f"permissions must begin with {loaded.name}.: {', '.join(foreign)}")
+    inspect.getfile(kind)  # raises where the class says that it is of a module that is none
     loaded.kind = kind
     loaded.plugin = kind(_section(loaded, kind, config))
 
@@ -285,13 +280,21 @@ def manager_of(loaded: Loaded, modules: Iterable[Any]) -> pluggy.PluginManager:
 
 
 def _offered_specs(ordered: Iterable[Loaded]) -> list[Any]:
-    modules: list[Any] = []
-    for loaded in ordered:
-        ask: Any = getattr(loaded.plugin, "corral_hookspecs", None) if loaded.active else None
-        if ask is not None:
-            attempt(loaded, lambda loaded=loaded, ask=ask: loaded.contributions.update(corral_hookspecs=list(ask())))  # type: ignore[misc]  # bound per round
-            modules += loaded.of("corral_hookspecs")
+    """Modules with specifications. One that is none, or has a hook that there is already, is its own plugin's fault."""
+    manager, modules = pluggy.PluginManager("corral"), [hookspecs]
+    manager.add_hookspecs(hookspecs)
+    for loaded in sorted(ordered, key=lambda item: not item.found.built_in):
+        if loaded.active:
+            attempt(loaded, lambda loaded=loaded: modules.extend(_offer(loaded, manager)))  # type: ignore[misc]  # bound per round
     return modules
+
+
+def _offer(loaded: Loaded, manager: pluggy.PluginManager) -> list[Any]:
+    offered = list(getattr(loaded.plugin, "corral_hookspecs", list)())
+    for module in offered:
+        manager.add_hookspecs(module)
+    loaded.contributions["corral_hookspecs"] = offered
+    return offered
 
 
 def _named(loaded: Loaded) -> tuple[str, ...]:
@@ -309,10 +312,8 @@ def _contribute(loaded: Loaded, modules: Iterable[Any], owner_absent: bool) -> N
     for caller in manager.get_hookcallers(loaded.plugin) or ():
         if caller.spec is None or caller.spec.opts["firstresult"] or caller.name in BEFORE_BOOT:
             continue
-        results: list[Any] = []
-        for result in caller():
-            if isinstance(result, (str, bytes)) or not isinstance(result, Iterable):
-                raise TypeError(f"{caller.name} returned {type(result).__name__}, not a list")
-            results.extend(result)
-        staged[caller.name] = results
+        staged[caller.name] = given(caller.spec.function, caller())
+    nameless = [kind for kind in staged.get("corral_events", ()) if not isinstance(getattr(kind, "event", None), str)]
+    if nameless:
+        raise TypeError(f'the event {nameless[0].__name__} has no name: set event = "{loaded.name}.happened"')
     loaded.contributions |= staged

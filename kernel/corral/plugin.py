@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import msgspec
 import pluggy
@@ -22,6 +22,7 @@ from corral.http.routes import Rate, Route
 T = TypeVar("T")
 KERNEL_API = 1
 hookimpl = pluggy.HookimplMarker("corral")
+SeriesName = Annotated[str, msgspec.Meta(pattern="^[a-z_][a-z0-9_]*$")]
 
 
 class Plugin:
@@ -269,11 +270,11 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     are of this process and summed over those that serve the address; gauges are of the installation, or `of_process`.
     """
 
-    name: str
+    name: SeriesName
     help: str
     kind: Literal["gauge", "counter", "histogram"] = "gauge"
     of_process: bool = False
-    labels: Mapping[str, Sequence[str]] = {}
+    labels: Mapping[SeriesName, Sequence[str]] = {}
     collect: Callable[..., Mapping[tuple[str, ...], Any]]
 
 

@@ -32,6 +32,7 @@ class PluginRuntime:
     def __init__(self, kernel: _Kernel, loaded: Loaded) -> None:
         self._kernel, self._loaded = kernel, loaded
         self._tasks: PluginTasks = kernel.tasks_of(loaded)
+        self.supervised: list[str] = []
 
     @property
     def address(self) -> str | None:
@@ -43,7 +44,8 @@ class PluginRuntime:
         return service
 
     def supervise(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        self._kernel.supervisor.start(f"{self._loaded.name}.{name}", self._tasks.task(name, run), self._tasks)
+        self.supervised.append(f"{self._loaded.name}.{name}")
+        self._kernel.supervisor.start(self.supervised[-1], self._tasks.task(name, run), self._tasks)
 
     def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
         self._kernel.when_serving(self._tasks.once("when_serving", run, SERVING_SECONDS))

@@ -25,11 +25,12 @@ from corral.events.consumers import Consumer, Subscriber
 from corral.events.feed import Feed
 from corral.events.registry import EventTypes
 from corral.first_result import first_result
+from corral.hook_types import asked_for
 from corral.http.metrics import RequestMetrics
 from corral.isolation import figures
 from corral.isolation.dying import DyingThreads
 from corral.isolation.guard import Guard
-from corral.isolation.items import Guards, asked_for
+from corral.isolation.items import Guards
 from corral.isolation.threads import Threads
 from corral.isolation.warden import Warden
 from corral.isolation.watchdog import Watchdog

@@ -33,6 +33,7 @@ FLOORS = (
     "openapi",
     "plugin",
     "hookspecs",
+    "hook_types",
     "settings",
     "kernel_settings",
     "container",

@@ -117,6 +117,16 @@ BROKEN = {
         "no plugin declares the permission faulty.read",
     ),
     "no docstring": ((PLUGIN + FAULTY).replace('    """Answer."""\n', ""), "the handler has no docstring"),
+    "argument that no hook has": (
+        body("@hookimpl\ndef corral_jobs(self, app):\n    return []"),
+        "Argument(s) {'app'} are declared in the hookimpl but can not be found in the hookspec",
+    ),
+    "no schema": (
+        (PLUGIN + FAULTY).replace("-> dict[str, str]", "-> Plugin"), "Plugin",
+    ),
+    "name in a path": (
+        (PLUGIN + FAULTY).replace('@routes.get("/"', '@routes.get("/{someId}"'), "a name in a path is {…}",
+    ),
     "path of a built-in": (
         (PLUGIN + FAULTY).replace('"/faulty"', '"/health"'), "GET /health is declared by core already",
     ),
@@ -277,6 +287,18 @@ async def test_strict_stops_at_the_first_failure(folder: PluginFolder, tmp_path:
     folder.add("faulty", BROKEN["import"][0])
     with pytest.raises(Refused, match="faulty: ModuleNotFoundError"):
         async with make_kernel(tmp_path, **options(folder, "faulty", **{"plugins.strict": True})):
+            pass
+
+
+async def test_one_that_is_enabled_and_not_installed_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with make_kernel(tmp_path, plugins=["not_there"]) as kit:
+        assert (await kit.client.get("/health", root=True)).status == 200
+    told = [each for each in caplog.records if "not installed" in each.message]
+    assert [vars(each)["plugin"] for each in told] == ["not_there"]
+    with pytest.raises(Refused, match="not_there: corral"):
+        async with make_kernel(tmp_path, plugins=["not_there"], config={"plugins.strict": True}):
             pass
 
 

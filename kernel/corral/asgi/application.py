@@ -16,9 +16,10 @@ from corral.container import Room
 from corral.http.client import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency
 from corral.http.routes import Route
+from corral.http.sockets import Socket
 from corral.kernel import Kernel
 from corral.loader import Loaded, attempt, block, fail
-from corral.openapi import ApiDocument
+from corral.openapi import ApiDocument, document
 from corral.plugin import Audit, LeaseCallers
 
 PREFIXES = ("", BASE)  # of sockets
@@ -33,7 +34,7 @@ class Application:
         self.endpoints: list[Endpoint] = []
         table = Table()
         before = kernel.active
-        for loaded in before:
+        for loaded in sorted(before, key=lambda item: not item.found.built_in):  # which keep their paths
             attempt(loaded, functools.partial(self._add_routes, loaded, table))
         block(kernel.plugins)
         for loaded in before:
@@ -63,21 +64,13 @@ class Application:
         )  # fmt: skip
 
     def _sockets(self) -> dict[str, sockets.Served]:
-        kernel = self.kernel
-        down = closed.sockets(kernel.plugins)
-        return {prefix + path: sockets.Served(loaded) for loaded, path in down for prefix in PREFIXES} | {
-            prefix + item.path: sockets.Served(
-                loaded,
-                kernel.guards.route(
-                    loaded,
-                    f"WS {item.path}",
-                    kernel.container.bind(item.serve, kernel.room(loaded), skip=("connection",)),
-                ),
-            )
-            for loaded in kernel.active
-            for item in loaded.of("corral_sockets")
-            for prefix in PREFIXES
-        }
+        served = {path: sockets.Served(loaded) for loaded, path in closed.sockets(self.kernel.plugins)}
+        served.update(pair for loaded in self.kernel.active for pair in loaded.of("_sockets"))
+        return {prefix + path: each for path, each in served.items() for prefix in PREFIXES}
+
+    def _socket(self, loaded: Loaded, item: Socket) -> sockets.Served:
+        serve = self.kernel.container.bind(item.serve, self.kernel.room(loaded), skip=("connection",))
+        return sockets.Served(loaded, self.kernel.guards.route(loaded, f"WS {item.path}", serve))
 
     def _add_routes(self, loaded: Loaded, table: Table) -> None:
         permissions = self.kernel.container.get(Permissions)
@@ -90,6 +83,11 @@ class Application:
                 made.append(Endpoint(route, self.kernel.container, self.kernel.room(loaded)))
                 made[-1].handler = self.kernel.guards.route(loaded, route.label, route.handler)
                 own.add(made[-1])
+        loaded.contributions["_sockets"] = [
+            (item.path, self._socket(loaded, item)) for item in loaded.of("corral_sockets")
+        ]
+        if not loaded.found.built_in:  # what has no schema would leave everybody without the document
+            document([each.route for each in made], title="", version="", public_url=None)
         clashes = [other for endpoint in made if (other := table.clash(endpoint.route)) is not None]
         for _, served in clashes:
             rival = next(item for item in self.kernel.plugins if item.name == served.plugin)

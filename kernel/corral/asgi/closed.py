@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from importlib import resources
 from typing import Any
+
+import msgspec
 
 from corral.asgi.table import Clash, Table
 from corral.auth.principal import PUBLIC
 from corral.errors import Problem, Unavailable
 from corral.http.routes import Route
-from corral.loader import Loaded, built_in_paths
+from corral.loader import Loaded
 
 RETRY_AFTER = 60
 SOCKET = "WS "
@@ -61,3 +64,13 @@ def _operations(down: list[Loaded]) -> Iterator[tuple[Loaded, str]]:
     for loaded in down:
         for label in known.get(loaded.name, ()) if loaded.found.built_in else ():
             yield loaded, label
+
+
+def built_in_paths(plugins: Iterable[Loaded]) -> dict[str, list[str]]:
+    """`{plugin: ["GET /agents", …]}` of the `paths.json` in the packages of built-in plugins; imports no plugin."""
+    paths: dict[str, list[str]] = {}
+    for package in {loaded.found.package for loaded in plugins if loaded.found.built_in} - {""}:
+        file = resources.files(package).joinpath("paths.json")
+        if file.is_file():
+            paths |= msgspec.json.decode(file.read_bytes(), type=dict[str, list[str]])
+    return paths

@@ -86,14 +86,16 @@ def _plugin_commands() -> dict[str, click.Command]:
     """Commands of the plugins that the configuration loads; a plugin that fails to import has none."""
     from corral.cli.contributed import contributed
     from corral.config_reader import load as load_config
+    from corral.hook_types import given
+    from corral.hookspecs import corral_commands
 
     try:
         config = load_config()
     except Refused:
         return {}
     commands: dict[str, click.Command] = {}
-    for _, given in contributed(config, "corral_commands", "commands", lambda hook: list(hook())):
-        for command in given:
+    for _, found in contributed(config, "corral_commands", "commands", lambda hook: given(corral_commands, [hook()])):
+        for command in found:
             if command.name is not None:
                 commands.setdefault(command.name, command)
     return commands

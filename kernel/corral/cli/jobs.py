@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from corral.cli import logs, running
+from corral.cli.surroundings import Surroundings
 from corral.config_reader import ensure_data_dir
 from corral.config_reader import load as load_config
 from corral.errors import Refused
@@ -46,28 +47,34 @@ def command(concurrency: int | None, config_path: Path | None) -> None:
     config = load_config(path=config_path, overrides={"settings.jobs.concurrency": concurrency})
     logs.configure(config.log_level, config.log_format)
     ensure_data_dir(config)
+    surroundings = Surroundings.now()
     kernel = boot(config)
+    surroundings.restore()  # as in `corral serve`
+    logs.configure(config.log_level, config.log_format)
     logs.redact_with(kernel.redactor)
     logs.share_among(kernel.plugins)
-    reload = Reload(config_path)
+    reload = Reload(config_path, surroundings)
     signal.signal(signal.SIGHUP, reload)
     running.register(config.data_dir)
     if kernel.queue is None:
         asyncio.run(_run(kernel))
     else:
         JobsProcess(kernel, kernel.queue).run()
+    running.end_in_time()
     if reload.asked:
+        surroundings.restore()
         os.execv(sys.executable, [sys.executable, "-m", "corral", *sys.argv[1:]])  # noqa: S606  (this program)
 
 
 class Reload:
     """What SIGHUP does: end as by SIGTERM, to begin again as the same process, unless the configuration has faults."""
 
-    def __init__(self, config_path: Path | None) -> None:
-        self._config_path = config_path
+    def __init__(self, config_path: Path | None, surroundings: Surroundings) -> None:
+        self._config_path, self._surroundings = config_path, surroundings
         self.asked = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        self._surroundings.restore()
         try:
             load_config(path=self._config_path)
         except Refused as refused:

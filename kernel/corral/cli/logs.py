@@ -36,7 +36,7 @@ QUIET = ("hypercorn", "asyncio", "peewee", "httpx2", "httpcore2")  # the last tw
 
 
 def configure(level: str, form: str, *, quiet: Iterable[str] = QUIET) -> None:
-    """Send all logs through one formatter. `form`: json | console."""
+    """Send all logs through one formatter, also those that a plugin switched off. `form`: json | console."""
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
@@ -63,6 +63,10 @@ def configure(level: str, form: str, *, quiet: Iterable[str] = QUIET) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.disable(logging.NOTSET)
+    for each in logging.root.manager.loggerDict.values():
+        if isinstance(each, logging.Logger) and each.name.partition(".")[0] == "corral":
+            each.disabled = False
     for name in quiet:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 

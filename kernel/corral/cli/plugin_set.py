@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import tomlkit
 
+from corral.cli.kernels import scratch
 from corral.config import Config
 from corral.config_reader import load as load_config
 from corral.loader import Loaded, discover, load
@@ -68,7 +69,7 @@ def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     names_it = not item.found.built_in or name in stored_states(config)
     lists = {"enabled": name in config.plugins.enabled or names_it, "disabled": False}
     path, text, changed = _edited(config, config_path, name, lists)
-    after = find(plugins_of(_checked(path, text)), name)
+    after = _tried(_checked(path, text), name)
     if not after.active:
         raise click.ClickException(f"{name} was not enabled: it would be {after.state}: {after.reason}{_hint(after)}")
     if changed:
@@ -77,24 +78,34 @@ def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
 
 
 def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
-    """Have the file not load the plugin; refused for protected ones and while an active one requires it."""
+    """Have the file not load the plugin; refused for protected ones and while one that is loaded requires it.
+
+    It is not imported: one whose import ends the process must have this way out.
+    """
     config = load_config(path=config_path)
-    plugins = plugins_of(config)
-    if name in config.plugins.enabled and name not in {item.name for item in plugins}:  # it was uninstalled
-        path, text, changed = _edited(config, config_path, name, {"enabled": False})
-        _write(path, text)
-        return path, changed
-    item = find(plugins, name)
-    if item.protected:
+    installed = [Loaded(found=item) for item in discover(config)]
+    uninstalled = name in config.plugins.enabled and name not in {item.name for item in installed}
+    item = None if uninstalled else find(installed, name)
+    if item is not None and item.protected:
         raise click.ClickException(f"{name} is protected: nothing is safe without it")
-    dependants = [other.name for other in plugins if other.active and name in other.requires]
+    lists = {"enabled": False, "disabled": item is not None and item.found.built_in}
+    path, text, changed = _edited(config, config_path, name, lists)
+    after = [] if item is None else plugins_of(_checked(path, text))
+    dependants = [other.name for other in after if other.state == "blocked" and name in other.requires]
     if dependants:
         raise click.ClickException(f"disable first what requires {name}: {', '.join(dependants)}")
-    path, text, changed = _edited(config, config_path, name, {"enabled": False, "disabled": item.found.built_in})
-    _checked(path, text)
     if changed:
         _write(path, text)
     return path, changed
+
+
+def _tried(config: Config, name: str) -> Loaded:
+    """The plugin as it comes up with all others on an empty database: its imports, hooks, migrations and routes."""
+    from corral.asgi.application import Application
+
+    with scratch(config) as kernel:
+        Application(kernel)
+        return find(kernel.plugins, name)
 
 
 def _hint(item: Loaded) -> str:

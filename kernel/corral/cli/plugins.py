@@ -86,9 +86,9 @@ def disable(name: str, config_path: Path | None, as_json: bool) -> None:
 @json_option
 def purge(name: str, config_path: Path | None, as_json: bool) -> None:
     """Drop the tables of a disabled plugin, for good. You are asked to type its name."""
+    from corral.cli.purge import purge as drop
+    from corral.cli.purge import tables_of
     from corral.database.connect import connect
-    from corral.database.purge import purge as drop
-    from corral.database.purge import tables_of
 
     config = load_config(path=config_path)
     known = _purgeable(config, name)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+log = logging.getLogger("corral.serve")
+
+LAST_SECONDS = 5.0  # in which what plugins left, threads and exit handlers, may end too
 _held: list[int] = []  # open as long as the process lives: the lock says that it does
 
 
@@ -21,6 +26,19 @@ def register(data_dir: Path) -> None:
     handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(handle, fcntl.LOCK_EX)
     _held.append(handle)
+
+
+def end_in_time() -> None:
+    """The process has done its work; what plugins left in it does not keep it for ever."""
+    timer = threading.Timer(LAST_SECONDS, _end)
+    timer.daemon = True
+    timer.start()
+
+
+def _end() -> None:
+    left = [thread.name for thread in threading.enumerate() if not thread.daemon]
+    log.warning("the process ends without what plugins left in it", extra={"threads": left})
+    os._exit(0)
 
 
 def ask_to_reload(data_dir: Path) -> int:

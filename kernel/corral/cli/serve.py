@@ -22,6 +22,7 @@ from corral.cli import logs, running
 from corral.cli.asgi_servers import loop_factory, serve_with
 from corral.cli.processes import Inherited, Processes
 from corral.cli.starts import Starts
+from corral.cli.surroundings import Surroundings
 from corral.config import Config
 from corral.config_reader import ensure_data_dir
 from corral.config_reader import load as load_config
@@ -55,7 +56,7 @@ def command(**options: Any) -> None:
     if options["inherit"] is not None:
         inherited = Inherited(options["inherit"])
         try:
-            serve(config, options, inherited)
+            serve(config, options, inherited, surroundings=Surroundings.now())
         except Exception as error:
             inherited.announce(str(error), ready=False)
             raise
@@ -67,12 +68,14 @@ def command(**options: Any) -> None:
         log.error("three starts in a row ended before the process was ready: safe mode, with protected plugins only")
         os.environ[SAFE_MODE] = "1"
         config = _configure(options)
+    surroundings = Surroundings.now()
     if config.server.processes == 1:
-        serve(config, options, recovering=recovering)
+        serve(config, options, surroundings=surroundings, recovering=recovering)
     else:
         listener, began = listen(config.server.bind), time.time()
         running.register(config.data_dir)
-        status = asyncio.run(_parent(config, options, listener, recovering=recovering, begins=True).run())
+        parent = _parent(config, options, listener, surroundings, recovering=recovering, begins=True)
+        status = asyncio.run(parent.run())
         if status == 0:  # it was told to end, perhaps while some of them were starting
             Starts(config.data_dir).forgive(began)
         sys.exit(status)
@@ -94,8 +97,9 @@ def _configure(options: Mapping[str, Any]) -> Config:
 
 
 def _parent(
-    config: Config, options: Mapping[str, Any], listener: socket.socket, *, recovering: bool, begins: bool = False
-) -> Processes:
+    config: Config, options: Mapping[str, Any], listener: socket.socket, surroundings: Surroundings, *,
+    recovering: bool, begins: bool = False,
+) -> Processes:  # fmt: skip
     """`recovering`: in safe mode because of crashes, which a reload leaves. `begins`: with the first plan it starts."""
     arguments = ["serve"]
     for name, value in options.items():
@@ -104,6 +108,7 @@ def _parent(
 
     def plan() -> int:
         nonlocal begins
+        surroundings.restore()
         if recovering and not begins:
             os.environ.pop(SAFE_MODE, None)
         begins = False
@@ -116,27 +121,32 @@ def _parent(
 
 
 def serve(
-    config: Config, options: Mapping[str, Any], inherited: Inherited | None = None, *, recovering: bool = False
-) -> None:
+    config: Config, options: Mapping[str, Any], inherited: Inherited | None = None, *,
+    surroundings: Surroundings, recovering: bool = False,
+) -> None:  # fmt: skip
     """Boot and serve until a signal. Raises `Refused` and `Pending`."""
     from corral.upgrade import Pending
 
     starts = Starts(config.data_dir)
     starts.begin()
     try:
-        _serve(config, options, inherited, starts, recovering=recovering)
+        _serve(config, options, inherited, starts, surroundings, recovering=recovering)
+        running.end_in_time()
     except (Refused, Pending, KeyboardInterrupt):
         starts.end()
         raise
 
 
 def _serve(
-    config: Config, options: Mapping[str, Any], inherited: Inherited | None, starts: Starts, *, recovering: bool
-) -> None:
+    config: Config, options: Mapping[str, Any], inherited: Inherited | None, starts: Starts,
+    surroundings: Surroundings, *, recovering: bool,
+) -> None:  # fmt: skip
     from corral.asgi.application import Application
     from corral.kernel import boot
 
     kernel = boot(config)
+    surroundings.restore()  # as plugins do, by their imports and hooks, with what is everybody's
+    logs.configure(config.log_level, config.log_format)
     logs.redact_with(kernel.redactor)
     logs.share_among(kernel.plugins)
     application = Application(kernel)
@@ -145,7 +155,7 @@ def _serve(
     listener = listen(config.server.bind) if inherited is None else inherited.listener
     gc.collect()
     gc.freeze()
-    parent = inherited or _parent(config, options, listener, recovering=recovering)
+    parent = inherited or _parent(config, options, listener, surroundings, recovering=recovering)
 
     def ready() -> None:
         starts.ready()

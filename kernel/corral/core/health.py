@@ -18,6 +18,7 @@ from corral.core.siblings import Siblings, summed
 from corral.database.engine import Database, Work
 from corral.database.migrations import pending
 from corral.http.metrics import RequestMetrics
+from corral.isolation.warden import Warden
 from corral.plugin import Contributions, Metric
 from corral.plugin_admin import PluginRegistry
 
@@ -25,7 +26,7 @@ KEEP_SECONDS = 1.0
 PING_SECONDS = 1.0
 COLLECT_SECONDS = 0.08
 
-Reading = tuple[Metric, Mapping[tuple[str, ...], Any]]
+Wrong = Callable[[str, Metric, Exception], None]
 
 
 class Checks(msgspec.Struct, kw_only=True):
@@ -82,10 +83,12 @@ class _Readings:
     while the database does not answer there is none.
     """
 
-    def __init__(self, work: Work, metrics: Callable[[], list[Metric]], readiness: Readiness) -> None:
-        self._work, self._metrics, self._readiness = work, metrics, readiness
-        self._asked: tuple[float, asyncio.Task[list[Reading]]] | None = None
-        self._last: list[Reading] = []
+    def __init__(
+        self, work: Work, metrics: Callable[[], list[tuple[str, Metric]]], readiness: Readiness, wrong: Wrong
+    ) -> None:
+        self._work, self._metrics, self._readiness, self._wrong = work, metrics, readiness, wrong
+        self._asked: tuple[float, asyncio.Task[list[Family]]] | None = None
+        self._last: list[Family] = []
 
     async def refresh(self) -> None:
         """Before each `collect`."""
@@ -100,13 +103,20 @@ class _Readings:
 
     def collect(self) -> Iterator[Family]:
         """Called by the registry; no I/O here."""
-        for metric, values in self._last:
-            yield _family(metric, values)
+        yield from self._last
 
-    async def _read(self) -> list[Reading]:
+    async def _read(self) -> list[Family]:
         metrics = self._metrics() if await self._readiness.database_serves() else []
-        read = await asyncio.gather(*[self._work(each.collect, read=True) for each in metrics], return_exceptions=True)
-        return [(each, got) for each, got in zip(metrics, read, strict=True) if not isinstance(got, BaseException)]
+        reading = [self._work(each.collect, read=True) for _, each in metrics]
+        read = await asyncio.gather(*reading, return_exceptions=True)
+        families = []
+        for (plugin, each), got in zip(metrics, read, strict=True):
+            if not isinstance(got, BaseException):
+                try:
+                    families.append(_family(each, got))
+                except Exception as error:  # labels that were not declared, or no numbers
+                    self._wrong(plugin, each, error)
+        return families
 
 
 class Scrape:
@@ -116,15 +126,19 @@ class Scrape:
 
     def __init__(
         self, work: Work, requests: RequestMetrics, contributions: Contributions, readiness: Readiness,
-        siblings: Siblings, figures: ProcessFigures,
+        siblings: Siblings, figures: ProcessFigures, registry: PluginRegistry, warden: Warden,
     ) -> None:  # fmt: skip
-        def contributed(*, of_process: bool) -> list[Metric]:
-            found = [item for _, item in contributions.of("corral_metrics")]
-            return [item for item in found if (item.of_process or item.kind != "gauge") == of_process]
+        def contributed(*, of_process: bool) -> list[tuple[str, Metric]]:
+            found = contributions.of("corral_metrics")
+            return [each for each in found if (each[1].of_process or each[1].kind != "gauge") == of_process]
+
+        def wrong(plugin: str, metric: Metric, error: Exception) -> None:
+            if (loaded := registry.get(plugin)) is not None:
+                warden.strike(loaded, f"corral_metrics {metric.name}", error)
 
         self._requests, self._readiness, self._siblings = requests, readiness, siblings
-        self._counted = _Readings(work, lambda: contributed(of_process=True), readiness)
-        self._measured = _Readings(work, lambda: contributed(of_process=False), readiness)
+        self._counted = _Readings(work, lambda: contributed(of_process=True), readiness, wrong)
+        self._measured = _Readings(work, lambda: contributed(of_process=False), readiness, wrong)
         self._process, self._installation = (CollectorRegistry(auto_describe=False) for _ in range(2))
         ProcessCollector(registry=self._process)
         self._process.register(figures)
@@ -184,5 +198,5 @@ def _family(metric: Metric, values: Mapping[tuple[str, ...], Any]) -> Family:
     kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
     family: Any = kind(metric.name, metric.help, labels=list(metric.labels))
     for labels, value in summed.items():
-        family.add_metric(labels, value)
+        family.add_metric(labels, float(value))
     return family  # type: ignore[no-any-return]  # both are families

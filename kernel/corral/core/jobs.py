@@ -19,8 +19,7 @@ from corral.events.event import SystemAlert
 from corral.events.log import EventRow
 from corral.events.registry import EventTypes
 from corral.http import idempotency
-from corral.jobs import runner
-from corral.jobs.job import Schedule
+from corral.jobs.job import JobRow, Schedule
 from corral.kernel_settings import JOBS_RETENTION_DAYS, MAX_ROWS, RETENTION_DAYS
 from corral.plugin import Contributions, Settings
 
@@ -46,13 +45,13 @@ async def prune_events(work: Work, settings: Settings, contributions: Contributi
     days, rows = settings.get(RETENTION_DAYS), settings.get(MAX_ROWS)
     followed = {each.name: types.expand(each.events) for _, each in contributions.of("corral_subscribers")}
     needed = await work(lambda: _needed(followed))
-    await _repeat(work, lambda: event_log.prune(clock.now(-days * DAY), needed, rows))
+    await _repeat(work, lambda: _delete_events(clock.now(-days * DAY), needed, rows))
 
 
 async def prune_jobs(work: Work, settings: Settings) -> None:
     """Forget ended jobs and kept answers of keyed requests."""
     before = clock.now(-settings.get(JOBS_RETENTION_DAYS) * DAY)
-    await _repeat(work, lambda: runner.prune(before))
+    await _repeat(work, lambda: _delete_jobs(before))
     await _repeat(work, idempotency.prune)
 
 
@@ -68,6 +67,13 @@ SCHEDULES = (
     Schedule("events.prune", HOUR, prune_events),
     Schedule("jobs.prune", HOUR, prune_jobs),
 )
+
+
+def lags() -> dict[tuple[str, ...], float]:
+    """How many events lie before each consumer, by name."""
+    last = event_log.last_seq()
+    rows: Any = ConsumerRow.select(ConsumerRow.name, ConsumerRow.cursor).tuples()
+    return {(name,): float(max(0, last - cursor)) for name, cursor in rows}
 
 
 async def _repeat(work: Work, sweep: Callable[[], int]) -> None:
@@ -96,6 +102,25 @@ def _needed(followed: Mapping[str, Sequence[str]]) -> int:
         )  # fmt: skip
         raise_alert(alert, ("consumer", name))
     return min(passed)
+
+
+def _delete_events(before_ts: str, keep_from: int, max_rows: int) -> int:
+    """Those that are too old or too many, none from `keep_from` on, never the newest."""
+    newest = event_log.last_seq()
+    bound = max(event_log.first_seq() - 1, newest - max_rows)
+    old: Any = (
+        EventRow.select(EventRow.ins)
+        .where((EventRow.seq < min(keep_from, newest)) & ((EventRow.ts < before_ts) | (EventRow.seq <= bound)))
+        .order_by(EventRow.seq)
+        .limit(AT_ONCE)
+    )
+    return int(EventRow.delete().where(EventRow.ins.in_(old)).execute())
+
+
+def _delete_jobs(before: str) -> int:
+    ended = JobRow.state.in_(("done", "failed")) & (JobRow.run_at < before)
+    old = JobRow.select(JobRow.id).where(ended).limit(AT_ONCE)
+    return int(JobRow.delete().where(JobRow.id.in_(old)).execute())
 
 
 def _delete_sessions() -> int:

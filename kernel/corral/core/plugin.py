@@ -43,7 +43,7 @@ from corral.core.health_alerts import HealthRow
 from corral.core.health_board import HealthBoard
 from corral.core.health_checks import KernelChecks
 from corral.core.invitations import InvitationsService
-from corral.core.jobs import SCHEDULES
+from corral.core.jobs import SCHEDULES, lags
 from corral.core.links import Links
 from corral.core.lockout import Lockout
 from corral.core.machine import MachineLease
@@ -78,7 +78,7 @@ from corral.database.leases import Lease
 from corral.database.model import Model
 from corral.errors import Conflict
 from corral.events.bus import Bus
-from corral.events.consumers import ConsumerRow, lags
+from corral.events.consumers import ConsumerRow
 from corral.events.event import Event, SystemAlert, emit
 from corral.events.feed import Feed
 from corral.events.log import EventRow

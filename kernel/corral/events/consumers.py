@@ -172,10 +172,3 @@ class Consumer:
         )
         if not moved:
             raise RuntimeError(f"consumer {self.name}: another process moved the cursor")
-
-
-def lags() -> dict[tuple[str, ...], float]:
-    """How many events lie before each consumer, by name."""
-    last = event_log.last_seq()
-    rows: Any = ConsumerRow.select(ConsumerRow.name, ConsumerRow.cursor).tuples()
-    return {(name,): float(max(0, last - cursor)) for name, cursor in rows}

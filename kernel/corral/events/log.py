@@ -205,16 +205,3 @@ def seq_of(place: str) -> int | None:
         return int(place) if len(place) < 19 else None
     row = EventRow.select(EventRow.seq).where(EventRow.id == place.lower()).tuples().first()
     return int(row[0]) if row and row[0] is not None else None
-
-
-def prune(before_ts: str, keep_from: int, max_rows: int, at_once: int = 500) -> int:
-    """Delete at most `at_once` events that are too old or too many, none from `keep_from` on, never the newest."""
-    newest = last_seq()
-    bound = max(first_seq() - 1, newest - max_rows)
-    old: Any = (
-        EventRow.select(EventRow.ins)
-        .where((EventRow.seq < min(keep_from, newest)) & ((EventRow.ts < before_ts) | (EventRow.seq <= bound)))
-        .order_by(EventRow.seq)
-        .limit(at_once)
-    )
-    return int(EventRow.delete().where(EventRow.ins.in_(old)).execute())

@@ -8,8 +8,8 @@
         return tasks.create(body, by=caller)
 
 Parameters, by name: `body`, `query` (shapes), path names (`str`), `caller: Principal`. By type: `IfMatch`, `Request`,
-and any service. A `def` handler is one unit of work (GET: read-only, run again at will); an `async def` handler opens
-its own with `Work`.
+and any service. What stands for `{id}` or `{…_id}` in a path is a UUID, or the answer is 404; other names are any
+segment. A `def` handler is one unit of work (GET: read-only, run again at will); an `async def` one opens its own.
 """
 
 from __future__ import annotations
@@ -132,6 +132,8 @@ class Routes:
             unknown = [code for code in options.get("raises", ()) if code not in CODES and "." not in code]
             if unknown:
                 raise ValueError(f"{method} {self.prefix}{path}: unknown problem codes {unknown}")
+            if set("{}") & set(_NAME.sub("", self.prefix + path)):
+                raise ValueError(f"{method} {self.prefix}{path}: a name in a path is {{…}} of small letters and _")
             route = Route(
                 method=method,
                 path=(self.prefix + path).rstrip("/") or "/",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
@@ -48,6 +48,6 @@ class Socket(msgspec.Struct, frozen=True):
     Closing and refusing is the endpoint's own business.
     """
 
-    path: str
+    path: Annotated[str, msgspec.Meta(pattern="^/")]
     serve: Callable[..., Awaitable[Any]]
     plugin: str = ""

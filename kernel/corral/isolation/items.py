@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -134,11 +133,3 @@ class Guards:
                 told = Terms(hook=hook, expected=expected, **terms)
                 found[field] = self.function(loaded, f"{hook} {name}.{field}", value, told)
         return msgspec.structs.replace(item, **found) if found else item
-
-
-def asked_for(spec: Callable[..., Any]) -> Any:
-    """What a hook's contributions shall be: X of `-> Iterable[X]`."""
-    try:
-        return (typing.get_args(hints(spec).get("return")) or (None,))[0]
-    except TypeError:  # a name that is imported for type checkers only
-        return None

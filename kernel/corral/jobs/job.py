@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import peewee
@@ -12,6 +12,9 @@ from corral import clock
 from corral.database.model import IdField, InstantField, JSONField, Model
 from corral.database.unit import Unit, current
 from corral.ids import new_id
+
+ItemName = Annotated[str, msgspec.Meta(max_length=100)]
+Whole = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -22,17 +25,17 @@ class Job(msgspec.Struct, frozen=True):
     a job that runs longer is given to another process.
     """
 
-    name: str
+    name: ItemName
     run: Callable[..., Any]
-    max_attempts: int = 5
-    seconds: int = 300
+    max_attempts: Whole = 5
+    seconds: Whole = 300
 
 
 class Schedule(msgspec.Struct, frozen=True):
     """`run` once every `every_seconds`, in one process; services by type, `def` or `async def` like a job."""
 
-    name: str
-    every_seconds: float
+    name: ItemName
+    every_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=366 * 86_400)]
     run: Callable[..., Any]
 
 

@@ -298,9 +298,3 @@ def _is_ending() -> bool:
     """Whether the current task itself is being cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def prune(before: str, at_once: int = 500) -> int:
-    """Delete ended jobs older than `before`, at most `at_once`."""
-    old = JobRow.select(JobRow.id).where(JobRow.state.in_(("done", "failed")) & (JobRow.run_at < before)).limit(at_once)
-    return int(JobRow.delete().where(JobRow.id.in_(old)).execute())

@@ -11,8 +11,8 @@ from typing import Any
 from playhouse.schema_diff import diff_models
 
 from corral.auth.permissions import Permissions
+from corral.cli.purge import purge, tables_of
 from corral.database.connect import connect
-from corral.database.purge import purge, tables_of
 from corral.database.unit import current
 from corral.ids import new_id
 from corral.plugin import Plugin

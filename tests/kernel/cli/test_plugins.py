@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from corral.cli.purge import purge, tables_of
 from corral.database.connect import connect
 from corral.database.migrations import own_connection
-from corral.database.purge import purge, tables_of
 
 PLUGIN = '''
 from corral.plugin import Plugin
@@ -107,6 +107,15 @@ def test_what_would_break_is_refused_and_the_file_untouched(two: Any) -> None:
     refused = two("plugins", "disable", "steady")
     assert "disable first what requires steady: leaning" in refused.err
     assert named(two)["enabled"] == ["steady", "leaning"]
+
+
+def test_one_whose_import_ends_the_process_can_be_taken_out(corral: Any) -> None:
+    corral.plugins.add("deadly", "import os\nos._exit(9)\n")
+    corral.configure('[plugins]\ndir = "plugins"\nenabled = ["deadly"]\n')
+    assert corral("plugins").status == 9
+    assert corral("plugins", environ={"CORRAL_SAFE_MODE": "1"}).status == 0
+    assert corral("plugins", "disable", "deadly").status == 0
+    assert states(corral)["deadly"] == "disabled"
 
 
 def test_one_that_was_uninstalled_can_be_taken_out_of_the_file(corral: Any) -> None:

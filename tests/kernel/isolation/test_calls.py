@@ -136,9 +136,9 @@ async def test_one_metric_that_errs_keeps_the_others(make_kit: MakeKit) -> None:
     def leave() -> dict[tuple[str, ...], float]:
         raise SystemExit(2)
 
-    kit = await make_kit(
-        plugins=[metrics("exits", leave), metrics("wrong", lambda: 7), metrics("fine", lambda: {(): 7.0})]
-    )
+    odd = {"labelled": lambda: {("undeclared",): 7.0}, "worded": lambda: {(): "seven"}}
+    given = {"exits": leave, "wrong": lambda: 7, "fine": lambda: {(): 7.0}, **odd}
+    kit = await make_kit(plugins=[metrics(name, collect) for name, collect in given.items()])
     text = ""
     for _ in range(100):
         text = (await kit.client.get("/metrics", root=True)).body.decode()
@@ -149,6 +149,8 @@ async def test_one_metric_that_errs_keeps_the_others(make_kit: MakeKit) -> None:
     assert "corral_exits " not in text
     assert errors(kit, "exits")[0] == "SystemExit: 2"
     assert errors(kit, "wrong")[0] == "TypeError: it returned int, not Mapping"
+    assert errors(kit, "labelled")[0].startswith("ValueError: zip()")
+    assert errors(kit, "worded")[0] == "ValueError: could not convert string to float: 'seven'"
 
 
 class Strange:

@@ -6,24 +6,33 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.kernel.isolation.misbehaving import plugin, routes
 
+from corral.auth.principal import PUBLIC
 from corral.config import Config, Plugins
 from corral.core.plugin import CorePlugin
 from corral.database.model import Model
 from corral.events.event import Event
+from corral.http.routes import Routes
+from corral.http.sockets import Socket, SocketConnection
 from corral.jobs.job import Job
 from corral.loader import Found, load
-from corral.plugin import Plugin, Setting
+from corral.plugin import Metric, Plugin, Setting
 from corral.testing.conformance import check_plugin
 from corral.testing.installed import PluginFolder
 from corral.testing.kit import make_kernel
+from corral_plugins.tasks.api import Tasks
 
 
 def table(name: str) -> type[Model]:
     meta = type("Meta", (), {"table_name": name})
     return type("Table", (Model,), {"Meta": meta})
+
+
+class Shown(msgspec.Struct, kw_only=True):
+    """Nothing."""
 
 
 class Happened(Event, kw_only=True):
@@ -36,12 +45,24 @@ def setting(self: Any) -> list[Setting[Any]]:
     return [Setting(name="shared.size", kind=int, default=1, title="Size")]
 
 
-CLAIMS = {
+async def serve(connection: SocketConnection) -> None:
+    """A socket."""
+
+
+CLAIMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "setting shared.size": ({"corral_settings": setting}, {"corral_settings": setting}),
     "event thing.happened": ({"corral_events": lambda self: [Happened]}, {"corral_events": lambda self: [Happened]}),
     "job shared.do": (
         {"corral_jobs": lambda self: [Job("shared.do", lambda: None)]},
         {"corral_jobs": lambda self: [Job("shared.do", lambda: None)]},
+    ),
+    "socket /shared/live": (
+        {"corral_sockets": lambda self: [Socket("/shared/live", serve)]},
+        {"corral_sockets": lambda self: [Socket("/shared/live", serve)]},
+    ),
+    "metric corral_shared": (
+        {"corral_metrics": lambda self: [Metric(name="corral_shared", help="Of a test.", collect=dict)]},
+        {"corral_metrics": lambda self: [Metric(name="corral_shared", help="Of a test.", collect=dict)]},
     ),
     "table one_two_things": (
         {"corral_models": lambda self: [table("one_two_things")]},
@@ -65,6 +86,33 @@ async def test_both_of_two_third_parties_fail(tmp_path: Path, what: str) -> None
             "one_two": ("failed", f"{what} is declared by one too"),
         }
         assert (await kit.client.get("/steady")).status == 200
+
+
+async def test_a_built_in_one_keeps_its_paths_whoever_is_asked_first(tmp_path: Path) -> None:
+    """`a` and `z` are asked before and after it; another name in a path that it serves would have been its end."""
+    of_tasks = Routes("/tasks", tag="Of a test")
+
+    @of_tasks.get("/{name}/beside", needs=PUBLIC)
+    def read_beside(name: str) -> Shown:
+        """Read what is beside a task."""
+        return Shown()
+
+    async def asks(connection: SocketConnection, tasks: Tasks) -> None:
+        """A service of a plugin that the manifest does not name."""
+
+    plugins: list[type[Plugin] | str] = [
+        "agents", "workers", "tasks", "realtime", "audit", "security",
+        plugin("a", corral_routes=lambda self: [of_tasks]),
+        plugin("b", corral_sockets=lambda self: [Socket("/b", asks)]),
+        plugin("z", corral_sockets=lambda self: [Socket("/ws", serve)]),
+    ]  # fmt: skip
+    async with make_kernel(tmp_path, plugins=plugins) as kit:
+        reasons = {item.name: item.reason for item in kit.kernel.plugins if not item.active}
+        assert sorted(reasons) == ["a", "b", "z"]
+        assert "the name {name} is {id} in another route" in str(reasons["a"])
+        assert "name it in requires or wants" in str(reasons["b"])
+        assert reasons["z"] == "socket /ws is declared by realtime too"
+        assert kit.application._sockets()["/ws"].loaded.name == "realtime"
 
 
 def test_only_what_corral_brings_along_is_protected() -> None:

@@ -194,7 +194,7 @@ def test_what_is_wrong_is_one_line(run: Run) -> None:
 
 
 def test_a_token_that_ends_leaves_the_task_and_says_which(run: Run) -> None:
-    fields = {"name": "Left alone", "llm_provider": "scripted", "llm_model": "echo"}
+    fields = {"name": "Never started", "llm_provider": "scripted", "llm_model": "echo"}
     run.client.post("/agents", json=fields).raise_for_status()
     made = run.client.post("/security/api-keys", json={"name": "short", "scopes": ["*"]})
     key = made.raise_for_status().json()
