@@ -13,7 +13,7 @@ from playhouse.migrations import Runner
 
 from corral.database.engine import Database
 
-ADVISORY_LOCK = 0x434F5252  # "CORR": the same number in every process of an installation
+LOCKS = {"migrate": 0x434F5252, "start": 0x434F5253}  # "CORR": the same numbers in every process of an installation
 
 
 class Home(msgspec.Struct, frozen=True):
@@ -38,7 +38,7 @@ class Newer(Exception):
 def pending(database: Database, homes: Iterable[Home]) -> dict[str, list[str]]:
     """Names of the scripts not yet applied, by plugin. Raises `Newer`."""
     with own_connection(database) as engine:
-        return {home.plugin: names for home in homes if (names := _pending(engine, home))}
+        return {home.plugin: names for home in homes if (names := pending_of(engine, home))}
 
 
 def migrate(database: Database, home: Home) -> list[str]:
@@ -46,7 +46,7 @@ def migrate(database: Database, home: Home) -> list[str]:
     with own_connection(database) as engine, schema_lock(engine):
         applied: list[str] = []
         runner = Runner(engine, str(home.directory), table_name=f"{home.plugin}_migrations")
-        for name in _pending(engine, home):
+        for name in pending_of(engine, home):
             try:
                 runner.up(name)
             except Exception as error:
@@ -65,7 +65,8 @@ def is_empty(database: Database) -> bool:
         return not engine.get_tables()
 
 
-def _pending(engine: peewee.Database, home: Home) -> list[str]:
+def pending_of(engine: peewee.Database, home: Home) -> list[str]:
+    """Names of the scripts of one plugin that are not yet applied. Raises `Newer`."""
     runner = Runner(engine, str(home.directory), table_name=f"{home.plugin}_migrations")
     status = runner.status()
     unknown = [row.name for row in status if row.path is None]
@@ -91,14 +92,18 @@ def own_connection(database: Database) -> Iterator[peewee.Database]:
 
 
 @contextlib.contextmanager
-def schema_lock(engine: peewee.Database) -> Iterator[None]:
+def one_after_the_other(database: Database) -> Iterator[peewee.Database]:
+    """A connection to see what is pending and have it applied: who waited here for another finds nothing left."""
+    with own_connection(database) as engine, schema_lock(engine, "start"):
+        yield engine
+
+
+@contextlib.contextmanager
+def schema_lock(engine: peewee.Database, name: str = "migrate") -> Iterator[None]:
     if isinstance(engine, peewee.SqliteDatabase):
-        with Path(f"{engine.database}.migrate-lock").open("w") as file:
+        with Path(f"{engine.database}.{name}-lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
     else:
-        engine.execute_sql("SELECT pg_advisory_lock(%s)", (ADVISORY_LOCK,))
-        try:
-            yield
-        finally:
-            engine.execute_sql("SELECT pg_advisory_unlock(%s)", (ADVISORY_LOCK,))
+        engine.execute_sql("SELECT pg_advisory_lock(%s)", (LOCKS[name],))  # until the connection is closed
+        yield
