@@ -19,6 +19,7 @@ from corral.database.engine import Database
 from corral.database.leases import acquire, release
 from corral.database.model import InstantField, Model
 from corral.database.unit import SYSTEM, Entry
+from corral.errors import Unavailable
 from corral.events import log as event_log
 from corral.events.event import SystemAlert, emit
 from corral.events.feed import Feed
@@ -77,8 +78,9 @@ class Consumer:
                 try:
                     while await self.step():
                         rung.clear()
-                except Exception:
-                    log.exception("consumer failed", extra={"consumer": self.name})
+                except Exception as error:
+                    unexpected = not isinstance(error, Unavailable)
+                    log.error("consumer failed: %s", error, extra={"consumer": self.name}, exc_info=unexpected)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_EVERY):
                         await rung.wait()

@@ -117,8 +117,9 @@ class InProcessRunner:
             while True:
                 try:
                     wait = await self._tick()
-                except Exception:
-                    log.exception("the job runner could not look for work")
+                except Exception as error:
+                    unexpected = not isinstance(error, Unavailable)
+                    log.error("the job runner could not look for work: %s", error, exc_info=unexpected)
                     wait = LOOK_EVERY
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
