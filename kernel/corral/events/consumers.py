@@ -157,12 +157,10 @@ class Consumer:
         if poison:
             self._move(row.cursor, poison[0].seq)
             alert = SystemAlert(
-                kind="consumer_behind",
-                severity="critical",
-                title=f"{self.name} could not handle an event",
+                kind="consumer_behind", severity="critical", title=f"{self.name} could not handle an event",
                 detail=f"Event {poison[0].id} ({poison[0].type}) failed {POISON_TRIES} times: {reason[:500]}",
                 object={"type": "event", "id": poison[0].id},
-            )
+            )  # fmt: skip
             emit(alert, object=("consumer", self.name))
         return True
 

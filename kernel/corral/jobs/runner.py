@@ -118,8 +118,7 @@ class InProcessRunner:
                 try:
                     wait = await self._tick()
                 except Exception as error:
-                    unexpected = not isinstance(error, Unavailable)
-                    log.error("the job runner could not look for work: %s", error, exc_info=unexpected)
+                    log.error("the runner cannot look for work: %s", error, exc_info=not isinstance(error, Unavailable))
                     wait = LOOK_EVERY
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
