@@ -84,18 +84,19 @@ class _Reader:
     def read_file(self, path: Path | None) -> None:
         named = path or (Path(self.environ["CORRAL_CONFIG"]) if "CORRAL_CONFIG" in self.environ else None)
         candidates = [named] if named else [Path("corral.toml"), Path("/etc/corral/corral.toml")]
-        found = next((candidate.absolute() for candidate in candidates if candidate.exists()), None)
+        try:
+            found = next((candidate.absolute() for candidate in candidates if candidate.exists()), None)
+            text = "" if found is None else found.read_text("utf-8")
+            document = tomllib.loads(text)
+        except (OSError, ValueError) as error:  # bad UTF-8 and bad TOML too; the message has the line
+            told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else f"{found}: {error}"
+            self.faults.append(told)
+            return
         if found is None:
             if path is not None:
                 self.faults.append(f"{path}: there is no such file")
             elif named:
                 self.warnings.append(f"CORRAL_CONFIG: {named} does not exist; going on without a file")
-            return
-        try:
-            text = found.read_text("utf-8")
-            document = tomllib.loads(text)
-        except (OSError, ValueError) as error:  # bad UTF-8 and bad TOML too; the message has the line
-            self.faults.append(f"{found}: {error}")
             return
         self.path = found
         for name, value in _leaves(document):

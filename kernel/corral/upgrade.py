@@ -7,10 +7,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
+import peewee
+
 from corral.config import Config
 from corral.crypto import Keyring
 from corral.database.engine import Database
-from corral.database.migrations import Home, Newer, is_empty, migrate, pending
+from corral.database.migrations import Home, Newer, migrate, one_after_the_other, pending_of
 from corral.database.sealed import SealedColumns
 from corral.loader import Loaded, attempt, block, fail
 
@@ -21,39 +23,38 @@ class Pending(Exception):
     """Migrations wait and may not be applied by this start (exit status 4)."""
 
 
+def migrates_on_start(config: Config, kind: str) -> bool:
+    """Whether a start applies what is pending to a database that is not empty."""
+    at_start = config.database.migrate_on_start
+    return kind == "sqlite" if at_start is None else at_start
+
+
 def apply_migrations(database: Database, plugins: list[Loaded], config: Config, allowed: bool | None) -> None:
     """Migrate each active plugin in order; a failing script makes its plugin `failed`."""
     if allowed is None:
-        allowed = config.database.migrate_on_start
-    if allowed is None:
-        allowed = database.kind == "sqlite"
-    homes = {loaded.name: home for loaded in plugins if loaded.active and (home := loaded.home()) is not None}
-    try:
-        waiting = pending(database, homes.values())
-    except Newer:
-        waiting = {}
-        for loaded in plugins:
-            if loaded.name in homes:
-                waiting |= _waiting(database, loaded, homes[loaded.name])
+        allowed = migrates_on_start(config, database.kind)
+    with one_after_the_other(database) as engine:
+        homes = {item.name: home for item in plugins if item.active and (home := item.home()) is not None}
+        waiting = {item.name: _waiting(engine, item, homes[item.name]) for item in plugins if item.name in homes}
         block(plugins)
-    if waiting and not allowed and not is_empty(database):
-        lines = "; ".join(f"{name}: {', '.join(scripts)}" for name, scripts in waiting.items())
-        raise Pending(f"migrations wait; run corral migrate ({lines})")
-    for loaded in plugins:
-        if loaded.active and loaded.name in waiting:
-            attempt(loaded, lambda loaded=loaded: migrate(database, homes[loaded.name]))  # type: ignore[misc]  # bound
-            block(plugins)
+        lines = "; ".join(f"{name}: {', '.join(scripts)}" for name, scripts in waiting.items() if scripts)
+        if lines and not allowed and engine.get_tables():
+            raise Pending(f"migrations wait; run corral migrate ({lines})")
+        for item in plugins:
+            if item.active and waiting.get(item.name):
+                attempt(item, lambda item=item: migrate(database, homes[item.name]))  # type: ignore[misc]  # bound
+                block(plugins)
 
 
-def _waiting(database: Database, loaded: Loaded, home: Home) -> dict[str, list[str]]:
+def _waiting(engine: peewee.Database, loaded: Loaded, home: Home) -> list[str]:
     """Its pending scripts. A schema newer than a third-party plugin is that plugin's failure, else the start's."""
     try:
-        return pending(database, [home])
+        return pending_of(engine, home)
     except Newer as error:
         if loaded.found.built_in:
             raise Pending(f"{error}; install the release that made it") from None
         fail(loaded, error)
-        return {}
+        return []
 
 
 def sealed_columns(plugins: Iterable[Loaded]) -> SealedColumns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 import threading
 import time
@@ -215,6 +216,19 @@ def test_a_process_that_dies_is_started_again(two: ServerProcess) -> None:
     assert "is started again" in two.log
     with two.sign_in() as admin:
         assert admin.get("/tasks").status_code == 200
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of other processes are Linux's")
+def test_a_process_that_cannot_be_started_again_at_once_is_later(two: ServerProcess) -> None:
+    """There are no descriptors left, or no memory."""
+    assert two.process is not None
+    victim = min(children(two))
+    soft, hard = resource.prlimit(two.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(two.process.pid, resource.RLIMIT_NOFILE, (6, hard))
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: "could not be started; it is tried again" in two.log)
+    resource.prlimit(two.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    until(lambda: len(children(two) - {victim}) == 2)
 
 
 def test_processes_end_with_their_parent(two: ServerProcess) -> None:

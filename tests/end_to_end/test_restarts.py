@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 from tests.promises.test_r02_kill_the_workers import WorkerProcess
 
 from corral.testing.server import ServerProcess
@@ -100,3 +103,40 @@ def test_operations_6_sigterm_under_load_cuts_no_request(database_url: str, tmp_
             assert len(created) == kept
     assert faults == []  # no request was cut
     assert len(created) > 20
+
+
+@pytest.mark.parametrize("server_name", ["hypercorn", "uvicorn"])
+def test_sigterm_answers_or_refuses_new_connections(tmp_path: Path, server_name: str) -> None:
+    """A request on a connection of its own is not taken in and then cut, but for what comes in the very instant."""
+    answers: Counter[str] = Counter()
+    request = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            except OSError:
+                answers["refused"] += 1
+                time.sleep(0.05)
+                continue
+            with connection:
+                try:
+                    connection.sendall(request)
+                    answers[connection.recv(100)[9:12].decode() or "cut"] += 1
+                except OSError:
+                    answers["cut"] += 1
+
+    server = ServerProcess(tmp_path, arguments=("--no-embedded-worker", "--server", server_name))
+    with server:
+        threads = [threading.Thread(target=ask) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        assert server.stop() == 0
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert answers["200"] > 100
+    assert set(answers) <= {"200", "503", "refused", "cut"}
+    assert answers["cut"] <= 2, answers  # one for each thread, when the server closed what it had just taken in

@@ -169,6 +169,27 @@ def test_a_section_that_is_no_table_and_broken_toml() -> None:
         load({})
 
 
+@pytest.mark.parametrize(
+    ("url", "valid"),
+    [
+        ("postgresql://corral:p%40ss%2Fw@[::1]:5432,two/corral?sslmode=verify-full&target_session_attrs=any", True),
+        ("postgresql://corral:p#s?s:w@db/corral", True),
+        ("postgresql:///corral?host=/var/run/postgresql&password=p@ss/word", True),
+        ("sqlite:////srv/a folder/corral@home.db", True),
+        ("postgresql://corral:p@ss/w@db/corral", False),  # libpq would look for a host named ss, and say so
+        ("postgresql://corral:p@ss@db/corral", False),
+        ("postgresql://", False),
+    ],
+)
+def test_urls_of_databases(url: str, valid: bool) -> None:
+    if valid:
+        assert load({"CORRAL_DATABASE_URL": url}).database.url == url
+        return
+    with pytest.raises(Refused, match="@ is written %40") as refused:
+        load({"CORRAL_DATABASE_URL": url})
+    assert "ss" not in str(refused.value).replace("password", "")
+
+
 def test_types_in_the_file_are_strict() -> None:
     assert "must be int" in faults("[server]\nprocesses = true")[0].replace("`", "")
     assert "must be" in faults("[server]\nprocesses = 1.5")[0]
@@ -323,7 +344,7 @@ def test_describe_has_every_key_and_no_secret() -> None:
     text = '[plugins.mail]\npassword = "hunter2"\nport = 25\n'
     text += '[settings]\n"mail.password" = "hunter2"\n"llm.max_tokens" = 5\n'
     environ = {
-        "CORRAL_DATABASE_URL": "postgresql://u:hunter2/@x@h/d",
+        "CORRAL_DATABASE_URL": "postgresql://u:hunter2%2F%40x@h/d",
         "CORRAL_STORAGE_URL": "s3://b?endpoint=http://m&secret_key=hunter2",
         "CORRAL_EGRESS_PROXY": "http://u:hunter2@p:1",
         "CORRAL_REDIS_URL": "redis://:hunter2@h",

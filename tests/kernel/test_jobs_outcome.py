@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.kernel.isolation.misbehaving import plugin, until
 
+from corral import clock
 from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow, enqueue
 from corral.testing.engines import PostgresServer
 from corral.testing.kit import Kit, make_kernel
@@ -99,3 +100,21 @@ async def test_a_job_whose_process_ends_is_given_back(make_kit: MakeKit) -> None
     await kit.kernel.supervisor.end("jobs")
     row = await row_of(kit, "waiter.go")
     assert (row.state, row.attempts, row.lease) == ("queued", 0, None)
+
+
+async def test_schedules_go_on_when_the_clock_is_set_back(make_kit: MakeKit) -> None:
+    """By an hour, say: what was written before lies in the future then, here and in the table."""
+    runs: list[float] = []
+    ticking = plugin(
+        "ticking", corral_schedules=lambda self: [Schedule("ticking.tick", 1, lambda: runs.append(clock.time_s()))]
+    )
+    try:
+        kit = await make_kit(plugins=[ticking], jobs=True)
+        await until(lambda: len(runs) >= 2)
+        clock.travel(-3600)
+        before = len(runs)
+        await until(lambda: len(runs) >= before + 3, seconds=30)
+        slot = await kit.kernel.database.work(lambda: ScheduleRow.get_by_id("ticking.tick"), read=True)
+        assert slot.next_at < clock.now(60)
+    finally:
+        clock.reset()

@@ -47,8 +47,10 @@ def installation(config: Config) -> Iterator[Finding]:
         try:
             yield from check(config)
         except Exception as error:
-            name = check.__name__.strip("_")
-            yield Finding(name, "down", f"could not be checked: {type(error).__name__}: {error}", "report this")
+            name, detail, remedy = check.__name__.strip("_"), f"{type(error).__name__}: {error}", "report this"
+            if isinstance(error, OSError) and error.filename is not None:
+                detail, remedy = f"{error.filename}: {error.strerror}", "run this as the account that serves"
+            yield Finding(name, "down", f"could not be checked: {detail}", remedy)
 
 
 def _configuration(config: Config) -> Iterator[Finding]:
@@ -79,6 +81,8 @@ def _folder(config: Config) -> Iterator[Finding]:
 
 def _keys(config: Config) -> Iterator[Finding]:
     path = config.data_dir / KEY_FILE
+    if path.exists():
+        path.open("rb").close()  # that it may not be read is another fault than a wrong key
     exposed = [each for each in sorted(config.data_dir.glob("*.key")) if readable_by_others(each)]
     for each in exposed:
         yield Finding("keys", "down", f"others may read {each}", f"chmod 600 {each}; if anybody did, rotate the key")

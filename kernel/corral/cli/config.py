@@ -88,6 +88,10 @@ def init(path: Path | None, as_json: bool) -> None:
         raise click.ClickException(f"{target} exists and was left as it is") from None
     except OSError as error:
         raise click.ClickException(f"{target}: {error.strerror}") from None
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(sample())
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(sample())
+    except OSError as error:  # the disk is full: half a file would be left as it is the next time
+        target.unlink()
+        raise click.ClickException(f"{target}: {error.strerror}") from None
     output.value({"path": str(target)}, as_json=as_json, text=f"Wrote {target}; everything in it is commented out.")

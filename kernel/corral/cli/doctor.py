@@ -26,7 +26,7 @@ def command(config_path: Path | None, as_json: bool) -> None:
     try:
         config = load_config(path=config_path)
     except Refused as refused:
-        remedy = "correct it; corral config show tells what is in force and why"
+        remedy = "correct it; corral config init PATH writes a file with every key to compare"
         findings = [Finding("configuration", "down", fault, remedy) for fault in refused.faults]
     else:
         findings = list(installation(config))

@@ -9,6 +9,8 @@ from typing import NoReturn
 import click
 
 from corral.cli import COMMANDS
+from corral.config import Config
+from corral.config_reader import load as load_config
 from corral.errors import Problem, Refused
 
 WHOLE_SENTENCE = 200  # click cuts a text that has more characters; a long one is wrapped instead
@@ -25,7 +27,10 @@ class Lazy(click.Group):
         if cmd_name in COMMANDS:
             command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
             return command
-        return _plugin_commands().get(cmd_name)
+        found = _plugin_commands().get(cmd_name)
+        if found is None:
+            load_config()  # it may have a fault that hides the command: then that is told
+        return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, text) for name, (_, text) in COMMANDS.items()]
@@ -74,6 +79,11 @@ def run() -> NoReturn:
         reason = str(error).strip().partition("\n")[0]
         click.echo(f"corral: the database cannot be used: {reason}; corral doctor tells more", err=True)
         sys.exit(FAILED)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        click.echo(f"corral: {error.filename}: {error.strerror}", err=True)
+        sys.exit(FAILED)
     except Problem as problem:
         click.echo(f"corral: {problem.detail}", err=True)
         for entry in problem.errors:
@@ -83,16 +93,18 @@ def run() -> NoReturn:
 
 
 def _plugin_commands() -> dict[str, click.Command]:
-    """Commands of the plugins that the configuration loads; a plugin that fails to import has none."""
+    """Commands of the plugins that the configuration loads; a plugin that fails to import has none.
+
+    With a configuration that has faults: those of the built-in ones, which tell the faults of the file they are given.
+    """
     from corral.cli.contributed import contributed
-    from corral.config_reader import load as load_config
     from corral.hook_types import given
     from corral.hookspecs import corral_commands
 
     try:
         config = load_config()
     except Refused:
-        return {}
+        config = Config()
     commands: dict[str, click.Command] = {}
     for _, found in contributed(config, "corral_commands", "commands", lambda hook: given(corral_commands, [hook()])):
         for command in found:

@@ -32,7 +32,14 @@ def share_among(plugins: Iterable[Loaded]) -> LogShare:
     return share
 
 
-QUIET = ("hypercorn", "asyncio", "peewee", "httpx2", "httpcore2")  # the last two tell URLs and headers of every call
+QUIET = (
+    "hypercorn",
+    "uvicorn",
+    "asyncio",
+    "peewee",
+    "httpx2",
+    "httpcore2",
+)  # the last two tell URLs and headers of every call
 
 
 def configure(level: str, form: str, *, quiet: Iterable[str] = QUIET) -> None:

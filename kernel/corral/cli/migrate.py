@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from corral.cli import logs, output
+from corral.cli.services import is_absent
 from corral.config_reader import ensure_data_dir
 from corral.config_reader import load as load_config
 
@@ -19,24 +20,29 @@ from corral.config_reader import load as load_config
 def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | None) -> None:
     """Apply pending migrations, of one PLUGIN or of all. Safe beside running servers; many at once migrate once."""
     from corral.database.connect import connect
-    from corral.database.migrations import migrate, pending
+    from corral.database.migrations import migrate, one_after_the_other, pending
     from corral.loader import discover, load
 
     config = load_config(path=config_path)
     logs.configure("warning", "console")
-    ensure_data_dir(config)
-    database = connect(config.database.url)
+    url = config.database.url
+    if not plan:
+        ensure_data_dir(config)
+    elif is_absent(config):
+        url = "sqlite:///:memory:"  # everything is pending, and nothing is made
+    database = connect(url)
     try:
         loaded = [item for item in load(discover(config), config) if item.active]
         if plugin is not None and plugin not in {item.name for item in loaded}:
             raise click.UsageError(f"no active plugin is named {plugin}")
         homes = [home for item in loaded if plugin in (None, item.name) and (home := item.home()) is not None]
-        waiting = pending(database, homes)
-        rows = [{"plugin": name, "migration": script} for name, scripts in waiting.items() for script in scripts]
-        if not plan:
-            for home in homes:
-                if home.plugin in waiting:
-                    migrate(database, home)
+        if plan:
+            scripts = pending(database, homes)
+        else:
+            with one_after_the_other(database):
+                pending(database, homes)  # refuses a newer schema before anything is done
+                scripts = {home.plugin: migrate(database, home) for home in homes}
+        rows = [{"plugin": name, "migration": script} for name, of in scripts.items() for script in of]
         done = "pending" if plan else "applied"
         output.table(rows, ("plugin", "migration"), as_json=as_json, empty="Nothing is pending.", title=done)
     finally:

@@ -35,7 +35,10 @@ def command(as_yaml: bool, as_json: bool, out: Path | None, config_path: Path | 
     if out is None:
         click.echo(text, nl=False)
     else:
-        out.write_text(text, "utf-8")
+        try:
+            out.write_text(text, "utf-8")
+        except OSError as error:
+            raise click.ClickException(f"{out}: {error.strerror}") from None
 
 
 def _broken(state: str) -> bool:

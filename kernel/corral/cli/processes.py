@@ -135,8 +135,18 @@ class Generation:
             child.forget()
             pause = FIRST_PAUSE if time.monotonic() - child.began > CALM_SECONDS else min(LONGEST_PAUSE, pause * 2)
             log.error("a server process ended; it is started again", extra={"status": status, "seconds": pause})
+            child = await self._spawn_after(pause)
+
+    async def _spawn_after(self, pause: float) -> Child:
+        """Once the system has room for it: a parent without children would keep an address that nobody serves."""
+        while True:
             await asyncio.sleep(pause)
-            child = await self._spawn()
+            try:
+                return await self._spawn()
+            except OSError as error:
+                pause = min(LONGEST_PAUSE, pause * 2)
+                told = {"reason": str(error), "seconds": pause}
+                log.error("a server process could not be started; it is tried again", extra=told)
 
     async def end(self, how: Callable[[Child], Any]) -> None:
         """Drain or kill them; what has not ended after 35 s is killed."""

@@ -33,6 +33,7 @@ log = logging.getLogger("corral.serve")
 SAFE_MODE = "CORRAL_SAFE_MODE"
 WORKER_SECONDS = 12.0
 UNREAD_SECONDS = 60  # a peer that takes nothing for so long is gone
+ACCEPTING_SECONDS = 0.1
 CLOSING_SECONDS = 0.5  # busy connections end with their next answer, before the idle ones are closed
 
 
@@ -222,7 +223,7 @@ class Serving:
         log.info("draining")
         self._application.path.drain()
         await kernel.drain(WORKER_SECONDS)
-        self._stop_accepting()
+        await self._stop_accepting()
         await asyncio.sleep(CLOSING_SECONDS)
         self._closing.set()
         try:
@@ -270,10 +271,11 @@ class Serving:
                 successors.stop()
             self._step_aside()
 
-    def _stop_accepting(self) -> None:
+    async def _stop_accepting(self) -> None:
         """When nobody else accepts: refuse what still comes, so that no request is taken in and then cut."""
-        alone = isinstance(self._succession, Processes) and not self._succeeded
-        if alone and self._kernel.config.server.server == "hypercorn":
+        if isinstance(self._succession, Processes) and not self._succeeded:
+            self._listener.listen(0)  # let in what waits to be accepted, which the shutdown would cut, and no more
+            await asyncio.sleep(ACCEPTING_SECONDS)
             asyncio.get_running_loop().remove_reader(self._accepting)
             self._listener.shutdown(socket.SHUT_RDWR)
 

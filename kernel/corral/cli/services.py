@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from corral import clock
 from corral.config import Config
@@ -27,7 +25,8 @@ def database(config: Config) -> Iterator[Finding]:
     """Whether it answers, and what of the schema is pending."""
     from corral.cli.checks import Finding
 
-    if (path := _sqlite_path(config)) is not None and not path.exists():
+    path = _sqlite_path(config)
+    if is_absent(config):
         yield Finding("database", "warning", f"{path} does not exist", "corral serve or corral migrate makes it")
         return
     try:
@@ -45,8 +44,9 @@ def database(config: Config) -> Iterator[Finding]:
 
 def _migrations(config: Config, found: Database) -> Iterator[Finding]:
     from corral.cli.checks import Finding
-    from corral.database.migrations import Newer, pending
+    from corral.database.migrations import Newer, is_empty, pending
     from corral.loader import discover, load
+    from corral.upgrade import migrates_on_start
 
     homes = [home for item in load(discover(config), config) if item.active and (home := item.home()) is not None]
     try:
@@ -58,11 +58,12 @@ def _migrations(config: Config, found: Database) -> Iterator[Finding]:
         yield Finding("migrations", "ok", "none pending")
         return
     names = "; ".join(f"{plugin}: {', '.join(scripts)}" for plugin, scripts in waiting.items())
-    at_start = config.database.migrate_on_start
-    if at_start if at_start is not None else found.kind == "sqlite":
+    if is_empty(found):
+        yield Finding("migrations", "warning", "the database is empty", "the next start fills it, or corral migrate")
+    elif migrates_on_start(config, found.kind):
         yield Finding("migrations", "warning", f"pending: {names}", "the next start applies them, or corral migrate")
     else:
-        yield Finding("migrations", "down", f"pending: {names}", "corral backup, then corral migrate")
+        yield Finding("migrations", "down", f"pending: {names}", "back the database up, then corral migrate")
 
 
 def is_sealed(config: Config, keyring: Keyring) -> bool:
@@ -70,8 +71,7 @@ def is_sealed(config: Config, keyring: Keyring) -> bool:
     from corral.loader import discover, load
     from corral.upgrade import sealed_columns
 
-    path = _sqlite_path(config)
-    if path is not None and not path.exists():
+    if is_absent(config):
         return False
     known = {key.id for key in keyring.keys}
     try:
@@ -87,8 +87,7 @@ def database_skew(config: Config) -> float | None:
     """Seconds by which the database's clock is ahead of ours. On SQLite: the newest event, if it is in the future."""
     from corral.database.migrations import own_connection
 
-    path = _sqlite_path(config)
-    if path is not None and not path.exists():
+    if is_absent(config):
         return None
     engine: Any
     try:
@@ -104,42 +103,15 @@ def database_skew(config: Config) -> float | None:
 
 
 def ping_redis(url: str) -> str | None:
-    """None when it answers PING; else why not. Speaks the protocol itself: a client library may not be installed."""
-    parts = urlsplit(url)
+    """None when it answers as the server asks it, by the same library; else why not."""
+    from redis import Redis
+
     try:
-        with _redis_socket(url) as connection:
-            stream = connection.makefile("rwb")
-            if parts.password:
-                name = [unquote(parts.username)] if parts.username else []
-                answer = _ask(stream, "AUTH", *name, unquote(parts.password))
-                if answer != b"+OK":
-                    return "it refuses the password in [redis] url"
-            answer = _ask(stream, "PING")
-            return None if answer == b"+PONG" else f"it answers PING with {answer.decode('utf-8', 'replace')}"
-    except (OSError, ValueError) as error:
-        return f"does not answer: {error}"
-
-
-def _redis_socket(url: str) -> socket.socket:
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(SECONDS)
-        connection.connect(unquote(parts.path))
-        return connection
-    host = parts.hostname or "localhost"
-    connection = socket.create_connection((host, parts.port or 6379), timeout=SECONDS)
-    if parts.scheme == "rediss":
-        return ssl.create_default_context().wrap_socket(connection, server_hostname=host)
-    return connection
-
-
-def _ask(stream: Any, *words: str) -> bytes:
-    encoded = [word.encode() for word in words]
-    body = b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded)
-    stream.write(b"*%d\r\n%s" % (len(encoded), body))
-    stream.flush()
-    return bytes(stream.readline(1024).strip())
+        with Redis.from_url(url, socket_timeout=SECONDS, socket_connect_timeout=SECONDS) as client:
+            client.ping()
+    except Exception as error:  # an unknown option in the URL is a TypeError
+        return f"cannot be used: {error}"
+    return None
 
 
 def has_bus(config: Config) -> bool:
@@ -189,6 +161,12 @@ def _connected(config: Config) -> Iterator[Database]:
         yield found
     finally:
         found.close()
+
+
+def is_absent(config: Config) -> bool:
+    """Whether the database is a file that is not there. Raises `PermissionError` where nobody here may look."""
+    path = _sqlite_path(config)
+    return path is not None and not path.exists()
 
 
 def _sqlite_path(config: Config) -> Path | None:

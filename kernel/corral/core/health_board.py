@@ -123,13 +123,19 @@ class HealthBoard:
         task = self._waiting.get(key)
         if task is None:
             task = self._waiting[key] = asyncio.ensure_future(check())
-            task.add_done_callback(lambda done: self._waiting.pop(key, None))
+            task.add_done_callback(lambda done: self._ended(key, done))
         await asyncio.wait({task}, timeout=CHECK_SECONDS)
         latency = round((time.monotonic() - began) * 1000)
         if not task.done():
             return "down", f"It did not answer within {CHECK_SECONDS:g} s.", latency
         status, detail = self._read(key, task)
         return status, self._redactor.redact(detail)[:500], latency
+
+    def _ended(self, key: str, task: asyncio.Task[Told]) -> None:
+        """Nobody reads the answer of one that came too late, nor its failure."""
+        self._waiting.pop(key, None)
+        if not task.cancelled():
+            task.exception()
 
     def _read(self, key: str, task: asyncio.Task[Told]) -> tuple[Status, str]:
         try:

@@ -152,9 +152,8 @@ def translate(error: BaseException) -> BaseException:
         error, (peewee.DatabaseError, peewee.InterfaceError, sqlite3.Error)
     ):
         return error
-    if isinstance(error, (peewee.IntegrityError, peewee.ProgrammingError, peewee.DataError, sqlite3.IntegrityError)):
-        return error
-    if _is_wrong(error):
+    ours = (peewee.IntegrityError, peewee.ProgrammingError, peewee.DataError, sqlite3.IntegrityError)
+    if isinstance(error, ours) or _is_wrong(error):
         return error
     text = str(error).lower()
     if "readonly" in text or "read-only" in text:

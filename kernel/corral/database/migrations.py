@@ -13,7 +13,7 @@ from playhouse.migrations import Migration, Runner
 
 from corral.database.engine import Database
 
-ADVISORY_LOCK = 0x434F5252  # "CORR": the same number in every process of an installation
+LOCKS = {"migrate": 0x434F5252, "start": 0x434F5253}  # "CORR": the same numbers in every process of an installation
 
 
 class Home(msgspec.Struct, frozen=True):
@@ -38,7 +38,7 @@ class Newer(Exception):
 def pending(database: Database, homes: Iterable[Home]) -> dict[str, list[str]]:
     """Names of the scripts not yet applied, by plugin. Raises `Newer`."""
     with own_connection(database) as engine:
-        return {home.plugin: names for home in homes if (names := _pending(engine, home))}
+        return {home.plugin: names for home in homes if (names := pending_of(engine, home))}
 
 
 def migrate(database: Database, home: Home) -> list[str]:
@@ -46,7 +46,7 @@ def migrate(database: Database, home: Home) -> list[str]:
     with own_connection(database) as engine, schema_lock(engine):
         applied: list[str] = []
         runner = Runner(engine, str(home.directory), table_name=f"{home.plugin}_migrations")
-        for name in _pending(engine, home):
+        for name in pending_of(engine, home):
             try:
                 runner.up(name)
             except Exception as error:
@@ -62,12 +62,19 @@ def migrate(database: Database, home: Home) -> list[str]:
 def is_empty(database: Database) -> bool:
     """Whether the database has no table yet."""
     with own_connection(database) as engine:
-        return not engine.get_tables()
+        return not _tables(engine)
 
 
-def _pending(engine: peewee.Database, home: Home) -> list[str]:
+def _tables(engine: peewee.Database) -> list[str]:
+    """Of the schema that the URL's `search_path` leads to, which need not be `public`."""
+    is_sqlite = isinstance(engine, peewee.SqliteDatabase)
+    return list(engine.get_tables(None if is_sqlite else engine.execute_sql("SELECT current_schema()").fetchone()[0]))
+
+
+def pending_of(engine: peewee.Database, home: Home) -> list[str]:
+    """Names of the scripts of one plugin that are not yet applied. Raises `Newer`."""
     table, known = f"{home.plugin}_migrations", [each.name for each in Migration.load_directory(str(home.directory))]
-    rows = engine.execute_sql(f'SELECT name FROM "{table}"').fetchall() if engine.table_exists(table) else []  # noqa: S608
+    rows = engine.execute_sql(f'SELECT name FROM "{table}"').fetchall() if table in _tables(engine) else []  # noqa: S608
     if unknown := sorted({name for (name,) in rows}.difference(known)):
         raise Newer(f"{home.plugin}: the database has {unknown[-1]}, which this release does not know")
     return [name for name in known if (name,) not in rows]
@@ -90,14 +97,18 @@ def own_connection(database: Database) -> Iterator[peewee.Database]:
 
 
 @contextlib.contextmanager
-def schema_lock(engine: peewee.Database) -> Iterator[None]:
+def one_after_the_other(database: Database) -> Iterator[peewee.Database]:
+    """A connection to see what is pending and have it applied: who waited here for another finds nothing left."""
+    with own_connection(database) as engine, schema_lock(engine, "start"):
+        yield engine
+
+
+@contextlib.contextmanager
+def schema_lock(engine: peewee.Database, name: str = "migrate") -> Iterator[None]:
     if isinstance(engine, peewee.SqliteDatabase):
-        with Path(f"{engine.database}.migrate-lock").open("w") as file:
+        with Path(f"{engine.database}.{name}-lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
     else:
-        engine.execute_sql("SELECT pg_advisory_lock(%s)", (ADVISORY_LOCK,))
-        try:
-            yield
-        finally:
-            engine.execute_sql("SELECT pg_advisory_unlock(%s)", (ADVISORY_LOCK,))
+        engine.execute_sql("SELECT pg_advisory_lock(%s)", (LOCKS[name],))  # until the connection is closed
+        yield

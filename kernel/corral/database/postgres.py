@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import peewee
+from psycopg.conninfo import conninfo_to_dict
 
 from corral.database.engine import Database, translate
 from corral.database.pool import LOST_AFTER, MAX_TRIES, Lane, Outcome, Pool, Ticket
@@ -16,6 +17,7 @@ from corral.database.unit import Unit, run_in
 from corral.errors import Unavailable
 
 RETRYABLE = frozenset({"40001", "40P01"})
+READ_ONLY = "25006"
 
 
 class PostgresDatabase(Database):
@@ -26,16 +28,12 @@ class PostgresDatabase(Database):
 
     def __init__(self, url: str, *, pool_size: int = 16) -> None:
         options = f"-c statement_timeout={int(LOST_AFTER * 1000)} -c idle_in_transaction_session_timeout=10000"
-        super().__init__(
-            peewee.PostgresqlDatabase(
-                url,
-                prefer_psycopg3=True,
-                autoconnect=False,
-                connect_timeout=2,
-                options=options,
-                application_name="corral",
-            )
+        if given := conninfo_to_dict(url).get("options"):  # an argument replaces what the URL says
+            options = f"{given} {options}"
+        engine = peewee.PostgresqlDatabase(
+            url, prefer_psycopg3=True, autoconnect=False, connect_timeout=2, options=options, application_name="corral"
         )
+        super().__init__(engine)
         self._url = url
         self._pool = Pool("database", pool_size, lambda pool: _PostgresLane(pool, self), self)
         self._pool.rooms = self.rooms
@@ -100,12 +98,15 @@ class _PostgresLane(Lane):
         if outcome.error is not None:
             return self._failed(outcome)
         try:
-            self.connection.execute("COMMIT")
+            done = self.connection.execute("COMMIT").statusmessage
         except Exception as error:
             if _sqlstate(error) in RETRYABLE and ticket.tries < MAX_TRIES:
                 return self._failed(outcome, error)
             self._drop()
             outcome.error = Unavailable("The connection to the database was lost while saving.", retry_after=2)
+        else:
+            if done == "ROLLBACK" and not ticket.read:
+                outcome.error = RuntimeError("the unit hid a failed statement: let it raise, or use a savepoint")
         return outcome
 
     def _body(self, unit: Unit, ticket: Ticket) -> Any:
@@ -128,7 +129,8 @@ class _PostgresLane(Lane):
 
     def _failed(self, outcome: Outcome, error: BaseException | None = None) -> Outcome | None:
         error = error or outcome.error
-        lost = self.connection is None or self.connection.closed or self.connection.broken
+        refused = _sqlstate(error) == READ_ONLY and not outcome.ticket.read  # the next connection may be to a primary
+        lost = refused or self.connection is None or self.connection.closed or self.connection.broken
         if lost:
             self._drop()
         else:
@@ -139,7 +141,9 @@ class _PostgresLane(Lane):
         again = _sqlstate(error) in RETRYABLE or (lost and self._is_engine_error(error) and outcome.unit is not None)
         if again and outcome.ticket.tries < MAX_TRIES:
             return None
-        if again or _sqlstate(error) == "57014":
+        if refused:
+            outcome.error = Unavailable("The database takes no writes now.", retry_after=2)
+        elif again or _sqlstate(error) == "57014":
             outcome.error = Unavailable("The database could not serve this now.", code="overloaded")
         elif error is not None:
             outcome.error = translate(error)

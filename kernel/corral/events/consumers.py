@@ -19,6 +19,7 @@ from corral.database.engine import Database
 from corral.database.leases import acquire, release
 from corral.database.model import InstantField, Model
 from corral.database.unit import SYSTEM, Entry
+from corral.errors import Unavailable
 from corral.events import log as event_log
 from corral.events.event import SystemAlert, emit
 from corral.events.feed import Feed
@@ -77,8 +78,9 @@ class Consumer:
                 try:
                     while await self.step():
                         rung.clear()
-                except Exception:
-                    log.exception("consumer failed", extra={"consumer": self.name})
+                except Exception as error:
+                    unexpected = not isinstance(error, Unavailable)
+                    log.error("consumer failed: %s", error, extra={"consumer": self.name}, exc_info=unexpected)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_EVERY):
                         await rung.wait()
@@ -155,12 +157,10 @@ class Consumer:
         if poison:
             self._move(row.cursor, poison[0].seq)
             alert = SystemAlert(
-                kind="consumer_behind",
-                severity="critical",
-                title=f"{self.name} could not handle an event",
+                kind="consumer_behind", severity="critical", title=f"{self.name} could not handle an event",
                 detail=f"Event {poison[0].id} ({poison[0].type}) failed {POISON_TRIES} times: {reason[:500]}",
                 object={"type": "event", "id": poison[0].id},
-            )
+            )  # fmt: skip
             emit(alert, object=("consumer", self.name))
         return True
 

@@ -142,18 +142,11 @@ def _row(emitted: Emitted, ts: str) -> dict[str, Any]:
     if len(data) > DATA_LIMIT:
         data = msgspec.json.encode({"id": emitted.object_id, "href": None, "truncated": True})
     return {
-        "id": emitted.id,
-        "type": emitted.event.event,
-        "ts": ts,
-        "actor_type": emitted.actor.type,
-        "actor_id": emitted.actor.id,
-        "object_type": emitted.object_type,
-        "object_id": emitted.object_id,
-        "owner_id": emitted.owner_id,
-        "visibility": emitted.visibility,
-        "data": data.decode(),
+        "id": emitted.id, "type": emitted.event.event, "ts": ts, "actor_type": emitted.actor.type,
+        "actor_id": emitted.actor.id, "object_type": emitted.object_type, "object_id": emitted.object_id,
+        "owner_id": emitted.owner_id, "visibility": emitted.visibility, "data": data.decode(),
         "cause": "[]" if not emitted.cause else msgspec.json.encode(emitted.cause).decode(),
-    }
+    }  # fmt: skip
 
 
 def number_committed() -> int:

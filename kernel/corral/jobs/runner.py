@@ -22,6 +22,7 @@ log = logging.getLogger("corral.jobs")
 LOOK_EVERY = 1.0
 BACKOFF_SECONDS, BACKOFF_CAP_SECONDS = 2.0, 600.0
 SCHEDULE_LEASE_SECONDS = 15.0  # after a kill in the middle, the slot is due again then
+SKEW_SECONDS = 60.0  # by which clocks may differ; a slot that lies further ahead is from before one was set back
 FORGOTTEN_AFTER = 2.0  # what a shared queue has not brought by then is taken from the table
 
 
@@ -116,8 +117,8 @@ class InProcessRunner:
             while True:
                 try:
                     wait = await self._tick()
-                except Exception:
-                    log.exception("the job runner could not look for work")
+                except Exception as error:
+                    log.error("the runner cannot look for work: %s", error, exc_info=not isinstance(error, Unavailable))
                     wait = LOOK_EVERY
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
@@ -139,13 +140,14 @@ class InProcessRunner:
         if self._closed:
             return LOOK_EVERY
         for name, (schedule, run) in self._schedules.items():
-            if self._next.get(name, 0.0) <= self.ticked_at and self._is_open(name):
+            left = self._next.get(name, 0.0) - self.ticked_at
+            if not 0.0 < left <= schedule.every_seconds and self._is_open(name):
                 self._next[name] = await self._slot(schedule, run)
         while not self._room.is_full and (row := await self._claim()) is not None:
             await self._room.acquire()
             self._start(self._released(self._perform(*row)))
         due = min([*(at for name, at in self._next.items() if self._is_open(name)), self.ticked_at + LOOK_EVERY])
-        return max(0.02, due - clock.time_s())
+        return min(LOOK_EVERY, max(0.02, due - clock.time_s()))
 
     async def _released(self, work: Any) -> None:
         try:
@@ -170,7 +172,7 @@ class InProcessRunner:
                 lambda: ScheduleRow.insert(name=schedule.name, next_at=clock.now()).on_conflict_ignore().execute()
             )
             return now
-        if row.next_at > clock.now():
+        if clock.now() < row.next_at <= clock.now(max(schedule.every_seconds, SCHEDULE_LEASE_SECONDS) + SKEW_SECONDS):
             return min(clock.parse_instant(row.next_at), now + schedule.every_seconds)
         lease = clock.now(max(schedule.every_seconds, SCHEDULE_LEASE_SECONDS))
         mine = (ScheduleRow.name == schedule.name) & (ScheduleRow.next_at == row.next_at)

@@ -136,6 +136,37 @@ def test_commands_of_plugins_that_are_named_exist(corral: Any) -> None:
 # -- config
 
 
+def test_a_faulty_configuration_is_told_by_the_commands_of_plugins_too(corral: Any) -> None:
+    corral.configure('[server]\nbindd = "127.0.0.1:8000"\n')
+    for arguments in (("user", "list"), ("wave",)):  # one of a built-in plugin, and one that may be another's
+        done = corral(*arguments)
+        assert (done.status, "unknown key server.bindd; the nearest is server.bind" in done.err) == (3, True), done
+    other = corral.home / "other.toml"
+    other.write_text(f'data_dir = "{corral.home}/data"\n', "utf-8")
+    done = corral("user", "list", "--config", str(other))
+    assert (done.status, "there is no installation" in done.err) == (3, True), done
+
+
+def test_paths_that_cannot_be_looked_at_are_told_in_one_line(corral: Any) -> None:
+    """A name that is too long stands for a folder that is locked, which root would not notice."""
+    path = f"/{'x' * 300}"
+    done = corral("config", "show", environ={"CORRAL_CONFIG": path})
+    assert (done.status, done.err) == (3, f"corral: {path}: File name too long\n")
+    for arguments in (("user", "list"), ("plugins", "list"), ("migrate", "--plan")):
+        done = corral(*arguments, environ={"CORRAL_DATA_DIR": path})
+        assert (done.status, done.err) == (1, f"corral: {path}/corral.db: File name too long\n"), done
+    done = corral("doctor", environ={"CORRAL_DATA_DIR": path})
+    assert (done.status, "Traceback" in done.err, "run this as the account that serves" in done.out) == (1, False, True)
+
+
+def test_a_plan_of_migrations_makes_nothing(corral: Any) -> None:
+    planned = corral("migrate", "--plan", "--json").json()["items"]
+    assert {"plugin": "core", "migration": "0001_initial"} in planned
+    assert list(corral.home.iterdir()) == [corral.plugins.path]
+    assert corral("migrate", "--json").json()["items"] == planned
+    assert corral("migrate", "--json").json()["items"] == corral("migrate", "--plan", "--json").json()["items"] == []
+
+
 def test_config_shows_values_with_sources_and_masks_secrets(corral: Any) -> None:
     path = corral.configure(
         '[server]\nbind = "0.0.0.0:1"\n[settings]\n"tasks.lease_seconds" = 90\n'

@@ -232,6 +232,23 @@ async def test_jobs_are_done_while_redis_is_away_and_by_rq_again_afterwards(
     assert await installation.counted() == Counter(range(number))
 
 
+async def test_a_redis_that_takes_no_writes_is_told_of_once(installation: Installation, client: Any) -> None:
+    """It became a replica. Each try to begin with it again is no news."""
+    with installation.jobs() as process:
+        await installation.enqueue(0)
+        await installation.wait_for(0, seconds=10)
+        client.execute_command("REPLICAOF", "127.0.0.1", "1")
+        await installation.enqueue(1)
+        await installation.wait_for(1, seconds=20)
+        await until(lambda: "jobs go by the database" in process.log)
+        await asyncio.sleep(5)  # some more tries
+        assert process.log.count("jobs go by the database") == 1
+        client.execute_command("REPLICAOF", "NO", "ONE")
+        await installation.enqueue(2)
+        await installation.wait_for(2, seconds=10)
+        assert process.stop() == 0
+
+
 async def test_a_killed_process_loses_no_job_and_doubles_no_effect(installation: Installation) -> None:
     random.seed(3)
     processes = [installation.jobs("--concurrency", "4") for _ in range(2)]

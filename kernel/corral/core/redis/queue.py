@@ -78,17 +78,25 @@ class RqQueue:
 
         global _take
         _take = take
-        pauses = Pauses()
+        pauses, lost = Pauses(), False
+
+        def connected() -> None:
+            nonlocal lost
+            lost = False
+            pauses.reset()
+
         while not stopping.is_set():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, _setter(stopping))
             try:
-                worker = _worker(self._url, stopping, pauses.reset)
+                worker = _worker(self._url, stopping, connected)
                 worker.work(logging_level="WARNING")
             except StopRequested:
                 stopping.set()
             except Exception as error:
-                log.warning("Redis is lost; jobs go by the database", extra={"reason": str(error)})
+                if not lost:
+                    log.warning("Redis is lost; jobs go by the database", extra={"reason": str(error)})
+                lost = True
             stopping.wait(pauses.following())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _end)

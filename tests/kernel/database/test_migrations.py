@@ -1,0 +1,106 @@
+"""Migrations where several processes start together, and what only asks for them."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from corral.config_reader import load as load_config
+from corral.database.connect import connect
+from corral.database.unit import current
+from corral.loader import discover, load
+from corral.testing.installed import PluginFolder
+from corral.upgrade import Pending, apply_migrations
+
+PLUGIN = 'from corral.plugin import Plugin\n\n\nclass SlowPlugin(Plugin):\n    """Slow."""\n\n    name = "slow"\n'
+SLOW = """
+import pathlib
+import time
+
+
+def up(migrator, db):
+    pathlib.Path(__file__).with_name("began").touch()
+    db.execute_sql("CREATE TABLE slow_rows (id INTEGER)")
+    db.execute_sql("INSERT INTO slow_rows VALUES (1)")
+    time.sleep(0.5)
+"""
+STARTS = 4
+
+
+class Start(threading.Thread):
+    """What a process does at its start; each has a database of its own."""
+
+    def __init__(self, url: str, folder: Path, wait: Callable[[], object]) -> None:
+        super().__init__()
+        self._config = load_config(
+            {"CORRAL_DATABASE_URL": url, "CORRAL_PLUGIN_DIR": str(folder)}, path=Path("/dev/null"),
+            overrides={"plugins.enabled": ["slow"], "database.migrate_on_start": False, "data_dir": str(folder)},
+        )  # fmt: skip
+        self._url, self._wait = url, wait
+        self.states: dict[str, str] = {}
+        self.refused = ""
+
+    def run(self) -> None:
+        database = connect(self._url, pool_size=1)
+        plugins = [item for item in load(discover(self._config), self._config) if item.name in ("core", "slow")]
+        self._wait()
+        try:
+            apply_migrations(database, plugins, self._config, None)
+        except Pending as pending:
+            self.refused = str(pending)
+        finally:
+            database.close()
+        self.states = {item.name: item.state for item in plugins}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With the plugin `slow`, whose two scripts take their time."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("corral_slow", "corral_slow.plugin"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    made = PluginFolder(tmp_path / "plugins")
+    more = SLOW.replace("CREATE TABLE slow_rows (id INTEGER)", "SELECT 1")
+    made.add("slow", PLUGIN, {"migrations/0001_initial.py": SLOW, "migrations/0002_more.py": more})
+    return made.path
+
+
+def start(url: str, folder: Path, waits: Sequence[Callable[[], object]]) -> list[Start]:
+    """A process for each of `waits`, which it calls before it begins; all have ended."""
+    starts = [Start(url, folder, wait) for wait in waits]
+    for process in starts:
+        process.start()
+    for process in starts:
+        process.join()
+    return starts
+
+
+def test_processes_that_start_together_on_an_empty_database_fill_it_once(database_url: str, folder: Path) -> None:
+    def one_is_at_it() -> None:
+        while not list(folder.rglob("began")):
+            time.sleep(0.02)
+
+    starts = start(database_url, folder, [int, *[one_is_at_it] * (STARTS - 1)])
+    assert [process.refused for process in starts] == [""] * STARTS
+    assert [process.states for process in starts] == [{"core": "active", "slow": "active"}] * STARTS
+    database = connect(database_url, pool_size=1)
+    try:
+        rows = database.run(
+            lambda: current().connection.execute("SELECT count(*) FROM slow_rows").fetchone()[0], read=True
+        )
+    finally:
+        database.close()
+    assert rows == 2
+
+
+def test_what_is_pending_later_is_left_to_the_operator(database_url: str, folder: Path) -> None:
+    start(database_url, folder, [int])
+    script = next(folder.rglob("0002_more.py"))
+    script.with_name("0003_later.py").write_text(script.read_text())
+    for process in start(database_url, folder, [threading.Barrier(STARTS).wait] * STARTS):
+        assert process.refused == "migrations wait; run corral migrate (slow: 0003_later)"
