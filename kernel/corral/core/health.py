@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -25,7 +26,7 @@ KEEP_SECONDS = 1.0
 PING_SECONDS = 1.0
 COLLECT_SECONDS = 0.08
 
-Reading = tuple[Metric, Mapping[tuple[str, ...], Any]]
+log = logging.getLogger("corral.metrics")
 
 
 class Checks(msgspec.Struct, kw_only=True):
@@ -84,8 +85,8 @@ class _Readings:
 
     def __init__(self, work: Work, metrics: Callable[[], list[Metric]], readiness: Readiness) -> None:
         self._work, self._metrics, self._readiness = work, metrics, readiness
-        self._asked: tuple[float, asyncio.Task[list[Reading]]] | None = None
-        self._last: list[Reading] = []
+        self._asked: tuple[float, asyncio.Task[list[Family]]] | None = None
+        self._last: list[Family] = []
 
     async def refresh(self) -> None:
         """Before each `collect`."""
@@ -100,13 +101,13 @@ class _Readings:
 
     def collect(self) -> Iterator[Family]:
         """Called by the registry; no I/O here."""
-        for metric, values in self._last:
-            yield _family(metric, values)
+        yield from self._last
 
-    async def _read(self) -> list[Reading]:
+    async def _read(self) -> list[Family]:
         metrics = self._metrics() if await self._readiness.database_serves() else []
         read = await asyncio.gather(*[self._work(each.collect, read=True) for each in metrics], return_exceptions=True)
-        return [(each, got) for each, got in zip(metrics, read, strict=True) if not isinstance(got, BaseException)]
+        made = [_made(each, got) for each, got in zip(metrics, read, strict=True) if not isinstance(got, BaseException)]
+        return [family for family in made if family is not None]
 
 
 class Scrape:
@@ -171,6 +172,16 @@ def open_metrics(text: str) -> str:
     return str(untyped(_Parsed(text)).decode())
 
 
+def _made(metric: Metric, values: Mapping[tuple[str, ...], Any]) -> Family | None:
+    """The family, or None where a plugin gave something else: the others are told all the same."""
+    try:
+        return _family(metric, values)
+    except Exception:
+        detail = "collect must give {(value of each label, …): number}"
+        log.warning("a metric was left out", extra={"metric": metric.name, "found": detail}, exc_info=True)
+        return None
+
+
 def _family(metric: Metric, values: Mapping[tuple[str, ...], Any]) -> Family:
     """Label values that were not declared are counted as `other`, so the number of series is bounded."""
     allowed: list[Any] = [frozenset(known) for known in metric.labels.values()]
@@ -184,5 +195,5 @@ def _family(metric: Metric, values: Mapping[tuple[str, ...], Any]) -> Family:
     kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
     family: Any = kind(metric.name, metric.help, labels=list(metric.labels))
     for labels, value in summed.items():
-        family.add_metric(labels, value)
+        family.add_metric(labels, float(value))
     return family  # type: ignore[no-any-return]  # both are families

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -141,6 +142,26 @@ async def test_a_plugin_may_count_in_buckets(make_kit: Callable[..., Any]) -> No
         'timed_seconds_bucket{kind="other",le="+Inf"}': 2, 'timed_seconds_count{kind="other"}': 2,
         'timed_seconds_sum{kind="other"}': 0.5,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("values", [{("a",): 1}, {(): "many"}, {(): None}, {(): 10**400}])
+@pytest.mark.parametrize("kind", ["gauge", "counter", "histogram"])
+async def test_a_metric_with_wrong_values_is_left_out(make_kit: Callable[..., Any], kind: Any, values: Any) -> None:
+    class OddPlugin(Plugin):
+        """Gives one wrong metric and a right one."""
+
+        name = "odd"
+
+        @hookimpl
+        def corral_metrics(self) -> list[Metric]:
+            return [
+                Metric(name="odd_wrong", help="Wrong.", kind=kind, collect=lambda: values),
+                Metric(name="odd_right", help="Right.", collect=lambda: {(): 1}),
+            ]
+
+    found = series(await settled(await make_kit(plugins=[OddPlugin])))
+    assert found["odd_right"] == 1
+    assert not [name for name in found if name.startswith("odd_wrong")]
 
 
 async def test_health_metrics_1_without_the_database(make_kit: Callable[..., Any]) -> None:
