@@ -8,6 +8,7 @@ plugins that own them).
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from corral.core.health import open_metrics
+from corral.core.routes import health
 from corral.histogram import Histogram
 from corral.ids import new_id
 from corral.plugin import Metric, Plugin, hookimpl
@@ -80,6 +83,20 @@ async def test_open_metrics_by_accept(kit: Kit) -> None:
     assert answer.body.endswith(b"# EOF\n")
     plain = await kit.client.get("/metrics", root=True)
     assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+async def test_open_metrics_are_written_beside_the_event_loop(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def written(text: str) -> str:
+        threads.append(threading.current_thread())
+        return open_metrics(text)
+
+    monkeypatch.setattr(health, "open_metrics", written)
+    answer = await kit.client.get("/metrics", root=True, headers={"Accept": "application/openmetrics-text"})
+    assert answer.status == 200
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
 
 
 async def test_health_metrics_4_the_number_of_series_is_bounded(kit: Kit) -> None:
