@@ -293,3 +293,42 @@ def test_metrics_are_the_sum_over_the_processes(two: ServerProcess) -> None:
     assert len({re.findall(r"^process_start_time_seconds (.*)$", text, re.MULTILINE)[0] for text in texts}) == 1
     for name in ("corral_users", "corral_http_requests_total", "corral_build_info"):
         assert texts[0].count(f"# TYPE {name} ") == 1
+
+
+def test_metrics_wait_for_a_process_that_is_busy(two: ServerProcess) -> None:
+    """A counter that falls is taken for a restart, and its rate for the whole."""
+
+    def served() -> float:
+        with two.client() as fresh:
+            return sum(map(float, re.findall(r"^corral_http_requests_total\{.*\} (.*)$", scraped(fresh), re.MULTILINE)))
+
+    def scraped(client: httpx2.Client) -> str:
+        return client.get(f"{two.address}/metrics").text
+
+    for _ in range(30):
+        with two.client() as fresh:
+            fresh.get("/openapi.json")
+    known = served()
+    for busy in children(two):
+        os.kill(busy, signal.SIGSTOP)
+        resume = threading.Timer(0.3, os.kill, (busy, signal.SIGCONT))
+        resume.start()
+        assert served() >= known
+        resume.join()
+
+
+def test_what_is_read_from_the_database_is_told_once(two: ServerProcess) -> None:
+    with two.sign_in() as admin:
+        event = {"usage_key": "one", "provider": "acme", "cost_usd": 0.25, "input_tokens": 1}
+        admin.post("/cost/events", json=event).raise_for_status()
+        told: set[str] = set()
+
+        def scraped() -> bool:
+            with two.client() as fresh:
+                told.update(re.findall(r"^corral_cost_usd_total\{.*\} (.*)$", fresh.get("/metrics").text, re.MULTILINE))
+            return bool(told)
+
+        until(scraped)
+        time.sleep(1.2)  # a reading is kept for a second
+        scraped()
+        assert told == {"0.25"}

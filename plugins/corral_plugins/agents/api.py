@@ -99,7 +99,10 @@ class Agents(Protocol):
 
 
 class WorkFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent's attempts came to. Null is unknown; rate and durations are null without ended attempts."""
+    """What an agent's attempts came to: of many the newest 10,000.
+
+    Null is unknown, also of what ran before those; rate and durations are null without ended attempts.
+    """
 
     attempts: int | None = None
     completed: int | None = None
@@ -121,7 +124,7 @@ class AgentRecord(Protocol):
         ...
 
     def figures_of_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, WorkFigures]:
-        """Of all attempts that ran with each of these versions of the configuration, in one query."""
+        """Of the attempts that ran with each of these versions of the configuration, in one query."""
         ...
 
 

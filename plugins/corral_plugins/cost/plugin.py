@@ -87,12 +87,12 @@ class CostPlugin(Plugin):
         figures = ProviderFigures()
         labels = {"provider": figures.names}
         return [
+            # Gauges: read from the database, so every process knows the whole, and corrections make it less.
             Metric(
-                name="corral_cost_usd_total", help="What was spent, by provider.", kind="counter", labels=labels,
-                collect=figures.cost,
+                name="corral_cost_usd_total", help="What was spent, by provider.", labels=labels, collect=figures.cost
             ),
             Metric(
-                name="corral_cost_unpriced_tokens_total", help="Tokens without a price, by provider.", kind="counter",
-                labels=labels, collect=figures.unpriced_tokens,
+                name="corral_cost_unpriced_tokens_total", help="Tokens without a price, by provider.", labels=labels,
+                collect=figures.unpriced_tokens,
             ),
         ]  # fmt: skip

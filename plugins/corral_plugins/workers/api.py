@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -44,6 +45,10 @@ class Workers(Protocol):
 
     def facts(self, worker_id: str) -> WorkerFacts | None:
         """A worker; None when there is none."""
+        ...
+
+    def facts_of(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
+        """Workers by id, in one query."""
         ...
 
     def fleet(self) -> list[WorkerFacts]:

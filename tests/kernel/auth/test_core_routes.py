@@ -173,6 +173,8 @@ async def test_events_are_paged_awaited_and_expire(kit: Kit) -> None:
     assert [each["event"] for each in answer.json()["items"]] == ["user.updated"]
 
     place = answer.json()["next"]
+    ahead = (await client.get(f"/events?after={int(place) + 1000}&wait=30")).json()
+    assert (ahead["items"], ahead["next"]) == ([], place)
     nothing = await asyncio.wait_for(client.get(f"/events?after={place}&wait=1"), 5)
     assert (nothing.json()["items"], int(nothing.json()["next"]) >= int(place)) == ([], True)
     wrong = {"types=nothing.here": "unknown_event", "after=x": "validation_error", "wait=31": "validation_error"}

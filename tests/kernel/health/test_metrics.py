@@ -8,13 +8,17 @@ plugins that own them).
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from corral.core.health import open_metrics
+from corral.core.routes import health
 from corral.histogram import Histogram
 from corral.ids import new_id
 from corral.plugin import Metric, Plugin, hookimpl
@@ -81,6 +85,20 @@ async def test_open_metrics_by_accept(kit: Kit) -> None:
     assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
+async def test_open_metrics_are_written_beside_the_event_loop(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def written(text: str) -> str:
+        threads.append(threading.current_thread())
+        return open_metrics(text)
+
+    monkeypatch.setattr(health, "open_metrics", written)
+    answer = await kit.client.get("/metrics", root=True, headers={"Accept": "application/openmetrics-text"})
+    assert answer.status == 200
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
+
+
 async def test_health_metrics_4_the_number_of_series_is_bounded(kit: Kit) -> None:
     """Distinct paths, ids and people; their number is that of a short run."""
     member = await kit.as_user("member")
@@ -141,6 +159,26 @@ async def test_a_plugin_may_count_in_buckets(make_kit: Callable[..., Any]) -> No
         'timed_seconds_bucket{kind="other",le="+Inf"}': 2, 'timed_seconds_count{kind="other"}': 2,
         'timed_seconds_sum{kind="other"}': 0.5,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("values", [{("a",): 1}, {(): "many"}, {(): None}, {(): 10**400}])
+@pytest.mark.parametrize("kind", ["gauge", "counter", "histogram"])
+async def test_a_metric_with_wrong_values_is_left_out(make_kit: Callable[..., Any], kind: Any, values: Any) -> None:
+    class OddPlugin(Plugin):
+        """Gives one wrong metric and a right one."""
+
+        name = "odd"
+
+        @hookimpl
+        def corral_metrics(self) -> list[Metric]:
+            return [
+                Metric(name="odd_wrong", help="Wrong.", kind=kind, collect=lambda: values),
+                Metric(name="odd_right", help="Right.", collect=lambda: {(): 1}),
+            ]
+
+    found = series(await settled(await make_kit(plugins=[OddPlugin])))
+    assert found["odd_right"] == 1
+    assert not [name for name in found if name.startswith("odd_wrong")]
 
 
 async def test_health_metrics_1_without_the_database(make_kit: Callable[..., Any]) -> None:

@@ -110,6 +110,18 @@ async def test_agents_2_stop_can_cancel_the_work_in_hand(alice: Client, machine:
     assert await status(alice, f"/tasks/{claim['task']['id']}") == "cancelled"
 
 
+async def test_agents_2_stops_at_once_are_one_change(kit: Kit, alice: Client, machine: Machine, payloads: Any) -> None:
+    agent = await started(alice, max_concurrent_tasks=2)
+    await task_for(alice, agent)
+    for _ in range(10):
+        assert await machine.claim() is not None
+        answers = await asyncio.gather(*[alice.post(f"/agents/{agent}/stop") for _ in range(4)])
+        assert {(answer.status, answer.json()["status"]) for answer in answers} == {(200, "offline")}
+        await alice.post(f"/agents/{agent}/start")
+    changes = [(item["from"], item["to"]) for item in await payloads(kit, "agent.status")]
+    assert changes == [("offline", "idle"), *[("idle", "busy"), ("busy", "offline"), ("offline", "idle")] * 10]
+
+
 async def test_agents_3_drain_ends_with_the_last_lease(alice: Client, machine: Machine) -> None:
     agent = await started(alice, max_concurrent_tasks=2)
     claim = await working(machine, alice, agent)

@@ -136,9 +136,14 @@ class Fleet:
 
     def __init__(self) -> None:
         self.all = {WORKER: worker(WORKER), UNAPPROVED: worker(UNAPPROVED, "pending", is_approved=False)}
+        self.asked: list[list[str]] = []
 
     def facts(self, worker_id: str) -> WorkerFacts | None:
         return self.all.get(worker_id)
+
+    def facts_of(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
+        self.asked.append(list(worker_ids))
+        return {each: self.all[each] for each in worker_ids if each in self.all}
 
     def fleet(self) -> list[WorkerFacts]:
         return [each for each in self.all.values() if each.is_approved and each.status == "online"]
@@ -367,6 +372,9 @@ async def test_warnings(kit: Kit, alice: Client) -> None:
     fleet.all[WORKER] = worker(WORKER, tools=[], group="gpu", labels={"zone": "a", "os": "linux"})
     selected = {"group": "gpu", "labels": {"zone": "a"}}
     assert await warnings("i", enabled_tools=["http.fetch"], worker_selector=selected) == []
+    fleet.asked.clear()
+    assert len((await alice.get("/agents")).json()["items"]) == 9
+    assert fleet.asked == [[WORKER, UNAPPROVED]]
     answer = await alice.post("/agents", {"name": "j", "llm_provider": "unheard"})
     assert (answer.status, answer.code) == (422, "unknown_reference")
 

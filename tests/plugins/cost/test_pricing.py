@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -143,6 +144,18 @@ async def test_overrides_are_changed_and_removed(books: Any) -> None:
     assert (await books.admin.delete(path)).status == 204
     assert (await books.admin.delete(path)).status == 404
     assert (await books.settle(input_tokens=1_000_000)).priced is False
+
+
+async def test_of_the_same_price_written_at_once_one_is_kept(books: Any) -> None:
+    for day in range(1, 6):
+        same = {**ONE, "valid_from": f"2026-01-0{day}T00:00:00Z"}
+        answers = await asyncio.gather(*[books.admin.post("/cost/prices", same) for _ in range(6)])
+        assert sorted(answer.status for answer in answers) == [201, *[409] * 5]
+        others = [(await books.admin.post("/cost/prices", {**same, "model": f"m{n}"})).json() for n in range(6)]
+        moved = [books.admin.put(f"/cost/prices/{price['id']}", {"model": "same"}) for price in others]
+        answers = await asyncio.gather(*moved)
+        assert sorted(answer.status for answer in answers) == [200, *[409] * 5]
+        assert {answer.code for answer in answers} == {None, "duplicate"}
 
 
 async def test_there_is_an_end_of_prices(books: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
+from corral import clock
+from corral.events.log import Record
 from corral.ids import new_id
 from corral.plugin import Settings
 from corral_plugins.cost import jobs
 from corral_plugins.cost.models import Sum
-from corral_plugins.cost.service import reconcile, sums
+from corral_plugins.cost.service import outcomes, reconcile, sums, upkeep
 
 
 async def snapshot(books: Any) -> list[tuple[Any, ...]]:
@@ -101,6 +104,24 @@ async def test_fine_sums_go_when_nobody_can_ask_for_them(books: Any) -> None:
     assert {row[0].partition(":")[0] for row in gone} == {"quarter", sums.TASK}
     assert (await books.read("summary"))["total_usd"] == 5
     assert sum(item["cost_usd"] for item in (await books.read("daily?days=365"))["items"]) == 2.5
+
+
+async def test_a_failure_after_the_old_events_went_takes_nothing_back(books: Any) -> None:
+    task = new_id()
+
+    async def fail(cost: str) -> float:
+        await books.settle(cost, task_id=task)
+        told = {"task_id": task, "agent_id": None}
+        event = Record(1, new_id(), "task.failed", clock.now(), "system", None, "task", task, None, "shared",
+                       msgspec.json.encode(told).decode(), "[]")  # fmt: skip
+        await books.work(lambda: outcomes.note(event))
+        wasted: float = (await books.read("summary"))["wasted_usd"]
+        return wasted
+
+    assert await fail("1") == 1
+    await books.pass_days(100)
+    assert await books.work(lambda: upkeep.prune_events(clock.now(-50 * 86_400))) == 1
+    assert await fail("0.25") == 1.25
 
 
 async def test_metrics_tell_totals_by_provider(books: Any) -> None:

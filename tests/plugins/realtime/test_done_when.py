@@ -225,6 +225,28 @@ async def test_realtime_6_a_sign_out_elsewhere_closes_the_socket(tmp_path: Path,
             assert time.monotonic() - began < 2
 
 
+async def test_realtime_2_a_process_that_is_behind_repeats_nothing(tmp_path: Path, database_url: str) -> None:
+    options: dict[str, Any] = {"plugins": ["realtime", EmitterPlugin], "database_url": database_url}
+    async with (
+        make_kernel(tmp_path, **options) as here,
+        make_kernel(tmp_path, **options) as there,
+        serving(there) as port,
+    ):
+        member = await here.as_user()
+        for first in range(0, 12, 3):
+            await member.post("/emitter", {"first": first, "count": 2})
+            last = await settle(here)  # the other process may not have looked yet
+            async with sse(port, member, "types=emitter.happened", last=str(last)) as stream, ear(port, member) as one:
+                await stream.begin()
+                await one.say("subscribe", event="emitter.happened", since=last)
+                assert (await one.hear())["type"] == "subscribed"
+                await member.post("/emitter", {"first": first + 2})
+                assert (await stream.event())[2]["data"]["number"] == first + 2
+                assert await one.numbers(1) == [first + 2]
+                resumed = await one.ask("resume", last_event_id=last)
+                assert resumed["cursor"] >= last
+
+
 async def test_realtime_8_every_event_is_in_the_catalogue_with_its_schema(make_kit: Callable[..., Any]) -> None:
     kit: Kit = await make_kit()
     member = await kit.as_user()

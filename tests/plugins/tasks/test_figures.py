@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from tests.plugins.tasks.conftest import World
 
 from corral import clock
 from corral.plugin import Settings
 from corral.testing.kit import Client
 from corral_plugins.tasks import settings as declared
+from corral_plugins.tasks.service import record
 from corral_plugins.tasks.service.seen import Seen
 from corral_plugins.workers import settings as of_workers
 
@@ -73,6 +75,24 @@ async def test_figures_of_agents(world: Any) -> None:
     clock.travel(8 * 86_400)
     world.member = await world.kit.sign_in(world.member.user["email"])
     assert (await world.member.get(f"{agent}/stats?days=7")).json()["attempts"] == 0
+
+
+async def test_of_many_attempts_the_newest_are_looked_at(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "NEWEST", 3)
+    agent = f"/agents/{world.agent_id}"
+
+    async def run(times: int) -> list[int | None]:
+        for _ in range(times):
+            await world.task()
+            await (await world.worker.run()).ok("complete", {"result": None})
+        return [each["attempts"] for each in (await world.member.get(f"{agent}/versions")).json()["items"]]
+
+    assert await run(2) == [2]
+    assert (await world.member.patch(agent, {"system_prompt": "Be brief."})).status == 200
+    assert await run(0) == [0, 2]
+    assert await run(2) == [2, 1]
+    assert await run(1) == [3, None]  # of the old version nothing is known any more
+    assert (await world.member.get(f"{agent}/stats")).json()["attempts"] == 3
 
 
 async def test_stalls_are_counted(world: Any) -> None:

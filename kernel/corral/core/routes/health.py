@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hmac
 from importlib.metadata import version
@@ -66,7 +67,7 @@ async def read_metrics(request: Request, config: Config, scrape: Scrape) -> Text
             raise Unauthorized("Send Authorization: Bearer with the metrics token.", headers=challenge)
     text = await scrape.text()
     if OPEN_METRICS in (request.header("accept") or ""):
-        return Text(open_metrics(text), media_type=OPEN_MEDIA_TYPE)
+        return Text(await asyncio.to_thread(open_metrics, text), media_type=OPEN_MEDIA_TYPE)  # it takes long
     return Text(text, media_type=MEDIA_TYPE)
 
 

@@ -123,7 +123,7 @@ class AgentDirectory:
                 continue
             gone = {"deleted_at": clock.now(), "status": "offline", "status_reason": None, "active_tasks": 0}
             if swap(row, gone, same_state(left)):
-                self._changes.tell(row.id, row.name, row.created_by, row.status, "offline", "deleted")
+                self._changes.tell(row.id, row.name, row.created_by, left.status, "offline", "deleted")
                 emit(AgentDeleted(agent_id=row.id, name=row.name), object=("agent", row.id), owner=row.created_by)
                 self._end_tokens(agent_id)
                 return affected

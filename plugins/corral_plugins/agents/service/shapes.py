@@ -179,7 +179,10 @@ class VersionQuery(PageQuery, kw_only=True):
 
 
 class AgentVersionView(msgspec.Struct, kw_only=True):
-    """A version of the configuration. Figures are null where nobody keeps them."""
+    """A version of the configuration, with figures of the agent's newest 10,000 attempts.
+
+    They are null where nobody keeps them, and where it ran only before those.
+    """
 
     n: int
     changed_fields: list[str]
@@ -232,7 +235,7 @@ class StatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class AgentStats(WorkFigures, frozen=True, kw_only=True):
-    """How the agent did in the last `days`."""
+    """How the agent did in the last `days`: of more attempts than 10,000 in the newest of them."""
 
     days: int
 

@@ -52,17 +52,17 @@ class AgentStates:
             row = self._row(agent_id, match, by)
             if row.status == "offline" or (how.mode == "drain" and row.status == "draining"):
                 return self._views.one(row)
-            before = row.status
             if how.mode == "immediate":
                 self._revoke(agent_id, how)
-                row = readable(agent_id, by)
-                if has_leases(self.tasks, agent_id):  # claimed while the others ended: those end as well
+                row = self._row(agent_id, match, by)
+                # Claimed while the others ended: those end as well. Or somebody else has stopped it.
+                if has_leases(self.tasks, agent_id) or row.status == "offline":
                     continue
                 after = "offline"
             else:
                 after = "draining" if row.active_tasks else "offline"
             values: dict[str, Any] = {"active_tasks": 0} if after == "offline" else {}
-            if self._move(row, after, before=before, told=how.reason, **values):
+            if self._move(row, after, told=how.reason, **values):
                 return self._answer(agent_id, by)
         raise contended()
 
@@ -110,14 +110,11 @@ class AgentStates:
             with ending(agent_id):
                 self.tasks.release_agent(agent_id, cancel=how.cancel_tasks, reason="agent_stopped")
 
-    def _move(
-        self, row: Agent, after: str, *, before: str | None = None, why: str | None = None, told: str | None = None,
-        **values: Any,
-    ) -> bool:  # fmt: skip
+    def _move(self, row: Agent, after: str, *, why: str | None = None, told: str | None = None, **values: Any) -> bool:
         """Set the state if row and leases are still those that were read. `why` is the new `status_reason`."""
         if not swap(row, {"status": after, "status_reason": why, **values}, same_state(row)):
             return False
-        self._changes.tell(row.id, row.name, row.created_by, before or row.status, after, told or why)
+        self._changes.tell(row.id, row.name, row.created_by, row.status, after, told or why)
         return True
 
 

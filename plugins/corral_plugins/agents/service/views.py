@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import cast
 
 from corral_plugins.agents.models import Agent
@@ -30,18 +30,19 @@ class Views:
         """The views of a page."""
         working = [row.id for row in rows if row.active_tasks > 0]
         live = self.tasks.live_tasks(working) if self.tasks is not None and working else {}
-        warnings = _Warnings(self.llm, self.tools, self.workers)
+        bound = {row.worker_id for row in rows if row.worker_id is not None}
+        warnings = _Warnings(self.llm, self.tools, self.workers, bound)
         return [_view(row, live.get(row.id, []), warnings.of(row)) for row in rows]
 
 
 class _Warnings:
     """The warnings of the agents of one answer; what they share is asked for once."""
 
-    def __init__(self, llm: LLM | None, tools: Tools | None, workers: Workers | None) -> None:
+    def __init__(self, llm: LLM | None, tools: Tools | None, workers: Workers | None, bound: Collection[str]) -> None:
         self._llm, self._tools, self._workers = llm, tools, workers
         self._configured: dict[str, bool] = {}
         self._fleet: list[WorkerFacts] | None = None
-        self._bound: dict[str, WorkerFacts | None] = {}
+        self._bound = workers.facts_of(sorted(bound)) if workers is not None and bound else {}
 
     def of(self, row: Agent) -> list[str]:
         """Codes, most general first."""
@@ -64,7 +65,7 @@ class _Warnings:
         if self._workers is None:
             return []
         if row.worker_id is not None:
-            worker = self._worker(row.worker_id)
+            worker = self._bound.get(row.worker_id)
             if worker is not None and not worker.is_approved:
                 return ["worker_not_approved"]
             return [] if worker is not None and worker.status in ("online", "draining") else ["worker_offline"]
@@ -75,13 +76,6 @@ class _Warnings:
             for worker in self._online()
         )
         return [] if suited else ["worker_offline"]
-
-    def _worker(self, worker_id: str) -> WorkerFacts | None:
-        if worker_id not in self._bound:
-            self._bound.update((worker.id, worker) for worker in self._online())
-        if worker_id not in self._bound and self._workers is not None:
-            self._bound[worker_id] = self._workers.facts(worker_id)
-        return self._bound[worker_id]
 
     def _online(self) -> list[WorkerFacts]:
         if self._fleet is None:

@@ -33,8 +33,9 @@ def note(event: Record) -> None:
 def _waste(event: Record, told: dict[str, Any]) -> None:
     """What the task had cost by then, and since its failure before, brought nothing."""
     task_id = told["task_id"]
-    until = CostEvent.select(fn.SUM(CostEvent.cost_micro)).where(CostEvent.task_id == task_id, CostEvent.ts <= event.ts)
-    wasted = int(until.scalar() or 0) - sums.at_key(TASK_TOTAL, task_id).wasted_micro
+    whole = sums.at_key(TASK_TOTAL, task_id)  # of the events the old ones may have been deleted
+    later = CostEvent.select(fn.SUM(CostEvent.cost_micro)).where(CostEvent.task_id == task_id, CostEvent.ts > event.ts)
+    wasted = whole.cost_micro - int(later.scalar() or 0) - whole.wasted_micro
     if wasted:
         _count(event, told, {"wasted_micro": wasted}, Place(TASK_TOTAL, ALL_TIME, task_id))
 

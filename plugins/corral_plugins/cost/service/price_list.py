@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+import peewee
 
 from corral import clock
 from corral.auth.principal import Principal
@@ -24,6 +25,7 @@ from corral_plugins.cost.shapes import FoundPrice, LookupQuery, NewPrice, PriceC
 
 SCOPE = "cost.prices"
 MAX_PRICES = 1000
+SECOND = "There is a price for this provider and model from this instant on; change that one."
 _MONEY = {
     "input_usd": "input_micro", "output_usd": "output_micro", "cache_read_usd": "cache_read_micro",
     "cache_write_usd": "cache_write_micro", "per_call_usd": "call_micro",
@@ -74,7 +76,9 @@ class PriceList:
         self._refuse_second(row)
         if Price.select().count() >= MAX_PRICES:
             raise TooMany(f"There are {MAX_PRICES} prices already; delete some first.", code="quota_exceeded")
-        Price.insert(**row).execute()
+        if not list(Price.insert(**row).on_conflict_ignore().returning(Price.id).tuples().execute()):
+            self._refuse_second(row)  # another admin wrote it in this moment
+            raise Conflict(SECOND, code="duplicate")
         changed()
         self._record("create", row, {name: (None, row[name]) for name in TOLD})
         return _view(Price(**row))
@@ -92,7 +96,11 @@ class PriceList:
         self._refuse_second({**row.__data__, **changes})
         changes |= {"version": row.version + 1, "updated_at": clock.now()}
         guard = (Price.id == price_id) & (Price.version == row.version)
-        if not Price.update(**changes).where(guard).execute():
+        try:
+            written = Price.update(**changes).where(guard).execute()
+        except peewee.IntegrityError:  # another admin wrote it in this moment
+            raise Conflict(SECOND, code="duplicate") from None
+        if not written:
             raise Conflict("The price was changed by someone else meanwhile; read it again.")
         changed()
         self._record(
@@ -141,10 +149,7 @@ class PriceList:
         same = [getattr(Price, name) == row[name] for name in ("provider", "model", "valid_from")]
         other = Price.select(Price.id).where(*same, Price.id != row["id"]).first()
         if other is not None:
-            raise Conflict(
-                "There is a price for this provider and model from this instant on; change that one.",
-                code="duplicate", existing_id=other.id,
-            )  # fmt: skip
+            raise Conflict(SECOND, code="duplicate", existing_id=other.id)
 
 
 def _after(found: Sequence[PriceView], source: str, last: str) -> int:

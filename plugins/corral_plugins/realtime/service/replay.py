@@ -70,12 +70,15 @@ class LogReplay:
             return None
         if self._place >= self._until:
             self._over = True
-            return [Notice("resumed", cursor=self._until)] if self._tell else None
+            return [Notice("resumed", cursor=max(self._until, self._place))] if self._tell else None
         records, self._place = await self._replays.work(self._next, read=True)
         return [item for item in map(Item, records) if self._is_due(item)]
 
     async def _begin(self) -> Sequence[Notice]:
-        """Find the place. Each subscription is served from there on, so that a later replay repeats nothing."""
+        """Find the place. Each subscription is served from there on, so that a later replay repeats nothing.
+
+        A client that comes from a process that was further on may be ahead of what this one has handed on.
+        """
         self._served = [(each, each.since) for each in self._viewer.subscriptions.values()]
         self._until = max((each.since for each in self._wanted), default=0)
         self._names = self._replays.names(self._wanted)
@@ -84,6 +87,8 @@ class LogReplay:
         self._place = place
         for each in self._wanted:
             each.since = min(each.since, place)
+            each.known = max(each.known, place)
+        self._viewer.ahead = max(self._viewer.ahead, place)
         if asked is not None and place <= asked:
             return []
         return [Notice("gap", **{"from": None if asked is None else asked + 1, "to": place})]
@@ -100,7 +105,7 @@ class LogReplay:
     def _kept(self) -> tuple[int | None, int]:
         """The `seq` that was asked for (None: its event is gone), and where to begin: in the log, 30 days at most."""
         asked = event_log.seq_of(self._cursor)
-        place = max(-1 if asked is None else asked, event_log.first_seq() - 1, 0)
+        place = max(-1 if asked is None else min(asked, event_log.last_seq()), event_log.first_seq() - 1, 0)
         return asked, max(place, _before(clock.now(-LONGEST_DAYS * 86_400), place, self._until))
 
     async def _within_limit(self, place: int) -> int:

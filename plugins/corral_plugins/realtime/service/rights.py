@@ -133,10 +133,13 @@ def _check(principal: Principal) -> None:
 
 
 def _read(viewers: Sequence[Viewer]) -> list[Principal | Problem]:
+    """Who each is now, or why nobody can tell. Raises only what keeps all of them from being read."""
     found: list[Principal | Problem] = []
     for viewer in viewers:
         try:
             found.append(viewer.reread())
-        except Unauthorized as problem:
+        except Problem as problem:
+            if problem.status >= 500 and problem.code != "plugin_failed":
+                raise
             found.append(problem)
     return found

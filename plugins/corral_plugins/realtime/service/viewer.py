@@ -21,12 +21,15 @@ ENTRIES = (Item, Notice, Close)
 
 
 class Subscription:
-    """One event name or pattern with its filter. Everything that matches after `since` was sent, or is queued."""
+    """One event name or pattern with its filter. Everything that matches after `since` was sent, or is queued.
 
-    __slots__ = ("event", "filter", "live", "prefix", "since")
+    What matches up to `known` the client has, perhaps from another process that was further on than this one.
+    """
+
+    __slots__ = ("event", "filter", "known", "live", "prefix", "since")
 
     def __init__(self, event: str, wanted: frozenset[tuple[str, str]], since: int) -> None:
-        self.event, self.filter, self.since = event, wanted, since
+        self.event, self.filter, self.since, self.known = event, wanted, since, 0
         self.prefix = None if event == "*" or not event.endswith(".*") else event[:-1]
         self.live = True
 
@@ -67,6 +70,7 @@ class Viewer:
         self._now = asyncio.get_running_loop().time
         self.subscriptions: dict[Key, Subscription] = {}
         self.seen = 0  # the seq of the last live event that was offered
+        self.ahead = 0  # the greatest `known` of the subscriptions
         self.queue: deque[Entry | Replay] = deque()
         self.ended = self.left = self.revoked = False
         self.warned_of: float | None = None
@@ -173,9 +177,15 @@ class Viewer:
             if self._now() - self.checked > FRESH_SECONDS:
                 return None
             source.popleft()
+            if source is self.queue and entry.record.seq <= self.ahead and self._was_seen(entry):
+                continue
             if not self.revoked and self._can_read(self.principal, entry.record):
                 return entry
         return None
+
+    def _was_seen(self, item: Item) -> bool:
+        """Whether the client has it, by each subscription that asks for it."""
+        return all(item.record.seq <= each.known for each in self.subscriptions.values() if each.matches(item))
 
     async def take(self, idle_seconds: float | None = None) -> Entry | None:
         """What `poll` gives, after waiting for it; None: nothing for `idle_seconds`, or the client has left."""

@@ -12,12 +12,15 @@ _SQLITE_MS = "CAST(ROUND((julianday({until}) - julianday({since})) * 86400000) A
 _POSTGRES_MS = (
     "CAST(ROUND(EXTRACT(EPOCH FROM (CAST({until} AS timestamptz) - CAST({since} AS timestamptz))) * 1000) AS BIGINT)"
 )
+NEWEST = 10_000
+"""Only so many attempts are looked at: an agent may have a million, and a unit has two seconds."""
 # `ms` is of an attempt that ran to a result or a failure; null for every other.
 _FIGURES = """
-WITH ended AS (
-  SELECT agent_id, agent_version, status, cost_micro, input_tokens, output_tokens, stalls,
-    CASE WHEN status IN ('completed', 'failed') THEN {ms} END AS ms
-  FROM tasks_attempts WHERE agent_id = {mark} AND {which}
+WITH newest AS (
+  SELECT agent_id, agent_version, status, cost_micro, input_tokens, output_tokens, stalls, started_at, finished_at
+  FROM tasks_attempts WHERE agent_id = {mark} AND created_at >= {mark} ORDER BY created_at DESC LIMIT {newest}
+), ended AS (
+  SELECT newest.*, CASE WHEN status IN ('completed', 'failed') THEN {ms} END AS ms FROM newest
 ), placed AS (
   SELECT ended.*, CUME_DIST() OVER (PARTITION BY {group}, ms IS NULL ORDER BY ms) AS place FROM ended
 )
@@ -29,24 +32,21 @@ FROM placed GROUP BY {group}
 
 
 class Record:
-    """Implements `AgentRecord`: one query each, over the attempts of one agent.
+    """Implements `AgentRecord`: one query each, over the newest attempts of one agent.
 
     An attempt is a claim. The rate and the durations are of attempts that were completed or failed; those that were
     cancelled, given back or made to wait say nothing about the agent.
     """
 
     def figures(self, agent_id: str, *, since: str) -> WorkFigures:
-        found = _run("created_at >= {mark}", "agent_id", [agent_id, since])
+        found = _run("agent_id", agent_id, since)
         return _figures(found[0]) if found else _figures((0,) * 10)
 
     def figures_of_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, WorkFigures]:
-        wanted = sorted(set(versions))
-        if not wanted:
-            return {}
-        listed = ", ".join(["{mark}"] * len(wanted))
-        found = _run(f"agent_version IN ({listed})", "agent_version", [agent_id, *wanted])
-        none = _figures((0,) * 10)
-        return {**dict.fromkeys(wanted, none), **{int(row[0]): _figures(row) for row in found}}
+        found = {int(row[0]): _figures(row) for row in _run("agent_version", agent_id, "")}
+        is_whole = sum(figures.attempts or 0 for figures in found.values()) < NEWEST
+        absent = _figures((0,) * 10) if is_whole else WorkFigures()
+        return {version: found.get(version, absent) for version in versions}
 
 
 def milliseconds(since: str, until: str) -> str:
@@ -54,12 +54,11 @@ def milliseconds(since: str, until: str) -> str:
     return (_SQLITE_MS if current().database.kind == "sqlite" else _POSTGRES_MS).format(since=since, until=until)
 
 
-def _run(which: str, group: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
+def _run(group: str, agent_id: str, since: str) -> list[tuple[Any, ...]]:
     unit = current()
     mark = "?" if unit.database.kind == "sqlite" else "%s"
-    ms = milliseconds("started_at", "finished_at")
-    sql = _FIGURES.format(ms=ms, mark=mark, which=which.format(mark=mark), group=group)
-    found: list[tuple[Any, ...]] = unit.connection.execute(sql, parameters).fetchall()
+    sql = _FIGURES.format(ms=milliseconds("started_at", "finished_at"), mark=mark, newest=NEWEST, group=group)
+    found: list[tuple[Any, ...]] = unit.connection.execute(sql, [agent_id, since]).fetchall()
     return found
 
 

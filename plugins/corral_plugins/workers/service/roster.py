@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -17,11 +18,14 @@ FLEET_LIMIT = 1000
 BRINGERS_LIMIT = 200
 
 _FLEET = Statement(
-    lambda p: Worker.select(
-        Worker.id, Worker.name, Worker.status, Worker.is_approved, Worker.group, Worker.labels, Worker.tool_names,
-        Worker.max_agents, Worker.active_leases, Worker.embedded,
-    ).where(Worker.status == "online").order_by(Worker.last_seen_at.desc()).limit(FLEET_LIMIT).tuples()
-)  # fmt: skip
+    lambda p: (
+        Worker.select(*rows.FACTS_COLUMNS)
+        .where(Worker.status == "online")
+        .order_by(Worker.last_seen_at.desc())
+        .limit(FLEET_LIMIT)
+        .tuples()
+    )
+)
 _BRINGS: Any = SQL("tools <> '[]'")
 _TOOLS_OF = Statement(
     lambda p: (
@@ -60,6 +64,12 @@ class Roster:
     def facts(self, worker_id: str) -> WorkerFacts | None:
         found = rows.FACTS.one({"id": worker_id})
         return None if found is None else _facts(found)
+
+    def facts_of(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
+        if not worker_ids:
+            return {}
+        found: Any = Worker.select(*rows.FACTS_COLUMNS).where(Worker.id.in_(list(worker_ids))).tuples()
+        return {facts.id: facts for facts in map(_facts, found)}
 
     def fleet(self) -> list[WorkerFacts]:
         return [_facts(found) for found in _FLEET.rows({})]

@@ -20,12 +20,11 @@ APPROVED = ("online", "offline", "draining")
 EMBEDDED = "embedded"
 PEOPLE = ("user", "api_key")
 
-FACTS = Statement(
-    lambda p: Worker.select(
-        Worker.id, Worker.name, Worker.status, Worker.is_approved, Worker.group, Worker.labels, Worker.tool_names,
-        Worker.max_agents, Worker.active_leases, Worker.embedded,
-    ).where(Worker.id == p("id")).tuples()
+FACTS_COLUMNS = (
+    Worker.id, Worker.name, Worker.status, Worker.is_approved, Worker.group, Worker.labels, Worker.tool_names,
+    Worker.max_agents, Worker.active_leases, Worker.embedded,
 )  # fmt: skip
+FACTS = Statement(lambda p: Worker.select(*FACTS_COLUMNS).where(Worker.id == p("id")).tuples())
 
 
 def find(worker_id: str) -> Worker | None:
