@@ -14,7 +14,6 @@ from corral.errors import CODES
 from corral.http import signature
 from corral.http.routes import Route
 from corral.loader import Loaded
-from corral.openapi import document
 from corral.settings.values import accept
 from corral.testing.findings import Finding, judged
 from corral.testing.source_rules import Package, undeclared
@@ -29,7 +28,6 @@ def contribution_rules(loaded: Loaded, package: Package, permissions: Permission
     yield from judged("routes.guarded", _guarded(routes, permissions))
     yield from judged("routes.documented", _documented(routes))
     yield from judged("routes.raises", _raises(loaded.name, routes))
-    yield from judged("shapes.schemas", _schemas(routes))
     yield from judged("shapes.strict", _strict(routes))
     events, models = loaded.of("corral_events"), loaded.of("corral_models")
     yield from judged("events.declared", undeclared(package, EVENT, events, lambda kind: hasattr(kind, "event")))
@@ -67,14 +65,6 @@ def _raises(name: str, routes: list[Route]) -> Iterator[str]:
                 own = code.startswith(f"{name}.")
                 where = "add it to corral.errors.CODES by subclassing Problem" if own else "see corral.errors.CODES"
                 yield f"{route.label}: raises names {code}, which is no problem code; {where}"
-
-
-def _schemas(routes: list[Route]) -> Iterator[str]:
-    for route in routes:
-        try:
-            document([route], title="check", version="0", public_url=None)
-        except Exception as error:
-            yield f"{route.label}: {error}"
 
 
 def _strict(routes: list[Route]) -> Iterator[str]:

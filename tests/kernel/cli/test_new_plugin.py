@@ -126,7 +126,7 @@ CHANGES = {
         "shapes.strict",
         "NewNote",
     ),
-    "shape": ("api.py", "    created_by: str | None", "    created_by: complex | None", "shapes.schemas", "complex"),
+    "shape": ("api.py", "    created_by: str | None", "    created_by: complex | None", "start.sqlite", "complex"),
     "setting": (
         "service.py",
         'name="echo.max_length"',

@@ -373,7 +373,7 @@ async def test_warnings(kit: Kit, alice: Client) -> None:
     selected = {"group": "gpu", "labels": {"zone": "a"}}
     assert await warnings("i", enabled_tools=["http.fetch"], worker_selector=selected) == []
     fleet.asked.clear()
-    assert len((await alice.get("/agents")).json()["items"]) == 9
+    assert len((await alice.get("/agents")).json()["items"]) == 10
     assert fleet.asked == [[WORKER, UNAPPROVED]]
     answer = await alice.post("/agents", {"name": "j", "llm_provider": "unheard"})
     assert (answer.status, answer.code) == (422, "unknown_reference")

@@ -68,8 +68,8 @@ class Roster:
     def facts_of(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
         if not worker_ids:
             return {}
-        found: Any = Worker.select(*rows.FACTS_COLUMNS).where(Worker.id.in_(list(worker_ids))).tuples()
-        return {facts.id: facts for facts in map(_facts, found)}
+        query = Worker.select(*rows.FACTS_COLUMNS).where(Worker.id.in_(list(worker_ids)))
+        return {facts.id: facts for facts in map(_facts, Statement(lambda p: query.tuples()).rows({}))}
 
     def fleet(self) -> list[WorkerFacts]:
         return [_facts(found) for found in _FLEET.rows({})]
