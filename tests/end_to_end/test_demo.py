@@ -53,6 +53,7 @@ class Demo:
         return subprocess.Popen(
             [sys.executable, "-m", "corral", "demo", *arguments], cwd=self.home, env=self.environ, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
         )  # fmt: skip
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
