@@ -25,14 +25,15 @@ async def _world(kit: Kit) -> tuple[Client, str, str]:
     return member, agent, worker["id"]
 
 
+@pytest.mark.parametrize(
+    "unmade_database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
+)  # SQLite has one writer: no claim can commit inside another unit
 @pytest.mark.parametrize("how", ["stop", "delete"])
 async def test_no_lease_survives_the_end_of_its_agent(
     make_kit: Callable[..., Awaitable[Kit]], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     kit = await make_kit(plugins=["admin", "agents", "workers", "tasks"])
     database = kit.kernel.database
-    if database.kind == "sqlite":
-        pytest.skip("one writer: no claim can commit inside another unit")
     member, agent, worker = await _world(kit)
     tasks: Any = kit.kernel.container.get(Tasks)  # type: ignore[type-abstract]  # the key of the container
     method = "release_agent" if how == "stop" else "detach_agent"
