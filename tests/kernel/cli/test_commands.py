@@ -30,6 +30,14 @@ HEAVY = re.compile(
 )
 
 
+def test_a_misspelt_command_is_told_the_nearest(corral: Any) -> None:
+    for wrong, near in (("sevre", "serve"), ("usr", "user")):
+        told = corral(wrong)
+        assert told.status == 2
+        assert f"did you mean {near}?" in told.err
+    assert "did you mean" not in corral("xyzzy").err
+
+
 def test_operations_8_every_command_has_help(corral: Any) -> None:
     told = corral("--help")
     assert told.status == 0, told
