@@ -12,7 +12,7 @@ import peewee
 from corral.config import Config
 from corral.crypto import Keyring
 from corral.database.engine import Database
-from corral.database.migrations import Home, Newer, migrate, one_after_the_other, pending_of
+from corral.database.migrations import Home, Newer, keep_copy, migrate, one_after_the_other, pending_of, tables_of
 from corral.database.sealed import SealedColumns
 from corral.loader import Loaded, attempt, block, fail
 
@@ -38,8 +38,10 @@ def apply_migrations(database: Database, plugins: list[Loaded], config: Config, 
         waiting = {item.name: _waiting(engine, item, homes[item.name]) for item in plugins if item.name in homes}
         block(plugins)
         lines = "; ".join(f"{name}: {', '.join(scripts)}" for name, scripts in waiting.items() if scripts)
-        if lines and not allowed and engine.get_tables():
+        if lines and not allowed and tables_of(engine):
             raise Pending(f"migrations wait; run corral migrate ({lines})")
+        if lines and isinstance(engine, peewee.SqliteDatabase) and tables_of(engine):
+            keep_copy(engine)
         for item in plugins:
             if item.active and waiting.get(item.name):
                 attempt(item, lambda item=item: migrate(database, homes[item.name]))  # type: ignore[misc]  # bound
@@ -81,7 +83,7 @@ def taken_out(database: Database) -> dict[str, str]:
     """The plugins that admins have taken out of service, with the reason: they are not loaded."""
 
     def stored() -> dict[str, str]:
-        if "core_plugin_states" not in database.engine.get_tables():
+        if "core_plugin_states" not in tables_of(database.engine):
             return {}
         rows = database.engine.execute_sql("SELECT name, reason FROM core_plugin_states WHERE state = 'disabled'")
         return {name: reason or "admin" for name, reason in rows.fetchall()}

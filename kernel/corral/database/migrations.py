@@ -11,8 +11,10 @@ import msgspec
 import peewee
 from playhouse.migrations import Migration, Runner
 
+from corral import clock
 from corral.database.engine import Database
 
+COPIES = 3
 LOCKS = {"migrate": 0x434F5252, "start": 0x434F5253}  # "CORR": the same numbers in every process of an installation
 
 
@@ -62,10 +64,10 @@ def migrate(database: Database, home: Home) -> list[str]:
 def is_empty(database: Database) -> bool:
     """Whether the database has no table yet."""
     with own_connection(database) as engine:
-        return not _tables(engine)
+        return not tables_of(engine)
 
 
-def _tables(engine: peewee.Database) -> list[str]:
+def tables_of(engine: peewee.Database) -> list[str]:
     """Of the schema that the URL's `search_path` leads to, which need not be `public`."""
     is_sqlite = isinstance(engine, peewee.SqliteDatabase)
     return list(engine.get_tables(None if is_sqlite else engine.execute_sql("SELECT current_schema()").fetchone()[0]))
@@ -74,10 +76,19 @@ def _tables(engine: peewee.Database) -> list[str]:
 def pending_of(engine: peewee.Database, home: Home) -> list[str]:
     """Names of the scripts of one plugin that are not yet applied. Raises `Newer`."""
     table, known = f"{home.plugin}_migrations", [each.name for each in Migration.load_directory(str(home.directory))]
-    rows = engine.execute_sql(f'SELECT name FROM "{table}"').fetchall() if table in _tables(engine) else []  # noqa: S608
+    rows = engine.execute_sql(f'SELECT name FROM "{table}"').fetchall() if table in tables_of(engine) else []  # noqa: S608
     if unknown := sorted({name for (name,) in rows}.difference(known)):
         raise Newer(f"{home.plugin}: the database has {unknown[-1]}, which this release does not know")
     return [name for name in known if (name,) not in rows]
+
+
+def keep_copy(engine: peewee.SqliteDatabase) -> None:
+    """Copy the file beside itself, as it is before scripts change it; the three newest copies are kept."""
+    copy = Path(f"{engine.database}.before-{clock.now().replace(':', '')}")
+    engine.execute_sql("VACUUM INTO ?", (str(copy),))
+    copy.chmod(0o600)
+    for old in sorted(copy.parent.glob(f"{Path(engine.database).name}.before-*"))[:-COPIES]:
+        old.unlink()
 
 
 @contextlib.contextmanager

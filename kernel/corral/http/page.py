@@ -84,15 +84,9 @@ def read_cursor(cursor: str, scope: str, caller: Principal, fingerprint: str) ->
 
 
 def paginate(
-    query: peewee.ModelSelect[Any],
-    page: PageQuery,
-    caller: Principal,
-    *,
-    scope: str,
-    order: Sequence[Order],
-    make: Callable[[Any], T],
-    total: int | None = None,
-) -> Page[T]:
+    query: peewee.ModelSelect[Any], page: PageQuery, caller: Principal, *, scope: str, order: Sequence[Order],
+    make: Callable[[Any], T], total: int | None = None,
+) -> Page[T]:  # fmt: skip
     """One page of `query` (models, `.dicts()` or `.namedtuples()`), each row through `make`.
 
     `query` already holds filters and visibility. `total` saves the count when the caller knows it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import sys
 import threading
 import time
@@ -35,11 +37,11 @@ STARTS = 4
 class Start(threading.Thread):
     """What a process does at its start; each has a database of its own."""
 
-    def __init__(self, url: str, folder: Path, wait: Callable[[], object]) -> None:
+    def __init__(self, url: str, folder: Path, wait: Callable[[], object], *, migrates: bool) -> None:
         super().__init__()
         self._config = load_config(
             {"CORRAL_DATABASE_URL": url, "CORRAL_PLUGIN_DIR": str(folder)}, path=Path("/dev/null"),
-            overrides={"plugins.enabled": ["slow"], "database.migrate_on_start": False, "data_dir": str(folder)},
+            overrides={"plugins.enabled": ["slow"], "database.migrate_on_start": migrates, "data_dir": str(folder)},
         )  # fmt: skip
         self._url, self._wait = url, wait
         self.states: dict[str, str] = {}
@@ -70,9 +72,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return made.path
 
 
-def start(url: str, folder: Path, waits: Sequence[Callable[[], object]]) -> list[Start]:
+def start(url: str, folder: Path, waits: Sequence[Callable[[], object]], *, migrates: bool = False) -> list[Start]:
     """A process for each of `waits`, which it calls before it begins; all have ended."""
-    starts = [Start(url, folder, wait) for wait in waits]
+    starts = [Start(url, folder, wait, migrates=migrates) for wait in waits]
     for process in starts:
         process.start()
     for process in starts:
@@ -96,6 +98,30 @@ def test_processes_that_start_together_on_an_empty_database_fill_it_once(databas
     finally:
         database.close()
     assert rows == 2
+
+
+def test_of_a_sqlite_file_there_are_three_copies_from_before_its_migrations(tmp_path: Path, folder: Path) -> None:
+    """Done when, of the page on operations: a copy first, three kept."""
+    file = tmp_path / "kept.db"
+
+    def copies() -> list[Path]:
+        return sorted(tmp_path.glob("kept.db.before-*"))
+
+    start(f"sqlite:///{file}", folder, [int], migrates=True)
+    assert copies() == []  # there was nothing to lose
+    first = next(folder.rglob("0001_initial.py"))
+    for n in range(3, 7):
+        first.with_name(f"000{n}_more.py").write_text(
+            f"def up(migrator, db):\n    db.execute_sql('CREATE TABLE slow_{n} (id INTEGER)')\n"
+        )
+        process = start(f"sqlite:///{file}", folder, [int], migrates=True)[0]
+        assert process.states["slow"] == "active"
+    assert len(copies()) == 3
+    assert {copy.stat().st_mode & 0o777 for copy in copies()} == {0o600}
+    with contextlib.closing(sqlite3.connect(copies()[-1])) as newest:
+        tables = {name for (name,) in newest.execute("SELECT name FROM sqlite_master")}
+    assert {"slow_rows", "slow_5"} <= tables
+    assert "slow_6" not in tables
 
 
 def test_what_is_pending_later_is_left_to_the_operator(database_url: str, folder: Path) -> None:
