@@ -130,3 +130,17 @@ def test_what_is_pending_later_is_left_to_the_operator(database_url: str, folder
     script.with_name("0003_later.py").write_text(script.read_text())
     for process in start(database_url, folder, [threading.Barrier(STARTS).wait] * STARTS):
         assert process.refused == "migrations wait; run corral migrate (slow: 0003_later)"
+
+
+@pytest.mark.parametrize(
+    "unmade_database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
+)  # SQLite has no schemas
+def test_what_is_pending_is_looked_for_in_the_schema_of_the_search_path(database_url: str, folder: Path) -> None:
+    database = connect(database_url, pool_size=1)
+    try:
+        database.run(lambda: current().connection.execute("CREATE SCHEMA own"))
+    finally:
+        database.close()
+    url = f"{database_url}{'&' if '?' in database_url else '?'}options=-c%20search_path%3Down"
+    for process in (*start(url, folder, [int]), *start(url, folder, [int])):
+        assert (process.refused, process.states) == ("", {"core": "active", "slow": "active"})
