@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import peewee
 import pytest
@@ -12,6 +13,7 @@ from corral.database.engine import Database
 from corral.database.model import Model
 from corral.database.unit import Unit, current
 from corral.events import log as event_log
+from corral.events.event import Event, emit
 from corral.events.log import EventRow
 from corral.jobs import job as job_rows
 from corral.jobs.job import JobRow
@@ -56,3 +58,27 @@ def database(open_database: Callable[[], Database]) -> Database:
     made = open_database()
     made.run(lambda: current().database.engine.create_tables([Note, EventRow, JobRow]))
     return made
+
+
+class Noted(Event, kw_only=True):
+    """A note was made."""
+
+    event = "note.made"
+
+    key: str
+
+
+def note(key: str, value: int = 0) -> str:
+    Note.create(key=key, value=value)
+    emit(Noted(key=key), object=("note", key))
+    return key
+
+
+def keys(database: Database) -> set[str]:
+    return database.run(lambda: {row.key for row in Note.select()}, read=True)
+
+
+def events(database: Database) -> list[Any]:
+    if database.kind == "postgresql":
+        database.run(event_log.number_committed)
+    return database.run(lambda: event_log.read(0), read=True)

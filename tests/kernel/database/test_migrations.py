@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from tests.engines import POSTGRES
 
 from corral.config_reader import load as load_config
 from corral.database.connect import connect
@@ -132,9 +133,7 @@ def test_what_is_pending_later_is_left_to_the_operator(database_url: str, folder
         assert process.refused == "migrations wait; run corral migrate (slow: 0003_later)"
 
 
-@pytest.mark.parametrize(
-    "unmade_database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
-)  # SQLite has no schemas
+@POSTGRES  # SQLite has no schemas
 def test_what_is_pending_is_looked_for_in_the_schema_of_the_search_path(database_url: str, folder: Path) -> None:
     database = connect(database_url, pool_size=1)
     try:

@@ -1,53 +1,25 @@
-"""The rules of the unit of work, each with its number in docs/concepts/unit-of-work.md."""
+"""The rules of the unit of work, each with its number in docs/concepts/unit-of-work.md; 4 and 7 have own files."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
-import gc
 import sqlite3
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import peewee
 import pytest
-from tests.kernel.database.conftest import Note
+from tests.engines import SQLITE
+from tests.kernel.database.conftest import Note, Noted, events, keys, note
 
-from corral.database.connect import connect
 from corral.database.engine import Database
 from corral.database.sqlite import SqliteDatabase
-from corral.database.unit import Entry, after_commit, current
-from corral.errors import Conflict, NestedUnit, NoUnit, Refused, Unavailable
+from corral.database.unit import after_commit, current
+from corral.errors import Conflict, NestedUnit, NoUnit, Unavailable
 from corral.events import log as event_log
-from corral.events.event import Event, emit
+from corral.events.event import emit
 from corral.jobs.job import JobRow, enqueue
-
-
-class Noted(Event, kw_only=True):
-    """A note was made."""
-
-    event = "note.made"
-
-    key: str
-
-
-def note(key: str, value: int = 0) -> str:
-    Note.create(key=key, value=value)
-    emit(Noted(key=key), object=("note", key))
-    return key
-
-
-def keys(database: Database) -> set[str]:
-    return database.run(lambda: {row.key for row in Note.select()}, read=True)
-
-
-def events(database: Database) -> list[Any]:
-    if database.kind == "postgresql":
-        database.run(event_log.number_committed)
-    return database.run(lambda: event_log.read(0), read=True)
 
 
 async def test_rule_1_a_read_unit_refuses_writes(database: Database) -> None:
@@ -95,7 +67,7 @@ async def test_rule_5_an_answer_comes_after_commit(database: Database, open_data
         assert f"n{index}" in keys(other)
 
 
-@pytest.mark.parametrize("unmade_database_url", [pytest.param("sqlite", marks=pytest.mark.sqlite)], indirect=True)
+@SQLITE
 async def test_rule_5_waiting_units_share_a_commit(database: SqliteDatabase) -> None:
     commits = 0
     gate = threading.Event()
@@ -117,7 +89,7 @@ async def test_rule_5_waiting_units_share_a_commit(database: SqliteDatabase) -> 
     assert len(keys(database)) == 40
 
 
-@pytest.mark.parametrize("unmade_database_url", [pytest.param("sqlite", marks=pytest.mark.sqlite)], indirect=True)
+@SQLITE
 async def test_rule_5_a_full_queue_is_overloaded(database: SqliteDatabase) -> None:
     gate = threading.Event()
     held = asyncio.ensure_future(database.work(lambda: gate.wait(1.5)))
@@ -131,7 +103,7 @@ async def test_rule_5_a_full_queue_is_overloaded(database: SqliteDatabase) -> No
     assert all(problem.code == "overloaded" for problem in refused)
 
 
-@pytest.mark.parametrize("unmade_database_url", [pytest.param("sqlite", marks=pytest.mark.sqlite)], indirect=True)
+@SQLITE
 async def test_rule_6_when_sqlite_ends_the_transaction_the_innocent_run_again(database: SqliteDatabase) -> None:
     """What disk full and I/O errors do: SQLite rolls back by itself, in the middle of a batch."""
     gate, broken = threading.Event(), []
@@ -157,7 +129,7 @@ async def test_rule_6_when_sqlite_ends_the_transaction_the_innocent_run_again(da
     assert len(events(database)) == 10
 
 
-@pytest.mark.parametrize("unmade_database_url", [pytest.param("sqlite", marks=pytest.mark.sqlite)], indirect=True)
+@SQLITE
 async def test_rule_6_a_failed_commit_answers_every_member(database: SqliteDatabase) -> None:
     class Full:
         """The writer's connection, on a disk that is full at COMMIT."""
@@ -183,122 +155,6 @@ async def test_rule_6_a_failed_commit_answers_every_member(database: SqliteDatab
     lane.connection = lane.connection.real
     await database.work(lambda: note("later"))
     assert keys(database) == {"before", "later"}
-
-
-async def test_rule_7_a_unit_that_hangs_is_lost_and_the_others_run(
-    database: Database, caplog: pytest.LogCaptureFixture
-) -> None:
-    began = time.monotonic()
-    slow = asyncio.ensure_future(database.work(lambda: (note("slow"), time.sleep(4)), entry=Entry("GET /slow")))
-    await asyncio.sleep(0.1)
-    others = await asyncio.gather(*[database.work(lambda i=i: note(f"n{i}")) for i in range(5)])
-    with pytest.raises(Unavailable):
-        await slow
-    assert time.monotonic() - began < 3.5
-    assert len(others) == 5
-    assert "test_unit_of_work.py" in next(record.at for record in caplog.records if record.message == "unit lost")  # type: ignore[attr-defined]  # an extra
-    await asyncio.sleep(0.1)
-    assert keys(database) == {f"n{i}" for i in range(5)}
-
-
-async def test_rule_7_a_unit_lost_between_its_rows_leaves_no_lock(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nor does it take the process along: its statements are the lane's to close. No garbage collector helps."""
-    monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
-    rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000) SELECT i FROM n"
-
-    def read_on() -> None:
-        note("lost")
-        until = time.monotonic() + 1.5
-        while time.monotonic() < until:
-            for _ in current().database.engine.execute_sql(rows):
-                pass
-
-    gc.disable()
-    try:
-        for number in range(4):
-            with pytest.raises(Unavailable):
-                await database.work(read_on, entry=Entry(f"GET /rows/{number}"))
-            await database.work(lambda number=number: note(f"n{number}"))
-    finally:
-        gc.enable()
-    assert keys(database) == {f"n{number}" for number in range(4)}
-
-
-async def test_rule_7_a_process_that_stood_still_loses_no_unit(database: Database) -> None:
-    """`PyDLL` keeps the interpreter's lock: for three seconds nothing runs, as when a machine is paused."""
-    await database.work(lambda: (note("paused"), ctypes.PyDLL(None).usleep(3_000_000)))
-    assert keys(database) == {"paused"}
-
-
-SLOW = Entry("GET /slow", request_id="r-1")
-
-
-def counted(database: Any, label: str) -> float | None:
-    """When a route lost its last unit, as far as that was counted."""
-    pool = database._pool if database.kind == "postgresql" else database._writers
-    return pool._losses.get(label)  # type: ignore[no-any-return]  # of the engine
-
-
-async def lose(database: Database) -> None:
-    """One unit, and wait until it is counted."""
-    before = counted(database, SLOW.label)
-    with pytest.raises(Unavailable, match="ran too long"):
-        await database.work(lambda: time.sleep(2), entry=SLOW)
-    async with asyncio.timeout(10):
-        while counted(database, SLOW.label) == before:  # noqa: ASYNC110  (nothing tells)
-            await asyncio.sleep(0.01)
-
-
-async def test_rule_7_two_losses_hold_the_route_for_a_while(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.6)
-    monkeypatch.setattr("corral.database.pool.HOLD_SECONDS", 5.0)
-    for _ in range(2):
-        await lose(database)
-    for _ in range(3):
-        with pytest.raises(Unavailable) as refused:
-            await database.work(lambda: 1, entry=SLOW)
-        assert (refused.value.code, int(refused.value.headers["Retry-After"]) in (3, 4, 5)) == ("plugin_failed", True)
-    assert await database.work(lambda: 1, entry=Entry("GET /other", request_id="r-2")) == 1
-    await asyncio.sleep(5.2)
-    await lose(database)  # it may try again, and is held again at its next loss
-    with pytest.raises(Unavailable, match="held"):
-        await database.work(lambda: 1, entry=SLOW)
-    await asyncio.sleep(5.2)
-    assert await database.work(lambda: 1, entry=SLOW) == 1
-    with pytest.raises(Unavailable, match="held"):  # the others follow when the first was not lost
-        await database.work(lambda: 1, entry=SLOW)
-    await asyncio.sleep(1.4)
-    assert await asyncio.gather(*[database.work(lambda: 1, entry=SLOW) for _ in range(3)]) == [1, 1, 1]
-    await lose(database)
-    assert await database.work(lambda: 1, entry=SLOW) == 1  # all is forgotten
-
-
-async def test_rule_7_only_routes_are_held(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What everybody needs, such as the look at a credential or the sequencer, is nobody's to take away."""
-    monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
-    for _ in range(3):
-        with pytest.raises(Unavailable):
-            await database.work(lambda: time.sleep(1), entry=Entry("authentication"))
-        await asyncio.sleep(0.3)
-    assert await database.work(lambda: 1, entry=Entry("authentication")) == 1
-
-
-async def test_rule_7_losses_at_the_same_time_are_one(
-    open_database: Callable[[], Database], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
-    database = open_database()
-    await asyncio.gather(*[database.work(lambda: 1, read=True) for _ in range(20)])  # every lane is there
-    lost = await asyncio.gather(
-        *[database.work(lambda: time.sleep(1), entry=SLOW, read=True) for _ in range(3)], return_exceptions=True
-    )
-    assert [type(each) for each in lost] == [Unavailable] * 3
-    await asyncio.sleep(0.5)
-    assert await database.work(lambda: 1, entry=SLOW, read=True) == 1
 
 
 async def test_rule_9_audit_jobs_and_events_are_written_last_in_this_order(database: Database) -> None:
@@ -402,40 +258,7 @@ async def test_rule_15_what_an_answer_told_is_visible_to_the_next_read(
         assert await database.work(lambda: Note.get_by_id("k").value, read=True) == value
 
 
-@pytest.mark.parametrize("unmade_database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
-async def test_rule_4_a_deadlock_runs_again(database: Database) -> None:
-    await database.work(lambda: (note("a"), note("b")))
-
-    def swap(first: str, second: str) -> None:
-        Note.update(value=Note.value + 1).where(Note.key == first).execute()
-        time.sleep(0.2)
-        Note.update(value=Note.value + 1).where(Note.key == second).execute()
-
-    await asyncio.gather(database.work(lambda: swap("a", "b")), database.work(lambda: swap("b", "a")))
-    assert database.run(lambda: {row.key: row.value for row in Note.select()}, read=True) == {"a": 2, "b": 2}
-
-
-@pytest.mark.parametrize("unmade_database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
-async def test_rule_4_a_connection_lost_before_commit_runs_again(database: Database, postgres_server: Any) -> None:
-    import psycopg
-
-    killed: list[int] = []
-
-    def unit() -> None:
-        note(f"k{len(killed)}")
-        if not killed:
-            pid = current().connection.execute("SELECT pg_backend_pid()").fetchone()[0]
-            killed.append(pid)
-            with psycopg.connect(postgres_server.url(), autocommit=True) as admin:
-                admin.execute("SELECT pg_terminate_backend(%s)", (pid,))
-            time.sleep(0.1)
-        Note.select().count()
-
-    await database.work(unit)
-    assert keys(database) == {"k1"}
-
-
-@pytest.mark.parametrize("unmade_database_url", [pytest.param("sqlite", marks=pytest.mark.sqlite)], indirect=True)
+@SQLITE
 async def test_t14_two_processes_writing_meet_no_lock_error(
     database: Database, open_database: Callable[[], Database]
 ) -> None:
@@ -451,72 +274,3 @@ async def test_t14_two_processes_writing_meet_no_lock_error(
     for thread in threads:
         thread.join()
     assert len(keys(database)) == 240
-
-
-POSTGRES = pytest.mark.parametrize(
-    "unmade_database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
-)
-
-
-@POSTGRES
-async def test_a_database_that_takes_no_writes_is_away_until_it_does_again(database: Database) -> None:
-    """A standby after a failover, or a server whose operator allows reading only."""
-    import psycopg
-
-    await database.work(lambda: note("before"))
-    name = database.run(lambda: current().connection.execute("SELECT current_database()").fetchone()[0], read=True)
-    with psycopg.connect(database.engine.database, autocommit=True) as admin:
-        admin.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'.encode())
-        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
-                      " AND datname = %s", (name,))  # fmt: skip
-        for number in range(8):  # more than there are connections
-            with pytest.raises(Unavailable) as refused:
-                await database.work(lambda number=number: note(f"refused-{number}"))
-            assert (refused.value.status, refused.value.code) == (503, "dependency_unavailable")
-        assert keys(database) == {"before"}
-        admin.execute("SET default_transaction_read_only = off")
-        admin.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only'.encode())
-        for number in range(8):
-            await database.work(lambda number=number: note(f"after-{number}"))
-    assert len(keys(database)) == 9
-
-
-@POSTGRES
-async def test_a_unit_that_hides_a_failed_statement_is_not_told_to_be_saved(database: Database) -> None:
-    """PostgreSQL answers such a COMMIT by rolling back, without an error."""
-
-    def twice() -> None:
-        Note.create(key="k")
-        with contextlib.suppress(peewee.IntegrityError):
-            Note.create(key="k")
-
-    with pytest.raises(RuntimeError, match="savepoint"):
-        await database.work(twice)
-    assert keys(database) == set()
-    await database.work(lambda: note("next"))
-    assert keys(database) == {"next"}
-
-
-@POSTGRES
-def test_options_of_the_url_hold_beside_those_of_the_product(database: Database) -> None:
-    database.run(lambda: current().connection.execute("CREATE SCHEMA own"))
-    elsewhere = connect(f"{database.engine.database}&options=-c%20search_path%3Down", pool_size=1)
-    try:
-        told = elsewhere.run(
-            lambda: [
-                current().connection.execute(f"SHOW {name}").fetchone()[0]
-                for name in ("search_path", "statement_timeout")
-            ]
-        )
-    finally:
-        elsewhere.close()
-    assert told == ["own", "2s"]
-
-
-@pytest.mark.parametrize(
-    "url", ["postgresql://u:hunter%zz@h/db", "postgresql://u:hunter@[::1/db", "postgresql://h?hunter=1"]
-)
-def test_a_url_that_the_driver_cannot_read_is_refused_without_what_is_in_it(url: str) -> None:
-    with pytest.raises(Refused, match=r"database\.url") as refused:
-        connect(url)
-    assert "hunter" not in str(refused.value)

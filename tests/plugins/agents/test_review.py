@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from tests.engines import POSTGRES
 
 from corral.testing.kit import Client, Kit
 from corral_plugins.tasks.api import Tasks
@@ -25,9 +26,7 @@ async def _world(kit: Kit) -> tuple[Client, str, str]:
     return member, agent, worker["id"]
 
 
-@pytest.mark.parametrize(
-    "unmade_database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
-)  # SQLite has one writer: no claim can commit inside another unit
+@POSTGRES  # SQLite has one writer: no claim can commit inside another unit
 @pytest.mark.parametrize("how", ["stop", "delete"])
 async def test_no_lease_survives_the_end_of_its_agent(
     make_kit: Callable[..., Awaitable[Kit]], monkeypatch: pytest.MonkeyPatch, how: str

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -207,13 +207,20 @@ async def test_realtime_5_a_restart_misses_nothing(tmp_path: Path, database_url:
             assert got == [2, 3]
 
 
-async def test_realtime_6_a_sign_out_elsewhere_closes_the_socket(tmp_path: Path, database_url: str) -> None:
+@contextlib.asynccontextmanager
+async def two_processes(tmp_path: Path, database_url: str) -> AsyncIterator[tuple[Kit, int]]:
+    """A kernel, and the port of another one on the same database."""
     options: dict[str, Any] = {"plugins": ["realtime", EmitterPlugin], "database_url": database_url}
     async with (
         make_kernel(tmp_path, **options) as here,
         make_kernel(tmp_path, **options) as there,
         serving(there) as port,
     ):
+        yield here, port
+
+
+async def test_realtime_6_a_sign_out_elsewhere_closes_the_socket(tmp_path: Path, database_url: str) -> None:
+    async with two_processes(tmp_path, database_url) as (here, port):
         member = await here.as_user()
         async with ear(port, member) as one:
             await one.ask("subscribe", event="emitter.happened")
@@ -226,12 +233,7 @@ async def test_realtime_6_a_sign_out_elsewhere_closes_the_socket(tmp_path: Path,
 
 
 async def test_realtime_2_a_process_that_is_behind_repeats_nothing(tmp_path: Path, database_url: str) -> None:
-    options: dict[str, Any] = {"plugins": ["realtime", EmitterPlugin], "database_url": database_url}
-    async with (
-        make_kernel(tmp_path, **options) as here,
-        make_kernel(tmp_path, **options) as there,
-        serving(there) as port,
-    ):
+    async with two_processes(tmp_path, database_url) as (here, port):
         member = await here.as_user()
         for first in range(0, 12, 3):
             await member.post("/emitter", {"first": first, "count": 2})

@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from tests.engines import POSTGRES
 from tests.plugins.secrets.conftest import PLUGINS, VALUE, Safe
 
 from corral import clock
@@ -239,7 +240,7 @@ async def test_a_deleted_secret_is_shredded_after_its_time(safe: Any) -> None:
     assert (told["actor"]["type"], told["object"]["id"]) == ("system", gone["id"])
 
 
-@pytest.mark.parametrize("unmade_database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
+@POSTGRES
 async def test_what_is_being_restored_is_not_shredded(safe: Any, database_url: str) -> None:
     from corral.plugin import Settings
     from corral_plugins.secrets import jobs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import pytest
+from tests.engines import SQLITE
 
 from corral.database.unit import current
 from corral.ids import new_id
@@ -41,7 +41,7 @@ async def test_only_what_has_a_task_is_looked_into(world: Any) -> None:
     assert await tooled() == []
 
 
-@pytest.mark.parametrize("unmade_database_url", [pytest.param("sqlite", marks=pytest.mark.sqlite)], indirect=True)
+@SQLITE
 async def test_the_look_is_served_by_its_index(world: Any) -> None:
     """Not by that of the claim, which holds every task that needs no tools too."""
 

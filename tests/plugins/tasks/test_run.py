@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from corral.http.remote import Remote, RemoteError
 from corral.testing.server import ServerProcess
 from corral_plugins.tasks.command import Story
 
@@ -139,7 +142,19 @@ def test_following_ends_after_a_while_and_the_task_goes_on(run: Run) -> None:
     assert run.client.get(f"/tasks/{task}").raise_for_status().json()["status"] == "pending"
 
 
-def test_attempts_and_an_absent_server_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_absent_server_is_told_once() -> None:
+    told: list[str] = []
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        remote = Remote(f"http://127.0.0.1:{taken.getsockname()[1]}", "none")
+        until = time.monotonic() + 2
+        with contextlib.closing(remote), pytest.raises(RemoteError, match="took too long"):
+            list(remote.events("task", "x", until=until, away=told.append))
+    assert len(told) == 1
+    assert "does not answer" in told[0]
+
+
+def test_attempts_and_reasons_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     story = Story(quiet=False)
     story.tell("task.started", {"attempt": 1})
     story.tell("task.retried", {"attempt": 1, "reason": "lease_lost: The worker gave no sign of life."})

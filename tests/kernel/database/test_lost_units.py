@@ -1,0 +1,134 @@
+"""Rule 7 of the unit of work: units that hang are lost, and routes that lose them are held."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.kernel.database.conftest import keys, note
+
+from corral.database.engine import Database
+from corral.database.unit import Entry, current
+from corral.errors import Unavailable
+
+
+async def test_rule_7_a_unit_that_hangs_is_lost_and_the_others_run(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    began = time.monotonic()
+    slow = asyncio.ensure_future(database.work(lambda: (note("slow"), time.sleep(4)), entry=Entry("GET /slow")))
+    await asyncio.sleep(0.1)
+    others = await asyncio.gather(*[database.work(lambda i=i: note(f"n{i}")) for i in range(5)])
+    with pytest.raises(Unavailable):
+        await slow
+    assert time.monotonic() - began < 3.5
+    assert len(others) == 5
+    lost = next(record for record in caplog.records if record.message == "unit lost")
+    assert "test_lost_units.py" in lost.at  # type: ignore[attr-defined]  # an extra
+    await asyncio.sleep(0.1)
+    assert keys(database) == {f"n{i}" for i in range(5)}
+
+
+async def test_rule_7_a_unit_lost_between_its_rows_leaves_no_lock(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it take the process along: its statements are the lane's to close. No garbage collector helps."""
+    monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
+    rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000) SELECT i FROM n"
+
+    def read_on() -> None:
+        note("lost")
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            for _ in current().database.engine.execute_sql(rows):
+                pass
+
+    gc.disable()
+    try:
+        for number in range(4):
+            with pytest.raises(Unavailable):
+                await database.work(read_on, entry=Entry(f"GET /rows/{number}"))
+            await database.work(lambda number=number: note(f"n{number}"))
+    finally:
+        gc.enable()
+    assert keys(database) == {f"n{number}" for number in range(4)}
+
+
+async def test_rule_7_a_process_that_stood_still_loses_no_unit(database: Database) -> None:
+    """`PyDLL` keeps the interpreter's lock: for three seconds nothing runs, as when a machine is paused."""
+    await database.work(lambda: (note("paused"), ctypes.PyDLL(None).usleep(3_000_000)))
+    assert keys(database) == {"paused"}
+
+
+SLOW = Entry("GET /slow", request_id="r-1")
+
+
+def counted(database: Any, label: str) -> float | None:
+    """When a route lost its last unit, as far as that was counted."""
+    pool = database._pool if database.kind == "postgresql" else database._writers
+    return pool._losses.get(label)  # type: ignore[no-any-return]  # of the engine
+
+
+async def lose(database: Database) -> None:
+    """One unit, and wait until it is counted."""
+    before = counted(database, SLOW.label)
+    with pytest.raises(Unavailable, match="ran too long"):
+        await database.work(lambda: time.sleep(2), entry=SLOW)
+    async with asyncio.timeout(10):
+        while counted(database, SLOW.label) == before:  # noqa: ASYNC110  (nothing tells)
+            await asyncio.sleep(0.01)
+
+
+async def test_rule_7_two_losses_hold_the_route_for_a_while(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.6)
+    monkeypatch.setattr("corral.database.pool.HOLD_SECONDS", 5.0)
+    for _ in range(2):
+        await lose(database)
+    for _ in range(3):
+        with pytest.raises(Unavailable) as refused:
+            await database.work(lambda: 1, entry=SLOW)
+        assert (refused.value.code, int(refused.value.headers["Retry-After"]) in (3, 4, 5)) == ("plugin_failed", True)
+    assert await database.work(lambda: 1, entry=Entry("GET /other", request_id="r-2")) == 1
+    await asyncio.sleep(5.2)
+    await lose(database)  # it may try again, and is held again at its next loss
+    with pytest.raises(Unavailable, match="held"):
+        await database.work(lambda: 1, entry=SLOW)
+    await asyncio.sleep(5.2)
+    assert await database.work(lambda: 1, entry=SLOW) == 1
+    with pytest.raises(Unavailable, match="held"):  # the others follow when the first was not lost
+        await database.work(lambda: 1, entry=SLOW)
+    await asyncio.sleep(1.4)
+    assert await asyncio.gather(*[database.work(lambda: 1, entry=SLOW) for _ in range(3)]) == [1, 1, 1]
+    await lose(database)
+    assert await database.work(lambda: 1, entry=SLOW) == 1  # all is forgotten
+
+
+async def test_rule_7_only_routes_are_held(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What everybody needs, such as the look at a credential or the sequencer, is nobody's to take away."""
+    monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            await database.work(lambda: time.sleep(1), entry=Entry("authentication"))
+        await asyncio.sleep(0.3)
+    assert await database.work(lambda: 1, entry=Entry("authentication")) == 1
+
+
+async def test_rule_7_losses_at_the_same_time_are_one(
+    open_database: Callable[[], Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
+    database = open_database()
+    await asyncio.gather(*[database.work(lambda: 1, read=True) for _ in range(20)])  # every lane is there
+    lost = await asyncio.gather(
+        *[database.work(lambda: time.sleep(1), entry=SLOW, read=True) for _ in range(3)], return_exceptions=True
+    )
+    assert [type(each) for each in lost] == [Unavailable] * 3
+    await asyncio.sleep(0.5)
+    assert await database.work(lambda: 1, entry=SLOW, read=True) == 1

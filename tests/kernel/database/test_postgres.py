@@ -1,0 +1,115 @@
+"""What only PostgreSQL does to a unit of work: deadlocks, lost connections, standbys, options of its URL."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+import peewee
+import pytest
+from tests.engines import POSTGRES
+from tests.kernel.database.conftest import Note, keys, note
+
+from corral.database.connect import connect
+from corral.database.engine import Database
+from corral.database.unit import current
+from corral.errors import Refused, Unavailable
+
+
+@POSTGRES
+async def test_rule_4_a_deadlock_runs_again(database: Database) -> None:
+    await database.work(lambda: (note("a"), note("b")))
+
+    def swap(first: str, second: str) -> None:
+        Note.update(value=Note.value + 1).where(Note.key == first).execute()
+        time.sleep(0.2)
+        Note.update(value=Note.value + 1).where(Note.key == second).execute()
+
+    await asyncio.gather(database.work(lambda: swap("a", "b")), database.work(lambda: swap("b", "a")))
+    assert database.run(lambda: {row.key: row.value for row in Note.select()}, read=True) == {"a": 2, "b": 2}
+
+
+@POSTGRES
+async def test_rule_4_a_connection_lost_before_commit_runs_again(database: Database, postgres_server: Any) -> None:
+    import psycopg
+
+    killed: list[int] = []
+
+    def unit() -> None:
+        note(f"k{len(killed)}")
+        if not killed:
+            pid = current().connection.execute("SELECT pg_backend_pid()").fetchone()[0]
+            killed.append(pid)
+            with psycopg.connect(postgres_server.url(), autocommit=True) as admin:
+                admin.execute("SELECT pg_terminate_backend(%s)", (pid,))
+            time.sleep(0.1)
+        Note.select().count()
+
+    await database.work(unit)
+    assert keys(database) == {"k1"}
+
+
+@POSTGRES
+async def test_a_database_that_takes_no_writes_is_away_until_it_does_again(database: Database) -> None:
+    """A standby after a failover, or a server whose operator allows reading only."""
+    import psycopg
+
+    await database.work(lambda: note("before"))
+    name = database.run(lambda: current().connection.execute("SELECT current_database()").fetchone()[0], read=True)
+    with psycopg.connect(database.engine.database, autocommit=True) as admin:
+        admin.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'.encode())
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+                      " AND datname = %s", (name,))  # fmt: skip
+        for number in range(8):  # more than there are connections
+            with pytest.raises(Unavailable) as refused:
+                await database.work(lambda number=number: note(f"refused-{number}"))
+            assert (refused.value.status, refused.value.code) == (503, "dependency_unavailable")
+        assert keys(database) == {"before"}
+        admin.execute("SET default_transaction_read_only = off")
+        admin.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only'.encode())
+        for number in range(8):
+            await database.work(lambda number=number: note(f"after-{number}"))
+    assert len(keys(database)) == 9
+
+
+@POSTGRES
+async def test_a_unit_that_hides_a_failed_statement_is_not_told_to_be_saved(database: Database) -> None:
+    """PostgreSQL answers such a COMMIT by rolling back, without an error."""
+
+    def twice() -> None:
+        Note.create(key="k")
+        with contextlib.suppress(peewee.IntegrityError):
+            Note.create(key="k")
+
+    with pytest.raises(RuntimeError, match="savepoint"):
+        await database.work(twice)
+    assert keys(database) == set()
+    await database.work(lambda: note("next"))
+    assert keys(database) == {"next"}
+
+
+@POSTGRES
+def test_options_of_the_url_hold_beside_those_of_the_product(database: Database) -> None:
+    database.run(lambda: current().connection.execute("CREATE SCHEMA own"))
+    elsewhere = connect(f"{database.engine.database}&options=-c%20search_path%3Down", pool_size=1)
+    try:
+        told = elsewhere.run(
+            lambda: [
+                current().connection.execute(f"SHOW {name}").fetchone()[0]
+                for name in ("search_path", "statement_timeout")
+            ]
+        )
+    finally:
+        elsewhere.close()
+    assert told == ["own", "2s"]
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:hunter%zz@h/db", "postgresql://u:hunter@[::1/db", "postgresql://h?hunter=1"]
+)
+def test_a_url_that_the_driver_cannot_read_is_refused_without_what_is_in_it(url: str) -> None:
+    with pytest.raises(Refused, match=r"database\.url") as refused:
+        connect(url)
+    assert "hunter" not in str(refused.value)
