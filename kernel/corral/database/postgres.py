@@ -6,9 +6,12 @@ COMMIT never does, since nobody can tell whether it took effect.
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from typing import Any
 
 import peewee
+import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from corral.database.engine import Database, translate
@@ -151,8 +154,6 @@ class _PostgresLane(Lane):
 
     @staticmethod
     def _is_engine_error(error: BaseException | None) -> bool:
-        import psycopg
-
         return isinstance(error, (peewee.DatabaseError, peewee.InterfaceError, psycopg.Error))
 
     def _drop(self) -> None:
@@ -167,5 +168,6 @@ class _PostgresLane(Lane):
         self._drop()
 
     def sever(self) -> None:
-        if self.connection is not None:
-            self.connection.close()
+        """Its socket alone: to free the connection, which is in use in its own thread, would crash the process."""
+        with contextlib.suppress(Exception), socket.fromfd(self.connection.fileno(), -1, socket.SOCK_STREAM) as line:
+            line.shutdown(socket.SHUT_RDWR)
