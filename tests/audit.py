@@ -1,8 +1,9 @@
 """`python -m tests.audit`: the installed dependencies against what is known of vulnerabilities.
 
 By default `pip-audit` asks the index. `--advisories FOLDER` reads a copy of the Python Packaging Advisory Database
-(github.com/pypa/advisory-database) instead, and says of which day its newest advisory is: for machines without a
-network, and for an index that is a mirror. `--offline` leaves it out and says so.
+(github.com/pypa/advisory-database) or of Safety DB (github.com/pyupio/safety-db) instead, and says of which day its
+newest advisory is: for machines without a network, and for an index that is a mirror. Given more than once, every copy
+must be clean. `--offline` leaves it out and says so.
 
 Ends with 0 only when every dependency was looked up and none is known to be vulnerable, with 1 when one is, and with 3
 when nothing was looked up: what was not audited is not clean.
@@ -15,11 +16,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
@@ -40,12 +43,15 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.audit")
     parser.add_argument("--offline", action="store_true", help="look nothing up, and say so")
-    parser.add_argument("--advisories", type=Path, metavar="FOLDER", help="a copy of pypa/advisory-database")
+    parser.add_argument(
+        "--advisories", type=Path, metavar="FOLDER", action="append",
+        help="a copy of pypa/advisory-database or of pyupio/safety-db; may be given more than once",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     found = {str(canonicalize_name(each.metadata["Name"])): each.version for each in distributions()}
     installed = {name: version for name, version in found.items() if name not in OWN}
-    if options.advisories is not None:
-        return _from_copy(options.advisories, installed)
+    if options.advisories:
+        return max(_from_copy(folder, installed) for folder in options.advisories)
     if options.offline:
         print(f"S16: --offline: {len(installed)} dependencies were NOT audited")
         return 0
@@ -53,16 +59,36 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _from_copy(folder: Path, installed: Mapping[str, str]) -> int:
-    vulns = folder / "vulns"
+    vulns, ranges = folder / "vulns", folder / "data" / "insecure.json"
+    if ranges.is_file():
+        return _from_ranges(json.loads(ranges.read_bytes()), installed)
     if not vulns.is_dir():
-        print(f"S16: {folder} is no copy of the advisory database (no folder vulns): NOTHING was audited")
+        print(f"S16: {folder} is no copy of a database (no vulns, no data/insecure.json): NOTHING was audited")
         return NOT_AUDITED
     advisories = [each for path in sorted(vulns.rglob("*.yaml")) for each in _read(path)]
     newest = max((str(each.get("published") or each["modified"]) for each in advisories), default="no day")[:10]
-    faults = [fault for each in advisories for fault in _hits(each, installed)]
+    return _judge(
+        [fault for each in advisories for fault in _hits(each, installed)], installed, len(advisories), newest
+    )
+
+
+def _from_ranges(known: dict[str, Any], installed: Mapping[str, str]) -> int:
+    """Safety DB: by package the ranges of versions that are vulnerable; it has no identifiers."""
+    made = datetime.fromtimestamp(known.pop("$meta")["timestamp"], UTC)
+    faults = [
+        Fault(name, installed[name], f"versions {affected}", [])
+        for told, ranges in known.items()
+        if (name := str(canonicalize_name(told))) in installed
+        for affected in ranges
+        if SpecifierSet(affected).contains(installed[name], prereleases=True)
+    ]
+    return _judge(faults, installed, sum(map(len, known.values())), f"{made:%Y-%m-%d}")
+
+
+def _judge(faults: list[Fault], installed: Mapping[str, str], advisories: int, newest: str) -> int:
     _tell(faults)
     print(
-        f"S16: {len(installed)} dependencies against {len(advisories)} advisories, the newest of {newest}: "
+        f"S16: {len(installed)} dependencies against {advisories} advisories, the newest of {newest}: "
         f"{len(faults)} known vulnerabilities"
     )
     return VULNERABLE if faults else 0 if advisories else NOT_AUDITED

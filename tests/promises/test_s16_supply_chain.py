@@ -134,6 +134,29 @@ def test_s16_a_vulnerable_version_is_found_in_a_copy_of_the_advisories(
     assert "1 advisories, the newest of 2026-11-01" in out
 
 
+@pytest.mark.parametrize(("affected", "status"), [("<={here}", audit.VULNERABLE), ("<{here}", 0), (">{here},<9999", 0)])
+def test_s16_a_vulnerable_version_is_found_in_a_copy_of_ranges(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], affected: str, status: int
+) -> None:
+    range_ = affected.format(here=distribution("quart").version)
+    (tmp_path / "data").mkdir()
+    known = {"$meta": {"timestamp": 1775023247}, "Quart": [range_], "not-installed-here": [">=0"]}
+    (tmp_path / "data" / "insecure.json").write_text(json.dumps(known))
+    assert audit.main(["--advisories", str(tmp_path)]) == status
+    assert (f"versions {range_}" in (out := capsys.readouterr().out)) is (status != 0)
+    assert "2 advisories, the newest of 2026-04-01" in out
+
+
+def test_s16_of_two_copies_each_must_be_clean(tmp_path: Path) -> None:
+    for name, ranges in (("clean", ["<0.0.1"]), ("vulnerable", [">=0"])):
+        (tmp_path / name / "data").mkdir(parents=True)
+        known = {"$meta": {"timestamp": 1775023247}, "quart": ranges}
+        (tmp_path / name / "data" / "insecure.json").write_text(json.dumps(known))
+    copies = [each for name in ("vulnerable", "clean") for each in ("--advisories", str(tmp_path / name))]
+    assert audit.main(copies) == audit.VULNERABLE
+    assert audit.main(copies[2:]) == 0
+
+
 def test_s16_a_folder_without_advisories_is_not_an_audit(tmp_path: Path) -> None:
     assert audit.main(["--advisories", str(tmp_path)]) == audit.NOT_AUDITED
     (tmp_path / "vulns").mkdir()

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from operator import itemgetter
 from typing import NamedTuple
 
-from ahocorasick_rs import AhoCorasick
+from ahocorasick_rs import AhoCorasick, BytesAhoCorasick
 
 from corral.redact.forms import SHORTEST
 from corral.redact.patterns import Pattern
@@ -58,10 +58,11 @@ class Known:
         self._candidates = [begins[anchor] for anchor in self._anchors]
         self._longest = max(map(len, self._anchors))
         self._automaton = AhoCorasick(self._anchors, store_patterns=False)
+        self._detector = BytesAhoCorasick([anchor.encode("utf-8", "replace") for anchor in self._anchors])
 
     def may_hold(self, text: str) -> bool:
-        """Whether anything that is looked for may begin in a text. Threads take turns at each search: ask once."""
-        return bool(self._automaton.find_matches_as_indexes(_encodable(text), overlapping=True))
+        """Whether anything that is looked for may begin in a text. No other thread gets a turn, as `scan` gives one."""
+        return bool(self._detector.find_matches_as_indexes(text.encode("utf-8", "replace")))
 
     def scan(self, text: str, *, patterns: bool, final: bool = True) -> tuple[list[Span], int]:
         """What to take out of a text without marks, in order and apart; and how much of the text is settled.

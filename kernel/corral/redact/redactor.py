@@ -17,6 +17,7 @@ from corral.redact.patterns import BUILT_IN, Pattern
 log = logging.getLogger("corral.redact")
 
 AT_ONCE = 16 * 1024  # of a value with fewer characters the texts are searched together first
+_NO_TEXT = frozenset((int, float, bool, type(None)))  # the commonest: to ask them for a Mapping would take long
 OnHit = Callable[[Collection[Hit]], None]
 _MAKER: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar("corral.redact.maker", default=None)
 
@@ -138,19 +139,16 @@ class Redactor:
 
 def _gather(value: Any, texts: list[str], room: int) -> int:
     """Add all texts in a value; how much of `room` characters they leave, below 0 when they are more."""
-    if isinstance(value, str):
-        texts.append(value)
-        return room - len(value)
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            room = _gather(item, texts, _gather(name, texts, room))
-            if room < 0:
-                break
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            room = _gather(item, texts, room)
-            if room < 0:
-                break
+    waiting = [value]
+    while waiting and room >= 0:
+        value = waiting.pop()
+        if isinstance(value, str):
+            texts.append(value)
+            room -= len(value)
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+        elif isinstance(value, dict) or (type(value) not in _NO_TEXT and isinstance(value, Mapping)):
+            waiting += (*value, *value.values())
     return room
 
 
