@@ -167,15 +167,20 @@ def hello() -> contextlib.AbstractContextManager[Server]:
     return _reference("reference_hello.py")
 
 
+def write_reference(database: Path) -> contextlib.AbstractContextManager[Server]:
+    """The reference server of writes, into this file of the product."""
+    return _reference("reference_write.py", str(database))
+
+
 def sockets_reference() -> contextlib.AbstractContextManager[Server]:
     """The reference server of sockets."""
     return _reference("reference_sockets.py")
 
 
 @contextlib.contextmanager
-def _reference(script: str) -> Iterator[Server]:
+def _reference(script: str, *arguments: str) -> Iterator[Server]:
     port = free_port()
-    server = Server([sys.executable, str(HERE / script), str(port)], port)
+    server = Server([sys.executable, str(HERE / script), str(port), *arguments], port)
     try:
         server.wait_for("/hello")
         yield server

@@ -1,0 +1,122 @@
+"""What P3 would be without the product: the statements of one new task, in its own tables, answered by plain ASGI.
+
+`python reference_write.py PORT DATABASE` serves until it is terminated, on stock Hypercorn. `DATABASE` is a file of the
+product with a pending task, which every POST repeats: the task, its two counters and its event in a savepoint, by one
+writer thread that commits what waits together, with `synchronous=FULL`. Nothing is checked, parsed or encoded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import signal
+import sqlite3
+import sys
+import threading
+from typing import Any
+
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+
+from corral.ids import new_id
+
+BATCH_UNITS, GATHER_SECONDS = 64, 0.004
+BODY = b'"%s"' % (b"x" * 1900)  # as long as the product's answer
+HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]
+PRAGMAS = "PRAGMA journal_mode=wal; PRAGMA synchronous=full; PRAGMA foreign_keys=1; PRAGMA cache_size=-4000"
+COUNT = """INSERT INTO tasks_counters (status, priority, shard, n) VALUES (?, ?, 0, 1)
+ON CONFLICT (status, priority, shard) DO UPDATE SET n = n + 1"""
+OPEN = """INSERT INTO tasks_open (created_by, shard, n) VALUES (?, 0, 1)
+ON CONFLICT (created_by, shard) DO UPDATE SET n = n + 1"""
+NEXT = "(SELECT COALESCE(MAX(seq), 0) + 1 FROM core_events)"
+
+
+class Writer(threading.Thread):
+    """Commits what is waiting; each future is resolved on the loop afterwards."""
+
+    def __init__(self, path: str, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(daemon=True)
+        self.waiting: queue.SimpleQueue[asyncio.Future[None]] = queue.SimpleQueue()
+        self._loop = loop
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
+        self._connection.executescript(PRAGMAS)
+        self._task = self._pattern("SELECT * FROM tasks_tasks WHERE status = 'pending' LIMIT 1")
+        self._event = self._pattern("SELECT * FROM core_events WHERE type = 'task.created' LIMIT 1")
+        del self._event["ins"], self._event["seq"]
+        self._insert_task = self._insert("tasks_tasks", self._task)
+        self._insert_event = self._insert("core_events", self._event, seq=NEXT)
+
+    def _pattern(self, select: str) -> dict[str, Any]:
+        cursor = self._connection.execute(select)
+        return dict(zip([column[0] for column in cursor.description], cursor.fetchone(), strict=True))
+
+    @staticmethod
+    def _insert(table: str, row: dict[str, Any], **computed: str) -> str:
+        names, values = [*computed, *row], [*computed.values(), *"?" * len(row)]
+        return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join(values)})"
+
+    def run(self) -> None:
+        before = 0
+        while True:
+            batch = [self.waiting.get()]
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._unit()
+            while len(batch) < BATCH_UNITS and (following := self._next(gather=len(batch) < before)) is not None:
+                batch.append(following)
+                self._unit()
+            self._connection.execute("COMMIT")
+            before = len(batch)
+            self._loop.call_soon_threadsafe(_resolve, batch)
+
+    def _next(self, *, gather: bool) -> asyncio.Future[None] | None:
+        try:
+            return self.waiting.get(timeout=GATHER_SECONDS) if gather else self.waiting.get_nowait()
+        except queue.Empty:
+            return None
+
+    def _unit(self) -> None:
+        execute, task, event = self._connection.execute, self._task, self._event
+        task["id"] = event["object_id"] = new_id()
+        event["id"] = new_id()
+        execute("SAVEPOINT unit")
+        execute(self._insert_task, list(task.values()))
+        execute(COUNT, (task["status"], task["priority"]))
+        execute(OPEN, (task["created_by"],))
+        execute(self._insert_event, list(event.values()))
+        execute("RELEASE unit")
+
+
+def _resolve(batch: list[asyncio.Future[None]]) -> None:
+    for future in batch:
+        future.set_result(None)
+
+
+async def main(port: int, path: str) -> None:
+    """Serve until SIGTERM."""
+    loop = asyncio.get_running_loop()
+    writer = Writer(path, loop)
+    writer.start()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        is_post = scope["method"] == "POST"
+        if is_post:
+            while (await receive()).get("more_body"):
+                continue
+            written: asyncio.Future[None] = loop.create_future()
+            writer.waiting.put(written)
+            await written
+        await send({"type": "http.response.start", "status": 201 if is_post else 200, "headers": HEADERS})
+        await send({"type": "http.response.body", "body": BODY})
+
+    config = Config()
+    config.bind = [f"127.0.0.1:{port}"]
+    config.accesslog = None
+    stopping = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stopping.set)
+    await serve(app, config, shutdown_trigger=stopping.wait)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1]), sys.argv[2]))
