@@ -186,6 +186,33 @@ async def test_events_are_paged_awaited_and_expire(kit: Kit) -> None:
     assert (await client.get(f"/events?after={gone.json()['oldest_seq'] - 1}")).status == 200
 
 
+async def test_a_rare_name_is_looked_for_in_pieces(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corral.core.routes.events.WINDOW", 10)
+    admin = await kit.as_user("admin")
+    start = (await kit.events())[-1].seq
+
+    def write() -> None:
+        for number in range(25):
+            common: Event = UserUpdated(user_id="x", changed=[])
+            rare = PluginState(name="x", from_="a", to="b", reason=None)
+            emit(rare if number == 22 else common, object=("probe", str(number)), visibility="shared")
+
+    await kit.kernel.database.work(write)
+    newest = (await kit.events())[-1].seq
+    asked = f"/events?types=plugin.state&limit=1&wait=30&after={start}"
+    pages = []
+    for _ in range(3):  # none of them waits: the end of the log is not reached
+        pages.append((await asyncio.wait_for(admin.get(asked), 5)).json())
+        asked = f"/events?types=plugin.state&limit=1&wait=30&after={pages[-1]['next']}"
+    assert [(len(page["items"]), int(page["next"])) for page in pages] == [
+        (0, start + 10), (0, start + 20), (1, start + 23)
+    ]  # fmt: skip
+    few = (await admin.get(f"/events?types=plugin.state&after={start + 20}")).json()
+    assert ([each["seq"] for each in few["items"]], few["next"]) == ([start + 23], str(newest))
+    by_object = (await admin.get(f"/events?object_id=22&after={start}")).json()
+    assert ([each["seq"] for each in by_object["items"]], by_object["next"]) == ([start + 23], str(newest))
+
+
 async def test_conventions_6_the_log_shows_what_a_read_would(kit: Kit) -> None:
     """The log in SQL, event by event, and a read by id say the same, for every kind of caller, class and owner."""
     classes, owners = ("shared", "private", "admin", "private_and_admin"), ("u1", "u2", None)

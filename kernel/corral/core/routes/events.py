@@ -22,6 +22,8 @@ from corral.ids import parse_id
 
 routes = Routes("/events", tag="Events")
 
+WINDOW = 20_000  # so many places of the log are looked through for one answer: a name may be rare, a log long
+
 
 class EventQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
     """`after` is a `seq` or an event's id; `wait` seconds long an empty answer is held back."""
@@ -61,7 +63,9 @@ def list_events(
 ) -> Page[EventView] | Wait:
     """Events that the caller may see, oldest first; `next` is the place to go on from, always.
 
-    A key or token sees those of areas of which it may read the objects, and a key its owner's own account.
+    At most 20,000 places of the log are looked through, so before its end too a page may have fewer events than
+    `limit`, or none: ask on from `next`. A key or token sees those of areas of which it may read the objects, and a key
+    its owner's own account.
     """
     if caller.kind == "worker":
         raise Forbidden("Workers have their own signals.")
@@ -73,13 +77,17 @@ def list_events(
         where.append(EventRow.type.in_(names))
     if isinstance(query.object_type, str):
         where.append(EventRow.object_type == query.object_type)
-    if isinstance(query.object_id, str):
+    until = newest
+    if isinstance(query.object_id, str):  # there is an index
         where.append(EventRow.object_id == query.object_id.lower())
+    else:
+        until = min(newest, max(after, event_log.first_seq() - 1) + WINDOW)
+    where.append(EventRow.seq <= until)
     records = event_log.select(where, query.limit)
     is_ahead = after > newest  # of a log before a backup was restored: the client goes on from the end of this one
-    if not records and query.wait and not is_ahead and clock.time_s() < query.until:
+    if not records and query.wait and until == newest and not is_ahead and clock.time_s() < query.until:
         return Wait(names if names is not None else types.expand(["*"]), query.until)
-    place = records[-1].seq if records else newest
+    place = records[-1].seq if len(records) == query.limit else until
     return Page(
         items=[record.view() for record in records], total=None, limit=query.limit, offset=None, next=str(place)
     )
