@@ -28,21 +28,9 @@ class Call:
     """A request as it came. Header names are lower-case bytes."""
 
     __slots__ = (
-        "_timeout",
-        "caller",
-        "client_ip",
-        "headers",
-        "inside",
-        "may_have_body",
-        "method",
-        "path",
-        "query",
-        "quota",
-        "receive",
-        "request_id",
-        "scope",
-        "unread",
-    )
+        "_timeout", "caller", "client_ip", "headers", "inside", "may_have_body", "method", "path", "query", "quota",
+        "receive", "request_id", "scope", "unread",
+    )  # fmt: skip
 
     def __init__(self, scope: Mapping[str, Any], receive: Receive, body_timeout: float) -> None:
         self.scope = scope

@@ -55,7 +55,6 @@ class Endpoint:
         self.rebind()
         self.versioned = self.signature.versioned
         self._lists = _list_fields(self.signature.query)
-        self._required = _has_required(self.signature.body)
         self._default_query = self._without_query()
         self.pool_runs = 0
         self.inline = False

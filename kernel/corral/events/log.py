@@ -101,16 +101,11 @@ class Record(msgspec.Struct, frozen=True):
     def view(self) -> EventView:
         """As lists, `/ws` and SSE show it."""
         return EventView(
-            event=self.type,
-            id=self.id,
-            seq=self.seq,
-            ts=self.ts,
-            data=msgspec.Raw(self.data),
+            event=self.type, id=self.id, seq=self.seq, ts=self.ts, data=msgspec.Raw(self.data),
             actor={"type": self.actor_type, "id": self.actor_id},
             object={"type": self.object_type, "id": self.object_id},
-            visibility=self.visibility,
-            cause_chain=msgspec.Raw(self.cause),
-        )
+            visibility=self.visibility, cause_chain=msgspec.Raw(self.cause),
+        )  # fmt: skip
 
 
 class EventView(msgspec.Struct, kw_only=True):
