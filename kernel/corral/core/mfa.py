@@ -18,6 +18,7 @@ from corral import clock
 from corral.auth.credentials import Credentials
 from corral.auth.models import SessionRow, UserRow
 from corral.auth.tokens import digest, new_secret
+from corral.core.account_rows import is_own
 from corral.core.declarations import REQUIRE_MFA, REQUIRE_MFA_ROLES
 from corral.core.events import MfaDisabled, MfaEnabled
 from corral.core.sign_in_models import ChallengeRow, RecoveryCodeRow, SecondFactorRow
@@ -122,7 +123,7 @@ class SecondFactor:
         if not self._mark(user_id, enabled=False):
             return False
         emit(MfaDisabled(user_id=user_id), object=("user", user_id), owner=user_id)
-        self._record("auth.mfa.disable", user_id)
+        self._record("auth.mfa.disable" if is_own(user_id) else "admin.user.reset_mfa", user_id)
         return True
 
     def is_required(self, role: str) -> bool:
