@@ -71,7 +71,6 @@ setup(
     ],
     extras_require={
         "fast": [
-            "granian>=2.8,<3",
             "httptools>=0.9,<0.10",
             "uvicorn>=0.54,<0.55",
             "uvloop>=0.23,<0.24",

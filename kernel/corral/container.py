@@ -105,8 +105,7 @@ class Container:
 
     def find(self, kind: Any, room: Room, *, optional: bool, where: str) -> Any:
         """The service for `kind`, as this room may have it; None when optional and absent."""
-        owner = self._owners.get(kind)
-        if owner is None:
+        if (owner := self._owners.get(kind)) is None:
             if optional:
                 return None
             raise Wiring(f"{room.plugin}: {where}: nobody provides {_name(kind)}")

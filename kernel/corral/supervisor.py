@@ -41,8 +41,7 @@ class Supervisor:
 
     async def end(self, name: str) -> None:
         """End one task."""
-        task = self._tasks.pop(name, None)
-        if task is not None:
+        if (task := self._tasks.pop(name, None)) is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 

@@ -34,7 +34,7 @@ async def test_s8_concurrent_writes_then_tampering(
     await asyncio.gather(*[writer(number) for number in range(WRITERS)])
     verdict = await books.verify()
     assert verdict.ok, verdict
-    listed = (await books.admin.get("/admin/audit?action=auth.user.update&limit=1")).json()
+    listed = (await books.admin.get("/admin/audit?action=admin.user.update&limit=1")).json()
     assert listed["total"] == WRITERS * each
     kept, key = await books.sign(), (await books.auditor.get("/admin/audit/checkpoints")).json()["public_key"]
     found = await _tamper(books, random.Random(8), tamperings, kept.seq)

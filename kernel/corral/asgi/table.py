@@ -130,6 +130,6 @@ class Table:
 
 def paths(route: Route) -> Iterator[str]:
     """Where a route answers, without trailing slashes."""
-    yield BASE + route.path
+    yield BASE + route.path.rstrip("/")
     if route.root:
         yield route.path

@@ -39,7 +39,7 @@ CLOSING_SECONDS = 0.5  # busy connections end with their next answer, before the
 
 @click.command("serve")
 @click.option("--bind", help="host:port to listen on (default 127.0.0.1:8000; port 0: any free one)")
-@click.option("--server", type=click.Choice(["hypercorn", "uvicorn", "granian"]), help="the ASGI server")
+@click.option("--server", type=click.Choice(["hypercorn", "uvicorn"]), help="the ASGI server")
 @click.option("--processes", type=click.IntRange(1, 256), help="server processes on this machine (default 1)")
 @click.option("--no-jobs", is_flag=True, help="leave jobs and schedules to `corral jobs`")
 @click.option("--no-embedded-worker", is_flag=True, help="start no worker beside the server")
@@ -92,8 +92,6 @@ def _configure(options: Mapping[str, Any]) -> Config:
         config = load_config(path=path, overrides={**overrides, "plugins.workers": table})
     if config.server.server == "uvicorn" and importlib.util.find_spec("uvicorn") is None:
         raise Refused("server.server: uvicorn is an extra: pip install 'corral[fast]'")
-    if config.server.server == "granian":  # it opens its own socket, which no successor could inherit
-        raise Refused("server.server: granian is not served by this command yet; take hypercorn or uvicorn")
     return config
 
 

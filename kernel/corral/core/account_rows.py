@@ -32,6 +32,17 @@ def shown(row: UserRow, changes: Mapping[str, Any], name: str) -> tuple[Any, Any
     return (getattr(row, name), changes[name]) if name in RIGHTS else SECRET_CHANGE
 
 
+def is_own(user_id: str) -> bool:
+    """Whether the holder of the account acts, who need not be signed in; joins the unit."""
+    actor = current().entry.actor
+    return actor.type == "anonymous" or user_id in (actor.id, actor.on_behalf_of)
+
+
+def action(verb: str, user_id: str) -> str:
+    """For the audit log: what people do to their own account is of another area than what admins do to it."""
+    return f"{'auth' if is_own(user_id) else 'admin'}.user.{verb}"
+
+
 def write(row: UserRow, changes: Mapping[str, Any]) -> None:
     """Change the row that was read; `Conflict` when somebody else did, and `last_admin` when nobody would be left."""
     stays = changes.get("role", "admin") == "admin" and changes.get("is_active", True)

@@ -15,7 +15,7 @@ from corral.auth.models import UserRow, claim
 from corral.auth.passwords import Passwords
 from corral.auth.permissions import Permissions
 from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
-from corral.core.account_rows import shown, taken, unique, view, write
+from corral.core.account_rows import action, is_own, shown, taken, unique, view, write
 from corral.core.api import AccountDetails, KeysOfPeople, NewUser, UserPatch, UserQuery, UserView
 from corral.core.events import UserCreated, UserDeactivated, UserPurged, UserReactivated, UserUpdated
 from corral.core.invitations import InvitationsService
@@ -77,7 +77,7 @@ class AccountsService:
             raise Conflict("An account with this address exists.", code="duplicate", **existing)
         created = UserCreated(user_id=row.id, role=new.role, how=how)
         emit(created, object=("user", row.id), owner=row.id)
-        self._record("auth.user.create", row.id, {"how": how}, {"role": (None, new.role)})
+        self._record(action("create", row.id), row.id, {"how": how}, {"role": (None, new.role)})
         return view(row)
 
     def register(self, new: NewUser, password_hash: str, *, how: str = "registration") -> UserView:
@@ -208,7 +208,7 @@ class AccountsService:
         self._life.remember(user_id, row.password_hash)
         self._links.end(user_id, (*PASSWORD_LINKS, *EMAIL_LINKS))
         self.end_sessions(user_id, "password_changed")
-        self._record("auth.password.reset", user_id, {})
+        self._record("auth.password.reset" if is_own(user_id) else "admin.user.reset_password", user_id, {})
         return self.row(user_id)
 
     def recover(self, row: UserRow, password_hash: str, *, proves: str | None) -> None:
@@ -262,7 +262,7 @@ class AccountsService:
         self._life.forget(row.id)
         forget_second_factor(row.id)
         emit(UserPurged(user_id=row.id), object=("user", row.id), owner=row.id)
-        self._record("auth.user.purge", row.id, {})
+        self._record(action("purge", row.id), row.id, {})
 
     # -- parts of an update
 
@@ -289,13 +289,14 @@ class AccountsService:
         changed = sorted(set(changes) - {"email_key", "name_key", "is_active"})
         if changed:
             emit(UserUpdated(user_id=row.id, changed=changed), object=("user", row.id), owner=row.id)
-            self._record("auth.user.update", row.id, {}, {name: shown(row, changes, name) for name in changed})
+            told = {name: shown(row, changes, name) for name in changed}
+            self._record(action("update", row.id), row.id, {}, told)
         if changes.get("is_active") is True:
             emit(UserReactivated(user_id=row.id), object=("user", row.id), owner=row.id)
-            self._record("auth.user.reactivate", row.id, {}, {"is_active": (False, True)})
+            self._record(action("reactivate", row.id), row.id, {}, {"is_active": (False, True)})
         if changes.get("is_active") is False:
             emit(UserDeactivated(user_id=row.id), object=("user", row.id), owner=row.id)
-            self._record("auth.user.deactivate", row.id, {}, {"is_active": (True, False)})
+            self._record(action("deactivate", row.id), row.id, {}, {"is_active": (True, False)})
             self.end_sessions(row.id, "user_deactivated")
         elif "role" in changes and not self._permissions.of(row.role) <= self._permissions.of(changes["role"]):
             self.end_sessions(row.id, "revoked")

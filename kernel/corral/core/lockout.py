@@ -21,6 +21,7 @@ from corral import clock
 from corral.auth.addresses import normalise
 from corral.auth.models import UserRow
 from corral.auth.tokens import digest
+from corral.core.account_rows import action
 from corral.core.api import Mail
 from corral.core.declarations import DAY, HOUR, LOCKOUT_SECONDS, LOCKOUT_THRESHOLD, LOCKOUT_WINDOW
 from corral.core.events import UserLocked
@@ -111,7 +112,7 @@ class Lockout:
         key = digest(normalise(email))
         LockoutRow.update(failed="", locks=0, locked_until=None).where(LockoutRow.key == key).execute()
         if self._unmark(user_id):
-            self._record("auth.user.unlock", user_id, {})
+            self._record(action("unlock", user_id), user_id, {})
 
     def failures(self, emails: Iterable[str]) -> dict[str, int]:
         """The failed attempts within the window, by address as given; addresses without any are left out."""

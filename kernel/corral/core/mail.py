@@ -22,6 +22,7 @@ from corral.plugin import Settings
 log = logging.getLogger("corral.mail")
 
 JOB = "core.send_mail"
+AT_ONCE = 500
 TRIES = 60  # with the runner's backoff, about nine hours
 
 
@@ -94,10 +95,13 @@ class MailService:
     @staticmethod
     def forget(email_key: str) -> None:
         """The account of this address was purged: nothing is sent there nor remembered of it; joins the unit."""
-        jobs = JobRow.select(JobRow.id, JobRow.arguments).where(JobRow.name.startswith("core."))
-        named = [(row.id, row.arguments.get("to") or row.arguments.get("email")) for row in jobs]
-        gone = [job_id for job_id, email in named if email and normalise(email) == email_key]
-        JobRow.delete().where(JobRow.id.in_(gone) & (JobRow.state != "running")).execute()
+        jobs = JobRow.select(JobRow.id, JobRow.arguments).where(JobRow.name.startswith("core.")).limit(AT_ONCE)
+        after = ""
+        while page := list(jobs.where(JobRow.id > after).order_by(JobRow.id)):
+            after = page[-1].id
+            named = [(row.id, row.arguments.get("to") or row.arguments.get("email")) for row in page]
+            gone = [job_id for job_id, email in named if email and normalise(email) == email_key]
+            JobRow.delete().where(JobRow.id.in_(gone) & (JobRow.state != "running")).execute()
 
     def waiting(self) -> int:
         """How many mails wait because the server did not take them; joins the unit."""

@@ -18,12 +18,13 @@ from corral import clock
 from corral.auth.credentials import Credentials
 from corral.auth.models import SessionRow, UserRow
 from corral.auth.tokens import digest, new_secret
+from corral.core.account_rows import is_own
 from corral.core.declarations import REQUIRE_MFA, REQUIRE_MFA_ROLES
 from corral.core.events import MfaDisabled, MfaEnabled
 from corral.core.sign_in_models import ChallengeRow, RecoveryCodeRow, SecondFactorRow
 from corral.crypto import Keyring, place
 from corral.database.unit import after_commit
-from corral.errors import Conflict, Forbidden
+from corral.errors import CODES, Conflict, Forbidden
 from corral.events.event import emit
 from corral.plugin import Audit, AuditEntry, Settings
 
@@ -32,6 +33,8 @@ SETUP_SECONDS = 900
 CHALLENGE_SECONDS, CHALLENGE_TRIES = 300, 5
 RECOVERY_CODES, RECOVERY_BYTES = 10, 15  # 120 bits each: 24 letters
 ISSUER = "Corral"
+DAMAGED = "core.second_factor_damaged"
+CODES.setdefault(DAMAGED, (409, "The stored second factor does not open"))
 
 
 class Seed(msgspec.Struct, frozen=True):
@@ -120,7 +123,7 @@ class SecondFactor:
         if not self._mark(user_id, enabled=False):
             return False
         emit(MfaDisabled(user_id=user_id), object=("user", user_id), owner=user_id)
-        self._record("auth.mfa.disable", user_id)
+        self._record("auth.mfa.disable" if is_own(user_id) else "admin.user.reset_mfa", user_id)
         return True
 
     def is_required(self, role: str) -> bool:
@@ -165,8 +168,11 @@ class SecondFactor:
     # -- parts
 
     def _step(self, row: SecondFactorRow, code: str) -> int | None:
-        """The time step of the code, if it is of now or of a neighbouring one."""
-        totp = pyotp.TOTP(self._keyring.open(bytes.fromhex(row.seed), aad=_place(row.user_id)).decode())
+        """The time step of the code, if it is of now or of a neighbouring one; `Conflict`: its seed does not open."""
+        try:
+            totp = pyotp.TOTP(self._keyring.open(bytes.fromhex(row.seed), aad=_place(row.user_id)).decode())
+        except ValueError:  # cut so that it is no hex any more, or `SealedWrong`
+            raise _damaged(row) from None
         now = int(clock.time_s()) // STEP_SECONDS
         steps = range(now - WINDOW, now + WINDOW + 1)
         found = [step for step in steps if hmac.compare_digest(totp.generate_otp(step), code)]
@@ -208,6 +214,17 @@ def prune(at_once: int = 500) -> int:
 def _open(token: str) -> Any:
     usable = (ChallengeRow.tries < CHALLENGE_TRIES) & (ChallengeRow.expires_at > clock.now())
     return (ChallengeRow.hash == digest(token)) & usable
+
+
+def _damaged(row: SecondFactorRow) -> Conflict:
+    if row.confirmed_at is None:
+        told = "The setup was changed where it is stored; start another one with /auth/mfa/setup."
+    else:
+        told = (
+            "The second factor of this account was changed where it is stored, so no code can be checked. Use a "
+            "recovery code, or have an admin reset it: POST /admin/users/{id}/reset-mfa, `corral user reset-mfa EMAIL`."
+        )
+    return Conflict(told, code=DAMAGED, current_status="damaged")
 
 
 def _place(user_id: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Literal, TypeVar
@@ -16,21 +17,23 @@ from corral.core.accounts import AccountsService
 from corral.core.api import Mail, UserView
 from corral.core.declarations import EMAIL_VERIFICATION
 from corral.core.lockout import Lockout
-from corral.core.mfa import SecondFactor
+from corral.core.mfa import DAMAGED, SecondFactor
 from corral.core.password_life import PasswordLife
 from corral.core.sessions import Device, Reuse, Sessions, Tokens
 from corral.crypto import Keyring
 from corral.database.engine import Work
 from corral.database.unit import Entry, after_commit
-from corral.errors import Forbidden, Invalid, Problem, TooMany, Unauthorized, Unavailable
+from corral.errors import Forbidden, Invalid, Problem, Unauthorized, Unavailable
 from corral.http.routes import Rate
 from corral.plugin import Audit, AuditEntry, RateLimits, Settings
 
 T = TypeVar("T")
+log = logging.getLogger("corral.core")
 
 SIGN_IN, ASK_AGAIN = "auth.session.create", "auth.user.verify"
 WRONG = "The address or the password is wrong."
 REFRESH_RATE = Rate("refresh", 30, 60)  # a session
+UNCHECKED: dict[str, Literal["denied", "failed"]] = {"account_locked": "denied", DAMAGED: "failed"}
 RESULTS = ("success", "mfa_required", "failed", "locked")
 
 
@@ -74,15 +77,16 @@ class SignIn:
 
     @contextlib.asynccontextmanager
     async def attempt(self, email: str, entry: Entry, *, action: str) -> AsyncIterator[str]:
-        """`Lockout.turn`, with what it refuses because of a lock on record."""
+        """`Lockout.turn`, with what it refuses because of a lock, or cannot check, on record."""
         try:
             async with self._lockout.turn(email, entry) as key:
                 yield key
-        except TooMany as problem:
-            if problem.code == "account_locked":
-                self.attempts[("locked",)] += action == SIGN_IN
+        except Problem as problem:
+            code = problem.code
+            if code in UNCHECKED:
+                self.attempts[("failed" if code == DAMAGED else "locked",)] += action == SIGN_IN
                 with contextlib.suppress(Unavailable):  # it is refused all the same; the log tells of itself
-                    await self._work(lambda: self._locked_out(email, action), entry=entry)
+                    await self._work(lambda: self._unchecked(email, action, code), entry=entry)
             raise
 
     async def prove(
@@ -265,9 +269,13 @@ class SignIn:
             fresh = await self._passwords.hash(password)
             await self._work(lambda: self._accounts.rehash(row, fresh), entry=entry)
 
-    def _locked_out(self, email: str, action: str) -> None:
+    def _unchecked(self, email: str, action: str, code: str) -> None:
         row = self._accounts.row_of(email)
-        self._record(action, email, None if row is None else row.id, "denied", "account_locked")
+        user_id = None if row is None else row.id
+        if code == DAMAGED:
+            remedy = "a recovery code still works; `corral user reset-mfa EMAIL` takes it away"
+            log.error("the stored second factor of user %s does not open where it lies: %s", user_id, remedy)
+        self._record(action, email, user_id, UNCHECKED[code], code)
 
     def _record(
         self, action: str, email: str, user_id: str | None, outcome: Literal["denied", "failed"], code: str

@@ -13,6 +13,7 @@ from playhouse.migrations import Migration, Runner
 
 from corral import clock
 from corral.database.engine import Database
+from corral.errors import Refused
 
 COPIES = 3
 LOCKS = {"migrate": 0x434F5252, "start": 0x434F5253}  # "CORR": the same numbers in every process of an installation
@@ -83,9 +84,15 @@ def pending_of(engine: peewee.Database, home: Home) -> list[str]:
 
 
 def keep_copy(engine: peewee.SqliteDatabase) -> None:
-    """Copy the file beside itself, as it is before scripts change it; the three newest copies are kept."""
+    """Copy the file beside itself, as it is before scripts change it; the newest three are kept. `Refused`: no room."""
     copy = Path(f"{engine.database}.before-{clock.now().replace(':', '')}")
-    engine.execute_sql("VACUUM INTO ?", (str(copy),))
+    try:
+        engine.execute_sql("VACUUM INTO ?", (str(copy),))
+    except peewee.OperationalError as error:
+        for part in copy.parent.glob(f"{copy.name}*"):  # its journal too
+            part.unlink()
+        told = f"{engine.database}: it cannot be copied before it is migrated ({error}), and was not changed"
+        raise Refused(f"{told}; make room for {copy} and start again") from None
     copy.chmod(0o600)
     for old in sorted(copy.parent.glob(f"{Path(engine.database).name}.before-*"))[:-COPIES]:
         old.unlink()

@@ -131,8 +131,7 @@ class Consumer:
         return event_log.select([EventRow.seq > cursor, EventRow.type.in_(self._types)], limit)
 
     def _batch(self, limit: int) -> bool:
-        row = self._row()
-        if row is None:
+        if (row := self._row()) is None:
             return False
         newest = event_log.last_seq()  # before the look: what comes later is behind it
         records = self._next(row.cursor, limit)
@@ -147,14 +146,12 @@ class Consumer:
 
     def _failed(self, reason: str) -> bool:
         """Count a failure of the next event; set it aside after `POISON_TRIES`. True: go on with the one after it."""
-        row = self._row()
-        if row is None:
+        if (row := self._row()) is None:
             return False
         if row.failures + 1 < POISON_TRIES:
             ConsumerRow.update(failures=row.failures + 1).where(ConsumerRow.name == self.name).execute()
             return False
-        poison = self._next(row.cursor, 1)
-        if poison:
+        if poison := self._next(row.cursor, 1):
             self._move(row.cursor, poison[0].seq)
             alert = SystemAlert(
                 kind="consumer_behind", severity="critical", title=f"{self.name} could not handle an event",

@@ -57,8 +57,7 @@ class Threads(ThreadPoolExecutor):
     def abandon(self, thread: int, where: str) -> None:
         """Nobody waits for this thread any more; another takes its place. Of any other thread: nothing."""
         with self._guard:
-            task = self._working.pop(thread, None)
-            if task is None:
+            if (task := self._working.pop(thread, None)) is None:
                 return
             self._count -= 1
             self._done(task)

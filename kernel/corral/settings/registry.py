@@ -142,8 +142,7 @@ class SettingsRegistry:
     def _judge(self, setting: Setting[Any], plugin: str, stored: StoredSetting | None) -> EffectiveSetting:
         """The setting as it is beside what is stored; a value that is refused is ignored, but a pinned one."""
         found = EffectiveSetting(setting=setting, plugin=plugin, value=setting.default, stored=stored)
-        pinned = self._pinned.get(setting.name)
-        if pinned is not None:
+        if (pinned := self._pinned.get(setting.name)) is not None:
             value, by = accept(setting, pinned.value, pinned.source), Path(pinned.source).name
             return msgspec.structs.replace(found, value=value, source="environment", pinned_by=by)
         if stored is None or not stored.is_set:

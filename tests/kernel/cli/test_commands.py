@@ -38,6 +38,14 @@ def test_a_misspelt_command_is_told_the_nearest(corral: Any) -> None:
     assert "did you mean" not in corral("xyzzy").err
 
 
+def test_every_server_that_is_offered_is_taken(corral: Any) -> None:
+    (offered,) = re.findall(r"--server \[([a-z|]+)\]", corral("serve", "--help").out)
+    for name in offered.split("|"):
+        told = corral("serve", "--server", name, "--bind", "203.0.113.1:1")  # an address of no machine
+        assert told.status == 3
+        assert told.err.splitlines()[-1].startswith("corral: server.bind: cannot listen on 203.0.113.1:1"), told
+
+
 def test_operations_8_every_command_has_help(corral: Any) -> None:
     told = corral("--help")
     assert told.status == 0, told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import sqlite3
 import sys
 import threading
@@ -16,6 +17,7 @@ from tests.engines import POSTGRES
 from corral.config_reader import load as load_config
 from corral.database.connect import connect
 from corral.database.unit import current
+from corral.errors import Refused
 from corral.loader import discover, load
 from corral.testing.installed import PluginFolder
 from corral.upgrade import Pending, apply_migrations
@@ -54,8 +56,8 @@ class Start(threading.Thread):
         self._wait()
         try:
             apply_migrations(database, plugins, self._config, None)
-        except Pending as pending:
-            self.refused = str(pending)
+        except (Pending, Refused) as refused:
+            self.refused = str(refused)
         finally:
             database.close()
         self.states = {item.name: item.state for item in plugins}
@@ -123,6 +125,30 @@ def test_of_a_sqlite_file_there_are_three_copies_from_before_its_migrations(tmp_
         tables = {name for (name,) in newest.execute("SELECT name FROM sqlite_master")}
     assert {"slow_rows", "slow_5"} <= tables
     assert "slow_6" not in tables
+
+
+def test_a_copy_for_which_there_is_no_room_leaves_nothing_and_is_told(tmp_path: Path, folder: Path) -> None:
+    file = tmp_path / "kept.db"
+    start(f"sqlite:///{file}", folder, [int], migrates=True)
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        database.execute("CREATE TABLE large (text TEXT)")
+        database.execute("INSERT INTO large VALUES (?)", ("x" * 4_000_000,))
+        database.commit()
+    more = next(folder.rglob("0001_initial.py")).with_name("0003_more.py")
+    more.write_text("def up(migrator, db):\n    db.execute_sql('CREATE TABLE slow_3 (id INTEGER)')\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # a file that does not fit, as on a full disk
+    try:
+        process = start(f"sqlite:///{file}", folder, [int], migrates=True)[0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "make room for" in process.refused
+    assert "was not changed" in process.refused
+    assert list(tmp_path.glob("kept.db.before-*")) == []
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        assert not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'slow_3'").fetchall()
+    assert start(f"sqlite:///{file}", folder, [int], migrates=True)[0].refused == ""
+    assert len(list(tmp_path.glob("kept.db.before-*"))) == 1
 
 
 def test_what_is_pending_later_is_left_to_the_operator(database_url: str, folder: Path) -> None:

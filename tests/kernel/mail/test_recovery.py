@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from tests.kernel.mail.conftest import MailServer, token_of
 
 from corral import clock
-from corral.core.api import Accounts
+from corral.core.api import Accounts, UserPatch
 from corral.core.models import InvitationRow, LinkRow
+from corral.ids import new_id
 from corral.jobs.job import JobRow
 from corral.testing.kit import PASSWORD, Answer, Kit
 
@@ -209,6 +211,30 @@ async def test_a_purge_leaves_no_address_in_links_and_mails(mailing: Kit, mail_s
     assert "other@example.org" in text
     await mailing.run_jobs()
     assert mail_server.box.token(other.user["email"])
+
+
+async def test_a_purge_reads_the_mails_that_are_kept_page_by_page(mailing: Kit) -> None:
+    ada = await mailing.as_user("member", "ada@example.org")
+    kept = {"name": "core.send_mail", "state": "done", "run_at": clock.now(), "created_at": clock.now()}
+
+    def fill() -> None:
+        for address in ("other@example.org",) * 9 + ("ADA@example.org",):
+            arguments = {"to": address, "facts": {"text": "x" * 4000}}
+            JobRow.insert_many([{"id": new_id(), "arguments": arguments, **kept} for _ in range(500)]).execute()
+
+    work = mailing.kernel.database.work
+    await work(fill)
+    accounts: Any = mailing.kernel.container.get(Accounts)  # type: ignore[type-abstract]  # the key of the container
+    await work(lambda: accounts.update(ada.user["id"], UserPatch(is_active=False)))
+    tracemalloc.start()
+    try:
+        await work(lambda: accounts.purge(ada.user["id"]))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    left = await work(lambda: [row.arguments["to"] for row in JobRow.select() if "text" in row.arguments["facts"]])
+    assert left == ["other@example.org"] * 4500
+    assert peak < 12 * 1024 * 1024, peak  # all of them together are 20 MB as text, and as much again once parsed
 
 
 async def test_tokens_of_other_kinds_open_nothing(mailing: Kit, mail_server: MailServer) -> None:

@@ -38,7 +38,7 @@ def test_verify_and_export_here_and_away(corral: Command, tmp_path: Path) -> Non
     actions = [json.loads(line)["action"] for line in text.splitlines()]
     assert actions[-1] == "audit.log.export", "who took the log away is in it"
     assert json.loads(text.splitlines()[-1])["actor"]["type"] == "system"
-    (tmp_path / "log.jsonl").write_text(text.replace("auth.user.create", "auth.user.forget", 1), "utf-8")
+    (tmp_path / "log.jsonl").write_text(text.replace("admin.user.create", "admin.user.forget", 1), "utf-8")
     done = corral("audit", "verify", "log.jsonl")
     assert done.status == 1
     assert "row 1: hash_mismatch" in done.out
@@ -47,7 +47,7 @@ def test_verify_and_export_here_and_away(corral: Command, tmp_path: Path) -> Non
     assert (done.status, "line 1" in done.err) == (1, True), done
     assert corral("audit", "verify", "nothing.jsonl").status == 1
     cells = bytearray((tmp_path / "log.csv").read_bytes())
-    cells[cells.index(b"auth.user.create")] = 0xFF
+    cells[cells.index(b"admin.user.create")] = 0xFF
     (tmp_path / "log.csv").write_bytes(cells)
     done = corral("audit", "verify", "log.csv")
     assert (done.status, "is no row of an audit log" in done.err, "Traceback" in done.err) == (1, True, False), done

@@ -43,7 +43,7 @@ async def test_a_row_tells_who_did_what_from_where(books: Books) -> None:
     headers = {"user-agent": "curl/8", "x-request-id": "request-1"}
     answer = await books.admin.patch(f"/admin/users/{member.user['id']}", {"role": "viewer"}, headers=headers)
     assert answer.status == 200
-    (row,) = await books.rows("&request_id=request-1&action=auth.user.*")
+    (row,) = await books.rows("&request_id=request-1&action=admin.user.*")
     session = (await books.admin.get("/auth/me")).json()["session"]["id"]
     assert row["actor"] == {
         "type": "user", "id": books.admin.user["id"], "on_behalf_of": None, "session_id": session, "key_id": None,
@@ -269,7 +269,7 @@ async def test_verbose_records_every_request(books: Books) -> None:
     await books.admin.get("/admin/users")
     await books.admin.get("/admin/users/01a216b0-0b93-771d-808d-9570a143f840")
     await books.kit.client.get("/health")
-    rows = await books.rows("&action=admin.*")
+    rows = await books.rows("&action=admin.request.*")
     assert [(row["object"]["id"], row["outcome"], row["code"]) for row in rows] == [
         ("GET /admin/users", "success", None), ("GET /admin/users/{id}", "failed", "not_found"),
     ]  # fmt: skip

@@ -12,7 +12,9 @@ from tests.plugins.llm import conftest as up
 
 from corral.database.unit import current
 from corral.redact.redactor import Redactor
+from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.service.redaction import StreamRedaction
+from corral_plugins.llm.settings import TOTAL_TIMEOUT_SECONDS
 
 
 @pytest.fixture
@@ -120,3 +122,44 @@ def test_what_comes_whole_is_redacted_as_well() -> None:
     delta = {"annotations": [{"url_citation": {"url": f"https://x.test/{up.KEY}"}}], "tool_calls": [call]}
     (chunk,) = StreamRedaction(redactor).feed({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
     assert up.KEY not in json.dumps(chunk)
+
+
+def _events(answer: Any) -> list[dict[str, Any]]:
+    lines = answer.body.decode().split("\n\n")
+    return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+
+
+def _text(chunks: list[dict[str, Any]]) -> str:
+    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+
+
+async def _fails(exchange: up.Exchange) -> None:
+    await up.streams("It is ", up.KEY[:9], end=False)(exchange)
+    await exchange.event({"error": {"message": "the model broke", "type": "server_error"}})
+
+
+async def _stands_still(exchange: up.Exchange) -> None:
+    await up.streams("It is ", up.KEY[:9], end=False)(exchange)
+    await up.hangs(exchange)
+
+
+@pytest.mark.parametrize(("behave", "code"), [(_fails, "provider_error"), (_stands_still, "upstream_timeout")])
+async def test_what_is_held_back_comes_before_an_error(
+    kit: Any, upstream: Any, behave: up.Behaviour, code: str
+) -> None:
+    gateway = kit.kernel.container.get(Gateway)
+    real = gateway._settings
+
+    class Short:
+        def get(self, setting: Any) -> Any:
+            return 1.0 if setting is TOTAL_TIMEOUT_SECONDS else real.get(setting)
+
+    gateway._settings = Short()
+    alice = await kit.as_user("member")
+    upstream.behaviours = [behave]
+    body = {"model": "up/m1", "messages": [{"role": "user", "content": "Well?"}], "stream": True}
+    answer = await alice.post("/llm/chat/completions", body)
+    *chunks, last = _events(answer)
+    assert last["error"]["code"] == code
+    assert _text(chunks) == f"It is {up.KEY[:9]}"
+    assert "[DONE]" not in answer.body.decode()

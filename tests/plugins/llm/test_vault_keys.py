@@ -11,7 +11,7 @@ import pytest
 from tests.plugins.llm import conftest as up
 
 from corral import clock
-from corral.testing.kit import Client
+from corral.testing.kit import PASSWORD, Client
 
 SECRET = "sk-vault-0a1b2c3d4e5f6a7b"
 
@@ -73,6 +73,36 @@ async def test_who_may_not_write_secrets_attaches_none(make_kit: Callable[..., A
     assert (await admin.put("/llm/providers/mine", {"api_key_secret": "shared"})).status == 200
     again = await narrow.put("/llm/providers/mine", {"api_key_secret": "shared", "max_retries": 1})
     assert again.status == 200, "a form as it was read"
+
+
+async def test_a_stored_key_moves_to_another_address_only_with_what_shows_it(
+    make_kit: Callable[..., Any], new: dict[str, Any]
+) -> None:
+    host = new["base_url"].removeprefix("http://").removesuffix("/v1")
+    other = {"base_url": new["base_url"] + "/elsewhere"}
+    plugins = ["cost", "agents", "llm", "secrets", "security"]
+    kit = await make_kit(plugins=plugins, config={"egress.allow": [host]})
+    admin = await kit.as_user("admin")
+
+    async def keyed(*scopes: str) -> Client:
+        made = await admin.post("/security/api-keys", {"name": "providers", "scopes": list(scopes)})
+        return Client(admin.app, token=made.json()["key"])
+
+    assert (await admin.post("/llm/providers", {**new, "api_key": SECRET})).status == 201
+    narrow, writer = await keyed("llm.*"), await keyed("llm.*", "secrets.*")
+    for client, code in ((narrow, "insufficient_scope"), (writer, "insufficient_scope"), (admin, "reauth_required")):
+        for body in (other, {**other, "api_key_secret": "LLM.mine.api_key"}, {"base_url": None}):
+            refused = await client.put("/llm/providers/mine", body)
+            assert (refused.status, refused.code) == (403, code), (refused, body)
+        assert (await client.put("/llm/providers/mine", {"base_url": new["base_url"], "max_retries": 1})).status == 200
+    assert (await admin.get("/llm/providers/mine")).json()["base_url"] == new["base_url"]
+    for body in ({**other, "api_key": "sk-vault-known-to-them-1"}, {"base_url": new["base_url"], "api_key": None}):
+        assert (await narrow.put("/llm/providers/mine", body)).status == 200
+    assert (await narrow.put("/llm/providers/mine", other)).status == 200, "there is no key any more"
+    assert (await admin.put("/llm/providers/mine", {"api_key": SECRET})).status == 200
+    assert (await admin.post("/auth/reauth", {"password": PASSWORD})).status == 200
+    assert (await admin.put("/llm/providers/mine", {"base_url": new["base_url"]})).status == 200
+    assert (await (await keyed("llm.*", "secrets.reveal")).put("/llm/providers/mine", other)).status == 200
 
 
 async def test_a_provider_names_a_secret(kit: Any, upstream: Any, new: dict[str, Any]) -> None:

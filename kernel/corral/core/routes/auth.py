@@ -99,7 +99,8 @@ class AuthConfig(msgspec.Struct, kw_only=True):
 @routes.post(
     "/login", needs=PUBLIC, no_store=True, rate=SIGN_IN_RATE,
     raises=(
-        "invalid_credentials", "email_unverified", "account_locked", "audit_unavailable", "vault_sealed", "overloaded",
+        "invalid_credentials", "email_unverified", "account_locked", "core.second_factor_damaged",
+        "audit_unavailable", "vault_sealed", "overloaded",
     ),
 )  # fmt: skip
 async def login(

@@ -22,6 +22,7 @@ from corral.schema.fields import Instant
 routes = Routes("/auth", tag="Authentication")
 
 WRONG = ("invalid_credentials", "account_locked", "audit_unavailable", "overloaded")
+WRONG_CODE = (*WRONG, "vault_sealed", "core.second_factor_damaged")
 RecoveryCode = Annotated[str, Meta(min_length=1, max_length=60)]
 
 
@@ -108,7 +109,7 @@ async def set_up_mfa(body: Setup, caller: Principal, request: Request, protectio
 
 @routes.post(
     "/mfa/verify", needs=SIGNED_IN, own_session=True, limited=True, no_store=True,
-    raises=("invalid_state", "vault_sealed", *WRONG),
+    raises=("invalid_state", *WRONG_CODE),
 )  # fmt: skip
 async def activate_mfa(body: FirstCode, caller: Principal, request: Request, protection: Protection) -> Activated:
     """Switch the second factor on with its first code."""
@@ -119,16 +120,14 @@ async def activate_mfa(body: FirstCode, caller: Principal, request: Request, pro
 
 @routes.post(
     "/mfa/disable", needs=SIGNED_IN, own_session=True, limited=True, no_store=True,
-    raises=("forbidden", "invalid_state", "vault_sealed", *WRONG),
+    raises=("forbidden", "invalid_state", *WRONG_CODE),
 )  # fmt: skip
 async def disable_mfa(body: Disabling, caller: Principal, request: Request, protection: Protection) -> UserView:
     """Switch the second factor off, unless it is required here."""
     return await protection.disable(caller, body.password, _proof(body), request.entry(caller))
 
 
-@routes.post(
-    "/mfa/challenge", needs=PUBLIC, no_store=True, rate=SIGN_IN_RATE, raises=("token_expired", "vault_sealed", *WRONG)
-)
+@routes.post("/mfa/challenge", needs=PUBLIC, no_store=True, rate=SIGN_IN_RATE, raises=("token_expired", *WRONG_CODE))
 async def answer_challenge(
     body: ChallengeAnswer, request: Request, sign_in: SignIn, config: Config
 ) -> Answer[SignedIn]:
@@ -139,7 +138,7 @@ async def answer_challenge(
 
 @routes.post(
     "/mfa/recovery-codes", needs=SIGNED_IN, own_session=True, limited=True, no_store=True,
-    raises=("invalid_state", "vault_sealed", *WRONG),
+    raises=("invalid_state", *WRONG_CODE),
 )  # fmt: skip
 async def renew_recovery_codes(
     body: NewCodes, caller: Principal, request: Request, protection: Protection
@@ -151,7 +150,7 @@ async def renew_recovery_codes(
 
 @routes.post(
     "/reauth", needs=SIGNED_IN, own_session=True, no_store=True,
-    raises=("session_revoked", "vault_sealed", *WRONG),
+    raises=("session_revoked", *WRONG_CODE),
 )  # fmt: skip
 async def step_up(body: Again, caller: Principal, request: Request, protection: Protection) -> SteppedUp:
     """Prove again who you are, with the password or a code, for what is dangerous."""

@@ -68,12 +68,15 @@ def get_provider(name: str, providers: Directory) -> ProviderView:
     return providers.view(name)
 
 
-@routes.put("/providers/{name}", needs=MANAGE, raises=("not_found", *CHANGES))
+@routes.put("/providers/{name}", needs=MANAGE, raises=("not_found", "reauth_required", "insufficient_scope", *CHANGES))
 async def update_provider(
     name: str, body: ProviderPatch, match: IfMatch, providers: Directory, keys: ProviderKeys, egress: Egress,
     work: Work, caller: Principal, request: Request,
 ) -> ProviderView:  # fmt: skip
-    """Change a provider; what is absent stays. Providers of `corral.toml` are changed there."""
+    """Change a provider; what is absent stays. Providers of `corral.toml` are changed there.
+
+    Another `base_url` while the stored key stays needs a step-up, of an API key the scope `secrets.reveal`.
+    """
     keys.check(body)
     warnings = await judged(egress, body.base_url)
 

@@ -106,6 +106,10 @@ class Directory:
         match.check(provider.version)
         given = {field: value for field, value in _given(patch).items() if field in Fields.__struct_fields__}
         check_headers(given.get("headers") or {})
+        if "base_url" in given:
+            preset = PRESETS.get(name)
+            base_url = given["base_url"] or (preset.base_url if preset is not None else None)
+            self._keys.check_move(provider, patch, base_url, by)
         key, warnings = self._keys.store(name, patch, by)
         given |= key
         if not given:

@@ -195,18 +195,24 @@ class Gateway:
         return response
 
     async def _pump(self, plan: Plan, queue: asyncio.Queue[Chunk | Exception | None]) -> None:
-        """Put chunks into the queue; usage only after the row is settled. Problems go the same way."""
+        """Put chunks into the queue; usage only after the row is settled. Problems go the same way, after all text."""
         outcome = plan.outcome()
+        redaction = StreamRedaction(self._redactor, lambda: answered_to(plan.by, outcome.target.provider.name))
+        unsent: list[Chunk] = []
         try:
-            last = await self._settled(plan, outcome, self._relay(plan, outcome, queue))
+            last = await self._settled(plan, outcome, self._relay(plan, outcome, redaction, queue, unsent))
         except Exception as problem:
-            await queue.put(problem)
+            rest: list[Chunk | Exception | None] = [*unsent, *redaction.end(), problem]
         else:
-            await queue.put(last)
-            await queue.put(None)
+            rest = [last, None]
+        for item in rest:
+            await queue.put(item)
 
-    async def _relay(self, plan: Plan, outcome: Outcome, queue: asyncio.Queue[Chunk | Exception | None]) -> Chunk:
-        """Put all chunks but the last one, which is returned."""
+    async def _relay(
+        self, plan: Plan, outcome: Outcome, redaction: StreamRedaction, queue: asyncio.Queue[Chunk | Exception | None],
+        unsent: list[Chunk],
+    ) -> Chunk:  # fmt: skip
+        """Put all chunks but the last one, which is returned. `unsent`: there was no room before it was cancelled."""
 
         async def first(target: Target) -> tuple[Target, AsyncGenerator[Chunk, None], Chunk]:
             connection = await self._keys.connection(target.provider)
@@ -216,11 +222,14 @@ class Gateway:
         outcome.first_token_ms = _since(plan.began)
         answer = Answer() if self._payloads.wants_answers() else None
         last: Chunk = {}
-        redaction = StreamRedaction(self._redactor, lambda: answered_to(plan.by, target.provider.name))
-        async with contextlib.aclosing(relayed(target, iterator, chunk, redaction, outcome, answer)) as chunks:
+        async with contextlib.aclosing(relayed(target, iterator, chunk, redaction, outcome)) as chunks:
             async for ready in chunks:
                 if ready["choices"]:
+                    if answer is not None:
+                        answer.add(ready)
+                    unsent.append(ready)
                     await queue.put(ready)
+                    unsent.clear()
                 else:
                     last = ready
         outcome.response = answer.message() if answer is not None else None

@@ -11,13 +11,14 @@ from msgspec import UNSET
 from corral.auth.principal import Principal
 from corral.crypto import refuse_mask
 from corral.database.engine import Work
-from corral.errors import Invalid, Problem, Unavailable
+from corral.errors import Forbidden, Invalid, Problem, Unavailable
 from corral_plugins.llm.api import Connection, ProviderError
 from corral_plugins.llm.provider_shapes import NewProvider, ProviderPatch
 from corral_plugins.llm.service.provider import Provider
 from corral_plugins.secrets.api import Attached, Secrets
 
 TOLD = ("secret_expired", "vault_sealed")
+REVEAL = "secrets.reveal"
 
 
 class ProviderKeys:
@@ -56,6 +57,20 @@ class ProviderKeys:
         if _given(body.api_key) is not None and _given(body.api_key_secret) is not None:
             raise Invalid.at("/api_key", "not_allowed", "Give a key, or the name of a secret that holds it, not both.")
 
+    def check_move(self, provider: Provider, patch: ProviderPatch, base_url: str | None, by: Principal) -> None:
+        """Whether the stored key may go to another address: whoever reads it there has seen it.
+
+        That takes what it takes to be shown it. Whoever sends a key anew knows that one.
+        """
+        if base_url == provider.connection.base_url or not _stays(provider.api_key_secret, patch):
+            return
+        if by.has_stepped_up or REVEAL in by.named:
+            return
+        detail = "The stored key would be sent to another base_url: send it again as api_key"
+        if by.kind == "api_key":
+            raise Forbidden(f"{detail}, or name the scope {REVEAL}.", code="insufficient_scope")
+        raise Forbidden(f"{detail}, or give the password or a code to POST /auth/reauth.", code="reauth_required")
+
     def store(
         self, provider: str, body: NewProvider | ProviderPatch, by: Principal
     ) -> tuple[dict[str, Any], list[str]]:
@@ -86,6 +101,16 @@ class ProviderKeys:
 
 def _attached(provider: str) -> Attached:
     return Attached(plugin="llm", kind="provider", id=provider)
+
+
+def _stays(stored: str | None, patch: ProviderPatch) -> bool:
+    """Whether the stored key is the provider's after the change too."""
+    named = patch.api_key_secret
+    if stored is None or isinstance(patch.api_key, str):
+        return False
+    if isinstance(named, str):
+        return named.lower() == stored.lower()
+    return named is UNSET and patch.api_key is UNSET
 
 
 def _given(value: Any) -> str | None:

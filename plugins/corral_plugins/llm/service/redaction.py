@@ -54,9 +54,11 @@ class StreamRedaction:
     def __init__(self, redactor: Redactor, about: About = contextlib.nullcontext) -> None:
         self._redactor, self._about = redactor, about
         self._streams: dict[tuple[int, str | int], RedactorStream] = {}
+        self._newest: dict[str, Any] = {}  # chunk: what is let go later looks like it
 
     def feed(self, chunk: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """What may be sent of it now; between a choice's last text and its end, what was held back of it."""
+        self._newest = chunk
         for choice in chunk.get("choices") or ():
             index, delta = choice.get("index", 0), choice.get("delta") or {}
             with self._about():
@@ -71,11 +73,11 @@ class StreamRedaction:
                 choice.pop("logprobs", None)
         yield chunk
 
-    def end(self, head: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """What is still held back of choices that never ended."""
+    def end(self) -> Iterator[dict[str, Any]]:
+        """What is still held back of choices that never ended, as the stream is over or has failed."""
         for index in sorted({place[0] for place in self._streams}):
             if rest := self._rest(index):
-                yield {**head, "choices": [{"index": index, "delta": rest, "finish_reason": None}]}
+                yield {**self._newest, "choices": [{"index": index, "delta": rest, "finish_reason": None}]}
 
     def _redact(self, index: int, delta: dict[str, Any]) -> bool:
         """Redact in place; whether a text is not as it came."""

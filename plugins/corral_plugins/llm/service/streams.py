@@ -80,9 +80,8 @@ async def following(target: Target, iterator: AsyncGenerator[Chunk, None]) -> As
 
 async def relayed(
     target: Target, iterator: AsyncGenerator[Chunk, None], first: Chunk, redaction: StreamRedaction, outcome: Outcome,
-    answer: Answer | None,
 ) -> AsyncGenerator[Chunk, None]:  # fmt: skip
-    """Chunks as the caller gets them; the last one alone has usage. `outcome` and `answer` are told of each."""
+    """Chunks as the caller gets them; the last one alone has usage. `outcome` is told of each."""
     last: Chunk = first
 
     async def incoming() -> AsyncIterator[Chunk]:
@@ -99,10 +98,8 @@ async def relayed(
                 continue
             chunk.pop("usage", None)
             for ready in redaction.feed(chunk):
-                if answer is not None:
-                    answer.add(ready)
                 yield ready
-    for ready in redaction.end(last):
+    for ready in redaction.end():
         yield ready
     yield {**last, "usage": outcome.usage()}
 

@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import os
 import secrets
+import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +30,20 @@ class InUse(Exception):
 
 class Unusable(Exception):
     """The folder cannot be made or written."""
+
+
+class Losses:
+    """When the token of this worker died. Another worker with its fingerprint takes it each time it registers."""
+
+    TIMES, SECONDS = 3, 300.0
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=self.TIMES)
+
+    def note(self) -> bool:
+        """It died once more; whether that is so often that another worker must be at it."""
+        self._times.append(time.monotonic())
+        return len(self._times) == self.TIMES and self._times[-1] - self._times[0] < self.SECONDS
 
 
 class Folder:

@@ -14,7 +14,7 @@ import msgspec
 
 from corral_plugins.workers.node import machine
 from corral_plugins.workers.node.client import ApiError, Client, Unreachable, pause
-from corral_plugins.workers.node.identity import Folder, Identity
+from corral_plugins.workers.node.identity import Folder, Identity, Losses
 from corral_plugins.workers.node.lease import Lease
 from corral_plugins.workers.node.process import Site
 from corral_plugins.workers.node.runner import NoProcess, Runner
@@ -62,7 +62,7 @@ class Node:
         self._room = asyncio.Event()
         self._draining = asyncio.Event()
         self._paused = False  # the server drains this worker
-        self._registering = asyncio.Lock()
+        self._registering, self._losses = asyncio.Lock(), Losses()
 
     # -- life
 
@@ -176,6 +176,8 @@ class Node:
         """The token was refused: register anew, once for all that noticed."""
         async with self._registering:
             if self._identity is refused:
+                if self._losses.note():
+                    raise Refused("Another worker registers with this name and fingerprint (a copy of the --dir?).")
                 log.warning("the server does not know this worker's token any more; registering again")
                 await self._become(await self._register())
 

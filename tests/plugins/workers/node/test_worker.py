@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import time
@@ -49,6 +50,26 @@ def test_workers_6_the_identity_is_kept_and_private(make_site: Callable[..., Sit
     assert [item["id"] for item in site.call("GET", "/admin/workers")["items"]] == [known["id"]]
     task = site.ended(site.task(site.agent("echo")))
     assert task["status"] == "completed"
+
+
+def test_of_two_workers_with_one_fingerprint_one_is_told_and_ends(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    key, folders = site.key(), [site.folder / "identity", site.folder / "copy"]
+    folders[1].mkdir(mode=0o700)
+    both = [site.worker("w1", "--dir", str(folders[0]), key=key)]
+    shutil.copy(folders[0] / "fingerprint", folders[1])
+    both.append(site.worker("w1", "--dir", str(folders[1]), key=key))
+    stop = time.monotonic() + 120
+    while all(each.popen.poll() is None for each in both):
+        assert time.monotonic() < stop, [each.output for each in both]
+        time.sleep(0.1)
+    (over,) = [each for each in both if each.popen.poll() is not None]
+    (left,) = [each for each in both if each is not over]
+    assert over.popen.returncode == 1
+    assert "Another worker registers with this name and fingerprint" in over.output
+    assert len(site.call("GET", "/admin/workers")["items"]) == 1
+    assert site.ended(site.task(site.agent("echo")))["status"] == "completed"
+    assert left.stop() == 0
 
 
 def test_an_unapproved_worker_waits_and_then_works(make_site: Callable[..., Site]) -> None:
