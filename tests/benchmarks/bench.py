@@ -57,7 +57,7 @@ class Bench:
         self.short = short
         self.folder = folder
         self.seeds = Seeds(folder)
-        self.rounds, self.seconds = (3, 0.3) if short else (7, 1.2)
+        self.rounds, self.seconds = (3, 0.2) if short else (7, 1.2)
         self._stack = contextlib.ExitStack()
         self._hello: Server | None = None
         self._products: dict[str, Product] = {}
@@ -136,11 +136,11 @@ Side = tuple[Server, Sequence[bytes], Sequence[int]]
 def compare(
     one: Side, other: Side, *, rounds: int, seconds: float | None = None, count: int | None = None
 ) -> dict[str, Any]:
-    """Load both in turns. `ratio` is the median of the rounds' ratios; `cpu_ratio` the same of the server's CPU time a
-    request, which other processes on the machine disturb less.
+    """Load both in turns, after a short load of each. `ratio` is the median of the rounds' ratios; `cpu_ratio` the same
+    of the server's CPU time a request, which other processes on the machine disturb less.
     """
     for server, requests, accept in (other, one):
-        load(server, requests, accept=accept, **({"seconds": 0.3} if seconds else {"count": 1}))
+        load(server, requests, accept=accept, **({"seconds": min(0.3, seconds / 2)} if seconds else {"count": 1}))
     pairs: list[tuple[Load, Load]] = []
     for _ in range(rounds):
         first, second = (load(s, r, accept=a, seconds=seconds, count=count) for s, r, a in (one, other))

@@ -74,7 +74,7 @@ def p4_uvicorn(bench: Bench) -> Figure:
 
 def p5(bench: Bench) -> Figure:
     """The tail of P1."""
-    seconds, rounds = (0.5, 3) if bench.short else (2.0, 7)
+    seconds, rounds = (0.3, 3) if bench.short else (2.0, 7)
     loads = [load(bench.main.server, bench.main.gets(), seconds=seconds) for _ in range(rounds)]
     tails = [each.p99_ms / each.p50_ms for each in loads]
     details = {"p50_ms": [each.p50_ms for each in loads], "p99_ms": [each.p99_ms for each in loads]}
@@ -145,7 +145,7 @@ def p14(bench: Bench) -> Figure:
         ([product.get(f"{TASKS}?limit=50")], (200,)),
         ([request_bytes("POST", TASKS, PATTERN, product.token)], (201,)),
     ):
-        load(product.server, requests, seconds=0.3 if bench.short else 2.0, accept=accept)
+        load(product.server, requests, seconds=0.2 if bench.short else 2.0, accept=accept)
     return Figure(
         name="P14", title="RSS after the run", value=product.server.rss_mb(), target=150.0, unit="MB", at_most=True,
         details={"before_mb": before},

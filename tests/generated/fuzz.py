@@ -6,7 +6,6 @@ What a request makes is asked for by later ones, deleted things too; ids of what
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections import Counter
 from collections.abc import Coroutine, Mapping
@@ -15,13 +14,12 @@ from typing import Any, TypeVar
 import msgspec
 import requests
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
 from schemathesis.core.failures import Failure, FailureGroup
 from schemathesis.core.parameters import ParameterLocation
 from schemathesis.core.transport import Response
 from schemathesis.specs.openapi import checks
+from tests.generated.cases import Cases
 from tests.generated.operations import BASE, Operation
 from tests.generated.resources import RESOURCES, Names, of
 from tests.generated.world import World
@@ -77,27 +75,19 @@ class Fuzz:
 
     async def run(self, cases: int, *, derandomize: bool) -> None:
         """So many cases of every operation, half of them wrong on purpose; each is asked by two callers."""
-        schema = schemathesis.openapi.from_dict(_plain((await self.world.kit.client.get("/openapi.json")).json()))
+        document = _plain((await self.world.kit.client.get("/openapi.json")).json())
+        schema, made = schemathesis.openapi.from_dict(document), Cases(document, derandomize=derandomize)
         operations = [each for each in self.world.operations if not each.path.endswith("/stream")]
         for operation in sorted(operations, key=lambda each: each.path.startswith(LAST)):
             described = schema[BASE + operation.path][operation.method]
-            await asyncio.to_thread(self._operation, operation, described, cases, derandomize)
+            await asyncio.to_thread(self._operation, operation, described, made, cases)
 
-    # -- in the thread of hypothesis
+    # -- in a thread beside the loop of the kernel
 
-    def _operation(self, operation: Operation, described: Any, cases: int, derandomize: bool) -> None:
+    def _operation(self, operation: Operation, described: Any, made: Cases, count: int) -> None:
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
-
-            @settings(
-                max_examples=cases, deadline=None, database=None, derandomize=derandomize,
-                suppress_health_check=list(HealthCheck), phases=[Phase.generate],
-            )  # fmt: skip
-            @given(case=described.as_strategy(generation_mode=mode))
-            def each(case: Case) -> None:
+            for case in made.of(described, mode, count):
                 self._case(operation, case)
-
-            with contextlib.suppress(Unsatisfiable):  # an operation that takes nothing is asked for nothing wrong
-                each()
 
     def _case(self, operation: Operation, case: Case) -> None:
         self._use_what_exists(operation, case)

@@ -66,8 +66,8 @@ class Slow:
                 await writer.drain()
 
 
-async def ask(port: int, token: str, stop: asyncio.Event) -> list[float]:
-    """A client that asks again and again; how long each answer took, in milliseconds."""
+async def ask(port: int, token: str, pause: float, stop: asyncio.Event) -> list[float]:
+    """A client that asks again and again, with a pause between; how long each answer took, in milliseconds."""
     took: list[float] = []
     head = {"Authorization": f"Bearer {token}"}
     async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client:
@@ -76,16 +76,16 @@ async def ask(port: int, token: str, stop: asyncio.Event) -> list[float]:
             answer = await client.get("/api/v1/tasks", headers=head)
             took.append((time.perf_counter() - began) * 1000)
             assert answer.status_code == 200, answer.text
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(pause)
     return took
 
 
-async def attack(port: int, token: str, number: int) -> tuple[list[Slow], list[Slow], list[float]]:
+async def attack(port: int, token: str, number: int, pause: float) -> tuple[list[Slow], list[Slow], list[float]]:
     """So many slow headers, half of them dripping, and so many slow bodies, while four clients ask."""
     headers = [Slow(port, HEADERS, drip=place % 2 == 0) for place in range(number)]
     bodies = [Slow(port, BODY, drip=False) for _ in range(number)]
     stop = asyncio.Event()
-    asking = [asyncio.create_task(ask(port, token, stop)) for _ in range(4)]
+    asking = [asyncio.create_task(ask(port, token, pause, stop)) for _ in range(4)]
     await asyncio.gather(
         *[slow.run(CLOSED_WITHIN + 15) for slow in headers], *[slow.run(TOLD_WITHIN + 15) for slow in bodies]
     )
@@ -99,7 +99,8 @@ async def test_s09_slow_connections_are_ended_and_hold_up_nobody(
 ) -> None:
     with ServerProcess(tmp_path, database_url=database_url) as server, server.sign_in() as client:
         token = client.headers["authorization"].removeprefix("Bearer ")
-        headers, bodies, took = await attack(server.port, token, 500 if long_form else 60)
+        number, pause = (500, 0.02) if long_form else (60, 0.05)
+        headers, bodies, took = await attack(server.port, token, number, pause)
         after = client.get("/tasks").status_code
     p99 = took[int(len(took) * 0.99)]
     figures = {

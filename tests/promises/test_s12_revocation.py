@@ -24,6 +24,7 @@ from corral.testing.server import PASSWORD, ServerProcess
 
 LIMIT_SECONDS, WATCHED_SECONDS = 2.0, 3.0
 SOCKETS = 4  # enough to reach both processes
+PAUSE = 0.04  # seconds between two requests with a dead credential
 
 
 @pytest.fixture
@@ -113,12 +114,14 @@ class Watch(threading.Thread):
         self.asked, self.last = 0, 0.0
 
     def run(self) -> None:
-        while not self.stop.wait(0.02):
-            with self.server.client() as client, contextlib.suppress(httpx2.HTTPError):
-                asked = time.monotonic()
-                if client.get("/auth/me", headers=self.headers).status_code == 200:
-                    self.last = asked
-                self.asked += 1
+        address, anew = f"{self.server.address}/api/v1/auth/me", httpx2.Limits(max_keepalive_connections=0)
+        with httpx2.Client(timeout=30, trust_env=False, headers=self.headers, limits=anew) as client:
+            while not self.stop.wait(PAUSE):
+                with contextlib.suppress(httpx2.HTTPError):
+                    asked = time.monotonic()
+                    if client.get(address).status_code == 200:
+                        self.last = asked
+                    self.asked += 1
 
 
 class Listener(threading.Thread):

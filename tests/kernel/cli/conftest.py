@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.kernel.cli.warm import warm
 
 from corral.testing.installed import PluginFolder
 
@@ -30,7 +31,10 @@ class Done:
 
 
 class Command:
-    """`corral("user", "list")` in the folder `home`; no `CORRAL_*` of the outer environment counts."""
+    """`corral("user", "list")` in the folder `home`; no `CORRAL_*` of the outer environment counts.
+
+    The process is a fork of one that has imported what commands do; `anew` starts one that has nothing.
+    """
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -39,6 +43,11 @@ class Command:
         self.plugins = PluginFolder(home / "plugins")
 
     def __call__(self, *arguments: str, stdin: str = "", environ: Mapping[str, str] | None = None) -> Done:
+        process = warm().run(arguments, cwd=self.home, environ={**self.environ, **(environ or {})}, stdin=stdin)
+        return Done(process)
+
+    def anew(self, *arguments: str, stdin: str = "", environ: Mapping[str, str] | None = None) -> Done:
+        """The same by `python -m corral`."""
         process = subprocess.run(
             [sys.executable, "-m", "corral", *arguments], cwd=self.home, input=stdin, text=True, capture_output=True,
             env={**self.environ, **(environ or {})}, timeout=120, check=False,

@@ -78,7 +78,7 @@ def test_operations_8_every_command_has_help(corral: Any) -> None:
 def test_operations_8_json_output_parses(corral: Any, arguments: tuple[str, ...]) -> None:
     if arguments[0] == "user":
         assert corral("migrate").status == 0
-    done = corral(*arguments, "--json")
+    done = corral.anew(*arguments, "--json")
     assert isinstance(done.json(), dict), done
 
 
@@ -98,7 +98,7 @@ def test_version_is_fast(corral: Any) -> None:
     taken = []
     for _ in range(5):
         began = time.perf_counter()
-        assert corral("--version").status == 0
+        assert corral.anew("--version").status == 0
         taken.append(time.perf_counter() - began)
     assert min(taken) < 0.45
 
@@ -258,6 +258,6 @@ def test_openapi_in_yaml_needs_a_library(corral: Any) -> None:
     blocked = corral.home / "blocked"
     blocked.mkdir()
     (blocked / "yaml.py").write_text("raise ImportError('not here')")
-    done = corral("openapi", "--yaml", environ={"PYTHONPATH": str(blocked)})
+    done = corral.anew("openapi", "--yaml", environ={"PYTHONPATH": str(blocked)})
     assert done.status == 2
     assert "pip install pyyaml" in done.err

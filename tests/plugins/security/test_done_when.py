@@ -118,16 +118,12 @@ class Pair:
     """Two server processes on one installation, each with its own address."""
 
     def __init__(self, servers: list[ServerProcess]) -> None:
-        self.servers = servers
+        self.servers, self.clients = servers, [server.client() for server in servers]
         self.admin = servers[0].sign_in()
 
     def ask(self, key: str) -> set[int]:
         """What the processes answer."""
-        found = set()
-        for server in self.servers:
-            with server.client() as client:
-                found.add(client.get("/tasks", headers={"X-API-Key": key}).status_code)
-        return found
+        return {client.get("/tasks", headers={"X-API-Key": key}).status_code for client in self.clients}
 
     def last_seen(self, key: str, *, quiet: float = 3.0) -> tuple[float, set[int]]:
         """When the key last worked in any process, and what it gets since; asked until it has not for a while."""
@@ -140,6 +136,7 @@ class Pair:
                 assert last < 30
             elif now - last > quiet:
                 return last, found
+            time.sleep(0.02)
 
     def member(self, number: int) -> tuple[str, httpx2.Client]:
         """A new member and their client."""

@@ -69,11 +69,12 @@ def test_the_compiled_rules_judge_as_a_plain_search_does(seed: int) -> None:
         action = dice.choice(["allow", "block"])
         made[(network, action)] = Rule(str(number), network, action)
     ruleset = Ruleset("blocklist", made.values())
+    networks = [(ipaddress.ip_network(rule.cidr), rule) for rule in made.values()]
+    networks.sort(key=lambda item: (item[0].prefixlen, item[1].action == "block"))
     for _ in range(500):
         base = dice.choice(["10.0.0.0", "2001:db8::"])
         address = ipaddress.ip_address(int(ipaddress.ip_address(base)) | dice.getrandbits(14))
-        holding = [rule for rule in made.values() if address in ipaddress.ip_network(rule.cidr)]
-        holding.sort(key=lambda rule: (ipaddress.ip_network(rule.cidr).prefixlen, rule.action == "block"))
+        holding = [rule for network, rule in networks if address in network]
         assert ruleset.judge(str(address)) == (
             (holding[-1].action == "allow", holding[-1]) if holding else (True, None)
         )

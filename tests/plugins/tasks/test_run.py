@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.kernel.cli.warm import warm
 
 from corral.http.remote import Remote, RemoteError
 from corral.testing.server import ServerProcess
@@ -38,10 +39,7 @@ class Run:
         self.environ = {**os.environ, "CORRAL_URL": address, "CORRAL_TOKEN": token}
 
     def __call__(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "corral", "run", *arguments], cwd=self.folder, env={**self.environ, **environ},
-            text=True, capture_output=True, timeout=90, check=False,
-        )  # fmt: skip
+        return warm().run(("run", *arguments), cwd=self.folder, environ={**self.environ, **environ}, stdin="")
 
     def agent(self, name: str, model: str = "echo") -> str:
         fields = {"name": name, "llm_provider": "scripted", "llm_model": model, "retry_policy": {"max_attempts": 1}}
