@@ -94,7 +94,7 @@ def store(kernel: Kernel, count: int) -> None:
     def rows(numbers: range) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         secrets, versions = [], []
         for n in numbers:
-            id, version = new_id(), new_id()
+            id = new_id()
             secrets.append(
                 {
                     "id": id, "name": f"S{n}", "name_key": f"s{n}", "category": "general", "description": "",
@@ -102,8 +102,8 @@ def store(kernel: Kernel, count: int) -> None:
                     "created_at": now, "updated_at": now,
                 }
             )  # fmt: skip
-            sealed = keyring.seal(value(n).encode(), aad=place("secrets_versions", version, 1)).hex()
-            versions.append({"id": version, "secret_id": id, "n": 1, "sealed": sealed, "created_at": now})
+            sealed = keyring.seal(value(n).encode(), aad=place("secrets_versions", id, 1)).hex()
+            versions.append({"id": new_id(), "secret_id": id, "n": 1, "sealed": sealed, "created_at": now})
         return secrets, versions
 
     def insert(secrets: list[dict[str, Any]], versions: list[dict[str, Any]]) -> None:

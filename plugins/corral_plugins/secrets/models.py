@@ -54,7 +54,7 @@ SecretRow.add_index(
 
 
 class SecretVersion(Model):
-    """A value of a secret, bound to this row and number. `sealed` null: destroyed. `grace_until`: still valid for
+    """A value of a secret, bound to that secret and number. `sealed` null: destroyed. `grace_until`: still valid for
     checks that Corral makes itself.
     """
 

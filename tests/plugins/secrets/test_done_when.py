@@ -154,6 +154,23 @@ async def test_secrets_4_a_ciphertext_of_another_secret_does_not_open(safe: Any)
     assert await safe.value(one["id"]) == VALUE
 
 
+async def test_secrets_4_a_version_that_is_given_to_another_secret_does_not_open(safe: Any) -> None:
+    made = [await safe.create(), await safe.create("the value of the other secret")]
+    await safe.step_up()
+
+    def swap() -> None:
+        rows = [SecretVersion.get(SecretVersion.secret_id == each["id"]) for each in made]
+        for row, owner in zip(rows, ("nobody", made[0]["id"]), strict=True):  # never two of one number
+            SecretVersion.update(secret_id=owner).where(SecretVersion.id == row.id).execute()
+        SecretVersion.update(secret_id=made[1]["id"]).where(SecretVersion.id == rows[0].id).execute()
+
+    await safe.work(swap)
+    for each in made:
+        answer = await safe.reveal(each["id"])
+        assert (answer.status, answer.code) == (409, "secrets.damaged")
+        assert VALUE.encode() not in answer.body
+
+
 async def test_secrets_5_a_wrong_key_seals_the_vault_and_the_right_one_opens_it(make_kit: Callable[..., Any]) -> None:
     async def world(key: str) -> Any:
         return await make_kit(plugins=PLUGINS, environ={"CORRAL_MASTER_KEY": KEYS[key], **JWT})

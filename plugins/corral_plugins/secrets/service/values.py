@@ -46,6 +46,11 @@ def unhex(text: str) -> bytes:
         raise SealedWrong("not a sealed value") from None
 
 
+def _place(secret_id: str, n: int) -> str:
+    """By the secret, not by the version's row: who gives that to another secret must not give the value along."""
+    return place("secrets_versions", secret_id, n)
+
+
 def generated(how: Generate) -> str:
     """A new random value."""
     return "".join(secrets.choice(CHARSETS[how.charset]) for _ in range(how.length))
@@ -59,9 +64,8 @@ class Values:
 
     def add(self, row: SecretRow, n: int, value: str, *, by: str | None) -> None:
         """Store a value as version `n` of a locked secret."""
-        id = new_id()
-        sealed = self._keyring.seal(value.encode(), aad=place("secrets_versions", id, n)).hex()
-        SecretVersion.create(id=id, secret_id=row.id, n=n, sealed=sealed, created_by=by, created_at=clock.now())
+        sealed = self._keyring.seal(value.encode(), aad=_place(row.id, n)).hex()
+        SecretVersion.create(id=new_id(), secret_id=row.id, n=n, sealed=sealed, created_by=by, created_at=clock.now())
 
     def replace(self, row: SecretRow, value: str, *, by: str | None, grace_seconds: int = 0) -> int:
         """The next version of a locked secret: its number. The present one stays valid for Corral's own checks."""
@@ -99,8 +103,7 @@ class Values:
 
     def opened(self, version: SecretVersion) -> str:
         """The text of a sealed version; `SealedWrong`, `Unavailable`."""
-        aad = place("secrets_versions", version.id, version.n)
-        return self._keyring.open(unhex(version.sealed), aad=aad).decode()
+        return self._keyring.open(unhex(version.sealed), aad=_place(version.secret_id, version.n)).decode()
 
     def after(self, id: str, at_once: int = 200) -> list[Any]:
         """The versions after one that were not destroyed, with the names of their secrets."""
