@@ -48,8 +48,10 @@ def _encoded(value: str) -> Iterator[str]:
     for percent in (*(quote(data, safe=kept) for kept in UNESCAPED), quote_plus(data), _of_html_form(data)):
         yield from (percent, re.sub("%..", lambda escape: escape[0].lower(), percent))
     for escaped in (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]):
-        for form in (escaped, escaped.translate(FIT_FOR_HTML)):
+        for form in (escaped, escaped.translate(FIT_FOR_HTML), json.dumps(escaped)[1:-1]):  # the last: JSON in JSON
             yield from (form, form.replace("/", "\\/"))
+    units = value.encode("utf-16-be", "surrogatepass").hex(" ", 2).split(" ")
+    yield from ("".join(f"\\u{unit}" for unit in units), "".join(f"\\u{unit.upper()}" for unit in units))
     yield html.escape(value)
     yield html.escape(value).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
 
