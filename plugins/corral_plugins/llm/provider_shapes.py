@@ -13,7 +13,7 @@ from corral_plugins.llm.api import Timeouts
 from corral_plugins.llm.service.provider import Fields, ModelSpec, all_models
 
 ProviderName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}(?![\s\S])")]
-Url = Annotated[str, Meta(max_length=2048, pattern=r"^https?://")]
+Url = Annotated[str, Meta(max_length=2048, pattern=r"^https?://[^?#\s]+(?![\s\S])")]  # no place for a key
 Headers = Annotated[dict[Annotated[str, line(100)], Annotated[str, line(1000, 0)]], Meta(max_length=10)]
 Models = Annotated[list[ModelSpec | Literal["*"]], Meta(min_length=1, max_length=500)]
 ModelName = Annotated[str, line(200)]

@@ -86,6 +86,9 @@ async def test_providers_of_the_file_are_changed_there(kit: Any) -> None:
     [
         ({"kind": "nonsense"}, "/kind"), ({"base_url": None}, "/base_url"), ({"name": "No Name"}, "/name"),
         ({"headers": {"Authorization": "x"}}, "/headers/Authorization"), ({"max_retries": 9}, "/max_retries"),
+        ({"headers": {"X-Auth-Token": "x"}}, "/headers/X-Auth-Token"), ({"headers": {"Host": "x"}}, "/headers/Host"),
+        ({"headers": {"x-goog-api-key": "x"}}, "/headers/x-goog-api-key"),
+        ({"base_url": "https://example.org/v1?key=abc"}, "/base_url"),
         ({"base_url": "ftp://example.org"}, "/base_url"), ({"timeouts": {"idle_seconds": 0}}, "/timeouts/idle_seconds"),
         ({"models": [{"id": ""}]}, "/models/0"), ({"surprise": 1}, "/surprise"),
     ],
@@ -95,6 +98,12 @@ async def test_what_is_refused(kit: Any, new: dict[str, Any], change: dict[str, 
     assert answer.status == 422, answer
     assert answer.json()["errors"][0]["pointer"].startswith(pointer)
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_headers_that_hold_no_credential_are_taken(kit: Any, new: dict[str, Any]) -> None:
+    headers = {"OpenAI-Organization": "org-1", "anthropic-version": "2023-06-01", "X-Keyboard": "qwerty"}
+    answer = await (await kit.as_user("admin")).post("/llm/providers", {**new, "headers": headers})
+    assert (answer.status, answer.json()["headers"]) == (201, headers)
 
 
 async def test_keys_need_the_vault(kit: Any, new: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,10 +27,8 @@ from corral_plugins.llm.service.keys import ProviderKeys
 from corral_plugins.llm.service.provider import Fields, Provider
 from corral_plugins.llm.service.registry import Registry
 
-CREDENTIAL_HEADERS = frozenset({
-    "authorization", "cookie", "host", "content-length", "content-type", "proxy-authorization", "x-api-key", "api-key",
-    "x-goog-api-key",
-})  # fmt: skip
+CREDENTIAL_HEADER = re.compile("auth|token|secret|cookie|passw|credential|session|apikey|(^|[-_])key($|[-_])")
+OWN_HEADERS = frozenset({"host", "content-length", "content-type"})
 Row = LlmProviderRow
 
 
@@ -179,8 +178,11 @@ class Directory:
 def check_headers(headers: dict[str, str]) -> None:
     """Raise `Invalid` for headers that would carry a credential or break the request."""
     for name in headers:
-        if name.lower() in CREDENTIAL_HEADERS:
-            raise Invalid.at(f"/headers/{name}", "not_allowed", "Credentials do not belong into headers.")
+        if name.lower() in OWN_HEADERS:
+            raise Invalid.at(f"/headers/{name}", "not_allowed", "Corral writes this header itself.")
+        if CREDENTIAL_HEADER.search(name.lower()):
+            told = "Credentials do not belong into headers, which everybody who manages models reads: use api_key."
+            raise Invalid.at(f"/headers/{name}", "not_allowed", told)
 
 
 def _given(patch: ProviderPatch) -> dict[str, Any]:
