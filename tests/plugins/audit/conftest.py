@@ -77,7 +77,7 @@ class Books:
         if self.url.startswith("sqlite"):
             with sqlite3.connect(self.url.removeprefix("sqlite:///"), timeout=10) as engine:
                 for table in ("rows", "checkpoints"):
-                    for verb in ("update", "delete"):
+                    for verb in ("update", "delete", "replace"):
                         engine.execute(f"DROP TRIGGER IF EXISTS audit_{table}_no_{verb}")
                 for statement in statements:
                     engine.execute(statement, parameters)
