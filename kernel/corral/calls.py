@@ -25,8 +25,9 @@ _giving_up = threading.Lock()
 
 
 class Contributed(Protocol):
-    """What is called. `blamed`: whether a unit that it held up is its plugin's fault, and not the route's or job's."""
+    """What is called, and of which plugin. `blamed`: whether a unit that it held up is no fault of the route or job."""
 
+    plugin: str
     blamed: bool
 
     def stuck(self, thread: int) -> None:
