@@ -119,14 +119,12 @@ def discover(config: Config) -> list[Found]:
     for point in metadata.entry_points(group=GROUP):
         facts: Any = facts_of(point.dist) if point.dist is not None else {}
         item = Found(
-            name=point.name,
-            load=point.load,
-            package=point.module.partition(".")[0],
+            name=point.name, load=point.load, package=point.module.partition(".")[0],
             distribution=str(facts["Name"] if facts else BUILT_IN).lower(),
             version=str(facts["Version"] if facts else ""),
             author=str(facts.get("Author-email") or facts.get("Author") or "") if facts else "",
             license=str(facts.get("License-Expression") or facts.get("License") or "") if facts else "",
-        )
+        )  # fmt: skip
         known = found.setdefault(item.name, item)
         if known.built_in != item.built_in:  # a built-in plugin keeps its name
             found[item.name], other = (known, item) if known.built_in else (item, known)

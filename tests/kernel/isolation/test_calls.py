@@ -90,35 +90,6 @@ async def test_an_async_route_that_does_not_come_back_fails_alone(tmp_path: Path
         assert kit.loaded("faulty").active  # errors of routes never quarantine
 
 
-@pytest.mark.parametrize("pause", ["loops", "sleeps"])
-async def test_a_def_route_that_does_not_come_back_names_its_plugin(tmp_path: Path, pause: str) -> None:
-    group, ended = routes("faulty"), threading.Event()
-
-    @group.get("/hangs", needs="public")
-    def hang() -> None:
-        """Hang."""
-        while not ended.is_set():
-            if pause == "sleeps":
-                ended.wait(600)
-
-    async with make_kernel(tmp_path, plugins=[plugin("faulty", corral_routes=lambda self: [group])]) as kit:
-        for number in (1, 2):
-            answer = await kit.client.get("/faulty/hangs")
-            assert (answer.status, answer.code, answer.json()["plugin"]) == (503, "dependency_unavailable", "faulty")
-            assert errors(kit) == ["LostCall: it did not come back in time and was given up"] * number
-        assert kit.kernel.registry.errors("faulty")[0].where == "GET /faulty/hangs"
-        assert kit.kernel.registry.totals("faulty") == (2, 2)
-        lost = 2 if pause == "sleeps" else 0
-        await until(lambda: kit.kernel.warden.lost_threads()["faulty"] == lost)
-        await until(lambda: kit.kernel.database.busy()[0] == 0)
-        answer = await kit.client.get("/faulty/hangs")
-        assert (answer.code, answer.json()["plugin"]) == ("plugin_failed", "faulty")
-        ended.set()
-        await until(lambda: kit.kernel.warden.lost_threads()["faulty"] == 0)
-        assert (await kit.client.get("/faulty")).status == 200
-        assert kit.loaded("faulty").active  # errors of routes never quarantine
-
-
 async def test_health_checks_in_threads(tmp_path: Path) -> None:
     ended = threading.Event()
 
