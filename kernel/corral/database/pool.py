@@ -101,6 +101,8 @@ class Lane(threading.Thread, abc.ABC):
             ticket = self.pool.queue.get()
             if ticket is None:
                 break
+            if self.pool.refused(ticket):
+                continue
             try:
                 self.handle(ticket)
             except UnitLost:
@@ -198,13 +200,25 @@ class Pool:
         label = ticket.entry.label
         until, tried, culprit = self._held.get(label, (0.0, True, {}))
         if ticket.since < until:
-            wait = math.ceil(until - ticket.since)
-            told = f"{label} ran too long twice and is held."
-            raise Unavailable(told, code="plugin_failed", retry_after=wait, **culprit)
+            raise self._told(label)
         if tried:
             self._held.pop(label, None)
         else:
             self._held[label] = (ticket.since + 2 * LOST_AFTER, True, culprit)
+
+    def refused(self, ticket: Ticket) -> bool:
+        """Whether its route came to be held while it waited; then it is answered."""
+        label = ticket.entry.label
+        if label not in self._held or ticket.since >= self._losses[label]:
+            return False
+        self.deliver([Outcome(ticket, None, error=self._told(label))])
+        self.release(ticket)
+        return True
+
+    def _told(self, label: str) -> Unavailable:
+        until, _, culprit = self._held[label]
+        wait, told = max(1, math.ceil(until - time.monotonic())), f"{label} ran too long twice and is held."
+        return Unavailable(told, code="plugin_failed", retry_after=wait, **culprit)
 
     def _enter(self, room: str, ticket: Ticket) -> bool:
         """Whether the ticket is within the share of its plugin; else it waits for one of these to end."""
@@ -271,7 +285,7 @@ class Pool:
             self.queue.put(other)
         fresh.start()
         self.release(ticket)
-        error = Unavailable("The operation ran too long and was rolled back.", **culprit)
+        error = Unavailable("The operation ran too long and was rolled back.", retry_after=1, **culprit)
         self.deliver([Outcome(ticket, None, error=error)])
 
     def _count(self, label: str, began: float, lost: float, culprit: dict[str, str]) -> None:
