@@ -159,6 +159,7 @@ def test_s11_misbehaving_plugins(tmp_path: Path, database_url: str, long_form: b
                 lambda: all(states(admin)[name]["state"] == "quarantined" for name in misbehaving.CALLED),
                 HELD_WITHIN + SLACK,
             )
+            until(lambda: states(admin)["napper"]["errors_total"] == 2, SLACK)
             time.sleep(max(0.0, ready + 5 - time.monotonic()))
             after, named = time.monotonic(), states(admin)  # after a minute the held ones are tried again
             time.sleep(seconds)

@@ -1,4 +1,4 @@
-"""A loop on the event loop that swallows whatever is raised in it: the process ends, by itself or when it is told to."""
+"""A loop on the event loop that swallows what is raised in it: the process ends, by itself or when it is told to."""
 
 from __future__ import annotations
 
