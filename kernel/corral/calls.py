@@ -25,21 +25,19 @@ _giving_up = threading.Lock()
 
 
 class Contributed(Protocol):
-    """What is called. `blamed`: whether a unit that it held up is its plugin's fault, and not the route's or job's."""
+    """What is called, and of which plugin. `blamed`: whether a unit that it held up is no fault of the route or job."""
 
+    plugin: str
     blamed: bool
 
     def stuck(self, thread: int) -> None:
         """It is about to be given up; before it can have come back."""
-        ...
 
     def lost(self, thread: int) -> None:
         """It did not come back in time, and nobody waits for it any more."""
-        ...
 
     def returned(self, thread: int) -> None:
         """A lost one has come back."""
-        ...
 
 
 class CallLost(BaseException):
@@ -47,12 +45,12 @@ class CallLost(BaseException):
 
 
 class Inside:
-    """A call that goes on; `ticks`: how often the watchdog has seen it."""
+    """A call that goes on; `ticks`: how often the watchdog has seen it so, and since it was given up with `error`."""
 
-    __slots__ = ("contributed", "ticks")
+    __slots__ = ("contributed", "error", "ticks")
 
     def __init__(self, contributed: Contributed) -> None:
-        self.contributed, self.ticks = contributed, 0
+        self.contributed, self.ticks, self.error = contributed, 0, CallLost
 
 
 def leave(thread: int, entry: Inside, outer: Inside | None) -> bool:
@@ -64,7 +62,7 @@ def leave(thread: int, entry: Inside, outer: Inside | None) -> bool:
         return False
     with _giving_up:  # who gave it up has raised by now; what was not delivered must not hit the next call
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None)
-    given_up.pop(thread, None)
+        given_up.pop(thread, None)
     entry.contributed.returned(thread)
     return True
 
@@ -88,8 +86,15 @@ def give_up(thread: int, entry: Inside, error: Any = CallLost) -> bool:
             if taken is not None:
                 running.setdefault(thread, taken)
             return False
-        given_up[thread] = entry
+        given_up[thread], entry.ticks, entry.error = entry, 0, error
         entry.contributed.stuck(thread)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
     entry.contributed.lost(thread)
     return True
+
+
+def insist(thread: int, entry: Inside) -> None:
+    """Raise once more in a thread that is still inside of a call that was given up."""
+    with _giving_up:
+        if given_up.get(thread) is entry:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(entry.error))

@@ -116,33 +116,22 @@ class Problem(Failure):
     default: ClassVar[str] = "internal"
 
     def __init__(
-        self,
-        detail: str = "",
-        *,
-        code: str | None = None,
-        errors: Iterable[Fault] = (),
-        headers: Mapping[str, str] | None = None,
-        **members: Any,
-    ) -> None:
+        self, detail: str = "", *, code: str | None = None, errors: Iterable[Fault] = (),
+        headers: Mapping[str, str] | None = None, **members: Any,
+    ) -> None:  # fmt: skip
         self.code = code or self.default
         self.status, self.title = CODES[self.code]
         self.detail = detail or self.title + "."
-        self.errors = tuple(errors)
-        self.headers = dict(headers or {})
+        self.errors, self.headers = tuple(errors), dict(headers or {})
         self.members = members
         super().__init__(f"{self.code}: {self.detail}")
 
     def document(self, instance: str, request_id: str) -> dict[str, Any]:
         """The RFC 9457 document; at most 100 faults are listed."""
         body: dict[str, Any] = {
-            "type": f"/problems/{self.code}",
-            "title": self.title,
-            "status": self.status,
-            "detail": self.detail,
-            "instance": instance,
-            "code": self.code,
-            "request_id": request_id,
-        }
+            "type": f"/problems/{self.code}", "title": self.title, "status": self.status, "detail": self.detail,
+            "instance": instance, "code": self.code, "request_id": request_id,
+        }  # fmt: skip
         if self.errors:
             body["errors"] = self.errors[:100]
         body.update(self.members)

@@ -47,6 +47,7 @@ class Found(msgspec.Struct, kw_only=True):
     version: str = ""
     author: str = ""
     license: str = ""
+    claims: str = ""  # the name of a built-in plugin, which it took for its own
 
     @property
     def built_in(self) -> bool:
@@ -118,30 +119,29 @@ def discover(config: Config) -> list[Found]:
     for point in metadata.entry_points(group=GROUP):
         facts: Any = facts_of(point.dist) if point.dist is not None else {}
         item = Found(
-            name=point.name,
-            load=point.load,
-            package=point.module.partition(".")[0],
+            name=point.name, load=point.load, package=point.module.partition(".")[0],
             distribution=str(facts["Name"] if facts else BUILT_IN).lower(),
             version=str(facts["Version"] if facts else ""),
             author=str(facts.get("Author-email") or facts.get("Author") or "") if facts else "",
             license=str(facts.get("License-Expression") or facts.get("License") or "") if facts else "",
-        )
-        known = found.get(item.name)
-        if known is None or item.built_in:  # a built-in plugin keeps its name
-            found[item.name] = item
-        elif not known.built_in and known.distribution != item.distribution:
-            found[item.name] = _contested(known, item)
+        )  # fmt: skip
+        known = found.setdefault(item.name, item)
+        if known.built_in != item.built_in:  # a built-in plugin keeps its name
+            found[item.name], other = (known, item) if known.built_in else (item, known)
+            rival = f"{item.name}_of_{re.sub(r'[^a-z0-9]+', '_', other.distribution)}"
+            told = f"name clash with the built-in plugin {item.name}: uninstall {other.distribution}"
+            found[rival] = _refused(rival, other.distribution, told, item.name)
+        elif known.distribution != item.distribution:
+            both = " and ".join(sorted({known.distribution, item.distribution}))
+            found[item.name] = _refused(item.name, both, f"{both} both have a plugin {item.name}: uninstall one")
     return list(found.values())
 
 
-def _contested(first: Found, second: Found) -> Found:
-    """Neither of two distributions that give a plugin one name."""
-    both = " and ".join(sorted({first.distribution, second.distribution}))
-
+def _refused(name: str, distribution: str, told: str, claims: str = "") -> Found:
     def load() -> Any:
-        raise ValueError(f"{both} both have a plugin {first.name}: uninstall one")
+        raise ValueError(told)
 
-    return Found(name=first.name, load=load, distribution=both)
+    return Found(name=name, load=load, distribution=distribution, claims=claims)
 
 
 def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | None = None) -> list[Loaded]:
@@ -201,8 +201,7 @@ def order(plugins: list[Loaded]) -> list[Loaded]:
 
 def _needed(loaded: Loaded, among: Mapping[str, Loaded]) -> set[str]:
     """The names of those in `among` that it requires, directly or through others."""
-    found: set[str] = set()
-    new = set(loaded.requires) & set(among)
+    found, new = set[str](), set(loaded.requires) & set(among)
     while new:
         found |= new
         new = {name for item in new for name in among[item].requires if name in among} - found
@@ -222,7 +221,7 @@ def block(ordered: Iterable[Loaded]) -> None:
 
 def _begin(item: Found, config: Config, off: Mapping[str, str]) -> Loaded:
     loaded = Loaded(found=item, since=clock.now())
-    named = item.name in config.plugins.enabled
+    named = not {item.name, item.claims}.isdisjoint(config.plugins.enabled)
     if loaded.protected:
         if item.name in config.plugins.disabled:
             log.warning("corral.toml disables a protected plugin; it is loaded", extra={"plugin": item.name})

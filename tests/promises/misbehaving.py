@@ -1,4 +1,4 @@
-"""Twelve plugins that misbehave, each in its own way, and one that counts how often it is called."""
+"""Fourteen plugins that misbehave, each in its own way, and one that counts how often it is called."""
 
 from __future__ import annotations
 
@@ -131,7 +131,9 @@ AT_START = {
     "twin": "ValueError: acme-twin and corral-twin both have a plugin twin: uninstall one",
 }
 """They do not come up, with the reason."""
-ALL = (*CALLED, *AT_START, "raiser", "flooder")
+ROUTES = {"raiser": "raise ValueError('raiser')", "spinner": "while True:\n        pass", "napper": "time.sleep(300)"}
+"""Their routes err; the latter two do not come back."""
+ALL = (*CALLED, *AT_START, *ROUTES, "flooder")
 
 
 def install(folder: PluginFolder, *names: str) -> str:
@@ -161,14 +163,14 @@ def text(name: str) -> str:
         parts.append(GATE % {"act": acts[name]})
     if name == "unawaited":
         parts.append((GATE % {"act": "        await asyncio.sleep(0)"}).replace("def check", "async def check"))
-    if name in ("steady", "raiser"):
-        parts.append(ROUTE % {**facts, "act": "return dict(counts)" if name == "steady" else "raise ValueError(name)"})
+    if name == "steady" or name in ROUTES:
+        parts.append(ROUTE % {**facts, "act": ROUTES.get(name, "return dict(counts)")})
     parts.append(SEEN if name == "steady" else "")
     parts.append(BODY % facts)
     parts.append({"dying": DIES, "configured": CONFIGURED}.get(name, ""))
     if name in acts or name == "unawaited":
         parts.append(GATED)
-    if name in ("steady", "raiser"):
+    if name == "steady" or name in ROUTES:
         parts.append(ROUTED)
     parts.append({"steady": STEADY_HOOKS, "sleeper": SLEEPS_HOOKS, "flooder": FLOODS_HOOKS}.get(name, ""))
     return "".join(parts)

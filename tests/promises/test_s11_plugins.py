@@ -1,8 +1,8 @@
-"""S11: twelve plugins misbehave in one server under load; the core does not err, and each culprit is named.
+"""S11: fourteen plugins misbehave in one server under load; the core does not err, and each culprit is named.
 
 They raise at import, exit, loop, sleep, return the wrong type, forget to be awaited, let a thread die, flood the log,
-raise in a route, break at their migration or configuration, and have one name twice. Short form: 12 s after they are
-held; long form (`--long`): 60 s.
+raise, loop or sleep in a route, break at their migration or configuration, and have one name twice. Short form: 12 s
+after they are held; long form (`--long`): 60 s.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from corral.testing.server import ServerProcess
 CLIENTS, PAUSE = 4, 0.02
 HELD_WITHIN, SLACK = 10.0, 10.0  # seconds; the slack is for a machine that has other things to do
 LOG_LINES_A_SECOND = 100
+LATE = "it did not come back in time and was given up"
+ENDLESS = "given up, it does not end"
 
 
 class Caller(threading.Thread):
@@ -133,7 +135,9 @@ def check_names(found: dict[str, Any]) -> None:
     }  # fmt: skip
     for name, reason in told.items():
         assert reason in found[name]["reason"], found[name]
-    assert (found["raiser"]["state"], found["raiser"]["errors_total"]) == ("active", 7)
+    for name, (errors, last) in {"raiser": (7, "raiser"), "spinner": (1, LATE), "napper": (2, ENDLESS)}.items():
+        assert (found[name]["state"], found[name]["errors_total"]) == ("active", errors), found[name]
+        assert found[name]["last_error"]["message"] == last
     others = {each["state"] for each in found.values() if each["distribution"] in ("corral", "corral-steady")}
     assert others == {"active"}
 
@@ -148,10 +152,14 @@ def test_s11_misbehaving_plugins(tmp_path: Path, database_url: str, long_form: b
         with Load(server, token) as load:
             for _ in range(7):
                 assert admin.get("/raiser").status_code == 500
+            for name in ("spinner", "napper"):
+                answer = admin.get(f"/{name}")
+                assert (answer.status_code, answer.json()["plugin"]) == (503, name)
             held = until(
                 lambda: all(states(admin)[name]["state"] == "quarantined" for name in misbehaving.CALLED),
                 HELD_WITHIN + SLACK,
             )
+            until(lambda: states(admin)["napper"]["errors_total"] == 2, SLACK)
             time.sleep(max(0.0, ready + 5 - time.monotonic()))
             after, named = time.monotonic(), states(admin)  # after a minute the held ones are tried again
             time.sleep(seconds)

@@ -130,16 +130,11 @@ class Reply:
     __slots__ = ("body", "chunks", "headers", "is_whole", "media_type", "status")
 
     def __init__(
-        self,
-        status: int,
-        body: bytes = b"",
-        headers: Mapping[str, str] | None = None,
-        media_type: bytes = b"application/json",
-        chunks: AsyncIterator[bytes] | None = None,
+        self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None,
+        media_type: bytes = b"application/json", chunks: AsyncIterator[bytes] | None = None,
         is_whole: Callable[[], bool] = lambda: True,
-    ) -> None:
-        self.status = status
-        self.body = body
+    ) -> None:  # fmt: skip
+        self.status, self.body = status, body
         self.headers: dict[str, str] = dict(headers) if headers else {}
         self.media_type = media_type
         self.chunks = chunks

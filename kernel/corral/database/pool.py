@@ -101,6 +101,8 @@ class Lane(threading.Thread, abc.ABC):
             ticket = self.pool.queue.get()
             if ticket is None:
                 break
+            if self.pool.refused(ticket):
+                continue
             try:
                 self.handle(ticket)
             except UnitLost:
@@ -172,7 +174,7 @@ class Pool:
         self.deliver, self.timings = database.deliver, database.timings
         self.queue: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._losses: dict[str, float] = {}  # by label of a route: when it lost its last unit
-        self._held: dict[str, tuple[float, bool]] = {}  # until when, and whether one unit has gone first
+        self._held: dict[str, tuple[float, bool, dict[str, str]]] = {}  # until when, whether one went first, who did it
         self.rooms: Mapping[str, str] = {}  # by label: the plugin whose units take half of the lanes at most
         self._share, self._busy = max(1, size // 2), Counter[str]()
         self._waiting: dict[str, deque[Ticket]] = defaultdict(deque)
@@ -196,14 +198,27 @@ class Pool:
     def _refuse_held(self, ticket: Ticket) -> None:
         """A held route is let in again after a while: one unit at first, and all when that was not lost."""
         label = ticket.entry.label
-        until, tried = self._held.get(label, (0.0, True))
+        until, tried, culprit = self._held.get(label, (0.0, True, {}))
         if ticket.since < until:
-            wait = math.ceil(until - ticket.since)
-            raise Unavailable(f"{label} ran too long twice and is held.", code="plugin_failed", retry_after=wait)
+            raise self._told(label)
         if tried:
             self._held.pop(label, None)
         else:
-            self._held[label] = (ticket.since + 2 * LOST_AFTER, True)
+            self._held[label] = (ticket.since + 2 * LOST_AFTER, True, culprit)
+
+    def refused(self, ticket: Ticket) -> bool:
+        """Whether its route came to be held while it waited; then it is answered."""
+        label = ticket.entry.label
+        if label not in self._held or ticket.since >= self._losses[label]:
+            return False
+        self.deliver([Outcome(ticket, None, error=self._told(label))])
+        self.release(ticket)
+        return True
+
+    def _told(self, label: str) -> Unavailable:
+        until, _, culprit = self._held[label]
+        wait, told = max(1, math.ceil(until - time.monotonic())), f"{label} ran too long twice and is held."
+        return Unavailable(told, code="plugin_failed", retry_after=wait, **culprit)
 
     def _enter(self, room: str, ticket: Ticket) -> bool:
         """Whether the ticket is within the share of its plugin; else it waits for one of these to end."""
@@ -255,15 +270,14 @@ class Pool:
             lane.lost = True
             again = lane.rerun()
             began, now = lane.since, time.monotonic()
-        inside = calls.inside(lane.ident or 0)
-        if inside is None or not inside.contributed.blamed:
-            if ticket.entry.request_id is not None:
-                threading.Thread(target=self._count, args=(ticket.entry.label, began, now), daemon=True).start()
-        elif not calls.awaits_database(lane.ident or 0):
+        inside, at = calls.inside(lane.ident or 0), lane.at()
+        label, took, culprit = ticket.entry.label, round(LOST_AFTER * 1000), dict[str, str]()
+        if inside is not None and not calls.awaits_database(lane.ident or 0):
+            culprit["plugin"] = inside.contributed.plugin
             calls.give_up(lane.ident or 0, inside, UnitLost)
-        log.error(
-            "unit lost", extra={"unit": ticket.entry.label, "duration_ms": round(LOST_AFTER * 1000), "at": lane.at()}
-        )
+        if ticket.entry.request_id is not None and (inside is None or not inside.contributed.blamed):
+            threading.Thread(target=self._count, args=(label, began, now, culprit), daemon=True).start()
+        log.error("unit lost", extra={"unit": label, "duration_ms": took, "at": at, **culprit})
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(lane.ident or 0), ctypes.py_object(UnitLost))
         lane.sever()
         self.lanes[index] = fresh = self.make(self)
@@ -271,9 +285,10 @@ class Pool:
             self.queue.put(other)
         fresh.start()
         self.release(ticket)
-        self.deliver([Outcome(ticket, None, error=Unavailable("The operation ran too long and was rolled back."))])
+        error = Unavailable("The operation ran too long and was rolled back.", retry_after=1, **culprit)
+        self.deliver([Outcome(ticket, None, error=error)])
 
-    def _count(self, label: str, began: float, lost: float) -> None:
+    def _count(self, label: str, began: float, lost: float, culprit: dict[str, str]) -> None:
         """Count the lost unit of a route, if the database answers others. In a thread: it may take a while to tell."""
         try:
             self.ping()
@@ -281,5 +296,5 @@ class Pool:
             return
         last = self._losses.get(label, began)  # units that were lost together are one loss
         if label in self._held or began - HOLD_SECONDS < last < began:
-            self._held[label] = (lost + HOLD_SECONDS, False)
+            self._held[label] = (lost + HOLD_SECONDS, False, culprit)
         self._losses[label] = lost

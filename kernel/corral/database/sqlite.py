@@ -216,7 +216,7 @@ class _WriterLane(_SqliteLane):
             return None
         if ticket is None:  # the end of the pool: let the lane see it after this batch
             self.pool.queue.put(None)
-        return ticket
+        return None if ticket is not None and self.pool.refused(ticket) else ticket
 
     def _member(self, ticket: Ticket) -> bool:
         """Run one unit in its savepoint; False when SQLite ended the whole transaction."""

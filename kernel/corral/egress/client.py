@@ -60,18 +60,10 @@ class Egress:
         return frozenset(self.guard.listeners)
 
     def client(
-        self,
-        sink: str,
-        *,
-        profile: Profile = "public",
-        operator: Iterable[str] = (),
-        child: Place | None = None,
-        connect_seconds: float = 5.0,
-        total_seconds: float | None = 15.0,
-        read_seconds: float | None = None,
-        max_bytes: int | None = MIB,
-        per_host: int = 5,
-    ) -> httpx2.AsyncClient:
+        self, sink: str, *, profile: Profile = "public", operator: Iterable[str] = (), child: Place | None = None,
+        connect_seconds: float = 5.0, total_seconds: float | None = 15.0, read_seconds: float | None = None,
+        max_bytes: int | None = MIB, per_host: int = 5,
+    ) -> httpx2.AsyncClient:  # fmt: skip
         """A pooled client for a sink; the caller closes it. A refused address raises `EgressBlocked`.
 
         `operator`: `host:port` of addresses from the environment or corral.toml, which may be private. `child`: the

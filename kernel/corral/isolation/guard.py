@@ -60,7 +60,7 @@ class Guard:
         self.function = function
         self.calls, self.seconds = 0, 0.0
         self._quick, self.blamed = terms.expected.plain, terms.counts
-        self._room = loaded.name
+        self.plugin = loaded.name
         functools.update_wrapper(self, function, updated=())
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
@@ -121,7 +121,7 @@ class Guard:
 
     async def awaited(self, working: Awaitable[Any]) -> Any:
         """What it comes to; whatever the plugin's state."""
-        token = calls.room.set(self._room)
+        token = calls.room.set(self.plugin)
         try:
             value = await Steps(self, working)
         except BaseException as error:

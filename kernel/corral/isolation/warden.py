@@ -23,6 +23,7 @@ from corral.plugin_admin import PluginRegistry
 log = logging.getLogger("corral.isolation")
 
 LOST_CALLS = 2
+GIVEN_UP = "it did not come back in time and was given up"
 LOGGED = 20  # errors of one plugin in a window
 
 
@@ -89,10 +90,10 @@ class Warden:
             standing.errors.append(now)
             self._judge(loaded, standing, now, f"the last one in {where}: {type(error).__name__}: {error}")
 
-    def lost(self, loaded: Loaded, where: str, thread: int, *, counts: bool) -> None:
+    def lost(self, loaded: Loaded, where: str, thread: int, *, counts: bool, told: str = GIVEN_UP) -> None:
         """A call that was given up; its thread is replaced where it is one of the pool's."""
-        error = LostCall("it did not come back in time and was given up")
-        log.error("a contribution was given up", extra={"plugin": loaded.name, "where": where})
+        error = LostCall(told)
+        log.error("a contribution was given up", extra={"plugin": loaded.name, "where": where, "reason": told})
         self._registry.record(loaded.name, where, error, None)
         with self._lock:
             standing, now = self.standing(loaded.name), time.monotonic()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import os
 import signal
 import threading
 from typing import Any
@@ -20,6 +22,7 @@ from corral.isolation.warden import Warden
 log = logging.getLogger("corral.isolation")
 
 TICK = 0.25
+ENDLESS_SECONDS, END_SECONDS, END_STATUS = 5.0, 30.0, 70  # since it was given up
 LOOP_SECONDS, LANE_SECONDS = 1.0, 1.5  # on the event loop, and in a unit, which ends after 2 s
 WAKES = signal.SIGURG  # ignored by who does not expect it
 
@@ -49,7 +52,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(TICK):
             try:
-                for thread, entry in list(calls.running.items()):
+                for thread, entry in (*calls.running.items(), *calls.given_up.items()):
                     self._look(thread, entry)
             except Exception:
                 log.exception("the watchdog failed")
@@ -61,18 +64,35 @@ class Watchdog:
         if thread in calls.lanes and calls.awaits_database(thread):  # a lock of others, or a server that stands still
             return
         entry.ticks += 1
-        limit = self._limit(guard, thread)
-        if limit is None or entry.ticks <= limit / TICK:
-            return
-        if calls.give_up(thread, entry) and thread == self._loop_thread and self._before is not None:
+        if calls.given_up.get(thread) is entry:
+            self._insist(guard, thread, entry)
+        elif entry.ticks > self._limit(guard, thread) / TICK and calls.give_up(thread, entry):
+            self._wake(thread)
+
+    def _insist(self, guard: Guard, thread: int, entry: Inside) -> None:
+        """A call may swallow what is raised in it. A thread that is lost costs the plugin of a route as well. Who holds
+        the event loop serves nobody: the process ends, and who started it begins anew.
+        """
+        if entry.ticks == ENDLESS_SECONDS / TICK:
+            counts = not guard.terms.counts  # the others were counted at once
+            self._warden.lost(guard.loaded, guard.where, thread, counts=counts, told="given up, it does not end")
+        if thread == self._loop_thread and entry.ticks >= END_SECONDS / TICK:
+            log.critical("the event loop does not come back", extra={"plugin": guard.plugin, "where": guard.where})
+            os._exit(END_STATUS)
+        if not entry.ticks % (1 / TICK):
+            calls.insist(thread, entry)
+            self._wake(thread)
+
+    def _wake(self, thread: int) -> None:
+        if thread == self._loop_thread and self._before is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pthread_kill(thread, WAKES)
 
-    def _limit(self, guard: Guard, thread: int) -> float | None:
+    def _limit(self, guard: Guard, thread: int) -> float:
         """Seconds. Third parties have less time on the event loop, which is everybody's."""
         budget = guard.terms.budget
         if thread == self._loop_thread:
             return self._warden.budget if guard.loaded.found.built_in else LOOP_SECONDS
         if budget is None:
-            return None
+            return math.inf
         return LANE_SECONDS if thread in calls.lanes else budget or self._warden.budget

@@ -132,3 +132,17 @@ async def test_rule_7_losses_at_the_same_time_are_one(
     assert [type(each) for each in lost] == [Unavailable] * 3
     await asyncio.sleep(0.5)
     assert await database.work(lambda: 1, entry=SLOW, read=True) == 1
+
+
+async def test_rule_7_what_waits_when_its_route_comes_to_be_held_is_refused(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
+    work = [database.work(lambda: time.sleep(0.8), entry=SLOW) for _ in range(60)]
+    other = database.work(lambda: 1, entry=Entry("GET /other", request_id="r-2"))
+    *answers, one = await asyncio.gather(*work, other, return_exceptions=True)
+    codes = [each.code for each in answers if isinstance(each, Unavailable)]
+    assert (len(codes), one) == (60, 1)
+    lanes = database.busy()[1] if database.kind == "postgresql" else 1
+    assert 2 <= codes.count("dependency_unavailable") <= 7 * lanes
+    assert codes.count("plugin_failed") == 60 - codes.count("dependency_unavailable")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ import pytest
 from tests.kernel.isolation.misbehaving import plugin, routes
 
 from corral.auth.principal import PUBLIC
+from corral.cli.checks import installation
 from corral.config import Config, Plugins
+from corral.config_reader import load as load_config
 from corral.core.plugin import CorePlugin
 from corral.database.model import Model
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.http.sockets import Socket, SocketConnection
 from corral.jobs.job import Job
-from corral.loader import Found, load
+from corral.loader import Found, discover, load
 from corral.plugin import Metric, Plugin, Setting
 from corral.testing.conformance import check_plugin
 from corral.testing.installed import PluginFolder
@@ -113,6 +116,31 @@ async def test_a_built_in_one_keeps_its_paths_whoever_is_asked_first(tmp_path: P
         assert "name it in requires or wants" in str(reasons["b"])
         assert reasons["z"] == "socket /ws is declared by realtime too"
         assert kit.application._sockets()["/ws"].loaded.name == "realtime"
+
+
+async def test_who_takes_the_name_of_a_built_in_plugin_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder = PluginFolder(tmp_path / "plugins")
+    folder.add("tasks", "raise SystemExit(1)", distribution="Corral-Tasks2", package="corral_tasks2")
+    for enabled, state in ((("tasks",), "failed"), ((), "disabled")):
+        config = Config(plugins=Plugins(dir=folder.path, enabled=enabled))
+        plugins = {item.name: item for item in load(discover(config), config)}
+        assert (plugins["tasks"].state, plugins["tasks"].found.built_in) == ("active", True)
+        rival = plugins["tasks_of_corral_tasks2"]
+        assert (rival.state, rival.found.distribution) == (state, "corral-tasks2")
+    assert [getattr(each, "plugin", "") for each in caplog.records] == ["tasks_of_corral_tasks2"]
+    overrides = {"plugins.dir": str(folder.path), "plugins.enabled": ["tasks"], "data_dir": str(tmp_path / "looked")}
+    config = load_config({}, path=Path(os.devnull), overrides=overrides)
+    told = [each.detail for each in installation(config) if "tasks" in each.detail]
+    reason = "ValueError: name clash with the built-in plugin tasks: uninstall corral-tasks2"
+    assert told == [f"tasks_of_corral_tasks2 is failed: {reason}"]
+    async with make_kernel(tmp_path, config={"plugins.dir": str(folder.path), "plugins.enabled": ["tasks"]}) as kit:
+        admin = await kit.as_user("admin")
+        shown = (await admin.get("/plugins/tasks_of_corral_tasks2")).json()
+        assert (shown["state"], shown["reason"], shown["distribution"]) == ("failed", reason, "corral-tasks2")
+        assert (await admin.get("/tasks")).status == 200
 
 
 def test_only_what_corral_brings_along_is_protected() -> None:

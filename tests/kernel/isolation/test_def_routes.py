@@ -1,0 +1,70 @@
+"""Routes of third parties that hold up their unit: they are given up, named, and raised into again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tests.kernel.isolation.misbehaving import plugin, routes, until
+
+from corral.isolation.warden import GIVEN_UP
+from corral.testing.kit import make_kernel
+
+
+@pytest.mark.parametrize("pause", ["loops", "sleeps"])
+async def test_a_def_route_that_does_not_come_back_names_its_plugin(tmp_path: Path, pause: str) -> None:
+    group, ended = routes("faulty"), threading.Event()
+
+    @group.get("/hangs", needs="public")
+    def hang() -> None:
+        """Hang."""
+        while not ended.is_set():
+            if pause == "sleeps":
+                ended.wait(600)
+
+    async with make_kernel(tmp_path, plugins=[plugin("faulty", corral_routes=lambda self: [group])]) as kit:
+        for number in (1, 2):
+            answer = await kit.client.get("/faulty/hangs")
+            assert (answer.status, answer.code, answer.json()["plugin"]) == (503, "dependency_unavailable", "faulty")
+            assert [each.message for each in kit.kernel.registry.errors("faulty")] == [GIVEN_UP] * number
+        assert kit.kernel.registry.errors("faulty")[0].where == "GET /faulty/hangs"
+        assert kit.kernel.registry.totals("faulty") == (2, 2)
+        lost = 2 if pause == "sleeps" else 0
+        await until(lambda: kit.kernel.warden.lost_threads()["faulty"] == lost)
+        await until(lambda: kit.kernel.database.busy()[0] == 0)
+        assert kit.loaded("faulty").active  # errors of routes never quarantine
+        answer = await kit.client.get("/faulty/hangs")
+        assert (answer.code, answer.json()["plugin"]) == ("plugin_failed", "faulty")
+        if pause == "sleeps":  # but threads that are lost do
+            await until(lambda: kit.loaded("faulty").state == "quarantined")
+            assert "2 calls did not come back; the last one in GET /faulty/hangs" in (kit.loaded("faulty").reason or "")
+        ended.set()
+        await until(lambda: kit.kernel.warden.lost_threads()["faulty"] == 0)
+        assert (await kit.client.get("/faulty")).status == 200
+
+
+async def test_what_swallows_is_raised_into_again(tmp_path: Path) -> None:
+    """Three times it is caught, and then comes through."""
+    group, caught = routes("faulty"), list[float]()
+
+    def spin() -> None:
+        while True:
+            pass
+
+    @group.get("/swallows", needs="public")
+    def swallow() -> None:
+        """Swallow."""
+        while len(caught) < 3:
+            try:
+                spin()
+            except BaseException:
+                caught.append(time.monotonic())
+
+    async with make_kernel(tmp_path, plugins=[plugin("faulty", corral_routes=lambda self: [group])]) as kit:
+        assert (await kit.client.get("/faulty/swallows")).status == 503
+        await until(lambda: len(caught) == 3)
+        assert 0.5 < caught[2] - caught[1] < 3
+        await until(lambda: kit.kernel.warden.lost_threads()["faulty"] == 0)
+        assert kit.loaded("faulty").active
