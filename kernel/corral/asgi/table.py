@@ -130,6 +130,6 @@ class Table:
 
 def paths(route: Route) -> Iterator[str]:
     """Where a route answers, without trailing slashes."""
-    yield BASE + route.path.rstrip("/")
+    yield BASE + route.path
     if route.root:
         yield route.path

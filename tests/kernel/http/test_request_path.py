@@ -355,21 +355,3 @@ async def test_the_document_lists_what_is_served(probe: Kit) -> None:
     for name in ("docs.js", "docs.css"):
         assert (await probe.client.get(f"/docs/{name}")).status == 200
     assert (await probe.client.get("/problems/lease_lost", root=True)).status == 200
-
-
-async def test_the_address_alone_says_what_this_is_and_where_it_is_described(probe: Kit) -> None:
-    browser = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
-    page = await probe.client.get("/docs")
-    for path in ("/", "/api/v1", "/api/v1/"):
-        told = await probe.client.get(path, root=True)
-        assert (told.status, told.json()["service"], told.headers["vary"]) == (200, "corral", "Accept"), path
-        assert (await probe.client.get(told.json()["docs"])).body == page.body
-        shown = await probe.client.get(path, headers=browser, root=True)
-        assert (shown.status, shown.headers["content-type"]) == (200, "text/html; charset=utf-8")
-        assert (shown.body, shown.headers["vary"]) == (page.body, "Accept")
-        assert "script-src 'self'" in shown.headers["content-security-policy"]
-    assert (await probe.client.request("HEAD", "/", root=True)).status == 200
-    assert (await probe.client.request("POST", "/", root=True)).status == 405
-    assert (await probe.client.get("/", headers={"host": "evil.example"}, root=True)).code == "invalid_host"
-    documented = (await probe.client.get("/openapi.json")).json()["paths"]
-    assert {*documented["/"], *documented["/api/v1"]} == {"get"}

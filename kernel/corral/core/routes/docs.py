@@ -8,9 +8,8 @@ from typing import Any
 import msgspec
 
 from corral.auth.principal import PUBLIC
-from corral.core.routes.health import release
 from corral.errors import CODES, NotFound
-from corral.http.answers import Answer, Request, Text
+from corral.http.answers import Text
 from corral.http.routes import Routes
 from corral.openapi import ApiDocument
 
@@ -19,22 +18,6 @@ routes = Routes("", tag="Documentation")
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; frame-ancestors 'none'"
 )
-
-
-class Index(msgspec.Struct, kw_only=True):
-    """What answers here, and where it is described."""
-
-    service: str = "corral"
-    version: str
-    docs: str = "/api/v1/docs"
-
-
-@routes.get("/", needs=PUBLIC, root=True)
-async def read_index(request: Request) -> Answer[Index] | Text:
-    """What this is: for browsers the documentation page, for programs where it is."""
-    if "text/html" in (request.header("accept") or ""):
-        return _file("index.html", "text/html; charset=utf-8", Vary="Accept")
-    return Answer(body=Index(version=release()), headers={"Vary": "Accept"})
 
 
 @routes.get("/openapi.json", needs=PUBLIC)
@@ -70,6 +53,6 @@ async def read_problem(code: str) -> Text:
     return Text(f"{code}\n\n{title}. Answered with HTTP status {status}.\n")
 
 
-def _file(name: str, media_type: str, **headers: str) -> Text:
+def _file(name: str, media_type: str) -> Text:
     body = resources.files("corral.http.docs").joinpath(name).read_text("utf-8")
-    return Text(body, media_type, {"Content-Security-Policy": PAGE_POLICY, **headers})
+    return Text(body, media_type, {"Content-Security-Policy": PAGE_POLICY})

@@ -46,7 +46,7 @@ async def read_health(readiness: Readiness, config: Config) -> Answer[Health]:
     """Whether the process lives; touches nothing else."""
     if not readiness.accepting:
         raise Unavailable("The server is shutting down.", code="shutting_down")
-    return Answer(body=Health(version=release()), headers=SAFE_MODE if config.safe_mode else {})
+    return Answer(body=Health(version=_version()), headers=SAFE_MODE if config.safe_mode else {})
 
 
 @routes.get("/health/ready", needs=PUBLIC, root=True, exempt_host=True)
@@ -78,6 +78,5 @@ async def read_report(board: HealthBoard) -> HealthReport:
 
 
 @functools.cache
-def release() -> str:
-    """The version that runs."""
+def _version() -> str:
     return version("corral")
