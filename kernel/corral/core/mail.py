@@ -101,7 +101,8 @@ class MailService:
             after = page[-1].id
             named = [(row.id, row.arguments.get("to") or row.arguments.get("email")) for row in page]
             gone = [job_id for job_id, email in named if email and normalise(email) == email_key]
-            JobRow.delete().where(JobRow.id.in_(gone) & (JobRow.state != "running")).execute()
+            if gone:
+                JobRow.delete().where(JobRow.id.in_(gone) & (JobRow.state != "running")).execute()
 
     def waiting(self) -> int:
         """How many mails wait because the server did not take them; joins the unit."""

@@ -294,7 +294,9 @@ class Pool:
             self.ping()
         except Exception:
             return
-        last = self._losses.get(label, began)  # units that were lost together are one loss
+        last = self._losses.get(label, began - HOLD_SECONDS)
         if label in self._held or began - HOLD_SECONDS < last < began:
             self._held[label] = (lost + HOLD_SECONDS, False, culprit)
+        elif last >= began:  # lost together, they are one loss: the first, or lanes that overlap would never lose twice
+            lost = min(last, lost)
         self._losses[label] = lost

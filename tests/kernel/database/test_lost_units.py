@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.engines import SQLITE
 from tests.kernel.database.conftest import keys, note
 
 from corral.database.engine import Database
@@ -135,7 +134,6 @@ async def test_rule_7_losses_at_the_same_time_are_one(
     assert await database.work(lambda: 1, entry=SLOW, read=True) == 1
 
 
-@SQLITE
 async def test_rule_7_what_waits_when_its_route_comes_to_be_held_is_refused(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,5 +143,6 @@ async def test_rule_7_what_waits_when_its_route_comes_to_be_held_is_refused(
     *answers, one = await asyncio.gather(*work, other, return_exceptions=True)
     codes = [each.code for each in answers if isinstance(each, Unavailable)]
     assert (len(codes), one) == (60, 1)
-    assert 2 <= codes.count("dependency_unavailable") <= 7
+    lanes = database.busy()[1] if database.kind == "postgresql" else 1
+    assert 2 <= codes.count("dependency_unavailable") <= 7 * lanes
     assert codes.count("plugin_failed") == 60 - codes.count("dependency_unavailable")
