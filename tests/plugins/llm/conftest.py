@@ -12,6 +12,9 @@ from typing import Any, Self
 
 import pytest
 
+from corral_plugins.llm.service.gateway import Gateway
+from corral_plugins.llm.settings import TOTAL_TIMEOUT_SECONDS
+
 KEY = "sk-upstream-9f8e7d6c5b4a3210"
 """What the provider's server is called with."""
 
@@ -186,6 +189,18 @@ def refuses(status: int, message: str = "no", **headers: str) -> Behaviour:
 async def hangs(exchange: Exchange) -> None:
     """Answer nothing until the client leaves."""
     await exchange.gone.wait()
+
+
+def shorten(kit: Any, seconds: float) -> None:
+    """Give calls of this gateway so long; the setting itself has a least value that is too long for tests."""
+    gateway = kit.kernel.container.get(Gateway)
+    real = gateway._settings
+
+    class Short:
+        def get(self, setting: Any) -> Any:
+            return seconds if setting is TOTAL_TIMEOUT_SECONDS else real.get(setting)
+
+    gateway._settings = Short()
 
 
 def free_port() -> int:

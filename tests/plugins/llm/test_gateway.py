@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.plugins.llm.conftest import shorten
 
 from corral.testing.kit import Answer, Client
 
@@ -146,17 +147,7 @@ async def test_many_slow_calls_run_side_by_side(kit: Any) -> None:
 
 async def test_a_call_takes_no_longer_than_the_setting(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"scripts": SCRIPTS}})
-    from corral_plugins.llm.service.gateway import Gateway
-    from corral_plugins.llm.settings import TOTAL_TIMEOUT_SECONDS
-
-    gateway = kit.kernel.container.get(Gateway)
-    real = gateway._settings
-
-    class Short:
-        def get(self, setting: Any) -> Any:
-            return 0.2 if setting is TOTAL_TIMEOUT_SECONDS else real.get(setting)
-
-    gateway._settings = Short()
+    shorten(kit, 0.2)
     alice = await kit.as_user("member")
     answer = await chat(alice, model="scripted/hangs")
     assert (answer.status, answer.code) == (504, "upstream_timeout")

@@ -12,9 +12,7 @@ from tests.plugins.llm import conftest as up
 
 from corral.database.unit import current
 from corral.redact.redactor import Redactor
-from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.service.redaction import StreamRedaction
-from corral_plugins.llm.settings import TOTAL_TIMEOUT_SECONDS
 
 
 @pytest.fixture
@@ -147,14 +145,7 @@ async def _stands_still(exchange: up.Exchange) -> None:
 async def test_what_is_held_back_comes_before_an_error(
     kit: Any, upstream: Any, behave: up.Behaviour, code: str
 ) -> None:
-    gateway = kit.kernel.container.get(Gateway)
-    real = gateway._settings
-
-    class Short:
-        def get(self, setting: Any) -> Any:
-            return 1.0 if setting is TOTAL_TIMEOUT_SECONDS else real.get(setting)
-
-    gateway._settings = Short()
+    up.shorten(kit, 1.0)
     alice = await kit.as_user("member")
     upstream.behaviours = [behave]
     body = {"model": "up/m1", "messages": [{"role": "user", "content": "Well?"}], "stream": True}
