@@ -44,9 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.audit")
     parser.add_argument("--offline", action="store_true", help="look nothing up, and say so")
     parser.add_argument(
-        "--advisories", type=Path, metavar="FOLDER", action="append",
+        "--advisories",
+        type=Path,
+        metavar="FOLDER",
+        action="append",
         help="a copy of pypa/advisory-database or of pyupio/safety-db; may be given more than once",
-    )  # fmt: skip
+    )
     options = parser.parse_args(arguments)
     found = {str(canonicalize_name(each.metadata["Name"])): each.version for each in distributions()}
     installed = {name: version for name, version in found.items() if name not in OWN}
@@ -139,8 +142,11 @@ def _from_index() -> int:
         print(f"S16: pip-audit could not reach its data: NOTHING was audited\n{done.stderr.strip()[-500:]}")
         return NOT_AUDITED
     unknown = sorted(each["name"] for each in found if "skip_reason" in each and each["name"] not in OWN)
-    faults = [Fault(each["name"], each["version"], fault["id"], fault["fix_versions"])
-              for each in found for fault in each.get("vulns", ())]  # fmt: skip
+    faults = [
+        Fault(each["name"], each["version"], fault["id"], fault["fix_versions"])
+        for each in found
+        for fault in each.get("vulns", ())
+    ]
     _tell(faults)
     print(f"S16: {len(found)} dependencies, {len(faults)} known vulnerabilities, {len(unknown)} not audited")
     if unknown:

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Iterator
 from corral.loader import Loaded, fail
 
 NAMED = (
-    ("setting", "corral_settings"), ("job", "corral_jobs"), ("schedule", "corral_schedules"),
-    ("subscriber", "corral_subscribers"), ("metric", "corral_metrics"),
-)  # fmt: skip
+    ("setting", "corral_settings"),
+    ("job", "corral_jobs"),
+    ("schedule", "corral_schedules"),
+    ("subscriber", "corral_subscribers"),
+    ("metric", "corral_metrics"),
+)
 
 
 def refuse_clashes(plugins: Iterable[Loaded]) -> None:

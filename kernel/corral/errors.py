@@ -116,9 +116,14 @@ class Problem(Failure):
     default: ClassVar[str] = "internal"
 
     def __init__(
-        self, detail: str = "", *, code: str | None = None, errors: Iterable[Fault] = (),
-        headers: Mapping[str, str] | None = None, **members: Any,
-    ) -> None:  # fmt: skip
+        self,
+        detail: str = "",
+        *,
+        code: str | None = None,
+        errors: Iterable[Fault] = (),
+        headers: Mapping[str, str] | None = None,
+        **members: Any,
+    ) -> None:
         self.code = code or self.default
         self.status, self.title = CODES[self.code]
         self.detail = detail or self.title + "."
@@ -129,9 +134,14 @@ class Problem(Failure):
     def document(self, instance: str, request_id: str) -> dict[str, Any]:
         """The RFC 9457 document; at most 100 faults are listed."""
         body: dict[str, Any] = {
-            "type": f"/problems/{self.code}", "title": self.title, "status": self.status, "detail": self.detail,
-            "instance": instance, "code": self.code, "request_id": request_id,
-        }  # fmt: skip
+            "type": f"/problems/{self.code}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "instance": instance,
+            "code": self.code,
+            "request_id": request_id,
+        }
         if self.errors:
             body["errors"] = self.errors[:100]
         body.update(self.members)

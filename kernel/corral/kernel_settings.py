@@ -21,68 +21,129 @@ def _is_zone(value: str, settings: Settings) -> str | None:
 
 
 SITE_NAME = Setting(
-    name="general.site_name", kind=str, default="Corral", title="Name of this installation", minimum=1, maximum=100,
+    name="general.site_name",
+    kind=str,
+    default="Corral",
+    title="Name of this installation",
+    minimum=1,
+    maximum=100,
     pattern=_LINE,
-)  # fmt: skip
+)
 TIMEZONE = Setting(
-    name="general.timezone", kind=str, default="UTC", title="Time zone in which times are shown",
-    check=_is_zone, minimum=1, maximum=64,
-)  # fmt: skip
+    name="general.timezone",
+    kind=str,
+    default="UTC",
+    title="Time zone in which times are shown",
+    check=_is_zone,
+    minimum=1,
+    maximum=64,
+)
 CORS_ORIGINS = Setting[list[str]](
-    name="http.cors_origins", kind=list[str], default=[], title="Origins of other web applications that may call",
-    maximum=100, pattern=_ORIGIN,
-)  # fmt: skip
+    name="http.cors_origins",
+    kind=list[str],
+    default=[],
+    title="Origins of other web applications that may call",
+    maximum=100,
+    pattern=_ORIGIN,
+)
 IN_FLIGHT = Setting(
     name="http.in_flight", kind=int, default=60, title="Requests of one caller at a time", minimum=1, maximum=1000
 )
 ACCESS_LOG = Setting(
-    name="http.access_log", kind=str, default="errors", choices=("off", "errors", "all"),
+    name="http.access_log",
+    kind=str,
+    default="errors",
+    choices=("off", "errors", "all"),
     title="Which requests are logged",
-)  # fmt: skip
+)
 RATE = Setting(
-    name="http.rate_per_minute", kind=int, default=1200, minimum=10, maximum=100_000,
+    name="http.rate_per_minute",
+    kind=int,
+    default=1200,
+    minimum=10,
+    maximum=100_000,
     title="Requests a minute of a user or an API key",
-)  # fmt: skip
+)
 MACHINE_RATE = Setting(
-    name="http.machine_rate_per_minute", kind=int, default=12_000, minimum=100, maximum=1_000_000,
+    name="http.machine_rate_per_minute",
+    kind=int,
+    default=12_000,
+    minimum=100,
+    maximum=1_000_000,
     title="Requests a minute of a worker or an agent",
-)  # fmt: skip
+)
 ANONYMOUS_RATE = Setting(
-    name="http.anonymous_rate_per_minute", kind=int, default=120, minimum=10, maximum=100_000,
+    name="http.anonymous_rate_per_minute",
+    kind=int,
+    default=120,
+    minimum=10,
+    maximum=100_000,
     title="Requests a minute of an address without a credential",
-)  # fmt: skip
+)
 RETENTION_DAYS = Setting(
     name="events.retention_days", kind=int, default=30, title="Days that events are kept", minimum=1, maximum=365
 )
 MAX_ROWS = Setting(
-    name="events.max_rows", kind=int, default=1_000_000, title="Events that are kept",
-    minimum=10_000, maximum=50_000_000,
-)  # fmt: skip
+    name="events.max_rows",
+    kind=int,
+    default=1_000_000,
+    title="Events that are kept",
+    minimum=10_000,
+    maximum=50_000_000,
+)
 JOBS_CONCURRENCY: Setting[int | None] = Setting(
-    name="jobs.concurrency", kind=int, default=None, minimum=1, maximum=256,
+    name="jobs.concurrency",
+    kind=int,
+    default=None,
+    minimum=1,
+    maximum=256,
     title=f"Jobs at a time in one process (unset: {JOBS_A_CORE} a core)",
-)  # fmt: skip
+)
 JOBS_RETENTION_DAYS = Setting(
     name="jobs.retention_days", kind=int, default=7, title="Days that ended jobs are kept", minimum=1, maximum=90
 )
 CALL_BUDGET_SECONDS = Setting(
-    name="plugins.call_budget_seconds", kind=int, default=5, minimum=1, maximum=60,
+    name="plugins.call_budget_seconds",
+    kind=int,
+    default=5,
+    minimum=1,
+    maximum=60,
     title="Time of a call of what a plugin contributes",
-)  # fmt: skip
+)
 QUARANTINE_ERRORS = Setting(
-    name="plugins.quarantine_errors", kind=int, default=5, minimum=1, maximum=100,
+    name="plugins.quarantine_errors",
+    kind=int,
+    default=5,
+    minimum=1,
+    maximum=100,
     title="Errors after which a plugin is put into quarantine",
-)  # fmt: skip
+)
 QUARANTINE_WINDOW_SECONDS = Setting(
-    name="plugins.quarantine_window_seconds", kind=int, default=60, minimum=10, maximum=3600,
+    name="plugins.quarantine_window_seconds",
+    kind=int,
+    default=60,
+    minimum=10,
+    maximum=3600,
     title="Time in which these errors are counted",
-)  # fmt: skip
+)
 
 KERNEL_SETTINGS = (
-    SITE_NAME, TIMEZONE, CORS_ORIGINS, IN_FLIGHT, ACCESS_LOG, RATE, MACHINE_RATE, ANONYMOUS_RATE,
-    RETENTION_DAYS, MAX_ROWS, JOBS_CONCURRENCY, JOBS_RETENTION_DAYS,
-    CALL_BUDGET_SECONDS, QUARANTINE_ERRORS, QUARANTINE_WINDOW_SECONDS,
-)  # fmt: skip
+    SITE_NAME,
+    TIMEZONE,
+    CORS_ORIGINS,
+    IN_FLIGHT,
+    ACCESS_LOG,
+    RATE,
+    MACHINE_RATE,
+    ANONYMOUS_RATE,
+    RETENTION_DAYS,
+    MAX_ROWS,
+    JOBS_CONCURRENCY,
+    JOBS_RETENTION_DAYS,
+    CALL_BUDGET_SECONDS,
+    QUARANTINE_ERRORS,
+    QUARANTINE_WINDOW_SECONDS,
+)
 
 
 def jobs_at_a_time(settings: Settings) -> int:

@@ -119,12 +119,14 @@ def discover(config: Config) -> list[Found]:
     for point in metadata.entry_points(group=GROUP):
         facts: Any = facts_of(point.dist) if point.dist is not None else {}
         item = Found(
-            name=point.name, load=point.load, package=point.module.partition(".")[0],
+            name=point.name,
+            load=point.load,
+            package=point.module.partition(".")[0],
             distribution=str(facts["Name"] if facts else BUILT_IN).lower(),
             version=str(facts["Version"] if facts else ""),
             author=str(facts.get("Author-email") or facts.get("Author") or "") if facts else "",
             license=str(facts.get("License-Expression") or facts.get("License") or "") if facts else "",
-        )  # fmt: skip
+        )
         known = found.setdefault(item.name, item)
         if known.built_in != item.built_in:  # a built-in plugin keeps its name
             found[item.name], other = (known, item) if known.built_in else (item, known)
@@ -176,8 +178,11 @@ def fail(loaded: Loaded, error: BaseException | str) -> None:
     """The plugin is out; one sentence is its reason, the trace goes to the log."""
     sentence = error if isinstance(error, str) else " ".join(f"{type(error).__name__}: {error}".split())
     loaded.become("failed", sentence[:500])
-    log.error("plugin failed", extra={"plugin": loaded.name, "reason": loaded.reason},
-              exc_info=error if isinstance(error, BaseException) else None)  # fmt: skip
+    log.error(
+        "plugin failed",
+        extra={"plugin": loaded.name, "reason": loaded.reason},
+        exc_info=error if isinstance(error, BaseException) else None,
+    )
 
 
 def order(plugins: list[Loaded]) -> list[Loaded]:
@@ -245,8 +250,10 @@ def _import(loaded: Loaded, config: Config) -> None:
     if kind.protected and not loaded.found.built_in and loaded.found.distribution != "test":
         raise TypeError("protected is for the plugins that Corral brings along")
     named: tuple[Any, ...] = (kind.requires, kind.wants)
-    if not all(isinstance(names, tuple) and all(isinstance(each, str) and each != loaded.name for each in names)
-               for names in named):  # fmt: skip
+    if not all(
+        isinstance(names, tuple) and all(isinstance(each, str) and each != loaded.name for each in names)
+        for names in named
+    ):
         raise TypeError("requires and wants must be tuples of names of other plugins")
     judge("permissions", kind.permissions, Permission)
     foreign = [item.name for item in kind.permissions if not item.name.startswith(f"{loaded.name}.")]

@@ -111,11 +111,16 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
         """The part of the configuration."""
         is_public = not is_loopback(config.server.bind.rpartition(":")[0])
         return cls(
-            data_dir=config.data_dir, local_model=config.local_model, secrets=config.secrets,
-            processes=config.server.processes, rate_limits=config.rate_limits,
-            ip_rules_disabled=config.ip_rules_disabled, is_public=is_public,
-            metrics_open=is_public and config.metrics_token is None, key_in_data_dir=config.keys.master_key is None,
-        )  # fmt: skip
+            data_dir=config.data_dir,
+            local_model=config.local_model,
+            secrets=config.secrets,
+            processes=config.server.processes,
+            rate_limits=config.rate_limits,
+            ip_rules_disabled=config.ip_rules_disabled,
+            is_public=is_public,
+            metrics_open=is_public and config.metrics_token is None,
+            key_in_data_dir=config.keys.master_key is None,
+        )
 
     @classmethod
     def here(cls, config_path: Path | None = None) -> Self:

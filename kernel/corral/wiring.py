@@ -122,16 +122,31 @@ class Wired:
         """What every plugin may ask the kernel for."""
         folder, url = self.config.files_dir, self.config.storage.url or ""
         offered: Mapping[Any, Any] = {
-            Config: self.config, Database: self.database, Work: self.database.work, Keyring: self.keyring,
-            SealedColumns: sealed_columns(self.plugins), Settings: self.settings, SettingsRegistry: self.settings,
+            Config: self.config,
+            Database: self.database,
+            Work: self.database.work,
+            Keyring: self.keyring,
+            SealedColumns: sealed_columns(self.plugins),
+            Settings: self.settings,
+            SettingsRegistry: self.settings,
             BlobStore: LocalBlobs(folder) if folder else first_result(self.plugins, "corral_blob_store", url),
-            Feed: self.feed, Bus: self.bus, Credentials: self.credentials, Permissions: Permissions(),
-            RequestMetrics: self.metrics, EventTypes: self.event_types, Supervisor: self.supervisor,
-            Contributions: HookContributions(self.plugins), PluginRegistry: self.registry, Egress: self.egress,
-            Redactor: self.redactor, Installation: Installation.of(self.config), Warden: self.warden,
-            ApiDocument: ApiDocument(title="Corral", version=version("corral"),
-            public_url=self.config.server.public_url),
-        }  # fmt: skip
+            Feed: self.feed,
+            Bus: self.bus,
+            Credentials: self.credentials,
+            Permissions: Permissions(),
+            RequestMetrics: self.metrics,
+            EventTypes: self.event_types,
+            Supervisor: self.supervisor,
+            Contributions: HookContributions(self.plugins),
+            PluginRegistry: self.registry,
+            Egress: self.egress,
+            Redactor: self.redactor,
+            Installation: Installation.of(self.config),
+            Warden: self.warden,
+            ApiDocument: ApiDocument(
+                title="Corral", version=version("corral"), public_url=self.config.server.public_url
+            ),
+        }
         for kind, instance in offered.items():
             self.container.add(kind, instance)
 

@@ -23,9 +23,12 @@ SOCKETS_A_USER = 100
 def run_load(script: str, job: dict[str, Any]) -> dict[str, Any]:
     """Run a load script on the core of the load; its result."""
     done = subprocess.run(
-        [sys.executable, str(HERE / script)], input=json.dumps(job).encode(), stdout=subprocess.PIPE, check=True,
+        [sys.executable, str(HERE / script)],
+        input=json.dumps(job).encode(),
+        stdout=subprocess.PIPE,
+        check=True,
         preexec_fn=lambda: os.sched_setaffinity(0, {LOAD_CORE}),
-    )  # fmt: skip
+    )
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
@@ -47,9 +50,13 @@ def p9(bench: Bench) -> Figure:
         ratios.append(found["per_second"] / hello.per_second)
         rates.append(found["per_second"])
     return Figure(
-        name="P9", title=f"tasks/s, created to completed by {WORKERS} workers", value=statistics.median(ratios),
-        target=0.15, unit="H", details={"per_second": rates, "ratios": ratios},
-    )  # fmt: skip
+        name="P9",
+        title=f"tasks/s, created to completed by {WORKERS} workers",
+        value=statistics.median(ratios),
+        target=0.15,
+        unit="H",
+        details={"per_second": rates, "ratios": ratios},
+    )
 
 
 def p11(bench: Bench) -> Figure:
@@ -58,23 +65,36 @@ def p11(bench: Bench) -> Figure:
     product = bench.start(_with_many_sockets(bench.seeds.make(0)))
     paths = [f"/ws?token={token}" for token in _members(product, -(-clients // SOCKETS_A_USER))]
     job = {
-        "port": product.server.port, "paths": [path for path in paths for _ in range(SOCKETS_A_USER)][:clients],
-        "emit": _encoded(request_bytes("POST", TASKS, PATTERN, product.token)), "events": 1, "burst": burst,
-        "single": 10, "say": '{"type":"subscribe","event":"task.created"}',
-    }  # fmt: skip
+        "port": product.server.port,
+        "paths": [path for path in paths for _ in range(SOCKETS_A_USER)][:clients],
+        "emit": _encoded(request_bytes("POST", TASKS, PATTERN, product.token)),
+        "events": 1,
+        "burst": burst,
+        "single": 10,
+        "say": '{"type":"subscribe","event":"task.created"}',
+    }
     mine = run_load("socket_load.py", job)
     with sockets_reference() as reference:
         job |= {
-            "port": reference.port, "paths": ["/ws"] * clients, "say": None,
+            "port": reference.port,
+            "paths": ["/ws"] * clients,
+            "say": None,
             "emit": _encoded(request_bytes("POST", "/emit?count=1")),
-        }  # fmt: skip
+        }
         theirs = run_load("socket_load.py", job)
     return Figure(
-        name="P11", title=f"/ws: frames/s to {clients} clients, to a handler a client",
-        value=mine["per_second"] / theirs["per_second"], target=1.5, unit="x",
-        details={"per_second": mine["per_second"], "other_per_second": theirs["per_second"],
-                 "last_client_ms": mine["last_ms"], "other_last_client_ms": theirs["last_ms"]},
-    )  # fmt: skip
+        name="P11",
+        title=f"/ws: frames/s to {clients} clients, to a handler a client",
+        value=mine["per_second"] / theirs["per_second"],
+        target=1.5,
+        unit="x",
+        details={
+            "per_second": mine["per_second"],
+            "other_per_second": theirs["per_second"],
+            "last_client_ms": mine["last_ms"],
+            "other_last_client_ms": theirs["last_ms"],
+        },
+    )
 
 
 def _with_many_sockets(folder: Path) -> Path:

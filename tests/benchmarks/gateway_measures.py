@@ -46,9 +46,14 @@ def p10(bench: Bench) -> Figure:
         f"; {details['times_litellm']:.1f} x LiteLLM's calls/s (>= {TIMES:g})" if "times_litellm" in details else ""
     )
     return Figure(
-        name="P10", title=f"gateway: p50 added to a call{beside}", value=added, target=ADDED_MS, unit="ms",
-        at_most=True, details=details,
-    )  # fmt: skip
+        name="P10",
+        title=f"gateway: p50 added to a call{beside}",
+        value=added,
+        target=ADDED_MS,
+        unit="ms",
+        at_most=True,
+        details=details,
+    )
 
 
 def _added(bench: Bench, through: tuple[Server, Sequence[bytes]], straight: tuple[Server, Sequence[bytes]]) -> float:

@@ -131,9 +131,14 @@ def p13(bench: Bench) -> Figure:
         finally:
             server.stop()
     return Figure(
-        name="P13", title="start to first 2xx", value=statistics.median(took[1:]), target=1.5, unit="s", at_most=True,
+        name="P13",
+        title="start to first 2xx",
+        value=statistics.median(took[1:]),
+        target=1.5,
+        unit="s",
+        at_most=True,
         details={"seconds": took},
-    )  # fmt: skip
+    )
 
 
 def p14(bench: Bench) -> Figure:
@@ -147,9 +152,14 @@ def p14(bench: Bench) -> Figure:
     ):
         load(product.server, requests, seconds=0.2 if bench.short else 2.0, accept=accept)
     return Figure(
-        name="P14", title="RSS after the run", value=product.server.rss_mb(), target=150.0, unit="MB", at_most=True,
+        name="P14",
+        title="RSS after the run",
+        value=product.server.rss_mb(),
+        target=150.0,
+        unit="MB",
+        at_most=True,
         details={"before_mb": before},
-    )  # fmt: skip
+    )
 
 
 def p15(bench: Bench) -> Figure:
@@ -165,9 +175,13 @@ def p15(bench: Bench) -> Figure:
     found["claim"] = _claims(bench, large, small)
     worst = min(found, key=lambda name: float(found[name]["ratio"]))
     return Figure(
-        name="P15", title=f"growth: 1e6 tasks to 1e4, least: {worst}", value=found[worst]["ratio"], target=0.8,
-        unit="x", details=found,
-    )  # fmt: skip
+        name="P15",
+        title=f"growth: 1e6 tasks to 1e4, least: {worst}",
+        value=found[worst]["ratio"],
+        target=0.8,
+        unit="x",
+        details=found,
+    )
 
 
 def _deep(product: Product) -> list[bytes]:
@@ -210,6 +224,22 @@ def _claims(bench: Bench, one: Product, other: Product) -> dict[str, Any]:
 
 
 ALL: dict[str, Callable[[Bench], Figure]] = {
-    "P1": p1, "P3": p3, "P4": p4, "P5": p5, "P14": p14, "P2": p2, "P3U": p3_uvicorn, "P4U": p4_uvicorn, "P3F": p3_floor,
-    "P6": p6, "P7": p7, "P12": p12, "P13": p13, "P9": p9, "P10": p10, "P11": p11, "P8": p8, "P15": p15,
-}  # fmt: skip
+    "P1": p1,
+    "P3": p3,
+    "P4": p4,
+    "P5": p5,
+    "P14": p14,
+    "P2": p2,
+    "P3U": p3_uvicorn,
+    "P4U": p4_uvicorn,
+    "P3F": p3_floor,
+    "P6": p6,
+    "P7": p7,
+    "P12": p12,
+    "P13": p13,
+    "P9": p9,
+    "P10": p10,
+    "P11": p11,
+    "P8": p8,
+    "P15": p15,
+}

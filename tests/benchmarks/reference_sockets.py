@@ -17,9 +17,13 @@ from quart import Quart, request, websocket
 app = Quart("sockets")
 queues: set[asyncio.Queue[dict[str, Any]]] = set()
 EVENT = {
-    "type": "event", "event": "task.created", "seq": 1, "id": "0199e2c0-0000-7000-8000-000000000000",
-    "ts": "2026-01-01T00:00:00.000Z", "data": {"task_id": "0199e2c0-0000-7000-8000-000000000000", "title": "x" * 60},
-}  # fmt: skip
+    "type": "event",
+    "event": "task.created",
+    "seq": 1,
+    "id": "0199e2c0-0000-7000-8000-000000000000",
+    "ts": "2026-01-01T00:00:00.000Z",
+    "data": {"task_id": "0199e2c0-0000-7000-8000-000000000000", "title": "x" * 60},
+}
 
 
 @app.websocket("/ws")

@@ -12,11 +12,14 @@ import sys
 DELAY_SECONDS = 0.05
 ANSWER = json.dumps(
     {
-        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "bench",
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "bench",
         "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello there."}, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15},
     }
-).encode()  # fmt: skip
+).encode()
 HELLO = b'{"object": "list", "data": [{"id": "bench", "object": "model"}]}'
 
 

@@ -45,9 +45,13 @@ def _against(
     worst = min(found, key=lambda name: float(found[name]["ratio"] / found[name]["target"]))
     wanted = ", ".join(f"{rival.name} {target:g} x" for rival, target in zip(RIVALS, targets, strict=True))
     return Figure(
-        name=name, title=f"{title}, to {wanted}; least: {worst}", value=found[worst]["ratio"] / found[worst]["target"],
-        target=1.0, unit="of target", details=found,
-    )  # fmt: skip
+        name=name,
+        title=f"{title}, to {wanted}; least: {worst}",
+        value=found[worst]["ratio"] / found[worst]["target"],
+        target=1.0,
+        unit="of target",
+        details=found,
+    )
 
 
 def _ratio(bench: Bench, one: Side, other: Side, connections: int) -> tuple[float, tuple[float, float]]:

@@ -110,18 +110,28 @@ def _by_id(server: Server, path: str, body: Any, field: str, *, query: str = "")
 
 
 PREFECT = Rival(
-    name="prefect", packages=["prefect>=3,<4"], ready="/api/health", prepare=_flow_runs, connections=1,
+    name="prefect",
+    packages=["prefect>=3,<4"],
+    ready="/api/health",
+    prepare=_flow_runs,
+    connections=1,
     command=["prefect", "server", "start", "--host", "127.0.0.1", "--port", "{port}"],
     environ={"PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
-)  # fmt: skip
+)
 AGENTOS = Rival(
-    name="agentos", packages=["agno>=2", "fastapi[standard]", "sqlalchemy[asyncio]", "aiosqlite", "openai"],
-    command=["python", "server.py", "{port}"], files={"server.py": AGENT_OS}, ready="/health",
+    name="agentos",
+    packages=["agno>=2", "fastapi[standard]", "sqlalchemy[asyncio]", "aiosqlite", "openai"],
+    command=["python", "server.py", "{port}"],
+    files={"server.py": AGENT_OS},
+    ready="/health",
     prepare=lambda server: _by_id(server, "/sessions", {"agent_id": "echo"}, "session_id", query="?type=agent"),
-)  # fmt: skip
+)
 LANGGRAPH = Rival(
-    name="langgraph", packages=["langgraph-cli[inmem]", "langgraph"], ready="/ok", created=200,
+    name="langgraph",
+    packages=["langgraph-cli[inmem]", "langgraph"],
+    ready="/ok",
+    created=200,
     command=["langgraph", "dev", "--no-browser", "--no-reload", "--port", "{port}"],
     files={"graph.py": GRAPH, "langgraph.json": MANIFEST},
     prepare=lambda server: _by_id(server, "/threads", {}, "thread_id"),
-)  # fmt: skip
+)

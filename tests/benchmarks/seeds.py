@@ -109,10 +109,16 @@ def _rows(pattern: dict[str, Any], size: int, counts: Counter[tuple[str, int]]) 
         priority = number * 7 % 4
         word = "needle" if number % needle_every == 0 else "report"
         row = {
-            **pattern, "id": f"{ms >> 16:08x}-{ms & 0xFFFF:04x}-7{number >> 20:03x}-8000-{number:012x}",
-            "title": f"Summarise {word} {number}", "priority": priority, "rank": priority,
-            "created_at": at, "updated_at": at, "queued_at": at, "available_at": at,
-        }  # fmt: skip
+            **pattern,
+            "id": f"{ms >> 16:08x}-{ms & 0xFFFF:04x}-7{number >> 20:03x}-8000-{number:012x}",
+            "title": f"Summarise {word} {number}",
+            "priority": priority,
+            "rank": priority,
+            "created_at": at,
+            "updated_at": at,
+            "queued_at": at,
+            "available_at": at,
+        }
         if number % pending_every:
             row.update(
                 status="completed",

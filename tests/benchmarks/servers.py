@@ -54,9 +54,13 @@ class Server:
         self.began = time.perf_counter()
         with open(log or os.devnull, "wb") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environ or {})}, cwd=cwd,
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environ or {})},
+                cwd=cwd,
                 preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-            )  # fmt: skip
+            )
 
     def wait_for(self, path: str, seconds: float = 60.0) -> float:
         """Ask until the answer is 2xx; seconds since the process was started."""
@@ -139,21 +143,32 @@ def request_bytes(method: str, path: str, body: Any = None, token: str | None = 
 
 
 def load(
-    server: Server, requests: Sequence[bytes], *, seconds: float | None = None, count: int | None = None,
-    connections: int = CONNECTIONS, accept: Sequence[int] = (200,), strict: bool = True,
-) -> Load:  # fmt: skip
+    server: Server,
+    requests: Sequence[bytes],
+    *,
+    seconds: float | None = None,
+    count: int | None = None,
+    connections: int = CONNECTIONS,
+    accept: Sequence[int] = (200,),
+    strict: bool = True,
+) -> Load:
     """Send the requests in turn for `seconds`, or until `count` are answered. When one is not `accept`ed: `Broken`, or,
     unless `strict`, it does not count."""
     job = {
-        "port": server.port, "connections": connections, "accept": list(accept),
+        "port": server.port,
+        "connections": connections,
+        "accept": list(accept),
         "requests": [base64.b64encode(item).decode() for item in requests],
         **({"seconds": seconds} if seconds is not None else {"count": count}),
-    }  # fmt: skip
+    }
     cpu = server.cpu_seconds()
     done = subprocess.run(
-        [sys.executable, str(HERE / "load.py")], input=json.dumps(job).encode(), stdout=subprocess.PIPE, check=True,
+        [sys.executable, str(HERE / "load.py")],
+        input=json.dumps(job).encode(),
+        stdout=subprocess.PIPE,
+        check=True,
         preexec_fn=lambda: os.sched_setaffinity(0, {LOAD_CORE}),
-    )  # fmt: skip
+    )
     result = json.loads(done.stdout)
     if strict and result["unexpected"]:
         raise Broken(

@@ -15,9 +15,13 @@ PATIENCE = 400
 
 def test_no_figure_is_an_order_of_magnitude_off() -> None:
     running = subprocess.Popen(
-        [sys.executable, "-m", "tests.benchmarks", "--short"], cwd=ROOT, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [sys.executable, "-m", "tests.benchmarks", "--short"],
+        cwd=ROOT,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     try:
         output, _ = running.communicate(timeout=PATIENCE)
     finally:

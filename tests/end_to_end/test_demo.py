@@ -51,10 +51,15 @@ class Demo:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "corral", "demo", *arguments], cwd=self.home, env=self.environ, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            [sys.executable, "-m", "corral", "demo", *arguments],
+            cwd=self.home,
+            env=self.environ,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
-        )  # fmt: skip
+        )
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
         process = self.start(*arguments)

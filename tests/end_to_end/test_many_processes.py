@@ -37,9 +37,11 @@ class Fleet:
     def __init__(self, folder: Path, database_url: str, redis_url: str) -> None:
         self.folder = folder
         environ = {
-            "CORRAL_REDIS_URL": redis_url, "CORRAL_DATA_DIR": str(folder / "data"), "CORRAL_ACCESS_TTL": "3600",
+            "CORRAL_REDIS_URL": redis_url,
+            "CORRAL_DATA_DIR": str(folder / "data"),
+            "CORRAL_ACCESS_TTL": "3600",
             "CORRAL_TASK_LEASE_SECONDS": str(LEASE_SECONDS),
-        }  # fmt: skip
+        }
         self.servers = []
         for name in ("a", "b"):
             (folder / name).mkdir()

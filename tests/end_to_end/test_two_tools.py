@@ -53,8 +53,9 @@ def openai_events(step: int, asked: dict[str, Any]) -> Iterator[str]:
 def anthropic_events(step: int, asked: dict[str, Any]) -> Iterator[str]:
     """The stream of one step as Anthropic's API sends it."""
     message = {"id": f"msg_{step}", "type": "message", "role": "assistant", "model": asked["model"], "content": []}
-    yield json.dumps({"type": "message_start", "message": {**message, "usage": {"input_tokens": USAGE[0],
-                                                                                "output_tokens": 1}}})  # fmt: skip
+    yield json.dumps(
+        {"type": "message_start", "message": {**message, "usage": {"input_tokens": USAGE[0], "output_tokens": 1}}}
+    )
     if step < len(CALLS):
         name, arguments = CALLS[step]
         text = json.dumps(arguments)
@@ -131,8 +132,13 @@ def test_a_task_with_two_tools_is_done_and_paid_once(model: Recording, tmp_path:
             assert answer.is_success, answer.text
             return answer.json()
 
-        facts = {"name": "a", "llm_provider": "recorded", "llm_model": "m-1", "enabled_tools": TOOLS,
-                 "tool_policy": dict.fromkeys(TOOLS, "allow")}  # fmt: skip
+        facts = {
+            "name": "a",
+            "llm_provider": "recorded",
+            "llm_model": "m-1",
+            "enabled_tools": TOOLS,
+            "tool_policy": dict.fromkeys(TOOLS, "allow"),
+        }
         agent = call("POST", "/agents", facts)
         call("POST", f"/agents/{agent['id']}/start", {})
         task = call("POST", "/tasks", {"title": "What is six times seven?", "agent_id": agent["id"]})

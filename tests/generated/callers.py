@@ -51,14 +51,20 @@ async def bad(world: World) -> list[Caller]:
         Caller("an empty bearer", {"authorization": "Bearer "}, UNKNOWN),
         Caller("the word alone", {"authorization": "Bearer"}, UNKNOWN),
         Caller("another scheme", {"authorization": f"Basic {_base64(PASSWORD.encode())}"}, UNKNOWN),
-        Caller("two credentials", {**bearer(signed_in["access_token"]), "x-api-key": "crl_x"},
-               always(400, "malformed_request")),
-        Caller("one header twice", [*bearer("x").items(), *bearer(signed_in["access_token"]).items()],
-               always(400, "malformed_request")),
+        Caller(
+            "two credentials",
+            {**bearer(signed_in["access_token"]), "x-api-key": "crl_x"},
+            always(400, "malformed_request"),
+        ),
+        Caller(
+            "one header twice",
+            [*bearer("x").items(), *bearer(signed_in["access_token"]).items()],
+            always(400, "malformed_request"),
+        ),
         Caller("the token in a cookie", {"cookie": f"access_token={signed_in['access_token']}"}, UNKNOWN),
         Caller("the token in the address", {}, UNKNOWN, query=f"?access_token={signed_in['access_token']}"),
         Caller("a refresh token", bearer(signed_in["refresh_token"]), UNKNOWN),
-    ]  # fmt: skip
+    ]
     ticket = await world.ok(world.client(signed_in["access_token"]), "POST", "/auth/ws-ticket")
     found.append(Caller("a ticket for a socket", bearer(ticket["ticket"]), UNKNOWN))
     garbage = ["x", "\xff\xfe", "a" * 8000, "null", "ey..", "eyJ.e30.", "crl_x", "crw_x", "crg_x", "cra_x", "cra_sx"]

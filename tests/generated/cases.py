@@ -36,9 +36,13 @@ def _make(described: Any, mode: GenerationMode, count: int, *, derandomize: bool
     made: list[Case] = []
 
     @settings(
-        max_examples=count, deadline=None, database=None, derandomize=derandomize,
-        suppress_health_check=list(HealthCheck), phases=[Phase.generate],
-    )  # fmt: skip
+        max_examples=count,
+        deadline=None,
+        database=None,
+        derandomize=derandomize,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
     @given(case=described.as_strategy(generation_mode=mode))
     def each(case: Case) -> None:
         made.append(case)

@@ -69,9 +69,14 @@ class Fuzz:
         claim = await world.lease(world.owner, "fuzzed")
         self.pool["/tasks/{id}"].append({"id": claim["task"]["id"]})
         self.callers = {
-            "admin": world.admin, "owner": world.owner, "stranger": world.stranger, "viewer": world.viewer,
-            "worker": world.worker, "attempt": world.client(claim["agent_token"]), "nobody": world.kit.client,
-        }  # fmt: skip
+            "admin": world.admin,
+            "owner": world.owner,
+            "stranger": world.stranger,
+            "viewer": world.viewer,
+            "worker": world.worker,
+            "attempt": world.client(claim["agent_token"]),
+            "nobody": world.kit.client,
+        }
 
     async def run(self, cases: int, *, derandomize: bool) -> None:
         """So many cases of every operation, half of them wrong on purpose; each is asked by two callers."""

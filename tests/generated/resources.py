@@ -42,9 +42,13 @@ RESOURCES: list[Resource] = []
 
 
 def resource(
-    path: str, kind: Class, *, open: tuple[str, ...] = (), owners: tuple[str, ...] = (),
+    path: str,
+    kind: Class,
+    *,
+    open: tuple[str, ...] = (),
+    owners: tuple[str, ...] = (),
     bodies: Mapping[str, Any] | None = None,
-) -> Callable[[Factory], Factory]:  # fmt: skip
+) -> Callable[[Factory], Factory]:
     """Register the factory of a kind of object."""
 
     def declare(make: Factory) -> Factory:
@@ -93,14 +97,17 @@ def name(word: str) -> str:
 
 
 @resource(
-    "/agents/{id}", "shared", open=("POST /agents/{id}/clone",), owners=("GET /agents/{id}/tokens",),
+    "/agents/{id}",
+    "shared",
+    open=("POST /agents/{id}/clone",),
+    owners=("GET /agents/{id}/tokens",),
     bodies={
         "POST /agents/{id}/clone": {"name": "copy-of-it"},
         "POST /agents/{id}/tokens": {"name": "token", "scopes": ["tasks.read"]},
         "POST /agents/{id}/rollback": {"version": 1},
         "GET /agents/{id}/versions/compare": "?from=1&to=1",
     },
-)  # fmt: skip
+)
 async def agent(world: World, owner: Client) -> Names:
     return {"id": await world.agent(owner, name("agent"))}
 

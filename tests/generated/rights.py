@@ -17,10 +17,15 @@ ADMINS_AREAS = frozenset(
 )
 MEMBERS_OWN = frozenset(
     {
-        "approvals.decide", "code_reviews.decide", "llm.use", "tools.use_external", "tools.use_dangerous",
-        "workers.register", "workflows.run",
+        "approvals.decide",
+        "code_reviews.decide",
+        "llm.use",
+        "tools.use_external",
+        "tools.use_dangerous",
+        "workers.register",
+        "workflows.run",
     }
-)  # fmt: skip
+)
 # What is done under a lease or as a worker: only machines hold it, not even admins.
 MACHINES_VERBS = frozenset({"act", "report"})
 # The one path of who may only register.

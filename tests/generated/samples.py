@@ -11,8 +11,19 @@ from corral.ids import new_id
 _SCHEMAS = "#/components/schemas/"
 _FORMATS = {"date-time": "2999-01-01T00:00:00Z", "date": "2999-01-01", "uuid": "01890a5d-ac96-774b-bcce-b302099a8057"}
 # Tried in this order where a pattern is to be met: words, addresses, times, codes.
-_TEXTS = ("x", "en", "sample", "sample.name", "01890a5d-ac96-774b-bcce-b302099a8057", "123456",
-          "a@example.org", "0 0 * * *", "https://example.org", "192.0.2.0/24", "a" * 64)  # fmt: skip
+_TEXTS = (
+    "x",
+    "en",
+    "sample",
+    "sample.name",
+    "01890a5d-ac96-774b-bcce-b302099a8057",
+    "123456",
+    "a@example.org",
+    "0 0 * * *",
+    "https://example.org",
+    "192.0.2.0/24",
+    "a" * 64,
+)
 
 
 class Samples:

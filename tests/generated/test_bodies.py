@@ -17,24 +17,47 @@ from corral.testing.kit import Answer, Client
 
 # Set by the server unless the operation's own table says otherwise: then the document has the field.
 SERVERS = {
-    "id": "01890a5d-ac96-774b-bcce-b302099a8057", "role": "admin", "owner_id": "01890a5d-ac96-774b-bcce-b302099a8057",
-    "created_by": "01890a5d-ac96-774b-bcce-b302099a8057", "status": "completed", "is_active": True, "version": 7,
-    "created_at": "2020-01-01T00:00:00Z", "updated_at": "2020-01-01T00:00:00Z", "is_admin": True, "permissions": ["*"],
-}  # fmt: skip
+    "id": "01890a5d-ac96-774b-bcce-b302099a8057",
+    "role": "admin",
+    "owner_id": "01890a5d-ac96-774b-bcce-b302099a8057",
+    "created_by": "01890a5d-ac96-774b-bcce-b302099a8057",
+    "status": "completed",
+    "is_active": True,
+    "version": 7,
+    "created_at": "2020-01-01T00:00:00Z",
+    "updated_at": "2020-01-01T00:00:00Z",
+    "is_admin": True,
+    "permissions": ["*"],
+}
 FORMS = {
-    "a list": b"[]", "a text": b'"x"', "a number": b"1", "null": b"null",
-}  # fmt: skip
+    "a list": b"[]",
+    "a text": b'"x"',
+    "a number": b"1",
+    "null": b"null",
+}
 MALFORMED = {
-    "half": b'{"a":', "two values": b"{} {}", "a name twice": b'{"a":1,"a":2}', "NaN": b'{"a":NaN}',
-    "Infinity": b'{"a":-Infinity}', "bad UTF-8": b'{"a":"\xff\xfe"}', "a surrogate in UTF-8": b'{"a":"\xed\xa0\x80"}',
-    "a byte order mark": b"\xef\xbb\xbf{}", "UTF-16": '{"a":1}'.encode("utf-16"), "deep lists": b"[" * 100_000,
-    "a deep body": b'{"a":' * 65 + b"1" + b"}" * 65, "a comment": b"{/**/}", "a single quote": b"{'a':1}",
+    "half": b'{"a":',
+    "two values": b"{} {}",
+    "a name twice": b'{"a":1,"a":2}',
+    "NaN": b'{"a":NaN}',
+    "Infinity": b'{"a":-Infinity}',
+    "bad UTF-8": b'{"a":"\xff\xfe"}',
+    "a surrogate in UTF-8": b'{"a":"\xed\xa0\x80"}',
+    "a byte order mark": b"\xef\xbb\xbf{}",
+    "UTF-16": '{"a":1}'.encode("utf-16"),
+    "deep lists": b"[" * 100_000,
+    "a deep body": b'{"a":' * 65 + b"1" + b"}" * 65,
+    "a comment": b"{/**/}",
+    "a single quote": b"{'a':1}",
     "control characters": b'{"a":"\x01"}',
-}  # fmt: skip
+}
 UNSTORABLE = {
-    "a lone surrogate": b'"\\ud800"', "NUL": b'"\\u0000"', "beyond 64 bits": b"9223372036854775808",
-    "below 64 bits": b"-9223372036854775809", "a huge exponent": b"1e400",
-}  # fmt: skip
+    "a lone surrogate": b'"\\ud800"',
+    "NUL": b'"\\u0000"',
+    "beyond 64 bits": b"9223372036854775808",
+    "below 64 bits": b"-9223372036854775809",
+    "a huge exponent": b"1e400",
+}
 
 
 # What was spent for something outlives it: a correction names what may be gone.
@@ -94,8 +117,16 @@ async def test_t1_to_t4_bodies_that_are_none(world: World) -> None:
                 continue
             if (answer.status, answer.code) != (400, "malformed_json"):
                 faults.append(f"{operation.label} answers {answer} to {what}")
-        for media in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/xml", "",
-                      "application/json; charset=utf-16", "application/jsonp", "text/json"):  # fmt: skip
+        for media in (
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data",
+            "application/xml",
+            "",
+            "application/json; charset=utf-16",
+            "application/jsonp",
+            "text/json",
+        ):
             answer = await send(operation, client, b'{"a":1}', names, **{"content-type": media})
             if (answer.status, answer.code) != (415, "unsupported_media_type"):
                 faults.append(f"{operation.label} answers {answer} to {media!r}")

@@ -145,9 +145,18 @@ async def test_crooked_paths_are_nobodys(make_world: Any, fast: bool) -> None:
     for operation in world.operations:
         path = operation.at()
         first, _, rest = path[1:].partition("/")
-        forms = [f"/{first}//{rest}", f"//{first}/{rest}", f"/{first}/%2e/{rest}", f"/{first}/x/%2e%2e/{rest}",
-                 f"/{first}/../{first}/{rest}", f"/{first}/%2e%2e%2f{first}/{rest}", f"/{first}%00/{rest}",
-                 f"\\{first}\\{rest}", f"/{first}/%5c{rest}", f"{path}//"]  # fmt: skip
+        forms = [
+            f"/{first}//{rest}",
+            f"//{first}/{rest}",
+            f"/{first}/%2e/{rest}",
+            f"/{first}/x/%2e%2e/{rest}",
+            f"/{first}/../{first}/{rest}",
+            f"/{first}/%2e%2e%2f{first}/{rest}",
+            f"/{first}%00/{rest}",
+            f"\\{first}\\{rest}",
+            f"/{first}/%5c{rest}",
+            f"{path}//",
+        ]
         if not operation.route.rest and rest:
             forms.append(f"/{first}%2f{rest}")
         for form in forms:
@@ -173,8 +182,20 @@ async def test_ids_are_ids(world: World) -> None:
             if essence(plain) != essence(shouted):
                 faults.append(f"{operation.label}: {plain}, in upper case {shouted}")
         for key in ids:
-            for text in ("x", "0", "-1", "%20", "1e3", names[key][:-1], names[key] + "0", names[key].replace("-", ""),
-                         "{" + names[key] + "}", "null", "%00", "%F0%9F%98%80"):  # fmt: skip
+            for text in (
+                "x",
+                "0",
+                "-1",
+                "%20",
+                "1e3",
+                names[key][:-1],
+                names[key] + "0",
+                names[key].replace("-", ""),
+                "{" + names[key] + "}",
+                "null",
+                "%00",
+                "%F0%9F%98%80",
+            ):
                 answer = await world.admin.request(operation.method, operation.at({**names, key: text}), {})
                 if answer.status == 405:  # the word of another operation
                     continue

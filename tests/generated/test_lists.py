@@ -109,8 +109,12 @@ async def test_conventions_6_nothing_private_is_met_anywhere(world: World) -> No
         for names in made[kind.path] if kind is not None else [{}]:
             path, _ = asked(operation, names)
             mark = "&" if "?" in path else "?"
-            searches = [f"{mark}{key}={each}" for key in ("search", "q", "object_id") for each in sorted(secret)
-                        if key in operation.query_names]  # fmt: skip
+            searches = [
+                f"{mark}{key}={each}"
+                for key in ("search", "q", "object_id")
+                for each in sorted(secret)
+                if key in operation.query_names
+            ]
             for role in ("member", "viewer"):
                 for query in ("", *searches):
                     answer = await person(world, role).get(path + query)
@@ -182,9 +186,13 @@ def _key(item: dict[str, Any]) -> str:
 
 # Lists of another form, as their pages say: logs that are read on from a place, breakdowns, what a worker may claim.
 OTHER_FORMS = {
-    "GET /events", "GET /tasks/{id}/logs", "GET /cost/by-model", "GET /cost/by-task", "GET /cost/by-user",
+    "GET /events",
+    "GET /tasks/{id}/logs",
+    "GET /cost/by-model",
+    "GET /cost/by-task",
+    "GET /cost/by-user",
     "GET /workers/{id}/tasks",
-}  # fmt: skip
+}
 
 
 async def test_every_list_takes_limit_offset_and_cursor(world: World) -> None:

@@ -83,10 +83,19 @@ def test_an_override_of_none_and_an_empty_variable_are_not_given() -> None:
         ("CORRAL_DATABASE_URL", "postgresql://u:p@h/d", "database.url", "postgresql://u:p@h/d"),
         ("CORRAL_SQLITE_SYNCHRONOUS", "NORMAL", "database.synchronous", "normal"),
         ("CORRAL_REDIS_URL", "unix:///run/valkey.sock", "redis.url", "unix:///run/valkey.sock"),
-        ("CORRAL_STORAGE_URL", "s3://bucket?endpoint=http://m:9000", "storage.url", "s3://bucket?endpoint=http://m:9000"),
+        (
+            "CORRAL_STORAGE_URL",
+            "s3://bucket?endpoint=http://m:9000",
+            "storage.url",
+            "s3://bucket?endpoint=http://m:9000",
+        ),
         ("CORRAL_MAX_UPLOAD_BYTES", "2048", "storage.max_upload_bytes", 2048),
-        ("CORRAL_EGRESS_ALLOW", "127.0.0.1:11434,10.0.0.0/8,10.0.0.0/8:443,[::1]:80,h.example", "egress.allow",
-         ("127.0.0.1:11434", "10.0.0.0/8", "10.0.0.0/8:443", "[::1]:80", "h.example")),
+        (
+            "CORRAL_EGRESS_ALLOW",
+            "127.0.0.1:11434,10.0.0.0/8,10.0.0.0/8:443,[::1]:80,h.example",
+            "egress.allow",
+            ("127.0.0.1:11434", "10.0.0.0/8", "10.0.0.0/8:443", "[::1]:80", "h.example"),
+        ),
         ("CORRAL_EGRESS_PROXY", "http://u:p@proxy:3128", "egress.proxy", "http://u:p@proxy:3128"),
         ("CORRAL_PLUGIN_DIR", "/srv/p", "plugins.dir", Path("/srv/p")),
         ("CORRAL_SAFE_MODE", "1", "safe_mode", True),
@@ -99,7 +108,7 @@ def test_an_override_of_none_and_an_empty_variable_are_not_given() -> None:
         ("CORRAL_METRICS_TOKEN", STRONG, "metrics_token", STRONG),
         ("CORRAL_JWT_SECRET", STRONG, "keys.jwt_secret", STRONG),
     ],
-)  # fmt: skip
+)
 def test_each_variable_sets_its_field(variable: str, text: str, field: str, value: Any) -> None:
     config: Any = load({variable: text})
     for name in field.split("."):
@@ -351,7 +360,7 @@ def test_describe_has_every_key_and_no_secret() -> None:
         "CORRAL_WORKER_TOKEN": "hunter2",
         "CORRAL_JWT_SECRET": STRONG,
         "CORRAL_ACCESS_TTL": "60",
-    }  # fmt: skip
+    }
     config = from_file(text, environ)
     rows = {row.key: row for row in config.describe()}
     assert set(TABLE) <= set(rows)

@@ -105,9 +105,16 @@ async def _past(kit: Kit, age_days: float, *kinds: str) -> None:
         last = event_log.last_seq()
         for seq, kind in enumerate(kinds, last + 1):
             EventRow.insert(
-                seq=seq, id=f"01900000-0000-7000-8000-{seq:012d}", type=kind, ts=clock.now(-age_days * DAY),
-                actor_type="system", object_type="patient", object_id="1", visibility="admin", data="{}",
-            ).execute()  # fmt: skip
+                seq=seq,
+                id=f"01900000-0000-7000-8000-{seq:012d}",
+                type=kind,
+                ts=clock.now(-age_days * DAY),
+                actor_type="system",
+                object_type="patient",
+                object_id="1",
+                visibility="admin",
+                data="{}",
+            ).execute()
 
     await kit.kernel.database.work(unit)
 

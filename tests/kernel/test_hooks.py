@@ -145,10 +145,20 @@ async def test_corral_sockets(tmp_path: Path) -> None:
         )
         sent: list[Any] = []
         scope = {
-            "type": "websocket", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "ws", "path": "/shout",
-            "raw_path": b"/shout", "query_string": b"", "root_path": "", "headers": [(b"host", b"localhost")],
-            "client": ("127.0.0.1", 50000), "server": ("localhost", 80), "subprotocols": [], "extensions": {},
-        }  # fmt: skip
+            "type": "websocket",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "scheme": "ws",
+            "path": "/shout",
+            "raw_path": b"/shout",
+            "query_string": b"",
+            "root_path": "",
+            "headers": [(b"host", b"localhost")],
+            "client": ("127.0.0.1", 50000),
+            "server": ("localhost", 80),
+            "subprotocols": [],
+            "extensions": {},
+        }
 
         async def receive() -> Any:
             return next(coming)
@@ -282,9 +292,11 @@ async def test_corral_health_checks(tmp_path: Path) -> None:
 
 async def test_corral_metrics(tmp_path: Path) -> None:
     metric = Metric(
-        name="shelf_things", help="Things by colour.", labels={"colour": ("red",)},
+        name="shelf_things",
+        help="Things by colour.",
+        labels={"colour": ("red",)},
         collect=lambda: {("red",): 2.0, ("mauve",): 1.0},
-    )  # fmt: skip
+    )
     async with make_kernel(tmp_path, plugins=[plugin("shelf", corral_metrics=lambda self: [metric])]) as kit:
         text = (await kit.client.get("/metrics")).body.decode()
         assert 'shelf_things{colour="red"} 2' in text

@@ -397,5 +397,9 @@ def test_the_documentation_page_asks_nobody_else_and_has_nothing_inline() -> Non
         assert not re.search(r"https?://|@import|\burl\(|innerHTML|\beval\b", text)
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script>", page)
     assert re.findall(r'(?:src|href)="([^"]+)"', page) == [
-        "/api/v1/", "data:,", "docs/docs.css", "docs/docs.js", "openapi.json",
-    ]  # fmt: skip
+        "/api/v1/",
+        "data:,",
+        "docs/docs.css",
+        "docs/docs.js",
+        "openapi.json",
+    ]

@@ -84,12 +84,14 @@ BROKEN = {
     "constructor": (body("def __init__(self, settings):\n    raise OSError('no luck')"), "OSError: no luck"),
     "unknown hook": (body("@hookimpl\ndef corral_rotues(self):\n    return []"), "corral_rotues"),
     "unknown optional hook": (
-        body("@hookimpl(optionalhook=True)\ndef corral_llm_provider(self):\n    return []"), "corral_llm_provider",
+        body("@hookimpl(optionalhook=True)\ndef corral_llm_provider(self):\n    return []"),
+        "corral_llm_provider",
     ),
     "hook raises": (body("@hookimpl\ndef corral_jobs(self):\n    raise SystemExit('bye')"), "SystemExit: bye"),
     "hook gives no list": (body("@hookimpl\ndef corral_jobs(self):\n    return 'job'"), "corral_jobs returned str"),
     "configuration": (
-        body("class C(msgspec.Struct, forbid_unknown_fields=True):\n    size: int = 1\nconfig = C"), "[plugins.faulty]",
+        body("class C(msgspec.Struct, forbid_unknown_fields=True):\n    size: int = 1\nconfig = C"),
+        "[plugins.faulty]",
     ),
     "table of another": (
         body(
@@ -122,17 +124,20 @@ BROKEN = {
         "Argument(s) {'app'} are declared in the hookimpl but can not be found in the hookspec",
     ),
     "no schema": (
-        (PLUGIN + FAULTY).replace("-> dict[str, str]", "-> Plugin"), "Plugin",
+        (PLUGIN + FAULTY).replace("-> dict[str, str]", "-> Plugin"),
+        "Plugin",
     ),
     "name in a path": (
-        (PLUGIN + FAULTY).replace('@routes.get("/"', '@routes.get("/{someId}"'), "a name in a path is {…}",
+        (PLUGIN + FAULTY).replace('@routes.get("/"', '@routes.get("/{someId}"'),
+        "a name in a path is {…}",
     ),
     "path of a built-in": (
-        (PLUGIN + FAULTY).replace('"/faulty"', '"/health"'), "GET /health is declared by core already",
+        (PLUGIN + FAULTY).replace('"/faulty"', '"/health"'),
+        "GET /health is declared by core already",
     ),
     "start": (body("async def start(self, runtime):\n    raise RuntimeError('will not')"), "RuntimeError: will not"),
     "start exits": (body("async def start(self, runtime):\n    raise SystemExit(1)"), "SystemExit: 1"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture

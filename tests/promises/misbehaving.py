@@ -152,9 +152,11 @@ def text(name: str) -> str:
     """The `plugin.py` of one of them."""
     facts = {"name": name, "class": f"{name.capitalize()}Plugin"}
     acts = {
-        "exiter": "        raise SystemExit(1)", "looper": "        while True:\n            pass",
-        "wrong": "        return 'text'", "steady": "        counts['gate'] += 1",
-    }  # fmt: skip
+        "exiter": "        raise SystemExit(1)",
+        "looper": "        while True:\n            pass",
+        "wrong": "        return 'text'",
+        "steady": "        counts['gate'] += 1",
+    }
     parts = [HEAD % facts]
     if name == "importer":
         parts.append("import nothing_has_this_name\n")

@@ -90,9 +90,10 @@ def listeners(url: str) -> int:
 def fleet(database_url: str, tmp_path: Path, valkey_server: ValkeyServer) -> Iterator[list[ServerProcess]]:
     """Two API processes beside `corral jobs`."""
     environ = {
-        "CORRAL_REDIS_URL": valkey_server.url(), "CORRAL_DATA_DIR": str(tmp_path / "data"),
+        "CORRAL_REDIS_URL": valkey_server.url(),
+        "CORRAL_DATA_DIR": str(tmp_path / "data"),
         "CORRAL_ACCESS_TTL": "3600",
-    }  # fmt: skip
+    }
     servers = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -156,9 +157,12 @@ def test_r04_redis_comes_and_goes(
     calm = max(seconds for start, seconds in took if start < began)
     slowest = max(seconds for start, seconds in took if start >= began)
     figures = {
-        "requests": len(took), "errors": len(errors), "slowest_ms": round(slowest * 1000),
-        "recovered_s": round(max(recovered.values()), 2), "tasks": len(created),
-    }  # fmt: skip
+        "requests": len(took),
+        "errors": len(errors),
+        "slowest_ms": round(slowest * 1000),
+        "recovered_s": round(max(recovered.values()), 2),
+        "tasks": len(created),
+    }
     figure("R4", figures)
     assert len(errors) <= len(took) / 1000, errors[:3]
     assert slowest < 2.0 + calm  # what the machine itself takes is not Redis's doing

@@ -53,8 +53,10 @@ class Installation:
         self.folder = folder
         self.environ = {name: text for name, text in os.environ.items() if not name.startswith("CORRAL_")}
         self.environ |= {
-            "CORRAL_CONFIG": os.devnull, "CORRAL_DATA_DIR": str(folder / "data"), "CORRAL_DATABASE_URL": database_url,
-        }  # fmt: skip
+            "CORRAL_CONFIG": os.devnull,
+            "CORRAL_DATA_DIR": str(folder / "data"),
+            "CORRAL_DATABASE_URL": database_url,
+        }
         self.keys(*labels)
 
     def keys(self, *labels: str) -> None:
@@ -77,9 +79,13 @@ class Installation:
     def command(self, *arguments: str) -> subprocess.Popen[bytes]:
         """`corral secrets …` in a process of its own."""
         return subprocess.Popen(
-            [sys.executable, "-m", "corral", "secrets", *arguments], env=self.environ, cwd=self.folder,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "corral", "secrets", *arguments],
+            env=self.environ,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     def done(self, *arguments: str) -> tuple[int, str]:
         process = self.command(*arguments)
@@ -97,11 +103,20 @@ def store(kernel: Kernel, count: int) -> None:
             id = new_id()
             secrets.append(
                 {
-                    "id": id, "name": f"S{n}", "name_key": f"s{n}", "category": "general", "description": "",
-                    "allowed_consumers": [], "allowed_hosts": [], "max_versions": 10, "version": 1, "revision": 1,
-                    "created_at": now, "updated_at": now,
+                    "id": id,
+                    "name": f"S{n}",
+                    "name_key": f"s{n}",
+                    "category": "general",
+                    "description": "",
+                    "allowed_consumers": [],
+                    "allowed_hosts": [],
+                    "max_versions": 10,
+                    "version": 1,
+                    "revision": 1,
+                    "created_at": now,
+                    "updated_at": now,
                 }
-            )  # fmt: skip
+            )
             sealed = keyring.seal(value(n).encode(), aad=place("secrets_versions", id, 1)).hex()
             versions.append({"id": new_id(), "secret_id": id, "n": 1, "sealed": sealed, "created_at": now})
         return secrets, versions

@@ -60,8 +60,10 @@ async def test_s1_what_is_no_credential_opens_nothing_and_changes_nothing(make_w
     world: World = await make_world()
     callers = await bad(world)
     faults, asked = await matrix(world, callers)
-    figure("S1 credentials", {"kinds": len(callers), "operations": len(world.operations), "requests": asked,
-                              "exceptions": len(faults)})  # fmt: skip
+    figure(
+        "S1 credentials",
+        {"kinds": len(callers), "operations": len(world.operations), "requests": asked, "exceptions": len(faults)},
+    )
     assert not faults, "\n".join(faults)
     assert asked > 30 * sum(not operation.is_public for operation in world.operations)
 
@@ -72,8 +74,10 @@ async def test_s1_a_credential_that_does_not_suffice_opens_nothing_and_changes_n
     world: World = await make_world()
     callers = await insufficient(world)
     faults, asked = await matrix(world, callers)
-    figure("S1 rights", {"kinds": len(callers), "operations": len(world.operations), "requests": asked,
-                         "exceptions": len(faults)})  # fmt: skip
+    figure(
+        "S1 rights",
+        {"kinds": len(callers), "operations": len(world.operations), "requests": asked, "exceptions": len(faults)},
+    )
     assert not faults, "\n".join(faults)
     for caller in callers:
         assert any(caller.refusal(operation.route) for operation in world.operations), f"nothing refuses {caller.name}"

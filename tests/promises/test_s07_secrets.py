@@ -34,10 +34,15 @@ def marked(n: int) -> str:
 def spellings(value: str) -> dict[str, str]:
     data = value.encode()
     return {
-        "raw": value, "base64": base64.b64encode(data).decode(), "base64url": base64.urlsafe_b64encode(data).decode(),
-        "shifted": base64.b64encode(b"key=" + data + b";").decode(), "hex": data.hex(), "HEX": data.hex().upper(),
-        "url": quote(value, safe=""), "json": json.dumps(value)[1:-1],
-    }  # fmt: skip
+        "raw": value,
+        "base64": base64.b64encode(data).decode(),
+        "base64url": base64.urlsafe_b64encode(data).decode(),
+        "shifted": base64.b64encode(b"key=" + data + b";").decode(),
+        "hex": data.hex(),
+        "HEX": data.hex().upper(),
+        "url": quote(value, safe=""),
+        "json": json.dumps(value)[1:-1],
+    }
 
 
 def traces(value: str) -> list[bytes]:
@@ -163,10 +168,20 @@ class Tour:
     def search(self, database_url: str, folder: Path, frames: Frames) -> Iterator[tuple[str, bytes]]:
         """Every place where text is kept or shown."""
         paths = [
-            "/secrets?limit=200", "/secrets/expiring?days=365", "/tasks?limit=200", "/admin/audit?limit=200",
-            "/admin/audit/export?format=jsonl", "/llm/calls?limit=200", "/settings", "/settings/health", "/plugins",
-            f"/agents/{self.agent_id}", f"/agents/{self.agent_id}/versions", "/metrics", "/workers/overview",
-        ]  # fmt: skip
+            "/secrets?limit=200",
+            "/secrets/expiring?days=365",
+            "/tasks?limit=200",
+            "/admin/audit?limit=200",
+            "/admin/audit/export?format=jsonl",
+            "/llm/calls?limit=200",
+            "/settings",
+            "/settings/health",
+            "/plugins",
+            f"/agents/{self.agent_id}",
+            f"/agents/{self.agent_id}/versions",
+            "/metrics",
+            "/workers/overview",
+        ]
         after = "0"
         while True:
             page = self.admin.get("/events", params={"after": after, "limit": 200}).json()

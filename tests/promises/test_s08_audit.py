@@ -41,9 +41,10 @@ async def test_s8_concurrent_writes_then_tampering(
     assert found == tamperings
     cut = kept.seq - 1
     books.behind(
-        f"DELETE FROM audit_rows WHERE seq > {cut}", f"DELETE FROM audit_checkpoints WHERE seq > {cut}",
+        f"DELETE FROM audit_rows WHERE seq > {cut}",
+        f"DELETE FROM audit_checkpoints WHERE seq > {cut}",
         f"UPDATE audit_head SET seq = {cut}, hash = (SELECT hash FROM audit_rows WHERE seq = {cut})",
-    )  # fmt: skip
+    )
     verification: Verification = books.service(Verification)
     by_checkpoint = await verification.look(None, None, Kept([kept], [key]), seconds=25)
     assert (by_checkpoint.ok, by_checkpoint.reason) == (False, "tail_truncated"), by_checkpoint

@@ -41,9 +41,11 @@ class Caller(threading.Thread):
     def run(self) -> None:
         with self.server.client(self.token) as client:
             calls: list[Callable[[], httpx2.Response]] = [
-                lambda: client.get("/auth/me"), lambda: client.get("/tasks", params={"limit": 5}),
-                lambda: client.get(f"{self.server.address}/health"), lambda: client.post("/tasks", json={"title": "x"}),
-            ]  # fmt: skip
+                lambda: client.get("/auth/me"),
+                lambda: client.get("/tasks", params={"limit": 5}),
+                lambda: client.get(f"{self.server.address}/health"),
+                lambda: client.post("/tasks", json={"title": "x"}),
+            ]
             number = 0
             while not self.stop.wait(PAUSE):
                 began = time.monotonic()
@@ -93,9 +95,11 @@ def serve(folder: Path, url: str, *names: str) -> ServerProcess:
     plugins = PluginFolder(folder / f"plugins-{len(names)}")
     (folder / "corral.toml").write_text(misbehaving.install(plugins, *names), "utf-8")
     environ = {
-        "CORRAL_CONFIG": str(folder / "corral.toml"), "CORRAL_PLUGIN_DIR": str(plugins.path),
-        "CORRAL_DATA_DIR": str(folder / "data"), "CORRAL_ACCESS_TTL": "3600",
-    }  # fmt: skip
+        "CORRAL_CONFIG": str(folder / "corral.toml"),
+        "CORRAL_PLUGIN_DIR": str(plugins.path),
+        "CORRAL_DATA_DIR": str(folder / "data"),
+        "CORRAL_ACCESS_TTL": "3600",
+    }
     return ServerProcess(folder, database_url=url, environ=environ)
 
 
@@ -130,9 +134,13 @@ def check_names(found: dict[str, Any]) -> None:
         assert (found[name]["state"], reason in (found[name]["reason"] or "")) == ("failed", True), found[name]
     assert "CREATE" in found["migrator"]["reason"] or "syntax" in found["migrator"]["reason"]
     told = {
-        "exiter": "SystemExit: 1", "looper": "did not come back", "sleeper": "did not come back",
-        "wrong": "it returned str", "unawaited": "coroutine function", "dying": "the last one in thread",
-    }  # fmt: skip
+        "exiter": "SystemExit: 1",
+        "looper": "did not come back",
+        "sleeper": "did not come back",
+        "wrong": "it returned str",
+        "unawaited": "coroutine function",
+        "dying": "the last one in thread",
+    }
     for name, reason in told.items():
         assert reason in found[name]["reason"], found[name]
     for name, (errors, last) in {"raiser": (7, "raiser"), "spinner": (1, LATE), "napper": (2, ENDLESS)}.items():
@@ -179,10 +187,14 @@ def test_s11_misbehaving_plugins(tmp_path: Path, database_url: str, long_form: b
     told = [line for line in lines if line["event"] == "a plugin floods the log" and line["plugin"] == "flooder"]
     span = clock.parse_instant(flood[-1]["ts"]) - clock.parse_instant(flood[0]["ts"])
     figures = {
-        "calls": sum(len(caller.took) for caller in load.callers), "errors": len(load.errors),
-        "held_s": round(held, 1), "p99_ms": round(p99 * 1000, 1), "usual_p99_ms": round(before * 1000, 1),
-        "events": len(load.created), "log_lines_a_second": round(len(flood) / span),
-    }  # fmt: skip
+        "calls": sum(len(caller.took) for caller in load.callers),
+        "errors": len(load.errors),
+        "held_s": round(held, 1),
+        "p99_ms": round(p99 * 1000, 1),
+        "usual_p99_ms": round(before * 1000, 1),
+        "events": len(load.created),
+        "log_lines_a_second": round(len(flood) / span),
+    }
     figure("S11", figures)
     assert len(flood) <= LOG_LINES_A_SECOND * (span + 2)
     assert told

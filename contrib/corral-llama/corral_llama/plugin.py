@@ -99,7 +99,9 @@ class LlamaPlugin(Plugin):
             return [DemoModel(name="local", problem=str(error))]
         return [
             DemoModel(
-                name=f"local/{model.id}", context_tokens=model.context(settings.CONTEXT_TOKENS.default),
-                file=model.path, configuration={"warm_up": True},
+                name=f"local/{model.id}",
+                context_tokens=model.context(settings.CONTEXT_TOKENS.default),
+                file=model.path,
+                configuration={"warm_up": True},
             )
-        ]  # fmt: skip
+        ]

@@ -173,15 +173,25 @@ class Children:
         model, context_tokens = what
         began, key = time.monotonic(), secrets.token_urlsafe(24)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", str(files("corral_llama").joinpath("child.py")), env=_environment(),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
+            sys.executable,
+            "-P",
+            str(files("corral_llama").joinpath("child.py")),
+            env=_environment(),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
         child = Child(process, what)
         try:
-            await child.load({
-                "import_path": sys.path, "model": str(model.path), "context_tokens": context_tokens,
-                "threads": threads(), "api_key": key,
-            })  # fmt: skip
+            await child.load(
+                {
+                    "import_path": sys.path,
+                    "model": str(model.path),
+                    "context_tokens": context_tokens,
+                    "threads": threads(),
+                    "api_key": key,
+                }
+            )
             child.client = self._client(child.address, key)
         except BaseException:
             if child.alive:

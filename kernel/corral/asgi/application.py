@@ -44,24 +44,34 @@ class Application:
         closed.close(table, kernel.plugins, self.endpoints)
         config = kernel.config
         self.path = RequestPath(
-            table=table, database=kernel.database, feed=kernel.feed, credentials=kernel.credentials,
-            idempotency=Idempotency(kernel.keyring), metrics=kernel.metrics,
+            table=table,
+            database=kernel.database,
+            feed=kernel.feed,
+            credentials=kernel.credentials,
+            idempotency=Idempotency(kernel.keyring),
+            metrics=kernel.metrics,
             hosts=Hosts(config.server.public_url, config.server.allowed_hosts),
             client=ClientAddress(config.server.trusted_proxies),
             gates=[gate for loaded in kernel.active for gate in loaded.of("corral_gates")],
-            redactor=kernel.redactor, record=kernel.registry.record, access_log=AccessLog(kernel.settings),
+            redactor=kernel.redactor,
+            record=kernel.registry.record,
+            access_log=AccessLog(kernel.settings),
             leases=kernel.container.find(LeaseCallers, NOBODY, optional=True, where="the request path"),
             audit=kernel.container.find(Audit, NOBODY, optional=True, where="the request path"),
-        )  # fmt: skip
+        )
         kernel.container.get(ApiDocument).describe(endpoint.route for endpoint in self.endpoints)
         kernel.door_watchers.append(self._follow)
         self._follow(*kernel.plugins)
         hsts = (config.server.public_url or "").startswith("https://")
         sender = quart_app.Sender(self.path.lasting, hsts=hsts, cors=Cors(kernel.settings))
         self.app = quart_app.build(
-            self.path, self.endpoints, sockets.connection_class(self.path, self._sockets(), sender), sender,
-            body_timeout=config.server.body_timeout_seconds, fast_dispatch=config.server.fast_dispatch,
-        )  # fmt: skip
+            self.path,
+            self.endpoints,
+            sockets.connection_class(self.path, self._sockets(), sender),
+            sender,
+            body_timeout=config.server.body_timeout_seconds,
+            fast_dispatch=config.server.fast_dispatch,
+        )
 
     def _sockets(self) -> dict[str, sockets.Served]:
         served = {path: sockets.Served(loaded) for loaded, path in closed.sockets(self.kernel.plugins)}

@@ -44,9 +44,13 @@ class Audited:
             return
         area = endpoint.route.needs[0].rpartition(".")[0] or endpoint.route.plugin
         told = AuditEntry(
-            action=f"{area}.request.{'read' if endpoint.is_read else 'write'}", object_type="route",
-            object_id=endpoint.label, object_name=call.path, outcome=outcome, code=code,  # type: ignore[arg-type]
-        )  # fmt: skip
+            action=f"{area}.request.{'read' if endpoint.is_read else 'write'}",
+            object_type="route",
+            object_id=endpoint.label,
+            object_name=call.path,
+            outcome=outcome,  # type: ignore[arg-type]  # one of the three, see the callers
+            code=code,
+        )
         actor = ANONYMOUS if caller is None else caller.actor
         entry = Entry(endpoint.label, actor, (), call.request_id, call.client_ip, call.header(b"user-agent"))
         try:

@@ -28,9 +28,21 @@ class Call:
     """A request as it came. Header names are lower-case bytes."""
 
     __slots__ = (
-        "_timeout", "caller", "client_ip", "headers", "inside", "may_have_body", "method", "path", "query", "quota",
-        "receive", "request_id", "scope", "unread",
-    )  # fmt: skip
+        "_timeout",
+        "caller",
+        "client_ip",
+        "headers",
+        "inside",
+        "may_have_body",
+        "method",
+        "path",
+        "query",
+        "quota",
+        "receive",
+        "request_id",
+        "scope",
+        "unread",
+    )
 
     def __init__(self, scope: Mapping[str, Any], receive: Receive, body_timeout: float) -> None:
         self.scope = scope
@@ -130,10 +142,14 @@ class Reply:
     __slots__ = ("body", "chunks", "headers", "is_whole", "media_type", "status")
 
     def __init__(
-        self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None,
-        media_type: bytes = b"application/json", chunks: AsyncIterator[bytes] | None = None,
+        self,
+        status: int,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        media_type: bytes = b"application/json",
+        chunks: AsyncIterator[bytes] | None = None,
         is_whole: Callable[[], bool] = lambda: True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.status, self.body = status, body
         self.headers: dict[str, str] = dict(headers) if headers else {}
         self.media_type = media_type

@@ -24,9 +24,13 @@ class Callers:
     """The stages of the request path between the gates and the body; it holds no request state."""
 
     def __init__(
-        self, credentials: Credentials, gates: Sequence[Gate | Meter], leases: LeaseCallers | None, audited: Audited,
+        self,
+        credentials: Credentials,
+        gates: Sequence[Gate | Meter],
+        leases: LeaseCallers | None,
+        audited: Audited,
         database: Database,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._credentials, self._leases, self._audited, self._database = credentials, leases, audited, database
         self.meters = tuple(gate for gate in gates if isinstance(gate, Meter))
 

@@ -45,11 +45,23 @@ class RequestPath:
     """Everything a request passes. One instance a kernel; it holds no request state."""
 
     def __init__(
-        self, *, table: Table, database: Database, feed: Feed, credentials: Credentials, idempotency: Idempotency,
-        hosts: Hosts, client: ClientAddress, gates: Sequence[Gate | Meter], metrics: RequestMetrics,
-        redactor: Redactor, record: Callable[[str, str, BaseException, str | None], None],
-        access_log: AccessLog, leases: LeaseCallers | None = None, audit: Audit | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        table: Table,
+        database: Database,
+        feed: Feed,
+        credentials: Credentials,
+        idempotency: Idempotency,
+        hosts: Hosts,
+        client: ClientAddress,
+        gates: Sequence[Gate | Meter],
+        metrics: RequestMetrics,
+        redactor: Redactor,
+        record: Callable[[str, str, BaseException, str | None], None],
+        access_log: AccessLog,
+        leases: LeaseCallers | None = None,
+        audit: Audit | None = None,
+    ) -> None:
         self.table, self.database, self.feed = table, database, feed
         self.idempotency, self.hosts, self.client = idempotency, hosts, client
         self.gates = tuple(gate for gate in gates if isinstance(gate, Gate))
@@ -219,9 +231,14 @@ class RequestPath:
             endpoint.measure(time.perf_counter() - began)
 
     async def _wait(
-        self, call: Call, endpoint: Endpoint, arguments: dict[str, Any], unit: Callable[[], Any], entry: Entry,
+        self,
+        call: Call,
+        endpoint: Endpoint,
+        arguments: dict[str, Any],
+        unit: Callable[[], Any],
+        entry: Entry,
         wait: Wait,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Long poll: no transaction is held while it waits for the bell, the time, or the client's leaving."""
         leaving = asyncio.ensure_future(call.left())
         draining = asyncio.ensure_future(self._drained.wait())

@@ -26,9 +26,12 @@ def render(value: Any, endpoint: Endpoint, call: Call) -> Reply:
         return Reply(status, value.body.encode(), value.headers, value.media_type.encode())
     elif isinstance(value, Stream):
         return Reply(
-            status, headers=value.headers, media_type=value.media_type.encode(), chunks=value.chunks,
+            status,
+            headers=value.headers,
+            media_type=value.media_type.encode(),
+            chunks=value.chunks,
             is_whole=value.is_whole,
-        )  # fmt: skip
+        )
     if value is None and status == 204:
         return Reply(status, headers=headers)
     if endpoint.versioned:

@@ -88,9 +88,16 @@ class AccessTokens:
         keys = self._keys()
         now = int(clock.time_s())
         claims = Claims(
-            iss=keys.issuer, aud=AUDIENCE, sub=user_id, sid=session_id, jti=new_id(), typ=TYPE,
-            iat=now, nbf=now, exp=now + seconds,
-        )  # fmt: skip
+            iss=keys.issuer,
+            aud=AUDIENCE,
+            sub=user_id,
+            sid=session_id,
+            jti=new_id(),
+            typ=TYPE,
+            iat=now,
+            nbf=now,
+            exp=now + seconds,
+        )
         if (key := keys.secrets.get(keys.active)) is None:
             raise Unavailable("The key that signs access tokens does not open: corral keys rotate-jwt makes a new one.")
         return str(_jwt().encode(msgspec.to_builtins(claims), key, algorithm=ALGORITHM, headers={"kid": keys.active}))

@@ -75,11 +75,21 @@ async def _serve_uvicorn(config: Config, app: Any, accepting: int, stopping: asy
     import uvicorn
 
     settings = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, lifespan="off", ws="wsproto", proxy_headers=False,
-        ws_max_size=MESSAGE_LIMIT, ws_per_message_deflate=False, ws_ping_interval=PING_SECONDS,
-        timeout_graceful_shutdown=int(DRAIN_SECONDS), h11_max_incomplete_event_size=HEADER_LIMIT,
-        ssl_certfile=config.server.certfile, ssl_keyfile=config.server.keyfile,
-    )  # fmt: skip
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="wsproto",
+        proxy_headers=False,
+        ws_max_size=MESSAGE_LIMIT,
+        ws_per_message_deflate=False,
+        ws_ping_interval=PING_SECONDS,
+        timeout_graceful_shutdown=int(DRAIN_SECONDS),
+        h11_max_incomplete_event_size=HEADER_LIMIT,
+        ssl_certfile=config.server.certfile,
+        ssl_keyfile=config.server.keyfile,
+    )
     server = uvicorn.Server(settings)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # ours drain first
 

@@ -41,8 +41,18 @@ class Finding(NamedTuple):
 def installation(config: Config) -> Iterator[Finding]:
     """All findings. A check that fails itself is a finding, and the others go on."""
     checks: tuple[Callable[[Config], Iterator[Finding]], ...] = (
-        _configuration, _folder, _keys, _disk, _database, _redis, _storage, mail, _clock, _plugins, _modified,
-    )  # fmt: skip
+        _configuration,
+        _folder,
+        _keys,
+        _disk,
+        _database,
+        _redis,
+        _storage,
+        mail,
+        _clock,
+        _plugins,
+        _modified,
+    )
     for check in checks:
         try:
             yield from check(config)
@@ -156,9 +166,12 @@ def mail(config: Config) -> Iterator[Finding]:
         yield Finding("mail", "ok", "not configured")
         return
     server = MailServer(
-        str(given["host"]), int(given.get("port", 587)), given.get("security", "starttls"), given.get("username"),
+        str(given["host"]),
+        int(given.get("port", 587)),
+        given.get("security", "starttls"),
+        given.get("username"),
         given.get("password"),
-    )  # fmt: skip
+    )
     try:
         asyncio.run(probe(Egress(config), server))
     except MailFailed as failure:

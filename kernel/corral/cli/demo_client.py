@@ -59,10 +59,14 @@ class DemoClient:
         until = time.monotonic() + seconds
         self._wait_for_worker(until)
         agent = self._agent(choice, strict=strict)
-        task = self._remote.post("/tasks", {
-            "title": "Summarise the notes", "agent_id": agent["id"],
-            "instructions": f"{text}\n\nSummarise these notes in three sentences.",
-        })  # fmt: skip
+        task = self._remote.post(
+            "/tasks",
+            {
+                "title": "Summarise the notes",
+                "agent_id": agent["id"],
+                "instructions": f"{text}\n\nSummarise these notes in three sentences.",
+            },
+        )
         self._teller.step("task", f"{task['title']}  {task['id']}")
         began = time.monotonic()
         for event, data in self._remote.events("task", task["id"], until=until):
@@ -76,10 +80,17 @@ class DemoClient:
         config: dict[str, Any] = {"temperature": 0, "max_tokens": NEW_TOKENS}
         if not strict and choice.model is not None:
             config["fallback_models"] = [WITHOUT_MODEL]
-        agent = self._remote.post("/agents", {
-            "name": "Demo agent", "system_prompt": "You are an assistant that summarises texts.", "config": config,
-            "llm_provider": provider, "llm_model": model, "retry_policy": {"max_attempts": 1},
-        })  # fmt: skip
+        agent = self._remote.post(
+            "/agents",
+            {
+                "name": "Demo agent",
+                "system_prompt": "You are an assistant that summarises texts.",
+                "config": config,
+                "llm_provider": provider,
+                "llm_model": model,
+                "retry_policy": {"max_attempts": 1},
+            },
+        )
         self._remote.post(f"/agents/{agent['id']}/start", {})
         self._teller.step("agent", f"{agent['name']} with {choice.name}")
         return dict(agent)
@@ -102,12 +113,16 @@ class DemoClient:
         calls = self._remote.get("/llm/calls", task_id=task_id)["items"]
         text = result["text"] if isinstance(result, dict) and "text" in result else json.dumps(result or task["error"])
         return {
-            "status": task["status"], "task_id": task_id, "result": text,
+            "status": task["status"],
+            "task_id": task_id,
+            "result": text,
             "model": f"{calls[0]['provider']}/{calls[0]['model']}" if calls else None,
             "first_token_ms": calls[0]["first_token_ms"] if calls else None,
-            "input_tokens": cost["input_tokens"], "output_tokens": cost["output_tokens"], "cost_usd": cost["cost_usd"],
+            "input_tokens": cost["input_tokens"],
+            "output_tokens": cost["output_tokens"],
+            "cost_usd": cost["cost_usd"],
             "duration_ms": round((time.monotonic() - began) * 1000),
-        }  # fmt: skip
+        }
 
     def _wait_for_worker(self, until: float) -> None:
         while time.monotonic() < until:

@@ -70,9 +70,7 @@ class Signals:
 
 
 @contextlib.contextmanager
-def server(
-    signals: Signals, folder: Path, config: Path, port: int, password: str
-) -> Iterator[subprocess.Popen[bytes]]:  # fmt: skip
+def server(signals: Signals, folder: Path, config: Path, port: int, password: str) -> Iterator[subprocess.Popen[bytes]]:
     """The server in a session of its own, so that the whole tree can be ended. It writes to `log_of(folder)`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
     environment.update(
@@ -86,9 +84,14 @@ def server(
     with log_of(folder).open("wb") as log_file:
         signals.hold()
         process = subprocess.Popen(  # noqa: S603  (our own program)
-            command, env=environment, cwd=folder, stdout=log_file, stderr=log_file, stdin=subprocess.DEVNULL,
+            command,
+            env=environment,
+            cwd=folder,
+            stdout=log_file,
+            stderr=log_file,
+            stdin=subprocess.DEVNULL,
             start_new_session=True,
-        )  # fmt: skip
+        )
         try:
             signals.release()
             yield process

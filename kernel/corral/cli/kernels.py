@@ -85,11 +85,16 @@ def scratch(config: Config) -> Iterator[Kernel]:
     logging.disable(logging.CRITICAL)  # what fails is told by the states of the plugins
     try:
         elsewhere = msgspec.structs.replace(
-            config, data_dir=folder, database=Database(url=f"sqlite:///{folder}/corral.db"), redis=Redis(),
-            storage=Storage(), keys=Keys(),
+            config,
+            data_dir=folder,
+            database=Database(url=f"sqlite:///{folder}/corral.db"),
+            redis=Redis(),
+            storage=Storage(),
+            keys=Keys(),
             plugins=msgspec.structs.replace(config.plugins, strict=False),
-            bootstrap_admin_email=None, bootstrap_admin_password=None,
-        )  # fmt: skip
+            bootstrap_admin_email=None,
+            bootstrap_admin_password=None,
+        )
         with _closing(elsewhere) as kernel:
             yield kernel
     finally:

@@ -12,10 +12,19 @@ from typing import Any
 import click
 
 COLOURS = {
-    "ok": "green", "active": "green", "online": "green", "completed": "green",
-    "warning": "yellow", "degraded": "yellow", "disabled": "yellow", "blocked": "yellow", "pending": "yellow",
-    "failed": "red", "down": "red", "error": "red",
-}  # fmt: skip
+    "ok": "green",
+    "active": "green",
+    "online": "green",
+    "completed": "green",
+    "warning": "yellow",
+    "degraded": "yellow",
+    "disabled": "yellow",
+    "blocked": "yellow",
+    "pending": "yellow",
+    "failed": "red",
+    "down": "red",
+    "error": "red",
+}
 
 GAP = 2  # characters between columns
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::\d\d(?:\.\d+)?)?Z$")

@@ -113,9 +113,7 @@ def _hint(item: Loaded) -> str:
     return f". Enable first: {', '.join(missing)}" if missing else ""
 
 
-def _edited(
-    config: Config, config_path: Path | None, name: str, lists: Mapping[str, bool]
-) -> tuple[Path, str, bool]:  # fmt: skip
+def _edited(config: Config, config_path: Path | None, name: str, lists: Mapping[str, bool]) -> tuple[Path, str, bool]:
     """The file's path, its new text, and whether it differs. `lists`: whether each list is to have the name."""
     path = (config.path or config_path or Path(os.environ.get("CORRAL_CONFIG") or "corral.toml")).absolute()
     old = path.read_text("utf-8") if path.is_file() else ""

@@ -133,11 +133,19 @@ def _list(config_path: Path | None, as_json: bool) -> None:
 def _facts(item: Loaded) -> dict[str, Any]:
     found, kind = item.found, item.kind
     return {
-        "name": item.name, "state": item.state, "reason": item.reason, "title": kind.title() if kind else None,
-        "version": found.version, "distribution": found.distribution, "author": found.author or None,
-        "license": found.license or None, "built_in": found.built_in, "protected": item.protected,
-        "requires": list(item.requires), "wants": list(kind.wants) if kind else [],
-    }  # fmt: skip
+        "name": item.name,
+        "state": item.state,
+        "reason": item.reason,
+        "title": kind.title() if kind else None,
+        "version": found.version,
+        "distribution": found.distribution,
+        "author": found.author or None,
+        "license": found.license or None,
+        "built_in": found.built_in,
+        "protected": item.protected,
+        "requires": list(item.requires),
+        "wants": list(kind.wants) if kind else [],
+    }
 
 
 def _contributed(item: Loaded, plugins: list[Loaded]) -> dict[str, Any]:

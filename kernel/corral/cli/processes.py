@@ -52,9 +52,15 @@ class Child:
         with theirs:
             handles = (listener.fileno(), theirs.fileno())
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "corral", *arguments, "--inherit", f"{handles[0]}:{handles[1]}",
-                pass_fds=handles, stdin=asyncio.subprocess.DEVNULL,
-            )  # fmt: skip
+                sys.executable,
+                "-m",
+                "corral",
+                *arguments,
+                "--inherit",
+                f"{handles[0]}:{handles[1]}",
+                pass_fds=handles,
+                stdin=asyncio.subprocess.DEVNULL,
+            )
         return cls(process, ours)
 
     async def ready(self) -> str:

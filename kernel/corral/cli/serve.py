@@ -96,9 +96,14 @@ def _configure(options: Mapping[str, Any]) -> Config:
 
 
 def _parent(
-    config: Config, options: Mapping[str, Any], listener: socket.socket, surroundings: Surroundings, *,
-    recovering: bool, begins: bool = False,
-) -> Processes:  # fmt: skip
+    config: Config,
+    options: Mapping[str, Any],
+    listener: socket.socket,
+    surroundings: Surroundings,
+    *,
+    recovering: bool,
+    begins: bool = False,
+) -> Processes:
     """`recovering`: in safe mode because of crashes, which a reload leaves. `begins`: with the first plan it starts."""
     arguments = ["serve"]
     for name, value in options.items():
@@ -120,9 +125,13 @@ def _parent(
 
 
 def serve(
-    config: Config, options: Mapping[str, Any], inherited: Inherited | None = None, *,
-    surroundings: Surroundings, recovering: bool = False,
-) -> None:  # fmt: skip
+    config: Config,
+    options: Mapping[str, Any],
+    inherited: Inherited | None = None,
+    *,
+    surroundings: Surroundings,
+    recovering: bool = False,
+) -> None:
     """Boot and serve until a signal. Raises `Refused` and `Pending`."""
     from corral.upgrade import Pending
 
@@ -137,9 +146,14 @@ def serve(
 
 
 def _serve(
-    config: Config, options: Mapping[str, Any], inherited: Inherited | None, starts: Starts,
-    surroundings: Surroundings, *, recovering: bool,
-) -> None:  # fmt: skip
+    config: Config,
+    options: Mapping[str, Any],
+    inherited: Inherited | None,
+    starts: Starts,
+    surroundings: Surroundings,
+    *,
+    recovering: bool,
+) -> None:
     from corral.asgi.application import Application
     from corral.kernel import boot
 

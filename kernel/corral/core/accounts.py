@@ -44,9 +44,17 @@ class AccountsService:
     keys: KeysOfPeople | None = None
 
     def __init__(
-        self, passwords: Passwords, policy: PasswordPolicy, permissions: Permissions, sessions: Sessions,
-        credentials: Credentials, links: Links, mail: MailService, life: PasswordLife, second: SecondFactor,
-    ) -> None:  # fmt: skip
+        self,
+        passwords: Passwords,
+        policy: PasswordPolicy,
+        permissions: Permissions,
+        sessions: Sessions,
+        credentials: Credentials,
+        links: Links,
+        mail: MailService,
+        life: PasswordLife,
+        second: SecondFactor,
+    ) -> None:
         self._passwords, self._policy, self._permissions = passwords, policy, permissions
         self._sessions, self._credentials = sessions, credentials
         self._links, self._mail, self._life, self._second = links, mail, life, second
@@ -65,11 +73,20 @@ class AccountsService:
         key = check_address(new.email)
         now = clock.now()
         row = UserRow(
-            id=new_id(), email=new.email.strip(), email_key=key, full_name=new.full_name, role=new.role,
+            id=new_id(),
+            email=new.email.strip(),
+            email_key=key,
+            full_name=new.full_name,
+            role=new.role,
             name_key=normalise(new.full_name),
-            email_verified=verified, must_change_password=new.must_change_password, password_hash=password_hash,
-            password_changed_at=now if password_hash else None, created_by=by.user_id, created_at=now, updated_at=now,
-        )  # fmt: skip
+            email_verified=verified,
+            must_change_password=new.must_change_password,
+            password_hash=password_hash,
+            password_changed_at=now if password_hash else None,
+            created_by=by.user_id,
+            created_at=now,
+            updated_at=now,
+        )
         insert = UserRow.insert(row.__data__).on_conflict_ignore()
         if not insert.as_rowcount().execute():
             known = UserRow.get_or_none(UserRow.email_key == key)
@@ -183,10 +200,17 @@ class AccountsService:
         now = clock.now()
         known = row.password_hash
         old = UserRow.password_hash.is_null() if known is None else UserRow.password_hash == known
-        changed = UserRow.update(
-            password_hash=password_hash, password_changed_at=now, must_change_password=must_change,
-            updated_at=now, version=UserRow.version + 1,
-        ).where((UserRow.id == row.id) & old).execute()  # fmt: skip
+        changed = (
+            UserRow.update(
+                password_hash=password_hash,
+                password_changed_at=now,
+                must_change_password=must_change,
+                updated_at=now,
+                version=UserRow.version + 1,
+            )
+            .where((UserRow.id == row.id) & old)
+            .execute()
+        )
         if not changed:
             raise Conflict("The password was changed meanwhile; sign in with the new one.", current_status="changed")
         if revoke_api_keys and self.keys is not None:
@@ -249,11 +273,20 @@ class AccountsService:
             raise Conflict("Deactivate the account first.", current_status="active")
         now = clock.now()
         UserRow.update(
-            email="", email_key=f"purged:{row.id}", full_name=DELETED_NAME, name_key=None, password_hash=None,
+            email="",
+            email_key=f"purged:{row.id}",
+            full_name=DELETED_NAME,
+            name_key=None,
+            password_hash=None,
             preferences={},
-            timezone="UTC", locale="en", mfa_enabled=False, last_login_at=None, purged_at=now, updated_at=now,
+            timezone="UTC",
+            locale="en",
+            mfa_enabled=False,
+            last_login_at=None,
+            purged_at=now,
+            updated_at=now,
             version=UserRow.version + 1,
-        ).where(UserRow.id == row.id).execute()  # fmt: skip
+        ).where(UserRow.id == row.id).execute()
         self.end_sessions(row.id, "user_deactivated")
         self._sessions.forget_addresses(row.id)
         for subject_id in (row.id, *InvitationsService.forget(row.id, row.email_key)):

@@ -47,10 +47,16 @@ class SessionPrincipals:
         reauth_until, role, _, must_change, mfa_enabled = row[4:]
         limited = self._second.limit(role, must_change_password=must_change, mfa_enabled=mfa_enabled)
         return Principal(
-            kind="user", id=user_id, user_id=user_id, role=role, permissions=self._permissions.of(role),
-            session_id=session_id, expires_at=expires_at, limited=limited,
+            kind="user",
+            id=user_id,
+            user_id=user_id,
+            role=role,
+            permissions=self._permissions.of(role),
+            session_id=session_id,
+            expires_at=expires_at,
+            limited=limited,
             reauth_until=None if reauth_until is None else clock.parse_instant(reauth_until),
-        )  # fmt: skip
+        )
 
     def _goes_on(self, ended_at: str | None, expires_at: str, created_at: str, last_seen_at: str) -> bool:
         """Lives that were shortened since then hold too."""

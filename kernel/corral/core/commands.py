@@ -18,9 +18,10 @@ from corral.cli.options import config_option, json_option
 
 COLUMNS = ("email", "full_name", "role", "is_active", "last_login_at")
 password_option = click.option(
-    "--password-file", type=click.Path(allow_dash=True, dir_okay=False, path_type=Path),
+    "--password-file",
+    type=click.Path(allow_dash=True, dir_okay=False, path_type=Path),
     help="read the password from a file, or from standard input with - (default: a prompt)",
-)  # fmt: skip
+)
 
 
 @click.group("user")
@@ -38,18 +39,26 @@ def command() -> None:
 @config_option
 @json_option
 def create(
-    email: str, admin: bool, role: str | None, full_name: str | None, must_change: bool, password_file: Path | None,
-    config_path: Path | None, as_json: bool,
-) -> None:  # fmt: skip
+    email: str,
+    admin: bool,
+    role: str | None,
+    full_name: str | None,
+    must_change: bool,
+    password_file: Path | None,
+    config_path: Path | None,
+    as_json: bool,
+) -> None:
     """Create an account."""
     from corral.core.api import Accounts, NewUser
 
     if admin and role not in (None, "admin"):
         raise click.UsageError("--admin and --role exclude each other")
     facts = {
-        "email": email, "full_name": full_name or email.partition("@")[0] or email,
-        "role": "admin" if admin else role or "member", "must_change_password": must_change,
-    }  # fmt: skip
+        "email": email,
+        "full_name": full_name or email.partition("@")[0] or email,
+        "role": "admin" if admin else role or "member",
+        "must_change_password": must_change,
+    }
     new = _converted(facts, NewUser)
     password = _password(password_file)
     with session(config_path, "user create", create=True) as found:
@@ -145,8 +154,14 @@ def unlock(email: str, config_path: Path | None, as_json: bool) -> None:
     """End a lock after failed sign-ins at once."""
     from corral.core.api import Rescue
 
-    _change(config_path, "user unlock", email, lambda found, user: found.service(Rescue).unlock(user.id),
-            "Unlocked {}.", as_json)  # fmt: skip
+    _change(
+        config_path,
+        "user unlock",
+        email,
+        lambda found, user: found.service(Rescue).unlock(user.id),
+        "Unlocked {}.",
+        as_json,
+    )
 
 
 @command.command("reset-mfa")
@@ -158,8 +173,14 @@ def reset_mfa(email: str, config_path: Path | None, as_json: bool) -> None:
     from corral.core.api import Rescue
 
     told = "{} has no second factor any more; all sessions of the account have ended."
-    _change(config_path, "user reset-mfa", email, lambda found, user: found.service(Rescue).reset_mfa(user.id), told,
-            as_json)  # fmt: skip
+    _change(
+        config_path,
+        "user reset-mfa",
+        email,
+        lambda found, user: found.service(Rescue).reset_mfa(user.id),
+        told,
+        as_json,
+    )
 
 
 @command.command("purge")
@@ -186,9 +207,7 @@ def purge(email: str, config_path: Path | None, as_json: bool) -> None:
     _tell(gone, f"Purged. The account {gone.id} is a deleted user.", as_json)
 
 
-def _patch(
-    config_path: Path | None, label: str, email: str, facts: dict[str, Any], text: str, as_json: bool
-) -> None:  # fmt: skip
+def _patch(config_path: Path | None, label: str, email: str, facts: dict[str, Any], text: str, as_json: bool) -> None:
     from corral.core.api import Accounts, UserPatch
 
     patch = UserPatch(**facts)
@@ -199,7 +218,7 @@ def _patch(
 
 def _change(
     config_path: Path | None, label: str, email: str, change: Callable[[Session, Any], Any], text: str, as_json: bool
-) -> None:  # fmt: skip
+) -> None:
     """One unit on the account of this address; `text` tells what it did, with `{}` for the address."""
     with session(config_path, label) as found:
         user = _find(found, email)

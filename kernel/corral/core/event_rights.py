@@ -15,9 +15,13 @@ from corral.events.registry import EventType, EventTypes
 
 CACHE_LIMIT = 1000
 AREAS = {
-    "user": "admin.read", "mfa": "admin.read", "invitation": "admin.read", "session": "security.read",
-    "plugin": "plugins.read", "system": "settings.read",
-}  # fmt: skip
+    "user": "admin.read",
+    "mfa": "admin.read",
+    "invitation": "admin.read",
+    "session": "security.read",
+    "plugin": "plugins.read",
+    "system": "settings.read",
+}
 """What admins read the subjects of the kernel's own events by; of a plugin's events it is `<plugin>.read`."""
 
 

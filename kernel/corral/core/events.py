@@ -137,6 +137,17 @@ class PluginState(Event, kw_only=True):
 
 
 EVENTS = (
-    InvitationAccepted, InvitationCreated, UserCreated, UserUpdated, UserLocked, UserDeactivated,
-    UserReactivated, UserPurged, SessionCreated, SessionEnded, MfaEnabled, MfaDisabled, PluginState,
-)  # fmt: skip
+    InvitationAccepted,
+    InvitationCreated,
+    UserCreated,
+    UserUpdated,
+    UserLocked,
+    UserDeactivated,
+    UserReactivated,
+    UserPurged,
+    SessionCreated,
+    SessionEnded,
+    MfaEnabled,
+    MfaDisabled,
+    PluginState,
+)

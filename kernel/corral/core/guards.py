@@ -8,9 +8,18 @@ from corral.redact.patterns import BUILT_IN
 from corral.redact.redactor import Redactor
 
 SINKS = (
-    "channel", "http_step", "import", "llm", "local_model", "mail", "mcp", "template_index", "tool", "trigger",
+    "channel",
+    "http_step",
+    "import",
+    "llm",
+    "local_model",
+    "mail",
+    "mcp",
+    "template_index",
+    "tool",
+    "trigger",
     "webhook",
-)  # fmt: skip
+)
 OUTCOMES = ("answered", "blocked", "failed", "timed_out")
 
 Series = dict[tuple[str, ...], float]
@@ -34,16 +43,25 @@ def _values(redactor: Redactor) -> Series:
 
 METRICS = (
     Metric(
-        name="corral_egress_requests_total", help="Calls to the outside.", kind="counter",
-        labels={"sink": SINKS, "outcome": OUTCOMES}, collect=_requests,
+        name="corral_egress_requests_total",
+        help="Calls to the outside.",
+        kind="counter",
+        labels={"sink": SINKS, "outcome": OUTCOMES},
+        collect=_requests,
     ),
     Metric(
-        name="corral_egress_blocked_total", help="Calls to the outside that the guard refused.", kind="counter",
-        labels={"sink": SINKS}, collect=_blocked,
+        name="corral_egress_blocked_total",
+        help="Calls to the outside that the guard refused.",
+        kind="counter",
+        labels={"sink": SINKS},
+        collect=_blocked,
     ),
     Metric(
-        name="corral_redactions_total", help="Credentials taken out of text.", kind="counter",
-        labels={"kind": sorted({"value", *(pattern.kind for pattern in BUILT_IN)})}, collect=_redactions,
+        name="corral_redactions_total",
+        help="Credentials taken out of text.",
+        kind="counter",
+        labels={"kind": sorted({"value", *(pattern.kind for pattern in BUILT_IN)})},
+        collect=_redactions,
     ),
     Metric(name="corral_redactor_values", help="Credentials that the redactor knows.", collect=_values),
-)  # fmt: skip
+)

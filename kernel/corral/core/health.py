@@ -125,9 +125,16 @@ class Scrape:
     """
 
     def __init__(
-        self, work: Work, requests: RequestMetrics, contributions: Contributions, readiness: Readiness,
-        siblings: Siblings, figures: ProcessFigures, registry: PluginRegistry, warden: Warden,
-    ) -> None:  # fmt: skip
+        self,
+        work: Work,
+        requests: RequestMetrics,
+        contributions: Contributions,
+        readiness: Readiness,
+        siblings: Siblings,
+        figures: ProcessFigures,
+        registry: PluginRegistry,
+        warden: Warden,
+    ) -> None:
         def contributed(*, of_process: bool) -> list[tuple[str, Metric]]:
             found = contributions.of("corral_metrics")
             return [each for each in found if (each[1].of_process or each[1].kind != "gauge") == of_process]

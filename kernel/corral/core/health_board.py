@@ -54,9 +54,14 @@ class HealthBoard:
     """Asks at most every 5 s, however many want to know."""
 
     def __init__(
-        self, checks: KernelChecks, contributions: Contributions, redactor: Redactor, config: Config,
-        installation: Installation, settings: SettingsRegistry,
-    ) -> None:  # fmt: skip
+        self,
+        checks: KernelChecks,
+        contributions: Contributions,
+        redactor: Redactor,
+        config: Config,
+        installation: Installation,
+        settings: SettingsRegistry,
+    ) -> None:
         self._own, self._contributions, self._redactor = checks, contributions, redactor
         self._config, self._installation, self._settings = config, installation, settings
         self._began = time.monotonic()
@@ -69,10 +74,13 @@ class HealthBoard:
         checked_at = await self.look()
         statuses = [view.status for view in self._views.values() if view.status != "disabled"]
         return HealthReport(
-            status=max(statuses, key=WORST_LAST.index, default="ok"), checked_at=checked_at, version=version("corral"),
-            uptime_ms=round((time.monotonic() - self._began) * 1000), checks=dict(sorted(self._views.items())),
+            status=max(statuses, key=WORST_LAST.index, default="ok"),
+            checked_at=checked_at,
+            version=version("corral"),
+            uptime_ms=round((time.monotonic() - self._began) * 1000),
+            checks=dict(sorted(self._views.items())),
             warnings=self.warnings(),
-        )  # fmt: skip
+        )
 
     async def look(self) -> str:
         """Have every check asked, if that was not done in the last 5 s; when it was."""

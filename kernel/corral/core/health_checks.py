@@ -36,9 +36,14 @@ class KernelChecks:
     """Each gives a status and a sentence; one that raises is down."""
 
     def __init__(
-        self, config: Config, database: Database, blobs: BlobStore, registry: PluginRegistry,
-        contributions: Contributions, mail: MailService,
-    ) -> None:  # fmt: skip
+        self,
+        config: Config,
+        database: Database,
+        blobs: BlobStore,
+        registry: PluginRegistry,
+        contributions: Contributions,
+        mail: MailService,
+    ) -> None:
         self._config, self._database, self._blobs, self._registry = config, database, blobs, registry
         self._contributions, self._mail = contributions, mail
         self._process = new_id()
@@ -48,9 +53,14 @@ class KernelChecks:
     def all(self) -> Mapping[str, Callable[[], Awaitable[Told]]]:
         """By name."""
         return {
-            "database": self.database, "minio": self.storage, "mail": self.mail, "queue": self.queue,
-            "plugins": self.plugins, "clock": self.skew, "disk": self.disk,
-        }  # fmt: skip
+            "database": self.database,
+            "minio": self.storage,
+            "mail": self.mail,
+            "queue": self.queue,
+            "plugins": self.plugins,
+            "clock": self.skew,
+            "disk": self.disk,
+        }
 
     async def database(self) -> Told:
         """A write, and how many connections are taken."""

@@ -37,9 +37,14 @@ class InvitationsService:
             raise Conflict("An account with this address exists.", code="duplicate", existing_id=account.id)
         self._expire(key)
         row = InvitationRow(
-            id=new_id(), email=email, email_key=key, role=role, created_by=by.user_id, created_at=clock.now(),
+            id=new_id(),
+            email=email,
+            email_key=key,
+            role=role,
+            created_by=by.user_id,
+            created_at=clock.now(),
             expires_at=clock.now(LIFE_SECONDS[INVITATION]),
-        )  # fmt: skip
+        )
         if not InvitationRow.insert(row.__data__).on_conflict_ignore().as_rowcount().execute():
             known = InvitationRow.get_or_none((InvitationRow.email_key == key) & PENDING)
             existing = {} if known is None else {"existing_id": known.id}
@@ -105,9 +110,11 @@ class InvitationsService:
     def _record(self, verb: str, row: InvitationRow) -> None:
         if self.audit is not None:
             entry = AuditEntry(
-                action=f"admin.invitation.{verb}", object_type="invitation", object_id=row.id,
+                action=f"admin.invitation.{verb}",
+                object_type="invitation",
+                object_id=row.id,
                 details={"role": row.role},
-            )  # fmt: skip
+            )
             self.audit.record(entry)
 
 

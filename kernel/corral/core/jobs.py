@@ -96,10 +96,12 @@ def _needed(followed: Mapping[str, Sequence[str]]) -> int:
             passed.append(cursor + 1)
             continue
         alert = SystemAlert(
-            kind="consumer_behind", severity="warning", object={"type": "consumer", "id": name},
+            kind="consumer_behind",
+            severity="warning",
+            object={"type": "consumer", "id": name},
             title=f"{name} is more than {LAGGARD_DAYS} days behind the event log",
             detail="The log is no longer kept for it. Enable its plugin; one that is not coming back can be purged.",
-        )  # fmt: skip
+        )
         raise_alert(alert, ("consumer", name))
     return min(passed)
 

@@ -19,13 +19,20 @@ from corral.ids import new_id
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 RESET, SET_PASSWORD, VERIFY, CHANGE_EMAIL, INVITATION = (
-    "reset", "set_password", "verify", "change_email", "invitation",
-)  # fmt: skip
+    "reset",
+    "set_password",
+    "verify",
+    "change_email",
+    "invitation",
+)
 LIFE_SECONDS = {RESET: 30 * MINUTE, SET_PASSWORD: 7 * DAY, VERIFY: DAY, CHANGE_EMAIL: DAY, INVITATION: 7 * DAY}
 PAGES = {
-    RESET: "reset-password", SET_PASSWORD: "set-password", VERIFY: "verify-email", CHANGE_EMAIL: "verify-email",
+    RESET: "reset-password",
+    SET_PASSWORD: "set-password",
+    VERIFY: "verify-email",
+    CHANGE_EMAIL: "verify-email",
     INVITATION: "accept-invitation",
-}  # fmt: skip
+}
 PASSWORD_LINKS = (RESET, SET_PASSWORD)
 EMAIL_LINKS = (VERIFY, CHANGE_EMAIL)
 UNSENT_SECONDS = 12 * HOUR  # so long a link waits for its mail to be taken; longer than the mail is tried
@@ -47,9 +54,13 @@ class Links:
         if LinkRow.select().where(_live(kind, subject_id)).count() >= MOST_LIVE:
             return None
         row = LinkRow.create(
-            id=new_id(), kind=kind, subject_id=subject_id, email=email, created_at=clock.now(),
+            id=new_id(),
+            kind=kind,
+            subject_id=subject_id,
+            email=email,
+            created_at=clock.now(),
             expires_at=clock.now(UNSENT_SECONDS),
-        )  # fmt: skip
+        )
         return str(row.id)
 
     def arm(self, link_id: str) -> str | None:

@@ -62,9 +62,7 @@ class MailService:
             await self.deliver("test", to, {})
         except (MailFailed, ValueError) as failure:
             error = str(failure)
-        return Delivery(
-            delivered=error is None, duration_ms=round((time.perf_counter() - began) * 1000), error=error
-        )  # fmt: skip
+        return Delivery(delivered=error is None, duration_ms=round((time.perf_counter() - began) * 1000), error=error)
 
     async def deliver(self, kind: str, to: str, facts: dict[str, Any]) -> None:
         """Hand a mail to the server now. Raises `MailFailed`; `ValueError` for an address that cannot be written."""

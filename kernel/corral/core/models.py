@@ -61,7 +61,10 @@ class InvitationRow(Model):
 # one address has one invitation at a time
 InvitationRow.add_index(
     peewee.ModelIndex(
-        InvitationRow, (InvitationRow.email_key,), unique=True, where=peewee.SQL("status = 'pending'"),
+        InvitationRow,
+        (InvitationRow.email_key,),
+        unique=True,
+        where=peewee.SQL("status = 'pending'"),
         name="core_invitations_pending",
     )
-)  # fmt: skip
+)

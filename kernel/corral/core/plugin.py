@@ -176,10 +176,25 @@ class CorePlugin(Plugin):
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:
         return [
-            UserRow, SessionRow, RefreshRow, TicketRow, SigningKeyRow, InstallationRow, PluginStateRow,
-            QuarantineRow, LinkRow, InvitationRow, *SIGN_IN_TABLES,
-            EventRow, ConsumerRow, JobRow, ScheduleRow, Lease, IdempotencyRow, HealthRow,
-        ]  # fmt: skip
+            UserRow,
+            SessionRow,
+            RefreshRow,
+            TicketRow,
+            SigningKeyRow,
+            InstallationRow,
+            PluginStateRow,
+            QuarantineRow,
+            LinkRow,
+            InvitationRow,
+            *SIGN_IN_TABLES,
+            EventRow,
+            ConsumerRow,
+            JobRow,
+            ScheduleRow,
+            Lease,
+            IdempotencyRow,
+            HealthRow,
+        ]
 
     @hookimpl
     def corral_events(self) -> Iterable[type[Event]]:
@@ -210,9 +225,11 @@ class CorePlugin(Plugin):
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
         lag = Metric(
-            name="corral_event_consumer_lag", help="Events that a consumer has not seen yet.",
-            labels={"consumer": self._consumers}, collect=lags,
-        )  # fmt: skip
+            name="corral_event_consumer_lag",
+            help="Events that a consumer has not seen yet.",
+            labels={"consumer": self._consumers},
+            collect=lags,
+        )
         return [*SIGN_IN_METRICS, *METRICS, lag]
 
     @hookimpl
@@ -287,9 +304,11 @@ async def _bootstrap(config: Config, work: Work, accounts: AccountsService, pass
 
 def _tell_of_safe_mode() -> None:
     alert = SystemAlert(
-        kind="safe_mode", severity="critical", title="Safe mode: only protected plugins are loaded",
+        kind="safe_mode",
+        severity="critical",
+        title="Safe mode: only protected plugins are loaded",
         detail="Three starts ended too early, or CORRAL_SAFE_MODE is set. Repair or disable the culprit, then restart.",
-    )  # fmt: skip
+    )
     emit(alert, object=("plugin", "core"))
 
 

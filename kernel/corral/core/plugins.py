@@ -194,9 +194,12 @@ class PluginCatalogue:
         if self.audit is not None:
             verb = "enable" if state == "active" else "disable"
             entry = AuditEntry(
-                action=f"plugins.plugin.{verb}", object_type="plugin", object_id=loaded.name,
-                changes={"state": (loaded.state, state)}, details={"reason": reason},
-            )  # fmt: skip
+                action=f"plugins.plugin.{verb}",
+                object_type="plugin",
+                object_id=loaded.name,
+                changes={"state": (loaded.state, state)},
+                details={"reason": reason},
+            )
             self.audit.record(entry)
 
     def _view(self, item: Loaded, tables: frozenset[str]) -> PluginView:
@@ -204,10 +207,19 @@ class PluginCatalogue:
         recent, total = self._registry.totals(item.name)
         errors = self._registry.errors(item.name)
         return PluginView(
-            name=item.name, title=kind.title() if kind else item.name, description=kind.description() if kind else "",
-            version=found.version, distribution=found.distribution, author=found.author, license=found.license,
-            protected=item.protected, state=item.state, reason=item.reason, since=item.since,
-            requires=sorted(item.requires), wants=sorted(kind.wants) if kind else [],
+            name=item.name,
+            title=kind.title() if kind else item.name,
+            description=kind.description() if kind else "",
+            version=found.version,
+            distribution=found.distribution,
+            author=found.author,
+            license=found.license,
+            protected=item.protected,
+            state=item.state,
+            reason=item.reason,
+            since=item.since,
+            requires=sorted(item.requires),
+            wants=sorted(kind.wants) if kind else [],
             required_by=sorted(other.name for other in self._registry.required_by(item.name)),
             permissions=sorted(each.name for each in kind.permissions) if kind else [],
             routes=[route.label for group in item.of("corral_routes") for route in group],
@@ -215,9 +227,11 @@ class PluginCatalogue:
             jobs=sorted(each.name for each in item.of("corral_jobs")),
             schedules=sorted(each.name for each in item.of("corral_schedules")),
             settings=sorted(each.name for each in item.of("corral_settings")),
-            migrations=_migrations(item, tables), errors_60s=recent, errors_total=total,
+            migrations=_migrations(item, tables),
+            errors_60s=recent,
+            errors_total=total,
             last_error=errors[0] if errors else None,
-        )  # fmt: skip
+        )
 
 
 def _tables() -> frozenset[str]:

@@ -39,8 +39,11 @@ class PasswordPolicy:
         """Raise `Invalid` (`weak_password`) with one fault a broken rule."""
         faults = [Fault(pointer, code, detail) for code, detail in self._broken(password, email, full_name)]
         if faults:
-            raise Invalid("Choose another password: " + " ".join(each.detail for each in faults),
-                          code="weak_password", errors=faults)  # fmt: skip
+            raise Invalid(
+                "Choose another password: " + " ".join(each.detail for each in faults),
+                code="weak_password",
+                errors=faults,
+            )
 
     def shown(self) -> dict[str, int | bool]:
         """The rules, for screens that ask for a new password."""

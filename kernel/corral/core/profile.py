@@ -58,9 +58,12 @@ class Profile:
         moves = isinstance(patch.email, str) and normalise(patch.email) != normalise(user.email)
         to = patch.email if moves and self._settings.get(EMAIL_VERIFICATION) else UNSET
         changes = UserPatch(
-            full_name=patch.full_name, timezone=patch.timezone, locale=patch.locale, preferences=patch.preferences,
+            full_name=patch.full_name,
+            timezone=patch.timezone,
+            locale=patch.locale,
+            preferences=patch.preferences,
             email=patch.email if isinstance(to, UnsetType) else UNSET,
-        )  # fmt: skip
+        )
 
         def unit() -> UserView:
             if isinstance(to, str):

@@ -27,9 +27,15 @@ class Protection:
     """What the routes of the second factor call, for the person who is signed in."""
 
     def __init__(
-        self, work: Work, accounts: AccountsService, sessions: Sessions, sign_in: SignIn, lockout: Lockout,
-        second: SecondFactor, settings: Settings,
-    ) -> None:  # fmt: skip
+        self,
+        work: Work,
+        accounts: AccountsService,
+        sessions: Sessions,
+        sign_in: SignIn,
+        lockout: Lockout,
+        second: SecondFactor,
+        settings: Settings,
+    ) -> None:
         self._work, self._accounts, self._sessions = work, accounts, sessions
         self._sign_in, self._lockout, self._second, self._settings = sign_in, lockout, second, settings
 

@@ -113,16 +113,19 @@ class Quarantine:
             self._tell(alarm.name, "active", "quarantined", alarm.reason)
             if self.audit is not None:
                 entry = AuditEntry(
-                    action="plugins.plugin.quarantine", object_type="plugin", object_id=alarm.name,
+                    action="plugins.plugin.quarantine",
+                    object_type="plugin",
+                    object_id=alarm.name,
                     details={"reason": alarm.reason},
-                )  # fmt: skip
+                )
                 self.audit.record(entry)
         alert = SystemAlert(
             kind="plugin_quarantined" if alarm.held else "plugin_errors",
             severity="warning" if alarm.held else "critical",
             title=f"The plugin {alarm.name} {'is in quarantine' if alarm.held else 'fails, but is protected'}",
-            detail=alarm.reason, object={"type": "plugin", "id": alarm.name},
-        )  # fmt: skip
+            detail=alarm.reason,
+            object={"type": "plugin", "id": alarm.name},
+        )
         raise_alert(alert, ("plugin", alarm.name))
 
     async def _move_on(self) -> None:

@@ -42,9 +42,14 @@ class RefusedConnections:
 
     def _hear(self, sink: str, host: str) -> None:
         entry = AuditEntry(
-            action="egress.connection.open", object_type="host", object_id=host[:200], object_name=host,
-            outcome="denied", code="url_blocked", details={"sink": sink},
-        )  # fmt: skip
+            action="egress.connection.open",
+            object_type="host",
+            object_id=host[:200],
+            object_name=host,
+            outcome="denied",
+            code="url_blocked",
+            details={"sink": sink},
+        )
         self._waiting.append(entry)
         self._bell.set()
 

@@ -25,9 +25,14 @@ class Registrations:
     """What the routes of registration call. Hashing lies between units, never inside one."""
 
     def __init__(
-        self, work: Work, accounts: AccountsService, invitations: InvitationsService, links: Links, mail: MailService,
+        self,
+        work: Work,
+        accounts: AccountsService,
+        invitations: InvitationsService,
+        links: Links,
+        mail: MailService,
         settings: Settings,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._work, self._accounts, self._invitations = work, accounts, invitations
         self._links, self._mail, self._settings = links, mail, settings
 

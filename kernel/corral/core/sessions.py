@@ -84,9 +84,15 @@ class Sessions:
         """
         now = clock.now()
         session = SessionRow.create(
-            id=new_id(), user_id=user.id, ip=device.ip[:45], user_agent=device.user_agent[:300],
-            created_at=now, last_seen_at=now, expires_at=clock.now(self._idle()), mfa=mfa,
-        )  # fmt: skip
+            id=new_id(),
+            user_id=user.id,
+            ip=device.ip[:45],
+            user_agent=device.user_agent[:300],
+            created_at=now,
+            last_seen_at=now,
+            expires_at=clock.now(self._idle()),
+            mfa=mfa,
+        )
         UserRow.update(last_login_at=now).where(UserRow.id == user.id).execute()
         live = SessionRow.select(SessionRow.id).where((SessionRow.user_id == user.id) & SessionRow.ended_at.is_null())
         newest_first = live.order_by(SessionRow.created_at.desc(), SessionRow.id.desc())
@@ -266,9 +272,13 @@ class Sessions:
     def _record(self, action: str, session_id: str, details: dict[str, Any], *, code: str | None = None) -> None:
         if self.audit is not None:
             entry = AuditEntry(
-                action=action, object_type="session", object_id=session_id, details=details, code=code,
+                action=action,
+                object_type="session",
+                object_id=session_id,
+                details=details,
+                code=code,
                 outcome="success" if code is None else "failed",
-            )  # fmt: skip
+            )
             self.audit.record(entry)
 
 

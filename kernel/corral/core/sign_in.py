@@ -64,9 +64,17 @@ class SignIn:
     limits: RateLimits | None = None
 
     def __init__(
-        self, work: Work, passwords: Passwords, accounts: AccountsService, sessions: Sessions, lockout: Lockout,
-        second: SecondFactor, life: PasswordLife, settings: Settings, keyring: Keyring,
-    ) -> None:  # fmt: skip
+        self,
+        work: Work,
+        passwords: Passwords,
+        accounts: AccountsService,
+        sessions: Sessions,
+        lockout: Lockout,
+        second: SecondFactor,
+        life: PasswordLife,
+        settings: Settings,
+        keyring: Keyring,
+    ) -> None:
         self._work, self._passwords, self._life, self._settings = work, passwords, life, settings
         self._keyring = keyring
         self._accounts, self._sessions, self._lockout, self._second = accounts, sessions, lockout, second
@@ -90,9 +98,16 @@ class SignIn:
             raise
 
     async def prove(
-        self, email: str, password: str, entry: Entry, then: Callable[[UserRow, str], T | Problem], *,
-        pointer: str = "/password", user_id: str | None = None, action: str = ASK_AGAIN,
-    ) -> T:  # fmt: skip
+        self,
+        email: str,
+        password: str,
+        entry: Entry,
+        then: Callable[[UserRow, str], T | Problem],
+        *,
+        pointer: str = "/password",
+        user_id: str | None = None,
+        action: str = ASK_AGAIN,
+    ) -> T:
         """Run `then` with the active account that this password opens (of `user_id`, if given); every verification of a
         password passes here. `then` joins a unit, in which it settles the attempt by its second argument (`Lockout`).
 
@@ -288,9 +303,13 @@ class SignIn:
             return
         digest = self._keyring.mac("audit.address", normalise(email).encode())[:8].hex()
         entry = AuditEntry(
-            action=action, object_type="user", object_id=user_id, outcome=outcome, code=code,
+            action=action,
+            object_type="user",
+            object_id=user_id,
+            outcome=outcome,
+            code=code,
             details={"address": digest} if user_id is None else {},
-        )  # fmt: skip
+        )
         self.audit.record(entry)
 
     def _count(self, result: str) -> None:

@@ -38,20 +38,31 @@ def _hashes(passwords: Passwords) -> Series:
 
 METRICS = (
     Metric(
-        name="corral_auth_attempts_total", help="Sign-ins by how they ended.", kind="counter",
-        labels={"result": RESULTS}, collect=_attempts,
+        name="corral_auth_attempts_total",
+        help="Sign-ins by how they ended.",
+        kind="counter",
+        labels={"result": RESULTS},
+        collect=_attempts,
     ),
     Metric(name="corral_auth_lockouts_total", help="Addresses that were locked.", kind="counter", collect=_lockouts),
     Metric(
-        name="corral_auth_refresh_total", help="Refreshes by how they ended.", kind="counter",
-        labels={"result": REFRESHES}, collect=_refreshes,
+        name="corral_auth_refresh_total",
+        help="Refreshes by how they ended.",
+        kind="counter",
+        labels={"result": REFRESHES},
+        collect=_refreshes,
     ),
     Metric(name="corral_sessions_active", help="Sessions that go on", collect=_sessions),
     Metric(
-        name="corral_password_hash_seconds_sum", help="Seconds spent on hashing passwords.", of_process=True,
+        name="corral_password_hash_seconds_sum",
+        help="Seconds spent on hashing passwords.",
+        of_process=True,
         collect=_hash_seconds,
     ),
     Metric(
-        name="corral_password_hash_seconds_count", help="Passwords that were hashed.", of_process=True, collect=_hashes,
+        name="corral_password_hash_seconds_count",
+        help="Passwords that were hashed.",
+        of_process=True,
+        collect=_hashes,
     ),
-)  # fmt: skip
+)

@@ -47,9 +47,13 @@ class SqliteDatabase(Database):
             "temp_store": "memory",
         }
         engine = peewee.SqliteDatabase(
-            path, pragmas=pragmas, autoconnect=False, returning_clause=True, check_same_thread=False,
+            path,
+            pragmas=pragmas,
+            autoconnect=False,
+            returning_clause=True,
+            check_same_thread=False,
             cached_statements=512,
-        )  # fmt: skip
+        )
         super().__init__(engine)
         self._inline = threading.local()
         self._writers = Pool("writer", 1, lambda pool: _WriterLane(pool, self), self)

@@ -39,11 +39,13 @@ class _Compiled:
 
         def bind(values: Mapping[str, Any]) -> list[Any]:
             return [
-                item if not isinstance(item, _Slot)
-                else values[item.name] if item.convert is None
+                item
+                if not isinstance(item, _Slot)
+                else values[item.name]
+                if item.convert is None
                 else item.convert(values[item.name])
                 for item in template
-            ]  # fmt: skip
+            ]
 
         if all(isinstance(item, _Slot) and item.convert is None for item in template):
             names = [item.name for item in template]

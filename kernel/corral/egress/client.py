@@ -60,10 +60,18 @@ class Egress:
         return frozenset(self.guard.listeners)
 
     def client(
-        self, sink: str, *, profile: Profile = "public", operator: Iterable[str] = (), child: Place | None = None,
-        connect_seconds: float = 5.0, total_seconds: float | None = 15.0, read_seconds: float | None = None,
-        max_bytes: int | None = MIB, per_host: int = 5,
-    ) -> httpx2.AsyncClient:  # fmt: skip
+        self,
+        sink: str,
+        *,
+        profile: Profile = "public",
+        operator: Iterable[str] = (),
+        child: Place | None = None,
+        connect_seconds: float = 5.0,
+        total_seconds: float | None = 15.0,
+        read_seconds: float | None = None,
+        max_bytes: int | None = MIB,
+        per_host: int = 5,
+    ) -> httpx2.AsyncClient:
         """A pooled client for a sink; the caller closes it. A refused address raises `EgressBlocked`.
 
         `operator`: `host:port` of addresses from the environment or corral.toml, which may be private. `child`: the
@@ -80,9 +88,14 @@ class Egress:
         proxy = self.tunnel() if child is None else None
         network = GuardedNetwork(lambda host, port: self.addresses(host, port, policy), proxy)
         transport = GuardedTransport(
-            network, self.tls_context(), judge=lambda url: self._target(url, policy), total_seconds=total_seconds,
-            max_bytes=max_bytes, per_host=per_host, note=lambda outcome, host: self.note(sink, outcome, host),
-        )  # fmt: skip
+            network,
+            self.tls_context(),
+            judge=lambda url: self._target(url, policy),
+            total_seconds=total_seconds,
+            max_bytes=max_bytes,
+            per_host=per_host,
+            note=lambda outcome, host: self.note(sink, outcome, host),
+        )
         timeout = httpx2.Timeout(read_seconds, connect=connect_seconds)
         return httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False, cookies=_no_cookies())
 

@@ -27,9 +27,13 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
         self._tcp = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
-        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,  # noqa: ASYNC109
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109  (httpcore2's name)
+        local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.AsyncNetworkStream:  # fmt: skip
+    ) -> httpcore2.AsyncNetworkStream:
         """Try the addresses in turn, within `timeout` in all; TLS above this keeps the name that was asked for."""
         began = time.monotonic()
         try:
@@ -48,8 +52,11 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
         raise failure
 
     async def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Any = None,  # noqa: ASYNC109
-    ) -> httpcore2.AsyncNetworkStream:  # fmt: skip
+        self,
+        path: str,
+        timeout: float | None = None,  # noqa: ASYNC109  (httpcore2's name)
+        socket_options: Any = None,
+    ) -> httpcore2.AsyncNetworkStream:
         """Refused: nobody outside lives behind one."""
         raise EgressBlocked("egress.address", "Unix sockets are not reached this way.")
 

@@ -86,9 +86,12 @@ async def _with_server(egress: Egress, server: MailServer, act: Callable[[smtpli
 
 
 def _converse(
-    server: MailServer, addresses: Sequence[str], context: ssl.SSLContext, tunnel: Proxy | None,
+    server: MailServer,
+    addresses: Sequence[str],
+    context: ssl.SSLContext,
+    tunnel: Proxy | None,
     act: Callable[[smtplib.SMTP], Any],
-) -> None:  # fmt: skip
+) -> None:
     smtp = _Judged(server, addresses, context, tunnel)
     try:
         if server.security == "starttls":

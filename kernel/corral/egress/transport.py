@@ -29,9 +29,16 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
     """Judges each URL, keeps connections a host few, and bounds an answer in time and, decompressed, in size."""
 
     def __init__(
-        self, network: httpcore2.AsyncNetworkBackend, tls: Any, *, judge: Callable[[httpx2.URL], Target],
-        total_seconds: float | None, max_bytes: int | None, per_host: int, note: Callable[[str, str], None],
-    ) -> None:  # fmt: skip
+        self,
+        network: httpcore2.AsyncNetworkBackend,
+        tls: Any,
+        *,
+        judge: Callable[[httpx2.URL], Target],
+        total_seconds: float | None,
+        max_bytes: int | None,
+        per_host: int,
+        note: Callable[[str, str], None],
+    ) -> None:
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=4 * per_host, keepalive_expiry=15.0)
         self._inner = httpx2.AsyncHTTPTransport(verify=tls, trust_env=False, limits=limits)
         pool: Any = self._inner._pool

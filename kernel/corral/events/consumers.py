@@ -58,9 +58,16 @@ class Consumer:
     """Runs one subscriber. `handle` is bound to its services; `types` are the event names it follows."""
 
     def __init__(
-        self, database: Database, feed: Feed, name: str, types: Sequence[str], handle: Callable[[Record], Any],
-        holder: str, is_open: Callable[[], bool] = lambda: True, tentatively: Callable[[Record], Any] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        database: Database,
+        feed: Feed,
+        name: str,
+        types: Sequence[str],
+        handle: Callable[[Record], Any],
+        holder: str,
+        is_open: Callable[[], bool] = lambda: True,
+        tentatively: Callable[[Record], Any] | None = None,
+    ) -> None:
         self._database, self._feed = database, feed
         self.name, self._types, self._handle, self._holder = name, list(types), handle, holder
         self._tentatively = tentatively or handle  # in batches: what fails is tried alone, and counted then
@@ -154,10 +161,12 @@ class Consumer:
         if poison := self._next(row.cursor, 1):
             self._move(row.cursor, poison[0].seq)
             alert = SystemAlert(
-                kind="consumer_behind", severity="critical", title=f"{self.name} could not handle an event",
+                kind="consumer_behind",
+                severity="critical",
+                title=f"{self.name} could not handle an event",
                 detail=f"Event {poison[0].id} ({poison[0].type}) failed {POISON_TRIES} times: {reason[:500]}",
                 object={"type": "event", "id": poison[0].id},
-            )  # fmt: skip
+            )
             emit(alert, object=("consumer", self.name))
         return True
 

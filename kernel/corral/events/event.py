@@ -49,9 +49,15 @@ def emit(
     """
     unit = current()
     emitted = Emitted(
-        new_id(), event, object[0], object[1], owner, visibility or event.visibility, actor or unit.entry.actor,
+        new_id(),
+        event,
+        object[0],
+        object[1],
+        owner,
+        visibility or event.visibility,
+        actor or unit.entry.actor,
         unit.entry.cause if cause is None else cause,
-    )  # fmt: skip
+    )
     unit.events.append(emitted)
     return emitted.id
 

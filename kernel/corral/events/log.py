@@ -46,9 +46,19 @@ class EventRow(Model):
 
 
 COLUMNS = (
-    EventRow.seq, EventRow.id, EventRow.type, EventRow.ts, EventRow.actor_type, EventRow.actor_id,
-    EventRow.object_type, EventRow.object_id, EventRow.owner_id, EventRow.visibility, EventRow.data, EventRow.cause,
-)  # fmt: skip
+    EventRow.seq,
+    EventRow.id,
+    EventRow.type,
+    EventRow.ts,
+    EventRow.actor_type,
+    EventRow.actor_id,
+    EventRow.object_type,
+    EventRow.object_id,
+    EventRow.owner_id,
+    EventRow.visibility,
+    EventRow.data,
+    EventRow.cause,
+)
 
 _INSERT = Statement(
     lambda p: EventRow.insert(
@@ -101,11 +111,16 @@ class Record(msgspec.Struct, frozen=True):
     def view(self) -> EventView:
         """As lists, `/ws` and SSE show it."""
         return EventView(
-            event=self.type, id=self.id, seq=self.seq, ts=self.ts, data=msgspec.Raw(self.data),
+            event=self.type,
+            id=self.id,
+            seq=self.seq,
+            ts=self.ts,
+            data=msgspec.Raw(self.data),
             actor={"type": self.actor_type, "id": self.actor_id},
             object={"type": self.object_type, "id": self.object_id},
-            visibility=self.visibility, cause_chain=msgspec.Raw(self.cause),
-        )  # fmt: skip
+            visibility=self.visibility,
+            cause_chain=msgspec.Raw(self.cause),
+        )
 
 
 class EventView(msgspec.Struct, kw_only=True):
@@ -137,11 +152,18 @@ def _row(emitted: Emitted, ts: str) -> dict[str, Any]:
     if len(data) > DATA_LIMIT:
         data = msgspec.json.encode({"id": emitted.object_id, "href": None, "truncated": True})
     return {
-        "id": emitted.id, "type": emitted.event.event, "ts": ts, "actor_type": emitted.actor.type,
-        "actor_id": emitted.actor.id, "object_type": emitted.object_type, "object_id": emitted.object_id,
-        "owner_id": emitted.owner_id, "visibility": emitted.visibility, "data": data.decode(),
+        "id": emitted.id,
+        "type": emitted.event.event,
+        "ts": ts,
+        "actor_type": emitted.actor.type,
+        "actor_id": emitted.actor.id,
+        "object_type": emitted.object_type,
+        "object_id": emitted.object_id,
+        "owner_id": emitted.owner_id,
+        "visibility": emitted.visibility,
+        "data": data.decode(),
         "cause": "[]" if not emitted.cause else msgspec.json.encode(emitted.cause).decode(),
-    }  # fmt: skip
+    }
 
 
 def number_committed() -> int:

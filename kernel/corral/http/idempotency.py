@@ -78,9 +78,11 @@ class Idempotency:
             stored = msgspec.msgpack.decode(self._keyring.open(bytes.fromhex(text), aad=aad), type=Stored)
         if stored.asked != keyed.digest and not self._keyring.verify(BODY, keyed.digest, bytes.fromhex(row.body_hash)):
             raise Invalid.at(
-                "/header/Idempotency-Key", "not_unique", "This key was used with another body; take a new key.",
+                "/header/Idempotency-Key",
+                "not_unique",
+                "This key was used with another body; take a new key.",
                 problem="idempotency_key_reused",
-            )  # fmt: skip
+            )
         if row.state != "done":
             raise Conflict(code="idempotency_in_progress", headers={"Retry-After": "1"})
         return stored

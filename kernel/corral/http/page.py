@@ -84,9 +84,15 @@ def read_cursor(cursor: str, scope: str, caller: Principal, fingerprint: str) ->
 
 
 def paginate(
-    query: peewee.ModelSelect[Any], page: PageQuery, caller: Principal, *, scope: str, order: Sequence[Order],
-    make: Callable[[Any], T], total: int | None = None,
-) -> Page[T]:  # fmt: skip
+    query: peewee.ModelSelect[Any],
+    page: PageQuery,
+    caller: Principal,
+    *,
+    scope: str,
+    order: Sequence[Order],
+    make: Callable[[Any], T],
+    total: int | None = None,
+) -> Page[T]:
     """One page of `query` (models, `.dicts()` or `.namedtuples()`), each row through `make`.
 
     `query` already holds filters and visibility. `total` saves the count when the caller knows it.
@@ -111,9 +117,14 @@ def paginate(
 
 
 def paginate_names(
-    found: Sequence[T], page: PageQuery, caller: Principal, *, scope: str, name: Callable[[T], str],
+    found: Sequence[T],
+    page: PageQuery,
+    caller: Principal,
+    *,
+    scope: str,
+    name: Callable[[T], str],
     make: Callable[[Sequence[T]], list[V]],
-) -> Page[V]:  # fmt: skip
+) -> Page[V]:
     """One page of what is in memory, sorted by `name`, which is unique; `make` gets what is shown."""
     check_place(page)
     start, fingerprint = page.offset if isinstance(page.offset, int) else 0, page.fingerprint()

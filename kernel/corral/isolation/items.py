@@ -82,9 +82,11 @@ class Guards:
     def health_check(self, loaded: Loaded, item: HealthCheck) -> HealthCheck:
         """One that fails is down, and says so."""
         terms = Terms(
-            hook="corral_health_checks", expected=Expected((tuple,), False), budget=HEALTH_SECONDS,
+            hook="corral_health_checks",
+            expected=Expected((tuple,), False),
+            budget=HEALTH_SECONDS,
             otherwise=("down", f"The check of the plugin {loaded.name} failed."),
-        )  # fmt: skip
+        )
         return msgspec.structs.replace(item, check=self.put(loaded, f"health check {item.name}", item.check, terms))
 
     def enclose(self, loaded: Loaded, hooks: Mapping[str, tuple[str, Any]]) -> None:
@@ -116,12 +118,14 @@ class Guards:
             return self.function(loaded, f"{hook} {name}", item, Terms(hook=hook, **terms))
         methods = {
             each: self.function(
-                loaded, f"{hook} {name}.{each}", getattr(item, each),
+                loaded,
+                f"{hook} {name}.{each}",
+                getattr(item, each),
                 Terms(hook=hook, expected=of_method(protocol, each), **terms),
             )
             for each, _ in inspect.getmembers(type(item), inspect.isroutine)
             if not each.startswith("_")
-        }  # fmt: skip
+        }
         return Guarded(item, methods)
 
     def _struct(self, loaded: Loaded, hook: str, name: str, item: msgspec.Struct, terms: Mapping[str, Any]) -> Any:

@@ -74,10 +74,16 @@ def enqueue(name: str, *, delay_seconds: float = 0.0, **arguments: Any) -> str:
     """Have the job done after the current unit commits; returns its id. `arguments` are JSON values."""
     unit = current()
     identifier = new_id()
-    unit.jobs.append({
-        "id": identifier, "name": name, "arguments": arguments, "state": "queued", "run_at": clock.now(delay_seconds),
-        "created_at": clock.now(),
-    })  # fmt: skip
+    unit.jobs.append(
+        {
+            "id": identifier,
+            "name": name,
+            "arguments": arguments,
+            "state": "queued",
+            "run_at": clock.now(delay_seconds),
+            "created_at": clock.now(),
+        }
+    )
     return identifier
 
 

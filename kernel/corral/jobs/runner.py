@@ -68,10 +68,15 @@ class InProcessRunner:
     """
 
     def __init__(
-        self, database: Database, jobs: Mapping[str, tuple[Job, Callable[..., Any]]],
-        schedules: Mapping[str, tuple[Schedule, Callable[..., Any]]], *, concurrency: int = 8,
-        is_open: Callable[[str], bool] = lambda name: True, redact: Callable[[str], str] = str,
-    ) -> None:  # fmt: skip
+        self,
+        database: Database,
+        jobs: Mapping[str, tuple[Job, Callable[..., Any]]],
+        schedules: Mapping[str, tuple[Schedule, Callable[..., Any]]],
+        *,
+        concurrency: int = 8,
+        is_open: Callable[[str], bool] = lambda name: True,
+        redact: Callable[[str], str] = str,
+    ) -> None:
         self._database, self._jobs, self._schedules, self._is_open = database, jobs, schedules, is_open
         self._redact = redact  # what errors say is stored
         self._bell = asyncio.Event()

@@ -81,27 +81,37 @@ BUILT_IN = (
     Pattern("corral", ("crl_", "crw_", "crg_", "cra_"), r"cr[lwga]_[\w-]{16,}", r"[\w-]*"),
     Pattern("corral", ("whsec_",), r"whsec_[\w+/=-]{16,}", r"[\w+/=-]*"),
     Pattern(
-        "jwt", ("eyJhbGci", "eyJ0eXAi", "eyJraWQi", "eyJlbmMi", "eyJjdHki", "eyJ4NXQi"),
-        r"eyJ[\w-]{5,500}\.[\w-]{2,2500}(?:\.[\w-]{0,700}){1,3}", r"[\w.-]*",
+        "jwt",
+        ("eyJhbGci", "eyJ0eXAi", "eyJraWQi", "eyJlbmMi", "eyJjdHki", "eyJ4NXQi"),
+        r"eyJ[\w-]{5,500}\.[\w-]{2,2500}(?:\.[\w-]{0,700}){1,3}",
+        r"[\w.-]*",
     ),
     Pattern(
-        "private_key", ("-----BEGIN ",),
+        "private_key",
+        ("-----BEGIN ",),
         rf"-----BEGIN [A-Z0-9 ]{{0,40}}{_KEY}{_HEADERS}"
-        rf"[A-Za-z0-9+/=\s\\]{{16,3700}}(?:-----END [A-Z0-9 ]{{0,40}}{_KEY})?", r"[A-Za-z0-9+/=\s\\:,_-]*",
+        rf"[A-Za-z0-9+/=\s\\]{{16,3700}}(?:-----END [A-Z0-9 ]{{0,40}}{_KEY})?",
+        r"[A-Za-z0-9+/=\s\\:,_-]*",
     ),
     Pattern(
-        "header", ("authorization", "Authorization", "AUTHORIZATION"),
+        "header",
+        ("authorization", "Authorization", "AUTHORIZATION"),
         rf"(?i:authorization){_BETWEEN % '[:=]'}(?P<secret>(?:[A-Za-z][\w-]{{1,20}} {{1,2}})?[^\s\"',;\\]{{4,1500}})",
-        r"[\"'\\ \t:=,b]*(?:[A-Za-z][\w-]{1,20} {0,2})?[^\s\"',;\\]*", nests=True,
+        r"[\"'\\ \t:=,b]*(?:[A-Za-z][\w-]{1,20} {0,2})?[^\s\"',;\\]*",
+        nests=True,
     ),
     Pattern(
-        "header", ("cookie", "Cookie", "COOKIE"),
+        "header",
+        ("cookie", "Cookie", "COOKIE"),
         rf"(?i:cookie){_BETWEEN % ':'}(?P<secret>[\w.-]{{1,100}}=[^\r\n\"'\\]{{1,3800}})",
         r"[\"'\\ \t:,b]*[^\r\n\"'\\]*",
     ),
     Pattern(
-        "url_password", ("://",), rf"://[^\s/?#@:\"'<>]{{0,256}}:(?P<secret>{_PART}{{1,1024}})@",
-        r"[^\s/?#\"'<>]*", nests=True,
+        "url_password",
+        ("://",),
+        rf"://[^\s/?#@:\"'<>]{{0,256}}:(?P<secret>{_PART}{{1,1024}})@",
+        r"[^\s/?#\"'<>]*",
+        nests=True,
     ),
     *(Pattern("token", (prefix,), re.escape(prefix) + rest, r"[\w.=-]*") for prefix, rest in _TOKENS),
-)  # fmt: skip
+)

@@ -27,9 +27,14 @@ class SettingsStore(Protocol):
         ...
 
     def change(
-        self, values: Mapping[str, Any], *, by: Principal, if_match: IfMatch = ANY_VERSION, of: Iterable[str] = (),
+        self,
+        values: Mapping[str, Any],
+        *,
+        by: Principal,
+        if_match: IfMatch = ANY_VERSION,
+        of: Iterable[str] = (),
         pointer: Callable[[str], str] = "/{}".format,
-    ) -> SettingsChange:  # fmt: skip
+    ) -> SettingsChange:
         """Store all values or none: they are judged as a whole, beside those that stay. In force in 2 s everywhere.
 
         `if_match` is compared with `version(of)` (default: of the settings named). `pointer` tells where in the body a

@@ -92,7 +92,7 @@ def _in_loop(make: Callable[[], Any]) -> list[Finding]:
 
 async def _live(
     kind: type[Plugin], required: Iterable[type[Plugin]], engine: str, url: str | None, **options: Any
-) -> list[Finding]:  # fmt: skip
+) -> list[Finding]:
     if url is not None and not _is_unused(url):
         detail = "the database is not empty: give one that is, for tables are made and dropped in it"
         return [Finding(f"start.{engine}", False, detail)]

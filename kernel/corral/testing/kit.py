@@ -92,11 +92,20 @@ class Client:
         from urllib.parse import unquote
 
         scope = {
-            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
-            "path": unquote(path), "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": unquote(path),
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
             "headers": [(name.encode("latin1"), value.encode("latin1")) for name, value in headers],
-            "client": ("127.0.0.1", 50000), "server": ("localhost", 80), "extensions": {},
-        }  # fmt: skip
+            "client": ("127.0.0.1", 50000),
+            "server": ("localhost", 80),
+            "extensions": {},
+        }
         sent, answered = False, asyncio.Event()
         answer: dict[str, Any] = {"status": 0, "headers": [], "body": []}
 

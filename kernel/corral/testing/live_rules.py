@@ -38,8 +38,10 @@ async def inspect_running(
     if section is not None:
         config[f"plugins.{kind.name}"] = section
     options: dict[str, Any] = {
-        "plugins": [*others, *([] if kind.name == "core" else [kind])], "database_url": url, "config": config,
-    }  # fmt: skip
+        "plugins": [*others, *([] if kind.name == "core" else [kind])],
+        "database_url": url,
+        "config": config,
+    }
     findings: list[Finding] = []
     async with make_kernel(folder, **options) as kit:
         loaded, address = kit.loaded(kind.name), kit.kernel.config.database.url
@@ -70,8 +72,11 @@ def _inactive(kit: Kit) -> Iterator[str]:
 
 async def _doors(kit: Kit, name: str) -> Any:
     """Out of service every route answers 503, in service again none does for that reason."""
-    routes = [(route.method, re.sub(r"\{\w+\}", lambda _: new_id(), route.path), route.label)
-              for group in kit.loaded(name).of("corral_routes") for route in group]  # fmt: skip
+    routes = [
+        (route.method, re.sub(r"\{\w+\}", lambda _: new_id(), route.path), route.label)
+        for group in kit.loaded(name).of("corral_routes")
+        for route in group
+    ]
     kit.kernel.registry.disable(name, "conformance check")
     for method, path, label in routes:
         answer = await kit.client.request(method, path)

@@ -61,9 +61,14 @@ class ServerProcess:
         command = [sys.executable, "-m", "corral", "serve", "--bind", f"127.0.0.1:{self.port}", *self.arguments]
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603  (our own program)
-                command, env=self.environ, cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                command,
+                env=self.environ,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         with httpx2.Client(base_url=self.address, timeout=2, trust_env=False) as client:
             while time.monotonic() - began < seconds:
                 if self.process.poll() is not None:
@@ -128,9 +133,14 @@ class JobsProcess:
         until = time.monotonic() + seconds
         with (self.folder / "jobs.log").open("wb") as log:
             self.process = subprocess.Popen(  # noqa: S603  (our own program)
-                [sys.executable, "-m", "corral", "jobs", *self.arguments], env=dict(self.environ), cwd=self.folder,
-                stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, "-m", "corral", "jobs", *self.arguments],
+                env=dict(self.environ),
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         while "Jobs are running" not in self.log:
             if self.process.poll() is not None or time.monotonic() > until:
                 self.kill()

@@ -17,10 +17,26 @@ from corral.testing.findings import Finding, judged
 
 PUBLIC = frozenset(
     {
-        "auth", "clock", "crypto", "database", "egress", "errors", "events", "histogram", "hookspecs", "http", "ids",
-        "jobs", "plugin", "redact", "schema", "settings", "storage", "testing",
+        "auth",
+        "clock",
+        "crypto",
+        "database",
+        "egress",
+        "errors",
+        "events",
+        "histogram",
+        "hookspecs",
+        "http",
+        "ids",
+        "jobs",
+        "plugin",
+        "redact",
+        "schema",
+        "settings",
+        "storage",
+        "testing",
     }
-)  # fmt: skip
+)
 BUILT_IN = "corral_plugins"
 
 

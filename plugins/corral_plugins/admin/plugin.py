@@ -54,13 +54,17 @@ class AdminPlugin(Plugin):
     def corral_metrics(self) -> Iterable[Metric]:
         return [
             Metric(
-                name="corral_kill_switch", help="1 while the kill switch is engaged.", collect=_engaged,
+                name="corral_kill_switch",
+                help="1 while the kill switch is engaged.",
+                collect=_engaged,
             ),
             Metric(
-                name="corral_users", help="Accounts by role and state.", collect=_users,
+                name="corral_users",
+                help="Accounts by role and state.",
+                collect=_users,
                 labels={"role": ROLES, "state": ("active", "deactivated")},
             ),
-        ]  # fmt: skip
+        ]
 
 
 def _same(service: KillSwitchService) -> KillSwitch:

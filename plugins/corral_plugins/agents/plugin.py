@@ -93,11 +93,12 @@ class AgentsPlugin(Plugin):
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
         return [
+            Metric(name="corral_agents", help="Agents by state.", labels={"status": STATUSES}, collect=count_by_status),
             Metric(
-                name="corral_agents", help="Agents by state.", labels={"status": STATUSES}, collect=count_by_status
+                name="corral_agent_state_changes_total",
+                help="Changes of state, by the new one.",
+                kind="counter",
+                labels={"to": STATUSES},
+                collect=self._changes.by_state,
             ),
-            Metric(
-                name="corral_agent_state_changes_total", help="Changes of state, by the new one.", kind="counter",
-                labels={"to": STATUSES}, collect=self._changes.by_state,
-            ),
-        ]  # fmt: skip
+        ]

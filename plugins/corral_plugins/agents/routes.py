@@ -45,9 +45,12 @@ def list_agents(query: AgentQuery, agents: AgentDirectory, caller: Principal) ->
 
 
 @routes.post(
-    "/", needs="agents.write", status=201, redacted=True,
+    "/",
+    needs="agents.write",
+    status=201,
+    redacted=True,
     raises=("duplicate", "unknown_reference", "quota_exceeded", "forbidden"),
-)  # fmt: skip
+)
 def create_agent(body: NewAgent, agents: AgentDirectory, caller: Principal) -> AgentView:
     """Create an agent; it is offline until it is started."""
     return agents.create(body, by=caller)
@@ -171,9 +174,13 @@ def list_agent_tokens(id: str, query: AgentTokenQuery, tokens: AgentTokens, call
 
 
 @routes.post(
-    "/{id}/tokens", needs="agents.write", own_session=True, status=201, no_store=True,
+    "/{id}/tokens",
+    needs="agents.write",
+    own_session=True,
+    status=201,
+    no_store=True,
     raises=("not_found", "forbidden", "quota_exceeded"),
-)  # fmt: skip
+)
 def create_agent_token(
     id: str, body: NewAgentToken, tokens: AgentTokens, caller: Principal
 ) -> Answer[IssuedAgentToken]:

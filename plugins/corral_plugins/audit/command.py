@@ -37,9 +37,14 @@ def command() -> None:
 @json_option
 @click.pass_obj
 def verify(
-    open_session: OpenSession, source: str | None, checkpoints_path: Path | None, public_key: str | None,
-    filtered: bool, config_path: Path | None, as_json: bool,
-) -> None:  # fmt: skip
+    open_session: OpenSession,
+    source: str | None,
+    checkpoints_path: Path | None,
+    public_key: str | None,
+    filtered: bool,
+    config_path: Path | None,
+    as_json: bool,
+) -> None:
     """Prove that no row was altered, dropped or cut off.
 
     SOURCE: a copy of the database (a file, or postgresql://…) or an export (.jsonl, .csv); without it the log of

@@ -105,21 +105,30 @@ class AuditPlugin(Plugin):
     def corral_metrics(self) -> Iterable[Metric]:
         return [
             Metric(
-                name="corral_audit_rows_total", help="Rows written to the audit log, by outcome.", kind="counter",
-                labels={"outcome": get_args(Outcome)}, collect=_rows,
+                name="corral_audit_rows_total",
+                help="Rows written to the audit log, by outcome.",
+                kind="counter",
+                labels={"outcome": get_args(Outcome)},
+                collect=_rows,
             ),
             Metric(
-                name="corral_audit_write_failures_total", help="Rows of the audit log that could not be written.",
-                kind="counter", collect=_failures,
+                name="corral_audit_write_failures_total",
+                help="Rows of the audit log that could not be written.",
+                kind="counter",
+                collect=_failures,
             ),
             Metric(
-                name="corral_audit_append_seconds", help="Seconds spent on appending rows: divide by the rows.",
-                kind="counter", collect=_seconds,
+                name="corral_audit_append_seconds",
+                help="Seconds spent on appending rows: divide by the rows.",
+                kind="counter",
+                collect=_seconds,
             ),
             Metric(
-                name="corral_audit_last_checkpoint_age_seconds", help="Age of the newest checkpoint.", collect=_age,
+                name="corral_audit_last_checkpoint_age_seconds",
+                help="Age of the newest checkpoint.",
+                collect=_age,
             ),
-        ]  # fmt: skip
+        ]
 
 
 Series = Mapping[tuple[str, ...], float]

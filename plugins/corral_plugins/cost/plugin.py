@@ -92,7 +92,9 @@ class CostPlugin(Plugin):
                 name="corral_cost_usd_total", help="What was spent, by provider.", labels=labels, collect=figures.cost
             ),
             Metric(
-                name="corral_cost_unpriced_tokens_total", help="Tokens without a price, by provider.", labels=labels,
+                name="corral_cost_unpriced_tokens_total",
+                help="Tokens without a price, by provider.",
+                labels=labels,
                 collect=figures.unpriced_tokens,
             ),
-        ]  # fmt: skip
+        ]

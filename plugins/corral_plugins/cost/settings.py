@@ -5,11 +5,17 @@ from __future__ import annotations
 from corral.plugin import Setting
 
 REPORTED_PRICES = Setting(
-    name="cost.reported_prices", kind=bool, default=True,
+    name="cost.reported_prices",
+    kind=bool,
+    default=True,
     title="A cost that a provider reports counts before the price tables",
-)  # fmt: skip
+)
 EVENT_RETENTION_DAYS: Setting[int | None] = Setting(
-    name="cost.event_retention_days", kind=int, default=None, minimum=90, maximum=3650,
+    name="cost.event_retention_days",
+    kind=int,
+    default=None,
+    minimum=90,
+    maximum=3650,
     title="Days that cost events are kept (unset: for ever); sums stay",
-)  # fmt: skip
+)
 ALL = (REPORTED_PRICES, EVENT_RETENTION_DAYS)

@@ -69,9 +69,15 @@ class ProviderError(Failure):
     """
 
     def __init__(
-        self, status: int, message: str, *, retry_after: int | None = None, code: str | None = None,
-        reached: bool = False, usage: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        status: int,
+        message: str,
+        *,
+        retry_after: int | None = None,
+        code: str | None = None,
+        reached: bool = False,
+        usage: Mapping[str, Any] | None = None,
+    ) -> None:
         message = replace_bad_characters(message)
         self.status, self.message, self.retry_after, self.code = status, message, retry_after, code
         self.reached, self.usage = reached, usage

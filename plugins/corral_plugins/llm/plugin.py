@@ -100,12 +100,26 @@ class LlmPlugin(Plugin):
         def llm(gateway: Gateway) -> LLM:
             return gateway
 
-        parts = (Admission, Attempts, Catalogue, Directory, Gateway, LeaseWatch, Payloads, ProviderKeys, Settlement,
-                 Slots, States, Upkeep)  # fmt: skip
+        parts = (
+            Admission,
+            Attempts,
+            Catalogue,
+            Directory,
+            Gateway,
+            LeaseWatch,
+            Payloads,
+            ProviderKeys,
+            Settlement,
+            Slots,
+            States,
+            Upkeep,
+        )
         return [
-            Provide(Registry, registry), Provide(Seen, lambda: self._seen), *(Provide(part, part) for part in parts),
+            Provide(Registry, registry),
+            Provide(Seen, lambda: self._seen),
+            *(Provide(part, part) for part in parts),
             Provide(LLM, llm),
-        ]  # fmt: skip
+        ]
 
     @hookimpl
     def corral_hookspecs(self) -> Iterable[ModuleType]:
@@ -151,27 +165,41 @@ class LlmPlugin(Plugin):
         of = {"provider": known}
         return [
             Metric(
-                name="corral_llm_calls_total", help="Calls of models.", kind="counter",
-                labels={**of, "outcome": OUTCOMES}, collect=seen.calls,
+                name="corral_llm_calls_total",
+                help="Calls of models.",
+                kind="counter",
+                labels={**of, "outcome": OUTCOMES},
+                collect=seen.calls,
             ),
             Metric(
-                name="corral_llm_cost_usd_total", help="What they cost.", kind="counter", labels=of,
+                name="corral_llm_cost_usd_total",
+                help="What they cost.",
+                kind="counter",
+                labels=of,
                 collect=seen.cost_usd,
             ),
             Metric(
-                name="corral_llm_tokens_total", help="Tokens of calls.", kind="counter",
-                labels={**of, "direction": DIRECTIONS}, collect=seen.tokens,
+                name="corral_llm_tokens_total",
+                help="Tokens of calls.",
+                kind="counter",
+                labels={**of, "direction": DIRECTIONS},
+                collect=seen.tokens,
             ),
             Metric(
-                name="corral_llm_first_token_seconds", help="Mean time to the first token of streams.", labels=of,
+                name="corral_llm_first_token_seconds",
+                help="Mean time to the first token of streams.",
+                labels=of,
                 collect=seen.first_token_seconds,
             ),
             Metric(
-                name="corral_llm_fallbacks_total", help="Calls that went on to another model.", kind="counter",
-                labels=of, collect=seen.fallbacks,
+                name="corral_llm_fallbacks_total",
+                help="Calls that went on to another model.",
+                kind="counter",
+                labels=of,
+                collect=seen.fallbacks,
             ),
             Metric(name="corral_llm_queue", help="Calls that wait for a place.", labels=of, collect=_waiting),
-        ]  # fmt: skip
+        ]
 
 
 def _waiting(slots: Slots) -> dict[tuple[str, ...], float]:

@@ -49,14 +49,14 @@ class RealtimePlugin(Plugin):
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
         return [
+            Metric(name="corral_ws_clients", help="Live sockets and streams", of_process=True, collect=_clients),
             Metric(
-                name="corral_ws_clients", help="Live sockets and streams", of_process=True, collect=_clients
-            ),
-            Metric(
-                name="corral_ws_dropped_total", help="Events dropped because their reader was too slow", kind="counter",
+                name="corral_ws_dropped_total",
+                help="Events dropped because their reader was too slow",
+                kind="counter",
                 collect=_dropped,
             ),
-        ]  # fmt: skip
+        ]
 
     async def start(self, runtime: Runtime) -> None:
         """Follow the feed, watch over rights, and say goodbye before the server stops."""

@@ -5,17 +5,29 @@ from __future__ import annotations
 from corral.plugin import Setting
 
 MAX_SOCKETS = Setting(
-    name="realtime.max_sockets_per_user", kind=int, default=10, minimum=1, maximum=100,
+    name="realtime.max_sockets_per_user",
+    kind=int,
+    default=10,
+    minimum=1,
+    maximum=100,
     title="Sockets and streams that one user may have open",
-)  # fmt: skip
+)
 QUEUE_SIZE = Setting(
-    name="realtime.queue_size", kind=int, default=1000, minimum=100, maximum=10_000,
+    name="realtime.queue_size",
+    kind=int,
+    default=1000,
+    minimum=100,
+    maximum=10_000,
     title="Frames that may wait for a slow reader before it is closed",
-)  # fmt: skip
+)
 REPLAY_LIMIT = Setting(
-    name="realtime.replay_limit", kind=int, default=10_000, minimum=100, maximum=100_000,
+    name="realtime.replay_limit",
+    kind=int,
+    default=10_000,
+    minimum=100,
+    maximum=100_000,
     title="Events that one replay sends at most",
-)  # fmt: skip
+)
 SETTINGS = (MAX_SOCKETS, QUEUE_SIZE, REPLAY_LIMIT)
 
 CORS_ORIGINS: Setting[list[str]] = Setting(

@@ -100,9 +100,11 @@ class SecretsPlugin(Plugin):
     def corral_services(self) -> Iterable[Provide]:
         parts = (Environment, Alarms, Values, Vault, Catalogue, KnownValues, MasterKeys)
         return [
-            Provide(Uses, lambda: self._uses), *(Provide(part, part) for part in parts),
-            Provide(SecretsService, SecretsService), Provide(Secrets, _secrets),
-        ]  # fmt: skip
+            Provide(Uses, lambda: self._uses),
+            *(Provide(part, part) for part in parts),
+            Provide(SecretsService, SecretsService),
+            Provide(Secrets, _secrets),
+        ]
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
@@ -147,19 +149,25 @@ class SecretsPlugin(Plugin):
     def corral_metrics(self) -> Iterable[Metric]:
         return [
             Metric(
-                name="corral_secrets", help="Secrets by status.", labels={"status": STATUSES},
+                name="corral_secrets",
+                help="Secrets by status.",
+                labels={"status": STATUSES},
                 collect=secrets_by_status,
             ),
             Metric(
-                name="corral_secret_uses_total", help="Uses of secrets, by kind of consumer.", kind="counter",
-                labels={"consumer": CONSUMERS, "outcome": OUTCOMES}, collect=self._counted,
+                name="corral_secret_uses_total",
+                help="Uses of secrets, by kind of consumer.",
+                kind="counter",
+                labels={"consumer": CONSUMERS, "outcome": OUTCOMES},
+                collect=self._counted,
             ),
             Metric(name="corral_vault_sealed", help="1 while no usable master key is loaded.", collect=_sealed),
             Metric(
-                name="corral_vault_rewrap_remaining", help="Encrypted rows that are not under the active key.",
+                name="corral_vault_rewrap_remaining",
+                help="Encrypted rows that are not under the active key.",
                 collect=_remaining,
             ),
-        ]  # fmt: skip
+        ]
 
     def _counted(self) -> Mapping[tuple[str, ...], float]:
         return {labels: float(count) for labels, count in self._uses.counts.items()}

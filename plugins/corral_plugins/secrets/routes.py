@@ -52,9 +52,12 @@ def list_secrets(query: SecretQuery, catalogue: Catalogue, caller: Principal) ->
 
 
 @routes.post(
-    "/", needs=WRITE, status=201, no_store=True,
+    "/",
+    needs=WRITE,
+    status=201,
+    no_store=True,
     raises=("duplicate", "setting_locked", "masked_value_submitted", "vault_sealed"),
-)  # fmt: skip
+)
 def create_secret(body: NewSecret, vault: Vault, catalogue: Catalogue, caller: Principal) -> Answer[SecretView]:
     """Store a secret. The answer warns of a value that is too short or too common to be taken out of texts."""
     return _shown(catalogue, vault.create(body, caller), body.value)
@@ -86,8 +89,11 @@ def get_secret(id: str, catalogue: Catalogue) -> Answer[SecretView]:
 
 
 @routes.put(
-    "/{id}", needs=WRITE, no_store=True, raises=(*CHANGES, "duplicate", "in_use", "masked_value_submitted"),
-)  # fmt: skip
+    "/{id}",
+    needs=WRITE,
+    no_store=True,
+    raises=(*CHANGES, "duplicate", "in_use", "masked_value_submitted"),
+)
 def update_secret(
     id: str, body: SecretPatch, match: IfMatch, vault: Vault, catalogue: Catalogue, caller: Principal
 ) -> Answer[SecretView]:
@@ -111,12 +117,22 @@ def rotate_secret(
 
 
 @routes.post(
-    "/{id}/reveal", needs=REVEAL, no_store=True, keyed=False, step_up=True, rate=REVEALS,
+    "/{id}/reveal",
+    needs=REVEAL,
+    no_store=True,
+    keyed=False,
+    step_up=True,
+    rate=REVEALS,
     raises=(
-        "not_found", "setting_locked", "secret_expired", "audit_unavailable", "vault_sealed", "secrets.destroyed",
+        "not_found",
+        "setting_locked",
+        "secret_expired",
+        "audit_unavailable",
+        "vault_sealed",
+        "secrets.destroyed",
         "secrets.damaged",
     ),
-)  # fmt: skip
+)
 def reveal_secret(id: str, body: Reveal, vault: Vault, caller: Principal) -> Revealed:
     """Show the value. Who, when and why is in the audit log before it leaves."""
     return vault.reveal(id, body, caller)

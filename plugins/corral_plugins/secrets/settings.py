@@ -11,15 +11,25 @@ from corral.plugin import Setting
 Days = Annotated[int, Meta(ge=1, le=365)]
 
 MAX_VERSIONS = Setting(
-    name="secrets.default_max_versions", kind=int, default=10, minimum=1, maximum=100,
+    name="secrets.default_max_versions",
+    kind=int,
+    default=10,
+    minimum=1,
+    maximum=100,
     title="Values that are kept of a secret which says nothing else",
-)  # fmt: skip
+)
 REMINDER_DAYS = Setting[list[int]](
-    name="secrets.reminder_days", kind=Annotated[list[Days], Meta(max_length=5)], default=[30, 7, 1],
+    name="secrets.reminder_days",
+    kind=Annotated[list[Days], Meta(max_length=5)],
+    default=[30, 7, 1],
     title="Days before its expiry on which admins are reminded of a secret",
-)  # fmt: skip
+)
 DELETED_DAYS = Setting(
-    name="secrets.deleted_retention_days", kind=int, default=30, minimum=1, maximum=365,
+    name="secrets.deleted_retention_days",
+    kind=int,
+    default=30,
+    minimum=1,
+    maximum=365,
     title="Days in which a deleted secret can be restored",
-)  # fmt: skip
+)
 ALL = (MAX_VERSIONS, REMINDER_DAYS, DELETED_DAYS)

@@ -123,21 +123,32 @@ class SecurityPlugin(Plugin):
     def corral_metrics(self) -> Iterable[Metric]:
         return [
             Metric(
-                name="corral_ip_blocked_total", help="Requests refused by the IP rules.", kind="counter",
+                name="corral_ip_blocked_total",
+                help="Requests refused by the IP rules.",
+                kind="counter",
                 collect=lambda: {(): float(self._gate.blocked)},
             ),
             Metric(
-                name="corral_rate_limited_total", help="Requests refused by a limit.", kind="counter",
-                labels={"bucket": self._limits.names}, collect=lambda: _counted(self._limits.limited),
+                name="corral_rate_limited_total",
+                help="Requests refused by a limit.",
+                kind="counter",
+                labels={"bucket": self._limits.names},
+                collect=lambda: _counted(self._limits.limited),
             ),
             Metric(
-                name="corral_api_key_requests_total", help="Requests with API keys.", kind="counter",
-                labels={"result": RESULTS}, collect=lambda: _counted(self._figures.results + self._limits.keys),
+                name="corral_api_key_requests_total",
+                help="Requests with API keys.",
+                kind="counter",
+                labels={"result": RESULTS},
+                collect=lambda: _counted(self._figures.results + self._limits.keys),
             ),
             Metric(
-                name="corral_api_keys", help="API keys by state.", labels={"status": STATUSES}, collect=ApiKeys.count,
+                name="corral_api_keys",
+                help="API keys by state.",
+                labels={"status": STATUSES},
+                collect=ApiKeys.count,
             ),
-        ]  # fmt: skip
+        ]
 
 
 def _counted(counter: Mapping[str, int]) -> dict[tuple[str, ...], float]:

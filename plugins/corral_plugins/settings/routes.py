@@ -90,9 +90,16 @@ async def send_test_mail(body: Recipient, mail: Mail) -> Delivery:
 
 @routes.put("/{category}/{key}", needs="settings.write", raises=REFUSALS)
 async def change_setting(
-    category: str, key: str, body: NewValue, match: IfMatch, caller: Principal, request: Request,
-    service: SettingsService, views: SettingViews, work: Work,
-) -> SettingView:  # fmt: skip
+    category: str,
+    key: str,
+    body: NewValue,
+    match: IfMatch,
+    caller: Principal,
+    request: Request,
+    service: SettingsService,
+    views: SettingViews,
+    work: Work,
+) -> SettingView:
     """Change a setting; it is in force everywhere within 2 s."""
     name = f"{category}.{key}"
 

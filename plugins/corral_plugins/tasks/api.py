@@ -12,9 +12,18 @@ from corral.auth.principal import Principal
 from corral.schema.fields import Id, MomentIn, Slug, Tags, line
 
 CLAIM_TOPICS = (
-    "task.created", "task.updated", "task.retried", "task.completed", "task.failed", "task.cancelled", "task.waiting",
-    "agent.status", "agent.updated", "worker.updated", "system.alert",
-)  # fmt: skip
+    "task.created",
+    "task.updated",
+    "task.retried",
+    "task.completed",
+    "task.failed",
+    "task.cancelled",
+    "task.waiting",
+    "agent.status",
+    "agent.updated",
+    "worker.updated",
+    "system.alert",
+)
 """What a waiting claim listens to: one of these rings whenever something may have become claimable.
 
 `system.alert` tells of the kill switch.

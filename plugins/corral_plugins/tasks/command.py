@@ -25,24 +25,34 @@ TAKEN, GIVEN_BACK = ("task.assigned", "task.started"), "task.retried"
 @click.command("run")
 @click.option("--agent", required=True, metavar="NAME", help="name or id of the agent")
 @click.option(
-    "--input", "input_path", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    "--input",
+    "input_path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="file that the agent gets as data: a JSON object, or text",
-)  # fmt: skip
+)
 @click.option("--url", envvar="CORRAL_URL", default="http://127.0.0.1:8000", show_default=True, help="the server")
 @click.option(
-    "--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path, allow_dash=True),
+    "--token-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path, allow_dash=True),
     help="file with an access token or API key, - for standard input (else CORRAL_TOKEN)",
-)  # fmt: skip
+)
 @click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
     help="follow the task for so long (else to its end)",
-)  # fmt: skip
+)
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.argument("instructions")
 def command(
-    agent: str, input_path: Path | None, url: str, token_file: Path | None, timeout: float | None, as_json: bool,
+    agent: str,
+    input_path: Path | None,
+    url: str,
+    token_file: Path | None,
+    timeout: float | None,
+    as_json: bool,
     instructions: str,
-) -> None:  # fmt: skip
+) -> None:
     """Create a task for an agent of a running server, follow it, print its result.
 
     Exits with 0 only when the task is completed. Ctrl-C and --timeout end the following, not the task.
@@ -105,9 +115,7 @@ class Story:
             self.line("progress", fresh, ends=False)
 
 
-def _run(
-    remote: Remote, agent: str, new: dict[str, Any], story: Story, until: float | None, *, as_json: bool
-) -> int:  # fmt: skip
+def _run(remote: Remote, agent: str, new: dict[str, Any], story: Story, until: float | None, *, as_json: bool) -> int:
     from corral.http.remote import RemoteError
 
     began = time.monotonic()
@@ -155,11 +163,18 @@ def outcome_of(task: dict[str, Any], seconds: float) -> dict[str, Any]:
     """What is told at the end; `result` as the agent gave it."""
     cost = task["cost"]
     return {
-        "status": task["status"], "task_id": task["id"], "result": task["result"], "error": task["error"],
-        "input_tokens": cost["input_tokens"], "output_tokens": cost["output_tokens"], "calls": cost["calls"],
-        "cost_usd": cost["cost_usd"], "unpriced_tokens": cost["unpriced_tokens"], "attempts": task["attempt"],
+        "status": task["status"],
+        "task_id": task["id"],
+        "result": task["result"],
+        "error": task["error"],
+        "input_tokens": cost["input_tokens"],
+        "output_tokens": cost["output_tokens"],
+        "calls": cost["calls"],
+        "cost_usd": cost["cost_usd"],
+        "unpriced_tokens": cost["unpriced_tokens"],
+        "attempts": task["attempt"],
         "duration_ms": round(seconds * 1000),
-    }  # fmt: skip
+    }
 
 
 def _show(outcome: dict[str, Any], *, as_json: bool) -> None:

@@ -112,6 +112,16 @@ class TaskDeleted(TaskEvent, kw_only=True):
 
 
 ALL: tuple[type[Event], ...] = (
-    TaskCreated, TaskAssigned, TaskStarted, TaskProgressed, TaskWaiting, TaskStalled, TaskCompleted, TaskFailed,
-    TaskCancelled, TaskRetried, TaskUpdated, TaskDeleted,
-)  # fmt: skip
+    TaskCreated,
+    TaskAssigned,
+    TaskStarted,
+    TaskProgressed,
+    TaskWaiting,
+    TaskStalled,
+    TaskCompleted,
+    TaskFailed,
+    TaskCancelled,
+    TaskRetried,
+    TaskUpdated,
+    TaskDeleted,
+)

@@ -10,9 +10,7 @@ from peewee import SQL
 from corral.database.model import SHARED, IdField, InstantField, JSONField, Model
 
 PRIORITIES = ("low", "medium", "high", "critical")
-STATUSES = (
-    "blocked", "pending", "assigned", "running", "waiting", "cancelling", "completed", "failed", "cancelled"
-)  # fmt: skip
+STATUSES = ("blocked", "pending", "assigned", "running", "waiting", "cancelling", "completed", "failed", "cancelled")
 TERMINAL = ("completed", "failed", "cancelled")
 LEASED = ("assigned", "running", "cancelling")
 NO_DEADLINE = "9999-12-31T23:59:59.999Z"
@@ -244,13 +242,23 @@ def _partial(model: Any, name: str, *columns: Any, where: str, unique: bool = Fa
 
 
 _partial(
-    Task, "claim", Task.queue, Task.rank.desc(), Task.deadline_key, Task.available_at, Task.created_at, Task.id,
+    Task,
+    "claim",
+    Task.queue,
+    Task.rank.desc(),
+    Task.deadline_key,
+    Task.available_at,
+    Task.created_at,
+    Task.id,
     where="status = 'pending'",
-)  # fmt: skip
+)
 _partial(
-    Task, "tooled", Task.status, Task.queue,
+    Task,
+    "tooled",
+    Task.status,
+    Task.queue,
     where="status = 'pending' AND queue IS NOT NULL AND required_tools <> '[]'",
-)  # fmt: skip
+)
 _partial(Task, "parked", Task.status, Task.available_at, where="status = 'pending' AND queue IS NULL")
 _partial(Task, "held", Task.status, Task.created_by, where="status = 'pending' AND queue = 'held'")
 _partial(Task, "aging", Task.status, Task.rank_at, where="status = 'pending' AND rank_at IS NOT NULL")

@@ -78,10 +78,28 @@ class TasksPlugin(Plugin):
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
         parts = (
-            Moves, Relatives, Outcomes, Offers, Claims, Leases, Deliveries, TaskLogs, Creation, Changes, Actions, Fleet,
-            Views, Catalogue, Details, Usages,
-            Explanations, Clockwork, Alarm, Runs, AgentTools,
-        )  # fmt: skip
+            Moves,
+            Relatives,
+            Outcomes,
+            Offers,
+            Claims,
+            Leases,
+            Deliveries,
+            TaskLogs,
+            Creation,
+            Changes,
+            Actions,
+            Fleet,
+            Views,
+            Catalogue,
+            Details,
+            Usages,
+            Explanations,
+            Clockwork,
+            Alarm,
+            Runs,
+            AgentTools,
+        )
         return [
             Provide(Seen, lambda: self._seen),
             *(Provide(part, part) for part in parts),
@@ -136,34 +154,49 @@ class TasksPlugin(Plugin):
             Metric(name="corral_tasks", help="Tasks by status.", labels=statuses, collect=figures.tasks_by_status),
             Metric(name="corral_queue_depth", help="Pending tasks.", collect=figures.queue_depth),
             Metric(
-                name="corral_queue_oldest_seconds", help="Wait of the oldest pending task.",
+                name="corral_queue_oldest_seconds",
+                help="Wait of the oldest pending task.",
                 collect=figures.oldest_seconds,
             ),
             Metric(
-                name="corral_task_attempts_total", help="Ended attempts, by result.", kind="counter",
-                labels={"result": figures.RESULTS}, collect=seen.attempts,
+                name="corral_task_attempts_total",
+                help="Ended attempts, by result.",
+                kind="counter",
+                labels={"result": figures.RESULTS},
+                collect=seen.attempts,
             ),
             Metric(
-                name="corral_lease_reclaims_total", help="Leases that ended without their worker.", kind="counter",
+                name="corral_lease_reclaims_total",
+                help="Leases that ended without their worker.",
+                kind="counter",
                 collect=seen.reclaims,
             ),
             Metric(
-                name="corral_task_stalls_total", help="Runs that stalled, by kind.", kind="counter",
-                labels={"kind": figures.STALLS}, collect=seen.stalls,
+                name="corral_task_stalls_total",
+                help="Runs that stalled, by kind.",
+                kind="counter",
+                labels={"kind": figures.STALLS},
+                collect=seen.stalls,
             ),
             Metric(
-                name="corral_task_duration_seconds", help="From the start of a task's last attempt to its result.",
-                kind="histogram", collect=seen.durations.read,
+                name="corral_task_duration_seconds",
+                help="From the start of a task's last attempt to its result.",
+                kind="histogram",
+                collect=seen.durations.read,
             ),
             Metric(
-                name="corral_task_queue_seconds", help="Wait of an attempt in the queue until it started.",
-                kind="histogram", collect=seen.queueing.read,
+                name="corral_task_queue_seconds",
+                help="Wait of an attempt in the queue until it started.",
+                kind="histogram",
+                collect=seen.queueing.read,
             ),
             Metric(
-                name="corral_task_cancel_seconds", help="From the wish to cancel a run to its end.",
-                kind="histogram", collect=seen.cancelling.read,
+                name="corral_task_cancel_seconds",
+                help="From the wish to cancel a run to its end.",
+                kind="histogram",
+                collect=seen.cancelling.read,
             ),
-        ]  # fmt: skip
+        ]
 
     @hookimpl(optionalhook=True)
     def corral_tools(self) -> Iterable[Tool]:

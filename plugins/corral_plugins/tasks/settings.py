@@ -14,9 +14,13 @@ MAX_ATTEMPTS = Setting(
     name="tasks.max_attempts", kind=int, default=3, title="Attempts of a task", minimum=1, maximum=100
 )
 BACKOFF_INITIAL = Setting(
-    name="tasks.backoff_initial_seconds", kind=float, default=10.0, title="Delay before the second attempt",
-    minimum=0, maximum=3600,
-)  # fmt: skip
+    name="tasks.backoff_initial_seconds",
+    kind=float,
+    default=10.0,
+    title="Delay before the second attempt",
+    minimum=0,
+    maximum=3600,
+)
 BACKOFF_FACTOR = Setting(
     name="tasks.backoff_factor", kind=float, default=2.0, title="Growth of the delay", minimum=1, maximum=10
 )
@@ -43,16 +47,24 @@ ACK_SECONDS = Setting(
     maximum=600,
 )
 CANCEL_GRACE = Setting(
-    name="tasks.cancel_grace_seconds", kind=int, default=60, title="Time a worker has to end a cancelled run",
-    minimum=1, maximum=3600,
-)  # fmt: skip
+    name="tasks.cancel_grace_seconds",
+    kind=int,
+    default=60,
+    title="Time a worker has to end a cancelled run",
+    minimum=1,
+    maximum=3600,
+)
 TIMEOUT_SECONDS = Setting(
     name="tasks.timeout_seconds", kind=int, default=3600, title="Timeout of an attempt", minimum=10, maximum=604_800
 )
 STALL_SECONDS = Setting(
-    name="tasks.stall_seconds", kind=int, default=900, title="Idle time after which a run is stalled (0: never)",
-    minimum=0, maximum=86_400,
-)  # fmt: skip
+    name="tasks.stall_seconds",
+    kind=int,
+    default=900,
+    title="Idle time after which a run is stalled (0: never)",
+    minimum=0,
+    maximum=86_400,
+)
 LOOP_REPEATS = Setting(
     name="tasks.loop_repeats",
     kind=int,
@@ -65,34 +77,64 @@ CRASH_LIMIT = Setting(
     name="tasks.crash_limit", kind=int, default=3, title="Lost leases in a row that end a task", minimum=1, maximum=10
 )
 AGING_SECONDS = Setting(
-    name="tasks.aging_seconds", kind=int, default=600, title="Waiting that raises the priority by one (0: off)",
-    minimum=0, maximum=86_400,
-)  # fmt: skip
+    name="tasks.aging_seconds",
+    kind=int,
+    default=600,
+    title="Waiting that raises the priority by one (0: off)",
+    minimum=0,
+    maximum=86_400,
+)
 FAIR_SHARE = Setting(
-    name="tasks.fair_share", kind=float, default=1.0,
+    name="tasks.fair_share",
+    kind=float,
+    default=1.0,
     title="Share of the running tasks above which a person's tasks wait",
-    minimum=0.1, maximum=1,
-)  # fmt: skip
+    minimum=0.1,
+    maximum=1,
+)
 MAX_OPEN = Setting(
-    name="tasks.max_open_per_user", kind=int, default=100_000, title="Unfinished tasks of one person",
-    minimum=1, maximum=1_000_000,
-)  # fmt: skip
+    name="tasks.max_open_per_user",
+    kind=int,
+    default=100_000,
+    title="Unfinished tasks of one person",
+    minimum=1,
+    maximum=1_000_000,
+)
 RETENTION_DAYS: Setting[int | None] = Setting(
-    name="tasks.retention_days", kind=int, default=None, title="Days that ended tasks are kept (null: for ever)",
-    minimum=1, maximum=3650,
-)  # fmt: skip
+    name="tasks.retention_days",
+    kind=int,
+    default=None,
+    title="Days that ended tasks are kept (null: for ever)",
+    minimum=1,
+    maximum=3650,
+)
 
 ALL: tuple[Setting[Any], ...] = (
-    MAX_ATTEMPTS, BACKOFF_INITIAL, BACKOFF_FACTOR, BACKOFF_MAX, BACKOFF_JITTER, LEASE_SECONDS, ACK_SECONDS,
+    MAX_ATTEMPTS,
+    BACKOFF_INITIAL,
+    BACKOFF_FACTOR,
+    BACKOFF_MAX,
+    BACKOFF_JITTER,
+    LEASE_SECONDS,
+    ACK_SECONDS,
     CANCEL_GRACE,
-    TIMEOUT_SECONDS, STALL_SECONDS, LOOP_REPEATS, CRASH_LIMIT, AGING_SECONDS, FAIR_SHARE, MAX_OPEN, RETENTION_DAYS,
-)  # fmt: skip
+    TIMEOUT_SECONDS,
+    STALL_SECONDS,
+    LOOP_REPEATS,
+    CRASH_LIMIT,
+    AGING_SECONDS,
+    FAIR_SHARE,
+    MAX_OPEN,
+    RETENTION_DAYS,
+)
 
 # Declared by the plugin `workers`; here it is only read, by name.
 ACCEPT_LATE_RESULTS = Setting(
-    name="workers.accept_late_results", kind=bool, default=False,
+    name="workers.accept_late_results",
+    kind=bool,
+    default=False,
     title="Count a result that comes while a person's cancellation waits as completed",
-)  # fmt: skip
+)
 
 
 def retry_policy(settings: Settings, own: str | None, agents: dict[str, Any] | None) -> RetryPolicy:

@@ -125,15 +125,23 @@ class ToolsPlugin(Plugin):
         tools, seen = {"tool": self._figures.names}, self._figures
         return [
             Metric(
-                name="corral_tool_calls_total", help="Tool calls, by decision.", kind="counter",
-                labels={**tools, "decision": DECISIONS}, collect=seen.calls,
+                name="corral_tool_calls_total",
+                help="Tool calls, by decision.",
+                kind="counter",
+                labels={**tools, "decision": DECISIONS},
+                collect=seen.calls,
             ),
             Metric(
-                name="corral_tool_seconds", help="Time that tool calls took.", kind="histogram", labels=tools,
+                name="corral_tool_seconds",
+                help="Time that tool calls took.",
+                kind="histogram",
+                labels=tools,
                 collect=seen.seconds.read,
             ),
             Metric(
-                name="corral_tainted_attempts_total", help="Attempts that received untrusted content.", kind="counter",
+                name="corral_tainted_attempts_total",
+                help="Attempts that received untrusted content.",
+                kind="counter",
                 collect=seen.tainted_attempts,
             ),
-        ]  # fmt: skip
+        ]

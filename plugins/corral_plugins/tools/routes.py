@@ -72,18 +72,26 @@ def list_task_tool_calls(id: str, query: PageQuery, records: Records, caller: Pr
 
 
 @lease.post(
-    "/{id}/tools/{tool}", needs=ACT, seconds=LONGEST, lenient=True,
+    "/{id}/tools/{tool}",
+    needs=ACT,
+    seconds=LONGEST,
+    lenient=True,
     raises=(*LEASE, "tools.denied", "kill_switch"),
-)  # fmt: skip
+)
 async def call_tool(id: str, tool: str, body: NewCall, service: Calls, caller: Principal, request: Request) -> CallView:
     """Call a tool. A server tool has run when this answers; for a worker tool the answer holds the permit to run it.
 
     A repeat under the same `call_id` runs nothing twice and gets the same answer.
     """
     return await service.call(
-        id, tool, body.call_id, body.arguments, lease_id=_lease(body.lease_id, request, caller), by=caller,
+        id,
+        tool,
+        body.call_id,
+        body.arguments,
+        lease_id=_lease(body.lease_id, request, caller),
+        by=caller,
         entry=request.entry(caller),
-    )  # fmt: skip
+    )
 
 
 @lease.get("/{id}/tools/calls/{call}", needs=(READ, ACT), seconds=60.0)
@@ -96,9 +104,12 @@ def get_tool_call(id: str, call: str, query: WaitQuery, records: Records, caller
 
 
 @lease.post(
-    "/{id}/tools/calls/{call}/result", needs=ACT, lenient=True, raises=(*LEASE, "already_decided"),
+    "/{id}/tools/calls/{call}/result",
+    needs=ACT,
+    lenient=True,
+    raises=(*LEASE, "already_decided"),
     body_limit=4 * 1024 * 1024,
-)  # fmt: skip
+)
 async def report_tool_result(
     id: str, call: str, body: Reported, permits: Permits, caller: Principal, request: Request
 ) -> CallView:

@@ -8,9 +8,13 @@ MAX_CALLS = Setting(
     name="tools.max_calls", kind=int, default=200, minimum=1, maximum=10_000, title="Tool calls of one attempt"
 )
 TIMEOUT_SECONDS = Setting(
-    name="tools.timeout_seconds", kind=int, default=60, minimum=1, maximum=600,
+    name="tools.timeout_seconds",
+    kind=int,
+    default=60,
+    minimum=1,
+    maximum=600,
     title="Longest a tool runs where it says nothing itself",
-)  # fmt: skip
+)
 TAINT_ENABLED = Setting(
     name="tools.taint_enabled", kind=bool, default=True, title="Runs that received untrusted content ask more"
 )

@@ -142,6 +142,12 @@ class WorkerDeleted(WorkerEvent, kw_only=True):
 
 
 EVENTS: tuple[type[Event], ...] = (
-    WorkerRegistered, WorkerApproved, WorkerRejected, WorkerOnline, WorkerOffline, WorkerDraining, WorkerUpdated,
+    WorkerRegistered,
+    WorkerApproved,
+    WorkerRejected,
+    WorkerOnline,
+    WorkerOffline,
+    WorkerDraining,
+    WorkerUpdated,
     WorkerDeleted,
-)  # fmt: skip
+)

@@ -104,10 +104,18 @@ class WorkersPlugin(Plugin):
             *(
                 Provide(kind, kind)
                 for kind in (
-                    Presence, WorkerLeases, Registrations, Heartbeats, Claims, Administration, Fleet, Keys, Sweeps
+                    Presence,
+                    WorkerLeases,
+                    Registrations,
+                    Heartbeats,
+                    Claims,
+                    Administration,
+                    Fleet,
+                    Keys,
+                    Sweeps,
                 )
             ),
-        ]  # fmt: skip
+        ]
 
     @hookimpl
     def corral_authenticators(self) -> Iterable[type[Authenticator]]:
@@ -148,20 +156,27 @@ class WorkersPlugin(Plugin):
     def corral_metrics(self) -> Iterable[Metric]:
         return [
             Metric(
-                name="corral_workers", help="Workers by state.", labels={"status": fleet.STATUSES},
+                name="corral_workers",
+                help="Workers by state.",
+                labels={"status": fleet.STATUSES},
                 collect=fleet.by_status,
             ),
             Metric(name="corral_worker_capacity", help="Leases that online workers may hold.", collect=fleet.capacity),
             Metric(name="corral_worker_leases", help="Leases that workers hold.", collect=fleet.leases),
             Metric(
-                name="corral_claims_total", help="Answered claims.", kind="counter", labels={"reason": REASONS},
+                name="corral_claims_total",
+                help="Answered claims.",
+                kind="counter",
+                labels={"reason": REASONS},
                 collect=self._claims_by_reason,
             ),
             Metric(
-                name="corral_claim_seconds", help="Time that answered claims took.", kind="histogram",
+                name="corral_claim_seconds",
+                help="Time that answered claims took.",
+                kind="histogram",
                 collect=self._claims.seconds.read,
             ),
-        ]  # fmt: skip
+        ]
 
     def _claims_by_reason(self) -> Mapping[tuple[str, ...], float]:
         return {(reason,): float(self._claims.answers[reason]) for reason in REASONS}

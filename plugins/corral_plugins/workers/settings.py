@@ -17,9 +17,14 @@ def _outlasts_heartbeats(value: int, settings: Settings) -> str | None:
 
 
 OFFLINE_AFTER_SECONDS = Setting(
-    name="workers.offline_after_seconds", kind=int, default=45, minimum=3, maximum=3600, check=_outlasts_heartbeats,
+    name="workers.offline_after_seconds",
+    kind=int,
+    default=45,
+    minimum=3,
+    maximum=3600,
+    check=_outlasts_heartbeats,
     title="Silence after which a worker is offline; three heartbeats at least",
-)  # fmt: skip
+)
 AUTO_APPROVE = Setting(
     name="workers.auto_approve", kind=bool, default=False, title="Approve every worker that registers (unsafe)"
 )
@@ -27,17 +32,28 @@ MAX_WORKERS = Setting(
     name="workers.max_workers", kind=int, default=1000, title="Registered workers", minimum=1, maximum=10_000
 )
 ACCEPT_LATE_RESULTS = Setting(
-    name="workers.accept_late_results", kind=bool, default=False,
+    name="workers.accept_late_results",
+    kind=bool,
+    default=False,
     title="Count a result that comes while a person's cancellation waits as completed",
-)  # fmt: skip
+)
 PRUNE_DAYS: Setting[int | None] = Setting(
-    name="workers.prune_days", kind=int | None, default=30, minimum=1, maximum=3650,
+    name="workers.prune_days",
+    kind=int | None,
+    default=30,
+    minimum=1,
+    maximum=3650,
     title="Days after which an offline worker without leases is removed (null: never)",
-)  # fmt: skip
+)
 
 ALL: tuple[Setting[Any], ...] = (
-    HEARTBEAT_SECONDS, OFFLINE_AFTER_SECONDS, AUTO_APPROVE, MAX_WORKERS, ACCEPT_LATE_RESULTS, PRUNE_DAYS,
-)  # fmt: skip
+    HEARTBEAT_SECONDS,
+    OFFLINE_AFTER_SECONDS,
+    AUTO_APPROVE,
+    MAX_WORKERS,
+    ACCEPT_LATE_RESULTS,
+    PRUNE_DAYS,
+)
 
 # Declared by the plugin `tasks`; here they are only read, by name.
 LEASE_SECONDS = Setting(name="tasks.lease_seconds", kind=int, default=60, title="Life of a lease")

@@ -16,7 +16,13 @@ def contributed() -> Iterable[Tool]:
     """One for each; they run on workers, by permit."""
     for tool in TOOLS.values():
         yield Tool(
-            name=tool.name, title=tool.title, description=tool.description, risk=tool.risk, schema=tool.schema,
-            runs="worker", idempotent=tool.repeatable, untrusted_output=tool.name in PROGRAMS,
+            name=tool.name,
+            title=tool.title,
+            description=tool.description,
+            risk=tool.risk,
+            schema=tool.schema,
+            runs="worker",
+            idempotent=tool.repeatable,
+            untrusted_output=tool.name in PROGRAMS,
             timeout_seconds=LONGEST_SECONDS if tool.name in PROGRAMS else None,
-        )  # fmt: skip
+        )

@@ -47,9 +47,16 @@ async def test_every_step_of_signing_in_is_written_down(kit: Kit, door: Any) -> 
     mine = [row for row in rows if row["actor"]["id"] != auditor.user["id"]]
     actions = [row["action"] for row in mine]
     for action in (
-        "auth.mfa.setup", "auth.mfa.enable", "auth.mfa.recovery_codes", "auth.mfa.recover", "auth.mfa.disable",
-        "auth.session.step_up", "auth.password.change", "auth.session.end", "auth.user.lock",
-    ):  # fmt: skip
+        "auth.mfa.setup",
+        "auth.mfa.enable",
+        "auth.mfa.recovery_codes",
+        "auth.mfa.recover",
+        "auth.mfa.disable",
+        "auth.session.step_up",
+        "auth.password.change",
+        "auth.session.end",
+        "auth.user.lock",
+    ):
         assert action in actions, (action, actions)
     failed = [row for row in mine if row["outcome"] == "failed"]
     assert [row["code"] for row in failed] == ["invalid_credentials"] * 7

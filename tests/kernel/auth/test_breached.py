@@ -26,10 +26,20 @@ def test_the_list_holds_the_most_usual_ones_and_every_line_is_found() -> None:
 @pytest.mark.parametrize(
     "password",
     [
-        "Password1234", "P@ssw0rd2024!", "passwordpassword", "iloveyou!!!!!!", "MonkeyMonkeyMonkey", "123456789012",
-        "qwertyuiopqwe", "zyxwvutsrqponm", "............", "abababababab", "--dragon--", "890123456789",
+        "Password1234",
+        "P@ssw0rd2024!",
+        "passwordpassword",
+        "iloveyou!!!!!!",
+        "MonkeyMonkeyMonkey",
+        "123456789012",
+        "qwertyuiopqwe",
+        "zyxwvutsrqponm",
+        "............",
+        "abababababab",
+        "--dragon--",
+        "890123456789",
     ],
-)  # fmt: skip
+)
 def test_what_people_make_of_them_is_known_too(password: str) -> None:
     assert is_breached(password)
 
@@ -37,10 +47,13 @@ def test_what_people_make_of_them_is_known_too(password: str) -> None:
 @pytest.mark.parametrize(
     "password",
     [
-        "correct horse battery staple", "zebra-lantern-93-omega", "Tr0ub4dor&3xyz", "the monkey eats dragons",
+        "correct horse battery staple",
+        "zebra-lantern-93-omega",
+        "Tr0ub4dor&3xyz",
+        "the monkey eats dragons",
         "ein ganz langer Satz",
     ],
-)  # fmt: skip
+)
 def test_what_only_resembles_them_is_not(password: str) -> None:
     assert not is_breached(password)
 

@@ -205,8 +205,10 @@ async def test_a_rare_name_is_looked_for_in_pieces(kit: Kit, monkeypatch: pytest
         pages.append((await asyncio.wait_for(admin.get(asked), 5)).json())
         asked = f"/events?types=plugin.state&limit=1&wait=30&after={pages[-1]['next']}"
     assert [(len(page["items"]), int(page["next"])) for page in pages] == [
-        (0, start + 10), (0, start + 20), (1, start + 23)
-    ]  # fmt: skip
+        (0, start + 10),
+        (0, start + 20),
+        (1, start + 23),
+    ]
     few = (await admin.get(f"/events?types=plugin.state&after={start + 20}")).json()
     assert ([each["seq"] for each in few["items"]], few["next"]) == ([start + 23], str(newest))
     by_object = (await admin.get(f"/events?object_id=22&after={start}")).json()
@@ -220,9 +222,10 @@ async def test_conventions_6_the_log_shows_what_a_read_would(kit: Kit) -> None:
     def write() -> None:
         for number, (visibility, owner) in enumerate(itertools.product(classes, owners)):
             told: list[Event] = [
-                UserUpdated(user_id="x", changed=[]), PluginState(name="x", from_="a", to="b", reason=None),
+                UserUpdated(user_id="x", changed=[]),
+                PluginState(name="x", from_="a", to="b", reason=None),
                 SystemAlert(kind="k", severity="info", title="t", detail="d"),
-            ]  # fmt: skip
+            ]
             for event in told:
                 emit(event, object=("probe", str(number)), owner=owner, visibility=visibility)
 

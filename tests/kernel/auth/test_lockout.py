@@ -113,9 +113,13 @@ async def test_auth_3_guesses_in_parallel_and_in_every_spelling(
     await door.login("carl@example.org", WRONG)
     verified.clear()
     spellings = [
-        str.lower, str.upper, str.title, lambda text: f" {text}", lambda text: f"{text}\u00a0",
+        str.lower,
+        str.upper,
+        str.title,
+        lambda text: f" {text}",
+        lambda text: f"{text}\u00a0",
         lambda text: "".join(chr(ord(letter) + 0xFEE0) if letter.isalpha() else letter for letter in text),
-    ]  # fmt: skip
+    ]
     names = ["ann@example.org", "bob@example.org"]
     pick = random.Random(7)
     room = asyncio.Semaphore(60)

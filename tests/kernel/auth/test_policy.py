@@ -241,11 +241,14 @@ async def test_metrics_of_signing_in(kit: Kit, door: Any) -> None:
     await door.login("nobody@example.org", OTHER)
     text = (await kit.client.get("/metrics")).body.decode()
     for series in (
-        'corral_auth_attempts_total{result="success"} 1', 'corral_auth_attempts_total{result="failed"} 5',
-        'corral_auth_attempts_total{result="locked"} 1', "corral_auth_lockouts_total 1",
-        'corral_auth_refresh_total{result="success"} 1', "corral_sessions_active 2.0",
+        'corral_auth_attempts_total{result="success"} 1',
+        'corral_auth_attempts_total{result="failed"} 5',
+        'corral_auth_attempts_total{result="locked"} 1',
+        "corral_auth_lockouts_total 1",
+        'corral_auth_refresh_total{result="success"} 1',
+        "corral_sessions_active 2.0",
         "corral_password_hash_seconds_count 6",
-    ):  # fmt: skip
+    ):
         assert series in text, series
 
 

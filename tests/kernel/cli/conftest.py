@@ -49,9 +49,15 @@ class Command:
     def anew(self, *arguments: str, stdin: str = "", environ: Mapping[str, str] | None = None) -> Done:
         """The same by `python -m corral`."""
         process = subprocess.run(
-            [sys.executable, "-m", "corral", *arguments], cwd=self.home, input=stdin, text=True, capture_output=True,
-            env={**self.environ, **(environ or {})}, timeout=120, check=False,
-        )  # fmt: skip
+            [sys.executable, "-m", "corral", *arguments],
+            cwd=self.home,
+            input=stdin,
+            text=True,
+            capture_output=True,
+            env={**self.environ, **(environ or {})},
+            timeout=120,
+            check=False,
+        )
         return Done(process)
 
     def configure(self, text: str) -> Path:

@@ -68,13 +68,21 @@ def test_operations_8_every_command_has_help(corral: Any) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("config", "show"), ("config", "check"), ("config", "init"), ("user", "list"), ("plugins",),
+        ("config", "show"),
+        ("config", "check"),
+        ("config", "init"),
+        ("user", "list"),
+        ("plugins",),
         ("plugins", "list"),
-        ("plugins", "show", "core"), ("migrate", "--plan"), ("doctor",), ("openapi",), ("check", "core"),
+        ("plugins", "show", "core"),
+        ("migrate", "--plan"),
+        ("doctor",),
+        ("openapi",),
+        ("check", "core"),
         ("new-plugin", "echo"),
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_operations_8_json_output_parses(corral: Any, arguments: tuple[str, ...]) -> None:
     if arguments[0] == "user":
         assert corral("migrate").status == 0
@@ -84,9 +92,12 @@ def test_operations_8_json_output_parses(corral: Any, arguments: tuple[str, ...]
 
 def test_version_loads_nothing_but_itself(corral: Any) -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "corral", "--version"], text=True, capture_output=True,
-        env=corral.environ, check=True,
-    )  # fmt: skip
+        [sys.executable, "-X", "importtime", "-m", "corral", "--version"],
+        text=True,
+        capture_output=True,
+        env=corral.environ,
+        check=True,
+    )
     assert re.fullmatch(r"corral \d+\.\d+\.\d+\S*\n", done.stdout)
     loaded = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines()]
     assert [name for name in loaded if HEAVY.search(name)] == []
@@ -198,8 +209,12 @@ def test_config_shows_values_with_sources_and_masks_secrets(corral: Any) -> None
     rows = {row["key"]: row for row in done.json()["items"]}
     assert (rows["server.bind"]["value"], rows["server.bind"]["source"]) == ("127.0.0.1:2", "CORRAL_BIND")
     assert rows["settings.tasks.lease_seconds"] | {"about": ""} == {
-        "key": "settings.tasks.lease_seconds", "value": 90, "source": str(path), "about": "", "secret": False,
-    }  # fmt: skip
+        "key": "settings.tasks.lease_seconds",
+        "value": 90,
+        "source": str(path),
+        "about": "",
+        "secret": False,
+    }
     assert rows["database.pool_size"]["source"] == "default"
     text = corral("config", "show", environ=environ).out + done.out
     assert [each for each in (secret, "hunter22", "pw@") if each in text] == []

@@ -32,8 +32,10 @@ def test_ours_those_that_the_file_names_and_companions_are_asked(monkeypatch: py
     llama, stray = found("llama", "corral-llama"), found("stray", "stray")
     plugins = (own, named, llama, stray)
     assert asked(monkeypatch, *plugins, enabled=("named",)) == [
-        ("own", ["own"]), ("named", ["named"]), ("llama", ["llama"]),
-    ]  # fmt: skip
+        ("own", ["own"]),
+        ("named", ["named"]),
+        ("llama", ["llama"]),
+    ]
     assert asked(monkeypatch, *plugins, disabled=("own", "llama")) == []
 
 

@@ -138,8 +138,12 @@ def test_operations_7_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pos
 def test_failed_and_blocked_plugins_are_named(served: Any) -> None:
     served.plugins.add("steady", PLUGIN)
     served.plugins.add("faulty", "raise SystemExit(1)")
-    served.plugins.add("leaning", PLUGIN.replace("teady", "teadier").replace("Steadier", "Leaning").replace(
-        'name = "steadier"', 'name = "leaning"\n    requires = ("faulty",)'))  # fmt: skip
+    served.plugins.add(
+        "leaning",
+        PLUGIN.replace("teady", "teadier")
+        .replace("Steadier", "Leaning")
+        .replace('name = "steadier"', 'name = "leaning"\n    requires = ("faulty",)'),
+    )
     enabled = '["steady", "faulty", "leaning"]'
     served.configure(f'[plugins]\ndir = "{served.plugins.path}"\nenabled = {enabled}\n')
     found = {detail.partition(" ")[0]: (status, detail, remedy) for status, detail, remedy in told(served, "plugins")}

@@ -22,10 +22,20 @@ from corral.testing.server import ServerProcess
 
 ROOT = Path(__file__).parents[3]
 FILES = {
-    "pyproject.toml", "README.md", "CHANGELOG.md", ".gitignore", "tests/test_echo.py", "corral_echo/__init__.py",
-    "corral_echo/plugin.py", "corral_echo/api.py", "corral_echo/models.py", "corral_echo/service.py",
-    "corral_echo/routes.py", "corral_echo/py.typed", "corral_echo/migrations/0001_initial.py",
-}  # fmt: skip
+    "pyproject.toml",
+    "README.md",
+    "CHANGELOG.md",
+    ".gitignore",
+    "tests/test_echo.py",
+    "corral_echo/__init__.py",
+    "corral_echo/plugin.py",
+    "corral_echo/api.py",
+    "corral_echo/models.py",
+    "corral_echo/service.py",
+    "corral_echo/routes.py",
+    "corral_echo/py.typed",
+    "corral_echo/migrations/0001_initial.py",
+}
 
 
 @pytest.fixture
@@ -79,9 +89,12 @@ def _has(module: str) -> bool:
 
 def test_names_are_checked_and_nothing_is_overwritten(corral: Any, tmp_path: Path) -> None:
     assert names("corral-two-words") == {
-        "name": "two_words", "hyphenated": "two-words", "package": "corral_two_words", "title": "Two words",
+        "name": "two_words",
+        "hyphenated": "two-words",
+        "package": "corral_two_words",
+        "title": "Two words",
         "camel": "TwoWords",
-    }  # fmt: skip
+    }
     for name in ("9lives", "Two", "a--b", "a_", "class", "a" * 31, "", "é", "a/b", ".."):
         with pytest.raises(BadName):
             names(name)

@@ -7,10 +7,14 @@ import pytest
 from corral.cli import output
 
 ROWS = [
-    {"email": "someone.with.a.long.name@example.org", "text": "a sentence that goes on " * 4, "is_active": True,
-     "at": "2026-11-26T14:14:51.351Z"},
+    {
+        "email": "someone.with.a.long.name@example.org",
+        "text": "a sentence that goes on " * 4,
+        "is_active": True,
+        "at": "2026-11-26T14:14:51.351Z",
+    },
     {"email": "a@example.org", "text": None, "is_active": False, "at": None},
-]  # fmt: skip
+]
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:

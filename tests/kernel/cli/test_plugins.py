@@ -63,8 +63,12 @@ def test_the_file_is_edited_and_its_comments_stay(two: Any) -> None:
     assert (states(two)["steady"], states(two)["leaning"]) == ("active", "disabled")
     done = two("plugins", "enable", "leaning", "--json")
     assert done.json() == {
-        "name": "leaning", "state": "enabled", "file": str(two.home / "corral.toml"), "changed": True, "reloading": 0,
-    }, done  # fmt: skip
+        "name": "leaning",
+        "state": "enabled",
+        "file": str(two.home / "corral.toml"),
+        "changed": True,
+        "reloading": 0,
+    }, done
     after = (two.home / "corral.toml").read_text()
     assert named(two)["enabled"] == ["steady", "leaning"]
     for comment in ("# The installation of the second floor.", "# not the usual one", "# by and by", "# since May"):
@@ -141,9 +145,13 @@ def test_what_admins_took_out_by_the_api_comes_back_by_the_file(corral: Any) -> 
 def test_show_tells_all(two: Any) -> None:
     shown = two("plugins", "show", "steady", "--json").json()
     wanted = {
-        "state": "active", "title": "A steady.", "distribution": "corral-steady", "version": "1.0",
-        "required_by": ["leaning"] if states(two)["leaning"] == "active" else [], "migrations": ["0001_initial"],
-    }  # fmt: skip
+        "state": "active",
+        "title": "A steady.",
+        "distribution": "corral-steady",
+        "version": "1.0",
+        "required_by": ["leaning"] if states(two)["leaning"] == "active" else [],
+        "migrations": ["0001_initial"],
+    }
     assert wanted.items() <= shown.items()
     assert "A steady." in two("plugins", "show", "steady").out
 
@@ -192,8 +200,11 @@ def test_purge_leaves_neighbours_with_longer_names_and_takes_its_rows_along(data
         assert purge(database, "agent", ["agents"]) == own
         with own_connection(database) as engine:
             assert sorted(engine.get_tables()) == [
-                "agent_memory_items", "agent_memory_migrations", "agents_agents", "core_consumers",
-            ]  # fmt: skip
+                "agent_memory_items",
+                "agent_memory_migrations",
+                "agents_agents",
+                "core_consumers",
+            ]
             rows = engine.execute_sql("SELECT name FROM core_consumers ORDER BY name").fetchall()
             assert [row[0] for row in rows] == ["agents.follow", "agentx"]
     finally:

@@ -91,9 +91,11 @@ def _imported(folder: Path) -> list[str]:
     pid = os.fork()
     if not pid:
         job = {
-            "arguments": TYPICAL, "cwd": str(folder), "streams": [os.devnull] * 3,
+            "arguments": TYPICAL,
+            "cwd": str(folder),
+            "streams": [os.devnull] * 3,
             "environ": {name: text for name, text in os.environ.items() if not name.startswith("CORRAL_")},
-        }  # fmt: skip
+        }
         try:
             _become(job)
         finally:

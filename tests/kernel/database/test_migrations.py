@@ -43,9 +43,10 @@ class Start(threading.Thread):
     def __init__(self, url: str, folder: Path, wait: Callable[[], object], *, migrates: bool) -> None:
         super().__init__()
         self._config = load_config(
-            {"CORRAL_DATABASE_URL": url, "CORRAL_PLUGIN_DIR": str(folder)}, path=Path("/dev/null"),
+            {"CORRAL_DATABASE_URL": url, "CORRAL_PLUGIN_DIR": str(folder)},
+            path=Path("/dev/null"),
             overrides={"plugins.enabled": ["slow"], "database.migrate_on_start": migrates, "data_dir": str(folder)},
-        )  # fmt: skip
+        )
         self._url, self._wait = url, wait
         self.states: dict[str, str] = {}
         self.refused = ""

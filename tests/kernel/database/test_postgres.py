@@ -60,8 +60,10 @@ async def test_a_database_that_takes_no_writes_is_away_until_it_does_again(datab
     name = database.run(lambda: current().connection.execute("SELECT current_database()").fetchone()[0], read=True)
     with psycopg.connect(database.engine.database, autocommit=True) as admin:
         admin.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'.encode())
-        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
-                      " AND datname = %s", (name,))  # fmt: skip
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = %s",
+            (name,),
+        )
         for number in range(8):  # more than there are connections
             with pytest.raises(Unavailable) as refused:
                 await database.work(lambda number=number: note(f"refused-{number}"))

@@ -251,9 +251,15 @@ async def test_rule_15_what_an_answer_told_is_visible_to_the_next_read(
 ) -> None:
     other = open_database()
     for value in range(50):
-        await database.work(lambda v=value: Note.replace(key="k", value=v).execute() if database.kind == "sqlite" else (
-            Note.insert(key="k", value=v).on_conflict(conflict_target=[Note.key], update={"value": v}).execute()
-        ))  # fmt: skip
+        await database.work(
+            lambda v=value: (
+                Note.replace(key="k", value=v).execute()
+                if database.kind == "sqlite"
+                else (
+                    Note.insert(key="k", value=v).on_conflict(conflict_target=[Note.key], update={"value": v}).execute()
+                )
+            )
+        )
         assert other.run(lambda: Note.get_by_id("k").value, read=True) == value
         assert await database.work(lambda: Note.get_by_id("k").value, read=True) == value
 

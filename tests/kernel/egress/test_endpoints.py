@@ -63,8 +63,9 @@ async def test_refused_connections_are_in_the_audit_log_once_a_minute(make_kit: 
         while len(rows := await written()) < 2:  # noqa: ASYNC110  (no bell)
             await asyncio.sleep(0.02)
     assert [(row["object"]["id"], row["outcome"], row["code"]) for row in rows] == [
-        ("127.0.0.1", "denied", "url_blocked"), ("169.254.169.254", "denied", "url_blocked"),
-    ]  # fmt: skip
+        ("127.0.0.1", "denied", "url_blocked"),
+        ("169.254.169.254", "denied", "url_blocked"),
+    ]
     assert {row["actor"]["type"] for row in rows} == {"system"}
     assert "webhook" in str(rows[0])
 
@@ -95,9 +96,15 @@ async def test_what_is_no_address_is_422(make_kit: MakeKit) -> None:
     kit: Kit = await make_kit(plugins=["core"])
     admin = await kit.as_user("admin")
     wrong: list[dict[str, Any]] = [
-        {}, {"host": "a.example"}, {"port": 80}, {"url": "http://a.example", "port": 80}, {"url": ""},
-        {"host": "a.example", "port": 0}, {"url": "http://a.example", "profile": "open"}, {"address": "1.1.1.1"},
-    ]  # fmt: skip
+        {},
+        {"host": "a.example"},
+        {"port": 80},
+        {"url": "http://a.example", "port": 80},
+        {"url": ""},
+        {"host": "a.example", "port": 0},
+        {"url": "http://a.example", "profile": "open"},
+        {"address": "1.1.1.1"},
+    ]
     for body in wrong:
         assert (await admin.post("/egress/check", body)).status == 422, body
 

@@ -77,9 +77,23 @@ def test_the_internal_profile_opens_private_ranges(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["127.0.0.1", "::1", "169.254.169.254", "fe80::1%eth0", "100.100.100.200", "fd00:ec2::254", "fd20:ce::254",
-     "168.63.129.16", "224.0.0.1", "0.0.0.0", "::", "::ffff:127.0.0.1", "64:ff9b::a00:1", "2002:7f00:1::"],
-)  # fmt: skip
+    [
+        "127.0.0.1",
+        "::1",
+        "169.254.169.254",
+        "fe80::1%eth0",
+        "100.100.100.200",
+        "fd00:ec2::254",
+        "fd20:ce::254",
+        "168.63.129.16",
+        "224.0.0.1",
+        "0.0.0.0",
+        "::",
+        "::ffff:127.0.0.1",
+        "64:ff9b::a00:1",
+        "2002:7f00:1::",
+    ],
+)
 def test_the_internal_profile_refuses_what_is_no_neighbour(text: str) -> None:
     assert refused(folded(text), "internal")
 

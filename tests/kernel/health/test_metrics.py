@@ -152,13 +152,17 @@ async def test_a_plugin_may_count_in_buckets(make_kit: Callable[..., Any]) -> No
         waits.observe(seconds, (kind,))
     found = {name: value for name, value in series(await settled(kit)).items() if name.startswith("timed_seconds")}
     assert found == {
-        'timed_seconds_bucket{kind="a",le="0.1"}': 2, 'timed_seconds_bucket{kind="a",le="1.0"}': 3,
-        'timed_seconds_bucket{kind="a",le="+Inf"}': 4, 'timed_seconds_count{kind="a"}': 4,
+        'timed_seconds_bucket{kind="a",le="0.1"}': 2,
+        'timed_seconds_bucket{kind="a",le="1.0"}': 3,
+        'timed_seconds_bucket{kind="a",le="+Inf"}': 4,
+        'timed_seconds_count{kind="a"}': 4,
         'timed_seconds_sum{kind="a"}': 7.65,
-        'timed_seconds_bucket{kind="other",le="0.1"}': 0, 'timed_seconds_bucket{kind="other",le="1.0"}': 2,
-        'timed_seconds_bucket{kind="other",le="+Inf"}': 2, 'timed_seconds_count{kind="other"}': 2,
+        'timed_seconds_bucket{kind="other",le="0.1"}': 0,
+        'timed_seconds_bucket{kind="other",le="1.0"}': 2,
+        'timed_seconds_bucket{kind="other",le="+Inf"}': 2,
+        'timed_seconds_count{kind="other"}': 2,
         'timed_seconds_sum{kind="other"}': 0.5,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("values", [{("a",): 1}, {(): "many"}, {(): None}, {(): 10**400}])

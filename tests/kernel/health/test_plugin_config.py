@@ -16,9 +16,10 @@ async def test_settings_of_a_plugin_are_changed_all_or_none(kit: Kit) -> None:
     assert answer.json() == {"updated": ["workers.max_workers"], "unchanged": ["workers.auto_approve"]}
     assert (await admin.get("/settings")).json()["workers"]["max_workers"] == 7
     for name, value, code in (
-        ("tasks.max_attempts", 5, "unknown_setting"), ("workers.nothing", 5, "unknown_setting"),
+        ("tasks.max_attempts", 5, "unknown_setting"),
+        ("workers.nothing", 5, "unknown_setting"),
         ("workers.max_workers", 0, "validation_error"),
-    ):  # fmt: skip
+    ):
         refused = await admin.put(path, {"settings": {"workers.auto_approve": True, name: value}})
         assert (refused.status, refused.code) == (422, code)
         assert refused.json()["errors"][0]["pointer"] == f"/settings/{name}"

@@ -131,8 +131,16 @@ async def test_admins_are_told_once_when_it_stays_down_and_once_when_it_recovers
         return {"minio": CheckView(status=status, latency_ms=1, detail="Told.", since=clock.now())}
 
     work = kit.kernel.database.work
-    for seconds, status in ((0, "ok"), (30, "down"), (60, "down"), (85, "down"), (95, "down"), (125, "down"),
-                            (155, "degraded"), (185, "ok")):  # fmt: skip
+    for seconds, status in (
+        (0, "ok"),
+        (30, "down"),
+        (60, "down"),
+        (85, "down"),
+        (95, "down"),
+        (125, "down"),
+        (155, "degraded"),
+        (185, "ok"),
+    ):
         clock.reset()
         clock.travel(seconds)
         await work(lambda status=status: compare(view(status)))

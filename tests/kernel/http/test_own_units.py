@@ -109,10 +109,20 @@ async def post_and_leave(kit: Kit, path: str) -> None:
 
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"2")]
     scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
-        "path": f"/api/v1{path}", "raw_path": f"/api/v1{path}".encode(), "query_string": b"", "root_path": "",
-        "headers": headers, "client": ("127.0.0.1", 5000), "server": ("localhost", 80), "extensions": {},
-    }  # fmt: skip
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": f"/api/v1{path}",
+        "raw_path": f"/api/v1{path}".encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+        "client": ("127.0.0.1", 5000),
+        "server": ("localhost", 80),
+        "extensions": {},
+    }
     await asyncio.wait_for(kit.application.app(scope, receive, send), 5)
 
 

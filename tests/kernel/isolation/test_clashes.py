@@ -104,11 +104,16 @@ async def test_a_built_in_one_keeps_its_paths_whoever_is_asked_first(tmp_path: P
         """A service of a plugin that the manifest does not name."""
 
     plugins: list[type[Plugin] | str] = [
-        "agents", "workers", "tasks", "realtime", "audit", "security",
+        "agents",
+        "workers",
+        "tasks",
+        "realtime",
+        "audit",
+        "security",
         plugin("a", corral_routes=lambda self: [of_tasks]),
         plugin("b", corral_sockets=lambda self: [Socket("/b", asks)]),
         plugin("z", corral_sockets=lambda self: [Socket("/ws", serve)]),
-    ]  # fmt: skip
+    ]
     async with make_kernel(tmp_path, plugins=plugins) as kit:
         reasons = {item.name: item.reason for item in kit.kernel.plugins if not item.active}
         assert sorted(reasons) == ["a", "b", "z"]

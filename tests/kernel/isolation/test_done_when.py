@@ -129,9 +129,11 @@ class Fleet:
         self.config = folder / "corral.toml"
         self.write('enabled = ["counting"]')
         environ = {
-            "CORRAL_CONFIG": str(self.config), "CORRAL_PLUGIN_DIR": str(plugins.path),
-            "CORRAL_DATA_DIR": str(folder / "data"), "CORRAL_ACCESS_TTL": "3600",
-        }  # fmt: skip
+            "CORRAL_CONFIG": str(self.config),
+            "CORRAL_PLUGIN_DIR": str(plugins.path),
+            "CORRAL_DATA_DIR": str(folder / "data"),
+            "CORRAL_ACCESS_TTL": "3600",
+        }
         self.servers = []
         for name, more in (("a", ()), ("b", ("--no-jobs",))):
             (folder / name).mkdir()

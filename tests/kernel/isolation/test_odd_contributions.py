@@ -21,9 +21,21 @@ from corral.plugin import Metric, Plugin, Runtime, hookimpl
 from corral.testing.kit import make_kernel
 
 PLURAL = (
-    "services", "routes", "sockets", "models", "events", "subscribers", "jobs", "schedules", "settings", "gates",
-    "authenticators", "health_checks", "metrics", "hookspecs",
-)  # fmt: skip
+    "services",
+    "routes",
+    "sockets",
+    "models",
+    "events",
+    "subscribers",
+    "jobs",
+    "schedules",
+    "settings",
+    "gates",
+    "authenticators",
+    "health_checks",
+    "metrics",
+    "hookspecs",
+)
 
 
 class Nameless(Event, kw_only=True):

@@ -97,10 +97,11 @@ async def test_what_is_held_is_held_and_nothing_of_it_is_lost(make_kit: MakeKit)
         seen.append(event.id)
 
     faulty = plugin(
-        "faulty", corral_subscribers=lambda self: [Subscriber("faulty.follow", ("user.created",), follow)],
+        "faulty",
+        corral_subscribers=lambda self: [Subscriber("faulty.follow", ("user.created",), follow)],
         corral_jobs=lambda self: [Job("faulty.do", lambda: seen.append("job"))],
         corral_schedules=lambda self: [Schedule("faulty.tick", 0.1, lambda: seen.append("tick"))],
-    )  # fmt: skip
+    )
     kit = await make_kit(plugins=[faulty], jobs=True)
     begun = await placed(kit, "faulty.follow")
     admin = await kit.as_user("admin")
@@ -161,9 +162,12 @@ async def test_it_tries_again_and_waits_longer_each_time(make_kit: MakeKit, monk
         await asyncio.sleep(0.05)
     assert await row() is None
     assert await told(kit, "faulty") == [
-        ("active", "quarantined"), ("quarantined", "active"), ("active", "quarantined"), ("quarantined", "active"),
+        ("active", "quarantined"),
+        ("quarantined", "active"),
+        ("active", "quarantined"),
+        ("quarantined", "active"),
         ("active", "active"),
-    ]  # fmt: skip
+    ]
 
 
 async def test_another_process_follows(make_kit: MakeKit, monkeypatch: pytest.MonkeyPatch) -> None:

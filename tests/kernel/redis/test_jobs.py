@@ -143,9 +143,12 @@ async def installation(make_kit: Any, tmp_path: Path, database_url: str, valkey_
     assert kit.loaded("tally").state == "active", kit.loaded("tally").reason
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
     environ |= {
-        "CORRAL_CONFIG": str(tmp_path / "corral.toml"), "CORRAL_DATA_DIR": str(tmp_path / "data"),
-        "CORRAL_DATABASE_URL": database_url, "CORRAL_REDIS_URL": url, "CORRAL_RATE_LIMITS": "off",
-    }  # fmt: skip
+        "CORRAL_CONFIG": str(tmp_path / "corral.toml"),
+        "CORRAL_DATA_DIR": str(tmp_path / "data"),
+        "CORRAL_DATABASE_URL": database_url,
+        "CORRAL_REDIS_URL": url,
+        "CORRAL_RATE_LIMITS": "off",
+    }
     return Installation(kit, environ, tmp_path)
 
 

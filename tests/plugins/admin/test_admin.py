@@ -53,9 +53,11 @@ async def test_admin_2_parallel_demotions_leave_an_admin(kit: Kit) -> None:
     admins = [await kit.as_user("admin") for _ in range(4)]
     pairs = [(admins[i], admins[(i + 1) % 4].user["id"]) for i in range(4)]
     await asyncio.gather(
-        *[who.patch(f"/admin/users/{whom}", {"role": "member"} if i % 2 else {"is_active": False})
-          for i, (who, whom) in enumerate(pairs)]
-    )  # fmt: skip
+        *[
+            who.patch(f"/admin/users/{whom}", {"role": "member"} if i % 2 else {"is_active": False})
+            for i, (who, whom) in enumerate(pairs)
+        ]
+    )
     from corral.core.api import Accounts
 
     accounts: Any = kit.kernel.container.get(Accounts)  # type: ignore[type-abstract]  # the key of the container
@@ -78,7 +80,7 @@ async def test_admin_3_members_are_kept_out_and_the_last_admin_stays(kit: Kit) -
         ("POST", "/admin/invitations", {"email": "x@example.org"}),
         ("DELETE", f"/admin/invitations/{member.user['id']}", None),
         ("POST", "/admin/kill-switch", {"engaged": True, "reason": "x"}),
-    ]  # fmt: skip
+    ]
     for method, path, body in calls:
         assert (await member.request(method, path, body)).code == "forbidden", path
     query = f"/admin/audit?outcome=denied&actor={member.user['id']}&limit=200"

@@ -29,21 +29,34 @@ async def test_of_accounts_admins_and_holders_are_told_apart(make_kit: MakeKit) 
     assert (await admin.post("/auth/reauth", {"password": PASSWORD})).status == 200
     assert (await admin.post("/admin/users", {**NEW, "email": "made@example.org"})).status == 201
     for request in (
-        admin.patch(path, {"full_name": "Theirs"}), admin.post(f"{path}/unlock"), admin.post(f"{path}/reset-mfa"),
-        admin.post(f"{path}/reset-password"), admin.patch(path, {"is_active": False}),
-        admin.patch(path, {"is_active": True}), admin.patch(path, {"is_active": False}),
-    ):  # fmt: skip
+        admin.patch(path, {"full_name": "Theirs"}),
+        admin.post(f"{path}/unlock"),
+        admin.post(f"{path}/reset-mfa"),
+        admin.post(f"{path}/reset-password"),
+        admin.patch(path, {"is_active": False}),
+        admin.patch(path, {"is_active": True}),
+        admin.patch(path, {"is_active": False}),
+    ):
         assert (await request).status == 200
     accounts = kit.kernel.container.get(Accounts)  # type: ignore[type-abstract]  # the key of the container
     await kit.kernel.database.work(lambda: accounts.purge(member.user["id"]))
     rows = (await admin.get("/admin/audit?limit=200")).json()["items"][::-1][before:]
     told = [(row["action"], row["actor"]["type"]) for row in rows if row["object"]["type"] == "user"]
     assert [each for each in told if each[0].startswith("admin.")] == [
-        ("admin.user.create", "user"), ("admin.user.update", "user"), ("admin.user.unlock", "user"),
-        ("admin.user.reset_mfa", "user"), ("admin.user.reset_password", "user"), ("admin.user.deactivate", "user"),
-        ("admin.user.reactivate", "user"), ("admin.user.deactivate", "user"), ("admin.user.purge", "system"),
-    ]  # fmt: skip
+        ("admin.user.create", "user"),
+        ("admin.user.update", "user"),
+        ("admin.user.unlock", "user"),
+        ("admin.user.reset_mfa", "user"),
+        ("admin.user.reset_password", "user"),
+        ("admin.user.deactivate", "user"),
+        ("admin.user.reactivate", "user"),
+        ("admin.user.deactivate", "user"),
+        ("admin.user.purge", "system"),
+    ]
     assert [action for action, _ in told if action.startswith("auth.user")] == [
-        "auth.user.lock", "auth.user.update", "auth.user.update", "auth.user.create",
-    ]  # fmt: skip
+        "auth.user.lock",
+        "auth.user.update",
+        "auth.user.update",
+        "auth.user.create",
+    ]
     assert (await admin.get("/admin/audit?action=admin.*")).json()["total"] >= 9

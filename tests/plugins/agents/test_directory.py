@@ -27,9 +27,14 @@ async def test_a_name_is_enough(alice: Client) -> None:
     assert (agent["name"], agent["status"], agent["role"]) == ("Ada", "offline", "general")
     assert (agent["version"], agent["config_version"], agent["warnings"]) == (1, 1, [])
     assert agent["config"] == {
-        "temperature": None, "max_tokens": None, "max_steps": 25, "fallback_models": [], "output_schema": None,
-        "memory": True, "knowledge": True,
-    }  # fmt: skip
+        "temperature": None,
+        "max_tokens": None,
+        "max_steps": 25,
+        "fallback_models": [],
+        "output_schema": None,
+        "memory": True,
+        "knowledge": True,
+    }
     assert agent["review_policy"] == {"mode": "none", "reviewer_agent_id": None}
     assert (agent["monthly_budget_usd"], agent["retry_policy"], agent["spent_month_usd"]) == (None, None, None)
     assert (await alice.get(f"/agents/{agent['id']}")).json() == agent
@@ -38,17 +43,24 @@ async def test_a_name_is_enough(alice: Client) -> None:
 async def test_every_field_comes_back(alice: Client) -> None:
     reviewer = await create(alice, "Reviewer")
     fields = {
-        "description": "d", "role": "writer", "llm_provider": "openai", "llm_model": "gpt",
+        "description": "d",
+        "role": "writer",
+        "llm_provider": "openai",
+        "llm_model": "gpt",
         "system_prompt": "Be brief.",
         "enabled_tools": ["knowledge.search", "mcp.github.*"],
         "tool_policy": {"http.fetch": "ask", "ssh.execute": {"policy": "deny", "config": {"hosts": ["a"]}}},
         "worker_selector": {"group": "gpu", "labels": {"zone": "A"}},
         "config": {"temperature": 0.5, "max_steps": 7, "output_schema": {"type": "object"}},
-        "max_concurrent_tasks": 3, "monthly_budget_usd": 12.345678, "max_cost_per_task_usd": 0,
-        "retry_policy": {"max_attempts": 5}, "stall_policy": {"stall_seconds": 60},
+        "max_concurrent_tasks": 3,
+        "monthly_budget_usd": 12.345678,
+        "max_cost_per_task_usd": 0,
+        "retry_policy": {"max_attempts": 5},
+        "stall_policy": {"stall_seconds": 60},
         "review_policy": {"mode": "agent", "reviewer_agent_id": reviewer["id"].upper()},
-        "tags": ["a", "b"], "metadata": {"k": [1]},
-    }  # fmt: skip
+        "tags": ["a", "b"],
+        "metadata": {"k": [1]},
+    }
     agent = await create(alice, **fields)
     for field in fields.keys() - {"config", "retry_policy", "stall_policy", "review_policy"}:
         assert agent[field] == fields[field], field

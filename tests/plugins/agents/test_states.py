@@ -125,9 +125,15 @@ class FakeModels(Plugin):
 
 def worker(identifier: str, status: str = "online", **fields: Any) -> WorkerFacts:
     facts: dict[str, Any] = {
-        "name": identifier[-1], "is_approved": True, "group": None, "labels": {}, "tools": ["shell.run"],
-        "max_agents": 1, "active_leases": 0, "embedded": False,
-    }  # fmt: skip
+        "name": identifier[-1],
+        "is_approved": True,
+        "group": None,
+        "labels": {},
+        "tools": ["shell.run"],
+        "max_agents": 1,
+        "active_leases": 0,
+        "embedded": False,
+    }
     return WorkerFacts(id=identifier, status=status, **{**facts, **fields})
 
 
@@ -211,9 +217,13 @@ async def test_start_pause_resume_stop(kit: Kit, alice: Client, payloads: Any) -
     assert await act(alice, agent, "stop", {"reason": "home"}) == ("offline", None)
     changes = await payloads(kit, "agent.status")
     assert [(item["from"], item["to"], item["reason"]) for item in changes] == [
-        ("offline", "idle", None), ("idle", "paused", "lunch"), ("paused", "idle", None), ("idle", "paused", "manual"),
-        ("paused", "idle", None), ("idle", "offline", "home"),
-    ]  # fmt: skip
+        ("offline", "idle", None),
+        ("idle", "paused", "lunch"),
+        ("paused", "idle", None),
+        ("idle", "paused", "manual"),
+        ("paused", "idle", None),
+        ("idle", "offline", "home"),
+    ]
     assert (changes[0]["agent_id"], changes[0]["name"]) == (agent, "Ada")
 
 

@@ -129,7 +129,8 @@ CALLS: dict[str, tuple[Make, Any]] = {
     "PUT /settings/{category}/{key}": (named(category="audit", key="retention_days"), {"value": 46}),
     "POST /settings/{category}/{key}/reset": (Site.changed_setting, {}),
     "POST /admin/users": (
-        NONE, {"email": "new@example.org", "full_name": "New", "password": "correct horse battery"},
+        NONE,
+        {"email": "new@example.org", "full_name": "New", "password": "correct horse battery"},
     ),
     "PATCH /admin/users/{id}": (Site.user, {"role": "viewer"}),
     "POST /admin/users/{id}/unlock": (Site.locked, {}),
@@ -166,7 +167,7 @@ CALLS: dict[str, tuple[Make, Any]] = {
     "POST /llm/providers": (NONE, {"name": "own", "kind": "scripted", "models": [{"id": "echo"}]}),
     "PUT /llm/providers/{name}": (Site.provider, {"enabled": False}),
     "DELETE /llm/providers/{name}": (Site.provider, None),
-}  # fmt: skip
+}
 
 
 @pytest.fixture

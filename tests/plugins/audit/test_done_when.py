@@ -72,9 +72,11 @@ async def test_audit_2_rows_removed_swapped_moved_and_added_are_found(books: Boo
         assert (found.ok, found.first_bad_seq) == (False, first_bad), found
         assert found.reason in reasons, found
         books.behind(
-            "DELETE FROM audit_rows", "INSERT INTO audit_rows SELECT * FROM kept",
-            "DELETE FROM audit_head", "INSERT INTO audit_head SELECT * FROM kept_head",
-        )  # fmt: skip
+            "DELETE FROM audit_rows",
+            "INSERT INTO audit_rows SELECT * FROM kept",
+            "DELETE FROM audit_head",
+            "INSERT INTO audit_head SELECT * FROM kept_head",
+        )
         assert (await books.verify()).ok
 
     books.behind(f"DELETE FROM audit_rows WHERE seq = {last - 4}")
@@ -119,9 +121,10 @@ async def test_audit_3_a_cut_tail_is_found_by_kept_checkpoints(books: Books) -> 
     key = (await books.auditor.get("/admin/audit/checkpoints")).json()["public_key"]
     cut = kept.seq - 2
     books.behind(
-        f"DELETE FROM audit_rows WHERE seq > {cut}", f"DELETE FROM audit_checkpoints WHERE seq > {cut}",
+        f"DELETE FROM audit_rows WHERE seq > {cut}",
+        f"DELETE FROM audit_checkpoints WHERE seq > {cut}",
         f"UPDATE audit_head SET seq = {cut}, hash = (SELECT hash FROM audit_rows WHERE seq = {cut})",
-    )  # fmt: skip
+    )
     verification: Verification = books.service(Verification)
     alone = await verification.look(None, None, Kept(), seconds=25)
     assert alone.ok, "nothing in the database itself can tell"

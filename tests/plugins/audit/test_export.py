@@ -133,10 +133,28 @@ async def _fill(books: Books, total: int) -> int:
     cursor = engine.cursor()
     for seq in range(head.seq + 1, head.seq + total + 1):
         values = [
-            seq, f"01a2-{seq:031d}", "2026-01-01T00:00:00.000Z", "user", "01a216b0-0b93-771d-808d-9570a143f840", None,
-            None, None, "192.0.2.1", "Mozilla/5.0", "test.thing.change", "thing", f"{seq}", None, "success", None, None,
-            '[{"field":"a","from":1,"to":2}]', "{}", None, before,
-        ]  # fmt: skip
+            seq,
+            f"01a2-{seq:031d}",
+            "2026-01-01T00:00:00.000Z",
+            "user",
+            "01a216b0-0b93-771d-808d-9570a143f840",
+            None,
+            None,
+            None,
+            "192.0.2.1",
+            "Mozilla/5.0",
+            "test.thing.change",
+            "thing",
+            f"{seq}",
+            None,
+            "success",
+            None,
+            None,
+            '[{"field":"a","from":1,"to":2}]',
+            "{}",
+            None,
+            before,
+        ]
         before = chain.unhashed(values).digest()
         made.append((*values, before))
         if len(made) == 5000 or seq == head.seq + total:

@@ -46,9 +46,14 @@ async def test_a_row_tells_who_did_what_from_where(books: Books) -> None:
     (row,) = await books.rows("&request_id=request-1&action=admin.user.*")
     session = (await books.admin.get("/auth/me")).json()["session"]["id"]
     assert row["actor"] == {
-        "type": "user", "id": books.admin.user["id"], "on_behalf_of": None, "session_id": session, "key_id": None,
-        "ip": "127.0.0.1", "user_agent": "curl/8",
-    }  # fmt: skip
+        "type": "user",
+        "id": books.admin.user["id"],
+        "on_behalf_of": None,
+        "session_id": session,
+        "key_id": None,
+        "ip": "127.0.0.1",
+        "user_agent": "curl/8",
+    }
     assert row["object"]["id"] == member.user["id"]
     assert {"field": "role", "from": "member", "to": "viewer"} in row["changes"]
     assert (row["outcome"], row["code"], row["truncated"]) == ("success", None, False)
@@ -128,13 +133,18 @@ async def test_filters_of_the_list(books: Books) -> None:
         return [row["action"] for row in await books.rows(f"&object_id=t1&object_id=t2{query}")]
 
     assert await found("&actor=anna") == [
-        "alpha.thing.create", "alpha.thing.delete", "alphabet.thing.create", "beta.thing.create"
-    ]  # fmt: skip
+        "alpha.thing.create",
+        "alpha.thing.delete",
+        "alphabet.thing.create",
+        "beta.thing.create",
+    ]
     assert await found("&actor=bot") == ["alpha.thing.delete"]
     assert await found("&action=alpha.*") == ["alpha.thing.create", "alpha.thing.delete"]
     assert await found("&action=alpha.*&action=beta.thing.create") == [
-        "alpha.thing.create", "alpha.thing.delete", "beta.thing.create"
-    ]  # fmt: skip
+        "alpha.thing.create",
+        "alpha.thing.delete",
+        "beta.thing.create",
+    ]
     assert await found("&action=nothing.*") == []
     assert await found("&object_type=other") == ["alphabet.thing.create"]
     assert await found("&outcome=failed&outcome=denied") == ["alphabet.thing.create", "beta.thing.create"]
@@ -271,8 +281,9 @@ async def test_verbose_records_every_request(books: Books) -> None:
     await books.kit.client.get("/health")
     rows = await books.rows("&action=admin.request.*")
     assert [(row["object"]["id"], row["outcome"], row["code"]) for row in rows] == [
-        ("GET /admin/users", "success", None), ("GET /admin/users/{id}", "failed", "not_found"),
-    ]  # fmt: skip
+        ("GET /admin/users", "success", None),
+        ("GET /admin/users/{id}", "failed", "not_found"),
+    ]
     assert not [row for row in await books.rows("&object_type=route") if "/health" in row["object"]["id"]]
 
 
@@ -306,6 +317,9 @@ async def test_metrics(books: Books) -> None:
 
 def test_settings_have_their_bounds() -> None:
     assert (RETENTION_DAYS.default, RETENTION_DAYS.minimum, VERBOSE.default, RECORD_IP.default) == (
-        None, 30, False, True
-    )  # fmt: skip
+        None,
+        30,
+        False,
+        True,
+    )
     assert len(chain.COLUMNS) == 22

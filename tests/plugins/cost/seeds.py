@@ -31,14 +31,30 @@ def rows(count: int, *, days: int, agents: int = 20, users: int = 10, calls_a_ta
         is_private = n % 50 == 0
         user = random_numbers.choice(ids["user"])
         yield {
-            "id": new_id(), "ts": clock.format_instant(now - span + span * n / count), "usage_key": f"seed-{seed}-{n}",
-            "private_to": user if is_private else None, "user_id": user, "agent_id": None if is_private else agent,
-            "task_id": None if is_private else task, "attempt_id": None, "run_id": None, "conversation_id": None,
-            "provider": provider, "model": model, "operation": "chat", "input_tokens": random_numbers.randrange(5000),
-            "output_tokens": random_numbers.randrange(500), "cache_read_tokens": 10, "cache_write_tokens": 5,
-            "cost_micro": None if n % 100 == 7 else random_numbers.randrange(100_000), "price_source": "reported",
-            "price_version": None, "estimated": False, "note": "", "by_gateway": False,
-        }  # fmt: skip
+            "id": new_id(),
+            "ts": clock.format_instant(now - span + span * n / count),
+            "usage_key": f"seed-{seed}-{n}",
+            "private_to": user if is_private else None,
+            "user_id": user,
+            "agent_id": None if is_private else agent,
+            "task_id": None if is_private else task,
+            "attempt_id": None,
+            "run_id": None,
+            "conversation_id": None,
+            "provider": provider,
+            "model": model,
+            "operation": "chat",
+            "input_tokens": random_numbers.randrange(5000),
+            "output_tokens": random_numbers.randrange(500),
+            "cache_read_tokens": 10,
+            "cache_write_tokens": 5,
+            "cost_micro": None if n % 100 == 7 else random_numbers.randrange(100_000),
+            "price_source": "reported",
+            "price_version": None,
+            "estimated": False,
+            "note": "",
+            "by_gateway": False,
+        }
 
 
 async def fill(kit: Any, count: int, **shape: Any) -> None:

@@ -23,11 +23,16 @@ async def test_cost_1_after_settling_the_sum_of_events_equals_the_counters(books
     tasks, agents = [new_id() for _ in range(3)], [new_id() for _ in range(2)]
     charges = [
         books.settle(
-            f"0.00000{n % 7 + 1}", usage_key=f"call-{n % 60}", provider=("acme", "other")[n % 2], task_id=tasks[n % 3],
-            agent_id=agents[n % 2], user_id=new_id(), input_tokens=n,
+            f"0.00000{n % 7 + 1}",
+            usage_key=f"call-{n % 60}",
+            provider=("acme", "other")[n % 2],
+            task_id=tasks[n % 3],
+            agent_id=agents[n % 2],
+            user_id=new_id(),
+            input_tokens=n,
         )
         for n in range(80)
-    ]  # fmt: skip
+    ]
     charged = await asyncio.gather(*charges)
     events = await books.work(lambda: list(CostEvent.select().dicts()))
     assert len(events) == len({one.event_id for one in charged}) == 60
@@ -83,9 +88,12 @@ async def test_cost_4_a_model_without_a_price_changes_no_total(books: Any) -> No
 async def test_cost_6_the_breakdowns_sum_to_the_same_total(books: Any) -> None:
     for n in range(24):
         await books.settle(
-            f"0.{n:06}", agent_id=new_id() if n % 3 else None, provider=f"p{n % 4}", model=f"m{n % 5}",
+            f"0.{n:06}",
+            agent_id=new_id() if n % 3 else None,
+            provider=f"p{n % 4}",
+            model=f"m{n % 5}",
             task_id=new_id() if n % 2 else None,
-        )  # fmt: skip
+        )
         clock.travel(0.45 * 86_400)
     await books.pass_days(0)
     for days in (1, 7, 30):

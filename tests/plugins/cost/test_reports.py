@@ -66,9 +66,13 @@ async def test_days_are_those_of_the_zone(books: Books) -> None:
 
 async def test_the_summary_tells_the_periods(books: Books) -> None:
     for instant, usd in (
-        ("2026-08-31T12:00:00Z", "100"), ("2026-09-01T00:00:00Z", "10"), ("2026-09-30T23:59:59Z", "10"),
-        ("2026-10-01T00:00:00Z", "1"), ("2026-10-19T00:00:00Z", "2"), ("2026-10-21T00:30:00Z", "4"),
-    ):  # fmt: skip
+        ("2026-08-31T12:00:00Z", "100"),
+        ("2026-09-01T00:00:00Z", "10"),
+        ("2026-09-30T23:59:59Z", "10"),
+        ("2026-10-01T00:00:00Z", "1"),
+        ("2026-10-19T00:00:00Z", "2"),
+        ("2026-10-21T00:30:00Z", "4"),
+    ):
         at(instant)
         await books.settle(usd, input_tokens=3, output_tokens=2, cache_read_tokens=4, cache_write_tokens=1)
     await books.settle(input_tokens=5, cache_read_tokens=6)
@@ -76,10 +80,18 @@ async def test_the_summary_tells_the_periods(books: Books) -> None:
     summary = await books.read("summary")
     assert summary.pop("as_of").startswith("2026-10-21T12:00")
     assert summary == {
-        "today_usd": 4, "week_usd": 6, "month_usd": 7, "last_month_usd": 20, "total_usd": 127, "change_percent": -65,
-        "tokens": {"input": 23, "output": 12, "cache_read": 30, "cache_write": 6}, "unpriced_tokens": 11,
-        "unpriced_calls": 1, "wasted_usd": 0, "cost_per_completed_task_usd": None,
-    }  # fmt: skip
+        "today_usd": 4,
+        "week_usd": 6,
+        "month_usd": 7,
+        "last_month_usd": 20,
+        "total_usd": 127,
+        "change_percent": -65,
+        "tokens": {"input": 23, "output": 12, "cache_read": 30, "cache_write": 6},
+        "unpriced_tokens": 11,
+        "unpriced_calls": 1,
+        "wasted_usd": 0,
+        "cost_per_completed_task_usd": None,
+    }
 
 
 async def test_daily_can_be_of_an_agent_or_a_provider(books: Books) -> None:
@@ -127,17 +139,21 @@ async def test_breakdowns_name_the_most_expensive_first(books: Books) -> None:
     assert (by_task["total"], (await books.read("by-task?offset=2"))["items"][0]["task_id"]) == (3, tasks[2])
     by_model = await books.read("by-model")
     assert [(item["provider"], item["model"]) for item in by_model["items"]] == [
-        ("other", "one"), ("other", "two"), ("acme", "one"),
-    ]  # fmt: skip
+        ("other", "one"),
+        ("other", "two"),
+        ("acme", "one"),
+    ]
     by_provider = await books.read("by-provider")
     assert [(item["provider"], item["cost_usd"], len(item["models"])) for item in by_provider["items"]] == [
-        ("other", 5, 2), ("acme", 1, 1),
-    ]  # fmt: skip
+        ("other", 5, 2),
+        ("acme", 1, 1),
+    ]
     assert (by_provider["items"][1]["unpriced_tokens"], by_provider["total_usd"]) == (9, 6)
     by_user = await books.read("by-user", by=books.admin)
     assert [(item["user_id"], item["name"], item["cost_usd"]) for item in by_user["items"]] == [
-        (None, None, 5), (person, "Member 2", 1),
-    ]  # fmt: skip
+        (None, None, 5),
+        (person, "Member 2", 1),
+    ]
     assert (await books.member.get("/cost/by-user")).status == 403
 
 

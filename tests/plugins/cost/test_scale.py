@@ -10,12 +10,24 @@ from tests.plugins.cost import seeds
 from tests.plugins.cost.conftest import Books
 
 READS = (
-    "summary", "summary?tz=Europe/Berlin",
-    "daily", "daily?days=365&tz=Asia/Kathmandu", "daily?days=365&provider=openai",
-    "by-agent", "by-agent?days=365", "by-provider?days=365", "by-model?days=365", "by-task", "by-task?days=365",
-    "events", "events?provider=openai", "events?provider=openai&model=gpt-4o", "events?offset=10000",
-    "prices", "prices/lookup?provider=openai&model=gpt-4o",
-)  # fmt: skip
+    "summary",
+    "summary?tz=Europe/Berlin",
+    "daily",
+    "daily?days=365&tz=Asia/Kathmandu",
+    "daily?days=365&provider=openai",
+    "by-agent",
+    "by-agent?days=365",
+    "by-provider?days=365",
+    "by-model?days=365",
+    "by-task",
+    "by-task?days=365",
+    "events",
+    "events?provider=openai",
+    "events?provider=openai&model=gpt-4o",
+    "events?offset=10000",
+    "prices",
+    "prices/lookup?provider=openai&model=gpt-4o",
+)
 
 
 async def _check(books: Books, *, rounds: int, limit_seconds: float) -> None:

@@ -38,9 +38,13 @@ async def alerts(books: Any) -> list[Any]:
 async def spend(books: Any) -> None:
     for n in range(4):
         await books.settle(
-            "1" if n else None, agent_id=new_id() if n % 2 else None, task_id=new_id() if n > 1 else None,
-            user_id=books.member.user["id"], input_tokens=5, output_tokens=n,
-        )  # fmt: skip
+            "1" if n else None,
+            agent_id=new_id() if n % 2 else None,
+            task_id=new_id() if n > 1 else None,
+            user_id=books.member.user["id"],
+            input_tokens=5,
+            output_tokens=n,
+        )
     await books.settle("-0.5")
 
 
@@ -112,8 +116,20 @@ async def test_a_failure_after_the_old_events_went_takes_nothing_back(books: Any
     async def fail(cost: str) -> float:
         await books.settle(cost, task_id=task)
         told = {"task_id": task, "agent_id": None}
-        event = Record(1, new_id(), "task.failed", clock.now(), "system", None, "task", task, None, "shared",
-                       msgspec.json.encode(told).decode(), "[]")  # fmt: skip
+        event = Record(
+            1,
+            new_id(),
+            "task.failed",
+            clock.now(),
+            "system",
+            None,
+            "task",
+            task,
+            None,
+            "shared",
+            msgspec.json.encode(told).decode(),
+            "[]",
+        )
         await books.work(lambda: outcomes.note(event))
         wasted: float = (await books.read("summary"))["wasted_usd"]
         return wasted

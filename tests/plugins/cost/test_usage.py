@@ -12,9 +12,15 @@ from tests.plugins.tasks.conftest import Lease, World
 from corral.testing.kit import Client
 
 ITEM = {
-    "usage_key": "search-1", "provider": "acme", "model": "one", "operation": "tool", "input_tokens": 10,
-    "output_tokens": 5, "cache_read_tokens": 3, "cost_usd": 0.25,
-}  # fmt: skip
+    "usage_key": "search-1",
+    "provider": "acme",
+    "model": "one",
+    "operation": "tool",
+    "input_tokens": 10,
+    "output_tokens": 5,
+    "cache_read_tokens": 3,
+    "cost_usd": 0.25,
+}
 
 
 class Place(World):
@@ -57,8 +63,10 @@ async def test_single_uses_count_once(place: Place) -> None:
     await lease.ok("complete", {"result": 1, "usage": [{**ITEM, "usage_key": "search-3"}]})
     events = await place.events(lease.task_id)
     assert [(event["usage_key"], event["cost_usd"]) for event in events] == [
-        ("search-1", 0.25), ("search-2", None), ("search-3", 0.25),
-    ]  # fmt: skip
+        ("search-1", 0.25),
+        ("search-2", None),
+        ("search-3", 0.25),
+    ]
     first = events[0]
     assert (first["agent_id"], first["task_id"]) == (place.agent_id, lease.task_id)
     assert (first["user_id"], first["operation"]) == (place.member.user["id"], "tool")

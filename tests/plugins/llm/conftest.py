@@ -145,8 +145,14 @@ def chunk(text: str | None, finish: str | None = None, **more: Any) -> dict[str,
     return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice], **more}
 
 
-USAGE = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [],
-         "usage": {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14}}  # fmt: skip
+USAGE = {
+    "id": "c",
+    "object": "chat.completion.chunk",
+    "created": 1,
+    "model": "m",
+    "choices": [],
+    "usage": {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14},
+}
 
 
 def says(text: str, **more: Any) -> Behaviour:
@@ -223,10 +229,13 @@ def providers(upstream: Upstream) -> dict[str, Any]:
     """`[plugins.llm.providers]` with one that calls it, once."""
     return {
         "up": {
-            "kind": "openai", "base_url": upstream.url, "api_key": KEY, "max_retries": 0,
+            "kind": "openai",
+            "base_url": upstream.url,
+            "api_key": KEY,
+            "max_retries": 0,
             "models": [{"id": "m1", "context_window": 1000, "max_output_tokens": 500}, {"id": "m2"}],
         }
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture

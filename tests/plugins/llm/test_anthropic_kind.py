@@ -17,31 +17,45 @@ from corral_plugins.llm.kinds.anthropic_requests import body_of
 PIXEL = base64.b64encode(b"not really a png").decode()
 USAGE = {"input_tokens": 20, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 30, "output_tokens": 9}
 EVENTS = [
-    {"type": "message_start", "message": {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-x",
-                                          "content": [], "usage": {**USAGE, "output_tokens": 1}}},
+    {
+        "type": "message_start",
+        "message": {
+            "id": "msg_1",
+            "type": "message",
+            "role": "assistant",
+            "model": "claude-x",
+            "content": [],
+            "usage": {**USAGE, "output_tokens": 1},
+        },
+    },
     {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
     {"type": "ping"},
     {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Let me "}},
     {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "look."}},
     {"type": "content_block_stop", "index": 0},
-    {"type": "content_block_start", "index": 1, "content_block": {"type": "tool_use", "id": "toolu_1", "name": "look",
-                                                                  "input": {}}},
+    {
+        "type": "content_block_start",
+        "index": 1,
+        "content_block": {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}},
+    },
     {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": '{"wh'}},
     {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": 'ere": 1}'}},
     {"type": "content_block_stop", "index": 1},
     {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 9}},
     {"type": "message_stop"},
-]  # fmt: skip
+]
 
 
 @pytest.fixture
 async def kit(make_kit: Callable[..., Any], upstream: Any) -> Any:
     providers = {
         "anthropic": {
-            "base_url": upstream.url.removesuffix("/v1"), "api_key": up.KEY, "max_retries": 0,
+            "base_url": upstream.url.removesuffix("/v1"),
+            "api_key": up.KEY,
+            "max_retries": 0,
             "models": [{"id": "claude-x", "capabilities": {"images": True}}],
         }
-    }  # fmt: skip
+    }
     return await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"providers": providers}})
 
 
@@ -56,19 +70,26 @@ REQUEST = {
     "tools": [{"type": "function", "function": {"name": "look", "description": "d", "parameters": {"type": "object"}}}],
     "messages": [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": [
-            {"type": "text", "text": "What is it?"},
-            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}},
-        ]},
-        {"role": "assistant", "content": None, "tool_calls": [
-            {"id": "t1", "type": "function", "function": {"name": "look", "arguments": '{"where": 2}'}},
-            {"id": "t2", "type": "function", "function": {"name": "look", "arguments": ""}},
-        ]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "What is it?"},
+                {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}},
+            ],
+        },
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "t1", "type": "function", "function": {"name": "look", "arguments": '{"where": 2}'}},
+                {"id": "t2", "type": "function", "function": {"name": "look", "arguments": ""}},
+            ],
+        },
         {"role": "tool", "tool_call_id": "t1", "content": "a cat"},
         {"role": "tool", "tool_call_id": "t2", "content": "a dog"},
         {"role": "user", "content": "Go on."},
     ],
-}  # fmt: skip
+}
 
 
 async def test_a_request_is_mapped(kit: Any, upstream: Any) -> None:
@@ -89,26 +110,38 @@ async def test_a_request_is_mapped(kit: Any, upstream: Any) -> None:
     assert request.path == "/v1/messages"
     assert (request.headers["x-api-key"], request.headers["anthropic-version"]) == (up.KEY, "2023-06-01")
     assert request.body == {
-        "model": "claude-x", "max_tokens": 100, "temperature": 1.0, "stop_sequences": ["END"],
+        "model": "claude-x",
+        "max_tokens": 100,
+        "temperature": 1.0,
+        "stop_sequences": ["END"],
         "system": [{"type": "text", "text": "Be brief."}],
         "tools": [{"name": "look", "description": "d", "input_schema": {"type": "object"}}],
         "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
         "messages": [
-            {"role": "user", "content": [
-                {"type": "text", "text": "What is it?"},
-                {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}},
-            ]},
-            {"role": "assistant", "content": [
-                {"type": "tool_use", "id": "t1", "name": "look", "input": {"where": 2}},
-                {"type": "tool_use", "id": "t2", "name": "look", "input": {}},
-            ]},
-            {"role": "user", "content": [
-                {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "a cat"}]},
-                {"type": "tool_result", "tool_use_id": "t2", "content": [{"type": "text", "text": "a dog"}]},
-                {"type": "text", "text": "Go on."},
-            ]},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "What is it?"},
+                    {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}},
+                ],
+            },
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "tool_use", "id": "t1", "name": "look", "input": {"where": 2}},
+                    {"type": "tool_use", "id": "t2", "name": "look", "input": {}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "a cat"}]},
+                    {"type": "tool_result", "tool_use_id": "t2", "content": [{"type": "text", "text": "a dog"}]},
+                    {"type": "text", "text": "Go on."},
+                ],
+            },
         ],
-    }  # fmt: skip
+    }
     body = answer.json()
     assert body["choices"][0]["finish_reason"] == "tool_calls"
     assert body["choices"][0]["message"]["content"] == "A cat."

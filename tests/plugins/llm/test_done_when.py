@@ -34,15 +34,26 @@ async def test_llm_5_cutting_the_client_ends_the_call_within_a_second(kit: Any) 
     alice = await kit.as_user("member")
     data = json.dumps({**BODY, "model": "scripted/drip", "stream": True}).encode()
     headers = {
-        "host": "localhost", "authorization": f"Bearer {alice.token}",
-        "content-type": "application/json", "content-length": str(len(data)),
-    }  # fmt: skip
+        "host": "localhost",
+        "authorization": f"Bearer {alice.token}",
+        "content-type": "application/json",
+        "content-length": str(len(data)),
+    }
     scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
-        "path": "/api/v1/llm/chat/completions", "raw_path": b"/api/v1/llm/chat/completions", "query_string": b"",
-        "root_path": "", "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-        "client": ("127.0.0.1", 5000), "server": ("localhost", 80), "extensions": {},
-    }  # fmt: skip
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/api/v1/llm/chat/completions",
+        "raw_path": b"/api/v1/llm/chat/completions",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        "client": ("127.0.0.1", 5000),
+        "server": ("localhost", 80),
+        "extensions": {},
+    }
     chunks: asyncio.Queue[bytes] = asyncio.Queue()
     left = asyncio.Event()
     sent = False

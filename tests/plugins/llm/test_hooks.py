@@ -29,10 +29,13 @@ class Parrot:
     async def complete(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
         message = {"role": "assistant", "content": connection.config["word"]}
         return {
-            "id": "1", "object": "chat.completion", "created": 0, "model": request["model"],
+            "id": "1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": request["model"],
             "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
             "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
-        }  # fmt: skip
+        }
 
     async def stream(self, request: dict[str, Any], connection: Connection) -> AsyncGenerator[dict[str, Any], None]:
         yield {}

@@ -55,9 +55,14 @@ class FakeTasks:
 
     def lease_facts(self, task_id: str, lease_id: str) -> LeaseFacts | None:
         return LeaseFacts(
-            task_id=TASK, lease_id=LEASE, attempt_id=ATTEMPT, agent_id=AGENT, worker_id=ATTEMPT, requester_id=USER,
+            task_id=TASK,
+            lease_id=LEASE,
+            attempt_id=ATTEMPT,
+            agent_id=AGENT,
+            worker_id=ATTEMPT,
+            requester_id=USER,
             is_live=World.live,
-        )  # fmt: skip
+        )
 
     def renew_one(self, task_id: str, lease_id: str) -> None:
         World.renewed += 1
@@ -133,9 +138,15 @@ async def kit(make_kit: Callable[..., Any]) -> Any:
 
 
 BY = Principal(
-    kind="agent", id=AGENT, agent_id=AGENT, user_id=USER, role="member", task_id=TASK, lease_id=LEASE,
+    kind="agent",
+    id=AGENT,
+    agent_id=AGENT,
+    user_id=USER,
+    role="member",
+    task_id=TASK,
+    lease_id=LEASE,
     permissions=frozenset({"llm.use"}),
-)  # fmt: skip
+)
 
 
 async def ask(kit: Any, model: str = "agent", by: Principal = BY) -> dict[str, Any]:
@@ -160,9 +171,13 @@ async def test_agent_means_the_agents_model_and_the_lease_is_renewed(kit: Any) -
 
 @pytest.mark.parametrize(
     ("provider", "model", "expected"),
-    [(None, None, "scripted/echo"), ("scripted", None, "scripted/echo"), (None, "mine", "scripted/mine"),
-     (None, "scripted/mine", "scripted/mine")],
-)  # fmt: skip
+    [
+        (None, None, "scripted/echo"),
+        ("scripted", None, "scripted/echo"),
+        (None, "mine", "scripted/mine"),
+        (None, "scripted/mine", "scripted/mine"),
+    ],
+)
 async def test_what_an_agent_leaves_open(kit: Any, provider: str | None, model: str | None, expected: str) -> None:
     World.provider, World.model = provider, model
     assert (await ask(kit))["model"] == expected

@@ -70,9 +70,11 @@ def text_of(chunks: list[Any], name: str = "content") -> str:
     ("finish", "shown"),
     [
         ("function_call_filter: MALFORMED_FUNCTION_CALL", "function_call_filter: MALFORMED_FUNCTION"),
-        ("st\0p", "st\ufffdp"), ({"type": "stop"}, "stop"), (None, None),
+        ("st\0p", "st\ufffdp"),
+        ({"type": "stop"}, "stop"),
+        (None, None),
     ],
-)  # fmt: skip
+)
 async def test_any_finish_reason_is_settled(kit: Any, upstream: Any, finish: Any, shown: str | None) -> None:
     alice, answer = await kit.as_user("member"), up.completion("x")
     answer["choices"][0]["finish_reason"] = finish
@@ -84,8 +86,14 @@ async def test_any_finish_reason_is_settled(kit: Any, upstream: Any, finish: Any
 
 async def test_counts_are_taken_as_they_come(kit: Any, upstream: Any) -> None:
     alice = await kit.as_user("member")
-    usage = {"prompt_tokens": 100.0, "completion_tokens": 5.0, "total_tokens": None, "prompt_tokens_details": "none",
-             "cost": "0.25", "note": up.KEY}  # fmt: skip
+    usage = {
+        "prompt_tokens": 100.0,
+        "completion_tokens": 5.0,
+        "total_tokens": None,
+        "prompt_tokens_details": "none",
+        "cost": "0.25",
+        "note": up.KEY,
+    }
     upstream.otherwise = answers(up.completion("x", usage=usage))
     answer = await chat(alice)
     assert answer.json()["usage"] == {"prompt_tokens": 100, "completion_tokens": 5, "total_tokens": 105}

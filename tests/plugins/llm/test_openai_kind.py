@@ -42,9 +42,13 @@ async def test_a_completion_is_relayed_with_what_is_allowed(kit: Any, upstream: 
     assert (request.method, request.path) == ("POST", "/v1/chat/completions")
     assert request.headers["authorization"] == f"Bearer {up.KEY}"
     assert request.body == {
-        "model": "m1", "messages": [{"role": "user", "content": "hi"}], "temperature": 0.5, "tools": [tool],
-        "stop": ["x"], "max_tokens": 500,
-    }  # fmt: skip
+        "model": "m1",
+        "messages": [{"role": "user", "content": "hi"}],
+        "temperature": 0.5,
+        "tools": [tool],
+        "stop": ["x"],
+        "max_tokens": 500,
+    }
 
 
 async def test_what_a_model_thought_may_come_back_and_is_not_sent(kit: Any, upstream: Any) -> None:
@@ -66,8 +70,13 @@ async def test_what_a_model_thought_may_come_back_and_is_not_sent(kit: Any, upst
 
 async def test_usage_becomes_one_cost_event(kit: Any, upstream: Any) -> None:
     alice = await kit.as_user("member")
-    usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107, "cost": 0.0125,
-             "prompt_tokens_details": {"cached_tokens": 60}}  # fmt: skip
+    usage = {
+        "prompt_tokens": 100,
+        "completion_tokens": 7,
+        "total_tokens": 107,
+        "cost": 0.0125,
+        "prompt_tokens_details": {"cached_tokens": 60},
+    }
     upstream.otherwise = up.says("ok", usage=usage)
     answer = await chat(alice)
     assert answer.headers["corral-cost-usd"] == "0.012500"
@@ -138,13 +147,18 @@ async def test_usage_that_nobody_tells_is_estimated(kit: Any, upstream: Any) -> 
 @pytest.mark.parametrize(
     ("status", "expected", "code", "kind"),
     [
-        (400, 422, "validation_error", None), (413, 422, "validation_error", None),
-        (401, 502, "provider_error", "credentials"), (404, 502, "provider_error", "model"),
-        (429, 429, "rate_limited", None), (500, 502, "provider_error", "provider"),
-        (504, 504, "upstream_timeout", None), (302, 502, "provider_error", "provider"),
-        (405, 502, "provider_error", "provider"), (451, 502, "provider_error", "provider"),
+        (400, 422, "validation_error", None),
+        (413, 422, "validation_error", None),
+        (401, 502, "provider_error", "credentials"),
+        (404, 502, "provider_error", "model"),
+        (429, 429, "rate_limited", None),
+        (500, 502, "provider_error", "provider"),
+        (504, 504, "upstream_timeout", None),
+        (302, 502, "provider_error", "provider"),
+        (405, 502, "provider_error", "provider"),
+        (451, 502, "provider_error", "provider"),
     ],
-)  # fmt: skip
+)
 async def test_refusals(kit: Any, upstream: Any, status: int, expected: int, code: str, kind: str | None) -> None:
     alice = await kit.as_user("member")
     upstream.otherwise = up.refuses(status, f"no, and {up.KEY} is the key", retry_after="7")

@@ -59,10 +59,13 @@ async def test_a_provider_is_made_used_changed_and_deleted(kit: Any, upstream: A
 async def test_only_admins_manage_and_members_see_little(kit: Any, new: dict[str, Any]) -> None:
     alice, admin = await kit.as_user("member"), await kit.as_user("admin")
     for answer in (
-        await alice.post("/llm/providers", new), await alice.get("/llm/providers/up"),
-        await alice.put("/llm/providers/up", {}), await alice.delete("/llm/providers/up"),
-        await alice.post("/llm/providers/up/test", {}), await alice.post("/llm/providers/up/refresh"),
-    ):  # fmt: skip
+        await alice.post("/llm/providers", new),
+        await alice.get("/llm/providers/up"),
+        await alice.put("/llm/providers/up", {}),
+        await alice.delete("/llm/providers/up"),
+        await alice.post("/llm/providers/up/test", {}),
+        await alice.post("/llm/providers/up/refresh"),
+    ):
         assert answer.status == 403
         assert answer.json()["error"]["type"] == "permission_error"
     (seen,) = [item for item in (await alice.get("/llm/providers")).json()["items"] if item["name"] == "up"]
@@ -75,24 +78,31 @@ async def test_only_admins_manage_and_members_see_little(kit: Any, new: dict[str
 async def test_providers_of_the_file_are_changed_there(kit: Any) -> None:
     admin = await kit.as_user("admin")
     for answer in (
-        await admin.put("/llm/providers/up", {"enabled": False}), await admin.delete("/llm/providers/up"),
+        await admin.put("/llm/providers/up", {"enabled": False}),
+        await admin.delete("/llm/providers/up"),
         await admin.post("/llm/providers", {"name": "up", "kind": "openai", "base_url": "https://example.org"}),
-    ):  # fmt: skip
+    ):
         assert (answer.status, answer.code) == (409, "setting_locked")
 
 
 @pytest.mark.parametrize(
     ("change", "pointer"),
     [
-        ({"kind": "nonsense"}, "/kind"), ({"base_url": None}, "/base_url"), ({"name": "No Name"}, "/name"),
-        ({"headers": {"Authorization": "x"}}, "/headers/Authorization"), ({"max_retries": 9}, "/max_retries"),
-        ({"headers": {"X-Auth-Token": "x"}}, "/headers/X-Auth-Token"), ({"headers": {"Host": "x"}}, "/headers/Host"),
+        ({"kind": "nonsense"}, "/kind"),
+        ({"base_url": None}, "/base_url"),
+        ({"name": "No Name"}, "/name"),
+        ({"headers": {"Authorization": "x"}}, "/headers/Authorization"),
+        ({"max_retries": 9}, "/max_retries"),
+        ({"headers": {"X-Auth-Token": "x"}}, "/headers/X-Auth-Token"),
+        ({"headers": {"Host": "x"}}, "/headers/Host"),
         ({"headers": {"x-goog-api-key": "x"}}, "/headers/x-goog-api-key"),
         ({"base_url": "https://example.org/v1?key=abc"}, "/base_url"),
-        ({"base_url": "ftp://example.org"}, "/base_url"), ({"timeouts": {"idle_seconds": 0}}, "/timeouts/idle_seconds"),
-        ({"models": [{"id": ""}]}, "/models/0"), ({"surprise": 1}, "/surprise"),
+        ({"base_url": "ftp://example.org"}, "/base_url"),
+        ({"timeouts": {"idle_seconds": 0}}, "/timeouts/idle_seconds"),
+        ({"models": [{"id": ""}]}, "/models/0"),
+        ({"surprise": 1}, "/surprise"),
     ],
-)  # fmt: skip
+)
 async def test_what_is_refused(kit: Any, new: dict[str, Any], change: dict[str, Any], pointer: str) -> None:
     answer = await (await kit.as_user("admin")).post("/llm/providers", {**new, **change})
     assert answer.status == 422, answer
@@ -240,10 +250,11 @@ async def test_a_provider_that_agents_name_stays(kit: Any, new: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("table", "fault"),
     [
-        ({"kind": "nobody"}, "llm.providers.bad.kind"), ({"kind": "openai", "max_retries": 9}, "max_retries"),
+        ({"kind": "nobody"}, "llm.providers.bad.kind"),
+        ({"kind": "openai", "max_retries": 9}, "max_retries"),
         ({"kind": "openai", "surprise": 1}, "surprise"),
     ],
-)  # fmt: skip
+)
 async def test_a_bad_table_is_named(make_kit: Callable[..., Any], table: dict[str, Any], fault: str) -> None:
     kit = await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"providers": {"bad": table}}})
     assert kit.loaded("llm").state == "failed"

@@ -35,9 +35,10 @@ async def test_llm_6_a_known_value_appears_nowhere(kit: Any, upstream: Any, capl
         ],
     }
     upstream.behaviours = [
-        up.says(f"It is {up.KEY}!"), up.streams("It is ", up.KEY[:half], up.KEY[half:], "!"),
+        up.says(f"It is {up.KEY}!"),
+        up.streams("It is ", up.KEY[:half], up.KEY[half:], "!"),
         up.streams(*f"It is {up.KEY}!"),
-    ]  # fmt: skip
+    ]
     whole = await alice.post("/llm/chat/completions", body)
     assert whole.json()["choices"][0]["message"]["content"] == "It is [redacted]!"
     for _ in range(2):

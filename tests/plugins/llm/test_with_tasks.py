@@ -68,8 +68,13 @@ async def test_leases_of_others_and_leases_that_ended(world: World) -> None:
 
 
 async def test_what_a_call_costs_is_the_tasks(world: World, upstream: Any) -> None:
-    usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107, "cost": 0.25,
-             "prompt_tokens_details": {"cached_tokens": 90}}  # fmt: skip
+    usage = {
+        "prompt_tokens": 100,
+        "completion_tokens": 7,
+        "total_tokens": 107,
+        "cost": 0.25,
+        "prompt_tokens_details": {"cached_tokens": 90},
+    }
     upstream.otherwise = up.says("ok", usage=usage)
     lease = await run(world)
     assert (await ask(attempt(lease))).headers["corral-cost-usd"] == "0.250000"

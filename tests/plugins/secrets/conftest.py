@@ -23,9 +23,12 @@ def spellings(value: str) -> dict[str, bytes]:
     """The forms in which a value must be found nowhere."""
     data = value.encode()
     return {
-        "raw": data, "base64": base64.b64encode(data).rstrip(b"="), "hex": data.hex().encode(),
-        "HEX": data.hex().upper().encode(), "url": quote(value, safe="").encode(),
-    }  # fmt: skip
+        "raw": data,
+        "base64": base64.b64encode(data).rstrip(b"="),
+        "hex": data.hex().encode(),
+        "HEX": data.hex().upper().encode(),
+        "url": quote(value, safe="").encode(),
+    }
 
 
 class Safe:

@@ -16,10 +16,13 @@ from tests.plugins.secrets.conftest import PLUGINS, VALUE, Safe, files_of, spell
 from corral.testing.kit import PASSWORD
 from corral_plugins.secrets.models import SecretVersion
 
-KEYS = {name: f"v1:{text}" for name, text in (
-    ("right", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
-    ("wrong", "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="),
-)}  # fmt: skip
+KEYS = {
+    name: f"v1:{text}"
+    for name, text in (
+        ("right", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
+        ("wrong", "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="),
+    )
+}
 JWT = {"CORRAL_JWT_SECRET": "w8Zq3nB5vR7tY1uK4mD9sG2hJ6xC0pLe"}
 
 
@@ -57,7 +60,8 @@ async def test_secrets_1_a_value_is_found_nowhere_in_any_form(safe: Any, tmp_pat
     other = "Zw3ite-Wert-üß-0987654321-vault"
     made = await safe.create(VALUE, description="of the shop", expires_at="2099-01-01T00:00:00Z")
     answers = [
-        await safe.admin.get(f"/secrets/{made['id']}"), await safe.admin.get("/secrets"),
+        await safe.admin.get(f"/secrets/{made['id']}"),
+        await safe.admin.get("/secrets"),
         await safe.admin.put(f"/secrets/{made['id']}", {"value": other, "description": "newer"}),
         await safe.admin.post("/secrets", {"name": made["name"], "value": VALUE}),
         await safe.admin.post("/secrets", {"name": "x", "value": VALUE, "max_versions": 0}),
@@ -65,7 +69,7 @@ async def test_secrets_1_a_value_is_found_nowhere_in_any_form(safe: Any, tmp_pat
         await safe.admin.post(f"/secrets/{made['id']}/rotate", {"value": VALUE, "grace_seconds": -1}),
         await safe.member.post("/secrets", {"name": "x", "value": VALUE}),
         await safe.admin.post("/secrets", {"name": "keyed", "value": VALUE}, headers={"Idempotency-Key": "one"}),
-    ]  # fmt: skip
+    ]
     assert [answer.status for answer in answers] == [200, 200, 200, 409, 422, 422, 422, 403, 201]
     found = await everywhere(safe, tmp_path)
     found |= {f"answer {number}": answer.body for number, answer in enumerate(answers)}
@@ -182,10 +186,11 @@ async def test_secrets_5_a_wrong_key_seals_the_vault_and_the_right_one_opens_it(
     assert (await wrong.kit.client.get("/health")).status == 200
     await wrong.step_up()
     answers = [
-        await wrong.reveal(made["id"]), await wrong.admin.post(f"/secrets/{made['id']}/rotate"),
+        await wrong.reveal(made["id"]),
+        await wrong.admin.post(f"/secrets/{made['id']}/rotate"),
         await wrong.admin.post("/secrets", {"name": "new", "value": "some new value"}),
         await wrong.admin.post("/secrets/rotate-master-key"),
-    ]  # fmt: skip
+    ]
     assert [(answer.status, answer.code) for answer in answers] == [(503, "vault_sealed")] * 4
     assert all(answer.headers["retry-after"] for answer in answers)
     assert (await wrong.admin.get(f"/secrets/{made['id']}")).status == 200

@@ -39,9 +39,13 @@ async def test_a_value_goes_to_listed_consumers_and_hosts_only(safe: Any) -> Non
     for consumer, host in ((AGENT, "api.org"), ("tool:http.fetch", "a.b.X.org."), (("tool:other", AGENT), "api.org")):
         assert await used(consumer, host) == VALUE
     for consumer, host in (
-        ("agent:01900000-0000-7000-8000-000000000002", "api.org"), ("plugin:llm", "api.org"), (AGENT, "x.org"),
-        (AGENT, "api.org.evil.net"), (AGENT, "evilx.org"), (AGENT, None),
-    ):  # fmt: skip
+        ("agent:01900000-0000-7000-8000-000000000002", "api.org"),
+        ("plugin:llm", "api.org"),
+        (AGENT, "x.org"),
+        (AGENT, "api.org.evil.net"),
+        (AGENT, "evilx.org"),
+        (AGENT, None),
+    ):
         assert await refused(safe, name="api", consumer=consumer, host=host) == "forbidden"
     assert await refused(safe, name="absent", consumer=AGENT, host="api.org") == "not_found"
     await safe.measured('corral_secret_uses_total{consumer="agent",outcome="ok"} 1.0')

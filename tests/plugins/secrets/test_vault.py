@@ -275,8 +275,10 @@ async def test_the_environment_pins_secrets(make_kit: Callable[..., Any]) -> Non
     safe = await Safe().reopen(await make_kit(plugins=PLUGINS, environ=environ))
     listed = (await safe.admin.get("/secrets")).json()
     assert [(item["name"], item["read_only"]) for item in listed["items"]] == [
-        ("middle", False), ("PINNED", True), ("Z_LAST", True),
-    ]  # fmt: skip
+        ("middle", False),
+        ("PINNED", True),
+        ("Z_LAST", True),
+    ]
     pages: list[str] = []
     for offset in range(4):
         page = (await safe.admin.get(f"/secrets?limit=1&offset={offset}")).json()
@@ -288,9 +290,11 @@ async def test_the_environment_pins_secrets(make_kit: Callable[..., Any]) -> Non
     pinned = listed["items"][1]
     assert (await safe.admin.get(f"/secrets/{pinned['id']}")).json() == pinned
     for method, path, body in (
-        ("PUT", f"/secrets/{pinned['id']}", {"description": "x"}), ("DELETE", f"/secrets/{pinned['id']}", None),
-        ("POST", f"/secrets/{pinned['id']}/rotate", None), ("POST", "/secrets", {"name": "Pinned", "value": "x"}),
-    ):  # fmt: skip
+        ("PUT", f"/secrets/{pinned['id']}", {"description": "x"}),
+        ("DELETE", f"/secrets/{pinned['id']}", None),
+        ("POST", f"/secrets/{pinned['id']}/rotate", None),
+        ("POST", "/secrets", {"name": "Pinned", "value": "x"}),
+    ):
         answer = await safe.admin.request(method, path, body)
         assert (answer.status, answer.code) == (409, "setting_locked"), path
     assert safe.kit.kernel.redactor.redact(f"it is {VALUE}") == "it is [redacted]"

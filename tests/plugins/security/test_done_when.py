@@ -276,19 +276,36 @@ async def _end(stream: Any) -> None:
 
 
 POLICY_BOUNDS = {
-    "registration": ["closed", "shut"], "default_role": ["viewer", "admin"], "email_verification": [False, "maybe"],
-    "require_mfa": [False, "x"], "require_mfa_roles": [["admin"], ["emperor"]], "access_ttl_seconds": [60, 59, 3601],
-    "refresh_idle_seconds": [3600, 3599, 2_592_001], "refresh_absolute_seconds": [7_776_000, 3599, 7_776_001],
-    "refresh_grace_seconds": [0, -1, 61], "lockout_threshold": [3, 2, 21], "lockout_window_seconds": [60, 59, 86_401],
-    "lockout_seconds": [3600, 59, 3601], "step_up_seconds": [900, 59, 901], "max_sessions_per_user": [100, 0, 101],
-    "api_keys_enabled": [True, None], "api_key_default_days": [365, 0, 366], "api_key_max_days": [1, 0, 366],
+    "registration": ["closed", "shut"],
+    "default_role": ["viewer", "admin"],
+    "email_verification": [False, "maybe"],
+    "require_mfa": [False, "x"],
+    "require_mfa_roles": [["admin"], ["emperor"]],
+    "access_ttl_seconds": [60, 59, 3601],
+    "refresh_idle_seconds": [3600, 3599, 2_592_001],
+    "refresh_absolute_seconds": [7_776_000, 3599, 7_776_001],
+    "refresh_grace_seconds": [0, -1, 61],
+    "lockout_threshold": [3, 2, 21],
+    "lockout_window_seconds": [60, 59, 86_401],
+    "lockout_seconds": [3600, 59, 3601],
+    "step_up_seconds": [900, 59, 901],
+    "max_sessions_per_user": [100, 0, 101],
+    "api_keys_enabled": [True, None],
+    "api_key_default_days": [365, 0, 366],
+    "api_key_max_days": [1, 0, 366],
     "api_keys_per_user": [100, 0, 101],
-}  # fmt: skip
+}
 PASSWORD_BOUNDS = {
-    "min_length": [64, 7, 65], "breached_check": [True, "x"], "history": [24, -1, 25], "require_upper": [True, 2],
-    "context_words": [["acme"], [""], ["x"] * 101], "require_lower": [True, "x"], "require_digit": [True, "x"],
-    "require_symbol": [True, "x"], "max_age_days": [None, 0, 3651],
-}  # fmt: skip
+    "min_length": [64, 7, 65],
+    "breached_check": [True, "x"],
+    "history": [24, -1, 25],
+    "require_upper": [True, 2],
+    "context_words": [["acme"], [""], ["x"] * 101],
+    "require_lower": [True, "x"],
+    "require_digit": [True, "x"],
+    "require_symbol": [True, "x"],
+    "max_age_days": [None, 0, 3651],
+}
 
 
 @pytest.mark.parametrize(
@@ -331,10 +348,12 @@ async def test_security_7_of_two_admins_with_one_version_one_wins(kit: Kit) -> N
         shown = await first.get("/security/ip-rules")
         tag = shown.headers["etag"]
         bodies = [{"mode": "blocklist", "rules": [{"action": "block", "cidr": f"192.0.2.{n}/32"}]} for n in range(2)]
-        answers = await asyncio.gather(*[
-            who.put("/security/ip-rules", body, headers={"if-match": tag})
-            for who, body in zip((first, second), bodies, strict=True)
-        ])  # fmt: skip
+        answers = await asyncio.gather(
+            *[
+                who.put("/security/ip-rules", body, headers={"if-match": tag})
+                for who, body in zip((first, second), bodies, strict=True)
+            ]
+        )
         assert sorted(answer.status for answer in answers) == [200, 412]
         loser = next(answer for answer in answers if answer.status == 412)
         assert loser.code == "precondition_failed"

@@ -35,9 +35,13 @@ async def replace(kit: Kit, who: Client, body: dict[str, Any], **options: Any) -
 
 def test_the_most_specific_network_wins_and_of_two_the_same_block() -> None:
     lines = (
-        "allow 10.0.0.0/8", "block 10.1.0.0/16", "allow 10.1.1.1/32", "block 10.1.1.1/32", "block 2001:db8::/32",
+        "allow 10.0.0.0/8",
+        "block 10.1.0.0/16",
+        "allow 10.1.1.1/32",
+        "block 10.1.1.1/32",
+        "block 2001:db8::/32",
         "allow 10.1.2.0/24",
-    )  # fmt: skip
+    )
     found = [Rule(str(number), line.split()[1], line.split()[0]) for number, line in enumerate(lines, 1)]
     expected = {
         "10.9.9.9": "1",
@@ -228,11 +232,16 @@ async def test_a_refusal_tells_no_address_where_none_is_to_be_kept(kit: Kit) -> 
 async def test_members_see_and_change_nothing(kit: Kit) -> None:
     member = await kit.as_user("member")
     for method, path, body in (
-        ("GET", "/security", None), ("PUT", "/security", {}), ("GET", "/security/password-policy", None),
-        ("PUT", "/security/password-policy", {}), ("GET", "/security/ip-rules", None),
-        ("PUT", "/security/ip-rules", {"mode": "off", "rules": []}), ("POST", "/security/ip-rules/check", {"ip": HOME}),
-        ("GET", "/security/sessions", None), ("POST", f"/security/users/{member.user['id']}/revoke-sessions", {}),
-    ):  # fmt: skip
+        ("GET", "/security", None),
+        ("PUT", "/security", {}),
+        ("GET", "/security/password-policy", None),
+        ("PUT", "/security/password-policy", {}),
+        ("GET", "/security/ip-rules", None),
+        ("PUT", "/security/ip-rules", {"mode": "off", "rules": []}),
+        ("POST", "/security/ip-rules/check", {"ip": HOME}),
+        ("GET", "/security/sessions", None),
+        ("POST", f"/security/users/{member.user['id']}/revoke-sessions", {}),
+    ):
         assert (await member.request(method, path, body)).code == "forbidden", path
 
 

@@ -78,17 +78,26 @@ async def test_what_a_key_can_never_do(kit: Kit) -> None:
     mine = f"/security/api-keys/{shown['id']}"
     user = f"/admin/users/{admin.user['id']}"
     for method, path, body in (
-        ("POST", "/security/api-keys", {"name": "x"}), ("DELETE", mine, None), ("POST", f"{mine}/rotate", {}),
-        ("PUT", "/security", {}), ("PUT", "/security/password-policy", {}),
+        ("POST", "/security/api-keys", {"name": "x"}),
+        ("DELETE", mine, None),
+        ("POST", f"{mine}/rotate", {}),
+        ("PUT", "/security", {}),
+        ("PUT", "/security/password-policy", {}),
         ("PUT", "/security/ip-rules", {"mode": "off", "rules": []}),
         ("DELETE", f"/security/sessions/{shown['id']}", None),
         ("POST", f"/security/users/{admin.user['id']}/revoke-sessions", {}),
         ("POST", "/auth/change-password", {"current_password": "x", "new_password": "y"}),
-        ("PUT", "/auth/me", {"full_name": "x"}), ("POST", "/auth/logout", None), ("POST", "/auth/logout-all", {}),
-        ("POST", "/auth/mfa/setup", {}), ("POST", "/auth/mfa/disable", {}), ("POST", "/auth/reauth", {}),
-        ("POST", "/admin/users", {}), ("PATCH", user, {"role": "member"}),
-        ("POST", "/plugins/realtime/disable", {}), ("POST", "/plugins/realtime/enable", {}),
-    ):  # fmt: skip
+        ("PUT", "/auth/me", {"full_name": "x"}),
+        ("POST", "/auth/logout", None),
+        ("POST", "/auth/logout-all", {}),
+        ("POST", "/auth/mfa/setup", {}),
+        ("POST", "/auth/mfa/disable", {}),
+        ("POST", "/auth/reauth", {}),
+        ("POST", "/admin/users", {}),
+        ("PATCH", user, {"role": "member"}),
+        ("POST", "/plugins/realtime/disable", {}),
+        ("POST", "/plugins/realtime/enable", {}),
+    ):
         answer = await key.request(method, path, body)
         assert (answer.status, answer.code) == (403, "insufficient_scope"), (method, path, answer)
 

@@ -110,9 +110,11 @@ async def test_what_opens_no_socket_counts_for_the_address(make_kit: Callable[..
     limits: Any = kit.kernel.container.get(RateLimits)
     limits._anonymous._now = lambda: 1000.0  # no time passes, so nothing is given back
     queries = {
-        "?token=nobody": UNAUTHENTICATED, f"?token={shown['key']}": FORBIDDEN, f"?token={deaf['key']}": FORBIDDEN,
+        "?token=nobody": UNAUTHENTICATED,
+        f"?token={shown['key']}": FORBIDDEN,
+        f"?token={deaf['key']}": FORBIDDEN,
         f"?token={shown['key']}&ticket=x": INVALID,
-    }  # fmt: skip
+    }
     async with serving(kit) as port:
         for query, code in queries.items():
             async with ear(port, None, query, **at(AWAY)) as socket:

@@ -207,8 +207,9 @@ async def test_without_the_audit_log_nothing_changes(make_kit: Callable[..., Any
         ("PUT", "/security/password-policy", {"min_length": 20}),
         ("PUT", "/security/ip-rules", {"mode": "blocklist", "rules": [{"cidr": "10.0.0.0/8", "action": "block"}]}),
         ("POST", f"/security/users/{admin.user['id']}/revoke-sessions", {}),
-        ("POST", "/security/api-keys", {"name": "x"}), ("DELETE", f"/security/api-keys/{key['id']}", None),
-    ):  # fmt: skip
+        ("POST", "/security/api-keys", {"name": "x"}),
+        ("DELETE", f"/security/api-keys/{key['id']}", None),
+    ):
         answer = await again.request(method, path, body)
         assert (answer.status, answer.code) == (503, "audit_unavailable"), (path, answer)
     assert (await again.get("/security")).json()["step_up_seconds"] == 300

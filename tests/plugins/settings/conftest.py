@@ -12,9 +12,14 @@ from corral.settings.values import WebUrl
 from corral.testing.kit import Client, Kit
 
 LOW = Setting(
-    name="shelf.low", kind=int, default=1, title="Lower end", minimum=0, maximum=100,
+    name="shelf.low",
+    kind=int,
+    default=1,
+    title="Lower end",
+    minimum=0,
+    maximum=100,
     check=lambda value, settings: None if value <= settings.get(HIGH) else "must not be above shelf.high",
-)  # fmt: skip
+)
 HIGH = Setting(name="shelf.high", kind=int, default=10, title="Upper end", minimum=0, maximum=100)
 WIDTH = Setting(name="shelf.width", kind=float, default=1.5, title="Width", minimum=0.5, maximum=9)
 OPEN = Setting(name="shelf.open", kind=bool, default=True, title="Whether it is open")

@@ -10,21 +10,41 @@ from tests.plugins.settings import conftest as it
 from tests.plugins.settings.conftest import Shelf
 
 TAKEN = [
-    ("shelf.high", 30, 30), ("shelf.high", "30", 30), ("shelf.width", 2, 2.0), ("shelf.width", "2.5", 2.5),
-    ("shelf.open", False, False), ("shelf.open", "false", False), ("shelf.wood", "ash", "ash"),
-    ("shelf.label", "of oak", "of oak"), ("shelf.label", None, None), ("shelf.books", ["a", "b"], ["a", "b"]),
+    ("shelf.high", 30, 30),
+    ("shelf.high", "30", 30),
+    ("shelf.width", 2, 2.0),
+    ("shelf.width", "2.5", 2.5),
+    ("shelf.open", False, False),
+    ("shelf.open", "false", False),
+    ("shelf.wood", "ash", "ash"),
+    ("shelf.label", "of oak", "of oak"),
+    ("shelf.label", None, None),
+    ("shelf.books", ["a", "b"], ["a", "b"]),
     ("shelf.depths", {"top": 3}, {"top": 3}),
-]  # fmt: skip
+]
 REFUSED = [
-    ("shelf.high", 101, "too_large"), ("shelf.high", -1, "too_small"), ("shelf.high", "many", "wrong_type"),
-    ("shelf.high", 1.5, "wrong_type"), ("shelf.high", True, "wrong_type"), ("shelf.high", None, "wrong_type"),
-    ("shelf.high", "030", "wrong_type"), ("shelf.width", 0.1, "too_small"), ("shelf.open", "yes", "wrong_type"),
-    ("shelf.open", 1, "wrong_type"), ("shelf.wood", "pine", "not_in_enum"), ("shelf.label", "x", "too_short"),
-    ("shelf.label", "x" * 21, "too_long"), ("shelf.label", "UPPER", "bad_format"), ("shelf.label", 5, "wrong_type"),
-    ("shelf.books", ["a"] * 4, "too_long"), ("shelf.books", "a", "wrong_type"), ("shelf.books", [1], "wrong_type"),
-    ("shelf.depths", {"top": "deep"}, "wrong_type"), ("shelf.lock", 5, "wrong_type"),
+    ("shelf.high", 101, "too_large"),
+    ("shelf.high", -1, "too_small"),
+    ("shelf.high", "many", "wrong_type"),
+    ("shelf.high", 1.5, "wrong_type"),
+    ("shelf.high", True, "wrong_type"),
+    ("shelf.high", None, "wrong_type"),
+    ("shelf.high", "030", "wrong_type"),
+    ("shelf.width", 0.1, "too_small"),
+    ("shelf.open", "yes", "wrong_type"),
+    ("shelf.open", 1, "wrong_type"),
+    ("shelf.wood", "pine", "not_in_enum"),
+    ("shelf.label", "x", "too_short"),
+    ("shelf.label", "x" * 21, "too_long"),
+    ("shelf.label", "UPPER", "bad_format"),
+    ("shelf.label", 5, "wrong_type"),
+    ("shelf.books", ["a"] * 4, "too_long"),
+    ("shelf.books", "a", "wrong_type"),
+    ("shelf.books", [1], "wrong_type"),
+    ("shelf.depths", {"top": "deep"}, "wrong_type"),
+    ("shelf.lock", 5, "wrong_type"),
     ("shelf.depths", {"x" * 70_000: 1}, "too_long"),
-]  # fmt: skip
+]
 
 
 async def test_values_are_json_of_the_declared_type(shelf: Shelf) -> None:
@@ -89,9 +109,9 @@ async def test_a_stale_version_is_412(shelf: Shelf) -> None:
 
 async def test_one_of_two_changes_with_one_version_wins(shelf: Shelf) -> None:
     await shelf.put("shelf.high", 20)
-    answers = await asyncio.gather(*[
-        shelf.put("shelf.high", 30 + number, headers={"If-Match": '"1"'}) for number in range(6)
-    ])  # fmt: skip
+    answers = await asyncio.gather(
+        *[shelf.put("shelf.high", 30 + number, headers={"If-Match": '"1"'}) for number in range(6)]
+    )
     assert sorted(answer.status for answer in answers) == [200] + [412] * 5
 
 
@@ -102,8 +122,10 @@ async def test_the_history_tells_who_changed_what(shelf: Shelf) -> None:
     await shelf.put("shelf.wood", "ash")
     items = (await shelf.admin.get("/settings/history")).json()["items"]
     assert [(item["category"], item["key"], item["from"], item["to"]) for item in items] == [
-        ("shelf", "wood", "oak", "ash"), ("shelf", "high", 20, 10), ("shelf", "high", 10, 20),
-    ]  # fmt: skip
+        ("shelf", "wood", "oak", "ash"),
+        ("shelf", "high", 20, 10),
+        ("shelf", "high", 10, 20),
+    ]
     assert {item["by"] for item in items} == {shelf.admin.user["id"]}
     page = (await shelf.admin.get("/settings/history?category=shelf&key=high&limit=1")).json()
     assert (page["total"], page["items"][0]["to"]) == (2, 10)
@@ -138,10 +160,13 @@ async def test_urls_pass_the_egress_guard(shelf: Shelf) -> None:
 async def test_others_than_admins_are_kept_out(shelf: Shelf) -> None:
     member = await shelf.kit.as_user("member")
     for method, path, body in (
-        ("GET", "/settings", None), ("GET", "/settings/schema", None), ("GET", "/settings/history", None),
-        ("PUT", "/settings/shelf/high", {"value": 3}), ("PUT", "/settings/bulk", {"settings": {"shelf.high": 3}}),
+        ("GET", "/settings", None),
+        ("GET", "/settings/schema", None),
+        ("GET", "/settings/history", None),
+        ("PUT", "/settings/shelf/high", {"value": 3}),
+        ("PUT", "/settings/bulk", {"settings": {"shelf.high": 3}}),
         ("POST", "/settings/shelf/high/reset", None),
-    ):  # fmt: skip
+    ):
         assert (await member.request(method, path, body)).code == "forbidden", path
 
 
@@ -161,13 +186,16 @@ async def test_settings_of_a_plugin_out_of_service_are_kept_and_hidden(shelf: Sh
 @pytest.mark.parametrize(
     ("name", "options", "told"),
     [
-        ("schema.high", {}, "category.key"), ("bulk.x", {}, "category.key"), ("shelf.High", {}, "category.key"),
+        ("schema.high", {}, "category.key"),
+        ("bulk.x", {}, "category.key"),
+        ("shelf.High", {}, "category.key"),
         ("shelf.api_key", {"kind": str, "default": ""}, "credential"),
         ("shelf.code", {"kind": str, "default": "1234", "secret": True}, "unset by default"),
-        ("shelf.high", {"env": "CORRAL_HIGH"}, "pins nothing"), (f"shelf.{'x' * 64}.y", {}, "category.key"),
+        ("shelf.high", {"env": "CORRAL_HIGH"}, "pins nothing"),
+        (f"shelf.{'x' * 64}.y", {}, "category.key"),
         (f"{'s' * 40}.{'x' * 50}", {}, "longer than"),
     ],
-)  # fmt: skip
+)
 def test_what_may_not_be_declared(name: str, options: dict[str, Any], told: str) -> None:
     from corral.plugin import Setting
     from corral.settings.registry import SettingsRegistry

@@ -107,17 +107,46 @@ async def test_settings_6_a_pinned_value_names_its_variable(make_shelf: Callable
 async def test_the_object_of_a_setting_tells_everything(shelf: Shelf) -> None:
     shown = await shelf.shown("shelf.high")
     assert shown == {
-        "category": "shelf", "key": "high", "type": "int", "nullable": False, "default": 10, "min": 0, "max": 100,
+        "category": "shelf",
+        "key": "high",
+        "type": "int",
+        "nullable": False,
+        "default": 10,
+        "min": 0,
+        "max": 100,
         "schema": {"type": "integer", "minimum": 0, "maximum": 100, "default": 10, "title": "Upper end"},
-        "title": "Upper end", "description": "", "restart_required": False, "plugin": "shelf", "env": None,
-        "value": 10, "source": "default", "locked": False, "pinned_by": None, "updated_at": None,
-        "updated_by": None, "version": 0, "pending_restart": False, "invalid": None,
-    }  # fmt: skip
+        "title": "Upper end",
+        "description": "",
+        "restart_required": False,
+        "plugin": "shelf",
+        "env": None,
+        "value": 10,
+        "source": "default",
+        "locked": False,
+        "pinned_by": None,
+        "updated_at": None,
+        "updated_by": None,
+        "version": 0,
+        "pending_restart": False,
+        "invalid": None,
+    }
     kinds = {"width": "number", "open": "bool", "wood": "enum", "label": "string", "books": "list", "lock": "secret"}
     answer = (await shelf.admin.get("/settings?category=shelf&details=true")).json()["shelf"]
     assert {key: answer[key]["type"] for key in kinds} == kinds
     assert answer["depths"]["type"] == "object"
     assert json.dumps(answer["label"]["schema"]) == json.dumps(
-        {"anyOf": [{"type": "string", "minLength": 2, "maxLength": 20, "pattern": "^(?:[a-z ]*)$", "default": None,
-                    "title": "Label"}, {"type": "null"}], "title": "Label"}
-    )  # fmt: skip
+        {
+            "anyOf": [
+                {
+                    "type": "string",
+                    "minLength": 2,
+                    "maxLength": 20,
+                    "pattern": "^(?:[a-z ]*)$",
+                    "default": None,
+                    "title": "Label",
+                },
+                {"type": "null"},
+            ],
+            "title": "Label",
+        }
+    )

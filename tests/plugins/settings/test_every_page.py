@@ -155,11 +155,13 @@ async def test_every_variable_that_pins_names_a_setting(kit: Kit) -> None:
     found = await declared(kit)
     pins = {each["env"]: name for name, each in found.items() if each["env"]}
     assert pins == {
-        "CORRAL_REGISTRATION": "security.registration", "CORRAL_ACCESS_TTL": "security.access_ttl_seconds",
+        "CORRAL_REGISTRATION": "security.registration",
+        "CORRAL_ACCESS_TTL": "security.access_ttl_seconds",
         "CORRAL_REFRESH_TTL": "security.refresh_absolute_seconds",
         "CORRAL_REFRESH_GRACE": "security.refresh_grace_seconds",
         "CORRAL_LOCKOUT_THRESHOLD": "security.lockout_threshold",
         "CORRAL_LOCKOUT_WINDOW": "security.lockout_window_seconds",
         "CORRAL_LOCKOUT_SECONDS": "security.lockout_seconds",
-        "CORRAL_TASK_LEASE_SECONDS": "tasks.lease_seconds", "CORRAL_TASK_MAX_ATTEMPTS": "tasks.max_attempts",
-    }  # fmt: skip
+        "CORRAL_TASK_LEASE_SECONDS": "tasks.lease_seconds",
+        "CORRAL_TASK_MAX_ATTEMPTS": "tasks.max_attempts",
+    }

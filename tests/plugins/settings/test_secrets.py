@@ -34,9 +34,7 @@ async def test_a_secret_is_sealed_and_never_shown(shelf: Shelf) -> None:
     assert bytes.fromhex(row.sealed).find(CODE.encode()) < 0
 
 
-async def test_the_redactor_hears_of_it_soon_and_not_on_the_loop(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+async def test_the_redactor_hears_of_it_soon_and_not_on_the_loop(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     redactor = shelf.kit.kernel.redactor
     threads: list[threading.Thread] = []
     tell = redactor.set_values
@@ -74,9 +72,7 @@ CUT = peewee.fn.SUBSTR(ValueRow.sealed, 1, 201)
 
 
 @pytest.mark.parametrize("altered", [{"version": 7}, {"sealed": CUT}], ids=["from another place", "cut"])
-async def test_a_value_that_does_not_open_is_ignored(
-    make_shelf: Callable[..., Any], altered: dict[str, Any]
-) -> None:  # fmt: skip
+async def test_a_value_that_does_not_open_is_ignored(make_shelf: Callable[..., Any], altered: dict[str, Any]) -> None:
     shelf = await make_shelf()
     await shelf.put("shelf.lock", CODE)
 

@@ -87,10 +87,18 @@ async def test_a_blocked_task_becomes_pending_with_all_that_was_changed(world: A
     needed = await world.task("needed", available_at="2090-01-01T00:00:00Z")
     task_id = await world.task("waits", depends_on=[needed], priority="low")
     told = await patch(
-        world, task_id, depends_on=[], available_at="2080-01-01T00:00:00Z", priority="critical",
-        deadline="2091-01-01T00:00:00Z", queue_timeout_seconds=60,
-    )  # fmt: skip
+        world,
+        task_id,
+        depends_on=[],
+        available_at="2080-01-01T00:00:00Z",
+        priority="critical",
+        deadline="2091-01-01T00:00:00Z",
+        queue_timeout_seconds=60,
+    )
     assert (told["status"], told["available_at"]) == ("pending", "2080-01-01T00:00:00.000Z")
     assert await columns(world, task_id, "rank", "queue", "deadline_key", "queue_until") == (
-        3, None, "2091-01-01T00:00:00.000Z", "2080-01-01T00:01:00.000Z"
-    )  # fmt: skip
+        3,
+        None,
+        "2091-01-01T00:00:00.000Z",
+        "2080-01-01T00:01:00.000Z",
+    )

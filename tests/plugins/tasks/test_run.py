@@ -99,9 +99,13 @@ def test_why_nobody_takes_it_is_told(run: Run) -> None:
     agent = run.client.post("/agents", json=fields).raise_for_status().json()["id"]
     words = [sys.executable, "-m", "corral", "run", "--agent", "Sleeper", "Wake up"]
     with subprocess.Popen(
-        words, cwd=run.folder, env={**run.environ, "PYTHONUNBUFFERED": "1"}, text=True, stdout=subprocess.PIPE,
+        words,
+        cwd=run.folder,
+        env={**run.environ, "PYTHONUNBUFFERED": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    ) as process:  # fmt: skip
+    ) as process:
         assert process.stderr is not None
         assert "created" in process.stderr.readline()
         reason = process.stderr.readline()
@@ -198,7 +202,7 @@ def test_what_is_wrong_is_one_line(run: Run) -> None:
         (("--agent", "Echo Three", "--url", "http://", "Do it"), {}, 2, "is no address"),
         (("--agent", "Echo Three", "--url", "http://127.0.0.1:x", "Do it"), {}, 2, "http://127.0.0.1:x is no address"),
         (("--agent", "Echo Three", "--token-file", "image", "Do it"), {}, 2, "this is no token"),
-    ]  # fmt: skip
+    ]
     for arguments, environ, status, words in cases:
         done = run(*arguments, **environ)
         assert (done.returncode, done.stdout) == (status, ""), done
@@ -212,9 +216,13 @@ def test_a_token_that_ends_leaves_the_task_and_says_which(run: Run) -> None:
     made = run.client.post("/security/api-keys", json={"name": "short", "scopes": ["*"]})
     key = made.raise_for_status().json()
     following = subprocess.Popen(
-        [sys.executable, "-m", "corral", "run", "--agent", "Never started", "Do it"], cwd=run.folder, text=True,
-        env={**run.environ, "CORRAL_TOKEN": key["key"]}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-m", "corral", "run", "--agent", "Never started", "Do it"],
+        cwd=run.folder,
+        text=True,
+        env={**run.environ, "CORRAL_TOKEN": key["key"]},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert following.stderr is not None
     task_id = following.stderr.readline().split()[-1]
     run.client.delete(f"/security/api-keys/{key['id']}").raise_for_status()

@@ -39,9 +39,11 @@ async def check(world: Any, ids: list[str]) -> None:
 
 
 async def test_words_are_found_before_and_after_they_are_indexed(world: Any) -> None:
-    ids = [await world.task("a needle", description="in the hay-stack"),
-           await world.task("other", description="foo/needles, 2 of them", priority="high"),
-           await world.task("Strängnäs")]  # fmt: skip
+    ids = [
+        await world.task("a needle", description="in the hay-stack"),
+        await world.task("other", description="foo/needles, 2 of them", priority="high"),
+        await world.task("Strängnäs"),
+    ]
     await check(world, ids)
     await index(world)
     await check(world, ids)

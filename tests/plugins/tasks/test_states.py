@@ -18,15 +18,35 @@ from corral import clock
 from corral.testing.kit import make_kernel
 
 ALLOWED = {
-    (None, "pending"), (None, "blocked"), ("blocked", "pending"), ("blocked", "failed"), ("pending", "assigned"),
-    ("assigned", "running"), ("assigned", "pending"), ("running", "completed"), ("running", "waiting"),
-    ("running", "pending"), ("running", "failed"), ("waiting", "pending"), ("waiting", "completed"), ("waiting",
-    "failed"),
-    ("pending", "cancelled"), ("blocked", "cancelled"), ("waiting", "cancelled"), ("pending", "failed"),
-    ("pending", "completed"), ("assigned", "cancelling"), ("running", "cancelling"), ("cancelling", "cancelled"),
-    ("cancelling", "pending"), ("cancelling", "failed"), ("failed", "pending"), ("failed", "blocked"),
-    ("cancelled", "pending"), ("cancelled", "blocked"),
-}  # fmt: skip
+    (None, "pending"),
+    (None, "blocked"),
+    ("blocked", "pending"),
+    ("blocked", "failed"),
+    ("pending", "assigned"),
+    ("assigned", "running"),
+    ("assigned", "pending"),
+    ("running", "completed"),
+    ("running", "waiting"),
+    ("running", "pending"),
+    ("running", "failed"),
+    ("waiting", "pending"),
+    ("waiting", "completed"),
+    ("waiting", "failed"),
+    ("pending", "cancelled"),
+    ("blocked", "cancelled"),
+    ("waiting", "cancelled"),
+    ("pending", "failed"),
+    ("pending", "completed"),
+    ("assigned", "cancelling"),
+    ("running", "cancelling"),
+    ("cancelling", "cancelled"),
+    ("cancelling", "pending"),
+    ("cancelling", "failed"),
+    ("failed", "pending"),
+    ("failed", "blocked"),
+    ("cancelled", "pending"),
+    ("cancelled", "blocked"),
+}
 
 
 class TaskMachine(RuleBasedStateMachine):
@@ -80,9 +100,10 @@ class TaskMachine(RuleBasedStateMachine):
     @rule(lease=leases, name=st.sampled_from(["complete", "fail", "release", "wait", "cancelled"]))
     def end(self, lease: Any, name: str) -> None:
         body = {
-            "fail": {"error": {"type": "x", "message": ""}}, "wait": {"input": {"prompt": "?"}},
-            "complete": {"result": 1}
-        }.get(name, {})  # fmt: skip
+            "fail": {"error": {"type": "x", "message": ""}},
+            "wait": {"input": {"prompt": "?"}},
+            "complete": {"result": 1},
+        }.get(name, {})
         self._call(lease, name, body)
 
     @rule(lease=consumes(leases))

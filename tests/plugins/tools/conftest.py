@@ -14,9 +14,11 @@ from corral_plugins.tools.api import Json, Tool, ToolContext, ToolFailure
 
 PLUGINS = ("admin", "agents", "workers", "tasks", "tools")
 TEXT = {
-    "type": "object", "properties": {"text": {"type": "string", "maxLength": 200_000}}, "required": ["text"],
+    "type": "object",
+    "properties": {"text": {"type": "string", "maxLength": 200_000}},
+    "required": ["text"],
     "additionalProperties": False,
-}  # fmt: skip
+}
 
 
 class Bench:

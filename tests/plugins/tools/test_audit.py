@@ -44,8 +44,9 @@ async def test_denials_of_external_tools_and_changes_are_recorded(make_kit: Call
     for tool in ("test.write", "test.page", "test.danger", "no.such"):
         await run.say(tool)
     assert [(entry.action, entry.object_id) for entry in entries] == [
-        ("tools.call.run", "test.page"), ("tools.call.run", "test.danger"),
-    ]  # fmt: skip
+        ("tools.call.run", "test.page"),
+        ("tools.call.run", "test.danger"),
+    ]
     assert (entries[0].outcome, entries[0].code) == ("denied", "tools.denied")
     assert entries[0].details["reason"] == "not_enabled"
     await world.admin.patch("/tools/test.page", {"enabled": False})

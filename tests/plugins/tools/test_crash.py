@@ -66,9 +66,9 @@ class Attempt:
         self.server = server
         with server.sign_in() as admin:
             agent = admin.post(
-                "/agents", json={"name": "a", "enabled_tools": ["http.*", "tasks.*"],
-                                 "tool_policy": {"http.request": "allow"}},
-            ).json()  # fmt: skip
+                "/agents",
+                json={"name": "a", "enabled_tools": ["http.*", "tasks.*"], "tool_policy": {"http.request": "allow"}},
+            ).json()
             admin.post(f"/agents/{agent['id']}/start")
             task = admin.post("/tasks", json={"title": "t", "agent_id": agent["id"]}).json()
             worker = admin.post("/workers/register", json={"name": "w"}).json()
@@ -108,8 +108,9 @@ def test_tools_6_a_killed_server_runs_nothing_twice(
     with ServerProcess(tmp_path, database_url=database_url, environ=environ) as server, ThreadPoolExecutor(8) as pool:
         attempt = Attempt(server)
         calls: dict[str, tuple[str, dict[str, Any]]] = {
-            "get": ("http.fetch", {"url": url}), "post": ("http.request", {"url": url, "method": "POST", "body": "x"})
-        }  # fmt: skip
+            "get": ("http.fetch", {"url": url}),
+            "post": ("http.request", {"url": url, "method": "POST", "body": "x"}),
+        }
         began = [pool.submit(attempt.call, tool, call_id, arguments) for call_id, (tool, arguments) in calls.items()]
         _until(lambda: sorted(Slow.seen) == ["GET", "POST"])
         makes = [

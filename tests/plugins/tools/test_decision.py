@@ -13,9 +13,12 @@ from corral_plugins.tools.api import POLICIES, RISKS
 from corral_plugins.tools.service.decision import Case, Rule, decide, policy_of, rule_of
 
 GOOD: dict[str, Any] = {
-    "tool": "a.tool", "risk": "external", "enabled_tools": ["a.tool"],
-    "permissions": frozenset({"tools.use_external", "a.write"}), "permission": "a.write",
-}  # fmt: skip
+    "tool": "a.tool",
+    "risk": "external",
+    "enabled_tools": ["a.tool"],
+    "permissions": frozenset({"tools.use_external", "a.write"}),
+    "permission": "a.write",
+}
 FAULT = (Fault("/arguments/x", "required", "this field is required"),)
 ORDER: list[tuple[str, dict[str, Any]]] = [
     ("disabled", {"enabled": False}),
@@ -98,14 +101,20 @@ def test_the_policy_is_the_strictest(fields: dict[str, Any], policy: str) -> Non
 
 
 @given(
-    policy=st.none() | st.sampled_from(POLICIES), default=st.sampled_from(POLICIES), risk=st.sampled_from(RISKS),
-    trusted=st.booleans(), asks=st.booleans(),
-)  # fmt: skip
+    policy=st.none() | st.sampled_from(POLICIES),
+    default=st.sampled_from(POLICIES),
+    risk=st.sampled_from(RISKS),
+    trusted=st.booleans(),
+    asks=st.booleans(),
+)
 def test_taint_never_loosens(policy: Any, default: Any, risk: Any, trusted: bool, asks: bool) -> None:
     fields = GOOD | {
-        "risk": risk, "rule": Rule(policy=policy), "default_policy": default, "is_trusted": trusted,
+        "risk": risk,
+        "rule": Rule(policy=policy),
+        "default_policy": default,
+        "is_trusted": trusted,
         "target_asks": asks,
-    }  # fmt: skip
+    }
     calm, tainted = policy_of(Case(**fields)), policy_of(Case(**fields, tainted=True))
     assert POLICIES.index(tainted) >= POLICIES.index(calm)
 

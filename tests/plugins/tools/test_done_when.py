@@ -22,8 +22,10 @@ POLICIES = st.sampled_from(["allow", "ask", "deny"])
 async def test_tools_1_refused_calls_are_on_record_and_run_nothing(world: World) -> None:
     run = await world.run("test.read")
     for name, arguments, status in (
-        ("test.write", {"text": "x"}, 403), ("no.such", {"text": "x"}, 404), ("test.read", {"text": 7}, 422)
-    ):  # fmt: skip
+        ("test.write", {"text": "x"}, 403),
+        ("no.such", {"text": "x"}, 404),
+        ("test.read", {"text": 7}, 422),
+    ):
         answer = await run.tool(name, arguments, call_id=name)
         assert answer.status == status, answer
     assert (await run.tool("test.read", {"text": 7}, call_id="test.read")).json()["errors"] == [
@@ -32,8 +34,10 @@ async def test_tools_1_refused_calls_are_on_record_and_run_nothing(world: World)
     assert world.bench.runs == []
     found = (await world.admin.get("/tool-calls")).json()["items"]
     assert {(call["tool"], call["reason"]) for call in found} == {
-        ("test.write", "not_enabled"), ("no.such", "unknown_tool"), ("test.read", "invalid_arguments"),
-    }  # fmt: skip
+        ("test.write", "not_enabled"),
+        ("no.such", "unknown_tool"),
+        ("test.read", "invalid_arguments"),
+    }
 
 
 async def test_tools_2_after_a_web_page_dangerous_tools_ask(make_kit: Callable[..., Any]) -> None:
@@ -140,14 +144,17 @@ async def test_tools_9_check_and_call_agree(world: World) -> None:
     @given(
         st.fixed_dictionaries(
             {
-                "name": st.sampled_from(names), "tools": st.sampled_from([["test.*"], ["test.write"], ["no.*"], []]),
+                "name": st.sampled_from(names),
+                "tools": st.sampled_from([["test.*"], ["test.write"], ["no.*"], []]),
                 "allowed": st.sampled_from([None, ["test.write", "test.page", "test.danger"], ["test.read"], []]),
                 "rule": st.none() | POLICIES | st.fixed_dictionaries({"policy": POLICIES, "when_tainted": POLICIES}),
-                "good": st.booleans(), "tainted": st.booleans(), "enabled": st.booleans(),
+                "good": st.booleans(),
+                "tainted": st.booleans(),
+                "enabled": st.booleans(),
                 "default": st.none() | POLICIES,
             }
         )
-    )  # fmt: skip
+    )
     def generate(case: dict[str, Any]) -> None:
         cases.append(case)
 

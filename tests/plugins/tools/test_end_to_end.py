@@ -13,15 +13,17 @@ from corral.testing.server import ServerProcess
 
 SCRIPT = {
     "turns": [
-        {"tool_calls": [
-            {"name": "workspace__write", "arguments": {"path": "a.txt", "content": "42"}},
-            {"name": "workspace__read", "arguments": {"path": "a.txt"}},
-        ]},
+        {
+            "tool_calls": [
+                {"name": "workspace__write", "arguments": {"path": "a.txt", "content": "42"}},
+                {"name": "workspace__read", "arguments": {"path": "a.txt"}},
+            ]
+        },
         {"tool_calls": [{"name": "human__ask", "arguments": {"prompt": "Shall I go on?"}}]},
         {"tool_calls": [{"name": "tasks__create", "arguments": {"title": "the rest", "agent_role": "nobody"}}]},
         {"text": "done"},
     ]
-}  # fmt: skip
+}
 
 
 def until(client: httpx2.Client, task_id: str, status: str) -> dict[str, Any]:
@@ -59,9 +61,11 @@ def test_an_agent_uses_its_tools(tmp_path: Path) -> None:
         children = admin.get("/tasks", params={"parent_task_id": task["id"]}).json()["items"]
     told = [(call["tool"], call["status"]) for call in calls]
     assert told == [
-        ("workspace.write", "succeeded"), ("workspace.read", "succeeded"), ("human.ask", "succeeded"),
+        ("workspace.write", "succeeded"),
+        ("workspace.read", "succeeded"),
+        ("human.ask", "succeeded"),
         ("tasks.create", "succeeded"),
-    ]  # fmt: skip
+    ]
     assert "42" in json.dumps(calls[1]["result"])
     assert calls[2]["result"] == "yes"
     assert [child["title"] for child in children] == ["the rest"]

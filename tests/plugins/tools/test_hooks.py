@@ -30,9 +30,7 @@ async def test_corral_tools(make_kit: Callable[..., Any]) -> None:
     assert kit.loaded("tools").active, kit.loaded("tools").reason
     reader = await kit.as_user("viewer")
     found = {tool["name"]: tool["source"] for tool in (await reader.get("/tools")).json()["items"]}
-    assert found == {
-        "http.fetch": "plugin:tools", "http.request": "plugin:tools", "shout.text": "plugin:shout"
-    }  # fmt: skip
+    assert found == {"http.fetch": "plugin:tools", "http.request": "plugin:tools", "shout.text": "plugin:shout"}
 
 
 async def test_a_plugin_out_of_service_takes_its_tools_along(make_kit: Callable[..., Any]) -> None:

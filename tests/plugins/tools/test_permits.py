@@ -111,9 +111,10 @@ async def test_a_worker_says_what_it_offers(world: World) -> None:
     await client.post(f"/tasks/{run.task_id}/start", {"lease_id": run.lease_id})
     offered = {tool["name"]: (tool["runs"], tool["risk"], tool["policy"]) for tool in claim["agent"]["tools"]}
     assert offered == {
-        "my.tool": ("worker", "external", "allow"), "test.read": ("server", "read", "allow"),
+        "my.tool": ("worker", "external", "allow"),
+        "test.read": ("server", "read", "allow"),
         "workspace.read": ("worker", "read", "allow"),
-    }  # fmt: skip
+    }
     assert claim["agent"]["tools"][0]["schema"] == OFFER["schema"]
     refused = await run.tool("workspace.write", {"path": "a", "content": "b"})
     assert (refused.status, refused.json()["reason"]) == (403, "not_offered")

@@ -153,5 +153,6 @@ async def test_agents_are_warned_of_tools_that_nobody_brings(world: World) -> No
     agent_id = await world.agent("http.fetch", "tasks.*", "shell.run", "python.run", "what.ever")
     warnings = (await world.member.get(f"/agents/{agent_id}")).json()["warnings"]
     assert [each for each in warnings if each.startswith("tool")] == [
-        "tool_unavailable:python.run", "tool_unavailable:what.ever",
-    ]  # fmt: skip
+        "tool_unavailable:python.run",
+        "tool_unavailable:what.ever",
+    ]

@@ -96,10 +96,11 @@ async def test_only_listed_agents_and_tools_get_a_secret(world: World, server: R
 async def test_secrets_stand_in_values_of_headers_alone(world: World, server: Receiver) -> None:
     run = await started(world)
     for arguments in (
-        {"url": server.url("/{{ secrets.Shop }}")}, {"url": server.url("/x"), "headers": {"{{ secrets.Shop }}": "x"}},
+        {"url": server.url("/{{ secrets.Shop }}")},
+        {"url": server.url("/x"), "headers": {"{{ secrets.Shop }}": "x"}},
         {"url": server.url("/x"), "headers": {"X-Key": "{{ secrets.Shop + 'x' }}"}},
         {"url": server.url("/x"), "headers": {"X-Key": "{{ upper(secrets.Shop) }}"}},
-    ):  # fmt: skip
+    ):
         assert await error(run, "http.fetch", arguments) == "invalid_arguments"
     body = {"url": server.url("/x"), "method": "POST", "body": "key={{ secrets.Shop }}"}
     assert await error(run, "http.request", body) == "invalid_arguments"

@@ -47,15 +47,21 @@ async def test_tasks_create_delegates_within_the_parent(world: World) -> None:
     limits = {"allowed_tools": ["tasks.create", "test.read"], "max_cost_usd": 2}
     run = await world.run("tasks.*", task=limits)
     wanted = {
-        "title": "part", "agent_id": helper, "allowed_tools": ["test.read", "test.write"], "max_cost_usd": 5,
-        "input": {"n": 1}, "priority": "high",
-    }  # fmt: skip
+        "title": "part",
+        "agent_id": helper,
+        "allowed_tools": ["test.read", "test.write"],
+        "max_cost_usd": 5,
+        "input": {"n": 1},
+        "priority": "high",
+    }
     call = (await run.tool("tasks.create", wanted)).json()
     assert call["status"] == "succeeded", call
     child = await read(world, call["result"]["task_id"])
     assert (child["parent_task_id"], child["depth"], child["created_by"]) == (
-        run.task_id, 1, world.member.user["id"],
-    )  # fmt: skip
+        run.task_id,
+        1,
+        world.member.user["id"],
+    )
     assert (child["allowed_tools"], child["max_cost_usd"], child["input"]) == (["test.read"], 2, {"n": 1})
     assert child["source"] == {"type": "agent", "id": run.claim["agent"]["id"]}
     heir = (await run.tool("tasks.create", {"title": "another"})).json()["result"]["task_id"]
@@ -70,8 +76,10 @@ async def test_an_attempt_token_delegates_within_the_parent_too(world: World) ->
         assert answer.status == 201, answer
         child = answer.json()
         assert (child["parent_task_id"], child["allowed_tools"], child["max_cost_usd"]) == (
-            run.task_id, ["tasks.get"], 0.5,
-        )  # fmt: skip
+            run.task_id,
+            ["tasks.get"],
+            0.5,
+        )
 
 
 async def test_tasks_create_is_refused_where_the_api_would(world: World) -> None:
@@ -106,8 +114,10 @@ async def test_human_ask_waits_and_the_answer_is_its_result(world: World) -> Non
     run = await ask(world)
     task = await read(world, run.task_id)
     assert (task["status"], task["waiting_for"]["kind"], task["waiting_for"]["prompt"]) == (
-        "waiting", "input", "Which colour?",
-    )  # fmt: skip
+        "waiting",
+        "input",
+        "Which colour?",
+    )
     assert (await run.tool("human.ask", QUESTION, call_id="q2")).status in (401, 409)
     assert (await world.member.post(f"/tasks/{run.task_id}/input", {"input": "green"})).code == "schema_mismatch"
     assert (await world.member.post(f"/tasks/{run.task_id}/input", {"input": "blue"})).status == 200

@@ -46,9 +46,14 @@ async def test_a_page_comes_back_as_text(run: Run, server: Receiver) -> None:
     server.pages["/page"] = (200, HTML, "<title>T</title><script>x()</script><p>Grüße &amp; more</p>".encode())
     told = await result(run, "http.fetch", {"url": server.url("/page"), "headers": {"Accept-Language": "de"}})
     assert told == {
-        "source": server.url("/page"), "trust": "untrusted", "status": 200, "content_type": HTML["Content-Type"],
-        "bytes": 61, "truncated": False, "text": "T\n\nGrüße & more",
-    }  # fmt: skip
+        "source": server.url("/page"),
+        "trust": "untrusted",
+        "status": 200,
+        "content_type": HTML["Content-Type"],
+        "bytes": 61,
+        "truncated": False,
+        "text": "T\n\nGrüße & more",
+    }
     assert server.headers[0]["accept-language"] == "de"
 
 

@@ -166,14 +166,25 @@ async def test_the_overview(fleet: Any) -> None:
     await one.post(f"/workers/{one.user['id']}/heartbeat", {"cpu_usage_percent": 30})
     await two.post(f"/workers/{two.user['id']}/heartbeat", {"cpu_usage_percent": 50, "disk_usage_percent": 10})
     assert (await fleet.admin.get("/workers/overview")).json() == {
-        "total": 3, "online": 2, "offline": 0, "draining": 0, "pending_approval": 1, "rejected": 0, "capacity": 4,
-        "active_leases": 1, "utilization": 0.25, "avg_cpu_percent": 40.0, "avg_memory_percent": None,
-        "avg_disk_percent": 10.0, "queue_depth": 1, "oldest_pending_ms": None,
+        "total": 3,
+        "online": 2,
+        "offline": 0,
+        "draining": 0,
+        "pending_approval": 1,
+        "rejected": 0,
+        "capacity": 4,
+        "active_leases": 1,
+        "utilization": 0.25,
+        "avg_cpu_percent": 40.0,
+        "avg_memory_percent": None,
+        "avg_disk_percent": 10.0,
+        "queue_depth": 1,
+        "oldest_pending_ms": None,
         "by_group": {
             "": {"total": 1, "online": 1, "capacity": 3, "active_leases": 1},
             "gpu": {"total": 1, "online": 1, "capacity": 1, "active_leases": 0},
         },
-    }  # fmt: skip
+    }
 
 
 async def test_an_alert_when_tasks_wait_for_a_worker_told_once(fleet: Any) -> None:

@@ -43,8 +43,12 @@ async def test_a_heartbeat_keeps_figures_and_tells_what_waits(fleet: Any) -> Non
     answer = (await worker.post(path(worker, "/heartbeat"), figures)).json()
     assert answer.pop("server_time") <= clock.now()
     assert answer == {
-        "status": "online", "next_heartbeat_seconds": 15, "pending_tasks": 1, "leases": [], "commands": []
-    }  # fmt: skip
+        "status": "online",
+        "next_heartbeat_seconds": 15,
+        "pending_tasks": 1,
+        "leases": [],
+        "commands": [],
+    }
     seen = (await worker.get(path(worker))).json()
     assert (seen["cpu_usage_percent"], seen["memory_usage_percent"], seen["disk_usage_percent"]) == (12.5, 50.0, None)
     assert seen["last_heartbeat_at"] is not None

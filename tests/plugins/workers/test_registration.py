@@ -13,10 +13,18 @@ from corral_plugins.workers.models import Worker
 from corral_plugins.workers.service.registration import Registrations
 
 FULL = {
-    "name": "rack-1", "hostname": "rack-1.example", "ip_address": "::ffff:10.0.0.9", "max_agents": 4, "cpu_cores": 8,
-    "memory_total_mb": 16_000, "os_info": {"name": "Linux"}, "labels": {"gpu/kind": "a100"}, "agent_version": "1.0",
-    "tools": ["shell.run", {"name": "my.tool", "schema": {"type": "object"}, "risk": "read"}], "fingerprint": "f1",
-}  # fmt: skip
+    "name": "rack-1",
+    "hostname": "rack-1.example",
+    "ip_address": "::ffff:10.0.0.9",
+    "max_agents": 4,
+    "cpu_cores": 8,
+    "memory_total_mb": 16_000,
+    "os_info": {"name": "Linux"},
+    "labels": {"gpu/kind": "a100"},
+    "agent_version": "1.0",
+    "tools": ["shell.run", {"name": "my.tool", "schema": {"type": "object"}, "risk": "read"}],
+    "fingerprint": "f1",
+}
 
 
 async def test_a_member_registers_a_worker_that_waits_for_approval(fleet: Any) -> None:

@@ -145,9 +145,14 @@ async def test_the_document_describes_every_call(make_shop: Any) -> None:
     shop = await make_shop()
     document = (await shop.kit.client.get("/openapi.json")).json()
     for path, method in (
-        ("/workers/register", "post"), ("/workers/{id}/heartbeat", "post"), ("/workers/{id}/tasks", "get"),
-        ("/workers/overview", "get"), ("/admin/workers", "get"), ("/admin/workers/{id}/approve", "patch"),
-        ("/workers/{id}/claim", "post"), ("/workers/{id}/signals", "get"),
-    ):  # fmt: skip
+        ("/workers/register", "post"),
+        ("/workers/{id}/heartbeat", "post"),
+        ("/workers/{id}/tasks", "get"),
+        ("/workers/overview", "get"),
+        ("/admin/workers", "get"),
+        ("/admin/workers/{id}/approve", "patch"),
+        ("/workers/{id}/claim", "post"),
+        ("/workers/{id}/signals", "get"),
+    ):
         assert method in document["paths"][f"/api/v1{path}"]
     assert "304" not in document["paths"]["/api/v1/workers/{id}"]["get"]["responses"]

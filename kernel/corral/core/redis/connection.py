@@ -41,8 +41,10 @@ def connect_async(url: str) -> AsyncRedis:
 
 def _options(seconds: float) -> dict[str, Any]:
     return {
-        "socket_timeout": seconds, "socket_connect_timeout": ANSWER_SECONDS, "health_check_interval": HEALTH_SECONDS
-    }  # fmt: skip
+        "socket_timeout": seconds,
+        "socket_connect_timeout": ANSWER_SECONDS,
+        "health_check_interval": HEALTH_SECONDS,
+    }
 
 
 class Pauses:

@@ -111,13 +111,21 @@ def _open(url: str, *, seconds: float | None = None) -> Queue:
 
 def _push(queue: Queue, ids: Sequence[str]) -> None:
     if queue.count < WAITING:
-        queue.enqueue_many([
-            queue.prepare_data(
-                begin, (identifier,), job_id=identifier, timeout=TAKE_SECONDS, ttl=ID_SECONDS, result_ttl=0,
-                failure_ttl=ID_SECONDS, description=identifier,
-            )
-            for identifier in dict.fromkeys(ids)
-        ])  # fmt: skip
+        queue.enqueue_many(
+            [
+                queue.prepare_data(
+                    begin,
+                    (identifier,),
+                    job_id=identifier,
+                    timeout=TAKE_SECONDS,
+                    ttl=ID_SECONDS,
+                    result_ttl=0,
+                    failure_ttl=ID_SECONDS,
+                    description=identifier,
+                )
+                for identifier in dict.fromkeys(ids)
+            ]
+        )
 
 
 def _worker(url: str, stopping: threading.Event, connected: Callable[[], None]) -> SimpleWorker:

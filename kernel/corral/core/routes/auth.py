@@ -97,12 +97,20 @@ class AuthConfig(msgspec.Struct, kw_only=True):
 
 
 @routes.post(
-    "/login", needs=PUBLIC, no_store=True, rate=SIGN_IN_RATE,
+    "/login",
+    needs=PUBLIC,
+    no_store=True,
+    rate=SIGN_IN_RATE,
     raises=(
-        "invalid_credentials", "email_unverified", "account_locked", "core.second_factor_damaged",
-        "audit_unavailable", "vault_sealed", "overloaded",
+        "invalid_credentials",
+        "email_unverified",
+        "account_locked",
+        "core.second_factor_damaged",
+        "audit_unavailable",
+        "vault_sealed",
+        "overloaded",
     ),
-)  # fmt: skip
+)
 async def login(
     body: Login, request: Request, sign_in: SignIn, config: Config
 ) -> Answer[SignedIn] | Answer[MfaRequired]:
@@ -113,9 +121,11 @@ async def login(
 
 
 @routes.post(
-    "/refresh", needs=PUBLIC, no_store=True,
+    "/refresh",
+    needs=PUBLIC,
+    no_store=True,
     raises=("token_expired", "session_revoked", "token_reuse", "forbidden", "audit_unavailable", "vault_sealed"),
-)  # fmt: skip
+)
 async def refresh(
     body: Refresh, request: Request, sign_in: SignIn, config: Config, settings: Settings
 ) -> Answer[SignedIn]:
@@ -142,12 +152,20 @@ def read_me(caller: Principal, accounts: AccountsService, sessions: Sessions) ->
 
 
 @routes.put(
-    "/me", needs=SIGNED_IN, own_session=True, no_store=True,
+    "/me",
+    needs=SIGNED_IN,
+    own_session=True,
+    no_store=True,
     raises=(
-        "reauth_required", "invalid_credentials", "account_locked", "duplicate", "invalid_state", "audit_unavailable",
+        "reauth_required",
+        "invalid_credentials",
+        "account_locked",
+        "duplicate",
+        "invalid_state",
+        "audit_unavailable",
         "overloaded",
     ),
-)  # fmt: skip
+)
 async def update_me(
     body: ProfilePatch, caller: Principal, request: Request, if_match: IfMatch, profile: Profile
 ) -> UserView:
@@ -156,20 +174,34 @@ async def update_me(
 
 
 @routes.post(
-    "/change-password", needs=SIGNED_IN, own_session=True, limited=True, no_store=True,
+    "/change-password",
+    needs=SIGNED_IN,
+    own_session=True,
+    limited=True,
+    no_store=True,
     raises=(
-        "invalid_credentials", "account_locked", "weak_password", "invalid_state", "session_revoked",
-        "audit_unavailable", "vault_sealed", "overloaded",
+        "invalid_credentials",
+        "account_locked",
+        "weak_password",
+        "invalid_state",
+        "session_revoked",
+        "audit_unavailable",
+        "vault_sealed",
+        "overloaded",
     ),
-)  # fmt: skip
+)
 async def change_password(
     body: PasswordChange, caller: Principal, request: Request, sign_in: SignIn, config: Config
 ) -> Answer[SignedIn]:
     """Change the own password; every other session ends, this one gets new tokens."""
     tokens, user = await sign_in.change_password(
-        user_id(caller), caller.session_id or "", body.current_password, body.new_password,
-        revoke_api_keys=body.revoke_api_keys, entry=request.entry(caller),
-    )  # fmt: skip
+        user_id(caller),
+        caller.session_id or "",
+        body.current_password,
+        body.new_password,
+        revoke_api_keys=body.revoke_api_keys,
+        entry=request.entry(caller),
+    )
     return signed_in(tokens, user, request, config, cookie=cookie_token(request) is not None)
 
 
@@ -183,9 +215,11 @@ def issue_ticket(caller: Principal, tickets: Tickets) -> WsTicket:
 async def read_config(settings: Settings, policy: PasswordPolicy) -> AuthConfig:
     """What a sign-in screen needs: who may register, what a password must be, whether a second factor is required."""
     return AuthConfig(
-        registration=settings.get(REGISTRATION), email_verification=settings.get(EMAIL_VERIFICATION),
-        password_policy=policy.shown(), mfa_required=settings.get(REQUIRE_MFA),
-    )  # fmt: skip
+        registration=settings.get(REGISTRATION),
+        email_verification=settings.get(EMAIL_VERIFICATION),
+        password_policy=policy.shown(),
+        mfa_required=settings.get(REQUIRE_MFA),
+    )
 
 
 def device(request: Request) -> Device:

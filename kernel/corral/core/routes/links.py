@@ -64,9 +64,13 @@ class NewPassword(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 @routes.post(
-    "/register", needs=PUBLIC, status=201, rate=BY_MAIL, no_store=True,
+    "/register",
+    needs=PUBLIC,
+    status=201,
+    rate=BY_MAIL,
+    no_store=True,
     raises=("registration_closed", "duplicate", "weak_password", "overloaded", "link_expired"),
-)  # fmt: skip
+)
 async def register(
     body: Registration, request: Request, registrations: Registrations
 ) -> Answer[UserView] | Answer[Sent]:
@@ -86,9 +90,12 @@ async def forgot_password(body: AddressOnly, request: Request, recovery: Recover
 
 
 @routes.post(
-    "/reset-password", needs=PUBLIC, no_store=True, rate=SIGN_IN_RATE,
+    "/reset-password",
+    needs=PUBLIC,
+    no_store=True,
+    rate=SIGN_IN_RATE,
     raises=("link_expired", "weak_password", "invalid_state", "overloaded"),
-)  # fmt: skip
+)
 async def reset_password(
     body: NewPassword, request: Request, recovery: Recovery, config: Config
 ) -> Answer[SignedIn] | Answer[MfaRequired]:

@@ -98,9 +98,13 @@ class SteppedUp(msgspec.Struct, kw_only=True):
 
 
 @routes.post(
-    "/mfa/setup", needs=SIGNED_IN, own_session=True, limited=True, no_store=True,
+    "/mfa/setup",
+    needs=SIGNED_IN,
+    own_session=True,
+    limited=True,
+    no_store=True,
     raises=("reauth_required", "invalid_state", "vault_sealed", *WRONG),
-)  # fmt: skip
+)
 async def set_up_mfa(body: Setup, caller: Principal, request: Request, protection: Protection) -> SeedView:
     """Make a seed for a second factor. It does nothing until its first code is sent, within 15 minutes."""
     seed = await protection.setup(caller, _given(body.password), request.entry(caller))
@@ -108,9 +112,13 @@ async def set_up_mfa(body: Setup, caller: Principal, request: Request, protectio
 
 
 @routes.post(
-    "/mfa/verify", needs=SIGNED_IN, own_session=True, limited=True, no_store=True,
+    "/mfa/verify",
+    needs=SIGNED_IN,
+    own_session=True,
+    limited=True,
+    no_store=True,
     raises=("invalid_state", *WRONG_CODE),
-)  # fmt: skip
+)
 async def activate_mfa(body: FirstCode, caller: Principal, request: Request, protection: Protection) -> Activated:
     """Switch the second factor on with its first code."""
     code = _one({"code": body.code, "token": body.token})
@@ -119,9 +127,13 @@ async def activate_mfa(body: FirstCode, caller: Principal, request: Request, pro
 
 
 @routes.post(
-    "/mfa/disable", needs=SIGNED_IN, own_session=True, limited=True, no_store=True,
+    "/mfa/disable",
+    needs=SIGNED_IN,
+    own_session=True,
+    limited=True,
+    no_store=True,
     raises=("forbidden", "invalid_state", *WRONG_CODE),
-)  # fmt: skip
+)
 async def disable_mfa(body: Disabling, caller: Principal, request: Request, protection: Protection) -> UserView:
     """Switch the second factor off, unless it is required here."""
     return await protection.disable(caller, body.password, _proof(body), request.entry(caller))
@@ -137,9 +149,13 @@ async def answer_challenge(
 
 
 @routes.post(
-    "/mfa/recovery-codes", needs=SIGNED_IN, own_session=True, limited=True, no_store=True,
+    "/mfa/recovery-codes",
+    needs=SIGNED_IN,
+    own_session=True,
+    limited=True,
+    no_store=True,
     raises=("invalid_state", *WRONG_CODE),
-)  # fmt: skip
+)
 async def renew_recovery_codes(
     body: NewCodes, caller: Principal, request: Request, protection: Protection
 ) -> RecoveryCodes:
@@ -149,9 +165,12 @@ async def renew_recovery_codes(
 
 
 @routes.post(
-    "/reauth", needs=SIGNED_IN, own_session=True, no_store=True,
+    "/reauth",
+    needs=SIGNED_IN,
+    own_session=True,
+    no_store=True,
     raises=("session_revoked", *WRONG_CODE),
-)  # fmt: skip
+)
 async def step_up(body: Again, caller: Principal, request: Request, protection: Protection) -> SteppedUp:
     """Prove again who you are, with the password or a code, for what is dangerous."""
     _one({"password": body.password, "code": body.code})

@@ -80,13 +80,20 @@ def read_plugin_config(name: str, plugins: PluginCatalogue) -> dict[str, Any]:
 
 
 @routes.put(
-    "/{name}/config", needs="plugins.write", own_session=True,
+    "/{name}/config",
+    needs="plugins.write",
+    own_session=True,
     raises=("unknown_setting", "setting_locked", "masked_value_submitted", "url_blocked"),
-)  # fmt: skip
+)
 async def change_plugin_config(
-    name: str, body: NewValues, caller: Principal, request: Request, plugins: PluginCatalogue,
-    store: SettingsStore | None, work: Work,
-) -> SettingsChange:  # fmt: skip
+    name: str,
+    body: NewValues,
+    caller: Principal,
+    request: Request,
+    plugins: PluginCatalogue,
+    store: SettingsStore | None,
+    work: Work,
+) -> SettingsChange:
     """Change run-time settings of a plugin, as `PUT /settings/bulk` does; those of its section need a start."""
     if store is None:
         raise Unavailable("The plugin settings is not in service.", code="plugin_disabled", retry_after=60)

@@ -47,9 +47,11 @@ class People:
         keys = {} if self.keys is None else self.keys.active([user.id for user in users])
         return [
             AdminUserView(
-                **msgspec.structs.asdict(user), created_by=details[user.id].created_by,
-                sessions=details[user.id].sessions, api_keys=keys.get(user.id, 0),
+                **msgspec.structs.asdict(user),
+                created_by=details[user.id].created_by,
+                sessions=details[user.id].sessions,
+                api_keys=keys.get(user.id, 0),
                 failed_attempts=failed.get(user.email, 0),
             )
             for user in users
-        ]  # fmt: skip
+        ]

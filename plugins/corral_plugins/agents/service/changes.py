@@ -13,9 +13,13 @@ from corral.plugin import Setting
 from corral_plugins.agents.api import AgentStatus
 
 ERROR_AFTER_FAILURES: Setting[int] = Setting(
-    name="agents.error_after_failures", kind=int, default=3, minimum=1, maximum=20,
+    name="agents.error_after_failures",
+    kind=int,
+    default=3,
+    minimum=1,
+    maximum=20,
     title="Failures in a row that repeating cannot cure, until an agent stands in error",
-)  # fmt: skip
+)
 
 STATUSES = ("offline", "idle", "busy", "draining", "paused", "error")
 

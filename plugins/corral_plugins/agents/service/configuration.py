@@ -15,22 +15,52 @@ from corral_plugins.agents.models import Agent
 from corral_plugins.agents.service.shapes import AgentConfig, AgentFields
 
 MAX_STEPS: Setting[int] = Setting(
-    name="agents.max_steps", kind=int, default=25, minimum=1, maximum=200,
+    name="agents.max_steps",
+    kind=int,
+    default=25,
+    minimum=1,
+    maximum=200,
     title="Steps of a run where the agent does not say",
-)  # fmt: skip
+)
 
 METADATA_BYTES = 16 * 1024
-PLAIN = ("description", "role", "llm_provider", "llm_model", "system_prompt", "enabled_tools", "worker_id",
-         "max_concurrent_tasks", "tags", "metadata")  # fmt: skip
+PLAIN = (
+    "description",
+    "role",
+    "llm_provider",
+    "llm_model",
+    "system_prompt",
+    "enabled_tools",
+    "worker_id",
+    "max_concurrent_tasks",
+    "tags",
+    "metadata",
+)
 STRUCTURED = ("tool_policy", "retry_policy", "stall_policy", "review_policy")
 MONEY = {"monthly_budget_usd": "monthly_budget_micro", "max_cost_per_task_usd": "max_cost_per_task_micro"}
-FIELD_OF = {**{column: field for field, column in MONEY.items()}, "worker_group": "worker_selector",
-            "worker_labels": "worker_selector"}  # fmt: skip
+FIELD_OF = {
+    **{column: field for field, column in MONEY.items()},
+    "worker_group": "worker_selector",
+    "worker_labels": "worker_selector",
+}
 CONFIGURATION = frozenset(
-    {"llm_provider", "llm_model", "system_prompt", "enabled_tools", "tool_policy", "worker_id", "worker_selector",
-     "config", "max_concurrent_tasks", "monthly_budget_usd", "max_cost_per_task_usd", "retry_policy", "stall_policy",
-     "review_policy"}
-)  # fmt: skip
+    {
+        "llm_provider",
+        "llm_model",
+        "system_prompt",
+        "enabled_tools",
+        "tool_policy",
+        "worker_id",
+        "worker_selector",
+        "config",
+        "max_concurrent_tasks",
+        "monthly_budget_usd",
+        "max_cost_per_task_usd",
+        "retry_policy",
+        "stall_policy",
+        "review_policy",
+    }
+)
 """A change of one of these is a new version."""
 COPIED = (*PLAIN, *STRUCTURED, *MONEY.values(), "worker_group", "worker_labels", "config")
 """The columns of a copy: all that people set, but the name."""

@@ -146,8 +146,12 @@ class AgentDirectory:
         now = clock.now()
         row = Agent(
             **{"review_policy": {"mode": "none", "reviewer_agent_id": None}, **values, **_named(name)},
-            id=new_id(), stamp=new_id(), created_by=by.user_id, created_at=now, updated_at=now,
-        )  # fmt: skip
+            id=new_id(),
+            stamp=new_id(),
+            created_by=by.user_id,
+            created_at=now,
+            updated_at=now,
+        )
         Agent.insert(row.__data__).on_conflict_ignore().execute()
         if not Agent.select(Agent.id).where(Agent.id == row.id).exists():
             raise _taken(row.name, row.name_key)
@@ -219,8 +223,9 @@ class AgentDirectory:
             return 0
         live = self.tasks.live_tasks([agent_id]).get(agent_id, [])
         if live and not force:
-            raise Conflict("The agent has live leases; stop it first, or delete with force=true.", code="agent_busy",
-                           task_ids=live)  # fmt: skip
+            raise Conflict(
+                "The agent has live leases; stop it first, or delete with force=true.", code="agent_busy", task_ids=live
+            )
         with ending(agent_id):
             cancelled = self.tasks.release_agent(agent_id, cancel=True, reason="agent_deleted") if live else []
         return len(cancelled) + self.detach(agent_id)

@@ -125,11 +125,16 @@ def _claiming(row: Agent) -> str:
 def _refuse_held(row: Agent, *, override: bool) -> None:
     """What paused it may not be over: the budget, or its only provider's breaker, which ends the pause by itself."""
     if row.status_reason == "budget" and not override:
-        raise Conflict("The agent's budget is used up; raise it, or let an admin start it with override.",
-                       code="budget_exhausted", current_status=row.status)  # fmt: skip
+        raise Conflict(
+            "The agent's budget is used up; raise it, or let an admin start it with override.",
+            code="budget_exhausted",
+            current_status=row.status,
+        )
     if row.status_reason == "circuit_open":
-        raise Conflict("The breaker of the agent's only provider is open; the agent goes on by itself when it closes.",
-                       current_status=row.status)  # fmt: skip
+        raise Conflict(
+            "The breaker of the agent's only provider is open; the agent goes on by itself when it closes.",
+            current_status=row.status,
+        )
 
 
 def _wrong_state(row: Agent, what: str) -> Conflict:

@@ -22,9 +22,13 @@ from corral_plugins.agents.service.rows import writable
 from corral_plugins.agents.service.shapes import AgentTokenQuery, AgentTokenView, IssuedAgentToken, NewAgentToken
 
 TOKEN_TTL_DAYS: Setting[int] = Setting(
-    name="agents.token_ttl_days", kind=int, default=90, minimum=1, maximum=365,
+    name="agents.token_ttl_days",
+    kind=int,
+    default=90,
+    minimum=1,
+    maximum=365,
     title="Days that a standing token lives where its maker does not say",
-)  # fmt: skip
+)
 
 PREFIX = "cra_s"
 MAX_TOKENS = 10
@@ -58,9 +62,15 @@ class AgentTokens:
             raise Problem(f"An agent has at most {MAX_TOKENS} tokens; end one first.", code="quota_exceeded")
         secret = PREFIX + secrets.token_urlsafe(32)
         row = Token(
-            id=new_id(), agent_id=agent_id, name=new.name, token_hash=_hash(secret), scopes=new.scopes,
-            created_by=by.user_id, created_at=clock.now(), expires_at=expires_at,
-        )  # fmt: skip
+            id=new_id(),
+            agent_id=agent_id,
+            name=new.name,
+            token_hash=_hash(secret),
+            scopes=new.scopes,
+            created_by=by.user_id,
+            created_at=clock.now(),
+            expires_at=expires_at,
+        )
         row.save(force_insert=True)
         self._record("create", row, {"scopes": new.scopes, "expires_at": expires_at})
         return IssuedAgentToken(**_fields(row), token=secret)
@@ -82,9 +92,12 @@ class AgentTokens:
     def _record(self, verb: str, row: Token, details: Mapping[str, Any]) -> None:
         if self.audit is not None:
             entry = AuditEntry(
-                action=f"agents.token.{verb}", object_type="agent_token", object_id=row.id, object_name=row.name,
+                action=f"agents.token.{verb}",
+                object_type="agent_token",
+                object_id=row.id,
+                object_name=row.name,
                 details={"agent_id": row.agent_id, **details},
-            )  # fmt: skip
+            )
             self.audit.record(entry)
 
     def _expiry(self, new: NewAgentToken) -> str:
@@ -142,10 +155,16 @@ class StandingTokens:
             raise Unauthorized("The person who made this agent token is not active.")
         rights = self._permissions.of("agent") & self._permissions.of(person.role)
         return Principal(
-            kind="agent", id=row.agent_id, agent_id=row.agent_id, user_id=person.id, role=person.role, token_id=row.id,
-            permissions=narrowed(rights, row.scopes), expires_at=clock.parse_instant(row.expires_at),
+            kind="agent",
+            id=row.agent_id,
+            agent_id=row.agent_id,
+            user_id=person.id,
+            role=person.role,
+            token_id=row.id,
+            permissions=narrowed(rights, row.scopes),
+            expires_at=clock.parse_instant(row.expires_at),
             limited=self._accounts.limit(person),
-        )  # fmt: skip
+        )
 
 
 def _hash(token: str) -> str:

@@ -17,10 +17,29 @@ GENESIS = "0" * 64
 """What the first row names as the hash before it."""
 
 COLUMNS = (
-    "seq", "id", "ts", "actor_type", "actor_id", "on_behalf_of", "session_id", "key_id", "ip", "user_agent", "action",
-    "object_type", "object_id", "object_name", "outcome", "code", "request_id", "changes", "details", "sha256",
-    "prev_hash", "hash",
-)  # fmt: skip
+    "seq",
+    "id",
+    "ts",
+    "actor_type",
+    "actor_id",
+    "on_behalf_of",
+    "session_id",
+    "key_id",
+    "ip",
+    "user_agent",
+    "action",
+    "object_type",
+    "object_id",
+    "object_name",
+    "outcome",
+    "code",
+    "request_id",
+    "changes",
+    "details",
+    "sha256",
+    "prev_hash",
+    "hash",
+)
 
 
 class Actor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,35 +107,91 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     def digest(self) -> str:
         """The hash that it must have."""
         return Unhashed(
-            action=self.action, actor=self.actor, changes=self.changes, code=self.code, details=self.details,
-            id=self.id, object=self.object, outcome=self.outcome, prev_hash=self.prev_hash, request_id=self.request_id,
-            seq=self.seq, sha256=self.sha256, truncated=self.truncated, ts=self.ts,
-        ).digest()  # fmt: skip
+            action=self.action,
+            actor=self.actor,
+            changes=self.changes,
+            code=self.code,
+            details=self.details,
+            id=self.id,
+            object=self.object,
+            outcome=self.outcome,
+            prev_hash=self.prev_hash,
+            request_id=self.request_id,
+            seq=self.seq,
+            sha256=self.sha256,
+            truncated=self.truncated,
+            ts=self.ts,
+        ).digest()
 
 
 def unhashed(values: Sequence[Any]) -> Unhashed:
     """The columns of a row, but its hash, as they are stored."""
     (
-        seq, id_, ts, actor_type, actor_id, on_behalf_of, session_id, key_id, ip, user_agent, action,
-        object_type, object_id, object_name, outcome, code, request_id, changes, details, sha256, prev_hash,
-    ) = values  # fmt: skip
+        seq,
+        id_,
+        ts,
+        actor_type,
+        actor_id,
+        on_behalf_of,
+        session_id,
+        key_id,
+        ip,
+        user_agent,
+        action,
+        object_type,
+        object_id,
+        object_name,
+        outcome,
+        code,
+        request_id,
+        changes,
+        details,
+        sha256,
+        prev_hash,
+    ) = values
     return Unhashed(
         action=action,
         actor=Actor(
-            id=actor_id, ip=ip, key_id=key_id, on_behalf_of=on_behalf_of, session_id=session_id, type=actor_type,
+            id=actor_id,
+            ip=ip,
+            key_id=key_id,
+            on_behalf_of=on_behalf_of,
+            session_id=session_id,
+            type=actor_type,
             user_agent=user_agent,
         ),
-        changes=msgspec.Raw(changes), code=code, details=msgspec.Raw(details), id=id_,
-        object=Target(id=object_id, name=object_name, type=object_type), outcome=outcome, prev_hash=prev_hash,
-        request_id=request_id, seq=seq, sha256=sha256, truncated=sha256 is not None, ts=ts,
-    )  # fmt: skip
+        changes=msgspec.Raw(changes),
+        code=code,
+        details=msgspec.Raw(details),
+        id=id_,
+        object=Target(id=object_id, name=object_name, type=object_type),
+        outcome=outcome,
+        prev_hash=prev_hash,
+        request_id=request_id,
+        seq=seq,
+        sha256=sha256,
+        truncated=sha256 is not None,
+        ts=ts,
+    )
 
 
 def row(values: Sequence[Any]) -> Row:
     """A row of the table, columns in the order of `COLUMNS`."""
     found = unhashed(values[:-1])
     return Row(
-        action=found.action, actor=found.actor, changes=found.changes, code=found.code, details=found.details,
-        hash=values[-1], id=found.id, object=found.object, outcome=found.outcome, prev_hash=found.prev_hash,
-        request_id=found.request_id, seq=found.seq, sha256=found.sha256, truncated=found.truncated, ts=found.ts,
-    )  # fmt: skip
+        action=found.action,
+        actor=found.actor,
+        changes=found.changes,
+        code=found.code,
+        details=found.details,
+        hash=values[-1],
+        id=found.id,
+        object=found.object,
+        outcome=found.outcome,
+        prev_hash=found.prev_hash,
+        request_id=found.request_id,
+        seq=found.seq,
+        sha256=found.sha256,
+        truncated=found.truncated,
+        ts=found.ts,
+    )

@@ -38,9 +38,13 @@ class Checkpoints:
         private, key_id = await self._key()
         signed = Signed(hash=head.hash, key_id=key_id, rows=head.seq - since, seq=head.seq, ts=clock.now())
         made = SignedCheckpoint(
-            seq=head.seq, hash=head.hash, rows=signed.rows, ts=signed.ts, key_id=key_id,
+            seq=head.seq,
+            hash=head.hash,
+            rows=signed.rows,
+            ts=signed.ts,
+            key_id=key_id,
             signature=signing.sign(private, signed),
-        )  # fmt: skip
+        )
         await self._work(lambda: _keep(made), entry=ENTRY)
         return made
 

@@ -16,9 +16,20 @@ LIMIT = 16 * 1024
 """More bytes of changes, or of details, are not kept; the hash of the whole is."""
 
 LENGTHS = {
-    "actor_type": 20, "actor_id": 80, "on_behalf_of": 80, "session_id": 80, "key_id": 80, "ip": 45, "user_agent": 300,
-    "action": 120, "object_type": 60, "object_id": 200, "object_name": 300, "code": 80, "request_id": 64,
-}  # fmt: skip
+    "actor_type": 20,
+    "actor_id": 80,
+    "on_behalf_of": 80,
+    "session_id": 80,
+    "key_id": 80,
+    "ip": 45,
+    "user_agent": 300,
+    "action": 120,
+    "object_type": 60,
+    "object_id": 200,
+    "object_name": 300,
+    "code": 80,
+    "request_id": 64,
+}
 FREE = ("user_agent", "object_id", "object_name")
 """What others may have written, and so may hold a credential."""
 
@@ -27,12 +38,20 @@ def stored(entry: AuditEntry, by: Entry, redactor: Redactor, *, record_ip: bool)
     """The columns of a row but those that its place in the chain gives it."""
     actor = by.actor
     texts: dict[str, Any] = {
-        "actor_type": actor.type, "actor_id": actor.id, "on_behalf_of": actor.on_behalf_of,
-        "session_id": actor.session_id, "key_id": actor.key_id, "ip": by.client_ip if record_ip else None,
-        "user_agent": by.user_agent if record_ip else None, "action": entry.action, "object_type": entry.object_type,
-        "object_id": entry.object_id, "object_name": entry.object_name, "code": entry.code,
+        "actor_type": actor.type,
+        "actor_id": actor.id,
+        "on_behalf_of": actor.on_behalf_of,
+        "session_id": actor.session_id,
+        "key_id": actor.key_id,
+        "ip": by.client_ip if record_ip else None,
+        "user_agent": by.user_agent if record_ip else None,
+        "action": entry.action,
+        "object_type": entry.object_type,
+        "object_id": entry.object_id,
+        "object_name": entry.object_name,
+        "code": entry.code,
         "request_id": by.request_id,
-    }  # fmt: skip
+    }
     for name in FREE:
         if texts[name]:
             texts[name] = redactor.redact(texts[name])
@@ -44,14 +63,16 @@ def stored(entry: AuditEntry, by: Entry, redactor: Redactor, *, record_ip: bool)
         changes = changes if len(changes) <= LIMIT else b"[]"
         details = details if len(details) <= LIMIT else b"{}"
     return {
-        **columns, "outcome": entry.outcome, "changes": changes.decode(), "details": details.decode(), "sha256": sha256,
-    }  # fmt: skip
+        **columns,
+        "outcome": entry.outcome,
+        "changes": changes.decode(),
+        "details": details.decode(),
+        "sha256": sha256,
+    }
 
 
 def _diff(changes: Mapping[str, tuple[Any, Any]], redactor: Redactor) -> bytes:
-    fields = [
-        {"field": name, "from": _plain(before), "to": _plain(after)} for name, (before, after) in changes.items()
-    ]  # fmt: skip
+    fields = [{"field": name, "from": _plain(before), "to": _plain(after)} for name, (before, after) in changes.items()]
     return _canonical(redactor.redact_json(fields))
 
 

@@ -53,11 +53,15 @@ def verify_export(path: Path, kept: Kept, *, sparse: bool) -> Verdict:
         following.end(None)
     last, bad = following.last or BEGINNING, following.bad
     return Verdict(
-        ok=bad is None, checked=following.checked, complete=True, next_seq=None,
+        ok=bad is None,
+        checked=following.checked,
+        complete=True,
+        next_seq=None,
         head=LinkView(seq=last.seq, hash=last.hash),
-        first_bad_seq=bad.seq if bad else None, reason=bad.reason if bad else None,
+        first_bad_seq=bad.seq if bad else None,
+        reason=bad.reason if bad else None,
         checkpoints_checked=following.checkpoints_checked,
-    )  # fmt: skip
+    )
 
 
 def read_checkpoints(path: Path, public_key: str | None) -> Kept:

@@ -145,9 +145,13 @@ class Reading:
     def checkpoints(self, query: Any, caller: Principal) -> CheckpointPage:
         """Newest first, with the key that signs."""
         page = paginate(
-            Checkpoint.select(), query, caller, scope="audit.checkpoints", order=(Order(Checkpoint.seq),),
+            Checkpoint.select(),
+            query,
+            caller,
+            scope="audit.checkpoints",
+            order=(Order(Checkpoint.seq),),
             make=lambda row: CheckpointView(**row.__data__),
-        )  # fmt: skip
+        )
         keys = public_keys()
         return CheckpointPage(**msgspec.structs.asdict(page), public_key=keys[-1] if keys else None)
 
@@ -160,12 +164,28 @@ def view(row: Any) -> AuditView:
     except (TypeError, msgspec.DecodeError):  # altered by somebody else: `verify` tells, and the list goes on
         changes, details = [], {"unreadable": True}
     actor = ActorView(
-        type=row.actor_type, id=row.actor_id, on_behalf_of=row.on_behalf_of, session_id=row.session_id,
-        key_id=row.key_id, ip=row.ip, user_agent=row.user_agent,
-    )  # fmt: skip
+        type=row.actor_type,
+        id=row.actor_id,
+        on_behalf_of=row.on_behalf_of,
+        session_id=row.session_id,
+        key_id=row.key_id,
+        ip=row.ip,
+        user_agent=row.user_agent,
+    )
     return AuditView(
-        seq=row.seq, id=row.id, ts=row.ts, actor=actor, action=row.action,
-        object=ObjectView(type=row.object_type, id=row.object_id, name=row.object_name), outcome=row.outcome,
-        code=row.code, request_id=row.request_id, changes=changes, details=dict(details),
-        truncated=row.sha256 is not None, sha256=row.sha256, prev_hash=row.prev_hash, hash=row.hash,
-    )  # fmt: skip
+        seq=row.seq,
+        id=row.id,
+        ts=row.ts,
+        actor=actor,
+        action=row.action,
+        object=ObjectView(type=row.object_type, id=row.object_id, name=row.object_name),
+        outcome=row.outcome,
+        code=row.code,
+        request_id=row.request_id,
+        changes=changes,
+        details=dict(details),
+        truncated=row.sha256 is not None,
+        sha256=row.sha256,
+        prev_hash=row.prev_hash,
+        hash=row.hash,
+    )

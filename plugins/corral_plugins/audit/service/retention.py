@@ -46,10 +46,8 @@ class Retention:
             return  # another process did
         details = {"removed": found.seq - anchor.seq, "hash": found.hash, "retention_days": days}
         self._log.record(
-            AuditEntry(
-                action=reading.RETAINED, object_type="audit_log", object_id=str(found.seq), details=details
-            )
-        )  # fmt: skip
+            AuditEntry(action=reading.RETAINED, object_type="audit_log", object_id=str(found.seq), details=details)
+        )
 
 
 def _remove_some() -> int:

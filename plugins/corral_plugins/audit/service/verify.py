@@ -98,9 +98,11 @@ class Verification:
     async def _alarm(self, verdict: Verdict) -> None:
         log.error("the audit log is not whole", extra={"seq": verdict.first_bad_seq, "reason": verdict.reason})
         alert = SystemAlert(
-            kind="audit_chain_broken", severity="critical", title="The audit log was tampered with",
+            kind="audit_chain_broken",
+            severity="critical",
+            title="The audit log was tampered with",
             detail=f"Row {verdict.first_bad_seq} is not as it was written: {verdict.reason}.",
-        )  # fmt: skip
+        )
         about = f".{verdict.reason}.{verdict.first_bad_seq}"
         await self._work(lambda: raise_alarm(alert, about), entry=Entry("audit.alarm"))
 
@@ -146,8 +148,12 @@ def _anchor(kept: Link, newest: int) -> Bad | None:
 def _verdict(following: Chain, part: _Part, *, is_over: bool) -> Verdict:
     bad, last = following.bad, following.last or BEGINNING
     return Verdict(
-        ok=bad is None, checked=following.checked, complete=is_over, next_seq=None if is_over else last.seq + 1,
-        first_bad_seq=bad.seq if bad else None, reason=bad.reason if bad else None,
+        ok=bad is None,
+        checked=following.checked,
+        complete=is_over,
+        next_seq=None if is_over else last.seq + 1,
+        first_bad_seq=bad.seq if bad else None,
+        reason=bad.reason if bad else None,
         head=LinkView(seq=part.ends.head.seq, hash=part.ends.head.hash),
         checkpoints_checked=following.checkpoints_checked,
-    )  # fmt: skip
+    )

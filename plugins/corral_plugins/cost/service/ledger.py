@@ -64,9 +64,13 @@ class Ledger:
         assert found is not None, "an event that is not written is one whose key exists"
         event_id, cost, source, version = found
         return Charged(
-            event_id=event_id, cost_micro_usd=cost, priced=cost is not None, price_source=source,
-            price_version=version, repeated=True,
-        )  # fmt: skip
+            event_id=event_id,
+            cost_micro_usd=cost,
+            priced=cost is not None,
+            price_source=source,
+            price_version=version,
+            repeated=True,
+        )
 
     def page(self, query: EventQuery, by: Principal) -> Page[EventView]:
         """Events, newest first: an admin sees all, others their own and those of shared objects."""

@@ -27,9 +27,12 @@ SCOPE = "cost.prices"
 MAX_PRICES = 1000
 SECOND = "There is a price for this provider and model from this instant on; change that one."
 _MONEY = {
-    "input_usd": "input_micro", "output_usd": "output_micro", "cache_read_usd": "cache_read_micro",
-    "cache_write_usd": "cache_write_micro", "per_call_usd": "call_micro",
-}  # fmt: skip
+    "input_usd": "input_micro",
+    "output_usd": "output_micro",
+    "cache_read_usd": "cache_read_micro",
+    "cache_write_usd": "cache_write_micro",
+    "per_call_usd": "call_micro",
+}
 TOLD = ("provider", "model", "valid_from", *_MONEY.values())
 """What the audit log is told of a price."""
 
@@ -69,10 +72,15 @@ class PriceList:
         """Add a price; `Conflict(duplicate)` for the same patterns from the same instant, `TooMany(quota_exceeded)`."""
         now = clock.now()
         row: dict[str, Any] = {
-            "id": new_id(), "version": 1, "created_at": now, "updated_at": now, "provider": new.provider,
-            "model": new.model, "valid_from": now if new.valid_from is None else clock.from_datetime(new.valid_from),
+            "id": new_id(),
+            "version": 1,
+            "created_at": now,
+            "updated_at": now,
+            "provider": new.provider,
+            "model": new.model,
+            "valid_from": now if new.valid_from is None else clock.from_datetime(new.valid_from),
             **_money(new),
-        }  # fmt: skip
+        }
         self._refuse_second(row)
         if Price.select().count() >= MAX_PRICES:
             raise TooMany(f"There are {MAX_PRICES} prices already; delete some first.", code="quota_exceeded")
@@ -132,9 +140,12 @@ class PriceList:
     def _record(self, verb: str, row: Mapping[str, Any], changes: Mapping[str, tuple[Any, Any]]) -> None:
         if self.audit is not None:
             entry = AuditEntry(
-                action=f"cost.price.{verb}", object_type="price", object_id=row["id"],
-                object_name=f"{row['provider']}/{row['model']}", changes=changes,
-            )  # fmt: skip
+                action=f"cost.price.{verb}",
+                object_type="price",
+                object_id=row["id"],
+                object_name=f"{row['provider']}/{row['model']}",
+                changes=changes,
+            )
             self.audit.record(entry)
 
     @staticmethod
@@ -171,11 +182,18 @@ def _money(given: NewPrice | PriceChange) -> dict[str, int | None]:
 
 def _view(row: Price) -> PriceView:
     return PriceView(
-        id=row.id, version=row.version, provider=row.provider, model=row.model, valid_from=row.valid_from,
-        source="override", input_usd=usd(row.input_micro), output_usd=usd(row.output_micro),
-        cache_read_usd=_usd(row.cache_read_micro), cache_write_usd=_usd(row.cache_write_micro),
+        id=row.id,
+        version=row.version,
+        provider=row.provider,
+        model=row.model,
+        valid_from=row.valid_from,
+        source="override",
+        input_usd=usd(row.input_micro),
+        output_usd=usd(row.output_micro),
+        cache_read_usd=_usd(row.cache_read_micro),
+        cache_write_usd=_usd(row.cache_write_micro),
         per_call_usd=usd(row.call_micro),
-    )  # fmt: skip
+    )
 
 
 def _usd(micro_usd: int | None) -> float | None:
@@ -197,7 +215,14 @@ def _fits(view: PriceView, query: PriceQuery) -> bool:
 
 def _found(view: PriceView, source: str, version: str, price_id: str | None) -> FoundPrice:
     return FoundPrice(
-        priced=True, price_source=source, price_version=version, price_id=price_id, input_usd=view.input_usd,
-        output_usd=view.output_usd, cache_read_usd=view.cache_read_usd, cache_write_usd=view.cache_write_usd,
-        per_call_usd=view.per_call_usd, valid_from=view.valid_from,
-    )  # fmt: skip
+        priced=True,
+        price_source=source,
+        price_version=version,
+        price_id=price_id,
+        input_usd=view.input_usd,
+        output_usd=view.output_usd,
+        cache_read_usd=view.cache_read_usd,
+        cache_write_usd=view.cache_write_usd,
+        per_call_usd=view.per_call_usd,
+        valid_from=view.valid_from,
+    )

@@ -63,15 +63,19 @@ def differences(kind: str, day: int) -> Differences:
         for series, period, key, part, some in _places(kind, day, quarter)
     ]
     first = day * QUARTERS_A_DAY
-    which = f"period >= {first} AND period < {first + QUARTERS_A_DAY}" if kind == QUARTERS else (
-        f"series = '{kind}' AND period = {day}"
-    )  # fmt: skip
+    which = (
+        f"period >= {first} AND period < {first + QUARTERS_A_DAY}"
+        if kind == QUARTERS
+        else (f"series = '{kind}' AND period = {day}")
+    )
     sql = _DIFFERENCES.format(
-        events=" UNION ALL ".join(sides), which=which, at_once=AT_ONCE,
+        events=" UNION ALL ".join(sides),
+        which=which,
+        at_once=AT_ONCE,
         together=", ".join(f"SUM({name})" for name in _FIGURES),
         less=", ".join(f"-{name}" for name in _FIGURES),
         differ=" OR ".join(f"SUM({name}) <> 0" for name in _FIGURES),
-    )  # fmt: skip
+    )
     bounds = [clock.format_instant(day * DAY), clock.format_instant((day + 1) * DAY)]
     rows: Iterable[Any] = unit.connection.execute(sql, bounds * len(sides)).fetchall()
     return {

@@ -38,9 +38,11 @@ class ReportedEvents:
         lease = self._lease(new, lease_id, by)
         refuse_negative(new)
         given = {
-            "agent_id": lease.agent_id, "task_id": lease.task_id, "attempt_id": lease.attempt_id,
+            "agent_id": lease.agent_id,
+            "task_id": lease.task_id,
+            "attempt_id": lease.attempt_id,
             "user_id": lease.requester_id,
-        }  # fmt: skip
+        }
         charged = self._ledger.settle(_spent(new, **given))
         if not charged.repeated:
             self._tell(new, lease, charged)
@@ -68,9 +70,12 @@ class ReportedEvents:
         """Add it to the task's own tally, which has one figure for all that was read."""
         assert self.tasks is not None
         self.tasks.spent(
-            lease.task_id, lease.lease_id, output_tokens=new.output_tokens, cost_usd=charged.cost_usd,
+            lease.task_id,
+            lease.lease_id,
+            output_tokens=new.output_tokens,
+            cost_usd=charged.cost_usd,
             input_tokens=new.input_tokens + new.cache_read_tokens + new.cache_write_tokens,
-        )  # fmt: skip
+        )
 
 
 def refuse_negative(new: NewEvent) -> None:
@@ -81,8 +86,16 @@ def refuse_negative(new: NewEvent) -> None:
 
 def _spent(new: NewEvent, **whose: Any) -> Spent:
     return Spent(
-        usage_key=new.usage_key, provider=new.provider, model=new.model, operation=new.operation,
-        input_tokens=new.input_tokens, output_tokens=new.output_tokens, cache_read_tokens=new.cache_read_tokens,
-        cache_write_tokens=new.cache_write_tokens, estimated=new.estimated, note=new.note,
-        cost_usd=None if new.cost_usd is None else Decimal(repr(new.cost_usd)), **whose,
-    )  # fmt: skip
+        usage_key=new.usage_key,
+        provider=new.provider,
+        model=new.model,
+        operation=new.operation,
+        input_tokens=new.input_tokens,
+        output_tokens=new.output_tokens,
+        cache_read_tokens=new.cache_read_tokens,
+        cache_write_tokens=new.cache_write_tokens,
+        estimated=new.estimated,
+        note=new.note,
+        cost_usd=None if new.cost_usd is None else Decimal(repr(new.cost_usd)),
+        **whose,
+    )

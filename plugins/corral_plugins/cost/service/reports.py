@@ -95,11 +95,16 @@ class Reports:
         names = self._names([key for key, _, _ in found if key])
         items = [
             AgentCost(
-                agent_id=key or None, name=names.get(key, (None, False))[0], deleted=names.get(key, (None, False))[1],
-                tasks=figures.tasks, cost_per_completed_task_usd=_per_task(figures), budget=None, **shown(figures),
+                agent_id=key or None,
+                name=names.get(key, (None, False))[0],
+                deleted=names.get(key, (None, False))[1],
+                tasks=figures.tasks,
+                cost_per_completed_task_usd=_per_task(figures),
+                budget=None,
+                **shown(figures),
             )
             for key, _, figures in found
-        ]  # fmt: skip
+        ]
         return ByAgent(items=items, total_usd=_total(found))
 
     def _names(self, agent_ids: list[str]) -> dict[str, tuple[str | None, bool]]:
@@ -119,11 +124,12 @@ class Reports:
             models.setdefault(provider, []).append((model, figures))
         items = [
             ProviderCost(
-                provider=provider, models=[ModelCost(model=model, **shown(figures)) for model, figures in its],
+                provider=provider,
+                models=[ModelCost(model=model, **shown(figures)) for model, figures in its],
                 **shown(_together(figures for _, figures in its)),
             )
             for provider, its in models.items()
-        ]  # fmt: skip
+        ]
         items.sort(key=lambda item: (-item.cost_usd, -item.calls, item.provider))
         return ByProvider(items=items, total_usd=_total(found))
 
@@ -168,9 +174,11 @@ def shown(figures: Came) -> dict[str, Any]:
 def tokens(figures: Came) -> TokenSums:
     """All tokens, priced or not."""
     return TokenSums(
-        input=figures.input_tokens, output=figures.output_tokens, cache_read=figures.cache_read_tokens,
+        input=figures.input_tokens,
+        output=figures.output_tokens,
+        cache_read=figures.cache_read_tokens,
         cache_write=figures.cache_write_tokens,
-    )  # fmt: skip
+    )
 
 
 def _bounds(query: DaysQuery) -> tuple[int, int]:

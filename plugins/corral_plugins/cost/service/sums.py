@@ -25,9 +25,19 @@ from corral_plugins.cost.service.days import QUARTERS_A_DAY, Stretch, day_of, qu
 SHARDS = 4
 AT_ONCE = 100
 FIGURES = (
-    "events", "calls", "cost_micro", "input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens",
-    "unpriced_calls", "unpriced_tokens", "tasks", "completed", "wasted_micro",
-)  # fmt: skip
+    "events",
+    "calls",
+    "cost_micro",
+    "input_tokens",
+    "output_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "unpriced_calls",
+    "unpriced_tokens",
+    "tasks",
+    "completed",
+    "wasted_micro",
+)
 
 # By UTC day: who used it (key) and, in MODEL and TASK, with which model or agent (part).
 AGENT, MODEL, USER, TASK = "agent", "model", "user", "task"

@@ -117,9 +117,14 @@ def _listed(provider: str, model: Any, at: str) -> Listed | None:
     if prices.input_mtok is None and prices.output_mtok is None:
         return None
     return Listed(
-        provider, model.id, _base(prices.input_mtok), _base(prices.output_mtok), _base(prices.cache_read_mtok),
-        _base(prices.cache_write_mtok), _since(model.prices, at),
-    )  # fmt: skip
+        provider,
+        model.id,
+        _base(prices.input_mtok),
+        _base(prices.output_mtok),
+        _base(prices.cache_read_mtok),
+        _base(prices.cache_write_mtok),
+        _since(model.prices, at),
+    )
 
 
 def _base(price: Any) -> float | None:

@@ -81,6 +81,8 @@ def _headers(connection: Connection) -> dict[str, str]:
 def _facts(item: Mapping[str, Any]) -> ModelFacts:
     window, most = item.get("max_input_tokens"), item.get("max_tokens")
     return ModelFacts(
-        id=str(item["id"])[:200], capabilities=CAPABILITIES,
-        context_window=positive(window), max_output_tokens=positive(most),
-    )  # fmt: skip
+        id=str(item["id"])[:200],
+        capabilities=CAPABILITIES,
+        context_window=positive(window),
+        max_output_tokens=positive(most),
+    )

@@ -10,13 +10,23 @@ from corral import clock
 from corral_plugins.llm.api import ProviderError
 
 FINISH = {
-    "end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls",
-    "refusal": "content_filter", "model_context_window_exceeded": "length",
-}  # fmt: skip
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+    "model_context_window_exceeded": "length",
+}
 STATUS = {
-    "authentication_error": 401, "invalid_request_error": 400, "not_found_error": 404, "overloaded_error": 529,
-    "permission_error": 403, "rate_limit_error": 429, "request_too_large": 413, "timeout_error": 504,
-}  # fmt: skip
+    "authentication_error": 401,
+    "invalid_request_error": 400,
+    "not_found_error": 404,
+    "overloaded_error": 529,
+    "permission_error": 403,
+    "rate_limit_error": 429,
+    "request_too_large": 413,
+    "timeout_error": 504,
+}
 
 
 def completion(answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,8 +71,11 @@ class StreamReader:
 
     def __init__(self, model: str) -> None:
         self._head: dict[str, Any] = {
-            "id": "", "object": "chat.completion.chunk", "created": int(clock.time_s()), "model": model,
-        }  # fmt: skip
+            "id": "",
+            "object": "chat.completion.chunk",
+            "created": int(clock.time_s()),
+            "model": model,
+        }
         self._usage: dict[str, Any] = {}
         self._tools: dict[int, int] = {}  # index of the block -> index of the call
         self._silent: set[int] = set()  # calls whose arguments have not been told

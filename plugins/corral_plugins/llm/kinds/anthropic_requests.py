@@ -8,10 +8,18 @@ from typing import Any
 
 from corral_plugins.llm.api import ProviderError
 
-HONOURED = frozenset({
-    "max_completion_tokens", "max_tokens", "parallel_tool_calls", "stop", "temperature", "tool_choice", "tools",
-    "top_p",
-})  # fmt: skip
+HONOURED = frozenset(
+    {
+        "max_completion_tokens",
+        "max_tokens",
+        "parallel_tool_calls",
+        "stop",
+        "temperature",
+        "tool_choice",
+        "tools",
+        "top_p",
+    }
+)
 DEFAULT_MAX_TOKENS = 4096  # the field is mandatory there
 
 

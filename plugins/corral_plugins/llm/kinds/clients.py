@@ -57,10 +57,14 @@ class Clients:
         if self._egress is None:
             raise Unavailable("The gateway has not started yet.")
         return self._egress.client(
-            SINK, profile="public", operator=(address(connection.base_url),) if connection.operator else (),
-            connect_seconds=connection.timeouts.connect_seconds, total_seconds=None, max_bytes=MAX_ANSWER,
+            SINK,
+            profile="public",
+            operator=(address(connection.base_url),) if connection.operator else (),
+            connect_seconds=connection.timeouts.connect_seconds,
+            total_seconds=None,
+            max_bytes=MAX_ANSWER,
             per_host=CONNECTIONS,
-        )  # fmt: skip
+        )
 
 
 class _Shared:

@@ -11,11 +11,28 @@ from corral_plugins.llm.api import Connection, ModelFacts, ProviderError
 from corral_plugins.llm.kinds.clients import Clients, positive
 
 OWN_HOST = "api.openai.com"
-COMMON = frozenset({
-    "dimensions", "frequency_penalty", "logit_bias", "logprobs", "max_completion_tokens", "max_tokens",
-    "parallel_tool_calls", "presence_penalty", "reasoning_effort", "response_format", "seed", "stop", "temperature",
-    "tool_choice", "tools", "top_logprobs", "top_p", "user",
-})  # fmt: skip
+COMMON = frozenset(
+    {
+        "dimensions",
+        "frequency_penalty",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "parallel_tool_calls",
+        "presence_penalty",
+        "reasoning_effort",
+        "response_format",
+        "seed",
+        "stop",
+        "temperature",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "top_p",
+        "user",
+    }
+)
 OWN = frozenset({"modalities", "prediction", "prompt_cache_key", "safety_identifier", "service_tier", "verbosity"})
 MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
 MAX_MODELS = 2000
@@ -155,7 +172,11 @@ def _facts(item: dict[str, Any]) -> ModelFacts:
     window = next((item[key] for key in ("context_length", "context_window", "max_model_len") if item.get(key)), None)
     embeds = "embed" in name.lower()
     capabilities = {
-        "tools": not embeds, "json": "none" if embeds else "schema", "images": False, "stream": not embeds,
-        "embeddings": embeds, "reasoning": False,
-    }  # fmt: skip
+        "tools": not embeds,
+        "json": "none" if embeds else "schema",
+        "images": False,
+        "stream": not embeds,
+        "embeddings": embeds,
+        "reasoning": False,
+    }
     return ModelFacts(id=name, capabilities=capabilities, context_window=positive(window))

@@ -76,9 +76,13 @@ async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 @contextlib.asynccontextmanager
 async def _answer(
-    clients: Clients, connection: Connection, method: str, url: str, headers: Mapping[str, str],
+    clients: Clients,
+    connection: Connection,
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
     body: Mapping[str, Any] | None = None,
-) -> AsyncIterator[httpx2.Response]:  # fmt: skip
+) -> AsyncIterator[httpx2.Response]:
     """An answer whose head says 2xx; afterwards, whatever goes wrong, the provider was reached."""
     reached = False
     content = None if body is None else msgspec.json.encode(body)

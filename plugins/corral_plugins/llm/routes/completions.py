@@ -36,12 +36,21 @@ log = logging.getLogger("corral.llm")
 LONGEST = 3600.0 + 60  # `llm.total_timeout_seconds` ends a call before
 COMMENT_EVERY = 15.0
 CALL_PROBLEMS = (
-    "unknown_reference", "lease_lost", "provider_error", "upstream_timeout", "kill_switch",
-)  # fmt: skip
+    "unknown_reference",
+    "lease_lost",
+    "provider_error",
+    "upstream_timeout",
+    "kill_switch",
+)
 CALL: dict[str, Any] = {
-    "needs": "llm.use", "body_limit": 8 * MIB, "seconds": LONGEST, "lenient": True, "raises": CALL_PROBLEMS,
-    "on_lease": True, "abandoned": True,
-}  # fmt: skip
+    "needs": "llm.use",
+    "body_limit": 8 * MIB,
+    "seconds": LONGEST,
+    "lenient": True,
+    "raises": CALL_PROBLEMS,
+    "on_lease": True,
+    "abandoned": True,
+}
 
 routes = Routes("/llm", tag="LLM", explain=lambda problem: {"error": openai_error(problem)})
 

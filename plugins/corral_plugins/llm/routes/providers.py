@@ -28,9 +28,15 @@ routes = Routes("/llm", tag="LLM", explain=lambda problem: {"error": openai_erro
 
 MANAGE = "llm.manage"
 CHANGES = (
-    "setting_locked", "url_blocked", "precondition_failed", "overloaded", "plugin_disabled", "masked_value_submitted",
-    "unknown_reference", "vault_sealed",
-)  # fmt: skip
+    "setting_locked",
+    "url_blocked",
+    "precondition_failed",
+    "overloaded",
+    "plugin_disabled",
+    "masked_value_submitted",
+    "unknown_reference",
+    "vault_sealed",
+)
 
 
 @routes.get("/providers", needs=("llm.read", "llm.use"))
@@ -70,9 +76,16 @@ def get_provider(name: str, providers: Directory) -> ProviderView:
 
 @routes.put("/providers/{name}", needs=MANAGE, raises=("not_found", "reauth_required", "insufficient_scope", *CHANGES))
 async def update_provider(
-    name: str, body: ProviderPatch, match: IfMatch, providers: Directory, keys: ProviderKeys, egress: Egress,
-    work: Work, caller: Principal, request: Request,
-) -> ProviderView:  # fmt: skip
+    name: str,
+    body: ProviderPatch,
+    match: IfMatch,
+    providers: Directory,
+    keys: ProviderKeys,
+    egress: Egress,
+    work: Work,
+    caller: Principal,
+    request: Request,
+) -> ProviderView:
     """Change a provider; what is absent stays. Providers of `corral.toml` are changed there.
 
     Another `base_url` while the stored key stays needs a step-up, of an API key the scope `secrets.reveal`.
@@ -106,9 +119,12 @@ async def try_provider(
 
 
 @routes.post(
-    "/providers/{name}/refresh", needs=MANAGE, seconds=120.0, abandoned=True,
+    "/providers/{name}/refresh",
+    needs=MANAGE,
+    seconds=120.0,
+    abandoned=True,
     raises=("not_found", "invalid_state", "provider_error", "upstream_timeout"),
-)  # fmt: skip
+)
 async def refresh_provider(name: str, providers: Directory, upkeep: Upkeep, work: Work) -> ProviderView:
     """Ask a provider which models it has."""
     await upkeep.refresh(await work(lambda: providers.get(name), read=True))

@@ -93,5 +93,7 @@ def _not_configured(targets: list[Target]) -> Unavailable:
     what = "is not configured" if len(names) == 1 else "are not configured"
     return Unavailable(
         f"{', '.join(names)} {what}, or switched off; an admin sets it up under /llm/providers.",
-        retry_after=60, provider=names[0], kind="not_configured",
-    )  # fmt: skip
+        retry_after=60,
+        provider=names[0],
+        kind="not_configured",
+    )

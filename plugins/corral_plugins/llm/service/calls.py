@@ -22,13 +22,30 @@ SWEEP_AT_ONCE = 500
 
 
 _GIVEN = (
-    "id", "created_at", "kind", "provider", "model", "requested_model", "task_id", "lease_id", "agent_id", "user_id",
-)  # fmt: skip
+    "id",
+    "created_at",
+    "kind",
+    "provider",
+    "model",
+    "requested_model",
+    "task_id",
+    "lease_id",
+    "agent_id",
+    "user_id",
+)
 _ZERO = ("attempts", "input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 _SETTLED = (
-    "provider", "model", "status", *_ZERO, "estimated", "cost_micro_usd", "first_token_ms", "duration_ms",
-    "finish_reason", "error",
-)  # fmt: skip
+    "provider",
+    "model",
+    "status",
+    *_ZERO,
+    "estimated",
+    "cost_micro_usd",
+    "first_token_ms",
+    "duration_ms",
+    "finish_reason",
+    "error",
+)
 
 _BEGIN = Statement(
     lambda p: LlmCall.insert(
@@ -41,20 +58,29 @@ _BEGIN = Statement(
     )
 )
 _SETTLE = Statement(
-    lambda p: LlmCall.update(
-        {getattr(LlmCall, name): p(name, getattr(LlmCall, name)) for name in _SETTLED}
-    ).where((LlmCall.id == p("id")) & (LlmCall.status == IN_FLIGHT))
-)  # fmt: skip
+    lambda p: LlmCall.update({getattr(LlmCall, name): p(name, getattr(LlmCall, name)) for name in _SETTLED}).where(
+        (LlmCall.id == p("id")) & (LlmCall.status == IN_FLIGHT)
+    )
+)
 
 
 def begin(kind: str, provider: str, model: str, asked: str, by: Principal) -> str:
     """Write the row of a call that is about to be made; returns its id."""
     identifier = new_id()
-    _BEGIN.run({
-        "id": identifier, "created_at": clock.now(), "kind": kind, "provider": provider, "model": model[:200],
-        "requested_model": asked, "task_id": by.task_id, "lease_id": by.lease_id, "agent_id": by.agent_id,
-        "user_id": by.user_id,
-    })  # fmt: skip
+    _BEGIN.run(
+        {
+            "id": identifier,
+            "created_at": clock.now(),
+            "kind": kind,
+            "provider": provider,
+            "model": model[:200],
+            "requested_model": asked,
+            "task_id": by.task_id,
+            "lease_id": by.lease_id,
+            "agent_id": by.agent_id,
+            "user_id": by.user_id,
+        }
+    )
     return identifier
 
 

@@ -29,10 +29,14 @@ class Catalogue:
 
     def _view(self, provider: Provider, facts: ModelFacts) -> ModelView:
         return ModelView(
-            id=f"{provider.name}/{facts.id}", owned_by=provider.name, capabilities=facts.capabilities,
-            context_window=facts.context_window, max_output_tokens=facts.max_output_tokens,
-            price=self._price(provider, facts.id), available=provider.usable,
-        )  # fmt: skip
+            id=f"{provider.name}/{facts.id}",
+            owned_by=provider.name,
+            capabilities=facts.capabilities,
+            context_window=facts.context_window,
+            max_output_tokens=facts.max_output_tokens,
+            price=self._price(provider, facts.id),
+            available=provider.usable,
+        )
 
     def _price(self, provider: Provider, model: str) -> ModelPrice | None:
         """What a million tokens of each sort cost, in calls of an ordinary length and beside what each call costs."""
@@ -49,6 +53,8 @@ class Catalogue:
         if given is None and output is None:
             return None
         return ModelPrice(
-            input_usd=given, output_usd=output, cache_read_usd=usd(cache_read_tokens=TOKENS),
+            input_usd=given,
+            output_usd=output,
+            cache_read_usd=usd(cache_read_tokens=TOKENS),
             cache_write_usd=usd(cache_write_tokens=TOKENS),
-        )  # fmt: skip
+        )

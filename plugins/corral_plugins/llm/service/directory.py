@@ -68,13 +68,20 @@ class Directory:
         fields |= {"kind": provider.kind.kind, "base_url": provider.connection.base_url}
         fields["max_concurrency"] = provider.concurrency
         return ProviderView(
-            **fields, name=name, configured=provider.configured,
+            **fields,
+            name=name,
+            configured=provider.configured,
             has_key=provider.connection.api_key is not None or provider.api_key_secret is not None,
-            api_key_secret=provider.api_key_secret, breaker=None, source=provider.source, version=provider.version,
-            listed_models=[item.id for item in provider.models()], last_error=state.last_error,
-            last_ok_at=state.last_ok_at, models_refreshed_at=state.models_refreshed_at,
+            api_key_secret=provider.api_key_secret,
+            breaker=None,
+            source=provider.source,
+            version=provider.version,
+            listed_models=[item.id for item in provider.models()],
+            last_error=state.last_error,
+            last_ok_at=state.last_ok_at,
+            models_refreshed_at=state.models_refreshed_at,
             warnings=warnings if warnings else UNSET,
-        )  # fmt: skip
+        )
 
     # -- writing
 
@@ -117,9 +124,7 @@ class Directory:
             values = {field: getattr(provider.fields, field) for field in Fields.__struct_fields__}
             self._insert(name, {**values, **given, "kind": provider.kind.kind}, by)
         else:
-            changed = {
-                **_columns(given), "stamp": new_id(), "version": provider.version + 1, "updated_at": clock.now()
-            }  # fmt: skip
+            changed = {**_columns(given), "stamp": new_id(), "version": provider.version + 1, "updated_at": clock.now()}
             if not Row.update(changed).where((Row.name == name) & (Row.version == provider.version)).execute():
                 raise Unavailable("The provider changed in this moment; repeat the request.", code="overloaded")
         told = {field: (getattr(provider.fields, field), value) for field, value in given.items() if field not in key}
@@ -169,9 +174,11 @@ class Directory:
         if self.audit is not None:
             verb = {"created": "create", "updated": "update", "deleted": "delete"}[change]
             entry = AuditEntry(
-                action=f"llm.provider.{verb}", object_type="llm_provider", object_id=name,
+                action=f"llm.provider.{verb}",
+                object_type="llm_provider",
+                object_id=name,
                 changes={**changes, "api_key": SECRET_CHANGE} if key else changes,
-            )  # fmt: skip
+            )
             self.audit.record(entry)
 
 
@@ -201,9 +208,13 @@ def _states(names: list[str]) -> dict[str, LlmProviderState]:
 
 def _item(provider: Provider, states: dict[str, LlmProviderState] | None) -> ProviderItem:
     item = ProviderItem(
-        name=provider.name, kind=provider.kind.kind, enabled=provider.fields.enabled, configured=provider.configured,
-        breaker=None, models=[each.id for each in provider.models()],
-    )  # fmt: skip
+        name=provider.name,
+        kind=provider.kind.kind,
+        enabled=provider.fields.enabled,
+        configured=provider.configured,
+        breaker=None,
+        models=[each.id for each in provider.models()],
+    )
     if states is not None:
         state = states.get(provider.name) or LlmProviderState(name=provider.name)
         item.source, item.base_url = provider.source, provider.connection.base_url

@@ -47,9 +47,18 @@ class Gateway:
     """Implements `LLM`; the only one that calls providers."""
 
     def __init__(
-        self, work: Work, settings: Settings, redactor: Redactor, registry: Registry, admission: Admission,
-        attempts: Attempts, settlement: Settlement, watch: LeaseWatch, payloads: Payloads, keys: ProviderKeys,
-    ) -> None:  # fmt: skip
+        self,
+        work: Work,
+        settings: Settings,
+        redactor: Redactor,
+        registry: Registry,
+        admission: Admission,
+        attempts: Attempts,
+        settlement: Settlement,
+        watch: LeaseWatch,
+        payloads: Payloads,
+        keys: ProviderKeys,
+    ) -> None:
         self._work, self._settings, self._redactor = work, settings, redactor
         self.registry, self._admission, self._attempts = registry, admission, attempts
         self._settlement, self._watch, self._payloads, self._keys = settlement, watch, payloads, keys
@@ -139,9 +148,16 @@ class Gateway:
         async def admit() -> Plan:
             admitted = await self._work(lambda: self._admission.admit(kind, request, tokens, by), entry=entry)
             return Plan(
-                call_id=admitted.call_id, kind=kind, targets=admitted.targets, ticket=admitted.ticket, request=request,
-                input_tokens=tokens, by=by, entry=entry, began=began,
-            )  # fmt: skip
+                call_id=admitted.call_id,
+                kind=kind,
+                targets=admitted.targets,
+                ticket=admitted.ticket,
+                request=request,
+                input_tokens=tokens,
+                by=by,
+                entry=entry,
+                began=began,
+            )
 
         admitting = self._spawn(admit(), name=KEPT)
         try:
@@ -209,9 +225,13 @@ class Gateway:
             await queue.put(item)
 
     async def _relay(
-        self, plan: Plan, outcome: Outcome, redaction: StreamRedaction, queue: asyncio.Queue[Chunk | Exception | None],
+        self,
+        plan: Plan,
+        outcome: Outcome,
+        redaction: StreamRedaction,
+        queue: asyncio.Queue[Chunk | Exception | None],
         unsent: list[Chunk],
-    ) -> Chunk:  # fmt: skip
+    ) -> Chunk:
         """Put all chunks but the last one, which is returned. `unsent`: there was no room before it was cancelled."""
 
         async def first(target: Target) -> tuple[Target, AsyncGenerator[Chunk, None], Chunk]:

@@ -51,8 +51,10 @@ class ProviderKeys:
         if self.secrets is None:
             raise Unavailable(
                 "Keys are kept by the plugin secrets, which is not active; put the key into corral.toml "
-                "([plugins.llm.providers.<name>] api_key).", code="plugin_disabled", retry_after=60,
-            )  # fmt: skip
+                "([plugins.llm.providers.<name>] api_key).",
+                code="plugin_disabled",
+                retry_after=60,
+            )
         refuse_mask(_given(body.api_key), "/api_key")
         if _given(body.api_key) is not None and _given(body.api_key_secret) is not None:
             raise Invalid.at("/api_key", "not_allowed", "Give a key, or the name of a secret that holds it, not both.")

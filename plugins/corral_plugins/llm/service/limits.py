@@ -23,9 +23,10 @@ def check_length(request: Mapping[str, Any], facts: ModelFacts | None, input_tok
     window = facts.context_window if facts is not None else None
     if cap is not None and window is not None and input_tokens > window - cap:
         raise Invalid.at(
-            "/messages", "too_long",
+            "/messages",
+            "too_long",
             f"About {input_tokens} tokens of input and {cap} of output do not fit into the {window} of the model.",
-        )  # fmt: skip
+        )
 
 
 def cap_of(facts: ModelFacts | None, input_tokens: int, default: int) -> int:

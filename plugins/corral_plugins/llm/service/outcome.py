@@ -122,9 +122,12 @@ class Outcome(msgspec.Struct, kw_only=True):
         names = ("status", "attempts", "first_token_ms", "duration_ms", "finish_reason", "error", "cost_micro_usd")
         counted = msgspec.structs.asdict(self.tokens)
         return {
-            **{name: getattr(self, name) for name in names}, **counted, "estimated": self.estimated,
-            "provider": self.target.provider.name, "model": self.target.model[:200],
-        }  # fmt: skip
+            **{name: getattr(self, name) for name in names},
+            **counted,
+            "estimated": self.estimated,
+            "provider": self.target.provider.name,
+            "model": self.target.model[:200],
+        }
 
     def cost_header(self) -> str:
         """`Corral-Cost-Usd`."""

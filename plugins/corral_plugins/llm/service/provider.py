@@ -42,9 +42,11 @@ class ModelSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_d
         """The same for kinds and callers."""
         capabilities = {name: getattr(self.capabilities, name) for name in Capabilities.__struct_fields__}
         return ModelFacts(
-            id=self.id, capabilities=capabilities, context_window=self.context_window,
+            id=self.id,
+            capabilities=capabilities,
+            context_window=self.context_window,
             max_output_tokens=self.max_output_tokens,
-        )  # fmt: skip
+        )
 
 
 def all_models() -> list[ModelSpec | Literal["*"]]:
@@ -199,20 +201,39 @@ class Found(msgspec.Struct, frozen=True):
 
 
 def _made(
-    name: str, kind: LLMProvider, fields: Fields, found: Found, *, source: Source, version: tuple[str, int],
-    config: Mapping[str, Any] | None = None, api_key: str | None = None, api_key_secret: str | None = None,
-) -> Provider:  # fmt: skip
+    name: str,
+    kind: LLMProvider,
+    fields: Fields,
+    found: Found,
+    *,
+    source: Source,
+    version: tuple[str, int],
+    config: Mapping[str, Any] | None = None,
+    api_key: str | None = None,
+    api_key_secret: str | None = None,
+) -> Provider:
     preset = PRESETS.get(name)
     own = [item.facts() for item in fields.models if isinstance(item, ModelSpec)]
     named = {item.id for item in own}
     models = [*own, *(item for item in found.models if ALL_MODELS in fields.models and item.id not in named)]
     connection = Connection(
-        name=name, config=config or {}, base_url=fields.base_url or (preset.base_url if preset else None),
-        api_key=api_key, headers=fields.headers, timeouts=fields.timeouts, operator=source == "file", models=models,
+        name=name,
+        config=config or {},
+        base_url=fields.base_url or (preset.base_url if preset else None),
+        api_key=api_key,
+        headers=fields.headers,
+        timeouts=fields.timeouts,
+        operator=source == "file",
+        models=models,
         version=version[0],
-    )  # fmt: skip
+    )
     needs_key = preset is not None and preset.needs_key
     return Provider(
-        connection=connection, kind=kind, source=source, fields=fields, api_key_secret=api_key_secret,
-        configured=not needs_key or api_key is not None or api_key_secret is not None, version=version[1],
-    )  # fmt: skip
+        connection=connection,
+        kind=kind,
+        source=source,
+        fields=fields,
+        api_key_secret=api_key_secret,
+        configured=not needs_key or api_key is not None or api_key_secret is not None,
+        version=version[1],
+    )

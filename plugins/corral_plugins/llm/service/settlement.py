@@ -60,21 +60,33 @@ class Settlement:
         by, target, tokens = plan.by, outcome.target, outcome.tokens
         charged = self._cost.settle(
             Spent(
-                usage_key=plan.call_id, by_gateway=True, provider=target.provider.name, model=target.model,
-                operation="embedding" if plan.kind == "embedding" else "chat", input_tokens=tokens.input_tokens,
-                output_tokens=tokens.output_tokens, cache_read_tokens=tokens.cache_read_tokens,
-                cache_write_tokens=tokens.cache_write_tokens, cost_usd=outcome.reported_cost,
-                estimated=outcome.estimated, user_id=by.user_id, agent_id=by.agent_id, task_id=by.task_id,
+                usage_key=plan.call_id,
+                by_gateway=True,
+                provider=target.provider.name,
+                model=target.model,
+                operation="embedding" if plan.kind == "embedding" else "chat",
+                input_tokens=tokens.input_tokens,
+                output_tokens=tokens.output_tokens,
+                cache_read_tokens=tokens.cache_read_tokens,
+                cache_write_tokens=tokens.cache_write_tokens,
+                cost_usd=outcome.reported_cost,
+                estimated=outcome.estimated,
+                user_id=by.user_id,
+                agent_id=by.agent_id,
+                task_id=by.task_id,
                 attempt_id=self._attempt_id(by),
             ),
             free=target.provider.free,
-        )  # fmt: skip
+        )
         outcome.cost_micro_usd, outcome.priced = charged.cost_micro_usd, charged.priced
         if self.tasks is not None and by.task_id is not None and by.lease_id is not None and not charged.repeated:
             self.tasks.spent(
-                by.task_id, by.lease_id, input_tokens=tokens.total - tokens.output_tokens,
-                output_tokens=tokens.output_tokens, cost_usd=charged.cost_usd,
-            )  # fmt: skip
+                by.task_id,
+                by.lease_id,
+                input_tokens=tokens.total - tokens.output_tokens,
+                output_tokens=tokens.output_tokens,
+                cost_usd=charged.cost_usd,
+            )
 
     def _attempt_id(self, by: Principal) -> str | None:
         if self.tasks is None or by.task_id is None or by.lease_id is None:

@@ -31,10 +31,16 @@ SWEEP_AT_ONCE = 500
 
 _ENTER = Statement(
     lambda p: LlmSlot.insert(
-        {LlmSlot.id: p("id"), LlmSlot.call_id: p("call"), LlmSlot.provider: p("provider"), LlmSlot.holder: p("holder"),
-         LlmSlot.state: WAITING, LlmSlot.until: p("until")}
+        {
+            LlmSlot.id: p("id"),
+            LlmSlot.call_id: p("call"),
+            LlmSlot.provider: p("provider"),
+            LlmSlot.holder: p("holder"),
+            LlmSlot.state: WAITING,
+            LlmSlot.until: p("until"),
+        }
     )
-)  # fmt: skip
+)
 _LEAVE = Statement(lambda p: LlmSlot.delete().where(LlmSlot.id == p("id")))
 _HELD = Statement(
     lambda p: (
@@ -84,10 +90,15 @@ class Slots:
             return None
         self._lock(provider.name)
         ticket_id = new_id()
-        _ENTER.run({
-            "id": ticket_id, "call": call_id, "provider": provider.name, "holder": self.holder,
-            "until": clock.now(WAITING_SECONDS),
-        })  # fmt: skip
+        _ENTER.run(
+            {
+                "id": ticket_id,
+                "call": call_id,
+                "provider": provider.name,
+                "holder": self.holder,
+                "until": clock.now(WAITING_SECONDS),
+            }
+        )
         after_commit(functools.partial(self._mine.add, ticket_id))
         return Ticket(ticket_id, provider, held=ticket_id in self._give(provider))
 
@@ -138,9 +149,11 @@ class Slots:
                 await got
         except TimeoutError:
             raise TooMany(
-                f"{ticket.provider.name} is busy: no place became free within {seconds:g} seconds.", retry_after=5,
-                code="concurrency_limit", provider=ticket.provider.name,
-            ) from None  # fmt: skip
+                f"{ticket.provider.name} is busy: no place became free within {seconds:g} seconds.",
+                retry_after=5,
+                code="concurrency_limit",
+                provider=ticket.provider.name,
+            ) from None
         finally:
             self._waiting.pop(ticket.id, None)
 

@@ -57,9 +57,12 @@ class States:
         change(name)
         if state.update(alerted_at=clock.now()).where((state.name == name) & due).execute():
             alert = SystemAlert(
-                kind="llm_credentials", severity="critical", title=f"The provider {name} refuses its key",
-                detail=str(error.get("detail", "")), object={"type": "llm_provider", "id": name},
-            )  # fmt: skip
+                kind="llm_credentials",
+                severity="critical",
+                title=f"The provider {name} refuses its key",
+                detail=str(error.get("detail", "")),
+                object={"type": "llm_provider", "id": name},
+            )
             emit(alert, object=("llm_provider", name))
 
 

@@ -79,8 +79,12 @@ async def following(target: Target, iterator: AsyncGenerator[Chunk, None]) -> As
 
 
 async def relayed(
-    target: Target, iterator: AsyncGenerator[Chunk, None], first: Chunk, redaction: StreamRedaction, outcome: Outcome,
-) -> AsyncGenerator[Chunk, None]:  # fmt: skip
+    target: Target,
+    iterator: AsyncGenerator[Chunk, None],
+    first: Chunk,
+    redaction: StreamRedaction,
+    outcome: Outcome,
+) -> AsyncGenerator[Chunk, None]:
     """Chunks as the caller gets them; the last one alone has usage. `outcome` is told of each."""
     last: Chunk = first
 

@@ -102,8 +102,9 @@ class Upkeep:
         try:
             await self.refresh(provider)
         except Problem as problem:
-            log.warning("the models of a provider cannot be read",
-                        extra={"provider": provider.name, "detail": problem.detail})  # fmt: skip
+            log.warning(
+                "the models of a provider cannot be read", extra={"provider": provider.name, "detail": problem.detail}
+            )
 
     async def test(self, provider: Provider, model: str | None, by: Principal) -> ProviderTest:
         """One short call; it costs what it costs. Failures are told in the answer."""

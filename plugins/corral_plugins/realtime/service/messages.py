@@ -127,9 +127,13 @@ class Item:
         if self._text is None:
             record = self.record
             frame = _EventFrame(
-                event=record.type, id=record.id, seq=record.seq, ts=record.ts, data=msgspec.Raw(record.data),
+                event=record.type,
+                id=record.id,
+                seq=record.seq,
+                ts=record.ts,
+                data=msgspec.Raw(record.data),
                 actor={"type": record.actor_type, "id": record.actor_id},
-            )  # fmt: skip
+            )
             self._text = encode(frame).decode()
         return self._text
 

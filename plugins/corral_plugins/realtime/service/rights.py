@@ -34,7 +34,7 @@ class Rights:
 
     def __init__(
         self, hub: Hub, work: Work, credentials: Credentials, tickets: Tickets, events: EventRights, settings: Settings
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._hub, self._work, self._events, self._settings = hub, work, events, settings
         self._credentials, self._tickets = credentials, tickets
         self._sweeping: asyncio.Task[None] | None = None

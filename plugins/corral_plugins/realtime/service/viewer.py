@@ -58,9 +58,14 @@ class Viewer:
     """`put` and `offer` never block; `take` is called by the one task that sends. Everything runs on the loop."""
 
     def __init__(
-        self, principal: Principal, reread: Callable[[], Principal], checked: float, limit: int, client_ip: str,
+        self,
+        principal: Principal,
+        reread: Callable[[], Principal],
+        checked: float,
+        limit: int,
+        client_ip: str,
         can_read: Callable[[Principal, Record], bool],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.principal, self.reread, self.checked, self.client_ip = principal, reread, checked, client_ip
         self._can_read = can_read
         self.fresh: Callable[[], Awaitable[None]] = (

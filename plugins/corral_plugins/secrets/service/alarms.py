@@ -106,9 +106,10 @@ def _write(alarm: _Alarm) -> None:
     key = f"{alarm.kind}:{alarm.type}:{alarm.id}"[:300]
     insert = SecretAlert.insert(id=key, raised_at=clock.now())
     written = insert.on_conflict(
-        conflict_target=[SecretAlert.id], update={SecretAlert.raised_at: clock.now()},
+        conflict_target=[SecretAlert.id],
+        update={SecretAlert.raised_at: clock.now()},
         where=SecretAlert.raised_at <= clock.now(-HOUR),
-    )  # fmt: skip
+    )
     if not written.as_rowcount().execute():
         return
     title, detail = _words(alarm)

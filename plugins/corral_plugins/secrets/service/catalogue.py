@@ -71,10 +71,13 @@ class Catalogue:
         """Those that expire within so many days, and those that have expired; the first to expire first."""
         soon = SecretRow.deleted_at.is_null() & (SecretRow.expires_at <= rows.expiring_until([query.days]))
         found: Page[Any] = paginate(
-            SecretRow.select().where(SecretRow.expires_at.is_null(False) & soon), query, by, scope="secrets.expiring",
+            SecretRow.select().where(SecretRow.expires_at.is_null(False) & soon),
+            query,
+            by,
+            scope="secrets.expiring",
             order=(Order(SecretRow.expires_at, descending=False), Order(SecretRow.id, descending=False)),
             make=lambda row: row,
-        )  # fmt: skip
+        )
         return Page(
             items=self._views(found.items), total=found.total, limit=found.limit, offset=found.offset, next=found.next
         )
@@ -86,9 +89,13 @@ class Catalogue:
         row = rows.get(id, deleted=True)
         of_it = SecretVersion.select().where(SecretVersion.secret_id == row.id)
         return paginate(
-            of_it, query, by, scope=f"secrets.versions.{row.id}", order=(Order(SecretVersion.n),),
+            of_it,
+            query,
+            by,
+            scope=f"secrets.versions.{row.id}",
+            order=(Order(SecretVersion.n),),
             make=lambda version: rows.version_view(version, row.version),
-        )  # fmt: skip
+        )
 
     # -- parts
 
@@ -116,10 +123,11 @@ class Catalogue:
         used = rows.references([_key(item)[0] for item in items])
         until, kept = self._until(), self._settings.get(MAX_VERSIONS)
         return [
-            rows.pinned_view(item, used.get(item.key, []), kept) if isinstance(item, Pinned)
+            rows.pinned_view(item, used.get(item.key, []), kept)
+            if isinstance(item, Pinned)
             else rows.view(item, used.get(item.name_key, []), until)
             for item in items
-        ]  # fmt: skip
+        ]
 
 
 def _by_code_point(field: Any) -> Any:

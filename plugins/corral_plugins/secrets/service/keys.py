@@ -49,13 +49,15 @@ class MasterKeys:
         listed = [*keys, *sorted(counts.keys() - keys.keys())]
         active = self._keyring.keys[0].id if keys else None
         return KeyStatus(
-            sealed=self._keyring.sealed, active_key=active, remaining=_remaining(counts, active),
+            sealed=self._keyring.sealed,
+            active_key=active,
+            remaining=_remaining(counts, active),
             rotating=holder_of(LEASE) is not None,
             keys=[
                 KeyCount(key_id=id, label=keys[id].label if id in keys else None, rows=counts.get(id, 0))
                 for id in listed
             ],
-        )  # fmt: skip
+        )
 
     def begin(self) -> tuple[int, str]:
         """Take the work upon oneself: the number of rows and the holder to `run` with.
@@ -72,9 +74,11 @@ class MasterKeys:
             raise Conflict("The rows are being rewrapped already.", current_status="rotating")
         if self.audit is not None:
             entry = AuditEntry(
-                action="secrets.master_key.rotate", object_type="master_key", object_id=active,
+                action="secrets.master_key.rotate",
+                object_type="master_key",
+                object_id=active,
                 details={"remaining": remaining},
-            )  # fmt: skip
+            )
             self.audit.record(entry)
         return remaining, holder
 

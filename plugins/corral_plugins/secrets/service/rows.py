@@ -106,11 +106,25 @@ def view(row: SecretRow, used: list[Reference], until: str) -> SecretView:
 def pinned_view(item: Pinned, used: list[Reference], max_versions: int) -> SecretView:
     """A pinned secret, without its value."""
     return SecretView(
-        id=item.id, name=item.name, category="general", description=f"Set by CORRAL_SECRET_{item.name}.",
-        status="active", version=1, expires_at=None, allowed_consumers=[], allowed_hosts=[], max_versions=max_versions,
-        read_only=True, references=used, last_used_at=None, last_revealed_at=None, rotated_at=None, created_by=None,
-        created_at=None, updated_at=None,
-    )  # fmt: skip
+        id=item.id,
+        name=item.name,
+        category="general",
+        description=f"Set by CORRAL_SECRET_{item.name}.",
+        status="active",
+        version=1,
+        expires_at=None,
+        allowed_consumers=[],
+        allowed_hosts=[],
+        max_versions=max_versions,
+        read_only=True,
+        references=used,
+        last_used_at=None,
+        last_revealed_at=None,
+        rotated_at=None,
+        created_by=None,
+        created_at=None,
+        updated_at=None,
+    )
 
 
 def version_view(version: SecretVersion, current: int) -> VersionView:
@@ -118,9 +132,12 @@ def version_view(version: SecretVersion, current: int) -> VersionView:
     in_grace = version.grace_until is not None and version.grace_until > clock.now()
     state: Any = "current" if version.n == current else "grace" if in_grace else "old"
     return VersionView(
-        n=version.n, state="destroyed" if version.sealed is None else state, created_by=version.created_by,
-        created_at=version.created_at, grace_until=version.grace_until,
-    )  # fmt: skip
+        n=version.n,
+        state="destroyed" if version.sealed is None else state,
+        created_by=version.created_by,
+        created_at=version.created_at,
+        grace_until=version.grace_until,
+    )
 
 
 # -- told
@@ -140,15 +157,23 @@ def require_audit(audit: Audit | None) -> None:
 
 
 def note(
-    audit: Audit | None, verb: str, row: SecretRow, *, changes: Mapping[str, tuple[Any, Any]] | None = None,
+    audit: Audit | None,
+    verb: str,
+    row: SecretRow,
+    *,
+    changes: Mapping[str, tuple[Any, Any]] | None = None,
     **details: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Write a row of the audit log, where there is one."""
     if audit is not None:
         entry = AuditEntry(
-            action=f"secrets.secret.{verb}", object_type="secret", object_id=row.id, object_name=row.name,
-            changes=changes or {}, details={"version": row.version, **details},
-        )  # fmt: skip
+            action=f"secrets.secret.{verb}",
+            object_type="secret",
+            object_id=row.id,
+            object_name=row.name,
+            changes=changes or {},
+            details={"version": row.version, **details},
+        )
         audit.record(entry)
 
 

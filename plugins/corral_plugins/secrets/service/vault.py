@@ -44,9 +44,14 @@ class Vault:
         check_hosts(fields["allowed_consumers"], fields["allowed_hosts"])
         now = clock.now()
         row = {
-            **fields, "id": new_id(), "version": 1, "revision": 1, "created_by": by.user_id, "created_at": now,
+            **fields,
+            "id": new_id(),
+            "version": 1,
+            "revision": 1,
+            "created_by": by.user_id,
+            "created_at": now,
             "updated_at": now,
-        }  # fmt: skip
+        }
         if not SecretRow.insert(row).on_conflict_ignore().as_rowcount().execute():
             raise _duplicate(new.name)
         made = SecretRow.get_by_id(row["id"])

@@ -27,9 +27,13 @@ def list_api_keys(query: KeyQuery, caller: Principal, keys: ApiKeys) -> Page[Key
 
 
 @routes.post(
-    "/api-keys", needs=SIGNED_IN, own_session=True, status=201, no_store=True,
+    "/api-keys",
+    needs=SIGNED_IN,
+    own_session=True,
+    status=201,
+    no_store=True,
     raises=("quota_exceeded", "reauth_required"),
-)  # fmt: skip
+)
 def create_api_key(body: NewKey, caller: Principal, keys: ApiKeys) -> IssuedKey:
     """Make an API key. `key` is shown this once.
 
@@ -51,9 +55,12 @@ def revoke_api_key(id: str, caller: Principal, keys: ApiKeys) -> None:
 
 
 @routes.post(
-    "/api-keys/{id}/rotate", needs=SIGNED_IN, own_session=True, no_store=True,
+    "/api-keys/{id}/rotate",
+    needs=SIGNED_IN,
+    own_session=True,
+    no_store=True,
     raises=("invalid_state", "reauth_required"),
-)  # fmt: skip
+)
 def rotate_api_key(id: str, body: Rotation, caller: Principal, keys: ApiKeys) -> IssuedKey:
     """Give an own API key a new text. `key` is shown this once; the old text works for the overlap."""
     return keys.rotate(id, body.overlap_seconds, by=caller)

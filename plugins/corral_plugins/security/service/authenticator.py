@@ -20,9 +20,16 @@ from corral_plugins.security.service.key_form import PREFIX, is_key
 from corral_plugins.security.settings import KEYS_ENABLED
 
 _COLUMNS = (
-    ApiKeyRow.id, ApiKeyRow.user_id, ApiKeyRow.scopes, ApiKeyRow.allowed_cidrs, ApiKeyRow.expires_at,
-    ApiKeyRow.revoked_at, ApiKeyRow.hash, ApiKeyRow.old_hash, ApiKeyRow.old_until,
-)  # fmt: skip
+    ApiKeyRow.id,
+    ApiKeyRow.user_id,
+    ApiKeyRow.scopes,
+    ApiKeyRow.allowed_cidrs,
+    ApiKeyRow.expires_at,
+    ApiKeyRow.revoked_at,
+    ApiKeyRow.hash,
+    ApiKeyRow.old_hash,
+    ApiKeyRow.old_until,
+)
 _BY_HASH = Statement(lambda p: ApiKeyRow.select(*_COLUMNS).where(ApiKeyRow.hash == p("hash")).tuples())
 _BY_OLD_HASH = Statement(lambda p: ApiKeyRow.select(*_COLUMNS).where(ApiKeyRow.old_hash == p("hash")).tuples())
 _BY_ID = Statement(lambda p: ApiKeyRow.select(*_COLUMNS).where(ApiKeyRow.id == p("id")).tuples())
@@ -92,10 +99,17 @@ class ApiKeyAuthenticator:
         held = self._permissions.of(owner.role)
         left = narrowed(held, wanted)
         return Principal(
-            kind="api_key", id=key_id, user_id=user_id, role=owner.role, permissions=left, beyond=held - left,
-            named=held.intersection(wanted), expires_at=clock.parse_instant(expires_at),
-            limited=self._accounts.limit(owner), networks=tuple(msgspec.json.decode(cidrs)),
-        )  # fmt: skip
+            kind="api_key",
+            id=key_id,
+            user_id=user_id,
+            role=owner.role,
+            permissions=left,
+            beyond=held - left,
+            named=held.intersection(wanted),
+            expires_at=clock.parse_instant(expires_at),
+            limited=self._accounts.limit(owner),
+            networks=tuple(msgspec.json.decode(cidrs)),
+        )
 
     def _refused(self, result: str, detail: str, *, code: str | None = None) -> Unauthorized:
         self._figures.results[result] += 1

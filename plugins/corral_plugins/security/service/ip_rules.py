@@ -104,9 +104,12 @@ class IpRules:
         """Put a refusal on record; the unit's entry says whose."""
         if self.audit is not None:
             entry = AuditEntry(
-                action="security.ip_rules.refuse", object_type="ip_rules", object_id=str(ROW), outcome="denied",
+                action="security.ip_rules.refuse",
+                object_type="ip_rules",
+                object_id=str(ROW),
+                outcome="denied",
                 code="ip_blocked",
-            )  # fmt: skip
+            )
             self.audit.record(entry)
 
     def _tell(self, before: RulesView, new: NewRules, rows: list[IpRuleRow]) -> None:
@@ -140,10 +143,18 @@ def _rows(rules: list[NewRule], by: Principal | None) -> list[IpRuleRow]:
             faults.append(Fault(f"/rules/{index}/cidr", "not_unique", f"Another rule says {rule.action} {cidr}."))
         seen.add((cidr, rule.action))
         expires_at = None if rule.expires_at is None else clock.from_datetime(rule.expires_at)
-        rows.append(IpRuleRow(
-            id=new_id(), position=index, cidr=cidr, action=rule.action, note=rule.note, expires_at=expires_at,
-            created_by=None if by is None else by.user_id, created_at=now,
-        ))  # fmt: skip
+        rows.append(
+            IpRuleRow(
+                id=new_id(),
+                position=index,
+                cidr=cidr,
+                action=rule.action,
+                note=rule.note,
+                expires_at=expires_at,
+                created_by=None if by is None else by.user_id,
+                created_at=now,
+            )
+        )
     if faults:
         raise Invalid("Some rules are not valid.", errors=faults)
     return rows

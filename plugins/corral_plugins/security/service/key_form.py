@@ -23,9 +23,12 @@ def new_key(public: str | None = None) -> str:
 def is_key(text: str) -> bool:
     """Whether the text has the form of a key and its checksum is right."""
     return (
-        len(text) == LENGTH and text.startswith(PREFIX) and text.isascii() and text[SHOWN] == "_"
+        len(text) == LENGTH
+        and text.startswith(PREFIX)
+        and text.isascii()
+        and text[SHOWN] == "_"
         and text[-CHECK:] == _check(text[:-CHECK])
-    )  # fmt: skip
+    )
 
 
 def _random(length: int) -> str:

@@ -82,10 +82,16 @@ class ApiKeys:
         if ApiKeyRow.select().where((ApiKeyRow.user_id == by.user_id) & _has_status("active")).count() >= limit:
             raise Problem(f"You have {limit} API keys; delete one first.", code="quota_exceeded")
         row = ApiKeyRow.create(
-            id=new_id(), user_id=by.user_id, name=new.name, prefix=text[:SHOWN], hash=digest(text),
-            scopes=list(dict.fromkeys(new.scopes)), allowed_cidrs=networks, created_at=clock.now(),
+            id=new_id(),
+            user_id=by.user_id,
+            name=new.name,
+            prefix=text[:SHOWN],
+            hash=digest(text),
+            scopes=list(dict.fromkeys(new.scopes)),
+            allowed_cidrs=networks,
+            created_at=clock.now(),
             expires_at=expires_at,
-        )  # fmt: skip
+        )
         self._tell(ApiKeyCreated(key_id=row.id, name=row.name), "create", row, {"scopes": row.scopes})
         return self._issued(row, text)
 
@@ -178,9 +184,12 @@ class ApiKeys:
         emit(event, object=("api_key", row.id), owner=row.user_id)
         if self.audit is not None:
             entry = AuditEntry(
-                action=f"security.api_key.{verb}", object_type="api_key", object_id=row.id, object_name=row.name,
+                action=f"security.api_key.{verb}",
+                object_type="api_key",
+                object_id=row.id,
+                object_name=row.name,
                 details={"prefix": row.prefix, "owner_id": row.user_id, **details},
-            )  # fmt: skip
+            )
             self.audit.record(entry)
 
     def _issued(self, row: ApiKeyRow, text: str) -> IssuedKey:

@@ -179,10 +179,13 @@ class Limits:
         self.limited[buckets.rate.name] += 1
         wait = max(1, math.ceil(full.seconds))
         problem = TooMany(f"That is more than {full.limit} in {buckets.rate.seconds} seconds.", retry_after=wait)
-        problem.headers.update({
-            "RateLimit-Limit": str(full.limit), "RateLimit-Remaining": "0",
-            "RateLimit-Reset": str(math.ceil(full.reset)),
-        })  # fmt: skip
+        problem.headers.update(
+            {
+                "RateLimit-Limit": str(full.limit),
+                "RateLimit-Remaining": "0",
+                "RateLimit-Reset": str(math.ceil(full.reset)),
+            }
+        )
         return problem
 
 

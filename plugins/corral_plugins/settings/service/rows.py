@@ -56,15 +56,29 @@ class SettingRows:
             name, secret = change.setting.name, change.setting.secret
             category, _, key = name.partition(".")
             sealed = self._sealed(change) if secret else None
-            rows.append({
-                "name": name, "is_set": change.is_set, "value": None if secret else plain(change.value),
-                "sealed": sealed, "version": change.version, "updated_at": now, "updated_by": by.user_id,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "name": name,
+                    "is_set": change.is_set,
+                    "value": None if secret else plain(change.value),
+                    "sealed": sealed,
+                    "version": change.version,
+                    "updated_at": now,
+                    "updated_by": by.user_id,
+                }
+            )
             before, after = SECRET_CHANGE if secret else (plain(change.before), plain(change.value))
-            told.append({
-                "id": new_id(), "category": category, "key": key, "before": before, "after": after,
-                "by": by.user_id, "at": now,
-            })  # fmt: skip
+            told.append(
+                {
+                    "id": new_id(),
+                    "category": category,
+                    "key": key,
+                    "before": before,
+                    "after": after,
+                    "by": by.user_id,
+                    "at": now,
+                }
+            )
         kept = [field for field in ValueRow._meta.sorted_fields if field is not ValueRow.name]
         ValueRow.insert_many(rows).on_conflict(conflict_target=[ValueRow.name], preserve=kept).execute()
         ChangeRow.insert_many(told).execute()
@@ -86,9 +100,13 @@ class SettingRows:
             except (ValueError, Unavailable):  # somebody altered it, or its key is not here
                 problem = UNREADABLE
         return StoredSetting(
-            value=value, version=row.version, updated_at=row.updated_at, updated_by=row.updated_by,
-            is_set=row.is_set, problem=problem,
-        )  # fmt: skip
+            value=value,
+            version=row.version,
+            updated_at=row.updated_at,
+            updated_by=row.updated_by,
+            is_set=row.is_set,
+            problem=problem,
+        )
 
 
 def plain(value: Any) -> Any:

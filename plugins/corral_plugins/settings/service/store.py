@@ -47,9 +47,14 @@ class SettingsService:
                 await self._egress.at_save(value, pointer=pointer(name))
 
     def change(
-        self, values: Mapping[str, Any], *, by: Principal, if_match: IfMatch = ANY_VERSION, of: Iterable[str] = (),
+        self,
+        values: Mapping[str, Any],
+        *,
+        by: Principal,
+        if_match: IfMatch = ANY_VERSION,
+        of: Iterable[str] = (),
         pointer: Callable[[str], str] = "/{}".format,
-    ) -> SettingsChange:  # fmt: skip
+    ) -> SettingsChange:
         self.rows.lock()
         stored = self.rows.all()
         if_match.check(versions(of or values, stored))

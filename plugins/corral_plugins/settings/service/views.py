@@ -172,11 +172,17 @@ def view(item: EffectiveSetting, old: frozenset[str]) -> SettingView:
     fresh = stored is not None and stored.updated_at > clock.now(-UNHEARD)
     pending = setting.restart_required and (item.pending or fresh or setting.name in old)
     return SettingView(
-        **_declared(item), value=masked(item), source=item.source, locked=item.pinned_by is not None,
-        pinned_by=item.pinned_by, updated_at=stored.updated_at if stored else None,
-        updated_by=stored.updated_by if stored else None, version=stored.version if stored else 0,
-        pending_restart=pending, invalid=item.problem,
-    )  # fmt: skip
+        **_declared(item),
+        value=masked(item),
+        source=item.source,
+        locked=item.pinned_by is not None,
+        pinned_by=item.pinned_by,
+        updated_at=stored.updated_at if stored else None,
+        updated_by=stored.updated_by if stored else None,
+        version=stored.version if stored else 0,
+        pending_restart=pending,
+        invalid=item.problem,
+    )
 
 
 def json_schema(setting: Setting[Any]) -> dict[str, Any]:
@@ -206,13 +212,20 @@ def _declared(item: EffectiveSetting) -> dict[str, Any]:
     _, nullable = core_kind(setting)
     bounds = {"min": setting.minimum, "max": setting.maximum, "pattern": setting.pattern}
     return {
-        "category": category, "key": key, "type": kind_of(setting), "nullable": nullable,
-        "default": None if setting.secret else plain(setting.default), "schema": json_schema(setting),
-        "title": setting.title, "description": setting.description, "restart_required": setting.restart_required,
-        "plugin": item.plugin, "env": VARIABLES.get(setting.name),
+        "category": category,
+        "key": key,
+        "type": kind_of(setting),
+        "nullable": nullable,
+        "default": None if setting.secret else plain(setting.default),
+        "schema": json_schema(setting),
+        "title": setting.title,
+        "description": setting.description,
+        "restart_required": setting.restart_required,
+        "plugin": item.plugin,
+        "env": VARIABLES.get(setting.name),
         **{name: bound for name, bound in bounds.items() if bound is not None},
         **({"enum": list(setting.choices)} if setting.choices else {}),
-    }  # fmt: skip
+    }
 
 
 def kind_of(setting: Setting[Any]) -> Kind:

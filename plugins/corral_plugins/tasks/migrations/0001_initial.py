@@ -268,9 +268,16 @@ def up(migrator: Any, db: Any) -> None:
         model.add_index(index)
 
     partial(
-        Task, "claim", Task.queue, Task.rank.desc(), Task.deadline_key, Task.available_at, Task.created_at, Task.id,
+        Task,
+        "claim",
+        Task.queue,
+        Task.rank.desc(),
+        Task.deadline_key,
+        Task.available_at,
+        Task.created_at,
+        Task.id,
         where="status = 'pending'",
-    )  # fmt: skip
+    )
     partial(Task, "parked", Task.status, Task.available_at, where="status = 'pending' AND queue IS NULL")
     partial(Task, "held", Task.status, Task.created_by, where="status = 'pending' AND queue = 'held'")
     partial(Task, "aging", Task.status, Task.rank_at, where="status = 'pending' AND rank_at IS NOT NULL")

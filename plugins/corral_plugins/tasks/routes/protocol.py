@@ -75,9 +75,12 @@ async def report_progress(
     """Tell how far a run is; renews the lease."""
     lease = lease_of(body, request, caller)
     return await _once(
-        work, request.entry(caller), lambda: leases.progress(id, lease, body, caller),
-        lambda usage: leases.stale_usage(id, lease, usage, caller), body.usage,
-    )  # fmt: skip
+        work,
+        request.entry(caller),
+        lambda: leases.progress(id, lease, body, caller),
+        lambda usage: leases.stale_usage(id, lease, usage, caller),
+        body.usage,
+    )
 
 
 @routes.post("/{id}/logs", needs=ACT, raises=("lease_lost",), lenient=True, redacted=True, body_limit=9 * 1024 * 1024)
@@ -93,9 +96,12 @@ def store_checkpoint(id: str, body: Checkpoint, leases: Leases, caller: Principa
 
 
 @routes.post(
-    "/{id}/secrets/{name}", needs=ACT, no_store=True, keyed=False,
+    "/{id}/secrets/{name}",
+    needs=ACT,
+    no_store=True,
+    keyed=False,
     raises=("lease_lost", "secret_expired", "audit_unavailable", "vault_sealed", "secrets.damaged"),
-)  # fmt: skip
+)
 def get_secret_value(
     id: str, name: str, body: SecretUse, deliveries: Deliveries, caller: Principal, request: Request
 ) -> Delivery:
@@ -112,9 +118,12 @@ async def complete_task(
     if _is_owner(caller, lease):
         return await work(lambda: actions.complete(id, body.result, by=caller), entry=entry)
     return await _once(
-        work, entry, lambda: leases.complete(id, lease, body, caller),
-        lambda usage: leases.stale_usage(id, lease, usage, caller), body.usage,
-    )  # fmt: skip
+        work,
+        entry,
+        lambda: leases.complete(id, lease, body, caller),
+        lambda usage: leases.stale_usage(id, lease, usage, caller),
+        body.usage,
+    )
 
 
 @routes.post("/{id}/fail", needs=(ACT, WRITE), raises=ENDS, lenient=True, redacted=True)
@@ -126,9 +135,12 @@ async def fail_task(
     if _is_owner(caller, lease):
         return await work(lambda: actions.fail(id, body.error, by=caller), entry=entry)
     return await _once(
-        work, entry, lambda: leases.fail(id, lease, body, caller),
-        lambda usage: leases.stale_usage(id, lease, usage, caller), body.usage,
-    )  # fmt: skip
+        work,
+        entry,
+        lambda: leases.fail(id, lease, body, caller),
+        lambda usage: leases.stale_usage(id, lease, usage, caller),
+        body.usage,
+    )
 
 
 @routes.post(
@@ -146,9 +158,12 @@ async def release_task(
     """Give a task back; no attempt is used and the checkpoint stays."""
     lease = lease_of(body, request, caller)
     return await _once(
-        work, request.entry(caller), lambda: leases.release(id, lease, body, caller),
-        lambda usage: leases.stale_usage(id, lease, usage, caller), body.usage,
-    )  # fmt: skip
+        work,
+        request.entry(caller),
+        lambda: leases.release(id, lease, body, caller),
+        lambda usage: leases.stale_usage(id, lease, usage, caller),
+        body.usage,
+    )
 
 
 @routes.post("/{id}/cancelled", needs=ACT, raises=ENDS)
@@ -158,9 +173,12 @@ async def acknowledge_cancel(
     """Say that a run that was to be cancelled has ended."""
     lease = lease_of(body, request, caller)
     return await _once(
-        work, request.entry(caller), lambda: leases.cancelled(id, lease, body, caller),
-        lambda usage: leases.stale_usage(id, lease, usage, caller), body.usage,
-    )  # fmt: skip
+        work,
+        request.entry(caller),
+        lambda: leases.cancelled(id, lease, body, caller),
+        lambda usage: leases.stale_usage(id, lease, usage, caller),
+        body.usage,
+    )
 
 
 def _is_owner(caller: Principal, lease: str | None) -> bool:

@@ -50,9 +50,15 @@ class Actions:
         return views.answer(row.id, row.version, status=202 if row.status == "cancelling" else 200)
 
     def retry(
-        self, task_id: str, match: IfMatch = ANY_VERSION, *, by: Principal, from_checkpoint: bool, reason: str | None,
+        self,
+        task_id: str,
+        match: IfMatch = ANY_VERSION,
+        *,
+        by: Principal,
+        from_checkpoint: bool,
+        reason: str | None,
         source: str = "person",
-    ) -> Encoded:  # fmt: skip
+    ) -> Encoded:
         """A failed or cancelled task begins anew under its id; the attempts before stay in the ledger."""
         row = self._owned(task_id, match, by)
         if row.status == "completed":
@@ -69,13 +75,25 @@ class Actions:
         if row.deadline is not None and row.deadline <= clock.now():
             columns.update(deadline=None, deadline_key="9999-12-31T23:59:59.999Z")
         move(
-            row, state, event=TaskRetried,
+            row,
+            state,
+            event=TaskRetried,
             named={"source": source, "reason": reason, "available_at": columns["available_at"]},
-            attempt=0, lost_in_row=0, resuming=False, used_ms=0, reopened_count=row.reopened_count + 1, error=None,
-            result=None, finished_at=None, failed_dependency_id=None, progress=None,
+            attempt=0,
+            lost_in_row=0,
+            resuming=False,
+            used_ms=0,
+            reopened_count=row.reopened_count + 1,
+            error=None,
+            result=None,
+            finished_at=None,
+            failed_dependency_id=None,
+            progress=None,
             checkpoint_floor=row.checkpoint_floor if from_checkpoint else row.fence,
-            **({} if from_checkpoint else {"resume": None}), **NOT_CANCELLED, **columns,
-        )  # fmt: skip
+            **({} if from_checkpoint else {"resume": None}),
+            **NOT_CANCELLED,
+            **columns,
+        )
         self._relatives.reblock(row.id)
         return views.answer(row.id, row.version)
 
@@ -178,9 +196,14 @@ class Actions:
             )
         comment_id, now = new_id(), clock.now()
         Comment.insert(
-            id=comment_id, task_id=task_id, author_type=by.kind, author_id=by.id, created_by=by.user_id, body=new.body,
+            id=comment_id,
+            task_id=task_id,
+            author_type=by.kind,
+            author_id=by.id,
+            created_by=by.user_id,
+            body=new.body,
             created_at=now,
-        ).execute()  # fmt: skip
+        ).execute()
         tell(TaskUpdated, row, row.status)
         return CommentView(id=comment_id, author={"type": by.kind, "id": by.id}, body=new.body, created_at=now)
 

@@ -19,9 +19,20 @@ from corral_plugins.tasks.service.views import TaskView, Views
 from corral_plugins.tools.api import Json, Later, Output, Tool, ToolContext, ToolFailure
 
 SHOWN = (
-    "id", "title", "status", "priority", "agent_id", "attempt", "progress", "waiting_for", "result", "error",
-    "artifacts", "created_at", "finished_at",
-)  # fmt: skip
+    "id",
+    "title",
+    "status",
+    "priority",
+    "agent_id",
+    "attempt",
+    "progress",
+    "waiting_for",
+    "result",
+    "error",
+    "artifacts",
+    "created_at",
+    "finished_at",
+)
 ID = {"type": "string", "format": "uuid"}
 NAMES = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 200}, "maxItems": 50}
 
@@ -118,23 +129,37 @@ class TaskTools:
         """Every tool."""
         return [
             Tool(
-                name="tasks.get", title="Read a task", description="Status, result and error of a task.", risk="read",
-                schema=GET_SCHEMA, permission="tasks.read", idempotent=True, sees=_sees,
+                name="tasks.get",
+                title="Read a task",
+                description="Status, result and error of a task.",
+                risk="read",
+                schema=GET_SCHEMA,
+                permission="tasks.read",
+                idempotent=True,
+                sees=_sees,
                 run=lambda context, arguments: self.code.get(context, arguments),
             ),
             Tool(
-                name="tasks.create", title="Delegate a task",
-                description="Create a task for another agent. Read its result later with tasks.get.", risk="write",
-                schema=CREATE_SCHEMA, permission="tasks.write", config_schema=AGENTS_CONFIG, admits=_admits,
+                name="tasks.create",
+                title="Delegate a task",
+                description="Create a task for another agent. Read its result later with tasks.get.",
+                risk="write",
+                schema=CREATE_SCHEMA,
+                permission="tasks.write",
+                config_schema=AGENTS_CONFIG,
+                admits=_admits,
                 run=lambda context, arguments: self.code.create(context, arguments),
             ),
             Tool(
-                name="human.ask", title="Ask a person",
-                description="Ask the person whose task this is, and wait for the answer.", risk="write",
-                schema=ASK_SCHEMA, permission="tasks.write",
+                name="human.ask",
+                title="Ask a person",
+                description="Ask the person whose task this is, and wait for the answer.",
+                risk="write",
+                schema=ASK_SCHEMA,
+                permission="tasks.write",
                 run=lambda context, arguments: self.code.ask(context, arguments),
             ),
-        ]  # fmt: skip
+        ]
 
 
 def _sees(context: ToolContext, arguments: Json) -> bool:

@@ -133,10 +133,13 @@ class Changes:
     def _queued(self, row: Row, changes: dict[str, Any], available_at: str) -> dict[str, Any]:
         """The columns of a task that becomes pending with these changes."""
         return queued_columns(
-            self._settings, key=row.queue_key, priority=changes.get("priority", row.priority),
-            deadline=changes.get("deadline", row.deadline), available_at=available_at,
+            self._settings,
+            key=row.queue_key,
+            priority=changes.get("priority", row.priority),
+            deadline=changes.get("deadline", row.deadline),
+            available_at=available_at,
             queue_timeout=changes.get("queue_timeout_seconds", row.queue_timeout_seconds),
-        )  # fmt: skip
+        )
 
     def _reneed(self, row: Row, ids: Sequence[str], changes: dict[str, Any]) -> str:
         """Set the dependencies anew; the status that follows."""

@@ -221,23 +221,40 @@ class Claims:
         retry = declared.retry_policy(self._settings, row.retry_policy, agent.retry_policy)
         model = self._offers.model(agent)
         values: dict[str, Any] = {
-            "id": new_id(), "task_id": row.id, "fence": row.fence,
+            "id": new_id(),
+            "task_id": row.id,
+            "fence": row.fence,
             "n": row.attempt if row.resuming else row.attempt + 1,
-            "status": "assigned", "worker_id": worker.id, "agent_id": agent.id, "agent_version": agent.version,
+            "status": "assigned",
+            "worker_id": worker.id,
+            "agent_id": agent.id,
+            "agent_version": agent.version,
             "model": model,
-            "requester_id": row.created_by, "lease_id": row.lease_id, "token_hash": token_hash(token),
-            "lease_until": self._moves.lease_until(), "ack_until": clock.now(self._settings.get(declared.ACK_SECONDS)),
-            "last_activity_at": now, "stall_seconds": policy.stall_seconds, "loop_repeats": policy.loop_repeats,
-            "stall_action": policy.action, "created_at": now, "tainted": bool(row.tainted),
+            "requester_id": row.created_by,
+            "lease_id": row.lease_id,
+            "token_hash": token_hash(token),
+            "lease_until": self._moves.lease_until(),
+            "ack_until": clock.now(self._settings.get(declared.ACK_SECONDS)),
+            "last_activity_at": now,
+            "stall_seconds": policy.stall_seconds,
+            "loop_repeats": policy.loop_repeats,
+            "stall_action": policy.action,
+            "created_at": now,
+            "tainted": bool(row.tainted),
             "taint_sources": row.taint_sources,
-        }  # fmt: skip
+        }
         _INSERT.run({**_NEW_ATTEMPT, **values})
         if retry.max_attempts != row.max_attempts:
             Task.update(max_attempts=retry.max_attempts).where(Task.id == row.id).execute()
         return self._offers.claim(
-            row, agent, model=model, token=token, expires_at=values["lease_until"], attempt=values["n"],
+            row,
+            agent,
+            model=model,
+            token=token,
+            expires_at=values["lease_until"],
+            attempt=values["n"],
             group=worker.group,
-        )  # fmt: skip
+        )
 
 
 _NEW_ATTEMPT: dict[str, Any] = {

@@ -40,9 +40,12 @@ class Clockwork:
         """Ids of tasks whose lease, acknowledgement, grace, timeout, deadline, queue time or question is over."""
         now = clock.now()
         live = Attempt.finished_at.is_null()
-        late = (Attempt.lease_until < now) | (Attempt.ack_until < now) | (Attempt.cancel_until < now) | (
-            Attempt.timeout_at < now
-        )  # fmt: skip
+        late = (
+            (Attempt.lease_until < now)
+            | (Attempt.ack_until < now)
+            | (Attempt.cancel_until < now)
+            | (Attempt.timeout_at < now)
+        )
         found = [row[0] for row in rows.values(Attempt.select(Attempt.task_id).where(live & late).limit(AT_ONCE))]
         past = (
             SQL("deadline IS NOT NULL AND finished_at IS NULL") & (Task.deadline < now) & (Task.status != "cancelling")

@@ -79,9 +79,16 @@ class Creation:
         return Encoded(body, row.id, 1)
 
     def _values(
-        self, new: NewTask, title: str, instants: dict[str, str | None], by: Principal, source: dict[str, Any] | None,
-        family: Family, *, is_blocked: bool,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        new: NewTask,
+        title: str,
+        instants: dict[str, str | None],
+        by: Principal,
+        source: dict[str, Any] | None,
+        family: Family,
+        *,
+        is_blocked: bool,
+    ) -> dict[str, Any]:
         now = clock.now()
         tools = new.required_tools
         key = queue_key(new.agent_id and new.agent_id.lower(), new.agent_role, tools)
@@ -89,36 +96,60 @@ class Creation:
         policy = new.retry_policy
         told = source or _source_of(by)
         values = {
-            **_DEFAULTS, "id": new_id(), "version": 1, "status": "blocked" if is_blocked else "pending",
-            "priority": priority, "rank": priority, "deadline_key": instants["deadline"] or NO_DEADLINE,
+            **_DEFAULTS,
+            "id": new_id(),
+            "version": 1,
+            "status": "blocked" if is_blocked else "pending",
+            "priority": priority,
+            "rank": priority,
+            "deadline_key": instants["deadline"] or NO_DEADLINE,
             "queue_key": key,
-            "created_at": now, "updated_at": now, "created_by": by.user_id, "title": title,
+            "created_at": now,
+            "updated_at": now,
+            "created_by": by.user_id,
+            "title": title,
             "description": new.description,
-            "instructions": new.instructions, "agent_id": new.agent_id and new.agent_id.lower(),
+            "instructions": new.instructions,
+            "agent_id": new.agent_id and new.agent_id.lower(),
             "agent_role": new.agent_role,
-            "deadline": instants["deadline"], "available_at": instants["available_at"] or now,
+            "deadline": instants["deadline"],
+            "available_at": instants["available_at"] or now,
             "timeout_seconds": new.timeout_seconds or self._settings.get(declared.TIMEOUT_SECONDS),
             "queue_timeout_seconds": new.queue_timeout_seconds,
             "max_cost_micro": micro(new.max_cost_usd),
             "max_attempts": policy.max_attempts if policy is not None else self._settings.get(declared.MAX_ATTEMPTS),
-            "source_type": told["type"], "source_id": told.get("id"), "cause_chain": as_text(list(family.cause_chain)),
-            "parent_task_id": family.parent_task_id, "depth": family.depth, "workflow_run_id": family.workflow_run_id,
-            "step_run_id": family.step_run_id, "tainted": family.tainted,
-            "taint_sources": as_text(list(family.taint_sources)) if family.tainted else None, "artifacts": "[]",
-            "input": as_text(new.input), "required_tools": as_text(tools),
+            "source_type": told["type"],
+            "source_id": told.get("id"),
+            "cause_chain": as_text(list(family.cause_chain)),
+            "parent_task_id": family.parent_task_id,
+            "depth": family.depth,
+            "workflow_run_id": family.workflow_run_id,
+            "step_run_id": family.step_run_id,
+            "tainted": family.tainted,
+            "taint_sources": as_text(list(family.taint_sources)) if family.tainted else None,
+            "artifacts": "[]",
+            "input": as_text(new.input),
+            "required_tools": as_text(tools),
             "depends_on": as_text([each.lower() for each in new.depends_on]),
-            "tags": as_text(new.tags), "metadata": as_text(new.metadata), "allowed_tools": as_text(new.allowed_tools),
-            "retry_policy": as_text(policy), "stall_policy": as_text(new.stall_policy),
+            "tags": as_text(new.tags),
+            "metadata": as_text(new.metadata),
+            "allowed_tools": as_text(new.allowed_tools),
+            "retry_policy": as_text(policy),
+            "stall_policy": as_text(new.stall_policy),
             "review_policy": as_text(new.review_policy),
             "output_schema": as_text(new.output_schema),
-        }  # fmt: skip
+        }
         if not is_blocked:
             values.update(
                 queued_columns(
-                    self._settings, key=key, priority=priority, deadline=values["deadline"],
-                    queue_timeout=new.queue_timeout_seconds, available_at=values["available_at"],
+                    self._settings,
+                    key=key,
+                    priority=priority,
+                    deadline=values["deadline"],
+                    queue_timeout=new.queue_timeout_seconds,
+                    available_at=values["available_at"],
                 )
-            )  # fmt: skip
+            )
         return values
 
     def _within_quota(self, by: Principal) -> None:
@@ -144,9 +175,11 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
 def _family(origin: Origin, parent: Row | None) -> Family:
     """What a delegated task takes from its parent: depth, causes, taint."""
     family = Family(
-        cause_chain=origin.cause_chain, workflow_run_id=origin.workflow_run_id, step_run_id=origin.step_run_id,
+        cause_chain=origin.cause_chain,
+        workflow_run_id=origin.workflow_run_id,
+        step_run_id=origin.step_run_id,
         tainted=origin.tainted,
-    )  # fmt: skip
+    )
     if parent is None:
         return family
     if parent.depth >= MAX_DEPTH:
@@ -155,10 +188,13 @@ def _family(origin: Origin, parent: Row | None) -> Family:
         raise Invalid(f"A task delegates at most {MAX_CHILDREN} tasks.")
     causes = (*rows.parsed(parent.cause_chain), parent.id)
     return msgspec.structs.replace(
-        family, parent_task_id=parent.id, depth=parent.depth + 1, cause_chain=family.cause_chain or causes,
+        family,
+        parent_task_id=parent.id,
+        depth=parent.depth + 1,
+        cause_chain=family.cause_chain or causes,
         tainted=family.tainted or bool(parent.tainted),
         taint_sources=(f"task:{parent.id}",) if parent.tainted else (),
-    )  # fmt: skip
+    )
 
 
 def _within(new: NewTask, parent: Row) -> NewTask:

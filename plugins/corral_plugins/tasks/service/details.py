@@ -46,12 +46,18 @@ class Details:
         readable(task_id, caller)
         order = (Order(Comment.created_at, descending=False), Order(Comment.id, descending=False))
         return paginate(
-            Comment.select().where(Comment.task_id == task_id), query, caller, scope=f"comments:{task_id}", order=order,
+            Comment.select().where(Comment.task_id == task_id),
+            query,
+            caller,
+            scope=f"comments:{task_id}",
+            order=order,
             make=lambda row: CommentView(
-                id=row.id, author={"type": row.author_type, "id": row.author_id}, body=row.body,
-                created_at=row.created_at
+                id=row.id,
+                author={"type": row.author_type, "id": row.author_id},
+                body=row.body,
+                created_at=row.created_at,
             ),
-        )  # fmt: skip
+        )
 
     def events(self, task_id: str, query: PageQuery, caller: Principal) -> Page[EventView]:
         """The events of the task that the log still keeps, oldest first."""
@@ -60,9 +66,13 @@ class Details:
             (EventRow.object_id == task_id) & EventRow.seq.is_null(False)
         )
         return paginate(
-            select, query, caller, scope=f"events:{task_id}", order=(Order(EventRow.ins, descending=False),),
+            select,
+            query,
+            caller,
+            scope=f"events:{task_id}",
+            order=(Order(EventRow.ins, descending=False),),
             make=lambda row: Record(*[getattr(row, column.name) for column in EVENT_COLUMNS]).view(),
-        )  # fmt: skip
+        )
 
     def artifacts(self, task_id: str, query: PageQuery, caller: Principal) -> Page[dict[str, Any]]:
         """What the run made."""
@@ -93,10 +103,25 @@ def readable(task_id: str, caller: Principal) -> rows.Row:
 def attempt_view(row: Any) -> AttemptView:
     """A ledger line for clients."""
     return AttemptView(
-        id=row.id, fence=row.fence, n=row.n, counted=row.counted, worker_id=row.worker_id, agent_id=row.agent_id,
-        agent_version=row.agent_version, model=row.model, status=row.status, started_at=row.started_at,
-        finished_at=row.finished_at, error=row.error,
-        usage={"input_tokens": row.input_tokens, "output_tokens": row.output_tokens, "calls": row.calls,
-               "unpriced_tokens": row.unpriced_tokens},
-        cost_usd=row.cost_micro / 1e6, tainted=row.tainted, taint_sources=row.taint_sources or [],
-    )  # fmt: skip
+        id=row.id,
+        fence=row.fence,
+        n=row.n,
+        counted=row.counted,
+        worker_id=row.worker_id,
+        agent_id=row.agent_id,
+        agent_version=row.agent_version,
+        model=row.model,
+        status=row.status,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        error=row.error,
+        usage={
+            "input_tokens": row.input_tokens,
+            "output_tokens": row.output_tokens,
+            "calls": row.calls,
+            "unpriced_tokens": row.unpriced_tokens,
+        },
+        cost_usd=row.cost_micro / 1e6,
+        tainted=row.tainted,
+        taint_sources=row.taint_sources or [],
+    )

@@ -179,25 +179,37 @@ class Explanations:
         found = [_yes("worker_approved", "A worker is approved."), _yes("worker_online", "A worker is online.")]
         chosen = [worker for worker in fleet if not candidates or any(_selects(each, worker) for each in candidates)]
         found.append(
-            _yes("worker_selector", "A worker matches the agent's selector.") if chosen
-            else _no("worker_selector", "No worker online matches the agent's selector.", "Change it.",
-            "/admin/workers")
-        )  # fmt: skip
+            _yes("worker_selector", "A worker matches the agent's selector.")
+            if chosen
+            else _no(
+                "worker_selector", "No worker online matches the agent's selector.", "Change it.", "/admin/workers"
+            )
+        )
         tools = rows.parsed(row.required_tools)
         able = [worker for worker in chosen if queues.brings(worker, tools, self.tools)]
         if chosen:
             found.append(
-                _yes("worker_tools", "A worker has its tools.") if able
-                else _no("worker_tools", f"No worker online offers {', '.join(tools)}.", "Start one that does.",
-                "/admin/workers")
-            )  # fmt: skip
+                _yes("worker_tools", "A worker has its tools.")
+                if able
+                else _no(
+                    "worker_tools",
+                    f"No worker online offers {', '.join(tools)}.",
+                    "Start one that does.",
+                    "/admin/workers",
+                )
+            )
         if able:
             free = any(worker.active_leases < worker.max_agents and worker.claims for worker in able)
             found.append(
-                _yes("worker_capacity", "A worker has a free place.") if free
-                else _no("worker_capacity", "Every worker that could run it is full.", "Wait, or add a worker.",
-                "/admin/workers")
-            )  # fmt: skip
+                _yes("worker_capacity", "A worker has a free place.")
+                if free
+                else _no(
+                    "worker_capacity",
+                    "Every worker that could run it is full.",
+                    "Wait, or add a worker.",
+                    "/admin/workers",
+                )
+            )
         return found
 
     def _nobody(self) -> list[Condition]:
@@ -224,9 +236,11 @@ def _dependencies(row: Row) -> Condition:
     if row.status != "blocked":
         return _yes("dependencies", "It waits for no other task.")
     found = (
-        Task.select(Task.id, Task.status).join(Dependency, on=(Task.id == Dependency.needs_id))
-        .where((Dependency.task_id == row.id) & (Task.status != "completed")).limit(5)
-    )  # fmt: skip
+        Task.select(Task.id, Task.status)
+        .join(Dependency, on=(Task.id == Dependency.needs_id))
+        .where((Dependency.task_id == row.id) & (Task.status != "completed"))
+        .limit(5)
+    )
     names = ", ".join(f"{task_id} ({status})" for task_id, status in rows.values(found))
     return _no(
         "dependencies", f"It waits for {names}.", "Complete these tasks, or change depends_on.", f"/tasks/{row.id}"

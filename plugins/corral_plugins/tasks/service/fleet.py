@@ -89,17 +89,17 @@ class Fleet:
         states = []
         for lease in leases:
             state, until = live.get((lease.task_id, lease.lease_id), ("lost", None))
-            states.append(
-                LeaseState(task_id=lease.task_id, lease_id=lease.lease_id, state=state, expires_at=until)
-            )  # fmt: skip
+            states.append(LeaseState(task_id=lease.task_id, lease_id=lease.lease_id, state=state, expires_at=until))
         return states
 
     def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
         """The lease if it is live."""
         found = _LIVE_LEASE.one({"task": task_id, "lease": lease_id})
-        return None if found is None else LeaseView(
-            task_id=found[0], lease_id=found[1], agent_id=found[2], since=found[3], expires_at=found[4]
-        )  # fmt: skip
+        return (
+            None
+            if found is None
+            else LeaseView(task_id=found[0], lease_id=found[1], agent_id=found[2], since=found[3], expires_at=found[4])
+        )
 
     def renew_one(self, task_id: str, lease_id: str) -> None:
         """A sign of life of the run."""

@@ -91,14 +91,26 @@ class Leases:
             used = 0 if counted else row.used_ms
             queue_ms = clock.elapsed_ms(row.queued_at or row.created_at, now)
             move(
-                row, "running", event=TaskStarted, attempt=row.attempt + 1 if counted else row.attempt, started_at=now,
-                resuming=False, used_ms=used,
-            )  # fmt: skip
+                row,
+                "running",
+                event=TaskStarted,
+                attempt=row.attempt + 1 if counted else row.attempt,
+                started_at=now,
+                resuming=False,
+                used_ms=used,
+            )
             rows.change_attempt(
-                attempt, status="running", started_at=now, ack_until=None, lease_until=until, counted=counted,
+                attempt,
+                status="running",
+                started_at=now,
+                ack_until=None,
+                lease_until=until,
+                counted=counted,
                 n=row.attempt,
-                resumed=not counted, last_activity_at=now, timeout_at=clock.now(row.timeout_seconds - used / 1000),
-            )  # fmt: skip
+                resumed=not counted,
+                last_activity_at=now,
+                timeout_at=clock.now(row.timeout_seconds - used / 1000),
+            )
             tallies.started(queue_ms)
             self._moves.seen.started(queue_ms)
         else:

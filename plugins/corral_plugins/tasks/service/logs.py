@@ -54,9 +54,13 @@ class TaskLogs:
             kept.append(self._line(attempt, entry, TRUNCATED if size > LOG_BYTES else entry.message))
         following = max([attempt.log_next, *(entry.seq + 1 for entry in told.entries)])
         renewed = rows.change_attempt(
-            attempt, lease_until=self._moves.lease_until(), last_activity_at=clock.now(), stalled=False, log_bytes=size,
+            attempt,
+            lease_until=self._moves.lease_until(),
+            last_activity_at=clock.now(),
+            stalled=False,
+            log_bytes=size,
             log_next=following,
-        )  # fmt: skip
+        )
         if not renewed:
             raise lost()
         if kept:

@@ -120,9 +120,11 @@ class Offers:
         if self.llm is not None and self.llm.capabilities(model).get("tools") is False:
             return []
         return self.tools.offered(
-            enabled=agent.enabled_tools, policy=agent.tool_policy, allowed=rows.parsed(row.allowed_tools),
+            enabled=agent.enabled_tools,
+            policy=agent.tool_policy,
+            allowed=rows.parsed(row.allowed_tools),
             worker_id=row.worker_id,
-        )  # fmt: skip
+        )
 
     def _resume(self, row: Row) -> dict[str, Any] | None:
         """The last checkpoint and what came since; null for a first attempt."""

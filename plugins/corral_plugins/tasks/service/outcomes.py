@@ -18,8 +18,12 @@ from corral_plugins.tools.api import Tools
 
 RETRYABLE = ("error", "timeout", "lease_lost", "stalled")
 NOT_WAITING: dict[str, Any] = {"waiting_for": None, "waiting_kind": None, "waiting_until": None}
-ENDED = {"timeout": "It ran longer than its timeout_seconds.", "stalled": "It made no progress.",
-         "deadline": "Its deadline has passed.", "budget": "Its budget is used up."}  # fmt: skip
+ENDED = {
+    "timeout": "It ran longer than its timeout_seconds.",
+    "stalled": "It made no progress.",
+    "deadline": "Its deadline has passed.",
+    "budget": "Its budget is used up.",
+}
 
 
 class Outcomes:
@@ -102,9 +106,20 @@ class Outcomes:
         columns = self._moves.queued(row, delay_seconds=delay)
         named = {"source": "policy", "reason": error["type"], "available_at": columns["available_at"]}
         self._end(
-            row, attempt, "pending", by=by, event=TaskRetried, named=named, cause=error, error=error, lost_in_row=lost,
-            progress=None, resuming=False, **columns, **NOT_CANCELLED,
-        )  # fmt: skip
+            row,
+            attempt,
+            "pending",
+            by=by,
+            event=TaskRetried,
+            named=named,
+            cause=error,
+            error=error,
+            lost_in_row=lost,
+            progress=None,
+            resuming=False,
+            **columns,
+            **NOT_CANCELLED,
+        )
 
     def fail_final(self, row: Row, attempt: Ledger | None, kind: str, type_: str, message: str, *, by: str) -> None:
         """The task fails for good: deadline, queue timeout, budget, or because its owner says so."""
@@ -191,9 +206,19 @@ class Outcomes:
             self.tools.answered(row.id, call_id, error=error)
 
     def _end(
-        self, row: Row, attempt: Ledger | None, to: str, /, *, by: str, event: type[TaskEvent], named: dict[str, Any],
-        cause: dict[str, Any] | None = None, kept: str | None = None, **changes: Any,
-    ) -> None:  # fmt: skip
+        self,
+        row: Row,
+        attempt: Ledger | None,
+        to: str,
+        /,
+        *,
+        by: str,
+        event: type[TaskEvent],
+        named: dict[str, Any],
+        cause: dict[str, Any] | None = None,
+        kept: str | None = None,
+        **changes: Any,
+    ) -> None:
         """A transition with or without a live lease."""
         if row.status == "waiting":
             self._unanswered(row)

@@ -24,9 +24,11 @@ _ONE_TOOLED = (
 _FIRST, _NEXT, _TOOLS = (
     _ONE_TOOLED.format(what=what, which=which)
     for what, which in (
-        ("queue", ""), ("queue", "AND t.queue > found.queue"), ("required_tools", "AND t.queue = found.queue")
+        ("queue", ""),
+        ("queue", "AND t.queue > found.queue"),
+        ("required_tools", "AND t.queue = found.queue"),
     )
-)  # fmt: skip
+)
 _TOOLED = (
     f"WITH RECURSIVE found(queue) AS (SELECT {_FIRST} UNION ALL"  # noqa: S608  (all literals)
     f" SELECT {_NEXT} FROM found WHERE found.queue IS NOT NULL)"

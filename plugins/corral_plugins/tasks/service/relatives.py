@@ -109,9 +109,14 @@ class Relatives:
                 dependent = Row(*row)
                 error = _needs_dead(needed)
                 move(
-                    dependent, "failed", event=TaskFailed, named={"error": error}, error=error,
-                    finished_at=clock.now(), failed_dependency_id=needed,
-                )  # fmt: skip
+                    dependent,
+                    "failed",
+                    event=TaskFailed,
+                    named={"error": error},
+                    error=error,
+                    finished_at=clock.now(),
+                    failed_dependency_id=needed,
+                )
                 tallies.ended(completed=False, duration_ms=None)
                 waiting.append(dependent.id)
                 failed += 1

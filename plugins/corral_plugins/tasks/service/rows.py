@@ -152,11 +152,16 @@ _LIVE = Statement(
 )
 _CLOSE = Statement(
     lambda p: Attempt.update(
-        {Attempt.finished_at: p("now"), Attempt.status: p("status"), Attempt.ended_by: p("by"),
-        Attempt.error: p("error"),
-         Attempt.counted: p("counted"), Attempt.result: p("result")}
+        {
+            Attempt.finished_at: p("now"),
+            Attempt.status: p("status"),
+            Attempt.ended_by: p("by"),
+            Attempt.error: p("error"),
+            Attempt.counted: p("counted"),
+            Attempt.result: p("result"),
+        }
     ).where((Attempt.id == p("id")) & Attempt.finished_at.is_null())
-)  # fmt: skip
+)
 
 
 def values(query: peewee.ModelSelect[Any]) -> list[tuple[Any, ...]]:

@@ -93,7 +93,12 @@ class Runs:
 
 def _run(row: Row, attempt: Ledger | None) -> Run:
     return Run(
-        task_id=row.id, lease_id=attempt.lease_id if attempt else "", fence=row.fence,
-        agent_id=attempt.agent_id if attempt else row.agent_id or "", worker_id=attempt.worker_id if attempt else "",
-        requester_id=row.created_by, allowed_tools=rows.parsed(row.allowed_tools), tainted=bool(row.tainted),
-    )  # fmt: skip
+        task_id=row.id,
+        lease_id=attempt.lease_id if attempt else "",
+        fence=row.fence,
+        agent_id=attempt.agent_id if attempt else row.agent_id or "",
+        worker_id=attempt.worker_id if attempt else "",
+        requester_id=row.created_by,
+        allowed_tools=rows.parsed(row.allowed_tools),
+        tainted=bool(row.tainted),
+    )

@@ -128,9 +128,14 @@ class TasksService:
         if attempt is None or attempt.task_id != task_id:
             return None
         return LeaseFacts(
-            task_id=task_id, lease_id=lease_id, attempt_id=attempt.id, agent_id=attempt.agent_id,
-            worker_id=attempt.worker_id, requester_id=attempt.requester_id, is_live=attempt.finished_at is None,
-        )  # fmt: skip
+            task_id=task_id,
+            lease_id=lease_id,
+            attempt_id=attempt.id,
+            agent_id=attempt.agent_id,
+            worker_id=attempt.worker_id,
+            requester_id=attempt.requester_id,
+            is_live=attempt.finished_at is None,
+        )
 
     def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
         return self._fleet.lease_states(leases)

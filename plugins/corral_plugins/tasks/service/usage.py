@@ -99,9 +99,11 @@ def _spent(item: UsageItem, attempt: Ledger) -> Spent:
 
 def _whose(attempt: Ledger) -> dict[str, Any]:
     return {
-        "task_id": attempt.task_id, "attempt_id": attempt.id, "agent_id": attempt.agent_id,
+        "task_id": attempt.task_id,
+        "attempt_id": attempt.id,
+        "agent_id": attempt.agent_id,
         "user_id": attempt.requester_id,
-    }  # fmt: skip
+    }
 
 
 def _price(charged: Charged, tokens: int) -> dict[str, int]:

@@ -26,13 +26,27 @@ def wait_for_input(
     now = clock.now()
     until = clock.now(asked.expires_in_seconds) if asked.expires_in_seconds is not None else None
     waiting_for: dict[str, Any] = {
-        "kind": "input", "id": new_id(), "since": now, "prompt": asked.prompt, "schema": asked.schema,
+        "kind": "input",
+        "id": new_id(),
+        "since": now,
+        "prompt": asked.prompt,
+        "schema": asked.schema,
         "expires_at": until,
-    }  # fmt: skip
+    }
     if call_id is not None:
         waiting_for["call_id"] = call_id
     moves.off_lease(
-        row, attempt, "waiting", ledger="waiting", by=by, event=TaskWaiting, named={"waiting_for": waiting_for},
-        waiting_for=waiting_for, waiting_kind="input", waiting_until=until, resuming=True,
-        used_ms=row.used_ms + clock.elapsed_ms(row.started_at or now, now), **NOT_CANCELLED,
-    )  # fmt: skip
+        row,
+        attempt,
+        "waiting",
+        ledger="waiting",
+        by=by,
+        event=TaskWaiting,
+        named={"waiting_for": waiting_for},
+        waiting_for=waiting_for,
+        waiting_kind="input",
+        waiting_until=until,
+        resuming=True,
+        used_ms=row.used_ms + clock.elapsed_ms(row.started_at or now, now),
+        **NOT_CANCELLED,
+    )

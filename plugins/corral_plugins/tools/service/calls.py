@@ -66,9 +66,16 @@ class Calls:
     tasks: Tasks | None
 
     def __init__(
-        self, work: Work, feed: Feed, redactor: Redactor, registry: Registry, cases: Cases, executions: Executions,
-        permits: Permits, figures: Figures,
-    ) -> None:  # fmt: skip
+        self,
+        work: Work,
+        feed: Feed,
+        redactor: Redactor,
+        registry: Registry,
+        cases: Cases,
+        executions: Executions,
+        permits: Permits,
+        figures: Figures,
+    ) -> None:
         self._work, self._feed, self._redactor = work, feed, redactor
         self._registry, self._cases, self._executions = registry, cases, executions
         self._permits, self._figures = permits, figures
@@ -87,9 +94,17 @@ class Calls:
         """Call a tool; a repeat waits for the first and gets its answer. Raises the problem of a refusal."""
         redacted = fitted(await asyncio.to_thread(self._redactor.redact_json, arguments))
         asked = Asked(
-            task_id=task_id, lease_id=lease_id, tool=tool, call_id=call_id, arguments=arguments, redacted=redacted,
-            sha256=digest(arguments), by=by, entry=entry, until=clock.time_s() + WAIT_SECONDS,
-        )  # fmt: skip
+            task_id=task_id,
+            lease_id=lease_id,
+            tool=tool,
+            call_id=call_id,
+            arguments=arguments,
+            redacted=redacted,
+            sha256=digest(arguments),
+            by=by,
+            entry=entry,
+            until=clock.time_s() + WAIT_SECONDS,
+        )
         found = await self._begin_or_wait(asked)
         if isinstance(found, Begun):
             found = await self._executions.run(found)
@@ -142,26 +157,44 @@ class Calls:
         calls, running = ledger.count(run.task_id, run.fence)
         subject = Subject(
             agent=self.agents.facts(run.agent_id) if self.agents is not None else None,
-            requester_id=run.requester_id, worker_id=run.worker_id, allowed_tools=run.allowed_tools,
-            tainted=run.tainted, task_id=run.task_id, lease_id=run.lease_id, fence=run.fence, calls=calls,
+            requester_id=run.requester_id,
+            worker_id=run.worker_id,
+            allowed_tools=run.allowed_tools,
+            tainted=run.tainted,
+            task_id=run.task_id,
+            lease_id=run.lease_id,
+            fence=run.fence,
+            calls=calls,
             running=running,
-        )  # fmt: skip
+        )
         return known, subject, decide(self._cases.of(known, asked.tool, asked.call_id, asked.arguments, subject))
 
     @staticmethod
     def _columns(asked: Asked, run: Run) -> dict[str, Any]:
         return {
-            "call_id": asked.call_id, "task_id": run.task_id, "fence": run.fence, "lease_id": run.lease_id,
-            "agent_id": run.agent_id, "worker_id": run.worker_id, "requester_id": run.requester_id, "tool": asked.tool,
-            "arguments": asked.redacted, "arguments_sha256": asked.sha256, "tainted": run.tainted,
-        }  # fmt: skip
+            "call_id": asked.call_id,
+            "task_id": run.task_id,
+            "fence": run.fence,
+            "lease_id": run.lease_id,
+            "agent_id": run.agent_id,
+            "worker_id": run.worker_id,
+            "requester_id": run.requester_id,
+            "tool": asked.tool,
+            "arguments": asked.redacted,
+            "arguments_sha256": asked.sha256,
+            "tainted": run.tainted,
+        }
 
     def _begun(self, asked: Asked, row: ToolCall, known: Known, subject: Subject) -> Begun:
         context = self._cases.context(known, asked.call_id, subject, self._cases.caller(subject))
         return Begun(
-            row_id=row.id, executions=row.executions, known=known, context=context, arguments=asked.arguments,
+            row_id=row.id,
+            executions=row.executions,
+            known=known,
+            context=context,
+            arguments=asked.arguments,
             entry=asked.entry,
-        )  # fmt: skip
+        )
 
     def _deny(self, asked: Asked, run: Run, known: Known | None, verdict: Verdict) -> CallView:
         """Keep the refusal; too many of them end the attempt."""
@@ -170,16 +203,25 @@ class Calls:
         if reason == "invalid_arguments":
             error["errors"] = [msgspec.structs.asdict(fault) for fault in verdict.faults]
         row = ledger.insert(
-            **self._columns(asked, run), decision="denied", reason=reason, status="denied", error=error,
-            finished_at=clock.now(), duration_ms=0,
-        )  # fmt: skip
+            **self._columns(asked, run),
+            decision="denied",
+            reason=reason,
+            status="denied",
+            error=error,
+            finished_at=clock.now(),
+            duration_ms=0,
+        )
         ledger.tell(row)
         if self.audit is not None and known is not None and known.risk in ("external", "dangerous"):
             details = {"task_id": run.task_id, "agent_id": run.agent_id, "reason": reason}
             entry = AuditEntry(
-                action="tools.call.run", object_type="tool", object_id=asked.tool, outcome="denied",
-                code="tools.denied", details=details,
-            )  # fmt: skip
+                action="tools.call.run",
+                object_type="tool",
+                object_id=asked.tool,
+                outcome="denied",
+                code="tools.denied",
+                details=details,
+            )
             self.audit.record(entry)
         if ledger.denials(run.task_id, run.fence) >= MAX_DENIALS and self.tasks is not None:
             told = f"{MAX_DENIALS} tool calls of this attempt were denied; the last because: {SENTENCES[reason]}"
@@ -219,9 +261,15 @@ class Calls:
             reason = verdict.reason or "policy"
             raise Forbidden(SENTENCES[reason], code="tools.denied", reason=reason)
         mine: dict[str, Any] = {
-            "fence": run.fence, "lease_id": run.lease_id, "worker_id": run.worker_id, "executions": row.executions + 1,
-            "error": None, "created_at": clock.now(), "finished_at": None, "duration_ms": None,
-        }  # fmt: skip
+            "fence": run.fence,
+            "lease_id": run.lease_id,
+            "worker_id": run.worker_id,
+            "executions": row.executions + 1,
+            "error": None,
+            "created_at": clock.now(),
+            "finished_at": None,
+            "duration_ms": None,
+        }
         if known.tool.runs == "worker":
             ledger.change(row, **mine, status="permitted", **self._permits.terms(known))
             return self._permits.shown(row)

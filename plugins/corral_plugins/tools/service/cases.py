@@ -110,9 +110,15 @@ class Cases:
             role = requester.role
         agent_id = subject.agent.id if subject.agent is not None else ""
         return Principal(
-            kind="agent", id=agent_id, agent_id=agent_id, user_id=subject.requester_id, role=role,
-            permissions=self._permissions.of(role), task_id=subject.task_id or None, lease_id=subject.lease_id or None,
-        )  # fmt: skip
+            kind="agent",
+            id=agent_id,
+            agent_id=agent_id,
+            user_id=subject.requester_id,
+            role=role,
+            permissions=self._permissions.of(role),
+            task_id=subject.task_id or None,
+            lease_id=subject.lease_id or None,
+        )
 
     def _is_offered(self, name: str, worker_id: str | None) -> bool:
         """A worker that lists no tools offers all that its agents need."""

@@ -47,9 +47,13 @@ class Catalogue:
             and query.runs in (UNSET, known.tool.runs)
         ]
         return paginate_names(
-            found, query, by, scope="tools", name=lambda known: known.tool.name,
+            found,
+            query,
+            by,
+            scope="tools",
+            name=lambda known: known.tool.name,
             make=lambda shown: [view(known, agent) for known in shown],
-        )  # fmt: skip
+        )
 
     def one(self, name: str, agent_id: Any = UNSET) -> ToolView:
         """A tool; `NotFound`."""
@@ -166,9 +170,14 @@ def _is_dangerous(tools: Sequence[Known], name: str) -> bool:
 def _for_claim(known: Known, policy: Policy) -> ClaimTool:
     tool = known.tool
     return ClaimTool(
-        name=tool.name, title=tool.title, description=tool.description, schema=tool.schema, risk=known.risk,
-        runs=tool.runs, policy=policy,
-    )  # fmt: skip
+        name=tool.name,
+        title=tool.title,
+        description=tool.description,
+        schema=tool.schema,
+        risk=known.risk,
+        runs=tool.runs,
+        policy=policy,
+    )
 
 
 def view(known: Known, agent: AgentFacts | None) -> ToolView:
@@ -178,10 +187,23 @@ def view(known: Known, agent: AgentFacts | None) -> ToolView:
         is_usable = known.changes.enabled and names_it(agent.enabled_tools, tool.name)
         policy = (rule_of(agent.tool_policy, tool.name).policy or known.default_policy) if is_usable else "deny"
     return ToolView(
-        name=tool.name, version=known.changes.version, title=tool.title, description=tool.description, risk=known.risk,
-        runs=tool.runs, schema=tool.schema, output_schema=tool.output_schema, default_policy=known.default_policy,
-        enabled=known.changes.enabled, source=known.source, untrusted_output=tool.untrusted_output,
-        idempotent=tool.idempotent, timeout_seconds=known.timeout_seconds, config=dict(known.config),
-        config_schema=tool.config_schema, definition_sha256=known.definition_sha256, policy=policy,
+        name=tool.name,
+        version=known.changes.version,
+        title=tool.title,
+        description=tool.description,
+        risk=known.risk,
+        runs=tool.runs,
+        schema=tool.schema,
+        output_schema=tool.output_schema,
+        default_policy=known.default_policy,
+        enabled=known.changes.enabled,
+        source=known.source,
+        untrusted_output=tool.untrusted_output,
+        idempotent=tool.idempotent,
+        timeout_seconds=known.timeout_seconds,
+        config=dict(known.config),
+        config_schema=tool.config_schema,
+        definition_sha256=known.definition_sha256,
+        policy=policy,
         workers=list(known.workers),
-    )  # fmt: skip
+    )

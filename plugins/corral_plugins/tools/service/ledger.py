@@ -53,16 +53,27 @@ def change(row: ToolCall, **values: Any) -> bool:
 
 
 def end(
-    row: ToolCall, status: str, *, result: Any = None, error: dict[str, Any] | None = None,
-    duration_ms: int | None = None, tainted: bool = False,
-) -> bool:  # fmt: skip
+    row: ToolCall,
+    status: str,
+    *,
+    result: Any = None,
+    error: dict[str, Any] | None = None,
+    duration_ms: int | None = None,
+    tainted: bool = False,
+) -> bool:
     """End a call, and tell so; False when it has ended or another process has it."""
     now = clock.now()
     took = duration_ms if duration_ms is not None else clock.elapsed_ms(row.created_at, now)
     ended = change(
-        row, status=status, result=result, error=error, finished_at=now, duration_ms=took, alive_until=None,
+        row,
+        status=status,
+        result=result,
+        error=error,
+        finished_at=now,
+        duration_ms=took,
+        alive_until=None,
         tainted=bool(row.tainted) or tainted,
-    )  # fmt: skip
+    )
     if ended:
         tell(row)
     return ended
@@ -71,9 +82,13 @@ def end(
 def tell(row: ToolCall) -> None:
     """Emit that a call has ended."""
     event = ToolCalled(
-        task_id=row.task_id, call_id=row.call_id, tool=row.tool, decision=row.decision, status=row.status,
+        task_id=row.task_id,
+        call_id=row.call_id,
+        tool=row.tool,
+        decision=row.decision,
+        status=row.status,
         duration_ms=row.duration_ms,
-    )  # fmt: skip
+    )
     emit(event, object=("task", row.task_id), owner=row.requester_id)
 
 
@@ -118,8 +133,21 @@ def delete_of(task_id: str, limit: int) -> int:
 def view(row: ToolCall) -> CallView:
     """A call as clients see it."""
     return CallView(
-        id=row.id, call_id=row.call_id, task_id=row.task_id, attempt=row.fence, agent_id=row.agent_id, tool=row.tool,
-        arguments=row.arguments, arguments_sha256=row.arguments_sha256, decision=cast(Decision, row.decision),
-        reason=row.reason, status=cast(Status, row.status), result=row.result, error=row.error,
-        tainted=bool(row.tainted), started_at=row.created_at, finished_at=row.finished_at, duration_ms=row.duration_ms,
-    )  # fmt: skip
+        id=row.id,
+        call_id=row.call_id,
+        task_id=row.task_id,
+        attempt=row.fence,
+        agent_id=row.agent_id,
+        tool=row.tool,
+        arguments=row.arguments,
+        arguments_sha256=row.arguments_sha256,
+        decision=cast(Decision, row.decision),
+        reason=row.reason,
+        status=cast(Status, row.status),
+        result=row.result,
+        error=row.error,
+        tainted=bool(row.tainted),
+        started_at=row.created_at,
+        finished_at=row.finished_at,
+        duration_ms=row.duration_ms,
+    )

@@ -75,9 +75,16 @@ class Permits:
         return None, fitted(self._redactor.redact_json(msgspec.structs.asdict(error)))
 
     def _report(
-        self, task_id: str, call_id: str, told: Reported, result: Any, error: dict[str, Any] | None, *,
-        lease_id: str | None, by: Principal,
-    ) -> CallView:  # fmt: skip
+        self,
+        task_id: str,
+        call_id: str,
+        told: Reported,
+        result: Any,
+        error: dict[str, Any] | None,
+        *,
+        lease_id: str | None,
+        by: Principal,
+    ) -> CallView:
         if self.tasks is None:
             raise NotFound()
         run = self.tasks.run(task_id, lease_id, by=by)

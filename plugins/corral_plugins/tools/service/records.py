@@ -98,10 +98,16 @@ class Records:
             tainted = run.tainted
         calls, running = ledger.count(task_id, run.fence) if run.lease_id else (0, 0)
         return Subject(
-            agent=agent, requester_id=run.requester_id, worker_id=run.worker_id or None,
-            allowed_tools=run.allowed_tools, tainted=tainted, task_id=task_id, fence=run.fence, calls=calls,
+            agent=agent,
+            requester_id=run.requester_id,
+            worker_id=run.worker_id or None,
+            allowed_tools=run.allowed_tools,
+            tainted=tainted,
+            task_id=task_id,
+            fence=run.fence,
+            calls=calls,
             running=running,
-        )  # fmt: skip
+        )
 
     def _run(self, task_id: str) -> Run:
         run = self.tasks.run_of(task_id) if self.tasks is not None else None

@@ -105,25 +105,36 @@ class Client:
             transport = httpx2.AsyncHTTPTransport(socket_options=KEEP_ALIVE)
         self.http = httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
-            timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS), transport=transport, follow_redirects=False,
-        )  # fmt: skip
+            timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+            transport=transport,
+            follow_redirects=False,
+        )
 
     async def close(self) -> None:
         """Close the connections."""
         await self.http.aclose()
 
     async def call(
-        self, method: str, path: str, body: Any = None, *,
-        seconds: float = READ_SECONDS, headers: Mapping[str, str] | None = None,
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        seconds: float = READ_SECONDS,
+        headers: Mapping[str, str] | None = None,
         query: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """One request; the parsed answer."""
         sent = {"Content-Type": "application/json", **(headers or {})} if body is not None else dict(headers or {})
         try:
             answer = await self.http.request(
-                method, f"{self.url}{BASE}{path}", content=None if body is None else msgspec.json.encode(body),
-                headers=sent, params=query, timeout=httpx2.Timeout(seconds, connect=CONNECT_SECONDS),
-            )  # fmt: skip
+                method,
+                f"{self.url}{BASE}{path}",
+                content=None if body is None else msgspec.json.encode(body),
+                headers=sent,
+                params=query,
+                timeout=httpx2.Timeout(seconds, connect=CONNECT_SECONDS),
+            )
         except httpx2.HTTPError as error:
             raise Unreachable(f"{self.url}: {type(error).__name__}: {error}") from None
         if answer.status_code in (200, 201, 202) and (found := _object(answer)) is not None:
@@ -174,9 +185,15 @@ class Client:
         await self._task(task_id, "complete", {"result": result})
 
     async def fail(
-        self, task_id: str, kind: str, message: str, *,
-        retryable: bool, lease: str | None = None, tries: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        task_id: str,
+        kind: str,
+        message: str,
+        *,
+        retryable: bool,
+        lease: str | None = None,
+        tries: int | None = None,
+    ) -> None:
         """The work failed."""
         body = {"error": {"type": kind, "message": message[:4000]}, "retryable": retryable}
         await self._task(task_id, "fail", body, lease, tries=tries)
@@ -210,9 +227,16 @@ class Client:
         await self._task(task_id, f"tools/calls/{urllib.parse.quote(call_id, safe='')}/result", body, unless=is_final)
 
     async def _task(
-        self, task_id: str, call: str, body: Mapping[str, Any], lease: str | None = None, *,
-        tries: int | None = None, unless: Callable[[ApiError], bool] | None = None, seconds: float = READ_SECONDS,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        task_id: str,
+        call: str,
+        body: Mapping[str, Any],
+        lease: str | None = None,
+        *,
+        tries: int | None = None,
+        unless: Callable[[ApiError], bool] | None = None,
+        seconds: float = READ_SECONDS,
+    ) -> dict[str, Any]:
         headers = {"Corral-Lease": lease} if lease is not None else None
         path = f"/tasks/{task_id}/{call}"
         return await insist(

@@ -24,20 +24,32 @@ if TYPE_CHECKING:
 )
 @click.option("--max-agents", type=click.IntRange(1, 1000), default=1, show_default=True, help="tasks at a time")
 @click.option(
-    "--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    "--token-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="file with the registration key (else CORRAL_WORKER_TOKEN)",
-)  # fmt: skip
+)
 @click.option("--dir", "folder", type=click.Path(file_okay=False, path_type=Path), help="where it keeps its identity")
 @click.option(
-    "--allow", "allow", multiple=True, metavar="TOOL", callback=lambda context, option, given: _allowed(given),
+    "--allow",
+    "allow",
+    multiple=True,
+    metavar="TOOL",
+    callback=lambda context, option, given: _allowed(given),
     help=f"let agents use a tool of this machine, with this user's rights: {', '.join(TOOL_NAMES)}; repeatable",
-)  # fmt: skip
+)
 @click.option("--drain-seconds", type=click.FloatRange(0, 600), default=30.0, hidden=True)
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
 def command(
-    url: str, name: str | None, labels: tuple[str, ...], max_agents: int, token_file: Path | None, folder: Path | None,
-    allow: tuple[str, ...], drain_seconds: float, until_stdin_closes: bool,
-) -> None:  # fmt: skip
+    url: str,
+    name: str | None,
+    labels: tuple[str, ...],
+    max_agents: int,
+    token_file: Path | None,
+    folder: Path | None,
+    allow: tuple[str, ...],
+    drain_seconds: float,
+    until_stdin_closes: bool,
+) -> None:
     """Do the tasks of a server. SIGTERM, Ctrl-C or SIGHUP gives running tasks back and ends; a second one ends at once.
 
     The registration key is used once; what it brings is kept in a folder of the worker's own. So are the folders in
@@ -53,9 +65,14 @@ def command(
     if any("\ud800" <= character <= "\udfff" for character in "".join((name, *labels))):
         raise click.UsageError("--name and --label take UTF-8 text")
     options = Options(
-        url=_url(url), name=name, labels=_labels(labels), max_agents=max_agents, drain_seconds=drain_seconds,
-        key=_key(token_file), allow=allow,
-    )  # fmt: skip
+        url=_url(url),
+        name=name,
+        labels=_labels(labels),
+        max_agents=max_agents,
+        drain_seconds=drain_seconds,
+        key=_key(token_file),
+        allow=allow,
+    )
     _run(options, Folder(folder or _folder(name)), until_stdin_closes=until_stdin_closes)
 
 

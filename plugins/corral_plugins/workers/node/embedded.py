@@ -32,9 +32,14 @@ class EmbeddedWorker:
     """
 
     def __init__(
-        self, address: str, make_key: Callable[[], Awaitable[str]], max_agents: int, *,
-        name: str = "embedded", allow: Sequence[str] = (),
-    ) -> None:  # fmt: skip
+        self,
+        address: str,
+        make_key: Callable[[], Awaitable[str]],
+        max_agents: int,
+        *,
+        name: str = "embedded",
+        allow: Sequence[str] = (),
+    ) -> None:
         self._address, self._make_key, self._max_agents, self._name = address, make_key, max_agents, name
         self._allow = [part for tool in allow for part in ("--allow", tool)]
 
@@ -55,14 +60,27 @@ class EmbeddedWorker:
         """One life of the process; its exit status."""
         key = await self._make_key()
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "corral", "worker", "--url", self._address, "--name", self._name,
-            "--max-agents", str(self._max_agents), "--dir", folder, "--drain-seconds", str(DRAIN_SECONDS),
-            "--until-stdin-closes", *self._allow,
+            sys.executable,
+            "-m",
+            "corral",
+            "worker",
+            "--url",
+            self._address,
+            "--name",
+            self._name,
+            "--max-agents",
+            str(self._max_agents),
+            "--dir",
+            folder,
+            "--drain-seconds",
+            str(DRAIN_SECONDS),
+            "--until-stdin-closes",
+            *self._allow,
             stdin=asyncio.subprocess.PIPE,  # closes with this process, however it ends
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, "CORRAL_WORKER_TOKEN": key},
             start_new_session=True,
-        )  # fmt: skip
+        )
         assert process.stderr is not None
         telling = asyncio.ensure_future(relay(process.stderr))
         try:

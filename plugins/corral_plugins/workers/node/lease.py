@@ -132,9 +132,11 @@ class Lease:
             how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
             log.error("task %s: its process ended by %s", self.task_id, how)
             message = f"The process of the attempt ended by {how}."
-            await self._report(self._client.fail(
-                self.task_id, "worker_crash", message, retryable=True, lease=self.lease_id, tries=REPORT_TRIES
-            ))  # fmt: skip
+            await self._report(
+                self._client.fail(
+                    self.task_id, "worker_crash", message, retryable=True, lease=self.lease_id, tries=REPORT_TRIES
+                )
+            )
 
     async def _acknowledge(self) -> None:
         log.info("task %s: cancelled", self.task_id)

@@ -45,9 +45,14 @@ class AgentLoop:
     """Runs one claim to its end. `run` returns the exit status of the process."""
 
     def __init__(
-        self, client: Client, claim: Mapping[str, Any], wishes: Wishes, *,
-        allowed: Iterable[str] = (), workspaces: Workspaces | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        client: Client,
+        claim: Mapping[str, Any],
+        wishes: Wishes,
+        *,
+        allowed: Iterable[str] = (),
+        workspaces: Workspaces | None = None,
+    ) -> None:
         self._client, self._claim, self._wishes = client, claim, wishes
         self._task, self._agent = claim["task"], claim["agent"]
         self._id: str = self._task["id"]

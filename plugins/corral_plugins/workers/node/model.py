@@ -33,9 +33,17 @@ READ_SECONDS, CONNECT_SECONDS = 3700.0, 10.0  # the server ends a call before
 NOBODY = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)  # the request was never sent
 # Statuses of what may be told after the answer has begun; anything else is the provider's failure.
 STATUS_OF = {
-    "budget_exceeded": 402, "lease_lost": 409, "task_terminal": 409, "rate_limited": 429, "concurrency_limit": 429,
-    "circuit_open": 503, "kill_switch": 503, "overloaded": 503, "shutting_down": 503, "upstream_timeout": 504,
-}  # fmt: skip
+    "budget_exceeded": 402,
+    "lease_lost": 409,
+    "task_terminal": 409,
+    "rate_limited": 429,
+    "concurrency_limit": 429,
+    "circuit_open": 503,
+    "kill_switch": 503,
+    "overloaded": 503,
+    "shutting_down": 503,
+    "upstream_timeout": 504,
+}
 # The gateway is not OpenAI: schemas go out as they are, and the cap in the field that every server knows. What the
 # provider's own profile does stays: control tokens of chat templates that stand in data are not sent as such.
 PROFILE = OpenAIModelProfile(
@@ -80,7 +88,7 @@ class Model:
         """
         settings = ModelSettings(
             extra_headers={"Idempotency-Key": key}, timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-        )  # fmt: skip
+        )
         if question.temperature is not None:
             settings["temperature"] = question.temperature
         if question.max_tokens is not None:
@@ -96,14 +104,19 @@ class Model:
             raise Cut(f"{type(error).__name__}: {error}") from None
         usage = response.usage
         return Reply(
-            message=from_model(response), model=response.model_name or "model",
-            input_tokens=usage.input_tokens, output_tokens=usage.output_tokens,
-        )  # fmt: skip
+            message=from_model(response),
+            model=response.model_name or "model",
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+        )
 
     async def _stream(
-        self, messages: Sequence[ModelMessage], settings: ModelSettings, parameters: ModelRequestParameters,
+        self,
+        messages: Sequence[ModelMessage],
+        settings: ModelSettings,
+        parameters: ModelRequestParameters,
         on_text: Callable[[str], None],
-    ) -> ModelResponse:  # fmt: skip
+    ) -> ModelResponse:
         request = model_request_stream(
             self._model, messages, model_settings=settings, model_request_parameters=parameters, instrument=False
         )

@@ -133,9 +133,13 @@ class Node:
                 "This worker is not registered: give a registration key by --token-file or CORRAL_WORKER_TOKEN."
             )
         facts = {
-            "name": self._options.name, "max_agents": self._options.max_agents, "labels": self._options.labels,
-            "fingerprint": self._folder.fingerprint(), **machine.facts(), **self._offer,
-        }  # fmt: skip
+            "name": self._options.name,
+            "max_agents": self._options.max_agents,
+            "labels": self._options.labels,
+            "fingerprint": self._folder.fingerprint(),
+            **machine.facts(),
+            **self._offer,
+        }
         client = Client(self._options.url, self._options.key)
         tries = 0
         try:

@@ -29,9 +29,15 @@ class Toolbox:
     """The tools of one attempt. `allowed`: those that this worker lets agents use here; `keep` stores a checkpoint."""
 
     def __init__(
-        self, client: Client, claim: Mapping[str, Any], state: State, keep: Callable[[], Awaitable[None]], *,
-        allowed: Iterable[str] = (), workspaces: Workspaces | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        client: Client,
+        claim: Mapping[str, Any],
+        state: State,
+        keep: Callable[[], Awaitable[None]],
+        *,
+        allowed: Iterable[str] = (),
+        workspaces: Workspaces | None = None,
+    ) -> None:
         self._client, self._state, self._keep, self._workspaces = client, state, keep, workspaces
         self._task_id: str = claim["task"]["id"]
         offered = claim["agent"].get("tools") or ()

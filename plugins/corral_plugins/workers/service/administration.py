@@ -101,8 +101,10 @@ class Administration:
         token, token_hash = tokens.new_token()
         changed = rows.change(
             (Worker.id == row.id) & (Worker.version == row.version) & (Worker.status == row.status),
-            token_hash=token_hash, old_token_hash=row.token_hash, old_token_until=clock.now(OLD_TOKEN_SECONDS),
-        )  # fmt: skip
+            token_hash=token_hash,
+            old_token_hash=row.token_hash,
+            old_token_until=clock.now(OLD_TOKEN_SECONDS),
+        )
         if not changed:
             raise rows.moved(row)
         tokens.forget_worker(self._credentials, row.id)
@@ -151,8 +153,9 @@ class Administration:
         if row.active_leases and not force:
             raise Conflict(
                 f"The worker holds {row.active_leases} leases; drain it first, or delete it with ?force=true.",
-                code="in_use", references=[{"type": "lease", "count": row.active_leases}],
-            )  # fmt: skip
+                code="in_use",
+                references=[{"type": "lease", "count": row.active_leases}],
+            )
         released = self._leases.release(row.id, "deleted") if force else 0
         where = Worker.id == row.id if force else (Worker.id == row.id) & (Worker.active_leases == 0)
         if force:  # nothing can be claimed any more: what came between ends with the second release
@@ -193,9 +196,12 @@ class Administration:
     def _record(self, verb: str, row: Worker, **changes: tuple[Any, Any]) -> None:
         if self.audit is not None:
             entry = AuditEntry(
-                action=f"workers.worker.{verb}", object_type="worker", object_id=row.id, object_name=row.name,
+                action=f"workers.worker.{verb}",
+                object_type="worker",
+                object_id=row.id,
+                object_name=row.name,
                 changes=changes,
-            )  # fmt: skip
+            )
             self.audit.record(entry)
 
 

@@ -36,13 +36,24 @@ NO_GROUP = ""
 LONG_WAIT_MS = 60_000
 
 _FIGURES = Statement(
-    lambda p: Worker.select(
-        Worker.group, Worker.status, fn.COUNT(Worker.id), fn.SUM(Worker.max_agents), fn.SUM(Worker.active_leases),
-        fn.SUM(Worker.cpu_usage_percent), fn.COUNT(Worker.cpu_usage_percent),
-        fn.SUM(Worker.memory_usage_percent), fn.COUNT(Worker.memory_usage_percent),
-        fn.SUM(Worker.disk_usage_percent), fn.COUNT(Worker.disk_usage_percent),
-    ).group_by(Worker.group, Worker.status).tuples()
-)  # fmt: skip
+    lambda p: (
+        Worker.select(
+            Worker.group,
+            Worker.status,
+            fn.COUNT(Worker.id),
+            fn.SUM(Worker.max_agents),
+            fn.SUM(Worker.active_leases),
+            fn.SUM(Worker.cpu_usage_percent),
+            fn.COUNT(Worker.cpu_usage_percent),
+            fn.SUM(Worker.memory_usage_percent),
+            fn.COUNT(Worker.memory_usage_percent),
+            fn.SUM(Worker.disk_usage_percent),
+            fn.COUNT(Worker.disk_usage_percent),
+        )
+        .group_by(Worker.group, Worker.status)
+        .tuples()
+    )
+)
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -98,15 +109,22 @@ class Fleet:
         busy = sum(part.leases for part in online)
         queue = self.tasks.queue_figures() if self.tasks is not None else QueueFigures(depth=0, oldest_pending_ms=None)
         return FleetOverview(
-            total=sum(count.values()), online=count["online"], offline=count["offline"], draining=count["draining"],
-            pending_approval=count["pending"], rejected=count["rejected"], capacity=capacity,
+            total=sum(count.values()),
+            online=count["online"],
+            offline=count["offline"],
+            draining=count["draining"],
+            pending_approval=count["pending"],
+            rejected=count["rejected"],
+            capacity=capacity,
             active_leases=sum(part.leases for part in parts),
             utilization=round(busy / capacity, 4) if capacity else None,
             avg_cpu_percent=_average(part.cpu for part in online),
             avg_memory_percent=_average(part.memory for part in online),
             avg_disk_percent=_average(part.disk for part in online),
-            queue_depth=queue.depth, oldest_pending_ms=queue.oldest_pending_ms, by_group=_by_group(parts),
-        )  # fmt: skip
+            queue_depth=queue.depth,
+            oldest_pending_ms=queue.oldest_pending_ms,
+            by_group=_by_group(parts),
+        )
 
     def health(self) -> tuple[str, str]:
         """For `/settings/health`: a status and a sentence."""

@@ -31,9 +31,16 @@ class Keys:
         """A key; its secret is in the answer and nowhere else."""
         key, key_hash = tokens.new_key()
         row = RegistrationKey(
-            id=new_id(), name=new.name, key_hash=key_hash, group=new.group, auto_approve=new.auto_approve,
-            max_uses=new.max_uses, created_by=by.user_id, created_at=clock.now(), expires_at=_end(new),
-        )  # fmt: skip
+            id=new_id(),
+            name=new.name,
+            key_hash=key_hash,
+            group=new.group,
+            auto_approve=new.auto_approve,
+            max_uses=new.max_uses,
+            created_by=by.user_id,
+            created_at=clock.now(),
+            expires_at=_end(new),
+        )
         RegistrationKey.insert(row.__data__).execute()
         self._record("create", row)
         return NewKeyView(**_shown(row), key=key)
@@ -56,9 +63,12 @@ class Keys:
         if self.audit is not None:
             details = {"auto_approve": row.auto_approve, "group": row.group, "max_uses": row.max_uses}
             entry = AuditEntry(
-                action=f"workers.registration_key.{verb}", object_type="registration_key", object_id=row.id,
-                object_name=row.name, details=details,
-            )  # fmt: skip
+                action=f"workers.registration_key.{verb}",
+                object_type="registration_key",
+                object_id=row.id,
+                object_name=row.name,
+                details=details,
+            )
             self.audit.record(entry)
 
 

@@ -51,9 +51,15 @@ class Registrations:
         now = clock.now()
         RegistrationKey.delete().where(RegistrationKey.embedded & (RegistrationKey.expires_at < now)).execute()
         RegistrationKey.insert(
-            id=new_id(), name=rows.EMBEDDED, key_hash=key_hash, auto_approve=True, max_uses=1, embedded=True,
-            created_at=now, expires_at=clock.now(EMBEDDED_KEY_SECONDS),
-        ).execute()  # fmt: skip
+            id=new_id(),
+            name=rows.EMBEDDED,
+            key_hash=key_hash,
+            auto_approve=True,
+            max_uses=1,
+            embedded=True,
+            created_at=now,
+            expires_at=clock.now(EMBEDDED_KEY_SECONDS),
+        ).execute()
         return key
 
     @staticmethod
@@ -78,12 +84,21 @@ class Registrations:
         token, token_hash = tokens.new_token()
         now = clock.now()
         row = Worker(
-            **told, id=new_id(), name=new.name, created_at=now, updated_at=now, last_seen_at=now, token_hash=token_hash,
+            **told,
+            id=new_id(),
+            name=new.name,
+            created_at=now,
+            updated_at=now,
+            last_seen_at=now,
+            token_hash=token_hash,
             created_by=key.created_by if key is not None else caller.user_id,
-            registration_key_id=key.id if key is not None else None, group=key.group if key is not None else None,
-            fingerprint_hash=_hashed(new), is_approved=approved, status="online" if approved else "pending",
+            registration_key_id=key.id if key is not None else None,
+            group=key.group if key is not None else None,
+            fingerprint_hash=_hashed(new),
+            is_approved=approved,
+            status="online" if approved else "pending",
             embedded=key is not None and key.embedded,
-        )  # fmt: skip
+        )
         if not Worker.insert(row.__data__).on_conflict_ignore().as_rowcount().execute():
             return None, ""
         rows.tell(WorkerRegistered, row)
@@ -108,9 +123,13 @@ class Registrations:
         self._leases.release(row.id, "registered")
         back = row.status == "offline"
         if not rows.change(
-            (Worker.id == row.id) & (Worker.status == row.status), **told, token_hash=token_hash, old_token_hash=None,
-            last_seen_at=clock.now(), status="online" if back else row.status,
-        ):  # fmt: skip
+            (Worker.id == row.id) & (Worker.status == row.status),
+            **told,
+            token_hash=token_hash,
+            old_token_hash=None,
+            last_seen_at=clock.now(),
+            status="online" if back else row.status,
+        ):
             raise rows.moved(row)
         self._leases.release(row.id, "registered")
         tokens.forget_worker(self._credentials, row.id)
@@ -122,11 +141,13 @@ class Registrations:
 
     def _shown(self, row: Worker, token: str) -> RegisteredWorker:
         return rows.view(
-            row, RegisteredWorker, token=token,
+            row,
+            RegisteredWorker,
+            token=token,
             heartbeat_seconds=declared.heartbeat(self._settings),
             lease_seconds=self._settings.get(declared.LEASE_SECONDS),
             ack_seconds=self._settings.get(declared.ACK_SECONDS),
-        )  # fmt: skip
+        )
 
 
 def offers(tools: list[str | ToolOffer]) -> dict[str, Any]:

@@ -78,13 +78,15 @@ class Roster:
         found = _TOOLS.rows({}) if worker_id is None else _TOOLS_OF.rows({"id": worker_id})
         return [
             WorkerTool(
-                worker_id=each, worker_name=name, name=offer if isinstance(offer, str) else offer["name"],
+                worker_id=each,
+                worker_name=name,
+                name=offer if isinstance(offer, str) else offer["name"],
                 schema=None if isinstance(offer, str) else offer.get("schema"),
                 risk=None if isinstance(offer, str) else offer.get("risk"),
             )
             for each, name, tools in found
             for offer in msgspec.json.decode(tools)
-        ]  # fmt: skip
+        ]
 
     def awaits_approval(self) -> bool:
         pending, approved = [

@@ -21,9 +21,17 @@ EMBEDDED = "embedded"
 PEOPLE = ("user", "api_key")
 
 FACTS_COLUMNS = (
-    Worker.id, Worker.name, Worker.status, Worker.is_approved, Worker.group, Worker.labels, Worker.tool_names,
-    Worker.max_agents, Worker.active_leases, Worker.embedded,
-)  # fmt: skip
+    Worker.id,
+    Worker.name,
+    Worker.status,
+    Worker.is_approved,
+    Worker.group,
+    Worker.labels,
+    Worker.tool_names,
+    Worker.max_agents,
+    Worker.active_leases,
+    Worker.embedded,
+)
 FACTS = Statement(lambda p: Worker.select(*FACTS_COLUMNS).where(Worker.id == p("id")).tuples())
 
 

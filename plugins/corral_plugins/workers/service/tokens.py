@@ -69,9 +69,13 @@ class WorkerTokens:
         if current().entry.label != STILL_THERE:  # a call that hangs tells nothing of its worker
             self._presence.note(worker_id)
         return Principal(
-            kind="worker", id=worker_id, worker_id=worker_id, permissions=self._permissions.of("worker"),
-            limited=None if found[1] else NOT_APPROVED, expires_at=until,
-        )  # fmt: skip
+            kind="worker",
+            id=worker_id,
+            worker_id=worker_id,
+            permissions=self._permissions.of("worker"),
+            limited=None if found[1] else NOT_APPROVED,
+            expires_at=until,
+        )
 
 
 class RegistrationKeys:
@@ -88,9 +92,12 @@ class RegistrationKeys:
         if found is None:
             raise Unauthorized("This registration key is not known here, or has expired.")
         return Principal(
-            kind="registration_key", id=found[0], registration_key_id=found[0],
-            permissions=self._permissions.of("registration_key"), expires_at=clock.parse_instant(found[1]),
-        )  # fmt: skip
+            kind="registration_key",
+            id=found[0],
+            registration_key_id=found[0],
+            permissions=self._permissions.of("registration_key"),
+            expires_at=clock.parse_instant(found[1]),
+        )
 
 
 def forget_worker(credentials: Credentials, worker_id: str) -> None:

@@ -28,10 +28,15 @@ class Process:
 
     def __init__(self, arguments: list[str], env: dict[str, str]) -> None:
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "corral", *arguments], env=env, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, "-m", "corral", *arguments],
+            env=env,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
             preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
-        )  # fmt: skip
+        )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -89,10 +94,14 @@ class Site:
         file.write_text(f"[plugins.llm.scripts]\n{names}\n\n{config}\n\n[settings]\n{settings}\n")
         self.env = {
             **{key: value for key, value in os.environ.items() if not key.startswith("CORRAL_")},
-            "CORRAL_DATA_DIR": str(folder / "data"), "CORRAL_CONFIG": str(file), "CORRAL_RATE_LIMITS": "off",
-            "CORRAL_BOOTSTRAP_ADMIN_EMAIL": EMAIL, "CORRAL_BOOTSTRAP_ADMIN_PASSWORD": PASSWORD,
-            "CORRAL_LOG_FORMAT": "console", "XDG_STATE_HOME": str(folder / "state"),
-        }  # fmt: skip
+            "CORRAL_DATA_DIR": str(folder / "data"),
+            "CORRAL_CONFIG": str(file),
+            "CORRAL_RATE_LIMITS": "off",
+            "CORRAL_BOOTSTRAP_ADMIN_EMAIL": EMAIL,
+            "CORRAL_BOOTSTRAP_ADMIN_PASSWORD": PASSWORD,
+            "CORRAL_LOG_FORMAT": "console",
+            "XDG_STATE_HOME": str(folder / "state"),
+        }
         self._started: list[Process] = []
         self.server = self.start("serve", "--bind", "127.0.0.1:0", "--config", str(file), *serve)
         self.url = self.server.wait_for(r"ready: (http://\S+?)/api/v1").group(1)

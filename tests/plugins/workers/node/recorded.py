@@ -53,9 +53,13 @@ class Server:
         return [name for name, _ in self.calls]
 
     async def run(
-        self, given: Mapping[str, Any], wishes: Wishes | None = None, *,
-        allowed: Iterable[str] = (), workspaces: Workspaces | None = None,
-    ) -> int:  # fmt: skip
+        self,
+        given: Mapping[str, Any],
+        wishes: Wishes | None = None,
+        *,
+        allowed: Iterable[str] = (),
+        workspaces: Workspaces | None = None,
+    ) -> int:
         """Run a claim against this server; the exit status."""
         client = Client("http://server.invalid", "cra_a1", transport=httpx2.MockTransport(self._handle))
         try:
@@ -159,9 +163,13 @@ def claim(**more: Any) -> dict[str, Any]:
     task: dict[str, Any] = {"id": "t1", "title": "Title", "instructions": "Do it.", "input": {}, "output_schema": None}
     resume = more.pop("resume", None)
     return {
-        "task": {**task, **more}, "agent": agent, "fence": 3, "resume": resume, "context": {},
+        "task": {**task, **more},
+        "agent": agent,
+        "fence": 3,
+        "resume": resume,
+        "context": {},
         "gateway_url": "/api/v1/llm",
-    }  # fmt: skip
+    }
 
 
 def calls_tool(name: str, **arguments: Any) -> dict[str, Any]:

@@ -121,9 +121,10 @@ async def test_decisions_and_results_of_held_tools_come_with_the_resume() -> Non
     assert waited["approval_id"] == "a1"
     second = Server("end")
     resume = {
-        "checkpoint": waited["checkpoint"], "decision": {"approved": True},
+        "checkpoint": waited["checkpoint"],
+        "decision": {"approved": True},
         "tool_results": [{"call_id": "c-danger", "result": "it ran"}],
-    }  # fmt: skip
+    }
     assert await run(second, resume=resume) == REPORTED
     told = second.of("chat")[0]["body"]["messages"][-2:]
     assert told[0] == {"role": "tool", "tool_call_id": "c-danger", "content": "it ran"}

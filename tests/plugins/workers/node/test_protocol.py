@@ -100,9 +100,15 @@ class FakeServer:
                 time.sleep(0.5)
                 return 200, {"tasks": [], "reason": "none"}
             claim = {
-                "task": TASK, "agent": {"id": "a", "config": {}, "tools": []}, "lease_id": "lease-1", "fence": 1,
-                "attempt": 1, "agent_token": "cra_a1", "resume": None, "context": {},
-            }  # fmt: skip
+                "task": TASK,
+                "agent": {"id": "a", "config": {}, "tools": []},
+                "lease_id": "lease-1",
+                "fence": 1,
+                "attempt": 1,
+                "agent_token": "cra_a1",
+                "resume": None,
+                "context": {},
+            }
             return 200, {"tasks": [claim], "reason": "ok"}
         if name == "heartbeat":
             told = [{**lease, "state": self.state} for lease in body["leases"]]

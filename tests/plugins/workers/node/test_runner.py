@@ -25,9 +25,13 @@ if sys.argv[2:]:
 def warm(folder: Path, *more: str, **env: str) -> str:
     """What the script printed: what lies in the folder while the fork server runs."""
     told = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder), *more], env={**os.environ, **env}, capture_output=True, text=True,
-        timeout=60, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", SCRIPT, str(folder), *more],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert told.stdout, told.stderr
     return told.stdout.strip()
 

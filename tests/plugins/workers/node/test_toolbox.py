@@ -75,9 +75,10 @@ async def test_workers_8_a_call_in_flight_is_not_run_twice(workspaces: Workspace
 
 async def test_a_result_that_was_reported_is_taken_as_it_is(workspaces: Workspaces) -> None:
     state = {
-        "step": 1, "running": "c-shell__run",
+        "step": 1,
+        "running": "c-shell__run",
         "messages": [*talk.first(claim()), {"role": "assistant", **calls_tool("shell__run", command="false")}],
-    }  # fmt: skip
+    }
     server = Server("end", tools={"shell.run": {"status": "succeeded", "result": {"exit_code": 0}}})
     given = claim(agent=tools("shell.run"), resume={"checkpoint": {"step": 1, "state": state}})
     assert await server.run(given, allowed=["shell.run"], workspaces=workspaces) == REPORTED
@@ -105,8 +106,11 @@ async def test_an_approved_call_runs_with_the_arguments_of_the_approval(workspac
     assert await first.run(given, allowed=["shell.run"], workspaces=workspaces) == REPORTED
     (waited,) = first.of("wait")
     approved = {
-        "call_id": "c-shell__run", "status": "permitted", "permit": "p2", "arguments": {"command": "echo edited"},
-    }  # fmt: skip
+        "call_id": "c-shell__run",
+        "status": "permitted",
+        "permit": "p2",
+        "arguments": {"command": "echo edited"},
+    }
     second = Server("end")
     resume = {"checkpoint": waited["checkpoint"], "decision": {"approved": True}, "tool_results": [approved]}
     again = claim(agent=tools("shell.run"), resume=resume)

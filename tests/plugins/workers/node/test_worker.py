@@ -103,7 +103,7 @@ def test_what_is_wrong_with_the_call_of_a_worker_is_one_line(run_corral: Callabl
         (("--token-file", "key", "--url", "http://127.0.0.1:x"), 2, "http://127.0.0.1:x is no address"),
         (("--token-file", "key", "--label", "a=\udcff"), 2, "take UTF-8 text"),
         (("--token-file", "key", "--dir", "taken"), 1, "cannot be written (--dir)"),
-    ]  # fmt: skip
+    ]
     for arguments, status, words in cases:
         told = [str(tmp_path / each) if each.startswith(files) else each for each in arguments]
         process = run_corral("worker", "--name", "w", "--url", "http://127.0.0.1:9", *told)

@@ -20,8 +20,11 @@ HEAD_BYTES, TAIL_BYTES = 16 * 1024, 44 * 1024
 LAST_SECONDS = 8.0  # for the cage to end everything
 MEBIBYTE = 1024 * 1024
 LIMITS = {
-    "RLIMIT_AS": 2048 * MEBIBYTE, "RLIMIT_FSIZE": 256 * MEBIBYTE, "RLIMIT_NOFILE": 256, "RLIMIT_CORE": 0,
-}  # fmt: skip
+    "RLIMIT_AS": 2048 * MEBIBYTE,
+    "RLIMIT_FSIZE": 256 * MEBIBYTE,
+    "RLIMIT_NOFILE": 256,
+    "RLIMIT_CORE": 0,
+}
 
 
 async def run(argv: Sequence[str], workspace: Workspace, seconds: float) -> dict[str, Any]:
@@ -31,11 +34,17 @@ async def run(argv: Sequence[str], workspace: Workspace, seconds: float) -> dict
     """
     home = str(workspace.path)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-S", str(CAGE),
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        cwd=home, env={"PATH": os.environ.get("PATH", os.defpath), "HOME": home, "LANG": "C.UTF-8"},
+        sys.executable,
+        "-I",
+        "-S",
+        str(CAGE),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        cwd=home,
+        env={"PATH": os.environ.get("PATH", os.defpath), "HOME": home, "LANG": "C.UTF-8"},
         start_new_session=True,
-    )  # fmt: skip
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     output = _Output()
@@ -48,9 +57,7 @@ async def run(argv: Sequence[str], workspace: Workspace, seconds: float) -> dict
         timed_out = not reading.done()
     finally:
         await _end(process, reading)
-    return {
-        "exit_code": None if timed_out else process.returncode, "output": output.text(), "timed_out": timed_out
-    }  # fmt: skip
+    return {"exit_code": None if timed_out else process.returncode, "output": output.text(), "timed_out": timed_out}
 
 
 async def _end(process: asyncio.subprocess.Process, reading: asyncio.Future[None]) -> None:

@@ -117,18 +117,26 @@ TOOLS = {
             name="workspace.list", title="List files", risk="read", arguments=ListFolder, run=_list, repeatable=True
         ),
         WorkerTool(
-            name="workspace.write", title="Write a file", risk="write", arguments=WriteFile, run=_write,
+            name="workspace.write",
+            title="Write a file",
+            risk="write",
+            arguments=WriteFile,
+            run=_write,
             repeatable=True,
         ),
         WorkerTool(
             name="shell.run", title="Run a command", risk="dangerous", arguments=RunShell, run=_shell, repeatable=False
         ),
         WorkerTool(
-            name="python.run", title="Run Python code", risk="dangerous", arguments=RunPython, run=_python,
+            name="python.run",
+            title="Run Python code",
+            risk="dangerous",
+            arguments=RunPython,
+            run=_python,
             repeatable=False,
         ),
     )
-}  # fmt: skip
+}
 
 
 def offers(names: Iterable[str]) -> list[dict[str, Any]]:
