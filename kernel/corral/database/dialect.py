@@ -120,6 +120,12 @@ def by_code_point(field: Any) -> Any:
     return field if on_sqlite() else field.collate('"C"')
 
 
+def transaction_is_open() -> bool:
+    """Whether the unit's transaction still stands: a lost connection or a full disk ends it."""
+    connection = current().connection
+    return bool(connection.in_transaction if on_sqlite() else not (connection.closed or connection.broken))
+
+
 def server_seconds() -> float:
     """Seconds since the epoch by the clock of the database server; SQLite uses the clock of this machine."""
     if on_sqlite():

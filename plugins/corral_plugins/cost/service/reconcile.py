@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from corral import clock
-from corral.database.unit import current
+from corral.database.dialect import epoch_seconds, execute
 from corral.events.event import SystemAlert, emit
 from corral_plugins.cost.service import sums
 from corral_plugins.cost.service.days import DAY, QUARTER, QUARTERS_A_DAY
@@ -34,8 +34,6 @@ _FIGURES = {
     "unpriced_tokens": "CASE WHEN cost_micro IS NULL THEN"
     " input_tokens + output_tokens + cache_read_tokens + cache_write_tokens ELSE 0 END",
 }
-_OF_SQLITE = f"CAST(strftime('%s', ts) AS INTEGER) / {QUARTER}"
-_OF_POSTGRES = f"CAST(FLOOR(EXTRACT(EPOCH FROM CAST(ts AS timestamptz)) / {QUARTER}) AS BIGINT)"
 _AGENT = "COALESCE(agent_id, '')"
 
 # One statement, so that events and sums are of one moment. What differs is the events' side less the sums' side.
@@ -48,18 +46,16 @@ SELECT series, period, key, part, {together} FROM (
 """
 _EVENTS = """
 SELECT {series} AS series, {period} AS period, {key} AS key, {part} AS part, {figures}
-FROM cost_events WHERE ts >= {mark} AND ts < {mark} AND {some}
+FROM cost_events WHERE ts >= ? AND ts < ? AND {some}
 """
 
 
 def differences(kind: str, day: int) -> Differences:
     """What the sums of a kind lack (or have too much, negative) of the events of a UTC day; at most `AT_ONCE` rows."""
-    unit = current()
-    mark = "?" if unit.database.kind == "sqlite" else "%s"
-    quarter = _OF_SQLITE if unit.database.kind == "sqlite" else _OF_POSTGRES
+    quarter = f"{epoch_seconds('ts')} / {QUARTER}"
     figures = ", ".join(f"{expression} AS {name}" for name, expression in _FIGURES.items())
     sides = [
-        _EVENTS.format(series=series, period=period, key=key, part=part, some=some, figures=figures, mark=mark)
+        _EVENTS.format(series=series, period=period, key=key, part=part, some=some, figures=figures)
         for series, period, key, part, some in _places(kind, day, quarter)
     ]
     first = day * QUARTERS_A_DAY
@@ -77,7 +73,7 @@ def differences(kind: str, day: int) -> Differences:
         differ=" OR ".join(f"SUM({name}) <> 0" for name in _FIGURES),
     )
     bounds = [clock.format_instant(day * DAY), clock.format_instant((day + 1) * DAY)]
-    rows: Iterable[Any] = unit.connection.execute(sql, bounds * len(sides)).fetchall()
+    rows: Iterable[Any] = execute(sql, bounds * len(sides)).fetchall()
     return {
         Place(series, int(period), key, part): dict(zip(_FIGURES, map(int, values), strict=True))
         for series, period, key, part, *values in rows

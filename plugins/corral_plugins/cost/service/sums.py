@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-import os
-import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import peewee
 
+from corral.database.dialect import counter_shard
 from corral.database.statement import Parameter, Statement
 from corral.database.unit import before_commit, current
 from corral_plugins.cost.models import Sum
@@ -138,8 +137,8 @@ def add(places: Iterable[Place], figures: Figures) -> None:
 
 def write(merged: Mapping[Place, Figures]) -> None:
     """Add to sums now."""
-    lane = 0 if current().database.kind == "sqlite" else _lane.shard
-    rows = sorted((place, lane if _is_crowded(place.series) else 0) for place in merged)
+    own = counter_shard(SHARDS)
+    rows = sorted((place, own if _is_crowded(place.series) else 0) for place in merged)
     for start in range(0, len(rows), AT_ONCE):
         values: dict[str, Any] = {}
         batch = rows[start : start + AT_ONCE]
@@ -150,15 +149,6 @@ def write(merged: Mapping[Place, Figures]) -> None:
 
 
 _KEY = ("series", "period", "key", "part", "shard")
-_next_shard = itertools.count(os.getpid())
-
-
-class _Lane(threading.local):
-    def __init__(self) -> None:
-        self.shard = next(_next_shard) % SHARDS
-
-
-_lane = _Lane()
 
 
 def _is_crowded(series: str) -> bool:
