@@ -24,7 +24,11 @@ def _required() -> set[str]:
 def _imported() -> set[str]:
     sources = [path for top in ("kernel", "plugins", "marketplace") for path in (ROOT / top).rglob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
-    modules = set(re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE))
+    modules = {
+        name
+        for pair in re.findall(r"^\s*(?:from|import) (\w+)|import_module\(\"(\w+)", text, re.MULTILINE)
+        for name in pair
+    }
     owners = packages_distributions()
     return {_canonical(owner) for module in modules for owner in owners.get(module, ())}
 
