@@ -25,6 +25,8 @@ from corral.events.log import EventRow, Record
 from corral.plugin import Plugin
 from corral.testing.kit import Kit
 
+pytestmark = pytest.mark.one_engine
+
 MakeKit = Callable[..., Awaitable[Kit]]
 
 

@@ -12,6 +12,8 @@ from corral import clock
 from corral.core.sign_in_models import SecondFactorRow
 from corral.testing.kit import PASSWORD, Kit
 
+pytestmark = pytest.mark.one_engine
+
 MakeKit = Callable[..., Awaitable[Kit]]
 CODE = "core.second_factor_damaged"
 

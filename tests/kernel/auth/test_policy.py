@@ -23,6 +23,8 @@ from corral.plugin import Plugin, hookimpl
 from corral.settings.registry import SettingsRegistry, StoredSetting
 from corral.testing.kit import PASSWORD, Client, Kit
 
+pytestmark = pytest.mark.one_engine
+
 MakeKit = Callable[..., Awaitable[Kit]]
 OTHER, THIRD = "an entirely other phrase", "yet one more long sentence"
 routes = Routes("/vault", tag="Vault")

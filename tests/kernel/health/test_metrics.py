@@ -24,6 +24,8 @@ from corral.metrics.histogram import Histogram
 from corral.plugin import Metric, Plugin, hookimpl
 from corral.testing.kit import Kit
 
+pytestmark = pytest.mark.one_engine
+
 NAMES = """
 corral_http_requests_total corral_http_request_seconds corral_http_in_flight corral_http_body_rejected_total
 corral_loop_lag_seconds corral_executor_queue corral_build_info process_resident_memory_bytes

@@ -17,6 +17,8 @@ from corral.events.consumers import Subscriber
 from corral.jobs.job import Job, JobRow, Schedule, enqueue
 from corral.testing.kit import Client, Kit
 
+pytestmark = pytest.mark.one_engine
+
 MakeKit = Callable[..., Awaitable[Kit]]
 
 

@@ -16,6 +16,8 @@ from corral.config.reader import load
 from corral.core.mail import MailService
 from corral.testing.kit import Kit
 
+pytestmark = pytest.mark.one_engine
+
 
 @pytest.fixture
 async def kit(make_kit: Callable[..., Any], mail_server: MailServer) -> Kit:

@@ -22,6 +22,8 @@ from corral.redact.known import MARK
 from corral.redact.redactor import Redactor
 from corral.testing.kit import Kit
 
+pytestmark = pytest.mark.one_engine
+
 SECRET = "metrics-t0ken-of-this-test"
 TOKEN = "crl_" + "aB3-_" * 8
 
