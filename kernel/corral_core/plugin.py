@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import Authenticator
 from corral.auth.visibility import EventRights
-from corral.config import Config
+from corral.config.model import Config
 from corral.database.engine import Database, Work
 from corral.database.leases import Lease
 from corral.database.model import Model

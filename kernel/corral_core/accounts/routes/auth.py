@@ -8,12 +8,12 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
-from corral.config import Config
+from corral.config.model import Config
 from corral.errors import Forbidden, Invalid
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.routes import Rate, Routes
-from corral.kernel_settings import CORS_ORIGINS
 from corral.plugin import Settings
+from corral.settings.kernel import CORS_ORIGINS
 from corral_core.accounts.api import Address, Password, Tickets, UserView
 from corral_core.accounts.routes.cookie import check_origin, cookie_headers, cookie_token
 from corral_core.accounts.service.accounts import AccountsService

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from corral.auth.principal import PUBLIC
-from corral.config import Config
+from corral.config.model import Config
 from corral.http.answers import Answer, Request
 from corral.http.routes import Rate, Routes
 from corral_core.accounts.api import Address, FullName, NewUser, Password, UserView

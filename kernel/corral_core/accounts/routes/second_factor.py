@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.auth.principal import PUBLIC, SIGNED_IN, Principal
-from corral.config import Config
+from corral.config.model import Config
 from corral.errors import Invalid
 from corral.http.answers import Answer, Request
 from corral.http.routes import Routes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from corral.auth.principal import SIGNED_IN, Principal
-from corral.config import Config
+from corral.config.model import Config
 from corral.errors import NotFound
 from corral.http.answers import Answer, Request
 from corral.http.routes import Routes

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from corral import clock
-from corral.config import Config
+from corral.config.model import Config
 from corral.crypto import Keyring, place, spelled
 from corral.errors import Unauthorized, Unavailable
 from corral.ids import new_id

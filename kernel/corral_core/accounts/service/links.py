@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from corral import clock
-from corral.config import Config
+from corral.config.model import Config
 from corral.crypto import digest, new_secret
 from corral.errors import Gone
 from corral.ids import new_id

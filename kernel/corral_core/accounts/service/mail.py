@@ -9,7 +9,7 @@ from typing import Any
 import peewee
 
 from corral.auth.addresses import normalise
-from corral.config import Config
+from corral.config.model import Config
 from corral.database.engine import Work
 from corral.egress.client import Egress
 from corral.errors import Conflict

@@ -10,7 +10,7 @@ from importlib.metadata import version
 import msgspec
 
 from corral.auth.principal import PUBLIC
-from corral.config import Config
+from corral.config.model import Config
 from corral.errors import Unauthorized, Unavailable
 from corral.http.answers import Answer, Request, Text
 from corral.http.routes import Routes

@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from corral import clock
-from corral.config import Config
+from corral.config.model import Config
 from corral.errors import Problem
 from corral.plugin import Contributions, HealthCheck, Installation
 from corral.redact.redactor import Redactor

@@ -13,8 +13,8 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from corral.database.engine import Work
-from corral.http.metrics import RequestMetrics
 from corral.isolation.warden import Warden
+from corral.metrics.requests import RequestMetrics
 from corral.plugin import Contributions, Metric
 from corral.plugin_admin import PluginRegistry
 from corral_core.health.service.process_metrics import ProcessFigures, histogram

@@ -11,7 +11,7 @@ import msgspec
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.config import MASK, Config
+from corral.config.model import MASK, Config
 from corral.database.engine import Work
 from corral.database.unit import after_commit, current
 from corral.errors import Conflict, Fault, Invalid, NotFound

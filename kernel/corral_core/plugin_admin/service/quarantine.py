@@ -18,10 +18,10 @@ from corral.events.alerts import raise_alert
 from corral.events.event import SystemAlert, emit
 from corral.events.log import Record
 from corral.isolation.warden import Alarm, Warden
-from corral.kernel_settings import QUARANTINE_WINDOW_SECONDS
 from corral.loader import Loaded
 from corral.plugin import Audit, AuditEntry, Settings
 from corral.plugin_admin import PluginRegistry
+from corral.settings.kernel import QUARANTINE_WINDOW_SECONDS
 from corral_core.plugin_admin.events import PluginState
 from corral_core.plugin_admin.models import QuarantineRow
 
