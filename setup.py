@@ -92,7 +92,6 @@ setup(
             "psycopg[binary,pool]>=3.3,<4",
             "pytest>=9.2,<10",
             "pytest-asyncio>=1.5,<2",
-            "pytest-rerunfailures>=16.7,<17",
             "pytest-xdist>=3.8,<4",
             "pyyaml>=6.0,<7",
             "schemathesis>=4.32,<5",

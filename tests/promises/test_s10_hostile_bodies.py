@@ -21,6 +21,8 @@ import pytest
 
 from corral.testing.server import ServerProcess
 
+pytestmark = pytest.mark.one_engine
+
 MIB = 2**20
 MOST_MEMORY, AT_ONCE_MS = 32 * MIB, 100
 DECLARED, ENDLESS = 10 * 2**30, 400  # bytes that are announced; pieces of 64 KiB that are sent if nobody stops it

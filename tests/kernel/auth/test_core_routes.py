@@ -26,6 +26,8 @@ from corral_core.health.service.readiness import Readiness
 from corral_core.plugin_admin.events import PluginState
 from corral_core.plugin_admin.service.plugins import PluginCatalogue
 
+pytestmark = pytest.mark.one_engine
+
 MakeKit = Callable[..., Awaitable[Kit]]
 
 

@@ -12,6 +12,8 @@ from corral import clock
 from corral.testing.kit import PASSWORD, Kit
 from corral_core.accounts.models import SecondFactorRow
 
+pytestmark = pytest.mark.one_engine
+
 MakeKit = Callable[..., Awaitable[Kit]]
 CODE = "core.second_factor_damaged"
 

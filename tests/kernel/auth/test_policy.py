@@ -22,6 +22,8 @@ from corral_core.accounts.models import FormerPasswordRow, SessionRow, UserRow
 from corral_core.accounts.service import passwords as passwords_module
 from corral_core.accounts.service.sessions import Sessions
 
+pytestmark = pytest.mark.one_engine
+
 MakeKit = Callable[..., Awaitable[Kit]]
 OTHER, THIRD = "an entirely other phrase", "yet one more long sentence"
 routes = Routes("/vault", tag="Vault")

@@ -24,6 +24,8 @@ from corral.testing.kit import Kit
 from corral_core.health.routes import health
 from corral_core.health.service.scrape import open_metrics
 
+pytestmark = pytest.mark.one_engine
+
 NAMES = """
 corral_http_requests_total corral_http_request_seconds corral_http_in_flight corral_http_body_rejected_total
 corral_loop_lag_seconds corral_executor_queue corral_build_info process_resident_memory_bytes

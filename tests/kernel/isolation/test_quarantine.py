@@ -17,6 +17,8 @@ from corral.testing.kit import Client, Kit
 from corral_core.plugin_admin.models import QuarantineRow
 from corral_core.plugin_admin.service import quarantine
 
+pytestmark = pytest.mark.one_engine
+
 MakeKit = Callable[..., Awaitable[Kit]]
 
 

@@ -18,6 +18,8 @@ from corral.testing.kit import Kit
 from corral.testing.outside import Names
 from corral_core.accounts.service.mail import MailService
 
+pytestmark = pytest.mark.one_engine
+
 
 def service(kit: Kit) -> MailService:
     return kit.kernel.container.get(MailService)

@@ -16,6 +16,8 @@ from corral.config.reader import load
 from corral.testing.kit import Kit
 from corral_core.accounts.service.mail import MailService
 
+pytestmark = pytest.mark.one_engine
+
 
 @pytest.fixture
 async def kit(make_kit: Callable[..., Any], mail_server: MailServer) -> Kit:

@@ -22,6 +22,8 @@ from corral.redact.redactor import Redactor
 from corral.testing.kit import Kit
 from corral_core.accounts.service.access_tokens import AccessTokens
 
+pytestmark = pytest.mark.one_engine
+
 SECRET = "metrics-t0ken-of-this-test"
 TOKEN = "crl_" + "aB3-_" * 8
 

@@ -22,6 +22,8 @@ from corral_plugins.security.service.buckets import Buckets, Full
 from corral_plugins.security.service.gate import IpGate
 from corral_plugins.security.service.limits import Limits, address_key
 
+pytestmark = pytest.mark.one_engine
+
 ON = {**TRUSTING, "rate_limits": True}
 
 
