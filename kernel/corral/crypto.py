@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import hmac
 import os
 import secrets
@@ -55,6 +56,16 @@ def derive(master: bytes, purpose: str) -> bytes:
     """A 256-bit key for one purpose: HKDF-SHA256 (RFC 5869), one block."""
     extracted = hmac.digest(b"corral", master, "sha256")
     return hmac.digest(extracted, purpose.encode() + b"\x01", "sha256")
+
+
+def new_secret() -> str:
+    """An opaque token of 256 bits, for a cookie, a header or a body."""
+    return secrets.token_urlsafe(32)
+
+
+def digest(secret: str) -> str:
+    """What of an opaque token is stored."""
+    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 class MasterKey(NamedTuple):

@@ -48,7 +48,6 @@ FLOORS = (
     "asgi",
     "cli",
     "__main__",
-    "core",
     "testing",
     "scaffold",
 )
@@ -209,10 +208,10 @@ def test_every_module_of_the_kernel_has_a_floor() -> None:
 
 
 def _public(name: str) -> bool:
-    """A public module of the kernel; `core` is a plugin like any other, so its `api` is public too."""
+    """A module of the kernel that plugins may import."""
     if any(_under(name, each) for each in ("corral.metrics.requests", "corral.settings.kernel")):
         return False
-    return _part(name, "corral") in PUBLIC or _under(name, "corral.core.api")
+    return _part(name, "corral") in PUBLIC
 
 
 def test_a_floor_of_the_kernel_imports_only_from_those_below_it() -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from corral import clock
-from corral.core.health_alerts import HealthRow, compare, watch_health
-from corral.core.health_board import CHECK_SECONDS, CheckView, HealthBoard
 from corral.plugin import HealthCheck, Plugin, hookimpl
 from corral.testing.kit import Client, Kit
+from corral_core.health.models import HealthRow
+from corral_core.health.service.alerts import compare, watch_health
+from corral_core.health.service.board import CHECK_SECONDS, CheckView, HealthBoard
 
 pytestmark = pytest.mark.one_engine
 
