@@ -18,9 +18,9 @@ from corral.core.siblings import Siblings, summed
 from corral.database.engine import Database, Work
 from corral.database.migrations import pending
 from corral.http.metrics import RequestMetrics
-from corral.isolation.warden import Warden
 from corral.plugin import Contributions, Metric
-from corral.plugin_admin import PluginRegistry
+from corral.plugins.quarantine import PluginQuarantine
+from corral.plugins.registry import PluginRegistry
 
 KEEP_SECONDS = 1.0
 PING_SECONDS = 1.0
@@ -133,7 +133,7 @@ class Scrape:
         siblings: Siblings,
         figures: ProcessFigures,
         registry: PluginRegistry,
-        warden: Warden,
+        warden: PluginQuarantine,
     ) -> None:
         def contributed(*, of_process: bool) -> list[tuple[str, Metric]]:
             found = contributions.of("corral_metrics")

@@ -19,11 +19,11 @@ from corral.database.engine import Work
 from corral.database.model import InstantField, Model
 from corral.events.event import SystemAlert, emit
 from corral.events.log import Record
-from corral.isolation.warden import Alarm, Warden
 from corral.kernel_settings import QUARANTINE_WINDOW_SECONDS
-from corral.loader import Loaded
 from corral.plugin import Audit, AuditEntry, Settings
-from corral.plugin_admin import PluginRegistry
+from corral.plugins.quarantine import Alarm, PluginQuarantine
+from corral.plugins.record import PluginRecord
+from corral.plugins.registry import PluginRegistry
 
 FIRST_PROBE, LAST_PROBE, LOOK_SECONDS = 60, 3600, 1.0
 HELD, PROBATION = "held", "probation"
@@ -47,7 +47,7 @@ class Quarantine:
 
     audit: Audit | None = None
 
-    def __init__(self, registry: PluginRegistry, warden: Warden, work: Work, settings: Settings) -> None:
+    def __init__(self, registry: PluginRegistry, warden: PluginQuarantine, work: Work, settings: Settings) -> None:
         self._registry, self._warden, self._work, self._settings = registry, warden, work, settings
         self._rows: dict[str, QuarantineRow] = {}
         self._stale = True
@@ -157,6 +157,6 @@ class Quarantine:
         emit(PluginState(name=name, from_=before, to=after, reason=reason), object=("plugin", name))
 
 
-def release(loaded: Loaded) -> None:
+def release(loaded: PluginRecord) -> None:
     """End the quarantine of a plugin, or its probation; joins the unit."""
     QuarantineRow.delete().where(QuarantineRow.name == loaded.name).execute()
