@@ -23,11 +23,11 @@ PUBLIC = frozenset(
         "egress",
         "errors",
         "events",
-        "histogram",
         "hookspecs",
         "http",
         "ids",
         "jobs",
+        "metrics",
         "plugin",
         "redact",
         "schema",
@@ -158,6 +158,8 @@ def _part(name: str, package: str) -> str:
 
 def _public(name: str) -> bool:
     """A public module of the kernel; `core` is a plugin like any other, so its `api` is public too."""
+    if any(_under(name, each) for each in ("corral.metrics.requests", "corral.settings.kernel")):
+        return False
     return _part(name, "corral") in PUBLIC or _under(name, "corral.core.api")
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from corral.config import Config
+from corral.config.model import Config
 from corral.plugins import discovery
 from corral.plugins.discovery import Found
 

@@ -19,11 +19,11 @@ from corral.database.engine import Work
 from corral.database.model import InstantField, Model
 from corral.events.event import SystemAlert, emit
 from corral.events.log import Record
-from corral.kernel_settings import QUARANTINE_WINDOW_SECONDS
 from corral.plugin import Audit, AuditEntry, Settings
 from corral.plugins.quarantine import Alarm, PluginQuarantine
 from corral.plugins.record import PluginRecord
 from corral.plugins.registry import PluginRegistry
+from corral.settings.kernel import QUARANTINE_WINDOW_SECONDS
 
 FIRST_PROBE, LAST_PROBE, LOOK_SECONDS = 60, 3600, 1.0
 HELD, PROBATION = "held", "probation"

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from corral.config import Config
+from corral.config.model import Config
 
 GROUP = "corral.plugins"
 BUILT_IN = "corral"

@@ -16,7 +16,7 @@ import pluggy
 
 from corral import clock, hookspecs
 from corral.auth.principal import Permission
-from corral.config import Config
+from corral.config.model import Config
 from corral.plugin import KERNEL_API, Plugin
 from corral.plugins.discovery import Found
 from corral.plugins.hooks import given, judge

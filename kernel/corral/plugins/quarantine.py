@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from corral.database.unit import current, in_unit
-from corral.kernel_settings import CALL_BUDGET_SECONDS, QUARANTINE_ERRORS, QUARANTINE_WINDOW_SECONDS
 from corral.plugin import Settings
 from corral.plugins.executor import PluginThreads
 from corral.plugins.record import PluginRecord
 from corral.plugins.registry import PluginRegistry
+from corral.settings.kernel import CALL_BUDGET_SECONDS, QUARANTINE_ERRORS, QUARANTINE_WINDOW_SECONDS
 
 log = logging.getLogger("corral.plugins")
 

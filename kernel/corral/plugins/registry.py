@@ -12,7 +12,7 @@ from corral import clock
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from corral.http.metrics import RequestMetrics
+    from corral.metrics.requests import RequestMetrics
     from corral.plugins.record import PluginRecord
     from corral.redact.redactor import Redactor
 

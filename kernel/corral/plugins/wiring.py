@@ -12,7 +12,7 @@ import msgspec
 
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions
-from corral.config import Config
+from corral.config.model import Config
 from corral.crypto import Keyring
 from corral.database.engine import Database, Work
 from corral.database.sealed import SealedColumns
@@ -22,10 +22,9 @@ from corral.events.bus import Bus, MemoryBus
 from corral.events.consumers import Consumer, Subscriber
 from corral.events.feed import Feed
 from corral.events.registry import EventTypes
-from corral.http.metrics import RequestMetrics
 from corral.jobs.queue import JobQueue
 from corral.jobs.runner import InProcessRunner
-from corral.kernel_settings import JOBS_CONCURRENCY, jobs_at_a_time
+from corral.metrics.requests import RequestMetrics
 from corral.openapi import ApiDocument
 from corral.plugin import Contributions, Installation, Provide, Settings
 from corral.plugins import metrics
@@ -43,6 +42,7 @@ from corral.plugins.registry import HookContributions, PluginRegistry
 from corral.plugins.thread_exceptions import ThreadExceptions
 from corral.plugins.watchdog import Watchdog
 from corral.redact.redactor import Redactor
+from corral.settings.kernel import JOBS_CONCURRENCY, jobs_at_a_time
 from corral.settings.registry import SettingsRegistry
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.supervisor import Supervisor
