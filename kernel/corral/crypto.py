@@ -70,6 +70,16 @@ def derive(master: bytes, purpose: str) -> bytes:
     return hmac.digest(extracted, purpose.encode() + b"\x01", "sha256")
 
 
+def new_secret() -> str:
+    """An opaque token of 256 bits, for a cookie, a header or a body."""
+    return secrets.token_urlsafe(32)
+
+
+def digest(secret: str) -> str:
+    """What of an opaque token is stored."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
 class MasterKey(NamedTuple):
     """One master key: the operator's label (`v2`), and the id that rows carry, made from the key itself."""
 

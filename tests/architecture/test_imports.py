@@ -157,10 +157,10 @@ def _part(name: str, package: str) -> str:
 
 
 def _public(name: str) -> bool:
-    """A public module of the kernel; `core` is a plugin like any other, so its `api` is public too."""
+    """A module of the kernel that plugins may import."""
     if any(_under(name, each) for each in ("corral.metrics.requests", "corral.settings.kernel")):
         return False
-    return _part(name, "corral") in PUBLIC or _under(name, "corral.core.api")
+    return _part(name, "corral") in PUBLIC
 
 
 def test_the_marketplace_imports_no_plugin_and_of_the_kernel_what_is_public() -> None:

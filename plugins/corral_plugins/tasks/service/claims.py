@@ -12,10 +12,10 @@ from typing import Any
 import peewee
 
 from corral import clock
-from corral.core.api import Accounts
 from corral.database.statement import Statement
 from corral.errors import NotFound
 from corral.ids import new_id
+from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.tasks import settings as declared

@@ -8,8 +8,8 @@ import peewee
 from peewee import SQL
 
 from corral import clock
-from corral.core.api import Accounts
 from corral.errors import NotFound
+from corral_core.accounts.api import Accounts
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.events import TaskDeleted, TaskUpdated
 from corral_plugins.tasks.models import Attempt, Comment, LogLine, SignalRow, Task

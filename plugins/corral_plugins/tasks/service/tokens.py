@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
-from corral.core.api import Accounts
 from corral.database.statement import Statement
 from corral.errors import Forbidden, NotFound, Unauthorized
+from corral_core.accounts.api import Accounts
 from corral_plugins.tasks.models import Attempt
 from corral_plugins.tasks.service.claims import TOKEN_PREFIX, token_hash
 from corral_plugins.tasks.service.leases import lost
