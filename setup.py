@@ -29,6 +29,7 @@ setup(
     # Every top-level folder is a source root; the package inside bears the import name.
     package_dir={
         "corral": "kernel/corral",
+        "corral_core": "kernel/corral_core",
         "corral_plugins": "plugins/corral_plugins",
         "corral_marketplace": "marketplace/corral_marketplace",
     },
@@ -91,7 +92,6 @@ setup(
             "psycopg[binary,pool]>=3.3,<4",
             "pytest>=9.2,<10",
             "pytest-asyncio>=1.5,<2",
-            "pytest-rerunfailures>=16.7,<17",
             "pytest-xdist>=3.8,<4",
             "pyyaml>=6.0,<7",
             "schemathesis>=4.32,<5",
@@ -108,7 +108,7 @@ setup(
             "admin = corral_plugins.admin.plugin:AdminPlugin",
             "agents = corral_plugins.agents.plugin:AgentsPlugin",
             "audit = corral_plugins.audit.plugin:AuditPlugin",
-            "core = corral.core.plugin:CorePlugin",
+            "core = corral_core.plugin:CorePlugin",
             "cost = corral_plugins.cost.plugin:CostPlugin",
             "llm = corral_plugins.llm.plugin:LlmPlugin",
             "realtime = corral_plugins.realtime.plugin:RealtimePlugin",

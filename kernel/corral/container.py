@@ -14,7 +14,7 @@ from corral.plugin import Provide
 
 T = TypeVar("T")
 
-EVERYBODYS = ("corral.plugin", "corral.settings.store", "corral.core.api")  # protocols that a plugin provides
+EVERYBODYS = ("corral.plugin", "corral.settings.store", "corral_core.accounts.api")  # protocols that a plugin provides
 CORE = "core"  # the kernel's own plugin: its services are everybody's, like the kernel's
 
 

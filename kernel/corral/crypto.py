@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corral import clock
-from corral.config import Config
-from corral.config_reader import readable_by_others
+from corral.config.model import Config
+from corral.config.reader import readable_by_others
 from corral.errors import Invalid, Refused, Unavailable
 
 if TYPE_CHECKING:
@@ -68,6 +68,16 @@ def derive(master: bytes, purpose: str) -> bytes:
     """A 256-bit key for one purpose: HKDF-SHA256 (RFC 5869), one block."""
     extracted = hmac.digest(b"corral", master, "sha256")
     return hmac.digest(extracted, purpose.encode() + b"\x01", "sha256")
+
+
+def new_secret() -> str:
+    """An opaque token of 256 bits, for a cookie, a header or a body."""
+    return secrets.token_urlsafe(32)
+
+
+def digest(secret: str) -> str:
+    """What of an opaque token is stored."""
+    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 class MasterKey(NamedTuple):

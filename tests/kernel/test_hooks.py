@@ -20,7 +20,6 @@ from click.testing import CliRunner
 from corral.auth.principal import PUBLIC, SIGNED_IN, Principal
 from corral.cli import demo_model
 from corral.cli.group import group
-from corral.core.redis.bus import RedisBus
 from corral.database.model import Model
 from corral.database.unit import current
 from corral.errors import Forbidden, Refused, Unauthorized
@@ -46,6 +45,7 @@ from corral.plugin import (
 )
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.testing.kit import Kit, make_kernel
+from corral_core.redis.service.bus import RedisBus
 
 
 def plugin(name: str, **hooks: Callable[..., Any]) -> type[Plugin]:

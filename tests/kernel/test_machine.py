@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from corral import clock
-from corral.core.machine import LEASE, MachineLease
 from corral.database.leases import acquire, holder_of, release
 from corral.errors import Refused
 from corral.testing.kit import Kit, make_kernel
+from corral_core.health.service.single_machine import LEASE, MachineLease
 
 
 async def test_a_second_machine_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:

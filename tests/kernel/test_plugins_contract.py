@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from corral.core.plugin import CorePlugin
 from corral.database.unit import current
 from corral.errors import Refused
 from corral.events.consumers import ConsumerRow
@@ -22,6 +21,7 @@ from corral.plugin import Contributions
 from corral.testing.installed import PluginFolder
 from corral.testing.kit import Kit, make_kernel
 from corral.upgrade import Pending
+from corral_core.plugin import CorePlugin
 
 MakeKit = Callable[..., Awaitable[Kit]]
 

@@ -1,7 +1,7 @@
 """Counts what goes wrong in plugins, and puts those into quarantine in which too much does.
 
 Errors and lost calls come from any thread. A plugin is held at once in this process; `core` writes it down, tells the
-other processes, and lets it try again (`corral.core.quarantine`).
+other processes, and lets it try again (`corral_core.plugin_admin.service.quarantine`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from corral.database.unit import current, in_unit
 from corral.isolation.threads import Threads
-from corral.kernel_settings import CALL_BUDGET_SECONDS, QUARANTINE_ERRORS, QUARANTINE_WINDOW_SECONDS
 from corral.loader import Loaded
 from corral.plugin import Settings
 from corral.plugin_admin import PluginRegistry
+from corral.settings.kernel import CALL_BUDGET_SECONDS, QUARANTINE_ERRORS, QUARANTINE_WINDOW_SECONDS
 
 log = logging.getLogger("corral.isolation")
 

@@ -134,7 +134,7 @@ async def test_admin_5_nothing_of_a_deactivated_person_starts_or_calls(world: Wo
 
 
 async def purge(world: World, client: Client) -> None:
-    from corral.core.api import Accounts
+    from corral_core.accounts.api import Accounts
 
     user_id = client.user["id"]
     await world.admin.patch(f"/admin/users/{user_id}", {"is_active": False})

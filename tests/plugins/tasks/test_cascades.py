@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from corral.core.api import Accounts
 from corral.jobs.job import enqueue
 from corral.testing.kit import Client
+from corral_core.accounts.api import Accounts
 from corral_plugins.tasks.service import dependencies
 
 LATER = "2090-01-01T00:00:00Z"

@@ -13,8 +13,7 @@ from corral import clock
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions, narrowed
 from corral.auth.principal import Principal
-from corral.auth.tokens import digest
-from corral.core.api import Accounts, OwnerView
+from corral.crypto import digest
 from corral.database.leases import take_turns
 from corral.database.unit import after_commit
 from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Problem
@@ -22,6 +21,7 @@ from corral.events.event import Event, emit
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Settings
+from corral_core.accounts.api import Accounts, OwnerView
 from corral_plugins.security.events import ApiKeyCreated, ApiKeyRevoked, ApiKeyRotated
 from corral_plugins.security.models import ApiKeyRow
 from corral_plugins.security.service.key_form import SHOWN, new_key

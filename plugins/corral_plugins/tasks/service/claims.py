@@ -14,12 +14,12 @@ import msgspec
 import peewee
 
 from corral import clock
-from corral.core.api import Accounts
 from corral.database.statement import Statement
 from corral.database.unit import current
 from corral.errors import NotFound
 from corral.ids import new_id
 from corral.plugin import Contributions
+from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.llm.api import LLM

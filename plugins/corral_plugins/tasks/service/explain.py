@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.core.api import Accounts
 from corral.errors import NotFound
+from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.llm.api import LLM

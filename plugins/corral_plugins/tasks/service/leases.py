@@ -8,10 +8,10 @@ from typing import Any
 from corral import clock
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
-from corral.core.api import Accounts
 from corral.database.statement import Statement
 from corral.errors import Forbidden, NotFound, Unauthorized
 from corral.jobs.job import enqueue
+from corral_core.accounts.api import Accounts
 from corral_plugins.tasks.api import LeaseRef, LeaseState, LeaseView, QueueFigures, Signal
 from corral_plugins.tasks.models import PRIORITIES, Attempt, Task, WorkerSignal
 from corral_plugins.tasks.service import rollups, rows

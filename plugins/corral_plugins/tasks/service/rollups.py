@@ -12,7 +12,7 @@ from typing import Any
 from corral import clock
 from corral.database.statement import Statement
 from corral.database.unit import after_commit, before_commit, current
-from corral.histogram import LONG_SECONDS, Histogram
+from corral.metrics.histogram import LONG_SECONDS, Histogram
 from corral_plugins.agents.api import WorkFigures
 from corral_plugins.tasks.models import (
     PRIORITIES,

@@ -9,10 +9,10 @@ import peewee
 from peewee import SQL
 
 from corral import clock
-from corral.core.api import Accounts
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, Entry
 from corral.errors import NotFound
+from corral_core.accounts.api import Accounts
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.events import TaskDeleted, TaskUpdated
 from corral_plugins.tasks.models import Attempt, Comment, HourlyRollup, LogLine, Task, WorkerSignal
