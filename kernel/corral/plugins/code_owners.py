@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from corral.loader import Loaded
+from corral.plugins.record import PluginRecord
 
 
-class Folders:
+class CodeOwners:
     """Of the plugins of a kernel; what is Corral's own core belongs to nobody."""
 
-    def __init__(self, plugins: Iterable[Loaded]) -> None:
+    def __init__(self, plugins: Iterable[PluginRecord]) -> None:
         modules = ((item.name, sys.modules.get(item.kind.__module__)) for item in plugins if item.kind is not None)
         self._folders = {
             str(Path(file).parent) + os.sep: name
