@@ -25,9 +25,11 @@ from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
 from corral.jobs.runner import InProcessRunner
 from corral.kernel import Kernel, boot
-from corral.loader import Found, Loaded, load
-from corral.loader import discover as look_for
 from corral.plugin import Plugin
+from corral.plugins.discovery import Found
+from corral.plugins.discovery import discover as look_for
+from corral.plugins.loading import load
+from corral.plugins.record import PluginRecord
 from corral.schema.shapes import encode
 from corral.testing import templates
 from corral_core.health.service import scrape
@@ -196,7 +198,7 @@ class Kit:
         """Do every job that is due, one after the other; how many."""
         return await drain(self.kernel.runner)
 
-    def loaded(self, name: str) -> Loaded:
+    def loaded(self, name: str) -> PluginRecord:
         """A plugin with its state."""
         return next(loaded for loaded in self.kernel.plugins if loaded.name == name)
 

@@ -20,8 +20,9 @@ from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.http.sockets import Socket, SocketConnection
 from corral.jobs.job import Job
-from corral.loader import Found, discover, load
 from corral.plugin import Metric, Plugin, Setting
+from corral.plugins.discovery import Found, discover
+from corral.plugins.loading import load
 from corral.testing.conformance import check_plugin
 from corral.testing.installed import PluginFolder
 from corral.testing.kit import make_kernel

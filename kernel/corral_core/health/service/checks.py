@@ -18,7 +18,7 @@ from corral.errors import Problem
 from corral.ids import new_id
 from corral.jobs.job import ScheduleRow
 from corral.plugin import Contributions
-from corral.plugin_admin import PluginRegistry
+from corral.plugins.registry import PluginRegistry
 from corral.storage.blobs import BlobStore
 from corral_core.accounts.service.mail import MailService
 
