@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any, Literal
 
-from corral.config import Config
+from corral.config.model import Config
 from corral.errors import Refused
 
 DRAIN_SECONDS = 25

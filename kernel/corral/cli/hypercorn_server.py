@@ -30,7 +30,7 @@ from wsproto.events import CloseConnection, Message, Ping, TextMessage
 from wsproto.frame_protocol import CloseReason
 
 from corral.cli import asgi_servers
-from corral.config import Config
+from corral.config.model import Config
 
 log = logging.getLogger("corral.http")
 

@@ -14,7 +14,7 @@ from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection
 
 from corral.cli import asgi_servers
-from corral.config import Config
+from corral.config.model import Config
 
 
 class Http1(HttpToolsProtocol):

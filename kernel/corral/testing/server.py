@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx2
 import msgspec
 
-from corral.config import Config
+from corral.config.model import Config
 
 if TYPE_CHECKING:
     from corral.testing.kit import Kit

@@ -19,6 +19,8 @@ from corral.cli.serve import listen
 from corral.testing.kit import Kit
 from corral.testing.server import serving
 
+pytestmark = pytest.mark.one_engine
+
 SHORT_TIMEOUT = pytest.mark.parametrize("probe", [{"server.body_timeout_seconds": 1}], indirect=True)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from corral.cli import asgi_servers
-from corral.config import Config
+from corral.config.model import Config
 from corral.testing.server import serving_app
 
 PATIENCE = 0.4

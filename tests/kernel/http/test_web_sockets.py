@@ -22,7 +22,7 @@ from wsproto.events import CloseConnection, TextMessage
 
 from corral.cli import asgi_servers, serve
 from corral.cli.asgi_servers import MESSAGE_LIMIT
-from corral.config import Config
+from corral.config.model import Config
 from corral.testing.server import serving_app
 
 PING = 0.4

@@ -15,6 +15,8 @@ from corral import clock
 from corral.testing.kit import Kit
 from corral.testing.server import serving
 
+pytestmark = pytest.mark.one_engine
+
 
 async def test_every_way_to_sign_in(kit: Kit, port: int) -> None:
     member = await kit.as_user()
