@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from corral.cli import output
-from corral.cli.kernels import session
-from corral.cli.options import config_option, json_option
+from corral.cli.output import config_option, json_option
+from corral.cli.sessions import session
 
 
 @click.group("keys")
