@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta
 
@@ -215,7 +215,7 @@ MAIL_SECURITY = Setting(
 )
 MAIL = (MAIL_HOST, MAIL_PORT, MAIL_USERNAME, MAIL_PASSWORD, MAIL_FROM, MAIL_SECURITY)
 
-SETTINGS = (
+SETTINGS: tuple[Setting[Any], ...] = (
     REGISTRATION,
     DEFAULT_ROLE,
     EMAIL_VERIFICATION,
