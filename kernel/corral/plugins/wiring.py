@@ -106,8 +106,10 @@ class Wired:
             attempt(loaded, lambda loaded=loaded: self._enclose(loaded, hooks))  # type: ignore[misc]  # bound per round
             self._tidy(loaded)
             if not loaded.found.built_in:
-                self.database.rooms |= {f"consumer {item.name}": loaded.name for item, _ in loaded.of("_subscribers")}
-                self.database.rooms |= {f"job {item.name}": loaded.name for item, _ in loaded.of("_jobs")}
+                self.database.plugin_by_label |= {
+                    f"consumer {item.name}": loaded.name for item, _ in loaded.of("_subscribers")
+                }
+                self.database.plugin_by_label |= {f"job {item.name}": loaded.name for item, _ in loaded.of("_jobs")}
         self._wire_runner()
         self.credentials.use([made for item in self.active for made in item.of("_authenticators")])
 
