@@ -54,7 +54,7 @@ class JobRow(Model):
     finished_at = InstantField(null=True)
 
     class Meta:
-        table_name = "core_jobs"
+        table_name = "kernel_jobs"
         indexes = ((("state", "run_at"), False),)
 
 
@@ -67,7 +67,7 @@ class ScheduleRow(Model):
     error = peewee.TextField(null=True)
 
     class Meta:
-        table_name = "core_schedules"
+        table_name = "kernel_schedules"
 
 
 def enqueue(name: str, *, delay_seconds: float = 0.0, **arguments: Any) -> str:

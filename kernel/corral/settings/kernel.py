@@ -80,17 +80,6 @@ ANONYMOUS_RATE = Setting(
     maximum=100_000,
     title="Requests a minute of an address without a credential",
 )
-RETENTION_DAYS = Setting(
-    name="events.retention_days", kind=int, default=30, title="Days that events are kept", minimum=1, maximum=365
-)
-MAX_ROWS = Setting(
-    name="events.max_rows",
-    kind=int,
-    default=1_000_000,
-    title="Events that are kept",
-    minimum=10_000,
-    maximum=50_000_000,
-)
 JOBS_CONCURRENCY: Setting[int | None] = Setting(
     name="jobs.concurrency",
     kind=int,
@@ -98,9 +87,6 @@ JOBS_CONCURRENCY: Setting[int | None] = Setting(
     minimum=1,
     maximum=256,
     title=f"Jobs at a time in one process (unset: {JOBS_A_CORE} a core)",
-)
-JOBS_RETENTION_DAYS = Setting(
-    name="jobs.retention_days", kind=int, default=7, title="Days that ended jobs are kept", minimum=1, maximum=90
 )
 CALL_BUDGET_SECONDS = Setting(
     name="plugins.call_budget_seconds",
@@ -136,10 +122,7 @@ KERNEL_SETTINGS = (
     RATE,
     MACHINE_RATE,
     ANONYMOUS_RATE,
-    RETENTION_DAYS,
-    MAX_ROWS,
     JOBS_CONCURRENCY,
-    JOBS_RETENTION_DAYS,
     CALL_BUDGET_SECONDS,
     QUARANTINE_ERRORS,
     QUARANTINE_WINDOW_SECONDS,

@@ -10,10 +10,9 @@ import peewee
 
 from corral.auth.addresses import normalise
 from corral.config.model import Config
-from corral.database.engine import Work
 from corral.egress.client import Egress
 from corral.errors import Conflict
-from corral.jobs.job import Job, JobRow, enqueue
+from corral.jobs.job import JobRow, enqueue
 from corral.plugin import Settings
 from corral_core.accounts.api import Delivery
 from corral_core.accounts.service.links import Links
@@ -21,9 +20,8 @@ from corral_core.accounts.settings import MAIL_FROM, MAIL_HOST, MAIL_PASSWORD, M
 
 log = logging.getLogger("corral.mail")
 
-JOB = "core.send_mail"
+JOB = "accounts.send_mail"
 AT_ONCE = 500
-TRIES = 60  # with the runner's backoff, about nine hours
 
 
 class MailService:
@@ -93,7 +91,7 @@ class MailService:
     @staticmethod
     def forget(email_key: str) -> None:
         """The account of this address was purged: nothing is sent there nor remembered of it; joins the unit."""
-        jobs = JobRow.select(JobRow.id, JobRow.arguments).where(JobRow.name.startswith("core.")).limit(AT_ONCE)
+        jobs = JobRow.select(JobRow.id, JobRow.arguments).where(JobRow.name.startswith("accounts.")).limit(AT_ONCE)
         after = ""
         while page := list(jobs.where(JobRow.id > after).order_by(JobRow.id)):
             after = page[-1].id
@@ -106,32 +104,3 @@ class MailService:
         """How many mails wait because the server did not take them; joins the unit."""
         again = (JobRow.name == JOB) & (JobRow.state == "queued") & JobRow.error.is_null(False)
         return int(JobRow.select(peewee.fn.COUNT(JobRow.id)).where(again).scalar())
-
-
-async def send_mail(
-    kind: str, to: str, facts: dict[str, Any], work: Work, mail: MailService, links: Links, link_id: str | None = None
-) -> None:
-    """Send one mail. The token of its link is made now: it is stored nowhere, and its time begins when it leaves."""
-    from corral.egress.smtp import MailRefused
-
-    if not mail.is_configured:
-        log.warning("a mail was not sent, since mail.host is not set any more", extra={"kind": kind})
-        return
-    if link_id is not None:
-        token = await work(lambda: links.arm(link_id))
-        if token is None:  # it was used or ended meanwhile: the mail would tell of a dead link
-            return
-        facts = {**facts, "url": links.url(kind, token, absolute=True)}
-    try:
-        await mail.deliver(kind, to, facts)
-    except (MailRefused, ValueError) as refusal:
-        log.warning("a mail will never be taken", extra={"kind": kind, "reason": str(refusal)})
-        if link_id is not None:
-            await work(lambda: links.forget(link_id))
-    except BaseException:
-        if link_id is not None:
-            await work(lambda: links.disarm(link_id))
-        raise
-
-
-JOBS = (Job(JOB, send_mail, max_attempts=TRIES, seconds=120),)

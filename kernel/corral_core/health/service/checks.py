@@ -24,7 +24,7 @@ from corral_core.accounts.service.mail import MailService
 
 Told = tuple[str, str]
 
-PROBE = "core.health"  # the lease that is taken to see whether the database takes writes
+PROBE = "health.probe"  # the lease that is taken to see whether the database takes writes
 SLOW_WRITE, SLOW_PROBE = 0.25, 1.0
 POOL_FULL = 0.8
 OVERDUE = 30.0
