@@ -1,4 +1,4 @@
-"""Run-time settings of the kernel's own categories; `core` declares them, whichever room reads them."""
+"""Run-time settings that the kernel itself declares, in the categories general, http, jobs and plugins."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from corral.plugin import Setting, Settings
 
+KERNEL = "kernel"  # their owner, where other settings name their plugin
 JOBS_A_CORE = 4
 _ORIGIN = r"https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?"
 _LINE = r"[^\x00-\x1f\x7f]*"

@@ -165,6 +165,10 @@ class Mail(Protocol):
         """
         ...
 
+    async def check(self) -> tuple[str, str]:
+        """Connect to the mail server: a health status and a sentence. For async callers, outside a unit."""
+        ...
+
     async def test(self, to: str) -> Delivery:
         """Send a test mail now; `invalid_state` without a mail service. For async handlers, outside a unit."""
         ...

@@ -52,6 +52,7 @@ class AccountsPlugin(Plugin):
     name = "accounts"
     wants = ("security",)
     protected = True
+    prefixes = ("mail", "password", "security")
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
@@ -127,8 +128,8 @@ class AccountsPlugin(Plugin):
         await work(runtime.service(AccessTokens).prepare)
         await signing_keys.tell()
         runtime.supervise("signing_keys", signing_keys.follow)
-        config, accounts, passwords = (runtime.service(kind) for kind in (Config, AccountsService, Passwords))
-        await create_bootstrap_admin(config, work, accounts, passwords)
+        accounts, passwords = runtime.service(AccountsService), runtime.service(Passwords)
+        await create_bootstrap_admin(runtime.service(Config), work, accounts, passwords)
 
 
 def _accounts(accounts: AccountsService) -> Accounts:

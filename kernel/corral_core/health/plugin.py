@@ -22,7 +22,7 @@ from corral_core.health.service.process_metrics import LoopLag, ProcessMetrics
 from corral_core.health.service.readiness import Readiness
 from corral_core.health.service.scrape import Scrape
 from corral_core.health.service.sibling_processes import SiblingProcesses
-from corral_core.health.service.single_machine import SingleMachineLock
+from corral_core.health.service.single_machine_lock import SingleMachineLock
 
 
 class HealthPlugin(Plugin):

@@ -20,6 +20,7 @@ class RedisPlugin(Plugin):
     """Redis: wakes up other processes, distributes jobs to them and shares rate limits, where `[redis] url` is set."""
 
     name = "redis"
+    protected = True  # without it a start with `[redis] url` is refused, in safe mode too
 
     def __init__(self, settings: Any = None) -> None:
         super().__init__(settings)

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from corral_core.plugin import CorePlugin
 from tests.kernel.isolation.misbehaving import plugin, routes
 
 from corral.auth.principal import PUBLIC
@@ -20,12 +21,12 @@ from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.http.sockets import Socket, SocketConnection
 from corral.jobs.job import Job
-from corral.loader import Found, discover, load
 from corral.plugin import Metric, Plugin, Setting
+from corral.plugins.discovery import Found, discover
+from corral.plugins.loading import load
 from corral.testing.conformance import check_plugin
 from corral.testing.installed import PluginFolder
 from corral.testing.kit import make_kernel
-from corral_core.plugin import CorePlugin
 from corral_plugins.tasks.api import Tasks
 
 

@@ -175,7 +175,7 @@ async def test_it_tries_again_and_waits_longer_each_time(make_kit: MakeKit, monk
 async def test_another_process_follows(make_kit: MakeKit, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two kernels on one database are two processes."""
     monkeypatch.setattr(
-        "corral_core.health.service.single_machine.SingleMachineLock.take", lambda self: asyncio.sleep(0)
+        "corral_core.health.service.single_machine_lock.SingleMachineLock.acquire", lambda self: asyncio.sleep(0)
     )
     (first, gate), (second, other) = gated("faulty", fail), gated("faulty", lambda: None)
     one, two = await make_kit(plugins=[first]), await make_kit(plugins=[second])

@@ -24,7 +24,8 @@ from corral import clock
 from corral.config.model import Config
 from corral.errors import Unavailable
 from corral.jobs.job import JobRow, enqueue
-from corral.loader import PROTECTED, discover
+from corral.plugins.discovery import discover
+from corral.plugins.record import PROTECTED
 from corral.testing.engines import ValkeyServer
 from corral.testing.installed import PluginFolder
 from corral.testing.kit import Kit

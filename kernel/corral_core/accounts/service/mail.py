@@ -10,6 +10,7 @@ import peewee
 
 from corral.auth.addresses import normalise
 from corral.config.model import Config
+from corral.database.engine import Work
 from corral.egress.client import Egress
 from corral.errors import Conflict
 from corral.jobs.job import JobRow, enqueue
@@ -27,8 +28,8 @@ AT_ONCE = 500
 class MailService:
     """Implements `corral_core.accounts.api.Mail`."""
 
-    def __init__(self, settings: Settings, egress: Egress, links: Links, config: Config) -> None:
-        self._settings, self._egress, self._links = settings, egress, links
+    def __init__(self, work: Work, settings: Settings, egress: Egress, links: Links, config: Config) -> None:
+        self._work, self._settings, self._egress, self._links = work, settings, egress, links
         self._site = config.server.public_url or config.server.bind
 
     @property
@@ -75,8 +76,18 @@ class MailService:
         message = write(kind, sender=sender, to=to, site=self._site, facts=facts)
         await deliver(self._egress, server, message, sender=sender, to=message["To"].addresses[0].addr_spec)
 
-    async def probe(self) -> str | None:
-        """Connect to the server and sign in; what is wrong, or None."""
+    async def check(self) -> tuple[str, str]:
+        if not self.is_configured:
+            return "disabled", "mail.host is not set."
+        if not await self._answers():
+            return "down", "The mail server does not take connections as configured."
+        waiting = await self._work(self._waiting, read=True)
+        if waiting:
+            return "degraded", f"{waiting} mails wait: the server did not take them."
+        return "ok", "The mail server takes connections."
+
+    async def _answers(self) -> bool:
+        """Whether the server takes a connection and the sign-in."""
         from corral.egress.smtp import MailFailed, MailServer, probe
 
         get = self._settings.get
@@ -84,9 +95,9 @@ class MailService:
         server = MailServer(get(MAIL_HOST) or "", get(MAIL_PORT), security, get(MAIL_USERNAME), get(MAIL_PASSWORD))
         try:
             await probe(self._egress, server)
-        except MailFailed as failure:
-            return str(failure)
-        return None
+        except MailFailed:
+            return False
+        return True
 
     @staticmethod
     def forget(email_key: str) -> None:
@@ -100,7 +111,8 @@ class MailService:
             if gone:
                 JobRow.delete().where(JobRow.id.in_(gone) & (JobRow.state != "running")).execute()
 
-    def waiting(self) -> int:
+    @staticmethod
+    def _waiting() -> int:
         """How many mails wait because the server did not take them; joins the unit."""
         again = (JobRow.name == JOB) & (JobRow.state == "queued") & JobRow.error.is_null(False)
         return int(JobRow.select(peewee.fn.COUNT(JobRow.id)).where(again).scalar())

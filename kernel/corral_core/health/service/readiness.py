@@ -9,7 +9,7 @@ import msgspec
 
 from corral.database.engine import Database
 from corral.database.migrations import pending
-from corral.plugin_admin import PluginRegistry
+from corral.plugins.registry import PluginRegistry
 
 KEEP_SECONDS = 1.0
 PING_SECONDS = 1.0

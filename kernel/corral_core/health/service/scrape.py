@@ -13,10 +13,10 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from corral.database.engine import Work
-from corral.isolation.warden import Warden
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Contributions, Metric
-from corral.plugin_admin import PluginRegistry
+from corral.plugins.quarantine import PluginQuarantine
+from corral.plugins.registry import PluginRegistry
 from corral_core.health.service.process_metrics import ProcessMetrics, histogram
 from corral_core.health.service.readiness import Readiness
 from corral_core.health.service.sibling_processes import SiblingProcesses, summed
@@ -82,7 +82,7 @@ class Scrape:
         siblings: SiblingProcesses,
         figures: ProcessMetrics,
         registry: PluginRegistry,
-        warden: Warden,
+        warden: PluginQuarantine,
     ) -> None:
         def contributed(*, of_process: bool) -> list[tuple[str, Metric]]:
             found = contributions.of("corral_metrics")

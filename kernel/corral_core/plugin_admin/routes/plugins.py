@@ -13,7 +13,7 @@ from corral.errors import Unavailable
 from corral.http.answers import Answer, Request
 from corral.http.page import Page, PageQuery, paginate_names
 from corral.http.routes import Routes
-from corral.plugin_admin import PluginError
+from corral.plugins.registry import PluginError
 from corral.schema.fields import ShortText
 from corral.settings.store import SettingsChange, SettingsStore
 from corral_core.plugin_admin.service.plugins import PluginCatalogue, PluginView

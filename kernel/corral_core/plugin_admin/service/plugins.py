@@ -17,10 +17,10 @@ from corral.database.unit import after_commit, current
 from corral.errors import Conflict, Fault, Invalid, NotFound
 from corral.events.event import SystemAlert, emit
 from corral.events.log import Record
-from corral.isolation.warden import Warden
-from corral.loader import Loaded
 from corral.plugin import Audit, AuditEntry
-from corral.plugin_admin import PluginError, PluginRegistry
+from corral.plugins.quarantine import PluginQuarantine
+from corral.plugins.record import PluginRecord
+from corral.plugins.registry import PluginError, PluginRegistry
 from corral.schema.fields import Instant
 from corral.settings.store import SettingsChange, SettingsStore
 from corral_core.plugin_admin.events import PluginState
@@ -73,7 +73,7 @@ class PluginCatalogue:
 
     audit: Audit | None = None
 
-    def __init__(self, registry: PluginRegistry, warden: Warden, config: Config, work: Work) -> None:
+    def __init__(self, registry: PluginRegistry, warden: PluginQuarantine, config: Config, work: Work) -> None:
         self._registry, self._warden, self._config, self._work = registry, warden, config, work
         self._applying: asyncio.Future[None] | None = None
 
@@ -182,13 +182,13 @@ class PluginCatalogue:
             await asyncio.wait({previous})
         self.apply(await self._work(self.stored, read=True))
 
-    def _loaded(self, name: str) -> Loaded:
+    def _loaded(self, name: str) -> PluginRecord:
         loaded = self._registry.get(name)
         if loaded is None:
             raise NotFound()
         return loaded
 
-    def _changed(self, loaded: Loaded, state: str, reason: str | None) -> None:
+    def _changed(self, loaded: PluginRecord, state: str, reason: str | None) -> None:
         event = PluginState(name=loaded.name, from_=loaded.state, to=state, reason=reason)
         emit(event, object=("plugin", loaded.name))
         if self.audit is not None:
@@ -202,7 +202,7 @@ class PluginCatalogue:
             )
             self.audit.record(entry)
 
-    def _view(self, item: Loaded, tables: frozenset[str]) -> PluginView:
+    def _view(self, item: PluginRecord, tables: frozenset[str]) -> PluginView:
         kind, found = item.kind, item.found
         recent, total = self._registry.totals(item.name)
         errors = self._registry.errors(item.name)
@@ -249,7 +249,7 @@ def _tables() -> frozenset[str]:
     return frozenset(current().database.engine.get_tables())
 
 
-def _migrations(item: Loaded, tables: frozenset[str]) -> Migrations:
+def _migrations(item: PluginRecord, tables: frozenset[str]) -> Migrations:
     home = item.home()
     scripts = sorted(path.stem for path in home.directory.glob("[0-9]*.py")) if home else []
     applied: set[str] = set()

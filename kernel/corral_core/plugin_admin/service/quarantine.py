@@ -17,10 +17,10 @@ from corral.database.engine import Work
 from corral.events.alerts import raise_alert
 from corral.events.event import SystemAlert, emit
 from corral.events.log import Record
-from corral.isolation.warden import Alarm, Warden
-from corral.loader import Loaded
 from corral.plugin import Audit, AuditEntry, Settings
-from corral.plugin_admin import PluginRegistry
+from corral.plugins.quarantine import Alarm, PluginQuarantine
+from corral.plugins.record import PluginRecord
+from corral.plugins.registry import PluginRegistry
 from corral.settings.kernel import QUARANTINE_WINDOW_SECONDS
 from corral_core.plugin_admin.events import PluginState
 from corral_core.plugin_admin.models import QuarantineRow
@@ -34,7 +34,7 @@ class Quarantine:
 
     audit: Audit | None = None
 
-    def __init__(self, registry: PluginRegistry, warden: Warden, work: Work, settings: Settings) -> None:
+    def __init__(self, registry: PluginRegistry, warden: PluginQuarantine, work: Work, settings: Settings) -> None:
         self._registry, self._warden, self._work, self._settings = registry, warden, work, settings
         self._rows: dict[str, QuarantineRow] = {}
         self._stale = True
@@ -144,6 +144,6 @@ class Quarantine:
         emit(PluginState(name=name, from_=before, to=after, reason=reason), object=("plugin", name))
 
 
-def release(loaded: Loaded) -> None:
+def release(loaded: PluginRecord) -> None:
     """End the quarantine of a plugin, or its probation; joins the unit."""
     QuarantineRow.delete().where(QuarantineRow.name == loaded.name).execute()

@@ -14,11 +14,10 @@ from corral.plugin import Provide
 
 T = TypeVar("T")
 
-EVERYBODYS = ("corral.plugin", "corral.settings.store", "corral_core.accounts.api")  # protocols that a plugin provides
-CORE = "core"  # the kernel's own plugin: its services are everybody's, like the kernel's
+EVERYBODYS = ("corral.plugin", "corral.settings.store")  # protocols that a plugin provides
 
 
-class Room(msgspec.Struct, frozen=True):
+class Scope(msgspec.Struct, frozen=True):
     """Who asks: a plugin's name and the plugins whose services it may get."""
 
     plugin: str
@@ -62,7 +61,7 @@ class Container:
         """Have `X | None` of this owner answer None from the next injection on, or open it again."""
         (self._closed.add if closed else self._closed.discard)(owner)
 
-    def build(self, room: Room, provides: Iterable[Provide]) -> list[Any]:
+    def build(self, room: Scope, provides: Iterable[Provide]) -> list[Any]:
         """Make the services of a plugin in whatever order their constructors allow; returns the instances."""
         waiting = list(provides)
         made: list[Any] = []
@@ -78,38 +77,38 @@ class Container:
                 waiting.remove(item)
         return made
 
-    def call(self, factory: Callable[..., T], room: Room) -> T:
+    def call(self, factory: Callable[..., T], room: Scope) -> T:
         """Make an object; its constructor's parameters are services."""
         function: Any = factory.__init__ if inspect.isclass(factory) else factory
         arguments = self._arguments(function, room, skip=("self", "return"))
         return factory(**arguments)
 
-    def inject(self, instance: Any, room: Room) -> None:
+    def inject(self, instance: Any, room: Scope) -> None:
         """Fill the class attributes annotated `X | None` with services of `wants`."""
         for name, kind in hints(type(instance)).items():
             kind, optional = without_none(kind)
             if optional and (kind in self._owners or getattr(kind, "_is_protocol", False)):
                 setattr(instance, name, self.find(kind, room, optional=True, where=f"{type(instance).__name__}.{name}"))
 
-    def bind(self, function: Callable[..., Any], room: Room, *, skip: Iterable[str] = ()) -> Callable[..., Any]:
+    def bind(self, function: Callable[..., Any], room: Scope, *, skip: Iterable[str] = ()) -> Callable[..., Any]:
         """`function` with its services filled in; parameters in `skip` and those with plain types stay open."""
         arguments = self._arguments(function, room, skip={*skip, "return"}, partial=True)
         return functools.partial(function, **arguments) if arguments else function
 
-    def services(self, wanted: Mapping[str, tuple[Any, bool]], room: Room, where: str) -> dict[str, Any]:
+    def services(self, wanted: Mapping[str, tuple[Any, bool]], room: Scope, where: str) -> dict[str, Any]:
         """The services of a read signature."""
         return {
             name: self.find(kind, room, optional=optional, where=f"{where}, parameter {name}")
             for name, (kind, optional) in wanted.items()
         }
 
-    def find(self, kind: Any, room: Room, *, optional: bool, where: str) -> Any:
+    def find(self, kind: Any, room: Scope, *, optional: bool, where: str) -> Any:
         """The service for `kind`, as this room may have it; None when optional and absent."""
         if (owner := self._owners.get(kind)) is None:
             if optional:
                 return None
             raise Wiring(f"{room.plugin}: {where}: nobody provides {_name(kind)}")
-        if owner in ("", CORE, room.plugin) or owner in room.requires:
+        if owner in ("", room.plugin) or owner in room.requires:
             return self._instances[kind]
         if owner not in room.wants and getattr(kind, "__module__", "") not in EVERYBODYS:
             raise Wiring(f"{room.plugin}: {where}: {_name(kind)} is of {owner}: name it in requires or wants")
@@ -121,7 +120,7 @@ class Container:
         function: Any = item.factory.__init__ if inspect.isclass(item.factory) else item.factory
         return {without_none(kind)[0] for name, kind in hints(function).items() if name != "return"}
 
-    def _arguments(self, function: Any, room: Room, *, skip: Iterable[str], partial: bool = False) -> dict[str, Any]:
+    def _arguments(self, function: Any, room: Scope, *, skip: Iterable[str], partial: bool = False) -> dict[str, Any]:
         if function is object.__init__:
             return {}
         arguments: dict[str, Any] = {}

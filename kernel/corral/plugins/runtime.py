@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
-from corral.container import Container, Room
-from corral.isolation.tasks import PluginTasks
-from corral.loader import Loaded
+from corral.plugins.background import PluginTasks
+from corral.plugins.container import Container, Scope
+from corral.plugins.record import PluginRecord
 from corral.supervisor import Supervisor
 
 T = TypeVar("T")
@@ -20,8 +20,8 @@ class _Kernel(Protocol):
     supervisor: Supervisor
     address: str | None
 
-    def room(self, loaded: Loaded) -> Room: ...
-    def tasks_of(self, loaded: Loaded) -> PluginTasks: ...
+    def room(self, loaded: PluginRecord) -> Scope: ...
+    def tasks_of(self, loaded: PluginRecord) -> PluginTasks: ...
     def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None: ...
     def when_draining(self, run: Callable[[], Awaitable[None]]) -> None: ...
 
@@ -29,7 +29,7 @@ class _Kernel(Protocol):
 class PluginRuntime:
     """Implements `corral.plugin.Runtime`."""
 
-    def __init__(self, kernel: _Kernel, loaded: Loaded) -> None:
+    def __init__(self, kernel: _Kernel, loaded: PluginRecord) -> None:
         self._kernel, self._loaded = kernel, loaded
         self._tasks: PluginTasks = kernel.tasks_of(loaded)
         self.supervised: list[str] = []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from corral.isolation.guard import Guard
-from corral.isolation.warden import Warden
-from corral.loader import Loaded
+from corral.plugins.guard import Guard
+from corral.plugins.quarantine import PluginQuarantine
+from corral.plugins.record import PluginRecord
 
 
-def lines(plugins: Iterable[Loaded], guards: Iterable[Guard], warden: Warden) -> Iterator[str]:
+def lines(plugins: Iterable[PluginRecord], guards: Iterable[Guard], warden: PluginQuarantine) -> Iterator[str]:
     """States in this process (over several: in how many), time spent in contributed callables, threads lost to them."""
     yield "# HELP corral_plugin_state Processes in which a plugin is in a state."
     yield "# TYPE corral_plugin_state gauge"
@@ -25,7 +25,7 @@ def lines(plugins: Iterable[Loaded], guards: Iterable[Guard], warden: Warden) ->
     for (plugin, hook), (count, seconds) in sorted(sums.items()):
         yield f'corral_plugin_call_seconds_count{{plugin="{plugin}",hook="{hook}"}} {count}'
         yield f'corral_plugin_call_seconds_sum{{plugin="{plugin}",hook="{hook}"}} {seconds:.6f}'
-    yield "# HELP corral_plugin_lost_threads Threads that have not come back from a plugin."
+    yield "# HELP corral_plugin_lost_threads PluginThreads that have not come back from a plugin."
     yield "# TYPE corral_plugin_lost_threads gauge"
     for name, count in sorted(warden.lost_threads().items()):
         yield f'corral_plugin_lost_threads{{plugin="{name}"}} {count}'

@@ -16,14 +16,14 @@ from typing import Any
 
 import msgspec
 
-from corral import calls
-from corral.calls import CallLost, Inside, leave, running
+from corral import current_call
+from corral.current_call import CallLost, Inside, leave, running
 from corral.database.engine import translate
 from corral.database.pool import UnitLost
 from corral.errors import ContributionFailed, Failure, Unavailable
-from corral.isolation.expected import ANYTHING, Expected
-from corral.isolation.warden import Warden
-from corral.loader import Loaded
+from corral.plugins.quarantine import PluginQuarantine
+from corral.plugins.record import PluginRecord
+from corral.plugins.return_types import ANYTHING, Expected
 
 PASSES = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit, UnitLost)
 TELLS: Any = object()
@@ -55,7 +55,9 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 class Guard:
     """The callable. `calls` and `seconds` are what it did since the start."""
 
-    def __init__(self, warden: Warden, loaded: Loaded, where: str, function: Callable[..., Any], terms: Terms) -> None:
+    def __init__(
+        self, warden: PluginQuarantine, loaded: PluginRecord, where: str, function: Callable[..., Any], terms: Terms
+    ) -> None:
         self.warden, self.loaded, self.where, self.terms = warden, loaded, where, terms
         self.function = function
         self.calls, self.seconds = 0, 0.0
@@ -121,13 +123,13 @@ class Guard:
 
     async def awaited(self, working: Awaitable[Any]) -> Any:
         """What it comes to; whatever the plugin's state."""
-        token = calls.room.set(self.plugin)
+        token = current_call.room.set(self.plugin)
         try:
             value = await Steps(self, working)
         except BaseException as error:
             return self._failed(error)
         finally:
-            calls.room.reset(token)
+            current_call.room.reset(token)
         return value if self.terms.expected.fits(value) else self._misfit(value)
 
     async def in_steps(self, *arguments: Any, **named: Any) -> Any:

@@ -12,9 +12,7 @@ import msgspec
 
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions
-from corral.clashes import refuse_clashes
 from corral.config.model import Config
-from corral.container import Container, Room
 from corral.crypto import Keyring
 from corral.database.engine import Database, Work
 from corral.database.sealed import SealedColumns
@@ -24,34 +22,36 @@ from corral.events.bus import Bus, MemoryBus
 from corral.events.consumers import Consumer, Subscriber
 from corral.events.feed import Feed
 from corral.events.registry import EventTypes
-from corral.first_result import first_result
-from corral.hook_types import asked_for
-from corral.isolation import figures
-from corral.isolation.dying import DyingThreads
-from corral.isolation.guard import Guard
-from corral.isolation.items import Guards
-from corral.isolation.threads import Threads
-from corral.isolation.warden import Warden
-from corral.isolation.watchdog import Watchdog
 from corral.jobs.queue import JobQueue
 from corral.jobs.runner import InProcessRunner
-from corral.loader import ESSENTIAL, Loaded, attempt, block
 from corral.metrics.requests import RequestMetrics
 from corral.openapi import ApiDocument
 from corral.plugin import Contributions, Installation, Provide, Settings
-from corral.plugin_admin import HookContributions, PluginRegistry
+from corral.plugins import metrics
+from corral.plugins.conflicts import refuse_clashes
+from corral.plugins.container import Container, Scope
+from corral.plugins.executor import PluginThreads
+from corral.plugins.first_result import first_result
+from corral.plugins.guard import Guard
+from corral.plugins.guarded import Guards
+from corral.plugins.hooks import asked_for
+from corral.plugins.migrations import sealed_columns
+from corral.plugins.quarantine import PluginQuarantine
+from corral.plugins.record import ESSENTIAL, PluginRecord, attempt, block
+from corral.plugins.registry import HookContributions, PluginRegistry
+from corral.plugins.thread_exceptions import ThreadExceptions
+from corral.plugins.watchdog import Watchdog
 from corral.redact.redactor import Redactor
-from corral.settings.kernel import JOBS_CONCURRENCY, jobs_at_a_time
+from corral.settings.kernel import JOBS_CONCURRENCY, KERNEL, KERNEL_SETTINGS, jobs_at_a_time
 from corral.settings.registry import SettingsRegistry
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.supervisor import Supervisor
-from corral.upgrade import sealed_columns
 
 
 class Wired:
     """Attributes are the rooms; `container` answers what the rest needs."""
 
-    def __init__(self, config: Config, plugins: list[Loaded], database: Database, keyring: Keyring) -> None:
+    def __init__(self, config: Config, plugins: list[PluginRecord], database: Database, keyring: Keyring) -> None:
         self.config, self.plugins, self.database, self.keyring = config, plugins, database, keyring
         self.container = Container()
         self.settings = SettingsRegistry(config.pinned, self._is_shown)
@@ -67,25 +67,26 @@ class Wired:
         self.supervisor = Supervisor()
         self.event_types = EventTypes()
         self.registry = PluginRegistry(self)
-        self.threads = Threads()
-        self.warden = Warden(self.registry, self.settings, self.threads)
+        self.threads = PluginThreads()
+        self.warden = PluginQuarantine(self.registry, self.settings, self.threads)
         self.guards, self.watchdog = Guards(self.warden), Watchdog(self.warden)
-        self.dying_threads = DyingThreads(self.warden, self.plugins)
-        self.metrics.plugins = lambda: figures.lines(self.plugins, self.guards.all, self.warden)
+        self.dying_threads = ThreadExceptions(self.warden, self.plugins)
+        self.metrics.plugins = lambda: metrics.lines(self.plugins, self.guards.all, self.warden)
         self.runner: InProcessRunner
-        self.door_watchers: list[Callable[[Loaded], None]] = []
+        self.door_watchers: list[Callable[[PluginRecord], None]] = []
         self.holder = f"{socket.gethostname()}:{os.getpid()}:{id(self):x}"
         self.consumers: list[Consumer] = []
         self._following: list[Consumer] = []
 
     @property
-    def active(self) -> list[Loaded]:
+    def active(self) -> list[PluginRecord]:
         """Active plugins in order of `requires`."""
         return [loaded for loaded in self.plugins if loaded.active]
 
     def wire(self) -> None:
         """Services, settings, events, jobs, routes. What fails leaves its plugin `failed`."""
         self._offer()
+        self.settings.declare(KERNEL_SETTINGS, KERNEL)
         refuse_clashes(self.active)
         block(self.plugins)
         for loaded in list(self.active):
@@ -111,7 +112,7 @@ class Wired:
         self._wire_runner()
         self.credentials.use([made for item in self.active for made in item.of("_authenticators")])
 
-    def _tidy(self, loaded: Loaded) -> None:
+    def _tidy(self, loaded: PluginRecord) -> None:
         """Nothing of a plugin that failed stays registered, and what requires it is blocked."""
         if not loaded.active:
             self.container.drop(loaded.name)
@@ -142,7 +143,7 @@ class Wired:
             Egress: self.egress,
             Redactor: self.redactor,
             Installation: Installation.of(self.config),
-            Warden: self.warden,
+            PluginQuarantine: self.warden,
             ApiDocument: ApiDocument(
                 title="Corral", version=version("corral"), public_url=self.config.server.public_url
             ),
@@ -150,15 +151,16 @@ class Wired:
         for kind, instance in offered.items():
             self.container.add(kind, instance)
 
-    def room(self, loaded: Loaded) -> Room:
+    def room(self, loaded: PluginRecord) -> Scope:
         """What this plugin may be given."""
         kind = loaded.kind
-        return Room(loaded.name, frozenset(kind.requires if kind else ()), frozenset(kind.wants if kind else ()))
+        return Scope(loaded.name, frozenset(kind.requires if kind else ()), frozenset(kind.wants if kind else ()))
 
-    def _wire_plugin(self, loaded: Loaded) -> None:
+    def _wire_plugin(self, loaded: PluginRecord) -> None:
         for model in loaded.of("corral_models"):
             table = model._meta.table_name
-            if not table.startswith(f"{loaded.name}_") and table != loaded.name:
+            own = tuple(f"{prefix}_" for prefix in (loaded.name, *(loaded.kind.prefixes if loaded.kind else ())))
+            if not table.startswith(own) and table != loaded.name:
                 raise ValueError(f"table {table} must begin with {loaded.name}_")
         provides: list[Provide] = loaded.of("corral_services")
         loaded.contributions["_instances"] = self.container.build(self.room(loaded), provides)
@@ -167,13 +169,15 @@ class Wired:
 
     def _is_shown(self, plugin: str) -> bool:
         """Whether the settings of a plugin are: its own are kept while it is out of service, and hidden."""
-        return any(loaded.name == plugin and loaded.state in ("active", "quarantined") for loaded in self.plugins)
+        return plugin == KERNEL or any(
+            loaded.name == plugin and loaded.state in ("active", "quarantined") for loaded in self.plugins
+        )
 
-    def _inject(self, loaded: Loaded) -> None:
+    def _inject(self, loaded: PluginRecord) -> None:
         for instance in loaded.of("_instances"):
             self.container.inject(instance, self.room(loaded))
 
-    def _bind(self, loaded: Loaded) -> None:
+    def _bind(self, loaded: PluginRecord) -> None:
         """Fill in what it wants, and the services of its jobs, schedules, consumers and authenticators."""
         self._inject(loaded)
         room, bind = self.room(loaded), self.container.bind
@@ -191,7 +195,7 @@ class Wired:
             _authenticators=[self.container.call(kind, room) for kind in loaded.of("corral_authenticators")],
         )
 
-    def _enclose(self, loaded: Loaded, hooks: Mapping[str, tuple[str, Any]]) -> None:
+    def _enclose(self, loaded: PluginRecord, hooks: Mapping[str, tuple[str, Any]]) -> None:
         """From here on everything of it is called through its guards."""
         self.guards.enclose(loaded, hooks)
         loaded.contributions["_consumers"] = [self._consumer(loaded, *item) for item in loaded.of("_subscribers")]
@@ -207,7 +211,7 @@ class Wired:
         self.settings.watch([JOBS_CONCURRENCY], lambda: self.runner.limit(jobs_at_a_time(self.settings)))
         self.container.add(InProcessRunner, self.runner)
 
-    def _consumer(self, loaded: Loaded, subscriber: Subscriber, handle: Guard) -> Consumer:
+    def _consumer(self, loaded: PluginRecord, subscriber: Subscriber, handle: Guard) -> Consumer:
         types = self.event_types.expand(subscriber.events)
         name, is_open = subscriber.name, lambda: loaded.active
         return Consumer(self.database, self.feed, name, types, handle, self.holder, is_open, handle.tentatively)
@@ -222,7 +226,7 @@ class Wired:
             if failed:
                 raise Refused(*failed)
 
-    def close_door(self, loaded: Loaded) -> None:
+    def close_door(self, loaded: PluginRecord) -> None:
         """A loaded plugin's state changed: who wants its services gets None or them again, its routes follow."""
         self.container.close(loaded.name, closed=not loaded.serves)
         for other in self.plugins:
@@ -232,7 +236,7 @@ class Wired:
             watcher(loaded)
 
 
-def _hooks_of(owner: Loaded) -> dict[str, tuple[str, Any]]:
+def _hooks_of(owner: PluginRecord) -> dict[str, tuple[str, Any]]:
     """The hooks that a plugin offers to others, with its name and what contributions shall be."""
     return {
         name: (owner.name, asked_for(spec))

@@ -6,12 +6,13 @@ from typing import Any
 
 from corral import hookspecs
 from corral.errors import Refused
-from corral.loader import Loaded, attempt, block, manager_of
+from corral.plugins.loading import manager_of
+from corral.plugins.record import PluginRecord, attempt, block
 
 ASKS_FOR = {"corral_blob_store": "[storage] url"}  # the keys that ask for a first result; else [redis] url
 
 
-def first_result(plugins: list[Loaded], hook: str, url: str) -> Any:
+def first_result(plugins: list[PluginRecord], hook: str, url: str) -> Any:
     """What the first active plugin that takes the URL makes of it, built-in ones being asked last. One that raises is
     `failed`; none: `Refused`.
     """

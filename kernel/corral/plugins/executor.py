@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from corral.calls import room
+from corral.current_call import room
 from corral.errors import ContributionFailed
 
 SIZE = min(32, (os.cpu_count() or 1) + 4)
@@ -29,8 +29,8 @@ class Task(NamedTuple):
     plugin: str | None
 
 
-class Threads(ThreadPoolExecutor):
-    """Threads come when they are needed. What a plugin has over its share waits for its own calls to end."""
+class PluginThreads(ThreadPoolExecutor):
+    """PluginThreads come when they are needed. What a plugin has over its share waits for its own calls to end."""
 
     def __init__(self, size: int = SIZE) -> None:
         super().__init__(max_workers=size)  # for `set_default_executor`, which takes no other kind

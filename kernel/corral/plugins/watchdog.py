@@ -14,12 +14,12 @@ import signal
 import threading
 from typing import Any
 
-from corral import calls
-from corral.calls import Inside
-from corral.isolation.guard import Guard
-from corral.isolation.warden import Warden
+from corral import current_call
+from corral.current_call import Inside
+from corral.plugins.guard import Guard
+from corral.plugins.quarantine import PluginQuarantine
 
-log = logging.getLogger("corral.isolation")
+log = logging.getLogger("corral.plugins")
 
 TICK = 0.25
 ENDLESS_SECONDS, END_SECONDS, END_STATUS = 5.0, 30.0, 70  # since it was given up
@@ -30,7 +30,7 @@ WAKES = signal.SIGURG  # ignored by who does not expect it
 class Watchdog:
     """Of one kernel: it looks after the guards that count with its warden."""
 
-    def __init__(self, warden: Warden) -> None:
+    def __init__(self, warden: PluginQuarantine) -> None:
         self._warden = warden
         self._ended = threading.Event()
         self._loop_thread = 0
@@ -52,7 +52,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(TICK):
             try:
-                for thread, entry in (*calls.running.items(), *calls.given_up.items()):
+                for thread, entry in (*current_call.running.items(), *current_call.given_up.items()):
                     self._look(thread, entry)
             except Exception:
                 log.exception("the watchdog failed")
@@ -61,12 +61,14 @@ class Watchdog:
         guard = entry.contributed
         if not isinstance(guard, Guard) or guard.warden is not self._warden:
             return
-        if thread in calls.lanes and calls.awaits_database(thread):  # a lock of others, or a server that stands still
+        if thread in current_call.lanes and current_call.awaits_database(
+            thread
+        ):  # a lock of others, or a server that stands still
             return
         entry.ticks += 1
-        if calls.given_up.get(thread) is entry:
+        if current_call.given_up.get(thread) is entry:
             self._insist(guard, thread, entry)
-        elif entry.ticks > self._limit(guard, thread) / TICK and calls.give_up(thread, entry):
+        elif entry.ticks > self._limit(guard, thread) / TICK and current_call.give_up(thread, entry):
             self._wake(thread)
 
     def _insist(self, guard: Guard, thread: int, entry: Inside) -> None:
@@ -80,7 +82,7 @@ class Watchdog:
             log.critical("the event loop does not come back", extra={"plugin": guard.plugin, "where": guard.where})
             os._exit(END_STATUS)
         if not entry.ticks % (1 / TICK):
-            calls.insist(thread, entry)
+            current_call.insist(thread, entry)
             self._wake(thread)
 
     def _wake(self, thread: int) -> None:
@@ -95,4 +97,4 @@ class Watchdog:
             return self._warden.budget if guard.loaded.found.built_in else LOOP_SECONDS
         if budget is None:
             return math.inf
-        return LANE_SECONDS if thread in calls.lanes else budget or self._warden.budget
+        return LANE_SECONDS if thread in current_call.lanes else budget or self._warden.budget

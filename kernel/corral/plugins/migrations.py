@@ -14,7 +14,7 @@ from corral.crypto import Keyring
 from corral.database.engine import Database
 from corral.database.migrations import Home, Newer, keep_copy, migrate, one_after_the_other, pending_of, tables_of
 from corral.database.sealed import SealedColumns
-from corral.loader import Loaded, attempt, block, fail
+from corral.plugins.record import PluginRecord, attempt, block, fail
 
 log = logging.getLogger("corral.kernel")
 
@@ -29,7 +29,7 @@ def migrates_on_start(config: Config, kind: str) -> bool:
     return kind == "sqlite" if at_start is None else at_start
 
 
-def apply_migrations(database: Database, plugins: list[Loaded], config: Config, allowed: bool | None) -> None:
+def apply_migrations(database: Database, plugins: list[PluginRecord], config: Config, allowed: bool | None) -> None:
     """Migrate each active plugin in order; a failing script makes its plugin `failed`."""
     if allowed is None:
         allowed = migrates_on_start(config, database.kind)
@@ -48,7 +48,7 @@ def apply_migrations(database: Database, plugins: list[Loaded], config: Config, 
                 block(plugins)
 
 
-def _waiting(engine: peewee.Database, loaded: Loaded, home: Home) -> list[str]:
+def _waiting(engine: peewee.Database, loaded: PluginRecord, home: Home) -> list[str]:
     """Its pending scripts. A schema newer than a third-party plugin is that plugin's failure, else the start's."""
     try:
         return pending_of(engine, home)
@@ -59,12 +59,14 @@ def _waiting(engine: peewee.Database, loaded: Loaded, home: Home) -> list[str]:
         return []
 
 
-def sealed_columns(plugins: Iterable[Loaded]) -> SealedColumns:
+def sealed_columns(plugins: Iterable[PluginRecord]) -> SealedColumns:
     """The sealed columns of active plugins."""
     return SealedColumns(model for loaded in plugins if loaded.active for model in loaded.of("corral_models"))
 
 
-def unlock(keyring: Keyring, database: Database, plugins: Iterable[Loaded], config: Config, *, create: bool) -> Keyring:
+def unlock(
+    keyring: Keyring, database: Database, plugins: Iterable[PluginRecord], config: Config, *, create: bool
+) -> Keyring:
     """The keyring that fits the stored rows: sealed when they have other keys, with a new key when there are none.
 
     A new key over old rows would hide that the right one is lost, so with encrypted rows none is made.

@@ -7,17 +7,17 @@ import threading
 import traceback
 from collections.abc import Sequence
 
-from corral.isolation.folders import Folders
-from corral.isolation.warden import Warden
-from corral.loader import Loaded
+from corral.plugins.code_owners import CodeOwners
+from corral.plugins.quarantine import PluginQuarantine
+from corral.plugins.record import PluginRecord
 
 
-class DyingThreads:
+class ThreadExceptions:
     """Of one kernel: the errors that end threads are those of the plugins whose code raised them, and counted."""
 
-    def __init__(self, warden: Warden, plugins: Sequence[Loaded]) -> None:
+    def __init__(self, warden: PluginQuarantine, plugins: Sequence[PluginRecord]) -> None:
         self._strikes = {item.name: functools.partial(warden.strike, item) for item in plugins}
-        self._folders = Folders(plugins)
+        self._folders = CodeOwners(plugins)
         self._before = threading.excepthook
 
     def start(self) -> None:
@@ -25,7 +25,7 @@ class DyingThreads:
         self._before, threading.excepthook = threading.excepthook, self._died
 
     def stop(self) -> None:
-        """Unless others came on top of it. Threads that go on keep the hook, which then leads to nothing."""
+        """Unless others came on top of it. PluginThreads that go on keep the hook, which then leads to nothing."""
         self._strikes.clear()
         if threading.excepthook == self._died:
             threading.excepthook = self._before

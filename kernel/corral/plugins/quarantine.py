@@ -1,7 +1,7 @@
 """Counts what goes wrong in plugins, and puts those into quarantine in which too much does.
 
-Errors and lost calls come from any thread. A plugin is held at once in this process; `core` writes it down, tells the
-other processes, and lets it try again (`corral_core.plugin_admin.service.quarantine`).
+Errors and lost calls come from any thread. A plugin is held at once in this process; `plugin_admin` writes it
+down, tells the other processes, and lets it try again (`corral_core.plugin_admin.service.quarantine`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from corral.database.unit import current, in_unit
-from corral.isolation.threads import Threads
-from corral.loader import Loaded
 from corral.plugin import Settings
-from corral.plugin_admin import PluginRegistry
+from corral.plugins.executor import PluginThreads
+from corral.plugins.record import PluginRecord
+from corral.plugins.registry import PluginRegistry
 from corral.settings.kernel import CALL_BUDGET_SECONDS, QUARANTINE_ERRORS, QUARANTINE_WINDOW_SECONDS
 
-log = logging.getLogger("corral.isolation")
+log = logging.getLogger("corral.plugins")
 
 LOST_CALLS = 2
 GIVEN_UP = "it did not come back in time and was given up"
@@ -60,10 +60,10 @@ class Standing:
         self.given_up.clear()
 
 
-class Warden:
+class PluginQuarantine:
     """One a kernel."""
 
-    def __init__(self, registry: PluginRegistry, settings: Settings, threads: Threads) -> None:
+    def __init__(self, registry: PluginRegistry, settings: Settings, threads: PluginThreads) -> None:
         self._registry, self._settings, self._threads = registry, settings, threads
         self._standings: dict[str, Standing] = {}
         self._lock = threading.Lock()
@@ -79,7 +79,7 @@ class Warden:
         """Of one plugin."""
         return self._standings.setdefault(name, Standing())
 
-    def strike(self, loaded: Loaded, where: str, error: BaseException) -> None:
+    def strike(self, loaded: PluginRecord, where: str, error: BaseException) -> None:
         """An error of a contributed callable."""
         standing = self.standing(loaded.name)
         if len(standing.errors) < LOGGED:
@@ -90,7 +90,7 @@ class Warden:
             standing.errors.append(now)
             self._judge(loaded, standing, now, f"the last one in {where}: {type(error).__name__}: {error}")
 
-    def lost(self, loaded: Loaded, where: str, thread: int, *, counts: bool, told: str = GIVEN_UP) -> None:
+    def lost(self, loaded: PluginRecord, where: str, thread: int, *, counts: bool, told: str = GIVEN_UP) -> None:
         """A call that was given up; its thread is replaced where it is one of the pool's."""
         error = LostCall(told)
         log.error("a contribution was given up", extra={"plugin": loaded.name, "where": where, "reason": told})
@@ -103,11 +103,11 @@ class Warden:
                 self._judge(loaded, standing, now, f"the last one in {where}: {error}")
         self._threads.abandon(thread, where)
 
-    def returned(self, loaded: Loaded, thread: int) -> None:
+    def returned(self, loaded: PluginRecord, thread: int) -> None:
         """A call that was given up has come back."""
         self.standing(loaded.name).stuck.discard(thread)
 
-    def hold(self, loaded: Loaded, reason: str) -> None:
+    def hold(self, loaded: PluginRecord, reason: str) -> None:
         """Too much went wrong: quarantine, or an alert when the plugin is protected."""
         standing = self.standing(loaded.name)
         standing.clear()
@@ -122,7 +122,7 @@ class Warden:
             self.alarms.append(Alarm(loaded.name, self._registry.shown(reason), held))
             self.bell()
 
-    def _judge(self, loaded: Loaded, standing: Standing, now: float, last: str) -> None:
+    def _judge(self, loaded: PluginRecord, standing: Standing, now: float, last: str) -> None:
         window = self._settings.get(QUARANTINE_WINDOW_SECONDS)
         standing.since(now - window)
         errors, lost = len(standing.errors), len(standing.given_up)
@@ -134,5 +134,5 @@ class Warden:
             self.hold(loaded, f"an error on probation; {last}")
 
     def lost_threads(self) -> dict[str, int]:
-        """Threads that have not come back, by plugin."""
+        """PluginThreads that have not come back, by plugin."""
         return {name: len(standing.stuck) for name, standing in list(self._standings.items())}

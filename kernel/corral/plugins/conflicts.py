@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from corral.loader import Loaded, fail
+from corral.plugins.record import PluginRecord, fail
 
 NAMED = (
     ("setting", "corral_settings"),
@@ -16,10 +16,10 @@ NAMED = (
 )
 
 
-def refuse_clashes(plugins: Iterable[Loaded]) -> None:
+def refuse_clashes(plugins: Iterable[PluginRecord]) -> None:
     """Those that declare what another one declares are `failed`; a built-in one keeps what it has."""
     plugins = list(plugins)
-    claims: dict[str, dict[str, Loaded]] = defaultdict(dict)
+    claims: dict[str, dict[str, PluginRecord]] = defaultdict(dict)
     for loaded in plugins:
         for what in _claimed(loaded, plugins):
             claims[what][loaded.name] = loaded
@@ -31,7 +31,7 @@ def refuse_clashes(plugins: Iterable[Loaded]) -> None:
                 fail(loaded, f"{what} is declared by {' and '.join(rivals)} too")
 
 
-def _claimed(loaded: Loaded, plugins: list[Loaded]) -> Iterator[str]:
+def _claimed(loaded: PluginRecord, plugins: list[PluginRecord]) -> Iterator[str]:
     for what, hook in NAMED:
         yield from (f"{what} {item.name}" for item in loaded.of(hook))
     yield from (f"socket {item.path}" for item in loaded.of("corral_sockets"))

@@ -12,11 +12,11 @@ import msgspec
 from corral.auth.principal import Authenticator
 from corral.events.consumers import Subscriber
 from corral.http.signature import hints
-from corral.isolation.expected import ANYTHING, Expected, of_field, of_method
-from corral.isolation.guard import Guard, Terms, guarded
-from corral.isolation.warden import Warden
-from corral.loader import Loaded
 from corral.plugin import Gate, HealthCheck, Meter
+from corral.plugins.guard import Guard, Terms, guarded
+from corral.plugins.quarantine import PluginQuarantine
+from corral.plugins.record import PluginRecord
+from corral.plugins.return_types import ANYTHING, Expected, of_field, of_method
 
 HEALTH_SECONDS = 2.0
 ROUTES, OF_ROUTES = "corral_routes", ("quarantined", "disabled")  # the latter: of a call that was let in before
@@ -48,11 +48,11 @@ class Guarded:
 class Guards:
     """Makes the guards of a kernel; `all` are those that exist."""
 
-    def __init__(self, warden: Warden) -> None:
+    def __init__(self, warden: PluginQuarantine) -> None:
         self._warden = warden
         self.all: list[Guard] = []
 
-    def put(self, loaded: Loaded, where: str, function: Callable[..., Any], terms: Terms) -> Guard:
+    def put(self, loaded: PluginRecord, where: str, function: Callable[..., Any], terms: Terms) -> Guard:
         """A guard around a callable."""
         if isinstance(function, Guard):  # the same object, contributed to an earlier kernel of this process
             function = function.function
@@ -60,26 +60,28 @@ class Guards:
         self.all.append(guard)
         return guard
 
-    def function(self, loaded: Loaded, where: str, function: Callable[..., Any], terms: Terms) -> Callable[..., Any]:
+    def function(
+        self, loaded: PluginRecord, where: str, function: Callable[..., Any], terms: Terms
+    ) -> Callable[..., Any]:
         """The same, as a coroutine function if it was one."""
         return guarded(self.put(loaded, where, function, terms))
 
-    def job(self, loaded: Loaded, hook: str, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    def job(self, loaded: PluginRecord, hook: str, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         """The function of a job or schedule, which has a time of its own."""
         expected = ANYTHING if inspect.iscoroutinefunction(run) else UNAWAITED
         return self.function(loaded, name, run, Terms(hook=hook, budget=None, expected=expected))
 
-    def route(self, loaded: Loaded, label: str, handler: Callable[..., Any]) -> Callable[..., Any]:
+    def route(self, loaded: PluginRecord, label: str, handler: Callable[..., Any]) -> Callable[..., Any]:
         """The handler of a route or socket of a third party; those of Corral itself are called as they are."""
         if loaded.found.built_in:
             return handler
         return self.function(loaded, label, handler, Terms(hook=ROUTES, budget=None, counts=False, also=OF_ROUTES))
 
-    def subscriber(self, loaded: Loaded, subscriber: Subscriber, handle: Callable[..., Any]) -> Guard:
+    def subscriber(self, loaded: PluginRecord, subscriber: Subscriber, handle: Callable[..., Any]) -> Guard:
         """The function of a durable consumer."""
         return self.put(loaded, subscriber.name, handle, Terms(hook="corral_subscribers", expected=UNAWAITED))
 
-    def health_check(self, loaded: Loaded, item: HealthCheck) -> HealthCheck:
+    def health_check(self, loaded: PluginRecord, item: HealthCheck) -> HealthCheck:
         """One that fails is down, and says so."""
         terms = Terms(
             hook="corral_health_checks",
@@ -89,7 +91,7 @@ class Guards:
         )
         return msgspec.structs.replace(item, check=self.put(loaded, f"health check {item.name}", item.check, terms))
 
-    def enclose(self, loaded: Loaded, hooks: Mapping[str, tuple[str, Any]]) -> None:
+    def enclose(self, loaded: PluginRecord, hooks: Mapping[str, tuple[str, Any]]) -> None:
         """Put guards around all that a plugin contributed. `hooks`: those of plugins, with owner and protocol."""
         given = loaded.contributions
         for name, hook in (("_jobs", "corral_jobs"), ("_schedules", "corral_schedules")):
@@ -107,7 +109,7 @@ class Guards:
             if owner != loaded.name and hook in given:  # what it contributes to its own hook is its own affair
                 given[hook] = [self.item(loaded, hook, item, protocol, budget=None) for item in given[hook]]
 
-    def item(self, loaded: Loaded, hook: str, item: Any, protocol: Any = None, **terms: Any) -> Any:
+    def item(self, loaded: PluginRecord, hook: str, item: Any, protocol: Any = None, **terms: Any) -> Any:
         """Any contributed object. `protocol`: what its hook asks for, which says what methods return."""
         if isinstance(item, (type, str, bytes, int, float, tuple, list, dict)) or inspect.ismodule(item):
             return item
@@ -128,7 +130,9 @@ class Guards:
         }
         return Guarded(item, methods)
 
-    def _struct(self, loaded: Loaded, hook: str, name: str, item: msgspec.Struct, terms: Mapping[str, Any]) -> Any:
+    def _struct(
+        self, loaded: PluginRecord, hook: str, name: str, item: msgspec.Struct, terms: Mapping[str, Any]
+    ) -> Any:
         """A shape with callables in its fields, which say what is returned."""
         found: dict[str, Any] = {}
         for field, annotated in hints(type(item)).items():

@@ -6,15 +6,15 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from corral import calls
+from corral import current_call
 from corral.errors import Failure
-from corral.isolation.guard import Steps, Terms
-from corral.isolation.items import Guards
-from corral.isolation.warden import LostCall, Warden
-from corral.loader import Loaded
-from corral.plugin_admin import PluginRegistry
+from corral.plugins.guard import Steps, Terms
+from corral.plugins.guarded import Guards
+from corral.plugins.quarantine import LostCall, PluginQuarantine
+from corral.plugins.record import PluginRecord
+from corral.plugins.registry import PluginRegistry
 
-log = logging.getLogger("corral.isolation")
+log = logging.getLogger("corral.plugins")
 
 LOOK_SECONDS = 0.5
 HOOK = "supervise"
@@ -27,7 +27,9 @@ class TaskEnded(Exception):
 class PluginTasks:
     """Implements `corral.supervisor.Owner`."""
 
-    def __init__(self, warden: Warden, guards: Guards, loaded: Loaded, registry: PluginRegistry) -> None:
+    def __init__(
+        self, warden: PluginQuarantine, guards: Guards, loaded: PluginRecord, registry: PluginRegistry
+    ) -> None:
         self._warden, self._guards, self._loaded, self._registry = warden, guards, loaded, registry
 
     def task(self, name: str, run: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
@@ -35,7 +37,7 @@ class PluginTasks:
         guard = self._guards.put(self._loaded, f"task {name}", run, Terms(hook=HOOK, counts=False))
 
         async def guarded() -> None:
-            calls.room.set(self._loaded.name)
+            current_call.room.set(self._loaded.name)
             await Steps(guard, run())
 
         return guarded

@@ -12,15 +12,15 @@ from corral import clock
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from corral.loader import Loaded
     from corral.metrics.requests import RequestMetrics
+    from corral.plugins.record import PluginRecord
     from corral.redact.redactor import Redactor
 
 
 class HookContributions:
     """Implements `corral.plugin.Contributions`."""
 
-    def __init__(self, plugins: Sequence[Loaded]) -> None:
+    def __init__(self, plugins: Sequence[PluginRecord]) -> None:
         self._plugins = plugins
 
     def of(self, hook: str) -> list[tuple[str, Any]]:
@@ -39,11 +39,11 @@ class PluginError(msgspec.Struct, frozen=True):
 
 
 class _Doors(Protocol):
-    plugins: list[Loaded]
+    plugins: list[PluginRecord]
     redactor: Redactor
     metrics: RequestMetrics
 
-    def close_door(self, loaded: Loaded) -> None: ...
+    def close_door(self, loaded: PluginRecord) -> None: ...
 
 
 class PluginRegistry:
@@ -54,15 +54,15 @@ class PluginRegistry:
         self._errors: dict[str, deque[PluginError]] = {}
         self._totals: dict[str, int] = {}
 
-    def all(self) -> list[Loaded]:
+    def all(self) -> list[PluginRecord]:
         """By name."""
         return sorted(self._kernel.plugins, key=lambda loaded: loaded.name)
 
-    def get(self, name: str) -> Loaded | None:
+    def get(self, name: str) -> PluginRecord | None:
         """One plugin."""
         return next((loaded for loaded in self._kernel.plugins if loaded.name == name), None)
 
-    def required_by(self, name: str) -> list[Loaded]:
+    def required_by(self, name: str) -> list[PluginRecord]:
         """Plugins in service that require it."""
         return [loaded for loaded in self._kernel.plugins if loaded.serves and name in loaded.requires]
 
