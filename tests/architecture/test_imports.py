@@ -144,7 +144,13 @@ def _plugins() -> tuple[PluginPackage, ...]:
 
 
 PLUGINS = _plugins()
-EVERY_MODULE = (*KERNEL, *CORE, *BUILT_IN, *MARKETPLACE, *(m for p in PLUGINS if "." not in p.package for m in p.modules))
+EVERY_MODULE = (
+    *KERNEL,
+    *CORE,
+    *BUILT_IN,
+    *MARKETPLACE,
+    *(m for p in PLUGINS if "." not in p.package for m in p.modules),
+)
 
 plugins = pytest.mark.parametrize("plugin", PLUGINS, ids=[plugin.name for plugin in PLUGINS])
 

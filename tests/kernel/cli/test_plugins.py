@@ -101,7 +101,7 @@ def test_what_would_break_is_refused_and_the_file_untouched(two: Any) -> None:
         (("enable", "broken"), "SystemExit: 1"),
         (("enable", "picky"), "requires absent, which is not installed. Enable first: absent"),
         (("enable", "stedy"), "the nearest is steady"),
-        (("disable", "core"), "protected"),
+        (("disable", "accounts"), "protected"),
         (("disable", "nothing-like-it"), "no plugin nothing-like-it is installed"),
     ):
         done = two("plugins", *arguments)
@@ -174,7 +174,7 @@ def test_purge_asks_for_the_name_and_drops_the_tables_of_a_disabled_plugin(two: 
     assert "accounts_users" in names
     assert not {name for name in names if name.startswith("steady")}
     assert "has no tables" in two("plugins", "purge", "steady", stdin="steady\n", environ=environ).err
-    assert "protected" in two("plugins", "purge", "core", stdin="core\n", environ=environ).err
+    assert "protected" in two("plugins", "purge", "accounts", stdin="accounts\n", environ=environ).err
 
 
 def test_purge_leaves_neighbours_with_longer_names_and_takes_its_rows_along(database_url: str) -> None:

@@ -193,7 +193,7 @@ async def test_another_process_follows(make_kit: MakeKit, monkeypatch: pytest.Mo
 
 async def test_a_protected_plugin_alerts_and_goes_on(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=[])
-    core = kit.loaded("core")
+    core = kit.loaded("accounts")
 
     async def told_of(count: int) -> None:
         for _ in range(count):
@@ -203,12 +203,12 @@ async def test_a_protected_plugin_alerts_and_goes_on(make_kit: MakeKit) -> None:
         await asyncio.sleep(0.2)
 
     await told_of(17)
-    assert await alerts(kit) == [("plugin_errors", "core")]
+    assert await alerts(kit) == [("plugin_errors", "accounts")]
     await told_of(5)
-    assert await alerts(kit) == [("plugin_errors", "core")]  # once an hour
+    assert await alerts(kit) == [("plugin_errors", "accounts")]  # once an hour
     clock.travel(3700)
     await told_of(5)
-    assert await alerts(kit) == [("plugin_errors", "core")] * 2
+    assert await alerts(kit) == [("plugin_errors", "accounts")] * 2
 
 
 async def test_a_background_task_is_restarted_then_its_plugin_is_held(
