@@ -1,4 +1,4 @@
-"""Lease rows: one holder at a time for what must run once, whatever the number of processes; and turns of units."""
+"""Leases: rows that let one process at a time do what must run once in an installation."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import peewee
 
 from corral import clock
 from corral.database.model import InstantField, Model
-from corral.database.unit import current
 
 
 class Lease(Model):
-    """A named lease; it is free when `until` has passed."""
+    """A named lease; it is free after `until`."""
 
     name = peewee.CharField(primary_key=True, max_length=120)
     holder = peewee.CharField(max_length=80)
@@ -22,7 +21,7 @@ class Lease(Model):
 
 
 def acquire(name: str, holder: str, seconds: float) -> bool:
-    """Take or renew the lease, by one guarded update. True: `holder` has it until `seconds` from now."""
+    """Take or renew the lease by one guarded update. Returns whether `holder` has it for the next `seconds`."""
     until, now = clock.now(seconds), clock.now()
     taken = (
         Lease.update(holder=holder, until=until, fence=Lease.fence + 1)
@@ -36,18 +35,11 @@ def acquire(name: str, holder: str, seconds: float) -> bool:
 
 
 def release(name: str, holder: str) -> None:
-    """Give the lease back, if `holder` still has it."""
+    """Release the lease, if `holder` still has it."""
     Lease.update(until=clock.now(-1)).where((Lease.name == name) & (Lease.holder == holder)).execute()
 
 
-def take_turns(name: str) -> None:
-    """Units that say the same name go on one after the other's COMMIT, so that what they count stays true."""
-    unit = current()
-    if unit.database.kind == "postgresql":  # SQLite has one writer
-        unit.connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (name,))
-
-
 def holder_of(name: str) -> str | None:
-    """Who has the lease now; None when it is free."""
+    """The current holder; None if the lease is free."""
     row = Lease.get_or_none((Lease.name == name) & (Lease.until > clock.now()))
     return None if row is None else str(row.holder)

@@ -54,7 +54,7 @@ class Wired:
     def __init__(self, config: Config, plugins: list[PluginRecord], database: Database, keyring: Keyring) -> None:
         self.config, self.plugins, self.database, self.keyring = config, plugins, database, keyring
         self.container = Container()
-        self.settings = SettingsRegistry(config.pinned, self._is_shown)
+        self.settings = SettingsRegistry(config.pinned, self._is_shown, config.variables)
         redis = config.redis.url
         self.bus: Bus = first_result(plugins, "corral_bus", redis) if redis else MemoryBus()
         self.queue: JobQueue | None = first_result(plugins, "corral_job_queue", redis) if redis else None
@@ -107,8 +107,10 @@ class Wired:
             attempt(loaded, lambda loaded=loaded: self._enclose(loaded, hooks))  # type: ignore[misc]  # bound per round
             self._tidy(loaded)
             if not loaded.found.built_in:
-                self.database.rooms |= {f"consumer {item.name}": loaded.name for item, _ in loaded.of("_subscribers")}
-                self.database.rooms |= {f"job {item.name}": loaded.name for item, _ in loaded.of("_jobs")}
+                self.database.plugin_by_label |= {
+                    f"consumer {item.name}": loaded.name for item, _ in loaded.of("_subscribers")
+                }
+                self.database.plugin_by_label |= {f"job {item.name}": loaded.name for item, _ in loaded.of("_jobs")}
         self._wire_runner()
         self.credentials.use([made for item in self.active for made in item.of("_authenticators")])
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from corral.plugin import Setting, Settings
 
 KERNEL = "kernel"  # their owner, where other settings name their plugin
-JOBS_A_CORE = 4
+JOBS_PER_CORE = 4
 _ORIGIN = r"https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?"
 _LINE = r"[^\x00-\x1f\x7f]*"
 
@@ -87,7 +88,7 @@ JOBS_CONCURRENCY: Setting[int | None] = Setting(
     default=None,
     minimum=1,
     maximum=256,
-    title=f"Jobs at a time in one process (unset: {JOBS_A_CORE} a core)",
+    title=f"Jobs at a time in one process (unset: {JOBS_PER_CORE} a core)",
 )
 CALL_BUDGET_SECONDS = Setting(
     name="plugins.call_budget_seconds",
@@ -114,22 +115,11 @@ QUARANTINE_WINDOW_SECONDS = Setting(
     title="Time in which these errors are counted",
 )
 
-KERNEL_SETTINGS = (
-    SITE_NAME,
-    TIMEZONE,
-    CORS_ORIGINS,
-    IN_FLIGHT,
-    ACCESS_LOG,
-    RATE,
-    MACHINE_RATE,
-    ANONYMOUS_RATE,
-    JOBS_CONCURRENCY,
-    CALL_BUDGET_SECONDS,
-    QUARANTINE_ERRORS,
-    QUARANTINE_WINDOW_SECONDS,
+KERNEL_SETTINGS: tuple[Setting[Any], ...] = tuple(
+    value for value in tuple(globals().values()) if isinstance(value, Setting)
 )
 
 
 def jobs_at_a_time(settings: Settings) -> int:
-    """`jobs.concurrency`, or what suits this machine."""
-    return settings.get(JOBS_CONCURRENCY) or min(256, JOBS_A_CORE * (os.cpu_count() or 1))
+    """`jobs.concurrency`, or a default that depends on the number of cores."""
+    return settings.get(JOBS_CONCURRENCY) or min(256, JOBS_PER_CORE * (os.cpu_count() or 1))

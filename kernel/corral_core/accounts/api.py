@@ -22,6 +22,7 @@ Notice = Literal["locked", "password_changed", "email_changed", "recovery_code_u
 """The mails that tell somebody what happened to their account."""
 REGISTRATION = Setting(
     name="security.registration",
+    env="CORRAL_REGISTRATION",
     kind=str,
     default="open",
     title="Who may register",

@@ -64,8 +64,8 @@ class HealthPlugin(Plugin):
         return METRICS
 
     async def start(self, runtime: Runtime) -> None:
-        """Take the single-machine lock of an SQLite database, and start the background tasks of this process."""
-        if runtime.service(Database).kind == "sqlite":
+        """Take the single-machine lock of a database file, and start the background tasks of this process."""
+        if runtime.service(Database).is_file:
             lock = SingleMachineLock(runtime.service(Work))
             await lock.acquire()
             runtime.supervise("single_machine_lock", lock.keep)

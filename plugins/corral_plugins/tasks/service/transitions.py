@@ -1,4 +1,4 @@
-"""The states of a task: every transition is made here, as one guarded update with its counters and its event."""
+"""The state machine of tasks: every transition is one guarded update, written with its counters and its event."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from corral.plugin import Settings
 from corral_plugins.agents.api import Agents
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.events import TaskEvent, TaskUpdated
-from corral_plugins.tasks.models import NO_DEADLINE, PRIORITIES, SignalRow
-from corral_plugins.tasks.service import rows, tallies
-from corral_plugins.tasks.service.rows import Ledger, Row
-from corral_plugins.tasks.service.seen import Seen
+from corral_plugins.tasks.models import NO_DEADLINE, PRIORITIES, WorkerSignal
+from corral_plugins.tasks.service import rollups, rows
+from corral_plugins.tasks.service.rollups import TaskMetrics
+from corral_plugins.tasks.service.rows import AttemptRow, TaskRow
 from corral_plugins.workers.api import Workers
 
 
@@ -32,7 +32,7 @@ def queue_key(agent_id: str | None, role: str | None, tools: Sequence[str]) -> s
     return f"{base}#{digest[:16]}"
 
 
-def tell(kind: type[TaskEvent], row: Row, previous: str | None, /, **named: Any) -> None:
+def publish(kind: type[TaskEvent], row: TaskRow, previous: str | None, /, **named: Any) -> None:
     """Emit an event about a task as it is now."""
     event = kind(
         task_id=row.id,
@@ -49,26 +49,32 @@ def tell(kind: type[TaskEvent], row: Row, previous: str | None, /, **named: Any)
     emit(event, object=("task", row.id), owner=row.created_by, cause=cause)
 
 
-def move(
-    row: Row, to: str, /, *, event: type[TaskEvent] = TaskUpdated, named: dict[str, Any] | None = None, **changes: Any
+def transition(
+    row: TaskRow,
+    to: str,
+    /,
+    *,
+    event: type[TaskEvent] = TaskUpdated,
+    named: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> None:
     """One transition: the row must still be as `row` says. `changes` are columns; `named` goes into the event."""
     previous = row.status
     rows.change(row, {"status": to, **changes})
-    tallies.moved(previous, to, row.priority, row.created_by)
-    tell(event, row, previous, **(named or {}))
+    rollups.count_transition(previous, to, row.priority, row.created_by)
+    publish(event, row, previous, **(named or {}))
 
 
-class Moves:
+class Transitions:
     """What transitions share: queueing, and the end of a lease."""
 
     def __init__(
-        self, settings: Settings, agents: Agents, workers: Workers, credentials: Credentials, seen: Seen
+        self, settings: Settings, agents: Agents, workers: Workers, credentials: Credentials, metrics: TaskMetrics
     ) -> None:
         self.settings, self.agents, self.workers = settings, agents, workers
-        self._credentials, self.seen = credentials, seen
+        self._credentials, self.metrics = credentials, metrics
 
-    def queued(self, row: Row, *, delay_seconds: float = 0.0, available_at: str | None = None) -> dict[str, Any]:
+    def queued(self, row: TaskRow, *, delay_seconds: float = 0.0, available_at: str | None = None) -> dict[str, Any]:
         """The columns of a task that becomes pending, at once or later."""
         return queued_columns(
             self.settings,
@@ -79,14 +85,14 @@ class Moves:
             available_at=available_at or clock.now(delay_seconds),
         )
 
-    def off_lease(
+    def end_lease(
         self,
-        row: Row,
-        attempt: Ledger,
+        row: TaskRow,
+        attempt: AttemptRow,
         to: str,
         /,
         *,
-        ledger: str,
+        attempt_status: str,
         by: str,
         event: type[TaskEvent] = TaskUpdated,
         named: dict[str, Any] | None = None,
@@ -94,15 +100,16 @@ class Moves:
         kept: str | None = None,
         **changes: Any,
     ) -> None:
-        """A transition that ends the live lease. `ledger` is the attempt's last status, `by` what ended it.
+        """Make a transition that ends the live lease.
 
-        `cause` is the attempt's error, `kept` (JSON text) a result that came too late for the task.
+        `attempt_status` is the last status of the attempt, and `by` names the call or timer that ended it. `cause` is
+        the error of the attempt; `kept` (JSON text) is a result that came too late for the task.
         """
-        move(row, to, event=event, named=named, lease_id=None, **changes)
+        transition(row, to, event=event, named=named, lease_id=None, **changes)
         text = None if cause is None else msgspec.json.encode(cause).decode()
-        rows.close(attempt, ledger, by=by[:40], error=text, result=kept)
+        rows.close(attempt, attempt_status, by=by[:40], error=text, result=kept)
         self._forget_token(attempt.lease_id)
-        self.seen.attempt_ended(ledger, by=by)
+        self.metrics.attempt_ended(attempt_status, by=by)
         self.agents.lease_ended(attempt.agent_id)
         self.workers.lease_ended(attempt.worker_id)
 
@@ -110,9 +117,9 @@ class Moves:
         """Have the attempt's token refused from the commit on."""
         after_commit(lambda: self._credentials.forget(lambda principal: principal.lease_id == lease_id))
 
-    def signal(self, attempt: Ledger, state: str) -> None:
+    def signal(self, attempt: AttemptRow, state: str) -> None:
         """Tell the worker of a lease something at once: `lost` or `cancel_requested`."""
-        SignalRow.insert(
+        WorkerSignal.insert(
             worker_id=attempt.worker_id,
             task_id=attempt.task_id,
             lease_id=attempt.lease_id,

@@ -1,4 +1,4 @@
-"""What the end of one task means for others: those that wait for it, and those that it made."""
+"""Effects of the end of a task on the tasks that depend on it and on its children."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from corral.database.unit import locked
 from corral.jobs.job import enqueue
 from corral_plugins.tasks.events import TaskFailed, TaskUpdated
 from corral_plugins.tasks.models import STATUSES, Dependency, Task
-from corral_plugins.tasks.service import rows, tallies
-from corral_plugins.tasks.service.moves import Moves, failure, move, tell
-from corral_plugins.tasks.service.rows import ROW_COLUMNS, Row
+from corral_plugins.tasks.service import rollups, rows
+from corral_plugins.tasks.service.rows import TASK_COLUMNS, TaskRow
+from corral_plugins.tasks.service.transitions import Transitions, failure, publish, transition
 
-AT_ONCE = 200
+BATCH_SIZE = 200
 """So many dependents or children are followed in one unit; a job follows the rest."""
 
 
@@ -26,26 +26,26 @@ def _only(status: str) -> Any:
 
 _DEPENDENTS = Statement(
     lambda p: locked(
-        Task.select(*ROW_COLUMNS)
+        Task.select(*TASK_COLUMNS)
         .where(
             _only("blocked")
             & (Task.id > p("after"))
             & Task.id.in_(Dependency.select(Dependency.task_id).where(Dependency.needs_id == p("id")))
         )
         .order_by(Task.id)
-        .limit(AT_ONCE)
+        .limit(BATCH_SIZE)
     ).tuples()
 )
 _FAILED_BY = Statement(
     lambda p: locked(
-        Task.select(*ROW_COLUMNS)
+        Task.select(*TASK_COLUMNS)
         .where(
             _only("failed")
             & (Task.failed_dependency_id == p("id"))
             & Task.id.in_(Dependency.select(Dependency.task_id).where(Dependency.needs_id == p("id")))
         )
         .order_by(Task.id)
-        .limit(AT_ONCE)
+        .limit(BATCH_SIZE)
     ).tuples()
 )
 _HAS_DEPENDENTS = Statement(
@@ -53,10 +53,10 @@ _HAS_DEPENDENTS = Statement(
 )
 _CHILDREN = Statement(
     lambda p: locked(
-        Task.select(*ROW_COLUMNS)
+        Task.select(*TASK_COLUMNS)
         .where((Task.parent_task_id == p("id")) & rows.UNCANCELLED)
         .order_by(Task.id)
-        .limit(AT_ONCE)
+        .limit(BATCH_SIZE)
     ).tuples()
 )
 _OPEN_NEEDS = Statement(
@@ -80,22 +80,27 @@ _DEAD_NEED = Statement(
 )
 
 
-class Relatives:
+class Dependencies:
     """Dependents and children. Rows are locked before they are judged: two ends at once cannot miss each other."""
 
-    def __init__(self, moves: Moves) -> None:
-        self._moves = moves
+    def __init__(self, transitions: Transitions) -> None:
+        self._transitions = transitions
 
     def unblock(self, task_id: str, after: str = "") -> None:
         """A task was completed: what waited for it alone is pending now. `after`: the last one judged."""
         if _HAS_DEPENDENTS.one({"id": task_id}) is None:
             return
-        found = [Row(*row) for row in _DEPENDENTS.rows({"id": task_id, "after": after})]
+        found = [TaskRow(*row) for row in _DEPENDENTS.rows({"id": task_id, "after": after})]
         for dependent in found:
             if _OPEN_NEEDS.one({"id": dependent.id}) is None:
                 available = max(dependent.available_at, clock.now())
-                move(dependent, "pending", event=TaskUpdated, **self._moves.queued(dependent, available_at=available))
-        if len(found) == AT_ONCE:
+                transition(
+                    dependent,
+                    "pending",
+                    event=TaskUpdated,
+                    **self._transitions.queued(dependent, available_at=available),
+                )
+        if len(found) == BATCH_SIZE:
             enqueue("tasks.unblock", task_id=task_id, after=found[-1].id)
 
     def fail_dependents(self, task_id: str) -> None:
@@ -106,9 +111,9 @@ class Relatives:
             if _HAS_DEPENDENTS.one({"id": needed}) is None:
                 continue
             for row in _DEPENDENTS.rows({"id": needed, "after": ""}):
-                dependent = Row(*row)
+                dependent = TaskRow(*row)
                 error = _needs_dead(needed)
-                move(
+                transition(
                     dependent,
                     "failed",
                     event=TaskFailed,
@@ -117,10 +122,10 @@ class Relatives:
                     finished_at=clock.now(),
                     failed_dependency_id=needed,
                 )
-                tallies.ended(completed=False, duration_ms=None)
+                rollups.count_end(completed=False, duration_ms=None)
                 waiting.append(dependent.id)
                 failed += 1
-            if failed >= AT_ONCE:
+            if failed >= BATCH_SIZE:
                 for rest in [needed, *waiting]:
                     enqueue("tasks.fail_dependents", task_id=rest)
                 return
@@ -133,27 +138,29 @@ class Relatives:
             if _HAS_DEPENDENTS.one({"id": needed}) is None:
                 continue
             for row in _FAILED_BY.rows({"id": needed}):
-                dependent, count = Row(*row), count + 1
+                dependent, count = TaskRow(*row), count + 1
                 dead = _DEAD_NEED.one({"id": dependent.id})
                 if dead is not None:  # it stays failed, now because of the other one
                     rows.change(dependent, {"failed_dependency_id": dead[0], "error": _needs_dead(dead[0])})
-                    tell(TaskUpdated, dependent, dependent.status)
+                    publish(TaskUpdated, dependent, dependent.status)
                     continue
-                move(dependent, "blocked", event=TaskUpdated, error=None, finished_at=None, failed_dependency_id=None)
+                transition(
+                    dependent, "blocked", event=TaskUpdated, error=None, finished_at=None, failed_dependency_id=None
+                )
                 waiting.append(dependent.id)
-            if count >= AT_ONCE:
+            if count >= BATCH_SIZE:
                 for rest in [needed, *waiting]:
                     enqueue("tasks.reblock", task_id=rest)
                 return
 
-    def each_child(self, task_id: str, act: Callable[[Row], None]) -> None:
+    def each_child(self, task_id: str, act: Callable[[TaskRow], None]) -> None:
         """Do something with every child that has not ended and was not cancelled for good."""
-        found = [Row(*row).id for row in _CHILDREN.rows({"id": task_id})]
+        found = [TaskRow(*row).id for row in _CHILDREN.rows({"id": task_id})]
         for child_id in found:
             child = rows.lock(child_id)  # the end of another child may have ended this one
             if rows.is_uncancelled(child):
                 act(child)
-        if len(found) == AT_ONCE:
+        if len(found) == BATCH_SIZE:
             enqueue("tasks.cancel_children", task_id=task_id)
 
 

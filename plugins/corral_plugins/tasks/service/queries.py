@@ -1,4 +1,7 @@
-"""Lists and figures of tasks. What is asked often is answered from indexes and counters, whatever the size."""
+"""Queries: lists, statistics and the details of one task.
+
+Indexes and counters answer the frequent queries, so their cost does not depend on the size of the table.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,101 @@ from corral.auth.principal import Principal
 from corral.auth.visibility import NONE, can_read, visible
 from corral.database.model import SHARED
 from corral.database.statement import Statement
-from corral.http.page import Order, Page, check_place, paginate, read_cursor, write_cursor
-from corral_plugins.tasks.models import PRIORITIES, STATUSES, Task
-from corral_plugins.tasks.service import marks, rows, search, tallies
-from corral_plugins.tasks.service.fleet import oldest_pending_ms
-from corral_plugins.tasks.service.record import milliseconds
+from corral.errors import NotFound
+from corral.events.log import COLUMNS as EVENT_COLUMNS
+from corral.events.log import EventRow, EventView, Record
+from corral.http.page import Order, Page, PageQuery, check_place, paginate, read_cursor, write_cursor
+from corral_plugins.tasks.models import PRIORITIES, STATUSES, Attempt, Comment, PageAnchor, Task
+from corral_plugins.tasks.service import rollups, rows, search
 from corral_plugins.tasks.service.views import Views
-from corral_plugins.tasks.shapes import Stats, StatsQuery, TaskQuery
+from corral_plugins.tasks.shapes import AttemptView, CommentView, Stats, StatsQuery, TaskQuery
+
+ANCHOR_INTERVAL = 5000
+SETTLED_SECONDS = 60
+BEFORE_ALL = ("", "")
+
+_MARKS = Statement(
+    lambda p: (
+        PageAnchor.select(PageAnchor.created_at, PageAnchor.task_id, PageAnchor.n)
+        .order_by(PageAnchor.created_at, PageAnchor.task_id)
+        .tuples()
+    )
+)
+_LAST = Statement(
+    lambda p: (
+        PageAnchor.select(PageAnchor.created_at, PageAnchor.task_id)
+        .order_by(PageAnchor.created_at.desc(), PageAnchor.task_id.desc())
+        .limit(1)
+        .tuples()
+    )
+)
+_NTH_AFTER = Statement(
+    lambda p: (
+        Task.select(Task.created_at, Task.id)
+        .where(_after(p("created_at"), p("id")))
+        .order_by(Task.created_at, Task.id)
+        .limit(1)
+        .offset(p("offset"))
+        .tuples()
+    )
+)
+_INSERT = Statement(
+    lambda p: PageAnchor.insert(
+        {PageAnchor.created_at: p("created_at"), PageAnchor.task_id: p("id"), PageAnchor.n: ANCHOR_INTERVAL}
+    ).on_conflict_ignore()
+)
+_LESS = Statement(
+    lambda p: PageAnchor.update({PageAnchor.n: PageAnchor.n - 1}).where(
+        (PageAnchor.created_at == p("mark_at")) & (PageAnchor.task_id == p("mark_id"))
+    )
+)
+_COVERING = Statement(
+    lambda p: (
+        PageAnchor.select(PageAnchor.created_at, PageAnchor.task_id)
+        .where(
+            (PageAnchor.created_at > p("created_at"))
+            | ((PageAnchor.created_at == p("created_at")) & (PageAnchor.task_id >= p("id")))
+        )
+        .order_by(PageAnchor.created_at, PageAnchor.task_id)
+        .limit(1)
+        .tuples()
+    )
+)
+
+
+def _after(created_at: Any, task_id: Any) -> Any:
+    return (Task.created_at >= created_at) & (
+        (Task.created_at > created_at) | ((Task.created_at == created_at) & (Task.id > task_id))
+    )
+
+
+def anchored_place(position: int) -> tuple[str, str] | None:
+    """The key of the task that has exactly `position` older ones; None: there is none."""
+    start, left = BEFORE_ALL, position
+    for created_at, task_id, n in _MARKS.rows({}):
+        if n > left:
+            break
+        start, left = (created_at, task_id), left - n
+    found = _NTH_AFTER.one({"created_at": start[0], "id": start[1], "offset": left})
+    return None if found is None else (found[0], found[1])
+
+
+def extend_anchors() -> bool:
+    """Write the next mark, if the settled past holds enough tasks for it; whether it did."""
+    last = _LAST.one({}) or BEFORE_ALL
+    found = _NTH_AFTER.one({"created_at": last[0], "id": last[1], "offset": ANCHOR_INTERVAL - 1})
+    if found is None or found[0] > clock.now(-SETTLED_SECONDS):
+        return False
+    _INSERT.run({"created_at": found[0], "id": found[1]})
+    return True
+
+
+def anchor_removed(created_at: str, task_id: str) -> None:
+    """A task is deleted: one less before the mark that comes after it."""
+    mark = _COVERING.one({"created_at": created_at, "id": task_id})
+    if mark is not None:
+        _LESS.run({"mark_at": mark[0], "mark_id": mark[1]})
+
 
 SCOPE = "tasks"
 
@@ -69,7 +160,14 @@ _WAITING = Statement(
 )
 
 
-class Catalogue:
+ATTEMPT_VIEW_COLUMNS = [
+    column
+    for column in Attempt._meta.sorted_fields
+    if column.name not in ("checkpoint", "result", "token_hash", "lease_id")
+]
+
+
+class TaskQueries:
     """Reads for clients; joins the caller's unit."""
 
     def __init__(self, views: Views) -> None:
@@ -87,7 +185,7 @@ class Catalogue:
     # -- the plain list
 
     def _newest(self, query: TaskQuery, caller: Principal) -> Page[Any]:
-        total = sum(tallies.matrix().values())
+        total = sum(rollups.status_counts().values())
         if not can_read(caller, SHARED, None):
             return Page(items=[], total=0, limit=query.limit, offset=query.offset or 0, next=None)
         offset: int | None = None
@@ -106,13 +204,13 @@ class Catalogue:
 
     @staticmethod
     def _from(offset: int, limit: int, total: int) -> list[tuple[Any, ...]]:
-        """Rows from `offset` on; far places are found by the marks, from the oldest end."""
+        """Rows from `offset` on; far places are found by the queries, from the oldest end."""
         if offset == 0:
             return _NEWEST.rows({"limit": limit})
         if offset <= NEAR:
             place = _PLACE.one({"offset": offset - 1})
         else:
-            place = marks.place(total - offset) if offset <= total else None
+            place = anchored_place(total - offset) if offset <= total else None
         return [] if place is None else _OLDER.rows({"created_at": place[0], "id": place[1], "limit": limit})
 
     # -- by words alone
@@ -154,7 +252,7 @@ class Catalogue:
             "updated": (Order(Task.updated_at), Order(Task.id)),
             "priority": (Order(Task.priority), Order(Task.created_at), Order(Task.id)),
         }[query.sort]
-        total = sum(n for key, n in tallies.matrix().items() if counted(*key)) if _is_counted(query) else None
+        total = sum(n for key, n in rollups.status_counts().items() if counted(*key)) if _is_counted(query) else None
         if allowed is NONE:
             total = 0
         page = paginate(
@@ -164,12 +262,83 @@ class Catalogue:
             items=self._views.items(page.items), total=page.total, limit=page.limit, offset=page.offset, next=page.next
         )
 
+    # -- one task; `NotFound` when the caller cannot see it
+
+    def attempts(self, task_id: str, query: PageQuery, caller: Principal) -> Page[AttemptView]:
+        """One row a claim, oldest first."""
+        readable(task_id, caller)
+        select = Attempt.select(*ATTEMPT_VIEW_COLUMNS).where(Attempt.task_id == task_id)
+        order = (Order(Attempt.fence, descending=False),)
+        return paginate(select, query, caller, scope=f"attempts:{task_id}", order=order, make=attempt_view)
+
+    def attempt(self, task_id: str, fence: int, caller: Principal) -> AttemptView:
+        """One claim."""
+        readable(task_id, caller)
+        where = (Attempt.task_id == task_id) & (Attempt.fence == fence)
+        found = Attempt.select(*ATTEMPT_VIEW_COLUMNS).where(where).first()
+        if found is None:
+            raise NotFound()
+        return attempt_view(found)
+
+    def comments(self, task_id: str, query: PageQuery, caller: Principal) -> Page[CommentView]:
+        """Remarks, oldest first."""
+        readable(task_id, caller)
+        order = (Order(Comment.created_at, descending=False), Order(Comment.id, descending=False))
+        return paginate(
+            Comment.select().where(Comment.task_id == task_id),
+            query,
+            caller,
+            scope=f"comments:{task_id}",
+            order=order,
+            make=lambda row: CommentView(
+                id=row.id,
+                author={"type": row.author_type, "id": row.author_id},
+                body=row.body,
+                created_at=row.created_at,
+            ),
+        )
+
+    def events(self, task_id: str, query: PageQuery, caller: Principal) -> Page[EventView]:
+        """The events of the task that the log still keeps, oldest first."""
+        readable(task_id, caller)
+        select = EventRow.select(EventRow.ins, *EVENT_COLUMNS).where(
+            (EventRow.object_id == task_id) & EventRow.seq.is_null(False)
+        )
+        return paginate(
+            select,
+            query,
+            caller,
+            scope=f"events:{task_id}",
+            order=(Order(EventRow.ins, descending=False),),
+            make=lambda row: Record(*[getattr(row, column.name) for column in EVENT_COLUMNS]).view(),
+        )
+
+    def artifacts(self, task_id: str, query: PageQuery, caller: Principal) -> Page[dict[str, Any]]:
+        """What the run made."""
+        readable(task_id, caller)
+        found = Task.select(Task.artifacts).where(Task.id == task_id).tuples().first()
+        items: list[dict[str, Any]] = found[0] if found else []
+        start = query.offset if isinstance(query.offset, int) else 0
+        if isinstance(query.cursor, str):
+            (start,) = read_cursor(query.cursor, f"artifacts:{task_id}", caller, query.fingerprint())
+        end = start + query.limit
+        following = (
+            write_cursor(f"artifacts:{task_id}", caller, query.fingerprint(), [end]) if end < len(items) else None
+        )
+        offset = None if isinstance(query.cursor, str) else start
+        return Page(items=items[start:end], total=len(items), limit=query.limit, offset=offset, next=following)
+
     # -- figures
 
     def stats(self, query: StatsQuery, caller: Principal) -> Stats:
         """Figures of all tasks, or of those of an agent or of a time."""
         if query == StatsQuery():
-            counts, day, oldest, waits = tallies.matrix(), tallies.last_day(), oldest_pending_ms(), _WAITING.rows({})
+            counts, day, oldest, waits = (
+                rollups.status_counts(),
+                rollups.last_day(),
+                rollups.oldest_pending_ms(),
+                _WAITING.rows({}),
+            )
         else:
             counts, day, oldest, waits = _figures(query)
         if not can_read(caller, SHARED, None):
@@ -269,12 +438,12 @@ def _figures(query: StatsQuery) -> tuple[Counter[tuple[str, int]], Counter[str],
 
 
 def _last_day(where: list[Any]) -> Counter[str]:
-    """`tallies.last_day` of some tasks, by their last start and end."""
-    began = tallies.day_began()
+    """`rollups.last_day` of some tasks, by their last start and end."""
+    began = rollups.day_began()
     done, failed = [(Task.status == status) & (Task.finished_at >= began) for status in ("completed", "failed")]
     started = (Task.started_at >= began) & (Task.queued_at <= Task.started_at)  # not again in the queue
     ran, queued = [
-        peewee.SQL(milliseconds(since, until))
+        peewee.SQL(rollups.milliseconds(since, until))
         for since, until in (("started_at", "finished_at"), ("queued_at", "started_at"))
     ]
     sums = [
@@ -282,4 +451,41 @@ def _last_day(where: list[Any]) -> Counter[str]:
         for condition, value in ((done, 1), (failed, 1), (done, ran), (started, 1), (started, queued))
     ]
     found = rows.values(Task.select(*sums).where(*where))[0]
-    return Counter({name: int(total) for name, total in zip(tallies.HOUR_FIELDS, found, strict=True)})
+    return Counter({name: int(total) for name, total in zip(rollups.HOUR_FIELDS, found, strict=True)})
+
+
+def readable(task_id: str, caller: Principal) -> rows.TaskRow:
+    """The task, if the caller may read it; `NotFound`. A worker reads what it holds."""
+    row = rows.find(task_id)
+    if row is None or not can_read(caller, SHARED, row.created_by):
+        raise NotFound()
+    if caller.kind == "worker" and not rows.is_held_by(row, caller.worker_id):
+        raise NotFound()
+    return row
+
+
+def attempt_view(row: Any) -> AttemptView:
+    """A ledger line for clients."""
+    return AttemptView(
+        id=row.id,
+        fence=row.fence,
+        n=row.n,
+        counted=row.counted,
+        worker_id=row.worker_id,
+        agent_id=row.agent_id,
+        agent_version=row.agent_version,
+        model=row.model,
+        status=row.status,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        error=row.error,
+        usage={
+            "input_tokens": row.input_tokens,
+            "output_tokens": row.output_tokens,
+            "calls": row.calls,
+            "unpriced_tokens": row.unpriced_tokens,
+        },
+        cost_usd=row.cost_micro / 1e6,
+        tainted=row.tainted,
+        taint_sources=row.taint_sources or [],
+    )

@@ -1,38 +1,42 @@
-"""What time does to tasks: leases, graces, timeouts, deadlines end; the waiting grow in rank; the old go."""
+"""Timers: sweeps that end overdue leases, timeouts and deadlines, and that move waiting tasks."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import peewee
 from peewee import SQL
 
 from corral import clock
+from corral.database.engine import Work
+from corral.database.unit import SYSTEM, Entry
 from corral.errors import NotFound
 from corral_core.accounts.api import Accounts
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.events import TaskDeleted, TaskUpdated
-from corral_plugins.tasks.models import Attempt, Comment, LogLine, SignalRow, Task
+from corral_plugins.tasks.models import Attempt, Comment, HourlyRollup, LogLine, Task, WorkerSignal
 from corral_plugins.tasks.service import rows
 from corral_plugins.tasks.service.actions import Actions, remove
-from corral_plugins.tasks.service.leases import Leases
-from corral_plugins.tasks.service.moves import TOP_RANK, Moves, aging_steps, tell
 from corral_plugins.tasks.service.outcomes import Outcomes
-from corral_plugins.tasks.service.rows import Row
-from corral_plugins.tasks.sums import Hour
+from corral_plugins.tasks.service.rows import TaskRow
+from corral_plugins.tasks.service.runs import Runs
+from corral_plugins.tasks.service.transitions import TOP_RANK, Transitions, aging_steps, publish
 
-AT_ONCE, PEOPLE_AT_ONCE = 500, 100
+BATCH_SIZE, USER_BATCH_SIZE = 500, 100
 DAY = 86_400
 
 Found = list[tuple[str, str]]
 
 
-class Clockwork:
+class Timers:
     """Joins the caller's unit. Finders return ids; what they found is judged again under the lock, one task a unit."""
 
-    def __init__(self, moves: Moves, outcomes: Outcomes, leases: Leases, actions: Actions, accounts: Accounts) -> None:
-        self._moves, self._outcomes, self._leases = moves, outcomes, leases
-        self._actions, self._accounts, self._settings = actions, accounts, moves.settings
+    def __init__(
+        self, transitions: Transitions, outcomes: Outcomes, leases: Runs, actions: Actions, accounts: Accounts
+    ) -> None:
+        self._transitions, self._outcomes, self._leases = transitions, outcomes, leases
+        self._actions, self._accounts, self._settings = actions, accounts, transitions.settings
 
     # -- what is over
 
@@ -46,14 +50,14 @@ class Clockwork:
             | (Attempt.cancel_until < now)
             | (Attempt.timeout_at < now)
         )
-        found = [row[0] for row in rows.values(Attempt.select(Attempt.task_id).where(live & late).limit(AT_ONCE))]
+        found = [row[0] for row in rows.values(Attempt.select(Attempt.task_id).where(live & late).limit(BATCH_SIZE))]
         past = (
             SQL("deadline IS NOT NULL AND finished_at IS NULL") & (Task.deadline < now) & (Task.status != "cancelling")
         )
         waited = SQL("status = 'pending' AND queue_until IS NOT NULL") & (Task.queue_until < now)
         unanswered = SQL("status = 'waiting'") & (Task.waiting_until < now)
         for condition in (past, waited, unanswered):
-            found += [row[0] for row in rows.values(Task.select(Task.id).where(condition).limit(AT_ONCE))]
+            found += [row[0] for row in rows.values(Task.select(Task.id).where(condition).limit(BATCH_SIZE))]
         return list(dict.fromkeys(found))
 
     def reap(self, task_id: str) -> None:
@@ -75,7 +79,7 @@ class Clockwork:
             told = f"No worker took it within {row.queue_timeout_seconds} seconds."
             self._outcomes.fail_final(row, None, "queue_timeout", "queue_timeout", told, by="queue_timeout")
 
-    def _reap_lease(self, row: Row, now: str) -> None:
+    def _reap_lease(self, row: TaskRow, now: str) -> None:
         attempt = rows.live(row.id)
         if attempt is None:
             return
@@ -83,14 +87,14 @@ class Clockwork:
         if row.status == "cancelling":
             if is_lost or (attempt.cancel_until is not None and attempt.cancel_until < now):
                 self._outcomes.settle(row, attempt, by="reaper")
-                self._moves.signal(attempt, "lost")
+                self._transitions.signal(attempt, "lost")
         elif row.status == "assigned" and (is_lost or (attempt.ack_until or now) < now):
-            self._outcomes.unlease(row, attempt, ledger="lost", by="reaper")
-            self._moves.signal(attempt, "lost")
+            self._outcomes.requeue(row, attempt, attempt_status="lost", by="reaper")
+            self._transitions.signal(attempt, "lost")
         elif is_lost:
             told = "The worker gave no sign of life until its lease ended."
             self._outcomes.fail(row, attempt, "lease_lost", "lease_lost", told, by="reaper")
-            self._moves.signal(attempt, "lost")
+            self._transitions.signal(attempt, "lost")
         elif row.deadline is not None and row.deadline < now:
             self._outcomes.stop(row, kind="deadline", reason=None)
         elif attempt.timeout_at is not None and attempt.timeout_at < now:
@@ -138,25 +142,25 @@ class Clockwork:
         """Put what has become available into its queue, at most 500; how many."""
         aging = self._settings.get(declared.AGING_SECONDS)
         due = SQL("status = 'pending' AND queue IS NULL") & (Task.available_at <= clock.now())
-        found = rows.tasks(due, AT_ONCE)
+        found = rows.tasks(due, BATCH_SIZE)
         if found:
             self._set_queue([row.id for row in found], queue=Task.queue_key, rank_at=clock.now(aging))
             for row in found[:1]:  # one ring of the bell wakes every waiting claim
-                tell(TaskUpdated, row, row.status)
+                publish(TaskUpdated, row, row.status)
         return len(found)
 
     def unhold(self) -> int:
         """Let go what was held because its requester was not active, at most 500; how many."""
         held = SQL("status = 'pending' AND queue = 'held'")
-        people = Task.select(Task.created_by).where(held).distinct().order_by(Task.created_by).limit(PEOPLE_AT_ONCE)
+        people = Task.select(Task.created_by).where(held).distinct().order_by(Task.created_by).limit(USER_BATCH_SIZE)
         some = [user for (user,) in rows.values(people)]
         while some:
             active = [user.id for user in self._accounts.get_many(some).values() if user.is_active]
             if active:
-                found = rows.tasks(held & Task.created_by.in_(active), AT_ONCE)
+                found = rows.tasks(held & Task.created_by.in_(active), BATCH_SIZE)
                 self._set_queue([row.id for row in found], queue=Task.queue_key)
                 for row in found[:1]:
-                    tell(TaskUpdated, row, row.status)
+                    publish(TaskUpdated, row, row.status)
                 return len(found)
             some = [user for (user,) in rows.values(people.where(Task.created_by > some[-1]))]
         return 0
@@ -168,7 +172,7 @@ class Clockwork:
             return 0
         due = SQL("status = 'pending' AND rank_at IS NOT NULL") & (Task.rank_at <= clock.now())
         columns = (Task.id, Task.priority, Task.queued_at)
-        found = rows.values(Task.select(*columns).where(due).order_by(Task.rank_at).limit(AT_ONCE))
+        found = rows.values(Task.select(*columns).where(due).order_by(Task.rank_at).limit(BATCH_SIZE))
         risen: dict[int, list[str]] = {}
         at_top: list[str] = []
         for task_id, priority, queued_at in found:
@@ -196,17 +200,17 @@ class Clockwork:
             found = rows.tasks(old, 100)
             for row in found:
                 remove(row)
-                tell(TaskDeleted, row, row.status)
+                publish(TaskDeleted, row, row.status)
             gone += len(found)
         for model, column, before in (
-            (SignalRow, SignalRow.created_at, clock.now(-DAY)),
-            (Hour, Hour.hour, clock.now(-400 * DAY)[:13]),
+            (WorkerSignal, WorkerSignal.created_at, clock.now(-DAY)),
+            (HourlyRollup, HourlyRollup.hour, clock.now(-400 * DAY)[:13]),
         ):
             key: Any = model._meta.primary_key
             if isinstance(key, peewee.CompositeKey):
                 gone += model.delete().where(column < before).execute()
             else:
-                some = model.select(key).where(column < before).limit(AT_ONCE)
+                some = model.select(key).where(column < before).limit(BATCH_SIZE)
                 gone += model.delete().where(key.in_(some)).execute()
         return gone
 
@@ -215,6 +219,29 @@ class Clockwork:
         """Delete what hung on a deleted task, at most 500 rows of each kind; how many."""
         gone = 0
         for model in (LogLine, Comment, Attempt):
-            some = model.select(model.id).where(model.task_id == task_id).limit(AT_ONCE)
+            some = model.select(model.id).where(model.task_id == task_id).limit(BATCH_SIZE)
             gone += model.delete().where(model.id.in_(some)).execute()
         return gone
+
+
+LOOK_EVERY = 0.5
+ENTRY = Entry(label="tasks alarm", actor=SYSTEM)
+
+
+class DueTaskNotifier:
+    """Looks twice a second for the next due task: one look into an index."""
+
+    def __init__(self, work: Work, timers: Timers) -> None:
+        self._work, self._clockwork = work, timers
+
+    async def run(self) -> None:
+        """For ever; supervised by the kernel."""
+        while True:
+            due = await self._work(self._clockwork.next_due, entry=ENTRY, read=True)
+            while (
+                due is not None
+                and due <= clock.now()
+                and await self._work(self._clockwork.unpark, entry=ENTRY) == BATCH_SIZE
+            ):
+                continue
+            await asyncio.sleep(LOOK_EVERY)
