@@ -48,7 +48,9 @@ def stored_states(config: Config) -> dict[str, str]:
     engine: Any
     try:
         with own_connection(database) as engine:
-            rows = engine.execute_sql("SELECT name, reason FROM core_plugin_states WHERE state = 'disabled'").fetchall()
+            rows = engine.execute_sql(
+                "SELECT name, reason FROM plugin_admin_states WHERE state = 'disabled'"
+            ).fetchall()
         return {name: reason or "admin" for name, reason in rows}
     except Exception:  # unreachable or empty: `corral doctor` is who tells of that
         return {}
@@ -169,8 +171,8 @@ def _write(path: Path, text: str) -> None:
 
 
 # Kernel tables whose rows are named `<plugin>.<what>`, and the one whose rows are named like the plugin.
-NAMED = ("core_consumers", "core_schedules", "core_jobs")
-STATES = "core_plugin_states"
+NAMED = ("kernel_consumers", "kernel_schedules", "kernel_jobs")
+STATES = "plugin_admin_states"
 
 
 def tables_of(database: Database, plugin: str, plugins: Iterable[str]) -> list[str]:

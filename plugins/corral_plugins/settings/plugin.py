@@ -27,6 +27,7 @@ class SettingsPlugin(Plugin):
     """
 
     name = "settings"
+    requires = ("accounts",)
     protected = True
     permissions = (Permission("settings.write", "Change settings"),)
 
