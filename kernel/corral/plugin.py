@@ -22,6 +22,7 @@ from corral.http.routes import Rate, Route
 T = TypeVar("T")
 KERNEL_API = 1
 hookimpl = pluggy.HookimplMarker("corral")
+Protection = Literal[False, True, "essential"]
 SeriesName = Annotated[str, msgspec.Meta(pattern="^[a-z_][a-z0-9_]*$")]
 
 
@@ -37,7 +38,11 @@ class Plugin:
     config: ClassVar[type[msgspec.Struct] | None] = None
     """Shape of `[plugins.<name>]`."""
     permissions: ClassVar[Sequence[Permission]] = ()
-    protected: ClassVar[bool] = False
+    protected: ClassVar[Protection] = False
+    """True: cannot be disabled or quarantined. `"essential"`: moreover, the process does not serve without it, and its
+    services are available to every plugin. Only plugins of Corral's own distribution may be protected; write it as a
+    literal, since it is read from the source of a plugin that cannot be imported.
+    """
     kernel_api: ClassVar[int] = KERNEL_API
 
     def __init__(self, settings: Any = None) -> None:

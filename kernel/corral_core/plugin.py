@@ -95,7 +95,7 @@ class CorePlugin(Plugin):
     """
 
     name = "core"
-    protected = True
+    protected = "essential"
     permissions = PERMISSIONS
 
     def __init__(self, settings: Any = None) -> None:

@@ -38,7 +38,7 @@ class SecurityPlugin(Plugin):
     """
 
     name = "security"
-    protected = True
+    protected = "essential"
     permissions = (
         Permission("security.read", "See the sign-in policy, IP rules and everybody's sessions"),
         Permission("security.write", "Change the sign-in policy and IP rules, end sessions"),
