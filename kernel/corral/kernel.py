@@ -118,7 +118,7 @@ class Kernel:
         self.bus: Bus = first_result(plugins, "corral_bus", redis) if redis else MemoryBus()
         self.queue: JobQueue | None = first_result(plugins, "corral_job_queue", redis) if redis else None
         self.feed, self.event_types = Feed(database, self.bus), EventTypes()
-        self.settings = SettingsRegistry(config.pinned, self._shows_settings)
+        self.settings = SettingsRegistry(config.pinned, self._shows_settings, config.variables)
         self.credentials, self.egress, self.metrics = Credentials(), Egress(config), RequestMetrics()
         self.redactor = Redactor()
         self.redactor.set_values("configuration", {**config.credentials(), **keyring.credentials()})

@@ -305,7 +305,7 @@ class Serving:
         self._stopping.set()
 
 
-def announcement(kernel: Kernel, address: str) -> str:
+def announcement(kernel: Any, address: str) -> str:
     """What an operator wants to know at the start."""
     config: Config = kernel.config
     lines = [f"Corral is ready: {address}/api/v1/docs", f"  data folder   {config.data_dir}"]
