@@ -160,7 +160,7 @@ class Kernel:
             if not record.found.built_in:  # third-party plugins share half of the database connections
                 labels = [f"consumer {item.name}" for item, _ in record.bound.subscribers]
                 labels += [f"job {item.name}" for item, _ in record.bound.jobs]
-                self.database.rooms |= dict.fromkeys(labels, record.name)
+                self.database.plugin_by_label |= dict.fromkeys(labels, record.name)
 
     def _services(self) -> dict[Any, Any]:
         """The services that every plugin may ask for."""

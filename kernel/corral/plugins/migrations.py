@@ -10,7 +10,7 @@ import peewee
 from corral.config.model import Config
 from corral.crypto import Keyring
 from corral.database.engine import Database
-from corral.database.migrations import Home, Newer, keep_copy, migrate, one_after_the_other, pending_of, tables_of
+from corral.database.migrations import Home, Newer, exclusive_start, keep_copy, migrate, pending_of, tables_of
 from corral.database.sealed import SealedColumns
 from corral.plugins.record import PluginRecord, block_dependants
 
@@ -31,7 +31,7 @@ def apply_migrations(database: Database, plugins: list[PluginRecord], config: Co
     """Migrate each active plugin in order; a failing script makes its plugin `failed`."""
     if allowed is None:
         allowed = migrates_on_start(config, database.kind)
-    with one_after_the_other(database) as engine:
+    with exclusive_start(database) as engine:
         homes = {item.name: home for item in plugins if item.active and (home := item.home()) is not None}
         waiting = {item.name: _waiting(engine, item, homes[item.name]) for item in plugins if item.name in homes}
         block_dependants(plugins)

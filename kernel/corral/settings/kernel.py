@@ -1,4 +1,4 @@
-"""Run-time settings of the kernel's own categories; `core` declares them, whichever room reads them."""
+"""The run-time settings of the kernel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from corral.plugin import Setting, Settings
 
-JOBS_A_CORE = 4
+JOBS_PER_CORE = 4
 _ORIGIN = r"https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?"
 _LINE = r"[^\x00-\x1f\x7f]*"
 
@@ -98,7 +98,7 @@ JOBS_CONCURRENCY: Setting[int | None] = Setting(
     default=None,
     minimum=1,
     maximum=256,
-    title=f"Jobs at a time in one process (unset: {JOBS_A_CORE} a core)",
+    title=f"Jobs at a time in one process (unset: {JOBS_PER_CORE} a core)",
 )
 JOBS_RETENTION_DAYS = Setting(
     name="jobs.retention_days", kind=int, default=7, title="Days that ended jobs are kept", minimum=1, maximum=90
@@ -134,5 +134,5 @@ KERNEL_SETTINGS: tuple[Setting[Any], ...] = tuple(
 
 
 def jobs_at_a_time(settings: Settings) -> int:
-    """`jobs.concurrency`, or what suits this machine."""
-    return settings.get(JOBS_CONCURRENCY) or min(256, JOBS_A_CORE * (os.cpu_count() or 1))
+    """`jobs.concurrency`, or a default that depends on the number of cores."""
+    return settings.get(JOBS_CONCURRENCY) or min(256, JOBS_PER_CORE * (os.cpu_count() or 1))
