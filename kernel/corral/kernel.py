@@ -50,9 +50,8 @@ from corral.plugins.thread_exceptions import ThreadExceptions
 from corral.plugins.watchdog import Watchdog
 from corral.plugins.wiring import PluginWiring
 from corral.redact.redactor import Redactor
-from corral.settings.kernel import JOBS_CONCURRENCY, jobs_at_a_time
+from corral.settings.kernel import JOBS_CONCURRENCY, KERNEL, KERNEL_SETTINGS, jobs_at_a_time
 from corral.settings.registry import SettingsRegistry
-from corral.settings.store import SettingsStore
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.supervisor import Supervisor
 
@@ -139,7 +138,7 @@ class Kernel:
 
     @property
     def active(self) -> list[PluginRecord]:
-        """The active plugins in the order of `requires`."""
+        """The active plugins, in the order in which they start."""
         return [record for record in self.plugins if record.active]
 
     def scope(self, record: PluginRecord) -> Scope:
@@ -150,6 +149,7 @@ class Kernel:
         """Offer the kernel's services, wire the plugins, and give consumers and jobs to their runners."""
         for kind, service in self._services().items():
             self.container.add(kind, service)
+        self.settings.declare(KERNEL_SETTINGS, KERNEL)
         self.wiring.wire(self._consumer)
         active = self.active
         self.credentials.use([made for record in active for made in record.bound.authenticators])
@@ -194,7 +194,7 @@ class Kernel:
     def _shows_settings(self, plugin: str) -> bool:
         """Whether the settings of a plugin are shown; a plugin out of service keeps its own, hidden."""
         record = self.registry.get(plugin)
-        return record is not None and record.serves
+        return plugin == KERNEL or (record is not None and record.serves)
 
     def _consumer(self, record: PluginRecord, subscriber: Subscriber, handle: Any) -> Consumer:
         return Consumer(
@@ -247,8 +247,7 @@ class Kernel:
         self.supervisor.start("events.feed", self.feed.follow)
         if self.database.kind == "postgresql":
             self.supervisor.start("events.sequencer", self.feed.sequence)
-        first = self.container.owner(SettingsStore)  # others read stored settings when they start
-        for record in sorted(self.plugins, key=lambda record: record.name != first):
+        for record in self.plugins:
             if record.serves:
                 await self._start_plugin(record)
         self.refuse_without_essentials()

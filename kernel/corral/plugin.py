@@ -38,11 +38,16 @@ class Plugin:
     config: ClassVar[type[msgspec.Struct] | None] = None
     """Shape of `[plugins.<name>]`."""
     permissions: ClassVar[Sequence[Permission]] = ()
+    prefixes: ClassVar[tuple[str, ...]] = ()
+    """Prefixes of permissions, settings, jobs and tables that this plugin owns beside its name; built-in ones only."""
     protected: ClassVar[Protection] = False
-    """True: cannot be disabled or quarantined. `"essential"`: moreover, the process does not serve without it, and its
-    services are available to every plugin. Only plugins of Corral's own distribution may be protected; write it as a
-    literal, since it is read from the source of a plugin that cannot be imported.
+    """True: cannot be disabled or quarantined. `"essential"`: moreover, the process does not serve without it.
+
+    Only plugins of Corral's own distribution may be protected. Write a literal: it is read from the source of a plugin
+    that cannot be imported.
     """
+    starts_first: ClassVar[bool] = False
+    """Start before plugins that it does not require: what it does must precede their writes and reads of settings."""
     kernel_api: ClassVar[int] = KERNEL_API
 
     def __init__(self, settings: Any = None) -> None:

@@ -1,6 +1,6 @@
 """Maps types to services, and decides which plugin may have which.
 
-A plugin may have the services of the kernel, of essential plugins, of its own, and of its `requires`. As `X | None` it
+A plugin may have the services of the kernel, its own, and those of its `requires`. As `X | None` it
 may also have those of its `wants`, and every protocol of the kernel that some plugin provides.
 """
 
@@ -49,10 +49,6 @@ class Container:
             )
         self._instances[kind] = instance
         self._owners[kind] = owner
-
-    def owner(self, kind: Any) -> str | None:
-        """The plugin that provides a type; "" for the kernel, None when nobody does."""
-        return self._owners.get(kind)
 
     def get(self, kind: type[T]) -> T:
         """A service by type, for the composition root and tests."""

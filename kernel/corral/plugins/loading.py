@@ -48,7 +48,7 @@ def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | Non
 
 
 def order(records: Iterable[PluginRecord]) -> list[PluginRecord]:
-    """Sort by `requires`, then essential and protected plugins first, then by name.
+    """Sort by `requires`, then by `starts_first`, protection and name.
 
     Members of a circle are `failed`; plugins that require something that does not serve are `blocked`.
     """
@@ -66,9 +66,9 @@ def order(records: Iterable[PluginRecord]) -> list[PluginRecord]:
     return ordered
 
 
-def _rank(record: PluginRecord) -> tuple[int, str]:
-    protection = record.kind.protected if record.kind is not None else False
-    return _RANKS[protection], record.name
+def _rank(record: PluginRecord) -> tuple[bool, int, str]:
+    kind = record.kind or Plugin
+    return not kind.starts_first, _RANKS[kind.protected], record.name
 
 
 def _needed(record: PluginRecord, among: Mapping[str, PluginRecord]) -> set[str]:
@@ -123,8 +123,11 @@ def _check_manifest(record: PluginRecord, kind: type[Plugin]) -> None:
         if not isinstance(names, tuple) or any(not isinstance(name, str) or name == record.name for name in names):
             raise TypeError("requires and wants must be tuples of names of other plugins")
     check_items("permissions", kind.permissions, Permission)
-    foreign = [item.name for item in kind.permissions if not item.name.startswith(f"{record.name}.")]
-    if foreign and not record.found.built_in:  # a test holds the permissions of built-in plugins
+    if kind.prefixes and not record.found.built_in:
+        raise TypeError("prefixes are for the plugins that Corral brings along")
+    own = tuple(f"{prefix}." for prefix in (record.name, *kind.prefixes))
+    foreign = [item.name for item in kind.permissions if not item.name.startswith(own)]
+    if foreign:
         raise TypeError(f"permissions must begin with {record.name}.: {', '.join(foreign)}")
 
 

@@ -83,9 +83,9 @@ def taken_out(database: Database) -> dict[str, str]:
     """The plugins that admins have taken out of service, with the reason: they are not loaded."""
 
     def stored() -> dict[str, str]:
-        if "core_plugin_states" not in tables_of(database.engine):
+        if "plugin_admin_states" not in tables_of(database.engine):
             return {}
-        rows = database.engine.execute_sql("SELECT name, reason FROM core_plugin_states WHERE state = 'disabled'")
+        rows = database.engine.execute_sql("SELECT name, reason FROM plugin_admin_states WHERE state = 'disabled'")
         return {name: reason or "admin" for name, reason in rows.fetchall()}
 
     return database.run(stored, read=True)

@@ -33,7 +33,6 @@ class PluginWiring:
     ) -> None:
         self._records, self._container, self._guards = records, container, guards
         self._settings, self._event_types = settings, event_types
-        self._essential = frozenset(record.name for record in records if record.essential)
 
     def wire(self, make_consumer: MakeConsumer) -> None:
         """Services, settings and events of all plugins first, then everything that asks for services."""
@@ -49,8 +48,8 @@ class PluginWiring:
         self._each(lambda record: self._enclose(record, hooks, make_consumer))
 
     def scope(self, record: PluginRecord) -> Scope:
-        """The services that a plugin may have; those of essential plugins are always there."""
-        return Scope(record.name, self._essential.union(record.requires), frozenset(record.wants))
+        """The services that a plugin may have."""
+        return Scope(record.name, frozenset(record.requires), frozenset(record.wants))
 
     def refresh(self, changed: PluginRecord) -> None:
         """The state of a plugin changed: plugins that want its services get None, or the services again."""
@@ -72,9 +71,10 @@ class PluginWiring:
                 block_dependants(self._records)
 
     def _make_services(self, record: PluginRecord) -> None:
+        own = tuple(f"{prefix}_" for prefix in (record.name, *(record.kind.prefixes if record.kind else ())))
         for model in record.contributed.models:
             table = model._meta.table_name
-            if not table.startswith(f"{record.name}_") and table != record.name:
+            if not table.startswith(own) and table != record.name:
                 raise ValueError(f"table {table} must begin with {record.name}_")
         record.bound.services = self._container.build(self.scope(record), record.contributed.services)
         self._event_types.declare(record.name, record.contributed.events)
