@@ -77,7 +77,7 @@ ALLOWED = {
     "kernel/corral/egress/": "the guard itself",
     "kernel/corral/testing/": "the testing kit speaks to servers that it started",
     "kernel/corral/http/remote.py": "commands speak to the server that they are told",
-    "kernel/corral/cli/demo_server.py": "looks for a free port of this machine",
+    "plugins/corral_plugins/tasks/demo/server.py": "looks for a free port of this machine",
     "kernel/corral/cli/doctor.py": "`corral doctor` looks whether the operator's Redis answers",
     "kernel/corral/cli/uvicorn_server.py": "the listening socket",
     "kernel/corral/cli/serve.py": "the listening socket",

@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-from corral.cli.demo_model import estimate
 from corral.testing.installed import PluginFolder
+from corral_plugins.tasks.demo.model import estimate
 
 STEPS = ("server", "admin", "model", "worker", "agent", "task", "claim", "result")
 

@@ -18,8 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from corral.auth.principal import PUBLIC, SIGNED_IN, Principal
-from corral.cli import demo_model
-from corral.cli.commands import group
+from corral.cli.commands import CommandLine, group
 from corral.database.model import Model
 from corral.database.unit import current
 from corral.errors import Forbidden, Refused, Unauthorized
@@ -46,6 +45,7 @@ from corral.plugins.discovery import Found
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.testing.kit import Kit, make_kernel
 from corral_core.redis.service.bus import RedisBus
+from corral_plugins.tasks.demo import model
 
 
 def plugin(name: str, **hooks: Callable[..., Any]) -> type[Plugin]:
@@ -328,7 +328,7 @@ def test_corral_demo_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     kinds = {"none": plugin("none"), "one": plugin("one", corral_demo_models=models)}
     found = [Found(name=name, load=lambda kind=kind: kind) for name, kind in kinds.items()]  # type: ignore[misc]  # bound
     monkeypatch.setattr("corral.plugins.discovery.discover", lambda config: found)
-    choice = demo_model.choose()
+    choice = model.choose(CommandLine())
     assert choice.model == DemoModel(name="one/b", context_tokens=512, file=tmp_path / "given.gguf")
     assert (choice.name, choice.plugin, choice.problem) == ("one/b", "one", "")
 

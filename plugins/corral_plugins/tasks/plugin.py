@@ -120,8 +120,9 @@ class TasksPlugin(Plugin):
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:
         from corral_plugins.tasks.command import command
+        from corral_plugins.tasks.demo.command import command as demo
 
-        return [command]
+        return [command, demo]
 
     @hookimpl
     def corral_subscribers(self) -> Iterable[Subscriber]:

@@ -7,8 +7,8 @@ import subprocess
 import time
 from typing import Any, Protocol
 
-from corral.cli.demo_model import NEW_TOKENS, WITHOUT_MODEL, Choice
 from corral.http.remote import LiveText, Remote, RemoteError
+from corral_plugins.tasks.demo.model import NEW_TOKENS, WITHOUT_MODEL, Choice
 
 TERMINAL = ("task.completed", "task.failed", "task.cancelled")
 

@@ -10,11 +10,7 @@ from typing import NamedTuple
 import click
 import tomlkit
 
-from corral.cli.commands import contributed
-from corral.config.model import Config
-from corral.config.reader import load as load_config
-from corral.errors import Refused
-from corral.plugin import DemoModel, Installation
+from corral.plugin import DemoModel, OpenSession
 
 WITHOUT_MODEL = "scripted/echo"
 NEW_TOKENS = 120
@@ -32,18 +28,14 @@ class Choice(NamedTuple):
     plugin_dir: Path | None = None
 
 
-def choose() -> Choice:
+def choose(command_line: OpenSession) -> Choice:
     """The first model that an installed plugin offers and that can be used on this machine."""
-    try:
-        config = load_config()
-    except Refused:  # the demo has nothing to do with the installation that this file is of
-        config = Config()
-    here = Installation(data_dir=config.data_dir, local_model=config.local_model)
+    here = command_line.installation()
     problems = []
-    for plugin, models in contributed(config, "corral_demo_models", "models", lambda hook: list(hook(here))):
+    for plugin, models in command_line.ask_plugins("corral_demo_models", "models", here):
         for model in models:
             if model.problem is None:
-                return Choice(model.name, model, plugin, "", config.plugins.dir)
+                return Choice(model.name, model, plugin, "", here.plugin_dir)
             problems.append(model.problem)
     why = (
         "; ".join(problems)
