@@ -20,7 +20,7 @@ from tests.kernel.cli.warm import warm
 
 from corral.http.remote import Remote, RemoteError
 from corral.testing.server import ServerProcess
-from corral_plugins.tasks.command import Story
+from corral_plugins.tasks.command import EventPrinter
 
 SCRIPTS = """
 [plugins.llm.scripts.refuses]
@@ -157,10 +157,10 @@ def test_an_absent_server_is_told_once() -> None:
 
 
 def test_attempts_and_reasons_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    story = Story(quiet=False)
-    story.tell("task.started", {"attempt": 1})
-    story.tell("task.retried", {"attempt": 1, "reason": "lease_lost: The worker gave no sign of life."})
-    story.tell("task.started", {"attempt": 2})
+    printer = EventPrinter(quiet=False)
+    printer.print_event("task.started", {"attempt": 1})
+    printer.print_event("task.retried", {"attempt": 1, "reason": "lease_lost: The worker gave no sign of life."})
+    printer.print_event("task.started", {"attempt": 2})
     told = [line.split("s  ", 1)[1] for line in capsys.readouterr().err.splitlines()]
     assert told == ["started", "retried    lease_lost: The worker gave no sign of life.", "started    attempt 2"]
 

@@ -1,4 +1,7 @@
-"""The queues of claimable tasks: which an agent may serve, and their heads. Cost does not grow with the table."""
+"""The queues of claimable tasks: which ones an agent may serve, and their heads.
+
+The cost does not depend on the size of the table.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ import msgspec
 from corral.database.statement import Statement
 from corral.database.unit import current
 from corral_plugins.agents.api import AgentFacts
-from corral_plugins.tasks.models import Task
+from corral_plugins.tasks.models import Task, TaskRow
 from corral_plugins.tasks.service import rows
-from corral_plugins.tasks.service.rows import TASK_COLUMNS, TaskRow
+from corral_plugins.tasks.service.rows import TASK_COLUMNS
 from corral_plugins.tools.api import Tools
 from corral_plugins.workers.api import WorkerFacts
 
-# The queues that need tools and have a task: one look into a partial index for each, however many tasks there are.
+# The queues that require tools and have a task: one lookup in a partial index for each, however many tasks there are.
 _ONE_TOOLED = (
     "(SELECT t.{what} FROM tasks_tasks AS t WHERE t.status = 'pending' AND t.queue IS NOT NULL"
     " AND t.required_tools <> '[]' {which} ORDER BY t.queue LIMIT 1)"
@@ -40,7 +43,7 @@ _HEAD = (
     " ORDER BY rank DESC, deadline_key, available_at, created_at, id LIMIT 1"
 )
 _OTHERS = "AND (created_by IS NULL OR created_by NOT IN (SELECT {each} FROM {list}))"
-# The heads of many queues in one statement: one look into the index for each.
+# The heads of many queues in one statement: one lookup in the index for each.
 _SQLITE = (
     f"SELECT t.id, t.queue FROM json_each(?) AS q JOIN tasks_tasks AS t ON t.id = ({_HEAD})"  # noqa: S608  (all literals)
     " ORDER BY t.rank DESC, t.deadline_key, t.available_at, t.created_at, t.id LIMIT ?"
@@ -82,12 +85,12 @@ _TAKE_THIS = Statement(
 
 
 def _tooled() -> list[tuple[str, str]]:
-    """Queues that need tools and have a task, each with its tools as JSON."""
+    """The queues that require tools and have a task, each with its tools as JSON text."""
     return list(current().connection.execute(_TOOLED, ()).fetchall())
 
 
 def has_tools(offered: Iterable[str], wanted: Iterable[str]) -> bool:
-    """Whether all wanted tools are among the offered ones; `prefix.*` payloads every name below it."""
+    """Whether all wanted tools are among the offered ones; `prefix.*` offers every name below it."""
     names = set(offered)
     prefixes = tuple(name[:-1] for name in names if name.endswith(".*"))
     return all(tool in names or (bool(prefixes) and tool.startswith(prefixes)) for tool in wanted)
@@ -99,7 +102,7 @@ def missing_tools(offered: Sequence[str], wanted: Iterable[str]) -> list[str]:
 
 
 def brings(worker: WorkerFacts, tools: Sequence[str], service: Tools | None) -> bool:
-    """Whether a run on this worker has the tools of a task: its own (none listed: all) and those of the server."""
+    """Whether a run on this worker has these tools, from the server or from the worker (all, if it lists none)."""
     if not worker.tools:
         return True
     of_server = service.of_server() if service is not None else ()
@@ -107,7 +110,7 @@ def brings(worker: WorkerFacts, tools: Sequence[str], service: Tools | None) -> 
 
 
 def served(agents: Sequence[AgentFacts], worker: WorkerFacts, service: Tools | None) -> dict[str, list[AgentFacts]]:
-    """Queues that these agents may serve on this worker, each with its agents in their order."""
+    """The queues that these agents may serve on this worker, each with its agents in their order."""
     found: dict[str, list[AgentFacts]] = {}
     for agent in agents:
         for base in (f"agent:{agent.id}", f"role:{agent.role}", "any"):
@@ -126,7 +129,7 @@ def served(agents: Sequence[AgentFacts], worker: WorkerFacts, service: Tools | N
 
 
 def heads(queues: Iterable[str], *, limit: int, without: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """`(task id, queue)` of the first task of each queue, best first. `without`: not those of these requesters."""
+    """`(task id, queue)` of the first task of each queue, best first. `without` excludes these requesters."""
     unit = current()
     names = msgspec.json.encode(list(queues)).decode()
     is_sqlite = unit.database.kind == "sqlite"
@@ -139,7 +142,7 @@ def heads(queues: Iterable[str], *, limit: int, without: Sequence[str] = ()) -> 
 
 
 def take(task_id: str, queue: str, *, exactly: bool) -> TaskRow | None:
-    """Lock the head of a queue; None when it was taken meanwhile.
+    """Lock the head of a queue. Returns None when another claim took it meanwhile.
 
     On PostgreSQL claims in parallel skip what others have locked and take the next of the queue, unless `exactly`.
     """
@@ -153,7 +156,7 @@ def take(task_id: str, queue: str, *, exactly: bool) -> TaskRow | None:
 
 
 def first_of(names: Iterable[str], *, limit: int) -> list[str]:
-    """Ids of the first tasks of these queues together, in claim order."""
+    """Ids of the first tasks of all these queues together, in claim order."""
     unit = current()
     filled = [queue for _, queue in heads(names, limit=limit)]
     if not filled:
