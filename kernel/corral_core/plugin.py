@@ -235,7 +235,7 @@ class CorePlugin(Plugin):
     async def start(self, runtime: Runtime) -> None:
         """Keys, the bootstrap admin, and what admins have taken out of service."""
         work = runtime.service(Work)
-        if runtime.service(Database).kind == "sqlite":
+        if runtime.service(Database).is_file:
             machine = MachineLease(work)
             await machine.take()
             runtime.supervise("machine", machine.keep)

@@ -9,13 +9,13 @@ from typing import Any
 import peewee
 
 from corral import clock
+from corral.database.dialect import advisory_lock
 from corral.database.unit import current
 from corral.errors import Conflict
 from corral.plugin import SECRET_CHANGE
 from corral_core.accounts.api import UserView
 from corral_core.accounts.models import UserRow
 
-ADMINS_LOCK = 0x434F5252_41444D4E
 RIGHTS = frozenset({"role", "is_active", "must_change_password", "email_verified"})
 
 
@@ -79,7 +79,5 @@ def unique() -> Iterator[None]:
 
 
 def _lock_admins() -> None:
-    """Changes that take an admin away come one after the other; SQLite has one writer anyway."""
-    unit = current()
-    if unit.database.kind == "postgresql":
-        unit.connection.execute("SELECT pg_advisory_xact_lock(%s)", (ADMINS_LOCK,))
+    """Changes that take an admin away come one after the other."""
+    advisory_lock("core.admins")

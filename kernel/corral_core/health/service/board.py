@@ -99,7 +99,7 @@ class HealthBoard:
         ignored = [item.setting.name for item in self._settings.shown() if item.problem is not None]
         found = {
             "rate_limits_off": not config.rate_limits,
-            "synchronous_normal": config.database.synchronous == "normal" and config.database.url.startswith("sqlite"),
+            "synchronous_normal": config.database.synchronous == "normal" and config.database.is_file,
             "registration_open_on_public_bind": here.is_public and self._settings.get(REGISTRATION) == "open",
             "key_in_data_dir": config.keys.master_key is None,
             "safe_mode": config.safe_mode,

@@ -11,9 +11,9 @@ import peewee
 
 from corral import clock
 from corral.config.model import Config
+from corral.database.dialect import server_seconds
 from corral.database.engine import Database
 from corral.database.leases import acquire
-from corral.database.unit import current
 from corral.errors import Problem
 from corral.ids import new_id
 from corral.jobs.job import ScheduleRow
@@ -123,10 +123,10 @@ class KernelChecks:
 
     async def skew(self) -> Told:
         """Of the clock against the database."""
-        if self._database.kind == "sqlite":
+        if self._database.is_file:
             return "ok", "The database is a file of this machine."
         before = clock.time_s()
-        there = await self._database.work(_time_of_database, read=True)
+        there = await self._database.work(server_seconds, read=True)
         skew = max(0.0, before - there, there - clock.time_s())
         status = "down" if skew > WRONG_CLOCK else "degraded" if skew > SKEW else "ok"
         return status, f"The clock differs from the database's by {skew:.1f} s."
@@ -144,8 +144,3 @@ class KernelChecks:
 def _first_due(names: list[str]) -> str | None:
     found = ScheduleRow.select(peewee.fn.MIN(ScheduleRow.next_at)).where(ScheduleRow.name.in_(names)).tuples().first()
     return None if found is None else found[0]
-
-
-def _time_of_database() -> float:
-    row = current().connection.execute("SELECT EXTRACT(EPOCH FROM clock_timestamp())").fetchone()
-    return float(row[0])

@@ -33,7 +33,7 @@ class MachineLease:
         other = await self._work(self._take, entry=ENTRY)
         if other is not None:
             name = other.partition(" ")[0]
-            raise Refused(f"another machine, {name}, serves this SQLite database; stop it there, or use PostgreSQL")
+            raise Refused(f"another machine, {name}, serves this database file; stop it, or use a database server")
 
     async def keep(self) -> None:
         """Renew it for ever; supervised by the kernel."""
@@ -41,7 +41,7 @@ class MachineLease:
             await asyncio.sleep(RENEW_SECONDS)
             other = await self._work(self._take, entry=ENTRY)
             if other is not None:
-                log.critical("another machine serves this SQLite database too", extra={"machine": other})
+                log.critical("another machine serves this database file too", extra={"machine": other})
 
     def _take(self) -> str | None:
         """Who has it instead. A name that was here before the machine was started again is the same machine."""

@@ -1,4 +1,4 @@
-"""The tables of tasks, their indexes, and the full-text index: FTS5 on SQLite, a GIN index on PostgreSQL."""
+"""The tables of tasks, their indexes, and the full-text index."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import peewee
 from peewee import SQL, Model
+
+from corral.database.full_text import FullTextIndex
 
 
 def up(migrator: Any, db: Any) -> None:
@@ -273,11 +275,4 @@ def up(migrator: Any, db: Any) -> None:
             SearchDocument,
         ]
     )
-    if isinstance(db, peewee.SqliteDatabase):
-        db.execute_sql(
-            "CREATE VIRTUAL TABLE tasks_search USING fts5("
-            "title, description, content='', tokenize='unicode61 remove_diacritics 0', prefix='1 2 3')"
-        )
-    else:
-        db.execute_sql("CREATE TABLE tasks_search (n BIGINT PRIMARY KEY, words tsvector NOT NULL)")
-        db.execute_sql("CREATE INDEX tasks_search_words ON tasks_search USING gin (words)")
+    FullTextIndex("tasks_search", "title", "description").create(db)

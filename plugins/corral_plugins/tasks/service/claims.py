@@ -14,8 +14,8 @@ import msgspec
 import peewee
 
 from corral import clock
+from corral.database.dialect import savepoint
 from corral.database.statement import Statement
-from corral.database.unit import current
 from corral.errors import NotFound
 from corral.ids import new_id
 from corral.plugin import Contributions
@@ -33,31 +33,6 @@ from corral_plugins.tasks.service import queues, rollups, rows, views
 from corral_plugins.tasks.service.transitions import NOT_QUEUED, Transitions, transition
 from corral_plugins.tools.api import ClaimTool, Tools
 from corral_plugins.workers.api import WorkerFacts
-
-
-class Savepoint:
-    """A savepoint within the unit: rows, events, jobs and counters. Call it to roll back; end with `release`."""
-
-    def __init__(self) -> None:
-        unit = current()
-        self._counters = rollups.snapshot()
-        self._lengths = [len(each) for each in (unit.events, unit.jobs, unit.audit, unit.after, unit.before)]
-        unit.connection.execute("SAVEPOINT tasks_claim")
-
-    def __call__(self) -> None:
-        """Roll back to the savepoint."""
-        unit = current()
-        unit.connection.execute("ROLLBACK TO SAVEPOINT tasks_claim")
-        for each, length in zip(
-            (unit.events, unit.jobs, unit.audit, unit.after, unit.before), self._lengths, strict=True
-        ):
-            del each[length:]
-        rollups.restore(self._counters)
-
-    def release(self) -> None:
-        """Keep the changes."""
-        current().connection.execute("RELEASE SAVEPOINT tasks_claim")
-
 
 log = logging.getLogger("corral.tasks")
 
@@ -270,14 +245,14 @@ class Claims:
         if not agents:
             return ClaimAnswer(tasks=[], reason="none")
         claims: list[Claim] = []
-        savepoint = Savepoint()
+        counted = rollups.snapshot()
         try:
-            claims = self._lease(worker, self._choose(worker, agents, min(max_tasks, free)))
+            with savepoint():
+                claims = self._lease(worker, self._choose(worker, agents, min(max_tasks, free)))
         except _SlotTaken:
-            savepoint()
+            rollups.restore(counted)
             if tries > 1:
                 return self.claim(worker_id, max_tasks=max_tasks, agent_ids=agent_ids, tries=tries - 1)
-        savepoint.release()
         return ClaimAnswer(tasks=claims, reason="ok" if claims else "none")
 
     def claimable(self, worker_id: str, *, limit: int) -> list[str]:

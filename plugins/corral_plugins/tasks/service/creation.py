@@ -16,6 +16,7 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.database.model import JSONField
 from corral.database.statement import Parameter, Statement
+from corral.database.unit import locked
 from corral.errors import Fault, Invalid, TooMany
 from corral.http.answers import Encoded
 from corral.ids import new_id
@@ -39,7 +40,9 @@ _ADD_DEPENDENCY = Statement(
     lambda p: Dependency.insert({Dependency.task_id: p("task"), Dependency.needs_id: p("needs")})
 )
 # Locked, so that a dependency cannot end between this look and the commit.
-_STATUS_OF_DEPENDENCY = Statement(lambda p: rows.shared(Task.select(Task.status).where(Task.id == p("id"))).tuples())
+_STATUS_OF_DEPENDENCY = Statement(
+    lambda p: locked(Task.select(Task.status).where(Task.id == p("id")), share=True).tuples()
+)
 _CHILDREN = Statement(lambda p: Task.select(Task.id).where(Task.parent_task_id == p("id")).limit(MAX_CHILDREN).tuples())
 
 _encode = msgspec.json.Encoder().encode

@@ -19,6 +19,7 @@ from msgspec import UNSET
 from corral import clock
 from corral.auth.principal import Principal
 from corral.auth.visibility import NONE, can_read, visible
+from corral.database.dialect import milliseconds_between
 from corral.database.model import SHARED
 from corral.database.statement import Statement
 from corral.errors import NotFound
@@ -26,7 +27,7 @@ from corral.events.log import COLUMNS as EVENT_COLUMNS
 from corral.events.log import EventRow, EventView, Record
 from corral.http.page import Order, Page, PageQuery, check_place, paginate, read_cursor, write_cursor
 from corral_plugins.tasks.models import PRIORITIES, STATUSES, Attempt, Comment, PageAnchor, Task, TaskRow
-from corral_plugins.tasks.service import rollups, rows, search, statistics
+from corral_plugins.tasks.service import rollups, rows, search
 from corral_plugins.tasks.service.views import Views
 from corral_plugins.tasks.shapes import AttemptView, CommentView, Stats, StatsQuery, TaskQuery
 
@@ -412,8 +413,7 @@ def _has_words(words: list[str]) -> Any:
     """The condition that a task is among the newest matches, see `search.CAP`."""
     if not words:
         return NONE
-    sql, parameters = search.candidates(search.query_of(words))
-    found = Task.id.in_(peewee.SQL(sql, parameters))
+    found = Task.id.in_(search.candidates(search.query_of(words)))
     newer = [row[0] for row in search.newer(words)]
     return found | Task.id.in_(newer) if newer else found
 
@@ -444,7 +444,7 @@ def _last_day(where: list[Any]) -> Counter[str]:
     done, failed = [(Task.status == status) & (Task.finished_at >= began) for status in ("completed", "failed")]
     started = (Task.started_at >= began) & (Task.queued_at <= Task.started_at)  # not again in the queue
     ran, queued = [
-        peewee.SQL(statistics.milliseconds(since, until))
+        peewee.SQL(milliseconds_between(since, until))
         for since, until in (("started_at", "finished_at"), ("queued_at", "started_at"))
     ]
     sums = [

@@ -6,12 +6,12 @@ The cost does not depend on the size of the table.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import msgspec
 
+from corral.database.dialect import execute, json_texts
 from corral.database.statement import Statement
-from corral.database.unit import current
+from corral.database.unit import locked
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.tasks.models import Task, TaskRow
 from corral_plugins.tasks.service import rows
@@ -39,54 +39,35 @@ _TOOLED = (
 )
 _ORDER = "rank DESC, deadline_key, available_at, created_at, id"
 _HEAD = (
-    "SELECT {what} FROM tasks_tasks WHERE status = 'pending' AND queue = {queue} {others}"
-    " ORDER BY rank DESC, deadline_key, available_at, created_at, id LIMIT 1"
+    f"(SELECT id FROM tasks_tasks WHERE status = 'pending' AND queue = q.value {{others}} ORDER BY {_ORDER} LIMIT 1)"  # noqa: S608  (all literals)
 )
-_OTHERS = "AND (created_by IS NULL OR created_by NOT IN (SELECT {each} FROM {list}))"
 # The heads of many queues in one statement: one lookup in the index for each.
-_SQLITE = (
-    f"SELECT t.id, t.queue FROM json_each(?) AS q JOIN tasks_tasks AS t ON t.id = ({_HEAD})"  # noqa: S608  (all literals)
+_HEADS = (
+    f"SELECT t.id, t.queue FROM {{queues}} JOIN tasks_tasks AS t ON t.id = {_HEAD}"  # noqa: S608  (all literals)
     " ORDER BY t.rank DESC, t.deadline_key, t.available_at, t.created_at, t.id LIMIT ?"
 )
-_POSTGRES = (
-    f"SELECT t.id, t.queue FROM json_array_elements_text(%s::json) AS q(value) CROSS JOIN LATERAL ({_HEAD}) AS t"  # noqa: S608
-    " ORDER BY t.rank DESC, t.deadline_key, t.available_at, t.created_at, t.id LIMIT %s"
-)
+_OTHERS = "AND (created_by IS NULL OR created_by NOT IN (SELECT value FROM {users}))"
 _COLUMNS = "id, queue, rank, deadline_key, available_at, created_at"
 
-_SQLITE_HEADS = _SQLITE.format(what="id", queue="q.value", others="")
-_SQLITE_OTHERS = _SQLITE.format(what="id", queue="q.value", others=_OTHERS.format(each="value", list="json_each(?)"))
-_POSTGRES_HEADS = _POSTGRES.format(what=_COLUMNS, queue="q.value", others="")
-_POSTGRES_OTHERS = _POSTGRES.format(
-    what=_COLUMNS, queue="q.value", others=_OTHERS.format(each="value", list="json_array_elements_text(%s::json)")
-)
-
-_TAKE = Statement(
-    lambda p: Task.select(*TASK_COLUMNS).where((Task.id == p("id")) & (Task.status == "pending")).tuples()
-)
 _TAKE_FREE = Statement(
-    lambda p: (
+    lambda p: locked(
         Task.select(*TASK_COLUMNS)
         .where(rows.PENDING & (Task.queue == p("queue")))
         .order_by(Task.rank.desc(), Task.deadline_key, Task.available_at, Task.created_at, Task.id)
-        .limit(1)
-        .for_update(skip_locked=True)
-        .tuples()
-    )
+        .limit(1),
+        skip_locked=True,
+    ).tuples()
 )
 _TAKE_THIS = Statement(
-    lambda p: (
-        Task.select(*TASK_COLUMNS)
-        .where((Task.id == p("id")) & (Task.status == "pending"))
-        .for_update(skip_locked=True)
-        .tuples()
-    )
+    lambda p: locked(
+        Task.select(*TASK_COLUMNS).where((Task.id == p("id")) & (Task.status == "pending")), skip_locked=True
+    ).tuples()
 )
 
 
 def _tooled() -> list[tuple[str, str]]:
     """The queues that require tools and have a task, each with its tools as JSON text."""
-    return list(current().connection.execute(_TOOLED, ()).fetchall())
+    return list(execute(_TOOLED).fetchall())
 
 
 def has_tools(offered: Iterable[str], wanted: Iterable[str]) -> bool:
@@ -130,39 +111,32 @@ def served(agents: Sequence[AgentFacts], worker: WorkerFacts, service: Tools | N
 
 def heads(queues: Iterable[str], *, limit: int, without: Sequence[str] = ()) -> list[tuple[str, str]]:
     """`(task id, queue)` of the first task of each queue, best first. `without` excludes these requesters."""
-    unit = current()
-    names = msgspec.json.encode(list(queues)).decode()
-    is_sqlite = unit.database.kind == "sqlite"
+    names = rows.as_text(list(queues))
+    others, parameters = ("", [names, limit])
     if without:
-        sql = _SQLITE_OTHERS if is_sqlite else _POSTGRES_OTHERS
-        parameters: tuple[Any, ...] = (names, msgspec.json.encode(list(without)).decode(), limit)
-    else:
-        sql, parameters = _SQLITE_HEADS if is_sqlite else _POSTGRES_HEADS, (names, limit)
-    return [(row[0], row[1]) for row in unit.connection.execute(sql, parameters).fetchall()]
+        others, parameters = _OTHERS.format(users=json_texts("u")), [names, rows.as_text(list(without)), limit]
+    sql = _HEADS.format(queues=json_texts("q"), others=others)
+    return [(row[0], row[1]) for row in execute(sql, parameters).fetchall()]
 
 
 def take(task_id: str, queue: str, *, exactly: bool) -> TaskRow | None:
     """Lock the head of a queue. Returns None when another claim took it meanwhile.
 
-    On PostgreSQL claims in parallel skip what others have locked and take the next of the queue, unless `exactly`.
+    Claims that run in parallel skip the rows that others have locked and take the next of the queue, unless `exactly`.
     """
-    if current().database.kind == "sqlite":
-        found = _TAKE.one({"id": task_id})
-    elif exactly:
-        found = _TAKE_THIS.one({"id": task_id})
-    else:
-        found = _TAKE_FREE.one({"queue": queue})
+    found = _TAKE_THIS.one({"id": task_id}) if exactly else _TAKE_FREE.one({"queue": queue})
     return None if found is None else TaskRow(*found)
 
 
 def first_of(names: Iterable[str], *, limit: int) -> list[str]:
     """Ids of the first tasks of all these queues together, in claim order."""
-    unit = current()
     filled = [queue for _, queue in heads(names, limit=limit)]
     if not filled:
         return []
-    mark = "?" if unit.database.kind == "sqlite" else "%s"
-    one = f"SELECT * FROM (SELECT {_COLUMNS} FROM tasks_tasks WHERE status = 'pending' AND queue = {mark} ORDER BY {_ORDER} LIMIT {mark}) AS q"  # noqa: S608, E501
-    sql = f"SELECT id FROM ({' UNION ALL '.join([one] * len(filled))}) AS t ORDER BY {_ORDER} LIMIT {mark}"  # noqa: S608
+    one = (
+        f"SELECT * FROM (SELECT {_COLUMNS} FROM tasks_tasks WHERE status = 'pending' AND queue = ?"  # noqa: S608
+        f" ORDER BY {_ORDER} LIMIT ?) AS q"
+    )
+    sql = f"SELECT id FROM ({' UNION ALL '.join([one] * len(filled))}) AS t ORDER BY {_ORDER} LIMIT ?"  # noqa: S608
     parameters = [value for queue in filled for value in (queue, limit)]
-    return [row[0] for row in unit.connection.execute(sql, [*parameters, limit]).fetchall()]
+    return [row[0] for row in execute(sql, [*parameters, limit]).fetchall()]

@@ -7,14 +7,12 @@ locks are short and never form a cycle.
 from __future__ import annotations
 
 import functools
-import itertools
-import os
-import threading
 from collections import Counter, defaultdict
 
 import peewee
 
 from corral import clock
+from corral.database.dialect import counter_shard
 from corral.database.statement import Parameter, Statement
 from corral.database.unit import before_commit, current
 from corral_plugins.tasks.models import PRIORITIES, TERMINAL, HourlyRollup, Task, TaskCounter
@@ -79,16 +77,6 @@ _OLDEST = Statement(
     )
 )
 
-_next_shard = itertools.count(os.getpid())
-
-
-class _Thread(threading.local):
-    def __init__(self) -> None:
-        self.shard = next(_next_shard) % SHARDS
-
-
-_thread = _Thread()
-
 
 class CounterDeltas:
     """What the current unit adds to the counters and to the rollup of this hour."""
@@ -99,7 +87,7 @@ class CounterDeltas:
 
     def __call__(self) -> None:
         """Write them; called when the rows of the unit are written."""
-        shard = 0 if current().database.kind == "sqlite" else _thread.shard
+        shard = counter_shard(SHARDS)
         counters = [(name, n) for name, n in sorted(self.counters.items()) if n]
         if counters:
             values: dict[str, str | int] = {"shard": shard}

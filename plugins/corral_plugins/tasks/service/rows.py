@@ -15,7 +15,7 @@ import peewee
 from corral import clock
 from corral.database.model import JSONField, Model
 from corral.database.statement import Parameter, Statement
-from corral.database.unit import current, locked
+from corral.database.unit import locked
 from corral.errors import Conflict, NotFound
 from corral_plugins.tasks.models import EXTRA_DEFAULTS, Attempt, AttemptRow, Task, TaskRow
 
@@ -30,11 +30,6 @@ CAN_CONTINUE = Task.finished_at.is_null() & (Task.cancel_kind.is_null() | Task.c
 PENDING = peewee.SQL("status = 'pending'")
 QUEUED = peewee.SQL("status = 'pending' AND queue IS NOT NULL")
 """Literals, because the planner uses a partial index only for a condition that it can see."""
-
-
-def shared(query: Any) -> Any:
-    """The query with `FOR SHARE` where the engine has row locks: nobody changes the rows until the unit ends."""
-    return query if current().database.kind == "sqlite" else query.for_update("FOR SHARE")
 
 
 _TASK = Statement(lambda p: Task.select(*TASK_COLUMNS).where(Task.id == p("id")).tuples())

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from corral.database.unit import current
+from corral.database.dialect import execute, milliseconds_between
 from corral_plugins.agents.api import WorkFigures
 
-_SQLITE_MS = "CAST(ROUND((julianday({until}) - julianday({since})) * 86400000) AS INTEGER)"
-_POSTGRES_MS = (
-    "CAST(ROUND(EXTRACT(EPOCH FROM (CAST({until} AS timestamptz) - CAST({since} AS timestamptz))) * 1000) AS BIGINT)"
-)
 NEWEST = 10_000
 """At most this many attempts are read: an agent may have a million, and a unit of work has two seconds."""
 # `ms` is the duration of an attempt that was completed or failed; it is null for every other attempt.
 _FIGURES = """
 WITH newest AS (
   SELECT agent_id, agent_version, status, cost_micro, input_tokens, output_tokens, stalls, started_at, finished_at
-  FROM tasks_attempts WHERE agent_id = {mark} AND created_at >= {mark} ORDER BY created_at DESC LIMIT {newest}
+  FROM tasks_attempts WHERE agent_id = ? AND created_at >= ? ORDER BY created_at DESC LIMIT {newest}
 ), ended AS (
   SELECT newest.*, CASE WHEN status IN ('completed', 'failed') THEN {ms} END AS ms FROM newest
 ), placed AS (
@@ -49,16 +45,9 @@ class AttemptStatistics:
         return {version: found.get(version, absent) for version in versions}
 
 
-def milliseconds(since: str, until: str) -> str:
-    """The SQL expression of the milliseconds between two columns; null when one of them is null."""
-    return (_SQLITE_MS if current().database.kind == "sqlite" else _POSTGRES_MS).format(since=since, until=until)
-
-
 def _run(group: str, agent_id: str, since: str) -> list[tuple[Any, ...]]:
-    unit = current()
-    mark = "?" if unit.database.kind == "sqlite" else "%s"
-    sql = _FIGURES.format(ms=milliseconds("started_at", "finished_at"), mark=mark, newest=NEWEST, group=group)
-    found: list[tuple[Any, ...]] = unit.connection.execute(sql, [agent_id, since]).fetchall()
+    sql = _FIGURES.format(ms=milliseconds_between("started_at", "finished_at"), newest=NEWEST, group=group)
+    found: list[tuple[Any, ...]] = execute(sql, [agent_id, since]).fetchall()
     return found
 
 
