@@ -156,7 +156,7 @@ class TaskTools:
             Tool(
                 name="human.ask",
                 title="Ask a person",
-                description="Ask the person whose task this is, and wait for the answer.",
+                description="Ask the person who requested the task, and wait for the answer.",
                 risk="write",
                 schema=ASK_SCHEMA,
                 permission="tasks.write",

@@ -185,7 +185,7 @@ class Explanations:
             )
         )
         tools = rows.parsed(row.required_tools)
-        able = [worker for worker in chosen if queues.brings(worker, tools, self.tools)]
+        able = [worker for worker in chosen if queues.worker_has_tools(worker, tools, self.tools)]
         if chosen:
             found.append(
                 _yes("worker_tools", "A worker has its tools.")

@@ -38,15 +38,15 @@ _TOOLED = (
     f" SELECT queue, {_TOOLS} FROM found WHERE queue IS NOT NULL"
 )
 _ORDER = "rank DESC, deadline_key, available_at, created_at, id"
-_HEAD = (
-    f"(SELECT id FROM tasks_tasks WHERE status = 'pending' AND queue = q.value {{others}} ORDER BY {_ORDER} LIMIT 1)"  # noqa: S608  (all literals)
-)
-# The heads of many queues in one statement: one lookup in the index for each.
+# The heads of many queues in one statement: one lookup in the index of the claim for each. A head is a text of fixed
+# width that sorts in claim order and ends with the id of the task; letters sort after digits.
 _HEADS = (
-    f"SELECT t.id, t.queue FROM {{queues}} JOIN tasks_tasks AS t ON t.id = {_HEAD}"  # noqa: S608  (all literals)
-    " ORDER BY t.rank DESC, t.deadline_key, t.available_at, t.created_at, t.id LIMIT ?"
+    "SELECT q.value, COALESCE((SELECT (9 - rank) || deadline_key || available_at || created_at || id FROM tasks_tasks"  # noqa: S608
+    f" WHERE status = 'pending' AND queue = q.value {{others}} ORDER BY {_ORDER} LIMIT 1), 'none') AS head"
+    " FROM {queues} ORDER BY head LIMIT ?"
 )
 _OTHERS = "AND (created_by IS NULL OR created_by NOT IN (SELECT value FROM {users}))"
+ID_LENGTH = 36
 _COLUMNS = "id, queue, rank, deadline_key, available_at, created_at"
 
 _TAKE_FREE = Statement(
@@ -82,7 +82,7 @@ def missing_tools(offered: Sequence[str], wanted: Iterable[str]) -> list[str]:
     return [tool for tool in wanted if not has_tools(offered, [tool])]
 
 
-def brings(worker: WorkerFacts, tools: Sequence[str], service: Tools | None) -> bool:
+def worker_has_tools(worker: WorkerFacts, tools: Sequence[str], service: Tools | None) -> bool:
     """Whether a run on this worker has these tools, from the server or from the worker (all, if it lists none)."""
     if not worker.tools:
         return True
@@ -101,7 +101,7 @@ def served(agents: Sequence[AgentFacts], worker: WorkerFacts, service: Tools | N
     for queue, text in _tooled():
         of_base = found.get(queue.partition("#")[0])
         tools = msgspec.json.decode(text) if of_base else []
-        if of_base and brings(worker, tools, service):
+        if of_base and worker_has_tools(worker, tools, service):
             kinds_able = {kind for enabled, kind in kinds.items() if has_tools(enabled, tools)}
             able = [agent for agent in of_base if kind_of[agent.id] in kinds_able]
             if able:
@@ -111,12 +111,11 @@ def served(agents: Sequence[AgentFacts], worker: WorkerFacts, service: Tools | N
 
 def heads(queues: Iterable[str], *, limit: int, without: Sequence[str] = ()) -> list[tuple[str, str]]:
     """`(task id, queue)` of the first task of each queue, best first. `without` excludes these requesters."""
-    names = rows.as_text(list(queues))
-    others, parameters = ("", [names, limit])
+    others, parameters = "", [rows.as_text(list(queues)), limit]
     if without:
-        others, parameters = _OTHERS.format(users=json_texts("u")), [names, rows.as_text(list(without)), limit]
-    sql = _HEADS.format(queues=json_texts("q"), others=others)
-    return [(row[0], row[1]) for row in execute(sql, parameters).fetchall()]
+        others, parameters = _OTHERS.format(users=json_texts("u")), [rows.as_text(list(without)), *parameters]
+    found = execute(_HEADS.format(queues=json_texts("q"), others=others), parameters).fetchall()
+    return [(head[-ID_LENGTH:], queue) for queue, head in found if head != "none"]
 
 
 def take(task_id: str, queue: str, *, exactly: bool) -> TaskRow | None:
