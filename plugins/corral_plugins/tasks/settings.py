@@ -150,7 +150,7 @@ ACCEPT_LATE_RESULTS = Setting(
     name="workers.accept_late_results",
     kind=bool,
     default=False,
-    title="Accept a result that arrives while a cancellation by a person is pending",
+    title="Accept a result that arrives while a person's cancellation is pending, and complete the task",
 )
 
 
