@@ -37,6 +37,8 @@ class Plugin:
     config: ClassVar[type[msgspec.Struct] | None] = None
     """Shape of `[plugins.<name>]`."""
     permissions: ClassVar[Sequence[Permission]] = ()
+    prefixes: ClassVar[tuple[str, ...]] = ()
+    """Prefixes of permissions, settings, jobs and tables that this plugin owns beside its name; built-in ones only."""
     protected: ClassVar[bool] = False
     kernel_api: ClassVar[int] = KERNEL_API
 

@@ -26,7 +26,7 @@ HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % l
 PRAGMAS = "PRAGMA journal_mode=wal; PRAGMA synchronous=full; PRAGMA foreign_keys=1; PRAGMA cache_size=-4000"
 COUNT = """INSERT INTO tasks_counters (name, shard, n) VALUES (?, 0, 1), (?, 0, 1)
 ON CONFLICT (name, shard) DO UPDATE SET n = n + excluded.n"""
-NEXT = "(SELECT COALESCE(MAX(seq), 0) + 1 FROM core_events)"
+NEXT = "(SELECT COALESCE(MAX(seq), 0) + 1 FROM kernel_events)"
 
 
 class Writer(threading.Thread):
@@ -39,11 +39,11 @@ class Writer(threading.Thread):
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
         self._connection.executescript(PRAGMAS)
         self._task = self._pattern("SELECT * FROM tasks_tasks WHERE status = 'pending' LIMIT 1")
-        self._event = self._pattern("SELECT * FROM core_events WHERE type = 'task.created' LIMIT 1")
+        self._event = self._pattern("SELECT * FROM kernel_events WHERE type = 'task.created' LIMIT 1")
         del self._event["ins"]
         self._event.pop("seq", None)
         self._insert_task = self._insert("tasks_tasks", self._task)
-        self._insert_event = self._insert("core_events", self._event, seq=NEXT)
+        self._insert_event = self._insert("kernel_events", self._event, seq=NEXT)
 
     def _pattern(self, select: str) -> dict[str, Any]:
         cursor = self._connection.execute(select)

@@ -108,7 +108,7 @@ class Application:
         for endpoint in made:
             table.add(endpoint)
         if not loaded.found.built_in:
-            self.kernel.database.rooms |= {endpoint.label: loaded.name for endpoint in made}
+            self.kernel.database.plugin_by_label |= {endpoint.label: loaded.name for endpoint in made}
         self.endpoints.extend(made)
 
     def _follow(self, *changed: PluginRecord) -> None:

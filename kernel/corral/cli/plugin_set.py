@@ -45,7 +45,9 @@ def stored_states(config: Config) -> dict[str, str]:
     engine: Any
     try:
         with own_connection(database) as engine:
-            rows = engine.execute_sql("SELECT name, reason FROM core_plugin_states WHERE state = 'disabled'").fetchall()
+            rows = engine.execute_sql(
+                "SELECT name, reason FROM plugin_admin_states WHERE state = 'disabled'"
+            ).fetchall()
         return {name: reason or "admin" for name, reason in rows}
     except Exception:  # unreachable or empty: `corral doctor` is who tells of that
         return {}

@@ -98,7 +98,7 @@ def database_skew(config: Config) -> float | None:
                 began = time.time()
                 theirs = float(engine.execute_sql("SELECT extract(epoch FROM clock_timestamp())").fetchone()[0])
                 return theirs - (began + time.time()) / 2
-            newest = engine.execute_sql("SELECT max(ts) FROM core_events").fetchone()[0]
+            newest = engine.execute_sql("SELECT max(ts) FROM kernel_events").fetchone()[0]
             return max(0.0, clock.parse_instant(newest) - clock.time_s()) if newest else None
     except Exception:  # no database, no skew: that it does not answer is told elsewhere
         return None

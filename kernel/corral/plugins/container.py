@@ -14,8 +14,7 @@ from corral.plugin import Provide
 
 T = TypeVar("T")
 
-EVERYBODYS = ("corral.plugin", "corral.settings.store", "corral_core.accounts.api")  # protocols that a plugin provides
-CORE = "core"  # the kernel's own plugin: its services are everybody's, like the kernel's
+EVERYBODYS = ("corral.plugin", "corral.settings.store")  # protocols that a plugin provides
 
 
 class Scope(msgspec.Struct, frozen=True):
@@ -109,7 +108,7 @@ class Container:
             if optional:
                 return None
             raise Wiring(f"{room.plugin}: {where}: nobody provides {_name(kind)}")
-        if owner in ("", CORE, room.plugin) or owner in room.requires:
+        if owner in ("", room.plugin) or owner in room.requires:
             return self._instances[kind]
         if owner not in room.wants and getattr(kind, "__module__", "") not in EVERYBODYS:
             raise Wiring(f"{room.plugin}: {where}: {_name(kind)} is of {owner}: name it in requires or wants")

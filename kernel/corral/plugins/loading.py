@@ -24,7 +24,8 @@ from corral.plugins.record import PluginRecord, attempt, block, fail
 
 log = logging.getLogger("corral.plugins")
 
-FIRST = frozenset({"core", "settings"})  # what others read when they start must be there
+# The single-machine lock comes before any write, and what others read when they start must be there.
+FIRST = ("health", "accounts", "event_log", "plugin_admin", "redis", "settings")
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 BEFORE_BOOT = ("corral_hookspecs", "corral_commands", "corral_demo_models")  # asked where there is no kernel yet
@@ -60,7 +61,7 @@ def order(plugins: list[PluginRecord]) -> list[PluginRecord]:
             if not ready and loaded.active:
                 fail(loaded, f"requires go in a circle: {', '.join(item.name for item in circle)}")
             done[loaded.name] = waiting.pop(loaded.name)
-    ordered = sorted(done.values(), key=lambda item: (item.name not in FIRST, item.name != "core"))
+    ordered = sorted(done.values(), key=lambda item: FIRST.index(item.name) if item.name in FIRST else len(FIRST))
     block(ordered)
     return ordered
 
@@ -106,8 +107,11 @@ def _import(loaded: PluginRecord, config: Config) -> None:
     ):
         raise TypeError("requires and wants must be tuples of names of other plugins")
     judge("permissions", kind.permissions, Permission)
-    foreign = [item.name for item in kind.permissions if not item.name.startswith(f"{loaded.name}.")]
-    if foreign and loaded.name != "core":
+    if kind.prefixes and not loaded.found.built_in:
+        raise TypeError("prefixes are for the plugins that Corral brings along")
+    own = tuple(f"{prefix}." for prefix in (loaded.name, *kind.prefixes))
+    foreign = [item.name for item in kind.permissions if not item.name.startswith(own)]
+    if foreign:
         raise TypeError(f"permissions must begin with {loaded.name}.: {', '.join(foreign)}")
     inspect.getfile(kind)  # raises where the class says that it is of a module that is none
     loaded.kind = kind

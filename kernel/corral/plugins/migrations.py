@@ -12,7 +12,7 @@ import peewee
 from corral.config.model import Config
 from corral.crypto import Keyring
 from corral.database.engine import Database
-from corral.database.migrations import Home, Newer, keep_copy, migrate, one_after_the_other, pending_of, tables_of
+from corral.database.migrations import Home, Newer, exclusive_start, keep_copy, migrate, pending_of, tables_of
 from corral.database.sealed import SealedColumns
 from corral.plugins.record import PluginRecord, attempt, block, fail
 
@@ -33,7 +33,7 @@ def apply_migrations(database: Database, plugins: list[PluginRecord], config: Co
     """Migrate each active plugin in order; a failing script makes its plugin `failed`."""
     if allowed is None:
         allowed = migrates_on_start(config, database.kind)
-    with one_after_the_other(database) as engine:
+    with exclusive_start(database) as engine:
         homes = {item.name: home for item in plugins if item.active and (home := item.home()) is not None}
         waiting = {item.name: _waiting(engine, item, homes[item.name]) for item in plugins if item.name in homes}
         block(plugins)
@@ -85,9 +85,9 @@ def taken_out(database: Database) -> dict[str, str]:
     """The plugins that admins have taken out of service, with the reason: they are not loaded."""
 
     def stored() -> dict[str, str]:
-        if "core_plugin_states" not in tables_of(database.engine):
+        if "plugin_admin_states" not in tables_of(database.engine):
             return {}
-        rows = database.engine.execute_sql("SELECT name, reason FROM core_plugin_states WHERE state = 'disabled'")
+        rows = database.engine.execute_sql("SELECT name, reason FROM plugin_admin_states WHERE state = 'disabled'")
         return {name: reason or "admin" for name, reason in rows.fetchall()}
 
     return database.run(stored, read=True)

@@ -1,7 +1,7 @@
 """Counts what goes wrong in plugins, and puts those into quarantine in which too much does.
 
-Errors and lost calls come from any thread. A plugin is held at once in this process; `core` writes it down, tells the
-other processes, and lets it try again (`corral_core.plugin_admin.service.quarantine`).
+Errors and lost calls come from any thread. A plugin is held at once in this process; `plugin_admin` writes it
+down, tells the other processes, and lets it try again (`corral_core.plugin_admin.service.quarantine`).
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from corral.plugins.discovery import Found
 
 log = logging.getLogger("corral.plugins")
 
-ESSENTIAL = frozenset({"core", "audit", "security"})
-PROTECTED = ESSENTIAL | {"secrets", "settings", "admin"}
+ESSENTIAL = frozenset({"accounts", "audit", "health", "security"})
+PROTECTED = ESSENTIAL | {"admin", "event_log", "plugin_admin", "redis", "secrets", "settings"}
 
 
 class PluginRecord(msgspec.Struct, kw_only=True):

@@ -42,7 +42,7 @@ from corral.plugins.registry import HookContributions, PluginRegistry
 from corral.plugins.thread_exceptions import ThreadExceptions
 from corral.plugins.watchdog import Watchdog
 from corral.redact.redactor import Redactor
-from corral.settings.kernel import JOBS_CONCURRENCY, jobs_at_a_time
+from corral.settings.kernel import JOBS_CONCURRENCY, KERNEL, KERNEL_SETTINGS, jobs_at_a_time
 from corral.settings.registry import SettingsRegistry
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.supervisor import Supervisor
@@ -86,6 +86,7 @@ class Wired:
     def wire(self) -> None:
         """Services, settings, events, jobs, routes. What fails leaves its plugin `failed`."""
         self._offer()
+        self.settings.declare(KERNEL_SETTINGS, KERNEL)
         refuse_clashes(self.active)
         block(self.plugins)
         for loaded in list(self.active):
@@ -106,8 +107,10 @@ class Wired:
             attempt(loaded, lambda loaded=loaded: self._enclose(loaded, hooks))  # type: ignore[misc]  # bound per round
             self._tidy(loaded)
             if not loaded.found.built_in:
-                self.database.rooms |= {f"consumer {item.name}": loaded.name for item, _ in loaded.of("_subscribers")}
-                self.database.rooms |= {f"job {item.name}": loaded.name for item, _ in loaded.of("_jobs")}
+                self.database.plugin_by_label |= {
+                    f"consumer {item.name}": loaded.name for item, _ in loaded.of("_subscribers")
+                }
+                self.database.plugin_by_label |= {f"job {item.name}": loaded.name for item, _ in loaded.of("_jobs")}
         self._wire_runner()
         self.credentials.use([made for item in self.active for made in item.of("_authenticators")])
 
@@ -158,7 +161,8 @@ class Wired:
     def _wire_plugin(self, loaded: PluginRecord) -> None:
         for model in loaded.of("corral_models"):
             table = model._meta.table_name
-            if not table.startswith(f"{loaded.name}_") and table != loaded.name:
+            own = tuple(f"{prefix}_" for prefix in (loaded.name, *(loaded.kind.prefixes if loaded.kind else ())))
+            if not table.startswith(own) and table != loaded.name:
                 raise ValueError(f"table {table} must begin with {loaded.name}_")
         provides: list[Provide] = loaded.of("corral_services")
         loaded.contributions["_instances"] = self.container.build(self.room(loaded), provides)
@@ -167,7 +171,9 @@ class Wired:
 
     def _is_shown(self, plugin: str) -> bool:
         """Whether the settings of a plugin are: its own are kept while it is out of service, and hidden."""
-        return any(loaded.name == plugin and loaded.state in ("active", "quarantined") for loaded in self.plugins)
+        return plugin == KERNEL or any(
+            loaded.name == plugin and loaded.state in ("active", "quarantined") for loaded in self.plugins
+        )
 
     def _inject(self, loaded: PluginRecord) -> None:
         for instance in loaded.of("_instances"):

@@ -38,6 +38,7 @@ class SecurityPlugin(Plugin):
     """
 
     name = "security"
+    requires = ("accounts", "redis")
     protected = True
     permissions = (
         Permission("security.read", "See the sign-in policy, IP rules and everybody's sessions"),

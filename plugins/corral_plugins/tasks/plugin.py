@@ -50,7 +50,7 @@ class TasksPlugin(Plugin):
     """
 
     name = "tasks"
-    requires = ("agents", "workers")
+    requires = ("accounts", "agents", "workers")
     wants = ("admin", "cost", "llm", "secrets", "tools")
     permissions = (
         Permission("tasks.read", "Read tasks, their logs and statistics", holders=(*READERS, "agent")),
