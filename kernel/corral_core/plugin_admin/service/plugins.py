@@ -155,7 +155,7 @@ class PluginCatalogue:
         return msgspec.structs.replace(self.get(name), state="active", reason=None)
 
     def _open(self, name: str) -> None:
-        self._warden.standing(name).clear()
+        self._warden.tracker(name).clear()
         self._registry.enable(name)
 
     def stored(self) -> dict[str, str]:
