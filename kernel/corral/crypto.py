@@ -130,7 +130,7 @@ class Keyring:
             if not path.exists():
                 return cls(source=str(path))
             if readable_by_others(path):
-                raise Refused(f"{path}: others may read this key; chmod 600 {path}")
+                raise Refused(f"{path}: other users can read this key; run chmod 600 {path}")
             text = path.read_text("ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise Refused(f"{path}: the master key cannot be read or made: {error}") from None
