@@ -83,7 +83,9 @@ class Server(_Part, frozen=True):
         tuple[Network, ...], Key("Proxies whose X-Forwarded-For is trusted", "CORRAL_TRUSTED_PROXIES")
     ] = ()
     processes: Annotated[int, Meta(ge=1, le=256), Key("Server processes on this machine")] = 1
-    server: Annotated[Literal["hypercorn", "uvicorn"], Key("The ASGI server")] = "hypercorn"
+    server: Annotated[
+        Literal["auto", "hypercorn", "uvicorn"], Key("The ASGI server; auto is uvicorn if it is installed")
+    ] = "auto"
     fast_dispatch: Annotated[bool, Key("Dispatch routes by the kernel's own table")] = True
     body_timeout_seconds: Annotated[
         int,
