@@ -413,5 +413,5 @@ def test_ensure_data_dir(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     for bad in (file, file / "below"):
-        with pytest.raises(Refused, match="cannot be made"):
+        with pytest.raises(Refused, match="cannot be created"):
             ensure_data_dir(load({}, path=NO_FILE, overrides={"data_dir": bad}))
