@@ -17,7 +17,7 @@ class Lease(Model):
     fence = peewee.BigIntegerField(default=0)
 
     class Meta:
-        table_name = "core_leases"
+        table_name = "kernel_leases"
 
 
 def acquire(name: str, holder: str, seconds: float) -> bool:

@@ -43,7 +43,7 @@ class ConsumerRow(Model):
     updated_at = InstantField()
 
     class Meta:
-        table_name = "core_consumers"
+        table_name = "kernel_consumers"
 
 
 class Subscriber(msgspec.Struct, frozen=True):

@@ -19,6 +19,8 @@ class Event(msgspec.Struct, kw_only=True):
     event: ClassVar[str]
     """The public name: `noun.past_participle`."""
     visibility: ClassVar[str] = SHARED
+    area: ClassVar[str] = ""
+    """Admins read the objects of this event by the permission `<area>.read`; empty: the name of the plugin."""
 
 
 class Emitted(msgspec.Struct, frozen=True):
@@ -67,6 +69,7 @@ class SystemAlert(Event, kw_only=True):
 
     event = "system.alert"
     visibility = "admin"
+    area = "settings"
 
     kind: str
     severity: str  # info | warning | critical

@@ -41,7 +41,7 @@ class EventRow(Model):
     cause = peewee.TextField(default="[]")
 
     class Meta:
-        table_name = "core_events"
+        table_name = "kernel_events"
         indexes = ((("object_id", "ins"), False),)
 
 
@@ -175,9 +175,9 @@ def number_committed() -> int:
     if not connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (SEQUENCER_LOCK,)).fetchone()[0]:
         return 0
     cursor = connection.execute(
-        "UPDATE core_events AS e SET seq = n.seq FROM ("
-        " SELECT ins, (SELECT coalesce(max(seq), 0) FROM core_events) + row_number() OVER (ORDER BY ins) AS seq"
-        " FROM (SELECT ins FROM core_events WHERE seq IS NULL ORDER BY ins LIMIT %s) AS waiting"
+        "UPDATE kernel_events AS e SET seq = n.seq FROM ("
+        " SELECT ins, (SELECT coalesce(max(seq), 0) FROM kernel_events) + row_number() OVER (ORDER BY ins) AS seq"
+        " FROM (SELECT ins FROM kernel_events WHERE seq IS NULL ORDER BY ins LIMIT %s) AS waiting"
         ") AS n WHERE e.ins = n.ins",
         (NUMBER_BATCH,),
     )

@@ -53,7 +53,7 @@ class JobRow(Model):
     finished_at = InstantField(null=True)
 
     class Meta:
-        table_name = "core_jobs"
+        table_name = "kernel_jobs"
         indexes = ((("state", "run_at"), False),)
 
 
@@ -66,7 +66,7 @@ class ScheduleRow(Model):
     error = peewee.TextField(null=True)
 
     class Meta:
-        table_name = "core_schedules"
+        table_name = "kernel_schedules"
 
 
 def enqueue(name: str, *, delay_seconds: float = 0.0, **arguments: Any) -> str:
