@@ -74,13 +74,11 @@ class Server(_Part, frozen=True):
     bind: Annotated[Bind, Key("Address and port to listen on", "CORRAL_BIND")] = "127.0.0.1:8000"
     public_url: Annotated[
         WebUrl | None,
-        Key("Base URL of links in mails and documents", "CORRAL_PUBLIC_URL", example="https://corral.example.org"),
+        Key("Base URL of links", "CORRAL_PUBLIC_URL", example="https://corral.example.org"),
     ] = None
-    allowed_hosts: Annotated[
-        tuple[Host, ...], Key("Additional names accepted in the Host header", "CORRAL_ALLOWED_HOSTS")
-    ] = ()
+    allowed_hosts: Annotated[tuple[Host, ...], Key("Further accepted Host headers", "CORRAL_ALLOWED_HOSTS")] = ()
     trusted_proxies: Annotated[
-        tuple[Network, ...], Key("Proxies whose X-Forwarded-For is trusted", "CORRAL_TRUSTED_PROXIES")
+        tuple[Network, ...], Key("Trusted sources of X-Forwarded-For", "CORRAL_TRUSTED_PROXIES")
     ] = ()
     processes: Annotated[int, Meta(ge=1, le=256), Key("Server processes on this machine")] = 1
     server: Annotated[
@@ -90,7 +88,7 @@ class Server(_Part, frozen=True):
     body_timeout_seconds: Annotated[
         int,
         Meta(ge=1, le=3600),
-        Key("Seconds without progress after which a request body is rejected", "CORRAL_BODY_TIMEOUT"),
+        Key("Longest pause within a request body", "CORRAL_BODY_TIMEOUT"),
     ] = 30
     certfile: Annotated[Path | None, Key("TLS certificate chain", example="/etc/corral/tls.crt")] = None
     keyfile: Annotated[Path | None, Key("TLS private key", example="/etc/corral/tls.key")] = None
@@ -107,7 +105,7 @@ class Database(_Part, frozen=True):
     pool_size: Annotated[int, Meta(ge=1, le=512), Key("PostgreSQL connections per process")] = 16
     synchronous: Annotated[
         Literal["full", "normal"],
-        Key("SQLite: normal may lose commits on a power failure", "CORRAL_SQLITE_SYNCHRONOUS"),
+        Key("SQLite: normal may lose commits", "CORRAL_SQLITE_SYNCHRONOUS"),
     ] = "full"
 
     @property
@@ -187,7 +185,7 @@ class Config(_Part, frozen=True):
     ip_rules_disabled: Annotated[bool, Key("Ignore the IP rules, to regain access", "CORRAL_IP_RULES_DISABLED")] = False
     metrics_token: Annotated[Text | None, Key("Bearer token required by /metrics", "CORRAL_METRICS_TOKEN", True)] = None
     bootstrap_admin_email: Annotated[
-        Text | None, Key("E-mail address of the first admin", "CORRAL_BOOTSTRAP_ADMIN_EMAIL", example="me@example.org")
+        Text | None, Key("E-mail of the first admin", "CORRAL_BOOTSTRAP_ADMIN_EMAIL", example="me@example.org")
     ] = None
     bootstrap_admin_password: Annotated[
         Text | None, Key("Password of the first admin", "CORRAL_BOOTSTRAP_ADMIN_PASSWORD", True)
