@@ -22,7 +22,7 @@ from corral.settings.registry import SettingsRegistry
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """Its path, in the user's cache; it is downloaded if it is not there yet."""
-    return install(user_cache(), tell=lambda text: print(text, file=sys.stderr)).path
+    return install(user_cache(), report=lambda text: print(text, file=sys.stderr)).path
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ async def provider(demo_model: Path, children: Children, tmp_path: Path) -> Asyn
     settings = SettingsRegistry({})
     settings.declare(ALL)
     made = LocalProvider()
-    made.begin(children, settings, Installation(data_dir=tmp_path, local_model=demo_model))
-    await made.look()
+    made.start(children, settings, Installation(data_dir=tmp_path, local_model=demo_model))
+    await made.find_model()
     yield made
     await made.close()
 

@@ -1,4 +1,4 @@
-"""What the gateway tells of itself."""
+"""Events of the gateway."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from corral.events.event import Event
 
 
 class ProviderChanged(Event, kw_only=True):
-    """A provider of models was made, changed or deleted."""
+    """A model provider was created, updated or deleted."""
 
     event = "llm.provider_changed"
     visibility = ADMIN

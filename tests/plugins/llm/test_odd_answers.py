@@ -19,7 +19,7 @@ from corral_plugins.llm.api import Connection, LLMProvider
 from corral_plugins.llm.models import LlmSlot
 from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.service.redaction import StreamRedaction
-from corral_plugins.llm.service.states import States
+from corral_plugins.llm.service.settlement import ProviderStates
 
 THINKING = [
     {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
@@ -30,7 +30,7 @@ THINKING = [
 @pytest.fixture
 async def kit(make_kit: Callable[..., Any], providers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     """One provider, which is asked up to three times."""
-    monkeypatch.setattr("corral_plugins.llm.service.attempts.delay", lambda tries, failure: 0.0)
+    monkeypatch.setattr("corral_plugins.llm.service.dispatch.retry_delay", lambda tries, failure: 0.0)
     providers["up"]["max_retries"] = 2
     return await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"providers": providers}})
 
@@ -206,7 +206,7 @@ async def test_a_busy_database_loses_no_cost(kit: Any, monkeypatch: pytest.Monke
             raise Unavailable("The database is busy.", code="overloaded")
         return await work(*args, **kwargs)
 
-    monkeypatch.setattr("corral_plugins.llm.service.gateway.SETTLE_PAUSES", (0.01, 0.01))
+    monkeypatch.setattr("corral_plugins.llm.service.gateway.SETTLE_RETRY_SECONDS", (0.01, 0.01))
     monkeypatch.setattr(gateway, "_work", busy)
     assert (await chat(alice)).status == 200
     row, events = await ended(kit, alice)
@@ -214,10 +214,10 @@ async def test_a_busy_database_loses_no_cost(kit: Any, monkeypatch: pytest.Monke
 
 
 async def test_what_cannot_be_written_is_charged_all_the_same(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(self: States, outcome: Any) -> None:
+    def fails(self: ProviderStates, outcome: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(States, "note", fails)
+    monkeypatch.setattr(ProviderStates, "record", fails)
     alice = await kit.as_user("member")
     assert (await chat(alice)).status == 500
     row, (event,) = await ended(kit, alice)
@@ -287,7 +287,7 @@ async def test_lines_may_come_in_pieces_but_not_for_ever(
 
     upstream.otherwise = pieces
     assert text_of(chunks_of(await chat(alice, stream=True))) == "whole"
-    monkeypatch.setattr("corral_plugins.llm.kinds.wire.LONGEST_LINE", 60)
+    monkeypatch.setattr("corral_plugins.llm.providers.http.MAX_LINE_BYTES", 60)
     assert (await chat(alice, stream=True)).code == "provider_error"
 
 

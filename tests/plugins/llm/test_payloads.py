@@ -10,7 +10,7 @@ from tests.plugins.llm import conftest as up
 
 from corral import clock
 from corral_plugins.llm.jobs import prune
-from corral_plugins.llm.service.payloads import Payloads
+from corral_plugins.llm.service.calls import Payloads
 
 
 async def chat(client: Any) -> Any:

@@ -14,7 +14,7 @@ from tests.plugins.llm import conftest as up
 
 from corral.testing.kit import Answer, Client
 from corral_plugins.llm.api import ProviderError
-from corral_plugins.llm.service.attempts import delay
+from corral_plugins.llm.service.dispatch import retry_delay
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ async def chat(client: Client, model: str = "default", **more: Any) -> Answer:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pause between tries."""
-    monkeypatch.setattr("corral_plugins.llm.service.attempts.delay", lambda tries, failure: 0.0)
+    monkeypatch.setattr("corral_plugins.llm.service.dispatch.retry_delay", lambda tries, failure: 0.0)
 
 
 @pytest.mark.usefixtures("at_once")
@@ -59,9 +59,9 @@ async def test_the_same_provider_is_asked_again_before_another(
 def test_pauses_grow_and_a_providers_wish_counts() -> None:
     failure = ProviderError(503, "x")
     for tries, seconds in enumerate((1, 2, 4)):
-        assert 0.75 * seconds <= (delay(tries, failure) or 0) <= 1.25 * seconds
-    assert (delay(0, ProviderError(429, "x", retry_after=9)) or 0) >= 9
-    assert delay(0, ProviderError(429, "x", retry_after=11)) is None
+        assert 0.75 * seconds <= (retry_delay(tries, failure) or 0) <= 1.25 * seconds
+    assert (retry_delay(0, ProviderError(429, "x", retry_after=9)) or 0) >= 9
+    assert retry_delay(0, ProviderError(429, "x", retry_after=11)) is None
 
 
 @pytest.mark.parametrize("stream", [False, True])

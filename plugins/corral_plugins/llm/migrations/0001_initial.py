@@ -1,4 +1,4 @@
-"""Calls, providers, places in queues, payloads."""
+"""Create the tables of the plugin `llm`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import peewee
 
 
 def up(migrator: Any, db: peewee.Database) -> None:
-    """Create the tables."""
+    """Create the tables and indexes."""
 
     class LlmCall(peewee.Model):
         id = peewee.CharField(max_length=36, primary_key=True)
@@ -58,8 +58,9 @@ def up(migrator: Any, db: peewee.Database) -> None:
         requests_per_minute = peewee.IntegerField(null=True)
         max_retries = peewee.IntegerField()
         enabled = peewee.BooleanField()
+        api_key_secret = peewee.CharField(max_length=128, null=True)
         version = peewee.IntegerField()
-        stamp = peewee.CharField(max_length=36)
+        revision = peewee.CharField(max_length=36)
         created_at = peewee.CharField(max_length=24)
         updated_at = peewee.CharField(max_length=24)
         created_by = peewee.CharField(max_length=36, null=True)
@@ -71,8 +72,8 @@ def up(migrator: Any, db: peewee.Database) -> None:
 
     class LlmProviderState(peewee.Model):
         name = peewee.CharField(max_length=64, primary_key=True)
-        found_models = peewee.TextField(null=True)
-        stamp = peewee.CharField(max_length=36, null=True)
+        listed_models = peewee.TextField(null=True)
+        revision = peewee.CharField(max_length=36, null=True)
         models_refreshed_at = peewee.CharField(max_length=24, null=True)
         last_ok_at = peewee.CharField(max_length=24, null=True)
         last_error = peewee.TextField(null=True)
@@ -115,6 +116,6 @@ def up(migrator: Any, db: peewee.Database) -> None:
 
 
 def down(migrator: Any, db: peewee.Database) -> None:
-    """Drop them."""
+    """Drop the tables."""
     for table in ("llm_payloads", "llm_slots", "llm_provider_states", "llm_providers", "llm_calls"):
         db.execute_sql(f"DROP TABLE {table}")
