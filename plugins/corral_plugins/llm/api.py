@@ -1,15 +1,17 @@
-"""The public API of the LLM gateway: the service `LLM`, and the protocol that a kind of provider implements."""
+"""The public API of the LLM gateway: the service `LLM`, the protocol of kinds of providers, and the event."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
 
 from corral.auth.principal import Principal
+from corral.database.model import ADMIN
 from corral.errors import Failure
+from corral.events.event import Event
 from corral.schema.strict_json import replace_bad_characters
 
 
@@ -158,3 +160,13 @@ class LLM(Protocol):
     async def embed(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
         """Return the embeddings of `input` (a text or up to 256 texts) as OpenAI's list of float vectors."""
         ...
+
+
+class ProviderChanged(Event, kw_only=True):
+    """A model provider was created, updated or deleted."""
+
+    event = "llm.provider_changed"
+    visibility = ADMIN
+
+    provider: str
+    change: Literal["created", "updated", "deleted"]

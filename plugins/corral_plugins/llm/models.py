@@ -28,7 +28,6 @@ class LlmCall(Model):
     model = peewee.CharField(max_length=200)
     requested_model = peewee.CharField(max_length=265)
     task_id = IdField(null=True)
-    lease_id = IdField(null=True)
     agent_id = IdField(null=True)
     conversation_id = IdField(null=True)
     user_id = IdField(null=True)
@@ -75,9 +74,6 @@ class LlmProviderRow(Model):
     api_key_secret = peewee.CharField(max_length=128, null=True)
     version = peewee.IntegerField(default=1)
     revision = IdField()
-    created_at = InstantField()
-    updated_at = InstantField()
-    created_by = IdField(null=True)
 
     class Meta:
         table_name = "llm_providers"

@@ -20,8 +20,8 @@ from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Contributions, Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral.redact.redactor import Redactor
-from corral_plugins.llm import events, hookspecs, jobs, settings
-from corral_plugins.llm.api import LLM, LLMProvider
+from corral_plugins.llm import hookspecs, jobs, settings
+from corral_plugins.llm.api import LLM, LLMProvider, ProviderChanged
 from corral_plugins.llm.models import TABLES
 from corral_plugins.llm.providers.anthropic import AnthropicProvider
 from corral_plugins.llm.providers.http import ProviderHttp
@@ -140,7 +140,7 @@ class LlmPlugin(Plugin):
 
     @hookimpl
     def corral_events(self) -> Iterable[type[Event]]:
-        return events.ALL
+        return [ProviderChanged]
 
     @hookimpl
     def corral_settings(self) -> Iterable[Setting[Any]]:

@@ -79,7 +79,7 @@ ModelName = Annotated[str, line(200)]
 Key = Annotated[str, Meta(min_length=1, max_length=4096)]
 
 
-class NewProvider(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class NewProvider(ProviderFields, kw_only=True, forbid_unknown_fields=True):
     """A provider to create. `kind` and `base_url` may be omitted for presets."""
 
     name: ProviderName
@@ -88,13 +88,7 @@ class NewProvider(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     api_key: Key | None = None
     api_key_secret: Annotated[str, line(200)] | None = None
     headers: Headers = {}
-    models: Models = msgspec.field(default_factory=_all_models)
     default_model: ModelName | None = None
-    timeouts: Timeouts = Timeouts()
-    max_concurrency: Annotated[int, Meta(ge=1, le=1000)] | None = None
-    requests_per_minute: Annotated[int, Meta(ge=1, le=100_000)] | None = None
-    max_retries: Annotated[int, Meta(ge=0, le=5)] = 2
-    enabled: bool = True
 
 
 class ProviderPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -9,8 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-import os
-import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ from typing import Any, NamedTuple
 import peewee
 from peewee import fn
 
+from corral.database.dialect import counter_shard
 from corral.database.statement import Parameter, Statement
 from corral.database.unit import before_commit, current
 from corral.events.log import Record
@@ -26,20 +25,31 @@ from corral_plugins.cost.service.day_buckets import QUARTER_HOURS_PER_DAY, Offse
 
 SHARDS = 4
 BATCH_ROWS = 100
-COUNTERS = (
-    "events",
-    "calls",
-    "cost_micro",
-    "input_tokens",
-    "output_tokens",
-    "cache_read_tokens",
-    "cache_write_tokens",
-    "unpriced_calls",
-    "unpriced_tokens",
-    "tasks",
-    "completed",
-    "wasted_micro",
-)
+
+
+class Totals(NamedTuple):
+    """The counters of a rollup, or their sums over a group of rollups."""
+
+    events: int = 0
+    calls: int = 0
+    cost_micro: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    unpriced_calls: int = 0
+    unpriced_tokens: int = 0
+    tasks: int = 0
+    completed: int = 0
+    wasted_micro: int = 0
+
+    def plus(self, other: Totals) -> Totals:
+        """Return the sum of both."""
+        return Totals(*map(operator.add, self, other))
+
+
+ZERO = Totals()
+COUNTERS = Totals._fields
 
 # Series by UTC day. The subkey is the model in MODEL (by provider) and the agent in TASK.
 AGENT, MODEL, USER, TASK = "agent", "model", "user", "task"
@@ -137,7 +147,7 @@ class _PendingIncrement:
 
 def increment(merged: Mapping[RollupKey, Increments]) -> None:
     """Add to rollups immediately."""
-    own_shard = 0 if current().database.kind == "sqlite" else _thread.shard
+    own_shard = counter_shard(SHARDS)
     rows = sorted((key, own_shard if _is_sharded(key.series) else 0) for key in merged)
     for start in range(0, len(rows), BATCH_ROWS):
         values: dict[str, Any] = {}
@@ -149,15 +159,6 @@ def increment(merged: Mapping[RollupKey, Increments]) -> None:
 
 
 _PRIMARY_KEY = ("series", "period", "key", "subkey", "shard")
-_next_shard = itertools.count(os.getpid())
-
-
-class _Thread(threading.local):
-    def __init__(self) -> None:
-        self.shard = next(_next_shard) % SHARDS
-
-
-_thread = _Thread()
 
 
 def _is_sharded(series: str) -> bool:
@@ -211,28 +212,6 @@ def _increment_outcome(event: Record, payload: dict[str, Any], increments: Incre
 # -- reading
 
 
-class Totals(NamedTuple):
-    """The counters of one group, in the order of `COUNTERS`."""
-
-    events: int = 0
-    calls: int = 0
-    cost_micro: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cache_read_tokens: int = 0
-    cache_write_tokens: int = 0
-    unpriced_calls: int = 0
-    unpriced_tokens: int = 0
-    tasks: int = 0
-    completed: int = 0
-    wasted_micro: int = 0
-
-    def plus(self, other: Totals) -> Totals:
-        """Return the sum of both."""
-        return Totals(*map(operator.add, self, other))
-
-
-ZERO = Totals()
 SUM_COLUMNS = [fn.SUM(getattr(Rollup, name)) for name in COUNTERS]
 
 

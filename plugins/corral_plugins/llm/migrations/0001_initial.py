@@ -18,7 +18,6 @@ def up(migrator: Any, db: peewee.Database) -> None:
         model = peewee.CharField(max_length=200)
         requested_model = peewee.CharField(max_length=265)
         task_id = peewee.CharField(max_length=36, null=True)
-        lease_id = peewee.CharField(max_length=36, null=True)
         agent_id = peewee.CharField(max_length=36, null=True)
         conversation_id = peewee.CharField(max_length=36, null=True)
         user_id = peewee.CharField(max_length=36, null=True)
@@ -61,9 +60,6 @@ def up(migrator: Any, db: peewee.Database) -> None:
         api_key_secret = peewee.CharField(max_length=128, null=True)
         version = peewee.IntegerField()
         revision = peewee.CharField(max_length=36)
-        created_at = peewee.CharField(max_length=24)
-        updated_at = peewee.CharField(max_length=24)
-        created_by = peewee.CharField(max_length=36, null=True)
 
         class Meta:
             database = db
@@ -113,9 +109,3 @@ def up(migrator: Any, db: peewee.Database) -> None:
 
     db.create_tables([LlmCall, LlmProviderRow, LlmProviderState, LlmSlot, LlmPayload])
     db.execute_sql("CREATE INDEX llm_calls_in_flight ON llm_calls (created_at) WHERE (status = 'in_flight')")
-
-
-def down(migrator: Any, db: peewee.Database) -> None:
-    """Drop the tables."""
-    for table in ("llm_payloads", "llm_slots", "llm_provider_states", "llm_providers", "llm_calls"):
-        db.execute_sql(f"DROP TABLE {table}")

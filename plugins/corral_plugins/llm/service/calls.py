@@ -208,7 +208,6 @@ _INSERTED = (
     "model",
     "requested_model",
     "task_id",
-    "lease_id",
     "agent_id",
     "user_id",
 )
@@ -245,7 +244,6 @@ def insert(kind: str, target: Target, requested_model: str, by: Principal) -> st
             "model": target.model[:200],
             "requested_model": requested_model,
             "task_id": by.task_id,
-            "lease_id": by.lease_id,
             "agent_id": by.agent_id,
             "user_id": by.user_id,
         }
@@ -263,15 +261,11 @@ def settle(call_id: str, outcome: Outcome) -> bool:
 
 def fail_abandoned(older_than_seconds: float) -> int:
     """Mark calls as failed whose process died; returns their number, at most 500."""
-    before = clock.now(-older_than_seconds)
-    abandoned = (
-        LlmCall.select(LlmCall.id)
-        .where((LlmCall.status == IN_FLIGHT) & (LlmCall.created_at < before))
-        .limit(BATCH_ROWS)
-    )
+    in_flight, before = LlmCall.status == IN_FLIGHT, clock.now(-older_than_seconds)
+    abandoned = LlmCall.select(LlmCall.id).where(in_flight & (LlmCall.created_at < before)).limit(BATCH_ROWS)
     error = {"code": "internal", "detail": "The process that made the call ended before the response."}
     update = LlmCall.update(status="failed", error=error)
-    return int(update.where((LlmCall.status == IN_FLIGHT) & LlmCall.id.in_(abandoned)).execute())
+    return int(update.where(in_flight & LlmCall.id.in_(abandoned)).execute())
 
 
 # -- payloads

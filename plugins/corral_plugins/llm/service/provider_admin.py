@@ -27,8 +27,7 @@ from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 from corral.redact.redactor import Redactor
 from corral.schema.data import json_schema_problems
 from corral_plugins.agents.api import Agents
-from corral_plugins.llm.api import Connection, ModelInfo, ProviderError
-from corral_plugins.llm.events import ProviderChanged
+from corral_plugins.llm.api import Connection, ModelInfo, ProviderChanged, ProviderError
 from corral_plugins.llm.models import LlmProviderRow, LlmProviderState
 from corral_plugins.llm.provider_shapes import (
     NewProvider,
@@ -129,7 +128,7 @@ class ProviderAdmin:
         self._validate_kind(kind)
         _validate_headers(new.headers)
         values = {name: getattr(new, name) for name in ProviderFields.__struct_fields__} | {"kind": kind}
-        self._insert(new.name, values, by)
+        self._insert(new.name, values)
         columns, key_warnings = self._keys.store(new.name, new, by)
         has_key = columns.get("api_key_secret") is not None
         if has_key:
@@ -162,9 +161,9 @@ class ProviderAdmin:
         changes = {field: (getattr(provider.fields, field), value) for field, value in values.items()}
         values |= key_columns
         if provider.source != "api":
-            self._insert(name, {**_fields_of(provider), **values, "kind": provider.kind.kind}, by)
+            self._insert(name, {**_fields_of(provider), **values, "kind": provider.kind.kind})
         else:
-            row = {**_columns(values), "version": provider.version + 1, "updated_at": clock.now()}
+            row = {**_columns(values), "version": provider.version + 1}
             if not Row.update(row).where((Row.name == name) & (Row.version == provider.version)).execute():
                 raise Unavailable("The provider was changed at the same moment; repeat the request.", code="overloaded")
         self._publish(name, "updated", changes, bool(key_columns))
@@ -189,10 +188,8 @@ class ProviderAdmin:
         self._keys.detach(name)
         self._publish(name, "deleted", {}, key_changed=False)
 
-    def _insert(self, name: str, values: dict[str, Any], by: Principal) -> None:
-        now = clock.now()
-        row = {**_columns(values), "created_at": now, "updated_at": now, "created_by": by.user_id}
-        if not Row.insert(name=name, **row).on_conflict_ignore().as_rowcount().execute():
+    def _insert(self, name: str, values: dict[str, Any]) -> None:
+        if not Row.insert(name=name, **_columns(values)).on_conflict_ignore().as_rowcount().execute():
             raise Conflict(f"There is a provider {name} already.", code="duplicate", existing_id=name)
 
     def _refuse_file_provider(self, name: str) -> None:

@@ -18,7 +18,7 @@ import msgspec
 from corral import clock
 from corral.database.engine import Work
 from corral.database.statement import Statement
-from corral.database.unit import after_commit, current
+from corral.database.unit import after_commit, locked
 from corral.errors import TooMany
 from corral.ids import new_id
 from corral_plugins.llm.models import HELD, IN_FLIGHT, WAITING, LlmCall, LlmProviderState, LlmSlot
@@ -60,6 +60,11 @@ _WAITING_LONGEST = Statement(
 )
 _ASSIGN = Statement(
     lambda p: LlmSlot.update({LlmSlot.state: HELD, LlmSlot.until: p("until")}).where(LlmSlot.id == p("id"))
+)
+_LOCK = Statement(
+    lambda p: locked(
+        LlmProviderState.select(LlmProviderState.name).where(LlmProviderState.name == p("provider"))
+    ).tuples()
 )
 
 
@@ -131,8 +136,7 @@ class Slots:
         if name not in self._known_providers:
             LlmProviderState.insert(name=name).on_conflict_ignore().execute()
             after_commit(functools.partial(self._known_providers.add, name))
-        if current().database.kind != "sqlite":  # SQLite has a single writer
-            LlmProviderState.select(LlmProviderState.name).where(LlmProviderState.name == name).for_update().execute()
+        _LOCK.rows({"provider": name})
 
     # -- outside
 
