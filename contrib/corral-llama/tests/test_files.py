@@ -1,4 +1,4 @@
-"""Which file is used, and what its header says."""
+"""Which model file is used, and what its header contains."""
 
 from __future__ import annotations
 

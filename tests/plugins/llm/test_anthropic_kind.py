@@ -1,4 +1,4 @@
-"""The kind `anthropic` against a server that answers as Anthropic's does."""
+"""The kind `anthropic` against a server that responds like Anthropic's."""
 
 from __future__ import annotations
 

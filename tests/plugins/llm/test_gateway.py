@@ -1,4 +1,4 @@
-"""The gateway over HTTP, for people: completions, streams, models, providers, embeddings, and the record of calls."""
+"""The gateway over HTTP for users: completions, streams, models, providers, embeddings, and past calls."""
 
 from __future__ import annotations
 

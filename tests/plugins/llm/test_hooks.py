@@ -1,4 +1,4 @@
-"""The hook that `llm` offers."""
+"""The hook of the plugin `llm`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCHEMA = {
 
 
 class Parrot:
-    """A kind of provider that answers with a word of its configuration."""
+    """A kind of provider that responds with a word of its configuration."""
 
     kind = "parrot"
     config_schema: Mapping[str, Any] = SCHEMA
@@ -45,7 +45,7 @@ class Parrot:
 
 
 class ParrotPlugin(Plugin):
-    """Parrots."""
+    """Contributes the kind `parrot`."""
 
     name = "parrot"
     wants = ("llm",)

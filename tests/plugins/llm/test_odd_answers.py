@@ -1,4 +1,4 @@
-"""Answers that no documentation tells of: nothing crashes, nothing is paid twice, what was paid is on record."""
+"""Undocumented provider responses: nothing crashes, nothing is charged twice, and every charge is recorded."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ THINKING = [
 
 @pytest.fixture
 async def kit(make_kit: Callable[..., Any], providers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """One provider, which is asked up to three times."""
+    """One provider with up to two retries."""
     monkeypatch.setattr("corral_plugins.llm.service.dispatch.retry_delay", lambda tries, failure: 0.0)
     providers["up"]["max_retries"] = 2
     return await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"providers": providers}})
 
 
 async def ended(kit: Any, client: Client) -> tuple[Any, list[Any]]:
-    """The one call, which holds no place any more, and its cost events."""
+    """Return the only call, after checking that it holds no slot, and its cost events."""
     (row,) = (await client.get("/llm/calls")).json()["items"]
     assert await kit.kernel.database.work(LlmSlot.select().count, read=True) == 0
     return row, (await client.get("/cost/events")).json()["items"]
@@ -52,7 +52,7 @@ def answers(body: Any, **more: Any) -> up.Behaviour:
 
 
 def streams(*chunks: Any, done: bool = True) -> up.Behaviour:
-    """These chunks, as they are."""
+    """Stream these chunks unchanged."""
 
     async def behave(exchange: up.Exchange) -> None:
         await exchange.begin()
@@ -146,7 +146,7 @@ async def test_headers_and_texts_that_nobody_expects(kit: Any, upstream: Any) ->
 
 
 class Broken(Parrot):
-    """A kind with a bug."""
+    """A kind of provider with a bug."""
 
     async def complete(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
         raise ZeroDivisionError
@@ -157,7 +157,7 @@ class Broken(Parrot):
 
 
 class BrokenPlugin(Plugin):
-    """Parrots with a bug."""
+    """Contributes a kind with a bug."""
 
     name = "broken"
     wants = ("llm",)

@@ -1,4 +1,4 @@
-"""The kind `openai` against a real server: what is sent, what comes back, and what goes wrong."""
+"""The kind `openai` against a real server: requests, responses and errors."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ async def test_an_answer_that_tells_little_is_completed(kit: Any, upstream: Any)
 
 
 async def test_an_address_is_judged_when_it_is_called_too(kit: Any, upstream: Any) -> None:
-    """Made by the API, so not the operator's own, and turned to a private address afterwards."""
+    """A provider created over the API, not by the operator, whose address later becomes a private one."""
     admin = await kit.as_user("admin")
     made = await admin.post(
         "/llm/providers", {"name": "mine", "kind": "openai", "base_url": "http://nowhere.invalid/v1"}

@@ -1,4 +1,4 @@
-"""What is kept of calls, for whom, and how long."""
+"""Stored payloads of calls: which are stored, who may read them, and for how long."""
 
 from __future__ import annotations
 

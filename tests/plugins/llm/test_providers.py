@@ -1,4 +1,4 @@
-"""Providers as admins make, change, try and delete them."""
+"""Providers: admins create, change, test and delete them."""
 
 from __future__ import annotations
 

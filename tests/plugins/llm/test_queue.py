@@ -1,4 +1,4 @@
-"""Places with a provider: so many at a time over all processes, first come, first served."""
+"""Concurrency slots of a provider: limited over all processes, first come, first served."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def test_a_caller_that_leaves_at_once_leaves_nothing_behind(kit: Any, upst
 
 
 class Process:
-    """The queue as another process sees it."""
+    """Another process that uses the same queue."""
 
     def __init__(self, kit: Any) -> None:
         self.work = kit.kernel.database.work

@@ -1,4 +1,4 @@
-"""Asking again, asking another model, and ending the provider's request when nobody waits any more."""
+"""Retries, fallback models, and ending upstream requests when the client disconnects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.one_engine
 
 @pytest.fixture
 async def kit(make_kit: Callable[..., Any], providers: dict[str, Any], upstream: Any) -> Any:
-    """`default` is up/m1, then spare/m1, which is another provider at the same server."""
+    """`default` is up/m1 with the fallback spare/m1, a second provider at the same server."""
     providers["spare"] = {**providers["up"], "api_key": "sk-spare-0123456789abcdef"}
     settings = {"settings.llm.default_model": "up/m1", "settings.llm.default_fallback_models": ["spare/m1"]}
     return await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"providers": providers}, **settings})
@@ -34,7 +34,7 @@ async def chat(client: Client, model: str = "default", **more: Any) -> Answer:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pause between tries."""
+    """Retry without delay."""
     monkeypatch.setattr("corral_plugins.llm.service.dispatch.retry_delay", lambda tries, failure: 0.0)
 
 
@@ -160,7 +160,7 @@ async def test_llm_5_a_client_that_leaves_ends_the_providers_request(
 
 
 async def settled(client: Client) -> Any:
-    """The one call, once it is settled."""
+    """Return the only call once it is settled."""
     for _ in range(200):
         (row,) = (await client.get("/llm/calls")).json()["items"]
         if row["status"] != "in_flight":

@@ -1,4 +1,4 @@
-"""The gateway under real leases: attempt tokens, worker tokens with `Corral-Lease`, costs of tasks, revocation."""
+"""The gateway with real leases: attempt tokens, worker tokens with `Corral-Lease`, task costs, revocation."""
 
 from __future__ import annotations
 

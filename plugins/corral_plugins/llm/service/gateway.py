@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine
@@ -30,9 +31,10 @@ from corral_plugins.llm.service.responses import (
     normalize_completion,
     normalize_embeddings,
     problem_of,
+    time_limit,
 )
 from corral_plugins.llm.service.settlement import Settlement
-from corral_plugins.llm.service.streams import AssembledMessage, Chunk, open_stream, relay, within_total
+from corral_plugins.llm.service.streams import AssembledMessage, Chunk, open_stream, relay
 from corral_plugins.llm.settings import DEFAULT_MAX_TOKENS, TOTAL_TIMEOUT_SECONDS
 
 log = logging.getLogger("corral.llm")
@@ -182,9 +184,7 @@ class Gateway:
 
     async def _response(self, call: CallRecord, outcome: Outcome) -> dict[str, Any]:
         """Return the whole response; chat completions are redacted, vectors contain no text."""
-        response = await self._dispatcher.send(
-            call, outcome, lambda target: within_total(target, self._send(call, target))
-        )
+        response = await self._dispatcher.send(call, outcome, functools.partial(self._send, call))
         outcome.status = "completed"
         outcome.add_chunk(response)
         if call.kind == "chat":
@@ -194,12 +194,14 @@ class Gateway:
         return response
 
     async def _send(self, call: CallRecord, target: Target) -> dict[str, Any]:
-        request, connection = self._request_for(call, target), await self._keys.connection(target.provider)
-        kind = target.provider.kind
-        with errors_of(target.provider.name):
-            if call.kind == "chat":
-                return normalize_completion(await kind.complete(request, connection))
-            return normalize_embeddings(await kind.embed(request, connection))
+        provider = target.provider
+        seconds = provider.connection.timeouts.total_seconds
+        async with time_limit(target.name, seconds, "no response"):
+            request, connection = self._request_for(call, target), await self._keys.connection(provider)
+            with errors_of(provider.name):
+                if call.kind == "chat":
+                    return normalize_completion(await provider.kind.complete(request, connection))
+                return normalize_embeddings(await provider.kind.embed(request, connection))
 
     def _request_for(self, call: CallRecord, target: Target) -> dict[str, Any]:
         """Return the request for a target: its model name, the fields that it supports, and a token limit."""

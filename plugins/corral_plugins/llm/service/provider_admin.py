@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import re
@@ -43,7 +42,7 @@ from corral_plugins.llm.providers.presets import PRESETS
 from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.service.provider_keys import ProviderKeys
 from corral_plugins.llm.service.registry import Provider, Registry
-from corral_plugins.llm.service.responses import errors_of, problem_of, timed_out
+from corral_plugins.llm.service.responses import errors_of, problem_of, time_limit
 from corral_plugins.llm.service.settlement import update_state
 
 log = logging.getLogger("corral.llm")
@@ -262,14 +261,9 @@ class ProviderChecks:
     async def _fetch(self, provider: Provider, fetch: FetchModels) -> list[ModelInfo]:
         seconds = provider.connection.timeouts.total_seconds
         connection = await self._keys.connection(provider)
-        try:
-            async with asyncio.timeout(seconds) as scope:
-                with errors_of(provider.name):
-                    return msgspec.convert(msgspec.to_builtins(await fetch(connection)), list[ModelInfo])
-        except TimeoutError:
-            if not scope.expired():
-                raise
-            raise timed_out(provider.name, seconds, "no list of models") from None
+        async with time_limit(provider.name, seconds, "no list of models"):
+            with errors_of(provider.name):
+                return msgspec.convert(msgspec.to_builtins(await fetch(connection)), list[ModelInfo])
 
     def enqueue_missing(self) -> None:
         """Enqueue a refresh of providers whose models were never fetched; joins the caller's unit."""

@@ -6,10 +6,11 @@ counted nor redacted across chunks.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import msgspec
@@ -172,6 +173,18 @@ def errors_of(provider: str) -> Iterator[None]:
 def timed_out(name: str, seconds: float, what: str) -> ProviderError:
     """Return the error of a timeout of the gateway, which is not retried because that would take as long again."""
     return ProviderError(504, f"{name}: {what} within {seconds:g} seconds.", code="upstream_timeout", billable=True)
+
+
+@contextlib.asynccontextmanager
+async def time_limit(name: str, seconds: float, what: str) -> AsyncIterator[None]:
+    """Raise `timed_out` if the body takes longer."""
+    try:
+        async with asyncio.timeout(seconds) as scope:
+            yield
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        raise timed_out(name, seconds, what) from None
 
 
 def is_retryable(error: ProviderError) -> bool:

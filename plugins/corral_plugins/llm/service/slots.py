@@ -62,9 +62,7 @@ _ASSIGN = Statement(
     lambda p: LlmSlot.update({LlmSlot.state: HELD, LlmSlot.until: p("until")}).where(LlmSlot.id == p("id"))
 )
 _LOCK = Statement(
-    lambda p: locked(
-        LlmProviderState.select(LlmProviderState.name).where(LlmProviderState.name == p("provider"))
-    ).tuples()
+    lambda p: locked(LlmProviderState.select(LlmProviderState.name).where(LlmProviderState.name == p("provider")))
 )
 
 

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from corral_plugins.llm.api import Connection, ProviderError
 from corral_plugins.llm.service.calls import Outcome
 from corral_plugins.llm.service.redaction import StreamRedaction
 from corral_plugins.llm.service.registry import Target
-from corral_plugins.llm.service.responses import errors_of, normalize_completion, timed_out
+from corral_plugins.llm.service.responses import errors_of, normalize_completion, time_limit, timed_out
 
 Chunk = dict[str, Any]
-
-
-async def within_total(target: Target, response: Awaitable[dict[str, Any]]) -> dict[str, Any]:
-    """Return a whole response, within the provider's `total_seconds`."""
-    seconds = target.provider.connection.timeouts.total_seconds
-    try:
-        async with asyncio.timeout(seconds) as scope:
-            return await response
-    except TimeoutError:
-        if not scope.expired():
-            raise
-        raise timed_out(target.name, seconds, "no response") from None
 
 
 async def open_stream(
@@ -33,15 +21,9 @@ async def open_stream(
 ) -> tuple[AsyncGenerator[Chunk, None], Chunk]:
     """Return the provider's stream and its first chunk, after which there is no fallback."""
     iterator = target.provider.kind.stream(request, connection)
-    seconds = connection.timeouts.first_token_seconds
     try:
-        async with asyncio.timeout(seconds) as scope:
+        async with time_limit(target.name, connection.timeouts.first_token_seconds, "no first token"):
             chunk = await _next(target, iterator)
-    except TimeoutError:
-        await iterator.aclose()
-        if not scope.expired():
-            raise
-        raise timed_out(target.name, seconds, "no first token") from None
     except BaseException:
         await iterator.aclose()
         raise
