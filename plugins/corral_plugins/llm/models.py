@@ -28,6 +28,7 @@ class LlmCall(Model):
     model = peewee.CharField(max_length=200)
     requested_model = peewee.CharField(max_length=265)
     task_id = IdField(null=True)
+    lease_id = IdField(null=True)
     agent_id = IdField(null=True)
     conversation_id = IdField(null=True)
     user_id = IdField(null=True)

@@ -18,6 +18,7 @@ def up(migrator: Any, db: peewee.Database) -> None:
         model = peewee.CharField(max_length=200)
         requested_model = peewee.CharField(max_length=265)
         task_id = peewee.CharField(max_length=36, null=True)
+        lease_id = peewee.CharField(max_length=36, null=True)
         agent_id = peewee.CharField(max_length=36, null=True)
         conversation_id = peewee.CharField(max_length=36, null=True)
         user_id = peewee.CharField(max_length=36, null=True)

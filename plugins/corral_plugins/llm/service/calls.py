@@ -208,6 +208,7 @@ _INSERTED = (
     "model",
     "requested_model",
     "task_id",
+    "lease_id",
     "agent_id",
     "user_id",
 )
@@ -244,6 +245,7 @@ def insert(kind: str, target: Target, requested_model: str, by: Principal) -> st
             "model": target.model[:200],
             "requested_model": requested_model,
             "task_id": by.task_id,
+            "lease_id": by.lease_id,
             "agent_id": by.agent_id,
             "user_id": by.user_id,
         }
