@@ -156,7 +156,7 @@ class CommandSession(Protocol):
 
 
 class OpenSession(Protocol):
-    """The object of the click context of every command (`@click.pass_obj`): `with open_session(path, label) as session`."""
+    """The object of the click context of every command: `with open_session(path, label) as session`."""
 
     def __call__(self, config_path: Path | None, label: str) -> AbstractContextManager[CommandSession]:
         """A kernel on the installation's own database, beside a running server.
