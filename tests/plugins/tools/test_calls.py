@@ -11,14 +11,14 @@ from tests.plugins.tools.conftest import Run, World
 from corral import clock
 from corral_plugins.tools import jobs
 from corral_plugins.tools.models import ToolCall
+from corral_plugins.tools.service.call_history import CallHistory
 from corral_plugins.tools.service.executions import Executions
-from corral_plugins.tools.service.records import Records
 
 
 async def reap(world: World) -> None:
     """What the schedule does."""
     container = world.kit.kernel.container
-    await jobs.reap(world.kit.kernel.database.work, container.get(Records))
+    await jobs.reap(world.kit.kernel.database.work, container.get(CallHistory))
 
 
 async def as_if_its_process_had_died(world: World, run: Run, **values: Any) -> None:

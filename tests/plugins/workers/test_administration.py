@@ -15,7 +15,7 @@ from corral.plugin import Settings
 from corral_plugins.workers.api import Workers
 from corral_plugins.workers.models import Worker
 from corral_plugins.workers.service.fleet import Fleet
-from corral_plugins.workers.service.sweeps import Sweeps
+from corral_plugins.workers.service.liveness import Sweeps
 
 
 def admin(worker: Any, call: str = "") -> str:

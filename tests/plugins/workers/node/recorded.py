@@ -12,9 +12,8 @@ from typing import Any
 
 import httpx2
 
+from corral_plugins.workers.node.agent_loop import AgentLoop
 from corral_plugins.workers.node.client import Client
-from corral_plugins.workers.node.loop import AgentLoop
-from corral_plugins.workers.node.state import Wishes
 from corral_plugins.workers.node.tools.workspace import Workspaces
 
 
@@ -55,7 +54,7 @@ class Server:
     async def run(
         self,
         given: Mapping[str, Any],
-        wishes: Wishes | None = None,
+        controls: set[str] | None = None,
         *,
         allowed: Iterable[str] = (),
         workspaces: Workspaces | None = None,
@@ -63,7 +62,9 @@ class Server:
         """Run a claim against this server; the exit status."""
         client = Client("http://server.invalid", "cra_a1", transport=httpx2.MockTransport(self._handle))
         try:
-            loop = AgentLoop(client, given, wishes or Wishes(), allowed=allowed, workspaces=workspaces)
+            loop = AgentLoop(
+                client, given, set() if controls is None else controls, allowed=allowed, workspaces=workspaces
+            )
             return await loop.run()
         finally:
             await client.close()
