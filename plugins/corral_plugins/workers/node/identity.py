@@ -60,7 +60,7 @@ class Folder:
             lock = (self.path / "lock").open("w")
         except OSError as error:
             raise Unusable(
-                f"The folder {self.path} cannot be used: {error.strerror}. Choose another one with --dir."
+                f"The folder {self.path} cannot be used: {error.strerror}. Choose another --dir."
             ) from None
         with lock as file:
             try:
@@ -101,5 +101,5 @@ class Folder:
             temporary.replace(self.path / name)
         except OSError as error:
             raise Unusable(
-                f"The folder {self.path} cannot be written: {error.strerror}. Choose another one with --dir."
+                f"The folder {self.path} cannot be written: {error.strerror}. Choose another --dir."
             ) from None

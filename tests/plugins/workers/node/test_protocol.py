@@ -228,7 +228,7 @@ def test_a_wrong_address_is_told(fake: FakeServer, start: Callable[..., Any], st
     fake.stranger = stranger
     worker = start()
     assert worker.popen.wait(30) == 1
-    assert "is the URL right?" in worker.output
+    assert "check the URL" in worker.output
     assert "Traceback" not in worker.output
 
 

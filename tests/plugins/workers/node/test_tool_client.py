@@ -134,7 +134,7 @@ async def test_a_tool_that_is_not_allowed_here_does_not_run(workspaces: Workspac
 async def test_arguments_are_checked_here_too(arguments: dict[str, Any], workspaces: Workspaces) -> None:
     server = Server(calls_tool("shell__run", **arguments), "end", tools={"shell.run": PERMITTED})
     await server.run(claim(agent=tools("shell.run")), allowed=["shell.run"], workspaces=workspaces)
-    assert "do not fit" in server.of("tool_result")[0]["error"]["message"]
+    assert "are not valid" in server.of("tool_result")[0]["error"]["message"]
 
 
 @pytest.mark.parametrize("text", ["{", "{'a': 1}", '{"a": NaN}', '{"a": 1, "a": 2}', "[" * 5000])
