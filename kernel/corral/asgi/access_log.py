@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from corral.asgi.call import Call
-from corral.kernel_settings import ACCESS_LOG
+from corral.settings.kernel import ACCESS_LOG
 from corral.settings.registry import SettingsRegistry
 
 log = logging.getLogger("corral.access")

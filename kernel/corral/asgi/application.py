@@ -12,18 +12,18 @@ from corral.asgi.endpoint import Endpoint
 from corral.asgi.path import RequestPath
 from corral.asgi.table import BASE, Clash, Table
 from corral.auth.permissions import Permissions
-from corral.container import Room
 from corral.http.client import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency
 from corral.http.routes import Route
 from corral.http.sockets import Socket
 from corral.kernel import Kernel
-from corral.loader import Loaded, attempt, block, fail
 from corral.openapi import ApiDocument, document
 from corral.plugin import Audit, LeaseCallers
+from corral.plugins.container import Scope
+from corral.plugins.record import PluginRecord, attempt, block, fail
 
 PREFIXES = ("", BASE)  # of sockets
-NOBODY = Room("", frozenset(), frozenset())
+NOBODY = Scope("", frozenset(), frozenset())
 
 
 class Application:
@@ -78,11 +78,11 @@ class Application:
         served.update(pair for loaded in self.kernel.active for pair in loaded.of("_sockets"))
         return {prefix + path: each for path, each in served.items() for prefix in PREFIXES}
 
-    def _socket(self, loaded: Loaded, item: Socket) -> sockets.Served:
+    def _socket(self, loaded: PluginRecord, item: Socket) -> sockets.Served:
         serve = self.kernel.container.bind(item.serve, self.kernel.room(loaded), skip=("connection",))
         return sockets.Served(loaded, self.kernel.guards.route(loaded, f"WS {item.path}", serve))
 
-    def _add_routes(self, loaded: Loaded, table: Table) -> None:
+    def _add_routes(self, loaded: PluginRecord, table: Table) -> None:
         permissions = self.kernel.container.get(Permissions)
         made: list[Endpoint] = []
         own = Table()  # raises `Clash` when a plugin declares an operation twice
@@ -111,7 +111,7 @@ class Application:
             self.kernel.database.rooms |= {endpoint.label: loaded.name for endpoint in made}
         self.endpoints.extend(made)
 
-    def _follow(self, *changed: Loaded) -> None:
+    def _follow(self, *changed: PluginRecord) -> None:
         """Routes of plugins out of service answer 503 from now on, or again as before."""
         plugins = {loaded.name: loaded for loaded in changed}
         for endpoint in self.endpoints:

@@ -13,7 +13,7 @@ from corral.asgi.table import Clash, Table
 from corral.auth.principal import PUBLIC
 from corral.errors import Problem, Unavailable
 from corral.http.routes import Route
-from corral.loader import Loaded
+from corral.plugins.record import PluginRecord
 
 RETRY_AFTER = 60
 SOCKET = "WS "
@@ -24,7 +24,7 @@ class Closed:
 
     public = True
 
-    def __init__(self, loaded: Loaded, label: str) -> None:
+    def __init__(self, loaded: PluginRecord, label: str) -> None:
         self.loaded = loaded
         method, _, path = label.partition(" ")
         self.route = Route(
@@ -36,14 +36,14 @@ class Closed:
         return out_of_service(self.loaded)
 
 
-def out_of_service(loaded: Loaded) -> Unavailable:
+def out_of_service(loaded: PluginRecord) -> Unavailable:
     """503 with the state of the plugin and the reason for it."""
     code = "plugin_failed" if loaded.state == "failed" else "plugin_disabled"
     detail = f"The plugin {loaded.name} is {loaded.state}: {loaded.reason or 'see the log'}."
     return Unavailable(detail, code=code, retry_after=RETRY_AFTER)
 
 
-def close(table: Table, plugins: Iterable[Loaded], served: Iterable[Any]) -> None:
+def close(table: Table, plugins: Iterable[PluginRecord], served: Iterable[Any]) -> None:
     """Add the operations of built-in plugins of which none is served. What another plugin serves stays its own."""
     up = {endpoint.route.plugin for endpoint in served}
     for loaded, label in _operations([loaded for loaded in plugins if loaded.name not in up]):
@@ -52,21 +52,21 @@ def close(table: Table, plugins: Iterable[Loaded], served: Iterable[Any]) -> Non
                 table.add(Closed(loaded, label))
 
 
-def sockets(plugins: Iterable[Loaded]) -> Iterator[tuple[Loaded, str]]:
+def sockets(plugins: Iterable[PluginRecord]) -> Iterator[tuple[PluginRecord, str]]:
     """The paths of sockets of built-in plugins that did not come up."""
     for loaded, label in _operations([loaded for loaded in plugins if not loaded.active]):
         if label.startswith(SOCKET):
             yield loaded, label.removeprefix(SOCKET)
 
 
-def _operations(down: list[Loaded]) -> Iterator[tuple[Loaded, str]]:
+def _operations(down: list[PluginRecord]) -> Iterator[tuple[PluginRecord, str]]:
     known = built_in_paths(down)
     for loaded in down:
         for label in known.get(loaded.name, ()) if loaded.found.built_in else ():
             yield loaded, label
 
 
-def built_in_paths(plugins: Iterable[Loaded]) -> dict[str, list[str]]:
+def built_in_paths(plugins: Iterable[PluginRecord]) -> dict[str, list[str]]:
     """`{plugin: ["GET /agents", …]}` of the `paths.json` in the packages of built-in plugins; imports no plugin."""
     paths: dict[str, list[str]] = {}
     for package in {loaded.found.package for loaded in plugins if loaded.found.built_in} - {""}:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from corral.asgi.call import Call, Reply
-from corral.kernel_settings import CORS_ORIGINS
+from corral.settings.kernel import CORS_ORIGINS
 from corral.settings.registry import SettingsRegistry
 
 Headers = list[tuple[bytes, bytes]]

@@ -28,7 +28,7 @@ from corral.events.feed import Feed
 from corral.http.answers import Request, Wait
 from corral.http.client import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency, Keyed, Stored
-from corral.http.metrics import OF_BODIES, RequestMetrics
+from corral.metrics.requests import OF_BODIES, RequestMetrics
 from corral.plugin import Audit, Gate, LeaseCallers, Meter
 from corral.redact.redactor import Redactor
 from corral.schema.shapes import encode

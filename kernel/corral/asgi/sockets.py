@@ -16,8 +16,8 @@ from corral.asgi.endpoint import MAX_PARAMETERS
 from corral.asgi.path import RequestPath, problem_reply
 from corral.errors import Malformed, NotFound, Problem, Unavailable
 from corral.http.answers import Request
-from corral.loader import Loaded
 from corral.plugin import Meter
+from corral.plugins.record import PluginRecord
 
 log = logging.getLogger("corral.http")
 
@@ -30,7 +30,7 @@ _draining: set[asyncio.Task[None]] = set()
 class Served(NamedTuple):
     """An endpoint with its services filled in, and its plugin. Of a plugin that is down the latter is enough."""
 
-    loaded: Loaded
+    loaded: PluginRecord
     serve: Callable[..., Any] = out_of_service
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from corral.config import Config
-from corral.loader import discover
+from corral.config.model import Config
+from corral.plugins.discovery import discover
 
 
 def modified_files(config: Config) -> Iterator[tuple[str, list[str]]]:

@@ -31,7 +31,7 @@ def test_long_texts_are_cut_with_a_note(value: Any) -> None:
     kept = truncate(value)
     assert len(msgspec.json.encode(kept)) <= LIMIT
     text = kept["text"] if isinstance(kept, dict) else kept
-    assert text.endswith("are left out]")
+    assert text.endswith("are omitted]")
     assert len(text.encode()) > LIMIT / 4
     if isinstance(kept, dict):
         assert kept["n"] == 1

@@ -14,11 +14,11 @@ import msgspec
 
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
-from corral.core.api import Accounts
 from corral.database.engine import Work
 from corral.errors import Fault, Invalid, NotFound
 from corral.plugin import Settings
 from corral.schema.data import check_user_schema, json_schema_problems
+from corral_core.accounts.api import Accounts
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.tools.api import Target, Tool, ToolContext
 from corral_plugins.tools.service.decision import DecisionContext, Rule, rule_of

@@ -59,9 +59,7 @@ class Folder:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = (self.path / "lock").open("w")
         except OSError as error:
-            raise Unusable(
-                f"The folder {self.path} cannot be used: {error.strerror}. Choose another --dir."
-            ) from None
+            raise Unusable(f"The folder {self.path} cannot be used: {error.strerror}. Choose another --dir.") from None
         with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,293 @@
+"""What the operator decides before the start: `corral.toml` and `CORRAL_*`, read once into one frozen `Config`.
+
+The annotated fields of `Config` and its sections are the one table of what can be configured: loading, checks,
+`describe()` and `sample()` are derived from them. Run-time settings that the file or the command line pins are passed
+on unchecked in `Config.pinned`, other variables in `Config.variables`; the settings registry checks both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
+from urllib.parse import unquote
+
+import msgspec
+from msgspec import Meta
+
+MASK = "********"
+
+Text = Annotated[str, Meta(pattern=r"\S", description="text")]
+_PORT = r"(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])"
+Bind = Annotated[str, Meta(pattern=rf"^(\[[0-9a-f:.]+\]|[^\s:/@\[\]]+):{_PORT}$", description="host:port")]
+Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}$", description="a list of plugin names")]
+Host = Annotated[str, Meta(pattern=r"^\w[\w.-]*(:\d+)?$", description="a list of host names")]
+Network = Annotated[str, Meta(description="a list of addresses and networks")]
+Exempt = Annotated[
+    str, Meta(pattern=r"^[\w.:\[\]*-]+(/\d+(:\d+)?)?$", description="a list of host[:port], cidr[:port]")
+]
+WebUrl = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$", description="http(s)://host[:port][/path]")]
+ProxyUrl = Annotated[str, Meta(pattern=r"^https?://[^\s/?#]+/?$", description="http(s)://[user:password@]host:port")]
+_PG = r"postgresql://(?=\S)([^\s@/]*@)?[^\s@?]*(\?\S*)?$"
+_SQL_HINT = "sqlite:///… or postgresql://… (in a password, @ is written %40, / %2F and % %25)"
+SqlUrl = Annotated[str, Meta(pattern=rf"^(sqlite:///\S|{_PG})", description=_SQL_HINT)]
+RedisUrl = Annotated[str, Meta(pattern=r"^(rediss?|unix)://\S", description="redis://…, rediss://… or unix://…")]
+StoreUrl = Annotated[str, Meta(pattern=r"^(s3://|file:///)\S", description="s3://bucket?endpoint=… or file:///…")]
+
+
+class Key(NamedTuple):
+    """What the table says of a field beside type and default; `pins`: the run-time setting that a given value fixes."""
+
+    doc: str
+    variable: str = ""
+    secret: bool = False
+    example: Any = None
+    pins: str = ""
+
+
+class Pinned(NamedTuple):
+    """A run-time setting fixed from outside: the unchecked value, and the variable or file that fixes it."""
+
+    value: Any
+    source: str
+
+
+class Row(NamedTuple):
+    """One line of `config show`; `value` is JSON-able and masked."""
+
+    key: str
+    value: Any
+    source: str
+    doc: str
+    secret: bool
+
+
+class _Part(msgspec.Struct, frozen=True):
+    def __repr__(self) -> str:  # several fields are secrets, and a repr ends up in logs
+        return f"<{type(self).__name__}>"
+
+
+class Server(_Part, frozen=True):
+    """`[server]`: where and how requests are taken."""
+
+    bind: Annotated[Bind, Key("Where to listen", "CORRAL_BIND")] = "127.0.0.1:8000"
+    public_url: Annotated[
+        WebUrl | None, Key("What links are built from", "CORRAL_PUBLIC_URL", example="https://corral.example.org")
+    ] = None
+    allowed_hosts: Annotated[tuple[Host, ...], Key("Further names for the Host header", "CORRAL_ALLOWED_HOSTS")] = ()
+    trusted_proxies: Annotated[tuple[Network, ...], Key("Whose X-Forwarded-For counts", "CORRAL_TRUSTED_PROXIES")] = ()
+    processes: Annotated[int, Meta(ge=1, le=256), Key("Server processes on this machine")] = 1
+    server: Annotated[Literal["hypercorn", "uvicorn"], Key("The ASGI server")] = "hypercorn"
+    fast_dispatch: Annotated[bool, Key("Serve routes from the kernel's own table")] = True
+    body_timeout_seconds: Annotated[
+        int, Meta(ge=1, le=3600), Key("A body without progress is refused after", "CORRAL_BODY_TIMEOUT")
+    ] = 30
+    certfile: Annotated[Path | None, Key("TLS certificate chain", example="/etc/corral/tls.crt")] = None
+    keyfile: Annotated[Path | None, Key("TLS private key", example="/etc/corral/tls.key")] = None
+
+
+class Database(_Part, frozen=True):
+    """`[database]`; `migrate_on_start` None means on for SQLite and off for PostgreSQL."""
+
+    url: Annotated[
+        SqlUrl,
+        Key("Unset: corral.db in the data folder", "CORRAL_DATABASE_URL", example="postgresql://localhost/corral"),
+    ] = ""
+    migrate_on_start: Annotated[bool | None, Key("Unset: on SQLite only", example=True)] = None
+    pool_size: Annotated[int, Meta(ge=1, le=512), Key("PostgreSQL connections of a process")] = 16
+    synchronous: Annotated[
+        Literal["full", "normal"], Key("SQLite; normal may lose commits at power loss", "CORRAL_SQLITE_SYNCHRONOUS")
+    ] = "full"
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the database is a file of this machine (SQLite)."""
+        return not self.url or self.url.startswith("sqlite:")
+
+
+class Redis(_Part, frozen=True):
+    """`[redis]`; without a URL there is none."""
+
+    url: Annotated[
+        RedisUrl | None, Key("Bus, counters, jobs", "CORRAL_REDIS_URL", example="redis://localhost:6379/0")
+    ] = None
+
+
+class Storage(_Part, frozen=True):
+    """`[storage]`; without a URL `Config.files_dir` is used."""
+
+    url: Annotated[
+        StoreUrl | None, Key("Unset: a folder in the data folder", "CORRAL_STORAGE_URL", example="s3://bucket")
+    ] = None
+    max_upload_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=10 * 2**30),
+        Key("Largest upload", "CORRAL_MAX_UPLOAD_BYTES", pins="files.max_upload_bytes"),
+    ] = 104_857_600
+
+
+class Keys(_Part, frozen=True):
+    """`[keys]` as configured; `corral.crypto.Keyring` parses `master_key`."""
+
+    master_key: Annotated[
+        Text | None, Key("v2:<base64>,v1:<base64>; the first is active", "CORRAL_MASTER_KEY", True)
+    ] = None
+    jwt_secret: Annotated[Text | None, Key("Replaces the stored keys; >= 32 bytes", "CORRAL_JWT_SECRET", True)] = None
+
+
+class Egress(_Part, frozen=True):
+    """`[egress]`: exceptions of the egress guard, as text, and its proxy."""
+
+    allow: Annotated[tuple[Exempt, ...], Key("Exceptions of the egress guard", "CORRAL_EGRESS_ALLOW")] = ()
+    proxy: Annotated[
+        ProxyUrl | None, Key("Proxy of the guard", "CORRAL_EGRESS_PROXY", example="http://proxy.example.org:3128")
+    ] = None
+
+
+class Plugins(_Part, frozen=True):
+    """`[plugins]`; `tables` holds each `[plugins.<name>]` raw, for the plugin's own schema to check."""
+
+    enabled: Annotated[tuple[Name, ...], Key("Third-party plugins that load")] = ()
+    disabled: Annotated[tuple[Name, ...], Key("Built-in plugins that do not load")] = ()
+    strict: Annotated[bool, Key("The first plugin that fails stops the start")] = False
+    dir: Annotated[
+        Path | None, Key("Made by pip install --target", "CORRAL_PLUGIN_DIR", example="/srv/corral-plugins")
+    ] = None
+    tables: Mapping[str, dict[str, Any]] = msgspec.field(default_factory=dict)
+
+
+class Config(_Part, frozen=True):
+    """All of it, checked. `sources` tells where each given value came from; `path` is the file read, if any."""
+
+    data_dir: Annotated[Path, Key("Database, files, keys; mode 0700", "CORRAL_DATA_DIR")] = Path("corral-data")
+    safe_mode: Annotated[bool, Key("Load only protected plugins", "CORRAL_SAFE_MODE")] = False
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Key("Least level logged", "CORRAL_LOG_LEVEL")
+    ] = "info"
+    log_format: Annotated[Literal["json", "console"], Key("Form of log lines", "CORRAL_LOG_FORMAT")] = "json"
+    rate_limits: Annotated[bool, Key("Off is for tests only", "CORRAL_RATE_LIMITS")] = True
+    ip_rules_disabled: Annotated[bool, Key("Ignore the IP rules: a way back in", "CORRAL_IP_RULES_DISABLED")] = False
+    metrics_token: Annotated[Text | None, Key("What /metrics asks for", "CORRAL_METRICS_TOKEN", True)] = None
+    bootstrap_admin_email: Annotated[
+        Text | None, Key("First admin, while there is none", "CORRAL_BOOTSTRAP_ADMIN_EMAIL", example="me@example.org")
+    ] = None
+    bootstrap_admin_password: Annotated[
+        Text | None, Key("Of the first admin", "CORRAL_BOOTSTRAP_ADMIN_PASSWORD", True)
+    ] = None
+    local_model: Annotated[
+        Path | None, Key("Model file for corral-llama", "CORRAL_LOCAL_MODEL", example="/srv/model.gguf")
+    ] = None
+    worker_token: Annotated[Text | None, Key("Registers `corral worker`", "CORRAL_WORKER_TOKEN", True)] = None
+    server: Server = Server()
+    database: Database = Database()
+    redis: Redis = Redis()
+    storage: Storage = Storage()
+    keys: Keys = Keys()
+    egress: Egress = Egress()
+    plugins: Plugins = Plugins()
+    pinned: Mapping[str, Pinned] = msgspec.field(default_factory=dict)
+    variables: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """The other `CORRAL_*` variables: each may pin the setting that declares it."""
+    secrets: Mapping[str, str] = msgspec.field(default_factory=dict)  # of CORRAL_SECRET_<NAME>, by name
+    sources: Mapping[str, str] = msgspec.field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    path: Path | None = None
+
+    @property
+    def files_dir(self) -> Path | None:
+        """The folder of stored files; None when `[storage] url` names another kind of store."""
+        if self.storage.url is None:
+            return self.data_dir / "files"
+        return Path(self.storage.url[7:]) if self.storage.url.startswith("file://") else None
+
+    def describe(self) -> list[Row]:
+        """Every key, pinned setting and plugin table with its value and source; secrets are masked."""
+        rows = []
+        for name, entry in TABLE.items():
+            section, _, field = name.rpartition(".")
+            value = _shown(getattr(getattr(self, section) if section else self, field), entry.key.secret)
+            rows.append(Row(name, value, self.sources.get(name, "default"), entry.key.doc, entry.key.secret))
+        loose = {f"settings.{name}": pin for name, pin in self.pinned.items()}
+        loose |= {f"variables.{name}": Pinned(value, name) for name, value in self.variables.items()}
+        for name, table in self.plugins.tables.items():
+            loose[f"plugins.{name}"] = Pinned(table, self.sources.get(f"plugins.{name}", "default"))
+        for name, pin in sorted(loose.items()):
+            secret = bool(_SECRET_NAME.search(name.split(".", 1)[1]))
+            rows.append(Row(name, _shown(pin.value, secret), pin.source, "", secret))
+        return rows
+
+    def credentials(self) -> dict[str, str]:
+        """Every credential in it by the name of its key, passwords in URLs included: what no text may show."""
+        given = {
+            name: getattr(getattr(self, section) if section else self, field)
+            for name in TABLE
+            for section, _, field in (name.rpartition("."),)
+        }
+        given.update({f"plugins.{name}": table for name, table in self.plugins.tables.items()})
+        given.update({f"settings.{name}": pin.value for name, pin in self.pinned.items()})
+        given.update({f"variables.{name}": value for name, value in self.variables.items()})
+        return {
+            name: text
+            for key, value in given.items()
+            for name, text in _secrets(key, value, key in TABLE and TABLE[key].key.secret)
+        }
+
+
+class Entry(NamedTuple):
+    """One row of `TABLE`."""
+
+    type: Any
+    key: Key
+    default: Any
+
+
+def _table() -> dict[str, Entry]:
+    found = {}
+    parts: dict[str, type[_Part]] = {"": Config, **SECTIONS}
+    for section, part in parts.items():
+        for field in msgspec.structs.fields(part):
+            for key in (note for note in getattr(field.type, "__metadata__", ()) if isinstance(note, Key)):
+                found[f"{section}.{field.name}".lstrip(".")] = Entry(field.type, key, field.default)
+    return found
+
+
+SECTIONS: Mapping[str, type[_Part]] = {
+    name: kind for name, kind in get_type_hints(Config).items() if isinstance(kind, type) and issubclass(kind, _Part)
+}
+TABLE: Mapping[str, Entry] = _table()
+_IN_URL = re.compile(
+    r"://[^:@/\s]*:([^\s]*)@|[?&][^=&\s]*(?:key|secret|token|password)[^=&\s]*=([^&\s]+)", re.IGNORECASE
+)
+_SECRET_NAME = re.compile(r"(password|secret|token|(^|[._]|api)key)$", re.IGNORECASE)
+
+
+def _secrets(name: str, value: Any, secret: bool) -> Iterator[tuple[str, str]]:
+    """The credentials in one value, each with a name of its own."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _secrets(f"{name}.{key}", item, secret or bool(_SECRET_NAME.search(key)))
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            yield from _secrets(f"{name}.{number}", item, secret)
+    elif isinstance(value, str) and (secret or _SECRET_NAME.search(name)):
+        yield name, value
+    elif isinstance(value, str):
+        for number, match in enumerate(_IN_URL.finditer(value)):
+            text = match[1] or match[2]
+            yield f"{name}.{number}", text
+            if (plain := unquote(text)) != text:
+                yield f"{name}.{number}.plain", plain
+
+
+def _shown(value: Any, secret: bool) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _shown(item, secret or bool(_SECRET_NAME.search(name))) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_shown(item, secret) for item in value]
+    if secret and value is not None:
+        return MASK
+    if not isinstance(value, (str, Path)):
+        return value if value is None or isinstance(value, (bool, int, float)) else str(value)
+    text = re.sub(r"(://[^:@/]*):.*@", rf"\1:{MASK}@", str(value))
+    return re.sub(r"([?&][^=&]*(?:key|secret|token|password)[^=&]*=)[^&]*", rf"\1{MASK}", text, flags=re.IGNORECASE)

@@ -1,0 +1,138 @@
+"""Run-time settings of the kernel's own categories; `core` declares them, whichever room reads them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from corral.plugin import Setting, Settings
+
+JOBS_A_CORE = 4
+_ORIGIN = r"https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?"
+_LINE = r"[^\x00-\x1f\x7f]*"
+
+
+def _is_zone(value: str, settings: Settings) -> str | None:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return "must be the name of a time zone, such as Europe/Berlin"
+    return None
+
+
+SITE_NAME = Setting(
+    name="general.site_name",
+    kind=str,
+    default="Corral",
+    title="Name of this installation",
+    minimum=1,
+    maximum=100,
+    pattern=_LINE,
+)
+TIMEZONE = Setting(
+    name="general.timezone",
+    kind=str,
+    default="UTC",
+    title="Time zone in which times are shown",
+    check=_is_zone,
+    minimum=1,
+    maximum=64,
+)
+CORS_ORIGINS = Setting[list[str]](
+    name="http.cors_origins",
+    kind=list[str],
+    default=[],
+    title="Origins of other web applications that may call",
+    maximum=100,
+    pattern=_ORIGIN,
+)
+IN_FLIGHT = Setting(
+    name="http.in_flight", kind=int, default=60, title="Requests of one caller at a time", minimum=1, maximum=1000
+)
+ACCESS_LOG = Setting(
+    name="http.access_log",
+    kind=str,
+    default="errors",
+    choices=("off", "errors", "all"),
+    title="Which requests are logged",
+)
+RATE = Setting(
+    name="http.rate_per_minute",
+    kind=int,
+    default=1200,
+    minimum=10,
+    maximum=100_000,
+    title="Requests a minute of a user or an API key",
+)
+MACHINE_RATE = Setting(
+    name="http.machine_rate_per_minute",
+    kind=int,
+    default=12_000,
+    minimum=100,
+    maximum=1_000_000,
+    title="Requests a minute of a worker or an agent",
+)
+ANONYMOUS_RATE = Setting(
+    name="http.anonymous_rate_per_minute",
+    kind=int,
+    default=120,
+    minimum=10,
+    maximum=100_000,
+    title="Requests a minute of an address without a credential",
+)
+RETENTION_DAYS = Setting(
+    name="events.retention_days", kind=int, default=30, title="Days that events are kept", minimum=1, maximum=365
+)
+MAX_ROWS = Setting(
+    name="events.max_rows",
+    kind=int,
+    default=1_000_000,
+    title="Events that are kept",
+    minimum=10_000,
+    maximum=50_000_000,
+)
+JOBS_CONCURRENCY: Setting[int | None] = Setting(
+    name="jobs.concurrency",
+    kind=int,
+    default=None,
+    minimum=1,
+    maximum=256,
+    title=f"Jobs at a time in one process (unset: {JOBS_A_CORE} a core)",
+)
+JOBS_RETENTION_DAYS = Setting(
+    name="jobs.retention_days", kind=int, default=7, title="Days that ended jobs are kept", minimum=1, maximum=90
+)
+CALL_BUDGET_SECONDS = Setting(
+    name="plugins.call_budget_seconds",
+    kind=int,
+    default=5,
+    minimum=1,
+    maximum=60,
+    title="Time of a call of what a plugin contributes",
+)
+QUARANTINE_ERRORS = Setting(
+    name="plugins.quarantine_errors",
+    kind=int,
+    default=5,
+    minimum=1,
+    maximum=100,
+    title="Errors after which a plugin is put into quarantine",
+)
+QUARANTINE_WINDOW_SECONDS = Setting(
+    name="plugins.quarantine_window_seconds",
+    kind=int,
+    default=60,
+    minimum=10,
+    maximum=3600,
+    title="Time in which these errors are counted",
+)
+
+KERNEL_SETTINGS: tuple[Setting[Any], ...] = tuple(
+    value for value in tuple(globals().values()) if isinstance(value, Setting)
+)
+
+
+def jobs_at_a_time(settings: Settings) -> int:
+    """`jobs.concurrency`, or what suits this machine."""
+    return settings.get(JOBS_CONCURRENCY) or min(256, JOBS_A_CORE * (os.cpu_count() or 1))

@@ -1,0 +1,77 @@
+"""Figures of this process that need no unit: the event loop, the threads and connections, units and their failures."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import Metric as Family
+
+from corral.database.engine import Database
+from corral.metrics.histogram import Observed
+
+log = logging.getLogger("corral.loop")
+
+LOOK_EVERY, WINDOW = 0.25, 60  # a look's lag counts for the next 15 s, so that a scrape sees it
+HELD_UP = 0.25
+
+
+class LoopLag:
+    """How late the event loop comes to what is due: the most of the last 15 s."""
+
+    def __init__(self) -> None:
+        self._seen: deque[float] = deque([0.0], maxlen=WINDOW)
+
+    @property
+    def seconds(self) -> float:
+        """The most of late."""
+        return max(self._seen)
+
+    async def follow(self) -> None:
+        """For ever; supervised."""
+        while True:
+            due = time.monotonic() + LOOK_EVERY
+            await asyncio.sleep(LOOK_EVERY)
+            lag = max(0.0, time.monotonic() - due)
+            self._seen.append(lag)
+            if lag > HELD_UP:
+                log.warning("the event loop was held up", extra={"duration_ms": round(lag * 1000)})
+
+
+class ProcessFigures:
+    """A collector for the registry of this process."""
+
+    def __init__(self, database: Database, lag: LoopLag) -> None:
+        self._database, self._lag = database, lag
+
+    def collect(self) -> Iterator[Family]:
+        """Called by the registry; no I/O here."""
+        database = self._database
+        yield GaugeMetricFamily("corral_loop_lag_seconds", "How late the event loop was.", value=self._lag.seconds)
+        yield GaugeMetricFamily("corral_executor_queue", "Units that wait for a thread.", value=database.waiting())
+        used, _ = database.busy()
+        yield GaugeMetricFamily("corral_db_pool_in_use", "Connections in use.", value=used)
+        units = database.timings.units.read()
+        yield histogram("corral_db_transaction_seconds", "Time of a unit of work.", (), units)
+        waits = database.timings.waits.read()
+        yield histogram("corral_db_lock_wait_seconds", "Time a unit waited for its thread and connection.", (), waits)
+        errors = CounterMetricFamily("corral_db_errors_total", "Units that the database failed.", labels=["kind"])
+        for kind, count in sorted(database.timings.errors.items()):
+            errors.add_metric([kind], count)
+        yield errors
+
+
+def histogram(name: str, told: str, labels: tuple[str, ...], values: dict[tuple[str, ...], Observed]) -> Family:
+    """A family of buckets."""
+    family = HistogramMetricFamily(name, told, labels=labels)
+    for each, observed in values.items():
+        total, buckets = 0, []
+        for bound, count in zip((*map(str, observed.bounds), "+Inf"), observed.counts, strict=True):
+            total += count
+            buckets.append((bound, float(total)))
+        family.add_metric(each, buckets=buckets, sum_value=observed.total)
+    return family

@@ -1,0 +1,135 @@
+"""The processes that serve one address tell each other their figures, so that it does not matter which one is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import stat
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from corral.config.model import Config
+
+log = logging.getLogger("corral.core")
+
+ANSWER_SECONDS = 1.0  # a sum without a busy process falls, which Prometheus takes for a restart
+PATH_LIMIT = 100  # bytes of the path of a unix socket
+EARLIEST = "process_start_time_seconds"
+
+Text = Callable[[], Awaitable[str]]
+
+
+class Siblings:
+    """Each process has a socket in a folder of the address, in the data folder unless that makes its path too long."""
+
+    def __init__(self, config: Config) -> None:
+        self._data_dir = config.data_dir
+        self._own: Path | None = None
+        self._server: asyncio.Server | None = None
+
+    async def join(self, address: str, text: Text) -> None:
+        """Answer the others with `text()` from now on. Where no socket can be made, this process is alone."""
+        try:
+            folder = self._folder(address)
+            own = folder / f"{os.getpid()}.sock"
+            own.unlink(missing_ok=True)
+            self._server = await asyncio.start_unix_server(lambda _, writer: _tell(writer, text), own)
+        except OSError as error:
+            log.warning("the metrics of several processes are not summed", extra={"reason": str(error)})
+        else:
+            self._own = own
+
+    async def leave(self) -> None:
+        """Close the socket; the last one takes the folder with it, which need not lie in the data folder."""
+        if self._server is not None and self._own is not None:
+            self._server.close()
+            self._own.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._own.parent.rmdir()
+
+    async def texts(self) -> list[str]:
+        """What the others tell; one that says nothing for a second is left out."""
+        if self._own is None:
+            return []
+        others = [path for path in self._own.parent.glob("*.sock") if path != self._own]
+        told = await asyncio.gather(*[_ask(path) for path in others])
+        return [text for text in told if text]
+
+    def _folder(self, address: str) -> Path:
+        port = address.rpartition(":")[2]
+        identity = hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()[:12]
+        outside = f"corral-{os.getuid()}-{identity}-{port}"
+        bases = (Path(tempfile.gettempdir()), Path("/tmp"))  # noqa: S108 - the folder's owner is checked
+        places = (self._data_dir / "run" / port, *[base / outside for base in bases])
+        folder = next((place for place in places if _is_short(place)), places[0])
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise PermissionError(f"{folder} belongs to someone else")
+        return folder
+
+
+def _is_short(folder: Path) -> bool:
+    """Whether the path of a socket in it can be bound."""
+    return len(os.fsencode(folder)) + len("/4194304.sock") <= PATH_LIMIT
+
+
+async def _tell(writer: asyncio.StreamWriter, text: Text) -> None:
+    with contextlib.suppress(OSError):
+        writer.write((await text()).encode())
+        await writer.drain()
+    writer.close()
+
+
+async def _ask(path: Path) -> str:
+    """Empty when it does not answer in time; the socket of a process that was killed is removed."""
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            reader, writer = await asyncio.open_unix_connection(path)
+            try:
+                return (await reader.read()).decode()
+            finally:
+                writer.close()
+    except ConnectionRefusedError:
+        _forget(path)
+    except (OSError, TimeoutError):
+        log.debug("another process did not tell its figures in time", extra={"socket": path.name})
+    return ""
+
+
+def _forget(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def summed(texts: list[str]) -> str:
+    """Prometheus texts as one: values of equal series are added, of the start of processes the earliest is taken."""
+    if len(texts) == 1:
+        return texts[0]
+    families: dict[str, dict[str, float | None]] = {}  # comment lines have no value
+    for text in texts:
+        family: dict[str, float | None] = {}
+        for line in text.splitlines():
+            if line.startswith("#"):
+                if line.startswith("# HELP"):
+                    family = families.setdefault(line.split(" ", 3)[2], {})
+                family.setdefault(line, None)
+                continue
+            series, _, value = line.rpartition(" ")
+            before = family.get(series)
+            number = float(value)
+            earliest = before is not None and series == EARLIEST
+            family[series] = min(before or 0.0, number) if earliest else (before or 0.0) + number
+    lines = [
+        line if value is None else f"{line} {_number(value)}"
+        for family in families.values()
+        for line, value in family.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value.is_integer() else repr(value)

@@ -1,0 +1,224 @@
+"""Price overrides: admins set them; everyone may list and look up prices."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import peewee
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.errors import Conflict, NotFound, TooMany
+from corral.http.answers import IfMatch
+from corral.http.page import Page, check_place, read_cursor, write_cursor
+from corral.ids import new_id
+from corral.plugin import Audit, AuditEntry
+from corral_plugins.cost.api import FREE_PROVIDERS
+from corral_plugins.cost.models import Price
+from corral_plugins.cost.service import price_table
+from corral_plugins.cost.service.money import micro, usd
+from corral_plugins.cost.service.pricing import Pricing, increment_revision
+from corral_plugins.cost.shapes import FoundPrice, LookupQuery, NewPrice, PriceChange, PriceQuery, PriceView
+
+SCOPE = "cost.prices"
+MAX_PRICES = 1000
+DUPLICATE = "There is a price for this provider and model from this instant on; change that one."
+CHANGED = "Someone else changed the price in the meantime; read it again."
+_MONEY_COLUMNS = {
+    "input_usd": "input_micro",
+    "output_usd": "output_micro",
+    "cache_read_usd": "cache_read_micro",
+    "cache_write_usd": "cache_write_micro",
+    "per_call_usd": "call_micro",
+}
+AUDITED = ("provider", "model", "valid_from", *_MONEY_COLUMNS.values())
+
+
+class PriceOverrides:
+    """The only writer of `cost_prices`; joins the caller's unit."""
+
+    audit: Audit | None = None
+
+    def __init__(self, pricing: Pricing) -> None:
+        self._pricing = pricing
+
+    def page(self, query: PriceQuery, by: Principal) -> Page[PriceView]:
+        """Return overrides, newest first, then the built-in prices by name."""
+        check_place(query)
+        start = query.offset if isinstance(query.offset, int) else 0
+        prices = [view for view in self._all(query) if _matches(view, query)]
+        if isinstance(query.cursor, str):
+            start = _index_after(prices, *read_cursor(query.cursor, SCOPE, by, query.fingerprint()))
+        end, following = start + query.limit, None
+        if end < len(prices):
+            last = prices[end - 1]
+            following = write_cursor(SCOPE, by, query.fingerprint(), [last.source, last.id])
+        offset = None if isinstance(query.cursor, str) else start
+        return Page(items=prices[start:end], total=len(prices), limit=query.limit, offset=offset, next=following)
+
+    @staticmethod
+    def _all(query: PriceQuery) -> list[PriceView]:
+        views = []
+        if query.source != "builtin":
+            views += [_view(row) for row in Price.select().order_by(Price.created_at.desc(), Price.id.desc())]
+        if query.source != "override":
+            views += _builtin_views()
+        return views
+
+    def create(self, new: NewPrice) -> PriceView:
+        """Add a price. Raises `duplicate` for the same patterns from the same instant, and `quota_exceeded`."""
+        now = clock.now()
+        row: dict[str, Any] = {
+            "id": new_id(),
+            "version": 1,
+            "created_at": now,
+            "updated_at": now,
+            "provider": new.provider,
+            "model": new.model,
+            "valid_from": now if new.valid_from is None else clock.from_datetime(new.valid_from),
+            **_money_columns(new),
+        }
+        self._refuse_duplicate(row)
+        if Price.select().count() >= MAX_PRICES:
+            raise TooMany(f"There are {MAX_PRICES} prices already; delete some first.", code="quota_exceeded")
+        if not list(Price.insert(**row).on_conflict_ignore().returning(Price.id).tuples().execute()):
+            self._refuse_duplicate(row)  # another admin wrote it at the same moment
+            raise Conflict(DUPLICATE, code="duplicate")
+        increment_revision()
+        self._record("create", row, {name: (None, row[name]) for name in AUDITED})
+        return _view(Price(**row))
+
+    def change(self, price_id: str, change: PriceChange, match: IfMatch) -> PriceView:
+        """Change a price from now on; existing events keep their cost."""
+        row = self._get(price_id)
+        match.check(row.version)
+        changes: dict[str, Any] = _money_columns(change)
+        changes |= {name: value for name in ("provider", "model") if isinstance(value := getattr(change, name), str)}
+        if change.valid_from is not msgspec.UNSET:
+            changes["valid_from"] = clock.from_datetime(change.valid_from)
+        if not changes:
+            return _view(row)
+        self._refuse_duplicate({**row.__data__, **changes})
+        audited = {name: (getattr(row, name), value) for name, value in changes.items()}
+        changes |= {"version": row.version + 1, "updated_at": clock.now()}
+        unchanged = (Price.id == price_id) & (Price.version == row.version)
+        try:
+            updated = Price.update(**changes).where(unchanged).execute()
+        except peewee.IntegrityError:  # another admin wrote it at the same moment
+            raise Conflict(DUPLICATE, code="duplicate") from None
+        if not updated:
+            raise Conflict(CHANGED)
+        increment_revision()
+        self._record("update", row.__data__, audited)
+        return _view(self._get(price_id))
+
+    def delete(self, price_id: str, match: IfMatch) -> None:
+        """Delete an override; the built-in price, if there is one, applies again."""
+        row = self._get(price_id)
+        match.check(row.version)
+        if not Price.delete().where((Price.id == price_id) & (Price.version == row.version)).execute():
+            raise Conflict(CHANGED)
+        increment_revision()
+        self._record("delete", row.__data__, {name: (getattr(row, name), None) for name in AUDITED})
+
+    def lookup(self, query: LookupQuery) -> FoundPrice:
+        """Return the price of a model that is valid at an instant."""
+        at = clock.now() if query.at is msgspec.UNSET else clock.from_datetime(query.at)
+        if query.provider in FREE_PROVIDERS:
+            return FoundPrice(priced=True, price_source="zero", input_usd=0, output_usd=0, per_call_usd=0)
+        override = self._pricing.book().find(query.provider, query.model, at)
+        if override is not None:
+            view = _view(Price(**override._asdict()))
+            return _found(view, "override", f"{override.id}@{override.version}", override.id)
+        price = price_table.lookup(query.provider, query.model, at)
+        if price is None:
+            return FoundPrice(priced=False)
+        return _found(_builtin_view(price), "table", price_table.version(), None)
+
+    def _record(self, verb: str, row: Mapping[str, Any], changes: Mapping[str, tuple[Any, Any]]) -> None:
+        if self.audit is not None:
+            entry = AuditEntry(
+                action=f"cost.price.{verb}",
+                object_type="price",
+                object_id=row["id"],
+                object_name=f"{row['provider']}/{row['model']}",
+                changes=changes,
+            )
+            self.audit.record(entry)
+
+    @staticmethod
+    def _get(price_id: str) -> Price:
+        row: Price | None = Price.get_or_none(Price.id == price_id)
+        if row is None:
+            raise NotFound("There is no price override with this id. Built-in prices can be overridden, not changed.")
+        return row
+
+    @staticmethod
+    def _refuse_duplicate(row: dict[str, Any]) -> None:
+        same = [getattr(Price, name) == row[name] for name in ("provider", "model", "valid_from")]
+        other = Price.select(Price.id).where(*same, Price.id != row["id"]).first()
+        if other is not None:
+            raise Conflict(DUPLICATE, code="duplicate", existing_id=other.id)
+
+
+def _index_after(prices: Sequence[PriceView], source: str, last: str) -> int:
+    """Return the index after the last price shown, which may be deleted; newer ones may have been added before it."""
+    if source == "override":
+        return next((n for n, view in enumerate(prices) if view.source != source or str(view.id) < last), len(prices))
+    return next((n + 1 for n, view in enumerate(prices) if view.id == last), len(prices))
+
+
+def _money_columns(body: NewPrice | PriceChange) -> dict[str, int | None]:
+    values = {name: getattr(body, name) for name in _MONEY_COLUMNS}
+    return {
+        _MONEY_COLUMNS[name]: None if value is None else micro(value)
+        for name, value in values.items()
+        if value is not msgspec.UNSET
+    }
+
+
+def _view(row: Price) -> PriceView:
+    return PriceView(
+        id=row.id,
+        version=row.version,
+        provider=row.provider,
+        model=row.model,
+        valid_from=row.valid_from,
+        source="override",
+        input_usd=usd(row.input_micro),
+        output_usd=usd(row.output_micro),
+        cache_read_usd=None if row.cache_read_micro is None else usd(row.cache_read_micro),
+        cache_write_usd=None if row.cache_write_micro is None else usd(row.cache_write_micro),
+        per_call_usd=usd(row.call_micro),
+    )
+
+
+@functools.cache
+def _builtin_views() -> tuple[PriceView, ...]:
+    return tuple(_builtin_view(price) for price in price_table.all_prices())
+
+
+def _builtin_view(price: price_table.TablePrice) -> PriceView:
+    return PriceView(id=price.id, version=0, source="builtin", per_call_usd=0, **price._asdict())
+
+
+def _matches(view: PriceView, query: PriceQuery) -> bool:
+    return query.provider.lower() in view.provider.lower() and query.model.lower() in view.model.lower()
+
+
+def _found(view: PriceView, source: str, version: str, price_id: str | None) -> FoundPrice:
+    return FoundPrice(
+        priced=True,
+        price_source=source,
+        price_version=version,
+        price_id=price_id,
+        input_usd=view.input_usd,
+        output_usd=view.output_usd,
+        cache_read_usd=view.cache_read_usd,
+        cache_write_usd=view.cache_write_usd,
+        per_call_usd=view.per_call_usd,
+        valid_from=view.valid_from,
+    )
