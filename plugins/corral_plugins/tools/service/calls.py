@@ -147,43 +147,54 @@ class Calls:
         row = repository.find(request.task_id, request.call_id)
         if row is not None:
             return self._repeat(request, run, row)
-        registered, subject, verdict = self._decide(request, run)
+        tool, subject, verdict = self._decide(request, run)
         if verdict.is_temporary and clock.time_s() < request.until:
             return Busy()
-        self._metrics.decided(registered, verdict.decision)
+        self._metrics.decided(tool, verdict.decision)
         if verdict.decision == "denied":
-            return self._deny(request, run, registered, verdict)
-        assert registered is not None
-        values = self._columns(request, run) | {"decision": "allowed"}
-        if registered.tool.runs == "worker":
-            row = repository.insert(**values, status="permitted", executions=1, **self._permits.columns(registered))
-            return self._permits.view(row)
-        row = repository.insert(
-            **values, status="running", executions=1, alive_until=clock.now(repository.ALIVE_SECONDS)
-        )
-        return self._execution(request, row, registered, subject)
+            return self._deny(request, run, tool, verdict)
+        assert tool is not None
+        return self._start(request, run, tool, subject)
 
     def _decide(self, request: CallRequest, run: Run) -> tuple[RegisteredTool | None, Subject, Verdict]:
-        registered = self._registry.find(request.tool, worker_id=run.worker_id)
-        calls, running = repository.count(run.task_id, run.fence)
-        subject = Subject(
-            agent=self.agents.facts(run.agent_id) if self.agents is not None else None,
-            requester_id=run.requester_id,
-            worker_id=run.worker_id,
-            allowed_tools=run.allowed_tools,
-            tainted=run.tainted,
-            task_id=run.task_id,
-            lease_id=run.lease_id,
-            fence=run.fence,
-            calls=calls,
-            running=running,
-        )
-        return (
-            registered,
-            subject,
-            decide(
-                self._contexts.decision_context(registered, request.tool, request.call_id, request.arguments, subject)
-            ),
+        tool = self._registry.find(request.tool, worker_id=run.worker_id)
+        agent = self.agents.facts(run.agent_id) if self.agents is not None else None
+        subject = _subject(agent, run, tainted=run.tainted)
+        context = self._contexts.decision_context(tool, request.tool, request.call_id, request.arguments, subject)
+        return tool, subject, decide(context)
+
+    def _start(
+        self, request: CallRequest, run: Run, tool: RegisteredTool, subject: Subject, row: ToolCall | None = None
+    ) -> Execution | CallView:
+        """Store an allowed call, or the next execution of `row`: for a worker tool with a permit."""
+        is_permit = tool.definition.runs == "worker"
+        state: dict[str, Any] = {"status": "running", "alive_until": clock.now(repository.ALIVE_SECONDS)}
+        if is_permit:
+            state = {"status": "permitted", **self._permits.columns(tool)}
+        if row is None:
+            row = repository.insert(**self._columns(request, run), decision="allowed", executions=1, **state)
+        else:
+            repository.change(
+                row,
+                fence=run.fence,
+                lease_id=run.lease_id,
+                worker_id=run.worker_id,
+                executions=row.executions + 1,
+                error=None,
+                created_at=clock.now(),
+                finished_at=None,
+                duration_ms=None,
+                **state,
+            )
+        if is_permit:
+            return self._permits.view(row)
+        return Execution(
+            row_id=row.id,
+            executions=row.executions,
+            tool=tool,
+            context=self._contexts.tool_context(tool, request.call_id, subject, self._contexts.caller(subject)),
+            arguments=request.arguments,
+            entry=request.entry,
         )
 
     @staticmethod
@@ -202,20 +213,7 @@ class Calls:
             "tainted": run.tainted,
         }
 
-    def _execution(
-        self, request: CallRequest, row: ToolCall, registered: RegisteredTool, subject: Subject
-    ) -> Execution:
-        context = self._contexts.tool_context(registered, request.call_id, subject, self._contexts.caller(subject))
-        return Execution(
-            row_id=row.id,
-            executions=row.executions,
-            registered=registered,
-            context=context,
-            arguments=request.arguments,
-            entry=request.entry,
-        )
-
-    def _deny(self, request: CallRequest, run: Run, registered: RegisteredTool | None, verdict: Verdict) -> CallView:
+    def _deny(self, request: CallRequest, run: Run, tool: RegisteredTool | None, verdict: Verdict) -> CallView:
         """Store the denial. Too many denials fail the attempt."""
         reason = verdict.reason or "policy"
         error: dict[str, Any] = {"type": reason, "message": SENTENCES[reason]}
@@ -231,7 +229,7 @@ class Calls:
             duration_ms=0,
         )
         repository.publish(row)
-        if self.audit is not None and registered is not None and registered.risk in ("external", "dangerous"):
+        if self.audit is not None and tool is not None and tool.risk in ("external", "dangerous"):
             details = {"task_id": run.task_id, "agent_id": run.agent_id, "reason": reason}
             entry = AuditEntry(
                 action="tools.call.run",
@@ -254,7 +252,7 @@ class Calls:
         if row.arguments_sha256 != request.sha256 or row.tool != request.tool:
             detail = "This call_id was used for another call; give every call its own."
             raise Invalid.at("/call_id", "not_unique", detail)
-        registered = self._registry.find(row.tool, worker_id=run.worker_id)
+        tool = self._registry.find(row.tool, worker_id=run.worker_id)
         if row.status == "running":
             if row.alive_until is None:
                 return repository.view(row)
@@ -265,7 +263,7 @@ class Calls:
                 return self._permits.view(row)
         elif row.status != "failed" or row.error is None or row.error["type"] != INTERRUPTED:
             return repository.view(row)
-        if registered is None or not can_repeat(registered):
+        if tool is None or not can_repeat(tool):
             if row.status != "failed":
                 repository.end(row, "failed", error=interrupted_error(can_repeat=False))
             return repository.view(row)
@@ -273,27 +271,13 @@ class Calls:
 
     def _run_again(self, request: CallRequest, run: Run, row: ToolCall) -> Execution | CallView | Busy:
         """Decide again, since rights may have changed, and run the call under the current lease."""
-        registered, subject, verdict = self._decide(request, run)
+        tool, subject, verdict = self._decide(request, run)
         if verdict.is_temporary:
             return Busy()
-        if verdict.decision == "denied" or registered is None:
+        if verdict.decision == "denied" or tool is None:
             reason = verdict.reason or "policy"
             raise Forbidden(SENTENCES[reason], code="tools.denied", reason=reason)
-        renewed: dict[str, Any] = {
-            "fence": run.fence,
-            "lease_id": run.lease_id,
-            "worker_id": run.worker_id,
-            "executions": row.executions + 1,
-            "error": None,
-            "created_at": clock.now(),
-            "finished_at": None,
-            "duration_ms": None,
-        }
-        if registered.tool.runs == "worker":
-            repository.change(row, **renewed, status="permitted", **self._permits.columns(registered))
-            return self._permits.view(row)
-        repository.change(row, **renewed, status="running", alive_until=clock.now(repository.ALIVE_SECONDS))
-        return self._execution(request, row, registered, subject)
+        return self._start(request, run, tool, subject, row)
 
     # -- decisions on calls that are not made
 
@@ -305,40 +289,35 @@ class Calls:
         require_owner(by, agent.owner_id, what="agent", manage="agents.manage")
         if self.switch is not None:
             self.switch.refuse_if_engaged()
-        subject = self._check_subject(agent, check, by)
-        registered = self._registry.find(name, worker_id=subject.worker_id)
-        if registered is None:
+        is_tainted = check.tainted if isinstance(check.tainted, bool) else None
+        if check.task_id is None:  # for the caller, on any worker
+            subject = Subject(agent=agent, requester_id=by.user_id, tainted=is_tainted or False)
+        else:
+            run = self.tasks.run_of(check.task_id.lower()) if self.tasks is not None else None
+            if run is None:
+                raise Invalid.at("/task_id", "unknown_reference", "There is no such task.", problem="unknown_reference")
+            subject = _subject(agent, run, tainted=run.tainted if is_tainted is None else is_tainted)
+        tool = self._registry.find(name, worker_id=subject.worker_id)
+        if tool is None:
             raise NotFound("There is no tool with this name.")
-        verdict = decide(self._contexts.decision_context(registered, name, "", check.arguments, subject))
+        verdict = decide(self._contexts.decision_context(tool, name, "", check.arguments, subject))
         return Checked(decision=verdict.decision, reasons=list(verdict.reasons), errors=list(verdict.faults))
 
-    def _check_subject(self, agent: AgentFacts, check: Check, by: Principal) -> Subject:
-        """The subject of the task's run. Without a task: the caller, on any worker."""
-        tainted = check.tainted if isinstance(check.tainted, bool) else False
-        if check.task_id is None:
-            return Subject(agent=agent, requester_id=by.user_id, tainted=tainted)
-        task_id = check.task_id.lower()
-        run = self._run_of(task_id)
-        if not isinstance(check.tainted, bool):
-            tainted = run.tainted
-        calls, running = repository.count(task_id, run.fence) if run.lease_id else (0, 0)
-        return Subject(
-            agent=agent,
-            requester_id=run.requester_id,
-            worker_id=run.worker_id or None,
-            allowed_tools=run.allowed_tools,
-            tainted=tainted,
-            task_id=task_id,
-            fence=run.fence,
-            calls=calls,
-            running=running,
-        )
 
-    def _run_of(self, task_id: str) -> Run:
-        run = self.tasks.run_of(task_id) if self.tasks is not None else None
-        if run is None:
-            raise Invalid.at("/task_id", "unknown_reference", "There is no such task.", problem="unknown_reference")
-        return run
+def _subject(agent: AgentFacts | None, run: Run, *, tainted: bool) -> Subject:
+    calls, running = repository.count(run.task_id, run.fence)
+    return Subject(
+        agent=agent,
+        requester_id=run.requester_id,
+        worker_id=run.worker_id or None,
+        allowed_tools=run.allowed_tools,
+        tainted=tainted,
+        task_id=run.task_id,
+        lease_id=run.lease_id,
+        fence=run.fence,
+        calls=calls if run.lease_id else 0,
+        running=running if run.lease_id else 0,
+    )
 
 
 def arguments_hash(arguments: Any) -> str:

@@ -57,30 +57,30 @@ class ContextBuilder:
         self._settings, self._work = settings, work
 
     def decision_context(
-        self, registered: RegisteredTool | None, name: str, call_id: str, arguments: Any, subject: Subject
+        self, tool: RegisteredTool | None, name: str, call_id: str, arguments: Any, subject: Subject
     ) -> DecisionContext:
         """Gather everything that the decision on a call depends on."""
-        if registered is None:
+        if tool is None:
             return DecisionContext(tool=name)
-        tool, agent = registered.tool, subject.agent
+        definition, agent = tool.definition, subject.agent
         rule = rule_of(agent.tool_policy, name) if agent is not None else Rule()
         caller = self.caller(subject)
-        checks = _check(registered, rule, arguments, self.tool_context(registered, call_id, subject, caller))
+        checks = _check(tool, rule, arguments, self.tool_context(tool, call_id, subject, caller))
         return DecisionContext(
             tool=name,
-            risk=registered.risk,
-            enabled=registered.overrides.enabled,
+            risk=tool.risk,
+            enabled=tool.overrides.enabled,
             enabled_tools=agent.enabled_tools if agent is not None else (),
             allowed_tools=subject.allowed_tools,
             requester_is_active=caller is not None,
             permissions=caller.permissions if caller is not None else frozenset(),
-            permission=tool.permission,
+            permission=definition.permission,
             sees=checks.sees,
-            offered=tool.runs == "server" or self._is_offered(name, subject.worker_id),
+            offered=definition.runs == "server" or self._is_offered(name, subject.worker_id),
             faults=checks.faults,
             admitted=checks.admitted,
             rule=rule,
-            default_policy=registered.default_policy,
+            default_policy=tool.default_policy,
             tainted=subject.tainted and self._settings.get(TAINT_ENABLED),
             is_trusted=checks.is_trusted,
             target_asks=checks.target_asks,
@@ -91,7 +91,7 @@ class ContextBuilder:
         )
 
     def tool_context(
-        self, registered: RegisteredTool, call_id: str, subject: Subject, caller: Principal | None
+        self, tool: RegisteredTool, call_id: str, subject: Subject, caller: Principal | None
     ) -> ToolContext:
         """The context with which the tool runs."""
         return ToolContext(
@@ -99,8 +99,8 @@ class ContextBuilder:
             task_id=subject.task_id,
             lease_id=subject.lease_id,
             call_id=call_id,
-            config=registered.config,
-            timeout_seconds=registered.timeout_seconds,
+            config=tool.config,
+            timeout_seconds=tool.timeout_seconds,
             work=self._work,
         )
 
@@ -153,16 +153,17 @@ class _Checks(msgspec.Struct, frozen=True, kw_only=True):
 FAILED = object()
 
 
-def _check(registered: RegisteredTool, rule: Rule, arguments: Any, context: ToolContext) -> _Checks:
+def _check(tool: RegisteredTool, rule: Rule, arguments: Any, context: ToolContext) -> _Checks:
     """Run the tool's own checks on the arguments."""
-    tool = registered.tool
-    if faults := _faults(registered, arguments):
+    definition = tool.definition
+    if faults := _faults(tool, arguments):
         return _Checks(faults=tuple(faults))
-    target = None if tool.target is None else _guarded(tool, tool.target, arguments)
+    target = None if definition.target is None else _guarded(definition, definition.target, arguments)
     return _Checks(
-        sees=tool.sees is None or _guarded(tool, tool.sees, context, arguments) is True,
-        admitted=_is_admitted(registered, rule, arguments),
-        is_trusted=tool.trusts is not None and _guarded(tool, tool.trusts, registered.config, arguments) is True,
+        sees=definition.sees is None or _guarded(definition, definition.sees, context, arguments) is True,
+        admitted=_is_admitted(tool, rule, arguments),
+        is_trusted=definition.trusts is not None
+        and _guarded(definition, definition.trusts, tool.config, arguments) is True,
         target_asks=target is FAILED or (isinstance(target, Target) and target.ask),
     )
 
@@ -176,14 +177,14 @@ def _guarded(tool: Tool, function: Callable[..., Any], *arguments: Any) -> Any:
         return FAILED
 
 
-def _faults(registered: RegisteredTool, arguments: Any) -> list[Fault]:
+def _faults(tool: RegisteredTool, arguments: Any) -> list[Fault]:
     """Where the arguments do not match the tool's schema."""
     if not isinstance(arguments, dict):
         return [Fault("/arguments", "wrong_type", "must be an object")]
-    schema = registered.tool.schema
-    if registered.source == "worker" and not _is_safe(msgspec.json.encode(schema)):
+    schema = tool.definition.schema
+    if tool.source == "worker" and not _is_safe(msgspec.json.encode(schema)):
         return []  # the worker has to check them
-    found = _guarded(registered.tool, lambda: json_schema_problems(schema, arguments, pointer_prefix="/arguments"))
+    found = _guarded(tool.definition, lambda: json_schema_problems(schema, arguments, pointer_prefix="/arguments"))
     if found is FAILED:
         return [
             Fault("/arguments", "not_allowed", "the tool's schema is not valid; report this to its plugin's author")
@@ -192,15 +193,15 @@ def _faults(registered: RegisteredTool, arguments: Any) -> list[Fault]:
     return faults
 
 
-def _is_admitted(registered: RegisteredTool, rule: Rule, arguments: Any) -> bool:
+def _is_admitted(tool: RegisteredTool, rule: Rule, arguments: Any) -> bool:
     """Whether the configurations of the tool and of the agent, which can only narrow it, both allow the arguments."""
-    tool = registered.tool
-    if rule.config and json_schema_problems(tool.config_schema or NO_CONFIG, dict(rule.config)):
+    definition = tool.definition
+    if rule.config and json_schema_problems(definition.config_schema or NO_CONFIG, dict(rule.config)):
         return False  # the tool cannot enforce a configuration that it does not understand
-    if tool.admits is None:
+    if definition.admits is None:
         return True
-    configs = [registered.config] if rule.config is None else [registered.config, rule.config]
-    return all(_guarded(tool, tool.admits, config, arguments) is True for config in configs)
+    configs = [tool.config] if rule.config is None else [tool.config, rule.config]
+    return all(_guarded(definition, definition.admits, config, arguments) is True for config in configs)
 
 
 @functools.lru_cache(maxsize=512)

@@ -47,7 +47,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
 
     row_id: str
     executions: int
-    registered: RegisteredTool
+    tool: RegisteredTool
     context: ToolContext
     arguments: dict[str, Any]
     entry: Entry
@@ -72,9 +72,7 @@ class Executions:
 
     async def run(self, execution: Execution) -> CallView:
         """Run a tool to its end and return the call."""
-        task = asyncio.get_running_loop().create_task(
-            self._execute(execution), name=f"tool {execution.registered.name}"
-        )
+        task = asyncio.get_running_loop().create_task(self._execute(execution), name=f"tool {execution.tool.name}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
@@ -88,7 +86,7 @@ class Executions:
             await asyncio.gather(*left, return_exceptions=True)
 
     async def _execute(self, execution: Execution) -> CallView:
-        if not inspect.iscoroutinefunction(execution.registered.tool.run):
+        if not inspect.iscoroutinefunction(execution.tool.definition.run):
             try:
                 return await self._work(lambda: self._run_in_unit(execution), entry=execution.entry)
             except Exception as error:
@@ -102,8 +100,8 @@ class Executions:
     def _run_in_unit(self, execution: Execution) -> CallView:
         """Run a tool and store its outcome in one unit; an exception rolls both back."""
         row = self._locked(execution)
-        assert execution.registered.tool.run is not None
-        value = execution.registered.tool.run(execution.context, execution.arguments)
+        assert execution.tool.definition.run is not None
+        value = execution.tool.definition.run(execution.context, execution.arguments)
         if isinstance(value, Later):
             repository.change(row, alive_until=None)
             return repository.view(row)
@@ -121,18 +119,18 @@ class Executions:
     # -- `async def` tools
 
     async def _run_async(self, execution: Execution) -> Outcome:
-        run: Any = execution.registered.tool.run
+        run: Any = execution.tool.definition.run
         work = asyncio.ensure_future(run(execution.context, execution.arguments))
         watch = asyncio.ensure_future(self._watch(execution))
         try:
-            async with asyncio.timeout(execution.registered.timeout_seconds):
+            async with asyncio.timeout(execution.tool.timeout_seconds):
                 await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
                 if not work.done():
-                    return Outcome(error=_interrupted(execution.registered))
+                    return Outcome(error=_interrupted(execution.tool))
                 value = work.result()
             return await asyncio.to_thread(self._outcome, execution, value)
         except TimeoutError:
-            detail = f"{execution.registered.name} took longer than {execution.registered.timeout_seconds} seconds."
+            detail = f"{execution.tool.name} took longer than {execution.tool.timeout_seconds} seconds."
             return Outcome(error={"type": "timeout", "message": detail})
         except Exception as error:
             return self._failed(execution, error)
@@ -178,7 +176,7 @@ class Executions:
             row = repository.by_id(execution.row_id)
             if row.status != "running" or row.executions != execution.executions:
                 return repository.view(row)
-            outcome = Outcome(error=_interrupted(execution.registered))
+            outcome = Outcome(error=_interrupted(execution.tool))
         return self._write(execution, row, outcome)
 
     def _write(self, execution: Execution, row: ToolCall, outcome: Outcome) -> CallView:
@@ -190,16 +188,16 @@ class Executions:
             if self.tasks.taint(row.task_id, row.lease_id, outcome.untrusted):
                 self._metrics.tainted()
         repository.end(row, status, result=outcome.result, error=outcome.error, tainted=tainted)
-        self._metrics.ended(execution.registered, row.duration_ms or 0)
+        self._metrics.ended(execution.tool, row.duration_ms or 0)
         return repository.view(row)
 
     # -- outcomes
 
     def _outcome(self, execution: Execution, value: Any) -> Outcome:
-        tool = execution.registered.tool
+        definition = execution.tool.definition
         untrusted = value.untrusted if isinstance(value, Output) else ()
-        if tool.untrusted_output:
-            untrusted = (*untrusted, source_of(tool.name, execution.arguments))
+        if definition.untrusted_output:
+            untrusted = (*untrusted, source_of(definition.name, execution.arguments))
         found = to_json(value.value if isinstance(value, Output) else value)
         with made_by("task", execution.context.task_id):
             return Outcome(result=truncate(self._redactor.redact_json(found)), untrusted=untrusted)
@@ -213,10 +211,10 @@ class Executions:
             if error.errors:
                 error_data["message"] += " " + "; ".join(f"{each.pointer}: {each.detail}" for each in error.errors[:10])
         else:
-            log.error("a tool raised an exception", exc_info=error, extra={"tool": execution.registered.name})
+            log.error("a tool raised an exception", exc_info=error, extra={"tool": execution.tool.name})
             error_data = {
                 "type": "internal",
-                "message": f"{execution.registered.name} failed with an internal error; see the server's log.",
+                "message": f"{execution.tool.name} failed with an internal error; see the server's log.",
             }
         return Outcome(error=truncate(self._redactor.redact_json(error_data)))
 
@@ -227,16 +225,16 @@ def source_of(tool: str, arguments: dict[str, Any]) -> str:
     return f"{tool} {url}"[:300] if isinstance(url, str) else tool
 
 
-def can_repeat(registered: RegisteredTool | None) -> bool:
+def can_repeat(tool: RegisteredTool | None) -> bool:
     """Whether a call with an unknown outcome may run again: idempotent, or its effect commits with its record."""
-    if registered is None:
+    if tool is None:
         return False
-    tool = registered.tool
-    return tool.idempotent or (tool.run is not None and not inspect.iscoroutinefunction(tool.run))
+    definition = tool.definition
+    return definition.idempotent or (definition.run is not None and not inspect.iscoroutinefunction(definition.run))
 
 
-def _interrupted(registered: RegisteredTool) -> dict[str, Any]:
-    return interrupted_error(can_repeat(registered))
+def _interrupted(tool: RegisteredTool) -> dict[str, Any]:
+    return interrupted_error(can_repeat(tool))
 
 
 def interrupted_error(can_repeat: bool) -> dict[str, Any]:

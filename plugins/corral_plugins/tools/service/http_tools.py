@@ -26,23 +26,10 @@ if TYPE_CHECKING:
 
 SECONDS, MAX_BYTES, MAX_REDIRECTS = 30, 1024 * 1024, 5
 REDIRECTS = (301, 302, 303, 307, 308)
-RESERVED_HEADERS = frozenset(
-    {
-        "accept-encoding",
-        "connection",
-        "content-length",
-        "cookie",
-        "expect",
-        "host",
-        "keep-alive",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
+RESERVED_HEADERS = frozenset({
+    "accept-encoding", "connection", "content-length", "cookie", "expect", "host", "keep-alive", "proxy-authorization",
+    "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+})  # fmt: skip
 # Text encodings. Python has more: some convert bytes, and some take minutes for a megabyte.
 ENCODINGS = re.compile(
     r"(utf[-_]?(8|16|32)|us[-_]ascii|ascii|latin|iso[-_]?(8859|2022)|windows|cp\d|koi8|mac|gb|big5|euc|shift|sjis|ks_c|tis)"

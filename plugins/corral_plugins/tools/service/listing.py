@@ -21,6 +21,11 @@ from corral_plugins.tools.service.decision_context import NO_CONFIG
 from corral_plugins.tools.service.registry import RegisteredTool, Registry
 from corral_plugins.tools.shapes import ToolPatch, ToolQuery, ToolView
 
+DEFINED = (
+    *("name", "title", "description", "runs", "schema", "output_schema"),
+    *("untrusted_output", "idempotent", "config_schema"),
+)
+
 
 class ToolListing:
     """Lists and changes tools inside the caller's unit."""
@@ -35,19 +40,19 @@ class ToolListing:
         """List tools by name."""
         agent = self._agent(query.agent_id)
         found = [
-            registered
-            for registered in self._registry.all()
-            if (query.risk is UNSET or registered.risk in query.risk)
-            and query.source in (UNSET, registered.source)
-            and query.runs in (UNSET, registered.tool.runs)
+            tool
+            for tool in self._registry.all()
+            if (query.risk is UNSET or tool.risk in query.risk)
+            and query.source in (UNSET, tool.source)
+            and query.runs in (UNSET, tool.definition.runs)
         ]
         return paginate_names(
             found,
             query,
             by,
             scope="tools",
-            name=lambda registered: registered.tool.name,
-            make=lambda shown: [view(registered, agent) for registered in shown],
+            name=lambda tool: tool.definition.name,
+            make=lambda shown: [view(tool, agent) for tool in shown],
         )
 
     def one(self, name: str, agent_id: Any = UNSET) -> ToolView:
@@ -56,13 +61,13 @@ class ToolListing:
 
     def change(self, name: str, patch: ToolPatch, match: IfMatch, *, by: Principal) -> ToolView:
         """Change the overrides of a tool; null restores the value of its definition."""
-        registered = self._found(name)
-        before = registered.overrides
+        tool = self._found(name)
+        before = tool.overrides
         match.check(before.version)
         given = {field: value for field in patch.__struct_fields__ if (value := getattr(patch, field)) is not UNSET}
         if not given:
-            return view(registered, None)
-        self._check(registered, patch)
+            return view(tool, None)
+        self._check(tool, patch)
         values = {**given, "version": before.version + 1, "updated_at": clock.now(), "updated_by": by.user_id}
         if before.version == 1:
             ToolRow.insert(name=name, **values).on_conflict_ignore().execute()
@@ -82,22 +87,22 @@ class ToolListing:
         return view(self._found(name), None)
 
     @staticmethod
-    def _check(registered: RegisteredTool, patch: ToolPatch) -> None:
-        is_lowered = isinstance(patch.risk, str) and RISKS.index(patch.risk) < RISKS.index(registered.tool.risk)
-        if is_lowered and registered.source != "worker":
-            detail = f"The risk of this tool is {registered.tool.risk} and can only be raised."
+    def _check(tool: RegisteredTool, patch: ToolPatch) -> None:
+        is_lowered = isinstance(patch.risk, str) and RISKS.index(patch.risk) < RISKS.index(tool.definition.risk)
+        if is_lowered and tool.source != "worker":
+            detail = f"The risk of this tool is {tool.definition.risk} and can only be raised."
             raise Invalid.at("/risk", "not_allowed", detail)
         if isinstance(patch.config, dict):
-            schema = registered.tool.config_schema or NO_CONFIG
+            schema = tool.definition.config_schema or NO_CONFIG
             faults = json_schema_problems(schema, patch.config, pointer_prefix="/config")
             if faults:
                 raise Invalid(f"The configuration has {len(faults)} problems.", errors=faults)
 
     def _found(self, name: str) -> RegisteredTool:
-        registered = self._registry.find(name)
-        if registered is None:
+        tool = self._registry.find(name)
+        if tool is None:
             raise NotFound("There is no tool with this name.")
-        return registered
+        return tool
 
     def _agent(self, agent_id: Any) -> AgentFacts | None:
         if not isinstance(agent_id, str):
@@ -109,30 +114,23 @@ class ToolListing:
         return agent
 
 
-def view(registered: RegisteredTool, agent: AgentFacts | None) -> ToolView:
+def view(tool: RegisteredTool, agent: AgentFacts | None) -> ToolView:
     """Build the public shape of a tool, with its policy for an agent whose run is not tainted."""
-    tool, policy = registered.tool, None
+    policy = None
     if agent is not None:
-        is_usable = registered.overrides.enabled and matches(agent.enabled_tools, tool.name)
-        policy = (rule_of(agent.tool_policy, tool.name).policy or registered.default_policy) if is_usable else "deny"
+        is_usable = tool.overrides.enabled and matches(agent.enabled_tools, tool.name)
+        policy = (rule_of(agent.tool_policy, tool.name).policy or tool.default_policy) if is_usable else "deny"
+    defined: dict[str, Any] = {name: getattr(tool.definition, name) for name in DEFINED}
     return ToolView(
-        name=tool.name,
-        version=registered.overrides.version,
-        title=tool.title,
-        description=tool.description,
-        risk=registered.risk,
-        runs=tool.runs,
-        schema=tool.schema,
-        output_schema=tool.output_schema,
-        default_policy=registered.default_policy,
-        enabled=registered.overrides.enabled,
-        source=registered.source,
-        untrusted_output=tool.untrusted_output,
-        idempotent=tool.idempotent,
-        timeout_seconds=registered.timeout_seconds,
-        config=dict(registered.config),
-        config_schema=tool.config_schema,
-        definition_sha256=registered.definition_sha256,
+        **defined,
+        version=tool.overrides.version,
+        risk=tool.risk,
+        default_policy=tool.default_policy,
+        enabled=tool.overrides.enabled,
+        source=tool.source,
+        timeout_seconds=tool.timeout_seconds,
+        config=dict(tool.config),
+        definition_sha256=tool.definition_sha256,
         policy=policy,
-        workers=list(registered.workers),
+        workers=list(tool.workers),
     )

@@ -40,11 +40,11 @@ class Permits:
         self._registry, self._metrics = registry, metrics
 
     @staticmethod
-    def columns(registered: RegisteredTool) -> dict[str, Any]:
+    def columns(tool: RegisteredTool) -> dict[str, Any]:
         """The columns of a new permit: when it expires, and when the call counts as abandoned."""
         return {
             "permit_until": clock.now(PERMIT_SECONDS),
-            "alive_until": clock.now(PERMIT_SECONDS + registered.timeout_seconds + REPORT_GRACE_SECONDS),
+            "alive_until": clock.now(PERMIT_SECONDS + tool.timeout_seconds + REPORT_GRACE_SECONDS),
         }
 
     @staticmethod
@@ -104,13 +104,13 @@ class Permits:
             raise Conflict(
                 f"The call already has a result: {row.status}.", code="already_decided", current_status=row.status
             )
-        registered = self._registry.find(row.tool, worker_id=run.worker_id)
-        tainted = registered is None or registered.tool.untrusted_output
+        tool = self._registry.find(row.tool, worker_id=run.worker_id)
+        tainted = tool is None or tool.definition.untrusted_output
         if tainted and self.tasks.taint(task_id, run.lease_id, (row.tool,)):
             self._metrics.tainted()
         status = "succeeded" if error is None else "failed"
         repository.end(row, status, result=result, error=error, duration_ms=report.duration_ms, tainted=tainted)
-        self._metrics.ended(registered, row.duration_ms or 0)
+        self._metrics.ended(tool, row.duration_ms or 0)
         return repository.view(row)
 
     def _is_permit(self, permit: str, row: ToolCall) -> bool:

@@ -23,6 +23,7 @@ log = logging.getLogger("corral.tools")
 NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_-]+)+")
 OWN = "tools"
 ANYTHING: dict[str, Any] = {"type": "object"}
+HASHED_FIELDS = ("name", "title", "description", "risk", "runs", "schema", "output_schema")
 FIELDS = ("name", "version", "enabled", "default_policy", "risk", "timeout_seconds", "config")
 
 _ROW = Statement(lambda p: ToolRow.select(*_columns()).where(ToolRow.name == p("name")).tuples())
@@ -51,7 +52,7 @@ NO_OVERRIDES = Overrides()
 class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
     """A tool with its overrides. `workers`: the names of the online workers that offer it."""
 
-    tool: Tool
+    definition: Tool
     source: str  # plugin:<name> | worker
     overrides: Overrides
     timeout_seconds: int
@@ -60,12 +61,12 @@ class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """The name of the tool."""
-        return self.tool.name
+        return self.definition.name
 
     @property
     def risk(self) -> Risk:
         """The risk of the tool, as set by an admin or else by its definition."""
-        return self.overrides.risk or self.tool.risk
+        return self.overrides.risk or self.definition.risk
 
     @property
     def default_policy(self) -> Policy:
@@ -80,9 +81,8 @@ class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def definition_sha256(self) -> str:
         """A hash of the definition. A different hash means a different tool."""
-        tool = self.tool
-        definition = [tool.name, tool.title, tool.description, tool.risk, tool.runs, tool.schema, tool.output_schema]
-        return hashlib.sha256(msgspec.json.encode(definition, order="sorted")).hexdigest()
+        content = [getattr(self.definition, name) for name in HASHED_FIELDS]
+        return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
 
 class Registry:
@@ -150,11 +150,13 @@ class Registry:
         ]
 
     def _registered(
-        self, tool: Tool, source: str, overrides: Overrides, offered: Iterable[WorkerTool]
+        self, definition: Tool, source: str, overrides: Overrides, offered: Iterable[WorkerTool]
     ) -> RegisteredTool:
-        seconds = overrides.timeout_seconds or tool.timeout_seconds or self._settings.get(TIMEOUT_SECONDS)
-        workers = tuple(dict.fromkeys(each.worker_name for each in offered)) if tool.runs == "worker" else ()
-        return RegisteredTool(tool=tool, source=source, overrides=overrides, timeout_seconds=seconds, workers=workers)
+        seconds = overrides.timeout_seconds or definition.timeout_seconds or self._settings.get(TIMEOUT_SECONDS)
+        workers = tuple(dict.fromkeys(each.worker_name for each in offered)) if definition.runs == "worker" else ()
+        return RegisteredTool(
+            definition=definition, source=source, overrides=overrides, timeout_seconds=seconds, workers=workers
+        )
 
 
 def _overrides(row: tuple[Any, ...]) -> Overrides:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import peewee
 
@@ -11,7 +11,9 @@ from corral.errors import NotFound
 from corral.events.event import emit
 from corral.ids import new_id
 from corral_plugins.tools.models import ToolCall
-from corral_plugins.tools.shapes import CallView, Decision, Status, ToolCalled
+from corral_plugins.tools.shapes import CallView, ToolCalled
+
+_SHOWN = [name for name in CallView.__struct_fields__ if name in ToolCall._meta.fields]
 
 ALIVE_SECONDS = 15
 """Seconds without contact after which the process that runs a call is considered dead."""
@@ -132,22 +134,5 @@ def delete_of(task_id: str, limit: int) -> int:
 
 def view(row: ToolCall) -> CallView:
     """Convert a row into its public shape."""
-    return CallView(
-        id=row.id,
-        call_id=row.call_id,
-        task_id=row.task_id,
-        attempt=row.fence,
-        agent_id=row.agent_id,
-        tool=row.tool,
-        arguments=row.arguments,
-        arguments_sha256=row.arguments_sha256,
-        decision=cast(Decision, row.decision),
-        reason=row.reason,
-        status=cast(Status, row.status),
-        result=row.result,
-        error=row.error,
-        tainted=bool(row.tainted),
-        started_at=row.created_at,
-        finished_at=row.finished_at,
-        duration_ms=row.duration_ms,
-    )
+    shown: dict[str, Any] = {name: getattr(row, name) for name in _SHOWN}
+    return CallView(**shown, attempt=row.fence, started_at=row.created_at)

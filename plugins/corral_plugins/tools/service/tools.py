@@ -15,6 +15,8 @@ from corral_plugins.tools.service.output import truncate
 from corral_plugins.tools.service.registry import RegisteredTool, Registry
 from corral_plugins.workers.api import Workers
 
+DEFINED = ("name", "title", "description", "schema", "runs")
+
 
 class ToolsService:
     """Implements `corral_plugins.tools.api.Tools`."""
@@ -30,16 +32,16 @@ class ToolsService:
         worker = self.workers.facts(worker_id) if self.workers is not None else None
         offers_all = worker is not None and not worker.tools
         found: list[ClaimTool] = []
-        for registered in self._registry.all(worker_id=worker_id):
-            if not registered.overrides.enabled or not matches(enabled, registered.name):
+        for tool in self._registry.all(worker_id=worker_id):
+            if not tool.overrides.enabled or not matches(enabled, tool.name):
                 continue
-            if allowed is not None and not matches(allowed, registered.name):
+            if allowed is not None and not matches(allowed, tool.name):
                 continue
-            if registered.tool.runs == "worker" and not offers_all and not registered.workers:
+            if tool.definition.runs == "worker" and not offers_all and not tool.workers:
                 continue
-            effective = rule_of(policy, registered.name).policy or registered.default_policy
+            effective = rule_of(policy, tool.name).policy or tool.default_policy
             if effective != "deny":
-                found.append(_claim_tool(registered, effective))
+                found.append(_claim_tool(tool, effective))
         return found
 
     def of_server(self) -> frozenset[str]:
@@ -50,10 +52,10 @@ class ToolsService:
     ) -> None:
         tools = self._registry.all()
         for name in enabled:
-            for registered in tools:
-                if matches([name], registered.name) and not _required_permissions(registered) <= by.permissions:
-                    missing = ", ".join(sorted(_required_permissions(registered) - by.permissions))
-                    raise Forbidden(f"You cannot give {registered.name} to an agent: you lack {missing}.")
+            for tool in tools:
+                if matches([name], tool.name) and not _required_permissions(tool) <= by.permissions:
+                    missing = ", ".join(sorted(_required_permissions(tool) - by.permissions))
+                    raise Forbidden(f"You cannot give {tool.name} to an agent: you lack {missing}.")
         if by.may("agents.manage"):
             return
         for name, rule in policy.items():
@@ -73,26 +75,18 @@ class ToolsService:
             repository.end(row, status, result=redacted, error=error)
 
 
-def _required_permissions(registered: RegisteredTool) -> frozenset[str]:
+def _required_permissions(tool: RegisteredTool) -> frozenset[str]:
     """The permissions that using the tool requires."""
-    risk = RISK_PERMISSION.get(registered.risk)
-    return frozenset(name for name in (risk, registered.tool.permission) if name is not None)
+    risk = RISK_PERMISSION.get(tool.risk)
+    return frozenset(name for name in (risk, tool.definition.permission) if name is not None)
 
 
 def _is_dangerous(tools: Sequence[RegisteredTool], name: str) -> bool:
     """Whether a name or `prefix.*` reaches a dangerous tool; what nobody knows yet may be one."""
-    included = [registered for registered in tools if matches([name], registered.name)]
-    return not included or any(registered.risk == "dangerous" for registered in included)
+    included = [tool for tool in tools if matches([name], tool.name)]
+    return not included or any(tool.risk == "dangerous" for tool in included)
 
 
-def _claim_tool(registered: RegisteredTool, policy: Policy) -> ClaimTool:
-    tool = registered.tool
-    return ClaimTool(
-        name=tool.name,
-        title=tool.title,
-        description=tool.description,
-        schema=tool.schema,
-        risk=registered.risk,
-        runs=tool.runs,
-        policy=policy,
-    )
+def _claim_tool(tool: RegisteredTool, policy: Policy) -> ClaimTool:
+    defined: dict[str, Any] = {name: getattr(tool.definition, name) for name in DEFINED}
+    return ClaimTool(**defined, risk=tool.risk, policy=policy)

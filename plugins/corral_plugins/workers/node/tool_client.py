@@ -113,11 +113,11 @@ class ToolClient:
         if not await self._begin(tool, call_id):
             return {"error": UNKNOWN}
         try:
-            return {"result": await tool.call(self._workspaces.open(self._task_id), arguments)}
+            return {"result": await tool.parse(arguments).run(self._workspaces.open(self._task_id))}
         except (ToolFailed, OSError, ValueError) as error:
             return {"error": {"type": "failed", "message": str(error)}}
 
-    async def _begin(self, tool: BuiltinTool, call_id: str) -> bool:
+    async def _begin(self, tool: type[BuiltinTool], call_id: str) -> bool:
         """Record in a checkpoint that the tool begins. False: it began before, and must not run twice."""
         if tool.idempotent:
             return True

@@ -45,8 +45,7 @@ class Administration:
 
     def approve(self, worker_id: str, wanted: ApproveWorker, match: IfMatch = ANY_VERSION) -> WorkerView:
         """Approve a worker, or reject it: revoke its token and release its leases. Repeating changes nothing."""
-        row = repository.get(worker_id)
-        match.check(row.version)
+        row = _get(worker_id, match)
         group = {} if wanted.group is UNSET or wanted.group == row.group else {"group": wanted.group}
         if wanted.is_approved and row.status in UNAPPROVED:
             return self._approve(row, group)
@@ -56,8 +55,7 @@ class Administration:
 
     def patch(self, worker_id: str, patch: WorkerPatch, match: IfMatch = ANY_VERSION) -> WorkerView:
         """Change a worker's fields. Raises `Conflict(duplicate)` for a taken name."""
-        row = repository.get(worker_id)
-        match.check(row.version)
+        row = _get(worker_id, match)
         wanted = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not UNSET}
         changes = {name: value for name, value in wanted.items() if getattr(row, name) != value}
         if "name" in changes:
@@ -68,8 +66,7 @@ class Administration:
 
     def drain(self, worker_id: str, match: IfMatch = ANY_VERSION) -> WorkerView:
         """Stop a worker from claiming; its running tasks continue."""
-        row = repository.get(worker_id)
-        match.check(row.version)
+        row = _get(worker_id, match)
         if row.status == "draining":
             return repository.view(row, WorkerView)
         if row.status not in repository.CAN_CLAIM:
@@ -81,8 +78,7 @@ class Administration:
 
     def resume(self, worker_id: str, match: IfMatch = ANY_VERSION) -> WorkerView:
         """End a drain."""
-        row = repository.get(worker_id)
-        match.check(row.version)
+        row = _get(worker_id, match)
         if row.status in repository.CAN_CLAIM:
             return repository.view(row, WorkerView)
         if row.status != "draining":
@@ -94,31 +90,23 @@ class Administration:
 
     def rotate(self, worker_id: str, match: IfMatch = ANY_VERSION) -> WorkerToken:
         """Issue a new token. The old token stays valid for another 60 s."""
-        row = repository.get(worker_id)
-        match.check(row.version)
+        row = _get(worker_id, match)
         if row.status == "rejected":
             raise repository.wrong_state(row, "given a token; approve it first")
         token, token_hash = new_token()
-        changed = repository.change(
-            (Worker.id == row.id) & (Worker.version == row.version) & (Worker.status == row.status),
-            token_hash=token_hash,
-            old_token_hash=row.token_hash,
-            old_token_until=clock.now(OLD_TOKEN_SECONDS),
-        )
-        if not changed:
-            raise repository.changed_meanwhile(row)
+        until = clock.now(OLD_TOKEN_SECONDS)
+        tokens = {"token_hash": token_hash, "old_token_hash": row.token_hash, "old_token_until": until}
+        row = self._transition(row, row.status, **tokens)
         repository.forget_worker(self._credentials, row.id)
         self._audit("rotate_token", row, token=SECRET_CHANGE)
-        return repository.view(repository.get(row.id), WorkerToken, token=token)
+        return repository.view(row, WorkerToken, token=token)
 
     def delete(self, worker_id: str, match: IfMatch = ANY_VERSION, *, force: bool) -> int:
         """Delete a worker and return how many leases were released.
 
         Raises `Conflict(in_use)` while the worker holds leases, unless `force` is set.
         """
-        row = repository.get(worker_id)
-        match.check(row.version)
-        return self._remove(row, force=force)
+        return self._remove(_get(worker_id, match), force=force)
 
     def deregister(self, worker_id: str, *, caller: Principal) -> WorkerView:
         """Delete a worker at its own or an admin's request, and return it as it was. Its leases are released."""
@@ -186,12 +174,9 @@ class Administration:
         if not changes:
             return repository.view(row, WorkerView)
         try:
-            changed = repository.change((Worker.id == row.id) & (Worker.version == row.version), **changes, **unlisted)
+            was, row = row, self._transition(row, row.status, **changes, **unlisted)
         except peewee.IntegrityError:
             raise _duplicate() from None
-        if not changed:
-            raise repository.changed_meanwhile(row)
-        was, row = row, repository.get(row.id)
         repository.publish(WorkerUpdated, row, changed_fields=sorted(changes))
         self._audit("update", row, **{name: (getattr(was, name), value) for name, value in changes.items()})
         return repository.view(row, WorkerView)
@@ -206,6 +191,12 @@ class Administration:
                 changes=changes,
             )
             self.audit.record(entry)
+
+
+def _get(worker_id: str, match: IfMatch) -> Worker:
+    row = repository.get(worker_id)
+    match.check(row.version)
+    return row
 
 
 def _duplicate(existing_id: str | None = None) -> Conflict:

@@ -19,9 +19,9 @@ def contributed_tools() -> Iterable[Tool]:
         yield Tool(
             name=tool.name,
             title=tool.title,
-            description=tool.description,
+            description=str(tool.__doc__),
             risk=tool.risk,
-            schema=tool.schema,
+            schema=tool.schema(),
             runs="worker",
             idempotent=tool.idempotent,
             untrusted_output=is_program,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
 from msgspec import Meta
@@ -20,126 +20,102 @@ Path = Annotated[str, Meta(max_length=1024, description="relative to the workspa
 Seconds = Annotated[int, Meta(ge=1, le=600, description="the command is stopped after this many seconds")]
 
 
-class Arguments(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Base of the tools' arguments. The docstring of a subclass is the description of the tool."""
+class BuiltinTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A tool that runs on the worker. Its fields are the arguments, its docstring is the description.
+
+    `idempotent`: running it twice is harmless.
+    """
+
+    name: ClassVar[ToolName]
+    title: ClassVar[str]
+    risk: ClassVar[Literal["read", "write", "dangerous"]]
+    idempotent: ClassVar[bool] = True
+
+    async def run(self, workspace: Workspace) -> Any:
+        """Run the tool and return its result. Raises `ToolFailed`."""
+        raise NotImplementedError
+
+    @classmethod
+    def schema(cls) -> dict[str, Any]:
+        """The JSON Schema of the arguments."""
+        _, components = msgspec.json.schema_components([cls])
+        return {**components[cls.__name__], "title": cls.title}
+
+    @classmethod
+    def parse(cls, arguments: Any) -> Self:
+        """Convert the arguments of a call. Raises `ToolFailed`."""
+        try:
+            return msgspec.convert(arguments, cls)
+        except msgspec.ValidationError as error:
+            raise ToolFailed(f"The arguments are not valid: {error}") from None
 
 
-class ReadFile(Arguments, kw_only=True, forbid_unknown_fields=True):
+class ReadFile(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
     """Read a text file of the task's workspace, one part at a time; continue at `next_offset`."""
+
+    name, title, risk = "workspace.read", "Read a file", "read"
 
     path: Path
     offset: Annotated[int, Meta(ge=0, le=2**53, description="in bytes")] = 0
 
+    async def run(self, workspace: Workspace) -> Any:
+        return await asyncio.to_thread(workspace.read, self.path, self.offset)
 
-class WriteFile(Arguments, kw_only=True, forbid_unknown_fields=True):
+
+class ListFolder(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
+    """List a folder of the task's workspace."""
+
+    name, title, risk = "workspace.list", "List files", "read"
+
+    path: Path = "."
+
+    async def run(self, workspace: Workspace) -> Any:
+        return await asyncio.to_thread(workspace.list, self.path)
+
+
+class WriteFile(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
     """Create or replace a text file in the task's workspace."""
+
+    name, title, risk = "workspace.write", "Write a file", "write"
 
     path: Path
     content: Annotated[str, Meta(max_length=1024 * 1024)]
 
-
-class ListFolder(Arguments, kw_only=True, forbid_unknown_fields=True):
-    """List a folder of the task's workspace."""
-
-    path: Path = "."
+    async def run(self, workspace: Workspace) -> Any:
+        return await asyncio.to_thread(workspace.write, self.path, self.content)
 
 
-class RunShell(Arguments, kw_only=True, forbid_unknown_fields=True):
+class RunShell(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
     """Run a command with /bin/sh in the task's workspace. Every process that it starts ends with it."""
+
+    name, title, risk = "shell.run", "Run a command", "dangerous"
+    idempotent = False
 
     command: Annotated[str, Meta(min_length=1, max_length=32_000)]
     timeout_seconds: Seconds = DEFAULT_SECONDS
 
+    async def run(self, workspace: Workspace) -> Any:
+        return await sandbox.run([SHELL, "-c", self.command], workspace, self.timeout_seconds)
 
-class RunPython(Arguments, kw_only=True, forbid_unknown_fields=True):
+
+class RunPython(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
     """Run Python code in the task's workspace; print the results. Every process that it starts ends with it."""
+
+    name, title, risk = "python.run", "Run Python code", "dangerous"
+    idempotent = False
 
     code: Annotated[str, Meta(min_length=1, max_length=32_000)]
     timeout_seconds: Seconds = DEFAULT_SECONDS
 
-
-class BuiltinTool(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool that runs on the worker. `idempotent`: running it twice is harmless."""
-
-    name: ToolName
-    title: str
-    risk: Literal["read", "write", "dangerous"]
-    arguments: type[Arguments]
-    run: Callable[[Workspace, Any], Awaitable[Any]]
-    idempotent: bool
-
-    @property
-    def description(self) -> str:
-        """The description for the model and for people."""
-        return str(self.arguments.__doc__)
-
-    @property
-    def schema(self) -> dict[str, Any]:
-        """The JSON Schema of the arguments."""
-        _, components = msgspec.json.schema_components([self.arguments])
-        return {**components[self.arguments.__name__], "title": self.title}
-
-    async def call(self, workspace: Workspace, given: Any) -> Any:
-        """Run the tool. Raises `ToolFailed`, also for invalid arguments."""
-        try:
-            arguments = msgspec.convert(given, self.arguments)
-        except msgspec.ValidationError as error:
-            raise ToolFailed(f"The arguments are not valid: {error}") from None
-        return await self.run(workspace, arguments)
+    async def run(self, workspace: Workspace) -> Any:
+        return await sandbox.run([sys.executable, "-I", "-c", self.code], workspace, self.timeout_seconds)
 
 
-async def _read(workspace: Workspace, given: ReadFile) -> Any:
-    return await asyncio.to_thread(workspace.read, given.path, given.offset)
-
-
-async def _write(workspace: Workspace, given: WriteFile) -> Any:
-    return await asyncio.to_thread(workspace.write, given.path, given.content)
-
-
-async def _list(workspace: Workspace, given: ListFolder) -> Any:
-    return await asyncio.to_thread(workspace.list, given.path)
-
-
-async def _shell(workspace: Workspace, given: RunShell) -> Any:
-    return await sandbox.run([SHELL, "-c", given.command], workspace, given.timeout_seconds)
-
-
-async def _python(workspace: Workspace, given: RunPython) -> Any:
-    return await sandbox.run([sys.executable, "-I", "-c", given.code], workspace, given.timeout_seconds)
-
-
-TOOLS: dict[str, BuiltinTool] = {
-    tool.name: tool
-    for tool in (
-        BuiltinTool(
-            name="workspace.read", title="Read a file", risk="read", arguments=ReadFile, run=_read, idempotent=True
-        ),
-        BuiltinTool(
-            name="workspace.list", title="List files", risk="read", arguments=ListFolder, run=_list, idempotent=True
-        ),
-        BuiltinTool(
-            name="workspace.write",
-            title="Write a file",
-            risk="write",
-            arguments=WriteFile,
-            run=_write,
-            idempotent=True,
-        ),
-        BuiltinTool(
-            name="shell.run", title="Run a command", risk="dangerous", arguments=RunShell, run=_shell, idempotent=False
-        ),
-        BuiltinTool(
-            name="python.run",
-            title="Run Python code",
-            risk="dangerous",
-            arguments=RunPython,
-            run=_python,
-            idempotent=False,
-        ),
-    )
+TOOLS: dict[str, type[BuiltinTool]] = {
+    tool.name: tool for tool in (ReadFile, ListFolder, WriteFile, RunShell, RunPython)
 }
 
 
 def tool_offers(names: Iterable[str]) -> list[dict[str, Any]]:
     """The tools as a worker reports them to the server: `{name, schema, risk}`, sorted by name."""
-    return [{"name": name, "schema": TOOLS[name].schema, "risk": TOOLS[name].risk} for name in sorted(set(names))]
+    return [{"name": name, "schema": TOOLS[name].schema(), "risk": TOOLS[name].risk} for name in sorted(set(names))]
