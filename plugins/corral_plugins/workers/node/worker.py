@@ -316,10 +316,6 @@ class ReferenceWorker:
             self._slot_freed.set()
 
 
-def _may_register_later(error: ApiError) -> bool:
-    return error.is_temporary and not (error.is_foreign and error.status < 500)  # such a response is from a wrong URL
-
-
 def _seconds(server_time: str | None, expires_at: str | None) -> float | None:
     """The duration of a lease by the server's clock, or None if the reply does not say."""
     if server_time is None or expires_at is None:
