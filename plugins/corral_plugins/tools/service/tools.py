@@ -82,7 +82,7 @@ def _required_permissions(tool: RegisteredTool) -> frozenset[str]:
 
 
 def _is_dangerous(tools: Sequence[RegisteredTool], name: str) -> bool:
-    """Whether a name or `prefix.*` reaches a dangerous tool; what nobody knows yet may be one."""
+    """Whether a name or `prefix.*` includes a dangerous tool. A tool that does not exist yet may be dangerous."""
     included = [tool for tool in tools if matches([name], tool.name)]
     return not included or any(tool.risk == "dangerous" for tool in included)
 

@@ -53,7 +53,7 @@ UNREADABLE = (
 )
 
 Control = Literal["drain", "budget"]
-"""What the worker asks of a running attempt: release the task after the current step, or finish soon."""
+"""Requests of the worker to a running attempt: release the task after the current step, or finish soon."""
 
 
 class _Ended(Exception):

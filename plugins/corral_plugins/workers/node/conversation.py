@@ -103,7 +103,7 @@ def open_calls(messages: list[Message]) -> list[Message]:
 
 
 def repair_message(problems: Iterable[str]) -> Message:
-    """The message that asks for the answer again and lists its problems."""
+    """The message that requests the answer again and lists its problems."""
     found = "\n".join(f"- {problem}" for problem in problems)
     return {
         "role": "user",
@@ -159,7 +159,7 @@ class _Checkpoint(msgspec.Struct):
 class AttemptState:
     """The contents of a checkpoint.
 
-    `step`: the last model step. `repairs`: how often the answer was asked for again. `warned`: whether the model knows
+    `step`: the last model step. `repairs`: how often the answer was requested again. `warned`: whether the model knows
     of the budget warning. `running`: the id of the call to a tool on this machine that had begun. `permits`: by call
     id, the permits that a person approved. `invalid`: why the checkpoint cannot be read, or None.
     """

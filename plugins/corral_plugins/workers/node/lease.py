@@ -34,7 +34,7 @@ class Lease:
         self._drain_until: float | None = None
         self._process: TaskProcess | None = None
 
-    # -- what the server or the operator asks
+    # -- requests of the server and the operator
 
     def renew(self, sent: float, seconds: float | None = None) -> None:
         """Renew the lease by the reply to a request sent at `sent`. `seconds`: its new duration, if the reply says."""

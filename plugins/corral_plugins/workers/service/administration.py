@@ -149,7 +149,7 @@ class Administration:
             )
         released = repository.release_leases(self.tasks, row.id, "deleted") if force else 0
         where = Worker.id == row.id if force else (Worker.id == row.id) & (Worker.active_leases == 0)
-        if force:  # the rejected worker cannot claim: the second release ends what was claimed after the first
+        if force:  # a rejected worker cannot claim, so the second release is complete
             repository.change(where, status="rejected", is_approved=False)
             released += repository.release_leases(self.tasks, row.id, "deleted")
         if not Worker.delete().where(where).execute():

@@ -148,7 +148,7 @@ class Sweeps:
             pass
 
     def _has_work(self) -> bool:
-        """Whether a sweep would write anything; asked in a read-only unit, which is cheaper."""
+        """Whether a sweep would write anything. Checked in a read-only unit, which is cheaper."""
         return bool(Worker.select().where(self._silent()).exists()) or self._lacks_worker() != _is_alerted()
 
     def _silent(self) -> Any:

@@ -1,4 +1,4 @@
-"""The service `Workers`: what other plugins ask about workers, and the lease counter of each worker."""
+"""The service `Workers` for other plugins: facts about workers, and the lease counter of each worker."""
 
 from __future__ import annotations
 

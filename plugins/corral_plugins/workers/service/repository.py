@@ -94,8 +94,8 @@ def release_leases(tasks: Tasks | None, worker_id: str, reason: str) -> int:
     """Release every live lease of a worker without using an attempt, and return how many there were.
 
     `reason` is stored with the attempts: registered | rejected | deleted. Tasks are locked before workers, so callers
-    release, then change the worker's row, then release again: the second call ends what was claimed between the first
-    call and the change. After the change the worker cannot claim.
+    release, then change the worker's row, then release again: the second call ends leases that were claimed between the
+    first call and the change. After the change the worker cannot claim.
     """
     return tasks.release_worker(worker_id, reason=reason) if tasks is not None else 0
 
