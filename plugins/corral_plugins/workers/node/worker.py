@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -53,7 +53,8 @@ class ReferenceWorker:
         context = TaskContext(url=options.url, allowed=options.allow, workspaces=str(folder.path / "workspaces"))
         self._processes = TaskProcesses(context, folder.path)
         self._no_process: NoProcess | None = None
-        self._offer = {"tools": tool_offers(options.allow)}
+        self._offer: Mapping[str, Any] = {"tools": tool_offers(options.allow)}
+        self._unsent_offer = self._offer  # sent once more: the options may have changed since the registration
         self._identity: Identity
         self._client: Client
         self._leases: dict[str, Lease] = {}
@@ -61,6 +62,8 @@ class ReferenceWorker:
         self._slot_freed = asyncio.Event()
         self._draining = asyncio.Event()
         self._paused = False  # the server is draining this worker
+        self._awaits_approval = False
+        self._last_signal = 0
         self._registering, self._losses = asyncio.Lock(), TokenLosses()
 
     # -- running
@@ -96,8 +99,8 @@ class ReferenceWorker:
     async def _work(self, warming: asyncio.Task[None]) -> None:
         await self._identify()
         await warming
-        renewing = [asyncio.create_task(self._heartbeats()), asyncio.create_task(self._signals())]
-        claiming = asyncio.create_task(self._claims())
+        renewing = [asyncio.create_task(self._repeat(step)) for step in (self._heartbeat, self._receive_signals)]
+        claiming = asyncio.create_task(self._repeat(self._claim))
         try:
             await asyncio.wait({claiming, *renewing}, return_when=asyncio.FIRST_COMPLETED)
             for task in (claiming, *renewing):
@@ -190,35 +193,17 @@ class ReferenceWorker:
 
     # -- claims
 
-    async def _claims(self) -> None:
-        tries = 0
-        is_logged = False
-        while True:
-            free = self._options.max_agents - len(self._leases)
-            if free <= 0 or self._paused:
-                await self._wait_for_slot()
-                continue
-            identity = self._identity
-            try:
-                reply = await self._client.claim(
-                    identity.worker_id, max_tasks=min(free, 50), wait_seconds=CLAIM_WAIT_SECONDS
-                )
-                tries = 0
-            except (ApiError, Unreachable) as error:
-                tries += 1
-                if isinstance(error, ApiError) and error.code == "worker_not_approved":
-                    if not is_logged:
-                        log.warning("waiting for an admin to approve this worker")
-                    is_logged = True
-                    await asyncio.sleep(NOT_APPROVED_SECONDS)
-                else:
-                    await self._recover(error, identity, tries)
-                continue
-            is_logged = False
-            for claim in reply.get("tasks") or ():
-                self._take(claim)
-            if not reply.get("tasks"):
-                await asyncio.sleep(IDLE_SECONDS.get(str(reply.get("reason")), UNKNOWN_REASON_SECONDS))
+    async def _claim(self, identity: Identity) -> None:
+        free = self._options.max_agents - len(self._leases)
+        if free <= 0 or self._paused:
+            await self._wait_for_slot()
+            return
+        reply = await self._client.claim(identity.worker_id, max_tasks=min(free, 50), wait_seconds=CLAIM_WAIT_SECONDS)
+        self._awaits_approval = False
+        for claim in reply.get("tasks") or ():
+            self._take(claim)
+        if not reply.get("tasks"):
+            await asyncio.sleep(IDLE_SECONDS.get(str(reply.get("reason")), UNKNOWN_REASON_SECONDS))
 
     def _take(self, claim: Mapping[str, Any]) -> None:
         lease = Lease(self._client, claim, sent=time.monotonic(), seconds=self._identity.lease_seconds)
@@ -242,54 +227,51 @@ class ReferenceWorker:
             async with asyncio.timeout(1.0 if self._paused else None):
                 await self._slot_freed.wait()
 
-    async def _recover(self, error: ApiError | Unreachable, identity: Identity, tries: int) -> None:
-        """Wait after a failed call, and register again if the token was revoked or the worker deleted."""
-        if isinstance(error, ApiError) and not error.is_foreign and (error.status == 401 or error.code == "not_found"):
-            await self._register_again(identity)
-        elif tries == 10 or (tries == 1 and getattr(error, "code", "") != "shutting_down"):
-            log.warning("%s", error)
-        await asyncio.sleep(pause(tries, error))
-
     # -- heartbeats and signals
 
-    async def _heartbeats(self) -> None:
-        tries = 0
-        interval = 0.0
-        offer: Mapping[str, Any] = self._offer  # sent once: the options may differ from those at registration
-        while True:
-            identity, sent = self._identity, time.monotonic()
-            leases = [{"task_id": lease.task_id, "lease_id": lease.lease_id} for lease in self._leases.values()]
-            try:
-                body = {**host_info.usage(str(self._folder.path)), "leases": leases, **offer}
-                reply = await self._client.heartbeat(identity.worker_id, body)
-                tries, offer = 0, {}
-                self._apply(reply, sent)
-                asked = float(reply.get("next_heartbeat_seconds") or identity.heartbeat_seconds)
-                leases_live = min([identity.lease_seconds, *(lease.seconds for lease in self._leases.values())])
-                interval = min(asked, leases_live / 3)  # tasks may make no calls for longer than that
-            except (ApiError, Unreachable) as error:  # leases are unaffected until their deadline
-                tries += 1
-                await self._recover(error, identity, tries)
-                continue
-            await asyncio.sleep(max(0.5, interval))
+    async def _heartbeat(self, identity: Identity) -> None:
+        sent = time.monotonic()
+        leases = [{"task_id": lease.task_id, "lease_id": lease.lease_id} for lease in self._leases.values()]
+        body = {**host_info.usage(str(self._folder.path)), "leases": leases, **self._unsent_offer}
+        reply = await self._client.heartbeat(identity.worker_id, body)
+        self._unsent_offer = {}
+        self._apply(reply, sent)
+        requested = float(reply.get("next_heartbeat_seconds") or identity.heartbeat_seconds)
+        shortest_lease = min([identity.lease_seconds, *(lease.seconds for lease in self._leases.values())])
+        await asyncio.sleep(max(0.5, min(requested, shortest_lease / 3)))  # tasks may make no calls in between
 
-    async def _signals(self) -> None:
-        tries, after = 0, 0
+    async def _receive_signals(self, identity: Identity) -> None:
+        reply = await self._client.signals(identity.worker_id, after=self._last_signal, wait=SIGNAL_WAIT_SECONDS)
+        for signal in reply.get("signals") or ():
+            self._last_signal = max(self._last_signal, int(signal["seq"]))
+        self._apply({"leases": reply.get("signals"), "commands": reply.get("commands")}, None)
+
+    async def _repeat(self, step: Callable[[Identity], Awaitable[None]]) -> None:
+        """Repeat a step forever. Failed calls do not affect the leases, which last until their deadline."""
+        tries = 0
         while True:
             identity = self._identity
             try:
-                reply = await self._client.signals(identity.worker_id, after=after, wait=SIGNAL_WAIT_SECONDS)
+                await step(identity)
                 tries = 0
             except (ApiError, Unreachable) as error:
                 tries += 1
-                if isinstance(error, ApiError) and error.code == "worker_not_approved":
-                    await asyncio.sleep(NOT_APPROVED_SECONDS)
-                else:
-                    await self._recover(error, identity, tries)
-                continue
-            for signal in reply.get("signals") or ():
-                after = max(after, int(signal["seq"]))
-            self._apply({"leases": reply.get("signals"), "commands": reply.get("commands")}, None)
+                await self._recover(error, identity, tries)
+
+    async def _recover(self, error: ApiError | Unreachable, identity: Identity, tries: int) -> None:
+        """Wait after a failed call, and register again if the token was revoked or the worker deleted."""
+        code = error.code if isinstance(error, ApiError) else ""
+        if code == "worker_not_approved":
+            if not self._awaits_approval:
+                log.warning("waiting for an admin to approve this worker")
+            self._awaits_approval = True
+            await asyncio.sleep(NOT_APPROVED_SECONDS)
+            return
+        if isinstance(error, ApiError) and not error.is_foreign and (error.status == 401 or code == "not_found"):
+            await self._register_again(identity)
+        elif tries == 10 or (tries == 1 and code != "shutting_down"):
+            log.warning("%s", error)
+        await asyncio.sleep(pause(tries, error))
 
     def _apply(self, reply: Mapping[str, Any], sent: float | None) -> None:
         """Act on the states of leases, on commands, and on the worker's status, which covers commands that were lost.
