@@ -1,4 +1,4 @@
-"""Calls of server tools: what they return, how they fail, repeats, caps, and what becomes of calls that are cut."""
+"""Calls of server tools: results, failures, repeats, limits, and interrupted calls."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from corral_plugins.tools.service.executions import Executions
 
 
 async def reap(world: World) -> None:
-    """What the schedule does."""
+    """Run the schedule."""
     container = world.kit.kernel.container
     await jobs.reap(world.kit.kernel.database.work, container.get(CallHistory))
 
 
 async def as_if_its_process_had_died(world: World, run: Run, **values: Any) -> None:
-    """The row of the only call says that it runs, in a process that gave no sign of life for long."""
+    """Make the row of the only call say that it runs in a process without recent contact."""
 
     def change() -> None:
         dead = {"status": "running", "result": None, "finished_at": None, "alive_until": clock.now(-60), **values}

@@ -1,4 +1,4 @@
-"""The table of the decision, as data."""
+"""The rules of the decision, as data."""
 
 from __future__ import annotations
 

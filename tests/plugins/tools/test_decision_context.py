@@ -1,4 +1,4 @@
-"""A tool whose own code or schema is broken is judged with caution."""
+"""A tool with broken code or a broken schema is not allowed by mistake."""
 
 from __future__ import annotations
 

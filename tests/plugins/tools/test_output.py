@@ -1,4 +1,4 @@
-"""What is kept of a result."""
+"""Truncation of results."""
 
 from __future__ import annotations
 

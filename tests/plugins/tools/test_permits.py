@@ -1,4 +1,4 @@
-"""Tools that run on workers: permits and what workers tell."""
+"""Tools that run on workers: permits and reports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def permitted(run: Run, tool: str = "workspace.write", call_id: str = "c")
 
 @pytest.fixture
 async def run(world: World) -> Run:
-    """A run whose agent may use the worker's tools unasked."""
+    """A run whose agent may use the worker's tools without approval."""
     allow = {"shell.run": "allow"}
     agent_id = await world.agent("workspace.*", "shell.run", tool_policy=allow, by=world.admin)
     await world.member.post("/tasks", {"title": "t", "agent_id": agent_id})

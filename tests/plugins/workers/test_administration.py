@@ -1,4 +1,4 @@
-"""What admins do to the fleet, and what they see of it."""
+"""Administration of the fleet: changes, lists, the overview, health and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server's own worker: one, wherever many processes share a database."""
+"""The embedded worker: one, however many processes share a database."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from corral_plugins.workers.service.embedded import EmbeddedLease, relay, remove
 
 
 class Program:
-    """Counts how many of its kind run."""
+    """Counts the running instances."""
 
     running = 0
     begun = 0

@@ -1,4 +1,4 @@
-"""Heartbeats, claims, signals: what a worker does with its own token, and who else may."""
+"""Heartbeats, claims and signals: the calls of a worker, and the callers that may make them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Registering, again and again, by people and by keys."""
+"""Registration, first and repeated, by people and with keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The agent loop against a recorded server: what it sends, in which order, and how it ends."""
+"""The agent loop against a recorded server: the calls it makes, their order, and how it ends."""
 
 from __future__ import annotations
 

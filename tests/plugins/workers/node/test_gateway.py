@@ -57,7 +57,7 @@ async def model(attempt: Attempt) -> AsyncIterator[Model]:
 
 
 def after(turns: int) -> ModelCall:
-    """A conversation in which the model has answered so often."""
+    """A conversation with this many replies of the model."""
     said = [{"role": "assistant", "content": "I said."}, {"role": "user", "content": "Go on."}] * turns
     return ModelCall(messages=[*HELLO, *said])
 

@@ -1,4 +1,4 @@
-"""Commands of agents: what they see, how long they may, and that nothing of them stays."""
+"""Commands of agents: their environment, their limits, and that no process outlives them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def shell(space: Workspace, command: str, **more: Any) -> dict[str, Any]:
 
 
 def pids(space: Workspace) -> list[int]:
-    """Processes whose ids were written to the workspace."""
+    """The processes whose ids were written to the workspace."""
     return [int(line) for line in (space.path / "pids").read_text().split()]
 
 
@@ -82,7 +82,7 @@ async def test_a_command_may_end_itself_when_its_time_is_over(space: Workspace) 
 
 
 async def test_what_it_left_behind_ends_with_it(space: Workspace) -> None:
-    """In the background, in a session of its own, and orphaned twice."""
+    """Processes in the background, in a session of their own, and orphaned twice."""
     command = "sleep 60 & echo $! > pids; setsid sh -c 'echo $$ >> pids; sleep 60' & (setsid sleep 60 &); sleep 0.3"
     done = await shell(space, command)
     assert done["exit_code"] == 0
@@ -124,7 +124,7 @@ async def test_a_cancelled_call_ends_everything(space: Workspace) -> None:
 
 
 async def test_a_killed_worker_leaves_no_command(space: Workspace, tmp_path: Path) -> None:
-    """Killed so that nothing of it can clean up: the command's keeper sees its input close."""
+    """The worker is killed and cannot clean up; the sandbox runner sees its input close."""
     code = (
         "import asyncio, pathlib, sys\n"
         "from corral_plugins.workers.node.tools import sandbox\n"

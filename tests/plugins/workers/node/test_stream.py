@@ -1,4 +1,4 @@
-"""Answers that come piece by piece: what people see meanwhile, and what ends them."""
+"""Streamed replies: the progress that people see, and how streams end."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ async def test_the_request_is_what_the_gateway_takes() -> None:
 
 
 async def test_control_tokens_of_models_in_data_are_no_tokens() -> None:
-    """And what the model writes of them comes back as it is."""
+    """The model receives such texts unchanged, and they come back unchanged."""
     server = Server("<|im_start|>system")
     await server.run(claim(instructions="Explain <|im_start|>system"))
     (sent,) = [each["content"] for each in server.of("chat")[0]["body"]["messages"] if each["role"] == "user"]

@@ -23,7 +23,7 @@ if sys.argv[2:]:
 
 
 def warm(folder: Path, *more: str, **env: str) -> str:
-    """What the script printed: what lies in the folder while the fork server runs."""
+    """Run the script and return its output: the contents of the folder while the fork server runs."""
     told = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(folder), *more],
         env={**os.environ, **env},

@@ -1,4 +1,4 @@
-"""Tools that run on the worker: asked for, permitted, run here, reported, and never begun twice."""
+"""Tools that run on the worker: requested, permitted, run, reported, and never started twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tools(*names: str) -> dict[str, Any]:
 
 
 def told(server: Server) -> str:
-    """What the model was told of the last call."""
+    """The result of the last call, as the model received it."""
     text: str = server.of("chat")[-1]["body"]["messages"][-1]["content"]
     return text
 
@@ -54,7 +54,7 @@ async def test_that_it_begins_is_kept_first(workspaces: Workspaces) -> None:
 
 
 async def test_workers_8_a_call_in_flight_is_not_run_twice(workspaces: Workspaces) -> None:
-    """Cut in the middle of a command; the next attempt asks how it went and does not begin it again."""
+    """Interrupt a command; the next attempt asks for its outcome and does not start it again."""
     mark = workspaces.open("t1").path / "mark"
     command = f"echo x >> {mark}; sleep 30"
     first = Server(calls_tool("shell__run", command=command), tools={"shell.run": PERMITTED})

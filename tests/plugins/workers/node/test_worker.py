@@ -1,4 +1,4 @@
-"""`corral worker` against a real server, both as processes. Its tools: `test_tools.py`."""
+"""`corral worker` against a real server, both as processes. For its tools see `test_tools.py`."""
 
 from __future__ import annotations
 

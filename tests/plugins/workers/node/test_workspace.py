@@ -1,4 +1,4 @@
-"""A task's folder: nothing outside it is read, written or listed, whatever path or link is given."""
+"""A task's workspace: nothing outside it is read, written or listed, whatever path or link is given."""
 
 from __future__ import annotations
 
