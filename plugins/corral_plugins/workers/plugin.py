@@ -56,6 +56,7 @@ class WorkersPlugin(Plugin):
     """
 
     name = "workers"
+    requires = ("accounts",)
     wants = ("tasks", "tools")
     config = WorkersConfig
     permissions = (
