@@ -163,18 +163,15 @@ class OpenSession(Protocol):
 
         Raises `Refused`, which the caller lets through.
         """
-        ...
 
     def installation(self) -> Installation:
         """The configuration of the folder where the command runs; the defaults where that configuration has faults."""
-        ...
 
     def ask_plugins(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
         """Call a hook of installed plugins without a kernel: `(plugin, result)` for each plugin that has the hook.
 
         When a plugin fails, standard error says that its `what` is missing, and the others go on.
         """
-        ...
 
 
 class DemoModel(msgspec.Struct, frozen=True, kw_only=True):
