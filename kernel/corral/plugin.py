@@ -6,7 +6,7 @@ Hooks contribute once, at boot, in any order; events react after commit; service
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
@@ -155,23 +155,11 @@ class CommandSession(Protocol):
         ...
 
 
-class OpenSession(Protocol):
-    """The object of the click context of every command: `with open_session(path, label) as session`."""
+OpenSession = Callable[[Path | None, str], AbstractContextManager[CommandSession]]
+"""The object of the click context of every command (`@click.pass_obj`): `with open(config_path, label) as session`.
 
-    def __call__(self, config_path: Path | None, label: str) -> AbstractContextManager[CommandSession]:
-        """A kernel on the installation's own database, beside a running server.
-
-        Raises `Refused`, which the caller lets through.
-        """
-
-    def installation(self) -> Installation:
-        """The configuration of the folder where the command runs; the defaults where that configuration has faults."""
-
-    def ask_plugins(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
-        """Call a hook of installed plugins without a kernel: `(plugin, result)` for each plugin that has the hook.
-
-        When a plugin fails, standard error says that its `what` is missing, and the others go on.
-        """
+A kernel on the installation's own database, beside a running server. Raises `Refused`, which the caller lets through.
+"""
 
 
 class DemoModel(msgspec.Struct, frozen=True, kw_only=True):

@@ -73,7 +73,7 @@ def group(context: click.Context) -> None:
 
 
 class CommandLine:
-    """What commands of plugins are given: see `corral.plugin.OpenSession`."""
+    """The object of the click context: a `corral.plugin.OpenSession` that can also ask plugins without a kernel."""
 
     def __call__(self, config_path: Path | None, label: str) -> AbstractContextManager[Session]:
         """A kernel on the installation's own database."""
@@ -87,7 +87,7 @@ class CommandLine:
         return Installation(data_dir=config.data_dir, local_model=config.local_model, plugin_dir=config.plugins.dir)
 
     def ask_plugins(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
-        """Call a hook of installed plugins without a kernel."""
+        """`(plugin, result)` of a hook for each installed plugin that has it; see `contributed`."""
         return contributed(_readable_config(), hook, what, lambda function: list(function(*arguments)))
 
 

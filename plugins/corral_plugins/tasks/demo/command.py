@@ -14,9 +14,15 @@ from typing import Any
 import click
 
 from corral.http.remote import RemoteError
-from corral.plugin import OpenSession
 from corral_plugins.tasks.demo.client import DemoClient, Failed
-from corral_plugins.tasks.demo.model import WITHOUT_MODEL, Choice, check_length, choose, write_configuration
+from corral_plugins.tasks.demo.model import (
+    WITHOUT_MODEL,
+    Choice,
+    CommandLine,
+    check_length,
+    choose,
+    write_configuration,
+)
 from corral_plugins.tasks.demo.server import (
     EMAIL,
     Interrupted,
@@ -82,7 +88,7 @@ class Screen:
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.pass_obj
 def command(
-    command_line: OpenSession,
+    command_line: CommandLine,
     once: bool,
     input_path: Path | None,
     require_model: bool,

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import click
 import tomlkit
 
-from corral.plugin import DemoModel, OpenSession
+from corral.plugin import DemoModel, Installation
 
 WITHOUT_MODEL = "scripted/echo"
 NEW_TOKENS = 120
 FRAME_TOKENS = 100  # the agent's prompt, the instructions, and what a chat template adds
 _DEAR = re.compile(r"\d|[^\x00-\x7f]")
+
+
+class CommandLine(Protocol):
+    """What the demo uses of the object of the click context."""
+
+    def installation(self) -> Installation:
+        """The configuration of the folder where the command runs; the defaults where that configuration has faults."""
+        ...
+
+    def ask_plugins(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
+        """Call a hook of installed plugins without a kernel: `(plugin, result)` for each plugin that has the hook.
+
+        When a plugin fails, standard error says that its `what` is missing, and the others go on.
+        """
+        ...
 
 
 class Choice(NamedTuple):
@@ -28,7 +44,7 @@ class Choice(NamedTuple):
     plugin_dir: Path | None = None
 
 
-def choose(command_line: OpenSession) -> Choice:
+def choose(command_line: CommandLine) -> Choice:
     """The first model that an installed plugin offers and that can be used on this machine."""
     here = command_line.installation()
     problems = []
