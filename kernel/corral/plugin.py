@@ -242,17 +242,6 @@ class Audit(Protocol):
         ...
 
 
-class LeaseCallers(Protocol):
-    """Whom a worker acts for that names a lease in `Corral-Lease`; provided by the plugin that keeps leases."""
-
-    def caller(self, worker: Principal, lease_id: str) -> Principal:
-        """The agent of a live lease that this worker holds, with its rights. Joins a read unit.
-
-        Raises `Conflict(lease_lost)`, and `Forbidden` for the lease of another worker.
-        """
-        ...
-
-
 class Contributions(Protocol):
     """What active plugins contribute to the hooks of a plugin; ask when it is needed, not while services are made."""
 

@@ -27,6 +27,7 @@ from corral.events.registry import EventTypes
 from corral.first_result import first_result
 from corral.hook_types import asked_for
 from corral.http.metrics import RequestMetrics
+from corral.http.openapi import ApiDocument
 from corral.isolation import figures
 from corral.isolation.dying import DyingThreads
 from corral.isolation.guard import Guard
@@ -38,7 +39,6 @@ from corral.jobs.queue import JobQueue
 from corral.jobs.runner import InProcessRunner
 from corral.kernel_settings import JOBS_CONCURRENCY, jobs_at_a_time
 from corral.loader import ESSENTIAL, Loaded, attempt, block
-from corral.openapi import ApiDocument
 from corral.plugin import Contributions, Installation, Provide, Settings
 from corral.plugin_admin import HookContributions, PluginRegistry
 from corral.redact.redactor import Redactor

@@ -30,7 +30,6 @@ FLOORS = (
     "redact",
     "auth",
     "http",
-    "openapi",
     "plugin",
     "hookspecs",
     "hook_types",

@@ -1,4 +1,4 @@
-"""`corral.openapi`: the document of made-up routes, and the problems each may answer."""
+"""`corral.http.openapi`: the document of made-up routes, and the problems each may answer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from corral import errors
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.http.answers import Answer, IfMatch, Stream, Text, Wait
+from corral.http.openapi import document, problems
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Route, Routes
 from corral.http.signature import read
-from corral.openapi import document, problems
 from corral.schema.fields import Id, Name
 
 

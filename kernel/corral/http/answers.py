@@ -83,23 +83,25 @@ class IfMatch(msgspec.Struct, frozen=True):
 ANY_VERSION = IfMatch()
 
 
-class Request(msgspec.Struct, frozen=True):
-    """What few handlers need of the request itself: the client's address, its headers (lower case), the request id."""
+class Request:
+    """What a handler may ask for of the request itself. The names of `headers` are in lower case."""
 
+    __slots__ = ("client_ip", "headers", "method", "path", "request_id")
     method: str
     path: str
     client_ip: str
     request_id: str
-    headers: Mapping[str, str]
+    headers: Mapping[bytes, bytes]
 
     def header(self, name: str) -> str | None:
-        """A header by its lower-case name."""
-        return self.headers.get(name)
+        """The value of a header, by its lower-case name."""
+        value = self.headers.get(name.encode())
+        return None if value is None else value.decode("latin1")
 
     def entry(self, caller: Principal | None = None) -> Entry:
-        """For the units that an `async def` handler opens: who acts and from where, as the kernel's own would say."""
+        """The entry for units that an `async def` handler opens: who acts, and from where."""
         actor = ANONYMOUS if caller is None else caller.actor
-        agent = self.headers.get("user-agent")
+        agent = self.header("user-agent")
         return Entry(f"{self.method} {self.path}", actor, (), self.request_id, self.client_ip, agent)
 
 

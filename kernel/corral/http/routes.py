@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
 
 from corral.errors import CODES, Problem
+from corral.http.answers import Request
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
+API_PREFIX = "/api/v1"
 MIB = 1024 * 1024
 _NAME = re.compile(r"\{([a-z_]+)\}")
 
@@ -69,11 +71,16 @@ class Route(msgspec.Struct, kw_only=True):
     live: bool = False  # the answer tells more than its version does: never 304
     rest: bool = False  # the last name of the path takes what is left of it, slashes included
     abandoned: bool = False  # an `async def` handler is cancelled when the client leaves
-    on_lease: bool = False  # a worker that sends `Corral-Lease` acts as the agent of that lease
+    delegable: bool = False  # callers may act as the principal that a delegation header names
     explain: Callable[[Problem], Mapping[str, Any]] | None = None  # further members of every problem here
     plugin: str = ""
     summary: str = ""
     description: str = ""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where the route answers, without trailing slashes."""
+        return (API_PREFIX + self.path, self.path) if self.root else (API_PREFIX + self.path,)
 
     @property
     def names(self) -> list[str]:
@@ -92,12 +99,13 @@ class Route(msgspec.Struct, kw_only=True):
 
 
 class Routes:
-    """A group of routes under one prefix and tag. `options` of a route are the fields of `Route`."""
+    """A group of routes under one prefix and tag.
 
-    def __init__(self, prefix: str, *, tag: str, explain: Callable[[Problem], Mapping[str, Any]] | None = None) -> None:
-        self.prefix = prefix.rstrip("/")
-        self.tag = tag
-        self.explain = explain
+    The `options` of a route are the fields of `Route`; `defaults` are options of every route of the group.
+    """
+
+    def __init__(self, prefix: str, *, tag: str, **defaults: Any) -> None:
+        self.prefix, self.tag, self.defaults = prefix.rstrip("/"), tag, defaults
         self.routes: list[Route] = []
 
     def __iter__(self) -> Iterator[Route]:
@@ -139,13 +147,53 @@ class Routes:
                 path=(self.prefix + path).rstrip("/") or "/",
                 handler=handler,
                 tag=self.tag,
-                explain=self.explain,
                 needs=(needs,) if isinstance(needs, str) else tuple(needs),
                 summary=summary,
                 description=description.strip(),
-                **options,
+                **{**self.defaults, **options},
             )
             self.routes.append(route)
             return handler
 
         return declare
+
+
+class SocketConnection(Protocol):
+    """A WebSocket: an open handshake to be accepted or refused, then messages both ways."""
+
+    request: Request
+    query: dict[str, str]
+
+    async def accept(self) -> None:
+        """Complete the handshake."""
+        ...
+
+    async def refuse(self, problem: Problem) -> None:
+        """Refuse the handshake with the document of a problem."""
+        ...
+
+    def count_anonymous(self) -> None:
+        """Count an invalid credential as if none had been sent. Raises `TooMany`."""
+        ...
+
+    async def receive(self) -> str | bytes | None:
+        """The next message; None when the client has gone."""
+        ...
+
+    async def send(self, text: str) -> None:
+        """Send a text frame; raises `ConnectionError` when the client has gone."""
+        ...
+
+    async def close(self, code: int, reason: str = "") -> None:
+        """Close with a code of RFC 6455."""
+        ...
+
+
+class Socket(msgspec.Struct, frozen=True):
+    """A WebSocket endpoint `serve(connection, …services)`, below `/api/v1` and at the root.
+
+    The endpoint itself accepts, refuses and closes the connection.
+    """
+
+    path: Annotated[str, msgspec.Meta(pattern="^/")]
+    serve: Callable[..., Awaitable[Any]]

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from corral.auth.principal import READERS, Permission
-from corral.http.routes import Routes
-from corral.http.sockets import Socket, SocketConnection
+from corral.http.routes import Routes, Socket, SocketConnection
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.realtime.routes import routes
 from corral_plugins.realtime.service.hub import Hub

@@ -12,7 +12,7 @@ from corral.events.consumers import Subscriber
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
-from corral.plugin import LeaseCallers, Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.agents.api import AgentRecord
 from corral_plugins.tasks import events, hookspecs, jobs, models, settings, sums
 from corral_plugins.tasks.api import Tasks
@@ -105,7 +105,6 @@ class TasksPlugin(Plugin):
             *(Provide(part, part) for part in parts),
             Provide(Tasks, TasksService),
             Provide(AttemptCallers, AttemptCallers),
-            Provide(LeaseCallers, _lease_callers),
             Provide(AgentRecord, Record),
         ]
 
@@ -205,7 +204,3 @@ class TasksPlugin(Plugin):
     @hookimpl
     def corral_hookspecs(self) -> Iterable[ModuleType]:
         return [hookspecs]
-
-
-def _lease_callers(callers: AttemptCallers) -> LeaseCallers:
-    return callers

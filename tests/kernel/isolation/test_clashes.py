@@ -18,8 +18,7 @@ from corral.config_reader import load as load_config
 from corral.core.plugin import CorePlugin
 from corral.database.model import Model
 from corral.events.event import Event
-from corral.http.routes import Routes
-from corral.http.sockets import Socket, SocketConnection
+from corral.http.routes import Routes, Socket, SocketConnection
 from corral.jobs.job import Job
 from corral.loader import Found, discover, load
 from corral.plugin import Metric, Plugin, Setting

@@ -48,7 +48,7 @@ CALL: dict[str, Any] = {
     "seconds": LONGEST,
     "lenient": True,
     "raises": CALL_PROBLEMS,
-    "on_lease": True,
+    "delegable": True,
     "abandoned": True,
 }
 
@@ -85,13 +85,13 @@ async def create_embeddings(body: EmbeddingRequest, llm: Gateway, caller: Princi
     return Answer(body=msgspec.convert(served.response, EmbeddingList), headers=_of(served))
 
 
-@routes.get("/models", needs=("llm.read", "llm.use"), on_lease=True)
+@routes.get("/models", needs=("llm.read", "llm.use"), delegable=True)
 def list_models(catalogue: Catalogue) -> ModelList:
     """List every model of every provider (OpenAI's list of models), with its price."""
     return ModelList(data=catalogue.all())
 
 
-@routes.get("/models/{model}", needs=("llm.read", "llm.use"), on_lease=True, rest=True)
+@routes.get("/models/{model}", needs=("llm.read", "llm.use"), delegable=True, rest=True)
 def get_model(model: str, catalogue: Catalogue) -> ModelView:
     """Read one model; its name has a slash."""
     found = catalogue.get(model)

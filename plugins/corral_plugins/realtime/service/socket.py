@@ -9,7 +9,7 @@ import time
 from corral import clock
 from corral.auth.credentials import read_credential
 from corral.errors import Forbidden, Malformed, Problem, TooMany, Unauthorized
-from corral.http.sockets import SocketConnection
+from corral.http.routes import SocketConnection
 from corral.plugin import Settings
 from corral_plugins.realtime.service.hub import Hub
 from corral_plugins.realtime.service.messages import (

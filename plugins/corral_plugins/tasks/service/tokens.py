@@ -28,16 +28,17 @@ _OF_LEASE = Statement(
 
 
 class AttemptCallers:
-    """The rights of an attempt are those of agents that its requester holds too, and those that only machines hold.
-
-    Implements `LeaseCallers`.
-    """
+    """The rights of an attempt are those of agents that its requester holds too, and those that only machines hold."""
 
     def __init__(self, accounts: Accounts, permissions: Permissions) -> None:
         self._accounts, self._permissions = accounts, permissions
 
-    def caller(self, worker: Principal, lease_id: str) -> Principal:
-        found = _OF_LEASE.one({"lease": lease_id})
+    def of_worker(self, worker: Principal, lease_id: str) -> Principal:
+        """The agent of a live lease that this worker holds.
+
+        Raises `Conflict(lease_lost)`, and `Forbidden` for the lease of another worker.
+        """
+        found = _OF_LEASE.one({"lease": lease_id.lower()})
         if found is None:
             raise lost()
         if found[4] != worker.worker_id:
@@ -75,7 +76,12 @@ class AttemptCallers:
 
 
 class AttemptTokens:
-    """Recognises `cra_a…`. Implements `Authenticator` and `Rereading`."""
+    """Recognises `cra_a…`, and workers that name their lease in `Corral-Lease`.
+
+    Implements `Authenticator`, `Rereading` and `Delegation`.
+    """
+
+    delegation_header = "Corral-Lease"
 
     def __init__(self, callers: AttemptCallers) -> None:
         self._callers = callers
@@ -88,6 +94,9 @@ class AttemptTokens:
         if found is None:
             raise Unauthorized("The lease of this token has ended.")
         return self._callers.principal(*found)
+
+    def act_as(self, caller: Principal, named: str) -> Principal:
+        return caller if caller.worker_id is None else self._callers.of_worker(caller, named)
 
     def reread(self, caller: Principal) -> Principal | None:
         if caller.lease_id is None:
