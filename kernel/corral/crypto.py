@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corral import clock
-from corral.config import Config
-from corral.config_reader import readable_by_others
+from corral.config.model import Config
+from corral.config.reader import readable_by_others
 from corral.errors import Invalid, Refused, Unavailable
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
-from corral.config import Config
+from corral.config.model import Config
 from corral.crypto import Keyring
 from corral.database.connect import connect
 from corral.database.engine import Database

@@ -20,7 +20,7 @@ import pluggy
 
 from corral import clock, hookspecs
 from corral.auth.principal import Permission
-from corral.config import Config
+from corral.config.model import Config
 from corral.database.migrations import Home
 from corral.hook_types import given, judge
 from corral.plugin import KERNEL_API, Plugin

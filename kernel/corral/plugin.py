@@ -15,7 +15,7 @@ import msgspec
 import pluggy
 
 from corral.auth.principal import Permission, Principal
-from corral.config import Config
+from corral.config.model import Config
 from corral.http.client import is_loopback
 from corral.http.routes import Rate, Route
 
@@ -125,7 +125,7 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def here(cls, config_path: Path | None = None) -> Self:
         """For commands, which have no kernel: as `corral serve` would read it. Raises `Refused`."""
-        from corral.config_reader import load
+        from corral.config.reader import load
 
         return cls.of(load(path=config_path))
 
@@ -199,7 +199,7 @@ class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     choices: tuple[str, ...] = ()
     pattern: str | None = None  # of the whole text, or of each text of a list
     check: Callable[[Any, Settings], str | None] | None = None
-    env: str = ""  # the variable that pins it (`corral.config.PINNING`)
+    env: str = ""  # the variable that pins it (`corral.config.model.PINNING`)
     restart_required: bool = False
     secret: bool = False
 
@@ -260,8 +260,9 @@ class HealthCheck(msgspec.Struct, frozen=True):
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
     """A series read at scrape time, in a read unit: `collect(…services)` gives `{label values: number}`.
 
-    `labels`: the values each may take; others count as `other`. Counters and histograms (`corral.histogram.Histogram`)
-    are of this process and summed over those that serve the address; gauges are of the installation, or `of_process`.
+    `labels`: the values each may take; others count as `other`. Counters and histograms
+    (`corral.metrics.histogram.Histogram`) are of this process and summed over those that serve the address; gauges
+    are of the installation, or `of_process`.
     """
 
     name: SeriesName

@@ -12,8 +12,8 @@ from corral import clock
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from corral.http.metrics import RequestMetrics
     from corral.loader import Loaded
+    from corral.metrics.requests import RequestMetrics
     from corral.redact.redactor import Redactor
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import peewee
 
-from corral.config import Config
+from corral.config.model import Config
 from corral.crypto import Keyring
 from corral.database.engine import Database
 from corral.database.migrations import Home, Newer, keep_copy, migrate, one_after_the_other, pending_of, tables_of

@@ -13,7 +13,7 @@ import msgspec
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions
 from corral.clashes import refuse_clashes
-from corral.config import Config
+from corral.config.model import Config
 from corral.container import Container, Room
 from corral.crypto import Keyring
 from corral.database.engine import Database, Work
@@ -26,7 +26,6 @@ from corral.events.feed import Feed
 from corral.events.registry import EventTypes
 from corral.first_result import first_result
 from corral.hook_types import asked_for
-from corral.http.metrics import RequestMetrics
 from corral.http.openapi import ApiDocument
 from corral.isolation import figures
 from corral.isolation.dying import DyingThreads
@@ -37,11 +36,12 @@ from corral.isolation.warden import Warden
 from corral.isolation.watchdog import Watchdog
 from corral.jobs.queue import JobQueue
 from corral.jobs.runner import InProcessRunner
-from corral.kernel_settings import JOBS_CONCURRENCY, jobs_at_a_time
 from corral.loader import ESSENTIAL, Loaded, attempt, block
+from corral.metrics.requests import RequestMetrics
 from corral.plugin import Contributions, Installation, Provide, Settings
 from corral.plugin_admin import HookContributions, PluginRegistry
 from corral.redact.redactor import Redactor
+from corral.settings.kernel import JOBS_CONCURRENCY, jobs_at_a_time
 from corral.settings.registry import SettingsRegistry
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.supervisor import Supervisor

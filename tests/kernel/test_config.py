@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from corral.config import MASK, PINNING, SECTIONS, TABLE, Config, Pinned
-from corral.config_reader import ensure_data_dir, load, sample
+from corral.config.model import MASK, PINNING, SECTIONS, TABLE, Config, Pinned
+from corral.config.reader import ensure_data_dir, load, sample
 from corral.errors import Refused
 
 NO_FILE = Path(os.devnull)

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corral import clock
-from corral.config import Config
-from corral.config_reader import load
+from corral.config.model import Config
+from corral.config.reader import load
 from corral.crypto import (
     KEY_FILE,
     BadSignature,

@@ -159,7 +159,7 @@ async def test_another_plugin_may_serve_the_paths_of_a_disabled_builtin(
 
 PROBE = """
 import sys
-from corral.config import Config, Plugins
+from corral.config.model import Config, Plugins
 from corral.asgi.unavailable import built_in_paths
 from corral.loader import discover, load
 found = [item for item in discover(Config()) if item.name == "tasks"]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from corral.config import TABLE
-from corral.config_reader import load
+from corral.config.model import TABLE
+from corral.config.reader import load
 
 KEY = "v1:" + "A1b2C3d4E5f6G7h8I9j0K1l2M3n4O5p6Q7r8S9t0U1w="
 SECRET = "Zk3vQ9sXw2Lr7TnB5pYc8HdJ4mFg6aKe"

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from corral import clock
-from corral.config import Config
-from corral.config_reader import ensure_data_dir, load
+from corral.config.model import Config
+from corral.config.reader import ensure_data_dir, load
 from corral.crypto import Keyring, place
 from corral.database.connect import connect
 from corral.database.sealed import SealedColumns

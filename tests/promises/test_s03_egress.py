@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from corral.config_reader import load
+from corral.config.reader import load
 from corral.core.guards import SINKS
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked, Policy

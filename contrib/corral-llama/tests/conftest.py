@@ -13,7 +13,7 @@ from corral_llama.process import Children
 from corral_llama.provider import LocalProvider
 from corral_llama.settings import ALL
 
-from corral.config import Config
+from corral.config.model import Config
 from corral.egress.client import Egress
 from corral.plugin import Installation
 from corral.settings.registry import SettingsRegistry

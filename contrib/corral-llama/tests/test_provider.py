@@ -19,7 +19,7 @@ from corral_llama.files import DEMO_FILE, user_cache
 from corral_llama.process import Children
 from corral_llama.provider import LocalProvider, cleaned, lines, translated
 
-from corral.config import Config
+from corral.config.model import Config
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked
 from corral.plugin import Installation
@@ -216,7 +216,7 @@ async def test_nobody_else_can_use_it(
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from corral.config import Config
+from corral.config.model import Config
 from corral.egress.client import Egress
 from corral.plugin import Installation
 from corral_llama.files import find

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from corral.asgi.request import IncomingRequest
-from corral.kernel_settings import ACCESS_LOG
+from corral.settings.kernel import ACCESS_LOG
 from corral.settings.registry import SettingsRegistry
 
 log = logging.getLogger("corral.access")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from corral.asgi.request import IncomingRequest
-from corral.kernel_settings import CORS_ORIGINS
+from corral.settings.kernel import CORS_ORIGINS
 from corral.settings.registry import SettingsRegistry
 
 Headers = list[tuple[bytes, bytes]]

@@ -31,8 +31,8 @@ from corral.errors import Forbidden, Malformed, NotFound, Problem, Unauthorized,
 from corral.http.answers import Wait
 from corral.http.client import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency, Keyed, Stored
-from corral.http.metrics import OF_BODIES
 from corral.kernel import Kernel
+from corral.metrics.requests import OF_BODIES
 from corral.plugin import Gate, Meter
 
 log = logging.getLogger("corral.http")

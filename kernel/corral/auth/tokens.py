@@ -18,7 +18,7 @@ import msgspec
 
 from corral import clock
 from corral.auth.models import InstallationRow, SigningKeyRow, claim
-from corral.config import Config
+from corral.config.model import Config
 from corral.crypto import Keyring, place, spelled
 from corral.errors import Unauthorized, Unavailable
 from corral.ids import new_id

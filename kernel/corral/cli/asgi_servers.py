@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from corral.cli import idle_timer
-from corral.config import Config
+from corral.config.model import Config
 
 DRAIN_SECONDS = 25.0
 HEADER_LIMIT = 16 * 1024

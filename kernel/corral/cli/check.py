@@ -11,7 +11,7 @@ import click
 
 from corral.cli import logs, output
 from corral.cli.options import config_option, json_option
-from corral.config_reader import load as load_config
+from corral.config.reader import load as load_config
 
 
 @click.command("check")

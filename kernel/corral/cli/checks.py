@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from corral import clock
 from corral.cli import services
 from corral.cli.distributions import modified_files
-from corral.config import Config
-from corral.config_reader import readable_by_others
+from corral.config.model import Config
+from corral.config.reader import readable_by_others
 from corral.crypto import KEY_FILE, Keyring
 from corral.errors import Refused
 

@@ -12,8 +12,8 @@ import click
 from corral.cli import output
 from corral.cli.group import FAILED, REFUSED
 from corral.cli.options import config_option, json_option
-from corral.config_reader import load as load_config
-from corral.config_reader import sample
+from corral.config.reader import load as load_config
+from corral.config.reader import sample
 
 
 @click.group("config")

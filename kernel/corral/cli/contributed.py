@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from corral import loader
-from corral.config import Config
+from corral.config.model import Config
 from corral.loader import Found
 
 T = TypeVar("T")

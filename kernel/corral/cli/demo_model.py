@@ -11,8 +11,8 @@ import click
 import tomlkit
 
 from corral.cli.contributed import contributed
-from corral.config import Config
-from corral.config_reader import load as load_config
+from corral.config.model import Config
+from corral.config.reader import load as load_config
 from corral.errors import Refused
 from corral.plugin import DemoModel, Installation
 

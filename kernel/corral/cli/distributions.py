@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from corral.config import Config
+from corral.config.model import Config
 from corral.loader import discover
 
 

@@ -10,7 +10,7 @@ import click
 from corral.cli import logs, output
 from corral.cli.checks import Finding, installation
 from corral.cli.options import config_option, json_option
-from corral.config_reader import load as load_config
+from corral.config.reader import load as load_config
 from corral.errors import Refused
 
 

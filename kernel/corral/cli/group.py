@@ -10,8 +10,8 @@ from typing import NoReturn
 import click
 
 from corral.cli import COMMANDS
-from corral.config import Config
-from corral.config_reader import load as load_config
+from corral.config.model import Config
+from corral.config.reader import load as load_config
 from corral.errors import Problem, Refused
 
 WHOLE_SENTENCE = 200  # click cuts a text that has more characters; a long one is wrapped instead

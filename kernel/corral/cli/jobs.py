@@ -19,8 +19,8 @@ import click
 
 from corral.cli import logs, running
 from corral.cli.surroundings import Surroundings
-from corral.config_reader import ensure_data_dir
-from corral.config_reader import load as load_config
+from corral.config.reader import ensure_data_dir
+from corral.config.reader import load as load_config
 from corral.errors import Refused
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ import msgspec
 
 from corral.auth.principal import Principal
 from corral.cli import logs
-from corral.config import Config, Database, Keys, Redis, Storage
-from corral.config_reader import ensure_data_dir
-from corral.config_reader import load as load_config
+from corral.config.model import Config, Database, Keys, Redis, Storage
+from corral.config.reader import ensure_data_dir
+from corral.config.reader import load as load_config
 from corral.container import Wiring
 from corral.database.unit import Actor, Entry
 from corral.errors import Refused

@@ -8,8 +8,8 @@ import click
 
 from corral.cli import logs, output
 from corral.cli.services import is_absent
-from corral.config_reader import ensure_data_dir
-from corral.config_reader import load as load_config
+from corral.config.reader import ensure_data_dir
+from corral.config.reader import load as load_config
 
 
 @click.command("migrate")

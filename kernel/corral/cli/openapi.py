@@ -9,7 +9,7 @@ import click
 
 from corral.cli.kernels import scratch
 from corral.cli.options import config_option
-from corral.config_reader import load as load_config
+from corral.config.reader import load as load_config
 
 
 @click.command("openapi")

@@ -13,8 +13,8 @@ import click
 import tomlkit
 
 from corral.cli.kernels import scratch
-from corral.config import Config
-from corral.config_reader import load as load_config
+from corral.config.model import Config
+from corral.config.reader import load as load_config
 from corral.loader import Loaded, discover, load
 
 if TYPE_CHECKING:

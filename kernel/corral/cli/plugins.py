@@ -10,10 +10,10 @@ import click
 from corral.cli import logs, output
 from corral.cli.options import config_option, json_option
 from corral.cli.running import ask_to_reload
-from corral.config_reader import load as load_config
+from corral.config.reader import load as load_config
 
 if TYPE_CHECKING:
-    from corral.config import Config
+    from corral.config.model import Config
     from corral.loader import Loaded
 
 NEXT_START = "It takes effect at the next start of the server."

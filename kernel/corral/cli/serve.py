@@ -23,9 +23,9 @@ from corral.cli.asgi_servers import loop_factory, serve_with
 from corral.cli.processes import Inherited, Processes
 from corral.cli.starts import Starts
 from corral.cli.surroundings import Surroundings
-from corral.config import Config
-from corral.config_reader import ensure_data_dir
-from corral.config_reader import load as load_config
+from corral.config.model import Config
+from corral.config.reader import ensure_data_dir
+from corral.config.reader import load as load_config
 from corral.errors import Refused
 
 log = logging.getLogger("corral.serve")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from corral import clock
-from corral.config import Config
+from corral.config.model import Config
 from corral.errors import Refused
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Annotated, Literal, get_args
 from msgspec import Meta
 
 from corral.auth.principal import Permission
-from corral.kernel_settings import KERNEL_SETTINGS
 from corral.plugin import Setting, Settings
+from corral.settings.kernel import KERNEL_SETTINGS
 
 HOUR, DAY = 3600, 86_400
 Covered = Literal["admin", "member", "viewer", "auditor"]

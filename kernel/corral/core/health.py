@@ -17,8 +17,8 @@ from corral.core.process_figures import ProcessFigures, histogram
 from corral.core.siblings import Siblings, summed
 from corral.database.engine import Database, Work
 from corral.database.migrations import pending
-from corral.http.metrics import RequestMetrics
 from corral.isolation.warden import Warden
+from corral.metrics.requests import RequestMetrics
 from corral.plugin import Contributions, Metric
 from corral.plugin_admin import PluginRegistry
 

@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from corral import clock
-from corral.config import Config
+from corral.config.model import Config
 from corral.core.declarations import REGISTRATION
 from corral.core.health_checks import KernelChecks, Told
 from corral.errors import Problem

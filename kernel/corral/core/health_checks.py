@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import peewee
 
 from corral import clock
-from corral.config import Config
+from corral.config.model import Config
 from corral.core.mail import MailService
 from corral.database.engine import Database
 from corral.database.leases import acquire

@@ -20,8 +20,8 @@ from corral.events.log import EventRow
 from corral.events.registry import EventTypes
 from corral.http import idempotency
 from corral.jobs.job import JobRow, Schedule
-from corral.kernel_settings import JOBS_RETENTION_DAYS, MAX_ROWS, RETENTION_DAYS
 from corral.plugin import Contributions, Settings
+from corral.settings.kernel import JOBS_RETENTION_DAYS, MAX_ROWS, RETENTION_DAYS
 
 DAY, HOUR = 86_400.0, 3600.0
 AT_ONCE = 500

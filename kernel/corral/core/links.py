@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 from corral import clock
 from corral.auth.models import UserRow
 from corral.auth.tokens import digest, new_secret
-from corral.config import Config
+from corral.config.model import Config
 from corral.core.models import LinkRow
 from corral.errors import Gone
 from corral.ids import new_id

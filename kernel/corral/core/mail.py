@@ -9,7 +9,7 @@ from typing import Any
 import peewee
 
 from corral.auth.addresses import normalise
-from corral.config import Config
+from corral.config.model import Config
 from corral.core.api import Delivery
 from corral.core.declarations import MAIL_FROM, MAIL_HOST, MAIL_PASSWORD, MAIL_PORT, MAIL_SECURITY, MAIL_USERNAME
 from corral.core.links import Links

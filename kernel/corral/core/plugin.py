@@ -17,7 +17,7 @@ from corral.auth.passwords import Passwords
 from corral.auth.principal import Authenticator
 from corral.auth.tokens import AccessTokens
 from corral.auth.visibility import EventRights
-from corral.config import Config
+from corral.config.model import Config
 from corral.core import mail, recovery, registrations
 from corral.core.accounts import AccountsService
 from corral.core.all_sessions import AllSessionsService

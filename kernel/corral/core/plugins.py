@@ -11,7 +11,7 @@ import msgspec
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.config import MASK, Config
+from corral.config.model import MASK, Config
 from corral.core import quarantine
 from corral.core.events import PluginState
 from corral.core.models import PluginStateRow

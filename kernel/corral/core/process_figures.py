@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.core import Metric as Family
 
 from corral.database.engine import Database
-from corral.histogram import Observed
+from corral.metrics.histogram import Observed
 
 log = logging.getLogger("corral.loop")
 

@@ -20,10 +20,10 @@ from corral.database.model import InstantField, Model
 from corral.events.event import SystemAlert, emit
 from corral.events.log import Record
 from corral.isolation.warden import Alarm, Warden
-from corral.kernel_settings import QUARANTINE_WINDOW_SECONDS
 from corral.loader import Loaded
 from corral.plugin import Audit, AuditEntry, Settings
 from corral.plugin_admin import PluginRegistry
+from corral.settings.kernel import QUARANTINE_WINDOW_SECONDS
 
 FIRST_PROBE, LAST_PROBE, LOOK_SECONDS = 60, 3600, 1.0
 HELD, PROBATION = "held", "probation"

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from corral.config import Config
+from corral.config.model import Config
 
 log = logging.getLogger("corral.core")
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from corral import calls
 from corral.database.unit import Entry, Unit
 from corral.errors import Unavailable
-from corral.histogram import Histogram
+from corral.metrics.histogram import Histogram
 
 if TYPE_CHECKING:
     from corral.database.engine import Database

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from corral.config import Config
+from corral.config.model import Config
 from corral.egress.guard import EgressBlocked, Guard, Place, Policy, Profile, Target, read_host, read_url
 from corral.egress.resolver import Resolver, Unresolved, of_this_machine, resolve
 from corral.errors import Invalid

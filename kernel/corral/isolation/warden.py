@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from corral.database.unit import current, in_unit
 from corral.isolation.threads import Threads
-from corral.kernel_settings import CALL_BUDGET_SECONDS, QUARANTINE_ERRORS, QUARANTINE_WINDOW_SECONDS
 from corral.loader import Loaded
 from corral.plugin import Settings
 from corral.plugin_admin import PluginRegistry
+from corral.settings.kernel import CALL_BUDGET_SECONDS, QUARANTINE_ERRORS, QUARANTINE_WINDOW_SECONDS
 
 log = logging.getLogger("corral.isolation")
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from corral.config import Pinned
+from corral.config.model import Pinned
 from corral.plugin import Setting
 from corral.settings.values import SettingRefused, accept, check_declaration
 

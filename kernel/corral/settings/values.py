@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from corral.config import PINNING, TABLE
+from corral.config.model import PINNING, TABLE
 from corral.plugin import Setting
 
 LONGEST_NAME = 80
@@ -108,7 +108,9 @@ def check_declaration(setting: Setting[Any]) -> None:
     if setting.secret and (kind is not str or setting.default is not None):
         raise ValueError(f"setting {setting.name}: a secret is a text, and unset by default")
     if setting.env and VARIABLES.get(setting.name) != setting.env:
-        raise ValueError(f"setting {setting.name}: {setting.env} pins nothing; corral.config.PINNING says what does")
+        raise ValueError(
+            f"setting {setting.name}: {setting.env} pins nothing; corral.config.model.PINNING says what does"
+        )
 
 
 def _refusal(setting: Setting[Any], source: str, code: str, error: Exception | None = None) -> SettingRefused:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from corral.config import Config, Plugins
+from corral.config.model import Config, Plugins
 from corral.database.connect import connect
 from corral.database.migrations import is_empty
 from corral.loader import discover

@@ -20,9 +20,9 @@ from typing import Any
 
 from corral.asgi.application import Application
 from corral.auth.principal import SYSTEM_PRINCIPAL
-from corral.config import Config
-from corral.config_reader import ensure_data_dir
-from corral.config_reader import load as load_config
+from corral.config.model import Config
+from corral.config.reader import ensure_data_dir
+from corral.config.reader import load as load_config
 from corral.core import health
 from corral.jobs.runner import InProcessRunner
 from corral.kernel import Kernel, boot

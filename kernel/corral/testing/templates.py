@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from corral.config import Config
+from corral.config.model import Config
 from corral.database.connect import connect
 from corral.database.migrations import is_empty
 from corral.loader import Found, Loaded, load

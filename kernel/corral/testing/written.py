@@ -11,7 +11,7 @@ from pathlib import Path
 
 from corral.asgi.application import Application
 from corral.cli.kernels import scratch
-from corral.config_reader import load as load_config
+from corral.config.reader import load as load_config
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What other plugins may know of costs: what was used, what it is charged with, and the service `Cost`."""
+"""The public API of cost accounting: uses, quotes, charges and the service `Cost`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Operation = Literal["chat", "embedding", "image", "tool", "other"]
 PriceSource = Literal["reported", "table", "override", "zero"]
 
 MAX_TOKENS = 100_000_000
-"""More tokens than this in one event are a mistake of the caller."""
+"""The limit of each token count of an event; anything above is an error of the caller."""
 FREE_PROVIDERS = frozenset({"local", "scripted", "builtin"})
-"""Providers that cost nothing whatever the tables say; kinds that declare `free` pass `free=True` besides."""
+"""Providers that never cost anything. Callers pass `free=True` for other providers without costs."""
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of one call. `input_tokens` exclude both kinds of cache tokens, whatever the provider's own habit."""
+    """Token counts of one call. `input_tokens` excludes cache tokens, however the provider counts."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -26,16 +26,16 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all counts."""
         return self.input_tokens + self.output_tokens + self.cache_read_tokens + self.cache_write_tokens
 
 
 class Spent(msgspec.Struct, frozen=True, kw_only=True):
-    """One use of money. `usage_key` names it for ever: the same key again adds nothing.
+    """One use that costs money. `usage_key` identifies it permanently: the same key again has no effect.
 
-    `cost_usd` is what the provider says that it cost (None: it does not say). `estimated`: the counts are not the
-    provider's. `user_id` is the person whose money it is. `by_gateway`: the key is the id of a call that the gateway
-    made; a report with the same key is another event.
+    `cost_usd` is the cost reported by the provider, or None. `estimated`: the token counts are not the provider's.
+    `user_id` is the user on whose behalf the money was spent. `by_gateway`: the key is the id of a call of the LLM
+    gateway; a reported event with the same key is a different event.
     """
 
     usage_key: str
@@ -59,7 +59,7 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tokens(self) -> Tokens:
-        """Its counts."""
+        """The token counts."""
         return Tokens(
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
@@ -69,7 +69,7 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Quote(msgspec.Struct, frozen=True, kw_only=True):
-    """What a use costs. `cost_micro_usd` None: nobody knows a price, which is never zero."""
+    """The cost of a use. `cost_micro_usd` is None, not zero, if no price is known."""
 
     cost_micro_usd: int | None
     priced: bool
@@ -78,12 +78,12 @@ class Quote(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cost_usd(self) -> float | None:
-        """The same in USD, as JSON shows it."""
+        """The cost in USD, as shown in JSON."""
         return None if self.cost_micro_usd is None else self.cost_micro_usd / 1e6
 
 
 class Charged(Quote, frozen=True, kw_only=True):
-    """A cost event. `repeated`: its key was known, so nothing was added and the first one is told."""
+    """A recorded cost event. `repeated`: the key existed, so nothing was added and this is the existing event."""
 
     event_id: str
     repeated: bool = False
@@ -93,21 +93,20 @@ class Cost(Protocol):
     """Prices and cost events."""
 
     def price(self, provider: str, model: str, tokens: Tokens, *, free: bool = False) -> Quote:
-        """What a call would cost by today's prices.
+        """Return what a call would cost now.
 
-        Needs no unit and does no I/O: overrides of another process count after at most 2 s. Until the built-in table is
-        loaded (a moment after the start) a price that only it knows is not known.
+        May be called outside a unit: then price overrides set in another process apply after at most 2 s.
         """
         ...
 
     def settle(self, spent: Spent, *, free: bool = False) -> Charged:
-        """Write the cost event in the caller's unit and add it to all sums. Emits nothing.
+        """Write the cost event and its rollups in the caller's unit. Emits no event.
 
-        Counts below 0 or above `MAX_TOKENS` are `Invalid`. The task's own tally is the caller's to tell
-        (`Tasks.spent`), with `cost_usd` of the answer.
+        Raises `Invalid` for counts below 0 or above `MAX_TOKENS`. The caller updates the counters of the task
+        (`Tasks.spent`) with the returned `cost_usd`.
         """
         ...
 
     def spent_on_task(self, task_id: str) -> int:
-        """Micro-USD that all attempts of a task have cost; joins the caller's unit."""
+        """Return the cost of all attempts of a task in micro-USD; joins the caller's unit."""
         ...

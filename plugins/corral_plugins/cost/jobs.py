@@ -1,7 +1,8 @@
-"""Background work of costs."""
+"""Background jobs of cost accounting."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from corral import clock
@@ -10,42 +11,41 @@ from corral.database.unit import SYSTEM, Entry
 from corral.events.consumers import Subscriber
 from corral.jobs.job import Schedule
 from corral.plugin import Settings
-from corral_plugins.cost.service import outcomes, reconcile, upkeep
-from corral_plugins.cost.service.days import DAY, day_of
+from corral_plugins.cost.service import maintenance, rollups
+from corral_plugins.cost.service.day_buckets import DAY, day_of
 from corral_plugins.cost.settings import EVENT_RETENTION_DAYS
 
-CHECKED_DAYS = 2
-ROUNDS = 200
-"""At most so many chunks a run; the rest is for the next slot."""
+RECONCILED_DAYS = 2
+MAX_BATCHES = 200
+"""How many batches one run deletes at most; the next run continues."""
 
 
-async def check(work: Work) -> None:
-    """Hold the sums of the present and the last day against their events; correct and tell what differs."""
+async def reconcile(work: Work) -> None:
+    """Compare the rollups of today and yesterday with their events; correct differences and raise an alert."""
     entry = Entry(label="job cost.reconcile", actor=SYSTEM)
     today = day_of(clock.now())
-    for day in range(today - CHECKED_DAYS + 1, today + 1):
-        for kind in reconcile.KINDS:
-            found = await work(lambda kind=kind, day=day: reconcile.differences(kind, day), entry=entry, read=True)  # type: ignore[misc]  # bound per round
+    for day in range(today - RECONCILED_DAYS + 1, today + 1):
+        for series in maintenance.RECONCILED_SERIES:
+            found = await work(functools.partial(maintenance.differences, series, day), entry=entry, read=True)
             if found:
-                await work(lambda found=found: reconcile.correct(found), entry=entry)  # type: ignore[misc]  # bound per round
+                await work(functools.partial(maintenance.correct, found), entry=entry)
 
 
 async def prune(work: Work, settings: Settings) -> None:
-    """Delete what is kept long enough."""
+    """Delete events and detailed rollups whose retention has ended."""
     days = settings.get(EVENT_RETENTION_DAYS)
     if days is not None:
-        before = clock.now(-days * DAY)
-        await _repeat(work, lambda: upkeep.prune_events(before))
-    await _repeat(work, upkeep.prune_quarters)
-    await _repeat(work, upkeep.prune_task_days)
+        await _repeat(work, functools.partial(maintenance.delete_events, clock.now(-days * DAY)))
+    await _repeat(work, maintenance.delete_quarter_hours)
+    await _repeat(work, maintenance.delete_task_days)
 
 
-async def _repeat(work: Work, some: Callable[[], int]) -> None:
+async def _repeat(work: Work, delete_batch: Callable[[], int]) -> None:
     entry = Entry(label="job cost.prune", actor=SYSTEM)
-    for _ in range(ROUNDS):
-        if await work(some, entry=entry) < upkeep.AT_ONCE:
+    for _ in range(MAX_BATCHES):
+        if await work(delete_batch, entry=entry) < maintenance.BATCH_ROWS:
             return
 
 
-SCHEDULES = (Schedule("cost.reconcile", 3600, check), Schedule("cost.prune", 3600, prune))
-SUBSCRIBERS = (Subscriber("cost.outcomes", outcomes.FOLLOWED, outcomes.note),)
+SCHEDULES = (Schedule("cost.reconcile", 3600, reconcile), Schedule("cost.prune", 3600, prune))
+SUBSCRIBERS = (Subscriber("cost.outcomes", rollups.OUTCOME_EVENTS, rollups.add_outcome),)

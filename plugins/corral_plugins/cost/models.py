@@ -1,4 +1,4 @@
-"""The tables of costs: events as they came, prices that win over the built-in table, and sums kept with the events."""
+"""Tables: cost events, price overrides, rollups maintained together with the events, and names of deleted agents."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from corral.database.model import PRIVATE, IdField, InstantField, Model
 
 
 class CostEvent(Model):
-    """One use of money, never changed. `cost_micro` is null when nobody knew a price.
+    """One cost event; rows are never changed. `cost_micro` is null if no price was known.
 
-    `by_gateway`: a call of the gateway, whose key is its id; what is reported cannot take such a key.
-
-    `private_to` is the person whose private conversation or direct use it was; null: every reader sees it.
+    `by_gateway` marks calls of the LLM gateway, whose `usage_key` is the id of the call; keys of reported events are
+    unique separately. `private_to` is the user whose private conversation or direct call it was; if it is null, every
+    reader sees the event.
     """
 
     visibility = PRIVATE
@@ -46,7 +46,7 @@ class CostEvent(Model):
         table_name = "cost_events"
         indexes = (
             (("usage_key", "by_gateway"), True),
-            # `private_to` at the end: counting what a reader sees stays in the index.
+            # `private_to` comes last so that counting the rows a reader may see needs only the index.
             (("ts", "id", "private_to"), False),
             (("provider", "ts", "private_to"), False),
             (("model", "ts", "provider", "private_to"), False),
@@ -58,14 +58,14 @@ for _column, _name in (
     (CostEvent.agent_id, "cost_events_agent"),
     (CostEvent.user_id, "cost_events_user"),
 ):
-    _some = _column.is_null(False)
-    CostEvent.add_index(CostEvent.index(_column, CostEvent.ts, CostEvent.private_to, name=_name, where=_some))
+    _is_set = _column.is_null(False)
+    CostEvent.add_index(CostEvent.index(_column, CostEvent.ts, CostEvent.private_to, name=_name, where=_is_set))
 
 
 class Price(Model):
-    """A price that an admin set: micro-USD per 1,000,000 tokens, `call_micro` per call.
+    """A price override set by an admin, in micro-USD per 1,000,000 tokens; `call_micro` is charged per call.
 
-    Null cache prices are those of input. `provider` and `model` are globs (`*`, `?`).
+    Null cache prices mean the input price. `provider` and `model` are glob patterns (`*`, `?`).
     """
 
     id = IdField(primary_key=True)
@@ -86,28 +86,28 @@ class Price(Model):
         indexes = ((("provider", "model", "valid_from"), True),)
 
 
-class PriceEdition(Model):
-    """One row that counts the changes of `cost_prices`, so that a process knows whether its copy is the present one."""
+class PriceRevision(Model):
+    """A single row that counts the changes to `cost_prices`; processes compare it with the revision they cached."""
 
     id = peewee.IntegerField(primary_key=True)
-    n = peewee.BigIntegerField()
+    revision = peewee.BigIntegerField()
 
     class Meta:
-        table_name = "cost_price_editions"
+        table_name = "cost_price_revisions"
 
 
-class Sum(Model):
-    """What came together in one period: the sum over all shards. `service/sums.py` names the series.
+class Rollup(Model):
+    """The totals of one key in one period; the total is the sum over all shards. See `service/rollups.py`.
 
-    `period` counts days or quarters of an hour since 1970, UTC; 0 in series of all time. `events` counts all, `calls`
-    those that are no corrections, `tasks` those that began to cost. `completed` and `wasted_micro` come from the ends
-    of tasks.
+    `period` is the number of the UTC day or quarter hour since 1970, or 0 in series without a period. `events` counts
+    every event, `calls` those that are not corrections, `tasks` the tasks with a first cost. `completed` and
+    `wasted_micro` are updated when tasks end.
     """
 
     series = peewee.CharField(max_length=120)
     period = peewee.BigIntegerField()
     key = peewee.CharField(max_length=64)
-    part = peewee.CharField(max_length=200)
+    subkey = peewee.CharField(max_length=200)
     shard = peewee.SmallIntegerField()
     events = peewee.BigIntegerField(default=0)
     calls = peewee.BigIntegerField(default=0)
@@ -123,16 +123,16 @@ class Sum(Model):
     wasted_micro = peewee.BigIntegerField(default=0)
 
     class Meta:
-        table_name = "cost_sums"
-        primary_key = peewee.CompositeKey("series", "period", "key", "part", "shard")
+        table_name = "cost_rollups"
+        primary_key = peewee.CompositeKey("series", "period", "key", "subkey", "shard")
         indexes = ((("period",), False),)
 
 
-Sum.add_index(Sum.index(Sum.key, name="cost_sums_task", where=peewee.SQL("series = 'task'")))
+Rollup.add_index(Rollup.index(Rollup.key, name="cost_rollups_task", where=peewee.SQL("series = 'task'")))
 
 
 class DeletedAgent(Model):
-    """The name that an agent had."""
+    """The last name of a deleted agent, shown in reports."""
 
     agent_id = IdField(primary_key=True)
     name = peewee.CharField(max_length=200)
@@ -141,4 +141,4 @@ class DeletedAgent(Model):
         table_name = "cost_deleted_agents"
 
 
-TABLES: tuple[type[Model], ...] = (CostEvent, Price, PriceEdition, Sum, DeletedAgent)
+TABLES: tuple[type[Model], ...] = (CostEvent, Price, PriceRevision, Rollup, DeletedAgent)

@@ -1,4 +1,4 @@
-"""The plugin `cost`: its manifest and what it contributes."""
+"""The plugin `cost`: its manifest and contributions."""
 
 from __future__ import annotations
 
@@ -15,52 +15,53 @@ from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.cost import jobs, models, settings
 from corral_plugins.cost.api import Cost
 from corral_plugins.cost.routes import routes
-from corral_plugins.cost.service import table
-from corral_plugins.cost.service.figures import ProviderFigures
+from corral_plugins.cost.service import price_table
 from corral_plugins.cost.service.ledger import Ledger
-from corral_plugins.cost.service.price_list import PriceList
-from corral_plugins.cost.service.pricing import Prices
-from corral_plugins.cost.service.reported import ReportedEvents
+from corral_plugins.cost.service.metrics import ProviderTotals
+from corral_plugins.cost.service.price_overrides import PriceOverrides
+from corral_plugins.cost.service.pricing import Pricing
+from corral_plugins.cost.service.reported_costs import ReportedCosts
 from corral_plugins.cost.service.reports import Reports
 
 REFRESH_SECONDS = 2
 
 
 class CostPlugin(Plugin):
-    """What everything costs.
+    """Cost accounting.
 
-    Every use of a model or paid tool is an event with its price, to the micro-dollar. What has no price is never zero.
+    Records every use of a model or paid tool with its price, to the micro-dollar. A use without a known price is
+    reported as unpriced, never as zero.
     """
 
     name = "cost"
     wants = ("agents", "tasks")
     permissions = (
-        Permission("cost.read", "See what was spent, and prices", holders=READERS),
+        Permission("cost.read", "Read costs and prices", holders=READERS),
         Permission("cost.write", "Set prices and correct costs"),
-        Permission("cost.report", "Report money spent under a lease", holders=("worker", "agent")),
+        Permission("cost.report", "Report costs under a lease", holders=("worker", "agent")),
     )
 
     async def start(self, runtime: Runtime) -> None:
-        prices = runtime.service(Prices)
+        pricing = runtime.service(Pricing)
 
-        async def follow() -> None:
+        async def refresh_prices() -> None:
             while True:
-                await prices.refresh()
+                await pricing.refresh()
                 await asyncio.sleep(REFRESH_SECONDS)
 
-        async def load(address: str) -> None:
-            await asyncio.to_thread(table.load)
+        async def load_price_table(address: str) -> None:
+            await asyncio.to_thread(price_table.load)
 
-        runtime.supervise("prices", follow)
-        runtime.when_serving(load)
+        runtime.supervise("prices", refresh_prices)
+        runtime.when_serving(load_price_table)
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
         def cost(ledger: Ledger) -> Cost:
             return ledger
 
-        parts = (Prices, Ledger, PriceList, Reports, ReportedEvents)
-        return [*(Provide(part, part) for part in parts), Provide(Cost, cost)]
+        services = (Pricing, Ledger, PriceOverrides, Reports, ReportedCosts)
+        return [*(Provide(service, service) for service in services), Provide(Cost, cost)]
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
@@ -84,17 +85,4 @@ class CostPlugin(Plugin):
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
-        figures = ProviderFigures()
-        labels = {"provider": figures.names}
-        return [
-            # Gauges: read from the database, so every process knows the whole, and corrections make it less.
-            Metric(
-                name="corral_cost_usd_total", help="What was spent, by provider.", labels=labels, collect=figures.cost
-            ),
-            Metric(
-                name="corral_cost_unpriced_tokens_total",
-                help="Tokens without a price, by provider.",
-                labels=labels,
-                collect=figures.unpriced_tokens,
-            ),
-        ]
+        return ProviderTotals().metrics()

@@ -1,4 +1,4 @@
-"""What the HTTP of costs takes and answers. Money is USD with six places; a null is not known, never zero."""
+"""Request and response shapes. Money is in USD with six decimal places; null means unknown, never zero."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_USD = 1_000_000
 
 
 class TokenSums(msgspec.Struct, kw_only=True):
-    """Tokens. `input` excludes those of the cache."""
+    """Token counts. `input` excludes cache tokens."""
 
     input: int
     output: int
@@ -28,8 +28,8 @@ class TokenSums(msgspec.Struct, kw_only=True):
     cache_write: int
 
 
-class Figures(msgspec.Struct, kw_only=True):
-    """What something cost. What has no price is in `unpriced_tokens`, not in `cost_usd`."""
+class CostTotals(msgspec.Struct, kw_only=True):
+    """Costs and usage. Tokens without a known price are counted in `unpriced_tokens`, not in `cost_usd`."""
 
     cost_usd: float
     calls: int
@@ -38,15 +38,15 @@ class Figures(msgspec.Struct, kw_only=True):
 
 
 class ZoneQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`tz`: the IANA time zone whose days count."""
+    """`tz`: the IANA time zone in which days begin and end."""
 
     tz: TimeZone = "UTC"
 
 
 class Summary(msgspec.Struct, kw_only=True):
-    """What everything cost. Weeks begin on Monday; `change_percent` is this month against the whole last one.
+    """Total costs. Weeks begin on Monday; `change_percent` compares this month with the whole of last month.
 
-    Tokens, unpriced and wasted figures and `cost_per_completed_task_usd` are of all time, like `total_usd`.
+    Like `total_usd`, the token counts and the unpriced, wasted and per-task costs cover all time.
     """
 
     today_usd: float
@@ -64,33 +64,33 @@ class Summary(msgspec.Struct, kw_only=True):
 
 
 class DailyQuery(ZoneQuery, kw_only=True, forbid_unknown_fields=True):
-    """The last `days`, today included; of one agent, one provider, or both."""
+    """The last `days` including today, of everything or of one agent, one provider, or both."""
 
     days: Days = 30
     agent_id: Id | UnsetType = UNSET
     provider: Provider | UnsetType = UNSET
 
 
-class Day(Figures, kw_only=True):
-    """One day."""
+class Day(CostTotals, kw_only=True):
+    """The costs of one day."""
 
     date: str
 
 
 class Daily(msgspec.Struct, kw_only=True):
-    """Oldest first; days without use are there with 0."""
+    """The days, oldest first; days without costs are included as 0."""
 
     items: list[Day]
 
 
 class DaysQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The last `days` in UTC, today included."""
+    """The last `days` in UTC, including today."""
 
     days: Days = 30
 
 
-class AgentCost(Figures, kw_only=True):
-    """An agent; null: what no agent did. `tasks` are those that it began to spend on, `budget` its own limit."""
+class AgentCost(CostTotals, kw_only=True):
+    """The costs of an agent; null: no agent. `tasks` counts tasks with a first cost, `budget` is its own limit."""
 
     agent_id: str | None
     name: str | None
@@ -101,60 +101,60 @@ class AgentCost(Figures, kw_only=True):
 
 
 class ByAgent(msgspec.Struct, kw_only=True):
-    """The most expensive first."""
+    """Costs by agent, most expensive first."""
 
     items: list[AgentCost]
     total_usd: float
 
 
-class ModelCost(Figures, kw_only=True):
-    """A model of the provider."""
+class ModelCost(CostTotals, kw_only=True):
+    """The costs of a model of the provider."""
 
     model: str
 
 
-class ProviderCost(Figures, kw_only=True):
-    """A provider with its models, the most expensive first."""
+class ProviderCost(CostTotals, kw_only=True):
+    """The costs of a provider and its models, most expensive first."""
 
     provider: str
     models: list[ModelCost]
 
 
 class ByProvider(msgspec.Struct, kw_only=True):
-    """The most expensive first."""
+    """Costs by provider, most expensive first."""
 
     items: list[ProviderCost]
     total_usd: float
 
 
 class RankedQuery(DaysQuery, kw_only=True, forbid_unknown_fields=True):
-    """A part of the list."""
+    """The last `days` in UTC, and the page of the list."""
 
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
     offset: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 
-class TaskCost(Figures, kw_only=True):
-    """A task, with what it cost in these days."""
+class TaskCost(CostTotals, kw_only=True):
+    """The costs of a task in these days."""
 
     task_id: str
 
 
-class UserCost(Figures, kw_only=True):
-    """A person, for whom it was spent; null: nobody in particular."""
+class UserCost(CostTotals, kw_only=True):
+    """The costs of a user; null: no user."""
 
     user_id: str | None
     name: str | None
 
 
 class ModelRank(ModelCost, kw_only=True):
-    """A model."""
+    """The costs of a model."""
 
     provider: str
 
 
 class EventQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Which events: of a task, agent, person, provider or model, from `since` until before `until`."""
+    """Filters by task, agent, user, provider and model, and by time: `since` inclusive, `until` exclusive."""
 
     task_id: Id | UnsetType = UNSET
     agent_id: Id | UnsetType = UNSET
@@ -166,7 +166,7 @@ class EventQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defau
 
 
 class EventView(msgspec.Struct, kw_only=True):
-    """One use of money. `price_source`: reported | table | override | zero; null: no price was known."""
+    """A cost event. `price_source`: reported | table | override | zero; null: no price was known."""
 
     id: str
     ts: Instant
@@ -193,10 +193,10 @@ class EventView(msgspec.Struct, kw_only=True):
 
 
 class NewEvent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Money spent outside the gateway. `usage_key` names it for ever, in the whole installation.
+    """A cost that arose outside the gateway. `usage_key` identifies it permanently in the whole installation.
 
-    With a lease (here, in `Corral-Lease`, or of the token) it is the attempt's; without one only admins may write it. A
-    correction is an event with a negative `cost_usd`, by an admin.
+    With a lease (in the body, in `Corral-Lease`, or that of the token) it belongs to the attempt; without one only
+    admins may write it. An admin corrects costs with an event whose `cost_usd` is negative.
     """
 
     usage_key: Annotated[str, line(200)]
@@ -225,10 +225,11 @@ Usd = Annotated[float, Meta(ge=0, le=MAX_USD)]
 
 
 class NewPrice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A price per 1,000,000 tokens and per call that wins over the built-in one.
+    """A price per 1,000,000 tokens and per call that overrides the built-in one.
 
-    `provider` and `model` are globs (`*`, `?`; case does not count). The most specific one wins: the model's name
-    before the provider's, more letters before fewer, then the newest. Without a cache price the one of input holds.
+    `provider` and `model` are glob patterns (`*`, `?`; case is ignored). The most specific price wins: first by the
+    model, then by the provider, then by the number of literal characters, then the newest. Without a cache price the
+    input price applies.
     """
 
     provider: ProviderGlob
@@ -242,7 +243,7 @@ class NewPrice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PriceChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What changes; absent fields stay."""
+    """The fields to change; absent fields keep their values."""
 
     provider: ProviderGlob | UnsetType = UNSET
     model: ModelGlob | UnsetType = UNSET
@@ -255,7 +256,7 @@ class PriceChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PriceView(msgspec.Struct, kw_only=True):
-    """A price. `source`: builtin | override; built-in ones have version 0 and cannot be changed."""
+    """A price. `source`: builtin | override. Built-in prices have version 0 and cannot be changed."""
 
     id: str
     version: int
@@ -271,7 +272,7 @@ class PriceView(msgspec.Struct, kw_only=True):
 
 
 class PriceQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Which prices: those of a source, and those whose provider or model contains a text."""
+    """Filters by source, and by a text that the provider or the model contains."""
 
     source: Literal["builtin", "override"] | UnsetType = UNSET
     provider: Annotated[str, line(64, 0)] = ""
@@ -279,7 +280,7 @@ class PriceQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defau
 
 
 class LookupQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A model of a provider, at an instant."""
+    """The provider, the model and the instant to look up."""
 
     provider: Provider
     model: Model
@@ -287,9 +288,9 @@ class LookupQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class FoundPrice(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The price that holds, and where it is from (override | table | zero); only `priced: false` when nobody knows one.
+    """The price that applies, and its source (override | table | zero); only `priced: false` if no price is known.
 
-    Fields without a value are left out.
+    Fields without a value are omitted.
     """
 
     priced: bool

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from corral.cli.contributed import companions, contributed
-from corral.config import Config, Plugins
+from corral.config.model import Config, Plugins
 from corral.loader import Found
 from corral.plugin import Plugin
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from corral.cli import checks, services
-from corral.config_reader import load
+from corral.config.reader import load
 from corral.testing.engines import PostgresServer, ValkeyServer
 
 PLUGIN = 'from corral.plugin import Plugin\n\n\nclass SteadyPlugin(Plugin):\n    """Steady."""\n\n    name = "steady"\n'

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.engines import POSTGRES
 
-from corral.config_reader import load as load_config
+from corral.config.reader import load as load_config
 from corral.database.connect import connect
 from corral.database.unit import current
 from corral.errors import Refused

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from corral.config_reader import load
+from corral.config.reader import load
 from corral.egress.client import Egress
 from corral.testing.outside import Names
 

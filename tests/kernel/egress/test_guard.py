@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corral.config_reader import load
+from corral.config.reader import load
 from corral.egress.client import Egress
 from corral.egress.guard import (
     DENIED,

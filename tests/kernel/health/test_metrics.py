@@ -19,8 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from corral.core.health import open_metrics
 from corral.core.routes import health
-from corral.histogram import Histogram
 from corral.ids import new_id
+from corral.metrics.histogram import Histogram
 from corral.plugin import Metric, Plugin, hookimpl
 from corral.testing.kit import Kit
 

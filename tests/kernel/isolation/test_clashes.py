@@ -13,8 +13,8 @@ from tests.kernel.isolation.misbehaving import plugin, routes
 
 from corral.auth.principal import PUBLIC
 from corral.cli.checks import installation
-from corral.config import Config, Plugins
-from corral.config_reader import load as load_config
+from corral.config.model import Config, Plugins
+from corral.config.reader import load as load_config
 from corral.core.plugin import CorePlugin
 from corral.database.model import Model
 from corral.events.event import Event

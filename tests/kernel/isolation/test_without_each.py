@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from corral.config import Config
+from corral.config.model import Config
 from corral.loader import PROTECTED, Found, discover
 from corral.testing.kit import Kit, make_kernel
 

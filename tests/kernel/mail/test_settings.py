@@ -12,7 +12,7 @@ import pytest
 from tests.kernel.mail.conftest import MailServer
 
 from corral.cli import checks
-from corral.config_reader import load
+from corral.config.reader import load
 from corral.core.mail import MailService
 from corral.testing.kit import Kit
 

@@ -21,7 +21,7 @@ import redis
 from rq import Queue, SimpleWorker
 
 from corral import clock
-from corral.config import Config
+from corral.config.model import Config
 from corral.core.redis.queue import QUEUE
 from corral.errors import Unavailable
 from corral.jobs.job import JobRow, enqueue

@@ -94,7 +94,7 @@ def _sign(home: Path) -> None:
     import sys
 
     code = (
-        "import asyncio; from corral.config_reader import load; from corral.kernel import boot;"
+        "import asyncio; from corral.config.reader import load; from corral.kernel import boot;"
         "from corral_plugins.audit.service.checkpoints import Checkpoints;"
         "kernel = boot(load()); asyncio.run(kernel.container.get(Checkpoints).make()); kernel.database.close()"
     )

@@ -1,4 +1,4 @@
-"""Many events at once, with the sums that settling each of them would have made."""
+"""Inserts many events at once, with the rollups that settling each of them would have written."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from corral import clock
 from corral.database.unit import current
 from corral.ids import new_id
 from corral_plugins.cost.models import CostEvent
-from corral_plugins.cost.service import sums
+from corral_plugins.cost.service import rollups
 
 MODELS = (("openai", "gpt-4o"), ("openai", "gpt-4o-mini"), ("anthropic", "claude-sonnet-4-5"), ("local", "small"))
 CHUNK = 1000
 
 
 def rows(count: int, *, days: int, agents: int = 20, users: int = 10, calls_a_task: int = 10, seed: int = 1) -> Any:
-    """`count` events, evenly over the last `days`, oldest first."""
+    """Yield `count` events, spread evenly over the last `days`, oldest first."""
     random_numbers = random.Random(seed)
     ids = {kind: [new_id() for _ in range(n)] for kind, n in (("agent", agents), ("user", users))}
     now, span = clock.time_s(), days * 86_400
@@ -58,31 +58,31 @@ def rows(count: int, *, days: int, agents: int = 20, users: int = 10, calls_a_ta
 
 
 async def fill(kit: Any, count: int, **shape: Any) -> None:
-    """Write them and their sums."""
-    merged: dict[sums.Place, Counter[str]] = {}
+    """Insert the events and their rollups."""
+    merged: dict[rollups.RollupKey, Counter[str]] = {}
     batch: list[dict[str, Any]] = []
     seen: set[tuple[Any, Any]] = set()
     for row in rows(count, **shape):
         batch.append(row)
-        figures = sums.figures_of(row)
-        for place in sums.places_of(row):
-            merged.setdefault(place, Counter()).update(figures)
-            if place.series == sums.AGENT and row["task_id"] and (row["task_id"], row["agent_id"]) not in seen:
+        increments = rollups.increments_of(row)
+        for key in rollups.keys_of(row):
+            merged.setdefault(key, Counter()).update(increments)
+            if key.series == rollups.AGENT and row["task_id"] and (row["task_id"], row["agent_id"]) not in seen:
                 seen.add((row["task_id"], row["agent_id"]))
-                merged[place]["tasks"] += 1
+                merged[key]["tasks"] += 1
         if len(batch) == CHUNK:
             await kit.kernel.database.work(lambda batch=batch: _insert(batch))
             batch = []
     if batch:
         await kit.kernel.database.work(lambda: _insert(batch))
-    places = sorted(merged)
-    for start in range(0, len(places), 2 * CHUNK):
-        part = {place: merged[place] for place in places[start : start + 2 * CHUNK]}
-        await kit.kernel.database.work(lambda part=part: sums.write(part))
+    keys = sorted(merged)
+    for start in range(0, len(keys), 2 * CHUNK):
+        chunk = {key: merged[key] for key in keys[start : start + 2 * CHUNK]}
+        await kit.kernel.database.work(lambda chunk=chunk: rollups.increment(chunk))
 
 
 def _insert(batch: list[dict[str, Any]]) -> None:
-    """Not by peewee, which would take minutes for a million."""
+    """Insert without peewee, which would take minutes for a million rows."""
     names = list(batch[0])
     fields: dict[str, peewee.Field] = CostEvent._meta.fields
     unit = current()

@@ -14,8 +14,8 @@ from corral import clock
 from corral.ids import new_id
 from corral_plugins.cost.api import Spent
 from corral_plugins.cost.models import CostEvent
-from corral_plugins.cost.service import sums
-from corral_plugins.cost.service.days import day_of
+from corral_plugins.cost.service import rollups
+from corral_plugins.cost.service.day_buckets import day_of
 
 
 async def test_cost_1_after_settling_the_sum_of_events_equals_the_counters(books: Any) -> None:
@@ -39,10 +39,10 @@ async def test_cost_1_after_settling_the_sum_of_events_equals_the_counters(books
     assert sum(not one.repeated for one in charged) == 60
     spent = sum(event["cost_micro"] for event in events)
     day = day_of(clock.now())
-    for series in sums.BY_DAY:
-        groups = await books.work(lambda series=series: sums.groups(series, day, day))
-        assert sum(figures.cost_micro for _, _, figures in groups) == spent
-        assert sum(figures.input_tokens for _, _, figures in groups) == sum(event["input_tokens"] for event in events)
+    for series in rollups.DAILY_SERIES:
+        groups = await books.work(lambda series=series: rollups.grouped(series, day, day))
+        assert sum(totals.cost_micro for _, _, totals in groups) == spent
+        assert sum(totals.input_tokens for _, _, totals in groups) == sum(event["input_tokens"] for event in events)
     for task in tasks:
         of_task = sum(event["cost_micro"] for event in events if event["task_id"] == task)
         assert await books.work(lambda task=task: books.cost.spent_on_task(task)) == of_task

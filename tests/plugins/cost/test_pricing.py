@@ -12,9 +12,9 @@ from tests.plugins.cost.conftest import Books
 
 from corral import clock
 from corral_plugins.cost.api import Tokens
-from corral_plugins.cost.service import price_list, table
+from corral_plugins.cost.service import price_overrides, price_table
 from corral_plugins.cost.service.money import micro, per_million, usd
-from corral_plugins.cost.service.pricing import Prices
+from corral_plugins.cost.service.pricing import Pricing
 
 ONE = {"provider": "acme", "model": "one", "input_usd": 1, "output_usd": 4}
 
@@ -36,9 +36,9 @@ def test_a_call_is_rounded_once() -> None:
 
 def test_the_table_never_counts_cache_tokens_twice() -> None:
     now = clock.now()
-    plain = table.charge("openai", "gpt-4o", Tokens(input_tokens=1_000_000), now)
-    cached = table.charge("openai", "gpt-4o", Tokens(cache_read_tokens=1_000_000), now)
-    both = table.charge("openai", "gpt-4o", Tokens(input_tokens=1_000_000, cache_read_tokens=1_000_000), now)
+    plain = price_table.charge("openai", "gpt-4o", Tokens(input_tokens=1_000_000), now)
+    cached = price_table.charge("openai", "gpt-4o", Tokens(cache_read_tokens=1_000_000), now)
+    both = price_table.charge("openai", "gpt-4o", Tokens(input_tokens=1_000_000, cache_read_tokens=1_000_000), now)
     assert plain is not None
     assert cached is not None
     assert 0 < cached < plain
@@ -47,20 +47,20 @@ def test_the_table_never_counts_cache_tokens_twice() -> None:
 
 @pytest.mark.parametrize(("provider", "model"), [("openai", "no-such-model"), ("my-own", "gpt-4o")])
 def test_what_the_table_does_not_know_has_no_price(provider: str, model: str) -> None:
-    assert table.charge(provider, model, Tokens(input_tokens=5), clock.now()) is None
-    assert table.lookup(provider, model, clock.now()) is None
+    assert price_table.charge(provider, model, Tokens(input_tokens=5), clock.now()) is None
+    assert price_table.lookup(provider, model, clock.now()) is None
 
 
 def test_a_model_without_a_price_for_what_was_used_has_none() -> None:
-    embedding = next(row for row in table.listed() if row.input_usd and row.output_usd is None)
-    assert table.charge(embedding.provider, embedding.model, Tokens(output_tokens=5), clock.now()) is None
+    embedding = next(row for row in price_table.all_prices() if row.input_usd and row.output_usd is None)
+    assert price_table.charge(embedding.provider, embedding.model, Tokens(output_tokens=5), clock.now()) is None
 
 
 async def test_prices_come_in_their_order(books: Any) -> None:
     tokens = {"input_tokens": 1_000_000}
     named = {"provider": "openai", "model": "gpt-4o", **tokens}
     listed = await books.settle(**named)
-    assert (listed.price_source, listed.price_version) == ("table", table.version())
+    assert (listed.price_source, listed.price_version) == ("table", price_table.version())
     created = await books.admin.post("/cost/prices", {**ONE, "provider": "openai", "model": "gpt-4o"})
     assert created.status == 201, created
     price = created.json()
@@ -159,7 +159,7 @@ async def test_of_the_same_price_written_at_once_one_is_kept(books: Any) -> None
 
 
 async def test_there_is_an_end_of_prices(books: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(price_list, "MAX_PRICES", 1)
+    monkeypatch.setattr(price_overrides, "MAX_PRICES", 1)
     assert (await books.admin.post("/cost/prices", ONE)).status == 201
     refused = await books.admin.post("/cost/prices", {**ONE, "model": "two"})
     assert (refused.status, refused.code) == (429, "quota_exceeded")
@@ -188,7 +188,7 @@ async def test_everyone_reads_prices_and_admins_write_them(books: Any) -> None:
     price = (await books.admin.post("/cost/prices", ONE)).json()
     page = await books.read("prices?limit=2", by=viewer)
     assert [item["source"] for item in page["items"]] == ["override", "builtin"]
-    assert page["total"] == len(table.listed()) + 1
+    assert page["total"] == len(price_table.all_prices()) + 1
     following = await books.read(f"prices?limit=2&cursor={page['next']}", by=viewer)
     assert {item["source"] for item in following["items"]} == {"builtin"}
     assert following["offset"] is None
@@ -206,12 +206,12 @@ async def test_everyone_reads_prices_and_admins_write_them(books: Any) -> None:
 
 
 async def test_a_quote_needs_no_unit_and_follows_other_processes(books: Any) -> None:
-    prices: Prices = books.kit.kernel.container.get(Prices)
+    pricing: Pricing = books.kit.kernel.container.get(Pricing)
     million = Tokens(input_tokens=1_000_000)
     assert books.cost.price("acme", "one", million).priced is False
     assert books.cost.price("scripted", "echo", million).cost_micro_usd == 0
     assert books.cost.price("acme", "one", million, free=True).cost_micro_usd == 0
     assert books.cost.price("openai", "gpt-4o", million).cost_usd == 2.5
     assert (await books.admin.post("/cost/prices", ONE)).status == 201
-    await prices.refresh()
+    await pricing.refresh()
     assert books.cost.price("acme", "one", million).cost_usd == 1

@@ -14,8 +14,8 @@ from tests.plugins.tasks.conftest import World
 from corral import clock
 from corral.events.log import Record
 from corral.ids import new_id
-from corral_plugins.cost.service import outcomes
-from corral_plugins.cost.service.days import QUARTER, number_of, stretches
+from corral_plugins.cost.service import rollups
+from corral_plugins.cost.service.day_buckets import QUARTER_HOUR, day_number, offset_spans
 
 ZONES = ("UTC", "Europe/Berlin", "Asia/Kathmandu", "America/St_Johns", "Australia/Lord_Howe", "Africa/Casablanca")
 
@@ -34,14 +34,14 @@ async def sign_in_at(books: Books, instant: str) -> None:
 def test_a_year_is_cut_into_days_of_the_zone(name: str) -> None:
     where = ZoneInfo(name)
     first, last = date(2025, 3, 1), date(2026, 4, 10)
-    pieces = stretches(first, last, where)
+    pieces = offset_spans(first, last, where)
     assert [piece.end for piece in pieces[:-1]] == [piece.first for piece in pieces[1:]]
     for piece in pieces:
         for quarter in range(piece.first, piece.end):
-            local = datetime.fromtimestamp(quarter * QUARTER, UTC).astimezone(where)
-            assert (quarter + piece.offset) // 96 == number_of(local.date())
-    begin = datetime.fromtimestamp(pieces[0].first * QUARTER, UTC).astimezone(where)
-    end = datetime.fromtimestamp(pieces[-1].end * QUARTER, UTC).astimezone(where)
+            local = datetime.fromtimestamp(quarter * QUARTER_HOUR, UTC).astimezone(where)
+            assert (quarter + piece.offset) // 96 == day_number(local.date())
+    begin = datetime.fromtimestamp(pieces[0].first * QUARTER_HOUR, UTC).astimezone(where)
+    end = datetime.fromtimestamp(pieces[-1].end * QUARTER_HOUR, UTC).astimezone(where)
     assert (begin.date(), begin.hour, end.date(), end.hour) == (first, 0, last + timedelta(days=1), 0)
 
 
@@ -170,8 +170,8 @@ async def told(world: World, after: int = 0) -> int:
     """Let the subscriber hear what has happened; where the log is."""
     events: list[Record] = await world.kit.events(after=after)
     for event in events:
-        if event.type in outcomes.FOLLOWED:
-            await world.kit.kernel.database.work(lambda event=event: outcomes.note(event))  # type: ignore[misc]  # bound now
+        if event.type in rollups.OUTCOME_EVENTS:
+            await world.kit.kernel.database.work(lambda event=event: rollups.add_outcome(event))  # type: ignore[misc]  # bound now
     return events[-1].seq if events else after
 
 

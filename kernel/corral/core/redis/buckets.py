@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from corral.config import Config
+from corral.config.model import Config
 from corral.core.redis.connection import Pauses, connect_async
 from corral.ids import new_id
 

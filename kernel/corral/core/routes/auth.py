@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
-from corral.config import Config
+from corral.config.model import Config
 from corral.core.accounts import AccountsService
 from corral.core.api import Address, Password, Tickets, UserView
 from corral.core.declarations import EMAIL_VERIFICATION, REGISTRATION, REQUIRE_MFA
@@ -22,8 +22,8 @@ from corral.core.tickets import LIFE_SECONDS
 from corral.errors import Forbidden, Invalid
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.routes import Rate, Routes
-from corral.kernel_settings import CORS_ORIGINS
 from corral.plugin import Settings
+from corral.settings.kernel import CORS_ORIGINS
 
 routes = Routes("/auth", tag="Authentication", no_store=True)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
-from corral.config import Config
+from corral.config.model import Config
 from corral.core.sessions import Tokens
 from corral.errors import Forbidden
 from corral.http.answers import Request

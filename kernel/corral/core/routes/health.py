@@ -10,7 +10,7 @@ from importlib.metadata import version
 import msgspec
 
 from corral.auth.principal import PUBLIC
-from corral.config import Config
+from corral.config.model import Config
 from corral.core.health import Checks, Readiness, Scrape, open_metrics
 from corral.core.health_board import HealthBoard, HealthReport
 from corral.errors import Unauthorized, Unavailable

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from corral.auth.principal import PUBLIC
-from corral.config import Config
+from corral.config.model import Config
 from corral.core.api import Address, FullName, NewUser, Password, UserView
 from corral.core.recovery import Recovery
 from corral.core.registrations import Registrations

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.auth.principal import PUBLIC, SIGNED_IN, Principal
-from corral.config import Config
+from corral.config.model import Config
 from corral.core.api import Password, UserView
 from corral.core.protection import Protection
 from corral.core.routes.auth import SIGN_IN_RATE, Code, SignedIn, device, signed_in

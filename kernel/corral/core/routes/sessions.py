@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from corral.auth.principal import SIGNED_IN, Principal
-from corral.config import Config
+from corral.config.model import Config
 from corral.core.routes.auth import user_id
 from corral.core.routes.cookie import forget_headers
 from corral.core.sessions import Sessions, SessionView

@@ -1,4 +1,4 @@
-"""The tables of costs."""
+"""Create the tables of the plugin `cost`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import peewee
 
 
 def up(migrator: Any, db: peewee.Database) -> None:
-    """Create them."""
+    """Create the tables and indexes."""
 
     class CostEvent(peewee.Model):
         id = peewee.CharField(max_length=36, primary_key=True)
         ts = peewee.CharField(max_length=24)
-        usage_key = peewee.CharField(max_length=200, unique=True)
+        usage_key = peewee.CharField(max_length=200)
+        by_gateway = peewee.BooleanField()
         private_to = peewee.CharField(max_length=36, null=True)
         user_id = peewee.CharField(max_length=36, null=True)
         agent_id = peewee.CharField(max_length=36, null=True)
@@ -39,6 +40,7 @@ def up(migrator: Any, db: peewee.Database) -> None:
             table_name = "cost_events"
             legacy_table_names = False
             indexes = (
+                (("usage_key", "by_gateway"), True),
                 (("ts", "id", "private_to"), False),
                 (("provider", "ts", "private_to"), False),
                 (("model", "ts", "provider", "private_to"), False),
@@ -64,20 +66,20 @@ def up(migrator: Any, db: peewee.Database) -> None:
             legacy_table_names = False
             indexes = ((("provider", "model", "valid_from"), True),)
 
-    class PriceEdition(peewee.Model):
+    class PriceRevision(peewee.Model):
         id = peewee.IntegerField(primary_key=True)
-        n = peewee.BigIntegerField()
+        revision = peewee.BigIntegerField()
 
         class Meta:
             database = db
-            table_name = "cost_price_editions"
+            table_name = "cost_price_revisions"
             legacy_table_names = False
 
-    class Sum(peewee.Model):
+    class Rollup(peewee.Model):
         series = peewee.CharField(max_length=120)
         period = peewee.BigIntegerField()
         key = peewee.CharField(max_length=64)
-        part = peewee.CharField(max_length=200)
+        subkey = peewee.CharField(max_length=200)
         shard = peewee.SmallIntegerField()
         events = peewee.BigIntegerField()
         calls = peewee.BigIntegerField()
@@ -94,9 +96,9 @@ def up(migrator: Any, db: peewee.Database) -> None:
 
         class Meta:
             database = db
-            table_name = "cost_sums"
+            table_name = "cost_rollups"
             legacy_table_names = False
-            primary_key = peewee.CompositeKey("series", "period", "key", "part", "shard")
+            primary_key = peewee.CompositeKey("series", "period", "key", "subkey", "shard")
             indexes = ((("period",), False),)
 
     class DeletedAgent(peewee.Model):
@@ -108,8 +110,8 @@ def up(migrator: Any, db: peewee.Database) -> None:
             table_name = "cost_deleted_agents"
             legacy_table_names = False
 
-    db.create_tables([CostEvent, Price, PriceEdition, Sum, DeletedAgent])
-    db.execute_sql("CREATE INDEX cost_sums_task ON cost_sums (key) WHERE (series = 'task')")
+    db.create_tables([CostEvent, Price, PriceRevision, Rollup, DeletedAgent])
+    db.execute_sql("CREATE INDEX cost_rollups_task ON cost_rollups (key) WHERE (series = 'task')")
     for name in ("task", "agent", "user"):
         db.execute_sql(
             f"CREATE INDEX cost_events_{name} ON cost_events ({name}_id, ts, private_to) WHERE ({name}_id IS NOT NULL)"
@@ -117,6 +119,6 @@ def up(migrator: Any, db: peewee.Database) -> None:
 
 
 def down(migrator: Any, db: peewee.Database) -> None:
-    """Drop them."""
-    for table in ("cost_deleted_agents", "cost_sums", "cost_price_editions", "cost_prices", "cost_events"):
+    """Drop the tables."""
+    for table in ("cost_deleted_agents", "cost_rollups", "cost_price_revisions", "cost_prices", "cost_events"):
         db.execute_sql(f"DROP TABLE {table}")

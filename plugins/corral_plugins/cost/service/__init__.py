@@ -1,1 +1,1 @@
-"""The rules of costs."""
+"""The rules of cost accounting."""

@@ -1,4 +1,4 @@
-"""The cost events: written once, never changed, read by who may see them. Implements `Cost`."""
+"""The ledger of cost events: they are written once, never changed, and read by those who may see them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from corral.http.page import Order, Page, paginate
 from corral.ids import new_id
 from corral_plugins.cost.api import MAX_TOKENS, Charged, Quote, Spent, Tokens
 from corral_plugins.cost.models import CostEvent
-from corral_plugins.cost.service import sums
+from corral_plugins.cost.service import rollups
 from corral_plugins.cost.service.money import usd
-from corral_plugins.cost.service.pricing import Prices
+from corral_plugins.cost.service.pricing import Pricing
 from corral_plugins.cost.shapes import MAX_USD, EventQuery, EventView
 
-KEY_LENGTH = 200
+MAX_KEY_LENGTH = 200
 COLUMNS = tuple(CostEvent._meta.columns)
-_WRITE = Statement(
+_INSERT = Statement(
     lambda p: (
         CostEvent.insert({getattr(CostEvent, name): p(name) for name in COLUMNS})
         .on_conflict_ignore()
         .returning(CostEvent.id)
     )
 )
-_OF_KEY = Statement(
+_BY_USAGE_KEY = Statement(
     lambda p: (
         CostEvent.select(CostEvent.id, CostEvent.cost_micro, CostEvent.price_source, CostEvent.price_version)
         .where((CostEvent.usage_key == p("key")) & (CostEvent.by_gateway == p("by_gateway")))
@@ -38,31 +38,31 @@ _OF_KEY = Statement(
 
 
 class Ledger:
-    """The only writer of `cost_events`."""
+    """Implements `Cost`. The only writer of `cost_events`; joins the caller's unit."""
 
-    def __init__(self, prices: Prices) -> None:
-        self._prices = prices
+    def __init__(self, pricing: Pricing) -> None:
+        self._pricing = pricing
 
     def price(self, provider: str, model: str, tokens: Tokens, *, free: bool = False) -> Quote:
-        return self._prices.quote(provider, model, tokens, free=free)
+        return self._pricing.quote(provider, model, tokens, free=free)
 
     def settle(self, spent: Spent, *, free: bool = False) -> Charged:
-        check(spent)
-        quote = self._prices.quote(spent.provider, spent.model, spent.tokens, free=free, reported=spent.cost_usd)
+        _validate(spent)
+        quote = self._pricing.quote(spent.provider, spent.model, spent.tokens, free=free, reported=spent.cost_usd)
         event = _row(spent, quote)
-        if _WRITE.one(event) is None:
+        if _INSERT.one(event) is None:
             return self._repeated(spent)
-        sums.add_event(event)
+        rollups.add_event(event)
         return Charged(event_id=event["id"], **msgspec.structs.asdict(quote))
 
     def spent_on_task(self, task_id: str) -> int:
-        return sums.at_key(sums.TASK_TOTAL, task_id).cost_micro
+        return rollups.total_of(rollups.TASK_TOTAL, task_id).cost_micro
 
     @staticmethod
     def _repeated(spent: Spent) -> Charged:
-        found = _OF_KEY.one({"key": spent.usage_key, "by_gateway": spent.by_gateway})
-        assert found is not None, "an event that is not written is one whose key exists"
-        event_id, cost, source, version = found
+        row = _BY_USAGE_KEY.one({"key": spent.usage_key, "by_gateway": spent.by_gateway})
+        assert row is not None, "the insert is ignored only if the key exists"
+        event_id, cost, source, version = row
         return Charged(
             event_id=event_id,
             cost_micro_usd=cost,
@@ -73,63 +73,57 @@ class Ledger:
         )
 
     def page(self, query: EventQuery, by: Principal) -> Page[EventView]:
-        """Events, newest first: an admin sees all, others their own and those of shared objects."""
-        wanted: Any = CostEvent.select()
-        narrowed = False
-        if not sees_all(by):
-            wanted = wanted.where(_seen(by))
+        """Return events, newest first: all to admins, otherwise the caller's own and those of shared objects."""
+        events: Any = CostEvent.select()
+        filtered = False
+        if not _sees_all(by):
+            events = events.where(CostEvent.private_to.is_null() | (CostEvent.private_to == by.user_id))
         for name in ("task_id", "agent_id", "user_id", "provider", "model"):
             value = getattr(query, name)
             if isinstance(value, str):
-                given = value.lower() if name.endswith("_id") else value
-                wanted, narrowed = wanted.where(getattr(CostEvent, name) == given), True
+                value = value.lower() if name.endswith("_id") else value
+                events, filtered = events.where(getattr(CostEvent, name) == value), True
         if query.since is not msgspec.UNSET:
-            wanted, narrowed = wanted.where(CostEvent.ts >= clock.from_datetime(query.since)), True
+            events, filtered = events.where(CostEvent.ts >= clock.from_datetime(query.since)), True
         if query.until is not msgspec.UNSET:
-            wanted, narrowed = wanted.where(CostEvent.ts < clock.from_datetime(query.until)), True
+            events, filtered = events.where(CostEvent.ts < clock.from_datetime(query.until)), True
         order = (Order(CostEvent.ts), Order(CostEvent.id))
-        total = None if narrowed else _count(by)
-        return paginate(wanted, query, by, scope="cost.events", order=order, make=view, total=total)
+        total = None if filtered else _count_visible(by)
+        return paginate(events, query, by, scope="cost.events", order=order, make=_view, total=total)
 
-    def one(self, event_id: str) -> EventView:
-        """An event that is known to be there."""
-        return view(CostEvent.get_by_id(event_id))
+    def get(self, event_id: str) -> EventView:
+        """Return an event that exists, without a visibility check."""
+        return _view(CostEvent.get_by_id(event_id))
 
-    def visible(self, event_id: str, by: Principal) -> EventView:
-        """An event, if the caller sees it; `NotFound`."""
+    def get_visible(self, event_id: str, by: Principal) -> EventView:
+        """Return an event; raises `NotFound` also if the caller may not see it."""
         row: CostEvent | None = CostEvent.get_or_none(CostEvent.id == event_id)
-        if row is None or not (sees_all(by) or row.private_to in (None, by.user_id)):
+        if row is None or not (_sees_all(by) or row.private_to in (None, by.user_id)):
             raise NotFound("There is no cost event with this id.")
-        return view(row)
+        return _view(row)
 
 
-def check(spent: Spent) -> None:
-    """Raise `Invalid` for counts and amounts that cannot be true, and for keys that cannot be kept."""
+def _validate(spent: Spent) -> None:
     for name in ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"):
         if not 0 <= getattr(spent, name) <= MAX_TOKENS:
             raise Invalid.at(f"/{name}", "too_large", f"{name} must be from 0 to {MAX_TOKENS}.")
-    if not 0 < len(spent.usage_key) <= KEY_LENGTH:
-        raise Invalid.at("/usage_key", "too_long", f"usage_key must have 1 to {KEY_LENGTH} characters.")
+    if not 0 < len(spent.usage_key) <= MAX_KEY_LENGTH:
+        raise Invalid.at("/usage_key", "too_long", f"usage_key must have 1 to {MAX_KEY_LENGTH} characters.")
     if spent.cost_usd is not None and not abs(spent.cost_usd) <= MAX_USD:
         raise Invalid.at("/cost_usd", "too_large", f"cost_usd must be at most {MAX_USD}.")
 
 
-def sees_all(by: Principal) -> bool:
-    """Whether private events of others are shown."""
+def _sees_all(by: Principal) -> bool:
     return by.is_admin or by.kind == "system"
 
 
-def _seen(by: Principal) -> Any:
-    return CostEvent.private_to.is_null() | (CostEvent.private_to == by.user_id)
-
-
-def _count(by: Principal) -> int:
-    """How many events the caller sees, from sums: counting rows would take longer with every event."""
-    whole = sum(figures.events for _, _, figures in sums.groups(sums.TOTAL, sums.ALL_TIME, sums.ALL_TIME))
-    if sees_all(by):
-        return whole
-    private = sums.groups(sums.PRIVATE, sums.ALL_TIME, sums.ALL_TIME)
-    return whole - sum(figures.events for person, _, figures in private if person != by.user_id)
+def _count_visible(by: Principal) -> int:
+    """Count the events that the caller sees by the rollups: counting rows would take longer with every event."""
+    total = sum(totals.events for _, _, totals in rollups.grouped(rollups.TOTAL))
+    if _sees_all(by):
+        return total
+    private = rollups.grouped(rollups.PRIVATE)
+    return total - sum(totals.events for user_id, _, totals in private if user_id != by.user_id)
 
 
 def _row(spent: Spent, quote: Quote) -> dict[str, Any]:
@@ -150,13 +144,12 @@ def _row(spent: Spent, quote: Quote) -> dict[str, Any]:
 
 
 def _private_to(spent: Spent) -> str | None:
-    """Tasks, runs and agents are shared; a conversation, or a person's own call, is that person's alone."""
+    """Tasks, runs and agents are shared; conversations and a user's direct calls are private to the user."""
     is_shared = spent.task_id or spent.run_id or (spent.agent_id and not spent.conversation_id)
     return None if is_shared else spent.user_id
 
 
-def view(row: CostEvent) -> EventView:
-    """An event for clients."""
+def _view(row: CostEvent) -> EventView:
     columns: dict[str, Any] = dict(row.__data__)
     cost = columns.pop("cost_micro")
     del columns["private_to"], columns["by_gateway"]

@@ -1,4 +1,4 @@
-"""Money is integer micro-USD inside and USD with six places outside; halves round up."""
+"""Money is stored as integer micro-USD and shown as USD with six decimal places; halves round up."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ MICRO = 1_000_000
 
 
 def micro(usd: Decimal | float) -> int:
-    """USD as micro-USD; what a float shows counts, not its binary tail."""
+    """Convert USD to micro-USD. A float counts as its shortest decimal representation, not its binary value."""
     exact = usd if isinstance(usd, Decimal) else Decimal(repr(usd))
     return int((exact * MICRO).to_integral_value(ROUND_HALF_UP))
 
 
 def usd(micro_usd: int) -> float:
-    """Micro-USD as USD: the shortest decimal, so never more than six places."""
+    """Convert micro-USD to USD."""
     return micro_usd / MICRO
 
 
-def per_million(parts: Iterable[tuple[int, int]]) -> int:
-    """The sum of tokens at their prices for a million of them, rounded once."""
-    millionths = sum(tokens * price for tokens, price in parts)
+def per_million(items: Iterable[tuple[int, int]]) -> int:
+    """Return the cost of `(tokens, price per million tokens)` items, rounded once."""
+    millionths = sum(tokens * price for tokens, price in items)
     return (2 * millionths + MICRO) // (2 * MICRO)

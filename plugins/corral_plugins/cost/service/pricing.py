@@ -1,4 +1,4 @@
-"""What a use costs: free providers first, then what the provider reports, an admin's price, the built-in table."""
+"""Prices a call: free providers first, then the provider's reported cost, price overrides, and the built-in table."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from corral.database.statement import Statement
 from corral.database.unit import after_commit, in_unit
 from corral.plugin import Settings
 from corral_plugins.cost.api import FREE_PROVIDERS, Quote, Tokens
-from corral_plugins.cost.models import Price, PriceEdition
-from corral_plugins.cost.service import table
+from corral_plugins.cost.models import Price, PriceRevision
+from corral_plugins.cost.service import price_table
 from corral_plugins.cost.service.money import micro, per_million
 from corral_plugins.cost.settings import REPORTED_PRICES
 
-EDITION = 1
+REVISION_ID = 1
 UNPRICED = Quote(cost_micro_usd=None, priced=False, price_source=None)
 ZERO = Quote(cost_micro_usd=0, priced=True, price_source="zero")
 
-_EDITION = Statement(lambda p: PriceEdition.select(PriceEdition.n).where(PriceEdition.id == p("id")).tuples())
+_REVISION = Statement(
+    lambda p: PriceRevision.select(PriceRevision.revision).where(PriceRevision.id == REVISION_ID).tuples()
+)
 
 
-class Override(NamedTuple):
-    """A row of `cost_prices`; the fields are columns, in this order."""
+class PriceOverride(NamedTuple):
+    """A row of `cost_prices`; the fields are its columns, in this order."""
 
     id: str
     version: int
@@ -41,18 +43,18 @@ class Override(NamedTuple):
     call_micro: int
 
     def matches(self, provider: str, model: str) -> bool:
-        """Whether both globs do; case does not count."""
+        """Return whether both patterns match, ignoring case."""
         return fnmatch.fnmatchcase(provider.lower(), self.provider.lower()) and fnmatch.fnmatchcase(
             model.lower(), self.model.lower()
         )
 
     @property
     def specificity(self) -> tuple[bool, int, bool, int, str]:
-        """The model counts before the provider, a name before a glob, more letters before fewer, then the newest."""
-        return (*_precision(self.model), *_precision(self.provider), self.valid_from)
+        """Order by model before provider, exact name before pattern, more literal characters, then newest."""
+        return (*_specificity(self.model), *_specificity(self.provider), self.valid_from)
 
     def charge(self, tokens: Tokens) -> int:
-        """Micro-USD of one call."""
+        """Return the cost of one call in micro-USD."""
         cache_read = self.input_micro if self.cache_read_micro is None else self.cache_read_micro
         cache_write = self.input_micro if self.cache_write_micro is None else self.cache_write_micro
         return self.call_micro + per_million(
@@ -65,91 +67,85 @@ class Override(NamedTuple):
         )
 
 
-def _precision(glob: str) -> tuple[bool, int]:
-    letters = len(glob) - glob.count("*") - glob.count("?")
-    return letters == len(glob), letters
+def _specificity(pattern: str) -> tuple[bool, int]:
+    literals = len(pattern) - pattern.count("*") - pattern.count("?")
+    return literals == len(pattern), literals
 
 
-class Book:
-    """The overrides of one edition; never changed."""
+class PriceBook:
+    """The price overrides of one revision; immutable."""
 
-    def __init__(self, edition: int, rows: Sequence[Override]) -> None:
-        self.edition = edition
-        self._rows = sorted(rows, key=lambda row: row.specificity, reverse=True)
-        self._of = functools.lru_cache(maxsize=1024)(self._matching)
+    def __init__(self, revision: int, overrides: Sequence[PriceOverride]) -> None:
+        self.revision = revision
+        self._overrides = sorted(overrides, key=lambda override: override.specificity, reverse=True)
+        self._cached_matches = functools.lru_cache(maxsize=1024)(self._matches)
 
-    def _matching(self, provider: str, model: str) -> tuple[Override, ...]:
-        return tuple(row for row in self._rows if row.matches(provider, model))
+    def _matches(self, provider: str, model: str) -> tuple[PriceOverride, ...]:
+        return tuple(override for override in self._overrides if override.matches(provider, model))
 
-    def find(self, provider: str, model: str, at: str) -> Override | None:
-        """The most specific one that holds at an instant."""
-        return next((row for row in self._of(provider, model) if row.valid_from <= at), None)
+    def find(self, provider: str, model: str, at: str) -> PriceOverride | None:
+        """Return the most specific override that is valid at an instant."""
+        return next((each for each in self._cached_matches(provider, model) if each.valid_from <= at), None)
 
 
-class Prices:
-    """Knows every price. The overrides are a copy in memory, as new as the row that counts their changes."""
+class Pricing:
+    """Quotes prices. Overrides are cached in memory and checked against the revision row inside a unit."""
 
     def __init__(self, settings: Settings, work: Work) -> None:
         self._settings, self._work = settings, work
-        self._book = Book(-1, ())
+        self._book = PriceBook(-1, ())
 
-    def book(self) -> Book:
-        """The overrides: inside a unit those of this moment, outside it those of at most 2 s ago."""
+    def book(self) -> PriceBook:
+        """Return the overrides: inside a unit the current ones, outside it those of at most 2 s ago."""
         if not in_unit():
             return self._book
-        edition = _edition()
-        if edition == self._book.edition:
+        row = _REVISION.one({})
+        revision = 0 if row is None else int(row[0])
+        if revision == self._book.revision:
             return self._book
-        rows: Any = Price.select(*[getattr(Price, name) for name in Override._fields]).tuples()
-        book = Book(edition, [Override(*row) for row in rows])
-        after_commit(lambda: self._adopt(book))
+        rows: Any = Price.select(*[getattr(Price, name) for name in PriceOverride._fields]).tuples()
+        book = PriceBook(revision, [PriceOverride(*row) for row in rows])
+        after_commit(lambda: self._replace_book(book))
         return book
 
-    def _adopt(self, book: Book) -> None:
-        if book.edition > self._book.edition:
+    def _replace_book(self, book: PriceBook) -> None:
+        if book.revision > self._book.revision:
             self._book = book
 
     async def refresh(self) -> None:
-        """Take over what another process changed."""
-        self._adopt(await self._work(self.book, read=True))
+        """Load overrides that another process changed."""
+        self._replace_book(await self._work(self.book, read=True))
 
     def quote(
         self, provider: str, model: str, tokens: Tokens, *, free: bool = False, reported: Decimal | None = None
     ) -> Quote:
-        """What a use costs now."""
-        at = clock.now()
+        """Return the cost of a call made now; `reported` is the provider's own figure in USD."""
         if free or provider in FREE_PROVIDERS:
             return ZERO
-        told = None if reported is None else Quote(cost_micro_usd=micro(reported), priced=True, price_source="reported")
-        if told is not None and (self._settings.get(REPORTED_PRICES) or is_correction(reported)):
-            return told
-        return self._by_price(provider, model, tokens, at) or told or UNPRICED
+        quoted = None
+        if reported is not None:
+            quoted = Quote(cost_micro_usd=micro(reported), priced=True, price_source="reported")
+            is_correction = reported < 0
+            if is_correction or self._settings.get(REPORTED_PRICES):
+                return quoted
+        return self._quote_by_price(provider, model, tokens) or quoted or UNPRICED
 
-    def _by_price(self, provider: str, model: str, tokens: Tokens, at: str) -> Quote | None:
+    def _quote_by_price(self, provider: str, model: str, tokens: Tokens) -> Quote | None:
+        at = clock.now()
         override = self.book().find(provider, model, at)
         if override is not None:
-            named = f"{override.id}@{override.version}"
+            version = f"{override.id}@{override.version}"
             return Quote(
-                cost_micro_usd=override.charge(tokens), priced=True, price_source="override", price_version=named
+                cost_micro_usd=override.charge(tokens), priced=True, price_source="override", price_version=version
             )
-        charged = table.charge(provider, model, tokens, at)
-        if charged is None:
+        cost = price_table.charge(provider, model, tokens, at)
+        if cost is None:
             return None
-        return Quote(cost_micro_usd=charged, priced=True, price_source="table", price_version=table.version())
+        return Quote(cost_micro_usd=cost, priced=True, price_source="table", price_version=price_table.version())
 
 
-def is_correction(reported: Decimal | None) -> bool:
-    """Whether the amount takes back what was charged before."""
-    return reported is not None and reported < 0
-
-
-def changed() -> None:
-    """Tell every process that the overrides are others now; in the unit that changes them."""
-    PriceEdition.insert(id=EDITION, n=1).on_conflict(
-        conflict_target=[PriceEdition.id], update={PriceEdition.n: PriceEdition.n + 1}
+def increment_revision() -> None:
+    """Make every process reload the overrides; called in the unit that changes them."""
+    PriceRevision.insert(id=REVISION_ID, revision=1).on_conflict(
+        conflict_target=[PriceRevision.id], update={PriceRevision.revision: PriceRevision.revision + 1}
     ).execute()
-
-
-def _edition() -> int:
-    found = _EDITION.one({"id": EDITION})
-    return 0 if found is None else int(found[0])

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from corral.database.unit import after_commit
-from corral.histogram import SECONDS, Histogram
+from corral.metrics.histogram import SECONDS, Histogram
 from corral_plugins.tools.service.registry import Known
 
 DECISIONS = ("allowed", "denied")

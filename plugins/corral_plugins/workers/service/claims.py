@@ -9,8 +9,8 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.database.unit import after_commit
 from corral.errors import Unavailable
-from corral.histogram import Histogram
 from corral.http.answers import Wait
+from corral.metrics.histogram import Histogram
 from corral_plugins.tasks.api import CLAIM_TOPICS, SIGNAL_TOPICS, ClaimAnswer, Tasks
 from corral_plugins.workers.service import rows
 from corral_plugins.workers.service.presence import Presence

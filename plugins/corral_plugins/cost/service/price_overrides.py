@@ -1,4 +1,4 @@
-"""The prices that people see and admins set."""
+"""Price overrides: admins set them; everyone may list and look up prices."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.cost.api import FREE_PROVIDERS
 from corral_plugins.cost.models import Price
-from corral_plugins.cost.service import table
+from corral_plugins.cost.service import price_table
 from corral_plugins.cost.service.money import micro, usd
-from corral_plugins.cost.service.pricing import Prices, changed
+from corral_plugins.cost.service.pricing import Pricing, increment_revision
 from corral_plugins.cost.shapes import FoundPrice, LookupQuery, NewPrice, PriceChange, PriceQuery, PriceView
 
 SCOPE = "cost.prices"
 MAX_PRICES = 1000
-SECOND = "There is a price for this provider and model from this instant on; change that one."
-_MONEY = {
+DUPLICATE = "There is a price for this provider and model from this instant on; change that one."
+CHANGED = "Someone else changed the price in the meantime; read it again."
+_MONEY_COLUMNS = {
     "input_usd": "input_micro",
     "output_usd": "output_micro",
     "cache_read_usd": "cache_read_micro",
     "cache_write_usd": "cache_write_micro",
     "per_call_usd": "call_micro",
 }
-TOLD = ("provider", "model", "valid_from", *_MONEY.values())
-"""What the audit log is told of a price."""
+AUDITED = ("provider", "model", "valid_from", *_MONEY_COLUMNS.values())
 
 
-class PriceList:
-    """Joins the caller's unit. The only writer of `cost_prices`."""
+class PriceOverrides:
+    """The only writer of `cost_prices`; joins the caller's unit."""
 
     audit: Audit | None = None
 
-    def __init__(self, prices: Prices) -> None:
-        self._prices = prices
+    def __init__(self, pricing: Pricing) -> None:
+        self._pricing = pricing
 
     def page(self, query: PriceQuery, by: Principal) -> Page[PriceView]:
-        """Overrides, the newest first, then the built-in ones by name."""
+        """Return overrides, newest first, then the built-in prices by name."""
         check_place(query)
         start = query.offset if isinstance(query.offset, int) else 0
-        found = [view for view in self._all(query) if _fits(view, query)]
+        prices = [view for view in self._all(query) if _matches(view, query)]
         if isinstance(query.cursor, str):
-            start = _after(found, *read_cursor(query.cursor, SCOPE, by, query.fingerprint()))
+            start = _index_after(prices, *read_cursor(query.cursor, SCOPE, by, query.fingerprint()))
         end, following = start + query.limit, None
-        if end < len(found):
-            last = found[end - 1]
+        if end < len(prices):
+            last = prices[end - 1]
             following = write_cursor(SCOPE, by, query.fingerprint(), [last.source, last.id])
         offset = None if isinstance(query.cursor, str) else start
-        return Page(items=found[start:end], total=len(found), limit=query.limit, offset=offset, next=following)
+        return Page(items=prices[start:end], total=len(prices), limit=query.limit, offset=offset, next=following)
 
     @staticmethod
     def _all(query: PriceQuery) -> list[PriceView]:
@@ -65,11 +65,11 @@ class PriceList:
         if query.source != "builtin":
             views += [_view(row) for row in Price.select().order_by(Price.created_at.desc(), Price.id.desc())]
         if query.source != "override":
-            views += _built_in_views()
+            views += _builtin_views()
         return views
 
     def create(self, new: NewPrice) -> PriceView:
-        """Add a price; `Conflict(duplicate)` for the same patterns from the same instant, `TooMany(quota_exceeded)`."""
+        """Add a price. Raises `duplicate` for the same patterns from the same instant, and `quota_exceeded`."""
         now = clock.now()
         row: dict[str, Any] = {
             "id": new_id(),
@@ -79,63 +79,64 @@ class PriceList:
             "provider": new.provider,
             "model": new.model,
             "valid_from": now if new.valid_from is None else clock.from_datetime(new.valid_from),
-            **_money(new),
+            **_money_columns(new),
         }
-        self._refuse_second(row)
+        self._refuse_duplicate(row)
         if Price.select().count() >= MAX_PRICES:
             raise TooMany(f"There are {MAX_PRICES} prices already; delete some first.", code="quota_exceeded")
         if not list(Price.insert(**row).on_conflict_ignore().returning(Price.id).tuples().execute()):
-            self._refuse_second(row)  # another admin wrote it in this moment
-            raise Conflict(SECOND, code="duplicate")
-        changed()
-        self._record("create", row, {name: (None, row[name]) for name in TOLD})
+            self._refuse_duplicate(row)  # another admin wrote it at the same moment
+            raise Conflict(DUPLICATE, code="duplicate")
+        increment_revision()
+        self._record("create", row, {name: (None, row[name]) for name in AUDITED})
         return _view(Price(**row))
 
     def change(self, price_id: str, change: PriceChange, match: IfMatch) -> PriceView:
-        """Change a price from now on; events keep what they were charged."""
-        row = self._found(price_id)
+        """Change a price from now on; existing events keep their cost."""
+        row = self._get(price_id)
         match.check(row.version)
-        changes: dict[str, Any] = _money(change)
-        changes |= {name: each for name in ("provider", "model") if isinstance(each := getattr(change, name), str)}
+        changes: dict[str, Any] = _money_columns(change)
+        changes |= {name: value for name in ("provider", "model") if isinstance(value := getattr(change, name), str)}
         if change.valid_from is not msgspec.UNSET:
             changes["valid_from"] = clock.from_datetime(change.valid_from)
         if not changes:
             return _view(row)
-        self._refuse_second({**row.__data__, **changes})
+        self._refuse_duplicate({**row.__data__, **changes})
+        audited = {name: (getattr(row, name), value) for name, value in changes.items()}
         changes |= {"version": row.version + 1, "updated_at": clock.now()}
-        guard = (Price.id == price_id) & (Price.version == row.version)
+        unchanged = (Price.id == price_id) & (Price.version == row.version)
         try:
-            written = Price.update(**changes).where(guard).execute()
-        except peewee.IntegrityError:  # another admin wrote it in this moment
-            raise Conflict(SECOND, code="duplicate") from None
-        if not written:
-            raise Conflict("The price was changed by someone else meanwhile; read it again.")
-        changed()
-        self._record(
-            "update", row.__data__, {name: (getattr(row, name), each) for name, each in changes.items() if name in TOLD}
-        )
-        return _view(self._found(price_id))
+            updated = Price.update(**changes).where(unchanged).execute()
+        except peewee.IntegrityError:  # another admin wrote it at the same moment
+            raise Conflict(DUPLICATE, code="duplicate") from None
+        if not updated:
+            raise Conflict(CHANGED)
+        increment_revision()
+        self._record("update", row.__data__, audited)
+        return _view(self._get(price_id))
 
     def delete(self, price_id: str, match: IfMatch) -> None:
-        """The built-in price, if there is one, holds again."""
-        row = self._found(price_id)
+        """Delete an override; the built-in price, if there is one, applies again."""
+        row = self._get(price_id)
         match.check(row.version)
         if not Price.delete().where((Price.id == price_id) & (Price.version == row.version)).execute():
-            raise Conflict("The price was changed by someone else meanwhile; read it again.")
-        changed()
-        self._record("delete", row.__data__, {name: (getattr(row, name), None) for name in TOLD})
+            raise Conflict(CHANGED)
+        increment_revision()
+        self._record("delete", row.__data__, {name: (getattr(row, name), None) for name in AUDITED})
 
     def lookup(self, query: LookupQuery) -> FoundPrice:
-        """The price that holds for a model at an instant."""
+        """Return the price of a model that is valid at an instant."""
         at = clock.now() if query.at is msgspec.UNSET else clock.from_datetime(query.at)
         if query.provider in FREE_PROVIDERS:
             return FoundPrice(priced=True, price_source="zero", input_usd=0, output_usd=0, per_call_usd=0)
-        override = self._prices.book().find(query.provider, query.model, at)
+        override = self._pricing.book().find(query.provider, query.model, at)
         if override is not None:
             view = _view(Price(**override._asdict()))
             return _found(view, "override", f"{override.id}@{override.version}", override.id)
-        listed = table.lookup(query.provider, query.model, at)
-        return FoundPrice(priced=False) if listed is None else _found(_built_in(listed), "table", table.version(), None)
+        price = price_table.lookup(query.provider, query.model, at)
+        if price is None:
+            return FoundPrice(priced=False)
+        return _found(_builtin_view(price), "table", price_table.version(), None)
 
     def _record(self, verb: str, row: Mapping[str, Any], changes: Mapping[str, tuple[Any, Any]]) -> None:
         if self.audit is not None:
@@ -149,32 +150,31 @@ class PriceList:
             self.audit.record(entry)
 
     @staticmethod
-    def _found(price_id: str) -> Price:
+    def _get(price_id: str) -> Price:
         row: Price | None = Price.get_or_none(Price.id == price_id)
         if row is None:
-            raise NotFound("There is no price of yours with this id; built-in ones are overridden, not changed.")
+            raise NotFound("There is no price override with this id. Built-in prices can be overridden, not changed.")
         return row
 
     @staticmethod
-    def _refuse_second(row: dict[str, Any]) -> None:
+    def _refuse_duplicate(row: dict[str, Any]) -> None:
         same = [getattr(Price, name) == row[name] for name in ("provider", "model", "valid_from")]
         other = Price.select(Price.id).where(*same, Price.id != row["id"]).first()
         if other is not None:
-            raise Conflict(SECOND, code="duplicate", existing_id=other.id)
+            raise Conflict(DUPLICATE, code="duplicate", existing_id=other.id)
 
 
-def _after(found: Sequence[PriceView], source: str, last: str) -> int:
-    """The place after a price that was shown: it may be gone by now, and newer ones may stand before it."""
+def _index_after(prices: Sequence[PriceView], source: str, last: str) -> int:
+    """Return the index after the last price shown, which may be deleted; newer ones may have been added before it."""
     if source == "override":
-        return next((at for at, view in enumerate(found) if view.source != source or str(view.id) < last), len(found))
-    return next((at + 1 for at, view in enumerate(found) if view.id == last), len(found))
+        return next((n for n, view in enumerate(prices) if view.source != source or str(view.id) < last), len(prices))
+    return next((n + 1 for n, view in enumerate(prices) if view.id == last), len(prices))
 
 
-def _money(given: NewPrice | PriceChange) -> dict[str, int | None]:
-    """Columns of the prices that were given."""
-    values = {name: getattr(given, name) for name in _MONEY}
+def _money_columns(body: NewPrice | PriceChange) -> dict[str, int | None]:
+    values = {name: getattr(body, name) for name in _MONEY_COLUMNS}
     return {
-        _MONEY[name]: None if value is None else micro(value)
+        _MONEY_COLUMNS[name]: None if value is None else micro(value)
         for name, value in values.items()
         if value is not msgspec.UNSET
     }
@@ -190,26 +190,22 @@ def _view(row: Price) -> PriceView:
         source="override",
         input_usd=usd(row.input_micro),
         output_usd=usd(row.output_micro),
-        cache_read_usd=_usd(row.cache_read_micro),
-        cache_write_usd=_usd(row.cache_write_micro),
+        cache_read_usd=None if row.cache_read_micro is None else usd(row.cache_read_micro),
+        cache_write_usd=None if row.cache_write_micro is None else usd(row.cache_write_micro),
         per_call_usd=usd(row.call_micro),
     )
 
 
-def _usd(micro_usd: int | None) -> float | None:
-    return None if micro_usd is None else usd(micro_usd)
-
-
 @functools.cache
-def _built_in_views() -> tuple[PriceView, ...]:
-    return tuple(_built_in(row) for row in table.listed())
+def _builtin_views() -> tuple[PriceView, ...]:
+    return tuple(_builtin_view(price) for price in price_table.all_prices())
 
 
-def _built_in(row: table.Listed) -> PriceView:
-    return PriceView(id=row.id, version=0, source="builtin", per_call_usd=0, **row._asdict())
+def _builtin_view(price: price_table.TablePrice) -> PriceView:
+    return PriceView(id=price.id, version=0, source="builtin", per_call_usd=0, **price._asdict())
 
 
-def _fits(view: PriceView, query: PriceQuery) -> bool:
+def _matches(view: PriceView, query: PriceQuery) -> bool:
     return query.provider.lower() in view.provider.lower() and query.model.lower() in view.model.lower()
 
 

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from corral.config import PINNING, SECTIONS, TABLE, Config, Entry, Network, Pinned
+from corral.config.model import PINNING, SECTIONS, TABLE, Config, Entry, Network, Pinned
 from corral.errors import Refused
 
 _BY_VARIABLE = {entry.key.variable: name for name, entry in TABLE.items() if entry.key.variable}

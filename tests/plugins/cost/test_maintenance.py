@@ -1,4 +1,4 @@
-"""Sums are held against their events, old ones go, and metrics tell the totals."""
+"""Rollups are reconciled with their events, old data is deleted, and metrics show the totals."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from corral.events.log import Record
 from corral.ids import new_id
 from corral.plugin import Settings
 from corral_plugins.cost import jobs
-from corral_plugins.cost.models import Sum
-from corral_plugins.cost.service import outcomes, reconcile, sums, upkeep
+from corral_plugins.cost.models import Rollup
+from corral_plugins.cost.service import maintenance, rollups
 
 
 async def snapshot(books: Any) -> list[tuple[Any, ...]]:
-    """Every sum, over all shards, without what is zero."""
+    """Every rollup, added over all shards, without those that are zero."""
 
     def read() -> Any:
-        rows = Sum.select(Sum.series, Sum.period, Sum.key, Sum.part, *sums.SUMMED)
-        return list(rows.group_by(Sum.series, Sum.period, Sum.key, Sum.part).tuples())
+        rows = Rollup.select(Rollup.series, Rollup.period, Rollup.key, Rollup.subkey, *rollups.SUM_COLUMNS)
+        return list(rows.group_by(Rollup.series, Rollup.period, Rollup.key, Rollup.subkey).tuples())
 
     rows = [tuple(map(int_of, row)) for row in await books.work(read)]
     return sorted(row for row in rows if any(row[4:]))
@@ -48,50 +48,53 @@ async def spend(books: Any) -> None:
     await books.settle("-0.5")
 
 
-async def test_right_sums_stay_as_they_are(books: Any) -> None:
+async def test_correct_rollups_are_unchanged(books: Any) -> None:
     await spend(books)
     before = await snapshot(books)
-    await jobs.check(books.kit.kernel.database.work)
+    await jobs.reconcile(books.kit.kernel.database.work)
     assert await snapshot(books) == before
     assert await alerts(books) == []
 
 
-@pytest.mark.parametrize("kind", reconcile.KINDS)
-async def test_wrong_sums_are_corrected_and_told(books: Any, kind: str) -> None:
+@pytest.mark.parametrize("series", maintenance.RECONCILED_SERIES)
+async def test_wrong_rollups_are_corrected_with_an_alert(books: Any, series: str) -> None:
     await spend(books)
     right = await snapshot(books)
 
     def spoil() -> None:
-        some = Sum.series.startswith("quarter:") if kind == reconcile.QUARTERS else Sum.series == kind
-        Sum.update(cost_micro=Sum.cost_micro + 7, calls=Sum.calls - 1).where(some).execute()
-        all_time = {sums.MODEL: sums.TOTAL, sums.TASK: sums.TASK_TOTAL}.get(kind)
+        wrong = Rollup.update(cost_micro=Rollup.cost_micro + 7, calls=Rollup.calls - 1)
+        is_prefix = series == rollups.QUARTER_HOURLY
+        wrong.where(Rollup.series.startswith(series) if is_prefix else Rollup.series == series).execute()
+        all_time = {rollups.MODEL: rollups.TOTAL, rollups.TASK: rollups.TASK_TOTAL}.get(series)
         if all_time is not None:
-            Sum.update(cost_micro=Sum.cost_micro + 7, calls=Sum.calls - 1).where(Sum.series == all_time).execute()
+            wrong.where(Rollup.series == all_time).execute()
 
     await books.work(spoil)
     assert await snapshot(books) != right
-    await jobs.check(books.kit.kernel.database.work)
+    await jobs.reconcile(books.kit.kernel.database.work)
     assert await snapshot(books) == right
     (alert,) = await alerts(books)
     assert (alert["kind"], alert["severity"]) == ("cost_mismatch", "warning")
 
 
-async def test_lost_sums_are_made_again(books: Any) -> None:
+async def test_lost_rollups_are_restored(books: Any) -> None:
     await spend(books)
     right = await snapshot(books)
-    by_day = Sum.series.in_(sums.BY_DAY) | Sum.series.startswith("quarter:")
-    await books.work(lambda: Sum.delete().where(by_day).execute())
-    await books.work(lambda: Sum.delete().where(Sum.series.in_((sums.TOTAL, sums.TASK_TOTAL))).execute())
-    await jobs.check(books.kit.kernel.database.work)
-    tasks = 4 + sums.FIGURES.index("tasks")  # which day a task began to cost is not in the events of a day
+    by_day = Rollup.series.in_(rollups.DAILY_SERIES) | Rollup.series.startswith(rollups.QUARTER_HOURLY)
+    await books.work(lambda: Rollup.delete().where(by_day).execute())
+    await books.work(lambda: Rollup.delete().where(Rollup.series.in_((rollups.TOTAL, rollups.TASK_TOTAL))).execute())
+    await jobs.reconcile(books.kit.kernel.database.work)
+    tasks = 4 + rollups.COUNTERS.index(
+        "tasks"
+    )  # the events of a day do not show on which day a task had its first cost
 
     def shown(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        return [row[:tasks] + row[tasks + 1 :] for row in rows if row[0] != sums.PRIVATE]
+        return [row[:tasks] + row[tasks + 1 :] for row in rows if row[0] != rollups.PRIVATE]
 
     assert shown(await snapshot(books)) == shown(right)
 
 
-async def test_fine_sums_go_when_nobody_can_ask_for_them(books: Any) -> None:
+async def test_detailed_rollups_are_deleted_when_no_report_reads_them(books: Any) -> None:
     await spend(books)
     await books.pass_days(300)
     await spend(books)
@@ -105,12 +108,12 @@ async def test_fine_sums_go_when_nobody_can_ask_for_them(books: Any) -> None:
     kept = await snapshot(books)
     gone = [row for row in before if row not in kept]
     assert gone
-    assert {row[0].partition(":")[0] for row in gone} == {"quarter", sums.TASK}
+    assert {row[0].partition(":")[0] for row in gone} == {"quarter_hour", rollups.TASK}
     assert (await books.read("summary"))["total_usd"] == 5
     assert sum(item["cost_usd"] for item in (await books.read("daily?days=365"))["items"]) == 2.5
 
 
-async def test_a_failure_after_the_old_events_went_takes_nothing_back(books: Any) -> None:
+async def test_wasted_cost_includes_deleted_events(books: Any) -> None:
     task = new_id()
 
     async def fail(cost: str) -> float:
@@ -130,17 +133,17 @@ async def test_a_failure_after_the_old_events_went_takes_nothing_back(books: Any
             msgspec.json.encode(told).decode(),
             "[]",
         )
-        await books.work(lambda: outcomes.note(event))
+        await books.work(lambda: rollups.add_outcome(event))
         wasted: float = (await books.read("summary"))["wasted_usd"]
         return wasted
 
     assert await fail("1") == 1
     await books.pass_days(100)
-    assert await books.work(lambda: upkeep.prune_events(clock.now(-50 * 86_400))) == 1
+    assert await books.work(lambda: maintenance.delete_events(clock.now(-50 * 86_400))) == 1
     assert await fail("0.25") == 1.25
 
 
-async def test_metrics_tell_totals_by_provider(books: Any) -> None:
+async def test_metrics_show_totals_by_provider(books: Any) -> None:
     await books.settle("0.25", provider="acme")
     await books.settle(provider="acme", input_tokens=7)
     text = (await books.kit.client.get("/metrics")).body.decode()

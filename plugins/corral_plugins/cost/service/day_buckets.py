@@ -1,0 +1,94 @@
+"""Days of any time zone as ranges of quarter hours since 1970. Every UTC offset is a whole number of quarter hours."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, time, timedelta
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+from corral import clock
+from corral.errors import Invalid
+
+QUARTER_HOUR, DAY = 900, 86_400
+QUARTER_HOURS_PER_DAY = DAY // QUARTER_HOUR
+FIRST_QUARTER_HOUR = 1_000_000
+"""Numbers of quarter hours have been above this since 1998; numbers of days never reach it."""
+_EPOCH = date(1970, 1, 1)
+
+
+class OffsetSpan(NamedTuple):
+    """Quarter hours from `first` up to, not including, `end` with one UTC offset (in quarter hours)."""
+
+    first: int
+    end: int
+    offset: int
+
+
+def quarter_hour_of(instant: str) -> int:
+    """Return the number of the quarter hour that contains the instant."""
+    return int(clock.parse_instant(instant)) // QUARTER_HOUR
+
+
+def day_of(instant: str) -> int:
+    """Return the number of the UTC day that contains the instant."""
+    return int(clock.parse_instant(instant)) // DAY
+
+
+def day_number(day: date) -> int:
+    """Return the number of days since 1970."""
+    return (day - _EPOCH).days
+
+
+def date_of(number: int) -> date:
+    """Return the date with this day number."""
+    return _EPOCH + timedelta(days=number)
+
+
+def zone(name: str) -> ZoneInfo:
+    """Return the time zone with this IANA name; raises `Invalid` at `/query/tz`."""
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise Invalid.at("/query/tz", "bad_format", "Give an IANA time zone, such as Europe/Berlin.") from None
+
+
+def today(tz: ZoneInfo) -> date:
+    """Return the current date in a time zone."""
+    return datetime.fromtimestamp(clock.time_s(), tz).date()
+
+
+def offset_spans(first: date, last: date, tz: ZoneInfo) -> list[OffsetSpan]:
+    """Return the days from `first` to `last`, split where the UTC offset changes (rarely more than twice a year)."""
+    return list(_split(_midnight(first, tz), _midnight(last + timedelta(days=1), tz), tz))
+
+
+def _split(begin: int, end: int, tz: ZoneInfo) -> Iterator[OffsetSpan]:
+    while begin < end:
+        offset, step = _offset(begin, tz), begin
+        while step < end and _offset(step, tz) == offset:
+            step += QUARTER_HOURS_PER_DAY
+        until = min(step, end)
+        if step < end or _offset(end - 1, tz) != offset:
+            until = _offset_change(max(begin, step - QUARTER_HOURS_PER_DAY), min(step, end), offset, tz)
+        yield OffsetSpan(begin, until, offset)
+        begin = until
+
+
+def _offset_change(low: int, high: int, offset: int, tz: ZoneInfo) -> int:
+    """Return the first quarter hour after `low`, at most `high`, with a different offset (binary search)."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _offset(middle, tz) == offset else (low, middle)
+    return high
+
+
+def _midnight(day: date, tz: ZoneInfo) -> int:
+    return int(datetime.combine(day, time(), tz).timestamp()) // QUARTER_HOUR
+
+
+@functools.lru_cache(maxsize=4096)
+def _offset(quarter_hour: int, tz: ZoneInfo) -> int:
+    offset = datetime.fromtimestamp(quarter_hour * QUARTER_HOUR, UTC).astimezone(tz).utcoffset()
+    return int(offset.total_seconds()) // QUARTER_HOUR if offset is not None else 0

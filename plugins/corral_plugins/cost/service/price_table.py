@@ -1,0 +1,144 @@
+"""The built-in price table: genai-prices, offline. It is imported at first use because that takes 0.3 s."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import uuid
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from corral import clock
+from corral_plugins.cost.api import Tokens
+from corral_plugins.cost.service.money import micro
+
+log = logging.getLogger("corral.cost")
+
+_ID_NAMESPACE = uuid.UUID("7d0b6c0e-7f0c-5d4b-9b53-3b0a6c1f5d10")
+
+
+class TablePrice(NamedTuple):
+    """A price in USD per 1,000,000 tokens, the lowest tier if there are several; None: the table has no such price."""
+
+    provider: str
+    model: str
+    input_usd: float | None
+    output_usd: float | None
+    cache_read_usd: float | None
+    cache_write_usd: float | None
+    valid_from: str | None
+
+    @property
+    def id(self) -> str:
+        """An id that is the same in every process and version."""
+        return str(uuid.uuid5(_ID_NAMESPACE, f"{self.provider}/{self.model}"))
+
+
+def _library() -> Any:
+    import genai_prices
+
+    return genai_prices
+
+
+def _snapshot() -> Any:
+    from genai_prices.data_snapshot import get_snapshot
+
+    return get_snapshot()
+
+
+def load() -> None:
+    """Import the library and build the list of prices. Blocks for a moment: call it in a thread."""
+    all_prices()
+
+
+def version() -> str:
+    """Return the `price_version` of events priced by this table."""
+    return f"genai-prices {_library().__version__}"
+
+
+def charge(provider: str, model: str, tokens: Tokens, at: str) -> int | None:
+    """Return the cost of a call in micro-USD; None if the table lacks a price for tokens that were used."""
+    entry = _find(provider, model)
+    if entry is None:
+        return None
+    table_provider, table_model = entry
+    # The library's input tokens include cache tokens.
+    input_tokens = tokens.input_tokens + tokens.cache_read_tokens + tokens.cache_write_tokens
+    usage = _library().Usage(
+        input_tokens=input_tokens,
+        output_tokens=tokens.output_tokens,
+        cache_read_tokens=tokens.cache_read_tokens,
+        cache_write_tokens=tokens.cache_write_tokens,
+    )
+    try:
+        calculated = table_model.calc_price(usage, table_provider, genai_request_timestamp=_datetime(at))
+    except ValueError:  # a use is recorded even if the table cannot price it
+        log.warning("price table failed", exc_info=True, extra={"provider": provider, "model": model})
+        return None
+    prices = calculated.model_price
+    if (input_tokens and prices.input_mtok is None) or (tokens.output_tokens and prices.output_mtok is None):
+        return None
+    return micro(calculated.total_price)
+
+
+def lookup(provider: str, model: str, at: str) -> TablePrice | None:
+    """Return the price that `charge` would apply."""
+    entry = _find(provider, model)
+    price = None if entry is None else _table_price(entry[0].id, entry[1], at)
+    return None if price is None else price._replace(provider=provider, model=model)
+
+
+@functools.cache
+def all_prices() -> tuple[TablePrice, ...]:
+    """Return the whole table, by provider and model."""
+    at = clock.now()
+    rows = (_table_price(provider.id, model, at) for provider in _snapshot().providers for model in provider.models)
+    return tuple(sorted((row for row in rows if row is not None), key=lambda row: row[:2]))
+
+
+@functools.lru_cache(maxsize=4096)
+def _find(provider: str, model: str) -> tuple[Any, Any] | None:
+    """Return the library's provider and model; misses are cached too.
+
+    Only the named provider is searched, because the same model costs something else at another one.
+    """
+    try:
+        entry: tuple[Any, Any] = _snapshot().find_provider_model(model, None, provider, None)
+    except LookupError:
+        return None
+    return entry
+
+
+def _table_price(provider: str, model: Any, at: str) -> TablePrice | None:
+    prices = model.get_prices(_datetime(at))
+    if prices.input_mtok is None and prices.output_mtok is None:
+        return None
+    return TablePrice(
+        provider,
+        model.id,
+        _lowest_tier(prices.input_mtok),
+        _lowest_tier(prices.output_mtok),
+        _lowest_tier(prices.cache_read_mtok),
+        _lowest_tier(prices.cache_write_mtok),
+        _valid_from(model.prices, at),
+    )
+
+
+def _lowest_tier(price: Any) -> float | None:
+    """Some prices depend on the length of the request; `base` is the price of short requests."""
+    return None if price is None else float(getattr(price, "base", price))
+
+
+def _valid_from(prices: Any, at: str) -> str | None:
+    """Return when the price that is valid at `at` became valid, if the table says so."""
+    conditional: Iterable[Any] = reversed(prices) if isinstance(prices, list) else ()
+    for item in conditional:
+        start = getattr(item.constraint, "start_date", None)
+        if start is not None and item.constraint.active(_datetime(at)):
+            return clock.from_datetime(datetime(start.year, start.month, start.day, tzinfo=UTC))
+    return None
+
+
+def _datetime(at: str) -> datetime:
+    return datetime.fromisoformat(at)

@@ -1,0 +1,98 @@
+"""Cost events reported over HTTP: spending of an attempt outside the gateway, and corrections by admins."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from corral.auth.principal import Principal
+from corral.errors import Conflict, Forbidden, Invalid
+from corral_plugins.cost.api import Charged, Spent
+from corral_plugins.cost.service.ledger import Ledger
+from corral_plugins.cost.shapes import EventView, NewEvent
+from corral_plugins.tasks.api import LeaseFacts, Tasks
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """A recorded event. `lease_ended`: the report came after the end of its lease; the money was spent all the same."""
+
+    event: EventView
+    is_new: bool
+    lease_ended: bool = False
+
+
+class ReportedCosts:
+    """Joins the caller's unit."""
+
+    tasks: Tasks | None
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def record(self, new: NewEvent, lease_id: str | None, by: Principal) -> Recorded:
+        """Record an event for the attempt that holds the lease, or without a lease as an admin."""
+        if lease_id is None:
+            return self._record_as_admin(new, by)
+        lease = self._lease(new, lease_id, by)
+        if new.cost_usd is not None and new.cost_usd < 0:
+            detail = "cost_usd must be >= 0; only an admin may correct costs, without a lease."
+            raise Invalid.at("/cost_usd", "too_small", detail)
+        spent = _spent(
+            new,
+            agent_id=lease.agent_id,
+            task_id=lease.task_id,
+            attempt_id=lease.attempt_id,
+            user_id=lease.requester_id,
+        )
+        charged = self._ledger.settle(spent)
+        if not charged.repeated:
+            self._add_to_task(new, lease, charged)
+        return Recorded(self._ledger.get(charged.event_id), not charged.repeated, not lease.is_live)
+
+    def _record_as_admin(self, new: NewEvent, by: Principal) -> Recorded:
+        if not by.may("cost.write"):
+            raise Forbidden("Without a lease only admins may write cost events.")
+        ids = {name: getattr(new, name) for name in ("agent_id", "task_id", "user_id", "conversation_id", "run_id")}
+        charged = self._ledger.settle(_spent(new, **{name: id and id.lower() for name, id in ids.items()}))
+        return Recorded(self._ledger.get(charged.event_id), not charged.repeated)
+
+    def _lease(self, new: NewEvent, lease_id: str, by: Principal) -> LeaseFacts:
+        task_id = (new.task_id or by.task_id or "").lower()
+        if not task_id:
+            raise Invalid.at("/task_id", "required", "Name the task that the lease belongs to.")
+        lease = None if self.tasks is None else self.tasks.lease_facts(task_id, lease_id)
+        if lease is None:
+            raise Conflict("This task has no such lease.", code="lease_lost")
+        if by.worker_id != lease.worker_id and by.lease_id != lease.lease_id:
+            raise Forbidden("Another worker holds this lease.")
+        return lease
+
+    def _add_to_task(self, new: NewEvent, lease: LeaseFacts, charged: Charged) -> None:
+        """Add the event to the task's own counters, which count cache tokens as input."""
+        assert self.tasks is not None
+        self.tasks.spent(
+            lease.task_id,
+            lease.lease_id,
+            output_tokens=new.output_tokens,
+            cost_usd=charged.cost_usd,
+            input_tokens=new.input_tokens + new.cache_read_tokens + new.cache_write_tokens,
+        )
+
+
+def _spent(new: NewEvent, **attribution: Any) -> Spent:
+    return Spent(
+        usage_key=new.usage_key,
+        provider=new.provider,
+        model=new.model,
+        operation=new.operation,
+        input_tokens=new.input_tokens,
+        output_tokens=new.output_tokens,
+        cache_read_tokens=new.cache_read_tokens,
+        cache_write_tokens=new.cache_write_tokens,
+        estimated=new.estimated,
+        note=new.note,
+        cost_usd=None if new.cost_usd is None else Decimal(repr(new.cost_usd)),
+        **attribution,
+    )

@@ -1,0 +1,351 @@
+"""Rollups: totals that are updated together with the cost events, so that no report has to add events up.
+
+A unit writes all its increments in one statement at its end, in the order of the keys, so that row locks are short
+and cannot deadlock. Increments commute; busy rows are spread over shards so that concurrent units do not wait.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import operator
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import peewee
+from peewee import fn
+
+from corral.database.statement import Parameter, Statement
+from corral.database.unit import before_commit, current
+from corral.events.log import Record
+from corral_plugins.cost.models import CostEvent, DeletedAgent, Rollup
+from corral_plugins.cost.service.day_buckets import QUARTER_HOURS_PER_DAY, OffsetSpan, day_of, quarter_hour_of
+
+SHARDS = 4
+BATCH_ROWS = 100
+COUNTERS = (
+    "events",
+    "calls",
+    "cost_micro",
+    "input_tokens",
+    "output_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "unpriced_calls",
+    "unpriced_tokens",
+    "tasks",
+    "completed",
+    "wasted_micro",
+)
+
+# Series by UTC day. The subkey is the model in MODEL (by provider) and the agent in TASK.
+AGENT, MODEL, USER, TASK = "agent", "model", "user", "task"
+DAILY_SERIES = (AGENT, MODEL, USER, TASK)
+# Series without a period: by provider, by task (subkey: agent), and events visible to one user only.
+TOTAL, TASK_TOTAL, PRIVATE = "total", "task_total", "private"
+ALL_TIME = 0
+QUARTER_HOURLY = "quarter_hour:"
+_SHARDED = frozenset({AGENT, MODEL, TOTAL})
+"""Series with rows that many concurrent units update; the quarter-hour series are sharded as well."""
+
+
+class RollupKey(NamedTuple):
+    """Identifies a row of `cost_rollups`, apart from its shard."""
+
+    series: str
+    period: int
+    key: str
+    subkey: str = ""
+
+
+Row = Mapping[str, Any]
+Increments = Mapping[str, int]
+
+
+# -- writing
+
+
+def quarter_hour_series(agent_id: str = "", provider: str = "") -> str:
+    """Return the name of the quarter-hour series of everything, or of one agent, one provider, or both."""
+    return f"{QUARTER_HOURLY}{agent_id}:{provider}"
+
+
+def increments_of(event: Row) -> dict[str, int]:
+    """Return what an event (a row of `cost_events`) adds to each of its rollups."""
+    names = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+    tokens = {name: int(event[name]) for name in names}
+    cost = event["cost_micro"]
+    if cost is None:
+        return {"events": 1, "calls": 1, "unpriced_calls": 1, "unpriced_tokens": sum(tokens.values()), **tokens}
+    return {"events": 1, "calls": 0 if cost < 0 else 1, "cost_micro": cost, **tokens}
+
+
+def keys_of(event: Row) -> list[RollupKey]:
+    """Return the rollups that an event adds to."""
+    day, quarter_hour = day_of(event["ts"]), quarter_hour_of(event["ts"])
+    agent, task, provider = event["agent_id"] or "", event["task_id"], event["provider"]
+    quarter_hourly = {quarter_hour_series(*names) for names in itertools.product({"", agent}, ("", provider))}
+    keys = [
+        *(RollupKey(series, quarter_hour, "") for series in quarter_hourly),
+        RollupKey(AGENT, day, agent),
+        RollupKey(MODEL, day, provider, event["model"]),
+        RollupKey(USER, day, event["user_id"] or ""),
+        RollupKey(TOTAL, ALL_TIME, provider),
+    ]
+    if task is not None:
+        keys += [RollupKey(TASK, day, task, agent), RollupKey(TASK_TOTAL, ALL_TIME, task, agent)]
+    if event["private_to"] is not None:
+        keys.append(RollupKey(PRIVATE, ALL_TIME, event["private_to"]))
+    return keys
+
+
+_INSERT_TASK = Statement(
+    lambda p: (
+        Rollup.insert(series=TASK_TOTAL, period=ALL_TIME, key=p("task"), subkey=p("agent"), shard=0)
+        .on_conflict_ignore()
+        .returning(Rollup.key)
+    )
+)
+
+
+def add_event(event: Row) -> None:
+    """Add a new event to all its rollups when the unit ends."""
+    before_commit(_PendingIncrement(keys_of(event), increments_of(event)))
+    agent, task = event["agent_id"] or "", event["task_id"]
+    if task is not None and _INSERT_TASK.one({"task": task, "agent": agent}) is not None:
+        before_commit(_PendingIncrement([RollupKey(AGENT, day_of(event["ts"]), agent)], {"tasks": 1}))
+
+
+class _PendingIncrement:
+    """What one event adds. The last one of a unit writes for all; rolling back a savepoint drops its increments."""
+
+    def __init__(self, keys: Iterable[RollupKey], increments: Increments) -> None:
+        self.keys, self.increments = tuple(keys), increments
+
+    def __call__(self) -> None:
+        pending = [each for each in current().before if isinstance(each, _PendingIncrement)]
+        if pending[-1] is self:
+            merged: dict[RollupKey, Counter[str]] = {}
+            for each in pending:
+                for key in each.keys:
+                    merged.setdefault(key, Counter()).update(each.increments)
+            increment(merged)
+
+
+def increment(merged: Mapping[RollupKey, Increments]) -> None:
+    """Add to rollups immediately."""
+    own_shard = 0 if current().database.kind == "sqlite" else _thread.shard
+    rows = sorted((key, own_shard if _is_sharded(key.series) else 0) for key in merged)
+    for start in range(0, len(rows), BATCH_ROWS):
+        values: dict[str, Any] = {}
+        batch = rows[start : start + BATCH_ROWS]
+        for n, (key, shard) in enumerate(batch):
+            values |= {f"{name}{n}": value for name, value in zip(_PRIMARY_KEY, (*key, shard), strict=True)}
+            values |= {f"{name}{n}": merged[key].get(name, 0) for name in COUNTERS}
+        _upsert(len(batch)).run(values)
+
+
+_PRIMARY_KEY = ("series", "period", "key", "subkey", "shard")
+_next_shard = itertools.count(os.getpid())
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.shard = next(_next_shard) % SHARDS
+
+
+_thread = _Thread()
+
+
+def _is_sharded(series: str) -> bool:
+    return series in _SHARDED or series.startswith(QUARTER_HOURLY)
+
+
+@functools.lru_cache(maxsize=BATCH_ROWS)
+def _upsert(size: int) -> Statement:
+    def build(p: Parameter) -> peewee.Query:
+        rows = [{getattr(Rollup, name): p(f"{name}{n}") for name in (*_PRIMARY_KEY, *COUNTERS)} for n in range(size)]
+        target = [getattr(Rollup, name) for name in _PRIMARY_KEY]
+        update = {getattr(Rollup, name): getattr(Rollup, name) + getattr(peewee.EXCLUDED, name) for name in COUNTERS}
+        return Rollup.insert_many(rows).on_conflict(conflict_target=target, update=update)
+
+    return Statement(build)
+
+
+# -- outcomes of tasks, read from the event log: `cost` need not be active when they happen
+
+OUTCOME_EVENTS = ("task.completed", "task.failed", "task.cancelled", "task.retried", "agent.deleted")
+
+
+def add_outcome(event: Record) -> None:
+    """Record an event of `OUTCOME_EVENTS`: a completed task, wasted cost, or the name of a deleted agent."""
+    payload = event.payload()
+    if event.type == "agent.deleted":
+        row = {"agent_id": payload["agent_id"], "name": payload["name"][:200]}
+        DeletedAgent.insert(**row).on_conflict_ignore().execute()
+    elif event.type == "task.completed":
+        _increment_outcome(event, payload, {"completed": 1})
+    elif event.type != "task.retried" or payload["source"] == "policy":  # a manual retry follows a recorded failure
+        _add_waste(event, payload)
+
+
+def _add_waste(event: Record, payload: dict[str, Any]) -> None:
+    """Count as wasted what the task cost up to the event, less what was counted after earlier failures."""
+    task_id = payload["task_id"]
+    total = total_of(TASK_TOTAL, task_id)  # the old events may be deleted already
+    later = CostEvent.select(fn.SUM(CostEvent.cost_micro)).where(CostEvent.task_id == task_id, CostEvent.ts > event.ts)
+    wasted = total.cost_micro - int(later.scalar() or 0) - total.wasted_micro
+    if wasted:
+        _increment_outcome(event, payload, {"wasted_micro": wasted}, RollupKey(TASK_TOTAL, ALL_TIME, task_id))
+
+
+def _increment_outcome(event: Record, payload: dict[str, Any], increments: Increments, *more: RollupKey) -> None:
+    """Write at once, because the next event in the same unit reads the result."""
+    keys = (RollupKey(AGENT, day_of(event.ts), payload["agent_id"] or ""), RollupKey(TOTAL, ALL_TIME, ""), *more)
+    increment(dict.fromkeys(keys, increments))
+
+
+# -- reading
+
+
+class Totals(NamedTuple):
+    """The counters of one group, in the order of `COUNTERS`."""
+
+    events: int = 0
+    calls: int = 0
+    cost_micro: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    unpriced_calls: int = 0
+    unpriced_tokens: int = 0
+    tasks: int = 0
+    completed: int = 0
+    wasted_micro: int = 0
+
+    def plus(self, other: Totals) -> Totals:
+        """Return the sum of both."""
+        return Totals(*map(operator.add, self, other))
+
+
+ZERO = Totals()
+SUM_COLUMNS = [fn.SUM(getattr(Rollup, name)) for name in COUNTERS]
+
+
+def _in_periods(p: Parameter) -> peewee.Expression:
+    return (Rollup.series == p("series")) & (Rollup.period >= p("first")) & (Rollup.period < p("end"))
+
+
+_LOCAL_DAYS = Statement(
+    lambda p: (
+        Rollup.select((Rollup.period + p("offset")) / QUARTER_HOURS_PER_DAY, *SUM_COLUMNS)
+        .where(_in_periods(p))
+        .group_by(peewee.SQL("1"))
+        .tuples()
+    )
+)
+_UTC_DAYS = Statement(
+    lambda p: Rollup.select(Rollup.period, *SUM_COLUMNS).where(_in_periods(p)).group_by(Rollup.period).tuples()
+)
+_UTC_DAYS_OF_KEY = Statement(
+    lambda p: (
+        Rollup.select(Rollup.period, *SUM_COLUMNS)
+        .where(_in_periods(p) & (Rollup.key == p("key")))
+        .group_by(Rollup.period)
+        .tuples()
+    )
+)
+_TOTAL_OF_KEY = Statement(
+    lambda p: (
+        Rollup.select(*SUM_COLUMNS)
+        .where((Rollup.series == p("series")) & (Rollup.period == ALL_TIME) & (Rollup.key == p("key")))
+        .tuples()
+    )
+)
+_GROUPS = Statement(
+    lambda p: (
+        Rollup.select(Rollup.key, Rollup.subkey, *SUM_COLUMNS)
+        .where(_in_periods(p))
+        .group_by(Rollup.key, Rollup.subkey)
+        .tuples()
+    )
+)
+_COSTLIEST_TASKS = Statement(
+    lambda p: (
+        Rollup.select(Rollup.key, fn.SUM(Rollup.cost_micro))
+        .where(_task_in_periods(p))
+        .group_by(Rollup.key)
+        .order_by(peewee.SQL("2 DESC"), Rollup.key)
+        .limit(p("limit"))
+        .offset(p("offset"))
+        .tuples()
+    )
+)
+_COUNT_TASKS = Statement(
+    lambda p: (
+        Rollup.select(fn.COUNT(peewee.SQL("*")))
+        .from_(Rollup.select(Rollup.key).where(_task_in_periods(p)).group_by(Rollup.key).alias("tasks"))
+        .tuples()
+    )
+)
+
+
+def _task_in_periods(p: Parameter) -> peewee.Expression:
+    return (Rollup.series == TASK) & (Rollup.period >= p("first")) & (Rollup.period < p("end"))
+
+
+def _totals(values: Iterable[Any]) -> Totals:
+    """Read a row of `SUM_COLUMNS`: sums over no rows are null, and some engines return decimals."""
+    return Totals(*(int(value or 0) for value in values))
+
+
+def by_local_day(spans: Iterable[OffsetSpan], *, agent_id: str = "", provider: str = "") -> dict[int, Totals]:
+    """Return the totals by local day number of everything, or of an agent or provider; days without rows are absent."""
+    days: dict[int, Totals] = {}
+    for span in spans:
+        for day, *values in _days(span, agent_id, provider):
+            days[int(day)] = days.get(int(day), ZERO).plus(_totals(values))
+    return days
+
+
+def _days(span: OffsetSpan, agent_id: str, provider: str) -> list[tuple[Any, ...]]:
+    """UTC days have their own rollups; days of other zones are added up from quarter hours."""
+    first, first_rest = divmod(span.first, QUARTER_HOURS_PER_DAY)
+    end, end_rest = divmod(span.end, QUARTER_HOURS_PER_DAY)
+    if span.offset or first_rest or end_rest or (agent_id and provider):
+        bounds = {"first": span.first, "end": span.end, "offset": span.offset}
+        return _LOCAL_DAYS.rows({**bounds, "series": quarter_hour_series(agent_id, provider)})
+    days = {"first": first, "end": end, "series": AGENT if agent_id else MODEL}
+    key = agent_id or provider
+    return _UTC_DAYS_OF_KEY.rows({**days, "key": key}) if key else _UTC_DAYS.rows(days)
+
+
+def total_of(series: str, key: str) -> Totals:
+    """Return the totals of one key in a series without periods."""
+    return _totals(_TOTAL_OF_KEY.one({"series": series, "key": key}) or ())
+
+
+def grouped(series: str, first: int = ALL_TIME, last: int = ALL_TIME) -> list[tuple[str, str, Totals]]:
+    """Return `(key, subkey, totals)` of a series over the periods from `first` to `last`, inclusive."""
+    rows = _GROUPS.rows({"series": series, "first": first, "end": last + 1})
+    return [(key, subkey, _totals(values)) for key, subkey, *values in rows]
+
+
+def costliest_tasks(first: int, last: int, *, limit: int, offset: int) -> tuple[list[tuple[str, Totals]], int]:
+    """Return a page of the tasks with costs on these days, most expensive first, and the number of all such tasks.
+
+    There are too many tasks to read them all: the order is found by cost alone, and the other counters are read for
+    the page only.
+    """
+    bounds = {"first": first, "end": last + 1}
+    task_ids = [key for key, _ in _COSTLIEST_TASKS.rows({**bounds, "limit": limit, "offset": offset})]
+    # The series is a literal because the partial index is only used for conditions that the planner can see.
+    in_page = Rollup.key.in_(task_ids) & peewee.SQL(f"series = '{TASK}'") & Rollup.period.between(first, last)
+    rows: Any = Rollup.select(Rollup.key, *SUM_COLUMNS).where(in_page).group_by(Rollup.key).tuples() if task_ids else ()
+    totals = {task_id: _totals(values) for task_id, *values in rows}
+    count = _COUNT_TASKS.one(bounds)
+    return [(task_id, totals[task_id]) for task_id in task_ids], int(count[0]) if count is not None else 0
