@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import msgspec
 
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN
-from corral.errors import CODES, Fault
+from corral.errors import CODES, LIMITING_CODES, Fault
 from corral.http.answers import Answer
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Route
@@ -81,7 +81,7 @@ def problems(route: Route, signature: Signature) -> dict[int, set[str]]:
         open_to_all = ANY_CALLER in route.needs and not route.own_session
         codes |= {"forbidden"} if open_to_all else {"forbidden", "insufficient_scope"}
         codes |= {"reauth_required"} if route.step_up else set()
-        codes |= set() if route.limited else {"password_change_required", "mfa_required", "worker_not_approved"}
+        codes |= set() if route.limited else LIMITING_CODES
     if route.names:
         codes.add("not_found")
     if route.keyed:

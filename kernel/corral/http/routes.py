@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
 
-from corral.errors import CODES, Problem
+from corral.errors import Problem
 from corral.http.answers import Request
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -137,9 +137,6 @@ class Routes:
         def declare(handler: Handler) -> Handler:
             text = inspect.getdoc(handler) or ""
             summary, _, description = text.partition("\n")
-            unknown = [code for code in options.get("raises", ()) if code not in CODES and "." not in code]
-            if unknown:
-                raise ValueError(f"{method} {self.prefix}{path}: unknown problem codes {unknown}")
             if set("{}") & set(_NAME.sub("", self.prefix + path)):
                 raise ValueError(f"{method} {self.prefix}{path}: a name in a path is {{…}} of small letters and _")
             route = Route(

@@ -9,8 +9,15 @@ import msgspec
 from msgspec import Meta
 
 from corral.auth.principal import Principal
-from corral.errors import Failure
+from corral.errors import Failure, declare_codes
 from corral.schema.strict_json import replace_bad_characters
+
+declare_codes(
+    {
+        "provider_error": (502, "The provider failed"),
+        "budget_exceeded": (402, "The budget forbids this call"),
+    }
+)
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
