@@ -26,12 +26,11 @@ class AsyncHandlers:
     def __init__(self, database: Database, idempotency: Idempotency) -> None:
         self._database, self._idempotency = database, idempotency
 
-    async def run(
-        self, request: IncomingRequest, endpoint: Endpoint, arguments: dict[str, Any], key: Keyed | None, entry: Entry
-    ) -> Response:
-        """The response of the handler, or the one that is stored under its key."""
+    async def run(self, request: IncomingRequest, endpoint: Endpoint) -> Response:
+        """The response of the handler, or the one that is stored under the request's key."""
+        key, entry = request.idempotency_key, request.entry(request.principal)
         if key is None:
-            return await _handle(request, endpoint, arguments)
+            return await _handle(request, endpoint)
         stored = await self._database.work(lambda: self._idempotency.begin(key), entry=entry)
         if stored is not None:
             return replay(stored)
@@ -49,7 +48,7 @@ class AsyncHandlers:
             await self._database.work(lambda: self._idempotency.finish(key, answer, secret=secret), entry=entry)
 
         try:
-            response = await _handle(request, endpoint, arguments)
+            response = await _handle(request, endpoint)
             if response.chunks is None:
                 await store(response, response.body)
         except BaseException:
@@ -68,11 +67,11 @@ class AsyncHandlers:
             await self._database.work(lambda: self._idempotency.renew(key), entry=entry)
 
 
-async def _handle(request: IncomingRequest, endpoint: Endpoint, arguments: dict[str, Any]) -> Response:
+async def _handle(request: IncomingRequest, endpoint: Endpoint) -> Response:
     seconds = endpoint.route.seconds
     try:
         async with asyncio.timeout(seconds):
-            running = endpoint.handler(**arguments)
+            running = endpoint.handler(**request.arguments)
             value = await (_until_client_leaves(request, running) if endpoint.route.abandoned else running)
             return render(value, endpoint, request)
     except TimeoutError:

@@ -7,7 +7,6 @@ import logging
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.request import IncomingRequest
 from corral.container import Room
-from corral.database.unit import ANONYMOUS, Entry
 from corral.errors import Problem
 from corral.kernel import Kernel
 from corral.plugin import Audit, AuditEntry
@@ -40,7 +39,7 @@ class RequestAudit:
             await self._write(request, endpoint, outcome, code)
 
     async def _write(self, request: IncomingRequest, endpoint: Endpoint, outcome: str, code: str | None) -> None:
-        audit, principal = self._audit, request.principal
+        audit = self._audit
         if audit is None:
             return
         area = endpoint.route.needs[0].rpartition(".")[0] or endpoint.route.plugin
@@ -52,9 +51,7 @@ class RequestAudit:
             outcome=outcome,  # type: ignore[arg-type]  # one of the three, see the callers
             code=code,
         )
-        actor, agent = ANONYMOUS if principal is None else principal.actor, request.header("user-agent")
-        entry = Entry(endpoint.label, actor, (), request.request_id, request.client_ip, agent)
         try:
-            await self._database.work(lambda: audit.record(row), entry=entry)
+            await self._database.work(lambda: audit.record(row), entry=request.entry(request.principal))
         except Problem:
             log.warning("request not audited", extra={"route": endpoint.label, "code": code})

@@ -26,7 +26,7 @@ from corral.auth.credentials import CHALLENGE, KEEP_SECONDS, REMEMBER_SECONDS, S
 from corral.auth.principal import Principal
 from corral.clock import time_s
 from corral.database.engine import SlowRead
-from corral.database.unit import ANONYMOUS, Entry
+from corral.database.unit import Entry
 from corral.errors import Forbidden, Malformed, NotFound, Problem, Unauthorized, Unavailable
 from corral.http.answers import Wait
 from corral.http.client import ClientAddress, Hosts
@@ -40,6 +40,7 @@ log = logging.getLogger("corral.http")
 MAX_URL, MAX_HEADERS = 8 * 1024, 16 * 1024
 MAX_IN_FLIGHT = 1000
 AUTHENTICATION_SECONDS = 0.3  # how long a route that remembers its callers waits for the database
+Waiting = asyncio.Future[Any]
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # labels of metrics
 
 
@@ -122,14 +123,10 @@ class Pipeline:
             return self._other_method(request)
         if not endpoint.public:  # a public route does not look at credentials
             await self._admit(request, endpoint)
-        arguments, key = await self._read_input(request, endpoint)
-        principal = request.principal
-        actor = principal.actor if principal is not None else ANONYMOUS
-        agent = request.header("user-agent")
-        entry = Entry(endpoint.label, actor, (), request.request_id, request.client_ip, agent)
+        await self._read_input(request, endpoint)
         if endpoint.is_async:
-            return await self.async_handlers.run(request, endpoint, arguments, key, entry)
-        return await self._run_unit(request, endpoint, arguments, key, entry)
+            return await self.async_handlers.run(request, endpoint)
+        return await self._run_unit(request, endpoint)
 
     # -- gates
 
@@ -170,7 +167,7 @@ class Pipeline:
             raise endpoint.unavailable()
         if self.metrics.in_flight > MAX_IN_FLIGHT and not endpoint.route.exempt_host:
             raise Unavailable("Too many requests are in flight.", code="overloaded")
-        request.endpoint, request.path_names = endpoint, names
+        request.endpoint, request.label, request.path_names = endpoint, endpoint.label, names
         return endpoint
 
     def _count_arrival(self, request: IncomingRequest, endpoint: Endpoint | None, *, anonymous: bool) -> None:
@@ -256,10 +253,10 @@ class Pipeline:
 
     # -- body, query
 
-    async def _read_input(self, request: IncomingRequest, endpoint: Endpoint) -> tuple[dict[str, Any], Keyed | None]:
+    async def _read_input(self, request: IncomingRequest, endpoint: Endpoint) -> None:
         """The arguments of the handler and the idempotency key: 400, 408, 413, 415, 422."""
-        signature = endpoint.signature
-        arguments: dict[str, Any] = {**endpoint.services, **request.path_names}
+        signature, principal = endpoint.signature, request.principal
+        arguments = request.arguments = {**endpoint.services, **request.path_names}
         body = await request.read(endpoint.route.body_limit) if request.may_have_body else b""
         if signature.body is not None or request.may_have_body:
             shape = await endpoint.parse_body(request, body)
@@ -269,40 +266,31 @@ class Pipeline:
         if query is not None:
             arguments["query"] = query
         if signature.caller is not None:
-            arguments[signature.caller] = request.principal
+            arguments[signature.caller] = principal
         if signature.if_match is not None:
             arguments[signature.if_match] = parse_if_match(request.header("if-match"))
         if signature.request is not None:
             arguments[signature.request] = request
-        named = request.headers.get(b"idempotency-key") if endpoint.route.keyed else None
-        if named is None:
-            return arguments, None
-        principal = request.principal
-        if principal is not None:
-            scope = f"{principal.kind}:{principal.task_id or principal.id}"
-        else:  # cookies tell apart anonymous clients that share an address
-            scope = f"ip:{request.client_ip}\0{request.header('cookie') or ''}"
-        return arguments, Keyed.of(named.decode("latin1"), scope, request.method, request.path, body)
+        if endpoint.route.keyed and (given := request.headers.get(b"idempotency-key")) is not None:
+            if principal is not None:
+                scope = f"{principal.kind}:{principal.task_id or principal.id}"
+            else:  # cookies tell apart anonymous clients that share an address
+                scope = f"ip:{request.client_ip}\0{request.header('cookie') or ''}"
+            request.idempotency_key = Keyed.of(given.decode("latin1"), scope, request.method, request.path, body)
 
     # -- unit of work: preconditions, handler; then the response
 
-    async def _run_unit(
-        self,
-        request: IncomingRequest,
-        endpoint: Endpoint,
-        arguments: dict[str, Any],
-        key: Keyed | None,
-        entry: Entry,
-    ) -> Response:
-        """Run a `def` handler as one unit of work, in the transaction of its idempotency key."""
+    async def _run_unit(self, request: IncomingRequest, endpoint: Endpoint) -> Response:
+        """Run a `def` handler as one unit of work, in one transaction with its idempotency key."""
+        key = request.idempotency_key
 
         def unit() -> Any:
             if key is None:
-                return endpoint.handler(**arguments)
+                return endpoint.handler(**request.arguments)
             stored = self.idempotency.begin(key)
             if stored is not None:
                 return replay(stored)
-            value = endpoint.handler(**arguments)
+            value = endpoint.handler(**request.arguments)
             if isinstance(value, Wait):
                 self.idempotency.forget(key)  # nothing happened yet; the next run begins anew
                 return value
@@ -311,10 +299,10 @@ class Pipeline:
             self.idempotency.finish(key, answer, secret=endpoint.route.no_store)
             return response
 
-        run = functools.partial(self._work, endpoint, unit, entry)
+        run = functools.partial(self._work, endpoint, unit, request.entry(request.principal))
         value = await run()
         if isinstance(value, Wait):
-            value = await self._long_poll(request, endpoint, arguments, run, value)
+            value = await self._long_poll(request, endpoint, run, value)
         return value if isinstance(value, Response) else render(value, endpoint, request)
 
     async def _work(self, endpoint: Endpoint, unit: Callable[[], Any], entry: Entry) -> Any:
@@ -332,12 +320,7 @@ class Pipeline:
             endpoint.measure(time.perf_counter() - began)
 
     async def _long_poll(
-        self,
-        request: IncomingRequest,
-        endpoint: Endpoint,
-        arguments: dict[str, Any],
-        run: Callable[[], Awaitable[Any]],
-        wait: Wait,
+        self, request: IncomingRequest, endpoint: Endpoint, run: Callable[[], Awaitable[Any]], wait: Wait
     ) -> Any:
         """Run the handler again whenever a topic is notified or its time is up, until it answers.
 
@@ -356,21 +339,19 @@ class Pipeline:
                         wait = value
                         continue
                     notification = asyncio.ensure_future(notified.wait())
+                    is_due = False
                     try:
-                        while not await _is_due(value.until, notification, leaving, draining):
-                            await self._readmit(request, endpoint, arguments)
-                        await self._readmit(request, endpoint, arguments)
+                        while not is_due:
+                            is_due = await _is_due(value.until, notification, leaving, draining)
+                            if not endpoint.public:  # the caller may have lost the right, or act as somebody else
+                                principal = await self._admit(request, endpoint)
+                                if endpoint.signature.caller is not None:
+                                    request.arguments[endpoint.signature.caller] = principal
                     finally:
                         notification.cancel()
         finally:
             leaving.cancel()
             draining.cancel()
-
-    async def _readmit(self, request: IncomingRequest, endpoint: Endpoint, arguments: dict[str, Any]) -> None:
-        if not endpoint.public:
-            principal = await self._admit(request, endpoint)
-            if endpoint.signature.caller is not None:
-                arguments[endpoint.signature.caller] = principal
 
     # -- failures
 
@@ -385,21 +366,17 @@ class Pipeline:
 
     def _internal_error(self, error: Exception, request: IncomingRequest) -> Response:
         endpoint = request.endpoint
-        plugin, route = (endpoint.route.plugin, endpoint.label) if endpoint else ("", request.path)
-        log.exception("request failed", extra={"route": route, "plugin": plugin, "request_id": request.request_id})
-        self.record_error(plugin, route, error, request.request_id)
+        plugin = endpoint.route.plugin if endpoint else ""
+        told = {"route": request.label, "plugin": plugin, "request_id": request.request_id}
+        log.exception("request failed", extra=told)
+        self.record_error(plugin, request.label, error, request.request_id)
         problem = Problem("This is a bug in Corral or a plugin; look up the request id in the log.")
         if plugin:
             problem.members["plugin"] = plugin
         return self._refusal(problem, request)
 
 
-async def _is_due(
-    until: float,
-    notification: asyncio.Future[Any],
-    leaving: asyncio.Future[Any],
-    draining: asyncio.Future[Any],
-) -> bool:
+async def _is_due(until: float, notification: Waiting, leaving: Waiting, draining: Waiting) -> bool:
     """Wait, but no longer than a principal may be cached. Whether a notification came or the time is up."""
     seconds = max(0.0, min(until - time_s(), KEEP_SECONDS))
     await asyncio.wait({notification, leaving, draining}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

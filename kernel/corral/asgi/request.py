@@ -16,6 +16,7 @@ from corral.plugin import Meter, Quota
 if TYPE_CHECKING:
     from corral.asgi.endpoint import Endpoint
     from corral.auth.principal import Principal
+    from corral.http.idempotency import Keyed
 
 LINGER_SECONDS = 0.5
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -32,7 +33,9 @@ class IncomingRequest(Request):
 
     __slots__ = (
         "_body_timeout",
+        "arguments",
         "endpoint",
+        "idempotency_key",
         "may_have_body",
         "metered",
         "path_names",
@@ -50,6 +53,7 @@ class IncomingRequest(Request):
         self.receive = receive
         self.method: str = scope.get("method", "GET")  # the scope of a WebSocket has none
         self.path: str = scope["path"]
+        self.label = f"{self.method} {self.path}"
         self.query: bytes = scope["query_string"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.repeats_headers = len(self.headers) != len(scope["headers"])
@@ -58,6 +62,8 @@ class IncomingRequest(Request):
         self.path_names: dict[str, str] = {}
         self.principal: Principal | None = None  # from the principal stage on
         self.quota: Quota | None = None  # the tightest rate limit that this request counts against
+        self.arguments: dict[str, Any] = {}  # of the handler, from the input stage on
+        self.idempotency_key: Keyed | None = None
         self.metered: list[tuple[Meter, Principal]] = []  # meters that must be told when the request ends
         given = self.header("x-request-id")
         self.request_id = given if given is not None and _REQUEST_ID.fullmatch(given) else new_id()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -84,11 +84,12 @@ ANY_VERSION = IfMatch()
 
 
 class Request:
-    """What a handler may ask for of the request itself. The names of `headers` are in lower case."""
+    """What a handler may ask for of the request itself. `label` is its route, `GET /tasks/{id}`."""
 
-    __slots__ = ("client_ip", "headers", "method", "path", "request_id")
+    __slots__ = ("client_ip", "headers", "label", "method", "path", "request_id")
     method: str
     path: str
+    label: str
     client_ip: str
     request_id: str
     headers: Mapping[bytes, bytes]
@@ -101,8 +102,4 @@ class Request:
     def entry(self, caller: Principal | None = None) -> Entry:
         """The entry for units that an `async def` handler opens: who acts, and from where."""
         actor = ANONYMOUS if caller is None else caller.actor
-        agent = self.header("user-agent")
-        return Entry(f"{self.method} {self.path}", actor, (), self.request_id, self.client_ip, agent)
-
-
-JSON = Any
+        return Entry(self.label, actor, (), self.request_id, self.client_ip, self.header("user-agent"))

@@ -20,13 +20,12 @@ import msgspec
 
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN
 from corral.errors import CODES, LIMITING_CODES, Fault
-from corral.http.answers import Answer
+from corral.http.answers import Answer, Stream, Text
 from corral.http.page import Page, PageQuery
-from corral.http.routes import Route
-from corral.http.signature import Signature, hints, read
+from corral.http.routes import API_PREFIX, Route
+from corral.http.signature import Signature, read
 from corral.schema.shapes import components, encode
 
-BASE = "/api/v1"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SCHEMAS = "#/components/schemas/"
 
@@ -97,18 +96,12 @@ def problems(route: Route, signature: Signature) -> dict[int, set[str]]:
     return found
 
 
-def _parts(kind: Any) -> list[Any]:
-    """The members of a union; answers may be unions of shapes without tags, which msgspec does not describe."""
-    return list(typing.get_args(kind)) if typing.get_origin(kind) in (typing.Union, types.UnionType) else [kind]
-
-
 class _Operation(msgspec.Struct):
-    """A route with the schemas of its parts; `returned` is its answer as declared."""
+    """A route with the schemas of its parts."""
 
     id: str
     route: Route
     signature: Signature
-    returned: list[Any]
     body: dict[str, Any]
     query: dict[str, Any]
     answers: list[dict[str, Any]]
@@ -122,26 +115,24 @@ class _Writer:
         self.responses: dict[str, dict[str, Any]] = {}
         self.operations: list[_Operation] = []
         signatures = [read(route) for route in routes]
-        kinds = [[signature.body, signature.query, *map(_item, _parts(signature.returns))] for signature in signatures]
+        kinds = [[signature.body, signature.query, *map(_item, signature.answers)] for signature in signatures]
         (self.problem, self.page, *rest), self.named = _described(routes, kinds)
         left = iter(rest)
         for name, route, signature, wanted in zip(_ids(routes), routes, signatures, kinds, strict=True):
-            returned = _parts(hints(route.handler)["return"])
             body, query, *answers = [next(left) for _ in wanted]
-            shapes = [] if signature.returns is None else zip(_parts(signature.returns), answers, strict=True)
+            shapes = zip(signature.answers, answers, strict=True)
             answers = [self._paged(each) if _item(kind) is not kind else each for kind, each in shapes]
-            answers += [{"type": "null"}] if types.NoneType in returned else []
-            self.operations.append(_Operation(name, route, signature, returned, body, query, answers))
+            answers += [{"type": "null"}] if types.NoneType in signature.returned else []
+            self.operations.append(_Operation(name, route, signature, body, query, answers))
 
     def paths(self) -> dict[str, dict[str, Any]]:
         """All operations by path and method, under the base path and at the root where the route says so."""
         found: dict[str, dict[str, Any]] = {}
         for each in self.operations:
-            path, method = each.route.path, each.route.method.lower()
             written = self._operation(each)
-            found.setdefault(BASE + path.rstrip("/"), {})[method] = written
-            if each.route.root:
-                found.setdefault(path, {})[method] = {**written, "operationId": f"{each.id}_at_root"}
+            for path in each.route.paths:
+                own = {} if path.startswith(API_PREFIX) else {"operationId": f"{each.id}_at_root"}
+                found.setdefault(path, {})[each.route.method.lower()] = {**written, **own}
         return dict(sorted(found.items()))
 
     def schemas(self, paths: Any) -> dict[str, Any]:
@@ -276,7 +267,7 @@ def _successes(each: _Operation) -> dict[str, dict[str, Any]]:
     route, versioned = each.route, each.signature.versioned
     words = {200: "Done.", 201: "Created.", 202: "Accepted; the resource tells the progress.", 204: "Done; no body."}
     more = [*(["ETag"] if versioned else []), *(["Idempotency-Replayed"] if route.keyed else [])]
-    adapts = any(typing.get_origin(part) is Answer for part in each.returned)  # it may have another status
+    adapts = any(typing.get_origin(part) is Answer for part in each.signature.returned)  # it may have another status
     found: dict[str, dict[str, Any]] = {}
     for status in {route.status, *route.also, *((200, 201, 202) if adapts else ())}:
         own = ["Location"] if status in (201, 202) else ["Corral-Affected"] if route.method == "DELETE" else []
@@ -293,9 +284,9 @@ def _content(each: _Operation) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if each.answers:
         content["application/json"] = {"schema": each.answers[0] if len(each.answers) == 1 else {"anyOf": each.answers}}
-    if each.signature.text:
+    if Text in each.signature.returned:
         content["text/*"] = {"schema": {"type": "string"}}
-    if each.signature.streams:
+    if Stream in each.signature.returned:
         content |= {"text/event-stream": {"schema": {"type": "string"}}, "*/*": {}}
     return content
 

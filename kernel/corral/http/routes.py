@@ -67,7 +67,6 @@ class Route(msgspec.Struct, kw_only=True):
     remembered: bool = False  # answers who was known shortly before, when no database can say who calls
     exempt_host: bool = False
     rate: Rate | None = None
-    stream: bool = False
     live: bool = False  # the answer tells more than its version does: never 304
     rest: bool = False  # the last name of the path takes what is left of it, slashes included
     abandoned: bool = False  # an `async def` handler is cancelled when the client leaves
@@ -80,7 +79,8 @@ class Route(msgspec.Struct, kw_only=True):
     @property
     def paths(self) -> tuple[str, ...]:
         """Where the route answers, without trailing slashes."""
-        return (API_PREFIX + self.path, self.path) if self.root else (API_PREFIX + self.path,)
+        path = API_PREFIX + self.path.rstrip("/")
+        return (path, self.path) if self.root else (path,)
 
     @property
     def names(self) -> list[str]:

@@ -56,7 +56,7 @@ async def verify_audit_log(
     return verdict
 
 
-@routes.get("/export", needs=EXPORT, raises=("unsupported_format",), stream=True)
+@routes.get("/export", needs=EXPORT, raises=("unsupported_format",))
 async def export_audit_log(
     query: ExportQuery, caller: Principal, request: Request, access: Access, work: Work
 ) -> Stream:

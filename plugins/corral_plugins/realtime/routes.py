@@ -32,7 +32,7 @@ class StreamQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     after: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
 
 
-@routes.get("/stream", needs=PERMISSION, stream=True, raises=("unknown_event", "cursor_expired"))
+@routes.get("/stream", needs=PERMISSION, raises=("unknown_event", "cursor_expired"))
 async def stream_events(
     query: StreamQuery, caller: Principal, request: Request, hub: Hub, rights: Rights, replays: Replays, work: Work
 ) -> Stream:
