@@ -21,12 +21,7 @@ class RequestAudit:
 
     def __init__(self, kernel: Kernel) -> None:
         self._database = kernel.database
-        self._audit: Audit | None = kernel.container.find(Audit, KERNEL, optional=True, where="the request path")
-
-    @property
-    def is_verbose(self) -> bool:
-        """Whether every request is audited."""
-        return self._audit is not None and self._audit.verbose
+        self.log: Audit | None = kernel.container.find(Audit, KERNEL, optional=True, where="the request path")
 
     async def request_denied(self, request: IncomingRequest, endpoint: Endpoint, refusal: Problem) -> None:
         """Record that a caller was refused an operation of admins or auditors."""
@@ -39,7 +34,7 @@ class RequestAudit:
             await self._write(request, endpoint, outcome, code)
 
     async def _write(self, request: IncomingRequest, endpoint: Endpoint, outcome: str, code: str | None) -> None:
-        audit = self._audit
+        audit = self.log
         if audit is None:
             return
         area = endpoint.route.needs[0].rpartition(".")[0] or endpoint.route.plugin

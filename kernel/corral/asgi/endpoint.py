@@ -135,7 +135,7 @@ class Endpoint:
         values that are stored as secrets are.
         """
         by_machine = request.principal is None or request.principal.kind not in PEOPLE
-        given = (request.header("content-type"), request.header("content-encoding"), body, by_machine)
+        given = (request.headers.get(b"content-type", b""), request.headers.get(b"content-encoding"), body, by_machine)
         context = made_by(*self._subject(request)) if self.route.redacted and by_machine else contextlib.nullcontext()
         with context:
             if len(body) > INLINE_BODY:
@@ -151,7 +151,7 @@ class Endpoint:
         principal = request.principal
         return (principal.kind, principal.id) if principal is not None else ("route", self.label)
 
-    def _parse_json(self, content_type: str | None, encoding: str | None, body: bytes, by_machine: bool) -> Any:
+    def _parse_json(self, content_type: bytes, encoding: bytes | None, body: bytes, by_machine: bool) -> Any:
         kind = self.signature.body
         if body:
             check_media_type(content_type, encoding)
@@ -186,13 +186,13 @@ def _holds(principal: Principal, need: str) -> bool:
     return (need == SIGNED_IN and principal.kind in PEOPLE) or need in principal.permissions
 
 
-def check_media_type(content_type: str | None, encoding: str | None) -> None:
+def check_media_type(content_type: bytes, encoding: bytes | None) -> None:
     """Raise `unsupported_media_type` for anything but uncompressed `application/json` in UTF-8."""
-    if encoding not in (None, "identity"):
+    if encoding not in (None, b"identity"):
         raise Problem("Send the body without Content-Encoding.", code="unsupported_media_type")
-    media, _, parameters = (content_type or "").partition(";")
-    charset = parameters.partition("charset=")[2].strip(' "').lower()
-    if media.strip().lower() != "application/json" or charset not in ("", "utf-8"):
+    media, _, parameters = content_type.lower().partition(b";")
+    charset = parameters.partition(b"charset=")[2].strip(b' "')
+    if media.strip() != b"application/json" or charset not in (b"", b"utf-8"):
         raise Problem("Send JSON with Content-Type: application/json.", code="unsupported_media_type")
 
 

@@ -53,7 +53,7 @@ class Pipeline:
         self.database, self.feed = kernel.database, kernel.feed
         self.metrics, self.redactor, self.record_error = kernel.metrics, kernel.redactor, kernel.registry.record
         self.client_address = ClientAddress(server.trusted_proxies)
-        self.is_own_host = Hosts(server.public_url, server.allowed_hosts)
+        self.is_own_host = functools.lru_cache(maxsize=256)(Hosts(server.public_url, server.allowed_hosts))
         contributed = [gate for loaded in kernel.active for gate in loaded.of("corral_gates")]
         self.gates = tuple(gate for gate in contributed if isinstance(gate, Gate))
         self.meters = tuple(gate for gate in contributed if isinstance(gate, Meter))
@@ -106,7 +106,7 @@ class Pipeline:
         if self.draining and request.scope["http_version"] < "2":  # the client's next request goes to another process
             response.headers["Connection"] = "close"
         endpoint = request.endpoint
-        if endpoint is not None and self.audit.is_verbose:
+        if endpoint is not None and self.audit.log is not None and self.audit.log.verbose:
             await self.audit.request_served(request, endpoint, response.status, code)
         method = request.method if request.method in METHODS else "other"
         seconds = time.perf_counter() - began
@@ -227,7 +227,8 @@ class Pipeline:
             principal = await self._read_principal(request, credential, known)
             if principal is not known:
                 self.credentials.keep(given, principal)
-        principal.check_address(request.client_ip)
+        if principal.networks:
+            principal.check_address(request.client_ip)
         if principal.expires_at is not None and principal.expires_at <= time_s():
             raise Unauthorized(code="token_expired", headers=CHALLENGE)
         return principal

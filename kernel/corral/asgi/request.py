@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from corral.http.idempotency import Keyed
 
 LINGER_SECONDS = 0.5
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 Receive = Callable[[], Awaitable[Any]]
 
@@ -65,8 +65,8 @@ class IncomingRequest(Request):
         self.arguments: dict[str, Any] = {}  # of the handler, from the input stage on
         self.idempotency_key: Keyed | None = None
         self.metered: list[tuple[Meter, Principal]] = []  # meters that must be told when the request ends
-        given = self.header("x-request-id")
-        self.request_id = given if given is not None and _REQUEST_ID.fullmatch(given) else new_id()
+        given = self.headers.get(b"x-request-id", b"")
+        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else new_id()
         self._body_timeout = body_timeout
         silent = b"1" if scope["http_version"] >= "2" else b"0"  # HTTP/2 announces no body; the stream's end shows it
         self.may_have_body = b"transfer-encoding" in self.headers or self.headers.get(b"content-length", silent) != b"0"

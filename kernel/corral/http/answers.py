@@ -102,4 +102,6 @@ class Request:
     def entry(self, caller: Principal | None = None) -> Entry:
         """The entry for units that an `async def` handler opens: who acts, and from where."""
         actor = ANONYMOUS if caller is None else caller.actor
-        return Entry(self.label, actor, (), self.request_id, self.client_ip, self.header("user-agent"))
+        agent = self.headers.get(b"user-agent")
+        user_agent = None if agent is None else agent.decode("latin1")
+        return Entry(self.label, actor, (), self.request_id, self.client_ip, user_agent)

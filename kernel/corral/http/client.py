@@ -61,14 +61,10 @@ class Hosts:
         urls = [public_url or "", *(f"//{name}" for name in allowed)]  # a port says nothing here
         self._names = {(urlsplit(url).hostname or "").rstrip(".") for url in urls} | LOOPBACK
         self._names = self._names - {""} | {socket.gethostname().lower()}
-        self._judged = functools.lru_cache(maxsize=256)(self._judge)
 
     def __call__(self, header: bytes | None) -> bool:
         """Whether the header names this installation; a missing one (HTTP/1.0) does not."""
-        return header is not None and self._judged(header)
-
-    def _judge(self, header: bytes) -> bool:
-        text = header.decode("latin1").strip()
+        text = (header or b"").decode("latin1").strip()
         if not text or any(mark in text for mark in "@/\\?# ,"):
             return False
         try:
