@@ -26,8 +26,17 @@ def pytest_configure() -> None:
             os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist worksteal` one process does the first third, and others take from it what is left at the end."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the PostgreSQL run of `one_engine` tests unless `--long` is given, and put the tests that wait first.
+
+    With `--dist worksteal` one process starts on the first third, and the others take over what is left at the end.
+    """
+    if not config.getoption("--long"):
+        twice = [
+            item for item in items if item.get_closest_marker("one_engine") and item.get_closest_marker("postgres")
+        ]
+        config.hook.pytest_deselected(items=twice)
+        items[:] = [item for item in items if item not in {*twice}]
     items.sort(key=lambda item: next((n for n, path in enumerate(FIRST) if item.nodeid.startswith(path)), len(FIRST)))
 
 

@@ -1,4 +1,4 @@
-"""Stored credentials: envelope encryption under the master keys, signed expiring tokens, and keyed digests.
+"""Stored credentials: envelope encryption under the master keys, and keyed digests.
 
 A sealed value is `version(1) key_id(8) nonce(12) wrapped_data_key(48) nonce(12) ciphertext+tag`: a random data key a
 value, wrapped by a key made from a master key. Only the wrapping names the master key, so `rewrap` leaves the value's
@@ -15,15 +15,11 @@ import os
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-from corral import clock
 from corral.config.model import Config
 from corral.config.reader import readable_by_others
 from corral.errors import Invalid, Refused, Unavailable
-
-if TYPE_CHECKING:
-    from itsdangerous import URLSafeTimedSerializer
 
 KEY_FILE = "master.key"
 _VERSION = b"\x01"
@@ -34,14 +30,6 @@ _BODY = _HEAD + _NONCE + _DATA_KEY + _TAG
 
 class SealedWrong(ValueError):
     """The value was changed, cut, or taken from another place: it does not open, with any key."""
-
-
-class BadSignature(ValueError):
-    """The text was not signed here for this purpose."""
-
-
-class Expired(BadSignature):
-    """It was signed here, too long ago."""
 
 
 def place(table: str, row: str, version: int, field: str = "value") -> str:
@@ -68,6 +56,16 @@ def derive(master: bytes, purpose: str) -> bytes:
     """A 256-bit key for one purpose: HKDF-SHA256 (RFC 5869), one block."""
     extracted = hmac.digest(b"corral", master, "sha256")
     return hmac.digest(extracted, purpose.encode() + b"\x01", "sha256")
+
+
+def new_secret() -> str:
+    """An opaque token of 256 bits, for a cookie, a header or a body."""
+    return secrets.token_urlsafe(32)
+
+
+def digest(secret: str) -> str:
+    """What of an opaque token is stored."""
+    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 class MasterKey(NamedTuple):
@@ -105,7 +103,7 @@ class Keyring:
     """The master keys of this process; the first seals, all open.
 
     Without a key, or once `note_stored` finds that all stored rows have other keys, it is `sealed`: what needs a secret
-    raises `Unavailable` (`vault_sealed`). Digests and signatures go on, without a key under one of this process alone.
+    raises `Unavailable` (`vault_sealed`). Digests go on, without a key under one of this process alone.
     """
 
     def __init__(self, keys: Sequence[MasterKey] = (), *, source: str = "", created: bool = False) -> None:
@@ -194,49 +192,12 @@ class Keyring:
         keys = [derive(secret, f"mac/{purpose}") for secret in self._signing]
         return any(hmac.compare_digest(hmac.digest(key, data, "sha256"), mac) for key in keys)
 
-    def signer(self, purpose: str) -> Signer:
-        """Signs and reads tokens of one purpose; those of another purpose are `BadSignature`."""
-        return Signer([derive(secret, f"sign/{purpose}") for secret in reversed(self._signing)], purpose)
-
-
-class Signer:
-    """Signed texts with their time, safe in a URL. They are signed, not hidden: put no secret in."""
-
-    def __init__(self, keys: Sequence[bytes], purpose: str) -> None:
-        self._serializer = _serializer(keys, purpose)
-
-    def sign(self, obj: Any) -> str:
-        """A token for a JSON-able value."""
-        return self._serializer.dumps(obj)
-
-    def load(self, text: str, max_age: int) -> Any:
-        """The value, if signed at most `max_age` seconds ago; else `Expired` or `BadSignature`."""
-        from itsdangerous import BadData, SignatureExpired
-
-        try:
-            return self._serializer.loads(text, max_age=max_age)
-        except SignatureExpired:
-            raise Expired("the token has expired") from None
-        except (BadData, UnicodeError):
-            raise BadSignature("the token was not signed here for this purpose") from None
-
 
 def key_id(sealed: bytes) -> str:
     """The id of the master key that a sealed value needs; rows keep it beside the value, for counts and rewrapping."""
     if sealed[:1] != _VERSION or len(sealed) < _BODY + _NONCE + _TAG:
         raise SealedWrong("not a sealed value")
     return sealed[1:_HEAD].hex()
-
-
-def _serializer(keys: Sequence[bytes], purpose: str) -> URLSafeTimedSerializer:
-    from itsdangerous import TimestampSigner, URLSafeTimedSerializer
-
-    class ClockSigner(TimestampSigner):
-        def get_timestamp(self) -> int:  # the one clock, so that tests can age a token
-            return int(clock.time_s())
-
-    options = {"key_derivation": "hmac", "digest_method": hashlib.sha256}
-    return URLSafeTimedSerializer(list(keys), salt=purpose, signer=ClockSigner, signer_kwargs=options)
 
 
 def _bound(aad: str) -> bytes:

@@ -17,12 +17,14 @@ from corral.database.engine import Database
 from corral.database.unit import Unit
 from corral.errors import Refused
 from corral.events import log as event_log
-from corral.isolation.tasks import PluginTasks
 from corral.jobs import job as job_rows
-from corral.loader import Loaded, block, discover, fail, load
-from corral.runtime import PluginRuntime
-from corral.upgrade import apply_migrations, taken_out, unlock
-from corral.wiring import Wired
+from corral.plugins.background import PluginTasks
+from corral.plugins.discovery import discover
+from corral.plugins.loading import load
+from corral.plugins.migrations import apply_migrations, taken_out, unlock
+from corral.plugins.record import PluginRecord, block, fail
+from corral.plugins.runtime import PluginRuntime
+from corral.plugins.wiring import Wired
 
 log = logging.getLogger("corral.kernel")
 
@@ -32,7 +34,7 @@ START_SECONDS, STOP_SECONDS = 15.0, 10.0
 class Kernel(Wired):
     """A wired installation that can be started and stopped."""
 
-    def __init__(self, config: Config, plugins: list[Loaded], database: Database, keyring: Keyring) -> None:
+    def __init__(self, config: Config, plugins: list[PluginRecord], database: Database, keyring: Keyring) -> None:
         super().__init__(config, plugins, database, keyring)
         self.address: str | None = None
         self._serving: list[Callable[[str], Awaitable[None]]] = []
@@ -67,7 +69,7 @@ class Kernel(Wired):
                 self._following.append(consumer)
                 self.supervisor.start(f"consumer {consumer.name}", consumer.run)
 
-    async def _start_plugin(self, loaded: Loaded) -> None:
+    async def _start_plugin(self, loaded: PluginRecord) -> None:
         """One that raises is out, a third party's that does not come back too, and so is what requires it."""
         before, me = self.active, asyncio.current_task()
         runtime, limit = PluginRuntime(self, loaded), None if loaded.found.built_in else START_SECONDS
@@ -122,7 +124,7 @@ class Kernel(Wired):
         if due := [str(row["id"]) for unit in units for row in unit.jobs if row["run_at"] <= row["created_at"]]:
             self.runner.announce(due)
 
-    def tasks_of(self, loaded: Loaded) -> PluginTasks:
+    def tasks_of(self, loaded: PluginRecord) -> PluginTasks:
         """What guards the background tasks of a plugin."""
         return PluginTasks(self.warden, self.guards, loaded, self.registry)
 
@@ -136,7 +138,11 @@ class Kernel(Wired):
 
 
 def boot(
-    config: Config, *, plugins: list[Loaded] | None = None, migrations: bool | None = None, create_keys: bool = True
+    config: Config,
+    *,
+    plugins: list[PluginRecord] | None = None,
+    migrations: bool | None = None,
+    create_keys: bool = True,
 ) -> Kernel:
     """Load, migrate and wire. `plugins` replaces discovery (tests); `migrations` None: as configured by engine.
 

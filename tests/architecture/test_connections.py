@@ -82,8 +82,8 @@ ALLOWED = {
     "kernel/corral/cli/asgi_servers.py": "the listening socket",
     "kernel/corral/cli/serve.py": "the listening socket",
     "kernel/corral/cli/processes.py": "the listening socket, handed on to further processes",
-    "kernel/corral/core/siblings.py": "processes of one server, over a socket in the data folder",
-    "kernel/corral/core/redis/": "the operator's Redis",
+    "kernel/corral_core/health/service/sibling_processes.py": "processes of one server, over a socket",
+    "kernel/corral_core/redis/": "the operator's Redis",
     "plugins/corral_plugins/workers/node/": "the worker is a program of its own, which speaks to its server",
 }
 

@@ -21,7 +21,7 @@ def _entry_points() -> dict[str, list[str]]:
 
 def _expected() -> list[str]:
     folders = (path.parent.name for path in (ROOT / "plugins" / "corral_plugins").glob("*/__init__.py"))
-    lines = ["core = corral.core.plugin:CorePlugin"]
+    lines = ["core = corral_core.plugin:CorePlugin"]
     for name in folders:
         camel = "".join(word.capitalize() for word in name.split("_"))
         lines.append(f"{name} = corral_plugins.{name}.plugin:{camel}Plugin")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import pytest
 from tests.generated import tables
 from tests.generated.operations import Operation
 from tests.generated.resources import Names, asked, of
@@ -14,6 +15,8 @@ from tests.generated.world import World
 
 from corral.ids import new_id
 from corral.testing.kit import Answer, Client
+
+pytestmark = pytest.mark.one_engine
 
 # Set by the server unless the operation's own table says otherwise: then the document has the field.
 SERVERS = {

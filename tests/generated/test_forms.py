@@ -14,6 +14,8 @@ from tests.generated.world import CONFIG, World
 
 from corral.testing.kit import Answer, Client
 
+pytestmark = pytest.mark.one_engine
+
 BOTH_WAYS = pytest.mark.parametrize("fast", [True, False], ids=["table", "quart"])
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 # What differs from one answer to the next, whatever is asked.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from corral import clock
-from corral.core.jobs import prune_events
 from corral.events import log as event_log
 from corral.events.consumers import LAG, ConsumerRow, Subscriber
 from corral.events.event import Event, emit
@@ -16,6 +15,7 @@ from corral.events.log import EventRow, Record
 from corral.events.registry import EventTypes
 from corral.plugin import Contributions, Plugin, hookimpl
 from corral.testing.kit import Kit, make_kernel
+from corral_core.event_log.jobs import prune_events
 
 seen: list[int] = []
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from corral.loader import Found, discover
+from corral.plugins.discovery import Found, discover
 from corral.testing.installed import PluginFolder
 from corral.testing.kit import Kit, make_kernel
 from corral_plugins.tasks.plugin import TasksPlugin
@@ -161,7 +161,8 @@ PROBE = """
 import sys
 from corral.config.model import Config, Plugins
 from corral.asgi.unavailable import built_in_paths
-from corral.loader import discover, load
+from corral.plugins.discovery import discover
+from corral.plugins.loading import load
 found = [item for item in discover(Config()) if item.name == "tasks"]
 loaded = load(found, Config(plugins=Plugins(disabled=("tasks",))))
 assert "GET /tasks" in built_in_paths(loaded)["tasks"]

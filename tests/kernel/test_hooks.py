@@ -20,7 +20,6 @@ from click.testing import CliRunner
 from corral.auth.principal import PUBLIC, SIGNED_IN, Principal
 from corral.cli import demo_model
 from corral.cli.group import group
-from corral.core.redis.bus import RedisBus
 from corral.database.model import Model
 from corral.database.unit import current
 from corral.errors import Forbidden, Refused, Unauthorized
@@ -31,7 +30,6 @@ from corral.events.log import Record
 from corral.http.routes import Routes, Socket, SocketConnection
 from corral.jobs.job import Job, Schedule, enqueue
 from corral.jobs.queue import JobQueue
-from corral.loader import Found
 from corral.plugin import (
     Contributions,
     DemoModel,
@@ -43,8 +41,10 @@ from corral.plugin import (
     Setting,
     hookimpl,
 )
+from corral.plugins.discovery import Found
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.testing.kit import Kit, make_kernel
+from corral_core.redis.service.bus import RedisBus
 
 
 def plugin(name: str, **hooks: Callable[..., Any]) -> type[Plugin]:
@@ -311,7 +311,7 @@ def test_corral_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         click.echo("waving")
 
     kind = plugin("waves", corral_commands=lambda self: [wave])
-    monkeypatch.setattr("corral.loader.discover", lambda config: [Found(name="waves", load=lambda: kind)])
+    monkeypatch.setattr("corral.plugins.discovery.discover", lambda config: [Found(name="waves", load=lambda: kind)])
     assert CliRunner().invoke(group, ["wave"]).output == "waving\n"
     assert "Wave." in CliRunner().invoke(group, ["--help"]).output
 
@@ -326,7 +326,7 @@ def test_corral_demo_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     kinds = {"none": plugin("none"), "one": plugin("one", corral_demo_models=models)}
     found = [Found(name=name, load=lambda kind=kind: kind) for name, kind in kinds.items()]  # type: ignore[misc]  # bound
-    monkeypatch.setattr("corral.loader.discover", lambda config: found)
+    monkeypatch.setattr("corral.plugins.discovery.discover", lambda config: found)
     choice = demo_model.choose()
     assert choice.model == DemoModel(name="one/b", context_tokens=512, file=tmp_path / "given.gguf")
     assert (choice.name, choice.plugin, choice.problem) == ("one/b", "one", "")

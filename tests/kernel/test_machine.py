@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from corral import clock
-from corral.core.machine import LEASE, MachineLease
 from corral.database.leases import acquire, holder_of, release
 from corral.errors import Refused
 from corral.testing.kit import Kit, make_kernel
+from corral_core.health.service.single_machine import LEASE, MachineLease
 
 
 async def test_a_second_machine_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
     async with make_kernel(tmp_path, plugins=[]) as kit:
         work = kit.kernel.database.work
-        with pytest.raises(Refused, match=r"another machine, .+, serves this SQLite database"):
+        with pytest.raises(Refused, match=r"another machine, .+, serves this database file"):
             await MachineLease(work, "elsewhere 0000-1111").take()
         clock.travel(31)
         await MachineLease(work, "elsewhere 0000-1111").take()

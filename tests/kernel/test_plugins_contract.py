@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from corral.core.plugin import CorePlugin
 from corral.database.unit import current
 from corral.errors import Refused
 from corral.events.consumers import ConsumerRow
 from corral.jobs.job import enqueue
 from corral.plugin import Contributions
+from corral.plugins.migrations import Pending
 from corral.testing.installed import PluginFolder
 from corral.testing.kit import Kit, make_kernel
-from corral.upgrade import Pending
+from corral_core.plugin import CorePlugin
 
 MakeKit = Callable[..., Awaitable[Kit]]
 
@@ -220,7 +220,9 @@ async def test_a_schema_newer_than_a_third_party_plugin_is_its_failure_alone(
     assert "0002_b, which this release does not know" in (kit.loaded("faulty").reason or "")
     await check_others(kit)
     (package / "migrations" / "0001_a.py").unlink()
-    monkeypatch.setattr("corral.loader.BUILT_IN", "corral-faulty")  # a built-in one keeps the process from starting
+    monkeypatch.setattr(
+        "corral.plugins.discovery.BUILT_IN", "corral-faulty"
+    )  # a built-in one keeps the process from starting
     with pytest.raises(Pending, match="does not know"):
         await make_kit(plugins=["faulty"], config={"plugins.dir": str(folder.path)})
 

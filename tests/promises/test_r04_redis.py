@@ -15,9 +15,9 @@ import httpx2
 import pytest
 import redis
 
-from corral.core.redis.bus import CHANNEL
 from corral.testing.engines import ValkeyServer
 from corral.testing.server import JobsProcess, ServerProcess
+from corral_core.redis.service.bus import CHANNEL
 
 pytestmark = pytest.mark.redis
 

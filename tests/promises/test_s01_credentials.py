@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from tests.generated import rights, tables
 from tests.generated.callers import Caller, Refusal, bad, insufficient
 from tests.generated.operations import Operation
 from tests.generated.world import World
 
 from corral.testing.kit import Answer
+
+pytestmark = pytest.mark.one_engine
 
 
 async def ask(world: World, operation: Operation, caller: Caller) -> Answer:

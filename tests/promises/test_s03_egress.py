@@ -13,11 +13,11 @@ import httpx2
 import pytest
 
 from corral.config.reader import load
-from corral.core.guards import SINKS
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked, Policy
 from corral.errors import Invalid
 from corral.testing.outside import PUBLIC, Names, Receiver, answer
+from corral_core.health.service.egress_metrics import SINKS
 
 # `loopback`, `internal` and `names` are hosts, `shapes` and `confusing` have the place of one that listens.
 CORPUS: dict[str, Any] = json.loads((Path(__file__).parent / "hostile_urls.json").read_text("utf-8"))

@@ -23,6 +23,8 @@ from tests.kernel.auth.authenticator import AuthenticatorApp
 
 from corral.testing.server import PASSWORD, ServerProcess
 
+pytestmark = pytest.mark.one_engine
+
 ACCOUNTS, THREADS, ALLOWED = 4, 32, 5
 HASHES = re.compile(r"^corral_password_hash_seconds_count (\d+)", re.MULTILINE)
 

@@ -12,7 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from corral.testing.server import PASSWORD, ServerProcess
+
+pytestmark = pytest.mark.one_engine
 
 ATTEMPTS = 19  # of each address: one more would lock it
 

@@ -17,10 +17,13 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx2
+import pytest
 from websockets.sync.client import connect
 
 from corral.database.connect import connect as open_database
 from corral.testing.server import PASSWORD, ServerProcess
+
+pytestmark = pytest.mark.one_engine
 
 CONTROL = "mark-that-nobody-stored-0123456789"
 MODEL = {"llm_provider": "scripted", "llm_model": "echo"}

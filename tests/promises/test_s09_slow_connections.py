@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from corral.testing.server import ServerProcess
+
+pytestmark = pytest.mark.one_engine
 
 CLOSED_WITHIN, TOLD_WITHIN, P99_MS = 15.0, 60.0, 500.0
 DRIP_SECONDS = 1.0

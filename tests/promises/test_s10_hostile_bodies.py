@@ -21,10 +21,12 @@ import pytest
 
 from corral.testing.server import ServerProcess
 
+pytestmark = pytest.mark.one_engine
+
 MIB = 2**20
 MOST_MEMORY, AT_ONCE_MS = 32 * MIB, 100
 DECLARED, ENDLESS = 10 * 2**30, 400  # bytes that are announced; pieces of 64 KiB that are sent if nobody stops it
-REST = 7  # seconds; what is free goes back within two looks of `corral.core.memory`
+REST = 7  # seconds; what is free goes back within two looks of `corral_core.health.service.heap_trimming`
 PARTS = b"--x\r\nContent-Disposition: form-data; name=a\r\n\r\n1\r\n"
 
 

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 from tests.promises import misbehaving
 
 from corral import clock
 from corral.testing.installed import PluginFolder
 from corral.testing.server import ServerProcess
+
+pytestmark = pytest.mark.one_engine
 
 CLIENTS, PAUSE = 4, 0.02
 HELD_WITHIN, SLACK = 10.0, 10.0  # seconds; the slack is for a machine that has other things to do

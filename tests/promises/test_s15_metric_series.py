@@ -12,10 +12,13 @@ import string
 import time
 from typing import Any
 
+import pytest
 from tests.generated.world import World
 
 from corral.ids import new_id
 from corral.testing.kit import Client
+
+pytestmark = pytest.mark.one_engine
 
 MOST_SERIES, MOST_SECONDS = 2000, 0.1
 SHORT, LONG = 3_000, 50_000

@@ -13,7 +13,7 @@ from corral.auth.permissions import Permissions
 from corral.http.openapi import ApiDocument, document
 from corral.http.routes import API_PREFIX, Route, Socket
 from corral.kernel import Kernel
-from corral.loader import Loaded, attempt, block, fail
+from corral.plugins.record import PluginRecord, attempt, block, fail
 
 
 class Application:
@@ -52,11 +52,11 @@ class Application:
         found.update(pair for loaded in self.kernel.active for pair in loaded.of("_sockets"))
         return {prefix + path: each for path, each in found.items() for prefix in ("", API_PREFIX)}
 
-    def _socket(self, loaded: Loaded, item: Socket) -> sockets.SocketEndpoint:
+    def _socket(self, loaded: PluginRecord, item: Socket) -> sockets.SocketEndpoint:
         serve = self.kernel.container.bind(item.serve, self.kernel.room(loaded), skip=("connection",))
         return sockets.SocketEndpoint(loaded, self.kernel.guards.route(loaded, f"WS {item.path}", serve))
 
-    def _add_routes(self, loaded: Loaded, router: Router) -> None:
+    def _add_routes(self, loaded: PluginRecord, router: Router) -> None:
         permissions = self.kernel.container.get(Permissions)
         bound: list[Endpoint] = []
         own = Router()  # raises `RouteConflict` when a plugin declares an operation twice
@@ -85,7 +85,7 @@ class Application:
             self.kernel.database.rooms |= {endpoint.label: loaded.name for endpoint in bound}
         self.endpoints.extend(bound)
 
-    def _plugins_changed(self, *changed: Loaded) -> None:
+    def _plugins_changed(self, *changed: PluginRecord) -> None:
         """Routes of plugins that are out of service answer 503 from now on; those of the others serve."""
         plugins = {loaded.name: loaded for loaded in changed}
         for endpoint in self.endpoints:

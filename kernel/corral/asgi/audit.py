@@ -6,14 +6,14 @@ import logging
 
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.request import IncomingRequest
-from corral.container import Room
 from corral.errors import Problem
 from corral.kernel import Kernel
 from corral.plugin import Audit, AuditEntry
+from corral.plugins.container import Scope
 
 log = logging.getLogger("corral.http")
 
-KERNEL = Room("", frozenset(), frozenset())
+KERNEL = Scope("", frozenset(), frozenset())
 
 
 class RequestAudit:

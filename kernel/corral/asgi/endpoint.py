@@ -17,11 +17,11 @@ import msgspec
 from corral.asgi.request import IncomingRequest
 from corral.auth.permissions import Permissions
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
-from corral.container import Container, Room
 from corral.errors import Fault, Forbidden, Invalid, Malformed, Problem
 from corral.http import signature
 from corral.http.answers import IfMatch
 from corral.http.routes import Route
+from corral.plugins.container import Container, Scope
 from corral.redact.redactor import Redactor, made_by
 from corral.schema.shapes import convert
 from corral.schema.strict_json import parse_json
@@ -36,7 +36,7 @@ INLINE_AFTER, INLINE_BELOW, INLINE_ABOVE, INLINE_PENALTY = 20, 0.005, 0.050, 100
 class Endpoint:
     """What the router leads to. While the plugin is out of service, `unavailable()` is the problem to answer with."""
 
-    def __init__(self, route: Route, container: Container, room: Room) -> None:
+    def __init__(self, route: Route, container: Container, room: Scope) -> None:
         self.route = route
         self.handler = route.handler  # wrapped in a guard if the plugin is a third party's
         self.signature = signature.read(route)

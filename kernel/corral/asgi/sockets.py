@@ -15,7 +15,7 @@ from corral.asgi.request import IncomingRequest
 from corral.asgi.response import problem_response
 from corral.asgi.unavailable import plugin_unavailable
 from corral.errors import Malformed, NotFound, Problem, Unavailable
-from corral.loader import Loaded
+from corral.plugins.record import PluginRecord
 
 log = logging.getLogger("corral.http")
 
@@ -28,7 +28,7 @@ _draining: set[asyncio.Task[None]] = set()
 class SocketEndpoint(NamedTuple):
     """An endpoint with its services filled in, and its plugin; while the plugin is down the latter is enough."""
 
-    loaded: Loaded
+    loaded: PluginRecord
     serve: Callable[..., Any] = plugin_unavailable
 
 

@@ -13,7 +13,7 @@ from corral.asgi.router import RouteConflict, Router
 from corral.auth.principal import PUBLIC
 from corral.errors import Unavailable
 from corral.http.routes import Route
-from corral.loader import Loaded
+from corral.plugins.record import PluginRecord
 
 RETRY_AFTER = 60
 SOCKET = "WS "
@@ -24,7 +24,7 @@ class UnavailableEndpoint:
 
     public = True
 
-    def __init__(self, loaded: Loaded, label: str) -> None:
+    def __init__(self, loaded: PluginRecord, label: str) -> None:
         self.loaded = loaded
         method, _, path = label.partition(" ")
         self.route = Route(method=method, path=path, handler=self.unavailable, tag="", needs=(PUBLIC,), summary=label)
@@ -35,14 +35,14 @@ class UnavailableEndpoint:
         return plugin_unavailable(self.loaded)
 
 
-def plugin_unavailable(loaded: Loaded) -> Unavailable:
+def plugin_unavailable(loaded: PluginRecord) -> Unavailable:
     """503 with the state of the plugin and the reason for it."""
     code = "plugin_failed" if loaded.state == "failed" else "plugin_disabled"
     detail = f"The plugin {loaded.name} is {loaded.state}: {loaded.reason or 'see the log'}."
     return Unavailable(detail, code=code, retry_after=RETRY_AFTER)
 
 
-def add_unavailable(router: Router, plugins: Iterable[Loaded], served: Iterable[Any]) -> None:
+def add_unavailable(router: Router, plugins: Iterable[PluginRecord], served: Iterable[Any]) -> None:
     """Add the operations of built-in plugins that serve none. Paths that another plugin serves stay its own."""
     serving = {endpoint.route.plugin for endpoint in served}
     for loaded, label in _operations([loaded for loaded in plugins if loaded.name not in serving]):
@@ -51,21 +51,21 @@ def add_unavailable(router: Router, plugins: Iterable[Loaded], served: Iterable[
                 router.add(UnavailableEndpoint(loaded, label))
 
 
-def unavailable_sockets(plugins: Iterable[Loaded]) -> Iterator[tuple[Loaded, str]]:
+def unavailable_sockets(plugins: Iterable[PluginRecord]) -> Iterator[tuple[PluginRecord, str]]:
     """The socket paths of built-in plugins that are not running."""
     for loaded, label in _operations([loaded for loaded in plugins if not loaded.active]):
         if label.startswith(SOCKET):
             yield loaded, label.removeprefix(SOCKET)
 
 
-def _operations(down: list[Loaded]) -> Iterator[tuple[Loaded, str]]:
+def _operations(down: list[PluginRecord]) -> Iterator[tuple[PluginRecord, str]]:
     known = built_in_paths(down)
     for loaded in down:
         for label in known.get(loaded.name, ()) if loaded.found.built_in else ():
             yield loaded, label
 
 
-def built_in_paths(plugins: Iterable[Loaded]) -> dict[str, list[str]]:
+def built_in_paths(plugins: Iterable[PluginRecord]) -> dict[str, list[str]]:
     """`{plugin: ["GET /agents", …]}`, read from `paths.json` in the packages of built-in plugins; imports no plugin."""
     paths: dict[str, list[str]] = {}
     for package in {loaded.found.package for loaded in plugins if loaded.found.built_in} - {""}:

@@ -26,11 +26,12 @@ def command(name: str, postgres_url: str | None, show_all: bool, config_path: Pa
     It need not be enabled. Exits with 1 if a rule is broken.
     """
     from corral.cli.plugin_set import find
-    from corral.loader import Loaded, discover
+    from corral.plugins.discovery import discover
+    from corral.plugins.record import PluginRecord
 
     config = load_config(path=config_path)
     logs.configure("critical", "console")
-    found = find([Loaded(found=item) for item in discover(config)], name).found
+    found = find([PluginRecord(found=item) for item in discover(config)], name).found
     try:
         kind = found.load()
     except KeyboardInterrupt:

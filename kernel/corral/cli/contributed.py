@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import click
 
-from corral import loader
 from corral.config.model import Config
-from corral.loader import Found
+from corral.plugins import discovery
+from corral.plugins.discovery import Found
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ def contributed(config: Config, hook: str, what: str, call: Callable[[Any], T]) 
     before they are enabled.
     """
     ours = companions()
-    for found in loader.discover(config):
+    for found in discovery.discover(config):
         known = found.built_in or found.name in config.plugins.enabled or found.distribution in ours
         if known and found.name not in config.plugins.disabled:
             yield from ((found.name, item) for item in _ask(found, hook, what, call))
@@ -32,7 +32,7 @@ def contributed(config: Config, hook: str, what: str, call: Callable[[Any], T]) 
 def companions() -> frozenset[str]:
     """Distributions that Corral's own extras name, `corral[local]` say: separately released, but no stray ones."""
     try:
-        requirements = metadata.requires(loader.BUILT_IN) or []
+        requirements = metadata.requires(discovery.BUILT_IN) or []
     except metadata.PackageNotFoundError:  # a bare clone
         return frozenset()
     named = (re.match(r"[\w.-]+", line) for line in requirements if "extra ==" in line)

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from corral.config.model import Config
-from corral.loader import discover
+from corral.plugins.discovery import discover
 
 
 def modified_files(config: Config) -> Iterator[tuple[str, list[str]]]:

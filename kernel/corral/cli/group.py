@@ -66,7 +66,7 @@ def run() -> NoReturn:
     import peewee
 
     from corral.database.migrations import MigrationFailed, Newer
-    from corral.upgrade import Pending
+    from corral.plugins.migrations import Pending
 
     try:
         group.main(standalone_mode=False)
@@ -110,8 +110,8 @@ def _plugin_commands() -> dict[str, click.Command]:
     With a configuration that has faults: those of the built-in ones, which tell the faults of the file they are given.
     """
     from corral.cli.contributed import contributed
-    from corral.hook_types import given
     from corral.hookspecs import corral_commands
+    from corral.plugins.hooks import given
 
     try:
         config = load_config()

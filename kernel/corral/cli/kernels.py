@@ -19,9 +19,9 @@ from corral.cli import logs
 from corral.config.model import Config, Database, Keys, Redis, Storage
 from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
-from corral.container import Wiring
 from corral.database.unit import Actor, Entry
 from corral.errors import Refused
+from corral.plugins.container import Wiring
 from corral.settings.store import SettingsStore
 
 if TYPE_CHECKING:

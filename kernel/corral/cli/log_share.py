@@ -8,21 +8,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from corral.isolation.folders import Folders
-from corral.loader import Loaded
+from corral.plugins.code_owners import CodeOwners
+from corral.plugins.record import PluginRecord
 
 LINES_A_SECOND = 100
-TOLD_BY = "corral.isolation"
+TOLD_BY = "corral.plugins"
 
 
 class LogShare(logging.Filter):
     """For the handlers of a process. A line is a plugin's when its code wrote it, or when it is about the plugin."""
 
-    def __init__(self, plugins: Iterable[Loaded], now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, plugins: Iterable[PluginRecord], now: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._now = now
         self._lock = threading.Lock()
-        self._folders = Folders(plugins)
+        self._folders = CodeOwners(plugins)
         self._second = 0
         self._lines: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()

@@ -12,7 +12,7 @@ import structlog
 
 from corral import clock
 from corral.cli.log_share import LogShare
-from corral.loader import Loaded
+from corral.plugins.record import PluginRecord
 from corral.redact.redactor import Redactor
 
 _redactor = Redactor()  # knows what credentials look like, until `redact_with` names one that knows them
@@ -24,7 +24,7 @@ def redact_with(redactor: Redactor) -> None:
     _redactor = redactor
 
 
-def share_among(plugins: Iterable[Loaded]) -> LogShare:
+def share_among(plugins: Iterable[PluginRecord]) -> LogShare:
     """From now on no plugin has more than its share of the lines."""
     share = LogShare(plugins)
     for handler in logging.getLogger().handlers:

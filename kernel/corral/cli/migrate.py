@@ -21,7 +21,8 @@ def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | N
     """Apply pending migrations, of one PLUGIN or of all. Safe beside running servers; many at once migrate once."""
     from corral.database.connect import connect
     from corral.database.migrations import migrate, one_after_the_other, pending
-    from corral.loader import discover, load
+    from corral.plugins.discovery import discover
+    from corral.plugins.loading import load
 
     config = load_config(path=config_path)
     logs.configure("warning", "console")

@@ -18,7 +18,7 @@ from corral.config.reader import load as load_config
 @json_option
 def command(name: str, parent: Path | None, as_json: bool) -> None:
     """Write corral-NAME/, a distribution that passes lint, types, tests and `corral check` as it is."""
-    from corral.loader import discover
+    from corral.plugins.discovery import discover
 
     scaffold = importlib.import_module("corral.scaffold.write")  # above the command line: found by name
     try:

@@ -15,13 +15,15 @@ import tomlkit
 from corral.cli.kernels import scratch
 from corral.config.model import Config
 from corral.config.reader import load as load_config
-from corral.loader import Loaded, discover, load
+from corral.plugins.discovery import discover
+from corral.plugins.loading import load
+from corral.plugins.record import PluginRecord
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
 
 
-def plugins_of(config: Config) -> list[Loaded]:
+def plugins_of(config: Config) -> list[PluginRecord]:
     """Every installed plugin with the state that file and database give it; by name."""
     stored = stored_states(config)
     loaded = load(discover(config), config)
@@ -51,7 +53,7 @@ def stored_states(config: Config) -> dict[str, str]:
         database.close()
 
 
-def find(plugins: list[Loaded], name: str) -> Loaded:
+def find(plugins: list[PluginRecord], name: str) -> PluginRecord:
     """The installed plugin of this name; else an error that tells the nearest name."""
     for item in plugins:
         if item.name == name:
@@ -83,7 +85,7 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     It is not imported: one whose import ends the process must have this way out.
     """
     config = load_config(path=config_path)
-    installed = [Loaded(found=item) for item in discover(config)]
+    installed = [PluginRecord(found=item) for item in discover(config)]
     uninstalled = name in config.plugins.enabled and name not in {item.name for item in installed}
     item = None if uninstalled else find(installed, name)
     if item is not None and item.protected:
@@ -99,7 +101,7 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     return path, changed
 
 
-def _tried(config: Config, name: str) -> Loaded:
+def _tried(config: Config, name: str) -> PluginRecord:
     """The plugin as it comes up with all others on an empty database: its imports, hooks, migrations and routes."""
     from corral.asgi.application import Application
 
@@ -108,7 +110,7 @@ def _tried(config: Config, name: str) -> Loaded:
         return find(kernel.plugins, name)
 
 
-def _hint(item: Loaded) -> str:
+def _hint(item: PluginRecord) -> str:
     missing = [name for name in item.requires if item.state == "blocked"]
     return f". Enable first: {', '.join(missing)}" if missing else ""
 

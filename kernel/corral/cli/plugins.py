@@ -14,7 +14,7 @@ from corral.config.reader import load as load_config
 
 if TYPE_CHECKING:
     from corral.config.model import Config
-    from corral.loader import Loaded
+    from corral.plugins.record import PluginRecord
 
 NEXT_START = "It takes effect at the next start of the server."
 RELOADING = "What runs on this machine was asked to reload; its log says whether it did."
@@ -110,7 +110,7 @@ def purge(name: str, config_path: Path | None, as_json: bool) -> None:
 def _purgeable(config: Config, name: str) -> list[str]:
     """All known names; refuses a plugin that runs, would run at the next start, or is protected."""
     from corral.cli.plugin_set import plugins_of
-    from corral.loader import PROTECTED
+    from corral.plugins.record import PROTECTED
 
     plugins = plugins_of(config)
     item = next((item for item in plugins if item.name == name), None)  # one that was uninstalled may be purged too
@@ -130,7 +130,7 @@ def _list(config_path: Path | None, as_json: bool) -> None:
     output.table(rows, ("name", "state", "version", "distribution", "reason"), as_json=as_json, colour_of="state")
 
 
-def _facts(item: Loaded) -> dict[str, Any]:
+def _facts(item: PluginRecord) -> dict[str, Any]:
     found, kind = item.found, item.kind
     return {
         "name": item.name,
@@ -148,7 +148,7 @@ def _facts(item: Loaded) -> dict[str, Any]:
     }
 
 
-def _contributed(item: Loaded, plugins: list[Loaded]) -> dict[str, Any]:
+def _contributed(item: PluginRecord, plugins: list[PluginRecord]) -> dict[str, Any]:
     home = item.home()
     return {
         "description": item.kind.description() if item.kind else None,

@@ -133,7 +133,7 @@ def serve(
     recovering: bool = False,
 ) -> None:
     """Boot and serve until a signal. Raises `Refused` and `Pending`."""
-    from corral.upgrade import Pending
+    from corral.plugins.migrations import Pending
 
     starts = Starts(config.data_dir)
     starts.begin()

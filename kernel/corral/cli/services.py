@@ -45,8 +45,9 @@ def database(config: Config) -> Iterator[Finding]:
 def _migrations(config: Config, found: Database) -> Iterator[Finding]:
     from corral.cli.checks import Finding
     from corral.database.migrations import Newer, is_empty, pending
-    from corral.loader import discover, load
-    from corral.upgrade import migrates_on_start
+    from corral.plugins.discovery import discover
+    from corral.plugins.loading import load
+    from corral.plugins.migrations import migrates_on_start
 
     homes = [home for item in load(discover(config), config) if item.active and (home := item.home()) is not None]
     try:
@@ -68,8 +69,9 @@ def _migrations(config: Config, found: Database) -> Iterator[Finding]:
 
 def is_sealed(config: Config, keyring: Keyring) -> bool:
     """Whether there are encrypted rows, none of which these keys open."""
-    from corral.loader import discover, load
-    from corral.upgrade import sealed_columns
+    from corral.plugins.discovery import discover
+    from corral.plugins.loading import load
+    from corral.plugins.migrations import sealed_columns
 
     if is_absent(config):
         return False
@@ -116,8 +118,9 @@ def ping_redis(url: str) -> str | None:
 
 def has_bus(config: Config) -> bool:
     """Whether a plugin serves the Redis URL; without one the server does not start."""
-    from corral.first_result import first_result
-    from corral.loader import discover, load
+    from corral.plugins.discovery import discover
+    from corral.plugins.first_result import first_result
+    from corral.plugins.loading import load
 
     try:
         first_result(load(discover(config), config), "corral_bus", config.redis.url or "")
@@ -130,7 +133,8 @@ def ping_store(config: Config) -> str | None:
     """None when a plugin serves the storage URL and the store answers; else why not."""
     import asyncio
 
-    from corral.loader import discover, load
+    from corral.plugins.discovery import discover
+    from corral.plugins.loading import load
 
     url = config.storage.url or ""
     for loaded in load(discover(config), config):

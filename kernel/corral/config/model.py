@@ -100,6 +100,11 @@ class Database(_Part, frozen=True):
         Literal["full", "normal"], Key("SQLite; normal may lose commits at power loss", "CORRAL_SQLITE_SYNCHRONOUS")
     ] = "full"
 
+    @property
+    def is_file(self) -> bool:
+        """Whether the database is a file of this machine (SQLite)."""
+        return not self.url or self.url.startswith("sqlite:")
+
 
 class Redis(_Part, frozen=True):
     """`[redis]`; without a URL there is none."""

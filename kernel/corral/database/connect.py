@@ -1,18 +1,34 @@
-"""`connect(url)`: which engine serves is known here and nowhere else."""
+"""`connect(url)` chooses the engine by the URL."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from corral.database.engine import Database
 from corral.errors import Refused
 
+SQLITE, POSTGRES = "sqlite:///", ("postgresql://", "postgres://")
+SQLITE_MAGIC = b"SQLite format 3\0"
+
+
+def database_url(source: str) -> str | None:
+    """The URL of a database given by its URL or the path of an SQLite file; None for anything else."""
+    if source.startswith((SQLITE, *POSTGRES)):
+        return source
+    path = Path(source)
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return f"{SQLITE}{path.resolve()}" if file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC else None
+
 
 def connect(url: str, *, synchronous: str = "full", pool_size: int = 16) -> Database:
     """Open `sqlite:///path` or `postgresql://…`. Nothing is read yet; `Refused` for any other URL."""
-    if url.startswith("sqlite:///"):
+    if url.startswith(SQLITE):
         from corral.database.sqlite import SqliteDatabase
 
-        return SqliteDatabase(url.removeprefix("sqlite:///"), synchronous=synchronous)
-    if url.startswith(("postgresql://", "postgres://")):
+        return SqliteDatabase(url.removeprefix(SQLITE), synchronous=synchronous)
+    if url.startswith(POSTGRES):
         try:
             import psycopg
 

@@ -8,7 +8,7 @@ import concurrent.futures
 import logging
 import sqlite3
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import peewee
 
@@ -39,8 +39,10 @@ class SlowRead(Exception):
 class Database(abc.ABC):
     """One database. `flush` writes a unit's audit, job and event rows; `committed` is told after COMMIT."""
 
-    kind: str
-    inline_reads: bool
+    kind: ClassVar[str]  # sqlite | postgresql; for this package and the event log only
+    is_file: ClassVar[bool]
+    """Whether the database is a file, which the processes of one machine share."""
+    inline_reads: ClassVar[bool]
 
     def __init__(self, engine: peewee.Database) -> None:
         self.engine = engine

@@ -1,4 +1,4 @@
-"""Lease rows: one holder at a time for what must run once, whatever the number of processes; and turns of units."""
+"""Leases: rows that let one process at a time do what must run once in an installation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import peewee
 
 from corral import clock
 from corral.database.model import InstantField, Model
-from corral.database.unit import current
 
 
 class Lease(Model):
@@ -38,13 +37,6 @@ def acquire(name: str, holder: str, seconds: float) -> bool:
 def release(name: str, holder: str) -> None:
     """Give the lease back, if `holder` still has it."""
     Lease.update(until=clock.now(-1)).where((Lease.name == name) & (Lease.holder == holder)).execute()
-
-
-def take_turns(name: str) -> None:
-    """Units that say the same name go on one after the other's COMMIT, so that what they count stays true."""
-    unit = current()
-    if unit.database.kind == "postgresql":  # SQLite has one writer
-        unit.connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (name,))
 
 
 def holder_of(name: str) -> str | None:

@@ -2,7 +2,7 @@
 
 A lane owns one connection. A unit that runs longer than `LOST_AFTER` seconds is lost: its lane is abandoned (connection
 closed, exception raised in the thread), a fresh lane takes its place, and the units that shared the transaction run
-again. Time is counted in looks, as by `corral.isolation.watchdog`: a process that stood still loses nothing. A route
+again. Time is counted in looks, as by `corral.plugins.watchdog`: a process that stood still loses nothing. A route
 that loses one unit after the other is held for a while; a database that answers nobody is no route's fault.
 """
 
@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corral import calls
+from corral import current_call
 from corral.database.unit import Entry, Unit
 from corral.errors import Unavailable
 from corral.metrics.histogram import Histogram
@@ -90,11 +90,11 @@ class Lane(threading.Thread, abc.ABC):
         self.since, self.looks = 0.0, 0
 
     def run(self) -> None:
-        calls.lanes.add(threading.get_ident())
+        current_call.lanes.add(threading.get_ident())
         try:
             self._serve()
         finally:
-            calls.lanes.discard(threading.get_ident())
+            current_call.lanes.discard(threading.get_ident())
 
     def _serve(self) -> None:
         while not self.lost:
@@ -270,11 +270,11 @@ class Pool:
             lane.lost = True
             again = lane.rerun()
             began, now = lane.since, time.monotonic()
-        inside, at = calls.inside(lane.ident or 0), lane.at()
+        inside, at = current_call.inside(lane.ident or 0), lane.at()
         label, took, culprit = ticket.entry.label, round(LOST_AFTER * 1000), dict[str, str]()
-        if inside is not None and not calls.awaits_database(lane.ident or 0):
+        if inside is not None and not current_call.awaits_database(lane.ident or 0):
             culprit["plugin"] = inside.contributed.plugin
-            calls.give_up(lane.ident or 0, inside, UnitLost)
+            current_call.give_up(lane.ident or 0, inside, UnitLost)
         if ticket.entry.request_id is not None and (inside is None or not inside.contributed.blamed):
             threading.Thread(target=self._count, args=(label, began, now, culprit), daemon=True).start()
         log.error("unit lost", extra={"unit": label, "duration_ms": took, "at": at, **culprit})

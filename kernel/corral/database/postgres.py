@@ -27,6 +27,7 @@ class PostgresDatabase(Database):
     """`url` as libpq takes it; `pool_size` connections at most."""
 
     kind = "postgresql"
+    is_file = False
     inline_reads = False
 
     def __init__(self, url: str, *, pool_size: int = 16) -> None:

@@ -35,6 +35,7 @@ class SqliteDatabase(Database):
     """`path` on a local disk; `synchronous` is `full` or `normal`."""
 
     kind = "sqlite"
+    is_file = True
     inline_reads = True
 
     def __init__(self, path: str, *, synchronous: str = "full") -> None:

@@ -6,7 +6,7 @@ A test runs every one of them on both engines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import peewee
@@ -17,6 +17,15 @@ Parameter = Callable[..., peewee.Value]
 
 
 _TRANSLATED: Any = vars(peewee)["__exception_wrapper__"]
+
+
+def execute_native(sql: str, parameters: Sequence[Any]) -> Any:
+    """Execute SQL with the engine's own parameter markers in the unit; errors are peewee's on both engines."""
+    try:
+        return current().connection.execute(sql, parameters)
+    except Exception:
+        with _TRANSLATED:  # entered only now: it would cost as much as a small query
+            raise
 
 
 class _Slot:
@@ -71,11 +80,7 @@ class Statement:
         compiled = self._compiled.get(unit.database.kind)
         if compiled is None:
             compiled = self._compiled[unit.database.kind] = _Compiled(*self._build(_parameter).sql())
-        try:
-            return unit.connection.execute(compiled.sql, compiled.bind(values))
-        except Exception:
-            with _TRANSLATED:  # entered only now: it would cost as much as a small query
-                raise
+        return execute_native(compiled.sql, compiled.bind(values))
 
     def one(self, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
         """The first row as a tuple, or None."""

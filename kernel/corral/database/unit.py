@@ -83,11 +83,14 @@ def current() -> Unit:
     return unit
 
 
-def locked(query: Any) -> Any:
-    """The query with `FOR UPDATE` where the engine has row locks: until the unit ends nobody else changes what it
-    finds. SQLite's one writer has the whole database. Raises `NoUnit`.
+def locked(query: Any, *, share: bool = False, skip_locked: bool = False) -> Any:
+    """The query with row locks until the unit ends: nobody else changes the rows (`share`: others may share the lock).
+
+    `skip_locked` leaves out rows that others have locked. SQLite has one writer, so no row needs a lock there.
     """
-    return query.for_update() if current().database.kind == "postgresql" else query
+    if current().database.kind == "sqlite":
+        return query
+    return query.for_update("FOR SHARE" if share else "FOR UPDATE", skip_locked=skip_locked)
 
 
 def in_unit() -> bool:

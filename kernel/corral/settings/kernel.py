@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from corral.plugin import Setting, Settings
@@ -127,22 +128,8 @@ QUARANTINE_WINDOW_SECONDS = Setting(
     title="Time in which these errors are counted",
 )
 
-KERNEL_SETTINGS = (
-    SITE_NAME,
-    TIMEZONE,
-    CORS_ORIGINS,
-    IN_FLIGHT,
-    ACCESS_LOG,
-    RATE,
-    MACHINE_RATE,
-    ANONYMOUS_RATE,
-    RETENTION_DAYS,
-    MAX_ROWS,
-    JOBS_CONCURRENCY,
-    JOBS_RETENTION_DAYS,
-    CALL_BUDGET_SECONDS,
-    QUARANTINE_ERRORS,
-    QUARANTINE_WINDOW_SECONDS,
+KERNEL_SETTINGS: tuple[Setting[Any], ...] = tuple(
+    value for value in tuple(globals().values()) if isinstance(value, Setting)
 )
 
 

@@ -18,8 +18,8 @@ from typing import Any
 from corral.config.model import Config, Plugins
 from corral.database.connect import connect
 from corral.database.migrations import is_empty
-from corral.loader import discover
 from corral.plugin import Plugin
+from corral.plugins.discovery import discover
 from corral.testing.findings import Finding, Report
 from corral.testing.live_rules import inspect_running
 from corral.testing.manifest_rules import manifest_rules

@@ -13,7 +13,7 @@ from corral.auth.permissions import Permissions
 from corral.errors import CODES
 from corral.http import signature
 from corral.http.routes import Route
-from corral.loader import Loaded
+from corral.plugins.record import PluginRecord
 from corral.settings.values import accept
 from corral.testing.findings import Finding, judged
 from corral.testing.source_rules import Package, undeclared
@@ -22,7 +22,7 @@ EVENT, MODEL = "corral.events.event.Event", "corral.database.model.Model"
 WIRE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
 
-def contribution_rules(loaded: Loaded, package: Package, permissions: Permissions) -> Iterator[Finding]:
+def contribution_rules(loaded: PluginRecord, package: Package, permissions: Permissions) -> Iterator[Finding]:
     """All of them; `permissions`: those of the plugin and of what it requires."""
     routes = [route for group in loaded.of("corral_routes") for route in group]
     yield from judged("routes.guarded", _guarded(routes, permissions))
@@ -94,7 +94,7 @@ def _tables(name: str, models: list[Any]) -> Iterator[str]:
             yield f"{model.__name__}: {table} is the name of the migration history"
 
 
-def _named(loaded: Loaded, hook: str) -> Iterator[str]:
+def _named(loaded: PluginRecord, hook: str) -> Iterator[str]:
     for item in loaded.of(hook):
         if not item.name.startswith(f"{loaded.name}."):
             yield f"{hook}: {item.name} must begin with {loaded.name}."

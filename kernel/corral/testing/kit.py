@@ -23,14 +23,16 @@ from corral.auth.principal import SYSTEM_PRINCIPAL
 from corral.config.model import Config
 from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
-from corral.core import health
 from corral.jobs.runner import InProcessRunner
 from corral.kernel import Kernel, boot
-from corral.loader import Found, Loaded, load
-from corral.loader import discover as look_for
 from corral.plugin import Plugin
+from corral.plugins.discovery import Found
+from corral.plugins.discovery import discover as look_for
+from corral.plugins.loading import load
+from corral.plugins.record import PluginRecord
 from corral.schema.shapes import encode
 from corral.testing import templates
+from corral_core.health.service import scrape
 
 PASSWORD = "correct horse battery staple"  # noqa: S105  (of accounts that live as long as a test)
 
@@ -159,9 +161,9 @@ class Kit:
 
     async def as_user(self, role: str = "member", email: str | None = None) -> Client:
         """A client signed in as a new user of this role; the password is not verified, which would take longest."""
-        from corral.auth.models import UserRow
-        from corral.core.api import Accounts, NewUser
-        from corral.core.sessions import Device, Sessions
+        from corral_core.accounts.api import Accounts, NewUser
+        from corral_core.accounts.models import UserRow
+        from corral_core.accounts.service.sessions import Device, Sessions
 
         self._people += 1
         email = email or f"{role}{self._people}@example.org"
@@ -196,7 +198,7 @@ class Kit:
         """Do every job that is due, one after the other; how many."""
         return await drain(self.kernel.runner)
 
-    def loaded(self, name: str) -> Loaded:
+    def loaded(self, name: str) -> PluginRecord:
         """A plugin with its state."""
         return next(loaded for loaded in self.kernel.plugins if loaded.name == name)
 
@@ -215,7 +217,7 @@ _hashes: dict[str, str] = {}
 
 async def _hash(password: str) -> str:
     if password not in _hashes:
-        from corral.auth.passwords import Passwords
+        from corral_core.accounts.service.passwords import Passwords
 
         _hashes[password] = await Passwords().hash(password)
     return _hashes[password]
@@ -269,7 +271,7 @@ async def make_kernel(
         overrides["plugins.enabled"] = [item if isinstance(item, str) else item.name for item in plugins]
     loaded_config = load_config(environ or {}, path=Path(os.devnull), overrides=overrides)
     ensure_data_dir(loaded_config)
-    health.COLLECT_SECONDS = PATIENT_SECONDS
+    scrape.COLLECT_SECONDS = PATIENT_SECONDS
     found = discover(loaded_config)
     if plugins is not None:
         names = {"core", *(item for item in plugins if isinstance(item, str))}

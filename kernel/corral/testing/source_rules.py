@@ -166,7 +166,7 @@ def _kernel_imports(package: Package) -> Iterator[str]:
     for source in package.sources:
         for name, line in source.imports():
             parts = name.split(".")
-            public = len(parts) > 1 and (parts[1] in PUBLIC or parts[1:3] == ["core", "api"])  # core is a plugin too
+            public = len(parts) > 1 and parts[1] in PUBLIC
             if parts[0] == "corral" and not public:
                 yield f"{source.path.name}:{line} imports {name}, which is no public module of the kernel"
 

@@ -16,12 +16,14 @@ from urllib.parse import urlsplit
 from corral.config.model import Config
 from corral.database.connect import connect
 from corral.database.migrations import is_empty
-from corral.loader import Found, Loaded, load
-from corral.upgrade import apply_migrations
+from corral.plugins.discovery import Found
+from corral.plugins.loading import load
+from corral.plugins.migrations import apply_migrations
+from corral.plugins.record import PluginRecord
 
 _made: dict[tuple[str, str], str] = {}
 _folders: list[Path] = []
-_loaded: dict[tuple[tuple[str, ...], str], list[Loaded]] = {}
+_loaded: dict[tuple[tuple[str, ...], str], list[PluginRecord]] = {}
 
 
 def fill(url: str, found: Sequence[Found], config: Config) -> None:
@@ -37,7 +39,7 @@ def fill(url: str, found: Sequence[Found], config: Config) -> None:
         _copy_postgres(url, _load(own, config), config)
 
 
-def _load(own: Sequence[Found], config: Config) -> list[Loaded]:
+def _load(own: Sequence[Found], config: Config) -> list[PluginRecord]:
     """Once a process for each set: their migrations are all that is asked of them."""
     key = (tuple(item.name for item in own), repr(config.plugins))
     if key not in _loaded:
@@ -45,7 +47,7 @@ def _load(own: Sequence[Found], config: Config) -> list[Loaded]:
     return _loaded[key]
 
 
-def _sqlite(plugins: list[Loaded], config: Config) -> str:
+def _sqlite(plugins: list[PluginRecord], config: Config) -> str:
     key = ("sqlite", _fingerprint(plugins))
     if key not in _made:
         if not _folders:
@@ -57,7 +59,7 @@ def _sqlite(plugins: list[Loaded], config: Config) -> str:
     return _made[key]
 
 
-def _copy_postgres(url: str, plugins: list[Loaded], config: Config) -> None:
+def _copy_postgres(url: str, plugins: list[PluginRecord], config: Config) -> None:
     """An empty database gives way to the copy, under the same name."""
     from psycopg.errors import DuplicateDatabase
 
@@ -76,7 +78,7 @@ def _copy_postgres(url: str, plugins: list[Loaded], config: Config) -> None:
             _run(server, f'DROP DATABASE "{_name(url)}" WITH (FORCE)', copy)
 
 
-def _migrate(url: str, plugins: list[Loaded], config: Config) -> None:
+def _migrate(url: str, plugins: list[PluginRecord], config: Config) -> None:
     database = connect(url, pool_size=1)
     try:
         apply_migrations(database, plugins, config, True)
@@ -84,7 +86,7 @@ def _migrate(url: str, plugins: list[Loaded], config: Config) -> None:
         database.close()
 
 
-def _fingerprint(plugins: Sequence[Loaded]) -> str:
+def _fingerprint(plugins: Sequence[PluginRecord]) -> str:
     """Of every script that would be applied."""
     digest = hashlib.sha256()
     for loaded in plugins:

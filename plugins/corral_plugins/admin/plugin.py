@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from corral.auth.principal import ROLES, Permission
-from corral.core.api import Accounts
 from corral.database.model import Model
 from corral.http.routes import Routes
 from corral.plugin import Metric, Plugin, Provide, hookimpl
+from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.admin.models import KillSwitchRow
 from corral_plugins.admin.routes import kill_switch, users

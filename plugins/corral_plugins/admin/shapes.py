@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from corral.core.api import Address, FullName, InvitationView, Password, Role, UserView
+from corral_core.accounts.api import Address, FullName, InvitationView, Password, Role, UserView
 
 
 class AdminUserView(UserView, kw_only=True):

@@ -111,15 +111,14 @@ def _here(session: CommandSession, kept: Kept) -> Verdict:
 
 
 def _elsewhere(source: str, kept: Kept, *, filtered: bool) -> Verdict:
-    from corral_plugins.audit.service.offline import Unreadable, is_database, verify_export
+    from corral.database.connect import database_url
+    from corral_plugins.audit.service.offline import Unreadable, verify_export
 
-    if source.startswith(("postgresql://", "postgres://")):
-        return _copy(source, kept)
+    if (url := database_url(source)) is not None:
+        return _copy(url, kept)
     path = Path(source)
     if not path.is_file():
         raise Unreadable(f"{source}: there is no such file")
-    if is_database(path):
-        return _copy(f"sqlite:///{path.resolve()}", kept)
     return verify_export(path, kept, sparse=filtered)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import Authenticator, Permission
-from corral.core.api import KeysOfPeople, SharedBuckets
 from corral.database.model import Model
 from corral.events.consumers import Subscriber
 from corral.events.event import Event
@@ -14,6 +13,8 @@ from corral.events.feed import Feed
 from corral.http.routes import Routes
 from corral.jobs.job import Schedule
 from corral.plugin import Gate, Installation, Meter, Metric, Plugin, Provide, RateLimits, Runtime, Settings, hookimpl
+from corral_core.accounts.api import KeysOfPeople
+from corral_core.redis.api import SharedBuckets
 from corral_plugins.security import jobs, models
 from corral_plugins.security.api import KeyCounts
 from corral_plugins.security.events import EVENTS

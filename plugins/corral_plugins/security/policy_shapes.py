@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from corral.core.api import Role
 from corral.schema.fields import line
+from corral_core.accounts.api import Role
 from corral_plugins.security.shapes import Mode
 
 DAY = 86_400

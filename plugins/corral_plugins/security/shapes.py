@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from corral.core.api import OwnerView
 from corral.http.page import PageQuery
 from corral.schema.fields import Instant, MomentIn, Name, line
+from corral_core.accounts.api import OwnerView
 
 Mode = Literal["off", "allowlist", "blocklist"]
 Action = Literal["allow", "block"]

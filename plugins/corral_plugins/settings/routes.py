@@ -7,12 +7,12 @@ from typing import Annotated, Any
 import msgspec
 
 from corral.auth.principal import Principal
-from corral.core.api import Address, Delivery, Mail
 from corral.database.engine import Work
 from corral.http.answers import IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Rate, Routes
 from corral.settings.store import SettingsChange
+from corral_core.accounts.api import Address, Delivery, Mail
 from corral_plugins.settings.service.store import SettingsService
 from corral_plugins.settings.service.views import (
     ChangeView,

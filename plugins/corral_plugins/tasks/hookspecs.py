@@ -1,4 +1,4 @@
-"""The hook that tasks offers: who prepares the claim of a task that is not for the agent loop."""
+"""The hook that tasks payloads: who prepares the claim of a task that is not for the agent loop."""
 
 from __future__ import annotations
 

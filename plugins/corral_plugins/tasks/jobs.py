@@ -10,25 +10,25 @@ from corral.database.unit import SYSTEM, Entry
 from corral.errors import Problem
 from corral.events.log import Record
 from corral.jobs.job import Job, Schedule, enqueue
-from corral_plugins.tasks.service import marks, search
-from corral_plugins.tasks.service.clockwork import AT_ONCE, Clockwork
-from corral_plugins.tasks.service.fleet import Fleet
+from corral_plugins.tasks.service import queries, search
+from corral_plugins.tasks.service.dependencies import Dependencies
+from corral_plugins.tasks.service.leases import Leases
 from corral_plugins.tasks.service.outcomes import Outcomes
-from corral_plugins.tasks.service.relatives import Relatives
+from corral_plugins.tasks.service.timers import BATCH_SIZE, Timers
 
 log = logging.getLogger("corral.tasks")
 ROUNDS = 20
 """At most so many chunks a run; the rest is for the next slot."""
 
 
-async def reap(work: Work, clockwork: Clockwork) -> None:
+async def reap(work: Work, timers: Timers) -> None:
     """End what is over."""
-    await _one_by_one(work, "job tasks.reap", clockwork.overdue, clockwork.reap)
+    await _one_by_one(work, "job tasks.reap", timers.overdue, timers.reap)
 
 
-async def watchdog(work: Work, clockwork: Clockwork) -> None:
+async def watchdog(work: Work, timers: Timers) -> None:
     """Find runs that do not move."""
-    await _one_by_one(work, "job tasks.watchdog", clockwork.idle, clockwork.watch)
+    await _one_by_one(work, "job tasks.watchdog", timers.idle, timers.watch)
 
 
 async def _one_by_one(work: Work, label: str, find: Callable[[], list[str]], act: Callable[[str], None]) -> None:
@@ -40,19 +40,19 @@ async def _one_by_one(work: Work, label: str, find: Callable[[], list[str]], act
                 await work(lambda task_id=task_id: act(task_id), entry=entry)  # type: ignore[misc]  # bound per round
             except Problem:
                 log.warning("a task could not be judged now", extra={"task": task_id}, exc_info=True)
-        if len(found) < AT_ONCE:
+        if len(found) < BATCH_SIZE:
             return
 
 
-async def announce(work: Work, clockwork: Clockwork) -> None:
-    """Make available what is due, raise what waits long, ring for both, and keep the marks of the list."""
+async def announce(work: Work, timers: Timers) -> None:
+    """Make available what is due, raise what waits long, ring for both, and keep the queries of the list."""
     entry = Entry(label="job tasks.announce", actor=SYSTEM)
-    for step in (clockwork.unpark, clockwork.unhold, clockwork.age):
+    for step in (timers.unpark, timers.unhold, timers.age):
         for _ in range(ROUNDS):
-            if await work(step, entry=entry) < AT_ONCE:
+            if await work(step, entry=entry) < BATCH_SIZE:
                 break
     for _ in range(ROUNDS * 10):
-        if not await work(marks.extend, entry=entry):
+        if not await work(queries.extend_anchors, entry=entry):
             break
 
 
@@ -64,40 +64,40 @@ async def index(work: Work) -> None:
             break
 
 
-async def sweep(work: Work, clockwork: Clockwork) -> None:
+async def sweep(work: Work, timers: Timers) -> None:
     """Delete what is old."""
     entry = Entry(label="job tasks.sweep", actor=SYSTEM)
-    while await work(clockwork.sweep, entry=entry):
+    while await work(timers.sweep, entry=entry):
         continue
 
 
-def purge(task_id: str, clockwork: Clockwork) -> None:
+def purge(task_id: str, timers: Timers) -> None:
     """Delete what hung on a deleted task, in chunks."""
-    if clockwork.purge(task_id):
+    if timers.purge(task_id):
         enqueue("tasks.purge", task_id=task_id)
 
 
-def unblock(task_id: str, after: str, relatives: Relatives) -> None:
+def unblock(task_id: str, after: str, dependencies: Dependencies) -> None:
     """The rest of the dependents of a completed task."""
-    relatives.unblock(task_id, after)
+    dependencies.unblock(task_id, after)
 
 
-def fail_dependents(task_id: str, relatives: Relatives) -> None:
+def fail_dependents(task_id: str, dependencies: Dependencies) -> None:
     """The rest of the dependents of a failed task."""
-    relatives.fail_dependents(task_id)
+    dependencies.fail_dependents(task_id)
 
 
-def reblock(task_id: str, relatives: Relatives) -> None:
+def reblock(task_id: str, dependencies: Dependencies) -> None:
     """The rest of the dependents of a reopened task."""
-    relatives.reblock(task_id)
+    dependencies.reblock(task_id)
 
 
-def cancel_children(task_id: str, relatives: Relatives, outcomes: Outcomes) -> None:
+def cancel_children(task_id: str, dependencies: Dependencies, outcomes: Outcomes) -> None:
     """The rest of the children of a cancelled task."""
-    relatives.each_child(task_id, lambda child: outcomes.cancel(child, kind="parent", reason="parent cancelled"))
+    dependencies.each_child(task_id, lambda child: outcomes.cancel(child, kind="parent", reason="parent cancelled"))
 
 
-def cancel_leased(reason: str, before: str, fleet: Fleet) -> None:
+def cancel_leased(reason: str, before: str, fleet: Leases) -> None:
     """The rest of the runs that the kill switch ends."""
     fleet.cancel_leased(reason=reason, before=before)
 
@@ -107,7 +107,7 @@ def forget_person(event: Record) -> None:
     enqueue("tasks.cancel_of", user_id=event.object_id)
 
 
-def cancel_of(user_id: str, fleet: Fleet) -> None:
+def cancel_of(user_id: str, fleet: Leases) -> None:
     """Cancel the open tasks of a purged person, in chunks."""
     if fleet.cancel_of(user_id):
         enqueue("tasks.cancel_of", user_id=user_id)

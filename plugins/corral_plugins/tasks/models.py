@@ -1,4 +1,4 @@
-"""The tables of tasks. Only the service writes them; a live attempt is one without `finished_at`."""
+"""The tables of tasks. Only the service writes them; an attempt is live while `finished_at` is null."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ class Dependency(Model):
         primary_key = peewee.CompositeKey("task_id", "needs_id")
 
 
-class SignalRow(Model):
+class WorkerSignal(Model):
     """Something that a worker should hear at once."""
 
     seq = peewee.BigAutoField()
@@ -233,6 +233,71 @@ class SignalRow(Model):
     class Meta:
         table_name = "tasks_signals"
         indexes = ((("worker_id", "seq"), False),)
+
+
+class StatusCounter(Model):
+    """How many tasks have this status and priority: the sum over all shards. A single shard may be negative."""
+
+    status = peewee.CharField(max_length=12)
+    priority = peewee.SmallIntegerField()
+    shard = peewee.SmallIntegerField()
+    n = peewee.BigIntegerField()
+
+    class Meta:
+        table_name = "tasks_counters"
+        primary_key = peewee.CompositeKey("status", "priority", "shard")
+
+
+class OpenTaskCounter(Model):
+    """How many unfinished tasks a person has: the sum over all shards."""
+
+    created_by = IdField()
+    shard = peewee.SmallIntegerField()
+    n = peewee.BigIntegerField()
+
+    class Meta:
+        table_name = "tasks_open"
+        primary_key = peewee.CompositeKey("created_by", "shard")
+
+
+class HourlyRollup(Model):
+    """What ended in one hour, summed as it happens: the sum over all shards."""
+
+    hour = peewee.CharField(max_length=13)
+    shard = peewee.SmallIntegerField()
+    completed = peewee.BigIntegerField(default=0)
+    failed = peewee.BigIntegerField(default=0)
+    duration_ms = peewee.BigIntegerField(default=0)
+    queued = peewee.BigIntegerField(default=0)
+    queue_ms = peewee.BigIntegerField(default=0)
+
+    class Meta:
+        table_name = "tasks_hours"
+        primary_key = peewee.CompositeKey("hour", "shard")
+
+
+class PageAnchor(Model):
+    """A place in the list of all tasks: its key, and how many tasks are between it and the mark before."""
+
+    created_at = InstantField()
+    task_id = IdField()
+    n = peewee.IntegerField()
+
+    class Meta:
+        table_name = "tasks_marks"
+        primary_key = peewee.CompositeKey("created_at", "task_id")
+
+
+class SearchDocument(Model):
+    """A task whose words the search knows. The numbers grow in the order of the list; `tasks_search` has the words."""
+
+    n = peewee.BigAutoField()
+    created_at = InstantField()
+    task_id = IdField()
+
+    class Meta:
+        table_name = "tasks_documents"
+        indexes = ((("created_at", "task_id"), True),)
 
 
 # Those on one status begin with it, or SQLite prefers the index of the list by status and sorts.
@@ -277,4 +342,16 @@ _partial(Attempt, "live", Attempt.task_id, where="finished_at IS NULL", unique=T
 _partial(Attempt, "live_worker", Attempt.worker_id, where="finished_at IS NULL")
 _partial(Attempt, "live_agent", Attempt.agent_id, where="finished_at IS NULL")
 
-TABLES: tuple[type[Model], ...] = (Task, Attempt, LogLine, Comment, Dependency, SignalRow)
+TABLES: tuple[type[Model], ...] = (
+    Task,
+    Attempt,
+    LogLine,
+    Comment,
+    Dependency,
+    WorkerSignal,
+    StatusCounter,
+    OpenTaskCounter,
+    HourlyRollup,
+    PageAnchor,
+    SearchDocument,
+)

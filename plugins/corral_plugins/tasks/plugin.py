@@ -14,34 +14,26 @@ from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.agents.api import AgentRecord
-from corral_plugins.tasks import events, hookspecs, jobs, models, settings, sums
+from corral_plugins.tasks import events, hookspecs, jobs, models, settings
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tasks.routes import protocol
 from corral_plugins.tasks.routes import tasks as task_routes
-from corral_plugins.tasks.service import figures
+from corral_plugins.tasks.service import rollups
 from corral_plugins.tasks.service.actions import Actions
 from corral_plugins.tasks.service.agent_tools import AgentTools, TaskTools
-from corral_plugins.tasks.service.alarm import Alarm
-from corral_plugins.tasks.service.catalogue import Catalogue
-from corral_plugins.tasks.service.changes import Changes
-from corral_plugins.tasks.service.claims import Claims
-from corral_plugins.tasks.service.clockwork import Clockwork
+from corral_plugins.tasks.service.claims import ClaimPayloads, Claims
 from corral_plugins.tasks.service.creation import Creation
-from corral_plugins.tasks.service.deliveries import Deliveries
-from corral_plugins.tasks.service.details import Details
+from corral_plugins.tasks.service.dependencies import Dependencies
 from corral_plugins.tasks.service.explain import Explanations
-from corral_plugins.tasks.service.fleet import Fleet
-from corral_plugins.tasks.service.leases import Leases
+from corral_plugins.tasks.service.leases import AttemptPrincipals, AttemptTokenAuthenticator, Leases
 from corral_plugins.tasks.service.logs import TaskLogs
-from corral_plugins.tasks.service.moves import Moves
-from corral_plugins.tasks.service.offers import Offers
 from corral_plugins.tasks.service.outcomes import Outcomes
-from corral_plugins.tasks.service.record import Record
-from corral_plugins.tasks.service.relatives import Relatives
+from corral_plugins.tasks.service.queries import TaskQueries
+from corral_plugins.tasks.service.rollups import Record, TaskMetrics
 from corral_plugins.tasks.service.runs import Runs
-from corral_plugins.tasks.service.seen import Seen
 from corral_plugins.tasks.service.tasks import TasksService
-from corral_plugins.tasks.service.tokens import AttemptCallers, AttemptTokens
+from corral_plugins.tasks.service.timers import DueTaskNotifier, Timers
+from corral_plugins.tasks.service.transitions import Transitions
 from corral_plugins.tasks.service.usage import Usages
 from corral_plugins.tasks.service.views import Views
 from corral_plugins.tools.api import Tool
@@ -68,43 +60,39 @@ class TasksPlugin(Plugin):
 
     def __init__(self, section: Any = None) -> None:
         super().__init__(section)
-        self._seen = Seen()
+        self._metrics = TaskMetrics()
         self._tools = TaskTools()
 
     async def start(self, runtime: Runtime) -> None:
         self._tools.bind(runtime.service(AgentTools))
-        runtime.supervise("alarm", runtime.service(Alarm).run)
+        runtime.supervise("alarm", runtime.service(DueTaskNotifier).run)
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
         parts = (
-            Moves,
-            Relatives,
+            Transitions,
+            Dependencies,
             Outcomes,
-            Offers,
+            ClaimPayloads,
             Claims,
+            Runs,
             Leases,
-            Deliveries,
             TaskLogs,
             Creation,
-            Changes,
             Actions,
-            Fleet,
             Views,
-            Catalogue,
-            Details,
+            TaskQueries,
             Usages,
             Explanations,
-            Clockwork,
-            Alarm,
-            Runs,
+            Timers,
+            DueTaskNotifier,
             AgentTools,
+            AttemptPrincipals,
         )
         return [
-            Provide(Seen, lambda: self._seen),
+            Provide(TaskMetrics, lambda: self._metrics),
             *(Provide(part, part) for part in parts),
             Provide(Tasks, TasksService),
-            Provide(AttemptCallers, AttemptCallers),
             Provide(AgentRecord, Record),
         ]
 
@@ -114,7 +102,7 @@ class TasksPlugin(Plugin):
 
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:
-        return [*models.TABLES, *sums.TABLES]
+        return models.TABLES
 
     @hookimpl
     def corral_events(self) -> Iterable[type[Event]]:
@@ -126,7 +114,7 @@ class TasksPlugin(Plugin):
 
     @hookimpl
     def corral_authenticators(self) -> Iterable[type[Authenticator]]:
-        return [AttemptTokens]
+        return [AttemptTokenAuthenticator]
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:
@@ -148,52 +136,52 @@ class TasksPlugin(Plugin):
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
-        seen, statuses = self._seen, {"status": models.STATUSES}
+        metrics, statuses = self._metrics, {"status": models.STATUSES}
         return [
-            Metric(name="corral_tasks", help="Tasks by status.", labels=statuses, collect=figures.tasks_by_status),
-            Metric(name="corral_queue_depth", help="Pending tasks.", collect=figures.queue_depth),
+            Metric(name="corral_tasks", help="Tasks by status.", labels=statuses, collect=rollups.tasks_by_status),
+            Metric(name="corral_queue_depth", help="Pending tasks.", collect=rollups.queue_depth),
             Metric(
                 name="corral_queue_oldest_seconds",
                 help="Wait of the oldest pending task.",
-                collect=figures.oldest_seconds,
+                collect=rollups.oldest_seconds,
             ),
             Metric(
                 name="corral_task_attempts_total",
                 help="Ended attempts, by result.",
                 kind="counter",
-                labels={"result": figures.RESULTS},
-                collect=seen.attempts,
+                labels={"result": rollups.RESULTS},
+                collect=metrics.attempts,
             ),
             Metric(
                 name="corral_lease_reclaims_total",
-                help="Leases that ended without their worker.",
+                help="Runs that ended without their worker.",
                 kind="counter",
-                collect=seen.reclaims,
+                collect=metrics.reclaims,
             ),
             Metric(
                 name="corral_task_stalls_total",
                 help="Runs that stalled, by kind.",
                 kind="counter",
-                labels={"kind": figures.STALLS},
-                collect=seen.stalls,
+                labels={"kind": rollups.STALLS},
+                collect=metrics.stalls,
             ),
             Metric(
                 name="corral_task_duration_seconds",
                 help="From the start of a task's last attempt to its result.",
                 kind="histogram",
-                collect=seen.durations.read,
+                collect=metrics.durations.read,
             ),
             Metric(
                 name="corral_task_queue_seconds",
                 help="Wait of an attempt in the queue until it started.",
                 kind="histogram",
-                collect=seen.queueing.read,
+                collect=metrics.queueing.read,
             ),
             Metric(
                 name="corral_task_cancel_seconds",
                 help="From the wish to cancel a run to its end.",
                 kind="histogram",
-                collect=seen.cancelling.read,
+                collect=metrics.cancelling.read,
             ),
         ]
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from playhouse.schema_diff import diff_models
 
-from corral.auth.models import UserRow
 from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
-from corral.core.api import Accounts, NewUser, UserPatch, UserQuery, UserView
 from corral.errors import Conflict, Invalid, NotFound
 from corral.testing.kit import Kit
+from corral_core.accounts.api import Accounts, NewUser, UserPatch, UserQuery, UserView
+from corral_core.accounts.models import UserRow
 
 MakeKit = Callable[..., Awaitable[Kit]]
 

@@ -7,15 +7,15 @@ from importlib import resources
 
 import pytest
 
-from corral.core.breached import is_breached
-from corral.core.declarations import BREACHED_CHECK, CONTEXT_WORDS, MIN_LENGTH
-from corral.core.policy import PasswordPolicy
 from corral.errors import Invalid
 from corral.plugin import Setting
+from corral_core.accounts.service.breached_passwords import is_breached
+from corral_core.accounts.service.password_policy import PasswordPolicy
+from corral_core.accounts.settings import BREACHED_CHECK, CONTEXT_WORDS, MIN_LENGTH
 
 
 def test_the_list_holds_the_most_usual_ones_and_every_line_is_found() -> None:
-    lines = resources.files("corral.core.breached").joinpath("passwords.txt").read_text("utf-8").split()
+    lines = resources.files("corral_core.accounts").joinpath("breached_passwords.txt").read_text("utf-8").split()
     assert len(set(lines)) == len(lines) == 30_000
     assert lines == [line.casefold() for line in lines]
     assert all(is_breached(line) for line in lines[::50])

@@ -13,17 +13,20 @@ import pytest
 from corral import clock
 from corral.auth.principal import Principal
 from corral.auth.visibility import can_read
-from corral.core.api import Tickets
-from corral.core.event_rights import EventRightsService
-from corral.core.events import PluginState, UserUpdated
-from corral.core.health import Readiness
-from corral.core.plugins import PluginCatalogue
 from corral.errors import Unauthorized
 from corral.events import log as event_log
 from corral.events.event import Event, SystemAlert, emit
 from corral.events.log import EventRow, Record
 from corral.plugin import Plugin
 from corral.testing.kit import Kit
+from corral_core.accounts.api import Tickets
+from corral_core.accounts.events import UserUpdated
+from corral_core.event_log.service import EventRightsService
+from corral_core.health.service.readiness import Readiness
+from corral_core.plugin_admin.events import PluginState
+from corral_core.plugin_admin.service.plugins import PluginCatalogue
+
+pytestmark = pytest.mark.one_engine
 
 MakeKit = Callable[..., Awaitable[Kit]]
 
@@ -187,7 +190,7 @@ async def test_events_are_paged_awaited_and_expire(kit: Kit) -> None:
 
 
 async def test_a_rare_name_is_looked_for_in_pieces(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("corral.core.routes.events.WINDOW", 10)
+    monkeypatch.setattr("corral_core.event_log.routes.WINDOW", 10)
     admin = await kit.as_user("admin")
     start = (await kit.events())[-1].seq
 

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from corral import clock
-from corral.core.sign_in_models import SecondFactorRow
 from corral.testing.kit import PASSWORD, Kit
+from corral_core.accounts.models import SecondFactorRow
+
+pytestmark = pytest.mark.one_engine
 
 MakeKit = Callable[..., Awaitable[Kit]]
 CODE = "core.second_factor_damaged"

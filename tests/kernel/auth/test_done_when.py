@@ -20,13 +20,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from corral import clock
-from corral.auth.models import SessionRow, UserRow
 from corral.auth.principal import PUBLIC
-from corral.core.sign_in_models import ChallengeRow, LockoutRow
 from corral.events.log import EventRow
 from corral.ids import new_id
 from corral.testing.kit import Kit
 from corral.testing.server import PASSWORD, ServerProcess
+from corral_core.accounts.models import ChallengeRow, LockoutRow, SessionRow, UserRow
 
 MakeKit = Callable[..., Awaitable[Kit]]
 

@@ -14,12 +14,12 @@ import pytest
 from tests.kernel.auth.authenticator import AuthenticatorApp
 
 from corral import clock
-from corral.auth import passwords as passwords_module
-from corral.core.api import Rescue
-from corral.core.lockout import HELD_SECONDS, Lockout, prune
-from corral.core.sign_in_models import LockoutRow
 from corral.jobs.job import JobRow
 from corral.testing.kit import PASSWORD, Kit
+from corral_core.accounts.api import Rescue
+from corral_core.accounts.models import LockoutRow
+from corral_core.accounts.service import passwords as passwords_module
+from corral_core.accounts.service.lockout import HELD_SECONDS, Lockout, prune
 
 MakeKit = Callable[..., Awaitable[Kit]]
 WRONG = "an entirely other phrase"
@@ -162,7 +162,7 @@ async def test_attempts_hold_across_kernels_and_restarts(make_kit: MakeKit, open
 
 
 def _id_of(kit: Kit, email: str) -> str:
-    from corral.core.api import Accounts
+    from corral_core.accounts.api import Accounts
 
     found = kit.kernel.container.get(Accounts).find(email)  # type: ignore[type-abstract]
     assert found is not None
@@ -184,7 +184,7 @@ async def test_what_a_dead_process_had_reserved_is_free_again(kit: Kit, door: An
 
 
 def _key() -> str:
-    from corral.auth.tokens import digest
+    from corral.crypto import digest
 
     return digest("ann@example.org")
 

@@ -10,10 +10,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 from corral import clock
-from corral.auth.models import UserRow
-from corral.core.api import Accounts, Rescue
-from corral.core.sign_in_models import ChallengeRow, RecoveryCodeRow, SecondFactorRow
 from corral.testing.kit import PASSWORD, Kit
+from corral_core.accounts.api import Accounts, Rescue
+from corral_core.accounts.models import ChallengeRow, RecoveryCodeRow, SecondFactorRow, UserRow
 
 MakeKit = Callable[..., Awaitable[Kit]]
 

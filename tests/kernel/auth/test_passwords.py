@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from corral.auth import passwords as module
-from corral.auth.passwords import DUMMY_HASH, MEMORY_KIB, PARALLELISM, TIME_COST, Passwords
 from corral.errors import Invalid, Unavailable
+from corral_core.accounts.service import passwords as module
+from corral_core.accounts.service.passwords import DUMMY_HASH, MEMORY_KIB, PARALLELISM, TIME_COST, Passwords
 
 
 @pytest.fixture

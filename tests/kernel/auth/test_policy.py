@@ -12,16 +12,17 @@ import pytest
 from tests.kernel.auth.authenticator import AuthenticatorApp
 
 from corral import clock
-from corral.auth import passwords as passwords_module
 from corral.auth.credentials import Credentials
-from corral.auth.models import SessionRow, UserRow
 from corral.auth.principal import SIGNED_IN, Principal
-from corral.core.sessions import Sessions
-from corral.core.sign_in_models import FormerPasswordRow
 from corral.http.routes import Routes
 from corral.plugin import Plugin, hookimpl
 from corral.settings.registry import SettingsRegistry, StoredSetting
 from corral.testing.kit import PASSWORD, Client, Kit
+from corral_core.accounts.models import FormerPasswordRow, SessionRow, UserRow
+from corral_core.accounts.service import passwords as passwords_module
+from corral_core.accounts.service.sessions import Sessions
+
+pytestmark = pytest.mark.one_engine
 
 MakeKit = Callable[..., Awaitable[Kit]]
 OTHER, THIRD = "an entirely other phrase", "yet one more long sentence"

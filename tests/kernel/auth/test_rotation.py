@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from corral import clock
-from corral.auth.models import RefreshRow
-from corral.core.jobs import forget_successors
 from corral.plugin import Settings
 from corral.testing.kit import PASSWORD, Answer, Kit
+from corral_core.accounts.jobs import forget_successors
+from corral_core.accounts.models import RefreshRow
 
 MakeKit = Callable[..., Awaitable[Kit]]
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from corral import clock
-from corral.auth import passwords as passwords_module
-from corral.core.api import Accounts, UserPatch
 from corral.testing.kit import PASSWORD, Answer, Client, Kit
+from corral_core.accounts.api import Accounts, UserPatch
+from corral_core.accounts.service import passwords as passwords_module
 
 MakeKit = Callable[..., Awaitable[Kit]]
 OTHER = "an entirely other phrase"

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from corral.core.api import Accounts, PasswordLinks, UserPatch
-from corral.core.links import CHANGE_EMAIL
-from corral.core.models import LinkRow
-from corral.core.profile import Profile
-from corral.core.sign_in import SignIn
 from corral.testing.kit import PASSWORD, Answer, Kit
+from corral_core.accounts.api import Accounts, PasswordLinks, UserPatch
+from corral_core.accounts.models import LinkRow
+from corral_core.accounts.service.links import CHANGE_EMAIL
+from corral_core.accounts.service.profile import Profile
+from corral_core.accounts.service.sign_in import SignIn
 
 LONG_ENOUGH = 0.7  # for a change that waits for nobody
 

@@ -12,11 +12,11 @@ import peewee
 import pytest
 
 from corral import clock
-from corral.auth.tokens import AccessTokens
-from corral.core.signing_keys import SigningKeys
 from corral.crypto import Keyring
 from corral.redact.redactor import Redactor
 from corral.testing.kit import PASSWORD, Client, Kit
+from corral_core.accounts.service.access_tokens import AccessTokens
+from corral_core.accounts.service.signing_keys import SigningKeys
 
 MakeKit = Callable[..., Awaitable[Kit]]
 SECRET = "Zk3vQ9sXw2Lr7TnB5pYc8HdJ4mGf6UaE"
@@ -111,7 +111,7 @@ async def test_a_rotated_key_verifies_until_its_last_token_is_over(make_kit: Mak
 
 
 async def test_signing_keys_are_stored_sealed(make_kit: MakeKit) -> None:
-    from corral.auth.models import SigningKeyRow
+    from corral_core.accounts.models import SigningKeyRow
 
     kit = await make_kit(plugins=[])
     await kit.as_user()
@@ -123,7 +123,7 @@ async def test_signing_keys_are_stored_sealed(make_kit: MakeKit) -> None:
 
 
 async def test_a_signing_key_that_was_altered_signs_nothing_and_stops_no_start(make_kit: MakeKit) -> None:
-    from corral.auth.models import SigningKeyRow
+    from corral_core.accounts.models import SigningKeyRow
 
     before = await make_kit(plugins=[])
     user = await before.as_user()

@@ -8,8 +8,8 @@ import pytest
 
 from corral.cli.contributed import companions, contributed
 from corral.config.model import Config, Plugins
-from corral.loader import Found
 from corral.plugin import Plugin
+from corral.plugins.discovery import Found
 
 
 def found(name: str, distribution: str) -> Found:
@@ -18,7 +18,7 @@ def found(name: str, distribution: str) -> Found:
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, *plugins: Found, **lists: Any) -> list[tuple[str, Any]]:
-    monkeypatch.setattr("corral.loader.discover", lambda config: plugins)
+    monkeypatch.setattr("corral.plugins.discovery.discover", lambda config: plugins)
     return list(contributed(Config(plugins=Plugins(**lists)), "corral_commands", "commands", lambda hook: hook()))
 
 

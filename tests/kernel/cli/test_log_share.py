@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from corral.cli.log_share import LINES_A_SECOND, LogShare
-from corral.loader import Found, Loaded
 from corral.plugin import Plugin
+from corral.plugins.discovery import Found
+from corral.plugins.record import PluginRecord
 from corral_plugins.tasks.plugin import TasksPlugin
 
 
@@ -28,8 +29,8 @@ def record(path: str, name: str = "anything", **extra: object) -> logging.LogRec
     return made
 
 
-def loaded(kind: type[Plugin]) -> Loaded:
-    return Loaded(found=Found(name=kind.name, load=lambda: kind), kind=kind)
+def loaded(kind: type[Plugin]) -> PluginRecord:
+    return PluginRecord(found=Found(name=kind.name, load=lambda: kind), kind=kind)
 
 
 def test_a_flood_is_cut_and_told_of(caplog: pytest.LogCaptureFixture) -> None:
@@ -48,7 +49,7 @@ def test_a_flood_is_cut_and_told_of(caplog: pytest.LogCaptureFixture) -> None:
     assert sum(each.pathname == __file__ for each in lines.told) == 250
     assert share.dropped == {"tasks": 160}
     now[0] += 1
-    with caplog.at_level(logging.WARNING, logger="corral.isolation"):
+    with caplog.at_level(logging.WARNING, logger="corral.plugins"):
         lines.handle(record(path))
     assert lines.told[-1].pathname == path
     assert [(each.plugin, each.left_out) for each in caplog.records] == [("tasks", 160)]  # type: ignore[attr-defined]

@@ -18,9 +18,10 @@ from corral.config.reader import load as load_config
 from corral.database.connect import connect
 from corral.database.unit import current
 from corral.errors import Refused
-from corral.loader import discover, load
+from corral.plugins.discovery import discover
+from corral.plugins.loading import load
+from corral.plugins.migrations import Pending, apply_migrations
 from corral.testing.installed import PluginFolder
-from corral.upgrade import Pending, apply_migrations
 
 PLUGIN = 'from corral.plugin import Plugin\n\n\nclass SlowPlugin(Plugin):\n    """Slow."""\n\n    name = "slow"\n'
 SLOW = """

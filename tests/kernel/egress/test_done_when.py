@@ -13,11 +13,11 @@ from collections.abc import Callable
 import httpx2
 import pytest
 
-from corral.core.guards import SINKS
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked
 from corral.errors import Invalid
 from corral.testing.outside import PUBLIC, Receiver, answer
+from corral_core.health.service.egress_metrics import SINKS
 
 MakeEgress = Callable[..., Egress]
 

@@ -13,6 +13,8 @@ from corral.egress.guard import EgressBlocked
 from corral.testing.kit import Kit
 from corral.testing.outside import PUBLIC, Names
 
+pytestmark = pytest.mark.one_engine
+
 MakeKit = Callable[..., Any]
 
 

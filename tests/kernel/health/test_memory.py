@@ -9,23 +9,23 @@ import pytest
 
 PROGRAM = """
 import asyncio
-from corral.core import memory
-memory.LOOK_EVERY = 0.05
+from corral_core.health.service import heap_trimming
+heap_trimming.LOOK_EVERY = 0.05
 
 class Cycle:
     def __init__(self, size):
         self.body, self.me = bytes(size), self
 
 async def main():
-    following = asyncio.create_task(memory.Memory().follow())
+    following = asyncio.create_task(heap_trimming.Memory().follow())
     await asyncio.sleep(0.2)
-    before = memory.resident()
+    before = heap_trimming.resident()
     bodies = [Cycle(20_000) for _ in range(3_000)]
     kept = bytes(20_000)  # lies above them
-    used = memory.resident()
+    used = heap_trimming.resident()
     del bodies
     await asyncio.sleep(2.0)
-    print(used - before, memory.resident() - before, len(kept))
+    print(used - before, heap_trimming.resident() - before, len(kept))
     following.cancel()
 
 asyncio.run(main())

@@ -17,12 +17,14 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from corral.core.health import open_metrics
-from corral.core.routes import health
 from corral.ids import new_id
 from corral.metrics.histogram import Histogram
 from corral.plugin import Metric, Plugin, hookimpl
 from corral.testing.kit import Kit
+from corral_core.health.routes import health
+from corral_core.health.service.scrape import open_metrics
+
+pytestmark = pytest.mark.one_engine
 
 NAMES = """
 corral_http_requests_total corral_http_request_seconds corral_http_in_flight corral_http_body_rejected_total

@@ -8,11 +8,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from corral import clock
-from corral.core.health_alerts import HealthRow, compare, watch_health
-from corral.core.health_board import CHECK_SECONDS, CheckView, HealthBoard
 from corral.plugin import HealthCheck, Plugin, hookimpl
 from corral.testing.kit import Client, Kit
+from corral_core.health.models import HealthRow
+from corral_core.health.service.alerts import compare, watch_health
+from corral_core.health.service.board import CHECK_SECONDS, CheckView, HealthBoard
+
+pytestmark = pytest.mark.one_engine
 
 NAMES = {"database", "redis", "minio", "mail", "vault", "queue", "plugins", "workers", "clock", "disk"}
 

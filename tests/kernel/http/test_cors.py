@@ -10,6 +10,8 @@ import pytest
 
 from corral.testing.kit import Answer, Client
 
+pytestmark = pytest.mark.one_engine
+
 ORIGIN = "https://app.example.org"
 
 

@@ -14,6 +14,8 @@ import pytest
 from corral.schema.strict_json import parse_json
 from corral.testing.kit import Kit
 
+pytestmark = pytest.mark.one_engine
+
 SHORT_TIMEOUT = pytest.mark.parametrize("probe", [{"server.body_timeout_seconds": 1}], indirect=True)
 
 

@@ -17,6 +17,8 @@ from corral.cli import http2
 from corral.cli.serve import listen
 from corral.testing.kit import Kit
 
+pytestmark = pytest.mark.one_engine
+
 SHORT_TIMEOUT = pytest.mark.parametrize("probe", [{"server.body_timeout_seconds": 1}], indirect=True)
 
 

@@ -17,6 +17,8 @@ from corral.http.routes import Routes
 from corral.plugin import Plugin, hookimpl
 from corral.testing.kit import Kit
 
+pytestmark = pytest.mark.one_engine
+
 routes = Routes("/lab", tag="Lab", explain=lambda problem: {"error": {"code": problem.code}})
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from tests.kernel.http.conftest import Thing
 
-from corral.auth.models import UserRow
 from corral.http.client import Hosts
 from corral.http.idempotency import IdempotencyRow
 from corral.testing.kit import PASSWORD, Kit
+from corral_core.accounts.models import UserRow
 
 BOTH_WAYS = pytest.mark.parametrize(
     "probe", [{"server.fast_dispatch": True}, {"server.fast_dispatch": False}], indirect=True, ids=["table", "quart"]

@@ -17,8 +17,8 @@ from tests.kernel.isolation.misbehaving import Gate, plugin, routes, until
 from corral.auth.principal import Principal
 from corral.errors import ContributionFailed, Problem
 from corral.events.consumers import Subscriber
-from corral.isolation import watchdog
 from corral.plugin import Contributions, HealthCheck, Metric, hookimpl
+from corral.plugins import watchdog
 from corral.testing.kit import Client, Kit, make_kernel
 
 MakeKit = Callable[..., Awaitable[Kit]]

@@ -15,16 +15,17 @@ from corral.auth.principal import PUBLIC
 from corral.cli.checks import installation
 from corral.config.model import Config, Plugins
 from corral.config.reader import load as load_config
-from corral.core.plugin import CorePlugin
 from corral.database.model import Model
 from corral.events.event import Event
 from corral.http.routes import Routes, Socket, SocketConnection
 from corral.jobs.job import Job
-from corral.loader import Found, discover, load
 from corral.plugin import Metric, Plugin, Setting
+from corral.plugins.discovery import Found, discover
+from corral.plugins.loading import load
 from corral.testing.conformance import check_plugin
 from corral.testing.installed import PluginFolder
 from corral.testing.kit import make_kernel
+from corral_core.plugin import CorePlugin
 from corral_plugins.tasks.api import Tasks
 
 
@@ -176,7 +177,7 @@ def test_safe_mode_loads_protected_plugins_only() -> None:
 
 
 PEOPLE = '''
-from corral.core.api import Accounts
+from corral_core.accounts.api import Accounts
 from corral.plugin import Plugin
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.kernel.isolation.misbehaving import plugin, routes, until
 
-from corral.isolation.warden import GIVEN_UP
+from corral.plugins.quarantine import GIVEN_UP
 from corral.testing.kit import make_kernel
 
 

@@ -10,12 +10,14 @@ import pytest
 from tests.kernel.isolation.misbehaving import Gate, alerts, placed, plugin, routes, told, until
 
 from corral import clock
-from corral.core import quarantine
-from corral.core.quarantine import QuarantineRow
 from corral.errors import Forbidden
 from corral.events.consumers import Subscriber
 from corral.jobs.job import Job, JobRow, Schedule, enqueue
 from corral.testing.kit import Client, Kit
+from corral_core.plugin_admin.models import QuarantineRow
+from corral_core.plugin_admin.service import quarantine
+
+pytestmark = pytest.mark.one_engine
 
 MakeKit = Callable[..., Awaitable[Kit]]
 
@@ -172,7 +174,7 @@ async def test_it_tries_again_and_waits_longer_each_time(make_kit: MakeKit, monk
 
 async def test_another_process_follows(make_kit: MakeKit, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two kernels on one database are two processes."""
-    monkeypatch.setattr("corral.core.machine.MachineLease.take", lambda self: asyncio.sleep(0))
+    monkeypatch.setattr("corral_core.health.service.single_machine.MachineLease.take", lambda self: asyncio.sleep(0))
     (first, gate), (second, other) = gated("faulty", fail), gated("faulty", lambda: None)
     one, two = await make_kit(plugins=[first]), await make_kit(plugins=[second])
     for _ in range(5):

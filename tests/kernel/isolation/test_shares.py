@@ -13,7 +13,7 @@ from tests.kernel.isolation.misbehaving import plugin, routes, until
 from corral.auth.principal import PUBLIC
 from corral.database.unit import current
 from corral.events.consumers import Subscriber
-from corral.isolation.guard import is_declared
+from corral.plugins.guard import is_declared
 from corral.testing.kit import Kit
 
 MakeKit = Callable[..., Awaitable[Kit]]

@@ -17,7 +17,7 @@ PLUGIN = '''
 """A plugin of a test."""
 from corral.auth.principal import PUBLIC
 from corral.http.routes import Routes
-from corral.isolation import watchdog
+from corral.plugins import watchdog
 from corral.plugin import Plugin, hookimpl
 
 watchdog.END_SECONDS = %(seconds)s

@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from corral.calls import room
+from corral.current_call import room
 from corral.errors import ContributionFailed
-from corral.isolation.threads import Threads
+from corral.plugins.executor import PluginThreads
 
 
 @pytest.fixture
-def threads() -> Iterator[Threads]:
-    made = Threads(4)
+def threads() -> Iterator[PluginThreads]:
+    made = PluginThreads(4)
     yield made
     made.shutdown()
 
 
-def of(name: str | None, threads: Threads, call: Callable[[], Any]) -> Future[Any]:
+def of(name: str | None, threads: PluginThreads, call: Callable[[], Any]) -> Future[Any]:
     token = room.set(name)
     try:
         return threads.submit(call)
@@ -30,14 +30,14 @@ def of(name: str | None, threads: Threads, call: Callable[[], Any]) -> Future[An
         room.reset(token)
 
 
-def test_values_and_errors_come_back(threads: Threads) -> None:
+def test_values_and_errors_come_back(threads: PluginThreads) -> None:
     assert [threads.submit(pow, 2, n).result(5) for n in range(20)] == [2**n for n in range(20)]
     with pytest.raises(SystemExit):
         threads.submit(lambda: (_ for _ in ()).throw(SystemExit(1))).result(5)
     assert threads.submit(lambda: threading.current_thread().daemon).result(5)
 
 
-def test_one_plugin_has_half_of_them(threads: Threads) -> None:
+def test_one_plugin_has_half_of_them(threads: PluginThreads) -> None:
     stop, running = threading.Event(), []
 
     def block() -> None:
@@ -59,7 +59,7 @@ def test_one_plugin_has_half_of_them(threads: Threads) -> None:
     assert len(running) == 10  # the rest waited and was done
 
 
-def test_an_abandoned_thread_is_replaced(threads: Threads) -> None:
+def test_an_abandoned_thread_is_replaced(threads: PluginThreads) -> None:
     inside: list[int] = []
     stop = threading.Event()
 
@@ -83,7 +83,9 @@ def test_an_abandoned_thread_is_replaced(threads: Threads) -> None:
         each.result(5)
 
 
-def test_a_call_that_counted_on_a_busy_thread_gets_another(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_counted_on_a_busy_thread_gets_another(
+    threads: PluginThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The thread has its task already and is still counted as idle when the next call comes."""
     took, go_on, stop = threading.Event(), threading.Event(), threading.Event()
     take = threads._next
@@ -105,7 +107,7 @@ def test_a_call_that_counted_on_a_busy_thread_gets_another(threads: Threads, mon
 
 
 def test_the_end_waits_for_nobody() -> None:
-    threads = Threads(2)
+    threads = PluginThreads(2)
     threads.submit(time.sleep, 30)
     began = time.monotonic()
     threads.shutdown(wait=True)
@@ -115,8 +117,8 @@ def test_the_end_waits_for_nobody() -> None:
 
 
 def test_idle_threads_go_and_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("corral.isolation.threads.IDLE_SECONDS", 0.05)
-    threads = Threads(3)
+    monkeypatch.setattr("corral.plugins.executor.IDLE_SECONDS", 0.05)
+    threads = PluginThreads(3)
     for _ in range(20):
         assert threads.submit(threading.get_ident).result(5) > 0
         time.sleep(0.04)

@@ -12,7 +12,8 @@ import pytest
 
 from corral.config.model import Config
 from corral.http.answers import Stream
-from corral.loader import PROTECTED, Found, discover
+from corral.plugins.discovery import Found, discover
+from corral.plugins.record import PROTECTED
 from corral.testing.kit import Kit, make_kernel
 
 FOUND = {item.name: item for item in discover(Config()) if item.built_in}

@@ -12,11 +12,13 @@ import pytest
 from tests.kernel.mail.conftest import LOGIN, MailServer
 
 from corral import clock
-from corral.core.mail import MailService
 from corral.jobs.job import JobRow
 from corral.testing.authority import Authority
 from corral.testing.kit import Kit
 from corral.testing.outside import Names
+from corral_core.accounts.service.mail import MailService
+
+pytestmark = pytest.mark.one_engine
 
 
 def service(kit: Kit) -> MailService:
@@ -227,7 +229,7 @@ async def test_the_password_of_the_mail_server_is_known_to_the_redactor(
 
 
 def test_letters_are_plain_and_complete() -> None:
-    from corral.core.letters import LETTERS, write
+    from corral_core.accounts.service.mail_templates import LETTERS, write
 
     facts = {"url": "https://x/#t", "until": "noon", "new": "b@x", "left": 3, "role": "member"}
     for kind in LETTERS:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.kernel.mail.conftest import MailServer
 from tests.kernel.mail.test_recovery import totp
 
 from corral import clock
 from corral.testing.kit import PASSWORD, Client, Kit
+
+pytestmark = pytest.mark.one_engine
 
 EMAIL = "ada@example.org"
 

@@ -13,11 +13,11 @@ import pytest
 from tests.kernel.mail.conftest import MailServer, token_of
 
 from corral import clock
-from corral.core.api import Accounts, UserPatch
-from corral.core.models import InvitationRow, LinkRow
 from corral.ids import new_id
 from corral.jobs.job import JobRow
 from corral.testing.kit import PASSWORD, Answer, Kit
+from corral_core.accounts.api import Accounts, UserPatch
+from corral_core.accounts.models import InvitationRow, LinkRow
 
 NEW = "another rather long phrase"
 

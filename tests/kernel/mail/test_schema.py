@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from playhouse.schema_diff import diff_models
 
-from corral.auth.models import UserRow
-from corral.core.models import InvitationRow, LinkRow
 from corral.testing.kit import Kit
+from corral_core.accounts.models import InvitationRow, LinkRow, UserRow
 
 
 async def test_models_and_migration_agree(mailing: Kit) -> None:

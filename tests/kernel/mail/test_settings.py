@@ -13,8 +13,10 @@ from tests.kernel.mail.conftest import MailServer
 
 from corral.cli import checks
 from corral.config.reader import load
-from corral.core.mail import MailService
 from corral.testing.kit import Kit
+from corral_core.accounts.service.mail import MailService
+
+pytestmark = pytest.mark.one_engine
 
 
 @pytest.fixture

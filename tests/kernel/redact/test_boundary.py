@@ -12,7 +12,6 @@ import msgspec
 import pytest
 
 from corral.auth.principal import SIGNED_IN
-from corral.auth.tokens import AccessTokens
 from corral.cli import logs
 from corral.errors import Problem
 from corral.http.routes import Routes
@@ -21,6 +20,9 @@ from corral.plugin import Plugin, hookimpl
 from corral.redact.known import MARK
 from corral.redact.redactor import Redactor
 from corral.testing.kit import Kit
+from corral_core.accounts.service.access_tokens import AccessTokens
+
+pytestmark = pytest.mark.one_engine
 
 SECRET = "metrics-t0ken-of-this-test"
 TOKEN = "crl_" + "aB3-_" * 8

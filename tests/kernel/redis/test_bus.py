@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import redis
 
-from corral.core.redis.bus import CHANNEL, RedisBus
 from corral.errors import Refused
 from corral.events import feed
 from corral.events.event import SystemAlert, emit
 from corral.testing.engines import ValkeyServer
 from corral.testing.kit import Kit
+from corral_core.redis.service.bus import CHANNEL, RedisBus
 
 pytestmark = pytest.mark.redis
 
@@ -118,7 +118,7 @@ async def test_a_url_that_is_none_is_refused(make_kit: Any) -> None:
 
 def test_without_a_url_neither_client_is_loaded() -> None:
     code = (
-        "import sys, corral.core.plugin, corral.cli.serve, corral.cli.jobs; print({'redis', 'rq'} & set(sys.modules))"
+        "import sys, corral_core.plugin, corral.cli.serve, corral.cli.jobs; print({'redis', 'rq'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "set()\n"

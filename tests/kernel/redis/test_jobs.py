@@ -22,14 +22,15 @@ from rq import Queue, SimpleWorker
 
 from corral import clock
 from corral.config.model import Config
-from corral.core.redis.queue import QUEUE
 from corral.errors import Unavailable
 from corral.jobs.job import JobRow, enqueue
-from corral.loader import PROTECTED, discover
+from corral.plugins.discovery import discover
+from corral.plugins.record import PROTECTED
 from corral.testing.engines import ValkeyServer
 from corral.testing.installed import PluginFolder
 from corral.testing.kit import Kit
 from corral.testing.server import JobsProcess
+from corral_core.redis.service.queue import QUEUE
 
 pytestmark = pytest.mark.redis
 

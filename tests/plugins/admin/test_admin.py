@@ -58,7 +58,7 @@ async def test_admin_2_parallel_demotions_leave_an_admin(kit: Kit) -> None:
             for i, (who, whom) in enumerate(pairs)
         ]
     )
-    from corral.core.api import Accounts
+    from corral_core.accounts.api import Accounts
 
     accounts: Any = kit.kernel.container.get(Accounts)  # type: ignore[type-abstract]  # the key of the container
     counts = await kit.kernel.database.work(accounts.count, read=True)

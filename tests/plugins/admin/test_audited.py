@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pyotp
 
-from corral.core.api import Accounts
 from corral.testing.kit import PASSWORD, Kit
+from corral_core.accounts.api import Accounts
 
 MakeKit = Callable[..., Awaitable[Kit]]
 NEW = {"email": "new@example.org", "password": "a rather long phrase", "full_name": "New"}

@@ -134,7 +134,7 @@ async def test_admin_5_nothing_of_a_deactivated_person_starts_or_calls(world: Wo
 
 
 async def purge(world: World, client: Client) -> None:
-    from corral.core.api import Accounts
+    from corral_core.accounts.api import Accounts
 
     user_id = client.user["id"]
     await world.admin.patch(f"/admin/users/{user_id}", {"is_active": False})
@@ -194,9 +194,9 @@ async def test_admin_5_after_a_purge_what_was_private_is_gone_and_what_was_share
 
 
 async def test_a_purge_takes_more_tasks_than_fit_a_unit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from corral_plugins.tasks.service import fleet
+    from corral_plugins.tasks.service import leases
 
-    monkeypatch.setattr(fleet, "CANCELLED_AT_ONCE", 2)
+    monkeypatch.setattr(leases, "CANCEL_BATCH_SIZE", 2)
     bob = await world.kit.as_user("member")
     mine = [await world.task(by=bob) for _ in range(5)]
     others = await world.task()

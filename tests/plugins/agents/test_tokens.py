@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from corral import clock
-from corral.core.api import Accounts, Tickets, UserPatch
 from corral.errors import Unauthorized
 from corral.testing.kit import Client, Kit
+from corral_core.accounts.api import Accounts, Tickets, UserPatch
 from corral_plugins.agents import jobs
 from corral_plugins.agents.models import Token
 

@@ -25,7 +25,7 @@ async def test_no_row_can_be_changed_or_deleted(books: Any) -> None:
         lambda: Checkpoint.update(rows=1).execute(),
         lambda: Checkpoint.delete().execute(),
     ):
-        with pytest.raises(peewee.DatabaseError, match=r"audit log|checkpoints|never changed"):
+        with pytest.raises(peewee.DatabaseError, match=r"never changed|must not be deleted"):
             await books.work(attempt)
     if books.kit.kernel.database.kind == "sqlite":  # PostgreSQL has nothing like it that passes the other triggers
         for table, chosen in (("audit_rows", "seq = 1"), ("audit_checkpoints", "TRUE")):

@@ -21,6 +21,8 @@ from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.service.redaction import StreamRedaction
 from corral_plugins.llm.service.states import States
 
+pytestmark = pytest.mark.one_engine
+
 THINKING = [
     {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
     {"type": "text", "text": f"Okay {up.KEY}"},

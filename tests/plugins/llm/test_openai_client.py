@@ -8,6 +8,8 @@ from typing import Any
 import httpx2
 import pytest
 
+pytestmark = pytest.mark.one_engine
+
 openai = pytest.importorskip("openai")
 
 CALL = {"name": "weather", "arguments": {"city": "Bern"}}

@@ -13,6 +13,8 @@ from tests.plugins.llm import conftest as up
 from corral.testing.kit import Answer, Client
 from corral_plugins.llm.models import LlmProviderRow
 
+pytestmark = pytest.mark.one_engine
+
 
 @pytest.fixture
 async def kit(make_kit: Callable[..., Any], providers: dict[str, Any]) -> Any:

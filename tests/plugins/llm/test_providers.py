@@ -11,6 +11,8 @@ from tests.plugins.llm import conftest as up
 
 from corral_plugins.llm.models import LlmProviderState
 
+pytestmark = pytest.mark.one_engine
+
 
 @pytest.fixture
 async def kit(make_kit: Callable[..., Any], upstream: Any, providers: dict[str, Any]) -> Any:

@@ -16,6 +16,8 @@ from corral.testing.kit import Answer, Client
 from corral_plugins.llm.api import ProviderError
 from corral_plugins.llm.service.attempts import delay
 
+pytestmark = pytest.mark.one_engine
+
 
 @pytest.fixture
 async def kit(make_kit: Callable[..., Any], providers: dict[str, Any], upstream: Any) -> Any:

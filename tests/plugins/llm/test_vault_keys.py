@@ -13,6 +13,8 @@ from tests.plugins.llm import conftest as up
 from corral import clock
 from corral.testing.kit import PASSWORD, Client
 
+pytestmark = pytest.mark.one_engine
+
 SECRET = "sk-vault-0a1b2c3d4e5f6a7b"
 
 

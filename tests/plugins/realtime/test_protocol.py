@@ -14,6 +14,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from corral import clock
 from corral.testing.kit import Kit
 
+pytestmark = pytest.mark.one_engine
+
 
 async def test_every_way_to_sign_in(kit: Kit, port: int) -> None:
     member = await kit.as_user()

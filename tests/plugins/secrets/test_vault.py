@@ -12,10 +12,10 @@ from tests.engines import POSTGRES
 from tests.plugins.secrets.conftest import PLUGINS, VALUE, Safe
 
 from corral import clock
-from corral.auth.models import SessionRow
 from corral.http.idempotency import IdempotencyRow
 from corral.ids import new_id
 from corral.testing.kit import Answer, Client
+from corral_core.accounts.models import SessionRow
 
 DAY = 86_400
 

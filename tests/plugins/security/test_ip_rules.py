@@ -19,6 +19,8 @@ from corral_plugins.security.service.gate import GateKeeper, IpGate
 from corral_plugins.security.service.ip_rules import InForce, IpRules
 from corral_plugins.security.service.networks import Rule, Ruleset, parse_network
 
+pytestmark = pytest.mark.one_engine
+
 
 def rules(mode: str, *lines: str) -> dict[str, Any]:
     """`allow 10.0.0.0/8` and so on, as a body."""

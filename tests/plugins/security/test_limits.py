@@ -13,14 +13,16 @@ import pytest
 from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, TRUSTING, From, make_key
 
 from corral.auth.principal import Principal
-from corral.core.api import SharedBuckets
 from corral.http.routes import Rate, Route
 from corral.plugin import Meter, RateLimits, Settings
 from corral.testing.kit import Answer, Kit
 from corral.testing.server import ServerProcess
+from corral_core.redis.api import SharedBuckets
 from corral_plugins.security.service.buckets import Buckets, Full
 from corral_plugins.security.service.gate import IpGate
 from corral_plugins.security.service.limits import Limits, address_key
+
+pytestmark = pytest.mark.one_engine
 
 ON = {**TRUSTING, "rate_limits": True}
 

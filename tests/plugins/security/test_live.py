@@ -14,6 +14,8 @@ from corral import clock
 from corral.plugin import RateLimits
 from corral.testing.kit import PASSWORD, Kit
 
+pytestmark = pytest.mark.one_engine
+
 FORBIDDEN, UNAUTHENTICATED, INVALID = 4403, 4401, 4400
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, TRUSTING, From, make_key
 
-from corral.auth.models import UserRow
 from corral.errors import Unavailable
 from corral.plugin import Audit, AuditEntry, Plugin, Provide, hookimpl
 from corral.testing.kit import PASSWORD, Kit
+from corral_core.accounts.models import UserRow
 from corral_plugins.security.policy_shapes import PasswordPolicyPatch, PolicyPatch
 
 

@@ -10,7 +10,7 @@ import pytest
 from corral import clock
 from corral.testing.kit import Answer, Client, Kit
 from corral_plugins.tasks import jobs
-from corral_plugins.tasks.service.clockwork import Clockwork
+from corral_plugins.tasks.service.timers import Timers
 
 
 class Lease:
@@ -116,9 +116,9 @@ class World:
 
     async def tick(self) -> None:
         """Run the schedules of tasks once."""
-        work, clockwork = self.kit.kernel.database.work, self.kit.kernel.container.get(Clockwork)
+        work, timers = self.kit.kernel.database.work, self.kit.kernel.container.get(Timers)
         for run in (jobs.announce, jobs.reap, jobs.watchdog):
-            await run(work, clockwork)
+            await run(work, timers)
 
     async def heartbeat(self, *leases: Lease) -> Any:
         """The worker says that it lives; the answer."""

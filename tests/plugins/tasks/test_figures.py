@@ -12,8 +12,8 @@ from corral import clock
 from corral.plugin import Settings
 from corral.testing.kit import Client
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.service import record
-from corral_plugins.tasks.service.seen import Seen
+from corral_plugins.tasks.service import rollups
+from corral_plugins.tasks.service.rollups import TaskMetrics
 from corral_plugins.workers import settings as of_workers
 
 SCRIPTS = {"mine": {"turns": [{"text": "hello", "usage": {"prompt_tokens": 30, "completion_tokens": 4}}]}}
@@ -78,7 +78,7 @@ async def test_figures_of_agents(world: Any) -> None:
 
 
 async def test_of_many_attempts_the_newest_are_looked_at(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "NEWEST", 3)
+    monkeypatch.setattr(rollups, "NEWEST", 3)
     agent = f"/agents/{world.agent_id}"
 
     async def run(times: int) -> list[int | None]:
@@ -138,8 +138,8 @@ async def test_durations_are_counted_in_buckets(world: Any) -> None:
     await world.member.post(f"/tasks/{cancelled}/cancel")
     clock.travel(3)
     await lease.ok("cancelled")
-    seen = world.kit.kernel.container.get(Seen)
-    for histogram, values in ((seen.queueing, [100, 0]), (seen.durations, [20]), (seen.cancelling, [3])):
+    metrics = world.kit.kernel.container.get(TaskMetrics)
+    for histogram, values in ((metrics.queueing, [100, 0]), (metrics.durations, [20]), (metrics.cancelling, [3])):
         observed = histogram.read()[()]
         assert sum(observed.counts) == len(values)
         assert abs(observed.total - sum(values)) < 10  # a busy machine adds to it

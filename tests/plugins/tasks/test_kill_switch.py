@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from corral.testing.kit import Answer
-from corral_plugins.tasks.service import fleet
 
 
 async def switch(world: Any, engaged: bool, **fields: Any) -> None:
@@ -49,7 +48,7 @@ async def test_pause_leaves_what_runs(world: Any) -> None:
 
 
 async def test_cancel_asks_every_run_to_end(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "CANCELLED_AT_ONCE", 2)
+    monkeypatch.setattr("corral_plugins.tasks.service.leases.CANCEL_BATCH_SIZE", 2)
     ids = [await world.task() for _ in range(5)]
     queued = await world.task(queue_timeout_seconds=600)
     leases = [await world.worker.run() for _ in range(5)]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from corral.core.api import Tickets
 from corral.errors import Unauthorized
 from corral.testing.kit import Client
+from corral_core.accounts.api import Tickets
 
 
 async def test_created_claimed_started_and_completed(world: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from corral import clock
-from corral_plugins.tasks.service import marks
+from corral_plugins.tasks.service import queries
 
 
 async def _ids(client: Any, query: str) -> list[str]:
@@ -31,9 +31,9 @@ async def test_pages_visit_each_task_once(world: Any, monkeypatch: pytest.Monkey
     both = await world.member.get(f"/tasks?offset=3&cursor={'x' * 20}")
     assert both.status == 422
     assert "input" not in page["items"][0]
-    # the same by marks, as in large tables
-    monkeypatch.setattr("corral_plugins.tasks.service.catalogue.NEAR", 0)
-    monkeypatch.setattr(marks, "EVERY", 4)
+    # the same by page anchors, as in large tables
+    monkeypatch.setattr("corral_plugins.tasks.service.queries.NEAR", 0)
+    monkeypatch.setattr(queries, "ANCHOR_INTERVAL", 4)
     clock.travel(120)
     world.member = await world.kit.sign_in(world.member.user["email"])
     await world.tick()
@@ -197,7 +197,7 @@ async def test_old_tasks_are_swept(make_kit: Any) -> None:
     from tests.plugins.tasks.conftest import World
 
     from corral_plugins.tasks import jobs
-    from corral_plugins.tasks.service.clockwork import Clockwork
+    from corral_plugins.tasks.service.timers import Timers
 
     kit = await make_kit(plugins=("agents", "workers", "tasks"), config={"settings.tasks.retention_days": 10})
     world = await World().build(kit)
@@ -205,7 +205,7 @@ async def test_old_tasks_are_swept(make_kit: Any) -> None:
     await world.member.post(f"/tasks/{old}/cancel")
     await world.task("open")
     clock.travel(11 * 86_400)
-    await jobs.sweep(kit.kernel.database.work, kit.kernel.container.get(Clockwork))
+    await jobs.sweep(kit.kernel.database.work, kit.kernel.container.get(Timers))
     world.member = await kit.sign_in(world.member.user["email"])
     assert (await world.member.get("/tasks")).json()["total"] == 1
 

@@ -12,6 +12,8 @@ from corral.errors import Fault
 from corral_plugins.tools.api import POLICIES, RISKS
 from corral_plugins.tools.service.decision import Case, Rule, decide, policy_of, rule_of
 
+pytestmark = pytest.mark.one_engine
+
 GOOD: dict[str, Any] = {
     "tool": "a.tool",
     "risk": "external",

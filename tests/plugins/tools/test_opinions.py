@@ -11,6 +11,8 @@ from tests.plugins.tools.conftest import TEXT, World
 from corral.plugin import Plugin, hookimpl
 from corral_plugins.tools.api import Json, Target, Tool, ToolContext
 
+pytestmark = pytest.mark.one_engine
+
 
 def _raise(*given: Any) -> Any:
     raise RuntimeError("a bug")

@@ -9,6 +9,8 @@ import pytest
 from tests.plugins.tools.conftest import Run, World
 from tests.plugins.tools.receiver import Receiver, receiver
 
+pytestmark = pytest.mark.one_engine
+
 HTML = {"Content-Type": "text/html; charset=utf-8"}
 
 

@@ -139,7 +139,7 @@ async def test_it_starts_when_the_server_serves_unless_it_is_off(
 
 
 async def test_who_must_change_the_password_first_beats_for_nobody(fleet: Any) -> None:
-    from corral.auth.models import UserRow
+    from corral_core.accounts.models import UserRow
 
     member = await fleet.kit.as_user("member")
     worker = await fleet.worker(by=member)

@@ -7,11 +7,20 @@ from typing import Any
 import msgspec
 
 from corral.auth.principal import Principal
-from corral.core.api import Accounts, Invitations, InvitationView, NewUser, PasswordLinks, Rescue, UserPatch, UserQuery
 from corral.database.engine import Work
 from corral.http.answers import IfMatch, Request
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Routes
+from corral_core.accounts.api import (
+    Accounts,
+    Invitations,
+    InvitationView,
+    NewUser,
+    PasswordLinks,
+    Rescue,
+    UserPatch,
+    UserQuery,
+)
 from corral_plugins.admin.service.people import People
 from corral_plugins.admin.shapes import (
     AdminUserView,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import msgspec
 
 from corral.auth.principal import Principal
-from corral.core.api import Accounts, NewUser, PasswordLinks, Rescue, UserQuery, UserView
 from corral.http.page import Page
+from corral_core.accounts.api import Accounts, NewUser, PasswordLinks, Rescue, UserQuery, UserView
 from corral_plugins.admin.shapes import AdminUserView, CreatedUser
 from corral_plugins.security.api import KeyCounts
 

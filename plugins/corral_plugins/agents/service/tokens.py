@@ -11,12 +11,12 @@ from corral import clock
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions, narrowed
 from corral.auth.principal import Principal
-from corral.core.api import Accounts
 from corral.database.unit import after_commit
 from corral.errors import Invalid, NotFound, Problem, Unauthorized
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Setting, Settings
+from corral_core.accounts.api import Accounts
 from corral_plugins.agents.models import LIVING, Agent, Token
 from corral_plugins.agents.service.rows import writable
 from corral_plugins.agents.service.shapes import AgentTokenQuery, AgentTokenView, IssuedAgentToken, NewAgentToken

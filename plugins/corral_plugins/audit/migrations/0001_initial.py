@@ -5,37 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import peewee
+from corral.database.dialect import append_only
 from peewee import BigIntegerField, CharField, IntegerField, Model, TextField
 
 GENESIS = "0" * 64
-
-SQLITE = (
-    "CREATE TRIGGER audit_rows_no_update BEFORE UPDATE ON audit_rows "
-    "BEGIN SELECT RAISE(ABORT, 'rows of the audit log are never changed'); END",
-    "CREATE TRIGGER audit_rows_no_delete BEFORE DELETE ON audit_rows "
-    "WHEN OLD.seq > (SELECT anchor_seq FROM audit_head) "
-    "BEGIN SELECT RAISE(ABORT, 'rows of the audit log are deleted up to its anchor only'); END",
-    "CREATE TRIGGER audit_checkpoints_no_update BEFORE UPDATE ON audit_checkpoints "
-    "BEGIN SELECT RAISE(ABORT, 'checkpoints are never changed'); END",
-    "CREATE TRIGGER audit_checkpoints_no_delete BEFORE DELETE ON audit_checkpoints "
-    "WHEN OLD.seq >= (SELECT anchor_seq FROM audit_head) "
-    "BEGIN SELECT RAISE(ABORT, 'checkpoints are deleted before the anchor only'); END",
-)
-POSTGRES = (
-    "CREATE OR REPLACE FUNCTION audit_refuse() RETURNS trigger LANGUAGE plpgsql AS $$ "
-    "BEGIN RAISE EXCEPTION 'rows of the audit log are never changed or deleted'; END $$",
-    "CREATE OR REPLACE FUNCTION audit_keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-    "IF OLD.seq > (SELECT anchor_seq FROM audit_head) - TG_ARGV[0]::int THEN "
-    "RAISE EXCEPTION 'the audit log is deleted up to its anchor only'; END IF; RETURN OLD; END $$",
-    "CREATE TRIGGER audit_rows_no_update BEFORE UPDATE ON audit_rows FOR EACH ROW EXECUTE FUNCTION audit_refuse()",
-    "CREATE TRIGGER audit_rows_no_truncate BEFORE TRUNCATE ON audit_rows EXECUTE FUNCTION audit_refuse()",
-    "CREATE TRIGGER audit_rows_no_delete BEFORE DELETE ON audit_rows FOR EACH ROW EXECUTE FUNCTION audit_keep(0)",
-    "CREATE TRIGGER audit_checkpoints_no_update BEFORE UPDATE ON audit_checkpoints "
-    "FOR EACH ROW EXECUTE FUNCTION audit_refuse()",
-    "CREATE TRIGGER audit_checkpoints_no_truncate BEFORE TRUNCATE ON audit_checkpoints EXECUTE FUNCTION audit_refuse()",
-    "CREATE TRIGGER audit_checkpoints_no_delete BEFORE DELETE ON audit_checkpoints "
-    "FOR EACH ROW EXECUTE FUNCTION audit_keep(1)",
-)
 
 
 def up(migrator: Any, db: Any) -> None:
@@ -117,5 +90,6 @@ def up(migrator: Any, db: Any) -> None:
 
     db.create_tables([AuditRow, Head, Checkpoint, SigningKey])
     Head.insert(id=1, seq=0, hash=GENESIS, anchor_seq=0, anchor_hash=GENESIS).execute()
-    for statement in SQLITE if isinstance(db, peewee.SqliteDatabase) else POSTGRES:
-        db.execute_sql(statement)
+    anchor = "(SELECT anchor_seq FROM audit_head)"
+    append_only(db, "audit_rows", unique=["seq", "id", "prev_hash"], deletable=f"OLD.seq <= {anchor}")
+    append_only(db, "audit_checkpoints", unique=["seq"], deletable=f"OLD.seq < {anchor}")

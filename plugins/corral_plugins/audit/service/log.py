@@ -10,6 +10,7 @@ from typing import Any
 import peewee
 
 from corral import clock
+from corral.database.dialect import transaction_is_open
 from corral.database.engine import Work, translate
 from corral.database.leases import acquire
 from corral.database.statement import Statement
@@ -124,7 +125,7 @@ class AuditLog:
         except Problem:
             raise
         except Exception as error:
-            self._failed(unit, error)
+            self._failed(error)
             raise
         took = time.perf_counter() - began
 
@@ -145,12 +146,9 @@ class AuditLog:
         if values["seq"] % CHECKPOINT_ROWS == 0:
             enqueue("audit.checkpoint")
 
-    def _failed(self, unit: Unit, error: Exception) -> None:
+    def _failed(self, error: Exception) -> None:
         """Raise what the caller gets. A lost connection, a full disk and a busy database are told by the engine."""
-        if unit.database.kind == "postgresql":
-            if unit.connection.closed or unit.connection.broken:
-                raise error
-        elif not unit.connection.in_transaction:
+        if not transaction_is_open():
             raise error
         known = translate(error) if isinstance(error, (peewee.DatabaseError, peewee.InterfaceError)) else error
         if isinstance(known, Problem) and known.code in ("storage_full", "overloaded"):

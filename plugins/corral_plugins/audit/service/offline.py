@@ -17,8 +17,6 @@ from corral_plugins.audit.service.follow import BEGINNING, Chain, Link
 from corral_plugins.audit.service.signing import Kept, PublicKeys, SignedCheckpoint, public_key_of
 from corral_plugins.audit.shapes import LinkView, Verdict
 
-SQLITE_MAGIC = b"SQLite format 3\0"
-
 
 class Unreadable(ValueError):
     """A file that is no export, or no list of checkpoints; says which and why."""
@@ -29,12 +27,6 @@ class _Listed(msgspec.Struct):
 
     items: list[SignedCheckpoint]
     public_key: str | None = None
-
-
-def is_database(path: Path) -> bool:
-    """Whether the file is an SQLite database."""
-    with path.open("rb") as file:
-        return file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
 
 
 def verify_export(path: Path, kept: Kept, *, sparse: bool) -> Verdict:

@@ -10,7 +10,7 @@ from typing import Any
 import peewee
 
 from corral import clock
-from corral.database.unit import current
+from corral.database.dialect import epoch_seconds, execute
 from corral.events.event import SystemAlert, emit
 from corral_plugins.cost.models import CostEvent, Rollup
 from corral_plugins.cost.service import rollups
@@ -55,8 +55,6 @@ _COUNTERS = {
     "unpriced_tokens": "CASE WHEN cost_micro IS NULL THEN"
     " input_tokens + output_tokens + cache_read_tokens + cache_write_tokens ELSE 0 END",
 }
-_SQLITE_QUARTER_HOUR = f"CAST(strftime('%s', ts) AS INTEGER) / {QUARTER_HOUR}"
-_POSTGRES_QUARTER_HOUR = f"CAST(FLOOR(EXTRACT(EPOCH FROM CAST(ts AS timestamptz)) / {QUARTER_HOUR}) AS BIGINT)"
 _AGENT_ID = "COALESCE(agent_id, '')"
 
 # One statement, so that events and rollups are read at the same moment. A difference is events minus rollups.
@@ -69,7 +67,7 @@ SELECT series, period, key, subkey, {sums} FROM (
 """
 _EVENTS = """
 SELECT {series} AS series, {period} AS period, {key} AS key, {subkey} AS subkey, {counters}
-FROM cost_events WHERE ts >= {mark} AND ts < {mark} AND {condition}
+FROM cost_events WHERE ts >= ? AND ts < ? AND {condition}
 """
 
 
@@ -81,13 +79,10 @@ def differences(series: str, day: int) -> Differences:
 
     At most `BATCH_ROWS` rollups are returned.
     """
-    unit = current()
-    is_sqlite = unit.database.kind == "sqlite"
-    mark = "?" if is_sqlite else "%s"
     counters = ", ".join(f"{expression} AS {name}" for name, expression in _COUNTERS.items())
     events = [
-        _EVENTS.format(**columns, counters=counters, mark=mark)
-        for columns in _rollup_columns(series, day, _SQLITE_QUARTER_HOUR if is_sqlite else _POSTGRES_QUARTER_HOUR)
+        _EVENTS.format(**columns, counters=counters)
+        for columns in _rollup_columns(series, day, f"{epoch_seconds('ts')} / {QUARTER_HOUR}")
     ]
     first = day * QUARTER_HOURS_PER_DAY
     sql = _DIFFERENCES.format(
@@ -101,7 +96,7 @@ def differences(series: str, day: int) -> Differences:
         differ=" OR ".join(f"SUM({name}) <> 0" for name in _COUNTERS),
     )
     bounds = [clock.format_instant(day * DAY), clock.format_instant((day + 1) * DAY)]
-    rows: Iterable[Any] = unit.connection.execute(sql, bounds * len(events)).fetchall()
+    rows: Iterable[Any] = execute(sql, bounds * len(events)).fetchall()
     return {
         RollupKey(name, int(period), key, subkey): dict(zip(_COUNTERS, map(int, values), strict=True))
         for name, period, key, subkey, *values in rows

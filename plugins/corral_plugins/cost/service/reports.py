@@ -8,8 +8,8 @@ from datetime import date, timedelta
 from typing import Any, TypeVar
 
 from corral import clock
-from corral.core.api import Accounts
 from corral.http.page import Page
+from corral_core.accounts.api import Accounts
 from corral_plugins.agents.api import Agents
 from corral_plugins.cost.models import DeletedAgent
 from corral_plugins.cost.service import rollups

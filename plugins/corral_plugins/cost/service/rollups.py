@@ -9,8 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-import os
-import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ from typing import Any, NamedTuple
 import peewee
 from peewee import fn
 
+from corral.database.dialect import counter_shard
 from corral.database.statement import Parameter, Statement
 from corral.database.unit import before_commit, current
 from corral.events.log import Record
@@ -137,7 +136,7 @@ class _PendingIncrement:
 
 def increment(merged: Mapping[RollupKey, Increments]) -> None:
     """Add to rollups immediately."""
-    own_shard = 0 if current().database.kind == "sqlite" else _thread.shard
+    own_shard = counter_shard(SHARDS)
     rows = sorted((key, own_shard if _is_sharded(key.series) else 0) for key in merged)
     for start in range(0, len(rows), BATCH_ROWS):
         values: dict[str, Any] = {}
@@ -149,15 +148,6 @@ def increment(merged: Mapping[RollupKey, Increments]) -> None:
 
 
 _PRIMARY_KEY = ("series", "period", "key", "subkey", "shard")
-_next_shard = itertools.count(os.getpid())
-
-
-class _Thread(threading.local):
-    def __init__(self) -> None:
-        self.shard = next(_next_shard) % SHARDS
-
-
-_thread = _Thread()
 
 
 def _is_sharded(series: str) -> bool:

@@ -18,7 +18,7 @@ import msgspec
 from corral import clock
 from corral.database.engine import Work
 from corral.database.statement import Statement
-from corral.database.unit import after_commit, current
+from corral.database.unit import after_commit, locked
 from corral.errors import TooMany
 from corral.ids import new_id
 from corral_plugins.llm.models import HELD, IN_FLIGHT, WAITING, LlmCall, LlmProviderState, LlmSlot
@@ -132,8 +132,7 @@ class Slots:
         if name not in self._known:
             LlmProviderState.insert(name=name).on_conflict_ignore().execute()
             after_commit(functools.partial(self._known.add, name))
-        if current().database.kind != "sqlite":  # whose writer is alone
-            LlmProviderState.select(LlmProviderState.name).where(LlmProviderState.name == name).for_update().execute()
+        locked(LlmProviderState.select(LlmProviderState.name).where(LlmProviderState.name == name)).execute()
 
     # -- outside
 

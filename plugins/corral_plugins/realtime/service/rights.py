@@ -11,10 +11,10 @@ from corral import clock
 from corral.auth.credentials import Credentials
 from corral.auth.principal import Principal
 from corral.auth.visibility import EventRights
-from corral.core.api import Tickets
 from corral.database.engine import Work
 from corral.errors import Forbidden, Problem, Unauthorized
 from corral.plugin import Settings
+from corral_core.accounts.api import Tickets
 from corral_plugins.realtime.service.hub import Hub
 from corral_plugins.realtime.service.messages import FORBIDDEN, UNAUTHENTICATED, Notice, instant
 from corral_plugins.realtime.service.viewer import Viewer

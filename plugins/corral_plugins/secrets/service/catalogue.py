@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import UNSET
 
 from corral.auth.principal import Principal
-from corral.database.unit import current
+from corral.database.dialect import by_code_point
 from corral.http.page import Order, Page, PageQuery, check_place, paginate, read_cursor, write_cursor
 from corral.plugin import Settings
 from corral_plugins.secrets.models import SecretRow, SecretVersion
@@ -43,7 +43,7 @@ class Catalogue:
         pinned = [item for item in self._environment.all() if _matches(item, query)]
         stored = self._filtered(query)
         total = stored.count() + len(pinned)
-        name = _by_code_point(SecretRow.name_key)
+        name = by_code_point(SecretRow.name_key)
         order = (name, SecretRow.id)
         if isinstance(query.cursor, str):
             after = tuple(read_cursor(query.cursor, SCOPE, by, query.fingerprint()))
@@ -128,11 +128,6 @@ class Catalogue:
             else rows.view(item, used.get(item.name_key, []), until)
             for item in items
         ]
-
-
-def _by_code_point(field: Any) -> Any:
-    """In the order of Python, in which pinned secrets are put between; languages sort signs otherwise."""
-    return field if current().database.kind == "sqlite" else field.collate('"C"')
 
 
 def _key(item: Any) -> tuple[str, str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from corral.auth.principal import Principal
-from corral.core.api import Accounts, AllSessions, SignedInQuery, SignedInView
 from corral.http.answers import IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Routes
+from corral_core.accounts.api import Accounts, AllSessions, SignedInQuery, SignedInView
 from corral_plugins.security.policy_shapes import PasswordPolicyPatch, PasswordPolicyView, PolicyPatch, PolicyView
 from corral_plugins.security.service.ip_rules import IpRules
 from corral_plugins.security.service.keys import ApiKeys

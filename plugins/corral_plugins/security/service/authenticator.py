@@ -10,11 +10,11 @@ import msgspec
 from corral import clock
 from corral.auth.permissions import Permissions, narrowed
 from corral.auth.principal import Principal
-from corral.auth.tokens import digest
-from corral.core.api import Accounts
+from corral.crypto import digest
 from corral.database.statement import Statement
 from corral.errors import Unauthorized
 from corral.plugin import Settings
+from corral_core.accounts.api import Accounts
 from corral_plugins.security.models import ApiKeyRow
 from corral_plugins.security.service.key_form import PREFIX, is_key
 from corral_plugins.security.settings import KEYS_ENABLED

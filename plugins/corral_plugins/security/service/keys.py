@@ -13,15 +13,15 @@ from corral import clock
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions, narrowed
 from corral.auth.principal import Principal
-from corral.auth.tokens import digest
-from corral.core.api import Accounts, OwnerView
-from corral.database.leases import take_turns
+from corral.crypto import digest
+from corral.database.dialect import advisory_lock
 from corral.database.unit import after_commit
 from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Problem
 from corral.events.event import Event, emit
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Settings
+from corral_core.accounts.api import Accounts, OwnerView
 from corral_plugins.security.events import ApiKeyCreated, ApiKeyRevoked, ApiKeyRotated
 from corral_plugins.security.models import ApiKeyRow
 from corral_plugins.security.service.key_form import SHOWN, new_key
@@ -78,7 +78,7 @@ class ApiKeys:
         self._check_step_up(new.scopes, by)
         networks = _networks(new.allowed_cidrs)
         limit, text = self._settings.get(KEYS_PER_USER), new_key()
-        take_turns(f"security.api_keys {by.user_id}")
+        advisory_lock(f"security.api_keys {by.user_id}")
         if ApiKeyRow.select().where((ApiKeyRow.user_id == by.user_id) & _has_status("active")).count() >= limit:
             raise Problem(f"You have {limit} API keys; delete one first.", code="quota_exceeded")
         row = ApiKeyRow.create(

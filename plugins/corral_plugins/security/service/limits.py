@@ -9,10 +9,10 @@ import math
 from collections import Counter
 
 from corral.auth.principal import Principal
-from corral.core.api import SharedBuckets
 from corral.errors import TooMany
 from corral.http.routes import Rate, Route
 from corral.plugin import Quota, Settings
+from corral_core.redis.api import SharedBuckets
 from corral_plugins.security.service.buckets import Buckets, Full
 from corral_plugins.security.service.uses import KeyUses
 from corral_plugins.security.settings import ANONYMOUS_RATE, IN_FLIGHT, MACHINE_RATE, RATE

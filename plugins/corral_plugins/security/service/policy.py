@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 
 from corral.auth.principal import Principal
-from corral.core.api import Accounts
 from corral.errors import Conflict, Unavailable
 from corral.events.event import emit
 from corral.http.answers import IfMatch
 from corral.plugin import Installation, Settings
 from corral.settings.store import SettingsStore
+from corral_core.accounts.api import Accounts
 from corral_plugins.security.events import SecurityChanged
 from corral_plugins.security.models import ROW, IpModeRow
 from corral_plugins.security.policy_shapes import PasswordPolicyPatch, PasswordPolicyView, PolicyPatch, PolicyView

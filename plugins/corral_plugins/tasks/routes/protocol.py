@@ -30,9 +30,8 @@ from corral_plugins.tasks.reports import (
     WaitFor,
 )
 from corral_plugins.tasks.service.actions import Actions
-from corral_plugins.tasks.service.deliveries import Deliveries
-from corral_plugins.tasks.service.leases import Leases
 from corral_plugins.tasks.service.logs import TaskLogs
+from corral_plugins.tasks.service.runs import Runs
 from corral_plugins.tasks.service.views import TaskView
 
 ACT, WRITE = "tasks.act", "tasks.write"
@@ -63,14 +62,14 @@ async def _once(work: Work, entry: Entry, act: Callable[[], T], late: Callable[[
 
 
 @routes.post("/{id}/start", needs=ACT, raises=LOST)
-def start_task(id: str, body: OnLease, leases: Leases, caller: Principal, request: Request) -> Started:
+def start_task(id: str, body: OnLease, leases: Runs, caller: Principal, request: Request) -> Started:
     """Begin to run a claimed task. A repeat answers the same."""
     return leases.start(id, lease_of(body, request, caller), caller)
 
 
 @routes.post("/{id}/progress", needs=ACT, raises=LOST, lenient=True, redacted=True)
 async def report_progress(
-    id: str, body: Progress, leases: Leases, caller: Principal, request: Request, work: Work
+    id: str, body: Progress, leases: Runs, caller: Principal, request: Request, work: Work
 ) -> Renewed:
     """Tell how far a run is; renews the lease."""
     lease = lease_of(body, request, caller)
@@ -90,7 +89,7 @@ def append_logs(id: str, body: Logs, logs: TaskLogs, caller: Principal, request:
 
 
 @routes.post("/{id}/checkpoint", needs=ACT, raises=LOST, lenient=True, redacted=True, body_limit=CHECKPOINT_LIMIT)
-def store_checkpoint(id: str, body: Checkpoint, leases: Leases, caller: Principal, request: Request) -> CheckpointTaken:
+def store_checkpoint(id: str, body: Checkpoint, leases: Runs, caller: Principal, request: Request) -> CheckpointTaken:
     """Keep what the next attempt goes on from; a smaller step than the stored one is ignored. Renews the lease."""
     return leases.checkpoint(id, lease_of(body, request, caller), body, caller)
 
@@ -102,16 +101,14 @@ def store_checkpoint(id: str, body: Checkpoint, leases: Leases, caller: Principa
     keyed=False,
     raises=("lease_lost", "secret_expired", "audit_unavailable", "vault_sealed", "secrets.damaged"),
 )
-def get_secret_value(
-    id: str, name: str, body: SecretUse, deliveries: Deliveries, caller: Principal, request: Request
-) -> Delivery:
+def get_secret_value(id: str, name: str, body: SecretUse, runs: Runs, caller: Principal, request: Request) -> Delivery:
     """A value for the worker that holds the task, if its group is listed; it keeps the value to `allowed_hosts`."""
-    return deliveries.deliver(id, lease_of(body, request, caller), name, body.purpose, caller)
+    return runs.deliver_secret(id, lease_of(body, request, caller), name, body.purpose, caller)
 
 
 @routes.post("/{id}/complete", needs=(ACT, WRITE), raises=(*ENDS, "schema_mismatch"), lenient=True, redacted=True)
 async def complete_task(
-    id: str, body: Complete, leases: Leases, actions: Actions, caller: Principal, request: Request, work: Work
+    id: str, body: Complete, leases: Runs, actions: Actions, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
     """End a run with its result. Owners end a task by the same call without a lease."""
     lease, entry = lease_of(body, request, caller), request.entry(caller)
@@ -128,7 +125,7 @@ async def complete_task(
 
 @routes.post("/{id}/fail", needs=(ACT, WRITE), raises=ENDS, lenient=True, redacted=True)
 async def fail_task(
-    id: str, body: Fail, leases: Leases, actions: Actions, caller: Principal, request: Request, work: Work
+    id: str, body: Fail, leases: Runs, actions: Actions, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
     """End a run with a failure; the retry policy decides what follows. Owners end a task for good, without a lease."""
     lease, entry = lease_of(body, request, caller), request.entry(caller)
@@ -146,14 +143,14 @@ async def fail_task(
 @routes.post(
     "/{id}/wait", needs=ACT, raises=(*ENDS, "plugin_disabled"), lenient=True, redacted=True, body_limit=CHECKPOINT_LIMIT
 )
-def wait_for_person(id: str, body: WaitFor, leases: Leases, caller: Principal, request: Request) -> TaskView | Encoded:
+def wait_for_person(id: str, body: WaitFor, leases: Runs, caller: Principal, request: Request) -> TaskView | Encoded:
     """End the lease until a person has answered; timeout and stall clocks stop."""
     return leases.wait(id, lease_of(body, request, caller), body, caller)
 
 
 @routes.post("/{id}/release", needs=ACT, raises=ENDS, lenient=True, redacted=True)
 async def release_task(
-    id: str, body: Release, leases: Leases, caller: Principal, request: Request, work: Work
+    id: str, body: Release, leases: Runs, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
     """Give a task back; no attempt is used and the checkpoint stays."""
     lease = lease_of(body, request, caller)
@@ -168,7 +165,7 @@ async def release_task(
 
 @routes.post("/{id}/cancelled", needs=ACT, raises=ENDS)
 async def acknowledge_cancel(
-    id: str, body: Cancelled, leases: Leases, caller: Principal, request: Request, work: Work
+    id: str, body: Cancelled, leases: Runs, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
     """Say that a run that was to be cancelled has ended."""
     lease = lease_of(body, request, caller)

@@ -17,11 +17,9 @@ from corral_plugins.tasks.api import DIRECT, NewTask
 from corral_plugins.tasks.models import TERMINAL
 from corral_plugins.tasks.service import logs as task_logs
 from corral_plugins.tasks.service.actions import Actions
-from corral_plugins.tasks.service.catalogue import Catalogue
-from corral_plugins.tasks.service.changes import Changes
 from corral_plugins.tasks.service.creation import Creation
-from corral_plugins.tasks.service.details import Details, readable
 from corral_plugins.tasks.service.explain import Explanations
+from corral_plugins.tasks.service.queries import TaskQueries, readable
 from corral_plugins.tasks.service.views import TaskItem, TaskView, Views
 from corral_plugins.tasks.shapes import (
     AttemptView,
@@ -47,9 +45,9 @@ routes = Routes("/tasks", tag="Tasks")
 
 
 @routes.get("/", needs=READ, raises=("invalid_cursor",))
-def list_tasks(query: TaskQuery, catalogue: Catalogue, caller: Principal) -> Page[TaskItem]:
+def list_tasks(query: TaskQuery, queries: TaskQueries, caller: Principal) -> Page[TaskItem]:
     """List tasks, newest first, without their input and result."""
-    return catalogue.page(query, caller)
+    return queries.page(query, caller)
 
 
 @routes.post("/", needs=WRITE, status=201, redacted=True, raises=("unknown_reference", "cycle", "quota_exceeded"))
@@ -59,9 +57,9 @@ def create_task(body: NewTask, creation: Creation, caller: Principal) -> TaskVie
 
 
 @routes.get("/stats", needs=READ)
-def get_task_stats(query: StatsQuery, catalogue: Catalogue, caller: Principal) -> Stats:
+def get_task_stats(query: StatsQuery, queries: TaskQueries, caller: Principal) -> Stats:
     """Tasks in figures; every key is there."""
-    return catalogue.stats(query, caller)
+    return queries.stats(query, caller)
 
 
 @routes.get("/{id}", needs=(READ, ACT), seconds=60.0)
@@ -77,7 +75,7 @@ def get_task(id: str, query: GetQuery, views: Views, caller: Principal) -> TaskV
 
 
 @routes.patch("/{id}", needs=WRITE, redacted=True, raises=(*STATES, "use_action", "unknown_reference", "cycle"))
-def update_task(id: str, body: TaskPatch, changes: Changes, caller: Principal, match: IfMatch) -> TaskView | Encoded:
+def update_task(id: str, body: TaskPatch, changes: Actions, caller: Principal, match: IfMatch) -> TaskView | Encoded:
     """Change a task, as far as its state allows."""
     return changes.patch(id, body, match, by=caller)
 
@@ -113,17 +111,17 @@ def explain_task(id: str, explanations: Explanations, caller: Principal) -> Expl
 
 
 @routes.get("/{id}/attempts", needs=READ, raises=("invalid_cursor",))
-def list_attempts(id: str, query: PageQuery, details: Details, caller: Principal) -> Page[AttemptView]:
+def list_attempts(id: str, query: PageQuery, queries: TaskQueries, caller: Principal) -> Page[AttemptView]:
     """Every claim of a task, oldest first."""
-    return details.attempts(id, query, caller)
+    return queries.attempts(id, query, caller)
 
 
 @routes.get("/{id}/attempts/{fence}", needs=READ)
-def get_attempt(id: str, fence: str, details: Details, caller: Principal) -> AttemptView:
+def get_attempt(id: str, fence: str, queries: TaskQueries, caller: Principal) -> AttemptView:
     """One claim of a task."""
     if not (fence.isascii() and fence.isdigit() and len(fence) < 10):
         raise NotFound()
-    return details.attempt(id, int(fence), caller)
+    return queries.attempt(id, int(fence), caller)
 
 
 @routes.get("/{id}/logs", needs=READ, seconds=60.0)
@@ -138,21 +136,21 @@ def list_task_logs(id: str, query: LogQuery, caller: Principal) -> Page[LogView]
 
 
 @routes.get("/{id}/events", needs=READ, raises=("invalid_cursor",))
-def list_task_events(id: str, query: PageQuery, details: Details, caller: Principal) -> Page[EventView]:
+def list_task_events(id: str, query: PageQuery, queries: TaskQueries, caller: Principal) -> Page[EventView]:
     """What happened to a task, oldest first."""
-    return details.events(id, query, caller)
+    return queries.events(id, query, caller)
 
 
 @routes.get("/{id}/artifacts", needs=READ, raises=("invalid_cursor",))
-def list_task_artifacts(id: str, query: PageQuery, details: Details, caller: Principal) -> Page[dict[str, Any]]:
+def list_task_artifacts(id: str, query: PageQuery, queries: TaskQueries, caller: Principal) -> Page[dict[str, Any]]:
     """What the runs of a task made, oldest first."""
-    return details.artifacts(id, query, caller)
+    return queries.artifacts(id, query, caller)
 
 
 @routes.get("/{id}/comments", needs=READ, raises=("invalid_cursor",))
-def list_task_comments(id: str, query: PageQuery, details: Details, caller: Principal) -> Page[CommentView]:
+def list_task_comments(id: str, query: PageQuery, queries: TaskQueries, caller: Principal) -> Page[CommentView]:
     """Remarks on a task, oldest first."""
-    return details.comments(id, query, caller)
+    return queries.comments(id, query, caller)
 
 
 @routes.post("/{id}/comments", needs=(WRITE, ACT), status=201, lenient=True, redacted=True)

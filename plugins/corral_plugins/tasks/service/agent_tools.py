@@ -13,7 +13,7 @@ from corral_plugins.tasks.api import NewTask, Origin
 from corral_plugins.tasks.models import PRIORITIES
 from corral_plugins.tasks.reports import AskedInput
 from corral_plugins.tasks.service.creation import Creation
-from corral_plugins.tasks.service.details import readable
+from corral_plugins.tasks.service.queries import readable
 from corral_plugins.tasks.service.runs import Runs
 from corral_plugins.tasks.service.views import TaskView, Views
 from corral_plugins.tools.api import Json, Later, Output, Tool, ToolContext, ToolFailure

@@ -1,34 +1,206 @@
-"""The claim: a task, an agent and a worker are brought together in one unit."""
+"""Claims: one unit of work brings a task, an agent and a worker together and builds the payload for the worker."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import peewee
 
 from corral import clock
-from corral.core.api import Accounts
 from corral.database.statement import Statement
+from corral.database.unit import current
 from corral.errors import NotFound
 from corral.ids import new_id
+from corral.plugin import Contributions
+from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts
+from corral_plugins.llm.api import LLM
+from corral_plugins.secrets.api import Secrets
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Claim, ClaimAnswer
 from corral_plugins.tasks.events import TaskAssigned
-from corral_plugins.tasks.models import Attempt, Task
-from corral_plugins.tasks.service import queues
-from corral_plugins.tasks.service.moves import Moves, move
-from corral_plugins.tasks.service.offers import Offers
-from corral_plugins.tasks.service.rows import Row
-from corral_plugins.tasks.service.undo import Undo
-from corral_plugins.tools.api import Tools
+from corral_plugins.tasks.hookspecs import TaskExecutor
+from corral_plugins.tasks.models import Attempt, Comment, Task
+from corral_plugins.tasks.service import queues, rollups, rows, views
+from corral_plugins.tasks.service.rows import TaskRow
+from corral_plugins.tasks.service.transitions import Transitions, transition
+from corral_plugins.tools.api import ClaimTool, Tools
 from corral_plugins.workers.api import WorkerFacts
+
+
+class Savepoint:
+    """Made where the savepoint is; calling it goes back there. End with `release`."""
+
+    def __init__(self) -> None:
+        unit = current()
+        self._deltas = rollups.snapshot()
+        self._lengths = [len(each) for each in (unit.events, unit.jobs, unit.audit, unit.after, unit.before)]
+        unit.connection.execute("SAVEPOINT tasks_undo")
+
+    def __call__(self) -> None:
+        """Savepoint what the unit did since."""
+        unit = current()
+        unit.connection.execute("ROLLBACK TO SAVEPOINT tasks_undo")
+        for each, length in zip(
+            (unit.events, unit.jobs, unit.audit, unit.after, unit.before), self._lengths, strict=True
+        ):
+            del each[length:]
+        rollups.restore(self._deltas)
+
+    def release(self) -> None:
+        """Keep what was done."""
+        current().connection.execute("RELEASE SAVEPOINT tasks_undo")
+
+
+log = logging.getLogger("corral.tasks")
+
+GATEWAY = "/api/v1/llm"
+"""Relative: the worker knows by which address it reaches its server."""
+COMMENTS = 50
+
+_CHECKPOINT = Statement(
+    lambda p: (
+        Attempt.select(Attempt.checkpoint)
+        .where((Attempt.task_id == p("id")) & (Attempt.fence > p("floor")) & Attempt.checkpoint_step.is_null(False))
+        .order_by(Attempt.fence.desc())
+        .limit(1)
+        .tuples()
+    )
+)
+_COMMENTS = Statement(
+    lambda p: (
+        Comment.select(Comment.author_type, Comment.author_id, Comment.body, Comment.created_at)
+        .where(Comment.task_id == p("id"))
+        .order_by(Comment.created_at.desc(), Comment.id.desc())
+        .limit(COMMENTS)
+        .tuples()
+    )
+)
+_SOURCE = Statement(
+    lambda p: (
+        Task.select(Task.source_type, Task.source_id, Task.workflow_run_id, Task.step_run_id)
+        .where(Task.id == p("id"))
+        .tuples()
+    )
+)
+
+
+class ClaimPayloads:
+    """Builds claims; joins the unit of the claim."""
+
+    llm: LLM | None
+    secrets: Secrets | None
+    tools: Tools | None
+
+    def __init__(self, contributions: Contributions) -> None:
+        self._contributions = contributions
+
+    def model(self, agent: AgentFacts) -> str:
+        """The agent's model as `provider/model`; the gateway's defaults where it names none."""
+        provider, model = agent.llm_provider, agent.llm_model
+        if self.llm is not None:
+            if provider is None:
+                default = self.llm.default_model()
+                return default if model is None else f"{default.partition('/')[0]}/{model}"
+            if model is None:
+                model = self.llm.default_model_of(provider)
+        return f"{provider or 'default'}/{model or 'default'}"
+
+    def claim(
+        self,
+        row: TaskRow,
+        agent: AgentFacts,
+        *,
+        model: str,
+        token: str,
+        expires_at: str,
+        attempt: int,
+        group: str | None,
+    ) -> Claim:
+        """The claim of a task that was just leased, for a worker of the group."""
+        assert row.lease_id is not None
+        source_type, source_id, run, step = _SOURCE.one({"id": row.id}) or ("api", None, None, None)
+        config = {key: value for key, value in agent.config.items() if key != "fallback_models"}
+        about = {
+            "id": row.id,
+            "source": {"type": source_type, "id": source_id},
+            "workflow_run_id": run,
+            "step_run_id": step,
+        }
+        for _, executor in self._contributions.of("corral_task_executors"):
+            if _handles(executor, about):
+                config["executor"] = executor.prepare(about)
+                break
+        return Claim(
+            task=msgspec.Raw(views.read(row.id)),
+            agent={
+                "id": agent.id,
+                "name": agent.name,
+                "version": agent.version,
+                "system_prompt": agent.system_prompt,
+                "model": model,
+                "fallback_models": agent.config.get("fallback_models") or [],
+                "tools": self._tools(row, agent, model),
+                "config": config,
+            },
+            lease_id=row.lease_id,
+            fence=row.fence,
+            expires_at=expires_at,
+            attempt=attempt,
+            agent_token=token,
+            gateway_url=GATEWAY,
+            resume=self._resume(row),
+            context={"memories": [], "knowledge": [], "messages": [], "comments": _comments(row.id)},
+            secrets=[] if self.secrets is None or group is None else self.secrets.of_group(group),
+        )
+
+    def _tools(self, row: TaskRow, agent: AgentFacts, model: str) -> list[ClaimTool]:
+        """The tools of the run: the agent's, narrowed by the task. A model that cannot call tools gets none."""
+        if self.tools is None or not agent.enabled_tools or row.worker_id is None:
+            return []
+        if self.llm is not None and self.llm.capabilities(model).get("tools") is False:
+            return []
+        return self.tools.offered(
+            enabled=agent.enabled_tools,
+            policy=agent.tool_policy,
+            allowed=rows.parsed(row.allowed_tools),
+            worker_id=row.worker_id,
+        )
+
+    def _resume(self, row: TaskRow) -> dict[str, Any] | None:
+        """The last checkpoint and what came since; null for a first attempt."""
+        found = _CHECKPOINT.one({"id": row.id, "floor": row.checkpoint_floor}) if row.fence > 1 else None
+        given = rows.parsed(row.resume)
+        if found is None and given is None:
+            return None
+        checkpoint = None if found is None else msgspec.Raw(found[0])
+        return {"checkpoint": checkpoint, "tool_results": [], **(given or {})}
+
+
+def _handles(executor: TaskExecutor, task: dict[str, Any]) -> bool:
+    """Whether it does; one that fails, which is counted against its plugin, does not."""
+    try:
+        return executor.handles(task)
+    except Exception:
+        log.exception("an executor could not say whether it handles a task", extra={"task": task["id"]})
+        return False
+
+
+def _comments(task_id: str) -> list[dict[str, Any]]:
+    """The last comments, oldest first. What people write is data for the model, not instructions."""
+    return [
+        {"source": {"type": author_type, "id": author_id}, "trust": "untrusted", "body": body, "created_at": created_at}
+        for author_type, author_id, body, created_at in reversed(_COMMENTS.rows({"id": task_id}))
+    ]
+
 
 TRIES = 3
 KEPT_PEOPLE = 10_000
@@ -82,15 +254,15 @@ class Claims:
     switch: KillSwitch | None
     tools: Tools | None
 
-    def __init__(self, moves: Moves, offers: Offers, accounts: Accounts) -> None:
-        self._moves, self._offers, self._accounts = moves, offers, accounts
-        self._settings, self._agents, self._workers = moves.settings, moves.agents, moves.workers
+    def __init__(self, transitions: Transitions, payloads: ClaimPayloads, accounts: Accounts) -> None:
+        self._transitions, self._payloads, self._accounts = transitions, payloads, accounts
+        self._settings, self._agents, self._workers = transitions.settings, transitions.agents, transitions.workers
         self._active: dict[str, tuple[bool, float]] = {}
 
     def claim(
         self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None, tries: int = TRIES
     ) -> ClaimAnswer:
-        """See `Tasks.claim`. What other claims take meanwhile is seen by trying again."""
+        """See `Tasks.claim`. What other claims take meanwhile is metrics by trying again."""
         worker = self._workers.facts(worker_id)
         if worker is None:
             raise NotFound()
@@ -107,14 +279,14 @@ class Claims:
         if not agents:
             return ClaimAnswer(tasks=[], reason="none")
         claims: list[Claim] = []
-        undo = Undo()
+        savepoint = Savepoint()
         try:
             claims = self._lease(worker, self._choose(worker, agents, min(max_tasks, free)))
         except _SlotTaken:
-            undo()
+            savepoint()
             if tries > 1:
                 return self.claim(worker_id, max_tasks=max_tasks, agent_ids=agent_ids, tries=tries - 1)
-        undo.release()
+        savepoint.release()
         return ClaimAnswer(tasks=claims, reason="ok" if claims else "none")
 
     def claimable(self, worker_id: str, *, limit: int) -> list[str]:
@@ -132,11 +304,13 @@ class Claims:
 
     # -- choosing
 
-    def _choose(self, worker: WorkerFacts, agents: Sequence[AgentFacts], wanted: int) -> list[tuple[Row, AgentFacts]]:
+    def _choose(
+        self, worker: WorkerFacts, agents: Sequence[AgentFacts], wanted: int
+    ) -> list[tuple[TaskRow, AgentFacts]]:
         served = queues.served(agents, worker, self.tools)
         room = Counter({agent.id: agent.max_concurrent_tasks - agent.active_tasks for agent in agents})
         heavy = self._heavy_requesters()
-        chosen: list[tuple[Row, AgentFacts]] = []
+        chosen: list[tuple[TaskRow, AgentFacts]] = []
         tries = 0
         while len(chosen) < wanted and tries < wanted + 8:
             tries += 1
@@ -150,12 +324,12 @@ class Claims:
                 continue
             able = [each for each in served[queue] if room[each.id] > 0]
             agent = min(able, key=lambda each: each.max_concurrent_tasks - room[each.id])
-            move(row, "assigned", event=TaskAssigned, **self._assigned(row, worker, agent))
+            transition(row, "assigned", event=TaskAssigned, **self._assigned(row, worker, agent))
             room[agent.id] -= 1
             chosen.append((row, agent))
         return chosen
 
-    def _first(self, names: list[str], heavy: list[str]) -> tuple[Row, str] | None:
+    def _first(self, names: list[str], heavy: list[str]) -> tuple[TaskRow, str] | None:
         """The first task in claim order that nobody else is taking."""
         for without in [heavy, []] if heavy else [[]]:
             for task_id, queue in queues.heads(names, limit=8, without=without):
@@ -189,7 +363,7 @@ class Claims:
         self._active[user_id] = (is_active, time.monotonic() + 1)
         return is_active
 
-    def _assigned(self, row: Row, worker: WorkerFacts, agent: AgentFacts) -> dict[str, Any]:
+    def _assigned(self, row: TaskRow, worker: WorkerFacts, agent: AgentFacts) -> dict[str, Any]:
         return {
             "fence": row.fence + 1,
             "lease_id": new_id(),
@@ -203,7 +377,7 @@ class Claims:
 
     # -- leasing
 
-    def _lease(self, worker: WorkerFacts, chosen: list[tuple[Row, AgentFacts]]) -> list[Claim]:
+    def _lease(self, worker: WorkerFacts, chosen: list[tuple[TaskRow, AgentFacts]]) -> list[Claim]:
         """Take the slots, agents first, in the order in which everybody takes them."""
         for agent_id in sorted(agent.id for _, agent in chosen):
             if not self._agents.lease_started(agent_id):
@@ -213,13 +387,13 @@ class Claims:
                 raise _SlotTaken
         return [self._ledger(worker, row, agent) for row, agent in chosen]
 
-    def _ledger(self, worker: WorkerFacts, row: Row, agent: AgentFacts) -> Claim:
+    def _ledger(self, worker: WorkerFacts, row: TaskRow, agent: AgentFacts) -> Claim:
         assert row.lease_id is not None
         token = TOKEN_PREFIX + secrets.token_urlsafe(32)
         now = clock.now()
         policy = declared.stall_policy(self._settings, row.stall_policy, agent.stall_policy)
         retry = declared.retry_policy(self._settings, row.retry_policy, agent.retry_policy)
-        model = self._offers.model(agent)
+        model = self._payloads.model(agent)
         values: dict[str, Any] = {
             "id": new_id(),
             "task_id": row.id,
@@ -233,7 +407,7 @@ class Claims:
             "requester_id": row.created_by,
             "lease_id": row.lease_id,
             "token_hash": token_hash(token),
-            "lease_until": self._moves.lease_until(),
+            "lease_until": self._transitions.lease_until(),
             "ack_until": clock.now(self._settings.get(declared.ACK_SECONDS)),
             "last_activity_at": now,
             "stall_seconds": policy.stall_seconds,
@@ -246,7 +420,7 @@ class Claims:
         _INSERT.run({**_NEW_ATTEMPT, **values})
         if retry.max_attempts != row.max_attempts:
             Task.update(max_attempts=retry.max_attempts).where(Task.id == row.id).execute()
-        return self._offers.claim(
+        return self._payloads.claim(
             row,
             agent,
             model=model,

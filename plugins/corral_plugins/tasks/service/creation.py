@@ -1,7 +1,10 @@
-"""New tasks."""
+"""Creation of tasks, and the validation of the fields that owners set."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -9,31 +12,114 @@ import msgspec
 from corral import clock
 from corral.auth.principal import Principal
 from corral.database.statement import Statement
-from corral.errors import Invalid, TooMany
+from corral.errors import Fault, Invalid, TooMany
 from corral.http.answers import Encoded
 from corral.ids import new_id
 from corral.schema.data import check_user_schema
 from corral.schema.fields import trimmed
+from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.api import NewTask, Origin
+from corral_plugins.tasks.api import NewTask, Origin, ReviewPolicy
 from corral_plugins.tasks.events import TaskCreated
-from corral_plugins.tasks.models import NO_DEADLINE, PRIORITIES, Task
-from corral_plugins.tasks.service import rows, tallies, views
-from corral_plugins.tasks.service.fields import (
-    as_text,
-    check_values,
-    depend,
-    future,
-    given_in,
-    instant,
-    micro,
-    named_agent,
-    waits_for,
-    warnings_of,
-)
-from corral_plugins.tasks.service.moves import Moves, queue_key, queued_columns, tell
+from corral_plugins.tasks.models import NO_DEADLINE, PRIORITIES, Dependency, Task
+from corral_plugins.tasks.service import queues, rollups, rows, views
 from corral_plugins.tasks.service.queues import has_tools
-from corral_plugins.tasks.service.rows import Row
+from corral_plugins.tasks.service.rows import TaskRow
+from corral_plugins.tasks.service.transitions import Transitions, publish, queue_key, queued_columns
+
+INPUT_LIMIT, METADATA_LIMIT = 256 * 1024, 16 * 1024
+
+_DEPEND = Statement(lambda p: Dependency.insert({Dependency.task_id: p("task"), Dependency.needs_id: p("needs")}))
+_NEEDED = Statement(
+    lambda p: rows.shared(Task.select(Task.status).where(Task.id == p("id"))).tuples()
+)  # a dependency cannot end between this look and our commit
+_encode = msgspec.json.Encoder().encode
+
+
+def future(moment: datetime | None, pointer: str) -> str | None:
+    """An instant that is not past; `in_the_past`."""
+    found = instant(moment)
+    if found is not None and found <= clock.now():
+        raise Invalid.at(pointer, "in_the_past", "This time has passed.")
+    return found
+
+
+def instant(moment: datetime | None) -> str | None:
+    """As rows keep it."""
+    return None if moment is None else clock.from_datetime(moment)
+
+
+def micro(usd: float | None) -> int | None:
+    """Micro-USD."""
+    return None if usd is None else math.floor(usd * 1_000_000 + 0.5)
+
+
+def check_values(given: Mapping[str, Any]) -> None:
+    """Limits that a type cannot say, and what needs a plugin that is not there."""
+    for name, limit in (("input", INPUT_LIMIT), ("metadata", METADATA_LIMIT)):
+        if given.get(name) and len(_encode(given[name])) > limit:
+            raise Invalid.at(f"/{name}", "too_long", f"at most {limit // 1024} KiB of JSON")
+    review = given.get("review_policy")
+    if isinstance(review, ReviewPolicy) and review.mode != "none":
+        raise Invalid.at(
+            "/review_policy/mode", "not_allowed", "Reviews need the plugin code_reviews, which is not active."
+        )
+
+
+def given_in(shape: msgspec.Struct) -> dict[str, Any]:
+    """The fields of a shape by name."""
+    return {name: getattr(shape, name) for name in shape.__struct_fields__}
+
+
+def as_text(value: Any) -> str | None:
+    """A JSON column."""
+    return None if value is None else _encode(value).decode()
+
+
+def warnings_of(agent: AgentFacts | None, tools: Sequence[str]) -> list[str]:
+    """What may keep a task from being claimed, though it is accepted."""
+    if agent is None:
+        return []
+    warnings = [] if agent.status in ("idle", "busy") else ["agent_not_started"]
+    return warnings + [f"tool_not_enabled:{tool}" for tool in queues.missing_tools(agent.enabled_tools, tools)]
+
+
+def named_agent(agents: Agents, agent_id: str | None, role: str | None) -> AgentFacts | None:
+    """The agent that a task names; 422 for one that does not exist, or beside a role."""
+    if agent_id is not None and role is not None:
+        raise Invalid.at("/agent_role", "not_allowed", "Name an agent or a role, not both.")
+    if agent_id is None:
+        return None
+    agent = agents.facts(agent_id.lower())
+    if agent is None:
+        raise Invalid.at("/agent_id", "unknown_reference", "There is no such agent.", problem="unknown_reference")
+    return agent
+
+
+def waits_for(ids: Sequence[str]) -> bool:
+    """Whether some dependency is still open; 422 for those that are unknown or will never complete."""
+    faults, is_open = [], False
+    for index, needed in sorted(enumerate(ids), key=lambda pair: pair[1]):
+        found = _NEEDED.one({"id": needed.lower()})
+        if found is None:
+            faults.append(Fault(f"/depends_on/{index}", "unknown_reference", "There is no such task."))
+        elif found[0] in ("failed", "cancelled"):
+            faults.append(
+                Fault(f"/depends_on/{index}", "not_allowed", f"This task is {found[0]} and will not complete.")
+            )
+        else:
+            is_open = is_open or found[0] != "completed"
+    if faults:
+        code = "unknown_reference" if all(fault.code == "unknown_reference" for fault in faults) else None
+        raise Invalid(f"{len(faults)} dependencies cannot be waited for.", code=code, errors=faults)
+    return is_open
+
+
+def depend(task_id: str, needed: Sequence[str]) -> None:
+    """Have a task wait for others."""
+    for each in needed:
+        _DEPEND.run({"task": task_id, "needs": each})
+
 
 MAX_DEPTH, MAX_CHILDREN = 5, 50
 
@@ -47,8 +133,8 @@ _CHILDREN = Statement(lambda p: Task.select(Task.id).where(Task.parent_task_id =
 class Creation:
     """Joins the caller's unit."""
 
-    def __init__(self, moves: Moves) -> None:
-        self._moves, self._settings, self._agents = moves, moves.settings, moves.agents
+    def __init__(self, transitions: Transitions) -> None:
+        self._transitions, self._settings, self._agents = transitions, transitions.settings, transitions.agents
 
     def create(self, new: NewTask, *, by: Principal, source: dict[str, Any] | None, origin: Origin) -> Encoded:
         """Check, insert, and answer the task with its warnings."""
@@ -71,9 +157,9 @@ class Creation:
         values = self._values(new, title, instants, by, source, family, is_blocked=is_blocked)
         _INSERT.run(values)
         depend(values["id"], list(dict.fromkeys(each.lower() for each in new.depends_on)))
-        tallies.moved(None, values["status"], values["priority"], by.user_id)
-        row = Row(*[values[name] for name in Row.__struct_fields__])
-        tell(TaskCreated, row, None)
+        rollups.count_transition(None, values["status"], values["priority"], by.user_id)
+        row = TaskRow(*[values[name] for name in TaskRow.__struct_fields__])
+        publish(TaskCreated, row, None)
         full = [values[name] for name in views.FULL_NAMES]
         body = views.encode_row(full, full=True, warnings=warnings_of(agent, new.required_tools))
         return Encoded(body, row.id, 1)
@@ -156,7 +242,7 @@ class Creation:
         if by.user_id is None:
             return
         most = self._settings.get(declared.MAX_OPEN)
-        if tallies.open_of(by.user_id) >= most:
+        if rollups.open_tasks(by.user_id) >= most:
             raise TooMany(f"You have {most} unfinished tasks, which is the most.", code="quota_exceeded")
 
 
@@ -172,7 +258,7 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     taint_sources: tuple[str, ...] = ()
 
 
-def _family(origin: Origin, parent: Row | None) -> Family:
+def _family(origin: Origin, parent: TaskRow | None) -> Family:
     """What a delegated task takes from its parent: depth, causes, taint."""
     family = Family(
         cause_chain=origin.cause_chain,
@@ -197,7 +283,7 @@ def _family(origin: Origin, parent: Row | None) -> Family:
     )
 
 
-def _within(new: NewTask, parent: Row) -> NewTask:
+def _within(new: NewTask, parent: TaskRow) -> NewTask:
     """What a delegated task may call and spend: never more tools than its parent, and what remains of its money."""
     allowed, tools = rows.parsed(parent.allowed_tools), new.allowed_tools
     if allowed is not None:

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.core.api import Accounts
 from corral.errors import NotFound
+from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.models import TERMINAL, Attempt, Dependency, Task
 from corral_plugins.tasks.service import queues, rows
-from corral_plugins.tasks.service.details import ATTEMPT_COLUMNS, attempt_view, readable
-from corral_plugins.tasks.service.rows import Row
+from corral_plugins.tasks.service.queries import ATTEMPT_VIEW_COLUMNS, attempt_view, readable
+from corral_plugins.tasks.service.rows import TaskRow
 from corral_plugins.tasks.shapes import AttemptView, Condition, Explanation
 from corral_plugins.tools.api import Tools
 from corral_plugins.workers.api import WorkerFacts, Workers
@@ -57,14 +57,14 @@ class Explanations:
     @staticmethod
     def _attempts(task_id: str) -> list[AttemptView]:
         found = (
-            Attempt.select(*ATTEMPT_COLUMNS)
+            Attempt.select(*ATTEMPT_VIEW_COLUMNS)
             .where(Attempt.task_id == task_id)
             .order_by(Attempt.fence.desc())
             .limit(ATTEMPTS)
         )
         return [attempt_view(each) for each in found][::-1]
 
-    def _conditions(self, row: Row) -> list[Condition]:
+    def _conditions(self, row: TaskRow) -> list[Condition]:
         agent = self._agents.facts(row.agent_id) if row.agent_id is not None else None
         fleet = self._workers.fleet()
         found = [_dependencies(row), _available(row), self._requester(row), self._kill_switch()]
@@ -76,7 +76,7 @@ class Explanations:
         found += self._about_workers(row, agent, candidates, fleet)
         return found
 
-    def _requester(self, row: Row) -> Condition:
+    def _requester(self, row: TaskRow) -> Condition:
         try:
             is_active = row.created_by is None or self._accounts.get(row.created_by).is_active
         except NotFound:
@@ -100,7 +100,7 @@ class Explanations:
     # -- agents
 
     def _about_agents(
-        self, row: Row, agent: AgentFacts | None, fleet: Sequence[WorkerFacts]
+        self, row: TaskRow, agent: AgentFacts | None, fleet: Sequence[WorkerFacts]
     ) -> tuple[list[AgentFacts], list[Condition]]:
         """The agents that may run it, and what is true of them."""
         if row.agent_id is not None:
@@ -126,7 +126,7 @@ class Explanations:
             return fitting, [_no("agent_capacity", told, "Wait, or raise max_concurrent_tasks.", "/agents")]
         return free, []
 
-    def _one_agent(self, row: Row, agent: AgentFacts) -> list[Condition]:
+    def _one_agent(self, row: TaskRow, agent: AgentFacts) -> list[Condition]:
         href = f"/agents/{agent.id}"
         tools = queues.missing_tools(agent.enabled_tools, rows.parsed(row.required_tools))
         found = []
@@ -163,7 +163,7 @@ class Explanations:
     # -- workers
 
     def _about_workers(
-        self, row: Row, agent: AgentFacts | None, candidates: Sequence[AgentFacts], fleet: Sequence[WorkerFacts]
+        self, row: TaskRow, agent: AgentFacts | None, candidates: Sequence[AgentFacts], fleet: Sequence[WorkerFacts]
     ) -> list[Condition]:
         """The first thing that keeps every worker from it: approval, presence, selector, tools, capacity."""
         if agent is not None and agent.worker_id is not None:
@@ -193,7 +193,7 @@ class Explanations:
                 if able
                 else _no(
                     "worker_tools",
-                    f"No worker online offers {', '.join(tools)}.",
+                    f"No worker online payloads {', '.join(tools)}.",
                     "Start one that does.",
                     "/admin/workers",
                 )
@@ -232,7 +232,7 @@ def _selects(agent: AgentFacts, worker: WorkerFacts) -> bool:
     return all(worker.labels.get(name) == value for name, value in agent.worker_labels.items())
 
 
-def _dependencies(row: Row) -> Condition:
+def _dependencies(row: TaskRow) -> Condition:
     if row.status != "blocked":
         return _yes("dependencies", "It waits for no other task.")
     found = (
@@ -247,7 +247,7 @@ def _dependencies(row: Row) -> Condition:
     )
 
 
-def _available(row: Row) -> Condition:
+def _available(row: TaskRow) -> Condition:
     if row.status != "pending" or row.available_at <= clock.now():
         return _yes("available_at", "Its time has come.")
     error = rows.parsed(row.error)
@@ -267,7 +267,7 @@ def _no(code: str, detail: str, unblock: str, href: str | None) -> Condition:
     return Condition(code=code, ok=False, detail=detail, unblock=unblock, href=f"/api/v1{href}" if href else None)
 
 
-def _ending(row: Row, attempts: Sequence[AttemptView]) -> str:
+def _ending(row: TaskRow, attempts: Sequence[AttemptView]) -> str:
     times = f"{row.attempt} attempt{'' if row.attempt == 1 else 's'}"
     if row.status == "completed":
         return f"Completed after {times}."

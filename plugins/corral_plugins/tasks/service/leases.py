@@ -1,291 +1,302 @@
-"""The calls of a worker on the lease it holds. Each compares the lease first: a stale one has no effect."""
+"""Runs across tasks: renewal, revocation, signals, and the principals that act under a lease."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from corral import clock
+from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
-from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Unavailable
-from corral.http.answers import Encoded
-from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.events import TaskProgressed, TaskStalled, TaskStarted
-from corral_plugins.tasks.reports import (
-    Cancelled,
-    Checkpoint,
-    CheckpointTaken,
-    Complete,
-    Fail,
-    Progress,
-    Release,
-    Renewed,
-    Started,
-    Used,
-    WaitFor,
-)
-from corral_plugins.tasks.service import rows, tallies, views
-from corral_plugins.tasks.service.moves import Moves, move, tell
+from corral.database.statement import Statement
+from corral.errors import Forbidden, NotFound, Unauthorized
+from corral.jobs.job import enqueue
+from corral_core.accounts.api import Accounts
+from corral_plugins.tasks.api import LeaseRef, LeaseState, LeaseView, QueueFigures, Signal
+from corral_plugins.tasks.models import PRIORITIES, Attempt, Task, WorkerSignal
+from corral_plugins.tasks.service import rollups, rows
+from corral_plugins.tasks.service.claims import TOKEN_PREFIX, token_hash
 from corral_plugins.tasks.service.outcomes import Outcomes
-from corral_plugins.tasks.service.rows import Ledger, Row
-from corral_plugins.tasks.service.usage import Usages
-from corral_plugins.tasks.service.waits import check_question, wait_for_input
+from corral_plugins.tasks.service.rows import AttemptRow
+from corral_plugins.tasks.service.runs import lost
+from corral_plugins.tasks.service.transitions import Transitions
 
-REPORTS = ("complete", "fail", "wait", "release", "cancelled")
-STATE_LIMIT, RESULT_LIMIT = 1024 * 1024, 256 * 1024
+SIGNALS = 200
+CANCEL_BATCH_SIZE = 200
 
-
-def lost() -> Conflict:
-    """The answer to a lease that is not the live one."""
-    return Conflict("This lease is not the live one: stop, and discard what the run made.", code="lease_lost")
+_RENEW = Statement(
+    lambda p: (
+        Attempt.update({Attempt.lease_until: p("until")})
+        .where((Attempt.lease_id == p("lease")) & (Attempt.worker_id == p("worker")) & Attempt.finished_at.is_null())
+        .returning(Attempt.task_id, Attempt.cancel_until)
+    )
+)
+_RENEW_ONE = Statement(
+    lambda p: Attempt.update(
+        {Attempt.lease_until: p("until"), Attempt.last_activity_at: p("now"), Attempt.stalled: False}
+    ).where((Attempt.lease_id == p("lease")) & (Attempt.task_id == p("task")) & Attempt.finished_at.is_null())
+)
+_LIVE_LEASE = Statement(
+    lambda p: (
+        Attempt.select(Attempt.task_id, Attempt.lease_id, Attempt.agent_id, Attempt.created_at, Attempt.lease_until)
+        .where((Attempt.lease_id == p("lease")) & (Attempt.task_id == p("task")) & Attempt.finished_at.is_null())
+        .tuples()
+    )
+)
+_SIGNALS = Statement(
+    lambda p: (
+        WorkerSignal.select(WorkerSignal.seq, WorkerSignal.task_id, WorkerSignal.lease_id, WorkerSignal.state)
+        .where((WorkerSignal.worker_id == p("worker")) & (WorkerSignal.seq > p("after")))
+        .order_by(WorkerSignal.seq)
+        .limit(SIGNALS)
+        .tuples()
+    )
+)
 
 
 class Leases:
-    """Joins the caller's unit. `lease_id` is what the call named; the caller must hold it."""
+    """Joins the caller's unit."""
 
-    def __init__(self, moves: Moves, outcomes: Outcomes, usages: Usages) -> None:
-        self._moves, self._outcomes, self._usages, self._settings = moves, outcomes, usages, moves.settings
+    def __init__(self, transitions: Transitions, outcomes: Outcomes) -> None:
+        self._transitions, self._outcomes = transitions, outcomes
 
-    # -- who holds what
-
-    def held(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[Row, Ledger]:
-        """The locked task and its live attempt; `lease_lost` otherwise."""
-        row, attempt = self._found(task_id, lease_id, by)
-        if attempt.finished_at is not None or row.lease_id != attempt.lease_id:
-            raise lost()
-        return row, attempt
-
-    def _found(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[Row, Ledger]:
-        """The locked task and the attempt of a lease, live or not. 403 for somebody else's lease."""
-        row = rows.lock(task_id)
-        attempt = rows.of_lease(lease_id) if lease_id is not None else None
-        if attempt is None or attempt.task_id != task_id:
-            raise lost()
-        if by.worker_id != attempt.worker_id and by.lease_id != attempt.lease_id:
-            raise Forbidden("This lease is held by another worker.")
-        return row, attempt
-
-    def _reported(self, task_id: str, lease_id: str | None, by: Principal, call: str) -> tuple[Row, Ledger, bool]:
-        """For calls that end a lease: the task, its attempt, and whether this very call ended it before."""
-        row, attempt = self._found(task_id, lease_id, by)
-        if attempt.finished_at is None and row.lease_id == attempt.lease_id:
-            self._moves.workers.alive(attempt.worker_id)
-            return row, attempt, False
-        if attempt.ended_by == call:
-            return row, attempt, True
-        if attempt.ended_by in REPORTS:
-            raise Conflict(
-                f"This lease ended with {attempt.ended_by} already.", code="task_terminal", current_status=row.status
+    def renew(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
+        """Renew those that are live; the others are lost."""
+        until = self._transitions.lease_until()
+        states = []
+        for lease in sorted(leases, key=lambda each: each.lease_id):
+            found = _RENEW.rows({"until": until, "lease": lease.lease_id.lower(), "worker": worker_id})
+            if not found or found[0][0] != lease.task_id.lower():
+                states.append(LeaseState(task_id=lease.task_id, lease_id=lease.lease_id, state="lost", expires_at=None))
+                continue
+            row = rows.find(found[0][0]) if found[0][1] is not None else None
+            states.append(
+                LeaseState(
+                    task_id=lease.task_id,
+                    lease_id=lease.lease_id,
+                    state="ok" if row is None else "cancel_requested",
+                    expires_at=until,
+                    reason=None if row is None else row.cancel_kind,
+                )
             )
-        raise lost()
+        return states
 
-    # -- a run
-
-    def start(self, task_id: str, lease_id: str | None, by: Principal) -> Started:
-        """`assigned` becomes `running`; a repeat answers the same."""
-        row, attempt = self.held(task_id, lease_id, by)
-        until, now = self._moves.lease_until(), clock.now()
-        if row.status == "assigned":
-            counted = not row.resuming
-            used = 0 if counted else row.used_ms
-            queue_ms = clock.elapsed_ms(row.queued_at or row.created_at, now)
-            move(
-                row,
-                "running",
-                event=TaskStarted,
-                attempt=row.attempt + 1 if counted else row.attempt,
-                started_at=now,
-                resuming=False,
-                used_ms=used,
+    def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
+        """As `renew` tells them, but nothing is renewed."""
+        found = rows.values(
+            Attempt.select(Attempt.lease_id, Attempt.task_id, Attempt.cancel_until, Attempt.lease_until).where(
+                Attempt.lease_id.in_([lease.lease_id for lease in leases]) & Attempt.finished_at.is_null()
             )
-            rows.change_attempt(
-                attempt,
-                status="running",
-                started_at=now,
-                ack_until=None,
-                lease_until=until,
-                counted=counted,
-                n=row.attempt,
-                resumed=not counted,
-                last_activity_at=now,
-                timeout_at=clock.now(row.timeout_seconds - used / 1000),
-            )
-            tallies.started(queue_ms)
-            self._moves.seen.started(queue_ms)
-        else:
-            rows.change_attempt(attempt, lease_until=until)
-        self._moves.workers.alive(attempt.worker_id)
-        return Started(status=row.status, attempt=row.attempt, expires_at=until)
+        )
+        live = {(row[1], row[0]): ("ok" if row[2] is None else "cancel_requested", row[3]) for row in found}
+        states = []
+        for lease in leases:
+            state, until = live.get((lease.task_id, lease.lease_id), ("lost", None))
+            states.append(LeaseState(task_id=lease.task_id, lease_id=lease.lease_id, state=state, expires_at=until))
+        return states
 
-    def progress(self, task_id: str, lease_id: str | None, told: Progress, by: Principal) -> Renewed:
-        """Renew the lease and keep the progress."""
-        row, attempt = self.started(task_id, lease_id, by)
-        now = clock.now()
-        changes: dict[str, Any] = self._usages.grown(row, attempt, told.usage)
-        if told.percent is not None or told.message is not None:
-            changes["progress"] = {"percent": told.percent, "message": told.message, "updated_at": now}
-        if changes:
-            rows.change(row, changes)
-        self.renew(attempt, **self._signature(row, attempt, told.signature))
-        if "progress" in changes and (attempt.progress_event_at or "") <= clock.now(-1):
-            rows.change_attempt(attempt, progress_event_at=now)
-            tell(TaskProgressed, row, row.status, progress=changes["progress"])
-        self._moves.workers.alive(attempt.worker_id)
-        return Renewed(state=state_of(row), expires_at=attempt.lease_until)
-
-    def started(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[Row, Ledger]:
-        """`held`, and the run has begun."""
-        row, attempt = self.held(task_id, lease_id, by)
-        if row.status == "assigned":
-            raise Conflict("Start the task first.", current_status=row.status)
-        return row, attempt
-
-    def renew(self, attempt: Ledger, **changes: Any) -> None:
-        """A sign of life of the run."""
-        rows.change_attempt(
-            attempt, lease_until=self._moves.lease_until(), last_activity_at=clock.now(), stalled=False, **changes
+    def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
+        """The lease if it is live."""
+        found = _LIVE_LEASE.one({"task": task_id, "lease": lease_id})
+        return (
+            None
+            if found is None
+            else LeaseView(task_id=found[0], lease_id=found[1], agent_id=found[2], since=found[3], expires_at=found[4])
         )
 
-    def _signature(self, row: Row, attempt: Ledger, signature: str | None) -> dict[str, Any]:
-        """Count equal steps in a row; so many of them are a loop."""
-        if signature is None:
-            return {}
-        count = attempt.signature_count + 1 if signature == attempt.signature else 1
-        if count == attempt.loop_repeats and row.status == "running":
-            self.stalled(row, attempt, "loop")
-        return {"signature": signature, "signature_count": count}
+    def renew_one(self, task_id: str, lease_id: str) -> None:
+        """A sign of life of the run."""
+        _RENEW_ONE.run(
+            {"until": self._transitions.lease_until(), "now": clock.now(), "lease": lease_id, "task": task_id}
+        )
 
-    def stalled(self, row: Row, attempt: Ledger, kind: str) -> None:
-        """A run is idle or in a loop: say so, and do what the policy wants."""
-        tell(TaskStalled, row, row.status, kind=kind, idle_ms=clock.elapsed_ms(attempt.last_activity_at, clock.now()))
-        self._moves.seen.stalled(kind)
-        rows.change_attempt(attempt, stalls=attempt.stalls + 1)
-        if attempt.stall_action != "notify":
-            why = "It repeats itself." if kind == "loop" else "It made no progress."
-            self._outcomes.stop(row, kind="stalled", reason=why)
+    def leases_of_worker(self, worker_id: str) -> list[LeaseView]:
+        """Its live leases, oldest first."""
+        found = (
+            Attempt.select(Attempt.task_id, Attempt.lease_id, Attempt.agent_id, Attempt.created_at, Attempt.lease_until)
+            .where((Attempt.worker_id == worker_id) & Attempt.finished_at.is_null())
+            .order_by(Attempt.created_at)
+            .limit(1000)
+        )
+        return [
+            LeaseView(task_id=row[0], lease_id=row[1], agent_id=row[2], since=row[3], expires_at=row[4])
+            for row in rows.values(found)
+        ]
 
-    def checkpoint(self, task_id: str, lease_id: str | None, told: Checkpoint, by: Principal) -> CheckpointTaken:
-        """Keep what the next attempt goes on from; a smaller step than the stored one is ignored."""
-        row, attempt = self.started(task_id, lease_id, by)
-        self._keep(row, attempt, told)
-        self.renew(attempt)
-        self._moves.workers.alive(attempt.worker_id)
-        return CheckpointTaken(step=attempt.checkpoint_step or 0)
+    def signals(self, worker_id: str, *, after: int) -> list[Signal]:
+        """What the worker has to hear."""
+        found = _SIGNALS.rows({"worker": worker_id, "after": after})
+        return [Signal(seq=row[0], task_id=row[1], lease_id=row[2], state=row[3]) for row in found]
 
-    def _keep(self, row: Row, attempt: Ledger, told: Checkpoint) -> None:
-        if attempt.checkpoint_step is not None and told.step < attempt.checkpoint_step:
-            return
-        text = as_json({"step": told.step, "state": told.state}, STATE_LIMIT + 200, "/state")
-        rows.change_attempt(attempt, checkpoint=text, checkpoint_step=told.step)
-        if row.resume is not None:  # the checkpoint holds it from now on
-            rows.change(row, {"resume": None})
+    def live_tasks(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
+        """Tasks under a live lease, by agent."""
+        tasks: dict[str, list[str]] = {agent_id: [] for agent_id in agent_ids}
+        found = (
+            Attempt.select(Attempt.agent_id, Attempt.task_id)
+            .where(Attempt.agent_id.in_(list(agent_ids)) & Attempt.finished_at.is_null())
+            .order_by(Attempt.created_at)
+        )
+        for agent_id, task_id in rows.values(found) if agent_ids else ():
+            tasks[agent_id].append(task_id)
+        return tasks
 
-    # -- its end
+    def queue_figures(self) -> QueueFigures:
+        """How much waits."""
+        counts = rollups.status_counts()
+        depth = sum(counts[("pending", priority)] for priority in range(len(PRIORITIES)))
+        return QueueFigures(depth=depth, oldest_pending_ms=rollups.oldest_pending_ms())
 
-    def complete(self, task_id: str, lease_id: str | None, told: Complete, by: Principal) -> Encoded:
-        """The run has a result; while the task is being cancelled it is only kept on the attempt.
+    # -- revocation
 
-        With `workers.accept_late_results` it counts when a person had the task cancelled: completed after all.
+    def release_worker(self, worker_id: str, *, reason: str) -> int:
+        """End all leases of a worker; no attempt is used."""
+        return len(self._release(Attempt.worker_id == worker_id, reason, lambda row, attempt: None))
+
+    def release_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
+        """End all leases of an agent: back to the queue, or cancelled."""
+
+        def end(row: rows.TaskRow, attempt: AttemptRow) -> None:
+            if cancel and rows.is_uncancelled(row):
+                self._outcomes.cancelled(row, attempt, kind="user", reason=reason, by="agent_stopped")
+
+        return self._release(Attempt.agent_id == agent_id, reason, end)
+
+    def cancel_leased(self, *, reason: str, before: str | None = None) -> int:
+        """Ask every run claimed until `before` (default: now) to end. At most 200 a unit; a job goes on from there.
+
+        Runs that were asked before are not asked again.
         """
-        row, attempt, again = self._reported(task_id, lease_id, by, "complete")
-        if not again:
-            self._must_run(row, "completed")
-            result = as_json(told.result, RESULT_LIMIT, "/result")
-            self._usages.record(row, attempt, told.usage)
-            if row.status == "cancelling" and not self._counts_late(row):
-                self._outcomes.settle(row, attempt, by="complete", kept=result)
-            else:
-                artifacts = None if isinstance(told.artifacts, msgspec.UnsetType) else told.artifacts
-                self._outcomes.complete(row, attempt, result=result, artifacts=artifacts, by="complete")
-        return views.answer(row.id, row.version)
+        before = before or clock.now()
+        asked = Attempt.cancel_until.is_null() & (Attempt.created_at <= before)
+        n = Attempt.select().where(asked & Attempt.finished_at.is_null()).count()
+        for attempt in rows.attempts(asked, CANCEL_BATCH_SIZE):
+            row = rows.lock(attempt.task_id)
+            if row.lease_id == attempt.lease_id and row.status in ("assigned", "running"):
+                self._outcomes.stop(row, kind="user", reason=reason)
+        if n > CANCEL_BATCH_SIZE:
+            enqueue("tasks.cancel_leased", reason=reason, before=before)
+        return int(n)
 
-    def _counts_late(self, row: Row) -> bool:
-        return row.cancel_kind == "user" and self._settings.get(declared.ACCEPT_LATE_RESULTS)
+    def cancel_of(self, user_id: str) -> bool:
+        """Cancel what a purged person has asked for and has not ended, at most 200 a unit; True: there is more."""
+        found = [row.id for row in rows.tasks((Task.created_by == user_id) & rows.UNCANCELLED, CANCEL_BATCH_SIZE)]
+        for task_id in found:
+            row = rows.lock(task_id)  # the end of another one may have ended it
+            if rows.is_uncancelled(row):
+                self._outcomes.cancel(row, kind="user", reason="The account of its requester was purged.")
+        return len(found) == CANCEL_BATCH_SIZE
 
-    def fail(self, task_id: str, lease_id: str | None, told: Fail, by: Principal) -> Encoded:
-        """The run failed."""
-        row, attempt, again = self._reported(task_id, lease_id, by, "fail")
-        if not again:
-            self._usages.record(row, attempt, told.usage)
+    def _release(self, which: Any, reason: str, end: Callable[[rows.TaskRow, AttemptRow], None]) -> list[str]:
+        """Lock all tasks first, in one order; then end their leases."""
+        live = rows.attempts(which, 1000)
+        for attempt in live:
+            rows.lock(attempt.task_id)
+        released = []
+        for attempt in live:
+            row = rows.lock(attempt.task_id)  # as the ends before have left it
+            if row.lease_id != attempt.lease_id:  # it ended while we waited for the lock
+                continue
+            end(row, attempt)
             if row.status == "cancelling":
-                self._outcomes.settle(row, attempt, by="fail")
-            elif row.status == "assigned":  # it never started: that used no attempt
-                self._outcomes.unlease(row, attempt, ledger="released", by="fail")
-            else:
-                self._outcomes.fail(
-                    row, attempt, "error", told.error.type, told.error.message, retryable=told.retryable, by="fail"
-                )
-        return views.answer(row.id, row.version)
+                self._outcomes.settle(row, attempt, by=reason)
+            elif row.lease_id is not None:
+                self._outcomes.requeue(row, attempt, attempt_status="released", by=reason)
+            self._transitions.signal(attempt, "lost")
+            released.append(row.id)
+        return released
 
-    def wait(self, task_id: str, lease_id: str | None, told: WaitFor, by: Principal) -> Encoded:
-        """The run needs a person: the lease and the clocks end until the answer is there."""
-        row, attempt, again = self._reported(task_id, lease_id, by, "wait")
-        if again:
-            return views.answer(row.id, row.version)
-        asked = told.input
-        if asked is None and told.approval is None and told.approval_id is None:
-            raise Invalid.at("/input", "required", "One of approval, approval_id and input is required.")
-        if asked is None:
-            raise Unavailable(
-                "Approvals need the plugin approvals, which is not active.", code="plugin_disabled", retry_after=60
-            )
-        if told.approval is not None or told.approval_id is not None:
-            raise Invalid.at("/approval", "not_allowed", "Give one of approval, approval_id and input.")
-        check_question(asked)
-        self._must_run(row, "made to wait")
-        if told.checkpoint is not None:
-            self._keep(row, attempt, told.checkpoint)
-        if row.status == "cancelling":
-            self._outcomes.settle(row, attempt, by="wait")
-            return views.answer(row.id, row.version)
-        wait_for_input(self._moves, row, attempt, asked, by="wait")
-        return views.answer(row.id, row.version)
 
-    def release(self, task_id: str, lease_id: str | None, told: Release, by: Principal) -> Encoded:
-        """The worker gives the task back; no attempt is used."""
-        row, attempt, again = self._reported(task_id, lease_id, by, "release")
-        if not again:
-            self._usages.record(row, attempt, told.usage)
-            if row.status == "cancelling":
-                self._outcomes.settle(row, attempt, by="release")
-            else:
-                self._outcomes.unlease(row, attempt, ledger="released", by="release")
-        return views.answer(row.id, row.version)
+_LIVE = Statement(
+    lambda p: (
+        Attempt.select(Attempt.task_id, Attempt.lease_id, Attempt.agent_id, Attempt.requester_id)
+        .where((Attempt.token_hash == p("hash")) & Attempt.finished_at.is_null())
+        .tuples()
+    )
+)
+_OF_LEASE = Statement(
+    lambda p: (
+        Attempt.select(Attempt.task_id, Attempt.lease_id, Attempt.agent_id, Attempt.requester_id, Attempt.worker_id)
+        .where((Attempt.lease_id == p("lease")) & Attempt.finished_at.is_null())
+        .tuples()
+    )
+)
 
-    def cancelled(self, task_id: str, lease_id: str | None, told: Cancelled, by: Principal) -> Encoded:
-        """The worker has ended a run that it was asked to end."""
-        row, attempt, again = self._reported(task_id, lease_id, by, "cancelled")
-        if not again:
-            if row.status != "cancelling":
-                raise Conflict("Nobody asked to cancel this task; release it instead.", current_status=row.status)
-            self._usages.record(row, attempt, told.usage)
-            self._outcomes.settle(row, attempt, by="cancelled")
-        return views.answer(row.id, row.version)
 
-    @staticmethod
-    def _must_run(row: Row, what: str) -> None:
-        if row.status == "assigned":
-            raise Conflict(f"A task must be started before it is {what}.", current_status=row.status)
+class AttemptPrincipals:
+    """The rights of an attempt are those of agents that its requester holds too, and those that only machines hold."""
 
-    def stale_usage(self, task_id: str, lease_id: str | None, used: Used, by: Principal) -> None:
-        """What a lost lease has used was spent all the same; nothing else of a stale call counts."""
+    def __init__(self, accounts: Accounts, permissions: Permissions) -> None:
+        self._accounts, self._permissions = accounts, permissions
+
+    def of_worker(self, worker: Principal, lease_id: str) -> Principal:
+        """The agent of a live lease that this worker holds.
+
+        Raises `Conflict(lease_lost)`, and `Forbidden` for the lease of another worker.
+        """
+        found = _OF_LEASE.one({"lease": lease_id.lower()})
+        if found is None:
+            raise lost()
+        if found[4] != worker.worker_id:
+            raise Forbidden("This lease is held by another worker.")
+        return self.principal(*found[:4])
+
+    def principal(self, task_id: str, lease_id: str, agent_id: str, requester_id: str | None) -> Principal:
+        """Who acts under the lease; `Unauthorized` once its requester may not any more."""
+        role = self._role(requester_id)
+        return Principal(
+            kind="agent",
+            id=agent_id,
+            agent_id=agent_id,
+            user_id=requester_id,
+            role=role,
+            permissions=self._rights(role),
+            task_id=task_id,
+            lease_id=lease_id,
+        )
+
+    def _role(self, requester_id: str | None) -> str:
+        if requester_id is None:
+            return "member"
         try:
-            row, attempt = self._found(task_id, lease_id, by)
-        except (Conflict, NotFound, Forbidden):
-            return
-        self._usages.record(row, attempt, used)
+            requester = self._accounts.get(requester_id)
+        except NotFound:
+            raise Unauthorized("The requester of this task is gone.") from None
+        if not requester.is_active:
+            raise Unauthorized("The requester of this task is deactivated.")
+        return requester.role
+
+    def _rights(self, role: str) -> frozenset[str]:
+        of_agents = self._permissions.of("agent")
+        return (of_agents & self._permissions.of(role)) | (of_agents - self._permissions.of("admin"))
 
 
-def state_of(row: Row) -> str:
-    """What a worker is told in every reply."""
-    return "cancel_requested" if row.status == "cancelling" else "ok"
+class AttemptTokenAuthenticator:
+    """Recognises `cra_a…`, and workers that name their lease in `Corral-Lease`.
 
+    Implements `Authenticator`, `Rereading` and `Delegation`.
+    """
 
-def as_json(value: Any, limit: int, pointer: str) -> str:
-    """The JSON text of a value; `too_long` beyond `limit` bytes."""
-    data = msgspec.json.encode(value)
-    if len(data) > limit:
-        detail = f"at most {limit // 1024} KiB of JSON"
-        raise Invalid(f"{pointer} is too large: {detail}.", errors=[Fault(pointer, "too_long", detail)])
-    return data.decode()
+    delegation_header = "Corral-Lease"
+
+    def __init__(self, callers: AttemptPrincipals) -> None:
+        self._callers = callers
+
+    def recognises(self, credential: str) -> bool:
+        return credential.startswith(TOKEN_PREFIX)
+
+    def authenticate(self, credential: str) -> Principal:
+        found = _LIVE.one({"hash": token_hash(credential)})
+        if found is None:
+            raise Unauthorized("The lease of this token has ended.")
+        return self._callers.principal(*found)
+
+    def act_as(self, caller: Principal, named: str) -> Principal:
+        return caller if caller.worker_id is None else self._callers.of_worker(caller, named)
+
+    def reread(self, caller: Principal) -> Principal | None:
+        if caller.lease_id is None:
+            return None
+        found = _OF_LEASE.one({"lease": caller.lease_id})
+        if found is None:
+            raise Unauthorized("The lease of this token has ended.")
+        return self._callers.principal(*found[:4])

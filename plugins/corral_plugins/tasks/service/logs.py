@@ -10,9 +10,9 @@ from corral.database.statement import Statement
 from corral_plugins.tasks.models import LogLine
 from corral_plugins.tasks.reports import LogEntry, Logs, LogsTaken
 from corral_plugins.tasks.service import rows
-from corral_plugins.tasks.service.leases import lost
-from corral_plugins.tasks.service.moves import Moves
-from corral_plugins.tasks.service.rows import Ledger
+from corral_plugins.tasks.service.rows import AttemptRow
+from corral_plugins.tasks.service.runs import lost
+from corral_plugins.tasks.service.transitions import Transitions
 from corral_plugins.tasks.shapes import LogQuery, LogView
 
 LOG_BYTES = 5 * 1024 * 1024
@@ -35,8 +35,8 @@ _KNOWN = Statement(
 class TaskLogs:
     """Joins the caller's unit."""
 
-    def __init__(self, moves: Moves) -> None:
-        self._moves = moves
+    def __init__(self, transitions: Transitions) -> None:
+        self._transitions = transitions
 
     def append(self, task_id: str, lease_id: str | None, told: Logs, by: Principal) -> LogsTaken:
         """Keep what is new by `seq` and renew the lease. Only the attempt is locked: other calls go on."""
@@ -55,7 +55,7 @@ class TaskLogs:
         following = max([attempt.log_next, *(entry.seq + 1 for entry in told.entries)])
         renewed = rows.change_attempt(
             attempt,
-            lease_until=self._moves.lease_until(),
+            lease_until=self._transitions.lease_until(),
             last_activity_at=clock.now(),
             stalled=False,
             log_bytes=size,
@@ -65,11 +65,11 @@ class TaskLogs:
             raise lost()
         if kept:
             LogLine.insert_many(kept).on_conflict_ignore().execute()
-        self._moves.workers.alive(attempt.worker_id)
+        self._transitions.workers.alive(attempt.worker_id)
         return LogsTaken(accepted=len(entries), next_seq=following)
 
     @staticmethod
-    def _new(attempt: Ledger, entries: list[LogEntry]) -> list[LogEntry]:
+    def _new(attempt: AttemptRow, entries: list[LogEntry]) -> list[LogEntry]:
         """The entries that are not stored yet, each once, in their order."""
         by_seq = {entry.seq: entry for entry in sorted(entries, key=lambda entry: entry.seq)}
         if not by_seq:
@@ -79,7 +79,7 @@ class TaskLogs:
         return [entry for seq, entry in by_seq.items() if seq not in known]
 
     @staticmethod
-    def _line(attempt: Ledger, entry: LogEntry, message: str) -> dict[str, Any]:
+    def _line(attempt: AttemptRow, entry: LogEntry, message: str) -> dict[str, Any]:
         return {
             "task_id": attempt.task_id,
             "fence": attempt.fence,

@@ -10,10 +10,10 @@ from corral.schema.data import json_schema_problems
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.events import TaskCancelled, TaskCompleted, TaskEvent, TaskFailed, TaskRetried, TaskUpdated
 from corral_plugins.tasks.models import TERMINAL
-from corral_plugins.tasks.service import rows, tallies
-from corral_plugins.tasks.service.moves import NOT_CANCELLED, Moves, failure, move, summary
-from corral_plugins.tasks.service.relatives import Relatives
-from corral_plugins.tasks.service.rows import Ledger, Row
+from corral_plugins.tasks.service import rollups, rows
+from corral_plugins.tasks.service.dependencies import Dependencies
+from corral_plugins.tasks.service.rows import AttemptRow, TaskRow
+from corral_plugins.tasks.service.transitions import NOT_CANCELLED, Transitions, failure, summary, transition
 from corral_plugins.tools.api import Tools
 
 RETRYABLE = ("error", "timeout", "lease_lost", "stalled")
@@ -31,14 +31,14 @@ class Outcomes:
 
     tools: Tools | None
 
-    def __init__(self, moves: Moves, relatives: Relatives) -> None:
-        self._moves, self._relatives = moves, relatives
-        self._settings, self._agents = moves.settings, moves.agents
+    def __init__(self, transitions: Transitions, dependencies: Dependencies) -> None:
+        self._transitions, self._dependencies = transitions, dependencies
+        self._settings, self._agents = transitions.settings, transitions.agents
 
     # -- completed
 
     def complete(
-        self, row: Row, attempt: Ledger | None, *, result: str | None, artifacts: Sequence[Any] | None, by: str
+        self, row: TaskRow, attempt: AttemptRow | None, *, result: str | None, artifacts: Sequence[Any] | None, by: str
     ) -> None:
         """A result (JSON text) is there. One that does not fit `output_schema` is a failure that may be retried."""
         if row.output_schema is not None and attempt is not None:
@@ -63,14 +63,14 @@ class Outcomes:
         self._end(row, attempt, "completed", by=by, event=TaskCompleted, named=named, lost_in_row=0, **changes)
         if attempt is not None:
             self._agents.attempt_ended(attempt.agent_id, configuration_failure=False)
-        tallies.ended(completed=True, duration_ms=duration)
-        self._moves.seen.completed(duration)
-        self._relatives.unblock(row.id)
+        rollups.count_end(completed=True, duration_ms=duration)
+        self._transitions.metrics.completed(duration)
+        self._dependencies.unblock(row.id)
 
     # -- failed
 
     def fail(
-        self, row: Row, attempt: Ledger, kind: str, type_: str, message: str, *, retryable: bool = True, by: str
+        self, row: TaskRow, attempt: AttemptRow, kind: str, type_: str, message: str, *, retryable: bool = True, by: str
     ) -> None:
         """An attempt failed: tried again if the policy says so, else the task fails for good."""
         error = failure(kind, type_, message, retryable=retryable, attempt=row.attempt)
@@ -85,12 +85,12 @@ class Outcomes:
         self._fail_for_good(row, attempt, error, by=by, lost_in_row=lost)
         self._count_failure(attempt, type_, retryable=retryable)
 
-    def _count_failure(self, attempt: Ledger, type_: str, *, retryable: bool) -> None:
+    def _count_failure(self, attempt: AttemptRow, type_: str, *, retryable: bool) -> None:
         """Failures of the provider that repeating cannot cure count against the agent."""
         is_configuration = type_.startswith("provider_error") and not retryable
         self._agents.attempt_ended(attempt.agent_id, configuration_failure=is_configuration)
 
-    def _delay(self, row: Row, kind: str, type_: str) -> float | None:
+    def _delay(self, row: TaskRow, kind: str, type_: str) -> float | None:
         """Seconds until the next attempt; None: there is none. A lost lease has cost enough time already."""
         agent = None
         if row.retry_policy is None and row.assigned_agent_id is not None:
@@ -102,8 +102,10 @@ class Outcomes:
             return None
         return 0.0 if kind == "lease_lost" else declared.delay_seconds(policy, max(1, row.attempt))
 
-    def _again(self, row: Row, attempt: Ledger, error: dict[str, Any], delay: float, lost: int, by: str) -> None:
-        columns = self._moves.queued(row, delay_seconds=delay)
+    def _again(
+        self, row: TaskRow, attempt: AttemptRow, error: dict[str, Any], delay: float, lost: int, by: str
+    ) -> None:
+        columns = self._transitions.queued(row, delay_seconds=delay)
         named = {"source": "policy", "reason": error["type"], "available_at": columns["available_at"]}
         self._end(
             row,
@@ -121,20 +123,24 @@ class Outcomes:
             **NOT_CANCELLED,
         )
 
-    def fail_final(self, row: Row, attempt: Ledger | None, kind: str, type_: str, message: str, *, by: str) -> None:
+    def fail_final(
+        self, row: TaskRow, attempt: AttemptRow | None, kind: str, type_: str, message: str, *, by: str
+    ) -> None:
         """The task fails for good: deadline, queue timeout, budget, or because its owner says so."""
         error = failure(kind, type_, message, retryable=False, attempt=row.attempt)
         self._fail_for_good(row, attempt, error, by=by)
 
-    def _fail_for_good(self, row: Row, attempt: Ledger | None, error: dict[str, Any], *, by: str, **more: Any) -> None:
+    def _fail_for_good(
+        self, row: TaskRow, attempt: AttemptRow | None, error: dict[str, Any], *, by: str, **more: Any
+    ) -> None:
         changes = {"error": error, "finished_at": clock.now(), **NOT_WAITING, **more}
         self._end(row, attempt, "failed", by=by, event=TaskFailed, named={"error": error}, cause=error, **changes)
-        tallies.ended(completed=False, duration_ms=None)
-        self._relatives.fail_dependents(row.id)
+        rollups.count_end(completed=False, duration_ms=None)
+        self._dependencies.fail_dependents(row.id)
 
     # -- cancelled
 
-    def cancel(self, row: Row, *, kind: str, reason: str | None) -> None:
+    def cancel(self, row: TaskRow, *, kind: str, reason: str | None) -> None:
         """End what does not run; ask the worker of what runs. A person's wish outranks the server's own reasons."""
         if row.status not in ("assigned", "running", "cancelling"):
             self.cancelled(row, None, kind=kind, reason=reason, by=kind)
@@ -145,24 +151,24 @@ class Outcomes:
             rows.change(row, {"cancel_kind": kind, "cancel_reason": reason})
         self._cancel_children(row, kind)
 
-    def _cancel_children(self, row: Row, kind: str) -> None:
+    def _cancel_children(self, row: TaskRow, kind: str) -> None:
         """When it is asked to end and again when it has ended: until then a run may still have made children."""
         if kind in rows.FOR_GOOD:
-            self._relatives.each_child(
+            self._dependencies.each_child(
                 row.id, lambda child: self.cancel(child, kind="parent", reason="parent cancelled")
             )
 
-    def stop(self, row: Row, *, kind: str, reason: str | None) -> None:
+    def stop(self, row: TaskRow, *, kind: str, reason: str | None) -> None:
         """Ask the worker to end a run; it has `tasks.cancel_grace_seconds`."""
         attempt = rows.live(row.id)
         now = clock.now()
         changes: dict[str, Any] = {"cancel_kind": kind, "cancel_reason": reason, "cancel_requested_at": now}
-        move(row, "cancelling", event=TaskUpdated, **changes)
+        transition(row, "cancelling", event=TaskUpdated, **changes)
         if attempt is not None:
             rows.change_attempt(attempt, cancel_until=clock.now(self._settings.get(declared.CANCEL_GRACE)))
-            self._moves.signal(attempt, "cancel_requested")
+            self._transitions.signal(attempt, "cancel_requested")
 
-    def settle(self, row: Row, attempt: Ledger, *, by: str, kept: str | None = None) -> None:
+    def settle(self, row: TaskRow, attempt: AttemptRow, *, by: str, kept: str | None = None) -> None:
         """A `cancelling` task has heard it, ended, lost its lease, or had its grace. `kept`: a result too late."""
         kind = row.cancel_kind or "user"
         told = row.cancel_reason or ENDED.get(kind, "")
@@ -175,7 +181,14 @@ class Outcomes:
             self.fail_final(row, attempt, kind, kind, told, by=by)
 
     def cancelled(
-        self, row: Row, attempt: Ledger | None, *, kind: str, reason: str | None, by: str, kept: str | None = None
+        self,
+        row: TaskRow,
+        attempt: AttemptRow | None,
+        *,
+        kind: str,
+        reason: str | None,
+        by: str,
+        kept: str | None = None,
     ) -> None:
         """The task ends as cancelled."""
         now = clock.now()
@@ -183,22 +196,22 @@ class Outcomes:
         if row.status != "cancelling":
             changes["cancel_requested_at"] = now
         elif row.cancel_requested_at is not None:
-            self._moves.seen.cancelled(clock.elapsed_ms(row.cancel_requested_at, now))
+            self._transitions.metrics.cancelled(clock.elapsed_ms(row.cancel_requested_at, now))
         self._end(row, attempt, "cancelled", by=by, event=TaskCancelled, named={"reason": reason}, kept=kept, **changes)
-        self._relatives.fail_dependents(row.id)
+        self._dependencies.fail_dependents(row.id)
         self._cancel_children(row, kind)
 
-    def unlease(self, row: Row, attempt: Ledger, *, ledger: str, by: str, **changes: Any) -> None:
+    def requeue(self, row: TaskRow, attempt: AttemptRow, *, attempt_status: str, by: str, **changes: Any) -> None:
         """Back to the queue without using an attempt; the checkpoint stays."""
         if attempt.counted:
             attempt.counted = False
             changes["attempt"] = row.attempt - 1
         elif attempt.resumed or row.resuming:
             changes["resuming"] = True
-        columns = {**self._moves.queued(row), **changes, **NOT_CANCELLED, "progress": None}
-        self._moves.off_lease(row, attempt, "pending", ledger=ledger, by=by, **columns)
+        columns = {**self._transitions.queued(row), **changes, **NOT_CANCELLED, "progress": None}
+        self._transitions.end_lease(row, attempt, "pending", attempt_status=attempt_status, by=by, **columns)
 
-    def _unanswered(self, row: Row) -> None:
+    def _unanswered(self, row: TaskRow) -> None:
         """What a tool asked a person is not asked any more."""
         call_id = (rows.parsed(row.waiting_for) or {}).get("call_id")
         if call_id is not None and self.tools is not None:
@@ -207,8 +220,8 @@ class Outcomes:
 
     def _end(
         self,
-        row: Row,
-        attempt: Ledger | None,
+        row: TaskRow,
+        attempt: AttemptRow | None,
         to: str,
         /,
         *,
@@ -223,9 +236,18 @@ class Outcomes:
         if row.status == "waiting":
             self._unanswered(row)
         if attempt is None:
-            move(row, to, event=event, named=named, **changes)
+            transition(row, to, event=event, named=named, **changes)
             return
-        ledger = to if to in TERMINAL else "failed"
-        self._moves.off_lease(
-            row, attempt, to, ledger=ledger, by=by, event=event, named=named, cause=cause, kept=kept, **changes
+        attempt_status = to if to in TERMINAL else "failed"
+        self._transitions.end_lease(
+            row,
+            attempt,
+            to,
+            attempt_status=attempt_status,
+            by=by,
+            event=event,
+            named=named,
+            cause=cause,
+            kept=kept,
+            **changes,
         )

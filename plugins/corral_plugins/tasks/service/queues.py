@@ -12,7 +12,7 @@ from corral.database.unit import current
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.tasks.models import Task
 from corral_plugins.tasks.service import rows
-from corral_plugins.tasks.service.rows import ROW_COLUMNS, Row
+from corral_plugins.tasks.service.rows import TASK_COLUMNS, TaskRow
 from corral_plugins.tools.api import Tools
 from corral_plugins.workers.api import WorkerFacts
 
@@ -58,10 +58,12 @@ _POSTGRES_OTHERS = _POSTGRES.format(
     what=_COLUMNS, queue="q.value", others=_OTHERS.format(each="value", list="json_array_elements_text(%s::json)")
 )
 
-_TAKE = Statement(lambda p: Task.select(*ROW_COLUMNS).where((Task.id == p("id")) & (Task.status == "pending")).tuples())
+_TAKE = Statement(
+    lambda p: Task.select(*TASK_COLUMNS).where((Task.id == p("id")) & (Task.status == "pending")).tuples()
+)
 _TAKE_FREE = Statement(
     lambda p: (
-        Task.select(*ROW_COLUMNS)
+        Task.select(*TASK_COLUMNS)
         .where(rows.PENDING & (Task.queue == p("queue")))
         .order_by(Task.rank.desc(), Task.deadline_key, Task.available_at, Task.created_at, Task.id)
         .limit(1)
@@ -71,7 +73,7 @@ _TAKE_FREE = Statement(
 )
 _TAKE_THIS = Statement(
     lambda p: (
-        Task.select(*ROW_COLUMNS)
+        Task.select(*TASK_COLUMNS)
         .where((Task.id == p("id")) & (Task.status == "pending"))
         .for_update(skip_locked=True)
         .tuples()
@@ -85,7 +87,7 @@ def _tooled() -> list[tuple[str, str]]:
 
 
 def has_tools(offered: Iterable[str], wanted: Iterable[str]) -> bool:
-    """Whether all wanted tools are among the offered ones; `prefix.*` offers every name below it."""
+    """Whether all wanted tools are among the offered ones; `prefix.*` payloads every name below it."""
     names = set(offered)
     prefixes = tuple(name[:-1] for name in names if name.endswith(".*"))
     return all(tool in names or (bool(prefixes) and tool.startswith(prefixes)) for tool in wanted)
@@ -136,7 +138,7 @@ def heads(queues: Iterable[str], *, limit: int, without: Sequence[str] = ()) -> 
     return [(row[0], row[1]) for row in unit.connection.execute(sql, parameters).fetchall()]
 
 
-def take(task_id: str, queue: str, *, exactly: bool) -> Row | None:
+def take(task_id: str, queue: str, *, exactly: bool) -> TaskRow | None:
     """Lock the head of a queue; None when it was taken meanwhile.
 
     On PostgreSQL claims in parallel skip what others have locked and take the next of the queue, unless `exactly`.
@@ -147,7 +149,7 @@ def take(task_id: str, queue: str, *, exactly: bool) -> Row | None:
         found = _TAKE_THIS.one({"id": task_id})
     else:
         found = _TAKE_FREE.one({"queue": queue})
-    return None if found is None else Row(*found)
+    return None if found is None else TaskRow(*found)
 
 
 def first_of(names: Iterable[str], *, limit: int) -> list[str]:

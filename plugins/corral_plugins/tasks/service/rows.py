@@ -20,7 +20,7 @@ from corral.errors import Conflict, NotFound
 from corral_plugins.tasks.models import Attempt, Task
 
 
-class Row(msgspec.Struct):
+class TaskRow(msgspec.Struct):
     """A task, without its long texts. The fields are columns of `Task`, in this order."""
 
     id: str
@@ -83,7 +83,7 @@ class Row(msgspec.Struct):
     output_schema: str | None
 
 
-class Ledger(msgspec.Struct):
+class AttemptRow(msgspec.Struct):
     """An attempt: one line of a task's ledger. The fields are columns of `Attempt`, in this order."""
 
     id: str
@@ -125,8 +125,8 @@ class Ledger(msgspec.Struct):
     checkpoint_step: int | None
 
 
-ROW_COLUMNS = [getattr(Task, name) for name in Row.__struct_fields__]
-LEDGER_COLUMNS = [getattr(Attempt, name) for name in Ledger.__struct_fields__]
+TASK_COLUMNS = [getattr(Task, name) for name in TaskRow.__struct_fields__]
+ATTEMPT_COLUMNS = [getattr(Attempt, name) for name in AttemptRow.__struct_fields__]
 
 
 FOR_GOOD = ("user", "parent")
@@ -142,12 +142,12 @@ def shared(query: peewee.ModelSelect[Any]) -> peewee.ModelSelect[Any]:
     return query if current().database.kind == "sqlite" else query.for_update("FOR SHARE")  # type: ignore[arg-type]  # peewee takes the clause itself
 
 
-_TASK = Statement(lambda p: Task.select(*ROW_COLUMNS).where(Task.id == p("id")).tuples())
-_LOCK_TASK = Statement(lambda p: locked(Task.select(*ROW_COLUMNS).where(Task.id == p("id"))).tuples())
-_LEASE = Statement(lambda p: Attempt.select(*LEDGER_COLUMNS).where(Attempt.lease_id == p("lease")).tuples())
+_TASK = Statement(lambda p: Task.select(*TASK_COLUMNS).where(Task.id == p("id")).tuples())
+_LOCK_TASK = Statement(lambda p: locked(Task.select(*TASK_COLUMNS).where(Task.id == p("id"))).tuples())
+_LEASE = Statement(lambda p: Attempt.select(*ATTEMPT_COLUMNS).where(Attempt.lease_id == p("lease")).tuples())
 _LIVE = Statement(
     lambda p: (
-        Attempt.select(*LEDGER_COLUMNS).where((Attempt.task_id == p("task")) & Attempt.finished_at.is_null()).tuples()
+        Attempt.select(*ATTEMPT_COLUMNS).where((Attempt.task_id == p("task")) & Attempt.finished_at.is_null()).tuples()
     )
 )
 _CLOSE = Statement(
@@ -170,56 +170,56 @@ def values(query: peewee.ModelSelect[Any]) -> list[tuple[Any, ...]]:
     return list(found)
 
 
-def tasks(condition: Any, limit: int, *, order: Any = None) -> list[Row]:
+def tasks(condition: Any, limit: int, *, order: Any = None) -> list[TaskRow]:
     """Tasks that meet a condition, locked; for what is not hot."""
-    query = Task.select(*ROW_COLUMNS).where(condition).order_by(*([] if order is None else [order])).limit(limit)
-    return [Row(*values) for values in Statement(lambda p: locked(query).tuples()).rows({})]
+    query = Task.select(*TASK_COLUMNS).where(condition).order_by(*([] if order is None else [order])).limit(limit)
+    return [TaskRow(*values) for values in Statement(lambda p: locked(query).tuples()).rows({})]
 
 
-def attempts(condition: Any, limit: int) -> list[Ledger]:
+def attempts(condition: Any, limit: int) -> list[AttemptRow]:
     """Live attempts that meet a condition, by task."""
     live_ones = condition & Attempt.finished_at.is_null()
-    query = Attempt.select(*LEDGER_COLUMNS).where(live_ones).order_by(Attempt.task_id).limit(limit)
-    return [Ledger(*values) for values in Statement(lambda p: query.tuples()).rows({})]
+    query = Attempt.select(*ATTEMPT_COLUMNS).where(live_ones).order_by(Attempt.task_id).limit(limit)
+    return [AttemptRow(*values) for values in Statement(lambda p: query.tuples()).rows({})]
 
 
-def find(task_id: str) -> Row | None:
+def find(task_id: str) -> TaskRow | None:
     """A task as it is."""
     found = _TASK.one({"id": task_id})
-    return None if found is None else Row(*found)
+    return None if found is None else TaskRow(*found)
 
 
-def is_uncancelled(row: Row) -> bool:
+def is_uncancelled(row: TaskRow) -> bool:
     """`UNCANCELLED` of a row that was read."""
     return row.finished_at is None and row.cancel_kind not in FOR_GOOD
 
 
-def is_held_by(row: Row, worker_id: str | None) -> bool:
+def is_held_by(row: TaskRow, worker_id: str | None) -> bool:
     """Whether this worker has the live lease of the task."""
     return row.lease_id is not None and row.worker_id == worker_id
 
 
-def lock(task_id: str) -> Row:
+def lock(task_id: str) -> TaskRow:
     """A task that nobody else changes until the unit ends; raises `NotFound`."""
     found = _LOCK_TASK.one({"id": task_id})
     if found is None:
         raise NotFound()
-    return Row(*found)
+    return TaskRow(*found)
 
 
-def of_lease(lease_id: str) -> Ledger | None:
+def of_lease(lease_id: str) -> AttemptRow | None:
     """The attempt of a lease, live or not."""
     found = _LEASE.one({"lease": lease_id})
-    return None if found is None else Ledger(*found)
+    return None if found is None else AttemptRow(*found)
 
 
-def live(task_id: str) -> Ledger | None:
+def live(task_id: str) -> AttemptRow | None:
     """The live attempt of a task; lock the task first."""
     found = _LIVE.one({"task": task_id})
-    return None if found is None else Ledger(*found)
+    return None if found is None else AttemptRow(*found)
 
 
-def close(attempt: Ledger, status: str, *, by: str, error: str | None = None, result: str | None = None) -> bool:
+def close(attempt: AttemptRow, status: str, *, by: str, error: str | None = None, result: str | None = None) -> bool:
     """End an attempt; False when it has ended already. `error` and `result` are JSON text."""
     now = clock.now()
     closed = _CLOSE.run(
@@ -273,7 +273,7 @@ def as_text(model: type[Model], changes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def change(row: Row, changes: Mapping[str, Any]) -> None:
+def change(row: TaskRow, changes: Mapping[str, Any]) -> None:
     """One guarded update of a task: it must still be what `row` says. `row` is changed with it."""
     values = as_text(Task, {"updated_at": clock.now(), **changes})
     guard = {"_id": row.id, "_version": row.version, "_status": row.status}
@@ -286,7 +286,7 @@ def change(row: Row, changes: Mapping[str, Any]) -> None:
     _mirror(row, values)
 
 
-def change_attempt(attempt: Ledger, **changes: Any) -> bool:
+def change_attempt(attempt: AttemptRow, **changes: Any) -> bool:
     """One guarded update of a live attempt; False when it has ended."""
     values = as_text(Attempt, changes)
     changed = _update_attempt(tuple(values)).run({**values, "_id": attempt.id})
@@ -294,7 +294,7 @@ def change_attempt(attempt: Ledger, **changes: Any) -> bool:
     return changed == 1
 
 
-def add_usage(attempt: Ledger, grown: Mapping[str, int]) -> None:
+def add_usage(attempt: AttemptRow, grown: Mapping[str, int]) -> None:
     """Add what an attempt, live or not, has used more."""
     Attempt.update({getattr(Attempt, name): getattr(Attempt, name) + n for name, n in grown.items()}).where(
         Attempt.id == attempt.id

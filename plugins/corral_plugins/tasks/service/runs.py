@@ -1,38 +1,313 @@
-"""Runs for those who do something under their lease: tools look at them, taint them, end them, ask people for them."""
+"""Runs of tasks: the calls of workers and tools on the lease that they hold.
+
+Each call compares the lease first; a stale call has no effect.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import msgspec
+
+from corral import clock
 from corral.auth.principal import Principal
 from corral.database.statement import Statement
-from corral.errors import Conflict, NotFound
+from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Unavailable
+from corral.http.answers import Encoded
+from corral.ids import new_id
+from corral.schema.data import check_user_schema
+from corral_plugins.secrets.api import Delivery, Secrets
+from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Run
+from corral_plugins.tasks.events import TaskProgressed, TaskStalled, TaskStarted, TaskWaiting
 from corral_plugins.tasks.models import Attempt
-from corral_plugins.tasks.reports import AskedInput
-from corral_plugins.tasks.service import rows
-from corral_plugins.tasks.service.leases import Leases
-from corral_plugins.tasks.service.moves import Moves
+from corral_plugins.tasks.reports import (
+    AskedInput,
+    Cancelled,
+    Checkpoint,
+    CheckpointTaken,
+    Complete,
+    Fail,
+    Progress,
+    Release,
+    Renewed,
+    Started,
+    Used,
+    WaitFor,
+)
+from corral_plugins.tasks.service import rollups, rows, views
 from corral_plugins.tasks.service.outcomes import Outcomes
-from corral_plugins.tasks.service.rows import Ledger, Row
-from corral_plugins.tasks.service.waits import check_question, wait_for_input
+from corral_plugins.tasks.service.rows import AttemptRow, TaskRow
+from corral_plugins.tasks.service.transitions import NOT_CANCELLED, Transitions, publish, transition
+from corral_plugins.tasks.service.usage import Usages
+
+REPORTS = ("complete", "fail", "wait", "release", "cancelled")
+STATE_LIMIT, RESULT_LIMIT = 1024 * 1024, 256 * 1024
 
 MAX_SOURCES = 50
 
 _TAINTED = Statement(lambda p: Attempt.select(Attempt.tainted).where(Attempt.id == p("id")).tuples())
 
 
-class Runs:
-    """Joins the caller's unit."""
+def lost() -> Conflict:
+    """The answer to a lease that is not the live one."""
+    return Conflict("This lease is not the live one: stop, and discard what the run made.", code="lease_lost")
 
-    def __init__(self, moves: Moves, leases: Leases, outcomes: Outcomes) -> None:
-        self._moves, self._leases, self._outcomes = moves, leases, outcomes
+
+class Runs:
+    """Joins the caller's unit. `lease_id` is what the call named; the caller must hold it."""
+
+    secrets: Secrets | None
+
+    def __init__(self, transitions: Transitions, outcomes: Outcomes, usages: Usages) -> None:
+        self._transitions, self._outcomes, self._usages, self._settings = (
+            transitions,
+            outcomes,
+            usages,
+            transitions.settings,
+        )
+
+    # -- who holds what
+
+    def held(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
+        """The locked task and its live attempt; `lease_lost` otherwise."""
+        row, attempt = self._found(task_id, lease_id, by)
+        if attempt.finished_at is not None or row.lease_id != attempt.lease_id:
+            raise lost()
+        return row, attempt
+
+    def _found(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
+        """The locked task and the attempt of a lease, live or not. 403 for somebody else's lease."""
+        row = rows.lock(task_id)
+        attempt = rows.of_lease(lease_id) if lease_id is not None else None
+        if attempt is None or attempt.task_id != task_id:
+            raise lost()
+        if by.worker_id != attempt.worker_id and by.lease_id != attempt.lease_id:
+            raise Forbidden("This lease is held by another worker.")
+        return row, attempt
+
+    def _reported(
+        self, task_id: str, lease_id: str | None, by: Principal, call: str
+    ) -> tuple[TaskRow, AttemptRow, bool]:
+        """For calls that end a lease: the task, its attempt, and whether this very call ended it before."""
+        row, attempt = self._found(task_id, lease_id, by)
+        if attempt.finished_at is None and row.lease_id == attempt.lease_id:
+            self._transitions.workers.alive(attempt.worker_id)
+            return row, attempt, False
+        if attempt.ended_by == call:
+            return row, attempt, True
+        if attempt.ended_by in REPORTS:
+            raise Conflict(
+                f"This lease ended with {attempt.ended_by} already.", code="task_terminal", current_status=row.status
+            )
+        raise lost()
+
+    # -- a run
+
+    def start(self, task_id: str, lease_id: str | None, by: Principal) -> Started:
+        """`assigned` becomes `running`; a repeat answers the same."""
+        row, attempt = self.held(task_id, lease_id, by)
+        until, now = self._transitions.lease_until(), clock.now()
+        if row.status == "assigned":
+            counted = not row.resuming
+            used = 0 if counted else row.used_ms
+            queue_ms = clock.elapsed_ms(row.queued_at or row.created_at, now)
+            transition(
+                row,
+                "running",
+                event=TaskStarted,
+                attempt=row.attempt + 1 if counted else row.attempt,
+                started_at=now,
+                resuming=False,
+                used_ms=used,
+            )
+            rows.change_attempt(
+                attempt,
+                status="running",
+                started_at=now,
+                ack_until=None,
+                lease_until=until,
+                counted=counted,
+                n=row.attempt,
+                resumed=not counted,
+                last_activity_at=now,
+                timeout_at=clock.now(row.timeout_seconds - used / 1000),
+            )
+            rollups.count_start(queue_ms)
+            self._transitions.metrics.started(queue_ms)
+        else:
+            rows.change_attempt(attempt, lease_until=until)
+        self._transitions.workers.alive(attempt.worker_id)
+        return Started(status=row.status, attempt=row.attempt, expires_at=until)
+
+    def progress(self, task_id: str, lease_id: str | None, told: Progress, by: Principal) -> Renewed:
+        """Renew the lease and keep the progress."""
+        row, attempt = self.started(task_id, lease_id, by)
+        now = clock.now()
+        changes: dict[str, Any] = self._usages.grown(row, attempt, told.usage)
+        if told.percent is not None or told.message is not None:
+            changes["progress"] = {"percent": told.percent, "message": told.message, "updated_at": now}
+        if changes:
+            rows.change(row, changes)
+        self.renew(attempt, **self._signature(row, attempt, told.signature))
+        if "progress" in changes and (attempt.progress_event_at or "") <= clock.now(-1):
+            rows.change_attempt(attempt, progress_event_at=now)
+            publish(TaskProgressed, row, row.status, progress=changes["progress"])
+        self._transitions.workers.alive(attempt.worker_id)
+        return Renewed(state=state_of(row), expires_at=attempt.lease_until)
+
+    def started(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
+        """`held`, and the run has begun."""
+        row, attempt = self.held(task_id, lease_id, by)
+        if row.status == "assigned":
+            raise Conflict("Start the task first.", current_status=row.status)
+        return row, attempt
+
+    def renew(self, attempt: AttemptRow, **changes: Any) -> None:
+        """A sign of life of the run."""
+        rows.change_attempt(
+            attempt, lease_until=self._transitions.lease_until(), last_activity_at=clock.now(), stalled=False, **changes
+        )
+
+    def _signature(self, row: TaskRow, attempt: AttemptRow, signature: str | None) -> dict[str, Any]:
+        """Count equal steps in a row; so many of them are a loop."""
+        if signature is None:
+            return {}
+        count = attempt.signature_count + 1 if signature == attempt.signature else 1
+        if count == attempt.loop_repeats and row.status == "running":
+            self.stalled(row, attempt, "loop")
+        return {"signature": signature, "signature_count": count}
+
+    def stalled(self, row: TaskRow, attempt: AttemptRow, kind: str) -> None:
+        """A run is idle or in a loop: say so, and do what the policy wants."""
+        publish(
+            TaskStalled, row, row.status, kind=kind, idle_ms=clock.elapsed_ms(attempt.last_activity_at, clock.now())
+        )
+        self._transitions.metrics.stalled(kind)
+        rows.change_attempt(attempt, stalls=attempt.stalls + 1)
+        if attempt.stall_action != "notify":
+            why = "It repeats itself." if kind == "loop" else "It made no progress."
+            self._outcomes.stop(row, kind="stalled", reason=why)
+
+    def checkpoint(self, task_id: str, lease_id: str | None, told: Checkpoint, by: Principal) -> CheckpointTaken:
+        """Keep what the next attempt goes on from; a smaller step than the stored one is ignored."""
+        row, attempt = self.started(task_id, lease_id, by)
+        self._keep(row, attempt, told)
+        self.renew(attempt)
+        self._transitions.workers.alive(attempt.worker_id)
+        return CheckpointTaken(step=attempt.checkpoint_step or 0)
+
+    def _keep(self, row: TaskRow, attempt: AttemptRow, told: Checkpoint) -> None:
+        if attempt.checkpoint_step is not None and told.step < attempt.checkpoint_step:
+            return
+        text = as_json({"step": told.step, "state": told.state}, STATE_LIMIT + 200, "/state")
+        rows.change_attempt(attempt, checkpoint=text, checkpoint_step=told.step)
+        if row.resume is not None:  # the checkpoint holds it from now on
+            rows.change(row, {"resume": None})
+
+    # -- its end
+
+    def complete(self, task_id: str, lease_id: str | None, told: Complete, by: Principal) -> Encoded:
+        """The run has a result; while the task is being cancelled it is only kept on the attempt.
+
+        With `workers.accept_late_results` it counts when a person had the task cancelled: completed after all.
+        """
+        row, attempt, again = self._reported(task_id, lease_id, by, "complete")
+        if not again:
+            self._must_run(row, "completed")
+            result = as_json(told.result, RESULT_LIMIT, "/result")
+            self._usages.record(row, attempt, told.usage)
+            if row.status == "cancelling" and not self._counts_late(row):
+                self._outcomes.settle(row, attempt, by="complete", kept=result)
+            else:
+                artifacts = None if isinstance(told.artifacts, msgspec.UnsetType) else told.artifacts
+                self._outcomes.complete(row, attempt, result=result, artifacts=artifacts, by="complete")
+        return views.answer(row.id, row.version)
+
+    def _counts_late(self, row: TaskRow) -> bool:
+        return row.cancel_kind == "user" and self._settings.get(declared.ACCEPT_LATE_RESULTS)
+
+    def fail(self, task_id: str, lease_id: str | None, told: Fail, by: Principal) -> Encoded:
+        """The run failed."""
+        row, attempt, again = self._reported(task_id, lease_id, by, "fail")
+        if not again:
+            self._usages.record(row, attempt, told.usage)
+            if row.status == "cancelling":
+                self._outcomes.settle(row, attempt, by="fail")
+            elif row.status == "assigned":  # it never started: that used no attempt
+                self._outcomes.requeue(row, attempt, attempt_status="released", by="fail")
+            else:
+                self._outcomes.fail(
+                    row, attempt, "error", told.error.type, told.error.message, retryable=told.retryable, by="fail"
+                )
+        return views.answer(row.id, row.version)
+
+    def wait(self, task_id: str, lease_id: str | None, told: WaitFor, by: Principal) -> Encoded:
+        """The run needs a person: the lease and the clocks end until the answer is there."""
+        row, attempt, again = self._reported(task_id, lease_id, by, "wait")
+        if again:
+            return views.answer(row.id, row.version)
+        asked = told.input
+        if asked is None and told.approval is None and told.approval_id is None:
+            raise Invalid.at("/input", "required", "One of approval, approval_id and input is required.")
+        if asked is None:
+            raise Unavailable(
+                "Approvals need the plugin approvals, which is not active.", code="plugin_disabled", retry_after=60
+            )
+        if told.approval is not None or told.approval_id is not None:
+            raise Invalid.at("/approval", "not_allowed", "Give one of approval, approval_id and input.")
+        check_question(asked)
+        self._must_run(row, "made to wait")
+        if told.checkpoint is not None:
+            self._keep(row, attempt, told.checkpoint)
+        if row.status == "cancelling":
+            self._outcomes.settle(row, attempt, by="wait")
+            return views.answer(row.id, row.version)
+        wait_for_input(self._transitions, row, attempt, asked, by="wait")
+        return views.answer(row.id, row.version)
+
+    def release(self, task_id: str, lease_id: str | None, told: Release, by: Principal) -> Encoded:
+        """The worker gives the task back; no attempt is used."""
+        row, attempt, again = self._reported(task_id, lease_id, by, "release")
+        if not again:
+            self._usages.record(row, attempt, told.usage)
+            if row.status == "cancelling":
+                self._outcomes.settle(row, attempt, by="release")
+            else:
+                self._outcomes.requeue(row, attempt, attempt_status="released", by="release")
+        return views.answer(row.id, row.version)
+
+    def cancelled(self, task_id: str, lease_id: str | None, told: Cancelled, by: Principal) -> Encoded:
+        """The worker has ended a run that it was asked to end."""
+        row, attempt, again = self._reported(task_id, lease_id, by, "cancelled")
+        if not again:
+            if row.status != "cancelling":
+                raise Conflict("Nobody asked to cancel this task; release it instead.", current_status=row.status)
+            self._usages.record(row, attempt, told.usage)
+            self._outcomes.settle(row, attempt, by="cancelled")
+        return views.answer(row.id, row.version)
+
+    @staticmethod
+    def _must_run(row: TaskRow, what: str) -> None:
+        if row.status == "assigned":
+            raise Conflict(f"A task must be started before it is {what}.", current_status=row.status)
+
+    def stale_usage(self, task_id: str, lease_id: str | None, used: Used, by: Principal) -> None:
+        """What a lost lease has used was spent all the same; nothing else of a stale call counts."""
+        try:
+            row, attempt = self._found(task_id, lease_id, by)
+        except (Conflict, NotFound, Forbidden):
+            return
+        self._usages.record(row, attempt, used)
+
+    # -- calls of tools
 
     def run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
         """See `Tasks.run`."""
-        row, attempt = self._leases.started(task_id, lease_id, by)
-        self._leases.renew(attempt)
-        self._moves.workers.alive(attempt.worker_id)
+        row, attempt = self.started(task_id, lease_id, by)
+        self.renew(attempt)
+        self._transitions.workers.alive(attempt.worker_id)
         return _run(row, attempt)
 
     def run_of(self, task_id: str) -> Run | None:
@@ -59,7 +334,7 @@ class Runs:
         rows.change_attempt(attempt, tainted=True, taint_sources=told)
         return found is not None and not found[0]
 
-    def fail(self, task_id: str, lease_id: str, *, type: str, message: str) -> None:
+    def fail_run(self, task_id: str, lease_id: str, *, type: str, message: str) -> None:
         """See `Tasks.fail_run`."""
         found = self._live(task_id, lease_id)
         if found is None:
@@ -69,7 +344,7 @@ class Runs:
             self._outcomes.settle(row, attempt, by="tools")
         else:
             self._outcomes.fail(row, attempt, "error", type, message, by="tools")
-        self._moves.signal(attempt, "lost")
+        self._transitions.signal(attempt, "lost")
 
     def ask(self, task_id: str, lease_id: str, asked: AskedInput, *, call_id: str) -> None:
         """The run waits for a person, whose answer is the result of its call `call_id`."""
@@ -78,11 +353,11 @@ class Runs:
         if found is None or found[0].status != "running":
             raise Conflict("Only a running task can wait for a person.", code="lease_lost")
         row, attempt = found
-        wait_for_input(self._moves, row, attempt, asked, by="human.ask", call_id=call_id)
-        self._moves.signal(attempt, "lost")
+        wait_for_input(self._transitions, row, attempt, asked, by="human.ask", call_id=call_id)
+        self._transitions.signal(attempt, "lost")
 
     @staticmethod
-    def _live(task_id: str, lease_id: str) -> tuple[Row, Ledger] | None:
+    def _live(task_id: str, lease_id: str) -> tuple[TaskRow, AttemptRow] | None:
         try:
             row = rows.lock(task_id)
         except NotFound:
@@ -90,8 +365,81 @@ class Runs:
         attempt = rows.of_lease(lease_id)
         return None if attempt is None or row.lease_id != lease_id else (row, attempt)
 
+    # -- secrets
 
-def _run(row: Row, attempt: Ledger | None) -> Run:
+    def deliver_secret(
+        self, task_id: str, lease_id: str | None, name: str, purpose: str | None, by: Principal
+    ) -> Delivery:
+        """The value for the worker that holds the lease; `NotFound` unless its group is listed for the secret."""
+        if by.kind != "worker" or by.worker_id is None:
+            raise Forbidden("Secrets are given to workers only, with their own token.")
+        self.held(task_id, lease_id, by)
+        worker = self._transitions.workers.facts(by.worker_id)
+        if self.secrets is None or worker is None or worker.group is None:
+            raise NotFound("There is no secret of this name for this worker.")
+        return self.secrets.deliver(name, worker.group, worker_id=worker.id, task_id=task_id, purpose=purpose)
+
+
+def state_of(row: TaskRow) -> str:
+    """What a worker is told in every reply."""
+    return "cancel_requested" if row.status == "cancelling" else "ok"
+
+
+def as_json(value: Any, limit: int, pointer: str) -> str:
+    """The JSON text of a value; `too_long` beyond `limit` bytes."""
+    data = msgspec.json.encode(value)
+    if len(data) > limit:
+        detail = f"at most {limit // 1024} KiB of JSON"
+        raise Invalid(f"{pointer} is too large: {detail}.", errors=[Fault(pointer, "too_long", detail)])
+    return data.decode()
+
+
+def check_question(asked: AskedInput) -> None:
+    """Raise `Invalid` unless a person can be asked this."""
+    if asked.schema is not None:
+        check_user_schema(asked.schema, pointer_prefix="/input/schema")
+
+
+def wait_for_input(
+    transitions: Transitions,
+    row: TaskRow,
+    attempt: AttemptRow,
+    asked: AskedInput,
+    *,
+    by: str,
+    call_id: str | None = None,
+) -> None:
+    """`running` becomes `waiting`. `call_id`: the call of a tool whose result the answer will be."""
+    now = clock.now()
+    until = clock.now(asked.expires_in_seconds) if asked.expires_in_seconds is not None else None
+    waiting_for: dict[str, Any] = {
+        "kind": "input",
+        "id": new_id(),
+        "since": now,
+        "prompt": asked.prompt,
+        "schema": asked.schema,
+        "expires_at": until,
+    }
+    if call_id is not None:
+        waiting_for["call_id"] = call_id
+    transitions.end_lease(
+        row,
+        attempt,
+        "waiting",
+        attempt_status="waiting",
+        by=by,
+        event=TaskWaiting,
+        named={"waiting_for": waiting_for},
+        waiting_for=waiting_for,
+        waiting_kind="input",
+        waiting_until=until,
+        resuming=True,
+        used_ms=row.used_ms + clock.elapsed_ms(row.started_at or now, now),
+        **NOT_CANCELLED,
+    )
+
+
+def _run(row: TaskRow, attempt: AttemptRow | None) -> Run:
     return Run(
         task_id=row.id,
         lease_id=attempt.lease_id if attempt else "",

@@ -14,7 +14,7 @@ from typing import Any
 
 from corral import clock
 from corral.database.unit import current
-from corral_plugins.tasks.service.rows import Row
+from corral_plugins.tasks.service.rows import TaskRow
 
 CAP = 10_000
 """Only so many of the newest matches are known: to counts, far pages and other filters."""
@@ -158,7 +158,7 @@ def extend() -> bool:
 Known = tuple[int, str, str]
 
 
-def known(row: Row) -> Known | None:
+def known(row: TaskRow) -> Known | None:
     """Number and text of a task as they are indexed; to be read before the text changes."""
     found = _execute(
         "SELECT d.n, t.title, t.description FROM tasks_documents d JOIN tasks_tasks t ON t.id = d.task_id"
@@ -168,7 +168,7 @@ def known(row: Row) -> Known | None:
     return None if found is None else (int(found[0]), found[1], found[2])
 
 
-def rewrite(old: Known | None, row: Row) -> None:
+def rewrite(old: Known | None, row: TaskRow) -> None:
     """The text of a locked task has changed; what was not indexed will be."""
     if old is None:
         return
@@ -182,7 +182,7 @@ def rewrite(old: Known | None, row: Row) -> None:
         _execute(sql, [old[0], row.id])
 
 
-def forget(row: Row) -> None:
+def forget(row: TaskRow) -> None:
     """A task is about to be deleted: none of its words stays."""
     old = known(row)
     if old is not None:

@@ -29,10 +29,10 @@ from corral_plugins.tasks.service import rows, usage
 from corral_plugins.tasks.service.actions import Actions
 from corral_plugins.tasks.service.claims import Claims
 from corral_plugins.tasks.service.creation import Creation
-from corral_plugins.tasks.service.details import readable
-from corral_plugins.tasks.service.fleet import Fleet
-from corral_plugins.tasks.service.moves import queue_key, tell
+from corral_plugins.tasks.service.leases import Leases
+from corral_plugins.tasks.service.queries import readable
 from corral_plugins.tasks.service.runs import Runs
+from corral_plugins.tasks.service.transitions import publish, queue_key
 from corral_plugins.tasks.service.views import TaskView, Views
 
 
@@ -40,7 +40,7 @@ class TasksService:
     """Implements `corral_plugins.tasks.api.Tasks`."""
 
     def __init__(
-        self, creation: Creation, actions: Actions, claims: Claims, fleet: Fleet, runs: Runs, views: Views
+        self, creation: Creation, actions: Actions, claims: Claims, fleet: Leases, runs: Runs, views: Views
     ) -> None:
         self._creation, self._actions, self._claims, self._fleet, self._views = creation, actions, claims, fleet, views
         self._runs = runs
@@ -102,7 +102,7 @@ class TasksService:
             key = queue_key(None, row.agent_role, rows.parsed(row.required_tools))
             queue = key if row.queue == row.queue_key else row.queue
             rows.change(row, {"agent_id": None, "queue_key": key, "queue": queue})
-            tell(TaskUpdated, row, row.status)
+            publish(TaskUpdated, row, row.status)
         return len(found)
 
     def live_tasks(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
@@ -121,7 +121,7 @@ class TasksService:
         return self._runs.taint(task_id, lease_id, sources)
 
     def fail_run(self, task_id: str, lease_id: str, *, type: str, message: str) -> None:
-        self._runs.fail(task_id, lease_id, type=type, message=message)
+        self._runs.fail_run(task_id, lease_id, type=type, message=message)
 
     def lease_facts(self, task_id: str, lease_id: str) -> LeaseFacts | None:
         attempt = rows.of_lease(lease_id)

@@ -1,6 +1,6 @@
 """What attempts use: a worker tells totals or single uses, the gateway one call after the other.
 
-The task's own tally grows by all of it; what workers tell becomes cost events besides.
+The task's own deltas grows by all of it; what workers tell becomes cost events besides.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from corral_plugins.cost.api import Charged, Cost, Spent
 from corral_plugins.tasks.models import Attempt
 from corral_plugins.tasks.reports import Usage, UsageItem, Used
 from corral_plugins.tasks.service import rows
-from corral_plugins.tasks.service.rows import Ledger, Row
+from corral_plugins.tasks.service.rows import AttemptRow, TaskRow
 
 OUTSIDE = "worker"
 """The provider of totals, which name none."""
@@ -27,20 +27,20 @@ class Usages:
 
     cost: Cost | None
 
-    def record(self, row: Row, attempt: Ledger, used: Used | None) -> None:
+    def record(self, row: TaskRow, attempt: AttemptRow, used: Used | None) -> None:
         """Keep what a worker tells of an attempt, live or not."""
         changes = self.grown(row, attempt, used)
         if changes:
             rows.change(row, changes)
 
-    def grown(self, row: Row, attempt: Ledger, used: Used | None) -> dict[str, Any]:
+    def grown(self, row: TaskRow, attempt: AttemptRow, used: Used | None) -> dict[str, Any]:
         """Keep what is new of it; the columns that the locked task must change with it."""
         if used is None:
             return {}
         more = self._items(attempt, used) if isinstance(used, list) else self._totals(attempt, used)
         return _add(row, attempt, more) if more else {}
 
-    def _totals(self, attempt: Ledger, used: Usage) -> dict[str, int]:
+    def _totals(self, attempt: AttemptRow, used: Usage) -> dict[str, int]:
         before: dict[str, Any] = rows.parsed(attempt.told) or {}
         totals = _columns(used)
         more = {name: total - before.get(name, 0) for name, total in totals.items() if total > before.get(name, 0)}
@@ -59,13 +59,13 @@ class Usages:
         )
         return {**{name: n for name, n in more.items() if name not in _PRICES}, **_price(charged, sum(tokens.values()))}
 
-    def _items(self, attempt: Ledger, used: list[UsageItem]) -> dict[str, int]:
+    def _items(self, attempt: AttemptRow, used: list[UsageItem]) -> dict[str, int]:
         more: Counter[str] = Counter()
         for item in used if self.cost is not None else _unknown(attempt, used):
             charged = None if self.cost is None else self.cost.settle(_spent(item, attempt))
             if charged is not None and charged.repeated:
                 continue
-            read = item.input_tokens + item.cache_read_tokens + item.cache_write_tokens  # the tally has one figure
+            read = item.input_tokens + item.cache_read_tokens + item.cache_write_tokens  # the deltas has one figure
             more.update(calls=1, input_tokens=read, output_tokens=item.output_tokens)
             tokens = read + item.output_tokens
             more.update(_price(charged, tokens) if charged is not None else _told_price(item, tokens))
@@ -75,13 +75,13 @@ class Usages:
 _PRICES = ("cost_micro", "unpriced_tokens")
 
 
-def _tell(attempt: Ledger, told: dict[str, Any]) -> None:
+def _tell(attempt: AttemptRow, told: dict[str, Any]) -> None:
     """Remember what the worker has told, so that a repeat adds nothing."""
     attempt.told = msgspec.json.encode(told).decode()
     Attempt.update(told=msgspec.Raw(attempt.told.encode())).where(Attempt.id == attempt.id).execute()
 
 
-def _unknown(attempt: Ledger, used: list[UsageItem]) -> list[UsageItem]:
+def _unknown(attempt: AttemptRow, used: list[UsageItem]) -> list[UsageItem]:
     """Without cost events, the attempt remembers the keys itself."""
     before: dict[str, Any] = rows.parsed(attempt.told) or {}
     known = set(before.get("keys", ()))
@@ -91,13 +91,13 @@ def _unknown(attempt: Ledger, used: list[UsageItem]) -> list[UsageItem]:
     return new
 
 
-def _spent(item: UsageItem, attempt: Ledger) -> Spent:
+def _spent(item: UsageItem, attempt: AttemptRow) -> Spent:
     given = msgspec.structs.asdict(item)
     cost = None if item.cost_usd is None else Decimal(repr(item.cost_usd))
     return Spent(**{**given, "cost_usd": cost}, **_whose(attempt))
 
 
-def _whose(attempt: Ledger) -> dict[str, Any]:
+def _whose(attempt: AttemptRow) -> dict[str, Any]:
     return {
         "task_id": attempt.task_id,
         "attempt_id": attempt.id,
@@ -134,6 +134,6 @@ def _columns(used: Usage) -> dict[str, int]:
     return {**found, "cost_micro": round(used.cost_usd * 1e6)}
 
 
-def _add(row: Row, attempt: Ledger, more: dict[str, int]) -> dict[str, Any]:
+def _add(row: TaskRow, attempt: AttemptRow, more: dict[str, int]) -> dict[str, Any]:
     rows.add_usage(attempt, more)
     return {name: getattr(row, name) + n for name, n in more.items()}

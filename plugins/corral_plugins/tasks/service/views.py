@@ -18,8 +18,8 @@ from corral.schema.fields import Instant
 from corral_plugins.tasks.api import RetryPolicy, ReviewPolicy, StallPolicy
 from corral_plugins.tasks.models import PRIORITIES, TERMINAL, Task
 
-KEPT_BYTES = 16 * 1024 * 1024
-KEPT_SIZE = 16 * 1024
+CACHE_BYTES = 16 * 1024 * 1024
+CACHED_BYTES_MAX = 16 * 1024
 _SIZES = (1, 8, 64, 200)
 
 
@@ -308,7 +308,7 @@ def encode_row(values: Sequence[Any], *, full: bool, warnings: Sequence[str] | N
 _encoder = msgspec.json.Encoder()
 
 
-class Kept:
+class EncodingCache:
     """Encoded rows by id, each of one version. Filled by read units only: they see nothing that may be rolled back."""
 
     def __init__(self) -> None:
@@ -323,7 +323,7 @@ class Kept:
 
     def put(self, task_id: str, version: int, body: bytes) -> None:
         """Keep it, if it is small; the oldest go."""
-        if len(body) > KEPT_SIZE or not current().read_only:
+        if len(body) > CACHED_BYTES_MAX or not current().read_only:
             return
         with self._lock:
             old = self._kept.pop(task_id, None)
@@ -331,7 +331,7 @@ class Kept:
                 self._size -= len(old[1])
             self._kept[task_id] = (version, body)
             self._size += len(body)
-            while self._size > KEPT_BYTES:
+            while self._size > CACHE_BYTES:
                 first = next(iter(self._kept))
                 self._size -= len(self._kept.pop(first)[1])
 
@@ -353,7 +353,7 @@ class Views:
     """Reads for clients. One a kernel, so that kernels of one process do not mix what they keep."""
 
     def __init__(self) -> None:
-        self._tasks, self._items = Kept(), Kept()
+        self._tasks, self._items = EncodingCache(), EncodingCache()
 
     def one(self, task_id: str) -> Encoded:
         """The task; `NotFound`."""

@@ -9,10 +9,10 @@ import msgspec
 
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
-from corral.core.api import Accounts
 from corral.database.engine import Work
 from corral.errors import NotFound
 from corral.plugin import Settings
+from corral_core.accounts.api import Accounts
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.tools.api import ToolContext
 from corral_plugins.tools.service.decision import Case, Rule, rule_of

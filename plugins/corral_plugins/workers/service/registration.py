@@ -10,7 +10,7 @@ from msgspec import UNSET
 from corral import clock
 from corral.auth.credentials import Credentials
 from corral.auth.principal import Principal
-from corral.auth.tokens import digest
+from corral.crypto import digest
 from corral.errors import Conflict, Forbidden, Invalid, TooMany, Unauthorized
 from corral.http.client import fold
 from corral.ids import new_id

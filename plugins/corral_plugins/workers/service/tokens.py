@@ -6,7 +6,7 @@ from corral import clock
 from corral.auth.credentials import STILL_THERE, Credentials
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
-from corral.auth.tokens import digest, new_secret
+from corral.crypto import digest, new_secret
 from corral.database.statement import Statement
 from corral.database.unit import after_commit, current
 from corral.errors import Unauthorized

@@ -1,0 +1,171 @@
+"""The places where SQLite and PostgreSQL need different SQL, so that no plugin asks which engine serves it.
+
+Peewee translates ordinary queries, upserts (`on_conflict`) included. These helpers cover the rest; they join the unit
+of work, except those that take the peewee database of a migration. Row locks are in `unit`, full text search in
+`full_text`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import peewee
+
+from corral import clock
+from corral.database.statement import execute_native
+from corral.database.unit import current
+
+
+def on_sqlite(database: peewee.Database | None = None) -> bool:
+    """Whether SQLite serves the unit, or the given database. For this package only."""
+    return current().database.kind == "sqlite" if database is None else isinstance(database, peewee.SqliteDatabase)
+
+
+@functools.lru_cache(maxsize=256)
+def _with_percent_markers(sql: str) -> str:
+    return sql.replace("%", "%%").replace("?", "%s")
+
+
+def native(sql: str) -> str:
+    """The SQL with the engine's parameter markers in place of `?`, which must not occur for anything else."""
+    return sql if on_sqlite() else _with_percent_markers(sql)
+
+
+def execute(sql: str, parameters: Sequence[Any] = ()) -> Any:
+    """Execute raw SQL in the unit and return the driver's cursor; `?` marks a parameter on both engines.
+
+    Errors are peewee's.
+    """
+    return execute_native(native(sql), parameters)
+
+
+def fragment(sql: str, parameters: Sequence[Any] = ()) -> peewee.SQL:
+    """Raw SQL with `?` markers as a part of a peewee query."""
+    return peewee.SQL(native(sql), parameters)
+
+
+@contextlib.contextmanager
+def savepoint() -> Iterator[None]:
+    """Undo a part of the unit when it raises: its rows, and the events, jobs, audit rows and callbacks it added.
+
+    On PostgreSQL a statement that fails ends the transaction, unless a savepoint surrounds the statement.
+    """
+    unit = current()
+    buffers: tuple[list[Any], ...] = (unit.events, unit.jobs, unit.audit, unit.after, unit.before)
+    lengths = [len(buffer) for buffer in buffers]
+    unit.connection.execute("SAVEPOINT part")
+    try:
+        yield
+    except Exception:
+        unit.connection.execute("ROLLBACK TO SAVEPOINT part")
+        unit.connection.execute("RELEASE SAVEPOINT part")
+        for buffer, length in zip(buffers, lengths, strict=True):
+            del buffer[length:]
+        raise
+    unit.connection.execute("RELEASE SAVEPOINT part")
+
+
+def advisory_lock(name: str) -> None:
+    """Let units that take the same name run one after the other's COMMIT, so that what they count stays true."""
+    if not on_sqlite():
+        execute("SELECT pg_advisory_xact_lock(hashtextextended(?, 0))", (name,))
+
+
+class _Thread(threading.local):
+    numbers = itertools.count(os.getpid())
+
+    def __init__(self) -> None:
+        self.number = next(self.numbers)
+
+
+_thread = _Thread()
+
+
+def counter_shard(shards: int) -> int:
+    """The row of a sharded counter that this thread should change, so that parallel units do not wait for each other.
+
+    Always 0 on SQLite, whose one writer never waits.
+    """
+    return 0 if on_sqlite() else _thread.number % shards
+
+
+def epoch_seconds(column: str) -> str:
+    """SQL for whole seconds since the epoch of an instant column."""
+    if on_sqlite():
+        return f"CAST(strftime('%s', {column}) AS INTEGER)"
+    return f"CAST(FLOOR(EXTRACT(EPOCH FROM CAST({column} AS timestamptz))) AS BIGINT)"
+
+
+def milliseconds_between(since: str, until: str) -> str:
+    """SQL for the milliseconds between two instant columns; null when one of them is null."""
+    if on_sqlite():
+        return f"CAST(ROUND((julianday({until}) - julianday({since})) * 86400000) AS INTEGER)"
+    elapsed = f"CAST({until} AS timestamptz) - CAST({since} AS timestamptz)"
+    return f"CAST(ROUND(EXTRACT(EPOCH FROM ({elapsed})) * 1000) AS BIGINT)"
+
+
+def json_texts(alias: str) -> str:
+    """SQL for a table `alias` whose column `value` has the texts of a JSON array, given as the parameter `?`."""
+    return f"json_each(?) AS {alias}" if on_sqlite() else f"json_array_elements_text(CAST(? AS json)) AS {alias}(value)"
+
+
+def by_code_point(field: Any) -> Any:
+    """The text field ordered and compared by code point, as Python does it, whatever the database's locale."""
+    return field if on_sqlite() else field.collate('"C"')
+
+
+def transaction_is_open() -> bool:
+    """Whether the unit's transaction still stands: a lost connection or a full disk ends it."""
+    connection = current().connection
+    return bool(connection.in_transaction if on_sqlite() else not (connection.closed or connection.broken))
+
+
+def server_seconds() -> float:
+    """Seconds since the epoch by the clock of the database server; SQLite uses the clock of this machine."""
+    if on_sqlite():
+        return clock.time_s()
+    return float(execute("SELECT EXTRACT(EPOCH FROM clock_timestamp())").fetchone()[0])
+
+
+def append_only(database: peewee.Database, table: str, *, unique: Sequence[str], deletable: str) -> None:
+    """Add triggers by which rows of a table are never changed or replaced. For migrations.
+
+    Rows may be deleted if the SQL condition `deletable` holds for `OLD`. `unique` names the columns with unique
+    values: SQLite's `INSERT OR REPLACE` deletes a row with an equal one without calling the trigger for deletions.
+    """
+    refused = f"rows of {table} are never changed"
+    kept = f"these rows of {table} must not be deleted yet"
+    if on_sqlite(database):
+        equal = " OR ".join(f"{column} = NEW.{column}" for column in unique)
+        exists = f"EXISTS (SELECT 1 FROM {table} WHERE {equal})"  # noqa: S608  (names of the schema)
+        for event, condition, message in (
+            ("UPDATE", "1", refused),
+            ("DELETE", f"NOT ({deletable})", kept),
+            ("INSERT", exists, refused),
+        ):
+            database.execute_sql(
+                f"CREATE TRIGGER {table}_no_{event.lower()} BEFORE {event} ON {table} WHEN {condition} "
+                f"BEGIN SELECT RAISE(ABORT, '{message}'); END"
+            )
+        return
+    for name, body in (
+        ("refuse", f"RAISE EXCEPTION '{refused}';"),
+        ("keep", f"IF NOT ({deletable}) THEN RAISE EXCEPTION '{kept}'; END IF; RETURN OLD;"),
+    ):
+        head = f"CREATE OR REPLACE FUNCTION {table}_{name}() RETURNS trigger LANGUAGE plpgsql AS"
+        database.execute_sql(f"{head} $$ BEGIN {body} END $$")
+    for event, scope, function in (
+        ("UPDATE", "FOR EACH ROW", "refuse"),
+        ("DELETE", "FOR EACH ROW", "keep"),
+        ("TRUNCATE", "", "refuse"),
+    ):
+        database.execute_sql(
+            f"CREATE TRIGGER {table}_no_{event.lower()} BEFORE {event} ON {table} {scope} "
+            f"EXECUTE FUNCTION {table}_{function}()"
+        )

@@ -1,1 +1,0 @@
-"""What fails stays in its room: every contributed callable is called through here at run time."""

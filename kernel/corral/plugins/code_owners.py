@@ -1,0 +1,30 @@
+"""Whose code a file is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from corral.plugins.record import PluginRecord
+
+
+class CodeOwners:
+    """Of the plugins of a kernel; what is Corral's own core belongs to nobody."""
+
+    def __init__(self, plugins: Iterable[PluginRecord]) -> None:
+        modules = ((item.name, sys.modules.get(item.kind.__module__)) for item in plugins if item.kind is not None)
+        self._folders = {
+            str(Path(file).parent) + os.sep: name
+            for name, module in modules
+            if name != "core" and (file := getattr(module, "__file__", None))
+        }
+        self.names = frozenset(self._folders.values())
+        self._known: dict[str, str | None] = {}
+
+    def owner(self, path: str) -> str | None:
+        """The plugin whose folder has the file."""
+        if path not in self._known:
+            self._known[path] = next((name for folder, name in self._folders.items() if path.startswith(folder)), None)
+        return self._known[path]

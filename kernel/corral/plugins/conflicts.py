@@ -1,0 +1,44 @@
+"""What only one plugin may have: a setting, tables of a prefix, an event, a job, a socket. Who wants it too fails."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from corral.plugins.record import PluginRecord, fail
+
+NAMED = (
+    ("setting", "corral_settings"),
+    ("job", "corral_jobs"),
+    ("schedule", "corral_schedules"),
+    ("subscriber", "corral_subscribers"),
+    ("metric", "corral_metrics"),
+)
+
+
+def refuse_clashes(plugins: Iterable[PluginRecord]) -> None:
+    """Those that declare what another one declares are `failed`; a built-in one keeps what it has."""
+    plugins = list(plugins)
+    claims: dict[str, dict[str, PluginRecord]] = defaultdict(dict)
+    for loaded in plugins:
+        for what in _claimed(loaded, plugins):
+            claims[what][loaded.name] = loaded
+    for what, claimants in claims.items():
+        others = [loaded for loaded in claimants.values() if not loaded.found.built_in]
+        for loaded in others if len(claimants) > 1 else ():
+            if loaded.active:
+                rivals = sorted(name for name in claimants if name != loaded.name)
+                fail(loaded, f"{what} is declared by {' and '.join(rivals)} too")
+
+
+def _claimed(loaded: PluginRecord, plugins: list[PluginRecord]) -> Iterator[str]:
+    for what, hook in NAMED:
+        yield from (f"{what} {item.name}" for item in loaded.of(hook))
+    yield from (f"socket {item.path}" for item in loaded.of("corral_sockets"))
+    yield from (f"event {kind.event}" for kind in loaded.of("corral_events"))
+    for other in plugins:  # the tables of `files_x` begin with the prefix of `files` too
+        prefix = f"{loaded.name}_"
+        for model in other.of("corral_models"):
+            table = model._meta.table_name
+            if other is loaded or (table.startswith(prefix) and prefix.startswith(f"{other.name}_")):
+                yield f"table {table}"

@@ -1,0 +1,143 @@
+"""What plugins contribute, with guards around everything in it that is called."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from corral.auth.principal import Authenticator
+from corral.events.consumers import Subscriber
+from corral.http.signature import hints
+from corral.plugin import Gate, HealthCheck, Meter
+from corral.plugins.guard import Guard, Terms, guarded
+from corral.plugins.quarantine import PluginQuarantine
+from corral.plugins.record import PluginRecord
+from corral.plugins.return_types import ANYTHING, Expected, of_field, of_method
+
+HEALTH_SECONDS = 2.0
+ROUTES, OF_ROUTES = "corral_routes", ("quarantined", "disabled")  # the latter: of a call that was let in before
+UNAWAITED = Expected(None, False)
+# asked of all that there are: how they are made, and what goes for those that fail
+GATES: tuple[tuple[str, Callable[[Any], Any], Any], ...] = (
+    ("corral_gates", lambda item: Meter if isinstance(item, Meter) else Gate, None),
+    ("_authenticators", lambda item: Authenticator, None),
+)
+
+
+class Guarded:
+    """A contributed object: its methods are guarded, the rest is as it was."""
+
+    def __init__(self, item: Any, guards: Mapping[str, Callable[..., Any]]) -> None:
+        self.__dict__.update(guards, _item=item)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_item"], name)
+
+    @property  # type: ignore[misc]  # read only
+    def __class__(self) -> Any:  # who asks for its class means the contributed one
+        return type(self.__dict__["_item"])
+
+    def __repr__(self) -> str:
+        return repr(self.__dict__["_item"])
+
+
+class Guards:
+    """Makes the guards of a kernel; `all` are those that exist."""
+
+    def __init__(self, warden: PluginQuarantine) -> None:
+        self._warden = warden
+        self.all: list[Guard] = []
+
+    def put(self, loaded: PluginRecord, where: str, function: Callable[..., Any], terms: Terms) -> Guard:
+        """A guard around a callable."""
+        if isinstance(function, Guard):  # the same object, contributed to an earlier kernel of this process
+            function = function.function
+        guard = Guard(self._warden, loaded, where, function, terms)
+        self.all.append(guard)
+        return guard
+
+    def function(
+        self, loaded: PluginRecord, where: str, function: Callable[..., Any], terms: Terms
+    ) -> Callable[..., Any]:
+        """The same, as a coroutine function if it was one."""
+        return guarded(self.put(loaded, where, function, terms))
+
+    def job(self, loaded: PluginRecord, hook: str, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        """The function of a job or schedule, which has a time of its own."""
+        expected = ANYTHING if inspect.iscoroutinefunction(run) else UNAWAITED
+        return self.function(loaded, name, run, Terms(hook=hook, budget=None, expected=expected))
+
+    def route(self, loaded: PluginRecord, label: str, handler: Callable[..., Any]) -> Callable[..., Any]:
+        """The handler of a route or socket of a third party; those of Corral itself are called as they are."""
+        if loaded.found.built_in:
+            return handler
+        return self.function(loaded, label, handler, Terms(hook=ROUTES, budget=None, counts=False, also=OF_ROUTES))
+
+    def subscriber(self, loaded: PluginRecord, subscriber: Subscriber, handle: Callable[..., Any]) -> Guard:
+        """The function of a durable consumer."""
+        return self.put(loaded, subscriber.name, handle, Terms(hook="corral_subscribers", expected=UNAWAITED))
+
+    def health_check(self, loaded: PluginRecord, item: HealthCheck) -> HealthCheck:
+        """One that fails is down, and says so."""
+        terms = Terms(
+            hook="corral_health_checks",
+            expected=Expected((tuple,), False),
+            budget=HEALTH_SECONDS,
+            otherwise=("down", f"The check of the plugin {loaded.name} failed."),
+        )
+        return msgspec.structs.replace(item, check=self.put(loaded, f"health check {item.name}", item.check, terms))
+
+    def enclose(self, loaded: PluginRecord, hooks: Mapping[str, tuple[str, Any]]) -> None:
+        """Put guards around all that a plugin contributed. `hooks`: those of plugins, with owner and protocol."""
+        given = loaded.contributions
+        for name, hook in (("_jobs", "corral_jobs"), ("_schedules", "corral_schedules")):
+            given[name] = [(item, self.job(loaded, hook, item.name, run)) for item, run in loaded.of(name)]
+        given["_subscribers"] = [(item, self.subscriber(loaded, item, run)) for item, run in loaded.of("_subscribers")]
+        given["corral_health_checks"] = [self.health_check(loaded, item) for item in loaded.of("corral_health_checks")]
+        for name, protocol, otherwise in GATES:
+            terms = {"otherwise": otherwise, "closed": loaded.protected}
+            if name == "_authenticators" and loaded.found.built_in:  # its routes go on, and so must who calls them
+                terms["also"] = ("quarantined",)
+            terms["watched"] = not (loaded.protected and name == "corral_gates")  # which are met by every request
+            given[name] = [self.item(loaded, name, item, protocol(item), **terms) for item in loaded.of(name)]
+        given["corral_metrics"] = [self.item(loaded, "corral_metrics", item) for item in loaded.of("corral_metrics")]
+        for hook, (owner, protocol) in hooks.items():
+            if owner != loaded.name and hook in given:  # what it contributes to its own hook is its own affair
+                given[hook] = [self.item(loaded, hook, item, protocol, budget=None) for item in given[hook]]
+
+    def item(self, loaded: PluginRecord, hook: str, item: Any, protocol: Any = None, **terms: Any) -> Any:
+        """Any contributed object. `protocol`: what its hook asks for, which says what methods return."""
+        if isinstance(item, (type, str, bytes, int, float, tuple, list, dict)) or inspect.ismodule(item):
+            return item
+        name = str(getattr(item, "name", "") or getattr(item, "kind", "") or type(item).__name__)
+        if isinstance(item, msgspec.Struct):
+            return self._struct(loaded, hook, name, item, terms)
+        if inspect.isroutine(item) or isinstance(item, functools.partial):
+            return self.function(loaded, f"{hook} {name}", item, Terms(hook=hook, **terms))
+        methods = {
+            each: self.function(
+                loaded,
+                f"{hook} {name}.{each}",
+                getattr(item, each),
+                Terms(hook=hook, expected=of_method(protocol, each), **terms),
+            )
+            for each, _ in inspect.getmembers(type(item), inspect.isroutine)
+            if not each.startswith("_")
+        }
+        return Guarded(item, methods)
+
+    def _struct(
+        self, loaded: PluginRecord, hook: str, name: str, item: msgspec.Struct, terms: Mapping[str, Any]
+    ) -> Any:
+        """A shape with callables in its fields, which say what is returned."""
+        found: dict[str, Any] = {}
+        for field, annotated in hints(type(item)).items():
+            value, expected = getattr(item, field, None), of_field(annotated)
+            if expected is not None and callable(value):
+                told = Terms(hook=hook, expected=expected, **terms)
+                found[field] = self.function(loaded, f"{hook} {name}.{field}", value, told)
+        return msgspec.structs.replace(item, **found) if found else item

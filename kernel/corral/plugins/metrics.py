@@ -1,0 +1,31 @@
+"""Series about plugins, as Prometheus text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from corral.plugins.guard import Guard
+from corral.plugins.quarantine import PluginQuarantine
+from corral.plugins.record import PluginRecord
+
+
+def lines(plugins: Iterable[PluginRecord], guards: Iterable[Guard], warden: PluginQuarantine) -> Iterator[str]:
+    """States in this process (over several: in how many), time spent in contributed callables, threads lost to them."""
+    yield "# HELP corral_plugin_state Processes in which a plugin is in a state."
+    yield "# TYPE corral_plugin_state gauge"
+    for loaded in plugins:
+        yield f'corral_plugin_state{{plugin="{loaded.name}",state="{loaded.state}"}} 1'
+    yield "# HELP corral_plugin_call_seconds Time in what plugins contribute."
+    yield "# TYPE corral_plugin_call_seconds summary"
+    sums: dict[tuple[str, str], tuple[int, float]] = {}
+    for guard in guards:
+        key = (guard.loaded.name, guard.terms.hook)
+        count, seconds = sums.get(key, (0, 0.0))
+        sums[key] = (count + guard.calls, seconds + guard.seconds)
+    for (plugin, hook), (count, seconds) in sorted(sums.items()):
+        yield f'corral_plugin_call_seconds_count{{plugin="{plugin}",hook="{hook}"}} {count}'
+        yield f'corral_plugin_call_seconds_sum{{plugin="{plugin}",hook="{hook}"}} {seconds:.6f}'
+    yield "# HELP corral_plugin_lost_threads PluginThreads that have not come back from a plugin."
+    yield "# TYPE corral_plugin_lost_threads gauge"
+    for name, count in sorted(warden.lost_threads().items()):
+        yield f'corral_plugin_lost_threads{{plugin="{name}"}} {count}'

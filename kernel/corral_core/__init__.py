@@ -1,0 +1,1 @@
+"""The kernel's own plugins: accounts, health, plugin administration, the event log, and Redis."""

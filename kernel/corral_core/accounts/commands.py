@@ -1,0 +1,274 @@
+"""`corral user`: accounts on the machine itself, without a token, through the same service as the API."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from corral.auth.principal import ROLES
+from corral.cli import output
+from corral.cli.kernels import Session, session
+from corral.cli.options import config_option, json_option
+
+COLUMNS = ("email", "full_name", "role", "is_active", "last_login_at")
+password_option = click.option(
+    "--password-file",
+    type=click.Path(allow_dash=True, dir_okay=False, path_type=Path),
+    help="read the password from a file, or from standard input with - (default: a prompt)",
+)
+
+
+@click.group("user")
+def command() -> None:
+    """Accounts, without a token: whoever may read the data folder may do this."""
+
+
+@command.command("create")
+@click.argument("email")
+@click.option("--admin", is_flag=True, help="the same as --role admin")
+@click.option("--role", type=click.Choice(ROLES), help="default: member")
+@click.option("--full-name", help="default: what stands before the @")
+@click.option("--must-change", is_flag=True, help="the password must be changed at the first sign-in")
+@password_option
+@config_option
+@json_option
+def create(
+    email: str,
+    admin: bool,
+    role: str | None,
+    full_name: str | None,
+    must_change: bool,
+    password_file: Path | None,
+    config_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Create an account."""
+    from corral_core.accounts.api import Accounts, NewUser
+
+    if admin and role not in (None, "admin"):
+        raise click.UsageError("--admin and --role exclude each other")
+    facts = {
+        "email": email,
+        "full_name": full_name or email.partition("@")[0] or email,
+        "role": "admin" if admin else role or "member",
+        "must_change_password": must_change,
+    }
+    new = _converted(facts, NewUser)
+    password = _password(password_file)
+    with session(config_path, "user create", create=True) as found:
+        accounts = found.service(Accounts)
+        hashed = asyncio.run(accounts.hash_password(password, email=email, full_name=new.full_name))
+        made = found.run(lambda: accounts.create(new, password_hash=hashed, by=found.caller))
+    _tell(made, f"Created {made.email} ({made.role}).", as_json)
+
+
+@command.command("list")
+@click.option("--role", type=click.Choice(ROLES), multiple=True, help="only these; may be repeated")
+@click.option("--active/--inactive", "active", default=None, help="only these (default: all)")
+@config_option
+@json_option
+def list_(role: tuple[str, ...], active: bool | None, config_path: Path | None, as_json: bool) -> None:
+    """List all accounts, newest first."""
+    from corral_core.accounts.api import UserQuery
+
+    facts: dict[str, Any] = {"role": list(role), "limit": 200, **({} if active is None else {"is_active": active})}
+    with session(config_path, "user list") as found:
+        rows = [msgspec.to_builtins(user) for user in _all(found, _converted(facts, UserQuery))]
+    output.table(rows, COLUMNS, as_json=as_json, empty="There is no account: corral user create --admin EMAIL.")
+
+
+@command.command("deactivate")
+@click.argument("email")
+@config_option
+@json_option
+def deactivate(email: str, config_path: Path | None, as_json: bool) -> None:
+    """Switch an account off; its sessions end. The last active admin stays."""
+    _patch(config_path, "user deactivate", email, {"is_active": False}, "Deactivated {}.", as_json)
+
+
+@command.command("activate")
+@click.argument("email")
+@config_option
+@json_option
+def activate(email: str, config_path: Path | None, as_json: bool) -> None:
+    """Switch an account on again."""
+    _patch(config_path, "user activate", email, {"is_active": True}, "Activated {}.", as_json)
+
+
+@command.command("role")
+@click.argument("email")
+@click.argument("role", type=click.Choice(ROLES))
+@config_option
+@json_option
+def role_(email: str, role: str, config_path: Path | None, as_json: bool) -> None:
+    """Give an account another role. The last active admin stays one."""
+    _patch(config_path, "user role", email, {"role": role}, f"{{}} is now {role}.", as_json)
+
+
+@command.command("reset-password")
+@click.argument("email")
+@click.option("--must-change", is_flag=True, help="the new password must be changed at the next sign-in")
+@password_option
+@config_option
+@json_option
+def reset_password(
+    email: str, must_change: bool, password_file: Path | None, config_path: Path | None, as_json: bool
+) -> None:
+    """Replace the password of an account; all its sessions end."""
+    from corral_core.accounts.api import Accounts
+
+    with session(config_path, "user reset-password") as found:
+        accounts, user = found.service(Accounts), _find(found, email)
+        password = _password(password_file)
+        hashed = asyncio.run(accounts.hash_password(password, email=user.email, full_name=user.full_name))
+        user = found.run(lambda: accounts.set_password(user.id, hashed, must_change=must_change))
+    _tell(user, f"The password of {user.email} is new; all sessions of the account have ended.", as_json)
+
+
+@command.command("show")
+@click.argument("email")
+@config_option
+@json_option
+def show(email: str, config_path: Path | None, as_json: bool) -> None:
+    """Show an account."""
+    with session(config_path, "user show") as found:
+        user = _find(found, email)
+    if as_json:
+        output.value(msgspec.to_builtins(user), as_json=True, text="")
+        return
+    facts = msgspec.to_builtins(user).items()
+    output.table([{"field": name, "value": value} for name, value in facts], ("field", "value"), as_json=False)
+
+
+@command.command("unlock")
+@click.argument("email")
+@config_option
+@json_option
+def unlock(email: str, config_path: Path | None, as_json: bool) -> None:
+    """End a lock after failed sign-ins at once."""
+    from corral_core.accounts.api import Rescue
+
+    _change(
+        config_path,
+        "user unlock",
+        email,
+        lambda found, user: found.service(Rescue).unlock(user.id),
+        "Unlocked {}.",
+        as_json,
+    )
+
+
+@command.command("reset-mfa")
+@click.argument("email")
+@config_option
+@json_option
+def reset_mfa(email: str, config_path: Path | None, as_json: bool) -> None:
+    """Remove the second factor of an account whose holder lost it; all its sessions end."""
+    from corral_core.accounts.api import Rescue
+
+    told = "{} has no second factor any more; all sessions of the account have ended."
+    _change(
+        config_path,
+        "user reset-mfa",
+        email,
+        lambda found, user: found.service(Rescue).reset_mfa(user.id),
+        told,
+        as_json,
+    )
+
+
+@command.command("purge")
+@click.argument("email")
+@config_option
+@json_option
+def purge(email: str, config_path: Path | None, as_json: bool) -> None:
+    """Blank a deactivated account for good and free its address.
+
+    What was shared stays, as of a deleted user; what was private is removed within a minute of a running server.
+    """
+    from corral_core.accounts.api import Accounts
+
+    with session(config_path, "user purge") as found:
+        user = _find(found, email)
+        if user.is_active:
+            raise click.ClickException(f"{user.email} is active; corral user deactivate {user.email} first")
+        typed = click.prompt(f"This cannot be undone. Type {user.email} to purge the account", err=True)
+        if str(typed).strip().casefold() != user.email.casefold():
+            raise click.ClickException("that is not the address; nothing was changed")
+        accounts = found.service(Accounts)
+        found.run(lambda: accounts.purge(user.id))
+        gone = found.run(lambda: accounts.get(user.id), read=True)
+    _tell(gone, f"Purged. The account {gone.id} is a deleted user.", as_json)
+
+
+def _patch(config_path: Path | None, label: str, email: str, facts: dict[str, Any], text: str, as_json: bool) -> None:
+    from corral_core.accounts.api import Accounts, UserPatch
+
+    patch = UserPatch(**facts)
+    _change(
+        config_path, label, email, lambda found, user: found.service(Accounts).update(user.id, patch), text, as_json
+    )
+
+
+def _change(
+    config_path: Path | None, label: str, email: str, change: Callable[[Session, Any], Any], text: str, as_json: bool
+) -> None:
+    """One unit on the account of this address; `text` tells what it did, with `{}` for the address."""
+    with session(config_path, label) as found:
+        user = _find(found, email)
+        user = found.run(lambda: change(found, user))
+    _tell(user, text.format(user.email), as_json)
+
+
+def _find(found: Session, email: str) -> Any:
+    from corral_core.accounts.api import Accounts
+
+    user = found.run(lambda: found.service(Accounts).find(email), read=True)
+    if user is None:
+        raise click.ClickException(f"no account has the address {email}; corral user list shows all")
+    return user
+
+
+def _all(found: Session, query: Any) -> Iterator[Any]:
+    from corral_core.accounts.api import Accounts
+
+    accounts = found.service(Accounts)
+    while True:
+        page = found.run(lambda query=query: accounts.list(query, found.caller), read=True)  # type: ignore[misc]  # bound
+        yield from page.items
+        if page.next is None:
+            return
+        query = msgspec.structs.replace(query, cursor=page.next)
+
+
+def _password(path: Path | None) -> str:
+    """From the file, standard input or a prompt; a line end after it does not belong to it."""
+    if path is None:
+        if not sys.stdin.isatty():
+            raise click.UsageError("no terminal to ask on: give --password-file FILE, or - for standard input")
+        return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"--password-file {path}: {error}") from None
+    password = text.removesuffix("\n").removesuffix("\r")
+    if not password:
+        raise click.UsageError(f"--password-file {path}: it is empty")
+    return password
+
+
+def _converted(facts: dict[str, Any], kind: Any) -> Any:
+    try:
+        return msgspec.convert(facts, kind)
+    except msgspec.ValidationError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _tell(user: Any, text: str, as_json: bool) -> None:
+    output.value(msgspec.to_builtins(user), as_json=as_json, text=text)

@@ -1,0 +1,138 @@
+"""Events about people, their sessions and invitations."""
+
+from __future__ import annotations
+
+from corral.events.event import PRIVATE_AND_ADMIN, Event
+from corral.schema.fields import Instant
+
+
+class UserCreated(Event, kw_only=True):
+    """An account was made."""
+
+    event = "user.created"
+    visibility = PRIVATE_AND_ADMIN
+
+    user_id: str
+    role: str
+    how: str  # registration | invitation | bootstrap | admin
+
+
+class UserUpdated(Event, kw_only=True):
+    """An account was changed."""
+
+    event = "user.updated"
+    visibility = PRIVATE_AND_ADMIN
+
+    user_id: str
+    changed: list[str]
+
+
+class UserLocked(Event, kw_only=True):
+    """Too many sign-ins of an account failed; until then none succeeds."""
+
+    event = "user.locked"
+    visibility = PRIVATE_AND_ADMIN
+
+    user_id: str
+    until: Instant
+
+
+class UserDeactivated(Event, kw_only=True):
+    """An account was switched off."""
+
+    event = "user.deactivated"
+    visibility = PRIVATE_AND_ADMIN
+
+    user_id: str
+
+
+class UserReactivated(Event, kw_only=True):
+    """An account was switched on again."""
+
+    event = "user.reactivated"
+    visibility = PRIVATE_AND_ADMIN
+
+    user_id: str
+
+
+class UserPurged(Event, kw_only=True):
+    """An account was blanked; private objects of the user are to be removed."""
+
+    event = "user.purged"
+    visibility = PRIVATE_AND_ADMIN
+
+    user_id: str
+
+
+class InvitationCreated(Event, kw_only=True):
+    """Somebody was invited."""
+
+    event = "invitation.created"
+    visibility = "admin"
+
+    invitation_id: str
+    role: str
+
+
+class InvitationAccepted(Event, kw_only=True):
+    """An invited person made their account."""
+
+    event = "invitation.accepted"
+    visibility = "admin"
+
+    invitation_id: str
+    role: str
+
+
+class SessionCreated(Event, kw_only=True):
+    """Somebody signed in."""
+
+    event = "session.created"
+    visibility = PRIVATE_AND_ADMIN
+
+    session_id: str
+    ip: str
+
+
+class SessionEnded(Event, kw_only=True):
+    """A session ended."""
+
+    event = "session.ended"
+    visibility = PRIVATE_AND_ADMIN
+
+    session_id: str
+    reason: str  # logout | revoked | expired | reuse | user_deactivated | password_changed
+
+
+class MfaEnabled(Event, kw_only=True):
+    """A second factor was switched on."""
+
+    event = "mfa.enabled"
+    visibility = PRIVATE_AND_ADMIN
+
+    user_id: str
+
+
+class MfaDisabled(Event, kw_only=True):
+    """A second factor was switched off."""
+
+    event = "mfa.disabled"
+    visibility = PRIVATE_AND_ADMIN
+
+    user_id: str
+
+
+EVENTS = (
+    InvitationAccepted,
+    InvitationCreated,
+    UserCreated,
+    UserUpdated,
+    UserLocked,
+    UserDeactivated,
+    UserReactivated,
+    UserPurged,
+    SessionCreated,
+    SessionEnded,
+    MfaEnabled,
+    MfaDisabled,
+)

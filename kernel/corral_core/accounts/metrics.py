@@ -1,0 +1,68 @@
+"""Series of signing in."""
+
+from __future__ import annotations
+
+from corral.plugin import Metric
+from corral_core.accounts.models import SessionRow
+from corral_core.accounts.service.lockout import Lockout
+from corral_core.accounts.service.passwords import Passwords
+from corral_core.accounts.service.sign_in import RESULTS, SignIn
+
+Series = dict[tuple[str, ...], float]
+REFRESHES = ("success", "token_expired", "session_revoked", "token_reuse")
+
+
+def _attempts(sign_in: SignIn) -> Series:
+    return {labels: float(count) for labels, count in sign_in.attempts.copy().items()}
+
+
+def _refreshes(sign_in: SignIn) -> Series:
+    return {labels: float(count) for labels, count in sign_in.refreshes.copy().items()}
+
+
+def _lockouts(lockout: Lockout) -> Series:
+    return {labels: float(count) for labels, count in lockout.locked.copy().items()}
+
+
+def _sessions() -> Series:
+    return {(): float(SessionRow.select().where(SessionRow.ended_at.is_null()).count())}
+
+
+def _hash_seconds(passwords: Passwords) -> Series:
+    return {(): passwords.hash_seconds}
+
+
+def _hashes(passwords: Passwords) -> Series:
+    return {(): float(passwords.hashed)}
+
+
+METRICS = (
+    Metric(
+        name="corral_auth_attempts_total",
+        help="Sign-ins by how they ended.",
+        kind="counter",
+        labels={"result": RESULTS},
+        collect=_attempts,
+    ),
+    Metric(name="corral_auth_lockouts_total", help="Addresses that were locked.", kind="counter", collect=_lockouts),
+    Metric(
+        name="corral_auth_refresh_total",
+        help="Refreshes by how they ended.",
+        kind="counter",
+        labels={"result": REFRESHES},
+        collect=_refreshes,
+    ),
+    Metric(name="corral_sessions_active", help="Sessions that go on", collect=_sessions),
+    Metric(
+        name="corral_password_hash_seconds_sum",
+        help="Seconds spent on hashing passwords.",
+        of_process=True,
+        collect=_hash_seconds,
+    ),
+    Metric(
+        name="corral_password_hash_seconds_count",
+        help="Passwords that were hashed.",
+        of_process=True,
+        collect=_hashes,
+    ),
+)

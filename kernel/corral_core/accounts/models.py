@@ -1,0 +1,260 @@
+"""Tables of accounts: people, sessions and tokens, failed attempts, second factors, links and invitations."""
+
+from __future__ import annotations
+
+import peewee
+
+from corral.database.model import PRIVATE, IdField, InstantField, JSONField, Model
+from corral.database.sealed import SealedField
+from corral.events.event import PRIVATE_AND_ADMIN
+
+
+class UserRow(Model):
+    """A person. `email` is shown as typed; `email_key`, its normal form, is what is looked up and unique."""
+
+    visibility = PRIVATE_AND_ADMIN
+    owner_field = "id"
+
+    id = IdField(primary_key=True)
+    email = peewee.CharField(max_length=254)
+    email_key = peewee.CharField(max_length=254, unique=True)
+    full_name = peewee.CharField(max_length=200)
+    name_key = peewee.TextField(null=True)  # its normal form, which is searched
+    role = peewee.CharField(max_length=10)
+    is_active = peewee.BooleanField(default=True)
+    email_verified = peewee.BooleanField(default=False)
+    mfa_enabled = peewee.BooleanField(default=False)
+    must_change_password = peewee.BooleanField(default=False)
+    password_hash = peewee.TextField(null=True)  # null: nobody can sign in with a password
+    password_changed_at = InstantField(null=True)
+    timezone = peewee.CharField(max_length=64, default="UTC")
+    locale = peewee.CharField(max_length=20, default="en")
+    preferences = JSONField(default=dict)
+    locked_until = InstantField(null=True)
+    last_login_at = InstantField(null=True)
+    purged_at = InstantField(null=True)
+    created_by = IdField(null=True)
+    created_at = InstantField()
+    updated_at = InstantField()
+    version = peewee.IntegerField(default=1)
+
+    class Meta:
+        table_name = "core_users"
+        indexes = ((("created_at", "id"), False), (("role", "is_active"), False))
+
+
+class SessionRow(Model):
+    """A sign-in: a chain of refresh tokens. It ends by `ended_at`, or unrefreshed at `expires_at`."""
+
+    visibility = PRIVATE
+    owner_field = "user_id"
+
+    id = IdField(primary_key=True)
+    user_id = IdField()
+    ip = peewee.CharField(max_length=45)
+    user_agent = peewee.CharField(max_length=300)
+    mfa = peewee.BooleanField(default=False)
+    created_at = InstantField()
+    last_seen_at = InstantField()
+    expires_at = InstantField()
+    reauth_until = InstantField(null=True)
+    ended_at = InstantField(null=True)
+    end_reason = peewee.CharField(max_length=20, null=True)
+
+    class Meta:
+        table_name = "core_sessions"
+        indexes = ((("ended_at",), False),)
+
+
+SessionRow.add_index(SessionRow.user_id, SessionRow.created_at, where=SessionRow.ended_at.is_null())
+
+
+class RefreshRow(Model):
+    """A refresh token, by its SHA-256. `successor` is kept sealed for the grace only, to answer a repeated request."""
+
+    hash = peewee.CharField(primary_key=True, max_length=64)
+    session_id = IdField(index=True)
+    created_at = InstantField()
+    expires_at = InstantField()
+    used_at = InstantField(null=True)
+    successor = SealedField(null=True)
+
+    class Meta:
+        table_name = "core_refresh_tokens"
+
+
+RefreshRow.add_index(RefreshRow.used_at, where=RefreshRow.successor.is_null(False))
+
+
+class SigningKeyRow(Model):
+    """A key that signs access tokens, sealed. A retired one verifies until its last token is over."""
+
+    id = IdField(primary_key=True)
+    sealed = SealedField()
+    created_at = InstantField()
+    retired_at = InstantField(null=True)
+
+    class Meta:
+        table_name = "core_signing_keys"
+
+
+class TicketRow(Model):
+    """A single-use ticket, by its SHA-256: it opens one socket for the caller that asked for it."""
+
+    hash = peewee.CharField(primary_key=True, max_length=64)
+    caller = JSONField()
+    expires_at = InstantField(index=True)
+
+    class Meta:
+        table_name = "core_tickets"
+
+
+class LockoutRow(Model):
+    """Attempts to sign in to one address, which need not be anybody's: `key` is the SHA-256 of its normal form.
+
+    `failed`: the instants of the last failures, the newest first, one after the other. `in_flight` counts until
+    `reserved_until`: what a dead process reserved is free again then. `locks`: how often in a row it was locked.
+    """
+
+    key = peewee.CharField(primary_key=True, max_length=64)
+    failed = peewee.CharField(max_length=480, default="")
+    in_flight = peewee.IntegerField(default=0)
+    reserved_until = InstantField(index=True)
+    locked_until = InstantField(null=True)
+    locks = peewee.IntegerField(default=0)
+
+    class Meta:
+        table_name = "core_lockouts"
+
+
+class SecondFactorRow(Model):
+    """The TOTP seed of a user; one that was not confirmed is a setup that waits for its first code.
+
+    `last_step`: the newest time step whose code was accepted; only later ones are.
+    """
+
+    user_id = IdField(primary_key=True)
+    seed = SealedField()
+    last_step = peewee.BigIntegerField(default=0)
+    created_at = InstantField()
+    confirmed_at = InstantField(null=True)
+
+    class Meta:
+        table_name = "core_second_factors"
+
+
+class RecoveryCodeRow(Model):
+    """A recovery code that was not used yet, by its SHA-256."""
+
+    hash = peewee.CharField(primary_key=True, max_length=64)
+    user_id = IdField(index=True)
+
+    class Meta:
+        table_name = "core_recovery_codes"
+
+
+class ChallengeRow(Model):
+    """A sign-in that waits for its second factor, by the SHA-256 of its `mfa_token`."""
+
+    hash = peewee.CharField(primary_key=True, max_length=64)
+    user_id = IdField(index=True)
+    tries = peewee.IntegerField(default=0)
+    expires_at = InstantField(index=True)
+
+    class Meta:
+        table_name = "core_challenges"
+
+
+class FormerPasswordRow(Model):
+    """The hash of a password that its user had before."""
+
+    id = IdField(primary_key=True)
+    user_id = IdField(index=True)
+    hash = peewee.TextField()
+
+    class Meta:
+        table_name = "core_former_passwords"
+
+
+class LinkRow(Model):
+    """A link that is good once: it resets a password, proves an address or accepts an invitation.
+
+    `hash` is the SHA-256 of the token; null while the link waits for a mail server to take its mail. `subject_id` is
+    the account or invitation, `email` the address that the link proves. `used_at` also ends what was not used.
+    """
+
+    id = IdField(primary_key=True)
+    kind = peewee.CharField(max_length=16)
+    subject_id = IdField()
+    email = peewee.CharField(max_length=254, null=True)
+    hash = peewee.CharField(max_length=64, null=True, unique=True)
+    created_at = InstantField()
+    expires_at = InstantField(index=True)
+    used_at = InstantField(null=True)
+
+    class Meta:
+        table_name = "core_links"
+        indexes = ((("subject_id", "kind"), False),)
+
+
+class InvitationRow(Model):
+    """A person who may make an account of this role. `status`: pending | accepted | expired | revoked."""
+
+    id = IdField(primary_key=True)
+    email = peewee.CharField(max_length=254)
+    email_key = peewee.CharField(max_length=254, index=True)
+    role = peewee.CharField(max_length=10)
+    status = peewee.CharField(max_length=10, default="pending")
+    created_by = IdField(null=True)
+    accepted_by = IdField(null=True, index=True)
+    created_at = InstantField()
+    expires_at = InstantField()
+
+    class Meta:
+        table_name = "core_invitations"
+        indexes = ((("created_at", "id"), False),)
+
+
+# one address has one invitation at a time
+InvitationRow.add_index(
+    peewee.ModelIndex(
+        InvitationRow,
+        (InvitationRow.email_key,),
+        unique=True,
+        where=peewee.SQL("status = 'pending'"),
+        name="core_invitations_pending",
+    )
+)
+
+
+class InstallationRow(Model):
+    """A fact that is true once for the whole installation: who inserts its row first has decided it."""
+
+    name = peewee.CharField(primary_key=True, max_length=40)
+    value = peewee.TextField()
+
+    class Meta:
+        table_name = "core_installation"
+
+
+def claim(name: str, value: str) -> bool:
+    """Decide a fact; False when it was decided before."""
+    insert = InstallationRow.insert(name=name, value=value).on_conflict_ignore()
+    return bool(insert.as_rowcount().execute())
+
+
+TABLES = (
+    UserRow,
+    SessionRow,
+    RefreshRow,
+    SigningKeyRow,
+    TicketRow,
+    LockoutRow,
+    SecondFactorRow,
+    RecoveryCodeRow,
+    ChallengeRow,
+    FormerPasswordRow,
+    LinkRow,
+    InvitationRow,
+    InstallationRow,
+)

@@ -1,0 +1,248 @@
+"""`/auth`: signing in and out, and the own account."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
+from corral.config.model import Config
+from corral.errors import Forbidden, Invalid
+from corral.http.answers import Answer, IfMatch, Request
+from corral.http.routes import Rate, Routes
+from corral.plugin import Settings
+from corral.settings.kernel import CORS_ORIGINS
+from corral_core.accounts.api import Address, Password, Tickets, UserView
+from corral_core.accounts.routes.cookie import check_origin, cookie_headers, cookie_token
+from corral_core.accounts.service.accounts import AccountsService
+from corral_core.accounts.service.password_policy import PasswordPolicy
+from corral_core.accounts.service.profile import Profile, ProfilePatch
+from corral_core.accounts.service.second_factor import CHALLENGE_SECONDS
+from corral_core.accounts.service.sessions import Device, Sessions, SessionView, Tokens
+from corral_core.accounts.service.sign_in import Pending, SignIn
+from corral_core.accounts.service.tickets import LIFE_SECONDS
+from corral_core.accounts.settings import EMAIL_VERIFICATION, REGISTRATION, REQUIRE_MFA
+
+routes = Routes("/auth", tag="Authentication", no_store=True)
+
+SIGN_IN_RATE = Rate("sign_in", 10, 60, per="client")
+Code = Annotated[str, Meta(pattern="^[0-9]{6}$", min_length=6, max_length=6)]
+
+
+class Login(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`mfa_code` signs in in one step. `cookie`: the refresh token comes in a cookie instead of the body."""
+
+    email: Address
+    password: Password
+    mfa_code: Code | UnsetType = UNSET
+    cookie: bool = False
+
+
+class Refresh(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The refresh token, unless it comes in the cookie."""
+
+    refresh_token: Annotated[str, Meta(min_length=1, max_length=200)] | UnsetType = UNSET
+
+
+class PasswordChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The other sessions end; the user's API keys too, unless told otherwise."""
+
+    current_password: Password
+    new_password: Password
+    revoke_api_keys: bool = True
+
+
+class SignedIn(msgspec.Struct, kw_only=True):
+    """Tokens and the account. `refresh_token` is absent when the cookie carries it."""
+
+    access_token: str
+    refresh_token: str | UnsetType = UNSET
+    token_type: str = "Bearer"  # noqa: S105
+    expires_in: int
+    user: UserView
+
+
+class MfaRequired(msgspec.Struct, kw_only=True):
+    """The password was right; the second factor is awaited at `/auth/mfa/challenge`. There are no tokens yet."""
+
+    mfa_required: bool = True
+    mfa_token: str
+    expires_in: int = CHALLENGE_SECONDS
+
+
+class MeView(UserView, kw_only=True):
+    """The own account, with what it may do and the session that asks."""
+
+    permissions: list[str]
+    session: SessionView | None
+    limited: str | None
+
+
+class WsTicket(msgspec.Struct, kw_only=True):
+    """Opens one socket within `expires_in` seconds."""
+
+    ticket: str
+    expires_in: int = LIFE_SECONDS
+
+
+class AuthConfig(msgspec.Struct, kw_only=True):
+    """What sign-in screens need to know."""
+
+    registration: str
+    email_verification: bool
+    password_policy: dict[str, Any]
+    mfa_required: bool
+
+
+@routes.post(
+    "/login",
+    needs=PUBLIC,
+    rate=SIGN_IN_RATE,
+    raises=(
+        "invalid_credentials",
+        "email_unverified",
+        "account_locked",
+        "core.second_factor_damaged",
+        "audit_unavailable",
+        "vault_sealed",
+        "overloaded",
+    ),
+)
+async def login(
+    body: Login, request: Request, sign_in: SignIn, config: Config
+) -> Answer[SignedIn] | Answer[MfaRequired]:
+    """Sign in with address and password. With a second factor and no code: a token for its challenge."""
+    code = None if isinstance(body.mfa_code, UnsetType) else body.mfa_code
+    found = await sign_in.login(body.email, body.password, device(request), request.entry(), code=code)
+    return entered(found, request, config, cookie=body.cookie)
+
+
+@routes.post(
+    "/refresh",
+    needs=PUBLIC,
+    raises=("token_expired", "session_revoked", "token_reuse", "forbidden", "audit_unavailable", "vault_sealed"),
+)
+async def refresh(
+    body: Refresh, request: Request, sign_in: SignIn, config: Config, settings: Settings
+) -> Answer[SignedIn]:
+    """Exchange a refresh token, of the body or the cookie, for new tokens."""
+    token = body.refresh_token
+    cookie = isinstance(token, UnsetType)
+    if isinstance(token, UnsetType):
+        found, origins = cookie_token(request), settings.get(CORS_ORIGINS)
+        if found is None:
+            raise Invalid.at("/refresh_token", "required", "Send the refresh token.")
+        check_origin(request, config, origins)
+        token = found
+    tokens, user = await sign_in.refresh(token, device(request), request.entry())
+    return signed_in(tokens, user, request, config, cookie=cookie)
+
+
+@routes.get("/me", needs=SIGNED_IN, limited=True)
+def read_me(caller: Principal, accounts: AccountsService, sessions: Sessions) -> MeView:
+    """The own account, its permissions and this session."""
+    user = accounts.get(user_id(caller))
+    session = None if caller.session_id is None else sessions.find(caller.session_id, caller.session_id)
+    facts = msgspec.structs.asdict(user)
+    return MeView(**facts, permissions=sorted(caller.permissions), session=session, limited=caller.limited)
+
+
+@routes.put(
+    "/me",
+    needs=SIGNED_IN,
+    own_session=True,
+    raises=(
+        "reauth_required",
+        "invalid_credentials",
+        "account_locked",
+        "duplicate",
+        "invalid_state",
+        "audit_unavailable",
+        "overloaded",
+    ),
+)
+async def update_me(
+    body: ProfilePatch, caller: Principal, request: Request, if_match: IfMatch, profile: Profile
+) -> UserView:
+    """Change the own profile; another address needs the password."""
+    return await profile.update(user_id(caller), body, if_match, request.entry(caller))
+
+
+@routes.post(
+    "/change-password",
+    needs=SIGNED_IN,
+    own_session=True,
+    limited=True,
+    raises=(
+        "invalid_credentials",
+        "account_locked",
+        "weak_password",
+        "invalid_state",
+        "session_revoked",
+        "audit_unavailable",
+        "vault_sealed",
+        "overloaded",
+    ),
+)
+async def change_password(
+    body: PasswordChange, caller: Principal, request: Request, sign_in: SignIn, config: Config
+) -> Answer[SignedIn]:
+    """Change the own password; every other session ends, this one gets new tokens."""
+    tokens, user = await sign_in.change_password(
+        user_id(caller),
+        caller.session_id or "",
+        body.current_password,
+        body.new_password,
+        revoke_api_keys=body.revoke_api_keys,
+        entry=request.entry(caller),
+    )
+    return signed_in(tokens, user, request, config, cookie=cookie_token(request) is not None)
+
+
+@routes.post("/ws-ticket", needs=ANY_CALLER)
+def issue_ticket(caller: Principal, tickets: Tickets) -> WsTicket:
+    """A single-use ticket that opens a socket within 30 seconds."""
+    return WsTicket(ticket=tickets.issue(caller))
+
+
+@routes.get("/config", needs=PUBLIC)
+async def read_config(settings: Settings, policy: PasswordPolicy) -> AuthConfig:
+    """What a sign-in screen needs: who may register, what a password must be, whether a second factor is required."""
+    return AuthConfig(
+        registration=settings.get(REGISTRATION),
+        email_verification=settings.get(EMAIL_VERIFICATION),
+        password_policy=policy.shown(),
+        mfa_required=settings.get(REQUIRE_MFA),
+    )
+
+
+def device(request: Request) -> Device:
+    """Where the request comes from."""
+    return Device(request.client_ip, request.header("user-agent") or "")
+
+
+def user_id(caller: Principal) -> str:
+    """The person; machines have no account."""
+    if caller.user_id is None:
+        raise Forbidden("Only people have an account.")
+    return caller.user_id
+
+
+def signed_in(tokens: Tokens, user: UserView, request: Request, config: Config, *, cookie: bool) -> Answer[SignedIn]:
+    """Tokens in the body, or the refresh token in the cookie."""
+    view = SignedIn(access_token=tokens.access, expires_in=tokens.expires_in, user=user)
+    if cookie:
+        return Answer(body=view, headers=cookie_headers(tokens, request, config))
+    view.refresh_token = tokens.refresh
+    return Answer(body=view)
+
+
+def entered(
+    found: tuple[Tokens, UserView] | Pending, request: Request, config: Config, *, cookie: bool
+) -> Answer[SignedIn] | Answer[MfaRequired]:
+    """The answer to a sign-in: tokens, or the token for the second factor."""
+    if isinstance(found, Pending):
+        return Answer(body=MfaRequired(mfa_token=found.mfa_token))
+    return signed_in(*found, request, config, cookie=cookie)

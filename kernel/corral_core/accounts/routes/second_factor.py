@@ -1,0 +1,199 @@
+"""`/auth/mfa` and `/auth/reauth`: the second factor, and proving again who one is."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from corral.auth.principal import PUBLIC, SIGNED_IN, Principal
+from corral.config.model import Config
+from corral.errors import Invalid
+from corral.http.answers import Answer, Request
+from corral.http.routes import Routes
+from corral.schema.fields import Instant
+from corral_core.accounts.api import Password, UserView
+from corral_core.accounts.routes.auth import SIGN_IN_RATE, Code, SignedIn, device, signed_in
+from corral_core.accounts.service.reauthentication import Protection
+from corral_core.accounts.service.sign_in import Proof, SignIn
+
+routes = Routes("/auth", tag="Authentication", no_store=True)
+
+WRONG = ("invalid_credentials", "account_locked", "audit_unavailable", "overloaded")
+WRONG_CODE = (*WRONG, "vault_sealed", "core.second_factor_damaged")
+RecoveryCode = Annotated[str, Meta(min_length=1, max_length=60)]
+
+
+class Setup(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The password is needed unless the session has stepped up, or began a few minutes ago."""
+
+    password: Password | UnsetType = UNSET
+
+
+class SeedView(msgspec.Struct, kw_only=True):
+    """For an authenticator app, shown this once. `qr_code`: an SVG image as a data URI."""
+
+    secret: str
+    otpauth_uri: str
+    qr_code: str
+
+
+class FirstCode(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The first code of the app; `token` is another name for it."""
+
+    code: Code | UnsetType = UNSET
+    token: Code | UnsetType = UNSET
+
+
+class Activated(msgspec.Struct, kw_only=True):
+    """The second factor is on. The recovery codes are shown this once."""
+
+    mfa_enabled: bool
+    recovery_codes: list[str]
+
+
+class Disabling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The password, and a code or a recovery code."""
+
+    password: Password
+    code: Code | UnsetType = UNSET
+    recovery_code: RecoveryCode | UnsetType = UNSET
+
+
+class ChallengeAnswer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A code or a recovery code for a sign-in that waits for it. `cookie` as at the sign-in."""
+
+    mfa_token: Annotated[str, Meta(min_length=1, max_length=200)]
+    code: Code | UnsetType = UNSET
+    recovery_code: RecoveryCode | UnsetType = UNSET
+    cookie: bool = False
+
+
+class NewCodes(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Password and code."""
+
+    password: Password
+    code: Code
+
+
+class RecoveryCodes(msgspec.Struct, kw_only=True):
+    """Each works once. Shown this once."""
+
+    recovery_codes: list[str]
+
+
+class Again(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The password or a code."""
+
+    password: Password | UnsetType = UNSET
+    code: Code | UnsetType = UNSET
+
+
+class SteppedUp(msgspec.Struct, kw_only=True):
+    """Until when this session may do what is dangerous."""
+
+    reauth_until: Instant
+
+
+@routes.post(
+    "/mfa/setup",
+    needs=SIGNED_IN,
+    own_session=True,
+    limited=True,
+    raises=("reauth_required", "invalid_state", "vault_sealed", *WRONG),
+)
+async def set_up_mfa(body: Setup, caller: Principal, request: Request, protection: Protection) -> SeedView:
+    """Make a seed for a second factor. It does nothing until its first code is sent, within 15 minutes."""
+    seed = await protection.setup(caller, _given(body.password), request.entry(caller))
+    return SeedView(secret=seed.secret, otpauth_uri=seed.uri, qr_code=await asyncio.to_thread(_qr_code, seed.uri))
+
+
+@routes.post(
+    "/mfa/verify",
+    needs=SIGNED_IN,
+    own_session=True,
+    limited=True,
+    raises=("invalid_state", *WRONG_CODE),
+)
+async def activate_mfa(body: FirstCode, caller: Principal, request: Request, protection: Protection) -> Activated:
+    """Switch the second factor on with its first code."""
+    code = _one({"code": body.code, "token": body.token})
+    codes = await protection.activate(caller, code, request.entry(caller))
+    return Activated(mfa_enabled=True, recovery_codes=codes)
+
+
+@routes.post(
+    "/mfa/disable",
+    needs=SIGNED_IN,
+    own_session=True,
+    limited=True,
+    raises=("forbidden", "invalid_state", *WRONG_CODE),
+)
+async def disable_mfa(body: Disabling, caller: Principal, request: Request, protection: Protection) -> UserView:
+    """Switch the second factor off, unless it is required here."""
+    return await protection.disable(caller, body.password, _proof(body), request.entry(caller))
+
+
+@routes.post("/mfa/challenge", needs=PUBLIC, rate=SIGN_IN_RATE, raises=("token_expired", *WRONG_CODE))
+async def answer_challenge(
+    body: ChallengeAnswer, request: Request, sign_in: SignIn, config: Config
+) -> Answer[SignedIn]:
+    """Complete a sign-in with its second factor. Five wrong codes end the `mfa_token`."""
+    tokens, user = await sign_in.answer(body.mfa_token, _proof(body), device(request), request.entry())
+    return signed_in(tokens, user, request, config, cookie=body.cookie)
+
+
+@routes.post(
+    "/mfa/recovery-codes",
+    needs=SIGNED_IN,
+    own_session=True,
+    limited=True,
+    raises=("invalid_state", *WRONG_CODE),
+)
+async def renew_recovery_codes(
+    body: NewCodes, caller: Principal, request: Request, protection: Protection
+) -> RecoveryCodes:
+    """Make new recovery codes; the old ones are dead."""
+    codes = await protection.new_codes(caller, body.password, body.code, request.entry(caller))
+    return RecoveryCodes(recovery_codes=codes)
+
+
+@routes.post(
+    "/reauth",
+    needs=SIGNED_IN,
+    own_session=True,
+    raises=("session_revoked", *WRONG_CODE),
+)
+async def step_up(body: Again, caller: Principal, request: Request, protection: Protection) -> SteppedUp:
+    """Prove again who you are, with the password or a code, for what is dangerous."""
+    _one({"password": body.password, "code": body.code})
+    until = await protection.step_up(caller, _given(body.password), _given(body.code), request.entry(caller))
+    return SteppedUp(reauth_until=until)
+
+
+def _given(value: str | UnsetType) -> str | None:
+    return None if isinstance(value, UnsetType) else value
+
+
+def _one(choices: dict[str, str | UnsetType]) -> str:
+    """The one that was sent; none or several are `Invalid`."""
+    given = {name: value for name, value in choices.items() if isinstance(value, str)}
+    names = " or ".join(choices)
+    if not given:
+        raise Invalid.at(f"/{next(iter(choices))}", "required", f"Send {names}.")
+    if len(given) > 1:
+        raise Invalid.at(f"/{list(given)[1]}", "not_allowed", f"Send {names}, not both.")
+    return next(iter(given.values()))
+
+
+def _proof(body: Disabling | ChallengeAnswer) -> Proof:
+    _one({"code": body.code, "recovery_code": body.recovery_code})
+    return Proof(_given(body.code), _given(body.recovery_code))
+
+
+def _qr_code(uri: str) -> str:
+    import segno  # 10 ms, and few ever need it
+
+    return str(segno.make(uri, error="m").svg_data_uri(scale=4))

@@ -1,0 +1,1 @@
+"""The rules of this plugin, and the only writer of its tables."""

@@ -1,0 +1,159 @@
+"""Access tokens: HS256 JWTs that name a user and a session and carry no authority of their own.
+
+What a token may do is read from rows at each request; it only says who signed in. Header keys such as `jku` and `jwk`
+mean nothing here: the algorithm is fixed, and keys come from our own table or from `CORRAL_JWT_SECRET`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from corral import clock
+from corral.config.model import Config
+from corral.crypto import Keyring, place, spelled
+from corral.errors import Unauthorized, Unavailable
+from corral.ids import new_id
+from corral_core.accounts.models import InstallationRow, SigningKeyRow, claim
+
+ALGORITHM, AUDIENCE, TYPE = "HS256", "corral-api", "access"
+LEEWAY_SECONDS = 5
+KEY_BYTES = 32
+CACHE_SECONDS = 60.0
+MAX_LIFE_SECONDS = 3600
+
+
+class Claims(msgspec.Struct, frozen=True):
+    """What a valid token says. Further claims mean nothing."""
+
+    iss: str
+    aud: str
+    sub: str
+    sid: str
+    jti: str
+    typ: str
+    iat: int
+    nbf: int
+    exp: int
+
+
+class _Keys(msgspec.Struct, frozen=True):
+    issuer: str
+    secrets: Mapping[str, bytes]
+    active: str
+    read_at: float
+
+
+class AccessTokens:
+    """Issues and verifies; joins the unit, since keys and the installation's id are rows. Call `prepare` at start."""
+
+    def __init__(self, keyring: Keyring, config: Config) -> None:
+        self._keyring = keyring
+        secret = config.keys.jwt_secret
+        self._fixed = secret.encode() if secret else None
+        self._kept: _Keys | None = None
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether `CORRAL_JWT_SECRET` signs, so that no key here can take its place."""
+        return self._fixed is not None
+
+    def prepare(self) -> None:
+        """Make the installation's id and its first signing key, where they are missing."""
+        claim("installation_id", new_id())
+        if self._fixed is None and not self._keyring.sealed and not SigningKeyRow.select().exists():
+            self.rotate()  # processes that start together may make two: both verify, the newer one signs
+
+    def credentials(self) -> dict[str, str]:
+        """The signing keys as text, by id: what no text may show."""
+        return {name: text for kid, key in self._read(0.0).secrets.items() for name, text in spelled(kid, key).items()}
+
+    def rotate(self) -> str:
+        """Sign with a new key from now on; the old one verifies until its last token is over. Returns the id."""
+        kid = new_id()
+        SigningKeyRow.update(retired_at=clock.now()).where(SigningKeyRow.retired_at.is_null()).execute()
+        sealed = self._keyring.seal(secrets.token_bytes(KEY_BYTES), aad=place("core_signing_keys", kid, 1))
+        SigningKeyRow.create(id=kid, sealed=sealed.hex(), created_at=clock.now())
+        return kid
+
+    def issue(self, user_id: str, session_id: str, seconds: int) -> str:
+        """A token for this session that is good for `seconds`."""
+        keys = self._keys()
+        now = int(clock.time_s())
+        claims = Claims(
+            iss=keys.issuer,
+            aud=AUDIENCE,
+            sub=user_id,
+            sid=session_id,
+            jti=new_id(),
+            typ=TYPE,
+            iat=now,
+            nbf=now,
+            exp=now + seconds,
+        )
+        if (key := keys.secrets.get(keys.active)) is None:
+            raise Unavailable("The key that signs access tokens does not open: corral keys rotate-jwt makes a new one.")
+        return str(_jwt().encode(msgspec.to_builtins(claims), key, algorithm=ALGORITHM, headers={"kid": keys.active}))
+
+    def verify(self, token: str) -> Claims:
+        """The claims of a token that was issued here and is in force; else `Unauthorized`."""
+        import jwt
+
+        try:
+            kid = jwt.get_unverified_header(token).get("kid")
+            keys = self._keys(str(kid))
+            payload = _jwt().decode(
+                token, keys.secrets.get(str(kid), b""), algorithms=[ALGORITHM], audience=AUDIENCE, issuer=keys.issuer
+            )
+            claims = msgspec.convert(payload, Claims)
+        except (jwt.PyJWTError, msgspec.ValidationError):
+            raise Unauthorized("The access token is not valid here.") from None
+        now = clock.time_s()
+        if claims.typ != TYPE or claims.nbf > now + LEEWAY_SECONDS:
+            raise Unauthorized("The access token is not valid here.")
+        if claims.exp <= now - LEEWAY_SECONDS:
+            raise Unauthorized("The access token has expired; refresh it.", code="token_expired")
+        return claims
+
+    def _keys(self, kid: str | None = None) -> _Keys:
+        """Keys as kept; read again after a minute, and for an unknown `kid`, at most once a second."""
+        kept, now = self._kept, time.monotonic()
+        age = CACHE_SECONDS if kept is None or kid is None or kid in kept.secrets else 1.0
+        if kept is None or now - kept.read_at > age:
+            kept = self._kept = self._read(now)
+        return kept
+
+    def _read(self, now: float) -> _Keys:
+        row = InstallationRow.get_or_none(InstallationRow.name == "installation_id")
+        if row is None:
+            raise Unavailable("The server is still starting.")
+        issuer = f"corral:{row.value}"
+        if self._fixed is not None:
+            kid = "env-" + hashlib.sha256(self._fixed).hexdigest()[:16]
+            return _Keys(issuer, {kid: self._fixed}, kid, now)
+        usable_from = clock.now(-(MAX_LIFE_SECONDS + CACHE_SECONDS + LEEWAY_SECONDS))
+        usable = SigningKeyRow.retired_at.is_null() | (SigningKeyRow.retired_at > usable_from)
+        found: dict[str, bytes] = {}
+        active = ""
+        for key in SigningKeyRow.select().where(usable).order_by(SigningKeyRow.id):
+            with contextlib.suppress(ValueError):  # somebody altered it: what it signed is not believed any more
+                found[key.id] = self._keyring.open(bytes.fromhex(key.sealed), aad=place("core_signing_keys", key.id, 1))
+                active = key.id if key.retired_at is None else active
+        return _Keys(issuer, found, active, now)
+
+
+@functools.cache
+def _jwt() -> Any:
+    """PyJWT, imported at first use (0.1 s). Times are judged by our own clock; short keys are an error."""
+    import jwt
+
+    options: Any = {"require": list(Claims.__struct_fields__), "strict_aud": True, "enforce_minimum_key_length": True}
+    options.update(verify_exp=False, verify_nbf=False, verify_iat=False)
+    return jwt.PyJWT(options=options)

@@ -1,0 +1,347 @@
+"""The rules of accounts, and the only writer of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+import peewee
+
+from corral import clock
+from corral.auth.addresses import check_address, normalise
+from corral.auth.credentials import Credentials
+from corral.auth.permissions import Permissions
+from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
+from corral.database.unit import after_commit, locked
+from corral.errors import Conflict, NotFound
+from corral.events.event import emit
+from corral.http.answers import ANY_VERSION, IfMatch
+from corral.http.page import Page, newest_first, paginate
+from corral.ids import new_id
+from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
+from corral_core.accounts.api import AccountDetails, KeysOfPeople, NewUser, UserPatch, UserQuery, UserView
+from corral_core.accounts.events import UserCreated, UserDeactivated, UserPurged, UserReactivated, UserUpdated
+from corral_core.accounts.models import UserRow, claim
+from corral_core.accounts.service.account_rows import action, is_own, shown, taken, unique, view, write
+from corral_core.accounts.service.invitations import InvitationsService
+from corral_core.accounts.service.links import EMAIL_LINKS, PASSWORD_LINKS, Links
+from corral_core.accounts.service.mail import MailService
+from corral_core.accounts.service.password_history import PasswordLife
+from corral_core.accounts.service.password_policy import PasswordPolicy
+from corral_core.accounts.service.passwords import Passwords
+from corral_core.accounts.service.second_factor import SecondFactor, forget_second_factor
+from corral_core.accounts.service.sessions import Sessions
+
+DELETED_NAME = "deleted user"
+NO_CHANGES: Mapping[str, tuple[Any, Any]] = {}
+
+
+class AccountsService:
+    """Implements `corral_core.accounts.api.Accounts`."""
+
+    audit: Audit | None = None
+    keys: KeysOfPeople | None = None
+
+    def __init__(
+        self,
+        passwords: Passwords,
+        policy: PasswordPolicy,
+        permissions: Permissions,
+        sessions: Sessions,
+        credentials: Credentials,
+        links: Links,
+        mail: MailService,
+        life: PasswordLife,
+        second: SecondFactor,
+    ) -> None:
+        self._passwords, self._policy, self._permissions = passwords, policy, permissions
+        self._sessions, self._credentials = sessions, credentials
+        self._links, self._mail, self._life, self._second = links, mail, life, second
+
+    async def hash_password(
+        self, password: str, *, email: str, full_name: str, pointer: str = "/password", user_id: str | None = None
+    ) -> str:
+        self._policy.check(password, email=email, full_name=full_name, pointer=pointer)
+        if user_id is not None:
+            await self._life.refuse_former(user_id, password, pointer=pointer)
+        return await self._passwords.hash(password, pointer=pointer)
+
+    def create(
+        self, new: NewUser, *, password_hash: str | None, by: Principal, how: str = "admin", verified: bool = True
+    ) -> UserView:
+        key = check_address(new.email)
+        now = clock.now()
+        row = UserRow(
+            id=new_id(),
+            email=new.email.strip(),
+            email_key=key,
+            full_name=new.full_name,
+            role=new.role,
+            name_key=normalise(new.full_name),
+            email_verified=verified,
+            must_change_password=new.must_change_password,
+            password_hash=password_hash,
+            password_changed_at=now if password_hash else None,
+            created_by=by.user_id,
+            created_at=now,
+            updated_at=now,
+        )
+        insert = UserRow.insert(row.__data__).on_conflict_ignore()
+        if not insert.as_rowcount().execute():
+            known = UserRow.get_or_none(UserRow.email_key == key)
+            existing = {"existing_id": known.id} if known is not None and by.is_admin else {}
+            raise Conflict("An account with this address exists.", code="duplicate", **existing)
+        created = UserCreated(user_id=row.id, role=new.role, how=how)
+        emit(created, object=("user", row.id), owner=row.id)
+        self._record(action("create", row.id), row.id, {"how": how}, {"role": (None, new.role)})
+        return view(row)
+
+    def register(self, new: NewUser, password_hash: str, *, how: str = "registration") -> UserView:
+        """Make an account for somebody who came by themselves; the very first one of an installation is its admin.
+
+        The address of the first one, and one that was invited, need no proof.
+        """
+        is_first = not UserRow.select().exists() and claim("first_admin", "registration")
+        if is_first:
+            new = msgspec.structs.replace(new, role="admin")
+        verified = is_first or how == "invitation"
+        return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how=how, verified=verified)
+
+    def bootstrap(self, new: NewUser, password_hash: str) -> UserView | None:
+        """Make the admin that the environment names, once and only while there is no admin."""
+        if self.has_admin() or not claim("first_admin", "bootstrap"):
+            return None
+        return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how="bootstrap")
+
+    @staticmethod
+    def has_admin() -> bool:
+        """Whether anybody is an admin, active or not."""
+        return bool(UserRow.select().where(UserRow.role == "admin").exists())
+
+    def get(self, user_id: str) -> UserView:
+        return view(self.row(user_id))
+
+    def row(self, user_id: str, *, hold: bool = False) -> UserRow:
+        """The row itself, for sign-in; `NotFound`. `hold` as of `row_of`."""
+        query: Any = UserRow.select().where(UserRow.id == user_id)
+        row: UserRow | None = (locked(query) if hold else query).first()
+        if row is None:
+            raise NotFound()
+        return row
+
+    def row_of(self, email: str, *, hold: bool = False) -> UserRow | None:
+        """The row of an address in whatever spelling. `hold`: nobody else changes it until this unit ends."""
+        query: Any = UserRow.select().where(UserRow.email_key == normalise(email))
+        row: UserRow | None = (locked(query) if hold else query).first()
+        return row
+
+    def get_many(self, user_ids: Iterable[str]) -> dict[str, UserView]:
+        return {row.id: view(row) for row in UserRow.select().where(UserRow.id.in_(list(user_ids)))}
+
+    def details(self, user_ids: Iterable[str]) -> dict[str, AccountDetails]:
+        rows: Any = UserRow.select(UserRow.id, UserRow.created_by).where(UserRow.id.in_(list(user_ids))).tuples()
+        created: dict[str, str | None] = dict(rows)
+        live = self._sessions.count(created)
+        return {
+            user_id: AccountDetails(created_by=by, sessions=live.get(user_id, 0)) for user_id, by in created.items()
+        }
+
+    def find(self, email: str) -> UserView | None:
+        row = self.row_of(email)
+        return None if row is None else view(row)
+
+    def limit(self, user: UserView) -> str | None:
+        done = {"must_change_password": user.must_change_password, "mfa_enabled": user.mfa_enabled}
+        return self._second.limit(user.role, **done)
+
+    def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
+        rows: Any = UserRow.select().where(UserRow.purged_at.is_null())
+        if query.role:
+            rows = rows.where(UserRow.role.in_(query.role))
+        if isinstance(query.is_active, bool):
+            rows = rows.where(UserRow.is_active == query.is_active)
+        if query.search:
+            text = normalise(query.search)
+            rows = rows.where(UserRow.email_key.contains(text) | UserRow.name_key.contains(text))
+        return paginate(rows, query, caller, scope="users", order=newest_first(UserRow), make=view)
+
+    def count(self) -> dict[tuple[str, bool], int]:
+        number = peewee.fn.COUNT(UserRow.id)
+        query: Any = UserRow.select(UserRow.role, UserRow.is_active, number).where(UserRow.purged_at.is_null())
+        rows = query.group_by(UserRow.role, UserRow.is_active).tuples()
+        return {(role, bool(active)): int(count) for role, active, count in rows}
+
+    def update(
+        self, user_id: str, patch: UserPatch, *, if_match: IfMatch = ANY_VERSION, verified: bool = True
+    ) -> UserView:
+        row = self.row(user_id)
+        if row.purged_at is not None:
+            raise NotFound()
+        if_match.check(row.version)
+        changes = self._changes(row, patch, verified)
+        if not changes:
+            return view(row)
+        write(row, changes)
+        self._announce(row, changes)
+        self._reread(row.id)
+        return self.get(user_id)
+
+    def set_password(self, user_id: str, password_hash: str, *, must_change: bool = False) -> UserView:
+        self.replace_password(self.row(user_id), password_hash, must_change=must_change, revoke_api_keys=False)
+        self.end_sessions(user_id, "password_changed")
+        return self.get(user_id)
+
+    def replace_password(self, row: UserRow, password_hash: str, *, must_change: bool, revoke_api_keys: bool) -> None:
+        """Write a new hash, if nobody else changed the password meanwhile; every link that waits ends.
+
+        Sessions are the caller's business.
+        """
+        now = clock.now()
+        known = row.password_hash
+        old = UserRow.password_hash.is_null() if known is None else UserRow.password_hash == known
+        changed = (
+            UserRow.update(
+                password_hash=password_hash,
+                password_changed_at=now,
+                must_change_password=must_change,
+                updated_at=now,
+                version=UserRow.version + 1,
+            )
+            .where((UserRow.id == row.id) & old)
+            .execute()
+        )
+        if not changed:
+            raise Conflict("The password was changed meanwhile; sign in with the new one.", current_status="changed")
+        if revoke_api_keys and self.keys is not None:
+            self.keys.revoke_all(row.id)
+        emit(UserUpdated(user_id=row.id, changed=["password"]), object=("user", row.id), owner=row.id)
+        self._life.remember(row.id, known)
+        self._links.end(row.id, (*PASSWORD_LINKS, *EMAIL_LINKS))
+        self._mail.notify(row.email, "password_changed")
+        self._record("auth.password.change", row.id, {}, {"password": SECRET_CHANGE})
+        self._reread(row.id)
+
+    def drop_password(self, user_id: str) -> UserRow:
+        """The password does not count any more, and all sessions and links end; a new link leads to a new one."""
+        row = self.row(user_id, hold=True)
+        if row.purged_at is not None:
+            raise NotFound()
+        dropped = UserRow.update(password_hash=None, updated_at=clock.now(), version=UserRow.version + 1)
+        dropped.where(UserRow.id == user_id).execute()
+        self._life.remember(user_id, row.password_hash)
+        self._links.end(user_id, (*PASSWORD_LINKS, *EMAIL_LINKS))
+        self.end_sessions(user_id, "password_changed")
+        self._record("auth.password.reset" if is_own(user_id) else "admin.user.reset_password", user_id, {})
+        return self.row(user_id)
+
+    def recover(self, row: UserRow, password_hash: str, *, proves: str | None) -> None:
+        """Write a new hash for somebody who had a link; all sessions end. `proves`: the address it was mailed to."""
+        self.replace_password(row, password_hash, must_change=False, revoke_api_keys=False)
+        self.end_sessions(row.id, "password_changed")
+        if proves is not None and normalise(proves) == row.email_key and not row.email_verified:
+            self.prove_email(row, proves)
+
+    def prove_email(self, row: UserRow, email: str) -> UserView:
+        """The address is the user's own; where it is another one than before, it takes effect now."""
+        key = check_address(email)
+        if UserRow.select().where((UserRow.email_key == key) & (UserRow.id != row.id)).exists():
+            raise taken()
+        changes = {"email": email.strip(), "email_key": key, "email_verified": True}
+        changes = {name: value for name, value in changes.items() if getattr(row, name) != value}
+        update = UserRow.update(**changes, updated_at=clock.now(), version=UserRow.version + 1)
+        with unique():
+            proved = update.where((UserRow.id == row.id) & (UserRow.email_key == row.email_key)).execute()
+        if not proved:
+            raise Conflict("The account was changed meanwhile; ask for another link.", current_status="changed")
+        self._announce(row, changes)
+        return self.get(row.id)
+
+    def rehash(self, row: UserRow, password_hash: str) -> None:
+        """Store the same password under today's parameters."""
+        same = (UserRow.id == row.id) & (UserRow.password_hash == row.password_hash)
+        UserRow.update(password_hash=password_hash).where(same).execute()
+
+    def end_sessions(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
+        return self._sessions.end_all(user_id, reason, keep=keep)
+
+    def purge(self, user_id: str) -> None:
+        row = self.row(user_id, hold=True)
+        if row.purged_at is not None:
+            return
+        if row.is_active:
+            raise Conflict("Deactivate the account first.", current_status="active")
+        now = clock.now()
+        UserRow.update(
+            email="",
+            email_key=f"purged:{row.id}",
+            full_name=DELETED_NAME,
+            name_key=None,
+            password_hash=None,
+            preferences={},
+            timezone="UTC",
+            locale="en",
+            mfa_enabled=False,
+            last_login_at=None,
+            purged_at=now,
+            updated_at=now,
+            version=UserRow.version + 1,
+        ).where(UserRow.id == row.id).execute()
+        self.end_sessions(row.id, "user_deactivated")
+        self._sessions.forget_addresses(row.id)
+        for subject_id in (row.id, *InvitationsService.forget(row.id, row.email_key)):
+            self._links.drop(subject_id)
+        self._mail.forget(row.email_key)
+        self._life.forget(row.id)
+        forget_second_factor(row.id)
+        emit(UserPurged(user_id=row.id), object=("user", row.id), owner=row.id)
+        self._record(action("purge", row.id), row.id, {})
+
+    # -- parts of an update
+
+    @staticmethod
+    def _changes(row: UserRow, patch: UserPatch, verified: bool) -> dict[str, Any]:
+        """Columns that get another value. `verified`: whether another address needs no proof."""
+        wanted = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not msgspec.UNSET}
+        if "email" in wanted:
+            wanted["email"] = wanted["email"].strip()
+            wanted["email_key"] = check_address(wanted["email"])
+            if wanted["email_key"] != row.email_key:
+                wanted["email_verified"] = verified
+            if UserRow.select().where((UserRow.email_key == wanted["email_key"]) & (UserRow.id != row.id)).exists():
+                raise taken()
+        if "full_name" in wanted:
+            wanted["name_key"] = normalise(wanted["full_name"])
+        return {name: value for name, value in wanted.items() if getattr(row, name) != value}
+
+    def _announce(self, row: UserRow, changes: dict[str, Any]) -> None:
+        """Events, audit, and the end of sessions whose rights were lost."""
+        if "email_key" in changes:
+            self._links.end(row.id, (*PASSWORD_LINKS, *EMAIL_LINKS))
+            self._mail.notify(row.email, "email_changed", new=changes["email"])
+        changed = sorted(set(changes) - {"email_key", "name_key", "is_active"})
+        if changed:
+            emit(UserUpdated(user_id=row.id, changed=changed), object=("user", row.id), owner=row.id)
+            told = {name: shown(row, changes, name) for name in changed}
+            self._record(action("update", row.id), row.id, {}, told)
+        if changes.get("is_active") is True:
+            emit(UserReactivated(user_id=row.id), object=("user", row.id), owner=row.id)
+            self._record(action("reactivate", row.id), row.id, {}, {"is_active": (False, True)})
+        if changes.get("is_active") is False:
+            emit(UserDeactivated(user_id=row.id), object=("user", row.id), owner=row.id)
+            self._record(action("deactivate", row.id), row.id, {}, {"is_active": (True, False)})
+            self.end_sessions(row.id, "user_deactivated")
+        elif "role" in changes and not self._permissions.of(row.role) <= self._permissions.of(changes["role"]):
+            self.end_sessions(row.id, "revoked")
+
+    def _reread(self, user_id: str) -> None:
+        """Rights changed: the user's next request reads them anew."""
+        after_commit(lambda: self._credentials.forget(lambda caller: caller.user_id == user_id))
+
+    def _record(
+        self, action: str, user_id: str, details: dict[str, Any], changes: Mapping[str, tuple[Any, Any]] = NO_CHANGES
+    ) -> None:
+        if self.audit is not None:
+            self.audit.record(
+                AuditEntry(action=action, object_type="user", object_id=user_id, details=details, changes=changes)
+            )

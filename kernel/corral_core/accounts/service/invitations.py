@@ -1,0 +1,125 @@
+"""Invitations: an admin names address and role, and whoever has the link makes the account."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from corral import clock
+from corral.auth.addresses import check_address
+from corral.auth.principal import Principal
+from corral.errors import Conflict, NotFound
+from corral.events.event import emit
+from corral.http.page import Page, PageQuery, newest_first, paginate
+from corral.ids import new_id
+from corral.plugin import Audit, AuditEntry
+from corral_core.accounts.api import InvitationView, Role
+from corral_core.accounts.events import InvitationAccepted, InvitationCreated
+from corral_core.accounts.models import InvitationRow, UserRow
+from corral_core.accounts.service.links import INVITATION, LIFE_SECONDS, Links
+from corral_core.accounts.service.mail import MailService
+
+PENDING = InvitationRow.status == "pending"
+
+
+class InvitationsService:
+    """Implements `corral_core.accounts.api.Invitations`; the only writer of its rows."""
+
+    audit: Audit | None = None
+
+    def __init__(self, links: Links, mail: MailService) -> None:
+        self._links, self._mail = links, mail
+
+    def create(self, email: str, role: Role, *, by: Principal) -> tuple[InvitationView, str]:
+        key, email = check_address(email), email.strip()
+        account = UserRow.get_or_none(UserRow.email_key == key)
+        if account is not None:
+            raise Conflict("An account with this address exists.", code="duplicate", existing_id=account.id)
+        self._expire(key)
+        row = InvitationRow(
+            id=new_id(),
+            email=email,
+            email_key=key,
+            role=role,
+            created_by=by.user_id,
+            created_at=clock.now(),
+            expires_at=clock.now(LIFE_SECONDS[INVITATION]),
+        )
+        if not InvitationRow.insert(row.__data__).on_conflict_ignore().as_rowcount().execute():
+            known = InvitationRow.get_or_none((InvitationRow.email_key == key) & PENDING)
+            existing = {} if known is None else {"existing_id": known.id}
+            raise Conflict(
+                "This address is invited already; revoke that invitation first.", code="duplicate", **existing
+            )
+        url = self._links.issue(INVITATION, row.id, email)
+        self._mail.send_link(email, INVITATION, row.id, role=role)
+        self._emit(InvitationCreated(invitation_id=row.id, role=role))
+        self._record("create", row)
+        return view(row), url
+
+    def list(self, query: PageQuery, caller: Principal) -> Page[InvitationView]:
+        rows = InvitationRow.select()
+        return paginate(rows, query, caller, scope="invitations", order=newest_first(InvitationRow), make=view)
+
+    def revoke(self, invitation_id: str) -> None:
+        mine = (InvitationRow.id == invitation_id) & PENDING & (InvitationRow.expires_at > clock.now())
+        found: list[InvitationRow] = list(
+            InvitationRow.update(status="revoked").where(mine).returning(InvitationRow).execute()
+        )
+        if not found:
+            raise NotFound("There is no open invitation with this id.")
+        self._links.end(invitation_id, (INVITATION,))
+        self._record("revoke", found[0])
+
+    def find(self, token: str) -> InvitationRow:
+        """The open invitation that a token belongs to; `link_expired`."""
+        return self._open(self._links.find((INVITATION,), token).subject_id)
+
+    def accept(self, token: str, user_id: str) -> None:
+        """Use the invitation up for an account; `link_expired` for whoever comes second."""
+        link = self._links.redeem((INVITATION,), token)
+        row = self._open(link.subject_id)
+        mine = (InvitationRow.id == row.id) & PENDING
+        if not InvitationRow.update(status="accepted", accepted_by=user_id).where(mine).execute():
+            raise self._links.over()
+        self._links.end(row.id, (INVITATION,))
+        self._emit(InvitationAccepted(invitation_id=row.id, role=row.role))
+        self._record("accept", row)
+
+    @staticmethod
+    def forget(user_id: str, email_key: str) -> tuple[str, ...]:
+        """Delete what names the address of a purged account; the ids of what is gone."""
+        named = (InvitationRow.accepted_by == user_id) | (InvitationRow.email_key == email_key)
+        return tuple(row.id for row in InvitationRow.delete().where(named).returning(InvitationRow).execute())
+
+    def _open(self, invitation_id: str) -> InvitationRow:
+        row: InvitationRow | None = InvitationRow.get_or_none((InvitationRow.id == invitation_id) & PENDING)
+        if row is None or row.expires_at <= clock.now():
+            raise self._links.over()
+        return row
+
+    @staticmethod
+    def _expire(key: str) -> None:
+        over = (InvitationRow.email_key == key) & PENDING & (InvitationRow.expires_at <= clock.now())
+        InvitationRow.update(status="expired").where(over).execute()
+
+    @staticmethod
+    def _emit(event: InvitationCreated | InvitationAccepted) -> None:
+        emit(event, object=("invitation", event.invitation_id))
+
+    def _record(self, verb: str, row: InvitationRow) -> None:
+        if self.audit is not None:
+            entry = AuditEntry(
+                action=f"admin.invitation.{verb}",
+                object_type="invitation",
+                object_id=row.id,
+                details={"role": row.role},
+            )
+            self.audit.record(entry)
+
+
+def view(row: InvitationRow) -> InvitationView:
+    """An invitation as it is shown; one that is over is `expired` whoever has noticed."""
+    fields: dict[str, Any] = {name: getattr(row, name) for name in InvitationView.__struct_fields__}
+    if row.status == "pending" and row.expires_at <= clock.now():
+        fields["status"] = "expired"
+    return InvitationView(**fields)

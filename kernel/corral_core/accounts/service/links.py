@@ -1,0 +1,152 @@
+"""Links that are good once: they reset a password, prove an address or accept an invitation. Joins the unit.
+
+The token is 256 random bits; only its SHA-256 is stored. It stands in the fragment of the URL, which reaches no log.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from corral import clock
+from corral.config.model import Config
+from corral.crypto import digest, new_secret
+from corral.errors import Gone
+from corral.ids import new_id
+from corral_core.accounts.models import LinkRow, UserRow
+
+MINUTE, HOUR, DAY = 60, 3600, 86_400
+RESET, SET_PASSWORD, VERIFY, CHANGE_EMAIL, INVITATION = (
+    "reset",
+    "set_password",
+    "verify",
+    "change_email",
+    "invitation",
+)
+LIFE_SECONDS = {RESET: 30 * MINUTE, SET_PASSWORD: 7 * DAY, VERIFY: DAY, CHANGE_EMAIL: DAY, INVITATION: 7 * DAY}
+PAGES = {
+    RESET: "reset-password",
+    SET_PASSWORD: "set-password",
+    VERIFY: "verify-email",
+    CHANGE_EMAIL: "verify-email",
+    INVITATION: "accept-invitation",
+}
+PASSWORD_LINKS = (RESET, SET_PASSWORD)
+EMAIL_LINKS = (VERIFY, CHANGE_EMAIL)
+UNSENT_SECONDS = 12 * HOUR  # so long a link waits for its mail to be taken; longer than the mail is tried
+MOST_LIVE = 3
+KEEP_DAYS = 7
+
+
+class Links:
+    """The only writer of links."""
+
+    def __init__(self, config: Config) -> None:
+        self._public = config.server.public_url
+        self._bind = config.server.bind
+
+    def prepare(self, kind: str, subject_id: str, email: str | None = None) -> str | None:
+        """A link that waits for its mail; its id. None: the subject has `MOST_LIVE` of this kind already."""
+        # The update takes the account's lock, so that the count holds until the commit.
+        UserRow.update(version=UserRow.version).where(UserRow.id == subject_id).execute()
+        if LinkRow.select().where(_live(kind, subject_id)).count() >= MOST_LIVE:
+            return None
+        row = LinkRow.create(
+            id=new_id(),
+            kind=kind,
+            subject_id=subject_id,
+            email=email,
+            created_at=clock.now(),
+            expires_at=clock.now(UNSENT_SECONDS),
+        )
+        return str(row.id)
+
+    def arm(self, link_id: str) -> str | None:
+        """Begin the life of a prepared link: its token, which dies with the next `arm`. None: it was ended."""
+        row: LinkRow | None = LinkRow.get_or_none(LinkRow.id == link_id)
+        if row is None:
+            return None
+        token = new_secret()
+        mine = (LinkRow.id == link_id) & LinkRow.used_at.is_null()
+        armed = LinkRow.update(hash=digest(token), expires_at=clock.now(LIFE_SECONDS[row.kind])).where(mine).execute()
+        return token if armed else None
+
+    def disarm(self, link_id: str) -> None:
+        """Its mail was not taken: wait for the next try."""
+        mine = (LinkRow.id == link_id) & LinkRow.used_at.is_null()
+        LinkRow.update(hash=None, expires_at=clock.now(UNSENT_SECONDS)).where(mine).execute()
+
+    def forget(self, link_id: str) -> None:
+        """Its mail will never be taken."""
+        LinkRow.delete().where((LinkRow.id == link_id) & LinkRow.used_at.is_null()).execute()
+
+    def issue(self, kind: str, subject_id: str, email: str | None = None) -> str:
+        """The URL of a link to be shown once; where there are too many, the oldest one ends."""
+        link_id = self.prepare(kind, subject_id, email)
+        if link_id is None:
+            oldest = LinkRow.select(LinkRow.id).where(_live(kind, subject_id)).order_by(LinkRow.created_at).limit(1)
+            LinkRow.update(used_at=clock.now()).where(LinkRow.id.in_(oldest)).execute()
+            return self.issue(kind, subject_id, email)
+        token = self.arm(link_id)
+        assert token is not None
+        return self.url(kind, token)
+
+    def find(self, kinds: tuple[str, ...], token: str) -> LinkRow:
+        """A live link, not used yet; `link_expired`."""
+        row: LinkRow | None = LinkRow.get_or_none(_redeemable(kinds, token))
+        if row is None:
+            raise self.over()
+        return row
+
+    def redeem(self, kinds: tuple[str, ...], token: str) -> LinkRow:
+        """Use a link up, in one guarded update; `link_expired` for an unknown, used, ended or old one."""
+        update = LinkRow.update(used_at=clock.now()).where(_redeemable(kinds, token)).returning(LinkRow)
+        found: list[LinkRow] = list(update.execute())
+        if not found:
+            raise self.over()
+        return found[0]
+
+    def end(self, subject_id: str, kinds: tuple[str, ...]) -> None:
+        """End what is live of these kinds."""
+        mine = (LinkRow.subject_id == subject_id) & LinkRow.kind.in_(kinds) & LinkRow.used_at.is_null()
+        LinkRow.update(used_at=clock.now()).where(mine).execute()
+
+    def drop(self, subject_id: str) -> None:
+        """Forget every link of a subject: the account was purged, or the invitation of one that was."""
+        LinkRow.delete().where(LinkRow.subject_id == subject_id).execute()
+
+    def url(self, kind: str, token: str, *, absolute: bool = False) -> str:
+        """Where the token leads. Without `CORRAL_PUBLIC_URL` it is relative, unless it must be `absolute` (mails)."""
+        base = self._public or (self._own_address() if absolute else "")
+        return f"{base.rstrip('/')}/console#/{PAGES[kind]}?token={quote(token)}"
+
+    @staticmethod
+    def over() -> Gone:
+        """What is raised for a link that does not work."""
+        return Gone("The link was used, has ended or is too old; ask for another one.", code="link_expired")
+
+    def _own_address(self) -> str:
+        place = urlsplit(f"//{self._bind}")
+        everywhere = place.hostname in ("0.0.0.0", "::")  # noqa: S104  (compared, not bound)
+        return f"http://{f'{socket.gethostname()}:{place.port}' if everywhere else place.netloc}"
+
+
+def prune(at_once: int = 500) -> int:
+    """Delete links that ended, or were not used in time, some days ago."""
+    old = LinkRow.select(LinkRow.id).where(LinkRow.expires_at <= clock.now(-KEEP_DAYS * DAY)).limit(at_once)
+    return int(LinkRow.delete().where(LinkRow.id.in_(old)).execute())
+
+
+def _live(kind: str, subject_id: str) -> Any:
+    return (
+        (LinkRow.subject_id == subject_id)
+        & (LinkRow.kind == kind)
+        & LinkRow.used_at.is_null()
+        & (LinkRow.expires_at > clock.now())
+    )
+
+
+def _redeemable(kinds: tuple[str, ...], token: str) -> Any:
+    is_live = LinkRow.used_at.is_null() & (LinkRow.expires_at > clock.now())
+    return (LinkRow.hash == digest(token)) & LinkRow.kind.in_(kinds) & is_live

@@ -1,0 +1,80 @@
+"""Getting back into an account without an admin: a link by mail, and a new password."""
+
+from __future__ import annotations
+
+from corral.database.engine import Work
+from corral.database.unit import Entry
+from corral.jobs.job import Job, enqueue
+from corral_core.accounts.models import UserRow
+from corral_core.accounts.service.accounts import AccountsService
+from corral_core.accounts.service.links import PASSWORD_LINKS, RESET, SET_PASSWORD, Links
+from corral_core.accounts.service.lockout import Lockout
+from corral_core.accounts.service.mail import MailService
+from corral_core.accounts.service.sessions import Device
+from corral_core.accounts.service.sign_in import Pending, SignedIn, SignIn
+
+FORGOT = "core.forgot_password"
+
+
+class Recovery:
+    """What the routes of forgotten passwords call."""
+
+    def __init__(
+        self, work: Work, accounts: AccountsService, sign_in: SignIn, lockout: Lockout, links: Links, mail: MailService
+    ) -> None:
+        self._work, self._accounts, self._sign_in = work, accounts, sign_in
+        self._lockout, self._links, self._mail = lockout, links, mail
+
+    async def forgot(self, email: str, entry: Entry) -> None:
+        """Have a link mailed. Address or not, nothing but a job is written here, so that nothing can be told."""
+        if self._mail.is_configured:
+            await self._work(lambda: enqueue(FORGOT, email=email), entry=entry)
+
+    async def reset(self, token: str, password: str, device: Device, entry: Entry) -> SignedIn | Pending:
+        """A new password by a link: other links, all sessions and a lock end; a second factor is still asked for."""
+        row = await self._work(lambda: self._holder(token), read=True)
+        hashed = await self._accounts.hash_password(
+            password, email=row.email, full_name=row.full_name, pointer="/new_password", user_id=row.id
+        )
+
+        def unit() -> SignedIn | Pending:
+            link = self._links.redeem(PASSWORD_LINKS, token)
+            row = self._accounts.row(link.subject_id)
+            if not row.is_active:
+                raise self._links.over()
+            self._accounts.recover(row, hashed, proves=link.email)
+            self._lockout.unlock(row.email, row.id)
+            return self._sign_in.enter(self._accounts.row(row.id), device)
+
+        return await self._work(unit, entry=entry)
+
+    def _holder(self, token: str) -> UserRow:
+        return self._accounts.row(self._links.find(PASSWORD_LINKS, token).subject_id)
+
+
+class PasswordLinksService:
+    """Implements `corral_core.accounts.api.PasswordLinks`."""
+
+    def __init__(self, accounts: AccountsService, links: Links, mail: MailService) -> None:
+        self._accounts, self._links, self._mail = accounts, links, mail
+
+    def welcome(self, user_id: str) -> str | None:
+        row = self._accounts.row(user_id)
+        mailed = self._mail.send_link(row.email, SET_PASSWORD, row.id)
+        return None if mailed else self._links.issue(SET_PASSWORD, row.id)
+
+    def reset(self, user_id: str) -> str:
+        row = self._accounts.drop_password(user_id)
+        url = self._links.issue(RESET, row.id)
+        self._mail.send_link(row.email, RESET, row.id)
+        return url
+
+
+def forgot_password(email: str, accounts: AccountsService, mail: MailService) -> None:
+    """Mail the link, if the address has an account that somebody may get into."""
+    row = accounts.row_of(email)
+    if row is not None and row.is_active:
+        mail.send_link(row.email, RESET, row.id)
+
+
+JOBS = (Job(FORGOT, forgot_password),)

@@ -1,0 +1,124 @@
+"""Making an account by oneself, with or without an invitation, and proving that its address is one's own."""
+
+from __future__ import annotations
+
+import msgspec
+
+from corral.auth.addresses import normalise
+from corral.database.engine import Work
+from corral.database.unit import Entry
+from corral.errors import Conflict, Forbidden, Invalid
+from corral.jobs.job import Job, enqueue
+from corral.plugin import Settings
+from corral_core.accounts.api import NewUser, UserView
+from corral_core.accounts.models import UserRow
+from corral_core.accounts.service.accounts import AccountsService
+from corral_core.accounts.service.invitations import InvitationsService
+from corral_core.accounts.service.links import EMAIL_LINKS, RESET, VERIFY, Links
+from corral_core.accounts.service.mail import MailService
+from corral_core.accounts.settings import DEFAULT_ROLE, EMAIL_VERIFICATION, REGISTRATION
+
+RESEND = "core.resend_verification"
+
+
+class Registrations:
+    """What the routes of registration call. Hashing lies between units, never inside one."""
+
+    def __init__(
+        self,
+        work: Work,
+        accounts: AccountsService,
+        invitations: InvitationsService,
+        links: Links,
+        mail: MailService,
+        settings: Settings,
+    ) -> None:
+        self._work, self._accounts, self._invitations = work, accounts, invitations
+        self._links, self._mail, self._settings = links, mail, settings
+
+    async def register(self, new: NewUser, password: str, invitation: str | None, entry: Entry) -> UserView | None:
+        """Make an account. None: a mail is on its way, whether the address was free or not."""
+        mode = self._settings.get(REGISTRATION)
+        if mode == "closed" or (mode == "invite" and invitation is None):
+            raise Forbidden("Registration is closed here; ask an admin for an account.", code="registration_closed")
+        if invitation is not None:
+            return await self._invited(new, password, invitation, entry)
+        role = self._settings.get(DEFAULT_ROLE)
+        new = msgspec.structs.replace(new, role="viewer" if role == "viewer" else "member")
+        hashed = await self._accounts.hash_password(password, email=new.email, full_name=new.full_name)
+        return await self._work(lambda: self._register(new, hashed), entry=entry)
+
+    def _register(self, new: NewUser, hashed: str) -> UserView | None:
+        if not self._settings.get(EMAIL_VERIFICATION):
+            return self._accounts.register(new, hashed)
+        try:
+            made = self._accounts.register(new, hashed)
+        except Conflict as conflict:
+            if conflict.code != "duplicate":
+                raise
+            self._tell_owner(new.email)
+            return None
+        if made.email_verified:
+            return made
+        self._mail.send_link(made.email, VERIFY, made.id)
+        return None
+
+    def _tell_owner(self, email: str) -> None:
+        """The address has an account: its holder hears of it, and nobody else.
+
+        Where nobody has proved that it is theirs or was ever signed in, nobody knows whose password it has either: none
+        counts any more, and who reads the mail chooses another one.
+        """
+        row = self._accounts.row_of(email, hold=True)
+        if row is None:
+            return
+        if not row.is_active or row.email_verified:
+            self._mail.notify(row.email, "address_taken")
+            return
+        if row.password_hash is not None and row.last_login_at is None:
+            row = self._accounts.drop_password(row.id)
+        _send_proof(row, self._mail)
+
+    async def _invited(self, new: NewUser, password: str, token: str, entry: Entry) -> UserView:
+        """The invitation says the role, and proves the address."""
+        invitation = await self._work(lambda: self._invitations.find(token), read=True)
+        if normalise(new.email) != invitation.email_key:
+            raise Invalid.at("/email", "not_allowed", "The invitation is for another address.")
+        new = msgspec.structs.replace(new, role=invitation.role)
+        hashed = await self._accounts.hash_password(password, email=new.email, full_name=new.full_name)
+
+        def unit() -> UserView:
+            made = self._accounts.register(new, hashed, how="invitation")
+            self._invitations.accept(token, made.id)
+            return made
+
+        return await self._work(unit, entry=entry)
+
+    def verify(self, token: str) -> UserView:
+        """Use up a link that proves an address; joins the unit. `link_expired`; `duplicate`: it is taken by now."""
+        link = self._links.redeem(EMAIL_LINKS, token)
+        row = self._accounts.row(link.subject_id)
+        email = link.email or ""
+        if not row.is_active or (link.kind == VERIFY and normalise(email) != row.email_key):
+            raise self._links.over()
+        return self._accounts.prove_email(row, email)
+
+    async def resend(self, email: str, entry: Entry) -> None:
+        """Mail the link once more. Address or not, nothing but a job is written here, so that nothing can be told."""
+        if self._mail.is_configured:
+            await self._work(lambda: enqueue(RESEND, email=email), entry=entry)
+
+
+def resend_verification(email: str, accounts: AccountsService, mail: MailService) -> None:
+    """The link again, for an account that waits for it."""
+    row = accounts.row_of(email)
+    if row is not None and row.is_active and not row.email_verified:
+        _send_proof(row, mail)
+
+
+def _send_proof(row: UserRow, mail: MailService) -> None:
+    """A link that proves the address; where there is no password, the one to a new password does."""
+    mail.send_link(row.email, VERIFY if row.password_hash is not None else RESET, row.id)
+
+
+JOBS = (Job(RESEND, resend_verification),)

@@ -1,0 +1,238 @@
+"""The second factor: time-based codes (RFC 6238) and recovery codes. Everything joins the unit.
+
+A code counts once: the newest time step that was accepted is kept, and only a later one is taken, by compare-and-set in
+the transaction of what the code allows.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import secrets
+from typing import Any
+
+import msgspec
+import pyotp
+
+from corral import clock
+from corral.auth.credentials import Credentials
+from corral.crypto import Keyring, digest, new_secret, place
+from corral.database.unit import after_commit
+from corral.errors import Conflict, Forbidden
+from corral.events.event import emit
+from corral.plugin import Audit, AuditEntry, Settings
+from corral_core.accounts.events import MfaDisabled, MfaEnabled
+from corral_core.accounts.models import ChallengeRow, RecoveryCodeRow, SecondFactorRow, SessionRow, UserRow
+from corral_core.accounts.service.account_rows import is_own
+from corral_core.accounts.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES
+
+STEP_SECONDS, WINDOW = 30, 1
+SETUP_SECONDS = 900
+CHALLENGE_SECONDS, CHALLENGE_TRIES = 300, 5
+RECOVERY_CODES, RECOVERY_BYTES = 10, 15  # 120 bits each: 24 letters
+ISSUER = "Corral"
+DAMAGED = "core.second_factor_damaged"
+
+
+class Seed(msgspec.Struct, frozen=True):
+    """What an authenticator app needs: the secret as text, and the address that its QR code holds."""
+
+    secret: str
+    uri: str
+
+
+class SecondFactor:
+    """The only writer of seeds, recovery codes and challenges, and of `mfa_enabled`."""
+
+    audit: Audit | None = None
+
+    def __init__(self, keyring: Keyring, settings: Settings, credentials: Credentials) -> None:
+        self._keyring, self._settings, self._credentials = keyring, settings, credentials
+
+    def setup(self, user: UserRow) -> Seed:
+        """A new seed, which does nothing until its first code comes; an earlier setup is void."""
+        if user.mfa_enabled:
+            raise Conflict("The second factor is on; switch it off first.", current_status="enabled")
+        secret = pyotp.random_base32()
+        sealed = self._keyring.seal(secret.encode(), aad=_place(user.id)).hex()
+        row = {"seed": sealed, "created_at": clock.now(), "last_step": 0}
+        insert = SecondFactorRow.insert(user_id=user.id, **row).on_conflict(
+            conflict_target=[SecondFactorRow.user_id], update=row, where=SecondFactorRow.confirmed_at.is_null()
+        )
+        if not insert.as_rowcount().execute():
+            raise Conflict("The second factor is on; switch it off first.", current_status="enabled")
+        self._record("auth.mfa.setup", user.id)
+        return Seed(secret, pyotp.TOTP(secret).provisioning_uri(name=user.email, issuer_name=ISSUER))
+
+    def activate(self, user: UserRow, session_id: str, code: str) -> list[str] | None:
+        """Switch it on with the first code: the recovery codes, to be shown once. None: the code is wrong.
+
+        `Conflict` when there is no setup that waits, or its time is over.
+        """
+        waiting = SecondFactorRow.confirmed_at.is_null() & (SecondFactorRow.created_at > clock.now(-SETUP_SECONDS))
+        row = SecondFactorRow.get_or_none((SecondFactorRow.user_id == user.id) & waiting)
+        if row is None:
+            status = "enabled" if user.mfa_enabled else "disabled"
+            raise Conflict("No setup waits for a code; start one with /auth/mfa/setup.", current_status=status)
+        step = self._step(row, code)
+        if step is None:
+            return None
+        same = (SecondFactorRow.user_id == user.id) & (SecondFactorRow.seed == row.seed) & waiting
+        if not SecondFactorRow.update(confirmed_at=clock.now(), last_step=step).where(same).execute():
+            raise Conflict("Another setup came first; use the newest one.", current_status="disabled")
+        self._mark(user.id, enabled=True)
+        SessionRow.update(mfa=True).where(SessionRow.id == session_id).execute()
+        emit(MfaEnabled(user_id=user.id), object=("user", user.id), owner=user.id)
+        self._record("auth.mfa.enable", user.id)
+        return self.new_codes(user.id)
+
+    def accept(self, user_id: str, code: str) -> bool:
+        """Whether this is a code of the user that was never accepted; it is used up."""
+        row = SecondFactorRow.get_or_none(
+            (SecondFactorRow.user_id == user_id) & SecondFactorRow.confirmed_at.is_null(False)
+        )
+        step = None if row is None else self._step(row, code)
+        if row is None or step is None:
+            return False
+        newer = (SecondFactorRow.user_id == user_id) & (SecondFactorRow.seed == row.seed)
+        return bool(SecondFactorRow.update(last_step=step).where(newer & (SecondFactorRow.last_step < step)).execute())
+
+    def recover(self, user_id: str, code: str) -> int | None:
+        """Use a recovery code up: how many are left; None: it is no unused one of the user."""
+        mine = RecoveryCodeRow.user_id == user_id
+        if not RecoveryCodeRow.delete().where(mine & (RecoveryCodeRow.hash == _recovery_hash(code))).execute():
+            return None
+        left = int(RecoveryCodeRow.select().where(mine).count())
+        self._record("auth.mfa.recover", user_id, {"left": left})
+        return left
+
+    def new_codes(self, user_id: str) -> list[str]:
+        """New recovery codes, to be shown once; the old ones are dead."""
+        RecoveryCodeRow.delete().where(RecoveryCodeRow.user_id == user_id).execute()
+        codes = [_new_recovery_code() for _ in range(RECOVERY_CODES)]
+        RecoveryCodeRow.insert_many([{"hash": _recovery_hash(code), "user_id": user_id} for code in codes]).execute()
+        self._record("auth.mfa.recovery_codes", user_id)
+        return codes
+
+    def disable(self, user_id: str) -> bool:
+        """Switch it off, whoever asks; False: it was off."""
+        forget_second_factor(user_id)
+        if not self._mark(user_id, enabled=False):
+            return False
+        emit(MfaDisabled(user_id=user_id), object=("user", user_id), owner=user_id)
+        self._record("auth.mfa.disable" if is_own(user_id) else "admin.user.reset_mfa", user_id)
+        return True
+
+    def is_required(self, role: str) -> bool:
+        """Whether the policy asks people of this role for a second factor."""
+        return self._settings.get(REQUIRE_MFA) and role in self._settings.get(REQUIRE_MFA_ROLES)
+
+    def limit(self, role: str, *, must_change_password: bool, mfa_enabled: bool) -> str | None:
+        """What a person must do before anything else, as the problem code that almost every route answers."""
+        if must_change_password:
+            return "password_change_required"
+        return "mfa_required" if not mfa_enabled and self.is_required(role) else None
+
+    def refuse_if_required(self, role: str) -> None:
+        """Raise `Forbidden` where the policy wants the second factor to stay on."""
+        if self.is_required(role):
+            raise Forbidden("The second factor is required here; it cannot be switched off.")
+
+    # -- challenges
+
+    def challenge(self, user_id: str) -> str:
+        """An `mfa_token`: the first factor was right, the second one is awaited."""
+        token = new_secret()
+        ChallengeRow.create(hash=digest(token), user_id=user_id, expires_at=clock.now(CHALLENGE_SECONDS))
+        return token
+
+    @staticmethod
+    def challenged(token: str) -> str | None:
+        """The user of an `mfa_token` that may still be tried."""
+        row = ChallengeRow.get_or_none(_open(token))
+        return None if row is None else str(row.user_id)
+
+    @staticmethod
+    def take_try(token: str) -> bool:
+        """Use up one of the tries of an `mfa_token`; False: there is none left."""
+        return bool(ChallengeRow.update(tries=ChallengeRow.tries + 1).where(_open(token)).execute())
+
+    @staticmethod
+    def end_challenge(token: str) -> bool:
+        """The sign-in went through: the token opens nothing any more; False: it did already."""
+        return bool(ChallengeRow.delete().where(ChallengeRow.hash == digest(token)).execute())
+
+    # -- parts
+
+    def _step(self, row: SecondFactorRow, code: str) -> int | None:
+        """The time step of the code, if it is of now or of a neighbouring one; `Conflict`: its seed does not open."""
+        try:
+            totp = pyotp.TOTP(self._keyring.open(bytes.fromhex(row.seed), aad=_place(row.user_id)).decode())
+        except ValueError:  # cut so that it is no hex any more, or `SealedWrong`
+            raise _damaged(row) from None
+        now = int(clock.time_s()) // STEP_SECONDS
+        steps = range(now - WINDOW, now + WINDOW + 1)
+        found = [step for step in steps if hmac.compare_digest(totp.generate_otp(step), code)]
+        return max(found, default=None)
+
+    def _mark(self, user_id: str, *, enabled: bool) -> bool:
+        differs = (UserRow.id == user_id) & (UserRow.mfa_enabled != enabled)
+        update = UserRow.update(mfa_enabled=enabled, updated_at=clock.now(), version=UserRow.version + 1)
+        changed = bool(update.where(differs).execute())
+        after_commit(lambda: self._credentials.forget(lambda caller: caller.user_id == user_id))
+        return changed
+
+    def _record(self, action: str, user_id: str, details: dict[str, Any] | None = None) -> None:
+        if self.audit is not None:
+            entry = AuditEntry(action=action, object_type="user", object_id=user_id, details=details or {})
+            self.audit.record(entry)
+
+
+def forget_second_factor(user_id: str) -> None:
+    """Delete seed, recovery codes and challenges of the user; joins the unit."""
+    for table in (SecondFactorRow, RecoveryCodeRow, ChallengeRow):
+        table.delete().where(table.user_id == user_id).execute()
+
+
+def end_challenges(user_id: str) -> None:
+    """Sign-ins of the user that wait for a second factor must begin anew."""
+    ChallengeRow.delete().where(ChallengeRow.user_id == user_id).execute()
+
+
+def prune(at_once: int = 500) -> int:
+    """Delete challenges that nobody answered, and setups that nobody finished."""
+    row = SecondFactorRow
+    unfinished = row.confirmed_at.is_null() & (row.created_at <= clock.now(-SETUP_SECONDS))
+    row.delete().where(unfinished).execute()
+    old = ChallengeRow.select(ChallengeRow.hash).where(ChallengeRow.expires_at <= clock.now()).limit(at_once)
+    return int(ChallengeRow.delete().where(ChallengeRow.hash.in_(old)).execute())
+
+
+def _open(token: str) -> Any:
+    usable = (ChallengeRow.tries < CHALLENGE_TRIES) & (ChallengeRow.expires_at > clock.now())
+    return (ChallengeRow.hash == digest(token)) & usable
+
+
+def _damaged(row: SecondFactorRow) -> Conflict:
+    if row.confirmed_at is None:
+        told = "The setup was changed where it is stored; start another one with /auth/mfa/setup."
+    else:
+        told = (
+            "The second factor of this account was changed where it is stored, so no code can be checked. Use a "
+            "recovery code, or have an admin reset it: POST /admin/users/{id}/reset-mfa, `corral user reset-mfa EMAIL`."
+        )
+    return Conflict(told, code=DAMAGED, current_status="damaged")
+
+
+def _place(user_id: str) -> str:
+    return place("core_second_factors", user_id, 1, "seed")
+
+
+def _new_recovery_code() -> str:
+    text = base64.b32encode(secrets.token_bytes(RECOVERY_BYTES)).decode().lower()
+    return "-".join(text[at : at + 6] for at in range(0, len(text), 6))
+
+
+def _recovery_hash(code: str) -> str:
+    """Case, spaces and dashes are how a code is written, not what it is."""
+    return digest("".join(code.lower().replace("-", "").split()))

@@ -1,0 +1,288 @@
+"""Sessions: signing in, rotating refresh tokens, and ending. Every function joins the unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import peewee
+
+from corral import clock
+from corral.auth.credentials import Credentials
+from corral.crypto import Keyring, SealedWrong, digest, new_secret, place
+from corral.database.unit import after_commit
+from corral.errors import NotFound, Unauthorized
+from corral.events.event import emit
+from corral.ids import new_id
+from corral.plugin import Audit, AuditEntry, Settings
+from corral.schema.fields import Instant
+from corral_core.accounts.api import Mail
+from corral_core.accounts.events import SessionCreated, SessionEnded
+from corral_core.accounts.models import RefreshRow, SessionRow, UserRow
+from corral_core.accounts.service.access_tokens import AccessTokens
+from corral_core.accounts.service.second_factor import end_challenges
+from corral_core.accounts.settings import (
+    ACCESS_TTL,
+    MAX_SESSIONS,
+    REFRESH_ABSOLUTE,
+    REFRESH_GRACE,
+    REFRESH_IDLE,
+    STEP_UP_SECONDS,
+)
+
+
+class Device(msgspec.Struct, frozen=True):
+    """Where a sign-in comes from."""
+
+    ip: str
+    user_agent: str
+
+
+class SessionView(msgspec.Struct, kw_only=True):
+    """A session as its owner sees it. `current`: the one that asks."""
+
+    id: str
+    user_id: str
+    ip: str
+    user_agent: str
+    mfa: bool
+    current: bool
+    created_at: Instant
+    last_seen_at: Instant
+    expires_at: Instant
+    reauth_until: Instant | None
+
+
+class Tokens(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sign-in or a refresh gives."""
+
+    user_id: str
+    access: str
+    refresh: str
+    expires_in: int
+    refresh_seconds: int
+
+
+class Reuse(msgspec.Struct, frozen=True):
+    """A refresh token came back after the grace: its session was ended, which must be committed before it is told."""
+
+
+class Sessions:
+    """The only writer of sessions and refresh tokens."""
+
+    audit: Audit | None = None
+    mail: Mail | None = None
+
+    def __init__(self, tokens: AccessTokens, keyring: Keyring, settings: Settings, credentials: Credentials) -> None:
+        self._tokens, self._keyring, self._settings, self._credentials = tokens, keyring, settings, credentials
+
+    def open(self, user: UserRow, device: Device, *, mfa: bool = False) -> Tokens:
+        """Sign the user in: a new session with its first tokens; the oldest one ends where there are too many.
+
+        `mfa`: a second factor was given.
+        """
+        now = clock.now()
+        session = SessionRow.create(
+            id=new_id(),
+            user_id=user.id,
+            ip=device.ip[:45],
+            user_agent=device.user_agent[:300],
+            created_at=now,
+            last_seen_at=now,
+            expires_at=clock.now(self._idle()),
+            mfa=mfa,
+        )
+        UserRow.update(last_login_at=now).where(UserRow.id == user.id).execute()
+        live = SessionRow.select(SessionRow.id).where((SessionRow.user_id == user.id) & SessionRow.ended_at.is_null())
+        newest_first = live.order_by(SessionRow.created_at.desc(), SessionRow.id.desc())
+        surplus = [row.id for row in newest_first.offset(self._settings.get(MAX_SESSIONS))]
+        if surplus:
+            self._end(SessionRow.id.in_(surplus), "revoked")
+        emit(SessionCreated(session_id=session.id, ip=session.ip), object=("session", session.id), owner=user.id)
+        self._record("auth.session.create", session.id, {"user_id": user.id})
+        return self.issue(session)
+
+    def issue(self, session: SessionRow, refresh: str | None = None) -> Tokens:
+        """New tokens of a live session; `refresh` is the refresh token to store, None makes one."""
+        refresh = refresh or new_secret()
+        seconds = self._left(session)
+        RefreshRow.create(
+            hash=digest(refresh), session_id=session.id, created_at=clock.now(), expires_at=clock.now(seconds)
+        )
+        seen = SessionRow.update(last_seen_at=clock.now(), expires_at=clock.now(seconds))
+        seen.where(SessionRow.id == session.id).execute()
+        return self._answer(session, refresh, seconds)
+
+    def rotate(self, refresh: str, device: Device) -> Tokens | Reuse:
+        """Exchange a refresh token. One guarded update picks the winner; within the grace a repetition gets the same.
+
+        Of parallel callers the losers wait for the winner's commit in that update (a row lock, or SQLite's one writer).
+        """
+        used, successor = digest(refresh), new_secret()
+        row: RefreshRow | None = RefreshRow.get_or_none(RefreshRow.hash == used)
+        if row is None:
+            raise Unauthorized("The refresh token is of no session here; sign in again.", code="session_revoked")
+        sealed = self._keyring.seal(successor.encode(), aad=place("core_refresh_tokens", used, 1, "successor")).hex()
+        won = (
+            RefreshRow.update(used_at=clock.now(), successor=sealed)
+            .where((RefreshRow.hash == used) & RefreshRow.used_at.is_null())
+            .execute()
+        )
+        session = self._live(row.session_id)
+        if not won:
+            return self._repeated(used, session)
+        idle = row.expires_at <= clock.now() or row.created_at <= clock.now(-self._idle())
+        if idle or self._left(session) <= 0:
+            raise Unauthorized("The session was idle for too long; sign in again.", code="token_expired")
+        # before the successor is written: whoever ends this chain waits here, or has ended it
+        moved = SessionRow.update(ip=device.ip[:45], user_agent=device.user_agent[:300])
+        if not moved.where((SessionRow.id == session.id) & SessionRow.ended_at.is_null()).execute():
+            raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
+        return self.issue(session, successor)
+
+    def _repeated(self, used: str, session: SessionRow) -> Tokens | Reuse:
+        row = RefreshRow.get(RefreshRow.hash == used)
+        grace = self._settings.get(REFRESH_GRACE)
+        if row.successor is not None and row.used_at is not None and row.used_at > clock.now(-grace):
+            try:
+                aad = place("core_refresh_tokens", used, 1, "successor")
+                again = self._keyring.open(bytes.fromhex(row.successor), aad=aad).decode()
+            except SealedWrong:
+                raise Unauthorized("The session cannot go on; sign in again.", code="session_revoked") from None
+            return self._answer(session, again, self._left(session))
+        if self._end(SessionRow.id == session.id, "reuse") and self.mail is not None:
+            self.mail.notify(UserRow.get_by_id(session.user_id).email, "refresh_reuse")
+        self._record("auth.refresh_reuse", session.id, {"user_id": session.user_id}, code="token_reuse")
+        return Reuse()
+
+    def restart(self, session_id: str) -> Tokens:
+        """New tokens for a session whose old refresh tokens must not work any more."""
+        session = self._live(session_id)
+        SessionRow.update(last_seen_at=clock.now()).where(SessionRow.id == session_id).execute()  # waits for a refresh
+        RefreshRow.delete().where(RefreshRow.session_id == session_id).execute()
+        return self.issue(session)
+
+    def step_up(self, session_id: str) -> str:
+        """The person proved again who they are; until when that counts."""
+        until = clock.now(self._settings.get(STEP_UP_SECONDS))
+        live = (SessionRow.id == session_id) & SessionRow.ended_at.is_null()
+        if not SessionRow.update(reauth_until=until).where(live).execute():
+            raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
+        self._record("auth.session.step_up", session_id, {"until": until})
+        after_commit(lambda: self._credentials.forget(lambda caller: caller.session_id == session_id))
+        return until
+
+    def live(self, user_id: str, current_id: str | None) -> list[SessionView]:
+        """The user's live sessions, newest first."""
+        mine = (SessionRow.user_id == user_id) & SessionRow.ended_at.is_null() & ~self._over()
+        rows = SessionRow.select().where(mine).order_by(SessionRow.created_at.desc(), SessionRow.id.desc())
+        return [session_view(row, current_id) for row in rows]
+
+    @staticmethod
+    def of(refresh: str) -> str | None:
+        """The id of the session of a refresh token, used or not."""
+        row = RefreshRow.get_or_none(RefreshRow.hash == digest(refresh))
+        return None if row is None else str(row.session_id)
+
+    def find(self, session_id: str, current_id: str | None) -> SessionView:
+        """One session; `NotFound`."""
+        row = SessionRow.get_or_none(SessionRow.id == session_id)
+        if row is None:
+            raise NotFound()
+        return session_view(row, current_id)
+
+    @staticmethod
+    def count(user_ids: Iterable[str]) -> dict[str, int]:
+        """How many sessions go on, by user; users without any are left out."""
+        live = SessionRow.user_id.in_(list(user_ids)) & SessionRow.ended_at.is_null()
+        rows: Any = SessionRow.select(SessionRow.user_id, peewee.fn.COUNT(SessionRow.id)).where(live)
+        return {user_id: int(number) for user_id, number in rows.group_by(SessionRow.user_id).tuples()}
+
+    def end(self, session_id: str, user_id: str, reason: str) -> bool:
+        """End one session of the user; False when it was over or is another's."""
+        return bool(self._end((SessionRow.id == session_id) & (SessionRow.user_id == user_id), reason))
+
+    def end_all(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
+        """End the user's sessions but `keep`, and sign-ins that wait for a second factor; how many sessions ended."""
+        end_challenges(user_id)
+        mine = SessionRow.user_id == user_id
+        return self._end(mine & (SessionRow.id != keep) if keep else mine, reason)
+
+    def expire(self, at_once: int = 500) -> int:
+        """End what was idle for too long; how many."""
+        over = SessionRow.ended_at.is_null() & self._over()
+        found = [row.id for row in SessionRow.select(SessionRow.id).where(over).limit(at_once)]
+        return self._end(SessionRow.id.in_(found), "expired") if found else 0
+
+    @staticmethod
+    def forget_addresses(user_id: str) -> None:
+        """Blank what sessions tell of a person."""
+        SessionRow.update(ip="", user_agent="").where(SessionRow.user_id == user_id).execute()
+
+    # -- parts
+
+    def _end(self, which: Any, reason: str) -> int:
+        live = which & SessionRow.ended_at.is_null()
+        ended: list[SessionRow] = list(
+            SessionRow.update(ended_at=clock.now(), end_reason=reason)
+            .where(live)
+            .returning(SessionRow.id, SessionRow.user_id)
+            .execute()
+        )
+        for row in ended:
+            emit(SessionEnded(session_id=row.id, reason=reason), object=("session", row.id), owner=row.user_id)
+            self._record("auth.session.end", row.id, {"reason": reason, "user_id": row.user_id})
+        gone = {row.id for row in ended}
+        if gone:
+            after_commit(lambda: self._credentials.forget(lambda caller: caller.session_id in gone))
+        return len(gone)
+
+    @staticmethod
+    def _live(session_id: str) -> SessionRow:
+        """The session, if it goes on and its user is active; else `session_revoked`."""
+        active = SessionRow.ended_at.is_null() & (UserRow.is_active == True)  # noqa: E712  # SQL
+        query = SessionRow.select().join(UserRow, on=(UserRow.id == SessionRow.user_id))
+        row: SessionRow | None = query.where((SessionRow.id == session_id) & active).first()
+        if row is None:
+            raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
+        return row
+
+    def _over(self) -> Any:
+        """Not used for too long, or too old; lives that were shortened since then hold too."""
+        oldest, quiet = clock.now(-self._settings.get(REFRESH_ABSOLUTE)), clock.now(-self._idle())
+        row = SessionRow
+        return (row.expires_at <= clock.now()) | (row.last_seen_at <= quiet) | (row.created_at <= oldest)
+
+    def _idle(self) -> int:
+        return min(self._settings.get(REFRESH_IDLE), self._settings.get(REFRESH_ABSOLUTE))
+
+    def _left(self, session: SessionRow) -> int:
+        """Seconds until the session ends if it is not used again; shorter settings hold for sessions in being."""
+        until = clock.parse_instant(session.created_at) + self._settings.get(REFRESH_ABSOLUTE)
+        return min(self._idle(), int(until - clock.time_s()))
+
+    def _answer(self, session: SessionRow, refresh: str, refresh_seconds: int) -> Tokens:
+        seconds = self._settings.get(ACCESS_TTL)
+        access = self._tokens.issue(session.user_id, session.id, seconds)
+        return Tokens(
+            user_id=session.user_id, access=access, refresh=refresh, expires_in=seconds, refresh_seconds=refresh_seconds
+        )
+
+    def _record(self, action: str, session_id: str, details: dict[str, Any], *, code: str | None = None) -> None:
+        if self.audit is not None:
+            entry = AuditEntry(
+                action=action,
+                object_type="session",
+                object_id=session_id,
+                details=details,
+                code=code,
+                outcome="success" if code is None else "failed",
+            )
+            self.audit.record(entry)
+
+
+def session_view(row: SessionRow, current_id: str | None) -> SessionView:
+    """A session as it is shown."""
+    fields = {name: getattr(row, name) for name in SessionView.__struct_fields__ if name != "current"}
+    return SessionView(current=row.id == current_id, **fields)

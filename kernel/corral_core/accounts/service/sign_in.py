@@ -1,0 +1,327 @@
+"""Signing in, step by step: reserve an attempt, hash, settle it. Hashing lies between two units, never inside one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from typing import Literal, TypeVar
+
+import msgspec
+
+from corral.auth.addresses import normalise
+from corral.crypto import Keyring
+from corral.database.engine import Work
+from corral.database.unit import Entry, after_commit
+from corral.errors import Forbidden, Invalid, Problem, Unauthorized, Unavailable
+from corral.http.routes import Rate
+from corral.plugin import Audit, AuditEntry, RateLimits, Settings
+from corral_core.accounts.api import Mail, UserView
+from corral_core.accounts.models import UserRow
+from corral_core.accounts.service.accounts import AccountsService
+from corral_core.accounts.service.lockout import Lockout
+from corral_core.accounts.service.password_history import PasswordLife
+from corral_core.accounts.service.passwords import Passwords
+from corral_core.accounts.service.second_factor import DAMAGED, SecondFactor
+from corral_core.accounts.service.sessions import Device, Reuse, Sessions, Tokens
+from corral_core.accounts.settings import EMAIL_VERIFICATION
+
+T = TypeVar("T")
+log = logging.getLogger("corral.core")
+
+SIGN_IN, ASK_AGAIN = "auth.session.create", "auth.user.verify"
+WRONG = "The address or the password is wrong."
+REFRESH_RATE = Rate("refresh", 30, 60)  # a session
+UNCHECKED: dict[str, Literal["denied", "failed"]] = {"account_locked": "denied", DAMAGED: "failed"}
+RESULTS = ("success", "mfa_required", "failed", "locked")
+
+
+class Pending(msgspec.Struct, frozen=True):
+    """The first factor was right, the second one is awaited: for `POST /auth/mfa/challenge`."""
+
+    mfa_token: str
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """A second factor as it was sent: a code of an authenticator, or a recovery code."""
+
+    code: str | None = None
+    recovery_code: str | None = None
+
+
+SignedIn = tuple[Tokens, UserView]
+
+
+class SignIn:
+    """What the routes of `/auth` call. `entry` is the door by which the request came: it is written into events.
+
+    A wrong password or code is counted before it is told: units return the problem, so that it can be committed.
+    """
+
+    audit: Audit | None = None
+    mail: Mail | None = None
+    limits: RateLimits | None = None
+
+    def __init__(
+        self,
+        work: Work,
+        passwords: Passwords,
+        accounts: AccountsService,
+        sessions: Sessions,
+        lockout: Lockout,
+        second: SecondFactor,
+        life: PasswordLife,
+        settings: Settings,
+        keyring: Keyring,
+    ) -> None:
+        self._work, self._passwords, self._life, self._settings = work, passwords, life, settings
+        self._keyring = keyring
+        self._accounts, self._sessions, self._lockout, self._second = accounts, sessions, lockout, second
+        self.attempts: Counter[tuple[str, ...]] = Counter({(result,): 0 for result in RESULTS})
+        self.refreshes: Counter[tuple[str, ...]] = Counter()
+
+    # -- proving who one is
+
+    @contextlib.asynccontextmanager
+    async def attempt(self, email: str, entry: Entry, *, action: str) -> AsyncIterator[str]:
+        """`Lockout.turn`, with what it refuses because of a lock, or cannot check, on record."""
+        try:
+            async with self._lockout.turn(email, entry) as key:
+                yield key
+        except Problem as problem:
+            code = problem.code
+            if code in UNCHECKED:
+                self.attempts[("failed" if code == DAMAGED else "locked",)] += action == SIGN_IN
+                with contextlib.suppress(Unavailable):  # it is refused all the same; the log tells of itself
+                    await self._work(lambda: self._unchecked(email, action, code), entry=entry)
+            raise
+
+    async def prove(
+        self,
+        email: str,
+        password: str,
+        entry: Entry,
+        then: Callable[[UserRow, str], T | Problem],
+        *,
+        pointer: str = "/password",
+        user_id: str | None = None,
+        action: str = ASK_AGAIN,
+    ) -> T:
+        """Run `then` with the active account that this password opens (of `user_id`, if given); every verification of a
+        password passes here. `then` joins a unit, in which it settles the attempt by its second argument (`Lockout`).
+
+        Wrong address, wrong password, deactivated account: they take the same time and give `invalid_credentials`.
+        """
+        async with self.attempt(email, entry, action=action) as key:
+            row = await self._work(lambda: self._accounts.row_of(email), read=True)
+            known = row.password_hash if row is not None and row.is_active else None
+            right = await self._passwords.verify(password, known, pointer=pointer)
+
+            def unit() -> T | Problem:
+                # it may have changed while it was verified; from here on a change waits, and ends what this unit opens
+                now = self._accounts.row_of(email, hold=True) if right else row
+                if not right or now is None or not now.is_active or now.password_hash != known:
+                    return self.refuse(key, email, None if row is None else row.id, action=action, detail=WRONG)
+                if user_id not in (None, now.id):
+                    return self.refuse(key, email, user_id, action=action, detail=WRONG)
+                return then(now, key)
+
+            settled = await self._work(unit, entry=entry)
+        return told(settled)
+
+    async def check(
+        self, email: str, password: str, entry: Entry, *, pointer: str = "/password", user_id: str | None = None
+    ) -> UserRow:
+        """The account that this password opens; `invalid_credentials`, `account_locked`."""
+
+        def then(row: UserRow, key: str) -> UserRow:
+            self.settle(key, row)
+            return row
+
+        return await self.prove(email, password, entry, then, pointer=pointer, user_id=user_id)
+
+    def settle(self, key: str, row: UserRow) -> None:
+        """The password was right. Where a second factor is due, that alone does not forget wrong codes."""
+        if row.mfa_enabled:
+            self._lockout.give_back(key)
+        else:
+            self._lockout.clear(key, row.id)
+
+    def refuse(
+        self, key: str, email: str, user_id: str | None, *, action: str, detail: str = "The code is wrong."
+    ) -> Problem:
+        """Count a wrong password or code; the problem to return from the unit."""
+        self._lockout.fail(key, user_id)
+        self._record(action, email, user_id, "failed", "invalid_credentials")
+        self._count("failed")
+        return Unauthorized(detail, code="invalid_credentials")
+
+    def accepts(self, row: UserRow, proof: Proof) -> bool:
+        """Whether the second factor is right; it is used up. Joins the unit that settles the attempt."""
+        if proof.recovery_code is None:
+            return proof.code is not None and self._second.accept(row.id, proof.code)
+        left = self._second.recover(row.id, proof.recovery_code)
+        if left is not None and self.mail is not None:
+            self.mail.notify(row.email, "recovery_code_used", left=left)
+        return left is not None
+
+    # -- signing in
+
+    async def login(
+        self, email: str, password: str, device: Device, entry: Entry, *, code: str | None = None
+    ) -> SignedIn | Pending:
+        """Sign in with a password, and with a code in the same step if one is given."""
+        proved: list[UserRow] = []
+
+        def then(row: UserRow, key: str) -> SignedIn | Pending | Problem:
+            proved[:] = [row]  # the unit may run again
+            given = row.mfa_enabled and code is not None
+            if given and not self.accepts(row, Proof(code)):
+                return self.refuse(key, row.email, row.id, action=SIGN_IN)
+            if given:
+                self._lockout.clear(key, row.id)
+            else:
+                self.settle(key, row)
+            if self._settings.get(EMAIL_VERIFICATION) and not row.email_verified:
+                self._record(SIGN_IN, row.email, row.id, "denied", "email_unverified")
+                return Forbidden("Open the link in the mail that was sent to this address.", code="email_unverified")
+            return self._open(row, device, mfa=True) if given else self.enter(row, device)
+
+        entered: SignedIn | Pending = await self.prove(email, password, entry, then, action=SIGN_IN)
+        await self._rehash(proved[0], password, entry)
+        return entered
+
+    def enter(self, row: UserRow, device: Device) -> SignedIn | Pending:
+        """Sign in whom a password, or a link that replaces it, has proved; joins the unit.
+
+        A second factor is asked for whatever the way: then there are no tokens yet, but a token for its challenge.
+        """
+        if row.mfa_enabled:
+            self._count("mfa_required")
+            return Pending(self._second.challenge(row.id))
+        return self._open(row, device, mfa=False)
+
+    async def answer(self, token: str, proof: Proof, device: Device, entry: Entry) -> SignedIn:
+        """Complete a sign-in that waits for its second factor. Five wrong codes end the token; each is a failure."""
+        user = await self._work(lambda: self._challenged(token), read=True)
+
+        def unit(key: str) -> SignedIn | Problem:
+            row = self._accounts.row(user.id)
+            if not row.is_active or not self._second.take_try(token):
+                raise _over()
+            if not self.accepts(row, proof):
+                return self.refuse(key, row.email, row.id, action=SIGN_IN)
+            if not self._second.end_challenge(token):
+                raise _over()
+            self._lockout.clear(key, row.id)
+            return self._open(row, device, mfa=True)
+
+        async with self.attempt(user.email, entry, action=SIGN_IN) as key:
+            settled = await self._work(lambda: unit(key), entry=entry)
+        return told(settled)
+
+    async def refresh(self, token: str, device: Device, entry: Entry) -> SignedIn:
+        """Exchange a refresh token; `token_reuse` ends the session for good before it is told."""
+
+        limits = self.limits
+        if limits is not None and (session_id := await self._work(lambda: self._sessions.of(token), read=True)):
+            limits.take(REFRESH_RATE, session_id)
+
+        def unit() -> SignedIn | Reuse:
+            tokens = self._sessions.rotate(token, device)
+            return tokens if isinstance(tokens, Reuse) else (tokens, self._accounts.get(tokens.user_id))
+
+        try:
+            rotated = await self._work(unit, entry=entry)
+        except Unauthorized as problem:
+            self.refreshes[(problem.code,)] += 1
+            raise
+        if isinstance(rotated, Reuse):
+            self.refreshes[("token_reuse",)] += 1
+            raise Unauthorized("The refresh token was used before; sign in again.", code="token_reuse")
+        self.refreshes[("success",)] += 1
+        return rotated
+
+    async def change_password(
+        self, user_id: str, session_id: str, current: str, new: str, *, revoke_api_keys: bool, entry: Entry
+    ) -> SignedIn:
+        """Change the own password: all other sessions end, this one goes on with new tokens."""
+        user = await self._work(lambda: self._accounts.get(user_id), read=True)
+        row = await self.check(user.email, current, entry, pointer="/current_password", user_id=user_id)
+        if new == current:
+            raise Invalid.at("/new_password", "core.reused", "This is the present one.", problem="weak_password")
+        password_hash = await self._accounts.hash_password(
+            new, email=row.email, full_name=row.full_name, pointer="/new_password", user_id=user_id
+        )
+
+        def unit() -> SignedIn:
+            self._accounts.replace_password(row, password_hash, must_change=False, revoke_api_keys=revoke_api_keys)
+            self._sessions.end_all(user_id, "password_changed", keep=session_id)
+            return self._sessions.restart(session_id), self._accounts.get(user_id)
+
+        return await self._work(unit, entry=entry)
+
+    # -- parts
+
+    def _open(self, row: UserRow, device: Device, *, mfa: bool) -> SignedIn:
+        self._life.expire(row)
+        tokens = self._sessions.open(row, device, mfa=mfa)
+        self._count("success")
+        return tokens, self._accounts.get(row.id)
+
+    def _challenged(self, token: str) -> UserRow:
+        user_id = self._second.challenged(token)
+        if user_id is None:
+            raise _over()
+        return self._accounts.row(user_id)
+
+    async def _rehash(self, row: UserRow, password: str, entry: Entry) -> None:
+        """Bring the hash up to today's parameters; a busy pool puts it off until the next sign-in."""
+        if not self._passwords.needs_rehash(row.password_hash or ""):
+            return
+        with contextlib.suppress(Unavailable):
+            fresh = await self._passwords.hash(password)
+            await self._work(lambda: self._accounts.rehash(row, fresh), entry=entry)
+
+    def _unchecked(self, email: str, action: str, code: str) -> None:
+        row = self._accounts.row_of(email)
+        user_id = None if row is None else row.id
+        if code == DAMAGED:
+            remedy = "a recovery code still works; `corral user reset-mfa EMAIL` takes it away"
+            log.error("the stored second factor of user %s does not open where it lies: %s", user_id, remedy)
+        self._record(action, email, user_id, UNCHECKED[code], code)
+
+    def _record(
+        self, action: str, email: str, user_id: str | None, outcome: Literal["denied", "failed"], code: str
+    ) -> None:
+        """Of an address that nobody has only a digest under a key is kept: it tells addresses apart, and no more.
+
+        What is typed there may be a password, and the log is for ever.
+        """
+        if self.audit is None:
+            return
+        digest = self._keyring.mac("audit.address", normalise(email).encode())[:8].hex()
+        entry = AuditEntry(
+            action=action,
+            object_type="user",
+            object_id=user_id,
+            outcome=outcome,
+            code=code,
+            details={"address": digest} if user_id is None else {},
+        )
+        self.audit.record(entry)
+
+    def _count(self, result: str) -> None:
+        after_commit(lambda: self.attempts.update([(result,)]))
+
+
+def told(settled: T | Problem) -> T:
+    """What a unit returned, now that it is committed; a problem is raised."""
+    if isinstance(settled, Problem):
+        raise settled
+    return settled
+
+
+def _over() -> Unauthorized:
+    return Unauthorized("This sign-in took too long or had too many wrong codes; begin anew.", code="token_expired")

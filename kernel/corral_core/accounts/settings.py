@@ -1,0 +1,254 @@
+"""Run-time settings and permissions that `core` reads and asks for."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, get_args
+
+from msgspec import Meta
+
+from corral.auth.principal import Permission
+from corral.plugin import Setting, Settings
+from corral.settings.kernel import KERNEL_SETTINGS
+
+HOUR, DAY = 3600, 86_400
+Covered = Literal["admin", "member", "viewer", "auditor"]
+
+
+def _needs_mail(value: bool, settings: Settings) -> str | None:
+    return "needs a mail service: set mail.host first" if value and settings.get(MAIL_HOST) is None else None
+
+
+def _is_address(value: str | None, settings: Settings) -> str | None:
+    is_one = value is None or re.fullmatch(r"[^\s@]+@[^\s@]+", value)
+    return None if is_one else "must be an address, such as corral@example.org"
+
+
+def _within_life(value: int, settings: Settings) -> str | None:
+    if value <= settings.get(REFRESH_ABSOLUTE):
+        return None
+    return "must not be more than security.refresh_absolute_seconds; change both together"
+
+
+REGISTRATION = Setting(
+    name="security.registration",
+    kind=str,
+    default="open",
+    title="Who may register",
+    choices=("open", "invite", "closed"),
+)
+DEFAULT_ROLE = Setting(
+    name="security.default_role", kind=str, default="member", title="Role of new accounts", choices=("member", "viewer")
+)
+EMAIL_VERIFICATION = Setting(
+    name="security.email_verification",
+    kind=bool,
+    default=False,
+    title="Addresses must be verified before signing in",
+    check=_needs_mail,
+)
+REQUIRE_MFA = Setting(name="security.require_mfa", kind=bool, default=False, title="Ask everybody for a second factor")
+REQUIRE_MFA_ROLES = Setting[list[str]](
+    name="security.require_mfa_roles",
+    kind=list[Covered],
+    default=list(get_args(Covered)),
+    title="Roles that must have a second factor while it is asked for",
+)
+ACCESS_TTL = Setting(
+    name="security.access_ttl_seconds", kind=int, default=900, title="Life of access tokens", minimum=60, maximum=HOUR
+)
+REFRESH_IDLE = Setting(
+    name="security.refresh_idle_seconds",
+    kind=int,
+    default=7 * DAY,
+    title="Idle time that ends a session",
+    minimum=HOUR,
+    maximum=30 * DAY,
+    check=_within_life,
+)
+REFRESH_ABSOLUTE = Setting(
+    name="security.refresh_absolute_seconds",
+    kind=int,
+    default=30 * DAY,
+    title="Longest life of a session",
+    minimum=HOUR,
+    maximum=90 * DAY,
+)
+REFRESH_GRACE = Setting(
+    name="security.refresh_grace_seconds",
+    kind=int,
+    default=10,
+    minimum=0,
+    maximum=60,
+    title="Time in which a used refresh token gives the same successor again",
+)
+LOCKOUT_THRESHOLD = Setting(
+    name="security.lockout_threshold",
+    kind=int,
+    default=5,
+    minimum=3,
+    maximum=20,
+    title="Failed sign-ins within the window that lock an address",
+)
+LOCKOUT_WINDOW = Setting(
+    name="security.lockout_window_seconds",
+    kind=int,
+    default=900,
+    minimum=60,
+    maximum=DAY,
+    title="Time within which failed sign-ins add up",
+)
+LOCKOUT_SECONDS = Setting(
+    name="security.lockout_seconds",
+    kind=int,
+    default=900,
+    minimum=60,
+    maximum=HOUR,
+    title="Time for which an address is locked; it doubles on repetition, up to an hour",
+)
+STEP_UP_SECONDS = Setting(
+    name="security.step_up_seconds",
+    kind=int,
+    default=300,
+    minimum=60,
+    maximum=900,
+    title="Time for which a password or code given again allows what is dangerous",
+)
+MAX_SESSIONS = Setting(
+    name="security.max_sessions_per_user",
+    kind=int,
+    default=20,
+    title="Sessions of one user; the oldest ends",
+    minimum=1,
+    maximum=100,
+)
+API_KEYS_ENABLED = Setting(name="security.api_keys_enabled", kind=bool, default=True, title="People may make API keys")
+API_KEY_DEFAULT_DAYS = Setting(
+    name="security.api_key_default_days",
+    kind=int,
+    default=90,
+    minimum=1,
+    maximum=365,
+    title="Life of an API key that names no end",
+)
+API_KEY_MAX_DAYS = Setting(
+    name="security.api_key_max_days", kind=int, default=365, minimum=1, maximum=365, title="Longest life of an API key"
+)
+API_KEYS_PER_USER = Setting(
+    name="security.api_keys_per_user", kind=int, default=25, minimum=1, maximum=100, title="API keys of one user"
+)
+MIN_LENGTH = Setting(
+    name="password.min_length", kind=int, default=12, title="Least length of a password", minimum=8, maximum=64
+)
+BREACHED_CHECK = Setting(
+    name="password.breached_check", kind=bool, default=True, title="Refuse passwords that are known from breaches"
+)
+CONTEXT_WORDS = Setting[list[str]](
+    name="password.context_words",
+    default=[],
+    title="Words that no password may contain",
+    kind=Annotated[list[Annotated[str, Meta(min_length=1, max_length=100)]], Meta(max_length=100)],
+)
+HISTORY = Setting(
+    name="password.history",
+    kind=int,
+    default=0,
+    minimum=0,
+    maximum=24,
+    title="Former passwords that may not come back",
+)
+MAX_AGE_DAYS = Setting[int | None](
+    name="password.max_age_days",
+    kind=int | None,
+    default=None,
+    minimum=1,
+    maximum=3650,
+    title="Days after which a password must be changed at the next sign-in",
+)
+REQUIRE_UPPER = Setting(name="password.require_upper", kind=bool, default=False, title="Ask for an upper-case letter")
+REQUIRE_LOWER = Setting(name="password.require_lower", kind=bool, default=False, title="Ask for a lower-case letter")
+REQUIRE_DIGIT = Setting(name="password.require_digit", kind=bool, default=False, title="Ask for a digit")
+REQUIRE_SYMBOL = Setting(name="password.require_symbol", kind=bool, default=False, title="Ask for a symbol")
+MAIL_HOST = Setting[str | None](
+    name="mail.host",
+    kind=str | None,
+    default=None,
+    minimum=1,
+    maximum=253,
+    pattern=r"[A-Za-z0-9._:-]+",
+    title="Server that takes mail; without one none is sent",
+    description="The egress guard judges it: a server in a private network is fine, one on this machine needs "
+    "CORRAL_EGRESS_ALLOW.",
+)
+MAIL_PORT = Setting(name="mail.port", kind=int, default=587, title="Port of the mail server", minimum=1, maximum=65535)
+MAIL_USERNAME = Setting[str | None](
+    name="mail.username",
+    kind=str | None,
+    default=None,
+    title="Name to sign in to the mail server with",
+    minimum=1,
+    maximum=254,
+)
+MAIL_PASSWORD = Setting[str | None](
+    name="mail.password",
+    kind=str | None,
+    default=None,
+    title="Password for the mail server",
+    secret=True,
+    description="Sent over TLS only.",
+)
+MAIL_FROM = Setting[str | None](
+    name="mail.from",
+    kind=str | None,
+    default=None,
+    minimum=3,
+    maximum=254,
+    check=_is_address,
+    title="Address that mails come from (unset: corral@ the mail server)",
+)
+MAIL_SECURITY = Setting(
+    name="mail.security",
+    kind=str,
+    default="starttls",
+    title="How the connection to the mail server is protected",
+    choices=("starttls", "tls", "none"),
+)
+MAIL = (MAIL_HOST, MAIL_PORT, MAIL_USERNAME, MAIL_PASSWORD, MAIL_FROM, MAIL_SECURITY)
+
+SETTINGS: tuple[Setting[Any], ...] = (
+    REGISTRATION,
+    DEFAULT_ROLE,
+    EMAIL_VERIFICATION,
+    REQUIRE_MFA,
+    REQUIRE_MFA_ROLES,
+    ACCESS_TTL,
+    REFRESH_IDLE,
+    REFRESH_ABSOLUTE,
+    REFRESH_GRACE,
+    LOCKOUT_THRESHOLD,
+    LOCKOUT_WINDOW,
+    LOCKOUT_SECONDS,
+    STEP_UP_SECONDS,
+    MAX_SESSIONS,
+    API_KEYS_ENABLED,
+    API_KEY_DEFAULT_DAYS,
+    API_KEY_MAX_DAYS,
+    API_KEYS_PER_USER,
+    MIN_LENGTH,
+    BREACHED_CHECK,
+    CONTEXT_WORDS,
+    HISTORY,
+    MAX_AGE_DAYS,
+    REQUIRE_UPPER,
+    REQUIRE_LOWER,
+    REQUIRE_DIGIT,
+    REQUIRE_SYMBOL,
+    *KERNEL_SETTINGS,
+    *MAIL,
+)
+
+PERMISSIONS = (
+    Permission("plugins.read", "See plugins, their states and errors"),
+    Permission("plugins.write", "Take plugins out of service and back"),
+    Permission("settings.read", "See settings, health and the rules for connections to the outside"),
+)

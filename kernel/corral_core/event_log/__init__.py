@@ -1,0 +1,1 @@
+"""Reading and retention of the event log."""

@@ -1,0 +1,100 @@
+"""Retention of the event log and of ended jobs: what is too old is deleted, a few rows a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from corral import clock
+from corral.database.engine import Work
+from corral.events import log as event_log
+from corral.events.alerts import raise_alert
+from corral.events.consumers import ConsumerRow
+from corral.events.event import SystemAlert
+from corral.events.log import EventRow
+from corral.events.registry import EventTypes
+from corral.http import idempotency
+from corral.jobs.job import JobRow, Schedule
+from corral.plugin import Contributions, Settings
+from corral.settings.kernel import JOBS_RETENTION_DAYS, MAX_ROWS, RETENTION_DAYS
+
+DAY, HOUR = 86_400.0, 3600.0
+AT_ONCE = 500
+LAGGARD_DAYS = 7  # a consumer further behind than this no longer holds the log back
+
+
+async def prune_events(work: Work, settings: Settings, contributions: Contributions, types: EventTypes) -> None:
+    """Shorten the log to what the settings keep, never past a consumer that is not too far behind."""
+    days, rows = settings.get(RETENTION_DAYS), settings.get(MAX_ROWS)
+    followed = {each.name: types.expand(each.events) for _, each in contributions.of("corral_subscribers")}
+    needed = await work(lambda: _needed(followed))
+    await _repeat(work, lambda: _delete_events(clock.now(-days * DAY), needed, rows))
+
+
+async def prune_jobs(work: Work, settings: Settings) -> None:
+    """Forget ended jobs and kept answers of keyed requests."""
+    before = clock.now(-settings.get(JOBS_RETENTION_DAYS) * DAY)
+    await _repeat(work, lambda: _delete_jobs(before))
+    await _repeat(work, idempotency.prune)
+
+
+SCHEDULES = (
+    Schedule("events.prune", HOUR, prune_events),
+    Schedule("jobs.prune", HOUR, prune_jobs),
+)
+
+
+def lags() -> dict[tuple[str, ...], float]:
+    """How many events lie before each consumer, by name."""
+    last = event_log.last_seq()
+    rows: Any = ConsumerRow.select(ConsumerRow.name, ConsumerRow.cursor).tuples()
+    return {(name,): float(max(0, last - cursor)) for name, cursor in rows}
+
+
+async def _repeat(work: Work, sweep: Callable[[], int]) -> None:
+    while await work(sweep) >= AT_ONCE:
+        continue
+
+
+def _needed(followed: Mapping[str, Sequence[str]]) -> int:
+    """The first event that a consumer has yet to pass. Admins are told of those that are too far behind to be waited
+    for. `followed`: the events of consumers in service; whatever came after the cursor of another one waits for it.
+    """
+    long_ago, oldest, passed = clock.now(-LAGGARD_DAYS * DAY), event_log.first_seq(), [2**62]
+    rows: Any = ConsumerRow.select(ConsumerRow.name, ConsumerRow.cursor).tuples()
+    for name, cursor in list(rows):
+        waiting = EventRow.seq > cursor
+        if name in followed:
+            waiting &= EventRow.type.in_(followed[name])
+        first = event_log.select([waiting], 1)
+        if not first or (first[0].ts >= long_ago and cursor + 1 >= oldest):  # else the log is past it already
+            passed.append(cursor + 1)
+            continue
+        alert = SystemAlert(
+            kind="consumer_behind",
+            severity="warning",
+            object={"type": "consumer", "id": name},
+            title=f"{name} is more than {LAGGARD_DAYS} days behind the event log",
+            detail="The log is no longer kept for it. Enable its plugin; one that is not coming back can be purged.",
+        )
+        raise_alert(alert, ("consumer", name))
+    return min(passed)
+
+
+def _delete_events(before_ts: str, keep_from: int, max_rows: int) -> int:
+    """Those that are too old or too many, none from `keep_from` on, never the newest."""
+    newest = event_log.last_seq()
+    bound = max(event_log.first_seq() - 1, newest - max_rows)
+    old: Any = (
+        EventRow.select(EventRow.ins)
+        .where((EventRow.seq < min(keep_from, newest)) & ((EventRow.ts < before_ts) | (EventRow.seq <= bound)))
+        .order_by(EventRow.seq)
+        .limit(AT_ONCE)
+    )
+    return int(EventRow.delete().where(EventRow.ins.in_(old)).execute())
+
+
+def _delete_jobs(before: str) -> int:
+    ended = JobRow.state.in_(("done", "failed")) & (JobRow.run_at < before)
+    old = JobRow.select(JobRow.id).where(ended).limit(AT_ONCE)
+    return int(JobRow.delete().where(JobRow.id.in_(old)).execute())

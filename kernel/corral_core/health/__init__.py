@@ -1,0 +1,1 @@
+"""Readiness, health checks and metrics."""

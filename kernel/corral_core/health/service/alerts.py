@@ -1,0 +1,53 @@
+"""Tells admins when a check stays down, and when it recovers; once each, whichever process looks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from corral import clock
+from corral.database.engine import Work
+from corral.events.event import SystemAlert, emit
+from corral.jobs.job import Schedule
+from corral_core.health.models import HealthRow
+from corral_core.health.service.board import CheckView, HealthBoard
+
+EVERY_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
+
+
+async def watch_health(work: Work, board: HealthBoard) -> None:
+    """Ask all checks, and tell what has been down for 60 s."""
+    await board.look()
+    views = board.views()
+    await work(lambda: compare(views))
+
+
+def compare(views: Mapping[str, CheckView]) -> None:
+    """Hold what is against what was; joins the unit, which only one process at a time runs."""
+    before = {row.name: row for row in HealthRow.select()}
+    now, patience = clock.now(), clock.now(-PATIENCE_SECONDS)
+    rows = []
+    for name, view in views.items():
+        row = before.get(name)
+        since = row.since if row is not None and row.status == view.status else now
+        alerted = row is not None and row.alerted
+        if view.status == "down" and not alerted and since <= patience:
+            _alert(name, view, "critical", f"{name} is down")
+            alerted = True
+        elif view.status != "down" and alerted:
+            _alert(name, view, "info", f"{name} has recovered")
+            alerted = False
+        rows.append({"name": name, "status": view.status, "since": since, "alerted": alerted})
+    kept = [HealthRow.status, HealthRow.since, HealthRow.alerted]
+    HealthRow.insert_many(rows).on_conflict(conflict_target=[HealthRow.name], preserve=kept).execute()
+    HealthRow.delete().where(HealthRow.name.not_in(list(views))).execute()
+
+
+def _alert(name: str, view: CheckView, severity: str, title: str) -> None:
+    alert = SystemAlert(
+        kind="health", severity=severity, title=title, detail=view.detail, check=name, status=view.status
+    )
+    emit(alert, object=("check", name))
+
+
+SCHEDULE = Schedule("core.health", EVERY_SECONDS, watch_health)

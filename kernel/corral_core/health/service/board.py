@@ -1,0 +1,168 @@
+"""All checks of all plugins, asked together, within a bound whatever they do; and what should not stay as it is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from importlib.metadata import version
+from typing import Literal
+
+import msgspec
+
+from corral import clock
+from corral.config.model import Config
+from corral.errors import Problem
+from corral.plugin import Contributions, HealthCheck, Installation
+from corral.redact.redactor import Redactor
+from corral.schema.fields import Instant
+from corral.settings.registry import SettingsRegistry
+from corral_core.accounts.settings import REGISTRATION
+from corral_core.health.service.checks import KernelChecks, Told
+
+log = logging.getLogger("corral.health")
+
+Status = Literal["ok", "degraded", "down", "disabled"]
+WORST_LAST: tuple[Status, ...] = ("disabled", "ok", "degraded", "down")
+ALWAYS = ("database", "redis", "minio", "mail", "vault", "queue", "plugins", "workers", "clock", "disk")
+CHECK_SECONDS, KEEP_SECONDS = 2.0, 5.0
+ABSENT: Told = ("disabled", "Nothing here needs it.")
+
+
+class CheckView(msgspec.Struct, kw_only=True):
+    """One dependency; `since` it has this status, as far as this process knows."""
+
+    status: Status
+    latency_ms: int
+    detail: str
+    since: Instant
+
+
+class HealthReport(msgspec.Struct, kw_only=True):
+    """`status` is the worst of the checks; what is not configured is `disabled` and does not count."""
+
+    status: Status
+    checked_at: Instant
+    version: str
+    uptime_ms: int
+    checks: dict[str, CheckView]
+    warnings: list[str]
+
+
+class HealthBoard:
+    """Asks at most every 5 s, however many want to know."""
+
+    def __init__(
+        self,
+        checks: KernelChecks,
+        contributions: Contributions,
+        redactor: Redactor,
+        config: Config,
+        installation: Installation,
+        settings: SettingsRegistry,
+    ) -> None:
+        self._own, self._contributions, self._redactor = checks, contributions, redactor
+        self._config, self._installation, self._settings = config, installation, settings
+        self._began = time.monotonic()
+        self._views: dict[str, CheckView] = {}
+        self._waiting: dict[str, asyncio.Task[Told]] = {}
+        self._asked: tuple[float, asyncio.Task[str]] | None = None
+
+    async def report(self) -> HealthReport:
+        """Everything, within 2.5 s."""
+        checked_at = await self.look()
+        statuses = [view.status for view in self._views.values() if view.status != "disabled"]
+        return HealthReport(
+            status=max(statuses, key=WORST_LAST.index, default="ok"),
+            checked_at=checked_at,
+            version=version("corral"),
+            uptime_ms=round((time.monotonic() - self._began) * 1000),
+            checks=dict(sorted(self._views.items())),
+            warnings=self.warnings(),
+        )
+
+    async def look(self) -> str:
+        """Have every check asked, if that was not done in the last 5 s; when it was."""
+        asked = self._asked
+        if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
+            asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._ask_all()))
+        return await asyncio.shield(asked[1])
+
+    def views(self) -> dict[str, CheckView]:
+        """As they were at the last look."""
+        return dict(self._views)
+
+    def warnings(self) -> list[str]:
+        """What is configured in a way that is fit for trying out only."""
+        config, here = self._config, self._installation
+        ignored = [item.setting.name for item in self._settings.shown() if item.problem is not None]
+        found = {
+            "rate_limits_off": not config.rate_limits,
+            "synchronous_normal": config.database.synchronous == "normal" and config.database.is_file,
+            "registration_open_on_public_bind": here.is_public and self._settings.get(REGISTRATION) == "open",
+            "key_in_data_dir": config.keys.master_key is None,
+            "safe_mode": config.safe_mode,
+            "ip_rules_disabled": config.ip_rules_disabled,
+        }
+        return [name for name, holds in found.items() if holds] + [f"invalid_setting: {name}" for name in ignored]
+
+    async def _ask_all(self) -> str:
+        checks: list[tuple[str, str, Callable[[], Awaitable[Told]]]] = [
+            (name, name, check) for name, check in self._own.all().items()
+        ]
+        checks += [(item.name, f"{plugin}.{item.name}", _in_thread(item)) for plugin, item in self._contributed()]
+        told = await asyncio.gather(*[self._ask(key, check) for _, key, check in checks])
+        now = clock.now()
+        for name in {*ALWAYS, *(name for name, _, _ in checks)}:
+            found = [answer for (other, _, _), answer in zip(checks, told, strict=True) if other == name]
+            status, detail, latency = _together(found)
+            before = self._views.get(name)
+            since = before.since if before is not None and before.status == status else now
+            self._views[name] = CheckView(status=status, latency_ms=latency, detail=detail, since=since)
+        return now
+
+    def _contributed(self) -> Iterable[tuple[str, HealthCheck]]:
+        return self._contributions.of("corral_health_checks")
+
+    async def _ask(self, key: str, check: Callable[[], Awaitable[Told]]) -> tuple[Status, str, int]:
+        """One that does not answer in time is down, and is not asked again before it did."""
+        began = time.monotonic()
+        task = self._waiting.get(key)
+        if task is None:
+            task = self._waiting[key] = asyncio.ensure_future(check())
+            task.add_done_callback(lambda done: self._ended(key, done))
+        await asyncio.wait({task}, timeout=CHECK_SECONDS)
+        latency = round((time.monotonic() - began) * 1000)
+        if not task.done():
+            return "down", f"It did not answer within {CHECK_SECONDS:g} s.", latency
+        status, detail = self._read(key, task)
+        return status, self._redactor.redact(detail)[:500], latency
+
+    def _ended(self, key: str, task: asyncio.Task[Told]) -> None:
+        """Nobody reads the answer of one that came too late, nor its failure."""
+        self._waiting.pop(key, None)
+        if not task.cancelled():
+            task.exception()
+
+    def _read(self, key: str, task: asyncio.Task[Told]) -> tuple[Status, str]:
+        try:
+            status, detail = task.result()
+        except Problem as problem:
+            return "down", problem.detail
+        except Exception as error:  # its text may hold an address
+            log.warning("a health check failed", extra={"check": key}, exc_info=error)
+            return "down", f"The check failed ({type(error).__name__})."
+        return next((known for known in WORST_LAST if known == status), "down"), str(detail)
+
+
+def _in_thread(item: HealthCheck) -> Callable[[], Awaitable[Told]]:
+    return lambda: asyncio.to_thread(item.check)
+
+
+def _together(found: list[tuple[Status, str, int]]) -> tuple[Status, str, int]:
+    """Checks of one name by several plugins are one: the worst status, and what those with it say."""
+    if not found:
+        return "disabled", ABSENT[1], 0
+    worst = max((status for status, _, _ in found), key=WORST_LAST.index)
+    return worst, " ".join(detail for status, detail, _ in found if status == worst), max(took for _, _, took in found)

@@ -1,0 +1,146 @@
+"""The kernel's own checks of `/settings/health`. What they say holds no address, path, user or key."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import peewee
+
+from corral import clock
+from corral.config.model import Config
+from corral.database.dialect import server_seconds
+from corral.database.engine import Database
+from corral.database.leases import acquire
+from corral.errors import Problem
+from corral.ids import new_id
+from corral.jobs.job import ScheduleRow
+from corral.plugin import Contributions
+from corral.plugins.registry import PluginRegistry
+from corral.storage.blobs import BlobStore
+from corral_core.accounts.service.mail import MailService
+
+Told = tuple[str, str]
+
+PROBE = "core.health"  # the lease that is taken to see whether the database takes writes
+SLOW_WRITE, SLOW_PROBE = 0.25, 1.0
+POOL_FULL = 0.8
+OVERDUE = 30.0
+SKEW, WRONG_CLOCK = 1.0, 30.0
+LITTLE, NOTHING_LEFT = 0.10, 0.02
+
+
+class KernelChecks:
+    """Each gives a status and a sentence; one that raises is down."""
+
+    def __init__(
+        self,
+        config: Config,
+        database: Database,
+        blobs: BlobStore,
+        registry: PluginRegistry,
+        contributions: Contributions,
+        mail: MailService,
+    ) -> None:
+        self._config, self._database, self._blobs, self._registry = config, database, blobs, registry
+        self._contributions, self._mail = contributions, mail
+        self._process = new_id()
+        self._began = time.monotonic()
+        self._disk_is_full = False
+
+    def all(self) -> Mapping[str, Callable[[], Awaitable[Told]]]:
+        """By name."""
+        return {
+            "database": self.database,
+            "minio": self.storage,
+            "mail": self.mail,
+            "queue": self.queue,
+            "plugins": self.plugins,
+            "clock": self.skew,
+            "disk": self.disk,
+        }
+
+    async def database(self) -> Told:
+        """A write, and how many connections are taken."""
+        began = time.monotonic()
+        try:
+            await self._database.work(lambda: acquire(PROBE, self._process, 0.0))
+        except Problem as problem:
+            self._disk_is_full = problem.code == "storage_full"
+            raise
+        self._disk_is_full = False
+        took, load = time.monotonic() - began, self._database.load()
+        if took > SLOW_WRITE:
+            return "degraded", f"A write took {took * 1000:.0f} ms."
+        if load > POOL_FULL:
+            return "degraded", f"{load:.0%} of the connections are in use."
+        return "ok", "It takes writes."
+
+    async def storage(self) -> Told:
+        """Put, get and delete of a probe."""
+        kind = "The local folder" if self._config.files_dir is not None else "The object store"
+        began = time.monotonic()
+        await self._blobs.probe()
+        took = time.monotonic() - began
+        if took > SLOW_PROBE:
+            return "degraded", f"{kind} took {took * 1000:.0f} ms for a probe."
+        return "ok", f"{kind} takes files."
+
+    async def mail(self) -> Told:
+        """Whether the mail server takes a connection, and took the last mails."""
+        if not self._mail.is_configured:
+            return "disabled", "mail.host is not set."
+        if await self._mail.probe() is not None:
+            return "down", "The mail server does not take connections as configured."
+        waiting = await self._database.work(self._mail.waiting, read=True)
+        if waiting:
+            return "degraded", f"{waiting} mails wait: the server did not take them."
+        return "ok", "The mail server takes connections."
+
+    async def queue(self) -> Told:
+        """Whether some process keeps the schedules."""
+        names = [item.name for _, item in self._contributions.of("corral_schedules")]
+        due = await self._database.work(lambda: _first_due(names), read=True)
+        if due is None:
+            if time.monotonic() - self._began < OVERDUE:
+                return "ok", "The schedules are about to begin."
+            return "down", "No schedule ever ran: no process does jobs."
+        late = clock.time_s() - clock.parse_instant(due)
+        if late > OVERDUE:
+            return "down", f"Schedules are {late:.0f} s late: no process does jobs."
+        return "ok", "Jobs and schedules are done."
+
+    async def plugins(self) -> Told:
+        """Whether all are in service that should be."""
+        amiss = [item for item in self._registry.all() if item.state in ("failed", "blocked", "quarantined")]
+        if not amiss:
+            return "ok", "All are in service."
+        told = ", ".join(f"{item.name} is {item.state}" for item in amiss)
+        protected = any(item.protected for item in amiss if item.state != "quarantined")
+        return "down" if protected else "degraded", f"{told}."
+
+    async def skew(self) -> Told:
+        """Of the clock against the database."""
+        if self._database.is_file:
+            return "ok", "The database is a file of this machine."
+        before = clock.time_s()
+        there = await self._database.work(server_seconds, read=True)
+        skew = max(0.0, before - there, there - clock.time_s())
+        status = "down" if skew > WRONG_CLOCK else "degraded" if skew > SKEW else "ok"
+        return status, f"The clock differs from the database's by {skew:.1f} s."
+
+    async def disk(self) -> Told:
+        """What is free where the data folder is."""
+        usage = await asyncio.to_thread(shutil.disk_usage, self._config.data_dir)
+        free = usage.free / usage.total
+        if self._disk_is_full:
+            return "down", "The disk of the database is full or failing."
+        status = "down" if free < NOTHING_LEFT else "degraded" if free < LITTLE else "ok"
+        return status, f"{free:.0%} of the disk with the data folder is free."
+
+
+def _first_due(names: list[str]) -> str | None:
+    found = ScheduleRow.select(peewee.fn.MIN(ScheduleRow.next_at)).where(ScheduleRow.name.in_(names)).tuples().first()
+    return None if found is None else found[0]

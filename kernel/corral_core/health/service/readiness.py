@@ -1,0 +1,64 @@
+"""Whether this process can serve: what `/health/ready` asks, bounded in time and kept for a second."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+
+from corral.database.engine import Database
+from corral.database.migrations import pending
+from corral.plugins.registry import PluginRegistry
+
+KEEP_SECONDS = 1.0
+PING_SECONDS = 1.0
+
+
+class Checks(msgspec.Struct, kw_only=True):
+    """Booleans only: the answer is public."""
+
+    database: bool
+    migrations: bool
+    plugins: bool
+    accepting: bool
+
+
+class Readiness:
+    """`accepting` is false from the beginning of the shutdown."""
+
+    def __init__(self, database: Database, registry: PluginRegistry) -> None:
+        self._database, self._registry = database, registry
+        self._asked: tuple[float, asyncio.Task[bool]] | None = None
+        self._migrated = False
+        self.served = False  # at the last look
+        self.accepting = True
+
+    async def checks(self) -> Checks:
+        """What is as it should be now; answers within a second."""
+        protected = [item for item in self._registry.all() if item.protected]
+        return Checks(
+            database=await self.database_serves(),
+            migrations=self._migrated,
+            plugins=all(item.state != "failed" for item in protected),
+            accepting=self.accepting,
+        )
+
+    async def database_serves(self) -> bool:
+        """A trivial read within a second; one at a time, however many ask."""
+        asked = self._asked
+        if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
+            asked = self._asked = (time.monotonic(), asyncio.ensure_future(asyncio.to_thread(self._look)))
+        done, _ = await asyncio.wait({asked[1]}, timeout=PING_SECONDS)
+        self.served = bool(done) and asked[1].result()
+        return self.served
+
+    def _look(self) -> bool:
+        try:
+            self._database.ping()
+            if not self._migrated:  # the scripts of a process never change: none pending once is none pending
+                homes = [home for item in self._registry.all() if item.active and (home := item.home()) is not None]
+                self._migrated = not pending(self._database, homes)
+        except Exception:
+            return False
+        return True

@@ -1,0 +1,158 @@
+"""Whether this process can serve: what `/health/ready` and `/metrics` ask, bounded in time and kept for a second."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import Metric as Family
+from prometheus_client.parser import text_string_to_metric_families
+
+from corral.database.engine import Work
+from corral.metrics.requests import RequestMetrics
+from corral.plugin import Contributions, Metric
+from corral.plugins.quarantine import PluginQuarantine
+from corral.plugins.registry import PluginRegistry
+from corral_core.health.service.process_metrics import ProcessFigures, histogram
+from corral_core.health.service.readiness import Readiness
+from corral_core.health.service.sibling_processes import Siblings, summed
+
+KEEP_SECONDS = 1.0
+COLLECT_SECONDS = 0.08
+
+Wrong = Callable[[str, Metric, Exception], None]
+
+
+class _Readings:
+    """What plugins contribute, read at most once a second. When that takes too long the last reading stands for it, and
+    while the database does not answer there is none.
+    """
+
+    def __init__(
+        self, work: Work, metrics: Callable[[], list[tuple[str, Metric]]], readiness: Readiness, wrong: Wrong
+    ) -> None:
+        self._work, self._metrics, self._readiness, self._wrong = work, metrics, readiness, wrong
+        self._asked: tuple[float, asyncio.Task[list[Family]]] | None = None
+        self._last: list[Family] = []
+
+    async def refresh(self) -> None:
+        """Before each `collect`."""
+        asked = self._asked
+        if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
+            asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._read()))
+        done, _ = await asyncio.wait({asked[1]}, timeout=COLLECT_SECONDS)
+        if done:
+            self._last = asked[1].result()
+        elif not self._readiness.served:
+            self._last = []
+
+    def collect(self) -> Iterator[Family]:
+        """Called by the registry; no I/O here."""
+        yield from self._last
+
+    async def _read(self) -> list[Family]:
+        metrics = self._metrics() if await self._readiness.database_serves() else []
+        reading = [self._work(each.collect, read=True) for _, each in metrics]
+        read = await asyncio.gather(*reading, return_exceptions=True)
+        families = []
+        for (plugin, each), got in zip(metrics, read, strict=True):
+            if not isinstance(got, BaseException):
+                try:
+                    families.append(_family(each, got))
+                except Exception as error:  # labels that were not declared, or no numbers
+                    self._wrong(plugin, each, error)
+        return families
+
+
+class Scrape:
+    """Prometheus text. The series of processes (the request path's, the process's own, counters) are summed over those
+    that serve the same address; those of the installation are read once.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        requests: RequestMetrics,
+        contributions: Contributions,
+        readiness: Readiness,
+        siblings: Siblings,
+        figures: ProcessFigures,
+        registry: PluginRegistry,
+        warden: PluginQuarantine,
+    ) -> None:
+        def contributed(*, of_process: bool) -> list[tuple[str, Metric]]:
+            found = contributions.of("corral_metrics")
+            return [each for each in found if (each[1].of_process or each[1].kind != "gauge") == of_process]
+
+        def wrong(plugin: str, metric: Metric, error: Exception) -> None:
+            if (loaded := registry.get(plugin)) is not None:
+                warden.strike(loaded, f"corral_metrics {metric.name}", error)
+
+        self._requests, self._readiness, self._siblings = requests, readiness, siblings
+        self._counted = _Readings(work, lambda: contributed(of_process=True), readiness, wrong)
+        self._measured = _Readings(work, lambda: contributed(of_process=False), readiness, wrong)
+        self._process, self._installation = (CollectorRegistry(auto_describe=False) for _ in range(2))
+        ProcessCollector(registry=self._process)
+        self._process.register(figures)
+        self._process.register(self._counted)
+        self._installation.register(self)
+        self._installation.register(self._measured)
+
+    async def text(self) -> str:
+        """All series."""
+        own, others, _ = await asyncio.gather(self.own(), self._siblings.texts(), self._measured.refresh())
+        return summed([own, *others]) + generate_latest(self._installation).decode()
+
+    async def own(self) -> str:
+        """What this process adds to the sums."""
+        await self._counted.refresh()
+        return self._requests.render() + generate_latest(self._process).decode()
+
+    def collect(self) -> Iterator[Family]:
+        """Called by the registry; no I/O here."""
+        from importlib.metadata import version
+
+        yield InfoMetricFamily("corral_build", "Version of Corral", value={"version": version("corral")})
+        up = GaugeMetricFamily("corral_up", "Whether a dependency answers", labels=["dependency"])
+        up.add_metric(["database"], self._readiness.served)
+        yield up
+
+
+class _Parsed:
+    """A text as a registry, for the writer of the other form."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def collect(self) -> Iterator[Family]:
+        """The families of the text."""
+        yield from text_string_to_metric_families(self._text)
+
+
+def open_metrics(text: str) -> str:
+    """The same series as OpenMetrics has them."""
+    from prometheus_client.openmetrics.exposition import generate_latest as generate
+
+    untyped: Any = generate
+    return str(untyped(_Parsed(text)).decode())
+
+
+def _family(metric: Metric, values: Mapping[tuple[str, ...], Any]) -> Family:
+    """Label values that were not declared are counted as `other`, so the number of series is bounded."""
+    allowed: list[Any] = [frozenset(known) for known in metric.labels.values()]
+    summed: dict[tuple[str, ...], Any] = {}
+    for labels, value in values.items():
+        kept = tuple(text if text in known else "other" for text, known in zip(labels, allowed, strict=True))
+        before = summed.get(kept)
+        summed[kept] = value if before is None else before.plus(value) if metric.kind == "histogram" else before + value
+    if metric.kind == "histogram":
+        return histogram(metric.name, metric.help, tuple(metric.labels), summed)
+    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    family: Any = kind(metric.name, metric.help, labels=list(metric.labels))
+    for labels, value in summed.items():
+        family.add_metric(labels, float(value))
+    return family  # type: ignore[no-any-return]  # both are families

@@ -1,0 +1,1 @@
+"""Which plugins run, and the API documentation."""

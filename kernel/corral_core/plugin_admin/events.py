@@ -1,0 +1,19 @@
+"""Events about plugins."""
+
+from __future__ import annotations
+
+import msgspec
+
+from corral.events.event import Event
+
+
+class PluginState(Event, kw_only=True):
+    """A plugin went into or out of service."""
+
+    event = "plugin.state"
+    visibility = "admin"
+
+    name: str
+    from_: str = msgspec.field(name="from")
+    to: str
+    reason: str | None

@@ -1,0 +1,32 @@
+"""Plugins that an admin took out of service, and plugins in quarantine."""
+
+from __future__ import annotations
+
+import peewee
+
+from corral.database.model import InstantField, Model
+
+
+class PluginStateRow(Model):
+    """A plugin that an admin took out of service; no row: it runs as configured."""
+
+    name = peewee.CharField(primary_key=True, max_length=64)
+    state = peewee.CharField(max_length=16)
+    reason = peewee.TextField(null=True)
+    since = InstantField()
+
+    class Meta:
+        table_name = "core_plugin_states"
+
+
+class QuarantineRow(Model):
+    """A plugin whose hooks, subscriptions, jobs and schedules are held, or that is on probation after that."""
+
+    name = peewee.CharField(primary_key=True, max_length=64)
+    state = peewee.CharField(max_length=16)  # held | probation
+    reason = peewee.TextField()
+    since = InstantField()
+    probes = peewee.IntegerField(default=0)
+
+    class Meta:
+        table_name = "core_quarantines"

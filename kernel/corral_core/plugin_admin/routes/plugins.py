@@ -1,0 +1,108 @@
+"""`/plugins`: what runs, why something does not, and the door."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from corral.auth.principal import Principal
+from corral.database.engine import Work
+from corral.errors import Unavailable
+from corral.http.answers import Answer, Request
+from corral.http.page import Page, PageQuery, paginate_names
+from corral.http.routes import Routes
+from corral.plugins.registry import PluginError
+from corral.schema.fields import ShortText
+from corral.settings.store import SettingsChange, SettingsStore
+from corral_core.plugin_admin.service.plugins import PluginCatalogue, PluginView
+
+routes = Routes("/plugins", tag="Plugins")
+
+
+class PluginQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Filters of the list."""
+
+    state: list[Literal["active", "disabled", "blocked", "failed", "quarantined"]] = msgspec.field(default_factory=list)
+
+
+class Disable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Why it is taken out of service."""
+
+    reason: ShortText | UnsetType = UNSET
+
+
+class NewValues(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """New values by `category.key`, of settings that the plugin declares."""
+
+    settings: Annotated[dict[str, Any], msgspec.Meta(max_length=100)]
+
+
+class ErrorList(msgspec.Struct, kw_only=True):
+    """Newest first."""
+
+    items: list[PluginError]
+
+
+@routes.get("/", needs="plugins.read")
+def list_plugins(query: PluginQuery, caller: Principal, plugins: PluginCatalogue) -> Page[PluginView]:
+    """Every installed plugin with its state, by name."""
+    found = plugins.all(query.state)
+    return paginate_names(found, query, caller, scope="plugins", name=lambda item: item.name, make=list)
+
+
+@routes.get("/{name}", needs="plugins.read")
+def read_plugin(name: str, plugins: PluginCatalogue) -> PluginView:
+    """One plugin."""
+    return plugins.get(name)
+
+
+@routes.post(
+    "/{name}/disable", needs="plugins.write", own_session=True, raises=("plugin_required", "in_use", "setting_locked")
+)
+def disable_plugin(name: str, body: Disable, plugins: PluginCatalogue) -> PluginView:
+    """Take a plugin out of service at once, in every process."""
+    return plugins.disable(name, body.reason if isinstance(body.reason, str) else None)
+
+
+@routes.post("/{name}/enable", needs="plugins.write", own_session=True, raises=("setting_locked", "invalid_state"))
+def enable_plugin(name: str, plugins: PluginCatalogue) -> Answer[PluginView]:
+    """Put a plugin back into service; 202 when it takes a reload."""
+    view = plugins.enable(name)
+    return Answer(body=view, status=202 if view.pending_reload else 200)
+
+
+@routes.get("/{name}/config", needs="plugins.read", no_store=True)
+def read_plugin_config(name: str, plugins: PluginCatalogue) -> dict[str, Any]:
+    """The effective `[plugins.<name>]` of the configuration, secrets masked."""
+    return plugins.configuration(name)
+
+
+@routes.put(
+    "/{name}/config",
+    needs="plugins.write",
+    own_session=True,
+    raises=("unknown_setting", "setting_locked", "masked_value_submitted", "url_blocked"),
+)
+async def change_plugin_config(
+    name: str,
+    body: NewValues,
+    caller: Principal,
+    request: Request,
+    plugins: PluginCatalogue,
+    store: SettingsStore | None,
+    work: Work,
+) -> SettingsChange:
+    """Change run-time settings of a plugin, as `PUT /settings/bulk` does; those of its section need a start."""
+    if store is None:
+        raise Unavailable("The plugin settings is not in service.", code="plugin_disabled", retry_after=60)
+    await store.admit(body.settings, pointer="/settings/{}".format)
+    entry = request.entry(caller)
+    return await work(lambda: plugins.configure(name, body.settings, store, by=caller), entry=entry)
+
+
+@routes.get("/{name}/errors", needs="plugins.read")
+def list_plugin_errors(name: str, plugins: PluginCatalogue) -> ErrorList:
+    """The last 100 errors of a plugin in this process."""
+    return ErrorList(items=plugins.errors(name))

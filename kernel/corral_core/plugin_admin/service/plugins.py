@@ -1,0 +1,260 @@
+"""Plugins as admins see them, and the stored decision to take one out of service."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.config.model import MASK, Config
+from corral.database.engine import Work
+from corral.database.unit import after_commit, current
+from corral.errors import Conflict, Fault, Invalid, NotFound
+from corral.events.event import emit
+from corral.events.log import Record
+from corral.plugin import Audit, AuditEntry
+from corral.plugins.quarantine import PluginQuarantine
+from corral.plugins.record import PluginRecord
+from corral.plugins.registry import PluginError, PluginRegistry
+from corral.schema.fields import Instant
+from corral.settings.store import SettingsChange, SettingsStore
+from corral_core.plugin_admin.events import PluginState
+from corral_core.plugin_admin.models import PluginStateRow
+from corral_core.plugin_admin.service import quarantine
+
+OFF = "admin"
+_SECRET = re.compile(r"password|secret|token|(^|_)key$|private")
+
+
+class Migrations(msgspec.Struct, kw_only=True):
+    """Names of scripts, in order."""
+
+    applied: list[str]
+    pending: list[str]
+
+
+class PluginView(msgspec.Struct, kw_only=True):
+    """A plugin: what it is, what it contributes, and how it fares."""
+
+    name: str
+    title: str
+    description: str
+    version: str
+    distribution: str
+    author: str
+    license: str
+    protected: bool
+    state: str
+    reason: str | None
+    since: Instant
+    requires: list[str]
+    wants: list[str]
+    required_by: list[str]
+    permissions: list[str]
+    routes: list[str]
+    events: list[str]
+    jobs: list[str]
+    schedules: list[str]
+    settings: list[str]
+    migrations: Migrations
+    errors_60s: int
+    errors_total: int
+    last_error: PluginError | None
+    pending_reload: bool = False
+
+
+class PluginCatalogue:
+    """Reads the registry of this process; what is stored is followed by every process."""
+
+    audit: Audit | None = None
+
+    def __init__(self, registry: PluginRegistry, warden: PluginQuarantine, config: Config, work: Work) -> None:
+        self._registry, self._warden, self._config, self._work = registry, warden, config, work
+        self._applying: asyncio.Future[None] | None = None
+
+    def all(self, states: Sequence[str] = ()) -> list[PluginView]:
+        """By name."""
+        tables = _tables()
+        return [self._view(item, tables) for item in self._registry.all() if not states or item.state in states]
+
+    def get(self, name: str) -> PluginView:
+        """One plugin; `NotFound`."""
+        return self._view(self._loaded(name), _tables())
+
+    def errors(self, name: str) -> list[PluginError]:
+        """The last 100 errors, newest first."""
+        self._loaded(name)
+        return self._registry.errors(name)
+
+    def configuration(self, name: str) -> dict[str, Any]:
+        """The effective `[plugins.<name>]`, secrets masked."""
+        loaded = self._loaded(name)
+        section = loaded.plugin.section if loaded.plugin is not None else None
+        table = self._config.plugins.tables.get(name, {}) if section is None else msgspec.to_builtins(section)
+        return _masked(table)
+
+    def configure(self, name: str, values: Mapping[str, Any], store: SettingsStore, *, by: Principal) -> SettingsChange:
+        """Change run-time settings that the plugin declares; others are `unknown_setting` here."""
+        own = {setting.name for setting in self._loaded(name).of("corral_settings")}
+        foreign = [
+            Fault(f"/settings/{each}", "unknown_setting", f"{name} has no setting {each}.")
+            for each in values
+            if each not in own
+        ]
+        if foreign:
+            raise Invalid(foreign[0].detail, code="unknown_setting", errors=foreign)
+        change = store.change(values, by=by, pointer="/settings/{}".format)
+        if change.updated and self.audit is not None:
+            action, details = "plugins.plugin.config", {"settings": change.updated}
+            self.audit.record(AuditEntry(action=action, object_type="plugin", object_id=name, details=details))
+        return change
+
+    def disable(self, name: str, reason: str | None) -> PluginView:
+        """Take a plugin out of service in every process, and at the next start."""
+        loaded = self._loaded(name)
+        if loaded.protected:
+            raise Conflict("This plugin is protected: nothing is safe without it.", code="plugin_required")
+        if name in self._config.plugins.enabled:
+            raise Conflict("corral.toml names it in [plugins] enabled; change it there.", code="setting_locked")
+        dependants = sorted(item.name for item in self._registry.required_by(name))
+        if dependants:
+            raise Conflict(
+                f"Disable first what requires it: {', '.join(dependants)}.", code="in_use", references=dependants
+            )
+        if loaded.state != "disabled":
+            row = {"state": "disabled", "reason": reason, "since": clock.now()}
+            PluginStateRow.insert(name=name, **row).on_conflict(
+                conflict_target=[PluginStateRow.name], update=row
+            ).execute()
+            self._changed(loaded, "disabled", reason or OFF)
+            after_commit(lambda: self._registry.disable(name, reason or OFF))
+        return msgspec.structs.replace(self.get(name), state="disabled", reason=loaded.reason or reason or OFF)
+
+    def enable(self, name: str) -> PluginView:
+        """Put a plugin back into service; one that is not loaded comes with the next start (`pending_reload`)."""
+        loaded = self._loaded(name)
+        if name in self._config.plugins.disabled:
+            raise Conflict("corral.toml names it in [plugins] disabled; change it there.", code="setting_locked")
+        if not loaded.found.built_in and name not in self._config.plugins.enabled:
+            raise Conflict(f"Name it in corral.toml first: corral plugins enable {name}.", code="setting_locked")
+        if loaded.state in ("blocked", "failed"):
+            raise Conflict(f"It is {loaded.state}: {loaded.reason}", current_status=loaded.state)
+        PluginStateRow.delete().where(PluginStateRow.name == name).execute()
+        quarantine.release(loaded)
+        if loaded.state == "active":
+            return self.get(name)
+        if loaded.plugin is None:
+            return msgspec.structs.replace(self.get(name), pending_reload=True)
+        self._changed(loaded, "active", None)
+        after_commit(lambda: self._open(name))
+        return msgspec.structs.replace(self.get(name), state="active", reason=None)
+
+    def _open(self, name: str) -> None:
+        self._warden.standing(name).clear()
+        self._registry.enable(name)
+
+    def stored(self) -> dict[str, str]:
+        """The plugins that an admin has taken out of service, with the reason; read at start."""
+        return {row.name: row.reason or OFF for row in PluginStateRow.select()}
+
+    def apply(self, stored: Mapping[str, str]) -> None:
+        """Open and close doors of this process until they are as stored; on the loop."""
+        for loaded in self._registry.all():
+            reason = stored.get(loaded.name)
+            stays = loaded.protected or loaded.name in self._config.plugins.enabled
+            if reason is not None and loaded.serves and not stays:  # what the file names wins over what is stored
+                self._registry.disable(loaded.name, reason)
+            elif reason is None and loaded.state == "disabled" and loaded.plugin is not None:
+                self._registry.enable(loaded.name)
+
+    def follow(self, records: Sequence[Record]) -> None:
+        """Do here what another process decided; a viewer of the event feed. The rows decide, the event is a hint."""
+        if any(record.type == PluginState.event for record in records):
+            self._applying = asyncio.ensure_future(self._apply_stored(self._applying))
+
+    async def _apply_stored(self, previous: asyncio.Future[None] | None) -> None:
+        if previous is not None:
+            await asyncio.wait({previous})
+        self.apply(await self._work(self.stored, read=True))
+
+    def _loaded(self, name: str) -> PluginRecord:
+        loaded = self._registry.get(name)
+        if loaded is None:
+            raise NotFound()
+        return loaded
+
+    def _changed(self, loaded: PluginRecord, state: str, reason: str | None) -> None:
+        event = PluginState(name=loaded.name, from_=loaded.state, to=state, reason=reason)
+        emit(event, object=("plugin", loaded.name))
+        if self.audit is not None:
+            verb = "enable" if state == "active" else "disable"
+            entry = AuditEntry(
+                action=f"plugins.plugin.{verb}",
+                object_type="plugin",
+                object_id=loaded.name,
+                changes={"state": (loaded.state, state)},
+                details={"reason": reason},
+            )
+            self.audit.record(entry)
+
+    def _view(self, item: PluginRecord, tables: frozenset[str]) -> PluginView:
+        kind, found = item.kind, item.found
+        recent, total = self._registry.totals(item.name)
+        errors = self._registry.errors(item.name)
+        return PluginView(
+            name=item.name,
+            title=kind.title() if kind else item.name,
+            description=kind.description() if kind else "",
+            version=found.version,
+            distribution=found.distribution,
+            author=found.author,
+            license=found.license,
+            protected=item.protected,
+            state=item.state,
+            reason=item.reason,
+            since=item.since,
+            requires=sorted(item.requires),
+            wants=sorted(kind.wants) if kind else [],
+            required_by=sorted(other.name for other in self._registry.required_by(item.name)),
+            permissions=sorted(each.name for each in kind.permissions) if kind else [],
+            routes=[route.label for group in item.of("corral_routes") for route in group],
+            events=sorted(each.event for each in item.of("corral_events")),
+            jobs=sorted(each.name for each in item.of("corral_jobs")),
+            schedules=sorted(each.name for each in item.of("corral_schedules")),
+            settings=sorted(each.name for each in item.of("corral_settings")),
+            migrations=_migrations(item, tables),
+            errors_60s=recent,
+            errors_total=total,
+            last_error=errors[0] if errors else None,
+        )
+
+
+def _tables() -> frozenset[str]:
+    return frozenset(current().database.engine.get_tables())
+
+
+def _migrations(item: PluginRecord, tables: frozenset[str]) -> Migrations:
+    home = item.home()
+    scripts = sorted(path.stem for path in home.directory.glob("[0-9]*.py")) if home else []
+    applied: set[str] = set()
+    if f"{item.name}_migrations" in tables:  # the name is an identifier: the loader refuses any other
+        rows = current().connection.execute(f"SELECT name FROM {item.name}_migrations").fetchall()  # noqa: S608
+        applied = {row[0] for row in rows}
+    return Migrations(
+        applied=[name for name in scripts if name in applied], pending=[name for name in scripts if name not in applied]
+    )
+
+
+def _masked(table: Mapping[str, Any]) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            shown[name] = _masked(value)
+        else:
+            shown[name] = MASK if value is not None and _SECRET.search(name) else value
+    return shown

@@ -1,0 +1,149 @@
+"""Quarantines as rows: written down, followed by every process, and ended by a probe.
+
+A held plugin tries again after 60 s. While it is on probation its next error holds it anew, for twice as long as
+before, up to an hour; after a window without an error the row goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
+import peewee
+
+from corral import clock
+from corral.database.engine import Work
+from corral.events.alerts import raise_alert
+from corral.events.event import SystemAlert, emit
+from corral.events.log import Record
+from corral.plugin import Audit, AuditEntry, Settings
+from corral.plugins.quarantine import Alarm, PluginQuarantine
+from corral.plugins.record import PluginRecord
+from corral.plugins.registry import PluginRegistry
+from corral.settings.kernel import QUARANTINE_WINDOW_SECONDS
+from corral_core.plugin_admin.events import PluginState
+from corral_core.plugin_admin.models import QuarantineRow
+
+FIRST_PROBE, LAST_PROBE, LOOK_SECONDS = 60, 3600, 1.0
+HELD, PROBATION = "held", "probation"
+
+
+class Quarantine:
+    """Every process holds a plugin by itself when it must; the rows make the others do so too."""
+
+    audit: Audit | None = None
+
+    def __init__(self, registry: PluginRegistry, warden: PluginQuarantine, work: Work, settings: Settings) -> None:
+        self._registry, self._warden, self._work, self._settings = registry, warden, work, settings
+        self._rows: dict[str, QuarantineRow] = {}
+        self._stale = True
+        self._bell: asyncio.Event | None = None
+
+    async def keep(self) -> None:
+        """Supervised, in every process."""
+        loop, bell = asyncio.get_running_loop(), asyncio.Event()
+        self._bell = bell
+
+        def ring() -> None:
+            loop.call_soon_threadsafe(bell.set)
+
+        self._warden.bell = ring
+        while True:
+            while self._warden.alarms:
+                alarm = self._warden.alarms[0]
+                await self._work(lambda alarm=alarm: self._write(alarm))  # type: ignore[misc]  # bound per round
+                self._warden.alarms.popleft()
+                self._registry.follow(alarm.name)
+            if self._stale:
+                self._stale = False
+                self.apply(await self._work(self.stored, read=True))
+            await self._move_on()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await bell.wait()
+            bell.clear()
+
+    def follow(self, records: Sequence[Record]) -> None:
+        """Look at the rows again; a viewer of the event feed."""
+        if any(record.type == PluginState.event for record in records):
+            self._stale = True
+            if self._bell is not None:
+                self._bell.set()
+
+    def stored(self) -> dict[str, QuarantineRow]:
+        """All rows."""
+        return {row.name: row for row in QuarantineRow.select()}
+
+    def apply(self, rows: dict[str, QuarantineRow]) -> None:
+        """Hold and release plugins of this process until they are as the rows say; on the loop."""
+        self._rows = rows
+        for loaded in self._registry.all():
+            if not loaded.serves or any(alarm.name == loaded.name for alarm in self._warden.alarms):
+                continue
+            row = rows.get(loaded.name)
+            held = row is not None and row.state == HELD
+            if row is not None and held and loaded.active and not loaded.protected:
+                self._registry.hold(loaded.name, row.reason)
+            elif not held and loaded.state == "quarantined":
+                self._warden.standing(loaded.name).clear()
+                self._registry.enable(loaded.name)
+            self._warden.standing(loaded.name).on_probation = row is not None and not held
+
+    def _write(self, alarm: Alarm) -> None:
+        if alarm.held:
+            row = {"state": HELD, "reason": alarm.reason, "since": clock.now()}
+            new = QuarantineRow.insert(name=alarm.name, **row).on_conflict_ignore().as_rowcount().execute()
+            mine = (QuarantineRow.name == alarm.name) & (QuarantineRow.state == PROBATION)
+            if not new and not QuarantineRow.update(**row).where(mine).execute():
+                return  # another process was quicker
+            self._tell(alarm.name, "active", "quarantined", alarm.reason)
+            if self.audit is not None:
+                entry = AuditEntry(
+                    action="plugins.plugin.quarantine",
+                    object_type="plugin",
+                    object_id=alarm.name,
+                    details={"reason": alarm.reason},
+                )
+                self.audit.record(entry)
+        alert = SystemAlert(
+            kind="plugin_quarantined" if alarm.held else "plugin_errors",
+            severity="warning" if alarm.held else "critical",
+            title=f"The plugin {alarm.name} {'is in quarantine' if alarm.held else 'fails, but is protected'}",
+            detail=alarm.reason,
+            object={"type": "plugin", "id": alarm.name},
+        )
+        raise_alert(alert, ("plugin", alarm.name))
+
+    async def _move_on(self) -> None:
+        """Let those try again whose time has come, and forget those that have stayed well."""
+        now = clock.time_s()
+        window = self._settings.get(QUARANTINE_WINDOW_SECONDS)
+        for row in list(self._rows.values()):
+            wait = min(LAST_PROBE, FIRST_PROBE * 2**row.probes) if row.state == HELD else window
+            if now >= clock.parse_instant(row.since) + wait:
+                await self._work(lambda row=row: self._probe(row) if row.state == HELD else self._forget(row))  # type: ignore[misc]  # bound per round
+                self.apply(await self._work(self.stored, read=True))
+
+    def _probe(self, row: QuarantineRow) -> None:
+        tried = {"state": PROBATION, "since": clock.now(), "probes": row.probes + 1}
+        if QuarantineRow.update(**tried).where(self._unchanged(row)).execute():
+            self._tell(row.name, "quarantined", "active", "probe")
+
+    def _forget(self, row: QuarantineRow) -> None:
+        if QuarantineRow.delete().where(self._unchanged(row)).execute():
+            self._tell(row.name, "active", "active", "no more errors")
+
+    @staticmethod
+    def _unchanged(row: QuarantineRow) -> peewee.Expression:
+        same: peewee.Expression = (QuarantineRow.name == row.name) & (QuarantineRow.state == row.state)
+        return same & (QuarantineRow.since == row.since)  # type: ignore[no-any-return]  # peewee's fields are untyped
+
+    @staticmethod
+    def _tell(name: str, before: str, after: str, reason: str) -> None:
+        emit(PluginState(name=name, from_=before, to=after, reason=reason), object=("plugin", name))
+
+
+def release(loaded: PluginRecord) -> None:
+    """End the quarantine of a plugin, or its probation; joins the unit."""
+    QuarantineRow.delete().where(QuarantineRow.name == loaded.name).execute()

@@ -1,0 +1,118 @@
+"""The bell over pub/sub. Nobody waits for the server: what it does not ring, the look at the log finds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from corral.ids import new_id
+from corral_core.redis.service.connection import Pauses, connect_async
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+log = logging.getLogger("corral.redis")
+
+CHANNEL = "corral:events"
+LISTEN_SECONDS, PATIENCE = 2.0, 3
+RECONNECTING_SECONDS, CONNECTING_SECONDS = 60.0, 2.0  # how long it is no worse than degraded
+
+
+class RedisBus:
+    """Rings here at once and elsewhere by the server. Rings that come while one is under way are one ring.
+
+    `connected` tells whether this process hears the others, `lost_at` (monotonic) since when it does not.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._name = new_id().encode()  # our own rings come back to us: they are old news
+        self._wake: Callable[[], None] = lambda: None
+        self._rung = asyncio.Event()
+        self._client: Redis | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopped = False  # the client may swallow the cancellation that comes with it
+        self.connected = False
+        self.lost_at: float | None = None
+        self._began, self._was_connected = time.monotonic(), False
+
+    def health(self) -> tuple[str, str]:
+        """For `/settings/health`: a status and a sentence."""
+        if self.connected:
+            return "ok", "It answers."
+        since = time.monotonic() - (self.lost_at or self._began)
+        if since < (RECONNECTING_SECONDS if self._was_connected else CONNECTING_SECONDS):
+            return "degraded", "It is being connected; until then the database announces events and jobs."
+        return "down", "It cannot be reached; the database announces events and jobs."
+
+    def ring(self) -> None:
+        self._wake()
+        self._rung.set()
+
+    async def start(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._client = await asyncio.to_thread(connect_async, self._url)  # the import takes a quarter of a second
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._publish()), loop.create_task(self._follow())]
+
+    async def stop(self) -> None:
+        self._wake = lambda: None
+        self._stopped = True
+        self._rung.set()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._client is not None:
+            with contextlib.suppress(Exception):
+                await self._client.aclose()
+
+    async def _publish(self) -> None:
+        """One ring at a time; while the server is away, only the listener tries to reach it."""
+        assert self._client is not None
+        while not self._stopped:
+            await self._rung.wait()
+            self._rung.clear()
+            if self.connected:
+                try:
+                    await self._client.publish(CHANNEL, self._name)
+                except Exception as error:
+                    log.debug("a ring was lost", extra={"reason": str(error)})
+
+    async def _follow(self) -> None:
+        """Listen for ever, connecting again after growing pauses."""
+        pauses = Pauses()
+        while not self._stopped:
+            try:
+                await self._listen(pauses)
+            except Exception as error:
+                if self.lost_at is None and not self._stopped:
+                    self.lost_at = time.monotonic()
+                    log.warning("Redis is lost; events go by the database", extra={"reason": str(error)})
+                self.connected = False
+            if not self._stopped:
+                await asyncio.sleep(pauses.following())
+
+    async def _listen(self, pauses: Pauses) -> None:
+        assert self._client is not None
+        unanswered = 0
+        async with self._client.pubsub() as subscription:
+            await subscription.subscribe(CHANNEL)
+            while unanswered < PATIENCE and not self._stopped:
+                message = await subscription.get_message(timeout=LISTEN_SECONDS)
+                if message is None:
+                    unanswered += 1
+                    await subscription.ping()
+                    continue
+                unanswered = 0
+                if message["type"] == "subscribe":
+                    log.info("connected to Redis")
+                    self.connected, self.lost_at, self._was_connected = True, None, True
+                    pauses.reset()
+                    self._wake()  # rings were missed
+                elif message["type"] == "message" and message["data"] != self._name:
+                    self._wake()
+        raise TimeoutError("it does not answer")
