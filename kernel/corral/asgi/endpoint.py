@@ -19,7 +19,6 @@ from corral.auth.permissions import Permissions
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.errors import Fault, Forbidden, Invalid, Malformed, Problem
 from corral.http import signature
-from corral.http.answers import IfMatch
 from corral.http.routes import Route
 from corral.plugins.container import Container, Scope
 from corral.redact.redactor import Redactor, made_by
@@ -194,14 +193,6 @@ def check_media_type(content_type: bytes, encoding: bytes | None) -> None:
     charset = parameters.partition(b"charset=")[2].strip(b' "')
     if media.strip() != b"application/json" or charset not in (b"", b"utf-8"):
         raise Problem("Send JSON with Content-Type: application/json.", code="unsupported_media_type")
-
-
-def parse_if_match(header: str | None) -> IfMatch:
-    """The value of an `If-Match` header: `"7"` or `*`; a tag of any other form matches no version."""
-    if header is None or header.strip() == "*":
-        return IfMatch()
-    tag = header.strip().strip('"')
-    return IfMatch(version=int(tag)) if tag.isascii() and tag.isdigit() and len(tag) < 19 else IfMatch(stale=True)
 
 
 @functools.cache

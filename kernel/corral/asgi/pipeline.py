@@ -17,7 +17,7 @@ from corral.asgi.access_log import AccessLog
 from corral.asgi.async_handlers import AsyncHandlers
 from corral.asgi.audit import RequestAudit
 from corral.asgi.cors import Cors
-from corral.asgi.endpoint import Endpoint, parse_if_match
+from corral.asgi.endpoint import Endpoint
 from corral.asgi.long_lived_connections import LongLivedConnections
 from corral.asgi.request import ClientLeft, IncomingRequest, Receive
 from corral.asgi.response import Response, ResponseSender, Send, problem_response, render, replay
@@ -28,7 +28,7 @@ from corral.clock import time_s
 from corral.database.engine import SlowRead
 from corral.database.unit import Entry
 from corral.errors import Forbidden, Malformed, NotFound, Problem, Unauthorized, Unavailable
-from corral.http.answers import Wait
+from corral.http.answers import IfMatch, Wait
 from corral.http.client import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency, Keyed, Stored
 from corral.kernel import Kernel
@@ -269,7 +269,7 @@ class Pipeline:
         if signature.caller is not None:
             arguments[signature.caller] = principal
         if signature.if_match is not None:
-            arguments[signature.if_match] = parse_if_match(request.header("if-match"))
+            arguments[signature.if_match] = IfMatch.parse(request.header("if-match"))
         if signature.request is not None:
             arguments[signature.request] = request
         if endpoint.route.keyed and (given := request.headers.get(b"idempotency-key")) is not None:

@@ -31,23 +31,6 @@ class ClientLeft(Exception):
 class IncomingRequest(Request):
     """A request read from an ASGI scope, with what the stages have found out about it so far."""
 
-    __slots__ = (
-        "_body_timeout",
-        "arguments",
-        "endpoint",
-        "idempotency_key",
-        "may_have_body",
-        "metered",
-        "path_names",
-        "principal",
-        "query",
-        "quota",
-        "receive",
-        "repeats_headers",
-        "scope",
-        "unread",
-    )
-
     def __init__(self, scope: Mapping[str, Any], receive: Receive, body_timeout: float) -> None:
         self.scope = scope
         self.receive = receive
