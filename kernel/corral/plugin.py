@@ -16,7 +16,7 @@ import pluggy
 
 from corral.auth.principal import Permission, Principal
 from corral.config.model import Config
-from corral.http.client import is_loopback
+from corral.http.client_address import is_loopback
 from corral.http.routes import Rate, Route
 
 T = TypeVar("T")

@@ -29,7 +29,7 @@ from corral.database.engine import SlowRead
 from corral.database.unit import Entry
 from corral.errors import Forbidden, Malformed, NotFound, Problem, Unauthorized, Unavailable
 from corral.http.answers import IfMatch, Wait
-from corral.http.client import ClientAddress, Hosts
+from corral.http.client_address import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency, Keyed, Stored
 from corral.kernel import Kernel
 from corral.metrics.requests import OF_BODIES

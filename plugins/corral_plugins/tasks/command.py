@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 if TYPE_CHECKING:
-    from corral.http.remote import LiveText, Remote
+    from corral.http.api_client import ApiClient, GrowingText
 
 INPUT_BYTES, TITLE_LENGTH = 256 * 1024, 200
 WHY_SECONDS = 2.0
@@ -57,7 +57,7 @@ def command(
 
     Exits with 0 only when the task is completed. Ctrl-C and --timeout end the following, not the task.
     """
-    from corral.http.remote import Remote, RemoteError
+    from corral.http.api_client import ApiClient, ApiClientError
 
     for name, text in (("--agent", agent), ("INSTRUCTIONS", instructions)):
         if not text.strip():
@@ -65,11 +65,11 @@ def command(
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise click.UsageError(f"{name} is not UTF-8 text")
     new = {"title": _title(instructions), "instructions": instructions, "input": _input(input_path)}
-    remote = Remote(_url(url), _token(token_file))
+    remote = ApiClient(_url(url), _token(token_file))
     try:
         until = None if timeout is None else time.monotonic() + timeout
         sys.exit(_run(remote, agent, new, Story(quiet=as_json), until, as_json=as_json))
-    except RemoteError as error:
+    except ApiClientError as error:
         cure = "; sign in again for a new token, or use an API key" if error.status == 401 else ""
         raise click.ClickException(f"{str(error).rstrip('.')}{cure}") from None
     finally:
@@ -80,10 +80,10 @@ class Story:
     """What happens, as lines on standard error: standard output is the result's."""
 
     def __init__(self, *, quiet: bool) -> None:
-        from corral.http.remote import LiveText
+        from corral.http.api_client import GrowingText
 
         self._quiet, self._began = quiet, time.monotonic()
-        self._live: LiveText = LiveText()
+        self._live: GrowingText = GrowingText()
         self._open = False
         self.taken = False  # by a worker, now
 
@@ -115,8 +115,10 @@ class Story:
             self.line("progress", fresh, ends=False)
 
 
-def _run(remote: Remote, agent: str, new: dict[str, Any], story: Story, until: float | None, *, as_json: bool) -> int:
-    from corral.http.remote import RemoteError
+def _run(
+    remote: ApiClient, agent: str, new: dict[str, Any], story: Story, until: float | None, *, as_json: bool
+) -> int:
+    from corral.http.api_client import ApiClientError
 
     began = time.monotonic()
     task = remote.post("/tasks", {**new, "agent_id": _agent_id(remote, agent)})
@@ -133,8 +135,8 @@ def _run(remote: Remote, agent: str, new: dict[str, Any], story: Story, until: f
         done = remote.get(f"/tasks/{task['id']}")
     except KeyboardInterrupt:
         _leave(task["id"])
-    except RemoteError as error:
-        raise RemoteError(f"{error}; the task goes on: {task['id']}", error.status) from None
+    except ApiClientError as error:
+        raise ApiClientError(f"{error}; the task goes on: {task['id']}", error.status) from None
     finally:
         ended.set()
     if not as_json:
@@ -143,15 +145,15 @@ def _run(remote: Remote, agent: str, new: dict[str, Any], story: Story, until: f
     return 0 if done["status"] == "completed" else 1
 
 
-def _tell_why(remote: Remote, task_id: str, story: Story, ended: threading.Event) -> None:
+def _tell_why(remote: ApiClient, task_id: str, story: Story, ended: threading.Event) -> None:
     """While nobody takes the task: what it waits for, once each."""
-    from corral.http.remote import RemoteError
+    from corral.http.api_client import ApiClientError
 
     told = ""
     while not ended.wait(WHY_SECONDS):
         if story.taken:
             continue
-        with contextlib.suppress(RemoteError):  # following it says what is wrong
+        with contextlib.suppress(ApiClientError):  # following it says what is wrong
             found = remote.get(f"/tasks/{task_id}/explain")
             wrong = next((each for each in found["conditions"] if not each["ok"]), None)
             if found["status"] in ("pending", "blocked") and wrong is not None and wrong["detail"] != told:
@@ -196,7 +198,7 @@ def _show(outcome: dict[str, Any], *, as_json: bool) -> None:
     )
 
 
-def _agent_id(remote: Remote, name: str) -> str:
+def _agent_id(remote: ApiClient, name: str) -> str:
     """By name, without regard to case, or by id."""
     found = remote.get("/agents", search=name, limit=200)["items"]
     same = [item for item in found if item["name"].casefold() == name.casefold()] or [
@@ -206,11 +208,11 @@ def _agent_id(remote: Remote, name: str) -> str:
         return str(same[0]["id"])
     from urllib.parse import quote
 
-    from corral.http.remote import RemoteError
+    from corral.http.api_client import ApiClientError
 
     try:
         return str(remote.get(f"/agents/{quote(name, safe='')}")["id"])
-    except RemoteError as error:
+    except ApiClientError as error:
         if error.status not in (404, 422):
             raise
     near = f"; did you mean {found[0]['name']}?" if found else "; GET /agents lists them"

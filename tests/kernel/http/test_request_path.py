@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.kernel.http.conftest import Thing
 
-from corral.http.client import Hosts
+from corral.http.client_address import Hosts
 from corral.http.idempotency import IdempotencyRow
 from corral.testing.kit import PASSWORD, Kit
 from corral_core.accounts.models import UserRow
