@@ -199,7 +199,7 @@ class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     choices: tuple[str, ...] = ()
     pattern: str | None = None  # of the whole text, or of each text of a list
     check: Callable[[Any, Settings], str | None] | None = None
-    env: str = ""  # the variable that pins it (`corral.config.model.PINNING`)
+    env: str = ""  # the variable `CORRAL_…` that pins it
     restart_required: bool = False
     secret: bool = False
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from corral.config.model import MASK, PINNING, SECTIONS, TABLE, Config, Pinned
+from corral.config.model import MASK, SECTIONS, TABLE, Config, Pinned
 from corral.config.reader import ensure_data_dir, load, sample
 from corral.errors import Refused
 
@@ -306,32 +306,22 @@ def test_things_that_belong_together() -> None:
     assert "power loss" in warned
 
 
-def test_unknown_variables_are_warned_about_with_the_nearest() -> None:
-    environ = {
-        "CORRAL_BINDD": "x",
-        "CORRAL_SECRET_DB": "v",
-        "CORRAL_SECRET_": "v",
-        "OTHER": "y",
-        "CORRAL_MAX_ATTEMPTS": "1",
-    }
-    warned = load(environ).warnings
-    assert [warning.split(":")[0] for warning in warned] == ["CORRAL_BINDD", "CORRAL_MAX_ATTEMPTS", "CORRAL_SECRET_"]
-    assert warned[0].endswith("the nearest is CORRAL_BIND")
-    assert warned[1].endswith("the nearest is CORRAL_TASK_MAX_ATTEMPTS")
+def test_other_variables_are_kept_for_the_settings_that_declare_them() -> None:
+    environ = {"CORRAL_BINDD": "x", "CORRAL_SECRET_DB": "v", "CORRAL_SECRET_": "v", "OTHER": "y"}
+    config = load(environ, path=NO_FILE)
+    assert config.variables == {"CORRAL_BINDD": "x", "CORRAL_SECRET_": "v"}
+    assert config.warnings == ()
 
 
 def test_pinned_settings() -> None:
     text = '[settings]\n"tasks.lease_seconds" = 30\ntasks.ack_seconds = 7\n"files.blocked_types" = ["a/b"]\n'
     text += "[storage]\nmax_upload_bytes = 4096\n"
-    config = from_file(text, dict.fromkeys(PINNING, "41") | {"CORRAL_WEBHOOK_RETRY_SCHEDULE": "0, 5,300"})
-    assert config.pinned["tasks.lease_seconds"] == Pinned("41", "CORRAL_TASK_LEASE_SECONDS")
-    assert config.pinned["security.refresh_absolute_seconds"] == Pinned("41", "CORRAL_REFRESH_TTL")
-    assert config.pinned["webhooks.retry_schedule"] == Pinned([0, 5, 300], "CORRAL_WEBHOOK_RETRY_SCHEDULE")
+    config = from_file(text)
+    assert config.pinned["tasks.lease_seconds"] == Pinned(30, str(config.path))
     assert config.pinned["tasks.ack_seconds"] == Pinned(7, str(config.path))
     assert config.pinned["files.blocked_types"].value == ["a/b"]
     assert config.pinned["files.max_upload_bytes"].value == 4096
     assert "files.max_upload_bytes" not in load({}, path=NO_FILE).pinned
-    assert set(PINNING.values()) <= set(config.pinned)
 
 
 def test_plugin_tables_and_settings_among_the_overrides() -> None:
@@ -360,11 +350,12 @@ def test_describe_has_every_key_and_no_secret() -> None:
         "CORRAL_WORKER_TOKEN": "hunter2",
         "CORRAL_JWT_SECRET": STRONG,
         "CORRAL_ACCESS_TTL": "60",
+        "CORRAL_PROXY_PASSWORD": "hunter2",
     }
     config = from_file(text, environ)
     rows = {row.key: row for row in config.describe()}
     assert set(TABLE) <= set(rows)
-    assert {f"settings.{name}" for name in PINNING.values()} <= set(rows)
+    assert rows["variables.CORRAL_PROXY_PASSWORD"].value == MASK
     shown = repr(rows) + repr(config) + repr(config.keys) + str(config.database)
     assert "hunter2" not in shown
     assert STRONG not in shown
@@ -374,8 +365,8 @@ def test_describe_has_every_key_and_no_secret() -> None:
     assert rows["plugins.mail"].value == {"password": MASK, "port": 25}
     assert rows["settings.llm.max_tokens"].value == 5
     assert (
-        rows["settings.security.access_ttl_seconds"].value,
-        rows["settings.security.access_ttl_seconds"].source,
+        rows["variables.CORRAL_ACCESS_TTL"].value,
+        rows["variables.CORRAL_ACCESS_TTL"].source,
     ) == (
         "60",
         "CORRAL_ACCESS_TTL",

@@ -1,17 +1,21 @@
 """Every variable that operators are told of is known, has its place in the configuration, and is shown with its source.
 
-What each of them changes is tested where it belongs. `CORRAL_WEBHOOK_*` pin settings of an area that is waiting.
+What each of them changes is tested where it belongs.
 """
 
 from __future__ import annotations
 
 import os
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from corral.config.model import TABLE
 from corral.config.reader import load
+from corral.plugin import Setting
+from corral.settings.registry import SettingsRegistry
 
 KEY = "v1:" + "A1b2C3d4E5f6G7h8I9j0K1l2M3n4O5p6Q7r8S9t0U1w="
 SECRET = "Zk3vQ9sXw2Lr7TnB5pYc8HdJ4mFg6aKe"
@@ -29,20 +33,8 @@ CORRAL_MASTER_KEY | {KEY} | keys.master_key
 CORRAL_JWT_SECRET | {SECRET} | keys.jwt_secret
 CORRAL_BOOTSTRAP_ADMIN_EMAIL | me@example.org | bootstrap_admin_email
 CORRAL_BOOTSTRAP_ADMIN_PASSWORD | {SECRET} | bootstrap_admin_password
-CORRAL_REGISTRATION | closed | settings.security.registration
-CORRAL_ACCESS_TTL | 600 | settings.security.access_ttl_seconds
-CORRAL_REFRESH_TTL | 86400 | settings.security.refresh_absolute_seconds
-CORRAL_REFRESH_GRACE | 5 | settings.security.refresh_grace_seconds
-CORRAL_LOCKOUT_THRESHOLD | 4 | settings.security.lockout_threshold
-CORRAL_LOCKOUT_WINDOW | 600 | settings.security.lockout_window_seconds
-CORRAL_LOCKOUT_SECONDS | 600 | settings.security.lockout_seconds
 CORRAL_EGRESS_ALLOW | 10.1.2.3/32 | egress.allow
 CORRAL_EGRESS_PROXY | http://proxy.example:3128 | egress.proxy
-CORRAL_WEBHOOK_RETRY_SCHEDULE | 0,5,300 | settings.webhooks.retry_schedule
-CORRAL_WEBHOOK_TIMEOUT | 10 | settings.webhooks.timeout_seconds
-CORRAL_WEBHOOK_DISABLE_AFTER | 3600 | settings.webhooks.disable_after_seconds
-CORRAL_TASK_LEASE_SECONDS | 30 | settings.tasks.lease_seconds
-CORRAL_TASK_MAX_ATTEMPTS | 5 | settings.tasks.max_attempts
 CORRAL_MAX_UPLOAD_BYTES | 4096 | storage.max_upload_bytes
 CORRAL_BODY_TIMEOUT | 10 | server.body_timeout_seconds
 CORRAL_PLUGIN_DIR | /srv/plugins | plugins.dir
@@ -68,6 +60,49 @@ def test_a_variable_has_its_place_and_is_shown_with_its_source(variable: str, va
     default = {row.key: row for row in load({}, path=Path(os.devnull)).describe()}
     assert default[key].source != variable
     assert shown[key].value != default[key].value
+
+
+# variable | a value | the setting that it pins
+PINNING = """
+CORRAL_REGISTRATION | closed | security.registration
+CORRAL_ACCESS_TTL | 600 | security.access_ttl_seconds
+CORRAL_REFRESH_TTL | 86400 | security.refresh_absolute_seconds
+CORRAL_REFRESH_GRACE | 5 | security.refresh_grace_seconds
+CORRAL_LOCKOUT_THRESHOLD | 4 | security.lockout_threshold
+CORRAL_LOCKOUT_WINDOW | 600 | security.lockout_window_seconds
+CORRAL_LOCKOUT_SECONDS | 600 | security.lockout_seconds
+CORRAL_TASK_LEASE_SECONDS | 30 | tasks.lease_seconds
+CORRAL_TASK_MAX_ATTEMPTS | 5 | tasks.max_attempts
+"""
+PINNING_ROWS = [[cell.strip() for cell in line.split("|")] for line in PINNING.strip().splitlines()]
+
+
+def _declared() -> list[Setting[Any]]:
+    kinds = [
+        point.load() for point in entry_points(group="corral.plugins") if point.dist and point.dist.name == "corral"
+    ]
+    return [setting for kind in kinds if hasattr(kind, "corral_settings") for setting in kind().corral_settings()]
+
+
+def test_a_variable_pins_the_setting_that_declares_it() -> None:
+    environ = {variable: value for variable, value, _ in PINNING_ROWS}
+    config = load(environ | {"CORRAL_TASK_MAX_ATTEMPT": "5"}, path=Path(os.devnull))
+    registry = SettingsRegistry(config.pinned, variables=config.variables)
+    registry.declare(_declared())
+    shown = {item.setting.name: item for item in registry.all()}
+    for variable, value, name in PINNING_ROWS:
+        assert (str(shown[name].value), shown[name].pinned_by) == (value, variable)
+    assert {setting.env for setting in _declared() if setting.env} == set(environ)
+    assert registry.unknown() == ["CORRAL_TASK_MAX_ATTEMPT: unknown variable; the nearest is CORRAL_TASK_MAX_ATTEMPTS"]
+
+
+def test_a_variable_of_a_setting_may_be_a_list_and_gives_way_to_the_command_line() -> None:
+    delays = Setting[list[int]](name="shelf.delays", kind=list[int], default=[], title="Delays", env="CORRAL_DELAYS")
+    for overrides, expected in (({}, [0, 5, 300]), ({"settings.shelf.delays": [1]}, [1])):
+        config = load({"CORRAL_DELAYS": "0, 5,300"}, path=Path(os.devnull), overrides=overrides)
+        registry = SettingsRegistry(config.pinned, variables=config.variables)
+        registry.declare([delays])
+        assert registry.get(delays) == expected
 
 
 def test_no_variable_is_left_out() -> None:

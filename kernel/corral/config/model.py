@@ -1,8 +1,8 @@
 """What the operator decides before the start: `corral.toml` and `CORRAL_*`, read once into one frozen `Config`.
 
-The annotated fields of `Config` and its sections, with `PINNING`, are the one table of what can be configured: loading,
-checks, `describe()` and `sample()` are made from them. Values of run-time settings that the file or the environment
-fixes are handed on unchecked in `Config.pinned`; the settings registry judges them.
+The annotated fields of `Config` and its sections are the one table of what can be configured: loading, checks,
+`describe()` and `sample()` are derived from them. Run-time settings that the file or the command line pins are passed
+on unchecked in `Config.pinned`, other variables in `Config.variables`; the settings registry checks both.
 """
 
 from __future__ import annotations
@@ -187,6 +187,8 @@ class Config(_Part, frozen=True):
     egress: Egress = Egress()
     plugins: Plugins = Plugins()
     pinned: Mapping[str, Pinned] = msgspec.field(default_factory=dict)
+    variables: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """The other `CORRAL_*` variables: each may pin the setting that declares it."""
     secrets: Mapping[str, str] = msgspec.field(default_factory=dict)  # of CORRAL_SECRET_<NAME>, by name
     sources: Mapping[str, str] = msgspec.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -207,8 +209,7 @@ class Config(_Part, frozen=True):
             value = _shown(getattr(getattr(self, section) if section else self, field), entry.key.secret)
             rows.append(Row(name, value, self.sources.get(name, "default"), entry.key.doc, entry.key.secret))
         loose = {f"settings.{name}": pin for name, pin in self.pinned.items()}
-        for variable, name in PINNING.items():
-            loose.setdefault(f"settings.{name}", Pinned(None, f"not pinned by {variable}"))
+        loose |= {f"variables.{name}": Pinned(value, name) for name, value in self.variables.items()}
         for name, table in self.plugins.tables.items():
             loose[f"plugins.{name}"] = Pinned(table, self.sources.get(f"plugins.{name}", "default"))
         for name, pin in sorted(loose.items()):
@@ -225,6 +226,7 @@ class Config(_Part, frozen=True):
         }
         given.update({f"plugins.{name}": table for name, table in self.plugins.tables.items()})
         given.update({f"settings.{name}": pin.value for name, pin in self.pinned.items()})
+        given.update({f"variables.{name}": value for name, value in self.variables.items()})
         return {
             name: text
             for key, value in given.items()
@@ -254,20 +256,6 @@ SECTIONS: Mapping[str, type[_Part]] = {
     name: kind for name, kind in get_type_hints(Config).items() if isinstance(kind, type) and issubclass(kind, _Part)
 }
 TABLE: Mapping[str, Entry] = _table()
-PINNING: Mapping[str, str] = {
-    "CORRAL_REGISTRATION": "security.registration",
-    "CORRAL_ACCESS_TTL": "security.access_ttl_seconds",
-    "CORRAL_REFRESH_TTL": "security.refresh_absolute_seconds",
-    "CORRAL_REFRESH_GRACE": "security.refresh_grace_seconds",
-    "CORRAL_LOCKOUT_THRESHOLD": "security.lockout_threshold",
-    "CORRAL_LOCKOUT_WINDOW": "security.lockout_window_seconds",
-    "CORRAL_LOCKOUT_SECONDS": "security.lockout_seconds",
-    "CORRAL_WEBHOOK_RETRY_SCHEDULE": "webhooks.retry_schedule",
-    "CORRAL_WEBHOOK_TIMEOUT": "webhooks.timeout_seconds",
-    "CORRAL_WEBHOOK_DISABLE_AFTER": "webhooks.disable_after_seconds",
-    "CORRAL_TASK_LEASE_SECONDS": "tasks.lease_seconds",
-    "CORRAL_TASK_MAX_ATTEMPTS": "tasks.max_attempts",
-}
 _IN_URL = re.compile(
     r"://[^:@/\s]*:([^\s]*)@|[?&][^=&\s]*(?:key|secret|token|password)[^=&\s]*=([^&\s]+)", re.IGNORECASE
 )

@@ -15,14 +15,15 @@ from typing import Any, get_args
 
 import msgspec
 
-from corral.config.model import PINNING, SECTIONS, TABLE, Config, Entry, Network, Pinned
+from corral.config.model import SECTIONS, TABLE, Config, Entry, Network, Pinned
 from corral.errors import Refused
 
 _BY_VARIABLE = {entry.key.variable: name for name, entry in TABLE.items() if entry.key.variable}
 _WITH_FILE = ("MASTER_KEY", "JWT_SECRET", "DATABASE_URL", "BOOTSTRAP_ADMIN_PASSWORD", "METRICS_TOKEN")
 _FROM_FILE = {f"CORRAL_{name}_FILE": f"CORRAL_{name}" for name in _WITH_FILE}
 _OF_COMMANDS = ("CORRAL_CONFIG", "CORRAL_TOKEN", "CORRAL_URL")  # read by them, no keys of the file
-_VARIABLES = (*_OF_COMMANDS, *_BY_VARIABLE, *_FROM_FILE, *PINNING)
+VARIABLES = frozenset({*_OF_COMMANDS, *_BY_VARIABLE, *_FROM_FILE})
+COMMAND_LINE = "command line"
 _WORDS = {"on": True, "yes": True, "off": False, "no": False}
 _STOCK = re.compile(
     r"change|it|me|this|please|default|secret|password|admin|jwt|your|key|corral|super|very|insecure|example|here|test"
@@ -47,7 +48,7 @@ def load(
     reader.read_environment()
     for name, value in (overrides or {}).items():
         if value is not None:
-            reader.take(name, value, "command line")
+            reader.take(name, value, COMMAND_LINE)
     return reader.result()
 
 
@@ -62,6 +63,7 @@ class _Reader:
         self.sources: dict[str, str] = {}
         self.tables: dict[str, dict[str, Any]] = {}
         self.pinned: dict[str, Pinned] = {}
+        self.variables: dict[str, str] = {}
         self.secrets: dict[str, str] = {}
         self.path: Path | None = None
 
@@ -79,7 +81,7 @@ class _Reader:
         elif name in {*SECTIONS, "settings"}:
             self.faults.append(f"{place or source}: {name} must be a table")
         else:
-            self.faults.append(f"{place or source}: unknown key {name}; {_nearest(name, TABLE)}")
+            self.faults.append(f"{place or source}: unknown key {name}; {nearest(name, TABLE)}")
 
     def read_file(self, path: Path | None) -> None:
         named = path or (Path(self.environ["CORRAL_CONFIG"]) if "CORRAL_CONFIG" in self.environ else None)
@@ -128,14 +130,11 @@ class _Reader:
     def read_environment(self) -> None:
         for variable in sorted(name for name in self.environ if name.startswith("CORRAL_")):
             value, target = self.environ[variable], _FROM_FILE.get(variable, variable)
-            if target in PINNING:
-                parts = [int(part) if part.strip().isdecimal() else part.strip() for part in value.split(",")]
-                self.pinned[PINNING[target]] = Pinned(parts if "," in value else value, variable)
-            elif pinned := re.fullmatch(r"CORRAL_SECRET_([A-Za-z]\w{0,127})", variable, re.ASCII):
-                self.secrets[pinned[1]] = value
+            if secret := re.fullmatch(r"CORRAL_SECRET_([A-Za-z]\w{0,127})", variable, re.ASCII):
+                self.secrets[secret[1]] = value
             elif target not in _BY_VARIABLE:
                 if target not in _OF_COMMANDS:
-                    self.warnings.append(f"{variable}: unknown variable; {_nearest(variable, _VARIABLES)}")
+                    self.variables[variable] = value
             elif target != variable and target in self.environ:
                 self.faults.append(f"{variable}: {target} is set too; keep one of them")
             else:
@@ -168,7 +167,7 @@ class _Reader:
         parts["plugins"]["tables"] = self.tables
         sections: dict[str, Any] = {section: kind(**parts[section]) for section, kind in SECTIONS.items()}
         told: dict[str, Any] = {"pinned": self.pinned, "sources": self.sources, "path": self.path}
-        told["secrets"] = self.secrets
+        told |= {"secrets": self.secrets, "variables": self.variables}
         return Config(**parts[""], **sections, **told, warnings=tuple(self.warnings))
 
     def check_together(self, values: Mapping[str, Any]) -> None:
@@ -243,7 +242,7 @@ def _line_of(text: str, name: str) -> int:
     return line_found
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     return f"the nearest is {difflib.get_close_matches(name, list(known), 1, 0.0)[0]}"
 
 

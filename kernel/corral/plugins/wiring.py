@@ -54,7 +54,7 @@ class Wired:
     def __init__(self, config: Config, plugins: list[PluginRecord], database: Database, keyring: Keyring) -> None:
         self.config, self.plugins, self.database, self.keyring = config, plugins, database, keyring
         self.container = Container()
-        self.settings = SettingsRegistry(config.pinned, self._is_shown)
+        self.settings = SettingsRegistry(config.pinned, self._is_shown, config.variables)
         redis = config.redis.url
         self.bus: Bus = first_result(plugins, "corral_bus", redis) if redis else MemoryBus()
         self.queue: JobQueue | None = first_result(plugins, "corral_job_queue", redis) if redis else None

@@ -1,7 +1,7 @@
-"""What looks like a credential: shapes that are taken out of machine-made text though nobody stored their values.
+"""Patterns of credentials, which are redacted in machine-generated text although nobody stored their values.
 
-An expression is tried where one of its anchors stands. It looks at nothing before the anchor nor after its own match:
-what it finds is the same whatever surrounds it, so redacting twice changes nothing and a stream is judged like a whole.
+An expression is tried where one of its anchors occurs. It looks at nothing before the anchor or after its own match,
+so its result does not depend on the surrounding text: redacting twice changes nothing, and a stream equals the whole.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ LIMIT = 4096
 
 
 class Pattern:
-    """`expression` begins with one of the `anchors`; its group `secret`, else the whole match, is taken out.
+    """`expression` begins with one of the `anchors`; its group `secret`, or else the whole match, is redacted.
 
-    `unfinished` matches whatever may stand between the anchor and the end of a text that was cut inside a match.
-    Neither may look behind, use word boundaries or negative lookahead. At most 4096 characters are matched.
-    `nests`: a match that begins inside another may end after it, so it is looked for there too.
+    `unfinished` matches everything that may follow the anchor in a text that is cut off inside a match. Neither may
+    use lookbehind, word boundaries or negative lookahead. At most 4096 characters are matched. Set `nests` if a match
+    that begins inside another may end after it.
     """
 
     def __init__(
@@ -29,17 +29,17 @@ class Pattern:
         self._group = "secret" if "secret" in self._expression.groupindex else 0
 
     def find(self, text: str, start: int) -> tuple[int, int] | None:
-        """What is to be taken out, if the text from `start` has this shape."""
+        """The start and end of the part to redact, or None if the text does not match at `start`."""
         match = self._expression.match(text, start, start + LIMIT)
         return match.span(self._group) if match else None
 
     def is_open(self, text: str, start: int, anchor: str) -> bool:
-        """Whether more text could still change what `find` says."""
+        """Whether more text could still change the result of `find`."""
         return len(text) - start < LIMIT and bool(self._unfinished.fullmatch(text, start + len(anchor)))
 
 
-class Token(NamedTuple):
-    """A service's credential: its prefix and what follows, characters of one class."""
+class _TokenFormat(NamedTuple):
+    """The credential of a service: a fixed prefix, then an expression for the rest."""
 
     prefix: str
     rest: str
@@ -53,28 +53,28 @@ _HEADERS = r"(?:(?:\s|\\[rn]){0,4}[A-Z][A-Za-z]{2,20}-[A-Z][A-Za-z]{2,20}: [\w,-
 _MIXED = r"(?=[A-Za-z0-9]*[A-Z])(?=[A-Za-z0-9]*[0-9])"
 
 _TOKENS = (
-    *(Token(f"sk-{name}-", r"[\w-]{20,}") for name in ("ant", "proj", "svcacct", "admin", "or-v1")),
-    Token("sk-", _MIXED + r"[A-Za-z0-9]{32,}"),
-    *(Token(f"gh{kind}_", r"[A-Za-z0-9]{36,}") for kind in "pousr"),
-    Token("github_pat_", r"\w{50,}"),
-    *(Token(f"glpat{mark}", r"[\w-]{20,}") for mark in "-_"),
-    *(Token(f"xox{kind}-", r"[A-Za-z0-9-]{10,}") for kind in "abeoprs"),
-    Token("xapp-", r"[A-Za-z0-9-]{20,}"),
-    *(Token(prefix, r"[A-Z0-9]{16}") for prefix in ("AKIA", "ASIA")),
-    Token("AIza", r"[\w-]{35}"),
-    Token("ya29.", r"[\w-]{20,}"),
-    Token("GOCSPX-", r"[\w-]{20,}"),
-    *(Token(f"{kind}_{mode}_", r"[A-Za-z0-9]{16,}") for kind in ("sk", "rk") for mode in ("live", "test")),
-    *(Token(prefix, r"[A-Za-z0-9]{30,}") for prefix in ("hf_", "npm_", "gsk_", "r8_", "xai-", "pplx-")),
-    Token("pypi-", r"[\w-]{50,}"),
-    *(Token(f"do{kind}_v1_", r"[a-f0-9]{64}") for kind in "por"),
-    Token("SG.", r"[\w-]{16,32}\.[\w-]{16,64}"),
-    *(Token(f"shp{kind}_", r"[a-fA-F0-9]{32}") for kind in ("at", "ca", "pa", "ss")),
-    *(Token(f"hv{kind}.", r"[\w-]{24,}") for kind in "sbr"),
-    Token(":AA", r"[\w-]{33}"),  # Telegram: the part of a bot's token that follows its number
-    Token("ATATT3", r"[\w=-]{30,}"),
-    Token("lin_api_", r"[A-Za-z0-9]{32,}"),
-    Token("AGE-SECRET-KEY-1", r"[A-Z0-9]{58}"),
+    *(_TokenFormat(f"sk-{name}-", r"[\w-]{20,}") for name in ("ant", "proj", "svcacct", "admin", "or-v1")),
+    _TokenFormat("sk-", _MIXED + r"[A-Za-z0-9]{32,}"),
+    *(_TokenFormat(f"gh{kind}_", r"[A-Za-z0-9]{36,}") for kind in "pousr"),
+    _TokenFormat("github_pat_", r"\w{50,}"),
+    *(_TokenFormat(f"glpat{mark}", r"[\w-]{20,}") for mark in "-_"),
+    *(_TokenFormat(f"xox{kind}-", r"[A-Za-z0-9-]{10,}") for kind in "abeoprs"),
+    _TokenFormat("xapp-", r"[A-Za-z0-9-]{20,}"),
+    *(_TokenFormat(prefix, r"[A-Z0-9]{16}") for prefix in ("AKIA", "ASIA")),
+    _TokenFormat("AIza", r"[\w-]{35}"),
+    _TokenFormat("ya29.", r"[\w-]{20,}"),
+    _TokenFormat("GOCSPX-", r"[\w-]{20,}"),
+    *(_TokenFormat(f"{kind}_{mode}_", r"[A-Za-z0-9]{16,}") for kind in ("sk", "rk") for mode in ("live", "test")),
+    *(_TokenFormat(prefix, r"[A-Za-z0-9]{30,}") for prefix in ("hf_", "npm_", "gsk_", "r8_", "xai-", "pplx-")),
+    _TokenFormat("pypi-", r"[\w-]{50,}"),
+    *(_TokenFormat(f"do{kind}_v1_", r"[a-f0-9]{64}") for kind in "por"),
+    _TokenFormat("SG.", r"[\w-]{16,32}\.[\w-]{16,64}"),
+    *(_TokenFormat(f"shp{kind}_", r"[a-fA-F0-9]{32}") for kind in ("at", "ca", "pa", "ss")),
+    *(_TokenFormat(f"hv{kind}.", r"[\w-]{24,}") for kind in "sbr"),
+    _TokenFormat(":AA", r"[\w-]{33}"),  # Telegram: the part of a bot token after the number
+    _TokenFormat("ATATT3", r"[\w=-]{30,}"),
+    _TokenFormat("lin_api_", r"[A-Za-z0-9]{32,}"),
+    _TokenFormat("AGE-SECRET-KEY-1", r"[A-Z0-9]{58}"),
 )
 
 BUILT_IN = (

@@ -1,4 +1,4 @@
-"""The one redactor. It knows every live credential of this process and what credentials look like."""
+"""The redactor: replaces every live credential of this process, and text that looks like one, by a mark."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from corral.redact.forms import forms, redactable
-from corral.redact.known import MARK, Hit, Known, Span, replaced
+from corral.redact.encodings import encodings, redactable
+from corral.redact.matcher import MARK, Hit, Matcher, Span, replaced
 from corral.redact.patterns import BUILT_IN, Pattern
 
 log = logging.getLogger("corral.redact")
 
-AT_ONCE = 16 * 1024  # of a value with fewer characters the texts are searched together first
-_NO_TEXT = frozenset((int, float, bool, type(None)))  # the commonest: to ask them for a Mapping would take long
+JOINED_CHARACTERS = 16 * 1024  # the texts of a smaller JSON value are first searched together
+_NO_TEXT = frozenset((int, float, bool, type(None)))  # the common types: isinstance(…, Mapping) would be slow
 OnHit = Callable[[Collection[Hit]], None]
 _MAKER: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar("corral.redact.maker", default=None)
 
 
 @contextlib.contextmanager
 def made_by(type: str, id: str) -> Iterator[None]:
-    """What is redacted meanwhile was made by a machine: for, or in, this object. A credential in it is an alarm."""
+    """Mark text redacted in this context as machine-generated for the object; a credential in it raises an alert."""
     token = _MAKER.set((type, id))
     try:
         yield
@@ -33,39 +33,39 @@ def made_by(type: str, id: str) -> Iterator[None]:
 
 
 def maker() -> tuple[str, str] | None:
-    """Type and id of the object whose machine-made text is redacted now; None: people's text, or Corral's own."""
+    """Type and id of the object whose machine-generated text is being redacted; None for any other text."""
     return _MAKER.get()
 
 
 class Redactor:
-    """Any thread may redact. `counts` has the replacements by kind, `values` the number of credentials known."""
+    """Redacts text in any thread. `counts` has the replacements by kind, `values` the number of known credentials."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.values = 0
-        self._forms: dict[str, dict[Hit, tuple[str, set[str]]]] = {}  # by source: value and forms of each name
+        self._encodings: dict[str, dict[Hit, tuple[str, set[str]]]] = {}  # by source: value and encodings of each
         self._patterns: dict[str, tuple[Pattern, ...]] = {"corral": BUILT_IN}
         self._listeners: list[OnHit] = []
         self._changing = threading.Lock()
-        self._known = self._compiled()
+        self._matcher = self._compiled()
 
     def redact(self, text: str, *, patterns: bool = True) -> str:
-        """The text with `[redacted]` for every known credential in any form, and for what looks like one.
+        """The text with `[redacted]` for every known credential in any encoding, and for text that looks like one.
 
-        Text that a person writes is redacted with `patterns=False`: only stored credentials are taken out.
+        Use `patterns=False` for text that a person writes: then only known credentials are redacted.
         """
-        known, parts = self._known, text.split(MARK)
+        matcher, parts = self._matcher, text.split(MARK)
         for index, part in enumerate(parts):
-            spans, _ = known.scan(part, patterns=patterns)
+            spans, _ = matcher.scan(part, patterns=patterns)
             if spans:
-                self._tell(spans)
+                self._notify(spans)
                 parts[index] = replaced(part, spans)
         return MARK.join(parts)
 
     def redact_json(self, value: Any, *, patterns: bool = True) -> Any:
-        """The value with all strings and keys redacted; of keys that become equal the last one's value stays."""
+        """The value with all strings and keys redacted; if keys become equal, the last one wins."""
         texts: list[str] = []
-        if _gather(value, texts, AT_ONCE) >= 0 and not self._known.may_hold("\n".join(texts)):
+        if _gather(value, texts, JOINED_CHARACTERS) >= 0 and not self._matcher.may_hold("\n".join(texts)):
             return value
         return self._redacted(value, patterns=patterns)
 
@@ -82,51 +82,51 @@ class Redactor:
         return value
 
     def stream(self, *, patterns: bool = True) -> RedactorStream:
-        """For text that comes in pieces: what is fed comes out redacted as if it had come at once."""
+        """A stream that redacts text arriving in pieces as if it had arrived at once."""
         return RedactorStream(self, patterns)
 
     def set_values(self, source: str, values: Mapping[str, str]) -> list[str]:
-        """Replace the credentials that a source has told of, by name; returns the names that are not redactable.
+        """Replace the credentials of a source, by name; returns the names whose values are not redactable.
 
-        Those are short, monotonous or one plain word: looking for them would blot out ordinary text. With thousands of
-        values this takes a moment: call it in a thread.
+        Those are short, repetitive or one plain word, which would damage ordinary text. With thousands of values
+        this takes up to a second: call it in a thread.
         """
         with self._changing:
-            before = self._forms.get(source, {})
+            before = self._encodings.get(source, {})
             now: dict[Hit, tuple[str, set[str]]] = {}
             for name, value in values.items():
                 hit = Hit("value", source, name)
                 old = before.get(hit)
                 if redactable(value):
-                    now[hit] = old if old is not None and old[0] == value else (value, forms(value))
-            self._forms[source] = now
-            self.values = sum(map(len, self._forms.values()))
-            self._known = self._compiled()
+                    now[hit] = old if old is not None and old[0] == value else (value, encodings(value))
+            self._encodings[source] = now
+            self.values = sum(map(len, self._encodings.values()))
+            self._matcher = self._compiled()
         return [name for name in values if Hit("value", source, name) not in now]
 
     def register(self, source: str, patterns: Iterable[Pattern]) -> None:
-        """Add shapes of credentials; a second call replaces those of the source."""
+        """Add patterns of credentials; a second call replaces those of the source."""
         with self._changing:
             self._patterns[source] = tuple(patterns)
-            self._known = self._compiled()
+            self._matcher = self._compiled()
 
     def on_hit(self, listener: OnHit) -> None:
-        """Call `listener` with what was found, in whatever thread redacts; it must be quick and must not log it."""
+        """Call `listener` with the hits, in the thread that redacts; it must return quickly and must not log."""
         self._listeners.append(listener)
 
-    def _compiled(self) -> Known:
-        return Known(
+    def _compiled(self) -> Matcher:
+        return Matcher(
             (
-                (form, hits)
-                for told in self._forms.values()
-                for hit, (_, each) in told.items()
+                (encoding, hits)
+                for values in self._encodings.values()
+                for hit, (_, found) in values.items()
                 for hits in (frozenset((hit,)),)
-                for form in each
+                for encoding in found
             ),
             ((source, pattern) for source, patterns in self._patterns.items() for pattern in patterns),
         )
 
-    def _tell(self, spans: list[Span]) -> None:
+    def _notify(self, spans: list[Span]) -> None:
         for span in spans:
             self.counts.update({hit.kind for hit in span.hits})
         hits = frozenset[Hit]().union(*(span.hits for span in spans))
@@ -137,51 +137,51 @@ class Redactor:
                 log.exception("a listener of the redactor failed")
 
 
-def _gather(value: Any, texts: list[str], room: int) -> int:
-    """Add all texts in a value; how much of `room` characters they leave, below 0 when they are more."""
+def _gather(value: Any, texts: list[str], budget: int) -> int:
+    """Add all texts of a value to `texts`; returns the rest of the budget of characters, negative if exceeded."""
     waiting = [value]
-    while waiting and room >= 0:
+    while waiting and budget >= 0:
         value = waiting.pop()
         if isinstance(value, str):
             texts.append(value)
-            room -= len(value)
+            budget -= len(value)
         elif isinstance(value, (list, tuple)):
             waiting += value
         elif isinstance(value, dict) or (type(value) not in _NO_TEXT and isinstance(value, Mapping)):
             waiting += (*value, *value.values())
-    return room
+    return budget
 
 
 class RedactorStream:
-    """Holds back the tail that could begin something known, at most about 4 KiB; what it let go is settled."""
+    """Holds back the tail in which a match could begin, at most about 4 KiB, and releases the rest."""
 
     def __init__(self, redactor: Redactor, patterns: bool) -> None:
         self._redactor, self._patterns = redactor, patterns
-        self._held = ""
-        self._covered = 0  # so many characters of it belong to a mark that was let go
+        self._pending = ""
+        self._covered = 0  # characters of it that a released mark stands for
 
     def feed(self, text: str) -> str:
-        """What may be sent now; it may be empty."""
-        *whole, last = (self._held + text).split(MARK)
+        """The text that may be sent now, possibly empty."""
+        *whole, last = (self._pending + text).split(MARK)
         return MARK.join([*(self._settle(part, final=True) for part in whole), self._settle(last, final=False)])
 
     def end(self) -> str:
-        """The rest; nothing more can come."""
-        return self._settle(self._held, final=True)
+        """The rest of the text, at the end of the stream."""
+        return self._settle(self._pending, final=True)
 
     def _settle(self, text: str, *, final: bool) -> str:
-        """Let go what more text cannot change; a span that reaches beyond that goes on without a mark of its own."""
-        spans, cut = self._redactor._known.scan(text, patterns=self._patterns, final=final)
-        while held := [span.since for span in spans if span.since < cut <= span.start]:
-            cut = min(held)
+        """Release what more text cannot change; a span that reaches further continues without a second mark."""
+        spans, cut = self._redactor._matcher.scan(text, patterns=self._patterns, final=final)
+        while open_spans := [span.since for span in spans if span.since < cut <= span.start]:
+            cut = min(open_spans)
         reached = [span for span in spans if span.start < cut]
         if reached:
-            self._redactor._tell(reached)
+            self._redactor._notify(reached)
         shown, covered = [], self._covered
         for span in reached:
             if span.start >= covered:
                 shown += [text[covered : span.start], MARK]
             covered = max(covered, span.end)
         shown.append(text[covered:cut])
-        self._held, self._covered = text[cut:], max(0, covered - cut)
+        self._pending, self._covered = text[cut:], max(0, covered - cut)
         return "".join(shown)

@@ -14,10 +14,13 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from corral.config.model import Pinned
+from corral.config.reader import COMMAND_LINE, VARIABLES, nearest
 from corral.plugin import Setting
 from corral.settings.values import SettingRefused, accept, check_declaration
 
 T = TypeVar("T")
+
+_NOT_PINNED = Pinned(None, "")
 
 
 class StoredSetting(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,8 +53,13 @@ class EffectiveSetting(msgspec.Struct, frozen=True, kw_only=True):
 class SettingsRegistry:
     """Implements `corral.plugin.Settings`. `is_shown`: whether the plugin that declares a setting is in service."""
 
-    def __init__(self, pinned: Mapping[str, Pinned], is_shown: Callable[[str], bool] = lambda plugin: True) -> None:
-        self._pinned, self._is_shown = pinned, is_shown
+    def __init__(
+        self,
+        pinned: Mapping[str, Pinned],
+        is_shown: Callable[[str], bool] = lambda plugin: True,
+        variables: Mapping[str, str] = {},
+    ) -> None:
+        self._pinned, self._is_shown, self._variables = dict(pinned), is_shown, dict(variables)
         self._effective: dict[str, EffectiveSetting] = {}
         self._values: dict[str, Any] = {}
         self._stored: Mapping[str, StoredSetting] = {}
@@ -66,6 +74,8 @@ class SettingsRegistry:
             check_declaration(setting)
             if setting.name in self._effective or setting.name in added:
                 raise ValueError(f"setting {setting.name} is declared twice")
+            if setting.env in self._variables and self._pinned.get(setting.name, _NOT_PINNED).source != COMMAND_LINE:
+                self._pinned[setting.name] = Pinned(_parsed(self._variables.pop(setting.env)), setting.env)
             added[setting.name] = self._judge(setting, plugin, self._stored.get(setting.name))
         self._effective |= added
         self._values |= {name: item.value for name, item in added.items()}
@@ -130,8 +140,9 @@ class SettingsRegistry:
         return {name: f"{name} {sentence}" for name, sentence in told.items() if sentence is not None}
 
     def unknown(self) -> list[str]:
-        """Warnings for pinned names that nobody declared, with the nearest known name."""
-        found = []
+        """Warnings about pinned settings that no plugin declares and unused variables, with the nearest known name."""
+        names = [*VARIABLES, *(item.setting.env for item in self._effective.values() if item.setting.env)]
+        found = [f"{name}: unknown variable; {nearest(name, names)}" for name in self._variables]
         for name, pinned in self._pinned.items():
             if name not in self._effective:
                 near = difflib.get_close_matches(name, list(self._effective), 1)
@@ -153,6 +164,12 @@ class SettingsRegistry:
             return msgspec.structs.replace(found, value=accept(setting, stored.value), source="database")
         except SettingRefused as refusal:
             return msgspec.structs.replace(found, problem=f"The stored value is ignored: {refusal}.")
+
+
+def _parsed(text: str) -> Any:
+    """The value of a variable; one with commas is a list."""
+    parts = [int(part) if part.strip().isdecimal() else part.strip() for part in text.split(",")]
+    return parts if "," in text else text
 
 
 class Values:

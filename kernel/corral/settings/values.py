@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import msgspec
 
-from corral.config.model import PINNING, TABLE
+from corral.config.model import TABLE
+from corral.config.reader import VARIABLES
 from corral.plugin import Setting
 
 LONGEST_NAME = 80
 RESERVED = frozenset({"bulk", "health", "schema", "history", "test-mail"})  # paths below /settings
-VARIABLES = {name: variable for variable, name in PINNING.items()} | {
-    entry.key.pins: entry.key.variable for entry in TABLE.values() if entry.key.pins
-}
+_PINNED_BY_KEYS = {entry.key.variable: entry.key.pins for entry in TABLE.values() if entry.key.pins}
+_VARIABLE = re.compile("CORRAL_[A-Z0-9_]+")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\.[a-z][a-z0-9_]{0,63}")
 _CREDENTIAL = re.compile(r"(^|_)(password|passphrase|secret|token|credentials?|api_?key|private_key|key)$")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,2})?")
@@ -107,10 +107,10 @@ def check_declaration(setting: Setting[Any]) -> None:
         raise ValueError(f"setting {setting.name} looks like a credential: declare it with secret=True")
     if setting.secret and (kind is not str or setting.default is not None):
         raise ValueError(f"setting {setting.name}: a secret is a text, and unset by default")
-    if setting.env and VARIABLES.get(setting.name) != setting.env:
-        raise ValueError(
-            f"setting {setting.name}: {setting.env} pins nothing; corral.config.model.PINNING says what does"
-        )
+    if setting.env in VARIABLES and _PINNED_BY_KEYS.get(setting.env) != setting.name:
+        raise ValueError(f"setting {setting.name}: {setting.env} configures something else; choose another variable")
+    if setting.env and not _VARIABLE.fullmatch(setting.env):
+        raise ValueError(f"setting {setting.name}: the name of a variable must be CORRAL_ and upper-case letters")
 
 
 def _refusal(setting: Setting[Any], source: str, code: str, error: Exception | None = None) -> SettingRefused:

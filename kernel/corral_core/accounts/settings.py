@@ -32,6 +32,7 @@ def _within_life(value: int, settings: Settings) -> str | None:
 
 REGISTRATION = Setting(
     name="security.registration",
+    env="CORRAL_REGISTRATION",
     kind=str,
     default="open",
     title="Who may register",
@@ -55,7 +56,13 @@ REQUIRE_MFA_ROLES = Setting[list[str]](
     title="Roles that must have a second factor while it is asked for",
 )
 ACCESS_TTL = Setting(
-    name="security.access_ttl_seconds", kind=int, default=900, title="Life of access tokens", minimum=60, maximum=HOUR
+    name="security.access_ttl_seconds",
+    env="CORRAL_ACCESS_TTL",
+    kind=int,
+    default=900,
+    title="Life of access tokens",
+    minimum=60,
+    maximum=HOUR,
 )
 REFRESH_IDLE = Setting(
     name="security.refresh_idle_seconds",
@@ -68,6 +75,7 @@ REFRESH_IDLE = Setting(
 )
 REFRESH_ABSOLUTE = Setting(
     name="security.refresh_absolute_seconds",
+    env="CORRAL_REFRESH_TTL",
     kind=int,
     default=30 * DAY,
     title="Longest life of a session",
@@ -76,6 +84,7 @@ REFRESH_ABSOLUTE = Setting(
 )
 REFRESH_GRACE = Setting(
     name="security.refresh_grace_seconds",
+    env="CORRAL_REFRESH_GRACE",
     kind=int,
     default=10,
     minimum=0,
@@ -84,6 +93,7 @@ REFRESH_GRACE = Setting(
 )
 LOCKOUT_THRESHOLD = Setting(
     name="security.lockout_threshold",
+    env="CORRAL_LOCKOUT_THRESHOLD",
     kind=int,
     default=5,
     minimum=3,
@@ -92,6 +102,7 @@ LOCKOUT_THRESHOLD = Setting(
 )
 LOCKOUT_WINDOW = Setting(
     name="security.lockout_window_seconds",
+    env="CORRAL_LOCKOUT_WINDOW",
     kind=int,
     default=900,
     minimum=60,
@@ -100,6 +111,7 @@ LOCKOUT_WINDOW = Setting(
 )
 LOCKOUT_SECONDS = Setting(
     name="security.lockout_seconds",
+    env="CORRAL_LOCKOUT_SECONDS",
     kind=int,
     default=900,
     minimum=60,

@@ -11,7 +11,13 @@ from corral.plugin import Setting, Settings
 from corral_plugins.tasks.api import RetryPolicy, StallPolicy
 
 MAX_ATTEMPTS = Setting(
-    name="tasks.max_attempts", kind=int, default=3, title="Attempts of a task", minimum=1, maximum=100
+    name="tasks.max_attempts",
+    env="CORRAL_TASK_MAX_ATTEMPTS",
+    kind=int,
+    default=3,
+    title="Attempts of a task",
+    minimum=1,
+    maximum=100,
 )
 BACKOFF_INITIAL = Setting(
     name="tasks.backoff_initial_seconds",
@@ -32,6 +38,7 @@ BACKOFF_JITTER = Setting(
 )
 LEASE_SECONDS = Setting(
     name="tasks.lease_seconds",
+    env="CORRAL_TASK_LEASE_SECONDS",
     kind=int,
     default=60,
     title="Life of a lease without a sign of life",

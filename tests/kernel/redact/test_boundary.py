@@ -17,7 +17,7 @@ from corral.errors import Problem
 from corral.http.routes import Routes
 from corral.jobs.job import Job, JobRow, enqueue
 from corral.plugin import Plugin, hookimpl
-from corral.redact.known import MARK
+from corral.redact.matcher import MARK
 from corral.redact.redactor import Redactor
 from corral.testing.kit import Kit
 from corral_core.accounts.service.access_tokens import AccessTokens

@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corral.redact.forms import forms
-from corral.redact.known import MARK
+from corral.redact.encodings import encodings
+from corral.redact.matcher import MARK
 from corral.redact.patterns import LIMIT
 from corral.redact.redactor import Redactor
 
@@ -22,7 +22,7 @@ VALUES = {
 }
 REDACTOR = Redactor()
 assert REDACTOR.set_values("test", VALUES) == []
-FORMS = sorted({form for value in VALUES.values() for form in forms(value)})
+ENCODINGS = sorted({text for value in VALUES.values() for text in encodings(value)})
 SHAPES = [
     "crl_",
     "whsec_",
@@ -61,7 +61,7 @@ SHAPES = [
 def texts(draw: Any) -> str:
     """Credentials whole, cut, side by side and one in the other."""
     pieces = []
-    for piece in draw(st.lists(st.sampled_from(FORMS) | st.sampled_from(SHAPES) | st.text(max_size=3), max_size=9)):
+    for piece in draw(st.lists(st.sampled_from(ENCODINGS) | st.sampled_from(SHAPES) | st.text(max_size=3), max_size=9)):
         start = draw(st.integers(0, max(0, len(piece) - 1)) | st.just(0))
         end = draw(st.integers(start, len(piece)) | st.just(len(piece)))
         pieces.append(piece[start:end])
@@ -87,7 +87,7 @@ def test_a_stream_says_what_the_whole_says(text: str, sizes: list[int], patterns
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(FORMS), st.integers(1, 50), st.text("xyz \n", max_size=5), st.text("xyz \n", max_size=5))
+@given(st.sampled_from(ENCODINGS), st.integers(1, 50), st.text("xyz \n", max_size=5), st.text("xyz \n", max_size=5))
 def test_no_form_gets_through_at_any_chunking(form: str, size: int, before: str, after: str) -> None:
     text, stream = before + form + after, REDACTOR.stream(patterns=False)
     said = [stream.feed(text[position : position + size]) for position in range(0, len(text), size)]
@@ -117,7 +117,7 @@ def test_a_stream_never_waits_for_ever() -> None:
     stream = REDACTOR.stream()
     for _ in range(300):
         stream.feed("Authorization: " + "x" * 50)
-        assert len(stream._held) < 2 * LIMIT
+        assert len(stream._pending) < 2 * LIMIT
     text = ("Authorization: " + "x" * 50) * 300
     chunks = [text[position : position + 65] for position in range(0, len(text), 65)]
     again = REDACTOR.stream()

@@ -1,4 +1,4 @@
-"""The redactor: what it knows, in which forms, and what it leaves alone."""
+"""The redactor: what it knows, in which encodings, and what it leaves alone."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from corral.redact.forms import LONGEST, forms, redactable
-from corral.redact.known import MARK, Hit
+from corral.redact.encodings import LONGEST, encodings, redactable
+from corral.redact.matcher import MARK, Hit
 from corral.redact.patterns import Pattern
 from corral.redact.redactor import Redactor
 
@@ -65,7 +65,7 @@ MIXED = "tR0ub4dor&3/Correct+Horse=Bat~tery!(x) 'y' <Z>*"
         re.sub("%..", lambda escape: escape[0].lower(), quote_plus(MIXED)),
         quote(MIXED, safe="!'()*"),  # encodeURIComponent of browsers
         quote(MIXED, safe="!'()*;,/?:@&=+$#"),  # encodeURI
-        quote_plus(MIXED, safe="*").replace("~", "%7E"),  # forms of browsers and Java
+        quote_plus(MIXED, safe="*").replace("~", "%7E"),  # as browsers and Java
         json.dumps(MIXED)[1:-1].replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"),  # Go
     ],
 )
@@ -132,7 +132,7 @@ def test_a_longer_value_is_known_by_its_long_lines() -> None:
 
 def test_a_long_form_is_known_by_its_pieces() -> None:
     value = "".join(chr(0x4E00 + number % 5000) for number in range(3000))
-    assert max(map(len, forms(value))) == LONGEST
+    assert max(map(len, encodings(value))) == LONGEST
     redacted = knowing(a=value).redact(quote(value, safe=""))
     assert set(redacted.split(MARK)) == {""}
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from corral import clock
-from corral.redact.forms import forms
-from corral.redact.known import MARK, Hit
+from corral.redact.encodings import encodings
+from corral.redact.matcher import MARK, Hit
 
 SECRET = 'k3y/"of+the<house>-77'
 TOKEN = "crw_" + "aB3-_" * 8
@@ -54,7 +54,7 @@ async def test_egress_6_nothing_that_an_agent_prints_is_stored(
         for part in ("", "/logs", "/attempts", "/events")
     ]
     everything = "\n".join([*answers, await stored(world), caplog.text])
-    assert [form for form in (*forms(SECRET), TOKEN) if form in everything] == []
+    assert [text for text in (*encodings(SECRET), TOKEN) if text in everything] == []
     result = (await world.read(task_id))["result"]
     assert result[MARK] == [result["text"]]
     assert result["text"].startswith(f"plain {MARK} encoded ")

@@ -14,7 +14,7 @@ from corral import clock
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, Entry
 from corral.events.event import SystemAlert, emit
-from corral.redact.known import Hit
+from corral.redact.matcher import Hit
 from corral.redact.redactor import maker
 from corral_plugins.secrets.models import SecretAlert
 

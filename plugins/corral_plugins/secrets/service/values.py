@@ -10,7 +10,7 @@ from corral import clock
 from corral.crypto import Keyring, SealedWrong, place, refuse_mask
 from corral.errors import Conflict, Invalid, NotFound, Problem, Unavailable
 from corral.ids import new_id
-from corral.redact.forms import redactable
+from corral.redact.encodings import redactable
 from corral_plugins.secrets.models import SecretRow, SecretVersion
 from corral_plugins.secrets.service.alarms import Alarms
 from corral_plugins.secrets.shapes import Generate

@@ -16,7 +16,7 @@ from corral.http.page import Order, Page, PageQuery, paginate
 from corral.plugin import Setting
 from corral.schema.fields import Instant
 from corral.settings.registry import EffectiveSetting
-from corral.settings.values import VARIABLES, core_kind
+from corral.settings.values import core_kind
 from corral_plugins.settings.models import ChangeRow
 from corral_plugins.settings.service.live import UNHEARD, outdated
 from corral_plugins.settings.service.rows import plain
@@ -222,7 +222,7 @@ def _declared(item: EffectiveSetting) -> dict[str, Any]:
         "description": setting.description,
         "restart_required": setting.restart_required,
         "plugin": item.plugin,
-        "env": VARIABLES.get(setting.name),
+        "env": setting.env or None,
         **{name: bound for name, bound in bounds.items() if bound is not None},
         **({"enum": list(setting.choices)} if setting.choices else {}),
     }

@@ -1,4 +1,4 @@
-"""What is looked for, compiled into one automaton that finds where anything may begin in one pass over the text."""
+"""One automaton of all values and patterns, which finds every place where one may begin in a single pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ahocorasick_rs import AhoCorasick, BytesAhoCorasick
 
-from corral.redact.forms import SHORTEST
+from corral.redact.encodings import SHORTEST
 from corral.redact.patterns import Pattern
 
 MARK = "[redacted]"
@@ -19,7 +19,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Hit(NamedTuple):
-    """What was found: `kind` is `value` or that of a pattern, `source` who told of it, `name` that of the value."""
+    """A credential found in text. `kind` is `value` or a pattern's, `source` registered it, `name` is the value's."""
 
     kind: str
     source: str
@@ -27,7 +27,7 @@ class Hit(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A piece of text to take out, and what was found in it; `since`: where what shows that it is one begins."""
+    """A part of the text to replace, and the hits in it. `since` is where the match begins, which may be earlier."""
 
     start: int
     end: int
@@ -35,17 +35,19 @@ class Span(NamedTuple):
     hits: frozenset[Hit]
 
 
-class Known:
-    """Immutable: any thread may use one while its successor is made.
+class Matcher:
+    """Finds values and patterns in text. Immutable, so any thread may use it while its successor is built.
 
-    Of each form there is nothing but its text: hundreds of thousands of objects would keep the collector of garbage
-    busy, and everybody waiting for it.
+    An encoding is stored as its text alone: hundreds of thousands of further objects would slow down the garbage
+    collector, which stops the whole process.
     """
 
-    def __init__(self, forms: Iterable[tuple[str, frozenset[Hit]]], patterns: Iterable[tuple[str, Pattern]]) -> None:
+    def __init__(
+        self, encodings: Iterable[tuple[str, frozenset[Hit]]], patterns: Iterable[tuple[str, Pattern]]
+    ) -> None:
         begins: dict[str, list[str | tuple[Pattern, frozenset[Hit]]]] = {MARK: []}
-        self._hits: dict[str, frozenset[Hit]] = {}  # of forms
-        for text, hits in forms:
+        self._hits: dict[str, frozenset[Hit]] = {}  # by encoding
+        for text, hits in encodings:
             if text in self._hits:
                 hits |= self._hits[text]
             else:
@@ -61,20 +63,20 @@ class Known:
         self._detector = BytesAhoCorasick([anchor.encode("utf-8", "replace") for anchor in self._anchors])
 
     def may_hold(self, text: str) -> bool:
-        """Whether anything that is looked for may begin in a text. No other thread gets a turn, as `scan` gives one."""
+        """Whether a match may begin in the text. Unlike `scan` it does not let other threads run."""
         return bool(self._detector.find_matches_as_indexes(text.encode("utf-8", "replace")))
 
     def scan(self, text: str, *, patterns: bool, final: bool = True) -> tuple[list[Span], int]:
-        """What to take out of a text without marks, in order and apart; and how much of the text is settled.
+        """The spans to replace in a text without marks, in order and disjoint, and the length of its settled part.
 
-        That is all of it, if the text is `final`: no more will come that could make something of its end.
+        More text could still change what is found beyond the settled part; a `final` text is settled as a whole.
         """
         settled = len(text) if final else self._cut_anchor(text)
         begins = self._automaton.find_matches_as_indexes(_encodable(text), overlapping=True)
         if not begins:
             return [], settled
         found: list[Span] = []
-        ends: dict[Pattern, int] = {}  # of the last match of each
+        ends: dict[Pattern, int] = {}  # of each pattern: where its last match ended
         for index, start, _ in sorted(begins, key=_START):
             for candidate in self._candidates[index]:
                 if isinstance(candidate, str):
@@ -92,10 +94,10 @@ class Known:
                     ends[pattern] = span[1]
                 if not final and start < settled and pattern.is_open(text, start, self._anchors[index]):
                     settled = start
-        return _apart(found), settled
+        return _disjoint(found), settled
 
     def _cut_anchor(self, text: str) -> int:
-        """Where the end of the text begins to look like an anchor."""
+        """The position from which the rest of the text may be the beginning of an anchor."""
         for size in range(min(self._longest - 1, len(text)), 0, -1):
             tail = text[-size:]
             following = bisect_right(self._anchors, tail)
@@ -105,7 +107,7 @@ class Known:
 
 
 def replaced(text: str, spans: Iterable[Span]) -> str:
-    """The text with the mark in place of each span."""
+    """The text with each span replaced by the mark."""
     kept, position = [], 0
     for span in spans:
         kept += [text[position : span.start], MARK]
@@ -113,8 +115,8 @@ def replaced(text: str, spans: Iterable[Span]) -> str:
     return "".join([*kept, text[position:]]) if kept else text
 
 
-def _apart(found: list[Span]) -> list[Span]:
-    """In order, those that overlap made one: of two values that share characters neither end stays."""
+def _disjoint(found: list[Span]) -> list[Span]:
+    """The spans in order; overlapping ones are merged, so that no end of either value remains."""
     joined: list[Span] = []
     for span in sorted(found, key=lambda each: each.start):
         if joined and span.start < joined[-1].end:
@@ -126,7 +128,7 @@ def _apart(found: list[Span]) -> list[Span]:
 
 
 def _encodable(text: str) -> str:
-    """The automaton reads UTF-8, which has no lone surrogates; positions stay the same."""
+    """The text without lone surrogates, which UTF-8 (read by the automaton) lacks; positions stay the same."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,0 +1,92 @@
+"""The encodings in which a credential may appear in text, and which values can be redacted at all."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from collections.abc import Iterator
+from urllib.parse import quote, quote_plus
+
+SHORTEST, LONGEST = 8, 4096
+SHORTEST_LINE = 24
+LONGEST_WORD = 15
+LINE_WIDTHS = (64, 76)  # openssl breaks base64 into lines of 64 characters, base64 and MIME into 76
+FEWEST_CHARACTERS = 4
+# Characters left as they are in query values and paths of URLs, by encodeURIComponent and by encodeURI.
+UNESCAPED = ("", "/", "!'()*", "!'()*;,/?:@&=+$#")
+GO_JSON_ESCAPES = str.maketrans({"&": "\\u0026", "<": "\\u003c", ">": "\\u003e"})
+
+
+def redactable(value: str) -> bool:
+    """Whether the value can be redacted without damage to ordinary text: not if it is short, repetitive or one word."""
+    value = value.strip()
+    if len(value) < SHORTEST or len(set(value)) < FEWEST_CHARACTERS:
+        return False
+    is_word = value.isalpha() and (value[1:].islower() or value.isupper())
+    return not (is_word and len(value) <= LONGEST_WORD)
+
+
+def encodings(value: str) -> set[str]:
+    """Every text that reveals the value: plain, encoded and escaped, each of 8 to 4096 characters.
+
+    A value longer than 4096 characters is recognised by its long lines, a longer encoding by pieces of that length.
+    """
+    value = value.strip()
+    parts = [value]
+    if len(value) > LONGEST:
+        parts = [line.strip() for line in value.splitlines() if len(line.strip()) >= SHORTEST_LINE]
+    return {piece for part in parts for encoding in _encoded(part) for piece in _pieces(encoding)}
+
+
+def _encoded(value: str) -> Iterator[str]:
+    data = value.encode("utf-8", "surrogatepass")
+    yield value
+    yield data.hex()
+    yield data.hex().upper()
+    yield from _base64(data)
+    for percent in (*(quote(data, safe=kept) for kept in UNESCAPED), quote_plus(data), _html_form(data)):
+        yield from (percent, re.sub("%..", lambda escape: escape[0].lower(), percent))
+    for escaped in (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]):
+        in_json = json.dumps(escaped)[1:-1]  # a JSON text within JSON
+        for text in (escaped, escaped.translate(GO_JSON_ESCAPES), in_json):
+            yield from (text, text.replace("/", "\\/"))
+    units = value.encode("utf-16-be", "surrogatepass").hex(" ", 2).split(" ")
+    yield from ("".join(f"\\u{unit}" for unit in units), "".join(f"\\u{unit.upper()}" for unit in units))
+    yield html.escape(value)
+    yield html.escape(value).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
+
+
+def _html_form(data: bytes) -> str:
+    """The data as browsers and Java write it into `application/x-www-form-urlencoded`."""
+    return quote_plus(data, safe="*").replace("~", "%7E")
+
+
+def _base64(data: bytes) -> Iterator[str]:
+    """The base64 characters that the data alone decides, at each of the three offsets it may have in a longer text.
+
+    Also with the end of the text, and, for data that is the whole text, broken into lines.
+    """
+    for before in range(3):
+        padded = b"\0" * before + data
+        whole = base64.b64encode(padded).decode()
+        first = (0, 2, 3)[before]
+        certain = whole[first : len(padded) * 8 // 6]
+        for text in (certain, whole[first:].rstrip("="), whole[first:], *(() if before else _lines(certain))):
+            yield text
+            yield text.replace("+", "-").replace("/", "_")
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of a text that is broken at one of the usual widths."""
+    parts = (text[at : at + width] for width in LINE_WIDTHS if len(text) > width for at in range(0, len(text), width))
+    return filter(redactable, parts)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    if len(text) < SHORTEST:
+        return
+    for start in range(0, len(text) - LONGEST, LONGEST):
+        yield text[start : start + LONGEST]
+    yield text[-LONGEST:]
