@@ -79,7 +79,7 @@ ALLOWED = {
     "kernel/corral/http/api_client.py": "commands speak to the server that they are told",
     "kernel/corral/cli/demo_server.py": "looks for a free port of this machine",
     "kernel/corral/cli/services.py": "`corral doctor` looks whether the operator's Redis answers",
-    "kernel/corral/cli/asgi_servers.py": "the listening socket",
+    "kernel/corral/cli/uvicorn_server.py": "the listening socket",
     "kernel/corral/cli/serve.py": "the listening socket",
     "kernel/corral/cli/processes.py": "the listening socket, handed on to further processes",
     "kernel/corral_core/health/service/sibling_processes.py": "processes of one server, over a socket",

@@ -77,15 +77,18 @@ class Bench:
 
     @property
     def main(self) -> Product:
-        """The product with 10,000 tasks, for what is measured against H."""
-        return self.product("main", 10_000)
+        """The product with 10,000 tasks on Hypercorn, for what is measured against H."""
+        return self._on("hypercorn")
 
     @property
     def on_uvicorn(self) -> Product:
         """The same as `main`, served by uvicorn."""
-        if "uvicorn" not in self._products:
-            self._products["uvicorn"] = self.start(self.seeds.make(10_000), "--server", "uvicorn")
-        return self._products["uvicorn"]
+        return self._on("uvicorn")
+
+    def _on(self, server: str) -> Product:
+        if server not in self._products:
+            self._products[server] = self.start(self.seeds.make(10_000), "--server", server)
+        return self._products[server]
 
     def product(self, name: str, size: int) -> Product:
         """The product with this many tasks."""

@@ -28,7 +28,7 @@ COUNT = """INSERT INTO tasks_counters (status, priority, shard, n) VALUES (?, ?,
 ON CONFLICT (status, priority, shard) DO UPDATE SET n = n + 1"""
 OPEN = """INSERT INTO tasks_open (created_by, shard, n) VALUES (?, 0, 1)
 ON CONFLICT (created_by, shard) DO UPDATE SET n = n + 1"""
-NEXT = "(SELECT COALESCE(MAX(seq), 0) + 1 FROM core_events)"
+NEXT = "(SELECT COALESCE(MAX(seq), 0) + 1 FROM kernel_events)"
 
 
 class Writer(threading.Thread):
@@ -41,10 +41,10 @@ class Writer(threading.Thread):
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
         self._connection.executescript(PRAGMAS)
         self._task = self._pattern("SELECT * FROM tasks_tasks WHERE status = 'pending' LIMIT 1")
-        self._event = self._pattern("SELECT * FROM core_events WHERE type = 'task.created' LIMIT 1")
+        self._event = self._pattern("SELECT * FROM kernel_events WHERE type = 'task.created' LIMIT 1")
         del self._event["ins"], self._event["seq"]
         self._insert_task = self._insert("tasks_tasks", self._task)
-        self._insert_event = self._insert("core_events", self._event, seq=NEXT)
+        self._insert_event = self._insert("kernel_events", self._event, seq=NEXT)
 
     def _pattern(self, select: str) -> dict[str, Any]:
         cursor = self._connection.execute(select)

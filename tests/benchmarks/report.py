@@ -17,7 +17,7 @@ from tests.benchmarks.bench import Figure
 
 HERE = Path(__file__).parent
 LAST_RUN, LAST_PLOT = HERE / "last-run.json", HERE / "last-run.svg"
-LIBRARIES = ("corral", "quart", "hypercorn", "h11", "peewee", "msgspec")
+LIBRARIES = ("corral", "quart", "hypercorn", "h11", "uvicorn", "httptools", "uvloop", "peewee", "msgspec")
 
 _console = Console(highlight=False)
 
@@ -57,7 +57,6 @@ def write_json(figures: Sequence[Figure], path: Path) -> None:
     document = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "engine": "sqlite",
-        "server": "hypercorn",
         "cores": len(os.sched_getaffinity(0)),
         "machine": platform.machine(),
         "python": platform.python_version(),

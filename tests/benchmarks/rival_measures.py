@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from tests.benchmarks.bench import TASKS, Bench, Figure, Side
+from tests.benchmarks.bench import TASKS, Bench, Figure, Product, Side
 from tests.benchmarks.rivals import AGENTOS, LANGGRAPH, PREFECT
 from tests.benchmarks.seeds import PATTERN
 from tests.benchmarks.servers import load, request_bytes
 
 RIVALS = (PREFECT, AGENTOS, LANGGRAPH)
-GETS, CREATES = (20.0, 7.0, 3.0), (15.0, 8.0, 5.0)
+GETS, CREATES = (20.0, 7.0, 6.0), (15.0, 8.0, 5.0)
 
 
 def p6(bench: Bench) -> Figure:
@@ -28,9 +28,8 @@ def p7(bench: Bench) -> Figure:
 def _against(
     bench: Bench, name: str, title: str, targets: Sequence[float], which: int, accept: Any, connections: int | None
 ) -> Figure:
-    """The least of the ratios, each as a part of its target."""
-    product = bench.main
-    mine = (product.gets(), [request_bytes("POST", TASKS, PATTERN, product.token)])[which]
+    """The least of the ratios, each as a part of its target; on uvicorn, with those on Hypercorn beside them."""
+    sides = [_side(bench.on_uvicorn, which), _side(bench.main, which)]
     found: dict[str, Any] = {}
     for rival, target in zip(RIVALS, targets, strict=True):
         folder = bench.folder / name
@@ -38,20 +37,31 @@ def _against(
         with rival.start(folder) as server:
             theirs = [rival.prepare(server)[which]]
             at_once = connections or rival.connections
-            ratio, rates = _ratio(
-                bench, (product.server, mine, (200, 201)), (server, theirs, (accept(rival),)), at_once
-            )
-            found[rival.name] = {"ratio": ratio, "target": target, "per_second": rates[0], "other_per_second": rates[1]}
+            other: Side = (server, theirs, (accept(rival),))
+            (ratio, rates), (hypercorn, _) = (_ratio(bench, side, other, at_once) for side in sides)
+            found[rival.name] = {
+                "ratio": ratio,
+                "hypercorn_ratio": hypercorn,
+                "target": target,
+                "per_second": rates[0],
+                "other_per_second": rates[1],
+            }
+    on_hypercorn = ", ".join(f"{each['hypercorn_ratio']:.1f} x" for each in found.values())
     worst = min(found, key=lambda name: float(found[name]["ratio"] / found[name]["target"]))
     wanted = ", ".join(f"{rival.name} {target:g} x" for rival, target in zip(RIVALS, targets, strict=True))
     return Figure(
         name=name,
-        title=f"{title}, to {wanted}; least: {worst}",
+        title=f"{title} on uvicorn, to {wanted}; least: {worst}; on Hypercorn {on_hypercorn}",
         value=found[worst]["ratio"] / found[worst]["target"],
         target=1.0,
         unit="of target",
         details=found,
     )
+
+
+def _side(product: Product, which: int) -> Side:
+    requests = (product.gets(), [request_bytes("POST", TASKS, PATTERN, product.token)])[which]
+    return product.server, requests, (200, 201)
 
 
 def _ratio(bench: Bench, one: Side, other: Side, connections: int) -> tuple[float, tuple[float, float]]:

@@ -99,7 +99,7 @@ def test_operations_4_four_processes_on_sqlite(tmp_path: Path, long_form: bool) 
     """No lock error under load; an event and a signed-out session are known to all processes within 2 s."""
     server = ServerProcess(tmp_path, arguments=("--processes", "4", WITHOUT_WORKER))
     with server:
-        until(lambda: "Corral is ready" in server.log)
+        until(lambda: "Corral is ready on" in server.log)
         assert len(children(server)) == 4
         admin, other = server.sign_in(), server.sign_in()
         with Load(server, token_of(admin), rate=200) as load, ThreadPoolExecutor(24) as pool:
@@ -141,7 +141,7 @@ def two(tmp_path: Path) -> Iterator[ServerProcess]:
     config.write_text("[server]\nprocesses = 2\n")
     server = ServerProcess(tmp_path, arguments=(WITHOUT_WORKER,), environ={"CORRAL_CONFIG": str(config)})
     with server:
-        until(lambda: "Corral is ready" in server.log)  # all are; one answers earlier
+        until(lambda: "Corral is ready on" in server.log)  # all are; one answers earlier
         yield server
 
 

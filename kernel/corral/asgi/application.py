@@ -13,7 +13,7 @@ from corral.auth.permissions import Permissions
 from corral.http.openapi import ApiDocument, document
 from corral.http.routes import API_PREFIX, Route, Socket
 from corral.kernel import Kernel
-from corral.plugins.record import PluginRecord, attempt, block, fail
+from corral.plugins.record import PluginRecord, block_dependants
 
 
 class Application:
@@ -25,18 +25,18 @@ class Application:
         router = Router()
         before = kernel.active
         for loaded in sorted(before, key=lambda item: not item.found.built_in):  # built-in plugins keep their paths
-            attempt(loaded, functools.partial(self._add_routes, loaded, router))
-        block(kernel.plugins)
+            loaded.attempt(self._add_routes, loaded, router)
+        block_dependants(kernel.plugins)
         for loaded in before:
             if not loaded.serves:
-                kernel.close_door(loaded)
+                kernel.registry.publish(loaded)
         kernel.refuse_without_essentials()
         add_unavailable(router, kernel.plugins, self.endpoints)
         self.pipeline = Pipeline(kernel, router)
         exempt = [path for each in self.endpoints if each.route.exempt_host for path in each.route.paths]
         self.pipeline.open_to_any_host = frozenset([*exempt, *(f"{path}/" for path in exempt)])
         kernel.container.get(ApiDocument).describe(endpoint.route for endpoint in self.endpoints)
-        kernel.door_watchers.append(self._plugins_changed)
+        kernel.registry.listeners.append(self._plugins_changed)
         self._plugins_changed(*kernel.plugins)
         server = kernel.config.server
         self.app = quart_app.build(
@@ -49,40 +49,38 @@ class Application:
 
     def _sockets(self) -> dict[str, sockets.SocketEndpoint]:
         found = {path: sockets.SocketEndpoint(loaded) for loaded, path in unavailable_sockets(self.kernel.plugins)}
-        found.update(pair for loaded in self.kernel.active for pair in loaded.of("_sockets"))
+        found.update(pair for loaded in self.kernel.active for pair in loaded.bound.sockets)
         return {prefix + path: each for path, each in found.items() for prefix in ("", API_PREFIX)}
 
     def _socket(self, loaded: PluginRecord, item: Socket) -> sockets.SocketEndpoint:
-        serve = self.kernel.container.bind(item.serve, self.kernel.room(loaded), skip=("connection",))
+        serve = self.kernel.container.bind(item.serve, self.kernel.scope(loaded), skip=("connection",))
         return sockets.SocketEndpoint(loaded, self.kernel.guards.route(loaded, f"WS {item.path}", serve))
 
     def _add_routes(self, loaded: PluginRecord, router: Router) -> None:
         permissions = self.kernel.container.get(Permissions)
         bound: list[Endpoint] = []
         own = Router()  # raises `RouteConflict` when a plugin declares an operation twice
-        for group in loaded.of("corral_routes"):
+        for group in loaded.contributed.routes:
             for route in group:
                 route.plugin = loaded.name
                 _check(route, permissions)
-                bound.append(Endpoint(route, self.kernel.container, self.kernel.room(loaded)))
+                bound.append(Endpoint(route, self.kernel.container, self.kernel.scope(loaded)))
                 bound[-1].handler = self.kernel.guards.route(loaded, route.label, route.handler)
                 own.add(bound[-1])
-        loaded.contributions["_sockets"] = [
-            (item.path, self._socket(loaded, item)) for item in loaded.of("corral_sockets")
-        ]
+        loaded.bound.sockets = [(item.path, self._socket(loaded, item)) for item in loaded.contributed.sockets]
         if not loaded.found.built_in:  # shapes without a schema would leave the whole API without a document
             document([each.route for each in bound], title="", version="", public_url=None)
         conflicts = [(each.route, other) for each in bound if (other := router.conflict(each.route)) is not None]
         for _, other in conflicts:
             rival = next(item for item in self.kernel.plugins if item.name == other.plugin)
             if rival.active and not rival.found.built_in:  # of two third parties neither has the better claim
-                fail(rival, f"{other.label} is declared by {loaded.name} too")
+                rival.fail(f"{other.label} is declared by {loaded.name} too")
         if conflicts:
             raise RouteConflict(*conflicts[0])
         for endpoint in bound:
             router.add(endpoint)
         if not loaded.found.built_in:
-            self.kernel.database.rooms |= {endpoint.label: loaded.name for endpoint in bound}
+            self.kernel.database.plugin_by_label |= {endpoint.label: loaded.name for endpoint in bound}
         self.endpoints.extend(bound)
 
     def _plugins_changed(self, *changed: PluginRecord) -> None:

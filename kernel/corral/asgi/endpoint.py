@@ -35,7 +35,7 @@ INLINE_AFTER, INLINE_BELOW, INLINE_ABOVE, INLINE_PENALTY = 20, 0.005, 0.050, 100
 class Endpoint:
     """What the router leads to. While the plugin is out of service, `unavailable()` is the problem to answer with."""
 
-    def __init__(self, route: Route, container: Container, room: Scope) -> None:
+    def __init__(self, route: Route, container: Container, scope: Scope) -> None:
         self.route = route
         self.handler = route.handler  # wrapped in a guard if the plugin is a third party's
         self.signature = signature.read(route)
@@ -48,7 +48,7 @@ class Endpoint:
         self._needs = frozenset(route.needs)
         self._needs_permission_only = not (route.own_session or route.step_up or SIGNED_IN in route.needs)
         self.unavailable: Callable[[], Problem] | None = None
-        self.container, self.room = container, room
+        self.container, self.scope = container, scope
         self.redactor = container.get(Redactor)
         self.services: dict[str, Any] = {}
         self.rebind()
@@ -60,7 +60,7 @@ class Endpoint:
 
     def rebind(self) -> None:
         """Look up the services again: those of other plugins come and go."""
-        self.services = self.container.services(self.signature.services, self.room, self.label)
+        self.services = self.container.services(self.signature.services, self.scope, self.label)
 
     def authorize(self, principal: Principal) -> None:
         """Raise `Forbidden` unless the principal holds one of `needs`, in the way that the route demands."""

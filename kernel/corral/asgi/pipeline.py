@@ -54,7 +54,7 @@ class Pipeline:
         self.metrics, self.redactor, self.record_error = kernel.metrics, kernel.redactor, kernel.registry.record
         self.client_address = ClientAddress(server.trusted_proxies)
         self.is_own_host = functools.lru_cache(maxsize=256)(Hosts(server.public_url, server.allowed_hosts))
-        contributed = [gate for loaded in kernel.active for gate in loaded.of("corral_gates")]
+        contributed = [gate for loaded in kernel.active for gate in loaded.contributed.gates]
         self.gates = tuple(gate for gate in contributed if isinstance(gate, Gate))
         self.meters = tuple(gate for gate in contributed if isinstance(gate, Meter))
         self.connections = LongLivedConnections(self.gates)

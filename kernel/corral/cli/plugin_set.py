@@ -29,7 +29,7 @@ def plugins_of(config: Config) -> list[PluginRecord]:
     loaded = load(discover(config), config)
     for item in loaded:
         if item.name in stored and item.active and not item.protected and item.name not in config.plugins.enabled:
-            item.become("disabled", stored[item.name])
+            item.disable(stored[item.name])
     return sorted(loaded, key=lambda item: item.name)
 
 
@@ -45,7 +45,9 @@ def stored_states(config: Config) -> dict[str, str]:
     engine: Any
     try:
         with own_connection(database) as engine:
-            rows = engine.execute_sql("SELECT name, reason FROM core_plugin_states WHERE state = 'disabled'").fetchall()
+            rows = engine.execute_sql(
+                "SELECT name, reason FROM plugin_admin_states WHERE state = 'disabled'"
+            ).fetchall()
         return {name: reason or "admin" for name, reason in rows}
     except Exception:  # unreachable or empty: `corral doctor` is who tells of that
         return {}

@@ -11,8 +11,8 @@ from corral.database.engine import Database
 from corral.database.migrations import own_connection, schema_lock
 
 # Kernel tables whose rows are named `<plugin>.<what>`, and the one whose rows are named like the plugin.
-NAMED = ("core_consumers", "core_schedules", "core_jobs")
-STATES = "core_plugin_states"
+NAMED = ("kernel_consumers", "kernel_schedules", "kernel_jobs")
+STATES = "plugin_admin_states"
 
 
 def tables_of(database: Database, plugin: str, plugins: Iterable[str]) -> list[str]:

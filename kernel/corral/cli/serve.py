@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
 import logging
 import os
 import signal
@@ -19,7 +18,7 @@ from typing import Any
 import click
 
 from corral.cli import logs, running
-from corral.cli.asgi_servers import loop_factory, serve_with
+from corral.cli.asgi_servers import chosen_server, loop_factory, serve_with
 from corral.cli.processes import Inherited, Processes
 from corral.cli.starts import Starts
 from corral.cli.surroundings import Surroundings
@@ -39,7 +38,11 @@ CLOSING_SECONDS = 0.5  # busy connections end with their next answer, before the
 
 @click.command("serve")
 @click.option("--bind", help="host:port to listen on (default 127.0.0.1:8000; port 0: any free one)")
-@click.option("--server", type=click.Choice(["hypercorn", "uvicorn"]), help="the ASGI server")
+@click.option(
+    "--server",
+    type=click.Choice(["auto", "hypercorn", "uvicorn"]),
+    help="the ASGI server (default auto: uvicorn where the extra fast is installed, else hypercorn)",
+)
 @click.option("--processes", type=click.IntRange(1, 256), help="server processes on this machine (default 1)")
 @click.option("--no-jobs", is_flag=True, help="leave jobs and schedules to `corral jobs`")
 @click.option("--no-embedded-worker", is_flag=True, help="start no worker beside the server")
@@ -90,8 +93,7 @@ def _configure(options: Mapping[str, Any]) -> Config:
     if options["no_embedded_worker"]:
         table = {**config.plugins.tables.get("workers", {}), "embedded": False}
         config = load_config(path=path, overrides={**overrides, "plugins.workers": table})
-    if config.server.server == "uvicorn" and importlib.util.find_spec("uvicorn") is None:
-        raise Refused("server.server: uvicorn is an extra: pip install 'corral[fast]'")
+    chosen_server(config)  # refuses a server that is not installed
     return config
 
 
@@ -308,11 +310,9 @@ class Serving:
 def announcement(kernel: Any, address: str) -> str:
     """What an operator wants to know at the start."""
     config: Config = kernel.config
-    lines = [f"Corral is ready: {address}/api/v1/docs", f"  data folder   {config.data_dir}"]
+    lines = [f"Corral is ready on {chosen_server(config)}: {address}/api/v1/docs", f"  data folder   {config.data_dir}"]
     if config.keys.master_key is None:
         lines.append(f"  master key    {config.data_dir / 'master.key'}  (back this up, apart from the data)")
-    if kernel.first_admin_hint:
-        lines.append(f"  first admin   {kernel.first_admin_hint}")
     for loaded in kernel.plugins:
         if loaded.state in ("failed", "blocked"):
             lines.append(f"  plugin {loaded.name} is {loaded.state}: {loaded.reason}")

@@ -98,7 +98,7 @@ def database_skew(config: Config) -> float | None:
                 began = time.time()
                 theirs = float(engine.execute_sql("SELECT extract(epoch FROM clock_timestamp())").fetchone()[0])
                 return theirs - (began + time.time()) / 2
-            newest = engine.execute_sql("SELECT max(ts) FROM core_events").fetchone()[0]
+            newest = engine.execute_sql("SELECT max(ts) FROM kernel_events").fetchone()[0]
             return max(0.0, clock.parse_instant(newest) - clock.time_s()) if newest else None
     except Exception:  # no database, no skew: that it does not answer is told elsewhere
         return None
@@ -119,7 +119,7 @@ def ping_redis(url: str) -> str | None:
 def has_bus(config: Config) -> bool:
     """Whether a plugin serves the Redis URL; without one the server does not start."""
     from corral.plugins.discovery import discover
-    from corral.plugins.first_result import first_result
+    from corral.plugins.hooks import first_result
     from corral.plugins.loading import load
 
     try:

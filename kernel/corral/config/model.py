@@ -78,7 +78,9 @@ class Server(_Part, frozen=True):
     allowed_hosts: Annotated[tuple[Host, ...], Key("Further names for the Host header", "CORRAL_ALLOWED_HOSTS")] = ()
     trusted_proxies: Annotated[tuple[Network, ...], Key("Whose X-Forwarded-For counts", "CORRAL_TRUSTED_PROXIES")] = ()
     processes: Annotated[int, Meta(ge=1, le=256), Key("Server processes on this machine")] = 1
-    server: Annotated[Literal["hypercorn", "uvicorn"], Key("The ASGI server")] = "hypercorn"
+    server: Annotated[
+        Literal["auto", "hypercorn", "uvicorn"], Key("The ASGI server; auto: uvicorn where it is installed")
+    ] = "auto"
     fast_dispatch: Annotated[bool, Key("Serve routes from the kernel's own table")] = True
     body_timeout_seconds: Annotated[
         int, Meta(ge=1, le=3600), Key("A body without progress is refused after", "CORRAL_BODY_TIMEOUT")

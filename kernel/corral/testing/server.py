@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -9,13 +10,43 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx2
+import msgspec
+
+from corral.config.model import Config
+
+if TYPE_CHECKING:
+    from corral.testing.kit import Kit
 
 EMAIL, PASSWORD = "admin@example.org", "correct horse battery staple"
+
+
+@contextlib.asynccontextmanager
+async def serving_app(app: Any, config: Config, server: str) -> AsyncIterator[tuple[int, asyncio.Event]]:
+    """Serve an ASGI application in this process as `corral serve` does; yields the port and the event that ends it."""
+    from corral.cli.asgi_servers import serve_with
+    from corral.cli.serve import listen
+
+    config = msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, server=server))
+    listener, ending = listen("127.0.0.1:0"), asyncio.Event()
+    running = asyncio.create_task(serve_with(config, app, os.dup(listener.fileno()), ending))
+    try:
+        yield listener.getsockname()[1], ending
+    finally:
+        ending.set()
+        await running
+        listener.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(kit: Kit, server: str = "uvicorn") -> AsyncIterator[int]:
+    """Serve the kit's kernel on a free port, with `uvicorn` or `hypercorn`; yields the port."""
+    async with serving_app(kit.application.app, kit.kernel.config, server) as (port, _):
+        yield port
 
 
 class ServerProcess:

@@ -1,5 +1,6 @@
-"""What other plugins may know of administration: the kill switch, which those ask who start work, call out or
-deliver.
+"""The public part of administration: the kill switch.
+
+Plugins that start work, call models or deliver messages ask it first.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ Mode = Literal["pause", "cancel"]
 
 
 class KillSwitchView(msgspec.Struct, frozen=True, kw_only=True):
-    """The switch. While `engaged` no task is claimed and no model is called; `hold_deliveries` holds webhooks and
-    mails too.
+    """The state of the kill switch.
+
+    While it is `engaged`, no task is claimed and no model is called. `hold_deliveries` also holds back webhooks and
+    mails.
     """
 
     engaged: bool
@@ -29,12 +32,12 @@ class KillSwitchView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KillSwitch(Protocol):
-    """Joins the caller's unit: the answer is that of the row."""
+    """Reads the stored switch in the caller's unit of work, so the answer is never stale."""
 
     def state(self) -> KillSwitchView:
-        """The switch as it is."""
+        """Return the current state."""
         ...
 
     def refuse_if_engaged(self) -> None:
-        """Raise `Unavailable(kill_switch)` while it is engaged."""
+        """Raise `Unavailable` with the code `kill_switch` while the switch is engaged."""
         ...

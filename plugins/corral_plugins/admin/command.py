@@ -1,4 +1,4 @@
-"""`corral kill-switch`: the emergency stop on the machine itself, without a token."""
+"""`corral kill-switch`: the emergency stop for an operator on the machine itself, without a token."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 @click.group("kill-switch")
 def command() -> None:
-    """Stop all agent activity at once, and let it go on; for whoever may read the data folder."""
+    """Stop all agent activity at once, or resume it. Needs read access to the data folder."""
 
 
 @command.command("on")
-@click.option("--reason", required=True, help="people will read it everywhere work stops")
-@click.option("--cancel", is_flag=True, help="also cancel what runs (default: it waits)")
-@click.option("--hold-deliveries", is_flag=True, help="keep webhooks and notifications back too")
+@click.option("--reason", required=True, help="Why work stops. Everyone whose work stops sees this text.")
+@click.option("--cancel", is_flag=True, help="Also cancel running tasks. By default they are paused.")
+@click.option("--hold-deliveries", is_flag=True, help="Also hold back webhooks and notifications.")
 @config_option
 @json_option
 @click.pass_obj
 def on(
     open_session: OpenSession, reason: str, cancel: bool, hold_deliveries: bool, config_path: Path | None, as_json: bool
 ) -> None:
-    """Engage: nothing is claimed, no model and no tool is called, in every process within 2 seconds."""
+    """Engage the switch. Within 2 seconds no process claims tasks or calls models and tools."""
     mode = "cancel" if cancel else "pause"
     facts = {"engaged": True, "mode": mode, "hold_deliveries": hold_deliveries, "reason": reason}
     _change(open_session, config_path, "kill-switch on", facts, as_json)
@@ -44,7 +44,7 @@ def on(
 @json_option
 @click.pass_obj
 def off(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
-    """Release: work goes on by itself."""
+    """Release the switch. Work resumes by itself."""
     _change(open_session, config_path, "kill-switch off", {"engaged": False}, as_json)
 
 

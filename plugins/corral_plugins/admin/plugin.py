@@ -1,4 +1,4 @@
-"""The map of the plugin."""
+"""The manifest of the plugin and its hook implementations."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class AdminPlugin(Plugin):
     """Administration: people and their rights, and the kill switch."""
 
     name = "admin"
+    requires = ("accounts",)
     wants = ("security", "tasks")
     protected = True
     permissions = (
@@ -55,12 +56,12 @@ class AdminPlugin(Plugin):
         return [
             Metric(
                 name="corral_kill_switch",
-                help="1 while the kill switch is engaged.",
+                help="Whether the kill switch is engaged (1) or released (0).",
                 collect=_engaged,
             ),
             Metric(
                 name="corral_users",
-                help="Accounts by role and state.",
+                help="Number of accounts by role and state.",
                 collect=_users,
                 labels={"role": ROLES, "state": ("active", "deactivated")},
             ),

@@ -1,4 +1,4 @@
-"""What the routes take and show of people and invitations."""
+"""Request and response shapes of users and invitations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from corral_core.accounts.api import Address, FullName, InvitationView, Password
 
 
 class AdminUserView(UserView, kw_only=True):
-    """An account as admins see it. `sessions` and `api_keys` are counts; `failed_attempts` those that still count."""
+    """An account as admins see it.
+
+    `sessions` and `api_keys` are counts. `failed_attempts` counts the failed sign-ins within the lockout window.
+    """
 
     created_by: str | None
     sessions: int
@@ -20,13 +23,17 @@ class AdminUserView(UserView, kw_only=True):
 
 
 class CreatedUser(AdminUserView, kw_only=True):
-    """`set_password_url`: without a password and a mail service, the link to choose one, shown this once."""
+    """A new account.
+
+    `set_password_url` is the link for choosing a password. It is present only if the account has no password and no
+    mail service is configured, and it is shown only once.
+    """
 
     set_password_url: str | UnsetType = UNSET
 
 
 class NewUserBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An account as an admin makes it. Without a password its holder chooses one by a link."""
+    """An account that an admin creates. Without a password, its holder chooses one through a link."""
 
     email: Address
     full_name: FullName
@@ -36,7 +43,7 @@ class NewUserBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class UserChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What an admin may change of an account; absent fields stay."""
+    """The fields of an account that an admin may change. Absent fields stay unchanged."""
 
     email: Address | UnsetType = UNSET
     full_name: FullName | UnsetType = UNSET
@@ -46,19 +53,19 @@ class UserChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ResetLink(msgspec.Struct, kw_only=True):
-    """Where the user chooses a new password, once, within 30 minutes; shown this once."""
+    """A link for choosing a new password. It works once, for 30 minutes, and is shown only once."""
 
     reset_url: str
 
 
 class NewInvitation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Whom to invite, and as what."""
+    """The address to invite and the role of the future account."""
 
     email: Address
     role: Role = "member"
 
 
 class IssuedInvitation(InvitationView, kw_only=True):
-    """A new invitation. `url` leads to the account that is to be made; shown this once."""
+    """A new invitation. `url` is the link for creating the account; it is shown only once."""
 
     url: str

@@ -1,4 +1,4 @@
-"""What other plugins may know of settings: the event. Values are read by `corral.plugin.Settings`."""
+"""The public part of the plugin: its event. Values are read through `corral.plugin.Settings`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from corral.events.event import Event
 
 
 class SettingChanged(Event, kw_only=True):
-    """A setting has another value. Read it again: the event does not tell it."""
+    """A setting changed. The event does not carry the value; read the setting again."""
 
     event = "setting.changed"
     visibility = "admin"
 
     category: str
     key: str
-    source: str  # database | default (it was reset)
+    source: str  # `database`, or `default` after a reset

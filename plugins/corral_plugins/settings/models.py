@@ -1,4 +1,4 @@
-"""Stored values, the history of their changes, and the version by which processes see that there are new ones."""
+"""Tables of stored values, their history, and the version that tells processes to read them again."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ STATE = 1
 
 
 class ValueRow(Model):
-    """A setting that was changed at some time. A reset one keeps its row, so that its version goes on growing."""
+    """A stored setting. A reset keeps the row so that the version of the setting only ever grows."""
 
     name = peewee.CharField(primary_key=True, max_length=80)
     is_set = peewee.BooleanField()
     value = JSONField(null=True)
-    sealed = SealedField(null=True)  # the value of a secret, instead
+    sealed = SealedField(null=True)  # the value, if the setting is secret
     version = peewee.IntegerField()
     updated_at = InstantField()
     updated_by = IdField(null=True)
@@ -26,7 +26,7 @@ class ValueRow(Model):
 
 
 class ChangeRow(Model):
-    """One change; of a secret neither value is kept."""
+    """One change of a setting. For a secret setting, neither value is kept."""
 
     id = IdField(primary_key=True)
     category = peewee.CharField(max_length=64)
@@ -42,7 +42,7 @@ class ChangeRow(Model):
 
 
 class StateRow(Model):
-    """The only row has the id `STATE`: its version grows with every change, whose units wait for each other here."""
+    """A single row with the id `STATE`. Its version grows with every change and serializes the changing units."""
 
     id = peewee.IntegerField(primary_key=True)
     version = peewee.BigIntegerField()
@@ -52,7 +52,7 @@ class StateRow(Model):
 
 
 class OutdatedRow(Model):
-    """A process that goes on with older values of settings that rule from the next start; it renews its row."""
+    """A process that still runs with old values of settings that need a restart. The process renews its row."""
 
     process = IdField(primary_key=True)
     names = JSONField()

@@ -1,4 +1,4 @@
-"""The map of the plugin."""
+"""The manifest of the plugin and its hook implementations."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from corral_plugins.settings.service.views import SettingViews
 
 
 class SettingsPlugin(Plugin):
-    """Settings: what admins change while the product runs.
+    """Settings: values that admins change while the product runs.
 
-    Values are checked before they are stored, in force in every process within 2 s, and can be put back.
+    Values are validated before they are stored, take effect in every process within 2 s, and can be reset.
     """
 
     name = "settings"
+    requires = ("accounts",)
     protected = True
+    starts_first = True  # stored settings are in force before other plugins read them
     permissions = (Permission("settings.write", "Change settings"),)
 
     def __init__(self, settings: Any = None) -> None:
@@ -58,12 +60,20 @@ class SettingsPlugin(Plugin):
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
         return [
-            Metric(name="corral_settings_version", help="Changes of settings so far.", collect=_version),
-            Metric(name="corral_settings_invalid", help="Stored values that are ignored.", collect=_invalid),
+            Metric(
+                name="corral_settings_version",
+                help="Version of the stored settings; it grows with every change.",
+                collect=_version,
+            ),
+            Metric(
+                name="corral_settings_invalid",
+                help="Number of stored values that are ignored because they are invalid.",
+                collect=_invalid,
+            ),
         ]
 
     async def start(self, runtime: Runtime) -> None:
-        """What is stored rules before anything else of this process reads it."""
+        """Apply the stored values before anything else in this process reads a setting."""
         self._live = runtime.service(LiveSettings)
         await self._live.refresh()
         runtime.supervise("follow", self._live.follow)

@@ -1,4 +1,4 @@
-"""`/settings`: what admins may change while the product runs."""
+"""Routes of the settings that admins change while the product runs."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ REFUSALS = ("setting_locked", "masked_value_submitted", "url_blocked")
 
 
 class SettingsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`details`: everything about each setting, not its value alone."""
+    """Filters of the list. With `details`, each setting comes with its declaration and metadata, not only its value."""
 
     category: str | msgspec.UnsetType = msgspec.UNSET
     details: bool = False
 
 
 class NewValue(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The new value, in JSON of the setting's type."""
+    """The new value as JSON of the setting's type."""
 
     value: Any
 
 
 class Recipient(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Whom to send it to."""
+    """The recipient of the test mail."""
 
     to: Address
 
@@ -55,20 +55,20 @@ class NewValues(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 @routes.get("/", needs="settings.read")
 def list_settings(query: SettingsQuery, views: SettingViews) -> dict[str, dict[str, Any]]:
-    """All settings by category and key; secrets are masked."""
+    """List all settings by category and key. Secret values are masked."""
     category = query.category if isinstance(query.category, str) else None
     return views.details(category) if query.details else views.values(category)
 
 
 @routes.get("/schema", needs="settings.read")
 def read_schema(views: SettingViews) -> SettingsSchema:
-    """Every setting with type, bounds and default, as JSON Schema too."""
+    """Get the type, bounds, default and JSON Schema of every setting."""
     return views.schema()
 
 
 @routes.get("/history", needs="settings.read")
 def list_history(query: HistoryQuery, caller: Principal, views: SettingViews) -> Page[ChangeView]:
-    """Who changed what, newest first."""
+    """List the changes of settings, newest first."""
     return views.history(query, caller)
 
 
@@ -76,7 +76,7 @@ def list_history(query: HistoryQuery, caller: Principal, views: SettingViews) ->
 async def change_settings(
     body: NewValues, caller: Principal, request: Request, service: SettingsService, work: Work
 ) -> SettingsChange:
-    """Change several settings at once, or none of them."""
+    """Change several settings in one transaction."""
     place = "/settings/{}".format
     await service.admit(body.settings, pointer=place)
     return await work(lambda: service.change(body.settings, by=caller, pointer=place), entry=request.entry(caller))
@@ -84,7 +84,7 @@ async def change_settings(
 
 @routes.post("/test-mail", needs="settings.write", rate=TEST_RATE, raises=("invalid_state",))
 async def send_test_mail(body: Recipient, mail: Mail) -> Delivery:
-    """Send a mail with the settings of now, and tell how that went; `invalid_state` while `mail.host` is not set."""
+    """Send a test mail with the current settings. Answers `invalid_state` while `mail.host` is not set."""
     return await mail.test(body.to)
 
 
@@ -100,7 +100,7 @@ async def change_setting(
     views: SettingViews,
     work: Work,
 ) -> SettingView:
-    """Change a setting; it is in force everywhere within 2 s."""
+    """Change a setting. It takes effect in every process within 2 s."""
     name = f"{category}.{key}"
 
     def change() -> SettingView:
@@ -116,12 +116,12 @@ async def change_setting(
 def reset_setting(
     category: str, key: str, match: IfMatch, caller: Principal, service: SettingsService, views: SettingViews
 ) -> SettingView:
-    """Put a setting back to its default."""
+    """Reset a setting to its default."""
     name = f"{category}.{key}"
     service.reset(name, by=caller, if_match=match)
     return views.one(name)
 
 
 def _value(name: str) -> str:
-    """Where the value of a setting is in the body."""
+    """Return the JSON pointer to the value in the body."""
     return "/value"

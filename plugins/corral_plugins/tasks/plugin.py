@@ -49,7 +49,7 @@ class TasksPlugin(Plugin):
     """
 
     name = "tasks"
-    requires = ("agents", "workers")
+    requires = ("accounts", "agents", "workers")
     wants = ("admin", "cost", "llm", "secrets", "tools")
     permissions = (
         Permission("tasks.read", "Read tasks, their logs and figures", holders=(*READERS, "agent")),

@@ -65,7 +65,7 @@ def test_operations_7_bad_and_readable_keys(served: Any) -> None:
     assert "c2hvcnQ" not in detail
     with sqlite3.connect(served.home / "data" / "corral.db") as database:
         values = ("a", f"01{os.urandom(120).hex()}", "2026-01-01T00:00:00.000Z")
-        database.execute("INSERT INTO core_signing_keys (id, sealed, created_at) VALUES (?, ?, ?)", values)
+        database.execute("INSERT INTO accounts_signing_keys (id, sealed, created_at) VALUES (?, ?, ?)", values)
     text = f"v1:{base64.b64encode(os.urandom(32)).decode()}"
     for lost in (lambda: key.write_text(text), key.unlink):  # another key, and none, over encrypted rows
         lost()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Any
@@ -14,7 +12,6 @@ import pytest
 
 from corral import clock
 from corral.auth.principal import ANY_CALLER, PUBLIC, Permission, Principal
-from corral.cli.serve import listen
 from corral.database.model import SHARED, IdField, InstantField, JSONField, Model
 from corral.errors import Conflict, NotFound
 from corral.events.event import Event, emit
@@ -25,6 +22,7 @@ from corral.ids import new_id
 from corral.plugin import Plugin, hookimpl
 from corral.schema.fields import Title
 from corral.testing.kit import Kit
+from corral.testing.server import serving
 
 
 class Thing(Model):
@@ -178,16 +176,14 @@ async def probe(make_kit: Any, request: pytest.FixtureRequest) -> Kit:
     return kit
 
 
-@pytest.fixture
-async def port(probe: Kit) -> AsyncIterator[int]:
-    """The probe on a real port, served like `corral serve` does."""
-    from corral.cli.asgi_servers import _serve_hypercorn
+@pytest.fixture(params=["uvicorn", "hypercorn"])
+def server_name(request: pytest.FixtureRequest) -> str:
+    """Each server in turn."""
+    return str(request.param)
 
-    listener, stopping = listen("127.0.0.1:0"), asyncio.Event()
-    server = asyncio.create_task(
-        _serve_hypercorn(probe.kernel.config, probe.application.app, os.dup(listener.fileno()), stopping)
-    )
-    yield listener.getsockname()[1]
-    stopping.set()
-    await server
-    listener.close()
+
+@pytest.fixture
+async def port(probe: Kit, server_name: str) -> AsyncIterator[int]:
+    """The probe on a real port, as `corral serve` serves it."""
+    async with serving(probe, server_name) as number:
+        yield number

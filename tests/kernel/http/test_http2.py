@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import AsyncIterator
 from typing import Any
 
 import h2.events
@@ -13,13 +14,21 @@ from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from tests.kernel.http.http2_peer import peer
 
-from corral.cli import http2
+from corral.cli import hypercorn_server
 from corral.cli.serve import listen
 from corral.testing.kit import Kit
+from corral.testing.server import serving
 
 pytestmark = pytest.mark.one_engine
 
 SHORT_TIMEOUT = pytest.mark.parametrize("probe", [{"server.body_timeout_seconds": 1}], indirect=True)
+
+
+@pytest.fixture
+async def port(probe: Kit) -> AsyncIterator[int]:
+    """The probe served by Hypercorn: uvicorn has no HTTP/2."""
+    async with serving(probe, "hypercorn") as number:
+        yield number
 
 
 async def token(probe: Kit) -> str:
@@ -100,7 +109,7 @@ async def test_an_answer_that_breaks_off_ends_its_stream_alone() -> None:
         if scope["path"] == "/whole":
             await send({"type": "http.response.body", "body": b"2"})
 
-    http2.install()
+    hypercorn_server.install()
     listener, ending, config = listen("127.0.0.1:0"), asyncio.Event(), Config()
     config.bind, config.errorlog = [f"fd://{os.dup(listener.fileno())}"], None
     running = asyncio.create_task(serve(breaks_off, config, shutdown_trigger=ending.wait))  # type: ignore[arg-type]  # wait() returns True

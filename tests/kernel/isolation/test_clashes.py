@@ -25,7 +25,7 @@ from corral.plugins.loading import load
 from corral.testing.conformance import check_plugin
 from corral.testing.installed import PluginFolder
 from corral.testing.kit import make_kernel
-from corral_core.plugin import CorePlugin
+from corral_core.accounts.plugin import AccountsPlugin
 from corral_plugins.tasks.api import Tasks
 
 
@@ -162,18 +162,18 @@ def test_only_what_corral_brings_along_is_protected() -> None:
 
 
 def test_a_protected_plugin_cannot_be_disabled_by_the_file() -> None:
-    core = Found(name="core", load=lambda: CorePlugin)
-    [loaded] = load([core], Config(plugins=Plugins(disabled=("core",))))
+    core = Found(name="accounts", load=lambda: AccountsPlugin, module=AccountsPlugin.__module__)
+    [loaded] = load([core], Config(plugins=Plugins(disabled=("accounts",))))
     assert (loaded.state, loaded.protected) == ("active", True)
 
 
 def test_safe_mode_loads_protected_plugins_only() -> None:
     found = [
-        Found(name="core", load=lambda: CorePlugin),
+        Found(name="accounts", load=lambda: AccountsPlugin, module=AccountsPlugin.__module__),
         Found(name="other", load=lambda: pytest.fail("it was loaded")),
     ]
     states = {item.name: (item.state, item.reason) for item in load(found, Config(safe_mode=True))}
-    assert states == {"core": ("active", None), "other": ("disabled", "safe mode")}
+    assert states == {"accounts": ("active", None), "other": ("disabled", "safe mode")}
 
 
 PEOPLE = '''

@@ -60,7 +60,7 @@ def test_plugins_7_three_crashes_lead_to_safe_mode(tmp_path: Path, processes: st
             states = {each["name"]: each for each in admin.get("/plugins", params={"limit": 200}).json()["items"]}
             assert (states["crashing"]["state"], states["crashing"]["reason"]) == ("disabled", "safe mode")
             others = {each["state"] for each in states.values() if not each["protected"]}
-            assert (others, states["core"]["state"]) == ({"disabled"}, "active")
+            assert (others, states["accounts"]["state"]) == ({"disabled"}, "active")
             assert admin.get("/tasks").json()["code"] == "plugin_disabled"
             alerts = admin.get("/events", params={"types": "system.alert"}).json()["items"]
             assert "safe_mode" in [each["data"]["kind"] for each in alerts]

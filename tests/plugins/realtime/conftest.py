@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Literal
 
@@ -16,13 +15,12 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from corral.auth.principal import ANY_CALLER, Principal
-from corral.cli.asgi_servers import _serve_hypercorn
-from corral.cli.serve import listen
 from corral.events.event import Event, emit
 from corral.events.log import EventRow, last_seq
 from corral.http.routes import Routes
 from corral.plugin import Plugin, hookimpl
 from corral.testing.kit import Client, Kit
+from corral.testing.server import serving
 from corral_plugins.realtime.service.hub import Hub
 
 routes = Routes("/emitter", tag="Emitter")
@@ -116,23 +114,9 @@ def _last() -> int:
     return 2**60 if unnumbered else last_seq()
 
 
-@contextlib.asynccontextmanager
-async def serving(kit: Kit) -> AsyncIterator[int]:
-    """Serve on a free port; the port."""
-    listener, stopping = listen("127.0.0.1:0"), asyncio.Event()
-    config, app, accepting = kit.kernel.config, kit.application.app, os.dup(listener.fileno())
-    server = asyncio.create_task(_serve_hypercorn(config, app, accepting, stopping))
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        stopping.set()
-        await server
-        listener.close()
-
-
-@pytest.fixture
-async def port(kit: Kit) -> AsyncIterator[int]:
-    async with serving(kit) as number:
+@pytest.fixture(params=["uvicorn", "hypercorn"])
+async def port(kit: Kit, request: pytest.FixtureRequest) -> AsyncIterator[int]:
+    async with serving(kit, request.param) as number:
         yield number
 
 

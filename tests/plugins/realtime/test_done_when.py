@@ -15,10 +15,12 @@ from typing import Any
 
 import jsonschema
 import msgspec
-from tests.plugins.realtime.conftest import Ear, EmitterPlugin, ear, hub_of, serving, settle, sse
+import pytest
+from tests.plugins.realtime.conftest import Ear, EmitterPlugin, ear, hub_of, settle, sse
 from websockets.exceptions import ConnectionClosed
 
 from corral.testing.kit import Client, Kit, make_kernel
+from corral.testing.server import serving
 
 
 async def test_realtime_1_the_frame_comes_within_250_ms_of_the_commit(kit: Kit, port: int) -> None:
@@ -34,6 +36,7 @@ async def test_realtime_1_the_frame_comes_within_250_ms_of_the_commit(kit: Kit, 
             assert frame["actor"] == {"type": "user", "id": member.user["id"]}
 
 
+@pytest.mark.parametrize("port", ["uvicorn"], indirect=True)
 async def test_realtime_2_cut_clients_resume_without_gap_or_double(kit: Kit, port: int, long_form: bool) -> None:
     member = await kit.as_user()
     cuts = 100 if long_form else 20
@@ -68,6 +71,7 @@ async def test_realtime_2_cut_clients_resume_without_gap_or_double(kit: Kit, por
     assert numbers == list(range(total))
 
 
+@pytest.mark.parametrize("port", ["uvicorn"], indirect=True)
 async def test_realtime_3_nobody_gets_what_a_read_would_refuse(kit: Kit, port: int, long_form: bool) -> None:
     people = [await kit.as_user(role) for role in ("admin", "member", "viewer", "member")]
     many, events = (50, 100_000) if long_form else (3, 300)

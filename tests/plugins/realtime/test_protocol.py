@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.plugins.realtime.conftest import ear, hub_of, serving, settle
+from tests.plugins.realtime.conftest import ear, hub_of, settle
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from corral import clock
 from corral.testing.kit import Kit
+from corral.testing.server import serving
 
 pytestmark = pytest.mark.one_engine
 

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.plugins.realtime.conftest import ear, serving, sse
+from tests.plugins.realtime.conftest import ear, sse
 from websockets.exceptions import InvalidStatus
 from websockets.http11 import Response
 
 from corral.plugin import hookimpl
 from corral.testing.kit import Client, Kit
+from corral.testing.server import serving
 from corral_plugins.realtime.plugin import RealtimePlugin
 
 

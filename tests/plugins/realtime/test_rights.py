@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.plugins.realtime.conftest import ear, serving, settle
+from tests.plugins.realtime.conftest import ear, settle
 
 from corral.testing.kit import Client, Kit
+from corral.testing.server import serving
 
 ACCOUNT = {"user.created", "session.created", "api_key.created"}
 

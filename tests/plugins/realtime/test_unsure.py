@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from tests.plugins.realtime.conftest import ear, serving
+from tests.plugins.realtime.conftest import ear
 
 from corral.testing.kit import Client
+from corral.testing.server import serving
 
 
 async def disable(admin: Client, name: str) -> None:

@@ -11,7 +11,7 @@ from tests.plugins.settings.conftest import Shelf
 
 from corral import clock
 from corral_plugins.settings.models import OutdatedRow
-from corral_plugins.settings.service.live import FORGET_AFTER, UNHEARD, LiveSettings
+from corral_plugins.settings.service.live import FORGET_SECONDS, PROPAGATION_SECONDS, LiveSettings
 
 
 async def refreshed(shelf: Shelf) -> None:
@@ -28,7 +28,7 @@ async def test_the_old_value_rules_until_the_next_start(make_shelf: Callable[...
     assert again.get(it.SLOTS) == 8
     assert (await again.shown("shelf.slots"))["pending_restart"] is True  # the first process still has the old one
     await shelf.put("shelf.slots", 4)
-    clock.travel(UNHEARD + 1)
+    clock.travel(PROPAGATION_SECONDS + 1)
     for each in (shelf, again):
         await refreshed(each)
     assert (await shelf.shown("shelf.slots"))["pending_restart"] is True  # now the second one has another
@@ -50,7 +50,7 @@ async def test_a_process_that_was_killed_is_forgotten(shelf: Shelf) -> None:
 
     await shelf.kit.kernel.database.work(of_a_killed_process)
     assert (await shelf.shown("shelf.slots"))["pending_restart"] is True
-    clock.travel(FORGET_AFTER + 1)
+    clock.travel(FORGET_SECONDS + 1)
     assert (await shelf.shown("shelf.slots"))["pending_restart"] is False
 
 

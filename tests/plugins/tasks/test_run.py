@@ -168,7 +168,7 @@ def test_attempts_and_reasons_are_told(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_task_is_followed_though_the_log_was_pruned(run: Run) -> None:
     run.agent("Echo Late")
     with contextlib.closing(sqlite3.connect(run.folder / "data" / "corral.db")) as connection, connection:
-        connection.execute("DELETE FROM core_events WHERE seq < (SELECT MAX(seq) FROM core_events)")
+        connection.execute("DELETE FROM kernel_events WHERE seq < (SELECT MAX(seq) FROM kernel_events)")
     done = run("--agent", "Echo Late", "Say it")
     assert (done.returncode, done.stdout) == (0, "Say it\n"), done
 

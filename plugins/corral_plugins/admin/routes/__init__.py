@@ -1,1 +1,1 @@
-"""Routes for admins."""
+"""The HTTP routes of administration."""

@@ -1,4 +1,4 @@
-"""The kill switch, for admins."""
+"""Routes of the kill switch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ routes = Routes("/admin/kill-switch", tag="Admin", no_store=True)
 
 @routes.get("/", needs="admin.read")
 def get_kill_switch(switch: KillSwitchService) -> KillSwitchView:
-    """The kill switch as it is."""
+    """Get the state of the kill switch."""
     return switch.state()
 
 
 @routes.post("/", needs="admin.kill_switch")
 def change_kill_switch(body: KillSwitchChange, caller: Principal, switch: KillSwitchService) -> KillSwitchView:
-    """Stop all agent activity at once, or let it go on."""
+    """Stop all agent activity at once, or resume it."""
     return switch.change(body, by=caller)

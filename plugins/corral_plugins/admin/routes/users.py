@@ -1,4 +1,4 @@
-"""People and invitations, for admins who signed in themselves: no key manages users."""
+"""Routes of users and invitations. They need an admin's own session; no API key manages users."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def list_users(query: UserQuery, caller: Principal, people: People) -> Page[Admi
 async def create_user(
     body: NewUserBody, caller: Principal, request: Request, accounts: Accounts, people: People, work: Work
 ) -> CreatedUser:
-    """Create a user, who may sign in at once; without a password, after choosing one by a link."""
+    """Create a user. Without a password, the user first chooses one through a link."""
     hashed = None
     if body.password is not None:
         hashed = await accounts.hash_password(body.password, email=body.email, full_name=body.full_name)
@@ -66,26 +66,26 @@ def get_user(id: str, accounts: Accounts, people: People) -> AdminUserView:
 
 @routes.patch("/users/{id}", **WRITE, raises=("duplicate", "invalid_state", "last_admin"))
 def update_user(id: str, body: UserChange, match: IfMatch, accounts: Accounts, people: People) -> AdminUserView:
-    """Change a user; `is_active` deactivates and reactivates. Lost rights end the sessions."""
+    """Change a user. `is_active` deactivates or reactivates the account; losing rights ends its sessions."""
     changes = {name: getattr(body, name) for name in body.__struct_fields__}
     return people.view(accounts.update(id, UserPatch(**changes), if_match=match))
 
 
 @routes.post("/users/{id}/unlock", **WRITE)
 def unlock_user(id: str, rescue: Rescue, people: People) -> AdminUserView:
-    """End a lock after failed sign-ins at once."""
+    """Unlock an account that is locked after failed sign-ins."""
     return people.view(rescue.unlock(id))
 
 
 @routes.post("/users/{id}/reset-password", **WRITE)
 def reset_password(id: str, links: PasswordLinks) -> ResetLink:
-    """Have a user choose a new password by a link; the old one and all sessions end."""
+    """Create a link for choosing a new password. The old password and all sessions of the user end."""
     return ResetLink(reset_url=links.reset(id))
 
 
 @routes.post("/users/{id}/reset-mfa", **WRITE, step_up=True)
 def reset_mfa(id: str, rescue: Rescue, people: People) -> AdminUserView:
-    """Remove the second factor of a user who lost it; all sessions of the user end."""
+    """Remove the second factor of a user who lost it, and end all sessions of the user."""
     return people.view(rescue.reset_mfa(id))
 
 
@@ -97,12 +97,12 @@ def list_invitations(query: PageQuery, caller: Principal, invitations: Invitatio
 
 @routes.post("/invitations", **WRITE, status=201, raises=("duplicate",))
 def create_invitation(body: NewInvitation, caller: Principal, invitations: Invitations) -> IssuedInvitation:
-    """Invite somebody; the link is mailed too where there is a mail service."""
+    """Invite a person. If a mail service is configured, the link is also mailed."""
     made, url = invitations.create(body.email, body.role, by=caller)
     return IssuedInvitation(**msgspec.structs.asdict(made), url=url)
 
 
 @routes.delete("/invitations/{id}", **WRITE)
 def revoke_invitation(id: str, invitations: Invitations) -> None:
-    """Revoke an open invitation; its link is dead at once."""
+    """Revoke an open invitation. Its link stops working at once."""
     invitations.revoke(id.lower())

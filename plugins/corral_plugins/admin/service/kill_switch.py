@@ -1,4 +1,4 @@
-"""The rules of the kill switch; the only writer of its row."""
+"""The rules of the kill switch. This module is the only writer of its row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RELEASED = KillSwitchView(
     engaged=False, mode="pause", hold_deliveries=False, reason=None, engaged_by=None, engaged_at=None
 )
 
-# every claim and every call of a model asks
+# Compiled, because every claim and every model call reads it.
 _STATE = Statement(
     lambda p: (
         KillSwitchRow.select(*[getattr(KillSwitchRow, name) for name in KillSwitchView.__struct_fields__])
@@ -33,7 +33,7 @@ _STATE = Statement(
 
 
 class KillSwitchChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Engage or release; engaging needs a reason."""
+    """Engages or releases the kill switch. Engaging it requires a reason."""
 
     engaged: bool
     mode: Mode = "pause"
@@ -70,9 +70,12 @@ class KillSwitchService:
             raise Unavailable(f"The kill switch is engaged: {state.reason}", code="kill_switch", retry_after=10)
 
     def change(self, change: KillSwitchChange, *, by: Principal) -> KillSwitchView:
-        """Engage or release at once, in every process: everyone reads the row. `cancel` also cancels what is leased."""
+        """Engage or release the switch at once in every process. The mode `cancel` also cancels leased tasks.
+
+        Raises `Invalid` when it is engaged without a reason.
+        """
         if change.engaged and change.reason is None:
-            raise Invalid.at("/reason", "required", "Say why; people will read it everywhere work stops.")
+            raise Invalid.at("/reason", "required", "A reason is required; everyone whose work stops sees it.")
         before = self.state()
         row = {
             "engaged": change.engaged,
@@ -105,6 +108,6 @@ class KillSwitchService:
             kind="kill_switch",
             severity="critical" if change.engaged else "info",
             title="The kill switch was engaged" if change.engaged else "The kill switch was released",
-            detail=f"mode {change.mode}: {change.reason}" if change.engaged else "Work goes on.",
+            detail=f"mode {change.mode}: {change.reason}" if change.engaged else "Work resumes.",
         )
         emit(alert, object=("kill_switch", str(ROW)))

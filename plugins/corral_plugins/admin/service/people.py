@@ -1,4 +1,4 @@
-"""People as admins see and change them. Accounts themselves are the kernel's."""
+"""People as admins see and change them. The accounts themselves belong to the plugin `accounts`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Views = list[AdminUserView]  # inside the class, `list` is its method
 
 
 class People:
-    """Joins the unit."""
+    """Accounts with the details that only admins see. Every method joins the caller's unit of work."""
 
     keys: KeyCounts | None
 
@@ -24,18 +24,18 @@ class People:
         self._accounts, self._rescue, self._links = accounts, rescue, links
 
     def list(self, query: UserQuery, caller: Principal) -> Page[AdminUserView]:
-        """Accounts, newest first."""
+        """List accounts, newest first."""
         page = self._accounts.list(query, caller)
         return Page(
             items=self._views(page.items), total=page.total, limit=page.limit, offset=page.offset, next=page.next
         )
 
     def view(self, user: UserView) -> AdminUserView:
-        """One account with what admins see beside it."""
+        """Add the details that only admins see to one account."""
         return self._views([user])[0]
 
     def create(self, new: NewUser, password_hash: str | None, *, by: Principal) -> CreatedUser:
-        """Make an account; without a password a link to choose one is mailed, or in the answer."""
+        """Create an account. Without a password, a link for choosing one is mailed or returned."""
         made = self._accounts.create(new, password_hash=password_hash, by=by)
         url = self._links.welcome(made.id) if password_hash is None else None
         created = CreatedUser(**msgspec.structs.asdict(self.view(made)))

@@ -1,1 +1,1 @@
-"""The rules of settings: what is stored, what rules, and how every process hears of it."""
+"""The rules of settings: storing values, applying them, and telling every process about changes."""

@@ -1,4 +1,4 @@
-"""The rows of settings: reading them, and writing a change with its history. Everything joins the unit."""
+"""Reads stored settings and writes changes with their history. Everything joins the caller's unit of work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNREADABLE = "The stored value cannot be opened with the master keys of this pro
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """What becomes of one setting. `before`, `value`: what ruled and what is stored; not `is_set`: it is reset."""
+    """A change of one setting from the value in effect, `before`, to `value`. `is_set` is false for a reset."""
 
     setting: Setting[Any]
     before: Any
@@ -30,28 +30,28 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SettingRows:
-    """The only writer of the tables."""
+    """The only writer of the plugin's tables."""
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
 
     def version(self) -> int:
-        """The version of all stored values together."""
+        """Return the version of the stored values as a whole."""
         row = StateRow.get_or_none(StateRow.id == STATE)
         return 0 if row is None else int(row.version)
 
     def lock(self) -> None:
-        """Until the end of the unit no other changes a setting: what is judged together is stored together."""
+        """Keep other units from changing settings until this unit ends, so that combined checks stay valid."""
         StateRow.insert(id=STATE, version=0).on_conflict_ignore().execute()
         StateRow.update(version=StateRow.version).where(StateRow.id == STATE).execute()
 
     def all(self) -> dict[str, StoredSetting]:
-        """Everything that is stored, by name; as many rows as there are settings at most."""
+        """Return all stored settings by name. There are at most as many rows as declared settings."""
         return {row.name: self._stored(row) for row in ValueRow.select()}
 
     def write(self, changes: Iterable[Change], by: Principal) -> int:
-        """Store the changes with their history; the new version of all values."""
-        now, rows, told = clock.now(), [], []
+        """Store the changes with their history, and return the new version of the stored values."""
+        now, rows, history = clock.now(), [], []
         for change in changes:
             name, secret = change.setting.name, change.setting.secret
             category, _, key = name.partition(".")
@@ -68,7 +68,7 @@ class SettingRows:
                 }
             )
             before, after = SECRET_CHANGE if secret else (plain(change.before), plain(change.value))
-            told.append(
+            history.append(
                 {
                     "id": new_id(),
                     "category": category,
@@ -81,7 +81,7 @@ class SettingRows:
             )
         kept = [field for field in ValueRow._meta.sorted_fields if field is not ValueRow.name]
         ValueRow.insert_many(rows).on_conflict(conflict_target=[ValueRow.name], preserve=kept).execute()
-        ChangeRow.insert_many(told).execute()
+        ChangeRow.insert_many(history).execute()
         StateRow.update(version=StateRow.version + 1).where(StateRow.id == STATE).execute()
         return self.version()
 
@@ -97,7 +97,7 @@ class SettingRows:
             try:
                 where = place("settings_values", row.name, row.version)
                 value = self._keyring.open(bytes.fromhex(row.sealed), aad=where).decode()
-            except (ValueError, Unavailable):  # somebody altered it, or its key is not here
+            except (ValueError, Unavailable):  # it was altered, or its master key is missing here
                 problem = UNREADABLE
         return StoredSetting(
             value=value,
@@ -110,10 +110,10 @@ class SettingRows:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it."""
+    """Convert a value to plain JSON types."""
     return msgspec.to_builtins(value)
 
 
 def versions(names: Iterable[str], stored: Mapping[str, StoredSetting]) -> int:
-    """The version of some settings together."""
+    """Return the combined version of some settings: it grows with each change of any of them."""
     return sum(stored[name].version for name in set(names) if name in stored)

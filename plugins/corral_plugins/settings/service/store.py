@@ -1,4 +1,4 @@
-"""Changes of settings: judged as a whole, stored, audited and told, or refused and nothing is stored."""
+"""Changes of settings. A change is validated as a whole, then stored, audited and published, or refused entirely."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from corral.settings.values import SettingRefused, accept, is_url
 from corral_plugins.settings.api import SettingChanged
 from corral_plugins.settings.service.rows import Change, SettingRows, plain, versions
 
-LONGEST = 64 * 1024
-POLICY = ("security", "password", "mail")  # what decides who comes in, by mailed links too, is no matter for a key
+MAX_VALUE_BYTES = 64 * 1024
+# These categories decide who gets in, also through mailed links, so changing them needs a person who signed in.
+OWN_SESSION_CATEGORIES = ("security", "password", "mail")
 Stored = Mapping[str, StoredSetting]
 Judge = Callable[[Settings, Principal], None]
 
@@ -70,7 +71,10 @@ class SettingsService:
         return SettingsChange(updated=touched, unchanged=sorted(set(values) - set(touched)))
 
     def reset(self, name: str, *, by: Principal, if_match: IfMatch = ANY_VERSION) -> EffectiveSetting:
-        """Back to the default; `NotFound`, `Conflict(setting_locked)`, and what `check` finds wrong with the result."""
+        """Reset a setting to its default.
+
+        Raises `NotFound`, `Conflict` with the code `setting_locked`, and `Invalid` if a combined check fails.
+        """
         self.refuse_locked(name)
         self.rows.lock()
         stored = self.rows.all()
@@ -83,17 +87,17 @@ class SettingsService:
         return self.read(name)
 
     def read(self, name: str) -> EffectiveSetting:
-        """A setting as this unit sees it; `NotFound`."""
+        """Return a setting as this unit of work sees it. Raises `NotFound`."""
         self._declared(name)
         return self._registry.judged(name, self.rows.all())
 
     def read_all(self) -> list[EffectiveSetting]:
-        """Those of plugins in service as this unit sees them, by name."""
+        """Return the settings of active plugins as this unit of work sees them, sorted by name."""
         stored = self.rows.all()
         return [self._registry.judged(item.setting.name, stored) for item in self._registry.shown()]
 
     def refuse_locked(self, name: str) -> None:
-        """Raise `NotFound`, or `Conflict` for a setting that is pinned."""
+        """Raise `NotFound` for an unknown setting, and `Conflict` for one that is pinned by a variable or file."""
         self._declared(name)
         self._refuse_locked([name])
 
@@ -104,17 +108,17 @@ class SettingsService:
         return self._registry.beside(self.rows.all())
 
     def adopt(self) -> None:
-        self.rule(self.rows.version(), self.rows.all())
+        self.apply(self.rows.version(), self.rows.all())
 
     def guard(self, settings: Iterable[Setting[Any]], judge: Judge) -> None:
         self._guards.append((frozenset(setting.name for setting in settings), judge))
 
-    def rule(self, version: int, stored: Stored) -> None:
-        """Have these rows rule in this process; on the loop."""
+    def apply(self, version: int, stored: Stored) -> None:
+        """Apply stored values in this process. Runs on the event loop."""
         self._registry.apply(version, stored)
 
-    async def tell_redactor(self) -> None:
-        """Let the redactor know the secrets that rule; with thousands of values of others that takes it a moment."""
+    async def update_redactor(self) -> None:
+        """Pass the secrets in effect to the redactor. Rebuilding its matcher takes time, so it runs in a thread."""
         secrets = {
             item.setting.name: item.value
             for item in self._registry.all()
@@ -131,7 +135,7 @@ class SettingsService:
         return item
 
     def _accepted(self, values: Mapping[str, Any], pointer: Callable[[str], str]) -> dict[str, Any]:
-        """The values in their types; every fault at once."""
+        """Convert the values to their types. Raises one `Invalid` that lists every fault."""
         faults: list[Fault] = []
         found: dict[str, Any] = {}
         code: str | None = None
@@ -144,7 +148,7 @@ class SettingsService:
                 if item.setting.secret and isinstance(value, str):
                     refuse_mask(value, pointer(name))
                 found[name] = accept(item.setting, value)
-                if len(msgspec.json.encode(found[name])) > LONGEST:
+                if len(msgspec.json.encode(found[name])) > MAX_VALUE_BYTES:
                     raise SettingRefused(f"{name} must be at most 64 KiB as JSON", "too_long")
             except Invalid as masked:
                 code, faults = masked.code, [*faults, *masked.errors]
@@ -159,15 +163,17 @@ class SettingsService:
     def _refuse_locked(self, names: Sequence[str]) -> None:
         pins = {name: item.pinned_by for name in names if (item := self._registry.find(name)) and item.pinned_by}
         if pins:
-            told = ", ".join(f"{name} is pinned by {by}" for name, by in pins.items())
-            raise Conflict(f"{told}: change it there.", code="setting_locked", pinned_by=sorted(set(pins.values())))
+            pinned = ", ".join(f"{name} is pinned by {by}" for name, by in pins.items())
+            raise Conflict(f"{pinned}: change it there.", code="setting_locked", pinned_by=sorted(set(pins.values())))
 
     def _store(self, changes: Sequence[Change], stored: Stored, by: Principal, pointer: Callable[[str], str]) -> None:
         if not changes:
             return
         touched = {change.setting.name for change in changes}
-        if by.kind == "api_key" and any(name.partition(".")[0] in POLICY for name in touched):
-            raise Forbidden("Sign in for this; a key does not suffice.", code="insufficient_scope")
+        if by.kind == "api_key" and any(name.partition(".")[0] in OWN_SESSION_CATEGORIES for name in touched):
+            raise Forbidden(
+                "Sign in to change settings of this category; an API key is not sufficient.", code="insufficient_scope"
+            )
         self._judge_together(touched, stored, _after(changes, stored), pointer)
         version = self.rows.write(changes, by)
         fresh = self.rows.all()
@@ -175,11 +181,11 @@ class SettingsService:
             if names & touched:
                 judge(self._registry.beside(fresh), by)
         for change in changes:
-            self._tell(change)
-        after_commit(lambda: self.rule(version, fresh))
+            self._publish(change)
+        after_commit(lambda: self.apply(version, fresh))
 
     def _judge_together(self, touched: set[str], before: Stored, after: Stored, pointer: Callable[[str], str]) -> None:
-        """What was wrong before, by other hands, does not stand in the way of what has nothing to do with it."""
+        """Run the combined checks. A fault that existed before does not block changes of other settings."""
         broken = self._registry.broken(self._registry.beside(after))
         known = self._registry.broken(self._registry.beside(before)) if broken else {}
         faults = [
@@ -190,7 +196,7 @@ class SettingsService:
         if faults:
             raise Invalid(" ".join(fault.detail for fault in faults[:3]), errors=faults)
 
-    def _tell(self, change: Change) -> None:
+    def _publish(self, change: Change) -> None:
         name = change.setting.name
         category, _, key = name.partition(".")
         event = SettingChanged(category=category, key=key, source="database" if change.is_set else "default")
@@ -209,7 +215,7 @@ def _next(stored: Stored, name: str) -> int:
 
 
 def _after(changes: Iterable[Change], stored: Stored) -> Stored:
-    """The rows as they are going to be."""
+    """Return the stored settings as they will be after the changes."""
     return dict(stored) | {
         change.setting.name: StoredSetting(
             value=plain(change.value), version=change.version, updated_at="", updated_by=None, is_set=change.is_set

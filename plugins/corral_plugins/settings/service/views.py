@@ -1,4 +1,4 @@
-"""Settings as admins see them: values masked where they are secret, and the schema that forms are made from."""
+"""Settings as admins see them, with secret values masked, and the schema from which forms are built."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from corral.schema.fields import Instant
 from corral.settings.registry import EffectiveSetting
 from corral.settings.values import core_kind
 from corral_plugins.settings.models import ChangeRow
-from corral_plugins.settings.service.live import UNHEARD, outdated
+from corral_plugins.settings.service.live import PROPAGATION_SECONDS, outdated_names
 from corral_plugins.settings.service.rows import plain
 from corral_plugins.settings.service.store import SettingsService
 
@@ -29,7 +29,10 @@ _TITLES = {"http": "HTTP", "llm": "Models", "ssh": "SSH"}
 
 
 class SettingDeclaration(msgspec.Struct, kw_only=True):
-    """What a setting is. Bounds are of a number, or of the length of a text or list; `schema` is JSON Schema."""
+    """The declaration of a setting.
+
+    `min` and `max` bound a number, or the length of a text or list. `schema` is the JSON Schema of the value.
+    """
 
     category: str
     key: str
@@ -49,9 +52,10 @@ class SettingDeclaration(msgspec.Struct, kw_only=True):
 
 
 class SettingView(SettingDeclaration, kw_only=True):
-    """A setting with its value. `pinned_by`: the variable or file that fixes it, so that it is `locked` here.
+    """A setting with its value.
 
-    `invalid`: why the stored value is ignored.
+    `pinned_by` names the variable or file that fixes the value and makes it `locked`. `invalid` says why the stored
+    value is ignored.
     """
 
     value: Any
@@ -66,7 +70,7 @@ class SettingView(SettingDeclaration, kw_only=True):
 
 
 class Category(msgspec.Struct, kw_only=True):
-    """The settings of one category, by name."""
+    """The settings of one category, sorted by name."""
 
     name: str
     title: str
@@ -74,20 +78,20 @@ class Category(msgspec.Struct, kw_only=True):
 
 
 class SettingsSchema(msgspec.Struct, kw_only=True):
-    """Everything that can be set."""
+    """Every declared setting, by category."""
 
     categories: list[Category]
 
 
 class HistoryQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the history."""
+    """Filters of the list of changes."""
 
     category: str | UnsetType = UNSET
     key: str | UnsetType = UNSET
 
 
 class ChangeView(msgspec.Struct, kw_only=True):
-    """One change. Of a secret it says that it was changed, and nothing more."""
+    """One change of a setting. For a secret setting, `from` and `to` do not show the values."""
 
     category: str
     key: str
@@ -98,25 +102,25 @@ class ChangeView(msgspec.Struct, kw_only=True):
 
 
 class SettingViews:
-    """Joins the unit."""
+    """Builds the answers of the routes. Every method joins the caller's unit of work."""
 
     def __init__(self, service: SettingsService) -> None:
         self._service = service
 
     def values(self, category: str | None) -> dict[str, dict[str, Any]]:
-        """Values by category and key."""
+        """Return the values by category and key."""
         return self._grouped(category, lambda item, old: masked(item))
 
     def details(self, category: str | None) -> dict[str, dict[str, Any]]:
-        """The same with everything about each of them."""
+        """Return the settings with declarations and metadata by category and key."""
         return self._grouped(category, view)
 
     def one(self, name: str) -> SettingView:
-        """One setting; `NotFound`."""
-        return view(self._service.read(name), outdated())
+        """Return one setting. Raises `NotFound`."""
+        return view(self._service.read(name), outdated_names())
 
     def schema(self) -> SettingsSchema:
-        """Every setting of plugins in service."""
+        """Return the declarations of the settings of all active plugins."""
         items = self._service.read_all()
         return SettingsSchema(
             categories=[
@@ -126,7 +130,7 @@ class SettingViews:
         )
 
     def history(self, query: HistoryQuery, caller: Principal) -> Page[ChangeView]:
-        """Changes, newest first."""
+        """List changes, newest first."""
         found: peewee.ModelSelect[Any] = ChangeRow.select()
         if isinstance(query.category, str):
             found = found.where(ChangeRow.category == query.category)
@@ -136,7 +140,7 @@ class SettingViews:
         return paginate(found, query, caller, scope="settings.history", order=order, make=_change)
 
     def _grouped(self, category: str | None, make: Any) -> dict[str, dict[str, Any]]:
-        items, old = self._service.read_all(), outdated()
+        items, old = self._service.read_all(), outdated_names()
         return {
             name: {_key(item): make(item, old) for item in members}
             for name, members in groupby(items, category_of)
@@ -145,32 +149,32 @@ class SettingViews:
 
 
 def category_of(item: EffectiveSetting) -> str:
-    """`tasks` of `tasks.lease_seconds`."""
+    """Return the category of a setting, for example `http` for `http.access_log`."""
     return item.setting.name.partition(".")[0]
 
 
 def title_of(category: str) -> str:
-    """A category in words."""
+    """Return the title of a category."""
     return _TITLES.get(category, category.replace("_", " ").capitalize())
 
 
 def masked(item: EffectiveSetting) -> Any:
-    """The value as it may be shown."""
+    """Return the value, masked if it is secret."""
     if item.setting.secret:
         return MASK if item.value else None
     return plain(item.value)
 
 
 def declaration(item: EffectiveSetting) -> SettingDeclaration:
-    """What the setting is."""
+    """Return the declaration of a setting."""
     return SettingDeclaration(**_declared(item))
 
 
-def view(item: EffectiveSetting, old: frozenset[str]) -> SettingView:
-    """The setting with its value; `old`: the names of which some process has an older value."""
+def view(item: EffectiveSetting, outdated: frozenset[str]) -> SettingView:
+    """Return a setting with its value. `outdated` names the settings of which some process still uses an old value."""
     stored, setting = item.stored, item.setting
-    fresh = stored is not None and stored.updated_at > clock.now(-UNHEARD)
-    pending = setting.restart_required and (item.pending or fresh or setting.name in old)
+    fresh = stored is not None and stored.updated_at > clock.now(-PROPAGATION_SECONDS)
+    pending = setting.restart_required and (item.pending or fresh or setting.name in outdated)
     return SettingView(
         **_declared(item),
         value=masked(item),
@@ -186,7 +190,7 @@ def view(item: EffectiveSetting, old: frozenset[str]) -> SettingView:
 
 
 def json_schema(setting: Setting[Any]) -> dict[str, Any]:
-    """JSON Schema of the value."""
+    """Return the JSON Schema of the value."""
     kind, nullable = core_kind(setting)
     schema: dict[str, Any] = dict(msgspec.json.schema(kind))
     bounds = {int: ("minimum", "maximum"), float: ("minimum", "maximum"), str: ("minLength", "maxLength")}
@@ -229,7 +233,7 @@ def _declared(item: EffectiveSetting) -> dict[str, Any]:
 
 
 def kind_of(setting: Setting[Any]) -> Kind:
-    """The type as the interface names it."""
+    """Return the type as the API names it."""
     kind, _ = core_kind(setting)
     if setting.secret:
         return "secret"

@@ -1,29 +1,17 @@
-"""The kernel's tables: accounts, the event log, jobs, leases, kept answers and plugin states."""
+"""People, sessions and tokens, failed attempts, second factors, links and invitations."""
 
 from __future__ import annotations
 
-from peewee import (
-    BigAutoField,
-    BigIntegerField,
-    BooleanField,
-    CharField,
-    IntegerField,
-    Model,
-    TextField,
-)
+from peewee import BigIntegerField, BooleanField, CharField, IntegerField, Model, ModelIndex, SQL, TextField
 
 
 def up(migrator, db):
-    _accounts(db)
-    _log_and_jobs(db)
-
-
-def _accounts(db):
     class User(Model):
         id = CharField(max_length=36, primary_key=True)
         email = CharField(max_length=254)
         email_key = CharField(max_length=254, unique=True)
         full_name = CharField(max_length=200)
+        name_key = TextField(null=True)
         role = CharField(max_length=10)
         is_active = BooleanField(default=True)
         email_verified = BooleanField(default=False)
@@ -45,7 +33,7 @@ def _accounts(db):
         class Meta:
             database = db
             legacy_table_names = False
-            table_name = "core_users"
+            table_name = "accounts_users"
             indexes = ((("created_at", "id"), False), (("role", "is_active"), False))
 
     class Session(Model):
@@ -64,7 +52,7 @@ def _accounts(db):
         class Meta:
             database = db
             legacy_table_names = False
-            table_name = "core_sessions"
+            table_name = "accounts_sessions"
             indexes = ((("ended_at",), False),)
 
     Session.add_index(Session.user_id, Session.created_at, where=Session.ended_at.is_null())
@@ -80,7 +68,7 @@ def _accounts(db):
         class Meta:
             database = db
             legacy_table_names = False
-            table_name = "core_refresh_tokens"
+            table_name = "accounts_refresh_tokens"
 
     RefreshToken.add_index(RefreshToken.used_at, where=RefreshToken.successor.is_null(False))
 
@@ -92,7 +80,7 @@ def _accounts(db):
         class Meta:
             database = db
             legacy_table_names = False
-            table_name = "core_tickets"
+            table_name = "accounts_tickets"
 
     class SigningKey(Model):
         id = CharField(max_length=36, primary_key=True)
@@ -103,7 +91,95 @@ def _accounts(db):
         class Meta:
             database = db
             legacy_table_names = False
-            table_name = "core_signing_keys"
+            table_name = "accounts_signing_keys"
+
+    class Lockout(Model):
+        key = CharField(max_length=64, primary_key=True)
+        failed = CharField(max_length=480, default="")
+        in_flight = IntegerField(default=0)
+        reserved_until = CharField(max_length=24, index=True)
+        locked_until = CharField(max_length=24, null=True)
+        locks = IntegerField(default=0)
+
+        class Meta:
+            database = db
+            legacy_table_names = False
+            table_name = "accounts_lockouts"
+
+    class SecondFactor(Model):
+        user_id = CharField(max_length=36, primary_key=True)
+        seed = TextField()
+        last_step = BigIntegerField(default=0)
+        created_at = CharField(max_length=24)
+        confirmed_at = CharField(max_length=24, null=True)
+
+        class Meta:
+            database = db
+            legacy_table_names = False
+            table_name = "accounts_second_factors"
+
+    class RecoveryCode(Model):
+        hash = CharField(max_length=64, primary_key=True)
+        user_id = CharField(max_length=36, index=True)
+
+        class Meta:
+            database = db
+            legacy_table_names = False
+            table_name = "accounts_recovery_codes"
+
+    class Challenge(Model):
+        hash = CharField(max_length=64, primary_key=True)
+        user_id = CharField(max_length=36, index=True)
+        tries = IntegerField(default=0)
+        expires_at = CharField(max_length=24, index=True)
+
+        class Meta:
+            database = db
+            legacy_table_names = False
+            table_name = "accounts_challenges"
+
+    class FormerPassword(Model):
+        id = CharField(max_length=36, primary_key=True)
+        user_id = CharField(max_length=36, index=True)
+        hash = TextField()
+
+        class Meta:
+            database = db
+            legacy_table_names = False
+            table_name = "accounts_former_passwords"
+
+    class Link(Model):
+        id = CharField(max_length=36, primary_key=True)
+        kind = CharField(max_length=16)
+        subject_id = CharField(max_length=36)
+        email = CharField(max_length=254, null=True)
+        hash = CharField(max_length=64, null=True, unique=True)
+        created_at = CharField(max_length=24)
+        expires_at = CharField(max_length=24, index=True)
+        used_at = CharField(max_length=24, null=True)
+
+        class Meta:
+            database = db
+            legacy_table_names = False
+            table_name = "accounts_links"
+            indexes = ((("subject_id", "kind"), False),)
+
+    class Invitation(Model):
+        id = CharField(max_length=36, primary_key=True)
+        email = CharField(max_length=254)
+        email_key = CharField(max_length=254, index=True)
+        role = CharField(max_length=10)
+        status = CharField(max_length=10, default="pending")
+        created_by = CharField(max_length=36, null=True)
+        accepted_by = CharField(max_length=36, null=True, index=True)
+        created_at = CharField(max_length=24)
+        expires_at = CharField(max_length=24)
+
+        class Meta:
+            database = db
+            legacy_table_names = False
+            table_name = "accounts_invitations"
+            indexes = ((("created_at", "id"), False),)
 
     class Installation(Model):
         name = CharField(max_length=40, primary_key=True)
@@ -112,109 +188,26 @@ def _accounts(db):
         class Meta:
             database = db
             legacy_table_names = False
-            table_name = "core_installation"
+            table_name = "accounts_installation"
 
-    class PluginState(Model):
-        name = CharField(max_length=64, primary_key=True)
-        state = CharField(max_length=16)
-        reason = TextField(null=True)
-        since = CharField(max_length=24)
-
-        class Meta:
-            database = db
-            legacy_table_names = False
-            table_name = "core_plugin_states"
-
-    db.create_tables([User, Session, RefreshToken, Ticket, SigningKey, Installation, PluginState])
-
-
-def _log_and_jobs(db):
-    class Event(Model):
-        ins = BigAutoField()
-        seq = BigIntegerField(null=True, unique=True)
-        id = CharField(max_length=36, unique=True)
-        type = CharField(max_length=100)
-        ts = CharField(max_length=24)
-        actor_type = CharField(max_length=20)
-        actor_id = CharField(max_length=80, null=True)
-        object_type = CharField(max_length=60)
-        object_id = CharField(max_length=80)
-        owner_id = CharField(max_length=36, null=True)
-        visibility = CharField(max_length=20)
-        data = TextField()
-        cause = TextField(default="[]")
-
-        class Meta:
-            database = db
-            legacy_table_names = False
-            table_name = "core_events"
-            indexes = ((("object_id", "ins"), False),)
-
-    class Consumer(Model):
-        name = CharField(max_length=100, primary_key=True)
-        cursor = BigIntegerField(default=0)
-        failures = IntegerField(default=0)
-        updated_at = CharField(max_length=24)
-
-        class Meta:
-            database = db
-            legacy_table_names = False
-            table_name = "core_consumers"
-
-    class Job(Model):
-        id = CharField(max_length=36, primary_key=True)
-        name = CharField(max_length=100)
-        arguments = TextField(default="{}")
-        state = CharField(max_length=10, default="queued")
-        run_at = CharField(max_length=24)
-        attempts = IntegerField(default=0)
-        lease = CharField(max_length=36, null=True)
-        error = TextField(null=True)
-        created_at = CharField(max_length=24)
-        finished_at = CharField(max_length=24, null=True)
-
-        class Meta:
-            database = db
-            legacy_table_names = False
-            table_name = "core_jobs"
-            indexes = ((("state", "run_at"), False),)
-
-    class Schedule(Model):
-        name = CharField(max_length=100, primary_key=True)
-        next_at = CharField(max_length=24)
-        last_at = CharField(max_length=24, null=True)
-        error = TextField(null=True)
-
-        class Meta:
-            database = db
-            legacy_table_names = False
-            table_name = "core_schedules"
-
-    class Lease(Model):
-        name = CharField(max_length=120, primary_key=True)
-        holder = CharField(max_length=80)
-        until = CharField(max_length=24)
-        fence = BigIntegerField(default=0)
-
-        class Meta:
-            database = db
-            legacy_table_names = False
-            table_name = "core_leases"
-
-    class Idempotency(Model):
-        key = CharField(max_length=64, primary_key=True)
-        body_hash = CharField(max_length=64)
-        status = IntegerField(null=True)
-        headers = TextField(null=True)
-        body = TextField(null=True)
-        sealed = BooleanField(default=False)
-        state = CharField(max_length=12)
-        until = CharField(max_length=24, index=True)
-        created_at = CharField(max_length=24)
-
-        class Meta:
-            database = db
-            legacy_table_names = False
-            table_name = "core_idempotency"
-
-    db.create_tables([Event, Consumer, Job, Schedule, Lease, Idempotency])
+    pending = SQL("status = 'pending'")
+    Invitation.add_index(
+        ModelIndex(Invitation, (Invitation.email_key,), unique=True, where=pending, name="accounts_invitations_pending")
+    )
+    db.create_tables(
+        [
+            User,
+            Session,
+            RefreshToken,
+            Ticket,
+            SigningKey,
+            Lockout,
+            SecondFactor,
+            RecoveryCode,
+            Challenge,
+            FormerPassword,
+            Link,
+            Invitation,
+            Installation,
+        ]
+    )

@@ -1,14 +1,12 @@
-"""Checks of health as they were when last looked at."""
+"""Health checks as they were when last looked at."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from peewee import BooleanField, CharField, Model
 
 
-def up(migrator: Any, db: Any) -> None:
-    class HealthRow(Model):
+def up(migrator, db):
+    class Health(Model):
         name = CharField(primary_key=True, max_length=60)
         status = CharField(max_length=10)
         since = CharField(max_length=24)
@@ -16,6 +14,6 @@ def up(migrator: Any, db: Any) -> None:
 
         class Meta:
             database = db
-            table_name = "core_health"
+            table_name = "health_checks"
 
-    db.create_tables([HealthRow])
+    db.create_tables([Health])

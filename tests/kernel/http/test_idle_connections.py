@@ -1,19 +1,18 @@
-"""Connections of Hypercorn on which nothing happens."""
+"""Idle connections are closed in time, and the end of the server waits for requests only."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from hypercorn.asyncio import serve, tcp_server
-from hypercorn.config import Config
 
-from corral.cli import idle_timer
+from corral.cli import asgi_servers
+from corral.config.model import Config
+from corral.testing.server import serving_app
 
 PATIENCE = 0.4
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -29,31 +28,19 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 class Served:
-    def __init__(self, port: int, ending: asyncio.Event, running: asyncio.Task[None]) -> None:
-        self.port, self.ending, self.running = port, ending, running
+    def __init__(self, port: int, ending: asyncio.Event) -> None:
+        self.port, self.ending = port, ending
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
 
 
 @pytest.fixture
-async def served() -> AsyncIterator[Served]:
-    idle_timer.install()
-    assert tcp_server.AsyncioSingleTask is idle_timer.IdleTimer  # type: ignore[attr-defined]
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = Config()
-    config.bind = [f"fd://{listener.detach()}"]
-    config.keep_alive_timeout = PATIENCE
-    config.errorlog = None
-    with socket.socket(fileno=int(config.bind[0][5:])) as known:
-        port = known.getsockname()[1]
-        known.detach()
-    ending = asyncio.Event()
-    running = asyncio.create_task(serve(app, config, shutdown_trigger=ending.wait))
-    await asyncio.sleep(0.1)
-    yield Served(port, ending, running)
-    ending.set()
-    await running
+async def served(server_name: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+    monkeypatch.setattr(asgi_servers, "KEEP_ALIVE_SECONDS", PATIENCE)
+    async with serving_app(app, Config(), server_name) as (port, ending):
+        await asyncio.sleep(0.1)
+        yield Served(port, ending)
 
 
 async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes = REQUEST) -> bytes:
@@ -119,6 +106,3 @@ async def test_the_end_of_the_server_waits_for_requests_and_not_for_silence(serv
     with contextlib.suppress(asyncio.IncompleteReadError):
         await busy.readexactly(2)
     assert await ends(busy) < PATIENCE
-    async with asyncio.timeout(5):
-        await served.running
-    assert watching() == 0

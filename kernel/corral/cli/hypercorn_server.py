@@ -1,0 +1,271 @@
+"""Serving with Hypercorn. Its idle timer, HTTP/2 and WebSockets are replaced (docs/adr/0015, 0016 and 0017)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+from wsgiref.handlers import format_date_time
+
+import hypercorn.config
+from h2.errors import ErrorCodes
+from h2.exceptions import ProtocolError
+from h11 import Request
+from hypercorn import protocol
+from hypercorn.asyncio import serve as hypercorn_serve
+from hypercorn.asyncio import tcp_server
+from hypercorn.events import Closed
+from hypercorn.events import Event as ConnectionEvent
+from hypercorn.protocol import h2, h11
+from hypercorn.protocol.events import Body, Data, EndData, Event, StreamClosed
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer, WSStream
+from hypercorn.typing import WebsocketAcceptEvent
+from wsproto.events import CloseConnection, Message, Ping, TextMessage
+from wsproto.frame_protocol import CloseReason
+
+from corral.cli import asgi_servers
+from corral.config.model import Config
+
+log = logging.getLogger("corral.http")
+
+CLOSING_SECONDS = 2.0  # unread bytes would reset the connection, and the close code would be lost
+MISSED_PINGS = 2.5  # ping intervals without a byte from the peer after which it counts as gone
+
+
+class IdleTimer:
+    """Closes idle connections by a deadline that each request moves. Replaces `AsyncioSingleTask` in `tcp_server`.
+
+    Hypercorn ends a task and makes another for every request, which costs a sixth of the time of a short one.
+    """
+
+    def __init__(self) -> None:
+        self._deadline: float | None = None  # None: a request is being answered
+        self._watching: asyncio.Task[None] | None = None
+        self._server: Any = None
+
+    async def restart(self, task_group: Any, action: Callable[[], Any]) -> None:
+        """The connection is idle from now on. `action` is a method of the connection."""
+        if self._watching is None or self._watching.done():
+            self._server = action.__self__  # type: ignore[attr-defined]  # a bound method
+            self._watching = task_group._task_group.create_task(self._watch())
+        server = self._server
+        self._deadline = server.loop.time() + server.config.keep_alive_timeout
+
+    async def stop(self) -> None:
+        """A request has arrived, or the connection is closed."""
+        self._deadline = None
+        watching = self._watching
+        if watching is not None and self._server.writer.is_closing():
+            self._watching = None
+            watching.cancel()
+            await asyncio.wait({watching})
+
+    async def _watch(self) -> None:
+        server = self._server
+        terminated, patience = server.context.terminated, server.config.keep_alive_timeout
+        while not server.reader.at_eof():
+            due = self._deadline
+            wait = patience if due is None else due - server.loop.time()
+            if wait <= 0:
+                break
+            try:
+                async with asyncio.timeout(wait):
+                    await terminated.wait()
+            except TimeoutError:
+                continue
+            if self._deadline is None:  # the connection is closed when its request is answered
+                return
+            break
+        if self._deadline is not None:
+            await asyncio.shield(server._initiate_server_close())
+
+
+class Http2(H2Protocol):
+    """A response that ends before its request, or is cut off, ends its own stream and no other."""
+
+    async def handle(self, event: ConnectionEvent) -> None:
+        await super().handle(event)
+        if isinstance(event, Closed):  # a sender that waits for room in a buffer would wait for ever
+            for buffer in tuple(self.stream_buffers.values()):
+                await buffer.close()
+
+    async def stream_send(self, event: Event) -> None:
+        await super().stream_send(event)
+        if isinstance(event, StreamClosed):
+            await self._abandon(event.stream_id)
+
+    async def _send_data(self, stream_id: int) -> None:
+        await super()._send_data(stream_id)
+        if stream_id not in self.streams:
+            await self._abandon(stream_id)
+
+    async def _abandon(self, stream_id: int) -> None:
+        """Reset the stream, whose request has no reader any more."""
+        buffer = self.stream_buffers.get(stream_id)
+        if buffer is None:
+            await self._reset(stream_id, ErrorCodes.NO_ERROR)
+        elif not buffer._complete:  # the response is cut off: the client must not wait for the rest
+            await self._reset(stream_id, ErrorCodes.INTERNAL_ERROR)
+            await buffer.close()
+            self.priority.unblock(stream_id)
+            await self.has_data.set()  # the sending task forgets it
+
+    async def _reset(self, stream_id: int, code: ErrorCodes) -> None:
+        stream = self.connection.streams.get(stream_id)
+        if stream is not None and stream.open and not self.closed:
+            with contextlib.suppress(ProtocolError):  # the connection is at its end
+                self.connection.reset_stream(stream_id, code)
+                await self._flush()
+
+    async def _create_stream(self, request: Any) -> None:
+        await super()._create_stream(request)
+        self.keep_alive_requests = 0  # at its limit Hypercorn would end the connection and all its streams
+
+
+class Http1(H11Protocol):
+    """Ignores `Upgrade: h2c` and refuses a request that has both `Content-Length` and `Transfer-Encoding`.
+
+    A proxy that lets WebSockets through passes the upgrade on, sees nothing of the requests that follow, and sets no
+    `X-Forwarded-For` on them. With two lengths, a proxy may see another end of the body than Hypercorn does.
+    """
+
+    async def _check_protocol(self, event: Request) -> None:
+        if event.http_version == b"2.0":
+            await super()._check_protocol(event)
+
+    async def _create_stream(self, request: Request) -> None:
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in request.headers}:
+            await self._send_error_response(400)
+            await self.send(Closed())
+            return
+        await super()._create_stream(request)
+
+
+class ByteBuffer(WebsocketBuffer):
+    """Limits the size of messages in bytes; Hypercorn counts the characters of text."""
+
+    def extend(self, event: Message[Any]) -> None:
+        if isinstance(event, TextMessage):
+            self.length += len(event.data.encode()) - len(event.data)
+        super().extend(event)
+
+
+class SocketStream(WSStream):
+    """Limits messages, notices peers that are gone, and always ends the connection.
+
+    No extension is offered: the inflated size of a compressed message is known only once it is in memory.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.buffer = ByteBuffer(self.config.websocket_max_message_size)
+        self._over = asyncio.Event()
+        self._closing = False
+        self._heard = time.monotonic()
+
+    async def handle(self, event: Event) -> None:
+        if isinstance(event, (Body, Data)):
+            self._heard = time.monotonic()
+        await super().handle(event)
+        if isinstance(event, StreamClosed):
+            self._over.set()
+        elif self.closed and not self._over.is_set():  # a handshake that Hypercorn refused
+            await self.send(StreamClosed(stream_id=self.stream_id))
+
+    async def _accept(self, message: WebsocketAcceptEvent) -> None:
+        self.handshake.extensions = None
+        await super()._accept(message)
+
+    async def _handle_events(self) -> None:
+        for event in self.connection.events():
+            if isinstance(event, Message):
+                await self._take(event)
+            elif isinstance(event, Ping):
+                await self._send_wsproto_event(event.response())
+            elif isinstance(event, CloseConnection):
+                await self._send_wsproto_event(event.response())
+                self.task_group.spawn(self._end)
+
+    async def _take(self, event: Message[Any]) -> None:
+        if self._closing:
+            return
+        try:
+            self.buffer.extend(event)
+        except FrameTooLargeError:
+            self._closing = True
+            self.buffer.clear()
+            await self._send_wsproto_event(CloseConnection(code=CloseReason.MESSAGE_TOO_BIG))
+            self.task_group.spawn(self._end, CLOSING_SECONDS)
+        else:
+            if event.message_finished:
+                assert self.app_put is not None
+                await self.app_put(self.buffer.to_message())
+                self.buffer.clear()
+
+    async def _end(self, patience: float = 0.0) -> None:
+        """End the connection once the peer has closed it, after `patience` seconds at the latest."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._over.wait()
+                return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSING_SECONDS):
+                await self.send(EndData(stream_id=self.stream_id))  # over HTTP/2 this sends the queued data first
+        await self.send(StreamClosed(stream_id=self.stream_id))
+
+    async def _send_pings(self) -> None:
+        interval = self.config.websocket_ping_interval or math.inf
+        while time.monotonic() - self._heard < MISSED_PINGS * interval:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(interval):
+                    await self._send_wsproto_event(Ping())  # blocks while the peer reads nothing
+                    await self._over.wait()
+                    return
+        await self._end()
+
+
+def install() -> None:
+    """Replace the parts of Hypercorn in this process. An idle timer with another name is left as it is."""
+    protocol.H2Protocol = Http2  # type: ignore[attr-defined]
+    protocol.H11Protocol = Http1  # type: ignore[attr-defined]
+    h11.WSStream = h2.WSStream = SocketStream  # type: ignore[assignment,attr-defined]
+    if hasattr(tcp_server, "AsyncioSingleTask"):
+        tcp_server.AsyncioSingleTask = IdleTimer
+    else:
+        log.info("this release of Hypercorn has another idle timer; it is not replaced")
+
+
+class Settings(hypercorn.config.Config):
+    """Sends `Date` alone, formatted once a second; Hypercorn formats it for each response."""
+
+    made = (0, [(b"date", b"")])
+
+    def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
+        second = int(time.time())
+        if self.made[0] != second:
+            self.made = (second, [(b"date", format_date_time(second).encode())])
+        return self.made[1]
+
+
+async def serve(config: Config, app: Any, accepting: int, stopping: asyncio.Event) -> None:
+    """Serve until `stopping`. `accepting` is the file descriptor of the listening socket, which Hypercorn closes."""
+    install()
+    settings = Settings()
+    settings.bind = [f"fd://{accepting}"]
+    settings.accesslog = None
+    settings.errorlog = logging.getLogger("hypercorn.error")
+    settings.h11_max_incomplete_size = asgi_servers.HEADER_LIMIT
+    settings.keep_alive_timeout = asgi_servers.KEEP_ALIVE_SECONDS
+    settings.websocket_max_message_size = asgi_servers.MESSAGE_LIMIT
+    settings.websocket_ping_interval = asgi_servers.PING_SECONDS
+    settings.graceful_timeout = asgi_servers.DRAIN_SECONDS
+    settings.shutdown_timeout = asgi_servers.DRAIN_SECONDS
+    if config.server.certfile is not None and config.server.keyfile is not None:
+        settings.certfile, settings.keyfile = str(config.server.certfile), str(config.server.keyfile)
+    await hypercorn_serve(app, settings, shutdown_trigger=stopping.wait)

@@ -1,0 +1,116 @@
+"""Serving with uvicorn and httptools, with the limits that uvicorn itself does not set (docs/adr/0018)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
+from wsproto.connection import ConnectionState
+from wsproto.events import CloseConnection
+
+from corral.cli import asgi_servers
+from corral.config.model import Config
+
+
+class Http1(HttpToolsProtocol):
+    """Bounds the size and the duration of a request's head, which httptools accepts at any size and at any pace.
+
+    `_unparsed` counts the bytes received since the last complete head, body part or message. It grows only within a
+    head, a chunk extension or a trailer, and is limited there.
+    """
+
+    _unparsed = 0
+    _heads = 0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._close_when_idle()
+
+    def _close_when_idle(self) -> None:
+        timer = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self.timeout_keep_alive_task = timer
+
+    def data_received(self, data: bytes) -> None:
+        # uvicorn ends the timer at the first byte. Here only a complete head does: half a request is idle, too.
+        timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
+        heads = self._heads
+        self._unparsed += len(data)
+        super().data_received(data)
+        if timer is not None:
+            if self._heads == heads and self.timeout_keep_alive_task is None:
+                self.timeout_keep_alive_task = timer
+            else:
+                timer.cancel()
+        if self._unparsed > asgi_servers.HEADER_LIMIT and not self.transport.is_closing():
+            self._refuse_head()
+
+    def _refuse_head(self) -> None:
+        if self._heads == 0 or self.cycle.response_complete:
+            self.transport.write(STATUS_LINE[431] + b"content-length: 0\r\nconnection: close\r\n\r\n")
+        self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        self._unparsed = 0
+        self._heads += 1
+        super().on_headers_complete()
+        self.headers = list(self.headers)  # trailers are added to this list, and must not reach the application
+
+    def on_body(self, body: bytes) -> None:
+        self._unparsed = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unparsed = 0
+        super().on_message_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Answer the request as if it had no `Upgrade`, and close: httptools drops the bytes that follow it."""
+        self.cycle.keep_alive = False
+
+
+class WebSocket(WSProtocol):
+    """Tells the peer the close code when it sends an invalid frame; uvicorn only ends the connection."""
+
+    def handle_close(self, event: CloseConnection) -> None:
+        if self.conn.state is ConnectionState.OPEN:  # the peer has not closed: the event is wsproto's own
+            self.transport.write(self.conn.send(event))
+        super().handle_close(event)
+
+
+async def serve(config: Config, app: Any, accepting: int, stopping: asyncio.Event) -> None:
+    """Serve until `stopping`. `accepting` is the file descriptor of the listening socket, which uvicorn closes."""
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a warning per malformed request would flood the log
+    settings = uvicorn.Config(
+        app,
+        http=Http1,
+        ws=WebSocket,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=asgi_servers.KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=asgi_servers.DRAIN_SECONDS,
+        ws_max_size=asgi_servers.MESSAGE_LIMIT,
+        ws_per_message_deflate=False,
+        ws_ping_interval=asgi_servers.PING_SECONDS,
+        ws_ping_timeout=asgi_servers.PING_SECONDS,
+        ssl_certfile=config.server.certfile,
+        ssl_keyfile=config.server.keyfile,
+    )
+    server = uvicorn.Server(settings)
+
+    async def end() -> None:
+        await stopping.wait()
+        server.should_exit = True
+
+    ending = asyncio.create_task(end())
+    try:
+        await server._serve([socket.socket(fileno=accepting)])  # `serve` would take the signals
+    finally:
+        ending.cancel()
