@@ -32,7 +32,7 @@ from corral.http.answers import IfMatch, Wait
 from corral.http.client_address import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency, Keyed, Stored
 from corral.kernel import Kernel
-from corral.metrics.requests import OF_BODIES
+from corral.metrics.requests import BODY_CODES
 from corral.plugin import Gate, Meter
 
 log = logging.getLogger("corral.http")
@@ -92,7 +92,7 @@ class Pipeline:
             response = await self._run(request)
         except Problem as problem:
             code = problem.code
-            if code in OF_BODIES:
+            if code in BODY_CODES:
                 self.metrics.body_rejected[code] += 1
             response = self._refusal(problem, request)
         except (ClientLeft, asyncio.CancelledError):
