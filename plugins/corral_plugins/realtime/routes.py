@@ -26,8 +26,8 @@ routes = Routes("/events", tag="Events")
 class StreamQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Filters of the stream.
 
-    `types` takes event names or patterns such as `task.*` and `*`, repeated or separated by commas. `after` is the `seq`
-    or the id of an event.
+    `types` takes event names or patterns such as `task.*` and `*`, repeated or separated by commas. `after` is the
+    `seq` or the id of an event.
     """
 
     types: Annotated[list[Annotated[str, Meta(max_length=1000)]], Meta(max_length=MAX_SUBSCRIPTIONS)] = msgspec.field(

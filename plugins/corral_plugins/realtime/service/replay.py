@@ -81,7 +81,7 @@ class LogReplay:
         return [item for item in map(Item, records) if self._is_due(item)]
 
     async def _begin(self) -> Sequence[Notice]:
-        """Find the start position. Each subscription counts as served from there, so that a later replay repeats nothing.
+        """Find the start position. Subscriptions count as served from there, so that a later replay repeats nothing.
 
         A client that comes from a process that was further ahead may already have events that this one has not seen.
         """

@@ -60,11 +60,8 @@ class Sockets:
         """Serve one connection until it ends."""
         origin = connection.request.header("origin")
         if origin is not None and not self._is_own(origin, connection.request.header("host")):
-            await connection.refuse(
-                Forbidden(
-                    "Pages of other origins may not open sockets here. An admin can allow an origin in http.cors_origins."
-                )
-            )
+            detail = "Pages of other origins may not open sockets here. An admin can allow them in http.cors_origins."
+            await connection.refuse(Forbidden(detail))
             return
         refusal = self._hub.refusal()
         if refusal is not None:
@@ -196,7 +193,7 @@ class Sockets:
             viewer.end(TOO_MANY, f"more than {MESSAGES_PER_SECOND} messages a second", keep=True)
         else:
             allowance.warned = True
-            detail = f"Send at most {MESSAGES_PER_SECOND} messages a second. Exceeding the limit again closes the connection."
+            detail = f"Send at most {MESSAGES_PER_SECOND} messages a second. The next excess closes the connection."
             viewer.refuse(Refusal("rate_limited", detail))
 
     async def _handle(self, viewer: Viewer, message: str | bytes) -> None:
