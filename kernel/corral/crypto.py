@@ -15,7 +15,7 @@ import os
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from corral.config.model import Config
 from corral.config.reader import readable_by_others
@@ -97,6 +97,32 @@ def parse_master_keys(text: str, source: str) -> list[MasterKey]:
     if len({key.label for key in keys}) < len(keys) or len({key.id for key in keys}) < len(keys):
         raise Refused(f"{source}: a label or a key is given twice")
     return keys
+
+
+class Sealer(Protocol):
+    """Seals and opens values, and signs texts, with the master keys of the installation; a service for plugins.
+
+    `sealed`: no usable master key is loaded, so `seal` and `open` raise `Unavailable` (`vault_sealed`); digests and
+    signatures go on.
+    """
+
+    sealed: bool
+
+    def seal(self, plaintext: bytes, *, aad: str) -> bytes:
+        """Encrypt for one place (see `place`)."""
+        ...
+
+    def open(self, sealed: bytes, *, aad: str) -> bytes:
+        """The plaintext. Raises `SealedWrong` when the value was changed or belongs elsewhere."""
+        ...
+
+    def mac(self, purpose: str, data: bytes) -> bytes:
+        """HMAC-SHA256 of `data` for one purpose, until the master key is rotated."""
+        ...
+
+    def verify(self, purpose: str, data: bytes, mac: bytes) -> bool:
+        """Whether `mac` belongs to `data`, under any of the keys."""
+        ...
 
 
 class Keyring:

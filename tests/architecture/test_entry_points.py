@@ -20,15 +20,16 @@ def _entry_points() -> dict[str, list[str]]:
 
 
 def _expected() -> list[str]:
-    folders = (path.parent.name for path in (ROOT / "plugins" / "corral_plugins").glob("*/__init__.py"))
-    lines = ["core = corral_core.plugin:CorePlugin"]
-    for name in folders:
-        camel = "".join(word.capitalize() for word in name.split("_"))
-        lines.append(f"{name} = corral_plugins.{name}.plugin:{camel}Plugin")
+    lines = []
+    for package in (ROOT / "kernel" / "corral_core", ROOT / "plugins" / "corral_plugins"):
+        for path in package.glob("*/__init__.py"):
+            name = path.parent.name
+            camel = "".join(word.capitalize() for word in name.split("_"))
+            lines.append(f"{name} = {package.name}.{name}.plugin:{camel}Plugin")
     return sorted(lines)
 
 
-def test_plugins_are_the_folders_and_the_core_alphabetically() -> None:
+def test_plugins_are_the_folders_alphabetically() -> None:
     assert _entry_points()["corral.plugins"] == _expected()
 
 

@@ -16,5 +16,4 @@ def test_the_table_of_paths_is_up_to_date() -> None:
 def test_the_table_names_the_built_in_plugins_that_can_be_missing() -> None:
     table = json.loads(resources.files("corral_plugins").joinpath("paths.json").read_bytes())
     assert list(table) == sorted(table)
-    assert "core" not in table
-    assert {"admin", "agents", "tasks", "workers"} <= table.keys()
+    assert {"accounts", "admin", "agents", "health", "tasks", "workers"} <= table.keys()

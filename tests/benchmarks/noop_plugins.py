@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
-NEEDED = frozenset({"core", "llm", "agents", "workers", "tasks"})  # tasks, and what it requires
+NEEDED = frozenset({"llm", "agents", "workers", "tasks"})  # tasks, and what it requires
 
 CODE = '''"""A plugin that does next to nothing."""
 
@@ -63,7 +63,8 @@ def write_many(folder: Path, count: int) -> None:
 
 def write_alone(folder: Path) -> None:
     """The `corral.toml` of an installation that has tasks and what tasks requires."""
-    others = sorted({point.name for point in metadata.entry_points(group="corral.plugins")} - NEEDED)
+    points = metadata.entry_points(group="corral.plugins")
+    others = sorted({point.name for point in points if not point.module.startswith("corral_core.")} - NEEDED)
     _toml(folder, f"disabled = {others!r}\n")
 
 

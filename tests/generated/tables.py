@@ -13,7 +13,7 @@ from corral.testing.kit import Kit
 # Times at which something was last seen tell of the asking, not of an effect.
 SEEN = ("last_seen_at", "last_used_at", "last_used_ip", "seen_at")
 # Denials are written down; leases are renewed by the time, whoever asks for what.
-OTHERS = ("audit", "core_leases")
+OTHERS = ("audit", "kernel_leases")
 Picture = Mapping[str, Counter[str]]
 
 

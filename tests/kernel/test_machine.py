@@ -11,17 +11,17 @@ from corral import clock
 from corral.database.leases import acquire, holder_of, release
 from corral.errors import Refused
 from corral.testing.kit import Kit, make_kernel
-from corral_core.health.service.single_machine import LEASE, MachineLease
+from corral_core.health.service.single_machine_lock import LEASE, SingleMachineLock
 
 
 async def test_a_second_machine_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
     async with make_kernel(tmp_path, plugins=[]) as kit:
         work = kit.kernel.database.work
         with pytest.raises(Refused, match=r"another machine, .+, serves this database file"):
-            await MachineLease(work, "elsewhere 0000-1111").take()
+            await SingleMachineLock(work, "elsewhere 0000-1111").acquire()
         clock.travel(31)
-        await MachineLease(work, "elsewhere 0000-1111").take()
-        with pytest.raises(Refused, match="core: Refused: another machine, elsewhere, serves"):
+        await SingleMachineLock(work, "elsewhere 0000-1111").acquire()
+        with pytest.raises(Refused, match="health: Refused: another machine, elsewhere, serves"):
             async with make_kernel(tmp_path, plugins=[]):
                 pass
 
@@ -36,7 +36,7 @@ async def test_the_same_machine_is_not(tmp_path: Path, again: str) -> None:
         work = kit.kernel.database.work
         await work(lambda: release(LEASE, holder_of(LEASE) or ""))
         await work(lambda: acquire(LEASE, "first 1111", 30))
-        await MachineLease(work, again).take()
+        await SingleMachineLock(work, again).acquire()
         assert await work(lambda: holder_of(LEASE), read=True) == again
 
 

@@ -21,7 +21,7 @@ from corral.plugin import Contributions
 from corral.plugins.migrations import Pending
 from corral.testing.installed import PluginFolder
 from corral.testing.kit import Kit, make_kernel
-from corral_core.plugin import CorePlugin
+from corral_core.accounts.plugin import AccountsPlugin
 
 MakeKit = Callable[..., Awaitable[Kit]]
 
@@ -105,7 +105,7 @@ BROKEN = {
             "@hookimpl\ndef corral_settings(self):\n"
             "    return [Setting(name='jobs.retention_days', kind=int, default=1, title='x')]"
         ),
-        "setting jobs.retention_days is declared by core too",
+        "setting jobs.retention_days is declared by event_log too",
     ),
     "service nobody has": (
         body(
@@ -133,7 +133,7 @@ BROKEN = {
     ),
     "path of a built-in": (
         (PLUGIN + FAULTY).replace('"/faulty"', '"/health"'),
-        "GET /health is declared by core already",
+        "GET /health is declared by health already",
     ),
     "start": (body("async def start(self, runtime):\n    raise RuntimeError('will not')"), "RuntimeError: will not"),
     "start exits": (body("async def start(self, runtime):\n    raise SystemExit(1)"), "SystemExit: 1"),
@@ -313,8 +313,8 @@ async def test_without_core_nothing_is_served(tmp_path: Path, monkeypatch: pytes
     async def fail(*_: Any) -> None:
         raise RuntimeError("no keys")
 
-    monkeypatch.setattr(CorePlugin, "start", fail)
-    with pytest.raises(Refused, match="core: RuntimeError: no keys"):
+    monkeypatch.setattr(AccountsPlugin, "start", fail)
+    with pytest.raises(Refused, match="accounts: RuntimeError: no keys"):
         async with make_kernel(tmp_path, plugins=[]):
             pass
 
@@ -460,7 +460,7 @@ async def test_out_of_service_nothing_of_it_runs_and_nothing_is_lost(counting: K
 async def test_the_api_takes_a_built_in_plugin_out_and_back_across_restarts(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=None, config={"plugins.disabled": ["tasks", "workers"]})
     admin = await kit.as_user("admin")
-    assert (await admin.post("/plugins/core/disable", {})).code == "plugin_required"
+    assert (await admin.post("/plugins/accounts/disable", {})).code == "plugin_required"
     assert (await admin.post("/plugins/agents/disable", {"reason": "too many"})).status == 200
     assert (await admin.get("/agents")).code == "plugin_disabled"
     again = await make_kit(plugins=None, config={"plugins.disabled": ["tasks", "workers"]})
@@ -480,4 +480,4 @@ async def test_only_admins_see_and_turn_plugins(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=[])
     member = await kit.as_user("member")
     assert (await member.get("/plugins")).status == 403
-    assert (await member.post("/plugins/core/disable", {})).status == 403
+    assert (await member.post("/plugins/accounts/disable", {})).status == 403

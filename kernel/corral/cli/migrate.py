@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from corral.cli import logs, output
-from corral.cli.services import is_absent
+from corral.cli.doctor import is_absent
 from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
 
@@ -20,7 +20,7 @@ from corral.config.reader import load as load_config
 def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | None) -> None:
     """Apply pending migrations, of one PLUGIN or of all. Safe beside running servers; many at once migrate once."""
     from corral.database.connect import connect
-    from corral.database.migrations import migrate, one_after_the_other, pending
+    from corral.database.migrations import exclusive_start, migrate, pending
     from corral.plugins.discovery import discover
     from corral.plugins.loading import load
 
@@ -40,7 +40,7 @@ def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | N
         if plan:
             scripts = pending(database, homes)
         else:
-            with one_after_the_other(database):
+            with exclusive_start(database):
                 pending(database, homes)  # refuses a newer schema before anything is done
                 scripts = {home.plugin: migrate(database, home) for home in homes}
         rows = [{"plugin": name, "migration": script} for name, of in scripts.items() for script in of]

@@ -1,4 +1,4 @@
-"""A database as the kernel sees it: `work()` runs a function as one unit, whichever engine serves it."""
+"""The interface of a database: `work()` runs a function as one unit of work on either engine."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from corral.errors import Problem, Unavailable
 log = logging.getLogger("corral.database")
 T = TypeVar("T")
 
-AWAY = frozenset({"OperationalError", "InterfaceError"})
+CONNECTION_ERRORS = frozenset({"OperationalError", "InterfaceError"})
 
 
 class Work(Protocol):
-    """Runs a function as one unit of work: `await work(fn)`; async handlers and jobs ask for it by this type.
+    """Runs a function as one unit of work: `await work(fn)`. Async handlers and jobs request it by this type.
 
-    `read=True` refuses writes. `fn` may run more than once: it has no effect outside the database (docs/concepts).
-    Raises what `fn` raises; `NestedUnit` inside a unit; `Unavailable` when the database cannot serve.
+    With `read=True` writes are refused. `fn` may run more than once, so it must have no effect outside the database.
+    Raises what `fn` raises, `NestedUnit` inside a unit, and `Unavailable` when the database cannot serve.
     """
 
     async def __call__(self, fn: Callable[[], T], *, entry: Entry = SYSTEM_ENTRY, read: bool = False) -> T: ...
 
 
 class SlowRead(Exception):
-    """An inline read went over its step budget; run it in the pool."""
+    """A read on the event loop exceeded its budget; run it in the pool instead."""
 
 
 class Database(abc.ABC):
-    """One database. `flush` writes a unit's audit, job and event rows; `committed` is told after COMMIT."""
+    """One database. `flush` writes the audit, job and event rows of a unit; `committed` is called after COMMIT."""
 
     kind: ClassVar[str]  # sqlite | postgresql; for this package and the event log only
     is_file: ClassVar[bool]
@@ -49,12 +49,12 @@ class Database(abc.ABC):
         self.timings = Timings()
         self.flush: Callable[[Unit], None] = lambda unit: None
         self.committed: Callable[[list[Unit]], None] = lambda units: None
-        self.cursor_key = b""  # set at boot from the keyring: signs list cursors
-        self.rooms: dict[str, str] = {}  # label of units: the plugin that may take half of the lanes with them
+        self.cursor_key = b""  # signs list cursors; set at boot from the keyring
+        self.plugin_by_label: dict[str, str] = {}  # units of one plugin occupy at most half of the lanes
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Serve this loop: answers and bells of all lanes arrive on it."""
+        """Deliver results and notifications of all lanes on this loop."""
         self._loop = loop
 
     async def work(self, fn: Callable[[], T], *, entry: Entry = SYSTEM_ENTRY, read: bool = False) -> T:
@@ -68,18 +68,18 @@ class Database(abc.ABC):
         return await future
 
     def run(self, fn: Callable[[], T], *, entry: Entry = SYSTEM_ENTRY, read: bool = False) -> T:
-        """`work` for threads without a loop: blocks until COMMIT. Commands and tests use it."""
+        """Like `work`, for threads without an event loop: blocks until COMMIT."""
         refuse_nesting()
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._submit(Ticket(fn, entry, future, read=read))
         return future.result()
 
     def read_now(self, fn: Callable[[], T], entry: Entry) -> T:
-        """Run a short read on the calling thread; `SlowRead` when it is not short, or the engine cannot."""
+        """Run a short read on the calling thread. Raises `SlowRead` if it takes too long or the engine cannot do so."""
         raise SlowRead
 
     async def read(self, fn: Callable[[], T], entry: Entry) -> T:
-        """A short read: on the loop where the engine allows it, else in a lane."""
+        """Run a short read, on the event loop if the engine allows it, or else in a lane."""
         if self.inline_reads:
             try:
                 return self.read_now(fn, entry)
@@ -89,34 +89,34 @@ class Database(abc.ABC):
 
     @abc.abstractmethod
     def ping(self) -> None:
-        """A trivial read on a connection of this thread; raises when the database cannot serve."""
+        """Read something trivial on a new connection; raises if the database cannot serve."""
 
     @abc.abstractmethod
     def waiting(self) -> int:
-        """How many units wait for a connection."""
+        """The number of units that wait for a connection."""
 
     @abc.abstractmethod
     def busy(self) -> tuple[int, int]:
-        """How many connections are in use, and how many there are."""
+        """The number of connections in use, and the total number."""
 
     def load(self) -> float:
-        """The part of the connections that are in use."""
+        """The share of the connections in use, from 0 to 1."""
         used, size = self.busy()
         return used / size
 
     def detach(self) -> None:  # noqa: B027  (only some engines read on the loop)
-        """Close what the calling thread, that of the loop, opened for itself: `close` is called from another one."""
+        """Close the connection of the event loop's thread, which calls this; `close` runs in another thread."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Finish what is queued and close every connection but those of other callers' threads."""
+        """Finish queued units and close all connections except those of other calling threads."""
 
     @abc.abstractmethod
     def _submit(self, ticket: Ticket) -> None:
-        """Queue for a lane."""
+        """Queue the unit for a lane."""
 
     def deliver(self, outcomes: list[Outcome]) -> None:
-        """After COMMIT, once a batch, from a lane: resolve futures, run `after`, ring the bell."""
+        """After COMMIT, once per batch, from a lane: resolve futures, run callbacks, and notify of new events."""
         units = [outcome.unit for outcome in outcomes if outcome.unit is not None and outcome.error is None]
         if len(units) < len(outcomes):
             failed = [outcome.error.code for outcome in outcomes if isinstance(outcome.error, Unavailable)]
@@ -128,7 +128,7 @@ class Database(abc.ABC):
             try:
                 self._loop.call_soon_threadsafe(self._finish, units, waiting)
             except RuntimeError:
-                log.debug("the loop ended before its answers")
+                log.debug("the event loop ended before results were delivered")
         for outcome in outcomes:
             if isinstance(outcome.ticket.future, concurrent.futures.Future):
                 outcome.resolve()
@@ -147,7 +147,7 @@ class Database(abc.ABC):
 
 
 def translate(error: BaseException) -> BaseException:
-    """What the engine says, as what a client may hear; problems and programming errors pass unchanged."""
+    """The problem for a client that an engine's error means; problems and programming errors pass unchanged."""
     if _is_lost_connection(error):
         return Unavailable("The database cannot be reached.", retry_after=2)
     if isinstance(error, Problem) or not isinstance(
@@ -159,7 +159,7 @@ def translate(error: BaseException) -> BaseException:
         return error
     text = str(error).lower()
     if "readonly" in text or "read-only" in text:
-        return error  # a read unit that writes: a bug of its handler
+        return error  # a read unit that writes: a bug in its handler
     if "full" in text or "disk i/o" in text or "no space" in text:
         problem = Unavailable("The disk of the database is full or failing.", code="storage_full", retry_after=10)
     elif "locked" in text or "busy" in text or "interrupt" in text:
@@ -171,12 +171,14 @@ def translate(error: BaseException) -> BaseException:
 
 
 def _is_lost_connection(error: BaseException) -> bool:
-    """Whether the driver of PostgreSQL says that it cannot reach it. It need not be installed to tell."""
+    """Whether psycopg, which need not be installed, reports a lost connection."""
     kinds = type(error).__mro__
-    return kinds[0].__module__.partition(".")[0] == "psycopg" and any(kind.__name__ in AWAY for kind in kinds)
+    return kinds[0].__module__.partition(".")[0] == "psycopg" and any(
+        kind.__name__ in CONNECTION_ERRORS for kind in kinds
+    )
 
 
 def _is_wrong(error: BaseException) -> bool:
-    """Whether SQLite cannot make sense of the statement: no such table, say. It calls that operational too."""
+    """Whether the statement is wrong, such as for a missing table: SQLite calls that an operational error too."""
     raised = error if isinstance(error, sqlite3.Error) else error.__cause__ or error.__context__
     return getattr(raised, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR

@@ -9,7 +9,7 @@ from corral.database.model import InstantField, Model
 
 
 class Lease(Model):
-    """A named lease; it is free when `until` has passed."""
+    """A named lease; it is free after `until`."""
 
     name = peewee.CharField(primary_key=True, max_length=120)
     holder = peewee.CharField(max_length=80)
@@ -17,11 +17,11 @@ class Lease(Model):
     fence = peewee.BigIntegerField(default=0)
 
     class Meta:
-        table_name = "core_leases"
+        table_name = "kernel_leases"
 
 
 def acquire(name: str, holder: str, seconds: float) -> bool:
-    """Take or renew the lease, by one guarded update. True: `holder` has it until `seconds` from now."""
+    """Take or renew the lease by one guarded update. Returns whether `holder` has it for the next `seconds`."""
     until, now = clock.now(seconds), clock.now()
     taken = (
         Lease.update(holder=holder, until=until, fence=Lease.fence + 1)
@@ -35,11 +35,11 @@ def acquire(name: str, holder: str, seconds: float) -> bool:
 
 
 def release(name: str, holder: str) -> None:
-    """Give the lease back, if `holder` still has it."""
+    """Release the lease, if `holder` still has it."""
     Lease.update(until=clock.now(-1)).where((Lease.name == name) & (Lease.holder == holder)).execute()
 
 
 def holder_of(name: str) -> str | None:
-    """Who has the lease now; None when it is free."""
+    """The current holder; None if the lease is free."""
     row = Lease.get_or_none((Lease.name == name) & (Lease.until > clock.now()))
     return None if row is None else str(row.holder)

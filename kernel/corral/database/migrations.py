@@ -1,4 +1,4 @@
-"""Migrations: numbered scripts, one directory and one history table a plugin, applied in order under one lock."""
+"""Migrations: numbered scripts, with one directory and one history table per plugin, applied under a lock."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from corral import clock
 from corral.database.engine import Database
 from corral.errors import Refused
 
-COPIES = 3
-LOCKS = {"migrate": 0x434F5252, "start": 0x434F5253}  # "CORR": the same numbers in every process of an installation
+COPIES = 3  # of an SQLite file, kept from before the last migrations
+LOCKS = {"migrate": 0x434F5252, "start": 0x434F5253}  # "CORR": the keys of advisory locks
 
 
 class Home(msgspec.Struct, frozen=True):
-    """Where a plugin keeps its scripts; its history is the table `<plugin>_migrations`."""
+    """The directory of a plugin's scripts; its history is the table `<plugin>_migrations`."""
 
     plugin: str
     directory: Path
 
 
 class MigrationFailed(Exception):
-    """A script failed; the schema is as before it. `plugin` and `script` say which."""
+    """A script failed and was rolled back; `plugin` and `script` name it."""
 
     def __init__(self, plugin: str, script: str, reason: str) -> None:
         self.plugin, self.script = plugin, script
@@ -35,7 +35,7 @@ class MigrationFailed(Exception):
 
 
 class Newer(Exception):
-    """The database has migrations that this release does not know."""
+    """The database has migrations that this release does not have."""
 
 
 def pending(database: Database, homes: Iterable[Home]) -> dict[str, list[str]]:
@@ -69,7 +69,7 @@ def is_empty(database: Database) -> bool:
 
 
 def tables_of(engine: peewee.Database) -> list[str]:
-    """Of the schema that the URL's `search_path` leads to, which need not be `public`."""
+    """The tables of the current schema, which the `search_path` of the URL may choose."""
     is_sqlite = isinstance(engine, peewee.SqliteDatabase)
     return list(engine.get_tables(None if is_sqlite else engine.execute_sql("SELECT current_schema()").fetchone()[0]))
 
@@ -84,15 +84,15 @@ def pending_of(engine: peewee.Database, home: Home) -> list[str]:
 
 
 def keep_copy(engine: peewee.SqliteDatabase) -> None:
-    """Copy the file beside itself, as it is before scripts change it; the newest three are kept. `Refused`: no room."""
+    """Copy the file before migrations change it, and keep the newest three copies. Raises `Refused` on a full disk."""
     copy = Path(f"{engine.database}.before-{clock.now().replace(':', '')}")
     try:
         engine.execute_sql("VACUUM INTO ?", (str(copy),))
     except peewee.OperationalError as error:
-        for part in copy.parent.glob(f"{copy.name}*"):  # its journal too
+        for part in copy.parent.glob(f"{copy.name}*"):  # including its journal
             part.unlink()
-        told = f"{engine.database}: it cannot be copied before it is migrated ({error}), and was not changed"
-        raise Refused(f"{told}; make room for {copy} and start again") from None
+        reason = f"{engine.database}: it cannot be copied before it is migrated ({error}), and was not changed"
+        raise Refused(f"{reason}; make room for {copy} and start again") from None
     copy.chmod(0o600)
     for old in sorted(copy.parent.glob(f"{Path(engine.database).name}.before-*"))[:-COPIES]:
         old.unlink()
@@ -100,7 +100,7 @@ def keep_copy(engine: peewee.SqliteDatabase) -> None:
 
 @contextlib.contextmanager
 def own_connection(database: Database) -> Iterator[peewee.Database]:
-    """A connection of its own: on SQLite with foreign keys off, which only works outside a transaction."""
+    """A separate connection; on SQLite without foreign keys, which cannot be switched off inside a transaction."""
     if isinstance(database.engine, peewee.SqliteDatabase):
         engine: peewee.Database = peewee.SqliteDatabase(
             database.engine.database, pragmas={"foreign_keys": 0, "busy_timeout": 30000, "journal_mode": "wal"}
@@ -115,8 +115,8 @@ def own_connection(database: Database) -> Iterator[peewee.Database]:
 
 
 @contextlib.contextmanager
-def one_after_the_other(database: Database) -> Iterator[peewee.Database]:
-    """A connection to see what is pending and have it applied: who waited here for another finds nothing left."""
+def exclusive_start(database: Database) -> Iterator[peewee.Database]:
+    """A connection with a lock, so that of processes that start together one applies the pending migrations."""
     with own_connection(database) as engine, schema_lock(engine, "start"):
         yield engine
 

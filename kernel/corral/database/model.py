@@ -1,4 +1,4 @@
-"""Models: peewee, bound to whatever unit of work is running, so that one process may hold several kernels."""
+"""Peewee models bound to the current unit of work, so that one process can run several kernels."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from corral.database.unit import current
 
 
 class _UnitProxy(peewee.DatabaseProxy):
-    """Resolves to the engine of the running unit; a query outside a unit is `NoUnit`."""
+    """Resolves to the engine of the current unit; a query outside a unit raises `NoUnit`."""
 
     __slots__ = ()
 
     def __init__(self) -> None:
-        """peewee's own would store the engine; this one is asked for at each use."""
+        """Peewee would store the engine here; this proxy looks it up at each use."""
 
     @property
     def obj(self) -> Any:
@@ -33,7 +33,7 @@ PRIVATE, SHARED, ADMIN = "private", "shared", "admin"
 
 
 class Model(peewee.Model):
-    """Base of every table. `visibility`: the class of its objects; private and shared ones name their owner column."""
+    """Base of every table. `visibility` is that of its objects; private and shared ones name their owner column."""
 
     visibility = ADMIN
     owner_field: str | None = None
@@ -44,7 +44,7 @@ class Model(peewee.Model):
 
 
 class JSONField(peewee.TextField):
-    """Any JSON value, kept as text on both engines, so that both give the same bytes."""
+    """Any JSON value, stored as text on both engines, so that both return the same bytes."""
 
     def db_value(self, value: Any) -> str | None:
         return None if value is None else msgspec.json.encode(value).decode()
@@ -61,12 +61,12 @@ class IdField(peewee.CharField):
 
 
 class InstantField(peewee.CharField):
-    """An instant of `corral.clock`: 24 characters that sort by time."""
+    """An instant of `corral.clock`: 24 characters that sort chronologically."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(max_length=24, **options)
 
 
 def raw(text: str | None) -> msgspec.Raw | None:
-    """A JSON column as read by a compiled statement, to be put into an answer without parsing it."""
+    """A JSON column of a compiled statement, to include in a response without parsing."""
     return None if text is None else msgspec.Raw(text)

@@ -45,11 +45,11 @@ Future = asyncio.Future[Any] | concurrent.futures.Future[Any]
 
 
 class UnitLost(BaseException):
-    """Raised in the thread of a unit that ran too long; not an `Exception`, so that nothing swallows it."""
+    """Raised in the thread of a unit that ran too long; not an `Exception`, so that no handler swallows it."""
 
 
 class Ticket:
-    """One unit waiting for its turn, and where its answer goes."""
+    """A queued unit, and the future that receives its result."""
 
     __slots__ = ("entry", "fn", "future", "read", "since", "tries")
 
@@ -60,7 +60,7 @@ class Ticket:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Outcome:
-    """How a ticket ended: a value, or an exception."""
+    """The result of a ticket: a value or an exception."""
 
     ticket: Ticket
     unit: Unit | None
@@ -68,7 +68,7 @@ class Outcome:
     error: BaseException | None = None
 
     def resolve(self) -> None:
-        """Answer the caller, unless it has gone."""
+        """Resolve the future, unless its caller has gone."""
         future = self.ticket.future
         if future.done():
             return
@@ -79,7 +79,7 @@ class Outcome:
 
 
 class Lane(threading.Thread, abc.ABC):
-    """A thread with a connection. Subclasses say how tickets are run."""
+    """A thread with its own connection. Subclasses run tickets."""
 
     def __init__(self, pool: Pool) -> None:
         super().__init__(name=f"corral-{pool.name}", daemon=True)
@@ -119,13 +119,13 @@ class Lane(threading.Thread, abc.ABC):
             self.close()
 
     def enter(self, ticket: Ticket) -> None:
-        """The ticket's unit begins now."""
+        """Note that the unit of the ticket begins."""
         self.since, self.looks = time.monotonic(), 0
         self.ticket = ticket
         self.pool.timings.waits.observe(self.since - ticket.since)
 
     def leave(self) -> None:
-        """The unit has ended; raises `UnitLost` when the watchdog was quicker."""
+        """Note that the unit has ended. Raises `UnitLost` if the watchdog has given it up."""
         with self.lock:
             ticket, self.ticket = self.ticket, None
             if self.lost:
@@ -136,17 +136,17 @@ class Lane(threading.Thread, abc.ABC):
             log.warning("slow unit", extra={"unit": ticket.entry.label, "duration_ms": round(took * 1000)})
 
     def at(self) -> str:
-        """Where it is in the code, innermost first: what an operator asks of a unit that was lost."""
+        """The current stack of the thread, innermost frame first, for the log entry of a lost unit."""
         walk = traceback.walk_stack(sys._current_frames().get(self.ident or 0))
         frames = traceback.StackSummary.extract(walk, limit=AT_FRAMES, lookup_lines=False)
         return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
 
     @abc.abstractmethod
     def handle(self, ticket: Ticket) -> None:
-        """Run the ticket, and perhaps more of the queue, and deliver the outcomes."""
+        """Run the ticket, and possibly more of the queue, and deliver the outcomes."""
 
     def rerun(self) -> list[Ticket]:
-        """The tickets that shared the lost transaction and must run again."""
+        """The other tickets of the lost transaction, which must run again."""
         return []
 
     @abc.abstractmethod
@@ -155,11 +155,11 @@ class Lane(threading.Thread, abc.ABC):
 
     @abc.abstractmethod
     def sever(self) -> None:
-        """From another thread: roll back, and let nothing that the lane still does be kept."""
+        """From another thread: roll back, and prevent all later writes of the lane."""
 
 
 class Timings:
-    """Of all units of a database: how long they took and waited, and how many failed, by the code of the problem."""
+    """Durations and waiting times of the units of a database, and failures by the code of the problem."""
 
     def __init__(self) -> None:
         self.units, self.waits = Histogram(), Histogram()
@@ -175,7 +175,7 @@ class Pool:
         self.queue: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._losses: dict[str, float] = {}  # by label of a route: when it lost its last unit
         self._held: dict[str, tuple[float, bool, dict[str, str]]] = {}  # until when, whether one went first, who did it
-        self.rooms: Mapping[str, str] = {}  # by label: the plugin whose units take half of the lanes at most
+        self.plugin_by_label: Mapping[str, str] = {}  # the units of each plugin occupy at most half of the lanes
         self._share, self._busy = max(1, size // 2), Counter[str]()
         self._waiting: dict[str, deque[Ticket]] = defaultdict(deque)
         self._counting = threading.Lock()
@@ -191,8 +191,8 @@ class Pool:
             raise Unavailable("Too many requests wait for the database.", code="overloaded")
         if self._held:
             self._refuse_held(ticket)
-        room = self.rooms.get(ticket.entry.label)
-        if room is None or self._enter(room, ticket):
+        plugin = self.plugin_by_label.get(ticket.entry.label)
+        if plugin is None or self._enter(plugin, ticket):
             self.queue.put(ticket)
 
     def _refuse_held(self, ticket: Ticket) -> None:
@@ -220,35 +220,35 @@ class Pool:
         wait, told = max(1, math.ceil(until - time.monotonic())), f"{label} ran too long twice and is held."
         return Unavailable(told, code="plugin_failed", retry_after=wait, **culprit)
 
-    def _enter(self, room: str, ticket: Ticket) -> bool:
-        """Whether the ticket is within the share of its plugin; else it waits for one of these to end."""
+    def _enter(self, plugin: str, ticket: Ticket) -> bool:
+        """Whether the plugin may run the ticket now; if not, the ticket waits until another of its units ends."""
         with self._counting:
-            if self._busy[room] < self._share:
-                self._busy[room] += 1
+            if self._busy[plugin] < self._share:
+                self._busy[plugin] += 1
                 return True
-            if len(self._waiting[room]) >= QUEUE_LIMIT:
-                raise Unavailable(f"Too many requests wait for the plugin {room}.", code="overloaded")
-            self._waiting[room].append(ticket)
+            if len(self._waiting[plugin]) >= QUEUE_LIMIT:
+                raise Unavailable(f"Too many requests wait for the plugin {plugin}.", code="overloaded")
+            self._waiting[plugin].append(ticket)
             return False
 
     def release(self, ticket: Ticket) -> None:
-        """The ticket has ended: the next one of its plugin may begin."""
-        room = self.rooms.get(ticket.entry.label)
-        if room is None:
+        """Let the next unit of the ticket's plugin start, now that the ticket has ended."""
+        plugin = self.plugin_by_label.get(ticket.entry.label)
+        if plugin is None:
             return
         with self._counting:
-            if self._waiting[room]:
-                self.queue.put(self._waiting[room].popleft())
+            if self._waiting[plugin]:
+                self.queue.put(self._waiting[plugin].popleft())
             else:
-                self._busy[room] -= 1
+                self._busy[plugin] -= 1
 
     @property
     def busy(self) -> int:
-        """How many lanes run a unit."""
+        """The number of lanes that run a unit."""
         return sum(lane.ticket is not None for lane in self.lanes)
 
     def close(self) -> None:
-        """Let the lanes finish what is queued, then end."""
+        """Finish the queued tickets and end the lanes."""
         self.closed.set()
         for _ in self.lanes:
             self.queue.put(None)

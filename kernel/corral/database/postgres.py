@@ -1,7 +1,7 @@
-"""PostgreSQL: a pool of lanes, each with its own connection; one transaction a unit.
+"""PostgreSQL: a pool of lanes, each with its own connection; one transaction per unit.
 
-Serialization failures, deadlocks and connections lost before COMMIT run again (3 tries); a connection lost during
-COMMIT never does, since nobody can tell whether it took effect.
+Units run again (3 tries) after serialization failures, deadlocks and connections lost before COMMIT, but never after
+a connection lost during COMMIT, because the unit may have taken effect.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ READ_ONLY = "25006"
 
 
 class PostgresDatabase(Database):
-    """`url` as libpq takes it; `pool_size` connections at most."""
+    """A PostgreSQL database; `url` is for libpq, `pool_size` the number of connections."""
 
     kind = "postgresql"
     is_file = False
@@ -32,7 +32,7 @@ class PostgresDatabase(Database):
 
     def __init__(self, url: str, *, pool_size: int = 16) -> None:
         options = f"-c statement_timeout={int(LOST_AFTER * 1000)} -c idle_in_transaction_session_timeout=10000"
-        if given := conninfo_to_dict(url).get("options"):  # an argument replaces what the URL says
+        if given := conninfo_to_dict(url).get("options"):  # our argument would replace the options of the URL
             options = f"{given} {options}"
         engine = peewee.PostgresqlDatabase(
             url, prefer_psycopg3=True, autoconnect=False, connect_timeout=2, options=options, application_name="corral"
@@ -40,7 +40,7 @@ class PostgresDatabase(Database):
         super().__init__(engine)
         self._url = url
         self._pool = Pool("database", pool_size, lambda pool: _PostgresLane(pool, self), self)
-        self._pool.rooms = self.rooms
+        self._pool.plugin_by_label = self.plugin_by_label
 
     def ping(self) -> None:
         import psycopg
@@ -89,7 +89,7 @@ class _PostgresLane(Lane):
                 return
 
     def _attempt(self, ticket: Ticket) -> Outcome | None:
-        """One transaction; None when it must run again."""
+        """Run one transaction. Returns None if it must run again."""
         outcome = Outcome(ticket, None)
         self.enter(ticket)
         try:
@@ -110,7 +110,9 @@ class _PostgresLane(Lane):
             outcome.error = Unavailable("The connection to the database was lost while saving.", retry_after=2)
         else:
             if done == "ROLLBACK" and not ticket.read:
-                outcome.error = RuntimeError("the unit hid a failed statement: let it raise, or use a savepoint")
+                outcome.error = RuntimeError(
+                    "the unit caught the error of a failed statement: let it raise, or use a savepoint"
+                )
         return outcome
 
     def _body(self, unit: Unit, ticket: Ticket) -> Any:
@@ -125,7 +127,7 @@ class _PostgresLane(Lane):
             try:
                 self.connection.execute(statement)
                 return
-            except Exception:  # the probe of a pooled connection: one silent retry on a fresh one
+            except Exception:  # a pooled connection may be stale: retry once on a new one
                 self._drop()
         self.database.engine.connect(reuse_if_open=True)
         self.connection = self.database.engine.connection()
@@ -133,7 +135,7 @@ class _PostgresLane(Lane):
 
     def _failed(self, outcome: Outcome, error: BaseException | None = None) -> Outcome | None:
         error = error or outcome.error
-        refused = _sqlstate(error) == READ_ONLY and not outcome.ticket.read  # the next connection may be to a primary
+        refused = _sqlstate(error) == READ_ONLY and not outcome.ticket.read  # a new connection may reach the primary
         lost = refused or self.connection is None or self.connection.closed or self.connection.broken
         if lost:
             self._drop()
@@ -146,7 +148,7 @@ class _PostgresLane(Lane):
         if again and outcome.ticket.tries < MAX_TRIES:
             return None
         if refused:
-            outcome.error = Unavailable("The database takes no writes now.", retry_after=2)
+            outcome.error = Unavailable("The database is read-only at the moment; try again later.", retry_after=2)
         elif again or _sqlstate(error) == "57014":
             outcome.error = Unavailable("The database could not serve this now.", code="overloaded")
         elif error is not None:
@@ -169,6 +171,6 @@ class _PostgresLane(Lane):
         self._drop()
 
     def sever(self) -> None:
-        """Its socket alone: to free the connection, which is in use in its own thread, would crash the process."""
+        """Shut down the socket only: freeing a connection that its thread is using would crash the process."""
         with contextlib.suppress(Exception), socket.fromfd(self.connection.fileno(), -1, socket.SOCK_STREAM) as line:
             line.shutdown(socket.SHUT_RDWR)

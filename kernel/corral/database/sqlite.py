@@ -1,7 +1,7 @@
 """SQLite: one writer thread with group commit, a few readers, and short reads on the event loop itself.
 
-Every write begins IMMEDIATE. Units that wait together are committed together, each in a savepoint of its own, and are
-answered after COMMIT: that is what makes `synchronous=FULL` affordable.
+Every write begins IMMEDIATE. Waiting units are committed together, each in its own savepoint, and return after COMMIT:
+this makes `synchronous=FULL` affordable.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SqliteDatabase(Database):
             "synchronous": synchronous,
             "busy_timeout": BUSY_TIMEOUT_MS,
             "foreign_keys": 1,
-            "cache_size": -4000,  # each of the six connections; what they miss, the operating system has
+            "cache_size": -4000,  # for each of six connections; the operating system caches the rest
             "temp_store": "memory",
         }
         engine = peewee.SqliteDatabase(
@@ -59,10 +59,10 @@ class SqliteDatabase(Database):
         self._inline = threading.local()
         self._writers = Pool("writer", 1, lambda pool: _WriterLane(pool, self), self)
         self._readers = Pool("reader", READERS, lambda pool: _ReaderLane(pool, self), self)
-        self._readers.rooms = self.rooms
+        self._readers.plugin_by_label = self.plugin_by_label
 
     def connect(self, *, query_only: bool) -> sqlite3.Connection:
-        """The connection of this thread, opened at first use."""
+        """The connection of this thread, opened on first use."""
         if self.engine.is_closed():
             self.engine.connect()
             if query_only:
@@ -85,7 +85,7 @@ class SqliteDatabase(Database):
                 raise SlowRead from None
             raise translate(error) from error
         finally:
-            self._inline.deadline = math.inf  # the end of a read that was slow must not be interrupted as well
+            self._inline.deadline = math.inf  # the rollback of a slow read must not be interrupted too
             connection.rollback()
         return value
 
@@ -126,7 +126,7 @@ class _SqliteLane(Lane):
         super().__init__(pool)
         self.database = database
         self.connection: Any = None
-        self._ending = threading.Lock()  # two threads may execute on one connection, but not while it is closed
+        self._ending = threading.Lock()  # two threads may execute on one connection, but neither may close it meanwhile
 
     def open(self) -> Any:
         if self.connection is None:
@@ -143,23 +143,23 @@ class _SqliteLane(Lane):
                 self.database.engine.close()
 
     def failed(self, error: BaseException) -> BaseException:
-        """What a unit raised. The frames of a lost one are emptied: their cursors would keep its lock."""
+        """The error of a unit. Clears the frames of a lost unit, whose cursors would keep the database locked."""
         if self.lost:
             traceback.clear_frames(error.__traceback__)
         return error
 
     def sever(self) -> None:
-        """Roll back and keep it from writing. It is closed by the lane, which may be inside SQLite at this moment:
-        closed from here, its statements would keep the lock, or take the process along.
+        """Roll back and refuse further writes. The lane, which may be executing in SQLite now, closes the connection:
+        closing it from here could leave it locked or crash the process.
         """
         with self._ending:
             if self.connection is None:
                 return
-            cut = threading.Timer(CUT_SECONDS, self.connection.interrupt)  # a statement that goes on and on
+            cut = threading.Timer(CUT_SECONDS, self.connection.interrupt)  # for a statement that does not end
             cut.daemon = True
             cut.start()
             for statement in ("PRAGMA query_only=1", "ROLLBACK"):
-                with contextlib.suppress(sqlite3.Error):  # it ended the transaction itself
+                with contextlib.suppress(sqlite3.Error):  # SQLite ended the transaction itself
                     self.connection.execute(statement)
             cut.cancel()
 
@@ -210,7 +210,7 @@ class _WriterLane(_SqliteLane):
         self._commit()
 
     def _next(self, began: float) -> Ticket | None:
-        """The next unit of the batch. While fewer than last time have come, it waits a little: a COMMIT costs more."""
+        """The next unit of the batch. Waits a little while the batch is smaller than the last: a COMMIT costs more."""
         spent = time.perf_counter() - began
         if len(self.batch) >= BATCH_UNITS or spent >= BATCH_SECONDS:
             return None
@@ -219,12 +219,12 @@ class _WriterLane(_SqliteLane):
             ticket = self.pool.queue.get(timeout=patience) if patience > 0 else self.pool.queue.get_nowait()
         except queue.Empty:
             return None
-        if ticket is None:  # the end of the pool: let the lane see it after this batch
+        if ticket is None:  # the pool closes: the lane must see it after this batch
             self.pool.queue.put(None)
         return None if ticket is not None and self.pool.refused(ticket) else ticket
 
     def _member(self, ticket: Ticket) -> bool:
-        """Run one unit in its savepoint; False when SQLite ended the whole transaction."""
+        """Run one unit in its savepoint. Returns False if SQLite ended the whole transaction."""
         if ticket.future.cancelled():
             return True
         ticket.tries += 1
@@ -268,7 +268,7 @@ class _WriterLane(_SqliteLane):
         self.pool.deliver(batch)
 
     def _broken(self, culprit: Outcome) -> None:
-        """SQLite rolled everything back itself (disk full, I/O error): the innocent run again, the culprit alone."""
+        """SQLite rolled back the batch (disk full, I/O error): run the other units again, and the failed one alone."""
         innocent, self.batch = self.batch, []
         for outcome in innocent:
             self.pool.queue.put(outcome.ticket)

@@ -1,6 +1,6 @@
-"""Hot statements: an ordinary peewee query, compiled once an engine, executed with parameters.
+"""Compiled statements for hot paths: an ordinary peewee query, compiled once per engine and run with parameters.
 
-Building a peewee query costs about 110 us, executing a compiled one 7; only the few of the hot paths need it.
+Building a peewee query costs about 110 us, executing a compiled one 7 us.
 A test runs every one of them on both engines.
 """
 
@@ -68,7 +68,7 @@ class _Compiled:
 class Statement:
     """`Statement(lambda p: Task.select(…).where(Task.id == p("id")))`; `p(name, field)` converts with the field.
 
-    JSON columns come back as text (see `model.raw`). Errors are peewee's on both engines.
+    JSON columns are returned as text (see `model.raw`). Errors are peewee's on both engines.
     """
 
     def __init__(self, build: Callable[[Parameter], peewee.Query]) -> None:
@@ -83,12 +83,12 @@ class Statement:
         return execute_native(compiled.sql, compiled.bind(values))
 
     def one(self, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
-        """The first row as a tuple, or None."""
+        """Execute; the first row as a tuple, or None."""
         row: tuple[Any, ...] | None = self._execute(values).fetchone()
         return row
 
     def rows(self, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        """All rows as tuples."""
+        """Execute; all rows as tuples."""
         rows: list[tuple[Any, ...]] = self._execute(values).fetchall()
         return rows
 

@@ -1,6 +1,6 @@
 """The unit of work: one transaction in which rows, audit, jobs and events are written together.
 
-A unit is bound to the thread that runs it. Services called inside join it; outside they get `NoUnit`.
+A unit is bound to the thread that runs it. Services called inside join it; outside they raise `NoUnit`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class Actor(msgspec.Struct, frozen=True):
-    """Who acts: `type` is `user | api_key | worker | agent | system | anonymous`.
+    """The caller who acts. `type` is user, api_key, worker, agent, system or anonymous.
 
-    `on_behalf_of`: the person whose rights count, where the actor is not that person.
+    `on_behalf_of` is the person whose rights apply, if the actor is not that person.
     """
 
     type: str
@@ -35,7 +35,7 @@ ANONYMOUS = Actor("anonymous")
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """Through which door a unit was entered: the label for logs (route, job, command), who acts, and what led here."""
+    """How a unit was entered: the route, job or command as label for logs, the actor, and the causing events."""
 
     label: str = "work"
     actor: Actor = SYSTEM
@@ -49,9 +49,9 @@ SYSTEM_ENTRY = Entry()
 
 
 class Unit:
-    """The running unit. `before` callables run at its end, before audit, jobs and events are written.
+    """The running unit. `before` callbacks run at its end, before audit, jobs and events are written.
 
-    `after` callables run once on the event loop after COMMIT; they may neither fail nor block.
+    `after` callbacks run once on the event loop after COMMIT; they may neither fail nor block.
     """
 
     __slots__ = ("after", "audit", "before", "connection", "database", "entry", "events", "jobs", "read_only")
@@ -79,7 +79,7 @@ def current() -> Unit:
     """The unit of this thread; `NoUnit` when there is none."""
     unit = _local.unit
     if unit is None:
-        raise NoUnit("no unit of work here: enter through a handler, a job or `await work(fn, …)`")
+        raise NoUnit("no unit of work is running: enter one through a handler, a job or `await work(fn)`")
     return unit
 
 
@@ -101,28 +101,26 @@ def in_unit() -> bool:
 def refuse_nesting() -> None:
     """Raise `NestedUnit` inside a unit."""
     if _local.unit is not None:
-        raise NestedUnit("already inside a unit of work: call the function directly, it joins the unit")
+        raise NestedUnit("already inside a unit of work: call the function directly, so that it joins the unit")
 
 
 def run_in(unit: Unit, fn: Callable[[], Any]) -> Any:
-    """Run `fn` with `unit` as the ambient one."""
+    """Run `fn` with `unit` as the current one."""
     refuse_nesting()
     _local.unit = unit
     try:
         return fn()
-    except StopIteration as error:  # no future and no coroutine can raise that
+    except StopIteration as error:  # neither futures nor coroutines can raise it
         raise RuntimeError("StopIteration ended a unit of work") from error
     finally:
         _local.unit = None
 
 
 def after_commit(fn: Callable[[], None]) -> None:
-    """Call `fn` on the event loop once the current unit is committed; the only place where caches may change."""
+    """Call `fn` on the event loop after the current unit has committed. Change caches only there."""
     current().after.append(fn)
 
 
 def before_commit(fn: Callable[[], None]) -> None:
-    """Call `fn` in the current unit when its function has returned: for rows whose locks must be held briefly
-    (counters).
-    """
+    """Call `fn` at the end of the current unit, for rows such as counters whose locks must be short."""
     current().before.append(fn)

@@ -1,4 +1,4 @@
-"""The bell between processes. It carries no events: it only says that there are new ones in the log."""
+"""Notifications between processes. They carry no events, only the fact that the log has new ones."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Protocol
 
 
 class Bus(Protocol):
-    """Rings in every process. Losing a ring is harmless: the log is looked at every 0.5 s anyway."""
+    """Notifies every process. Notifications may be lost, since the log is also polled every 0.5 s."""
 
-    def ring(self) -> None:
-        """Announce. Never blocks and never fails."""
+    def notify(self) -> None:
+        """Announce new events. Never blocks and never fails."""
         ...
 
     async def start(self, wake: Callable[[], None]) -> None:
-        """Call `wake` on the loop whenever any process rings."""
+        """Call `wake` on the event loop whenever a process notifies."""
         ...
 
     async def stop(self) -> None:
@@ -23,12 +23,12 @@ class Bus(Protocol):
 
 
 class MemoryBus:
-    """The bell of one process."""
+    """Notifications within one process."""
 
     def __init__(self) -> None:
         self._wake: Callable[[], None] = lambda: None
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         self._wake()
 
     async def start(self, wake: Callable[[], None]) -> None:

@@ -1,6 +1,6 @@
-"""Durable consumers: a cursor row each, moved in the transaction of the effect.
+"""Durable consumers, each with a cursor row that moves in the transaction of the effect.
 
-At least once, in order, one process at a time.
+They handle events at least once, in order, and in one process at a time.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ log = logging.getLogger("corral.events")
 
 LEASE_SECONDS = 30
 BATCH = 50
-LAG = 500  # events of others behind which a cursor may stay
+LAG = 500  # a cursor moves past events of other types once it is this far behind
 POISON_TRIES = 5
-LOOK_EVERY = 1.0
+POLL_SECONDS = 1.0
 
 
 class ConsumerRow(Model):
-    """Where a consumer is in the log."""
+    """The position of a consumer in the log."""
 
     name = peewee.CharField(primary_key=True, max_length=100)
     cursor = peewee.BigIntegerField(default=0)
@@ -43,19 +43,19 @@ class ConsumerRow(Model):
     updated_at = InstantField()
 
     class Meta:
-        table_name = "core_consumers"
+        table_name = "kernel_consumers"
 
 
 class Subscriber(msgspec.Struct, frozen=True):
     """`handle(event: Record, …services)` runs in the unit that moves the cursor. `events`: names, `task.*` or `*`."""
 
-    name: str  # <plugin>.<what>
+    name: str  # <plugin>.<name>
     events: tuple[str, ...]
     handle: Callable[..., None]
 
 
 class Consumer:
-    """Runs one subscriber. `handle` is bound to its services; `types` are the event names it follows."""
+    """Runs one subscriber: `handle`, bound to its services, for the event names `types`."""
 
     def __init__(
         self,
@@ -66,41 +66,41 @@ class Consumer:
         handle: Callable[[Record], Any],
         holder: str,
         is_open: Callable[[], bool] = lambda: True,
-        tentatively: Callable[[Record], Any] | None = None,
+        handle_in_batch: Callable[[Record], Any] | None = None,
     ) -> None:
         self._database, self._feed = database, feed
         self.name, self._types, self._handle, self._holder = name, list(types), handle, holder
-        self._tentatively = tentatively or handle  # in batches: what fails is tried alone, and counted then
-        self._is_open = is_open  # whether the plugin is in service; else the cursor stays where it is
+        self._handle_in_batch = handle_in_batch or handle  # after a failure events are retried, and counted, one by one
+        self._is_open = is_open  # whether the plugin is in service; if not, the cursor stays
         self._entry = Entry(label=f"consumer {name}", actor=SYSTEM)
 
     async def begin(self) -> None:
-        """Take a place in the log before anything is served: what comes from now on is not missed."""
+        """Store the position in the log before requests are served, so that no later event is missed."""
         await self._database.work(self._place, entry=self._entry)
 
     async def run(self) -> None:
         """Follow the log for ever; supervised by the kernel."""
-        with self._feed.waiting(self._types) as rung:
+        with self._feed.waiting(self._types) as notified:
             while True:
                 try:
                     while await self.step():
-                        rung.clear()
+                        notified.clear()
                 except Exception as error:
                     unexpected = not isinstance(error, Unavailable)
                     log.error("consumer failed: %s", error, extra={"consumer": self.name}, exc_info=unexpected)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_EVERY):
-                        await rung.wait()
-                rung.clear()
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await notified.wait()
+                notified.clear()
 
     async def step(self) -> bool:
-        """Handle the next batch; True when there may be more. After a failure one event at a time."""
+        """Handle the next batch, after a failure one event at a time. Returns whether there may be more."""
         if not self._is_open() or not await self._database.work(self._due, entry=self._entry, read=True):
             return False
         try:
             return await self._database.work(lambda: self._batch(BATCH), entry=self._entry)
         except Exception:
-            log.warning("consumer batch failed, going on one by one", extra={"consumer": self.name}, exc_info=True)
+            log.warning("consumer batch failed, retrying event by event", extra={"consumer": self.name}, exc_info=True)
         for _ in range(BATCH):
             try:
                 if not await self._database.work(lambda: self._batch(1), entry=self._entry):
@@ -111,12 +111,13 @@ class Consumer:
         return True
 
     async def stop(self) -> None:
-        """Let another process take over at once."""
+        """Release the lease, so that another process can take over immediately."""
         await self._database.work(lambda: release(f"consumer:{self.name}", self._holder), entry=self._entry)
 
     def _due(self) -> bool:
-        """Whether a write is worth while: the cursor is new, events wait behind it, or it lags behind those of others,
-        which every look would have to pass.
+        """Whether a write is needed: for a new cursor, for waiting events, or because the cursor lags.
+
+        A lagging cursor makes every poll skip the events of other types again.
         """
         row = ConsumerRow.get_or_none(ConsumerRow.name == self.name)
         if row is None or event_log.last_seq() - row.cursor > LAG:
@@ -130,7 +131,7 @@ class Consumer:
         return ConsumerRow.get_by_id(self.name)
 
     def _place(self) -> None:
-        """A new consumer begins with what comes after it."""
+        """Create the cursor of a new consumer at the end of the log."""
         place = {"name": self.name, "cursor": event_log.last_seq(), "updated_at": clock.now()}
         ConsumerRow.insert(**place).on_conflict_ignore().execute()
 
@@ -140,9 +141,9 @@ class Consumer:
     def _batch(self, limit: int) -> bool:
         if (row := self._row()) is None:
             return False
-        newest = event_log.last_seq()  # before the look: what comes later is behind it
+        newest = event_log.last_seq()  # read first: later events come after the cursor
         records = self._next(row.cursor, limit)
-        handle = self._handle if limit == 1 else self._tentatively
+        handle = self._handle if limit == 1 else self._handle_in_batch
         for record in records:
             handle(record)
         full = len(records) == limit
@@ -152,7 +153,7 @@ class Consumer:
         return full
 
     def _failed(self, reason: str) -> bool:
-        """Count a failure of the next event; set it aside after `POISON_TRIES`. True: go on with the one after it."""
+        """Count a failure of the next event; after `POISON_TRIES` skip it with an alert and return True."""
         if (row := self._row()) is None:
             return False
         if row.failures + 1 < POISON_TRIES:

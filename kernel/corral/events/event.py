@@ -1,4 +1,4 @@
-"""What an event is: a shape with a name and a visibility, emitted inside a unit of work and written with its rows."""
+"""Events: shapes with a name and a visibility, emitted in a unit of work and written in its transaction."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ PRIVATE_AND_ADMIN = "private_and_admin"
 
 
 class Event(msgspec.Struct, kw_only=True):
-    """Base of every event. Fields are the payload (at most 32 KiB); the docstring's first line is its title."""
+    """Base of every event. Fields are the payload (at most 32 KiB), the docstring's first line is the title."""
 
     event: ClassVar[str]
-    """The name on the wire: noun.past_participle."""
+    """The public name: `noun.past_participle`."""
     visibility: ClassVar[str] = SHARED
+    area: ClassVar[str] = ""
+    """Admins read the objects of this event by the permission `<area>.read`; empty: the name of the plugin."""
 
 
 class Emitted(msgspec.Struct, frozen=True):
-    """An event waiting for the end of its unit."""
+    """An event that is written at the end of its unit."""
 
     id: str
     event: Event
@@ -43,9 +45,9 @@ def emit(
     actor: Actor | None = None,
     cause: tuple[str, ...] | None = None,
 ) -> str:
-    """Write the event with the current unit; returns its id. `object` is `(type, id)`, `owner` a user's id.
+    """Emit the event in the current unit; returns its id. `object` is `(type, id)`, `owner` the id of a user.
 
-    `visibility` overrides the class's (an object may be private or shared by its state).
+    `visibility` overrides the one of the class, for objects that may be private or shared.
     """
     unit = current()
     emitted = Emitted(
@@ -67,11 +69,12 @@ class SystemAlert(Event, kw_only=True):
 
     event = "system.alert"
     visibility = "admin"
+    area = "settings"
 
     kind: str
     severity: str  # info | warning | critical
     title: str
     detail: str
     object: dict[str, str] | None = None
-    check: str | msgspec.UnsetType = msgspec.UNSET  # of kind "health": which, and how it is now
+    check: str | msgspec.UnsetType = msgspec.UNSET  # kind "health": the name of the check and its status
     status: str | msgspec.UnsetType = msgspec.UNSET

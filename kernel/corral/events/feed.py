@@ -1,4 +1,4 @@
-"""The live end of the log in this process: reads new events once, hands them to viewers, wakes long polls."""
+"""The live end of the log: reads new events once per process, passes them to viewers, and wakes long polls."""
 
 from __future__ import annotations
 
@@ -16,43 +16,44 @@ from corral.events.log import Record
 
 log = logging.getLogger("corral.events")
 
-LOOK_EVERY, PAUSE = 0.5, 0.010
-SEQUENCE_EVERY, IDLE_SEQUENCE_EVERY = 0.010, 0.25
-AT_ONCE = 500
+POLL_SECONDS, PAUSE_SECONDS = 0.5, 0.010
+SEQUENCE_SECONDS, IDLE_SEQUENCE_SECONDS = 0.010, 0.25
+BATCH = 500
 FOLLOWING, NUMBERING = Entry("events.feed"), Entry("events.sequencer")
 
 Viewer = Callable[[Sequence[Record]], None]
 
 
 class Feed:
-    """`watch` gets every new event in order, on the loop; `waiting` wakes on topics (event names, ids of objects and
-    actors).
+    """Passes every new event to viewers in order, on the event loop, and wakes those who wait for topics.
+
+    Topics are event names and the ids of objects and actors.
     """
 
     def __init__(self, database: Database, bus: Bus) -> None:
         self._database, self.bus = database, bus
-        self._bell = asyncio.Event()
+        self._wake_up = asyncio.Event()
         self._unnumbered = asyncio.Event()
         self._viewers: list[Viewer] = []
         self._topics: dict[str, set[asyncio.Event]] = {}
         self.position = 0
 
     def committed(self, emitted: bool) -> None:
-        """Units were committed here; `emitted`: with events."""
+        """Called when units of this process were committed; `emitted` says whether they wrote events."""
         if emitted:
             if self._database.kind == "postgresql":
                 self._unnumbered.set()
             else:
-                self.bus.ring()
+                self.bus.notify()
 
     def watch(self, viewer: Viewer) -> Callable[[], None]:
-        """Call `viewer` with each batch of new events; it must neither block nor fail. Returns how to stop."""
+        """Call `viewer` with each batch of new events; it must not block or fail. Returns how to stop."""
         self._viewers.append(viewer)
         return lambda: self._viewers.remove(viewer)
 
     @contextlib.contextmanager
     def waiting(self, topics: Sequence[str]) -> Iterator[asyncio.Event]:
-        """An `asyncio.Event` that is set when one of the topics rings."""
+        """An `asyncio.Event` that is set by every new event with one of the topics."""
         event = asyncio.Event()
         for topic in topics:
             self._topics.setdefault(topic, set()).add(event)
@@ -66,32 +67,32 @@ class Feed:
                     del self._topics[topic]
 
     async def start(self) -> None:
-        """Begin at the present end of the log."""
+        """Start at the current end of the log."""
         self.position = await self._database.work(event_log.last_seq, read=True)
-        await self.bus.start(self._bell.set)
+        await self.bus.start(self._wake_up.set)
 
     async def follow(self) -> None:
-        """Read and hand on, for ever; supervised by the kernel."""
+        """Follow the log for ever; supervised by the kernel."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY):
-                    await self._bell.wait()
-            self._bell.clear()
-            await self.look()
-            await asyncio.sleep(PAUSE)  # the first ring is answered at once; what follows closely is read together
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._wake_up.wait()
+            self._wake_up.clear()
+            await self.poll()
+            await asyncio.sleep(PAUSE_SECONDS)  # read the events that follow closely as one batch
 
-    async def look(self) -> None:
-        """Hand on what is new in the log."""
+    async def poll(self) -> None:
+        """Read new events and pass them on."""
         more = True
         while more:
-            after = functools.partial(event_log.read, self.position, AT_ONCE)
+            after = functools.partial(event_log.read, self.position, BATCH)
             records = await self._database.read(after, FOLLOWING)
-            more = len(records) == AT_ONCE
+            more = len(records) == BATCH
             if records:
                 self.position = records[-1].seq
-                self._hand_on(records)
+                self._publish(records)
 
-    def _hand_on(self, records: Sequence[Record]) -> None:
+    def _publish(self, records: Sequence[Record]) -> None:
         for viewer in tuple(self._viewers):
             try:
                 viewer(records)
@@ -104,15 +105,15 @@ class Feed:
                         event.set()
 
     async def sequence(self) -> None:
-        """PostgreSQL: number committed events every 10 ms or on the bell, for ever; supervised by the kernel."""
+        """PostgreSQL: number committed events for ever, at most every 10 ms; supervised by the kernel."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(IDLE_SEQUENCE_EVERY):
+                async with asyncio.timeout(IDLE_SEQUENCE_SECONDS):
                     await self._unnumbered.wait()
             self._unnumbered.clear()
             numbered = await self._database.work(event_log.number_committed, entry=NUMBERING)
             if numbered:
-                self.bus.ring()
-            if numbered == event_log.NUMBER_AT_ONCE:
+                self.bus.notify()
+            if numbered == event_log.NUMBER_BATCH:
                 self._unnumbered.set()
-            await asyncio.sleep(SEQUENCE_EVERY)
+            await asyncio.sleep(SEQUENCE_SECONDS)

@@ -1,7 +1,7 @@
-"""The durable log: one table, written in the transaction of the change, numbered so that order is never broken.
+"""The durable event log: one table, written in the transaction of the change and numbered in a fixed order.
 
-`ins` numbers insertions. `seq` is the order readers see: on SQLite the writer gives it before COMMIT, on PostgreSQL the
-sequencer gives it to committed rows, so that a later number can never appear before an earlier one.
+`ins` numbers insertions. `seq` is the order that readers see: on SQLite the writer assigns it before COMMIT, on
+PostgreSQL the sequencer assigns it to committed rows, so a later number never becomes visible before an earlier one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from corral.events.event import Emitted
 
 DATA_LIMIT = 32 * 1024
 SEQUENCER_LOCK = 0x434F5252_53455151
-NUMBER_AT_ONCE = 1000
+NUMBER_BATCH = 1000
 
 
 class EventRow(Model):
@@ -41,7 +41,7 @@ class EventRow(Model):
     cause = peewee.TextField(default="[]")
 
     class Meta:
-        table_name = "core_events"
+        table_name = "kernel_events"
         indexes = ((("object_id", "ins"), False),)
 
 
@@ -104,12 +104,12 @@ class Record(msgspec.Struct, frozen=True):
     cause: str
 
     def payload(self) -> dict[str, Any]:
-        """The parsed `data`."""
+        """The decoded `data`."""
         value: dict[str, Any] = msgspec.json.decode(self.data)
         return value
 
     def view(self) -> EventView:
-        """As lists, `/ws` and SSE show it."""
+        """The event as lists, `/ws` and SSE show it."""
         return EventView(
             event=self.type,
             id=self.id,
@@ -138,7 +138,7 @@ class EventView(msgspec.Struct, kw_only=True):
 
 
 def write(unit: Unit) -> None:
-    """Write the unit's events; called last, when its rows are written."""
+    """Insert the events of the unit; called last, after all its other rows."""
     if not unit.events:
         return
     ts = clock.now()
@@ -167,19 +167,19 @@ def _row(emitted: Emitted, ts: str) -> dict[str, Any]:
 
 
 def number_committed() -> int:
-    """PostgreSQL, in a unit of its own: number committed rows by insertion; how many.
+    """PostgreSQL: number committed rows in the order of insertion, in a unit of its own; returns how many.
 
-    0 also when another process is at it.
+    Returns 0 while another process does so.
     """
     connection = current().connection
     if not connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (SEQUENCER_LOCK,)).fetchone()[0]:
         return 0
     cursor = connection.execute(
-        "UPDATE core_events AS e SET seq = n.seq FROM ("
-        " SELECT ins, (SELECT coalesce(max(seq), 0) FROM core_events) + row_number() OVER (ORDER BY ins) AS seq"
-        " FROM (SELECT ins FROM core_events WHERE seq IS NULL ORDER BY ins LIMIT %s) AS waiting"
+        "UPDATE kernel_events AS e SET seq = n.seq FROM ("
+        " SELECT ins, (SELECT coalesce(max(seq), 0) FROM kernel_events) + row_number() OVER (ORDER BY ins) AS seq"
+        " FROM (SELECT ins FROM kernel_events WHERE seq IS NULL ORDER BY ins LIMIT %s) AS waiting"
         ") AS n WHERE e.ins = n.ins",
-        (NUMBER_AT_ONCE,),
+        (NUMBER_BATCH,),
     )
     return int(cursor.rowcount)
 
@@ -190,7 +190,7 @@ def read(after: int, limit: int = 500, *, until: int = 2**62) -> list[Record]:
 
 
 def select(where: Sequence[Any], limit: int, *, newest: bool = False) -> list[Record]:
-    """Events that meet every condition, oldest first; `newest`: the last `limit` of them."""
+    """Events that meet all conditions, oldest first; with `newest`, the last `limit` of them."""
     order = EventRow.seq.desc() if newest else EventRow.seq.asc()
     query: Any = EventRow.select(*COLUMNS).where(EventRow.seq.is_null(False), *where).order_by(order).limit(limit)
     rows = [Record(*row) for row in query.tuples()]
@@ -198,20 +198,20 @@ def select(where: Sequence[Any], limit: int, *, newest: bool = False) -> list[Re
 
 
 def last_seq() -> int:
-    """The newest number, 0 for an empty log."""
+    """The highest number, 0 for an empty log."""
     row = _LAST.one({})
     return int(row[0] or 0) if row else 0
 
 
 def first_seq() -> int:
-    """The oldest number still kept, 0 for an empty log."""
+    """The lowest number that is kept, 0 for an empty log."""
     row = _FIRST.one({})
     return int(row[0] or 0) if row else 0
 
 
-def seq_of(place: str) -> int | None:
-    """The `seq` of a cursor that clients send: a number, or an event's id. None: not a cursor, or the event is gone."""
-    if place.isascii() and place.isdigit():
-        return int(place) if len(place) < 19 else None
-    row = EventRow.select(EventRow.seq).where(EventRow.id == place.lower()).tuples().first()
+def seq_of(cursor: str) -> int | None:
+    """The `seq` of a client's cursor, which is a number or an event id; None if invalid or no longer kept."""
+    if cursor.isascii() and cursor.isdigit():
+        return int(cursor) if len(cursor) < 19 else None
+    row = EventRow.select(EventRow.seq).where(EventRow.id == cursor.lower()).tuples().first()
     return int(row[0]) if row and row[0] is not None else None

@@ -1,4 +1,4 @@
-"""Which events there are: name, payload, visibility, and the plugin that emits them."""
+"""The registry of declared events: name, payload, visibility, and the plugin that emits them."""
 
 from __future__ import annotations
 
@@ -21,35 +21,32 @@ class EventType(msgspec.Struct, frozen=True):
 
 
 class EventTypes:
-    """Every declared event of the active plugins."""
+    """The declared events of all active plugins."""
 
     def __init__(self) -> None:
         self._types: dict[str, EventType] = {}
 
     def declare(self, plugin: str, kinds: Iterable[type[Event]]) -> None:
-        """Add events, all or none; one name belongs to one plugin."""
+        """Add events, all or none. Raises `ValueError` if a name is declared already."""
         added: dict[str, EventType] = {}
         for kind in kinds:
             known = self._types.get(kind.event) or added.get(kind.event)
             if known is not None:
-                raise ValueError(f"event {kind.event} is declared by {known.plugin} already")
+                raise ValueError(f"event {kind.event} is already declared by {known.plugin}")
             title = (inspect.getdoc(kind) or kind.event).partition("\n")[0]
             added[kind.event] = EventType(kind.event, title, plugin, kind.visibility, kind)
         self._types |= added
 
     def drop(self, plugin: str) -> None:
-        """Forget the events of a plugin that failed."""
+        """Remove the events of a plugin that failed."""
         self._types = {name: kind for name, kind in self._types.items() if kind.plugin != plugin}
 
     def all(self) -> list[EventType]:
-        """By name."""
+        """All events by name."""
         return [self._types[name] for name in sorted(self._types)]
 
     def expand(self, patterns: Iterable[str]) -> list[str]:
-        """Names that the patterns mean: exact, `task.*` or `*`.
-
-        An exact name is kept even when nobody declares it now.
-        """
+        """The names that match the patterns: a name, `task.*` or `*`. A name matches even if it is not declared."""
         names: set[str] = set()
         for pattern in patterns:
             if pattern == "*":
@@ -61,5 +58,5 @@ class EventTypes:
         return sorted(names)
 
     def knows(self, pattern: str) -> bool:
-        """Whether a client may subscribe to this name or pattern."""
+        """Whether the name or pattern matches a declared event."""
         return bool(self._types.keys() & set(self.expand([pattern])))

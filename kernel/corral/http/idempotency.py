@@ -34,7 +34,7 @@ class IdempotencyRow(Model):
     created_at = InstantField()
 
     class Meta:
-        table_name = "core_idempotency"
+        table_name = "kernel_idempotency"
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -72,7 +72,7 @@ class Idempotency:
         row = IdempotencyRow.get_or_none((IdempotencyRow.key == keyed.key) & (IdempotencyRow.until > clock.now()))
         if row is None:
             return None
-        aad, text = f"core_idempotency|{row.key}|body", row.body or ""
+        aad, text = f"kernel_idempotency|{row.key}|body", row.body or ""
         stored = Stored(row.status or 200, row.headers or {}, text.encode())
         if row.sealed:
             stored = msgspec.msgpack.decode(self._keyring.open(bytes.fromhex(text), aad=aad), type=Stored)
@@ -100,7 +100,7 @@ class Idempotency:
         """Store the answer; `secret` seals the whole of it: a credential may stand in the body or in a cookie."""
         if secret:
             whole = msgspec.msgpack.encode(msgspec.structs.replace(stored, asked=keyed.digest))
-            whole = self._keyring.seal(whole, aad=f"core_idempotency|{keyed.key}|body")
+            whole = self._keyring.seal(whole, aad=f"kernel_idempotency|{keyed.key}|body")
             done: dict[str, Any] = {"status": None, "headers": None, "body": whole.hex(), "sealed": True}
         else:
             done = {"status": stored.status, "headers": stored.headers, "body": stored.body.decode(), "sealed": False}

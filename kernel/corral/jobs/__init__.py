@@ -1,1 +1,1 @@
-"""Background work: jobs that take effect with the unit that enqueues them, and schedules that run once a slot."""
+"""Background work: jobs, queued in the transaction of a change, and schedules, run by one process at a time."""

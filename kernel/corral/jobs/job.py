@@ -1,4 +1,4 @@
-"""Jobs and schedules as data, and the rows that hold them. The row decides; a runner only carries its id."""
+"""Declarations of jobs and schedules, and the rows that hold their state."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ Whole = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A named function `<plugin>.<verb>`. It takes the keyword arguments of `enqueue` (ids, never objects) and
-    services by type.
+    """A function named `<plugin>.<verb>` that takes the keyword arguments of `enqueue` (ids) and services by type.
 
-    `def`: one unit of work. `async def`: opens its own with `Work`. It may run more than once. `seconds`: its lease;
-    a job that runs longer is given to another process.
+    A `def` is one unit of work, an `async def` opens its own with `Work`. Either may run more than once. After
+    `seconds`, the lease, another process may claim the job.
     """
 
     name: ItemName
@@ -32,7 +31,7 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Schedule(msgspec.Struct, frozen=True):
-    """`run` once every `every_seconds`, in one process; services by type, `def` or `async def` like a job."""
+    """Runs `run` every `every_seconds` in one of the processes; it takes services by type, like a job."""
 
     name: ItemName
     every_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=366 * 86_400)]
@@ -40,7 +39,7 @@ class Schedule(msgspec.Struct, frozen=True):
 
 
 class JobRow(Model):
-    """A job to do. `state`: queued | running | done | failed."""
+    """A job. `state` is queued, running, done or failed; a process claims it by changing the row."""
 
     id = IdField(primary_key=True)
     name = peewee.CharField(max_length=100)
@@ -54,12 +53,12 @@ class JobRow(Model):
     finished_at = InstantField(null=True)
 
     class Meta:
-        table_name = "core_jobs"
+        table_name = "kernel_jobs"
         indexes = ((("state", "run_at"), False),)
 
 
 class ScheduleRow(Model):
-    """When a schedule is due next. While it runs, that is the end of its lease."""
+    """When a schedule is due next; while it runs, `next_at` is the end of its lease."""
 
     name = peewee.CharField(primary_key=True, max_length=100)
     next_at = InstantField()
@@ -67,11 +66,11 @@ class ScheduleRow(Model):
     error = peewee.TextField(null=True)
 
     class Meta:
-        table_name = "core_schedules"
+        table_name = "kernel_schedules"
 
 
 def enqueue(name: str, *, delay_seconds: float = 0.0, **arguments: Any) -> str:
-    """Have the job done after the current unit commits; returns its id. `arguments` are JSON values."""
+    """Queue a job with JSON arguments when the current unit commits; returns its id."""
     unit = current()
     identifier = new_id()
     unit.jobs.append(
@@ -88,6 +87,6 @@ def enqueue(name: str, *, delay_seconds: float = 0.0, **arguments: Any) -> str:
 
 
 def write(unit: Unit) -> None:
-    """Write the unit's jobs; called before its events."""
+    """Insert the jobs of the unit; called before its events are written."""
     if unit.jobs:
         JobRow.insert_many(unit.jobs).execute()

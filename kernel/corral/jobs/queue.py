@@ -1,4 +1,4 @@
-"""A shared queue that tells job processes of new job rows at once. It carries ids alone, and may forget them."""
+"""A shared queue that announces new job rows to job processes. It carries only ids, and may lose them."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from typing import Protocol
 
 
 class JobQueue(Protocol):
-    """The rows decide what is done, and are looked at anyway: a lost id costs some seconds, a doubled one nothing."""
+    """The rows decide which jobs run and are polled as well: a lost id costs seconds, a duplicate one nothing."""
 
     def put(self, ids: Sequence[str]) -> None:
         """Announce new job rows. Called on the loop; never blocks and never fails."""
         ...
 
     async def start(self) -> None:
-        """Before the first `put`."""
+        """Connect; called before the first `put`."""
         ...
 
     async def stop(self) -> None:
-        """After the last one."""
+        """Disconnect; called after the last `put`."""
         ...
 
     def work(self, take: Callable[[str], None], stopping: threading.Event) -> None:
-        """Give each id to `take`, which returns when there is room for the next, until SIGTERM or SIGINT, which sets
-        `stopping`.
+        """Pass each id to `take`, which returns when the next job may start, until SIGTERM or SIGINT sets `stopping`.
 
-        Blocks the main thread, whose signals it handles; a second one raises `SystemExit`. It lasts out an outage.
+        Blocks the main thread and handles its signals; a second signal raises `SystemExit`. Survives outages.
         """
         ...

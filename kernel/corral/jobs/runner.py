@@ -1,4 +1,4 @@
-"""The in-process runner: takes what is due by guarded updates, so that any number of processes do each once."""
+"""The in-process runner: claims due jobs by guarded updates, so that among many processes one runs each of them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from corral.jobs.queue import JobQueue
 
 log = logging.getLogger("corral.jobs")
 
-LOOK_EVERY = 1.0
+POLL_SECONDS = 1.0
 BACKOFF_SECONDS, BACKOFF_CAP_SECONDS = 2.0, 600.0
-SCHEDULE_LEASE_SECONDS = 15.0  # after a kill in the middle, the slot is due again then
-SKEW_SECONDS = 60.0  # by which clocks may differ; a slot that lies further ahead is from before one was set back
-FORGOTTEN_AFTER = 2.0  # what a shared queue has not brought by then is taken from the table
+SCHEDULE_LEASE_SECONDS = 15.0  # a slot whose process was killed is due again after this time
+SKEW_SECONDS = 60.0  # how far clocks may differ; a slot further ahead dates from before a clock was set back
+QUEUE_GRACE_SECONDS = 2.0  # a job that the shared queue has not delivered by then is claimed from the table
 
 
 class LeaseLost(Exception):
-    """The job was given to another process; what this one did in its unit is rolled back."""
+    """Another process has the job now; the unit of this one is rolled back."""
 
 
-class Room:
-    """Places for jobs; their number may change while some are taken. Only the event loop uses it."""
+class ConcurrencySlots:
+    """Slots for running jobs; their number may change at any time. Used on the event loop only."""
 
     def __init__(self, size: int) -> None:
         self._size, self._taken = size, 0
@@ -43,28 +43,28 @@ class Room:
         return self._taken >= self._size
 
     async def acquire(self) -> None:
-        """Take a place, once there is one."""
+        """Take a slot; waits until one is free."""
         while self.is_full:
             self._freed.clear()
             await self._freed.wait()
         self._taken += 1
 
     def release(self) -> None:
-        """Give it back."""
+        """Return a slot."""
         self._taken -= 1
         self._freed.set()
 
     def resize(self, size: int) -> None:
-        """Have so many places from now on."""
+        """Change the number of slots."""
         self._size = size
         self._freed.set()
 
 
 class InProcessRunner:
-    """Jobs and schedules of this process, with functions whose services are filled in.
+    """Runs the jobs and schedules of this process; services are already bound to their functions.
 
-    `is_open` tells whether the plugin of a job or schedule is in service; what is not waits. With a `queue`, new jobs
-    are announced there and come back to some process by `take`; without one this process does them itself.
+    Jobs and schedules for which `is_open` is false wait until their plugin is in service again. With a `queue`, new
+    jobs are announced there and reach some process by `take`; without one, this process runs them itself.
     """
 
     def __init__(
@@ -78,59 +78,61 @@ class InProcessRunner:
         redact: Callable[[str], str] = str,
     ) -> None:
         self._database, self._jobs, self._schedules, self._is_open = database, jobs, schedules, is_open
-        self._redact = redact  # what errors say is stored
-        self._bell = asyncio.Event()
+        self._redact = redact  # messages of errors are stored
+        self._wake_up = asyncio.Event()
         self.queue: JobQueue | None = None
-        self._room = Room(concurrency)
+        self._slots = ConcurrencySlots(concurrency)
         self._closed = False
         self._running: set[asyncio.Task[None]] = set()
         self._next: dict[str, float] = {}
         self.ticked_at: float = clock.time_s()
 
     def limit(self, concurrency: int) -> None:
-        """How many jobs run at a time; those beyond it that run already come to their end."""
-        self._room.resize(concurrency)
-        self._bell.set()
+        """Change how many jobs run at a time; surplus running jobs finish."""
+        self._slots.resize(concurrency)
+        self._wake_up.set()
 
     def announce(self, ids: Sequence[str]) -> None:
-        """There are new job rows, which are due."""
+        """Announce new job rows that are due."""
         if self.queue is not None:
             self.queue.put(ids)
         else:
-            self._bell.set()
+            self._wake_up.set()
 
     async def take(self, identifier: str) -> None:
-        """Begin this job, if it is still to be done; returns when there is room for another."""
-        await self._room.acquire()
+        """Start this job if it is still due; waits for a free slot."""
+        await self._slots.acquire()
         claimed = None
         try:
             claimed = None if self._closed else await self._claim(identifier)
         finally:
             if claimed is None:
-                self._room.release()
+                self._slots.release()
         if claimed is not None:
             self._start(self._released(self._perform(*claimed)))
 
     async def run(self) -> None:
-        """Work for ever; supervised by the kernel."""
+        """Run jobs and schedules for ever; supervised by the kernel."""
         try:
             while True:
                 try:
                     wait = await self._tick()
                 except Exception as error:
-                    log.error("the runner cannot look for work: %s", error, exc_info=not isinstance(error, Unavailable))
-                    wait = LOOK_EVERY
+                    log.error(
+                        "the job runner cannot read its tables: %s", error, exc_info=not isinstance(error, Unavailable)
+                    )
+                    wait = POLL_SECONDS
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
-                        await self._bell.wait()
-                self._bell.clear()
+                        await self._wake_up.wait()
+                self._wake_up.clear()
         finally:
             for task in tuple(self._running):
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
 
     async def settle(self, seconds: float) -> None:
-        """Begin nothing more, and let what runs come to its end, for at most so long."""
+        """Start nothing more and wait until running jobs have finished, at most `seconds`."""
         self._closed = True
         if self._running:
             await asyncio.wait(self._running, timeout=seconds)
@@ -138,23 +140,23 @@ class InProcessRunner:
     async def _tick(self) -> float:
         self.ticked_at = clock.time_s()
         if self._closed:
-            return LOOK_EVERY
+            return POLL_SECONDS
         for name, (schedule, run) in self._schedules.items():
             left = self._next.get(name, 0.0) - self.ticked_at
             if not 0.0 < left <= schedule.every_seconds and self._is_open(name):
                 self._next[name] = await self._slot(schedule, run)
-        while not self._room.is_full and (row := await self._claim()) is not None:
-            await self._room.acquire()
+        while not self._slots.is_full and (row := await self._claim()) is not None:
+            await self._slots.acquire()
             self._start(self._released(self._perform(*row)))
-        due = min([*(at for name, at in self._next.items() if self._is_open(name)), self.ticked_at + LOOK_EVERY])
-        return min(LOOK_EVERY, max(0.02, due - clock.time_s()))
+        due = min([*(at for name, at in self._next.items() if self._is_open(name)), self.ticked_at + POLL_SECONDS])
+        return min(POLL_SECONDS, max(0.02, due - clock.time_s()))
 
     async def _released(self, work: Any) -> None:
         try:
             await work
         finally:
-            self._room.release()
-            self._bell.set()
+            self._slots.release()
+            self._wake_up.set()
 
     def _start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -164,7 +166,7 @@ class InProcessRunner:
     # -- schedules
 
     async def _slot(self, schedule: Schedule, run: Callable[..., Any]) -> float:
-        """Take the slot if it is due and nobody has it; returns when to look again (epoch seconds)."""
+        """Run the schedule if its slot is due and free; returns when to check again, in epoch seconds."""
         row = await self._database.work(lambda: ScheduleRow.get_or_none(ScheduleRow.name == schedule.name), read=True)
         now = clock.time_s()
         if row is None:
@@ -209,25 +211,25 @@ class InProcessRunner:
 
     @staticmethod
     def _give_up(row: JobRow) -> None:
-        """Its process died every time: it ends here, or it would take one process down after the other."""
+        """Fail a job whose process died in every attempt, before it takes down one process after the other."""
         error = f"Its process ended during each of {row.attempts} attempts."
         mine = (JobRow.id == row.id) & (JobRow.attempts == row.attempts) & (JobRow.state == "running")
         JobRow.update(state="failed", lease=None, finished_at=clock.now(), error=error).where(mine).execute()
 
     def _due(self, only: str | None) -> JobRow | None:
-        """The job `only`, else the first one; what was announced to a shared queue is left to it for a while."""
+        """The job `only`, or else the first due one; jobs announced to a shared queue are left to it for a while."""
         names = [name for name in self._jobs if self._is_open(name)]
         where = JobRow.state.in_(("queued", "running")) & (JobRow.run_at <= clock.now()) & JobRow.name.in_(names)
         if only is not None:
             where &= JobRow.id == only
         elif self.queue is not None:
             announced = (JobRow.attempts == 0) & (JobRow.run_at <= JobRow.created_at)
-            where &= ~announced | (JobRow.run_at <= clock.now(-FORGOTTEN_AFTER))
+            where &= ~announced | (JobRow.run_at <= clock.now(-QUEUE_GRACE_SECONDS))
         row: JobRow | None = JobRow.select().where(where).order_by(JobRow.run_at).first()
         return row
 
     def _take(self, row: JobRow, lease: str) -> int:
-        """`run_at` of a running job is the end of its lease: what is past it may be taken again."""
+        """Claim the job. `run_at` of a running job is the end of its lease, after which it may be claimed again."""
         seconds = self._jobs[row.name][0].seconds
         return int(
             JobRow.update(state="running", lease=lease, attempts=row.attempts + 1, run_at=clock.now(seconds))
@@ -236,8 +238,10 @@ class InProcessRunner:
         )
 
     async def _perform(self, row: JobRow, lease: str) -> None:
-        """A job that ends in the middle because its process ends is given back; the attempt does not count. Who waited
-        for something that was cancelled has failed.
+        """Run a claimed job and record how it ended.
+
+        A job that is interrupted because its process stops is queued again, and the attempt does not count. A job
+        that awaited something which was cancelled has failed.
         """
         job, run = self._jobs[row.name]
 
@@ -251,25 +255,25 @@ class InProcessRunner:
                 job.name, run, row.arguments, lambda: end(state="done", finished_at=clock.now(), error=None)
             )
         except LeaseLost:
-            log.warning("a job took longer than its lease", extra={"job": job.name})
+            log.warning("job lost its lease", extra={"job": job.name})
         except (Exception, asyncio.CancelledError) as failure:
-            ending = isinstance(failure, asyncio.CancelledError) and _is_ending()
-            back = {"state": "queued", "run_at": clock.now(), "attempts": row.attempts}
-            changes = back if ending else self._failure(job, row, failure)
+            interrupted = isinstance(failure, asyncio.CancelledError) and _is_cancelled()
+            again = {"state": "queued", "run_at": clock.now(), "attempts": row.attempts}
+            changes = again if interrupted else self._failure(job, row, failure)
             with contextlib.suppress(LeaseLost):
                 await self._write(lambda: end(**changes))
-            if ending:
+            if interrupted:
                 raise
 
     async def _write(self, end: Callable[[], None], entry: Entry = SYSTEM_ENTRY) -> None:
-        """How something ended. While the database is away it waits; what was given to another process is guarded."""
+        """Record how something ended, waiting while the database is away; `end` checks that the row is still ours."""
         while True:
             try:
                 return await self._database.work(end, entry=entry)
             except Unavailable:
-                if _is_ending():
+                if _is_cancelled():
                     raise
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(POLL_SECONDS)
 
     def _failure(self, job: Job, row: JobRow, failure: BaseException) -> dict[str, Any]:
         log.warning("job failed", extra={"job": job.name, "attempt": row.attempts + 1}, exc_info=failure)
@@ -282,7 +286,7 @@ class InProcessRunner:
     async def _call(
         self, label: str, run: Callable[..., Any], arguments: Mapping[str, Any], finish: Callable[[], None]
     ) -> None:
-        """`finish` belongs to the unit of a `def`: both take effect, or neither, whenever the process is killed."""
+        """Call the function. For a `def`, `finish` runs in the same unit, so that both take effect or neither."""
         entry = Entry(f"job {label}")
         if inspect.iscoroutinefunction(run):
             await run(**arguments)
@@ -296,7 +300,7 @@ class InProcessRunner:
             await self._database.work(both, entry=entry)
 
 
-def _is_ending() -> bool:
+def _is_cancelled() -> bool:
     """Whether the current task itself is being cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -1,4 +1,4 @@
-"""Whose code a file is."""
+"""Tells which plugin a source file belongs to."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from corral.plugins.record import PluginRecord
 
 
 class CodeOwners:
-    """Of the plugins of a kernel; what is Corral's own core belongs to nobody."""
+    """Maps source files to the plugins of a kernel."""
 
     def __init__(self, plugins: Iterable[PluginRecord]) -> None:
         modules = ((item.name, sys.modules.get(item.kind.__module__)) for item in plugins if item.kind is not None)
         self._folders = {
             str(Path(file).parent) + os.sep: name
             for name, module in modules
-            if name != "core" and (file := getattr(module, "__file__", None))
+            if (file := getattr(module, "__file__", None))
         }
         self.names = frozenset(self._folders.values())
         self._known: dict[str, str | None] = {}

@@ -1,4 +1,4 @@
-"""Run-time settings of the kernel's own categories; `core` declares them, whichever room reads them."""
+"""Run-time settings that the kernel itself declares, in the categories general, http, jobs and plugins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from corral.plugin import Setting, Settings
 
-JOBS_A_CORE = 4
+KERNEL = "kernel"  # their owner, where other settings name their plugin
+JOBS_PER_CORE = 4
 _ORIGIN = r"https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?"
 _LINE = r"[^\x00-\x1f\x7f]*"
 
@@ -81,27 +82,13 @@ ANONYMOUS_RATE = Setting(
     maximum=100_000,
     title="Requests a minute of an address without a credential",
 )
-RETENTION_DAYS = Setting(
-    name="events.retention_days", kind=int, default=30, title="Days that events are kept", minimum=1, maximum=365
-)
-MAX_ROWS = Setting(
-    name="events.max_rows",
-    kind=int,
-    default=1_000_000,
-    title="Events that are kept",
-    minimum=10_000,
-    maximum=50_000_000,
-)
 JOBS_CONCURRENCY: Setting[int | None] = Setting(
     name="jobs.concurrency",
     kind=int,
     default=None,
     minimum=1,
     maximum=256,
-    title=f"Jobs at a time in one process (unset: {JOBS_A_CORE} a core)",
-)
-JOBS_RETENTION_DAYS = Setting(
-    name="jobs.retention_days", kind=int, default=7, title="Days that ended jobs are kept", minimum=1, maximum=90
+    title=f"Jobs at a time in one process (unset: {JOBS_PER_CORE} a core)",
 )
 CALL_BUDGET_SECONDS = Setting(
     name="plugins.call_budget_seconds",
@@ -134,5 +121,5 @@ KERNEL_SETTINGS: tuple[Setting[Any], ...] = tuple(
 
 
 def jobs_at_a_time(settings: Settings) -> int:
-    """`jobs.concurrency`, or what suits this machine."""
-    return settings.get(JOBS_CONCURRENCY) or min(256, JOBS_A_CORE * (os.cpu_count() or 1))
+    """`jobs.concurrency`, or a default that depends on the number of cores."""
+    return settings.get(JOBS_CONCURRENCY) or min(256, JOBS_PER_CORE * (os.cpu_count() or 1))

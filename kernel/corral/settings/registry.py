@@ -1,7 +1,7 @@
-"""The registry of declared settings: what rules now, read without I/O.
+"""The registry of declared settings and their effective values, which are read without I/O.
 
-Environment and file beat stored values, those beat defaults. Values are stored by the plugin `settings`, which applies
-them here at start and after each change; without it default, file and environment rule.
+Environment and file take precedence over stored values, and these over defaults. The plugin `settings` stores values
+and applies them here at start and after each change.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NOT_PINNED = Pinned(None, "")
 
 
 class StoredSetting(msgspec.Struct, frozen=True, kw_only=True):
-    """What is stored of one setting. `is_set`: it was not reset. `problem`: why the value cannot be read."""
+    """The stored value of a setting. `is_set` is false after a reset; `problem` says why the value cannot be read."""
 
     value: Any
     version: int
@@ -35,9 +35,9 @@ class StoredSetting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EffectiveSetting(msgspec.Struct, frozen=True, kw_only=True):
-    """A setting with its value and where it is from. `pinned_by`: the variable or file that fixes it.
+    """A setting with its value and source. `pinned_by` is the variable or file that pins it.
 
-    `problem`: why the stored value is ignored. `pending`: this process goes on with the value it started with.
+    `problem` says why the stored value is ignored. `pending`: the stored value takes effect after a restart.
     """
 
     setting: Setting[Any]
@@ -51,7 +51,7 @@ class EffectiveSetting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SettingsRegistry:
-    """Implements `corral.plugin.Settings`. `is_shown`: whether the plugin that declares a setting is in service."""
+    """Implements `corral.plugin.Settings`. `is_shown` says whether the plugin of a setting is in service."""
 
     def __init__(
         self,
@@ -65,10 +65,10 @@ class SettingsRegistry:
         self._stored: Mapping[str, StoredSetting] = {}
         self._watchers: list[tuple[frozenset[str], Callable[[], None]]] = []
         self.version = -1
-        """The version of the stored values that rule here; -1 until they were read."""
+        """The version of the stored values in force; -1 until they were read."""
 
     def declare(self, settings: Iterable[Setting[Any]], plugin: str = "") -> None:
-        """Add settings, all or none; `ValueError` for a bad or second name, and for a pinned value out of bounds."""
+        """Add settings, all or none. Raises `ValueError` for a bad or duplicate name or an invalid pinned value."""
         added: dict[str, EffectiveSetting] = {}
         for setting in settings:
             check_declaration(setting)
@@ -76,12 +76,12 @@ class SettingsRegistry:
                 raise ValueError(f"setting {setting.name} is declared twice")
             if setting.env in self._variables and self._pinned.get(setting.name, _NOT_PINNED).source != COMMAND_LINE:
                 self._pinned[setting.name] = Pinned(_parsed(self._variables.pop(setting.env)), setting.env)
-            added[setting.name] = self._judge(setting, plugin, self._stored.get(setting.name))
+            added[setting.name] = self._evaluate(setting, plugin, self._stored.get(setting.name))
         self._effective |= added
         self._values |= {name: item.value for name, item in added.items()}
 
     def get(self, setting: Setting[T]) -> T:
-        """The effective value; settings read before they are declared have their default."""
+        """The effective value; the default, as long as the setting is not declared."""
         value: T = self._values.get(setting.name, setting.default)
         return value
 
@@ -90,54 +90,54 @@ class SettingsRegistry:
         return [self._effective[name] for name in sorted(self._effective)]
 
     def shown(self) -> list[EffectiveSetting]:
-        """Those of plugins in service, by name."""
+        """The settings of plugins in service, by name."""
         return [item for item in self.all() if self._is_shown(item.plugin)]
 
     def find(self, name: str) -> EffectiveSetting | None:
-        """One of `shown`."""
+        """The setting of this name, if its plugin is in service."""
         found = self._effective.get(name)
         return found if found is not None and self._is_shown(found.plugin) else None
 
     def apply(self, version: int, stored: Mapping[str, StoredSetting]) -> None:
-        """From now on these rows rule here. An older version than the one that rules changes nothing."""
+        """Put the stored values into force, unless a newer version is already."""
         if version <= self.version:
             return
         started, self.version, self._stored = self.version >= 0, version, stored
         changed = set()
         for name, item in list(self._effective.items()):
-            found = self._judge(item.setting, item.plugin, stored.get(name))
+            found = self._evaluate(item.setting, item.plugin, stored.get(name))
             if item.setting.restart_required and started:
                 found = msgspec.structs.replace(found, pending=found.value != self._values[name])
             elif found.value != self._values[name]:
                 self._values[name] = found.value
                 changed.add(name)
             self._effective[name] = found
-        for names, tell in self._watchers:
+        for names, notify in self._watchers:
             if names & changed:
-                tell()
+                notify()
 
-    def watch(self, settings: Iterable[Setting[Any]], tell: Callable[[], None]) -> None:
-        """Call `tell` now and, on the loop, whenever one of these has another value; it may neither fail nor block."""
-        self._watchers.append((frozenset(setting.name for setting in settings), tell))
-        tell()
+    def watch(self, settings: Iterable[Setting[Any]], notify: Callable[[], None]) -> None:
+        """Call `notify` now and on the loop, whenever one of the settings changes; it may neither fail nor block."""
+        self._watchers.append((frozenset(setting.name for setting in settings), notify))
+        notify()
 
     def judged(self, name: str, stored: Mapping[str, StoredSetting]) -> EffectiveSetting:
-        """A declared setting as it would be with these rows stored."""
+        """The setting as it would be with these stored values."""
         item = self._effective[name]
-        found = self._judge(item.setting, item.plugin, stored.get(name))
+        found = self._evaluate(item.setting, item.plugin, stored.get(name))
         pending = item.setting.restart_required and found.value != self._values[name]
         return msgspec.structs.replace(found, pending=pending)
 
     def beside(self, stored: Mapping[str, StoredSetting]) -> Values:
-        """The values as they would be with these rows stored."""
-        judge, items = self._judge, self._effective.items()
-        return Values({name: judge(item.setting, item.plugin, stored.get(name)).value for name, item in items})
+        """All values as they would be with these stored values."""
+        evaluate, items = self._evaluate, self._effective.items()
+        return Values({name: evaluate(item.setting, item.plugin, stored.get(name)).value for name, item in items})
 
     def broken(self, values: Values) -> dict[str, str]:
-        """What `check` of settings finds wrong with these values, by name."""
+        """The problems that the checks of settings find in these values, by name."""
         checks = [(item.setting, item.setting.check) for item in self.shown()]
-        told = {each.name: check(values.get(each), values) for each, check in checks if check is not None}
-        return {name: f"{name} {sentence}" for name, sentence in told.items() if sentence is not None}
+        problems = {each.name: check(values.get(each), values) for each, check in checks if check is not None}
+        return {name: f"{name} {sentence}" for name, sentence in problems.items() if sentence is not None}
 
     def unknown(self) -> list[str]:
         """Warnings about pinned settings that no plugin declares and unused variables, with the nearest known name."""
@@ -150,8 +150,8 @@ class SettingsRegistry:
                 found.append(f"{pinned.source}: no active plugin has a setting {name}{hint}")
         return found
 
-    def _judge(self, setting: Setting[Any], plugin: str, stored: StoredSetting | None) -> EffectiveSetting:
-        """The setting as it is beside what is stored; a value that is refused is ignored, but a pinned one."""
+    def _evaluate(self, setting: Setting[Any], plugin: str, stored: StoredSetting | None) -> EffectiveSetting:
+        """The effective setting; an invalid stored value is ignored, an invalid pinned one raises `SettingRefused`."""
         found = EffectiveSetting(setting=setting, plugin=plugin, value=setting.default, stored=stored)
         if (pinned := self._pinned.get(setting.name)) is not None:
             value, by = accept(setting, pinned.value, pinned.source), Path(pinned.source).name
@@ -173,12 +173,12 @@ def _parsed(text: str) -> Any:
 
 
 class Values:
-    """Settings with values of a moment; implements `corral.plugin.Settings`."""
+    """A snapshot of values; implements `corral.plugin.Settings`."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
 
     def get(self, setting: Setting[T]) -> T:
-        """The value then."""
+        """The value in the snapshot."""
         value: T = self._values.get(setting.name, setting.default)
         return value

@@ -1,4 +1,4 @@
-"""The protocol by which other plugins, and the kernel's own, change settings; the plugin `settings` provides it."""
+"""The protocol by which plugins change settings; the plugin `settings` provides it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from corral.plugin import Setting, Settings
 
 
 class SettingsChange(msgspec.Struct, frozen=True, kw_only=True):
-    """The names of settings that a change touched, and of those that had the value already."""
+    """The names of the settings that changed, and of those that already had the value."""
 
     updated: list[str]
     unchanged: list[str]
 
 
 class SettingsStore(Protocol):
-    """Changes settings, audited and told; provided by the plugin `settings`. All but `admit` joins the current unit."""
+    """Changes settings, with audit and event; provided by the plugin `settings`. All but `admit` join the unit."""
 
     async def admit(self, values: Mapping[str, Any], *, pointer: Callable[[str], str] = "/{}".format) -> None:
-        """Before the unit of a `change` by people: URLs among the values pass the egress guard, or `url_blocked`."""
+        """Check URLs among the values with the egress guard, before the unit of a change. Raises `url_blocked`."""
         ...
 
     def change(
@@ -35,27 +35,25 @@ class SettingsStore(Protocol):
         of: Iterable[str] = (),
         pointer: Callable[[str], str] = "/{}".format,
     ) -> SettingsChange:
-        """Store all values or none: they are judged as a whole, beside those that stay. In force in 2 s everywhere.
+        """Store all values or none, checked together with the unchanged ones. In force within 2 s in every process.
 
-        `if_match` is compared with `version(of)` (default: of the settings named). `pointer` tells where in the body a
-        name was. Raises `Invalid` (with every fault), `Conflict(setting_locked)`, `PreconditionFailed`.
+        `if_match` is compared with `version(of)`, by default of the named settings. `pointer` gives the place of a
+        name in the body. Raises `Invalid` with every fault, `Conflict(setting_locked)` or `PreconditionFailed`.
         """
         ...
 
     def version(self, names: Iterable[str]) -> int:
-        """The version of these settings together: it grows with every change of one of them."""
+        """The common version of these settings, which grows with every change of one of them."""
         ...
 
     def values(self) -> Settings:
-        """The values as this unit sees them, its own changes included."""
+        """The values as this unit sees them, including its own changes."""
         ...
 
     def adopt(self) -> None:
-        """Have what is stored rule in this process: for commands, in which nothing follows it."""
+        """Put the stored values into force in this process. For commands, which do not follow changes."""
         ...
 
     def guard(self, settings: Iterable[Setting[Any]], judge: Callable[[Settings, Principal], None]) -> None:
-        """Have every change of one of these judged, by whichever way it comes: `judge(the result, who changes it)`
-        raises a `Problem` to refuse it. Joins the unit of the change.
-        """
+        """Call `judge(values, caller)` in the unit of every change of these settings; it refuses with a `Problem`."""
         ...

@@ -1,1 +1,1 @@
-"""Bytes that live outside the database: the BlobStore protocol and the local folder."""
+"""Files outside the database: the BlobStore protocol and the store in a local folder."""

@@ -1,6 +1,6 @@
-"""`BlobStore`: where files live by key. `LocalBlobs` keeps them in a folder; other stores come from plugins.
+"""`BlobStore` stores files by key. `LocalBlobs` keeps them in a folder; plugins provide other stores.
 
-A blob is there whole or not at all, and durable before `put` returns, so that a row which names it never lies.
+A blob exists completely or not at all, and is durable before `put` returns, so a row may safely refer to it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ T = TypeVar("T")
 
 
 class Blob(NamedTuple):
-    """What was stored."""
+    """Size in bytes and SHA-256 in hex of a stored blob."""
 
     size: int
     sha256: str
 
 
-class Stored(NamedTuple):
-    """What a scan finds: key, bytes, and seconds since the epoch."""
+class BlobInfo(NamedTuple):
+    """A blob found by `scan`: key, size in bytes, and time of change in seconds since the epoch."""
 
     key: str
     size: int
@@ -42,33 +42,32 @@ class Stored(NamedTuple):
 
 
 class BlobMissing(LookupError):
-    """The store works, and has nothing under this key."""
+    """The store works, but has no blob with this key."""
 
 
 class BlobStore(Protocol):
-    """Keys are made by the caller, fresh for each blob: lower-case letters, digits, `._-`, with `/` between parts.
+    """Stores blobs under keys that the caller chooses, a new one for each: lower-case letters, digits, `._-` and `/`.
 
-    A store that is down raises `Unavailable`; nothing falls back to another place.
+    A store that is down raises `Unavailable`; there is no fallback.
     """
 
     async def put(self, key: str, stream: AsyncIterable[bytes], *, limit: int | None = None) -> Blob:
-        """Store the stream, durable at return. More than `limit` bytes: `TooLarge`, and nothing is kept."""
+        """Store the stream durably. Raises `TooLarge` beyond `limit` bytes, and keeps nothing then."""
 
     async def open(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
-        """The bytes from `start` up to `stop` (exclusive), in chunks; `BlobMissing` before the first. Close it early
-        with `aclose()`."""
+        """The bytes from `start` up to `stop` (exclusive) in chunks; `aclose()` ends it early. Raises `BlobMissing`."""
 
     async def delete(self, key: str) -> None:
-        """Remove the blob; an absent one is fine."""
+        """Remove the blob, if it exists."""
 
     async def exists(self, key: str) -> bool:
-        """Whether there is a whole blob under this key."""
+        """Whether the store has a blob with this key."""
 
-    def scan(self) -> AsyncGenerator[Stored, None]:
+    def scan(self) -> AsyncGenerator[BlobInfo, None]:
         """Every blob, in any order, for sweeping orphans."""
 
     async def probe(self) -> None:
-        """Write and remove a few bytes, for the health check."""
+        """Write and remove a file, for the health check."""
 
 
 class LocalBlobs:
@@ -99,7 +98,7 @@ class LocalBlobs:
                     await _in_thread(flush)
             await _in_thread(flush)
             await _in_thread(self._publish, file, part, path)
-        except BaseException:  # also when the client leaves
+        except BaseException:  # including a cancelled upload
             await _in_thread(_discard, file, part)
             raise
         return Blob(size, digest.hexdigest())
@@ -121,7 +120,7 @@ class LocalBlobs:
         """See `BlobStore`."""
         return await _in_thread(self._path(key).is_file)
 
-    async def scan(self) -> AsyncGenerator[Stored, None]:
+    async def scan(self) -> AsyncGenerator[BlobInfo, None]:
         """See `BlobStore`."""
         walk = self._walk()
         while batch := await _in_thread(lambda: list(islice(walk, 500))):
@@ -135,8 +134,10 @@ class LocalBlobs:
         await _in_thread(_discard, file, part)
 
     async def sweep(self, older_than_seconds: float = 86_400) -> int:
-        """Remove what killed uploads left behind; returns how many."""
-        return await _in_thread(self._sweep, time.time() - older_than_seconds)  # file times know no other clock
+        """Remove the files of interrupted uploads; returns how many."""
+        return await _in_thread(
+            self._sweep, time.time() - older_than_seconds
+        )  # file times do not follow `clock.travel`
 
     def _path(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
@@ -156,18 +157,18 @@ class LocalBlobs:
         file.close()
         path.parent.mkdir(parents=True, exist_ok=True)
         part.replace(path)
-        for folder in (path.parent, *path.parent.parents):  # new folders are entries that must be durable too
+        for folder in (path.parent, *path.parent.parents):  # the entries of new folders must be durable too
             _sync(folder)
             if folder == self.folder:
                 break
 
-    def _walk(self) -> Iterator[Stored]:
+    def _walk(self) -> Iterator[BlobInfo]:
         for place, folders, names in os.walk(self.folder):
             folders[:] = [name for name in folders if not name.startswith(".")]
             for path in (Path(place, name) for name in names):
                 with suppress(FileNotFoundError):  # deleted meanwhile
                     facts = path.stat()
-                    yield Stored(path.relative_to(self.folder).as_posix(), facts.st_size, facts.st_mtime)
+                    yield BlobInfo(path.relative_to(self.folder).as_posix(), facts.st_size, facts.st_mtime)
 
     def _sweep(self, before: float) -> int:
         swept = 0
@@ -207,7 +208,7 @@ def _discard(file: BinaryIO, part: Path) -> None:
 
 
 async def _in_thread(function: Callable[..., T], *args: object) -> T:
-    """Run it in a thread, to its end even when the caller is cancelled: its file must not be closed under it."""
+    """Run the function in a thread, to its end even if the caller is cancelled: its file must stay open until then."""
     work = asyncio.ensure_future(asyncio.to_thread(function, *args))
     try:
         return await asyncio.shield(work)
@@ -221,4 +222,4 @@ async def _in_thread(function: Callable[..., T], *args: object) -> T:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         code = "storage_full" if full else "dependency_unavailable"
-        raise Unavailable("The file storage cannot be used now.", code=code) from error
+        raise Unavailable("The file storage is not available; try again later.", code=code) from error

@@ -80,7 +80,7 @@ def _closure(kind: type[Plugin], installed: dict[str, type[Plugin]]) -> tuple[li
             names.append(name)
             waiting += installed[name].requires if name in installed else ()
     missing = [name for name in names if name not in installed]
-    return [installed[name] for name in names if name in installed and name != "core"], missing
+    return [installed[name] for name in names if name in installed], missing
 
 
 def _in_loop(make: Callable[[], Any]) -> list[Finding]:

@@ -25,6 +25,7 @@ WIRE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 def contribution_rules(loaded: PluginRecord, package: Package, permissions: Permissions) -> Iterator[Finding]:
     """All of them; `permissions`: those of the plugin and of what it requires."""
     routes = [route for group in loaded.of("corral_routes") for route in group]
+    prefixes = (loaded.name, *(loaded.kind.prefixes if loaded.kind else ()))
     yield from judged("routes.guarded", _guarded(routes, permissions))
     yield from judged("routes.documented", _documented(routes))
     yield from judged("routes.raises", _raises(loaded.name, routes))
@@ -33,11 +34,10 @@ def contribution_rules(loaded: PluginRecord, package: Package, permissions: Perm
     yield from judged("events.declared", undeclared(package, EVENT, events, lambda kind: hasattr(kind, "event")))
     yield from judged("events.described", _events(events))
     yield from judged("models.declared", undeclared(package, MODEL, models, lambda kind: not kind.__subclasses__()))
-    yield from judged("models.tables", _tables(loaded.name, models))
-    if loaded.name != "core":
-        yield from judged("settings.names", _named(loaded, "corral_settings"))
-        hooks = ("corral_jobs", "corral_schedules", "corral_subscribers")
-        yield from judged("jobs.names", (line for hook in hooks for line in _named(loaded, hook)))
+    yield from judged("models.tables", _tables(prefixes, models))
+    yield from judged("settings.names", _named(loaded, prefixes, "corral_settings"))
+    hooks = ("corral_jobs", "corral_schedules", "corral_subscribers")
+    yield from judged("jobs.names", (line for hook in hooks for line in _named(loaded, prefixes, hook)))
     yield from judged("settings.defaults", _settings(loaded.of("corral_settings")))
 
 
@@ -85,18 +85,18 @@ def _events(events: list[Any]) -> Iterator[str]:
             yield f"{kind.__name__} has no docstring; its first line is the event's title"
 
 
-def _tables(name: str, models: list[Any]) -> Iterator[str]:
+def _tables(prefixes: tuple[str, ...], models: list[Any]) -> Iterator[str]:
     for model in models:
         table = model._meta.table_name
-        if table != name and not table.startswith(f"{name}_"):
-            yield f"{model.__name__}: table {table} must begin with {name}_"
-        if table == f"{name}_migrations":
+        if table not in prefixes and not table.startswith(tuple(f"{each}_" for each in prefixes)):
+            yield f"{model.__name__}: table {table} must begin with {prefixes[0]}_"
+        if table in [f"{each}_migrations" for each in prefixes]:
             yield f"{model.__name__}: {table} is the name of the migration history"
 
 
-def _named(loaded: PluginRecord, hook: str) -> Iterator[str]:
+def _named(loaded: PluginRecord, prefixes: tuple[str, ...], hook: str) -> Iterator[str]:
     for item in loaded.of(hook):
-        if not item.name.startswith(f"{loaded.name}."):
+        if not item.name.startswith(tuple(f"{each}." for each in prefixes)):
             yield f"{hook}: {item.name} must begin with {loaded.name}."
 
 

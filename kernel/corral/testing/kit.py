@@ -242,6 +242,14 @@ def _changed(path: str) -> int:
         return 0
 
 
+CORE_PACKAGE = "corral_core"
+
+
+def is_core(kind: type[Plugin]) -> bool:
+    """Whether the plugin is one of the kernel's own, which every kernel of the kit has."""
+    return kind.__module__.partition(".")[0] == CORE_PACKAGE
+
+
 PATIENT_SECONDS = 5.0  # a scrape that is to be looked at waits for all readings, however busy the machine
 
 
@@ -255,9 +263,10 @@ async def make_kernel(
     environ: Mapping[str, str] | None = None,
     jobs: bool = False,
 ) -> AsyncIterator[Kit]:
-    """Boot and start a kernel in `folder`. `plugins`: names of installed ones or classes (None: all built-in ones);
-    `core`
-    is always there. `config`: overrides by "section.key". `jobs`: also run jobs, schedules and consumers.
+    """Boot and start a kernel in `folder`.
+
+    `plugins`: names of installed ones or classes (None: all built-in ones); those of `corral_core` are always there.
+    `config`: overrides by "section.key". `jobs`: also run jobs, schedules and consumers.
     """
     overrides: dict[str, Any] = {
         "data_dir": str(folder / "data"),
@@ -274,9 +283,9 @@ async def make_kernel(
     scrape.COLLECT_SECONDS = PATIENT_SECONDS
     found = discover(loaded_config)
     if plugins is not None:
-        names = {"core", *(item for item in plugins if isinstance(item, str))}
+        names = {item for item in plugins if isinstance(item, str)}
         classes = [item for item in plugins if not isinstance(item, str)]
-        found = [item for item in found if item.name in names]
+        found = [item for item in found if item.name in names or item.package == CORE_PACKAGE]
         found += [Found(name=item.name, load=lambda item=item: item, distribution="test") for item in classes]  # type: ignore[misc]  # bound
     if loaded_config.database.migrate_on_start:
         templates.fill(loaded_config.database.url, found, loaded_config)

@@ -11,14 +11,14 @@ from typing import Any
 from playhouse.schema_diff import diff_models
 
 from corral.auth.permissions import Permissions
-from corral.cli.purge import purge, tables_of
+from corral.cli.plugin_set import purge, tables_of
 from corral.database.connect import connect
 from corral.database.unit import current
 from corral.ids import new_id
 from corral.plugin import Plugin
 from corral.testing.contribution_rules import contribution_rules
 from corral.testing.findings import Finding, judged
-from corral.testing.kit import Kit, make_kernel
+from corral.testing.kit import Kit, is_core, make_kernel
 from corral.testing.source_rules import Package
 
 
@@ -33,12 +33,12 @@ async def inspect_running(
     plugin_dir: Path | None,
 ) -> list[Finding]:
     """Boot the plugin with what it requires, no more; look, disable, enable, stop, compare, purge, boot again."""
-    others = [item for item in required if item.name != "core"]
+    others = [item for item in required if not is_core(item)]
     config: dict[str, Any] = {"plugins.dir": str(plugin_dir) if plugin_dir else None}
     if section is not None:
         config[f"plugins.{kind.name}"] = section
     options: dict[str, Any] = {
-        "plugins": [*others, *([] if kind.name == "core" else [kind])],
+        "plugins": [*others, *([] if is_core(kind) else [kind])],
         "database_url": url,
         "config": config,
     }
@@ -49,7 +49,7 @@ async def inspect_running(
         if loaded.active:
             if engine == "sqlite":
                 findings += contribution_rules(loaded, Package.of(kind), kit.kernel.container.get(Permissions))
-            if kind.name != "core":
+            if not kind.protected:
                 findings += judged(f"disable.{engine}", [line async for line in _doors(kit, kind.name)])
         models = list(loaded.of("corral_models"))
         names = [item.name for item in kit.kernel.plugins]
@@ -57,7 +57,7 @@ async def inspect_running(
     if not active:
         return findings
     findings += judged(f"migrations.{engine}", _differences(address, models, folder))
-    if kind.name != "core":
+    if not kind.protected:
         findings += judged(f"purge.{engine}", _purged(address, kind.name, names, models))
         async with make_kernel(folder, **options) as kit:
             findings += judged(f"purge.{engine}.again", _inactive(kit))

@@ -79,7 +79,7 @@ def _permissions(kind: type[Plugin]) -> Iterator[str]:
         if not isinstance(permission, Permission):
             yield f"{permission!r} is not a corral.auth.principal.Permission"
             continue
-        if not permission.name.startswith(f"{kind.name}.") and kind.name != "core":
+        if not permission.name.startswith(tuple(f"{prefix}." for prefix in (kind.name, *kind.prefixes))):
             yield f"{permission.name} must begin with {kind.name}."
         if not permission.title.strip():
             yield f"{permission.name} has no title"

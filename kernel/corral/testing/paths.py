@@ -19,8 +19,7 @@ def render() -> str:
     with build() as application:
         found: dict[str, list[str]] = {}
         for endpoint in application.endpoints:
-            if endpoint.route.plugin != "core":  # without it nothing is served
-                found.setdefault(endpoint.route.plugin, []).append(endpoint.label)
+            found.setdefault(endpoint.route.plugin, []).append(endpoint.label)
         for loaded in application.kernel.active:
             for item in loaded.of("corral_sockets"):
                 found.setdefault(loaded.name, []).append(f"WS {item.path}")

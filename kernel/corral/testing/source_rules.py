@@ -38,6 +38,7 @@ PUBLIC = frozenset(
     }
 )
 BUILT_IN = "corral_plugins"
+CORE_PACKAGE = "corral_core"  # its plugins may use what the kernel does not offer to others
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -93,7 +94,7 @@ def source_rules(
 ) -> Iterator[Finding]:
     """Hooks and imports. `neighbours`: installed plugins that it names in `requires` or `wants`."""
     yield from judged("hooks.names", _hooks(kind, neighbours))
-    if kind.name != "core":
+    if package.name.partition(".")[0] != CORE_PACKAGE:
         yield from judged("imports.kernel", _kernel_imports(package))
         yield from judged("imports.plugins", _plugin_imports(kind, package, installed))
 
@@ -172,7 +173,7 @@ def _kernel_imports(package: Package) -> Iterator[str]:
 
 
 def _plugin_imports(kind: type[Plugin], package: Package, installed: Mapping[str, type[Plugin]]) -> Iterator[str]:
-    packages = {_home(other)[0]: name for name, other in installed.items() if name != "core"}
+    packages = {_home(other)[0]: name for name, other in installed.items()}
     packages.pop(package.name, None)
     for source in package.sources:
         for name, line in source.imports():

@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from corral.auth.principal import Principal
 from corral.http.answers import ANY_VERSION, IfMatch
 from corral.http.page import Page, PageQuery
+from corral.plugin import Setting
 from corral.schema.fields import Instant, line
 
 Role = Literal["admin", "member", "viewer", "auditor"]
@@ -19,6 +20,15 @@ FullName = Annotated[str, line(200)]
 Password = Annotated[str, Meta(min_length=1, max_length=128)]
 Notice = Literal["locked", "password_changed", "email_changed", "recovery_code_used", "refresh_reuse", "mfa_reset"]
 """The mails that tell somebody what happened to their account."""
+REGISTRATION = Setting(
+    name="security.registration",
+    env="CORRAL_REGISTRATION",
+    kind=str,
+    default="open",
+    title="Who may register",
+    choices=("open", "invite", "closed"),
+)
+"""`health` warns where a public installation leaves it open."""
 
 
 class UserView(msgspec.Struct, kw_only=True):
@@ -154,6 +164,10 @@ class Mail(Protocol):
 
         Facts: `locked` until, `email_changed` new, `recovery_code_used` left.
         """
+        ...
+
+    async def check(self) -> tuple[str, str]:
+        """Connect to the mail server: a health status and a sentence. For async callers, outside a unit."""
         ...
 
     async def test(self, to: str) -> Delivery:

@@ -1,8 +1,10 @@
-"""`corral user`: accounts on the machine itself, without a token, through the same service as the API."""
+"""`corral user` and `corral keys`: accounts and keys on the machine itself, through the same services as the API."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +15,8 @@ import msgspec
 
 from corral.auth.principal import ROLES
 from corral.cli import output
-from corral.cli.kernels import Session, session
-from corral.cli.options import config_option, json_option
+from corral.cli.output import config_option, json_option
+from corral.cli.sessions import Session, session
 
 COLUMNS = ("email", "full_name", "role", "is_active", "last_login_at")
 password_option = click.option(
@@ -25,11 +27,11 @@ password_option = click.option(
 
 
 @click.group("user")
-def command() -> None:
+def user_group() -> None:
     """Accounts, without a token: whoever may read the data folder may do this."""
 
 
-@command.command("create")
+@user_group.command("create")
 @click.argument("email")
 @click.option("--admin", is_flag=True, help="the same as --role admin")
 @click.option("--role", type=click.Choice(ROLES), help="default: member")
@@ -68,7 +70,7 @@ def create(
     _tell(made, f"Created {made.email} ({made.role}).", as_json)
 
 
-@command.command("list")
+@user_group.command("list")
 @click.option("--role", type=click.Choice(ROLES), multiple=True, help="only these; may be repeated")
 @click.option("--active/--inactive", "active", default=None, help="only these (default: all)")
 @config_option
@@ -83,7 +85,7 @@ def list_(role: tuple[str, ...], active: bool | None, config_path: Path | None, 
     output.table(rows, COLUMNS, as_json=as_json, empty="There is no account: corral user create --admin EMAIL.")
 
 
-@command.command("deactivate")
+@user_group.command("deactivate")
 @click.argument("email")
 @config_option
 @json_option
@@ -92,7 +94,7 @@ def deactivate(email: str, config_path: Path | None, as_json: bool) -> None:
     _patch(config_path, "user deactivate", email, {"is_active": False}, "Deactivated {}.", as_json)
 
 
-@command.command("activate")
+@user_group.command("activate")
 @click.argument("email")
 @config_option
 @json_option
@@ -101,7 +103,7 @@ def activate(email: str, config_path: Path | None, as_json: bool) -> None:
     _patch(config_path, "user activate", email, {"is_active": True}, "Activated {}.", as_json)
 
 
-@command.command("role")
+@user_group.command("role")
 @click.argument("email")
 @click.argument("role", type=click.Choice(ROLES))
 @config_option
@@ -111,7 +113,7 @@ def role_(email: str, role: str, config_path: Path | None, as_json: bool) -> Non
     _patch(config_path, "user role", email, {"role": role}, f"{{}} is now {role}.", as_json)
 
 
-@command.command("reset-password")
+@user_group.command("reset-password")
 @click.argument("email")
 @click.option("--must-change", is_flag=True, help="the new password must be changed at the next sign-in")
 @password_option
@@ -131,7 +133,7 @@ def reset_password(
     _tell(user, f"The password of {user.email} is new; all sessions of the account have ended.", as_json)
 
 
-@command.command("show")
+@user_group.command("show")
 @click.argument("email")
 @config_option
 @json_option
@@ -146,7 +148,7 @@ def show(email: str, config_path: Path | None, as_json: bool) -> None:
     output.table([{"field": name, "value": value} for name, value in facts], ("field", "value"), as_json=False)
 
 
-@command.command("unlock")
+@user_group.command("unlock")
 @click.argument("email")
 @config_option
 @json_option
@@ -164,7 +166,7 @@ def unlock(email: str, config_path: Path | None, as_json: bool) -> None:
     )
 
 
-@command.command("reset-mfa")
+@user_group.command("reset-mfa")
 @click.argument("email")
 @config_option
 @json_option
@@ -183,7 +185,7 @@ def reset_mfa(email: str, config_path: Path | None, as_json: bool) -> None:
     )
 
 
-@command.command("purge")
+@user_group.command("purge")
 @click.argument("email")
 @config_option
 @json_option
@@ -272,3 +274,31 @@ def _converted(facts: dict[str, Any], kind: Any) -> Any:
 
 def _tell(user: Any, text: str, as_json: bool) -> None:
     output.value(msgspec.to_builtins(user), as_json=as_json, text=text)
+
+
+@click.group("keys")
+def keys_group() -> None:
+    """Keys of this installation."""
+
+
+@keys_group.command("generate")
+@click.option("--label", default="v1", show_default=True, help="its name: letters and digits, new for each key")
+@json_option
+def generate(label: str, as_json: bool) -> None:
+    """Print a new master key. Put it first in CORRAL_MASTER_KEY, before the keys that are there; nothing is changed."""
+    if not (label.isascii() and label.isalnum()):
+        raise click.UsageError("--label takes letters and digits only")
+    text = f"{label}:{base64.b64encode(secrets.token_bytes(32)).decode()}"
+    output.value({"master_key": text}, as_json=as_json, text=text)
+
+
+@keys_group.command("rotate-jwt")
+@config_option
+@json_option
+def rotate_jwt(config_path: Path | None, as_json: bool) -> None:
+    """Sign access tokens with a new key. The old one verifies until its last token is over; nobody is signed out."""
+    from corral_core.accounts.service.signing_keys import SigningKeys
+
+    with session(config_path, "keys rotate-jwt") as found:
+        kid = found.run(found.service(SigningKeys).rotate)
+    output.value({"key": kid}, as_json=as_json, text=f"A new key signs access tokens within a minute: {kid}.")

@@ -11,6 +11,7 @@ class UserCreated(Event, kw_only=True):
 
     event = "user.created"
     visibility = PRIVATE_AND_ADMIN
+    area = "admin"
 
     user_id: str
     role: str
@@ -22,6 +23,7 @@ class UserUpdated(Event, kw_only=True):
 
     event = "user.updated"
     visibility = PRIVATE_AND_ADMIN
+    area = "admin"
 
     user_id: str
     changed: list[str]
@@ -32,6 +34,7 @@ class UserLocked(Event, kw_only=True):
 
     event = "user.locked"
     visibility = PRIVATE_AND_ADMIN
+    area = "admin"
 
     user_id: str
     until: Instant
@@ -42,6 +45,7 @@ class UserDeactivated(Event, kw_only=True):
 
     event = "user.deactivated"
     visibility = PRIVATE_AND_ADMIN
+    area = "admin"
 
     user_id: str
 
@@ -51,6 +55,7 @@ class UserReactivated(Event, kw_only=True):
 
     event = "user.reactivated"
     visibility = PRIVATE_AND_ADMIN
+    area = "admin"
 
     user_id: str
 
@@ -60,6 +65,7 @@ class UserPurged(Event, kw_only=True):
 
     event = "user.purged"
     visibility = PRIVATE_AND_ADMIN
+    area = "admin"
 
     user_id: str
 
@@ -69,6 +75,7 @@ class InvitationCreated(Event, kw_only=True):
 
     event = "invitation.created"
     visibility = "admin"
+    area = "admin"
 
     invitation_id: str
     role: str
@@ -79,6 +86,7 @@ class InvitationAccepted(Event, kw_only=True):
 
     event = "invitation.accepted"
     visibility = "admin"
+    area = "admin"
 
     invitation_id: str
     role: str
@@ -89,6 +97,7 @@ class SessionCreated(Event, kw_only=True):
 
     event = "session.created"
     visibility = PRIVATE_AND_ADMIN
+    area = "security"
 
     session_id: str
     ip: str
@@ -99,6 +108,7 @@ class SessionEnded(Event, kw_only=True):
 
     event = "session.ended"
     visibility = PRIVATE_AND_ADMIN
+    area = "security"
 
     session_id: str
     reason: str  # logout | revoked | expired | reuse | user_deactivated | password_changed
@@ -109,6 +119,7 @@ class MfaEnabled(Event, kw_only=True):
 
     event = "mfa.enabled"
     visibility = PRIVATE_AND_ADMIN
+    area = "admin"
 
     user_id: str
 
@@ -118,6 +129,7 @@ class MfaDisabled(Event, kw_only=True):
 
     event = "mfa.disabled"
     visibility = PRIVATE_AND_ADMIN
+    area = "admin"
 
     user_id: str
 

@@ -1,22 +1,72 @@
-"""Background work of `core`: what is over is swept, a few rows a unit."""
+"""Background work of `accounts`: mails, and the deletion of what has expired, a few rows a unit."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from typing import Any
 
 from corral import clock
 from corral.database.engine import Work
-from corral.jobs.job import Schedule
+from corral.jobs.job import Job, Schedule
 from corral.plugin import Settings
 from corral_core.accounts.models import RefreshRow, SessionRow, SigningKeyRow
 from corral_core.accounts.service import links, lockout, second_factor, tickets
 from corral_core.accounts.service.access_tokens import MAX_LIFE_SECONDS
+from corral_core.accounts.service.accounts import AccountsService
+from corral_core.accounts.service.links import RESET, Links
+from corral_core.accounts.service.mail import JOB as SEND
+from corral_core.accounts.service.mail import MailService
+from corral_core.accounts.service.recovery import FORGOT
+from corral_core.accounts.service.registration import RESEND, send_proof
 from corral_core.accounts.service.sessions import Sessions
 from corral_core.accounts.settings import REFRESH_GRACE
 
 DAY, HOUR = 86_400.0, 3600.0
 AT_ONCE = 500
 KEEP_SESSIONS_DAYS = 30
+MAIL_ATTEMPTS = 60  # with the runner's backoff, about nine hours
+log = logging.getLogger("corral.mail")
+
+
+async def send_mail(
+    kind: str, to: str, facts: dict[str, Any], work: Work, mail: MailService, links: Links, link_id: str | None = None
+) -> None:
+    """Send one mail. The token of its link is made now: it is stored nowhere, and its time begins when it leaves."""
+    from corral.egress.smtp import MailRefused
+
+    if not mail.is_configured:
+        log.warning("a mail was not sent, since mail.host is not set any more", extra={"kind": kind})
+        return
+    if link_id is not None:
+        token = await work(lambda: links.arm(link_id))
+        if token is None:  # it was used or ended meanwhile: the mail would tell of a dead link
+            return
+        facts = {**facts, "url": links.url(kind, token, absolute=True)}
+    try:
+        await mail.deliver(kind, to, facts)
+    except (MailRefused, ValueError) as refusal:
+        log.warning("a mail will never be taken", extra={"kind": kind, "reason": str(refusal)})
+        if link_id is not None:
+            await work(lambda: links.forget(link_id))
+    except BaseException:
+        if link_id is not None:
+            await work(lambda: links.disarm(link_id))
+        raise
+
+
+def forgot_password(email: str, accounts: AccountsService, mail: MailService) -> None:
+    """Mail the link, if the address has an account that somebody may get into."""
+    row = accounts.row_of(email)
+    if row is not None and row.is_active:
+        mail.send_link(row.email, RESET, row.id)
+
+
+def resend_verification(email: str, accounts: AccountsService, mail: MailService) -> None:
+    """The link again, for an account that waits for it."""
+    row = accounts.row_of(email)
+    if row is not None and row.is_active and not row.email_verified:
+        send_proof(row, mail)
 
 
 async def purge_sessions(work: Work, sessions: Sessions) -> None:
@@ -36,9 +86,14 @@ def forget_successors(settings: Settings) -> None:
     RefreshRow.update(successor=None).where(over).execute()
 
 
+JOBS = (
+    Job(SEND, send_mail, max_attempts=MAIL_ATTEMPTS, seconds=120),
+    Job(FORGOT, forgot_password),
+    Job(RESEND, resend_verification),
+)
 SCHEDULES = (
-    Schedule("core.purge_sessions", HOUR, purge_sessions),
-    Schedule("core.forget_successors", 30.0, forget_successors),
+    Schedule("accounts.purge_sessions", HOUR, purge_sessions),
+    Schedule("accounts.forget_successors", 30.0, forget_successors),
 )
 
 

@@ -39,7 +39,7 @@ class UserRow(Model):
     version = peewee.IntegerField(default=1)
 
     class Meta:
-        table_name = "core_users"
+        table_name = "accounts_users"
         indexes = ((("created_at", "id"), False), (("role", "is_active"), False))
 
 
@@ -62,7 +62,7 @@ class SessionRow(Model):
     end_reason = peewee.CharField(max_length=20, null=True)
 
     class Meta:
-        table_name = "core_sessions"
+        table_name = "accounts_sessions"
         indexes = ((("ended_at",), False),)
 
 
@@ -80,7 +80,7 @@ class RefreshRow(Model):
     successor = SealedField(null=True)
 
     class Meta:
-        table_name = "core_refresh_tokens"
+        table_name = "accounts_refresh_tokens"
 
 
 RefreshRow.add_index(RefreshRow.used_at, where=RefreshRow.successor.is_null(False))
@@ -95,7 +95,7 @@ class SigningKeyRow(Model):
     retired_at = InstantField(null=True)
 
     class Meta:
-        table_name = "core_signing_keys"
+        table_name = "accounts_signing_keys"
 
 
 class TicketRow(Model):
@@ -106,7 +106,7 @@ class TicketRow(Model):
     expires_at = InstantField(index=True)
 
     class Meta:
-        table_name = "core_tickets"
+        table_name = "accounts_tickets"
 
 
 class LockoutRow(Model):
@@ -124,7 +124,7 @@ class LockoutRow(Model):
     locks = peewee.IntegerField(default=0)
 
     class Meta:
-        table_name = "core_lockouts"
+        table_name = "accounts_lockouts"
 
 
 class SecondFactorRow(Model):
@@ -140,7 +140,7 @@ class SecondFactorRow(Model):
     confirmed_at = InstantField(null=True)
 
     class Meta:
-        table_name = "core_second_factors"
+        table_name = "accounts_second_factors"
 
 
 class RecoveryCodeRow(Model):
@@ -150,7 +150,7 @@ class RecoveryCodeRow(Model):
     user_id = IdField(index=True)
 
     class Meta:
-        table_name = "core_recovery_codes"
+        table_name = "accounts_recovery_codes"
 
 
 class ChallengeRow(Model):
@@ -162,7 +162,7 @@ class ChallengeRow(Model):
     expires_at = InstantField(index=True)
 
     class Meta:
-        table_name = "core_challenges"
+        table_name = "accounts_challenges"
 
 
 class FormerPasswordRow(Model):
@@ -173,7 +173,7 @@ class FormerPasswordRow(Model):
     hash = peewee.TextField()
 
     class Meta:
-        table_name = "core_former_passwords"
+        table_name = "accounts_former_passwords"
 
 
 class LinkRow(Model):
@@ -193,7 +193,7 @@ class LinkRow(Model):
     used_at = InstantField(null=True)
 
     class Meta:
-        table_name = "core_links"
+        table_name = "accounts_links"
         indexes = ((("subject_id", "kind"), False),)
 
 
@@ -211,7 +211,7 @@ class InvitationRow(Model):
     expires_at = InstantField()
 
     class Meta:
-        table_name = "core_invitations"
+        table_name = "accounts_invitations"
         indexes = ((("created_at", "id"), False),)
 
 
@@ -222,7 +222,7 @@ InvitationRow.add_index(
         (InvitationRow.email_key,),
         unique=True,
         where=peewee.SQL("status = 'pending'"),
-        name="core_invitations_pending",
+        name="accounts_invitations_pending",
     )
 )
 
@@ -234,7 +234,7 @@ class InstallationRow(Model):
     value = peewee.TextField()
 
     class Meta:
-        table_name = "core_installation"
+        table_name = "accounts_installation"
 
 
 def claim(name: str, value: str) -> bool:

@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta
 
-from corral.auth.principal import Permission
 from corral.plugin import Setting, Settings
-from corral.settings.kernel import KERNEL_SETTINGS
+from corral_core.accounts.api import REGISTRATION
 
 HOUR, DAY = 3600, 86_400
 Covered = Literal["admin", "member", "viewer", "auditor"]
@@ -30,14 +29,6 @@ def _within_life(value: int, settings: Settings) -> str | None:
     return "must not be more than security.refresh_absolute_seconds; change both together"
 
 
-REGISTRATION = Setting(
-    name="security.registration",
-    env="CORRAL_REGISTRATION",
-    kind=str,
-    default="open",
-    title="Who may register",
-    choices=("open", "invite", "closed"),
-)
 DEFAULT_ROLE = Setting(
     name="security.default_role", kind=str, default="member", title="Role of new accounts", choices=("member", "viewer")
 )
@@ -255,12 +246,5 @@ SETTINGS: tuple[Setting[Any], ...] = (
     REQUIRE_LOWER,
     REQUIRE_DIGIT,
     REQUIRE_SYMBOL,
-    *KERNEL_SETTINGS,
     *MAIL,
-)
-
-PERMISSIONS = (
-    Permission("plugins.read", "See plugins, their states and errors"),
-    Permission("plugins.write", "Take plugins out of service and back"),
-    Permission("settings.read", "See settings, health and the rules for connections to the outside"),
 )

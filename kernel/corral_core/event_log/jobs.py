@@ -16,7 +16,7 @@ from corral.events.registry import EventTypes
 from corral.http import idempotency
 from corral.jobs.job import JobRow, Schedule
 from corral.plugin import Contributions, Settings
-from corral.settings.kernel import JOBS_RETENTION_DAYS, MAX_ROWS, RETENTION_DAYS
+from corral_core.event_log.settings import JOBS_RETENTION_DAYS, MAX_ROWS, RETENTION_DAYS
 
 DAY, HOUR = 86_400.0, 3600.0
 AT_ONCE = 500
@@ -44,7 +44,7 @@ SCHEDULES = (
 )
 
 
-def lags() -> dict[tuple[str, ...], float]:
+def consumer_lag() -> dict[tuple[str, ...], float]:
     """How many events lie before each consumer, by name."""
     last = event_log.last_seq()
     rows: Any = ConsumerRow.select(ConsumerRow.name, ConsumerRow.cursor).tuples()

@@ -14,15 +14,6 @@ from corral.events.log import EventRow, Record
 from corral.events.registry import EventType, EventTypes
 
 CACHE_LIMIT = 1000
-AREAS = {
-    "user": "admin.read",
-    "mfa": "admin.read",
-    "invitation": "admin.read",
-    "session": "security.read",
-    "plugin": "plugins.read",
-    "system": "settings.read",
-}
-"""What admins read the subjects of the kernel's own events by; of a plugin's events it is `<plugin>.read`."""
 
 
 class Names(NamedTuple):
@@ -98,5 +89,4 @@ class EventRightsService:
 
     @staticmethod
     def _area(kind: EventType) -> str:
-        own = AREAS.get(kind.event.partition(".")[0]) if kind.plugin == "core" else None
-        return own or f"{kind.plugin}.read"
+        return f"{kind.payload.area or kind.plugin}.read"

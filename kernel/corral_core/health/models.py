@@ -16,4 +16,4 @@ class HealthRow(Model):
     alerted = peewee.BooleanField(default=False)
 
     class Meta:
-        table_name = "core_health"
+        table_name = "health_checks"

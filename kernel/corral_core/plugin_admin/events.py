@@ -12,6 +12,7 @@ class PluginState(Event, kw_only=True):
 
     event = "plugin.state"
     visibility = "admin"
+    area = "plugins"
 
     name: str
     from_: str = msgspec.field(name="from")

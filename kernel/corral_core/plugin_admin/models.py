@@ -16,7 +16,7 @@ class PluginStateRow(Model):
     since = InstantField()
 
     class Meta:
-        table_name = "core_plugin_states"
+        table_name = "plugin_admin_states"
 
 
 class QuarantineRow(Model):
@@ -29,4 +29,4 @@ class QuarantineRow(Model):
     probes = peewee.IntegerField(default=0)
 
     class Meta:
-        table_name = "core_quarantines"
+        table_name = "plugin_admin_quarantines"

@@ -24,6 +24,7 @@ class AdminPlugin(Plugin):
     """Administration: people and their rights, and the kill switch."""
 
     name = "admin"
+    requires = ("accounts",)
     wants = ("security", "tasks")
     protected = True
     permissions = (

@@ -35,6 +35,7 @@ class AgentsPlugin(Plugin):
     """
 
     name = "agents"
+    requires = ("accounts",)
     wants = ("admin", "llm", "tasks", "tools", "workers")
     permissions = (
         Permission("agents.read", "Read agents, their versions and figures", holders=(*READERS, "agent")),

@@ -34,6 +34,7 @@ class CostPlugin(Plugin):
     """
 
     name = "cost"
+    requires = ("accounts",)
     wants = ("agents", "tasks")
     permissions = (
         Permission("cost.read", "Read costs and prices", holders=READERS),

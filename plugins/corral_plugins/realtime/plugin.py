@@ -25,6 +25,7 @@ class RealtimePlugin(Plugin):
     """
 
     name = "realtime"
+    requires = ("accounts", "event_log")
     permissions = (Permission(PERMISSION, "Follow events as they happen", holders=(*READERS, "agent")),)
 
     def __init__(self, settings: Any = None) -> None:

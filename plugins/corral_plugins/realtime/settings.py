@@ -33,4 +33,4 @@ SETTINGS = (MAX_SOCKETS, QUEUE_SIZE, REPLAY_LIMIT)
 CORS_ORIGINS: Setting[list[str]] = Setting(
     name="http.cors_origins", kind=list[str], default=[], title="Origins of other web applications that may call"
 )
-"""Declared by `core`; read here by its name."""
+"""Declared by the kernel; read here by its name."""

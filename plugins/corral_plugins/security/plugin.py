@@ -38,7 +38,8 @@ class SecurityPlugin(Plugin):
     """
 
     name = "security"
-    protected = True
+    requires = ("accounts", "redis")
+    protected = "essential"
     permissions = (
         Permission("security.read", "See the sign-in policy, IP rules and everybody's sessions"),
         Permission("security.write", "Change the sign-in policy and IP rules, end sessions"),

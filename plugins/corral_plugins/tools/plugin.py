@@ -37,6 +37,7 @@ class ToolsPlugin(Plugin):
     """
 
     name = "tools"
+    requires = ("accounts",)
     wants = ("admin", "agents", "secrets", "tasks", "workers")
     permissions = (
         Permission("tools.read", "See tools and their calls", holders=(*READERS, "agent")),

@@ -57,6 +57,7 @@ class WorkersPlugin(Plugin):
     """
 
     name = "workers"
+    requires = ("accounts",)
     wants = ("tasks", "tools")
     config = WorkersConfig
     permissions = (

@@ -98,22 +98,22 @@ async def test_plugins_are_listed_with_their_states(lamps: Kit) -> None:
     admin, member = await lamps.as_user("admin"), await lamps.as_user()
     assert (await member.get("/plugins")).code == "forbidden"
     first = (await admin.get("/plugins?limit=1")).json()
-    assert (first["items"][0]["name"], first["total"]) == ("core", 3)
+    assert (first["items"][0]["name"], first["total"]) == ("accounts", 7)
     rest = (await admin.get(f"/plugins?cursor={first['next']}")).json()
     assert [(each["name"], each["required_by"]) for each in rest["items"]] == [("lamp", ["shade"]), ("shade", [])]
-    core = (await admin.get("/plugins/core")).json()
-    assert core["protected"]
-    assert core["migrations"]["applied"][0] == "0001_initial"
-    assert core["migrations"]["pending"] == []
-    assert "POST /auth/login" in core["routes"]
+    accounts = (await admin.get("/plugins/accounts")).json()
+    assert accounts["protected"]
+    assert accounts["migrations"]["applied"][0] == "0001_initial"
+    assert accounts["migrations"]["pending"] == []
+    assert "POST /auth/login" in accounts["routes"]
     assert (await admin.get("/plugins/unknown")).status == 404
-    assert (await admin.get("/plugins/core/errors")).json() == {"items": []}
+    assert (await admin.get("/plugins/accounts/errors")).json() == {"items": []}
     assert (await admin.get("/plugins?state=asleep")).status == 422
 
 
 async def test_plugins_4_a_disabled_plugin_is_out_until_it_is_enabled(lamps: Kit) -> None:
     admin = await lamps.as_user("admin")
-    assert (await admin.post("/plugins/core/disable")).code == "plugin_required"
+    assert (await admin.post("/plugins/accounts/disable")).code == "plugin_required"
     in_use = await admin.post("/plugins/lamp/disable")
     assert (in_use.status, in_use.code, in_use.json()["references"]) == (409, "in_use", ["shade"])
     off = await admin.post("/plugins/shade/disable", {"reason": "dark enough"})

@@ -267,6 +267,6 @@ async def test_the_holder_is_told_at_the_address_as_it_is_kept(make_kit: MakeKit
     await kit.as_user(email="ann@strasse.example")
     await _fail(open_door(kit), "ann@stra\u00dfe.example", 5)  # one normal form, but another domain
     mails = await kit.kernel.database.work(
-        lambda: [row.arguments for row in JobRow.select().where(JobRow.name == "core.send_mail")], read=True
+        lambda: [row.arguments for row in JobRow.select().where(JobRow.name == "accounts.send_mail")], read=True
     )
     assert [(mail["kind"], mail["to"]) for mail in mails] == [("locked", "ann@strasse.example")]

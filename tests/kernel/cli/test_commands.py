@@ -52,7 +52,7 @@ def test_operations_8_every_command_has_help(corral: Any) -> None:
     for name, (_, line) in COMMANDS.items():
         assert name in told.out
         assert line in told.out
-    script = "import sys; from corral.cli.group import group\n" + "".join(
+    script = "import sys; from corral.cli.commands import group\n" + "".join(
         f"group.main({arguments!r}, standalone_mode=False)\n"
         for name in (*COMMANDS, *OF_PLUGINS)
         for arguments in [[name, "--help"], *([name, sub, "--help"] for sub in GROUPS.get(name, ()))]
@@ -74,11 +74,11 @@ def test_operations_8_every_command_has_help(corral: Any) -> None:
         ("user", "list"),
         ("plugins",),
         ("plugins", "list"),
-        ("plugins", "show", "core"),
+        ("plugins", "show", "accounts"),
         ("migrate", "--plan"),
         ("doctor",),
         ("openapi",),
-        ("check", "core"),
+        ("check", "accounts"),
         ("new-plugin", "echo"),
     ],
     ids=" ".join,
@@ -188,7 +188,7 @@ def test_paths_that_cannot_be_looked_at_are_told_in_one_line(corral: Any) -> Non
 
 def test_a_plan_of_migrations_makes_nothing(corral: Any) -> None:
     planned = corral("migrate", "--plan", "--json").json()["items"]
-    assert {"plugin": "core", "migration": "0001_initial"} in planned
+    assert {"plugin": "accounts", "migration": "0001_initial"} in planned
     assert list(corral.home.iterdir()) == [corral.plugins.path]
     assert corral("migrate", "--json").json()["items"] == planned
     assert corral("migrate", "--json").json()["items"] == corral("migrate", "--plan", "--json").json()["items"] == []
@@ -232,10 +232,10 @@ def test_config_check_tells_what_is_wrong(corral: Any) -> None:
     done = corral("config", "check")
     assert done.status == 3
     assert "egress.allow: a.example/8: must be host, host:port, cidr or cidr:port" in done.err
-    corral.configure('[plugins]\nenabled = ["echo"]\n[plugins.core]\ncolour = "red"\n[settings]\n"no.such" = 1\n')
+    corral.configure('[plugins]\nenabled = ["echo"]\n[plugins.accounts]\ncolour = "red"\n[settings]\n"no.such" = 1\n')
     done = corral("config", "check")
-    assert done.status == 3  # a start would be refused: core takes no configuration
-    assert "core: ValueError: [plugins.core]" in done.err
+    assert done.status == 3  # a start would be refused: accounts takes no configuration
+    assert "accounts: ValueError: [plugins.accounts]" in done.err
     corral.configure('[plugins]\nenabled = ["echo"]\n[plugins.agents]\ncolour = "red"\n[settings]\n"no.such" = 1\n')
     done = corral("config", "check", "--json")
     assert done.status == 1, done

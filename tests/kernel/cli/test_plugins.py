@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from corral.cli.purge import purge, tables_of
+from corral.cli.plugin_set import purge, tables_of
 from corral.database.connect import connect
 from corral.database.migrations import own_connection
 
@@ -101,7 +101,7 @@ def test_what_would_break_is_refused_and_the_file_untouched(two: Any) -> None:
         (("enable", "broken"), "SystemExit: 1"),
         (("enable", "picky"), "requires absent, which is not installed. Enable first: absent"),
         (("enable", "stedy"), "the nearest is steady"),
-        (("disable", "core"), "protected"),
+        (("disable", "accounts"), "protected"),
         (("disable", "nothing-like-it"), "no plugin nothing-like-it is installed"),
     ):
         done = two("plugins", *arguments)
@@ -134,7 +134,7 @@ def test_what_admins_took_out_by_the_api_comes_back_by_the_file(corral: Any) -> 
     assert corral("migrate", environ=environ).status == 0
     with sqlite3.connect(corral.home / "data" / "corral.db") as connection:
         row = ("llm", "disabled", "too dear", "2026-01-01T00:00:00.000Z")
-        connection.execute("INSERT INTO core_plugin_states (name, state, reason, since) VALUES (?, ?, ?, ?)", row)
+        connection.execute("INSERT INTO plugin_admin_states (name, state, reason, since) VALUES (?, ?, ?, ?)", row)
     shown = corral("plugins", "show", "llm", "--json", environ=environ).json()
     assert (shown["state"], shown["reason"]) == ("disabled", "too dear")
     assert corral("plugins", "enable", "llm", environ=environ).status == 0
@@ -171,10 +171,10 @@ def test_purge_asks_for_the_name_and_drops_the_tables_of_a_disabled_plugin(two: 
     assert done.json() == {"name": "steady", "dropped": ["steady_migrations", "steady_things"]}, done
     with sqlite3.connect(two.home / "data" / "corral.db") as connection:
         names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
-    assert "core_users" in names
+    assert "accounts_users" in names
     assert not {name for name in names if name.startswith("steady")}
     assert "has no tables" in two("plugins", "purge", "steady", stdin="steady\n", environ=environ).err
-    assert "protected" in two("plugins", "purge", "core", stdin="core\n", environ=environ).err
+    assert "protected" in two("plugins", "purge", "accounts", stdin="accounts\n", environ=environ).err
 
 
 def test_purge_leaves_neighbours_with_longer_names_and_takes_its_rows_along(database_url: str) -> None:
@@ -189,10 +189,10 @@ def test_purge_leaves_neighbours_with_longer_names_and_takes_its_rows_along(data
                 "CREATE TABLE agent_memory_items (id INTEGER)",
                 "CREATE TABLE agent_memory_migrations (id INTEGER)",
                 "CREATE TABLE agents_agents (id INTEGER)",
-                "CREATE TABLE core_consumers (name VARCHAR(100))",
+                "CREATE TABLE kernel_consumers (name VARCHAR(100))",
                 "INSERT INTO agent_parents VALUES (1)",
                 "INSERT INTO agent_children VALUES (1, 1)",
-                "INSERT INTO core_consumers VALUES ('agent.follow'), ('agents.follow'), ('agentx')",
+                "INSERT INTO kernel_consumers VALUES ('agent.follow'), ('agents.follow'), ('agentx')",
             ):
                 engine.execute_sql(statement)
         own = ["agent_children", "agent_migrations", "agent_parents"]
@@ -203,9 +203,9 @@ def test_purge_leaves_neighbours_with_longer_names_and_takes_its_rows_along(data
                 "agent_memory_items",
                 "agent_memory_migrations",
                 "agents_agents",
-                "core_consumers",
+                "kernel_consumers",
             ]
-            rows = engine.execute_sql("SELECT name FROM core_consumers ORDER BY name").fetchall()
+            rows = engine.execute_sql("SELECT name FROM kernel_consumers ORDER BY name").fetchall()
             assert [row[0] for row in rows] == ["agents.follow", "agentx"]
     finally:
         database.close()

@@ -54,7 +54,7 @@ class Start(threading.Thread):
 
     def run(self) -> None:
         database = connect(self._url, pool_size=1)
-        plugins = [item for item in load(discover(self._config), self._config) if item.name in ("core", "slow")]
+        plugins = [item for item in load(discover(self._config), self._config) if item.name in ("accounts", "slow")]
         self._wait()
         try:
             apply_migrations(database, plugins, self._config, None)
@@ -94,7 +94,7 @@ def test_processes_that_start_together_on_an_empty_database_fill_it_once(databas
 
     starts = start(database_url, folder, [int, *[one_is_at_it] * (STARTS - 1)])
     assert [process.refused for process in starts] == [""] * STARTS
-    assert [process.states for process in starts] == [{"core": "active", "slow": "active"}] * STARTS
+    assert [process.states for process in starts] == [{"accounts": "active", "slow": "active"}] * STARTS
     database = connect(database_url, pool_size=1)
     try:
         rows = database.run(
@@ -170,4 +170,4 @@ def test_what_is_pending_is_looked_for_in_the_schema_of_the_search_path(database
         database.close()
     url = f"{database_url}{'&' if '?' in database_url else '?'}options=-c%20search_path%3Down"
     for process in (*start(url, folder, [int]), *start(url, folder, [int])):
-        assert (process.refused, process.states) == ("", {"core": "active", "slow": "active"})
+        assert (process.refused, process.states) == ("", {"accounts": "active", "slow": "active"})

@@ -12,7 +12,7 @@ import pytest
 from tests.kernel.isolation.misbehaving import plugin, routes
 
 from corral.auth.principal import PUBLIC
-from corral.cli.checks import installation
+from corral.cli.doctor import installation
 from corral.config.model import Config, Plugins
 from corral.config.reader import load as load_config
 from corral.database.model import Model
@@ -26,7 +26,7 @@ from corral.plugins.loading import load
 from corral.testing.conformance import check_plugin
 from corral.testing.installed import PluginFolder
 from corral.testing.kit import make_kernel
-from corral_core.plugin import CorePlugin
+from corral_core.accounts.plugin import AccountsPlugin
 from corral_plugins.tasks.api import Tasks
 
 
@@ -163,18 +163,18 @@ def test_only_what_corral_brings_along_is_protected() -> None:
 
 
 def test_a_protected_plugin_cannot_be_disabled_by_the_file() -> None:
-    core = Found(name="core", load=lambda: CorePlugin)
-    [loaded] = load([core], Config(plugins=Plugins(disabled=("core",))))
+    core = Found(name="accounts", load=lambda: AccountsPlugin, module=AccountsPlugin.__module__)
+    [loaded] = load([core], Config(plugins=Plugins(disabled=("accounts",))))
     assert (loaded.state, loaded.protected) == ("active", True)
 
 
 def test_safe_mode_loads_protected_plugins_only() -> None:
     found = [
-        Found(name="core", load=lambda: CorePlugin),
+        Found(name="accounts", load=lambda: AccountsPlugin, module=AccountsPlugin.__module__),
         Found(name="other", load=lambda: pytest.fail("it was loaded")),
     ]
     states = {item.name: (item.state, item.reason) for item in load(found, Config(safe_mode=True))}
-    assert states == {"core": ("active", None), "other": ("disabled", "safe mode")}
+    assert states == {"accounts": ("active", None), "other": ("disabled", "safe mode")}
 
 
 PEOPLE = '''

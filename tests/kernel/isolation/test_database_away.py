@@ -20,7 +20,7 @@ from corral.testing.engines import PostgresServer
 from corral.testing.kit import Kit, make_kernel
 
 pytestmark = pytest.mark.postgres
-MARK = "INSERT INTO core_leases(name, holder, until, fence) VALUES ('mark', 'x', '', 1) ON CONFLICT DO NOTHING"
+MARK = "INSERT INTO kernel_leases(name, holder, until, fence) VALUES ('mark', 'x', '', 1) ON CONFLICT DO NOTHING"
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ async def test_background_tasks_wait_for_it_and_go_on_at_once(
         async with asyncio.timeout(5):
             assert "user.created" in [each.type for each in await kit.events()]  # they are numbered again
         assert unharmed(kit, "patient")
-        assert unharmed(kit, "core")
+        assert unharmed(kit, "accounts")
         assert await payloads(kit, "system.alert") == []
 
 
@@ -104,4 +104,4 @@ async def test_a_subscriber_is_not_held_while_the_server_stands_still(tmp_path: 
             await asyncio.sleep(5)
         await until(lambda: len(seen) >= 3, 15)
         assert unharmed(kit, "listener")
-        assert unharmed(kit, "core")
+        assert unharmed(kit, "accounts")

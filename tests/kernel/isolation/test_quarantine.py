@@ -174,7 +174,9 @@ async def test_it_tries_again_and_waits_longer_each_time(make_kit: MakeKit, monk
 
 async def test_another_process_follows(make_kit: MakeKit, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two kernels on one database are two processes."""
-    monkeypatch.setattr("corral_core.health.service.single_machine.MachineLease.take", lambda self: asyncio.sleep(0))
+    monkeypatch.setattr(
+        "corral_core.health.service.single_machine_lock.SingleMachineLock.acquire", lambda self: asyncio.sleep(0)
+    )
     (first, gate), (second, other) = gated("faulty", fail), gated("faulty", lambda: None)
     one, two = await make_kit(plugins=[first]), await make_kit(plugins=[second])
     for _ in range(5):
@@ -191,22 +193,22 @@ async def test_another_process_follows(make_kit: MakeKit, monkeypatch: pytest.Mo
 
 async def test_a_protected_plugin_alerts_and_goes_on(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=[])
-    core = kit.loaded("core")
+    core = kit.loaded("accounts")
 
     async def told_of(count: int) -> None:
         for _ in range(count):
-            kit.kernel.warden.strike(core, "a test", ValueError("it is broken"))
+            kit.kernel.quarantine.strike(core, "a test", ValueError("it is broken"))
         assert core.active
-        await until(lambda: not kit.kernel.warden.alarms)
+        await until(lambda: not kit.kernel.quarantine.alarms)
         await asyncio.sleep(0.2)
 
     await told_of(17)
-    assert await alerts(kit) == [("plugin_errors", "core")]
+    assert await alerts(kit) == [("plugin_errors", "accounts")]
     await told_of(5)
-    assert await alerts(kit) == [("plugin_errors", "core")]  # once an hour
+    assert await alerts(kit) == [("plugin_errors", "accounts")]  # once an hour
     clock.travel(3700)
     await told_of(5)
-    assert await alerts(kit) == [("plugin_errors", "core")] * 2
+    assert await alerts(kit) == [("plugin_errors", "accounts")] * 2
 
 
 async def test_a_background_task_is_restarted_then_its_plugin_is_held(
@@ -246,7 +248,7 @@ async def test_its_callers_keep_their_credentials(make_kit: MakeKit) -> None:
     token = (await admin.post(f"/agents/{agent}/tokens", {"name": "its own"})).json()["token"]
     bot = Client(kit.application.app, token)
     assert (await bot.get("/agents?limit=1")).status == 200
-    kit.kernel.warden.hold(kit.loaded("agents"), "a test")
+    kit.kernel.quarantine.hold(kit.loaded("agents"), "a test")
     kit.kernel.credentials.forget(lambda principal: True)
     assert kit.loaded("agents").state == "quarantined"
     assert (await bot.get("/agents?limit=1")).status == 200

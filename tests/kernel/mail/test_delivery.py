@@ -30,7 +30,7 @@ async def notify(kit: Kit, to: str = "ada@example.org", kind: str = "password_ch
 
 
 async def states(kit: Kit) -> list[tuple[str, int, str | None]]:
-    jobs = JobRow.select().where(JobRow.name == "core.send_mail")
+    jobs = JobRow.select().where(JobRow.name == "accounts.send_mail")
     rows = await kit.kernel.database.work(lambda: list(jobs), read=True)
     return [(row.state, row.attempts, row.error) for row in rows]
 

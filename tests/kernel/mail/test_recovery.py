@@ -215,7 +215,7 @@ async def test_a_purge_leaves_no_address_in_links_and_mails(mailing: Kit, mail_s
 
 async def test_a_purge_reads_the_mails_that_are_kept_page_by_page(mailing: Kit) -> None:
     ada = await mailing.as_user("member", "ada@example.org")
-    kept = {"name": "core.send_mail", "state": "done", "run_at": clock.now(), "created_at": clock.now()}
+    kept = {"name": "accounts.send_mail", "state": "done", "run_at": clock.now(), "created_at": clock.now()}
 
     def fill() -> None:
         for address in ("other@example.org",) * 9 + ("ADA@example.org",):

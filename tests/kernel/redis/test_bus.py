@@ -66,7 +66,7 @@ async def pair(make_kit: Any, valkey_server: ValkeyServer) -> Pair:
 
 
 async def test_a_ring_is_heard_by_the_other_process(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "LOOK_EVERY", 60.0)  # only the bell is left
+    monkeypatch.setattr(feed, "POLL_SECONDS", 60.0)  # only notifications are left
     await pair.tell("the last one that the look at the log may have found")
     took = sorted([await pair.tell(f"disk {number}") for number in range(20)])
     assert took[10] < 0.25, took
@@ -82,14 +82,14 @@ async def test_without_its_server_nobody_waits_and_nothing_is_missed(
     assert bus_of(pair.listener).health()[0] == "degraded"
     for number in range(3):
         began = time.perf_counter()
-        bus_of(pair.speaker).ring()
+        bus_of(pair.speaker).notify()
         assert time.perf_counter() - began < 0.05
         assert await pair.tell(f"disk {number}") < 2.0
     valkey_server.restart()
     assert await pair.connected() < 10.0
-    monkeypatch.setattr(feed, "LOOK_EVERY", 60.0)
+    monkeypatch.setattr(feed, "POLL_SECONDS", 60.0)
     await pair.tell("the last one that the look at the log may have found")
-    await pair.tell("by the bell again")
+    await pair.tell("by notification again")
     assert len(pair.heard) == len(set(pair.heard)) == 5
 
 

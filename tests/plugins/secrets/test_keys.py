@@ -46,7 +46,7 @@ async def test_a_new_key_takes_over_every_row_of_the_product(make_kit: Callable[
     before = (await safe.admin.get("/secrets/key-status")).json()
     assert [item["label"] for item in before["keys"]] == ["v2", "v1"]
     tables = {column.name for column in safe.kit.kernel.container.get(MasterKeys)._columns.columns}
-    assert {"core_signing_keys.sealed", "core_refresh_tokens.successor", "core_idempotency.body"} < tables
+    assert {"accounts_signing_keys.sealed", "accounts_refresh_tokens.successor", "kernel_idempotency.body"} < tables
     assert before["remaining"] == before["keys"][1]["rows"] >= 6 + 2
     vault = (await safe.admin.get("/settings/health")).json()["checks"]["vault"]
     assert (vault["status"], "old master key" in vault["detail"]) == ("degraded", True), vault

@@ -16,7 +16,7 @@ from corral.http.routes import Routes
 from corral.schema.fields import Instant
 from corral_core.accounts.api import Password, UserView
 from corral_core.accounts.routes.auth import SIGN_IN_RATE, Code, SignedIn, device, signed_in
-from corral_core.accounts.service.reauthentication import Protection
+from corral_core.accounts.service.reauthentication import Reauthentication
 from corral_core.accounts.service.sign_in import Proof, SignIn
 
 routes = Routes("/auth", tag="Authentication")
@@ -105,7 +105,7 @@ class SteppedUp(msgspec.Struct, kw_only=True):
     no_store=True,
     raises=("reauth_required", "invalid_state", "vault_sealed", *WRONG),
 )
-async def set_up_mfa(body: Setup, caller: Principal, request: Request, protection: Protection) -> SeedView:
+async def set_up_mfa(body: Setup, caller: Principal, request: Request, protection: Reauthentication) -> SeedView:
     """Make a seed for a second factor. It does nothing until its first code is sent, within 15 minutes."""
     seed = await protection.setup(caller, _given(body.password), request.entry(caller))
     return SeedView(secret=seed.secret, otpauth_uri=seed.uri, qr_code=await asyncio.to_thread(_qr_code, seed.uri))
@@ -119,7 +119,7 @@ async def set_up_mfa(body: Setup, caller: Principal, request: Request, protectio
     no_store=True,
     raises=("invalid_state", *WRONG_CODE),
 )
-async def activate_mfa(body: FirstCode, caller: Principal, request: Request, protection: Protection) -> Activated:
+async def activate_mfa(body: FirstCode, caller: Principal, request: Request, protection: Reauthentication) -> Activated:
     """Switch the second factor on with its first code."""
     code = _one({"code": body.code, "token": body.token})
     codes = await protection.activate(caller, code, request.entry(caller))
@@ -134,7 +134,7 @@ async def activate_mfa(body: FirstCode, caller: Principal, request: Request, pro
     no_store=True,
     raises=("forbidden", "invalid_state", *WRONG_CODE),
 )
-async def disable_mfa(body: Disabling, caller: Principal, request: Request, protection: Protection) -> UserView:
+async def disable_mfa(body: Disabling, caller: Principal, request: Request, protection: Reauthentication) -> UserView:
     """Switch the second factor off, unless it is required here."""
     return await protection.disable(caller, body.password, _proof(body), request.entry(caller))
 
@@ -157,7 +157,7 @@ async def answer_challenge(
     raises=("invalid_state", *WRONG_CODE),
 )
 async def renew_recovery_codes(
-    body: NewCodes, caller: Principal, request: Request, protection: Protection
+    body: NewCodes, caller: Principal, request: Request, protection: Reauthentication
 ) -> RecoveryCodes:
     """Make new recovery codes; the old ones are dead."""
     codes = await protection.new_codes(caller, body.password, body.code, request.entry(caller))
@@ -171,7 +171,7 @@ async def renew_recovery_codes(
     no_store=True,
     raises=("session_revoked", *WRONG_CODE),
 )
-async def step_up(body: Again, caller: Principal, request: Request, protection: Protection) -> SteppedUp:
+async def step_up(body: Again, caller: Principal, request: Request, protection: Reauthentication) -> SteppedUp:
     """Prove again who you are, with the password or a code, for what is dangerous."""
     _one({"password": body.password, "code": body.code})
     until = await protection.step_up(caller, _given(body.password), _given(body.code), request.entry(caller))

@@ -79,7 +79,7 @@ class AccessTokens:
         """Sign with a new key from now on; the old one verifies until its last token is over. Returns the id."""
         kid = new_id()
         SigningKeyRow.update(retired_at=clock.now()).where(SigningKeyRow.retired_at.is_null()).execute()
-        sealed = self._keyring.seal(secrets.token_bytes(KEY_BYTES), aad=place("core_signing_keys", kid, 1))
+        sealed = self._keyring.seal(secrets.token_bytes(KEY_BYTES), aad=place("accounts_signing_keys", kid, 1))
         SigningKeyRow.create(id=kid, sealed=sealed.hex(), created_at=clock.now())
         return kid
 
@@ -144,7 +144,9 @@ class AccessTokens:
         active = ""
         for key in SigningKeyRow.select().where(usable).order_by(SigningKeyRow.id):
             with contextlib.suppress(ValueError):  # somebody altered it: what it signed is not believed any more
-                found[key.id] = self._keyring.open(bytes.fromhex(key.sealed), aad=place("core_signing_keys", key.id, 1))
+                found[key.id] = self._keyring.open(
+                    bytes.fromhex(key.sealed), aad=place("accounts_signing_keys", key.id, 1)
+                )
                 active = key.id if key.retired_at is None else active
         return _Keys(issuer, found, active, now)
 

@@ -80,4 +80,4 @@ def unique() -> Iterator[None]:
 
 def _lock_admins() -> None:
     """Changes that take an admin away come one after the other."""
-    advisory_lock("core.admins")
+    advisory_lock("accounts.admins")

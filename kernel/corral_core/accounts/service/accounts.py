@@ -27,7 +27,7 @@ from corral_core.accounts.service.account_rows import action, is_own, shown, tak
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import EMAIL_LINKS, PASSWORD_LINKS, Links
 from corral_core.accounts.service.mail import MailService
-from corral_core.accounts.service.password_history import PasswordLife
+from corral_core.accounts.service.password_history import PasswordHistory
 from corral_core.accounts.service.password_policy import PasswordPolicy
 from corral_core.accounts.service.passwords import Passwords
 from corral_core.accounts.service.second_factor import SecondFactor, forget_second_factor
@@ -52,7 +52,7 @@ class AccountsService:
         credentials: Credentials,
         links: Links,
         mail: MailService,
-        life: PasswordLife,
+        life: PasswordHistory,
         second: SecondFactor,
     ) -> None:
         self._passwords, self._policy, self._permissions = passwords, policy, permissions

@@ -13,7 +13,7 @@ from corral.config.model import Config
 from corral.database.engine import Work
 from corral.egress.client import Egress
 from corral.errors import Conflict
-from corral.jobs.job import Job, JobRow, enqueue
+from corral.jobs.job import JobRow, enqueue
 from corral.plugin import Settings
 from corral_core.accounts.api import Delivery
 from corral_core.accounts.service.links import Links
@@ -21,16 +21,15 @@ from corral_core.accounts.settings import MAIL_FROM, MAIL_HOST, MAIL_PASSWORD, M
 
 log = logging.getLogger("corral.mail")
 
-JOB = "core.send_mail"
+JOB = "accounts.send_mail"
 AT_ONCE = 500
-TRIES = 60  # with the runner's backoff, about nine hours
 
 
 class MailService:
     """Implements `corral_core.accounts.api.Mail`."""
 
-    def __init__(self, settings: Settings, egress: Egress, links: Links, config: Config) -> None:
-        self._settings, self._egress, self._links = settings, egress, links
+    def __init__(self, work: Work, settings: Settings, egress: Egress, links: Links, config: Config) -> None:
+        self._work, self._settings, self._egress, self._links = work, settings, egress, links
         self._site = config.server.public_url or config.server.bind
 
     @property
@@ -77,8 +76,18 @@ class MailService:
         message = write(kind, sender=sender, to=to, site=self._site, facts=facts)
         await deliver(self._egress, server, message, sender=sender, to=message["To"].addresses[0].addr_spec)
 
-    async def probe(self) -> str | None:
-        """Connect to the server and sign in; what is wrong, or None."""
+    async def check(self) -> tuple[str, str]:
+        if not self.is_configured:
+            return "disabled", "mail.host is not set."
+        if not await self._answers():
+            return "down", "The mail server does not take connections as configured."
+        waiting = await self._work(self._waiting, read=True)
+        if waiting:
+            return "degraded", f"{waiting} mails wait: the server did not take them."
+        return "ok", "The mail server takes connections."
+
+    async def _answers(self) -> bool:
+        """Whether the server takes a connection and the sign-in."""
         from corral.egress.smtp import MailFailed, MailServer, probe
 
         get = self._settings.get
@@ -86,14 +95,14 @@ class MailService:
         server = MailServer(get(MAIL_HOST) or "", get(MAIL_PORT), security, get(MAIL_USERNAME), get(MAIL_PASSWORD))
         try:
             await probe(self._egress, server)
-        except MailFailed as failure:
-            return str(failure)
-        return None
+        except MailFailed:
+            return False
+        return True
 
     @staticmethod
     def forget(email_key: str) -> None:
         """The account of this address was purged: nothing is sent there nor remembered of it; joins the unit."""
-        jobs = JobRow.select(JobRow.id, JobRow.arguments).where(JobRow.name.startswith("core.")).limit(AT_ONCE)
+        jobs = JobRow.select(JobRow.id, JobRow.arguments).where(JobRow.name.startswith("accounts.")).limit(AT_ONCE)
         after = ""
         while page := list(jobs.where(JobRow.id > after).order_by(JobRow.id)):
             after = page[-1].id
@@ -102,36 +111,8 @@ class MailService:
             if gone:
                 JobRow.delete().where(JobRow.id.in_(gone) & (JobRow.state != "running")).execute()
 
-    def waiting(self) -> int:
+    @staticmethod
+    def _waiting() -> int:
         """How many mails wait because the server did not take them; joins the unit."""
         again = (JobRow.name == JOB) & (JobRow.state == "queued") & JobRow.error.is_null(False)
         return int(JobRow.select(peewee.fn.COUNT(JobRow.id)).where(again).scalar())
-
-
-async def send_mail(
-    kind: str, to: str, facts: dict[str, Any], work: Work, mail: MailService, links: Links, link_id: str | None = None
-) -> None:
-    """Send one mail. The token of its link is made now: it is stored nowhere, and its time begins when it leaves."""
-    from corral.egress.smtp import MailRefused
-
-    if not mail.is_configured:
-        log.warning("a mail was not sent, since mail.host is not set any more", extra={"kind": kind})
-        return
-    if link_id is not None:
-        token = await work(lambda: links.arm(link_id))
-        if token is None:  # it was used or ended meanwhile: the mail would tell of a dead link
-            return
-        facts = {**facts, "url": links.url(kind, token, absolute=True)}
-    try:
-        await mail.deliver(kind, to, facts)
-    except (MailRefused, ValueError) as refusal:
-        log.warning("a mail will never be taken", extra={"kind": kind, "reason": str(refusal)})
-        if link_id is not None:
-            await work(lambda: links.forget(link_id))
-    except BaseException:
-        if link_id is not None:
-            await work(lambda: links.disarm(link_id))
-        raise
-
-
-JOBS = (Job(JOB, send_mail, max_attempts=TRIES, seconds=120),)

@@ -12,7 +12,7 @@ from corral_core.accounts.service.passwords import Passwords
 from corral_core.accounts.settings import DAY, HISTORY, MAX_AGE_DAYS
 
 
-class PasswordLife:
+class PasswordHistory:
     """The only writer of former passwords. What is not `refuse_former` joins the unit."""
 
     def __init__(self, work: Work, passwords: Passwords, settings: Settings) -> None:

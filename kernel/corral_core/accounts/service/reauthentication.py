@@ -23,7 +23,7 @@ from corral_core.accounts.settings import STEP_UP_SECONDS
 T = TypeVar("T")
 
 
-class Protection:
+class Reauthentication:
     """What the routes of the second factor call, for the person who is signed in."""
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from corral.database.engine import Work
 from corral.database.unit import Entry
-from corral.jobs.job import Job, enqueue
+from corral.jobs.job import enqueue
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
 from corral_core.accounts.service.links import PASSWORD_LINKS, RESET, SET_PASSWORD, Links
@@ -13,7 +13,7 @@ from corral_core.accounts.service.mail import MailService
 from corral_core.accounts.service.sessions import Device
 from corral_core.accounts.service.sign_in import Pending, SignedIn, SignIn
 
-FORGOT = "core.forgot_password"
+FORGOT = "accounts.forgot_password"
 
 
 class Recovery:
@@ -68,13 +68,3 @@ class PasswordLinksService:
         url = self._links.issue(RESET, row.id)
         self._mail.send_link(row.email, RESET, row.id)
         return url
-
-
-def forgot_password(email: str, accounts: AccountsService, mail: MailService) -> None:
-    """Mail the link, if the address has an account that somebody may get into."""
-    row = accounts.row_of(email)
-    if row is not None and row.is_active:
-        mail.send_link(row.email, RESET, row.id)
-
-
-JOBS = (Job(FORGOT, forgot_password),)

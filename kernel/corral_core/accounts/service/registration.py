@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 
 from corral.auth.addresses import normalise
+from corral.config.model import Config
 from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.errors import Conflict, Forbidden, Invalid
-from corral.jobs.job import Job, enqueue
+from corral.jobs.job import enqueue
 from corral.plugin import Settings
-from corral_core.accounts.api import NewUser, UserView
+from corral_core.accounts.api import REGISTRATION, NewUser, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import EMAIL_LINKS, RESET, VERIFY, Links
 from corral_core.accounts.service.mail import MailService
-from corral_core.accounts.settings import DEFAULT_ROLE, EMAIL_VERIFICATION, REGISTRATION
+from corral_core.accounts.service.passwords import Passwords
+from corral_core.accounts.settings import DEFAULT_ROLE, EMAIL_VERIFICATION
 
-RESEND = "core.resend_verification"
+log = logging.getLogger("corral.accounts")
+
+RESEND = "accounts.resend_verification"
 
 
 class Registrations:
@@ -77,7 +83,7 @@ class Registrations:
             return
         if row.password_hash is not None and row.last_login_at is None:
             row = self._accounts.drop_password(row.id)
-        _send_proof(row, self._mail)
+        send_proof(row, self._mail)
 
     async def _invited(self, new: NewUser, password: str, token: str, entry: Entry) -> UserView:
         """The invitation says the role, and proves the address."""
@@ -109,16 +115,19 @@ class Registrations:
             await self._work(lambda: enqueue(RESEND, email=email), entry=entry)
 
 
-def resend_verification(email: str, accounts: AccountsService, mail: MailService) -> None:
-    """The link again, for an account that waits for it."""
-    row = accounts.row_of(email)
-    if row is not None and row.is_active and not row.email_verified:
-        _send_proof(row, mail)
-
-
-def _send_proof(row: UserRow, mail: MailService) -> None:
+def send_proof(row: UserRow, mail: MailService) -> None:
     """A link that proves the address; where there is no password, the one to a new password does."""
     mail.send_link(row.email, VERIFY if row.password_hash is not None else RESET, row.id)
 
 
-JOBS = (Job(RESEND, resend_verification),)
+async def create_bootstrap_admin(config: Config, work: Work, accounts: AccountsService, passwords: Passwords) -> None:
+    """Create the admin that the environment names while there is none. The password policy does not bind operators."""
+    email, password = config.bootstrap_admin_email, config.bootstrap_admin_password
+    if not email or not password or await work(accounts.has_admin, read=True):
+        return
+    hashed = await passwords.hash(password)
+    new = NewUser(email=email, full_name="Administrator", role="admin")
+    try:
+        await work(lambda: accounts.bootstrap(new, hashed))
+    except Conflict:
+        log.warning("CORRAL_BOOTSTRAP_ADMIN_EMAIL is the address of an account that is not an admin; it is unchanged")

@@ -226,7 +226,7 @@ def _damaged(row: SecondFactorRow) -> Conflict:
 
 
 def _place(user_id: str) -> str:
-    return place("core_second_factors", user_id, 1, "seed")
+    return place("accounts_second_factors", user_id, 1, "seed")
 
 
 def _new_recovery_code() -> str:

@@ -123,7 +123,9 @@ class Sessions:
         row: RefreshRow | None = RefreshRow.get_or_none(RefreshRow.hash == used)
         if row is None:
             raise Unauthorized("The refresh token is of no session here; sign in again.", code="session_revoked")
-        sealed = self._keyring.seal(successor.encode(), aad=place("core_refresh_tokens", used, 1, "successor")).hex()
+        sealed = self._keyring.seal(
+            successor.encode(), aad=place("accounts_refresh_tokens", used, 1, "successor")
+        ).hex()
         won = (
             RefreshRow.update(used_at=clock.now(), successor=sealed)
             .where((RefreshRow.hash == used) & RefreshRow.used_at.is_null())
@@ -146,7 +148,7 @@ class Sessions:
         grace = self._settings.get(REFRESH_GRACE)
         if row.successor is not None and row.used_at is not None and row.used_at > clock.now(-grace):
             try:
-                aad = place("core_refresh_tokens", used, 1, "successor")
+                aad = place("accounts_refresh_tokens", used, 1, "successor")
                 again = self._keyring.open(bytes.fromhex(row.successor), aad=aad).decode()
             except SealedWrong:
                 raise Unauthorized("The session cannot go on; sign in again.", code="session_revoked") from None

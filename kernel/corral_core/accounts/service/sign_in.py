@@ -21,14 +21,14 @@ from corral_core.accounts.api import Mail, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
 from corral_core.accounts.service.lockout import Lockout
-from corral_core.accounts.service.password_history import PasswordLife
+from corral_core.accounts.service.password_history import PasswordHistory
 from corral_core.accounts.service.passwords import Passwords
 from corral_core.accounts.service.second_factor import DAMAGED, SecondFactor
 from corral_core.accounts.service.sessions import Device, Reuse, Sessions, Tokens
 from corral_core.accounts.settings import EMAIL_VERIFICATION
 
 T = TypeVar("T")
-log = logging.getLogger("corral.core")
+log = logging.getLogger("corral.accounts")
 
 SIGN_IN, ASK_AGAIN = "auth.session.create", "auth.user.verify"
 WRONG = "The address or the password is wrong."
@@ -71,7 +71,7 @@ class SignIn:
         sessions: Sessions,
         lockout: Lockout,
         second: SecondFactor,
-        life: PasswordLife,
+        life: PasswordHistory,
         settings: Settings,
         keyring: Keyring,
     ) -> None:

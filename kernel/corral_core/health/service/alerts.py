@@ -5,21 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from corral import clock
-from corral.database.engine import Work
 from corral.events.event import SystemAlert, emit
-from corral.jobs.job import Schedule
 from corral_core.health.models import HealthRow
-from corral_core.health.service.board import CheckView, HealthBoard
+from corral_core.health.service.board import CheckView
 
-EVERY_SECONDS = 30.0
 PATIENCE_SECONDS = 60.0
-
-
-async def watch_health(work: Work, board: HealthBoard) -> None:
-    """Ask all checks, and tell what has been down for 60 s."""
-    await board.look()
-    views = board.views()
-    await work(lambda: compare(views))
 
 
 def compare(views: Mapping[str, CheckView]) -> None:
@@ -48,6 +38,3 @@ def _alert(name: str, view: CheckView, severity: str, title: str) -> None:
         kind="health", severity=severity, title=title, detail=view.detail, check=name, status=view.status
     )
     emit(alert, object=("check", name))
-
-
-SCHEDULE = Schedule("core.health", EVERY_SECONDS, watch_health)

@@ -18,7 +18,7 @@ from corral.plugin import Contributions, HealthCheck, Installation
 from corral.redact.redactor import Redactor
 from corral.schema.fields import Instant
 from corral.settings.registry import SettingsRegistry
-from corral_core.accounts.settings import REGISTRATION
+from corral_core.accounts.api import REGISTRATION
 from corral_core.health.service.checks import KernelChecks, Told
 
 log = logging.getLogger("corral.health")

@@ -20,11 +20,11 @@ from corral.jobs.job import ScheduleRow
 from corral.plugin import Contributions
 from corral.plugins.registry import PluginRegistry
 from corral.storage.blobs import BlobStore
-from corral_core.accounts.service.mail import MailService
+from corral_core.accounts.api import Mail
 
 Told = tuple[str, str]
 
-PROBE = "core.health"  # the lease that is taken to see whether the database takes writes
+PROBE = "health.probe"  # the lease that is taken to see whether the database takes writes
 SLOW_WRITE, SLOW_PROBE = 0.25, 1.0
 POOL_FULL = 0.8
 OVERDUE = 30.0
@@ -33,7 +33,9 @@ LITTLE, NOTHING_LEFT = 0.10, 0.02
 
 
 class KernelChecks:
-    """Each gives a status and a sentence; one that raises is down."""
+    """Each returns a status and a sentence; a check that raises counts as down."""
+
+    mail: Mail | None = None
 
     def __init__(
         self,
@@ -42,25 +44,24 @@ class KernelChecks:
         blobs: BlobStore,
         registry: PluginRegistry,
         contributions: Contributions,
-        mail: MailService,
     ) -> None:
         self._config, self._database, self._blobs, self._registry = config, database, blobs, registry
-        self._contributions, self._mail = contributions, mail
+        self._contributions = contributions
         self._process = new_id()
         self._began = time.monotonic()
         self._disk_is_full = False
 
     def all(self) -> Mapping[str, Callable[[], Awaitable[Told]]]:
         """By name."""
-        return {
+        checks = {
             "database": self.database,
             "minio": self.storage,
-            "mail": self.mail,
             "queue": self.queue,
             "plugins": self.plugins,
             "clock": self.skew,
             "disk": self.disk,
         }
+        return checks if self.mail is None else {**checks, "mail": self.mail.check}
 
     async def database(self) -> Told:
         """A write, and how many connections are taken."""
@@ -87,17 +88,6 @@ class KernelChecks:
         if took > SLOW_PROBE:
             return "degraded", f"{kind} took {took * 1000:.0f} ms for a probe."
         return "ok", f"{kind} takes files."
-
-    async def mail(self) -> Told:
-        """Whether the mail server takes a connection, and took the last mails."""
-        if not self._mail.is_configured:
-            return "disabled", "mail.host is not set."
-        if await self._mail.probe() is not None:
-            return "down", "The mail server does not take connections as configured."
-        waiting = await self._database.work(self._mail.waiting, read=True)
-        if waiting:
-            return "degraded", f"{waiting} mails wait: the server did not take them."
-        return "ok", "The mail server takes connections."
 
     async def queue(self) -> Told:
         """Whether some process keeps the schedules."""

@@ -20,7 +20,7 @@ SELDOM = 3  # looks
 STATM = Path("/proc/self/statm")
 
 
-class Memory:
+class HeapTrimming:
     """Of this process."""
 
     def __init__(self) -> None:

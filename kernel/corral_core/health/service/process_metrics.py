@@ -42,7 +42,7 @@ class LoopLag:
                 log.warning("the event loop was held up", extra={"duration_ms": round(lag * 1000)})
 
 
-class ProcessFigures:
+class ProcessMetrics:
     """A collector for the registry of this process."""
 
     def __init__(self, database: Database, lag: LoopLag) -> None:

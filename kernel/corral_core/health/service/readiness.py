@@ -34,6 +34,10 @@ class Readiness:
         self.served = False  # at the last look
         self.accepting = True
 
+    async def drain(self) -> None:
+        """Report the process as not ready: it shuts down."""
+        self.accepting = False
+
     async def checks(self) -> Checks:
         """What is as it should be now; answers within a second."""
         protected = [item for item in self._registry.all() if item.protected]

@@ -17,9 +17,9 @@ from corral.metrics.requests import RequestMetrics
 from corral.plugin import Contributions, Metric
 from corral.plugins.quarantine import PluginQuarantine
 from corral.plugins.registry import PluginRegistry
-from corral_core.health.service.process_metrics import ProcessFigures, histogram
+from corral_core.health.service.process_metrics import ProcessMetrics, histogram
 from corral_core.health.service.readiness import Readiness
-from corral_core.health.service.sibling_processes import Siblings, summed
+from corral_core.health.service.sibling_processes import SiblingProcesses, summed
 
 KEEP_SECONDS = 1.0
 COLLECT_SECONDS = 0.08
@@ -79,8 +79,8 @@ class Scrape:
         requests: RequestMetrics,
         contributions: Contributions,
         readiness: Readiness,
-        siblings: Siblings,
-        figures: ProcessFigures,
+        siblings: SiblingProcesses,
+        figures: ProcessMetrics,
         registry: PluginRegistry,
         warden: PluginQuarantine,
     ) -> None:

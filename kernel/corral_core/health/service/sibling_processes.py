@@ -14,7 +14,7 @@ from pathlib import Path
 
 from corral.config.model import Config
 
-log = logging.getLogger("corral.core")
+log = logging.getLogger("corral.health")
 
 ANSWER_SECONDS = 1.0  # a sum without a busy process falls, which Prometheus takes for a restart
 PATH_LIMIT = 100  # bytes of the path of a unix socket
@@ -23,7 +23,7 @@ EARLIEST = "process_start_time_seconds"
 Text = Callable[[], Awaitable[str]]
 
 
-class Siblings:
+class SiblingProcesses:
     """Each process has a socket in a folder of the address, in the data folder unless that makes its path too long."""
 
     def __init__(self, config: Config) -> None:

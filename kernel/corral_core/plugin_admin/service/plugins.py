@@ -15,7 +15,7 @@ from corral.config.model import MASK, Config
 from corral.database.engine import Work
 from corral.database.unit import after_commit, current
 from corral.errors import Conflict, Fault, Invalid, NotFound
-from corral.events.event import emit
+from corral.events.event import SystemAlert, emit
 from corral.events.log import Record
 from corral.plugin import Audit, AuditEntry
 from corral.plugins.quarantine import PluginQuarantine
@@ -155,7 +155,7 @@ class PluginCatalogue:
         return msgspec.structs.replace(self.get(name), state="active", reason=None)
 
     def _open(self, name: str) -> None:
-        self._warden.standing(name).clear()
+        self._warden.tracker(name).clear()
         self._registry.enable(name)
 
     def stored(self) -> dict[str, str]:
@@ -232,6 +232,17 @@ class PluginCatalogue:
             errors_total=total,
             last_error=errors[0] if errors else None,
         )
+
+
+def alert_of_safe_mode() -> None:
+    """Raise the alert that only protected plugins are loaded; joins the unit."""
+    alert = SystemAlert(
+        kind="safe_mode",
+        severity="critical",
+        title="Safe mode: only protected plugins are loaded",
+        detail="Three starts ended too early, or CORRAL_SAFE_MODE is set. Repair or disable the culprit, then restart.",
+    )
+    emit(alert, object=("plugin", "plugin_admin"))
 
 
 def _tables() -> frozenset[str]:

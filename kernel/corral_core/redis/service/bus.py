@@ -49,7 +49,7 @@ class RedisBus:
             return "degraded", "It is being connected; until then the database announces events and jobs."
         return "down", "It cannot be reached; the database announces events and jobs."
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         self._wake()
         self._rung.set()
 

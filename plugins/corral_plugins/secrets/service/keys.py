@@ -16,7 +16,7 @@ from typing import Any
 from corral.crypto import Keyring, SealedWrong
 from corral.database.engine import Work
 from corral.database.leases import acquire, holder_of, release
-from corral.database.sealed import Sealed, SealedColumn, SealedColumns
+from corral.database.sealed import SealedColumn, SealedColumns, SealedValue
 from corral.database.unit import SYSTEM, Entry
 from corral.errors import Conflict, Unavailable
 from corral.ids import new_id
@@ -30,7 +30,7 @@ AT_ONCE = 200
 QUEUED_SECONDS, LEASE_SECONDS, RUN_SECONDS = 60, 5, 20.0
 KEEP_SECONDS = 30.0
 ENTRY = Entry(label="secrets.rewrap", actor=SYSTEM)
-Read = Callable[[Callable[[], list[Sealed]]], list[Sealed]]
+Read = Callable[[Callable[[], list[SealedValue]]], list[SealedValue]]
 
 
 class MasterKeys:
@@ -103,12 +103,12 @@ class MasterKeys:
         await self._work(lambda: release(LEASE, holder), entry=ENTRY)
         return True
 
-    async def _next(self, column: SealedColumn, after: Any) -> list[Sealed]:
+    async def _next(self, column: SealedColumn, after: Any) -> list[SealedValue]:
         """The next values of a column that are not under the active key."""
         read = functools.partial(column.after, after, AT_ONCE, but=self._keyring.active.id)
         return await self._work(read, entry=ENTRY, read=True)
 
-    def _renewed(self, values: list[Sealed]) -> list[tuple[Sealed, str]]:
+    def _renewed(self, values: list[SealedValue]) -> list[tuple[SealedValue, str]]:
         """Those that open, with their new form. What needs a key that is not here, or was changed, stays as it is."""
         found = []
         for item in values:
@@ -117,7 +117,7 @@ class MasterKeys:
         return found
 
     @staticmethod
-    def _write(column: SealedColumn, renewed: list[tuple[Sealed, str]], holder: str) -> bool:
+    def _write(column: SealedColumn, renewed: list[tuple[SealedValue, str]], holder: str) -> bool:
         """Store them, unless another has taken the work upon itself; what was changed meanwhile stays."""
         if not acquire(LEASE, holder, LEASE_SECONDS):
             return False

@@ -1,0 +1,166 @@
+"""The click group: commands that are imported when called, the commands of plugins, and exit statuses."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from corral.cli import COMMANDS
+from corral.config.model import Config
+from corral.config.reader import load as load_config
+from corral.errors import Problem, Refused
+from corral.plugins import discovery
+from corral.plugins.discovery import Found
+
+WHOLE_SENTENCE = 200  # click cuts a text that has more characters; a long one is wrapped instead
+FAILED, USAGE, REFUSED, PENDING = 1, 2, 3, 4
+
+
+class Lazy(click.Group):
+    """Imports a command's module when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*COMMANDS, *sorted(set(_plugin_commands()) - set(COMMANDS))]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS:
+            command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+            return command
+        found = _plugin_commands().get(cmd_name)
+        if found is None:
+            load_config()  # it may have a fault that hides the command: then that is told
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            if not near:
+                raise
+            raise click.UsageError(f"{error.message.rstrip('.')}; did you mean {near[0]}?", ctx) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, text) for name, (_, text) in COMMANDS.items()]
+        rows += [(name, item.get_short_help_str(WHOLE_SENTENCE)) for name, item in sorted(_plugin_commands().items())]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="corral", message="corral %(version)s")
+@click.pass_context
+def group(context: click.Context) -> None:
+    """Corral: the control plane for AI agents that you run yourself."""
+    from corral.cli.sessions import session
+
+    context.obj = session  # for commands of plugins: `corral.plugin.OpenSession`
+
+
+def run() -> NoReturn:
+    """Run and exit; errors are one line each on standard error."""
+    import peewee
+
+    from corral.database.migrations import MigrationFailed, Newer
+    from corral.plugins.migrations import Pending
+
+    try:
+        group.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except Refused as refused:
+        for line in refused.faults:
+            click.echo(f"corral: {line}", err=True)
+        sys.exit(REFUSED)
+    except (Pending, Newer) as error:
+        click.echo(f"corral: {error}", err=True)
+        sys.exit(PENDING)
+    except MigrationFailed as error:
+        click.echo(f"corral: {error}", err=True)
+        sys.exit(FAILED)
+    except (peewee.DatabaseError, peewee.InterfaceError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        click.echo(f"corral: the database cannot be used: {reason}; corral doctor tells more", err=True)
+        sys.exit(FAILED)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        click.echo(f"corral: {error.filename}: {error.strerror}", err=True)
+        sys.exit(FAILED)
+    except Problem as problem:
+        click.echo(f"corral: {problem.detail}", err=True)
+        for entry in problem.errors:
+            click.echo(f"  {entry.pointer}: {entry.detail}", err=True)
+        sys.exit(FAILED)
+    sys.exit(0)
+
+
+def _plugin_commands() -> dict[str, click.Command]:
+    """Commands of the plugins that the configuration loads; a plugin that fails to import has none.
+
+    With a configuration that has faults: those of the built-in ones, which tell the faults of the file they are given.
+    """
+    from corral.hookspecs import corral_commands
+    from corral.plugins.hooks import answers
+
+    try:
+        config = load_config()
+    except Refused:
+        config = Config()
+    commands: dict[str, click.Command] = {}
+    for _, found in contributed(config, "corral_commands", "commands", lambda hook: answers(corral_commands, [hook()])):
+        for command in found:
+            if command.name is not None:
+                commands.setdefault(command.name, command)
+    return commands
+
+
+T = TypeVar("T")
+
+
+def contributed(config: Config, hook: str, what: str, call: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
+    """`(plugin, call(hook))` for each plugin that has the hook. Of one that fails, `what` is said to be missing.
+
+    Asked are the built-in plugins, those that the file names, and those of Corral's own extras, which do their part
+    before they are enabled.
+    """
+    ours = companions()
+    for found in discovery.discover(config):
+        known = found.built_in or found.name in config.plugins.enabled or found.distribution in ours
+        if known and found.name not in config.plugins.disabled:
+            yield from ((found.name, item) for item in _ask(found, hook, what, call))
+
+
+def companions() -> frozenset[str]:
+    """Distributions that Corral's own extras name, `corral[local]` say: separately released, but no stray ones."""
+    try:
+        requirements = metadata.requires(discovery.BUILT_IN) or []
+    except metadata.PackageNotFoundError:  # a bare clone
+        return frozenset()
+    named = (re.match(r"[\w.-]+", line) for line in requirements if "extra ==" in line)
+    return frozenset(match[0].lower() for match in named if match is not None)
+
+
+def _ask(found: Found, hook: str, what: str, call: Callable[[Any], T]) -> list[T]:
+    try:
+        function = getattr(found.load()(), hook, None)
+        return [call(function)] if function is not None else []
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: a plugin must not end the command
+        click.echo(f"corral: the {what} of {found.name} are missing: {error}", err=True)
+        return []

@@ -1,0 +1,144 @@
+"""The manifest and hooks of `accounts`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from corral.auth.principal import Authenticator
+from corral.config.model import Config
+from corral.database.engine import Work
+from corral.database.model import Model
+from corral.events.event import Event
+from corral.http.routes import Routes
+from corral.jobs.job import Job, Schedule
+from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral_core.accounts.api import Accounts, AllSessions, Invitations, Mail, PasswordLinks, Rescue, Tickets
+from corral_core.accounts.events import EVENTS
+from corral_core.accounts.jobs import JOBS, SCHEDULES
+from corral_core.accounts.metrics import METRICS
+from corral_core.accounts.models import TABLES
+from corral_core.accounts.routes import auth, registration, second_factor, sessions
+from corral_core.accounts.service.access_tokens import AccessTokens
+from corral_core.accounts.service.accounts import AccountsService
+from corral_core.accounts.service.admin_recovery import RescueService
+from corral_core.accounts.service.all_sessions import AllSessionsService
+from corral_core.accounts.service.authentication import AccessTokenAuthenticator, SessionPrincipals
+from corral_core.accounts.service.invitations import InvitationsService
+from corral_core.accounts.service.links import Links
+from corral_core.accounts.service.lockout import Lockout
+from corral_core.accounts.service.mail import MailService
+from corral_core.accounts.service.password_history import PasswordHistory
+from corral_core.accounts.service.password_policy import PasswordPolicy
+from corral_core.accounts.service.passwords import Passwords
+from corral_core.accounts.service.profile import Profile
+from corral_core.accounts.service.reauthentication import Reauthentication
+from corral_core.accounts.service.recovery import PasswordLinksService, Recovery
+from corral_core.accounts.service.registration import Registrations, create_bootstrap_admin
+from corral_core.accounts.service.second_factor import SecondFactor
+from corral_core.accounts.service.sessions import Sessions
+from corral_core.accounts.service.sign_in import SignIn
+from corral_core.accounts.service.signing_keys import SigningKeys
+from corral_core.accounts.service.tickets import TicketsService
+from corral_core.accounts.settings import SETTINGS
+
+if TYPE_CHECKING:
+    import click
+
+
+class AccountsPlugin(Plugin):
+    """Accounts: people, sign-in, sessions, second factors, invitations and mail."""
+
+    name = "accounts"
+    wants = ("security",)
+    protected = "essential"
+    prefixes = ("mail", "password", "security")
+
+    @hookimpl
+    def corral_services(self) -> Iterable[Provide]:
+        return [
+            Provide(Passwords, Passwords),
+            Provide(PasswordPolicy, PasswordPolicy),
+            Provide(PasswordHistory, PasswordHistory),
+            Provide(AccessTokens, AccessTokens),
+            Provide(SigningKeys, SigningKeys),
+            Provide(SessionPrincipals, SessionPrincipals),
+            Provide(Sessions, Sessions),
+            Provide(AllSessions, AllSessionsService),
+            Provide(AccountsService, AccountsService),
+            Provide(Accounts, _accounts),
+            Provide(Tickets, TicketsService),
+            Provide(Lockout, Lockout),
+            Provide(SecondFactor, SecondFactor),
+            Provide(SignIn, SignIn),
+            Provide(Reauthentication, Reauthentication),
+            Provide(Rescue, RescueService),
+            Provide(Links, Links),
+            Provide(MailService, MailService),
+            Provide(Mail, _mail),
+            Provide(InvitationsService, InvitationsService),
+            Provide(Invitations, _invitations),
+            Provide(Registrations, Registrations),
+            Provide(Recovery, Recovery),
+            Provide(PasswordLinks, PasswordLinksService),
+            Provide(Profile, Profile),
+        ]
+
+    @hookimpl
+    def corral_routes(self) -> Iterable[Routes]:
+        return [auth.routes, second_factor.routes, sessions.routes, registration.routes]
+
+    @hookimpl
+    def corral_models(self) -> Iterable[type[Model]]:
+        return TABLES
+
+    @hookimpl
+    def corral_events(self) -> Iterable[type[Event]]:
+        return EVENTS
+
+    @hookimpl
+    def corral_settings(self) -> Iterable[Setting[Any]]:
+        return SETTINGS
+
+    @hookimpl
+    def corral_authenticators(self) -> Iterable[type[Authenticator]]:
+        return [AccessTokenAuthenticator]
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        from corral_core.accounts import commands
+
+        return [commands.user_group, commands.keys_group]
+
+    @hookimpl
+    def corral_jobs(self) -> Iterable[Job]:
+        return JOBS
+
+    @hookimpl
+    def corral_schedules(self) -> Iterable[Schedule]:
+        return SCHEDULES
+
+    @hookimpl
+    def corral_metrics(self) -> Iterable[Metric]:
+        return METRICS
+
+    async def start(self, runtime: Runtime) -> None:
+        """Make or read the keys that sign access tokens, and create the admin that the environment names."""
+        work, signing_keys = runtime.service(Work), runtime.service(SigningKeys)
+        await work(runtime.service(AccessTokens).prepare)
+        await signing_keys.tell()
+        runtime.supervise("signing_keys", signing_keys.follow)
+        accounts, passwords = runtime.service(AccountsService), runtime.service(Passwords)
+        await create_bootstrap_admin(runtime.service(Config), work, accounts, passwords)
+
+
+def _accounts(accounts: AccountsService) -> Accounts:
+    return accounts
+
+
+def _mail(mail: MailService) -> Mail:
+    return mail
+
+
+def _invitations(invitations: InvitationsService) -> Invitations:
+    return invitations

@@ -1,0 +1,72 @@
+"""The manifest and hooks of `event_log`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from corral.auth.visibility import EventRights
+from corral.database.model import Model
+from corral.events.event import Event, SystemAlert
+from corral.http.routes import Routes
+from corral.jobs.job import Schedule
+from corral.plugin import Contributions, Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral_core.event_log.jobs import SCHEDULES, consumer_lag
+from corral_core.event_log.models import KERNEL_TABLES
+from corral_core.event_log.routes import routes
+from corral_core.event_log.service import EventRightsService
+from corral_core.event_log.settings import SETTINGS
+
+
+class EventLogPlugin(Plugin):
+    """Event log: reading events, who may read which, and how long events and jobs are kept."""
+
+    name = "event_log"
+    protected = True
+    prefixes = ("kernel", "events", "jobs")
+
+    def __init__(self, settings: Any = None) -> None:
+        super().__init__(settings)
+        self._consumers: list[str] = []
+
+    @hookimpl
+    def corral_services(self) -> Iterable[Provide]:
+        return [Provide(EventRightsService, EventRightsService), Provide(EventRights, _event_rights)]
+
+    @hookimpl
+    def corral_routes(self) -> Iterable[Routes]:
+        return [routes]
+
+    @hookimpl
+    def corral_models(self) -> Iterable[type[Model]]:
+        return KERNEL_TABLES
+
+    @hookimpl
+    def corral_events(self) -> Iterable[type[Event]]:
+        return [SystemAlert]
+
+    @hookimpl
+    def corral_settings(self) -> Iterable[Setting[Any]]:
+        return SETTINGS
+
+    @hookimpl
+    def corral_schedules(self) -> Iterable[Schedule]:
+        return SCHEDULES
+
+    @hookimpl
+    def corral_metrics(self) -> Iterable[Metric]:
+        lag = Metric(
+            name="corral_event_consumer_lag",
+            help="Events that a consumer has not processed yet.",
+            labels={"consumer": self._consumers},
+            collect=consumer_lag,
+        )
+        return [lag]
+
+    async def start(self, runtime: Runtime) -> None:
+        """Note the names of the consumers, which are the values of a metric's label."""
+        self._consumers[:] = [item.name for _, item in runtime.service(Contributions).of("corral_subscribers")]
+
+
+def _event_rights(service: EventRightsService) -> EventRights:
+    return service

@@ -1,0 +1,20 @@
+"""Background work of `health`."""
+
+from __future__ import annotations
+
+from corral.database.engine import Work
+from corral.jobs.job import Schedule
+from corral_core.health.service.alerts import compare
+from corral_core.health.service.board import HealthBoard
+
+EVERY_SECONDS = 30.0
+
+
+async def watch_health(work: Work, board: HealthBoard) -> None:
+    """Run all checks, and raise an alert for each that has been down for 60 s."""
+    await board.look()
+    views = board.views()
+    await work(lambda: compare(views))
+
+
+SCHEDULES = (Schedule("health.watch", EVERY_SECONDS, watch_health),)

@@ -1,0 +1,82 @@
+"""The manifest and hooks of `health`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from corral.auth.principal import Permission
+from corral.database.engine import Database, Work
+from corral.database.model import Model
+from corral.http.routes import Routes
+from corral.jobs.job import Schedule
+from corral.plugin import Metric, Plugin, Provide, Runtime, hookimpl
+from corral_core.health.jobs import SCHEDULES
+from corral_core.health.models import HealthRow
+from corral_core.health.routes import egress, health
+from corral_core.health.service.board import HealthBoard
+from corral_core.health.service.checks import KernelChecks
+from corral_core.health.service.egress_metrics import METRICS
+from corral_core.health.service.egress_refusals import RefusedConnections
+from corral_core.health.service.heap_trimming import HeapTrimming
+from corral_core.health.service.process_metrics import LoopLag, ProcessMetrics
+from corral_core.health.service.readiness import Readiness
+from corral_core.health.service.scrape import Scrape
+from corral_core.health.service.sibling_processes import SiblingProcesses
+from corral_core.health.service.single_machine_lock import SingleMachineLock
+
+
+class HealthPlugin(Plugin):
+    """Health: readiness, health checks, metrics, and the rules for outgoing connections."""
+
+    name = "health"
+    wants = ("accounts",)
+    protected = "essential"
+    starts_first = True  # the single-machine lock precedes every write
+    prefixes = ("settings",)
+    permissions = (Permission("settings.read", "See settings, health and the rules for outgoing connections"),)
+
+    @hookimpl
+    def corral_services(self) -> Iterable[Provide]:
+        return [
+            Provide(Readiness, Readiness),
+            Provide(SiblingProcesses, SiblingProcesses),
+            Provide(LoopLag, LoopLag),
+            Provide(ProcessMetrics, ProcessMetrics),
+            Provide(Scrape, Scrape),
+            Provide(KernelChecks, KernelChecks),
+            Provide(HealthBoard, HealthBoard),
+            Provide(RefusedConnections, RefusedConnections),
+        ]
+
+    @hookimpl
+    def corral_routes(self) -> Iterable[Routes]:
+        return [health.routes, health.settings_routes, egress.routes]
+
+    @hookimpl
+    def corral_models(self) -> Iterable[type[Model]]:
+        return [HealthRow]
+
+    @hookimpl
+    def corral_schedules(self) -> Iterable[Schedule]:
+        return SCHEDULES
+
+    @hookimpl
+    def corral_metrics(self) -> Iterable[Metric]:
+        return METRICS
+
+    async def start(self, runtime: Runtime) -> None:
+        """Take the single-machine lock of a database file, and start the background tasks of this process."""
+        if runtime.service(Database).is_file:
+            lock = SingleMachineLock(runtime.service(Work))
+            await lock.acquire()
+            runtime.supervise("single_machine_lock", lock.keep)
+        runtime.supervise("egress_refusals", runtime.service(RefusedConnections).follow)
+        runtime.supervise("loop_lag", runtime.service(LoopLag).follow)
+        runtime.supervise("heap_trimming", HeapTrimming().follow)
+        runtime.when_draining(runtime.service(Readiness).drain)
+        scrape = runtime.service(Scrape)
+        self._siblings = runtime.service(SiblingProcesses)
+        runtime.when_serving(lambda address: self._siblings.join(address, scrape.own))
+
+    async def stop(self) -> None:
+        await self._siblings.leave()

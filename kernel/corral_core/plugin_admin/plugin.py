@@ -1,0 +1,67 @@
+"""The manifest and hooks of `plugin_admin`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from corral.auth.principal import Permission
+from corral.config.model import Config
+from corral.database.engine import Work
+from corral.database.model import Model
+from corral.events.event import Event
+from corral.events.feed import Feed
+from corral.http.routes import Routes
+from corral.plugin import Plugin, Provide, Runtime, hookimpl
+from corral_core.plugin_admin.events import PluginState
+from corral_core.plugin_admin.models import PluginStateRow, QuarantineRow
+from corral_core.plugin_admin.routes import docs, plugins
+from corral_core.plugin_admin.service.plugins import PluginCatalogue, alert_of_safe_mode
+from corral_core.plugin_admin.service.quarantine import Quarantine
+
+
+class PluginAdminPlugin(Plugin):
+    """Plugin administration: which plugins run, quarantine, and the API documentation."""
+
+    name = "plugin_admin"
+    protected = True
+    prefixes = ("plugins",)
+    permissions = (
+        Permission("plugins.read", "See plugins, their states and errors"),
+        Permission("plugins.write", "Enable and disable plugins"),
+    )
+
+    def __init__(self, settings: Any = None) -> None:
+        super().__init__(settings)
+        self._unwatch: list[Callable[[], None]] = []
+
+    @hookimpl
+    def corral_services(self) -> Iterable[Provide]:
+        return [Provide(PluginCatalogue, PluginCatalogue), Provide(Quarantine, Quarantine)]
+
+    @hookimpl
+    def corral_routes(self) -> Iterable[Routes]:
+        return [docs.routes, plugins.routes]
+
+    @hookimpl
+    def corral_models(self) -> Iterable[type[Model]]:
+        return [PluginStateRow, QuarantineRow]
+
+    @hookimpl
+    def corral_events(self) -> Iterable[type[Event]]:
+        return [PluginState]
+
+    async def start(self, runtime: Runtime) -> None:
+        """Put plugins into the stored states, and follow the changes of other processes."""
+        work, feed = runtime.service(Work), runtime.service(Feed)
+        plugins, quarantine = runtime.service(PluginCatalogue), runtime.service(Quarantine)
+        if runtime.service(Config).safe_mode:
+            await work(alert_of_safe_mode)
+        plugins.apply(await work(plugins.stored, read=True))
+        quarantine.apply(await work(quarantine.stored, read=True))
+        runtime.supervise("quarantine", quarantine.keep)
+        self._unwatch = [feed.watch(plugins.follow), feed.watch(quarantine.follow)]
+
+    async def stop(self) -> None:
+        for unwatch in self._unwatch:
+            unwatch()

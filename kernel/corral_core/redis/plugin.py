@@ -1,0 +1,47 @@
+"""The manifest and hooks of `redis`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from corral.events.bus import Bus
+from corral.jobs.queue import JobQueue
+from corral.plugin import HealthCheck, Plugin, Provide, hookimpl
+from corral_core.redis.api import SharedBuckets
+from corral_core.redis.service.buckets import RedisBuckets
+from corral_core.redis.service.bus import RedisBus
+from corral_core.redis.service.queue import RqQueue
+
+SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+class RedisPlugin(Plugin):
+    """Redis: wakes up other processes, distributes jobs to them and shares rate limits, where `[redis] url` is set."""
+
+    name = "redis"
+    protected = True  # without it a start with `[redis] url` is refused, in safe mode too
+
+    def __init__(self, settings: Any = None) -> None:
+        super().__init__(settings)
+        self._bus: RedisBus | None = None
+
+    @hookimpl
+    def corral_services(self) -> Iterable[Provide]:
+        return [Provide(SharedBuckets, RedisBuckets)]
+
+    @hookimpl
+    def corral_bus(self, url: str) -> Bus | None:
+        self._bus = RedisBus(url) if url.startswith(SCHEMES) else None
+        return self._bus
+
+    @hookimpl
+    def corral_job_queue(self, url: str) -> JobQueue | None:
+        return RqQueue(url) if url.startswith(SCHEMES) else None
+
+    @hookimpl
+    def corral_health_checks(self) -> Iterable[HealthCheck]:
+        return [HealthCheck("redis", self._check)]
+
+    def _check(self) -> tuple[str, str]:
+        return ("disabled", "Not configured.") if self._bus is None else self._bus.health()

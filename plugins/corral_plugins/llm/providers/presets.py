@@ -1,0 +1,29 @@
+"""Presets of well-known providers. They exist from the start, not configured, so that agents may name them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+
+class Preset(msgspec.Struct, frozen=True):
+    """A provider's kind and address. `needs_key`: it cannot be used without an API key."""
+
+    kind: str
+    base_url: str
+    needs_key: bool = True
+
+
+PRESETS: Mapping[str, Preset] = {
+    "anthropic": Preset("anthropic", "https://api.anthropic.com"),
+    "deepseek": Preset("openai", "https://api.deepseek.com/v1"),
+    "gemini": Preset("openai", "https://generativelanguage.googleapis.com/v1beta/openai"),
+    "groq": Preset("openai", "https://api.groq.com/openai/v1"),
+    "llamacpp": Preset("openai", "http://127.0.0.1:8080/v1", needs_key=False),
+    "mistral": Preset("openai", "https://api.mistral.ai/v1"),
+    "ollama": Preset("openai", "http://127.0.0.1:11434/v1", needs_key=False),
+    "openai": Preset("openai", "https://api.openai.com/v1"),
+    "openrouter": Preset("openai", "https://openrouter.ai/api/v1"),
+    "vllm": Preset("openai", "http://127.0.0.1:8000/v1", needs_key=False),
+}
