@@ -18,7 +18,7 @@ import msgspec
 
 from corral import clock
 from corral.config.model import Config
-from corral.crypto import Keyring, place, spelled
+from corral.crypto import Keyring, encoded_key, place
 from corral.errors import Unauthorized, Unavailable
 from corral.ids import new_id
 from corral_core.accounts.models import InstallationRow, SigningKeyRow, claim
@@ -73,7 +73,9 @@ class AccessTokens:
 
     def credentials(self) -> dict[str, str]:
         """The signing keys as text, by id: what no text may show."""
-        return {name: text for kid, key in self._read(0.0).secrets.items() for name, text in spelled(kid, key).items()}
+        return {
+            name: text for kid, key in self._read(0.0).secrets.items() for name, text in encoded_key(kid, key).items()
+        }
 
     def rotate(self) -> str:
         """Sign with a new key from now on; the old one verifies until its last token is over. Returns the id."""
