@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from corral.http.remote import RemoteError
+from corral.http.api_client import ApiClientError
 from corral_plugins.tasks.demo.client import DemoClient, Failed
 from corral_plugins.tasks.demo.model import (
     WITHOUT_MODEL,
@@ -149,7 +149,7 @@ class Demo:
             if self._choice.model is None:
                 screen.step("model", f"{self._choice.problem}; going on with {WITHOUT_MODEL}")
             outcome = client.run_task(self._text, self._choice, TASK_SECONDS, strict=self._strict)
-        except (Failed, RemoteError) as failure:
+        except (Failed, ApiClientError) as failure:
             click.echo(f"corral demo: {failure}\n{tail(folder)}", err=True)
             return False
         screen.end(outcome)
