@@ -27,8 +27,8 @@ from corral.asgi.application import Application
 from corral.config.model import TABLE, ConfigField
 from corral.errors import CODES
 from corral.events.registry import EventType
+from corral.http.openapi import EVERY_ROUTE
 from corral.metrics.requests import RequestMetrics
-from corral.openapi import EVERY_ROUTE
 from corral.plugin import Metric, Plugin, Setting
 from corral.settings.values import core_kind, core_type
 from corral.testing.written import build, main
