@@ -15,7 +15,7 @@ import os
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from corral.config.model import Config
 from corral.config.reader import readable_by_others
@@ -99,6 +99,23 @@ def parse_master_keys(text: str, source: str) -> list[MasterKey]:
     return keys
 
 
+class Sealer(Protocol):
+    """The part of the keyring that plugins may use: it seals and opens values, and never gives a key away."""
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether no usable master key is loaded, so that nothing can be sealed or opened."""
+
+    def seal(self, plaintext: bytes, *, aad: str) -> bytes:
+        """Encrypt for one place; raises `Unavailable` (`vault_sealed`)."""
+
+    def open(self, sealed: bytes, *, aad: str) -> bytes:
+        """Decrypt; raises `SealedWrong`, and `Unavailable` (`vault_sealed`) where its key is not loaded."""
+
+    def mac(self, purpose: str, data: bytes) -> bytes:
+        """HMAC-SHA256 under the active key."""
+
+
 class Keyring:
     """The master keys of this process; the first seals, all open.
 
@@ -139,6 +156,11 @@ class Keyring:
     def credentials(self) -> dict[str, str]:
         """The keys as text, by label: what no text may show."""
         return {name: text for key in self.keys for name, text in spelled(f"keys.{key.label}", key.secret).items()}
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether no usable master key is loaded."""
+        return self.sealed
 
     @property
     def active(self) -> MasterKey:

@@ -89,16 +89,26 @@ class Runtime(Protocol):
 
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
-    """What of the operator's configuration plugins may need; a service of the kernel.
+    """The part of the operator's configuration that plugins may read; a service of the kernel.
 
-    `secrets`: the values of `CORRAL_SECRET_<NAME>`, by name. `processes` serve on this machine. `is_public`: others
-    than this machine reach it; then `metrics_open` says whether they get metrics without a token.
+    `secrets`: the values of `CORRAL_SECRET_<NAME>`, by name. `processes`: the number of server processes. `is_public`:
+    the server listens on more than the loopback interface. `bootstrap_admin`: an email address and a password.
     """
 
     data_dir: Path
     local_model: Path | None = None
     secrets: Mapping[str, str] = {}
     processes: int = 1
+    bind: str = ""
+    public_url: str | None = None
+    has_tls: bool = False
+    redis_url: str | None = None
+    jwt_secret: str | None = None
+    metrics_token: str | None = None
+    bootstrap_admin: tuple[str, str] | None = None
+    safe_mode: bool = False
+    has_local_files: bool = True
+    is_synchronous_normal: bool = False
     rate_limits: bool = True
     ip_rules_disabled: bool = False
     is_public: bool = False
@@ -112,11 +122,22 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, config: Config) -> Self:
         """The part of the configuration."""
         is_public = not is_loopback(config.server.bind.rpartition(":")[0])
+        email, password = config.bootstrap_admin_email, config.bootstrap_admin_password
         return cls(
             data_dir=config.data_dir,
             local_model=config.local_model,
             secrets=config.secrets,
             processes=config.server.processes,
+            bind=config.server.bind,
+            public_url=config.server.public_url,
+            has_tls=config.server.certfile is not None,
+            redis_url=config.redis.url,
+            jwt_secret=config.keys.jwt_secret,
+            metrics_token=config.metrics_token,
+            bootstrap_admin=(email, password) if email and password else None,
+            safe_mode=config.safe_mode,
+            has_local_files=config.files_dir is not None,
+            is_synchronous_normal=config.database.synchronous == "normal" and config.database.is_file,
             rate_limits=config.rate_limits,
             ip_rules_disabled=config.ip_rules_disabled,
             is_public=is_public,

@@ -10,8 +10,9 @@ import msgspec
 from corral import clock
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from corral.config.model import Config
     from corral.metrics.requests import RequestMetrics
     from corral.plugins.record import PluginRecord
     from corral.redact.redactor import Redactor
@@ -39,6 +40,7 @@ class PluginError(msgspec.Struct, frozen=True):
 
 
 class _Doors(Protocol):
+    config: Config
     plugins: list[PluginRecord]
     redactor: Redactor
     metrics: RequestMetrics
@@ -61,6 +63,15 @@ class PluginRegistry:
     def get(self, name: str) -> PluginRecord | None:
         """One plugin."""
         return next((loaded for loaded in self._kernel.plugins if loaded.name == name), None)
+
+    def configured(self, name: str) -> Mapping[str, Any]:
+        """The table `[plugins.<name>]` of the configuration."""
+        return self._kernel.config.plugins.tables.get(name, {})
+
+    def is_named(self, name: str, *, enabled: bool) -> bool:
+        """Whether `[plugins]` of the configuration names the plugin in `enabled`, or in `disabled`."""
+        plugins = self._kernel.config.plugins
+        return name in (plugins.enabled if enabled else plugins.disabled)
 
     def required_by(self, name: str) -> list[PluginRecord]:
         """Plugins in service that require it."""

@@ -13,7 +13,7 @@ import msgspec
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions
 from corral.config.model import Config
-from corral.crypto import Keyring
+from corral.crypto import Keyring, Sealer
 from corral.database.engine import Database, Work
 from corral.database.sealed import SealedColumns
 from corral.egress.client import Egress
@@ -129,6 +129,7 @@ class Wired:
             Database: self.database,
             Work: self.database.work,
             Keyring: self.keyring,
+            Sealer: self.keyring,
             SealedColumns: sealed_columns(self.plugins),
             Settings: self.settings,
             SettingsRegistry: self.settings,

@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import Authenticator
-from corral.config.model import Config
 from corral.database.engine import Work
 from corral.database.model import Model
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
-from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral.plugin import Installation, Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_core.accounts.api import Accounts, AllSessions, Invitations, Mail, PasswordLinks, Rescue, Tickets
 from corral_core.accounts.events import EVENTS
 from corral_core.accounts.jobs import JOBS, SCHEDULES
@@ -34,7 +33,7 @@ from corral_core.accounts.service.passwords import Passwords
 from corral_core.accounts.service.profile import Profile
 from corral_core.accounts.service.reauthentication import Reauthentication
 from corral_core.accounts.service.recovery import PasswordLinksService, Recovery
-from corral_core.accounts.service.registration import Registrations, create_bootstrap_admin
+from corral_core.accounts.service.registration import Registrations
 from corral_core.accounts.service.second_factor import SecondFactor
 from corral_core.accounts.service.sessions import Sessions
 from corral_core.accounts.service.sign_in import SignIn
@@ -128,8 +127,9 @@ class AccountsPlugin(Plugin):
         await work(runtime.service(AccessTokens).prepare)
         await signing_keys.tell()
         runtime.supervise("signing_keys", signing_keys.follow)
-        accounts, passwords = runtime.service(AccountsService), runtime.service(Passwords)
-        await create_bootstrap_admin(runtime.service(Config), work, accounts, passwords)
+        admin = runtime.service(Installation).bootstrap_admin
+        if admin is not None:
+            await runtime.service(Registrations).create_bootstrap_admin(*admin)
 
 
 def _accounts(accounts: AccountsService) -> Accounts:

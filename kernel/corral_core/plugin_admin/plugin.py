@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from corral.auth.principal import Permission
-from corral.config.model import Config
 from corral.database.engine import Work
 from corral.database.model import Model
 from corral.events.event import Event
 from corral.events.feed import Feed
 from corral.http.routes import Routes
-from corral.plugin import Plugin, Provide, Runtime, hookimpl
+from corral.plugin import Installation, Plugin, Provide, Runtime, hookimpl
 from corral_core.plugin_admin.events import PluginState
 from corral_core.plugin_admin.models import PluginStateRow, QuarantineRow
 from corral_core.plugin_admin.routes import docs, plugins
@@ -55,7 +54,7 @@ class PluginAdminPlugin(Plugin):
         """Put plugins into the stored states, and follow the changes of other processes."""
         work, feed = runtime.service(Work), runtime.service(Feed)
         plugins, quarantine = runtime.service(PluginCatalogue), runtime.service(Quarantine)
-        if runtime.service(Config).safe_mode:
+        if runtime.service(Installation).safe_mode:
             await work(alert_of_safe_mode)
         plugins.apply(await work(plugins.stored, read=True))
         quarantine.apply(await work(quarantine.stored, read=True))

@@ -88,9 +88,8 @@ async def lamps(make_kit: MakeKit) -> Kit:
     kit = await make_kit(plugins=[LampPlugin, ShadePlugin])
     for name in ("lamp", "shade"):
         kit.loaded(name).found.distribution = "corral"
-    catalogue = kit.kernel.container.get(PluginCatalogue)
     named = msgspec.structs.replace(kit.kernel.config.plugins, enabled=())
-    catalogue._config = msgspec.structs.replace(kit.kernel.config, plugins=named)
+    kit.kernel.config = msgspec.structs.replace(kit.kernel.config, plugins=named)
     return kit
 
 

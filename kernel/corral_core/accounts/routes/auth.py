@@ -8,11 +8,10 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
-from corral.config.model import Config
 from corral.errors import Forbidden, Invalid
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.routes import Rate, Routes
-from corral.plugin import Settings
+from corral.plugin import Installation, Settings
 from corral.settings.kernel import CORS_ORIGINS
 from corral_core.accounts.api import REGISTRATION, Address, Password, Tickets, UserView
 from corral_core.accounts.routes.cookie import check_origin, cookie_headers, cookie_token
@@ -112,12 +111,12 @@ class AuthConfig(msgspec.Struct, kw_only=True):
     ),
 )
 async def login(
-    body: Login, request: Request, sign_in: SignIn, config: Config
+    body: Login, request: Request, sign_in: SignIn, installation: Installation
 ) -> Answer[SignedIn] | Answer[MfaRequired]:
     """Sign in with address and password. With a second factor and no code: a token for its challenge."""
     code = None if isinstance(body.mfa_code, UnsetType) else body.mfa_code
     found = await sign_in.login(body.email, body.password, device(request), request.entry(), code=code)
-    return entered(found, request, config, cookie=body.cookie)
+    return entered(found, request, installation, cookie=body.cookie)
 
 
 @routes.post(
@@ -127,7 +126,7 @@ async def login(
     raises=("token_expired", "session_revoked", "token_reuse", "forbidden", "audit_unavailable", "vault_sealed"),
 )
 async def refresh(
-    body: Refresh, request: Request, sign_in: SignIn, config: Config, settings: Settings
+    body: Refresh, request: Request, sign_in: SignIn, installation: Installation, settings: Settings
 ) -> Answer[SignedIn]:
     """Exchange a refresh token, of the body or the cookie, for new tokens."""
     token = body.refresh_token
@@ -136,10 +135,10 @@ async def refresh(
         found, origins = cookie_token(request), settings.get(CORS_ORIGINS)
         if found is None:
             raise Invalid.at("/refresh_token", "required", "Send the refresh token.")
-        check_origin(request, config, origins)
+        check_origin(request, installation, origins)
         token = found
     tokens, user = await sign_in.refresh(token, device(request), request.entry())
-    return signed_in(tokens, user, request, config, cookie=cookie)
+    return signed_in(tokens, user, request, installation, cookie=cookie)
 
 
 @routes.get("/me", needs=SIGNED_IN, limited=True, no_store=True)
@@ -191,7 +190,7 @@ async def update_me(
     ),
 )
 async def change_password(
-    body: PasswordChange, caller: Principal, request: Request, sign_in: SignIn, config: Config
+    body: PasswordChange, caller: Principal, request: Request, sign_in: SignIn, installation: Installation
 ) -> Answer[SignedIn]:
     """Change the own password; every other session ends, this one gets new tokens."""
     tokens, user = await sign_in.change_password(
@@ -202,7 +201,7 @@ async def change_password(
         revoke_api_keys=body.revoke_api_keys,
         entry=request.entry(caller),
     )
-    return signed_in(tokens, user, request, config, cookie=cookie_token(request) is not None)
+    return signed_in(tokens, user, request, installation, cookie=cookie_token(request) is not None)
 
 
 @routes.post("/ws-ticket", needs=ANY_CALLER, no_store=True)
@@ -234,19 +233,21 @@ def user_id(caller: Principal) -> str:
     return caller.user_id
 
 
-def signed_in(tokens: Tokens, user: UserView, request: Request, config: Config, *, cookie: bool) -> Answer[SignedIn]:
+def signed_in(
+    tokens: Tokens, user: UserView, request: Request, installation: Installation, *, cookie: bool
+) -> Answer[SignedIn]:
     """Tokens in the body, or the refresh token in the cookie."""
     view = SignedIn(access_token=tokens.access, expires_in=tokens.expires_in, user=user)
     if cookie:
-        return Answer(body=view, headers=cookie_headers(tokens, request, config))
+        return Answer(body=view, headers=cookie_headers(tokens, request, installation))
     view.refresh_token = tokens.refresh
     return Answer(body=view)
 
 
 def entered(
-    found: tuple[Tokens, UserView] | Pending, request: Request, config: Config, *, cookie: bool
+    found: tuple[Tokens, UserView] | Pending, request: Request, installation: Installation, *, cookie: bool
 ) -> Answer[SignedIn] | Answer[MfaRequired]:
     """The answer to a sign-in: tokens, or the token for the second factor."""
     if isinstance(found, Pending):
         return Answer(body=MfaRequired(mfa_token=found.mfa_token))
-    return signed_in(*found, request, config, cookie=cookie)
+    return signed_in(*found, request, installation, cookie=cookie)

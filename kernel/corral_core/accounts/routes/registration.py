@@ -8,9 +8,9 @@ import msgspec
 from msgspec import Meta
 
 from corral.auth.principal import PUBLIC
-from corral.config.model import Config
 from corral.http.answers import Answer, Request
 from corral.http.routes import Rate, Routes
+from corral.plugin import Installation
 from corral_core.accounts.api import Address, FullName, NewUser, Password, UserView
 from corral_core.accounts.routes.auth import SIGN_IN_RATE, MfaRequired, SignedIn, device, entered
 from corral_core.accounts.service.recovery import Recovery
@@ -97,14 +97,14 @@ async def forgot_password(body: AddressOnly, request: Request, recovery: Recover
     raises=("link_expired", "weak_password", "invalid_state", "overloaded"),
 )
 async def reset_password(
-    body: NewPassword, request: Request, recovery: Recovery, config: Config
+    body: NewPassword, request: Request, recovery: Recovery, installation: Installation
 ) -> Answer[SignedIn] | Answer[MfaRequired]:
     """Set a new password by a link, and sign in.
 
     Other links, all sessions and a lock end; a second factor is still asked for.
     """
     found = await recovery.reset(body.token, body.new_password, device(request), request.entry())
-    return entered(found, request, config, cookie=body.cookie)
+    return entered(found, request, installation, cookie=body.cookie)
 
 
 @routes.post("/verify-email", needs=PUBLIC, no_store=True, raises=("link_expired", "duplicate", "invalid_state"))

@@ -9,10 +9,10 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.auth.principal import PUBLIC, SIGNED_IN, Principal
-from corral.config.model import Config
 from corral.errors import Invalid
 from corral.http.answers import Answer, Request
 from corral.http.routes import Routes
+from corral.plugin import Installation
 from corral.schema.fields import Instant
 from corral_core.accounts.api import Password, UserView
 from corral_core.accounts.routes.auth import SIGN_IN_RATE, Code, SignedIn, device, signed_in
@@ -141,11 +141,11 @@ async def disable_mfa(body: Disabling, caller: Principal, request: Request, prot
 
 @routes.post("/mfa/challenge", needs=PUBLIC, no_store=True, rate=SIGN_IN_RATE, raises=("token_expired", *WRONG_CODE))
 async def answer_challenge(
-    body: ChallengeAnswer, request: Request, sign_in: SignIn, config: Config
+    body: ChallengeAnswer, request: Request, sign_in: SignIn, installation: Installation
 ) -> Answer[SignedIn]:
     """Complete a sign-in with its second factor. Five wrong codes end the `mfa_token`."""
     tokens, user = await sign_in.answer(body.mfa_token, _proof(body), device(request), request.entry())
-    return signed_in(tokens, user, request, config, cookie=body.cookie)
+    return signed_in(tokens, user, request, installation, cookie=body.cookie)
 
 
 @routes.post(

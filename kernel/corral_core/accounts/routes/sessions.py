@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from corral.auth.principal import SIGNED_IN, Principal
-from corral.config.model import Config
 from corral.errors import NotFound
 from corral.http.answers import Answer, Request
 from corral.http.routes import Routes
+from corral.plugin import Installation
 from corral_core.accounts.routes.auth import user_id
 from corral_core.accounts.routes.cookie import forget_headers
 from corral_core.accounts.service.sessions import Sessions, SessionView
@@ -30,10 +30,10 @@ class SessionList(msgspec.Struct, kw_only=True):
 
 
 @routes.post("/logout", needs=SIGNED_IN, status=204, own_session=True, limited=True, no_store=True, raises=AUDITED)
-def logout(caller: Principal, request: Request, sessions: Sessions, config: Config) -> Answer[None]:
+def logout(caller: Principal, request: Request, sessions: Sessions, installation: Installation) -> Answer[None]:
     """End this session: its access token, refresh token and sockets."""
     sessions.end(caller.session_id or "", user_id(caller), "logout")
-    return Answer(body=None, headers=forget_headers(request, config))
+    return Answer(body=None, headers=forget_headers(request, installation))
 
 
 @routes.post("/logout-all", needs=SIGNED_IN, status=204, own_session=True, no_store=True, raises=AUDITED)

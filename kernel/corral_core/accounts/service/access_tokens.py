@@ -17,10 +17,10 @@ from typing import Any
 import msgspec
 
 from corral import clock
-from corral.config.model import Config
-from corral.crypto import Keyring, place, spelled
+from corral.crypto import Sealer, place, spelled
 from corral.errors import Unauthorized, Unavailable
 from corral.ids import new_id
+from corral.plugin import Installation
 from corral_core.accounts.models import InstallationRow, SigningKeyRow, claim
 
 ALGORITHM, AUDIENCE, TYPE = "HS256", "corral-api", "access"
@@ -54,10 +54,9 @@ class _Keys(msgspec.Struct, frozen=True):
 class AccessTokens:
     """Issues and verifies; joins the unit, since keys and the installation's id are rows. Call `prepare` at start."""
 
-    def __init__(self, keyring: Keyring, config: Config) -> None:
-        self._keyring = keyring
-        secret = config.keys.jwt_secret
-        self._fixed = secret.encode() if secret else None
+    def __init__(self, sealer: Sealer, installation: Installation) -> None:
+        self._sealer = sealer
+        self._fixed = installation.jwt_secret.encode() if installation.jwt_secret else None
         self._kept: _Keys | None = None
 
     @property
@@ -68,7 +67,7 @@ class AccessTokens:
     def prepare(self) -> None:
         """Make the installation's id and its first signing key, where they are missing."""
         claim("installation_id", new_id())
-        if self._fixed is None and not self._keyring.sealed and not SigningKeyRow.select().exists():
+        if self._fixed is None and not self._sealer.is_sealed and not SigningKeyRow.select().exists():
             self.rotate()  # processes that start together may make two: both verify, the newer one signs
 
     def credentials(self) -> dict[str, str]:
@@ -79,7 +78,7 @@ class AccessTokens:
         """Sign with a new key from now on; the old one verifies until its last token is over. Returns the id."""
         kid = new_id()
         SigningKeyRow.update(retired_at=clock.now()).where(SigningKeyRow.retired_at.is_null()).execute()
-        sealed = self._keyring.seal(secrets.token_bytes(KEY_BYTES), aad=place("accounts_signing_keys", kid, 1))
+        sealed = self._sealer.seal(secrets.token_bytes(KEY_BYTES), aad=place("accounts_signing_keys", kid, 1))
         SigningKeyRow.create(id=kid, sealed=sealed.hex(), created_at=clock.now())
         return kid
 
@@ -144,7 +143,7 @@ class AccessTokens:
         active = ""
         for key in SigningKeyRow.select().where(usable).order_by(SigningKeyRow.id):
             with contextlib.suppress(ValueError):  # somebody altered it: what it signed is not believed any more
-                found[key.id] = self._keyring.open(
+                found[key.id] = self._sealer.open(
                     bytes.fromhex(key.sealed), aad=place("accounts_signing_keys", key.id, 1)
                 )
                 active = key.id if key.retired_at is None else active

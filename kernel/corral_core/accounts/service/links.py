@@ -10,10 +10,10 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from corral import clock
-from corral.config.model import Config
 from corral.crypto import digest, new_secret
 from corral.errors import Gone
 from corral.ids import new_id
+from corral.plugin import Installation
 from corral_core.accounts.models import LinkRow, UserRow
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
@@ -42,9 +42,8 @@ KEEP_DAYS = 7
 class Links:
     """The only writer of links."""
 
-    def __init__(self, config: Config) -> None:
-        self._public = config.server.public_url
-        self._bind = config.server.bind
+    def __init__(self, installation: Installation) -> None:
+        self._public, self._bind = installation.public_url, installation.bind
 
     def prepare(self, kind: str, subject_id: str, email: str | None = None) -> str | None:
         """A link that waits for its mail; its id. None: the subject has `MOST_LIVE` of this kind already."""

@@ -9,12 +9,11 @@ from typing import Any
 import peewee
 
 from corral.auth.addresses import normalise
-from corral.config.model import Config
 from corral.database.engine import Work
 from corral.egress.client import Egress
 from corral.errors import Conflict
 from corral.jobs.job import JobRow, enqueue
-from corral.plugin import Settings
+from corral.plugin import Installation, Settings
 from corral_core.accounts.api import Delivery
 from corral_core.accounts.service.links import Links
 from corral_core.accounts.settings import MAIL_FROM, MAIL_HOST, MAIL_PASSWORD, MAIL_PORT, MAIL_SECURITY, MAIL_USERNAME
@@ -28,9 +27,11 @@ AT_ONCE = 500
 class MailService:
     """Implements `corral_core.accounts.api.Mail`."""
 
-    def __init__(self, work: Work, settings: Settings, egress: Egress, links: Links, config: Config) -> None:
+    def __init__(
+        self, work: Work, settings: Settings, egress: Egress, links: Links, installation: Installation
+    ) -> None:
         self._work, self._settings, self._egress, self._links = work, settings, egress, links
-        self._site = config.server.public_url or config.server.bind
+        self._site = installation.public_url or installation.bind
 
     @property
     def is_configured(self) -> bool:

@@ -7,7 +7,6 @@ import logging
 import msgspec
 
 from corral.auth.addresses import normalise
-from corral.config.model import Config
 from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.errors import Conflict, Forbidden, Invalid
@@ -38,9 +37,21 @@ class Registrations:
         links: Links,
         mail: MailService,
         settings: Settings,
+        passwords: Passwords,
     ) -> None:
         self._work, self._accounts, self._invitations = work, accounts, invitations
-        self._links, self._mail, self._settings = links, mail, settings
+        self._links, self._mail, self._settings, self._passwords = links, mail, settings, passwords
+
+    async def create_bootstrap_admin(self, email: str, password: str) -> None:
+        """Create the admin that the environment names while there is none; the password policy does not apply."""
+        if await self._work(self._accounts.has_admin, read=True):
+            return
+        hashed = await self._passwords.hash(password)
+        new = NewUser(email=email, full_name="Administrator", role="admin")
+        try:
+            await self._work(lambda: self._accounts.bootstrap(new, hashed))
+        except Conflict:
+            log.warning("CORRAL_BOOTSTRAP_ADMIN_EMAIL names an existing account that is not an admin; it is unchanged")
 
     async def register(self, new: NewUser, password: str, invitation: str | None, entry: Entry) -> UserView | None:
         """Make an account. None: a mail is on its way, whether the address was free or not."""
@@ -118,16 +129,3 @@ class Registrations:
 def send_proof(row: UserRow, mail: MailService) -> None:
     """A link that proves the address; where there is no password, the one to a new password does."""
     mail.send_link(row.email, VERIFY if row.password_hash is not None else RESET, row.id)
-
-
-async def create_bootstrap_admin(config: Config, work: Work, accounts: AccountsService, passwords: Passwords) -> None:
-    """Create the admin that the environment names while there is none. The password policy does not bind operators."""
-    email, password = config.bootstrap_admin_email, config.bootstrap_admin_password
-    if not email or not password or await work(accounts.has_admin, read=True):
-        return
-    hashed = await passwords.hash(password)
-    new = NewUser(email=email, full_name="Administrator", role="admin")
-    try:
-        await work(lambda: accounts.bootstrap(new, hashed))
-    except Conflict:
-        log.warning("CORRAL_BOOTSTRAP_ADMIN_EMAIL is the address of an account that is not an admin; it is unchanged")

@@ -16,7 +16,7 @@ import pyotp
 
 from corral import clock
 from corral.auth.credentials import Credentials
-from corral.crypto import Keyring, digest, new_secret, place
+from corral.crypto import Sealer, digest, new_secret, place
 from corral.database.unit import after_commit
 from corral.errors import CODES, Conflict, Forbidden
 from corral.events.event import emit
@@ -47,15 +47,15 @@ class SecondFactor:
 
     audit: Audit | None = None
 
-    def __init__(self, keyring: Keyring, settings: Settings, credentials: Credentials) -> None:
-        self._keyring, self._settings, self._credentials = keyring, settings, credentials
+    def __init__(self, sealer: Sealer, settings: Settings, credentials: Credentials) -> None:
+        self._sealer, self._settings, self._credentials = sealer, settings, credentials
 
     def setup(self, user: UserRow) -> Seed:
         """A new seed, which does nothing until its first code comes; an earlier setup is void."""
         if user.mfa_enabled:
             raise Conflict("The second factor is on; switch it off first.", current_status="enabled")
         secret = pyotp.random_base32()
-        sealed = self._keyring.seal(secret.encode(), aad=_place(user.id)).hex()
+        sealed = self._sealer.seal(secret.encode(), aad=_place(user.id)).hex()
         row = {"seed": sealed, "created_at": clock.now(), "last_step": 0}
         insert = SecondFactorRow.insert(user_id=user.id, **row).on_conflict(
             conflict_target=[SecondFactorRow.user_id], update=row, where=SecondFactorRow.confirmed_at.is_null()
@@ -168,7 +168,7 @@ class SecondFactor:
     def _step(self, row: SecondFactorRow, code: str) -> int | None:
         """The time step of the code, if it is of now or of a neighbouring one; `Conflict`: its seed does not open."""
         try:
-            totp = pyotp.TOTP(self._keyring.open(bytes.fromhex(row.seed), aad=_place(row.user_id)).decode())
+            totp = pyotp.TOTP(self._sealer.open(bytes.fromhex(row.seed), aad=_place(row.user_id)).decode())
         except ValueError:  # cut so that it is no hex any more, or `SealedWrong`
             raise _damaged(row) from None
         now = int(clock.time_s()) // STEP_SECONDS

@@ -10,7 +10,7 @@ import peewee
 
 from corral import clock
 from corral.auth.credentials import Credentials
-from corral.crypto import Keyring, SealedWrong, digest, new_secret, place
+from corral.crypto import SealedWrong, Sealer, digest, new_secret, place
 from corral.database.unit import after_commit
 from corral.errors import NotFound, Unauthorized
 from corral.events.event import emit
@@ -74,8 +74,8 @@ class Sessions:
     audit: Audit | None = None
     mail: Mail | None = None
 
-    def __init__(self, tokens: AccessTokens, keyring: Keyring, settings: Settings, credentials: Credentials) -> None:
-        self._tokens, self._keyring, self._settings, self._credentials = tokens, keyring, settings, credentials
+    def __init__(self, tokens: AccessTokens, sealer: Sealer, settings: Settings, credentials: Credentials) -> None:
+        self._tokens, self._sealer, self._settings, self._credentials = tokens, sealer, settings, credentials
 
     def open(self, user: UserRow, device: Device, *, mfa: bool = False) -> Tokens:
         """Sign the user in: a new session with its first tokens; the oldest one ends where there are too many.
@@ -123,9 +123,7 @@ class Sessions:
         row: RefreshRow | None = RefreshRow.get_or_none(RefreshRow.hash == used)
         if row is None:
             raise Unauthorized("The refresh token is of no session here; sign in again.", code="session_revoked")
-        sealed = self._keyring.seal(
-            successor.encode(), aad=place("accounts_refresh_tokens", used, 1, "successor")
-        ).hex()
+        sealed = self._sealer.seal(successor.encode(), aad=place("accounts_refresh_tokens", used, 1, "successor")).hex()
         won = (
             RefreshRow.update(used_at=clock.now(), successor=sealed)
             .where((RefreshRow.hash == used) & RefreshRow.used_at.is_null())
@@ -149,7 +147,7 @@ class Sessions:
         if row.successor is not None and row.used_at is not None and row.used_at > clock.now(-grace):
             try:
                 aad = place("accounts_refresh_tokens", used, 1, "successor")
-                again = self._keyring.open(bytes.fromhex(row.successor), aad=aad).decode()
+                again = self._sealer.open(bytes.fromhex(row.successor), aad=aad).decode()
             except SealedWrong:
                 raise Unauthorized("The session cannot go on; sign in again.", code="session_revoked") from None
             return self._answer(session, again, self._left(session))

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from corral.auth.addresses import normalise
-from corral.crypto import Keyring
+from corral.crypto import Sealer
 from corral.database.engine import Work
 from corral.database.unit import Entry, after_commit
 from corral.errors import Forbidden, Invalid, Problem, Unauthorized, Unavailable
@@ -73,10 +73,10 @@ class SignIn:
         second: SecondFactor,
         life: PasswordHistory,
         settings: Settings,
-        keyring: Keyring,
+        sealer: Sealer,
     ) -> None:
         self._work, self._passwords, self._life, self._settings = work, passwords, life, settings
-        self._keyring = keyring
+        self._sealer = sealer
         self._accounts, self._sessions, self._lockout, self._second = accounts, sessions, lockout, second
         self.attempts: Counter[tuple[str, ...]] = Counter({(result,): 0 for result in RESULTS})
         self.refreshes: Counter[tuple[str, ...]] = Counter()
@@ -301,7 +301,7 @@ class SignIn:
         """
         if self.audit is None:
             return
-        digest = self._keyring.mac("audit.address", normalise(email).encode())[:8].hex()
+        digest = self._sealer.mac("audit.address", normalise(email).encode())[:8].hex()
         entry = AuditEntry(
             action=action,
             object_type="user",

@@ -10,10 +10,10 @@ from importlib.metadata import version
 import msgspec
 
 from corral.auth.principal import PUBLIC
-from corral.config.model import Config
 from corral.errors import Unauthorized, Unavailable
 from corral.http.answers import Answer, Request, Text
 from corral.http.routes import Routes
+from corral.plugin import Installation
 from corral_core.health.service.board import HealthBoard, HealthReport
 from corral_core.health.service.readiness import Checks, Readiness
 from corral_core.health.service.scrape import Scrape, open_metrics
@@ -43,11 +43,11 @@ class Ready(msgspec.Struct, kw_only=True):
 
 
 @routes.get("/health", needs=PUBLIC, root=True, exempt_host=True, raises=("shutting_down",))
-async def read_health(readiness: Readiness, config: Config) -> Answer[Health]:
+async def read_health(readiness: Readiness, installation: Installation) -> Answer[Health]:
     """Whether the process lives; touches nothing else."""
     if not readiness.accepting:
         raise Unavailable("The server is shutting down.", code="shutting_down")
-    return Answer(body=Health(version=_version()), headers=SAFE_MODE if config.safe_mode else {})
+    return Answer(body=Health(version=_version()), headers=SAFE_MODE if installation.safe_mode else {})
 
 
 @routes.get("/health/ready", needs=PUBLIC, root=True, exempt_host=True)
@@ -59,11 +59,11 @@ async def read_readiness(readiness: Readiness) -> Answer[Ready]:
 
 
 @routes.get("/metrics", needs=PUBLIC, root=True, exempt_host=True, raises=("unauthenticated",))
-async def read_metrics(request: Request, config: Config, scrape: Scrape) -> Text:
+async def read_metrics(request: Request, installation: Installation, scrape: Scrape) -> Text:
     """Series for Prometheus, as OpenMetrics if `Accept` asks; with `CORRAL_METRICS_TOKEN` set, for who sends it."""
-    if config.metrics_token is not None:
+    if installation.metrics_token is not None:
         given = (request.header("authorization") or "").removeprefix("Bearer ").encode()
-        if not hmac.compare_digest(given, config.metrics_token.encode()):
+        if not hmac.compare_digest(given, installation.metrics_token.encode()):
             challenge = {"WWW-Authenticate": "Bearer"}
             raise Unauthorized("Send Authorization: Bearer with the metrics token.", headers=challenge)
     text = await scrape.text()

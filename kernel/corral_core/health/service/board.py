@@ -12,7 +12,6 @@ from typing import Literal
 import msgspec
 
 from corral import clock
-from corral.config.model import Config
 from corral.errors import Problem
 from corral.plugin import Contributions, HealthCheck, Installation
 from corral.redact.redactor import Redactor
@@ -58,12 +57,11 @@ class HealthBoard:
         checks: KernelChecks,
         contributions: Contributions,
         redactor: Redactor,
-        config: Config,
         installation: Installation,
         settings: SettingsRegistry,
     ) -> None:
         self._own, self._contributions, self._redactor = checks, contributions, redactor
-        self._config, self._installation, self._settings = config, installation, settings
+        self._installation, self._settings = installation, settings
         self._began = time.monotonic()
         self._views: dict[str, CheckView] = {}
         self._waiting: dict[str, asyncio.Task[Told]] = {}
@@ -95,15 +93,15 @@ class HealthBoard:
 
     def warnings(self) -> list[str]:
         """What is configured in a way that is fit for trying out only."""
-        config, here = self._config, self._installation
+        here = self._installation
         ignored = [item.setting.name for item in self._settings.shown() if item.problem is not None]
         found = {
-            "rate_limits_off": not config.rate_limits,
-            "synchronous_normal": config.database.synchronous == "normal" and config.database.is_file,
+            "rate_limits_off": not here.rate_limits,
+            "synchronous_normal": here.is_synchronous_normal,
             "registration_open_on_public_bind": here.is_public and self._settings.get(REGISTRATION) == "open",
-            "key_in_data_dir": config.keys.master_key is None,
-            "safe_mode": config.safe_mode,
-            "ip_rules_disabled": config.ip_rules_disabled,
+            "key_in_data_dir": here.key_in_data_dir,
+            "safe_mode": here.safe_mode,
+            "ip_rules_disabled": here.ip_rules_disabled,
         }
         return [name for name, holds in found.items() if holds] + [f"invalid_setting: {name}" for name in ignored]
 

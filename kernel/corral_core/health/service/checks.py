@@ -10,14 +10,13 @@ from collections.abc import Awaitable, Callable, Mapping
 import peewee
 
 from corral import clock
-from corral.config.model import Config
 from corral.database.dialect import server_seconds
 from corral.database.engine import Database
 from corral.database.leases import acquire
 from corral.errors import Problem
 from corral.ids import new_id
 from corral.jobs.job import ScheduleRow
-from corral.plugin import Contributions
+from corral.plugin import Contributions, Installation
 from corral.plugins.registry import PluginRegistry
 from corral.storage.blobs import BlobStore
 from corral_core.accounts.api import Mail
@@ -39,13 +38,13 @@ class KernelChecks:
 
     def __init__(
         self,
-        config: Config,
+        installation: Installation,
         database: Database,
         blobs: BlobStore,
         registry: PluginRegistry,
         contributions: Contributions,
     ) -> None:
-        self._config, self._database, self._blobs, self._registry = config, database, blobs, registry
+        self._installation, self._database, self._blobs, self._registry = installation, database, blobs, registry
         self._contributions = contributions
         self._process = new_id()
         self._began = time.monotonic()
@@ -81,7 +80,7 @@ class KernelChecks:
 
     async def storage(self) -> Told:
         """Put, get and delete of a probe."""
-        kind = "The local folder" if self._config.files_dir is not None else "The object store"
+        kind = "The local folder" if self._installation.has_local_files else "The object store"
         began = time.monotonic()
         await self._blobs.probe()
         took = time.monotonic() - began
@@ -123,7 +122,7 @@ class KernelChecks:
 
     async def disk(self) -> Told:
         """What is free where the data folder is."""
-        usage = await asyncio.to_thread(shutil.disk_usage, self._config.data_dir)
+        usage = await asyncio.to_thread(shutil.disk_usage, self._installation.data_dir)
         free = usage.free / usage.total
         if self._disk_is_full:
             return "down", "The disk of the database is full or failing."

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from corral.config.model import Config
+from corral.plugin import Installation
 
 log = logging.getLogger("corral.health")
 
@@ -26,8 +26,8 @@ Text = Callable[[], Awaitable[str]]
 class SiblingProcesses:
     """Each process has a socket in a folder of the address, in the data folder unless that makes its path too long."""
 
-    def __init__(self, config: Config) -> None:
-        self._data_dir = config.data_dir
+    def __init__(self, installation: Installation) -> None:
+        self._data_dir = installation.data_dir
         self._own: Path | None = None
         self._server: asyncio.Server | None = None
 

@@ -11,7 +11,7 @@ import msgspec
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.config.model import MASK, Config
+from corral.config.model import MASK
 from corral.database.engine import Work
 from corral.database.unit import after_commit, current
 from corral.errors import Conflict, Fault, Invalid, NotFound
@@ -73,8 +73,8 @@ class PluginCatalogue:
 
     audit: Audit | None = None
 
-    def __init__(self, registry: PluginRegistry, warden: PluginQuarantine, config: Config, work: Work) -> None:
-        self._registry, self._warden, self._config, self._work = registry, warden, config, work
+    def __init__(self, registry: PluginRegistry, warden: PluginQuarantine, work: Work) -> None:
+        self._registry, self._warden, self._work = registry, warden, work
         self._applying: asyncio.Future[None] | None = None
 
     def all(self, states: Sequence[str] = ()) -> list[PluginView]:
@@ -95,7 +95,7 @@ class PluginCatalogue:
         """The effective `[plugins.<name>]`, secrets masked."""
         loaded = self._loaded(name)
         section = loaded.plugin.section if loaded.plugin is not None else None
-        table = self._config.plugins.tables.get(name, {}) if section is None else msgspec.to_builtins(section)
+        table = self._registry.configured(name) if section is None else msgspec.to_builtins(section)
         return _masked(table)
 
     def configure(self, name: str, values: Mapping[str, Any], store: SettingsStore, *, by: Principal) -> SettingsChange:
@@ -119,7 +119,7 @@ class PluginCatalogue:
         loaded = self._loaded(name)
         if loaded.protected:
             raise Conflict("This plugin is protected: nothing is safe without it.", code="plugin_required")
-        if name in self._config.plugins.enabled:
+        if self._registry.is_named(name, enabled=True):
             raise Conflict("corral.toml names it in [plugins] enabled; change it there.", code="setting_locked")
         dependants = sorted(item.name for item in self._registry.required_by(name))
         if dependants:
@@ -138,9 +138,9 @@ class PluginCatalogue:
     def enable(self, name: str) -> PluginView:
         """Put a plugin back into service; one that is not loaded comes with the next start (`pending_reload`)."""
         loaded = self._loaded(name)
-        if name in self._config.plugins.disabled:
+        if self._registry.is_named(name, enabled=False):
             raise Conflict("corral.toml names it in [plugins] disabled; change it there.", code="setting_locked")
-        if not loaded.found.built_in and name not in self._config.plugins.enabled:
+        if not loaded.found.built_in and not self._registry.is_named(name, enabled=True):
             raise Conflict(f"Name it in corral.toml first: corral plugins enable {name}.", code="setting_locked")
         if loaded.state in ("blocked", "failed"):
             raise Conflict(f"It is {loaded.state}: {loaded.reason}", current_status=loaded.state)
@@ -166,7 +166,7 @@ class PluginCatalogue:
         """Open and close doors of this process until they are as stored; on the loop."""
         for loaded in self._registry.all():
             reason = stored.get(loaded.name)
-            stays = loaded.protected or loaded.name in self._config.plugins.enabled
+            stays = loaded.protected or self._registry.is_named(loaded.name, enabled=True)
             if reason is not None and loaded.serves and not stays:  # what the file names wins over what is stored
                 self._registry.disable(loaded.name, reason)
             elif reason is None and loaded.state == "disabled" and loaded.plugin is not None:

@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from corral.config.model import Config
 from corral.ids import new_id
+from corral.plugin import Installation
 from corral_core.redis.service.connection import Pauses, connect_async
 
 if TYPE_CHECKING:
@@ -41,15 +41,15 @@ return answer
 class RedisBuckets:
     """Implements `corral_core.accounts.api.SharedBuckets`."""
 
-    def __init__(self, config: Config) -> None:
-        self._url = config.redis.url
+    def __init__(self, installation: Installation) -> None:
+        self._url = installation.redis_url
         self._name, self._counts = new_id(), False
         self._client: Redis | None = None
         self._pauses = Pauses()
         self._again_at = 0.0
         self.connected = False
-        self.processes = config.server.processes
-        self._least = config.server.processes
+        self.processes = installation.processes
+        self._least = installation.processes
 
     @property
     def is_configured(self) -> bool:
