@@ -275,7 +275,7 @@ class AllSessions(Protocol):
         ...
 
 
-class Rescue(Protocol):
+class AccountRecovery(Protocol):
     """What admins do for people who cannot get in any more. Everything joins the unit; `NotFound`."""
 
     def unlock(self, user_id: str) -> UserView:

@@ -11,7 +11,7 @@ from corral.database.engine import Work
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Settings
 from corral_core.accounts.models import RefreshRow, SessionRow, SigningKeyRow
-from corral_core.accounts.service import links, lockout, second_factor, tickets
+from corral_core.accounts.service import authentication, links, lockout, second_factor
 from corral_core.accounts.service.access_tokens import MAX_LIFE_SECONDS
 from corral_core.accounts.service.accounts import AccountsService
 from corral_core.accounts.service.links import RESET, Links
@@ -73,7 +73,7 @@ async def purge_sessions(work: Work, sessions: Sessions) -> None:
     """End idle sessions; forget ended ones after 30 days, and what else of signing in is over."""
     await _repeat(work, sessions.expire)
     await _repeat(work, _delete_sessions)
-    await _repeat(work, tickets.prune)
+    await _repeat(work, authentication.prune)
     await _repeat(work, links.prune)
     await _repeat(work, second_factor.prune)
     await _repeat(work, lockout.prune)

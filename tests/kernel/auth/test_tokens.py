@@ -15,8 +15,7 @@ from corral import clock
 from corral.crypto import Keyring
 from corral.redact.redactor import Redactor
 from corral.testing.kit import PASSWORD, Client, Kit
-from corral_core.accounts.service.access_tokens import AccessTokens
-from corral_core.accounts.service.signing_keys import SigningKeys
+from corral_core.accounts.service.access_tokens import AccessTokens, SigningKeys
 
 MakeKit = Callable[..., Awaitable[Kit]]
 SECRET = "Zk3vQ9sXw2Lr7TnB5pYc8HdJ4mGf6UaE"

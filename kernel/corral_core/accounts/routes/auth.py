@@ -16,12 +16,12 @@ from corral.settings.kernel import CORS_ORIGINS
 from corral_core.accounts.api import REGISTRATION, Address, Password, Tickets, UserView
 from corral_core.accounts.routes.cookie import check_origin, cookie_headers, cookie_token
 from corral_core.accounts.service.accounts import AccountsService
+from corral_core.accounts.service.authentication import LIFE_SECONDS
 from corral_core.accounts.service.password_policy import PasswordPolicy
 from corral_core.accounts.service.profile import Profile, ProfilePatch
 from corral_core.accounts.service.second_factor import CHALLENGE_SECONDS
 from corral_core.accounts.service.sessions import Device, Sessions, SessionView, Tokens
 from corral_core.accounts.service.sign_in import Pending, SignIn
-from corral_core.accounts.service.tickets import LIFE_SECONDS
 from corral_core.accounts.settings import EMAIL_VERIFICATION, REQUIRE_MFA
 
 routes = Routes("/auth", tag="Authentication")

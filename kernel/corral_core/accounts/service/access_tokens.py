@@ -6,6 +6,7 @@ mean nothing here: the algorithm is fixed, and keys come from our own table or f
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import hashlib
@@ -18,9 +19,11 @@ import msgspec
 
 from corral import clock
 from corral.crypto import Sealer, place, spelled
-from corral.errors import Unauthorized, Unavailable
+from corral.database.engine import Work
+from corral.errors import Conflict, Unauthorized, Unavailable
 from corral.ids import new_id
-from corral.plugin import Installation
+from corral.plugin import Audit, AuditEntry, Installation
+from corral.redact.redactor import Redactor
 from corral_core.accounts.models import InstallationRow, SigningKeyRow, claim
 
 ALGORITHM, AUDIENCE, TYPE = "HS256", "corral-api", "access"
@@ -158,3 +161,38 @@ def _jwt() -> Any:
     options: Any = {"require": list(Claims.__struct_fields__), "strict_aud": True, "enforce_minimum_key_length": True}
     options.update(verify_exp=False, verify_nbf=False, verify_iat=False)
     return jwt.PyJWT(options=options)
+
+
+class SigningKeys:
+    """What `corral keys` calls, and what a running process does about keys that another one made."""
+
+    audit: Audit | None = None
+
+    def __init__(self, tokens: AccessTokens, work: Work, redactor: Redactor) -> None:
+        self._tokens, self._work, self._redactor = tokens, work, redactor
+        self._told: dict[str, str] = {}
+
+    def rotate(self) -> str:
+        """Sign with a new key from now on; joins the unit. The old one verifies until its last token is over."""
+        if self._tokens.is_fixed:
+            raise Conflict(
+                "CORRAL_JWT_SECRET signs here; change it there, which ends every access token.", code="setting_locked"
+            )
+        kid = self._tokens.rotate()
+        if self.audit is not None:
+            self.audit.record(AuditEntry(action="auth.signing_key.rotate", object_type="signing_key", object_id=kid))
+        return kid
+
+    async def tell(self) -> None:
+        """Let the redactor know the keys in use. With a sealed vault nobody can read them, nor show them."""
+        with contextlib.suppress(Unavailable):
+            keys = await self._work(self._tokens.credentials, read=True)
+            if keys != self._told:
+                await asyncio.to_thread(self._redactor.set_values, "signing_keys", keys)
+                self._told = keys
+
+    async def follow(self) -> None:
+        """Go on telling, as often as keys are read again; supervised by the kernel."""
+        while True:
+            await asyncio.sleep(CACHE_SECONDS)
+            await self.tell()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from corral.auth.addresses import check_address, normalise
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions
 from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
+from corral.database.dialect import advisory_lock
 from corral.database.unit import after_commit, locked
 from corral.errors import Conflict, NotFound
 from corral.events.event import emit
@@ -23,12 +25,11 @@ from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 from corral_core.accounts.api import AccountDetails, KeysOfPeople, NewUser, UserPatch, UserQuery, UserView
 from corral_core.accounts.events import UserCreated, UserDeactivated, UserPurged, UserReactivated, UserUpdated
 from corral_core.accounts.models import UserRow, claim
-from corral_core.accounts.service.account_rows import action, is_own, shown, taken, unique, view, write
+from corral_core.accounts.service.audit import action, is_own, shown
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import EMAIL_LINKS, PASSWORD_LINKS, Links
 from corral_core.accounts.service.mail import MailService
-from corral_core.accounts.service.password_history import PasswordHistory
-from corral_core.accounts.service.password_policy import PasswordPolicy
+from corral_core.accounts.service.password_policy import PasswordHistory, PasswordPolicy
 from corral_core.accounts.service.passwords import Passwords
 from corral_core.accounts.service.second_factor import SecondFactor, forget_second_factor
 from corral_core.accounts.service.sessions import Sessions
@@ -345,3 +346,51 @@ class AccountsService:
             self.audit.record(
                 AuditEntry(action=action, object_type="user", object_id=user_id, details=details, changes=changes)
             )
+
+
+def view(row: UserRow) -> UserView:
+    """An account as it is shown."""
+    fields = {name: getattr(row, name) for name in UserView.__struct_fields__}
+    if row.locked_until is not None and row.locked_until <= clock.now():
+        fields["locked_until"] = None
+    return UserView(**fields)
+
+
+def write(row: UserRow, changes: Mapping[str, Any]) -> None:
+    """Change the row that was read; `Conflict` when somebody else did, and `last_admin` when nobody would be left."""
+    stays = changes.get("role", "admin") == "admin" and changes.get("is_active", True)
+    loses_admin = row.role == "admin" and row.is_active and not stays
+    where = (UserRow.id == row.id) & (UserRow.version == row.version)
+    if loses_admin:
+        _lock_admins()
+        other = UserRow.alias()
+        rest = other.select(peewee.fn.COUNT(other.id)).where(
+            (other.role == "admin") & (other.is_active == True) & (other.id != row.id)  # noqa: E712  # SQL
+        )
+        where &= rest > 0
+    update = UserRow.update(**changes, updated_at=clock.now(), version=UserRow.version + 1)
+    with unique():
+        if update.where(where).execute():
+            return
+    if loses_admin and UserRow.get_by_id(row.id).version == row.version:
+        raise Conflict("This is the last active admin; make another one first.", code="last_admin")
+    raise Conflict("The account was changed meanwhile; read it again.", current_status="changed")
+
+
+def taken() -> Conflict:
+    """Another account has the address."""
+    return Conflict("Another account has this address.", code="duplicate")
+
+
+@contextlib.contextmanager
+def unique() -> Iterator[None]:
+    """Two who take an address at once: the index decides, and the unit of the second is rolled back."""
+    try:
+        yield
+    except peewee.IntegrityError:
+        raise taken() from None
+
+
+def _lock_admins() -> None:
+    """Changes that take an admin away come one after the other."""
+    advisory_lock("accounts.admins")

@@ -1,15 +1,19 @@
-"""Getting back into an account without an admin: a link by mail, and a new password."""
+"""Account recovery: a forgotten password, links to a new one, and what admins do for people who are locked out."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.jobs.job import enqueue
+from corral_core.accounts.api import Mail, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
 from corral_core.accounts.service.links import PASSWORD_LINKS, RESET, SET_PASSWORD, Links
 from corral_core.accounts.service.lockout import Lockout
 from corral_core.accounts.service.mail import MailService
+from corral_core.accounts.service.second_factor import SecondFactor
 from corral_core.accounts.service.sessions import Device
 from corral_core.accounts.service.sign_in import Pending, SignedIn, SignIn
 
@@ -68,3 +72,28 @@ class PasswordLinksService:
         url = self._links.issue(RESET, row.id)
         self._mail.send_link(row.email, RESET, row.id)
         return url
+
+
+class AccountRecoveryService:
+    """Implements `corral_core.accounts.api.AccountRecovery`."""
+
+    mail: Mail | None = None
+
+    def __init__(self, accounts: AccountsService, lockout: Lockout, second: SecondFactor) -> None:
+        self._accounts, self._lockout, self._second = accounts, lockout, second
+
+    def unlock(self, user_id: str) -> UserView:
+        user = self._accounts.row(user_id)
+        self._lockout.unlock(user.email, user.id)
+        return self._accounts.get(user_id)
+
+    def reset_mfa(self, user_id: str) -> UserView:
+        user = self._accounts.row(user_id)
+        if self._second.disable(user.id):
+            self._accounts.end_sessions(user.id, "revoked")
+            if self.mail is not None:
+                self.mail.notify(user.email, "mfa_reset")
+        return self._accounts.get(user_id)
+
+    def failed_attempts(self, emails: Iterable[str]) -> dict[str, int]:
+        return self._lockout.failures(emails)

@@ -10,14 +10,16 @@ import peewee
 
 from corral import clock
 from corral.auth.credentials import Credentials
+from corral.auth.principal import Principal
 from corral.crypto import SealedWrong, Sealer, digest, new_secret, place
 from corral.database.unit import after_commit
 from corral.errors import NotFound, Unauthorized
 from corral.events.event import emit
+from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Settings
 from corral.schema.fields import Instant
-from corral_core.accounts.api import Mail
+from corral_core.accounts.api import Mail, OwnerView, SignedInQuery, SignedInView
 from corral_core.accounts.events import SessionCreated, SessionEnded
 from corral_core.accounts.models import RefreshRow, SessionRow, UserRow
 from corral_core.accounts.service.access_tokens import AccessTokens
@@ -286,3 +288,37 @@ def session_view(row: SessionRow, current_id: str | None) -> SessionView:
     """A session as it is shown."""
     fields = {name: getattr(row, name) for name in SessionView.__struct_fields__ if name != "current"}
     return SessionView(current=row.id == current_id, **fields)
+
+
+_OWN = tuple(name for name in SignedInView.__struct_fields__ if name not in ("user", "current"))
+
+
+class AllSessionsService:
+    """Implements `corral_core.accounts.api.AllSessions`."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    def list(self, query: SignedInQuery, caller: Principal) -> Page[SignedInView]:
+        live = SessionRow.ended_at.is_null() & (SessionRow.expires_at > clock.now())
+        columns = [*(getattr(SessionRow, name) for name in _OWN), UserRow.email]
+        rows: Any = SessionRow.select(*columns).join(UserRow, on=(UserRow.id == SessionRow.user_id)).where(live)
+        if isinstance(query.user_id, str):
+            rows = rows.where(SessionRow.user_id == query.user_id.lower())
+        if isinstance(query.ip, str):
+            rows = rows.where(SessionRow.ip == query.ip)
+
+        def make(row: Any) -> SignedInView:
+            return SignedInView(
+                **{name: getattr(row, name) for name in _OWN},
+                user=OwnerView(id=row.user_id, email=row.email),
+                current=row.id == caller.session_id,
+            )
+
+        order = newest_first(SessionRow)
+        return paginate(rows.namedtuples(), query, caller, scope="all_sessions", order=order, make=make)
+
+    def end(self, session_id: str, reason: str) -> None:
+        row = SessionRow.get_or_none((SessionRow.id == session_id) & SessionRow.ended_at.is_null())
+        if row is None or not self._sessions.end(row.id, row.user_id, reason):
+            raise NotFound()

@@ -21,7 +21,7 @@ from corral_core.accounts.api import Mail, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
 from corral_core.accounts.service.lockout import Lockout
-from corral_core.accounts.service.password_history import PasswordHistory
+from corral_core.accounts.service.password_policy import PasswordHistory
 from corral_core.accounts.service.passwords import Passwords
 from corral_core.accounts.service.second_factor import DAMAGED, SecondFactor
 from corral_core.accounts.service.sessions import Device, Reuse, Sessions, Tokens

@@ -16,7 +16,7 @@ from corral.http.routes import Routes
 from corral.plugins.registry import PluginError
 from corral.schema.fields import ShortText
 from corral.settings.store import SettingsChange, SettingsStore
-from corral_core.plugin_admin.service.plugins import PluginCatalogue, PluginView
+from corral_core.plugin_admin.service.plugins import PluginAdministration, PluginView
 
 routes = Routes("/plugins", tag="Plugins")
 
@@ -46,14 +46,14 @@ class ErrorList(msgspec.Struct, kw_only=True):
 
 
 @routes.get("/", needs="plugins.read")
-def list_plugins(query: PluginQuery, caller: Principal, plugins: PluginCatalogue) -> Page[PluginView]:
+def list_plugins(query: PluginQuery, caller: Principal, plugins: PluginAdministration) -> Page[PluginView]:
     """Every installed plugin with its state, by name."""
     found = plugins.all(query.state)
     return paginate_names(found, query, caller, scope="plugins", name=lambda item: item.name, make=list)
 
 
 @routes.get("/{name}", needs="plugins.read")
-def read_plugin(name: str, plugins: PluginCatalogue) -> PluginView:
+def read_plugin(name: str, plugins: PluginAdministration) -> PluginView:
     """One plugin."""
     return plugins.get(name)
 
@@ -61,20 +61,20 @@ def read_plugin(name: str, plugins: PluginCatalogue) -> PluginView:
 @routes.post(
     "/{name}/disable", needs="plugins.write", own_session=True, raises=("plugin_required", "in_use", "setting_locked")
 )
-def disable_plugin(name: str, body: Disable, plugins: PluginCatalogue) -> PluginView:
+def disable_plugin(name: str, body: Disable, plugins: PluginAdministration) -> PluginView:
     """Take a plugin out of service at once, in every process."""
     return plugins.disable(name, body.reason if isinstance(body.reason, str) else None)
 
 
 @routes.post("/{name}/enable", needs="plugins.write", own_session=True, raises=("setting_locked", "invalid_state"))
-def enable_plugin(name: str, plugins: PluginCatalogue) -> Answer[PluginView]:
+def enable_plugin(name: str, plugins: PluginAdministration) -> Answer[PluginView]:
     """Put a plugin back into service; 202 when it takes a reload."""
     view = plugins.enable(name)
     return Answer(body=view, status=202 if view.pending_reload else 200)
 
 
 @routes.get("/{name}/config", needs="plugins.read", no_store=True)
-def read_plugin_config(name: str, plugins: PluginCatalogue) -> dict[str, Any]:
+def read_plugin_config(name: str, plugins: PluginAdministration) -> dict[str, Any]:
     """The effective `[plugins.<name>]` of the configuration, secrets masked."""
     return plugins.configuration(name)
 
@@ -90,7 +90,7 @@ async def change_plugin_config(
     body: NewValues,
     caller: Principal,
     request: Request,
-    plugins: PluginCatalogue,
+    plugins: PluginAdministration,
     store: SettingsStore | None,
     work: Work,
 ) -> SettingsChange:
@@ -103,6 +103,6 @@ async def change_plugin_config(
 
 
 @routes.get("/{name}/errors", needs="plugins.read")
-def list_plugin_errors(name: str, plugins: PluginCatalogue) -> ErrorList:
+def list_plugin_errors(name: str, plugins: PluginAdministration) -> ErrorList:
     """The last 100 errors of a plugin in this process."""
     return ErrorList(items=plugins.errors(name))

@@ -68,7 +68,7 @@ class PluginView(msgspec.Struct, kw_only=True):
     pending_reload: bool = False
 
 
-class PluginCatalogue:
+class PluginAdministration:
     """Reads the registry of this process; what is stored is followed by every process."""
 
     audit: Audit | None = None
