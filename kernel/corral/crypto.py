@@ -100,20 +100,29 @@ def parse_master_keys(text: str, source: str) -> list[MasterKey]:
 
 
 class Sealer(Protocol):
-    """The part of the keyring that plugins may use: it seals and opens values, and never gives a key away."""
+    """Seals and opens values, and signs texts, with the master keys of the installation; a service for plugins.
 
-    @property
-    def is_sealed(self) -> bool:
-        """Whether no usable master key is loaded, so that nothing can be sealed or opened."""
+    `sealed`: no usable master key is loaded, so `seal` and `open` raise `Unavailable` (`vault_sealed`); digests and
+    signatures go on.
+    """
+
+    sealed: bool
 
     def seal(self, plaintext: bytes, *, aad: str) -> bytes:
-        """Encrypt for one place; raises `Unavailable` (`vault_sealed`)."""
+        """Encrypt for one place (see `place`)."""
+        ...
 
     def open(self, sealed: bytes, *, aad: str) -> bytes:
-        """Decrypt; raises `SealedWrong`, and `Unavailable` (`vault_sealed`) where its key is not loaded."""
+        """The plaintext. Raises `SealedWrong` when the value was changed or belongs elsewhere."""
+        ...
 
     def mac(self, purpose: str, data: bytes) -> bytes:
-        """HMAC-SHA256 under the active key."""
+        """HMAC-SHA256 of `data` for one purpose, until the master key is rotated."""
+        ...
+
+    def verify(self, purpose: str, data: bytes, mac: bytes) -> bool:
+        """Whether `mac` belongs to `data`, under any of the keys."""
+        ...
 
 
 class Keyring:
@@ -156,11 +165,6 @@ class Keyring:
     def credentials(self) -> dict[str, str]:
         """The keys as text, by label: what no text may show."""
         return {name: text for key in self.keys for name, text in spelled(f"keys.{key.label}", key.secret).items()}
-
-    @property
-    def is_sealed(self) -> bool:
-        """Whether no usable master key is loaded."""
-        return self.sealed
 
     @property
     def active(self) -> MasterKey:

@@ -1,6 +1,6 @@
-"""The composition root: config to a running kernel. `boot()` wires, `start()` runs, `stop()` ends.
+"""The composition root: `boot()` loads, migrates and wires an installation, `start()` runs it, `stop()` ends it.
 
-No god object: plugins never see the kernel; only `asgi` and `cli` do.
+Plugins never see the kernel; only `asgi` and `cli` do.
 """
 
 from __future__ import annotations
@@ -8,133 +8,56 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+import os
+import socket
+from importlib.metadata import version
+from typing import Any
 
+from corral.auth.credentials import Credentials
+from corral.auth.permissions import Permissions
 from corral.config.model import Config
-from corral.crypto import Keyring
+from corral.crypto import Keyring, Sealer
 from corral.database.connect import connect
-from corral.database.engine import Database
+from corral.database.engine import Database, Work
+from corral.database.sealed import SealedColumns
 from corral.database.unit import Unit
+from corral.egress.client import Egress
 from corral.errors import Refused
 from corral.events import log as event_log
+from corral.events.bus import Bus, MemoryBus
+from corral.events.consumers import Consumer, Subscriber
+from corral.events.feed import Feed
+from corral.events.registry import EventTypes
 from corral.jobs import job as job_rows
-from corral.plugins.background import PluginTasks
+from corral.jobs.queue import JobQueue
+from corral.jobs.runner import InProcessRunner
+from corral.metrics.requests import RequestMetrics
+from corral.openapi import ApiDocument
+from corral.plugin import Contributions, Installation, Settings
+from corral.plugins import metrics
+from corral.plugins.container import Container, Scope
 from corral.plugins.discovery import discover
+from corral.plugins.executor import PluginThreads
+from corral.plugins.guarded import Guards
+from corral.plugins.hooks import first_result
 from corral.plugins.loading import load
-from corral.plugins.migrations import apply_migrations, taken_out, unlock
-from corral.plugins.record import PluginRecord, block, fail
-from corral.plugins.runtime import PluginRuntime
-from corral.plugins.wiring import Wired
+from corral.plugins.migrations import apply_migrations, sealed_columns, taken_out, unlock
+from corral.plugins.quarantine import PluginQuarantine
+from corral.plugins.record import PluginRecord, block_dependants
+from corral.plugins.registry import PluginRegistry
+from corral.plugins.runtime import Lifecycle, PluginRuntime, PluginTasks
+from corral.plugins.thread_exceptions import ThreadExceptions
+from corral.plugins.watchdog import Watchdog
+from corral.plugins.wiring import PluginWiring
+from corral.redact.redactor import Redactor
+from corral.settings.kernel import JOBS_CONCURRENCY, KERNEL, KERNEL_SETTINGS, jobs_at_a_time
+from corral.settings.registry import SettingsRegistry
+from corral.storage.blobs import BlobStore, LocalBlobs
+from corral.supervisor import Supervisor
 
 log = logging.getLogger("corral.kernel")
 
 START_SECONDS, STOP_SECONDS = 15.0, 10.0
-
-
-class Kernel(Wired):
-    """A wired installation that can be started and stopped."""
-
-    def __init__(self, config: Config, plugins: list[PluginRecord], database: Database, keyring: Keyring) -> None:
-        super().__init__(config, plugins, database, keyring)
-        self.address: str | None = None
-        self._serving: list[Callable[[str], Awaitable[None]]] = []
-        self._draining: list[Callable[[], Awaitable[None]]] = []
-        self.first_admin_hint = ""
-
-    async def start(self, *, jobs: bool = True, share: bool = False) -> None:
-        """Start the feed, the plugins and, with `jobs`, jobs, schedules and consumers; on the running loop.
-
-        New jobs are announced to the shared queue, if there is one, when this process does none, or is to `share`.
-        """
-        asyncio.get_running_loop().set_default_executor(self.threads)
-        self.watchdog.start()
-        self.dying_threads.start()
-        self.database.attach(asyncio.get_running_loop())
-        self.database.committed = self._committed
-        if self.queue is not None and (share or not jobs):
-            await self.queue.start()
-            self.runner.queue = self.queue
-        await self.feed.start()
-        self.supervisor.start("events.feed", self.feed.follow)
-        if self.database.kind == "postgresql":
-            self.supervisor.start("events.sequencer", self.feed.sequence)
-        for loaded in self.plugins:
-            if loaded.serves:
-                await self._start_plugin(loaded)
-        self.refuse_without_essentials()
-        if jobs:
-            self.supervisor.start("jobs", self.runner.run)
-            for consumer in self.consumers:
-                await consumer.begin()
-                self._following.append(consumer)
-                self.supervisor.start(f"consumer {consumer.name}", consumer.run)
-
-    async def _start_plugin(self, loaded: PluginRecord) -> None:
-        """One that raises is out, a third party's that does not come back too, and so is what requires it."""
-        before, me = self.active, asyncio.current_task()
-        runtime, limit = PluginRuntime(self, loaded), None if loaded.found.built_in else START_SECONDS
-        try:
-            assert loaded.plugin is not None
-            async with asyncio.timeout(limit) as patience:
-                await loaded.plugin.start(runtime)
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) or (me is not None and me.cancelling()):
-                raise
-            fail(loaded, f"start() took longer than {limit:g} s" if patience.expired() else error)
-            await asyncio.gather(*map(self.supervisor.end, runtime.supervised))
-            block(self.plugins)
-            for item in before:
-                if not item.active:
-                    self.close_door(item)
-
-    async def serving(self, address: str) -> None:
-        """The server accepts connections at `address`."""
-        self.address = address
-        self.egress.register_server(self.config.server.bind, address)
-        for run in self._serving:
-            await run(address)
-
-    async def drain(self, seconds: float) -> None:
-        """Before the server stops: what serves through it (the embedded worker) ends first, and jobs that run."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await asyncio.gather(self.runner.settle(seconds), *[run() for run in self._draining])
-
-    async def stop(self) -> None:
-        """End background work, plugins and connections, in that order."""
-        for loaded in reversed(self.plugins):
-            if loaded.serves and loaded.plugin is not None:
-                await self.tasks_of(loaded).once("stop", loaded.plugin.stop, STOP_SECONDS)()
-        await self.supervisor.stop()
-        # Others follow at once. What cannot be given up, since the database is away, ends by itself.
-        await asyncio.gather(*[consumer.stop() for consumer in self._following], return_exceptions=True)
-        await self.bus.stop()
-        if self.queue is not None:
-            await self.queue.stop()
-        self.database.detach()
-        await asyncio.to_thread(self.database.close)
-        self.watchdog.stop()
-        self.dying_threads.stop()
-
-    def _committed(self, units: list[Unit]) -> None:
-        emitted = [item for unit in units for item in unit.events]
-        for item in emitted:
-            self.metrics.events[item.event.event] += 1
-        self.feed.committed(bool(emitted))
-        if due := [str(row["id"]) for unit in units for row in unit.jobs if row["run_at"] <= row["created_at"]]:
-            self.runner.announce(due)
-
-    def tasks_of(self, loaded: PluginRecord) -> PluginTasks:
-        """What guards the background tasks of a plugin."""
-        return PluginTasks(self.warden, self.guards, loaded, self.registry)
-
-    def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
-        """Call `run` once the server listens."""
-        self._serving.append(run)
-
-    def when_draining(self, run: Callable[[], Awaitable[None]]) -> None:
-        """Call `run` before the server stops."""
-        self._draining.append(run)
 
 
 def boot(
@@ -153,17 +76,13 @@ def boot(
         config.database.url, synchronous=config.database.synchronous, pool_size=config.database.pool_size
     )
     try:
-        loaded = plugins if plugins is not None else load(discover(config), config, off=taken_out(database))
-        absent = sorted({*config.plugins.enabled} - {item.name for item in loaded})
-        if absent and config.plugins.strict:
-            raise Refused(*[f"{name}: corral.toml enables it, and it is not installed" for name in absent])
-        for name in absent:
-            log.warning("corral.toml enables a plugin that is not installed", extra={"plugin": name})
-        apply_migrations(database, loaded, config, migrations)
-        keyring = unlock(keyring, database, loaded, config, create=create_keys)
+        records = plugins if plugins is not None else load(discover(config), config, off=taken_out(database))
+        _check_enabled(config, records)
+        apply_migrations(database, records, config, migrations)
+        keyring = unlock(keyring, database, records, config, create=create_keys)
         database.cursor_key = keyring.mac("list-cursor", b"v1")
         database.flush = _flush
-        kernel = Kernel(config, loaded, database, keyring)
+        kernel = Kernel(config, records, database, keyring)
         kernel.wire()
     except BaseException:
         database.close()
@@ -171,11 +90,231 @@ def boot(
     return kernel
 
 
+def _check_enabled(config: Config, records: list[PluginRecord]) -> None:
+    absent = sorted({*config.plugins.enabled} - {record.name for record in records})
+    if absent and config.plugins.strict:
+        raise Refused(*[f"{name}: corral.toml enables it, and it is not installed" for name in absent])
+    for name in absent:
+        log.warning("corral.toml enables a plugin that is not installed", extra={"plugin": name})
+
+
 def _flush(unit: Unit) -> None:
-    """Row changes are done; now what waited for that, then audit, jobs and events, in this order."""
+    """The rows are written; now everything that waited for them, then audit, jobs and events, in this order."""
     for finish in unit.before:
         finish()
     for write in unit.audit:
         write()
     job_rows.write(unit)
     event_log.write(unit)
+
+
+class Kernel:
+    """A wired installation that can be started and stopped; its attributes are the parts."""
+
+    def __init__(self, config: Config, plugins: list[PluginRecord], database: Database, keyring: Keyring) -> None:
+        self.config, self.plugins, self.database, self.keyring = config, plugins, database, keyring
+        redis = config.redis.url
+        self.bus: Bus = first_result(plugins, "corral_bus", redis) if redis else MemoryBus()
+        self.queue: JobQueue | None = first_result(plugins, "corral_job_queue", redis) if redis else None
+        self.feed, self.event_types = Feed(database, self.bus), EventTypes()
+        self.settings = SettingsRegistry(config.pinned, self._shows_settings, config.variables)
+        self.credentials, self.egress, self.metrics = Credentials(), Egress(config), RequestMetrics()
+        self.redactor = Redactor()
+        self.redactor.set_values("configuration", {**config.credentials(), **keyring.credentials()})
+        self.supervisor, self.lifecycle = Supervisor(), Lifecycle()
+        self.registry = PluginRegistry(plugins, config.plugins, self.redactor, self.metrics)
+        self.threads = PluginThreads()
+        self.quarantine = PluginQuarantine(self.registry, self.settings, self.threads)
+        self.guards, self.watchdog = Guards(self.quarantine), Watchdog(self.quarantine)
+        self.thread_exceptions = ThreadExceptions(self.quarantine, plugins)
+        self.metrics.plugins = lambda: metrics.lines(plugins, self.guards.all, self.quarantine)
+        self.container = Container()
+        self.wiring = PluginWiring(plugins, self.container, self.settings, self.event_types, self.guards)
+        self.registry.listeners.append(self.wiring.refresh)
+        self.runner: InProcessRunner
+        self.consumers: list[Consumer] = []
+        self._holder = f"{socket.gethostname()}:{os.getpid()}:{id(self):x}"
+        self._following: list[Consumer] = []
+
+    @property
+    def active(self) -> list[PluginRecord]:
+        """The active plugins, in the order in which they start."""
+        return [record for record in self.plugins if record.active]
+
+    def scope(self, record: PluginRecord) -> Scope:
+        """The services that a plugin may have."""
+        return self.wiring.scope(record)
+
+    def wire(self) -> None:
+        """Offer the kernel's services, wire the plugins, and give consumers and jobs to their runners."""
+        for kind, service in self._services().items():
+            self.container.add(kind, service)
+        self.settings.declare(KERNEL_SETTINGS, KERNEL)
+        self.wiring.wire(self._consumer)
+        active = self.active
+        self.credentials.use([made for record in active for made in record.bound.authenticators])
+        self.consumers = [consumer for record in active for consumer in record.bound.consumers]
+        self.runner = self._runner(active)
+        self.container.add(InProcessRunner, self.runner)
+        for record in active:
+            if not record.found.built_in:  # third-party plugins share half of the database connections
+                labels = [f"consumer {item.name}" for item, _ in record.bound.subscribers]
+                labels += [f"job {item.name}" for item, _ in record.bound.jobs]
+                self.database.plugin_by_label |= dict.fromkeys(labels, record.name)
+
+    def _services(self) -> dict[Any, Any]:
+        """The services that every plugin may ask for."""
+        config, folder, url = self.config, self.config.files_dir, self.config.storage.url or ""
+        return {
+            Config: config,
+            Keyring: self.keyring,
+            Installation: Installation.of(config),
+            Sealer: self.keyring,
+            SealedColumns: sealed_columns(self.plugins),
+            Database: self.database,
+            Work: self.database.work,
+            BlobStore: LocalBlobs(folder) if folder else first_result(self.plugins, "corral_blob_store", url),
+            Settings: self.settings,
+            SettingsRegistry: self.settings,
+            Feed: self.feed,
+            Bus: self.bus,
+            EventTypes: self.event_types,
+            Credentials: self.credentials,
+            Permissions: Permissions(),
+            Egress: self.egress,
+            Redactor: self.redactor,
+            RequestMetrics: self.metrics,
+            Supervisor: self.supervisor,
+            Contributions: self.registry,
+            PluginRegistry: self.registry,
+            PluginQuarantine: self.quarantine,
+            ApiDocument: ApiDocument(title="Corral", version=version("corral"), public_url=config.server.public_url),
+        }
+
+    def _shows_settings(self, plugin: str) -> bool:
+        """Whether the settings of a plugin are shown; a plugin out of service keeps its own, hidden."""
+        record = self.registry.get(plugin)
+        return plugin == KERNEL or (record is not None and record.serves)
+
+    def _consumer(self, record: PluginRecord, subscriber: Subscriber, handle: Any) -> Consumer:
+        return Consumer(
+            self.database,
+            self.feed,
+            subscriber.name,
+            self.event_types.expand(subscriber.events),
+            handle,
+            self._holder,
+            lambda: record.active,
+            handle.tentatively,
+        )
+
+    def _runner(self, active: list[PluginRecord]) -> InProcessRunner:
+        jobs = {job.name: (job, run) for record in active for job, run in record.bound.jobs}
+        schedules = {item.name: (item, run) for record in active for item, run in record.bound.schedules}
+        owners = {job.name: record for record in active for job, _ in record.bound.jobs}
+        owners |= {item.name: record for record in active for item, _ in record.bound.schedules}
+        runner = InProcessRunner(
+            self.database, jobs, schedules, is_open=lambda name: owners[name].active, redact=self.redactor.redact
+        )
+        self.settings.watch([JOBS_CONCURRENCY], lambda: runner.limit(jobs_at_a_time(self.settings)))
+        return runner
+
+    def refuse_without_essentials(self) -> None:
+        """Raise `Refused` when an essential plugin does not serve, or in strict mode when any plugin failed."""
+        strict = self.config.plugins.strict
+        broken = [
+            f"{record.name}: {record.reason}"
+            for record in self.plugins
+            if (record.essential and not record.serves) or (strict and record.state in ("failed", "blocked"))
+        ]
+        if broken:
+            raise Refused(*broken)
+
+    async def start(self, *, jobs: bool = True, share: bool = False) -> None:
+        """Start the feed, the plugins and, with `jobs`, jobs, schedules and consumers, on the running loop.
+
+        New jobs are announced to the shared queue, if there is one, when this process runs none, or is to `share`.
+        """
+        asyncio.get_running_loop().set_default_executor(self.threads)
+        self.watchdog.start()
+        self.thread_exceptions.start()
+        self.database.attach(asyncio.get_running_loop())
+        self.database.committed = self._committed
+        if self.queue is not None and (share or not jobs):
+            await self.queue.start()
+            self.runner.queue = self.queue
+        await self.feed.start()
+        self.supervisor.start("events.feed", self.feed.follow)
+        if self.database.kind == "postgresql":
+            self.supervisor.start("events.sequencer", self.feed.sequence)
+        for record in self.plugins:
+            if record.serves:
+                await self._start_plugin(record)
+        self.refuse_without_essentials()
+        if jobs:
+            self.supervisor.start("jobs", self.runner.run)
+            for consumer in self.consumers:
+                await consumer.begin()
+                self._following.append(consumer)
+                self.supervisor.start(f"consumer {consumer.name}", consumer.run)
+
+    async def _start_plugin(self, record: PluginRecord) -> None:
+        """A plugin whose start raises is `failed`, and so is a third-party one that takes too long."""
+        before, me = self.active, asyncio.current_task()
+        limit = None if record.found.built_in else START_SECONDS
+        runtime = PluginRuntime(
+            self.container, self.scope(record), self.supervisor, self._tasks(record), self.lifecycle
+        )
+        try:
+            assert record.plugin is not None
+            async with asyncio.timeout(limit) as patience:
+                await record.plugin.start(runtime)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) or (me is not None and me.cancelling()):
+                raise
+            record.fail(f"start() took longer than {limit:g} s" if patience.expired() else error)
+            await runtime.end_tasks()
+            block_dependants(self.plugins)
+            for item in before:
+                if not item.active:
+                    self.registry.publish(item)
+
+    async def serving(self, address: str) -> None:
+        """The server accepts connections at `address`."""
+        self.lifecycle.address = address
+        self.egress.register_server(self.config.server.bind, address)
+        for run in self.lifecycle.serving:
+            await run(address)
+
+    async def drain(self, seconds: float) -> None:
+        """Before the server stops, end what serves through it (the embedded worker) and let running jobs finish."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(self.runner.settle(seconds), *[run() for run in self.lifecycle.draining])
+
+    async def stop(self) -> None:
+        """End plugins, background work and connections, in that order."""
+        for record in reversed(self.plugins):
+            if record.serves and record.plugin is not None:
+                await self._tasks(record).once("stop", record.plugin.stop, STOP_SECONDS)()
+        await self.supervisor.stop()
+        # Other processes follow at once. A lease that cannot be released, the database being away, expires by itself.
+        await asyncio.gather(*[consumer.stop() for consumer in self._following], return_exceptions=True)
+        await self.bus.stop()
+        if self.queue is not None:
+            await self.queue.stop()
+        self.database.detach()
+        await asyncio.to_thread(self.database.close)
+        self.watchdog.stop()
+        self.thread_exceptions.stop()
+
+    def _tasks(self, record: PluginRecord) -> PluginTasks:
+        return PluginTasks(self.quarantine, self.guards, record, self.registry)
+
+    def _committed(self, units: list[Unit]) -> None:
+        emitted = [item for unit in units for item in unit.events]
+        for item in emitted:
+            self.metrics.events[item.event.event] += 1
+        self.feed.committed(bool(emitted))
+        if due := [str(row["id"]) for unit in units for row in unit.jobs if row["run_at"] <= row["created_at"]]:
+            self.runner.announce(due)

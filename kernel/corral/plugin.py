@@ -22,6 +22,7 @@ from corral.http.routes import Rate, Route
 T = TypeVar("T")
 KERNEL_API = 1
 hookimpl = pluggy.HookimplMarker("corral")
+Protection = Literal[False, True, "essential"]
 SeriesName = Annotated[str, msgspec.Meta(pattern="^[a-z_][a-z0-9_]*$")]
 
 
@@ -39,7 +40,14 @@ class Plugin:
     permissions: ClassVar[Sequence[Permission]] = ()
     prefixes: ClassVar[tuple[str, ...]] = ()
     """Prefixes of permissions, settings, jobs and tables that this plugin owns beside its name; built-in ones only."""
-    protected: ClassVar[bool] = False
+    protected: ClassVar[Protection] = False
+    """True: cannot be disabled or quarantined. `"essential"`: moreover, the process does not serve without it.
+
+    Only plugins of Corral's own distribution may be protected. Write a literal: it is read from the source of a plugin
+    that cannot be imported.
+    """
+    starts_first: ClassVar[bool] = False
+    """Start before plugins that it does not require: what it does must precede their writes and reads of settings."""
     kernel_api: ClassVar[int] = KERNEL_API
 
     def __init__(self, settings: Any = None) -> None:

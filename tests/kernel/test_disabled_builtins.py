@@ -108,7 +108,7 @@ async def test_a_builtin_that_fails_at_import_is_told_as_failed(
 
     def broken(config: Any) -> list[Found]:
         return [
-            Found(name=item.name, load=lambda item=item: load(item), package=item.package)  # type: ignore[misc]  # bound
+            Found(name=item.name, load=lambda item=item: load(item), module=item.module)  # type: ignore[misc]  # bound
             if item.name == "tasks"
             else item
             for item in discover(config)

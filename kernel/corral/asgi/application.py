@@ -20,7 +20,7 @@ from corral.kernel import Kernel
 from corral.openapi import ApiDocument, document
 from corral.plugin import Audit, LeaseCallers
 from corral.plugins.container import Scope
-from corral.plugins.record import PluginRecord, attempt, block, fail
+from corral.plugins.record import PluginRecord, block_dependants
 
 PREFIXES = ("", BASE)  # of sockets
 NOBODY = Scope("", frozenset(), frozenset())
@@ -35,11 +35,11 @@ class Application:
         table = Table()
         before = kernel.active
         for loaded in sorted(before, key=lambda item: not item.found.built_in):  # which keep their paths
-            attempt(loaded, functools.partial(self._add_routes, loaded, table))
-        block(kernel.plugins)
+            loaded.attempt(self._add_routes, loaded, table)
+        block_dependants(kernel.plugins)
         for loaded in before:
             if not loaded.serves:
-                kernel.close_door(loaded)
+                kernel.registry.publish(loaded)
         kernel.refuse_without_essentials()
         closed.close(table, kernel.plugins, self.endpoints)
         config = kernel.config
@@ -52,7 +52,7 @@ class Application:
             metrics=kernel.metrics,
             hosts=Hosts(config.server.public_url, config.server.allowed_hosts),
             client=ClientAddress(config.server.trusted_proxies),
-            gates=[gate for loaded in kernel.active for gate in loaded.of("corral_gates")],
+            gates=[gate for loaded in kernel.active for gate in loaded.contributed.gates],
             redactor=kernel.redactor,
             record=kernel.registry.record,
             access_log=AccessLog(kernel.settings),
@@ -60,7 +60,7 @@ class Application:
             audit=kernel.container.find(Audit, NOBODY, optional=True, where="the request path"),
         )
         kernel.container.get(ApiDocument).describe(endpoint.route for endpoint in self.endpoints)
-        kernel.door_watchers.append(self._follow)
+        kernel.registry.listeners.append(self._follow)
         self._follow(*kernel.plugins)
         hsts = (config.server.public_url or "").startswith("https://")
         sender = quart_app.Sender(self.path.lasting, hsts=hsts, cors=Cors(kernel.settings))
@@ -75,34 +75,32 @@ class Application:
 
     def _sockets(self) -> dict[str, sockets.Served]:
         served = {path: sockets.Served(loaded) for loaded, path in closed.sockets(self.kernel.plugins)}
-        served.update(pair for loaded in self.kernel.active for pair in loaded.of("_sockets"))
+        served.update(pair for loaded in self.kernel.active for pair in loaded.bound.sockets)
         return {prefix + path: each for path, each in served.items() for prefix in PREFIXES}
 
     def _socket(self, loaded: PluginRecord, item: Socket) -> sockets.Served:
-        serve = self.kernel.container.bind(item.serve, self.kernel.room(loaded), skip=("connection",))
+        serve = self.kernel.container.bind(item.serve, self.kernel.scope(loaded), skip=("connection",))
         return sockets.Served(loaded, self.kernel.guards.route(loaded, f"WS {item.path}", serve))
 
     def _add_routes(self, loaded: PluginRecord, table: Table) -> None:
         permissions = self.kernel.container.get(Permissions)
         made: list[Endpoint] = []
         own = Table()  # raises `Clash` when a plugin declares an operation twice
-        for group in loaded.of("corral_routes"):
+        for group in loaded.contributed.routes:
             for route in group:
                 route.plugin = loaded.name
                 _check(route, permissions)
-                made.append(Endpoint(route, self.kernel.container, self.kernel.room(loaded)))
+                made.append(Endpoint(route, self.kernel.container, self.kernel.scope(loaded)))
                 made[-1].handler = self.kernel.guards.route(loaded, route.label, route.handler)
                 own.add(made[-1])
-        loaded.contributions["_sockets"] = [
-            (item.path, self._socket(loaded, item)) for item in loaded.of("corral_sockets")
-        ]
+        loaded.bound.sockets = [(item.path, self._socket(loaded, item)) for item in loaded.contributed.sockets]
         if not loaded.found.built_in:  # what has no schema would leave everybody without the document
             document([each.route for each in made], title="", version="", public_url=None)
         clashes = [other for endpoint in made if (other := table.clash(endpoint.route)) is not None]
         for _, served in clashes:
             rival = next(item for item in self.kernel.plugins if item.name == served.plugin)
             if rival.active and not rival.found.built_in:  # neither has a better claim; a built-in one keeps its paths
-                fail(rival, f"{served.label} is declared by {loaded.name} too")
+                rival.fail(f"{served.label} is declared by {loaded.name} too")
         if clashes:
             raise Clash(*clashes[0])
         for endpoint in made:

@@ -111,14 +111,14 @@ def _plugin_commands() -> dict[str, click.Command]:
     """
     from corral.cli.contributed import contributed
     from corral.hookspecs import corral_commands
-    from corral.plugins.hooks import given
+    from corral.plugins.hooks import answers
 
     try:
         config = load_config()
     except Refused:
         config = Config()
     commands: dict[str, click.Command] = {}
-    for _, found in contributed(config, "corral_commands", "commands", lambda hook: given(corral_commands, [hook()])):
+    for _, found in contributed(config, "corral_commands", "commands", lambda hook: answers(corral_commands, [hook()])):
         for command in found:
             if command.name is not None:
                 commands.setdefault(command.name, command)

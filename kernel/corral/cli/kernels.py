@@ -21,7 +21,7 @@ from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
 from corral.database.unit import Actor, Entry
 from corral.errors import Refused
-from corral.plugins.container import Wiring
+from corral.plugins.container import WiringError
 from corral.settings.store import SettingsStore
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def session(config_path: Path | None, label: str, *, create: bool = False) -> It
     ensure_data_dir(config)
     with _closing(config) as kernel:
         found = Session(kernel, label)
-        with contextlib.suppress(Wiring):  # the plugin `settings` failed: defaults rule, as they do in a server
+        with contextlib.suppress(WiringError):  # the plugin `settings` failed: defaults rule, as they do in a server
             found.run(found.service(SettingsStore).adopt, read=True)
         yield found
 

@@ -29,7 +29,7 @@ def plugins_of(config: Config) -> list[PluginRecord]:
     loaded = load(discover(config), config)
     for item in loaded:
         if item.name in stored and item.active and not item.protected and item.name not in config.plugins.enabled:
-            item.become("disabled", stored[item.name])
+            item.disable(stored[item.name])
     return sorted(loaded, key=lambda item: item.name)
 
 

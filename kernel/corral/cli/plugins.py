@@ -110,11 +110,10 @@ def purge(name: str, config_path: Path | None, as_json: bool) -> None:
 def _purgeable(config: Config, name: str) -> list[str]:
     """All known names; refuses a plugin that runs, would run at the next start, or is protected."""
     from corral.cli.plugin_set import plugins_of
-    from corral.plugins.record import PROTECTED
 
     plugins = plugins_of(config)
     item = next((item for item in plugins if item.name == name), None)  # one that was uninstalled may be purged too
-    if name in PROTECTED or (item is not None and item.protected):
+    if item is not None and item.protected:
         raise click.ClickException(f"{name} is protected: nothing is safe without its tables")
     if item is not None and item.state != "disabled":
         raise click.ClickException(

@@ -313,8 +313,6 @@ def announcement(kernel: Any, address: str) -> str:
     lines = [f"Corral is ready on {chosen_server(config)}: {address}/api/v1/docs", f"  data folder   {config.data_dir}"]
     if config.keys.master_key is None:
         lines.append(f"  master key    {config.data_dir / 'master.key'}  (back this up, apart from the data)")
-    if kernel.first_admin_hint:
-        lines.append(f"  first admin   {kernel.first_admin_hint}")
     for loaded in kernel.plugins:
         if loaded.state in ("failed", "blocked"):
             lines.append(f"  plugin {loaded.name} is {loaded.state}: {loaded.reason}")

@@ -119,7 +119,7 @@ def ping_redis(url: str) -> str | None:
 def has_bus(config: Config) -> bool:
     """Whether a plugin serves the Redis URL; without one the server does not start."""
     from corral.plugins.discovery import discover
-    from corral.plugins.first_result import first_result
+    from corral.plugins.hooks import first_result
     from corral.plugins.loading import load
 
     try:

@@ -1,4 +1,4 @@
-"""Whose code a file is."""
+"""Tells which plugin a source file belongs to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from corral.plugins.record import PluginRecord
 
 
 class CodeOwners:
-    """The plugin that owns each source file."""
+    """Maps source files to the plugins of a kernel."""
 
     def __init__(self, plugins: Iterable[PluginRecord]) -> None:
         modules = ((item.name, sys.modules.get(item.kind.__module__)) for item in plugins if item.kind is not None)

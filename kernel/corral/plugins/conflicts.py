@@ -1,11 +1,11 @@
-"""What only one plugin may have: a setting, tables of a prefix, an event, a job, a socket. Who wants it too fails."""
+"""Finds names that several plugins declare: settings, tables, events, jobs, schedules, metrics, sockets."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from corral.plugins.record import PluginRecord, fail
+from corral.plugins.record import PluginRecord
 
 NAMED = (
     ("setting", "corral_settings"),
@@ -16,8 +16,8 @@ NAMED = (
 )
 
 
-def refuse_clashes(plugins: Iterable[PluginRecord]) -> None:
-    """Those that declare what another one declares are `failed`; a built-in one keeps what it has."""
+def refuse_conflicts(plugins: Iterable[PluginRecord]) -> None:
+    """Plugins that declare the same name are `failed`; a built-in plugin keeps its name."""
     plugins = list(plugins)
     claims: dict[str, dict[str, PluginRecord]] = defaultdict(dict)
     for loaded in plugins:
@@ -28,7 +28,7 @@ def refuse_clashes(plugins: Iterable[PluginRecord]) -> None:
         for loaded in others if len(claimants) > 1 else ():
             if loaded.active:
                 rivals = sorted(name for name in claimants if name != loaded.name)
-                fail(loaded, f"{what} is declared by {' and '.join(rivals)} too")
+                loaded.fail(f"{what} is declared by {' and '.join(rivals)} too")
 
 
 def _claimed(loaded: PluginRecord, plugins: list[PluginRecord]) -> Iterator[str]:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from corral.config.model import Config
+from corral.plugin import Protection
 
 GROUP = "corral.plugins"
 BUILT_IN = "corral"
+_PROTECTED = re.compile(r'^    protected = (True|"essential")', re.MULTILINE)
 
 
 class Found(msgspec.Struct, kw_only=True):
-    """An entry point: which class, from which distribution; `package` is the top one of its module."""
+    """An entry point: the class, by its module, and the distribution that it comes from."""
 
     name: str
     load: Callable[[], Any]
-    package: str = ""
+    module: str = ""
     distribution: str = BUILT_IN
     version: str = ""
     author: str = ""
@@ -31,8 +35,23 @@ class Found(msgspec.Struct, kw_only=True):
 
     @property
     def built_in(self) -> bool:
-        """Whether it is of Corral's own distribution."""
+        """Whether it comes from Corral's own distribution."""
         return self.distribution == BUILT_IN
+
+    @property
+    def package(self) -> str:
+        """The top-level package of the class."""
+        return self.module.partition(".")[0]
+
+    def protection(self) -> Protection:
+        """The attribute `protected` as the source has it, since a class that is not imported cannot be asked."""
+        try:
+            spec = importlib.util.find_spec(self.module) if self.module else None
+            source = Path(spec.origin).read_text("utf-8") if spec is not None and spec.origin else ""
+        except (ImportError, OSError, ValueError):
+            return False
+        declared = _PROTECTED.search(source)
+        return False if declared is None else "essential" if declared[1] == '"essential"' else True
 
 
 def discover(config: Config) -> list[Found]:
@@ -49,7 +68,7 @@ def discover(config: Config) -> list[Found]:
         item = Found(
             name=point.name,
             load=point.load,
-            package=point.module.partition(".")[0],
+            module=point.module,
             distribution=str(facts["Name"] if facts else BUILT_IN).lower(),
             version=str(facts["Version"] if facts else ""),
             author=str(facts.get("Author-email") or facts.get("Author") or "") if facts else "",

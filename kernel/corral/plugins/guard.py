@@ -171,7 +171,7 @@ class Guard:
         raise ContributionFailed(f"{self.where}: {type(error).__name__}") from error
 
     def stuck(self, thread: int) -> None:
-        self.warden.standing(self.loaded.name).stuck.add(thread)
+        self.warden.tracker(self.loaded.name).stuck.add(thread)
 
     def lost(self, thread: int) -> None:
         self.warden.lost(self.loaded, self.where, thread, counts=self.terms.counts)

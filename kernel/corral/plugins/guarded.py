@@ -21,11 +21,6 @@ from corral.plugins.return_types import ANYTHING, Expected, of_field, of_method
 HEALTH_SECONDS = 2.0
 ROUTES, OF_ROUTES = "corral_routes", ("quarantined", "disabled")  # the latter: of a call that was let in before
 UNAWAITED = Expected(None, False)
-# asked of all that there are: how they are made, and what goes for those that fail
-GATES: tuple[tuple[str, Callable[[Any], Any], Any], ...] = (
-    ("corral_gates", lambda item: Meter if isinstance(item, Meter) else Gate, None),
-    ("_authenticators", lambda item: Authenticator, None),
-)
 
 
 class Guarded:
@@ -93,21 +88,36 @@ class Guards:
 
     def enclose(self, loaded: PluginRecord, hooks: Mapping[str, tuple[str, Any]]) -> None:
         """Put guards around all that a plugin contributed. `hooks`: those of plugins, with owner and protocol."""
-        given = loaded.contributions
-        for name, hook in (("_jobs", "corral_jobs"), ("_schedules", "corral_schedules")):
-            given[name] = [(item, self.job(loaded, hook, item.name, run)) for item, run in loaded.of(name)]
-        given["_subscribers"] = [(item, self.subscriber(loaded, item, run)) for item, run in loaded.of("_subscribers")]
-        given["corral_health_checks"] = [self.health_check(loaded, item) for item in loaded.of("corral_health_checks")]
-        for name, protocol, otherwise in GATES:
-            terms = {"otherwise": otherwise, "closed": loaded.protected}
-            if name == "_authenticators" and loaded.found.built_in:  # its routes go on, and so must who calls them
-                terms["also"] = ("quarantined",)
-            terms["watched"] = not (loaded.protected and name == "corral_gates")  # which are met by every request
-            given[name] = [self.item(loaded, name, item, protocol(item), **terms) for item in loaded.of(name)]
-        given["corral_metrics"] = [self.item(loaded, "corral_metrics", item) for item in loaded.of("corral_metrics")]
+        given, bound = loaded.contributed, loaded.bound
+        bound.jobs = [(job, self.job(loaded, "corral_jobs", job.name, run)) for job, run in bound.jobs]
+        bound.schedules = [
+            (item, self.job(loaded, "corral_schedules", item.name, run)) for item, run in bound.schedules
+        ]
+        bound.subscribers = [(item, self.subscriber(loaded, item, run)) for item, run in bound.subscribers]
+        given.health_checks = [self.health_check(loaded, item) for item in given.health_checks]
+        closed = loaded.protected
+        given.gates = [
+            self.item(
+                loaded,
+                "corral_gates",
+                gate,
+                Meter if isinstance(gate, Meter) else Gate,
+                otherwise=None,
+                closed=closed,
+                watched=not closed,  # gates of protected plugins are called by every request
+            )
+            for gate in given.gates
+        ]
+        # Routes of a quarantined built-in plugin go on, and so must the authentication of their callers.
+        also = ("quarantined",) if loaded.found.built_in else ()
+        bound.authenticators = [
+            self.item(loaded, "corral_authenticators", item, Authenticator, otherwise=None, closed=closed, also=also)
+            for item in bound.authenticators
+        ]
+        given.metrics = [self.item(loaded, "corral_metrics", item) for item in given.metrics]
         for hook, (owner, protocol) in hooks.items():
-            if owner != loaded.name and hook in given:  # what it contributes to its own hook is its own affair
-                given[hook] = [self.item(loaded, hook, item, protocol, budget=None) for item in given[hook]]
+            if owner != loaded.name and hook in given.to_plugins:  # contributions to its own hook are its own affair
+                given.put(hook, [self.item(loaded, hook, item, protocol, budget=None) for item in given.of(hook)])
 
     def item(self, loaded: PluginRecord, hook: str, item: Any, protocol: Any = None, **terms: Any) -> Any:
         """Any contributed object. `protocol`: what its hook asks for, which says what methods return."""

@@ -1,38 +1,44 @@
-"""What a hook asks for, read of its specification, and whether a plugin gave that."""
+"""Calls hooks of plugins and checks that their answers have the type that the specification declares."""
 
 from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
+import pluggy
 
+from corral import hookspecs
+from corral.errors import Refused
 from corral.http.signature import hints
+from corral.plugins.record import PluginRecord, block_dependants
+
+URL_KEYS = {"corral_blob_store": "[storage] url"}  # the configuration key behind a first-result hook
 
 
-def asked_for(spec: Callable[..., Any]) -> Any:
-    """What a hook's contributions shall be: X of `-> Iterable[X]`."""
+def item_type(spec: Callable[..., Any]) -> Any:
+    """The type X of a contribution, from the return annotation `Iterable[X]` of the specification."""
     try:
         return (typing.get_args(hints(spec).get("return")) or (None,))[0]
     except TypeError:  # a name that is imported for type checkers only
         return None
 
 
-def given(spec: Callable[..., Any], answers: Iterable[Any]) -> list[Any]:
-    """The items of all answers to a hook. Raises `TypeError` for what it does not ask for."""
+def answers(spec: Callable[..., Any], returned: Iterable[Any]) -> list[Any]:
+    """The items of all answers to a hook. Raises `TypeError` for an item of another type."""
     items: list[Any] = []
-    for answer in answers:
+    for answer in returned:
         if isinstance(answer, (str, bytes)) or not isinstance(answer, Iterable):
             raise TypeError(f"{spec.__name__} returned {type(answer).__name__}, not a list")
         items.extend(answer)
-    judge(spec.__name__, items, asked_for(spec))
+    check_items(spec.__name__, items, item_type(spec))
     return items
 
 
-def judge(where: str, items: Iterable[Any], asked: Any) -> None:
-    """Raise `TypeError` unless all are of that kind, and shapes among them have what their fields say."""
+def check_items(where: str, items: Iterable[Any], asked: Any) -> None:
+    """Raise `TypeError` unless all items are of the type `asked`, and shapes among them are valid."""
     union = typing.get_origin(asked) in (typing.Union, types.UnionType)
     for item in items:
         if not any(_is_of(item, option) for option in (typing.get_args(asked) if union else (asked,))):
@@ -45,7 +51,7 @@ def judge(where: str, items: Iterable[Any], asked: Any) -> None:
 
 
 def _is_of(item: Any, asked: Any) -> bool:
-    """A protocol that cannot be looked for at run time is taken as it is."""
+    """A protocol that cannot be checked at run time accepts everything."""
     kind = typing.get_origin(asked) or asked
     base = typing.get_args(asked)[0] if kind is type else kind
     known = isinstance(base, type) and not getattr(base, "_is_protocol", False)
@@ -54,3 +60,61 @@ def _is_of(item: Any, asked: Any) -> bool:
     if not known and not getattr(kind, "_is_runtime_protocol", False):
         return True
     return isinstance(item, kind) and not isinstance(item, type)
+
+
+def manager_of(record: PluginRecord, specs: Iterable[Any]) -> pluggy.PluginManager:
+    """A manager that calls the hooks of one plugin alone, so that a failure has a name."""
+    manager = hookspecs.Manager("corral")
+    for module in specs:
+        manager.add_hookspecs(module)
+    manager.register(record.plugin, record.name)
+    return manager
+
+
+def offered_specs(records: Iterable[PluginRecord]) -> list[Any]:
+    """The modules with hook specifications; a module that repeats a hook or is no module fails its own plugin."""
+    manager, modules = pluggy.PluginManager("corral"), [hookspecs]
+    manager.add_hookspecs(hookspecs)
+
+    def offer(record: PluginRecord) -> None:
+        offered = list(getattr(record.plugin, "corral_hookspecs", list)())
+        for module in offered:
+            manager.add_hookspecs(module)
+        record.contributed.hookspecs = offered
+        modules.extend(offered)
+
+    for record in sorted(records, key=lambda record: not record.found.built_in):
+        if record.active:
+            record.attempt(offer, record)
+    return modules
+
+
+def hooks_of(record: PluginRecord) -> dict[str, tuple[str, Any]]:
+    """The hooks that a plugin offers to others: the name of the plugin, and the type of a contribution."""
+    return {
+        name: (record.name, item_type(spec))
+        for module in record.contributed.hookspecs
+        for name, spec in vars(module).items()
+        if name.startswith("corral_")
+    }
+
+
+def first_result(records: Sequence[PluginRecord], hook: str, url: str) -> Any:
+    """The answer of the first active plugin that serves the URL; built-in plugins are asked last.
+
+    A plugin that raises is `failed`. Raises `Refused` when no plugin answers.
+    """
+    made: list[Any] = []
+
+    def ask(record: PluginRecord) -> None:
+        answer = getattr(manager_of(record, [hookspecs]).hook, hook)(url=url)
+        made.extend([] if answer is None else [answer])
+
+    for record in sorted(records, key=lambda record: record.found.built_in):
+        if record.active and not made:
+            record.attempt(ask, record)
+    block_dependants(records)
+    if not made:
+        key, scheme = URL_KEYS.get(hook, "[redis] url"), url.partition(":")[0]
+        raise Refused(f"{key}: no active plugin serves {scheme}:// (hook {hook}); install one, or remove the key")
+    return made[0]

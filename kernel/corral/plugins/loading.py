@@ -1,6 +1,6 @@
-"""From entry points to plugins that are ready to be wired: import, manifest, configuration, order, hooks.
+"""Loads plugins: import, manifest, configuration, order, and the answers to hooks.
 
-Whatever fails leaves its plugin `failed` with one sentence, those that require it `blocked`, and all else as it was.
+A failure leaves its plugin `failed` with one sentence and the plugins that require it `blocked`; all others load.
 """
 
 from __future__ import annotations
@@ -12,63 +12,68 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-import pluggy
 
-from corral import clock, hookspecs
+from corral import clock
 from corral.auth.principal import Permission
 from corral.config.model import Config
 from corral.plugin import KERNEL_API, Plugin
 from corral.plugins.discovery import Found
-from corral.plugins.hooks import given, judge
-from corral.plugins.record import PluginRecord, attempt, block, fail
+from corral.plugins.hooks import answers, check_items, manager_of, offered_specs
+from corral.plugins.record import PluginRecord, block_dependants
 
 log = logging.getLogger("corral.plugins")
 
-# The single-machine lock comes before any write, and what others read when they start must be there.
-FIRST = ("health", "accounts", "event_log", "plugin_admin", "redis", "settings")
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
-
-BEFORE_BOOT = ("corral_hookspecs", "corral_commands", "corral_demo_models")  # asked where there is no kernel yet
+CALLED_ELSEWHERE = frozenset({"corral_hookspecs", "corral_commands"})  # before there are records, or without a kernel
+_RANKS = {"essential": 0, True: 1, False: 2}
 
 
 def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | None = None) -> list[PluginRecord]:
-    """Import and check, order by `requires`, collect contributions. `off`: what an admin disabled, with the reason."""
-    plugins = [_begin(item, config, off or {}) for item in sorted(found, key=lambda item: item.name)]
-    for loaded in plugins:
-        if loaded.active:
-            attempt(loaded, lambda loaded=loaded: _import(loaded, config))  # type: ignore[misc]  # bound per round
-    ordered = order(plugins)
-    modules = _offered_specs(ordered)
-    for loaded in ordered:
-        if loaded.active:
-            absent = any(name not in {item.name for item in ordered if item.active} for name in _named(loaded))
-            attempt(loaded, lambda loaded=loaded, absent=absent: _contribute(loaded, modules, absent))  # type: ignore[misc]  # bound per round
-    block(ordered)
+    """Import and check plugins, order them by `requires`, and collect what they contribute.
+
+    `off` names the plugins that an admin disabled, with the reason.
+    """
+    records = [_begin(item, config, off or {}) for item in sorted(found, key=lambda item: item.name)]
+    for record in records:
+        if record.active:
+            record.attempt(_import, record, config)
+    ordered = order(records)
+    specs = offered_specs(ordered)
+    for record in ordered:
+        if record.active:
+            absent = not {*record.requires, *record.wants} <= {item.name for item in ordered if item.active}
+            record.attempt(_contribute, record, specs, absent)
+    block_dependants(ordered)
     return ordered
 
 
-def order(plugins: list[PluginRecord]) -> list[PluginRecord]:
-    """By `requires`, then by name; members of a circle are `failed`, dependants of what is not active `blocked`."""
-    by_name = {loaded.name: loaded for loaded in plugins}
-    done: dict[str, PluginRecord] = {}
-    waiting = dict(by_name)
+def order(records: Iterable[PluginRecord]) -> list[PluginRecord]:
+    """Sort by `requires`, then by `starts_first`, protection and name.
+
+    Members of a circle are `failed`; plugins that require something that does not serve are `blocked`.
+    """
+    waiting = {record.name: record for record in records}
+    ordered: list[PluginRecord] = []
     while waiting:
-        ready = [
-            item for item in waiting.values() if all(name in done or name not in by_name for name in item.requires)
-        ]
-        circle = [] if ready else [item for item in waiting.values() if item.name in _needed(item, waiting)]
-        for loaded in ready or circle:
-            if not ready and loaded.active:
-                fail(loaded, f"requires go in a circle: {', '.join(item.name for item in circle)}")
-            done[loaded.name] = waiting.pop(loaded.name)
-    ordered = sorted(done.values(), key=lambda item: FIRST.index(item.name) if item.name in FIRST else len(FIRST))
-    block(ordered)
+        ready = [record for record in waiting.values() if waiting.keys().isdisjoint(record.requires)]
+        circle = [] if ready else [record for record in waiting.values() if record.name in _needed(record, waiting)]
+        for record in circle:
+            if record.active:
+                record.fail(f"requires go in a circle: {', '.join(item.name for item in circle)}")
+        for record in circle or [min(ready, key=_rank)]:
+            ordered.append(waiting.pop(record.name))
+    block_dependants(ordered)
     return ordered
 
 
-def _needed(loaded: PluginRecord, among: Mapping[str, PluginRecord]) -> set[str]:
+def _rank(record: PluginRecord) -> tuple[bool, int, str]:
+    kind = record.kind or Plugin
+    return not kind.starts_first, _RANKS[kind.protected], record.name
+
+
+def _needed(record: PluginRecord, among: Mapping[str, PluginRecord]) -> set[str]:
     """The names of those in `among` that it requires, directly or through others."""
-    found, new = set[str](), set(loaded.requires) & set(among)
+    found, new = set[str](), set(record.requires) & set(among)
     while new:
         found |= new
         new = {name for item in new for name in among[item].requires if name in among} - found
@@ -76,104 +81,87 @@ def _needed(loaded: PluginRecord, among: Mapping[str, PluginRecord]) -> set[str]
 
 
 def _begin(item: Found, config: Config, off: Mapping[str, str]) -> PluginRecord:
-    loaded = PluginRecord(found=item, since=clock.now())
+    """The record of a plugin, `disabled` unless it is to be loaded."""
+    record = PluginRecord(found=item, since=clock.now())
     named = not {item.name, item.claims}.isdisjoint(config.plugins.enabled)
-    if loaded.protected:
+    reason = None
+    if config.safe_mode:
+        reason = "safe mode"
+    elif item.name in config.plugins.disabled or (not item.built_in and not named):
+        reason = "config"
+    elif item.name in off and not named:
+        reason = off[item.name]
+    if reason is not None and record.protected:
         if item.name in config.plugins.disabled:
             log.warning("corral.toml disables a protected plugin; it is loaded", extra={"plugin": item.name})
-    elif config.safe_mode:
-        loaded.become("disabled", "safe mode")
-    elif item.name in config.plugins.disabled or (not item.built_in and not named):
-        loaded.become("disabled", "config")
-    elif item.name in off and not named:
-        loaded.become("disabled", off[item.name])
-    return loaded
+    elif reason is not None:
+        record.disable(reason)
+    return record
 
 
-def _import(loaded: PluginRecord, config: Config) -> None:
-    kind: Any = loaded.found.load()
+def _import(record: PluginRecord, config: Config) -> None:
+    kind: Any = record.found.load()
     if not (isinstance(kind, type) and issubclass(kind, Plugin)):
         raise TypeError(f"the entry point names {kind!r}, which is not a subclass of corral.plugin.Plugin")
-    if getattr(kind, "name", None) != loaded.name or not _IDENTIFIER.fullmatch(loaded.name):
-        raise TypeError(f"the class is named {getattr(kind, 'name', None)!r}, its entry point {loaded.name!r}")
+    _check_manifest(record, kind)
+    inspect.getfile(kind)  # raises when the class claims a module that does not exist
+    record.kind = kind
+    record.plugin = kind(_section(record, kind, config))
+
+
+def _check_manifest(record: PluginRecord, kind: type[Plugin]) -> None:
+    if getattr(kind, "name", None) != record.name or not _IDENTIFIER.fullmatch(record.name):
+        raise TypeError(f"the class is named {getattr(kind, 'name', None)!r}, its entry point {record.name!r}")
     if kind.kernel_api != KERNEL_API:
         raise TypeError(f"made for kernel API {kind.kernel_api}, this kernel has {KERNEL_API}")
-    if kind.protected and not loaded.found.built_in and loaded.found.distribution != "test":
+    if kind.protected not in _RANKS:
+        raise TypeError(f'protected is True, False or "essential", not {kind.protected!r}')
+    if kind.protected and not record.found.built_in and record.found.distribution != "test":
         raise TypeError("protected is for the plugins that Corral brings along")
-    named: tuple[Any, ...] = (kind.requires, kind.wants)
-    if not all(
-        isinstance(names, tuple) and all(isinstance(each, str) and each != loaded.name for each in names)
-        for names in named
-    ):
-        raise TypeError("requires and wants must be tuples of names of other plugins")
-    judge("permissions", kind.permissions, Permission)
-    if kind.prefixes and not loaded.found.built_in:
+    manifest: tuple[Any, ...] = (kind.requires, kind.wants)
+    for names in manifest:
+        if not isinstance(names, tuple) or any(not isinstance(name, str) or name == record.name for name in names):
+            raise TypeError("requires and wants must be tuples of names of other plugins")
+    check_items("permissions", kind.permissions, Permission)
+    if kind.prefixes and not record.found.built_in:
         raise TypeError("prefixes are for the plugins that Corral brings along")
-    own = tuple(f"{prefix}." for prefix in (loaded.name, *kind.prefixes))
+    own = tuple(f"{prefix}." for prefix in (record.name, *kind.prefixes))
     foreign = [item.name for item in kind.permissions if not item.name.startswith(own)]
     if foreign:
-        raise TypeError(f"permissions must begin with {loaded.name}.: {', '.join(foreign)}")
-    inspect.getfile(kind)  # raises where the class says that it is of a module that is none
-    loaded.kind = kind
-    loaded.plugin = kind(_section(loaded, kind, config))
+        raise TypeError(f"permissions must begin with {record.name}.: {', '.join(foreign)}")
 
 
-def _section(loaded: PluginRecord, kind: type[Plugin], config: Config) -> Any:
-    table = config.plugins.tables.get(loaded.name, {})
+def _section(record: PluginRecord, kind: type[Plugin], config: Config) -> Any:
+    table = config.plugins.tables.get(record.name, {})
     if kind.config is None:
         if table:
-            raise ValueError(f"[plugins.{loaded.name}] is set, but the plugin takes no configuration")
+            raise ValueError(f"[plugins.{record.name}] is set, but the plugin takes no configuration")
         return None
     try:
         return msgspec.convert(table, kind.config)
     except msgspec.ValidationError as error:
-        raise ValueError(f"[plugins.{loaded.name}]: {error}") from None
+        raise ValueError(f"[plugins.{record.name}]: {error}") from None
 
 
-def manager_of(loaded: PluginRecord, modules: Iterable[Any]) -> pluggy.PluginManager:
-    """What calls the hooks of one plugin: each alone, so that a failure has a name."""
-    manager = hookspecs.Manager("corral")
-    for module in modules:
-        manager.add_hookspecs(module)
-    manager.register(loaded.plugin, loaded.name)
-    return manager
+def _contribute(record: PluginRecord, specs: Iterable[Any], owner_absent: bool) -> None:
+    """Call every hook of one plugin.
 
-
-def _offered_specs(ordered: Iterable[PluginRecord]) -> list[Any]:
-    """Modules with specifications. One that is none, or has a hook that there is already, is its own plugin's fault."""
-    manager, modules = pluggy.PluginManager("corral"), [hookspecs]
-    manager.add_hookspecs(hookspecs)
-    for loaded in sorted(ordered, key=lambda item: not item.found.built_in):
-        if loaded.active:
-            attempt(loaded, lambda loaded=loaded: modules.extend(_offer(loaded, manager)))  # type: ignore[misc]  # bound per round
-    return modules
-
-
-def _offer(loaded: PluginRecord, manager: pluggy.PluginManager) -> list[Any]:
-    offered = list(getattr(loaded.plugin, "corral_hookspecs", list)())
-    for module in offered:
-        manager.add_hookspecs(module)
-    loaded.contributions["corral_hookspecs"] = offered
-    return offered
-
-
-def _named(loaded: PluginRecord) -> tuple[str, ...]:
-    return (*loaded.kind.requires, *loaded.kind.wants) if loaded.kind else ()
-
-
-def _contribute(loaded: PluginRecord, modules: Iterable[Any], owner_absent: bool) -> None:
-    """Call every hook of one plugin; unknown hook names are an error, but optional ones whose owner may be absent."""
-    manager = manager_of(loaded, modules)
+    An unknown hook name is an error, unless it is optional and its owner may be absent. Hooks that take arguments are
+    called by their owners when needed.
+    """
+    manager = manager_of(record, specs)
     manager.check_pending()
-    unknown = [caller.name for caller in manager.get_hookcallers(loaded.plugin) or () if caller.spec is None]
+    callers = manager.get_hookcallers(record.plugin) or []
+    unknown = [caller.name for caller in callers if caller.spec is None]
     if unknown and not owner_absent:
         raise TypeError(f"no plugin has the hook {', '.join(unknown)}: mind the spelling, and name its owner in wants")
-    staged: dict[str, list[Any]] = {}
-    for caller in manager.get_hookcallers(loaded.plugin) or ():
-        if caller.spec is None or caller.spec.opts["firstresult"] or caller.name in BEFORE_BOOT:
-            continue
-        staged[caller.name] = given(caller.spec.function, caller())
-    nameless = [kind for kind in staged.get("corral_events", ()) if not isinstance(getattr(kind, "event", None), str)]
-    if nameless:
-        raise TypeError(f'the event {nameless[0].__name__} has no name: set event = "{loaded.name}.happened"')
-    loaded.contributions |= staged
+    staged = {
+        caller.name: answers(caller.spec.function, caller())
+        for caller in callers
+        if caller.spec is not None and not caller.spec.argnames and caller.name not in CALLED_ELSEWHERE
+    }
+    for kind in staged.get("corral_events", ()):
+        if not isinstance(getattr(kind, "event", None), str):
+            raise TypeError(f'the event {kind.__name__} has no name: set event = "{record.name}.happened"')
+    for hook, items in staged.items():
+        record.contributed.put(hook, items)

@@ -1,6 +1,4 @@
-"""What a start does about pending migrations: apply them, refuse, or fail the one plugin they belong to; and about the
-master keys: make one only where nothing is encrypted yet.
-"""
+"""Migrations at boot, which are applied, refused, or fail their plugin; and the keyring that fits the stored rows."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from corral.crypto import Keyring
 from corral.database.engine import Database
 from corral.database.migrations import Home, Newer, exclusive_start, keep_copy, migrate, pending_of, tables_of
 from corral.database.sealed import SealedColumns
-from corral.plugins.record import PluginRecord, attempt, block, fail
+from corral.plugins.record import PluginRecord, block_dependants
 
 log = logging.getLogger("corral.kernel")
 
@@ -36,7 +34,7 @@ def apply_migrations(database: Database, plugins: list[PluginRecord], config: Co
     with exclusive_start(database) as engine:
         homes = {item.name: home for item in plugins if item.active and (home := item.home()) is not None}
         waiting = {item.name: _waiting(engine, item, homes[item.name]) for item in plugins if item.name in homes}
-        block(plugins)
+        block_dependants(plugins)
         lines = "; ".join(f"{name}: {', '.join(scripts)}" for name, scripts in waiting.items() if scripts)
         if lines and not allowed and tables_of(engine):
             raise Pending(f"migrations wait; run corral migrate ({lines})")
@@ -44,8 +42,8 @@ def apply_migrations(database: Database, plugins: list[PluginRecord], config: Co
             keep_copy(engine)
         for item in plugins:
             if item.active and waiting.get(item.name):
-                attempt(item, lambda item=item: migrate(database, homes[item.name]))  # type: ignore[misc]  # bound
-                block(plugins)
+                item.attempt(migrate, database, homes[item.name])
+                block_dependants(plugins)
 
 
 def _waiting(engine: peewee.Database, loaded: PluginRecord, home: Home) -> list[str]:
@@ -55,13 +53,13 @@ def _waiting(engine: peewee.Database, loaded: PluginRecord, home: Home) -> list[
     except Newer as error:
         if loaded.found.built_in:
             raise Pending(f"{error}; install the release that made it") from None
-        fail(loaded, error)
+        loaded.fail(error)
         return []
 
 
 def sealed_columns(plugins: Iterable[PluginRecord]) -> SealedColumns:
     """The sealed columns of active plugins."""
-    return SealedColumns(model for loaded in plugins if loaded.active for model in loaded.of("corral_models"))
+    return SealedColumns(model for loaded in plugins if loaded.active for model in loaded.contributed.models)
 
 
 def unlock(

@@ -39,7 +39,7 @@ class Alarm(NamedTuple):
     held: bool
 
 
-class Standing:
+class FailureTracker:
     """How a plugin fares. Times are monotonic."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class PluginQuarantine:
 
     def __init__(self, registry: PluginRegistry, settings: Settings, threads: PluginThreads) -> None:
         self._registry, self._settings, self._threads = registry, settings, threads
-        self._standings: dict[str, Standing] = {}
+        self._trackers: dict[str, FailureTracker] = {}
         self._lock = threading.Lock()
         self.alarms: deque[Alarm] = deque()
         self.bell: Callable[[], None] = lambda: None
@@ -75,20 +75,20 @@ class PluginQuarantine:
         """Seconds of a call."""
         return self._settings.get(CALL_BUDGET_SECONDS)
 
-    def standing(self, name: str) -> Standing:
+    def tracker(self, name: str) -> FailureTracker:
         """Of one plugin."""
-        return self._standings.setdefault(name, Standing())
+        return self._trackers.setdefault(name, FailureTracker())
 
     def strike(self, loaded: PluginRecord, where: str, error: BaseException) -> None:
         """An error of a contributed callable."""
-        standing = self.standing(loaded.name)
-        if len(standing.errors) < LOGGED:
+        tracker = self.tracker(loaded.name)
+        if len(tracker.errors) < LOGGED:
             log.error("a contribution failed", extra={"plugin": loaded.name, "where": where}, exc_info=error)
         self._registry.record(loaded.name, where, error, current().entry.request_id if in_unit() else None)
         with self._lock:
             now = time.monotonic()
-            standing.errors.append(now)
-            self._judge(loaded, standing, now, f"the last one in {where}: {type(error).__name__}: {error}")
+            tracker.errors.append(now)
+            self._judge(loaded, tracker, now, f"the last one in {where}: {type(error).__name__}: {error}")
 
     def lost(self, loaded: PluginRecord, where: str, thread: int, *, counts: bool, told: str = GIVEN_UP) -> None:
         """A call that was given up; its thread is replaced where it is one of the pool's."""
@@ -96,43 +96,43 @@ class PluginQuarantine:
         log.error("a contribution was given up", extra={"plugin": loaded.name, "where": where, "reason": told})
         self._registry.record(loaded.name, where, error, None)
         with self._lock:
-            standing, now = self.standing(loaded.name), time.monotonic()
+            tracker, now = self.tracker(loaded.name), time.monotonic()
             if counts:
-                standing.errors.append(now)
-                standing.given_up.append(now)
-                self._judge(loaded, standing, now, f"the last one in {where}: {error}")
+                tracker.errors.append(now)
+                tracker.given_up.append(now)
+                self._judge(loaded, tracker, now, f"the last one in {where}: {error}")
         self._threads.abandon(thread, where)
 
     def returned(self, loaded: PluginRecord, thread: int) -> None:
         """A call that was given up has come back."""
-        self.standing(loaded.name).stuck.discard(thread)
+        self.tracker(loaded.name).stuck.discard(thread)
 
     def hold(self, loaded: PluginRecord, reason: str) -> None:
         """Too much went wrong: quarantine, or an alert when the plugin is protected."""
-        standing = self.standing(loaded.name)
-        standing.clear()
-        standing.on_probation = False
+        tracker = self.tracker(loaded.name)
+        tracker.clear()
+        tracker.on_probation = False
         held = not loaded.protected
         if held:
             if loaded.state != "active":
                 return
-            loaded.become("quarantined", self._registry.shown(reason))
+            loaded.quarantine(self._registry.shown(reason))
         log.error("plugin in quarantine" if held else "a protected plugin fails", extra={"plugin": loaded.name})
         if all(alarm.name != loaded.name for alarm in self.alarms):
             self.alarms.append(Alarm(loaded.name, self._registry.shown(reason), held))
             self.bell()
 
-    def _judge(self, loaded: PluginRecord, standing: Standing, now: float, last: str) -> None:
+    def _judge(self, loaded: PluginRecord, tracker: FailureTracker, now: float, last: str) -> None:
         window = self._settings.get(QUARANTINE_WINDOW_SECONDS)
-        standing.since(now - window)
-        errors, lost = len(standing.errors), len(standing.given_up)
+        tracker.since(now - window)
+        errors, lost = len(tracker.errors), len(tracker.given_up)
         if lost >= LOST_CALLS:
             self.hold(loaded, f"{lost} calls did not come back; {last}")
         elif errors >= self._settings.get(QUARANTINE_ERRORS):
             self.hold(loaded, f"{errors} errors in {window} s; {last}")
-        elif standing.on_probation:
+        elif tracker.on_probation:
             self.hold(loaded, f"an error on probation; {last}")
 
     def lost_threads(self) -> dict[str, int]:
         """PluginThreads that have not come back, by plugin."""
-        return {name: len(standing.stuck) for name, standing in list(self._standings.items())}
+        return {name: len(tracker.stuck) for name, tracker in list(self._trackers.items())}

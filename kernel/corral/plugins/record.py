@@ -1,4 +1,4 @@
-"""The record of one plugin: its state, and everything that it contributes."""
+"""The record of one plugin: what it contributes, and its state with every transition."""
 
 from __future__ import annotations
 
@@ -6,31 +6,87 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from corral import clock
+from corral.auth.principal import Authenticator
 from corral.database.migrations import Home
-from corral.plugin import Plugin
+from corral.database.model import Model
+from corral.events.consumers import Consumer, Subscriber
+from corral.events.event import Event
+from corral.http.routes import Routes
+from corral.http.sockets import Socket
+from corral.jobs.job import Job, Schedule
+from corral.plugin import Gate, HealthCheck, Meter, Metric, Plugin, Protection, Provide, Setting
 from corral.plugins.discovery import Found
 
 log = logging.getLogger("corral.plugins")
 
-ESSENTIAL = frozenset({"accounts", "audit", "health", "security"})
-PROTECTED = ESSENTIAL | {"admin", "event_log", "plugin_admin", "redis", "secrets", "settings"}
+State = Literal["active", "disabled", "blocked", "failed", "quarantined"]
+Run = Callable[..., Any]
 
 
-class PluginRecord(msgspec.Struct, kw_only=True):
-    """A plugin and its state: `active | disabled | blocked | failed | quarantined`."""
+class Contributed(msgspec.Struct, kw_only=True):
+    """The answers to the kernel's hooks, a field per hook, and to hooks of plugins, by their full name."""
+
+    services: list[Provide] = []
+    routes: list[Routes] = []
+    sockets: list[Socket] = []
+    models: list[type[Model]] = []
+    events: list[type[Event]] = []
+    subscribers: list[Subscriber] = []
+    jobs: list[Job] = []
+    schedules: list[Schedule] = []
+    settings: list[Setting[Any]] = []
+    authenticators: list[type[Authenticator]] = []
+    gates: list[Gate | Meter] = []
+    health_checks: list[HealthCheck] = []
+    metrics: list[Metric] = []
+    hookspecs: list[Any] = []
+    to_plugins: dict[str, list[Any]] = {}
+
+    def of(self, hook: str) -> list[Any]:
+        """The contributions to a hook."""
+        field = hook.removeprefix("corral_")
+        return getattr(self, field) if field in _HOOK_FIELDS else self.to_plugins.get(hook, [])
+
+    def put(self, hook: str, items: list[Any]) -> None:
+        """Replace the contributions to a hook."""
+        field = hook.removeprefix("corral_")
+        if field in _HOOK_FIELDS:
+            setattr(self, field, items)
+        else:
+            self.to_plugins[hook] = items
+
+
+_HOOK_FIELDS = frozenset(Contributed.__struct_fields__) - {"to_plugins"}
+
+
+class Bound(msgspec.Struct, kw_only=True):
+    """Contributions made at boot, with their services filled in; functions are guarded once the plugin is enclosed."""
+
+    services: list[Any] = []
+    jobs: list[tuple[Job, Run]] = []
+    schedules: list[tuple[Schedule, Run]] = []
+    subscribers: list[tuple[Subscriber, Run]] = []
+    authenticators: list[Authenticator] = []
+    consumers: list[Consumer] = []
+    sockets: list[tuple[str, Any]] = []
+
+
+class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
+    """One plugin of this process. Only its methods change `state`, `reason` and `since`."""
 
     found: Found
-    state: str = "active"
+    state: State = "active"
     reason: str | None = None
     since: str = ""
     kind: type[Plugin] | None = None
     plugin: Plugin | None = None
-    contributions: dict[str, list[Any]] = {}
+    contributed: Contributed = msgspec.field(default_factory=Contributed)
+    bound: Bound = msgspec.field(default_factory=Bound)
 
     @property
     def name(self) -> str:
@@ -39,69 +95,99 @@ class PluginRecord(msgspec.Struct, kw_only=True):
 
     @property
     def active(self) -> bool:
-        """Whether it takes part."""
+        """Whether the plugin is in service and not quarantined."""
         return self.state == "active"
 
     @property
     def serves(self) -> bool:
-        """Whether its routes and services are there: in quarantine too."""
+        """Whether its routes and services are available, as they are in quarantine too."""
         return self.state in ("active", "quarantined")
 
     @property
+    def protection(self) -> Protection:
+        """The attribute `protected`; third-party plugins are never protected."""
+        if not self.found.built_in:
+            return False
+        return self.kind.protected if self.kind is not None else self.found.protection()
+
+    @property
     def protected(self) -> bool:
-        """Whether nothing is safe without it."""
-        return self.found.built_in and (self.name in PROTECTED or bool(self.kind and self.kind.protected))
+        """Whether the plugin can be neither disabled nor quarantined."""
+        return bool(self.protection)
+
+    @property
+    def essential(self) -> bool:
+        """Whether the process does not serve without the plugin."""
+        return self.protection == "essential"
 
     @property
     def requires(self) -> tuple[str, ...]:
-        """What it needs; nothing while it could not be imported."""
+        """The plugins that it requires; empty while it could not be imported."""
         return self.kind.requires if self.kind else ()
 
-    def of(self, hook: str) -> list[Any]:
-        """What it contributed to a hook."""
-        return self.contributions.get(hook, [])
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """The plugins whose services it uses if they are active."""
+        return self.kind.wants if self.kind else ()
 
-    def become(self, state: str, reason: str | None) -> None:
-        """Change the state, now."""
-        self.state, self.reason, self.since = state, reason, clock.now()
+    def of(self, hook: str) -> list[Any]:
+        """The contributions to a hook, by the full name of the hook."""
+        return self.contributed.of(hook)
 
     def home(self) -> Home | None:
-        """Where its migrations are, if it has some."""
+        """The folder of its migrations, if there is one."""
         if self.kind is None:
             return None
         directory = Path(inspect.getfile(self.kind)).parent / "migrations"
         return Home(self.name, directory) if directory.is_dir() else None
 
+    def enable(self) -> None:
+        """Put the plugin into service, also out of quarantine."""
+        self._become("active", None)
 
-def attempt(loaded: PluginRecord, step: Callable[[], Any]) -> bool:
-    """Run a step of one plugin's boot; whatever it raises, `SystemExit` too, makes that plugin `failed`."""
-    try:
-        step()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        fail(loaded, error)
-        return False
-    return True
+    def disable(self, reason: str) -> None:
+        """Take the plugin out of service."""
+        self._become("disabled", reason)
+
+    def quarantine(self, reason: str) -> None:
+        """Hold its hooks, subscriptions, jobs and schedules; its routes go on."""
+        self._become("quarantined", reason)
+
+    def block(self, reason: str) -> None:
+        """Take the plugin out because something that it requires does not serve."""
+        self._become("blocked", reason)
+
+    def fail(self, error: BaseException | str) -> None:
+        """Take the plugin out for good. The reason is one sentence, the traceback goes to the log."""
+        sentence = error if isinstance(error, str) else " ".join(f"{type(error).__name__}: {error}".split())
+        self._become("failed", sentence[:500])
+        log.error(
+            "plugin failed",
+            extra={"plugin": self.name, "reason": self.reason},
+            exc_info=error if isinstance(error, BaseException) else None,
+        )
+
+    def attempt(self, step: Callable[..., Any], *arguments: Any) -> bool:
+        """Run a step of this plugin's boot. Whatever it raises, `SystemExit` included, makes the plugin `failed`."""
+        try:
+            step(*arguments)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            self.fail(error)
+            return False
+        return True
+
+    def _become(self, state: State, reason: str | None) -> None:
+        self.state, self.reason, self.since = state, reason, clock.now()
 
 
-def fail(loaded: PluginRecord, error: BaseException | str) -> None:
-    """The plugin is out; one sentence is its reason, the trace goes to the log."""
-    sentence = error if isinstance(error, str) else " ".join(f"{type(error).__name__}: {error}".split())
-    loaded.become("failed", sentence[:500])
-    log.error(
-        "plugin failed",
-        extra={"plugin": loaded.name, "reason": loaded.reason},
-        exc_info=error if isinstance(error, BaseException) else None,
-    )
-
-
-def block(ordered: Iterable[PluginRecord]) -> None:
-    """Block what requires something that is not active."""
-    states = {loaded.name: loaded for loaded in ordered}
-    for loaded in states.values():
-        for name in loaded.requires if loaded.active else ():
-            needed = states.get(name)
+def block_dependants(records: Iterable[PluginRecord]) -> None:
+    """Block every active plugin that requires one that does not serve; `records` in the order of `requires`."""
+    by_name = {record.name: record for record in records}
+    for record in by_name.values():
+        for name in record.requires if record.active else ():
+            needed = by_name.get(name)
             if needed is None or not needed.serves:
-                loaded.become("blocked", f"requires {name}, which is {needed.state if needed else 'not installed'}")
+                record.block(f"requires {name}, which is {needed.state if needed else 'not installed'}")
                 break

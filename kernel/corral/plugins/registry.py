@@ -1,32 +1,18 @@
-"""What the running kernel tells of its plugins, and the door by which an admin takes one out of service."""
+"""The plugins of this process: their states, errors and contributions, and the transitions that admins ask for."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from corral import clock
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from corral.config.model import Config
-    from corral.metrics.requests import RequestMetrics
-    from corral.plugins.record import PluginRecord
-    from corral.redact.redactor import Redactor
-
-
-class HookContributions:
-    """Implements `corral.plugin.Contributions`."""
-
-    def __init__(self, plugins: Sequence[PluginRecord]) -> None:
-        self._plugins = plugins
-
-    def of(self, hook: str) -> list[tuple[str, Any]]:
-        """`(plugin, item)` for everything contributed to a hook."""
-        return [(loaded.name, item) for loaded in self._plugins if loaded.active for item in loaded.of(hook)]
+from corral.config.model import Plugins
+from corral.metrics.requests import RequestMetrics
+from corral.plugins.record import PluginRecord
+from corral.redact.redactor import Redactor
 
 
 class PluginError(msgspec.Struct, frozen=True):
@@ -39,79 +25,76 @@ class PluginError(msgspec.Struct, frozen=True):
     request_id: str | None
 
 
-class _Doors(Protocol):
-    config: Config
-    plugins: list[PluginRecord]
-    redactor: Redactor
-    metrics: RequestMetrics
-
-    def close_door(self, loaded: PluginRecord) -> None: ...
-
-
 class PluginRegistry:
-    """States and errors of all plugins of this process."""
+    """Holds the records of all plugins. Implements `corral.plugin.Contributions`."""
 
-    def __init__(self, kernel: _Doors) -> None:
-        self._kernel = kernel
+    def __init__(
+        self, records: Sequence[PluginRecord], configuration: Plugins, redactor: Redactor, metrics: RequestMetrics
+    ) -> None:
+        self._records, self.configuration, self._redactor, self._metrics = records, configuration, redactor, metrics
         self._errors: dict[str, deque[PluginError]] = {}
         self._totals: dict[str, int] = {}
+        self.listeners: list[Callable[[PluginRecord], None]] = []
+        """Called on the event loop when the state of a loaded plugin changed."""
 
     def all(self) -> list[PluginRecord]:
-        """By name."""
-        return sorted(self._kernel.plugins, key=lambda loaded: loaded.name)
+        """All records, by name."""
+        return sorted(self._records, key=lambda record: record.name)
 
     def get(self, name: str) -> PluginRecord | None:
-        """One plugin."""
-        return next((loaded for loaded in self._kernel.plugins if loaded.name == name), None)
+        """One record."""
+        return next((record for record in self._records if record.name == name), None)
+
+    def of(self, hook: str) -> list[tuple[str, Any]]:
+        """`(plugin, item)` for every contribution of an active plugin to a hook."""
+        return [(record.name, item) for record in self._records if record.active for item in record.of(hook)]
 
     def configured(self, name: str) -> Mapping[str, Any]:
         """The table `[plugins.<name>]` of the configuration."""
-        return self._kernel.config.plugins.tables.get(name, {})
-
-    def is_named(self, name: str, *, enabled: bool) -> bool:
-        """Whether `[plugins]` of the configuration names the plugin in `enabled`, or in `disabled`."""
-        plugins = self._kernel.config.plugins
-        return name in (plugins.enabled if enabled else plugins.disabled)
+        return self.configuration.tables.get(name, {})
 
     def required_by(self, name: str) -> list[PluginRecord]:
-        """Plugins in service that require it."""
-        return [loaded for loaded in self._kernel.plugins if loaded.serves and name in loaded.requires]
+        """The plugins in service that require this one."""
+        return [record for record in self._records if record.serves and name in record.requires]
 
     def disable(self, name: str, reason: str) -> None:
-        """Close the door of a loaded plugin in this process."""
-        self._turn(name, "disabled", reason)
+        """Take a loaded plugin out of service in this process."""
+        if record := self._loaded(name):
+            record.disable(reason)
+            self.publish(record)
 
     def enable(self, name: str) -> None:
-        """Open it again; also out of quarantine."""
-        self._turn(name, "active", None)
+        """Put a loaded plugin back into service, also out of quarantine."""
+        if record := self._loaded(name):
+            record.enable()
+            self.publish(record)
 
-    def hold(self, name: str, reason: str) -> None:
-        """Put it into quarantine in this process."""
-        self._turn(name, "quarantined", reason)
+    def quarantine(self, name: str, reason: str) -> None:
+        """Quarantine a loaded plugin in this process."""
+        if record := self._loaded(name):
+            record.quarantine(reason)
+            self.publish(record)
 
-    def follow(self, name: str) -> None:
-        """Have those who watch doors know that a state has changed; on the loop."""
-        loaded = self.get(name)
-        if loaded is not None:
-            self._kernel.close_door(loaded)
+    def publish(self, record: PluginRecord) -> None:
+        """Notify listeners that a plugin's state changed. Runs on the event loop."""
+        for listener in self.listeners:
+            listener(record)
+
+    def _loaded(self, name: str) -> PluginRecord | None:
+        record = self.get(name)
+        return record if record is not None and record.plugin is not None else None
 
     def shown(self, text: str) -> str:
-        """A text for admins."""
-        return self._kernel.redactor.redact(text)[:500]
-
-    def _turn(self, name: str, state: str, reason: str | None) -> None:
-        loaded = self.get(name)
-        if loaded is not None and loaded.plugin is not None:
-            loaded.become(state, reason)
-            self._kernel.close_door(loaded)
+        """A text as admins may see it: redacted, at most 500 characters."""
+        return self._redactor.redact(text)[:500]
 
     def record(self, name: str, where: str, error: BaseException, request_id: str | None) -> None:
-        """Count an error; the last 100 are kept."""
+        """Count an error and keep the last 100."""
         message = self.shown(str(error))
         entry = PluginError(clock.now(), where, type(error).__name__, message, request_id)
         self._errors.setdefault(name, deque(maxlen=100)).append(entry)
         self._totals[name] = self._totals.get(name, 0) + 1
-        self._kernel.metrics.plugin_errors[name] += 1
+        self._metrics.plugin_errors[name] += 1
 
     def errors(self, name: str) -> list[PluginError]:
         """The last errors, newest first."""

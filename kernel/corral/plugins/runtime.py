@@ -1,54 +1,114 @@
-"""What a plugin may do while it runs: `corral.plugin.Runtime`, for one plugin of a running kernel."""
+"""What a plugin may do while it runs, and the background tasks and callbacks that it starts, all of them guarded."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from corral.plugins.background import PluginTasks
+from corral import current_call
+from corral.errors import Failure
 from corral.plugins.container import Container, Scope
+from corral.plugins.guard import Steps, Terms
+from corral.plugins.guarded import Guards
+from corral.plugins.quarantine import LostCall, PluginQuarantine
 from corral.plugins.record import PluginRecord
+from corral.plugins.registry import PluginRegistry
 from corral.supervisor import Supervisor
 
+log = logging.getLogger("corral.plugins")
 T = TypeVar("T")
 
 SERVING_SECONDS, DRAINING_SECONDS = 30.0, 60.0
+LOOK_SECONDS = 0.5
+HOOK = "supervise"
 
 
-class _Kernel(Protocol):
-    container: Container
-    supervisor: Supervisor
-    address: str | None
+class TaskEnded(Exception):
+    """As an error of the list: a background task that shall go on for ever came to its end."""
 
-    def room(self, loaded: PluginRecord) -> Scope: ...
-    def tasks_of(self, loaded: PluginRecord) -> PluginTasks: ...
-    def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None: ...
-    def when_draining(self, run: Callable[[], Awaitable[None]]) -> None: ...
+
+class PluginTasks:
+    """Implements `corral.supervisor.Owner`."""
+
+    def __init__(
+        self, warden: PluginQuarantine, guards: Guards, loaded: PluginRecord, registry: PluginRegistry
+    ) -> None:
+        self._warden, self._guards, self._loaded, self._registry = warden, guards, loaded, registry
+
+    def task(self, name: str, run: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+        """A background task whose steps are guarded."""
+        guard = self._guards.put(self._loaded, f"task {name}", run, Terms(hook=HOOK, counts=False))
+
+        async def guarded() -> None:
+            current_call.room.set(self._loaded.name)
+            await Steps(guard, run())
+
+        return guarded
+
+    def once(self, name: str, run: Callable[..., Awaitable[None]], seconds: float) -> Callable[..., Awaitable[None]]:
+        """A call-back that is awaited once, for at most so long; what it raises is counted and goes no further."""
+        guard = self._guards.put(self._loaded, name, run, Terms(hook=HOOK, otherwise=None))
+
+        async def guarded(*arguments: object) -> None:
+            try:
+                async with asyncio.timeout(seconds):
+                    await guard.awaited(run(*arguments))
+            except TimeoutError:
+                self._warden.strike(self._loaded, name, LostCall(f"it took longer than {seconds:g} s"))
+            except Failure as failure:
+                log.warning("a call-back failed", extra={"plugin": self._loaded.name, "reason": str(failure)})
+
+        return guarded
+
+    def failed(self, task: str, error: BaseException | None) -> None:
+        self._registry.record(self._loaded.name, f"task {task}", error or TaskEnded("it ended"), None)
+
+    async def held(self, task: str) -> None:
+        self._warden.hold(self._loaded, f"the background task {task} does not stay up")
+        while not self._loaded.active:  # noqa: ASYNC110  (states change in several places, and rarely)
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+class Lifecycle:
+    """The address of the server, once it listens, and the callbacks of plugins around serving."""
+
+    def __init__(self) -> None:
+        self.address: str | None = None
+        self.serving: list[Callable[[str], Awaitable[None]]] = []
+        self.draining: list[Callable[[], Awaitable[None]]] = []
 
 
 class PluginRuntime:
-    """Implements `corral.plugin.Runtime`."""
+    """Implements `corral.plugin.Runtime` for one plugin."""
 
-    def __init__(self, kernel: _Kernel, loaded: PluginRecord) -> None:
-        self._kernel, self._loaded = kernel, loaded
-        self._tasks: PluginTasks = kernel.tasks_of(loaded)
-        self.supervised: list[str] = []
+    def __init__(
+        self, container: Container, scope: Scope, supervisor: Supervisor, tasks: PluginTasks, lifecycle: Lifecycle
+    ) -> None:
+        self._container, self._scope, self._supervisor = container, scope, supervisor
+        self._tasks, self._lifecycle = tasks, lifecycle
+        self._supervised: list[str] = []
 
     @property
     def address(self) -> str | None:
-        return self._kernel.address
+        return self._lifecycle.address
 
     def service(self, kind: type[T]) -> T:
-        kernel = self._kernel
-        service: T = kernel.container.find(kind, kernel.room(self._loaded), optional=False, where="start()")
+        service: T = self._container.find(kind, self._scope, optional=False, where="start()")
         return service
 
     def supervise(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        self.supervised.append(f"{self._loaded.name}.{name}")
-        self._kernel.supervisor.start(self.supervised[-1], self._tasks.task(name, run), self._tasks)
+        full = f"{self._scope.plugin}.{name}"
+        self._supervised.append(full)
+        self._supervisor.start(full, self._tasks.task(name, run), self._tasks)
 
     def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
-        self._kernel.when_serving(self._tasks.once("when_serving", run, SERVING_SECONDS))
+        self._lifecycle.serving.append(self._tasks.once("when_serving", run, SERVING_SECONDS))
 
     def when_draining(self, run: Callable[[], Awaitable[None]]) -> None:
-        self._kernel.when_draining(self._tasks.once("when_draining", run, DRAINING_SECONDS))
+        self._lifecycle.draining.append(self._tasks.once("when_draining", run, DRAINING_SECONDS))
+
+    async def end_tasks(self) -> None:
+        """End the background tasks of a plugin whose start failed."""
+        await asyncio.gather(*map(self._supervisor.end, self._supervised))

@@ -45,7 +45,7 @@ class AccountsPlugin(Plugin):
 
     name = "accounts"
     wants = ("security",)
-    protected = True
+    protected = "essential"
     prefixes = ("mail", "password", "security")
 
     @hookimpl

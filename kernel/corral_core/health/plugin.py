@@ -30,7 +30,8 @@ class HealthPlugin(Plugin):
 
     name = "health"
     wants = ("accounts",)
-    protected = True
+    protected = "essential"
+    starts_first = True  # the single-machine lock precedes every write
     prefixes = ("settings",)
     permissions = (Permission("settings.read", "See settings, health and the rules for outgoing connections"),)
 

@@ -39,7 +39,7 @@ class AuditPlugin(Plugin):
     """
 
     name = "audit"
-    protected = True
+    protected = "essential"
     permissions = (
         Permission("audit.read", "Read and verify the audit log", holders=AUDITOR),
         Permission("audit.export", "Take the audit log away", holders=AUDITOR),

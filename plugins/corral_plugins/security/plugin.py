@@ -39,7 +39,7 @@ class SecurityPlugin(Plugin):
 
     name = "security"
     requires = ("accounts", "redis")
-    protected = True
+    protected = "essential"
     permissions = (
         Permission("security.read", "See the sign-in policy, IP rules and everybody's sessions"),
         Permission("security.write", "Change the sign-in policy and IP rules, end sessions"),

@@ -29,6 +29,7 @@ class SettingsPlugin(Plugin):
     name = "settings"
     requires = ("accounts",)
     protected = True
+    starts_first = True  # stored settings are in force before other plugins read them
     permissions = (Permission("settings.write", "Change settings"),)
 
     def __init__(self, settings: Any = None) -> None:

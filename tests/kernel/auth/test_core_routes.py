@@ -89,7 +89,7 @@ async def lamps(make_kit: MakeKit) -> Kit:
     for name in ("lamp", "shade"):
         kit.loaded(name).found.distribution = "corral"
     named = msgspec.structs.replace(kit.kernel.config.plugins, enabled=())
-    kit.kernel.config = msgspec.structs.replace(kit.kernel.config, plugins=named)
+    kit.kernel.registry.configuration = named
     return kit
 
 

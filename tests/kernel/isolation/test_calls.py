@@ -67,7 +67,7 @@ async def test_a_gate_that_does_not_come_back_stops_the_loop_for_a_moment(tmp_pa
         assert 2 * watchdog.LOOP_SECONDS <= took < 10
         await until(lambda: kit.loaded("faulty").state == "quarantined")  # at two lost calls
         assert "2 calls did not come back" in (kit.loaded("faulty").reason or "")
-        assert kit.kernel.warden.lost_threads()["faulty"] == 0
+        assert kit.kernel.quarantine.lost_threads()["faulty"] == 0
         began = time.monotonic()
         assert (await kit.client.get("/health", root=True)).status == 200
         assert time.monotonic() - began < watchdog.LOOP_SECONDS
@@ -122,7 +122,7 @@ async def test_health_checks_in_threads(tmp_path: Path) -> None:
         with pytest.raises(ContributionFailed, match="did not come back"):
             await asyncio.to_thread(by_name["sleep"])
         assert kit.loaded("faulty").state == "quarantined"
-        await until(lambda: kit.kernel.warden.lost_threads()["faulty"] == 1)
+        await until(lambda: kit.kernel.quarantine.lost_threads()["faulty"] == 1)
         text = (await kit.client.get("/metrics", root=True)).body.decode()
         assert 'corral_plugin_lost_threads{plugin="faulty"} 1' in text
         assert await asyncio.to_thread(lambda: "others go on") == "others go on"

@@ -163,14 +163,14 @@ def test_only_what_corral_brings_along_is_protected() -> None:
 
 
 def test_a_protected_plugin_cannot_be_disabled_by_the_file() -> None:
-    core = Found(name="accounts", load=lambda: AccountsPlugin)
+    core = Found(name="accounts", load=lambda: AccountsPlugin, module=AccountsPlugin.__module__)
     [loaded] = load([core], Config(plugins=Plugins(disabled=("accounts",))))
     assert (loaded.state, loaded.protected) == ("active", True)
 
 
 def test_safe_mode_loads_protected_plugins_only() -> None:
     found = [
-        Found(name="accounts", load=lambda: AccountsPlugin),
+        Found(name="accounts", load=lambda: AccountsPlugin, module=AccountsPlugin.__module__),
         Found(name="other", load=lambda: pytest.fail("it was loaded")),
     ]
     states = {item.name: (item.state, item.reason) for item in load(found, Config(safe_mode=True))}

@@ -12,11 +12,10 @@ import pytest
 
 from corral.config.model import Config
 from corral.plugins.discovery import Found, discover
-from corral.plugins.record import PROTECTED
 from corral.testing.kit import Kit, make_kernel
 
 FOUND = {item.name: item for item in discover(Config()) if item.built_in}
-ORDINARY = sorted(set(FOUND) - PROTECTED)
+ORDINARY = sorted(name for name, item in FOUND.items() if not item.protection())
 
 
 def requires(item: Found) -> set[str]:

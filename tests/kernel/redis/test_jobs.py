@@ -25,7 +25,6 @@ from corral.config.model import Config
 from corral.errors import Unavailable
 from corral.jobs.job import JobRow, enqueue
 from corral.plugins.discovery import discover
-from corral.plugins.record import PROTECTED
 from corral.testing.engines import ValkeyServer
 from corral.testing.installed import PluginFolder
 from corral.testing.kit import Kit
@@ -133,13 +132,16 @@ class Installation:
 async def installation(make_kit: Any, tmp_path: Path, database_url: str, valkey_server: ValkeyServer) -> Any:
     folder = PluginFolder(tmp_path / "plugins")
     folder.add("tally", TALLY)
-    others = [item.name for item in discover(Config()) if item.built_in and item.name not in PROTECTED]
+    ours = [item for item in discover(Config()) if item.built_in]
+    protected = sorted(item.name for item in ours if item.protection())
+    others = [item.name for item in ours if item.name not in protected]
     (tmp_path / "corral.toml").write_text(
         f'[plugins]\ndir = "{folder.path}"\nenabled = ["tally"]\ndisabled = {json.dumps(others)}\n'
     )
     url = valkey_server.url()
     kit = await make_kit(
-        plugins=[*sorted(PROTECTED), "tally"], config={"redis.url": url, "plugins.dir": str(folder.path)}
+        plugins=[*sorted(item.name for item in ours if item.protection()), "tally"],
+        config={"redis.url": url, "plugins.dir": str(folder.path)},
     )
     assert kit.loaded("tally").state == "active", kit.loaded("tally").reason
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}

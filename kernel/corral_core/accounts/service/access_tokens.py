@@ -70,7 +70,7 @@ class AccessTokens:
     def prepare(self) -> None:
         """Make the installation's id and its first signing key, where they are missing."""
         claim("installation_id", new_id())
-        if self._fixed is None and not self._sealer.is_sealed and not SigningKeyRow.select().exists():
+        if self._fixed is None and not self._sealer.sealed and not SigningKeyRow.select().exists():
             self.rotate()  # processes that start together may make two: both verify, the newer one signs
 
     def credentials(self) -> dict[str, str]:

@@ -119,7 +119,7 @@ class PluginAdministration:
         loaded = self._loaded(name)
         if loaded.protected:
             raise Conflict("This plugin is protected: nothing is safe without it.", code="plugin_required")
-        if self._registry.is_named(name, enabled=True):
+        if name in self._registry.configuration.enabled:
             raise Conflict("corral.toml names it in [plugins] enabled; change it there.", code="setting_locked")
         dependants = sorted(item.name for item in self._registry.required_by(name))
         if dependants:
@@ -138,9 +138,9 @@ class PluginAdministration:
     def enable(self, name: str) -> PluginView:
         """Put a plugin back into service; one that is not loaded comes with the next start (`pending_reload`)."""
         loaded = self._loaded(name)
-        if self._registry.is_named(name, enabled=False):
+        if name in self._registry.configuration.disabled:
             raise Conflict("corral.toml names it in [plugins] disabled; change it there.", code="setting_locked")
-        if not loaded.found.built_in and not self._registry.is_named(name, enabled=True):
+        if not loaded.found.built_in and name not in self._registry.configuration.enabled:
             raise Conflict(f"Name it in corral.toml first: corral plugins enable {name}.", code="setting_locked")
         if loaded.state in ("blocked", "failed"):
             raise Conflict(f"It is {loaded.state}: {loaded.reason}", current_status=loaded.state)
@@ -155,7 +155,7 @@ class PluginAdministration:
         return msgspec.structs.replace(self.get(name), state="active", reason=None)
 
     def _open(self, name: str) -> None:
-        self._warden.standing(name).clear()
+        self._warden.tracker(name).clear()
         self._registry.enable(name)
 
     def stored(self) -> dict[str, str]:
@@ -166,7 +166,7 @@ class PluginAdministration:
         """Open and close doors of this process until they are as stored; on the loop."""
         for loaded in self._registry.all():
             reason = stored.get(loaded.name)
-            stays = loaded.protected or self._registry.is_named(loaded.name, enabled=True)
+            stays = loaded.protected or loaded.name in self._registry.configuration.enabled
             if reason is not None and loaded.serves and not stays:  # what the file names wins over what is stored
                 self._registry.disable(loaded.name, reason)
             elif reason is None and loaded.state == "disabled" and loaded.plugin is not None:

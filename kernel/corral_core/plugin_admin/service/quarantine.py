@@ -54,7 +54,8 @@ class Quarantine:
                 alarm = self._warden.alarms[0]
                 await self._work(lambda alarm=alarm: self._write(alarm))  # type: ignore[misc]  # bound per round
                 self._warden.alarms.popleft()
-                self._registry.follow(alarm.name)
+                if (record := self._registry.get(alarm.name)) is not None:
+                    self._registry.publish(record)
             if self._stale:
                 self._stale = False
                 self.apply(await self._work(self.stored, read=True))
@@ -84,11 +85,11 @@ class Quarantine:
             row = rows.get(loaded.name)
             held = row is not None and row.state == HELD
             if row is not None and held and loaded.active and not loaded.protected:
-                self._registry.hold(loaded.name, row.reason)
+                self._registry.quarantine(loaded.name, row.reason)
             elif not held and loaded.state == "quarantined":
-                self._warden.standing(loaded.name).clear()
+                self._warden.tracker(loaded.name).clear()
                 self._registry.enable(loaded.name)
-            self._warden.standing(loaded.name).on_probation = row is not None and not held
+            self._warden.tracker(loaded.name).on_probation = row is not None and not held
 
     def _write(self, alarm: Alarm) -> None:
         if alarm.held:
