@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from corral.auth.principal import PUBLIC, SIGNED_IN, Principal
 from corral.cli import demo_model
-from corral.cli.group import group
+from corral.cli.commands import group
 from corral.database.model import Model
 from corral.database.unit import current
 from corral.errors import Forbidden, Refused, Unauthorized

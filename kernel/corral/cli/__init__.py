@@ -28,6 +28,6 @@ def main() -> None:
         print(f"corral {version('corral')}")
         return
     gc.set_threshold(20_000, 20, 20)  # what a start makes stays: looking for garbage in it would take a tenth of it
-    from corral.cli.group import run
+    from corral.cli.commands import run
 
     run()

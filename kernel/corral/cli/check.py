@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from corral.cli import logs, output
-from corral.cli.options import config_option, json_option
+from corral.cli.output import config_option, json_option
 from corral.config.reader import load as load_config
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from corral.cli import output
-from corral.cli.group import FAILED, REFUSED
-from corral.cli.options import config_option, json_option
+from corral.cli.commands import FAILED, REFUSED
+from corral.cli.output import config_option, json_option
 from corral.config.reader import load as load_config
 from corral.config.reader import sample
 
@@ -48,7 +48,7 @@ def check(config_path: Path | None, as_json: bool) -> None:
 
     Exits with 3 when the server would refuse to start, 1 when it would start without one of its plugins.
     """
-    from corral.cli.kernels import scratch
+    from corral.cli.sessions import scratch
 
     config = load_config(path=config_path)
     rows: list[dict[str, Any]] = [{"status": "warning", "detail": warning} for warning in config.warnings]

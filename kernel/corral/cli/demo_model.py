@@ -10,7 +10,7 @@ from typing import NamedTuple
 import click
 import tomlkit
 
-from corral.cli.contributed import contributed
+from corral.cli.commands import contributed
 from corral.config.model import Config
 from corral.config.reader import load as load_config
 from corral.errors import Refused

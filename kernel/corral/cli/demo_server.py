@@ -22,7 +22,7 @@ EMAIL = "admin@demo.invalid"
 END_SECONDS = 15.0
 LOG_TAIL = 15
 
-_READY = re.compile(r"ready: (http://\S+?)/api/v1")
+_READY = re.compile(r"ready on \w+: (http://\S+?)/api/v1")
 
 
 class Interrupted(BaseException):

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from corral.cli import logs, running
-from corral.cli.surroundings import Surroundings
+from corral.cli import logs, processes
+from corral.cli.processes import ProcessEnvironment
 from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
 from corral.errors import Refused
@@ -47,34 +47,34 @@ def command(concurrency: int | None, config_path: Path | None) -> None:
     config = load_config(path=config_path, overrides={"settings.jobs.concurrency": concurrency})
     logs.configure(config.log_level, config.log_format)
     ensure_data_dir(config)
-    surroundings = Surroundings.now()
+    environment = ProcessEnvironment.now()
     kernel = boot(config)
-    surroundings.restore()  # as in `corral serve`
+    environment.restore()  # as in `corral serve`
     logs.configure(config.log_level, config.log_format)
     logs.redact_with(kernel.redactor)
-    logs.share_among(kernel.plugins)
-    reload = Reload(config_path, surroundings)
+    logs.limit_rate_of(kernel.plugins)
+    reload = Reload(config_path, environment)
     signal.signal(signal.SIGHUP, reload)
-    running.register(config.data_dir)
+    processes.register(config.data_dir)
     if kernel.queue is None:
         asyncio.run(_run(kernel))
     else:
         JobsProcess(kernel, kernel.queue).run()
-    running.end_in_time()
+    processes.end_in_time()
     if reload.asked:
-        surroundings.restore()
+        environment.restore()
         os.execv(sys.executable, [sys.executable, "-m", "corral", *sys.argv[1:]])  # noqa: S606  (this program)
 
 
 class Reload:
     """What SIGHUP does: end as by SIGTERM, to begin again as the same process, unless the configuration has faults."""
 
-    def __init__(self, config_path: Path | None, surroundings: Surroundings) -> None:
-        self._config_path, self._surroundings = config_path, surroundings
+    def __init__(self, config_path: Path | None, environment: ProcessEnvironment) -> None:
+        self._config_path, self._environment = config_path, environment
         self.asked = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self._surroundings.restore()
+        self._environment.restore()
         try:
             load_config(path=self._config_path)
         except Refused as refused:

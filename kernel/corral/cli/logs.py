@@ -1,19 +1,62 @@
-"""Logging of a process: one JSON object a line on standard error, or readable lines for a console."""
+"""Logging of a process: one JSON object per line on standard error, or readable lines; each plugin is rate-limited."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 import structlog
 
 from corral import clock
-from corral.cli.log_share import LogShare
+from corral.plugins.code_owners import CodeOwners
 from corral.plugins.record import PluginRecord
 from corral.redact.redactor import Redactor
+
+LINES_A_SECOND = 100
+TOLD_BY = "corral.plugins"
+
+
+class LogRateLimit(logging.Filter):
+    """For the handlers of a process. A line is a plugin's when its code wrote it, or when it is about the plugin."""
+
+    def __init__(self, plugins: Iterable[PluginRecord], now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._now = now
+        self._lock = threading.Lock()
+        self._folders = CodeOwners(plugins)
+        self._second = 0
+        self._lines: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+        """Lines since the start, by plugin."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        plugin = self._plugin(record)
+        if plugin is None or record.name == TOLD_BY:
+            return True
+        over = None
+        with self._lock:
+            if int(self._now()) != self._second:
+                self._second, over, self._lines = int(self._now()), self._lines, Counter()
+            self._lines[plugin] += 1
+            allowed = self._lines[plugin] <= LINES_A_SECOND
+            if not allowed:
+                self.dropped[plugin] += 1
+        for name, lines in (over or {}).items():
+            if lines > LINES_A_SECOND:
+                told = {"plugin": name, "left_out": lines - LINES_A_SECOND}
+                logging.getLogger(TOLD_BY).warning("a plugin floods the log", extra=told)
+        return allowed
+
+    def _plugin(self, record: logging.LogRecord) -> str | None:
+        about = getattr(record, "plugin", None)
+        return str(about) if about in self._folders.names else self._folders.owner(record.pathname)
+
 
 _redactor = Redactor()  # knows what credentials look like, until `redact_with` names one that knows them
 
@@ -24,9 +67,9 @@ def redact_with(redactor: Redactor) -> None:
     _redactor = redactor
 
 
-def share_among(plugins: Iterable[PluginRecord]) -> LogShare:
+def limit_rate_of(plugins: Iterable[PluginRecord]) -> LogRateLimit:
     """From now on no plugin has more than its share of the lines."""
-    share = LogShare(plugins)
+    share = LogRateLimit(plugins)
     for handler in logging.getLogger().handlers:
         handler.addFilter(share)
     return share

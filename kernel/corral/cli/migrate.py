@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from corral.cli import logs, output
-from corral.cli.services import is_absent
+from corral.cli.doctor import is_absent
 from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from corral.cli import output
-from corral.cli.options import json_option
+from corral.cli.output import json_option
 from corral.config.reader import load as load_config
 
 

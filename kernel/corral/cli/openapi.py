@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from corral.cli.kernels import scratch
-from corral.cli.options import config_option
+from corral.cli.output import config_option
+from corral.cli.sessions import scratch
 from corral.config.reader import load as load_config
 
 

@@ -1,4 +1,4 @@
-"""What commands print: aligned tables for people, JSON for programs."""
+"""Options that commands share, and their output: aligned tables for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
+
+config_option = click.option(
+    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read"
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
+
 
 COLOURS = {
     "ok": "green",

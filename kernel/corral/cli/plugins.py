@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from corral.cli import logs, output
-from corral.cli.options import config_option, json_option
-from corral.cli.running import ask_to_reload
+from corral.cli.output import config_option, json_option
+from corral.cli.processes import ask_to_reload
 from corral.config.reader import load as load_config
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ def disable(name: str, config_path: Path | None, as_json: bool) -> None:
 @json_option
 def purge(name: str, config_path: Path | None, as_json: bool) -> None:
     """Drop the tables of a disabled plugin, for good. You are asked to type its name."""
-    from corral.cli.purge import purge as drop
-    from corral.cli.purge import tables_of
+    from corral.cli.plugin_set import purge as drop
+    from corral.cli.plugin_set import tables_of
     from corral.database.connect import connect
 
     config = load_config(path=config_path)

@@ -17,11 +17,10 @@ from typing import Any
 
 import click
 
-from corral.cli import logs, running
+from corral.cli import logs, processes
 from corral.cli.asgi_servers import chosen_server, loop_factory, serve_with
-from corral.cli.processes import Inherited, Processes
-from corral.cli.starts import Starts
-from corral.cli.surroundings import Surroundings
+from corral.cli.processes import Inherited, ProcessEnvironment, Processes
+from corral.cli.start_history import StartHistory
 from corral.config.model import Config
 from corral.config.reader import ensure_data_dir
 from corral.config.reader import load as load_config
@@ -60,28 +59,28 @@ def command(**options: Any) -> None:
     if options["inherit"] is not None:
         inherited = Inherited(options["inherit"])
         try:
-            serve(config, options, inherited, surroundings=Surroundings.now())
+            serve(config, options, inherited, environment=ProcessEnvironment.now())
         except Exception as error:
             inherited.announce(str(error), ready=False)
             raise
         return
     for warning in config.warnings:
         log.warning(warning)
-    recovering = Starts(config.data_dir).crashed and not config.safe_mode
+    recovering = StartHistory(config.data_dir).crashed and not config.safe_mode
     if recovering:
         log.error("three starts in a row ended before the process was ready: safe mode, with protected plugins only")
         os.environ[SAFE_MODE] = "1"
         config = _configure(options)
-    surroundings = Surroundings.now()
+    environment = ProcessEnvironment.now()
     if config.server.processes == 1:
-        serve(config, options, surroundings=surroundings, recovering=recovering)
+        serve(config, options, environment=environment, recovering=recovering)
     else:
         listener, began = listen(config.server.bind), time.time()
-        running.register(config.data_dir)
-        parent = _parent(config, options, listener, surroundings, recovering=recovering, begins=True)
+        processes.register(config.data_dir)
+        parent = _parent(config, options, listener, environment, recovering=recovering, begins=True)
         status = asyncio.run(parent.run())
         if status == 0:  # it was told to end, perhaps while some of them were starting
-            Starts(config.data_dir).forgive(began)
+            StartHistory(config.data_dir).forgive(began)
         sys.exit(status)
 
 
@@ -101,7 +100,7 @@ def _parent(
     config: Config,
     options: Mapping[str, Any],
     listener: socket.socket,
-    surroundings: Surroundings,
+    environment: ProcessEnvironment,
     *,
     recovering: bool,
     begins: bool = False,
@@ -114,7 +113,7 @@ def _parent(
 
     def plan() -> int:
         nonlocal begins
-        surroundings.restore()
+        environment.restore()
         if recovering and not begins:
             os.environ.pop(SAFE_MODE, None)
         begins = False
@@ -131,17 +130,17 @@ def serve(
     options: Mapping[str, Any],
     inherited: Inherited | None = None,
     *,
-    surroundings: Surroundings,
+    environment: ProcessEnvironment,
     recovering: bool = False,
 ) -> None:
     """Boot and serve until a signal. Raises `Refused` and `Pending`."""
     from corral.plugins.migrations import Pending
 
-    starts = Starts(config.data_dir)
+    starts = StartHistory(config.data_dir)
     starts.begin()
     try:
-        _serve(config, options, inherited, starts, surroundings, recovering=recovering)
-        running.end_in_time()
+        _serve(config, options, inherited, starts, environment, recovering=recovering)
+        processes.end_in_time()
     except (Refused, Pending, KeyboardInterrupt):
         starts.end()
         raise
@@ -151,8 +150,8 @@ def _serve(
     config: Config,
     options: Mapping[str, Any],
     inherited: Inherited | None,
-    starts: Starts,
-    surroundings: Surroundings,
+    starts: StartHistory,
+    environment: ProcessEnvironment,
     *,
     recovering: bool,
 ) -> None:
@@ -160,22 +159,22 @@ def _serve(
     from corral.kernel import boot
 
     kernel = boot(config)
-    surroundings.restore()  # as plugins do, by their imports and hooks, with what is everybody's
+    environment.restore()  # as plugins do, by their imports and hooks, with what is everybody's
     logs.configure(config.log_level, config.log_format)
     logs.redact_with(kernel.redactor)
-    logs.share_among(kernel.plugins)
+    logs.limit_rate_of(kernel.plugins)
     application = Application(kernel)
     for warning in kernel.settings.unknown():
         log.warning(warning)
     listener = listen(config.server.bind) if inherited is None else inherited.listener
     gc.collect()
     gc.freeze()
-    parent = inherited or _parent(config, options, listener, surroundings, recovering=recovering)
+    parent = inherited or _parent(config, options, listener, environment, recovering=recovering)
 
     def ready() -> None:
         starts.ready()
         if inherited is None:
-            running.register(config.data_dir)
+            processes.register(config.data_dir)
 
     serving = Serving(kernel, application, listener, parent).run(jobs=not options["no_jobs"], ready=ready)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:

@@ -11,7 +11,7 @@ from typing import Any
 from playhouse.schema_diff import diff_models
 
 from corral.auth.permissions import Permissions
-from corral.cli.purge import purge, tables_of
+from corral.cli.plugin_set import purge, tables_of
 from corral.database.connect import connect
 from corral.database.unit import current
 from corral.ids import new_id

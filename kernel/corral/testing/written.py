@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from corral.asgi.application import Application
-from corral.cli.kernels import scratch
+from corral.cli.sessions import scratch
 from corral.config.reader import load as load_config
 
 

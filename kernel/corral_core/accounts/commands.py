@@ -15,8 +15,8 @@ import msgspec
 
 from corral.auth.principal import ROLES
 from corral.cli import output
-from corral.cli.kernels import Session, session
-from corral.cli.options import config_option, json_option
+from corral.cli.output import config_option, json_option
+from corral.cli.sessions import Session, session
 
 COLUMNS = ("email", "full_name", "role", "is_active", "last_login_at")
 password_option = click.option(

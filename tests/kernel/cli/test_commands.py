@@ -52,7 +52,7 @@ def test_operations_8_every_command_has_help(corral: Any) -> None:
     for name, (_, line) in COMMANDS.items():
         assert name in told.out
         assert line in told.out
-    script = "import sys; from corral.cli.group import group\n" + "".join(
+    script = "import sys; from corral.cli.commands import group\n" + "".join(
         f"group.main({arguments!r}, standalone_mode=False)\n"
         for name in (*COMMANDS, *OF_PLUGINS)
         for arguments in [[name, "--help"], *([name, sub, "--help"] for sub in GROUPS.get(name, ()))]

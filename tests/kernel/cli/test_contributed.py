@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from corral.cli.contributed import companions, contributed
+from corral.cli.commands import companions, contributed
 from corral.config.model import Config, Plugins
 from corral.plugin import Plugin
 from corral.plugins.discovery import Found

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from corral.cli import checks, services
+from corral.cli import doctor
 from corral.config.reader import load
 from corral.testing.engines import PostgresServer, ValkeyServer
 
@@ -114,7 +114,7 @@ def test_operations_7_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     config = load({}, path=Path(os.devnull), overrides={"data_dir": str(tmp_path)})
     for free, status in ((50 << 20, "down"), (500 << 20, "warning"), (5 << 30, "ok")):
         monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: Usage(free))
-        found = list(checks._disk(config))
+        found = list(doctor._disk(config))
         assert [each.status for each in found] == [status]
         assert bool(found[0].remedy) == (status != "ok")
 
@@ -122,16 +122,16 @@ def test_operations_7_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_operations_7_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres_server: PostgresServer) -> None:
     url = postgres_server.create_database()
     config = load({}, path=Path(os.devnull), overrides={"data_dir": str(tmp_path), "database.url": url})
-    skew = services.database_skew(config)
+    skew = doctor.database_skew(config)
     assert skew is not None
     assert abs(skew) < 1
     for seconds, status, word in ((40.0, "down", "behind"), (-40.0, "down", "ahead"), (5.0, "warning", "behind")):
-        monkeypatch.setattr(services, "database_skew", lambda config, seconds=seconds: seconds)
-        found = next(checks._clock(config))
+        monkeypatch.setattr(doctor, "database_skew", lambda config, seconds=seconds: seconds)
+        found = next(doctor._clock(config))
         assert (found.status, word in found.detail, "synchronise" in found.remedy) == (status, True, True)
-    monkeypatch.setattr(services, "database_skew", lambda config: 0.0)
-    monkeypatch.setattr(checks, "_synchronised", lambda: False)
-    found = next(checks._clock(config))
+    monkeypatch.setattr(doctor, "database_skew", lambda config: 0.0)
+    monkeypatch.setattr(doctor, "_synchronised", lambda: False)
+    found = next(doctor._clock(config))
     assert (found.status, "chrony" in found.remedy) == ("warning", True)
 
 
@@ -178,15 +178,15 @@ def valkey() -> Iterator[ValkeyServer]:
 @pytest.mark.redis
 def test_redis_is_asked_as_the_server_asks_it(valkey: ValkeyServer) -> None:
     path = valkey.socket_path
-    assert services.ping_redis(f"unix://:hunter22@{path}?db=0") is None
-    assert services.ping_redis(f"unix://{path}?password=hunter22&db=0") is None
+    assert doctor.ping_redis(f"unix://:hunter22@{path}?db=0") is None
+    assert doctor.ping_redis(f"unix://{path}?password=hunter22&db=0") is None
     for url, reason in (
         (f"unix://:wrong@{path}", "invalid username-password pair"),
         (f"unix://{path}", "authenticate"),
         (f"unix://:hunter22@{path}?db=99", "out of range"),
         (f"unix://:hunter22@{path}?patience=9", "patience"),
     ):
-        told = services.ping_redis(url) or ""
+        told = doctor.ping_redis(url) or ""
         assert reason in told, url
         assert "hunter22" not in told
 
@@ -196,7 +196,7 @@ def test_redis_that_is_not_there_or_no_redis_is_told(served: Any) -> None:
     assert (status, "cannot be used" in detail, bool(remedy)) == ("down", True, True)
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=_say, args=(server, b"HTTP/1.1 400 Bad Request\r\n"), daemon=True).start()
-        error = services.ping_redis(f"redis://127.0.0.1:{server.getsockname()[1]}/0")
+        error = doctor.ping_redis(f"redis://127.0.0.1:{server.getsockname()[1]}/0")
     assert "HTTP/1.1 400" in (error or "")
 
 

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from tests.kernel.auth.authenticator import AuthenticatorApp
 
-from corral.cli.kernels import operator
+from corral.cli.sessions import operator
 from corral.testing.server import ServerProcess
 
 PASSWORD = "a rather long phrase"

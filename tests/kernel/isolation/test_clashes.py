@@ -12,7 +12,7 @@ import pytest
 from tests.kernel.isolation.misbehaving import plugin, routes
 
 from corral.auth.principal import PUBLIC
-from corral.cli.checks import installation
+from corral.cli.doctor import installation
 from corral.config.model import Config, Plugins
 from corral.config.reader import load as load_config
 from corral.database.model import Model

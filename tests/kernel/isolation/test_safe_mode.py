@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from corral.cli.starts import Starts
+from corral.cli.start_history import StartHistory
 from corral.testing.installed import PluginFolder
 from corral.testing.server import EMAIL, ServerProcess
 
@@ -89,19 +89,19 @@ def test_it_can_be_asked_for(tmp_path: Path) -> None:
 
 def test_only_crashes_count(tmp_path: Path) -> None:
     for _ in range(3):
-        told = Starts(tmp_path)
+        told = StartHistory(tmp_path)
         told.begin()
         told.end()
-    going_on = [Starts(tmp_path) for _ in range(4)]
+    going_on = [StartHistory(tmp_path) for _ in range(4)]
     for each in going_on:
         each.begin()
-    assert not Starts(tmp_path).crashed
+    assert not StartHistory(tmp_path).crashed
     for each in going_on[:3]:  # as when their processes end
         assert each._own is not None
         os.close(each._own[1])
-    assert Starts(tmp_path).crashed
+    assert StartHistory(tmp_path).crashed
     old = sorted((tmp_path / "run" / "starts").iterdir())
     os.utime(old[0], (1.0, 1.0))
-    assert not Starts(tmp_path).crashed
+    assert not StartHistory(tmp_path).crashed
     going_on[3].ready()
     assert list((tmp_path / "run" / "starts").iterdir()) == []

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.kernel.mail.conftest import MailServer
 
-from corral.cli import checks
+from corral.cli import doctor
 from corral.config.reader import load
 from corral.testing.kit import Kit
 from corral_core.accounts.service.mail import MailService
@@ -70,7 +70,7 @@ async def test_the_password_is_never_shown(kit: Kit) -> None:
 
 def test_doctor_asks_the_mail_server(mail_server: MailServer) -> None:
     def found(**overrides: Any) -> Any:
-        [finding] = checks.mail(load({}, path=Path(os.devnull), overrides=overrides))
+        [finding] = doctor.mail(load({}, path=Path(os.devnull), overrides=overrides))
         return finding
 
     assert found(**mail_server.config()).status == "ok"

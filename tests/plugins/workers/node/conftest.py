@@ -104,7 +104,7 @@ class Site:
         }
         self._started: list[Process] = []
         self.server = self.start("serve", "--bind", "127.0.0.1:0", "--config", str(file), *serve)
-        self.url = self.server.wait_for(r"ready: (http://\S+?)/api/v1").group(1)
+        self.url = self.server.wait_for(r"ready on \w+: (http://\S+?)/api/v1").group(1)
         self.http = httpx2.Client(base_url=f"{self.url}/api/v1", timeout=60, trust_env=False)
         signed = self.call("POST", "/auth/login", {"email": EMAIL, "password": PASSWORD})
         self.http.headers["Authorization"] = f"Bearer {signed['access_token']}"

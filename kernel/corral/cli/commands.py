@@ -1,11 +1,14 @@
-"""The click group: lazy commands, plugins' commands, and the meaning of exit statuses."""
+"""The click group: commands that are imported when called, the commands of plugins, and exit statuses."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import re
 import sys
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -13,6 +16,8 @@ from corral.cli import COMMANDS
 from corral.config.model import Config
 from corral.config.reader import load as load_config
 from corral.errors import Problem, Refused
+from corral.plugins import discovery
+from corral.plugins.discovery import Found
 
 WHOLE_SENTENCE = 200  # click cuts a text that has more characters; a long one is wrapped instead
 FAILED, USAGE, REFUSED, PENDING = 1, 2, 3, 4
@@ -56,7 +61,7 @@ class Lazy(click.Group):
 @click.pass_context
 def group(context: click.Context) -> None:
     """Corral: the control plane for AI agents that you run yourself."""
-    from corral.cli.kernels import session
+    from corral.cli.sessions import session
 
     context.obj = session  # for commands of plugins: `corral.plugin.OpenSession`
 
@@ -109,7 +114,6 @@ def _plugin_commands() -> dict[str, click.Command]:
 
     With a configuration that has faults: those of the built-in ones, which tell the faults of the file they are given.
     """
-    from corral.cli.contributed import contributed
     from corral.hookspecs import corral_commands
     from corral.plugins.hooks import answers
 
@@ -123,3 +127,40 @@ def _plugin_commands() -> dict[str, click.Command]:
             if command.name is not None:
                 commands.setdefault(command.name, command)
     return commands
+
+
+T = TypeVar("T")
+
+
+def contributed(config: Config, hook: str, what: str, call: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
+    """`(plugin, call(hook))` for each plugin that has the hook. Of one that fails, `what` is said to be missing.
+
+    Asked are the built-in plugins, those that the file names, and those of Corral's own extras, which do their part
+    before they are enabled.
+    """
+    ours = companions()
+    for found in discovery.discover(config):
+        known = found.built_in or found.name in config.plugins.enabled or found.distribution in ours
+        if known and found.name not in config.plugins.disabled:
+            yield from ((found.name, item) for item in _ask(found, hook, what, call))
+
+
+def companions() -> frozenset[str]:
+    """Distributions that Corral's own extras name, `corral[local]` say: separately released, but no stray ones."""
+    try:
+        requirements = metadata.requires(discovery.BUILT_IN) or []
+    except metadata.PackageNotFoundError:  # a bare clone
+        return frozenset()
+    named = (re.match(r"[\w.-]+", line) for line in requirements if "extra ==" in line)
+    return frozenset(match[0].lower() for match in named if match is not None)
+
+
+def _ask(found: Found, hook: str, what: str, call: Callable[[Any], T]) -> list[T]:
+    try:
+        function = getattr(found.load()(), hook, None)
+        return [call(function)] if function is not None else []
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: a plugin must not end the command
+        click.echo(f"corral: the {what} of {found.name} are missing: {error}", err=True)
+        return []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from corral.cli.log_share import LINES_A_SECOND, LogShare
+from corral.cli.logs import LINES_A_SECOND, LogRateLimit
 from corral.plugin import Plugin
 from corral.plugins.discovery import Found
 from corral.plugins.record import PluginRecord
@@ -35,7 +35,7 @@ def loaded(kind: type[Plugin]) -> PluginRecord:
 
 def test_a_flood_is_cut_and_told_of(caplog: pytest.LogCaptureFixture) -> None:
     now = [1000.0]
-    share, lines = LogShare([loaded(TasksPlugin)], now=lambda: now[0]), Lines()
+    share, lines = LogRateLimit([loaded(TasksPlugin)], now=lambda: now[0]), Lines()
     lines.addFilter(share)
     path = str(
         Path(__import__("corral_plugins.tasks.plugin", fromlist=["x"]).__file__).parent / "service" / "claims.py"

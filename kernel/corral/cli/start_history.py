@@ -1,4 +1,4 @@
-"""Starts that ended before the process was ready: three of them within 15 minutes lead to safe mode.
+"""StartHistory that ended before the process was ready: three of them within 15 minutes lead to safe mode.
 
 A start holds the lock of a file of its own, which nobody else can tell from a crash once the process is gone. What was
 told in an orderly way (a refusal, Ctrl-C) is no crash, and a start that becomes ready forgives those before it.
@@ -21,7 +21,7 @@ CRASHES, WITHIN_SECONDS = 3, 15 * 60
 HANGS_SECONDS = 20.0
 
 
-class Starts:
+class StartHistory:
     """Of one data folder."""
 
     def __init__(self, data_dir: Path) -> None:
