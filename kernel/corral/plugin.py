@@ -115,7 +115,6 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     metrics_token: str | None = None
     bootstrap_admin: tuple[str, str] | None = None
     safe_mode: bool = False
-    has_local_files: bool = True
     is_synchronous_normal: bool = False
     rate_limits: bool = True
     ip_rules_disabled: bool = False
@@ -144,7 +143,6 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
             metrics_token=config.metrics_token,
             bootstrap_admin=(email, password) if email and password else None,
             safe_mode=config.safe_mode,
-            has_local_files=config.files_dir is not None,
             is_synchronous_normal=config.database.synchronous == "normal" and config.database.is_file,
             rate_limits=config.rate_limits,
             ip_rules_disabled=config.ip_rules_disabled,

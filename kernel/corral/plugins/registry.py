@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -48,10 +48,6 @@ class PluginRegistry:
     def of(self, hook: str) -> list[tuple[str, Any]]:
         """`(plugin, item)` for every contribution of an active plugin to a hook."""
         return [(record.name, item) for record in self._records if record.active for item in record.of(hook)]
-
-    def configured(self, name: str) -> Mapping[str, Any]:
-        """The table `[plugins.<name>]` of the configuration."""
-        return self.configuration.tables.get(name, {})
 
     def required_by(self, name: str) -> list[PluginRecord]:
         """The plugins in service that require this one."""

@@ -153,7 +153,7 @@ def show(email: str, config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def unlock(email: str, config_path: Path | None, as_json: bool) -> None:
-    """End a lock after failed sign-ins at once."""
+    """End a lockout after failed sign-ins immediately."""
     from corral_core.accounts.api import AccountRecovery
 
     _change(

@@ -1,4 +1,4 @@
-"""The one cookie: it carries a refresh token to `/auth/refresh`, for browsers that should not hold it in a script."""
+"""The refresh cookie: it carries the refresh token to `/auth/refresh`, out of reach of scripts in the browser."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cookie_token(request: Request) -> str | None:
 
 
 def check_origin(request: Request, installation: Installation, allowed: Iterable[str]) -> None:
-    """A cookie counts only for pages of this host or of a listed origin; else `Forbidden`."""
+    """Raise `Forbidden` unless the request comes from a page of this host or of an allowed origin."""
     origin = request.header("origin") or ""
     own = {f"{scheme}://{request.header('host')}" for scheme in ("http", "https")}
     if origin not in {*own, _origin(installation.public_url or ""), *allowed} or not origin:
@@ -39,12 +39,12 @@ def _origin(url: str) -> str:
 
 
 def cookie_headers(tokens: Tokens, request: Request, installation: Installation) -> dict[str, str]:
-    """Set the cookie for as long as the token is good."""
+    """Set the cookie for the lifetime of the token."""
     return {"Set-Cookie": _cookie(tokens.refresh, tokens.refresh_seconds, request, installation)}
 
 
 def forget_headers(request: Request, installation: Installation) -> dict[str, str]:
-    """Delete the cookie of a client that has it."""
+    """Delete the cookie if the client sent it."""
     return {} if cookie_token(request) is None else {"Set-Cookie": _cookie("", 0, request, installation)}
 
 
@@ -54,7 +54,7 @@ def _cookie(value: str, seconds: int, request: Request, installation: Installati
 
 
 def _is_plain_loopback(request: Request, installation: Installation) -> bool:
-    """Browsers take a `Secure` cookie over plain http from nobody, not even always from the own machine."""
+    """Whether the request uses plain HTTP on the loopback interface, where browsers may reject `Secure` cookies."""
     if installation.has_tls or (installation.public_url or "").startswith("https://"):
         return False
     name = urlsplit(f"//{request.header('host') or ''}").hostname or ""

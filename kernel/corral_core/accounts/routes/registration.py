@@ -1,4 +1,4 @@
-"""`/auth` without a session: making an account, proving an address, getting back in."""
+"""`/auth` without a session: registration, verification of addresses, and recovery."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BY_MAIL = Rate("mail", 5, 3600, per="client")
 
 
 class Registration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A new account; its role is not the caller's choice, but an invitation's."""
+    """A new account. Its role comes from the settings or the invitation."""
 
     email: Address
     password: Password
@@ -32,31 +32,31 @@ class Registration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Sent(msgspec.Struct, kw_only=True):
-    """A mail is on its way, if there is anybody to send it to."""
+    """A mail follows if the address allows it."""
 
     status: Literal["verification_sent"] = "verification_sent"
 
 
 class Asked(msgspec.Struct, kw_only=True):
-    """The same whatever the address: if it has an account, a mail is on its way."""
+    """The response is the same for every address; a mail follows if it has an account."""
 
     status: Literal["accepted"] = "accepted"
 
 
 class AddressOnly(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Whose mail is asked for."""
+    """The address that the mail is for."""
 
     email: Address
 
 
 class TokenOnly(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The token of a mailed link."""
+    """The token of a link from a mail."""
 
     token: Token
 
 
 class NewPassword(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The token of a link, and the password to be."""
+    """The token of a link, and the new password."""
 
     token: Token
     new_password: Password
@@ -74,7 +74,7 @@ class NewPassword(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 async def register(
     body: Registration, request: Request, registrations: Registrations
 ) -> Answer[UserView] | Answer[Sent]:
-    """Make an account; the first one of an installation is its admin. With verification on: 202, and a mail."""
+    """Create an account; the first account becomes the admin. With verification enabled: 202, and a mail."""
     new = NewUser(email=body.email, full_name=body.full_name)
     made = await registrations.register(new, body.password, body.invitation_token, request.entry())
     if made is None:
@@ -84,7 +84,7 @@ async def register(
 
 @routes.post("/forgot-password", needs=PUBLIC, status=202, rate=BY_MAIL, no_store=True)
 async def forgot_password(body: AddressOnly, request: Request, recovery: Recovery) -> Asked:
-    """Have a link mailed that resets the password. The answer is the same whatever the address."""
+    """Request a mail with a link that resets the password. The response is the same for every address."""
     await recovery.forgot(body.email, request.entry())
     return Asked()
 
@@ -101,7 +101,7 @@ async def reset_password(
 ) -> Answer[SignedIn] | Answer[MfaRequired]:
     """Set a new password by a link, and sign in.
 
-    Other links, all sessions and a lock end; a second factor is still asked for.
+    Other links, all sessions and a lockout end; the second factor stays required.
     """
     found = await recovery.reset(body.token, body.new_password, device(request), request.entry())
     return entered(found, request, installation, cookie=body.cookie)
@@ -109,12 +109,12 @@ async def reset_password(
 
 @routes.post("/verify-email", needs=PUBLIC, no_store=True, raises=("link_expired", "duplicate", "invalid_state"))
 def verify_email(body: TokenOnly, registrations: Registrations) -> UserView:
-    """Prove by a link that an address is one's own; a new address takes effect now."""
+    """Verify an address by a link; a new address takes effect now."""
     return registrations.verify(body.token)
 
 
 @routes.post("/verify-email/resend", needs=PUBLIC, status=202, rate=BY_MAIL, no_store=True)
 async def resend_verification(body: AddressOnly, request: Request, registrations: Registrations) -> Asked:
-    """Have the link mailed again. The answer is the same whatever the address."""
+    """Request the verification mail again. The response is the same for every address."""
     await registrations.resend(body.email, request.entry())
     return Asked()

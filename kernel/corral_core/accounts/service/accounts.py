@@ -1,4 +1,4 @@
-"""The rules of accounts, and the only writer of their rows."""
+"""Accounts: creating, changing and purging them. The only writer of their rows."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ class AccountsService:
         return view(row)
 
     def register(self, new: NewUser, password_hash: str, *, how: str = "registration") -> UserView:
-        """Make an account for somebody who came by themselves; the very first one of an installation is its admin.
+        """Create an account by self-registration; the first account of an installation becomes its admin.
 
-        The address of the first one, and one that was invited, need no proof.
+        The address of the first account, and of an invited one, needs no verification.
         """
         is_first = not UserRow.select().exists() and claim("first_admin", "registration")
         if is_first:
@@ -110,7 +110,7 @@ class AccountsService:
         return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how=how, verified=verified)
 
     def bootstrap(self, new: NewUser, password_hash: str) -> UserView | None:
-        """Make the admin that the environment names, once and only while there is no admin."""
+        """Create the admin that the environment names, once and only while there is no admin."""
         if self.has_admin() or not claim("first_admin", "bootstrap"):
             return None
         return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how="bootstrap")
@@ -124,7 +124,7 @@ class AccountsService:
         return view(self.row(user_id))
 
     def row(self, user_id: str, *, hold: bool = False) -> UserRow:
-        """The row itself, for sign-in; `NotFound`. `hold` as of `row_of`."""
+        """The row of an account; raises `NotFound`. `hold`: see `row_of`."""
         query: Any = UserRow.select().where(UserRow.id == user_id)
         row: UserRow | None = (locked(query) if hold else query).first()
         if row is None:
@@ -132,7 +132,7 @@ class AccountsService:
         return row
 
     def row_of(self, email: str, *, hold: bool = False) -> UserRow | None:
-        """The row of an address in whatever spelling. `hold`: nobody else changes it until this unit ends."""
+        """The row of an address in any spelling. `hold` locks the row until this unit ends."""
         query: Any = UserRow.select().where(UserRow.email_key == normalise(email))
         row: UserRow | None = (locked(query) if hold else query).first()
         return row
@@ -194,9 +194,9 @@ class AccountsService:
         return self.get(user_id)
 
     def replace_password(self, row: UserRow, password_hash: str, *, must_change: bool, revoke_api_keys: bool) -> None:
-        """Write a new hash, if nobody else changed the password meanwhile; every link that waits ends.
+        """Store a new hash unless the password was changed concurrently; all pending links end.
 
-        Sessions are the caller's business.
+        The caller ends sessions.
         """
         now = clock.now()
         known = row.password_hash
@@ -224,7 +224,7 @@ class AccountsService:
         self._reread(row.id)
 
     def drop_password(self, user_id: str) -> UserRow:
-        """The password does not count any more, and all sessions and links end; a new link leads to a new one."""
+        """Delete the password and end all sessions and links; a new link leads to a new password."""
         row = self.row(user_id, hold=True)
         if row.purged_at is not None:
             raise NotFound()
@@ -237,14 +237,14 @@ class AccountsService:
         return self.row(user_id)
 
     def recover(self, row: UserRow, password_hash: str, *, proves: str | None) -> None:
-        """Write a new hash for somebody who had a link; all sessions end. `proves`: the address it was mailed to."""
+        """Store a new hash for the holder of a link; all sessions end. `proves`: the address of the mail."""
         self.replace_password(row, password_hash, must_change=False, revoke_api_keys=False)
         self.end_sessions(row.id, "password_changed")
         if proves is not None and normalise(proves) == row.email_key and not row.email_verified:
             self.prove_email(row, proves)
 
     def prove_email(self, row: UserRow, email: str) -> UserView:
-        """The address is the user's own; where it is another one than before, it takes effect now."""
+        """Mark the address as verified; a new address takes effect now."""
         key = check_address(email)
         if UserRow.select().where((UserRow.email_key == key) & (UserRow.id != row.id)).exists():
             raise taken()
@@ -259,7 +259,7 @@ class AccountsService:
         return self.get(row.id)
 
     def rehash(self, row: UserRow, password_hash: str) -> None:
-        """Store the same password under today's parameters."""
+        """Store a hash of the same password with the current parameters."""
         same = (UserRow.id == row.id) & (UserRow.password_hash == row.password_hash)
         UserRow.update(password_hash=password_hash).where(same).execute()
 
@@ -302,7 +302,7 @@ class AccountsService:
 
     @staticmethod
     def _changes(row: UserRow, patch: UserPatch, verified: bool) -> dict[str, Any]:
-        """Columns that get another value. `verified`: whether another address needs no proof."""
+        """The columns that change. `verified`: a new address needs no verification."""
         wanted = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not msgspec.UNSET}
         if "email" in wanted:
             wanted["email"] = wanted["email"].strip()
@@ -316,7 +316,7 @@ class AccountsService:
         return {name: value for name, value in wanted.items() if getattr(row, name) != value}
 
     def _announce(self, row: UserRow, changes: dict[str, Any]) -> None:
-        """Events, audit, and the end of sessions whose rights were lost."""
+        """Emit events, record the audit entries, and end sessions if rights were lost."""
         if "email_key" in changes:
             self._links.end(row.id, (*PASSWORD_LINKS, *EMAIL_LINKS))
             self._mail.notify(row.email, "email_changed", new=changes["email"])
@@ -336,7 +336,7 @@ class AccountsService:
             self.end_sessions(row.id, "revoked")
 
     def _reread(self, user_id: str) -> None:
-        """Rights changed: the user's next request reads them anew."""
+        """Make the user's next request read their rights again."""
         after_commit(lambda: self._credentials.forget(lambda caller: caller.user_id == user_id))
 
     def _record(
@@ -349,7 +349,7 @@ class AccountsService:
 
 
 def view(row: UserRow) -> UserView:
-    """An account as it is shown."""
+    """Convert a row to the shape that clients see."""
     fields = {name: getattr(row, name) for name in UserView.__struct_fields__}
     if row.locked_until is not None and row.locked_until <= clock.now():
         fields["locked_until"] = None
@@ -357,7 +357,7 @@ def view(row: UserRow) -> UserView:
 
 
 def write(row: UserRow, changes: Mapping[str, Any]) -> None:
-    """Change the row that was read; `Conflict` when somebody else did, and `last_admin` when nobody would be left."""
+    """Update a row. Raises `Conflict` if it changed concurrently, and `last_admin` for the last active admin."""
     stays = changes.get("role", "admin") == "admin" and changes.get("is_active", True)
     loses_admin = row.role == "admin" and row.is_active and not stays
     where = (UserRow.id == row.id) & (UserRow.version == row.version)
@@ -378,13 +378,13 @@ def write(row: UserRow, changes: Mapping[str, Any]) -> None:
 
 
 def taken() -> Conflict:
-    """Another account has the address."""
+    """The problem to raise for an address that another account has."""
     return Conflict("Another account has this address.", code="duplicate")
 
 
 @contextlib.contextmanager
 def unique() -> Iterator[None]:
-    """Two who take an address at once: the index decides, and the unit of the second is rolled back."""
+    """Convert a violation of the unique index on addresses into the problem of a taken address."""
     try:
         yield
     except peewee.IntegrityError:
@@ -392,5 +392,5 @@ def unique() -> Iterator[None]:
 
 
 def _lock_admins() -> None:
-    """Changes that take an admin away come one after the other."""
+    """Serialize the changes that could remove the last admin."""
     advisory_lock("accounts.admins")

@@ -38,13 +38,13 @@ _SESSION = Statement(
 
 
 class SessionPrincipals:
-    """Principals of signed-in people; joins the unit."""
+    """Builds the principals of signed-in users; joins the unit."""
 
     def __init__(self, permissions: Permissions, settings: Settings, second: SecondFactor) -> None:
         self._permissions, self._settings, self._second = permissions, settings, second
 
     def of(self, user_id: str, session_id: str, expires_at: float) -> Principal:
-        """The caller behind a session as it is now; `Unauthorized(session_revoked)` when it has ended."""
+        """The caller of a session with its current rights; raises `Unauthorized(session_revoked)` if it has ended."""
         row = _SESSION.one({"session_id": session_id, "user_id": user_id})
         if row is None or not self._goes_on(*row[:4]) or not row[6]:
             raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
@@ -63,7 +63,7 @@ class SessionPrincipals:
         )
 
     def _goes_on(self, ended_at: str | None, expires_at: str, created_at: str, last_seen_at: str) -> bool:
-        """Lives that were shortened since then hold too."""
+        """Whether the session is live. Lifetimes that were shortened later apply too."""
         get = self._settings.get
         in_time = created_at > clock.now(-get(REFRESH_ABSOLUTE)) and last_seen_at > clock.now(-get(REFRESH_IDLE))
         return ended_at is None and expires_at > clock.now() and in_time
@@ -82,7 +82,7 @@ class AccessTokenAuthenticator:
         claims = self._tokens.verify(credential)
         until = (
             min(claims.exp, claims.iat + self._settings.get(ACCESS_TTL)) + LEEWAY_SECONDS
-        )  # it may be shorter by now
+        )  # the setting may have been shortened
         if until <= clock.time_s():
             raise Unauthorized("The access token has expired; refresh it.", code="token_expired")
         return self._principals.of(claims.sub, claims.sid, until)
@@ -120,6 +120,6 @@ class TicketsService:
 
 
 def prune(at_once: int = 500) -> int:
-    """Delete tickets that nobody used in time."""
+    """Delete expired tickets."""
     old = TicketRow.select(TicketRow.hash).where(TicketRow.expires_at <= clock.now()).limit(at_once)
     return int(TicketRow.delete().where(TicketRow.hash.in_(old)).execute())

@@ -1,4 +1,4 @@
-"""Mails are jobs, which take effect with their unit: a mail server that is down delays them and nothing else."""
+"""Mail: every mail is a job of the current unit, so an unavailable mail server delays mails and nothing else."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class MailService:
             enqueue(JOB, kind=kind, to=to, facts=facts)
 
     def send_link(self, to: str, kind: str, subject_id: str, **facts: str | int) -> bool:
-        """Mail a link that is good once; joins the unit. False: there is no mail service, or it has links enough."""
+        """Mail a single-use link; joins the unit. Returns False without a mail service, or above the limit of links."""
         if not self.is_configured:
             return False
         link_id = self._links.prepare(kind, subject_id, to)
@@ -65,7 +65,7 @@ class MailService:
         return Delivery(delivered=error is None, duration_ms=round((time.perf_counter() - began) * 1000), error=error)
 
     async def deliver(self, kind: str, to: str, facts: dict[str, Any]) -> None:
-        """Hand a mail to the server now. Raises `MailFailed`; `ValueError` for an address that cannot be written."""
+        """Send a mail now. Raises `MailFailed`, or `ValueError` for an invalid address."""
         from corral.egress.smtp import MailServer, deliver
         from corral_core.accounts.service.mail_templates import write
 
@@ -88,7 +88,7 @@ class MailService:
         return "ok", "The mail server takes connections."
 
     async def _answers(self) -> bool:
-        """Whether the server takes a connection and the sign-in."""
+        """Whether the mail server accepts the connection and the credentials."""
         from corral.egress.smtp import MailFailed, MailServer, probe
 
         get = self._settings.get
@@ -102,7 +102,7 @@ class MailService:
 
     @staticmethod
     def forget(email_key: str) -> None:
-        """The account of this address was purged: nothing is sent there nor remembered of it; joins the unit."""
+        """Delete the mail jobs for the address of a purged account; joins the unit."""
         jobs = JobRow.select(JobRow.id, JobRow.arguments).where(JobRow.name.startswith("accounts.")).limit(AT_ONCE)
         after = ""
         while page := list(jobs.where(JobRow.id > after).order_by(JobRow.id)):
@@ -114,6 +114,6 @@ class MailService:
 
     @staticmethod
     def _waiting() -> int:
-        """How many mails wait because the server did not take them; joins the unit."""
+        """The number of mails that wait for another attempt; joins the unit."""
         again = (JobRow.name == JOB) & (JobRow.state == "queued") & JobRow.error.is_null(False)
         return int(JobRow.select(peewee.fn.COUNT(JobRow.id)).where(again).scalar())

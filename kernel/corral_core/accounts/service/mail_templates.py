@@ -1,4 +1,4 @@
-"""What mails say: short plain text, one letter a kind."""
+"""Mail templates: short plain texts, one for each kind of mail."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from corral_core.accounts.settings import (
 )
 
 PRODUCT = "corral"
-SHORTEST_WORD = 4  # shorter names occur in any text
+SHORTEST_WORD = 4  # shorter words occur in any text
 
 _CLASSES = (
     (REQUIRE_UPPER, str.isupper, "core.no_upper", "an upper-case letter"),
@@ -40,13 +40,13 @@ _CLASSES = (
 
 
 class PasswordPolicy:
-    """Judges new passwords; those in use stay valid when it changes."""
+    """Checks new passwords. A change of the policy does not affect existing passwords."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def check(self, password: str, *, email: str, full_name: str, pointer: str) -> None:
-        """Raise `Invalid` (`weak_password`) with one fault a broken rule."""
+        """Raise `Invalid` (`weak_password`) with one fault for each broken rule."""
         faults = [Fault(pointer, code, detail) for code, detail in self._broken(password, email, full_name)]
         if faults:
             raise Invalid(
@@ -105,7 +105,7 @@ def _forms(folded: str) -> set[str]:
 
 
 def _once(text: str) -> str:
-    """What is repeated, if the text is nothing but repetitions."""
+    """The shortest unit whose repetition is the whole text."""
     again = (text + text).find(text, 1)
     return text[:again]
 
@@ -116,12 +116,12 @@ def _is_listed(form: str) -> bool:
 
 @functools.cache
 def _listed() -> bytes:
-    """One a line, lower case, the most frequent first: searched as it is, it takes no more memory than the file."""
+    """The list, one lower-case password per line. It is searched unparsed, so it takes no more memory than the file."""
     return resources.files("corral_core.accounts").joinpath("breached_passwords.txt").read_bytes()
 
 
 class PasswordHistory:
-    """The only writer of former passwords. What is not `refuse_former` joins the unit."""
+    """The only writer of former passwords. Every function except `refuse_former` joins the unit of work."""
 
     def __init__(self, work: Work, passwords: Passwords, settings: Settings) -> None:
         self._work, self._passwords, self._settings = work, passwords, settings
@@ -129,7 +129,7 @@ class PasswordHistory:
     async def refuse_former(self, user_id: str, password: str, *, pointer: str) -> None:
         """Raise `Invalid` (`weak_password`) for the present password or a former one, where the policy keeps them.
 
-        Call it once the caller is known to be the user: what it answers tells of former passwords.
+        Authenticate the caller first: the result reveals former passwords.
         """
         kept = self._settings.get(HISTORY)
         if not kept:
@@ -140,7 +140,7 @@ class PasswordHistory:
                 raise Invalid.at(pointer, "core.reused", detail, problem="weak_password")
 
     def remember(self, user_id: str, hashed: str | None) -> None:
-        """This password was replaced; as many are kept as the policy asks for."""
+        """Store the hash of a replaced password; the policy says how many are kept."""
         kept = self._settings.get(HISTORY)
         mine = FormerPasswordRow.user_id == user_id
         if kept and hashed is not None:
@@ -150,7 +150,7 @@ class PasswordHistory:
         FormerPasswordRow.delete().where(mine & FormerPasswordRow.id.not_in(keep)).execute()
 
     def expire(self, user: UserRow) -> None:
-        """At a sign-in: a password that is too old must be changed before anything else."""
+        """At a sign-in, require a change of a password that is older than the policy allows."""
         days = self._settings.get(MAX_AGE_DAYS)
         if days is not None and (user.password_changed_at or "") <= clock.now(-days * DAY):
             due = (UserRow.id == user.id) & (UserRow.password_hash == user.password_hash)
@@ -158,7 +158,7 @@ class PasswordHistory:
 
     @staticmethod
     def forget(user_id: str) -> None:
-        """The account is purged."""
+        """Delete the former passwords of a purged account."""
         FormerPasswordRow.delete().where(FormerPasswordRow.user_id == user_id).execute()
 
     @staticmethod

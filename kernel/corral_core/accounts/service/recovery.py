@@ -21,7 +21,7 @@ FORGOT = "accounts.forgot_password"
 
 
 class Recovery:
-    """What the routes of forgotten passwords call."""
+    """Recovery of an account by its user, through a link by mail."""
 
     def __init__(
         self, work: Work, accounts: AccountsService, sign_in: SignIn, lockout: Lockout, links: Links, mail: MailService
@@ -30,12 +30,12 @@ class Recovery:
         self._lockout, self._links, self._mail = lockout, links, mail
 
     async def forgot(self, email: str, entry: Entry) -> None:
-        """Have a link mailed. Address or not, nothing but a job is written here, so that nothing can be told."""
+        """Enqueue a mail with a link. All addresses take the same path, so timing reveals nothing."""
         if self._mail.is_configured:
             await self._work(lambda: enqueue(FORGOT, email=email), entry=entry)
 
     async def reset(self, token: str, password: str, device: Device, entry: Entry) -> SignedIn | Pending:
-        """A new password by a link: other links, all sessions and a lock end; a second factor is still asked for."""
+        """Set a new password by a link. Other links, all sessions and a lockout end; a second factor stays required."""
         row = await self._work(lambda: self._holder(token), read=True)
         hashed = await self._accounts.hash_password(
             password, email=row.email, full_name=row.full_name, pointer="/new_password", user_id=row.id

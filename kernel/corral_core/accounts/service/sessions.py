@@ -1,4 +1,4 @@
-"""Sessions: signing in, rotating refresh tokens, and ending. Every function joins the unit."""
+"""Sessions: creating them, rotating their refresh tokens, and ending them. Every function joins the unit of work."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from corral_core.accounts.settings import (
 
 
 class Device(msgspec.Struct, frozen=True):
-    """Where a sign-in comes from."""
+    """The client that signs in."""
 
     ip: str
     user_agent: str
 
 
 class SessionView(msgspec.Struct, kw_only=True):
-    """A session as its owner sees it. `current`: the one that asks."""
+    """A session as its owner sees it. `current`: it made this request."""
 
     id: str
     user_id: str
@@ -57,7 +57,7 @@ class SessionView(msgspec.Struct, kw_only=True):
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sign-in or a refresh gives."""
+    """The tokens that a sign-in or a refresh returns."""
 
     user_id: str
     access: str
@@ -67,7 +67,7 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reuse(msgspec.Struct, frozen=True):
-    """A refresh token came back after the grace: its session was ended, which must be committed before it is told."""
+    """A refresh token was reused after the grace period. Its session has ended; commit before the error is raised."""
 
 
 class Sessions:
@@ -80,9 +80,9 @@ class Sessions:
         self._tokens, self._sealer, self._settings, self._credentials = tokens, sealer, settings, credentials
 
     def open(self, user: UserRow, device: Device, *, mfa: bool = False) -> Tokens:
-        """Sign the user in: a new session with its first tokens; the oldest one ends where there are too many.
+        """Create a session and its first tokens. Above the limit of sessions per user, the oldest session ends.
 
-        `mfa`: a second factor was given.
+        `mfa`: the sign-in included a second factor.
         """
         now = clock.now()
         session = SessionRow.create(
@@ -106,7 +106,7 @@ class Sessions:
         return self.issue(session)
 
     def issue(self, session: SessionRow, refresh: str | None = None) -> Tokens:
-        """New tokens of a live session; `refresh` is the refresh token to store, None makes one."""
+        """Issue new tokens for a live session. `refresh` is the refresh token to store; None generates one."""
         refresh = refresh or new_secret()
         seconds = self._left(session)
         RefreshRow.create(
@@ -117,9 +117,9 @@ class Sessions:
         return self._answer(session, refresh, seconds)
 
     def rotate(self, refresh: str, device: Device) -> Tokens | Reuse:
-        """Exchange a refresh token. One guarded update picks the winner; within the grace a repetition gets the same.
+        """Exchange a refresh token. One guarded update picks the winner; in the grace period, repeats get the same.
 
-        Of parallel callers the losers wait for the winner's commit in that update (a row lock, or SQLite's one writer).
+        Parallel callers that lose wait in that update for the winner's commit (a row lock, or SQLite's single writer).
         """
         used, successor = digest(refresh), new_secret()
         row: RefreshRow | None = RefreshRow.get_or_none(RefreshRow.hash == used)
@@ -137,7 +137,7 @@ class Sessions:
         idle = row.expires_at <= clock.now() or row.created_at <= clock.now(-self._idle())
         if idle or self._left(session) <= 0:
             raise Unauthorized("The session was idle for too long; sign in again.", code="token_expired")
-        # before the successor is written: whoever ends this chain waits here, or has ended it
+        # before the successor is written: a concurrent end of this session waits here, or has happened already
         moved = SessionRow.update(ip=device.ip[:45], user_agent=device.user_agent[:300])
         if not moved.where((SessionRow.id == session.id) & SessionRow.ended_at.is_null()).execute():
             raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
@@ -159,14 +159,16 @@ class Sessions:
         return Reuse()
 
     def restart(self, session_id: str) -> Tokens:
-        """New tokens for a session whose old refresh tokens must not work any more."""
+        """Issue new tokens for a session and invalidate its existing refresh tokens."""
         session = self._live(session_id)
-        SessionRow.update(last_seen_at=clock.now()).where(SessionRow.id == session_id).execute()  # waits for a refresh
+        SessionRow.update(last_seen_at=clock.now()).where(
+            SessionRow.id == session_id
+        ).execute()  # may wait for a refresh
         RefreshRow.delete().where(RefreshRow.session_id == session_id).execute()
         return self.issue(session)
 
     def step_up(self, session_id: str) -> str:
-        """The person proved again who they are; until when that counts."""
+        """Record that the user re-authenticated; returns the instant until which that is valid."""
         until = clock.now(self._settings.get(STEP_UP_SECONDS))
         live = (SessionRow.id == session_id) & SessionRow.ended_at.is_null()
         if not SessionRow.update(reauth_until=until).where(live).execute():
@@ -183,7 +185,7 @@ class Sessions:
 
     @staticmethod
     def of(refresh: str) -> str | None:
-        """The id of the session of a refresh token, used or not."""
+        """The id of the session that a refresh token belongs to, whether the token was used or not."""
         row = RefreshRow.get_or_none(RefreshRow.hash == digest(refresh))
         return None if row is None else str(row.session_id)
 
@@ -196,30 +198,30 @@ class Sessions:
 
     @staticmethod
     def count(user_ids: Iterable[str]) -> dict[str, int]:
-        """How many sessions go on, by user; users without any are left out."""
+        """The number of live sessions by user id; users without one are left out."""
         live = SessionRow.user_id.in_(list(user_ids)) & SessionRow.ended_at.is_null()
         rows: Any = SessionRow.select(SessionRow.user_id, peewee.fn.COUNT(SessionRow.id)).where(live)
         return {user_id: int(number) for user_id, number in rows.group_by(SessionRow.user_id).tuples()}
 
     def end(self, session_id: str, user_id: str, reason: str) -> bool:
-        """End one session of the user; False when it was over or is another's."""
+        """End one session of the user. Returns False if it had ended or belongs to another user."""
         return bool(self._end((SessionRow.id == session_id) & (SessionRow.user_id == user_id), reason))
 
     def end_all(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
-        """End the user's sessions but `keep`, and sign-ins that wait for a second factor; how many sessions ended."""
+        """End the user's sessions except `keep`, and sign-ins that wait for a second factor; returns their number."""
         end_challenges(user_id)
         mine = SessionRow.user_id == user_id
         return self._end(mine & (SessionRow.id != keep) if keep else mine, reason)
 
     def expire(self, at_once: int = 500) -> int:
-        """End what was idle for too long; how many."""
+        """End sessions that expired; returns their number."""
         over = SessionRow.ended_at.is_null() & self._over()
         found = [row.id for row in SessionRow.select(SessionRow.id).where(over).limit(at_once)]
         return self._end(SessionRow.id.in_(found), "expired") if found else 0
 
     @staticmethod
     def forget_addresses(user_id: str) -> None:
-        """Blank what sessions tell of a person."""
+        """Erase the addresses and user agents in the user's sessions."""
         SessionRow.update(ip="", user_agent="").where(SessionRow.user_id == user_id).execute()
 
     # -- parts
@@ -242,7 +244,7 @@ class Sessions:
 
     @staticmethod
     def _live(session_id: str) -> SessionRow:
-        """The session, if it goes on and its user is active; else `session_revoked`."""
+        """The session if it is live and its user active; raises `Unauthorized` (`session_revoked`)."""
         active = SessionRow.ended_at.is_null() & (UserRow.is_active == True)  # noqa: E712  # SQL
         query = SessionRow.select().join(UserRow, on=(UserRow.id == SessionRow.user_id))
         row: SessionRow | None = query.where((SessionRow.id == session_id) & active).first()
@@ -251,7 +253,7 @@ class Sessions:
         return row
 
     def _over(self) -> Any:
-        """Not used for too long, or too old; lives that were shortened since then hold too."""
+        """Condition for expired sessions. Lifetimes that were shortened later apply to existing sessions too."""
         oldest, quiet = clock.now(-self._settings.get(REFRESH_ABSOLUTE)), clock.now(-self._idle())
         row = SessionRow
         return (row.expires_at <= clock.now()) | (row.last_seen_at <= quiet) | (row.created_at <= oldest)
@@ -260,7 +262,7 @@ class Sessions:
         return min(self._settings.get(REFRESH_IDLE), self._settings.get(REFRESH_ABSOLUTE))
 
     def _left(self, session: SessionRow) -> int:
-        """Seconds until the session ends if it is not used again; shorter settings hold for sessions in being."""
+        """Seconds until an unused session ends. Settings that were shortened later apply to existing sessions too."""
         until = clock.parse_instant(session.created_at) + self._settings.get(REFRESH_ABSOLUTE)
         return min(self._idle(), int(until - clock.time_s()))
 
@@ -285,7 +287,7 @@ class Sessions:
 
 
 def session_view(row: SessionRow, current_id: str | None) -> SessionView:
-    """A session as it is shown."""
+    """Convert a row to the shape that its owner sees."""
     fields = {name: getattr(row, name) for name in SessionView.__struct_fields__ if name != "current"}
     return SessionView(current=row.id == current_id, **fields)
 

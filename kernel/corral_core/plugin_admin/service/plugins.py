@@ -1,4 +1,4 @@
-"""Plugins as admins see them, and the stored decision to take one out of service."""
+"""Plugins as admins see them, and the stored decision to disable one."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _SECRET = re.compile(r"password|secret|token|(^|_)key$|private")
 
 
 class Migrations(msgspec.Struct, kw_only=True):
-    """Names of scripts, in order."""
+    """Names of migration scripts, in order."""
 
     applied: list[str]
     pending: list[str]
 
 
 class PluginView(msgspec.Struct, kw_only=True):
-    """A plugin: what it is, what it contributes, and how it fares."""
+    """A plugin: its metadata, its contributions, its state and its errors."""
 
     name: str
     title: str
@@ -69,7 +69,7 @@ class PluginView(msgspec.Struct, kw_only=True):
 
 
 class PluginAdministration:
-    """Reads the registry of this process; what is stored is followed by every process."""
+    """Reads the registry of this process. Stored decisions are followed by every process."""
 
     audit: Audit | None = None
 
@@ -78,12 +78,12 @@ class PluginAdministration:
         self._applying: asyncio.Future[None] | None = None
 
     def all(self, states: Sequence[str] = ()) -> list[PluginView]:
-        """By name."""
+        """All checks, by name."""
         tables = _tables()
         return [self._view(item, tables) for item in self._registry.all() if not states or item.state in states]
 
     def get(self, name: str) -> PluginView:
-        """One plugin; `NotFound`."""
+        """One plugin; raises `NotFound`."""
         return self._view(self._loaded(name), _tables())
 
     def errors(self, name: str) -> list[PluginError]:
@@ -95,11 +95,11 @@ class PluginAdministration:
         """The effective `[plugins.<name>]`, secrets masked."""
         loaded = self._loaded(name)
         section = loaded.plugin.section if loaded.plugin is not None else None
-        table = self._registry.configured(name) if section is None else msgspec.to_builtins(section)
+        table = self._registry.configuration.tables.get(name, {}) if section is None else msgspec.to_builtins(section)
         return _masked(table)
 
     def configure(self, name: str, values: Mapping[str, Any], store: SettingsStore, *, by: Principal) -> SettingsChange:
-        """Change run-time settings that the plugin declares; others are `unknown_setting` here."""
+        """Change run-time settings that the plugin declares; raises `unknown_setting` for others."""
         own = {setting.name for setting in self._loaded(name).of("corral_settings")}
         foreign = [
             Fault(f"/settings/{each}", "unknown_setting", f"{name} has no setting {each}.")
@@ -115,10 +115,10 @@ class PluginAdministration:
         return change
 
     def disable(self, name: str, reason: str | None) -> PluginView:
-        """Take a plugin out of service in every process, and at the next start."""
+        """Disable a plugin in every process and for later starts."""
         loaded = self._loaded(name)
         if loaded.protected:
-            raise Conflict("This plugin is protected: nothing is safe without it.", code="plugin_required")
+            raise Conflict("This plugin is protected and cannot be disabled.", code="plugin_required")
         if name in self._registry.configuration.enabled:
             raise Conflict("corral.toml names it in [plugins] enabled; change it there.", code="setting_locked")
         dependants = sorted(item.name for item in self._registry.required_by(name))
@@ -136,7 +136,7 @@ class PluginAdministration:
         return msgspec.structs.replace(self.get(name), state="disabled", reason=loaded.reason or reason or OFF)
 
     def enable(self, name: str) -> PluginView:
-        """Put a plugin back into service; one that is not loaded comes with the next start (`pending_reload`)."""
+        """Enable a plugin; one that is not loaded is enabled by the next start (`pending_reload`)."""
         loaded = self._loaded(name)
         if name in self._registry.configuration.disabled:
             raise Conflict("corral.toml names it in [plugins] disabled; change it there.", code="setting_locked")
@@ -173,7 +173,7 @@ class PluginAdministration:
                 self._registry.enable(loaded.name)
 
     def follow(self, records: Sequence[Record]) -> None:
-        """Do here what another process decided; a viewer of the event feed. The rows decide, the event is a hint."""
+        """Follow the decisions of other processes; a listener of the event feed. The rows decide, not the event."""
         if any(record.type == PluginState.event for record in records):
             self._applying = asyncio.ensure_future(self._apply_stored(self._applying))
 
