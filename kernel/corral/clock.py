@@ -1,6 +1,6 @@
-"""The one clock. Instants are strings `YYYY-MM-DDTHH:MM:SS.mmmZ` (UTC) everywhere: in rows, events and JSON.
+"""The clock. Instants are strings `YYYY-MM-DDTHH:MM:SS.mmmZ` (UTC) in rows, events and JSON.
 
-The fixed width makes them sort as text on every engine, so no read has to convert them (docs/adr/0003).
+Their fixed width makes them sort as text on both engines, so reading needs no conversion (docs/adr/0003).
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ _shift = 0.0
 
 
 def time_s() -> float:
-    """Seconds since the epoch, moved by `travel`."""
+    """Seconds since the epoch, shifted by `travel`."""
     return time.time() + _shift
 
 
 def format_instant(seconds: float) -> str:
-    """Epoch seconds as an instant; `FIRST` or `LAST` for what lies beyond them."""
+    """Epoch seconds as an instant, limited to `FIRST` and `LAST`."""
     if not _FIRST_SECOND <= seconds < _LAST_SECOND + 0.999:
         return FIRST if seconds < 0 else LAST
     second = math.floor(seconds)
     micros = round((seconds - second) * 1_000_000)
     if micros == 1_000_000:
         second, micros = second + 1, 0
-    return f"{_until_second(second)}.{micros // 1000:03d}Z"
+    return f"{_whole_second(second)}.{micros // 1000:03d}Z"
 
 
 @functools.lru_cache(maxsize=64)
-def _until_second(second: int) -> str:
-    """All but the fraction: most instants of a process lie in the present second or a few others."""
+def _whole_second(second: int) -> str:
+    """The instant up to its second. Cached, because most instants of a process share a few seconds."""
     return datetime.fromtimestamp(second, UTC).isoformat(timespec="seconds")[:-6]
 
 
 def now(after_seconds: float = 0.0) -> str:
-    """The present instant, or the one `after_seconds` from now (negative: ago)."""
+    """The current instant, plus `after_seconds`."""
     return format_instant(time.time() + _shift + after_seconds)
 
 
@@ -49,7 +49,7 @@ def parse_instant(instant: str) -> float:
 
 
 def from_datetime(moment: datetime) -> str:
-    """An aware datetime (any offset) as an instant; `FIRST` or `LAST` where UTC has no year for it."""
+    """An aware datetime with any offset as an instant, limited to `FIRST` and `LAST`."""
     try:
         moment = moment.astimezone(UTC)
     except OverflowError:
@@ -58,12 +58,12 @@ def from_datetime(moment: datetime) -> str:
 
 
 def elapsed_ms(since: str, until: str) -> int:
-    """Milliseconds between two instants, never negative."""
+    """Milliseconds between two instants, at least 0."""
     return max(0, round((parse_instant(until) - parse_instant(since)) * 1000))
 
 
 def travel(seconds: float) -> None:
-    """Move the clock of this process; tests only."""
+    """Shift the clock of this process. For tests."""
     global _shift
     _shift += seconds
 

@@ -1,8 +1,8 @@
 """Stored credentials: envelope encryption under the master keys, and keyed digests.
 
-A sealed value is `version(1) key_id(8) nonce(12) wrapped_data_key(48) nonce(12) ciphertext+tag`: a random data key a
-value, wrapped by a key made from a master key. Only the wrapping names the master key, so `rewrap` leaves the value's
-own ciphertext alone. The library `cryptography` is imported at the first use: it costs 25 ms of every start.
+A sealed value is `version(1) key_id(8) nonce(12) wrapped_data_key(48) nonce(12) ciphertext+tag`. Each value has a
+random data key, which is wrapped by a key derived from a master key, so `rewrap` leaves the ciphertext unchanged. The
+library `cryptography` is imported on first use, because it takes 25 ms.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ _BODY = _HEAD + _NONCE + _DATA_KEY + _TAG
 
 
 class SealedWrong(ValueError):
-    """The value was changed, cut, or taken from another place: it does not open, with any key."""
+    """The sealed value was changed, cut, or copied from another place."""
 
 
 def place(table: str, row: str, version: int, field: str = "value") -> str:
-    """Where a sealed value lives, for `aad=`: a ciphertext copied to another place does not open there."""
+    """The `aad` of a column of a row: a ciphertext that is copied elsewhere cannot be opened there."""
     return f"{table}|{row}|{version}|{field}"
 
 
 def refuse_mask(value: str | None, pointer: str) -> None:
-    """Raise `masked_value_submitted` for a credential made of `*` alone: a form that was read and sent back unchanged.
+    """Raise `masked_value_submitted` if a credential consists of `*` only: the mask of a form that was sent back.
 
-    For every field in which people send a credential, so that none is overwritten by what hides it.
+    Call it for every credential that people submit, so that a mask never replaces the stored value.
     """
     if value and not value.strip().strip("*"):
         detail = "This is the mask, not the value; leave the field out to keep what is stored."
         raise Invalid.at(pointer, "not_allowed", detail, problem="masked_value_submitted")
 
 
-def spelled(name: str, key: bytes) -> dict[str, str]:
-    """The texts in which a key of bytes may turn up, for the redactor."""
+def encoded_key(name: str, key: bytes) -> dict[str, str]:
+    """The encodings of a binary key, by name, for the redactor."""
     return {name: base64.b64encode(key).decode(), f"{name}.hex": key.hex()}
 
 
@@ -64,12 +64,12 @@ def new_secret() -> str:
 
 
 def digest(secret: str) -> str:
-    """What of an opaque token is stored."""
+    """The digest that is stored instead of an opaque token."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 class MasterKey(NamedTuple):
-    """One master key: the operator's label (`v2`), and the id that rows carry, made from the key itself."""
+    """A master key: the operator's label such as `v2`, and the id in sealed values, which is derived from the key."""
 
     label: str
     id: str
@@ -80,7 +80,7 @@ class MasterKey(NamedTuple):
 
 
 def parse_master_keys(text: str, source: str) -> list[MasterKey]:
-    """`v2:<base64>,v1:<base64>`, the first is active. Raises `Refused` naming `source`, never a key."""
+    """Parse `v2:<base64>,v1:<base64>`; the first is active. The text of `Refused` names `source`, never a key."""
     keys: list[MasterKey] = []
     for number, part in enumerate(text.split(","), 1):
         label, _, encoded = part.strip().partition(":")
@@ -126,10 +126,10 @@ class Sealer(Protocol):
 
 
 class Keyring:
-    """The master keys of this process; the first seals, all open.
+    """The master keys of this process: the first seals values, all open them.
 
-    Without a key, or once `note_stored` finds that all stored rows have other keys, it is `sealed`: what needs a secret
-    raises `Unavailable` (`vault_sealed`). Digests go on, without a key under one of this process alone.
+    The keyring is `sealed` if it has no key, or if `note_stored` finds that all stored values have other keys; then
+    sealing and opening raise `Unavailable` (`vault_sealed`). Digests still work, with a key of this process if needed.
     """
 
     def __init__(self, keys: Sequence[MasterKey] = (), *, source: str = "", created: bool = False) -> None:
@@ -142,10 +142,10 @@ class Keyring:
 
     @classmethod
     def load(cls, config: Config, *, allow_create: bool = False) -> Keyring:
-        """The keys of the configuration, else of the key file in the data folder.
+        """The keys of the configuration, or else of the key file in the data folder.
 
-        Pass `allow_create` only when no encrypted row exists: it makes a missing file (`created` is then true), and a
-        new key over old ciphertext would hide that the right one is lost. Raises `Refused` for a bad or exposed key.
+        Pass `allow_create` to create a missing file, only if no sealed value exists: a new key would hide that the
+        right one is lost. Raises `Refused` for a bad key, or one that others may read.
         """
         if config.keys.master_key:
             source = config.sources.get("keys.master_key", "keys.master_key")
@@ -156,48 +156,48 @@ class Keyring:
             if not path.exists():
                 return cls(source=str(path))
             if readable_by_others(path):
-                raise Refused(f"{path}: others may read this key; chmod 600 {path}")
+                raise Refused(f"{path}: other users can read this key; run chmod 600 {path}")
             text = path.read_text("ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise Refused(f"{path}: the master key cannot be read or made: {error}") from None
         return cls(parse_master_keys(text, str(path)), source=str(path), created=created)
 
     def credentials(self) -> dict[str, str]:
-        """The keys as text, by label: what no text may show."""
-        return {name: text for key in self.keys for name, text in spelled(f"keys.{key.label}", key.secret).items()}
+        """The encodings of all keys, which must not appear in any text."""
+        return {name: text for key in self.keys for name, text in encoded_key(f"keys.{key.label}", key.secret).items()}
 
     @property
     def active(self) -> MasterKey:
-        """The key that seals."""
+        """The key that seals values."""
         if self.sealed:
             raise Unavailable("No usable master key is loaded.", code="vault_sealed")
         return self.keys[0]
 
     def note_stored(self, key_ids: Iterable[str]) -> None:
-        """Tell which key ids the stored rows carry: when none of them is ours, the keys are wrong, so it is sealed."""
+        """Pass the key ids of stored values. If none is known here, the keys are wrong and the keyring is sealed."""
         stored = set(key_ids)
         self.sealed = not self.keys or (bool(stored) and stored.isdisjoint(self._by_id))
 
     def seal(self, plaintext: bytes, *, aad: str) -> bytes:
-        """Encrypt for one place (see `place`); the result is 97 bytes longer."""
+        """Encrypt a value for one place (see `place`); the result is 97 bytes longer."""
         head = _VERSION + bytes.fromhex(self.active.id)
         data_key = secrets.token_bytes(_DATA_KEY)
         wrapped = _encrypt(derive(self.active.secret, "wrap"), data_key, head)
         return head + wrapped + _encrypt(data_key, plaintext, _bound(aad))
 
     def open(self, sealed: bytes, *, aad: str) -> bytes:
-        """The plaintext. `SealedWrong`: tampered or misplaced; `Unavailable` (`vault_sealed`): its key is not here."""
+        """Decrypt. Raises `SealedWrong` for a changed or misplaced value, `Unavailable` without its master key."""
         return _decrypt(self._data_key(sealed), sealed[_BODY:], _bound(aad))
 
     def rewrap(self, sealed: bytes) -> bytes:
-        """The same value under the active key; unchanged when it is so already."""
+        """The same value wrapped by the active key."""
         head = _VERSION + bytes.fromhex(self.active.id)
         if sealed.startswith(head):
             return sealed
         return head + _encrypt(derive(self.active.secret, "wrap"), self._data_key(sealed), head) + sealed[_BODY:]
 
     def unwraps(self, sealed: bytes) -> bool:
-        """Whether one of the keys opens it, as far as that can be told without knowing its place."""
+        """Whether a key of the ring unwraps the data key, which needs no `aad`."""
         try:
             return bool(self._data_key(sealed))
         except (SealedWrong, Unavailable):
@@ -210,17 +210,17 @@ class Keyring:
         return _decrypt(derive(key.secret, "wrap"), sealed[_HEAD:_BODY], sealed[:_HEAD])
 
     def mac(self, purpose: str, data: bytes) -> bytes:
-        """HMAC-SHA256 under the active key: equal data, equal digest, until the master key is rotated."""
+        """HMAC-SHA256 with the active key: the same for the same data until the master key is rotated."""
         return hmac.digest(derive(self._signing[0], f"mac/{purpose}"), data, "sha256")
 
     def verify(self, purpose: str, data: bytes, mac: bytes) -> bool:
-        """Whether `mac` is of `data`, under any of the keys."""
+        """Whether `mac` is the MAC of `data` with any of the keys."""
         keys = [derive(secret, f"mac/{purpose}") for secret in self._signing]
         return any(hmac.compare_digest(hmac.digest(key, data, "sha256"), mac) for key in keys)
 
 
 def key_id(sealed: bytes) -> str:
-    """The id of the master key that a sealed value needs; rows keep it beside the value, for counts and rewrapping."""
+    """The id of the master key that a sealed value needs."""
     if sealed[:1] != _VERSION or len(sealed) < _BODY + _NONCE + _TAG:
         raise SealedWrong("not a sealed value")
     return sealed[1:_HEAD].hex()
@@ -228,7 +228,7 @@ def key_id(sealed: bytes) -> str:
 
 def _bound(aad: str) -> bytes:
     if not aad:
-        raise ValueError("aad must name the place of the value")
+        raise ValueError("aad must name the place of the value; use place()")
     return _VERSION + aad.encode()
 
 
@@ -246,11 +246,11 @@ def _decrypt(key: bytes, sealed: bytes, aad: bytes) -> bytes:
     try:
         return AESGCM(key).decrypt(sealed[:_NONCE], sealed[_NONCE:], aad)
     except InvalidTag:
-        raise SealedWrong("the value was changed or belongs elsewhere") from None
+        raise SealedWrong("the sealed value was changed or belongs to another place") from None
 
 
 def _create(path: Path) -> bool:
-    """Make the key file whole or not at all; of processes that start together, one wins and the others read its key."""
+    """Create the key file atomically. Of processes that start together, one creates it and the others read it."""
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     text = f"v1:{base64.b64encode(secrets.token_bytes(32)).decode()}\n"
     try:

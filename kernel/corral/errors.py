@@ -1,7 +1,7 @@
-"""Every failure that Corral tells a client is a `Problem` (RFC 9457).
+"""Problems (RFC 9457): every error that a client receives.
 
-Services raise the children by meaning (`NotFound`, `Conflict`, …); the request path turns them into
-`application/problem+json`. `code` is stable and is what clients branch on; `detail` is a sentence for people.
+Services raise subclasses such as `NotFound` or `Conflict`, which become `application/problem+json`. Clients rely on the
+stable `code`; `detail` is a sentence for people.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ CODES: dict[str, tuple[int, str]] = {
 
 
 class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One entry of `errors[]`: where (JSON pointer, `/query/<name>` or `/header/<name>`), which code, in words."""
+    """An item of `errors[]`: a JSON pointer, `/query/<name>` or `/header/<name>`, with a code and a description."""
 
     pointer: str
     code: str
@@ -103,15 +103,15 @@ class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Failure(Exception):
-    """Base of declared failures: answers of contributed code (a tool, a model provider), not errors of its plugin."""
+    """Base of expected failures, such as a tool's error response: they do not count as errors of the plugin."""
 
 
 class ContributionFailed(Failure):
-    """What a plugin contributed failed, and was counted against it: its caller goes on without it."""
+    """A contribution of a plugin failed, which was counted against the plugin; the caller continues without it."""
 
 
 class Problem(Failure):
-    """A failure with a stable code. `members` are added to the document as they are (`current_status`, …)."""
+    """A failure with a stable code. `members` such as `current_status` are added to the document."""
 
     default: ClassVar[str] = "internal"
 
@@ -132,7 +132,7 @@ class Problem(Failure):
         super().__init__(f"{self.code}: {self.detail}")
 
     def document(self, instance: str, request_id: str) -> dict[str, Any]:
-        """The RFC 9457 document; at most 100 faults are listed."""
+        """The RFC 9457 document, with at most 100 faults."""
         body: dict[str, Any] = {
             "type": f"/problems/{self.code}",
             "title": self.title,
@@ -149,66 +149,66 @@ class Problem(Failure):
 
 
 class Malformed(Problem):
-    """400: it cannot be parsed."""
+    """400: the request cannot be parsed."""
 
     default = "malformed_request"
 
 
 class Unauthorized(Problem):
-    """401: no, expired, forged or revoked credential."""
+    """401: the credential is missing, expired, invalid or revoked."""
 
     default = "unauthenticated"
 
 
 class Forbidden(Problem):
-    """403: a known caller lacks the right."""
+    """403: the caller lacks the permission."""
 
     default = "forbidden"
 
 
 class NotFound(Problem):
-    """404: absent, or not visible to the caller; both look the same."""
+    """404: the object does not exist or is not visible to the caller."""
 
     default = "not_found"
 
 
 class Conflict(Problem):
-    """409: the state forbids it. Pass `current_status=` with `invalid_state`."""
+    """409: the state of the object does not allow it. Pass `current_status=` with `invalid_state`."""
 
     default = "invalid_state"
 
 
 class Gone(Problem):
-    """410: a thing with an end has ended."""
+    """410: a link, cursor or similar has expired."""
 
     default = "link_expired"
 
 
 class PreconditionFailed(Problem):
-    """412: `If-Match` or an expected version is stale. Pass `current_version=`."""
+    """412: `If-Match` or an expected version is outdated. Pass `current_version=`."""
 
     default = "precondition_failed"
 
 
 class TooLarge(Problem):
-    """413: the body is over the route's cap."""
+    """413: the body exceeds the limit of the route."""
 
     default = "payload_too_large"
 
 
 class Invalid(Problem):
-    """422: well-formed, not valid. `errors` says where."""
+    """422: the request is well-formed but not valid; `errors` lists the faults."""
 
     default = "validation_error"
 
     @classmethod
     def at(cls, pointer: str, code: str, detail: str, *, problem: str | None = None) -> Invalid:
-        """One fault at one place: `Invalid.at("/name", "not_unique", "…")`."""
+        """A problem with one fault: `Invalid.at("/name", "not_unique", "…")`."""
         return cls(detail, code=problem, errors=(Fault(pointer, code, detail),))
 
 
 class TooMany(Problem):
-    """429: a limit. `retry_after` is in seconds."""
+    """429: a limit was reached. `retry_after` is in seconds."""
 
     default = "rate_limited"
 
@@ -217,7 +217,7 @@ class TooMany(Problem):
 
 
 class Unavailable(Problem):
-    """503: a dependency, plugin or the process cannot serve now. `retry_after` is in seconds."""
+    """503: a dependency, a plugin or the process is unavailable. `retry_after` is in seconds."""
 
     default = "dependency_unavailable"
 
@@ -226,15 +226,15 @@ class Unavailable(Problem):
 
 
 class NoUnit(RuntimeError):
-    """A service was called outside a unit of work; enter through a handler, a job or `work()`."""
+    """A service was called outside of a unit of work."""
 
 
 class NestedUnit(RuntimeError):
-    """`work()` was called inside a unit of work; call the function directly, it joins the unit."""
+    """`work()` was called inside a unit of work."""
 
 
 class Refused(Exception):
-    """The process must not start as configured; each of `faults` is one line for the operator (exit status 3)."""
+    """The process must not start with this configuration (exit status 3); `faults` are lines for the operator."""
 
     def __init__(self, *faults: str) -> None:
         self.faults = faults

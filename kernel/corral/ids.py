@@ -1,4 +1,4 @@
-"""UUIDv7 identifiers: sortable by time, 36 characters, the one id type of all tables; never a secret."""
+"""UUIDv7 identifiers, the ids of all tables: 36 characters, sortable by time. They are not secrets."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def new_id() -> str:
 
 
 def parse_id(text: str) -> str | None:
-    """The canonical form of an id in a path or body, or None when it is not one."""
+    """The canonical form of an id in a path or body; None if it is not valid."""
     return text.lower() if ID_PATTERN.fullmatch(text) else None

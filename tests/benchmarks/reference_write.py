@@ -1,7 +1,7 @@
 """What P3 would be without the product: the statements of one new task, in its own tables, answered by plain ASGI.
 
 `python reference_write.py PORT DATABASE` serves until it is terminated, on stock Hypercorn. `DATABASE` is a file of the
-product with a pending task, which every POST repeats: the task, its two counters and its event in a savepoint, by one
+product with a pending task, which every POST repeats: the task, its counters and its event in a savepoint, by one
 writer thread that commits what waits together, with `synchronous=FULL`. Nothing is checked, parsed or encoded.
 """
 
@@ -24,10 +24,8 @@ BATCH_UNITS, GATHER_SECONDS = 64, 0.004
 BODY = b'"%s"' % (b"x" * 1900)  # as long as the product's answer
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]
 PRAGMAS = "PRAGMA journal_mode=wal; PRAGMA synchronous=full; PRAGMA foreign_keys=1; PRAGMA cache_size=-4000"
-COUNT = """INSERT INTO tasks_counters (status, priority, shard, n) VALUES (?, ?, 0, 1)
-ON CONFLICT (status, priority, shard) DO UPDATE SET n = n + 1"""
-OPEN = """INSERT INTO tasks_open (created_by, shard, n) VALUES (?, 0, 1)
-ON CONFLICT (created_by, shard) DO UPDATE SET n = n + 1"""
+COUNT = """INSERT INTO tasks_counters (name, shard, n) VALUES (?, 0, 1), (?, 0, 1)
+ON CONFLICT (name, shard) DO UPDATE SET n = n + excluded.n"""
 NEXT = "(SELECT COALESCE(MAX(seq), 0) + 1 FROM kernel_events)"
 
 
@@ -42,13 +40,15 @@ class Writer(threading.Thread):
         self._connection.executescript(PRAGMAS)
         self._task = self._pattern("SELECT * FROM tasks_tasks WHERE status = 'pending' LIMIT 1")
         self._event = self._pattern("SELECT * FROM kernel_events WHERE type = 'task.created' LIMIT 1")
-        del self._event["ins"], self._event["seq"]
+        del self._event["ins"]
+        self._event.pop("seq", None)
         self._insert_task = self._insert("tasks_tasks", self._task)
         self._insert_event = self._insert("kernel_events", self._event, seq=NEXT)
 
     def _pattern(self, select: str) -> dict[str, Any]:
         cursor = self._connection.execute(select)
-        return dict(zip([column[0] for column in cursor.description], cursor.fetchone(), strict=True))
+        row = zip([column[0] for column in cursor.description], cursor.fetchone(), strict=True)
+        return {name: value for name, value in row if value is not None}
 
     @staticmethod
     def _insert(table: str, row: dict[str, Any], **computed: str) -> str:
@@ -80,8 +80,7 @@ class Writer(threading.Thread):
         event["id"] = new_id()
         execute("SAVEPOINT unit")
         execute(self._insert_task, list(task.values()))
-        execute(COUNT, (task["status"], task["priority"]))
-        execute(OPEN, (task["created_by"],))
+        execute(COUNT, (f"open:{task['created_by']}", f"status:{task['status']}:{task['priority']}"))
         execute(self._insert_event, list(event.values()))
         execute("RELEASE unit")
 

@@ -69,12 +69,12 @@ def _fill(path: Path, size: int) -> None:
         connection.executemany(insert, [[row[column] for column in columns] for row in chunk])
     for (status, priority), n in counts.items():
         connection.execute(
-            "INSERT INTO tasks_counters (status, priority, shard, n) VALUES (?, ?, 0, ?) "
-            "ON CONFLICT (status, priority, shard) DO UPDATE SET n = n + excluded.n",
-            (status, priority, n),
+            "INSERT INTO tasks_counters (name, shard, n) VALUES (?, 0, ?) "
+            "ON CONFLICT (name, shard) DO UPDATE SET n = n + excluded.n",
+            (f"status:{status}:{priority}", n),
         )
     pending = sum(n for (status, _), n in counts.items() if status == "pending")
-    connection.execute("UPDATE tasks_open SET n = n + ? WHERE created_by = ?", (pending, pattern["created_by"]))
+    connection.execute("UPDATE tasks_counters SET n = n + ? WHERE name = ?", (pending, f"open:{pattern['created_by']}"))
     connection.execute("COMMIT")
     for _, statement in indexes:
         connection.execute(statement)
@@ -123,7 +123,6 @@ def _rows(pattern: dict[str, Any], size: int, counts: Counter[tuple[str, int]]) 
             row.update(
                 status="completed",
                 queue=None,
-                rank_at=None,
                 finished_at=at,
                 started_at=at,
                 version=4,

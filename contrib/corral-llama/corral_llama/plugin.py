@@ -1,4 +1,4 @@
-"""The plugin `llama`."""
+"""The plugin `llama`: its manifest and contributions."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ IDLE_CHECK_SECONDS = 30.0
 
 
 class LlamaConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`warm_up`: load the model when the server starts instead of at its first use."""
+    """`warm_up`: load the model when the server starts, instead of at its first use."""
 
     warm_up: bool = False
 
 
 class LlamaPlugin(Plugin):
-    """Local models: a GGUF file through llama.cpp.
+    """Local models with llama.cpp.
 
-    The model runs on this machine in a process of its own: no network, no key, price 0. It is the kind `local` of the
-    gateway's providers.
+    A GGUF file runs on this machine in a child process: no network, no API key, price 0. It is the provider `local`.
     """
 
     name = "llama"
@@ -48,7 +47,7 @@ class LlamaPlugin(Plugin):
 
     @cached_property
     def _provider(self) -> LocalProvider:
-        """Made when a kernel boots: commands do without what it imports."""
+        """Created when a kernel boots, because commands do not need its imports."""
         from corral_llama.provider import LocalProvider
 
         return LocalProvider()
@@ -57,10 +56,10 @@ class LlamaPlugin(Plugin):
         from corral.egress.client import Egress
         from corral_llama.process import Children
 
-        self._settings = runtime.service(Settings)  # type: ignore[type-abstract]  # the key of the container
+        self._settings = runtime.service(Settings)  # type: ignore[type-abstract]  # the container is keyed by protocols
         self._children = Children(runtime.service(Egress))
-        self._provider.begin(self._children, self._settings, runtime.service(Installation))
-        await self._provider.look()
+        self._provider.start(self._children, self._settings, runtime.service(Installation))
+        await self._provider.find_model()
         runtime.supervise("idle", self._stop_when_idle)
         if self.section.warm_up:
             self._warming = asyncio.create_task(self._provider.warm_up())
@@ -72,7 +71,7 @@ class LlamaPlugin(Plugin):
         await self._provider.close()
 
     async def _stop_when_idle(self) -> None:
-        """In every process: each has a child of its own, which no schedule of another can stop."""
+        """Runs in every process, because each one has its own child."""
         while True:
             await asyncio.sleep(IDLE_CHECK_SECONDS)
             await self._children.stop_if_idle(self._settings.get(settings.IDLE_SECONDS))

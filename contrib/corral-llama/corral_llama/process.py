@@ -1,4 +1,4 @@
-"""The child process: started at first use, kept while it is used, started again after a crash."""
+"""Manages the child process: starts it at first use, stops it when idle, and restarts it after a crash."""
 
 from __future__ import annotations
 
@@ -23,53 +23,53 @@ from corral_llama.files import LocalModel
 
 log = logging.getLogger("corral.llama")
 
-START_SECONDS, END_SECONDS, REASON_SECONDS = 120.0, 2.0, 1.0
-PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")
-PREFIXES_PASSED_ON = ("LC_", "GGML_", "LLAMA_", "CUDA_", "HIP_", "ROCR_", "VK_")
+START_SECONDS, STOP_SECONDS, EXIT_SECONDS = 120.0, 2.0, 1.0
+ENVIRONMENT = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")
+ENVIRONMENT_PREFIXES = ("LC_", "GGML_", "LLAMA_", "CUDA_", "HIP_", "ROCR_", "VK_")
 
 
 class ChildFailed(Exception):
-    """The process could not be started, or has ended; the message says how."""
+    """The process could not be started, or has exited; the message says why."""
 
 
 class Child:
-    """A running process. `client` speaks OpenAI's HTTP to it, below `/v1`."""
+    """A child process with a loaded model. `client` calls its OpenAI API, relative to `/v1`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, what: tuple[LocalModel, int]) -> None:
-        self._process, self.what = process, what
+    def __init__(self, process: asyncio.subprocess.Process, model: LocalModel, context_tokens: int) -> None:
+        self._process, self.model, self.context_tokens = process, model, context_tokens
         self.client: httpx2.AsyncClient
         self.address: tuple[str, int]
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     @property
-    def alive(self) -> bool:
-        """Whether it runs."""
+    def is_running(self) -> bool:
+        """Whether the process is running."""
         return self._process.returncode is None
 
-    async def how_it_ended(self) -> str:
-        """What the system says of its end, for a message to people."""
+    async def exit_reason(self) -> str:
+        """Describe how the process exited, for an error message."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(REASON_SECONDS):
+            async with asyncio.timeout(EXIT_SECONDS):
                 await self._process.wait()
         status = self._process.returncode
         if status is None:
-            return "does not answer"
+            return "does not respond"
         if status == -signal.SIGILL:
-            return "ended by SIGILL: this CPU lacks instructions that llama.cpp is built for"
-        return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            return "exited with SIGILL: this CPU lacks instructions that llama.cpp is built for"
+        return f"exited with {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
-    async def load(self, given: dict[str, Any]) -> None:
-        """Send what it is to serve and wait until the model is loaded. Raises `ChildFailed`."""
+    async def load(self, options: dict[str, Any]) -> None:
+        """Send the options and wait until the model is loaded. Raises `ChildFailed`."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
         try:
             async with asyncio.timeout(START_SECONDS):
-                process.stdin.write(msgspec.json.encode(given) + b"\n")
+                process.stdin.write(msgspec.json.encode(options) + b"\n")
                 await process.stdin.drain()
                 line = await process.stdout.readline()
         except TimeoutError:
@@ -77,68 +77,68 @@ class Child:
         except ConnectionError:
             line = b""
         if not line:
-            raise ChildFailed(f"the process of the local model {await self.how_it_ended()}")
-        answer = msgspec.json.decode(line)
-        if "error" in answer:
-            raise ChildFailed(f"the model cannot be loaded: {answer['error']}")
-        split = urlsplit(answer["address"])
-        self.address = (split.hostname or "127.0.0.1", split.port or 0)
+            raise ChildFailed(f"the process of the local model {await self.exit_reason()}")
+        message = msgspec.json.decode(line)
+        if "error" in message:
+            raise ChildFailed(f"the model cannot be loaded: {message['error']}")
+        url = urlsplit(message["address"])
+        self.address = (url.hostname or "127.0.0.1", url.port or 0)
 
-    async def end(self) -> None:
-        """Close its standard input, by which it ends; kill it if it does not."""
+    async def stop(self) -> None:
+        """Close its standard input, which makes it exit; kill it if it does not."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(END_SECONDS):
+            async with asyncio.timeout(STOP_SECONDS):
                 await self._process.wait()
-        if self.alive:
+        if self.is_running:
             self._process.kill()
             await self._process.wait()
 
 
 class Children:
-    """At most one child at a time. All methods are called on one event loop."""
+    """At most one child at a time. All methods must be called on the same event loop."""
 
     def __init__(self, egress: Egress) -> None:
         self._egress = egress
         self._child: Child | None = None
-        self._starting = asyncio.Lock()
+        self._start_lock = asyncio.Lock()
         self._loading: set[asyncio.Future[Child]] = set()
-        self._uses, self._last_used = 0, time.monotonic()
+        self._users, self._last_used = 0, time.monotonic()
 
     @property
     def child(self) -> Child | None:
-        """The one that runs, if one does."""
-        return self._child if self._child is not None and self._child.alive else None
+        """The running child, if there is one."""
+        return self._child if self._child is not None and self._child.is_running else None
 
     @contextlib.asynccontextmanager
     async def use(self, model: LocalModel, context_tokens: int) -> AsyncIterator[Child]:
-        """A child with this model loaded; it is not stopped meanwhile. Raises `ChildFailed`."""
-        self._uses += 1
+        """Yield a child with this model loaded, which is not stopped for being idle. Raises `ChildFailed`."""
+        self._users += 1
         try:
-            yield await self._ready((model, context_tokens))
+            yield await self._ready(model, context_tokens)
         finally:
-            self._uses -= 1
+            self._users -= 1
             self._last_used = time.monotonic()
 
     async def stop_if_idle(self, seconds: float) -> bool:
-        """Stop it when nothing has used it for so long; whether it was stopped. 0: never."""
-        if self._child is None or self._uses or not seconds or time.monotonic() - self._last_used < seconds:
+        """Stop the child if it was idle for this long (0: never); returns whether it was stopped."""
+        if self._child is None or self._users or not seconds or time.monotonic() - self._last_used < seconds:
             return False
         await self.stop()
-        log.info("the local model is stopped: nobody uses it")
+        log.info("idle local model stopped")
         return True
 
     async def stop(self) -> None:
-        """Stop it, used or not, loaded or not."""
+        """Stop the child, even while it is loading or in use."""
         for loading in tuple(self._loading):
             loading.cancel()
-        async with self._starting:
+        async with self._start_lock:
             await self._drop()
 
-    async def _ready(self, what: tuple[LocalModel, int]) -> Child:
-        """A model that takes longer to load than its caller waits goes on loading: the next one finds it."""
-        loading = asyncio.ensure_future(self._loaded(what))
+    async def _ready(self, model: LocalModel, context_tokens: int) -> Child:
+        """Return the child with the model loaded. Loading continues if the caller leaves, for the next one."""
+        loading = asyncio.ensure_future(self._load(model, context_tokens))
         self._loading.add(loading)
         loading.add_done_callback(self._ended)
         try:
@@ -151,27 +151,28 @@ class Children:
     def _ended(self, loading: asyncio.Future[Child]) -> None:
         self._loading.discard(loading)
         if not loading.cancelled():
-            loading.exception()  # told to the caller, if there still is one
+            loading.exception()  # marks it as retrieved: the caller may have left
 
-    async def _loaded(self, what: tuple[LocalModel, int]) -> Child:
-        async with self._starting:
+    async def _load(self, model: LocalModel, context_tokens: int) -> Child:
+        async with self._start_lock:
             child = self.child
-            if child is not None and (child.what == what or self._uses > 1):
-                return child
+            if child is not None:
+                is_same = (child.model, child.context_tokens) == (model, context_tokens)
+                if is_same or self._users > 1:
+                    return child
             await self._drop()
-            self._child = child = await self._start(what)
+            self._child = child = await self._start(model, context_tokens)
             return child
 
     async def _drop(self) -> None:
         child, self._child = self._child, None
         if child is not None:
             self._egress.forget_child(*child.address)
-            await child.end()
+            await child.stop()
             await child.client.aclose()
 
-    async def _start(self, what: tuple[LocalModel, int]) -> Child:
-        model, context_tokens = what
-        began, key = time.monotonic(), secrets.token_urlsafe(24)
+    async def _start(self, model: LocalModel, context_tokens: int) -> Child:
+        started, key = time.monotonic(), secrets.token_urlsafe(24)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",
@@ -181,7 +182,7 @@ class Children:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
         )
-        child = Child(process, what)
+        child = Child(process, model, context_tokens)
         try:
             await child.load(
                 {
@@ -194,11 +195,12 @@ class Children:
             )
             child.client = self._client(child.address, key)
         except BaseException:
-            if child.alive:
+            if child.is_running:
                 process.kill()
             await asyncio.shield(process.wait())
             raise
-        log.info("the local model is loaded", extra={"model": model.id, "ms": round((time.monotonic() - began) * 1000)})
+        duration_ms = round((time.monotonic() - started) * 1000)
+        log.info("local model loaded", extra={"model": model.id, "ms": duration_ms})
         return child
 
     def _client(self, address: tuple[str, int], key: str) -> httpx2.AsyncClient:
@@ -210,12 +212,14 @@ class Children:
 
 
 def threads() -> int:
-    """One core is left to the server."""
+    """Return the number of threads: all cores except one, which is left to the server."""
     return max(1, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else 1
 
 
 def _environment() -> dict[str, str]:
-    """Nothing of Corral's own: the process needs no secret."""
+    """Return the environment of the child, without Corral's variables: it needs no secrets."""
     return {
-        name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(PREFIXES_PASSED_ON)
+        name: value
+        for name, value in os.environ.items()
+        if name in ENVIRONMENT or name.startswith(ENVIRONMENT_PREFIXES)
     }

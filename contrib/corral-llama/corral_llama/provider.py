@@ -1,4 +1,4 @@
-"""The kind `local`: OpenAI's requests and answers, relayed to the child process."""
+"""The kind `local`: relays OpenAI's requests and responses to and from the child process."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from corral.plugin import Installation, Settings
 from corral_llama.files import LocalModel, NoModel, find
 from corral_llama.process import Child, ChildFailed, Children
 from corral_llama.settings import CONTEXT_TOKENS
-from corral_plugins.llm.api import Connection, ModelFacts, ProviderError
+from corral_plugins.llm.api import Connection, ModelInfo, ProviderError
 
 log = logging.getLogger("corral.llama")
 
-HONOURED = frozenset(
+SUPPORTED_FIELDS = frozenset(
     {
         "max_tokens",
         "max_completion_tokens",
@@ -35,13 +35,13 @@ HONOURED = frozenset(
         "top_logprobs",
     }
 )
-TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
-DEMO_OUTPUT_TOKENS = 512  # unless a request asks for more: a small model may go on for ever, and only one is served
-NOT_OPENAI = ("timings", "prompt_progress", "__verbose")
+TOOL_FIELDS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
+DEMO_OUTPUT_TOKENS = 512  # by default: a small model may never stop, and it serves one call at a time
+EXTENSION_FIELDS = ("timings", "prompt_progress", "__verbose")
 
 
 class LocalProvider:
-    """Implements `LLMProvider`. `children` and the model are there once the plugin has started."""
+    """Implements `LLMProvider`. It has a model once the plugin has started."""
 
     kind = "local"
     free, implicit, concurrency = True, True, 1
@@ -49,40 +49,41 @@ class LocalProvider:
 
     def __init__(self) -> None:
         self.model: LocalModel | None = None
-        self.honours = HONOURED
+        self.supported_fields = SUPPORTED_FIELDS
         self.problem = "the plugin llama has not started"
         self._children: Children | None = None
         self._settings: Settings
         self._installation: Installation
 
-    def begin(self, children: Children, settings: Settings, installation: Installation) -> None:
-        """What it works with; called once, when the plugin starts."""
+    def start(self, children: Children, settings: Settings, installation: Installation) -> None:
+        """Set the services that it uses; called once, when the plugin starts."""
         self._children, self._settings, self._installation = children, settings, installation
 
-    async def look(self) -> None:
-        """Look for the model file; afterwards `model` or `problem` is set."""
+    async def find_model(self) -> None:
+        """Find the model file, and set `model` or `problem`."""
         try:
             self.model = await asyncio.to_thread(find, self._installation)
         except NoModel as error:
             self.model, self.problem = None, str(error)
-        self.honours = HONOURED | TOOLS if self.model is not None and self.model.takes_tools else HONOURED
+        supports_tools = self.model is not None and self.model.supports_tools
+        self.supported_fields = SUPPORTED_FIELDS | TOOL_FIELDS if supports_tools else SUPPORTED_FIELDS
 
     async def warm_up(self) -> None:
-        """Load the model, so that the first call need not wait; a failure is told again by that call."""
+        """Load the model so that the first call need not wait. That call reports an error as well."""
         try:
             async with self._child():
                 pass
         except ProviderError as error:
-            log.warning("the local model is not loaded: %s", error.message)
+            log.warning("local model not loaded", extra={"detail": error.message})
 
-    # -- as a kind of provider
+    # -- LLMProvider
 
-    def list_models(self, connection: Connection) -> Sequence[ModelFacts]:
+    def list_models(self, connection: Connection) -> Sequence[ModelInfo]:
         model = self.model
         if model is None:
             return ()
         capabilities = {
-            "tools": model.takes_tools,
+            "tools": model.supports_tools,
             "json": "grammar",
             "images": False,
             "stream": True,
@@ -91,7 +92,7 @@ class LocalProvider:
             "demo": model.is_demo,
         }
         return [
-            ModelFacts(
+            ModelInfo(
                 id=model.id,
                 capabilities=capabilities,
                 context_window=self._context(model),
@@ -99,38 +100,38 @@ class LocalProvider:
             )
         ]
 
-    async def refresh(self, connection: Connection) -> Sequence[ModelFacts]:
-        await self.look()
+    async def fetch_models(self, connection: Connection) -> Sequence[ModelInfo]:
+        await self.find_model()
         return self.list_models(connection)
 
     async def complete(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
-        async with self._child(request) as child, _failures(child):
-            answer = await child.client.post("chat/completions", json=translated(request))
-            if answer.status_code != 200:
-                raise _refusal(answer.status_code, answer.content)
-            return cleaned(msgspec.json.decode(answer.content))
+        async with self._child(request) as child, _connection_errors(child):
+            response = await child.client.post("chat/completions", json=translate_request(request))
+            if response.status_code != 200:
+                raise _error(response.status_code, response.content)
+            return remove_extensions(msgspec.json.decode(response.content))
 
     async def stream(self, request: dict[str, Any], connection: Connection) -> AsyncGenerator[dict[str, Any], None]:
-        body = translated(request) | {"stream": True, "stream_options": {"include_usage": True}}
+        body = translate_request(request) | {"stream": True, "stream_options": {"include_usage": True}}
         async with (
             self._child(request) as child,
-            _failures(child),
-            child.client.stream("POST", "chat/completions", json=body) as answer,
+            _connection_errors(child),
+            child.client.stream("POST", "chat/completions", json=body) as response,
         ):
-            if answer.status_code != 200:
-                raise _refusal(answer.status_code, await answer.aread())
-            async for line in lines(answer.aiter_bytes()):
+            if response.status_code != 200:
+                raise _error(response.status_code, await response.aread())
+            async for line in lines(response.aiter_bytes()):
                 if line == b"data: [DONE]":
                     return
                 if line.startswith(b"data: "):
                     yield _chunk(line[6:])
-            raise unavailable(f"the process of the local model {await child.how_it_ended()}")
+            raise _unavailable(f"the process of the local model {await child.exit_reason()}")
 
     async def embed(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
-        raise ProviderError(404, "local models answer chats only; they make no embeddings")
+        raise ProviderError(404, "local models support chat completions only, no embeddings")
 
     async def close(self) -> None:
-        """End the child process."""
+        """Stop the child process."""
         if self._children is not None:
             await self._children.stop()
 
@@ -141,77 +142,77 @@ class LocalProvider:
 
     @contextlib.asynccontextmanager
     async def _child(self, request: Mapping[str, Any] | None = None) -> AsyncIterator[Child]:
-        """The running child; what hinders it is a `ProviderError`."""
+        """Yield the running child; raises `ProviderError` if there is none."""
         if self._children is None:
-            raise unavailable(self.problem)
+            raise _unavailable(self.problem)
         if self._children.child is None:
-            await self.look()  # it may have been installed, or replaced, since
+            await self.find_model()  # it may have been installed or replaced in the meantime
         model = self.model
         if model is None:
-            raise unavailable(self.problem)
+            raise _unavailable(self.problem)
         if request is not None and request["model"] != model.id:
             raise ProviderError(404, f"there is no model {request['model']}; the file is that of {model.id}")
         try:
             async with self._children.use(model, self._context(model)) as child:
                 yield child
         except ChildFailed as error:
-            raise unavailable(str(error)) from None
+            raise _unavailable(str(error)) from None
 
 
 @contextlib.asynccontextmanager
-async def _failures(child: Child) -> AsyncIterator[None]:
-    """A connection that breaks is a process that has ended; it says how."""
+async def _connection_errors(child: Child) -> AsyncIterator[None]:
+    """Report a broken connection as the exit of the process."""
     try:
         yield
     except httpx2.HTTPError as error:
-        how = await child.how_it_ended()
-        raise unavailable(f"the process of the local model {how} ({type(error).__name__})") from None
+        reason = await child.exit_reason()
+        raise _unavailable(f"the process of the local model {reason} ({type(error).__name__})") from None
 
 
-def unavailable(message: str) -> ProviderError:
-    """The model cannot answer now; another call may find it again."""
+def _unavailable(message: str) -> ProviderError:
+    """Return the error of a model that cannot respond now; a later call may succeed."""
     return ProviderError(503, message, code="dependency_unavailable")
 
 
-def translated(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The request as chat templates take it: texts instead of parts, `system` for `developer`."""
+def translate_request(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the request as chat templates support it: text instead of parts, `system` for `developer`."""
     messages = []
     for message in request["messages"]:
         content = message.get("content")
         if isinstance(content, list):
             if any(part.get("type") != "text" for part in content):
-                raise ProviderError(400, "the local model takes text only, no images")
+                raise ProviderError(400, "local models support text only, no images")
             content = "".join(part["text"] for part in content)
         role = "system" if message["role"] == "developer" else message["role"]
         messages.append({**message, "role": role, "content": content})
     return {**request, "messages": messages}
 
 
-def cleaned(answer: dict[str, Any]) -> dict[str, Any]:
-    """Without what OpenAI's answers do not have."""
-    return {name: value for name, value in answer.items() if name not in NOT_OPENAI}
+def remove_extensions(response: dict[str, Any]) -> dict[str, Any]:
+    """Remove the fields that OpenAI does not define."""
+    return {name: value for name, value in response.items() if name not in EXTENSION_FIELDS}
 
 
 async def lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The lines of a stream, ended by a line feed and nothing else: a model's text may hold other separators."""
+    """Split a stream at line feeds only: a model's text may contain other line separators."""
     rest = b""
     async for chunk in chunks:
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
+        *complete, rest = (rest + chunk).split(b"\n")
+        for line in complete:
             yield line.rstrip(b"\r")
 
 
 def _chunk(data: bytes) -> dict[str, Any]:
     chunk: dict[str, Any] = msgspec.json.decode(data)
     if "error" in chunk:
-        raise _refusal(int(chunk["error"].get("code") or 500), data)
-    return cleaned(chunk)
+        raise _error(int(chunk["error"].get("code") or 500), data)
+    return remove_extensions(chunk)
 
 
-def _refusal(status: int, body: bytes) -> ProviderError:
-    """What llama.cpp's server refused, in its words."""
+def _error(status: int, body: bytes) -> ProviderError:
+    """Return an error of llama.cpp's server with its own message."""
     try:
         message = str(msgspec.json.decode(body)["error"]["message"])
     except (msgspec.DecodeError, KeyError, TypeError):
         message = body[:500].decode("utf-8", "replace")
-    return ProviderError(status, message) if status in (400, 404, 422) else unavailable(message)
+    return ProviderError(status, message) if status in (400, 404, 422) else _unavailable(message)

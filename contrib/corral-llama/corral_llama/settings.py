@@ -1,4 +1,4 @@
-"""Run-time values of the local model."""
+"""Run-time settings of the local model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ IDLE_SECONDS = Setting(
     default=600,
     minimum=0,
     maximum=86_400,
-    title="Stop the local model when nobody has used it for so long; 0: never",
+    title="Stop the local model after this idle time in seconds (0: never)",
 )
 CONTEXT_TOKENS = Setting(
     name="llama.context_tokens",
@@ -18,6 +18,6 @@ CONTEXT_TOKENS = Setting(
     default=4096,
     minimum=512,
     maximum=131_072,
-    title="Context of the local model, as far as the model was trained for it",
+    title="Context of the local model in tokens, limited by what the model was trained for",
 )
 ALL = (IDLE_SECONDS, CONTEXT_TOKENS)

@@ -1,4 +1,4 @@
-"""The demo model, fetched once, and the provider on it without a kernel around."""
+"""The demo model, downloaded once, and the provider without a kernel."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from corral.settings.registry import SettingsRegistry
 
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
-    """Its path, in the user's cache; it is downloaded if it is not there yet."""
-    return install(user_cache(), tell=lambda text: print(text, file=sys.stderr)).path
+    """The path of the demo model in the user's cache, downloaded if necessary."""
+    return install(user_cache(), report=lambda text: print(text, file=sys.stderr)).path
 
 
 @pytest.fixture
@@ -32,19 +32,19 @@ def children() -> Children:
 
 @pytest.fixture
 async def provider(demo_model: Path, children: Children, tmp_path: Path) -> AsyncIterator[LocalProvider]:
-    """The kind `local` on the demo model."""
+    """The kind `local` with the demo model."""
     settings = SettingsRegistry({})
     settings.declare(ALL)
     made = LocalProvider()
-    made.begin(children, settings, Installation(data_dir=tmp_path, local_model=demo_model))
-    await made.look()
+    made.start(children, settings, Installation(data_dir=tmp_path, local_model=demo_model))
+    await made.find_model()
     yield made
     await made.close()
 
 
 @pytest.fixture
 def no_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty user's cache; returns its folder of models."""
+    """An empty user cache; returns its folder of models."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CORRAL_LOCAL_MODEL", raising=False)
     return user_cache()
@@ -55,7 +55,7 @@ Write = Callable[[Path], Path]
 
 @pytest.fixture
 def copy_model(demo_model: Path) -> Write:
-    """Puts the demo model under another name, without copying its bytes."""
+    """Make the demo model available under another name, without copying it."""
 
     def link(path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)

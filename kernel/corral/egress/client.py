@@ -1,4 +1,4 @@
-"""The service `Egress`: HTTP clients whose every connection the guard has judged, and its word on an address."""
+"""The service `Egress`: HTTP clients whose connections all pass the egress guard, and checks of addresses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from corral.config.model import Config
-from corral.egress.guard import EgressBlocked, Guard, Place, Policy, Profile, Target, read_host, read_url
+from corral.egress.guard import Destination, EgressBlocked, EgressGuard, HostPort, Policy, Profile, read_host, read_url
 from corral.egress.resolver import Resolver, Unresolved, of_this_machine, resolve
 from corral.errors import Invalid
 
@@ -27,13 +27,11 @@ log = logging.getLogger("corral.egress")
 
 MIB = 1024 * 1024
 UNRESOLVED = "unresolved_host"
-SAMPLE_SECONDS, MOST_SAMPLED = 60.0, 1000
+REPORT_SECONDS, MAX_REPORTED = 60.0, 1000
 
 
 class Verdict(NamedTuple):
-    """What the guard says of an address; `reason` is an `egress.*` code or `unresolved_host`. `addresses` are for
-    admins only.
-    """
+    """The result of a check; `reason` is an `egress.*` code or `unresolved_host`. Show `addresses` to admins only."""
 
     allowed: bool
     reason: str | None
@@ -41,22 +39,22 @@ class Verdict(NamedTuple):
 
 
 class Egress:
-    """Where Corral connects to. `resolve` may be replaced in tests; `requests` counts by sink and outcome."""
+    """All outgoing connections. `requests` counts them by sink and outcome; tests may replace `resolve`."""
 
     def __init__(self, config: Config, resolve: Resolver = resolve) -> None:
-        self.guard = Guard(config.egress.allow)
+        self.guard = EgressGuard(config.egress.allow)
         self.resolve = resolve
         self.requests: Counter[tuple[str, str]] = Counter()
         self.proxy = _without_login(config.egress.proxy)
         self._proxy = config.egress.proxy
         self._context: ssl.SSLContext | None = None
-        self._told: dict[tuple[str, str], float] = {}
-        self.on_refusal: Callable[[str, str], None] = lambda sink, host: None  # one a sink and host a minute
+        self._reported: dict[tuple[str, str], float] = {}
+        self.on_refusal: Callable[[str, str], None] = lambda sink, host: None  # once per sink, host and minute
         self.register_server(config.server.bind)
 
     @property
-    def listeners(self) -> frozenset[Place]:
-        """Where Corral itself listens."""
+    def listeners(self) -> frozenset[HostPort]:
+        """The addresses on which Corral itself listens."""
         return frozenset(self.guard.listeners)
 
     def client(
@@ -65,19 +63,19 @@ class Egress:
         *,
         profile: Profile = "public",
         operator: Iterable[str] = (),
-        child: Place | None = None,
+        child: HostPort | None = None,
         connect_seconds: float = 5.0,
         total_seconds: float | None = 15.0,
         read_seconds: float | None = None,
         max_bytes: int | None = MIB,
         per_host: int = 5,
     ) -> httpx2.AsyncClient:
-        """A pooled client for a sink; the caller closes it. A refused address raises `EgressBlocked`.
+        """A pooled client for a sink, which the caller closes. A refused address raises `EgressBlocked`.
 
-        `operator`: `host:port` of addresses from the environment or corral.toml, which may be private. `child`: the
-        address of a registered child process; the client then reaches nothing else. `total_seconds` bounds a call from
-        its start to the end of its answer, `read_seconds` the silence within. An answer is read up to `max_bytes`,
-        counted decompressed; `corral.egress.transport.truncated` tells whether it was longer.
+        `operator` lists `host:port` of the configuration, which may be private. `child` is the address of a registered
+        child process, to which the client is then limited. `total_seconds` limits a call from start to the
+        end of the response, `read_seconds` each pause within. A response is read up to `max_bytes` after decompression;
+        `corral.egress.transport.truncated` says whether it was longer.
         """
         import httpx2
 
@@ -100,26 +98,26 @@ class Egress:
         return httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False, cookies=_no_cookies())
 
     def tls_context(self) -> ssl.SSLContext:
-        """How certificates are verified, by whom the machine trusts; there is no switch."""
+        """The TLS context, which verifies certificates by the trust store of the machine."""
         import httpcore2
 
         self._context = self._context or httpcore2.default_ssl_context()
         return self._context
 
     def tunnel(self) -> Proxy | None:
-        """The operator's proxy, through which every connection to another machine goes; None: there is none."""
+        """The proxy for all connections to other machines, if the operator has configured one."""
         from corral.egress.network import Proxy
 
         return Proxy(self._proxy) if self._proxy else None
 
-    def _target(self, url: str | httpx2.URL, policy: Policy) -> Target:
-        """What of a URL can be judged before its host is resolved."""
+    def _target(self, url: str | httpx2.URL, policy: Policy) -> Destination:
+        """Parse the URL and check what can be checked before its host is resolved."""
         target = read_url(url)
         self.guard.check_place(target.host, target.port, policy)
         return target
 
     async def addresses(self, host: str, port: int, policy: Policy) -> list[str]:
-        """The addresses to connect to, in order; raises `EgressBlocked`, or `Unresolved` when there is none."""
+        """The addresses to connect to, in order. Raises `EgressBlocked`, or `Unresolved` if there is none."""
         host = read_host(host)
         is_open = self.guard.check_place(host, port, policy)
         found = await self.resolve(host, port)
@@ -132,7 +130,7 @@ class Egress:
     async def judge(
         self, url: str | None = None, *, host: str = "", port: int = 0, profile: Profile = "public"
     ) -> Verdict:
-        """Whether a URL, or a host and port, may be connected to now; resolves, never connects."""
+        """Check whether a URL, or a host and port, is allowed. Resolves the name, but does not connect."""
         try:
             if url is not None:
                 _, host, port = read_url(url)
@@ -143,7 +141,7 @@ class Egress:
             return Verdict(False, UNRESOLVED, ())
 
     async def at_save(self, url: str, profile: Profile = "public", pointer: str = "/base_url") -> list[str]:
-        """Judge a URL that is about to be stored: its warnings (`unresolved_host`), or `Invalid` (`url_blocked`)."""
+        """Check a URL before it is stored: returns warnings (`unresolved_host`) or raises `Invalid` (`url_blocked`)."""
         try:
             _, host, port = read_url(url)
             await self.addresses(host, port, Policy(profile))
@@ -154,22 +152,22 @@ class Egress:
         return []
 
     def register_listener(self, host: str, port: int) -> None:
-        """Corral itself listens there: nobody is led there from outside."""
+        """Deny connections to an address on which Corral itself listens."""
         self.guard.listeners.add((host, port))
 
     def register_server(self, bind: str, address: str = "") -> None:
-        """Corral's server is bound to `bind`; `address` is its URL, which has the port if that was left open."""
+        """Deny connections to Corral's server at `bind`, or at the port of its URL `address` if `bind` has none."""
         place = urlsplit(f"//{bind}")
         port = place.port or urlsplit(address).port
         if place.hostname and port:
             self.register_listener(place.hostname, port)
 
     def register_child(self, host: str, port: int) -> None:
-        """A child process of a plugin listens at this exact address; only `client(child=…)` reaches it."""
+        """Allow `client(child=…)` to reach the child process that listens on this exact address."""
         self.guard.children.add((host, port))
 
     def forget_child(self, host: str, port: int) -> None:
-        """The child process has ended."""
+        """Remove the address of a child process that has ended."""
         self.guard.children.discard((host, port))
 
     async def _known(self, host: str, port: int) -> tuple[str, ...]:
@@ -179,25 +177,25 @@ class Egress:
             return ()
 
     def note(self, sink: str, outcome: str, host: str) -> None:
-        """Count a request; of refused ones, tell of one a sink and host a minute."""
+        """Count a request; report one refused request per sink, host and minute."""
         self.requests[sink, outcome] += 1
         now = time.monotonic()
-        if outcome != "blocked" or now - self._told.get((sink, host), -SAMPLE_SECONDS) < SAMPLE_SECONDS:
+        if outcome != "blocked" or now - self._reported.get((sink, host), -REPORT_SECONDS) < REPORT_SECONDS:
             return
-        if len(self._told) >= MOST_SAMPLED:
-            self._told.clear()
-        self._told[sink, host] = now
-        log.warning("a connection was refused", extra={"sink": sink, "host": host[:253]})
+        if len(self._reported) >= MAX_REPORTED:
+            self._reported.clear()
+        self._reported[sink, host] = now
+        log.warning("outgoing connection refused", extra={"sink": sink, "host": host[:253]})
         self.on_refusal(sink, host[:253])
 
 
 def _without_login(url: str | None) -> str | None:
-    """The proxy as it may be shown."""
+    """The URL of the proxy without its credentials."""
     return url and re.sub(r"://[^/]*@", "://", url)
 
 
-def _place(text: str) -> Place:
-    """`host:port` of an address that the operator configured."""
+def _place(text: str) -> HostPort:
+    """Parse `host:port`."""
     parts = urlsplit(f"//{text}")
     if not parts.hostname or parts.port is None:
         raise ValueError(f"{text!r} is not host:port")
@@ -205,7 +203,7 @@ def _place(text: str) -> Place:
 
 
 def _no_cookies() -> CookieJar:
-    """A jar that keeps nothing: what one receiver sets is not sent to the next call."""
+    """A cookie jar that stores nothing, so that no cookie is sent with a later request."""
     from http.cookiejar import CookieJar, DefaultCookiePolicy
 
     return CookieJar(DefaultCookiePolicy(allowed_domains=[]))

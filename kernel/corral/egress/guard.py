@@ -1,4 +1,4 @@
-"""Where Corral may connect: the judgement of URLs, ports and addresses. Nothing here touches the network."""
+"""The egress guard: decides to which URLs, ports and addresses Corral may connect. Does not use the network."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 Profile = Literal["public", "internal"]
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Place = tuple[str, int]
-"""Host and port."""
+HostPort = tuple[str, int]
+"""A host and a port."""
 
 LONGEST_URL = 8 * 1024
 PORTS = "80, 443, 1024-65535"
-INTERNAL_PORTS = (22, 25, 465, 587)  # SSH and mail, whose sinks are internal
+INTERNAL_PORTS = (22, 25, 465, 587)  # SSH and mail
 
 
 def _networks(text: str) -> tuple[Network, ...]:
@@ -34,21 +34,21 @@ DENIED = _networks(
     "3fff::/20 5f00::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8"
 )
 PRIVATE = _networks("10.0.0.0/8 100.64.0.0/10 172.16.0.0/12 192.168.0.0/16 fc00::/7")
-METADATA = _networks("100.100.100.200 fd00:ec2::254 fd20:ce::254")  # of those in private ranges
+METADATA = _networks("100.100.100.200 fd00:ec2::254 fd20:ce::254")  # metadata services in private ranges
 _AUTHORITY = re.compile(r"(?:\[[^\[\]]*\]|[^:\[\]\s]*)(?::[0-9]*)?")
 _NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
 
 
 class EgressBlocked(Exception):
-    """The guard refuses. `code` is `egress.scheme|userinfo|port|address|own_listener`; `reason` names no address."""
+    """The guard refuses a connection. `code` is `egress.…`: scheme, userinfo, port, address or own_listener."""
 
     def __init__(self, code: str, reason: str) -> None:
         self.code, self.reason = code, reason
         super().__init__(reason)
 
 
-class Target(NamedTuple):
-    """A URL that may be asked for if its addresses are good: as it is sent, and whom it names."""
+class Destination(NamedTuple):
+    """A parsed URL as it is sent, with host and port; its addresses are still to be checked."""
 
     url: httpx2.URL
     host: str
@@ -56,14 +56,14 @@ class Target(NamedTuple):
 
 
 class Exempt(NamedTuple):
-    """An exception that the operator made: a name or a network, at one port or (None) at all of them."""
+    """An exception configured by the operator: a name or a network, at one port or (None) at all ports."""
 
     name: str
     network: Network | None
     port: int | None
 
     def opens(self, host: str, port: int, address: Address | None) -> bool:
-        """Whether this place is meant; `address` None: whatever its address."""
+        """Whether the exception covers the host, or the address if given, at this port."""
         if self.port not in (None, port):
             return False
         if self.network is None:
@@ -72,27 +72,27 @@ class Exempt(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """What one sink may reach beside its profile: the operator's own places; or one child process and nothing else."""
+    """The destinations of one client: a profile and configured places, or one child process and nothing else."""
 
     profile: Profile = "public"
-    operator: frozenset[Place] = frozenset()
-    child: Place | None = None
+    operator: frozenset[HostPort] = frozenset()
+    child: HostPort | None = None
 
 
-class Guard:
-    """Judges what was read and resolved. `listeners` are Corral's own, `children` what plugins started."""
+class EgressGuard:
+    """Checks hosts, ports and addresses. `listeners` are Corral's own, `children` are processes of plugins."""
 
     def __init__(self, allow: Iterable[str] = ()) -> None:
         self.allowed = tuple(allow)
         self._exempt = [read_exempt(text) for text in self.allowed]
-        self.listeners: set[Place] = set()
-        self.children: set[Place] = set()
+        self.listeners: set[HostPort] = set()
+        self.children: set[HostPort] = set()
 
     def check_place(self, host: str, port: int, policy: Policy) -> bool:
-        """Whether the place is open whatever its address; raises `EgressBlocked` for a port that is refused."""
+        """Whether every address of this host and port is allowed. Raises `EgressBlocked` for a port that is refused."""
         if policy.child is not None:
             if (host, port) != policy.child or policy.child not in self.children:
-                raise EgressBlocked("egress.address", "This client reaches one child process and nothing else.")
+                raise EgressBlocked("egress.address", "This client may connect to its own child process only.")
             return True
         if (host, port) in policy.operator or any(each.opens(host, port, None) for each in self._exempt):
             return True
@@ -103,33 +103,35 @@ class Guard:
     def check_addresses(self, host: str, port: int, addresses: Sequence[str], policy: Policy) -> None:
         """Raise `EgressBlocked` if any of the addresses is refused."""
         for text in addresses:
-            address = folded(text)
+            address = canonical_address(text)
             if any(each.opens(host, port, address) for each in self._exempt):
                 continue
             _check_port(port, policy.profile)
             if refused(address, policy.profile):
-                raise EgressBlocked("egress.address", f"{host} is or leads to an address that is refused.")
+                raise EgressBlocked("egress.address", f"{host} is or resolves to an address that is not allowed.")
 
     def check_listeners(self, port: int, addresses: Sequence[str], own: Iterable[str]) -> None:
-        """Raise `EgressBlocked` if Corral itself listens there. `own`: those of the addresses that this machine has."""
-        mine = {folded(text) for text in own}
+        """Raise `EgressBlocked` if Corral itself listens there. `own` are the addresses that this machine has."""
+        mine = {canonical_address(text) for text in own}
         for listener, listening in self.listeners:
             if listening != port:
                 continue
-            bound = folded(listener) if _is_address(listener) else None
+            bound = canonical_address(listener) if _is_address(listener) else None
             everywhere = bound is None or bound.is_unspecified
-            if any((address := folded(text)) == bound or (everywhere and address in mine) for text in addresses):
-                raise EgressBlocked("egress.own_listener", "Corral itself listens there.")
+            if any(
+                (address := canonical_address(text)) == bound or (everywhere and address in mine) for text in addresses
+            ):
+                raise EgressBlocked("egress.own_listener", "Corral itself listens on this address.")
 
 
 def _check_port(port: int, profile: Profile) -> None:
     further = INTERNAL_PORTS if profile == "internal" else ()
     if port not in (80, 443) and port not in further and not 1024 <= port <= 65535:
-        raise EgressBlocked("egress.port", f"Port {port} is not open; ports are {PORTS}.")
+        raise EgressBlocked("egress.port", f"Port {port} is not allowed; use {PORTS}.")
 
 
 def refused(address: Address, profile: Profile) -> bool:
-    """Whether the profile refuses the address."""
+    """Whether the profile denies the address."""
     if profile == "internal" and _within(address, PRIVATE):
         return _within(address, METADATA)
     return _within(address, DENIED)
@@ -139,15 +141,15 @@ def _within(address: Address, networks: Iterable[Network]) -> bool:
     return any(address.version == each.version and address in each for each in networks)
 
 
-def folded(text: str) -> Address:
-    """An address as it is judged: without a zone, IPv4-mapped ones as IPv4."""
+def canonical_address(text: str) -> Address:
+    """The address without a zone; an IPv4-mapped one as IPv4."""
     address = ipaddress.ip_address(text.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
 
 
-def read_url(url: str | httpx2.URL) -> Target:
-    """Parse once, for judging and for sending; `EgressBlocked` for what no sink may ask for."""
+def read_url(url: str | httpx2.URL) -> Destination:
+    """Parse the URL once, for the checks and for the request. Raises `EgressBlocked` if no client may use it."""
     import httpx2
 
     if len(str(url)) > LONGEST_URL:
@@ -155,26 +157,26 @@ def read_url(url: str | httpx2.URL) -> Target:
     try:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL as error:
-        raise EgressBlocked("egress.address", f"This is no URL: {error}") from None
+        raise EgressBlocked("egress.address", f"The URL is not valid: {error}") from None
     if parsed.scheme not in ("http", "https"):
-        raise EgressBlocked("egress.scheme", "Only http and https are spoken.")
+        raise EgressBlocked("egress.scheme", "The scheme must be http or https.")
     authority = re.split(r"[/?#]", str(url).partition("//")[2], maxsplit=1)[0]
     if parsed.userinfo or "@" in authority:
-        raise EgressBlocked("egress.userinfo", "Leave user and password out of the URL.")
+        raise EgressBlocked("egress.userinfo", "The URL must not contain a user or password.")
     if not _AUTHORITY.fullmatch(authority):
-        raise EgressBlocked("egress.address", "This is no host and port.")
+        raise EgressBlocked("egress.address", "The host or port of the URL is not valid.")
     host = read_host(parsed.raw_host.decode("ascii"))
     port = parsed.port if parsed.port is not None else {"http": 80, "https": 443}[parsed.scheme]
-    return Target(parsed.copy_with(host=host, fragment=None), host, port)
+    return Destination(parsed.copy_with(host=host, fragment=None), host, port)
 
 
 def read_host(text: str) -> str:
-    """A host in the one form that is judged: lower case, no trailing dot, IDNA; an address without brackets."""
+    """The canonical form of a host: lower case, no trailing dot, IDNA; an address without brackets."""
     host = text.lower().removesuffix(".")
     if ":" in host and _is_address(host) and "%" not in host:
         return host
     if len(host) > 253 or not _NAME.fullmatch(host):
-        raise EgressBlocked("egress.address", "This is no host that can be called.")
+        raise EgressBlocked("egress.address", "The host is not valid.")
     return host
 
 
@@ -203,7 +205,7 @@ def _is_address(text: str) -> bool:
 
 
 def names_host(patterns: Sequence[str], host: str) -> bool:
-    """Whether a host is listed: exactly, or below `*.domain`."""
+    """Whether a pattern is the host itself or `*.domain` of it."""
     host = host.lower().removesuffix(".")
     for pattern in patterns:
         wanted = pattern.lower().removesuffix(".")

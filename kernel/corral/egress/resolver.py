@@ -1,5 +1,6 @@
-"""Names to addresses, each in a thread of its own, for nothing can end the call: a name server that does not answer
-keeps nobody else waiting, but for names of its own zone.
+"""Resolves names, each in its own thread, because the system call cannot be cancelled.
+
+A name server that does not answer delays only names of its own zone.
 """
 
 from __future__ import annotations
@@ -13,31 +14,31 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
 
-NAME, RESOLVE_SECONDS, PAUSE = "egress-resolver", 3.0, 0.01
-MOST, MOST_OF_ZONE = 256, 8
-_asked: Counter[str] = Counter()  # look-ups under way by zone, given up or not
+THREAD_NAME, RESOLVE_SECONDS, POLL_SECONDS = "egress-resolver", 3.0, 0.01
+MAX_LOOKUPS, MAX_LOOKUPS_PER_ZONE = 256, 8
+_lookups: Counter[str] = Counter()  # running lookups by zone, including abandoned ones
 _counting = threading.Lock()
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
-"""Every address of a host, as text; raises `Unresolved`."""
+"""Returns the addresses of a host as text, or raises `Unresolved`."""
 
 
 class Unresolved(Exception):
-    """The name has no address, or its servers did not answer in time."""
+    """The name has no address, or its name servers did not answer in time."""
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """What the system says, spellings such as `0x7f.1` included; asked once, for at most 3 s."""
+    """The addresses that the system returns within 3 s, also for notations such as `0x7f.1`."""
     zone = ".".join(host.split(".")[-2:])
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(RESOLVE_SECONDS):
-            while not _count(zone, 1):  # noqa: ASYNC110  (room is made by threads)
-                await asyncio.sleep(PAUSE)
+            while not _count(zone, 1):  # noqa: ASYNC110  (threads lower the count)
+                await asyncio.sleep(POLL_SECONDS)
             answer: Future[list[str]] = Future()
-            answer.set_running_or_notify_cancel()  # who gives up leaves it as it is
+            answer.set_running_or_notify_cancel()  # a caller that gives up must not cancel it
             try:
-                threading.Thread(target=_ask, args=(host, port, zone, answer), name=NAME, daemon=True).start()
-            except RuntimeError:  # the machine gives no further one
+                threading.Thread(target=_ask, args=(host, port, zone, answer), name=THREAD_NAME, daemon=True).start()
+            except RuntimeError:  # the system cannot start another thread
                 _count(zone, -1)
                 raise
             if found := await asyncio.wrap_future(answer):
@@ -57,18 +58,18 @@ def _ask(host: str, port: int, zone: str, answer: Future[list[str]]) -> None:
 
 
 def _count(zone: str, change: int) -> bool:
-    """Whether there was room for one look-up more."""
+    """Change the number of running lookups; returns False if the limit is reached."""
     with _counting:
-        if change > 0 and (_asked[zone] >= MOST_OF_ZONE or _asked.total() >= MOST):
+        if change > 0 and (_lookups[zone] >= MAX_LOOKUPS_PER_ZONE or _lookups.total() >= MAX_LOOKUPS):
             return False
-        _asked[zone] += change
-        if not _asked[zone]:
-            del _asked[zone]
+        _lookups[zone] += change
+        if not _lookups[zone]:
+            del _lookups[zone]
         return True
 
 
 def of_this_machine(addresses: Iterable[str]) -> list[str]:
-    """Those of the addresses that this machine has: only they can be bound."""
+    """The addresses that belong to this machine, which are those that can be bound."""
     return [text for text in addresses if _is_bindable(text)]
 
 

@@ -1,4 +1,4 @@
-"""Mail to the outside: the guard judges the server's address, and the connection goes to what was judged."""
+"""Sends mail through connections that the egress guard has allowed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from email.message import EmailMessage
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from corral.egress.client import Egress
-from corral.egress.guard import EgressBlocked, Place, Policy, folded
+from corral.egress.guard import EgressBlocked, HostPort, Policy, canonical_address
 from corral.egress.resolver import Unresolved
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 Security = Literal["starttls", "tls", "none"]
 
 SINK = "mail"
-SECONDS = 15.0  # of silence, at each step
-LONGEST_HEAD = 8 * 1024
+SECONDS = 15.0  # for each step of the conversation
+MAX_RESPONSE_HEAD = 8 * 1024
 _threads = ThreadPoolExecutor(4, thread_name_prefix="corral-mail")
 
 
 class MailServer(NamedTuple):
-    """Where mail is handed over. `password` is sent over TLS only."""
+    """The mail server. `password` is sent over TLS only."""
 
     host: str
     port: int
@@ -38,15 +38,15 @@ class MailServer(NamedTuple):
 
 
 class MailFailed(Exception):
-    """The mail was not taken; a later attempt may succeed. The text is fit for admins."""
+    """The server did not accept the mail; a later attempt may succeed. The text is for admins."""
 
 
 class MailRefused(MailFailed):
-    """The server will never take this mail: no such recipient, or it does not like the text."""
+    """The server rejected the mail permanently, because of its recipient or content."""
 
 
 async def deliver(egress: Egress, server: MailServer, message: EmailMessage, *, sender: str, to: str) -> None:
-    """Hand one mail over. Raises `MailFailed`, `MailRefused`."""
+    """Send one mail. Raises `MailFailed` or `MailRefused`."""
 
     def send(smtp: smtplib.SMTP) -> None:
         try:
@@ -62,7 +62,7 @@ async def deliver(egress: Egress, server: MailServer, message: EmailMessage, *, 
 
 
 async def probe(egress: Egress, server: MailServer) -> None:
-    """Connect, sign in and do nothing. Raises `MailFailed`."""
+    """Connect and sign in, without sending. Raises `MailFailed`."""
     await _with_server(egress, server, lambda smtp: smtp.noop())
 
 
@@ -72,7 +72,7 @@ async def _with_server(egress: Egress, server: MailServer, act: Callable[[smtpli
         context = egress.tls_context()
         loop = asyncio.get_running_loop()
         tunnel = egress.tunnel()
-        await loop.run_in_executor(_threads, lambda: _converse(server, addresses, context, tunnel, act))
+        await loop.run_in_executor(_threads, lambda: _talk(server, addresses, context, tunnel, act))
     except EgressBlocked as blocked:
         egress.note(SINK, "blocked", server.host)
         raise MailFailed(f"{blocked.reason} CORRAL_EGRESS_ALLOW opens exact exceptions.") from None
@@ -85,14 +85,14 @@ async def _with_server(egress: Egress, server: MailServer, act: Callable[[smtpli
     egress.note(SINK, "answered", server.host)
 
 
-def _converse(
+def _talk(
     server: MailServer,
     addresses: Sequence[str],
     context: ssl.SSLContext,
     tunnel: Proxy | None,
     act: Callable[[smtplib.SMTP], Any],
 ) -> None:
-    smtp = _Judged(server, addresses, context, tunnel)
+    smtp = _GuardedSmtp(server, addresses, context, tunnel)
     try:
         if server.security == "starttls":
             smtp.starttls(context=context)  # raises where the server does not offer it: nothing is sent in the clear
@@ -104,8 +104,8 @@ def _converse(
         smtp.close()
 
 
-class _Judged(smtplib.SMTP):
-    """Connects to judged addresses only; TLS keeps the name that was asked for."""
+class _GuardedSmtp(smtplib.SMTP):
+    """Connects to the allowed addresses only; TLS verifies the requested name."""
 
     def __init__(
         self, server: MailServer, addresses: Sequence[str], context: ssl.SSLContext, tunnel: Proxy | None
@@ -131,24 +131,26 @@ class _Judged(smtplib.SMTP):
         raise failure
 
     def _open(self, address: str, port: int, timeout: float) -> socket.socket:
-        if self._tunnel is not None and not folded(address).is_loopback:  # the proxy's loopback is not ours
+        if self._tunnel is not None and not canonical_address(address).is_loopback:  # the proxy's loopback is not ours
             return _tunnelled(self._tunnel, (address, port), timeout)
         opened = socket.create_connection((address, port), timeout)
-        if folded(str(opened.getpeername()[0])) != folded(address):
+        if canonical_address(str(opened.getpeername()[0])) != canonical_address(address):
             opened.close()
-            raise EgressBlocked("egress.address", "The connection led to another address than the judged one.")
+            raise EgressBlocked(
+                "egress.address", "The connection reached another address than the one that was checked."
+            )
         return opened
 
 
-def _tunnelled(proxy: Proxy, to: Place, timeout: float) -> socket.socket:
-    if proxy.tls:  # TLS to the mail server would run inside it, which these sockets cannot
-        raise OSError("mail goes through an http proxy only; give CORRAL_EGRESS_PROXY one")
+def _tunnelled(proxy: Proxy, to: HostPort, timeout: float) -> socket.socket:
+    if proxy.tls:  # sockets of `ssl` cannot run TLS inside TLS
+        raise OSError("mail needs a proxy with an http:// URL in CORRAL_EGRESS_PROXY")
     opened = socket.create_connection(proxy.place, timeout)
     try:
         opened.sendall(proxy.request(to))
         head = b""
-        while not head.endswith(b"\r\n\r\n") and len(head) < LONGEST_HEAD and (read := opened.recv(1)):
-            head += read  # one at a time: what follows is the mail server's
+        while not head.endswith(b"\r\n\r\n") and len(head) < MAX_RESPONSE_HEAD and (read := opened.recv(1)):
+            head += read  # byte by byte: the next bytes come from the mail server
         if not proxy.has_opened(head):
             raise OSError("the egress proxy did not open a tunnel")
     except BaseException:

@@ -1,4 +1,4 @@
-"""What stands between an `httpx2` client and the guarded network: the rules of one request and of its answer."""
+"""The transport of an `httpx2` client: checks the URL of a request and limits its response."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from weakref import WeakValueDictionary
 import httpcore2
 import httpx2
 
-from corral.egress.guard import EgressBlocked, Target
+from corral.egress.guard import Destination, EgressBlocked
 
 TRUNCATED = "corral.truncated"
-CODINGS = {"gzip": 47, "x-gzip": 47, "deflate": 47}  # zlib's window bits: either header is recognised
-OF_THE_CODED = (b"content-encoding", b"content-length")
-STEP = 64 * 1024  # so much is decompressed at a time
+CODINGS = {"gzip": 47, "x-gzip": 47, "deflate": 47}  # window bits with which zlib recognises either header
+ENCODING_HEADERS = (b"content-encoding", b"content-length")
+STEP = 64 * 1024  # decompressed bytes per step
 
 
 def truncated(response: httpx2.Response) -> bool:
-    """Whether the answer was longer than the sink's cap, so that its end is missing. Ask after reading it."""
+    """Whether the response was cut off at the limit of the client. Ask after reading it."""
     return bool(response.extensions.get(TRUNCATED))
 
 
 class GuardedTransport(httpx2.AsyncBaseTransport):
-    """Judges each URL, keeps connections a host few, and bounds an answer in time and, decompressed, in size."""
+    """Checks each URL, and limits the connections per host and the time and decompressed size of a response."""
 
     def __init__(
         self,
         network: httpcore2.AsyncNetworkBackend,
         tls: Any,
         *,
-        judge: Callable[[httpx2.URL], Target],
+        judge: Callable[[httpx2.URL], Destination],
         total_seconds: float | None,
         max_bytes: int | None,
         per_host: int,
@@ -42,12 +42,12 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=4 * per_host, keepalive_expiry=15.0)
         self._inner = httpx2.AsyncHTTPTransport(verify=tls, trust_env=False, limits=limits)
         pool: Any = self._inner._pool
-        if not isinstance(pool._network_backend, httpcore2.AsyncNetworkBackend):  # moved: then nothing would be guarded
-            raise RuntimeError("this httpx2 keeps its network elsewhere; the egress guard cannot take its place")
+        if not isinstance(pool._network_backend, httpcore2.AsyncNetworkBackend):  # otherwise nothing would be guarded
+            raise RuntimeError("this version of httpx2 has no network backend to replace; install a supported version")
         pool._network_backend = network
         self._judge, self._note = judge, note
         self._seconds, self._max_bytes, self._per_host = total_seconds, max_bytes, per_host
-        self._places = WeakValueDictionary[str, asyncio.Semaphore]()  # those that a call holds or waits for
+        self._slots = WeakValueDictionary[str, asyncio.Semaphore]()  # by host, as long as a request uses them
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Raises `EgressBlocked`, or what httpx2 raises."""
@@ -56,7 +56,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         try:
             target = self._judge(request.url)
             host = target.host
-            return await self._answer(_as_judged(request, target), host, deadline)
+            return await self._send(_as_checked(request, target), host, deadline)
         except EgressBlocked:
             self._note("blocked", host)
             raise
@@ -67,21 +67,21 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
             self._note("failed", host)
             raise
 
-    async def _answer(self, request: httpx2.Request, host: str, deadline: float | None) -> httpx2.Response:
-        places = self._places.setdefault(host, asyncio.Semaphore(self._per_host))
+    async def _send(self, request: httpx2.Request, host: str, deadline: float | None) -> httpx2.Response:
+        slots = self._slots.setdefault(host, asyncio.Semaphore(self._per_host))
         async with asyncio.timeout(_left(deadline)):
-            await places.acquire()
+            await slots.acquire()
             try:
                 response = await self._inner.handle_async_request(request)
             except BaseException:
-                places.release()
+                slots.release()
                 raise
-        body = _Body(response, self._max_bytes, deadline, places)
+        body = _Body(response, self._max_bytes, deadline, slots)
         coding = response.headers.get("content-encoding", "identity").strip().lower()
         if coding not in CODINGS and coding != "identity":
             await body.aclose()
-            raise httpx2.DecodingError("the answer has a content coding that was not asked for", request=request)
-        drop = OF_THE_CODED if coding in CODINGS else ()
+            raise httpx2.DecodingError("the response has a content encoding that was not requested", request=request)
+        drop = ENCODING_HEADERS if coding in CODINGS else ()
         kept = [(name, value) for name, value in response.headers.raw if name.lower() not in drop]
         self._note("answered", host)
         shown = httpx2.Response(response.status_code, headers=kept, stream=body, extensions=response.extensions)
@@ -94,13 +94,13 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
 
 
 class _Body(httpx2.AsyncByteStream):
-    """The body, decompressed in bounded steps, up to the cap and the deadline; then the connection closes."""
+    """The body, decompressed in limited steps up to the size limit and the deadline; then the connection closes."""
 
     def __init__(
-        self, response: httpx2.Response, cap: int | None, deadline: float | None, places: asyncio.Semaphore
+        self, response: httpx2.Response, cap: int | None, deadline: float | None, slots: asyncio.Semaphore
     ) -> None:
         assert isinstance(response.stream, httpx2.AsyncByteStream)
-        self._stream, self._cap, self._deadline, self._places = response.stream, cap, deadline, places
+        self._stream, self._cap, self._deadline, self._slots = response.stream, cap, deadline, slots
         self.noted: dict[str, Any] = {}
         window = CODINGS.get(response.headers.get("content-encoding", "").strip().lower())
         self._decoder = zlib.decompressobj(window) if window else None
@@ -138,7 +138,7 @@ class _Body(httpx2.AsyncByteStream):
             return
         try:
             piece = b"more"
-            while chunk or len(piece) == STEP:  # all is taken in, and what came out was not cut
+            while chunk or len(piece) == STEP:  # until all input is used and the output is complete
                 piece = self._decoder.decompress(chunk, STEP)
                 chunk = self._decoder.unconsumed_tail
                 yield piece
@@ -146,20 +146,20 @@ class _Body(httpx2.AsyncByteStream):
             raise httpx2.DecodingError(str(error)) from None
 
     async def aclose(self) -> None:
-        """Give the place back; a connection that was not read to the end is closed by its pool."""
+        """Return the slot; the pool closes a connection that was not read to the end."""
         if not self._closed:
             self._closed = True
             try:
                 await self._stream.aclose()
             finally:
-                self._places.release()
+                self._slots.release()
 
 
-def _as_judged(request: httpx2.Request, target: Target) -> httpx2.Request:
-    """The request to the URL as it was judged, with its host in the `Host` header."""
+def _as_checked(request: httpx2.Request, target: Destination) -> httpx2.Request:
+    """The request to the URL as it was checked, with its host in the `Host` header."""
     headers = request.headers.copy()
     headers["Host"] = target.url.netloc.decode("ascii")
-    if headers.get("Accept-Encoding") != "identity":  # what a caller may ask for, so that a stream is not kept back
+    if headers.get("Accept-Encoding") != "identity":  # callers may request identity for undelayed streams
         headers["Accept-Encoding"] = "gzip"
     return httpx2.Request(
         request.method, target.url, headers=headers, stream=request.stream, extensions=request.extensions
@@ -171,4 +171,4 @@ def _left(deadline: float | None) -> float | None:
 
 
 def _too_slow() -> httpx2.ReadTimeout:
-    return httpx2.ReadTimeout("the time for the whole call is over")
+    return httpx2.ReadTimeout("the response was not complete in time")

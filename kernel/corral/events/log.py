@@ -14,7 +14,7 @@ import peewee
 
 from corral import clock
 from corral.database.model import IdField, InstantField, Model
-from corral.database.statement import Statement
+from corral.database.statement import Parameter, Statement
 from corral.database.unit import Unit, current
 from corral.events.event import Emitted
 
@@ -43,48 +43,6 @@ class EventRow(Model):
     class Meta:
         table_name = "kernel_events"
         indexes = ((("object_id", "ins"), False),)
-
-
-COLUMNS = (
-    EventRow.seq,
-    EventRow.id,
-    EventRow.type,
-    EventRow.ts,
-    EventRow.actor_type,
-    EventRow.actor_id,
-    EventRow.object_type,
-    EventRow.object_id,
-    EventRow.owner_id,
-    EventRow.visibility,
-    EventRow.data,
-    EventRow.cause,
-)
-
-_INSERT = Statement(
-    lambda p: EventRow.insert(
-        {field: p(field.name) for field in EventRow._meta.sorted_fields if field.name not in ("ins", "seq")}
-    )
-)
-# SQLite: the writer holds the only write lock, so insertion order is the order of the log.
-_INSERT_NUMBERED = Statement(
-    lambda p: EventRow.insert(
-        {
-            EventRow.seq: EventRow.select(peewee.fn.COALESCE(peewee.fn.MAX(EventRow.seq), 0) + 1),
-            **{field: p(field.name) for field in EventRow._meta.sorted_fields if field.name not in ("ins", "seq")},
-        }
-    )
-)
-_READ = Statement(
-    lambda p: (
-        EventRow.select(*COLUMNS)
-        .where((EventRow.seq > p("after")) & (EventRow.seq <= p("until")))
-        .order_by(EventRow.seq)
-        .limit(p("limit"))
-        .tuples()
-    )
-)
-_LAST = Statement(lambda p: EventRow.select(peewee.fn.MAX(EventRow.seq)).tuples())
-_FIRST = Statement(lambda p: EventRow.select(peewee.fn.MIN(EventRow.seq)).tuples())
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -121,6 +79,30 @@ class Record(msgspec.Struct, frozen=True):
             visibility=self.visibility,
             cause_chain=msgspec.Raw(self.cause),
         )
+
+
+COLUMNS = tuple(getattr(EventRow, name) for name in Record.__struct_fields__)
+
+
+def _values(p: Parameter) -> dict[Any, Any]:
+    return {field: p(field.name) for field in EventRow._meta.sorted_fields if field.name not in ("ins", "seq")}
+
+
+_INSERT = Statement(lambda p: EventRow.insert(_values(p)))
+# SQLite: the writer holds the only write lock, so the order of insertion is the order of the log.
+_NEXT_SEQ = EventRow.select(peewee.fn.COALESCE(peewee.fn.MAX(EventRow.seq), 0) + 1)
+_INSERT_NUMBERED = Statement(lambda p: EventRow.insert({EventRow.seq: _NEXT_SEQ, **_values(p)}))
+_READ = Statement(
+    lambda p: (
+        EventRow.select(*COLUMNS)
+        .where((EventRow.seq > p("after")) & (EventRow.seq <= p("until")))
+        .order_by(EventRow.seq)
+        .limit(p("limit"))
+        .tuples()
+    )
+)
+_LAST = Statement(lambda p: EventRow.select(peewee.fn.MAX(EventRow.seq)).tuples())
+_FIRST = Statement(lambda p: EventRow.select(peewee.fn.MIN(EventRow.seq)).tuples())
 
 
 class EventView(msgspec.Struct, kw_only=True):

@@ -1,1 +1,1 @@
-"""Metrics that are counted as things happen: histograms, and the counters of the request path."""
+"""Histograms, and the counters of the request path."""

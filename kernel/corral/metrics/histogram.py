@@ -1,4 +1,4 @@
-"""How long things took, counted in buckets as they happen: the figures behind a metric of the kind `histogram`."""
+"""Histograms: durations counted in buckets, for metrics of the kind `histogram`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ LONG_SECONDS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
 
 
 class Observed(NamedTuple):
-    """`counts` by bucket, the last one for what is beyond all bounds, and the sum of the values."""
+    """The observations of a histogram: counts by bucket, the last one without a bound, and the sum of all values."""
 
     bounds: Sequence[float]
     counts: Sequence[int]
     total: float
 
     def plus(self, other: Observed) -> Observed:
-        """Both together; of one histogram."""
+        """The sum of two observations of the same histogram."""
         return Observed(
             self.bounds, [a + b for a, b in zip(self.counts, other.counts, strict=True)], self.total + other.total
         )
 
 
 class Histogram:
-    """Of this process since its start, by label values. Any thread may observe."""
+    """Counts observations by label values since the start of the process, in any thread."""
 
     def __init__(self, bounds: Sequence[float] = SECONDS) -> None:
         self._bounds = tuple(bounds)
@@ -35,7 +35,7 @@ class Histogram:
         self._totals: dict[tuple[str, ...], float] = {}
 
     def observe(self, value: float, labels: tuple[str, ...] = ()) -> None:
-        """One value. Use few label values: each has its own buckets."""
+        """Add one value. Use few label values, since each has its own buckets."""
         at = bisect.bisect_left(self._bounds, value)
         with self._lock:
             if labels not in self._counts:
@@ -44,7 +44,7 @@ class Histogram:
             self._totals[labels] += value
 
     def read(self) -> dict[tuple[str, ...], Observed]:
-        """What was observed so far, by label values."""
+        """The observations so far, by label values."""
         with self._lock:
             return {
                 labels: Observed(self._bounds, tuple(counts), self._totals[labels])

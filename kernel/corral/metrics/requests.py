@@ -1,6 +1,6 @@
-"""Counters of the request path, kept as plain numbers and rendered for Prometheus by `core`.
+"""Counters of the request path, kept as plain numbers and rendered as Prometheus text.
 
-Labels take bounded values only.
+All labels have a bounded set of values.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
 BUCKETS = (0.0025, 0.005, 0.01, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
-# There may be more routes than series: those that are asked first have their own, the others share one.
-MOST_COUNTED, MOST_TIMED, OTHER = 700, 80, "other"
-# Refusals of a body as such, whatever its fields.
-OF_BODIES = ("payload_too_large", "request_timeout", "unsupported_media_type", "malformed_json", "malformed_multipart")
+# The first routes have series of their own, the others share one.
+MAX_COUNTED, MAX_TIMED, OTHER = 700, 80, "other"
+# Codes of bodies that were rejected before their fields were validated.
+BODY_CODES = ("payload_too_large", "request_timeout", "unsupported_media_type", "malformed_json", "malformed_multipart")
 
 
 class RequestMetrics:
-    """Only the event loop writes it."""
+    """Metrics that only the event loop changes."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str, int]] = Counter()  # method, route template, status class
@@ -27,21 +27,21 @@ class RequestMetrics:
         self.body_rejected: Counter[str] = Counter()
         self.plugin_errors: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
-        self.plugins: Callable[[], Iterable[str]] = tuple  # lines of the series about plugins
+        self.plugins: Callable[[], Iterable[str]] = tuple  # lines of the metrics about plugins
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """One answered request; `route` is its template or `unmatched`."""
+        """Count one request; `route` is its template or `unmatched`."""
         counted = (method, route, status // 100)
-        if counted not in self.requests and len(self.requests) >= MOST_COUNTED:
+        if counted not in self.requests and len(self.requests) >= MAX_COUNTED:
             counted = (method, OTHER, status // 100)
         self.requests[counted] += 1
-        if route not in self.seconds and len(self.seconds) >= MOST_TIMED:
+        if route not in self.seconds and len(self.seconds) >= MAX_TIMED:
             route = OTHER
         self.seconds[route][bisect.bisect_left(BUCKETS, seconds)] += 1
         self.seconds_sum[route] += seconds  # type: ignore[assignment]  # a Counter of floats
 
     def render(self) -> str:
-        """Prometheus text of these series."""
+        """The metrics as Prometheus text."""
         lines = ["# HELP corral_http_requests_total Answered requests.", "# TYPE corral_http_requests_total counter"]
         for (method, route, status), count in sorted(self.requests.items()):
             lines.append(f'corral_http_requests_total{{method="{method}",route="{route}",status="{status}xx"}} {count}')

@@ -1,6 +1,6 @@
-"""Schemas that are data, and the faults that a JSON Schema finds.
+"""JSON Schemas that users store, and the translation of validation errors into faults.
 
-Importing `jsonschema` takes 0.1 s: it waits for the first need.
+`jsonschema` takes 0.1 s to import, so it is imported on first use.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ _BOUNDS = {  # keyword -> code, words, unit
 
 
 def json_schema_problems(schema: dict[str, Any], value: Any, *, pointer_prefix: str = "") -> list[Fault]:
-    """What a schema that is data (`output_schema`, settings) finds wrong with the value; at most 100 faults."""
+    """Validate a value against a stored schema; returns at most 100 faults."""
     from referencing.exceptions import Unresolvable
 
-    _refs_left.set([20_000])  # recursive schemas can ask for endless work
+    _refs_left.set([20_000])  # recursive schemas could otherwise run without end
     try:
         validator = _stored_validator(msgspec.json.encode(schema, order="sorted"))
         return list(islice(all_faults(validator, value, pointer_prefix), MAX_FAULTS))
     except Unresolvable:
-        return [Fault(pointer_prefix, "not_allowed", "the schema has a $ref to something outside itself")]
+        return [Fault(pointer_prefix, "not_allowed", "the schema has a $ref that leads outside of it")]
     except (RefusedText, RecursionError):
         return [Fault(pointer_prefix, "not_allowed", "the schema follows too many $ref for this value")]
 
@@ -58,7 +58,7 @@ def json_schema_problems(schema: dict[str, Any], value: Any, *, pointer_prefix: 
 def check_user_schema(
     schema: dict[str, Any], *, max_bytes: int = 32768, max_depth: int = 16, pointer_prefix: str = ""
 ) -> None:
-    """Raise `Invalid` unless users may store this JSON Schema: valid, small, without regexes or outward references."""
+    """Raise `Invalid` unless the JSON Schema is valid, small, and without patterns and outside references."""
     if faults := list(islice(unstorable(schema, pointer_prefix), MAX_FAULTS)):
         raise invalid(faults)
     data = msgspec.json.encode(schema)
@@ -76,12 +76,12 @@ def _forbidden(schema: dict[str, Any], prefix: str) -> list[Fault]:
     faults = []
     for pointer, each in known.items():
         for word in each.keys() & {"pattern", "patternProperties", "$dynamicRef", "$dynamicAnchor"}:
-            faults.append(Fault(f"{prefix}{pointer}/{word}", "not_allowed", f"{word} is not taken in this schema"))
+            faults.append(Fault(f"{prefix}{pointer}/{word}", "not_allowed", f"{word} is not supported in this schema"))
         if "$ref" in each and unquote(each["$ref"]) not in targets:
-            detail = "a $ref to a schema within this one, such as #/$defs/name"
+            detail = "a $ref must lead to a schema within this one, such as #/$defs/name"
             faults.append(Fault(f"{prefix}{pointer}/$ref", "not_allowed", detail))
         if "$id" in each and pointer:
-            faults.append(Fault(f"{prefix}{pointer}/$id", "not_allowed", "$id stands only at the top"))
+            faults.append(Fault(f"{prefix}{pointer}/$id", "not_allowed", "$id is only allowed at the top level"))
         if each.get("$schema", _DIALECT).rstrip("#") != _DIALECT:
             faults.append(Fault(f"{prefix}{pointer}/$schema", "not_in_enum", f"one of {_DIALECT}"))
     return faults
@@ -95,7 +95,7 @@ _SINGLE |= {"unevaluatedItems", "unevaluatedProperties", "contentSchema"}
 
 
 def _subschemas(schema: Any, pointer: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every place within a schema that holds a schema; names of properties and plain data are not such places."""
+    """Every subschema with its pointer, the schema itself included."""
     if not isinstance(schema, dict):
         return
     yield pointer, schema
@@ -113,7 +113,7 @@ def _subschemas(schema: Any, pointer: str) -> Iterator[tuple[str, dict[str, Any]
 
 @cache
 def _validator_class(strict_integers: bool) -> Any:
-    jsonschema: Any = import_module("jsonschema")  # as `Any`: it has no types
+    jsonschema: Any = import_module("jsonschema")  # `Any`: it has no type hints
     base = jsonschema.Draft202012Validator
 
     def ref(validator: Any, target: str, value: Any, schema: Any) -> Iterator[Any]:
@@ -123,12 +123,16 @@ def _validator_class(strict_integers: bool) -> Any:
             raise RefusedText
         yield from base.VALIDATORS["$ref"](validator, target, value, schema)
 
-    def unique(validator: Any, wanted: bool, value: Any, schema: Any) -> Iterator[Any]:  # the original is quadratic
+    def unique(
+        validator: Any, wanted: bool, value: Any, schema: Any
+    ) -> Iterator[Any]:  # the original takes quadratic time
         items = value if wanted and isinstance(value, list) else ()
         if len({json.dumps(item, sort_keys=True) for item in items}) < len(items):
             yield jsonschema.ValidationError("not unique")
 
-    def additional(validator: Any, wanted: Any, value: Any, schema: Any) -> Iterator[Any]:  # the original quotes all
+    def additional(
+        validator: Any, wanted: Any, value: Any, schema: Any
+    ) -> Iterator[Any]:  # the original quotes the value
         if wanted is not False:
             yield from base.VALIDATORS["additionalProperties"](validator, wanted, value, schema)
         elif isinstance(value, dict) and next(_unknown(value, schema), None) is not None:
@@ -146,14 +150,16 @@ def validator_of(schema: Any, *, strict_integers: bool) -> Any:
 
     kind = _validator_class(strict_integers)
     jsonschema: Any = import_module("jsonschema")
-    formats = [name for name in kind.FORMAT_CHECKER.checkers if name != "regex"]  # no compiling of foreign regexes
+    formats = [
+        name for name in kind.FORMAT_CHECKER.checkers if name != "regex"
+    ]  # never compile a user's regular expression
     return kind(schema, registry=Registry(), format_checker=jsonschema.FormatChecker(formats))
 
 
 @lru_cache(maxsize=256)
 def _stored_validator(schema: bytes) -> Any:
     document = msgspec.json.decode(schema)
-    for _, each in list(_subschemas(document, "")):  # jsonschema forgets where a `false` stood
+    for _, each in list(_subschemas(document, "")):  # jsonschema does not report where a `false` schema is
         for word in each.keys() & _NAMED:
             each[word] = {name: {"not": {}} if one is False else one for name, one in each[word].items()}
         for word in each.keys() & _LISTS:
@@ -177,7 +183,7 @@ def all_faults(validator: Any, value: Any, prefix: str) -> Iterator[Fault]:
 
 
 def _faults(error: Any, prefix: str) -> Iterator[Fault]:
-    """One error of `jsonschema` in our words; its own would repeat the value, which may be a secret."""
+    """Translate one error of `jsonschema`, whose own messages repeat the value, which may be a secret."""
     keyword, wanted, value, schema = error.validator, error.validator_value, error.instance, error.schema
     here = prefix + pointer_of(error.absolute_path)
     if keyword == "required":
@@ -189,7 +195,7 @@ def _faults(error: Any, prefix: str) -> Iterator[Fault]:
             yield Fault(here + pointer_of([name]), "required", "required together with another field")
     elif keyword == "additionalProperties":
         names = schema.get("properties", {})
-        detail = f"no such field; known: {_listed(list(names))}" if names else "no such field; none is taken here"
+        detail = f"no such field; known: {_listed(list(names))}" if names else "no such field; none is allowed here"
         for name in _unknown(value, schema):
             yield Fault(here + pointer_of([name]), "unknown_field", detail)
     elif keyword in ("anyOf", "oneOf"):
@@ -220,17 +226,17 @@ def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:
     if keyword == "uniqueItems":
         return "not_unique", "no item twice"
     if keyword == "contains":
-        return "too_short", "at least one item as the schema's `contains` says"
+        return "too_short", "at least one item that matches `contains` of the schema"
     if keyword == "unevaluatedProperties":
         return "unknown_field", "only fields that the schema names"
     return (
         "not_allowed",
-        "nothing is taken here" if keyword is None or wanted == {} else f"not allowed by `{keyword}` of the schema",
+        "no value is allowed here" if keyword is None or wanted == {} else f"not allowed by `{keyword}` of the schema",
     )
 
 
 def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[Fault]:
-    """The faults of the alternative that was meant: of the right type and tag, else with the fewest faults."""
+    """The faults of the most likely alternative: of the right type and tag, or else with the fewest faults."""
     value, branches = error.instance, _branches(error)
     tags = error.schema.get("discriminator", {}).get("mapping", {})
     tag = error.schema["discriminator"]["propertyName"] if tags else ""
@@ -238,7 +244,7 @@ def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[Fault]:
         known = f"one of {_listed(list(tags))}"
         yield Fault(here + pointer_of([tag]), "not_in_enum" if tag in value else "required", known)
     elif not branches:
-        yield Fault(here, "not_allowed", "it fits more than one alternative of the schema")
+        yield Fault(here, "not_allowed", "matches more than one alternative of the schema")
     elif best := min((each for each in branches if not any(map(_wanted_types, each))), key=_distance, default=None):
         for inner in best:
             yield from _faults(inner, prefix)
@@ -254,7 +260,7 @@ def _branches(error: Any) -> list[list[Any]]:
 
 
 def _wanted_types(error: Any) -> list[str]:
-    """The types that an error of an alternative wants instead of the value's own; none if the type is right."""
+    """The types that an alternative requires instead of the value's type; none if the type is right."""
     if error.validator == "type" and not error.relative_path:
         return [error.validator_value] if isinstance(error.validator_value, str) else list(error.validator_value)
     if error.validator not in ("anyOf", "oneOf") or (error.parent is not None and error.relative_path):

@@ -1,4 +1,4 @@
-"""Types for the fields of shapes, with the limits that the HTTP contract gives them."""
+"""Types for the fields of shapes, with the limits of the HTTP contract."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-# For Python and ECMA alike. In Python `$` lets a trailing newline pass, so the end is "no character follows".
+# Valid in Python and ECMAScript. `$` would accept a trailing newline in Python, so a lookahead marks the end.
 LINE = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*(?![\s\S])"
 SLUG = r"^[a-z0-9][a-z0-9_-]{0,63}(?![\s\S])"
 UUID = r"^[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}(?![\s\S])"

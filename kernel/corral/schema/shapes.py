@@ -1,4 +1,4 @@
-"""JSON to types and back. What is wrong with a value becomes one problem that lists every fault."""
+"""Conversion between JSON and types. An invalid value raises one problem that lists every fault."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def encode(value: Any) -> bytes:
-    """The JSON of an answer."""
+    """Encode a response as JSON."""
     return _encoder.encode(value)
 
 
@@ -39,7 +39,7 @@ def convert(kind: type[T], value: Any, *, strings: bool = False, pointer_prefix:
 @overload
 def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str = "") -> Any: ...
 def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str = "") -> Any:
-    """The value as a `kind`, or `Invalid` with every fault. With `strings` it comes from a query string or a path."""
+    """Convert the value, or raise `Invalid` with every fault. `strings`: the value is from a query string or path."""
     if strings:
         try:
             value = _shape(kind).read(mapped(value, strict_nfc))
@@ -48,14 +48,14 @@ def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        told = str(error)
+        message = str(error)
     validator = _shape(kind).validator
     faults = all_faults(validator, value, pointer_prefix) if validator else ()
-    raise invalid(list(islice(faults, MAX_FAULTS + 1)) or [_told(told, pointer_prefix)])
+    raise invalid(list(islice(faults, MAX_FAULTS + 1)) or [_fault_of(message, pointer_prefix)])
 
 
-def _told(message: str, prefix: str) -> Fault:
-    """msgspec's own words, for what a JSON Schema cannot say (`__post_init__`, dates that do not exist)."""
+def _fault_of(message: str, prefix: str) -> Fault:
+    """The fault of a msgspec error that JSON Schema cannot express, such as of `__post_init__` or invalid dates."""
     message, _, place = message.partition(" - at `")
     path = re.findall(r"\.([^.\[\]`]+)|\[(\d+)\]", place)
     if message.startswith("Expected"):
@@ -66,12 +66,12 @@ def _told(message: str, prefix: str) -> Fault:
 
 
 class _Shape:
-    """What `convert` knows of one type beyond msgspec: its schema, a validator of it, what strings may become."""
+    """The JSON Schema of a type, its validator, and the conversion of strings."""
 
     def __init__(self, kind: Any) -> None:
         try:
             self.schema: Any = _ordered(msgspec.json.schema(kind), dict(_orders((kind,), set())))
-        except TypeError:  # a type that has no JSON Schema
+        except TypeError:  # a type without a JSON Schema
             self.schema = None
 
     @cached_property
@@ -79,7 +79,7 @@ class _Shape:
         return self.schema and validator_of(self.schema, strict_integers=True)
 
     def options(self, schema: Any) -> list[Any]:
-        """The schema's alternatives, references followed."""
+        """The alternatives of the schema, with references resolved."""
         while "$ref" in schema:
             schema = self.schema["$defs"][schema["$ref"].rpartition("/")[2]]
         return [each for one in schema["anyOf"] for each in self.options(one)] if "anyOf" in schema else [schema]
@@ -91,7 +91,7 @@ class _Shape:
 
     @cached_property
     def fields(self) -> dict[str | None, tuple[frozenset[str], frozenset[str]]]:
-        """Field -> the JSON types of its value and of that value's items; `None` is the value as a whole."""
+        """The JSON types of each field and of its items; the key `None` is the whole value."""
         options = self.options(self.schema or {})
         wanted: dict[str | None, Any] = {None: self.schema or {}}
         wanted.update((name, schema) for one in options for name, schema in one.get("properties", {}).items())
@@ -126,7 +126,7 @@ def _from_text(text: Any, types: frozenset[str]) -> Any:
 
 
 def _orders(kinds: Iterable[Any], seen: set[Any]) -> Iterator[tuple[frozenset[Any], list[Any]]]:
-    """The values of each enumeration within the types, as declared; msgspec sorts them."""
+    """The values of each enumeration in declared order, because msgspec sorts them."""
     for kind in kinds:
         if isinstance(kind, EnumMeta):
             members = [member.value for member in typing.cast(Iterable[Any], kind)]

@@ -1,4 +1,4 @@
-"""The one strict parser: bytes of clients to JSON, or a problem that says what is wrong and where."""
+"""The strict JSON parser for all client input."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 class RefusedText(Exception):
-    """Something in the value must be refused; the slow path tells everything."""
+    """The value contains something invalid; the slow path finds every fault."""
 
 
 def is_deeper(data: bytes, limit: int = MAX_DEPTH) -> bool:
-    """Whether brackets outside strings nest deeper than `limit`; escapes go first, so each quote opens or closes."""
+    """Whether brackets outside of strings nest deeper than `limit`. Escapes are removed first."""
     if data.count(b"[") + data.count(b"{") <= limit:
         return False
     outside = b"".join(data.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
@@ -37,12 +37,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                _twice(name)
+                _duplicate(name)
             seen.add(name)
     return found
 
 
-def _twice(name: str) -> NoReturn:
+def _duplicate(name: str) -> NoReturn:
     raise Malformed(f"The key {shown(name)!r} appears more than once in one object.", code="malformed_json")
 
 
@@ -62,15 +62,15 @@ def _real(digits: str) -> float:
     return number
 
 
-_quick = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=_real)
-# This one keeps what is out of range: 25 characters of a huge integer are still out of range, with its sign.
-_patient = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=lambda text: int(text[:25]))
+_fast = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=_real)
+# Keeps numbers that are out of range; 25 characters of a huge integer are still out of range, with its sign.
+_lenient = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=lambda text: int(text[:25]))
 
 
 def parse_json(data: bytes, *, lenient: bool = False) -> Any:
-    """The value in `data`, strings in NFC; `Malformed` or `Invalid` for anything that is not clean JSON.
+    """Parse JSON, with strings in NFC. Raises `Malformed` or `Invalid` for everything that is not clean JSON.
 
-    `lenient` is for text that workers and agents report: characters that cannot be stored become U+FFFD.
+    With `lenient`, for reported output, characters that cannot be stored become U+FFFD.
     """
     if is_deeper(data):
         raise Malformed(f"The JSON nests deeper than {MAX_DEPTH} levels.", code="malformed_json")
@@ -79,12 +79,12 @@ def parse_json(data: bytes, *, lenient: bool = False) -> Any:
         if text.startswith("\ufeff"):
             raise Malformed("The JSON must not begin with a byte order mark.", code="malformed_json")
         try:
-            value = _quick.decode(text)
+            value = _fast.decode(text)
             if data.isascii() and b"\\u" not in data:
                 return value
             return mapped(value, _replaced_nfc if lenient else strict_nfc)
         except RefusedText:
-            value = _patient.decode(text)
+            value = _lenient.decode(text)
             raise invalid(unstorable(replace_bad_characters(value) if lenient else value, "")) from None
     except UnicodeDecodeError as error:
         raise Malformed(f"Byte {error.start} of the body is not UTF-8.", code="malformed_json") from None
@@ -95,7 +95,7 @@ def parse_json(data: bytes, *, lenient: bool = False) -> Any:
 
 
 def replace_bad_characters(value: Any) -> Any:
-    """The value with U+FFFD for U+0000 and lone surrogates, in keys too."""
+    """The value with U+FFFD instead of U+0000 and lone surrogates, also in keys."""
     return mapped(value, _replaced)
 
 
@@ -123,14 +123,14 @@ def mapped(value: Any, fix: Callable[[str], str]) -> Any:
     result: dict[Any, Any] = {}
     for key, item in value.items():
         name = fix(key) if isinstance(key, str) else key
-        if name in result and fix is strict_nfc:  # two keys that differ in their normal form only
-            _twice(name)
+        if name in result and fix is strict_nfc:  # two keys with the same normal form
+            _duplicate(name)
         result[name] = mapped(item, fix)
     return result
 
 
 def unstorable(value: Any, pointer: str) -> Iterator[Fault]:
-    """A fault for each string and number in the value that databases do not take."""
+    """A fault for each string and number that the databases cannot store."""
     if isinstance(value, str):
         if _UNSTORABLE.search(value):
             yield Fault(pointer, "bad_format", "text without U+0000 and lone surrogates")

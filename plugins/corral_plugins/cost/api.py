@@ -72,9 +72,13 @@ class Quote(msgspec.Struct, frozen=True, kw_only=True):
     """The cost of a use. `cost_micro_usd` is None, not zero, if no price is known."""
 
     cost_micro_usd: int | None
-    priced: bool
     price_source: PriceSource | None
     price_version: str | None = None
+
+    @property
+    def priced(self) -> bool:
+        """Whether a price is known."""
+        return self.cost_micro_usd is not None
 
     @property
     def cost_usd(self) -> float | None:

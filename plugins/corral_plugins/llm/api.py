@@ -1,22 +1,24 @@
-"""What other plugins may know of the gateway: the service `LLM`, and what a kind of provider must offer."""
+"""The public API of the LLM gateway: the service `LLM`, the protocol of kinds of providers, and the event."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
 
 from corral.auth.principal import Principal
+from corral.database.model import ADMIN
 from corral.errors import Failure
+from corral.events.event import Event
 from corral.schema.strict_json import replace_bad_characters
 
 
-class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A model of a provider. `capabilities`: `{tools, json, images, stream, embeddings, reasoning}`.
 
-    `json` is none | grammar | schema, the others are booleans.
+    `json` is none | grammar | schema; the others are booleans.
     """
 
     id: str
@@ -29,7 +31,7 @@ Seconds = Annotated[int, Meta(ge=1, le=3600)]
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long the gateway waits: for a connection, the first token, the next one, and the whole answer."""
+    """How long the gateway waits for a connection, the first token, each further token, and the whole response."""
 
     connect_seconds: Seconds = 10
     first_token_seconds: Seconds = 60
@@ -38,11 +40,11 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
-    """A provider: a named connection of a kind.
+    """The configuration of a provider, as its kind needs it to make calls.
 
-    `config` is what its kind takes beside the fields of every provider, as checked against `config_schema`. `operator`:
-    its address is the operator's own, so it may be a private one. `models`: those configured, else those that the
-    provider told of last. `version` changes with everything else.
+    `config` holds the fields that the kind adds to those of every provider, validated by its `config_schema`.
+    `operator`: the address comes from the operator's configuration file and may be private. `models` are the
+    configured models, and those that the provider listed last. `version` changes whenever the configuration changes.
     """
 
     name: str
@@ -52,20 +54,19 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] = {}
     timeouts: Timeouts = Timeouts()
     operator: bool = False
-    models: Sequence[ModelFacts] = ()
+    models: Sequence[ModelInfo] = ()
     version: str = ""
 
-    def __repr__(self) -> str:  # it holds a key, and a repr ends up in logs
+    def __repr__(self) -> str:  # hides the API key from logs
         return f"<Connection {self.name}>"
 
 
 class ProviderError(Failure):
-    """What a provider answers instead of a completion. `status` is that of its answer, or 504 for its silence.
+    """A provider's error response. `status` is its HTTP status, or 504 if the provider did not respond.
 
-    `code`: the problem that the caller is told instead of the one that follows from the status; such a failure is not
-    tried again with the same provider (`dependency_unavailable`: it cannot be reached or was killed). `reached`: this
-    is no refusal, the provider had begun to answer and may have worked for money, so it is not asked again; `usage` is
-    what it told of that.
+    `code` replaces the problem code that would follow from the status; such an error is not retried with the same
+    provider. Example: `dependency_unavailable` if the provider cannot be reached. `billable`: the provider had begun to
+    respond and may charge for it, so the request is not repeated; `usage` is the usage that it reported.
     """
 
     def __init__(
@@ -75,84 +76,97 @@ class ProviderError(Failure):
         *,
         retry_after: int | None = None,
         code: str | None = None,
-        reached: bool = False,
+        billable: bool = False,
         usage: Mapping[str, Any] | None = None,
     ) -> None:
         message = replace_bad_characters(message)
         self.status, self.message, self.retry_after, self.code = status, message, retry_after, code
-        self.reached, self.usage = reached, usage
+        self.billable, self.usage = billable, usage
         super().__init__(f"{status}: {message}")
 
 
 class LLMProvider(Protocol):
-    """A kind of provider. Requests, responses and chunks are OpenAI's, as JSON; `model` has no provider in front.
+    """A kind of provider. Requests, responses and chunks are OpenAI's JSON; `model` has no provider prefix.
 
-    All calls are made on the event loop and must not block it. Failures are raised as `ProviderError`; anything else is
-    a bug, of which the caller hears no more than that. Fields that OpenAI does not have are left out of answers. Time
-    limits after the connection are the gateway's: it cancels the call or closes the iterator, which must end the
-    request upstream at once.
+    All methods are called on the event loop and must not block it. Errors are raised as `ProviderError`; any other
+    exception is a bug, and the caller is told only that. Fields that OpenAI does not define are dropped from responses.
+    All timeouts except that of the connection are the gateway's: it cancels the call or closes the iterator, which must
+    end the upstream request immediately.
 
-    A kind may also have: `free: bool` (no call costs anything; default False), `concurrency: int | None` (calls at a
-    time where a provider sets no other number; None: any; default 8), `implicit: bool` (a provider named like the kind
-    is there without configuration; default False), `async refresh(connection) -> Sequence[ModelFacts]` (ask the
-    provider for its models), `honours_of(connection) -> frozenset[str]` (instead of `honours`, where it depends on the
-    provider) and `async close()` (the gateway stops).
+    A kind may also have these members:
+
+    - `free: bool`: calls cost nothing (default False).
+    - `concurrency: int | None`: concurrent calls if the provider sets no limit; None: unlimited (default 8).
+    - `implicit: bool`: a provider with the name of the kind exists without configuration (default False).
+    - `async fetch_models(connection) -> Sequence[ModelInfo]`: ask the provider which models it has.
+    - `supported_fields_of(connection) -> frozenset[str]`: replaces `supported_fields` if they depend on the provider.
+    - `async close()`: called when the gateway stops.
     """
 
     kind: str
     config_schema: Mapping[str, Any]
-    """JSON Schema of a connection's configuration."""
-    honours: frozenset[str]
-    """The optional request fields that it acts on; the others are dropped and named in `Corral-Ignored`."""
+    """JSON Schema of the fields that this kind adds to a provider's configuration."""
+    supported_fields: frozenset[str]
+    """The optional request fields that this kind supports; others are dropped and named in `Corral-Ignored`."""
 
-    def list_models(self, connection: Connection) -> Sequence[ModelFacts]:
-        """The models, the default one first. No I/O; kinds that ask offer `refresh` and list `connection.models`."""
+    def list_models(self, connection: Connection) -> Sequence[ModelInfo]:
+        """Return the models, the default one first, without I/O. Kinds with `fetch_models` use `connection.models`."""
         ...
 
     async def complete(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
-        """One chat completion."""
+        """Return a chat completion."""
         ...
 
     def stream(self, request: dict[str, Any], connection: Connection) -> AsyncGenerator[dict[str, Any], None]:
-        """The same as chunks; the last one carries `usage`. Closing the iterator ends the request upstream."""
+        """Yield the chunks of a chat completion, with `usage` in the last one. Closing it ends the upstream request."""
         ...
 
     async def embed(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
-        """Embeddings: `input` is a list of texts, the vectors are lists of floats."""
+        """Return embeddings: `input` is a list of texts, the vectors are lists of floats."""
         ...
 
 
 class LLM(Protocol):
-    """The pivot is OpenAI's request and response, as JSON."""
+    """Calls models. Requests, responses and chunks are OpenAI's JSON."""
 
     def default_model(self) -> str:
-        """`provider/model` that is used where none is named."""
+        """Return the `provider/model` to use if a request names none."""
         ...
 
     def default_model_of(self, provider: str) -> str | None:
-        """The default model of a provider, without the provider's name; None: no such provider."""
+        """Return the default model of a provider, without the provider's name; None if there is no such provider."""
         ...
 
     def is_known(self, provider: str) -> bool:
-        """Whether a provider of this name exists."""
+        """Return whether there is a provider with this name."""
         ...
 
     def is_configured(self, provider: str) -> bool:
-        """Whether it can be called."""
+        """Return whether the provider can be called."""
         ...
 
     def capabilities(self, model: str) -> dict[str, Any]:
-        """`{tools, json, images, stream, embeddings, reasoning}` of `provider/model`; empty: not known."""
+        """Return `{tools, json, images, stream, embeddings, reasoning}` of `provider/model`; empty if unknown."""
         ...
 
     async def complete(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
-        """One chat completion; opens its own units. Raises problems as `POST /llm/chat/completions` answers them."""
+        """Return a chat completion. Opens its own units; raises the problems of `POST /llm/chat/completions`."""
         ...
 
     def stream(self, request: dict[str, Any], *, by: Principal) -> AsyncGenerator[dict[str, Any], None]:
-        """The same, as chunks; closing the iterator ends the call."""
+        """Yield the chunks of a chat completion; closing the iterator ends the call."""
         ...
 
     async def embed(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
-        """Embeddings of `input` (a text or up to 256) as OpenAI's list of float vectors."""
+        """Return the embeddings of `input` (a text or up to 256 texts) as OpenAI's list of float vectors."""
         ...
+
+
+class ProviderChanged(Event, kw_only=True):
+    """A model provider was created, updated or deleted."""
+
+    event = "llm.provider_changed"
+    visibility = ADMIN
+
+    provider: str
+    change: Literal["created", "updated", "deleted"]

@@ -1,4 +1,4 @@
-"""The hook of the gateway: kinds of providers."""
+"""The hook of the gateway."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ hookspec = pluggy.HookspecMarker("corral")
 
 
 @hookspec
-def corral_llm_providers() -> Iterable[LLMProvider]:  # type: ignore[empty-body]
-    """Kinds of providers; `[plugins.llm.providers.<name>]` makes connections of them."""
+def corral_llm_providers() -> Iterable[LLMProvider]:  # type: ignore[empty-body]  # a specification has no body
+    """Kinds of model providers. `[plugins.llm.providers.<name>]` configures connections of these kinds."""

@@ -1,4 +1,4 @@
-"""The tables of the gateway: calls, providers made by the API and what is known of each, places in queues, payloads."""
+"""Tables: calls and their payloads, providers created over the API, the state of providers, and concurrency slots."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WAITING, HELD = "waiting", "held"
 class LlmCall(Model):
     """A call to a model. `status`: in_flight | completed | failed | cancelled. `kind`: chat | embedding.
 
-    `input_tokens` exclude those of the cache. `cost_micro_usd` null: unpriced, or not settled.
+    `input_tokens` excludes cache tokens. `cost_micro_usd` is null if the call is unpriced or not settled.
     """
 
     visibility = PRIVATE
@@ -59,7 +59,7 @@ LlmCall.add_index(LlmCall.index(LlmCall.created_at, name="llm_calls_in_flight", 
 
 
 class LlmProviderRow(Model):
-    """A provider made by the API. `stamp` changes with every write, so that processes notice it."""
+    """A provider created over the API. `revision` changes with every write, so that other processes notice it."""
 
     name = peewee.CharField(primary_key=True, max_length=64)
     kind = peewee.CharField(max_length=64)
@@ -74,25 +74,22 @@ class LlmProviderRow(Model):
     enabled = peewee.BooleanField()
     api_key_secret = peewee.CharField(max_length=128, null=True)
     version = peewee.IntegerField(default=1)
-    stamp = IdField()
-    created_at = InstantField()
-    updated_at = InstantField()
-    created_by = IdField(null=True)
+    revision = IdField()
 
     class Meta:
         table_name = "llm_providers"
 
 
 class LlmProviderState(Model):
-    """What was seen of a provider, whoever configured it.
+    """What the gateway observed of a provider, wherever it is configured.
 
-    `found_models`: what it told when it was asked last; `stamp` changes with them. `minute` and `calls_in_minute` count
-    for `requests_per_minute`. The row is also the lock under which places in the provider's queue are given.
+    `listed_models` are the models that the provider listed last; `revision` changes with them. `minute` and
+    `calls_in_minute` count for `requests_per_minute`. The row is also the lock under which slots are assigned.
     """
 
     name = peewee.CharField(primary_key=True, max_length=64)
-    found_models: Any = JSONField(null=True)
-    stamp = IdField(null=True)
+    listed_models: Any = JSONField(null=True)
+    revision = IdField(null=True)
     models_refreshed_at = InstantField(null=True)
     last_ok_at = InstantField(null=True)
     last_error: Any = JSONField(null=True)
@@ -105,9 +102,9 @@ class LlmProviderState(Model):
 
 
 class LlmSlot(Model):
-    """A call's place with a provider: `waiting` or `held`, good until `until`. Ids sort by arrival.
+    """A call's concurrency slot with a provider, `waiting` or `held`, valid until `until`. Ids sort by arrival.
 
-    `holder` is the process that keeps it alive.
+    `holder` is the process that renews it.
     """
 
     id = IdField(primary_key=True)
@@ -123,7 +120,7 @@ class LlmSlot(Model):
 
 
 class LlmPayload(Model):
-    """What was asked and answered in a call, redacted; kept only where the settings say so."""
+    """The redacted request and response of a call, stored as `llm.store_payloads` says."""
 
     call_id = IdField(primary_key=True)
     created_at = InstantField(index=True)

@@ -1,36 +1,63 @@
-"""Shapes of providers as admins make them and as people see them."""
+"""Shapes of providers: their configuration, in the file and over the API, and their views."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
 from corral.schema.fields import line
-from corral_plugins.llm.api import Timeouts
-from corral_plugins.llm.service.provider import Fields, ModelSpec, all_models
+from corral_plugins.llm.api import ModelInfo, Timeouts
 
-ProviderName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}(?![\s\S])")]
-Url = Annotated[str, Meta(max_length=2048, pattern=r"^https?://[^?#\s]+(?![\s\S])")]  # no place for a key
-Headers = Annotated[dict[Annotated[str, line(100)], Annotated[str, line(1000, 0)]], Meta(max_length=10)]
-Models = Annotated[list[ModelSpec | Literal["*"]], Meta(min_length=1, max_length=500)]
-ModelName = Annotated[str, line(200)]
-Key = Annotated[str, Meta(min_length=1, max_length=4096)]
+ALL_MODELS: Final = "*"
+"""In `models`: every model that the provider lists."""
 
 
-class NewProvider(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A provider to make. `kind` and `base_url` may be left out for the well-known names."""
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The capabilities of a model."""
 
-    name: ProviderName
-    kind: Annotated[str, Meta(max_length=64)] | None = None
-    base_url: Url | None = None
-    api_key: Key | None = None
-    api_key_secret: Annotated[str, line(200)] | None = None
-    headers: Headers = {}
-    models: Models = msgspec.field(default_factory=all_models)
-    default_model: ModelName | None = None
+    tools: bool = True
+    json: Literal["none", "grammar", "schema"] = "none"
+    images: bool = False
+    stream: bool = True
+    embeddings: bool = False
+    reasoning: bool = False
+
+
+class ModelSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A configured model."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=200)]
+    context_window: Annotated[int, Meta(ge=64, le=100_000_000)] | None = None
+    max_output_tokens: Annotated[int, Meta(ge=1, le=100_000_000)] | None = None
+    capabilities: Capabilities = Capabilities()
+
+    def info(self) -> ModelInfo:
+        """Return the model as kinds and callers see it."""
+        return ModelInfo(
+            id=self.id,
+            capabilities=msgspec.structs.asdict(self.capabilities),
+            context_window=self.context_window,
+            max_output_tokens=self.max_output_tokens,
+        )
+
+
+def _all_models() -> list[ModelSpec | Literal["*"]]:
+    return [ALL_MODELS]
+
+
+class ProviderFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The configuration of a provider that is common to all kinds."""
+
+    kind: str | None = None
+    base_url: Annotated[str, Meta(max_length=2048, pattern=r"^https?://")] | None = None
+    headers: Annotated[dict[str, str], Meta(max_length=10)] = {}
+    models: Annotated[list[ModelSpec | Literal["*"]], Meta(min_length=1, max_length=500)] = msgspec.field(
+        default_factory=_all_models
+    )
+    default_model: Annotated[str, Meta(max_length=200)] | None = None
     timeouts: Timeouts = Timeouts()
     max_concurrency: Annotated[int, Meta(ge=1, le=1000)] | None = None
     requests_per_minute: Annotated[int, Meta(ge=1, le=100_000)] | None = None
@@ -38,8 +65,34 @@ class NewProvider(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     enabled: bool = True
 
 
+class FileFields(ProviderFields, kw_only=True, forbid_unknown_fields=True):
+    """The configuration of a provider in `corral.toml`, which includes the API key."""
+
+    api_key: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+
+
+ProviderName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}(?![\s\S])")]
+Url = Annotated[str, Meta(max_length=2048, pattern=r"^https?://[^?#\s]+(?![\s\S])")]  # a query could hold a key
+Headers = Annotated[dict[Annotated[str, line(100)], Annotated[str, line(1000, 0)]], Meta(max_length=10)]
+Models = Annotated[list[ModelSpec | Literal["*"]], Meta(min_length=1, max_length=500)]
+ModelName = Annotated[str, line(200)]
+Key = Annotated[str, Meta(min_length=1, max_length=4096)]
+
+
+class NewProvider(ProviderFields, kw_only=True, forbid_unknown_fields=True):
+    """A provider to create. `kind` and `base_url` may be omitted for presets."""
+
+    name: ProviderName
+    kind: Annotated[str, Meta(max_length=64)] | None = None
+    base_url: Url | None = None
+    api_key: Key | None = None
+    api_key_secret: Annotated[str, line(200)] | None = None
+    headers: Headers = {}
+    default_model: ModelName | None = None
+
+
 class ProviderPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What to change; what is absent stays."""
+    """The fields to change; absent fields keep their values."""
 
     base_url: Url | UnsetType | None = UNSET
     api_key: Key | UnsetType | None = UNSET
@@ -55,7 +108,7 @@ class ProviderPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, om
 
 
 class ProviderItem(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A provider in a list; what comes after `models` is for admins. `source`: file | api | preset | implicit."""
+    """A provider in a list; only admins see the fields after `models`. `source`: file | api | preset | implicit."""
 
     name: str
     kind: str
@@ -70,8 +123,8 @@ class ProviderItem(msgspec.Struct, kw_only=True, omit_defaults=True):
     models_refreshed_at: str | UnsetType | None = UNSET
 
 
-class ProviderView(Fields, kw_only=True):
-    """A provider, for admins. `models` as configured, `listed_models` what that comes to. No key is ever shown."""
+class ProviderView(ProviderFields, kw_only=True):
+    """A provider for admins. `models` is the configuration, `listed_models` its result. API keys are never shown."""
 
     name: str
     configured: bool
@@ -88,17 +141,17 @@ class ProviderView(Fields, kw_only=True):
 
 
 class ProviderQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A part of the list."""
+    """The page of the list."""
 
 
 class TestProvider(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Which model to call; without one the provider's default."""
+    """The model to call; by default the provider's default model."""
 
     model: ModelName | None = None
 
 
 class ProviderTest(msgspec.Struct, kw_only=True):
-    """How the call went; `error` as a problem document says it."""
+    """The result of the test call; `error` holds the code and detail of the problem."""
 
     ok: bool
     model: str

@@ -1,4 +1,4 @@
-"""Run-time values of the gateway."""
+"""Run-time settings of the gateway."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ DEFAULT_MODEL: Setting[str | None] = Setting(
     name="llm.default_model",
     kind=str,
     default=None,
-    title="Model where none is named: provider/model (unset: the local one if installed, else scripted/echo)",
+    title="Default model as provider/model (unset: the local model if installed, else scripted/echo)",
 )
 DEFAULT_FALLBACK_MODELS: Setting[list[str]] = Setting(
     name="llm.default_fallback_models",
     kind=list[str],
     default=[],
     maximum=5,
-    title="Models tried in order when the default one fails, at most 5",
+    title="Models to try in order if the default model fails, at most 5",
 )
 EMBEDDING_MODEL: Setting[str | None] = Setting(
     name="llm.embedding_model",
     kind=str,
     default=None,
-    title="Model for embeddings where none is named (unset: the built-in one if installed)",
+    title="Default model for embeddings (unset: the built-in one if installed)",
 )
 DEFAULT_MAX_TOKENS = Setting(
     name="llm.default_max_tokens",
@@ -29,10 +29,10 @@ DEFAULT_MAX_TOKENS = Setting(
     default=4096,
     minimum=64,
     maximum=200_000,
-    title="Tokens of an answer where the request sets no cap",
+    title="Maximum tokens of a response if the request sets no limit",
 )
 TOTAL_TIMEOUT_SECONDS = Setting(
-    name="llm.total_timeout_seconds", kind=int, default=600, minimum=5, maximum=3600, title="Longest a call may take"
+    name="llm.total_timeout_seconds", kind=int, default=600, minimum=5, maximum=3600, title="Maximum duration of a call"
 )
 QUEUE_TIMEOUT_SECONDS = Setting(
     name="llm.queue_timeout_seconds",
@@ -40,17 +40,22 @@ QUEUE_TIMEOUT_SECONDS = Setting(
     default=60,
     minimum=0,
     maximum=600,
-    title="Longest a call waits for a free place with its provider",
+    title="Maximum time a call waits for a concurrency slot of its provider",
 )
 STORE_PAYLOADS = Setting(
     name="llm.store_payloads",
     kind=str,
     default="off",
     choices=("off", "errors", "all"),
-    title="Which calls keep what was asked and answered, redacted",
+    title="Calls whose redacted requests and responses are stored",
 )
 PAYLOAD_DAYS = Setting(
-    name="llm.payload_days", kind=int, default=7, minimum=1, maximum=365, title="How long it is kept"
+    name="llm.payload_days",
+    kind=int,
+    default=7,
+    minimum=1,
+    maximum=365,
+    title="Days to keep stored payloads of calls",
 )
 ALLOW_DIRECT_USE = Setting(
     name="llm.allow_direct_use", kind=bool, default=True, title="People and API keys may call models without a task"

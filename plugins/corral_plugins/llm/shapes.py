@@ -1,4 +1,4 @@
-"""OpenAI's shapes as this gateway takes and gives them. Fields that are not here are 422."""
+"""OpenAI's request and response shapes as the gateway supports them, and views of calls."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ DATA_URL = r"^data:image/(png|jpeg|gif|webp);base64,"
 
 
 class TextPart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag="text", tag_field="type"):
-    """A text in a message."""
+    """A text part of a message."""
 
     text: str
 
 
 class ImageUrl(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """An image as a data URL; remote URLs are not taken."""
+    """An image as a data URL; remote URLs are not supported."""
 
     url: Annotated[str, Meta(pattern=DATA_URL, max_length=5 * 1024 * 1024 * 4 // 3 + 100)]
     detail: Literal["auto", "low", "high"] | None = None
 
 
 class ImagePart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag="image_url", tag_field="type"):
-    """An image in a message."""
+    """An image part of a message."""
 
     image_url: ImageUrl
 
 
 class Function(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a model wants to call; `arguments` is JSON text, as the model wrote it, and the only form that is used."""
+    """The function that a model calls. `arguments` is the JSON text of the model; `parsed_arguments` is ignored."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)]
     arguments: str
@@ -42,7 +42,7 @@ class Function(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A call in an assistant message. `index` is what clients keep of a stream; it is not used."""
+    """A tool call in an assistant message. Clients may send back the `index` of a stream; it is ignored."""
 
     id: Annotated[str, Meta(min_length=1, max_length=200)]
     function: Function
@@ -51,7 +51,7 @@ class ToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One message. What follows `refusal` is what clients send back of an earlier answer; it is not used."""
+    """One message. The fields after `refusal` may be sent back from an earlier response; they are ignored."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart | ImagePart] | None = None
@@ -68,18 +68,26 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_def
     reasoning_details: Any = None
 
 
-UNUSED = ("annotations", "audio", "function_call", "parsed", "reasoning", "reasoning_content", "reasoning_details")
+IGNORED_FIELDS = (
+    "annotations",
+    "audio",
+    "function_call",
+    "parsed",
+    "reasoning",
+    "reasoning_content",
+    "reasoning_details",
+)
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Usage is always told, whatever is asked."""
+    """Accepted for compatibility: usage is always sent."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
 class FunctionTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A tool that the model may ask for."""
+    """A function that the model may call."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)]
     description: str | None = None
@@ -88,7 +96,7 @@ class FunctionTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omi
 
 
 class Tool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Only functions are taken."""
+    """A tool; only functions are supported."""
 
     function: FunctionTool
     type: Literal["function"] = "function"
@@ -130,7 +138,7 @@ class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class Usage(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Tokens of a call. `prompt_tokens` include those of the cache, which the details tell."""
+    """Token counts of a call. `prompt_tokens` includes cache tokens, which the details list."""
 
     prompt_tokens: int
     total_tokens: int
@@ -140,7 +148,7 @@ class Usage(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Completion(msgspec.Struct, kw_only=True):
-    """OpenAI's chat completion; `model` is the one that served, as `provider/model`."""
+    """OpenAI's chat completion. `model` is the `provider/model` that served the request."""
 
     id: str
     object: str
@@ -151,7 +159,7 @@ class Completion(msgspec.Struct, kw_only=True):
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Texts to embed; `base64` gives the floats as little-endian 32 bit numbers."""
+    """Texts to embed. `base64` encodes the vectors as little-endian 32-bit floats."""
 
     model: ModelName
     input: str | Annotated[list[str], Meta(min_length=1, max_length=256)]
@@ -178,7 +186,7 @@ class EmbeddingList(msgspec.Struct, kw_only=True):
 
 
 class ModelPrice(msgspec.Struct, kw_only=True):
-    """USD for 1,000,000 tokens of each sort; null: not known."""
+    """Prices in USD per 1,000,000 tokens; null: unknown."""
 
     input_usd: float | None
     output_usd: float | None
@@ -187,7 +195,7 @@ class ModelPrice(msgspec.Struct, kw_only=True):
 
 
 class ModelView(msgspec.Struct, kw_only=True):
-    """A model as OpenAI lists it, with what this gateway knows of it. `price` null: unpriced."""
+    """A model in OpenAI's format, with more details. `price` is null if the model is unpriced."""
 
     id: str
     owned_by: str
@@ -208,7 +216,7 @@ class ModelList(msgspec.Struct, kw_only=True):
 
 
 class CallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Which calls; repeated values mean any of them."""
+    """Filters of calls; repeated values match any of them."""
 
     task_id: Id | UnsetType = UNSET
     agent_id: Id | UnsetType = UNSET
@@ -219,7 +227,7 @@ class CallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class CallView(msgspec.Struct, kw_only=True):
-    """A call: who asked for what, which model served, and how it went. `cost_usd` null: unpriced, or not settled."""
+    """A call to a model, and its outcome. `cost_usd` is null if the call is unpriced or not settled."""
 
     id: str
     ts: str
@@ -246,6 +254,6 @@ class CallView(msgspec.Struct, kw_only=True):
 
 
 class CallDetail(CallView, kw_only=True):
-    """A call with `{request, response}` as they were kept (`llm.store_payloads`), redacted; null: they were not."""
+    """A call with its redacted `{request, response}` if they were stored (`llm.store_payloads`), else null."""
 
     payload: dict[str, Any] | None

@@ -1,1 +1,1 @@
-"""Tasks: what agents are asked to do, and how it went."""
+"""Tasks: the work that agents are asked to do, and its results."""

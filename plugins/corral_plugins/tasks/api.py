@@ -1,4 +1,4 @@
-"""What other plugins may know of tasks: shapes and the service `Tasks`."""
+"""The public interface of tasks for other plugins: shapes and the service `Tasks`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ CLAIM_TOPICS = (
     "worker.updated",
     "system.alert",
 )
-"""What a waiting claim listens to: one of these rings whenever something may have become claimable.
+"""The events that wake a waiting claim: one of them is emitted whenever a task may have become claimable.
 
-`system.alert` tells of the kill switch.
+`system.alert` announces the kill switch.
 """
 SIGNAL_TOPICS = ("task.updated", "task.cancelled", "task.failed", "task.completed", "task.retried")
-"""What a waiting `signals` call listens to: one of these rings with every new signal."""
+"""The events that wake a waiting `signals` call: one of them is emitted with every new signal."""
 
 Priority = Literal["low", "medium", "high", "critical"]
 ToolName = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:/-]+(?![\s\S])")]
@@ -37,7 +37,7 @@ Kind = Literal["error", "timeout", "lease_lost", "stalled"]
 
 
 class RetryPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """When a failed attempt is followed by another: delay = min(max, initial x factor^(n-1)), +- jitter."""
+    """When another attempt follows a failed one: the delay is min(max, initial x factor^(n-1)), +- jitter."""
 
     max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
     backoff: Literal["exponential", "linear", "fixed"] = "exponential"
@@ -52,7 +52,7 @@ class RetryPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class StallPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """When a running attempt counts as stalled, and what is done then. `stall_seconds` 0: never."""
+    """When a running attempt counts as stalled, and the action that follows. `stall_seconds` 0 means never."""
 
     stall_seconds: Annotated[int, Meta(ge=0, le=86400)] = 900
     loop_repeats: Annotated[int, Meta(ge=2, le=50)] = 6
@@ -60,14 +60,14 @@ class StallPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ReviewPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Who reviews a result before the task is completed."""
+    """The reviewer of a result before the task is completed."""
 
     mode: Literal["none", "human", "agent"] = "none"
     reviewer_agent_id: Id | None = None
 
 
 class TaskFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What an owner may set, beside the title."""
+    """The fields that an owner may set, beside the title."""
 
     description: Annotated[str, Meta(max_length=16384)] = ""
     instructions: Annotated[str, Meta(max_length=65536)] = ""
@@ -98,7 +98,7 @@ class NewTask(TaskFields, kw_only=True, forbid_unknown_fields=True):
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """What a task belongs to, when it is not simply its creator's."""
+    """The parent task, workflow and causes of a task that was not created directly."""
 
     parent_task_id: str | None = None
     cause_chain: tuple[str, ...] = ()
@@ -111,14 +111,14 @@ DIRECT = Origin()
 
 
 class LeaseRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A lease as a worker names it."""
+    """A lease, as a worker names it."""
 
     task_id: Annotated[str, msgspec.Meta(max_length=36)]
     lease_id: Annotated[str, msgspec.Meta(max_length=36)]
 
 
 class LeaseState(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker is told of a lease. `state`: ok | lost | cancel_requested | budget_warning."""
+    """The state of a lease for its worker. `state`: ok | lost | cancel_requested | budget_warning."""
 
     task_id: str
     lease_id: str
@@ -128,7 +128,7 @@ class LeaseState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose a lease is or was. `is_live`: it has not ended."""
+    """The holder of a lease. `is_live` is false once it has ended."""
 
     task_id: str
     lease_id: str
@@ -150,7 +150,7 @@ class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Signal(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that a worker should hear at once. `state`: lost | cancel_requested."""
+    """A change of a lease that its worker must learn at once. `state`: lost | cancel_requested."""
 
     seq: int
     task_id: str
@@ -159,7 +159,7 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """A claimed task with all that a worker needs to run it (`workers.md` of the documentation: claim)."""
+    """A claimed task with everything that a worker needs to run it (`workers.md` of the documentation: claim)."""
 
     task: Any
     agent: dict[str, Any]
@@ -182,9 +182,9 @@ class ClaimAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """A run under its live lease, as those judge it who do something for it. `allowed_tools` None: all.
+    """A run under its live lease. `allowed_tools` is null when all tools are allowed.
 
-    Of a task that is not leased `lease_id`, `worker_id` and, unless it names one, `agent_id` are empty.
+    When the task is not leased, `lease_id` and `worker_id` are empty, and so is `agent_id` unless the task names one.
     """
 
     task_id: str
@@ -198,124 +198,127 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """How much waits: `depth` pending tasks, the age of the oldest in milliseconds."""
+    """The number of pending tasks, and the age of the oldest in milliseconds."""
 
     depth: int
     oldest_pending_ms: int | None
 
 
 class Tasks(Protocol):
-    """Joins the caller's unit. Every transition is one guarded update; the loser raises `Conflict`."""
+    """Joins the caller's unit. Every transition is one guarded update; when two collide, one raises `Conflict`."""
 
     def create(
         self, new: NewTask, *, by: Principal, source: dict[str, Any] | None = None, origin: Origin = DIRECT
     ) -> Any:
-        """Create; returns the `TaskView`. `source` is `{type, id}`, by default the caller."""
+        """Create a task; returns the `TaskView`. `source` is `{type, id}`, by default the caller."""
         ...
 
     def get(self, task_id: str, *, by: Principal) -> Any:
-        """The `TaskView`; `NotFound` when absent or invisible."""
+        """The `TaskView`. Raises `NotFound` when the task is absent or not visible to the caller."""
         ...
 
     def cancel(self, task_id: str, *, by: Principal, reason: str | None = None) -> Any:
-        """Cancel; returns the `TaskView`, `cancelled` or `cancelling`."""
+        """Cancel a task; returns the `TaskView`, `cancelled` or `cancelling`."""
         ...
 
     def reopen(self, task_id: str, *, by: Principal, source: str, reason: str | None = None) -> Any:
-        """Try a failed or cancelled task again under its id. `source`: person | dead_letter. Returns the `TaskView`."""
+        """Try a failed or cancelled task again under the same id; returns the `TaskView`.
+
+        `source`: person | dead_letter.
+        """
         ...
 
     def resume(self, task_id: str, *, kind: str, given: dict[str, Any]) -> bool:
-        """A waiting task has what it waited for: back to the queue with it; False: it does not wait for that."""
+        """Queue a waiting task with the answer that it waited for; False when it does not wait for this kind."""
         ...
 
     def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimAnswer:
-        """Lease up to `max_tasks` to this worker; `tasks` is empty when nothing is claimable, with the reason."""
+        """Lease up to `max_tasks` tasks to this worker. `reason` says why none was leased."""
         ...
 
     def claimable(self, worker_id: str, *, limit: int) -> list[Any]:
-        """What `claim` would take now, in order; changes nothing."""
+        """The tasks that `claim` would take now, in its order, without taking them."""
         ...
 
     def renew(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """Renew the listed leases of this worker and tell the state of each."""
+        """Renew these leases of the worker; returns the state of each."""
         ...
 
     def leases_of_worker(self, worker_id: str) -> list[LeaseView]:
-        """Its live leases."""
+        """The live leases of a worker."""
         ...
 
     def signals(self, worker_id: str, *, after: int) -> list[Signal]:
-        """What it has to hear, oldest first, at most 200."""
+        """The signals for a worker after a sequence number, oldest first, at most 200."""
         ...
 
     def release_worker(self, worker_id: str, *, reason: str) -> int:
-        """End every live lease of a worker without using an attempt; how many."""
+        """End every live lease of a worker without using an attempt; returns how many."""
         ...
 
     def release_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
-        """End every live lease of an agent at once: to `pending` without using an attempt, or cancelled; the ids."""
+        """End every live lease of an agent, and queue its tasks without using an attempt, or cancel them; the ids."""
         ...
 
     def cancel_leased(self, *, reason: str) -> int:
-        """The kill switch in mode `cancel`: request the cancellation of every leased task; how many.
+        """Request the cancellation of every leased task, for the kill switch in mode `cancel`; returns how many.
 
-        The first are asked in this unit, the rest by a job.
+        This unit asks the first ones, a job the rest.
         """
         ...
 
     def detach_agent(self, agent_id: str) -> int:
-        """An agent is deleted: its waiting tasks lose their `agent_id`; how many."""
+        """An agent is deleted: clear the `agent_id` of its waiting tasks; returns how many."""
         ...
 
     def live_tasks(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
-        """Ids of the tasks that each agent holds a live lease of."""
+        """Ids of the tasks under a live lease of each agent."""
         ...
 
     def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
-        """The lease if it is the live one of the task; for the gateway and tools, which check before and after."""
+        """The lease, if it is the live lease of the task."""
         ...
 
     def run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
-        """The started run of this lease, its task locked; a sign of life.
+        """The started run of this lease, with its task locked and its lease renewed.
 
-        `Conflict(lease_lost)` when the lease is not the live one, `Forbidden` when it is not the caller's.
+        Raises `Conflict` with `lease_lost` when the lease is not live, `Forbidden` when the caller does not hold it.
         """
         ...
 
     def run_of(self, task_id: str) -> Run | None:
-        """The run of a task as it is, not locked; None: no such task."""
+        """The run of a task, not locked; None when there is no such task."""
         ...
 
     def taint(self, task_id: str, lease_id: str, sources: Sequence[str]) -> bool:
-        """Task and attempt have received untrusted content of these sources; True: the attempt had none before."""
+        """Mark a task and its attempt as tainted by these sources; True when the attempt was not tainted before."""
         ...
 
     def fail_run(self, task_id: str, lease_id: str, *, type: str, message: str) -> None:
-        """The attempt failed; the retry policy decides what follows. Nothing happens when its lease has ended."""
+        """Fail the attempt; the retry policy decides what follows. Does nothing when its lease has ended."""
         ...
 
     def lease_facts(self, task_id: str, lease_id: str) -> LeaseFacts | None:
-        """A lease of the task, live or not; for those who write down what a run has used."""
+        """The facts of a lease of the task, live or not."""
         ...
 
     def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """The state of each, without renewing any; for the gateway, which ends calls with their lease."""
+        """The states of these leases, without renewing any."""
         ...
 
     def renew_one(self, task_id: str, lease_id: str) -> None:
-        """A sign of life from the gateway or a tool."""
+        """Renew a lease because its run called the gateway or a tool."""
         ...
 
     def spent(
         self, task_id: str, lease_id: str, *, input_tokens: int, output_tokens: int, cost_usd: float | None = None
     ) -> None:
-        """One call of the gateway under this lease, live or not, has used so much; without a price the cost is unknown.
+        """Record the usage of one call of the gateway under this lease, live or not. The cost is null without a price.
 
-        Nothing happens when the task or the lease is gone. Call it once a call.
+        Call it once per call. Does nothing when the task or the lease is gone.
         """
         ...
 
     def queue_figures(self) -> QueueFigures:
-        """For the fleet overview."""
+        """The depth and age of the queue."""
         ...

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from corral.http.remote import LiveText, Remote
 
 INPUT_BYTES, TITLE_LENGTH = 256 * 1024, 200
-WHY_SECONDS = 2.0
-ENDINGS = ("task.completed", "task.failed", "task.cancelled")
-TAKEN, GIVEN_BACK = ("task.assigned", "task.started"), "task.retried"
+OBSTACLES_SECONDS = 2.0
+END_EVENTS = ("task.completed", "task.failed", "task.cancelled")
+TAKEN, RELEASED = ("task.assigned", "task.started"), "task.retried"
 
 
 @click.command("run")
@@ -28,9 +28,11 @@ TAKEN, GIVEN_BACK = ("task.assigned", "task.started"), "task.retried"
     "--input",
     "input_path",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="file that the agent gets as data: a JSON object, or text",
+    help="file with the input of the task: a JSON object, or text",
 )
-@click.option("--url", envvar="CORRAL_URL", default="http://127.0.0.1:8000", show_default=True, help="the server")
+@click.option(
+    "--url", envvar="CORRAL_URL", default="http://127.0.0.1:8000", show_default=True, help="address of the server"
+)
 @click.option(
     "--token-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path, allow_dash=True),
@@ -40,7 +42,7 @@ TAKEN, GIVEN_BACK = ("task.assigned", "task.started"), "task.retried"
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="follow the task for so long (else to its end)",
+    help="stop following the task after this time (default: follow it to its end)",
 )
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.argument("instructions")
@@ -53,9 +55,9 @@ def command(
     as_json: bool,
     instructions: str,
 ) -> None:
-    """Create a task for an agent of a running server, follow it, print its result.
+    """Create a task for an agent of a running server, follow it, and print its result.
 
-    Exits with 0 only when the task is completed. Ctrl-C and --timeout end the following, not the task.
+    Exits with 0 only when the task is completed. Ctrl-C and --timeout stop following the task; they do not cancel it.
     """
     from corral.http.remote import Remote, RemoteError
 
@@ -68,7 +70,7 @@ def command(
     remote = Remote(_url(url), _token(token_file))
     try:
         until = None if timeout is None else time.monotonic() + timeout
-        sys.exit(_run(remote, agent, new, Story(quiet=as_json), until, as_json=as_json))
+        sys.exit(_run(remote, agent, new, EventPrinter(quiet=as_json), until, as_json=as_json))
     except RemoteError as error:
         cure = "; sign in again for a new token, or use an API key" if error.status == 401 else ""
         raise click.ClickException(f"{str(error).rstrip('.')}{cure}") from None
@@ -76,8 +78,8 @@ def command(
         remote.close()
 
 
-class Story:
-    """What happens, as lines on standard error: standard output is the result's."""
+class EventPrinter:
+    """Prints the events of the task on standard error; standard output is for the result."""
 
     def __init__(self, *, quiet: bool) -> None:
         from corral.http.remote import LiveText
@@ -85,11 +87,11 @@ class Story:
         self._quiet, self._began = quiet, time.monotonic()
         self._live: LiveText = LiveText()
         self._open = False
-        self.taken = False  # by a worker, now
+        self.taken = False  # whether a worker has the task now
 
-    def tell(self, event: str, data: dict[str, Any]) -> None:
-        """An event of the task."""
-        self.taken = event in TAKEN or (self.taken and event != GIVEN_BACK)
+    def print_event(self, event: str, data: dict[str, Any]) -> None:
+        """Print an event of the task."""
+        self.taken = event in TAKEN or (self.taken and event != RELEASED)
         if event == "task.progress":
             self._progress(str((data.get("progress") or {}).get("message") or ""))
         elif event == "task.waiting":
@@ -100,14 +102,14 @@ class Story:
             self.line(event.removeprefix("task."), again or str(data.get("reason") or ""))
 
     def line(self, name: str, text: str, *, ends: bool = True) -> None:
-        """A step with the elapsed time; one that does not end is written on by `_progress`."""
+        """Print a line with the elapsed time. `_progress` continues a line that does not end."""
         if not self._quiet:
             elapsed, before = time.monotonic() - self._began, "\n" if self._open else ""
             click.echo(f"{before}{elapsed:7.1f} s  {name:<10} {text}".rstrip(), nl=ends, err=True)
             self._open = not ends
 
     def _progress(self, message: str) -> None:
-        """Words of the model as they come, or a remark of the agent."""
+        """Print text of the model as it arrives, or a message of the agent."""
         goes_on, fresh = self._live.add(message)
         if goes_on and self._open:
             click.echo(fresh, nl=False, err=True)
@@ -115,20 +117,24 @@ class Story:
             self.line("progress", fresh, ends=False)
 
 
-def _run(remote: Remote, agent: str, new: dict[str, Any], story: Story, until: float | None, *, as_json: bool) -> int:
+def _run(
+    remote: Remote, agent: str, new: dict[str, Any], printer: EventPrinter, until: float | None, *, as_json: bool
+) -> int:
     from corral.http.remote import RemoteError
 
     began = time.monotonic()
     task = remote.post("/tasks", {**new, "agent_id": _agent_id(remote, agent)})
-    story.line("created", task["id"])
+    printer.line("created", task["id"])
     ended = threading.Event()
-    why = threading.Thread(target=_tell_why, args=(remote, task["id"], story, ended), daemon=True)
+    obstacles = threading.Thread(target=_print_obstacles, args=(remote, task["id"], printer, ended), daemon=True)
     if not as_json:
-        why.start()
+        obstacles.start()
     try:
-        for event, data in remote.events("task", task["id"], until=until, away=lambda why: story.line("waiting", why)):
-            story.tell(event, data)
-            if event in ENDINGS:
+        for event, data in remote.events(
+            "task", task["id"], until=until, away=lambda reason: printer.line("waiting", reason)
+        ):
+            printer.print_event(event, data)
+            if event in END_EVENTS:
                 break
         done = remote.get(f"/tasks/{task['id']}")
     except KeyboardInterrupt:
@@ -138,29 +144,29 @@ def _run(remote: Remote, agent: str, new: dict[str, Any], story: Story, until: f
     finally:
         ended.set()
     if not as_json:
-        why.join(1)  # it may be asking, and the connection is closed soon
+        obstacles.join(1)  # it may be using the connection, which is about to be closed
     _show(outcome_of(done, time.monotonic() - began), as_json=as_json)
     return 0 if done["status"] == "completed" else 1
 
 
-def _tell_why(remote: Remote, task_id: str, story: Story, ended: threading.Event) -> None:
-    """While nobody takes the task: what it waits for, once each."""
+def _print_obstacles(remote: Remote, task_id: str, printer: EventPrinter, ended: threading.Event) -> None:
+    """While no worker has the task, print each thing that it waits for, once."""
     from corral.http.remote import RemoteError
 
-    told = ""
-    while not ended.wait(WHY_SECONDS):
-        if story.taken:
+    printed = ""
+    while not ended.wait(OBSTACLES_SECONDS):
+        if printer.taken:
             continue
-        with contextlib.suppress(RemoteError):  # following it says what is wrong
+        with contextlib.suppress(RemoteError):  # the main thread reports the error
             found = remote.get(f"/tasks/{task_id}/explain")
             wrong = next((each for each in found["conditions"] if not each["ok"]), None)
-            if found["status"] in ("pending", "blocked") and wrong is not None and wrong["detail"] != told:
-                told = wrong["detail"]
-                story.line("waiting", " ".join(filter(None, (told, wrong["unblock"], wrong["href"]))))
+            if found["status"] in ("pending", "blocked") and wrong is not None and wrong["detail"] != printed:
+                printed = wrong["detail"]
+                printer.line("waiting", " ".join(filter(None, (printed, wrong["unblock"], wrong["href"]))))
 
 
 def outcome_of(task: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """What is told at the end; `result` as the agent gave it."""
+    """The summary of an ended task; `result` is as the agent returned it."""
     cost = task["cost"]
     return {
         "status": task["status"],
@@ -197,7 +203,7 @@ def _show(outcome: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _agent_id(remote: Remote, name: str) -> str:
-    """By name, without regard to case, or by id."""
+    """The id of the agent with this name, ignoring case, or with this id."""
     found = remote.get("/agents", search=name, limit=200)["items"]
     same = [item for item in found if item["name"].casefold() == name.casefold()] or [
         item for item in found if item["id"] == name
@@ -228,13 +234,13 @@ def _title(instructions: str) -> str:
 
 
 def _input(path: Path | None) -> dict[str, Any]:
-    """The file's JSON object, or its text as `{"text": …}`."""
+    """The JSON object in the file, or its text as `{"text": …}`."""
     if path is None:
         return {}
     with path.open("rb") as file:
         data = file.read(INPUT_BYTES + 1)
     if len(data) > INPUT_BYTES:
-        raise click.UsageError(f"--input {path}: more than the {INPUT_BYTES} bytes that are taken")
+        raise click.UsageError(f"--input {path}: the file has more than {INPUT_BYTES} bytes")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -244,7 +250,7 @@ def _input(path: Path | None) -> dict[str, Any]:
 
 
 def _parsed(path: Path, data: bytes) -> Any:
-    """The file's JSON, None if it is another text. Nothing of an object is dropped or changed without a word."""
+    """The JSON value in the file; None when the file is other text. Raises `UsageError` for an ambiguous object."""
     from corral.errors import Problem
     from corral.schema.strict_json import parse_json
 

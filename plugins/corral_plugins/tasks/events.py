@@ -1,4 +1,4 @@
-"""What tasks tell: one event a transition, in the order of the states."""
+"""The events of tasks: one per transition, in the order of the states."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from corral.events.event import Event
 
 
 class TaskEvent(Event, kw_only=True):
-    """What every event of a task carries. `previous` is the status before; null for a new task."""
+    """The fields of every event of a task. `previous` is the status before; null for a new task."""
 
     task_id: str
     title: str
@@ -39,7 +39,7 @@ class TaskStarted(TaskEvent, kw_only=True):
 
 
 class TaskProgressed(TaskEvent, kw_only=True):
-    """A run told its progress; at most one a second."""
+    """A run reported progress; at most one event per second."""
 
     event = "task.progress"
 
@@ -47,7 +47,7 @@ class TaskProgressed(TaskEvent, kw_only=True):
 
 
 class TaskWaiting(TaskEvent, kw_only=True):
-    """A task waits for a person."""
+    """A task started to wait for a person."""
 
     event = "task.waiting"
 
@@ -55,7 +55,7 @@ class TaskWaiting(TaskEvent, kw_only=True):
 
 
 class TaskStalled(TaskEvent, kw_only=True):
-    """A run makes no progress (`idle`) or repeats itself (`loop`)."""
+    """A run made no progress (`idle`) or repeated itself (`loop`)."""
 
     event = "task.stalled"
 
@@ -90,7 +90,7 @@ class TaskCancelled(TaskEvent, kw_only=True):
 
 
 class TaskRetried(TaskEvent, kw_only=True):
-    """A task is tried again: by policy, by a person, or from a dead letter."""
+    """A task was queued again: by policy, by a person, or from a dead letter."""
 
     event = "task.retried"
 
@@ -100,7 +100,7 @@ class TaskRetried(TaskEvent, kw_only=True):
 
 
 class TaskUpdated(TaskEvent, kw_only=True):
-    """Anything else about a task changed."""
+    """A task changed in another way."""
 
     event = "task.updated"
 

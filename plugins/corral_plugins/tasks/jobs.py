@@ -1,4 +1,4 @@
-"""Background work of tasks. Each unit is short: what was found is judged again, one task a unit."""
+"""Background jobs of tasks. Units are short: each task that was found is judged again, in a unit of its own."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from corral.database.unit import SYSTEM, Entry
 from corral.errors import Problem
 from corral.events.log import Record
 from corral.jobs.job import Job, Schedule, enqueue
-from corral_plugins.tasks.service import queries, search
-from corral_plugins.tasks.service.dependencies import Dependencies
+from corral_plugins.tasks.service import dependencies, queries, search
 from corral_plugins.tasks.service.leases import Leases
 from corral_plugins.tasks.service.outcomes import Outcomes
+from corral_plugins.tasks.service.retention import Retention, purge_rows
 from corral_plugins.tasks.service.timers import BATCH_SIZE, Timers
 
 log = logging.getLogger("corral.tasks")
 ROUNDS = 20
-"""At most so many chunks a run; the rest is for the next slot."""
+"""A run handles at most this many chunks; the next slot handles the rest."""
 
 
 async def reap(work: Work, timers: Timers) -> None:
-    """End what is over."""
+    """End overdue leases, timeouts, deadlines and questions."""
     await _one_by_one(work, "job tasks.reap", timers.overdue, timers.reap)
 
 
 async def watchdog(work: Work, timers: Timers) -> None:
-    """Find runs that do not move."""
+    """Report stalled runs."""
     await _one_by_one(work, "job tasks.watchdog", timers.idle, timers.watch)
 
 
@@ -37,15 +37,15 @@ async def _one_by_one(work: Work, label: str, find: Callable[[], list[str]], act
         found = await work(find, entry=entry, read=True)
         for task_id in found:
             try:
-                await work(lambda task_id=task_id: act(task_id), entry=entry)  # type: ignore[misc]  # bound per round
+                await work(lambda task_id=task_id: act(task_id), entry=entry)  # type: ignore[misc]  # bound per iteration
             except Problem:
-                log.warning("a task could not be judged now", extra={"task": task_id}, exc_info=True)
+                log.warning("timer skipped a task", extra={"task": task_id}, exc_info=True)
         if len(found) < BATCH_SIZE:
             return
 
 
 async def announce(work: Work, timers: Timers) -> None:
-    """Make available what is due, raise what waits long, ring for both, and keep the queries of the list."""
+    """Queue due and held tasks, raise the rank of waiting ones, and write page anchors."""
     entry = Entry(label="job tasks.announce", actor=SYSTEM)
     for step in (timers.unpark, timers.unhold, timers.age):
         for _ in range(ROUNDS):
@@ -57,53 +57,53 @@ async def announce(work: Work, timers: Timers) -> None:
 
 
 async def index(work: Work) -> None:
-    """Have the search know what is new."""
+    """Index new tasks for the search."""
     entry = Entry(label="job tasks.index", actor=SYSTEM)
     for _ in range(ROUNDS * 10):
         if not await work(search.extend, entry=entry):
             break
 
 
-async def sweep(work: Work, timers: Timers) -> None:
-    """Delete what is old."""
+async def sweep(work: Work, retention: Retention) -> None:
+    """Delete old tasks, signals and rollups."""
     entry = Entry(label="job tasks.sweep", actor=SYSTEM)
-    while await work(timers.sweep, entry=entry):
+    while await work(retention.sweep, entry=entry):
         continue
 
 
-def purge(task_id: str, timers: Timers) -> None:
-    """Delete what hung on a deleted task, in chunks."""
-    if timers.purge(task_id):
+def purge(task_id: str) -> None:
+    """Delete the attempts, logs and comments of a deleted task, in chunks."""
+    if purge_rows(task_id):
         enqueue("tasks.purge", task_id=task_id)
 
 
-def unblock(task_id: str, after: str, dependencies: Dependencies) -> None:
-    """The rest of the dependents of a completed task."""
+def unblock(task_id: str, after: str) -> None:
+    """Follow the rest of the dependents of a completed task."""
     dependencies.unblock(task_id, after)
 
 
-def fail_dependents(task_id: str, dependencies: Dependencies) -> None:
-    """The rest of the dependents of a failed task."""
+def fail_dependents(task_id: str) -> None:
+    """Follow the rest of the dependents of a failed task."""
     dependencies.fail_dependents(task_id)
 
 
-def reblock(task_id: str, dependencies: Dependencies) -> None:
-    """The rest of the dependents of a reopened task."""
+def reblock(task_id: str) -> None:
+    """Follow the rest of the dependents of a reopened task."""
     dependencies.reblock(task_id)
 
 
-def cancel_children(task_id: str, dependencies: Dependencies, outcomes: Outcomes) -> None:
-    """The rest of the children of a cancelled task."""
+def cancel_children(task_id: str, outcomes: Outcomes) -> None:
+    """Cancel the rest of the children of a cancelled task."""
     dependencies.each_child(task_id, lambda child: outcomes.cancel(child, kind="parent", reason="parent cancelled"))
 
 
 def cancel_leased(reason: str, before: str, fleet: Leases) -> None:
-    """The rest of the runs that the kill switch ends."""
+    """Cancel the rest of the runs that the kill switch ends."""
     fleet.cancel_leased(reason=reason, before=before)
 
 
 def forget_person(event: Record) -> None:
-    """Somebody was purged: what they asked for and has not ended is cancelled."""
+    """A person was purged: cancel their open tasks."""
     enqueue("tasks.cancel_of", user_id=event.object_id)
 
 

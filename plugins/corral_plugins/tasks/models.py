@@ -1,9 +1,14 @@
-"""The tables of tasks. Only the service writes them; an attempt is live while `finished_at` is null."""
+"""The tables of tasks. Only the service writes them.
+
+`TaskRow` and `AttemptRow` declare the columns that the rules read, `TaskContent` and `AttemptContent` those that only
+views and claims read. The models, the compiled statements and the views are made from these declarations.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
+import msgspec
 import peewee
 from peewee import SQL
 
@@ -12,167 +17,219 @@ from corral.database.model import SHARED, IdField, InstantField, JSONField, Mode
 PRIORITIES = ("low", "medium", "high", "critical")
 STATUSES = ("blocked", "pending", "assigned", "running", "waiting", "cancelling", "completed", "failed", "cancelled")
 TERMINAL = ("completed", "failed", "cancelled")
-LEASED = ("assigned", "running", "cancelling")
 NO_DEADLINE = "9999-12-31T23:59:59.999Z"
 
 
-class Task(Model):
-    """One piece of work.
+class Column:
+    """How a field is stored: the kind of column, and its options."""
 
-    `queue_key` says who may take it: `agent:<id>`, `role:<role>` or `any`, with `#<toolset>` when it needs tools.
-    `queue` is the same while it may be claimed, null until it is available, `held` while its requester is not active.
-    `rank` is the priority raised by waiting. `lease_id` is
-    the live lease. Money is in micro-USD.
+    def __init__(self, kind: type[peewee.Field], **options: Any) -> None:
+        self.kind, self.options = kind, options
+
+
+class TaskRow(msgspec.Struct):
+    """The columns of a task that the rules read.
+
+    `queue_key` names the queue of the task: `agent:<id>`, `role:<role>` or `any`, followed by `#<digest>` when it
+    requires tools. `queue` is the same while the task can be claimed, null until it is available, and `held` while its
+    requester is not active. `rank` is the priority, raised by waiting. `lease_id` is the live lease. Amounts of money
+    are in micro-USD. `extra` holds the rarely set fields of `EXTRA_DEFAULTS` as a JSON object.
     """
 
-    id = IdField(primary_key=True)
-    version = peewee.IntegerField(default=1)
-    status = peewee.CharField(max_length=12)
-    priority = peewee.SmallIntegerField()
-    rank = peewee.SmallIntegerField()
-    rank_at = InstantField(null=True)
-    queue = peewee.CharField(max_length=140, null=True)
-    queue_key = peewee.CharField(max_length=140)
-    deadline_key = InstantField()
-    created_at = InstantField()
-    updated_at = InstantField()
-    created_by = IdField(null=True)
-    title = peewee.CharField(max_length=200)
-    agent_id = IdField(null=True)
-    agent_role = peewee.CharField(max_length=64, null=True)
-    assigned_agent_id = IdField(null=True)
-    worker_id = IdField(null=True)
-    lease_id = IdField(null=True)
-    deadline = InstantField(null=True)
-    available_at = InstantField()
-    timeout_seconds = peewee.IntegerField()
-    queue_timeout_seconds = peewee.IntegerField(null=True)
-    queue_until = InstantField(null=True)
-    max_cost_micro = peewee.BigIntegerField(null=True)
-    attempt = peewee.IntegerField(default=0)
-    max_attempts = peewee.IntegerField()
-    fence = peewee.IntegerField(default=0)
-    reopened_count = peewee.IntegerField(default=0)
-    lost_in_row = peewee.IntegerField(default=0)
-    resuming = peewee.BooleanField(default=False)
-    used_ms = peewee.BigIntegerField(default=0)
-    checkpoint_floor = peewee.IntegerField(default=0)
-    cost_micro = peewee.BigIntegerField(default=0)
-    unpriced_tokens = peewee.BigIntegerField(default=0)
-    input_tokens = peewee.BigIntegerField(default=0)
-    output_tokens = peewee.BigIntegerField(default=0)
-    calls = peewee.BigIntegerField(default=0)
-    cancel_requested_at = InstantField(null=True)
-    cancel_kind = peewee.CharField(max_length=20, null=True)
-    cancel_reason = peewee.CharField(max_length=500, null=True)
-    failed_dependency_id = IdField(null=True)
-    tainted = peewee.BooleanField(default=False)
-    taint_sources = JSONField(null=True)
-    queued_at = InstantField(null=True)
-    assigned_at = InstantField(null=True)
-    started_at = InstantField(null=True)
-    finished_at = InstantField(null=True)
-    parent_task_id = IdField(null=True)
-    depth = peewee.SmallIntegerField(default=0)
-    workflow_run_id = IdField(null=True)
-    step_run_id = IdField(null=True)
-    approval_id = IdField(null=True)
-    review_id = IdField(null=True)
-    dead_letter_id = IdField(null=True)
-    source_type = peewee.CharField(max_length=20)
-    source_id = peewee.CharField(max_length=80, null=True)
-    waiting_kind = peewee.CharField(max_length=20, null=True)
-    waiting_until = InstantField(null=True)
-    waiting_for = JSONField(null=True)
-    resume = JSONField(null=True)
-    progress = JSONField(null=True)
-    error = JSONField(null=True)
-    required_tools = JSONField()
-    allowed_tools = JSONField(null=True)
-    depends_on = JSONField()
-    retry_policy = JSONField(null=True)
-    stall_policy = JSONField(null=True)
-    review_policy = JSONField(null=True)
-    cause_chain = JSONField()
-    tags = JSONField()
-    metadata = JSONField()
-    artifacts = JSONField()
-    output_schema = JSONField(null=True)
-    description = peewee.TextField(default="")
-    instructions = peewee.TextField(default="")
-    input = JSONField()
-    result = JSONField(null=True)
+    id: Annotated[str, Column(IdField, primary_key=True)]
+    version: Annotated[int, Column(peewee.IntegerField, default=1)]
+    status: Annotated[str, Column(peewee.CharField, max_length=12)]
+    priority: Annotated[int, Column(peewee.SmallIntegerField)]
+    rank: Annotated[int, Column(peewee.SmallIntegerField)]
+    queue: Annotated[str | None, Column(peewee.CharField, max_length=140, null=True)]
+    queue_key: Annotated[str, Column(peewee.CharField, max_length=140)]
+    deadline_key: Annotated[str, Column(InstantField, default=NO_DEADLINE)]
+    created_at: Annotated[str, Column(InstantField)]
+    created_by: Annotated[str | None, Column(IdField, null=True)]
+    title: Annotated[str, Column(peewee.CharField, max_length=200)]
+    agent_id: Annotated[str | None, Column(IdField, null=True)]
+    agent_role: Annotated[str | None, Column(peewee.CharField, max_length=64, null=True)]
+    assigned_agent_id: Annotated[str | None, Column(IdField, null=True)]
+    worker_id: Annotated[str | None, Column(IdField, null=True)]
+    lease_id: Annotated[str | None, Column(IdField, null=True)]
+    available_at: Annotated[str, Column(InstantField)]
+    timeout_seconds: Annotated[int, Column(peewee.IntegerField)]
+    queue_until: Annotated[str | None, Column(InstantField, null=True)]
+    attempt: Annotated[int, Column(peewee.IntegerField, default=0)]
+    max_attempts: Annotated[int, Column(peewee.IntegerField)]
+    fence: Annotated[int, Column(peewee.IntegerField, default=0)]
+    cost_micro: Annotated[int, Column(peewee.BigIntegerField, default=0)]
+    unpriced_tokens: Annotated[int, Column(peewee.BigIntegerField, default=0)]
+    input_tokens: Annotated[int, Column(peewee.BigIntegerField, default=0)]
+    output_tokens: Annotated[int, Column(peewee.BigIntegerField, default=0)]
+    calls: Annotated[int, Column(peewee.BigIntegerField, default=0)]
+    cancel_kind: Annotated[str | None, Column(peewee.CharField, max_length=20, null=True)]
+    failed_dependency_id: Annotated[str | None, Column(IdField, null=True)]
+    queued_at: Annotated[str | None, Column(InstantField, null=True)]
+    started_at: Annotated[str | None, Column(InstantField, null=True)]
+    finished_at: Annotated[str | None, Column(InstantField, null=True)]
+    parent_task_id: Annotated[str | None, Column(IdField, null=True)]
+    workflow_run_id: Annotated[str | None, Column(IdField, null=True)]
+    source_type: Annotated[str, Column(peewee.CharField, max_length=20)]
+    source_id: Annotated[str | None, Column(peewee.CharField, max_length=80, null=True)]
+    waiting_kind: Annotated[str | None, Column(peewee.CharField, max_length=20, null=True)]
+    waiting_until: Annotated[str | None, Column(InstantField, null=True)]
+    required_tools: Annotated[str, Column(JSONField, default=[])]
+    extra: Annotated[str, Column(JSONField, default={})]
 
-    visibility = SHARED
-    owner_field = "created_by"
+    @property
+    def deadline(self) -> str | None:
+        """The deadline; `deadline_key` sorts tasks without one last."""
+        return deadline_of(self.deadline_key)
 
-    class Meta:
-        table_name = "tasks_tasks"
-        indexes = (
-            (("created_at", "id"), False),
-            (("status", "created_at", "id"), False),
-            (("updated_at", "id"), False),
-            (("priority", "created_at", "id"), False),
-        )
+    def get(self, name: str) -> Any:
+        """The value of a rarely set field."""
+        if self.extra == "{}":
+            return EXTRA_DEFAULTS[name]
+        return msgspec.json.decode(self.extra).get(name, EXTRA_DEFAULTS[name])
 
 
-class Attempt(Model):
-    """One claim of a task. `n` is the attempt it counts as; `ended_by` the call that ended it: a repeat is known.
+class TaskContent(msgspec.Struct):
+    """The columns of a task that only views and claims read."""
 
-    `told` is the usage that the worker told last (totals); the figures hold that and the calls of the gateway.
+    updated_at: Annotated[str, Column(InstantField)]
+    assigned_at: Annotated[str | None, Column(InstantField, null=True)]
+    description: Annotated[str, Column(peewee.TextField, default="")]
+    instructions: Annotated[str, Column(peewee.TextField, default="")]
+    tags: Annotated[str, Column(JSONField, default=[])]
+    metadata: Annotated[str, Column(JSONField, default={})]
+    progress: Annotated[str | None, Column(JSONField, null=True)]
+    input: Annotated[str, Column(JSONField, default={})]
+    result: Annotated[str | None, Column(JSONField, null=True)]
+
+
+EXTRA_DEFAULTS: dict[str, Any] = {
+    "allowed_tools": None,
+    "approval_id": None,
+    "artifacts": [],
+    "cancel_reason": None,
+    "cancel_requested_at": None,
+    "cause_chain": [],
+    "checkpoint_floor": 0,
+    "dead_letter_id": None,
+    "depends_on": [],
+    "depth": 0,
+    "error": None,
+    "lost_in_row": 0,
+    "max_cost_usd": None,
+    "output_schema": None,
+    "queue_timeout_seconds": None,
+    "reopened_count": 0,
+    "resume": None,
+    "resuming": False,
+    "retry_policy": None,
+    "review_id": None,
+    "review_policy": None,
+    "stall_policy": None,
+    "step_run_id": None,
+    "taint_sources": None,
+    "tainted": False,
+    "used_ms": 0,
+    "waiting_for": None,
+}
+"""Fields of a task that few tasks set and that no query filters by, each with the value that it has when absent."""
+
+
+class AttemptRow(msgspec.Struct):
+    """The columns of an attempt that the rules read. An attempt is one claim of a task; it is live until it finishes.
+
+    `n` is the number of the attempt that it counts as. `ended_by` names the call that ended it, so that a repeat of
+    the call is recognised. `reported_usage` holds the totals that the worker reported last; the counts of tokens and
+    calls hold these and the calls of the gateway.
     """
 
-    id = IdField(primary_key=True)
-    task_id = IdField()
-    fence = peewee.IntegerField()
-    n = peewee.IntegerField()
-    counted = peewee.BooleanField(default=False)
-    resumed = peewee.BooleanField(default=False)
-    status = peewee.CharField(max_length=12)
-    worker_id = IdField()
-    agent_id = IdField()
-    agent_version = peewee.IntegerField()
-    model = peewee.CharField(max_length=250)
-    requester_id = IdField(null=True)
-    lease_id = IdField(unique=True)
-    token_hash = peewee.CharField(max_length=64, unique=True)
-    lease_until = InstantField()
-    ack_until = InstantField(null=True)
-    timeout_at = InstantField(null=True)
-    cancel_until = InstantField(null=True)
-    last_activity_at = InstantField()
-    progress_event_at = InstantField(null=True)
-    stall_seconds = peewee.IntegerField(default=0)
-    loop_repeats = peewee.IntegerField(default=0)
-    stall_action = peewee.CharField(max_length=8, default="notify")
-    stalled = peewee.BooleanField(default=False)
-    signature = peewee.CharField(max_length=200, null=True)
-    signature_count = peewee.IntegerField(default=0)
-    log_bytes = peewee.BigIntegerField(default=0)
-    log_next = peewee.BigIntegerField(default=0)
-    cost_micro = peewee.BigIntegerField(default=0)
-    unpriced_tokens = peewee.BigIntegerField(default=0)
-    input_tokens = peewee.BigIntegerField(default=0)
-    output_tokens = peewee.BigIntegerField(default=0)
-    calls = peewee.BigIntegerField(default=0)
-    told = JSONField(null=True)
-    stalls = peewee.IntegerField(default=0)
-    tainted = peewee.BooleanField(default=False)
-    taint_sources = JSONField(null=True)
-    ended_by = peewee.CharField(max_length=40, null=True)
-    error = JSONField(null=True)
-    created_at = InstantField()
-    started_at = InstantField(null=True)
-    finished_at = InstantField(null=True)
-    checkpoint_step = peewee.IntegerField(null=True)
-    checkpoint = JSONField(null=True)
-    result = JSONField(null=True)
+    id: Annotated[str, Column(IdField, primary_key=True)]
+    task_id: Annotated[str, Column(IdField)]
+    fence: Annotated[int, Column(peewee.IntegerField)]
+    n: Annotated[int, Column(peewee.IntegerField)]
+    counted: Annotated[bool, Column(peewee.BooleanField, default=False)]
+    resumed: Annotated[bool, Column(peewee.BooleanField, default=False)]
+    status: Annotated[str, Column(peewee.CharField, max_length=12)]
+    worker_id: Annotated[str, Column(IdField)]
+    agent_id: Annotated[str, Column(IdField)]
+    agent_version: Annotated[int, Column(peewee.IntegerField)]
+    requester_id: Annotated[str | None, Column(IdField, null=True)]
+    lease_id: Annotated[str, Column(IdField, unique=True)]
+    lease_until: Annotated[str, Column(InstantField)]
+    ack_until: Annotated[str | None, Column(InstantField, null=True)]
+    timeout_at: Annotated[str | None, Column(InstantField, null=True)]
+    cancel_until: Annotated[str | None, Column(InstantField, null=True)]
+    last_activity_at: Annotated[str, Column(InstantField)]
+    progress_event_at: Annotated[str | None, Column(InstantField, null=True)]
+    stall_seconds: Annotated[int, Column(peewee.IntegerField, default=0)]
+    loop_repeats: Annotated[int, Column(peewee.IntegerField, default=0)]
+    stall_action: Annotated[str, Column(peewee.CharField, max_length=8, default="notify")]
+    stalled: Annotated[bool, Column(peewee.BooleanField, default=False)]
+    signature: Annotated[str | None, Column(peewee.CharField, max_length=200, null=True)]
+    signature_count: Annotated[int, Column(peewee.IntegerField, default=0)]
+    log_bytes: Annotated[int, Column(peewee.BigIntegerField, default=0)]
+    log_next: Annotated[int, Column(peewee.BigIntegerField, default=0)]
+    cost_micro: Annotated[int, Column(peewee.BigIntegerField, default=0)]
+    unpriced_tokens: Annotated[int, Column(peewee.BigIntegerField, default=0)]
+    input_tokens: Annotated[int, Column(peewee.BigIntegerField, default=0)]
+    output_tokens: Annotated[int, Column(peewee.BigIntegerField, default=0)]
+    calls: Annotated[int, Column(peewee.BigIntegerField, default=0)]
+    reported_usage: Annotated[str | None, Column(JSONField, null=True)]
+    stalls: Annotated[int, Column(peewee.IntegerField, default=0)]
+    ended_by: Annotated[str | None, Column(peewee.CharField, max_length=40, null=True)]
+    started_at: Annotated[str | None, Column(InstantField, null=True)]
+    finished_at: Annotated[str | None, Column(InstantField, null=True)]
+    checkpoint_step: Annotated[int | None, Column(peewee.IntegerField, null=True)]
 
-    visibility = SHARED
 
-    class Meta:
-        table_name = "tasks_attempts"
-        indexes = ((("task_id", "fence"), True), (("agent_id", "created_at"), False))
+class AttemptContent(msgspec.Struct):
+    """The columns of an attempt that only views, claims and authentication read."""
+
+    model: Annotated[str, Column(peewee.CharField, max_length=250)]
+    token_hash: Annotated[str, Column(peewee.CharField, max_length=64, unique=True)]
+    tainted: Annotated[bool, Column(peewee.BooleanField, default=False)]
+    taint_sources: Annotated[str | None, Column(JSONField, null=True)]
+    created_at: Annotated[str, Column(InstantField)]
+    error: Annotated[str | None, Column(JSONField, null=True)]
+    checkpoint: Annotated[str | None, Column(JSONField, null=True)]
+    result: Annotated[str | None, Column(JSONField, null=True)]
+
+
+def deadline_of(key: str) -> str | None:
+    """The deadline that a `deadline_key` stands for."""
+    return None if key == NO_DEADLINE else key
+
+
+def _model(name: str, *declarations: type, table: str, indexes: Any, owner_field: str | None = None) -> Any:
+    """The model with the columns of the declarations."""
+    hints = {field: hint for each in declarations for field, hint in get_type_hints(each, include_extras=True).items()}
+    declared = {field: hint.__metadata__[0] for field, hint in hints.items()}
+    columns = {field: column.kind(**column.options) for field, column in declared.items()}
+    meta = type("Meta", (), {"table_name": table, "indexes": indexes})
+    attributes = {"__module__": __name__, "__doc__": declarations[0].__doc__, "Meta": meta}
+    return type(name, (Model,), {**attributes, **columns, "visibility": SHARED, "owner_field": owner_field})
+
+
+Task = _model(
+    "Task",
+    TaskRow,
+    TaskContent,
+    table="tasks_tasks",
+    owner_field="created_by",
+    indexes=(
+        (("created_at", "id"), False),
+        (("status", "created_at", "id"), False),
+        (("updated_at", "id"), False),
+        (("priority", "created_at", "id"), False),
+    ),
+)
+Attempt = _model(
+    "Attempt",
+    AttemptRow,
+    AttemptContent,
+    table="tasks_attempts",
+    indexes=((("task_id", "fence"), True), (("agent_id", "created_at"), False)),
+)
 
 
 class LogLine(Model):
@@ -192,7 +249,7 @@ class LogLine(Model):
 
 
 class Comment(Model):
-    """A remark on a task, given to its next claim."""
+    """A comment on a task; the next claim receives it."""
 
     id = IdField(primary_key=True)
     task_id = IdField()
@@ -210,7 +267,7 @@ class Comment(Model):
 
 
 class Dependency(Model):
-    """`task_id` waits for `needs_id`."""
+    """The task `task_id` depends on the task `needs_id`."""
 
     task_id = IdField()
     needs_id = IdField(index=True)
@@ -221,7 +278,7 @@ class Dependency(Model):
 
 
 class WorkerSignal(Model):
-    """Something that a worker should hear at once."""
+    """A change of a lease that its worker must learn at once."""
 
     seq = peewee.BigAutoField()
     worker_id = IdField()
@@ -235,33 +292,23 @@ class WorkerSignal(Model):
         indexes = ((("worker_id", "seq"), False),)
 
 
-class StatusCounter(Model):
-    """How many tasks have this status and priority: the sum over all shards. A single shard may be negative."""
+class TaskCounter(Model):
+    """A number of tasks: the sum of `n` over all shards; a single shard may be negative.
 
-    status = peewee.CharField(max_length=12)
-    priority = peewee.SmallIntegerField()
+    `name` is `status:<status>:<priority>`, or `open:<user id>` for the unfinished tasks of a person.
+    """
+
+    name = peewee.CharField(max_length=50)
     shard = peewee.SmallIntegerField()
     n = peewee.BigIntegerField()
 
     class Meta:
         table_name = "tasks_counters"
-        primary_key = peewee.CompositeKey("status", "priority", "shard")
-
-
-class OpenTaskCounter(Model):
-    """How many unfinished tasks a person has: the sum over all shards."""
-
-    created_by = IdField()
-    shard = peewee.SmallIntegerField()
-    n = peewee.BigIntegerField()
-
-    class Meta:
-        table_name = "tasks_open"
-        primary_key = peewee.CompositeKey("created_by", "shard")
+        primary_key = peewee.CompositeKey("name", "shard")
 
 
 class HourlyRollup(Model):
-    """What ended in one hour, summed as it happens: the sum over all shards."""
+    """Sums of the attempts and tasks that started and ended in one hour: the sum over all shards."""
 
     hour = peewee.CharField(max_length=13)
     shard = peewee.SmallIntegerField()
@@ -272,24 +319,24 @@ class HourlyRollup(Model):
     queue_ms = peewee.BigIntegerField(default=0)
 
     class Meta:
-        table_name = "tasks_hours"
+        table_name = "tasks_hourly_rollups"
         primary_key = peewee.CompositeKey("hour", "shard")
 
 
 class PageAnchor(Model):
-    """A place in the list of all tasks: its key, and how many tasks are between it and the mark before."""
+    """A position in the list of all tasks: its key, and the number of tasks between it and the anchor before."""
 
     created_at = InstantField()
     task_id = IdField()
     n = peewee.IntegerField()
 
     class Meta:
-        table_name = "tasks_marks"
+        table_name = "tasks_page_anchors"
         primary_key = peewee.CompositeKey("created_at", "task_id")
 
 
 class SearchDocument(Model):
-    """A task whose words the search knows. The numbers grow in the order of the list; `tasks_search` has the words."""
+    """A task that the full-text index contains. `n` grows in the order of the list and is its key in the index."""
 
     n = peewee.BigAutoField()
     created_at = InstantField()
@@ -300,7 +347,7 @@ class SearchDocument(Model):
         indexes = ((("created_at", "task_id"), True),)
 
 
-# Those on one status begin with it, or SQLite prefers the index of the list by status and sorts.
+# An index on the tasks of one status begins with it; else SQLite prefers the index of the list by status, and sorts.
 def _partial(model: Any, name: str, *columns: Any, where: str, unique: bool = False) -> None:
     index = model.index(*columns, name=f"{model._meta.table_name}_{name}", where=SQL(where), unique=unique)
     model.add_index(index)
@@ -318,18 +365,22 @@ _partial(
     where="status = 'pending'",
 )
 _partial(
+    Task, "tooled", Task.status, Task.queue, where="status = 'pending' AND queue IS NOT NULL AND required_tools <> '[]'"
+)
+# Serves the aging of ranks and the age of the oldest task.
+_partial(
     Task,
-    "tooled",
+    "waiting_since",
     Task.status,
-    Task.queue,
-    where="status = 'pending' AND queue IS NOT NULL AND required_tools <> '[]'",
+    Task.rank,
+    Task.priority,
+    Task.queued_at,
+    where="status = 'pending' AND queue IS NOT NULL",
 )
 _partial(Task, "parked", Task.status, Task.available_at, where="status = 'pending' AND queue IS NULL")
 _partial(Task, "held", Task.status, Task.created_by, where="status = 'pending' AND queue = 'held'")
-_partial(Task, "aging", Task.status, Task.rank_at, where="status = 'pending' AND rank_at IS NOT NULL")
-_partial(Task, "oldest", Task.status, Task.queued_at, where="status = 'pending'")
 _partial(Task, "queue_until", Task.status, Task.queue_until, where="status = 'pending' AND queue_until IS NOT NULL")
-_partial(Task, "deadlines", Task.deadline, where="deadline IS NOT NULL AND finished_at IS NULL")
+_partial(Task, "deadlines", Task.deadline_key, where="deadline_key < '9999' AND finished_at IS NULL")
 _partial(Task, "leased", Task.created_by, where="lease_id IS NOT NULL")
 _partial(Task, "waiting", Task.status, Task.waiting_kind, Task.waiting_until, where="status = 'waiting'")
 _partial(Task, "agent", Task.agent_id, Task.created_at, Task.id, where="agent_id IS NOT NULL")
@@ -349,8 +400,7 @@ TABLES: tuple[type[Model], ...] = (
     Comment,
     Dependency,
     WorkerSignal,
-    StatusCounter,
-    OpenTaskCounter,
+    TaskCounter,
     HourlyRollup,
     PageAnchor,
     SearchDocument,

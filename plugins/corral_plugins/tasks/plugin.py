@@ -1,4 +1,4 @@
-"""The plugin `tasks`: its manifest and what it contributes."""
+"""The plugin `tasks`: its manifest and its contributions."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from corral_plugins.tasks import events, hookspecs, jobs, models, settings
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tasks.routes import protocol
 from corral_plugins.tasks.routes import tasks as task_routes
-from corral_plugins.tasks.service import rollups
+from corral_plugins.tasks.service import metrics
 from corral_plugins.tasks.service.actions import Actions
 from corral_plugins.tasks.service.agent_tools import AgentTools, TaskTools
 from corral_plugins.tasks.service.claims import ClaimPayloads, Claims
 from corral_plugins.tasks.service.creation import Creation
-from corral_plugins.tasks.service.dependencies import Dependencies
 from corral_plugins.tasks.service.explain import Explanations
 from corral_plugins.tasks.service.leases import AttemptPrincipals, AttemptTokenAuthenticator, Leases
 from corral_plugins.tasks.service.logs import TaskLogs
+from corral_plugins.tasks.service.metrics import TaskMetrics
 from corral_plugins.tasks.service.outcomes import Outcomes
 from corral_plugins.tasks.service.queries import TaskQueries
-from corral_plugins.tasks.service.rollups import Record, TaskMetrics
+from corral_plugins.tasks.service.retention import Retention
 from corral_plugins.tasks.service.runs import Runs
+from corral_plugins.tasks.service.statistics import AttemptStatistics
 from corral_plugins.tasks.service.tasks import TasksService
 from corral_plugins.tasks.service.timers import DueTaskNotifier, Timers
 from corral_plugins.tasks.service.transitions import Transitions
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class TasksPlugin(Plugin):
-    """Tasks: what agents are asked to do, and how it went.
+    """Tasks: the work that agents are asked to do, and its results.
 
     A task is claimed by a worker under a lease, survives every crash, runs one attempt at a time, and always ends.
     """
@@ -52,8 +53,8 @@ class TasksPlugin(Plugin):
     requires = ("accounts", "agents", "workers")
     wants = ("admin", "cost", "llm", "secrets", "tools")
     permissions = (
-        Permission("tasks.read", "Read tasks, their logs and figures", holders=(*READERS, "agent")),
-        Permission("tasks.write", "Create tasks; change, cancel and end one's own", holders=(*WRITERS, "agent")),
+        Permission("tasks.read", "Read tasks, their logs and statistics", holders=(*READERS, "agent")),
+        Permission("tasks.write", "Create tasks; change, cancel and end own tasks", holders=(*WRITERS, "agent")),
         Permission("tasks.manage", "Change, cancel and end the tasks of others"),
         Permission("tasks.act", "Report on a task under its lease", holders=("worker", "agent")),
     )
@@ -65,13 +66,12 @@ class TasksPlugin(Plugin):
 
     async def start(self, runtime: Runtime) -> None:
         self._tools.bind(runtime.service(AgentTools))
-        runtime.supervise("alarm", runtime.service(DueTaskNotifier).run)
+        runtime.supervise("due tasks", runtime.service(DueTaskNotifier).run)
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
         parts = (
             Transitions,
-            Dependencies,
             Outcomes,
             ClaimPayloads,
             Claims,
@@ -85,6 +85,7 @@ class TasksPlugin(Plugin):
             Usages,
             Explanations,
             Timers,
+            Retention,
             DueTaskNotifier,
             AgentTools,
             AttemptPrincipals,
@@ -94,7 +95,7 @@ class TasksPlugin(Plugin):
             *(Provide(part, part) for part in parts),
             Provide(Tasks, TasksService),
             Provide(LeaseCallers, _lease_callers),
-            Provide(AgentRecord, Record),
+            Provide(AgentRecord, AttemptStatistics),
         ]
 
     @hookimpl
@@ -137,52 +138,54 @@ class TasksPlugin(Plugin):
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
-        metrics, statuses = self._metrics, {"status": models.STATUSES}
+        counted, statuses = self._metrics, {"status": models.STATUSES}
         return [
-            Metric(name="corral_tasks", help="Tasks by status.", labels=statuses, collect=rollups.tasks_by_status),
-            Metric(name="corral_queue_depth", help="Pending tasks.", collect=rollups.queue_depth),
+            Metric(
+                name="corral_tasks", help="Number of tasks by status.", labels=statuses, collect=metrics.tasks_by_status
+            ),
+            Metric(name="corral_queue_depth", help="Number of pending tasks.", collect=metrics.queue_depth),
             Metric(
                 name="corral_queue_oldest_seconds",
-                help="Wait of the oldest pending task.",
-                collect=rollups.oldest_seconds,
+                help="Waiting time of the oldest pending task.",
+                collect=metrics.oldest_seconds,
             ),
             Metric(
                 name="corral_task_attempts_total",
-                help="Ended attempts, by result.",
+                help="Ended attempts by result.",
                 kind="counter",
-                labels={"result": rollups.RESULTS},
-                collect=metrics.attempts,
+                labels={"result": metrics.RESULTS},
+                collect=counted.attempts,
             ),
             Metric(
                 name="corral_lease_reclaims_total",
-                help="Runs that ended without their worker.",
+                help="Leases that expired because their worker gave no sign of life.",
                 kind="counter",
-                collect=metrics.reclaims,
+                collect=counted.reclaims,
             ),
             Metric(
                 name="corral_task_stalls_total",
-                help="Runs that stalled, by kind.",
+                help="Stalled runs by kind.",
                 kind="counter",
-                labels={"kind": rollups.STALLS},
-                collect=metrics.stalls,
+                labels={"kind": metrics.STALLS},
+                collect=counted.stalls,
             ),
             Metric(
                 name="corral_task_duration_seconds",
-                help="From the start of a task's last attempt to its result.",
+                help="Time from the start of the last attempt of a task to its result.",
                 kind="histogram",
-                collect=metrics.durations.read,
+                collect=counted.durations.read,
             ),
             Metric(
                 name="corral_task_queue_seconds",
-                help="Wait of an attempt in the queue until it started.",
+                help="Time of an attempt in the queue until it started.",
                 kind="histogram",
-                collect=metrics.queueing.read,
+                collect=counted.queueing.read,
             ),
             Metric(
                 name="corral_task_cancel_seconds",
-                help="From the wish to cancel a run to its end.",
+                help="Time from the request to cancel a run to its end.",
                 kind="histogram",
-                collect=metrics.cancelling.read,
+                collect=counted.cancelling.read,
             ),
         ]
 

@@ -1,4 +1,4 @@
-"""What workers send about the runs they hold, and what they are answered."""
+"""The request and response bodies of the calls of workers on their runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Count = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 
 
 class Usage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What the attempt has used so far, beside its calls through the gateway; totals, so a repeat adds nothing."""
+    """The totals that the attempt has used so far, beside its calls through the gateway. A repeat adds nothing."""
 
     cost_usd: Annotated[float, Meta(ge=0, le=1_000_000)] | UnsetType = UNSET
     input_tokens: Count = 0
@@ -25,10 +25,10 @@ class Usage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class UsageItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One use of money outside the gateway.
+    """One expense outside the gateway.
 
-    `usage_key` names it for ever, in the whole installation: the same key again adds nothing. `input_tokens` exclude
-    those of the cache. Without `cost_usd` the price tables say what it cost.
+    `usage_key` is unique in the whole installation: the same key again adds nothing. `input_tokens` exclude those of
+    the cache. Without `cost_usd` the price tables determine the cost.
     """
 
     usage_key: Annotated[str, line(200)]
@@ -45,11 +45,11 @@ class UsageItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 Used = Usage | Annotated[list[UsageItem], Meta(max_length=100)]
-"""How workers tell usage: totals of the attempt, or single uses."""
+"""The usage that a worker reports: totals of the attempt, or single items."""
 
 
 class Artifact(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A thing that a run made: `file_id` of an uploaded file, or text of a `type` such as `diff`."""
+    """An artifact of a run: the `file_id` of an uploaded file, or text of a `type` such as `diff`."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)]
     file_id: Id | UnsetType = UNSET
@@ -58,13 +58,13 @@ class Artifact(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class OnLease(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Base of calls on a lease. It may also be named by the header `Corral-Lease`, or carried by the token."""
+    """Base of calls on a lease. The header `Corral-Lease` or the token may name the lease instead."""
 
     lease_id: Id | UnsetType = UNSET
 
 
 class Progress(OnLease, kw_only=True, forbid_unknown_fields=True):
-    """How far a run is. Equal `signature`s in a row are a loop."""
+    """The progress of a run. Several equal `signature`s in a row are a loop."""
 
     percent: Annotated[float, Meta(ge=0, le=100)] | None = None
     message: Annotated[str, Meta(max_length=500)] | None = None
@@ -73,9 +73,9 @@ class Progress(OnLease, kw_only=True, forbid_unknown_fields=True):
 
 
 class LogEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A line with the worker's own number."""
+    """A line of the log, numbered by the worker."""
 
-    seq: Annotated[int, Meta(ge=0, le=2**63 - 2)]  # the next one is kept too
+    seq: Annotated[int, Meta(ge=0, le=2**63 - 2)]  # the next number is stored as well
     ts: MomentIn
     level: Level = "info"
     message: ReportedText
@@ -88,20 +88,20 @@ class Logs(OnLease, kw_only=True, forbid_unknown_fields=True):
 
 
 class Checkpoint(OnLease, kw_only=True, forbid_unknown_fields=True):
-    """What the next attempt goes on from: at most 1 MiB of state."""
+    """The state that the next attempt resumes from, at most 1 MiB."""
 
     step: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     state: Any
 
 
 class SecretUse(OnLease, kw_only=True, forbid_unknown_fields=True):
-    """What a secret is wanted for; it is written into the audit log."""
+    """The purpose of an access to a secret, for the audit log."""
 
     purpose: Annotated[str, line(500, 0)] | None = None
 
 
 class Complete(OnLease, kw_only=True, forbid_unknown_fields=True):
-    """The result: at most 256 KiB. `memories` are kept by the plugin agent_memory."""
+    """The result of a run, at most 256 KiB. The plugin agent_memory stores `memories`."""
 
     result: Any = None
     artifacts: Annotated[list[Artifact], Meta(max_length=100)] | UnsetType = UNSET
@@ -110,14 +110,14 @@ class Complete(OnLease, kw_only=True, forbid_unknown_fields=True):
 
 
 class ReportedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What went wrong; of the message 4 KiB are kept."""
+    """The error of a run; 4 KiB of the message are stored."""
 
     type: Annotated[str, Meta(min_length=1, max_length=100)]
     message: Annotated[str, Meta(max_length=65536)] = ""
 
 
 class Fail(OnLease, kw_only=True, forbid_unknown_fields=True):
-    """A failure. `retryable` false wins over every policy."""
+    """A failure of a run. If `retryable` is false, no policy retries it."""
 
     error: ReportedError
     retryable: bool = True
@@ -125,7 +125,7 @@ class Fail(OnLease, kw_only=True, forbid_unknown_fields=True):
 
 
 class AskedInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a person should enter; `schema` is a JSON Schema of at most 32 KiB."""
+    """A question to a person; `schema` is the JSON Schema of the answer, at most 32 KiB."""
 
     prompt: Annotated[str, Meta(min_length=1, max_length=16384)]
     schema: dict[str, Any] | None = None
@@ -133,7 +133,7 @@ class AskedInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class WaitFor(OnLease, kw_only=True, forbid_unknown_fields=True):
-    """One of `approval`, `approval_id`, `input`; with a checkpoint if there is one to keep."""
+    """The reason to wait, one of `approval`, `approval_id` and `input`, with a checkpoint if there is one."""
 
     approval: dict[str, Any] | None = None
     approval_id: Id | None = None
@@ -170,13 +170,13 @@ class Renewed(msgspec.Struct, kw_only=True):
 
 
 class LogsTaken(msgspec.Struct, kw_only=True):
-    """How many lines were new, and the number to go on with."""
+    """The number of new lines, and the number of the next line."""
 
     accepted: int
     next_seq: int
 
 
 class CheckpointTaken(msgspec.Struct, kw_only=True):
-    """The step that is stored."""
+    """The stored step."""
 
     step: int

@@ -1,4 +1,4 @@
-"""The settings of tasks, and the policies that follow from task, agent and settings, in this order."""
+"""The settings of tasks, and the policies that follow from the task, its agent and the settings, in this order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_ATTEMPTS = Setting(
     env="CORRAL_TASK_MAX_ATTEMPTS",
     kind=int,
     default=3,
-    title="Attempts of a task",
+    title="Maximum number of attempts",
     minimum=1,
     maximum=100,
 )
@@ -28,10 +28,15 @@ BACKOFF_INITIAL = Setting(
     maximum=3600,
 )
 BACKOFF_FACTOR = Setting(
-    name="tasks.backoff_factor", kind=float, default=2.0, title="Growth of the delay", minimum=1, maximum=10
+    name="tasks.backoff_factor", kind=float, default=2.0, title="Growth factor of the delay", minimum=1, maximum=10
 )
 BACKOFF_MAX = Setting(
-    name="tasks.backoff_max_seconds", kind=float, default=600.0, title="Longest delay", minimum=1, maximum=86_400
+    name="tasks.backoff_max_seconds",
+    kind=float,
+    default=600.0,
+    title="Maximum delay between attempts",
+    minimum=1,
+    maximum=86_400,
 )
 BACKOFF_JITTER = Setting(
     name="tasks.backoff_jitter", kind=float, default=0.1, title="Random part of the delay", minimum=0, maximum=1
@@ -41,7 +46,7 @@ LEASE_SECONDS = Setting(
     env="CORRAL_TASK_LEASE_SECONDS",
     kind=int,
     default=60,
-    title="Life of a lease without a sign of life",
+    title="Lifetime of a lease without a renewal",
     minimum=10,
     maximum=3600,
 )
@@ -49,7 +54,7 @@ ACK_SECONDS = Setting(
     name="tasks.ack_seconds",
     kind=int,
     default=30,
-    title="Time in which a claimed task must start",
+    title="Time for a worker to start a claimed task",
     minimum=5,
     maximum=600,
 )
@@ -57,7 +62,7 @@ CANCEL_GRACE = Setting(
     name="tasks.cancel_grace_seconds",
     kind=int,
     default=60,
-    title="Time a worker has to end a cancelled run",
+    title="Time for a worker to end a cancelled run",
     minimum=1,
     maximum=3600,
 )
@@ -68,7 +73,7 @@ STALL_SECONDS = Setting(
     name="tasks.stall_seconds",
     kind=int,
     default=900,
-    title="Idle time after which a run is stalled (0: never)",
+    title="Idle time after which a run counts as stalled (0: never)",
     minimum=0,
     maximum=86_400,
 )
@@ -76,18 +81,23 @@ LOOP_REPEATS = Setting(
     name="tasks.loop_repeats",
     kind=int,
     default=6,
-    title="Equal steps in a row that count as a loop",
+    title="Number of equal steps in a row that counts as a loop",
     minimum=2,
     maximum=50,
 )
 CRASH_LIMIT = Setting(
-    name="tasks.crash_limit", kind=int, default=3, title="Lost leases in a row that end a task", minimum=1, maximum=10
+    name="tasks.crash_limit",
+    kind=int,
+    default=3,
+    title="Number of lost leases in a row that fails a task",
+    minimum=1,
+    maximum=10,
 )
 AGING_SECONDS = Setting(
     name="tasks.aging_seconds",
     kind=int,
     default=600,
-    title="Waiting that raises the priority by one (0: off)",
+    title="Waiting time that raises the priority by one (0: off)",
     minimum=0,
     maximum=86_400,
 )
@@ -95,7 +105,7 @@ FAIR_SHARE = Setting(
     name="tasks.fair_share",
     kind=float,
     default=1.0,
-    title="Share of the running tasks above which a person's tasks wait",
+    title="Share of the running tasks above which the tasks of a person wait",
     minimum=0.1,
     maximum=1,
 )
@@ -103,7 +113,7 @@ MAX_OPEN = Setting(
     name="tasks.max_open_per_user",
     kind=int,
     default=100_000,
-    title="Unfinished tasks of one person",
+    title="Maximum number of unfinished tasks per person",
     minimum=1,
     maximum=1_000_000,
 )
@@ -111,7 +121,7 @@ RETENTION_DAYS: Setting[int | None] = Setting(
     name="tasks.retention_days",
     kind=int,
     default=None,
-    title="Days that ended tasks are kept (null: for ever)",
+    title="Days to keep ended tasks (null: forever)",
     minimum=1,
     maximum=3650,
 )
@@ -135,21 +145,20 @@ ALL: tuple[Setting[Any], ...] = (
     RETENTION_DAYS,
 )
 
-# Declared by the plugin `workers`; here it is only read, by name.
+# The plugin `workers` declares this setting; tasks only reads it, by name.
 ACCEPT_LATE_RESULTS = Setting(
     name="workers.accept_late_results",
     kind=bool,
     default=False,
-    title="Count a result that comes while a person's cancellation waits as completed",
+    title="Accept a result that arrives while a person's cancellation is pending, and complete the task",
 )
 
 
-def retry_policy(settings: Settings, own: str | None, agents: dict[str, Any] | None) -> RetryPolicy:
-    """The policy that rules: the task's (JSON text), else the agent's, else the settings'."""
-    if own is not None:
-        return msgspec.json.decode(own, type=RetryPolicy)
-    if agents is not None:
-        return msgspec.convert(agents, RetryPolicy)
+def retry_policy(settings: Settings, *given: dict[str, Any] | None) -> RetryPolicy:
+    """The first policy that is given, in the order task, agent; the policy of the settings when none is."""
+    for policy in given:
+        if policy is not None:
+            return msgspec.convert(policy, RetryPolicy)
     return RetryPolicy(
         max_attempts=settings.get(MAX_ATTEMPTS),
         initial_seconds=settings.get(BACKOFF_INITIAL),
@@ -159,22 +168,21 @@ def retry_policy(settings: Settings, own: str | None, agents: dict[str, Any] | N
     )
 
 
-def stall_policy(settings: Settings, own: str | None, agents: dict[str, Any] | None) -> StallPolicy:
-    """The same for stalls."""
-    if own is not None:
-        return msgspec.json.decode(own, type=StallPolicy)
-    if agents is not None:
-        return msgspec.convert(agents, StallPolicy)
+def stall_policy(settings: Settings, *given: dict[str, Any] | None) -> StallPolicy:
+    """The first policy that is given, in the order task, agent; the policy of the settings when none is."""
+    for policy in given:
+        if policy is not None:
+            return msgspec.convert(policy, StallPolicy)
     return StallPolicy(stall_seconds=settings.get(STALL_SECONDS), loop_repeats=settings.get(LOOP_REPEATS))
 
 
 def delay_seconds(policy: RetryPolicy, attempt: int) -> float:
-    """How long to wait after attempt number `attempt` failed."""
+    """The delay after the failure of attempt number `attempt`."""
     if policy.backoff == "fixed":
         delay = policy.initial_seconds
     elif policy.backoff == "linear":
         delay = policy.initial_seconds * attempt
     else:
         delay = policy.initial_seconds * min(policy.factor ** (attempt - 1), 1e9)
-    jitter = 1 + policy.jitter * (2 * random.random() - 1)  # noqa: S311  (spreads load, guards nothing)
+    jitter = 1 + policy.jitter * (2 * random.random() - 1)  # noqa: S311  (the jitter spreads load; it is no secret)
     return float(min(policy.max_seconds, delay) * jitter)

@@ -1,23 +1,18 @@
-"""Bodies and answers of the routes of tasks."""
+"""The request and response bodies of the task routes."""
 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral import clock
 from corral.http.page import PageQuery
-from corral.schema.fields import Id, Instant, MomentIn, Slug, Tags
-from corral_plugins.tasks.api import (
-    Priority,
-    RetryPolicy,
-    ReviewPolicy,
-    StallPolicy,
-    ToolName,
-)
+from corral.schema.fields import Id, Instant, MomentIn
+from corral_plugins.tasks.api import NewTask, Priority
 
 Status = Literal[
     "blocked", "pending", "assigned", "running", "waiting", "cancelling", "completed", "failed", "cancelled"
@@ -27,38 +22,41 @@ ReportedText = Annotated[str, Meta(max_length=16384)]
 Reason = Annotated[str, Meta(max_length=500)]
 
 
-class TaskPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What an owner changes; absent fields stay."""
+def _patch_of(shape: type[msgspec.Struct], *, required: tuple[str, ...]) -> Any:
+    """The shape whose fields may all be absent. Fields in `required` cannot be null."""
+    fields: list[tuple[str, Any, Any]] = []
+    for field in msgspec.structs.fields(shape):
+        is_required = field.name in required
+        kinds = [each for each in get_args(field.type) if not (is_required and each is NoneType)]
+        kind = Union[tuple(kinds)] if get_origin(field.type) in (Union, UnionType) else field.type  # noqa: UP007
+        fields.append((field.name, kind | UnsetType, UNSET))
+    fields.append(("status", Any, UNSET))  # refused: states change by actions
+    return msgspec.defstruct(
+        "TaskPatch",
+        fields,
+        namespace={"__doc__": "The fields to change; absent fields stay."},
+        module=__name__,
+        kw_only=True,
+        forbid_unknown_fields=True,
+    )
 
-    title: Annotated[str, Meta(min_length=1, max_length=200)] | UnsetType = UNSET
-    description: Annotated[str, Meta(max_length=16384)] | UnsetType = UNSET
-    instructions: Annotated[str, Meta(max_length=65536)] | UnsetType = UNSET
-    input: dict[str, Any] | UnsetType = UNSET
-    priority: Priority | UnsetType = UNSET
-    agent_id: Id | UnsetType | None = UNSET
-    agent_role: Slug | UnsetType | None = UNSET
-    deadline: MomentIn | UnsetType | None = UNSET
-    required_tools: Annotated[list[ToolName], Meta(max_length=50)] | UnsetType = UNSET
-    allowed_tools: Annotated[list[ToolName], Meta(max_length=100)] | UnsetType | None = UNSET
-    depends_on: Annotated[list[Id], Meta(max_length=50)] | UnsetType = UNSET
-    available_at: MomentIn | UnsetType = UNSET
-    timeout_seconds: Annotated[int, Meta(ge=10, le=604_800)] | UnsetType = UNSET
-    queue_timeout_seconds: Annotated[int, Meta(ge=10, le=2592000)] | UnsetType | None = UNSET
-    max_cost_usd: Annotated[float, Meta(ge=0, le=1000000000)] | UnsetType | None = UNSET
-    retry_policy: RetryPolicy | UnsetType | None = UNSET
-    stall_policy: StallPolicy | UnsetType | None = UNSET
-    output_schema: dict[str, Any] | UnsetType | None = UNSET
-    review_policy: ReviewPolicy | UnsetType | None = UNSET
-    tags: Tags | UnsetType = UNSET
-    metadata: dict[str, Any] | UnsetType = UNSET
-    status: Any | UnsetType = UNSET  # refused: states change by actions
+
+if TYPE_CHECKING:
+
+    class TaskPatch(NewTask):
+        """The fields to change; absent fields stay."""
+
+        status: Any
+
+else:
+    TaskPatch = _patch_of(NewTask, required=("available_at", "timeout_seconds"))
 
 
 class TaskQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list. Repeated values mean any of them; `status` is the same as `status_filter`.
+    """Filters of the list. A repeated filter matches any of its values; `status` is the same as `status_filter`.
 
-    `search`: tasks with words in title or description that begin with each of its words, without regard to case. Of
-    the matches the newest 10,000 are counted, and combined with other filters.
+    `search` finds tasks whose title or description has words that begin with each of its words, ignoring case. It
+    counts the newest 10,000 matches, and combines these with other filters.
     """
 
     status_filter: list[Status] | UnsetType = UNSET
@@ -78,25 +76,25 @@ class TaskQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class GetQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """`wait`: seconds to wait for the task's end."""
+    """`wait` is the number of seconds to wait for the end of the task."""
 
     wait: Annotated[float, Meta(ge=0, le=55)] = 0
 
     @cached_property
     def until(self) -> float:
-        """Until when it waits, counted from the first look; a long poll runs again with the same query."""
+        """The end of the wait in epoch seconds, counted from the first run of the long poll."""
         return clock.time_s() + self.wait
 
 
 class StatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Only tasks created since then, or of this agent."""
+    """Filters of the statistics: tasks created since an instant, tasks of one agent."""
 
     since: MomentIn | UnsetType = UNSET
     agent_id: Id | UnsetType = UNSET
 
 
 class LogQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """Lines of one attempt (default: the latest) after `after`; `wait`: seconds to wait for more."""
+    """Lines of one attempt (the latest by default) after `after`. `wait` is the number of seconds to wait for more."""
 
     fence: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
     after: Annotated[int, Meta(ge=-1)] = -1
@@ -106,12 +104,12 @@ class LogQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=Tr
 
     @cached_property
     def until(self) -> float:
-        """Until when it waits, counted from the first look."""
+        """The end of the wait in epoch seconds, counted from the first run of the long poll."""
         return clock.time_s() + self.wait
 
 
 class Stats(msgspec.Struct, kw_only=True):
-    """Figures of all tasks; rate and averages are of the last 24 hours, by whole hours."""
+    """Statistics of tasks. The rate and the averages cover the last 24 hours, counted by whole hours."""
 
     total: int
     by_status: dict[str, int]
@@ -123,34 +121,34 @@ class Stats(msgspec.Struct, kw_only=True):
     waiting_for: dict[str, int]
 
 
-class Because(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Why; kept with the change."""
+class CancelRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The reason of a change."""
 
     reason: Reason | None = None
 
 
-class Retry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`from_checkpoint` false: the next attempt begins anew."""
+class RetryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Without `from_checkpoint` the next attempt starts from the beginning."""
 
     from_checkpoint: bool = True
     reason: Reason | None = None
 
 
 class NewComment(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A remark for the next claim and for people."""
+    """A comment for people and for the next claim."""
 
     body: ReportedText
     lease_id: Id | UnsetType = UNSET
 
 
-class GivenInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The answer to what the task waits for."""
+class InputAnswer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The answer to the question that the task waits for."""
 
     input: Any
 
 
 class CommentView(msgspec.Struct, kw_only=True):
-    """A remark; `author` is `{type, id}`."""
+    """A comment; `author` is `{type, id}`."""
 
     id: str
     author: dict[str, str]
@@ -159,7 +157,10 @@ class CommentView(msgspec.Struct, kw_only=True):
 
 
 class AttemptView(msgspec.Struct, kw_only=True):
-    """One claim of a task. `counted`: it used an attempt. `tainted`: it received content of these sources."""
+    """An attempt, which is one claim of a task. `counted` says whether it used an attempt of the retry policy.
+
+    A `tainted` attempt has received untrusted content of `taint_sources`.
+    """
 
     id: str
     fence: int
@@ -190,7 +191,7 @@ class LogView(msgspec.Struct, kw_only=True):
 
 
 class Condition(msgspec.Struct, kw_only=True):
-    """One thing that a claim asks for. `unblock` says what to do, `href` where."""
+    """One condition of a claim. `unblock` says how to meet it, `href` where."""
 
     code: str
     ok: bool
@@ -200,7 +201,7 @@ class Condition(msgspec.Struct, kw_only=True):
 
 
 class Explanation(msgspec.Struct, kw_only=True):
-    """Why a task runs, does not run, or how it ended."""
+    """The reasons why a task runs or does not run, or how it ended."""
 
     status: str
     claimable: bool

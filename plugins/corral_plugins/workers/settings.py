@@ -35,7 +35,7 @@ ACCEPT_LATE_RESULTS = Setting(
     name="workers.accept_late_results",
     kind=bool,
     default=False,
-    title="Count a result that comes while a person's cancellation waits as completed",
+    title="Accept a result that arrives while a person's cancellation is pending, and complete the task",
 )
 PRUNE_DAYS: Setting[int | None] = Setting(
     name="workers.prune_days",

@@ -40,7 +40,7 @@ async def test_what_is_refused_sees_no_connection(make_egress: MakeEgress) -> No
             await client.get(receiver.url)
         assert receiver.connections == 0
     assert refusal.value.code == "egress.address"
-    assert "127.0.0.1 is or leads" in refusal.value.reason
+    assert "127.0.0.1 is or resolves" in refusal.value.reason
     assert egress.requests["webhook", "blocked"] == 1
 
 

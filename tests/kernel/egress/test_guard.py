@@ -15,10 +15,10 @@ from corral.egress.client import Egress
 from corral.egress.guard import (
     DENIED,
     EgressBlocked,
+    EgressGuard,
     Exempt,
-    Guard,
     Policy,
-    folded,
+    canonical_address,
     read_exempt,
     read_host,
     read_url,
@@ -44,7 +44,7 @@ SPELLINGS = (
 )
 
 
-def judge(guard: Guard, host: str, port: int, *addresses: str, **policy: Any) -> str | None:
+def judge(guard: EgressGuard, host: str, port: int, *addresses: str, **policy: Any) -> str | None:
     """The code of the refusal, None when it is allowed."""
     rules = Policy(**policy)
     try:
@@ -71,8 +71,8 @@ def test_public_addresses_are_allowed(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["10.1.2.3", "100.64.0.1", "172.16.9.9", "192.168.1.1", "fd12:3456::1"])
 def test_the_internal_profile_opens_private_ranges(text: str) -> None:
-    assert refused(folded(text), "public")
-    assert not refused(folded(text), "internal")
+    assert refused(canonical_address(text), "public")
+    assert not refused(canonical_address(text), "internal")
 
 
 @pytest.mark.parametrize(
@@ -95,30 +95,30 @@ def test_the_internal_profile_opens_private_ranges(text: str) -> None:
     ],
 )
 def test_the_internal_profile_refuses_what_is_no_neighbour(text: str) -> None:
-    assert refused(folded(text), "internal")
+    assert refused(canonical_address(text), "internal")
 
 
 def test_one_refused_address_refuses_all() -> None:
-    assert judge(Guard(), "mixed.example", 443, "93.184.216.34", "10.0.0.1") == "egress.address"
-    assert judge(Guard(), "mixed.example", 443, "93.184.216.34", "2606:4700::1111") is None
+    assert judge(EgressGuard(), "mixed.example", 443, "93.184.216.34", "10.0.0.1") == "egress.address"
+    assert judge(EgressGuard(), "mixed.example", 443, "93.184.216.34", "2606:4700::1111") is None
 
 
 @pytest.mark.parametrize("port", [0, 1, 21, 22, 25, 53, 81, 110, 442, 444, 1023, 65536, -1])
 def test_ports_of_system_services_are_refused(port: int) -> None:
-    assert judge(Guard(), "1.1.1.1", port) == "egress.port"
+    assert judge(EgressGuard(), "1.1.1.1", port) == "egress.port"
 
 
 @pytest.mark.parametrize("port", [22, 25, 465, 587])
 def test_ports_of_mail_and_ssh_are_open_to_their_profile_only(port: int) -> None:
-    assert judge(Guard(), "10.0.0.1", port, profile="internal") is None
-    assert judge(Guard(), "127.0.0.1", port, profile="internal") == "egress.address"
-    assert judge(Guard(), "1.1.1.1", port) == "egress.port"
-    assert judge(Guard(), "10.0.0.1", 23, profile="internal") == "egress.port"
+    assert judge(EgressGuard(), "10.0.0.1", port, profile="internal") is None
+    assert judge(EgressGuard(), "127.0.0.1", port, profile="internal") == "egress.address"
+    assert judge(EgressGuard(), "1.1.1.1", port) == "egress.port"
+    assert judge(EgressGuard(), "10.0.0.1", 23, profile="internal") == "egress.port"
 
 
 @pytest.mark.parametrize("port", [80, 443, 1024, 8080, 65535])
 def test_ports_of_web_servers_are_open(port: int) -> None:
-    assert judge(Guard(), "1.1.1.1", port) is None
+    assert judge(EgressGuard(), "1.1.1.1", port) is None
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_exceptions_are_read(text: str, exempt: Exempt) -> None:
 )
 def test_other_exceptions_stop_the_start_with_one_line(text: str) -> None:
     with pytest.raises(Refused) as refusal:
-        Guard([text])
+        EgressGuard([text])
     assert len(refusal.value.faults) == 1
     assert text in refusal.value.faults[0]
 
@@ -204,7 +204,7 @@ def test_a_bad_configuration_stops_the_start_with_one_line(variable: str, value:
 
 
 def test_an_exception_opens_its_port_and_no_other() -> None:
-    guard = Guard(["127.0.0.1:9000", "10.0.0.0/8:25", "intern.example:22"])
+    guard = EgressGuard(["127.0.0.1:9000", "10.0.0.0/8:25", "intern.example:22"])
     assert judge(guard, "127.0.0.1", 9000) is None
     assert judge(guard, "127.0.0.1", 9001) == "egress.address"
     assert judge(guard, "any.example", 9000, "127.0.0.1") is None  # the address counts, whatever names it
@@ -216,13 +216,13 @@ def test_an_exception_opens_its_port_and_no_other() -> None:
 
 def test_what_the_operator_configured_may_be_private() -> None:
     operator = frozenset({("10.0.0.7", 11434)})
-    assert judge(Guard(), "10.0.0.7", 11434, operator=operator) is None
-    assert judge(Guard(), "10.0.0.7", 11435, operator=operator) == "egress.address"
-    assert judge(Guard(), "10.0.0.8", 11434, operator=operator) == "egress.address"
+    assert judge(EgressGuard(), "10.0.0.7", 11434, operator=operator) is None
+    assert judge(EgressGuard(), "10.0.0.7", 11435, operator=operator) == "egress.address"
+    assert judge(EgressGuard(), "10.0.0.8", 11434, operator=operator) == "egress.address"
 
 
 def test_a_childs_client_reaches_the_child_while_it_lives_and_nothing_else() -> None:
-    guard, child = Guard(), ("127.0.0.1", 40123)
+    guard, child = EgressGuard(), ("127.0.0.1", 40123)
     assert judge(guard, *child, child=child) == "egress.address"
     guard.children.add(child)
     assert judge(guard, *child, child=child) is None
@@ -235,18 +235,18 @@ def test_a_childs_client_reaches_the_child_while_it_lives_and_nothing_else() -> 
 def test_every_spelling_of_a_denied_address_is_refused(network: Any, data: Any, spelling: Any) -> None:
     number = data.draw(st.integers(int(network.network_address), int(network.broadcast_address)))
     host = read_host(spelling(number))
-    assert judge(Guard(), host, 80, *asyncio.run(resolve(host, 80))) == "egress.address"
+    assert judge(EgressGuard(), host, 80, *asyncio.run(resolve(host, 80))) == "egress.address"
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_mapped_addresses_are_judged_as_what_they_stand_for(number: int) -> None:
     plain, mapped = ipaddress.IPv4Address(number), ipaddress.IPv6Address((0xFFFF << 32) + number)
-    assert refused(plain, "public") == refused(folded(str(mapped)), "public")
+    assert refused(plain, "public") == refused(canonical_address(str(mapped)), "public")
 
 
 def test_corrals_own_listeners_are_refused_under_every_address_of_the_machine() -> None:
-    guard = Guard()
+    guard = EgressGuard()
     guard.listeners.update({("0.0.0.0", 8000), ("127.0.0.1", 8001)})
     for port, address in ((8000, "127.0.0.1"), (8000, "127.0.0.9"), (8000, "::ffff:127.0.0.1"), (8001, "127.0.0.1")):
         with pytest.raises(EgressBlocked) as refusal:

@@ -1,4 +1,4 @@
-"""A kernel with costs, and the money that was spent in it."""
+"""A kernel with the plugin `cost`, and helpers to record and read costs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from corral_plugins.cost.api import Charged, Cost, Spent
 
 
 class Books:
-    """`cost` as other plugins use it, and people who read."""
+    """The service `Cost`, and users who read its reports."""
 
     kit: Kit
     admin: Client
@@ -27,17 +27,17 @@ class Books:
 
     @property
     def cost(self) -> Cost:
-        """The service."""
+        """The service `Cost`."""
         container: Any = self.kit.kernel.container
         service: Cost = container.get(Cost)
         return service
 
     async def work(self, fn: Callable[[], Any]) -> Any:
-        """Run in a unit."""
+        """Run a function in a unit."""
         return await self.kit.kernel.database.work(fn)
 
     async def settle(self, usd: str | None = None, *, free: bool = False, **given: Any) -> Charged:
-        """Write an event, by default of a model that no table knows, with a reported cost or none."""
+        """Record an event with a reported cost or none, by default of a model that the price table lacks."""
         self._n += 1
         named = {"usage_key": f"key-{self._n}", "provider": "acme", "model": "one", **given}
         spent = Spent(cost_usd=None if usd is None else Decimal(usd), **named)
@@ -45,12 +45,12 @@ class Books:
         return charged
 
     async def pass_days(self, days: float) -> None:
-        """Let time pass; people sign in again."""
+        """Advance the clock; the users sign in again."""
         clock.travel(days * 86_400)
         self.admin, self.member = [await self.kit.sign_in(who.user["email"]) for who in (self.admin, self.member)]
 
     async def read(self, path: str, *, by: Client | None = None) -> Any:
-        """A page of `/cost`, by default as the member sees it."""
+        """Get a path below `/cost`, by default as the member."""
         answer = await (by or self.member).get(f"/cost/{path}")
         assert answer.status == 200, answer
         return answer.json()
@@ -58,5 +58,5 @@ class Books:
 
 @pytest.fixture
 async def books(make_kit: Callable[..., Any]) -> Books:
-    """On each engine, without any other plugin."""
+    """A kernel on each engine, without other plugins."""
     return await Books().build(await make_kit(plugins=["cost"]))

@@ -1,4 +1,4 @@
-"""What costs promise. 9 is in test_scale.py.
+"""The promises of cost accounting. 9 is in test_scale.py.
 
 Waiting for part D (budgets, reservations, alerts): 1, 2, 5, 7, 8 and the reservations of 3. Waiting for the plugin
 workflows: `/cost/by-workflow`; for code_reviews: rejected reviews in `wasted_usd`.
@@ -19,7 +19,7 @@ from corral_plugins.cost.service.day_buckets import day_of
 
 
 async def test_cost_1_after_settling_the_sum_of_events_equals_the_counters(books: Any) -> None:
-    """The part of 1 that is about events: parallel calls, and keys that arrive twice."""
+    """Covers the part of 1 about events: parallel calls, and repeated keys."""
     tasks, agents = [new_id() for _ in range(3)], [new_id() for _ in range(2)]
     charges = [
         books.settle(
@@ -50,7 +50,7 @@ async def test_cost_1_after_settling_the_sum_of_events_equals_the_counters(books
 
 
 async def test_cost_3_no_event_is_lost_and_none_double(books: Any) -> None:
-    """The part of 3 that is about events: what settles again after a crash is the same event."""
+    """Covers the part of 3 about events: settling again after a crash returns the same event."""
 
     def crash() -> None:
         books.cost.settle(Spent(usage_key="call", provider="local", model="m", input_tokens=5))

@@ -1,4 +1,4 @@
-"""Cost events: written once, seen by whom they concern, kept as long as it is set."""
+"""Cost events: recorded once, visible to the right users, and kept for the configured time."""
 
 from __future__ import annotations
 

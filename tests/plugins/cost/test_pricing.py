@@ -1,4 +1,4 @@
-"""Which price holds, and what it comes to."""
+"""Which price applies, and the resulting cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Summaries and breakdowns: days in every zone, names, order, and what failed work cost."""
+"""Summaries and breakdowns: days of time zones, names, order, and wasted costs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ZONES = ("UTC", "Europe/Berlin", "Asia/Kathmandu", "America/St_Johns", "Australi
 
 
 def at(instant: str) -> None:
-    """Make it this time."""
+    """Set the clock."""
     clock.travel(clock.parse_instant(instant) - clock.time_s())
 
 
@@ -167,7 +167,7 @@ async def test_every_report_is_there_before_the_first_event(books: Books, path: 
 
 
 async def told(world: World, after: int = 0) -> int:
-    """Let the subscriber hear what has happened; where the log is."""
+    """Feed new events to the subscriber; returns the position in the event log."""
     events: list[Record] = await world.kit.events(after=after)
     for event in events:
         if event.type in rollups.OUTCOME_EVENTS:

@@ -1,4 +1,4 @@
-"""Reads do not grow with the number of events: 9 of "Done when"."""
+"""The time of reads does not grow with the number of events: promise 9."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ READS = (
 
 
 async def _check(books: Books, *, rounds: int, limit_seconds: float) -> None:
-    """Every read by a member, whose events are not those of all, and by the admin what is the admin's."""
+    """Every read of a member, who sees only some events, and the reads of the admin."""
     (some, *_) = (await books.read("by-agent?days=365"))["items"]
     for path in (*READS, f"daily?days=365&agent_id={some['agent_id']}", f"events?agent_id={some['agent_id']}"):
         await books.read(path)  # the first of a kind compiles its statement

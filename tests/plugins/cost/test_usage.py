@@ -1,4 +1,4 @@
-"""What workers spend outside the gateway becomes cost events, and stays the task's own tally."""
+"""Costs of workers outside the gateway become cost events and count for the task."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ITEM = {
 
 
 class Place(World):
-    """A world with costs."""
+    """A world with the plugin `cost`."""
 
     books: Books
 
@@ -34,12 +34,12 @@ class Place(World):
         return self
 
     async def events(self, task_id: str) -> list[Any]:
-        """Its cost events, oldest first."""
+        """Return the task's cost events, oldest first."""
         items: list[Any] = (await self.books.read(f"events?task_id={task_id}"))["items"]
         return items[::-1]
 
     async def tally(self, task_id: str) -> tuple[Any, ...]:
-        """`(usd, unpriced tokens, input, output, calls)` of the task, which the sums must agree with."""
+        """Return `(usd, unpriced tokens, input, output, calls)` of the task, which must agree with the rollups."""
         cost = (await self.read(task_id))["cost"]
         spent = await self.books.work(lambda: self.books.cost.spent_on_task(task_id))
         assert spent == round(cost["cost_usd"] * 1e6)

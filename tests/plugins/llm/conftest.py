@@ -1,4 +1,4 @@
-"""A provider's server on loopback that answers as it is told, and Corral on a real socket."""
+"""A fake provider server on loopback with scripted behaviours, and Corral on a real socket."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.settings import TOTAL_TIMEOUT_SECONDS
 
 KEY = "sk-upstream-9f8e7d6c5b4a3210"
-"""What the provider's server is called with."""
+"""The API key that the provider server is called with."""
 
 
 class Request:
-    """What the server was asked."""
+    """A request to the server."""
 
     def __init__(self, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
         self.method, self.path, self.headers = method, path, headers
@@ -28,7 +28,7 @@ class Request:
 
 
 class Exchange:
-    """One request and its answer. `gone` is set when the client leaves before the answer is complete."""
+    """A request and its response. `gone` is set if the client disconnects before the response is complete."""
 
     def __init__(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.request, self._reader, self._writer = request, reader, writer
@@ -43,7 +43,7 @@ class Exchange:
                 self.gone.set()
 
     async def json(self, body: Any, status: int = 200, **headers: str) -> None:
-        """Answer with JSON."""
+        """Respond with JSON."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         lines = [f"HTTP/1.1 {status} X", "content-type: application/json", f"content-length: {len(data)}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -56,14 +56,14 @@ class Exchange:
         await self._writer.drain()
 
     async def event(self, data: Any, name: str | None = None) -> None:
-        """Send one."""
+        """Send an event."""
         text = data if isinstance(data, str) else json.dumps(data)
         self._writer.write(f"{f'event: {name}{chr(10)}' if name else ''}data: {text}\n\n".encode())
         with contextlib.suppress(ConnectionError):
             await self._writer.drain()
 
     async def close(self) -> None:
-        """The answer is complete."""
+        """Complete the response."""
         self._watching.cancel()
         self._writer.close()
         with contextlib.suppress(ConnectionError):
@@ -74,7 +74,7 @@ Behaviour = Callable[[Exchange], Awaitable[None]]
 
 
 class Upstream:
-    """`behaviours` answer the next requests, one each; then `otherwise` does."""
+    """A provider server. Each of `behaviours` responds to one request; then `otherwise` responds to all."""
 
     def __init__(self) -> None:
         self.exchanges: list[Exchange] = []
@@ -87,11 +87,11 @@ class Upstream:
 
     @property
     def requests(self) -> list[Request]:
-        """What was asked, oldest first."""
+        """The requests, oldest first."""
         return [exchange.request for exchange in self.exchanges]
 
     async def asked(self, times: int = 1) -> None:
-        """Return when it was asked so often."""
+        """Return when the server has received this many requests."""
         async with self._news:
             await self._news.wait_for(lambda: len(self.exchanges) >= times)
 
@@ -102,7 +102,7 @@ class Upstream:
         return self
 
     async def stop(self) -> None:
-        """End, whatever hangs."""
+        """Stop the server, even with open connections."""
         assert self._server is not None
         self._server.close()
         for task in self._tasks:
@@ -132,7 +132,7 @@ class Upstream:
 
 
 def completion(text: str, **more: Any) -> dict[str, Any]:
-    """OpenAI's answer."""
+    """A chat completion in OpenAI's format."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
     head = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "served-1"}
@@ -140,7 +140,7 @@ def completion(text: str, **more: Any) -> dict[str, Any]:
 
 
 def chunk(text: str | None, finish: str | None = None, **more: Any) -> dict[str, Any]:
-    """One chunk of it."""
+    """A chunk of a chat completion."""
     choice = {"index": 0, "delta": {} if text is None else {"content": text}, "finish_reason": finish}
     return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice], **more}
 
@@ -156,7 +156,7 @@ USAGE = {
 
 
 def says(text: str, **more: Any) -> Behaviour:
-    """Answer a completion, streamed if it was asked for so."""
+    """Respond with a completion, streamed if the request asks for it."""
 
     async def behave(exchange: Exchange) -> None:
         if exchange.request.body and exchange.request.body.get("stream"):
@@ -168,7 +168,7 @@ def says(text: str, **more: Any) -> Behaviour:
 
 
 def streams(*words: str, pause: float = 0.0, end: bool = True) -> Behaviour:
-    """Stream these texts."""
+    """Respond with a stream of these texts."""
 
     async def behave(exchange: Exchange) -> None:
         await exchange.begin()
@@ -184,7 +184,7 @@ def streams(*words: str, pause: float = 0.0, end: bool = True) -> Behaviour:
 
 
 def refuses(status: int, message: str = "no", **headers: str) -> Behaviour:
-    """Answer an error."""
+    """Respond with an error."""
 
     async def behave(exchange: Exchange) -> None:
         await exchange.json({"error": {"message": message, "type": "x"}}, status, **headers)
@@ -193,12 +193,12 @@ def refuses(status: int, message: str = "no", **headers: str) -> Behaviour:
 
 
 async def hangs(exchange: Exchange) -> None:
-    """Answer nothing until the client leaves."""
+    """Do not respond until the client disconnects."""
     await exchange.gone.wait()
 
 
 def shorten(kit: Any, seconds: float) -> None:
-    """Give calls of this gateway so long; the setting itself has a least value that is too long for tests."""
+    """Shorten the total timeout of calls: the minimum of the setting is too long for tests."""
     gateway = kit.kernel.container.get(Gateway)
     real = gateway._settings
 
@@ -210,7 +210,7 @@ def shorten(kit: Any, seconds: float) -> None:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
+    """Return a port that was free a moment ago."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
@@ -218,7 +218,7 @@ def free_port() -> int:
 
 @pytest.fixture
 async def upstream() -> AsyncIterator[Upstream]:
-    """A provider's server."""
+    """A running provider server."""
     server = await Upstream().start()
     yield server
     await server.stop()
@@ -226,7 +226,7 @@ async def upstream() -> AsyncIterator[Upstream]:
 
 @pytest.fixture
 def providers(upstream: Upstream) -> dict[str, Any]:
-    """`[plugins.llm.providers]` with one that calls it, once."""
+    """`[plugins.llm.providers]` with one provider that calls the server, without retries."""
     return {
         "up": {
             "kind": "openai",

@@ -1,4 +1,4 @@
-"""The kind `anthropic` against a server that answers as Anthropic's does."""
+"""The kind `anthropic` against a server that responds like Anthropic's."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import pytest
 from tests.plugins.llm import conftest as up
 
 from corral_plugins.llm.api import ProviderError
-from corral_plugins.llm.kinds.anthropic_answers import StreamReader
-from corral_plugins.llm.kinds.anthropic_requests import body_of
+from corral_plugins.llm.providers.anthropic import StreamReader, to_body
 
 PIXEL = base64.b64encode(b"not really a png").decode()
 USAGE = {"input_tokens": 20, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 30, "output_tokens": 9}
@@ -222,5 +221,5 @@ async def test_models_are_asked_for(make_kit: Callable[..., Any], upstream: Any)
 def test_arguments_that_are_no_json_are_the_callers_fault() -> None:
     call = {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{"}}
     with pytest.raises(ProviderError) as failure:
-        body_of({"model": "m", "messages": [{"role": "assistant", "tool_calls": [call]}]})
+        to_body({"model": "m", "messages": [{"role": "assistant", "tool_calls": [call]}]})
     assert failure.value.status == 400

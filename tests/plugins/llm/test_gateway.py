@@ -1,4 +1,4 @@
-"""The gateway over HTTP, for people: completions, streams, models, providers, embeddings, and the record of calls."""
+"""The gateway over HTTP for users: completions, streams, models, providers, embeddings, and past calls."""
 
 from __future__ import annotations
 
@@ -181,9 +181,9 @@ async def test_orphans_are_swept(kit: Any) -> None:
     alice = await kit.as_user("member")
     await chat(alice)
     await kit.kernel.database.work(lambda: LlmCall.update(status="in_flight").execute())
-    assert await kit.kernel.database.work(lambda: rows.sweep(660)) == 0
+    assert await kit.kernel.database.work(lambda: rows.fail_abandoned(660)) == 0
     clock.travel(700)
-    assert await kit.kernel.database.work(lambda: rows.sweep(660)) == 1
+    assert await kit.kernel.database.work(lambda: rows.fail_abandoned(660)) == 1
 
 
 async def test_models_providers_and_who_may_see_them(kit: Any) -> None:

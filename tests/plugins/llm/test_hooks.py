@@ -1,4 +1,4 @@
-"""The hook that `llm` offers."""
+"""The hook of the plugin `llm`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from typing import Any
 
 from corral.plugin import Plugin, hookimpl
-from corral_plugins.llm.api import Connection, LLMProvider, ModelFacts
+from corral_plugins.llm.api import Connection, LLMProvider, ModelInfo
 
 SCHEMA = {
     "type": "object",
@@ -17,14 +17,14 @@ SCHEMA = {
 
 
 class Parrot:
-    """A kind of provider that answers with a word of its configuration."""
+    """A kind of provider that responds with a word of its configuration."""
 
     kind = "parrot"
     config_schema: Mapping[str, Any] = SCHEMA
-    honours = frozenset[str]()
+    supported_fields = frozenset[str]()
 
-    def list_models(self, connection: Connection) -> list[ModelFacts]:
-        return [ModelFacts(id="polly")]
+    def list_models(self, connection: Connection) -> list[ModelInfo]:
+        return [ModelInfo(id="polly")]
 
     async def complete(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
         message = {"role": "assistant", "content": connection.config["word"]}
@@ -45,7 +45,7 @@ class Parrot:
 
 
 class ParrotPlugin(Plugin):
-    """Parrots."""
+    """Contributes the kind `parrot`."""
 
     name = "parrot"
     wants = ("llm",)

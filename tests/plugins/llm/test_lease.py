@@ -1,4 +1,4 @@
-"""The gateway for agents: the lease before and after, the agent's models, fallback. Tasks and agents are stand-ins."""
+"""The gateway for agents: lease checks, the agent's models, fallback. Tasks and agents are fakes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TASK, LEASE, AGENT, USER, ATTEMPT = (f"0190aaaa-0000-7000-8000-00000000000{n}" f
 
 
 class World:
-    """What the stand-ins say."""
+    """What the fakes return."""
 
     live = True
     state = "ok"
@@ -82,7 +82,7 @@ class FakeAgents:
 
 
 class TasksPlugin(Plugin):
-    """A stand-in."""
+    """A fake service."""
 
     name = "tasks"
 
@@ -92,7 +92,7 @@ class TasksPlugin(Plugin):
 
 
 class AgentsPlugin(Plugin):
-    """A stand-in."""
+    """A fake service."""
 
     name = "agents"
 
@@ -102,7 +102,7 @@ class AgentsPlugin(Plugin):
 
 
 class Attempts:
-    """`fake_<n>`: the attempt token of attempt n."""
+    """Authenticates `fake_<n>` as the token of attempt n."""
 
     def recognises(self, credential: str) -> bool:
         return credential.startswith("fake_")
@@ -112,7 +112,7 @@ class Attempts:
 
 
 class AttemptsPlugin(Plugin):
-    """A stand-in."""
+    """A fake service."""
 
     name = "attempts"
 

@@ -1,4 +1,4 @@
-"""Answers that no documentation tells of: nothing crashes, nothing is paid twice, what was paid is on record."""
+"""Undocumented provider responses: nothing crashes, nothing is charged twice, and every charge is recorded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from corral_plugins.llm.api import Connection, LLMProvider
 from corral_plugins.llm.models import LlmSlot
 from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.service.redaction import StreamRedaction
-from corral_plugins.llm.service.states import States
+from corral_plugins.llm.service.settlement import ProviderStates
 
 pytestmark = pytest.mark.one_engine
 
@@ -31,14 +31,14 @@ THINKING = [
 
 @pytest.fixture
 async def kit(make_kit: Callable[..., Any], providers: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """One provider, which is asked up to three times."""
-    monkeypatch.setattr("corral_plugins.llm.service.attempts.delay", lambda tries, failure: 0.0)
+    """One provider with up to two retries."""
+    monkeypatch.setattr("corral_plugins.llm.service.dispatch.retry_delay", lambda tries, failure: 0.0)
     providers["up"]["max_retries"] = 2
     return await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"providers": providers}})
 
 
 async def ended(kit: Any, client: Client) -> tuple[Any, list[Any]]:
-    """The one call, which holds no place any more, and its cost events."""
+    """Return the only call, after checking that it holds no slot, and its cost events."""
     (row,) = (await client.get("/llm/calls")).json()["items"]
     assert await kit.kernel.database.work(LlmSlot.select().count, read=True) == 0
     return row, (await client.get("/cost/events")).json()["items"]
@@ -52,7 +52,7 @@ def answers(body: Any, **more: Any) -> up.Behaviour:
 
 
 def streams(*chunks: Any, done: bool = True) -> up.Behaviour:
-    """These chunks, as they are."""
+    """Stream these chunks unchanged."""
 
     async def behave(exchange: up.Exchange) -> None:
         await exchange.begin()
@@ -146,7 +146,7 @@ async def test_headers_and_texts_that_nobody_expects(kit: Any, upstream: Any) ->
 
 
 class Broken(Parrot):
-    """A kind with a bug."""
+    """A kind of provider with a bug."""
 
     async def complete(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
         raise ZeroDivisionError
@@ -157,7 +157,7 @@ class Broken(Parrot):
 
 
 class BrokenPlugin(Plugin):
-    """Parrots with a bug."""
+    """Contributes a kind with a bug."""
 
     name = "broken"
     wants = ("llm",)
@@ -208,7 +208,7 @@ async def test_a_busy_database_loses_no_cost(kit: Any, monkeypatch: pytest.Monke
             raise Unavailable("The database is busy.", code="overloaded")
         return await work(*args, **kwargs)
 
-    monkeypatch.setattr("corral_plugins.llm.service.gateway.SETTLE_PAUSES", (0.01, 0.01))
+    monkeypatch.setattr("corral_plugins.llm.service.gateway.SETTLE_RETRY_SECONDS", (0.01, 0.01))
     monkeypatch.setattr(gateway, "_work", busy)
     assert (await chat(alice)).status == 200
     row, events = await ended(kit, alice)
@@ -216,10 +216,10 @@ async def test_a_busy_database_loses_no_cost(kit: Any, monkeypatch: pytest.Monke
 
 
 async def test_what_cannot_be_written_is_charged_all_the_same(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(self: States, outcome: Any) -> None:
+    def fails(self: ProviderStates, outcome: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(States, "note", fails)
+    monkeypatch.setattr(ProviderStates, "record", fails)
     alice = await kit.as_user("member")
     assert (await chat(alice)).status == 500
     row, (event,) = await ended(kit, alice)
@@ -289,7 +289,7 @@ async def test_lines_may_come_in_pieces_but_not_for_ever(
 
     upstream.otherwise = pieces
     assert text_of(chunks_of(await chat(alice, stream=True))) == "whole"
-    monkeypatch.setattr("corral_plugins.llm.kinds.wire.LONGEST_LINE", 60)
+    monkeypatch.setattr("corral_plugins.llm.providers.http.MAX_LINE_BYTES", 60)
     assert (await chat(alice, stream=True)).code == "provider_error"
 
 

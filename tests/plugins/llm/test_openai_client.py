@@ -1,4 +1,4 @@
-"""The stock OpenAI client, with `base_url` and a Corral token in the place of its key."""
+"""The stock OpenAI client with the gateway's `base_url` and a Corral token as its key."""
 
 from __future__ import annotations
 

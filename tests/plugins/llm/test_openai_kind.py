@@ -1,4 +1,4 @@
-"""The kind `openai` against a real server: what is sent, what comes back, and what goes wrong."""
+"""The kind `openai` against a real server: requests, responses and errors."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def test_a_stream_is_relayed_and_its_usage_asked_for(kit: Any, upstream: A
 
 
 async def test_a_long_silence_is_filled_with_comments(kit: Any, upstream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("corral_plugins.llm.routes.completions.COMMENT_EVERY", 0.1)
+    monkeypatch.setattr("corral_plugins.llm.routes.completions.COMMENT_SECONDS", 0.1)
     alice = await kit.as_user("member")
 
     async def thinks(exchange: up.Exchange) -> None:
@@ -195,14 +195,14 @@ async def test_an_answer_that_tells_little_is_completed(kit: Any, upstream: Any)
 
 
 async def test_an_address_is_judged_when_it_is_called_too(kit: Any, upstream: Any) -> None:
-    """Made by the API, so not the operator's own, and turned to a private address afterwards."""
+    """A provider created over the API, not by the operator, whose address later becomes a private one."""
     admin = await kit.as_user("admin")
     made = await admin.post(
         "/llm/providers", {"name": "mine", "kind": "openai", "base_url": "http://nowhere.invalid/v1"}
     )
     assert (made.status, made.json()["warnings"]) == (201, ["unresolved_host"])
     assert (await chat(admin, model="mine/m")).code == "provider_error"
-    turn = LlmProviderRow.update(base_url=upstream.url, stamp="turned")
+    turn = LlmProviderRow.update(base_url=upstream.url, revision="turned")
     await kit.kernel.database.work(turn.execute)
     answer = await chat(admin, model="mine/m")
     assert (answer.status, answer.code) == (503, "dependency_unavailable")

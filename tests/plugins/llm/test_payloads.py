@@ -1,4 +1,4 @@
-"""What is kept of calls, for whom, and how long."""
+"""Stored payloads of calls: which are stored, who may read them, and for how long."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.plugins.llm import conftest as up
 
 from corral import clock
 from corral_plugins.llm.jobs import prune
-from corral_plugins.llm.service.payloads import Payloads
+from corral_plugins.llm.service.calls import Payloads
 
 
 async def chat(client: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Two servers on one database: one number of places; one that is killed takes its provider's requests along."""
+"""Two servers on one database share the slots of a provider; killing one ends its upstream requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Providers as admins make, change, try and delete them."""
+"""Providers: admins create, change, test and delete them."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ async def test_an_odd_list_of_models_harms_nobody(kit: Any, upstream: Any, new: 
     assert (await admin.post("/llm/providers/mine/refresh")).json()["listed_models"] == ["x", "y"]
     assert (await admin.get("/llm/models/mine/x")).json()["context_window"] is None
     stored = [{"id": "x", "context_window": True}]
-    spoil = LlmProviderState.update(found_models=stored, stamp="spoiled").where(LlmProviderState.name == "mine")
+    spoil = LlmProviderState.update(listed_models=stored, revision="spoiled").where(LlmProviderState.name == "mine")
     await kit.kernel.database.work(spoil.execute)
     assert (await admin.get("/llm/models")).status == 200
     assert (await admin.get("/llm/providers/mine")).json()["listed_models"] == []

@@ -1,4 +1,4 @@
-"""Places with a provider: so many at a time over all processes, first come, first served."""
+"""Concurrency slots of a provider: limited over all processes, first come, first served."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from corral_plugins.llm.models import LlmCall, LlmSlot
 from corral_plugins.llm.service import slots as queue
 from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.service.registry import Registry
-from corral_plugins.llm.service.slots import Slots, Ticket
+from corral_plugins.llm.service.slots import Slot, Slots
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ async def test_a_caller_that_leaves_at_once_leaves_nothing_behind(kit: Any, upst
 
 
 class Process:
-    """The queue as another process sees it."""
+    """Another process that uses the same queue."""
 
     def __init__(self, kit: Any) -> None:
         self.work = kit.kernel.database.work
@@ -108,12 +108,12 @@ class Process:
         self.provider = kit.kernel.container.get(Registry).get("up")
         self.keeping = asyncio.ensure_future(self.slots.run())
 
-    async def enter(self) -> Ticket:
-        ticket: Ticket = await self.work(lambda: self.slots.enter(new_id(), self.provider))
-        return ticket
+    async def enter(self) -> Slot:
+        slot: Slot = await self.work(lambda: self.slots.enter(new_id(), self.provider))
+        return slot
 
-    async def leave(self, ticket: Ticket) -> None:
-        await self.work(lambda: self.slots.leave(ticket))
+    async def leave(self, slot: Slot) -> None:
+        await self.work(lambda: self.slots.leave(slot))
 
     def die(self) -> None:
         self.keeping.cancel()
@@ -126,12 +126,12 @@ async def test_processes_share_the_places_and_the_longest_waiting_is_next(kit: A
     assert second.held
     order: list[str] = []
 
-    async def wait(process: Process, name: str) -> Ticket:
-        ticket = await process.enter()
-        assert not ticket.held
-        await process.slots.wait(ticket, 20)
+    async def wait(process: Process, name: str) -> Slot:
+        slot = await process.enter()
+        assert not slot.held
+        await process.slots.wait(slot, 20)
         order.append(name)
-        return ticket
+        return slot
 
     waiting = []
     for process, name in ((two, "a"), (one, "b"), (two, "c")):
@@ -150,13 +150,13 @@ async def test_places_of_a_dead_process_are_free_again(kit: Any) -> None:
     dead, alive = Process(kit), Process(kit)
     held = [await dead.enter(), await dead.enter()]
     dead.die()
-    ticket = await alive.enter()
+    slot = await alive.enter()
     with pytest.raises(TooMany):
-        await alive.slots.wait(ticket, 0.3)
+        await alive.slots.wait(slot, 0.3)
     assert all(each.held for each in held)
     clock.travel(queue.HELD_SECONDS + 1)
-    ticket = await alive.enter()
-    await alive.slots.wait(ticket, 10)
+    slot = await alive.enter()
+    await alive.slots.wait(slot, 10)
     clock.travel(120)
     alive.die()
-    assert await kit.kernel.database.work(queue.sweep) > 0
+    assert await kit.kernel.database.work(queue.delete_expired) > 0

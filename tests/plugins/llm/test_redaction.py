@@ -1,4 +1,4 @@
-"""Credentials appear nowhere: not upstream, not in answers, streams, logs or the database."""
+"""Credentials appear nowhere: not upstream, nor in responses, streams, logs or the database."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_llm_6_a_known_value_appears_nowhere(kit: Any, upstream: Any, capl
 
 
 def _stored() -> str:
-    """Everything in the database; joins a unit."""
+    """Return the whole contents of the database; joins a unit."""
     engine = current().database.engine
     rows = [row for table in engine.get_tables() for row in engine.execute_sql(f'SELECT * FROM "{table}"').fetchall()]
     assert len(rows) > 10

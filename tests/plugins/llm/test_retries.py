@@ -1,4 +1,4 @@
-"""Asking again, asking another model, and ending the provider's request when nobody waits any more."""
+"""Retries, fallback models, and ending upstream requests when the client disconnects."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.plugins.llm import conftest as up
 
 from corral.testing.kit import Answer, Client
 from corral_plugins.llm.api import ProviderError
-from corral_plugins.llm.service.attempts import delay
+from corral_plugins.llm.service.dispatch import retry_delay
 
 pytestmark = pytest.mark.one_engine
 
 
 @pytest.fixture
 async def kit(make_kit: Callable[..., Any], providers: dict[str, Any], upstream: Any) -> Any:
-    """`default` is up/m1, then spare/m1, which is another provider at the same server."""
+    """`default` is up/m1 with the fallback spare/m1, a second provider at the same server."""
     providers["spare"] = {**providers["up"], "api_key": "sk-spare-0123456789abcdef"}
     settings = {"settings.llm.default_model": "up/m1", "settings.llm.default_fallback_models": ["spare/m1"]}
     return await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"providers": providers}, **settings})
@@ -34,8 +34,8 @@ async def chat(client: Client, model: str = "default", **more: Any) -> Answer:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pause between tries."""
-    monkeypatch.setattr("corral_plugins.llm.service.attempts.delay", lambda tries, failure: 0.0)
+    """Retry without delay."""
+    monkeypatch.setattr("corral_plugins.llm.service.dispatch.retry_delay", lambda tries, failure: 0.0)
 
 
 @pytest.mark.usefixtures("at_once")
@@ -61,9 +61,9 @@ async def test_the_same_provider_is_asked_again_before_another(
 def test_pauses_grow_and_a_providers_wish_counts() -> None:
     failure = ProviderError(503, "x")
     for tries, seconds in enumerate((1, 2, 4)):
-        assert 0.75 * seconds <= (delay(tries, failure) or 0) <= 1.25 * seconds
-    assert (delay(0, ProviderError(429, "x", retry_after=9)) or 0) >= 9
-    assert delay(0, ProviderError(429, "x", retry_after=11)) is None
+        assert 0.75 * seconds <= (retry_delay(tries, failure) or 0) <= 1.25 * seconds
+    assert (retry_delay(0, ProviderError(429, "x", retry_after=9)) or 0) >= 9
+    assert retry_delay(0, ProviderError(429, "x", retry_after=11)) is None
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -160,7 +160,7 @@ async def test_llm_5_a_client_that_leaves_ends_the_providers_request(
 
 
 async def settled(client: Client) -> Any:
-    """The one call, once it is settled."""
+    """Return the only call once it is settled."""
     for _ in range(200):
         (row,) = (await client.get("/llm/calls")).json()["items"]
         if row["status"] != "in_flight":

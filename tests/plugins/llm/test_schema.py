@@ -1,4 +1,4 @@
-"""Migrating an empty database gives exactly the tables of the models."""
+"""Migrating an empty database creates exactly the tables of the models."""
 
 from __future__ import annotations
 

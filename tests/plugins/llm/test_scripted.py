@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from corral_plugins.llm.api import Connection, ProviderError
-from corral_plugins.llm.kinds.scripted import ScriptedProvider, embed, load_scripts
+from corral_plugins.llm.providers.scripted import ScriptedProvider, embed, load_scripts
 
 CONNECTION = Connection(name="scripted")
 

@@ -1,4 +1,4 @@
-"""Keys of providers in the vault: stored, referenced, used at each call, shown to nobody."""
+"""API keys of providers in the vault: stored, referenced, used for each call, and never shown."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_a_key_in_a_body_goes_into_the_vault_and_is_used(kit: Any, upstrea
 
 
 async def test_who_may_not_write_secrets_attaches_none(make_kit: Callable[..., Any], new: dict[str, Any]) -> None:
-    """A provider's key goes where its base_url says: who attaches any secret to one could read it there."""
+    """A provider's key is sent to its base_url: whoever could attach any secret could read it there."""
     host = new["base_url"].removeprefix("http://").removesuffix("/v1")
     kit = await make_kit(plugins=["cost", "agents", "llm", "secrets", "security"], config={"egress.allow": [host]})
     admin = await kit.as_user("admin")

@@ -1,4 +1,4 @@
-"""The gateway under real leases: attempt tokens, worker tokens with `Corral-Lease`, costs of tasks, revocation."""
+"""The gateway with real leases: attempt tokens, worker tokens with `Corral-Lease`, task costs, revocation."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ async def test_the_kill_switch_stops_calls(world: World) -> None:
 async def test_the_kill_switch_stops_what_was_admitted_before(
     make_kit: Callable[..., Any], providers: dict[str, Any], upstream: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("corral_plugins.llm.service.attempts.delay", lambda tries, failure: 0.1)
+    monkeypatch.setattr("corral_plugins.llm.service.dispatch.retry_delay", lambda tries, failure: 0.1)
     speaks, status = asyncio.Event(), 503
 
     async def slow(exchange: up.Exchange) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.engines import SQLITE
+
+from corral.database.unit import current
 from corral.plugin import Settings
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.models import Task
+from corral_plugins.tasks.service import rollups, timers
 
 AGING = 600
 
@@ -50,7 +54,9 @@ async def test_a_new_priority_counts_what_was_waited_and_goes_on_growing(world: 
     await wait(world, 2)
     assert (await columns(world, task_id, "rank"))[0] == 3
     await wait(world, 1)
-    assert await columns(world, task_id, "rank", "rank_at") == (4, None)
+    assert (await columns(world, task_id, "rank"))[0] == 4
+    await wait(world, 2)
+    assert (await columns(world, task_id, "rank"))[0] == 4
 
 
 async def test_a_queue_timeout_counts_from_the_beginning_of_the_wait(world: Any) -> None:
@@ -102,3 +108,19 @@ async def test_a_blocked_task_becomes_pending_with_all_that_was_changed(world: A
         "2091-01-01T00:00:00.000Z",
         "2080-01-01T00:01:00.000Z",
     )
+
+
+@SQLITE
+async def test_one_index_serves_the_aging_of_ranks_and_the_age_of_the_oldest_task(world: Any) -> None:
+    await world.task()
+    given = {"rank": 1, "priority": 1, "due": "2026-01-01T00:00:00.000Z", "limit": 500}
+
+    def plan(statement: Any) -> str:
+        statement.rows(given)
+        compiled = statement._compiled["sqlite"]
+        return str(current().connection.execute(f"EXPLAIN QUERY PLAN {compiled.sql}", compiled.bind(given)).fetchall())
+
+    for statement in (timers._DUE_TO_RISE, rollups._OLDEST):
+        found = await world.kit.kernel.database.work(lambda statement=statement: plan(statement), read=True)
+        assert "tasks_tasks_waiting_since (status=? AND rank=? AND priority=?" in found, found
+        assert "TEMP B-TREE" not in found, found

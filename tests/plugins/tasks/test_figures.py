@@ -12,8 +12,8 @@ from corral import clock
 from corral.plugin import Settings
 from corral.testing.kit import Client
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.service import rollups
-from corral_plugins.tasks.service.rollups import TaskMetrics
+from corral_plugins.tasks.service import statistics
+from corral_plugins.tasks.service.metrics import TaskMetrics
 from corral_plugins.workers import settings as of_workers
 
 SCRIPTS = {"mine": {"turns": [{"text": "hello", "usage": {"prompt_tokens": 30, "completion_tokens": 4}}]}}
@@ -22,10 +22,7 @@ CHAT = {"model": "default", "messages": [{"role": "user", "content": "hi"}]}
 
 async def test_calls_of_the_gateway_are_the_task_s(make_kit: Callable[..., Any]) -> None:
     config = {"plugins.llm": {"scripts": SCRIPTS}, "settings.llm.default_model": "scripted/mine"}
-    kit = await make_kit(
-        plugins=("admin", "agents", "workers", "tasks", "cost", "llm"),
-        config=config,
-    )
+    kit = await make_kit(plugins=("admin", "agents", "workers", "tasks", "cost", "llm"), config=config)
     world = await World().build(kit)
     task_id = await world.task()
     lease = await world.worker.run()
@@ -78,7 +75,7 @@ async def test_figures_of_agents(world: Any) -> None:
 
 
 async def test_of_many_attempts_the_newest_are_looked_at(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollups, "NEWEST", 3)
+    monkeypatch.setattr(statistics, "NEWEST", 3)
     agent = f"/agents/{world.agent_id}"
 
     async def run(times: int) -> list[int | None]:

@@ -20,7 +20,7 @@ from tests.kernel.cli.warm import warm
 
 from corral.http.remote import Remote, RemoteError
 from corral.testing.server import ServerProcess
-from corral_plugins.tasks.command import Story
+from corral_plugins.tasks.command import EventPrinter
 
 SCRIPTS = """
 [plugins.llm.scripts.refuses]
@@ -157,10 +157,10 @@ def test_an_absent_server_is_told_once() -> None:
 
 
 def test_attempts_and_reasons_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    story = Story(quiet=False)
-    story.tell("task.started", {"attempt": 1})
-    story.tell("task.retried", {"attempt": 1, "reason": "lease_lost: The worker gave no sign of life."})
-    story.tell("task.started", {"attempt": 2})
+    printer = EventPrinter(quiet=False)
+    printer.print_event("task.started", {"attempt": 1})
+    printer.print_event("task.retried", {"attempt": 1, "reason": "lease_lost: The worker gave no sign of life."})
+    printer.print_event("task.started", {"attempt": 2})
     told = [line.split("s  ", 1)[1] for line in capsys.readouterr().err.splitlines()]
     assert told == ["started", "retried    lease_lost: The worker gave no sign of life.", "started    attempt 2"]
 
@@ -191,7 +191,7 @@ def test_what_is_wrong_is_one_line(run: Run) -> None:
         (("--agent", "Echo Three", "--input", "twice", "Do it"), {}, 2, "twice: The key 'a' appears more than once"),
         (("--agent", "Echo Three", "--input", "huge", "Do it"), {}, 2, "huge: "),
         (("--agent", "Echo Three", "--input", "half", "Do it"), {}, 2, "half: "),
-        (("--agent", "Echo Three", "--input", "/dev/zero", "Do it"), {}, 2, "more than the 262144 bytes"),
+        (("--agent", "Echo Three", "--input", "/dev/zero", "Do it"), {}, 2, "more than 262144 bytes"),
         (("--agent", "Echo Thre", "Do it"), {}, 1, "did you mean Echo Three?"),
         (("--agent", "Echo Three", " "), {}, 2, "INSTRUCTIONS is empty"),
         (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": ""}, 2, "--token-file"),

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from corral import clock
-from corral.crypto import Sealer, place, spelled
+from corral.crypto import Sealer, encoded_key, place
 from corral.database.engine import Work
 from corral.errors import Conflict, Unauthorized, Unavailable
 from corral.ids import new_id
@@ -75,7 +75,10 @@ class AccessTokens:
 
     def credentials(self) -> dict[str, str]:
         """The signing keys as text, by id, for the redactor."""
-        return {name: text for kid, key in self._read(0.0).secrets.items() for name, text in spelled(kid, key).items()}
+        found: dict[str, str] = {}
+        for kid, key in self._read(0.0).secrets.items():
+            found |= encoded_key(kid, key)
+        return found
 
     def rotate(self) -> str:
         """Sign with a new key from now on; the old key verifies until its last token expires. Returns the new id."""

@@ -116,9 +116,3 @@ def up(migrator: Any, db: peewee.Database) -> None:
         db.execute_sql(
             f"CREATE INDEX cost_events_{name} ON cost_events ({name}_id, ts, private_to) WHERE ({name}_id IS NOT NULL)"
         )
-
-
-def down(migrator: Any, db: peewee.Database) -> None:
-    """Drop the tables."""
-    for table in ("cost_deleted_agents", "cost_rollups", "cost_price_revisions", "cost_prices", "cost_events"):
-        db.execute_sql(f"DROP TABLE {table}")

@@ -66,7 +66,6 @@ class Ledger:
         return Charged(
             event_id=event_id,
             cost_micro_usd=cost,
-            priced=cost is not None,
             price_source=source,
             price_version=version,
             repeated=True,

@@ -20,8 +20,8 @@ from corral_plugins.cost.service.money import micro, per_million
 from corral_plugins.cost.settings import REPORTED_PRICES
 
 REVISION_ID = 1
-UNPRICED = Quote(cost_micro_usd=None, priced=False, price_source=None)
-ZERO = Quote(cost_micro_usd=0, priced=True, price_source="zero")
+UNPRICED = Quote(cost_micro_usd=None, price_source=None)
+ZERO = Quote(cost_micro_usd=0, price_source="zero")
 
 _REVISION = Statement(
     lambda p: PriceRevision.select(PriceRevision.revision).where(PriceRevision.id == REVISION_ID).tuples()
@@ -124,7 +124,7 @@ class Pricing:
             return ZERO
         quoted = None
         if reported is not None:
-            quoted = Quote(cost_micro_usd=micro(reported), priced=True, price_source="reported")
+            quoted = Quote(cost_micro_usd=micro(reported), price_source="reported")
             is_correction = reported < 0
             if is_correction or self._settings.get(REPORTED_PRICES):
                 return quoted
@@ -135,13 +135,11 @@ class Pricing:
         override = self.book().find(provider, model, at)
         if override is not None:
             version = f"{override.id}@{override.version}"
-            return Quote(
-                cost_micro_usd=override.charge(tokens), priced=True, price_source="override", price_version=version
-            )
+            return Quote(cost_micro_usd=override.charge(tokens), price_source="override", price_version=version)
         cost = price_table.charge(provider, model, tokens, at)
         if cost is None:
             return None
-        return Quote(cost_micro_usd=cost, priced=True, price_source="table", price_version=price_table.version())
+        return Quote(cost_micro_usd=cost, price_source="table", price_version=price_table.version())
 
 
 def increment_revision() -> None:

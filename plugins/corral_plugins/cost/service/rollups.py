@@ -25,20 +25,31 @@ from corral_plugins.cost.service.day_buckets import QUARTER_HOURS_PER_DAY, Offse
 
 SHARDS = 4
 BATCH_ROWS = 100
-COUNTERS = (
-    "events",
-    "calls",
-    "cost_micro",
-    "input_tokens",
-    "output_tokens",
-    "cache_read_tokens",
-    "cache_write_tokens",
-    "unpriced_calls",
-    "unpriced_tokens",
-    "tasks",
-    "completed",
-    "wasted_micro",
-)
+
+
+class Totals(NamedTuple):
+    """The counters of a rollup, or their sums over a group of rollups."""
+
+    events: int = 0
+    calls: int = 0
+    cost_micro: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    unpriced_calls: int = 0
+    unpriced_tokens: int = 0
+    tasks: int = 0
+    completed: int = 0
+    wasted_micro: int = 0
+
+    def plus(self, other: Totals) -> Totals:
+        """Return the sum of both."""
+        return Totals(*map(operator.add, self, other))
+
+
+ZERO = Totals()
+COUNTERS = Totals._fields
 
 # Series by UTC day. The subkey is the model in MODEL (by provider) and the agent in TASK.
 AGENT, MODEL, USER, TASK = "agent", "model", "user", "task"
@@ -201,28 +212,6 @@ def _increment_outcome(event: Record, payload: dict[str, Any], increments: Incre
 # -- reading
 
 
-class Totals(NamedTuple):
-    """The counters of one group, in the order of `COUNTERS`."""
-
-    events: int = 0
-    calls: int = 0
-    cost_micro: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cache_read_tokens: int = 0
-    cache_write_tokens: int = 0
-    unpriced_calls: int = 0
-    unpriced_tokens: int = 0
-    tasks: int = 0
-    completed: int = 0
-    wasted_micro: int = 0
-
-    def plus(self, other: Totals) -> Totals:
-        """Return the sum of both."""
-        return Totals(*map(operator.add, self, other))
-
-
-ZERO = Totals()
 SUM_COLUMNS = [fn.SUM(getattr(Rollup, name)) for name in COUNTERS]
 
 

@@ -1,4 +1,4 @@
-"""Calls, providers, places in queues, payloads."""
+"""Create the tables of the plugin `llm`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import peewee
 
 
 def up(migrator: Any, db: peewee.Database) -> None:
-    """Create the tables."""
+    """Create the tables and indexes."""
 
     class LlmCall(peewee.Model):
         id = peewee.CharField(max_length=36, primary_key=True)
@@ -58,11 +58,9 @@ def up(migrator: Any, db: peewee.Database) -> None:
         requests_per_minute = peewee.IntegerField(null=True)
         max_retries = peewee.IntegerField()
         enabled = peewee.BooleanField()
+        api_key_secret = peewee.CharField(max_length=128, null=True)
         version = peewee.IntegerField()
-        stamp = peewee.CharField(max_length=36)
-        created_at = peewee.CharField(max_length=24)
-        updated_at = peewee.CharField(max_length=24)
-        created_by = peewee.CharField(max_length=36, null=True)
+        revision = peewee.CharField(max_length=36)
 
         class Meta:
             database = db
@@ -71,8 +69,8 @@ def up(migrator: Any, db: peewee.Database) -> None:
 
     class LlmProviderState(peewee.Model):
         name = peewee.CharField(max_length=64, primary_key=True)
-        found_models = peewee.TextField(null=True)
-        stamp = peewee.CharField(max_length=36, null=True)
+        listed_models = peewee.TextField(null=True)
+        revision = peewee.CharField(max_length=36, null=True)
         models_refreshed_at = peewee.CharField(max_length=24, null=True)
         last_ok_at = peewee.CharField(max_length=24, null=True)
         last_error = peewee.TextField(null=True)
@@ -112,9 +110,3 @@ def up(migrator: Any, db: peewee.Database) -> None:
 
     db.create_tables([LlmCall, LlmProviderRow, LlmProviderState, LlmSlot, LlmPayload])
     db.execute_sql("CREATE INDEX llm_calls_in_flight ON llm_calls (created_at) WHERE (status = 'in_flight')")
-
-
-def down(migrator: Any, db: peewee.Database) -> None:
-    """Drop them."""
-    for table in ("llm_payloads", "llm_slots", "llm_provider_states", "llm_providers", "llm_calls"):
-        db.execute_sql(f"DROP TABLE {table}")

@@ -1,1 +1,1 @@
-"""HTTP of the gateway."""
+"""HTTP routes of the gateway."""

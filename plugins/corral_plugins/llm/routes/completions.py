@@ -1,4 +1,4 @@
-"""OpenAI's operations: chat completions, embeddings, models."""
+"""OpenAI's endpoints: chat completions, embeddings, models."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from corral.errors import NotFound, Problem
 from corral.http.answers import Answer, Stream
 from corral.http.routes import MIB, Routes
 from corral.schema.shapes import encode
-from corral_plugins.llm.service.catalogue import Catalogue
-from corral_plugins.llm.service.failures import openai_error
+from corral_plugins.llm.service.calls import CallResult
 from corral_plugins.llm.service.gateway import Gateway
-from corral_plugins.llm.service.plan import Plan, Served
+from corral_plugins.llm.service.registry import ModelListing
+from corral_plugins.llm.service.responses import openai_error
 from corral_plugins.llm.shapes import (
-    UNUSED,
+    IGNORED_FIELDS,
     ChatRequest,
     Completion,
     EmbeddingList,
@@ -33,8 +33,8 @@ from corral_plugins.llm.shapes import (
 
 log = logging.getLogger("corral.llm")
 
-LONGEST = 3600.0 + 60  # `llm.total_timeout_seconds` ends a call before
-COMMENT_EVERY = 15.0
+MAX_SECONDS = 3600.0 + 60  # more than the maximum of `llm.total_timeout_seconds`
+COMMENT_SECONDS = 15.0
 CALL_PROBLEMS = (
     "unknown_reference",
     "lease_lost",
@@ -45,7 +45,7 @@ CALL_PROBLEMS = (
 CALL: dict[str, Any] = {
     "needs": "llm.use",
     "body_limit": 8 * MIB,
-    "seconds": LONGEST,
+    "seconds": MAX_SECONDS,
     "lenient": True,
     "raises": CALL_PROBLEMS,
     "on_lease": True,
@@ -57,65 +57,65 @@ routes = Routes("/llm", tag="LLM", explain=lambda problem: {"error": openai_erro
 
 @routes.post("/chat/completions", **CALL)
 async def create_chat_completion(body: ChatRequest, llm: Gateway, caller: Principal) -> Answer[Completion] | Stream:
-    """Answer a conversation with a model (OpenAI's chat completions).
+    """Create a chat completion (OpenAI's API).
 
     `model` is `provider/model`, a bare name that one provider lists, `default`, or for agents `agent`. With
-    `stream: true` the answer is server-sent events; usage is in the last chunk before `[DONE]`. Headers:
-    `Corral-Call-Id`, `Corral-Model`, `Corral-Cost-Usd` (not of streams), and `Corral-Ignored` with the fields that the
-    model does not act on.
+    `stream: true` the response is a stream of server-sent events, with usage in the last chunk before `[DONE]`.
+    Headers: `Corral-Call-Id`, `Corral-Model`, `Corral-Cost-Usd` (not of streams), and `Corral-Ignored` with the fields
+    that the provider does not support.
     """
     request = _request(body)
     request["messages"] = [_message(message) for message in request["messages"]]
     if request.pop("stream", False):
         return await _stream(request, llm, caller)
-    served = await llm.chat(request, by=caller)
-    return Answer(body=msgspec.convert(served.response, Completion), headers=_of(served))
+    result = await llm.chat(request, by=caller)
+    return Answer(body=msgspec.convert(result.response, Completion), headers=_result_headers(result))
 
 
 @routes.post("/embeddings", **CALL)
 async def create_embeddings(body: EmbeddingRequest, llm: Gateway, caller: Principal) -> Answer[EmbeddingList]:
-    """Embed texts (OpenAI's embeddings); vectors of one model have one dimension."""
+    """Create embeddings of texts (OpenAI's API). All vectors of a model have the same dimension."""
     request = _request(body)
-    form = request.pop("encoding_format", "float")
-    served = await llm.embeddings(request, by=caller)
-    if form == "base64":
-        for item in served.response["data"]:
+    encoding = request.pop("encoding_format", "float")
+    result = await llm.embeddings(request, by=caller)
+    if encoding == "base64":
+        for item in result.response["data"]:
             vector = item["embedding"]
             item["embedding"] = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
-    return Answer(body=msgspec.convert(served.response, EmbeddingList), headers=_of(served))
+    return Answer(body=msgspec.convert(result.response, EmbeddingList), headers=_result_headers(result))
 
 
 @routes.get("/models", needs=("llm.read", "llm.use"), on_lease=True)
-def list_models(catalogue: Catalogue) -> ModelList:
-    """List every model of every provider (OpenAI's list of models), with its price."""
-    return ModelList(data=catalogue.all())
+def list_models(models: ModelListing) -> ModelList:
+    """List the models of all providers with their prices (OpenAI's API)."""
+    return ModelList(data=models.all())
 
 
 @routes.get("/models/{model}", needs=("llm.read", "llm.use"), on_lease=True, rest=True)
-def get_model(model: str, catalogue: Catalogue) -> ModelView:
-    """Read one model; its name has a slash."""
-    found = catalogue.get(model)
+def get_model(model: str, models: ModelListing) -> ModelView:
+    """Return a model by `provider/model`."""
+    found = models.get(model)
     if found is None:
         raise NotFound("No provider lists this model.")
     return found
 
 
 def _request(body: Any) -> dict[str, Any]:
-    """The fields that were sent and are not null; `null` means the default everywhere."""
+    """Return the fields that were sent and are not null; null always means the default."""
     sent: dict[str, Any] = msgspec.to_builtins(body)
     return {key: value for key, value in sent.items() if value is not None}
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:
-    """Without what clients keep of an answer and nobody uses."""
-    kept = {name: value for name, value in message.items() if name not in UNUSED}
-    for call in kept.get("tool_calls") or ():
+    """Remove the ignored fields of a message."""
+    sent = {name: value for name, value in message.items() if name not in IGNORED_FIELDS}
+    for call in sent.get("tool_calls") or ():
         del call["index"], call["function"]["parsed_arguments"]
-    return kept
+    return sent
 
 
-def _of(served: Served) -> dict[str, str]:
-    return {**_headers(served.call_id, served.model, served.ignored), "Corral-Cost-Usd": served.cost}
+def _result_headers(result: CallResult) -> dict[str, str]:
+    return {**_headers(result.call_id, result.model, result.ignored), "Corral-Cost-Usd": result.cost}
 
 
 def _headers(call_id: str, model: str, ignored: list[str]) -> dict[str, str]:
@@ -124,70 +124,67 @@ def _headers(call_id: str, model: str, ignored: list[str]) -> dict[str, str]:
 
 
 async def _stream(request: dict[str, Any], llm: Gateway, caller: Principal) -> Stream:
-    """What fails before the first chunk is an ordinary problem, unless it takes so long that comments must be sent."""
-    plan = await llm.begin_stream(request, by=caller)
-    chunks = llm.chunks(plan)
+    """An error before the first chunk is an ordinary problem, unless it takes so long that comments must be sent."""
+    call = await llm.begin_stream(request, by=caller)
+    chunks = llm.chunks(call)
     first = asyncio.ensure_future(_next(chunks))
     try:
-        done, _ = await asyncio.wait({first}, timeout=COMMENT_EVERY)
-        model = _model(plan, first.result() if done else None)
+        done, _ = await asyncio.wait({first}, timeout=COMMENT_SECONDS)
+        chunk = first.result() if done else None
     except BaseException:
         await _close(first, chunks)
         raise
     events = _Events(first, chunks)
-    served = next((target for target in plan.targets if target.name == model), plan.targets[0])
-    headers = _headers(plan.call_id, model, plan.ignored(served))
-    return Stream(events.bytes(), headers=headers, is_whole=lambda: events.whole)
-
-
-def _model(plan: Plan, chunk: dict[str, Any] | None) -> str:
-    return str(chunk["model"]) if chunk is not None else plan.targets[0].name
+    model = None if chunk is None else chunk["model"]
+    target = next((target for target in call.targets if target.name == model), call.targets[0])
+    headers = _headers(call.id, target.name, call.ignored_fields(target))
+    return Stream(events.bytes(), headers=headers, is_whole=lambda: events.is_whole)
 
 
 class _Events:
-    """Server-sent events, a comment every 15 s of silence. An error is one chunk, and no `[DONE]` follows.
+    """The server-sent events of a stream, with a comment after every 15 s without a chunk.
 
-    `whole`: all of the answer was sent.
+    An error is sent as one chunk, which no `[DONE]` follows. `is_whole`: the whole response was sent.
     """
 
     def __init__(
         self, first: asyncio.Future[dict[str, Any] | None], chunks: AsyncGenerator[dict[str, Any], None]
     ) -> None:
-        self._waiting, self._chunks = first, chunks
-        self.whole = False
+        self._next, self._chunks = first, chunks
+        self.is_whole = False
 
     async def bytes(self) -> AsyncGenerator[bytes, None]:
         try:
             while True:
-                while not (await asyncio.wait({self._waiting}, timeout=COMMENT_EVERY))[0]:
+                while not (await asyncio.wait({self._next}, timeout=COMMENT_SECONDS))[0]:
                     yield b": waiting\n\n"
-                chunk = self._waiting.result()
+                chunk = self._next.result()
                 if chunk is None:
                     break
                 yield b"data: " + encode(chunk) + b"\n\n"
-                self._waiting = asyncio.ensure_future(_next(self._chunks))
-            self.whole = True
+                self._next = asyncio.ensure_future(_next(self._chunks))
+            self.is_whole = True
             yield b"data: [DONE]\n\n"
         except Exception as error:
             yield b"data: " + encode({"error": openai_error(_problem(error))}) + b"\n\n"
         finally:
-            await _close(self._waiting, self._chunks)
+            await _close(self._next, self._chunks)
 
 
 def _problem(error: Exception) -> Problem:
-    """What is told of it: the answer has begun, so that nobody else can."""
+    """Return the problem to send in the stream: its response has begun, so nothing else can report it."""
     if isinstance(error, Problem):
         return error
-    log.error("a stream failed", exc_info=error)
+    log.error("stream failed", exc_info=error)
     return Problem("The server failed with a bug; see its log.", code="internal")
 
 
-async def _close(waiting: asyncio.Future[Any], chunks: AsyncGenerator[dict[str, Any], None]) -> None:
-    """A generator that still runs cannot be closed."""
-    waiting.cancel()
-    await asyncio.wait({waiting})
-    if not waiting.cancelled():
-        waiting.exception()
+async def _close(pending: asyncio.Future[Any], chunks: AsyncGenerator[dict[str, Any], None]) -> None:
+    """Close the generator; one that is still running must be cancelled first."""
+    pending.cancel()
+    await asyncio.wait({pending})
+    if not pending.cancelled():
+        pending.exception()
     with contextlib.suppress(Problem):
         await chunks.aclose()
 

@@ -1,10 +1,9 @@
-"""Providers, for admins; everyone may see which there are. And the record of calls."""
+"""Providers, which admins manage and everyone may list, and past calls."""
 
 from __future__ import annotations
 
 from corral.auth.principal import Principal
 from corral.database.engine import Work
-from corral.egress.client import Egress
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Routes
@@ -18,10 +17,9 @@ from corral_plugins.llm.provider_shapes import (
     TestProvider,
 )
 from corral_plugins.llm.service import calls
-from corral_plugins.llm.service.directory import Directory
-from corral_plugins.llm.service.failures import openai_error
-from corral_plugins.llm.service.keys import ProviderKeys
-from corral_plugins.llm.service.upkeep import Upkeep, judged, refresh_soon
+from corral_plugins.llm.service.provider_admin import ProviderAdmin, ProviderChecks
+from corral_plugins.llm.service.provider_keys import ProviderKeys
+from corral_plugins.llm.service.responses import openai_error
 from corral_plugins.llm.shapes import CallDetail, CallQuery, CallView
 
 routes = Routes("/llm", tag="LLM", explain=lambda problem: {"error": openai_error(problem)})
@@ -40,37 +38,31 @@ CHANGES = (
 
 
 @routes.get("/providers", needs=("llm.read", "llm.use"))
-def list_providers(query: ProviderQuery, providers: Directory, caller: Principal) -> Page[ProviderItem]:
-    """List the providers, by name."""
+def list_providers(query: ProviderQuery, providers: ProviderAdmin, caller: Principal) -> Page[ProviderItem]:
+    """List providers by name."""
     return providers.page(query, caller)
 
 
 @routes.post("/providers", needs=MANAGE, status=201, raises=("duplicate", *CHANGES))
 async def create_provider(
     body: NewProvider,
-    providers: Directory,
+    providers: ProviderAdmin,
     keys: ProviderKeys,
-    egress: Egress,
+    checks: ProviderChecks,
     work: Work,
     caller: Principal,
     request: Request,
 ) -> Answer[ProviderView]:
-    """Make a provider. Its models are read in a moment, unless they are given."""
-    keys.check(body)
-    warnings = await judged(egress, body.base_url)
-
-    def unit() -> ProviderView:
-        told = providers.create(body, caller)
-        refresh_soon(body.name)
-        return providers.view(body.name, warnings + told)
-
-    made = await work(unit, entry=request.entry(caller))
-    return Answer(body=made, headers={"Location": f"/api/v1/llm/providers/{made.name}"})
+    """Create a provider. Its models are fetched soon afterwards, unless they are given."""
+    keys.validate(body)
+    warnings = await checks.url_warnings(body.base_url)
+    view = await work(lambda: providers.create(body, caller, warnings), entry=request.entry(caller))
+    return Answer(body=view, headers={"Location": f"/api/v1/llm/providers/{view.name}"})
 
 
 @routes.get("/providers/{name}", needs=MANAGE, live=True, raises=("not_found",))
-def get_provider(name: str, providers: Directory) -> ProviderView:
-    """Read a provider."""
+def get_provider(name: str, providers: ProviderAdmin) -> ProviderView:
+    """Return a provider."""
     return providers.view(name)
 
 
@@ -79,43 +71,37 @@ async def update_provider(
     name: str,
     body: ProviderPatch,
     match: IfMatch,
-    providers: Directory,
+    providers: ProviderAdmin,
     keys: ProviderKeys,
-    egress: Egress,
+    checks: ProviderChecks,
     work: Work,
     caller: Principal,
     request: Request,
 ) -> ProviderView:
-    """Change a provider; what is absent stays. Providers of `corral.toml` are changed there.
+    """Change a provider; absent fields keep their values. Providers of `corral.toml` are changed there.
 
-    Another `base_url` while the stored key stays needs a step-up, of an API key the scope `secrets.reveal`.
+    A new `base_url` without a new key requires re-authentication, or an API key with the scope `secrets.reveal`.
     """
-    keys.check(body)
-    warnings = await judged(egress, body.base_url)
-
-    def unit() -> ProviderView:
-        told = providers.update(name, body, match, caller)
-        refresh_soon(name)
-        return providers.view(name, warnings + told)
-
-    return await work(unit, entry=request.entry(caller))
+    keys.validate(body)
+    warnings = await checks.url_warnings(body.base_url)
+    return await work(lambda: providers.update(name, body, match, caller, warnings), entry=request.entry(caller))
 
 
 @routes.delete(
     "/providers/{name}", needs=MANAGE, raises=("not_found", "in_use", "setting_locked", "precondition_failed")
 )
-def delete_provider(name: str, match: IfMatch, providers: Directory) -> None:
-    """Delete a provider that was made here and that no agent names."""
+def delete_provider(name: str, match: IfMatch, providers: ProviderAdmin) -> None:
+    """Delete a provider that was created over the API and that no agent uses."""
     providers.delete(name, match)
 
 
 @routes.post("/providers/{name}/test", needs=MANAGE, seconds=3660.0, abandoned=True, raises=("not_found",))
 async def try_provider(
-    name: str, body: TestProvider, providers: Directory, upkeep: Upkeep, work: Work, caller: Principal
+    name: str, body: TestProvider, providers: ProviderAdmin, checks: ProviderChecks, work: Work, caller: Principal
 ) -> ProviderTest:
-    """Try a provider with one short call, which costs what it costs."""
+    """Test a provider with one short call, which is charged like any other."""
     provider = await work(lambda: providers.get(name), read=True)
-    return await upkeep.test(provider, body.model, caller)
+    return await checks.test(provider, body.model, caller)
 
 
 @routes.post(
@@ -125,19 +111,19 @@ async def try_provider(
     abandoned=True,
     raises=("not_found", "invalid_state", "provider_error", "upstream_timeout"),
 )
-async def refresh_provider(name: str, providers: Directory, upkeep: Upkeep, work: Work) -> ProviderView:
-    """Ask a provider which models it has."""
-    await upkeep.refresh(await work(lambda: providers.get(name), read=True))
+async def refresh_provider(name: str, providers: ProviderAdmin, checks: ProviderChecks, work: Work) -> ProviderView:
+    """Fetch the models of a provider."""
+    await checks.refresh(await work(lambda: providers.get(name), read=True))
     return await work(lambda: providers.view(name), read=True)
 
 
 @routes.get("/calls", needs=("llm.read", "llm.use"))
 def list_calls(query: CallQuery, caller: Principal) -> Page[CallView]:
-    """List calls, newest first: one's own and those of tasks; admins see all."""
+    """List calls, newest first: your own and those of tasks; admins see all."""
     return calls.page(query, caller)
 
 
 @routes.get("/calls/{id}", needs=("llm.read", "llm.use"), raises=("not_found",))
 def get_call(id: str, caller: Principal) -> CallDetail:
-    """Read a call, with what was asked and answered if `llm.store_payloads` had it kept."""
+    """Return a call, with its request and response if `llm.store_payloads` had them stored."""
     return calls.get(id, caller)

@@ -1,1 +1,1 @@
-"""The rules of the gateway."""
+"""The rules of the LLM gateway."""

@@ -1,36 +1,26 @@
-"""The first unit of a call: who asks, whether they may, which models may serve, and a place in the queue."""
+"""The first unit of a call: checks the caller, resolves the model, checks the length, and enters the queue."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from corral.auth.principal import Principal
-from corral.errors import Forbidden, Unavailable
+from corral.database.unit import Entry
+from corral.errors import Forbidden, Invalid, Unavailable
 from corral.plugin import Settings
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts, Agents
-from corral_plugins.llm import settings as declared
-from corral_plugins.llm.kinds.scripted import ECHO
+from corral_plugins.llm.api import ModelInfo
 from corral_plugins.llm.service import calls
-from corral_plugins.llm.service.choice import Choice
-from corral_plugins.llm.service.failures import lease_lost
-from corral_plugins.llm.service.limits import check_length
-from corral_plugins.llm.service.provider import SCRIPTED
+from corral_plugins.llm.service.calls import CallRecord
+from corral_plugins.llm.service.leases import Leases, lease_lost
+from corral_plugins.llm.service.model_resolution import ModelResolver
 from corral_plugins.llm.service.registry import Registry, Target
-from corral_plugins.llm.service.settlement import Settlement
-from corral_plugins.llm.service.slots import Slots, Ticket
+from corral_plugins.llm.service.slots import Slots
+from corral_plugins.llm.settings import ALLOW_DIRECT_USE
 
-LOCAL, BUILTIN = "local", "builtin"
-
-
-class Admitted(msgspec.Struct, frozen=True):
-    """A call whose row is written."""
-
-    call_id: str
-    targets: list[Target]
-    ticket: Ticket | None
+MIN_OUTPUT_TOKENS = 64
 
 
 class Admission:
@@ -39,61 +29,89 @@ class Admission:
     agents: Agents | None
     switch: KillSwitch | None
 
-    def __init__(self, settings: Settings, registry: Registry, settlement: Settlement, slots: Slots) -> None:
-        self._settings, self._registry, self._settlement, self._slots = settings, registry, settlement, slots
+    def __init__(
+        self, settings: Settings, registry: Registry, resolver: ModelResolver, leases: Leases, slots: Slots
+    ) -> None:
+        self._settings, self._registry, self._resolver = settings, registry, resolver
+        self._leases, self._slots = leases, slots
 
-    def default_model(self) -> str:
-        """`provider/model` where none is named: the setting, else the local model, else an echo."""
-        return self._settings.get(declared.DEFAULT_MODEL) or self._first_of(LOCAL) or f"{SCRIPTED}/{ECHO}"
-
-    def embedding_model(self) -> str | None:
-        """The same for embeddings; None: there is none."""
-        return self._settings.get(declared.EMBEDDING_MODEL) or self._first_of(BUILTIN)
-
-    def admit(self, kind: str, request: dict[str, Any], input_tokens: int, by: Principal) -> Admitted:
-        """Raises the problems of rules 1 to 3; afterwards the call is `in_flight`."""
+    def admit(
+        self, kind: str, request: dict[str, Any], input_tokens: int, by: Principal, entry: Entry, started: float
+    ) -> CallRecord:
+        """Check a call and insert its row, which is then `in_flight`. Raises the problems of the call endpoints."""
         if self.switch is not None:
             self.switch.refuse_if_engaged()
         self._check_caller(by)
-        asked = str(request["model"])
-        default = self.embedding_model() if kind == "embedding" else self.default_model()
-        fallbacks = [] if kind == "embedding" else self._settings.get(declared.DEFAULT_FALLBACK_MODELS)
-        targets = Choice(self._registry, default, fallbacks).candidates(asked, self._agent(by))
+        requested_model = str(request["model"])
+        targets = self._resolver.resolve(kind, requested_model, self._agent(by))
         usable = [target for target in targets if target.provider.usable]
         if not usable:
             raise _not_configured(targets)
+        first = usable[0]
         if kind == "chat":
-            check_length(request, self._registry.facts(usable[0].name), input_tokens)
-        call_id = calls.begin(kind, usable[0].provider.name, usable[0].model, asked, by)
-        return Admitted(call_id, usable, self._slots.enter(call_id, usable[0].provider))
+            _check_length(request, self._registry.model_info(first.name), input_tokens)
+        call_id = calls.insert(kind, first, requested_model, by)
+        return CallRecord(
+            id=call_id,
+            kind=kind,
+            targets=usable,
+            slot=self._slots.enter(call_id, first.provider),
+            request=request,
+            input_tokens=input_tokens,
+            by=by,
+            entry=entry,
+            started=started,
+        )
 
     def _check_caller(self, by: Principal) -> None:
-        """The lease must be the live one, and is renewed; people may have to go through tasks."""
-        if not self._settlement.lease_is_live(by):
+        if not self._leases.is_live(by):
             raise lease_lost()
-        if by.kind in ("user", "api_key") and not self._settings.get(declared.ALLOW_DIRECT_USE):
-            raise Forbidden("Models may be called by tasks only here (llm.allow_direct_use).")
+        if by.kind in ("user", "api_key") and not self._settings.get(ALLOW_DIRECT_USE):
+            raise Forbidden("Only tasks may call models here; the setting llm.allow_direct_use is off.")
 
     def _agent(self, by: Principal) -> AgentFacts | None:
         if by.agent_id is None:
             return None
         facts = self.agents.facts(by.agent_id) if self.agents is not None else None
         if facts is None:
-            raise Forbidden("The agent of this token does not exist any more.")
+            raise Forbidden("The agent of this token no longer exists.")
         return facts
-
-    def _first_of(self, provider: str) -> str | None:
-        found = self._registry.get(provider)
-        model = found.first_model() if found is not None and found.usable else None
-        return f"{provider}/{model}" if model else None
 
 
 def _not_configured(targets: list[Target]) -> Unavailable:
     names = list(dict.fromkeys(target.provider.name for target in targets))
-    what = "is not configured" if len(names) == 1 else "are not configured"
+    verb = "is" if len(names) == 1 else "are"
     return Unavailable(
-        f"{', '.join(names)} {what}, or switched off; an admin sets it up under /llm/providers.",
+        f"{', '.join(names)} {verb} disabled or not configured; an admin can set this up under /llm/providers.",
         retry_after=60,
         provider=names[0],
         kind="not_configured",
     )
+
+
+# -- the length of the response
+
+
+def requested_cap(request: Mapping[str, Any]) -> int | None:
+    """Return the token limit of the response that the request sets."""
+    cap: int | None = request.get("max_completion_tokens") or request.get("max_tokens")
+    return cap
+
+
+def default_cap(model: ModelInfo | None, input_tokens: int, default: int) -> int:
+    """Return the token limit if the request sets none: the least of `default` and what the model allows."""
+    cap = default
+    if model is not None and model.max_output_tokens is not None:
+        cap = min(cap, model.max_output_tokens)
+    if model is not None and model.context_window is not None:
+        cap = min(cap, model.context_window - input_tokens)
+    return max(cap, MIN_OUTPUT_TOKENS)
+
+
+def _check_length(request: Mapping[str, Any], model: ModelInfo | None, input_tokens: int) -> None:
+    """Raise `Invalid` at `/messages` if the input and the requested limit cannot both fit into the context window."""
+    cap = requested_cap(request)
+    window = model.context_window if model is not None else None
+    if cap is not None and window is not None and input_tokens > window - cap:
+        detail = f"About {input_tokens} input and {cap} output tokens do not fit into the context window of {window}."
+        raise Invalid.at("/messages", "too_long", detail)

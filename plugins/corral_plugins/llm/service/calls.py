@@ -1,7 +1,10 @@
-"""The rows of calls: begun in one unit, settled in another, read by who may see them."""
+"""Calls: the record of a call in progress, its outcome, its row and payload, and queries of past calls."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -10,18 +13,194 @@ import peewee
 from corral import clock
 from corral.auth.principal import Principal
 from corral.database.statement import Statement
-from corral.errors import NotFound
+from corral.database.unit import Entry
+from corral.errors import NotFound, Problem
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
-from corral_plugins.llm.models import IN_FLIGHT, LlmCall
-from corral_plugins.llm.service.outcome import Outcome
-from corral_plugins.llm.service.payloads import payload_of
+from corral.plugin import Settings
+from corral_plugins.cost.api import MAX_TOKENS, Tokens
+from corral_plugins.llm.api import ProviderError
+from corral_plugins.llm.models import IN_FLIGHT, LlmCall, LlmPayload
+from corral_plugins.llm.providers.scripted import estimate_tokens
+from corral_plugins.llm.service.registry import Target
+from corral_plugins.llm.service.responses import TEXT_FIELDS, normalize_usage
+from corral_plugins.llm.service.slots import Slot
+from corral_plugins.llm.settings import PAYLOAD_DAYS, STORE_PAYLOADS
 from corral_plugins.llm.shapes import CallDetail, CallQuery, CallView
 
-SWEEP_AT_ONCE = 500
+log = logging.getLogger("corral.llm")
+
+BATCH_ROWS = 500
+DAY_SECONDS = 86_400
+IMAGE_TOKENS = 1500
+MAX_REPORTED_USD = 1_000_000
+# Fields that are not a matter of the provider's support.
+GATEWAY_FIELDS = frozenset(
+    {"model", "messages", "input", "stream", "stream_options", "n", "store", "user", "encoding_format"}
+)
 
 
-_GIVEN = (
+class Outcome(msgspec.Struct, kw_only=True):
+    """The outcome of a call, updated while it runs. `status`: completed | failed | cancelled.
+
+    `billable`: a provider may charge for the call. `reported_usage` is the provider's usage; without it tokens are
+    estimated from the texts.
+    """
+
+    target: Target
+    input_estimate: int
+    status: str = "cancelled"
+    attempts: int = 0
+    billable: bool = False
+    reported_usage: Mapping[str, Any] | None = None
+    output_bytes: int = 0
+    first_token_ms: int | None = None
+    duration_ms: int | None = None
+    finish_reason: str | None = None
+    error: dict[str, Any] | None = None
+    credentials_refused: bool = False
+    cost_micro_usd: int | None = None
+    response: Any = None
+
+    def begin_target(self, target: Target) -> None:
+        """Record that the call is sent to another target next."""
+        self.target, self.billable, self.reported_usage = target, False, None
+
+    def add_chunk(self, chunk: Mapping[str, Any]) -> None:
+        """Record the usage, the finish reason and the length of the text of a chunk, or of a whole response."""
+        self.billable = True
+        self.reported_usage = chunk.get("usage") or self.reported_usage
+        for choice in chunk.get("choices", ()):
+            self.finish_reason = choice["finish_reason"] or self.finish_reason
+            message = choice.get("delta") or choice.get("message") or {}
+            texts = [message.get(name) or "" for name in TEXT_FIELDS]
+            texts += [call["function"]["arguments"] for call in message.get("tool_calls", ())]
+            self.output_bytes += sum(len(text.encode(errors="replace")) for text in texts)
+
+    def add_refusal(self, error: ProviderError) -> None:
+        """Record a provider's error. Refusals cost nothing, but a provider that had begun to respond may charge."""
+        self.billable, self.reported_usage = error.billable, normalize_usage(error.usage)
+
+    def fail(self, error: Exception) -> None:
+        """Record why the call failed."""
+        self.status = "failed"
+        if isinstance(error, Problem):
+            self.error = {"code": error.code, "detail": error.detail}
+        else:
+            log.error("call failed", exc_info=error, extra={"provider": self.target.provider.name})
+            self.error = {"code": "internal", "detail": "The gateway failed with a bug; see the log."}
+
+    def without_details(self) -> Outcome:
+        """Return the part that can be written whatever the provider returned: the token counts."""
+        error = {"code": "internal", "detail": "The outcome of the call could not be stored; see the log."}
+        return msgspec.structs.replace(self, status="failed", finish_reason=None, response=None, error=error)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the token counts are estimated."""
+        return self.billable and self.reported_usage is None
+
+    @property
+    def tokens(self) -> Tokens:
+        """The token counts as the provider reported them, with input tokens excluding cache tokens, or estimated."""
+        if not self.billable:
+            return Tokens()
+        usage = self.reported_usage
+        if usage is None:
+            output = -(-self.output_bytes // 4)
+            return Tokens(input_tokens=min(self.input_estimate, MAX_TOKENS), output_tokens=min(output, MAX_TOKENS))
+        details = usage.get("prompt_tokens_details", {})
+        cache_read = details.get("cached_tokens") or usage.get("prompt_cache_hit_tokens", 0)
+        cache_write = details.get("cache_write_tokens", 0)
+        return Tokens(
+            input_tokens=max(0, usage.get("prompt_tokens", 0) - cache_read - cache_write),
+            output_tokens=usage.get("completion_tokens", 0),
+            cache_read_tokens=cache_read,
+            cache_write_tokens=cache_write,
+        )
+
+    @property
+    def reported_cost(self) -> Decimal | None:
+        """The cost in USD that the provider reports (OpenRouter does)."""
+        reported = (self.reported_usage or {}).get("cost")
+        if not isinstance(reported, (int, float)) or isinstance(reported, bool):
+            return None
+        cost = Decimal(str(reported))
+        return cost if cost.is_finite() and 0 <= cost < MAX_REPORTED_USD else None
+
+    def usage(self) -> dict[str, Any]:
+        """Return the usage in OpenAI's format, whether the provider reported it or not."""
+        tokens = self.tokens
+        counts = {
+            "prompt_tokens": tokens.total - tokens.output_tokens,
+            "completion_tokens": tokens.output_tokens,
+            "total_tokens": tokens.total,
+        }
+        return {**(self.reported_usage or {}), **counts}
+
+    def cost_header(self) -> str:
+        """Return the value of `Corral-Cost-Usd`."""
+        return "unpriced" if self.cost_micro_usd is None else f"{self.cost_micro_usd / 1_000_000:.6f}"
+
+
+class CallRecord(msgspec.Struct, kw_only=True):
+    """A call in progress: the id of its row, the targets to try in order, and its slot with the current one."""
+
+    id: str
+    kind: str
+    targets: list[Target]
+    slot: Slot | None
+    request: dict[str, Any]
+    input_tokens: int
+    by: Principal
+    entry: Entry
+    started: float
+
+    def outcome(self) -> Outcome:
+        """Return the outcome of a call that is cancelled now."""
+        return Outcome(target=self.targets[0], input_estimate=self.input_tokens)
+
+    def ignored_fields(self, target: Target) -> list[str]:
+        """Return the fields of the request that the target does not support."""
+        return sorted(self.request.keys() - GATEWAY_FIELDS - target.provider.supported_fields)
+
+
+class CallResult(msgspec.Struct, frozen=True):
+    """The response of a call, with what the response headers show. `cost`: USD as text, or `unpriced`."""
+
+    response: dict[str, Any]
+    call_id: str
+    model: str
+    ignored: list[str]
+    cost: str
+
+
+def estimate_input(request: Mapping[str, Any]) -> int:
+    """Estimate the tokens of a request, rather too high: 4 bytes each, an image as 1,500."""
+    if "input" in request:
+        given = request["input"]
+        return sum(estimate_tokens(text) for text in ([given] if isinstance(given, str) else given))
+    tokens = sum(_estimate_message(message) for message in request["messages"])
+    tools = request.get("tools")
+    return tokens + (len(msgspec.json.encode(tools)) // 4 if tools else 0)
+
+
+def _estimate_message(message: Mapping[str, Any]) -> int:
+    content = message.get("content")
+    texts = [content] if isinstance(content, str) else []
+    images = 0
+    for part in content if isinstance(content, list) else ():
+        if part.get("type") == "text":
+            texts.append(part["text"])
+        else:
+            images += 1
+    texts += [call["function"]["arguments"] for call in message.get("tool_calls") or ()]
+    return 4 + sum(estimate_tokens(text) for text in texts) + IMAGE_TOKENS * images
+
+
+# -- rows
+
+_INSERTED = (
     "id",
     "created_at",
     "kind",
@@ -33,109 +212,132 @@ _GIVEN = (
     "agent_id",
     "user_id",
 )
-_ZERO = ("attempts", "input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
-_SETTLED = (
-    "provider",
-    "model",
-    "status",
-    *_ZERO,
-    "estimated",
-    "cost_micro_usd",
-    "first_token_ms",
-    "duration_ms",
-    "finish_reason",
-    "error",
-)
+_COUNTS = ("attempts", "input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+_FROM_OUTCOME = ("status", "attempts", "first_token_ms", "duration_ms", "finish_reason", "error", "cost_micro_usd")
+_UPDATED = ("provider", "model", "estimated", *_FROM_OUTCOME, *_COUNTS[1:])
 
-_BEGIN = Statement(
+_INSERT = Statement(
     lambda p: LlmCall.insert(
         {
-            **{getattr(LlmCall, name): p(name) for name in _GIVEN},
-            **{getattr(LlmCall, name): 0 for name in _ZERO},
+            **{getattr(LlmCall, name): p(name) for name in _INSERTED},
+            **{getattr(LlmCall, name): 0 for name in _COUNTS},
             LlmCall.status: IN_FLIGHT,
             LlmCall.estimated: False,
         }
     )
 )
 _SETTLE = Statement(
-    lambda p: LlmCall.update({getattr(LlmCall, name): p(name, getattr(LlmCall, name)) for name in _SETTLED}).where(
+    lambda p: LlmCall.update({getattr(LlmCall, name): p(name, getattr(LlmCall, name)) for name in _UPDATED}).where(
         (LlmCall.id == p("id")) & (LlmCall.status == IN_FLIGHT)
     )
 )
 
 
-def begin(kind: str, provider: str, model: str, asked: str, by: Principal) -> str:
-    """Write the row of a call that is about to be made; returns its id."""
-    identifier = new_id()
-    _BEGIN.run(
+def insert(kind: str, target: Target, requested_model: str, by: Principal) -> str:
+    """Insert the row of a call that is about to be made; returns its id."""
+    call_id = new_id()
+    _INSERT.run(
         {
-            "id": identifier,
+            "id": call_id,
             "created_at": clock.now(),
             "kind": kind,
-            "provider": provider,
-            "model": model[:200],
-            "requested_model": asked,
+            "provider": target.provider.name,
+            "model": target.model[:200],
+            "requested_model": requested_model,
             "task_id": by.task_id,
             "lease_id": by.lease_id,
             "agent_id": by.agent_id,
             "user_id": by.user_id,
         }
     )
-    return identifier
+    return call_id
 
 
 def settle(call_id: str, outcome: Outcome) -> bool:
-    """Write how it went, once; False: it was settled before."""
-    return bool(_SETTLE.run({"id": call_id, **outcome.columns()}))
+    """Update the row with the outcome; returns False if the call was settled before."""
+    columns = {name: getattr(outcome, name) for name in _FROM_OUTCOME} | msgspec.structs.asdict(outcome.tokens)
+    target = outcome.target
+    columns |= {"provider": target.provider.name, "model": target.model[:200], "estimated": outcome.estimated}
+    return bool(_SETTLE.run({"id": call_id, **columns}))
 
 
-def sweep(older_than_seconds: float) -> int:
-    """Calls whose process died are `failed`; at most 500 a time."""
-    before = clock.now(-older_than_seconds)
-    orphans = (
-        LlmCall.select(LlmCall.id)
-        .where((LlmCall.status == IN_FLIGHT) & (LlmCall.created_at < before))
-        .limit(SWEEP_AT_ONCE)
-    )
-    error = {"code": "internal", "detail": "The process that made the call ended before the answer."}
-    return int(
-        LlmCall.update(status="failed", error=error)
-        .where((LlmCall.status == IN_FLIGHT) & LlmCall.id.in_(orphans))
-        .execute()
-    )
+def fail_abandoned(older_than_seconds: float) -> int:
+    """Mark calls as failed whose process died; returns their number, at most 500."""
+    in_flight, before = LlmCall.status == IN_FLIGHT, clock.now(-older_than_seconds)
+    abandoned = LlmCall.select(LlmCall.id).where(in_flight & (LlmCall.created_at < before)).limit(BATCH_ROWS)
+    error = {"code": "internal", "detail": "The process that made the call ended before the response."}
+    update = LlmCall.update(status="failed", error=error)
+    return int(update.where(in_flight & LlmCall.id.in_(abandoned)).execute())
+
+
+# -- payloads
+
+
+class Payloads:
+    """Stores redacted requests and responses as `llm.store_payloads` says. Joins the caller's unit."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def stores_completed(self) -> bool:
+        """Return whether responses of completed calls are stored, so that streams must be assembled."""
+        return self._settings.get(STORE_PAYLOADS) == "all"
+
+    def store(self, call_id: str, request: dict[str, Any], outcome: Outcome) -> None:
+        """Store the payload of a call if the setting asks for it."""
+        which = self._settings.get(STORE_PAYLOADS)
+        if which == "all" or (which == "errors" and outcome.status == "failed"):
+            LlmPayload.insert(
+                call_id=call_id, created_at=clock.now(), request=request, response=outcome.response
+            ).on_conflict_ignore().execute()
+
+    def delete_of_user(self, user_id: str) -> bool:
+        """Delete payloads of a purged user, at most 500; returns whether there may be more."""
+        of_calls = LlmPayload.select(LlmPayload.call_id).join(LlmCall, on=(LlmCall.id == LlmPayload.call_id))
+        of_user = of_calls.where(LlmCall.user_id == user_id).limit(BATCH_ROWS)
+        return bool(LlmPayload.delete().where(LlmPayload.call_id.in_(of_user)).execute() == BATCH_ROWS)
+
+    def prune(self) -> int:
+        """Delete payloads older than `llm.payload_days`; returns their number, at most 500."""
+        before = clock.now(-self._settings.get(PAYLOAD_DAYS) * DAY_SECONDS)
+        old = LlmPayload.select(LlmPayload.call_id).where(LlmPayload.created_at < before).limit(BATCH_ROWS)
+        return int(LlmPayload.delete().where(LlmPayload.call_id.in_(old)).execute())
+
+
+# -- queries
 
 
 def page(query: CallQuery, by: Principal) -> Page[CallView]:
-    """Own calls and those of tasks, which every reader sees; an admin sees all."""
-    wanted: Any = LlmCall.select().where(_seen(by))
+    """Return calls, newest first: the caller's own and those of tasks; all to admins."""
+    calls: Any = LlmCall.select().where(_visible_to(by))
     for field in ("task_id", "agent_id", "provider", "model"):
         value = getattr(query, field)
         if isinstance(value, str):
-            wanted = wanted.where(getattr(LlmCall, field) == value)
+            calls = calls.where(getattr(LlmCall, field) == value)
     if isinstance(query.status, list):
-        wanted = wanted.where(LlmCall.status.in_(query.status))
+        calls = calls.where(LlmCall.status.in_(query.status))
     if query.since is not msgspec.UNSET:
-        wanted = wanted.where(LlmCall.created_at >= clock.from_datetime(query.since))
-    return paginate(wanted, query, by, scope="llm.calls", order=newest_first(LlmCall), make=_view)
+        calls = calls.where(LlmCall.created_at >= clock.from_datetime(query.since))
+    return paginate(calls, query, by, scope="llm.calls", order=newest_first(LlmCall), make=_view)
 
 
 def get(call_id: str, by: Principal) -> CallDetail:
-    """One call, with what was asked and answered if that was kept; `NotFound` too when the caller may not see it."""
-    row = LlmCall.get_or_none((LlmCall.id == call_id) & _seen(by))
+    """Return a call with its payload, if stored; raises `NotFound` also if the caller may not see it."""
+    row = LlmCall.get_or_none((LlmCall.id == call_id) & _visible_to(by))
     if row is None:
         raise NotFound("There is no call with this id.")
-    fields = msgspec.structs.asdict(_view(row))
-    return CallDetail(**fields, payload=payload_of(row.id))
+    stored = LlmPayload.get_or_none(LlmPayload.call_id == call_id)
+    payload = None if stored is None else {"request": stored.request, "response": stored.response}
+    return CallDetail(**msgspec.structs.asdict(_view(row)), payload=payload)
 
 
-def _seen(by: Principal) -> Any:
+def _visible_to(by: Principal) -> Any:
     if by.is_admin or by.kind == "system":
         return peewee.SQL("1 = 1")
     return LlmCall.task_id.is_null(False) | (LlmCall.user_id == by.user_id)
 
 
 def _view(row: LlmCall) -> CallView:
-    names = [name for name in CallView.__struct_fields__ if name not in ("ts", "cost_usd")]
+    values = {name: getattr(row, name) for name in CallView.__struct_fields__ if name not in ("ts", "cost_usd")}
     cost = row.cost_micro_usd
-    values = {name: getattr(row, name) for name in names}
     return CallView(ts=row.created_at, cost_usd=None if cost is None else cost / 1e6, **values)

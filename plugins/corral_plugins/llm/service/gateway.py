@@ -1,12 +1,13 @@
-"""The path of a call: a unit that checks and writes its row, the provider, a unit that settles."""
+"""The path of a call: a unit that checks it and inserts its row, the provider, and a unit that settles it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, TypeVar
 
 from corral.auth.principal import Principal
@@ -15,36 +16,38 @@ from corral.database.unit import Entry
 from corral.errors import Problem, Unavailable
 from corral.plugin import Settings
 from corral.redact.redactor import Redactor
-from corral_plugins.llm import settings as declared
-from corral_plugins.llm.api import Connection, ProviderError
-from corral_plugins.llm.service.admission import Admission
-from corral_plugins.llm.service.answers import completion, embeddings, failures_of
-from corral_plugins.llm.service.attempts import Attempts
-from corral_plugins.llm.service.failures import is_about_credentials, lease_lost, problem_of
-from corral_plugins.llm.service.keys import ProviderKeys
-from corral_plugins.llm.service.limits import cap_of, explicit_cap
-from corral_plugins.llm.service.outcome import Outcome, estimate_input
-from corral_plugins.llm.service.payloads import Payloads
-from corral_plugins.llm.service.plan import Plan, Served
-from corral_plugins.llm.service.redaction import StreamRedaction, answered_to, asked_by, redacted
+from corral_plugins.llm.api import ProviderError
+from corral_plugins.llm.service.admission import Admission, default_cap, requested_cap
+from corral_plugins.llm.service.calls import CallRecord, CallResult, Outcome, Payloads, estimate_input
+from corral_plugins.llm.service.dispatch import Dispatcher
+from corral_plugins.llm.service.leases import Leases, lease_lost
+from corral_plugins.llm.service.model_resolution import ModelResolver
+from corral_plugins.llm.service.provider_keys import ProviderKeys
+from corral_plugins.llm.service.redaction import StreamRedaction, redact, request_context, response_context
 from corral_plugins.llm.service.registry import Registry, Target
+from corral_plugins.llm.service.responses import (
+    errors_of,
+    is_about_credentials,
+    normalize_completion,
+    normalize_embeddings,
+    problem_of,
+    time_limit,
+)
 from corral_plugins.llm.service.settlement import Settlement
-from corral_plugins.llm.service.slots import Ticket
-from corral_plugins.llm.service.streams import Answer, first_chunk, in_time, relayed
-from corral_plugins.llm.service.watch import LeaseWatch
+from corral_plugins.llm.service.streams import AssembledMessage, Chunk, open_stream, relay
+from corral_plugins.llm.settings import DEFAULT_MAX_TOKENS, TOTAL_TIMEOUT_SECONDS
 
 log = logging.getLogger("corral.llm")
 T = TypeVar("T")
-Chunk = dict[str, Any]
-Ask = Callable[[dict[str, Any], Connection], Awaitable[dict[str, Any]]]
+ChunkQueue = asyncio.Queue[Chunk | Exception | None]
 
 QUEUED_CHUNKS = 64
-SETTLE_PAUSES = (0.2, 1.0, 3.0)
-KEPT = "settle"  # the name of tasks that run to their end
+SETTLE_RETRY_SECONDS = (0.2, 1.0, 3.0)
+UNCANCELLED = "settle"  # the name of tasks that `stop` waits for instead of cancelling them
 
 
 class Gateway:
-    """Implements `LLM`; the only one that calls providers."""
+    """Implements `LLM`; all calls to providers go through it."""
 
     def __init__(
         self,
@@ -52,26 +55,28 @@ class Gateway:
         settings: Settings,
         redactor: Redactor,
         registry: Registry,
+        resolver: ModelResolver,
         admission: Admission,
-        attempts: Attempts,
+        dispatcher: Dispatcher,
         settlement: Settlement,
-        watch: LeaseWatch,
+        leases: Leases,
         payloads: Payloads,
         keys: ProviderKeys,
     ) -> None:
         self._work, self._settings, self._redactor = work, settings, redactor
-        self.registry, self._admission, self._attempts = registry, admission, attempts
-        self._settlement, self._watch, self._payloads, self._keys = settlement, watch, payloads, keys
-        self._running: set[asyncio.Task[Any]] = set()
+        self.registry, self._resolver, self._admission = registry, resolver, admission
+        self._dispatcher, self._settlement, self._leases = dispatcher, settlement, leases
+        self._payloads, self._keys = payloads, keys
+        self._tasks: set[asyncio.Task[Any]] = set()
 
-    # -- what others ask
+    # -- queries
 
     def default_model(self) -> str:
-        return self._admission.default_model()
+        return self._resolver.default_model()
 
     def default_model_of(self, provider: str) -> str | None:
         found = self.registry.get(provider)
-        return found.first_model() if found is not None else None
+        return found.default_model() if found is not None else None
 
     def is_known(self, provider: str) -> bool:
         return self.registry.get(provider) is not None
@@ -81,45 +86,41 @@ class Gateway:
         return found is not None and found.usable
 
     def capabilities(self, model: str) -> dict[str, Any]:
-        facts = self.registry.facts(model)
-        return dict(facts.capabilities) if facts is not None else {}
+        info = self.registry.model_info(model)
+        return dict(info.capabilities) if info is not None else {}
 
     # -- calls
 
     async def complete(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
         return (await self.chat(request, by=by)).response
 
-    async def chat(self, request: dict[str, Any], *, by: Principal) -> Served:
-        """`complete`, with what served. Cancelling ends the provider's request; the row is settled all the same."""
-        plan = await self._begin("chat", request, by)
-        return await self._finish(
-            self._one(plan, lambda target: self._call(plan, target, target.provider.kind.complete))
-        )
+    async def chat(self, request: dict[str, Any], *, by: Principal) -> CallResult:
+        """Do what `complete` does, and return the call's metadata as well."""
+        return await self._run(await self._begin("chat", request, by))
 
     async def embed(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
         return (await self.embeddings(request, by=by)).response
 
-    async def embeddings(self, request: dict[str, Any], *, by: Principal) -> Served:
-        """`embed`, with what served."""
-        given = request["input"]
-        request = {**request, "input": [given] if isinstance(given, str) else list(given)}
-        plan = await self._begin("embedding", request, by)
-        return await self._finish(self._one(plan, lambda target: self._call(plan, target, target.provider.kind.embed)))
+    async def embeddings(self, request: dict[str, Any], *, by: Principal) -> CallResult:
+        """Do what `embed` does, and return the call's metadata as well."""
+        texts = request["input"]
+        request = {**request, "input": [texts] if isinstance(texts, str) else list(texts)}
+        return await self._run(await self._begin("embedding", request, by))
 
     async def stream(self, request: dict[str, Any], *, by: Principal) -> AsyncGenerator[Chunk, None]:
-        plan = await self._begin("chat", request, by)
-        async with contextlib.aclosing(self.chunks(plan)) as chunks:
+        call = await self.begin_stream(request, by=by)
+        async with contextlib.aclosing(self.chunks(call)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    async def begin_stream(self, request: dict[str, Any], *, by: Principal) -> Plan:
-        """The first half of `stream`: checks and writes the row. The caller must then use and close `chunks(plan)`."""
+    async def begin_stream(self, request: dict[str, Any], *, by: Principal) -> CallRecord:
+        """Check the call and insert its row. The caller must then consume and close `chunks(call)`."""
         return await self._begin("chat", request, by)
 
-    async def chunks(self, plan: Plan) -> AsyncGenerator[Chunk, None]:
-        """The answer in chunks, usage in the last one; closing it ends the provider's request."""
-        queue: asyncio.Queue[Chunk | Exception | None] = asyncio.Queue(QUEUED_CHUNKS)
-        task = self._spawn(self._pump(plan, queue))
+    async def chunks(self, call: CallRecord) -> AsyncGenerator[Chunk, None]:
+        """Yield the chunks of the response, with usage in the last one. Closing it ends the upstream request."""
+        queue: ChunkQueue = asyncio.Queue(QUEUED_CHUNKS)
+        task = self._spawn(self._stream_into(queue, call))
         try:
             while (item := await queue.get()) is not None:
                 if isinstance(item, Exception):
@@ -129,94 +130,95 @@ class Gateway:
             task.cancel()
 
     async def stop(self) -> None:
-        """End what runs; every row is settled when this returns."""
-        for task in tuple(self._running):
-            if task.get_name() != KEPT:
+        """Cancel running calls; all of them are settled when this returns."""
+        for task in tuple(self._tasks):
+            if task.get_name() != UNCANCELLED:
                 task.cancel()
-        while self._running:
-            await asyncio.gather(*self._running, return_exceptions=True)
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    # -- unit 1
+    # -- the first unit
 
-    async def _begin(self, kind: str, request: dict[str, Any], by: Principal) -> Plan:
-        began = time.monotonic()
+    async def _begin(self, kind: str, request: dict[str, Any], by: Principal) -> CallRecord:
+        started = time.monotonic()
         tokens = estimate_input(request)
-        with asked_by(by):
-            request = await redacted(self._redactor, request, tokens)
+        with request_context(by):
+            request = await redact(self._redactor, request, tokens)
         entry = Entry(label=f"llm {kind}", actor=by.actor)
 
-        async def admit() -> Plan:
-            admitted = await self._work(lambda: self._admission.admit(kind, request, tokens, by), entry=entry)
-            return Plan(
-                call_id=admitted.call_id,
-                kind=kind,
-                targets=admitted.targets,
-                ticket=admitted.ticket,
-                request=request,
-                input_tokens=tokens,
-                by=by,
-                entry=entry,
-                began=began,
+        async def admit() -> CallRecord:
+            return await self._work(
+                lambda: self._admission.admit(kind, request, tokens, by, entry, started), entry=entry
             )
 
-        admitting = self._spawn(admit(), name=KEPT)
+        admitting = self._spawn(admit(), name=UNCANCELLED)
         try:
             return await asyncio.shield(admitting)
         except asyncio.CancelledError:
-            self._spawn(self._abandon(admitting), name=KEPT)
+            self._spawn(self._abandon(admitting), name=UNCANCELLED)
             raise
 
-    async def _abandon(self, admitting: asyncio.Task[Plan]) -> None:
-        """Nobody waits for a call that was just begun: what unit 1 wrote is settled."""
+    async def _abandon(self, admitting: asyncio.Task[CallRecord]) -> None:
+        """Settle a call whose caller left while it was being admitted."""
         with contextlib.suppress(Problem):
-            plan = await admitting
-            await self._settle(plan, plan.outcome())
+            call = await admitting
+            await self._settle(call, call.outcome())
 
     # -- between the units
 
-    def _for(self, plan: Plan, target: Target) -> dict[str, Any]:
-        """The request as the target gets it: its own model name, only what it honours, and a cap on the answer."""
-        honoured = target.provider.honours
-        sent = {key: value for key, value in plan.request.items() if key in honoured}
-        sent |= {key: plan.request[key] for key in ("messages", "input") if key in plan.request}
-        if "messages" in sent and explicit_cap(sent) is None:
-            facts = self.registry.facts(target.name)
-            sent["max_tokens"] = cap_of(facts, plan.input_tokens, self._settings.get(declared.DEFAULT_MAX_TOKENS))
-        return {**sent, "model": target.model}
+    async def _run(self, call: CallRecord) -> CallResult:
+        """Complete the call in its own task: a caller that leaves cancels the upstream request, not the settlement."""
+        task = self._spawn(self._complete(call))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
 
-    async def _call(self, plan: Plan, target: Target, ask: Ask) -> dict[str, Any]:
-        request, connection = self._for(plan, target), await self._keys.connection(target.provider)
-        with failures_of(target.provider.name):
-            answer = await ask(request, connection)
-            return completion(answer) if plan.kind == "chat" else embeddings(answer)
+    async def _complete(self, call: CallRecord) -> CallResult:
+        outcome = call.outcome()
+        response = await self._settled(call, outcome, self._response(call, outcome))
+        target = outcome.target
+        response |= {"model": target.name, "usage": outcome.usage()}
+        return CallResult(response, call.id, target.name, call.ignored_fields(target), outcome.cost_header())
 
-    async def _one(self, plan: Plan, call: Callable[[Target], Awaitable[dict[str, Any]]]) -> Served:
-        """Call, falling back while failures say nothing about the request, and settle."""
-        outcome = plan.outcome()
-        response = await self._settled(plan, outcome, self._answer(plan, outcome, call))
-        response |= {"model": outcome.target.name, "usage": outcome.usage()}
-        ignored = plan.ignored(outcome.target)
-        return Served(response, plan.call_id, outcome.target.name, ignored, outcome.cost_header())
-
-    async def _answer(
-        self, plan: Plan, outcome: Outcome, call: Callable[[Target], Awaitable[dict[str, Any]]]
-    ) -> dict[str, Any]:
-        """The whole answer; vectors hold no text."""
-        response = await self._attempts.run(plan, outcome, lambda target: in_time(target, call(target)))
-        outcome.note_answer(response)
-        if plan.kind == "chat":
-            with answered_to(plan.by, outcome.target.provider.name):
-                response = await redacted(self._redactor, response, outcome.output_bytes // 4)
+    async def _response(self, call: CallRecord, outcome: Outcome) -> dict[str, Any]:
+        """Return the whole response; chat completions are redacted, vectors contain no text."""
+        response = await self._dispatcher.send(call, outcome, functools.partial(self._send, call))
+        outcome.status = "completed"
+        outcome.add_chunk(response)
+        if call.kind == "chat":
+            with response_context(call.by, outcome.target.provider.name):
+                response = await redact(self._redactor, response, outcome.output_bytes // 4)
             outcome.response = response
         return response
 
-    async def _pump(self, plan: Plan, queue: asyncio.Queue[Chunk | Exception | None]) -> None:
-        """Put chunks into the queue; usage only after the row is settled. Problems go the same way, after all text."""
-        outcome = plan.outcome()
-        redaction = StreamRedaction(self._redactor, lambda: answered_to(plan.by, outcome.target.provider.name))
+    async def _send(self, call: CallRecord, target: Target) -> dict[str, Any]:
+        provider = target.provider
+        seconds = provider.connection.timeouts.total_seconds
+        async with time_limit(target.name, seconds, "no response"):
+            request, connection = self._request_for(call, target), await self._keys.connection(provider)
+            with errors_of(provider.name):
+                if call.kind == "chat":
+                    return normalize_completion(await provider.kind.complete(request, connection))
+                return normalize_embeddings(await provider.kind.embed(request, connection))
+
+    def _request_for(self, call: CallRecord, target: Target) -> dict[str, Any]:
+        """Return the request for a target: its model name, the fields that it supports, and a token limit."""
+        fields = target.provider.supported_fields | {"messages", "input"}
+        request = {key: value for key, value in call.request.items() if key in fields}
+        if "messages" in request and requested_cap(request) is None:
+            info = self.registry.model_info(target.name)
+            request["max_tokens"] = default_cap(info, call.input_tokens, self._settings.get(DEFAULT_MAX_TOKENS))
+        return {**request, "model": target.model}
+
+    async def _stream_into(self, queue: ChunkQueue, call: CallRecord) -> None:
+        """Put chunks into the queue; usage, or a problem, follows after the text, when the call is settled."""
+        outcome = call.outcome()
+        redaction = StreamRedaction(self._redactor, lambda: response_context(call.by, outcome.target.provider.name))
         unsent: list[Chunk] = []
         try:
-            last = await self._settled(plan, outcome, self._relay(plan, outcome, redaction, queue, unsent))
+            last = await self._settled(call, outcome, self._relay_into(queue, call, outcome, redaction, unsent))
         except Exception as problem:
             rest: list[Chunk | Exception | None] = [*unsent, *redaction.end(), problem]
         else:
@@ -224,117 +226,102 @@ class Gateway:
         for item in rest:
             await queue.put(item)
 
-    async def _relay(
-        self,
-        plan: Plan,
-        outcome: Outcome,
-        redaction: StreamRedaction,
-        queue: asyncio.Queue[Chunk | Exception | None],
-        unsent: list[Chunk],
+    async def _relay_into(
+        self, queue: ChunkQueue, call: CallRecord, outcome: Outcome, redaction: StreamRedaction, unsent: list[Chunk]
     ) -> Chunk:
-        """Put all chunks but the last one, which is returned. `unsent`: there was no room before it was cancelled."""
+        """Put all chunks into the queue except the last one, which is returned.
 
-        async def first(target: Target) -> tuple[Target, AsyncGenerator[Chunk, None], Chunk]:
+        `unsent` holds a chunk that the queue had no room for, if this is cancelled.
+        """
+
+        async def send(target: Target) -> tuple[Target, AsyncGenerator[Chunk, None], Chunk]:
             connection = await self._keys.connection(target.provider)
-            return target, *(await first_chunk(target, self._for(plan, target), connection))
+            return target, *(await open_stream(target, self._request_for(call, target), connection))
 
-        target, iterator, chunk = await self._attempts.run(plan, outcome, first)
-        outcome.first_token_ms = _since(plan.began)
-        answer = Answer() if self._payloads.wants_answers() else None
+        target, iterator, first = await self._dispatcher.send(call, outcome, send)
+        outcome.first_token_ms = _milliseconds_since(call.started)
+        message = AssembledMessage() if self._payloads.stores_completed() else None
         last: Chunk = {}
-        async with contextlib.aclosing(relayed(target, iterator, chunk, redaction, outcome)) as chunks:
-            async for ready in chunks:
-                if ready["choices"]:
-                    if answer is not None:
-                        answer.add(ready)
-                    unsent.append(ready)
-                    await queue.put(ready)
+        async with contextlib.aclosing(relay(target, iterator, first, redaction, outcome)) as chunks:
+            async for chunk in chunks:
+                if chunk["choices"]:
+                    if message is not None:
+                        message.add(chunk)
+                    unsent.append(chunk)
+                    await queue.put(chunk)
                     unsent.clear()
                 else:
-                    last = ready
-        outcome.response = answer.message() if answer is not None else None
+                    last = chunk
+        outcome.response = message.message() if message is not None else None
         return last
 
-    async def _settled(self, plan: Plan, outcome: Outcome, call: Coroutine[Any, Any, T]) -> T:
-        """What the call gives; it is settled however it ends. Failures are raised as problems."""
+    async def _settled(self, call: CallRecord, outcome: Outcome, response: Coroutine[Any, Any, T]) -> T:
+        """Return the response, and settle the call however it ends. Raises problems only."""
         try:
-            async with self._limits(plan):
-                result = await call
+            async with self._limits(call):
+                result = await response
             outcome.status = "completed"
-        except ProviderError as failure:
-            raise self._failed(outcome, failure) from failure
+        except ProviderError as error:
+            problem = problem_of(error, outcome.target.provider.name, self._redactor)
+            outcome.credentials_refused = is_about_credentials(problem)
+            outcome.fail(problem)
+            raise problem from error
         except Exception as error:
-            outcome.note_failure(error)
+            outcome.fail(error)
             raise
         finally:
-            alive = await self._settle(plan, outcome)
-        if not alive:
+            is_live = await self._settle(call, outcome)
+        if not is_live:
             raise lease_lost()
         return result
 
     @contextlib.asynccontextmanager
-    async def _limits(self, plan: Plan) -> AsyncGenerator[None, None]:
-        """The lease, and the time that a call may take with all retries and fallbacks."""
-        seconds = self._settings.get(declared.TOTAL_TIMEOUT_SECONDS)
+    async def _limits(self, call: CallRecord) -> AsyncGenerator[None, None]:
+        """Limit the body by the caller's lease, and by the time a call may take with all retries and fallbacks."""
+        seconds = self._settings.get(TOTAL_TIMEOUT_SECONDS)
         try:
-            async with asyncio.timeout(seconds) as scope, self._watch.over(plan.by):
+            async with asyncio.timeout(seconds) as scope, self._leases.watch(call.by):
                 yield
         except TimeoutError:
             if not scope.expired():
                 raise
-            raise Problem(f"The model did not answer within {seconds} seconds.", code="upstream_timeout") from None
+            raise Problem(f"The model did not respond within {seconds} seconds.", code="upstream_timeout") from None
 
-    def _failed(self, outcome: Outcome, failure: ProviderError) -> Problem:
-        """What the caller is told, without credentials that the provider may have repeated."""
-        problem = problem_of(failure, outcome.target.provider.name, self._redactor)
-        outcome.credentials_refused = is_about_credentials(problem)
-        outcome.note_failure(problem)
-        return problem
+    # -- the second unit
 
-    # -- unit 2
+    async def _settle(self, call: CallRecord, outcome: Outcome) -> bool:
+        """Settle the call in a task of its own, which is never cancelled; returns whether the lease is still live."""
+        outcome.duration_ms = _milliseconds_since(call.started)
+        return await asyncio.shield(self._spawn(self._settle_with_retries(call, outcome), name=UNCANCELLED))
 
-    async def _settle(self, plan: Plan, outcome: Outcome) -> bool:
-        """Write how it went; whether the lease still lives. Nothing cuts it: it runs in a task of its own."""
-        outcome.duration_ms = _since(plan.began)
-        return await asyncio.shield(self._spawn(self._written(plan, outcome, plan.ticket), name=KEPT))
-
-    async def _written(self, plan: Plan, outcome: Outcome, ticket: Ticket | None) -> bool:
-        """What was used is not lost because the database is busy for a moment, nor because of what was answered."""
+    async def _settle_with_retries(self, call: CallRecord, outcome: Outcome) -> bool:
+        """Settle the call; its cost is not lost if the database is overloaded or the outcome cannot be stored."""
 
         def settle() -> bool:
-            return self._settlement.settle(plan, outcome, ticket)
+            return self._settlement.settle(call, outcome)
 
         try:
-            for pause in SETTLE_PAUSES:
+            for seconds in SETTLE_RETRY_SECONDS:
                 with contextlib.suppress(Unavailable):
-                    return await self._work(settle, entry=plan.entry)
-                await asyncio.sleep(pause)
-            return await self._work(settle, entry=plan.entry)
+                    return await self._work(settle, entry=call.entry)
+                await asyncio.sleep(seconds)
+            return await self._work(settle, entry=call.entry)
         except Exception:
-            log.exception("a call cannot be settled", extra={"call": plan.call_id})
-            await self._work(lambda: self._settlement.settle_least(plan, outcome, ticket), entry=plan.entry)
+            log.exception("call not settled; charging it without details", extra={"call": call.id})
+            await self._work(lambda: self._settlement.settle_without_details(call, outcome), entry=call.entry)
             raise
 
-    async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run in a task of its own: a caller that leaves cancels the provider's request, not the settling."""
-        task = self._spawn(work)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
-
-    def _spawn(self, work: Coroutine[Any, Any, T], *, name: str = "call") -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._running.add(task)
-        task.add_done_callback(self._done)
+    def _spawn(self, coroutine: Coroutine[Any, Any, T], *, name: str = "call") -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
         return task
 
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # told to the caller, if there still is one
+            task.exception()  # marks it as retrieved: the caller may have left
 
 
-def _since(began: float) -> int:
-    return round((time.monotonic() - began) * 1000)
+def _milliseconds_since(started: float) -> int:
+    return round((time.monotonic() - started) * 1000)

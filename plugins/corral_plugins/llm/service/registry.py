@@ -1,36 +1,97 @@
-"""Every provider by name: those of `corral.toml`, those made by the API, presets, and those that need nothing."""
+"""The registry of providers: those of `corral.toml`, those created over the API, presets, and implicit ones."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import msgspec
 
 from corral.database.statement import Statement
 from corral.database.unit import Unit, current, in_unit
 from corral.plugin import Contributions
-from corral_plugins.llm.api import LLMProvider, ModelFacts
-from corral_plugins.llm.kinds.presets import PRESETS
+from corral.schema.data import json_schema_problems
+from corral_plugins.cost.api import Cost, Tokens
+from corral_plugins.llm.api import Connection, LLMProvider, ModelInfo
 from corral_plugins.llm.models import LlmProviderRow, LlmProviderState
-from corral_plugins.llm.service.provider import Found, Provider, of_file, of_kind, of_preset, of_row
+from corral_plugins.llm.provider_shapes import ALL_MODELS, FileFields, ModelSpec, ProviderFields
+from corral_plugins.llm.providers.presets import PRESETS
+from corral_plugins.llm.shapes import ModelPrice, ModelView
 
 log = logging.getLogger("corral.llm")
 
-_STAMPS = Statement(lambda p: LlmProviderRow.select(LlmProviderRow.name, LlmProviderRow.stamp).tuples())
-_FOUND = Statement(
-    lambda p: (
-        LlmProviderState.select(LlmProviderState.name, LlmProviderState.stamp)
-        .where(LlmProviderState.stamp.is_null(False))
-        .tuples()
-    )
-)
+SCRIPTED = "scripted"
+DEFAULT_CONCURRENCY = 8
+PRICED_TOKENS = 10_000  # some models have other prices for long requests
+Source = Literal["file", "api", "preset", "implicit"]
+Kinds = Mapping[str, LLMProvider]
+Models = Sequence[ModelInfo]
+
+
+class Provider(msgspec.Struct, frozen=True, kw_only=True):
+    """A provider as the gateway uses it. `version` is that of its row, or 0; `api_key_secret` names a vault secret."""
+
+    connection: Connection
+    kind: LLMProvider
+    source: Source
+    fields: ProviderFields
+    api_key_secret: str | None = None
+    configured: bool = True
+    version: int = 0
+
+    @property
+    def name(self) -> str:
+        """The provider's name."""
+        return self.connection.name
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be called."""
+        return self.fields.enabled and self.configured
+
+    @property
+    def _fetches_models(self) -> bool:
+        return ALL_MODELS in self.fields.models and hasattr(self.kind, "fetch_models")
+
+    @property
+    def is_refreshable(self) -> bool:
+        """Whether its list of models should be fetched from time to time."""
+        return self.usable and self._fetches_models
+
+    @property
+    def accepts_unlisted(self) -> bool:
+        """Whether it may have models that are not listed: a request may bring a script, and a list may be outdated."""
+        return self.name == SCRIPTED or self._fetches_models
+
+    @property
+    def concurrency(self) -> int | None:
+        """Concurrent calls; None: unlimited."""
+        return self.fields.max_concurrency or getattr(self.kind, "concurrency", DEFAULT_CONCURRENCY)
+
+    @property
+    def free(self) -> bool:
+        """Whether its calls cost nothing."""
+        return bool(getattr(self.kind, "free", False))
+
+    @property
+    def supported_fields(self) -> frozenset[str]:
+        """The optional request fields that it supports."""
+        of_connection = getattr(self.kind, "supported_fields_of", None)
+        return self.kind.supported_fields if of_connection is None else of_connection(self.connection)
+
+    def models(self) -> Models:
+        """Return the models that it lists."""
+        return self.kind.list_models(self.connection)
+
+    def default_model(self) -> str | None:
+        """Return the name of its default model, if it has one."""
+        return self.fields.default_model or next((model.id for model in self.models()), None)
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A model of a provider. `name` is `provider/model`."""
+    """A model of a provider that a call may be sent to."""
 
     provider: Provider
     model: str
@@ -41,113 +102,275 @@ class Target(msgspec.Struct, frozen=True):
         return f"{self.provider.name}/{self.model}"
 
 
-class _Rows(msgspec.Struct, frozen=True):
-    """What the database says, as of `stamps`."""
-
-    stamps: frozenset[tuple[str, str, str]] = frozenset()
-    providers: tuple[LlmProviderRow, ...] = ()
-    found: Mapping[str, Found] = {}
+# -- building providers
 
 
-class _Synced(threading.local):
-    """The unit in which this thread has compared last."""
+def _from_file(name: str, table: Mapping[str, Any], kinds: Kinds, listed: Models) -> Provider | None:
+    """Build a provider of `corral.toml`; None while its kind is unavailable. `ValueError` names the invalid field."""
+    common = {key: value for key, value in table.items() if key in FileFields.__struct_fields__}
+    try:
+        fields = msgspec.convert(common, FileFields)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"llm.providers.{name}: {error}") from None
+    preset = PRESETS.get(name)
+    kind = kinds.get(fields.kind or (preset.kind if preset else name))
+    if kind is None:
+        return None
+    config = {key: value for key, value in table.items() if key not in common}
+    problems = json_schema_problems(dict(kind.config_schema), config)
+    if problems:
+        raise ValueError(f"llm.providers.{name}{problems[0].pointer.replace('/', '.')}: {problems[0].detail}")
+    return _build(name, kind, fields, listed, source="file", revision="file", config=config, api_key=fields.api_key)
+
+
+def _from_row(row: LlmProviderRow, kinds: Kinds, listed: Models) -> Provider | None:
+    """Build a provider created over the API; None while its kind is unavailable."""
+    kind = kinds.get(row.kind)
+    if kind is None:
+        return None
+    fields = msgspec.convert({name: getattr(row, name) for name in ProviderFields.__struct_fields__}, ProviderFields)
+    return _build(
+        row.name,
+        kind,
+        fields,
+        listed,
+        source="api",
+        revision=row.revision,
+        version=row.version,
+        api_key_secret=row.api_key_secret,
+    )
+
+
+def _from_preset(name: str, kinds: Kinds) -> Provider | None:
+    preset = PRESETS[name]
+    kind = kinds.get(preset.kind)
+    if kind is None:
+        return None
+    connection = Connection(name=name, base_url=preset.base_url)
+    return Provider(connection=connection, kind=kind, source="preset", fields=ProviderFields(), configured=False)
+
+
+def _implicit(kind: LLMProvider, listed: Models) -> Provider:
+    """Build the provider that exists with its kind. It is in this process or machine, so retries would not help."""
+    return _build(kind.kind, kind, ProviderFields(max_retries=0), listed, source="implicit", revision="implicit")
+
+
+def _build(
+    name: str,
+    kind: LLMProvider,
+    fields: ProviderFields,
+    listed: Models,
+    *,
+    source: Source,
+    revision: str,
+    version: int = 0,
+    config: Mapping[str, Any] | None = None,
+    api_key: str | None = None,
+    api_key_secret: str | None = None,
+) -> Provider:
+    preset = PRESETS.get(name)
+    models = [model.info() for model in fields.models if isinstance(model, ModelSpec)]
+    if ALL_MODELS in fields.models:
+        configured = {model.id for model in models}
+        models += [model for model in listed if model.id not in configured]
+    connection = Connection(
+        name=name,
+        config=config or {},
+        base_url=fields.base_url or (preset.base_url if preset else None),
+        api_key=api_key,
+        headers=fields.headers,
+        timeouts=fields.timeouts,
+        operator=source == "file",
+        models=models,
+        version=revision,
+    )
+    needs_key = preset is not None and preset.needs_key
+    return Provider(
+        connection=connection,
+        kind=kind,
+        source=source,
+        fields=fields,
+        api_key_secret=api_key_secret,
+        configured=not needs_key or api_key is not None or api_key_secret is not None,
+        version=version,
+    )
+
+
+# -- the registry
+
+_PROVIDER_REVISIONS = Statement(lambda p: LlmProviderRow.select(LlmProviderRow.name, LlmProviderRow.revision).tuples())
+_MODEL_REVISIONS = Statement(
+    lambda p: (
+        LlmProviderState.select(LlmProviderState.name, LlmProviderState.revision)
+        .where(LlmProviderState.revision.is_null(False))
+        .tuples()
+    )
+)
+
+
+class _Snapshot(msgspec.Struct, frozen=True):
+    """The contents of the tables at `revisions`."""
+
+    revisions: frozenset[tuple[str, str, str]] = frozenset()
+    rows: tuple[LlmProviderRow, ...] = ()
+    listed: Mapping[str, Models] = {}
+
+
+class _Synchronized(threading.local):
+    """The unit in which this thread last compared revisions."""
 
     unit: Unit | None = None
 
 
 class Registry:
-    """What was read of the database is kept in memory; inside a unit it is compared with the rows' stamps first."""
+    """Providers by name. The tables are cached in memory; each unit compares their revisions once, at first use."""
 
     def __init__(self, contributions: Contributions, tables: Mapping[str, Mapping[str, Any]]) -> None:
         self._contributions, self._tables = contributions, tables
-        self._rows = _Rows()
-        self._made: tuple[Any, dict[str, Provider]] = (None, {})
-        self._synced = _Synced()
+        self._snapshot = _Snapshot()
+        self._built: tuple[_Snapshot | None, list[str], dict[str, Provider]] = (None, [], {})
+        self._synchronized = _Synchronized()
 
-    def changed(self) -> None:
-        """The current unit wrote a row: it is to be seen at once."""
-        self._synced.unit = None
-
-    def check(self) -> None:
-        """Raise `ValueError` for a table of no known kind, or with a configuration that its kind does not take."""
+    def validate(self) -> None:
+        """Raise `ValueError` for a provider of `corral.toml` whose kind is unknown or whose fields are invalid."""
         kinds = self.kinds()
         for name, table in self._tables.items():
-            if of_file(name, table, kinds, Found()) is None:
+            if _from_file(name, table, kinds, ()) is None:
                 raise ValueError(f"llm.providers.{name}.kind: one of {', '.join(sorted(kinds))}")
 
+    def invalidate(self) -> None:
+        """Compare revisions again in the current unit, which has written a row."""
+        self._synchronized.unit = None
+
     def kinds(self) -> dict[str, LLMProvider]:
-        """Every kind that is in service, by name."""
-        return {item.kind: item for _, item in self._contributions.of("corral_llm_providers")}
+        """Return the available kinds by name."""
+        return {kind.kind: kind for _, kind in self._contributions.of("corral_llm_providers")}
 
     def all(self) -> list[Provider]:
-        """By name; those whose kind is out of service are left out."""
+        """Return the providers whose kind is available, by name."""
         providers = self._providers()
         return [providers[name] for name in sorted(providers)]
 
     def get(self, name: str) -> Provider | None:
-        """A provider by name."""
+        """Return a provider by name."""
         return self._providers().get(name)
 
-    def in_file(self, name: str) -> bool:
-        """Whether `corral.toml` has it."""
+    def is_in_file(self, name: str) -> bool:
+        """Return whether the provider is configured in `corral.toml`."""
         return name in self._tables
 
-    def facts(self, name: str) -> ModelFacts | None:
-        """What is known of `provider/model`."""
-        target = self.target(name)
-        listed = target.provider.models() if target is not None else ()
-        return next((item for item in listed if target is not None and item.id == target.model), None)
-
     def target(self, name: str) -> Target | None:
-        """`provider/model` as something to call; None: no such provider."""
-        provider, _, model = name.partition("/")
-        found = self.get(provider)
-        return Target(found, model) if found is not None and model else None
+        """Return the target of `provider/model`; None if there is no such provider."""
+        provider_name, _, model = name.partition("/")
+        provider = self.get(provider_name)
+        return Target(provider, model) if provider is not None and model else None
 
-    def listing(self, bare: str) -> list[str]:
-        """Every `provider/model` of a usable provider whose model is called so."""
+    def model_info(self, name: str) -> ModelInfo | None:
+        """Return the listed model `provider/model`; None if it is not listed."""
+        target = self.target(name)
+        if target is None:
+            return None
+        return next((model for model in target.provider.models() if model.id == target.model), None)
+
+    def providers_of(self, model: str) -> list[str]:
+        """Return `provider/model` for every usable provider that lists this model."""
         return [
-            f"{provider.name}/{bare}"
+            f"{provider.name}/{model}"
             for provider in self.all()
-            if provider.usable and any(item.id == bare for item in provider.models())
+            if provider.usable and any(each.id == model for each in provider.models())
         ]
 
     def _providers(self) -> dict[str, Provider]:
-        self._sync()
+        self._synchronize()
         kinds = self.kinds()
-        key = (self._rows, tuple(sorted(kinds)))
-        if self._made[0] is None or self._made[0][0] is not key[0] or self._made[0][1] != key[1]:
-            self._made = (key, self._make(kinds))
-        return self._made[1]
+        snapshot, names, providers = self._built
+        if snapshot is not self._snapshot or names != sorted(kinds):
+            snapshot = self._snapshot
+            providers = self._build_all(kinds, snapshot)
+            self._built = (snapshot, sorted(kinds), providers)
+        return providers
 
-    def _make(self, kinds: Mapping[str, LLMProvider]) -> dict[str, Provider]:
-        """The strongest source of each name last."""
-        found = self._rows.found
-        made: dict[str, Provider | None] = {name: of_preset(name, kinds) for name in PRESETS}
+    def _build_all(self, kinds: Kinds, snapshot: _Snapshot) -> dict[str, Provider]:
+        """Build all providers. Later sources take precedence over earlier ones with the same name."""
+
+        def listed(name: str) -> Models:
+            return snapshot.listed.get(name, ())
+
+        providers: dict[str, Provider | None] = {name: _from_preset(name, kinds) for name in PRESETS}
         implicit = [kind for kind in kinds.values() if getattr(kind, "implicit", False)]
-        made |= {kind.kind: of_kind(kind, found.get(kind.kind, Found())) for kind in implicit}
-        made |= {row.name: of_row(row, kinds, found.get(row.name, Found())) for row in self._rows.providers}
-        made |= {name: of_file(name, given, kinds, found.get(name, Found())) for name, given in self._tables.items()}
-        return {name: provider for name, provider in made.items() if provider is not None}
+        providers |= {kind.kind: _implicit(kind, listed(kind.kind)) for kind in implicit}
+        providers |= {row.name: _from_row(row, kinds, listed(row.name)) for row in snapshot.rows}
+        providers |= {name: _from_file(name, table, kinds, listed(name)) for name, table in self._tables.items()}
+        return {name: provider for name, provider in providers.items() if provider is not None}
 
-    def _sync(self) -> None:
-        """Take up what was changed, here or in another process; once a unit."""
-        if not in_unit() or self._synced.unit is current():
+    def _synchronize(self) -> None:
+        """Load what this or another process changed; once per unit."""
+        if not in_unit() or self._synchronized.unit is current():
             return
-        self._synced.unit = current()
-        stamps = frozenset(
-            [("row", name, stamp) for name, stamp in _STAMPS.rows({})]
-            + [("found", name, stamp) for name, stamp in _FOUND.rows({})]
+        self._synchronized.unit = current()
+        revisions = frozenset(
+            [("provider", name, revision) for name, revision in _PROVIDER_REVISIONS.rows({})]
+            + [("models", name, revision) for name, revision in _MODEL_REVISIONS.rows({})]
         )
-        if stamps != self._rows.stamps:
-            states = LlmProviderState.select().where(LlmProviderState.stamp.is_null(False))
-            self._rows = _Rows(stamps, tuple(LlmProviderRow.select()), {row.name: _found(row) for row in states})
+        if revisions != self._snapshot.revisions:
+            states = LlmProviderState.select().where(LlmProviderState.revision.is_null(False))
+            listed = {state.name: _listed_models(state) for state in states}
+            self._snapshot = _Snapshot(revisions, tuple(LlmProviderRow.select()), listed)
 
 
-def _found(row: LlmProviderState) -> Found:
+def _listed_models(state: LlmProviderState) -> Models:
     try:
-        models = msgspec.convert(row.found_models or [], list[ModelFacts])
-    except msgspec.ValidationError as error:  # one provider's list must not take the others down
-        log.warning("a stored list of models is left out", extra={"provider": row.name, "detail": str(error)})
-        models = []
-    return Found(models, row.stamp)
+        return msgspec.convert(state.listed_models or [], list[ModelInfo])
+    except msgspec.ValidationError as error:  # an invalid list must not affect the other providers
+        log.warning("stored model list ignored", extra={"provider": state.name, "detail": str(error)})
+        return ()
+
+
+class ModelListing:
+    """Lists models in OpenAI's format, with their prices. Joins the caller's unit."""
+
+    def __init__(self, registry: Registry, cost: Cost) -> None:
+        self._registry, self._cost = registry, cost
+
+    def all(self) -> list[ModelView]:
+        """Return every listed model, by provider."""
+        return [self._view(provider, model) for provider in self._registry.all() for model in provider.models()]
+
+    def get(self, name: str) -> ModelView | None:
+        """Return the listed model `provider/model`."""
+        target, info = self._registry.target(name), self._registry.model_info(name)
+        return self._view(target.provider, info) if target is not None and info is not None else None
+
+    def _view(self, provider: Provider, model: ModelInfo) -> ModelView:
+        return ModelView(
+            id=f"{provider.name}/{model.id}",
+            owned_by=provider.name,
+            capabilities=model.capabilities,
+            context_window=model.context_window,
+            max_output_tokens=model.max_output_tokens,
+            price=self._price(provider, model.id),
+            available=provider.usable,
+        )
+
+    def _price(self, provider: Provider, model: str) -> ModelPrice | None:
+        """Return the price of a million tokens in calls of ordinary length, without the price per call."""
+
+        def micro_usd(**tokens: int) -> int | None:
+            return self._cost.price(provider.name, model, Tokens(**tokens), free=provider.free).cost_micro_usd
+
+        def usd_per_million(**tokens: int) -> float | None:
+            cost = micro_usd(**tokens)
+            return None if cost is None else (cost - (micro_usd() or 0)) / PRICED_TOKENS
+
+        input_usd, output_usd = (
+            usd_per_million(input_tokens=PRICED_TOKENS),
+            usd_per_million(output_tokens=PRICED_TOKENS),
+        )
+        if input_usd is None and output_usd is None:
+            return None
+        return ModelPrice(
+            input_usd=input_usd,
+            output_usd=output_usd,
+            cache_read_usd=usd_per_million(cache_read_tokens=PRICED_TOKENS),
+            cache_write_usd=usd_per_million(cache_write_tokens=PRICED_TOKENS),
+        )

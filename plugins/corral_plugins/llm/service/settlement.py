@@ -1,70 +1,129 @@
-"""The second unit of a call: its row, its cost event, its task's tally, its place in the queue."""
+"""The second unit of a call: writes its row, its cost event and the provider's state, and releases its slot."""
 
 from __future__ import annotations
 
 import functools
+import time
+from collections.abc import Mapping
+from typing import Any
 
-from corral.auth.principal import Principal
+from corral import clock
 from corral.database.unit import after_commit
+from corral.events.event import SystemAlert, emit
 from corral_plugins.cost.api import Cost, Spent
+from corral_plugins.llm.models import LlmProviderState
 from corral_plugins.llm.service import calls
-from corral_plugins.llm.service.outcome import Outcome
-from corral_plugins.llm.service.payloads import Payloads
-from corral_plugins.llm.service.plan import Plan
-from corral_plugins.llm.service.seen import Seen
-from corral_plugins.llm.service.slots import Slots, Ticket
-from corral_plugins.llm.service.states import States
-from corral_plugins.tasks.api import Tasks
+from corral_plugins.llm.service.calls import CallRecord, Outcome, Payloads
+from corral_plugins.llm.service.leases import Leases
+from corral_plugins.llm.service.metrics import CallMetrics
+from corral_plugins.llm.service.slots import Slots
+
+WRITE_SECONDS = 30.0
+ALERT_SECONDS = 3600.0
+
+
+class ProviderStates:
+    """Records successes and errors of providers, and alerts on refused API keys. Joins the caller's unit.
+
+    An unchanged state is written only every 30 s, so that calls do not wait for each other's row locks.
+    """
+
+    def __init__(self) -> None:
+        self._written: dict[tuple[str, str], float] = {}
+
+    def record(self, outcome: Outcome) -> None:
+        """Record the outcome of a call."""
+        name = outcome.target.provider.name
+        if outcome.status == "failed" and outcome.attempts:
+            self.record_error(name, outcome.error or {}, credentials_refused=outcome.credentials_refused)
+        elif outcome.status == "completed" and self._is_due(name, "completed"):
+            update_state(name, last_ok_at=clock.now(), last_error=None)
+
+    def record_error(self, name: str, error: Mapping[str, Any], *, credentials_refused: bool) -> None:
+        """Record an error of a provider, whether or not another one serves the call."""
+        if self._is_due(name, "failed"):
+            update_state(name, last_error={**error, "at": clock.now()})
+        if credentials_refused:
+            self._alert(name, error)
+
+    def _is_due(self, name: str, status: str) -> bool:
+        if time.monotonic() - self._written.get((name, status), -WRITE_SECONDS) < WRITE_SECONDS:
+            return False
+        after_commit(functools.partial(self._remember, name, status))
+        return True
+
+    def _remember(self, name: str, status: str) -> None:
+        self._written[(name, status)] = time.monotonic()
+        self._written.pop((name, "failed" if status == "completed" else "completed"), None)
+
+    @staticmethod
+    def _alert(name: str, error: Mapping[str, Any]) -> None:
+        """Raise an alert, at most once an hour per provider in all processes together."""
+        state = LlmProviderState
+        is_due = state.alerted_at.is_null() | (state.alerted_at < clock.now(-ALERT_SECONDS))
+        state.insert(name=name).on_conflict_ignore().execute()
+        if state.update(alerted_at=clock.now()).where((state.name == name) & is_due).execute():
+            alert = SystemAlert(
+                kind="llm_credentials",
+                severity="critical",
+                title=f"The provider {name} refuses its API key",
+                detail=str(error.get("detail", "")),
+                object={"type": "llm_provider", "id": name},
+            )
+            emit(alert, object=("llm_provider", name))
+
+
+def update_state(name: str, **values: Any) -> None:
+    """Update the state row of a provider, or insert it."""
+    insert = LlmProviderState.insert(name=name, **values)
+    insert.on_conflict(conflict_target=[LlmProviderState.name], update=values).execute()
 
 
 class Settlement:
-    """Joins the caller's unit. Of several settlements of one call the first counts."""
+    """Joins the caller's unit. If a call is settled more than once, the first time counts."""
 
-    tasks: Tasks | None
+    def __init__(
+        self,
+        cost: Cost,
+        slots: Slots,
+        leases: Leases,
+        states: ProviderStates,
+        payloads: Payloads,
+        metrics: CallMetrics,
+    ) -> None:
+        self._cost, self._slots, self._leases = cost, slots, leases
+        self._states, self._payloads, self._metrics = states, payloads, metrics
 
-    def __init__(self, cost: Cost, slots: Slots, states: States, payloads: Payloads, seen: Seen) -> None:
-        self._cost, self._slots, self._states = cost, slots, states
-        self._payloads, self._seen = payloads, seen
+    def settle(self, call: CallRecord, outcome: Outcome) -> bool:
+        """Write the outcome; returns whether the lease is live. Locks are taken in the order task, cost, queue."""
+        self._charge(call, outcome)
+        if calls.settle(call.id, outcome):
+            self._payloads.store(call.id, call.request, outcome)
+            self._states.record(outcome)
+            after_commit(functools.partial(self._metrics.add_call, outcome))
+        is_live = self._leases.is_live(call.by)
+        self._slots.leave(call.slot)
+        return is_live
 
-    def settle(self, plan: Plan, outcome: Outcome, ticket: Ticket | None) -> bool:
-        """Write how it went; whether the lease still lives. Locks are taken in the order task, prices, queue."""
-        self._charge(plan, outcome)
-        if calls.settle(plan.call_id, outcome):
-            self._payloads.keep(plan.call_id, plan.request, outcome)
-            self._states.note(outcome)
-            after_commit(functools.partial(self._count, outcome))
-        alive = self.lease_is_live(plan.by)
-        self._slots.leave(ticket)
-        return alive
+    def settle_without_details(self, call: CallRecord, outcome: Outcome) -> None:
+        """Charge the call and release its slot after `settle` has failed."""
+        reduced = outcome.without_details()
+        self._charge(call, reduced)
+        calls.settle(call.id, reduced)
+        self._slots.leave(call.slot)
 
-    def settle_least(self, plan: Plan, outcome: Outcome, ticket: Ticket | None) -> None:
-        """Where `settle` fails: what was used is charged all the same, and the place is given back."""
-        least = outcome.least()
-        self._charge(plan, least)
-        calls.settle(plan.call_id, least)
-        self._slots.leave(ticket)
-
-    def lease_is_live(self, by: Principal) -> bool:
-        """Whether the caller's lease is; it is renewed. Who has none always may go on."""
-        if by.lease_id is None or by.task_id is None:
-            return True
-        if self.tasks is None or self.tasks.live_lease(by.task_id, by.lease_id) is None:
-            return False
-        self.tasks.renew_one(by.task_id, by.lease_id)
-        return True
-
-    def _charge(self, plan: Plan, outcome: Outcome) -> None:
-        """What a call used is paid, whatever became of its lease. A call that reached no provider used nothing."""
-        if not outcome.reached:
+    def _charge(self, call: CallRecord, outcome: Outcome) -> None:
+        """Record the cost of a call, even if its lease was lost; a call that no provider may charge for has none."""
+        if not outcome.billable:
             return
-        by, target, tokens = plan.by, outcome.target, outcome.tokens
+        by, target, tokens = call.by, outcome.target, outcome.tokens
         charged = self._cost.settle(
             Spent(
-                usage_key=plan.call_id,
+                usage_key=call.id,
                 by_gateway=True,
                 provider=target.provider.name,
                 model=target.model,
-                operation="embedding" if plan.kind == "embedding" else "chat",
+                operation="embedding" if call.kind == "embedding" else "chat",
                 input_tokens=tokens.input_tokens,
                 output_tokens=tokens.output_tokens,
                 cache_read_tokens=tokens.cache_read_tokens,
@@ -74,30 +133,9 @@ class Settlement:
                 user_id=by.user_id,
                 agent_id=by.agent_id,
                 task_id=by.task_id,
-                attempt_id=self._attempt_id(by),
+                attempt_id=self._leases.attempt_id(by),
             ),
             free=target.provider.free,
         )
-        outcome.cost_micro_usd, outcome.priced = charged.cost_micro_usd, charged.priced
-        if self.tasks is not None and by.task_id is not None and by.lease_id is not None and not charged.repeated:
-            self.tasks.spent(
-                by.task_id,
-                by.lease_id,
-                input_tokens=tokens.total - tokens.output_tokens,
-                output_tokens=tokens.output_tokens,
-                cost_usd=charged.cost_usd,
-            )
-
-    def _attempt_id(self, by: Principal) -> str | None:
-        if self.tasks is None or by.task_id is None or by.lease_id is None:
-            return None
-        facts = self.tasks.lease_facts(by.task_id, by.lease_id)
-        return facts.attempt_id if facts is not None else None
-
-    def _count(self, outcome: Outcome) -> None:
-        tokens = outcome.tokens
-        counted = (tokens.input_tokens, tokens.output_tokens, tokens.cache_read_tokens, tokens.cache_write_tokens)
-        name = outcome.target.provider.name
-        self._seen.ended(name, outcome.status, counted, outcome.cost_micro_usd)
-        if outcome.first_token_ms is not None:
-            self._seen.first_token(name, outcome.first_token_ms)
+        outcome.cost_micro_usd = charged.cost_micro_usd
+        self._leases.add_usage(by, tokens, charged)

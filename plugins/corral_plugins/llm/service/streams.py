@@ -1,131 +1,112 @@
-"""An answer from the provider to the caller: time limits of it and its chunks, redaction, usage at its end."""
+"""Receives responses from providers: applies timeouts, normalizes and redacts chunks, and appends the usage."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from corral_plugins.llm.api import Connection, ProviderError
-from corral_plugins.llm.service.answers import completion, failures_of
-from corral_plugins.llm.service.failures import timed_out
-from corral_plugins.llm.service.outcome import Outcome
+from corral_plugins.llm.service.calls import Outcome
 from corral_plugins.llm.service.redaction import StreamRedaction
 from corral_plugins.llm.service.registry import Target
+from corral_plugins.llm.service.responses import errors_of, normalize_completion, time_limit, timed_out
 
 Chunk = dict[str, Any]
 
 
-async def in_time(target: Target, call: Awaitable[dict[str, Any]]) -> dict[str, Any]:
-    """A whole answer, within the provider's `total_seconds`."""
-    patience = target.provider.connection.timeouts.total_seconds
-    try:
-        async with asyncio.timeout(patience) as scope:
-            return await call
-    except TimeoutError:
-        if not scope.expired():
-            raise
-        raise timed_out(target.name, patience, "no answer") from None
-
-
-async def first_chunk(
+async def open_stream(
     target: Target, request: dict[str, Any], connection: Connection
 ) -> tuple[AsyncGenerator[Chunk, None], Chunk]:
-    """The provider's stream and its first chunk, after which nothing falls back."""
+    """Return the provider's stream and its first chunk, after which there is no fallback."""
     iterator = target.provider.kind.stream(request, connection)
-    patience = connection.timeouts.first_token_seconds
     try:
-        async with asyncio.timeout(patience) as scope:
+        async with time_limit(target.name, connection.timeouts.first_token_seconds, "no first token"):
             chunk = await _next(target, iterator)
-    except TimeoutError:
-        await iterator.aclose()
-        if not scope.expired():
-            raise
-        raise timed_out(target.name, patience, "no first token") from None
     except BaseException:
         await iterator.aclose()
         raise
     if chunk is None:
-        raise ProviderError(502, "The stream ended before it began.", reached=True)
+        raise ProviderError(502, "The stream ended before its first chunk.", billable=True)
     return iterator, chunk
 
 
-async def _next(target: Target, iterator: AsyncGenerator[Chunk, None]) -> Chunk | None:
-    """The next chunk in OpenAI's shape; None: there is none."""
-    with failures_of(target.provider.name):
-        chunk = await anext(iterator, None)
-        return None if chunk is None else completion(chunk)
-
-
-async def following(target: Target, iterator: AsyncGenerator[Chunk, None]) -> AsyncIterator[Chunk]:
-    """The other chunks, each within the provider's `idle_seconds`, all within its `total_seconds`."""
-    timeouts, loop = target.provider.connection.timeouts, asyncio.get_running_loop()
-    until = loop.time() + timeouts.total_seconds
-    while True:
-        patience = min(timeouts.idle_seconds, until - loop.time())
-        try:
-            async with asyncio.timeout(patience) as scope:
-                chunk = await _next(target, iterator)
-        except TimeoutError:
-            if not scope.expired():
-                raise
-            if patience < timeouts.idle_seconds:
-                raise timed_out(target.name, timeouts.total_seconds, "no end of the answer") from None
-            raise timed_out(target.name, patience, "no further token") from None
-        if chunk is None:
-            return
-        yield chunk
-
-
-async def relayed(
+async def relay(
     target: Target,
     iterator: AsyncGenerator[Chunk, None],
     first: Chunk,
     redaction: StreamRedaction,
     outcome: Outcome,
 ) -> AsyncGenerator[Chunk, None]:
-    """Chunks as the caller gets them; the last one alone has usage. `outcome` is told of each."""
+    """Yield chunks for the caller, and usage in the last one only. Updates `outcome` with each chunk."""
     last: Chunk = first
 
-    async def incoming() -> AsyncIterator[Chunk]:
+    async def received() -> AsyncIterator[Chunk]:
         yield first
-        async for chunk in following(target, iterator):
+        async for chunk in _remaining(target, iterator):
             yield chunk
 
     async with contextlib.aclosing(iterator):
-        async for chunk in incoming():
+        async for chunk in received():
             chunk["model"] = target.name
-            outcome.note_chunk(chunk)
+            outcome.add_chunk(chunk)
             last = {**chunk, "choices": []}
             if not chunk["choices"]:
                 continue
             chunk.pop("usage", None)
-            for ready in redaction.feed(chunk):
-                yield ready
-    for ready in redaction.end():
-        yield ready
+            for redacted in redaction.feed(chunk):
+                yield redacted
+    for redacted in redaction.end():
+        yield redacted
     yield {**last, "usage": outcome.usage()}
 
 
-class Answer:
-    """A whole answer, put together of chunks, to be kept."""
+async def _remaining(target: Target, iterator: AsyncGenerator[Chunk, None]) -> AsyncIterator[Chunk]:
+    """Yield the chunks after the first one, each within `idle_seconds` and all within `total_seconds`."""
+    timeouts, loop = target.provider.connection.timeouts, asyncio.get_running_loop()
+    deadline = loop.time() + timeouts.total_seconds
+    while True:
+        seconds = min(timeouts.idle_seconds, deadline - loop.time())
+        try:
+            async with asyncio.timeout(seconds) as scope:
+                chunk = await _next(target, iterator)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            if seconds < timeouts.idle_seconds:
+                raise timed_out(target.name, timeouts.total_seconds, "no end of the response") from None
+            raise timed_out(target.name, seconds, "no further token") from None
+        if chunk is None:
+            return
+        yield chunk
+
+
+async def _next(target: Target, iterator: AsyncGenerator[Chunk, None]) -> Chunk | None:
+    """Return the next chunk, normalized; None at the end of the stream."""
+    with errors_of(target.provider.name):
+        chunk = await anext(iterator, None)
+        return None if chunk is None else normalize_completion(chunk)
+
+
+class AssembledMessage:
+    """A whole message, assembled from chunks in order to be stored."""
 
     def __init__(self) -> None:
-        self.text = ""
-        self.tool_calls: dict[int, dict[str, str]] = {}
+        self._text = ""
+        self._tool_calls: dict[int, dict[str, str]] = {}
 
     def add(self, chunk: Mapping[str, Any]) -> None:
-        """One chunk more."""
+        """Append a chunk."""
         for choice in chunk["choices"]:
             delta = choice.get("delta", {})
-            self.text += delta.get("content") or ""
+            self._text += delta.get("content") or ""
             for call in delta.get("tool_calls", ()):
-                kept = self.tool_calls.setdefault(call["index"], {"name": "", "arguments": ""})
-                for name in kept:
-                    kept[name] += call["function"].get(name, "")
+                function = self._tool_calls.setdefault(call["index"], {"name": "", "arguments": ""})
+                for name in function:
+                    function[name] += call["function"].get(name, "")
 
     def message(self) -> dict[str, Any]:
-        """As a message of the assistant."""
-        calls = [{"function": call} for _, call in sorted(self.tool_calls.items())]
-        return {"role": "assistant", "content": self.text, **({"tool_calls": calls} if calls else {})}
+        """Return the message of the assistant."""
+        calls = [{"function": function} for _, function in sorted(self._tool_calls.items())]
+        return {"role": "assistant", "content": self._text, **({"tool_calls": calls} if calls else {})}

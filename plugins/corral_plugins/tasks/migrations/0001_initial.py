@@ -1,4 +1,4 @@
-"""Tasks, the ledger of their attempts, and what hangs on them."""
+"""The tables of tasks, their indexes, and the full-text index."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ from typing import Any
 import peewee
 from peewee import SQL, Model
 
+from corral.database.full_text import FullTextIndex
+
 
 def up(migrator: Any, db: Any) -> None:
-    class Task(Model):
+    class Base(Model):
+        class Meta:
+            database = db
+            legacy_table_names = False
+
+    class Task(Base):
         id = peewee.CharField(max_length=36, primary_key=True)
         version = peewee.IntegerField()
         status = peewee.CharField(max_length=12)
         priority = peewee.SmallIntegerField()
         rank = peewee.SmallIntegerField()
-        rank_at = peewee.CharField(max_length=24, null=True)
         queue = peewee.CharField(max_length=140, null=True)
         queue_key = peewee.CharField(max_length=140)
         deadline_key = peewee.CharField(max_length=24)
         created_at = peewee.CharField(max_length=24)
-        updated_at = peewee.CharField(max_length=24)
         created_by = peewee.CharField(max_length=36, null=True)
         title = peewee.CharField(max_length=200)
         agent_id = peewee.CharField(max_length=36, null=True)
@@ -28,68 +33,41 @@ def up(migrator: Any, db: Any) -> None:
         assigned_agent_id = peewee.CharField(max_length=36, null=True)
         worker_id = peewee.CharField(max_length=36, null=True)
         lease_id = peewee.CharField(max_length=36, null=True)
-        deadline = peewee.CharField(max_length=24, null=True)
         available_at = peewee.CharField(max_length=24)
         timeout_seconds = peewee.IntegerField()
-        queue_timeout_seconds = peewee.IntegerField(null=True)
         queue_until = peewee.CharField(max_length=24, null=True)
-        max_cost_micro = peewee.BigIntegerField(null=True)
         attempt = peewee.IntegerField()
         max_attempts = peewee.IntegerField()
         fence = peewee.IntegerField()
-        reopened_count = peewee.IntegerField()
-        lost_in_row = peewee.IntegerField()
-        resuming = peewee.BooleanField()
-        used_ms = peewee.BigIntegerField()
-        checkpoint_floor = peewee.IntegerField()
         cost_micro = peewee.BigIntegerField()
         unpriced_tokens = peewee.BigIntegerField()
         input_tokens = peewee.BigIntegerField()
         output_tokens = peewee.BigIntegerField()
         calls = peewee.BigIntegerField()
-        cancel_requested_at = peewee.CharField(max_length=24, null=True)
         cancel_kind = peewee.CharField(max_length=20, null=True)
-        cancel_reason = peewee.CharField(max_length=500, null=True)
         failed_dependency_id = peewee.CharField(max_length=36, null=True)
-        tainted = peewee.BooleanField()
         queued_at = peewee.CharField(max_length=24, null=True)
-        assigned_at = peewee.CharField(max_length=24, null=True)
         started_at = peewee.CharField(max_length=24, null=True)
         finished_at = peewee.CharField(max_length=24, null=True)
         parent_task_id = peewee.CharField(max_length=36, null=True)
-        depth = peewee.SmallIntegerField()
         workflow_run_id = peewee.CharField(max_length=36, null=True)
-        step_run_id = peewee.CharField(max_length=36, null=True)
-        approval_id = peewee.CharField(max_length=36, null=True)
-        review_id = peewee.CharField(max_length=36, null=True)
-        dead_letter_id = peewee.CharField(max_length=36, null=True)
         source_type = peewee.CharField(max_length=20)
         source_id = peewee.CharField(max_length=80, null=True)
         waiting_kind = peewee.CharField(max_length=20, null=True)
         waiting_until = peewee.CharField(max_length=24, null=True)
-        waiting_for = peewee.TextField(null=True)
-        resume = peewee.TextField(null=True)
-        progress = peewee.TextField(null=True)
-        error = peewee.TextField(null=True)
         required_tools = peewee.TextField()
-        allowed_tools = peewee.TextField(null=True)
-        depends_on = peewee.TextField()
-        retry_policy = peewee.TextField(null=True)
-        stall_policy = peewee.TextField(null=True)
-        review_policy = peewee.TextField(null=True)
-        cause_chain = peewee.TextField()
-        tags = peewee.TextField()
-        metadata = peewee.TextField()
-        artifacts = peewee.TextField()
-        output_schema = peewee.TextField(null=True)
+        extra = peewee.TextField()
+        updated_at = peewee.CharField(max_length=24)
+        assigned_at = peewee.CharField(max_length=24, null=True)
         description = peewee.TextField()
         instructions = peewee.TextField()
+        tags = peewee.TextField()
+        metadata = peewee.TextField()
+        progress = peewee.TextField(null=True)
         input = peewee.TextField()
         result = peewee.TextField(null=True)
 
         class Meta:
-            database = db
-            legacy_table_names = False
             table_name = "tasks_tasks"
             indexes = (
                 (("created_at", "id"), False),
@@ -98,7 +76,7 @@ def up(migrator: Any, db: Any) -> None:
                 (("priority", "created_at", "id"), False),
             )
 
-    class Attempt(Model):
+    class Attempt(Base):
         id = peewee.CharField(max_length=36, primary_key=True)
         task_id = peewee.CharField(max_length=36)
         fence = peewee.IntegerField()
@@ -109,10 +87,8 @@ def up(migrator: Any, db: Any) -> None:
         worker_id = peewee.CharField(max_length=36)
         agent_id = peewee.CharField(max_length=36)
         agent_version = peewee.IntegerField()
-        model = peewee.CharField(max_length=250)
         requester_id = peewee.CharField(max_length=36, null=True)
         lease_id = peewee.CharField(max_length=36, unique=True)
-        token_hash = peewee.CharField(max_length=64, unique=True)
         lease_until = peewee.CharField(max_length=24)
         ack_until = peewee.CharField(max_length=24, null=True)
         timeout_at = peewee.CharField(max_length=24, null=True)
@@ -132,25 +108,26 @@ def up(migrator: Any, db: Any) -> None:
         input_tokens = peewee.BigIntegerField()
         output_tokens = peewee.BigIntegerField()
         calls = peewee.BigIntegerField()
-        told = peewee.TextField(null=True)
+        reported_usage = peewee.TextField(null=True)
         stalls = peewee.IntegerField()
-        tainted = peewee.BooleanField()
         ended_by = peewee.CharField(max_length=40, null=True)
-        error = peewee.TextField(null=True)
-        created_at = peewee.CharField(max_length=24)
         started_at = peewee.CharField(max_length=24, null=True)
         finished_at = peewee.CharField(max_length=24, null=True)
         checkpoint_step = peewee.IntegerField(null=True)
+        model = peewee.CharField(max_length=250)
+        token_hash = peewee.CharField(max_length=64, unique=True)
+        tainted = peewee.BooleanField()
+        taint_sources = peewee.TextField(null=True)
+        created_at = peewee.CharField(max_length=24)
+        error = peewee.TextField(null=True)
         checkpoint = peewee.TextField(null=True)
         result = peewee.TextField(null=True)
 
         class Meta:
-            database = db
-            legacy_table_names = False
             table_name = "tasks_attempts"
             indexes = ((("task_id", "fence"), True), (("agent_id", "created_at"), False))
 
-    class LogLine(Model):
+    class LogLine(Base):
         id = peewee.BigAutoField()
         task_id = peewee.CharField(max_length=36)
         fence = peewee.IntegerField()
@@ -160,12 +137,10 @@ def up(migrator: Any, db: Any) -> None:
         message = peewee.TextField()
 
         class Meta:
-            database = db
-            legacy_table_names = False
             table_name = "tasks_logs"
             indexes = ((("task_id", "fence", "seq"), True),)
 
-    class Comment(Model):
+    class Comment(Base):
         id = peewee.CharField(max_length=36, primary_key=True)
         task_id = peewee.CharField(max_length=36)
         author_type = peewee.CharField(max_length=10)
@@ -175,22 +150,18 @@ def up(migrator: Any, db: Any) -> None:
         created_at = peewee.CharField(max_length=24)
 
         class Meta:
-            database = db
-            legacy_table_names = False
             table_name = "tasks_comments"
             indexes = ((("task_id", "created_at", "id"), False),)
 
-    class Dependency(Model):
+    class Dependency(Base):
         task_id = peewee.CharField(max_length=36)
         needs_id = peewee.CharField(max_length=36, index=True)
 
         class Meta:
-            database = db
-            legacy_table_names = False
             table_name = "tasks_dependencies"
             primary_key = peewee.CompositeKey("task_id", "needs_id")
 
-    class SignalRow(Model):
+    class WorkerSignal(Base):
         seq = peewee.BigAutoField()
         worker_id = peewee.CharField(max_length=36)
         task_id = peewee.CharField(max_length=36)
@@ -199,35 +170,19 @@ def up(migrator: Any, db: Any) -> None:
         created_at = peewee.CharField(max_length=24, index=True)
 
         class Meta:
-            database = db
-            legacy_table_names = False
             table_name = "tasks_signals"
             indexes = ((("worker_id", "seq"), False),)
 
-    class Counter(Model):
-        status = peewee.CharField(max_length=12)
-        priority = peewee.SmallIntegerField()
+    class TaskCounter(Base):
+        name = peewee.CharField(max_length=50)
         shard = peewee.SmallIntegerField()
         n = peewee.BigIntegerField()
 
         class Meta:
-            database = db
-            legacy_table_names = False
             table_name = "tasks_counters"
-            primary_key = peewee.CompositeKey("status", "priority", "shard")
+            primary_key = peewee.CompositeKey("name", "shard")
 
-    class OpenCounter(Model):
-        created_by = peewee.CharField(max_length=36)
-        shard = peewee.SmallIntegerField()
-        n = peewee.BigIntegerField()
-
-        class Meta:
-            database = db
-            legacy_table_names = False
-            table_name = "tasks_open"
-            primary_key = peewee.CompositeKey("created_by", "shard")
-
-    class Hour(Model):
+    class HourlyRollup(Base):
         hour = peewee.CharField(max_length=13)
         shard = peewee.SmallIntegerField()
         completed = peewee.BigIntegerField()
@@ -237,31 +192,26 @@ def up(migrator: Any, db: Any) -> None:
         queue_ms = peewee.BigIntegerField()
 
         class Meta:
-            database = db
-            legacy_table_names = False
-            table_name = "tasks_hours"
+            table_name = "tasks_hourly_rollups"
             primary_key = peewee.CompositeKey("hour", "shard")
 
-    class Toolset(Model):
-        digest = peewee.CharField(max_length=16, primary_key=True)
-        tools = peewee.TextField()
-        used_at = peewee.CharField(max_length=24)
-
-        class Meta:
-            database = db
-            legacy_table_names = False
-            table_name = "tasks_toolsets"
-
-    class Mark(Model):
+    class PageAnchor(Base):
         created_at = peewee.CharField(max_length=24)
         task_id = peewee.CharField(max_length=36)
         n = peewee.IntegerField()
 
         class Meta:
-            database = db
-            legacy_table_names = False
-            table_name = "tasks_marks"
+            table_name = "tasks_page_anchors"
             primary_key = peewee.CompositeKey("created_at", "task_id")
+
+    class SearchDocument(Base):
+        n = peewee.BigAutoField()
+        created_at = peewee.CharField(max_length=24)
+        task_id = peewee.CharField(max_length=36)
+
+        class Meta:
+            table_name = "tasks_documents"
+            indexes = ((("created_at", "task_id"), True),)
 
     def partial(model: Any, name: str, *columns: Any, where: str, unique: bool = False) -> None:
         index = model.index(*columns, name=f"{model._meta.table_name}_{name}", where=SQL(where), unique=unique)
@@ -278,12 +228,27 @@ def up(migrator: Any, db: Any) -> None:
         Task.id,
         where="status = 'pending'",
     )
+    partial(
+        Task,
+        "tooled",
+        Task.status,
+        Task.queue,
+        where="status = 'pending' AND queue IS NOT NULL AND required_tools <> '[]'",
+    )
+    # Serves the aging of ranks and the age of the oldest task.
+    partial(
+        Task,
+        "waiting_since",
+        Task.status,
+        Task.rank,
+        Task.priority,
+        Task.queued_at,
+        where="status = 'pending' AND queue IS NOT NULL",
+    )
     partial(Task, "parked", Task.status, Task.available_at, where="status = 'pending' AND queue IS NULL")
     partial(Task, "held", Task.status, Task.created_by, where="status = 'pending' AND queue = 'held'")
-    partial(Task, "aging", Task.status, Task.rank_at, where="status = 'pending' AND rank_at IS NOT NULL")
-    partial(Task, "oldest", Task.status, Task.queued_at, where="status = 'pending'")
     partial(Task, "queue_until", Task.status, Task.queue_until, where="status = 'pending' AND queue_until IS NOT NULL")
-    partial(Task, "deadlines", Task.deadline, where="deadline IS NOT NULL AND finished_at IS NULL")
+    partial(Task, "deadlines", Task.deadline_key, where="deadline_key < '9999' AND finished_at IS NULL")
     partial(Task, "leased", Task.created_by, where="lease_id IS NOT NULL")
     partial(Task, "waiting", Task.status, Task.waiting_kind, Task.waiting_until, where="status = 'waiting'")
     partial(Task, "agent", Task.agent_id, Task.created_at, Task.id, where="agent_id IS NOT NULL")
@@ -297,5 +262,17 @@ def up(migrator: Any, db: Any) -> None:
     partial(Attempt, "live_agent", Attempt.agent_id, where="finished_at IS NULL")
 
     db.create_tables(
-        [Task, Attempt, LogLine, Comment, Dependency, SignalRow, Counter, OpenCounter, Hour, Toolset, Mark]
+        [
+            Task,
+            Attempt,
+            LogLine,
+            Comment,
+            Dependency,
+            WorkerSignal,
+            TaskCounter,
+            HourlyRollup,
+            PageAnchor,
+            SearchDocument,
+        ]
     )
+    FullTextIndex("tasks_search", "title", "description").create(db)

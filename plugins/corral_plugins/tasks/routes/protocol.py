@@ -1,4 +1,7 @@
-"""The calls of workers on the tasks that they hold. Who names no lease in body or header uses that of its token."""
+"""The routes of workers for the tasks that they hold.
+
+A call that names no lease in its body or header uses the lease of its token.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ routes = Routes("/tasks", tag="worker")
 
 
 def lease_of(body: OnLease, request: Request, caller: Principal) -> str | None:
-    """The lease that a call names: in the body, in `Corral-Lease`, or by its token."""
+    """The lease that a call names in its body, in the header `Corral-Lease`, or by its token."""
     if isinstance(body.lease_id, str):
         return body.lease_id.lower()
     named = request.header("corral-lease")
@@ -52,7 +55,7 @@ def lease_of(body: OnLease, request: Request, caller: Principal) -> str | None:
 
 
 async def _once(work: Work, entry: Entry, act: Callable[[], T], late: Callable[[Used], None], usage: Used | None) -> T:
-    """A call in its unit. If the lease is lost only its usage counts, in a unit of its own: the money was spent."""
+    """Run a call in its unit. If the lease is lost, record its usage in another unit, because the money was spent."""
     try:
         return await work(act, entry=entry)
     except Conflict as problem:
@@ -62,22 +65,22 @@ async def _once(work: Work, entry: Entry, act: Callable[[], T], late: Callable[[
 
 
 @routes.post("/{id}/start", needs=ACT, raises=LOST)
-def start_task(id: str, body: OnLease, leases: Runs, caller: Principal, request: Request) -> Started:
-    """Begin to run a claimed task. A repeat answers the same."""
-    return leases.start(id, lease_of(body, request, caller), caller)
+def start_task(id: str, body: OnLease, runs: Runs, caller: Principal, request: Request) -> Started:
+    """Start a claimed task. A repeat returns the same."""
+    return runs.start(id, lease_of(body, request, caller), caller)
 
 
 @routes.post("/{id}/progress", needs=ACT, raises=LOST, lenient=True, redacted=True)
 async def report_progress(
-    id: str, body: Progress, leases: Runs, caller: Principal, request: Request, work: Work
+    id: str, body: Progress, runs: Runs, caller: Principal, request: Request, work: Work
 ) -> Renewed:
-    """Tell how far a run is; renews the lease."""
+    """Report the progress of a run; renews the lease."""
     lease = lease_of(body, request, caller)
     return await _once(
         work,
         request.entry(caller),
-        lambda: leases.progress(id, lease, body, caller),
-        lambda usage: leases.stale_usage(id, lease, usage, caller),
+        lambda: runs.progress(id, lease, body, caller),
+        lambda usage: runs.stale_usage(id, lease, usage, caller),
         body.usage,
     )
 
@@ -89,9 +92,9 @@ def append_logs(id: str, body: Logs, logs: TaskLogs, caller: Principal, request:
 
 
 @routes.post("/{id}/checkpoint", needs=ACT, raises=LOST, lenient=True, redacted=True, body_limit=CHECKPOINT_LIMIT)
-def store_checkpoint(id: str, body: Checkpoint, leases: Runs, caller: Principal, request: Request) -> CheckpointTaken:
-    """Keep what the next attempt goes on from; a smaller step than the stored one is ignored. Renews the lease."""
-    return leases.checkpoint(id, lease_of(body, request, caller), body, caller)
+def store_checkpoint(id: str, body: Checkpoint, runs: Runs, caller: Principal, request: Request) -> CheckpointTaken:
+    """Store a checkpoint for the next attempt, unless a later step is stored already; renews the lease."""
+    return runs.checkpoint(id, lease_of(body, request, caller), body, caller)
 
 
 @routes.post(
@@ -102,40 +105,40 @@ def store_checkpoint(id: str, body: Checkpoint, leases: Runs, caller: Principal,
     raises=("lease_lost", "secret_expired", "audit_unavailable", "vault_sealed", "secrets.damaged"),
 )
 def get_secret_value(id: str, name: str, body: SecretUse, runs: Runs, caller: Principal, request: Request) -> Delivery:
-    """A value for the worker that holds the task, if its group is listed; it keeps the value to `allowed_hosts`."""
+    """Read a secret that lists the group of the worker; the value may be sent to `allowed_hosts` only."""
     return runs.deliver_secret(id, lease_of(body, request, caller), name, body.purpose, caller)
 
 
 @routes.post("/{id}/complete", needs=(ACT, WRITE), raises=(*ENDS, "schema_mismatch"), lenient=True, redacted=True)
 async def complete_task(
-    id: str, body: Complete, leases: Runs, actions: Actions, caller: Principal, request: Request, work: Work
+    id: str, body: Complete, runs: Runs, actions: Actions, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
-    """End a run with its result. Owners end a task by the same call without a lease."""
+    """Complete a run with its result. Owners complete a task by the same call without a lease."""
     lease, entry = lease_of(body, request, caller), request.entry(caller)
     if _is_owner(caller, lease):
         return await work(lambda: actions.complete(id, body.result, by=caller), entry=entry)
     return await _once(
         work,
         entry,
-        lambda: leases.complete(id, lease, body, caller),
-        lambda usage: leases.stale_usage(id, lease, usage, caller),
+        lambda: runs.complete(id, lease, body, caller),
+        lambda usage: runs.stale_usage(id, lease, usage, caller),
         body.usage,
     )
 
 
 @routes.post("/{id}/fail", needs=(ACT, WRITE), raises=ENDS, lenient=True, redacted=True)
 async def fail_task(
-    id: str, body: Fail, leases: Runs, actions: Actions, caller: Principal, request: Request, work: Work
+    id: str, body: Fail, runs: Runs, actions: Actions, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
-    """End a run with a failure; the retry policy decides what follows. Owners end a task for good, without a lease."""
+    """Fail a run; the retry policy decides what follows. Owners fail a task for good, without a lease."""
     lease, entry = lease_of(body, request, caller), request.entry(caller)
     if _is_owner(caller, lease):
         return await work(lambda: actions.fail(id, body.error, by=caller), entry=entry)
     return await _once(
         work,
         entry,
-        lambda: leases.fail(id, lease, body, caller),
-        lambda usage: leases.stale_usage(id, lease, usage, caller),
+        lambda: runs.fail(id, lease, body, caller),
+        lambda usage: runs.stale_usage(id, lease, usage, caller),
         body.usage,
     )
 
@@ -143,45 +146,45 @@ async def fail_task(
 @routes.post(
     "/{id}/wait", needs=ACT, raises=(*ENDS, "plugin_disabled"), lenient=True, redacted=True, body_limit=CHECKPOINT_LIMIT
 )
-def wait_for_person(id: str, body: WaitFor, leases: Runs, caller: Principal, request: Request) -> TaskView | Encoded:
-    """End the lease until a person has answered; timeout and stall clocks stop."""
-    return leases.wait(id, lease_of(body, request, caller), body, caller)
+def wait_for_person(id: str, body: WaitFor, runs: Runs, caller: Principal, request: Request) -> TaskView | Encoded:
+    """End the lease, and stop the timeout and stall clocks, until a person has answered."""
+    return runs.wait(id, lease_of(body, request, caller), body, caller)
 
 
 @routes.post("/{id}/release", needs=ACT, raises=ENDS, lenient=True, redacted=True)
 async def release_task(
-    id: str, body: Release, leases: Runs, caller: Principal, request: Request, work: Work
+    id: str, body: Release, runs: Runs, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
-    """Give a task back; no attempt is used and the checkpoint stays."""
+    """Release a task to its queue: no attempt is used, and the checkpoint stays."""
     lease = lease_of(body, request, caller)
     return await _once(
         work,
         request.entry(caller),
-        lambda: leases.release(id, lease, body, caller),
-        lambda usage: leases.stale_usage(id, lease, usage, caller),
+        lambda: runs.release(id, lease, body, caller),
+        lambda usage: runs.stale_usage(id, lease, usage, caller),
         body.usage,
     )
 
 
 @routes.post("/{id}/cancelled", needs=ACT, raises=ENDS)
 async def acknowledge_cancel(
-    id: str, body: Cancelled, leases: Runs, caller: Principal, request: Request, work: Work
+    id: str, body: Cancelled, runs: Runs, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
-    """Say that a run that was to be cancelled has ended."""
+    """Acknowledge that a run which was to be cancelled has ended."""
     lease = lease_of(body, request, caller)
     return await _once(
         work,
         request.entry(caller),
-        lambda: leases.cancelled(id, lease, body, caller),
-        lambda usage: leases.stale_usage(id, lease, usage, caller),
+        lambda: runs.cancelled(id, lease, body, caller),
+        lambda usage: runs.stale_usage(id, lease, usage, caller),
         body.usage,
     )
 
 
 def _is_owner(caller: Principal, lease: str | None) -> bool:
-    """People end their tasks without a lease; machines only with theirs."""
+    """Whether the caller is a person, who ends a task without a lease. Raises `Invalid` when a person names one."""
     if caller.kind not in ("user", "api_key"):
         return False
     if lease is not None:
-        raise Invalid.at("/lease_id", "not_allowed", "A lease is its worker's; leave it out.")
+        raise Invalid.at("/lease_id", "not_allowed", "Only workers name a lease; leave it out.")
     return True

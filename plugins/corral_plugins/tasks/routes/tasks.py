@@ -1,4 +1,4 @@
-"""Tasks for people and agents: thin, one function an endpoint."""
+"""The routes of tasks for people and agents."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from corral_plugins.tasks.service.queries import TaskQueries, readable
 from corral_plugins.tasks.service.views import TaskItem, TaskView, Views
 from corral_plugins.tasks.shapes import (
     AttemptView,
-    Because,
+    CancelRequest,
     CommentView,
     Explanation,
     GetQuery,
-    GivenInput,
+    InputAnswer,
     LogQuery,
     LogView,
     NewComment,
-    Retry,
+    RetryRequest,
     Stats,
     StatsQuery,
     TaskPatch,
@@ -52,19 +52,19 @@ def list_tasks(query: TaskQuery, queries: TaskQueries, caller: Principal) -> Pag
 
 @routes.post("/", needs=WRITE, status=201, redacted=True, raises=("unknown_reference", "cycle", "quota_exceeded"))
 def create_task(body: NewTask, creation: Creation, caller: Principal) -> TaskView | Encoded:
-    """Create a task and queue it; `blocked` while a task that it needs is not completed."""
+    """Create a task and queue it. It is `blocked` while a task that it depends on is not completed."""
     return creation.create(body, by=caller, source=None, origin=DIRECT)
 
 
 @routes.get("/stats", needs=READ)
 def get_task_stats(query: StatsQuery, queries: TaskQueries, caller: Principal) -> Stats:
-    """Tasks in figures; every key is there."""
+    """Read statistics of tasks; every key is present."""
     return queries.stats(query, caller)
 
 
 @routes.get("/{id}", needs=(READ, ACT), seconds=60.0)
 def get_task(id: str, query: GetQuery, views: Views, caller: Principal) -> TaskView | Encoded | Wait:
-    """Read a task; with `wait` as soon as it has ended. A worker reads the tasks that it holds."""
+    """Read a task; with `wait`, as soon as it has ended. A worker may read the tasks that it holds."""
     if caller.kind == "worker":
         readable(id, caller)
     elif not can_read(caller, SHARED, None):
@@ -76,49 +76,51 @@ def get_task(id: str, query: GetQuery, views: Views, caller: Principal) -> TaskV
 
 @routes.patch("/{id}", needs=WRITE, redacted=True, raises=(*STATES, "use_action", "unknown_reference", "cycle"))
 def update_task(id: str, body: TaskPatch, changes: Actions, caller: Principal, match: IfMatch) -> TaskView | Encoded:
-    """Change a task, as far as its state allows."""
+    """Change the fields of a task that its state allows to change."""
     return changes.patch(id, body, match, by=caller)
 
 
 @routes.post("/{id}/cancel", needs=WRITE, redacted=True, also=(202,), raises=STATES)
-def cancel_task(id: str, body: Because, actions: Actions, caller: Principal, match: IfMatch) -> TaskView | Encoded:
-    """Cancel a task: 200 when it has ended, 202 while its worker still has to end it."""
+def cancel_task(
+    id: str, body: CancelRequest, actions: Actions, caller: Principal, match: IfMatch
+) -> TaskView | Encoded:
+    """Cancel a task: 200 when it has ended, 202 while its worker still has to end the run."""
     return actions.cancel(id, match, by=caller, reason=body.reason)
 
 
 @routes.post("/{id}/retry", needs=WRITE, redacted=True, raises=STATES)
-def retry_task(id: str, body: Retry, actions: Actions, caller: Principal, match: IfMatch) -> TaskView | Encoded:
+def retry_task(id: str, body: RetryRequest, actions: Actions, caller: Principal, match: IfMatch) -> TaskView | Encoded:
     """Try a failed or cancelled task again, under the same id."""
     return actions.retry(id, match, by=caller, from_checkpoint=body.from_checkpoint, reason=body.reason)
 
 
 @routes.delete("/{id}", needs=WRITE, raises=STATES)
 def delete_task(id: str, actions: Actions, caller: Principal, match: IfMatch) -> None:
-    """Delete a task that has ended; what it cost stays counted."""
+    """Delete a task that has ended; its cost stays counted."""
     actions.delete(id, match, by=caller)
 
 
 @routes.post("/{id}/input", needs=WRITE, redacted=True, raises=("invalid_state", "schema_mismatch"))
-def give_task_input(id: str, body: GivenInput, actions: Actions, caller: Principal) -> TaskView | Encoded:
-    """Answer what a task waits for."""
+def give_task_input(id: str, body: InputAnswer, actions: Actions, caller: Principal) -> TaskView | Encoded:
+    """Answer the question that a task waits for."""
     return actions.give_input(id, body.input, by=caller)
 
 
 @routes.get("/{id}/explain", needs=READ)
 def explain_task(id: str, explanations: Explanations, caller: Principal) -> Explanation:
-    """Why a task runs, does not run, or how it ended."""
+    """Explain why a task runs or does not run, or how it ended."""
     return explanations.explain(id, caller)
 
 
 @routes.get("/{id}/attempts", needs=READ, raises=("invalid_cursor",))
 def list_attempts(id: str, query: PageQuery, queries: TaskQueries, caller: Principal) -> Page[AttemptView]:
-    """Every claim of a task, oldest first."""
+    """List the attempts of a task, oldest first."""
     return queries.attempts(id, query, caller)
 
 
 @routes.get("/{id}/attempts/{fence}", needs=READ)
 def get_attempt(id: str, fence: str, queries: TaskQueries, caller: Principal) -> AttemptView:
-    """One claim of a task."""
+    """Read one attempt of a task."""
     if not (fence.isascii() and fence.isdigit() and len(fence) < 10):
         raise NotFound()
     return queries.attempt(id, int(fence), caller)
@@ -126,34 +128,34 @@ def get_attempt(id: str, fence: str, queries: TaskQueries, caller: Principal) ->
 
 @routes.get("/{id}/logs", needs=READ, seconds=60.0)
 def list_task_logs(id: str, query: LogQuery, caller: Principal) -> Page[LogView] | Wait:
-    """Lines that the runs of a task wrote, oldest first; with `wait` as soon as there are more."""
+    """List the log lines of an attempt, oldest first; with `wait`, as soon as there are more."""
     row = readable(id, caller)
     found = task_logs.lines(id, query.fence if isinstance(query.fence, int) else row.fence, query)
     if not found and query.until > clock.time_s() and row.status not in TERMINAL:
-        # lines ring no bell: while somebody watches, look twice a second
+        # log lines wake nobody, so a waiting request reads them twice per second
         return Wait((id,), min(query.until, clock.time_s() + 0.5))
     return Page(items=found, total=None, limit=query.limit, offset=None, next=None)
 
 
 @routes.get("/{id}/events", needs=READ, raises=("invalid_cursor",))
 def list_task_events(id: str, query: PageQuery, queries: TaskQueries, caller: Principal) -> Page[EventView]:
-    """What happened to a task, oldest first."""
+    """List the events of a task, oldest first."""
     return queries.events(id, query, caller)
 
 
 @routes.get("/{id}/artifacts", needs=READ, raises=("invalid_cursor",))
 def list_task_artifacts(id: str, query: PageQuery, queries: TaskQueries, caller: Principal) -> Page[dict[str, Any]]:
-    """What the runs of a task made, oldest first."""
+    """List the artifacts of a task, oldest first."""
     return queries.artifacts(id, query, caller)
 
 
 @routes.get("/{id}/comments", needs=READ, raises=("invalid_cursor",))
 def list_task_comments(id: str, query: PageQuery, queries: TaskQueries, caller: Principal) -> Page[CommentView]:
-    """Remarks on a task, oldest first."""
+    """List the comments on a task, oldest first."""
     return queries.comments(id, query, caller)
 
 
 @routes.post("/{id}/comments", needs=(WRITE, ACT), status=201, lenient=True, redacted=True)
 def add_task_comment(id: str, body: NewComment, actions: Actions, caller: Principal) -> CommentView:
-    """Remark on a task; the next claim gets it."""
+    """Comment on a task; the next claim receives the comment."""
     return actions.comment(id, body, by=caller)

@@ -1,4 +1,4 @@
-"""Tools that tasks give to agents: read a task, delegate one, ask a person."""
+"""Tools for agents: read a task, delegate a task, ask a person."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ CREATE_SCHEMA: Json = {
         "instructions": {"type": "string", "maxLength": 65536, "description": "What the agent is to do."},
         "input": {"type": "object", "description": "Data for the task."},
         "priority": {"enum": list(PRIORITIES)},
-        "agent_id": {**ID, "description": "The agent that shall do it; else any of agent_role, or any at all."},
+        "agent_id": {
+            **ID,
+            "description": "The agent that is to do the task; without it any agent of agent_role, or any agent.",
+        },
         "agent_role": {"type": "string", "maxLength": 64},
         "deadline": {"type": "string", "format": "date-time"},
         "required_tools": NAMES,
@@ -80,13 +83,13 @@ AGENTS_CONFIG: Json = {
 
 
 class AgentTools:
-    """The code of these tools; each runs in the unit that stores its result."""
+    """Implements the tools. Each joins the unit that stores its result."""
 
     def __init__(self, creation: Creation, runs: Runs, views: Views) -> None:
         self._creation, self._runs, self._views = creation, runs, views
 
     def get(self, context: ToolContext, arguments: Json) -> Output:
-        """A task as its reader needs it; what a tainted one says is untrusted."""
+        """Read a task. The content of a tainted task is untrusted."""
         body = self._views.one(arguments["task_id"].lower()).body
         task: Json = msgspec.json.decode(body)
         shown = {name: task[name] for name in SHOWN}
@@ -102,31 +105,31 @@ class AgentTools:
         return {"task_id": task.id, "status": task.status, "warnings": warnings}
 
     def ask(self, context: ToolContext, arguments: Json) -> Later:
-        """The run ends until a person has answered; the answer is the result of this call."""
+        """Ask a person: the run ends until the answer is there, which is the result of this call."""
         asked = convert(AskedInput, arguments)
         self._runs.ask(context.task_id, context.lease_id, asked, call_id=context.call_id)
         return Later()
 
 
 class TaskTools:
-    """The tools as they are contributed at boot, before there are services; `bind` gives them their code."""
+    """The contributed tools. They exist before services do; `bind` connects them to their implementation."""
 
     def __init__(self) -> None:
-        self._code: AgentTools | None = None
+        self._implementation: AgentTools | None = None
 
-    def bind(self, code: AgentTools) -> None:
-        """From now on they can be called."""
-        self._code = code
+    def bind(self, implementation: AgentTools) -> None:
+        """Connect the tools to their implementation."""
+        self._implementation = implementation
 
     @property
-    def code(self) -> AgentTools:
-        """What they run."""
-        if self._code is None:
+    def implementation(self) -> AgentTools:
+        """The implementation. Raises `ToolFailure` while the server is starting."""
+        if self._implementation is None:
             raise ToolFailure("unavailable", "The server is starting.")
-        return self._code
+        return self._implementation
 
     def all(self) -> list[Tool]:
-        """Every tool."""
+        """All tools."""
         return [
             Tool(
                 name="tasks.get",
@@ -137,7 +140,7 @@ class TaskTools:
                 permission="tasks.read",
                 idempotent=True,
                 sees=_sees,
-                run=lambda context, arguments: self.code.get(context, arguments),
+                run=lambda context, arguments: self.implementation.get(context, arguments),
             ),
             Tool(
                 name="tasks.create",
@@ -148,16 +151,16 @@ class TaskTools:
                 permission="tasks.write",
                 config_schema=AGENTS_CONFIG,
                 admits=_admits,
-                run=lambda context, arguments: self.code.create(context, arguments),
+                run=lambda context, arguments: self.implementation.create(context, arguments),
             ),
             Tool(
                 name="human.ask",
                 title="Ask a person",
-                description="Ask the person whose task this is, and wait for the answer.",
+                description="Ask the person who requested the task, and wait for the answer.",
                 risk="write",
                 schema=ASK_SCHEMA,
                 permission="tasks.write",
-                run=lambda context, arguments: self.code.ask(context, arguments),
+                run=lambda context, arguments: self.implementation.ask(context, arguments),
             ),
         ]
 
@@ -171,6 +174,6 @@ def _sees(context: ToolContext, arguments: Json) -> bool:
 
 
 def _admits(config: Mapping[str, Any], arguments: Json) -> bool:
-    """Where agents are listed, the task must be for one of them."""
+    """Whether the configuration admits the task: it must be for one of the listed agents, if any are listed."""
     agents = config.get("agent_ids")
     return agents is None or str(arguments.get("agent_id")).lower() in [each.lower() for each in agents]

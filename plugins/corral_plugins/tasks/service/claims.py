@@ -14,8 +14,8 @@ import msgspec
 import peewee
 
 from corral import clock
+from corral.database.dialect import savepoint
 from corral.database.statement import Statement
-from corral.database.unit import current
 from corral.errors import NotFound
 from corral.ids import new_id
 from corral.plugin import Contributions
@@ -28,42 +28,16 @@ from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Claim, ClaimAnswer
 from corral_plugins.tasks.events import TaskAssigned
 from corral_plugins.tasks.hookspecs import TaskExecutor
-from corral_plugins.tasks.models import Attempt, Comment, Task
+from corral_plugins.tasks.models import Attempt, Comment, Task, TaskRow
 from corral_plugins.tasks.service import queues, rollups, rows, views
-from corral_plugins.tasks.service.rows import TaskRow
-from corral_plugins.tasks.service.transitions import Transitions, transition
+from corral_plugins.tasks.service.transitions import NOT_QUEUED, Transitions, transition
 from corral_plugins.tools.api import ClaimTool, Tools
 from corral_plugins.workers.api import WorkerFacts
-
-
-class Savepoint:
-    """Made where the savepoint is; calling it goes back there. End with `release`."""
-
-    def __init__(self) -> None:
-        unit = current()
-        self._deltas = rollups.snapshot()
-        self._lengths = [len(each) for each in (unit.events, unit.jobs, unit.audit, unit.after, unit.before)]
-        unit.connection.execute("SAVEPOINT tasks_undo")
-
-    def __call__(self) -> None:
-        """Savepoint what the unit did since."""
-        unit = current()
-        unit.connection.execute("ROLLBACK TO SAVEPOINT tasks_undo")
-        for each, length in zip(
-            (unit.events, unit.jobs, unit.audit, unit.after, unit.before), self._lengths, strict=True
-        ):
-            del each[length:]
-        rollups.restore(self._deltas)
-
-    def release(self) -> None:
-        """Keep what was done."""
-        current().connection.execute("RELEASE SAVEPOINT tasks_undo")
-
 
 log = logging.getLogger("corral.tasks")
 
 GATEWAY = "/api/v1/llm"
-"""Relative: the worker knows by which address it reaches its server."""
+"""A relative address, because only the worker knows by which address it reaches its server."""
 COMMENTS = 50
 
 _CHECKPOINT = Statement(
@@ -84,17 +58,10 @@ _COMMENTS = Statement(
         .tuples()
     )
 )
-_SOURCE = Statement(
-    lambda p: (
-        Task.select(Task.source_type, Task.source_id, Task.workflow_run_id, Task.step_run_id)
-        .where(Task.id == p("id"))
-        .tuples()
-    )
-)
 
 
 class ClaimPayloads:
-    """Builds claims; joins the unit of the claim."""
+    """Builds what the worker receives with a claim. Joins the unit of the claim."""
 
     llm: LLM | None
     secrets: Secrets | None
@@ -104,7 +71,7 @@ class ClaimPayloads:
         self._contributions = contributions
 
     def model(self, agent: AgentFacts) -> str:
-        """The agent's model as `provider/model`; the gateway's defaults where it names none."""
+        """The model of the agent as `provider/model`, with the defaults of the gateway where the agent names none."""
         provider, model = agent.llm_provider, agent.llm_model
         if self.llm is not None:
             if provider is None:
@@ -125,15 +92,14 @@ class ClaimPayloads:
         attempt: int,
         group: str | None,
     ) -> Claim:
-        """The claim of a task that was just leased, for a worker of the group."""
+        """The claim of a task that was just leased, for a worker of this group."""
         assert row.lease_id is not None
-        source_type, source_id, run, step = _SOURCE.one({"id": row.id}) or ("api", None, None, None)
         config = {key: value for key, value in agent.config.items() if key != "fallback_models"}
         about = {
             "id": row.id,
-            "source": {"type": source_type, "id": source_id},
-            "workflow_run_id": run,
-            "step_run_id": step,
+            "source": {"type": row.source_type, "id": row.source_id},
+            "workflow_run_id": row.workflow_run_id,
+            "step_run_id": row.get("step_run_id"),
         }
         for _, executor in self._contributions.of("corral_task_executors"):
             if _handles(executor, about):
@@ -163,7 +129,7 @@ class ClaimPayloads:
         )
 
     def _tools(self, row: TaskRow, agent: AgentFacts, model: str) -> list[ClaimTool]:
-        """The tools of the run: the agent's, narrowed by the task. A model that cannot call tools gets none."""
+        """The tools of the run: those of the agent, narrowed by the task; none for a model that cannot call tools."""
         if self.tools is None or not agent.enabled_tools or row.worker_id is None:
             return []
         if self.llm is not None and self.llm.capabilities(model).get("tools") is False:
@@ -171,14 +137,14 @@ class ClaimPayloads:
         return self.tools.offered(
             enabled=agent.enabled_tools,
             policy=agent.tool_policy,
-            allowed=rows.parsed(row.allowed_tools),
+            allowed=row.get("allowed_tools"),
             worker_id=row.worker_id,
         )
 
     def _resume(self, row: TaskRow) -> dict[str, Any] | None:
-        """The last checkpoint and what came since; null for a first attempt."""
-        found = _CHECKPOINT.one({"id": row.id, "floor": row.checkpoint_floor}) if row.fence > 1 else None
-        given = rows.parsed(row.resume)
+        """The last checkpoint and the answers that came since; null for a first attempt."""
+        found = _CHECKPOINT.one({"id": row.id, "floor": row.get("checkpoint_floor")}) if row.fence > 1 else None
+        given = row.get("resume")
         if found is None and given is None:
             return None
         checkpoint = None if found is None else msgspec.Raw(found[0])
@@ -186,7 +152,7 @@ class ClaimPayloads:
 
 
 def _handles(executor: TaskExecutor, task: dict[str, Any]) -> bool:
-    """Whether it does; one that fails, which is counted against its plugin, does not."""
+    """Whether an executor handles the task. An executor that fails does not; its failure counts against its plugin."""
     try:
         return executor.handles(task)
     except Exception:
@@ -195,7 +161,7 @@ def _handles(executor: TaskExecutor, task: dict[str, Any]) -> bool:
 
 
 def _comments(task_id: str) -> list[dict[str, Any]]:
-    """The last comments, oldest first. What people write is data for the model, not instructions."""
+    """The last comments, oldest first, marked as untrusted: they are data for the model, not instructions."""
     return [
         {"source": {"type": author_type, "id": author_id}, "trust": "untrusted", "body": body, "created_at": created_at}
         for author_type, author_id, body, created_at in reversed(_COMMENTS.rows({"id": task_id}))
@@ -203,8 +169,8 @@ def _comments(task_id: str) -> list[dict[str, Any]]:
 
 
 TRIES = 3
-KEPT_PEOPLE = 10_000
-TOKEN_PREFIX = "cra_a"  # noqa: S105  (a form, not a secret)
+CACHED_PEOPLE = 10_000
+TOKEN_PREFIX = "cra_a"  # noqa: S105  (a prefix, not a secret)
 
 _INSERT = Statement(
     lambda p: Attempt.insert(
@@ -240,16 +206,16 @@ _HOLD = Statement(
 
 
 def token_hash(token: str) -> str:
-    """What is stored of an attempt token."""
+    """The hash of an attempt token, which is what the database stores."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 class _SlotTaken(Exception):
-    """A slot was taken by another claim between choosing and leasing."""
+    """Another claim took the slot between choosing and leasing."""
 
 
 class Claims:
-    """Gives tasks to workers. Order of locks: the tasks, then their agents, then the worker."""
+    """Leases tasks to workers. The order of locks is: the tasks, then their agents, then the worker."""
 
     switch: KillSwitch | None
     tools: Tools | None
@@ -262,7 +228,7 @@ class Claims:
     def claim(
         self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None, tries: int = TRIES
     ) -> ClaimAnswer:
-        """See `Tasks.claim`. What other claims take meanwhile is metrics by trying again."""
+        """See `Tasks.claim`. When another claim takes a slot first, this one starts again."""
         worker = self._workers.facts(worker_id)
         if worker is None:
             raise NotFound()
@@ -279,18 +245,18 @@ class Claims:
         if not agents:
             return ClaimAnswer(tasks=[], reason="none")
         claims: list[Claim] = []
-        savepoint = Savepoint()
+        counted = rollups.snapshot()
         try:
-            claims = self._lease(worker, self._choose(worker, agents, min(max_tasks, free)))
+            with savepoint():
+                claims = self._lease(worker, self._choose(worker, agents, min(max_tasks, free)))
         except _SlotTaken:
-            savepoint()
+            rollups.restore(counted)
             if tries > 1:
                 return self.claim(worker_id, max_tasks=max_tasks, agent_ids=agent_ids, tries=tries - 1)
-        savepoint.release()
         return ClaimAnswer(tasks=claims, reason="ok" if claims else "none")
 
     def claimable(self, worker_id: str, *, limit: int) -> list[str]:
-        """Ids of what a claim would take now, in order: the first of each queue that the worker may serve."""
+        """Ids of the tasks that a claim would take now, in its order: the first ones of the queues of the worker."""
         worker = self._workers.facts(worker_id)
         if worker is None:
             raise NotFound()
@@ -308,13 +274,13 @@ class Claims:
         self, worker: WorkerFacts, agents: Sequence[AgentFacts], wanted: int
     ) -> list[tuple[TaskRow, AgentFacts]]:
         served = queues.served(agents, worker, self.tools)
-        room = Counter({agent.id: agent.max_concurrent_tasks - agent.active_tasks for agent in agents})
+        slots = Counter({agent.id: agent.max_concurrent_tasks - agent.active_tasks for agent in agents})
         heavy = self._heavy_requesters()
         chosen: list[tuple[TaskRow, AgentFacts]] = []
         tries = 0
         while len(chosen) < wanted and tries < wanted + 8:
             tries += 1
-            names = [name for name, each in served.items() if any(room[agent.id] > 0 for agent in each)]
+            names = [name for name, each in served.items() if any(slots[agent.id] > 0 for agent in each)]
             found = self._first(names, heavy)
             if found is None:
                 break
@@ -322,15 +288,15 @@ class Claims:
             if not self._is_active(row.created_by):
                 _HOLD.run({"user": row.created_by})
                 continue
-            able = [each for each in served[queue] if room[each.id] > 0]
-            agent = min(able, key=lambda each: each.max_concurrent_tasks - room[each.id])
+            able = [each for each in served[queue] if slots[each.id] > 0]
+            agent = min(able, key=lambda each: each.max_concurrent_tasks - slots[each.id])
             transition(row, "assigned", event=TaskAssigned, **self._assigned(row, worker, agent))
-            room[agent.id] -= 1
+            slots[agent.id] -= 1
             chosen.append((row, agent))
         return chosen
 
     def _first(self, names: list[str], heavy: list[str]) -> tuple[TaskRow, str] | None:
-        """The first task in claim order that nobody else is taking."""
+        """The first task in claim order that no other claim is taking."""
         for without in [heavy, []] if heavy else [[]]:
             for task_id, queue in queues.heads(names, limit=8, without=without):
                 row = queues.take(task_id, queue, exactly=bool(without))
@@ -339,7 +305,7 @@ class Claims:
         return None
 
     def _heavy_requesters(self) -> list[str]:
-        """Who has more than `tasks.fair_share` of the running tasks."""
+        """The people who have more than `tasks.fair_share` of the running tasks."""
         share = self._settings.get(declared.FAIR_SHARE)
         if share >= 1:
             return []
@@ -348,17 +314,17 @@ class Claims:
         return [user for user, n in running.items() if n > share * total] if len(running) else []
 
     def _is_active(self, user_id: str | None) -> bool:
-        """Whether a requester's account is active; asked for at most once a second and person."""
+        """Whether the account of a requester is active; read at most once per second and person."""
         if user_id is None:
             return True
-        kept = self._active.get(user_id)
-        if kept is not None and kept[1] > time.monotonic():
-            return kept[0]
+        cached = self._active.get(user_id)
+        if cached is not None and cached[1] > time.monotonic():
+            return cached[0]
         try:
             is_active = self._accounts.get(user_id).is_active
         except NotFound:
             is_active = False
-        if len(self._active) > KEPT_PEOPLE:
+        if len(self._active) > CACHED_PEOPLE:
             self._active.clear()
         self._active[user_id] = (is_active, time.monotonic() + 1)
         return is_active
@@ -370,35 +336,33 @@ class Claims:
             "assigned_agent_id": agent.id,
             "worker_id": worker.id,
             "assigned_at": clock.now(),
-            "queue": None,
-            "queue_until": None,
-            "rank_at": None,
+            **NOT_QUEUED,
         }
 
     # -- leasing
 
     def _lease(self, worker: WorkerFacts, chosen: list[tuple[TaskRow, AgentFacts]]) -> list[Claim]:
-        """Take the slots, agents first, in the order in which everybody takes them."""
+        """Take the slots, agents first, in one order for all claims."""
         for agent_id in sorted(agent.id for _, agent in chosen):
             if not self._agents.lease_started(agent_id):
                 raise _SlotTaken
         for _ in chosen:
             if not self._workers.lease_started(worker.id):
                 raise _SlotTaken
-        return [self._ledger(worker, row, agent) for row, agent in chosen]
+        return [self._start_attempt(worker, row, agent) for row, agent in chosen]
 
-    def _ledger(self, worker: WorkerFacts, row: TaskRow, agent: AgentFacts) -> Claim:
+    def _start_attempt(self, worker: WorkerFacts, row: TaskRow, agent: AgentFacts) -> Claim:
         assert row.lease_id is not None
         token = TOKEN_PREFIX + secrets.token_urlsafe(32)
-        now = clock.now()
-        policy = declared.stall_policy(self._settings, row.stall_policy, agent.stall_policy)
-        retry = declared.retry_policy(self._settings, row.retry_policy, agent.retry_policy)
+        now, sources = clock.now(), row.get("taint_sources")
+        policy = declared.stall_policy(self._settings, row.get("stall_policy"), agent.stall_policy)
+        retry = declared.retry_policy(self._settings, row.get("retry_policy"), agent.retry_policy)
         model = self._payloads.model(agent)
         values: dict[str, Any] = {
             "id": new_id(),
             "task_id": row.id,
             "fence": row.fence,
-            "n": row.attempt if row.resuming else row.attempt + 1,
+            "n": row.attempt if row.get("resuming") else row.attempt + 1,
             "status": "assigned",
             "worker_id": worker.id,
             "agent_id": agent.id,
@@ -414,8 +378,8 @@ class Claims:
             "loop_repeats": policy.loop_repeats,
             "stall_action": policy.action,
             "created_at": now,
-            "tainted": bool(row.tainted),
-            "taint_sources": row.taint_sources,
+            "tainted": row.get("tainted"),
+            "taint_sources": None if sources is None else rows.as_text(sources),
         }
         _INSERT.run({**_NEW_ATTEMPT, **values})
         if retry.max_attempts != row.max_attempts:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
+from peewee import SQL
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.database.statement import Statement
+from corral.database.model import JSONField
+from corral.database.statement import Parameter, Statement
+from corral.database.unit import locked
 from corral.errors import Fault, Invalid, TooMany
 from corral.http.answers import Encoded
 from corral.ids import new_id
@@ -21,23 +26,33 @@ from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import NewTask, Origin, ReviewPolicy
 from corral_plugins.tasks.events import TaskCreated
-from corral_plugins.tasks.models import NO_DEADLINE, PRIORITIES, Dependency, Task
+from corral_plugins.tasks.models import EXTRA_DEFAULTS, NO_DEADLINE, PRIORITIES, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import queues, rollups, rows, views
-from corral_plugins.tasks.service.queues import has_tools
-from corral_plugins.tasks.service.rows import TaskRow
 from corral_plugins.tasks.service.transitions import Transitions, publish, queue_key, queued_columns
 
 INPUT_LIMIT, METADATA_LIMIT = 256 * 1024, 16 * 1024
+MAX_DEPTH, MAX_CHILDREN = 5, 50
+CACHED_PEOPLE = 10_000
+CREATED_IN_A_SECOND = 20_000
+"""More tasks than all processes together create in a second."""
 
-_DEPEND = Statement(lambda p: Dependency.insert({Dependency.task_id: p("task"), Dependency.needs_id: p("needs")}))
-_NEEDED = Statement(
-    lambda p: rows.shared(Task.select(Task.status).where(Task.id == p("id"))).tuples()
-)  # a dependency cannot end between this look and our commit
+_ADD_DEPENDENCY = Statement(
+    lambda p: Dependency.insert({Dependency.task_id: p("task"), Dependency.needs_id: p("needs")})
+)
+# Locked, so that a dependency cannot end between this look and the commit.
+_STATUS_OF_DEPENDENCY = Statement(
+    lambda p: locked(Task.select(Task.status).where(Task.id == p("id")), share=True).tuples()
+)
+_CHILDREN = Statement(lambda p: Task.select(Task.id).where(Task.parent_task_id == p("id")).limit(MAX_CHILDREN).tuples())
+
 _encode = msgspec.json.Encoder().encode
 
 
+# -- validation
+
+
 def future(moment: datetime | None, pointer: str) -> str | None:
-    """An instant that is not past; `in_the_past`."""
+    """The instant as rows store it. Raises `Invalid` with `in_the_past` when it has passed."""
     found = instant(moment)
     if found is not None and found <= clock.now():
         raise Invalid.at(pointer, "in_the_past", "This time has passed.")
@@ -45,17 +60,25 @@ def future(moment: datetime | None, pointer: str) -> str | None:
 
 
 def instant(moment: datetime | None) -> str | None:
-    """As rows keep it."""
+    """The instant as rows store it."""
     return None if moment is None else clock.from_datetime(moment)
 
 
-def micro(usd: float | None) -> int | None:
-    """Micro-USD."""
-    return None if usd is None else math.floor(usd * 1_000_000 + 0.5)
+def rounded(usd: float | None) -> float | None:
+    """The amount, rounded to micro-USD."""
+    return None if usd is None else math.floor(usd * 1_000_000 + 0.5) / 1e6
+
+
+def title_of(text: str) -> str:
+    """The title without white space around it. Raises `Invalid` when nothing is left."""
+    title = trimmed(text)
+    if not title:
+        raise Invalid.at("/title", "too_short", "A title has at least 1 character that is not blank.")
+    return title
 
 
 def check_values(given: Mapping[str, Any]) -> None:
-    """Limits that a type cannot say, and what needs a plugin that is not there."""
+    """Check the limits that a type cannot express. Raises `Invalid`."""
     for name, limit in (("input", INPUT_LIMIT), ("metadata", METADATA_LIMIT)):
         if given.get(name) and len(_encode(given[name])) > limit:
             raise Invalid.at(f"/{name}", "too_long", f"at most {limit // 1024} KiB of JSON")
@@ -64,20 +87,12 @@ def check_values(given: Mapping[str, Any]) -> None:
         raise Invalid.at(
             "/review_policy/mode", "not_allowed", "Reviews need the plugin code_reviews, which is not active."
         )
-
-
-def given_in(shape: msgspec.Struct) -> dict[str, Any]:
-    """The fields of a shape by name."""
-    return {name: getattr(shape, name) for name in shape.__struct_fields__}
-
-
-def as_text(value: Any) -> str | None:
-    """A JSON column."""
-    return None if value is None else _encode(value).decode()
+    if given.get("output_schema") is not None:
+        check_user_schema(given["output_schema"], pointer_prefix="/output_schema")
 
 
 def warnings_of(agent: AgentFacts | None, tools: Sequence[str]) -> list[str]:
-    """What may keep a task from being claimed, though it is accepted."""
+    """Conditions of the agent that may keep an accepted task from being claimed."""
     if agent is None:
         return []
     warnings = [] if agent.status in ("idle", "busy") else ["agent_not_started"]
@@ -85,7 +100,7 @@ def warnings_of(agent: AgentFacts | None, tools: Sequence[str]) -> list[str]:
 
 
 def named_agent(agents: Agents, agent_id: str | None, role: str | None) -> AgentFacts | None:
-    """The agent that a task names; 422 for one that does not exist, or beside a role."""
+    """The agent that a task names. Raises `Invalid` when it does not exist, or when a role is named as well."""
     if agent_id is not None and role is not None:
         raise Invalid.at("/agent_role", "not_allowed", "Name an agent or a role, not both.")
     if agent_id is None:
@@ -96,11 +111,11 @@ def named_agent(agents: Agents, agent_id: str | None, role: str | None) -> Agent
     return agent
 
 
-def waits_for(ids: Sequence[str]) -> bool:
-    """Whether some dependency is still open; 422 for those that are unknown or will never complete."""
+def has_open_dependency(ids: Sequence[str]) -> bool:
+    """Whether a dependency is not completed yet. Raises `Invalid` for those that are unknown or will never complete."""
     faults, is_open = [], False
     for index, needed in sorted(enumerate(ids), key=lambda pair: pair[1]):
-        found = _NEEDED.one({"id": needed.lower()})
+        found = _STATUS_OF_DEPENDENCY.one({"id": needed.lower()})
         if found is None:
             faults.append(Fault(f"/depends_on/{index}", "unknown_reference", "There is no such task."))
         elif found[0] in ("failed", "cancelled"):
@@ -115,81 +130,71 @@ def waits_for(ids: Sequence[str]) -> bool:
     return is_open
 
 
-def depend(task_id: str, needed: Sequence[str]) -> None:
-    """Have a task wait for others."""
+def add_dependencies(task_id: str, needed: Sequence[str]) -> None:
+    """Make a task depend on others."""
     for each in needed:
-        _DEPEND.run({"task": task_id, "needs": each})
+        _ADD_DEPENDENCY.run({"task": task_id, "needs": each})
 
 
-MAX_DEPTH, MAX_CHILDREN = 5, 50
+# -- creation
 
-_DEFAULTS: dict[str, Any] = {
-    field.name: field.default if not callable(field.default) else None for field in Task._meta.sorted_fields
+_JSON = rows.json_columns(Task)
+_INITIAL: dict[str, Any] = {
+    field.name: _encode(field.default).decode() if isinstance(field, JSONField) and not field.null else field.default
+    for field in Task._meta.sorted_fields
 }
-_INSERT = Statement(lambda p: Task.insert({field: p(field.name) for field in Task._meta.sorted_fields}))
-_CHILDREN = Statement(lambda p: Task.select(Task.id).where(Task.parent_task_id == p("id")).limit(MAX_CHILDREN).tuples())
+"""The value of every column that a creation does not set."""
+
+
+def _literal(value: Any) -> SQL:
+    return SQL(str(value) if isinstance(value, int) else f"'{value}'")
+
+
+@functools.lru_cache(maxsize=512)
+def _insert(names: tuple[str, ...]) -> Statement:
+    """Inserts a task with these columns. The others are literals: binding a value costs as much as storing it."""
+    initial = {name: _literal(value) for name, value in _INITIAL.items() if value is not None and name not in names}
+
+    def build(p: Parameter) -> Any:
+        values = {**initial, **{name: p(name) for name in names}}
+        return Task.insert({getattr(Task, name): value for name, value in values.items()})
+
+    return Statement(build)
 
 
 class Creation:
-    """Joins the caller's unit."""
+    """Creates tasks. Joins the caller's unit."""
 
     def __init__(self, transitions: Transitions) -> None:
-        self._transitions, self._settings, self._agents = transitions, transitions.settings, transitions.agents
+        self._settings, self._agents = transitions.settings, transitions.agents
+        self._far_from_quota: dict[str, float] = {}
 
     def create(self, new: NewTask, *, by: Principal, source: dict[str, Any] | None, origin: Origin) -> Encoded:
-        """Check, insert, and answer the task with its warnings."""
-        self._within_quota(by)
-        title = trimmed(new.title)
-        if not title:
-            raise Invalid.at("/title", "too_short", "A title has at least 1 character that is not blank.")
-        instants = {"deadline": future(new.deadline, "/deadline"), "available_at": instant(new.available_at)}
+        """Check and insert a task; returns the encoded `TaskView` with its warnings.
+
+        Raises `Invalid` for values that cannot be accepted and `TooMany` when the caller has too many open tasks.
+        """
+        self._check_quota(by)
+        fields = {name: getattr(new, name) for name in new.__struct_fields__}
+        title, deadline = title_of(new.title), future(new.deadline, "/deadline")
         agent = named_agent(self._agents, new.agent_id, new.agent_role)
-        check_values(given_in(new))
-        if new.output_schema is not None:
-            check_user_schema(new.output_schema, pointer_prefix="/output_schema")
-        # Locked: its children are counted, and what remains of its money is given away.
+        check_values(fields)
+        # The parent is locked: its children are counted, and a child may spend what remains of its money.
         parent_id = origin.parent_task_id or by.task_id
         parent = rows.lock(parent_id) if parent_id is not None else None
-        family = _family(origin, parent)
+        extra = _inherited(origin, parent)
         if parent is not None:
-            new = _within(new, parent)
-        is_blocked = waits_for(new.depends_on)
-        values = self._values(new, title, instants, by, source, family, is_blocked=is_blocked)
-        _INSERT.run(values)
-        depend(values["id"], list(dict.fromkeys(each.lower() for each in new.depends_on)))
-        rollups.count_transition(None, values["status"], values["priority"], by.user_id)
-        row = TaskRow(*[values[name] for name in TaskRow.__struct_fields__])
-        publish(TaskCreated, row, None)
-        full = [values[name] for name in views.FULL_NAMES]
-        body = views.encode_row(full, full=True, warnings=warnings_of(agent, new.required_tools))
-        return Encoded(body, row.id, 1)
-
-    def _values(
-        self,
-        new: NewTask,
-        title: str,
-        instants: dict[str, str | None],
-        by: Principal,
-        source: dict[str, Any] | None,
-        family: Family,
-        *,
-        is_blocked: bool,
-    ) -> dict[str, Any]:
+            _narrow(fields, parent)
+        is_blocked = has_open_dependency(new.depends_on) if new.depends_on else False
+        source = source or _source_of(by)
         now = clock.now()
-        tools = new.required_tools
-        key = queue_key(new.agent_id and new.agent_id.lower(), new.agent_role, tools)
-        priority = PRIORITIES.index(new.priority)
-        policy = new.retry_policy
-        told = source or _source_of(by)
-        values = {
-            **_DEFAULTS,
+        values: dict[str, Any] = {
             "id": new_id(),
-            "version": 1,
             "status": "blocked" if is_blocked else "pending",
-            "priority": priority,
-            "rank": priority,
-            "deadline_key": instants["deadline"] or NO_DEADLINE,
-            "queue_key": key,
+            "priority": PRIORITIES.index(new.priority),
+            "rank": PRIORITIES.index(new.priority),
+            "queue_key": queue_key(new.agent_id and new.agent_id.lower(), new.agent_role, new.required_tools),
+            "deadline_key": deadline or NO_DEADLINE,
             "created_at": now,
             "updated_at": now,
             "created_by": by.user_id,
@@ -198,101 +203,102 @@ class Creation:
             "instructions": new.instructions,
             "agent_id": new.agent_id and new.agent_id.lower(),
             "agent_role": new.agent_role,
-            "deadline": instants["deadline"],
-            "available_at": instants["available_at"] or now,
+            "available_at": instant(new.available_at) or now,
             "timeout_seconds": new.timeout_seconds or self._settings.get(declared.TIMEOUT_SECONDS),
-            "queue_timeout_seconds": new.queue_timeout_seconds,
-            "max_cost_micro": micro(new.max_cost_usd),
-            "max_attempts": policy.max_attempts if policy is not None else self._settings.get(declared.MAX_ATTEMPTS),
-            "source_type": told["type"],
-            "source_id": told.get("id"),
-            "cause_chain": as_text(list(family.cause_chain)),
-            "parent_task_id": family.parent_task_id,
-            "depth": family.depth,
-            "workflow_run_id": family.workflow_run_id,
-            "step_run_id": family.step_run_id,
-            "tainted": family.tainted,
-            "taint_sources": as_text(list(family.taint_sources)) if family.tainted else None,
-            "artifacts": "[]",
-            "input": as_text(new.input),
-            "required_tools": as_text(tools),
-            "depends_on": as_text([each.lower() for each in new.depends_on]),
-            "tags": as_text(new.tags),
-            "metadata": as_text(new.metadata),
-            "allowed_tools": as_text(new.allowed_tools),
-            "retry_policy": as_text(policy),
-            "stall_policy": as_text(new.stall_policy),
-            "review_policy": as_text(new.review_policy),
-            "output_schema": as_text(new.output_schema),
+            "max_attempts": new.retry_policy.max_attempts
+            if new.retry_policy is not None
+            else self._settings.get(declared.MAX_ATTEMPTS),
+            "source_type": source["type"],
+            "source_id": source.get("id"),
+            "parent_task_id": parent and parent.id,
+            "workflow_run_id": origin.workflow_run_id,
+            "input": rows.as_text(new.input),
+            "required_tools": rows.as_text(new.required_tools),
+            "tags": rows.as_text(new.tags),
+            "metadata": rows.as_text(new.metadata),
+            "extra": _extra(fields, extra),
         }
         if not is_blocked:
-            values.update(
-                queued_columns(
-                    self._settings,
-                    key=key,
-                    priority=priority,
-                    deadline=values["deadline"],
-                    queue_timeout=new.queue_timeout_seconds,
-                    available_at=values["available_at"],
-                )
+            values |= queued_columns(
+                key=values["queue_key"],
+                priority=values["priority"],
+                queue_timeout=new.queue_timeout_seconds,
+                available_at=values["available_at"],
+                now=now,
             )
-        return values
+        given = {name: value for name, value in values.items() if value != _INITIAL[name]}
+        _insert(tuple(given)).run(given)
+        columns = {**_INITIAL, **given}
+        row = TaskRow(*[columns[name] for name in TaskRow.__struct_fields__])
+        if new.depends_on:
+            add_dependencies(row.id, list(dict.fromkeys(each.lower() for each in new.depends_on)))
+        rollups.count_transition(None, row.status, row.priority, row.created_by)
+        publish(TaskCreated, row, None)
+        body = views.encode(columns, full=True, warnings=warnings_of(agent, new.required_tools))
+        return Encoded(body, row.id, 1)
 
-    def _within_quota(self, by: Principal) -> None:
-        if by.user_id is None:
+    def _check_quota(self, by: Principal) -> None:
+        """Raise `TooMany` at the quota. The count is read again after a second, or each time when it is near."""
+        if by.user_id is None or self._far_from_quota.get(by.user_id, 0.0) > time.monotonic():
             return
         most = self._settings.get(declared.MAX_OPEN)
-        if rollups.open_tasks(by.user_id) >= most:
+        count = rollups.open_tasks(by.user_id)
+        if count >= most:
             raise TooMany(f"You have {most} unfinished tasks, which is the most.", code="quota_exceeded")
+        if len(self._far_from_quota) > CACHED_PEOPLE:
+            self._far_from_quota.clear()
+        if count + CREATED_IN_A_SECOND < most:
+            self._far_from_quota[by.user_id] = time.monotonic() + 1
 
 
-class Family(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a new task stands among others."""
-
-    parent_task_id: str | None = None
-    depth: int = 0
-    cause_chain: tuple[str, ...] = ()
-    workflow_run_id: str | None = None
-    step_run_id: str | None = None
-    tainted: bool = False
-    taint_sources: tuple[str, ...] = ()
+_OWNED_EXTRA = EXTRA_DEFAULTS.keys() & set(NewTask.__struct_fields__)
 
 
-def _family(origin: Origin, parent: TaskRow | None) -> Family:
-    """What a delegated task takes from its parent: depth, causes, taint."""
-    family = Family(
-        cause_chain=origin.cause_chain,
-        workflow_run_id=origin.workflow_run_id,
-        step_run_id=origin.step_run_id,
-        tainted=origin.tainted,
-    )
+def _extra(fields: Mapping[str, Any], inherited: Mapping[str, Any]) -> str:
+    """The rarely set fields as JSON text; a field that has its default is left out."""
+    given = {name: fields[name] for name in _OWNED_EXTRA if fields[name] != EXTRA_DEFAULTS[name]}
+    if not given and not inherited:
+        return "{}"
+    if "depends_on" in given:
+        given["depends_on"] = [each.lower() for each in given["depends_on"]]
+    if "max_cost_usd" in given:
+        given["max_cost_usd"] = rounded(given["max_cost_usd"])
+    return rows.as_text({**given, **inherited})
+
+
+def _inherited(origin: Origin, parent: TaskRow | None) -> dict[str, Any]:
+    """The rarely set fields that a task takes from its origin and its parent: depth, causes, taint."""
+    extra: dict[str, Any] = {}
+    if origin.cause_chain:
+        extra["cause_chain"] = list(origin.cause_chain)
+    if origin.step_run_id is not None:
+        extra["step_run_id"] = origin.step_run_id
+    if origin.tainted:
+        extra |= {"tainted": True, "taint_sources": []}
     if parent is None:
-        return family
-    if parent.depth >= MAX_DEPTH:
+        return extra
+    depth = parent.get("depth")
+    if depth >= MAX_DEPTH:
         raise Invalid(f"Tasks are delegated at most {MAX_DEPTH} levels deep.")
     if len(_CHILDREN.rows({"id": parent.id})) >= MAX_CHILDREN:
         raise Invalid(f"A task delegates at most {MAX_CHILDREN} tasks.")
-    causes = (*rows.parsed(parent.cause_chain), parent.id)
-    return msgspec.structs.replace(
-        family,
-        parent_task_id=parent.id,
-        depth=parent.depth + 1,
-        cause_chain=family.cause_chain or causes,
-        tainted=family.tainted or bool(parent.tainted),
-        taint_sources=(f"task:{parent.id}",) if parent.tainted else (),
-    )
+    extra = {"cause_chain": [*parent.get("cause_chain"), parent.id], **extra, "depth": depth + 1}
+    if parent.get("tainted"):
+        extra |= {"tainted": True, "taint_sources": [f"task:{parent.id}"]}
+    return extra
 
 
-def _within(new: NewTask, parent: TaskRow) -> NewTask:
-    """What a delegated task may call and spend: never more tools than its parent, and what remains of its money."""
-    allowed, tools = rows.parsed(parent.allowed_tools), new.allowed_tools
+def _narrow(fields: dict[str, Any], parent: TaskRow) -> None:
+    """Limit a delegated task to the tools of its parent and to the rest of its money."""
+    allowed, tools = parent.get("allowed_tools"), fields["allowed_tools"]
     if allowed is not None:
-        tools = allowed if tools is None else [tool for tool in tools if has_tools(allowed, [tool])]
-    cost = new.max_cost_usd
-    if parent.max_cost_micro is not None:
-        left = max(0, parent.max_cost_micro - parent.cost_micro) / 1e6
-        cost = left if cost is None else min(cost, left)
-    return msgspec.structs.replace(new, allowed_tools=tools, max_cost_usd=cost)
+        fields["allowed_tools"] = (
+            allowed if tools is None else [tool for tool in tools if queues.has_tools(allowed, [tool])]
+        )
+    budget, cost = parent.get("max_cost_usd"), fields["max_cost_usd"]
+    if budget is not None:
+        left = max(0.0, budget - parent.cost_micro / 1e6)
+        fields["max_cost_usd"] = left if cost is None else min(cost, left)
 
 
 def _source_of(by: Principal) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Why a task runs or not: the conditions of a claim, one by one, by the same predicates."""
+"""Explanations why a task runs or not: the conditions of a claim, one by one, tested by the predicates of the claim."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.llm.api import LLM
-from corral_plugins.tasks.models import TERMINAL, Attempt, Dependency, Task
+from corral_plugins.tasks.models import TERMINAL, Attempt, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import queues, rows
 from corral_plugins.tasks.service.queries import ATTEMPT_VIEW_COLUMNS, attempt_view, readable
-from corral_plugins.tasks.service.rows import TaskRow
 from corral_plugins.tasks.shapes import AttemptView, Condition, Explanation
 from corral_plugins.tools.api import Tools
 from corral_plugins.workers.api import WorkerFacts, Workers
@@ -23,7 +22,7 @@ ATTEMPTS = 100
 
 
 class Explanations:
-    """Joins the caller's unit."""
+    """Explains tasks. Joins the caller's unit."""
 
     llm: LLM | None
     switch: KillSwitch | None
@@ -33,7 +32,7 @@ class Explanations:
         self._agents, self._workers, self._accounts = agents, workers, accounts
 
     def explain(self, task_id: str, caller: Principal) -> Explanation:
-        """See the page of the task; `claimable` means that a claim would take it now."""
+        """The conditions of a claim of this task; `claimable` means that a claim would take it now."""
         row = readable(task_id, caller)
         attempts = self._attempts(row.id)
         if row.status in TERMINAL:
@@ -41,12 +40,12 @@ class Explanations:
                 status=row.status, claimable=False, summary=_ending(row, attempts), conditions=[], attempts=attempts
             )
         if row.lease_id is not None:
-            told = (
+            message = (
                 f"It is {row.status}: attempt {attempts[-1].n} on worker {row.worker_id}."
                 if attempts
                 else "It is leased."
             )
-            return Explanation(status=row.status, claimable=False, summary=told, conditions=[], attempts=attempts)
+            return Explanation(status=row.status, claimable=False, summary=message, conditions=[], attempts=attempts)
         conditions = self._conditions(row)
         false = [each for each in conditions if not each.ok]
         summary = "A worker will claim it at once." if not false else " ".join(each.detail for each in false[:3])
@@ -69,8 +68,8 @@ class Explanations:
         fleet = self._workers.fleet()
         found = [_dependencies(row), _available(row), self._requester(row), self._kill_switch()]
         if row.waiting_kind is not None:
-            told = f"It waits for {row.waiting_kind}."
-            found.append(_no("waiting_for", told, "Give the answer.", f"/tasks/{row.id}/{row.waiting_kind}"))
+            message = f"It waits for {row.waiting_kind}."
+            found.append(_no("waiting_for", message, "Give the answer.", f"/tasks/{row.id}/{row.waiting_kind}"))
         candidates, about = self._about_agents(row, agent, fleet)
         found += about
         found += self._about_workers(row, agent, candidates, fleet)
@@ -94,15 +93,15 @@ class Explanations:
         state = self.switch.state() if self.switch is not None else None
         if state is None or not state.engaged:
             return _yes("kill_switch", "The kill switch is released.")
-        told = f"The kill switch is engaged: {state.reason}"
-        return _no("kill_switch", told, "An admin releases it.", "/admin/kill-switch")
+        message = f"The kill switch is engaged: {state.reason}"
+        return _no("kill_switch", message, "An admin releases it.", "/admin/kill-switch")
 
     # -- agents
 
     def _about_agents(
         self, row: TaskRow, agent: AgentFacts | None, fleet: Sequence[WorkerFacts]
     ) -> tuple[list[AgentFacts], list[Condition]]:
-        """The agents that may run it, and what is true of them."""
+        """The agents that may run the task, and the conditions on them."""
         if row.agent_id is not None:
             if agent is None:
                 return [], [
@@ -122,8 +121,8 @@ class Explanations:
         fitting = [each for each in able if any(_selects(each, worker) for worker in fleet)] or able
         free = [each for each in fitting if each.active_tasks < each.max_concurrent_tasks]
         if not free:
-            told = "Every agent that could run it has all the tasks that it may have at a time."
-            return fitting, [_no("agent_capacity", told, "Wait, or raise max_concurrent_tasks.", "/agents")]
+            message = "Every agent that could run it has all the tasks that it may have at a time."
+            return fitting, [_no("agent_capacity", message, "Wait, or raise max_concurrent_tasks.", "/agents")]
         return free, []
 
     def _one_agent(self, row: TaskRow, agent: AgentFacts) -> list[Condition]:
@@ -140,8 +139,8 @@ class Explanations:
         else:
             found.append(_yes("agent_paused", "Its agent is not paused."))
         if agent.claims and agent.active_tasks >= agent.max_concurrent_tasks:
-            told = f"Its agent runs {agent.active_tasks} of {agent.max_concurrent_tasks} tasks."
-            found.append(_no("agent_capacity", told, "Wait, or raise max_concurrent_tasks.", href))
+            message = f"Its agent runs {agent.active_tasks} of {agent.max_concurrent_tasks} tasks."
+            found.append(_no("agent_capacity", message, "Wait, or raise max_concurrent_tasks.", href))
         else:
             found.append(_yes("agent_capacity", "Its agent has a free slot."))
         found.append(
@@ -165,17 +164,17 @@ class Explanations:
     def _about_workers(
         self, row: TaskRow, agent: AgentFacts | None, candidates: Sequence[AgentFacts], fleet: Sequence[WorkerFacts]
     ) -> list[Condition]:
-        """The first thing that keeps every worker from it: approval, presence, selector, tools, capacity."""
+        """The conditions on workers, up to the first that none meets: approval, presence, selector, tools, capacity."""
         if agent is not None and agent.worker_id is not None:
             bound = self._workers.facts(agent.worker_id)
             if bound is None or not bound.is_approved:
-                told = (
+                message = (
                     "The worker of its agent is not approved." if bound else "The worker of its agent does not exist."
                 )
-                return [_no("worker_approved", told, "Approve it.", f"/admin/workers/{agent.worker_id}/approve")]
+                return [_no("worker_approved", message, "Approve it.", f"/admin/workers/{agent.worker_id}/approve")]
             fleet = [worker for worker in fleet if worker.id == bound.id]
         if not fleet:
-            return self._nobody()
+            return self._no_worker()
         found = [_yes("worker_approved", "A worker is approved."), _yes("worker_online", "A worker is online.")]
         chosen = [worker for worker in fleet if not candidates or any(_selects(each, worker) for each in candidates)]
         found.append(
@@ -186,7 +185,7 @@ class Explanations:
             )
         )
         tools = rows.parsed(row.required_tools)
-        able = [worker for worker in chosen if queues.brings(worker, tools, self.tools)]
+        able = [worker for worker in chosen if queues.worker_has_tools(worker, tools, self.tools)]
         if chosen:
             found.append(
                 _yes("worker_tools", "A worker has its tools.")
@@ -212,8 +211,8 @@ class Explanations:
             )
         return found
 
-    def _nobody(self) -> list[Condition]:
-        """No approved worker is online: because none is there, or because none is approved."""
+    def _no_worker(self) -> list[Condition]:
+        """No approved worker is online, because none is there or because none is approved."""
         if self._workers.awaits_approval():
             return [
                 _no(
@@ -224,7 +223,7 @@ class Explanations:
 
 
 def _selects(agent: AgentFacts, worker: WorkerFacts) -> bool:
-    """The selector of the claim."""
+    """Whether the agent may run on the worker, by the selector of the claim."""
     if agent.worker_id is not None:
         return agent.worker_id == worker.id
     if agent.worker_group is not None and agent.worker_group != worker.group:
@@ -250,7 +249,7 @@ def _dependencies(row: TaskRow) -> Condition:
 def _available(row: TaskRow) -> Condition:
     if row.status != "pending" or row.available_at <= clock.now():
         return _yes("available_at", "Its time has come.")
-    error = rows.parsed(row.error)
+    error = row.get("error")
     why = f" after {error['type']}" if error else ""
     return _no("available_at", f"It is not tried before {row.available_at}{why}.", "Wait.", None)
 
@@ -272,6 +271,7 @@ def _ending(row: TaskRow, attempts: Sequence[AttemptView]) -> str:
     if row.status == "completed":
         return f"Completed after {times}."
     if row.status == "cancelled":
-        return f"Cancelled ({row.cancel_kind or 'user'}){': ' + row.cancel_reason if row.cancel_reason else ''}."
-    error = rows.parsed(row.error) or {}
+        reason = row.get("cancel_reason")
+        return f"Cancelled ({row.cancel_kind or 'user'}){f': {reason}' if reason else ''}."
+    error = row.get("error") or {}
     return f"Failed after {times}: {error.get('type')}: {error.get('message')}"

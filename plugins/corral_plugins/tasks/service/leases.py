@@ -13,11 +13,10 @@ from corral.errors import Forbidden, NotFound, Unauthorized
 from corral.jobs.job import enqueue
 from corral_core.accounts.api import Accounts
 from corral_plugins.tasks.api import LeaseRef, LeaseState, LeaseView, QueueFigures, Signal
-from corral_plugins.tasks.models import PRIORITIES, Attempt, Task, WorkerSignal
+from corral_plugins.tasks.models import Attempt, AttemptRow, Task, TaskRow, WorkerSignal
 from corral_plugins.tasks.service import rollups, rows
 from corral_plugins.tasks.service.claims import TOKEN_PREFIX, token_hash
 from corral_plugins.tasks.service.outcomes import Outcomes
-from corral_plugins.tasks.service.rows import AttemptRow
 from corral_plugins.tasks.service.runs import lost
 from corral_plugins.tasks.service.transitions import Transitions
 
@@ -55,13 +54,13 @@ _SIGNALS = Statement(
 
 
 class Leases:
-    """Joins the caller's unit."""
+    """Renewals, revocations and signals. Joins the caller's unit."""
 
     def __init__(self, transitions: Transitions, outcomes: Outcomes) -> None:
         self._transitions, self._outcomes = transitions, outcomes
 
     def renew(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """Renew those that are live; the others are lost."""
+        """Renew the live ones of these leases; the others are lost."""
         until = self._transitions.lease_until()
         states = []
         for lease in sorted(leases, key=lambda each: each.lease_id):
@@ -82,7 +81,7 @@ class Leases:
         return states
 
     def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """As `renew` tells them, but nothing is renewed."""
+        """The states that `renew` would return, without renewing any lease."""
         found = rows.values(
             Attempt.select(Attempt.lease_id, Attempt.task_id, Attempt.cancel_until, Attempt.lease_until).where(
                 Attempt.lease_id.in_([lease.lease_id for lease in leases]) & Attempt.finished_at.is_null()
@@ -96,7 +95,7 @@ class Leases:
         return states
 
     def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
-        """The lease if it is live."""
+        """The lease, if it is live."""
         found = _LIVE_LEASE.one({"task": task_id, "lease": lease_id})
         return (
             None
@@ -105,13 +104,13 @@ class Leases:
         )
 
     def renew_one(self, task_id: str, lease_id: str) -> None:
-        """A sign of life of the run."""
+        """Renew the lease of a run that has shown activity."""
         _RENEW_ONE.run(
             {"until": self._transitions.lease_until(), "now": clock.now(), "lease": lease_id, "task": task_id}
         )
 
     def leases_of_worker(self, worker_id: str) -> list[LeaseView]:
-        """Its live leases, oldest first."""
+        """The live leases of a worker, oldest first."""
         found = (
             Attempt.select(Attempt.task_id, Attempt.lease_id, Attempt.agent_id, Attempt.created_at, Attempt.lease_until)
             .where((Attempt.worker_id == worker_id) & Attempt.finished_at.is_null())
@@ -124,12 +123,12 @@ class Leases:
         ]
 
     def signals(self, worker_id: str, *, after: int) -> list[Signal]:
-        """What the worker has to hear."""
+        """The signals for a worker after a sequence number."""
         found = _SIGNALS.rows({"worker": worker_id, "after": after})
         return [Signal(seq=row[0], task_id=row[1], lease_id=row[2], state=row[3]) for row in found]
 
     def live_tasks(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
-        """Tasks under a live lease, by agent."""
+        """Ids of the tasks under a live lease, by agent."""
         tasks: dict[str, list[str]] = {agent_id: [] for agent_id in agent_ids}
         found = (
             Attempt.select(Attempt.agent_id, Attempt.task_id)
@@ -141,30 +140,28 @@ class Leases:
         return tasks
 
     def queue_figures(self) -> QueueFigures:
-        """How much waits."""
-        counts = rollups.status_counts()
-        depth = sum(counts[("pending", priority)] for priority in range(len(PRIORITIES)))
-        return QueueFigures(depth=depth, oldest_pending_ms=rollups.oldest_pending_ms())
+        """The depth and age of the queue."""
+        return QueueFigures(depth=rollups.pending_tasks(), oldest_pending_ms=rollups.oldest_pending_ms())
 
     # -- revocation
 
     def release_worker(self, worker_id: str, *, reason: str) -> int:
-        """End all leases of a worker; no attempt is used."""
+        """End all leases of a worker without using an attempt."""
         return len(self._release(Attempt.worker_id == worker_id, reason, lambda row, attempt: None))
 
     def release_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
-        """End all leases of an agent: back to the queue, or cancelled."""
+        """End all leases of an agent: its tasks are queued again, or cancelled."""
 
-        def end(row: rows.TaskRow, attempt: AttemptRow) -> None:
-            if cancel and rows.is_uncancelled(row):
+        def end(row: TaskRow, attempt: AttemptRow) -> None:
+            if cancel and rows.can_continue(row):
                 self._outcomes.cancelled(row, attempt, kind="user", reason=reason, by="agent_stopped")
 
         return self._release(Attempt.agent_id == agent_id, reason, end)
 
     def cancel_leased(self, *, reason: str, before: str | None = None) -> int:
-        """Ask every run claimed until `before` (default: now) to end. At most 200 a unit; a job goes on from there.
+        """Ask every run that was claimed until `before` (default: now) to end, each once.
 
-        Runs that were asked before are not asked again.
+        One unit asks at most 200 runs; a job asks the rest. Returns the number of runs.
         """
         before = before or clock.now()
         asked = Attempt.cancel_until.is_null() & (Attempt.created_at <= before)
@@ -178,23 +175,23 @@ class Leases:
         return int(n)
 
     def cancel_of(self, user_id: str) -> bool:
-        """Cancel what a purged person has asked for and has not ended, at most 200 a unit; True: there is more."""
-        found = [row.id for row in rows.tasks((Task.created_by == user_id) & rows.UNCANCELLED, CANCEL_BATCH_SIZE)]
+        """Cancel the open tasks of a purged person, at most 200. Returns whether there may be more."""
+        found = [row.id for row in rows.tasks((Task.created_by == user_id) & rows.CAN_CONTINUE, CANCEL_BATCH_SIZE)]
         for task_id in found:
-            row = rows.lock(task_id)  # the end of another one may have ended it
-            if rows.is_uncancelled(row):
+            row = rows.lock(task_id)  # the end of another task may have ended this one
+            if rows.can_continue(row):
                 self._outcomes.cancel(row, kind="user", reason="The account of its requester was purged.")
         return len(found) == CANCEL_BATCH_SIZE
 
-    def _release(self, which: Any, reason: str, end: Callable[[rows.TaskRow, AttemptRow], None]) -> list[str]:
-        """Lock all tasks first, in one order; then end their leases."""
+    def _release(self, which: Any, reason: str, end: Callable[[TaskRow, AttemptRow], None]) -> list[str]:
+        """End the leases of these attempts. All their tasks are locked first, in one order."""
         live = rows.attempts(which, 1000)
         for attempt in live:
             rows.lock(attempt.task_id)
         released = []
         for attempt in live:
-            row = rows.lock(attempt.task_id)  # as the ends before have left it
-            if row.lease_id != attempt.lease_id:  # it ended while we waited for the lock
+            row = rows.lock(attempt.task_id)  # the end of another task may have changed it
+            if row.lease_id != attempt.lease_id:  # it ended while this unit waited for the lock
                 continue
             end(row, attempt)
             if row.status == "cancelling":
@@ -223,9 +220,9 @@ _OF_LEASE = Statement(
 
 
 class AttemptPrincipals:
-    """The rights of an attempt are those of agents that its requester holds too, and those that only machines hold.
+    """Makes the principals that act under a lease. Implements `LeaseCallers`.
 
-    Implements `LeaseCallers`.
+    They have the permissions of agents that the requester has too, and those that only machines have.
     """
 
     def __init__(self, accounts: Accounts, permissions: Permissions) -> None:
@@ -240,7 +237,7 @@ class AttemptPrincipals:
         return self.principal(*found[:4])
 
     def principal(self, task_id: str, lease_id: str, agent_id: str, requester_id: str | None) -> Principal:
-        """Who acts under the lease; `Unauthorized` once its requester may not any more."""
+        """The principal that acts under a lease. Raises `Unauthorized` when its requester is gone or not active."""
         role = self._role(requester_id)
         return Principal(
             kind="agent",
@@ -270,7 +267,7 @@ class AttemptPrincipals:
 
 
 class AttemptTokenAuthenticator:
-    """Recognises `cra_a…`. Implements `Authenticator` and `Rereading`."""
+    """Authenticates attempt tokens (`cra_a…`). Implements `Authenticator` and `Rereading`."""
 
     def __init__(self, callers: AttemptPrincipals) -> None:
         self._callers = callers

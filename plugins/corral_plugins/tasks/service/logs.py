@@ -1,4 +1,4 @@
-"""The lines that attempts write: numbered by the worker, at most 5 MiB an attempt."""
+"""Logs of attempts: lines that the worker numbers, at most 5 MiB per attempt."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 from corral import clock
 from corral.auth.principal import Principal
 from corral.database.statement import Statement
-from corral_plugins.tasks.models import LogLine
+from corral_plugins.tasks.models import AttemptRow, LogLine
 from corral_plugins.tasks.reports import LogEntry, Logs, LogsTaken
 from corral_plugins.tasks.service import rows
-from corral_plugins.tasks.service.rows import AttemptRow
 from corral_plugins.tasks.service.runs import lost
 from corral_plugins.tasks.service.transitions import Transitions
 from corral_plugins.tasks.shapes import LogQuery, LogView
@@ -33,26 +32,26 @@ _KNOWN = Statement(
 
 
 class TaskLogs:
-    """Joins the caller's unit."""
+    """Appends to logs. Joins the caller's unit."""
 
     def __init__(self, transitions: Transitions) -> None:
         self._transitions = transitions
 
-    def append(self, task_id: str, lease_id: str | None, told: Logs, by: Principal) -> LogsTaken:
-        """Keep what is new by `seq` and renew the lease. Only the attempt is locked: other calls go on."""
+    def append(self, task_id: str, lease_id: str | None, logs: Logs, by: Principal) -> LogsTaken:
+        """Store the lines whose `seq` is new, and renew the lease. Only the attempt is locked, so other calls go on."""
         attempt = rows.of_lease(lease_id) if lease_id is not None else None
         if attempt is None or attempt.task_id != task_id or attempt.finished_at is not None:
             raise lost()
         if by.worker_id != attempt.worker_id and by.lease_id != attempt.lease_id:
             raise lost()
-        entries = self._new(attempt, told.entries)
+        entries = self._new(attempt, logs.entries)
         size, kept = attempt.log_bytes, []
         for entry in entries:
             if size > LOG_BYTES:
                 break
             size += len(entry.message.encode()) + 64
             kept.append(self._line(attempt, entry, TRUNCATED if size > LOG_BYTES else entry.message))
-        following = max([attempt.log_next, *(entry.seq + 1 for entry in told.entries)])
+        following = max([attempt.log_next, *(entry.seq + 1 for entry in logs.entries)])
         renewed = rows.change_attempt(
             attempt,
             lease_until=self._transitions.lease_until(),
@@ -70,7 +69,7 @@ class TaskLogs:
 
     @staticmethod
     def _new(attempt: AttemptRow, entries: list[LogEntry]) -> list[LogEntry]:
-        """The entries that are not stored yet, each once, in their order."""
+        """The entries that are not stored yet, each once, ordered by `seq`."""
         by_seq = {entry.seq: entry for entry in sorted(entries, key=lambda entry: entry.seq)}
         if not by_seq:
             return []
@@ -91,7 +90,7 @@ class TaskLogs:
 
 
 def lines(task_id: str, fence: int, query: LogQuery) -> list[LogView]:
-    """Lines of an attempt after `query.after`, oldest first."""
+    """The lines of an attempt after `query.after`, oldest first."""
     where = (LogLine.task_id == task_id) & (LogLine.fence == fence) & (LogLine.seq > query.after)
     if isinstance(query.level, list):
         where &= LogLine.level.in_(query.level)

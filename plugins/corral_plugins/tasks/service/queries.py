@@ -19,13 +19,14 @@ from msgspec import UNSET
 from corral import clock
 from corral.auth.principal import Principal
 from corral.auth.visibility import NONE, can_read, visible
+from corral.database.dialect import milliseconds_between
 from corral.database.model import SHARED
 from corral.database.statement import Statement
 from corral.errors import NotFound
 from corral.events.log import COLUMNS as EVENT_COLUMNS
 from corral.events.log import EventRow, EventView, Record
 from corral.http.page import Order, Page, PageQuery, check_place, paginate, read_cursor, write_cursor
-from corral_plugins.tasks.models import PRIORITIES, STATUSES, Attempt, Comment, PageAnchor, Task
+from corral_plugins.tasks.models import PRIORITIES, STATUSES, Attempt, Comment, PageAnchor, Task, TaskRow
 from corral_plugins.tasks.service import rollups, rows, search
 from corral_plugins.tasks.service.views import Views
 from corral_plugins.tasks.shapes import AttemptView, CommentView, Stats, StatsQuery, TaskQuery
@@ -34,7 +35,7 @@ ANCHOR_INTERVAL = 5000
 SETTLED_SECONDS = 60
 BEFORE_ALL = ("", "")
 
-_MARKS = Statement(
+_ANCHORS = Statement(
     lambda p: (
         PageAnchor.select(PageAnchor.created_at, PageAnchor.task_id, PageAnchor.n)
         .order_by(PageAnchor.created_at, PageAnchor.task_id)
@@ -66,7 +67,7 @@ _INSERT = Statement(
 )
 _LESS = Statement(
     lambda p: PageAnchor.update({PageAnchor.n: PageAnchor.n - 1}).where(
-        (PageAnchor.created_at == p("mark_at")) & (PageAnchor.task_id == p("mark_id"))
+        (PageAnchor.created_at == p("anchor_at")) & (PageAnchor.task_id == p("anchor_id"))
     )
 )
 _COVERING = Statement(
@@ -90,9 +91,9 @@ def _after(created_at: Any, task_id: Any) -> Any:
 
 
 def anchored_place(position: int) -> tuple[str, str] | None:
-    """The key of the task that has exactly `position` older ones; None: there is none."""
+    """The key of the task that has exactly `position` older ones; None when there is none."""
     start, left = BEFORE_ALL, position
-    for created_at, task_id, n in _MARKS.rows({}):
+    for created_at, task_id, n in _ANCHORS.rows({}):
         if n > left:
             break
         start, left = (created_at, task_id), left - n
@@ -101,7 +102,10 @@ def anchored_place(position: int) -> tuple[str, str] | None:
 
 
 def extend_anchors() -> bool:
-    """Write the next mark, if the settled past holds enough tasks for it; whether it did."""
+    """Write the next page anchor, if there are enough tasks for it in the settled past. Returns whether it did.
+
+    An anchor lies in the past, where no commit can add another task before it.
+    """
     last = _LAST.one({}) or BEFORE_ALL
     found = _NTH_AFTER.one({"created_at": last[0], "id": last[1], "offset": ANCHOR_INTERVAL - 1})
     if found is None or found[0] > clock.now(-SETTLED_SECONDS):
@@ -111,10 +115,10 @@ def extend_anchors() -> bool:
 
 
 def anchor_removed(created_at: str, task_id: str) -> None:
-    """A task is deleted: one less before the mark that comes after it."""
-    mark = _COVERING.one({"created_at": created_at, "id": task_id})
-    if mark is not None:
-        _LESS.run({"mark_at": mark[0], "mark_id": mark[1]})
+    """A task is deleted: subtract it from the page anchor that comes after it."""
+    anchor = _COVERING.one({"created_at": created_at, "id": task_id})
+    if anchor is not None:
+        _LESS.run({"anchor_at": anchor[0], "anchor_id": anchor[1]})
 
 
 SCOPE = "tasks"
@@ -168,7 +172,7 @@ ATTEMPT_VIEW_COLUMNS = [
 
 
 class TaskQueries:
-    """Reads for clients; joins the caller's unit."""
+    """Reads for clients. Joins the caller's unit."""
 
     def __init__(self, views: Views) -> None:
         self._views = views
@@ -204,7 +208,7 @@ class TaskQueries:
 
     @staticmethod
     def _from(offset: int, limit: int, total: int) -> list[tuple[Any, ...]]:
-        """Rows from `offset` on; far places are found by the queries, from the oldest end."""
+        """Rows from `offset` on. Page anchors find far positions, counted from the oldest task."""
         if offset == 0:
             return _NEWEST.rows({"limit": limit})
         if offset <= NEAR:
@@ -216,7 +220,7 @@ class TaskQueries:
     # -- by words alone
 
     def _searched(self, query: TaskQuery, words: list[str], caller: Principal) -> Page[Any]:
-        """What is not indexed yet comes first: it is newer than all that is."""
+        """A page of the matches. Tasks that are not indexed yet come first: they are newer than all that are."""
         if not words:
             return Page(items=[], total=0, limit=query.limit, offset=query.offset or 0, next=None)
         scope, fingerprint = f"{SCOPE}.search", query.fingerprint()
@@ -265,14 +269,14 @@ class TaskQueries:
     # -- one task; `NotFound` when the caller cannot see it
 
     def attempts(self, task_id: str, query: PageQuery, caller: Principal) -> Page[AttemptView]:
-        """One row a claim, oldest first."""
+        """The attempts of a task, oldest first."""
         readable(task_id, caller)
         select = Attempt.select(*ATTEMPT_VIEW_COLUMNS).where(Attempt.task_id == task_id)
         order = (Order(Attempt.fence, descending=False),)
         return paginate(select, query, caller, scope=f"attempts:{task_id}", order=order, make=attempt_view)
 
     def attempt(self, task_id: str, fence: int, caller: Principal) -> AttemptView:
-        """One claim."""
+        """One attempt of a task."""
         readable(task_id, caller)
         where = (Attempt.task_id == task_id) & (Attempt.fence == fence)
         found = Attempt.select(*ATTEMPT_VIEW_COLUMNS).where(where).first()
@@ -281,7 +285,7 @@ class TaskQueries:
         return attempt_view(found)
 
     def comments(self, task_id: str, query: PageQuery, caller: Principal) -> Page[CommentView]:
-        """Remarks, oldest first."""
+        """The comments on a task, oldest first."""
         readable(task_id, caller)
         order = (Order(Comment.created_at, descending=False), Order(Comment.id, descending=False))
         return paginate(
@@ -314,10 +318,8 @@ class TaskQueries:
         )
 
     def artifacts(self, task_id: str, query: PageQuery, caller: Principal) -> Page[dict[str, Any]]:
-        """What the run made."""
-        readable(task_id, caller)
-        found = Task.select(Task.artifacts).where(Task.id == task_id).tuples().first()
-        items: list[dict[str, Any]] = found[0] if found else []
+        """The artifacts of a task, oldest first."""
+        items: list[dict[str, Any]] = readable(task_id, caller).get("artifacts")
         start = query.offset if isinstance(query.offset, int) else 0
         if isinstance(query.cursor, str):
             (start,) = read_cursor(query.cursor, f"artifacts:{task_id}", caller, query.fingerprint())
@@ -328,10 +330,10 @@ class TaskQueries:
         offset = None if isinstance(query.cursor, str) else start
         return Page(items=items[start:end], total=len(items), limit=query.limit, offset=offset, next=following)
 
-    # -- figures
+    # -- statistics
 
     def stats(self, query: StatsQuery, caller: Principal) -> Stats:
-        """Figures of all tasks, or of those of an agent or of a time."""
+        """Statistics of all tasks, or of the tasks of an agent or since an instant."""
         if query == StatsQuery():
             counts, day, oldest, waits = (
                 rollups.status_counts(),
@@ -340,7 +342,7 @@ class TaskQueries:
                 _WAITING.rows({}),
             )
         else:
-            counts, day, oldest, waits = _figures(query)
+            counts, day, oldest, waits = _counted(query)
         if not can_read(caller, SHARED, None):
             counts.clear()
         ended = day["completed"] + day["failed"]
@@ -365,20 +367,20 @@ _FREE = frozenset({"limit", "offset", "cursor"})
 
 
 def _is_plain(query: TaskQuery, *, but: str = "sort") -> bool:
-    """No filter at all, except `but`."""
+    """Whether the query has no filter, except `but`."""
     return query.sort == "created" and all(
         getattr(query, name) is UNSET for name in query.__struct_fields__ if name not in (*_FREE, "sort", but)
     )
 
 
 def _is_counted(query: TaskQuery) -> bool:
-    """Whether the counters know the total: only status and priority are asked for."""
+    """Whether counters know the total, because the query filters only by status and priority."""
     known = {*_FREE, "sort", "status", "status_filter", "priority"}
     return all(getattr(query, name) is UNSET for name in query.__struct_fields__ if name not in known)
 
 
 def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
-    """The filters as conditions, and as a test of a counter's key."""
+    """The filters as conditions, and as a predicate on the status and priority of a counter."""
     where: list[Any] = []
     statuses = [set(each) for each in (query.status_filter, query.status) if isinstance(each, list)]
     ranks = [PRIORITIES.index(name) for name in query.priority] if isinstance(query.priority, list) else None
@@ -408,11 +410,10 @@ def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
 
 
 def _has_words(words: list[str]) -> Any:
-    """Among the newest matches: see `search.CAP`."""
+    """The condition that a task is among the newest matches, see `search.CAP`."""
     if not words:
         return NONE
-    sql, parameters = search.candidates(search.query_of(words))
-    found = Task.id.in_(peewee.SQL(sql, parameters))
+    found = Task.id.in_(search.candidates(search.query_of(words)))
     newer = [row[0] for row in search.newer(words)]
     return found | Task.id.in_(newer) if newer else found
 
@@ -421,8 +422,8 @@ def _any(field: Any, values: Sequence[Any]) -> Any:
     return field == values[0] if len(values) == 1 else field.in_(list(values))
 
 
-def _figures(query: StatsQuery) -> tuple[Counter[tuple[str, int]], Counter[str], int | None, list[tuple[Any, ...]]]:
-    """Of some tasks what counters know of all: by status and priority, of the last day, the oldest, who waits."""
+def _counted(query: StatsQuery) -> tuple[Counter[tuple[str, int]], Counter[str], int | None, list[tuple[Any, ...]]]:
+    """The statistics of some tasks that counters know of all: by status and priority, last day, oldest, waiting."""
     where: list[Any] = []
     if isinstance(query.agent_id, str):
         where.append(Task.agent_id == query.agent_id.lower())
@@ -443,7 +444,7 @@ def _last_day(where: list[Any]) -> Counter[str]:
     done, failed = [(Task.status == status) & (Task.finished_at >= began) for status in ("completed", "failed")]
     started = (Task.started_at >= began) & (Task.queued_at <= Task.started_at)  # not again in the queue
     ran, queued = [
-        peewee.SQL(rollups.milliseconds(since, until))
+        peewee.SQL(milliseconds_between(since, until))
         for since, until in (("started_at", "finished_at"), ("queued_at", "started_at"))
     ]
     sums = [
@@ -454,8 +455,8 @@ def _last_day(where: list[Any]) -> Counter[str]:
     return Counter({name: int(total) for name, total in zip(rollups.HOUR_FIELDS, found, strict=True)})
 
 
-def readable(task_id: str, caller: Principal) -> rows.TaskRow:
-    """The task, if the caller may read it; `NotFound`. A worker reads what it holds."""
+def readable(task_id: str, caller: Principal) -> TaskRow:
+    """The task, if the caller may read it; a worker may read the tasks that it holds. Raises `NotFound`."""
     row = rows.find(task_id)
     if row is None or not can_read(caller, SHARED, row.created_by):
         raise NotFound()
@@ -465,7 +466,7 @@ def readable(task_id: str, caller: Principal) -> rows.TaskRow:
 
 
 def attempt_view(row: Any) -> AttemptView:
-    """A ledger line for clients."""
+    """The view of an attempt."""
     return AttemptView(
         id=row.id,
         fence=row.fence,

@@ -1,12 +1,12 @@
-"""Rows of tasks and attempts as the rules need them, and the statements that read, lock and change them.
+"""Rows of tasks and attempts, and the statements that read, lock and change them.
 
-JSON columns stay text here: they are parsed where a rule looks into them, and go out as they are.
+JSON columns stay text: rules parse them when they need the value, and views send them unparsed.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -15,131 +15,21 @@ import peewee
 from corral import clock
 from corral.database.model import JSONField, Model
 from corral.database.statement import Parameter, Statement
-from corral.database.unit import current, locked
+from corral.database.unit import locked
 from corral.errors import Conflict, NotFound
-from corral_plugins.tasks.models import Attempt, Task
-
-
-class TaskRow(msgspec.Struct):
-    """A task, without its long texts. The fields are columns of `Task`, in this order."""
-
-    id: str
-    version: int
-    status: str
-    priority: int
-    rank: int
-    queue: str | None
-    queue_key: str
-    created_at: str
-    created_by: str | None
-    title: str
-    agent_id: str | None
-    agent_role: str | None
-    assigned_agent_id: str | None
-    worker_id: str | None
-    lease_id: str | None
-    deadline: str | None
-    available_at: str
-    timeout_seconds: int
-    queue_timeout_seconds: int | None
-    max_cost_micro: int | None
-    attempt: int
-    max_attempts: int
-    fence: int
-    reopened_count: int
-    lost_in_row: int
-    resuming: bool
-    used_ms: int
-    checkpoint_floor: int
-    cost_micro: int
-    unpriced_tokens: int
-    input_tokens: int
-    output_tokens: int
-    calls: int
-    cancel_kind: str | None
-    cancel_reason: str | None
-    cancel_requested_at: str | None
-    failed_dependency_id: str | None
-    queued_at: str | None
-    queue_until: str | None
-    started_at: str | None
-    finished_at: str | None
-    parent_task_id: str | None
-    depth: int
-    tainted: bool
-    taint_sources: str | None
-    waiting_kind: str | None
-    waiting_until: str | None
-    waiting_for: str | None
-    resume: str | None
-    error: str | None
-    required_tools: str
-    allowed_tools: str | None
-    depends_on: str
-    retry_policy: str | None
-    stall_policy: str | None
-    review_policy: str | None
-    cause_chain: str
-    output_schema: str | None
-
-
-class AttemptRow(msgspec.Struct):
-    """An attempt: one line of a task's ledger. The fields are columns of `Attempt`, in this order."""
-
-    id: str
-    task_id: str
-    fence: int
-    n: int
-    counted: bool
-    resumed: bool
-    status: str
-    worker_id: str
-    agent_id: str
-    agent_version: int
-    requester_id: str | None
-    lease_id: str
-    lease_until: str
-    ack_until: str | None
-    timeout_at: str | None
-    cancel_until: str | None
-    last_activity_at: str
-    progress_event_at: str | None
-    stall_seconds: int
-    loop_repeats: int
-    stall_action: str
-    stalled: bool
-    signature: str | None
-    signature_count: int
-    log_bytes: int
-    log_next: int
-    cost_micro: int
-    unpriced_tokens: int
-    input_tokens: int
-    output_tokens: int
-    calls: int
-    told: str | None
-    stalls: int
-    ended_by: str | None
-    started_at: str | None
-    finished_at: str | None
-    checkpoint_step: int | None
-
+from corral_plugins.tasks.models import EXTRA_DEFAULTS, Attempt, AttemptRow, Task, TaskRow
 
 TASK_COLUMNS = [getattr(Task, name) for name in TaskRow.__struct_fields__]
 ATTEMPT_COLUMNS = [getattr(Attempt, name) for name in AttemptRow.__struct_fields__]
 
 
-FOR_GOOD = ("user", "parent")
-"""Kinds of cancellation after which a task does not go on; after the others it may be queued again."""
-UNCANCELLED = Task.finished_at.is_null() & (Task.cancel_kind.is_null() | Task.cancel_kind.not_in(FOR_GOOD))
-"""What has not ended and was not cancelled for good."""
+FINAL_CANCELLATIONS = ("user", "parent")
+"""Kinds of cancellation that end a task for good; after any other kind the task may be queued again."""
+CAN_CONTINUE = Task.finished_at.is_null() & (Task.cancel_kind.is_null() | Task.cancel_kind.not_in(FINAL_CANCELLATIONS))
+"""The task has not ended and was not cancelled for good."""
 PENDING = peewee.SQL("status = 'pending'")
-"""As a literal: partial indexes are only used for conditions that the planner can see."""
-
-
-def shared(query: peewee.ModelSelect[Any]) -> peewee.ModelSelect[Any]:
-    """`FOR SHARE` where the engine has row locks: nobody changes the rows until the unit ends."""
-    return query if current().database.kind == "sqlite" else query.for_update("FOR SHARE")  # type: ignore[arg-type]  # peewee takes the clause itself
+QUEUED = peewee.SQL("status = 'pending' AND queue IS NOT NULL")
+"""Literals, because the planner uses a partial index only for a condition that it can see."""
 
 
 _TASK = Statement(lambda p: Task.select(*TASK_COLUMNS).where(Task.id == p("id")).tuples())
@@ -164,34 +54,33 @@ _CLOSE = Statement(
 )
 
 
-def values(query: peewee.ModelSelect[Any]) -> list[tuple[Any, ...]]:
-    """The rows of a query that is not hot, as tuples."""
-    found: Any = query.tuples()
-    return list(found)
+def values(query: Any) -> list[tuple[Any, ...]]:
+    """The rows of a query that is not compiled, as tuples."""
+    return list(query.tuples())
 
 
-def tasks(condition: Any, limit: int, *, order: Any = None) -> list[TaskRow]:
-    """Tasks that meet a condition, locked; for what is not hot."""
-    query = Task.select(*TASK_COLUMNS).where(condition).order_by(*([] if order is None else [order])).limit(limit)
+def tasks(condition: Any, limit: int) -> list[TaskRow]:
+    """At most `limit` tasks that meet a condition, locked. The query is not compiled: use it where it is rare."""
+    query = Task.select(*TASK_COLUMNS).where(condition).limit(limit)
     return [TaskRow(*values) for values in Statement(lambda p: locked(query).tuples()).rows({})]
 
 
 def attempts(condition: Any, limit: int) -> list[AttemptRow]:
-    """Live attempts that meet a condition, by task."""
+    """At most `limit` live attempts that meet a condition, ordered by task."""
     live_ones = condition & Attempt.finished_at.is_null()
     query = Attempt.select(*ATTEMPT_COLUMNS).where(live_ones).order_by(Attempt.task_id).limit(limit)
     return [AttemptRow(*values) for values in Statement(lambda p: query.tuples()).rows({})]
 
 
 def find(task_id: str) -> TaskRow | None:
-    """A task as it is."""
+    """The task, not locked."""
     found = _TASK.one({"id": task_id})
     return None if found is None else TaskRow(*found)
 
 
-def is_uncancelled(row: TaskRow) -> bool:
-    """`UNCANCELLED` of a row that was read."""
-    return row.finished_at is None and row.cancel_kind not in FOR_GOOD
+def can_continue(row: TaskRow) -> bool:
+    """`CAN_CONTINUE` of a row that was read."""
+    return row.finished_at is None and row.cancel_kind not in FINAL_CANCELLATIONS
 
 
 def is_held_by(row: TaskRow, worker_id: str | None) -> bool:
@@ -200,7 +89,7 @@ def is_held_by(row: TaskRow, worker_id: str | None) -> bool:
 
 
 def lock(task_id: str) -> TaskRow:
-    """A task that nobody else changes until the unit ends; raises `NotFound`."""
+    """The task, locked until the unit ends. Raises `NotFound`."""
     found = _LOCK_TASK.one({"id": task_id})
     if found is None:
         raise NotFound()
@@ -220,7 +109,7 @@ def live(task_id: str) -> AttemptRow | None:
 
 
 def close(attempt: AttemptRow, status: str, *, by: str, error: str | None = None, result: str | None = None) -> bool:
-    """End an attempt; False when it has ended already. `error` and `result` are JSON text."""
+    """End an attempt. Returns False when it has ended already. `error` and `result` are JSON text."""
     now = clock.now()
     closed = _CLOSE.run(
         {
@@ -238,13 +127,14 @@ def close(attempt: AttemptRow, status: str, *, by: str, error: str | None = None
 
 
 @functools.cache
-def _json_names(model: type[Model]) -> frozenset[str]:
+def json_columns(model: type[Model]) -> frozenset[str]:
+    """The names of the JSON columns."""
     return frozenset(field.name for field in model._meta.sorted_fields if isinstance(field, JSONField))
 
 
 @functools.lru_cache(maxsize=512)
 def _update_task(names: tuple[str, ...]) -> Statement:
-    def build(p: Parameter) -> peewee.Query:
+    def build(p: Parameter) -> Any:
         changes: dict[Any, Any] = {getattr(Task, name): p(name) for name in names}
         return Task.update({**changes, Task.version: Task.version + 1}).where(
             (Task.id == p("_id")) & (Task.version == p("_version")) & (Task.status == p("_status"))
@@ -255,27 +145,50 @@ def _update_task(names: tuple[str, ...]) -> Statement:
 
 @functools.lru_cache(maxsize=512)
 def _update_attempt(names: tuple[str, ...]) -> Statement:
-    def build(p: Parameter) -> peewee.Query:
+    def build(p: Parameter) -> Any:
         changes: dict[Any, Any] = {getattr(Attempt, name): p(name) for name in names}
         return Attempt.update(changes).where((Attempt.id == p("_id")) & Attempt.finished_at.is_null())
 
     return Statement(build)
 
 
-def as_text(model: type[Model], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes with JSON columns as text; text is taken to be JSON already."""
-    names = _json_names(model)
+def as_text(value: Any) -> str:
+    """The JSON text of a value."""
+    return msgspec.json.encode(value).decode()
+
+
+def _as_columns(model: type[Model], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes with JSON columns as text. A string is JSON text already."""
+    names = json_columns(model)
     return {
-        name: msgspec.json.encode(value).decode()
-        if name in names and value is not None and not isinstance(value, str)
-        else value
+        name: as_text(value) if name in names and value is not None and not isinstance(value, str) else value
         for name, value in changes.items()
     }
 
 
+def extra_with(extra: str, changes: Mapping[str, Any]) -> str:
+    """The JSON text of `extra` with these changes; a field that has its default is left out."""
+    fields: dict[str, Any] = msgspec.json.decode(extra, type=dict[str, msgspec.Raw])
+    for name, value in changes.items():
+        if value == EXTRA_DEFAULTS[name]:
+            fields.pop(name, None)
+        else:
+            fields[name] = value
+    return as_text(fields)
+
+
 def change(row: TaskRow, changes: Mapping[str, Any]) -> None:
-    """One guarded update of a task: it must still be what `row` says. `row` is changed with it."""
-    values = as_text(Task, {"updated_at": clock.now(), **changes})
+    """Change a task by one guarded update, and `row` with it.
+
+    Raises `Conflict` when the task is not in the version and status of `row` any more, `NotFound` when it is gone.
+    """
+    columns: dict[str, Any] = {"updated_at": clock.now()}
+    extra: dict[str, Any] = {}
+    for name, value in changes.items():
+        (extra if name in EXTRA_DEFAULTS else columns)[name] = value
+    if extra:
+        columns["extra"] = extra_with(row.extra, extra)
+    values = _as_columns(Task, columns)
     guard = {"_id": row.id, "_version": row.version, "_status": row.status}
     if not _update_task(tuple(values)).run({**values, **guard}):
         now = find(row.id)
@@ -287,25 +200,24 @@ def change(row: TaskRow, changes: Mapping[str, Any]) -> None:
 
 
 def change_attempt(attempt: AttemptRow, **changes: Any) -> bool:
-    """One guarded update of a live attempt; False when it has ended."""
-    values = as_text(Attempt, changes)
+    """Change a live attempt by one guarded update. Returns False when it has ended."""
+    values = _as_columns(Attempt, changes)
     changed = _update_attempt(tuple(values)).run({**values, "_id": attempt.id})
     _mirror(attempt, values)
     return changed == 1
 
 
-def add_usage(attempt: AttemptRow, grown: Mapping[str, int]) -> None:
-    """Add what an attempt, live or not, has used more."""
-    Attempt.update({getattr(Attempt, name): getattr(Attempt, name) + n for name, n in grown.items()}).where(
+def add_usage(attempt: AttemptRow, added: Mapping[str, int]) -> None:
+    """Add usage to an attempt, live or not."""
+    Attempt.update({getattr(Attempt, name): getattr(Attempt, name) + n for name, n in added.items()}).where(
         Attempt.id == attempt.id
     ).execute()
-    for name, n in grown.items():
+    for name, n in added.items():
         setattr(attempt, name, getattr(attempt, name) + n)
 
 
 def _mirror(struct: msgspec.Struct, values: Mapping[str, Any]) -> None:
-    names: Iterable[str] = struct.__struct_fields__
-    for name in names:
+    for name in struct.__struct_fields__:
         if name in values:
             setattr(struct, name, values[name])
 

@@ -21,7 +21,7 @@ from corral_plugins.secrets.api import Delivery, Secrets
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Run
 from corral_plugins.tasks.events import TaskProgressed, TaskStalled, TaskStarted, TaskWaiting
-from corral_plugins.tasks.models import Attempt
+from corral_plugins.tasks.models import Attempt, AttemptRow, TaskRow
 from corral_plugins.tasks.reports import (
     AskedInput,
     Cancelled,
@@ -38,7 +38,6 @@ from corral_plugins.tasks.reports import (
 )
 from corral_plugins.tasks.service import rollups, rows, views
 from corral_plugins.tasks.service.outcomes import Outcomes
-from corral_plugins.tasks.service.rows import AttemptRow, TaskRow
 from corral_plugins.tasks.service.transitions import NOT_CANCELLED, Transitions, publish, transition
 from corral_plugins.tasks.service.usage import Usages
 
@@ -51,12 +50,12 @@ _TAINTED = Statement(lambda p: Attempt.select(Attempt.tainted).where(Attempt.id 
 
 
 def lost() -> Conflict:
-    """The answer to a lease that is not the live one."""
+    """The error for a lease that is not the live one."""
     return Conflict("This lease is not the live one: stop, and discard what the run made.", code="lease_lost")
 
 
 class Runs:
-    """Joins the caller's unit. `lease_id` is what the call named; the caller must hold it."""
+    """The calls on leases. Joins the caller's unit. The caller must hold the lease that `lease_id` names."""
 
     secrets: Secrets | None
 
@@ -68,17 +67,17 @@ class Runs:
             transitions.settings,
         )
 
-    # -- who holds what
+    # -- the lease of a call
 
     def held(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
-        """The locked task and its live attempt; `lease_lost` otherwise."""
+        """The locked task and its live attempt. Raises `Conflict` with `lease_lost` when the lease is not live."""
         row, attempt = self._found(task_id, lease_id, by)
         if attempt.finished_at is not None or row.lease_id != attempt.lease_id:
             raise lost()
         return row, attempt
 
     def _found(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
-        """The locked task and the attempt of a lease, live or not. 403 for somebody else's lease."""
+        """The locked task and the attempt of a lease, live or not. Raises `Forbidden` for the lease of another."""
         row = rows.lock(task_id)
         attempt = rows.of_lease(lease_id) if lease_id is not None else None
         if attempt is None or attempt.task_id != task_id:
@@ -90,7 +89,7 @@ class Runs:
     def _reported(
         self, task_id: str, lease_id: str | None, by: Principal, call: str
     ) -> tuple[TaskRow, AttemptRow, bool]:
-        """For calls that end a lease: the task, its attempt, and whether this very call ended it before."""
+        """For a call that ends a lease: the task, the attempt, and whether an earlier such call ended it."""
         row, attempt = self._found(task_id, lease_id, by)
         if attempt.finished_at is None and row.lease_id == attempt.lease_id:
             self._transitions.workers.alive(attempt.worker_id)
@@ -103,15 +102,15 @@ class Runs:
             )
         raise lost()
 
-    # -- a run
+    # -- during a run
 
     def start(self, task_id: str, lease_id: str | None, by: Principal) -> Started:
-        """`assigned` becomes `running`; a repeat answers the same."""
+        """Start an assigned task. A repeat returns the same."""
         row, attempt = self.held(task_id, lease_id, by)
         until, now = self._transitions.lease_until(), clock.now()
         if row.status == "assigned":
-            counted = not row.resuming
-            used = 0 if counted else row.used_ms
+            counted = not row.get("resuming")
+            used = 0 if counted else row.get("used_ms")
             queue_ms = clock.elapsed_ms(row.queued_at or row.created_at, now)
             transition(
                 row,
@@ -141,16 +140,16 @@ class Runs:
         self._transitions.workers.alive(attempt.worker_id)
         return Started(status=row.status, attempt=row.attempt, expires_at=until)
 
-    def progress(self, task_id: str, lease_id: str | None, told: Progress, by: Principal) -> Renewed:
-        """Renew the lease and keep the progress."""
+    def progress(self, task_id: str, lease_id: str | None, report: Progress, by: Principal) -> Renewed:
+        """Renew the lease and store the progress."""
         row, attempt = self.started(task_id, lease_id, by)
         now = clock.now()
-        changes: dict[str, Any] = self._usages.grown(row, attempt, told.usage)
-        if told.percent is not None or told.message is not None:
-            changes["progress"] = {"percent": told.percent, "message": told.message, "updated_at": now}
+        changes: dict[str, Any] = self._usages.grown(row, attempt, report.usage)
+        if report.percent is not None or report.message is not None:
+            changes["progress"] = {"percent": report.percent, "message": report.message, "updated_at": now}
         if changes:
             rows.change(row, changes)
-        self.renew(attempt, **self._signature(row, attempt, told.signature))
+        self.renew(attempt, **self._signature(row, attempt, report.signature))
         if "progress" in changes and (attempt.progress_event_at or "") <= clock.now(-1):
             rows.change_attempt(attempt, progress_event_at=now)
             publish(TaskProgressed, row, row.status, progress=changes["progress"])
@@ -158,20 +157,20 @@ class Runs:
         return Renewed(state=state_of(row), expires_at=attempt.lease_until)
 
     def started(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
-        """`held`, and the run has begun."""
+        """`held`, for a run that has started. Raises `Conflict` when it has not."""
         row, attempt = self.held(task_id, lease_id, by)
         if row.status == "assigned":
             raise Conflict("Start the task first.", current_status=row.status)
         return row, attempt
 
     def renew(self, attempt: AttemptRow, **changes: Any) -> None:
-        """A sign of life of the run."""
+        """Renew the lease of a run that has shown activity."""
         rows.change_attempt(
             attempt, lease_until=self._transitions.lease_until(), last_activity_at=clock.now(), stalled=False, **changes
         )
 
     def _signature(self, row: TaskRow, attempt: AttemptRow, signature: str | None) -> dict[str, Any]:
-        """Count equal steps in a row; so many of them are a loop."""
+        """Count equal steps in a row, and report a loop when there are too many."""
         if signature is None:
             return {}
         count = attempt.signature_count + 1 if signature == attempt.signature else 1
@@ -180,7 +179,7 @@ class Runs:
         return {"signature": signature, "signature_count": count}
 
     def stalled(self, row: TaskRow, attempt: AttemptRow, kind: str) -> None:
-        """A run is idle or in a loop: say so, and do what the policy wants."""
+        """Report a run that is idle or in a loop, and stop it if its policy says so."""
         publish(
             TaskStalled, row, row.status, kind=kind, idle_ms=clock.elapsed_ms(attempt.last_activity_at, clock.now())
         )
@@ -190,101 +189,107 @@ class Runs:
             why = "It repeats itself." if kind == "loop" else "It made no progress."
             self._outcomes.stop(row, kind="stalled", reason=why)
 
-    def checkpoint(self, task_id: str, lease_id: str | None, told: Checkpoint, by: Principal) -> CheckpointTaken:
-        """Keep what the next attempt goes on from; a smaller step than the stored one is ignored."""
+    def checkpoint(self, task_id: str, lease_id: str | None, report: Checkpoint, by: Principal) -> CheckpointTaken:
+        """Store the checkpoint that the next attempt resumes from, unless a later step is stored already."""
         row, attempt = self.started(task_id, lease_id, by)
-        self._keep(row, attempt, told)
+        self._store_checkpoint(row, attempt, report)
         self.renew(attempt)
         self._transitions.workers.alive(attempt.worker_id)
         return CheckpointTaken(step=attempt.checkpoint_step or 0)
 
-    def _keep(self, row: TaskRow, attempt: AttemptRow, told: Checkpoint) -> None:
-        if attempt.checkpoint_step is not None and told.step < attempt.checkpoint_step:
+    def _store_checkpoint(self, row: TaskRow, attempt: AttemptRow, report: Checkpoint) -> None:
+        if attempt.checkpoint_step is not None and report.step < attempt.checkpoint_step:
             return
-        text = as_json({"step": told.step, "state": told.state}, STATE_LIMIT + 200, "/state")
-        rows.change_attempt(attempt, checkpoint=text, checkpoint_step=told.step)
-        if row.resume is not None:  # the checkpoint holds it from now on
+        text = as_json({"step": report.step, "state": report.state}, STATE_LIMIT + 200, "/state")
+        rows.change_attempt(attempt, checkpoint=text, checkpoint_step=report.step)
+        if row.get("resume") is not None:  # the checkpoint contains it from now on
             rows.change(row, {"resume": None})
 
-    # -- its end
+    # -- the end of a run
 
-    def complete(self, task_id: str, lease_id: str | None, told: Complete, by: Principal) -> Encoded:
-        """The run has a result; while the task is being cancelled it is only kept on the attempt.
+    def complete(self, task_id: str, lease_id: str | None, report: Complete, by: Principal) -> Encoded:
+        """Complete a run with its result. While the task is being cancelled, the result is only kept on the attempt.
 
-        With `workers.accept_late_results` it counts when a person had the task cancelled: completed after all.
+        With `workers.accept_late_results` the result completes a task that a person has cancelled.
         """
         row, attempt, again = self._reported(task_id, lease_id, by, "complete")
         if not again:
             self._must_run(row, "completed")
-            result = as_json(told.result, RESULT_LIMIT, "/result")
-            self._usages.record(row, attempt, told.usage)
+            result = as_json(report.result, RESULT_LIMIT, "/result")
+            self._usages.record(row, attempt, report.usage)
             if row.status == "cancelling" and not self._counts_late(row):
-                self._outcomes.settle(row, attempt, by="complete", kept=result)
+                self._outcomes.settle(row, attempt, by="complete", late_result=result)
             else:
-                artifacts = None if isinstance(told.artifacts, msgspec.UnsetType) else told.artifacts
+                artifacts = None if isinstance(report.artifacts, msgspec.UnsetType) else report.artifacts
                 self._outcomes.complete(row, attempt, result=result, artifacts=artifacts, by="complete")
         return views.answer(row.id, row.version)
 
     def _counts_late(self, row: TaskRow) -> bool:
         return row.cancel_kind == "user" and self._settings.get(declared.ACCEPT_LATE_RESULTS)
 
-    def fail(self, task_id: str, lease_id: str | None, told: Fail, by: Principal) -> Encoded:
-        """The run failed."""
+    def fail(self, task_id: str, lease_id: str | None, report: Fail, by: Principal) -> Encoded:
+        """Fail a run."""
         row, attempt, again = self._reported(task_id, lease_id, by, "fail")
         if not again:
-            self._usages.record(row, attempt, told.usage)
+            self._usages.record(row, attempt, report.usage)
             if row.status == "cancelling":
                 self._outcomes.settle(row, attempt, by="fail")
-            elif row.status == "assigned":  # it never started: that used no attempt
+            elif row.status == "assigned":  # it never started, so it uses no attempt
                 self._outcomes.requeue(row, attempt, attempt_status="released", by="fail")
             else:
                 self._outcomes.fail(
-                    row, attempt, "error", told.error.type, told.error.message, retryable=told.retryable, by="fail"
+                    row,
+                    attempt,
+                    "error",
+                    report.error.type,
+                    report.error.message,
+                    retryable=report.retryable,
+                    by="fail",
                 )
         return views.answer(row.id, row.version)
 
-    def wait(self, task_id: str, lease_id: str | None, told: WaitFor, by: Principal) -> Encoded:
-        """The run needs a person: the lease and the clocks end until the answer is there."""
+    def wait(self, task_id: str, lease_id: str | None, report: WaitFor, by: Principal) -> Encoded:
+        """End the lease, and stop the timeout and stall clocks, until a person has answered."""
         row, attempt, again = self._reported(task_id, lease_id, by, "wait")
         if again:
             return views.answer(row.id, row.version)
-        asked = told.input
-        if asked is None and told.approval is None and told.approval_id is None:
+        asked = report.input
+        if asked is None and report.approval is None and report.approval_id is None:
             raise Invalid.at("/input", "required", "One of approval, approval_id and input is required.")
         if asked is None:
             raise Unavailable(
                 "Approvals need the plugin approvals, which is not active.", code="plugin_disabled", retry_after=60
             )
-        if told.approval is not None or told.approval_id is not None:
+        if report.approval is not None or report.approval_id is not None:
             raise Invalid.at("/approval", "not_allowed", "Give one of approval, approval_id and input.")
         check_question(asked)
         self._must_run(row, "made to wait")
-        if told.checkpoint is not None:
-            self._keep(row, attempt, told.checkpoint)
+        if report.checkpoint is not None:
+            self._store_checkpoint(row, attempt, report.checkpoint)
         if row.status == "cancelling":
             self._outcomes.settle(row, attempt, by="wait")
             return views.answer(row.id, row.version)
         wait_for_input(self._transitions, row, attempt, asked, by="wait")
         return views.answer(row.id, row.version)
 
-    def release(self, task_id: str, lease_id: str | None, told: Release, by: Principal) -> Encoded:
-        """The worker gives the task back; no attempt is used."""
+    def release(self, task_id: str, lease_id: str | None, report: Release, by: Principal) -> Encoded:
+        """Give a task back to its queue without using an attempt."""
         row, attempt, again = self._reported(task_id, lease_id, by, "release")
         if not again:
-            self._usages.record(row, attempt, told.usage)
+            self._usages.record(row, attempt, report.usage)
             if row.status == "cancelling":
                 self._outcomes.settle(row, attempt, by="release")
             else:
                 self._outcomes.requeue(row, attempt, attempt_status="released", by="release")
         return views.answer(row.id, row.version)
 
-    def cancelled(self, task_id: str, lease_id: str | None, told: Cancelled, by: Principal) -> Encoded:
-        """The worker has ended a run that it was asked to end."""
+    def cancelled(self, task_id: str, lease_id: str | None, report: Cancelled, by: Principal) -> Encoded:
+        """Acknowledge that a run which was to be cancelled has ended."""
         row, attempt, again = self._reported(task_id, lease_id, by, "cancelled")
         if not again:
             if row.status != "cancelling":
                 raise Conflict("Nobody asked to cancel this task; release it instead.", current_status=row.status)
-            self._usages.record(row, attempt, told.usage)
+            self._usages.record(row, attempt, report.usage)
             self._outcomes.settle(row, attempt, by="cancelled")
         return views.answer(row.id, row.version)
 
@@ -294,14 +299,14 @@ class Runs:
             raise Conflict(f"A task must be started before it is {what}.", current_status=row.status)
 
     def stale_usage(self, task_id: str, lease_id: str | None, used: Used, by: Principal) -> None:
-        """What a lost lease has used was spent all the same; nothing else of a stale call counts."""
+        """Record the usage of a lost lease: it was spent all the same. Nothing else of a stale call counts."""
         try:
             row, attempt = self._found(task_id, lease_id, by)
         except (Conflict, NotFound, Forbidden):
             return
         self._usages.record(row, attempt, used)
 
-    # -- calls of tools
+    # -- calls of other plugins
 
     def run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
         """See `Tasks.run`."""
@@ -323,15 +328,15 @@ class Runs:
             row = rows.lock(task_id)
         except NotFound:
             return False
-        known: list[str] = rows.parsed(row.taint_sources) or []
-        told = list(dict.fromkeys([*known, *sources]))[:MAX_SOURCES]
-        if told != known or not row.tainted:
-            rows.change(row, {"tainted": True, "taint_sources": told})
+        known: list[str] = row.get("taint_sources") or []
+        all_sources = list(dict.fromkeys([*known, *sources]))[:MAX_SOURCES]
+        if all_sources != known or not row.get("tainted"):
+            rows.change(row, {"tainted": True, "taint_sources": all_sources})
         attempt = rows.of_lease(lease_id)
         if attempt is None:
             return False
         found = _TAINTED.one({"id": attempt.id})
-        rows.change_attempt(attempt, tainted=True, taint_sources=told)
+        rows.change_attempt(attempt, tainted=True, taint_sources=all_sources)
         return found is not None and not found[0]
 
     def fail_run(self, task_id: str, lease_id: str, *, type: str, message: str) -> None:
@@ -347,7 +352,7 @@ class Runs:
         self._transitions.signal(attempt, "lost")
 
     def ask(self, task_id: str, lease_id: str, asked: AskedInput, *, call_id: str) -> None:
-        """The run waits for a person, whose answer is the result of its call `call_id`."""
+        """Make a run wait for a person, whose answer will be the result of its tool call `call_id`."""
         check_question(asked)
         found = self._live(task_id, lease_id)
         if found is None or found[0].status != "running":
@@ -370,7 +375,10 @@ class Runs:
     def deliver_secret(
         self, task_id: str, lease_id: str | None, name: str, purpose: str | None, by: Principal
     ) -> Delivery:
-        """The value for the worker that holds the lease; `NotFound` unless its group is listed for the secret."""
+        """The value of a secret for the worker that holds the lease.
+
+        Raises `NotFound` unless the secret lists the group of the worker.
+        """
         if by.kind != "worker" or by.worker_id is None:
             raise Forbidden("Secrets are given to workers only, with their own token.")
         self.held(task_id, lease_id, by)
@@ -381,12 +389,12 @@ class Runs:
 
 
 def state_of(row: TaskRow) -> str:
-    """What a worker is told in every reply."""
+    """The state of the lease that every response to its worker contains."""
     return "cancel_requested" if row.status == "cancelling" else "ok"
 
 
 def as_json(value: Any, limit: int, pointer: str) -> str:
-    """The JSON text of a value; `too_long` beyond `limit` bytes."""
+    """The JSON text of a value. Raises `Invalid` with `too_long` when it has more than `limit` bytes."""
     data = msgspec.json.encode(value)
     if len(data) > limit:
         detail = f"at most {limit // 1024} KiB of JSON"
@@ -395,7 +403,7 @@ def as_json(value: Any, limit: int, pointer: str) -> str:
 
 
 def check_question(asked: AskedInput) -> None:
-    """Raise `Invalid` unless a person can be asked this."""
+    """Check the schema of a question. Raises `Invalid`."""
     if asked.schema is not None:
         check_user_schema(asked.schema, pointer_prefix="/input/schema")
 
@@ -409,7 +417,7 @@ def wait_for_input(
     by: str,
     call_id: str | None = None,
 ) -> None:
-    """`running` becomes `waiting`. `call_id`: the call of a tool whose result the answer will be."""
+    """Make a running task wait for a person. `call_id` is the tool call whose result the answer will be."""
     now = clock.now()
     until = clock.now(asked.expires_in_seconds) if asked.expires_in_seconds is not None else None
     waiting_for: dict[str, Any] = {
@@ -429,12 +437,12 @@ def wait_for_input(
         attempt_status="waiting",
         by=by,
         event=TaskWaiting,
-        named={"waiting_for": waiting_for},
+        fields={"waiting_for": waiting_for},
         waiting_for=waiting_for,
         waiting_kind="input",
         waiting_until=until,
         resuming=True,
-        used_ms=row.used_ms + clock.elapsed_ms(row.started_at or now, now),
+        used_ms=row.get("used_ms") + clock.elapsed_ms(row.started_at or now, now),
         **NOT_CANCELLED,
     )
 
@@ -447,6 +455,6 @@ def _run(row: TaskRow, attempt: AttemptRow | None) -> Run:
         agent_id=attempt.agent_id if attempt else row.agent_id or "",
         worker_id=attempt.worker_id if attempt else "",
         requester_id=row.created_by,
-        allowed_tools=rows.parsed(row.allowed_tools),
-        tainted=bool(row.tainted),
+        allowed_tools=row.get("allowed_tools"),
+        tainted=row.get("tainted"),
     )

@@ -1,4 +1,4 @@
-"""The service `Tasks`: one door for other plugins to what the parts of this one do."""
+"""The service `Tasks`, which other plugins call; it delegates to the parts of this plugin."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class TasksService:
         row = rows.lock(task_id)
         if row.status != "waiting" or row.waiting_kind != kind:
             return False
-        self._actions.resume(row, msgspec.json.encode(given).decode())
+        self._actions.resume(row, rows.as_text(given))
         return True
 
     def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimAnswer:
@@ -95,7 +95,7 @@ class TasksService:
         return self._fleet.cancel_leased(reason=reason)
 
     def detach_agent(self, agent_id: str) -> int:
-        """The tasks that wait for the agent are anybody's from now on."""
+        """See `Tasks.detach_agent`: the tasks that wait for the agent may be claimed by any agent."""
         waiting = (Task.agent_id == agent_id) & Task.finished_at.is_null()
         found = rows.tasks(waiting, 500)
         for row in found:

@@ -10,38 +10,51 @@ from peewee import SQL
 
 from corral import clock
 from corral.database.engine import Work
+from corral.database.statement import Statement
 from corral.database.unit import SYSTEM, Entry
 from corral.errors import NotFound
 from corral_core.accounts.api import Accounts
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.events import TaskDeleted, TaskUpdated
-from corral_plugins.tasks.models import Attempt, Comment, HourlyRollup, LogLine, Task, WorkerSignal
+from corral_plugins.tasks.events import TaskUpdated
+from corral_plugins.tasks.models import PRIORITIES, Attempt, Task, TaskRow
 from corral_plugins.tasks.service import rows
-from corral_plugins.tasks.service.actions import Actions, remove
+from corral_plugins.tasks.service.actions import Actions
 from corral_plugins.tasks.service.outcomes import Outcomes
-from corral_plugins.tasks.service.rows import TaskRow
 from corral_plugins.tasks.service.runs import Runs
-from corral_plugins.tasks.service.transitions import TOP_RANK, Transitions, aging_steps, publish
+from corral_plugins.tasks.service.transitions import TOP_RANK, Transitions, publish, rank_of
 
 BATCH_SIZE, USER_BATCH_SIZE = 500, 100
-DAY = 86_400
+RISING = [(priority, rank) for priority in range(len(PRIORITIES)) for rank in range(priority, TOP_RANK)]
+"""The priorities and ranks of tasks whose rank can rise."""
 
-Found = list[tuple[str, str]]
+
+_DUE_TO_RISE = Statement(
+    lambda p: (
+        Task.select(Task.id, Task.queued_at)
+        .where(rows.QUEUED & (Task.rank == p("rank")) & (Task.priority == p("priority")) & (Task.queued_at <= p("due")))
+        .order_by(Task.queued_at)
+        .limit(p("limit"))
+        .tuples()
+    )
+)
 
 
 class Timers:
-    """Joins the caller's unit. Finders return ids; what they found is judged again under the lock, one task a unit."""
+    """Ends overdue tasks and moves waiting ones. Joins the caller's unit.
+
+    The finders return ids; each task that they find is judged again under its lock, in a unit of its own.
+    """
 
     def __init__(
-        self, transitions: Transitions, outcomes: Outcomes, leases: Runs, actions: Actions, accounts: Accounts
+        self, transitions: Transitions, outcomes: Outcomes, runs: Runs, actions: Actions, accounts: Accounts
     ) -> None:
-        self._transitions, self._outcomes, self._leases = transitions, outcomes, leases
+        self._transitions, self._outcomes, self._runs = transitions, outcomes, runs
         self._actions, self._accounts, self._settings = actions, accounts, transitions.settings
 
-    # -- what is over
+    # -- overdue tasks
 
     def overdue(self) -> list[str]:
-        """Ids of tasks whose lease, acknowledgement, grace, timeout, deadline, queue time or question is over."""
+        """Ids of tasks past their lease, start, grace period, timeout, deadline, queue timeout or question."""
         now = clock.now()
         live = Attempt.finished_at.is_null()
         late = (
@@ -52,7 +65,9 @@ class Timers:
         )
         found = [row[0] for row in rows.values(Attempt.select(Attempt.task_id).where(live & late).limit(BATCH_SIZE))]
         past = (
-            SQL("deadline IS NOT NULL AND finished_at IS NULL") & (Task.deadline < now) & (Task.status != "cancelling")
+            SQL("deadline_key < '9999' AND finished_at IS NULL")
+            & (Task.deadline_key < now)
+            & (Task.status != "cancelling")
         )
         waited = SQL("status = 'pending' AND queue_until IS NOT NULL") & (Task.queue_until < now)
         unanswered = SQL("status = 'waiting'") & (Task.waiting_until < now)
@@ -61,7 +76,7 @@ class Timers:
         return list(dict.fromkeys(found))
 
     def reap(self, task_id: str) -> None:
-        """Do what is due for one task, if it still is."""
+        """End a task, its lease or its question, if it is still overdue."""
         try:
             row = rows.lock(task_id)
         except NotFound:
@@ -76,8 +91,8 @@ class Timers:
         elif row.status == "waiting" and (row.waiting_until or now) < now:
             self._actions.expire_input(row)
         elif row.status == "pending" and row.queue_until is not None and row.queue_until < now:
-            told = f"No worker took it within {row.queue_timeout_seconds} seconds."
-            self._outcomes.fail_final(row, None, "queue_timeout", "queue_timeout", told, by="queue_timeout")
+            message = f"No worker took it within {row.get('queue_timeout_seconds')} seconds."
+            self._outcomes.fail_final(row, None, "queue_timeout", "queue_timeout", message, by="queue_timeout")
 
     def _reap_lease(self, row: TaskRow, now: str) -> None:
         attempt = rows.live(row.id)
@@ -92,18 +107,18 @@ class Timers:
             self._outcomes.requeue(row, attempt, attempt_status="lost", by="reaper")
             self._transitions.signal(attempt, "lost")
         elif is_lost:
-            told = "The worker gave no sign of life until its lease ended."
-            self._outcomes.fail(row, attempt, "lease_lost", "lease_lost", told, by="reaper")
+            message = "The worker gave no sign of life until its lease ended."
+            self._outcomes.fail(row, attempt, "lease_lost", "lease_lost", message, by="reaper")
             self._transitions.signal(attempt, "lost")
         elif row.deadline is not None and row.deadline < now:
             self._outcomes.stop(row, kind="deadline", reason=None)
         elif attempt.timeout_at is not None and attempt.timeout_at < now:
             self._outcomes.stop(row, kind="timeout", reason=None)
 
-    # -- what does not move
+    # -- stalled runs
 
     def idle(self) -> list[str]:
-        """Ids of tasks that run without activity for too long; each is judged again under its lock."""
+        """Ids of tasks whose run has been inactive for too long."""
         live = Attempt.finished_at.is_null() & (Attempt.status == "running") & (Attempt.stalled == False)  # noqa: E712
         shortest = clock.now(-1)
         found = (
@@ -117,7 +132,7 @@ class Timers:
         ]
 
     def watch(self, task_id: str) -> None:
-        """Call a run stalled, once, if it is."""
+        """Report a stalled run, once."""
         try:
             row = rows.lock(task_id)
         except NotFound:
@@ -128,29 +143,28 @@ class Timers:
         if clock.parse_instant(attempt.last_activity_at) + attempt.stall_seconds > clock.time_s():
             return
         rows.change_attempt(attempt, stalled=True)
-        self._leases.stalled(row, attempt, "idle")
+        self._runs.stalled(row, attempt, "idle")
 
-    # -- what waits
+    # -- waiting tasks
 
     def next_due(self) -> str | None:
-        """When the next parked task becomes available."""
+        """The instant at which the next parked task becomes available."""
         parked = SQL("status = 'pending' AND queue IS NULL")
         found = Task.select(peewee.fn.MIN(Task.available_at)).where(parked).tuples().first()
         return found[0] if found else None
 
     def unpark(self) -> int:
-        """Put what has become available into its queue, at most 500; how many."""
-        aging = self._settings.get(declared.AGING_SECONDS)
+        """Queue the parked tasks that have become available, at most 500; returns how many."""
         due = SQL("status = 'pending' AND queue IS NULL") & (Task.available_at <= clock.now())
         found = rows.tasks(due, BATCH_SIZE)
         if found:
-            self._set_queue([row.id for row in found], queue=Task.queue_key, rank_at=clock.now(aging))
-            for row in found[:1]:  # one ring of the bell wakes every waiting claim
+            self._set_queue([row.id for row in found], queue=Task.queue_key)
+            for row in found[:1]:  # one event wakes every waiting claim
                 publish(TaskUpdated, row, row.status)
         return len(found)
 
     def unhold(self) -> int:
-        """Let go what was held because its requester was not active, at most 500; how many."""
+        """Queue held tasks whose requester is active again, at most 500; returns how many."""
         held = SQL("status = 'pending' AND queue = 'held'")
         people = Task.select(Task.created_by).where(held).distinct().order_by(Task.created_by).limit(USER_BATCH_SIZE)
         some = [user for (user,) in rows.values(people)]
@@ -166,82 +180,55 @@ class Timers:
         return 0
 
     def age(self) -> int:
-        """Raise by one rank for each `tasks.aging_seconds` what has waited another of them, at most 500; how many."""
+        """Raise the rank of tasks by one for each `tasks.aging_seconds` of waiting, at most 500; returns how many."""
         aging = self._settings.get(declared.AGING_SECONDS)
         if not aging:
             return 0
-        due = SQL("status = 'pending' AND rank_at IS NOT NULL") & (Task.rank_at <= clock.now())
-        columns = (Task.id, Task.priority, Task.queued_at)
-        found = rows.values(Task.select(*columns).where(due).order_by(Task.rank_at).limit(BATCH_SIZE))
         risen: dict[int, list[str]] = {}
-        at_top: list[str] = []
-        for task_id, priority, queued_at in found:
-            steps = aging_steps(queued_at, aging)
-            (at_top if priority + steps >= TOP_RANK else risen.setdefault(steps, [])).append(task_id)
-        for steps, ids in risen.items():
-            self._set_queue(ids, rank=Task.priority + steps, rank_at=clock.now(aging))
-        self._set_queue(at_top, rank=TOP_RANK, rank_at=None)
-        return len(found)
+        found = 0
+        for priority, rank in RISING:
+            due = clock.now(-aging * (rank - priority + 1))
+            limit = BATCH_SIZE - found
+            for task_id, queued_at in _DUE_TO_RISE.rows(
+                {"rank": rank, "priority": priority, "due": due, "limit": limit}
+            ):
+                to = rank_of(self._settings, priority=priority, queued_at=queued_at)
+                risen.setdefault(to, []).append(task_id)
+                found += 1
+            if found >= BATCH_SIZE:
+                break
+        for rank, ids in risen.items():
+            self._set_queue(ids, rank=rank)
+        return found
 
     @staticmethod
     def _set_queue(ids: list[str], **columns: Any) -> None:
-        """Change the columns of the queue, which no client sees, of tasks that are still pending."""
+        """Change columns that no client sees, of tasks that are still pending."""
         if ids:
             Task.update(**columns).where(Task.id.in_(sorted(ids)) & (Task.status == "pending")).execute()
 
-    # -- what is old
 
-    def sweep(self) -> int:
-        """Delete what `tasks.retention_days` does not keep, and old signals and sums, at most 500 rows each."""
-        gone = 0
-        days = self._settings.get(declared.RETENTION_DAYS)
-        if days is not None:
-            old = SQL("finished_at IS NOT NULL") & (Task.finished_at < clock.now(-days * DAY))
-            found = rows.tasks(old, 100)
-            for row in found:
-                remove(row)
-                publish(TaskDeleted, row, row.status)
-            gone += len(found)
-        for model, column, before in (
-            (WorkerSignal, WorkerSignal.created_at, clock.now(-DAY)),
-            (HourlyRollup, HourlyRollup.hour, clock.now(-400 * DAY)[:13]),
-        ):
-            key: Any = model._meta.primary_key
-            if isinstance(key, peewee.CompositeKey):
-                gone += model.delete().where(column < before).execute()
-            else:
-                some = model.select(key).where(column < before).limit(BATCH_SIZE)
-                gone += model.delete().where(key.in_(some)).execute()
-        return gone
-
-    @staticmethod
-    def purge(task_id: str) -> int:
-        """Delete what hung on a deleted task, at most 500 rows of each kind; how many."""
-        gone = 0
-        for model in (LogLine, Comment, Attempt):
-            some = model.select(model.id).where(model.task_id == task_id).limit(BATCH_SIZE)
-            gone += model.delete().where(model.id.in_(some)).execute()
-        return gone
-
-
-LOOK_EVERY = 0.5
-ENTRY = Entry(label="tasks alarm", actor=SYSTEM)
+POLL_SECONDS = 0.5
+ENTRY = Entry(label="tasks: due tasks", actor=SYSTEM)
 
 
 class DueTaskNotifier:
-    """Looks twice a second for the next due task: one look into an index."""
+    """Wakes waiting claims when a parked task becomes available: two index lookups per second.
+
+    Should it fail, the schedule `tasks.announce` does the same, later.
+    """
 
     def __init__(self, work: Work, timers: Timers) -> None:
-        self._work, self._clockwork = work, timers
+        self._work, self._timers = work, timers
 
     async def run(self) -> None:
-        """For ever; supervised by the kernel."""
+        """Run until cancelled, supervised by the kernel."""
         while True:
-            due = await self._work(self._clockwork.next_due, entry=ENTRY, read=True)
+            due = await self._work(self._timers.next_due, entry=ENTRY, read=True)
             while (
                 due is not None
                 and due <= clock.now()
-                and await self._work(self._clockwork.unpark, entry=ENTRY) == BATCH_SIZE
+                and await self._work(self._timers.unpark, entry=ENTRY) == BATCH_SIZE
             ):
                 continue
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(POLL_SECONDS)

@@ -1,6 +1,6 @@
-"""What attempts use: a worker tells totals or single uses, the gateway one call after the other.
+"""Usage of attempts: workers report totals or single items, the gateway reports one call after the other.
 
-The task's own deltas grows by all of it; what workers tell becomes cost events besides.
+The task and the attempt count all of it. What workers report also becomes cost events.
 """
 
 from __future__ import annotations
@@ -13,40 +13,39 @@ import msgspec
 
 from corral.errors import NotFound
 from corral_plugins.cost.api import Charged, Cost, Spent
-from corral_plugins.tasks.models import Attempt
+from corral_plugins.tasks.models import Attempt, AttemptRow, TaskRow
 from corral_plugins.tasks.reports import Usage, UsageItem, Used
 from corral_plugins.tasks.service import rows
-from corral_plugins.tasks.service.rows import AttemptRow, TaskRow
 
 OUTSIDE = "worker"
-"""The provider of totals, which name none."""
+"""The provider of reported totals, which name none."""
 
 
 class Usages:
-    """Joins the caller's unit."""
+    """Records usage. Joins the caller's unit."""
 
     cost: Cost | None
 
     def record(self, row: TaskRow, attempt: AttemptRow, used: Used | None) -> None:
-        """Keep what a worker tells of an attempt, live or not."""
+        """Record the usage that a worker reports of an attempt, live or not."""
         changes = self.grown(row, attempt, used)
         if changes:
             rows.change(row, changes)
 
     def grown(self, row: TaskRow, attempt: AttemptRow, used: Used | None) -> dict[str, Any]:
-        """Keep what is new of it; the columns that the locked task must change with it."""
+        """Record the new part of a report on the attempt; returns the columns of the locked task that change."""
         if used is None:
             return {}
         more = self._items(attempt, used) if isinstance(used, list) else self._totals(attempt, used)
         return _add(row, attempt, more) if more else {}
 
     def _totals(self, attempt: AttemptRow, used: Usage) -> dict[str, int]:
-        before: dict[str, Any] = rows.parsed(attempt.told) or {}
+        before: dict[str, Any] = rows.parsed(attempt.reported_usage) or {}
         totals = _columns(used)
         more = {name: total - before.get(name, 0) for name, total in totals.items() if total > before.get(name, 0)}
         if not more:
             return {}
-        _tell(attempt, {**before, **{name: totals[name] for name in more}})
+        _remember(attempt, {**before, **{name: totals[name] for name in more}})
         tokens = {name: more[name] for name in ("input_tokens", "output_tokens") if name in more}
         if self.cost is None or not (tokens or "cost_micro" in more):
             return more
@@ -54,50 +53,60 @@ class Usages:
         key = ":".join((attempt.id, *(f"{name}={total}" for name, total in sorted(totals.items()))))
         charged = self.cost.settle(
             Spent(
-                usage_key=key, provider=OUTSIDE, model="", operation="other", cost_usd=cost, **tokens, **_whose(attempt)
+                usage_key=key,
+                provider=OUTSIDE,
+                model="",
+                operation="other",
+                cost_usd=cost,
+                **tokens,
+                **_attribution(attempt),
             )
         )
         return {**{name: n for name, n in more.items() if name not in _PRICES}, **_price(charged, sum(tokens.values()))}
 
     def _items(self, attempt: AttemptRow, used: list[UsageItem]) -> dict[str, int]:
         more: Counter[str] = Counter()
-        for item in used if self.cost is not None else _unknown(attempt, used):
+        for item in used if self.cost is not None else _new_items(attempt, used):
             charged = None if self.cost is None else self.cost.settle(_spent(item, attempt))
             if charged is not None and charged.repeated:
                 continue
-            read = item.input_tokens + item.cache_read_tokens + item.cache_write_tokens  # the deltas has one figure
+            read = (
+                item.input_tokens + item.cache_read_tokens + item.cache_write_tokens
+            )  # the counters do not tell them apart
             more.update(calls=1, input_tokens=read, output_tokens=item.output_tokens)
             tokens = read + item.output_tokens
-            more.update(_price(charged, tokens) if charged is not None else _told_price(item, tokens))
+            more.update(_price(charged, tokens) if charged is not None else _reported_price(item, tokens))
         return {name: n for name, n in more.items() if n}
 
 
 _PRICES = ("cost_micro", "unpriced_tokens")
 
 
-def _tell(attempt: AttemptRow, told: dict[str, Any]) -> None:
-    """Remember what the worker has told, so that a repeat adds nothing."""
-    attempt.told = msgspec.json.encode(told).decode()
-    Attempt.update(told=msgspec.Raw(attempt.told.encode())).where(Attempt.id == attempt.id).execute()
+def _remember(attempt: AttemptRow, reported: dict[str, Any]) -> None:
+    """Store the report of the worker, so that a repeat adds nothing."""
+    attempt.reported_usage = rows.as_text(reported)
+    Attempt.update(reported_usage=msgspec.Raw(attempt.reported_usage.encode())).where(
+        Attempt.id == attempt.id
+    ).execute()
 
 
-def _unknown(attempt: AttemptRow, used: list[UsageItem]) -> list[UsageItem]:
-    """Without cost events, the attempt remembers the keys itself."""
-    before: dict[str, Any] = rows.parsed(attempt.told) or {}
+def _new_items(attempt: AttemptRow, used: list[UsageItem]) -> list[UsageItem]:
+    """The items whose key is new. Without cost events, the attempt itself remembers the keys."""
+    before: dict[str, Any] = rows.parsed(attempt.reported_usage) or {}
     known = set(before.get("keys", ()))
     new = list({item.usage_key: item for item in used if item.usage_key not in known}.values())
     if new:
-        _tell(attempt, {**before, "keys": sorted(known | {item.usage_key for item in new})})
+        _remember(attempt, {**before, "keys": sorted(known | {item.usage_key for item in new})})
     return new
 
 
 def _spent(item: UsageItem, attempt: AttemptRow) -> Spent:
     given = msgspec.structs.asdict(item)
     cost = None if item.cost_usd is None else Decimal(repr(item.cost_usd))
-    return Spent(**{**given, "cost_usd": cost}, **_whose(attempt))
+    return Spent(**{**given, "cost_usd": cost}, **_attribution(attempt))
 
 
-def _whose(attempt: AttemptRow) -> dict[str, Any]:
+def _attribution(attempt: AttemptRow) -> dict[str, Any]:
     return {
         "task_id": attempt.task_id,
         "attempt_id": attempt.id,
@@ -107,16 +116,16 @@ def _whose(attempt: AttemptRow) -> dict[str, Any]:
 
 
 def _price(charged: Charged, tokens: int) -> dict[str, int]:
-    """By column: what it costs, or the tokens that have no price."""
+    """The added cost, or the added tokens without a price, by column."""
     return {"unpriced_tokens": tokens} if charged.cost_micro_usd is None else {"cost_micro": charged.cost_micro_usd}
 
 
-def _told_price(item: UsageItem, tokens: int) -> dict[str, int]:
+def _reported_price(item: UsageItem, tokens: int) -> dict[str, int]:
     return {"unpriced_tokens": tokens} if item.cost_usd is None else {"cost_micro": round(item.cost_usd * 1e6)}
 
 
 def add(task_id: str, lease_id: str, used: Usage) -> None:
-    """Keep what one call of the gateway used, whether the lease still lives or not."""
+    """Record the usage of one call of the gateway under this lease, live or not."""
     try:
         row = rows.lock(task_id)
     except NotFound:
@@ -127,7 +136,7 @@ def add(task_id: str, lease_id: str, used: Usage) -> None:
 
 
 def _columns(used: Usage) -> dict[str, int]:
-    """By column. Tokens without a price are counted as such."""
+    """The usage by column. Tokens without a price are counted as unpriced."""
     found = {"input_tokens": used.input_tokens, "output_tokens": used.output_tokens, "calls": used.calls}
     if isinstance(used.cost_usd, msgspec.UnsetType):
         return {**found, "unpriced_tokens": used.input_tokens + used.output_tokens}

@@ -1,30 +1,30 @@
-"""How a task looks to clients, and how it is encoded. A version never changes, so its encoding is kept."""
+"""The views of tasks and their encoding. A version of a task never changes, so its encoding is cached."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Raw
 
-from corral.database.model import raw
 from corral.database.statement import Statement
 from corral.database.unit import current
 from corral.errors import NotFound
 from corral.http.answers import Encoded
 from corral.schema.fields import Instant
 from corral_plugins.tasks.api import RetryPolicy, ReviewPolicy, StallPolicy
-from corral_plugins.tasks.models import PRIORITIES, TERMINAL, Task
+from corral_plugins.tasks.models import EXTRA_DEFAULTS, PRIORITIES, TERMINAL, Task, deadline_of
+from corral_plugins.tasks.service import rows
 
 CACHE_BYTES = 16 * 1024 * 1024
-CACHED_BYTES_MAX = 16 * 1024
+LARGEST_CACHED = 16 * 1024
 _SIZES = (1, 8, 64, 200)
 
 
 class Cost(msgspec.Struct, kw_only=True):
-    """What all attempts of a task cost. `unpriced_tokens` have no known price: they are not in `cost_usd`."""
+    """Cost of all attempts of a task. `unpriced_tokens` have no known price and are not part of `cost_usd`."""
 
     cost_usd: float
     unpriced_tokens: int
@@ -34,7 +34,7 @@ class Cost(msgspec.Struct, kw_only=True):
 
 
 class TaskItem(msgspec.Struct, kw_only=True):
-    """A task in a list: without `input` and `result`."""
+    """A task in a list, without `input` and `result`."""
 
     id: str
     version: int
@@ -92,74 +92,25 @@ class TaskItem(msgspec.Struct, kw_only=True):
 
 
 class TaskView(TaskItem, kw_only=True):
-    """A task. `warnings` only in answers to its creation and change."""
+    """A task. Only the responses to its creation and to a change have `warnings`."""
 
     input: dict[str, Any]
     result: Any
     warnings: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
-_NAMES = (
-    "id",
-    "version",
-    "status",
-    "title",
-    "description",
-    "instructions",
-    "priority",
-    "agent_id",
-    "agent_role",
-    "assigned_agent_id",
-    "worker_id",
-    "deadline",
-    "required_tools",
-    "allowed_tools",
-    "depends_on",
-    "parent_task_id",
-    "depth",
-    "available_at",
-    "timeout_seconds",
-    "queue_timeout_seconds",
-    "max_cost_micro",
-    "retry_policy",
-    "stall_policy",
-    "output_schema",
-    "review_policy",
-    "tags",
-    "metadata",
-    "attempt",
-    "max_attempts",
-    "fence",
-    "reopened_count",
-    "progress",
-    "artifacts",
-    "error",
-    "cost_micro",
-    "unpriced_tokens",
-    "input_tokens",
-    "output_tokens",
-    "calls",
-    "waiting_for",
-    "source_type",
-    "source_id",
-    "cause_chain",
-    "workflow_run_id",
-    "step_run_id",
-    "approval_id",
-    "review_id",
-    "dead_letter_id",
-    "cancel_requested_at",
-    "cancel_kind",
-    "tainted",
-    "created_by",
-    "created_at",
-    "updated_at",
-    "queued_at",
-    "assigned_at",
-    "started_at",
-    "finished_at",
-)
-FULL_NAMES = (*_NAMES, "input", "result")
+_COMPOSED = {
+    "priority": ("priority",),
+    "deadline": ("deadline_key",),
+    "cost": (*Cost.__struct_fields__[1:], "cost_micro"),
+    "source": ("source_type", "source_id"),
+}
+"""Fields of the view that are made of other columns."""
+_STORED = frozenset(Task._meta.fields)
+_SAME = [name for name in TaskItem.__struct_fields__ if name in _STORED and name not in _COMPOSED]
+_JSON = [name for name in _SAME if name in rows.json_columns(Task)]
+_NAMES = (*_SAME, *(column for columns in _COMPOSED.values() for column in columns), "extra")
+_TEMPLATE = {name: EXTRA_DEFAULTS.get(name) for name in TaskItem.__struct_fields__}
 _COLUMNS = [getattr(Task, name) for name in _NAMES]
 
 _ONE = Statement(lambda p: Task.select(*_COLUMNS, Task.input, Task.result).where(Task.id == p("id")).tuples())
@@ -172,191 +123,98 @@ def _many(size: int) -> Statement:
 
 
 _MANY = {size: _many(size) for size in _SIZES}
+_encode = msgspec.json.Encoder().encode
+_decode_extra = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
-def encode_row(values: Sequence[Any], *, full: bool, warnings: Sequence[str] | None = None) -> bytes:
-    """The JSON of a row of `_NAMES` (and `input`, `result` when `full`). JSON columns are not parsed."""
-    (
-        id_,
-        version,
-        status,
-        title,
-        description,
-        instructions,
-        priority,
-        agent_id,
-        agent_role,
-        assigned,
-        worker,
-        deadline,
-        required,
-        allowed,
-        depends,
-        parent,
-        depth,
-        available,
-        timeout,
-        queue_timeout,
-        max_cost,
-        retry,
-        stall,
-        schema,
-        review,
-        tags,
-        metadata,
-        attempt,
-        attempts,
-        fence,
-        reopened,
-        progress,
-        artifacts,
-        error,
-        cost,
-        unpriced,
-        tokens_in,
-        tokens_out,
-        calls,
-        waiting,
-        source_type,
-        source_id,
-        causes,
-        run,
-        step,
-        approval,
-        review_id,
-        letter,
-        cancel_at,
-        cancel_kind,
-        tainted,
-        by,
-        created,
-        updated,
-        queued,
-        assigned_at,
-        started,
-        finished,
-    ) = values[:58]
-    common: dict[str, Any] = {
-        "id": id_,
-        "version": version,
-        "status": status,
-        "title": title,
-        "description": description,
-        "instructions": instructions,
-        "priority": PRIORITIES[priority],
-        "agent_id": agent_id,
-        "agent_role": agent_role,
-        "assigned_agent_id": assigned,
-        "worker_id": worker,
-        "deadline": deadline,
-        "required_tools": Raw(required),
-        "allowed_tools": raw(allowed),
-        "depends_on": Raw(depends),
-        "parent_task_id": parent,
-        "depth": depth,
-        "available_at": available,
-        "timeout_seconds": timeout,
-        "queue_timeout_seconds": queue_timeout,
-        "max_cost_usd": None if max_cost is None else max_cost / 1e6,
-        "retry_policy": raw(retry),
-        "stall_policy": raw(stall),
-        "output_schema": raw(schema),
-        "review_policy": raw(review),
-        "tags": Raw(tags),
-        "metadata": Raw(metadata),
-        "attempt": attempt,
-        "max_attempts": attempts,
-        "fence": fence,
-        "reopened_count": reopened,
-        "progress": raw(progress),
-        "artifacts": Raw(artifacts),
-        "error": raw(error),
-        "cost": {
-            "cost_usd": cost / 1e6,
-            "unpriced_tokens": unpriced,
-            "input_tokens": tokens_in,
-            "output_tokens": tokens_out,
-            "calls": calls,
-        },
-        "waiting_for": raw(waiting),
-        "source": {"type": source_type, "id": source_id},
-        "cause_chain": Raw(causes),
-        "workflow_run_id": run,
-        "step_run_id": step,
-        "approval_id": approval,
-        "review_id": review_id,
-        "dead_letter_id": letter,
-        "cancel_requested_at": cancel_at,
-        "cancel_kind": cancel_kind,
-        "tainted": bool(tainted),
-        "created_by": by,
-        "created_at": created,
-        "updated_at": updated,
-        "queued_at": queued,
-        "assigned_at": assigned_at,
-        "started_at": started,
-        "finished_at": finished,
+def encode(columns: Mapping[str, Any], *, full: bool, warnings: Sequence[str] | None = None) -> bytes:
+    """The JSON of a `TaskItem`, or of a `TaskView` when `full`, from the columns of its row.
+
+    JSON columns are sent as they are stored.
+    """
+    view = _TEMPLATE.copy()
+    for name in _SAME:
+        view[name] = columns[name]
+    for name in _JSON:
+        if view[name] is not None:
+            view[name] = Raw(columns[name])
+    view["priority"] = PRIORITIES[columns["priority"]]
+    view["deadline"] = deadline_of(columns["deadline_key"])
+    view["cost"] = {
+        "cost_usd": columns["cost_micro"] / 1e6,
+        "unpriced_tokens": columns["unpriced_tokens"],
+        "input_tokens": columns["input_tokens"],
+        "output_tokens": columns["output_tokens"],
+        "calls": columns["calls"],
     }
+    view["source"] = {"type": columns["source_type"], "id": columns["source_id"]}
+    if columns["extra"] != "{}":
+        view.update((name, value) for name, value in _decode_extra(columns["extra"]).items() if name in _TEMPLATE)
     if full:
-        common["input"] = Raw(values[58])
-        common["result"] = raw(values[59])
+        view["input"], result = Raw(columns["input"]), columns["result"]
+        view["result"] = None if result is None else Raw(result)
         if warnings is not None:
-            common["warnings"] = warnings
-    return _encoder.encode(common)
+            view["warnings"] = warnings
+    return _encode(view)
 
 
-_encoder = msgspec.json.Encoder()
+def _encode_tuple(values: Sequence[Any], *, full: bool, warnings: Sequence[str] | None = None) -> bytes:
+    names = (*_NAMES, "input", "result") if full else _NAMES
+    return encode(dict(zip(names, values, strict=True)), full=full, warnings=warnings)
 
 
 class EncodingCache:
-    """Encoded rows by id, each of one version. Filled by read units only: they see nothing that may be rolled back."""
+    """Encoded tasks by id, each of one version.
+
+    Only read units fill it, because they see nothing that may be rolled back.
+    """
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[int, bytes]] = {}
+        self._entries: dict[str, tuple[int, bytes]] = {}
         self._size = 0
         self._lock = threading.Lock()
 
     def get(self, task_id: str, version: int) -> bytes | None:
         """The encoding of exactly this version."""
-        found = self._kept.get(task_id)
+        found = self._entries.get(task_id)
         return found[1] if found is not None and found[0] == version else None
 
     def put(self, task_id: str, version: int, body: bytes) -> None:
-        """Keep it, if it is small; the oldest go."""
-        if len(body) > CACHED_BYTES_MAX or not current().read_only:
+        """Cache the encoding if it is small; the oldest entries make room."""
+        if len(body) > LARGEST_CACHED or not current().read_only:
             return
         with self._lock:
-            old = self._kept.pop(task_id, None)
+            old = self._entries.pop(task_id, None)
             if old is not None:
                 self._size -= len(old[1])
-            self._kept[task_id] = (version, body)
+            self._entries[task_id] = (version, body)
             self._size += len(body)
             while self._size > CACHE_BYTES:
-                first = next(iter(self._kept))
-                self._size -= len(self._kept.pop(first)[1])
+                first = next(iter(self._entries))
+                self._size -= len(self._entries.pop(first)[1])
 
 
 def read(task_id: str, warnings: Sequence[str] | None = None) -> bytes:
-    """The encoded task; `NotFound`."""
+    """The encoded task. Raises `NotFound`."""
     values = _ONE.one({"id": task_id})
     if values is None:
         raise NotFound()
-    return encode_row(values, full=True, warnings=warnings)
+    return _encode_tuple(values, full=True, warnings=warnings)
 
 
 def answer(task_id: str, version: int, *, status: int | None = None, warnings: Sequence[str] | None = None) -> Encoded:
-    """The task as the answer of a change that left it at `version`."""
+    """The response of a change that left the task at `version`."""
     return Encoded(read(task_id, warnings), task_id, version, status)
 
 
 class Views:
-    """Reads for clients. One a kernel, so that kernels of one process do not mix what they keep."""
+    """Reads for clients. There is one instance per kernel, so that kernels of one process have separate caches."""
 
     def __init__(self) -> None:
         self._tasks, self._items = EncodingCache(), EncodingCache()
 
     def one(self, task_id: str) -> Encoded:
-        """The task; `NotFound`."""
+        """The encoded task, from the cache if possible. Raises `NotFound`."""
         found = _VERSION.one({"id": task_id})
         if found is None:
             raise NotFound()
@@ -367,28 +225,28 @@ class Views:
             if values is None:
                 raise NotFound()
             version = values[1]
-            body = encode_row(values, full=True)
+            body = _encode_tuple(values, full=True)
             self._tasks.put(task_id, version, body)
         return Encoded(body, task_id, version)
 
     @staticmethod
     def has_ended(task_id: str) -> bool:
-        """Whether the task is in a terminal state; `NotFound`."""
+        """Whether the task has ended. Raises `NotFound`."""
         found = _STATUS.one({"id": task_id})
         if found is None:
             raise NotFound()
         return found[0] in TERMINAL
 
     def items(self, keys: Iterable[tuple[str, int]]) -> list[Any]:
-        """The encoded list items of `(id, version)` pairs, in their order; what has gone meanwhile is left out."""
+        """The encoded list items of `(id, version)` pairs, in their order. Deleted tasks are left out."""
         wanted = list(keys)
-        kept = self._items
-        bodies = {task_id: kept.get(task_id, version) for task_id, version in wanted}
+        cache = self._items
+        bodies = {task_id: cache.get(task_id, version) for task_id, version in wanted}
         missing = [task_id for task_id, body in bodies.items() if body is None]
         for values in self._rows(missing):
-            body = encode_row(values, full=False)
+            body = _encode_tuple(values, full=False)
             bodies[values[0]] = body
-            kept.put(values[0], values[1], body)
+            cache.put(values[0], values[1], body)
         return [Raw(body) for body in bodies.values() if body is not None]
 
     @staticmethod

@@ -1,8 +1,9 @@
-"""The kind `scripted`: deterministic answers for tests and demos. No network, no key, price 0.
+"""The kind `scripted`: deterministic responses for tests and demos. No network, no API key, price 0.
 
-`echo` answers the last user message. Any other model plays a script: `{"turns": [...]}`. A turn with `match` answers
-whenever the last message contains that text; the others are played in order, chosen by the number of assistant messages
-that the conversation already has, so a resumed one goes on with the right turn. Past the end the last turn repeats.
+The model `echo` repeats the last user message. Any other model plays a script: `{"turns": [...]}`. A turn with `match`
+is played whenever the last message contains that text. The other turns are played in order, selected by the number of
+assistant messages in the conversation, so that a resumed conversation continues with the right turn; the last one
+repeats.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ import msgspec
 from msgspec import Meta
 
 from corral import clock
-from corral_plugins.llm.api import Connection, ModelFacts, ProviderError
+from corral_plugins.llm.api import Connection, ModelInfo, ProviderError
 
 ECHO, WORDS = "echo", "words"
-DIMENSIONS = 256
+DEFAULT_DIMENSIONS = 256
 CAPABILITIES = {"tools": True, "json": "none", "images": False, "stream": True, "embeddings": False, "reasoning": False}
 DEFAULT_CHUNK = 16
-INLINE_TOKENS = 4000  # more text than this is embedded in a thread
+INLINE_TOKENS = 4000  # longer texts are embedded in a thread
 
 
 class ScriptedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A call of a tool; without `id` it gets one that depends on its place only."""
+    """A tool call; without `id` it gets one that depends only on its position."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)]
     arguments: dict[str, Any] = {}
@@ -38,7 +39,7 @@ class ScriptedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 
 
 class ScriptedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Fail as a provider would: `status` of its answer, 504 for silence."""
+    """An error of the provider; `status` 504 means that it does not respond."""
 
     status: Annotated[int, Meta(ge=400, le=599)] = 500
     message: Annotated[str, Meta(max_length=1000)] = "The script says so."
@@ -46,14 +47,14 @@ class ScriptedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ScriptedUsage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Tokens to report instead of the estimate."""
+    """Token counts to report instead of estimates."""
 
     prompt_tokens: Annotated[int, Meta(ge=0)] = 0
     completion_tokens: Annotated[int, Meta(ge=0)] = 0
 
 
 class Turn(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One answer. `chunk`: characters of a chunk in a stream, over which a delay is spread."""
+    """One response. In streams, `chunk` is the number of characters per chunk; the delay is spread over the chunks."""
 
     match: Annotated[str, Meta(min_length=1, max_length=1000)] | None = None
     text: str | None = None
@@ -65,17 +66,17 @@ class Turn(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Script(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a model plays."""
+    """The script of a model."""
 
     turns: Annotated[list[Turn], Meta(min_length=1, max_length=1000)]
 
 
 def load_scripts(table: Mapping[str, Any]) -> dict[str, Script]:
-    """The scripts of `[plugins.llm.scripts]`: tables, or paths of JSON files. `ValueError` names the bad one."""
+    """Load `[plugins.llm.scripts]`: tables, or paths of JSON files. `ValueError` names an invalid script."""
     scripts: dict[str, Script] = {}
-    for name, given in table.items():
+    for name, source in table.items():
         try:
-            value = json.loads(Path(given).read_bytes()) if isinstance(given, str) else given
+            value = json.loads(Path(source).read_bytes()) if isinstance(source, str) else source
             scripts[name] = msgspec.convert(value, Script)
         except (OSError, ValueError) as error:
             raise ValueError(f"llm.scripts.{name}: {error}") from None
@@ -83,31 +84,31 @@ def load_scripts(table: Mapping[str, Any]) -> dict[str, Script]:
 
 
 class ScriptedProvider:
-    """Implements `LLMProvider`; `scripts` by model name. Nothing is shared, so any number of calls runs at a time."""
+    """Implements `LLMProvider`; `scripts` are by model name. Calls share nothing, so their number is unlimited."""
 
     kind = "scripted"
     free = implicit = True
     concurrency: int | None = None
     config_schema: Mapping[str, Any] = {"type": "object", "additionalProperties": False}
-    honours = frozenset({"max_tokens", "max_completion_tokens", "metadata", "tools", "dimensions"})
+    supported_fields = frozenset({"max_tokens", "max_completion_tokens", "metadata", "tools", "dimensions"})
 
     def __init__(self, scripts: Mapping[str, Script]) -> None:
         self._scripts = dict(scripts)
 
-    def list_models(self, connection: Connection) -> Sequence[ModelFacts]:
-        chat = [ModelFacts(id=name, capabilities=CAPABILITIES) for name in (ECHO, *sorted(self._scripts))]
+    def list_models(self, connection: Connection) -> Sequence[ModelInfo]:
+        chat = [ModelInfo(id=name, capabilities=CAPABILITIES) for name in (ECHO, *sorted(self._scripts))]
         words = {**dict.fromkeys(CAPABILITIES, False), "json": "none", "embeddings": True}
-        return [*chat, ModelFacts(id=WORDS, capabilities=words)]
+        return [*chat, ModelInfo(id=WORDS, capabilities=words)]
 
     async def complete(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
-        turn, answer = self._answer(request)
+        turn, response = self._respond(request)
         await asyncio.sleep(turn.delay_seconds)
-        return answer
+        return response
 
     async def stream(self, request: dict[str, Any], connection: Connection) -> AsyncGenerator[dict[str, Any], None]:
-        turn, answer = self._answer(request)
-        choice, message = answer["choices"][0], answer["choices"][0]["message"]
-        head = {key: answer[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+        turn, response = self._respond(request)
+        choice, message = response["choices"][0], response["choices"][0]["message"]
+        head = {key: response[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
         text = message["content"] or ""
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
         deltas += [{"content": text[at : at + turn.chunk]} for at in range(0, len(text), turn.chunk)]
@@ -116,16 +117,16 @@ class ScriptedProvider:
             await asyncio.sleep(turn.delay_seconds / len(deltas))
             yield {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
         yield {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}]}
-        yield {**head, "choices": [], "usage": answer["usage"]}
+        yield {**head, "choices": [], "usage": response["usage"]}
 
     async def embed(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
-        size = request.get("dimensions") or DIMENSIONS
+        size = request.get("dimensions") or DEFAULT_DIMENSIONS
         texts: list[str] = request["input"]
-        tokens = sum(estimate(text) for text in texts)
+        tokens = sum(estimate_tokens(text) for text in texts)
         if tokens > INLINE_TOKENS:
-            vectors = await asyncio.to_thread(embed_all, texts, size)
+            vectors = await asyncio.to_thread(_embed_all, texts, size)
         else:
-            vectors = embed_all(texts, size)
+            vectors = _embed_all(texts, size)
         return {
             "object": "list",
             "data": [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(vectors)],
@@ -133,63 +134,64 @@ class ScriptedProvider:
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
 
-    def _answer(self, request: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
-        """The turn and the whole answer; raises `ProviderError`."""
+    def _respond(self, request: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
+        """Return the turn and the whole response; raises `ProviderError`."""
         messages: list[dict[str, Any]] = request["messages"]
-        place = sum(1 for message in messages if message["role"] == "assistant")
-        turn = self._turn(request, messages, place)
+        position = sum(1 for message in messages if message["role"] == "assistant")
+        turn = self._turn(request, messages, position)
         if turn.error is not None:
             raise ProviderError(turn.error.status, turn.error.message, retry_after=turn.error.retry_after)
-        return turn, completion(turn, request, place)
+        return turn, _completion(turn, request, position)
 
-    def _turn(self, request: dict[str, Any], messages: Sequence[Mapping[str, Any]], place: int) -> Turn:
+    def _turn(self, request: dict[str, Any], messages: Sequence[Mapping[str, Any]], position: int) -> Turn:
         name = request["model"]
-        given = (request.get("metadata") or {}).get("script")
-        if given is not None:
-            script = _given_script(given)
+        in_request = (request.get("metadata") or {}).get("script")
+        if in_request is not None:
+            script = _script_of_request(in_request)
         elif name == ECHO:
-            return Turn(text=next((text_of(item) for item in reversed(messages) if item["role"] == "user"), ""))
+            return Turn(text=next((_text_of(item) for item in reversed(messages) if item["role"] == "user"), ""))
         elif name in self._scripts:
             script = self._scripts[name]
         else:
             raise ProviderError(404, f"There is no script {name}.")
-        last = text_of(messages[-1]) if messages else ""
+        last = _text_of(messages[-1]) if messages else ""
         for turn in script.turns:
             if turn.match is not None and turn.match in last:
                 return turn
-        ordered = [turn for turn in script.turns if turn.match is None]
-        if not ordered:
+        in_order = [turn for turn in script.turns if turn.match is None]
+        if not in_order:
             raise ProviderError(400, "No turn of the script matches the last message.")
-        return ordered[min(place, len(ordered) - 1)]
+        return in_order[min(position, len(in_order) - 1)]
 
 
-def _given_script(given: Any) -> Script:
-    """The script of a request: JSON, or the text of it (OpenAI's metadata holds strings)."""
+def _script_of_request(script: Any) -> Script:
+    """Return the script in a request: JSON, or JSON text, because OpenAI's metadata values are strings."""
     try:
-        return msgspec.convert(json.loads(given) if isinstance(given, str) else given, Script)
+        return msgspec.convert(json.loads(script) if isinstance(script, str) else script, Script)
     except (ValueError, RecursionError) as error:
         raise ProviderError(400, f"metadata.script: {error}") from None
 
 
-def completion(turn: Turn, request: Mapping[str, Any], place: int) -> dict[str, Any]:
-    """OpenAI's answer for a turn; a cap on the tokens cuts the text."""
+def _completion(turn: Turn, request: Mapping[str, Any], position: int) -> dict[str, Any]:
+    """Return the chat completion of a turn; a token limit truncates the text."""
     text, finish = turn.text, "tool_calls" if turn.tool_calls else "stop"
     cap = request.get("max_completion_tokens") or request.get("max_tokens")
-    if text is not None and cap is not None and estimate(text) > cap:
+    if text is not None and cap is not None and estimate_tokens(text) > cap:
         text, finish = text.encode()[: cap * 4].decode(errors="ignore"), "length"
     message: dict[str, Any] = {"role": "assistant", "content": text if text is not None or turn.tool_calls else ""}
     if turn.tool_calls:
         message["tool_calls"] = [
             {
-                "id": call.id or f"call_{place}_{index}",
+                "id": call.id or f"call_{position}_{index}",
                 "type": "function",
                 "function": {"name": call.name, "arguments": json.dumps(call.arguments, sort_keys=True)},
             }
             for index, call in enumerate(turn.tool_calls)
         ]
     usage = turn.usage or ScriptedUsage(
-        prompt_tokens=estimate(json.dumps(request["messages"])),
-        completion_tokens=estimate(text or "") + sum(estimate(json.dumps(call.arguments)) for call in turn.tool_calls),
+        prompt_tokens=estimate_tokens(json.dumps(request["messages"])),
+        completion_tokens=estimate_tokens(text or "")
+        + sum(estimate_tokens(json.dumps(call.arguments)) for call in turn.tool_calls),
     )
     digest = hashlib.sha256(json.dumps([request["messages"], request["model"]], sort_keys=True).encode()).hexdigest()
     return {
@@ -206,29 +208,28 @@ def completion(turn: Turn, request: Mapping[str, Any], place: int) -> dict[str, 
     }
 
 
-def text_of(message: Mapping[str, Any]) -> str:
-    """The text of a message, its parts joined."""
+def _text_of(message: Mapping[str, Any]) -> str:
+    """Return the text of a message, with its parts joined."""
     content = message.get("content")
     if isinstance(content, list):
         return "".join(part.get("text", "") for part in content if part.get("type") == "text")
     return content or ""
 
 
-def estimate(text: str) -> int:
-    """Tokens of a text, counted high: 4 bytes each."""
+def estimate_tokens(text: str) -> int:
+    """Estimate the tokens of a text, rather too high: 4 bytes each."""
     return math.ceil(len(text.encode()) / 4)
 
 
-def embed_all(texts: Sequence[str], size: int) -> list[list[float]]:
-    """A vector for each text."""
+def _embed_all(texts: Sequence[str], size: int) -> list[list[float]]:
     return [embed(text, size) for text in texts]
 
 
 def embed(text: str, size: int) -> list[float]:
-    """Each word adds to one place that its hash names; the vector has length 1, so texts that share words are near."""
+    """Hash each word to a dimension. Vectors have length 1, so texts that share words are close to each other."""
     vector = [0.0] * size
-    for found in re.finditer(r"\w+", text.lower()):  # one after the other, so that other threads run
-        digest = hashlib.sha256(found.group().encode()).digest()
+    for word in re.finditer(r"\w+", text.lower()):  # lazily, so that other threads can run
+        digest = hashlib.sha256(word.group().encode()).digest()
         vector[int.from_bytes(digest[:4], "big") % size] += 1.0 if digest[4] & 1 else -1.0
     length = math.sqrt(sum(value * value for value in vector)) or 1.0
     return [value / length for value in vector]

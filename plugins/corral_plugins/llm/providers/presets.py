@@ -1,4 +1,4 @@
-"""Well-known providers. They exist from the start, not configured, so that agents may name them."""
+"""Presets of well-known providers. They exist from the start, not configured, so that agents may name them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 
 class Preset(msgspec.Struct, frozen=True):
-    """A provider's kind and address; `needs_key`: it cannot be used without a key."""
+    """A provider's kind and address. `needs_key`: it cannot be used without an API key."""
 
     kind: str
     base_url: str

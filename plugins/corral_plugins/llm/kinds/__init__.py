@@ -1,1 +1,0 @@
-"""The kinds of providers that come with the gateway."""

@@ -1,0 +1,1 @@
+"""The kinds of providers that the gateway comes with."""

@@ -1,0 +1,227 @@
+"""HTTP to providers: pooled clients behind the egress guard, JSON and server-sent events, errors by status.
+
+Only the connection timeout is applied here; the gateway applies the others and closes what takes too long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from corral.egress.client import Egress
+from corral.egress.guard import EgressBlocked
+from corral.errors import Unavailable
+from corral_plugins.llm.api import Connection, ProviderError
+
+if TYPE_CHECKING:
+    import httpx2
+
+SINK = "llm"
+MAX_CONNECTIONS = 1000  # calls are limited by concurrency slots
+MAX_RESPONSE_BYTES = 64 * 1024 * 1024
+MAX_ERROR_BYTES = 64 * 1024
+MAX_LINE_BYTES = 16 * 1024 * 1024
+MAX_RETRY_AFTER = 24 * 3600
+DONE: dict[str, Any] = {}
+"""The event `[DONE]`, which ends OpenAI's streams; compare by identity."""
+
+
+class ProviderHttp:
+    """One pooled client per provider; replaced when its configuration changes, closed when no call uses it any more."""
+
+    def __init__(self) -> None:
+        self._egress: Egress | None = None
+        self._clients: dict[str, _SharedClient] = {}
+
+    def start(self, egress: Egress) -> None:
+        """Use this egress guard for all connections. No call is made before."""
+        self._egress = egress
+
+    async def close(self) -> None:
+        """Close all clients."""
+        while self._clients:
+            _, shared = self._clients.popitem()
+            await shared.client.aclose()
+
+    async def get(self, connection: Connection, url: str, headers: Mapping[str, str]) -> Any:
+        """Return the JSON at a URL."""
+        async with self._request(connection, "GET", url, headers) as response:
+            return _decode(await response.aread())
+
+    async def post(self, connection: Connection, url: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> Any:
+        """Post JSON and return the JSON response."""
+        async with self._request(connection, "POST", url, headers, body) as response:
+            return _decode(await response.aread())
+
+    async def events(
+        self, connection: Connection, url: str, headers: Mapping[str, str], body: Mapping[str, Any]
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Post JSON and yield the JSON of each server-sent event, and `DONE`. Closing it ends the request."""
+        async with self._request(connection, "POST", url, headers, body) as response:
+            async for line in _lines(response.aiter_bytes()):
+                data = line[5:].strip() if line.startswith(b"data:") else b""
+                if data == b"[DONE]":
+                    yield DONE
+                    return
+                if data:
+                    event = _decode(data)
+                    if not isinstance(event, dict):
+                        raise ProviderError(502, "A chunk of the stream is not a JSON object.")
+                    yield event
+
+    @contextlib.asynccontextmanager
+    async def _request(
+        self,
+        connection: Connection,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Mapping[str, Any] | None = None,
+    ) -> AsyncIterator[httpx2.Response]:
+        """Yield a successful response. Errors after its head are billable: the provider has begun to respond."""
+        billable = False
+        content = None if body is None else msgspec.json.encode(body)
+        sent = dict(headers) if body is None else {"content-type": "application/json", **headers}
+        try:
+            async with (
+                self._client(connection) as client,
+                _errors(connection),
+                client.stream(method, url, headers=sent, content=content) as response,
+            ):
+                await _raise_for_status(response)
+                billable = True
+                yield response
+        except ProviderError as error:
+            error.billable |= billable
+            raise
+
+    @contextlib.asynccontextmanager
+    async def _client(self, connection: Connection) -> AsyncIterator[httpx2.AsyncClient]:
+        key = (connection.version, connection.base_url, connection.timeouts.connect_seconds)
+        shared = self._clients.get(connection.name)
+        if shared is None or shared.key != key:
+            if shared is not None:
+                await shared.retire()
+            shared = self._clients[connection.name] = _SharedClient(key, self._new_client(connection))
+        shared.users += 1
+        try:
+            yield shared.client
+        finally:
+            shared.users -= 1
+            if shared.is_retired:
+                await shared.retire()
+
+    def _new_client(self, connection: Connection) -> httpx2.AsyncClient:
+        if self._egress is None:
+            raise Unavailable("The gateway has not started yet.")
+        return self._egress.client(
+            SINK,
+            profile="public",
+            operator=(host_and_port(connection.base_url),) if connection.operator else (),
+            connect_seconds=connection.timeouts.connect_seconds,
+            total_seconds=None,
+            max_bytes=MAX_RESPONSE_BYTES,
+            per_host=MAX_CONNECTIONS,
+        )
+
+
+class _SharedClient:
+    def __init__(self, key: tuple[Any, ...], client: httpx2.AsyncClient) -> None:
+        self.key, self.client = key, client
+        self.users, self.is_retired = 0, False
+
+    async def retire(self) -> None:
+        """Close the client now, or when its last user is done."""
+        self.is_retired = True
+        if not self.users:
+            await self.client.aclose()
+
+
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Split at line feeds only: a model's text may contain other line separators."""
+    buffer = bytearray()
+    async for chunk in chunks:
+        buffer += chunk
+        if b"\n" in chunk:
+            *lines, rest = bytes(buffer).split(b"\n")
+            for line in lines:
+                yield line
+            buffer = bytearray(rest)
+        if len(buffer) > MAX_LINE_BYTES:
+            raise ProviderError(502, f"A line of the stream is longer than {MAX_LINE_BYTES} bytes.")
+    yield bytes(buffer)
+
+
+@contextlib.asynccontextmanager
+async def _errors(connection: Connection) -> AsyncIterator[None]:
+    """Raise the errors of the HTTP client as `ProviderError`."""
+    import httpx2
+
+    address = host_and_port(connection.base_url)
+    try:
+        yield
+    except EgressBlocked as error:
+        detail = f"The address {address} is blocked ({error.code}): {error.reason}"
+        raise ProviderError(503, detail, code="dependency_unavailable") from error
+    except httpx2.TimeoutException as error:
+        raise ProviderError(504, f"{address} did not respond in time ({type(error).__name__}).") from error
+    except httpx2.HTTPError as error:
+        raise ProviderError(502, f"{address} cannot be reached: {type(error).__name__}: {error}") from error
+
+
+async def _raise_for_status(response: httpx2.Response) -> None:
+    if response.is_success:
+        return
+    body = b""
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > MAX_ERROR_BYTES:
+            break
+    status = response.status_code
+    raise ProviderError(status, _error_message(body, status), retry_after=_retry_after(response))
+
+
+def _error_message(body: bytes, status: int) -> str:
+    """Return the message of an error response in OpenAI's or Anthropic's format, else its text."""
+    try:
+        response = json.loads(body)
+    except (ValueError, RecursionError):
+        return body.decode(errors="replace").strip() or f"HTTP {status}"
+    error = response.get("error", response) if isinstance(response, dict) else response
+    if isinstance(error, dict):
+        return str(error.get("message") or error.get("detail") or error)
+    return str(error)
+
+
+def _retry_after(response: httpx2.Response) -> int | None:
+    try:
+        seconds = float(response.headers.get("retry-after", "").strip())
+    except ValueError:  # absent, or a date, which no provider sends
+        return None
+    return None if math.isnan(seconds) else round(max(0.0, min(seconds, MAX_RETRY_AFTER)))
+
+
+def _decode(data: bytes) -> Any:
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        raise ProviderError(502, "The response is not JSON.") from None
+
+
+def host_and_port(url: str | None) -> str:
+    """Return `host:port` of a URL."""
+    parts = urlsplit(url or "")
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def positive(value: Any) -> int | None:
+    """Return a size that a server reports of a model; None if it is not a positive integer."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

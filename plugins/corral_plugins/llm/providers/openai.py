@@ -1,0 +1,172 @@
+"""The kind `openai`: any server with OpenAI's chat completions API. Allowed JSON fields are relayed unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from corral import clock
+from corral_plugins.llm.api import Connection, ModelInfo, ProviderError
+from corral_plugins.llm.providers.http import DONE, ProviderHttp, positive
+
+OPENAI_HOST = "api.openai.com"
+COMMON_FIELDS = frozenset(
+    {
+        "dimensions",
+        "frequency_penalty",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "parallel_tool_calls",
+        "presence_penalty",
+        "reasoning_effort",
+        "response_format",
+        "seed",
+        "stop",
+        "temperature",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "top_p",
+        "user",
+    }
+)
+OPENAI_FIELDS = frozenset(
+    {"modalities", "prediction", "prompt_cache_key", "safety_identifier", "service_tier", "verbosity"}
+)
+MESSAGE_FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal")
+CONTEXT_FIELDS = ("context_length", "context_window", "max_model_len")  # of OpenRouter, others, and vLLM
+MAX_MODELS = 2000
+
+
+class OpenAIProvider:
+    """Implements `LLMProvider`."""
+
+    kind = "openai"
+    config_schema: Mapping[str, Any] = {"type": "object", "additionalProperties": False}
+    supported_fields = COMMON_FIELDS
+
+    def __init__(self, http: ProviderHttp) -> None:
+        self._http = http
+
+    def supported_fields_of(self, connection: Connection) -> frozenset[str]:
+        """Return the supported fields: OpenAI itself accepts fields that other servers refuse."""
+        return COMMON_FIELDS | OPENAI_FIELDS if _is_openai(connection) else COMMON_FIELDS
+
+    def list_models(self, connection: Connection) -> Sequence[ModelInfo]:
+        return connection.models
+
+    async def fetch_models(self, connection: Connection) -> Sequence[ModelInfo]:
+        """Ask the server which models it has."""
+        response = await self._http.get(connection, _url(connection, "models"), _headers(connection))
+        models = response.get("data") if isinstance(response, dict) else None
+        if not isinstance(models, list):
+            raise ProviderError(502, "The list of models is not in OpenAI's format.")
+        return [_model_info(item) for item in models[:MAX_MODELS] if isinstance(item, dict) and item.get("id")]
+
+    async def complete(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
+        url, body = _url(connection, "chat/completions"), _body(request, connection)
+        response = await self._http.post(connection, url, _headers(connection), body)
+        fields = response if isinstance(response, dict) else {}
+        _raise_for_error(fields)
+        if not fields.get("choices"):
+            usage = fields.get("usage")
+            raise ProviderError(502, "The response is not a chat completion.", billable=True, usage=usage)
+        created = fields.get("created")
+        return {
+            **fields,
+            "id": str(fields.get("id") or ""),
+            "object": "chat.completion",
+            "created": int(created) if isinstance(created, (int, float)) else int(clock.time_s()),
+        }
+
+    async def stream(self, request: dict[str, Any], connection: Connection) -> AsyncGenerator[dict[str, Any], None]:
+        body = {**_body(request, connection), "stream": True, "stream_options": {"include_usage": True}}
+        url = _url(connection, "chat/completions")
+        is_finished = False
+        async for chunk in self._http.events(connection, url, _headers(connection), body):
+            if chunk is DONE:
+                return
+            _raise_for_error(chunk)
+            is_finished = is_finished or any(choice.get("finish_reason") for choice in chunk.get("choices") or ())
+            yield chunk
+        if not is_finished:
+            raise ProviderError(502, "The stream ended before the response was complete.", billable=True)
+
+    async def embed(self, request: dict[str, Any], connection: Connection) -> dict[str, Any]:
+        url, body = _url(connection, "embeddings"), {**request, "encoding_format": "float"}
+        response = await self._http.post(connection, url, _headers(connection), body)
+        try:
+            items = sorted(response["data"], key=lambda item: item.get("index", 0))
+            data = [{"object": "embedding", "index": n, "embedding": item["embedding"]} for n, item in enumerate(items)]
+            return {"object": "list", "data": data, "model": request["model"], "usage": response.get("usage")}
+        except (AttributeError, KeyError, TypeError):
+            raise ProviderError(502, "The response is not a list of embeddings.") from None
+
+    async def close(self) -> None:
+        """Close the HTTP clients."""
+        await self._http.close()
+
+
+def _is_openai(connection: Connection) -> bool:
+    return urlsplit(connection.base_url or "").hostname == OPENAI_HOST
+
+
+def _url(connection: Connection, path: str) -> str:
+    if connection.base_url is None:
+        raise ProviderError(503, "The provider has no base_url.", code="dependency_unavailable")
+    return f"{connection.base_url.rstrip('/')}/{path}"
+
+
+def _headers(connection: Connection) -> dict[str, str]:
+    key = {"authorization": f"Bearer {connection.api_key}"} if connection.api_key else {}
+    return {**connection.headers, **key}
+
+
+def _body(request: dict[str, Any], connection: Connection) -> dict[str, Any]:
+    """Return the request body with the field names that the server knows."""
+    is_openai = _is_openai(connection)
+    body = {**request, "messages": [_message(message, is_openai) for message in request["messages"]]}
+    if is_openai and "max_tokens" in body:  # newer models refuse it
+        cap = body.pop("max_tokens")
+        body.setdefault("max_completion_tokens", cap)
+    elif not is_openai and "max_completion_tokens" in body:
+        body["max_tokens"] = body.pop("max_completion_tokens")
+    return body
+
+
+def _message(message: dict[str, Any], is_openai: bool) -> dict[str, Any]:
+    sent = {name: message[name] for name in MESSAGE_FIELDS if name in message}
+    if sent["role"] == "developer" and not is_openai:
+        sent["role"] = "system"
+    if sent["role"] == "assistant":
+        sent.setdefault("content", None)
+    return sent
+
+
+def _raise_for_error(response: Mapping[str, Any]) -> None:
+    """Raise the error in a response or chunk: servers do not always report errors by the status."""
+    error = response if response.get("object") == "error" else response.get("error")
+    if not error:
+        return
+    fields = error if isinstance(error, dict) else {}
+    code = fields.get("code")
+    status = code if isinstance(code, int) and 400 <= code <= 599 else 502
+    raise ProviderError(status, str(fields.get("message") or error))
+
+
+def _model_info(item: dict[str, Any]) -> ModelInfo:
+    name = str(item["id"])[:200]
+    context_window = next((item[field] for field in CONTEXT_FIELDS if item.get(field)), None)
+    embeds = "embed" in name.lower()
+    capabilities = {
+        "tools": not embeds,
+        "json": "none" if embeds else "schema",
+        "images": False,
+        "stream": not embeds,
+        "embeddings": embeds,
+        "reasoning": False,
+    }
+    return ModelInfo(id=name, capabilities=capabilities, context_window=positive(context_window))

@@ -1,0 +1,134 @@
+"""Sends a call to its targets: waits for a slot, retries the same provider, then falls back to the next target."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from corral.database.engine import Work
+from corral.plugin import Settings
+from corral.redact.redactor import Redactor
+from corral_plugins.admin.api import KillSwitch
+from corral_plugins.llm.api import ProviderError
+from corral_plugins.llm.service.calls import CallRecord, Outcome
+from corral_plugins.llm.service.metrics import CallMetrics
+from corral_plugins.llm.service.registry import Target
+from corral_plugins.llm.service.responses import allows_fallback, is_about_credentials, is_retryable, problem_of
+from corral_plugins.llm.service.settlement import ProviderStates
+from corral_plugins.llm.service.slots import Slots
+from corral_plugins.llm.settings import QUEUE_TIMEOUT_SECONDS
+
+log = logging.getLogger("corral.llm")
+T = TypeVar("T")
+
+MAX_RETRY_AFTER = 10.0
+JITTER = 0.25
+
+
+class Dispatcher:
+    """Every error that it raises is a `ProviderError` or a problem."""
+
+    switch: KillSwitch | None
+
+    def __init__(
+        self,
+        work: Work,
+        settings: Settings,
+        redactor: Redactor,
+        slots: Slots,
+        states: ProviderStates,
+        metrics: CallMetrics,
+    ) -> None:
+        self._work, self._settings, self._redactor = work, settings, redactor
+        self._slots, self._states, self._metrics = slots, states, metrics
+
+    async def send(self, call: CallRecord, outcome: Outcome, send: Callable[[Target], Awaitable[T]]) -> T:
+        """Return what `send` returns for the first target that succeeds.
+
+        When this returns or raises, `call.slot` is the slot that is held. Once `send` has returned, nothing falls back.
+        """
+        last = call.targets[-1]
+        for n, target in enumerate(call.targets):
+            if n:
+                await self._change_queue(call, target)
+            outcome.begin_target(target)
+            await self._wait_for_slot(call)
+            if n or (call.slot is not None and not call.slot.held):
+                await self._check_kill_switch()
+            try:
+                return await self._send_with_retries(call, target, outcome, send)
+            except ProviderError as error:
+                if target is last or not allows_fallback(error):
+                    raise
+                self._metrics.add_fallback(target.provider.name)
+                log.info("falling back to the next model", extra={"model": target.name, "status": error.status})
+                await self._record_error(call, target, error)
+        raise AssertionError("a call has at least one target")
+
+    async def _wait_for_slot(self, call: CallRecord) -> None:
+        await self._slots.wait(call.slot, self._settings.get(QUEUE_TIMEOUT_SECONDS))
+
+    async def _record_error(self, call: CallRecord, target: Target, error: ProviderError) -> None:
+        name = target.provider.name
+        problem = problem_of(error, name, self._redactor)
+        summary, refused = {"code": problem.code, "detail": problem.detail}, is_about_credentials(problem)
+        await self._work(
+            lambda: self._states.record_error(name, summary, credentials_refused=refused), entry=call.entry
+        )
+
+    async def _send_with_retries(
+        self, call: CallRecord, target: Target, outcome: Outcome, send: Callable[[Target], Awaitable[T]]
+    ) -> T:
+        """Retry the same provider while that may help; every attempt counts for its requests per minute."""
+        fields = target.provider.fields
+        retries = 0
+        while True:
+            outcome.attempts += 1
+            try:
+                outcome.billable = True
+                return await send(target)
+            except ProviderError as error:
+                outcome.add_refusal(error)
+                seconds = retry_delay(retries, error)
+                if retries >= fields.max_retries or not is_retryable(error) or seconds is None:
+                    raise
+                extra = {"model": target.name, "status": error.status, "seconds": seconds}
+                log.info("retrying the provider", extra=extra)
+            retries += 1
+            await asyncio.sleep(seconds)
+            if fields.requests_per_minute is not None:
+                await self._change_queue(call, target)
+                await self._wait_for_slot(call)
+            await self._check_kill_switch()
+
+    async def _check_kill_switch(self) -> None:
+        """Send nothing that was admitted before the kill switch was engaged."""
+        if self.switch is not None:
+            await self._work(self.switch.refuse_if_engaged, read=True)
+
+    async def _change_queue(self, call: CallRecord, target: Target) -> None:
+        """Leave one queue and enter another, in two units so that no unit holds two locks."""
+        if call.slot is not None:
+            await self._work(lambda: self._slots.leave(call.slot), entry=call.entry)
+        unit = self._work(lambda: self._slots.enter(call.id, target.provider), entry=call.entry)
+        entering = asyncio.ensure_future(unit)
+        try:
+            call.slot = await asyncio.shield(entering)
+        except asyncio.CancelledError:
+            call.slot = await entering  # settling must leave the queue
+            raise
+
+
+def retry_delay(retries: int, error: ProviderError) -> float | None:
+    """Return the seconds before the next retry: 1, 2, 4 with jitter, or longer if the provider asks for it.
+
+    Returns None if the provider asks for more than `MAX_RETRY_AFTER` seconds.
+    """
+    requested = float(error.retry_after or 0)
+    if requested > MAX_RETRY_AFTER:
+        return None
+    backoff = float(2**retries) * (1 + random.uniform(-JITTER, JITTER))  # noqa: S311  (not used for security)
+    return max(requested, backoff)

@@ -1,0 +1,111 @@
+"""Leases of tasks under which calls run: checked and renewed while a call lasts, so that it ends with its lease."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from corral.auth.principal import Principal
+from corral.database.engine import Work
+from corral.errors import Conflict
+from corral_plugins.cost.api import Charged, Tokens
+from corral_plugins.tasks.api import LeaseRef, Tasks
+
+CHECK_SECONDS, RENEW_SECONDS = 0.5, 15.0
+
+
+class Leases:
+    """One instance per process. `run` must be supervised while it is used."""
+
+    tasks: Tasks | None
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._running: dict[asyncio.Timeout, LeaseRef] = {}
+        self._wake = asyncio.Event()
+
+    # -- inside a unit
+
+    def is_live(self, by: Principal) -> bool:
+        """Return whether the caller's lease is live, and renew it; callers without a lease may always continue."""
+        if by.lease_id is None or by.task_id is None:
+            return True
+        if self.tasks is None or self.tasks.live_lease(by.task_id, by.lease_id) is None:
+            return False
+        self.tasks.renew_one(by.task_id, by.lease_id)
+        return True
+
+    def attempt_id(self, by: Principal) -> str | None:
+        """Return the attempt of the caller's lease, if it has one."""
+        if self.tasks is None or by.task_id is None or by.lease_id is None:
+            return None
+        lease = self.tasks.lease_facts(by.task_id, by.lease_id)
+        return lease.attempt_id if lease is not None else None
+
+    def add_usage(self, by: Principal, tokens: Tokens, charged: Charged) -> None:
+        """Add a charge to the counters of the caller's task, unless it was added before."""
+        if self.tasks is not None and by.task_id is not None and by.lease_id is not None and not charged.repeated:
+            self.tasks.spent(
+                by.task_id,
+                by.lease_id,
+                input_tokens=tokens.total - tokens.output_tokens,
+                output_tokens=tokens.output_tokens,
+                cost_usd=charged.cost_usd,
+            )
+
+    # -- outside
+
+    @contextlib.asynccontextmanager
+    async def watch(self, by: Principal) -> AsyncIterator[None]:
+        """End the body with `lease_lost` soon after the caller's lease ends or its task is being cancelled."""
+        if by.task_id is None or by.lease_id is None:
+            yield
+            return
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                self._running[scope] = LeaseRef(by.task_id, by.lease_id)
+                self._wake.set()
+                yield
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise lease_lost() from None
+        finally:
+            self._running.pop(scope, None)
+
+    async def run(self) -> None:
+        """Check the leases of running calls twice a second, and renew them."""
+        loop = asyncio.get_running_loop()
+        renewed = loop.time()
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(CHECK_SECONDS)
+            if not self._running:
+                self._wake.clear()
+                continue
+            if loop.time() - renewed > RENEW_SECONDS:
+                renewed = loop.time()
+                await self._work(self._renew)
+            lost = await self._work(self._lost, read=True)
+            for scope, lease in list(self._running.items()):
+                if lease.lease_id in lost and not scope.expired():
+                    with contextlib.suppress(RuntimeError):  # the call ended just now
+                        scope.reschedule(loop.time())
+
+    def _lost(self) -> set[str]:
+        leases = list(self._running.values())
+        if self.tasks is None:
+            return {lease.lease_id for lease in leases}
+        return {state.lease_id for state in self.tasks.lease_states(leases) if state.state != "ok"}
+
+    def _renew(self) -> None:
+        if self.tasks is not None:
+            for lease in sorted(self._running.values(), key=lambda each: each.lease_id):
+                self.tasks.renew_one(lease.task_id, lease.lease_id)
+
+
+def lease_lost() -> Conflict:
+    """Return the problem of a call whose lease has ended, or whose task is being cancelled."""
+    return Conflict("The lease has ended; stop and discard the work.", code="lease_lost")

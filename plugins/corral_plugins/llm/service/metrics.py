@@ -1,0 +1,92 @@
+"""Metrics of the gateway: counters of this process since its start. Only the event loop writes them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from corral.plugin import Metric
+from corral_plugins.llm.service.calls import Outcome
+from corral_plugins.llm.service.slots import Slots
+
+STATUSES = ("completed", "failed", "cancelled")
+DIRECTIONS = ("input", "output", "cache_read", "cache_write")
+
+
+class CallMetrics:
+    """Counts calls, costs, tokens, time to the first token, and fallbacks, by provider."""
+
+    def __init__(self) -> None:
+        self._calls: Counter[tuple[str, ...]] = Counter()
+        self._cost_micro_usd: Counter[tuple[str, ...]] = Counter()
+        self._tokens: Counter[tuple[str, ...]] = Counter()
+        self._fallbacks: Counter[tuple[str, ...]] = Counter()
+        self._first_token_ms: Counter[tuple[str, ...]] = Counter()
+        self._streams: Counter[tuple[str, ...]] = Counter()
+
+    def add_call(self, outcome: Outcome) -> None:
+        """Count a settled call."""
+        provider, tokens = outcome.target.provider.name, outcome.tokens
+        self._calls[(provider, outcome.status)] += 1
+        self._cost_micro_usd[(provider,)] += outcome.cost_micro_usd or 0
+        for direction in DIRECTIONS:
+            self._tokens[(provider, direction)] += getattr(tokens, f"{direction}_tokens")
+        if outcome.first_token_ms is not None:
+            self._first_token_ms[(provider,)] += outcome.first_token_ms
+            self._streams[(provider,)] += 1
+
+    def add_fallback(self, provider: str) -> None:
+        """Count a call that fell back from a model of this provider to another model."""
+        self._fallbacks[(provider,)] += 1
+
+    def metrics(self, providers: Sequence[str]) -> list[Metric]:
+        """Return the metrics; `providers` are the values of the label."""
+        labels = {"provider": providers}
+        return [
+            Metric(
+                name="corral_llm_calls_total",
+                help="Calls to models, by provider and outcome.",
+                kind="counter",
+                labels={**labels, "outcome": STATUSES},
+                collect=lambda: self._calls,
+            ),
+            Metric(
+                name="corral_llm_cost_usd_total",
+                help="Cost of calls in USD.",
+                kind="counter",
+                labels=labels,
+                collect=lambda: {provider: micro / 1_000_000 for provider, micro in self._cost_micro_usd.items()},
+            ),
+            Metric(
+                name="corral_llm_tokens_total",
+                help="Tokens of calls, by provider and direction.",
+                kind="counter",
+                labels={**labels, "direction": DIRECTIONS},
+                collect=lambda: self._tokens,
+            ),
+            Metric(
+                name="corral_llm_first_token_seconds",
+                help="Mean time from the request to the first token of streams.",
+                labels=labels,
+                collect=lambda: {
+                    provider: self._first_token_ms[provider] / n / 1000 for provider, n in self._streams.items()
+                },
+            ),
+            Metric(
+                name="corral_llm_fallbacks_total",
+                help="Calls that fell back to another model, by the provider that failed.",
+                kind="counter",
+                labels=labels,
+                collect=lambda: self._fallbacks,
+            ),
+            Metric(
+                name="corral_llm_queue",
+                help="Calls waiting for a concurrency slot.",
+                labels=labels,
+                collect=_waiting,
+            ),
+        ]
+
+
+def _waiting(slots: Slots) -> dict[tuple[str, ...], float]:
+    return slots.waiting()

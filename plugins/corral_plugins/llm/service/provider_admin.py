@@ -1,0 +1,355 @@
+"""Administration of providers: admins create, change, delete, test and refresh them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.database.engine import Work
+from corral.egress.client import Egress
+from corral.errors import Conflict, Invalid, NotFound, Problem, Unavailable
+from corral.events.event import emit
+from corral.http.answers import IfMatch
+from corral.http.page import Page, paginate_names
+from corral.ids import new_id
+from corral.jobs.job import enqueue
+from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
+from corral.redact.redactor import Redactor
+from corral.schema.data import json_schema_problems
+from corral_plugins.agents.api import Agents
+from corral_plugins.llm.api import Connection, ModelInfo, ProviderChanged, ProviderError
+from corral_plugins.llm.models import LlmProviderRow, LlmProviderState
+from corral_plugins.llm.provider_shapes import (
+    NewProvider,
+    ProviderFields,
+    ProviderItem,
+    ProviderPatch,
+    ProviderQuery,
+    ProviderTest,
+    ProviderView,
+)
+from corral_plugins.llm.providers.http import host_and_port
+from corral_plugins.llm.providers.presets import PRESETS
+from corral_plugins.llm.service.gateway import Gateway
+from corral_plugins.llm.service.provider_keys import ProviderKeys
+from corral_plugins.llm.service.registry import Provider, Registry
+from corral_plugins.llm.service.responses import errors_of, problem_of, time_limit
+from corral_plugins.llm.service.settlement import update_state
+
+log = logging.getLogger("corral.llm")
+
+REFRESH_JOB = "llm.refresh_provider"
+CREDENTIAL_HEADER = re.compile("auth|token|secret|cookie|passw|credential|session|apikey|(^|[-_])key($|[-_])")
+RESERVED_HEADERS = frozenset({"host", "content-length", "content-type"})
+TEST_MESSAGES = [{"role": "user", "content": "Reply with the word OK."}]
+TEST_MAX_TOKENS = 64
+NO_PROVIDER = "There is no provider with this name."
+Row = LlmProviderRow
+FetchModels = Callable[[Connection], Awaitable[Sequence[ModelInfo]]]
+
+
+class ProviderAdmin:
+    """The only writer of `llm_providers`; joins the caller's unit."""
+
+    agents: Agents | None
+    audit: Audit | None
+
+    def __init__(self, registry: Registry, keys: ProviderKeys) -> None:
+        self._registry, self._keys = registry, keys
+
+    # -- reading
+
+    def page(self, query: ProviderQuery, by: Principal) -> Page[ProviderItem]:
+        """Return providers by name; admins see more fields."""
+
+        def items(providers: Sequence[Provider]) -> list[ProviderItem]:
+            states = _states([provider.name for provider in providers]) if by.may("llm.manage") else None
+            return [_item(provider, states) for provider in providers]
+
+        providers = self._registry.all()
+        return paginate_names(providers, query, by, scope="llm.providers", name=lambda item: item.name, make=items)
+
+    def get(self, name: str) -> Provider:
+        """Return a provider; raises `NotFound`."""
+        provider = self._registry.get(name)
+        if provider is None:
+            raise NotFound(NO_PROVIDER)
+        return provider
+
+    def view(self, name: str, warnings: list[str] | None = None) -> ProviderView:
+        """Return a provider with all fields that admins see; raises `NotFound`."""
+        provider = self.get(name)
+        state = _states([name]).get(name) or LlmProviderState(name=name)
+        fields = _fields_of(provider) | {
+            "kind": provider.kind.kind,
+            "base_url": provider.connection.base_url,
+            "max_concurrency": provider.concurrency,
+        }
+        return ProviderView(
+            **fields,
+            name=name,
+            configured=provider.configured,
+            has_key=provider.connection.api_key is not None or provider.api_key_secret is not None,
+            api_key_secret=provider.api_key_secret,
+            breaker=None,
+            source=provider.source,
+            version=provider.version,
+            listed_models=[model.id for model in provider.models()],
+            last_error=state.last_error,
+            last_ok_at=state.last_ok_at,
+            models_refreshed_at=state.models_refreshed_at,
+            warnings=warnings if warnings else UNSET,
+        )
+
+    # -- writing
+
+    def create(self, new: NewProvider, by: Principal, warnings: Sequence[str] = ()) -> ProviderView:
+        """Create a provider; its models are fetched soon. The view includes `warnings`, and those about its key.
+
+        Raises `duplicate`, and `setting_locked` if `corral.toml` configures it.
+        """
+        self._refuse_file_provider(new.name)
+        preset = PRESETS.get(new.name)
+        kind = new.kind or (preset.kind if preset is not None else None)
+        if kind is None:
+            raise Invalid.at("/kind", "required", f"one of {', '.join(sorted(self._registry.kinds()))}")
+        if new.base_url is None and preset is None and kind in ("openai", "anthropic"):
+            raise Invalid.at("/base_url", "required", "the address of the server, up to and including /v1")
+        self._validate_kind(kind)
+        _validate_headers(new.headers)
+        values = {name: getattr(new, name) for name in ProviderFields.__struct_fields__} | {"kind": kind}
+        self._insert(new.name, values)
+        columns, key_warnings = self._keys.store(new.name, new, by)
+        has_key = columns.get("api_key_secret") is not None
+        if has_key:
+            Row.update(columns).where(Row.name == new.name).execute()
+        self._publish(new.name, "created", {name: (None, value) for name, value in values.items() if value}, has_key)
+        enqueue_refresh(new.name)
+        return self.view(new.name, [*warnings, *key_warnings])
+
+    def update(
+        self, name: str, patch: ProviderPatch, match: IfMatch, by: Principal, warnings: Sequence[str] = ()
+    ) -> ProviderView:
+        """Change a provider, which gets a row if it had none. The view includes `warnings`, and those about its key.
+
+        Raises `setting_locked` and `precondition_failed`.
+        """
+        self._refuse_file_provider(name)
+        provider = self.get(name)
+        match.check(provider.version)
+        values = {field: getattr(patch, field, UNSET) for field in ProviderFields.__struct_fields__}
+        values = {field: value for field, value in values.items() if value is not UNSET}
+        _validate_headers(values.get("headers") or {})
+        if "base_url" in values:
+            preset = PRESETS.get(name)
+            base_url = values["base_url"] or (preset.base_url if preset is not None else None)
+            self._keys.check_move(provider, patch, base_url, by)
+        key_columns, key_warnings = self._keys.store(name, patch, by)
+        enqueue_refresh(name)
+        if not values and not key_columns:
+            return self.view(name, [*warnings, *key_warnings])
+        changes = {field: (getattr(provider.fields, field), value) for field, value in values.items()}
+        values |= key_columns
+        if provider.source != "api":
+            self._insert(name, {**_fields_of(provider), **values, "kind": provider.kind.kind})
+        else:
+            row = {**_columns(values), "version": provider.version + 1}
+            if not Row.update(row).where((Row.name == name) & (Row.version == provider.version)).execute():
+                raise Unavailable("The provider was changed at the same moment; repeat the request.", code="overloaded")
+        self._publish(name, "updated", changes, bool(key_columns))
+        return self.view(name, [*warnings, *key_warnings])
+
+    def delete(self, name: str, match: IfMatch) -> None:
+        """Delete a provider that was created over the API. Raises `in_use` while agents name it."""
+        self._refuse_file_provider(name)
+        provider = self.get(name)
+        match.check(provider.version)
+        if provider.source != "api":
+            raise Conflict("This provider is built in; disable it instead.", code="setting_locked")
+        users = self.agents.naming_provider(name) if self.agents is not None else []
+        if users:
+            detail = f"{len(users)} agents use this provider; change them to another provider first."
+            raise Conflict(detail, code="in_use", references=[{"type": "agent", "id": each} for each in users])
+        if not Row.delete().where((Row.name == name) & (Row.version == provider.version)).execute():
+            raise NotFound(NO_PROVIDER)
+        state = LlmProviderState
+        no_models = state.update(listed_models=None, revision=None, models_refreshed_at=None)
+        no_models.where(state.name == name).execute()
+        self._keys.detach(name)
+        self._publish(name, "deleted", {}, key_changed=False)
+
+    def _insert(self, name: str, values: dict[str, Any]) -> None:
+        if not Row.insert(name=name, **_columns(values)).on_conflict_ignore().as_rowcount().execute():
+            raise Conflict(f"There is a provider {name} already.", code="duplicate", existing_id=name)
+
+    def _refuse_file_provider(self, name: str) -> None:
+        if self._registry.is_in_file(name):
+            raise Conflict(f"{name} is configured in corral.toml; change it there.", code="setting_locked")
+
+    def _validate_kind(self, kind: str) -> None:
+        kinds = self._registry.kinds()
+        if kind not in kinds:
+            raise Invalid.at("/kind", "not_in_enum", f"one of {', '.join(sorted(kinds))}")
+        if json_schema_problems(dict(kinds[kind].config_schema), {}):
+            detail = f"Providers of kind {kind} can only be configured in corral.toml."
+            raise Invalid.at("/kind", "not_allowed", detail)
+
+    def _publish(self, name: str, change: Any, changes: Mapping[str, tuple[Any, Any]], key_changed: bool) -> None:
+        self._registry.invalidate()
+        emit(ProviderChanged(provider=name, change=change), object=("llm_provider", name))
+        if self.audit is not None:
+            verb = {"created": "create", "updated": "update", "deleted": "delete"}[change]
+            entry = AuditEntry(
+                action=f"llm.provider.{verb}",
+                object_type="llm_provider",
+                object_id=name,
+                changes={**changes, "api_key": SECRET_CHANGE} if key_changed else changes,
+            )
+            self.audit.record(entry)
+
+
+class ProviderChecks:
+    """Refreshes the model lists of providers, and tests providers. Opens its own units."""
+
+    def __init__(
+        self, work: Work, registry: Registry, gateway: Gateway, keys: ProviderKeys, redactor: Redactor, egress: Egress
+    ) -> None:
+        self._work, self._registry, self._gateway, self._keys = work, registry, gateway, keys
+        self._redactor, self._egress = redactor, egress
+
+    async def url_warnings(self, url: Any) -> list[str]:
+        """Return warnings about an address that is to be stored. `url_blocked` names the setting that can allow it."""
+        if not isinstance(url, str):
+            return []
+        try:
+            return await self._egress.at_save(url)
+        except Invalid as problem:
+            if problem.code == "url_blocked" and problem.errors[0].code == "egress.address":
+                with contextlib.suppress(ValueError):  # not a URL, which no setting could allow
+                    problem.detail += f" An operator can allow it with CORRAL_EGRESS_ALLOW={host_and_port(url)}."
+            raise
+
+    async def refresh(self, provider: Provider) -> None:
+        """Fetch and store the models of a provider. Raises the problems that a call to it would raise."""
+        fetch: FetchModels | None = getattr(provider.kind, "fetch_models", None)
+        if fetch is None:
+            return
+        if not provider.usable:
+            raise Conflict(f"{provider.name} is disabled or not configured.")
+        try:
+            models = await self._fetch(provider, fetch)
+        except ProviderError as error:
+            problem = problem_of(error, provider.name, self._redactor)
+            summary = {"code": problem.code, "detail": problem.detail, "at": clock.now()}
+            await self._work(lambda: update_state(provider.name, last_error=summary))
+            if isinstance(problem, Invalid):  # the caller's request is not at fault
+                problem = Problem(problem.detail, code="provider_error")
+            raise problem from error
+        now = clock.now()
+        state = {"listed_models": models, "revision": new_id(), "models_refreshed_at": now, "last_ok_at": now}
+        await self._work(lambda: update_state(provider.name, **state, last_error=None))
+
+    async def _fetch(self, provider: Provider, fetch: FetchModels) -> list[ModelInfo]:
+        seconds = provider.connection.timeouts.total_seconds
+        connection = await self._keys.connection(provider)
+        async with time_limit(provider.name, seconds, "no list of models"):
+            with errors_of(provider.name):
+                return msgspec.convert(msgspec.to_builtins(await fetch(connection)), list[ModelInfo])
+
+    def enqueue_missing(self) -> None:
+        """Enqueue a refresh of providers whose models were never fetched; joins the caller's unit."""
+        for provider in self._registry.all():
+            if provider.is_refreshable and not provider.connection.models:
+                enqueue_refresh(provider.name)
+
+    async def refresh_all(self) -> None:
+        """Refresh every provider whose models are those that it lists; one that fails keeps its list."""
+        for provider in await self._work(self._registry.all, read=True):
+            await self._try_refresh(provider)
+
+    async def refresh_named(self, name: str) -> None:
+        """Refresh one provider in the same way, if it still exists."""
+        provider = await self._work(lambda: self._registry.get(name), read=True)
+        if provider is not None:
+            await self._try_refresh(provider)
+
+    async def _try_refresh(self, provider: Provider) -> None:
+        if provider.is_refreshable:
+            try:
+                await self.refresh(provider)
+            except Problem as problem:
+                extra = {"provider": provider.name, "detail": problem.detail}
+                log.warning("model list not refreshed", extra=extra)
+
+    async def test(self, provider: Provider, model: str | None, by: Principal) -> ProviderTest:
+        """Make one short call, which is charged like any other; errors are part of the result."""
+        name = model or provider.default_model()
+        if name is None:
+            raise Invalid.at("/model", "required", "The provider lists no models yet; name one.")
+        started = time.monotonic()
+        result = ProviderTest(ok=False, model=f"{provider.name}/{name}", latency_ms=0, first_token_ms=None, error=None)
+        request = {"model": result.model, "messages": TEST_MESSAGES, "max_tokens": TEST_MAX_TOKENS}
+        try:
+            async with contextlib.aclosing(self._gateway.stream(request, by=by)) as chunks:
+                async for _ in chunks:
+                    if result.first_token_ms is None:
+                        result.first_token_ms = round((time.monotonic() - started) * 1000)
+            result.ok = True
+        except Problem as problem:
+            result.error = {"code": problem.code, "detail": problem.detail}
+        result.latency_ms = round((time.monotonic() - started) * 1000)
+        return result
+
+
+def enqueue_refresh(name: str) -> None:
+    """Have a provider's models fetched after the current unit commits."""
+    enqueue(REFRESH_JOB, provider=name)
+
+
+def _validate_headers(headers: dict[str, str]) -> None:
+    """Raise `Invalid` for headers that would carry a credential or break the request."""
+    for name in headers:
+        if name.lower() in RESERVED_HEADERS:
+            raise Invalid.at(f"/headers/{name}", "not_allowed", "Corral sets this header itself.")
+        if CREDENTIAL_HEADER.search(name.lower()):
+            detail = "Headers are visible to everyone who manages models. Use api_key for credentials."
+            raise Invalid.at(f"/headers/{name}", "not_allowed", detail)
+
+
+def _fields_of(provider: Provider) -> dict[str, Any]:
+    return {field: getattr(provider.fields, field) for field in ProviderFields.__struct_fields__}
+
+
+def _columns(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields as columns of a new revision; shapes become JSON."""
+    return {name: msgspec.to_builtins(value) for name, value in values.items()} | {"revision": new_id()}
+
+
+def _states(names: list[str]) -> dict[str, LlmProviderState]:
+    return {row.name: row for row in LlmProviderState.select().where(LlmProviderState.name.in_(names))}
+
+
+def _item(provider: Provider, states: dict[str, LlmProviderState] | None) -> ProviderItem:
+    item = ProviderItem(
+        name=provider.name,
+        kind=provider.kind.kind,
+        enabled=provider.fields.enabled,
+        configured=provider.configured,
+        breaker=None,
+        models=[model.id for model in provider.models()],
+    )
+    if states is not None:
+        state = states.get(provider.name) or LlmProviderState(name=provider.name)
+        item.source, item.base_url = provider.source, provider.connection.base_url
+        item.last_error, item.last_ok_at = state.last_error, state.last_ok_at
+        item.models_refreshed_at = state.models_refreshed_at
+    return item

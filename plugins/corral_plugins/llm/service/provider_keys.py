@@ -1,0 +1,118 @@
+"""API keys of providers: stored in the vault and fetched for each call. Keys of `corral.toml` are in the connection."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import UNSET
+
+from corral.auth.principal import Principal
+from corral.crypto import refuse_mask
+from corral.database.engine import Work
+from corral.errors import Forbidden, Invalid, Problem, Unavailable
+from corral_plugins.llm.api import Connection, ProviderError
+from corral_plugins.llm.provider_shapes import NewProvider, ProviderPatch
+from corral_plugins.llm.service.registry import Provider
+from corral_plugins.secrets.api import Attached, Secrets
+
+VAULT_CODES = ("secret_expired", "vault_sealed")
+REVEAL = "secrets.reveal"
+Body = NewProvider | ProviderPatch
+
+
+class ProviderKeys:
+    """`connection` opens its own unit, everything else joins the caller's."""
+
+    secrets: Secrets | None
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    async def connection(self, provider: Provider) -> Connection:
+        """Return the connection with its API key; raises `ProviderError` if the vault does not return the key."""
+        name, secrets = provider.api_key_secret, self.secrets
+        if name is None:
+            return provider.connection
+        if secrets is None:
+            message = "The plugin secrets, which stores the API key, is not active."
+            raise ProviderError(503, message, code="dependency_unavailable")
+        attached, host = _attached(provider.name), urlsplit(provider.connection.base_url or "").hostname
+        try:
+            key = await self._work(lambda: secrets.use(name, attached.consumer, host, attached=attached), read=True)
+        except Problem as problem:
+            code = problem.code if problem.code in VAULT_CODES else "dependency_unavailable"
+            raise ProviderError(problem.status, problem.detail, code=code) from problem
+        return msgspec.structs.replace(provider.connection, api_key=key)
+
+    def validate(self, body: Body) -> None:
+        """Check the key in a body. Raises `plugin_disabled` without the vault, and `masked_value_submitted`."""
+        has_key, has_secret = isinstance(body.api_key, str), isinstance(body.api_key_secret, str)
+        if not has_key and not has_secret:
+            return
+        if self.secrets is None:
+            raise Unavailable(
+                "The plugin secrets, which stores API keys, is not active; put the key into corral.toml "
+                "([plugins.llm.providers.<name>] api_key).",
+                code="plugin_disabled",
+                retry_after=60,
+            )
+        refuse_mask(body.api_key if isinstance(body.api_key, str) else None, "/api_key")
+        if has_key and has_secret:
+            detail = "Give either an API key or the name of a secret that holds it, not both."
+            raise Invalid.at("/api_key", "not_allowed", detail)
+
+    def check_move(self, provider: Provider, patch: ProviderPatch, base_url: str | None, by: Principal) -> None:
+        """Check whether the stored key may be sent to a different address, whose operator could read it.
+
+        This requires the same rights as revealing the key. A caller who sends the key again knows it already.
+        """
+        if base_url == provider.connection.base_url or not _keeps_key(provider.api_key_secret, patch):
+            return
+        if by.has_stepped_up or REVEAL in by.named:
+            return
+        detail = "The stored key would be sent to a different base_url. Send the key again as api_key"
+        if by.kind == "api_key":
+            raise Forbidden(f"{detail}, or use an API key with the scope {REVEAL}.", code="insufficient_scope")
+        raise Forbidden(f"{detail}, or confirm with POST /auth/reauth.", code="reauth_required")
+
+    def store(self, provider: str, body: Body, by: Principal) -> tuple[dict[str, Any], list[str]]:
+        """Store the key of a body in the vault, or attach the named secret.
+
+        Returns the changed columns of the provider's row, and warnings about the key.
+        """
+        key, secret = body.api_key, body.api_key_secret
+        if self.secrets is None or (key is UNSET and secret is UNSET):
+            return {}, []
+        attached = _attached(provider)
+        if isinstance(key, str):
+            name = f"llm.{provider}.api_key"
+            description = f"The API key of the model provider {provider}."
+            warnings = self.secrets.keep(name, key, category="api_key", description=description, by=by)
+            self.secrets.attach(name, attached, title=provider, pointer="/api_key", by=None)
+            return {"api_key_secret": name}, warnings
+        if isinstance(secret, str):
+            self.secrets.attach(secret, attached, title=provider, pointer="/api_key_secret", by=by)
+            return {"api_key_secret": secret}, []
+        self.secrets.detach(attached)
+        return {"api_key_secret": None}, []
+
+    def detach(self, provider: str) -> None:
+        """Detach the secret of a deleted provider; it stays in the vault."""
+        if self.secrets is not None:
+            self.secrets.detach(_attached(provider))
+
+
+def _attached(provider: str) -> Attached:
+    return Attached(plugin="llm", kind="provider", id=provider)
+
+
+def _keeps_key(stored: str | None, patch: ProviderPatch) -> bool:
+    """Return whether the provider still uses the stored secret after the patch."""
+    secret = patch.api_key_secret
+    if stored is None or isinstance(patch.api_key, str):
+        return False
+    if isinstance(secret, str):
+        return secret.lower() == stored.lower()
+    return secret is UNSET and patch.api_key is UNSET

@@ -1,0 +1,233 @@
+"""Interprets provider responses: normalizes them to OpenAI's format once, and maps errors to problems.
+
+Only OpenAI's fields (and the two in which servers return a model's reasoning) are kept: unknown ones would be neither
+counted nor redacted across chunks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import msgspec
+
+from corral.errors import CODES, Invalid, Problem, TooMany
+from corral.redact.redactor import Redactor
+from corral.schema.strict_json import replace_bad_characters
+from corral_plugins.cost.api import MAX_TOKENS
+from corral_plugins.llm.api import ProviderError
+
+log = logging.getLogger("corral.llm")
+
+HEAD_FIELDS = ("id", "object", "created", "model")
+TEXT_FIELDS = ("content", "refusal", "reasoning_content", "reasoning")
+OTHER_MESSAGE_FIELDS = ("role", "annotations", "audio")
+MAX_FINISH_REASON = 40
+REQUIRED_USAGE = ("prompt_tokens", "completion_tokens", "cost")  # usage without any of these is worthless
+
+
+# -- responses
+
+
+def normalize_completion(response: Any) -> dict[str, Any]:
+    """Normalize a chat completion, or a chunk of one; raises `ProviderError` if it is neither."""
+    usage = response.get("usage") if isinstance(response, dict) else None
+    choices = response.get("choices") or [] if isinstance(response, dict) else None
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        raise ProviderError(502, "The response is not a chat completion.", billable=True, usage=usage)
+    return {
+        **{name: response[name] for name in HEAD_FIELDS if name in response},
+        "choices": [_choice(choice, position, usage) for position, choice in enumerate(choices)],
+        "usage": normalize_usage(usage),
+    }
+
+
+def normalize_embeddings(response: Any) -> dict[str, Any]:
+    """Normalize a list of embeddings; raises `ProviderError` if it is none."""
+    usage = response.get("usage") if isinstance(response, dict) else None
+    try:
+        for item in response["data"]:
+            msgspec.convert(item["embedding"], list[float])
+    except (KeyError, TypeError, msgspec.ValidationError):
+        raise ProviderError(502, "The response is not a list of embeddings.", billable=True, usage=usage) from None
+    return {**response, "usage": normalize_usage(usage)}
+
+
+def normalize_usage(usage: Any) -> dict[str, Any] | None:
+    """Return the numbers of a usage object; None if it holds none."""
+    if not isinstance(usage, dict):
+        return None
+    numbers = _numbers(usage)
+    details = {name: _numbers(value) for name, value in usage.items() if isinstance(value, dict)}
+    return {**numbers, **details} if any(name in numbers for name in REQUIRED_USAGE) else None
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    numbers = {name: _count(value) if name.endswith("_tokens") else _amount(value) for name, value in values.items()}
+    return {name: number for name, number in numbers.items() if number is not None}
+
+
+def _amount(value: Any) -> float | None:
+    """Return a number, which some servers send as text (for money)."""
+    with contextlib.suppress(ValueError):
+        return float(value) if isinstance(value, str) else value if isinstance(value, (int, float)) else None
+    return None
+
+
+def _count(value: Any) -> int | None:
+    """Return a count, which some servers send as a float; None if it is no count."""
+    is_count = isinstance(value, int) and not isinstance(value, bool)
+    if not is_count and not (isinstance(value, float) and value.is_integer()):
+        return None
+    return max(0, min(int(value), MAX_TOKENS))
+
+
+def _choice(choice: dict[str, Any], position: int, usage: Any) -> dict[str, Any]:
+    normalized: dict[str, Any] = {"index": _index(choice, position)}
+    for name in ("message", "delta"):
+        if name in choice:
+            normalized[name] = _message(choice[name] or {}, usage, in_chunk=name == "delta")
+    if isinstance(choice.get("logprobs"), dict):
+        normalized["logprobs"] = choice["logprobs"]
+    finish = choice.get("finish_reason")
+    if finish:
+        finish = replace_bad_characters(finish)[:MAX_FINISH_REASON] if isinstance(finish, str) else "stop"
+    return {**normalized, "finish_reason": finish or None}
+
+
+def _message(message: Any, usage: Any, *, in_chunk: bool) -> dict[str, Any]:
+    """Normalize a message, or a delta: content in parts becomes text, and reasoning a text of its own."""
+    content = message.get("content") if isinstance(message, dict) else message
+    if not isinstance(message, dict) or not isinstance(content, (str, list, type(None))):
+        raise ProviderError(502, "The response is not a message.", billable=True, usage=usage)
+    normalized = {name: message[name] for name in OTHER_MESSAGE_FIELDS if message.get(name) is not None}
+    normalized |= {name: message[name] for name in TEXT_FIELDS if isinstance(message.get(name), str)}
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, dict)]
+        normalized["content"] = _join_texts(parts)
+        if reasoning := "".join(_reasoning(part.get("thinking")) for part in parts):
+            normalized["reasoning_content"] = normalized.get("reasoning_content", "") + reasoning
+    elif content is None and "content" in message:
+        normalized["content"] = None
+    if isinstance(message.get("tool_calls"), list):
+        calls = [call for call in message["tool_calls"] if isinstance(call, dict)]
+        normalized["tool_calls"] = [_tool_call(call, n if in_chunk else None) for n, call in enumerate(calls)]
+    return normalized
+
+
+def _reasoning(thinking: Any) -> str:
+    return _join_texts(thinking if isinstance(thinking, list) else [{"type": "text", "text": thinking}])
+
+
+def _join_texts(parts: list[Any]) -> str:
+    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _tool_call(call: dict[str, Any], position: int | None) -> dict[str, Any]:
+    """Normalize a tool call. `position` replaces a missing index; calls in whole messages (None) have no index."""
+    function = call["function"] if isinstance(call.get("function"), dict) else {}
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str):  # some servers send the value itself
+        arguments = "" if arguments is None else json.dumps(arguments)
+    normalized: dict[str, Any] = {name: call[name] for name in ("id", "type") if isinstance(call.get(name), str)}
+    if position is not None:
+        normalized["index"] = _index(call, position)
+    name = {"name": function["name"]} if isinstance(function.get("name"), str) else {}
+    return {**normalized, "function": {**name, "arguments": arguments}}
+
+
+def _index(item: dict[str, Any], position: int) -> int:
+    index = item.get("index")
+    return index if isinstance(index, int) and not isinstance(index, bool) else position
+
+
+# -- errors
+
+TIMEOUTS = (408, 504)
+RETRYABLE = (408, 409, 429)
+INVALID_REQUEST = (400, 413, 422)
+MAX_MESSAGE_BYTES = 1024
+MAX_SHOWN_ERRORS = 5
+CREDENTIALS = "credentials"
+_PROVIDER_ERROR_KINDS = {401: CREDENTIALS, 402: CREDENTIALS, 403: CREDENTIALS, 404: "model"}
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+@contextlib.contextmanager
+def errors_of(provider: str) -> Iterator[None]:
+    """Raise every exception of a provider as `ProviderError`. The provider may have worked by then, and may charge."""
+    try:
+        yield
+    except (ProviderError, Problem):
+        raise
+    except Exception as error:
+        log.error("provider raised an unexpected error", exc_info=error, extra={"provider": provider})
+        raise ProviderError(502, "failed with a bug; see the server's log.", billable=True) from error
+
+
+def timed_out(name: str, seconds: float, what: str) -> ProviderError:
+    """Return the error of a timeout of the gateway, which is not retried because that would take as long again."""
+    return ProviderError(504, f"{name}: {what} within {seconds:g} seconds.", code="upstream_timeout", billable=True)
+
+
+@contextlib.asynccontextmanager
+async def time_limit(name: str, seconds: float, what: str) -> AsyncIterator[None]:
+    """Raise `timed_out` if the body takes longer."""
+    try:
+        async with asyncio.timeout(seconds) as scope:
+            yield
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        raise timed_out(name, seconds, what) from None
+
+
+def is_retryable(error: ProviderError) -> bool:
+    """Return whether the same provider may succeed a little later, and cannot charge for this request."""
+    is_temporary = error.status in RETRYABLE or error.status >= 500
+    return is_temporary and error.code is None and not error.billable
+
+
+def allows_fallback(error: ProviderError) -> bool:
+    """Return whether another model may serve the request: the request was not at fault, and no response had begun."""
+    return error.code is not None or not (error.billable or error.status in INVALID_REQUEST)
+
+
+def problem_of(error: ProviderError, provider: str, redactor: Redactor) -> Problem:
+    """Return the problem for the caller, with the provider's own message: redacted, at most 1 KiB."""
+    message = redactor.redact(error.message[: 4 * MAX_MESSAGE_BYTES])
+    detail = f"{provider}: {message.encode()[:MAX_MESSAGE_BYTES].decode(errors='ignore')}"
+    if error.code is not None:
+        headers = {"Retry-After": str(error.retry_after or 1)} if CODES[error.code][0] == 503 else None
+        return Problem(detail, code=error.code, headers=headers, provider=provider)
+    if error.status in INVALID_REQUEST:
+        return Invalid.at("/messages", "not_allowed", detail)
+    if error.status == 429:
+        return TooMany(detail, retry_after=error.retry_after or 1, provider=provider)
+    if error.status in TIMEOUTS:
+        return Problem(detail, code="upstream_timeout", provider=provider)
+    kind = _PROVIDER_ERROR_KINDS.get(error.status, "provider")
+    return Problem(detail, code="provider_error", kind=kind, provider=provider)
+
+
+def is_about_credentials(problem: Problem) -> bool:
+    """Return whether the provider refused its API key."""
+    return problem.members.get("kind") == CREDENTIALS
+
+
+def openai_error(problem: Problem) -> dict[str, Any]:
+    """Return the problem as OpenAI's error object. OpenAI's clients show only the message, so it lists the errors."""
+    shown = [error for error in problem.errors[:MAX_SHOWN_ERRORS] if error.detail != problem.detail]
+    errors = "; ".join(f"{error.pointer}: {error.detail}" for error in shown)
+    param = problem.errors[0].pointer if problem.errors else None
+    return {
+        "message": f"{problem.detail}: {errors}" if errors else problem.detail,
+        "type": _OPENAI_TYPES.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error"),
+        "code": problem.code,
+        "param": param.lstrip("/").replace("/", ".") if param else None,
+    }

@@ -1,0 +1,64 @@
+"""Deletion of tasks and of everything that belongs to them, and the sweep of old rows."""
+
+from __future__ import annotations
+
+from peewee import SQL
+
+from corral import clock
+from corral.jobs.job import enqueue
+from corral.plugin import Settings
+from corral_plugins.tasks import settings as declared
+from corral_plugins.tasks.events import TaskDeleted
+from corral_plugins.tasks.models import Attempt, Comment, Dependency, HourlyRollup, LogLine, Task, TaskRow, WorkerSignal
+from corral_plugins.tasks.service import queries, rollups, rows, search
+from corral_plugins.tasks.service.transitions import publish
+
+TASKS_AT_ONCE, ROWS_AT_ONCE = 100, 500
+DAY = 86_400
+
+
+def delete(row: TaskRow) -> None:
+    """Delete an ended task, which must be locked; a job deletes its attempts, logs and comments."""
+    search.forget(row)
+    if row.status != "completed":  # the tasks that depend on it cannot be tried again
+        dependents = Dependency.select(Dependency.task_id).where(Dependency.needs_id == row.id)
+        ended = Task.finished_at.is_null(False) & Task.failed_dependency_id.is_null()
+        Task.update(failed_dependency_id=row.id).where(Task.id.in_(dependents) & ended).execute()
+    Task.delete().where((Task.id == row.id) & (Task.status == row.status)).execute()
+    # The rows of its dependents stay until these go: a job may still have to tell them how the task ended.
+    Dependency.delete().where(Dependency.task_id == row.id).execute()
+    rollups.count_transition(row.status, None, row.priority, row.created_by)
+    queries.anchor_removed(row.created_at, row.id)
+    enqueue("tasks.purge", task_id=row.id)
+    publish(TaskDeleted, row, row.status)
+
+
+def purge_rows(task_id: str) -> int:
+    """Delete the attempts, logs and comments of a deleted task, at most 500 of each kind; returns how many."""
+    deleted = 0
+    for model in (LogLine, Comment, Attempt):
+        some = model.select(model.id).where(model.task_id == task_id).limit(ROWS_AT_ONCE)
+        deleted += model.delete().where(model.id.in_(some)).execute()
+    return deleted
+
+
+class Retention:
+    """Deletes old rows. Joins the caller's unit."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def sweep(self) -> int:
+        """Delete tasks past `tasks.retention_days`, old signals and old rollups, a chunk of each; returns how many."""
+        deleted = 0
+        days = self._settings.get(declared.RETENTION_DAYS)
+        if days is not None:
+            old = SQL("finished_at IS NOT NULL") & (Task.finished_at < clock.now(-days * DAY))
+            found = rows.tasks(old, TASKS_AT_ONCE)
+            for row in found:
+                delete(row)
+            deleted += len(found)
+        old_signals = WorkerSignal.select(WorkerSignal.seq).where(WorkerSignal.created_at < clock.now(-DAY))
+        deleted += WorkerSignal.delete().where(WorkerSignal.seq.in_(old_signals.limit(ROWS_AT_ONCE))).execute()
+        deleted += HourlyRollup.delete().where(HourlyRollup.hour < clock.now(-400 * DAY)[:13]).execute()
+        return int(deleted)

@@ -1,0 +1,68 @@
+"""Statistics of agents, computed from their attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from corral.database.dialect import execute, milliseconds_between
+from corral_plugins.agents.api import WorkFigures
+
+NEWEST = 10_000
+"""At most this many attempts are read: an agent may have a million, and a unit of work has two seconds."""
+# `ms` is the duration of an attempt that was completed or failed; it is null for every other attempt.
+_FIGURES = """
+WITH newest AS (
+  SELECT agent_id, agent_version, status, cost_micro, input_tokens, output_tokens, stalls, started_at, finished_at
+  FROM tasks_attempts WHERE agent_id = ? AND created_at >= ? ORDER BY created_at DESC LIMIT {newest}
+), ended AS (
+  SELECT newest.*, CASE WHEN status IN ('completed', 'failed') THEN {ms} END AS ms FROM newest
+), placed AS (
+  SELECT ended.*, CUME_DIST() OVER (PARTITION BY {group}, ms IS NULL ORDER BY ms) AS place FROM ended
+)
+SELECT {group}, COUNT(*), SUM(CASE WHEN status = 'completed' THEN 1 ELSE 0 END),
+  SUM(CASE WHEN status = 'failed' THEN 1 ELSE 0 END), AVG(ms), MIN(CASE WHEN place >= 0.95 THEN ms END),
+  SUM(cost_micro), SUM(input_tokens), SUM(output_tokens), SUM(stalls)
+FROM placed GROUP BY {group}
+"""
+
+
+class AttemptStatistics:
+    """Implements `AgentRecord`: one query per call, over the newest attempts of one agent.
+
+    An attempt is one claim. The success rate and the durations count attempts that were completed or failed: an attempt
+    that was cancelled, released or made to wait says nothing about the agent.
+    """
+
+    def figures(self, agent_id: str, *, since: str) -> WorkFigures:
+        found = _run("agent_id", agent_id, since)
+        return _figures(found[0]) if found else _figures((0,) * 10)
+
+    def figures_of_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, WorkFigures]:
+        found = {int(row[0]): _figures(row) for row in _run("agent_version", agent_id, "")}
+        is_whole = sum(figures.attempts or 0 for figures in found.values()) < NEWEST
+        absent = _figures((0,) * 10) if is_whole else WorkFigures()
+        return {version: found.get(version, absent) for version in versions}
+
+
+def _run(group: str, agent_id: str, since: str) -> list[tuple[Any, ...]]:
+    sql = _FIGURES.format(ms=milliseconds_between("started_at", "finished_at"), newest=NEWEST, group=group)
+    found: list[tuple[Any, ...]] = execute(sql, [agent_id, since]).fetchall()
+    return found
+
+
+def _figures(row: Sequence[Any]) -> WorkFigures:
+    _, attempts, completed, failed, average, p95, cost, tokens_in, tokens_out, stalls = row
+    ended = completed + failed
+    return WorkFigures(
+        attempts=attempts,
+        completed=completed,
+        failed=failed,
+        success_rate=completed / ended if ended else None,
+        avg_duration_ms=round(average) if ended and average is not None else None,
+        p95_duration_ms=int(p95) if ended and p95 is not None else None,
+        cost_usd=float(cost) / 1e6,
+        input_tokens=int(tokens_in),
+        output_tokens=int(tokens_out),
+        stalls=int(stalls),
+    )
