@@ -130,22 +130,15 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
         """The part of the configuration."""
         is_public = not is_loopback(config.server.bind.rpartition(":")[0])
         email, password = config.bootstrap_admin_email, config.bootstrap_admin_password
+        same = ("data_dir", "local_model", "secrets", "metrics_token", "safe_mode", "rate_limits", "ip_rules_disabled")
         return cls(
-            data_dir=config.data_dir,
-            local_model=config.local_model,
-            secrets=config.secrets,
-            processes=config.server.processes,
-            bind=config.server.bind,
-            public_url=config.server.public_url,
+            **{name: getattr(config, name) for name in same},
+            **{name: getattr(config.server, name) for name in ("bind", "processes", "public_url")},
             has_tls=config.server.certfile is not None,
             redis_url=config.redis.url,
             jwt_secret=config.keys.jwt_secret,
-            metrics_token=config.metrics_token,
             bootstrap_admin=(email, password) if email and password else None,
-            safe_mode=config.safe_mode,
             is_synchronous_normal=config.database.synchronous == "normal" and config.database.is_file,
-            rate_limits=config.rate_limits,
-            ip_rules_disabled=config.ip_rules_disabled,
             is_public=is_public,
             metrics_open=is_public and config.metrics_token is None,
             key_in_data_dir=config.keys.master_key is None,
