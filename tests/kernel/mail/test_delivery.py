@@ -228,11 +228,11 @@ async def test_the_password_of_the_mail_server_is_known_to_the_redactor(
     assert "a password of" not in text
 
 
-def test_letters_are_plain_and_complete() -> None:
-    from corral_core.accounts.service.mail_templates import LETTERS, write
+def test_mail_templates_are_plain_and_complete() -> None:
+    from corral_core.accounts.service.mail_templates import TEMPLATES, write
 
     facts = {"url": "https://x/#t", "until": "noon", "new": "b@x", "left": 3, "role": "member"}
-    for kind in LETTERS:
+    for kind in TEMPLATES:
         mail = write(kind, sender="c@x.example", to="a@x.example", site="here", facts=facts)
         text = mail.get_content()
         assert "{" not in text, kind
