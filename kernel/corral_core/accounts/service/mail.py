@@ -82,7 +82,7 @@ class MailService:
             return "disabled", "mail.host is not set."
         if not await self._answers():
             return "down", "The mail server does not take connections as configured."
-        waiting = await self._work(self._waiting, read=True)
+        waiting = await self._work(self.waiting, read=True)
         if waiting:
             return "degraded", f"{waiting} mails wait: the server did not take them."
         return "ok", "The mail server takes connections."
@@ -113,7 +113,7 @@ class MailService:
                 JobRow.delete().where(JobRow.id.in_(gone) & (JobRow.state != "running")).execute()
 
     @staticmethod
-    def _waiting() -> int:
+    def waiting() -> int:
         """The number of mails that wait for another attempt; joins the unit."""
         again = (JobRow.name == JOB) & (JobRow.state == "queued") & JobRow.error.is_null(False)
         return int(JobRow.select(peewee.fn.COUNT(JobRow.id)).where(again).scalar())
