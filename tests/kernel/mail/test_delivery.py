@@ -213,10 +213,10 @@ async def test_a_server_that_says_nothing_is_given_up(
     silent.close()
 
 
-async def test_probe_signs_in_and_sends_nothing(mailing: Kit, mail_server: MailServer) -> None:
-    assert await service(mailing).probe() is None
+async def test_the_health_check_signs_in_and_sends_nothing(mailing: Kit, mail_server: MailServer) -> None:
+    assert (await service(mailing).check())[0] == "ok"
     mail_server.stop()
-    assert "127.0.0.1" in (await service(mailing).probe() or "")
+    assert (await service(mailing).check())[0] == "down"
     assert mail_server.box.mails == []
 
 

@@ -1,4 +1,4 @@
-"""The service `Agents` that claims and calls use: facts, eligibility and slots. Everything here is hot."""
+"""The service `Agents`, which claims and calls of models use: facts, eligibility and slots. All of it is hot."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from corral.database.statement import Statement
 from corral.plugin import Settings
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.agents.models import LIVING, Agent
-from corral_plugins.agents.service.changes import ERROR_AFTER_FAILURES, StateChanges, is_ending
 from corral_plugins.agents.service.configuration import dollars
+from corral_plugins.agents.service.states import ERROR_AFTER_FAILURES, StateChanges, is_ending_leases
 
 CLAIMING = ("idle", "busy")
-KEPT_WEIGHT, TYPICAL_WEIGHT = 64_000_000, 2_000
-AT_ONCE = 500
+CACHE_BYTES, TYPICAL_BYTES = 64_000_000, 2_000
+BATCH_SIZE = 500
 
 _STATE = (Agent.id, Agent.stamp, Agent.status, Agent.status_reason, Agent.active_tasks, Agent.last_active_at)
 _BY_ID = Statement(lambda p: Agent.select(*_STATE).where((Agent.id == p("id")) & LIVING).tuples())
@@ -36,8 +36,8 @@ _ELIGIBLE = Statement(
         .tuples()
     )
 )
-_TOLD = (Agent.active_tasks, Agent.status, Agent.name, Agent.created_by)
-_TAKE = Statement(
+_EVENT_FIELDS = (Agent.active_tasks, Agent.status, Agent.name, Agent.created_by)
+_TAKE_SLOT = Statement(
     lambda p: (
         Agent.update({Agent.active_tasks: Agent.active_tasks + 1, Agent.status: "busy", Agent.last_active_at: p("now")})
         .where(
@@ -46,7 +46,7 @@ _TAKE = Statement(
             & (Agent.active_tasks < Agent.max_concurrent_tasks)
             & LIVING
         )
-        .returning(*_TOLD)
+        .returning(*_EVENT_FIELDS)
     )
 )
 _AFTER_LAST = peewee.Case(
@@ -57,28 +57,28 @@ _AFTER_LAST = peewee.Case(
     ),
     Agent.status,
 )
-_GIVE_BACK = Statement(
+_RELEASE = Statement(
     lambda p: (
         Agent.update(
             {Agent.active_tasks: Agent.active_tasks - 1, Agent.status: _AFTER_LAST, Agent.last_active_at: p("now")}
         )
         .where((Agent.id == p("id")) & (Agent.active_tasks > 0) & LIVING)
-        .returning(*_TOLD)
+        .returning(*_EVENT_FIELDS)
     )
 )
-_FREE = Statement(
+_FREE_SLOT = Statement(
     lambda p: Agent.update({Agent.active_tasks: Agent.active_tasks - 1, Agent.last_active_at: p("now")}).where(
         (Agent.id == p("id")) & (Agent.active_tasks > 0) & LIVING
     )
 )
-_FORGIVE = Statement(
+_RESET_FAILURES = Statement(
     lambda p: Agent.update({Agent.failures_in_a_row: 0}).where((Agent.id == p("id")) & (Agent.failures_in_a_row > 0))
 )
-_BLAME = Statement(
+_COUNT_FAILURE = Statement(
     lambda p: (
         Agent.update({Agent.failures_in_a_row: Agent.failures_in_a_row + 1})
         .where((Agent.id == p("id")) & LIVING)
-        .returning(Agent.failures_in_a_row, *_TOLD)
+        .returning(Agent.failures_in_a_row, *_EVENT_FIELDS)
     )
 )
 _ROLE = Statement(lambda p: Agent.select(Agent.id).where((Agent.role == p("role")) & LIVING).limit(1).tuples())
@@ -89,11 +89,11 @@ class AgentsService:
 
     def __init__(self, settings: Settings, changes: StateChanges) -> None:
         self._settings, self._changes = settings, changes
-        self._kept: dict[str, AgentFacts] = {}  # by stamp: true for ever, so it needs no commit to be kept
-        self._weight = 0
+        self._cache: dict[str, AgentFacts] = {}  # by stamp; never stale, because a stamp is never used twice
+        self._bytes = 0
 
     def facts(self, agent_id: str) -> AgentFacts | None:
-        """A living agent; None when there is none. Its lists and objects are shared: do not change them."""
+        """A living agent, or None. Its lists and objects are shared; do not change them."""
         row = _BY_ID.one({"id": agent_id})
         return next(iter(self._complete([row])), None) if row is not None else None
 
@@ -107,7 +107,7 @@ class AgentsService:
     def eligible(
         self, *, worker_id: str, group: str | None, labels: dict[str, str], agent_ids: Sequence[str] | None
     ) -> list[AgentFacts]:
-        """Agents that this worker may serve now, fewest leases first, then the longest idle."""
+        """The agents that this worker may serve now: fewest leases first, then the longest idle."""
         rows: Iterable[tuple[Any, ...]] = _ELIGIBLE.rows({"worker_id": worker_id, "group": group})
         if agent_ids is not None:
             wanted = set(agent_ids)
@@ -130,60 +130,60 @@ class AgentsService:
         return _ROLE.one({"role": role}) is not None
 
     def lease_started(self, agent_id: str) -> bool:
-        """Take a slot; False: it has none."""
-        rows = _TAKE.rows({"id": agent_id, "now": clock.now()})
+        """Take a slot. Returns False when there is none."""
+        rows = _TAKE_SLOT.rows({"id": agent_id, "now": clock.now()})
         for active, status, name, owner in rows:
             if active == 1:
-                self._changes.tell(agent_id, name, owner, "idle", status, None)
+                self._changes.publish(agent_id, name, owner, "idle", status, None)
         return bool(rows)
 
     def lease_ended(self, agent_id: str) -> None:
-        """Give the slot back; the last one ends `busy` and `draining`."""
-        if is_ending(agent_id):
-            _FREE.run({"id": agent_id, "now": clock.now()})
+        """Release a slot; with the last one the states `busy` and `draining` end."""
+        if is_ending_leases(agent_id):
+            _FREE_SLOT.run({"id": agent_id, "now": clock.now()})
             return
-        for active, status, name, owner in _GIVE_BACK.rows({"id": agent_id, "now": clock.now()}):
+        for active, status, name, owner in _RELEASE.rows({"id": agent_id, "now": clock.now()}):
             before = {"idle": "busy", "offline": "draining"}.get(status) if active == 0 else None
             if before is not None:
-                self._changes.tell(agent_id, name, owner, before, status, None)
+                self._changes.publish(agent_id, name, owner, before, status, None)
 
     def attempt_ended(self, agent_id: str, *, configuration_failure: bool) -> None:
-        """Count failures that repeating cannot cure; too many in a row: `error`. Any other end forgets them."""
+        """Count configuration failures: too many in a row set the state `error`. Any other end resets the count."""
         if not configuration_failure:
-            _FORGIVE.run({"id": agent_id})
+            _RESET_FAILURES.run({"id": agent_id})
             return
-        for failures, _, before, name, owner in _BLAME.rows({"id": agent_id}):
+        for failures, _, before, name, owner in _COUNT_FAILURE.rows({"id": agent_id}):
             if failures >= self._settings.get(ERROR_AFTER_FAILURES) and before in CLAIMING:
                 Agent.update(status="error", status_reason="config_error").where(
                     (Agent.id == agent_id) & (Agent.status == before)
                 ).execute()
-                self._changes.tell(agent_id, name, owner, before, "error", "config_error")
+                self._changes.publish(agent_id, name, owner, before, "error", "config_error")
 
     def _complete(self, rows: list[tuple[Any, ...]]) -> list[AgentFacts]:
-        """Facts of rows of `_STATE`: the lasting part from memory or in one query, the state from the row."""
-        kept = self._kept  # another lane may begin a new one
-        missing = [row[0] for row in rows if row[1] not in kept]
+        """The facts of rows of `_STATE`: the state from the row, the rest from the cache or in one query."""
+        cache = self._cache  # another thread may begin a new one
+        missing = [row[0] for row in rows if row[1] not in cache]
         fresh: dict[str, AgentFacts] = {}
-        for first in range(0, len(missing), AT_ONCE):
-            for found in Agent.select().where(Agent.id.in_(missing[first : first + AT_ONCE])):
+        for first in range(0, len(missing), BATCH_SIZE):
+            for found in Agent.select().where(Agent.id.in_(missing[first : first + BATCH_SIZE])):
                 fresh[found.id] = _facts(found)
-                self._keep(found.stamp, fresh[found.id])
+                self._store(found.stamp, fresh[found.id])
         complete = []
         for agent_id, stamp, status, reason, active, last in rows:
-            lasting = fresh.get(agent_id) or kept.get(stamp)
-            if lasting is not None:  # else it was purged between the two reads
+            cached = fresh.get(agent_id) or cache.get(stamp)
+            if cached is not None:  # else the agent was purged between the two reads
                 complete.append(
                     msgspec.structs.replace(
-                        lasting, status=status, status_reason=reason, active_tasks=active, last_active_at=last or None
+                        cached, status=status, status_reason=reason, active_tasks=active, last_active_at=last or None
                     )
                 )
         return complete
 
-    def _keep(self, stamp: str, facts: AgentFacts) -> None:
-        self._weight += len(facts.system_prompt) + TYPICAL_WEIGHT
-        if self._weight > KEPT_WEIGHT:
-            self._kept, self._weight = {}, 0
-        self._kept[stamp] = facts
+    def _store(self, stamp: str, facts: AgentFacts) -> None:
+        self._bytes += len(facts.system_prompt) + TYPICAL_BYTES
+        if self._bytes > CACHE_BYTES:
+            self._cache, self._bytes = {}, 0
+        self._cache[stamp] = facts
 
 
 def _facts(row: Agent) -> AgentFacts:

@@ -1,4 +1,4 @@
-"""The directory of agents: list, create, read, change, copy, take back, delete."""
+"""Management of agents: list, create, read, change, copy, delete."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from corral.plugin import Setting, Settings
 from corral.schema.fields import trimmed
 from corral_plugins.agents.api import AgentCreated, AgentDeleted, AgentUpdated
 from corral_plugins.agents.models import LIVING, Agent, Token
-from corral_plugins.agents.service.changes import StateChanges, ending
 from corral_plugins.agents.service.configuration import (
     CONFIGURATION,
     COPIED,
@@ -37,15 +36,16 @@ from corral_plugins.agents.service.configuration import (
 )
 from corral_plugins.agents.service.rows import (
     TRIES,
+    add_version,
     contended,
     has_leases,
-    keep_version,
     readable,
     same_state,
     swap,
     writable,
 )
 from corral_plugins.agents.service.shapes import AgentPatch, AgentQuery, AgentView, NewAgent
+from corral_plugins.agents.service.states import StateChanges, ending_leases
 from corral_plugins.agents.service.views import Views
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.api import Tasks
@@ -53,12 +53,12 @@ from corral_plugins.tools.api import Tools
 from corral_plugins.workers.api import Workers
 
 MAX_AGENTS: Setting[int] = Setting(
-    name="agents.max_agents", kind=int, default=1000, minimum=1, maximum=10_000, title="Agents at most"
+    name="agents.max_agents", kind=int, default=1000, minimum=1, maximum=10_000, title="Maximum number of agents"
 )
 
 
-class AgentDirectory:
-    """Everything about agents but their state. Joins the caller's unit."""
+class AgentManagement:
+    """Lists and changes agents. Joins the caller's unit."""
 
     llm: LLM | None
     tasks: Tasks | None
@@ -71,11 +71,11 @@ class AgentDirectory:
     # -- reading
 
     def get(self, agent_id: str, *, by: Principal) -> AgentView:
-        """One agent; `NotFound`."""
+        """One agent. Raises `NotFound`."""
         return self._views.one(readable(agent_id, by))
 
     def list(self, query: AgentQuery, *, by: Principal) -> Page[AgentView]:
-        """Living agents that meet every filter."""
+        """A page of the living agents that meet every filter."""
         where = Agent.select().where(LIVING & visible(Agent, by), *_filters(query))
         orders = {
             "created": newest_first(Agent),
@@ -90,19 +90,25 @@ class AgentDirectory:
     # -- writing
 
     def create(self, new: NewAgent, *, by: Principal) -> AgentView:
-        """Create an agent, `offline`. `duplicate` for a taken name, `unknown_reference`, `quota_exceeded`."""
+        """Create an agent in the state `offline`.
+
+        Raises a problem with the code `duplicate` for a taken name, `unknown_reference`, or `quota_exceeded`.
+        """
         config = default_config(self._settings.get(MAX_STEPS))
         values = {"config": config, **columns(new, config)}
         self._check_references(values, "")
         return self._insert(new.name, values, by)
 
     def clone(self, agent_id: str, name: str, *, by: Principal) -> AgentView:
-        """A copy with the caller as owner, `offline`, without memories and tokens."""
+        """Copy an agent without its memories and tokens. The copy is `offline`, and the caller owns it."""
         source = readable(agent_id, by)
         return self._insert(name, {column: getattr(source, column) for column in COPIED}, by)
 
     def update(self, agent_id: str, patch: AgentPatch, match: IfMatch = ANY_VERSION, *, by: Principal) -> AgentView:
-        """A partial change by its owner; of the configuration: a new version. `duplicate`, `unknown_reference`."""
+        """Change an agent; a change of the configuration makes a new version.
+
+        Raises a problem with the code `duplicate` or `unknown_reference`.
+        """
         for _ in range(TRIES):
             row = writable(agent_id, by)
             match.check(row.version)
@@ -112,31 +118,37 @@ class AgentDirectory:
         raise contended()
 
     def delete(self, agent_id: str, match: IfMatch = ANY_VERSION, *, force: bool, by: Principal) -> int:
-        """Delete; how many tasks lost it. `agent_busy` with live leases unless `force`, which cancels their tasks."""
+        """Delete an agent; returns the number of tasks that lost it.
+
+        Raises `Conflict` with `agent_busy` while it has live leases, unless `force` cancels their tasks.
+        """
         affected = 0
         for _ in range(TRIES):
             row = writable(agent_id, by)
             match.check(row.version)
             affected += self._release(agent_id, force=force)
             left = Agent.get_by_id(agent_id)
-            if has_leases(self.tasks, agent_id):  # claimed while the others ended
+            if has_leases(self.tasks, agent_id):  # it has claimed a task meanwhile
                 continue
             gone = {"deleted_at": clock.now(), "status": "offline", "status_reason": None, "active_tasks": 0}
             if swap(row, gone, same_state(left)):
-                self._changes.tell(row.id, row.name, row.created_by, left.status, "offline", "deleted")
+                self._changes.publish(row.id, row.name, row.created_by, left.status, "offline", "deleted")
                 emit(AgentDeleted(agent_id=row.id, name=row.name), object=("agent", row.id), owner=row.created_by)
                 self._end_tokens(agent_id)
                 return affected
         raise contended()
 
     def detach(self, agent_id: str) -> int:
-        """Take a deleted agent from tasks that wait for it, a unit full; a job does the rest. How many now."""
+        """Detach a deleted agent from the tasks that wait for it, as many as fit a unit; returns how many.
+
+        A job detaches the rest.
+        """
         detached = self.tasks.detach_agent(agent_id) if self.tasks is not None else 0
         if detached:
             enqueue("agents.detach", agent_id=agent_id)
         return detached
 
-    # -- parts of it
+    # -- parts
 
     def _insert(self, name: str, values: dict[str, Any], by: Principal) -> AgentView:
         self._check_tools(None, values, by)
@@ -155,14 +167,14 @@ class AgentDirectory:
         Agent.insert(row.__data__).on_conflict_ignore().execute()
         if not Agent.select(Agent.id).where(Agent.id == row.id).exists():
             raise _taken(row.name, row.name_key)
-        keep_version(row, sorted(CONFIGURATION), by)
+        add_version(row, sorted(CONFIGURATION), by)
         emit(
             AgentCreated(agent_id=row.id, name=row.name, role=row.role), object=("agent", row.id), owner=row.created_by
         )
         return self._views.one(row)
 
     def _changed(self, row: Agent, patch: AgentPatch, by: Principal) -> dict[str, Any]:
-        """The columns that really change, checked."""
+        """The columns whose value changes, checked."""
         wanted = columns(patch, row.config)
         if patch.name is not UNSET:
             wanted.update(_named(patch.name))
@@ -174,26 +186,26 @@ class AgentDirectory:
         return changes
 
     def _write(self, row: Agent, changes: dict[str, Any], by: Principal) -> bool:
-        """Write the changes, the version and the event; `row` becomes what is stored. False: it changed meanwhile."""
+        """Write the changes, the version and the event, and update `row`. Returns False when the row has changed."""
         fields = sorted({FIELD_OF.get(column, column) for column in changes} - {"name_key"})
         reconfigured = [field for field in fields if field in CONFIGURATION]
         values = {**changes, "stamp": new_id(), "config_version": row.config_version + bool(reconfigured)}
         try:
             if not swap(row, values):
                 return False
-        except peewee.IntegrityError:  # somebody took the name in this moment
+        except peewee.IntegrityError:  # another agent has just taken the name
             raise Conflict(f"Another agent is named {changes.get('name')!r}.", code="duplicate") from None
         for column, value in values.items():
             setattr(row, column, value)
         row.version, row.updated_at = row.version + 1, clock.now()
         if reconfigured:
-            keep_version(row, reconfigured, by)
+            add_version(row, reconfigured, by)
         event = AgentUpdated(agent_id=row.id, version=row.config_version, changed_fields=fields)
         emit(event, object=("agent", row.id), owner=row.created_by)
         return True
 
     def _check_tools(self, row: Agent | None, values: dict[str, Any], by: Principal) -> None:
-        """Raise `Forbidden` for tools and rules that this person must not give; what was there before may stay."""
+        """Raise `Forbidden` for added tools and rules that this person must not grant."""
         had: list[str] = row.enabled_tools if row is not None else []
         before: dict[str, Any] = row.tool_policy if row is not None else {}
         after: dict[str, Any] = values.get("tool_policy", before)
@@ -203,7 +215,7 @@ class AgentDirectory:
             self.tools.refuse_beyond(by, enabled=added, policy=after, before=before)
 
     def _check_references(self, values: dict[str, Any], agent_id: str) -> None:
-        """Raise `unknown_reference` for a provider, worker or reviewer that does not exist."""
+        """Raise `Invalid` with `unknown_reference` for a provider, worker or reviewer that does not exist."""
         worker, provider = values.get("worker_id"), values.get("llm_provider")
         if worker is not None and (self.workers is None or self.workers.facts(worker) is None):
             raise _unknown("/worker_id", "No worker has this id.")
@@ -218,7 +230,7 @@ class AgentDirectory:
             raise _unknown("/review_policy/reviewer_agent_id", "No agent has this id.")
 
     def _release(self, agent_id: str, *, force: bool) -> int:
-        """End the agent's leases and take it from the tasks that wait for it; how many tasks that were."""
+        """End the leases of the agent, and detach it from the tasks that wait for it; returns the number of tasks."""
         if self.tasks is None:
             return 0
         live = self.tasks.live_tasks([agent_id]).get(agent_id, [])
@@ -226,7 +238,7 @@ class AgentDirectory:
             raise Conflict(
                 "The agent has live leases; stop it first, or delete with force=true.", code="agent_busy", task_ids=live
             )
-        with ending(agent_id):
+        with ending_leases(agent_id):
             cancelled = self.tasks.release_agent(agent_id, cancel=True, reason="agent_deleted") if live else []
         return len(cancelled) + self.detach(agent_id)
 
@@ -281,6 +293,6 @@ def _filters(query: AgentQuery) -> list[Any]:
 
 
 def _has_tag(tag: str) -> Any:
-    """Exact and the same on both engines: a tag that is there leaves a gap when it is taken out of the JSON text."""
+    """The agent has the tag, compared exactly on both engines: removing its JSON text changes the column."""
     quoted = peewee.Value(msgspec.json.encode(tag).decode(), converter=False)
     return peewee.fn.REPLACE(Agent.tags, quoted, "") != Agent.tags
