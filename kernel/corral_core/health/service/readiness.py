@@ -61,14 +61,8 @@ class Readiness:
     def _look(self) -> bool:
         try:
             self._database.ping()
-<<<<<<< HEAD
             if not self._migrated:  # scripts do not change while a process runs
-                homes = [home for item in self._registry.all() if item.active and (home := item.home()) is not None]
-                self._migrated = not pending(self._database, homes)
-=======
-            if not self._migrated:  # the scripts of a process never change: none pending once is none pending
                 self._migrated = not pending(self._database, homes_of(self._registry.all()))
->>>>>>> main
         except Exception:
             return False
         return True
