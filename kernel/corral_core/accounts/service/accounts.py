@@ -10,7 +10,6 @@ import msgspec
 import peewee
 
 from corral import clock
-from corral.auth.addresses import check_address, normalise
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions
 from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
@@ -25,6 +24,7 @@ from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 from corral_core.accounts.api import AccountDetails, KeysOfPeople, NewUser, UserPatch, UserQuery, UserView
 from corral_core.accounts.events import UserCreated, UserDeactivated, UserPurged, UserReactivated, UserUpdated
 from corral_core.accounts.models import UserRow, claim
+from corral_core.accounts.service.addresses import check_address, normalise
 from corral_core.accounts.service.audit import action, is_own, shown
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import EMAIL_LINKS, PASSWORD_LINKS, Links

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from corral import clock
-from corral.auth.addresses import check_address
 from corral.auth.principal import Principal
 from corral.errors import Conflict, NotFound
 from corral.events.event import emit
@@ -15,6 +14,7 @@ from corral.plugin import Audit, AuditEntry
 from corral_core.accounts.api import InvitationView, Role
 from corral_core.accounts.events import InvitationAccepted, InvitationCreated
 from corral_core.accounts.models import InvitationRow, UserRow
+from corral_core.accounts.service.addresses import check_address
 from corral_core.accounts.service.links import INVITATION, LIFE_SECONDS, Links
 from corral_core.accounts.service.mail import MailService
 

@@ -18,7 +18,6 @@ import msgspec
 import peewee
 
 from corral import clock
-from corral.auth.addresses import normalise
 from corral.crypto import digest
 from corral.database.engine import Work
 from corral.database.unit import Entry, after_commit
@@ -28,6 +27,7 @@ from corral.plugin import Audit, AuditEntry, Settings
 from corral_core.accounts.api import Mail
 from corral_core.accounts.events import UserLocked
 from corral_core.accounts.models import LockoutRow, UserRow
+from corral_core.accounts.service.addresses import normalise
 from corral_core.accounts.service.audit import action
 from corral_core.accounts.settings import DAY, HOUR, LOCKOUT_SECONDS, LOCKOUT_THRESHOLD, LOCKOUT_WINDOW
 

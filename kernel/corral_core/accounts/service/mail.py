@@ -8,13 +8,13 @@ from typing import Any
 
 import peewee
 
-from corral.auth.addresses import normalise
 from corral.database.engine import Work
 from corral.egress.client import Egress
 from corral.errors import Conflict
 from corral.jobs.job import JobRow, enqueue
 from corral.plugin import Installation, Settings
 from corral_core.accounts.api import Delivery
+from corral_core.accounts.service.addresses import normalise
 from corral_core.accounts.service.links import Links
 from corral_core.accounts.settings import MAIL_FROM, MAIL_HOST, MAIL_PASSWORD, MAIL_PORT, MAIL_SECURITY, MAIL_USERNAME
 

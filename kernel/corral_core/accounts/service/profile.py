@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from corral.auth.addresses import check_address, normalise
 from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.errors import Conflict, Forbidden, Invalid
@@ -17,6 +16,7 @@ from corral.plugin import Settings
 from corral_core.accounts.api import Address, FullName, Password, UserPatch, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
+from corral_core.accounts.service.addresses import check_address, normalise
 from corral_core.accounts.service.links import CHANGE_EMAIL, Links
 from corral_core.accounts.service.mail import MailService
 from corral_core.accounts.service.sign_in import SignIn

@@ -6,7 +6,6 @@ import logging
 
 import msgspec
 
-from corral.auth.addresses import normalise
 from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.errors import Conflict, Forbidden, Invalid
@@ -15,6 +14,7 @@ from corral.plugin import Settings
 from corral_core.accounts.api import REGISTRATION, NewUser, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
+from corral_core.accounts.service.addresses import normalise
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import EMAIL_LINKS, RESET, VERIFY, Links
 from corral_core.accounts.service.mail import MailService

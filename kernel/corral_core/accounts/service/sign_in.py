@@ -10,7 +10,6 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from corral.auth.addresses import normalise
 from corral.crypto import Sealer
 from corral.database.engine import Work
 from corral.database.unit import Entry, after_commit
@@ -20,6 +19,7 @@ from corral.plugin import Audit, AuditEntry, RateLimits, Settings
 from corral_core.accounts.api import Mail, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
+from corral_core.accounts.service.addresses import normalise
 from corral_core.accounts.service.lockout import Lockout
 from corral_core.accounts.service.password_policy import PasswordHistory
 from corral_core.accounts.service.passwords import Passwords
