@@ -119,7 +119,6 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     rate_limits: bool = True
     ip_rules_disabled: bool = False
     is_public: bool = False
-    metrics_open: bool = False
     key_in_data_dir: bool = False
 
     def __repr__(self) -> str:  # it holds secrets, and a repr ends up in logs
@@ -128,7 +127,6 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, config: Config) -> Self:
         """The part of the configuration."""
-        is_public = not is_loopback(config.server.bind.rpartition(":")[0])
         email, password = config.bootstrap_admin_email, config.bootstrap_admin_password
         same = ("data_dir", "local_model", "secrets", "metrics_token", "safe_mode", "rate_limits", "ip_rules_disabled")
         return cls(
@@ -139,8 +137,7 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
             jwt_secret=config.keys.jwt_secret,
             bootstrap_admin=(email, password) if email and password else None,
             is_synchronous_normal=config.database.synchronous == "normal" and config.database.is_file,
-            is_public=is_public,
-            metrics_open=is_public and config.metrics_token is None,
+            is_public=not is_loopback(config.server.bind.rpartition(":")[0]),
             key_in_data_dir=config.keys.master_key is None,
         )
 
