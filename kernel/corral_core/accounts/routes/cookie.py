@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from corral.errors import Forbidden
 from corral.http.answers import Request
-from corral.http.client import LOOPBACK, fold
+from corral.http.client_address import LOOPBACK, fold
 from corral.plugin import Installation
 from corral_core.accounts.service.sessions import Tokens
 

@@ -72,7 +72,7 @@ async def read_metrics(request: Request, installation: Installation, scrape: Scr
     return Text(text, media_type=MEDIA_TYPE)
 
 
-@settings_routes.get("/health", needs="settings.read", remembered=True)
+@settings_routes.get("/health", needs="settings.read", remembered=True, no_store=True)
 async def read_report(board: HealthBoard) -> HealthReport:
     """Read the state of every dependency, and warnings about the configuration."""
     return await board.report()
