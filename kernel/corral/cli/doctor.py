@@ -319,11 +319,10 @@ def _migrations(config: Config, found: Database) -> Iterator[Finding]:
     from corral.database.migrations import Newer, is_empty, pending
     from corral.plugins.discovery import discover
     from corral.plugins.loading import load
-    from corral.plugins.migrations import migrates_on_start
+    from corral.plugins.migrations import homes_of, migrates_on_start
 
-    homes = [home for item in load(discover(config), config) if item.active and (home := item.home()) is not None]
     try:
-        waiting = pending(found, homes)
+        waiting = pending(found, homes_of(load(discover(config), config)))
     except Newer as error:
         yield Finding("migrations", "down", str(error), "install the release that made this database")
         return

@@ -23,6 +23,7 @@ def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | N
     from corral.database.migrations import exclusive_start, migrate, pending
     from corral.plugins.discovery import discover
     from corral.plugins.loading import load
+    from corral.plugins.migrations import homes_of
 
     config = load_config(path=config_path)
     logs.configure("warning", "console")
@@ -36,7 +37,7 @@ def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | N
         loaded = [item for item in load(discover(config), config) if item.active]
         if plugin is not None and plugin not in {item.name for item in loaded}:
             raise click.UsageError(f"no active plugin is named {plugin}")
-        homes = [home for item in loaded if plugin in (None, item.name) and (home := item.home()) is not None]
+        homes = [home for home in homes_of(loaded) if plugin in (None, home.plugin)]
         if plan:
             scripts = pending(database, homes)
         else:

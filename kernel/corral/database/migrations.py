@@ -26,6 +26,10 @@ class Home(msgspec.Struct, frozen=True):
     directory: Path
 
 
+KERNEL = Home("kernel", Path(__file__).with_suffix(""))
+"""The tables of the mechanism: events, consumers, jobs, schedules, leases and idempotent responses."""
+
+
 class MigrationFailed(Exception):
     """A script failed and was rolled back; `plugin` and `script` name it."""
 

@@ -16,6 +16,7 @@ import msgspec
 from corral import clock
 from corral.auth.principal import Permission
 from corral.config.model import Config
+from corral.database.migrations import KERNEL
 from corral.plugin import KERNEL_API, Plugin
 from corral.plugins.discovery import Found
 from corral.plugins.hooks import answers, check_items, manager_of, offered_specs
@@ -112,6 +113,8 @@ def _import(record: PluginRecord, config: Config) -> None:
 def _check_manifest(record: PluginRecord, kind: type[Plugin]) -> None:
     if getattr(kind, "name", None) != record.name or not _IDENTIFIER.fullmatch(record.name):
         raise TypeError(f"the class is named {getattr(kind, 'name', None)!r}, its entry point {record.name!r}")
+    if record.name == KERNEL.plugin:
+        raise TypeError("the name kernel is reserved for the tables of the kernel itself")
     if kind.kernel_api != KERNEL_API:
         raise TypeError(f"made for kernel API {kind.kernel_api}, this kernel has {KERNEL_API}")
     if kind.protected not in _RANKS:

@@ -10,8 +10,9 @@ import peewee
 from corral.config.model import Config
 from corral.crypto import Keyring
 from corral.database.engine import Database
-from corral.database.migrations import Home, Newer, exclusive_start, keep_copy, migrate, pending_of, tables_of
+from corral.database.migrations import KERNEL, Home, Newer, exclusive_start, keep_copy, migrate, pending_of, tables_of
 from corral.database.sealed import SealedColumns
+from corral.http.idempotency import IdempotencyRow
 from corral.plugins.record import PluginRecord, block_dependants
 
 log = logging.getLogger("corral.kernel")
@@ -27,39 +28,50 @@ def migrates_on_start(config: Config, kind: str) -> bool:
     return kind == "sqlite" if at_start is None else at_start
 
 
+def homes_of(records: Iterable[PluginRecord]) -> list[Home]:
+    """The migrations of the kernel, then those of active plugins, in the order in which they are applied."""
+    return [KERNEL, *(home for record in records if record.active and (home := record.home()) is not None)]
+
+
 def apply_migrations(database: Database, plugins: list[PluginRecord], config: Config, allowed: bool | None) -> None:
-    """Migrate each active plugin in order; a failing script makes its plugin `failed`."""
+    """Migrate the kernel, then each active plugin in order; a failing script makes its plugin `failed`."""
     if allowed is None:
         allowed = migrates_on_start(config, database.kind)
+    records = {record.name: record for record in plugins}
     with exclusive_start(database) as engine:
-        homes = {item.name: home for item in plugins if item.active and (home := item.home()) is not None}
-        waiting = {item.name: _waiting(engine, item, homes[item.name]) for item in plugins if item.name in homes}
+        homes = homes_of(plugins)
+        waiting = {home.plugin: _waiting(engine, records.get(home.plugin), home) for home in homes}
         block_dependants(plugins)
         lines = "; ".join(f"{name}: {', '.join(scripts)}" for name, scripts in waiting.items() if scripts)
         if lines and not allowed and tables_of(engine):
             raise Pending(f"migrations wait; run corral migrate ({lines})")
         if lines and isinstance(engine, peewee.SqliteDatabase) and tables_of(engine):
             keep_copy(engine)
-        for item in plugins:
-            if item.active and waiting.get(item.name):
-                item.attempt(migrate, database, homes[item.name])
+        for home in homes:
+            record = records.get(home.plugin)
+            if record is None:
+                migrate(database, home)
+            elif record.active and waiting[home.plugin]:
+                record.attempt(migrate, database, home)
                 block_dependants(plugins)
 
 
-def _waiting(engine: peewee.Database, loaded: PluginRecord, home: Home) -> list[str]:
-    """Its pending scripts. A schema newer than a third-party plugin is that plugin's failure, else the start's."""
+def _waiting(engine: peewee.Database, record: PluginRecord | None, home: Home) -> list[str]:
+    """The pending scripts. A schema that is newer than the code fails a third-party plugin, else the start."""
     try:
         return pending_of(engine, home)
     except Newer as error:
-        if loaded.found.built_in:
+        if record is None or record.found.built_in:
             raise Pending(f"{error}; install the release that made it") from None
-        loaded.fail(error)
+        record.fail(error)
         return []
 
 
 def sealed_columns(plugins: Iterable[PluginRecord]) -> SealedColumns:
-    """The sealed columns of active plugins."""
-    return SealedColumns(model for loaded in plugins if loaded.active for model in loaded.contributed.models)
+    """The sealed columns of the kernel and of active plugins."""
+    return SealedColumns(
+        [IdempotencyRow, *(model for record in plugins if record.active for model in record.contributed.models)]
+    )
 
 
 def unlock(

@@ -18,7 +18,7 @@ from corral.database.connect import connect
 from corral.database.migrations import is_empty
 from corral.plugins.discovery import Found
 from corral.plugins.loading import load
-from corral.plugins.migrations import apply_migrations
+from corral.plugins.migrations import apply_migrations, homes_of
 from corral.plugins.record import PluginRecord
 
 _made: dict[tuple[str, str], str] = {}
@@ -89,10 +89,9 @@ def _migrate(url: str, plugins: list[PluginRecord], config: Config) -> None:
 def _fingerprint(plugins: Sequence[PluginRecord]) -> str:
     """Of every script that would be applied."""
     digest = hashlib.sha256()
-    for loaded in plugins:
-        home = loaded.home() if loaded.active else None
-        for path in sorted(home.directory.glob("*.py")) if home is not None else ():
-            digest.update(f"{loaded.name}/{path.name}\0".encode() + path.read_bytes())
+    for home in homes_of(plugins):
+        for path in sorted(home.directory.glob("*.py")):
+            digest.update(f"{home.plugin}/{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

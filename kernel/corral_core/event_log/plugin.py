@@ -6,13 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from corral.auth.visibility import EventRights
-from corral.database.model import Model
 from corral.events.event import Event, SystemAlert
 from corral.http.routes import Routes
 from corral.jobs.job import Schedule
 from corral.plugin import Contributions, Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_core.event_log.jobs import SCHEDULES, consumer_lag
-from corral_core.event_log.models import KERNEL_TABLES
 from corral_core.event_log.routes import routes
 from corral_core.event_log.service import EventRightsService
 from corral_core.event_log.settings import SETTINGS
@@ -23,7 +21,7 @@ class EventLogPlugin(Plugin):
 
     name = "event_log"
     protected = True
-    prefixes = ("kernel", "events", "jobs")
+    prefixes = ("events", "jobs")
 
     def __init__(self, settings: Any = None) -> None:
         super().__init__(settings)
@@ -36,10 +34,6 @@ class EventLogPlugin(Plugin):
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
         return [routes]
-
-    @hookimpl
-    def corral_models(self) -> Iterable[type[Model]]:
-        return KERNEL_TABLES
 
     @hookimpl
     def corral_events(self) -> Iterable[type[Event]]:

@@ -1,4 +1,4 @@
-"""What other plugins may know of agents: shapes, events, the service `Agents`, and the `AgentRecord` it asks for."""
+"""The public interface of agents: shapes, events, the service `Agents`, and `AgentStatistics`, which it uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from corral.events.event import Event
 
 
 class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent as claims and calls need it: its configuration of version `version`, its state and its free slots."""
+    """An agent for claims and calls of models: its configuration of version `version`, its state and its slots."""
 
     id: str
     name: str
@@ -44,10 +44,10 @@ class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Agents(Protocol):
-    """Joins the caller's unit. Lock order of everything that touches several tables: task, then agent, then worker."""
+    """Joins the caller's unit. Units lock in the order task, agent, worker."""
 
     def facts(self, agent_id: str) -> AgentFacts | None:
-        """A living agent; None when there is none."""
+        """A living agent, or None."""
         ...
 
     def facts_of(self, agent_ids: Sequence[str]) -> dict[str, AgentFacts]:
@@ -57,19 +57,19 @@ class Agents(Protocol):
     def eligible(
         self, *, worker_id: str, group: str | None, labels: dict[str, str], agent_ids: Sequence[str] | None
     ) -> list[AgentFacts]:
-        """Agents that this worker may serve now.
+        """The agents that this worker may serve now: fewest leases first, then the longest idle.
 
-        `idle` or `busy`, with a free slot, bound to no other worker, selector matching. Fewest leases first, then the
-        longest idle. `agent_ids` narrows.
+        They are `idle` or `busy`, have a free slot, are bound to no other worker, and their selector matches.
+        `agent_ids` limits the result to these agents.
         """
         ...
 
     def started(self, role: str | None) -> list[AgentFacts]:
-        """Living agents that are `idle` or `busy`, of this role if one is given; for explanations."""
+        """Living agents that are `idle` or `busy`, of this role if one is given."""
         ...
 
     def naming_provider(self, provider: str) -> list[str]:
-        """Ids of living agents that name this provider of models, at most 50."""
+        """Ids of living agents that use this provider of models, at most 50."""
         ...
 
     def any_with_role(self, role: str) -> bool:
@@ -77,31 +77,28 @@ class Agents(Protocol):
         ...
 
     def lease_started(self, agent_id: str) -> bool:
-        """Take a slot by one guarded update (`idle | busy`, a slot free); False: it has none.
-
-        Emits `agent.status` when it becomes busy.
-        """
+        """Take a slot by one guarded update. Returns False when the agent may not claim or has no free slot."""
         ...
 
     def lease_ended(self, agent_id: str) -> None:
-        """Give the slot back; with the last one `busy` becomes `idle` and `draining` `offline`.
+        """Release a slot; with the last one `busy` becomes `idle` and `draining` becomes `offline`.
 
-        Nothing happens for deleted agents.
+        Does nothing for a deleted agent.
         """
         ...
 
     def attempt_ended(self, agent_id: str, *, configuration_failure: bool) -> None:
-        """Count failures that repeating cannot cure (`provider_error` of a bad key or unknown model).
+        """Count failures that a retry cannot cure (`provider_error` of a bad key or unknown model).
 
-        Three in a row (setting `agents.error_after_failures`): `error`.
+        After `agents.error_after_failures` of them in a row the state becomes `error`.
         """
         ...
 
 
-class WorkFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent's attempts came to: of many the newest 10,000.
+class AttemptStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Statistics of the attempts of an agent, at most of the newest 10,000.
 
-    Null is unknown, also of what ran before those; rate and durations are null without ended attempts.
+    Null means unknown; the rate and the durations are null without ended attempts.
     """
 
     attempts: int | None = None
@@ -116,15 +113,15 @@ class WorkFigures(msgspec.Struct, frozen=True, kw_only=True):
     stalls: int | None = None
 
 
-class AgentRecord(Protocol):
-    """How agents did, told by who keeps the attempts (`tasks` provides it). Joins the caller's unit."""
+class AgentStatistics(Protocol):
+    """Statistics of agents, provided by the plugin that stores attempts (`tasks`). Joins the caller's unit."""
 
-    def figures(self, agent_id: str, *, since: str) -> WorkFigures:
-        """Of the attempts that began at `since` (an instant) or later."""
+    def of_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:
+        """Statistics of the attempts that began at `since` (an instant) or later."""
         ...
 
-    def figures_of_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, WorkFigures]:
-        """Of the attempts that ran with each of these versions of the configuration, in one query."""
+    def of_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
+        """Statistics of the attempts of each of these versions of the configuration, in one query."""
         ...
 
 
@@ -151,7 +148,7 @@ class AgentCreated(Event, kw_only=True):
 
 
 class AgentUpdated(Event, kw_only=True):
-    """An agent was changed by a person. `version` is the one of its configuration."""
+    """A person changed an agent. `version` is the version of its configuration."""
 
     event = "agent.updated"
 

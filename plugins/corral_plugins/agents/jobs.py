@@ -1,4 +1,4 @@
-"""What happens to agents in the background: ended tokens go, deleted agents go for good."""
+"""Background jobs of agents: expired tokens and deleted agents are removed."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ from corral import clock
 from corral.database.engine import Work
 from corral.events.log import Record
 from corral_plugins.agents.models import Agent, Token, Version
-from corral_plugins.agents.service.directory import AgentDirectory
+from corral_plugins.agents.service.management import AgentManagement
 from corral_plugins.agents.service.tokens import AgentTokens
 
-AT_ONCE = 500
+BATCH_SIZE = 500
 PURGE_AFTER_SECONDS = 30 * 86_400
 
 
-def detach(agent_id: str, directory: AgentDirectory) -> None:
-    """Go on taking a deleted agent from the tasks that wait for it."""
-    directory.detach(agent_id)
+def detach(agent_id: str, management: AgentManagement) -> None:
+    """Detach a deleted agent from further tasks that wait for it."""
+    management.detach(agent_id)
 
 
 def sweep() -> None:
     """Remove tokens that have expired."""
-    old = Token.select(Token.id).where(Token.expires_at <= clock.now()).limit(AT_ONCE)
+    old = Token.select(Token.id).where(Token.expires_at <= clock.now()).limit(BATCH_SIZE)
     Token.delete().where(Token.id.in_(old)).execute()
 
 
 async def purge(work: Work) -> None:
     """Remove agents that were deleted 30 days ago, with their versions, in small units."""
-    while await work(purge_some) == AT_ONCE:
+    while await work(purge_some) == BATCH_SIZE:
         pass
 
 
 def purge_some() -> int:
-    """Remove at most `AT_ONCE` of them; how many."""
+    """Remove at most `BATCH_SIZE` agents; returns how many."""
     over = Agent.deleted_at < clock.now(-PURGE_AFTER_SECONDS)
-    old = [row.id for row in Agent.select(Agent.id).where(over).limit(AT_ONCE)]
+    old = [row.id for row in Agent.select(Agent.id).where(over).limit(BATCH_SIZE)]
     if old:
         Version.delete().where(Version.agent_id.in_(old)).execute()
         Token.delete().where(Token.agent_id.in_(old)).execute()
@@ -42,5 +42,5 @@ def purge_some() -> int:
 
 
 def forget_person(event: Record, tokens: AgentTokens) -> None:
-    """A purged person's tokens are deleted; while deactivated they are refused at each call."""
+    """A person was purged: delete the tokens of this person. Those of a deactivated person are refused at each call."""
     tokens.end_of_person(event.object_id)

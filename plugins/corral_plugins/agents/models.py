@@ -1,4 +1,4 @@
-"""Tables of agents: their rows, their versions and their standing tokens."""
+"""The tables of agents, of their versions, and of their standing tokens."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from corral.database.model import SHARED, IdField, InstantField, JSONField, Mode
 
 
 class Agent(Model):
-    """An agent. Money is in micro-USD; `last_active_at` is empty, not null, before the first lease: lists sort by it.
+    """An agent. Amounts of money are in micro-USD.
 
-    `stamp` is new with every change of anything but its state, and never used twice: what was read under it stays true.
+    `last_active_at` is empty, not null, before the first lease, because lists sort by it. Every change of anything but
+    the state sets a new `stamp`, which is never used twice, so that facts can be cached by it.
     """
 
     visibility = SHARED
@@ -90,7 +91,7 @@ class Version(Model):
 
 
 class Token(Model):
-    """A standing token: only its SHA-256 is kept. `created_by` is the person whose rights it has."""
+    """A standing token, stored as its SHA-256. It has the permissions of the person `created_by`."""
 
     owner_field = "created_by"
 

@@ -1,4 +1,4 @@
-"""The plugin `agents`: its manifest and what it contributes."""
+"""The plugin `agents`: its manifest and its contributions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from corral_plugins.agents import jobs
 from corral_plugins.agents.api import AgentCreated, AgentDeleted, Agents, AgentStatus, AgentUpdated
 from corral_plugins.agents.models import Agent, Token, Version
 from corral_plugins.agents.routes import routes
-from corral_plugins.agents.service.changes import ERROR_AFTER_FAILURES, STATUSES, StateChanges
 from corral_plugins.agents.service.configuration import MAX_STEPS
-from corral_plugins.agents.service.directory import MAX_AGENTS, AgentDirectory
-from corral_plugins.agents.service.figures import count_by_status
-from corral_plugins.agents.service.roster import AgentsService
-from corral_plugins.agents.service.states import AgentStates
-from corral_plugins.agents.service.tokens import TOKEN_TTL_DAYS, AgentTokens, StandingTokens
+from corral_plugins.agents.service.management import MAX_AGENTS, AgentManagement
+from corral_plugins.agents.service.registry import AgentsService
+from corral_plugins.agents.service.states import (
+    ERROR_AFTER_FAILURES,
+    STATUSES,
+    AgentStates,
+    StateChanges,
+    count_by_status,
+)
+from corral_plugins.agents.service.tokens import TOKEN_TTL_DAYS, AgentTokens, StandingTokenAuthenticator
 from corral_plugins.agents.service.versions import AgentVersions
 from corral_plugins.agents.service.views import Views
 
@@ -30,16 +34,16 @@ from corral_plugins.agents.service.views import Views
 class AgentsPlugin(Plugin):
     """Agents: named configurations that claim tasks.
 
-    People create, start and stop them, see what they do, and change them by versions that can be compared and
-    taken back.
+    People create, start and stop them, watch their work, and change them by versions that can be compared and
+    rolled back.
     """
 
     name = "agents"
     requires = ("accounts",)
     wants = ("admin", "llm", "tasks", "tools", "workers")
     permissions = (
-        Permission("agents.read", "Read agents, their versions and figures", holders=(*READERS, "agent")),
-        Permission("agents.write", "Create agents; change, start and stop one's own", holders=WRITERS),
+        Permission("agents.read", "Read agents, their versions and statistics", holders=(*READERS, "agent")),
+        Permission("agents.write", "Create agents; change, start and stop own agents", holders=WRITERS),
         Permission("agents.manage", "Change all agents, override budgets and loosen dangerous tools"),
     )
 
@@ -53,7 +57,7 @@ class AgentsPlugin(Plugin):
             Provide(StateChanges, lambda: self._changes),
             Provide(Agents, AgentsService),
             Provide(Views, Views),
-            Provide(AgentDirectory, AgentDirectory),
+            Provide(AgentManagement, AgentManagement),
             Provide(AgentStates, AgentStates),
             Provide(AgentVersions, AgentVersions),
             Provide(AgentTokens, AgentTokens),
@@ -89,15 +93,20 @@ class AgentsPlugin(Plugin):
 
     @hookimpl
     def corral_authenticators(self) -> Iterable[type[Authenticator]]:
-        return [StandingTokens]
+        return [StandingTokenAuthenticator]
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
         return [
-            Metric(name="corral_agents", help="Agents by state.", labels={"status": STATUSES}, collect=count_by_status),
+            Metric(
+                name="corral_agents",
+                help="Number of agents by state.",
+                labels={"status": STATUSES},
+                collect=count_by_status,
+            ),
             Metric(
                 name="corral_agent_state_changes_total",
-                help="Changes of state, by the new one.",
+                help="Changes of state by new state.",
                 kind="counter",
                 labels={"to": STATUSES},
                 collect=self._changes.by_state,

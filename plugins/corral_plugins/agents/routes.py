@@ -1,4 +1,4 @@
-"""HTTP of agents."""
+"""The routes of agents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from corral.errors import NotFound
 from corral.http.answers import Answer, IfMatch
 from corral.http.page import Page
 from corral.http.routes import Routes
-from corral_plugins.agents.service.directory import AgentDirectory
+from corral_plugins.agents.service.management import AgentManagement
 from corral_plugins.agents.service.shapes import (
     AgentPatch,
     AgentQuery,
@@ -17,7 +17,6 @@ from corral_plugins.agents.service.shapes import (
     AgentVersionDetail,
     AgentVersionView,
     AgentView,
-    Because,
     CloneAgent,
     CompareQuery,
     Comparison,
@@ -25,6 +24,7 @@ from corral_plugins.agents.service.shapes import (
     IssuedAgentToken,
     NewAgent,
     NewAgentToken,
+    PauseRequest,
     RollBack,
     StartAgent,
     StatsQuery,
@@ -39,7 +39,7 @@ routes = Routes("/agents", tag="Agents")
 
 
 @routes.get("/", needs="agents.read", raises=("invalid_cursor",))
-def list_agents(query: AgentQuery, agents: AgentDirectory, caller: Principal) -> Page[AgentView]:
+def list_agents(query: AgentQuery, agents: AgentManagement, caller: Principal) -> Page[AgentView]:
     """List agents."""
     return agents.list(query, by=caller)
 
@@ -51,13 +51,13 @@ def list_agents(query: AgentQuery, agents: AgentDirectory, caller: Principal) ->
     redacted=True,
     raises=("duplicate", "unknown_reference", "quota_exceeded", "forbidden"),
 )
-def create_agent(body: NewAgent, agents: AgentDirectory, caller: Principal) -> AgentView:
+def create_agent(body: NewAgent, agents: AgentManagement, caller: Principal) -> AgentView:
     """Create an agent; it is offline until it is started."""
     return agents.create(body, by=caller)
 
 
 @routes.get("/{id}", needs="agents.read", live=True, raises=("not_found",))
-def get_agent(id: str, agents: AgentDirectory, caller: Principal) -> AgentView:
+def get_agent(id: str, agents: AgentManagement, caller: Principal) -> AgentView:
     """Read an agent."""
     return agents.get(id, by=caller)
 
@@ -68,8 +68,8 @@ def get_agent(id: str, agents: AgentDirectory, caller: Principal) -> AgentView:
     redacted=True,
     raises=("not_found", "forbidden", "duplicate", "unknown_reference", "precondition_failed", "overloaded"),
 )
-def update_agent(id: str, body: AgentPatch, match: IfMatch, agents: AgentDirectory, caller: Principal) -> AgentView:
-    """Change an agent. What changes its configuration makes a new version; attempts that run keep theirs."""
+def update_agent(id: str, body: AgentPatch, match: IfMatch, agents: AgentManagement, caller: Principal) -> AgentView:
+    """Change an agent. A change of its configuration makes a new version; running attempts keep theirs."""
     return agents.update(id, body, match, by=caller)
 
 
@@ -79,7 +79,7 @@ def update_agent(id: str, body: AgentPatch, match: IfMatch, agents: AgentDirecto
     raises=("not_found", "forbidden", "agent_busy", "precondition_failed", "overloaded"),
 )
 def delete_agent(
-    id: str, query: DeleteAgentQuery, match: IfMatch, agents: AgentDirectory, caller: Principal
+    id: str, query: DeleteAgentQuery, match: IfMatch, agents: AgentManagement, caller: Principal
 ) -> Answer[None]:
     """Delete an agent.
 
@@ -94,7 +94,7 @@ _ACTION = ("not_found", "forbidden", "invalid_state", "precondition_failed", "ov
 
 @routes.post("/{id}/start", needs="agents.write", raises=(*_ACTION, "budget_exhausted", "kill_switch"))
 def start_agent(id: str, body: StartAgent, match: IfMatch, states: AgentStates, caller: Principal) -> AgentView:
-    """Start an agent: from now on it may claim tasks. What may keep it from working is in `warnings`."""
+    """Start an agent, so that it claims tasks. `warnings` lists conditions that may keep it from working."""
     return states.start(id, match, override=body.override, by=caller)
 
 
@@ -109,22 +109,22 @@ def stop_agent(id: str, body: StopAgent, match: IfMatch, states: AgentStates, ca
 
 
 @routes.post("/{id}/pause", needs="agents.write", raises=_ACTION)
-def pause_agent(id: str, body: Because, match: IfMatch, states: AgentStates, caller: Principal) -> AgentView:
-    """Pause a started agent: it claims nothing, what it works on goes on."""
+def pause_agent(id: str, body: PauseRequest, match: IfMatch, states: AgentStates, caller: Principal) -> AgentView:
+    """Pause a started agent: it claims no tasks, and its current tasks go on."""
     return states.pause(id, match, reason=body.reason, by=caller)
 
 
 @routes.post("/{id}/resume", needs="agents.write", raises=(*_ACTION, "budget_exhausted", "kill_switch"))
-def resume_agent(id: str, body: Because, match: IfMatch, states: AgentStates, caller: Principal) -> AgentView:
-    """End a pause."""
+def resume_agent(id: str, body: PauseRequest, match: IfMatch, states: AgentStates, caller: Principal) -> AgentView:
+    """Resume a paused agent."""
     return states.resume(id, match, reason=body.reason, by=caller)
 
 
 @routes.post(
     "/{id}/clone", needs="agents.write", status=201, raises=("not_found", "forbidden", "duplicate", "quota_exceeded")
 )
-def clone_agent(id: str, body: CloneAgent, agents: AgentDirectory, caller: Principal) -> Answer[AgentView]:
-    """Copy an agent under another name, without memories and tokens; the copy is the caller's and offline."""
+def clone_agent(id: str, body: CloneAgent, agents: AgentManagement, caller: Principal) -> Answer[AgentView]:
+    """Copy an agent under another name, without memories and tokens. The caller owns the copy, which is offline."""
     copy = agents.clone(id, body.name, by=caller)
     return Answer(body=copy, headers={"Location": f"/api/v1/agents/{copy.id}"})
 
@@ -139,7 +139,7 @@ def list_agent_versions(
 
 @routes.get("/{id}/versions/compare", needs="agents.read", raises=("not_found",))
 def compare_agent_versions(id: str, query: CompareQuery, versions: AgentVersions, caller: Principal) -> Comparison:
-    """Compare two versions: what differs, and how each did."""
+    """Compare two versions: their differences, and statistics of their attempts."""
     return versions.compare(id, query.before, query.after, by=caller)
 
 
@@ -163,7 +163,7 @@ def roll_back_agent(id: str, body: RollBack, match: IfMatch, versions: AgentVers
 
 @routes.get("/{id}/stats", needs="agents.read", raises=("not_found",))
 def get_agent_stats(id: str, query: StatsQuery, versions: AgentVersions, caller: Principal) -> AgentStats:
-    """How an agent did. Figures that nobody keeps are null."""
+    """Read statistics of the attempts of an agent; unknown ones are null."""
     return versions.stats(id, query.days, by=caller)
 
 
@@ -184,7 +184,7 @@ def list_agent_tokens(id: str, query: AgentTokenQuery, tokens: AgentTokens, call
 def create_agent_token(
     id: str, body: NewAgentToken, tokens: AgentTokens, caller: Principal
 ) -> Answer[IssuedAgentToken]:
-    """Make a standing token for an agent that lives outside Corral's workers; it is shown this once.
+    """Create a standing token for an agent outside Corral's workers; only this response shows it.
 
     It may do what its scopes name, an agent may do, and its maker may do at the time. An API key cannot make one.
     """
@@ -194,5 +194,5 @@ def create_agent_token(
 
 @routes.delete("/{id}/tokens/{token_id}", needs="agents.write", own_session=True, raises=("not_found", "forbidden"))
 def end_agent_token(id: str, token_id: str, tokens: AgentTokens, caller: Principal) -> None:
-    """End a standing token at once."""
+    """Revoke a standing token at once."""
     tokens.end(id, token_id, by=caller)

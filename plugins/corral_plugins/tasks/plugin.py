@@ -13,7 +13,7 @@ from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
 from corral.plugin import LeaseCallers, Metric, Plugin, Provide, Runtime, Setting, hookimpl
-from corral_plugins.agents.api import AgentRecord
+from corral_plugins.agents.api import AgentStatistics
 from corral_plugins.tasks import events, hookspecs, jobs, models, settings
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tasks.routes import protocol
@@ -31,7 +31,7 @@ from corral_plugins.tasks.service.outcomes import Outcomes
 from corral_plugins.tasks.service.queries import TaskQueries
 from corral_plugins.tasks.service.retention import Retention
 from corral_plugins.tasks.service.runs import Runs
-from corral_plugins.tasks.service.statistics import AttemptStatistics
+from corral_plugins.tasks.service.statistics import AgentStatisticsService
 from corral_plugins.tasks.service.tasks import TasksService
 from corral_plugins.tasks.service.timers import DueTaskNotifier, Timers
 from corral_plugins.tasks.service.transitions import Transitions
@@ -95,7 +95,7 @@ class TasksPlugin(Plugin):
             *(Provide(part, part) for part in parts),
             Provide(Tasks, TasksService),
             Provide(LeaseCallers, _lease_callers),
-            Provide(AgentRecord, AttemptStatistics),
+            Provide(AgentStatistics, AgentStatisticsService),
         ]
 
     @hookimpl

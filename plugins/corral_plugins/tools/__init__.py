@@ -1,1 +1,1 @@
-"""Tools: what agents may do besides talking."""
+"""Tools: the actions that agents may take."""

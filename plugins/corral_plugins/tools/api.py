@@ -1,4 +1,4 @@
-"""What other plugins may know of tools: the shape of a tool, what its code is given, and the service `Tools`."""
+"""The public API of tools: definitions of tools, the context in which they run, and the service `Tools`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Runs = Literal["server", "worker"]
 
 RISKS: tuple[Risk, ...] = ("read", "write", "external", "dangerous")
 POLICIES: tuple[Policy, ...] = ("allow", "ask", "deny")
-"""From the loosest to the strictest."""
+"""Ordered from the least to the most strict."""
 
 Json = dict[str, Any]
 
 
 class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
-    """For whom and under what a tool runs. `caller` is the agent with the rights that its requester has now.
+    """The context in which a tool runs. `caller`: the agent with the current rights of its requester.
 
-    `config` is the tool's own configuration, `work` opens units for tools that are `async`.
+    `config`: the tool's own configuration. `work`: opens units, for `async def` tools.
     """
 
     caller: Principal
@@ -38,7 +38,7 @@ class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """What a call acts on. `ask`: the target's own rules want a person to be asked."""
+    """The object on which a call acts. `ask`: the rules of the target require approval by a person."""
 
     kind: str
     id: str
@@ -46,19 +46,20 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
-    """A result with the untrusted sources that it holds, for tools whose output is untrusted only sometimes."""
+    """A result with the untrusted sources that it contains, for tools whose output is not always untrusted."""
 
     value: Any
     untrusted: tuple[str, ...] = ()
 
 
 class Later(msgspec.Struct, frozen=True):
-    """The result of a tool whose answer comes later, by `Tools.answered`."""
+    """The result of a tool whose result arrives later, by `Tools.answered`."""
 
 
 class ToolFailure(Failure):
-    """The tool could not do it. `type` is stable; the message is for the model and for people, in the tool's own words:
-    what strangers wrote goes into a result, which taints.
+    """The tool failed. `type` is stable; `message` is for the model and for people.
+
+    The message must not contain untrusted text, which belongs into a result, where it taints the run.
     """
 
     def __init__(self, type: str, message: str) -> None:
@@ -71,9 +72,9 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 
     `run(context, arguments)` returns JSON, `Output` or `Later`, or raises `ToolFailure` or a `Problem`. A `def` runs
     in the unit that stores its result; an `async def` opens its own units with `context.work`. Worker tools have none.
-    `sees(context, arguments)`: whether the requester sees the objects named in the arguments; in a unit.
-    `admits(config, arguments)`: whether a configuration, the tool's or the agent's, lets the arguments pass.
-    `trusts(config, arguments)`: whether the tool's configuration lets tainted runs do this unasked.
+    `sees(context, arguments)`: whether the requester may see the objects named in the arguments; called in a unit.
+    `admits(config, arguments)`: whether a configuration, the tool's or the agent's, allows the arguments.
+    `trusts(config, arguments)`: whether the tool's configuration exempts the call from approval in tainted runs.
     """
 
     name: str
@@ -84,11 +85,11 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     run: Callable[[ToolContext, Json], Any] | None = None
     runs: Runs = "server"
     output_schema: Json | None = None
-    permission: str | None = None  # beside the one that its risk needs
+    permission: str | None = None  # in addition to that of its risk
     untrusted_output: bool = False
     idempotent: bool = False
-    timeout_seconds: int | None = None  # None: as `tools.timeout_seconds` says
-    config_schema: Json | None = None  # None: it takes no configuration
+    timeout_seconds: int | None = None  # None: `tools.timeout_seconds`
+    config_schema: Json | None = None  # None: the tool has no configuration
     target: Callable[[Json], Target | None] | None = None
     sees: Callable[[ToolContext, Json], bool] | None = None
     admits: Callable[[Mapping[str, Any], Json], bool] | None = None
@@ -96,7 +97,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClaimTool(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool as a claim tells it to a worker. `policy` is what holds for this agent while the run is not tainted."""
+    """A tool as claims describe it to workers. `policy`: the agent's policy while the run is not tainted."""
 
     name: str
     title: str
@@ -108,27 +109,28 @@ class ClaimTool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tools(Protocol):
-    """Joins the caller's unit."""
+    """Tools, for other plugins. Joins the caller's unit."""
 
     def offered(
         self, *, enabled: Sequence[str], policy: Mapping[str, Any], allowed: Sequence[str] | None, worker_id: str
     ) -> list[ClaimTool]:
-        """The tools of a run: what agent and task let it call and server or worker bring, by name."""
+        """List the tools of a run by name: those that agent and task allow and server or worker offer."""
         ...
 
     def of_server(self) -> frozenset[str]:
-        """Names of the tools that every worker has, since the server runs them."""
+        """The names of the tools that the server runs, which are available on every worker."""
         ...
 
     def refuse_beyond(
         self, by: Principal, *, enabled: Sequence[str], policy: Mapping[str, Any], before: Mapping[str, Any]
     ) -> None:
-        """`Forbidden` unless this person may give an agent these tools and rules.
+        """Raise `Forbidden` unless this person may give an agent these tools and rules.
 
-        Nobody gives away a tool that they may not use; only admins loosen rules of dangerous tools.
+        People can only give the tools that they may use themselves, and only admins loosen the policies of dangerous
+        tools. `before`: the agent's present `tool_policy`.
         """
         ...
 
     def answered(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
-        """A call that ended with `Later` has its answer; nothing happens when it has ended already."""
+        """End a call that returned `Later`. Does nothing if the call has already ended."""
         ...

@@ -1,4 +1,4 @@
-"""The hook that tools offers: tools of other plugins."""
+"""The hook of the plugin tools."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ hookspec = pluggy.HookspecMarker("corral")
 
 @hookspec
 def corral_tools() -> Iterable[Tool]:  # type: ignore[empty-body]
-    """Tools that agents may be given. Names have a dot; a tool whose name another one has is left out."""
+    """Contribute tools for agents. Names must have a dot; a tool whose name is taken is ignored."""

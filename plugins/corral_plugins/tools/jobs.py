@@ -1,4 +1,4 @@
-"""Background work of tools."""
+"""Schedules, jobs and event subscribers of tools."""
 
 from __future__ import annotations
 
@@ -7,38 +7,39 @@ from corral.database.unit import SYSTEM, Entry
 from corral.events.log import Record
 from corral.jobs.job import Schedule, enqueue
 from corral.plugin import Settings
-from corral_plugins.tools.service import ledger
-from corral_plugins.tools.service.records import Records
+from corral_plugins.tools.service import repository
+from corral_plugins.tools.service.call_history import CallHistory
 from corral_plugins.tools.settings import CALL_RETENTION_DAYS
 
-AT_ONCE = 500
-ROUNDS = 20
+DELETE_CHUNK = 500
+MAX_CHUNKS = 20
 
 
-async def reap(work: Work, records: Records) -> None:
-    """End calls that nobody will end any more."""
-    for _ in range(ROUNDS):
-        if await work(records.reap, entry=Entry(label="job tools.reap", actor=SYSTEM)) < ledger.AT_ONCE:
+async def reap(work: Work, history: CallHistory) -> None:
+    """End abandoned calls."""
+    for _ in range(MAX_CHUNKS):
+        if await work(history.reap, entry=Entry(label="job tools.reap", actor=SYSTEM)) < repository.ABANDONED_LIMIT:
             return
 
 
 async def prune(work: Work, settings: Settings) -> None:
-    """Delete what is older than `tools.call_retention_days`."""
+    """Delete the calls that are older than `tools.call_retention_days`."""
     days = settings.get(CALL_RETENTION_DAYS)
-    while await work(lambda: ledger.delete_older(days, AT_ONCE), entry=Entry(label="job tools.prune", actor=SYSTEM)):
-        continue
+    while await work(
+        lambda: repository.delete_older(days, DELETE_CHUNK), entry=Entry(label="job tools.prune", actor=SYSTEM)
+    ):
+        pass
 
 
-def forget_task(event: Record) -> None:
-    """A deleted task's calls go with it, in chunks."""
-    if ledger.delete_of(event.object_id, AT_ONCE) == AT_ONCE:
-        enqueue("tools.forget_task", task_id=event.object_id)
+def on_task_deleted(event: Record) -> None:
+    """Delete the calls of a deleted task."""
+    delete_calls(event.object_id)
 
 
-def go_on_forgetting(task_id: str) -> None:
-    """The rest of the calls of a deleted task."""
-    if ledger.delete_of(task_id, AT_ONCE) == AT_ONCE:
-        enqueue("tools.forget_task", task_id=task_id)
+def delete_calls(task_id: str) -> None:
+    """Delete one chunk of the calls of a deleted task, and enqueue the rest."""
+    if repository.delete_of(task_id, DELETE_CHUNK) == DELETE_CHUNK:
+        enqueue("tools.delete_calls", task_id=task_id)
 
 
 SCHEDULES = (Schedule("tools.reap", 15, reap), Schedule("tools.prune", 86_400, prune))

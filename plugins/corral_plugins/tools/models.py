@@ -1,4 +1,4 @@
-"""The tables of tools. Only the service writes them."""
+"""Tables of the plugin tools. Only the service writes them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import peewee
 
 from corral.database.model import SHARED, IdField, InstantField, JSONField, Model
 
-OPEN = ("running", "permitted")
-
 
 class ToolRow(Model):
-    """What admins changed of a tool; null is what the tool itself says."""
+    """The overrides of a tool; null means the value of its definition."""
 
     name = peewee.CharField(max_length=200, primary_key=True)
     version = peewee.IntegerField()
@@ -29,10 +27,10 @@ class ToolRow(Model):
 
 
 class ToolCall(Model):
-    """One call of a tool.
+    """One tool call.
 
-    `arguments` are redacted, their hash is of what was sent. `alive_until`: until then its process says that it runs,
-    or the result of a permit may come; null while it waits for a person. `executions` fences the process that runs it.
+    `arguments` are redacted; their hash is that of the original. `alive_until`: when a running or permitted call counts
+    as abandoned; null while it waits for a person. `executions` fences the process that runs the call.
     """
 
     id = IdField(primary_key=True)

@@ -1,4 +1,4 @@
-"""The plugin `tools`: its manifest and what it contributes."""
+"""The plugin `tools`."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ from corral.jobs.job import Job, Schedule
 from corral.plugin import HealthCheck, Metric, Plugin, Provide, Runtime, Setting, Settings, hookimpl
 from corral_plugins.tools import hookspecs, jobs, models, routes, settings
 from corral_plugins.tools.api import Tool, Tools
+from corral_plugins.tools.service.call_history import CallHistory
 from corral_plugins.tools.service.calls import Calls
-from corral_plugins.tools.service.cases import Cases
-from corral_plugins.tools.service.catalogue import Catalogue
+from corral_plugins.tools.service.decision_context import ContextBuilder
 from corral_plugins.tools.service.executions import Executions
-from corral_plugins.tools.service.figures import DECISIONS, Figures
-from corral_plugins.tools.service.header_secrets import HeaderSecrets
+from corral_plugins.tools.service.http_tools import HeaderSecrets, HttpTools
+from corral_plugins.tools.service.listing import ToolListing
+from corral_plugins.tools.service.metrics import DECISIONS, ToolMetrics
 from corral_plugins.tools.service.permits import Permits
-from corral_plugins.tools.service.records import Records
 from corral_plugins.tools.service.registry import Registry
 from corral_plugins.tools.service.tools import ToolsService
-from corral_plugins.tools.service.web import Web
 from corral_plugins.tools.shapes import ToolCalled
+
+SERVICES = (Registry, ContextBuilder, Executions, HeaderSecrets, Permits, Calls, ToolListing, CallHistory)
 
 
 class ToolsPlugin(Plugin):
-    """Tools: what agents may do besides talking.
+    """Tools: the actions that agents may take.
 
-    Every call passes one decision at the moment of execution, is bound to the person it is done for, and is on record.
+    Every call is decided when it is made, with the current rights of the person on whose behalf the agent acts, and is
+    recorded.
     """
 
     name = "tools"
@@ -41,38 +43,37 @@ class ToolsPlugin(Plugin):
     wants = ("admin", "agents", "secrets", "tasks", "workers")
     permissions = (
         Permission("tools.read", "See tools and their calls", holders=(*READERS, "agent")),
-        Permission("tools.use_external", "Have agents fetch and send outside of Corral", holders=WRITERS),
-        Permission("tools.use_dangerous", "Have agents run code, shells and machines", holders=WRITERS),
-        Permission("tools.manage", "Change policies, risks and configuration of tools"),
+        Permission("tools.use_external", "Let agents fetch from and send to external systems", holders=WRITERS),
+        Permission("tools.use_dangerous", "Let agents run code, shells and remote machines", holders=WRITERS),
+        Permission("tools.manage", "Change the policies, risks and configuration of tools"),
         Permission("tools.act", "Call tools under a lease", holders=("worker", "agent")),
     )
 
     def __init__(self, section: Any = None) -> None:
         super().__init__(section)
-        self._figures, self._web = Figures(), Web()
+        self._metrics, self._http_tools = ToolMetrics(), HttpTools()
         self._executions: Executions | None = None
         self._asks_when_tainted: Callable[[], bool] = lambda: True
 
     async def start(self, runtime: Runtime) -> None:
         declared: Settings = runtime.service(Settings)
         self._asks_when_tainted = lambda: declared.get(settings.TAINT_ENABLED)
-        self._web.bind(runtime.service(Egress), runtime.service(HeaderSecrets))
+        self._http_tools.bind(runtime.service(Egress), runtime.service(HeaderSecrets))
         self._executions = runtime.service(Executions)
         registry = runtime.service(Registry)
-        registry.warn()
-        self._figures.names[:] = sorted(registry.contributed())
+        registry.log_ignored()
+        self._metrics.names[:] = sorted(registry.contributed())
 
     async def stop(self) -> None:
         if self._executions is not None:
             await self._executions.stop()
-        await self._web.close()
+        await self._http_tools.close()
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
-        parts = (Registry, Cases, Executions, HeaderSecrets, Permits, Calls, Catalogue, Records)
         return [
-            Provide(Figures, lambda: self._figures),
-            *(Provide(part, part) for part in parts),
+            Provide(ToolMetrics, lambda: self._metrics),
+            *(Provide(part, part) for part in SERVICES),
             Provide(Tools, ToolsService),
         ]
 
@@ -82,11 +83,11 @@ class ToolsPlugin(Plugin):
 
     @hookimpl
     def corral_tools(self) -> Iterable[Tool]:
-        return self._web.all()
+        return self._http_tools.tools()
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
-        return [routes.registry, routes.calls, routes.lease]
+        return [routes.registry, routes.all_calls, routes.lease]
 
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:
@@ -98,7 +99,7 @@ class ToolsPlugin(Plugin):
 
     @hookimpl
     def corral_subscribers(self) -> Iterable[Subscriber]:
-        return [Subscriber("tools.tasks", ("task.deleted",), jobs.forget_task)]
+        return [Subscriber("tools.tasks", ("task.deleted",), jobs.on_task_deleted)]
 
     @hookimpl
     def corral_settings(self) -> Iterable[Setting[Any]]:
@@ -106,7 +107,7 @@ class ToolsPlugin(Plugin):
 
     @hookimpl
     def corral_jobs(self) -> Iterable[Job]:
-        return [Job("tools.forget_task", jobs.go_on_forgetting)]
+        return [Job("tools.delete_calls", jobs.delete_calls)]
 
     @hookimpl
     def corral_schedules(self) -> Iterable[Schedule]:
@@ -118,31 +119,34 @@ class ToolsPlugin(Plugin):
 
     def _health(self) -> tuple[str, str]:
         if self._asks_when_tainted():
-            return "ok", "Runs that received untrusted content ask before they act outside."
-        return "degraded", "Runs that received untrusted content act unasked (tools.taint_enabled is off)."
+            return "ok", "Runs that received untrusted content need approval for external tools."
+        return (
+            "degraded",
+            "Runs that received untrusted content need no approval for external tools (tools.taint_enabled is off).",
+        )
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
-        tools, seen = {"tool": self._figures.names}, self._figures
+        tools, metrics = {"tool": self._metrics.names}, self._metrics
         return [
             Metric(
                 name="corral_tool_calls_total",
-                help="Tool calls, by decision.",
+                help="Total number of tool calls by tool and decision.",
                 kind="counter",
                 labels={**tools, "decision": DECISIONS},
-                collect=seen.calls,
+                collect=metrics.calls,
             ),
             Metric(
                 name="corral_tool_seconds",
-                help="Time that tool calls took.",
+                help="Duration of tool calls in seconds.",
                 kind="histogram",
                 labels=tools,
-                collect=seen.seconds.read,
+                collect=metrics.seconds.read,
             ),
             Metric(
                 name="corral_tainted_attempts_total",
-                help="Attempts that received untrusted content.",
+                help="Total number of attempts that received untrusted content.",
                 kind="counter",
-                collect=seen.tainted_attempts,
+                collect=metrics.tainted_attempts,
             ),
         ]

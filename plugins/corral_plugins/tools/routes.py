@@ -1,4 +1,4 @@
-"""HTTP of tools: the registry, calls under a lease, and the record of calls."""
+"""HTTP routes of tools: the registry, calls under a lease, and the stored calls."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from corral.auth.principal import Principal
 from corral.http.answers import IfMatch, Request, Wait
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Routes
+from corral_plugins.tools.service.call_history import CallHistory
 from corral_plugins.tools.service.calls import Calls
-from corral_plugins.tools.service.catalogue import Catalogue
+from corral_plugins.tools.service.listing import ToolListing
 from corral_plugins.tools.service.permits import Permits
-from corral_plugins.tools.service.records import Records
 from corral_plugins.tools.shapes import (
     ENDED,
     AgentQuery,
     CallQuery,
+    CallReport,
     CallView,
     Check,
     Checked,
     NewCall,
-    Reported,
     ToolPatch,
     ToolQuery,
     ToolView,
@@ -27,63 +27,63 @@ from corral_plugins.tools.shapes import (
 )
 
 READ, ACT, MANAGE = "tools.read", "tools.act", "tools.manage"
-LONGEST = 660.0  # a tool takes up to 600 s
+CALL_SECONDS = 660.0  # a tool takes up to 600 s
 LEASE = ("lease_lost", "invalid_state")
 
 registry = Routes("/tools", tag="Tools")
-calls = Routes("", tag="Tools")
+all_calls = Routes("", tag="Tools")
 lease = Routes("/tasks", tag="worker")
 
 
 @registry.get("/", needs=READ, raises=("unknown_reference",))
-def list_tools(query: ToolQuery, catalogue: Catalogue, caller: Principal) -> Page[ToolView]:
-    """List tools by name; with `agent_id` the policy that holds for it."""
-    return catalogue.page(query, caller)
+def list_tools(query: ToolQuery, listing: ToolListing, caller: Principal) -> Page[ToolView]:
+    """List tools by name. With `agent_id`, each tool has its policy for that agent."""
+    return listing.page(query, caller)
 
 
 @registry.get("/{name}", needs=READ, raises=("unknown_reference",))
-def get_tool(name: str, query: AgentQuery, catalogue: Catalogue) -> ToolView:
-    """Get a tool."""
-    return catalogue.one(name, query.agent_id)
+def get_tool(name: str, query: AgentQuery, listing: ToolListing) -> ToolView:
+    """Get a tool. With `agent_id`, it has its policy for that agent."""
+    return listing.one(name, query.agent_id)
 
 
 @registry.patch("/{name}", needs=MANAGE, raises=("invalid_state", "precondition_failed"))
-def change_tool(name: str, body: ToolPatch, catalogue: Catalogue, caller: Principal, match: IfMatch) -> ToolView:
-    """Change what holds for a tool everywhere; the risk of a plugin's tool can only be raised."""
-    return catalogue.change(name, body, match, by=caller)
+def change_tool(name: str, body: ToolPatch, listing: ToolListing, caller: Principal, match: IfMatch) -> ToolView:
+    """Change the policy, risk or configuration of a tool. The risk of a plugin's tool can only be raised."""
+    return listing.change(name, body, match, by=caller)
 
 
 @registry.post("/{name}/check", needs=READ, raises=("unknown_reference", "kill_switch"))
-def check_tool(name: str, body: Check, records: Records, caller: Principal) -> Checked:
-    """Judge a call without making it."""
-    return records.check(name, body, by=caller)
+def check_tool(name: str, body: Check, calls: Calls, caller: Principal) -> Checked:
+    """Decide on a call without making it."""
+    return calls.check(name, body, by=caller)
 
 
-@calls.get("/tool-calls", needs=READ, raises=("invalid_cursor",))
-def list_tool_calls(query: CallQuery, records: Records, caller: Principal) -> Page[CallView]:
+@all_calls.get("/tool-calls", needs=READ, raises=("invalid_cursor",))
+def list_tool_calls(query: CallQuery, history: CallHistory, caller: Principal) -> Page[CallView]:
     """List tool calls, newest first."""
-    return records.page(query, caller)
+    return history.page(query, caller)
 
 
 @lease.get("/{id}/tool-calls", needs=READ, raises=("invalid_cursor",))
-def list_task_tool_calls(id: str, query: PageQuery, records: Records, caller: Principal) -> Page[CallView]:
+def list_task_tool_calls(id: str, query: PageQuery, history: CallHistory, caller: Principal) -> Page[CallView]:
     """List the tool calls of a task, oldest first."""
-    return records.of_task(id, query, caller)
+    return history.of_task(id, query, caller)
 
 
 @lease.post(
     "/{id}/tools/{tool}",
     needs=ACT,
-    seconds=LONGEST,
+    seconds=CALL_SECONDS,
     lenient=True,
     raises=(*LEASE, "tools.denied", "kill_switch"),
 )
-async def call_tool(id: str, tool: str, body: NewCall, service: Calls, caller: Principal, request: Request) -> CallView:
-    """Call a tool. A server tool has run when this answers; for a worker tool the answer holds the permit to run it.
+async def call_tool(id: str, tool: str, body: NewCall, calls: Calls, caller: Principal, request: Request) -> CallView:
+    """Call a tool. A server tool has run when the response arrives; for a worker tool the response has a permit.
 
-    A repeat under the same `call_id` runs nothing twice and gets the same answer.
+    A repeat with the same `call_id` does not run the tool again and gets the same response.
     """
-    return await service.call(
+    return await calls.call(
         id,
         tool,
         body.call_id,
@@ -95,9 +95,9 @@ async def call_tool(id: str, tool: str, body: NewCall, service: Calls, caller: P
 
 
 @lease.get("/{id}/tools/calls/{call}", needs=(READ, ACT), seconds=60.0)
-def get_tool_call(id: str, call: str, query: WaitQuery, records: Records, caller: Principal) -> CallView | Wait:
-    """Get a call of a task; with `wait` as soon as it has ended."""
-    found = records.one(id, call, caller)
+def get_tool_call(id: str, call: str, query: WaitQuery, history: CallHistory, caller: Principal) -> CallView | Wait:
+    """Get a tool call of a task. With `wait`, the response is delayed until the call has ended."""
+    found = history.one(id, call, caller)
     if query.wait and query.until > clock.time_s() and found.status not in ENDED:
         return Wait((id,), query.until)
     return found
@@ -111,15 +111,15 @@ def get_tool_call(id: str, call: str, query: WaitQuery, records: Records, caller
     body_limit=4 * 1024 * 1024,
 )
 async def report_tool_result(
-    id: str, call: str, body: Reported, permits: Permits, caller: Principal, request: Request
+    id: str, call: str, body: CallReport, permits: Permits, caller: Principal, request: Request
 ) -> CallView:
-    """Tell how a tool went that ran on the worker; of the result 64 KiB are kept."""
+    """Report the outcome of a tool that ran on the worker. At most 64 KiB of the result are stored."""
     return await permits.report(
         id, call, body, lease_id=_lease(body.lease_id, request, caller), by=caller, entry=request.entry(caller)
     )
 
 
 def _lease(named: object, request: Request, caller: Principal) -> str | None:
-    """The lease that a call names: in the body, in `Corral-Lease`, or by its token."""
+    """The lease that a request names in its body, in `Corral-Lease` or by its token."""
     found = named if isinstance(named, str) else request.header("corral-lease") or caller.lease_id
     return found.lower() if found is not None else None

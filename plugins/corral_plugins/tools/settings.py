@@ -1,11 +1,16 @@
-"""Run-time values of tools."""
+"""Run-time settings of tools."""
 
 from __future__ import annotations
 
 from corral.plugin import Setting
 
 MAX_CALLS = Setting(
-    name="tools.max_calls", kind=int, default=200, minimum=1, maximum=10_000, title="Tool calls of one attempt"
+    name="tools.max_calls",
+    kind=int,
+    default=200,
+    minimum=1,
+    maximum=10_000,
+    title="Maximum number of tool calls per attempt",
 )
 TIMEOUT_SECONDS = Setting(
     name="tools.timeout_seconds",
@@ -13,12 +18,15 @@ TIMEOUT_SECONDS = Setting(
     default=60,
     minimum=1,
     maximum=600,
-    title="Longest a tool runs where it says nothing itself",
+    title="Default time limit of a tool in seconds",
 )
 TAINT_ENABLED = Setting(
-    name="tools.taint_enabled", kind=bool, default=True, title="Runs that received untrusted content ask more"
+    name="tools.taint_enabled",
+    kind=bool,
+    default=True,
+    title="Require approval for external tools in runs that received untrusted content",
 )
 CALL_RETENTION_DAYS = Setting(
-    name="tools.call_retention_days", kind=int, default=90, minimum=1, maximum=3650, title="Days that calls are kept"
+    name="tools.call_retention_days", kind=int, default=90, minimum=1, maximum=3650, title="Days to keep tool calls"
 )
 ALL = (MAX_CALLS, TIMEOUT_SECONDS, TAINT_ENABLED, CALL_RETENTION_DAYS)

@@ -1,4 +1,4 @@
-"""Bodies and answers of the routes of tools."""
+"""Request and response shapes of the tools API, and the event of a call."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ToolName = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
 class ToolView(msgspec.Struct, kw_only=True):
-    """A tool. `policy` is what holds for the agent that was asked for; `workers` those online that bring it."""
+    """A tool. `policy`: its policy for the requested agent. `workers`: the online workers that offer it."""
 
     name: str
     version: int
@@ -47,7 +47,7 @@ class ToolView(msgspec.Struct, kw_only=True):
 
 
 class ToolQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list of tools. `agent_id`: with the policy that holds for this agent."""
+    """Filters of the list of tools. `agent_id`: include the policy for this agent."""
 
     risk: list[Risk] | UnsetType = UNSET
     source: Annotated[str, Meta(max_length=200)] | UnsetType = UNSET
@@ -56,13 +56,13 @@ class ToolQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class AgentQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The agent whose policy is asked for."""
+    """The agent whose policy is included."""
 
     agent_id: Id | UnsetType = UNSET
 
 
 class ToolPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What an admin changes; `null` is what the tool itself says again. The risk of a plugin's tool is only raised."""
+    """Overrides of a tool; null restores the definition. The risk of a plugin's tool can only be raised."""
 
     enabled: bool | UnsetType = UNSET
     default_policy: Policy | UnsetType | None = UNSET
@@ -72,7 +72,7 @@ class ToolPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A call under a lease, which may also be named by the header `Corral-Lease` or carried by the token."""
+    """A call under a lease, which may also be named by the header `Corral-Lease` or by the token."""
 
     call_id: CallId
     arguments: Any = {}
@@ -80,14 +80,14 @@ class NewCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ReportedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Why a tool failed on the worker."""
+    """The failure of a tool on the worker."""
 
     type: Annotated[str, Meta(min_length=1, max_length=100)] = "tool_error"
     message: Annotated[str, Meta(max_length=65536)] = ""
 
 
-class Reported(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """How a tool went that ran on the worker; `error` may be a text."""
+class CallReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The outcome of a tool that ran on the worker; `error` may be a text."""
 
     permit: Annotated[str, Meta(min_length=1, max_length=100)]
     result: Any = None
@@ -97,9 +97,9 @@ class Reported(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class CallView(msgspec.Struct, kw_only=True):
-    """A call. `attempt` is the fence of the claim. `permit`, only for its worker: run it here and tell the result.
+    """A tool call. `attempt`: the fence of the claim. `permit`: lets the worker run the tool; shown to the worker only.
 
-    A call that is `running` while its task waits for a person has its result when the task goes on.
+    A call that is `running` while its task waits for a person gets its result when the task continues.
     """
 
     id: str
@@ -124,7 +124,7 @@ class CallView(msgspec.Struct, kw_only=True):
 
 
 class CallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list of calls."""
+    """Filters of the list of tool calls."""
 
     agent_id: Id | UnsetType = UNSET
     tool: ToolName | UnsetType = UNSET
@@ -134,18 +134,18 @@ class CallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class WaitQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """`wait`: seconds to wait for the call's end."""
+    """`wait`: seconds to wait for the end of the call."""
 
     wait: Annotated[float, Meta(ge=0, le=55)] = 0
 
     @cached_property
     def until(self) -> float:
-        """Until when it waits, counted from the first look."""
+        """When the wait ends (epoch seconds); fixed on first use, since the handler runs again on every event."""
         return clock.time_s() + self.wait
 
 
 class Check(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A call that is only judged. `tainted` absent: as the task is."""
+    """A call to decide on without making it. `tainted`: defaults to that of the task."""
 
     agent_id: Id
     task_id: Id | None = None
@@ -154,7 +154,7 @@ class Check(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Checked(msgspec.Struct, kw_only=True):
-    """`reasons`: every rule that refuses, in order; `errors` where the arguments do not match the schema."""
+    """`reasons`: every rule that denies the call, in order. `errors`: where the arguments do not match the schema."""
 
     decision: Decision
     reasons: list[str]
@@ -162,7 +162,7 @@ class Checked(msgspec.Struct, kw_only=True):
 
 
 class ToolCalled(Event, kw_only=True):
-    """A tool call has ended."""
+    """A tool call ended."""
 
     event = "tool.called"
 

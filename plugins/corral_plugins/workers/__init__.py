@@ -1,1 +1,1 @@
-"""Workers: machines that ask for work, do it under a lease, and report."""
+"""Workers: the machines that run agents."""

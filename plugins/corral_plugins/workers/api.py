@@ -1,4 +1,4 @@
-"""What other plugins may know of workers: shapes and the service `Workers`."""
+"""The public API of workers: shapes, the service `Workers` and events."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from corral.events.event import Event
 
 
 class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker as claims need it."""
+    """The fields of a worker that claims and other plugins need."""
 
     id: str
     name: str
@@ -19,19 +19,19 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
     is_approved: bool
     group: str | None
     labels: dict[str, str]
-    tools: list[str]  # empty: all that its agents need
+    tools: list[str]  # empty: unknown, so the worker is taken to offer every tool
     max_agents: int
     active_leases: int
     embedded: bool
 
     @property
     def claims(self) -> bool:
-        """Whether it may take work now, capacity aside."""
-        return self.is_approved and self.status in ("online", "offline")  # any call brings an offline one back
+        """Whether the worker may take work now, apart from its capacity."""
+        return self.is_approved and self.status in ("online", "offline")  # claiming brings an offline worker online
 
 
 class WorkerTool(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool that a worker brings; `schema` and `risk` are null when it told only the name."""
+    """A tool that a worker offers; `schema` and `risk` are None if the worker gave only the name."""
 
     worker_id: str
     worker_name: str
@@ -41,46 +41,46 @@ class WorkerTool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Workers(Protocol):
-    """Joins the caller's unit. Lock order: task, then agent, then worker."""
+    """Workers, for other plugins. Joins the caller's unit. Lock order: task, then agent, then worker."""
 
     def facts(self, worker_id: str) -> WorkerFacts | None:
-        """A worker; None when there is none."""
+        """Return a worker, or None."""
         ...
 
     def facts_of(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
-        """Workers by id, in one query."""
+        """Return workers by id, in one query."""
         ...
 
     def fleet(self) -> list[WorkerFacts]:
-        """Every approved worker that is online, at most 1,000; for explanations."""
+        """List the workers that are online, at most 1,000."""
         ...
 
     def tools(self, worker_id: str | None = None) -> list[WorkerTool]:
-        """What an approved worker brings; None: those online, at most 200.
+        """List the tools that an approved worker offers, or without `worker_id` those of at most 200 online workers.
 
-        Those that list none bring all that is needed.
+        Workers that list no tools are left out, although they are taken to offer every tool.
         """
         ...
 
     def awaits_approval(self) -> bool:
-        """Whether some worker waits for approval and none is approved; for explanations."""
+        """Whether a worker waits for approval while none is approved."""
         ...
 
     def lease_started(self, worker_id: str) -> bool:
-        """Take a place by one guarded update (approved, not draining, below `max_agents`); False: it has none."""
+        """Count one more lease, by one guarded update. False: the worker is full, draining or not approved."""
         ...
 
     def lease_ended(self, worker_id: str) -> None:
-        """Give the place back."""
+        """Count one lease less."""
         ...
 
     def alive(self, worker_id: str) -> None:
-        """A sign of life; writes at most every 5 s. Brings an `offline` worker `online` with its event."""
+        """Record that the worker was in contact; written at most every 5 s. Brings an `offline` worker `online`."""
         ...
 
 
 class WorkerEvent(Event, kw_only=True):
-    """What every event of a worker carries."""
+    """The fields of every worker event."""
 
     worker_id: str
     name: str
@@ -101,7 +101,7 @@ class WorkerApproved(WorkerEvent, kw_only=True):
 
 
 class WorkerRejected(WorkerEvent, kw_only=True):
-    """A worker was rejected, or its approval withdrawn."""
+    """A worker was rejected, or its approval was withdrawn."""
 
     event = "worker.rejected"
 
@@ -113,7 +113,7 @@ class WorkerOnline(WorkerEvent, kw_only=True):
 
 
 class WorkerOffline(WorkerEvent, kw_only=True):
-    """A worker has been silent for too long. Its leases end by themselves."""
+    """A worker went offline after `workers.offline_after_seconds` of silence. Its leases expire on their own."""
 
     event = "worker.offline"
 
@@ -122,13 +122,13 @@ class WorkerOffline(WorkerEvent, kw_only=True):
 
 
 class WorkerDraining(WorkerEvent, kw_only=True):
-    """A worker takes no more work."""
+    """A worker started draining and claims no more tasks."""
 
     event = "worker.draining"
 
 
 class WorkerUpdated(WorkerEvent, kw_only=True):
-    """A worker was changed or resumed, or offers other tools or labels."""
+    """A worker was changed or resumed, or reported different tools or labels."""
 
     event = "worker.updated"
 
@@ -136,7 +136,7 @@ class WorkerUpdated(WorkerEvent, kw_only=True):
 
 
 class WorkerDeleted(WorkerEvent, kw_only=True):
-    """A worker was removed, or left by itself."""
+    """A worker was deleted or deregistered."""
 
     event = "worker.deleted"
 

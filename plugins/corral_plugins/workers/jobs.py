@@ -1,27 +1,30 @@
-"""Schedules of workers, and what they learn from events of tasks."""
+"""Schedules and event subscribers of workers."""
 
 from __future__ import annotations
 
+from corral.database.engine import Work
 from corral.events.consumers import Subscriber
 from corral.jobs.job import Schedule
 from corral_plugins.workers.service import failures
-from corral_plugins.workers.service.sweeps import Sweeps
+from corral_plugins.workers.service.liveness import Sweeps
+from corral_plugins.workers.service.registration_keys import delete_expired
 
 SWEEP_SECONDS, DAY = 5, 86_400
 
 
 async def sweep(sweeps: Sweeps) -> None:
-    """Take silent workers offline; tell when tasks wait for a worker."""
+    """Take silent workers offline, and alert admins when tasks wait for a worker."""
     await sweeps.sweep()
 
 
-async def prune(sweeps: Sweeps) -> None:
-    """Remove workers that were not heard for long."""
+async def prune(sweeps: Sweeps, work: Work) -> None:
+    """Delete workers that have been offline for long, and keys that expired long ago."""
     await sweeps.prune()
+    await work(delete_expired)
 
 
 SCHEDULES = (
     Schedule(name="workers.sweep", every_seconds=SWEEP_SECONDS, run=sweep),
     Schedule(name="workers.prune", every_seconds=DAY, run=prune),
 )
-SUBSCRIBERS = (Subscriber(name="workers.failures", events=failures.EVENTS, handle=failures.remember),)
+SUBSCRIBERS = (Subscriber(name="workers.failures", events=failures.EVENTS, handle=failures.store_failure),)

@@ -1,4 +1,4 @@
-"""The tables of workers. Only the service writes them."""
+"""Tables of the plugin workers. Only the service writes them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import peewee
 from corral.database.model import ADMIN, SHARED, IdField, InstantField, JSONField, Model
 
 NEVER = "0000-01-01T00:00:00.000Z"
-"""An instant before all others, for columns that are compared."""
+"""Sorts before every instant, for columns that are compared."""
 
 
 class Worker(Model):
-    """A worker. Credentials and the fingerprint are kept as SHA-256; `tool_names` are the names in `tools`.
+    """A worker. Tokens and the fingerprint are stored as SHA-256 hashes; `tool_names` are the names in `tools`.
 
-    `version` grows with what people see as a change: not with figures, leases and signs of life.
+    `version` does not change with usage, leases and contacts.
     """
 
     visibility = SHARED
@@ -61,7 +61,7 @@ class Worker(Model):
 
 
 class RegistrationKey(Model):
-    """A key that registers workers. Only its SHA-256 is kept. `embedded`: of the server's own worker, never listed."""
+    """A key that registers workers, stored as SHA-256. `embedded`: for the embedded worker only, never listed."""
 
     visibility = ADMIN
 
@@ -84,7 +84,7 @@ class RegistrationKey(Model):
 
 
 class Alert(Model):
-    """An alert that is out: it is told once, until what it tells of is over."""
+    """An alert that is active; it is raised again only after it has been cleared."""
 
     kind = peewee.CharField(primary_key=True, max_length=40)
     since = InstantField()

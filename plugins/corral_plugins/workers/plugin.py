@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -18,25 +18,23 @@ from corral.plugin import HealthCheck, Metric, Plugin, Provide, Runtime, Setting
 from corral_plugins.tools.api import Tool
 from corral_plugins.workers import jobs, models, settings
 from corral_plugins.workers.api import EVENTS, Workers
-from corral_plugins.workers.node.tools.names import ToolName
+from corral_plugins.workers.node.tools.builtin import ToolName
 from corral_plugins.workers.routes import ROUTES
-from corral_plugins.workers.service import fleet
+from corral_plugins.workers.service import embedded, fleet
 from corral_plugins.workers.service.administration import Administration
-from corral_plugins.workers.service.claims import REASONS, ClaimFigures, Claims
-from corral_plugins.workers.service.embedded import EmbeddedLease, Program
+from corral_plugins.workers.service.authentication import RegistrationKeyTokens, WorkerTokens
+from corral_plugins.workers.service.contributed_tools import contributed_tools
 from corral_plugins.workers.service.fleet import Fleet
-from corral_plugins.workers.service.heartbeats import Heartbeats
-from corral_plugins.workers.service.keys import Keys
-from corral_plugins.workers.service.leases import WorkerLeases
-from corral_plugins.workers.service.presence import Presence
+from corral_plugins.workers.service.liveness import Liveness, Sweeps
+from corral_plugins.workers.service.protocol import CLAIM_REASONS, ClaimMetrics, WorkerProtocol
 from corral_plugins.workers.service.registration import Registrations
-from corral_plugins.workers.service.roster import Roster
-from corral_plugins.workers.service.sweeps import Sweeps
-from corral_plugins.workers.service.tokens import RegistrationKeys, WorkerTokens
-from corral_plugins.workers.tools import contributed
+from corral_plugins.workers.service.registration_keys import RegistrationKeys
+from corral_plugins.workers.service.registry import WorkersService
 
 if TYPE_CHECKING:
     import click
+
+SERVICES = (Liveness, Registrations, RegistrationKeys, WorkerProtocol, Administration, Fleet, Sweeps)
 
 
 class WorkersConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -53,7 +51,8 @@ class WorkersConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class WorkersPlugin(Plugin):
     """Workers: the machines that run agents.
 
-    They register, ask for work over HTTP, do it under a lease and report; admins approve and drain them.
+    Workers register, claim tasks over HTTP, run them under a lease and report the results. Admins approve and drain
+    them.
     """
 
     name = "workers"
@@ -63,64 +62,40 @@ class WorkersPlugin(Plugin):
     permissions = (
         Permission("workers.read", "See workers", holders=READERS),
         Permission("workers.register", "Register workers", holders=(*WRITERS, "registration_key")),
-        Permission("workers.act", "Claim and report as a worker", holders=("worker",)),
-        Permission("workers.manage", "Approve, change and remove workers"),
+        Permission("workers.act", "Claim tasks and report as a worker", holders=("worker",)),
+        Permission("workers.manage", "Approve, change and delete workers"),
     )
 
     def __init__(self, section: WorkersConfig | None = None) -> None:
         super().__init__(section or WorkersConfig())
-        self._claims = ClaimFigures()
+        self._claims = ClaimMetrics()
         self._health: Callable[[], tuple[str, str]] = lambda: ("disabled", "The server is starting.")
         self._queue_health = self._health
 
     async def start(self, runtime: Runtime) -> None:
-        database, seen = runtime.service(Database), runtime.service(Fleet)
-        self._health = lambda: database.run(seen.health, read=True)
-        self._queue_health = lambda: database.run(seen.queue_health, read=True)
-        runtime.supervise("presence", runtime.service(Presence).run)
-        if self.section.embedded:
-            runtime.when_serving(lambda address: self._start_embedded(runtime, address))
+        database, checked, section = runtime.service(Database), runtime.service(Fleet), self.section
+        self._health = lambda: database.run(checked.health, read=True)
+        self._queue_health = lambda: database.run(checked.queue_health, read=True)
+        runtime.supervise("liveness", runtime.service(Liveness).run)
 
-    async def _start_embedded(self, runtime: Runtime, address: str) -> None:
-        work, registrations = runtime.service(Database).work, runtime.service(Registrations)
+        async def start_embedded(address: str) -> None:
+            max_agents, allow = section.embedded_max_agents, section.embedded_allow
+            embedded.start_embedded(runtime, address, max_agents=max_agents, allow=allow)
 
-        def make_key() -> Awaitable[str]:
-            return work(registrations.embedded_key)
-
-        def begin() -> Program:
-            from corral_plugins.workers.node.embedded import EmbeddedWorker
-
-            section = self.section
-            return EmbeddedWorker(address, make_key, section.embedded_max_agents, allow=section.embedded_allow)
-
-        embedded = EmbeddedLease(work, begin)
-        runtime.when_draining(embedded.close)
-        runtime.supervise("embedded", embedded.run)
+        if section.embedded:
+            runtime.when_serving(start_embedded)
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
         return [
-            Provide(ClaimFigures, lambda: self._claims),
-            Provide(Workers, Roster),
-            *(
-                Provide(kind, kind)
-                for kind in (
-                    Presence,
-                    WorkerLeases,
-                    Registrations,
-                    Heartbeats,
-                    Claims,
-                    Administration,
-                    Fleet,
-                    Keys,
-                    Sweeps,
-                )
-            ),
+            Provide(ClaimMetrics, lambda: self._claims),
+            Provide(Workers, WorkersService),
+            *(Provide(kind, kind) for kind in SERVICES),
         ]
 
     @hookimpl
     def corral_authenticators(self) -> Iterable[type[Authenticator]]:
-        return [WorkerTokens, RegistrationKeys]
+        return [WorkerTokens, RegistrationKeyTokens]
 
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:
@@ -158,33 +133,34 @@ class WorkersPlugin(Plugin):
         return [
             Metric(
                 name="corral_workers",
-                help="Workers by state.",
+                help="Number of workers by status.",
                 labels={"status": fleet.STATUSES},
                 collect=fleet.by_status,
             ),
-            Metric(name="corral_worker_capacity", help="Leases that online workers may hold.", collect=fleet.capacity),
-            Metric(name="corral_worker_leases", help="Leases that workers hold.", collect=fleet.leases),
+            Metric(
+                name="corral_worker_capacity",
+                help="Number of leases that online workers may hold.",
+                collect=fleet.capacity,
+            ),
+            Metric(name="corral_worker_leases", help="Number of leases that workers hold.", collect=fleet.leases),
             Metric(
                 name="corral_claims_total",
-                help="Answered claims.",
+                help="Total number of answered claims by reason.",
                 kind="counter",
-                labels={"reason": REASONS},
-                collect=self._claims_by_reason,
+                labels={"reason": CLAIM_REASONS},
+                collect=self._claims.by_reason,
             ),
             Metric(
                 name="corral_claim_seconds",
-                help="Time that answered claims took.",
+                help="Duration of answered claims in seconds.",
                 kind="histogram",
                 collect=self._claims.seconds.read,
             ),
         ]
 
-    def _claims_by_reason(self) -> Mapping[tuple[str, ...], float]:
-        return {(reason,): float(self._claims.answers[reason]) for reason in REASONS}
-
     @hookimpl(optionalhook=True)
     def corral_tools(self) -> Iterable[Tool]:
-        return contributed()
+        return contributed_tools()
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:

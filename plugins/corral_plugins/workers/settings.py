@@ -1,4 +1,4 @@
-"""Run-time settings of workers, and two of tasks that workers are told at registration."""
+"""Run-time settings of workers, and two settings of tasks that registration returns to workers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from corral.plugin import Setting, Settings
 
 HEARTBEAT_SECONDS = Setting(
-    name="workers.heartbeat_seconds", kind=int, default=15, title="Time between heartbeats", minimum=1, maximum=300
+    name="workers.heartbeat_seconds", kind=int, default=15, title="Seconds between heartbeats", minimum=1, maximum=300
 )
 
 
 def _outlasts_heartbeats(value: int, settings: Settings) -> str | None:
     least = 3 * settings.get(HEARTBEAT_SECONDS)
-    return None if value >= least else f"must be at least three heartbeats, which is {least} now"
+    return None if value >= least else f"must be at least {least}, three times workers.heartbeat_seconds"
 
 
 OFFLINE_AFTER_SECONDS = Setting(
@@ -23,13 +23,18 @@ OFFLINE_AFTER_SECONDS = Setting(
     minimum=3,
     maximum=3600,
     check=_outlasts_heartbeats,
-    title="Silence after which a worker is offline; three heartbeats at least",
+    title="Seconds of silence after which a worker is offline (at least three heartbeats)",
 )
 AUTO_APPROVE = Setting(
     name="workers.auto_approve", kind=bool, default=False, title="Approve every worker that registers (unsafe)"
 )
 MAX_WORKERS = Setting(
-    name="workers.max_workers", kind=int, default=1000, title="Registered workers", minimum=1, maximum=10_000
+    name="workers.max_workers",
+    kind=int,
+    default=1000,
+    title="Maximum number of workers",
+    minimum=1,
+    maximum=10_000,
 )
 ACCEPT_LATE_RESULTS = Setting(
     name="workers.accept_late_results",
@@ -43,7 +48,7 @@ PRUNE_DAYS: Setting[int | None] = Setting(
     default=30,
     minimum=1,
     maximum=3650,
-    title="Days after which an offline worker without leases is removed (null: never)",
+    title="Days after which an offline worker without leases is deleted (null: never)",
 )
 
 ALL: tuple[Setting[Any], ...] = (
@@ -55,13 +60,13 @@ ALL: tuple[Setting[Any], ...] = (
     PRUNE_DAYS,
 )
 
-# Declared by the plugin `tasks`; here they are only read, by name.
-LEASE_SECONDS = Setting(name="tasks.lease_seconds", kind=int, default=60, title="Life of a lease")
-ACK_SECONDS = Setting(name="tasks.ack_seconds", kind=int, default=30, title="Time to start a claimed task")
+# Declared by the plugin `tasks`, and only read here, by name.
+LEASE_SECONDS = Setting(name="tasks.lease_seconds", kind=int, default=60, title="Seconds until a lease expires")
+ACK_SECONDS = Setting(name="tasks.ack_seconds", kind=int, default=30, title="Seconds to start a claimed task")
 
 
 def heartbeat(settings: Settings) -> int:
-    """Seconds between heartbeats: no more than a third of a lease's life, which they renew."""
+    """Seconds between heartbeats: at most a third of the duration of a lease, which they renew."""
     return max(1, min(settings.get(HEARTBEAT_SECONDS), settings.get(LEASE_SECONDS) // 3))
 
 

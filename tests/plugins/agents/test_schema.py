@@ -5,7 +5,7 @@ from __future__ import annotations
 from playhouse.schema_diff import diff_models
 
 from corral.testing.kit import Kit
-from corral_plugins.agents.service.figures import count_by_status
+from corral_plugins.agents.service.states import count_by_status
 
 
 async def test_models_and_migration_agree(kit: Kit) -> None:

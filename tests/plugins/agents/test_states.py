@@ -12,7 +12,7 @@ from corral.errors import Unavailable
 from corral.plugin import Plugin, Provide, hookimpl
 from corral.testing.kit import Client, Kit
 from corral_plugins.admin.api import KillSwitch
-from corral_plugins.agents.api import AgentRecord, Agents, WorkFigures
+from corral_plugins.agents.api import Agents, AgentStatistics, AttemptStatistics
 from corral_plugins.agents.models import Agent
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.api import Tasks
@@ -58,14 +58,14 @@ class Leases:
         return self.waiting.pop(0) if self.waiting else 0
 
 
-class Record:
+class Statistics:
     """A double of who keeps attempts."""
 
-    def figures(self, agent_id: str, *, since: str) -> WorkFigures:
-        return WorkFigures(attempts=3, completed=2, failed=1)
+    def of_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:
+        return AttemptStatistics(attempts=3, completed=2, failed=1)
 
-    def figures_of_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, WorkFigures]:
-        return {n: WorkFigures(attempts=n, success_rate=0.5, cost_usd=1.25) for n in versions}
+    def of_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
+        return {n: AttemptStatistics(attempts=n, success_rate=0.5, cost_usd=1.25) for n in versions}
 
 
 class FakeTasks(Plugin):
@@ -76,7 +76,7 @@ class FakeTasks(Plugin):
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
-        return [Provide(Tasks, Leases), Provide(AgentRecord, Record)]
+        return [Provide(Tasks, Leases), Provide(AgentStatistics, Statistics)]
 
 
 class Switch:

@@ -8,7 +8,7 @@ from typing import Any
 from tests.plugins.tasks.conftest import World
 
 from corral import clock
-from corral_plugins.workers.service.sweeps import Sweeps
+from corral_plugins.workers.service.liveness import Sweeps
 
 
 async def false(world: Any, task_id: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A small world of tools: people, an agent with tools, a worker under a lease, and tools that a test watches."""
+"""A small world of tools: people, an agent with tools, a worker under a lease, and tools that record their calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEXT = {
 
 
 class Bench:
-    """What the test's tools did. `gate` holds `test.slow` until it is set."""
+    """The calls of the test's tools. `gate` holds `test.slow` until it is set."""
 
     def __init__(self) -> None:
         self.runs: list[Json] = []
@@ -59,7 +59,7 @@ def bench_plugin(bench: Bench) -> type[Plugin]:
         return Tool(name=name, title=name, description=name, risk=risk, schema=TEXT, run=run, **more)
 
     class BenchPlugin(Plugin):
-        """Tools that a test watches."""
+        """Tools that record their calls."""
 
         name = "test"
         wants = ("tools",)
@@ -81,7 +81,7 @@ def bench_plugin(bench: Bench) -> type[Plugin]:
 
 
 class Run:
-    """A started run of a task: its worker calls tools."""
+    """A started run of a task, whose worker calls tools."""
 
     def __init__(self, world: World, claim: Json) -> None:
         self.world, self.claim = world, claim
@@ -103,7 +103,7 @@ class Run:
         return await self.tool(name, {"text": text}, **options)
 
     async def calls(self) -> list[Json]:
-        """The record of the task, oldest first."""
+        """The calls of the task, oldest first."""
         answer = await self.world.member.get(f"/tasks/{self.task_id}/tool-calls")
         assert answer.status == 200, answer
         items: list[Json] = answer.json()["items"]
@@ -132,7 +132,7 @@ class World:
         return self
 
     async def until_running(self, count: int = 1) -> None:
-        """Until so many calls of the bench have begun."""
+        """Wait until this many calls of the bench have started."""
         for _ in range(1000):
             if len(self.bench.runs) >= count:
                 return
@@ -140,7 +140,7 @@ class World:
         raise AssertionError("the tool did not begin")
 
     async def machine(self, name: str, **fields: Any) -> tuple[Client, str]:
-        """An approved worker that is online."""
+        """Register and approve an online worker."""
         answer = await self.admin.post("/workers/register", {"name": name, "max_agents": 1000, **fields})
         assert answer.status == 201, answer
         worker_id, token = answer.json()["id"], answer.json()["token"]
@@ -150,7 +150,7 @@ class World:
         return client, worker_id
 
     async def agent(self, *tools: str, by: Client | None = None, **fields: Any) -> str:
-        """A started agent with these tools."""
+        """Create and start an agent with these tools."""
         self.count = getattr(self, "count", 0) + 1
         body = {"name": f"agent {self.count}", "enabled_tools": list(tools), "max_concurrent_tasks": 100, **fields}
         owner = by or self.member
@@ -161,7 +161,7 @@ class World:
         return agent_id
 
     async def run(self, *tools: str, task: Json | None = None, by: Client | None = None, **agent: Any) -> Run:
-        """A started run of a new task of a new agent with these tools."""
+        """Start a run of a new task of a new agent with these tools."""
         agent_id = await self.agent(*tools, **agent)
         answer = await (by or self.member).post("/tasks", {"title": "work", "agent_id": agent_id, **(task or {})})
         assert answer.status == 201, answer

@@ -1,4 +1,4 @@
-"""A small HTTP server in the test's loop that answers as it is told and remembers what it saw."""
+"""A small HTTP server in the test's event loop with given responses, which records requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Page = tuple[int, Mapping[str, str], bytes]
 
 
 class Receiver:
-    """`pages` by path; `seen` are `(method, path, body)` in order."""
+    """`pages`: the responses by path. `seen`: `(method, path, body)` of the requests in order."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -19,11 +19,11 @@ class Receiver:
         self.headers: list[dict[str, str]] = []
 
     def url(self, path: str, host: str = "127.0.0.1") -> str:
-        """An address of this server."""
+        """A URL of this server."""
         return f"http://{host}:{self.port}{path}"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, one request."""
+        """Serve one connection with one request."""
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin1")
             line, *lines = head.split("\r\n")
@@ -42,7 +42,7 @@ class Receiver:
 
 @contextlib.asynccontextmanager
 async def receiver() -> AsyncIterator[Receiver]:
-    """A server that listens."""
+    """A listening server."""
     made: list[Receiver] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

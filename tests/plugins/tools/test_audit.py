@@ -1,4 +1,4 @@
-"""What an audit log, where there is one, is told of tools."""
+"""The audit entries of tools, if there is an audit log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of server tools: what they return, how they fail, repeats, caps, and what becomes of calls that are cut."""
+"""Calls of server tools: results, failures, repeats, limits, and interrupted calls."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tests.plugins.tools.conftest import Run, World
 from corral import clock
 from corral_plugins.tools import jobs
 from corral_plugins.tools.models import ToolCall
+from corral_plugins.tools.service.call_history import CallHistory
 from corral_plugins.tools.service.executions import Executions
-from corral_plugins.tools.service.records import Records
 
 
 async def reap(world: World) -> None:
-    """What the schedule does."""
+    """Run the schedule."""
     container = world.kit.kernel.container
-    await jobs.reap(world.kit.kernel.database.work, container.get(Records))
+    await jobs.reap(world.kit.kernel.database.work, container.get(CallHistory))
 
 
 async def as_if_its_process_had_died(world: World, run: Run, **values: Any) -> None:
-    """The row of the only call says that it runs, in a process that gave no sign of life for long."""
+    """Make the row of the only call say that it runs in a process without recent contact."""
 
     def change() -> None:
         dead = {"status": "running", "result": None, "finished_at": None, "alive_until": clock.now(-60), **values}
@@ -68,7 +68,10 @@ async def test_a_task_must_be_started(world: World) -> None:
     ("tool", "error"),
     [
         ("test.fail", {"type": "no_luck", "message": "not hello"}),
-        ("test.broken", {"type": "internal", "message": "test.broken failed with a bug; the server's log has it."}),
+        (
+            "test.broken",
+            {"type": "internal", "message": "test.broken failed with an internal error; see the server's log."},
+        ),
     ],
 )
 async def test_what_fails_is_told_once(world: World, tool: str, error: dict[str, str]) -> None:
@@ -261,7 +264,7 @@ async def test_long_results_are_cut_with_a_note(world: World) -> None:
     run = await world.run("test.*")
     said = (await run.say("test.write", "word " * 30_000)).json()["result"]["said"]
     assert len(said) < 64 * 1024
-    assert said.endswith("are left out]")
+    assert said.endswith("are omitted]")
 
 
 async def test_the_record_is_listed_and_filtered(world: World) -> None:
@@ -295,7 +298,7 @@ async def test_old_calls_are_pruned_and_those_of_deleted_tasks_too(world: World)
     await world.worker.post(f"/tasks/{run.task_id}/complete", {"lease_id": run.lease_id})
     assert (await world.member.delete(f"/tasks/{run.task_id}")).status == 204
     (event,) = [each for each in await world.kit.events() if each.type == "task.deleted"]
-    await work(lambda: jobs.forget_task(event))
+    await work(lambda: jobs.on_task_deleted(event))
     assert [call["task_id"] for call in (await world.member.get("/tool-calls")).json()["items"]] == [other.task_id]
     clock.travel(91 * 86_400)
     await jobs.prune(work, kernel.settings)

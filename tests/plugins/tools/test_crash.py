@@ -1,6 +1,6 @@
-"""SIGKILL of the server while tools run: each ran exactly once, or nobody claims to know.
+"""The server is killed while tools run: each tool ran exactly once, or its outcome is reported as unknown.
 
-The half of promise 6 that needs no approvals.
+This is the part of promise 6 that needs no approvals.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CALLS = 30
 
 
 class Slow(http.server.BaseHTTPRequestHandler):
-    """Answers once the test lets it; counts what arrived."""
+    """Responds when the test allows it, and counts the requests."""
 
     seen: list[str]
     gate: threading.Event
@@ -44,12 +44,12 @@ class Slow(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"ok")
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 @pytest.fixture
 def slow() -> Iterator[http.server.ThreadingHTTPServer]:
-    """A receiver that holds its answers."""
+    """A receiver that delays its responses."""
     Slow.seen, Slow.gate = [], threading.Event()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
     server.daemon_threads = True
@@ -79,7 +79,7 @@ class Attempt:
         self.task_id, self.token = task["id"], claim["agent_token"]
 
     def call(self, tool: str, call_id: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
-        """One call; None: the server was not there."""
+        """Make one call. None: the server could not be reached."""
         try:
             with self.server.client(self.token) as client:
                 answer = client.post(
@@ -94,7 +94,7 @@ class Attempt:
         return call
 
     def insist(self, tool: str, call_id: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The same, until it is answered."""
+        """Repeat the call until the server responds."""
         while (found := self.call(tool, call_id, arguments)) is None:
             time.sleep(0.05)
         return found

@@ -1,4 +1,4 @@
-"""The table of the decision, as data."""
+"""The rules of the decision, as data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from corral.errors import Fault
 from corral_plugins.tools.api import POLICIES, RISKS
-from corral_plugins.tools.service.decision import Case, Rule, decide, policy_of, rule_of
+from corral_plugins.tools.service.decision import DecisionContext, Rule, decide, effective_policy, rule_of
 
 pytestmark = pytest.mark.one_engine
 
@@ -36,22 +36,22 @@ ORDER: list[tuple[str, dict[str, Any]]] = [
 
 
 def test_nothing_against_it_is_allowed() -> None:
-    assert decide(Case(**GOOD)).decision == "allowed"
+    assert decide(DecisionContext(**GOOD)).decision == "allowed"
 
 
 def test_an_unknown_tool_has_one_reason() -> None:
-    assert decide(Case(tool="no.tool", enabled=False)).reasons == ("unknown_tool",)
+    assert decide(DecisionContext(tool="no.tool", enabled=False)).reasons == ("unknown_tool",)
 
 
 @pytest.mark.parametrize(("reason", "against"), ORDER)
 def test_each_rule_refuses_alone(reason: str, against: dict[str, Any]) -> None:
-    assert decide(Case(**GOOD | against)).reasons == (reason,)
+    assert decide(DecisionContext(**GOOD | against)).reasons == (reason,)
 
 
 @pytest.mark.parametrize("first", range(len(ORDER)))
 def test_the_first_refusal_is_the_reason(first: int) -> None:
     against = {name: value for _, fields in ORDER[first:] for name, value in fields.items()}
-    verdict = decide(Case(**GOOD | against))
+    verdict = decide(DecisionContext(**GOOD | against))
     assert verdict.reason == ORDER[first][0]
     assert verdict.reasons == tuple(reason for reason, _ in ORDER[first:])
 
@@ -66,15 +66,15 @@ def test_the_first_refusal_is_the_reason(first: int) -> None:
     ],
 )
 def test_what_the_requester_lacks(against: dict[str, Any]) -> None:
-    assert "requester_lacks_permission" in decide(Case(**GOOD | against)).reasons
+    assert "requester_lacks_permission" in decide(DecisionContext(**GOOD | against)).reasons
 
 
 def test_running_calls_are_a_cap_too() -> None:
-    busy = decide(Case(**GOOD | {"running": 5}))
-    assert (busy.reasons, busy.passes) == (("caps",), True)
+    busy = decide(DecisionContext(**GOOD | {"running": 5}))
+    assert (busy.reasons, busy.is_temporary) == (("caps",), True)
     for other in ({"running": 5, "calls": 200}, {"running": 5, "offered": False}, {"calls": 200}):
-        assert not decide(Case(**GOOD | other)).passes
-    assert decide(Case(**GOOD | {"running": 4})).decision == "allowed"
+        assert not decide(DecisionContext(**GOOD | other)).is_temporary
+    assert decide(DecisionContext(**GOOD | {"running": 4})).decision == "allowed"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_running_calls_are_a_cap_too() -> None:
     ],
 )
 def test_the_policy_is_the_strictest(fields: dict[str, Any], policy: str) -> None:
-    assert policy_of(Case(**GOOD | fields)) == policy
+    assert effective_policy(DecisionContext(**GOOD | fields)) == policy
 
 
 @given(
@@ -117,7 +117,10 @@ def test_taint_never_loosens(policy: Any, default: Any, risk: Any, trusted: bool
         "is_trusted": trusted,
         "target_asks": asks,
     }
-    calm, tainted = policy_of(Case(**fields)), policy_of(Case(**fields, tainted=True))
+    calm, tainted = (
+        effective_policy(DecisionContext(**fields)),
+        effective_policy(DecisionContext(**fields, tainted=True)),
+    )
     assert POLICIES.index(tainted) >= POLICIES.index(calm)
 
 

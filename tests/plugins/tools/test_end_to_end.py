@@ -27,7 +27,7 @@ SCRIPT = {
 
 
 def until(client: httpx2.Client, task_id: str, status: str) -> dict[str, Any]:
-    """The task, once it has this status."""
+    """Wait until the task has this status and return it."""
     end = time.monotonic() + 60
     while True:
         task: dict[str, Any] = client.get(f"/tasks/{task_id}").json()

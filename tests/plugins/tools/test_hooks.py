@@ -1,4 +1,4 @@
-"""The hook that `tools` offers."""
+"""The hook `corral_tools`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _shout(context: ToolContext, arguments: Json) -> str:
 
 
 class ShoutPlugin(Plugin):
-    """Shouts; one of its tools has no dot in its name, another one a name that is taken."""
+    """A plugin with a good tool, a tool whose name has no dot, and a tool whose name is taken."""
 
     name = "shout"
     wants = ("tools",)

@@ -1,4 +1,4 @@
-"""HTML as text."""
+"""Text of HTML pages."""
 
 from __future__ import annotations
 

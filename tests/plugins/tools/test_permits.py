@@ -1,4 +1,4 @@
-"""Tools that run on workers: permits and what workers tell."""
+"""Tools that run on workers: permits and reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.plugins.tools.conftest import Run, World
 
 from corral import clock
 from corral_plugins.tools import jobs
-from corral_plugins.tools.service.records import Records
+from corral_plugins.tools.service.call_history import CallHistory
 
 OFFER = {"name": "my.tool", "schema": {"type": "object", "required": ["x"]}, "risk": "external"}
 
@@ -30,7 +30,7 @@ async def permitted(run: Run, tool: str = "workspace.write", call_id: str = "c")
 
 @pytest.fixture
 async def run(world: World) -> Run:
-    """A run whose agent may use the worker's tools unasked."""
+    """A run whose agent may use the worker's tools without approval."""
     allow = {"shell.run": "allow"}
     agent_id = await world.agent("workspace.*", "shell.run", tool_policy=allow, by=world.admin)
     await world.member.post("/tasks", {"title": "t", "agent_id": agent_id})
@@ -84,10 +84,10 @@ async def test_a_new_attempt_gets_a_new_permit_where_a_repeat_does_no_harm(world
 
 async def test_a_permit_of_which_nothing_is_heard_expires(world: World, run: Run) -> None:
     await permitted(run)
-    records = world.kit.kernel.container.get(Records)
+    history = world.kit.kernel.container.get(CallHistory)
     for seconds, status in ((100, "permitted"), (60, "expired")):
         clock.travel(seconds)
-        await jobs.reap(world.kit.kernel.database.work, records)
+        await jobs.reap(world.kit.kernel.database.work, history)
         assert (await run.calls())[0]["status"] == status
 
 

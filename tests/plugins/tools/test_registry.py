@@ -1,4 +1,4 @@
-"""The registry over HTTP: who sees tools, what admins change, what people may give to agents."""
+"""The registry over HTTP: visibility of tools, changes by admins, and the tools that people may give to agents."""
 
 from __future__ import annotations
 

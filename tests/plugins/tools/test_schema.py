@@ -1,4 +1,4 @@
-"""The migration makes the tables that the models describe."""
+"""The migration creates the tables that the models describe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets in the headers of HTTP tools: filled in when the request is sent, to listed hosts only."""
+"""Secrets in the headers of HTTP tools: filled in when the request is sent, for listed hosts only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tools of tasks: reading one, delegating one, asking a person."""
+"""The tools of tasks: reading a task, delegating one, and asking a person."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def test_tasks_create_for_listed_agents_only(world: World) -> None:
 
 
 async def ask(world: World, **question: Any) -> Run:
-    """A run that has asked a person and given up its lease."""
+    """A run that has asked a person and released its lease."""
     run = await world.run("human.ask")
     state = {"messages": ["…"], "open_calls": ["q"]}
     await world.worker.post(f"/tasks/{run.task_id}/checkpoint", {"lease_id": run.lease_id, "step": 1, "state": state})

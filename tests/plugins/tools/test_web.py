@@ -1,4 +1,4 @@
-"""`http.fetch` and `http.request`, against a server that really listens."""
+"""`http.fetch` and `http.request` against a real HTTP server."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ async def server() -> AsyncIterator[Receiver]:
 
 @pytest.fixture
 async def world(make_kit: Callable[..., Any], server: Receiver) -> World:
-    """Where the receiver may be reached although it is on this machine."""
+    """Allow the receiver although it runs on this machine."""
     return await World().build(make_kit, config={"egress.allow": [f"127.0.0.1:{server.port}"]})
 
 
 @pytest.fixture
 async def run(world: World) -> Run:
-    """A run that may use both tools, unasked and tainted or not."""
+    """A run that may use both tools without approval, tainted or not."""
     rule = {"policy": "allow", "when_tainted": "allow"}
     policy = {"http.fetch": rule, "http.request": rule}
     agent_id = await world.agent("http.*", tool_policy=policy, by=world.admin)
@@ -99,7 +99,7 @@ async def test_at_most_a_mebibyte_is_read(run: Run, server: Receiver) -> None:
     server.pages["/long"] = (200, {"Content-Type": "text/plain"}, b"long " * 500_000)
     told = await result(run, "http.fetch", {"url": server.url("/long")})
     assert (told["truncated"], told["bytes"]) == (True, 1024 * 1024)
-    assert told["text"].endswith("are left out]")
+    assert told["text"].endswith("are omitted]")
 
 
 async def test_redirects_stay_on_the_host(run: Run, server: Receiver) -> None:

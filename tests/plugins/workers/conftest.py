@@ -1,4 +1,4 @@
-"""Kernels with workers and a small stand-in for `tasks`, whose rows live in memory."""
+"""Kernels with workers and a small fake of `tasks`, which keeps its rows in memory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TaskFailed(Event, kw_only=True):
 
 
 class StandIn:
-    """What `workers` asks of tasks. Claims change memory at once: tests have no unit that runs again."""
+    """The calls that `workers` makes to tasks. Claims change memory at once, since no unit of the tests runs again."""
 
     def __init__(self, workers: Workers) -> None:
         self.workers = workers
@@ -137,7 +137,7 @@ class StandInPlugin(Plugin):
 
 
 class Fleet:
-    """A kernel with its admin, and shortcuts for what most tests do first."""
+    """A kernel with its admin, and shortcuts for common steps."""
 
     def __init__(self, kit: Kit, admin: Client) -> None:
         self.kit, self.admin = kit, admin
@@ -156,7 +156,7 @@ class Fleet:
         return Client(self.kit.application.app, token)
 
     async def key(self, **fields: Any) -> Client:
-        """A client with a fresh registration key."""
+        """A client with a new registration key."""
         made = await self.admin.post("/admin/registration-keys", {"name": "site", **fields})
         assert made.status == 201, made
         return self.client(made.json()["key"])
@@ -164,7 +164,7 @@ class Fleet:
     async def worker(
         self, name: str = "w1", *, by: Client | None = None, approve: bool = True, **fields: Any
     ) -> Client:
-        """A client with a fresh worker's token; `user` is the worker."""
+        """A client with the token of a new worker; `user` is the worker."""
         answer = await (by or self.admin).post("/workers/register", {"name": name, **fields})
         assert answer.status == 201, answer
         worker = answer.json()
@@ -176,7 +176,7 @@ class Fleet:
         return await self.admin.patch(f"/admin/workers/{worker_id}/approve", {"is_approved": is_approved, **fields})
 
     async def told(self, kind: str) -> list[dict[str, Any]]:
-        """The payloads of the events of one type; on PostgreSQL they are numbered a little later."""
+        """The payloads of the events of one type. On PostgreSQL events are numbered a little later."""
         async with asyncio.timeout(5):
             while await self.work(lambda: EventRow.select().where(EventRow.seq.is_null()).exists()):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
@@ -198,5 +198,5 @@ async def make_fleet(make_kit: Callable[..., Any]) -> Callable[..., Awaitable[Fl
 
 @pytest.fixture
 async def fleet(make_fleet: Callable[..., Awaitable[Fleet]]) -> Fleet:
-    """Workers and the stand-in for tasks, on each engine."""
+    """Workers and the fake of tasks, on each engine."""
     return await make_fleet()

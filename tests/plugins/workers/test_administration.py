@@ -1,4 +1,4 @@
-"""What admins do to the fleet, and what they see of it."""
+"""Administration of the fleet: changes, lists, the overview, health and metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from corral.plugin import Settings
 from corral_plugins.workers.api import Workers
 from corral_plugins.workers.models import Worker
 from corral_plugins.workers.service.fleet import Fleet
-from corral_plugins.workers.service.sweeps import Sweeps
+from corral_plugins.workers.service.liveness import Sweeps
 
 
 def admin(worker: Any, call: str = "") -> str:

@@ -1,7 +1,7 @@
-"""Each line of "Done when" of workers that the server alone can keep.
+"""The promises of workers that concern the server alone.
 
-1, 2, 5 and 8 need the whole life of a task: they are in `tests/end_to_end` and with the worker program. Limits of
-claims and calls a second wait for rate limits.
+The promises 1, 2, 5 and 8 need the whole life of a task; their tests are in `tests/end_to_end` and beside the worker
+program.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ async def test_workers_9_looking_changes_nothing(fleet: Any) -> None:
 
 @pytest.mark.slow
 async def test_workers_10_heartbeats_of_two_hundred_cost_little(fleet: Any, long_form: bool) -> None:
-    """200 workers at one heartbeat in 15 s are 13.4 a second: their processor time in this process, client included."""
+    """200 workers at one heartbeat in 15 s make 13.4 a second; measures the processor time here, client included."""
     key = await fleet.key(auto_approve=True)
     workers = [await fleet.worker(f"w{number}", by=key) for number in range(200)]
     for _ in range(2000 if long_form else 200):

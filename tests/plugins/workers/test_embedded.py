@@ -1,4 +1,4 @@
-"""The server's own worker: one, wherever many processes share a database."""
+"""The embedded worker: one, however many processes share a database."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 
 from corral.errors import Unavailable
-from corral_plugins.workers.node.embedded import relay, remove_left_folders
 from corral_plugins.workers.service import embedded
-from corral_plugins.workers.service.embedded import EmbeddedLease
+from corral_plugins.workers.service.embedded import EmbeddedLease, relay, remove_orphaned_folders
 
 
 class Program:
-    """Counts how many of its kind run."""
+    """Counts the running instances."""
 
     running = 0
     begun = 0
@@ -112,15 +111,13 @@ async def test_a_failing_program_is_told_to_the_supervisor(fleet: Any, monkeypat
 async def test_it_starts_when_the_server_serves_unless_it_is_off(
     make_fleet: Any, monkeypatch: pytest.MonkeyPatch, on: bool
 ) -> None:
-    from corral_plugins.workers.node import embedded as node
-
     made: list[tuple[Any, ...]] = []
 
     class Recorded(Program):
         def __init__(self, *arguments: Any, allow: list[str]) -> None:
             made.append((*arguments, allow))
 
-    monkeypatch.setattr(node, "EmbeddedWorker", Recorded)
+    monkeypatch.setattr(embedded, "EmbeddedWorker", Recorded)
     section = {"embedded": on, "embedded_max_agents": 3, "embedded_allow": ["workspace.read"]}
     fleet = await make_fleet(config={"plugins.workers": section})
     kernel = fleet.kit.kernel
@@ -173,7 +170,7 @@ async def test_one_that_was_killed_on_this_machine_gives_way_at_once(
 
 
 HOLDS = """
-from corral_plugins.workers.node.embedded import _own_folder
+from corral_plugins.workers.service.embedded import _own_folder
 with _own_folder() as folder:
     print(folder, flush=True)
     input()
@@ -194,7 +191,7 @@ def test_folders_of_killed_servers_are_removed_and_no_others(tmp_path: Path, mon
         (left / "workspaces" / "task").mkdir(parents=True)
         killed.kill()
         killed.wait()
-        remove_left_folders()
+        remove_orphaned_folders()
         assert not left.exists()
         assert held.is_dir()
         assert foreign.is_dir()

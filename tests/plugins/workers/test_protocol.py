@@ -1,4 +1,4 @@
-"""Heartbeats, claims, signals: what a worker does with its own token, and who else may."""
+"""Heartbeats, claims and signals: the calls of a worker, and the callers that may make them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import pytest
 from corral import clock
 from corral.kernel import Kernel
 from corral_plugins.workers.models import Worker
-from corral_plugins.workers.service.presence import Presence
-from corral_plugins.workers.service.sweeps import Sweeps
+from corral_plugins.workers.service.liveness import Liveness, Sweeps
 
 SILENCE = 60
 
@@ -21,9 +20,9 @@ def path(worker: Any, call: str = "") -> str:
     return f"/workers/{worker.user['id']}{call}"
 
 
-def presence(fleet: Any) -> Presence:
+def liveness(fleet: Any) -> Liveness:
     kernel: Kernel = fleet.kit.kernel
-    return kernel.container.get(Presence)
+    return kernel.container.get(Liveness)
 
 
 async def go_offline(fleet: Any) -> None:
@@ -126,7 +125,7 @@ async def test_silence_takes_offline_and_any_call_brings_back(fleet: Any) -> Non
     await fleet.kit.kernel.container.get(Sweeps).sweep()
     assert await status(fleet, worker) == "offline"
     assert (await worker.get(path(worker))).status == 200
-    await presence(fleet).flush()
+    await liveness(fleet).flush()
     assert await status(fleet, worker) == "online"
     assert len(await fleet.told("worker.offline")) == 1
     assert len(await fleet.told("worker.online")) == 2
@@ -142,12 +141,12 @@ async def test_signs_of_life_are_written_rarely(fleet: Any) -> None:
     worker = await fleet.worker()
     clock.travel(20)
     await worker.get(path(worker))
-    await presence(fleet).flush()
+    await liveness(fleet).flush()
     seen = await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at)
     clock.travel(2)
     for _ in range(3):
         await worker.post(path(worker, "/claim"))
-        await presence(fleet).flush()
+        await liveness(fleet).flush()
     assert await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at) == seen
 
 
@@ -155,12 +154,12 @@ async def test_a_claim_that_hangs_is_no_sign_of_life(fleet: Any) -> None:
     worker = await fleet.worker()
     hanging = asyncio.create_task(worker.post(path(worker, "/claim"), {"wait_seconds": 20}))
     await asyncio.sleep(0.3)
-    await presence(fleet).flush()
+    await liveness(fleet).flush()
     seen = await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at)
     fleet.kit.kernel.credentials.forget(lambda caller: True)
     clock.travel(10)
     await asyncio.sleep(1.5)
-    await presence(fleet).flush()
+    await liveness(fleet).flush()
     assert not hanging.done()
     assert await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at) == seen
     hanging.cancel()

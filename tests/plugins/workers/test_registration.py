@@ -1,4 +1,4 @@
-"""Registering, again and again, by people and by keys."""
+"""Registration, first and repeated, by people and with keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from corral import clock
 from corral_plugins.workers.models import Worker
-from corral_plugins.workers.service.registration import Registrations
+from corral_plugins.workers.service.registration_keys import RegistrationKeys
 
 FULL = {
     "name": "rack-1",
@@ -184,8 +184,8 @@ async def test_settings_bound_the_fleet_and_may_approve(make_fleet: Callable[...
 
 
 async def test_the_servers_own_worker_takes_its_row_over(fleet: Any) -> None:
-    registrations = fleet.kit.kernel.container.get(Registrations)
-    first, second = [fleet.client(await fleet.work(registrations.embedded_key)) for _ in range(2)]
+    keys = fleet.kit.kernel.container.get(RegistrationKeys)
+    first, second = [fleet.client(await fleet.work(keys.create_embedded)) for _ in range(2)]
     made = await first.post("/workers/register", {"name": "embedded", "fingerprint": "one", "max_agents": 2})
     assert (made.status, made.json()["status"], made.json()["embedded"]) == (201, "online", True)
     again = await second.post("/workers/register", {"name": "embedded", "fingerprint": "two"})

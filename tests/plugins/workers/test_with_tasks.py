@@ -1,4 +1,4 @@
-"""The same promises with tasks and agents as they are, not with a stand-in."""
+"""The promises of the protocol with the real plugins tasks and agents."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import msgspec
 
 from corral.database.engine import Database
 from corral.database.migrations import pending
+from corral.plugins.migrations import homes_of
 from corral.plugins.registry import PluginRegistry
 
 KEEP_SECONDS = 1.0
@@ -61,8 +62,7 @@ class Readiness:
         try:
             self._database.ping()
             if not self._migrated:  # the scripts of a process never change: none pending once is none pending
-                homes = [home for item in self._registry.all() if item.active and (home := item.home()) is not None]
-                self._migrated = not pending(self._database, homes)
+                self._migrated = not pending(self._database, homes_of(self._registry.all()))
         except Exception:
             return False
         return True

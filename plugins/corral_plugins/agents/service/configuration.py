@@ -1,4 +1,4 @@
-"""From what people send to columns, and from columns to what a version keeps. No rows are read or written here."""
+"""Conversion between the fields that people set, the columns of agents, and the configuration of a version."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_STEPS: Setting[int] = Setting(
     default=25,
     minimum=1,
     maximum=200,
-    title="Steps of a run where the agent does not say",
+    title="Maximum number of steps of a run, unless the agent sets another",
 )
 
 METADATA_BYTES = 16 * 1024
@@ -61,13 +61,13 @@ CONFIGURATION = frozenset(
         "review_policy",
     }
 )
-"""A change of one of these is a new version."""
+"""A change of one of these fields makes a new version."""
 COPIED = (*PLAIN, *STRUCTURED, *MONEY.values(), "worker_group", "worker_labels", "config")
-"""The columns of a copy: all that people set, but the name."""
+"""The columns that a copy takes over: all that people set, except the name."""
 
 
 def default_config(max_steps: int) -> dict[str, Any]:
-    """The configuration of an agent that says nothing."""
+    """The configuration of an agent for which nothing is set."""
     return {
         "temperature": None,
         "max_tokens": None,
@@ -80,9 +80,9 @@ def default_config(max_steps: int) -> dict[str, Any]:
 
 
 def columns(fields: AgentFields, config: dict[str, Any]) -> dict[str, Any]:
-    """The columns that `fields` set; `config` is the present configuration, of which absent parts stay.
+    """The columns that `fields` set; parts that are absent keep their value in the present `config`.
 
-    Raises `Invalid` for what types cannot say.
+    Raises `Invalid` for limits that a type cannot express.
     """
     found: dict[str, Any] = {name: value for name in PLAIN if (value := getattr(fields, name)) is not UNSET}
     for name in STRUCTURED:
@@ -123,30 +123,30 @@ def _check(found: dict[str, Any]) -> None:
 
 
 def refuse_loosening(before: dict[str, Any], after: dict[str, Any], *, manages: bool) -> None:
-    """Only admins let a tool run unasked in tainted runs; what was allowed before may stay."""
-    loosened = sorted(_unasked_when_tainted(after) - _unasked_when_tainted(before))
+    """Raise `Forbidden` when anyone but an admin newly lets a tool run without approval in tainted runs."""
+    loosened = sorted(_allowed_when_tainted(after) - _allowed_when_tainted(before))
     if loosened and not manages:
         raise Forbidden(f"when_tainted: allow (for {', '.join(loosened[:5])}) needs the permission agents.manage.")
 
 
-def _unasked_when_tainted(policy: dict[str, Any]) -> set[str]:
+def _allowed_when_tainted(policy: dict[str, Any]) -> set[str]:
     return {tool for tool, rule in policy.items() if isinstance(rule, dict) and rule.get("when_tainted") == "allow"}
 
 
 def micro(dollars: float | None) -> int | None:
-    """Dollars as micro-USD, halves up."""
+    """The amount in micro-USD, rounded half up."""
     if dollars is None:
         return None
     return int((Decimal(str(dollars)) * 1_000_000).quantize(Decimal(1), ROUND_HALF_UP))
 
 
 def dollars(micro_usd: int | None) -> float | None:
-    """Micro-USD as dollars."""
+    """The amount in dollars."""
     return None if micro_usd is None else micro_usd / 1_000_000
 
 
 def selector(row: Agent) -> dict[str, Any]:
-    """The worker selector as clients see it: only what is set."""
+    """The worker selector for clients, with the parts that are set."""
     found: dict[str, Any] = {}
     if row.worker_group is not None:
         found["group"] = row.worker_group
@@ -156,7 +156,7 @@ def selector(row: Agent) -> dict[str, Any]:
 
 
 def configuration(row: Agent) -> dict[str, Any]:
-    """What a version keeps; converts back into `AgentFields`."""
+    """The configuration that a version stores; it converts back into `AgentFields`."""
     special = {
         "worker_selector": selector(row),
         "monthly_budget_usd": dollars(row.monthly_budget_micro),

@@ -1,4 +1,4 @@
-"""Reading an agent's row for a caller, and changing it only if it is still what was read."""
+"""Rows of agents: read for a caller, and changed only if they are still as they were read."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from corral_plugins.agents.service.configuration import configuration
 from corral_plugins.tasks.api import Tasks
 
 TRIES = 5
-"""How often a change is made anew because the row changed under it."""
+"""The number of attempts at a change of a row that others change at the same time."""
 
 
 def readable(agent_id: str, caller: Principal) -> Agent:
-    """The living agent, if the caller may read it; `NotFound`."""
+    """The living agent, if the caller may read it. Raises `NotFound`."""
     row: Agent | None = Agent.get_or_none((Agent.id == agent_id) & LIVING & visible(Agent, caller))
     if row is None:
         raise NotFound("There is no agent with this id.")
@@ -26,20 +26,20 @@ def readable(agent_id: str, caller: Principal) -> Agent:
 
 
 def exists(agent_id: str, caller: Principal) -> None:
-    """Raise `NotFound` unless `readable` would find it; without reading its texts."""
+    """Raise `NotFound` unless `readable` would find the agent; reads no texts."""
     if not Agent.select(Agent.id).where((Agent.id == agent_id) & LIVING & visible(Agent, caller)).exists():
         raise NotFound("There is no agent with this id.")
 
 
 def writable(agent_id: str, caller: Principal) -> Agent:
-    """The living agent, if the caller owns it or is an admin; `NotFound`, `Forbidden`."""
+    """The living agent, if the caller owns it or is an admin. Raises `NotFound` or `Forbidden`."""
     row = readable(agent_id, caller)
     require_owner(caller, row.created_by, what="agent", manage="agents.manage")
     return row
 
 
 def swap(row: Agent, values: dict[str, Any], *guards: Any) -> bool:
-    """Write `values` and the next version, if nobody changed the row since it was read and every guard holds."""
+    """Write `values` and the next version, if the row is unchanged since it was read and every guard holds."""
     unchanged: Any = (Agent.id == row.id) & LIVING & (Agent.version == row.version)
     for guard in guards:
         unchanged &= guard
@@ -48,23 +48,23 @@ def swap(row: Agent, values: dict[str, Any], *guards: Any) -> bool:
 
 
 def same_state(row: Agent) -> Any:
-    """The guard of a transition: state and leases are still those that were read."""
+    """The guard of a transition: state and leases are as they were read."""
     reason = Agent.status_reason.is_null() if row.status_reason is None else Agent.status_reason == row.status_reason
     return (Agent.status == row.status) & (Agent.active_tasks == row.active_tasks) & reason
 
 
 def has_leases(tasks: Tasks | None, agent_id: str) -> bool:
-    """Whether it holds a live lease. Ask after reading the row: `same_state` refuses those that come later."""
+    """Whether the agent holds a live lease. Call it after reading the row: `same_state` detects later ones."""
     return tasks is not None and bool(tasks.live_tasks([agent_id]).get(agent_id))
 
 
 def contended() -> Unavailable:
-    """The row changed under every try."""
+    """The error for a row that changed at every attempt."""
     return Unavailable("This agent changes too often at the moment; repeat the request.", code="overloaded")
 
 
-def keep_version(row: Agent, changed: list[str], by: Principal) -> None:
-    """Keep the row's configuration as its version `config_version`."""
+def add_version(row: Agent, changed: list[str], by: Principal) -> None:
+    """Store the configuration of the row as its version `config_version`."""
     Version.insert(
         id=new_id(),
         agent_id=row.id,

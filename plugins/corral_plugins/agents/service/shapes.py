@@ -1,4 +1,4 @@
-"""What the routes of agents take and give."""
+"""The request and response bodies of the agent routes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
 from corral.schema.fields import Id, Instant, MomentIn, Name, Slug, Tags, Text, line
-from corral_plugins.agents.api import WorkFigures
+from corral_plugins.agents.api import AttemptStatistics
 from corral_plugins.tasks.api import RetryPolicy, ReviewPolicy, StallPolicy
 
 Status = Literal["offline", "idle", "busy", "draining", "paused", "error"]
@@ -23,7 +23,7 @@ Policy = Literal["allow", "ask", "deny"]
 
 
 class ToolRule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What an agent may do with one tool; `config` narrows the tool's own."""
+    """The rule of an agent for one tool; `config` narrows the configuration of the tool."""
 
     policy: Policy | UnsetType = UNSET
     when_tainted: Policy | UnsetType = UNSET
@@ -31,14 +31,14 @@ class ToolRule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
 
 
 class WorkerSelector(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Which workers may run the agent: all that is given must match."""
+    """The workers that may run the agent: group and labels must match, where they are given."""
 
     group: Slug | None = None
     labels: Annotated[dict[Label, Annotated[str, Meta(max_length=255)]], Meta(max_length=50)] = {}
 
 
 class AgentConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How the agent runs. In a change, what is absent stays as it is."""
+    """The configuration of runs. In a change, absent fields stay."""
 
     temperature: Annotated[float, Meta(ge=0, le=2)] | UnsetType | None = UNSET
     max_tokens: Annotated[int, Meta(ge=1, le=200_000)] | UnsetType | None = UNSET
@@ -50,7 +50,7 @@ class AgentConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class AgentFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Everything about an agent that its owner sets, but the name."""
+    """The fields that the owner of an agent sets, except the name."""
 
     description: Annotated[str, Meta(max_length=4000)] | UnsetType = UNSET
     role: Slug | UnsetType = UNSET
@@ -85,9 +85,9 @@ class AgentPatch(AgentFields, kw_only=True):
 
 
 class AgentView(msgspec.Struct, kw_only=True):
-    """An agent. `version` is the one of the resource, `config_version` the newest of `GET /agents/{id}/versions`.
+    """An agent. `version` counts all changes; `config_version` is the newest of `GET /agents/{id}/versions`.
 
-    `spent_month_usd` is null where nobody counts money.
+    `spent_month_usd` is null unless a plugin counts costs.
     """
 
     id: str
@@ -149,15 +149,15 @@ class StartAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class StopAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`immediate` revokes the agent's leases; `drain` lets them end. `cancel_tasks` also cancels the work in hand."""
+    """`immediate` revokes the leases of the agent, `drain` lets them end. `cancel_tasks` also cancels their tasks."""
 
     mode: Literal["immediate", "drain"] = "immediate"
     cancel_tasks: bool = False
     reason: Annotated[str, line(500, 0)] | None = None
 
 
-class Because(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Why, for those who read the event."""
+class PauseRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The reason, for the event."""
 
     reason: Annotated[str, line(500, 0)] | None = None
 
@@ -169,7 +169,7 @@ class CloneAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RollBack(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The version whose content is to be the newest again."""
+    """The version whose content becomes the newest version."""
 
     version: Annotated[int, Meta(ge=1)]
 
@@ -179,9 +179,9 @@ class VersionQuery(PageQuery, kw_only=True):
 
 
 class AgentVersionView(msgspec.Struct, kw_only=True):
-    """A version of the configuration, with figures of the agent's newest 10,000 attempts.
+    """A version of the configuration, with statistics of the newest 10,000 attempts of the agent.
 
-    They are null where nobody keeps them, and where it ran only before those.
+    They are null without the plugin that stores attempts, and for a version that ran only before those.
     """
 
     n: int
@@ -214,28 +214,28 @@ class FieldDifference(msgspec.Struct, kw_only=True):
     after: Any = msgspec.field(name="to")
 
 
-class ComparedFigures(msgspec.Struct, kw_only=True):
-    """What the attempts of both versions came to; null where nobody keeps them."""
+class ComparedStatistics(msgspec.Struct, kw_only=True):
+    """Statistics of the attempts of both versions; null without the plugin that stores attempts."""
 
-    before: WorkFigures | None = msgspec.field(name="from")
-    after: WorkFigures | None = msgspec.field(name="to")
+    before: AttemptStatistics | None = msgspec.field(name="from")
+    after: AttemptStatistics | None = msgspec.field(name="to")
 
 
 class Comparison(msgspec.Struct, kw_only=True):
-    """What differs between two versions."""
+    """The differences between two versions."""
 
     diff: list[FieldDifference]
-    stats: ComparedFigures
+    stats: ComparedStatistics
 
 
 class StatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """How many days back."""
+    """The number of days."""
 
     days: Annotated[int, Meta(ge=1, le=365)] = 30
 
 
-class AgentStats(WorkFigures, frozen=True, kw_only=True):
-    """How the agent did in the last `days`: of more attempts than 10,000 in the newest of them."""
+class AgentStats(AttemptStatistics, frozen=True, kw_only=True):
+    """Statistics of the attempts of the last `days`, at most of the newest 10,000."""
 
     days: int
 
@@ -263,7 +263,7 @@ class AgentTokenView(msgspec.Struct, kw_only=True):
 
 
 class IssuedAgentToken(AgentTokenView, kw_only=True):
-    """A new token; `token` is shown this once."""
+    """A new token; only this response shows `token`."""
 
     token: str
 

@@ -1,24 +1,95 @@
-"""Start, stop, pause, resume: each change is one guarded update of what was read."""
+"""The states of agents: start, stop, pause, resume, and the events and counts of every change.
+
+Each change is one guarded update of the row that was read.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
+import peewee
+
 from corral.auth.principal import Principal
+from corral.database.statement import Statement
+from corral.database.unit import after_commit
 from corral.errors import Conflict, Forbidden
+from corral.events.event import emit
 from corral.http.answers import ANY_VERSION, IfMatch
-from corral.plugin import Audit, AuditEntry
+from corral.plugin import Audit, AuditEntry, Setting
 from corral_plugins.admin.api import KillSwitch
-from corral_plugins.agents.models import Agent
-from corral_plugins.agents.service.changes import StateChanges, ending
+from corral_plugins.agents.api import AgentStatus
+from corral_plugins.agents.models import LIVING, Agent
 from corral_plugins.agents.service.rows import TRIES, contended, has_leases, readable, same_state, swap, writable
 from corral_plugins.agents.service.shapes import AgentView, StopAgent
 from corral_plugins.agents.service.views import Views
 from corral_plugins.tasks.api import Tasks
 
+ERROR_AFTER_FAILURES: Setting[int] = Setting(
+    name="agents.error_after_failures",
+    kind=int,
+    default=3,
+    minimum=1,
+    maximum=20,
+    title="Number of configuration failures in a row that puts an agent into the state error",
+)
+
+STATUSES = ("offline", "idle", "busy", "draining", "paused", "error")
+
+_ending: ContextVar[str | None] = ContextVar("agents_ending", default=None)
+
+
+class StateChanges:
+    """Publishes and counts changes of state. There is one instance per kernel."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def publish(self, agent_id: str, name: str, owner: str | None, before: str, after: str, reason: str | None) -> None:
+        """Emit `agent.status`, and count the change once it is committed. Does nothing when the state is the same."""
+        if before == after:
+            return
+        event = AgentStatus(agent_id=agent_id, name=name, before=before, after=after, reason=reason)
+        emit(event, object=("agent", agent_id), owner=owner)
+        after_commit(lambda: self.counts.update((after,)))
+
+    def by_state(self) -> dict[tuple[str, ...], float]:
+        """The number of committed changes by new state, for the metric."""
+        return {(state,): float(self.counts[state]) for state in STATUSES}
+
+
+@contextlib.contextmanager
+def ending_leases(agent_id: str) -> Iterator[None]:
+    """End several leases of an agent: each only frees its slot, because the caller sets the state once, afterwards."""
+    token = _ending.set(agent_id)
+    try:
+        yield
+    finally:
+        _ending.reset(token)
+
+
+def is_ending_leases(agent_id: str) -> bool:
+    """Whether the caller is inside `ending_leases` of this agent."""
+    return _ending.get() == agent_id
+
+
+_BY_STATUS = Statement(
+    lambda p: Agent.select(Agent.status, peewee.fn.COUNT(Agent.id)).where(LIVING).group_by(Agent.status).tuples()
+)
+
+
+def count_by_status() -> dict[tuple[str, ...], float]:
+    """The number of agents by state, for the metric. Joins the unit."""
+    counts = dict.fromkeys(STATUSES, 0.0)
+    counts.update((status, float(count)) for status, count in _BY_STATUS.rows({}))
+    return {(status,): count for status, count in counts.items()}
+
 
 class AgentStates:
-    """What people do to an agent's state. Joins the caller's unit; every method answers the agent as it is then."""
+    """Actions on the state of an agent. Joins the caller's unit; every method returns the agent as it is afterwards."""
 
     tasks: Tasks | None
     kill_switch: KillSwitch | None
@@ -28,7 +99,11 @@ class AgentStates:
         self._views, self._changes = views, changes
 
     def start(self, agent_id: str, match: IfMatch = ANY_VERSION, *, override: bool, by: Principal) -> AgentView:
-        """Let it claim. `kill_switch`; `budget_exhausted` unless an admin overrides; `invalid_state` (open breaker)."""
+        """Start an agent, so that it claims tasks.
+
+        Raises a problem with the code `kill_switch`, `budget_exhausted` unless an admin overrides it, or
+        `invalid_state` while the circuit breaker of its provider is open.
+        """
         if override and not by.may("agents.manage"):
             raise Forbidden("override needs the permission agents.manage.")
         for _ in range(TRIES):
@@ -38,8 +113,8 @@ class AgentStates:
             self._refuse_while_killed()
             overridden = row.status == "paused" and row.status_reason == "budget"
             if row.status == "paused":
-                _refuse_held(row, override=override)
-            if self._move(row, _claiming(row), failures_in_a_row=0):
+                _refuse_automatic_pause(row, override=override)
+            if self._transition(row, _claiming(row), failures_in_a_row=0):
                 if overridden and self.audit is not None:
                     entry = AuditEntry(action="agents.agent.override", object_type="agent", object_id=agent_id)
                     self.audit.record(entry)
@@ -47,7 +122,7 @@ class AgentStates:
         raise contended()
 
     def stop(self, agent_id: str, how: StopAgent, match: IfMatch = ANY_VERSION, *, by: Principal) -> AgentView:
-        """`immediate`: offline now, leases are revoked here. `drain`: no new claims, offline after the last lease."""
+        """Stop an agent: at once, revoking its leases, or in the mode `drain` after its last lease."""
         for _ in range(TRIES):
             row = self._row(agent_id, match, by)
             if row.status == "offline" or (how.mode == "drain" and row.status == "draining"):
@@ -55,31 +130,31 @@ class AgentStates:
             if how.mode == "immediate":
                 self._revoke(agent_id, how)
                 row = self._row(agent_id, match, by)
-                # Claimed while the others ended: those end as well. Or somebody else has stopped it.
+                # It has claimed meanwhile, and these leases end as well; or another request has stopped it.
                 if has_leases(self.tasks, agent_id) or row.status == "offline":
                     continue
                 after = "offline"
             else:
                 after = "draining" if row.active_tasks else "offline"
             values: dict[str, Any] = {"active_tasks": 0} if after == "offline" else {}
-            if self._move(row, after, told=how.reason, **values):
+            if self._transition(row, after, reason=how.reason, **values):
                 return self._answer(agent_id, by)
         raise contended()
 
     def pause(self, agent_id: str, match: IfMatch = ANY_VERSION, *, reason: str | None, by: Principal) -> AgentView:
-        """No new claims; leases that run go on. `invalid_state` for an agent that is not started."""
+        """Pause a started agent: it claims no tasks, and its leases go on. Raises `Conflict` when it is not started."""
         for _ in range(TRIES):
             row = self._row(agent_id, match, by)
             if row.status == "paused" and row.status_reason == "manual":
                 return self._views.one(row)
             if row.status not in ("idle", "busy", "paused"):
                 raise _wrong_state(row, "paused; only a started one can be")
-            if self._move(row, "paused", why="manual", told=reason):
+            if self._transition(row, "paused", status_reason="manual", reason=reason):
                 return self._answer(agent_id, by)
         raise contended()
 
     def resume(self, agent_id: str, match: IfMatch = ANY_VERSION, *, reason: str | None, by: Principal) -> AgentView:
-        """End a pause. `kill_switch`, `budget_exhausted`, `invalid_state`."""
+        """Resume a paused agent. Raises the same problems as `start`."""
         for _ in range(TRIES):
             row = self._row(agent_id, match, by)
             if row.status in ("idle", "busy"):
@@ -87,8 +162,8 @@ class AgentStates:
             if row.status != "paused":
                 raise _wrong_state(row, "resumed; start it instead")
             self._refuse_while_killed()
-            _refuse_held(row, override=False)
-            if self._move(row, _claiming(row), told=reason):
+            _refuse_automatic_pause(row, override=False)
+            if self._transition(row, _claiming(row), reason=reason):
                 return self._answer(agent_id, by)
         raise contended()
 
@@ -105,16 +180,18 @@ class AgentStates:
         return self._views.one(readable(agent_id, by))
 
     def _revoke(self, agent_id: str, how: StopAgent) -> None:
-        """Tasks first, then the agent: the order in which everybody locks them."""
+        """Revoke all leases. The tasks are locked before the agent, as everywhere."""
         if self.tasks is not None:
-            with ending(agent_id):
+            with ending_leases(agent_id):
                 self.tasks.release_agent(agent_id, cancel=how.cancel_tasks, reason="agent_stopped")
 
-    def _move(self, row: Agent, after: str, *, why: str | None = None, told: str | None = None, **values: Any) -> bool:
-        """Set the state if row and leases are still those that were read. `why` is the new `status_reason`."""
-        if not swap(row, {"status": after, "status_reason": why, **values}, same_state(row)):
+    def _transition(
+        self, row: Agent, after: str, *, status_reason: str | None = None, reason: str | None = None, **values: Any
+    ) -> bool:
+        """Change the state, if row and leases are still as they were read. `reason` is for the event."""
+        if not swap(row, {"status": after, "status_reason": status_reason, **values}, same_state(row)):
             return False
-        self._changes.tell(row.id, row.name, row.created_by, row.status, after, told or why)
+        self._changes.publish(row.id, row.name, row.created_by, row.status, after, reason or status_reason)
         return True
 
 
@@ -122,8 +199,8 @@ def _claiming(row: Agent) -> str:
     return "busy" if row.active_tasks else "idle"
 
 
-def _refuse_held(row: Agent, *, override: bool) -> None:
-    """What paused it may not be over: the budget, or its only provider's breaker, which ends the pause by itself."""
+def _refuse_automatic_pause(row: Agent, *, override: bool) -> None:
+    """Raise `Conflict` while the cause of an automatic pause lasts: the budget, or an open circuit breaker."""
     if row.status_reason == "budget" and not override:
         raise Conflict(
             "The agent's budget is used up; raise it, or let an admin start it with override.",
@@ -132,10 +209,10 @@ def _refuse_held(row: Agent, *, override: bool) -> None:
         )
     if row.status_reason == "circuit_open":
         raise Conflict(
-            "The breaker of the agent's only provider is open; the agent goes on by itself when it closes.",
+            "The circuit breaker of the agent's only provider is open; the agent resumes by itself when it closes.",
             current_status=row.status,
         )
 
 
-def _wrong_state(row: Agent, what: str) -> Conflict:
-    return Conflict(f"An agent that is {row.status} cannot be {what}.", current_status=row.status)
+def _wrong_state(row: Agent, allowed: str) -> Conflict:
+    return Conflict(f"An agent that is {row.status} cannot be {allowed}.", current_status=row.status)

@@ -1,4 +1,4 @@
-"""Standing tokens: made by an agent's owner, for agents that live outside Corral's workers."""
+"""Standing tokens, which owners create for agents that run outside Corral's workers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOKEN_TTL_DAYS: Setting[int] = Setting(
     default=90,
     minimum=1,
     maximum=365,
-    title="Days that a standing token lives where its maker does not say",
+    title="Lifetime of a standing token in days, unless its creator sets another",
 )
 
 PREFIX = "cra_s"
@@ -36,7 +36,7 @@ MAX_DAYS, DAY_SECONDS = 365, 86_400
 
 
 class AgentTokens:
-    """Makes, lists and ends standing tokens. Joins the caller's unit."""
+    """Creates, lists and revokes standing tokens. Joins the caller's unit."""
 
     audit: Audit | None
 
@@ -44,18 +44,21 @@ class AgentTokens:
         self._settings, self._permissions, self._credentials = settings, permissions, credentials
 
     def list(self, agent_id: str, query: AgentTokenQuery, *, by: Principal) -> Page[AgentTokenView]:
-        """The agent's tokens, for its owner; newest first."""
+        """The valid tokens of an agent, for its owner, newest first."""
         writable(agent_id, by)
         rows = Token.select().where((Token.agent_id == agent_id) & (Token.expires_at > clock.now()))
         return paginate(rows, query, by, scope=f"agent_tokens:{agent_id}", order=newest_first(Token), make=_view)
 
     def create(self, agent_id: str, new: NewAgentToken, *, by: Principal) -> IssuedAgentToken:
-        """A token with the rights of the caller and the agent together; shown this once. `quota_exceeded`."""
+        """Create a token with the permissions that both the caller and agents have; the response alone shows it.
+
+        Raises a problem with the code `quota_exceeded` when the agent has too many.
+        """
         writable(agent_id, by)
-        assert by.user_id is not None  # people only, by the route
+        assert by.user_id is not None  # the route admits only people
         self._check_scopes(new.scopes)
         expires_at = self._expiry(new)
-        # The update takes the row's lock, so that the count holds until the commit.
+        # The update locks the row, so that the count stays true until the commit.
         Agent.update(updated_at=Agent.updated_at).where(Agent.id == agent_id).execute()
         living = Token.select().where((Token.agent_id == agent_id) & (Token.expires_at > clock.now())).count()
         if living >= MAX_TOKENS:
@@ -76,7 +79,7 @@ class AgentTokens:
         return IssuedAgentToken(**_fields(row), token=secret)
 
     def end(self, agent_id: str, token_id: str, *, by: Principal) -> None:
-        """Revoke a token at once; `NotFound`."""
+        """Revoke a token at once. Raises `NotFound`."""
         writable(agent_id, by)
         mine = (Token.id == token_id) & (Token.agent_id == agent_id)
         ended: list[Token] = list(Token.delete().where(mine).returning(Token).execute())
@@ -86,7 +89,7 @@ class AgentTokens:
         after_commit(lambda: self._credentials.forget(lambda caller: caller.agent_id == agent_id))
 
     def end_of_person(self, user_id: str) -> int:
-        """Delete every token that a person made; how many."""
+        """Delete every token that a person created; returns how many."""
         return int(Token.delete().where(Token.created_by == user_id).execute())
 
     def _record(self, verb: str, row: Token, details: Mapping[str, Any]) -> None:
@@ -118,22 +121,25 @@ class AgentTokens:
                 raise Invalid.at(f"/scopes/{index}", "not_in_enum", detail)
 
 
-class StandingTokens:
-    """Recognises `cra_s…`: the agent, with the rights that its maker has now and an agent may have, in its scopes."""
+class StandingTokenAuthenticator:
+    """Authenticates standing tokens (`cra_s…`).
+
+    The caller has the permissions that both its creator and agents have now, narrowed by its scopes.
+    """
 
     def __init__(self, accounts: Accounts, permissions: Permissions) -> None:
         self._accounts, self._permissions = accounts, permissions
 
     def recognises(self, credential: str) -> bool:
-        """By its prefix."""
+        """Whether the credential has the prefix of a standing token."""
         return credential.startswith(PREFIX)
 
     def authenticate(self, credential: str) -> Principal:
-        """Raises `Unauthorized` for an unknown, ended or expired token, a deleted agent, or a deactivated maker."""
+        """Raises `Unauthorized` for an unknown or expired token, a deleted agent, or a creator who is not active."""
         return self._caller(Token.token_hash == _hash(credential))
 
     def reread(self, caller: Principal) -> Principal | None:
-        """The same of a caller whose token is not at hand."""
+        """Authenticate a caller again by the id of its token."""
         if caller.kind != "agent" or caller.token_id is None:
             return None
         return self._caller(Token.id == caller.token_id)

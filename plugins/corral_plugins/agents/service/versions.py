@@ -1,4 +1,4 @@
-"""Versions of an agent's configuration: list, read, compare, roll back; and how the agent did."""
+"""Versions of the configuration of an agent: list, read, compare, roll back; and statistics of its attempts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from corral.auth.principal import Principal
 from corral.errors import Conflict, NotFound
 from corral.http.answers import ANY_VERSION, IfMatch
 from corral.http.page import Order, Page, paginate
-from corral_plugins.agents.api import AgentRecord, WorkFigures
+from corral_plugins.agents.api import AgentStatistics, AttemptStatistics
 from corral_plugins.agents.models import Version
-from corral_plugins.agents.service.directory import AgentDirectory
+from corral_plugins.agents.service.management import AgentManagement
 from corral_plugins.agents.service.rows import exists, writable
 from corral_plugins.agents.service.shapes import (
     AgentPatch,
@@ -22,44 +22,44 @@ from corral_plugins.agents.service.shapes import (
     AgentVersionDetail,
     AgentVersionView,
     AgentView,
-    ComparedFigures,
+    ComparedStatistics,
     Comparison,
     FieldDifference,
     VersionQuery,
 )
 
-UNKNOWN = WorkFigures()
+UNKNOWN = AttemptStatistics()
 DAY_SECONDS = 86_400
 
 
 class AgentVersions:
-    """Versions and figures. Joins the caller's unit. Figures are those of whoever keeps attempts, else unknown."""
+    """Versions and statistics. Joins the caller's unit. Statistics are null without the plugin that stores attempts."""
 
-    record: AgentRecord | None
+    statistics: AgentStatistics | None
 
-    def __init__(self, directory: AgentDirectory) -> None:
-        self._directory = directory
+    def __init__(self, management: AgentManagement) -> None:
+        self._management = management
 
     def list(self, agent_id: str, query: VersionQuery, *, by: Principal) -> Page[AgentVersionView]:
-        """Newest first, without the configurations."""
+        """The versions, newest first, without the configurations."""
         exists(agent_id, by)
         rows = Version.select(Version.n, Version.changed_fields, Version.created_by, Version.created_at).where(
             Version.agent_id == agent_id
         )
         page = paginate(rows, query, by, scope=f"agent_versions:{agent_id}", order=(Order(Version.n),), make=_same)
-        figures = self._figures(agent_id, [row.n for row in page.items])
-        items = [AgentVersionView(**_facts(row, figures.get(row.n, UNKNOWN))) for row in page.items]
+        statistics = self._statistics(agent_id, [row.n for row in page.items])
+        items = [AgentVersionView(**_facts(row, statistics.get(row.n, UNKNOWN))) for row in page.items]
         return Page(items=items, total=page.total, limit=page.limit, offset=page.offset, next=page.next)
 
     def get(self, agent_id: str, n: int, *, by: Principal) -> AgentVersionDetail:
-        """One version with its configuration; `NotFound`."""
+        """One version with its configuration. Raises `NotFound`."""
         exists(agent_id, by)
         row = _version(agent_id, n)
-        figures = self._figures(agent_id, [n]).get(n, UNKNOWN)
-        return AgentVersionDetail(**_facts(row, figures), configuration=row.configuration)
+        statistics = self._statistics(agent_id, [n]).get(n, UNKNOWN)
+        return AgentVersionDetail(**_facts(row, statistics), configuration=row.configuration)
 
     def compare(self, agent_id: str, before: int, after: int, *, by: Principal) -> Comparison:
-        """The fields that differ, by name; `NotFound` for a version that does not exist."""
+        """The fields that differ between two versions, by name. Raises `NotFound`."""
         exists(agent_id, by)
         one, other = _version(agent_id, before).configuration, _version(agent_id, after).configuration
         diff = [
@@ -67,33 +67,38 @@ class AgentVersions:
             for field in sorted(one.keys() | other.keys())
             if one.get(field) != other.get(field)
         ]
-        figures = self._figures(agent_id, [before, after])
-        return Comparison(diff=diff, stats=ComparedFigures(before=figures.get(before), after=figures.get(after)))
+        statistics = self._statistics(agent_id, [before, after])
+        return Comparison(
+            diff=diff, stats=ComparedStatistics(before=statistics.get(before), after=statistics.get(after))
+        )
 
     def roll_back(self, agent_id: str, n: int, match: IfMatch = ANY_VERSION, *, by: Principal) -> AgentView:
-        """A new version with the content of version `n`. `NotFound`; `invalid_state` when nothing would change."""
+        """Make a new version with the content of version `n`.
+
+        Raises `NotFound`, or `Conflict` when nothing would change.
+        """
         row = writable(agent_id, by)
         match.check(row.version)
         wanted = msgspec.convert(_version(agent_id, n).configuration, AgentPatch)
         now = IfMatch(version=row.version) if match.version is not None else match
-        view = self._directory.update(agent_id, wanted, now, by=by)
+        view = self._management.update(agent_id, wanted, now, by=by)
         if view.version == row.version:
             raise Conflict(
-                f"Version {n} is what the agent has now: there is nothing to take back.", current_status=view.status
+                f"Version {n} is the present configuration: there is nothing to roll back.", current_status=view.status
             )
         return view
 
     def stats(self, agent_id: str, days: int, *, by: Principal) -> AgentStats:
-        """How it did in the last `days`; `NotFound`."""
+        """Statistics of the attempts of the last `days`. Raises `NotFound`."""
         exists(agent_id, by)
         since = clock.now(-days * DAY_SECONDS)
-        figures = self.record.figures(agent_id, since=since) if self.record is not None else UNKNOWN
-        return AgentStats(days=days, **msgspec.structs.asdict(figures))
+        statistics = self.statistics.of_agent(agent_id, since=since) if self.statistics is not None else UNKNOWN
+        return AgentStats(days=days, **msgspec.structs.asdict(statistics))
 
-    def _figures(self, agent_id: str, versions: Sequence[int]) -> dict[int, WorkFigures]:
-        if self.record is None or not versions:
+    def _statistics(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
+        if self.statistics is None or not versions:
             return {}
-        return self.record.figures_of_versions(agent_id, versions)
+        return self.statistics.of_versions(agent_id, versions)
 
 
 def _version(agent_id: str, n: int) -> Version:
@@ -107,13 +112,13 @@ def _same(row: Version) -> Version:
     return row
 
 
-def _facts(row: Version, figures: WorkFigures) -> dict[str, Any]:
+def _facts(row: Version, statistics: AttemptStatistics) -> dict[str, Any]:
     return {
         "n": row.n,
         "changed_fields": row.changed_fields,
         "by": row.created_by,
         "at": row.created_at,
-        "attempts": figures.attempts,
-        "success_rate": figures.success_rate,
-        "cost_usd": figures.cost_usd,
+        "attempts": statistics.attempts,
+        "success_rate": statistics.success_rate,
+        "cost_usd": statistics.cost_usd,
     }

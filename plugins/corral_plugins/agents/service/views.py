@@ -1,4 +1,4 @@
-"""Agents as clients see them: the row, what it works on, and what would keep it from working."""
+"""The views of agents: the row, its current tasks, and warnings about conditions that would stop it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from corral_plugins.workers.api import WorkerFacts, Workers
 
 
 class Views:
-    """Makes views; asks the other plugins once for all agents of a list."""
+    """Makes views. Other plugins are asked once for all agents of a list."""
 
     llm: LLM | None
     tasks: Tasks | None
@@ -36,7 +36,7 @@ class Views:
 
 
 class _Warnings:
-    """The warnings of the agents of one answer; what they share is asked for once."""
+    """The warnings of the agents of one response; shared facts are read once."""
 
     def __init__(self, llm: LLM | None, tools: Tools | None, workers: Workers | None, bound: Collection[str]) -> None:
         self._llm, self._tools, self._workers = llm, tools, workers
@@ -45,7 +45,7 @@ class _Warnings:
         self._bound = workers.facts_of(sorted(bound)) if workers is not None and bound else {}
 
     def of(self, row: Agent) -> list[str]:
-        """Codes, most general first."""
+        """The codes of the warnings, the most general first."""
         found = [] if self._provider_ready(row) else ["provider_not_configured"]
         found += self._of_worker(row)
         found += [f"tool_unavailable:{tool}" for tool in self._missing(row.enabled_tools)]

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from corral.database.dialect import execute, milliseconds_between
-from corral_plugins.agents.api import WorkFigures
+from corral_plugins.agents.api import AttemptStatistics
 
 NEWEST = 10_000
 """At most this many attempts are read: an agent may have a million, and a unit of work has two seconds."""
 # `ms` is the duration of an attempt that was completed or failed; it is null for every other attempt.
-_FIGURES = """
+_STATISTICS = """
 WITH newest AS (
   SELECT agent_id, agent_version, status, cost_micro, input_tokens, output_tokens, stalls, started_at, finished_at
   FROM tasks_attempts WHERE agent_id = ? AND created_at >= ? ORDER BY created_at DESC LIMIT {newest}
@@ -27,34 +27,34 @@ FROM placed GROUP BY {group}
 """
 
 
-class AttemptStatistics:
-    """Implements `AgentRecord`: one query per call, over the newest attempts of one agent.
+class AgentStatisticsService:
+    """Implements `AgentStatistics`: one query per call, over the newest attempts of one agent.
 
     An attempt is one claim. The success rate and the durations count attempts that were completed or failed: an attempt
     that was cancelled, released or made to wait says nothing about the agent.
     """
 
-    def figures(self, agent_id: str, *, since: str) -> WorkFigures:
+    def of_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:
         found = _run("agent_id", agent_id, since)
-        return _figures(found[0]) if found else _figures((0,) * 10)
+        return _statistics(found[0]) if found else _statistics((0,) * 10)
 
-    def figures_of_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, WorkFigures]:
-        found = {int(row[0]): _figures(row) for row in _run("agent_version", agent_id, "")}
-        is_whole = sum(figures.attempts or 0 for figures in found.values()) < NEWEST
-        absent = _figures((0,) * 10) if is_whole else WorkFigures()
+    def of_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
+        found = {int(row[0]): _statistics(row) for row in _run("agent_version", agent_id, "")}
+        is_whole = sum(statistics.attempts or 0 for statistics in found.values()) < NEWEST
+        absent = _statistics((0,) * 10) if is_whole else AttemptStatistics()
         return {version: found.get(version, absent) for version in versions}
 
 
 def _run(group: str, agent_id: str, since: str) -> list[tuple[Any, ...]]:
-    sql = _FIGURES.format(ms=milliseconds_between("started_at", "finished_at"), newest=NEWEST, group=group)
+    sql = _STATISTICS.format(ms=milliseconds_between("started_at", "finished_at"), newest=NEWEST, group=group)
     found: list[tuple[Any, ...]] = execute(sql, [agent_id, since]).fetchall()
     return found
 
 
-def _figures(row: Sequence[Any]) -> WorkFigures:
+def _statistics(row: Sequence[Any]) -> AttemptStatistics:
     _, attempts, completed, failed, average, p95, cost, tokens_in, tokens_out, stalls = row
     ended = completed + failed
-    return WorkFigures(
+    return AttemptStatistics(
         attempts=attempts,
         completed=completed,
         failed=failed,

@@ -1,4 +1,4 @@
-"""What admins change of tools, and the calls."""
+"""Overrides of tools, and tool calls."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The rules of tools."""
+"""The service layer of tools."""

@@ -1,4 +1,4 @@
-"""The path of a call: one unit that judges and writes its row, the tool, one unit that writes how it ended."""
+"""Tool calls under a lease: one unit decides and stores the call, the tool runs, and one unit stores the outcome."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from corral import clock
-from corral.auth.principal import Principal
+from corral.auth.principal import Principal, require_owner
 from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.errors import CODES, Conflict, Fault, Forbidden, Invalid, NotFound, Problem
@@ -18,28 +18,35 @@ from corral.events.feed import Feed
 from corral.plugin import Audit, AuditEntry
 from corral.redact.redactor import Redactor
 from corral_plugins.admin.api import KillSwitch
-from corral_plugins.agents.api import Agents
+from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.tasks.api import Run, Tasks
 from corral_plugins.tools.models import ToolCall
-from corral_plugins.tools.service import ledger
-from corral_plugins.tools.service.cases import Cases, Subject
+from corral_plugins.tools.service import repository
 from corral_plugins.tools.service.decision import SENTENCES, Verdict, decide
-from corral_plugins.tools.service.executions import INTERRUPTED, UNKNOWN, Begun, Executions, cut_short, repeatable
-from corral_plugins.tools.service.figures import Figures
-from corral_plugins.tools.service.output import fitted
+from corral_plugins.tools.service.decision_context import ContextBuilder, Subject
+from corral_plugins.tools.service.executions import (
+    INTERRUPTED,
+    UNKNOWN,
+    Execution,
+    Executions,
+    can_repeat,
+    interrupted_error,
+)
+from corral_plugins.tools.service.metrics import ToolMetrics
+from corral_plugins.tools.service.output import truncate
 from corral_plugins.tools.service.permits import Permits
-from corral_plugins.tools.service.registry import Known, Registry
-from corral_plugins.tools.shapes import CallView
+from corral_plugins.tools.service.registry import RegisteredTool, Registry
+from corral_plugins.tools.shapes import CallView, Check, Checked
 
 CODES.setdefault("tools.denied", (403, "The tool call is denied"))
 
 MAX_DENIALS = 20
 WAIT_SECONDS = 25.0
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 2.0
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """A call as it came. `redacted` are the arguments as they are kept."""
+class CallRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A requested call. `redacted`: the arguments as they are stored."""
 
     task_id: str
     lease_id: str | None
@@ -50,15 +57,15 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     by: Principal
     entry: Entry
-    until: float  # so long a call may wait for its turn
+    until: float  # how long the call may wait for its turn, in epoch seconds
 
 
 class Busy(msgspec.Struct, frozen=True):
-    """The call runs already, here or elsewhere; or it waits until fewer calls of its task run."""
+    """The call is already running, here or elsewhere, or too many calls of its task are running."""
 
 
 class Calls:
-    """Tool calls under a lease. Exactly one execution a `call_id`: the row is there before the tool runs."""
+    """Makes tool calls. Each `call_id` is executed exactly once, since its row is stored before the tool runs."""
 
     agents: Agents | None
     audit: Audit | None
@@ -71,14 +78,14 @@ class Calls:
         feed: Feed,
         redactor: Redactor,
         registry: Registry,
-        cases: Cases,
+        contexts: ContextBuilder,
         executions: Executions,
         permits: Permits,
-        figures: Figures,
+        metrics: ToolMetrics,
     ) -> None:
         self._work, self._feed, self._redactor = work, feed, redactor
-        self._registry, self._cases, self._executions = registry, cases, executions
-        self._permits, self._figures = permits, figures
+        self._registry, self._contexts, self._executions = registry, contexts, executions
+        self._permits, self._metrics = permits, metrics
 
     async def call(
         self,
@@ -91,119 +98,129 @@ class Calls:
         by: Principal,
         entry: Entry,
     ) -> CallView:
-        """Call a tool; a repeat waits for the first and gets its answer. Raises the problem of a refusal."""
-        redacted = fitted(await asyncio.to_thread(self._redactor.redact_json, arguments))
-        asked = Asked(
+        """Call a tool. A repeat waits for the first call and returns its result. Raises the problem of a denial."""
+        redacted = truncate(await asyncio.to_thread(self._redactor.redact_json, arguments))
+        request = CallRequest(
             task_id=task_id,
             lease_id=lease_id,
             tool=tool,
             call_id=call_id,
             arguments=arguments,
             redacted=redacted,
-            sha256=digest(arguments),
+            sha256=arguments_hash(arguments),
             by=by,
             entry=entry,
             until=clock.time_s() + WAIT_SECONDS,
         )
-        found = await self._begin_or_wait(asked)
-        if isinstance(found, Begun):
-            found = await self._executions.run(found)
-            if found.error is not None and found.error["type"] in (INTERRUPTED, UNKNOWN):
-                raise Conflict("The lease ended during the call; stop and discard.", code="lease_lost")
-        if found.status == "denied":
-            raise refusal(found)
-        return found
+        call = await self._begin_or_wait(request)
+        if isinstance(call, Execution):
+            call = await self._executions.run(call)
+            if call.error is not None and call.error["type"] in (INTERRUPTED, UNKNOWN):
+                raise Conflict("The lease ended during the call; stop and discard the work.", code="lease_lost")
+        if call.status == "denied":
+            raise denial(call)
+        return call
 
-    async def _begin_or_wait(self, asked: Asked) -> Begun | CallView:
-        """Begin, when it is its turn; of a call that runs, the end."""
+    async def _begin_or_wait(self, request: CallRequest) -> Execution | CallView:
+        """Begin the call when it is its turn, or wait for the end of a running call."""
         while True:
-            with self._feed.waiting((asked.task_id,)) as rung:
-                found = await self._work(lambda: self._begin(asked), entry=asked.entry)
+            with self._feed.waiting((request.task_id,)) as notified:
+                found = await self._work(lambda: self._begin(request), entry=request.entry)
                 if not isinstance(found, Busy):
                     return found
-                if clock.time_s() >= asked.until:
-                    raise Conflict("This call is still running; ask for it again.", current_status="running")
+                if clock.time_s() >= request.until:
+                    raise Conflict(
+                        "This call is still running; repeat the request to wait for it.", current_status="running"
+                    )
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_SECONDS):
-                        await rung.wait()
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await notified.wait()
 
-    # -- unit 1
+    # -- the first unit
 
-    def _begin(self, asked: Asked) -> Begun | CallView | Busy:
+    def _begin(self, request: CallRequest) -> Execution | CallView | Busy:
         if self.tasks is None:
             raise NotFound()
-        run = self.tasks.run(asked.task_id, asked.lease_id, by=asked.by)
+        run = self.tasks.run(request.task_id, request.lease_id, by=request.by)
         if self.switch is not None:
             self.switch.refuse_if_engaged()
-        row = ledger.find(asked.task_id, asked.call_id)
+        row = repository.find(request.task_id, request.call_id)
         if row is not None:
-            return self._again(asked, run, row)
-        known, subject, verdict = self._judged(asked, run)
-        if verdict.passes and clock.time_s() < asked.until:
+            return self._repeat(request, run, row)
+        tool, subject, verdict = self._decide(request, run)
+        if verdict.is_temporary and clock.time_s() < request.until:
             return Busy()
-        self._figures.decided(known, verdict.decision)
+        self._metrics.decided(tool, verdict.decision)
         if verdict.decision == "denied":
-            return self._deny(asked, run, known, verdict)
-        assert known is not None
-        values = self._columns(asked, run) | {"decision": "allowed"}
-        if known.tool.runs == "worker":
-            row = ledger.insert(**values, status="permitted", executions=1, **self._permits.terms(known))
-            return self._permits.shown(row)
-        row = ledger.insert(**values, status="running", executions=1, alive_until=clock.now(ledger.ALIVE_SECONDS))
-        return self._begun(asked, row, known, subject)
+            return self._deny(request, run, tool, verdict)
+        assert tool is not None
+        return self._start(request, run, tool, subject)
 
-    def _judged(self, asked: Asked, run: Run) -> tuple[Known | None, Subject, Verdict]:
-        known = self._registry.find(asked.tool, worker_id=run.worker_id)
-        calls, running = ledger.count(run.task_id, run.fence)
-        subject = Subject(
-            agent=self.agents.facts(run.agent_id) if self.agents is not None else None,
-            requester_id=run.requester_id,
-            worker_id=run.worker_id,
-            allowed_tools=run.allowed_tools,
-            tainted=run.tainted,
-            task_id=run.task_id,
-            lease_id=run.lease_id,
-            fence=run.fence,
-            calls=calls,
-            running=running,
+    def _decide(self, request: CallRequest, run: Run) -> tuple[RegisteredTool | None, Subject, Verdict]:
+        tool = self._registry.find(request.tool, worker_id=run.worker_id)
+        agent = self.agents.facts(run.agent_id) if self.agents is not None else None
+        subject = _subject(agent, run, tainted=run.tainted)
+        context = self._contexts.decision_context(tool, request.tool, request.call_id, request.arguments, subject)
+        return tool, subject, decide(context)
+
+    def _start(
+        self, request: CallRequest, run: Run, tool: RegisteredTool, subject: Subject, row: ToolCall | None = None
+    ) -> Execution | CallView:
+        """Store an allowed call, or the next execution of `row`: for a worker tool with a permit."""
+        is_permit = tool.definition.runs == "worker"
+        state: dict[str, Any] = {"status": "running", "alive_until": clock.now(repository.ALIVE_SECONDS)}
+        if is_permit:
+            state = {"status": "permitted", **self._permits.columns(tool)}
+        if row is None:
+            row = repository.insert(**self._columns(request, run), decision="allowed", executions=1, **state)
+        else:
+            repository.change(
+                row,
+                fence=run.fence,
+                lease_id=run.lease_id,
+                worker_id=run.worker_id,
+                executions=row.executions + 1,
+                error=None,
+                created_at=clock.now(),
+                finished_at=None,
+                duration_ms=None,
+                **state,
+            )
+        if is_permit:
+            return self._permits.view(row)
+        return Execution(
+            row_id=row.id,
+            executions=row.executions,
+            tool=tool,
+            context=self._contexts.tool_context(tool, request.call_id, subject, self._contexts.caller(subject)),
+            arguments=request.arguments,
+            entry=request.entry,
         )
-        return known, subject, decide(self._cases.of(known, asked.tool, asked.call_id, asked.arguments, subject))
 
     @staticmethod
-    def _columns(asked: Asked, run: Run) -> dict[str, Any]:
+    def _columns(request: CallRequest, run: Run) -> dict[str, Any]:
         return {
-            "call_id": asked.call_id,
+            "call_id": request.call_id,
             "task_id": run.task_id,
             "fence": run.fence,
             "lease_id": run.lease_id,
             "agent_id": run.agent_id,
             "worker_id": run.worker_id,
             "requester_id": run.requester_id,
-            "tool": asked.tool,
-            "arguments": asked.redacted,
-            "arguments_sha256": asked.sha256,
+            "tool": request.tool,
+            "arguments": request.redacted,
+            "arguments_sha256": request.sha256,
             "tainted": run.tainted,
         }
 
-    def _begun(self, asked: Asked, row: ToolCall, known: Known, subject: Subject) -> Begun:
-        context = self._cases.context(known, asked.call_id, subject, self._cases.caller(subject))
-        return Begun(
-            row_id=row.id,
-            executions=row.executions,
-            known=known,
-            context=context,
-            arguments=asked.arguments,
-            entry=asked.entry,
-        )
-
-    def _deny(self, asked: Asked, run: Run, known: Known | None, verdict: Verdict) -> CallView:
-        """Keep the refusal; too many of them end the attempt."""
+    def _deny(self, request: CallRequest, run: Run, tool: RegisteredTool | None, verdict: Verdict) -> CallView:
+        """Store the denial. Too many denials fail the attempt."""
         reason = verdict.reason or "policy"
         error: dict[str, Any] = {"type": reason, "message": SENTENCES[reason]}
         if reason == "invalid_arguments":
             error["errors"] = [msgspec.structs.asdict(fault) for fault in verdict.faults]
-        row = ledger.insert(
-            **self._columns(asked, run),
+        row = repository.insert(
+            **self._columns(request, run),
             decision="denied",
             reason=reason,
             status="denied",
@@ -211,84 +228,110 @@ class Calls:
             finished_at=clock.now(),
             duration_ms=0,
         )
-        ledger.tell(row)
-        if self.audit is not None and known is not None and known.risk in ("external", "dangerous"):
+        repository.publish(row)
+        if self.audit is not None and tool is not None and tool.risk in ("external", "dangerous"):
             details = {"task_id": run.task_id, "agent_id": run.agent_id, "reason": reason}
             entry = AuditEntry(
                 action="tools.call.run",
                 object_type="tool",
-                object_id=asked.tool,
+                object_id=request.tool,
                 outcome="denied",
                 code="tools.denied",
                 details=details,
             )
             self.audit.record(entry)
-        if ledger.denials(run.task_id, run.fence) >= MAX_DENIALS and self.tasks is not None:
-            told = f"{MAX_DENIALS} tool calls of this attempt were denied; the last because: {SENTENCES[reason]}"
-            self.tasks.fail_run(run.task_id, run.lease_id, type="too_many_denials", message=told)
-        return ledger.view(row)
+        if repository.denials(run.task_id, run.fence) >= MAX_DENIALS and self.tasks is not None:
+            message = f"{MAX_DENIALS} tool calls of this attempt were denied, the last because: {SENTENCES[reason]}"
+            self.tasks.fail_run(run.task_id, run.lease_id, type="too_many_denials", message=message)
+        return repository.view(row)
 
     # -- repeats
 
-    def _again(self, asked: Asked, run: Run, row: ToolCall) -> Begun | CallView | Busy:
-        """The stored outcome; or the call anew, if it was cut short and a second time does no harm."""
-        if row.arguments_sha256 != asked.sha256 or row.tool != asked.tool:
-            told = "This call_id was used for another call; every call has its own."
-            raise Invalid.at("/call_id", "not_unique", told)
-        known = self._registry.find(row.tool, worker_id=run.worker_id)
+    def _repeat(self, request: CallRequest, run: Run, row: ToolCall) -> Execution | CallView | Busy:
+        """Return the stored outcome, or run the call again if it was interrupted and repeating it is harmless."""
+        if row.arguments_sha256 != request.sha256 or row.tool != request.tool:
+            detail = "This call_id was used for another call; give every call its own."
+            raise Invalid.at("/call_id", "not_unique", detail)
+        tool = self._registry.find(row.tool, worker_id=run.worker_id)
         if row.status == "running":
             if row.alive_until is None:
-                return ledger.view(row)
+                return repository.view(row)
             if row.alive_until > clock.now():
                 return Busy()
         elif row.status == "permitted":
-            if self._permits.is_good(row, run):
-                return self._permits.shown(row)
+            if self._permits.is_valid(row, run):
+                return self._permits.view(row)
         elif row.status != "failed" or row.error is None or row.error["type"] != INTERRUPTED:
-            return ledger.view(row)
-        if known is None or not repeatable(known):
+            return repository.view(row)
+        if tool is None or not can_repeat(tool):
             if row.status != "failed":
-                ledger.end(row, "failed", error=cut_short(may_repeat=False))
-            return ledger.view(row)
-        return self._anew(asked, run, row)
+                repository.end(row, "failed", error=interrupted_error(can_repeat=False))
+            return repository.view(row)
+        return self._run_again(request, run, row)
 
-    def _anew(self, asked: Asked, run: Run, row: ToolCall) -> Begun | CallView | Busy:
-        """Judged again, since rights may have changed; for the lease that asks now."""
-        known, subject, verdict = self._judged(asked, run)
-        if verdict.passes:
+    def _run_again(self, request: CallRequest, run: Run, row: ToolCall) -> Execution | CallView | Busy:
+        """Decide again, since rights may have changed, and run the call under the current lease."""
+        tool, subject, verdict = self._decide(request, run)
+        if verdict.is_temporary:
             return Busy()
-        if verdict.decision == "denied" or known is None:
+        if verdict.decision == "denied" or tool is None:
             reason = verdict.reason or "policy"
             raise Forbidden(SENTENCES[reason], code="tools.denied", reason=reason)
-        mine: dict[str, Any] = {
-            "fence": run.fence,
-            "lease_id": run.lease_id,
-            "worker_id": run.worker_id,
-            "executions": row.executions + 1,
-            "error": None,
-            "created_at": clock.now(),
-            "finished_at": None,
-            "duration_ms": None,
-        }
-        if known.tool.runs == "worker":
-            ledger.change(row, **mine, status="permitted", **self._permits.terms(known))
-            return self._permits.shown(row)
-        ledger.change(row, **mine, status="running", alive_until=clock.now(ledger.ALIVE_SECONDS))
-        return self._begun(asked, row, known, subject)
+        return self._start(request, run, tool, subject, row)
+
+    # -- decisions on calls that are not made
+
+    def check(self, name: str, check: Check, *, by: Principal) -> Checked:
+        """Decide on a call without making it, for the agent's owner and admins."""
+        agent = self.agents.facts(check.agent_id.lower()) if self.agents is not None else None
+        if agent is None:
+            raise Invalid.at("/agent_id", "unknown_reference", "There is no such agent.", problem="unknown_reference")
+        require_owner(by, agent.owner_id, what="agent", manage="agents.manage")
+        if self.switch is not None:
+            self.switch.refuse_if_engaged()
+        is_tainted = check.tainted if isinstance(check.tainted, bool) else None
+        if check.task_id is None:  # for the caller, on any worker
+            subject = Subject(agent=agent, requester_id=by.user_id, tainted=is_tainted or False)
+        else:
+            run = self.tasks.run_of(check.task_id.lower()) if self.tasks is not None else None
+            if run is None:
+                raise Invalid.at("/task_id", "unknown_reference", "There is no such task.", problem="unknown_reference")
+            subject = _subject(agent, run, tainted=run.tainted if is_tainted is None else is_tainted)
+        tool = self._registry.find(name, worker_id=subject.worker_id)
+        if tool is None:
+            raise NotFound("There is no tool with this name.")
+        verdict = decide(self._contexts.decision_context(tool, name, "", check.arguments, subject))
+        return Checked(decision=verdict.decision, reasons=list(verdict.reasons), errors=list(verdict.faults))
 
 
-def digest(arguments: Any) -> str:
-    """SHA-256 over canonical JSON: sorted keys, no white space."""
+def _subject(agent: AgentFacts | None, run: Run, *, tainted: bool) -> Subject:
+    calls, running = repository.count(run.task_id, run.fence)
+    return Subject(
+        agent=agent,
+        requester_id=run.requester_id,
+        worker_id=run.worker_id or None,
+        allowed_tools=run.allowed_tools,
+        tainted=tainted,
+        task_id=run.task_id,
+        lease_id=run.lease_id,
+        fence=run.fence,
+        calls=calls if run.lease_id else 0,
+        running=running if run.lease_id else 0,
+    )
+
+
+def arguments_hash(arguments: Any) -> str:
+    """SHA-256 of the canonical JSON of the arguments: sorted keys, no white space."""
     return hashlib.sha256(msgspec.json.encode(arguments, order="sorted")).hexdigest()
 
 
-def refusal(call: CallView) -> Problem:
-    """The problem that tells of a denied call, first time and every time."""
+def denial(call: CallView) -> Problem:
+    """The problem for a denied call, the same for every repeat."""
     reason = call.reason or "policy"
     error = call.error or {}
     if reason == "unknown_tool":
-        return NotFound(f"There is no tool {call.tool}.")
+        return NotFound(f"There is no tool named {call.tool}.")
     if reason == "invalid_arguments":
         faults = [Fault(**each) for each in error.get("errors", ())]
-        return Invalid(f"{len(faults)} places of the arguments do not match the tool's schema.", errors=faults)
+        return Invalid(f"The arguments do not match the tool's schema in {len(faults)} places.", errors=faults)
     return Forbidden(SENTENCES[reason], code="tools.denied", reason=reason)

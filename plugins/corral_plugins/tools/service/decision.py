@@ -1,4 +1,4 @@
-"""The decision on a tool call: a function of data, the same for calls and for checks. Nothing is read here."""
+"""The decision on a tool call: a pure function of its context, the same for calls and checks."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ TAINTED_POLICY: Mapping[Risk, Policy] = {"read": "allow", "write": "allow", "ext
 RISK_PERMISSION: Mapping[Risk, str] = {"external": "tools.use_external", "dangerous": "tools.use_dangerous"}
 
 SENTENCES = {
-    "unknown_tool": "There is no such tool.",
+    "unknown_tool": "The tool does not exist.",
     "disabled": "The tool is disabled.",
     "not_enabled": "The agent may not use this tool.",
     "not_allowed_for_task": "The task does not allow this tool.",
-    "requester_lacks_permission": "The person this is done for may not do that.",
+    "requester_lacks_permission": "The person on whose behalf the agent acts may not do this.",
     "not_offered": "The worker does not offer this tool.",
     "invalid_arguments": "The arguments do not match the tool's schema.",
-    "config": "The tool's configuration does not admit these arguments.",
-    "policy": "The policy forbids this call, or wants a person to be asked, whom nobody can ask here.",
-    "caps": "The attempt has used up its tool calls, or too many of them run at once.",
+    "config": "The tool's configuration does not allow these arguments.",
+    "policy": "The policy denies this call, or requires an approval, which is not available here.",
+    "caps": "The attempt has used all of its tool calls, or too many calls are running.",
 }
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent says about a tool."""
+    """An agent's rule for a tool."""
 
     policy: Policy | None = None
     when_tainted: Policy | None = None
     config: Mapping[str, Any] | None = None
 
 
-class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a decision depends on, in the order of the rules. `risk` None: there is no such tool."""
+class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a decision depends on, in the order of the rules. `risk` None: the tool does not exist."""
 
     tool: str
     risk: Risk | None = None
@@ -45,8 +45,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     enabled_tools: Sequence[str] = ()
     allowed_tools: Sequence[str] | None = None
     requester_is_active: bool = True
-    permissions: frozenset[str] = frozenset()  # of the requester's role now
-    permission: str | None = None  # that the tool needs beside the one of its risk
+    permissions: frozenset[str] = frozenset()  # of the requester's current role
+    permission: str | None = None  # required by the tool, besides that of its risk
     sees: bool = True
     offered: bool = True
     faults: tuple[Fault, ...] = ()
@@ -54,7 +54,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     rule: Rule = Rule()
     default_policy: Policy = "allow"
     tainted: bool = False
-    is_trusted: bool = False  # the target of a tainted run's call is one that needs no question
+    is_trusted: bool = False  # the tool's configuration allows a tainted run to call this target
     target_asks: bool = False
     calls: int = 0
     max_calls: int = 200
@@ -63,83 +63,84 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """`reasons`: every rule that refuses, in their order; the first is the reason.
+    """`reasons`: every rule that denies the call, in order; the first is the reason.
 
-    `passes`: it is denied only because too many calls run at this moment.
+    `is_temporary`: the call is denied only because too many calls are running.
     """
 
     decision: Literal["allowed", "denied"]
     reasons: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
-    passes: bool = False
+    is_temporary: bool = False
 
     @property
     def reason(self) -> str | None:
-        """Why it is denied."""
+        """Why the call is denied, or None."""
         return self.reasons[0] if self.reasons else None
 
 
-def decide(case: Case) -> Verdict:
-    """The verdict. An unknown tool has no other reason: nothing else is known of it.
-
-    A question needs somebody to answer it: without approvals `ask` denies.
-    """
-    if case.risk is None:
+def decide(context: DecisionContext) -> Verdict:
+    """Decide on a call. An unknown tool has no other reasons. The policy `ask` denies, since nobody can approve."""
+    if context.risk is None:
         return Verdict(decision="denied", reasons=("unknown_tool",))
-    policy = policy_of(case)
-    refusals = tuple(reason for reason, refuses in _RULES if refuses(case, policy))
-    if refusals:
-        passes = refusals == ("caps",) and case.calls < case.max_calls
-        return Verdict(decision="denied", reasons=refusals, faults=case.faults, passes=passes)
+    policy = effective_policy(context)
+    denials = tuple(reason for reason, denies in _RULES if denies(context, policy))
+    if denials:
+        is_temporary = denials == ("caps",) and context.calls < context.max_calls
+        return Verdict(decision="denied", reasons=denials, faults=context.faults, is_temporary=is_temporary)
     return Verdict(decision="allowed")
 
 
-def policy_of(case: Case) -> Policy:
-    """The agent's policy, else the tool's; then the strictest of that, of what taint asks for, and of the target's."""
-    found = [case.rule.policy or case.default_policy]
-    if case.tainted and case.risk is not None:
-        trusted = case.is_trusted and case.rule.when_tainted is None
-        found.append("allow" if trusted else case.rule.when_tainted or TAINTED_POLICY[case.risk])
-    if case.target_asks:
+def effective_policy(context: DecisionContext) -> Policy:
+    """The strictest of the agent's (or else the tool's) policy, the policy for tainted runs, and the target's."""
+    found = [context.rule.policy or context.default_policy]
+    if context.tainted and context.risk is not None:
+        trusted = context.is_trusted and context.rule.when_tainted is None
+        found.append("allow" if trusted else context.rule.when_tainted or TAINTED_POLICY[context.risk])
+    if context.target_asks:
         found.append("ask")
     return max(found, key=POLICIES.index)
 
 
-def needed(case: Case) -> frozenset[str]:
-    """The permissions that the requester must hold."""
-    risk = RISK_PERMISSION.get(case.risk) if case.risk is not None else None
-    return frozenset(name for name in (risk, case.permission) if name is not None)
+def required_permissions(context: DecisionContext) -> frozenset[str]:
+    """The permissions that the requester must have."""
+    risk = RISK_PERMISSION.get(context.risk) if context.risk is not None else None
+    return frozenset(name for name in (risk, context.permission) if name is not None)
 
 
-def names_it(names: Sequence[str], tool: str) -> bool:
-    """Whether the names (or `prefix.*`) include a tool."""
+def matches(names: Sequence[str], tool: str) -> bool:
+    """Whether a list of names and `prefix.*` patterns includes a tool."""
     return tool in names or any(name.endswith(".*") and tool.startswith(name[:-1]) for name in names)
 
 
 def rule_of(policy: Mapping[str, Any], tool: str) -> Rule:
-    """What an agent's `tool_policy` says of a tool: under its name, else under the longest `prefix.*`."""
+    """Find the rule for a tool in an agent's `tool_policy`: by its name, else by the longest `prefix.*`."""
     found = policy.get(tool)
     if found is None:
-        fitting = [name for name in policy if name.endswith(".*") and tool.startswith(name[:-1])]
-        found = policy[max(fitting, key=len)] if fitting else {}
+        prefixes = [name for name in policy if name.endswith(".*") and tool.startswith(name[:-1])]
+        found = policy[max(prefixes, key=len)] if prefixes else {}
     return msgspec.convert({"policy": found} if isinstance(found, str) else found, Rule)
 
 
-_RULES: tuple[tuple[str, Callable[[Case, Policy], bool]], ...] = (
-    ("disabled", lambda case, policy: not case.enabled),
-    ("not_enabled", lambda case, policy: not names_it(case.enabled_tools, case.tool)),
+_RULES: tuple[tuple[str, Callable[[DecisionContext, Policy], bool]], ...] = (
+    ("disabled", lambda context, policy: not context.enabled),
+    ("not_enabled", lambda context, policy: not matches(context.enabled_tools, context.tool)),
     (
         "not_allowed_for_task",
-        lambda case, policy: case.allowed_tools is not None and not names_it(case.allowed_tools, case.tool),
+        lambda context, policy: context.allowed_tools is not None and not matches(context.allowed_tools, context.tool),
     ),
     (
         "requester_lacks_permission",
-        lambda case, policy: not case.requester_is_active or not needed(case) <= case.permissions or not case.sees,
+        lambda context, policy: (
+            not context.requester_is_active
+            or not required_permissions(context) <= context.permissions
+            or not context.sees
+        ),
     ),
-    ("not_offered", lambda case, policy: not case.offered),
-    ("invalid_arguments", lambda case, policy: bool(case.faults)),
-    ("config", lambda case, policy: not case.admitted),
-    ("policy", lambda case, policy: policy != "allow"),
-    ("caps", lambda case, policy: case.calls >= case.max_calls or case.running >= case.max_running),
+    ("not_offered", lambda context, policy: not context.offered),
+    ("invalid_arguments", lambda context, policy: bool(context.faults)),
+    ("config", lambda context, policy: not context.admitted),
+    ("policy", lambda context, policy: policy != "allow"),
+    ("caps", lambda context, policy: context.calls >= context.max_calls or context.running >= context.max_running),
 )
-"""Rules 2 to 10 of a call; rule 1 (lease and kill switch) is answered before, by whoever knows them."""
+"""Rules 2 to 10 of a call. Rule 1, lease and kill switch, is checked by the callers beforehand."""

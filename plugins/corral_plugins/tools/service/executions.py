@@ -1,7 +1,7 @@
-"""Running server tools: each call in a task of its own, so that a client that leaves does not cut it.
+"""Executes server tools. Each call runs in an asyncio task of its own, so that a disconnect does not interrupt it.
 
-A tool that is `def` runs in the unit that stores its result: its effect and the record are one. An `async def` runs
-between two units, under its time limit, while the lease lives.
+A `def` tool runs in the unit that stores its result, so that its effect and its record commit together. An `async def`
+tool runs between two units, within its time limit, while the lease is live.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from corral.redact.redactor import Redactor, made_by
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tools.api import Later, Output, ToolContext, ToolFailure
 from corral_plugins.tools.models import ToolCall
-from corral_plugins.tools.service import ledger
-from corral_plugins.tools.service.figures import Figures
-from corral_plugins.tools.service.output import fitted, plain
-from corral_plugins.tools.service.registry import Known
+from corral_plugins.tools.service import repository
+from corral_plugins.tools.service.metrics import ToolMetrics
+from corral_plugins.tools.service.output import to_json, truncate
+from corral_plugins.tools.service.registry import RegisteredTool
 from corral_plugins.tools.shapes import CallView
 
 log = logging.getLogger("corral.tools")
 
-LOOK_SECONDS = 5.0
+WATCH_SECONDS = 5.0
 STOP_SECONDS = 5.0
-SETTLE_PAUSES = (0.2, 1.0, 3.0)
+RETRY_PAUSES = (0.2, 1.0, 3.0)
 INTERRUPTED, UNKNOWN = "interrupted", "outcome_unknown"
 SENTENCES = {
-    INTERRUPTED: "The call was cut short; it may be repeated.",
-    UNKNOWN: "The call was cut short; whether it had its effect is not known.",
+    INTERRUPTED: "The call was interrupted; it may be repeated.",
+    UNKNOWN: "The call was interrupted; whether it had an effect is unknown.",
 }
 
 
-class Begun(msgspec.Struct, frozen=True, kw_only=True):
-    """A call whose row says that it runs here. `executions` fences it."""
+class Execution(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that runs in this process. Its row has the same number of `executions`, which fences it."""
 
     row_id: str
     executions: int
-    known: Known
+    tool: RegisteredTool
     context: ToolContext
     arguments: dict[str, Any]
     entry: Entry
 
 
-class Ending(msgspec.Struct, frozen=True, kw_only=True):
-    """How a tool ended, redacted and fitted."""
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome of a tool, redacted and truncated."""
 
     result: Any = None
     error: dict[str, Any] | None = None
@@ -62,179 +62,182 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Executions:
-    """The only one that runs server tools and writes how they ended."""
+    """Runs server tools and stores their outcome."""
 
     tasks: Tasks | None
 
-    def __init__(self, work: Work, feed: Feed, redactor: Redactor, figures: Figures) -> None:
-        self._work, self._feed, self._redactor, self._figures = work, feed, redactor, figures
+    def __init__(self, work: Work, feed: Feed, redactor: Redactor, metrics: ToolMetrics) -> None:
+        self._work, self._feed, self._redactor, self._metrics = work, feed, redactor, metrics
         self._running: set[asyncio.Task[Any]] = set()
 
-    async def run(self, begun: Begun) -> CallView:
-        """Run the tool to its end; the call as it is then."""
-        task = asyncio.get_running_loop().create_task(self._to_its_end(begun), name=f"tool {begun.known.name}")
+    async def run(self, execution: Execution) -> CallView:
+        """Run a tool to its end and return the call."""
+        task = asyncio.get_running_loop().create_task(self._execute(execution), name=f"tool {execution.tool.name}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
 
     async def stop(self) -> None:
-        """Give what runs a few seconds, then cut it."""
+        """Wait a few seconds for the running calls, then cancel them."""
         if self._running:
             _, left = await asyncio.wait(set(self._running), timeout=STOP_SECONDS)
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
 
-    async def _to_its_end(self, begun: Begun) -> CallView:
-        if not inspect.iscoroutinefunction(begun.known.tool.run):
+    async def _execute(self, execution: Execution) -> CallView:
+        if not inspect.iscoroutinefunction(execution.tool.definition.run):
             try:
-                return await self._work(lambda: self._in_unit(begun), entry=begun.entry)
+                return await self._work(lambda: self._run_in_unit(execution), entry=execution.entry)
             except Exception as error:
-                ending = self._failed(begun, error)
+                outcome = self._failed(execution, error)
         else:
-            ending = await self._between_units(begun)
-        return await self._written(begun, ending)
+            outcome = await self._run_async(execution)
+        return await self._store(execution, outcome)
 
-    # -- in a unit
+    # -- `def` tools
 
-    def _in_unit(self, begun: Begun) -> CallView:
-        """The effect of the tool and the record of it, in one unit; whatever raises undoes both."""
-        row = self._locked(begun)
-        assert begun.known.tool.run is not None
-        value = begun.known.tool.run(begun.context, begun.arguments)
+    def _run_in_unit(self, execution: Execution) -> CallView:
+        """Run a tool and store its outcome in one unit; an exception rolls both back."""
+        row = self._locked(execution)
+        assert execution.tool.definition.run is not None
+        value = execution.tool.definition.run(execution.context, execution.arguments)
         if isinstance(value, Later):
-            ledger.change(row, alive_until=None)
-            return ledger.view(row)
-        return self._write(begun, row, self._done(begun, value))
+            repository.change(row, alive_until=None)
+            return repository.view(row)
+        return self._write(execution, row, self._outcome(execution, value))
 
-    def _locked(self, begun: Begun) -> ToolCall:
-        """The row, if it is still this execution's and the lease lives. The task's lock comes first, as everywhere."""
+    def _locked(self, execution: Execution) -> ToolCall:
+        """Return the row if this execution still owns it and the lease is live. Locks the task first."""
         assert self.tasks is not None
-        self.tasks.run(begun.context.task_id, begun.context.lease_id, by=begun.context.caller)
-        row = ledger.by_id(begun.row_id)
-        if row.status != "running" or row.executions != begun.executions:
-            raise Conflict("Another process runs this call.", current_status=row.status)
+        self.tasks.run(execution.context.task_id, execution.context.lease_id, by=execution.context.caller)
+        row = repository.by_id(execution.row_id)
+        if row.status != "running" or row.executions != execution.executions:
+            raise Conflict("This call is no longer run by this process.", current_status=row.status)
         return row
 
-    # -- between two units
+    # -- `async def` tools
 
-    async def _between_units(self, begun: Begun) -> Ending:
-        run: Any = begun.known.tool.run
-        work = asyncio.ensure_future(run(begun.context, begun.arguments))
-        watch = asyncio.ensure_future(self._watch(begun))
+    async def _run_async(self, execution: Execution) -> Outcome:
+        run: Any = execution.tool.definition.run
+        work = asyncio.ensure_future(run(execution.context, execution.arguments))
+        watch = asyncio.ensure_future(self._watch(execution))
         try:
-            async with asyncio.timeout(begun.known.timeout_seconds):
+            async with asyncio.timeout(execution.tool.timeout_seconds):
                 await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
                 if not work.done():
-                    return Ending(error=_cut(begun.known))
+                    return Outcome(error=_interrupted(execution.tool))
                 value = work.result()
-            return await asyncio.to_thread(self._done, begun, value)
+            return await asyncio.to_thread(self._outcome, execution, value)
         except TimeoutError:
-            told = f"{begun.known.name} took longer than {begun.known.timeout_seconds} seconds."
-            return Ending(error={"type": "timeout", "message": told})
+            detail = f"{execution.tool.name} took longer than {execution.tool.timeout_seconds} seconds."
+            return Outcome(error={"type": "timeout", "message": detail})
         except Exception as error:
-            return self._failed(begun, error)
+            return self._failed(execution, error)
         finally:
             for each in (work, watch):
                 each.cancel()
             await asyncio.gather(work, watch, return_exceptions=True)
 
-    async def _watch(self, begun: Begun) -> None:
-        """Say every few seconds that the call lives; return when its lease has ended, of which a bell tells."""
-        context, told = begun.context, time.monotonic()
+    async def _watch(self, execution: Execution) -> None:
+        """Record every few seconds that the call is alive. Returns when its lease ends, which an event announces."""
+        context, recorded_at = execution.context, time.monotonic()
 
-        def look(say: bool) -> bool:
+        def check(record: bool) -> bool:
             assert self.tasks is not None
-            if say:
-                ledger.keep_alive(begun.row_id, begun.executions)
+            if record:
+                repository.keep_alive(execution.row_id, execution.executions)
             return self.tasks.live_lease(context.task_id, context.lease_id) is not None
 
         while True:
-            with self._feed.waiting((context.task_id,)) as rung, contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
-                    await rung.wait()
-            say = time.monotonic() - told >= LOOK_SECONDS / 2
-            with contextlib.suppress(Unavailable):  # a busy database says nothing about the lease
-                if not await self._work(functools.partial(look, say), entry=begun.entry, read=not say):
+            with self._feed.waiting((context.task_id,)) as notified, contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_SECONDS):
+                    await notified.wait()
+            record = time.monotonic() - recorded_at >= WATCH_SECONDS / 2
+            with contextlib.suppress(Unavailable):  # an overloaded database says nothing about the lease
+                if not await self._work(functools.partial(check, record), entry=execution.entry, read=not record):
                     return
-                told = time.monotonic() if say else told
+                recorded_at = time.monotonic() if record else recorded_at
 
-    async def _written(self, begun: Begun, ending: Ending) -> CallView:
-        """What happened is not lost because the database is busy for a moment."""
-        for pause in SETTLE_PAUSES:
+    async def _store(self, execution: Execution, outcome: Outcome) -> CallView:
+        """Store the outcome, retrying while the database is unavailable for a moment."""
+        for pause in RETRY_PAUSES:
             with contextlib.suppress(Unavailable):
-                return await self._work(lambda: self._settle(begun, ending), entry=begun.entry)
+                return await self._work(lambda: self._store_once(execution, outcome), entry=execution.entry)
             await asyncio.sleep(pause)
-        return await self._work(lambda: self._settle(begun, ending), entry=begun.entry)
+        return await self._work(lambda: self._store_once(execution, outcome), entry=execution.entry)
 
-    def _settle(self, begun: Begun, ending: Ending) -> CallView:
-        """Write how it ended. When the lease has ended meanwhile the result goes nowhere."""
+    def _store_once(self, execution: Execution, outcome: Outcome) -> CallView:
+        """Store the outcome. If the lease has ended, the result is discarded."""
         assert self.tasks is not None
         try:
-            row = self._locked(begun)
+            row = self._locked(execution)
         except Problem:
-            row = ledger.by_id(begun.row_id)
-            if row.status != "running" or row.executions != begun.executions:
-                return ledger.view(row)
-            ending = Ending(error=_cut(begun.known))
-        return self._write(begun, row, ending)
+            row = repository.by_id(execution.row_id)
+            if row.status != "running" or row.executions != execution.executions:
+                return repository.view(row)
+            outcome = Outcome(error=_interrupted(execution.tool))
+        return self._write(execution, row, outcome)
 
-    def _write(self, begun: Begun, row: ToolCall, ending: Ending) -> CallView:
+    def _write(self, execution: Execution, row: ToolCall, outcome: Outcome) -> CallView:
         assert self.tasks is not None
-        status = "succeeded" if ending.error is None else "failed"
+        status = "succeeded" if outcome.error is None else "failed"
         tainted = False
-        if ending.untrusted and ending.error is None:
+        if outcome.untrusted and outcome.error is None:
             tainted = True
-            if self.tasks.taint(row.task_id, row.lease_id, ending.untrusted):
-                self._figures.tainted()
-        ledger.end(row, status, result=ending.result, error=ending.error, tainted=tainted)
-        self._figures.ended(begun.known, row.duration_ms or 0)
-        return ledger.view(row)
+            if self.tasks.taint(row.task_id, row.lease_id, outcome.untrusted):
+                self._metrics.tainted()
+        repository.end(row, status, result=outcome.result, error=outcome.error, tainted=tainted)
+        self._metrics.ended(execution.tool, row.duration_ms or 0)
+        return repository.view(row)
 
-    # -- what came of it
+    # -- outcomes
 
-    def _done(self, begun: Begun, value: Any) -> Ending:
-        tool = begun.known.tool
+    def _outcome(self, execution: Execution, value: Any) -> Outcome:
+        definition = execution.tool.definition
         untrusted = value.untrusted if isinstance(value, Output) else ()
-        if tool.untrusted_output:
-            untrusted = (*untrusted, source_of(tool.name, begun.arguments))
-        found = plain(value.value if isinstance(value, Output) else value)
-        with made_by("task", begun.context.task_id):
-            return Ending(result=fitted(self._redactor.redact_json(found)), untrusted=untrusted)
+        if definition.untrusted_output:
+            untrusted = (*untrusted, source_of(definition.name, execution.arguments))
+        found = to_json(value.value if isinstance(value, Output) else value)
+        with made_by("task", execution.context.task_id):
+            return Outcome(result=truncate(self._redactor.redact_json(found)), untrusted=untrusted)
 
-    def _failed(self, begun: Begun, error: Exception) -> Ending:
-        """What went wrong, for the model; a bug is told in the log only."""
+    def _failed(self, execution: Execution, error: Exception) -> Outcome:
+        """The error for the model. Unexpected exceptions are described in the log only."""
         if isinstance(error, ToolFailure):
-            told = {"type": error.type, "message": error.message}
+            error_data = {"type": error.type, "message": error.message}
         elif isinstance(error, Problem):
-            told = {"type": error.code, "message": error.detail}
+            error_data = {"type": error.code, "message": error.detail}
             if error.errors:
-                told["message"] += " " + "; ".join(f"{each.pointer}: {each.detail}" for each in error.errors[:10])
+                error_data["message"] += " " + "; ".join(f"{each.pointer}: {each.detail}" for each in error.errors[:10])
         else:
-            log.error("a tool raised", exc_info=error, extra={"tool": begun.known.name})
-            told = {"type": "internal", "message": f"{begun.known.name} failed with a bug; the server's log has it."}
-        return Ending(error=fitted(self._redactor.redact_json(told)))
+            log.error("a tool raised an exception", exc_info=error, extra={"tool": execution.tool.name})
+            error_data = {
+                "type": "internal",
+                "message": f"{execution.tool.name} failed with an internal error; see the server's log.",
+            }
+        return Outcome(error=truncate(self._redactor.redact_json(error_data)))
 
 
 def source_of(tool: str, arguments: dict[str, Any]) -> str:
-    """The name of an untrusted source: the tool, and the address it read where there is one."""
+    """The name of an untrusted source: the tool, and the URL that it read, if any."""
     url = arguments.get("url")
     return f"{tool} {url}"[:300] if isinstance(url, str) else tool
 
 
-def repeatable(known: Known | None) -> bool:
-    """Whether a call of which nobody knows how it ended may run again: idempotent, or its effect is in the record."""
-    if known is None:
+def can_repeat(tool: RegisteredTool | None) -> bool:
+    """Whether a call with an unknown outcome may run again: idempotent, or its effect commits with its record."""
+    if tool is None:
         return False
-    tool = known.tool
-    return tool.idempotent or (tool.run is not None and not inspect.iscoroutinefunction(tool.run))
+    definition = tool.definition
+    return definition.idempotent or (definition.run is not None and not inspect.iscoroutinefunction(definition.run))
 
 
-def _cut(known: Known) -> dict[str, Any]:
-    return cut_short(repeatable(known))
+def _interrupted(tool: RegisteredTool) -> dict[str, Any]:
+    return interrupted_error(can_repeat(tool))
 
 
-def cut_short(may_repeat: bool) -> dict[str, Any]:
-    """The error of a call whose end nobody saw."""
-    type = INTERRUPTED if may_repeat else UNKNOWN
+def interrupted_error(can_repeat: bool) -> dict[str, Any]:
+    """The error of a call that was interrupted."""
+    type = INTERRUPTED if can_repeat else UNKNOWN
     return {"type": type, "message": SENTENCES[type]}

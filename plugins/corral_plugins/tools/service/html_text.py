@@ -1,4 +1,4 @@
-"""The readable text of an HTML page: headings, paragraphs, lists, table cells and the addresses of links."""
+"""Extracts the readable text of an HTML page: headings, paragraphs, lists, table cells and link targets."""
 
 from __future__ import annotations
 
@@ -7,55 +7,27 @@ from html.parser import HTMLParser
 from urllib.parse import urljoin
 
 SKIPPED = frozenset({"script", "style", "noscript", "template", "svg", "head", "iframe", "object", "select"})
-BLOCKS = frozenset(
-    {
-        "address",
-        "article",
-        "aside",
-        "blockquote",
-        "body",
-        "dd",
-        "div",
-        "dl",
-        "dt",
-        "fieldset",
-        "figcaption",
-        "figure",
-        "footer",
-        "form",
-        "header",
-        "hr",
-        "li",
-        "main",
-        "nav",
-        "ol",
-        "p",
-        "pre",
-        "section",
-        "table",
-        "tbody",
-        "tfoot",
-        "thead",
-        "tr",
-        "ul",
-    }
-)
+BLOCKS = frozenset({
+    "address", "article", "aside", "blockquote", "body", "dd", "div", "dl", "dt", "fieldset", "figcaption", "figure",
+    "footer", "form", "header", "hr", "li", "main", "nav", "ol", "p", "pre", "section", "table", "tbody", "tfoot",
+    "thead", "tr", "ul",
+})  # fmt: skip
 HEADINGS = {f"h{level}": "#" * level + " " for level in range(1, 7)}
 _SPACES = re.compile(r"[ \t\r\n\f\u00a0]+")
 _BLANKS = re.compile(r"\n{3,}")
 
 
 def readable(html: str, base: str = "") -> str:
-    """The text of a page; `base` makes the addresses of its links whole. Never raises, whatever the page."""
+    """Return the text of a page. `base` resolves relative links. Never raises."""
     page = _Page(base)
     page.feed(html)
-    if not page.rawdata.startswith("<"):  # what begins there and never ends is no text, and takes long to read as one
+    if not page.rawdata.startswith("<"):  # an unclosed tag is not text, and slow to parse as text
         page.close()
     return page.text()
 
 
 class _Page(HTMLParser):
-    """Collects text; what is not shown to readers is skipped."""
+    """Collects the text that a browser would show."""
 
     def __init__(self, base: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -70,10 +42,10 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "title":
             self._in_title = True
-        if tag in SKIPPED and tag not in self._hidden:  # which stays short: the outermost of each is what ends it
+        if tag in SKIPPED and tag not in self._hidden:  # the outermost tag of a kind ends it, so the list stays short
             self._hidden.append(tag)
         if self._hidden:
-            if tag == "body":  # a head that was never closed
+            if tag == "body":  # the head was never closed
                 self._hidden.clear()
             return
         if tag in HEADINGS:
@@ -89,7 +61,7 @@ class _Page(HTMLParser):
         if tag == "pre":
             self._pre += 1
         if tag == "a":
-            self._links.append(_address(self._base, dict(attrs).get("href")))
+            self._links.append(_link_target(self._base, dict(attrs).get("href")))
         elif tag == "img" and (alt := dict(attrs).get("alt")):
             self._parts.append(f"[{alt}]")
 
@@ -101,8 +73,8 @@ class _Page(HTMLParser):
             return
         if self._hidden:
             return
-        if tag == "a" and self._links and (address := self._links.pop()):
-            self._parts.append(f" ({address})")
+        if tag == "a" and self._links and (target := self._links.pop()):
+            self._parts.append(f" ({target})")
         elif tag in HEADINGS or tag == "p":
             self._parts.append("\n\n")
         elif tag in BLOCKS:
@@ -117,15 +89,15 @@ class _Page(HTMLParser):
             self._parts.append(data if self._pre else _SPACES.sub(" ", data))
 
     def text(self) -> str:
-        """The title, then the text, with no more than one empty line between blocks."""
+        """The title and the text, with at most one empty line between blocks."""
         lines = [line.strip(" ") for line in "".join(self._parts).split("\n")]
         body = _BLANKS.sub("\n\n", "\n".join(lines)).strip()
         title = _SPACES.sub(" ", "".join(self._title)).strip()
         return f"{title}\n\n{body}".strip() if title and not body.startswith(f"# {title}") else body
 
 
-def _address(base: str, href: str | None) -> str | None:
-    """Where a link leads, if a reader could follow it."""
+def _link_target(base: str, href: str | None) -> str | None:
+    """The absolute target of a link, or None if it leads to no other page."""
     if not href or href.startswith(("#", "javascript:", "data:")):
         return None
     try:

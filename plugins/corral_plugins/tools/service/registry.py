@@ -1,4 +1,4 @@
-"""The tools that there are: of plugins (`corral_tools`) and of workers, with what admins changed of them."""
+"""The registry of tools: those of plugins (`corral_tools`) and of workers, with the overrides that admins set."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ log = logging.getLogger("corral.tools")
 NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_-]+)+")
 OWN = "tools"
 ANYTHING: dict[str, Any] = {"type": "object"}
+HASHED_FIELDS = ("name", "title", "description", "risk", "runs", "schema", "output_schema")
 FIELDS = ("name", "version", "enabled", "default_policy", "risk", "timeout_seconds", "config")
 
 _ROW = Statement(lambda p: ToolRow.select(*_columns()).where(ToolRow.name == p("name")).tuples())
@@ -33,8 +34,8 @@ def _columns() -> list[Any]:
     return [getattr(ToolRow, name) for name in FIELDS]
 
 
-class Changes(msgspec.Struct, frozen=True):
-    """What admins changed of a tool. A tool that nobody changed has version 1."""
+class Overrides(msgspec.Struct, frozen=True):
+    """The values of a tool that admins override. A tool without overrides has version 1."""
 
     name: str = ""
     version: int = 1
@@ -45,48 +46,47 @@ class Changes(msgspec.Struct, frozen=True):
     config: Mapping[str, Any] | None = None
 
 
-UNCHANGED = Changes()
+NO_OVERRIDES = Overrides()
 
 
-class Known(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool as it is now. `tool` is its definition; `workers` the names of those online that bring it."""
+class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool with its overrides. `workers`: the names of the online workers that offer it."""
 
-    tool: Tool
+    definition: Tool
     source: str  # plugin:<name> | worker
-    changes: Changes
+    overrides: Overrides
     timeout_seconds: int
     workers: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """Its name."""
-        return self.tool.name
+        """The name of the tool."""
+        return self.definition.name
 
     @property
     def risk(self) -> Risk:
-        """Its risk, as an admin has set it or as it says itself."""
-        return self.changes.risk or self.tool.risk
+        """The risk of the tool, as set by an admin or else by its definition."""
+        return self.overrides.risk or self.definition.risk
 
     @property
     def default_policy(self) -> Policy:
-        """What holds where the agent says nothing."""
-        return self.changes.default_policy or RISK_POLICY[self.risk]
+        """The policy for agents that have no rule for the tool."""
+        return self.overrides.default_policy or RISK_POLICY[self.risk]
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Its configuration."""
-        return self.changes.config or {}
+        """The configuration of the tool."""
+        return self.overrides.config or {}
 
     @property
     def definition_sha256(self) -> str:
-        """A hash of what the model is told and of what it may do: another one is another tool."""
-        tool = self.tool
-        told = [tool.name, tool.title, tool.description, tool.risk, tool.runs, tool.schema, tool.output_schema]
-        return hashlib.sha256(msgspec.json.encode(told, order="sorted")).hexdigest()
+        """A hash of the definition. A different hash means a different tool."""
+        content = [getattr(self.definition, name) for name in HASHED_FIELDS]
+        return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
 
 class Registry:
-    """Joins the caller's unit."""
+    """Finds tools. Joins the caller's unit."""
 
     workers: Workers | None
 
@@ -94,48 +94,53 @@ class Registry:
         self._contributions, self._settings = contributions, settings
 
     def contributed(self) -> dict[str, tuple[Tool, str]]:
-        """The tools of active plugins with their sources, by name. A name that two want is this plugin's, else that of
-        the first by plugin name.
+        """The tools of active plugins with their sources, by name.
+
+        If several plugins contribute a name, this plugin wins, else the first by plugin name.
         """
         found: dict[str, tuple[Tool, str]] = {}
-        told = self._contributions.of("corral_tools")
-        for plugin, tool in sorted(told, key=lambda each: (each[0] != OWN, each[0])):
+        contributions = self._contributions.of("corral_tools")
+        for plugin, tool in sorted(contributions, key=lambda each: (each[0] != OWN, each[0])):
             if NAME.fullmatch(tool.name):
                 found.setdefault(tool.name, (tool, f"plugin:{plugin}"))
         return found
 
-    def warn(self) -> None:
-        """Say in the log which contributed tools are left out, and why."""
-        known = self.contributed()
+    def log_ignored(self) -> None:
+        """Log which contributed tools are ignored, and why."""
+        accepted = self.contributed()
         for plugin, tool in self._contributions.of("corral_tools"):
-            if tool.name not in known:
-                log.warning("a tool is left out: its name needs a dot", extra={"plugin": plugin, "tool": tool.name})
-            elif known[tool.name] != (tool, f"plugin:{plugin}"):
-                log.warning("a tool is left out: its name is taken", extra={"plugin": plugin, "tool": tool.name})
+            if tool.name not in accepted:
+                log.warning(
+                    "a contributed tool is ignored: its name needs a dot", extra={"plugin": plugin, "tool": tool.name}
+                )
+            elif accepted[tool.name] != (tool, f"plugin:{plugin}"):
+                log.warning(
+                    "a contributed tool is ignored: its name is taken", extra={"plugin": plugin, "tool": tool.name}
+                )
 
-    def find(self, name: str, *, worker_id: str | None = None) -> Known | None:
-        """A tool by name; one that only workers bring as this worker has it, or any when none is named."""
+    def find(self, name: str, *, worker_id: str | None = None) -> RegisteredTool | None:
+        """Find a tool. Without a plugin that contributes it, its definition is that of this or any online worker."""
         contributed = self.contributed().get(name)
-        brought = [] if contributed and contributed[0].runs == "server" else self._brought(worker_id, name)
-        if contributed is None and not brought:
+        offered = [] if contributed and contributed[0].runs == "server" else self._offered(worker_id, name)
+        if contributed is None and not offered:
             return None
         row = _ROW.one({"name": name})
-        tool, source = contributed or (_of_worker(brought[0]), "worker")
-        return self._known(tool, source, UNCHANGED if row is None else _changes(row), brought)
+        tool, source = contributed or (_from_worker(offered[0]), "worker")
+        return self._registered(tool, source, NO_OVERRIDES if row is None else _overrides(row), offered)
 
-    def all(self, *, worker_id: str | None = None) -> list[Known]:
-        """Every tool by name: those of plugins, and those that this worker (None: any online) brings."""
-        changed = {row[0]: _changes(row) for row in _ROWS.rows({})}
-        brought: dict[str, list[WorkerTool]] = {}
-        for each in self._brought(worker_id):
-            brought.setdefault(each.name, []).append(each)
-        tools = {name: (_of_worker(each[0]), "worker") for name, each in brought.items()} | self.contributed()
+    def all(self, *, worker_id: str | None = None) -> list[RegisteredTool]:
+        """List all tools by name: those of plugins, and those of this worker or of all online workers."""
+        overrides = {row[0]: _overrides(row) for row in _ROWS.rows({})}
+        offered: dict[str, list[WorkerTool]] = {}
+        for each in self._offered(worker_id):
+            offered.setdefault(each.name, []).append(each)
+        tools = {name: (_from_worker(each[0]), "worker") for name, each in offered.items()} | self.contributed()
         return [
-            self._known(tool, source, changed.get(name, UNCHANGED), brought.get(name, ()))
+            self._registered(tool, source, overrides.get(name, NO_OVERRIDES), offered.get(name, ()))
             for name, (tool, source) in sorted(tools.items())
         ]
 
-    def _brought(self, worker_id: str | None, name: str | None = None) -> list[WorkerTool]:
+    def _offered(self, worker_id: str | None, name: str | None = None) -> list[WorkerTool]:
         if self.workers is None:
             return []
         return [
@@ -144,29 +149,33 @@ class Registry:
             if (name is None or each.name == name) and NAME.fullmatch(each.name)
         ]
 
-    def _known(self, tool: Tool, source: str, changes: Changes, brought: Iterable[WorkerTool]) -> Known:
-        seconds = changes.timeout_seconds or tool.timeout_seconds or self._settings.get(TIMEOUT_SECONDS)
-        workers = tuple(dict.fromkeys(each.worker_name for each in brought)) if tool.runs == "worker" else ()
-        return Known(tool=tool, source=source, changes=changes, timeout_seconds=seconds, workers=workers)
+    def _registered(
+        self, definition: Tool, source: str, overrides: Overrides, offered: Iterable[WorkerTool]
+    ) -> RegisteredTool:
+        seconds = overrides.timeout_seconds or definition.timeout_seconds or self._settings.get(TIMEOUT_SECONDS)
+        workers = tuple(dict.fromkeys(each.worker_name for each in offered)) if definition.runs == "worker" else ()
+        return RegisteredTool(
+            definition=definition, source=source, overrides=overrides, timeout_seconds=seconds, workers=workers
+        )
 
 
-def _changes(row: tuple[Any, ...]) -> Changes:
-    """A row of `FIELDS`: JSON is text there, and SQLite's booleans are numbers."""
+def _overrides(row: tuple[Any, ...]) -> Overrides:
+    """Compiled statements return JSON columns as text, and some engines return booleans as numbers."""
     values = dict(zip(FIELDS, row, strict=True))
     values["enabled"] = bool(values["enabled"])
     values["config"] = None if values["config"] is None else msgspec.json.decode(values["config"])
-    return Changes(**values)
+    return Overrides(**values)
 
 
-def _of_worker(brought: WorkerTool) -> Tool:
-    """A tool that only a worker describes: never less than `external`, `dangerous` when it says nothing."""
-    risk = brought.risk if brought.risk in RISKS else "dangerous"
+def _from_worker(offered: WorkerTool) -> Tool:
+    """The definition of a tool that only workers offer. Its risk is at least `external`, and `dangerous` by default."""
+    risk = offered.risk if offered.risk in RISKS else "dangerous"
     return Tool(
-        name=brought.name,
-        title=brought.name,
+        name=offered.name,
+        title=offered.name,
         description="",
         risk="external" if risk in ("read", "write") else risk,
-        schema=brought.schema or ANYTHING,
+        schema=offered.schema or ANYTHING,
         runs="worker",
         untrusted_output=True,
     )

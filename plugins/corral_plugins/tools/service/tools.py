@@ -1,4 +1,4 @@
-"""The service `Tools`: one door for other plugins to what the parts of this one do."""
+"""The service `Tools` for other plugins."""
 
 from __future__ import annotations
 
@@ -6,22 +6,43 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from corral.auth.principal import Principal
-from corral_plugins.tools.api import ClaimTool, Json
-from corral_plugins.tools.service.catalogue import Catalogue
-from corral_plugins.tools.service.records import Records
-from corral_plugins.tools.service.registry import Registry
+from corral.errors import Forbidden
+from corral.redact.redactor import Redactor
+from corral_plugins.tools.api import ClaimTool, Json, Policy
+from corral_plugins.tools.service import repository
+from corral_plugins.tools.service.decision import RISK_PERMISSION, matches, rule_of
+from corral_plugins.tools.service.output import truncate
+from corral_plugins.tools.service.registry import RegisteredTool, Registry
+from corral_plugins.workers.api import Workers
+
+DEFINED = ("name", "title", "description", "schema", "runs")
 
 
 class ToolsService:
     """Implements `corral_plugins.tools.api.Tools`."""
 
-    def __init__(self, registry: Registry, catalogue: Catalogue, records: Records) -> None:
-        self._registry, self._catalogue, self._records = registry, catalogue, records
+    workers: Workers | None
+
+    def __init__(self, registry: Registry, redactor: Redactor) -> None:
+        self._registry, self._redactor = registry, redactor
 
     def offered(
         self, *, enabled: Sequence[str], policy: Mapping[str, Any], allowed: Sequence[str] | None, worker_id: str
     ) -> list[ClaimTool]:
-        return self._catalogue.offered(enabled=enabled, policy=policy, allowed=allowed, worker_id=worker_id)
+        worker = self.workers.facts(worker_id) if self.workers is not None else None
+        offers_all = worker is not None and not worker.tools
+        found: list[ClaimTool] = []
+        for tool in self._registry.all(worker_id=worker_id):
+            if not tool.overrides.enabled or not matches(enabled, tool.name):
+                continue
+            if allowed is not None and not matches(allowed, tool.name):
+                continue
+            if tool.definition.runs == "worker" and not offers_all and not tool.workers:
+                continue
+            effective = rule_of(policy, tool.name).policy or tool.default_policy
+            if effective != "deny":
+                found.append(_claim_tool(tool, effective))
+        return found
 
     def of_server(self) -> frozenset[str]:
         return frozenset(name for name, (tool, _) in self._registry.contributed().items() if tool.runs == "server")
@@ -29,7 +50,43 @@ class ToolsService:
     def refuse_beyond(
         self, by: Principal, *, enabled: Sequence[str], policy: Mapping[str, Any], before: Mapping[str, Any]
     ) -> None:
-        self._catalogue.refuse_beyond(by, enabled=enabled, policy=policy, before=before)
+        tools = self._registry.all()
+        for name in enabled:
+            for tool in tools:
+                if matches([name], tool.name) and not _required_permissions(tool) <= by.permissions:
+                    missing = ", ".join(sorted(_required_permissions(tool) - by.permissions))
+                    raise Forbidden(f"You cannot give {tool.name} to an agent: you lack {missing}.")
+        if by.may("agents.manage"):
+            return
+        for name, rule in policy.items():
+            if (
+                rule != before.get(name)
+                and rule_of({name: rule}, name).policy == "allow"
+                and _is_dangerous(tools, name)
+            ):
+                raise Forbidden(f"Setting allow for the dangerous tool {name} requires the permission agents.manage.")
 
     def answered(self, task_id: str, call_id: str, *, result: Any = None, error: Json | None = None) -> None:
-        self._records.answered(task_id, call_id, result=result, error=error)
+        row = repository.find(task_id, call_id)
+        if row is not None and row.status == "running" and row.alive_until is None:
+            status = "succeeded" if error is None else "failed"
+            # People wrote the answer: only stored credentials are redacted, not texts that look like credentials.
+            redacted = truncate(self._redactor.redact_json(result, patterns=False))
+            repository.end(row, status, result=redacted, error=error)
+
+
+def _required_permissions(tool: RegisteredTool) -> frozenset[str]:
+    """The permissions that using the tool requires."""
+    risk = RISK_PERMISSION.get(tool.risk)
+    return frozenset(name for name in (risk, tool.definition.permission) if name is not None)
+
+
+def _is_dangerous(tools: Sequence[RegisteredTool], name: str) -> bool:
+    """Whether a name or `prefix.*` includes a dangerous tool. A tool that does not exist yet may be dangerous."""
+    included = [tool for tool in tools if matches([name], tool.name)]
+    return not included or any(tool.risk == "dangerous" for tool in included)
+
+
+def _claim_tool(tool: RegisteredTool, policy: Policy) -> ClaimTool:
+    defined: dict[str, Any] = {name: getattr(tool.definition, name) for name in DEFINED}
+    return ClaimTool(**defined, risk=tool.risk, policy=policy)

@@ -1,4 +1,4 @@
-"""Workers, registration keys and alerts that are out."""
+"""Workers, registration keys and active alerts."""
 
 from __future__ import annotations
 

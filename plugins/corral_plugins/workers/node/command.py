@@ -1,4 +1,4 @@
-"""`corral worker`."""
+"""The command `corral worker`."""
 
 from __future__ import annotations
 
@@ -10,32 +10,43 @@ from typing import TYPE_CHECKING
 
 import click
 
-from corral_plugins.workers.node.tools.names import TOOL_NAMES
+from corral_plugins.workers.node.tools.builtin import TOOLS
 
 if TYPE_CHECKING:
-    from corral_plugins.workers.node.node import Node
+    from corral_plugins.workers.node.identity import Folder
+    from corral_plugins.workers.node.worker import Options, ReferenceWorker
+
+LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"  # parsed by the server for its embedded worker
+EXIT_REFUSED, EXIT_IN_USE = 1, 3
 
 
 @click.command("worker")
-@click.option("--url", required=True, envvar="CORRAL_URL", help="address of the server: https://corral.example")
-@click.option("--name", help="unique name (default: the machine's)")
+@click.option("--url", required=True, envvar="CORRAL_URL", help="address of the server, such as https://corral.example")
+@click.option("--name", help="unique name (default: the host name)")
 @click.option(
-    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="for agents that choose workers; repeatable"
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="label by which agents select workers; repeatable"
 )
-@click.option("--max-agents", type=click.IntRange(1, 1000), default=1, show_default=True, help="tasks at a time")
+@click.option(
+    "--max-agents", type=click.IntRange(1, 1000), default=1, show_default=True, help="maximum number of tasks at a time"
+)
 @click.option(
     "--token-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="file with the registration key (else CORRAL_WORKER_TOKEN)",
+    help="file with the registration key (default: CORRAL_WORKER_TOKEN)",
 )
-@click.option("--dir", "folder", type=click.Path(file_okay=False, path_type=Path), help="where it keeps its identity")
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="folder for the worker's identity and workspaces",
+)
 @click.option(
     "--allow",
     "allow",
     multiple=True,
     metavar="TOOL",
     callback=lambda context, option, given: _allowed(given),
-    help=f"let agents use a tool of this machine, with this user's rights: {', '.join(TOOL_NAMES)}; repeatable",
+    help=f"let agents use a tool on this machine, with this user's rights: {', '.join(TOOLS)}; repeatable",
 )
 @click.option("--drain-seconds", type=click.FloatRange(0, 600), default=30.0, hidden=True)
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
@@ -50,20 +61,21 @@ def command(
     drain_seconds: float,
     until_stdin_closes: bool,
 ) -> None:
-    """Do the tasks of a server. SIGTERM, Ctrl-C or SIGHUP gives running tasks back and ends; a second one ends at once.
+    """Run the tasks of a server. SIGTERM, Ctrl-C or SIGHUP releases running tasks and stops the worker; a second one
+    stops it at once.
 
-    The registration key is used once; what it brings is kept in a folder of the worker's own. So are the folders in
-    which allowed tools work, one a task. shell.run and python.run can do what this user can: give the worker a user or
-    a container of its own.
+    The registration key is used once. The worker's identity is stored in its folder, with one workspace for each task
+    in which allowed tools run. shell.run and python.run can do anything that this user can: give the worker a user or a
+    container of its own.
     """
     import socket
 
     from corral_plugins.workers.node.identity import Folder
-    from corral_plugins.workers.node.node import Options
+    from corral_plugins.workers.node.worker import Options
 
     name = name or socket.gethostname()
     if any("\ud800" <= character <= "\udfff" for character in "".join((name, *labels))):
-        raise click.UsageError("--name and --label take UTF-8 text")
+        raise click.UsageError("--name and --label must be UTF-8 text")
     options = Options(
         url=_url(url),
         name=name,
@@ -80,17 +92,17 @@ def _url(text: str) -> str:
     import httpx2
 
     if not text.startswith(("http://", "https://")):
-        raise click.BadParameter("begins with http:// or https://", param_hint="--url")
+        raise click.BadParameter("must begin with http:// or https://", param_hint="--url")
     with contextlib.suppress(httpx2.InvalidURL):
         if httpx2.URL(text).host:
             return text.rstrip("/")
-    raise click.BadParameter(f"{text} is no address", param_hint="--url")
+    raise click.BadParameter(f"{text} is not a valid URL", param_hint="--url")
 
 
 def _allowed(given: tuple[str, ...]) -> tuple[str, ...]:
     for name in given:
-        if name not in TOOL_NAMES:
-            raise click.BadParameter(f"{name!r} is none of {', '.join(TOOL_NAMES)}")
+        if name not in TOOLS:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(TOOLS)}")
     return tuple(sorted(set(given)))
 
 
@@ -111,7 +123,7 @@ def _key(token_file: Path | None) -> str | None:
         text, where = token_file.read_text(encoding="utf-8", errors="replace"), f"--token-file {token_file}"
     text = text.strip()
     if not (text.isascii() and text.isprintable()):
-        raise click.UsageError(f"{where}: this is no registration key, which is ASCII text")
+        raise click.UsageError(f"{where}: not a registration key, which consists of printable ASCII characters")
     return text or None
 
 
@@ -121,33 +133,30 @@ def _folder(name: str) -> Path:
     return state / "corral" / "workers" / name.replace("/", "_")
 
 
-def _run(options: object, folder: object, *, until_stdin_closes: bool) -> None:
-    """Until it is drained. Exit status 1: the server does not take it or nothing runs here; 3: the folder is in use."""
+def _run(options: Options, folder: Folder, *, until_stdin_closes: bool) -> None:
+    """Run the worker until it is drained, and exit with a status if it cannot run."""
     import asyncio
     import logging
 
-    from corral_plugins.workers.node.embedded import LINE
-    from corral_plugins.workers.node.identity import Folder, InUse, Unusable
-    from corral_plugins.workers.node.node import Node, Options, Refused
-    from corral_plugins.workers.node.runner import NoProcess
+    from corral_plugins.workers.node.identity import InUse, Unusable
+    from corral_plugins.workers.node.task_process import NoProcess
+    from corral_plugins.workers.node.worker import ReferenceWorker, Refused
 
-    assert isinstance(options, Options)
-    assert isinstance(folder, Folder)
-    form = LINE if until_stdin_closes else f"%(asctime)s {LINE}"
-    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr)
+    log_format = LOG_FORMAT if until_stdin_closes else f"%(asctime)s {LOG_FORMAT}"
+    logging.basicConfig(level=logging.INFO, format=log_format, stream=sys.stderr)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     try:
         with folder.locked():
-            asyncio.run(_serve(Node(options, folder), until_stdin_closes=until_stdin_closes))
+            asyncio.run(_serve(ReferenceWorker(options, folder), until_stdin_closes=until_stdin_closes))
     except InUse as error:
         click.echo(f"corral: {error}", err=True)
-        sys.exit(3)
+        sys.exit(EXIT_IN_USE)
     except (Refused, Unusable, NoProcess) as error:
         click.echo(f"corral: {error}", err=True)
-        sys.exit(1)
+        sys.exit(EXIT_REFUSED)
 
 
-async def _serve(node: Node, *, until_stdin_closes: bool) -> None:
+async def _serve(worker: ReferenceWorker, *, until_stdin_closes: bool) -> None:
     import asyncio
     import signal
 
@@ -156,22 +165,22 @@ async def _serve(node: Node, *, until_stdin_closes: bool) -> None:
     def stop() -> None:
         nonlocal stopping
         if stopping:
-            end()
+            exit_now()
         stopping = True
-        node.drain()
+        worker.drain()
 
-    def end() -> None:
-        node.kill()
+    def exit_now() -> None:
+        worker.kill()
         os._exit(130)
 
     def watch_parent() -> None:
         if not os.read(0, 4096):
-            end()
+            exit_now()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
             loop.add_signal_handler(number, stop)
     if until_stdin_closes:
         loop.add_reader(0, watch_parent)
-    await node.run()
+    await worker.run()

@@ -1,4 +1,4 @@
-"""One lease: start, the process that works under it, the lease's clock, and what is reported at the end."""
+"""One lease: its start, its process, its deadline, and the report at its end."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from corral_plugins.workers.node.client import ApiError, Client, Unreachable
-from corral_plugins.workers.node.endings import CANCELLED, LOST, REPORTED
-from corral_plugins.workers.node.runner import Child, NoProcess, Runner
+from corral_plugins.workers.node.task_process import CANCELLED, LOST, REPORTED, NoProcess, TaskProcess, TaskProcesses
 
 log = logging.getLogger("corral.worker")
 
@@ -20,10 +19,9 @@ REPORT_TRIES = 5
 
 
 class Lease:
-    """`deadline` is on the monotonic clock, measured from when the request that renewed it was *sent*.
+    """A claimed task. `deadline` is monotonic, and counted from when the request that renewed the lease was *sent*.
 
-    A call that fails changes nothing: the work goes on until this copy of the lease ends, then it stops and reports
-    nothing.
+    Failed calls change nothing: the process runs until the deadline; then it is killed and nothing is reported.
     """
 
     def __init__(self, client: Client, claim: Mapping[str, Any], *, sent: float, seconds: float) -> None:
@@ -34,82 +32,82 @@ class Lease:
         self._changed = asyncio.Event()
         self._lost = self._cancelled = False
         self._drain_until: float | None = None
-        self._child: Child | None = None
+        self._process: TaskProcess | None = None
 
-    # -- what the server or the operator says
+    # -- requests of the server and the operator
 
     def renew(self, sent: float, seconds: float | None = None) -> None:
-        """The server renewed it, for `seconds` if it said so, in answer to a request sent at `sent`."""
+        """Renew the lease by the reply to a request sent at `sent`. `seconds`: its new duration, if the reply says."""
         if seconds is None:
             self.deadline = max(self.deadline, sent + self.seconds)
-        else:  # leases may have become shorter
+        else:  # the setting may have become shorter
             self.seconds, self.deadline = seconds, sent + seconds
 
-    def hear(self, state: str) -> None:
-        """A state of the protocol: ok | lost | cancel_requested | budget_warning."""
-        if state == "budget_warning" and self._child is not None:
-            self._child.tell("budget")
+    def apply(self, state: str) -> None:
+        """Act on a state of the protocol: ok | lost | cancel_requested | budget_warning."""
+        if state == "budget_warning" and self._process is not None:
+            self._process.send("budget")
         elif state in ("lost", "cancel_requested"):
             self._lost |= state == "lost"
             self._cancelled |= state == "cancel_requested"
             self._changed.set()
 
     def drain(self, seconds: float) -> None:
-        """Finish the current model call, keep a checkpoint and give the task back, within `seconds`."""
+        """Let the process finish its model call, store a checkpoint and release the task, within `seconds`."""
         self._drain_until = time.monotonic() + seconds
-        if self._child is not None:
-            self._child.tell("drain")
+        if self._process is not None:
+            self._process.send("drain")
         self._changed.set()
 
-    # -- the life of the lease
+    # -- running
 
-    async def run(self, runner: Runner) -> None:
-        """From the claim to the report. What goes wrong ends this lease only; but `NoProcess`: nothing runs here."""
+    async def run(self, processes: TaskProcesses) -> None:
+        """Run the task and report how it ended. Only `NoProcess` is raised; other failures end this lease alone."""
         try:
             sent = time.monotonic()
             started = await self._client.start(self.task_id, self.lease_id)
             self.renew(sent)
         except (ApiError, Unreachable) as error:
-            log.warning("task %s was not started: %s", self.task_id, error)
+            log.warning("task %s could not be started: %s", self.task_id, error)
             return
         if started.get("status") == "cancelling":
             await self._acknowledge()
             return
         try:
-            self._child = child = await runner.start(self._claim)
+            self._process = process = await processes.start(self._claim)
         except NoProcess as error:
             await self._release(str(error))
             raise
-        log.info("task %s: attempt %s begins", self.task_id, self._claim.get("attempt"))
+        log.info("task %s: attempt %s started", self.task_id, self._claim.get("attempt"))
         if self._drain_until is not None:
-            child.tell("drain")
+            process.send("drain")
         try:
-            await self._watch(child)
+            await self._watch(process)
         finally:
-            child.kill()
+            process.kill()
 
-    async def _watch(self, child: Child) -> None:
-        exited: asyncio.Future[Any] = asyncio.ensure_future(child.exited.wait())
+    async def _watch(self, process: TaskProcess) -> None:
+        exited: asyncio.Future[Any] = asyncio.ensure_future(process.exited.wait())
         try:
             while True:
                 self._changed.clear()
-                if child.status is not None:
-                    return await self._exited(child.status)
+                if process.status is not None:
+                    return await self._exited(process.status)
                 if self._lost or time.monotonic() >= self.deadline:
-                    log.warning("task %s: the lease is lost; its work is discarded", self.task_id)
+                    log.warning("task %s: the lease is lost; the work is discarded", self.task_id)
                     return None
                 if self._cancelled:
-                    await child.end()
+                    await process.terminate()
                     return await self._acknowledge()
                 if self._drain_until is not None and time.monotonic() >= self._drain_until:
-                    child.kill()
-                    return await self._release("the worker stops")
-                await self._until(exited)
+                    process.kill()
+                    return await self._release("the worker is stopping")
+                await self._wait(exited)
         finally:
             exited.cancel()
 
-    async def _until(self, exited: asyncio.Future[Any]) -> None:
-        """Until the process ends, something changes, or a clock runs out."""
+    async def _wait(self, exited: asyncio.Future[Any]) -> None:
+        """Wait until the process exits, something changes, or the deadline passes."""
         changed: asyncio.Future[Any] = asyncio.ensure_future(self._changed.wait())
         ends = min(self.deadline, self._drain_until or self.deadline)
         try:
@@ -119,19 +117,19 @@ class Lease:
             changed.cancel()
 
     async def _exited(self, status: int) -> None:
-        """Report what the process did not report itself."""
+        """Report the end of the process, unless the process has done so."""
         if status == REPORTED:
             log.info("task %s: the attempt has ended", self.task_id)
         elif status == LOST or self._lost:
-            log.warning("task %s: the lease is lost; its work is discarded", self.task_id)
+            log.warning("task %s: the lease is lost; the work is discarded", self.task_id)
         elif status == CANCELLED or self._cancelled:
             await self._acknowledge()
-        elif self._drain_until is not None:  # whoever stops the worker may stop its processes too
-            await self._release("the worker stops")
+        elif self._drain_until is not None:  # the signal that stops the worker may reach its processes as well
+            await self._release("the worker is stopping")
         else:
-            how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-            log.error("task %s: its process ended by %s", self.task_id, how)
-            message = f"The process of the attempt ended by {how}."
+            cause = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+            log.error("task %s: the process ended with %s", self.task_id, cause)
+            message = f"The process of the attempt ended with {cause}."
             await self._report(
                 self._client.fail(
                     self.task_id, "worker_crash", message, retryable=True, lease=self.lease_id, tries=REPORT_TRIES
@@ -143,14 +141,14 @@ class Lease:
         await self._report(self._client.cancelled(self.task_id, self.lease_id))
 
     async def _release(self, reason: str) -> None:
-        log.info("task %s: given back", self.task_id)
+        log.info("task %s: released (%s)", self.task_id, reason)
         await self._report(self._client.release(self.task_id, reason, lease=self.lease_id, tries=REPORT_TRIES))
 
     async def _report(self, call: Any) -> None:
-        """Only while this copy of the lease lives; afterwards the server knows without us."""
+        """Send a report, until the deadline at most; after that the server has ended the lease by itself."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, self.deadline - time.monotonic())):
                 try:
                     await call
                 except (ApiError, Unreachable) as error:
-                    log.warning("task %s: the report was not taken: %s", self.task_id, error)
+                    log.warning("task %s: the report was refused: %s", self.task_id, error)

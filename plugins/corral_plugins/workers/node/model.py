@@ -1,16 +1,16 @@
 """The agent's model: one streamed request through the server's gateway, on pydantic-ai's model layer.
 
-The loop and its checkpoints keep OpenAI's messages and this module converts at the border. Stored pydantic-ai
-messages would be a second format that only this worker reads: OpenAI's is what the gateway takes, what workers in other
-languages write, and what every checkpoint so far holds, and the conversion is shorter than a migration.
+The loop and its checkpoints use OpenAI's message format, which this module converts. The gateway takes that format, and
+workers in other languages write it; pydantic-ai's own messages would be a second format that only this worker reads.
 
-Importing this takes more than a second: only a task's process does, and its fork server beforehand.
+Importing this module takes more than a second, so only task processes and their fork server import it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import httpx2
@@ -18,21 +18,33 @@ import msgspec
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI
 from pydantic_ai.direct import model_request_stream
 from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError, UnexpectedModelBehavior
-from pydantic_ai.messages import ModelMessage, ModelResponse, PartDeltaEvent, PartStartEvent, TextPart, TextPartDelta
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelRequest,
+    ModelResponse,
+    PartDeltaEvent,
+    PartStartEvent,
+    SystemPromptPart,
+    TextPart,
+    TextPartDelta,
+    ToolCallPart,
+    ToolReturnPart,
+    UserPromptPart,
+)
 from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from pydantic_ai.settings import ModelSettings
+from pydantic_ai.tools import ToolDefinition
 
-from corral_plugins.workers.node.client import ApiError, Client, Cut, Unreachable, refusal
-from corral_plugins.workers.node.conversion import definitions, from_model, to_model
-from corral_plugins.workers.node.messages import Message
+from corral_plugins.workers.node.client import ApiError, Client, ResponseCut, Unreachable, refusal
+from corral_plugins.workers.node.conversation import Message
 
-READ_SECONDS, CONNECT_SECONDS = 3700.0, 10.0  # the server ends a call before
-NOBODY = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)  # the request was never sent
-# Statuses of what may be told after the answer has begun; anything else is the provider's failure.
-STATUS_OF = {
+READ_SECONDS, CONNECT_SECONDS = 3700.0, 10.0  # longer than the server lets a call run
+NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)  # the request never left
+# Statuses for errors that arrive inside a stream; any other code is a failure of the provider.
+STREAM_STATUS = {
     "budget_exceeded": 402,
     "lease_lost": 409,
     "task_terminal": 409,
@@ -44,8 +56,8 @@ STATUS_OF = {
     "shutting_down": 503,
     "upstream_timeout": 504,
 }
-# The gateway is not OpenAI: schemas go out as they are, and the cap in the field that every server knows. What the
-# provider's own profile does stays: control tokens of chat templates that stand in data are not sent as such.
+# The gateway is not OpenAI: schemas are sent unchanged, and the token limit in the field that every server knows. The
+# rest of the provider's profile applies: control tokens of chat templates inside data are not sent as such.
 PROFILE = OpenAIModelProfile(
     json_schema_transformer=None,
     openai_supports_strict_tool_definition=False,
@@ -54,8 +66,8 @@ PROFILE = OpenAIModelProfile(
 )
 
 
-class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked: the conversation, and the tools with their names on the wire."""
+class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
+    """One request: the conversation, and the tools under the names that models accept."""
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] = ()
@@ -63,8 +75,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """What came: an assistant message of OpenAI's, and what served it with how many tokens."""
+class ModelReply(msgspec.Struct, frozen=True, kw_only=True):
+    """One reply: the assistant message, the model that wrote it, and the tokens used."""
 
     message: Message
     model: str
@@ -73,7 +85,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Model:
-    """Asks `agent`, the model of the claim's agent. `gateway_url` may be a path: then it is the client's server."""
+    """The model `agent` of the gateway, which is the model of the claim's agent. `gateway_url` may be a path."""
 
     def __init__(self, client: Client, gateway_url: str) -> None:
         url = f"{client.url}{gateway_url}" if gateway_url.startswith("/") else gateway_url
@@ -81,29 +93,31 @@ class Model:
         provider = OpenAICompatibleProvider("corral", openai_client=sdk)
         self._model = OpenAIChatModel("agent", provider=provider, profile=PROFILE)
 
-    async def ask(self, question: Question, key: str, on_text: Callable[[str], None]) -> Reply:
-        """One request under an idempotency key. `on_text` hears the text piece by piece; what it raises ends the call.
+    async def ask(self, request: ModelCall, key: str, on_text: Callable[[str], None]) -> ModelReply:
+        """Send one request under an idempotency key. `on_text` gets the text as it arrives, and may raise to stop.
 
-        Raises `ApiError` and `Unreachable` like the client does; a request or an answer that was cut is `Cut`.
+        Raises `ApiError` and `Unreachable` as the client does, and `ResponseCut` for an incomplete exchange.
         """
         settings = ModelSettings(
             extra_headers={"Idempotency-Key": key}, timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
         )
-        if question.temperature is not None:
-            settings["temperature"] = question.temperature
-        if question.max_tokens is not None:
-            settings["max_tokens"] = question.max_tokens
-        parameters = ModelRequestParameters(function_tools=definitions(question.tools))
+        if request.temperature is not None:
+            settings["temperature"] = request.temperature
+        if request.max_tokens is not None:
+            settings["max_tokens"] = request.max_tokens
+        parameters = ModelRequestParameters(function_tools=definitions(request.tools))
         try:
-            response = await self._stream(to_model(question.messages), settings, parameters, on_text)
+            response = await self._stream(to_model(request.messages), settings, parameters, on_text)
         except ModelAPIError as error:
             raise _problem(error) from None
         except UnexpectedModelBehavior as error:
-            raise ApiError(502, {"code": "provider_error", "detail": f"The gateway's answer: {error}"}) from None
+            raise ApiError(
+                502, {"code": "provider_error", "detail": f"The gateway's response is not valid: {error}"}
+            ) from None
         except httpx2.HTTPError as error:
-            raise Cut(f"{type(error).__name__}: {error}") from None
+            raise ResponseCut(f"{type(error).__name__}: {error}") from None
         usage = response.usage
-        return Reply(
+        return ModelReply(
             message=from_model(response),
             model=response.model_name or "model",
             input_tokens=usage.input_tokens,
@@ -117,10 +131,10 @@ class Model:
         parameters: ModelRequestParameters,
         on_text: Callable[[str], None],
     ) -> ModelResponse:
-        request = model_request_stream(
+        opened = model_request_stream(
             self._model, messages, model_settings=settings, model_request_parameters=parameters, instrument=False
         )
-        async with request as stream:
+        async with opened as stream:
             async for event in stream:
                 if isinstance(event, PartStartEvent) and isinstance(event.part, TextPart):
                     on_text(event.part.content)
@@ -130,20 +144,78 @@ class Model:
 
 
 def _problem(error: ModelAPIError) -> ApiError | Unreachable:
-    """What the SDK's exception says, as the client would have raised it."""
+    """Convert an exception of the SDK into the one that the client would have raised."""
     cause = error.__cause__
     if isinstance(error, ModelHTTPError) and isinstance(cause, APIStatusError):
         return refusal(cause.response)
     body = error.body
     if error.in_stream and isinstance(body, Mapping):
         code = str(body.get("code") or "provider_error")
-        return ApiError(STATUS_OF.get(code, 502), {"code": code, "detail": str(body.get("message") or error)})
-    nobody = isinstance(cause, APIConnectionError) and isinstance(cause.__cause__, NOBODY)
-    return Unreachable(str(error)) if nobody else Cut(str(error))
+        return ApiError(STREAM_STATUS.get(code, 502), {"code": code, "detail": str(body.get("message") or error)})
+    not_sent = isinstance(cause, APIConnectionError) and isinstance(cause.__cause__, NOT_SENT)
+    return Unreachable(str(error)) if not_sent else ResponseCut(str(error))
+
+
+def to_model(messages: Iterable[Message]) -> list[ModelMessage]:
+    """Convert OpenAI's messages into pydantic-ai's."""
+    return [_response(message) if message["role"] == "assistant" else _request(message) for message in messages]
+
+
+def _request(message: Message) -> ModelRequest:
+    text = str(message["content"] or "")
+    if message["role"] == "system":
+        return ModelRequest(parts=[SystemPromptPart(content=text)])
+    if message["role"] == "tool":  # only the id of the call is sent, not the tool's name
+        return ModelRequest(parts=[ToolReturnPart(tool_name="", content=text, tool_call_id=message["tool_call_id"])])
+    return ModelRequest(parts=[UserPromptPart(content=text)])
+
+
+def _response(message: Message) -> ModelResponse:
+    text: list[TextPart | ToolCallPart] = [TextPart(content=message["content"])] if message.get("content") else []
+    calls = [
+        ToolCallPart(
+            tool_name=call["function"]["name"], args=call["function"]["arguments"] or "{}", tool_call_id=call["id"]
+        )
+        for call in message.get("tool_calls") or ()
+    ]
+    return ModelResponse(parts=[*text, *calls])
+
+
+def from_model(response: ModelResponse) -> Message:
+    """Convert a reply into an assistant message. The model's thinking is dropped."""
+    text = "".join(part.content for part in response.parts if isinstance(part, TextPart))
+    calls = [
+        {
+            "id": part.tool_call_id,
+            "type": "function",
+            "function": {
+                "name": part.tool_name,
+                "arguments": part.args if isinstance(part.args, str) else json.dumps(part.args or {}),
+            },
+        }
+        for part in response.parts
+        if isinstance(part, ToolCallPart)
+    ]
+    message: Message = {"role": "assistant", "content": text if text or not calls else None}
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def definitions(tools: Sequence[Mapping[str, Any]]) -> list[ToolDefinition]:
+    """Convert the tools of a claim, which must have names that models accept."""
+    return [
+        ToolDefinition(
+            name=tool["name"],
+            description=tool.get("description"),
+            parameters_json_schema=tool.get("schema") or {"type": "object", "properties": {}},
+        )
+        for tool in tools
+    ]
 
 
 def warm() -> None:
-    """Load what the first request would load, so that every process forked from here has it."""
+    """Send a request to a fake gateway, so that forked processes have loaded everything that a request needs."""
 
     def answer(request: httpx2.Request) -> httpx2.Response:
         return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=_SAMPLE)
@@ -151,9 +223,9 @@ def warm() -> None:
     async def ask() -> None:
         client = Client("http://warm.invalid", "none", transport=httpx2.MockTransport(answer))
         tool = {"name": "a__tool", "schema": {"type": "object", "properties": {}}}
-        question = Question(messages=[{"role": "user", "content": "hello"}], tools=[tool])
+        request = ModelCall(messages=[{"role": "user", "content": "hello"}], tools=[tool])
         try:
-            await Model(client, "/llm").ask(question, "warm", lambda text: None)
+            await Model(client, "/llm").ask(request, "warm", lambda text: None)
         finally:
             await client.close()
 

@@ -1,1 +1,1 @@
-"""The rules of workers: what the routes, the schedules and other plugins ask for."""
+"""The service layer of workers."""

@@ -1,83 +1,113 @@
-"""The server's own worker: one for all processes that share a database, in the one that holds its lease."""
+"""The embedded worker: one for all processes that share a database, started over loopback by the process that holds
+its lease, restarted with backoff, and stopped with its server.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import logging
 import os
+import re
+import shutil
+import signal
 import socket
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
-from corral.database.engine import Work
+from corral.database.engine import Database, Work
 from corral.database.leases import acquire, holder_of, release
 from corral.database.unit import Entry
 from corral.errors import Unavailable
 from corral.ids import new_id
+from corral.plugin import Runtime
+from corral_plugins.workers.service.registration_keys import RegistrationKeys
+
+log = logging.getLogger("corral.workers")
 
 LEASE, LEASE_SECONDS, RENEW_SECONDS = "workers.embedded", 15.0, 5.0
 ENTRY = Entry("workers.embedded")
+FIRST_PAUSE, MAX_PAUSE, STABLE_SECONDS = 1.0, 60.0, 60.0
+STOP_SECONDS, DRAIN_SECONDS = 10.0, 8.0
+LAST_OUTPUT_SECONDS = 1.0
+FOLDER_PREFIX, LOCK_FILE = "corral-worker-", "owner"
+LOG_LINE = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) ([\w.]+): ")  # as `corral worker` writes them
 
 
-class Program(Protocol):
-    """Runs the worker until it is cancelled."""
+class Runnable(Protocol):
+    """The embedded worker, as the lease starts it."""
 
     async def run(self) -> None:
-        """Restarts what ends."""
+        """Run until cancelled."""
         ...
 
 
-class EmbeddedLease:
-    """Has `start()`'s program run while this process holds the lease."""
+def start_embedded(runtime: Runtime, address: str, *, max_agents: int, allow: Sequence[str]) -> None:
+    """Run the embedded worker of the server at `address` whenever this process holds the lease."""
+    work, keys = runtime.service(Database).work, runtime.service(RegistrationKeys)
 
-    def __init__(self, work: Work, start: Callable[[], Program]) -> None:
+    def make_key() -> Awaitable[str]:
+        return work(keys.create_embedded)
+
+    lease = EmbeddedLease(work, lambda: EmbeddedWorker(address, make_key, max_agents, allow=allow))
+    runtime.when_draining(lease.close)
+    runtime.supervise("embedded", lease.run)
+
+
+class EmbeddedLease:
+    """Runs the worker that `start()` returns while this process holds the lease."""
+
+    def __init__(self, work: Work, start: Callable[[], Runnable]) -> None:
         self._work, self._start = work, start
         self._holder = f"{socket.gethostname()[:30]}|{os.getpid()}|{new_id()}"
         self._running: asyncio.Task[None] | None = None
         self._closed = False
-        self._until = 0.0  # on the monotonic clock: no other process has the lease before
+        self._held_until = 0.0  # monotonic: no other process can hold the lease before
 
     async def run(self) -> None:
-        """For ever; supervised by the kernel."""
+        """Hold the lease and run the worker, forever. Failures of the worker are raised for the supervisor."""
         try:
             while True:
-                held = not self._closed and await self._holds()
+                held = not self._closed and await self._is_held()
                 if held and self._running is None:
                     self._running = asyncio.get_running_loop().create_task(self._start().run())
                 elif not held or (self._running is not None and self._running.done()):
-                    await self._end()
+                    await self._stop()
                 await asyncio.sleep(RENEW_SECONDS)
         finally:
-            await self._end()
+            await self._stop()
 
     async def close(self) -> None:
-        """End the program and let another process begin at once."""
+        """Stop the worker and release the lease, so that another process can start one at once."""
         self._closed = True
-        await self._end()
+        await self._stop()
         await self._work(lambda: release(LEASE, self._holder), entry=ENTRY)
 
-    async def _holds(self) -> bool:
-        """Whether this process has the lease. A database that is away for a moment takes it from nobody."""
+    async def _is_held(self) -> bool:
+        """Whether this process holds the lease. While the database is unavailable, a held lease lasts until it ends."""
         asked = time.monotonic()
         try:
             held = await self._work(self._acquire, entry=ENTRY)
         except Unavailable:
-            if self._running is None or asked >= self._until:
+            if self._running is None or asked >= self._held_until:
                 raise
             return True
-        self._until = asked + LEASE_SECONDS
+        self._held_until = asked + LEASE_SECONDS
         return held
 
     def _acquire(self) -> bool:
-        """Take or renew the lease; one whose holder was killed on this machine is free at once."""
-        before = holder_of(LEASE)
-        if before is not None and before != self._holder and _is_dead(before):
-            release(LEASE, before)
+        """Acquire or renew the lease, taking it from a dead process of this machine without waiting."""
+        holder = holder_of(LEASE)
+        if holder is not None and holder != self._holder and _is_dead(holder):
+            release(LEASE, holder)
         return acquire(LEASE, self._holder, LEASE_SECONDS)
 
-    async def _end(self) -> None:
-        """A failure of the program is the supervisor's business: it logs it and begins again."""
+    async def _stop(self) -> None:
         task, self._running = self._running, None
         if task is None:
             return
@@ -90,8 +120,7 @@ class EmbeddedLease:
 
 def _is_dead(holder: str) -> bool:
     """Whether the holder was a process of this machine that no longer runs."""
-    host, _, rest = holder.partition("|")
-    pid = rest.partition("|")[0]
+    host, pid, _ = f"{holder}||".split("|", 2)
     if host != socket.gethostname()[:30] or not pid.isdigit():
         return False
     try:
@@ -101,3 +130,114 @@ def _is_dead(holder: str) -> bool:
     except PermissionError:
         return False
     return False
+
+
+class EmbeddedWorker:
+    """Runs `corral worker` as a child process. `make_key` creates its registration key before each start.
+
+    `allow`: tools of this machine that agents may use.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        make_key: Callable[[], Awaitable[str]],
+        max_agents: int,
+        *,
+        allow: Sequence[str] = (),
+    ) -> None:
+        self._address, self._make_key, self._max_agents = address, make_key, max_agents
+        self._allow = [part for tool in allow for part in ("--allow", tool)]
+
+    async def run(self) -> None:
+        """Run until cancelled; the worker then has 10 s to release its tasks before it is killed."""
+        await asyncio.to_thread(remove_orphaned_folders)
+        with _own_folder() as folder:
+            pause = FIRST_PAUSE
+            loop = asyncio.get_running_loop()
+            while True:
+                began = loop.time()
+                status = await self._run_once(folder)
+                log.warning("the embedded worker exited and will be restarted", extra={"status": status})
+                pause = FIRST_PAUSE if loop.time() - began > STABLE_SECONDS else min(MAX_PAUSE, pause * 2)
+                await asyncio.sleep(pause)
+
+    async def _run_once(self, folder: str) -> int:
+        """Run the process once and return its exit status."""
+        options = {
+            "--url": self._address,
+            "--name": "embedded",
+            "--max-agents": str(self._max_agents),
+            "--dir": folder,
+            "--drain-seconds": str(DRAIN_SECONDS),
+        }
+        key = await self._make_key()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "corral", "worker"),
+            *(part for option in options.items() for part in option),
+            "--until-stdin-closes",
+            *self._allow,
+            stdin=asyncio.subprocess.PIPE,  # closes with this process, however it ends
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "CORRAL_WORKER_TOKEN": key},
+            start_new_session=True,
+        )
+        assert process.stderr is not None
+        relaying = asyncio.ensure_future(relay(process.stderr))
+        try:
+            return await process.wait()
+        except asyncio.CancelledError:
+            await asyncio.shield(_terminate(process))
+            raise
+        finally:
+            await asyncio.wait({relaying}, timeout=LAST_OUTPUT_SECONDS)  # a grandchild may hold the pipe open
+            relaying.cancel()
+
+
+async def relay(lines: asyncio.StreamReader) -> None:
+    """Log the worker's log lines in this process, in its format and with its redaction."""
+    level, name = logging.INFO, log.name
+    while True:
+        try:
+            line = (await lines.readline()).decode("utf-8", "replace")
+        except ValueError:  # longer than the reader's limit; the line is dropped
+            continue
+        if not line:
+            return
+        text = line.rstrip()
+        if begins := LOG_LINE.match(text):  # other lines continue the record, as a traceback does
+            level, name, text = logging.getLevelNamesMapping()[begins[1]], begins[2], text[begins.end() :]
+        logging.getLogger(name).log(level, "%s", text)
+
+
+def remove_orphaned_folders() -> None:
+    """Remove the worker folders that killed servers left behind: those whose lock file nobody holds."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if folder.lstat().st_uid == os.geteuid():
+                with (folder / LOCK_FILE).open() as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[str]:
+    with (
+        tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, ignore_cleanup_errors=True) as folder,
+        Path(folder, LOCK_FILE).open("w") as file,
+    ):
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield folder
+
+
+async def _terminate(process: asyncio.subprocess.Process) -> None:
+    """Send TERM, wait ten seconds, then KILL the whole group. Task processes notice the worker's end by themselves."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS):
+                await process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()

@@ -1,4 +1,4 @@
-"""The last failures on each worker, read from the events of tasks."""
+"""The last failures on each worker, collected from task events."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from typing import Any
 
 from corral.events.log import Record
 from corral_plugins.workers.models import Worker
-from corral_plugins.workers.service import rows
+from corral_plugins.workers.service import repository
 
 EVENTS = ("task.failed", "task.retried")
-KEPT = 10
+KEEP = 10
 MESSAGE_LENGTH = 500
 
 
-def remember(event: Record) -> None:
-    """Keep a failure with the worker that it happened on; a task that a person retries is none."""
-    told = event.payload()
-    worker_id = told.get("worker_id")
-    failure = _failure(event, told)
-    row = rows.find(worker_id) if isinstance(worker_id, str) and failure is not None else None
+def store_failure(event: Record) -> None:
+    """Store a failure with the worker on which it happened. A retry requested by a person is not a failure."""
+    payload = event.payload()
+    worker_id = payload.get("worker_id")
+    failure = _failure(event, payload)
+    row = repository.find(worker_id) if isinstance(worker_id, str) and failure is not None else None
     if row is not None:
-        errors = [failure, *row.last_errors][:KEPT]
+        errors = [failure, *row.last_errors][:KEEP]
         Worker.update(last_errors=errors).where(Worker.id == row.id).execute()
 
 
-def _failure(event: Record, told: dict[str, Any]) -> dict[str, Any] | None:
-    error = told.get("error")
+def _failure(event: Record, payload: dict[str, Any]) -> dict[str, Any] | None:
+    error = payload.get("error")
     if event.type == "task.retried":
-        if told.get("source") != "policy" or not told.get("reason"):
+        if payload.get("source") != "policy" or not payload.get("reason"):
             return None
-        error = {"type": told["reason"], "message": "The task is tried again."}
+        error = {"type": payload["reason"], "message": "The task is retried."}
     if not isinstance(error, dict):
         return None
     return {

@@ -1,4 +1,4 @@
-"""Looking at the fleet: lists, one worker, the overview, and the figures for metrics and health."""
+"""Queries on the fleet: lists, one worker, the overview, metrics and health checks."""
 
 from __future__ import annotations
 
@@ -19,23 +19,21 @@ from corral.http.page import Page, newest_first, paginate
 from corral.plugin import Settings
 from corral_plugins.tasks.api import QueueFigures, Tasks
 from corral_plugins.workers.models import Worker
-from corral_plugins.workers.service import rows
-from corral_plugins.workers.service.shapes import (
+from corral_plugins.workers.service import repository
+from corral_plugins.workers.settings import AUTO_APPROVE
+from corral_plugins.workers.shapes import (
     AdminWorker,
     FleetOverview,
-    GroupFigures,
+    GroupTotals,
     WorkerDetail,
     WorkerError,
     WorkerListQuery,
 )
-from corral_plugins.workers.settings import AUTO_APPROVE
 
 STATUSES = ("pending", "online", "offline", "draining", "rejected")
-NO_GROUP = ""
-
 LONG_WAIT_MS = 60_000
 
-_FIGURES = Statement(
+_TOTALS = Statement(
     lambda p: (
         Worker.select(
             Worker.group,
@@ -56,8 +54,8 @@ _FIGURES = Statement(
 )
 
 
-class Part(msgspec.Struct, frozen=True):
-    """The workers of one group and state; each percent as sum and number of those that told it."""
+class Totals(msgspec.Struct, frozen=True):
+    """Totals over the workers of one group and status. Usage is a pair: sum of percents, number of workers."""
 
     group: str | None
     status: str
@@ -70,7 +68,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Fleet:
-    """Reads; joins the caller's unit."""
+    """Reads the fleet inside the caller's unit."""
 
     tasks: Tasks | None
 
@@ -78,15 +76,15 @@ class Fleet:
         self._settings = settings
 
     def detail(self, worker_id: str, *, caller: Principal) -> WorkerDetail:
-        """A worker with its leases."""
+        """Return a worker with its leases. Raises `NotFound`."""
         row = Worker.get_or_none((Worker.id == worker_id) & visible(Worker, caller))
         if row is None or (caller.kind == "worker" and caller.worker_id != row.id):
             raise NotFound()
         leases = self.tasks.leases_of_worker(worker_id) if self.tasks is not None else []
-        return rows.view(row, WorkerDetail, leases=leases)
+        return repository.view(row, WorkerDetail, leases=leases)
 
     def list(self, query: WorkerListQuery, *, caller: Principal) -> Page[AdminWorker]:
-        """Workers as admins see them, newest first."""
+        """List workers for admins, newest first."""
         found = Worker.select().where(visible(Worker, caller))
         if query.status:
             found = found.where(Worker.status.in_(query.status))
@@ -99,11 +97,9 @@ class Fleet:
         return paginate(found, query, caller, scope="workers", order=newest_first(Worker), make=_admin_view)
 
     def overview(self) -> FleetOverview:
-        """The whole fleet in figures."""
-        parts = list(figures())
-        count: Counter[str] = Counter()
-        for part in parts:
-            count[part.status] += part.count
+        """Summarize the whole fleet."""
+        parts = list(totals())
+        count = _count(parts)
         online = [part for part in parts if part.status == "online"]
         capacity = sum(part.capacity for part in online)
         busy = sum(part.leases for part in online)
@@ -127,47 +123,53 @@ class Fleet:
         )
 
     def health(self) -> tuple[str, str]:
-        """For `/settings/health`: a status and a sentence."""
-        count: Counter[str] = Counter()
-        for part in figures():
-            count[part.status] += part.count
+        """The health check `workers`: a status and a sentence."""
+        count = _count(totals())
         waiting = self.tasks.queue_figures().depth if self.tasks is not None else 0
         if waiting and not count["online"]:
-            return "down", f"{waiting} tasks wait and no worker is online."
+            return "down", f"{waiting} tasks are waiting and no worker is online."
         sentence = f"{count['online']} online, {count['offline']} offline, {count['pending']} waiting for approval."
         if self._settings.get(AUTO_APPROVE):
-            sentence += " Every worker that registers is approved (workers.auto_approve)."
+            sentence += " Every worker that registers is approved automatically (workers.auto_approve)."
         return ("degraded" if count["offline"] else "ok"), sentence
 
     def queue_health(self) -> tuple[str, str]:
-        """The same of the queue: tasks that wait long though a worker has room hint at what nobody can take."""
+        """The health check `queue`: tasks that wait long beside idle workers are probably claimable by none."""
         waiting = self.tasks.queue_figures().oldest_pending_ms if self.tasks is not None else None
-        room = sum(part.capacity - part.leases for part in figures() if part.status == "online")
-        if waiting is not None and waiting > LONG_WAIT_MS and room > 0:
-            return "degraded", f"A task has been waiting for {waiting // 1000} s though workers have room for {room}."
-        return "ok", "No task waits long while a worker has room."
+        free = sum(part.capacity - part.leases for part in totals() if part.status == "online")
+        if waiting is not None and waiting > LONG_WAIT_MS and free > 0:
+            return "degraded", f"A task has waited for {waiting // 1000} s although workers can take {free} more tasks."
+        return "ok", "No task has waited long while a worker had free capacity."
 
 
-def figures() -> Iterable[Part]:
-    """The fleet by group and state, in one query."""
-    for group, status, count, capacity, leases, *sums in _FIGURES.rows({}):
+def totals() -> Iterable[Totals]:
+    """Read the totals of the fleet by group and status, in one query."""
+    for group, status, count, capacity, leases, *sums in _TOTALS.rows({}):
         cpu, memory, disk = [(float(sums[at] or 0.0), int(sums[at + 1])) for at in (0, 2, 4)]
-        yield Part(group, status, int(count), int(capacity or 0), int(leases or 0), cpu, memory, disk)
+        yield Totals(group, status, int(count), int(capacity or 0), int(leases or 0), cpu, memory, disk)
+
+
+def _count(parts: Iterable[Totals]) -> Counter[str]:
+    """Workers by status."""
+    count: Counter[str] = Counter()
+    for part in parts:
+        count[part.status] += part.count
+    return count
 
 
 def _average(sums: Iterable[tuple[float, int]]) -> float | None:
     found = list(sums)
-    told = sum(count for _, count in found)
-    return round(sum(total for total, _ in found) / told, 2) if told else None
+    workers = sum(count for _, count in found)
+    return round(sum(total for total, _ in found) / workers, 2) if workers else None
 
 
-def _by_group(parts: Iterable[Part]) -> dict[str, GroupFigures]:
-    """Approved workers; those without a group under the empty name."""
-    groups: dict[str, GroupFigures] = {}
+def _by_group(parts: Iterable[Totals]) -> dict[str, GroupTotals]:
+    """Totals of approved workers by group; workers without a group are counted under the empty name."""
+    groups: dict[str, GroupTotals] = {}
     for part in parts:
-        if part.status not in rows.APPROVED:
+        if part.status not in repository.APPROVED:
             continue
-        group = groups.setdefault(part.group or NO_GROUP, GroupFigures())
+        group = groups.setdefault(part.group or "", GroupTotals())
         group.total += part.count
         group.active_leases += part.leases
         if part.status == "online":
@@ -177,31 +179,33 @@ def _by_group(parts: Iterable[Part]) -> dict[str, GroupFigures]:
 
 
 def _has_label(label: str) -> Any:
-    """Whether the JSON text of the labels has this key, or this key with this value; exact on both engines."""
-    key, is_pair, value = label.partition("=")
+    """Whether a worker has the label `key` or `key=value`.
+
+    The condition looks for the member in the JSON text: unlike LIKE, REPLACE has no wildcards and is case-sensitive
+    on every engine.
+    """
+    key, has_value, value = label.partition("=")
     needle = msgspec.json.encode(key).decode() + ":"
-    if is_pair:
+    if has_value:
         needle += msgspec.json.encode(value).decode()
     return fn.REPLACE(Worker.labels, needle, "") != Worker.labels
 
 
 def _admin_view(row: Worker) -> AdminWorker:
-    return rows.view(row, AdminWorker, last_errors=msgspec.convert(row.last_errors, list[WorkerError]))
+    return repository.view(row, AdminWorker, last_errors=msgspec.convert(row.last_errors, list[WorkerError]))
 
 
 def by_status() -> Mapping[tuple[str, ...], float]:
-    """Metric: workers by state."""
-    count: Counter[str] = Counter()
-    for part in figures():
-        count[part.status] += part.count
+    """Metric: workers by status."""
+    count = _count(totals())
     return {(status,): float(count[status]) for status in STATUSES}
 
 
 def capacity() -> Mapping[tuple[str, ...], float]:
-    """Metric: leases that online workers may hold."""
-    return {(): float(sum(part.capacity for part in figures() if part.status == "online"))}
+    """Metric: the number of leases that online workers may hold."""
+    return {(): float(sum(part.capacity for part in totals() if part.status == "online"))}
 
 
 def leases() -> Mapping[tuple[str, ...], float]:
-    """Metric: leases that are held."""
-    return {(): float(sum(part.leases for part in figures()))}
+    """Metric: the number of leases that workers hold."""
+    return {(): float(sum(part.leases for part in totals()))}

@@ -1,4 +1,4 @@
-"""A real server and real workers, each a process of its own."""
+"""A real server and real workers, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ READY_SECONDS, TASK_SECONDS = 30, 60
 
 
 class Process:
-    """A process with its output at hand; killed with its group at the end."""
+    """A process with its output; killed with its group at the end."""
 
     def __init__(self, arguments: list[str], env: dict[str, str]) -> None:
         self.popen = subprocess.Popen(
@@ -51,7 +51,7 @@ class Process:
         return "".join(self.lines)
 
     def wait_for(self, pattern: str, seconds: float = READY_SECONDS) -> re.Match[str]:
-        """Until the output has the pattern."""
+        """Wait until the output matches the pattern."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if found := re.search(pattern, self.output):
@@ -62,7 +62,7 @@ class Process:
         raise AssertionError(f"no {pattern!r} in the output (status {self.popen.poll()}):\n{self.output}")
 
     def tree(self) -> list[psutil.Process]:
-        """The processes below it."""
+        """The descendants of the process."""
         try:
             return list(psutil.Process(self.popen.pid).children(recursive=True))
         except psutil.NoSuchProcess:
@@ -72,7 +72,7 @@ class Process:
         self.popen.send_signal(number)
 
     def stop(self, seconds: float = 20) -> int:
-        """TERM and wait; the exit status."""
+        """Send TERM, wait, and return the exit status."""
         self.signal(signal.SIGTERM)
         return self.popen.wait(seconds)
 
@@ -83,7 +83,7 @@ class Process:
 
 
 class Site:
-    """A served installation and an admin signed in to it."""
+    """A running installation with a signed-in admin."""
 
     def __init__(
         self, folder: Path, scripts: dict[str, Any], *serve: str, settings: str = "", config: str = ""
@@ -133,7 +133,7 @@ class Site:
         return found
 
     def worker(self, name: str = "w1", *options: str, key: str | None = None) -> Process:
-        """Start one and wait until it is registered."""
+        """Start a worker and wait until it is registered."""
         arguments = ("worker", "--url", self.url, "--name", name, *options)
         process = self.start(*arguments, CORRAL_WORKER_TOKEN=key or self.key())
         process.wait_for(rf"worker {name} \(")
@@ -151,11 +151,11 @@ class Site:
         return found
 
     def ended(self, task_id: str, seconds: float = TASK_SECONDS) -> dict[str, Any]:
-        """The task once it has ended."""
+        """Wait for the end of a task and return it."""
         return self.until(task_id, "completed", "failed", "cancelled", seconds=seconds)
 
     def until(self, task_id: str, *states: str, seconds: float = TASK_SECONDS) -> dict[str, Any]:
-        """The task once it is in one of these states."""
+        """Wait until a task is in one of these states and return it."""
         stop = time.monotonic() + seconds
         while True:
             task: dict[str, Any] = self.call("GET", f"/tasks/{task_id}")
@@ -174,7 +174,7 @@ class Site:
 
 @pytest.fixture
 def make_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
-    """`make_site(scripts, *options of serve)`; everything it starts is gone at the end."""
+    """`make_site(scripts, *options of serve)`; its processes end with the test."""
     sites: list[Site] = []
 
     def make(scripts: dict[str, Any] | None = None, *serve: str, settings: str = "", config: str = "") -> Site:
@@ -200,7 +200,7 @@ def gone() -> Callable[..., bool]:
 
 @pytest.fixture
 def run_corral(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """`run_corral(*arguments, **environment)`: a `corral` process, gone at the end of the test."""
+    """`run_corral(*arguments, **environment)`: a `corral` process that ends with the test."""
     started: list[Process] = []
 
     def run(*arguments: str, **env: str) -> Process:

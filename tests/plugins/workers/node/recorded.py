@@ -12,21 +12,20 @@ from typing import Any
 
 import httpx2
 
+from corral_plugins.workers.node.agent_loop import AgentLoop
 from corral_plugins.workers.node.client import Client
-from corral_plugins.workers.node.loop import AgentLoop
-from corral_plugins.workers.node.state import Wishes
 from corral_plugins.workers.node.tools.workspace import Workspaces
 
 
 class Refusal(Exception):
-    """An answer that is a problem document."""
+    """A response with a problem document."""
 
     def __init__(self, status: int, **members: Any) -> None:
         self.status, self.members = status, members
 
 
 class Stream:
-    """An answer in pieces, one every `seconds`. It ends as it should, with `error` in it, or `cut`."""
+    """A response in pieces, one every `seconds`. It ends normally, with `error` in it, or `cut`."""
 
     def __init__(
         self, *pieces: str, seconds: float = 0, error: Mapping[str, Any] | None = None, cut: bool = False
@@ -35,7 +34,7 @@ class Stream:
 
 
 class Server:
-    """`said` holds the model's answers in order, `tools` what each tool answers, `outcomes` what calls came to."""
+    """`said`: the model's replies in order. `tools`: the response of each tool. `outcomes`: the outcomes of calls."""
 
     def __init__(self, *said: Any, tools: Mapping[str, Any] | None = None) -> None:
         self.said, self.tools = list(said), dict(tools or {})
@@ -55,15 +54,17 @@ class Server:
     async def run(
         self,
         given: Mapping[str, Any],
-        wishes: Wishes | None = None,
+        controls: set[str] | None = None,
         *,
         allowed: Iterable[str] = (),
         workspaces: Workspaces | None = None,
     ) -> int:
-        """Run a claim against this server; the exit status."""
+        """Run a claim against this server and return the exit status."""
         client = Client("http://server.invalid", "cra_a1", transport=httpx2.MockTransport(self._handle))
         try:
-            loop = AgentLoop(client, given, wishes or Wishes(), allowed=allowed, workspaces=workspaces)
+            loop = AgentLoop(
+                client, given, set() if controls is None else controls, allowed=allowed, workspaces=workspaces
+            )
             return await loop.run()
         finally:
             await client.close()
@@ -131,7 +132,7 @@ class Server:
 
 
 def _recorded(name: str, body: Any) -> Any:
-    """What of a call is worth comparing."""
+    """The part of a call that tests compare."""
     if name == "fail":
         return {**body["error"], "retryable": body["retryable"]}
     member = {"release": "reason", "complete": "result", "logs": "entries"}.get(name)
@@ -139,7 +140,7 @@ def _recorded(name: str, body: Any) -> Any:
 
 
 class Events(httpx2.AsyncByteStream):
-    """The body of a streamed answer; says when the client has closed it."""
+    """The body of a streamed response; notes when the client has closed it."""
 
     def __init__(self, server: Server, said: Any) -> None:
         self._server, self._said = server, said
@@ -158,7 +159,7 @@ def _event(**members: Any) -> bytes:
 
 
 def claim(**more: Any) -> dict[str, Any]:
-    """A claim; `agent` and `resume` apart, what is given belongs to the task."""
+    """A claim. Apart from `agent` and `resume`, the arguments are fields of the task."""
     agent = {"system_prompt": "Be brief.", "config": {"max_steps": 5}, "tools": [], **more.pop("agent", {})}
     task: dict[str, Any] = {"id": "t1", "title": "Title", "instructions": "Do it.", "input": {}, "output_schema": None}
     resume = more.pop("resume", None)
@@ -173,6 +174,6 @@ def claim(**more: Any) -> dict[str, Any]:
 
 
 def calls_tool(name: str, **arguments: Any) -> dict[str, Any]:
-    """A model's answer that calls one tool."""
+    """A reply of the model that calls one tool."""
     function = {"name": name, "arguments": json.dumps(arguments)}
     return {"content": None, "tool_calls": [{"id": f"c-{name}", "type": "function", "function": function}]}

@@ -1,4 +1,4 @@
-"""How workers reach their server."""
+"""How workers connect to their server."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def using(url: str, work: Callable[[Client], Any]) -> Any:
 
 
 async def watches(client: Client) -> bool:
-    """Whether the system notices when the connection has died."""
+    """Whether the system detects a dead connection."""
     async with client.http.stream("GET", client.url) as answer:
         opened: socket.socket = answer.extensions["network_stream"].get_extra_info("socket")
         return bool(opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))

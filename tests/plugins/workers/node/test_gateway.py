@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from corral_plugins.workers.node.client import ApiError, Client, insist, is_final
-from corral_plugins.workers.node.model import Model, Question
+from corral_plugins.workers.node.client import ApiError, Client, is_final, retry
+from corral_plugins.workers.node.model import Model, ModelCall
 
 Site = Any  # of conftest.py
 HELLO = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say hello."}]
@@ -56,10 +56,10 @@ async def model(attempt: Attempt) -> AsyncIterator[Model]:
     await client.close()
 
 
-def after(turns: int) -> Question:
-    """A conversation in which the model has answered so often."""
+def after(turns: int) -> ModelCall:
+    """A conversation with this many replies of the model."""
     said = [{"role": "assistant", "content": "I said."}, {"role": "user", "content": "Go on."}] * turns
-    return Question(messages=[*HELLO, *said])
+    return ModelCall(messages=[*HELLO, *said])
 
 
 async def test_what_came_is_what_was_said(attempt: Attempt, model: Model) -> None:
@@ -75,7 +75,7 @@ async def test_what_came_is_what_was_said(attempt: Attempt, model: Model) -> Non
     assert call["function"] == {"name": "a__b", "arguments": '{"x": [1, "\\u00fc"]}'}
     called = [{**reply.message}, {"role": "tool", "tool_call_id": call["id"], "content": "found"}]
     with pytest.raises(ApiError) as refused:
-        await model.ask(Question(messages=[*after(1).messages, *called]), "k:3", heard.append)
+        await model.ask(ModelCall(messages=[*after(1).messages, *called]), "k:3", heard.append)
     assert (refused.value.code, refused.value.members["kind"]) == ("provider_error", "credentials")
 
 
@@ -92,7 +92,7 @@ async def test_llm_7_a_step_that_is_asked_again_is_stored_and_costs_nothing(atte
 
 async def test_a_step_that_is_asked_twice_at_once_is_served_once(attempt: Attempt, model: Model) -> None:
     def ask() -> Any:
-        return insist(lambda: model.ask(after(3), "t:1", lambda text: None), unless=is_final)
+        return retry(lambda: model.ask(after(3), "t:1", lambda text: None), unless=is_final)
 
     first, second = await asyncio.gather(ask(), ask())
     assert first == second

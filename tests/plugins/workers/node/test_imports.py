@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
-from corral_plugins.workers.node.tools.names import TOOL_NAMES
-from corral_plugins.workers.node.tools.table import TOOLS
+from corral_plugins.workers.node.tools.builtin import TOOLS, ToolName
 
 
 def run(code: str) -> None:
@@ -16,7 +16,7 @@ def run(code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", ["workers.plugin", "workers.node.command", "workers.node.node"])
+@pytest.mark.parametrize("module", ["workers.plugin", "workers.node.command", "workers.node.worker"])
 def test_server_and_worker_do_without_the_model_layer(module: str) -> None:
     run(f"import sys, corral_plugins.{module}; assert not {{'pydantic_ai', 'openai'}} & sys.modules.keys()")
 
@@ -32,5 +32,5 @@ def test_the_fork_server_has_loaded_all_that_a_first_request_needs() -> None:
 
 
 def test_every_name_has_its_tool() -> None:
-    assert set(TOOL_NAMES) == set(TOOLS)
+    assert set(get_args(ToolName)) == set(TOOLS)
     assert all(name == tool.name for name, tool in TOOLS.items())

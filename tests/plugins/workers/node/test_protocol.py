@@ -1,4 +1,4 @@
-"""The worker against a server that does what real ones do rarely: falls silent, forgets, takes leases away."""
+"""The worker against a server with rare behaviour: it falls silent, forgets workers, and takes leases away."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ SAID = (
 
 
 class FakeServer:
-    """One task for the first claim. `silent`: answers nothing any more. `state`: of the lease, in heartbeats.
+    """Offers one task to the first claim. `silent`: sends no responses. `state`: that of the lease, in heartbeats.
 
-    `stranger`: status and body of what somebody else answers in its place.
+    `stranger`: the status and body of a response that another program sends in its place.
     """
 
     def __init__(self) -> None:
@@ -150,7 +150,7 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 def task_process(worker: Any) -> psutil.Process:
-    """The process of the task: it leads a group of its own."""
+    """The process of the task, which leads a group of its own."""
 
     def find() -> psutil.Process | None:
         for process in worker.tree():
@@ -228,7 +228,7 @@ def test_a_wrong_address_is_told(fake: FakeServer, start: Callable[..., Any], st
     fake.stranger = stranger
     worker = start()
     assert worker.popen.wait(30) == 1
-    assert "is the URL right?" in worker.output
+    assert "check the URL" in worker.output
     assert "Traceback" not in worker.output
 
 

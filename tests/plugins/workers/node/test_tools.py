@@ -15,12 +15,12 @@ SOON = '"tasks.lease_seconds" = 10\n"tasks.ack_seconds" = 5\n"tasks.cancel_grace
 
 
 def calls(name: str, *, seconds: float = 0, **arguments: Any) -> dict[str, Any]:
-    """A turn of a script that calls one tool."""
+    """A scripted turn that calls one tool."""
     return {"tool_calls": [{"name": name, "arguments": arguments}], "delay_seconds": seconds}
 
 
 def agent(site: Site, model: str, *tools: str) -> str:
-    """An agent that may use these tools unasked."""
+    """Create an agent that may use these tools without approval."""
     found: str = site.agent(model, enabled_tools=list(tools), tool_policy=dict.fromkeys(tools, "allow"))
     return found
 
@@ -126,7 +126,7 @@ def test_workers_8_a_command_in_flight_is_not_run_twice(
 
 
 def test_workers_8_no_server_tool_runs_twice(make_site: Callable[..., Site], gone: Any) -> None:
-    """Killed at step 7 of 10; every step creates a task."""
+    """The worker is killed at step 7 of 10; every step creates a task."""
     turns = [
         calls("tasks__create", title=f"child {n}", agent_role="nobody", seconds=4 if n == 7 else 0.1)
         for n in range(1, 10)

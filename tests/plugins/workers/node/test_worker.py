@@ -1,4 +1,4 @@
-"""`corral worker` against a real server, both as processes. Its tools: `test_tools.py`."""
+"""`corral worker` against a real server, both as processes. For its tools see `test_tools.py`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_workers_6_the_identity_is_kept_and_private(make_site: Callable[..., Sit
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     second = site.start("worker", "--url", site.url, "--name", "w1", "--dir", str(folder))
     assert second.popen.wait(20) == 3
-    assert "a --name of its own" in second.output
+    assert "another --name or --dir" in second.output
     assert first.stop() == 0
     again = site.start("worker", "--url", site.url, "--name", "w1", "--dir", str(folder))
     again.wait_for(known["id"])
@@ -96,13 +96,13 @@ def test_what_is_wrong_with_the_call_of_a_worker_is_one_line(run_corral: Callabl
     files = ("image", "word", "key", "taken")
     (tmp_path / "taken" / ".fingerprint.new").mkdir(parents=True)
     cases = [
-        (("--token-file", "image"), 2, "image: this is no registration key"),
-        (("--token-file", "word"), 2, "word: this is no registration key"),
-        (("--token-file", "key", "--dir", "key/of"), 1, "cannot be used (--dir)"),
-        (("--token-file", "key", "--url", "http://[::1"), 2, "http://[::1 is no address"),
-        (("--token-file", "key", "--url", "http://127.0.0.1:x"), 2, "http://127.0.0.1:x is no address"),
-        (("--token-file", "key", "--label", "a=\udcff"), 2, "take UTF-8 text"),
-        (("--token-file", "key", "--dir", "taken"), 1, "cannot be written (--dir)"),
+        (("--token-file", "image"), 2, "image: not a registration key"),
+        (("--token-file", "word"), 2, "word: not a registration key"),
+        (("--token-file", "key", "--dir", "key/of"), 1, "cannot be used"),
+        (("--token-file", "key", "--url", "http://[::1"), 2, "http://[::1 is not a valid URL"),
+        (("--token-file", "key", "--url", "http://127.0.0.1:x"), 2, "http://127.0.0.1:x is not a valid URL"),
+        (("--token-file", "key", "--label", "a=\udcff"), 2, "must be UTF-8 text"),
+        (("--token-file", "key", "--dir", "taken"), 1, "Choose another --dir"),
     ]
     for arguments, status, words in cases:
         told = [str(tmp_path / each) if each.startswith(files) else each for each in arguments]

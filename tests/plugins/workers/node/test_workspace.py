@@ -1,4 +1,4 @@
-"""A task's folder: nothing outside it is read, written or listed, whatever path or link is given."""
+"""A task's workspace: nothing outside it is read, written or listed, whatever path or link is given."""
 
 from __future__ import annotations
 
@@ -162,5 +162,5 @@ def test_workspaces_are_private_and_go_when_they_are_old(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("task_id", ["../x", "", "a/b", ".", "x" * 65])
 def test_only_ids_name_workspaces(task_id: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no id"):
+    with pytest.raises(ValueError, match="not a valid task id"):
         Workspaces(tmp_path).open(task_id)

@@ -1,4 +1,6 @@
-"""A task's own folder. Paths in it are walked name by name and no link is followed, so none leads out of it."""
+"""The workspace of a task: its own folder. Paths are opened one name at a time and links are never followed, so no path
+leads out of the folder.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-READ_LIMIT = 48 * 1024  # bytes of a file at a time
+READ_LIMIT = 48 * 1024  # bytes of a file in one call
 WRITE_LIMIT = 1024 * 1024
 LIST_LIMIT = 500
 KEEP_SECONDS = 7 * 24 * 3600
@@ -24,19 +26,19 @@ _TASK_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
 class ToolFailed(Exception):
-    """The tool could not do it; the text is for the model."""
+    """The tool failed; the message is for the model."""
 
 
 class Workspaces:
-    """The folders of tasks below one of the worker's. They outlive attempts, so that a resumed task finds its files."""
+    """The workspaces below a folder of the worker. They outlive attempts, so that a resumed task finds its files."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def open(self, task_id: str) -> Workspace:
-        """The task's folder, made if it is not there; those untouched for a week go."""
+        """Open the workspace of a task, creating it if needed. Removes workspaces that were not opened for a week."""
         if not _TASK_ID.fullmatch(task_id):
-            raise ValueError(f"{task_id!r} is no id of a task")
+            raise ValueError(f"{task_id!r} is not a valid task id")
         path = self._root / task_id
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.utime(path)
@@ -44,7 +46,7 @@ class Workspaces:
         return Workspace(path)
 
     def remove(self, task_id: str) -> None:
-        """The task is done."""
+        """Remove the workspace of a completed task."""
         shutil.rmtree(self._root / task_id, ignore_errors=True)
 
     def _prune(self) -> None:
@@ -56,36 +58,36 @@ class Workspaces:
 
 
 class Workspace:
-    """One folder. Paths are relative, with `/`; what cannot be done raises `ToolFailed`."""
+    """One workspace. Paths are relative and use `/`. Methods raise `ToolFailed`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self, path: str, offset: int = 0) -> dict[str, Any]:
-        """Text of a file from a byte offset on: `{content, size_bytes, next_offset}`; the last is null at its end."""
+        """Read text at a byte offset: `{content, size_bytes, next_offset}`; `next_offset` is null at the end."""
         folder, name = _parts(path)
-        with self._opened(folder, path) as above, _told(path):
+        with self._opened(folder, path) as above, _os_errors(path):
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=above)
             try:
                 facts = os.fstat(descriptor)
                 if not stat.S_ISREG(facts.st_mode):
-                    raise ToolFailed(f"{path} is no file.")
+                    raise ToolFailed(f"{path} is not a regular file.")
                 data = os.pread(descriptor, READ_LIMIT, offset)
             finally:
                 os.close(descriptor)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         is_end = offset + len(data) >= facts.st_size
         content = decoder.decode(data, final=is_end)
-        after = offset + len(data) - len(decoder.getstate()[0])  # a character that is cut begins the next part
+        after = offset + len(data) - len(decoder.getstate()[0])  # an incomplete character starts the next part
         return {"content": content, "size_bytes": facts.st_size, "next_offset": None if is_end else after}
 
     def write(self, path: str, content: str) -> dict[str, Any]:
-        """Make or replace a file and the folders above it; it appears whole or not at all."""
+        """Create or replace a file atomically, with the folders above it."""
         folder, name = _parts(path)
         data = content.encode()
         if len(data) > WRITE_LIMIT:
-            raise ToolFailed(f"{len(data)} bytes are more than the {WRITE_LIMIT} that one file may have here.")
-        with self._opened(folder, path, make=True) as above, _told(path):
+            raise ToolFailed(f"{path}: the content has {len(data)} bytes; the limit is {WRITE_LIMIT}.")
+        with self._opened(folder, path, make=True) as above, _os_errors(path):
             temporary = f".{secrets.token_hex(8)}"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(temporary, flags, 0o600, dir_fd=above)
@@ -93,22 +95,22 @@ class Workspace:
                 with open(descriptor, "wb") as file:
                     file.write(data)
                 os.replace(temporary, name, src_dir_fd=above, dst_dir_fd=above)
-            except OSError:  # the disk is full, or a folder has the name
+            except OSError:  # such as a full disk, or a folder with this name
                 os.unlink(temporary, dir_fd=above)
                 raise
         return {"size_bytes": len(data)}
 
     def list(self, path: str = ".") -> dict[str, Any]:
-        """What a folder holds, by name: `{entries: [{name, type, size_bytes}], truncated}`."""
-        with self._opened(_names(path), path) as folder, _told(path):
+        """List a folder by name: `{entries: [{name, type, size_bytes}], truncated}`."""
+        with self._opened(_names(path), path) as folder, _os_errors(path):
             found = sorted(os.scandir(folder), key=lambda entry: entry.name)
             entries = [_entry(entry) for entry in found[:LIST_LIMIT]]
         return {"entries": entries, "truncated": len(found) > LIST_LIMIT}
 
     @contextlib.contextmanager
     def _opened(self, names: tuple[str, ...], path: str, *, make: bool = False) -> Iterator[int]:
-        """The folder with these names, as a descriptor."""
-        with _told(path):
+        """Open the folder with these names and yield its descriptor."""
+        with _os_errors(path):
             here = os.open(self.path, _FOLDER)
             try:
                 for name in names:
@@ -126,15 +128,15 @@ class Workspace:
 def _names(path: str) -> tuple[str, ...]:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\0" in path:
-        raise ToolFailed(f"{path!r}: give a path inside the workspace, without a leading / and without '..'.")
+        raise ToolFailed(f"{path!r}: the path must stay inside the workspace, without a leading / and without '..'.")
     return pure.parts
 
 
 def _parts(path: str) -> tuple[tuple[str, ...], str]:
-    """The folders and the name of a file."""
+    """Split a path into the names of its folders and of the file."""
     names = _names(path)
     if not names:
-        raise ToolFailed(f"{path!r} names no file.")
+        raise ToolFailed(f"{path!r} does not name a file.")
     return names[:-1], names[-1]
 
 
@@ -142,16 +144,16 @@ def _entry(entry: os.DirEntry[str]) -> dict[str, Any]:
     facts = entry.stat(follow_symlinks=False)
     kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
     kind = kinds.get(stat.S_IFMT(facts.st_mode), "other")
-    name = os.fsencode(entry.name).decode(errors="replace")  # which need not be UTF-8
+    name = os.fsencode(entry.name).decode(errors="replace")  # names need not be UTF-8
     return {"name": name, "type": kind, "size_bytes": facts.st_size if kind == "file" else None}
 
 
 @contextlib.contextmanager
-def _told(path: str) -> Iterator[None]:
-    """What the system refuses, in words."""
+def _os_errors(path: str) -> Iterator[None]:
+    """Convert `OSError` into `ToolFailed`."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
-            raise ToolFailed(f"{path}: links are not followed, and what is above a name must be a folder.") from None
+            raise ToolFailed(f"{path}: links are not followed, and a name before / must be a folder.") from None
         raise ToolFailed(f"{path}: {error.strerror or error}") from None

@@ -1,0 +1,298 @@
+"""Management of agents: list, create, read, change, copy, delete."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any
+
+import msgspec
+import peewee
+from msgspec import UNSET
+
+from corral import clock
+from corral.auth.credentials import Credentials
+from corral.auth.principal import Principal
+from corral.auth.visibility import visible
+from corral.database.unit import after_commit
+from corral.errors import Conflict, Invalid, Problem
+from corral.events.event import emit
+from corral.http.answers import ANY_VERSION, IfMatch
+from corral.http.page import Order, Page, newest_first, paginate
+from corral.ids import new_id
+from corral.jobs.job import enqueue
+from corral.plugin import Setting, Settings
+from corral.schema.fields import trimmed
+from corral_plugins.agents.api import AgentCreated, AgentDeleted, AgentUpdated
+from corral_plugins.agents.models import LIVING, Agent, Token
+from corral_plugins.agents.service.configuration import (
+    CONFIGURATION,
+    COPIED,
+    FIELD_OF,
+    MAX_STEPS,
+    columns,
+    default_config,
+    refuse_loosening,
+)
+from corral_plugins.agents.service.rows import (
+    TRIES,
+    add_version,
+    contended,
+    has_leases,
+    readable,
+    same_state,
+    swap,
+    writable,
+)
+from corral_plugins.agents.service.shapes import AgentPatch, AgentQuery, AgentView, NewAgent
+from corral_plugins.agents.service.states import StateChanges, ending_leases
+from corral_plugins.agents.service.views import Views
+from corral_plugins.llm.api import LLM
+from corral_plugins.tasks.api import Tasks
+from corral_plugins.tools.api import Tools
+from corral_plugins.workers.api import Workers
+
+MAX_AGENTS: Setting[int] = Setting(
+    name="agents.max_agents", kind=int, default=1000, minimum=1, maximum=10_000, title="Maximum number of agents"
+)
+
+
+class AgentManagement:
+    """Lists and changes agents. Joins the caller's unit."""
+
+    llm: LLM | None
+    tasks: Tasks | None
+    tools: Tools | None
+    workers: Workers | None
+
+    def __init__(self, settings: Settings, views: Views, changes: StateChanges, credentials: Credentials) -> None:
+        self._settings, self._views, self._changes, self._credentials = settings, views, changes, credentials
+
+    # -- reading
+
+    def get(self, agent_id: str, *, by: Principal) -> AgentView:
+        """One agent. Raises `NotFound`."""
+        return self._views.one(readable(agent_id, by))
+
+    def list(self, query: AgentQuery, *, by: Principal) -> Page[AgentView]:
+        """A page of the living agents that meet every filter."""
+        where = Agent.select().where(LIVING & visible(Agent, by), *_filters(query))
+        orders = {
+            "created": newest_first(Agent),
+            "name": (Order(Agent.name_key, descending=False), Order(Agent.id, descending=False)),
+            "last_active": (Order(Agent.last_active_at), Order(Agent.id)),
+        }
+        page = paginate(where, query, by, scope="agents", order=orders[query.sort], make=_same)
+        return Page(
+            items=self._views.many(page.items), total=page.total, limit=page.limit, offset=page.offset, next=page.next
+        )
+
+    # -- writing
+
+    def create(self, new: NewAgent, *, by: Principal) -> AgentView:
+        """Create an agent in the state `offline`.
+
+        Raises a problem with the code `duplicate` for a taken name, `unknown_reference`, or `quota_exceeded`.
+        """
+        config = default_config(self._settings.get(MAX_STEPS))
+        values = {"config": config, **columns(new, config)}
+        self._check_references(values, "")
+        return self._insert(new.name, values, by)
+
+    def clone(self, agent_id: str, name: str, *, by: Principal) -> AgentView:
+        """Copy an agent without its memories and tokens. The copy is `offline`, and the caller owns it."""
+        source = readable(agent_id, by)
+        return self._insert(name, {column: getattr(source, column) for column in COPIED}, by)
+
+    def update(self, agent_id: str, patch: AgentPatch, match: IfMatch = ANY_VERSION, *, by: Principal) -> AgentView:
+        """Change an agent; a change of the configuration makes a new version.
+
+        Raises a problem with the code `duplicate` or `unknown_reference`.
+        """
+        for _ in range(TRIES):
+            row = writable(agent_id, by)
+            match.check(row.version)
+            changes = self._changed(row, patch, by)
+            if not changes or self._write(row, changes, by):
+                return self._views.one(row)
+        raise contended()
+
+    def delete(self, agent_id: str, match: IfMatch = ANY_VERSION, *, force: bool, by: Principal) -> int:
+        """Delete an agent; returns the number of tasks that lost it.
+
+        Raises `Conflict` with `agent_busy` while it has live leases, unless `force` cancels their tasks.
+        """
+        affected = 0
+        for _ in range(TRIES):
+            row = writable(agent_id, by)
+            match.check(row.version)
+            affected += self._release(agent_id, force=force)
+            left = Agent.get_by_id(agent_id)
+            if has_leases(self.tasks, agent_id):  # it has claimed a task meanwhile
+                continue
+            gone = {"deleted_at": clock.now(), "status": "offline", "status_reason": None, "active_tasks": 0}
+            if swap(row, gone, same_state(left)):
+                self._changes.publish(row.id, row.name, row.created_by, left.status, "offline", "deleted")
+                emit(AgentDeleted(agent_id=row.id, name=row.name), object=("agent", row.id), owner=row.created_by)
+                self._end_tokens(agent_id)
+                return affected
+        raise contended()
+
+    def detach(self, agent_id: str) -> int:
+        """Detach a deleted agent from the tasks that wait for it, as many as fit a unit; returns how many.
+
+        A job detaches the rest.
+        """
+        detached = self.tasks.detach_agent(agent_id) if self.tasks is not None else 0
+        if detached:
+            enqueue("agents.detach", agent_id=agent_id)
+        return detached
+
+    # -- parts
+
+    def _insert(self, name: str, values: dict[str, Any], by: Principal) -> AgentView:
+        self._check_tools(None, values, by)
+        limit = self._settings.get(MAX_AGENTS)
+        if Agent.select().where(LIVING).count() >= limit:
+            raise Problem(f"There are {limit} agents already (setting agents.max_agents).", code="quota_exceeded")
+        now = clock.now()
+        row = Agent(
+            **{"review_policy": {"mode": "none", "reviewer_agent_id": None}, **values, **_named(name)},
+            id=new_id(),
+            stamp=new_id(),
+            created_by=by.user_id,
+            created_at=now,
+            updated_at=now,
+        )
+        Agent.insert(row.__data__).on_conflict_ignore().execute()
+        if not Agent.select(Agent.id).where(Agent.id == row.id).exists():
+            raise _taken(row.name, row.name_key)
+        add_version(row, sorted(CONFIGURATION), by)
+        emit(
+            AgentCreated(agent_id=row.id, name=row.name, role=row.role), object=("agent", row.id), owner=row.created_by
+        )
+        return self._views.one(row)
+
+    def _changed(self, row: Agent, patch: AgentPatch, by: Principal) -> dict[str, Any]:
+        """The columns whose value changes, checked."""
+        wanted = columns(patch, row.config)
+        if patch.name is not UNSET:
+            wanted.update(_named(patch.name))
+        changes = {column: value for column, value in wanted.items() if getattr(row, column) != value}
+        self._check_references(changes, row.id)
+        self._check_tools(row, changes, by)
+        if "name_key" in changes and _holder(changes["name_key"]) is not None:
+            raise _taken(changes["name"], changes["name_key"])
+        return changes
+
+    def _write(self, row: Agent, changes: dict[str, Any], by: Principal) -> bool:
+        """Write the changes, the version and the event, and update `row`. Returns False when the row has changed."""
+        fields = sorted({FIELD_OF.get(column, column) for column in changes} - {"name_key"})
+        reconfigured = [field for field in fields if field in CONFIGURATION]
+        values = {**changes, "stamp": new_id(), "config_version": row.config_version + bool(reconfigured)}
+        try:
+            if not swap(row, values):
+                return False
+        except peewee.IntegrityError:  # another agent has just taken the name
+            raise Conflict(f"Another agent is named {changes.get('name')!r}.", code="duplicate") from None
+        for column, value in values.items():
+            setattr(row, column, value)
+        row.version, row.updated_at = row.version + 1, clock.now()
+        if reconfigured:
+            add_version(row, reconfigured, by)
+        event = AgentUpdated(agent_id=row.id, version=row.config_version, changed_fields=fields)
+        emit(event, object=("agent", row.id), owner=row.created_by)
+        return True
+
+    def _check_tools(self, row: Agent | None, values: dict[str, Any], by: Principal) -> None:
+        """Raise `Forbidden` for added tools and rules that this person must not grant."""
+        had: list[str] = row.enabled_tools if row is not None else []
+        before: dict[str, Any] = row.tool_policy if row is not None else {}
+        after: dict[str, Any] = values.get("tool_policy", before)
+        refuse_loosening(before, after, manages=_manages(by))
+        added = [tool for tool in values.get("enabled_tools", []) if tool not in had]
+        if self.tools is not None and (added or after != before):
+            self.tools.refuse_beyond(by, enabled=added, policy=after, before=before)
+
+    def _check_references(self, values: dict[str, Any], agent_id: str) -> None:
+        """Raise `Invalid` with `unknown_reference` for a provider, worker or reviewer that does not exist."""
+        worker, provider = values.get("worker_id"), values.get("llm_provider")
+        if worker is not None and (self.workers is None or self.workers.facts(worker) is None):
+            raise _unknown("/worker_id", "No worker has this id.")
+        if provider is not None and self.llm is not None and not self.llm.is_known(provider):
+            raise _unknown("/llm_provider", "No provider has this name; GET /llm/providers lists them.")
+        reviewer = values.get("review_policy", {}).get("reviewer_agent_id")
+        if reviewer is None:
+            return
+        if reviewer == agent_id:
+            raise Invalid.at("/review_policy/reviewer_agent_id", "not_allowed", "An agent cannot review itself.")
+        if not Agent.select(Agent.id).where((Agent.id == reviewer) & LIVING).exists():
+            raise _unknown("/review_policy/reviewer_agent_id", "No agent has this id.")
+
+    def _release(self, agent_id: str, *, force: bool) -> int:
+        """End the leases of the agent, and detach it from the tasks that wait for it; returns the number of tasks."""
+        if self.tasks is None:
+            return 0
+        live = self.tasks.live_tasks([agent_id]).get(agent_id, [])
+        if live and not force:
+            raise Conflict(
+                "The agent has live leases; stop it first, or delete with force=true.", code="agent_busy", task_ids=live
+            )
+        with ending_leases(agent_id):
+            cancelled = self.tasks.release_agent(agent_id, cancel=True, reason="agent_deleted") if live else []
+        return len(cancelled) + self.detach(agent_id)
+
+    def _end_tokens(self, agent_id: str) -> None:
+        Token.delete().where(Token.agent_id == agent_id).execute()
+        after_commit(lambda: self._credentials.forget(lambda caller: caller.agent_id == agent_id))
+
+
+def _same(row: Agent) -> Agent:
+    return row
+
+
+def _manages(by: Principal) -> bool:
+    return by.kind == "system" or by.may("agents.manage")
+
+
+def _named(name: str) -> dict[str, str]:
+    clean = trimmed(name)
+    if not clean:
+        raise Invalid.at("/name", "too_short", "at least 1 character that is not white space")
+    return {"name": clean, "name_key": clean.casefold()}
+
+
+def _holder(name_key: str) -> str | None:
+    row = Agent.select(Agent.id).where((Agent.name_key == name_key) & LIVING).tuples().first()
+    return None if row is None else str(row[0])
+
+
+def _taken(name: str, name_key: str) -> Conflict:
+    return Conflict(f"Another agent is named {name!r}.", code="duplicate", existing_id=_holder(name_key))
+
+
+def _unknown(pointer: str, detail: str) -> Invalid:
+    return Invalid.at(pointer, "unknown_reference", detail, problem="unknown_reference")
+
+
+def _filters(query: AgentQuery) -> list[Any]:
+    found: list[Any] = []
+    states = [state for given in (query.status_filter, query.status) if given is not UNSET for state in given]
+    if states:
+        found.append(Agent.status.in_(states))
+    if query.role is not UNSET:
+        found.append(Agent.role.in_(query.role))
+    if query.worker_id is not UNSET:
+        found.append(Agent.worker_id.in_([worker.lower() for worker in query.worker_id]))
+    if query.search is not UNSET:
+        found.append(Agent.name_key.contains(query.search.casefold()) | Agent.description.contains(query.search))
+    if query.tag is not UNSET:
+        tagged = [_has_tag(tag) for tag in query.tag]
+        found.append(functools.reduce(operator.or_, tagged))
+    return found
+
+
+def _has_tag(tag: str) -> Any:
+    """The agent has the tag, compared exactly on both engines: removing its JSON text changes the column."""
+    quoted = peewee.Value(msgspec.json.encode(tag).decode(), converter=False)
+    return peewee.fn.REPLACE(Agent.tags, quoted, "") != Agent.tags

@@ -1,0 +1,214 @@
+"""The service `Agents`, which claims and calls of models use: facts, eligibility and slots. All of it is hot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import peewee
+
+from corral import clock
+from corral.database.statement import Statement
+from corral.plugin import Settings
+from corral_plugins.agents.api import AgentFacts
+from corral_plugins.agents.models import LIVING, Agent
+from corral_plugins.agents.service.configuration import dollars
+from corral_plugins.agents.service.states import ERROR_AFTER_FAILURES, StateChanges, is_ending_leases
+
+CLAIMING = ("idle", "busy")
+CACHE_BYTES, TYPICAL_BYTES = 64_000_000, 2_000
+BATCH_SIZE = 500
+
+_STATE = (Agent.id, Agent.stamp, Agent.status, Agent.status_reason, Agent.active_tasks, Agent.last_active_at)
+_BY_ID = Statement(lambda p: Agent.select(*_STATE).where((Agent.id == p("id")) & LIVING).tuples())
+_ELIGIBLE = Statement(
+    lambda p: (
+        Agent.select(*_STATE)
+        .where(
+            Agent.status.in_(CLAIMING)
+            & (Agent.active_tasks < Agent.max_concurrent_tasks)
+            & (Agent.worker_id.is_null() | (Agent.worker_id == p("worker_id")))
+            & (Agent.worker_group.is_null() | (Agent.worker_group == p("group")))
+            & LIVING
+        )
+        .order_by(Agent.active_tasks, Agent.last_active_at)
+        .tuples()
+    )
+)
+_EVENT_FIELDS = (Agent.active_tasks, Agent.status, Agent.name, Agent.created_by)
+_TAKE_SLOT = Statement(
+    lambda p: (
+        Agent.update({Agent.active_tasks: Agent.active_tasks + 1, Agent.status: "busy", Agent.last_active_at: p("now")})
+        .where(
+            (Agent.id == p("id"))
+            & Agent.status.in_(CLAIMING)
+            & (Agent.active_tasks < Agent.max_concurrent_tasks)
+            & LIVING
+        )
+        .returning(*_EVENT_FIELDS)
+    )
+)
+_AFTER_LAST = peewee.Case(
+    None,
+    (
+        ((Agent.active_tasks <= 1) & (Agent.status == "busy"), "idle"),
+        ((Agent.active_tasks <= 1) & (Agent.status == "draining"), "offline"),
+    ),
+    Agent.status,
+)
+_RELEASE = Statement(
+    lambda p: (
+        Agent.update(
+            {Agent.active_tasks: Agent.active_tasks - 1, Agent.status: _AFTER_LAST, Agent.last_active_at: p("now")}
+        )
+        .where((Agent.id == p("id")) & (Agent.active_tasks > 0) & LIVING)
+        .returning(*_EVENT_FIELDS)
+    )
+)
+_FREE_SLOT = Statement(
+    lambda p: Agent.update({Agent.active_tasks: Agent.active_tasks - 1, Agent.last_active_at: p("now")}).where(
+        (Agent.id == p("id")) & (Agent.active_tasks > 0) & LIVING
+    )
+)
+_RESET_FAILURES = Statement(
+    lambda p: Agent.update({Agent.failures_in_a_row: 0}).where((Agent.id == p("id")) & (Agent.failures_in_a_row > 0))
+)
+_COUNT_FAILURE = Statement(
+    lambda p: (
+        Agent.update({Agent.failures_in_a_row: Agent.failures_in_a_row + 1})
+        .where((Agent.id == p("id")) & LIVING)
+        .returning(Agent.failures_in_a_row, *_EVENT_FIELDS)
+    )
+)
+_ROLE = Statement(lambda p: Agent.select(Agent.id).where((Agent.role == p("role")) & LIVING).limit(1).tuples())
+
+
+class AgentsService:
+    """Implements the protocol `Agents`."""
+
+    def __init__(self, settings: Settings, changes: StateChanges) -> None:
+        self._settings, self._changes = settings, changes
+        self._cache: dict[str, AgentFacts] = {}  # by stamp; never stale, because a stamp is never used twice
+        self._bytes = 0
+
+    def facts(self, agent_id: str) -> AgentFacts | None:
+        """A living agent, or None. Its lists and objects are shared; do not change them."""
+        row = _BY_ID.one({"id": agent_id})
+        return next(iter(self._complete([row])), None) if row is not None else None
+
+    def facts_of(self, agent_ids: Sequence[str]) -> dict[str, AgentFacts]:
+        """Living agents by id."""
+        if not agent_ids:
+            return {}
+        query: Any = Agent.select(*_STATE).where(Agent.id.in_(list(set(agent_ids))) & LIVING).tuples()
+        return {facts.id: facts for facts in self._complete(list(query))}
+
+    def eligible(
+        self, *, worker_id: str, group: str | None, labels: dict[str, str], agent_ids: Sequence[str] | None
+    ) -> list[AgentFacts]:
+        """The agents that this worker may serve now: fewest leases first, then the longest idle."""
+        rows: Iterable[tuple[Any, ...]] = _ELIGIBLE.rows({"worker_id": worker_id, "group": group})
+        if agent_ids is not None:
+            wanted = set(agent_ids)
+            rows = [row for row in rows if row[0] in wanted]
+        offered = labels.items()
+        return [facts for facts in self._complete(list(rows)) if facts.worker_labels.items() <= offered]
+
+    def started(self, role: str | None) -> list[AgentFacts]:
+        """Agents whose state lets them claim."""
+        of_role = Agent.role == role if role is not None else Agent.role.is_null(False)
+        query: Any = Agent.select(*_STATE).where(Agent.status.in_(CLAIMING) & of_role & LIVING).tuples()
+        return list(self._complete(list(query)))
+
+    def naming_provider(self, provider: str) -> list[str]:
+        named = Agent.select(Agent.id).where((Agent.llm_provider == provider) & LIVING).order_by(Agent.id).limit(50)
+        return [row.id for row in named]
+
+    def any_with_role(self, role: str) -> bool:
+        """Whether a living agent of this role exists."""
+        return _ROLE.one({"role": role}) is not None
+
+    def lease_started(self, agent_id: str) -> bool:
+        """Take a slot. Returns False when there is none."""
+        rows = _TAKE_SLOT.rows({"id": agent_id, "now": clock.now()})
+        for active, status, name, owner in rows:
+            if active == 1:
+                self._changes.publish(agent_id, name, owner, "idle", status, None)
+        return bool(rows)
+
+    def lease_ended(self, agent_id: str) -> None:
+        """Release a slot; with the last one the states `busy` and `draining` end."""
+        if is_ending_leases(agent_id):
+            _FREE_SLOT.run({"id": agent_id, "now": clock.now()})
+            return
+        for active, status, name, owner in _RELEASE.rows({"id": agent_id, "now": clock.now()}):
+            before = {"idle": "busy", "offline": "draining"}.get(status) if active == 0 else None
+            if before is not None:
+                self._changes.publish(agent_id, name, owner, before, status, None)
+
+    def attempt_ended(self, agent_id: str, *, configuration_failure: bool) -> None:
+        """Count configuration failures: too many in a row set the state `error`. Any other end resets the count."""
+        if not configuration_failure:
+            _RESET_FAILURES.run({"id": agent_id})
+            return
+        for failures, _, before, name, owner in _COUNT_FAILURE.rows({"id": agent_id}):
+            if failures >= self._settings.get(ERROR_AFTER_FAILURES) and before in CLAIMING:
+                Agent.update(status="error", status_reason="config_error").where(
+                    (Agent.id == agent_id) & (Agent.status == before)
+                ).execute()
+                self._changes.publish(agent_id, name, owner, before, "error", "config_error")
+
+    def _complete(self, rows: list[tuple[Any, ...]]) -> list[AgentFacts]:
+        """The facts of rows of `_STATE`: the state from the row, the rest from the cache or in one query."""
+        cache = self._cache  # another thread may begin a new one
+        missing = [row[0] for row in rows if row[1] not in cache]
+        fresh: dict[str, AgentFacts] = {}
+        for first in range(0, len(missing), BATCH_SIZE):
+            for found in Agent.select().where(Agent.id.in_(missing[first : first + BATCH_SIZE])):
+                fresh[found.id] = _facts(found)
+                self._store(found.stamp, fresh[found.id])
+        complete = []
+        for agent_id, stamp, status, reason, active, last in rows:
+            cached = fresh.get(agent_id) or cache.get(stamp)
+            if cached is not None:  # else the agent was purged between the two reads
+                complete.append(
+                    msgspec.structs.replace(
+                        cached, status=status, status_reason=reason, active_tasks=active, last_active_at=last or None
+                    )
+                )
+        return complete
+
+    def _store(self, stamp: str, facts: AgentFacts) -> None:
+        self._bytes += len(facts.system_prompt) + TYPICAL_BYTES
+        if self._bytes > CACHE_BYTES:
+            self._cache, self._bytes = {}, 0
+        self._cache[stamp] = facts
+
+
+def _facts(row: Agent) -> AgentFacts:
+    return AgentFacts(
+        id=row.id,
+        name=row.name,
+        role=row.role,
+        owner_id=row.created_by or "",
+        status=row.status,
+        status_reason=row.status_reason,
+        version=row.config_version,
+        llm_provider=row.llm_provider,
+        llm_model=row.llm_model,
+        system_prompt=row.system_prompt,
+        enabled_tools=row.enabled_tools,
+        tool_policy=row.tool_policy,
+        worker_id=row.worker_id,
+        worker_group=row.worker_group,
+        worker_labels=row.worker_labels,
+        config=row.config,
+        max_concurrent_tasks=row.max_concurrent_tasks,
+        active_tasks=row.active_tasks,
+        max_cost_per_task_usd=dollars(row.max_cost_per_task_micro),
+        retry_policy=row.retry_policy,
+        stall_policy=row.stall_policy,
+        review_policy=row.review_policy,
+        last_active_at=row.last_active_at or None,
+    )

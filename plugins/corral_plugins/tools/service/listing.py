@@ -1,0 +1,136 @@
+"""Lists tools for people, and changes their overrides for admins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.errors import Conflict, Invalid, NotFound
+from corral.http.answers import IfMatch
+from corral.http.page import Page, paginate_names
+from corral.plugin import Audit, AuditEntry
+from corral.schema.data import json_schema_problems
+from corral_plugins.agents.api import AgentFacts, Agents
+from corral_plugins.tools.api import RISKS
+from corral_plugins.tools.models import ToolRow
+from corral_plugins.tools.service.decision import matches, rule_of
+from corral_plugins.tools.service.decision_context import NO_CONFIG
+from corral_plugins.tools.service.registry import RegisteredTool, Registry
+from corral_plugins.tools.shapes import ToolPatch, ToolQuery, ToolView
+
+DEFINED = (
+    *("name", "title", "description", "runs", "schema", "output_schema"),
+    *("untrusted_output", "idempotent", "config_schema"),
+)
+
+
+class ToolListing:
+    """Lists and changes tools inside the caller's unit."""
+
+    agents: Agents | None
+    audit: Audit | None
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def page(self, query: ToolQuery, by: Principal) -> Page[ToolView]:
+        """List tools by name."""
+        agent = self._agent(query.agent_id)
+        found = [
+            tool
+            for tool in self._registry.all()
+            if (query.risk is UNSET or tool.risk in query.risk)
+            and query.source in (UNSET, tool.source)
+            and query.runs in (UNSET, tool.definition.runs)
+        ]
+        return paginate_names(
+            found,
+            query,
+            by,
+            scope="tools",
+            name=lambda tool: tool.definition.name,
+            make=lambda shown: [view(tool, agent) for tool in shown],
+        )
+
+    def one(self, name: str, agent_id: Any = UNSET) -> ToolView:
+        """Return a tool. Raises `NotFound`."""
+        return view(self._found(name), self._agent(agent_id))
+
+    def change(self, name: str, patch: ToolPatch, match: IfMatch, *, by: Principal) -> ToolView:
+        """Change the overrides of a tool; null restores the value of its definition."""
+        tool = self._found(name)
+        before = tool.overrides
+        match.check(before.version)
+        given = {field: value for field in patch.__struct_fields__ if (value := getattr(patch, field)) is not UNSET}
+        if not given:
+            return view(tool, None)
+        self._check(tool, patch)
+        values = {**given, "version": before.version + 1, "updated_at": clock.now(), "updated_by": by.user_id}
+        if before.version == 1:
+            ToolRow.insert(name=name, **values).on_conflict_ignore().execute()
+            mine = (ToolRow.updated_at == values["updated_at"]) & (ToolRow.updated_by == by.user_id)
+            changed = ToolRow.select().where((ToolRow.name == name) & mine).exists()
+        else:
+            unchanged = (ToolRow.name == name) & (ToolRow.version == before.version)
+            changed = bool(ToolRow.update(values).where(unchanged).execute())
+        if not changed:
+            raise Conflict(
+                "The tool was changed by another request; read it again and retry.", current_status="changed"
+            )
+        if self.audit is not None:
+            changes = {field: (getattr(before, field), value) for field, value in given.items()}
+            entry = AuditEntry(action="tools.tool.update", object_type="tool", object_id=name, changes=changes)
+            self.audit.record(entry)
+        return view(self._found(name), None)
+
+    @staticmethod
+    def _check(tool: RegisteredTool, patch: ToolPatch) -> None:
+        is_lowered = isinstance(patch.risk, str) and RISKS.index(patch.risk) < RISKS.index(tool.definition.risk)
+        if is_lowered and tool.source != "worker":
+            detail = f"The risk of this tool is {tool.definition.risk} and can only be raised."
+            raise Invalid.at("/risk", "not_allowed", detail)
+        if isinstance(patch.config, dict):
+            schema = tool.definition.config_schema or NO_CONFIG
+            faults = json_schema_problems(schema, patch.config, pointer_prefix="/config")
+            if faults:
+                raise Invalid(f"The configuration has {len(faults)} problems.", errors=faults)
+
+    def _found(self, name: str) -> RegisteredTool:
+        tool = self._registry.find(name)
+        if tool is None:
+            raise NotFound("There is no tool with this name.")
+        return tool
+
+    def _agent(self, agent_id: Any) -> AgentFacts | None:
+        if not isinstance(agent_id, str):
+            return None
+        agent = self.agents.facts(agent_id.lower()) if self.agents is not None else None
+        if agent is None:
+            detail = "There is no such agent."
+            raise Invalid.at("/query/agent_id", "unknown_reference", detail, problem="unknown_reference")
+        return agent
+
+
+def view(tool: RegisteredTool, agent: AgentFacts | None) -> ToolView:
+    """Build the public shape of a tool, with its policy for an agent whose run is not tainted."""
+    policy = None
+    if agent is not None:
+        is_usable = tool.overrides.enabled and matches(agent.enabled_tools, tool.name)
+        policy = (rule_of(agent.tool_policy, tool.name).policy or tool.default_policy) if is_usable else "deny"
+    defined: dict[str, Any] = {name: getattr(tool.definition, name) for name in DEFINED}
+    return ToolView(
+        **defined,
+        version=tool.overrides.version,
+        risk=tool.risk,
+        default_policy=tool.default_policy,
+        enabled=tool.overrides.enabled,
+        source=tool.source,
+        timeout_seconds=tool.timeout_seconds,
+        config=dict(tool.config),
+        definition_sha256=tool.definition_sha256,
+        policy=policy,
+        workers=list(tool.workers),
+    )

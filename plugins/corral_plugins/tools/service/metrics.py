@@ -1,0 +1,48 @@
+"""Metrics of this process since its start. Values are counted when their unit commits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from corral.database.unit import after_commit
+from corral.metrics.histogram import SECONDS, Histogram
+from corral_plugins.tools.service.registry import RegisteredTool
+
+DECISIONS = ("allowed", "denied")
+OTHER = "other"
+
+
+class ToolMetrics:
+    """Calls by tool and decision, their duration, and tainted attempts. Tools of workers are counted as `other`."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._calls: Counter[tuple[str, ...]] = Counter()
+        self.seconds = Histogram((*SECONDS, 60.0, 300.0, 600.0))
+        self._tainted = 0
+
+    def decided(self, tool: RegisteredTool | None, decision: str) -> None:
+        """Count a decision."""
+        key = (_name(tool), decision)
+        after_commit(lambda: self._calls.update({key: 1}))
+
+    def ended(self, tool: RegisteredTool | None, duration_ms: int) -> None:
+        """Observe the duration of an ended call."""
+        after_commit(lambda: self.seconds.observe(duration_ms / 1000, (_name(tool),)))
+
+    def tainted(self) -> None:
+        """Count an attempt that received its first untrusted content."""
+        after_commit(lambda: setattr(self, "_tainted", self._tainted + 1))
+
+    def calls(self) -> Mapping[tuple[str, ...], float]:
+        """The number of calls by tool and decision."""
+        return self._calls
+
+    def tainted_attempts(self) -> Mapping[tuple[str, ...], float]:
+        """The number of attempts that received untrusted content."""
+        return {(): self._tainted}
+
+
+def _name(tool: RegisteredTool | None) -> str:
+    return tool.name if tool is not None and tool.source.startswith("plugin:") else OTHER

@@ -1,0 +1,322 @@
+"""The agent loop: one attempt of one task, in a process of its own, which uses the attempt token.
+
+The model is called one step at a time. Each step ends with a checkpoint, from which the next attempt resumes. Between
+any two steps, and while the model answers, the attempt can be cancelled or drained, or lose its lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Literal
+
+from corral.schema.data import json_schema_problems
+from corral_plugins.workers.node.client import (
+    RELEASE_CODES,
+    ApiError,
+    CancelRequested,
+    Client,
+    LeaseLost,
+    ResponseCut,
+    Unreachable,
+    check_state,
+    is_final,
+    pause,
+    retry,
+)
+from corral_plugins.workers.node.conversation import (
+    FINISH,
+    AttemptState,
+    Message,
+    assign_call_ids,
+    open_calls,
+    parse_json,
+    repair_message,
+    signature,
+)
+from corral_plugins.workers.node.model import Model, ModelCall, ModelReply
+from corral_plugins.workers.node.task_process import CANCELLED, LOST, REPORTED
+from corral_plugins.workers.node.tool_client import ToolClient, Waiting
+from corral_plugins.workers.node.tools.workspace import Workspaces
+
+MAX_STEPS, MAX_REPAIRS = 25, 2
+MODEL_TRIES, MAX_CUTS = 3, 6
+LIVE_SECONDS = 0.5
+LIVE_LENGTH = 500  # characters; the limit of a progress message
+NEEDS_PEOPLE = ("credentials", "model", "not_configured")  # kinds of refusal that waiting does not end
+UNREADABLE = (
+    "This worker cannot read the task's checkpoint, which another worker wrote: {}. Let that worker run the task, or "
+    "retry it with from_checkpoint false to start it again from the beginning."
+)
+
+Control = Literal["drain", "budget"]
+"""Requests of the worker to a running attempt: release the task after the current step, or finish soon."""
+
+
+class _Ended(Exception):
+    """The attempt has been reported."""
+
+
+class AgentLoop:
+    """Runs one claim to its end. `controls`: the worker's `Control`s so far; others may be added at any time."""
+
+    def __init__(
+        self,
+        client: Client,
+        claim: Mapping[str, Any],
+        controls: set[str],
+        *,
+        allowed: Iterable[str] = (),
+        workspaces: Workspaces | None = None,
+    ) -> None:
+        self._client, self._claim, self._controls = client, claim, controls
+        self._task, self._agent = claim["task"], claim["agent"]
+        self._id: str = self._task["id"]
+        self._state = AttemptState(claim)
+        self._model = Model(client, claim.get("gateway_url") or "/api/v1/llm")
+        self._tools = ToolClient(client, claim, self._state, self._checkpoint, allowed=allowed, workspaces=workspaces)
+        self._workspaces = workspaces
+        self._lines = 0
+
+    async def run(self) -> int:
+        """Run the attempt and return the exit status of the process. Any exception that is raised is a crash."""
+        try:
+            await self._steps()
+        except (_Ended, Waiting):
+            return REPORTED
+        except LeaseLost:
+            return LOST
+        except CancelRequested:
+            return CANCELLED
+        except ApiError as error:
+            if error.is_lease_lost:
+                return LOST
+            raise
+        raise AssertionError("the loop ends by reporting")
+
+    async def _steps(self) -> None:
+        state = self._state
+        if state.invalid is not None:  # starting again could repeat what was done before
+            await self._fail("checkpoint_unreadable", UNREADABLE.format(state.invalid), retryable=False)
+        max_steps = int((self._agent.get("config") or {}).get("max_steps") or MAX_STEPS)
+        while True:
+            last = state.messages[-1]
+            if last["role"] == "assistant" and not last.get("tool_calls"):
+                await self._finish(last.get("content") or "")
+            await self._drain()
+            for call in open_calls(state.messages):
+                state.messages.append(await self._tool(call))
+                await self._drain()
+            if state.step >= max_steps:
+                await self._fail("max_steps", f"The task was not done after {max_steps} model steps.", retryable=False)
+            await self._step(max_steps)
+
+    async def _step(self, max_steps: int) -> None:
+        """Call the model, store a checkpoint and report progress."""
+        state = self._state
+        if "budget" in self._controls and not state.warned:
+            state.warned = True
+            state.messages.append({"role": "user", "content": FINISH})
+        reply = await self._ask(state.step + 1)
+        state.step += 1
+        assign_call_ids(reply.message, state.messages, state.step)
+        state.messages.append(reply.message)
+        await self._checkpoint()
+        await self._log(f"Step {state.step}: {reply.model}, {reply.input_tokens} tokens in, {reply.output_tokens} out")
+        progress: dict[str, Any] = {"message": f"Step {state.step} of at most {max_steps}"}
+        if calls := signature(reply.message.get("tool_calls") or ()):
+            progress["signature"] = calls
+        updated = await self._client.progress(self._id, progress)
+        check_state(updated)
+        if updated.get("state") == "budget_warning":
+            self._controls.add("budget")
+
+    # -- the model
+
+    async def _ask(self, step: int) -> ModelReply:
+        """Call the model. The key is the same in every attempt, so repeating a finished step costs nothing."""
+        key = f"{self._id}:{step}"
+        for tries in range(1, MODEL_TRIES + 1):
+            try:
+                return await self._stream(key)
+            except ApiError as error:
+                if error.is_lease_lost:
+                    raise LeaseLost from None
+                if error.code == "idempotency_key_reused":  # the conversation differs from the earlier attempt's
+                    key = f"{self._id}:{step}:{self._claim['fence']}"
+                elif _is_temporary(error) and tries < MODEL_TRIES:
+                    await asyncio.sleep(pause(tries + 1, error))
+                else:
+                    await self._refused(error)
+        raise AssertionError("the last try returns or ends the attempt")
+
+    async def _stream(self, key: str) -> ModelReply:
+        """Stream one reply, showing it live. Repeated while the server cannot be reached.
+
+        A reply that breaks off is requested again only a few times, since each request may be billed.
+        """
+        config = self._agent.get("config") or {}
+        request = ModelCall(
+            messages=self._state.messages,
+            tools=self._tools.definitions,
+            temperature=config.get("temperature"),
+            max_tokens=config.get("max_tokens"),
+        )
+        cuts = 0
+
+        async def once() -> ModelReply:
+            nonlocal cuts
+            async with LiveOutput(self._client, self._id) as live:
+                try:
+                    return await self._model.ask(request, key, live.add)
+                except ResponseCut as cut:
+                    cuts += 1
+                    if cuts < MAX_CUTS:
+                        raise
+                    detail = f"The model's reply broke off {cuts} times: {cut}"
+                    raise ApiError(502, {"code": "provider_error", "detail": detail}) from None
+
+        return await retry(once, unless=is_final)
+
+    async def _refused(self, error: ApiError) -> None:
+        """No model replied: release the task if waiting helps, else fail the attempt."""
+        own_cap = error.members.get("scope") == "task"
+        if error.code in RELEASE_CODES or (error.status == 402 and not own_cap):
+            await self._release(error.code)
+        kind = "budget_exceeded" if error.status == 402 else "provider_error"
+        needs_people = error.members.get("kind") in NEEDS_PEOPLE or error.status in (402, 403, 422)
+        await self._fail(kind, error.detail, retryable=not needs_people)
+
+    # -- tools
+
+    async def _tool(self, call: Mapping[str, Any]) -> Message:
+        try:
+            return await self._tools.call(call)
+        except ApiError as error:
+            if error.code in RELEASE_CODES:
+                await self._release(error.code)
+            raise
+
+    # -- ending the attempt
+
+    async def _finish(self, text: str) -> None:
+        """Complete the task, or ask for the answer again if it does not match the schema."""
+        schema = self._task.get("output_schema")
+        if not schema:
+            await self._complete({"text": text})
+        try:
+            value = parse_json(text)
+            problems = [
+                f"{fault.pointer or '(the whole value)'}: {fault.detail}"
+                for fault in json_schema_problems(schema, value)
+            ]
+        except ValueError as error:
+            value, problems = None, [str(error)]
+        if not problems:
+            await self._complete(value)
+        if self._state.repairs >= MAX_REPAIRS:
+            await self._fail("schema_mismatch", "; ".join(problems), retryable=True)
+        self._state.repairs += 1
+        self._state.messages.append(repair_message(problems))
+
+    async def _complete(self, result: Any) -> None:
+        try:
+            await self._client.complete(self._id, result)
+        except ApiError as error:
+            if error.is_lease_lost:
+                raise LeaseLost from None
+            await self._fail("result_refused", error.detail, retryable=False)
+        if self._workspaces is not None:
+            self._workspaces.remove(self._id)
+        raise _Ended
+
+    async def _fail(self, kind: str, message: str, *, retryable: bool) -> None:
+        await self._client.fail(self._id, kind, message, retryable=retryable)
+        raise _Ended
+
+    async def _release(self, reason: str) -> None:
+        await self._client.release(self._id, reason)
+        raise _Ended
+
+    async def _drain(self) -> None:
+        if "drain" in self._controls:
+            await self._checkpoint()
+            await self._release("drain")
+
+    async def _checkpoint(self) -> None:
+        """Store a checkpoint. If it is too large the previous one stays, and the next attempt resumes from there."""
+        try:
+            await self._client.checkpoint(self._id, self._state.step, self._state.checkpoint())
+        except ApiError as error:
+            if error.status not in (413, 422):
+                raise
+            await self._log(f"No checkpoint after step {self._state.step}: {error.detail}")
+
+    async def _log(self, message: str) -> None:
+        """Append a log line; failures are ignored, unless the lease is lost."""
+        self._lines += 1
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        try:
+            await self._client.logs(self._id, [{"seq": self._lines, "ts": now, "level": "info", "message": message}])
+        except (ApiError, Unreachable) as error:
+            if isinstance(error, ApiError) and error.is_lease_lost:
+                raise LeaseLost from None
+
+
+def _is_temporary(error: ApiError) -> bool:
+    """Whether the same call may succeed in a moment."""
+    permanent = error.code in RELEASE_CODES or error.members.get("kind") in NEEDS_PEOPLE
+    return error.status in (429, 503) and not permanent
+
+
+class LiveOutput:
+    """Shows the model's text as the task's progress while it arrives: its last 500 characters, twice a second.
+
+    `add` and leaving the context raise `LeaseLost` or `CancelRequested` if the server says so.
+    """
+
+    def __init__(self, client: Client, task_id: str) -> None:
+        self._client, self._task_id = client, task_id
+        self._tail = ""
+        self._due = time.monotonic() + LIVE_SECONDS
+        self._sending: asyncio.Task[dict[str, Any]] | None = None
+
+    def add(self, text: str) -> None:
+        """Add text, without waiting."""
+        self._tail = (self._tail + text)[-LIVE_LENGTH:]
+        if self._sending is not None and self._sending.done():
+            _check_sent(self._sending)
+            self._sending = None
+        if self._sending is None and self._tail.strip() and time.monotonic() >= self._due:
+            self._due = time.monotonic() + LIVE_SECONDS
+            call = self._client.progress(self._task_id, {"message": self._tail}, tries=1)
+            self._sending = asyncio.ensure_future(call)
+
+    async def __aenter__(self) -> LiveOutput:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for the update that is being sent, so that it arrives before the next report."""
+        if self._sending is None:
+            return
+        if error is not None:
+            self._sending.cancel()
+        await asyncio.wait({self._sending})
+        if error is None:
+            _check_sent(self._sending)
+
+
+def _check_sent(sending: asyncio.Task[dict[str, Any]]) -> None:
+    """Check the lease's state in the reply. An update that did not arrive is ignored."""
+    try:
+        check_state(sending.result())
+    except Unreachable:
+        return
+    except ApiError as error:
+        if error.is_lease_lost:
+            raise LeaseLost from None

@@ -1,0 +1,52 @@
+"""Facts about this machine and its usage. Values that the system does not provide are left out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import socket
+from importlib import metadata
+from typing import Any
+
+
+def facts() -> dict[str, Any]:
+    """The machine's facts for registration."""
+    found: dict[str, Any] = {
+        "hostname": socket.gethostname()[:255],
+        "cpu_cores": os.cpu_count(),
+        "memory_total_mb": _memory().get("MemTotal", 0) // 1024 or None,
+        "os_info": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "agent_version": _version(),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def usage(folder: str) -> dict[str, float]:
+    """Percentages for heartbeats: processor (load by cores), memory, and the disk that holds `folder`."""
+    percents: dict[str, float] = {"cpu_usage_percent": 100 * os.getloadavg()[0] / (os.cpu_count() or 1)}
+    memory = _memory()
+    if memory.get("MemTotal") and "MemAvailable" in memory:
+        percents["memory_usage_percent"] = 100 * (1 - memory["MemAvailable"] / memory["MemTotal"])
+    with contextlib.suppress(OSError, ZeroDivisionError):
+        disk = shutil.disk_usage(folder)
+        percents["disk_usage_percent"] = 100 * disk.used / disk.total
+    return {name: round(min(100.0, max(0.0, value)), 1) for name, value in percents.items()}
+
+
+def _memory() -> dict[str, int]:
+    """The contents of /proc/meminfo in KiB; empty where the system has none."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            pairs = (line.split(":") for line in file)
+            return {name: int(rest.split()[0]) for name, rest in pairs}
+    except (OSError, ValueError, IndexError):
+        return {}
+
+
+def _version() -> str | None:
+    try:
+        return f"corral {metadata.version('corral')}"
+    except metadata.PackageNotFoundError:
+        return None

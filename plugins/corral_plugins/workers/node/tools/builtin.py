@@ -1,0 +1,121 @@
+"""The built-in tools of the reference worker: their definitions and implementations."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import msgspec
+from msgspec import Meta
+
+from corral_plugins.workers.node.tools import sandbox
+from corral_plugins.workers.node.tools.workspace import ToolFailed, Workspace
+
+SHELL = "/bin/sh"
+DEFAULT_SECONDS = 60
+ToolName = Literal["workspace.read", "workspace.list", "workspace.write", "shell.run", "python.run"]
+Path = Annotated[str, Meta(max_length=1024, description="relative to the workspace, separated by /")]
+Seconds = Annotated[int, Meta(ge=1, le=600, description="the command is stopped after this many seconds")]
+
+
+class BuiltinTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A tool that runs on the worker. Its fields are the arguments, its docstring is the description.
+
+    `idempotent`: running it twice is harmless.
+    """
+
+    name: ClassVar[ToolName]
+    title: ClassVar[str]
+    risk: ClassVar[Literal["read", "write", "dangerous"]]
+    idempotent: ClassVar[bool] = True
+
+    async def run(self, workspace: Workspace) -> Any:
+        """Run the tool and return its result. Raises `ToolFailed`."""
+        raise NotImplementedError
+
+    @classmethod
+    def schema(cls) -> dict[str, Any]:
+        """The JSON Schema of the arguments."""
+        _, components = msgspec.json.schema_components([cls])
+        return {**components[cls.__name__], "title": cls.title}
+
+    @classmethod
+    def parse(cls, arguments: Any) -> Self:
+        """Convert the arguments of a call. Raises `ToolFailed`."""
+        try:
+            return msgspec.convert(arguments, cls)
+        except msgspec.ValidationError as error:
+            raise ToolFailed(f"The arguments are not valid: {error}") from None
+
+
+class ReadFile(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
+    """Read a text file of the task's workspace, one part at a time; continue at `next_offset`."""
+
+    name, title, risk = "workspace.read", "Read a file", "read"
+
+    path: Path
+    offset: Annotated[int, Meta(ge=0, le=2**53, description="in bytes")] = 0
+
+    async def run(self, workspace: Workspace) -> Any:
+        return await asyncio.to_thread(workspace.read, self.path, self.offset)
+
+
+class ListFolder(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
+    """List a folder of the task's workspace."""
+
+    name, title, risk = "workspace.list", "List files", "read"
+
+    path: Path = "."
+
+    async def run(self, workspace: Workspace) -> Any:
+        return await asyncio.to_thread(workspace.list, self.path)
+
+
+class WriteFile(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
+    """Create or replace a text file in the task's workspace."""
+
+    name, title, risk = "workspace.write", "Write a file", "write"
+
+    path: Path
+    content: Annotated[str, Meta(max_length=1024 * 1024)]
+
+    async def run(self, workspace: Workspace) -> Any:
+        return await asyncio.to_thread(workspace.write, self.path, self.content)
+
+
+class RunShell(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
+    """Run a command with /bin/sh in the task's workspace. Every process that it starts ends with it."""
+
+    name, title, risk = "shell.run", "Run a command", "dangerous"
+    idempotent = False
+
+    command: Annotated[str, Meta(min_length=1, max_length=32_000)]
+    timeout_seconds: Seconds = DEFAULT_SECONDS
+
+    async def run(self, workspace: Workspace) -> Any:
+        return await sandbox.run([SHELL, "-c", self.command], workspace, self.timeout_seconds)
+
+
+class RunPython(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
+    """Run Python code in the task's workspace; print the results. Every process that it starts ends with it."""
+
+    name, title, risk = "python.run", "Run Python code", "dangerous"
+    idempotent = False
+
+    code: Annotated[str, Meta(min_length=1, max_length=32_000)]
+    timeout_seconds: Seconds = DEFAULT_SECONDS
+
+    async def run(self, workspace: Workspace) -> Any:
+        return await sandbox.run([sys.executable, "-I", "-c", self.code], workspace, self.timeout_seconds)
+
+
+TOOLS: dict[str, type[BuiltinTool]] = {
+    tool.name: tool for tool in (ReadFile, ListFolder, WriteFile, RunShell, RunPython)
+}
+
+
+def tool_offers(names: Iterable[str]) -> list[dict[str, Any]]:
+    """The tools as a worker reports them to the server: `{name, schema, risk}`, sorted by name."""
+    return [{"name": name, "schema": TOOLS[name].schema(), "risk": TOOLS[name].risk} for name in sorted(set(names))]

@@ -1,0 +1,110 @@
+"""Runs a command in a task's workspace, without the worker's environment, with limited time, output and memory.
+
+This contains processes and resources; it does not protect the machine, since the command runs as the worker's user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from corral_plugins.workers.node.tools.workspace import Workspace
+
+RUNNER = Path(__file__).with_name("sandbox_runner.py")
+OUTPUT_LIMIT = 60 * 1024  # as JSON; the server keeps at most 64 KiB of a result
+HEAD_BYTES, TAIL_BYTES = 16 * 1024, 44 * 1024
+STOP_SECONDS = 8.0  # for the runner to end every process
+MEBIBYTE = 1024 * 1024
+LIMITS = {
+    "RLIMIT_AS": 2048 * MEBIBYTE,
+    "RLIMIT_FSIZE": 256 * MEBIBYTE,
+    "RLIMIT_NOFILE": 256,
+    "RLIMIT_CORE": 0,
+}
+
+
+async def run(argv: Sequence[str], workspace: Workspace, seconds: float) -> dict[str, Any]:
+    """Run a command and return `{exit_code, output, timed_out}`. `output` is stdout and stderr without an overlong
+    middle.
+
+    Every process that the command started has ended when this returns or is cancelled, or this process is killed.
+    """
+    home = str(workspace.path)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        "-S",
+        str(RUNNER),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        cwd=home,
+        env={"PATH": os.environ.get("PATH", os.defpath), "HOME": home, "LANG": "C.UTF-8"},
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    output = _Output()
+    reading = asyncio.ensure_future(output.fill(process.stdout))
+    try:
+        with contextlib.suppress(ConnectionError):
+            process.stdin.write(msgspec.json.encode({"argv": list(argv), "limits": LIMITS}) + b"\n")
+            await process.stdin.drain()
+        await asyncio.wait({reading}, timeout=seconds)
+        timed_out = not reading.done()
+    finally:
+        await _stop(process, reading)
+    return {"exit_code": None if timed_out else process.returncode, "output": output.text(), "timed_out": timed_out}
+
+
+async def _stop(process: asyncio.subprocess.Process, reading: asyncio.Future[None]) -> None:
+    """Close the runner's input, which makes it end every process, and kill it if it does not exit."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await process.wait()
+            await reading
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+    finally:
+        reading.cancel()
+
+
+class _Output:
+    """Keeps the beginning and the end of a stream."""
+
+    def __init__(self) -> None:
+        self._head, self._tail, self._omitted = bytearray(), bytearray(), 0
+
+    async def fill(self, stream: asyncio.StreamReader) -> None:
+        """Read the stream to its end."""
+        while chunk := await stream.read(65536):
+            room = HEAD_BYTES - len(self._head)
+            self._head += chunk[:room]
+            self._tail += chunk[max(0, room) :]
+            if (over := len(self._tail) - TAIL_BYTES) > 0:
+                del self._tail[:over]
+                self._omitted += over
+
+    def text(self) -> str:
+        """The output as text that takes at most `OUTPUT_LIMIT` bytes of JSON; invalid UTF-8 is replaced."""
+        head, tail = bytes(self._head), bytes(self._tail)
+        omitted = self._omitted
+        while True:
+            note = b"\n[%d bytes left out]\n" % omitted if omitted else b""
+            whole = (head + note + tail).decode("utf-8", "replace")
+            if len(msgspec.json.encode(whole)) <= OUTPUT_LIMIT:
+                return whole
+            kept = len(head) * 7 // 8, len(tail) * 7 // 8
+            omitted += len(head) - kept[0] + len(tail) - kept[1]
+            head, tail = head[: kept[0]], tail[len(tail) - kept[1] :]

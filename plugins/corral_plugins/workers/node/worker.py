@@ -1,0 +1,305 @@
+"""The worker: registers, claims tasks, renews their leases, receives signals, and releases its tasks when it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from corral_plugins.workers.node import host_info
+from corral_plugins.workers.node.client import ApiError, Client, Unreachable, pause
+from corral_plugins.workers.node.identity import Folder, Identity, TokenLosses
+from corral_plugins.workers.node.lease import Lease
+from corral_plugins.workers.node.task_process import NoProcess, TaskContext, TaskProcesses
+from corral_plugins.workers.node.tools.builtin import tool_offers
+
+log = logging.getLogger("corral.worker")
+
+CLAIM_WAIT_SECONDS, SIGNAL_WAIT_SECONDS = 25, 50
+NOT_APPROVED_SECONDS = 5.0
+IDLE_SECONDS = {"none": 0.05, "at_capacity": 1.0, "draining": 15.0, "budget_exhausted": 10.0, "kill_switch": 10.0}
+UNKNOWN_REASON_SECONDS = 5.0
+
+
+class Refused(Exception):
+    """The server refuses this worker, and repeating the call will not help."""
+
+
+class Options(msgspec.Struct, kw_only=True):
+    """The options of the command. `key`: a registration key or a member's token, for registration. `allow`: tools of
+    this machine that agents may use.
+    """
+
+    url: str
+    name: str
+    key: str | None
+    labels: dict[str, str] = {}
+    max_agents: int = 1
+    drain_seconds: float = 30.0
+    allow: tuple[str, ...] = ()
+
+
+class ReferenceWorker:
+    """One worker. `drain` may be called at any time, on the event loop; `run` then returns."""
+
+    def __init__(self, options: Options, folder: Folder) -> None:
+        self._options, self._folder = options, folder
+        context = TaskContext(url=options.url, allowed=options.allow, workspaces=str(folder.path / "workspaces"))
+        self._processes = TaskProcesses(context, folder.path)
+        self._no_process: NoProcess | None = None
+        self._offer: Mapping[str, Any] = {"tools": tool_offers(options.allow)}
+        self._unsent_offer = self._offer  # sent once more: the options may have changed since the registration
+        self._identity: Identity
+        self._client: Client
+        self._leases: dict[str, Lease] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._slot_freed = asyncio.Event()
+        self._draining = asyncio.Event()
+        self._paused = False  # the server is draining this worker
+        self._awaits_approval = False
+        self._last_signal = 0
+        self._registering, self._losses = asyncio.Lock(), TokenLosses()
+
+    # -- running
+
+    async def run(self) -> None:
+        """Run until drained. Raises `Refused`, and after releasing its tasks `NoProcess`."""
+        warming = asyncio.create_task(self._processes.warm())
+        draining = asyncio.create_task(self._draining.wait())
+        working = asyncio.create_task(self._work(warming))
+        try:
+            await asyncio.wait({working, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+        finally:
+            for task in (warming, draining, working):
+                task.cancel()
+            await asyncio.gather(warming, draining, working, return_exceptions=True)
+            if hasattr(self, "_client"):
+                await self._client.close()
+        if self._no_process is not None:
+            raise self._no_process
+
+    def drain(self) -> None:
+        """Stop claiming, release the running tasks, and let `run` return."""
+        if not self._draining.is_set():
+            log.info("stopping: releasing %d tasks", len(self._leases))
+            self._draining.set()
+
+    def kill(self) -> None:
+        """Kill every task's process. Their leases expire."""
+        self._processes.kill_all()
+
+    async def _work(self, warming: asyncio.Task[None]) -> None:
+        await self._identify()
+        await warming
+        renewing = [asyncio.create_task(self._repeat(step)) for step in (self._heartbeat, self._receive_signals)]
+        claiming = asyncio.create_task(self._repeat(self._claim))
+        try:
+            await asyncio.wait({claiming, *renewing}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (claiming, *renewing):
+                if task.done():
+                    task.result()
+        except asyncio.CancelledError:  # draining: leases are still renewed while their processes stop
+            claiming.cancel()
+            await self._release_all()
+            raise
+        finally:
+            for task in (claiming, *renewing):
+                task.cancel()
+            await asyncio.gather(claiming, *renewing, return_exceptions=True)
+
+    async def _release_all(self) -> None:
+        for lease in self._leases.values():
+            lease.drain(self._options.drain_seconds)
+        if self._running:
+            await asyncio.wait(self._running, timeout=self._options.drain_seconds + 5)
+
+    # -- identity
+
+    async def _identify(self) -> None:
+        identity = self._folder.load(self._options.url)
+        await self._use_identity(identity or await self._register())
+        log.info("worker %s (%s) at %s", self._options.name, self._identity.worker_id, self._options.url)
+
+    async def _register(self) -> Identity:
+        """Register, retrying until the server responds. Raises `Refused`."""
+        if self._options.key is None:
+            raise Refused(
+                "This worker is not registered; set a registration key with --token-file or CORRAL_WORKER_TOKEN."
+            )
+        facts = {
+            "name": self._options.name,
+            "max_agents": self._options.max_agents,
+            "labels": self._options.labels,
+            "fingerprint": self._folder.fingerprint(),
+            **host_info.facts(),
+            **self._offer,
+        }
+        client = Client(self._options.url, self._options.key)
+        tries = 0
+        try:
+            while True:
+                try:
+                    return self._store_identity(await client.register(facts))
+                except (Unreachable, ApiError) as error:
+                    if isinstance(error, ApiError) and (
+                        not error.is_temporary or (error.is_foreign and error.status < 500)
+                    ):
+                        raise Refused(f"The server refused to register this worker: {error.detail}") from None
+                    tries += 1
+                    if tries == 1:
+                        log.warning("waiting for the server: %s", error)
+                    await asyncio.sleep(pause(tries, error))
+        finally:
+            await client.close()
+
+    def _store_identity(self, registered: Mapping[str, Any]) -> Identity:
+        if "token" not in registered:
+            raise ApiError(200, {})
+        identity = Identity(
+            url=self._options.url,
+            worker_id=registered["id"],
+            token=registered["token"],
+            heartbeat_seconds=int(registered.get("heartbeat_seconds") or 15),
+            lease_seconds=int(registered.get("lease_seconds") or 60),
+        )
+        self._folder.store(identity)
+        return identity
+
+    async def _use_identity(self, identity: Identity) -> None:
+        previous = getattr(self, "_client", None)
+        self._identity = identity
+        self._client = Client(self._options.url, identity.token)
+        if previous is not None:
+            await previous.close()
+
+    async def _register_again(self, refused: Identity) -> None:
+        """Register again after a refused token, once for all callers that noticed."""
+        async with self._registering:
+            if self._identity is refused:
+                if self._losses.note():
+                    raise Refused(
+                        "Another worker registers with this name and fingerprint; is its --dir a copy of this?"
+                    )
+                log.warning("the server revoked this worker's token; registering again")
+                await self._use_identity(await self._register())
+
+    # -- claims
+
+    async def _claim(self, identity: Identity) -> None:
+        free = self._options.max_agents - len(self._leases)
+        if free <= 0 or self._paused:
+            await self._wait_for_slot()
+            return
+        reply = await self._client.claim(identity.worker_id, max_tasks=min(free, 50), wait_seconds=CLAIM_WAIT_SECONDS)
+        self._awaits_approval = False
+        for claim in reply.get("tasks") or ():
+            self._take(claim)
+        if not reply.get("tasks"):
+            await asyncio.sleep(IDLE_SECONDS.get(str(reply.get("reason")), UNKNOWN_REASON_SECONDS))
+
+    def _take(self, claim: Mapping[str, Any]) -> None:
+        lease = Lease(self._client, claim, sent=time.monotonic(), seconds=self._identity.lease_seconds)
+        self._leases[lease.lease_id] = lease
+        task = asyncio.create_task(lease.run(self._processes))
+        self._running.add(task)
+
+        def ended(_: asyncio.Task[None]) -> None:
+            self._running.discard(task)
+            self._leases.pop(lease.lease_id, None)
+            self._slot_freed.set()
+            if not task.cancelled() and isinstance(error := task.exception(), NoProcess):
+                self._no_process = error
+                self.drain()
+
+        task.add_done_callback(ended)
+
+    async def _wait_for_slot(self) -> None:
+        self._slot_freed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0 if self._paused else None):
+                await self._slot_freed.wait()
+
+    # -- heartbeats and signals
+
+    async def _heartbeat(self, identity: Identity) -> None:
+        sent = time.monotonic()
+        leases = [{"task_id": lease.task_id, "lease_id": lease.lease_id} for lease in self._leases.values()]
+        body = {**host_info.usage(str(self._folder.path)), "leases": leases, **self._unsent_offer}
+        reply = await self._client.heartbeat(identity.worker_id, body)
+        self._unsent_offer = {}
+        self._apply(reply, sent)
+        requested = float(reply.get("next_heartbeat_seconds") or identity.heartbeat_seconds)
+        shortest_lease = min([identity.lease_seconds, *(lease.seconds for lease in self._leases.values())])
+        await asyncio.sleep(max(0.5, min(requested, shortest_lease / 3)))  # tasks may make no calls in between
+
+    async def _receive_signals(self, identity: Identity) -> None:
+        reply = await self._client.signals(identity.worker_id, after=self._last_signal, wait=SIGNAL_WAIT_SECONDS)
+        for signal in reply.get("signals") or ():
+            self._last_signal = max(self._last_signal, int(signal["seq"]))
+        self._apply({"leases": reply.get("signals"), "commands": reply.get("commands")}, None)
+
+    async def _repeat(self, step: Callable[[Identity], Awaitable[None]]) -> None:
+        """Repeat a step forever. Failed calls do not affect the leases, which last until their deadline."""
+        tries = 0
+        while True:
+            identity = self._identity
+            try:
+                await step(identity)
+                tries = 0
+            except (ApiError, Unreachable) as error:
+                tries += 1
+                await self._recover(error, identity, tries)
+
+    async def _recover(self, error: ApiError | Unreachable, identity: Identity, tries: int) -> None:
+        """Wait after a failed call, and register again if the token was revoked or the worker deleted."""
+        code = error.code if isinstance(error, ApiError) else ""
+        if code == "worker_not_approved":
+            if not self._awaits_approval:
+                log.warning("waiting for an admin to approve this worker")
+            self._awaits_approval = True
+            await asyncio.sleep(NOT_APPROVED_SECONDS)
+            return
+        if isinstance(error, ApiError) and not error.is_foreign and (error.status == 401 or code == "not_found"):
+            await self._register_again(identity)
+        elif tries == 10 or (tries == 1 and code != "shutting_down"):
+            log.warning("%s", error)
+        await asyncio.sleep(pause(tries, error))
+
+    def _apply(self, reply: Mapping[str, Any], sent: float | None) -> None:
+        """Act on the states of leases, on commands, and on the worker's status, which covers commands that were lost.
+
+        `sent`: when the request was sent (monotonic), if its reply renews leases.
+        """
+        for state in reply.get("leases") or ():
+            lease = self._leases.get(state["lease_id"])
+            if lease is not None:
+                if sent is not None and state["state"] != "lost":
+                    lease.renew(sent, _seconds(reply.get("server_time"), state.get("expires_at")))
+                lease.apply(state["state"])
+        for command in reply.get("commands") or ():
+            if command in ("drain", "resume"):
+                self._pause(command == "drain")
+            elif command == "reregister":
+                log.warning("an admin rotated this worker's token; restart the worker with a registration key")
+        if "status" in reply:
+            self._pause(reply["status"] == "draining")
+
+    def _pause(self, is_paused: bool) -> None:
+        if is_paused != self._paused:
+            self._paused = is_paused
+            self._slot_freed.set()
+
+
+def _seconds(server_time: str | None, expires_at: str | None) -> float | None:
+    """The duration of a lease by the server's clock, or None if the reply does not say."""
+    if server_time is None or expires_at is None:
+        return None
+    return max(0.0, (datetime.fromisoformat(expires_at) - datetime.fromisoformat(server_time)).total_seconds())

@@ -1,0 +1,199 @@
+"""Liveness of workers: when each was last seen, and the sweeps that act on silence.
+
+Contacts are kept in memory and written together, so that a call costs no write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from corral import clock
+from corral.auth.credentials import Credentials
+from corral.database.engine import Work
+from corral.database.statement import Statement
+from corral.database.unit import Entry, before_commit, current
+from corral.events.event import SystemAlert, emit
+from corral.plugin import Settings
+from corral_plugins.tasks.api import Tasks
+from corral_plugins.workers import settings as declared
+from corral_plugins.workers.api import WorkerDeleted, WorkerOffline, WorkerOnline
+from corral_plugins.workers.models import Alert, Worker
+from corral_plugins.workers.service import repository
+
+log = logging.getLogger("corral.workers")
+
+MAX_WRITE_INTERVAL = 5.0
+LISTENING_GRACE = 5.0
+WRITE_CHUNK, PRUNE_CHUNK = 500, 200
+NO_WORKER, NO_WORKER_AFTER_MS = "no_worker", 60_000
+DAY = 86_400
+ENTRY = Entry("workers.liveness")
+
+_LAST_SEEN = Statement(
+    lambda p: (
+        Worker.select(Worker.status, Worker.last_seen_at, Worker.listening_until).where(Worker.id == p("id")).tuples()
+    )
+)
+
+
+class Liveness:
+    """Tracks when workers were last seen. `note` and `listens` may be called from any thread, outside a unit too."""
+
+    def __init__(self, settings: Settings, work: Work) -> None:
+        self._settings, self._work = settings, work
+        self._noted: dict[str, None] = {}
+        self._listening: dict[str, float] = {}
+        self._written: dict[str, float] = {}
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two writes of a worker's `last_seen_at`."""
+        return min(MAX_WRITE_INTERVAL, declared.offline_after(self._settings) / 3)
+
+    def note(self, worker_id: str) -> None:
+        """Note a call of the worker; the next `flush` writes it."""
+        self._noted[worker_id] = None
+
+    def listens(self, worker_id: str, until: float) -> None:
+        """Note an open `signals` call of the worker that lasts until `until` (epoch seconds)."""
+        self._listening[worker_id] = until + LISTENING_GRACE
+
+    def alive(self, worker_id: str) -> None:
+        """See `Workers.alive`."""
+        if current().read_only:
+            self.note(worker_id)
+            return
+        found = _LAST_SEEN.one({"id": worker_id})
+        if found is not None and (found[0] == "offline" or found[1] < clock.now(-self.interval)):
+            before_commit(lambda: self._write_seen([worker_id]))
+
+    def is_listening(self, worker_id: str) -> bool:
+        """Whether the worker has an open `signals` call, in this process or another."""
+        if self._listening.get(worker_id, 0.0) > clock.time_s():
+            return True
+        found = _LAST_SEEN.one({"id": worker_id})
+        return found is not None and bool(found[2] > clock.now())
+
+    async def run(self) -> None:
+        """Write the noted contacts periodically, forever."""
+        while True:
+            await asyncio.sleep(self.interval)
+            try:
+                await self.flush()
+            except Exception:
+                log.exception("worker contacts could not be written")
+
+    async def flush(self) -> None:
+        """Write the contacts noted since the last flush."""
+        noted, self._noted = list(self._noted), {}
+        now = clock.time_s()
+        self._listening = {key: until for key, until in self._listening.copy().items() if until > now}
+        changed = {key: until for key, until in self._listening.items() if self._written.get(key) != until}
+        self._written = dict(self._listening)
+        for start in range(0, len(noted), WRITE_CHUNK):
+            await self._work(functools.partial(self._write_seen, noted[start : start + WRITE_CHUNK]), entry=ENTRY)
+        if changed:
+            await self._work(lambda: _write_listening(changed), entry=ENTRY)
+
+    def _write_seen(self, ids: Iterable[str]) -> None:
+        """Set `last_seen_at`, and bring offline workers back online."""
+        ids, now = sorted(ids), clock.now()
+        mine = Worker.id.in_(ids)
+        Worker.update(last_seen_at=now).where(mine & (Worker.last_seen_at < clock.now(-self.interval))).execute()
+        for row in Worker.select().where(mine & (Worker.status == "offline")):
+            if repository.bring_online(row, last_seen_at=now):
+                repository.publish(WorkerOnline, row)
+
+
+def _write_listening(changed: dict[str, float]) -> None:
+    """Set `listening_until`, rounded down to five seconds so that most workers share one update."""
+    groups: dict[float, list[str]] = defaultdict(list)
+    for worker_id, until in changed.items():
+        groups[until // 5 * 5].append(worker_id)
+    for until, ids in groups.items():
+        Worker.update(listening_until=clock.format_instant(until)).where(Worker.id.in_(ids)).execute()
+
+
+class Sweeps:
+    """Takes silent workers offline, raises the `no_worker` alert, and prunes workers. Called by schedules."""
+
+    tasks: Tasks | None
+
+    def __init__(self, settings: Settings, credentials: Credentials, work: Work) -> None:
+        self._settings, self._credentials, self._work = settings, credentials, work
+
+    async def sweep(self) -> None:
+        """Take silent workers offline, and alert admins when tasks wait while no worker is online."""
+        entry = Entry("job workers.sweep")
+        if await self._work(self._has_work, entry=entry, read=True):
+            await self._work(self.sweep_now, entry=entry)
+
+    def sweep_now(self) -> None:
+        """Do the same in the caller's unit."""
+        self._take_offline()
+        self._alert()
+
+    async def prune(self) -> None:
+        """Delete the offline workers that have been silent for `workers.prune_days`."""
+        days = self._settings.get(declared.PRUNE_DAYS)
+        if days is None:
+            return
+        before = clock.now(-days * DAY)
+        while await self._work(lambda: self._prune(before)) == PRUNE_CHUNK:
+            pass
+
+    def _has_work(self) -> bool:
+        """Whether a sweep would write anything. Checked in a read-only unit, which is cheaper."""
+        return bool(Worker.select().where(self._silent()).exists()) or self._lacks_worker() != _is_alerted()
+
+    def _silent(self) -> Any:
+        before = clock.now(-declared.offline_after(self._settings))
+        return (Worker.status == "online") & (Worker.last_seen_at < before)
+
+    def _take_offline(self) -> None:
+        gone = (
+            Worker.update(status="offline", version=Worker.version + 1, updated_at=clock.now())
+            .where(self._silent())
+            .returning(Worker)
+            .execute()
+        )
+        for row in gone:
+            repository.publish(WorkerOffline, row, last_heartbeat_at=row.last_heartbeat_at, leases=row.active_leases)
+
+    def _lacks_worker(self) -> bool:
+        if self.tasks is None or Worker.select().where(Worker.status == "online").exists():
+            return False
+        oldest = self.tasks.queue_figures().oldest_pending_ms
+        return oldest is not None and oldest >= NO_WORKER_AFTER_MS
+
+    def _alert(self) -> None:
+        """Raise the alert once, until a worker is online again or no task waits."""
+        if not self._lacks_worker():
+            Alert.delete().where(Alert.kind == NO_WORKER).execute()
+        elif Alert.insert(kind=NO_WORKER, since=clock.now()).on_conflict_ignore().as_rowcount().execute():
+            alert = SystemAlert(
+                kind=NO_WORKER,
+                severity="warning",
+                title="Tasks are waiting and no worker is online",
+                detail="A task has waited for 60 seconds. Start a worker (corral worker) or approve a pending one.",
+            )
+            emit(alert, object=("system", NO_WORKER))
+
+    def _prune(self, before: str) -> int:
+        """Delete one chunk of workers, and return its size."""
+        silent = (Worker.status == "offline") & (Worker.last_seen_at < before) & (Worker.active_leases == 0)
+        old = Worker.select(Worker.id).where(silent).limit(PRUNE_CHUNK)
+        gone = list(Worker.delete().where(Worker.id.in_(old) & silent).returning(Worker).execute())
+        for row in gone:
+            repository.forget_worker(self._credentials, row.id)
+            repository.publish(WorkerDeleted, row)
+        return len(gone)
+
+
+def _is_alerted() -> bool:
+    return bool(Alert.select().where(Alert.kind == NO_WORKER).exists())

@@ -1,0 +1,170 @@
+"""The calls that workers make about themselves: heartbeats, claims and signals."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import UNSET
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.database.unit import after_commit
+from corral.errors import Forbidden, Unavailable
+from corral.http.answers import Wait
+from corral.metrics.histogram import Histogram
+from corral.plugin import Settings
+from corral_plugins.tasks.api import CLAIM_TOPICS, SIGNAL_TOPICS, ClaimAnswer, Tasks
+from corral_plugins.workers import settings as declared
+from corral_plugins.workers.api import WorkerOnline, WorkerUpdated
+from corral_plugins.workers.models import Worker
+from corral_plugins.workers.service import repository
+from corral_plugins.workers.service.liveness import Liveness
+from corral_plugins.workers.service.registration import tool_columns
+from corral_plugins.workers.shapes import ClaimBody, Heartbeat, HeartbeatReply, Signals
+
+USAGE = ("cpu_usage_percent", "memory_usage_percent", "disk_usage_percent")
+SHORT_HEARTBEAT_SECONDS = 5
+QUEUE_DEPTH_SECONDS = 1.0
+CLAIM_REASONS = ("ok", "none", "at_capacity", "draining", "budget_exhausted", "kill_switch")
+
+
+class ClaimMetrics:
+    """Counts answered claims by reason, and how long they took. Changed on the event loop only."""
+
+    def __init__(self) -> None:
+        self._answers: Counter[str] = Counter()
+        self.seconds = Histogram()
+
+    def count(self, reason: str, seconds: float) -> None:
+        """Count one answered claim."""
+        self._answers[reason] += 1
+        self.seconds.observe(seconds)
+
+    def by_reason(self) -> Mapping[tuple[str, ...], float]:
+        """The number of answered claims by reason."""
+        return {(reason,): float(self._answers[reason]) for reason in CLAIM_REASONS}
+
+
+class WorkerProtocol:
+    """Answers workers. Joins the caller's unit."""
+
+    tasks: Tasks | None
+
+    def __init__(self, settings: Settings, liveness: Liveness, metrics: ClaimMetrics) -> None:
+        self._settings, self._liveness, self._metrics = settings, liveness, metrics
+        self._queue_depth = (0.0, 0)  # read at (monotonic seconds), value
+
+    def heartbeat(self, worker_id: str, body: Heartbeat, *, caller: Principal) -> HeartbeatReply:
+        """Renew the listed leases and store the usage. Raises `Conflict(invalid_state)` for a rejected worker."""
+        row = repository.get(worker_id)
+        repository.require_own(row, caller)
+        if row.status == "rejected":
+            raise repository.wrong_state(row, "kept alive: an admin has rejected it")
+        leases = self.tasks.renew(worker_id, body.leases) if self.tasks is not None and body.leases else []
+        self._store(row, body)
+        return HeartbeatReply(
+            server_time=clock.now(),
+            status=row.status,
+            next_heartbeat_seconds=self._next_heartbeat(row),
+            pending_tasks=self._pending_tasks() if row.is_approved else 0,
+            leases=leases,
+            commands=self._commands(row, caller),
+        )
+
+    def claim(self, worker_id: str, wanted: ClaimBody, *, caller: Principal) -> ClaimAnswer | Wait:
+        """Claim tasks. Returns a `Wait` while there are none, until `wanted.until`.
+
+        Raises `Unavailable(plugin_disabled)` without the plugin `tasks`.
+        """
+        repository.require_self(worker_id, caller)
+        if self.tasks is None:
+            raise Unavailable("The plugin tasks is not active.", code="plugin_disabled", retry_after=60)
+        began = time.perf_counter()
+        self._liveness.alive(worker_id)
+        agents = None if wanted.agent_ids is None else [each.lower() for each in wanted.agent_ids]
+        answer = self.tasks.claim(worker_id, max_tasks=wanted.max_tasks, agent_ids=agents)
+        if not answer.tasks and wanted.wait_seconds and clock.time_s() < wanted.until:
+            # A full or draining worker needs to look again only when one of its own leases changes.
+            is_blocked = answer.reason in ("at_capacity", "draining")
+            return Wait((worker_id, *(SIGNAL_TOPICS if is_blocked else CLAIM_TOPICS)), wanted.until)
+        seconds = time.perf_counter() - began
+        after_commit(lambda: self._metrics.count(answer.reason, seconds))
+        return answer
+
+    def claimable(self, worker_id: str, limit: int, *, caller: Principal) -> list[Any]:
+        """List the tasks that the worker could claim now, in claim order, without claiming any."""
+        row = repository.get(worker_id)
+        repository.require_own(row, caller)
+        if not row.is_approved:
+            raise Forbidden("An admin has not approved this worker.", code=repository.NOT_APPROVED)
+        if self.tasks is None or row.status not in repository.CAN_CLAIM:
+            return []
+        return self.tasks.claimable(worker_id, limit=limit)
+
+    def signals(self, worker_id: str, *, after: int, began: float, wait: int, caller: Principal) -> Signals | Wait:
+        """Return new signals and commands. Returns a `Wait` while there are none, until `began + wait` (epoch s)."""
+        repository.require_self(worker_id, caller)
+        row = repository.get(worker_id)
+        signals = self.tasks.signals(worker_id, after=after) if self.tasks is not None else []
+        commands = self._commands(row, caller)
+        is_new = bool(commands) and row.updated_at > clock.format_instant(began)
+        if signals or is_new or clock.time_s() >= began + wait:
+            return Signals(signals=signals, commands=commands)
+        self._liveness.listens(worker_id, began + wait)
+        return Wait(self._topics(worker_id), began + wait)
+
+    def _topics(self, worker_id: str) -> tuple[str, ...]:
+        """The events to wait for: the worker's own, which include its claims, and those of its tasks."""
+        if self.tasks is None:
+            return (worker_id,)
+        held = sorted(lease.task_id for lease in self.tasks.leases_of_worker(worker_id))
+        return (worker_id, *held)
+
+    def _store(self, row: Worker, body: Heartbeat) -> None:
+        """Write the contents of a heartbeat; `row.status` is up to date afterwards."""
+        now = clock.now()
+        usage = {name: value for name in USAGE if (value := getattr(body, name)) is not UNSET}
+        offered: dict[str, Any] = {} if body.labels is UNSET else {"labels": body.labels}
+        if isinstance(body.tools, list):
+            offered |= tool_columns(body.tools)
+        changed = {name: value for name, value in offered.items() if getattr(row, name) != value}
+        beat = {**usage, "last_heartbeat_at": now, "last_seen_at": now}
+        if changed:
+            repository.change(Worker.id == row.id, **beat, **changed)
+            repository.publish(WorkerUpdated, row, changed_fields=sorted(changed.keys() - {"tool_names"}))
+        else:
+            Worker.update(**beat).where(Worker.id == row.id).execute()
+        if row.status == "offline" and repository.bring_online(row):
+            repository.publish(WorkerOnline, row)
+
+    def _next_heartbeat(self, row: Worker) -> int:
+        """Seconds until the next heartbeat: few while a cancellation could not reach the worker otherwise."""
+        usual = declared.heartbeat(self._settings)
+        if row.active_leases and not self._liveness.is_listening(row.id):
+            return min(usual, SHORT_HEARTBEAT_SECONDS)
+        return usual
+
+    def _commands(self, row: Worker, caller: Principal) -> list[str]:
+        """`resume` and `config_changed` are repeated for two heartbeats, in case a reply is lost."""
+        since = clock.now(-2 * self._settings.get(declared.HEARTBEAT_SECONDS))
+        due = {
+            "drain": row.status == "draining",
+            "resume": row.status != "draining" and row.resumed_at > since,
+            "config_changed": row.configured_at > since,
+            # Only a token that an admin has rotated expires.
+            "reregister": caller.kind == "worker" and caller.expires_at is not None,
+        }
+        return [command for command, is_due in due.items() if is_due]
+
+    def _pending_tasks(self) -> int:
+        """The queue depth, read at most once a second however many workers there are."""
+        if self.tasks is None:
+            return 0
+        read_at, depth = self._queue_depth
+        if time.monotonic() - read_at > QUEUE_DEPTH_SECONDS:
+            depth = self.tasks.queue_figures().depth
+            self._queue_depth = (time.monotonic(), depth)
+        return depth

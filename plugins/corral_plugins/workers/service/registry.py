@@ -1,0 +1,117 @@
+"""The service `Workers` for other plugins: facts about workers, and the lease counter of each worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from peewee import SQL
+
+from corral.database.statement import Statement
+from corral_plugins.workers.api import WorkerFacts, WorkerTool
+from corral_plugins.workers.models import Worker
+from corral_plugins.workers.service.liveness import Liveness
+from corral_plugins.workers.service.repository import CAN_CLAIM
+
+FLEET_LIMIT = 1000
+TOOL_WORKERS_LIMIT = 200
+
+_FIELDS = WorkerFacts.__struct_fields__
+_COLUMNS = [getattr(Worker, "tool_names" if name == "tools" else name) for name in _FIELDS]
+_FACTS = Statement(lambda p: Worker.select(*_COLUMNS).where(Worker.id == p("id")).tuples())
+_FLEET = Statement(
+    lambda p: (
+        Worker.select(*_COLUMNS)
+        .where(Worker.status == "online")
+        .order_by(Worker.last_seen_at.desc())
+        .limit(FLEET_LIMIT)
+        .tuples()
+    )
+)
+_LISTS_TOOLS: Any = SQL("tools <> '[]'")
+_TOOLS_OF = Statement(
+    lambda p: (
+        Worker.select(Worker.id, Worker.name, Worker.tools)
+        .where((Worker.id == p("id")) & Worker.is_approved & _LISTS_TOOLS)
+        .tuples()
+    )
+)
+_TOOLS = Statement(
+    lambda p: (
+        Worker.select(Worker.id, Worker.name, Worker.tools)
+        .where((Worker.status == "online") & _LISTS_TOOLS)
+        .order_by(Worker.name)
+        .limit(TOOL_WORKERS_LIMIT)
+        .tuples()
+    )
+)
+_LEASE_STARTED = Statement(
+    lambda p: Worker.update(active_leases=Worker.active_leases + 1).where(
+        (Worker.id == p("id")) & Worker.status.in_(CAN_CLAIM) & (Worker.active_leases < Worker.max_agents)
+    )
+)
+_LEASE_ENDED = Statement(
+    lambda p: Worker.update(active_leases=Worker.active_leases - 1).where(
+        (Worker.id == p("id")) & (Worker.active_leases > 0)
+    )
+)
+
+
+class WorkersService:
+    """Implements `corral_plugins.workers.api.Workers`."""
+
+    def __init__(self, liveness: Liveness) -> None:
+        self._liveness = liveness
+
+    def facts(self, worker_id: str) -> WorkerFacts | None:
+        found = _FACTS.one({"id": worker_id})
+        return None if found is None else _facts(found)
+
+    def facts_of(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
+        if not worker_ids:
+            return {}
+        query = Worker.select(*_COLUMNS).where(Worker.id.in_(list(worker_ids)))
+        return {facts.id: facts for facts in map(_facts, Statement(lambda p: query.tuples()).rows({}))}
+
+    def fleet(self) -> list[WorkerFacts]:
+        return [_facts(found) for found in _FLEET.rows({})]
+
+    def tools(self, worker_id: str | None = None) -> list[WorkerTool]:
+        found = _TOOLS.rows({}) if worker_id is None else _TOOLS_OF.rows({"id": worker_id})
+        return [
+            WorkerTool(
+                worker_id=each,
+                worker_name=name,
+                name=tool if isinstance(tool, str) else tool["name"],
+                schema=None if isinstance(tool, str) else tool.get("schema"),
+                risk=None if isinstance(tool, str) else tool.get("risk"),
+            )
+            for each, name, tools in found
+            for tool in msgspec.json.decode(tools)
+        ]
+
+    def awaits_approval(self) -> bool:
+        pending, approved = [
+            Worker.select(Worker.id).where(condition).limit(1).tuples().first() is not None
+            for condition in (Worker.status == "pending", Worker.is_approved == True)  # noqa: E712  (a column)
+        ]
+        return pending and not approved
+
+    def lease_started(self, worker_id: str) -> bool:
+        return bool(_LEASE_STARTED.run({"id": worker_id}))
+
+    def lease_ended(self, worker_id: str) -> None:
+        _LEASE_ENDED.run({"id": worker_id})
+
+    def alive(self, worker_id: str) -> None:
+        self._liveness.alive(worker_id)
+
+
+def _facts(row: tuple[object, ...]) -> WorkerFacts:
+    """Compiled statements return JSON columns as text, and some engines return booleans as numbers."""
+    values: dict[str, Any] = dict(zip(_FIELDS, row, strict=True))
+    values["labels"] = msgspec.json.decode(values["labels"])
+    values["tools"] = msgspec.json.decode(values["tools"])
+    values["is_approved"], values["embedded"] = bool(values["is_approved"]), bool(values["embedded"])
+    return WorkerFacts(**values)

@@ -1,0 +1,105 @@
+"""Worker rows: reading, guarded updates, events, views and access checks shared by the other modules."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from corral import clock
+from corral.auth.credentials import Credentials
+from corral.auth.principal import Principal
+from corral.database.unit import after_commit
+from corral.errors import Conflict, Forbidden, NotFound
+from corral.events.event import emit
+from corral_plugins.tasks.api import Tasks
+from corral_plugins.workers.api import WorkerEvent
+from corral_plugins.workers.models import Worker
+from corral_plugins.workers.shapes import WorkerView
+
+V = TypeVar("V", bound=WorkerView)
+
+CAN_CLAIM = ("online", "offline")
+APPROVED = ("online", "offline", "draining")
+EMBEDDED = "embedded"
+PEOPLE = ("user", "api_key")
+NOT_APPROVED = "worker_not_approved"
+
+
+def find(worker_id: str) -> Worker | None:
+    """Return the row of a worker, or None."""
+    row: Worker | None = Worker.get_or_none(Worker.id == worker_id)
+    return row
+
+
+def get(worker_id: str) -> Worker:
+    """Return the row of a worker. Raises `NotFound`."""
+    row = find(worker_id)
+    if row is None:
+        raise NotFound()
+    return row
+
+
+def change(where: Any, **values: Any) -> int:
+    """Run a guarded update that increments the version, and return the number of rows changed."""
+    update = Worker.update(**values, version=Worker.version + 1, updated_at=clock.now())
+    return int(update.where(where).execute())
+
+
+def bring_online(row: Worker, **values: Any) -> bool:
+    """Change an offline worker to `online`, unless another process was faster; `row.status` follows."""
+    if not change((Worker.id == row.id) & (Worker.status == "offline"), status="online", **values):
+        return False
+    row.status = "online"
+    return True
+
+
+def publish(kind: type[WorkerEvent], row: Worker, **fields: Any) -> None:
+    """Emit an event with the current state of `row`."""
+    event = kind(worker_id=row.id, name=row.name, group=row.group, status=row.status, **fields)
+    emit(event, object=("worker", row.id), owner=row.created_by)
+
+
+def view(row: Worker, kind: type[V], **more: Any) -> V:
+    """Build the public shape `kind` from a row."""
+    shown = {name: getattr(row, name) for name in WorkerView.__struct_fields__ if name != "capacity"}
+    return kind(**shown, capacity=row.max_agents, **more)
+
+
+def require_self(worker_id: str, caller: Principal) -> None:
+    """Raise `Forbidden` unless the caller is this worker."""
+    if caller.kind != "worker" or caller.worker_id != worker_id:
+        raise Forbidden("A worker may only use its own token on its own paths.")
+
+
+def require_own(row: Worker, caller: Principal) -> None:
+    """Raise `Forbidden` unless the caller is the worker, the person who registered it, or an admin."""
+    if caller.kind == "worker":
+        require_self(row.id, caller)
+    elif caller.limited is not None:
+        raise Forbidden(code=caller.limited)
+    elif not (caller.is_admin or (caller.kind in PEOPLE and row.created_by == caller.user_id)):
+        raise Forbidden("Only the worker itself, the person who registered it, or an admin may do this.")
+
+
+def wrong_state(row: Worker, action: str) -> Conflict:
+    """The error for a transition that the worker's state does not permit."""
+    return Conflict(f"A worker that is {row.status} cannot be {action}.", current_status=row.status)
+
+
+def changed_meanwhile(row: Worker) -> Conflict:
+    """The error for an update that lost a race."""
+    return Conflict("The worker was changed by another request; read it again and retry.", current_status=row.status)
+
+
+def release_leases(tasks: Tasks | None, worker_id: str, reason: str) -> int:
+    """Release every live lease of a worker without using an attempt, and return how many there were.
+
+    `reason` is stored with the attempts: registered | rejected | deleted. Tasks are locked before workers, so callers
+    release, then change the worker's row, then release again: the second call ends leases that were claimed between the
+    first call and the change. After the change the worker cannot claim.
+    """
+    return tasks.release_worker(worker_id, reason=reason) if tasks is not None else 0
+
+
+def forget_worker(credentials: Credentials, worker_id: str) -> None:
+    """Drop the cached principals of a worker after the commit, so that tokens and approval are read again."""
+    after_commit(lambda: credentials.forget(lambda principal: principal.worker_id == worker_id))

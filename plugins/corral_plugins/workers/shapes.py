@@ -1,0 +1,265 @@
+"""Request and response shapes of the workers API."""
+
+from __future__ import annotations
+
+import functools
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from corral import clock
+from corral.http.page import PageQuery
+from corral.schema.fields import Id, Instant, MomentIn, Name, Slug, line
+from corral_plugins.tasks.api import LeaseRef, LeaseState, LeaseView, Signal
+
+Status = Literal["pending", "online", "offline", "draining", "rejected"]
+Percent = Annotated[float, Meta(ge=0, le=100)]
+LabelKey = Annotated[str, Meta(pattern=r"^[a-z0-9._/-]{1,63}(?![\s\S])")]
+Labels = Annotated[dict[LabelKey, Annotated[str, line(255, 0)]], Meta(max_length=50)]
+ToolName = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:/-]+(?![\s\S])")]
+Capacity = Annotated[int, Meta(ge=1, le=1000)]
+
+
+class ToolOffer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A tool that the worker offers, with the JSON Schema of its arguments."""
+
+    name: ToolName
+    schema: dict[str, Any] | None = None
+    risk: Literal["read", "write", "external", "dangerous"] | None = None
+
+
+Tools = Annotated[list[ToolName | ToolOffer], Meta(max_length=500)]
+
+
+class NewWorker(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A worker to register. When it registers again, absent fields keep their values. `os_info`: at most 4 KiB."""
+
+    name: Name
+    hostname: Annotated[str, line(255, 0)] | UnsetType = UNSET
+    ip_address: Annotated[str, Meta(max_length=64)] | UnsetType = UNSET
+    max_agents: Capacity | UnsetType = UNSET
+    cpu_cores: Annotated[int, Meta(ge=1, le=4096)] | UnsetType | None = UNSET
+    memory_total_mb: Annotated[int, Meta(ge=1, le=100000000)] | UnsetType | None = UNSET
+    os_info: str | dict[str, Any] | UnsetType | None = UNSET
+    labels: Labels | UnsetType = UNSET
+    tools: Tools | UnsetType = UNSET
+    agent_version: Annotated[str, line(100)] | UnsetType | None = UNSET
+    fingerprint: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+
+
+class Heartbeat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The usage of a worker, and the leases that it holds, which are renewed."""
+
+    cpu_usage_percent: Percent | UnsetType | None = UNSET
+    memory_usage_percent: Percent | UnsetType | None = UNSET
+    disk_usage_percent: Percent | UnsetType | None = UNSET
+    leases: Annotated[list[LeaseRef], Meta(max_length=1000)] = []
+    tools: Tools | UnsetType = UNSET
+    labels: Labels | UnsetType = UNSET
+
+
+class HeartbeatReply(msgspec.Struct, kw_only=True):
+    """`commands`: drain | resume | config_changed | reregister. A `lost` lease must be dropped at once."""
+
+    server_time: Instant
+    status: str
+    next_heartbeat_seconds: int
+    pending_tasks: int
+    leases: list[LeaseState]
+    commands: list[str]
+
+
+class ClaimBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
+    """The number of tasks wanted, the agents to serve, and how long to wait while there are none."""
+
+    max_tasks: Annotated[int, Meta(ge=1, le=50)] = 1
+    agent_ids: Annotated[list[Id], Meta(max_length=1000)] | None = None
+    wait_seconds: Annotated[int, Meta(ge=0, le=30)] = 0
+
+    @functools.cached_property
+    def until(self) -> float:
+        """When the long poll ends (epoch seconds); fixed on first use, since the handler runs again on every event."""
+        return clock.time_s() + self.wait_seconds
+
+
+class SignalsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
+    """`after`: the `seq` of the last signal received. `wait`: seconds to wait while there are no new ones."""
+
+    after: Annotated[int, Meta(ge=0)] = 0
+    wait: Annotated[int, Meta(ge=0, le=55)] = 0
+
+    @functools.cached_property
+    def began(self) -> float:
+        """When the call arrived (epoch seconds); fixed on first use, since the handler runs again on every event."""
+        return clock.time_s()
+
+
+class Signals(msgspec.Struct, kw_only=True):
+    """Signals about leases, and commands as in the reply to heartbeats."""
+
+    signals: list[Signal]
+    commands: list[str]
+
+
+class TasksQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The number of tasks to list."""
+
+    limit: Annotated[int, Meta(ge=1, le=200)] = 50
+
+
+class WorkerView(msgspec.Struct, kw_only=True):
+    """A worker without its fingerprint and token, which are never shown."""
+
+    id: str
+    version: int
+    created_by: str | None
+    created_at: Instant
+    updated_at: Instant
+    name: str
+    hostname: str
+    ip_address: str
+    max_agents: int
+    cpu_cores: int | None
+    memory_total_mb: int | None
+    os_info: Any
+    labels: dict[str, str]
+    tools: list[Any]
+    agent_version: str | None
+    group: str | None
+    is_approved: bool
+    status: str
+    cpu_usage_percent: float | None
+    memory_usage_percent: float | None
+    disk_usage_percent: float | None
+    last_heartbeat_at: Instant | None
+    active_leases: int
+    capacity: int
+    embedded: bool
+
+
+class WorkerDetail(WorkerView, kw_only=True):
+    """A worker with its live leases."""
+
+    leases: list[LeaseView]
+
+
+class WorkerError(msgspec.Struct, kw_only=True):
+    """A failure of a task on this worker."""
+
+    at: Instant
+    task_id: str
+    type: str
+    message: str
+
+
+class AdminWorker(WorkerView, kw_only=True):
+    """A worker with its last failures, newest first, for admins."""
+
+    last_errors: list[WorkerError]
+
+
+class RegisteredWorker(WorkerView, kw_only=True):
+    """A worker with its token, which is shown only once."""
+
+    token: str
+    heartbeat_seconds: int
+    lease_seconds: int
+    ack_seconds: int
+
+
+class WorkerToken(WorkerView, kw_only=True):
+    """A worker with its new token, which is shown only once. The old token stays valid for another 60 s."""
+
+    token: str
+
+
+class WorkerListQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`label`: `key` or `key=value`. `search`: text in the name or host name."""
+
+    status: list[Status] = msgspec.field(default_factory=list)
+    group: list[Slug] = msgspec.field(default_factory=list)
+    label: list[Annotated[str, line(320)]] = msgspec.field(default_factory=list)
+    search: Annotated[str, line(200, 0)] = ""
+
+
+class ApproveWorker(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Approve a worker, or reject it and withdraw its approval."""
+
+    is_approved: bool
+    group: Slug | UnsetType | None = UNSET
+
+
+class WorkerPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Fields to change; absent fields stay."""
+
+    name: Name | UnsetType = UNSET
+    group: Slug | UnsetType | None = UNSET
+    labels: Labels | UnsetType = UNSET
+    max_agents: Capacity | UnsetType = UNSET
+
+
+class DeleteQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`force`: release the leases that the worker holds."""
+
+    force: bool = False
+
+
+class GroupTotals(msgspec.Struct, kw_only=True):
+    """Totals of the approved workers of a group; `capacity` counts those online."""
+
+    total: int = 0
+    online: int = 0
+    capacity: int = 0
+    active_leases: int = 0
+
+
+class FleetOverview(msgspec.Struct, kw_only=True):
+    """Totals of the fleet. Capacity, utilization and averages cover online workers; null: no data."""
+
+    total: int
+    online: int
+    offline: int
+    draining: int
+    pending_approval: int
+    rejected: int
+    capacity: int
+    active_leases: int
+    utilization: float | None
+    avg_cpu_percent: float | None
+    avg_memory_percent: float | None
+    avg_disk_percent: float | None
+    queue_depth: int
+    oldest_pending_ms: int | None
+    by_group: dict[str, GroupTotals]
+
+
+class NewRegistrationKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A key that registers workers into `group`. `expires_at`: at most 365 days from now; the default is 7 days."""
+
+    name: Name
+    group: Slug | None = None
+    auto_approve: bool = False
+    max_uses: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    expires_at: MomentIn | None = None
+
+
+class RegistrationKeyView(msgspec.Struct, kw_only=True):
+    """A registration key, without its secret."""
+
+    id: str
+    name: str
+    group: str | None
+    auto_approve: bool
+    max_uses: int | None
+    uses: int
+    expires_at: Instant
+    created_by: str | None
+    created_at: Instant
+    last_used_at: Instant | None
+
+
+class NewKeyView(RegistrationKeyView, kw_only=True):
+    """A registration key with its secret, which is shown only once."""
+
+    key: str
