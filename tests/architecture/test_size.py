@@ -9,9 +9,20 @@ from pathlib import Path
 
 KERNEL = Path(__file__).parents[2] / "kernel" / "corral"
 BESIDE_THE_MECHANISM = frozenset({"cli", "testing", "scaffold"})
-LEAVES = ("errors.py", "ids.py", "clock.py", "config", "schema", "crypto.py", "egress", "redact", "storage", "supervisor.py")
+LEAVES = (
+    "errors.py",
+    "ids.py",
+    "clock.py",
+    "config",
+    "schema",
+    "crypto.py",
+    "egress",
+    "redact",
+    "storage",
+    "supervisor.py",
+)
 LEAF_LINES = 2_400  # the modules that know no plugin
-MECHANISM_LINES = 8_620  # only ever lowered (docs/adr/0002-size-of-the-kernel.md)
+MECHANISM_LINES = 8_617  # only ever lowered (docs/adr/0002-size-of-the-kernel.md)
 NO_CODE = frozenset(
     {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 )
