@@ -17,8 +17,7 @@ from corral.database.model import Model
 from corral.events.bus import Bus
 from corral.events.consumers import Subscriber
 from corral.events.event import Event
-from corral.http.routes import Routes
-from corral.http.sockets import Socket
+from corral.http.routes import Routes, Socket
 from corral.jobs.job import Job, Schedule
 from corral.jobs.queue import JobQueue
 from corral.plugin import DemoModel, Gate, HealthCheck, Installation, Meter, Metric, Provide, Setting

@@ -28,11 +28,11 @@ from corral.events.bus import Bus, MemoryBus
 from corral.events.consumers import Consumer, Subscriber
 from corral.events.feed import Feed
 from corral.events.registry import EventTypes
+from corral.http.openapi import ApiDocument
 from corral.jobs import job as job_rows
 from corral.jobs.queue import JobQueue
 from corral.jobs.runner import InProcessRunner
 from corral.metrics.requests import RequestMetrics
-from corral.openapi import ApiDocument
 from corral.plugin import Contributions, Installation, Settings
 from corral.plugins import metrics
 from corral.plugins.container import Container, Scope

@@ -16,7 +16,7 @@ import pluggy
 
 from corral.auth.principal import Permission, Principal
 from corral.config.model import Config
-from corral.http.client import is_loopback
+from corral.http.client_address import is_loopback
 from corral.http.routes import Rate, Route
 
 T = TypeVar("T")
@@ -249,17 +249,6 @@ class Audit(Protocol):
 
     def record(self, entry: AuditEntry) -> None:
         """Add a row to the current unit; raises `Unavailable(audit_unavailable)` when it cannot be written."""
-        ...
-
-
-class LeaseCallers(Protocol):
-    """Whom a worker acts for that names a lease in `Corral-Lease`; provided by the plugin that keeps leases."""
-
-    def caller(self, worker: Principal, lease_id: str) -> Principal:
-        """The agent of a live lease that this worker holds, with its rights. Joins a read unit.
-
-        Raises `Conflict(lease_lost)`, and `Forbidden` for the lease of another worker.
-        """
         ...
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 KERNEL = Path(__file__).parents[2] / "kernel" / "corral"
 BESIDE_THE_MECHANISM = frozenset({"cli", "testing", "scaffold"})
-MECHANISM_LINES = 8_620  # only ever lowered (docs/adr/0002-size-of-the-kernel.md)
+MECHANISM_LINES = 8_520  # only ever lowered (docs/adr/0002-size-of-the-kernel.md)
 NO_CODE = frozenset(
     {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 )

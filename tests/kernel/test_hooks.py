@@ -27,8 +27,7 @@ from corral.events.bus import Bus
 from corral.events.consumers import Subscriber
 from corral.events.event import Event, emit
 from corral.events.log import Record
-from corral.http.routes import Routes
-from corral.http.sockets import Socket, SocketConnection
+from corral.http.routes import Routes, Socket, SocketConnection
 from corral.jobs.job import Job, Schedule, enqueue
 from corral.jobs.queue import JobQueue
 from corral.plugin import (

@@ -16,7 +16,7 @@ import click
 from corral.cli.demo_client import DemoClient, Failed
 from corral.cli.demo_model import WITHOUT_MODEL, Choice, check_length, choose, write_configuration
 from corral.cli.demo_server import EMAIL, Interrupted, Signals, announced, folder_of_its_own, server, tail, usual_port
-from corral.http.remote import RemoteError
+from corral.http.api_client import ApiClientError
 
 READY_SECONDS, TASK_SECONDS = 30.0, 120.0
 INPUT_BYTES = 60_000
@@ -126,7 +126,7 @@ class Demo:
             if self._choice.model is None:
                 screen.step("model", f"{self._choice.problem}; going on with {WITHOUT_MODEL}")
             outcome = client.run_task(self._text, self._choice, TASK_SECONDS, strict=self._strict)
-        except (Failed, RemoteError) as failure:
+        except (Failed, ApiClientError) as failure:
             click.echo(f"corral demo: {failure}\n{tail(folder)}", err=True)
             return False
         screen.end(outcome)

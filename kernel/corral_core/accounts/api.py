@@ -9,10 +9,33 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.auth.principal import Principal
+from corral.errors import declare_codes
 from corral.http.answers import ANY_VERSION, IfMatch
 from corral.http.page import Page, PageQuery
 from corral.plugin import Setting
 from corral.schema.fields import Instant, line
+
+declare_codes(
+    {
+        "token_reuse": (401, "The token was used before"),
+        "invalid_credentials": (401, "The credentials are wrong"),
+        "registration_closed": (403, "Registration is closed"),
+        "email_unverified": (403, "The address is not verified"),
+        "last_admin": (409, "The last active admin must stay"),
+        "plugin_required": (409, "The plugin is required"),
+        "link_expired": (410, "The link has expired"),
+        "weak_password": (422, "The password breaks the policy"),
+        "account_locked": (429, "The account is locked for a while"),
+        "core.second_factor_damaged": (409, "The stored second factor does not open"),
+    }
+)
+declare_codes(
+    {
+        "mfa_required": (403, "A second factor is required"),
+        "password_change_required": (403, "The password must be changed first"),
+    },
+    limiting=True,
+)
 
 Role = Literal["admin", "member", "viewer", "auditor"]
 Address = Annotated[str, line(254, 3)]

@@ -1,1 +1,1 @@
-"""What models cost: an event a call, prices, and sums that hold to the micro-dollar."""
+"""Cost accounting: one event per use, prices, and totals that are exact to the micro-dollar."""

@@ -10,9 +10,16 @@ from msgspec import Meta
 
 from corral.auth.principal import Principal
 from corral.database.model import ADMIN
-from corral.errors import Failure
+from corral.errors import Failure, declare_codes
 from corral.events.event import Event
 from corral.schema.strict_json import replace_bad_characters
+
+declare_codes(
+    {
+        "provider_error": (502, "The provider failed"),
+        "budget_exceeded": (402, "The budget forbids this call"),
+    }
+)
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from corral import clock
 from corral.testing.kit import Client, Kit
 from corral_plugins.cost.api import Charged, Cost, Spent
+from corral_plugins.cost.service import price_table
 
 
 class Books:
@@ -59,4 +61,5 @@ class Books:
 @pytest.fixture
 async def books(make_kit: Callable[..., Any]) -> Books:
     """A kernel on each engine, without other plugins."""
+    await asyncio.to_thread(price_table.load)  # as a server does when it starts; not in the first unit
     return await Books().build(await make_kit(plugins=["cost"]))

@@ -91,7 +91,7 @@ async def test_only_admins_write_without_a_lease(books: Any) -> None:
     assert (await books.admin.post("/cost/events", {**NEW, "ts": clock.now()})).status == 422
 
 
-async def test_everyone_sees_what_is_shared_and_their_own(books: Any) -> None:
+async def test_users_see_shared_events_and_their_own(books: Any) -> None:
     mine, other = books.member.user["id"], (await books.kit.as_user("member")).user["id"]
     ids = {
         "task": await books.settle("1", task_id=new_id(), user_id=other),
@@ -142,7 +142,7 @@ async def test_lists_page_and_filter(books: Any) -> None:
     assert (refused.status, refused.code) == (422, "validation_error")
 
 
-async def test_old_events_go_and_sums_stay(books: Any) -> None:
+async def test_old_events_are_deleted_and_totals_remain(books: Any) -> None:
     person = books.member.user["id"]
     for _ in range(3):
         await books.settle("1", user_id=person)

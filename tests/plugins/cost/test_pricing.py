@@ -23,7 +23,7 @@ ONE = {"provider": "acme", "model": "one", "input_usd": 1, "output_usd": 4}
     ("amount", "expected"),
     [(Decimal("0.0000005"), 1), (Decimal("0.00000049"), 0), (0.1, 100_000), (1.0000015, 1_000_002), (-0.5, -500_000)],
 )
-def test_money_is_whole_micro_dollars_and_halves_round_up(amount: Any, expected: int) -> None:
+def test_money_is_integer_micro_dollars_rounded_half_up(amount: Any, expected: int) -> None:
     assert micro(amount) == expected
     assert usd(expected) == expected / 1_000_000
 
@@ -46,17 +46,17 @@ def test_the_table_never_counts_cache_tokens_twice() -> None:
 
 
 @pytest.mark.parametrize(("provider", "model"), [("openai", "no-such-model"), ("my-own", "gpt-4o")])
-def test_what_the_table_does_not_know_has_no_price(provider: str, model: str) -> None:
+def test_models_missing_in_the_table_have_no_price(provider: str, model: str) -> None:
     assert price_table.charge(provider, model, Tokens(input_tokens=5), clock.now()) is None
     assert price_table.lookup(provider, model, clock.now()) is None
 
 
-def test_a_model_without_a_price_for_what_was_used_has_none() -> None:
+def test_a_model_without_a_price_for_used_tokens_is_unpriced() -> None:
     embedding = next(row for row in price_table.all_prices() if row.input_usd and row.output_usd is None)
     assert price_table.charge(embedding.provider, embedding.model, Tokens(output_tokens=5), clock.now()) is None
 
 
-async def test_prices_come_in_their_order(books: Any) -> None:
+async def test_price_sources_are_tried_in_order(books: Any) -> None:
     tokens = {"input_tokens": 1_000_000}
     named = {"provider": "openai", "model": "gpt-4o", **tokens}
     listed = await books.settle(**named)
@@ -158,7 +158,7 @@ async def test_of_the_same_price_written_at_once_one_is_kept(books: Any) -> None
         assert {answer.code for answer in answers} == {None, "duplicate"}
 
 
-async def test_there_is_an_end_of_prices(books: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_prices_is_limited(books: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(price_overrides, "MAX_PRICES", 1)
     assert (await books.admin.post("/cost/prices", ONE)).status == 201
     refused = await books.admin.post("/cost/prices", {**ONE, "model": "two"})

@@ -31,7 +31,7 @@ async def sign_in_at(books: Books, instant: str) -> None:
 
 
 @pytest.mark.parametrize("name", ZONES)
-def test_a_year_is_cut_into_days_of_the_zone(name: str) -> None:
+def test_a_year_is_split_into_days_of_the_zone(name: str) -> None:
     where = ZoneInfo(name)
     first, last = date(2025, 3, 1), date(2026, 4, 10)
     pieces = offset_spans(first, last, where)

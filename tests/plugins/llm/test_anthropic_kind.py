@@ -180,7 +180,7 @@ def test_a_call_without_arguments_has_an_empty_object() -> None:
     assert "".join(call["function"]["arguments"] for call in calls) == "{}"
 
 
-async def test_errors_are_told(kit: Any, upstream: Any) -> None:
+async def test_error_responses_become_problems(kit: Any, upstream: Any) -> None:
     alice = await kit.as_user("member")
 
     async def refuses(exchange: up.Exchange) -> None:
@@ -203,7 +203,7 @@ async def test_errors_are_told(kit: Any, upstream: Any) -> None:
     assert last["error"]["code"] == "rate_limited"
 
 
-async def test_models_are_asked_for(make_kit: Callable[..., Any], upstream: Any) -> None:
+async def test_models_are_fetched(make_kit: Callable[..., Any], upstream: Any) -> None:
     async def lists(exchange: up.Exchange) -> None:
         await exchange.json({"data": [{"id": "claude-a", "type": "model"}, {"id": "claude-b", "max_tokens": 64000}]})
 
@@ -218,7 +218,7 @@ async def test_models_are_asked_for(make_kit: Callable[..., Any], upstream: Any)
     assert model["max_output_tokens"] == 64000
 
 
-def test_arguments_that_are_no_json_are_the_callers_fault() -> None:
+def test_invalid_arguments_are_the_callers_error() -> None:
     call = {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{"}}
     with pytest.raises(ProviderError) as failure:
         to_body({"model": "m", "messages": [{"role": "assistant", "tool_calls": [call]}]})

@@ -155,7 +155,7 @@ async def test_a_call_takes_no_longer_than_the_setting(make_kit: Callable[..., A
     assert row["error"]["code"] == "upstream_timeout"
 
 
-async def test_a_caller_that_leaves_settles_the_call(kit: Any) -> None:
+async def test_a_call_is_settled_when_its_caller_leaves(kit: Any) -> None:
     alice = await kit.as_user("member")
     task = asyncio.create_task(chat(alice, model="scripted/hangs"))
     for _ in range(100):
@@ -173,7 +173,7 @@ async def test_a_caller_that_leaves_settles_the_call(kit: Any) -> None:
     assert row["status"] == "cancelled"
 
 
-async def test_orphans_are_swept(kit: Any) -> None:
+async def test_abandoned_calls_are_marked_as_failed(kit: Any) -> None:
     from corral import clock
     from corral_plugins.llm.models import LlmCall
     from corral_plugins.llm.service import calls as rows
@@ -186,7 +186,7 @@ async def test_orphans_are_swept(kit: Any) -> None:
     assert await kit.kernel.database.work(lambda: rows.fail_abandoned(660)) == 1
 
 
-async def test_models_providers_and_who_may_see_them(kit: Any) -> None:
+async def test_models_and_providers_and_their_visibility(kit: Any) -> None:
     alice, viewer = await kit.as_user("member"), await kit.as_user("viewer")
     models = (await viewer.get("/llm/models")).json()
     assert models["object"] == "list"
@@ -214,7 +214,7 @@ async def test_embeddings_as_floats_and_as_base64(kit: Any) -> None:
     assert struct.unpack("<64f", base64.b64decode(packed)) == pytest.approx(first)
 
 
-async def test_a_bad_script_leaves_the_plugin_failed(make_kit: Callable[..., Any]) -> None:
+async def test_an_invalid_script_fails_the_plugin(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"scripts": {"bad": {"turns": []}}}})
     assert kit.loaded("llm").state == "failed"
     assert "llm.scripts.bad" in kit.loaded("llm").reason

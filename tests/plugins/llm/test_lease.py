@@ -178,7 +178,9 @@ async def test_agent_means_the_agents_model_and_the_lease_is_renewed(kit: Any) -
         (None, "scripted/mine", "scripted/mine"),
     ],
 )
-async def test_what_an_agent_leaves_open(kit: Any, provider: str | None, model: str | None, expected: str) -> None:
+async def test_defaults_of_agents_without_a_model(
+    kit: Any, provider: str | None, model: str | None, expected: str
+) -> None:
     World.provider, World.model = provider, model
     assert (await ask(kit))["model"] == expected
 
@@ -190,7 +192,7 @@ async def test_llm_10_other_models_are_forbidden(kit: Any) -> None:
     assert (await ask(kit, "mine"))["model"] == "scripted/mine"
 
 
-async def test_a_lost_lease_is_told_before_and_after(kit: Any) -> None:
+async def test_a_lost_lease_is_reported_before_and_after_the_call(kit: Any) -> None:
     World.live = False
     with pytest.raises(Conflict) as before:
         await ask(kit)
@@ -294,7 +296,7 @@ async def test_llm_7_a_second_attempt_gets_the_stored_stream(kit: Any) -> None:
     assert len(await rows(kit)) == 1
 
 
-async def test_a_stream_that_failed_is_not_kept(kit: Any) -> None:
+async def test_a_failed_stream_is_not_stored(kit: Any) -> None:
     World.model = "slow"
     body = {"model": "agent", "messages": [{"role": "user", "content": "hi"}], "stream": True}
     headers = {"Idempotency-Key": f"{TASK}:3"}

@@ -86,7 +86,7 @@ async def test_any_finish_reason_is_settled(kit: Any, upstream: Any, finish: Any
     assert (row["status"], row["finish_reason"], len(events)) == ("completed", shown, 1)
 
 
-async def test_counts_are_taken_as_they_come(kit: Any, upstream: Any) -> None:
+async def test_odd_token_counts_are_normalized(kit: Any, upstream: Any) -> None:
     alice = await kit.as_user("member")
     usage = {
         "prompt_tokens": 100.0,
@@ -103,7 +103,7 @@ async def test_counts_are_taken_as_they_come(kit: Any, upstream: Any) -> None:
     assert (row["input_tokens"], event["output_tokens"], event["cost_usd"]) == (100, 5, 0.25)
 
 
-async def test_content_in_parts_becomes_text_and_thoughts(kit: Any, upstream: Any) -> None:
+async def test_content_in_parts_becomes_text_and_reasoning(kit: Any, upstream: Any) -> None:
     alice, whole = await kit.as_user("member"), up.completion("")
     whole["choices"][0]["message"]["content"] = THINKING
     begun, ended_ = up.chunk("So: "), up.chunk(None, "stop")
@@ -119,7 +119,7 @@ async def test_content_in_parts_becomes_text_and_thoughts(kit: Any, upstream: An
 
 @pytest.mark.parametrize("content", [7, {"text": "x"}])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_what_is_no_text_is_paid_once(kit: Any, upstream: Any, stream: bool, content: Any) -> None:
+async def test_content_that_is_not_text_is_charged_once(kit: Any, upstream: Any, stream: bool, content: Any) -> None:
     alice, whole, chunk = await kit.as_user("member"), up.completion(""), up.chunk("")
     whole["choices"][0]["message"]["content"] = chunk["choices"][0]["delta"]["content"] = content
     upstream.otherwise = streams(up.chunk("a "), chunk) if stream else answers(whole)
@@ -130,7 +130,7 @@ async def test_what_is_no_text_is_paid_once(kit: Any, upstream: Any, stream: boo
     assert (row["status"], len(events), len(upstream.requests)) == ("failed", 1, 1)
 
 
-async def test_headers_and_texts_that_nobody_expects(kit: Any, upstream: Any) -> None:
+async def test_unexpected_headers_and_texts(kit: Any, upstream: Any) -> None:
     alice = await kit.as_user("member")
     upstream.behaviours = [up.refuses(429, retry_after="inf")] * 3
     answer = await chat(alice)
@@ -167,7 +167,7 @@ class BrokenPlugin(Plugin):
         return [Broken()]
 
 
-async def test_a_kind_with_a_bug_is_a_provider_that_fails(make_kit: Callable[..., Any]) -> None:
+async def test_a_bug_in_a_kind_is_a_provider_error(make_kit: Callable[..., Any]) -> None:
     providers = {"pirate": {"kind": "parrot", "word": "ahoy"}}
     kit = await make_kit(plugins=["cost", "llm", BrokenPlugin], config={"plugins.llm": {"providers": providers}})
     alice = await kit.as_user("member")
@@ -215,7 +215,7 @@ async def test_a_busy_database_loses_no_cost(kit: Any, monkeypatch: pytest.Monke
     assert (row["status"], len(events)) == ("completed", 1)
 
 
-async def test_what_cannot_be_written_is_charged_all_the_same(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_outcome_that_cannot_be_stored_is_still_charged(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(self: ProviderStates, outcome: Any) -> None:
         raise ZeroDivisionError
 
@@ -229,7 +229,7 @@ async def test_what_cannot_be_written_is_charged_all_the_same(kit: Any, monkeypa
 # -- streams that end early
 
 
-async def test_a_stream_that_just_stops_is_no_answer(kit: Any, upstream: Any) -> None:
+async def test_an_unfinished_stream_is_an_error(kit: Any, upstream: Any) -> None:
     alice = await kit.as_user("member")
     upstream.behaviours = [up.streams("half of the ", "text, ", end=False)]
     body = {"model": "up/m1", "messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -246,13 +246,13 @@ async def test_a_stream_that_just_stops_is_no_answer(kit: Any, upstream: Any) ->
 @pytest.mark.parametrize(
     "chunks", [[up.chunk("x", "stop")], [up.chunk("x"), "[DONE]"], [up.chunk("x", error=None), "[DONE]"]]
 )
-async def test_a_finish_or_a_mark_ends_a_stream(kit: Any, upstream: Any, chunks: list[Any]) -> None:
+async def test_a_finish_reason_or_done_ends_a_stream(kit: Any, upstream: Any, chunks: list[Any]) -> None:
     upstream.otherwise = streams(*chunks, done=False)
     found = chunks_of(await chat(await kit.as_user("member"), stream=True))
     assert (text_of(found), found[-1]) == ("x", "[DONE]")
 
 
-async def test_errors_in_an_answer_with_a_good_status(kit: Any, upstream: Any) -> None:
+async def test_errors_in_a_response_with_status_200(kit: Any, upstream: Any) -> None:
     alice = await kit.as_user("member")
     told = {"object": "error", "message": "out of memory", "type": "InternalServerError", "code": 500}
     upstream.otherwise = streams(up.chunk("half "), told)
@@ -275,7 +275,7 @@ async def test_only_line_feeds_end_a_line(kit: Any, upstream: Any, separator: st
     assert text_of(found) == (text if separator > "\x1f" else "one two") + " after"
 
 
-async def test_lines_may_come_in_pieces_but_not_for_ever(
+async def test_lines_may_be_split_but_are_limited_in_length(
     kit: Any, upstream: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, data = await kit.as_user("member"), f"data: {json.dumps(up.chunk('whole', 'stop'))}\r\n\r\n".encode()
@@ -297,7 +297,7 @@ async def test_lines_may_come_in_pieces_but_not_for_ever(
 
 
 @pytest.mark.parametrize("how", ["cut", "no JSON", "no choices"])
-async def test_a_paid_answer_is_not_asked_for_again(kit: Any, upstream: Any, how: str) -> None:
+async def test_a_charged_response_is_not_requested_again(kit: Any, upstream: Any, how: str) -> None:
     alice = await kit.as_user("member")
     body = json.dumps({**up.completion("x"), **({"choices": []} if how == "no choices" else {})}).encode()
 
@@ -314,7 +314,7 @@ async def test_a_paid_answer_is_not_asked_for_again(kit: Any, upstream: Any, how
     assert (event["output_tokens"], event["estimated"]) == ((7, False) if how == "no choices" else (0, True))
 
 
-async def test_a_connection_that_breaks_before_the_answer_is_tried_again(kit: Any, upstream: Any) -> None:
+async def test_a_connection_that_breaks_before_the_response_is_retried(kit: Any, upstream: Any) -> None:
     async def leaves(exchange: up.Exchange) -> None: ...
 
     alice = await kit.as_user("member")
@@ -325,7 +325,7 @@ async def test_a_connection_that_breaks_before_the_answer_is_tried_again(kit: An
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_provider_that_is_given_up_may_have_worked(
+async def test_a_provider_that_timed_out_may_charge(
     make_kit: Callable[..., Any], upstream: Any, providers: dict[str, Any], stream: bool
 ) -> None:
     providers["up"] |= {"timeouts": {"first_token_seconds": 1, "total_seconds": 1}}

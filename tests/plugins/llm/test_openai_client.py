@@ -56,7 +56,7 @@ async def test_llm_1_a_tool_is_called(client: Any) -> None:
 
 
 @pytest.mark.parametrize("dumped", [False, True])
-async def test_what_the_client_puts_together_is_taken_back(client: Any, dumped: bool) -> None:
+async def test_a_message_assembled_by_the_client_is_accepted(client: Any, dumped: bool) -> None:
     async with client.chat.completions.stream(model="scripted/tools", messages=ASK, tools=[TOOL]) as stream:
         message = (await stream.get_final_completion()).choices[0].message
     told = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "rain"}

@@ -32,7 +32,7 @@ def chunks_of(answer: Answer) -> list[Any]:
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
 
-async def test_a_completion_is_relayed_with_what_is_allowed(kit: Any, upstream: Any) -> None:
+async def test_a_completion_is_relayed_with_allowed_fields(kit: Any, upstream: Any) -> None:
     alice = await kit.as_user("member")
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
     answer = await chat(alice, temperature=0.5, tools=[tool], store=True, verbosity="low", stop=["x"])
@@ -53,7 +53,7 @@ async def test_a_completion_is_relayed_with_what_is_allowed(kit: Any, upstream: 
     }
 
 
-async def test_what_a_model_thought_may_come_back_and_is_not_sent(kit: Any, upstream: Any) -> None:
+async def test_reasoning_may_be_sent_back_and_is_dropped(kit: Any, upstream: Any) -> None:
     alice, said = await kit.as_user("member"), up.completion("")
     call = {"id": "t1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     said["choices"][0]["message"] |= {"content": None, "reasoning_content": "hm", "tool_calls": [call]}
@@ -95,7 +95,7 @@ async def test_an_unpriced_model_is_not_free(kit: Any) -> None:
     assert answer.headers["corral-cost-usd"] == "unpriced"
 
 
-async def test_a_stream_is_relayed_and_its_usage_asked_for(kit: Any, upstream: Any) -> None:
+async def test_a_stream_is_relayed_and_its_usage_is_requested(kit: Any, upstream: Any) -> None:
     alice = await kit.as_user("member")
     upstream.otherwise = up.streams("one ", "two ", "three")
     answer = await chat(alice, stream=True)
@@ -131,7 +131,7 @@ async def test_a_long_silence_is_filled_with_comments(kit: Any, upstream: Any, m
     assert b"too late for a status" in failed.body
 
 
-async def test_usage_that_nobody_tells_is_estimated(kit: Any, upstream: Any) -> None:
+async def test_missing_usage_is_estimated(kit: Any, upstream: Any) -> None:
     async def silent(exchange: up.Exchange) -> None:
         await exchange.begin()
         await exchange.event(up.chunk("x" * 40))
@@ -177,14 +177,14 @@ async def test_refusals(kit: Any, upstream: Any, status: int, expected: int, cod
     assert [alert["kind"] for alert in alerts] == (["llm_credentials"] if status == 401 else [])
 
 
-async def test_nobody_listens(make_kit: Callable[..., Any]) -> None:
+async def test_an_unreachable_provider(make_kit: Callable[..., Any]) -> None:
     providers = {"dead": {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "max_retries": 0}}
     kit = await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"providers": providers}})
     answer = await chat(await kit.as_user("member"), model="dead/any")
     assert (answer.status, answer.code) == (502, "provider_error")
 
 
-async def test_an_answer_that_tells_little_is_completed(kit: Any, upstream: Any) -> None:
+async def test_a_minimal_response_is_completed(kit: Any, upstream: Any) -> None:
     async def terse(exchange: up.Exchange) -> None:
         await exchange.json({"choices": [{"message": {"role": "assistant", "content": "x" * 8}}]})
 
@@ -194,7 +194,7 @@ async def test_an_answer_that_tells_little_is_completed(kit: Any, upstream: Any)
     assert answer.json()["usage"]["completion_tokens"] == 2
 
 
-async def test_an_address_is_judged_when_it_is_called_too(kit: Any, upstream: Any) -> None:
+async def test_an_address_is_checked_at_each_call(kit: Any, upstream: Any) -> None:
     """A provider created over the API, not by the operator, whose address later becomes a private one."""
     admin = await kit.as_user("admin")
     made = await admin.post(
@@ -210,7 +210,7 @@ async def test_an_address_is_judged_when_it_is_called_too(kit: Any, upstream: An
     assert upstream.requests == []
 
 
-async def test_an_answer_that_is_none(kit: Any, upstream: Any) -> None:
+async def test_an_invalid_response(kit: Any, upstream: Any) -> None:
     alice = await kit.as_user("member")
 
     async def nonsense(exchange: up.Exchange) -> None:
@@ -263,7 +263,7 @@ async def test_the_cap_and_the_context_window(kit: Any, upstream: Any) -> None:
     assert len(upstream.requests) == 1
 
 
-async def test_time_limits(make_kit: Callable[..., Any], upstream: Any, providers: dict[str, Any]) -> None:
+async def test_timeouts(make_kit: Callable[..., Any], upstream: Any, providers: dict[str, Any]) -> None:
     limits = {"first_token_seconds": 1, "idle_seconds": 1, "total_seconds": 1}
     providers["up"]["timeouts"] = limits
     kit = await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"providers": providers}})
@@ -278,7 +278,7 @@ async def test_time_limits(make_kit: Callable[..., Any], upstream: Any, provider
     await asyncio.wait_for(upstream.exchanges[-1].gone.wait(), 5)
 
 
-async def test_who_was_never_asked_for_models_is_asked_at_the_start(
+async def test_missing_models_are_fetched_at_start(
     make_kit: Callable[..., Any], upstream: Any, providers: dict[str, Any]
 ) -> None:
     async def lists(exchange: up.Exchange) -> None:
@@ -291,7 +291,7 @@ async def test_who_was_never_asked_for_models_is_asked_at_the_start(
     assert (await (await kit.as_user("member")).get("/llm/models/up/found")).status == 200
 
 
-async def test_a_private_address_of_the_file_is_the_operators_own_and_no_other(kit: Any) -> None:
+async def test_private_addresses_are_allowed_only_from_the_file(kit: Any) -> None:
     admin = await kit.as_user("admin")
     answer = await admin.post(
         "/llm/providers", {"name": "mine", "kind": "openai", "base_url": "http://127.0.0.1:8099/v1"}

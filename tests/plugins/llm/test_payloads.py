@@ -19,7 +19,7 @@ async def chat(client: Any) -> Any:
 
 
 @pytest.mark.parametrize(("which", "kept"), [("off", 0), ("errors", 1), ("all", 2)])
-async def test_which_calls_are_kept(
+async def test_which_payloads_are_stored(
     make_kit: Callable[..., Any], providers: dict[str, Any], upstream: Any, which: str, kept: int
 ) -> None:
     config = {"plugins.llm": {"providers": providers}, "settings.llm.store_payloads": which}

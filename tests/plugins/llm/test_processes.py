@@ -43,7 +43,7 @@ def servers(tmp_path: Path, postgres_server: Any, upstream: Any) -> Iterator[lis
     postgres_server.drop_database(database_url)
 
 
-async def test_two_servers_share_the_places_of_a_provider(servers: list[ServerProcess], upstream: Any) -> None:
+async def test_two_servers_share_the_slots_of_a_provider(servers: list[ServerProcess], upstream: Any) -> None:
     tokens = []
     for server in servers:  # one after the other: the first migrates
         await asyncio.to_thread(server.start, seconds=60)

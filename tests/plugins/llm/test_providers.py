@@ -36,7 +36,7 @@ async def ask(client: Any, model: str) -> Any:
     return await client.post("/llm/chat/completions", {"model": model, "messages": [{"role": "user", "content": "x"}]})
 
 
-async def test_a_provider_is_made_used_changed_and_deleted(kit: Any, upstream: Any, new: dict[str, Any]) -> None:
+async def test_a_provider_is_created_used_changed_and_deleted(kit: Any, upstream: Any, new: dict[str, Any]) -> None:
     admin, alice = await kit.as_user("admin"), await kit.as_user("member")
     made = await admin.post("/llm/providers", new)
     assert made.status == 201, made
@@ -58,7 +58,7 @@ async def test_a_provider_is_made_used_changed_and_deleted(kit: Any, upstream: A
     assert [event.visibility for event in told] == ["admin"] * 3
 
 
-async def test_only_admins_manage_and_members_see_little(kit: Any, new: dict[str, Any]) -> None:
+async def test_only_admins_manage_providers_and_members_see_few_fields(kit: Any, new: dict[str, Any]) -> None:
     alice, admin = await kit.as_user("member"), await kit.as_user("admin")
     for answer in (
         await alice.post("/llm/providers", new),
@@ -105,14 +105,16 @@ async def test_providers_of_the_file_are_changed_there(kit: Any) -> None:
         ({"surprise": 1}, "/surprise"),
     ],
 )
-async def test_what_is_refused(kit: Any, new: dict[str, Any], change: dict[str, Any], pointer: str) -> None:
+async def test_invalid_providers_are_refused(
+    kit: Any, new: dict[str, Any], change: dict[str, Any], pointer: str
+) -> None:
     answer = await (await kit.as_user("admin")).post("/llm/providers", {**new, **change})
     assert answer.status == 422, answer
     assert answer.json()["errors"][0]["pointer"].startswith(pointer)
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-async def test_headers_that_hold_no_credential_are_taken(kit: Any, new: dict[str, Any]) -> None:
+async def test_headers_without_credentials_are_accepted(kit: Any, new: dict[str, Any]) -> None:
     headers = {"OpenAI-Organization": "org-1", "anthropic-version": "2023-06-01", "X-Keyboard": "qwerty"}
     answer = await (await kit.as_user("admin")).post("/llm/providers", {**new, "headers": headers})
     assert (answer.status, answer.json()["headers"]) == (201, headers)
@@ -125,7 +127,7 @@ async def test_keys_need_the_vault(kit: Any, new: dict[str, Any]) -> None:
         assert (answer.status, answer.code) == (503, "plugin_disabled")
 
 
-async def test_a_preset_may_be_made_ones_own_and_left_again(kit: Any, upstream: Any) -> None:
+async def test_a_preset_can_be_configured_and_reset(kit: Any, upstream: Any) -> None:
     admin = await kit.as_user("admin")
     assert (await admin.delete("/llm/providers/ollama")).code == "setting_locked"
     changed = await admin.put("/llm/providers/ollama", {"base_url": upstream.url})
@@ -137,7 +139,7 @@ async def test_a_preset_may_be_made_ones_own_and_left_again(kit: Any, upstream: 
     assert (again["source"], again["configured"]) == ("preset", False)
 
 
-async def test_models_are_asked_for_and_kept(kit: Any, upstream: Any, new: dict[str, Any]) -> None:
+async def test_models_are_fetched_and_stored(kit: Any, upstream: Any, new: dict[str, Any]) -> None:
     upstream.otherwise = lists
     admin = await kit.as_user("admin")
     await admin.post("/llm/providers", new)
@@ -160,14 +162,16 @@ async def test_models_are_asked_for_and_kept(kit: Any, upstream: Any, new: dict[
 
 
 @pytest.mark.parametrize("path", ["/llm/models/up/m1", "/llm/models/up%2Fm1", "/llm/models/up/m1/"])
-async def test_a_model_by_its_name_with_a_slash(kit: Any, path: str) -> None:
+async def test_a_model_is_read_by_its_full_name(kit: Any, path: str) -> None:
     answer = await (await kit.as_user("viewer")).get(path)
     assert answer.status == 200, answer
     assert (answer.json()["id"], answer.json()["context_window"]) == ("up/m1", 1000)
     assert (await (await kit.as_user("viewer")).get("/llm/models/up/none")).status == 404
 
 
-async def test_an_odd_list_of_models_harms_nobody(kit: Any, upstream: Any, new: dict[str, Any]) -> None:
+async def test_an_invalid_list_of_models_affects_no_other_provider(
+    kit: Any, upstream: Any, new: dict[str, Any]
+) -> None:
     async def odd(exchange: up.Exchange) -> None:
         data = [{"id": "x", "context_length": True}, {"id": "y", "max_model_len": 0.5}]
         await exchange.json({"object": "list", "data": data})
@@ -185,7 +189,7 @@ async def test_an_odd_list_of_models_harms_nobody(kit: Any, upstream: Any, new: 
     assert (await ask(admin, "scripted/echo")).status == 200
 
 
-async def test_a_refused_list_shows_no_key(kit: Any, upstream: Any) -> None:
+async def test_an_error_of_refresh_shows_no_key(kit: Any, upstream: Any) -> None:
     async def repeats(exchange: up.Exchange) -> None:
         message = f"Incorrect key: {exchange.request.headers['authorization']}"
         await exchange.json({"error": {"message": message}}, 401)
@@ -199,7 +203,7 @@ async def test_a_refused_list_shows_no_key(kit: Any, upstream: Any) -> None:
     assert up.KEY not in repr(state.last_error)
 
 
-async def test_a_list_that_never_comes_is_given_up(kit: Any, upstream: Any, new: dict[str, Any]) -> None:
+async def test_refresh_times_out(kit: Any, upstream: Any, new: dict[str, Any]) -> None:
     admin = await kit.as_user("admin")
     await admin.post("/llm/providers", {**new, "timeouts": {"total_seconds": 1}})
     upstream.otherwise = up.hangs
@@ -222,7 +226,7 @@ async def test_prices_are_those_of_tokens_in_ordinary_calls(
     assert (price["input_usd"], price["output_usd"], price["cache_read_usd"]) == (0.0375, 2, 0.0375)
 
 
-async def test_a_test_is_a_short_real_call(kit: Any, upstream: Any) -> None:
+async def test_a_test_makes_a_short_call(kit: Any, upstream: Any) -> None:
     admin = await kit.as_user("admin")
     answer = await admin.post("/llm/providers/up/test", {})
     assert (answer.json()["ok"], answer.json()["model"]) == (True, "up/m1")
@@ -235,7 +239,7 @@ async def test_a_test_is_a_short_real_call(kit: Any, upstream: Any) -> None:
     assert (await admin.post("/llm/providers/groq/test", {})).status == 422
 
 
-async def test_a_provider_that_agents_name_stays(kit: Any, new: dict[str, Any]) -> None:
+async def test_a_provider_used_by_agents_cannot_be_deleted(kit: Any, new: dict[str, Any]) -> None:
     admin = await kit.as_user("admin")
     await admin.post("/llm/providers", new)
     agent = await admin.post("/agents", {"name": "a", "role": "coder", "llm_provider": "mine"})
@@ -257,13 +261,13 @@ async def test_a_provider_that_agents_name_stays(kit: Any, new: dict[str, Any]) 
         ({"kind": "openai", "surprise": 1}, "surprise"),
     ],
 )
-async def test_a_bad_table_is_named(make_kit: Callable[..., Any], table: dict[str, Any], fault: str) -> None:
+async def test_an_invalid_table_is_named(make_kit: Callable[..., Any], table: dict[str, Any], fault: str) -> None:
     kit = await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"providers": {"bad": table}}})
     assert kit.loaded("llm").state == "failed"
     assert fault in kit.loaded("llm").reason
 
 
-async def test_an_address_that_is_no_url_is_refused(kit: Any) -> None:
+async def test_an_invalid_url_is_refused(kit: Any) -> None:
     admin = await kit.as_user("admin")
     for url in ("https://\u00db[\u008c|\u0006", "http://[", "https://host:port/"):
         answer = await admin.post("/llm/providers", {"name": "mine", "kind": "openai", "base_url": url})

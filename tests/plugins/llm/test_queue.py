@@ -40,7 +40,7 @@ async def places(kit: Any) -> list[tuple[str, str]]:
     return rows
 
 
-async def test_no_more_calls_at_a_time_than_allowed(kit: Any, upstream: Any) -> None:
+async def test_concurrent_calls_are_limited(kit: Any, upstream: Any) -> None:
     alice = await kit.as_user("member")
     running = most = 0
 
@@ -59,7 +59,7 @@ async def test_no_more_calls_at_a_time_than_allowed(kit: Any, upstream: Any) -> 
     assert await places(kit) == []
 
 
-async def test_who_waits_too_long_is_told_so(kit: Any, upstream: Any) -> None:
+async def test_waiting_for_a_slot_times_out(kit: Any, upstream: Any) -> None:
     alice = await kit.as_user("member")
     upstream.otherwise = up.hangs
     busy = [asyncio.ensure_future(chat(alice)) for _ in range(2)]
@@ -73,7 +73,7 @@ async def test_who_waits_too_long_is_told_so(kit: Any, upstream: Any) -> None:
     await asyncio.gather(*busy, return_exceptions=True)
 
 
-async def test_so_many_calls_a_minute(kit: Any) -> None:
+async def test_calls_per_minute_are_limited(kit: Any) -> None:
     clock.travel(60 - clock.time_s() % 60)  # a minute begins
     alice = await kit.as_user("member")
     answers = await asyncio.gather(*[chat(alice, "minute/m1") for _ in range(4)])
@@ -83,7 +83,7 @@ async def test_so_many_calls_a_minute(kit: Any) -> None:
 
 
 @pytest.mark.parametrize("steps", range(8))
-async def test_a_caller_that_leaves_at_once_leaves_nothing_behind(kit: Any, upstream: Any, steps: int) -> None:
+async def test_a_caller_that_leaves_at_once_leaves_no_slot(kit: Any, upstream: Any, steps: int) -> None:
     upstream.otherwise = up.hangs
     gateway = kit.kernel.container.get(Gateway)
     request = {"model": "up/m1", "messages": [{"role": "user", "content": "hi"}]}
@@ -119,7 +119,7 @@ class Process:
         self.keeping.cancel()
 
 
-async def test_processes_share_the_places_and_the_longest_waiting_is_next(kit: Any) -> None:
+async def test_processes_share_slots_and_the_longest_waiting_is_next(kit: Any) -> None:
     one, two = Process(kit), Process(kit)
     first, second = await one.enter(), await two.enter()
     assert first.held
@@ -146,7 +146,7 @@ async def test_processes_share_the_places_and_the_longest_waiting_is_next(kit: A
     two.die()
 
 
-async def test_places_of_a_dead_process_are_free_again(kit: Any) -> None:
+async def test_slots_of_a_dead_process_are_released(kit: Any) -> None:
     dead, alive = Process(kit), Process(kit)
     held = [await dead.enter(), await dead.enter()]
     dead.die()

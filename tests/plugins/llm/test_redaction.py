@@ -79,7 +79,7 @@ def test_arguments_of_tool_calls_are_redacted_over_chunks_too() -> None:
     assert said == '{"key": "[redacted]"}'
 
 
-def test_log_probabilities_do_not_spell_it() -> None:
+def test_logprobs_do_not_reveal_redacted_text() -> None:
     redactor = Redactor()
     redactor.set_values("test", {"one": up.KEY})
     redaction = StreamRedaction(redactor)
@@ -89,7 +89,7 @@ def test_log_probabilities_do_not_spell_it() -> None:
         assert ("logprobs" in chunk["choices"][0]) is kept
 
 
-def test_what_is_held_back_comes_before_the_end() -> None:
+def test_held_back_text_is_sent_before_the_end() -> None:
     redactor = Redactor()
     redactor.set_values("test", {"one": up.KEY})
     redaction = StreamRedaction(redactor)
@@ -100,7 +100,7 @@ def test_what_is_held_back_comes_before_the_end() -> None:
     assert end["choices"][0]["finish_reason"] == "stop"
 
 
-def test_a_last_text_keeps_its_place() -> None:
+def test_the_last_text_keeps_its_position() -> None:
     redactor = Redactor()
     redactor.set_values("test", {"one": up.KEY})
     redaction = StreamRedaction(redactor)
@@ -114,7 +114,7 @@ def test_a_last_text_keeps_its_place() -> None:
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, "stop"]
 
 
-def test_what_comes_whole_is_redacted_as_well() -> None:
+def test_whole_fields_are_redacted_as_well() -> None:
     redactor = Redactor()
     redactor.set_values("test", {"one": up.KEY})
     call = {"index": 0, "function": {"name": up.KEY, "arguments": ""}}
@@ -143,9 +143,7 @@ async def _stands_still(exchange: up.Exchange) -> None:
 
 
 @pytest.mark.parametrize(("behave", "code"), [(_fails, "provider_error"), (_stands_still, "upstream_timeout")])
-async def test_what_is_held_back_comes_before_an_error(
-    kit: Any, upstream: Any, behave: up.Behaviour, code: str
-) -> None:
+async def test_held_back_text_is_sent_before_an_error(kit: Any, upstream: Any, behave: up.Behaviour, code: str) -> None:
     up.shorten(kit, 1.0)
     alice = await kit.as_user("member")
     upstream.behaviours = [behave]

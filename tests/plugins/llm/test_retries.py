@@ -39,7 +39,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_the_same_provider_is_asked_again_before_another(
+async def test_the_same_provider_is_retried_before_fallback(
     make_kit: Callable[..., Any], providers: dict[str, Any], upstream: Any
 ) -> None:
     providers["up"]["max_retries"] = 2
@@ -58,7 +58,7 @@ async def test_the_same_provider_is_asked_again_before_another(
     assert [row["attempts"] for row in rows] == [3, 1, 3]
 
 
-def test_pauses_grow_and_a_providers_wish_counts() -> None:
+def test_retry_delays_grow_and_respect_retry_after() -> None:
     failure = ProviderError(503, "x")
     for tries, seconds in enumerate((1, 2, 4)):
         assert 0.75 * seconds <= (retry_delay(tries, failure) or 0) <= 1.25 * seconds
@@ -67,7 +67,7 @@ def test_pauses_grow_and_a_providers_wish_counts() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_llm_4_what_says_nothing_about_the_request_falls_back(kit: Any, upstream: Any, stream: bool) -> None:
+async def test_llm_4_errors_independent_of_the_request_fall_back(kit: Any, upstream: Any, stream: bool) -> None:
     alice = await kit.as_user("member")
     for status in (401, 404, 429, 500):
         upstream.behaviours = [up.refuses(status)]
@@ -85,7 +85,7 @@ async def test_llm_4_what_says_nothing_about_the_request_falls_back(kit: Any, up
     assert 'corral_llm_calls_total{outcome="completed",provider="spare"}' in metrics
 
 
-async def test_a_refused_key_is_told_though_another_provider_serves(kit: Any, upstream: Any) -> None:
+async def test_a_refused_key_raises_an_alert_despite_fallback(kit: Any, upstream: Any) -> None:
     admin = await kit.as_user("admin")
     upstream.behaviours = [up.refuses(401, f"{up.KEY} is no key")]
     assert (await chat(admin)).headers["corral-model"] == "spare/m1"
@@ -97,7 +97,7 @@ async def test_a_refused_key_is_told_though_another_provider_serves(kit: Any, up
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_every_try_counts_for_the_requests_a_minute(
+async def test_every_retry_counts_for_the_requests_per_minute(
     make_kit: Callable[..., Any], providers: dict[str, Any], upstream: Any
 ) -> None:
     providers["up"] |= {"max_retries": 5, "requests_per_minute": 2}
@@ -120,7 +120,7 @@ async def test_nothing_falls_back_after_the_first_token(kit: Any, upstream: Any)
     assert len(upstream.requests) == 1
 
 
-async def test_a_provider_that_is_not_configured_is_passed_over(make_kit: Callable[..., Any], upstream: Any) -> None:
+async def test_an_unconfigured_provider_is_skipped(make_kit: Callable[..., Any], upstream: Any) -> None:
     settings = {"settings.llm.default_model": "openai/gpt", "settings.llm.default_fallback_models": ["scripted/echo"]}
     kit = await make_kit(plugins=["cost", "llm"], config=settings)
     alice = await kit.as_user("member")
@@ -130,7 +130,7 @@ async def test_a_provider_that_is_not_configured_is_passed_over(make_kit: Callab
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_llm_5_a_client_that_leaves_ends_the_providers_request(
+async def test_llm_5_a_client_that_leaves_ends_the_upstream_request(
     kit: Any, upstream: Any, serve: Any, stream: bool
 ) -> None:
     alice, url = await kit.as_user("member"), await serve(kit)

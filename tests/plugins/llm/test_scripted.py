@@ -45,13 +45,13 @@ async def test_turns_follow_the_number_of_assistant_messages_and_the_last_repeat
         talk += [{"role": "assistant", "content": expected}, user("on")]
 
 
-async def test_a_match_goes_before_the_order() -> None:
+async def test_a_match_takes_precedence_over_the_order() -> None:
     kind = provider(m={"turns": [{"text": "first"}, {"match": "weather", "text": "rain"}]})
     assert await said(kind, "m", [user("how is the weather?")]) == "rain"
     assert await said(kind, "m", [user("hello")]) == "first"
 
 
-async def test_tool_calls_have_ids_that_depend_on_their_place() -> None:
+async def test_ids_of_tool_calls_depend_on_their_position() -> None:
     kind = provider(t={"turns": [{"tool_calls": [{"name": "a__b", "arguments": {"x": 1}}, {"name": "c"}]}]})
     answer = await kind.complete({"model": "t", "messages": [user("go")]}, CONNECTION)
     message = answer["choices"][0]["message"]
@@ -70,7 +70,7 @@ async def test_errors_and_unknown_scripts_are_failures_of_the_provider() -> None
     assert unknown.value.status == 404
 
 
-async def test_a_script_of_the_request_and_a_delay_that_blocks_nothing() -> None:
+async def test_a_script_in_the_request_and_a_delay_that_does_not_block() -> None:
     script = json.dumps({"turns": [{"text": "slow", "delay_seconds": 0.2}]})
     began = time.monotonic()
     answers = await asyncio.gather(
@@ -80,7 +80,7 @@ async def test_a_script_of_the_request_and_a_delay_that_blocks_nothing() -> None
     assert time.monotonic() - began < 2
 
 
-async def test_usage_is_estimated_or_as_the_script_says() -> None:
+async def test_usage_is_estimated_or_taken_from_the_script() -> None:
     kind = provider(u={"turns": [{"text": "x", "usage": {"prompt_tokens": 5, "completion_tokens": 6}}]})
     answer = await kind.complete({"model": "u", "messages": [user("go")]}, CONNECTION)
     assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
@@ -88,7 +88,7 @@ async def test_usage_is_estimated_or_as_the_script_says() -> None:
     assert answer["usage"]["completion_tokens"] == 2
 
 
-async def test_a_cap_cuts_the_text() -> None:
+async def test_a_token_limit_truncates_the_text() -> None:
     answer = await provider().complete({"model": "echo", "messages": [user("x" * 40)], "max_tokens": 5}, CONNECTION)
     assert answer["choices"][0]["finish_reason"] == "length"
     assert answer["choices"][0]["message"]["content"] == "x" * 20
@@ -103,7 +103,7 @@ async def test_a_stream_gives_the_same_text_and_usage_last() -> None:
     assert chunks[-1]["usage"]["completion_tokens"] == 3
 
 
-def test_scripts_come_from_files_too_and_bad_ones_are_named(tmp_path: Any) -> None:
+def test_scripts_are_loaded_from_files_and_invalid_ones_are_named(tmp_path: Any) -> None:
     path = tmp_path / "demo.json"
     path.write_text(json.dumps({"turns": [{"text": "from a file"}]}))
     assert load_scripts({"demo": str(path)})["demo"].turns[0].text == "from a file"
@@ -113,7 +113,7 @@ def test_scripts_come_from_files_too_and_bad_ones_are_named(tmp_path: Any) -> No
         load_scripts({"gone": str(tmp_path / "nothing.json")})
 
 
-def test_texts_that_share_words_are_near() -> None:
+def test_texts_with_common_words_have_similar_vectors() -> None:
     def near(a: str, b: str) -> float:
         return sum(x * y for x, y in zip(embed(a, 256), embed(b, 256), strict=True))
 
@@ -121,7 +121,7 @@ def test_texts_that_share_words_are_near() -> None:
     assert near("the red fox", "a red fox runs") > near("the red fox", "quarterly figures")
 
 
-async def test_others_go_on_while_much_text_is_embedded() -> None:
+async def test_embedding_long_texts_does_not_block() -> None:
     beats = 0
 
     async def beat() -> None:

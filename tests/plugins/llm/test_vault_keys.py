@@ -34,7 +34,7 @@ async def ask(client: Any, *, stream: bool = False) -> Any:
     return await client.post("/llm/chat/completions", body)
 
 
-async def test_a_key_in_a_body_goes_into_the_vault_and_is_used(kit: Any, upstream: Any, new: dict[str, Any]) -> None:
+async def test_a_key_in_a_body_is_stored_in_the_vault_and_used(kit: Any, upstream: Any, new: dict[str, Any]) -> None:
     admin, alice = await kit.as_user("admin"), await kit.as_user("member")
     made = await admin.post("/llm/providers", {**new, "api_key": SECRET})
     assert made.status == 201, made
@@ -58,7 +58,7 @@ async def test_a_key_in_a_body_goes_into_the_vault_and_is_used(kit: Any, upstrea
     assert (await admin.delete(f"/secrets/{secret['id']}")).status == 204
 
 
-async def test_who_may_not_write_secrets_attaches_none(make_kit: Callable[..., Any], new: dict[str, Any]) -> None:
+async def test_attaching_a_secret_requires_permission(make_kit: Callable[..., Any], new: dict[str, Any]) -> None:
     """A provider's key is sent to its base_url: whoever could attach any secret could read it there."""
     host = new["base_url"].removeprefix("http://").removesuffix("/v1")
     kit = await make_kit(plugins=["cost", "agents", "llm", "secrets", "security"], config={"egress.allow": [host]})
@@ -77,7 +77,7 @@ async def test_who_may_not_write_secrets_attaches_none(make_kit: Callable[..., A
     assert again.status == 200, "a form as it was read"
 
 
-async def test_a_stored_key_moves_to_another_address_only_with_what_shows_it(
+async def test_moving_a_stored_key_requires_the_rights_to_reveal_it(
     make_kit: Callable[..., Any], new: dict[str, Any]
 ) -> None:
     host = new["base_url"].removeprefix("http://").removesuffix("/v1")
@@ -146,7 +146,7 @@ async def test_masks_and_two_keys_are_refused(kit: Any, new: dict[str, Any]) -> 
     assert (await admin.get("/secrets")).json()["total"] == 0
 
 
-async def test_a_key_that_the_provider_repeats_is_taken_out(kit: Any, upstream: Any, new: dict[str, Any]) -> None:
+async def test_a_key_repeated_by_the_provider_is_redacted(kit: Any, upstream: Any, new: dict[str, Any]) -> None:
     admin, alice = await kit.as_user("admin"), await kit.as_user("member")
     await admin.post("/llm/providers", {**new, "api_key": SECRET})
     redactor = kit.kernel.redactor

@@ -67,7 +67,7 @@ async def test_leases_of_others_and_leases_that_ended(world: World) -> None:
     assert (answer.status, answer.code, answer.json()["error"]["code"]) == (409, "lease_lost", "lease_lost")
 
 
-async def test_what_a_call_costs_is_the_tasks(world: World, upstream: Any) -> None:
+async def test_the_cost_of_a_call_counts_for_its_task(world: World, upstream: Any) -> None:
     usage = {
         "prompt_tokens": 100,
         "completion_tokens": 7,
@@ -145,7 +145,7 @@ async def test_the_kill_switch_stops_calls(world: World) -> None:
     assert (answer.status, answer.code) == (503, "kill_switch")
 
 
-async def test_the_kill_switch_stops_what_was_admitted_before(
+async def test_the_kill_switch_stops_calls_admitted_before(
     make_kit: Callable[..., Any], providers: dict[str, Any], upstream: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("corral_plugins.llm.service.dispatch.retry_delay", lambda tries, failure: 0.1)

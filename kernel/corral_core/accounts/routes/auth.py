@@ -25,7 +25,7 @@ from corral_core.accounts.service.sign_in import Pending, SignIn
 from corral_core.accounts.service.tickets import LIFE_SECONDS
 from corral_core.accounts.settings import EMAIL_VERIFICATION, REQUIRE_MFA
 
-routes = Routes("/auth", tag="Authentication")
+routes = Routes("/auth", tag="Authentication", no_store=True)
 
 SIGN_IN_RATE = Rate("sign_in", 10, 60, per="client")
 Code = Annotated[str, Meta(pattern="^[0-9]{6}$", min_length=6, max_length=6)]
@@ -99,7 +99,6 @@ class AuthConfig(msgspec.Struct, kw_only=True):
 @routes.post(
     "/login",
     needs=PUBLIC,
-    no_store=True,
     rate=SIGN_IN_RATE,
     raises=(
         "invalid_credentials",
@@ -123,7 +122,6 @@ async def login(
 @routes.post(
     "/refresh",
     needs=PUBLIC,
-    no_store=True,
     raises=("token_expired", "session_revoked", "token_reuse", "forbidden", "audit_unavailable", "vault_sealed"),
 )
 async def refresh(
@@ -142,7 +140,7 @@ async def refresh(
     return signed_in(tokens, user, request, config, cookie=cookie)
 
 
-@routes.get("/me", needs=SIGNED_IN, limited=True, no_store=True)
+@routes.get("/me", needs=SIGNED_IN, limited=True)
 def read_me(caller: Principal, accounts: AccountsService, sessions: Sessions) -> MeView:
     """The own account, its permissions and this session."""
     user = accounts.get(user_id(caller))
@@ -155,7 +153,6 @@ def read_me(caller: Principal, accounts: AccountsService, sessions: Sessions) ->
     "/me",
     needs=SIGNED_IN,
     own_session=True,
-    no_store=True,
     raises=(
         "reauth_required",
         "invalid_credentials",
@@ -178,7 +175,6 @@ async def update_me(
     needs=SIGNED_IN,
     own_session=True,
     limited=True,
-    no_store=True,
     raises=(
         "invalid_credentials",
         "account_locked",
@@ -205,7 +201,7 @@ async def change_password(
     return signed_in(tokens, user, request, config, cookie=cookie_token(request) is not None)
 
 
-@routes.post("/ws-ticket", needs=ANY_CALLER, no_store=True)
+@routes.post("/ws-ticket", needs=ANY_CALLER)
 def issue_ticket(caller: Principal, tickets: Tickets) -> WsTicket:
     """A single-use ticket that opens a socket within 30 seconds."""
     return WsTicket(ticket=tickets.issue(caller))

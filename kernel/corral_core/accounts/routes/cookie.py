@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from corral.config.model import Config
 from corral.errors import Forbidden
 from corral.http.answers import Request
-from corral.http.client import LOOPBACK, fold
+from corral.http.client_address import LOOPBACK, fold
 from corral_core.accounts.service.sessions import Tokens
 
 NAME, PATH = "corral_refresh", "/api/v1/auth"

@@ -16,7 +16,7 @@ from corral_core.accounts.routes.auth import SIGN_IN_RATE, MfaRequired, SignedIn
 from corral_core.accounts.service.recovery import Recovery
 from corral_core.accounts.service.registration import Registrations
 
-routes = Routes("/auth", tag="Authentication")
+routes = Routes("/auth", tag="Authentication", no_store=True)
 
 Token = Annotated[str, Meta(min_length=1, max_length=200)]
 BY_MAIL = Rate("mail", 5, 3600, per="client")
@@ -68,7 +68,6 @@ class NewPassword(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     needs=PUBLIC,
     status=201,
     rate=BY_MAIL,
-    no_store=True,
     raises=("registration_closed", "duplicate", "weak_password", "overloaded", "link_expired"),
 )
 async def register(
@@ -82,7 +81,7 @@ async def register(
     return Answer(body=made, headers={"Location": "/api/v1/auth/me"})
 
 
-@routes.post("/forgot-password", needs=PUBLIC, status=202, rate=BY_MAIL, no_store=True)
+@routes.post("/forgot-password", needs=PUBLIC, status=202, rate=BY_MAIL)
 async def forgot_password(body: AddressOnly, request: Request, recovery: Recovery) -> Asked:
     """Have a link mailed that resets the password. The answer is the same whatever the address."""
     await recovery.forgot(body.email, request.entry())
@@ -92,7 +91,6 @@ async def forgot_password(body: AddressOnly, request: Request, recovery: Recover
 @routes.post(
     "/reset-password",
     needs=PUBLIC,
-    no_store=True,
     rate=SIGN_IN_RATE,
     raises=("link_expired", "weak_password", "invalid_state", "overloaded"),
 )
@@ -107,13 +105,13 @@ async def reset_password(
     return entered(found, request, config, cookie=body.cookie)
 
 
-@routes.post("/verify-email", needs=PUBLIC, no_store=True, raises=("link_expired", "duplicate", "invalid_state"))
+@routes.post("/verify-email", needs=PUBLIC, raises=("link_expired", "duplicate", "invalid_state"))
 def verify_email(body: TokenOnly, registrations: Registrations) -> UserView:
     """Prove by a link that an address is one's own; a new address takes effect now."""
     return registrations.verify(body.token)
 
 
-@routes.post("/verify-email/resend", needs=PUBLIC, status=202, rate=BY_MAIL, no_store=True)
+@routes.post("/verify-email/resend", needs=PUBLIC, status=202, rate=BY_MAIL)
 async def resend_verification(body: AddressOnly, request: Request, registrations: Registrations) -> Asked:
     """Have the link mailed again. The answer is the same whatever the address."""
     await registrations.resend(body.email, request.entry())

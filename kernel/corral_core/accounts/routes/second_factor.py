@@ -19,7 +19,7 @@ from corral_core.accounts.routes.auth import SIGN_IN_RATE, Code, SignedIn, devic
 from corral_core.accounts.service.reauthentication import Reauthentication
 from corral_core.accounts.service.sign_in import Proof, SignIn
 
-routes = Routes("/auth", tag="Authentication")
+routes = Routes("/auth", tag="Authentication", no_store=True)
 
 WRONG = ("invalid_credentials", "account_locked", "audit_unavailable", "overloaded")
 WRONG_CODE = (*WRONG, "vault_sealed", "core.second_factor_damaged")
@@ -102,7 +102,6 @@ class SteppedUp(msgspec.Struct, kw_only=True):
     needs=SIGNED_IN,
     own_session=True,
     limited=True,
-    no_store=True,
     raises=("reauth_required", "invalid_state", "vault_sealed", *WRONG),
 )
 async def set_up_mfa(body: Setup, caller: Principal, request: Request, protection: Reauthentication) -> SeedView:
@@ -116,7 +115,6 @@ async def set_up_mfa(body: Setup, caller: Principal, request: Request, protectio
     needs=SIGNED_IN,
     own_session=True,
     limited=True,
-    no_store=True,
     raises=("invalid_state", *WRONG_CODE),
 )
 async def activate_mfa(body: FirstCode, caller: Principal, request: Request, protection: Reauthentication) -> Activated:
@@ -131,7 +129,6 @@ async def activate_mfa(body: FirstCode, caller: Principal, request: Request, pro
     needs=SIGNED_IN,
     own_session=True,
     limited=True,
-    no_store=True,
     raises=("forbidden", "invalid_state", *WRONG_CODE),
 )
 async def disable_mfa(body: Disabling, caller: Principal, request: Request, protection: Reauthentication) -> UserView:
@@ -139,7 +136,7 @@ async def disable_mfa(body: Disabling, caller: Principal, request: Request, prot
     return await protection.disable(caller, body.password, _proof(body), request.entry(caller))
 
 
-@routes.post("/mfa/challenge", needs=PUBLIC, no_store=True, rate=SIGN_IN_RATE, raises=("token_expired", *WRONG_CODE))
+@routes.post("/mfa/challenge", needs=PUBLIC, rate=SIGN_IN_RATE, raises=("token_expired", *WRONG_CODE))
 async def answer_challenge(
     body: ChallengeAnswer, request: Request, sign_in: SignIn, config: Config
 ) -> Answer[SignedIn]:
@@ -153,7 +150,6 @@ async def answer_challenge(
     needs=SIGNED_IN,
     own_session=True,
     limited=True,
-    no_store=True,
     raises=("invalid_state", *WRONG_CODE),
 )
 async def renew_recovery_codes(
@@ -168,7 +164,6 @@ async def renew_recovery_codes(
     "/reauth",
     needs=SIGNED_IN,
     own_session=True,
-    no_store=True,
     raises=("session_revoked", *WRONG_CODE),
 )
 async def step_up(body: Again, caller: Principal, request: Request, protection: Reauthentication) -> SteppedUp:

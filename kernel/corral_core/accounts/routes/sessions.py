@@ -13,7 +13,7 @@ from corral_core.accounts.routes.auth import user_id
 from corral_core.accounts.routes.cookie import forget_headers
 from corral_core.accounts.service.sessions import Sessions, SessionView
 
-routes = Routes("/auth", tag="Authentication")
+routes = Routes("/auth", tag="Authentication", no_store=True)
 AUDITED = ("audit_unavailable",)
 
 
@@ -29,26 +29,26 @@ class SessionList(msgspec.Struct, kw_only=True):
     items: list[SessionView]
 
 
-@routes.post("/logout", needs=SIGNED_IN, status=204, own_session=True, limited=True, no_store=True, raises=AUDITED)
+@routes.post("/logout", needs=SIGNED_IN, status=204, own_session=True, limited=True, raises=AUDITED)
 def logout(caller: Principal, request: Request, sessions: Sessions, config: Config) -> Answer[None]:
     """End this session: its access token, refresh token and sockets."""
     sessions.end(caller.session_id or "", user_id(caller), "logout")
     return Answer(body=None, headers=forget_headers(request, config))
 
 
-@routes.post("/logout-all", needs=SIGNED_IN, status=204, own_session=True, no_store=True, raises=AUDITED)
+@routes.post("/logout-all", needs=SIGNED_IN, status=204, own_session=True, raises=AUDITED)
 def logout_everywhere(body: LogoutAll, caller: Principal, sessions: Sessions) -> None:
     """End all sessions of the own account."""
     sessions.end_all(user_id(caller), "logout", keep=caller.session_id if body.keep_current else None)
 
 
-@routes.get("/sessions", needs=SIGNED_IN, no_store=True)
+@routes.get("/sessions", needs=SIGNED_IN)
 def list_sessions(caller: Principal, sessions: Sessions) -> SessionList:
     """The live sessions of the own account, newest first."""
     return SessionList(items=sessions.live(user_id(caller), caller.session_id))
 
 
-@routes.delete("/sessions/{id}", needs=SIGNED_IN, own_session=True, no_store=True, raises=AUDITED)
+@routes.delete("/sessions/{id}", needs=SIGNED_IN, own_session=True, raises=AUDITED)
 def end_session(id: str, caller: Principal, sessions: Sessions) -> None:
     """End a session of the own account."""
     if not sessions.end(id.lower(), user_id(caller), "revoked"):

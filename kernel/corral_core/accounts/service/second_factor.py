@@ -18,7 +18,7 @@ from corral import clock
 from corral.auth.credentials import Credentials
 from corral.crypto import Keyring, digest, new_secret, place
 from corral.database.unit import after_commit
-from corral.errors import CODES, Conflict, Forbidden
+from corral.errors import Conflict, Forbidden
 from corral.events.event import emit
 from corral.plugin import Audit, AuditEntry, Settings
 from corral_core.accounts.events import MfaDisabled, MfaEnabled
@@ -32,7 +32,6 @@ CHALLENGE_SECONDS, CHALLENGE_TRIES = 300, 5
 RECOVERY_CODES, RECOVERY_BYTES = 10, 15  # 120 bits each: 24 letters
 ISSUER = "Corral"
 DAMAGED = "core.second_factor_damaged"
-CODES.setdefault(DAMAGED, (409, "The stored second factor does not open"))
 
 
 class Seed(msgspec.Struct, frozen=True):

@@ -72,7 +72,7 @@ async def read_metrics(request: Request, config: Config, scrape: Scrape) -> Text
     return Text(text, media_type=MEDIA_TYPE)
 
 
-@settings_routes.get("/health", needs="settings.read", remembered=True)
+@settings_routes.get("/health", needs="settings.read", remembered=True, no_store=True)
 async def read_report(board: HealthBoard) -> HealthReport:
     """Every dependency and what is amiss with it, and what should be configured otherwise."""
     return await board.report()

@@ -10,8 +10,8 @@ import msgspec
 from corral.auth.principal import PUBLIC
 from corral.errors import CODES, NotFound
 from corral.http.answers import Text
+from corral.http.openapi import ApiDocument
 from corral.http.routes import Routes
-from corral.openapi import ApiDocument
 
 routes = Routes("", tag="Documentation")
 

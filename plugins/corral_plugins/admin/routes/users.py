@@ -32,10 +32,10 @@ from corral_plugins.admin.shapes import (
     UserChange,
 )
 
-routes = Routes("/admin", tag="Admin")
+routes = Routes("/admin", tag="Admin", no_store=True)
 
-READ: dict[str, Any] = {"needs": "admin.read", "no_store": True}
-WRITE: dict[str, Any] = {"needs": "admin.write", "own_session": True, "no_store": True}
+READ: dict[str, Any] = {"needs": "admin.read"}
+WRITE: dict[str, Any] = {"needs": "admin.write", "own_session": True}
 
 
 @routes.get("/users", **READ)

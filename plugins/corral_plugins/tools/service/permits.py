@@ -10,7 +10,7 @@ import msgspec
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.crypto import Keyring
+from corral.crypto import Sealer
 from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.errors import Conflict, Forbidden, NotFound
@@ -34,9 +34,9 @@ class Permits:
     tasks: Tasks | None
 
     def __init__(
-        self, work: Work, keyring: Keyring, redactor: Redactor, registry: Registry, metrics: ToolMetrics
+        self, work: Work, sealer: Sealer, redactor: Redactor, registry: Registry, metrics: ToolMetrics
     ) -> None:
-        self._work, self._keyring, self._redactor = work, keyring, redactor
+        self._work, self._sealer, self._redactor = work, sealer, redactor
         self._registry, self._metrics = registry, metrics
 
     @staticmethod
@@ -55,7 +55,7 @@ class Permits:
     def view(self, row: ToolCall) -> CallView:
         """Build the public shape of a call with its permit, for its worker only."""
         shown = repository.view(row)
-        shown.permit = base64.urlsafe_b64encode(self._keyring.mac(PURPOSE, _signed_data(row))).rstrip(b"=").decode()
+        shown.permit = base64.urlsafe_b64encode(self._sealer.mac(PURPOSE, _signed_data(row))).rstrip(b"=").decode()
         shown.permit_expires_at = row.permit_until or clock.now()
         return shown
 
@@ -118,7 +118,7 @@ class Permits:
             mac = base64.urlsafe_b64decode(permit + "=" * (-len(permit) % 4))
         except ValueError:
             return False
-        return self._keyring.verify(PURPOSE, _signed_data(row), mac)
+        return self._sealer.verify(PURPOSE, _signed_data(row), mac)
 
 
 def _signed_data(row: ToolCall) -> bytes:
