@@ -194,22 +194,23 @@ class Invalid(Problem):
         return cls(detail, code=problem, errors=(Fault(pointer, code, detail),))
 
 
-class TooMany(Problem):
-    """429: a limit was reached. `retry_after` is in seconds."""
+class _RetryLater(Problem):
+    """Base of problems with a `Retry-After` header; `retry_after` is in seconds."""
+
+    def __init__(self, detail: str = "", *, retry_after: int = 1, code: str | None = None, **members: Any) -> None:
+        super().__init__(detail, code=code, headers={"Retry-After": str(retry_after)}, **members)
+
+
+class TooMany(_RetryLater):
+    """429: a limit was reached."""
 
     default = "rate_limited"
 
-    def __init__(self, detail: str = "", *, retry_after: int = 1, code: str | None = None, **members: Any) -> None:
-        super().__init__(detail, code=code, headers={"Retry-After": str(retry_after)}, **members)
 
-
-class Unavailable(Problem):
-    """503: a dependency, a plugin or the process is unavailable. `retry_after` is in seconds."""
+class Unavailable(_RetryLater):
+    """503: a dependency, a plugin or the process is unavailable."""
 
     default = "dependency_unavailable"
-
-    def __init__(self, detail: str = "", *, retry_after: int = 1, code: str | None = None, **members: Any) -> None:
-        super().__init__(detail, code=code, headers={"Retry-After": str(retry_after)}, **members)
 
 
 class NoUnit(RuntimeError):

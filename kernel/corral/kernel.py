@@ -122,7 +122,7 @@ class Kernel:
         self.redactor = Redactor()
         self.redactor.set_values("configuration", {**config.credentials(), **keyring.credentials()})
         self.supervisor, self.lifecycle = Supervisor(), Lifecycle()
-        self.registry = PluginRegistry(plugins, self.redactor, self.metrics)
+        self.registry = PluginRegistry(plugins, config.plugins, self.redactor, self.metrics)
         self.threads = PluginThreads()
         self.quarantine = PluginQuarantine(self.registry, self.settings, self.threads)
         self.guards, self.watchdog = Guards(self.quarantine), Watchdog(self.quarantine)

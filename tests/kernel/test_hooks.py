@@ -377,7 +377,7 @@ class CountingBus:
         self.rings, self.started, self.stopped = 0, False, False
         self._wake: Callable[[], None] = lambda: None
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         self.rings += 1
         self._wake()
 

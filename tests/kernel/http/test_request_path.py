@@ -360,4 +360,4 @@ async def test_the_document_lists_what_is_served(probe: Kit) -> None:
     assert "script-src 'self'" in page.headers["content-security-policy"]
     for name in ("docs.js", "docs.css"):
         assert (await probe.client.get(f"/docs/{name}")).status == 200
-    assert (await probe.client.get("/problems/lease_lost", root=True)).status == 200
+    assert (await probe.client.get("/problems/link_expired", root=True)).status == 200
