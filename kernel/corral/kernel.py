@@ -166,7 +166,6 @@ class Kernel:
         """The services that every plugin may ask for."""
         config, folder, url = self.config, self.config.files_dir, self.config.storage.url or ""
         return {
-            Config: config,
             Keyring: self.keyring,
             Installation: Installation.of(config),
             Sealer: self.keyring,

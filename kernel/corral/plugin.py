@@ -171,20 +171,6 @@ A kernel on the installation's own database, beside a running server. Raises `Re
 """
 
 
-class DemoModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model for `corral demo`, which needs no network and no key. `name`: `provider/model`.
-
-    `file`: what is configured as `local_model`, `configuration`: the plugin's section, with which it loads the model
-    while the server boots. `problem`: one sentence why it cannot be used here; the rest means nothing then.
-    """
-
-    name: str
-    context_tokens: int = 0
-    file: Path | None = None
-    configuration: Mapping[str, Any] = {}
-    problem: str | None = None
-
-
 class Provide(msgspec.Struct, frozen=True):
     """`Provide(Tasks, TasksService)`: who asks for the type gets the one instance.
 

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from corral.auth.principal import PUBLIC, SIGNED_IN, Principal
-from corral.cli.commands import CommandLine, group
+from corral.cli.commands import group
 from corral.database.model import Model
 from corral.database.unit import current
 from corral.errors import Forbidden, Refused, Unauthorized
@@ -31,9 +31,7 @@ from corral.jobs.job import Job, Schedule, enqueue
 from corral.jobs.queue import JobQueue
 from corral.plugin import (
     Contributions,
-    DemoModel,
     HealthCheck,
-    Installation,
     Metric,
     Plugin,
     Provide,
@@ -44,7 +42,6 @@ from corral.plugins.discovery import Found
 from corral.storage.blobs import BlobStore, LocalBlobs
 from corral.testing.kit import Kit, make_kernel
 from corral_core.redis.service.bus import RedisBus
-from corral_plugins.tasks.demo import model
 
 
 def plugin(name: str, **hooks: Callable[..., Any]) -> type[Plugin]:
@@ -314,22 +311,6 @@ def test_corral_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("corral.plugins.discovery.discover", lambda config: [Found(name="waves", load=lambda: kind)])
     assert CliRunner().invoke(group, ["wave"]).output == "waving\n"
     assert "Wave." in CliRunner().invoke(group, ["--help"]).output
-
-
-def test_corral_demo_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CORRAL_LOCAL_MODEL", str(tmp_path / "given.gguf"))
-
-    def models(self: Plugin, installation: Installation) -> Iterable[DemoModel]:
-        broken = DemoModel(name="one/a", problem="it is broken")
-        return [broken, DemoModel(name="one/b", context_tokens=512, file=installation.local_model)]
-
-    kinds = {"none": plugin("none"), "one": plugin("one", corral_demo_models=models)}
-    found = [Found(name=name, load=lambda kind=kind: kind) for name, kind in kinds.items()]  # type: ignore[misc]  # bound
-    monkeypatch.setattr("corral.plugins.discovery.discover", lambda config: found)
-    choice = model.choose(CommandLine())
-    assert choice.model == DemoModel(name="one/b", context_tokens=512, file=tmp_path / "given.gguf")
-    assert (choice.name, choice.plugin, choice.problem) == ("one/b", "one", "")
 
 
 async def test_corral_hookspecs(tmp_path: Path) -> None:

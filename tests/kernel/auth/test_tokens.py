@@ -12,7 +12,7 @@ import peewee
 import pytest
 
 from corral import clock
-from corral.crypto import Keyring
+from corral.crypto import Sealer
 from corral.plugin import Installation
 from corral.redact.redactor import Redactor
 from corral.testing.kit import PASSWORD, Client, Kit
@@ -97,7 +97,7 @@ async def test_a_rotated_key_verifies_until_its_last_token_is_over(make_kit: Mak
     kit = await make_kit(plugins=[])
     old = await kit.as_user()
     tokens, database = kit.kernel.container.get(AccessTokens), kit.kernel.database
-    elsewhere = AccessTokens(kit.kernel.container.get(Keyring), Installation.of(kit.kernel.config))
+    elsewhere = AccessTokens(kit.kernel.container.get(Sealer), Installation.of(kit.kernel.config))
     await database.work(lambda: elsewhere.verify(str(old.token)))
     fresh_id = await database.work(tokens.rotate)
     tokens._kept = None

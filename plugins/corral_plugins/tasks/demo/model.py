@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import click
 import tomlkit
 
-from corral.plugin import DemoModel, Installation
+from corral.plugin import Installation
+from corral_plugins.llm.api import DemoModel
 
 WITHOUT_MODEL = "scripted/echo"
 NEW_TOKENS = 120
