@@ -1,4 +1,4 @@
-"""For the whole suite: less time for collecting garbage and for disks, and the order of the tests."""
+"""Settings for the whole suite: garbage collection, temporary folders, generated cases, and the order of the tests."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-MEMORY, ROOM = Path("/dev/shm"), 8 * 2**30
+MEMORY, MEMORY_NEEDED = Path("/dev/shm"), 8 * 2**30
 
-# Mostly waiting, for servers and for what happens in time: done beside those that compute, instead of after them.
+# These tests mostly wait for servers and timers, so they run beside the tests that compute, not after them.
 FIRST = ("tests/benchmarks/", "tests/promises/", "tests/end_to_end/")
 
 
 def pytest_configure() -> None:
-    """Garbage as `corral` does it. Folders of tests in memory, as the tests' PostgreSQL is, where there is room: that
-    what is written outlives a power cut is tested nowhere.
+    """Collect garbage as the server does, keep temporary folders in memory, and let generated cases take their time.
+
+    No test checks that data outlives a power cut, so memory is as good as a disk. How long an example takes depends on
+    the load of the machine and is no property of the code.
     """
+    settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("suite")
     gc.set_threshold(20_000, 20, 20)
     with suppress(OSError):
         found = os.statvfs(MEMORY)
-        if found.f_bavail * found.f_frsize >= ROOM and not found.f_flag & getattr(os, "ST_NOEXEC", 0):
+        if found.f_bavail * found.f_frsize >= MEMORY_NEEDED and not found.f_flag & getattr(os, "ST_NOEXEC", 0):
             os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
@@ -31,7 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     With `--dist worksteal` one process starts on the first third, and the others take over what is left at the end.
     """
-    if not config.getoption("--long"):
+    if not config.getoption("--long", default=False):
         twice = [
             item for item in items if item.get_closest_marker("one_engine") and item.get_closest_marker("postgres")
         ]

@@ -121,7 +121,8 @@ class Load:
     """Figures of one load; `cpu_us` is the CPU time of the server a request."""
 
     def __init__(self, result: Mapping[str, Any], cpu_seconds: float) -> None:
-        self.cpu_us = cpu_seconds / result["count"] * 1e6 or 1.0
+        # A short warm-up may end before its first answer on a busy machine.
+        self.cpu_us = cpu_seconds / max(1, result["count"]) * 1e6 or 1.0
         self.count: int = result["count"]
         self.seconds: float = result["seconds"]
         self.per_second: float = result["per_second"]
