@@ -97,7 +97,7 @@ class Listing:
             make=lambda version: rows.version_view(version, row.version),
         )
 
-    # -- parts
+    # -- internals
 
     def _until(self) -> str:
         return rows.expiring_until(self._settings.get(REMINDER_DAYS))

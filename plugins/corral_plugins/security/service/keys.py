@@ -159,7 +159,7 @@ class ApiKeys:
         query: Any = ApiKeyRow.select(status, peewee.fn.COUNT(ApiKeyRow.id)).group_by(peewee.SQL("1"))
         return {**{(each,): 0.0 for each in STATUSES}, **{(each,): float(count) for each, count in query.tuples()}}
 
-    # -- parts
+    # -- internals
 
     def _revoke(self, which: Any) -> int:
         over = {"revoked_at": clock.now(), "old_hash": None, "old_until": None}

@@ -53,7 +53,7 @@ class Policy:
         self._change("password", patch, if_match, by)
         return self.show_passwords()
 
-    # -- parts
+    # -- internals
 
     def _change(self, section: str, patch: Any, if_match: IfMatch, by: Principal) -> None:
         if self.store is None:
