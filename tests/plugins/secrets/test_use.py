@@ -22,7 +22,7 @@ SHOP = Attached(plugin="llm", kind="provider", id="acme")
 async def refused(safe: Safe, **asked: Any) -> str:
     """The code of the refusal of a use."""
     with pytest.raises(Problem) as caught:
-        await safe.work(lambda: safe.service.access(**asked), read=True)
+        await safe.work(lambda: safe.service.use(**asked), read=True)
     assert VALUE not in str(caught.value)
     return caught.value.code
 
@@ -33,7 +33,7 @@ async def test_a_value_goes_to_listed_consumers_and_hosts_only(safe: Any) -> Non
     )
 
     async def used(consumer: Any, host: str | None) -> str:
-        found: str = await safe.work(lambda: safe.service.access("API", consumer, host), read=True)
+        found: str = await safe.work(lambda: safe.service.use("API", consumer, host), read=True)
         return found
 
     for consumer, host in ((AGENT, "api.org"), ("tool:http.fetch", "a.b.X.org."), (("tool:other", AGENT), "api.org")):
@@ -64,7 +64,7 @@ async def test_an_attached_object_counts_as_listed_until_it_is_detached(safe: An
     asked = {"name": "key", "consumer": SHOP.consumer, "host": "acme.org", "attached": SHOP}
     assert await refused(safe, **asked) == "forbidden"
     await safe.work(lambda: safe.service.attach("key", SHOP, title="Acme", pointer="/x", by=None))
-    assert await safe.work(lambda: safe.service.access(**asked), read=True) == VALUE
+    assert await safe.work(lambda: safe.service.use(**asked), read=True) == VALUE
     other = Attached(plugin="llm", kind="provider", id="other")
     assert await refused(safe, **{**asked, "attached": other}) == "forbidden"
     await safe.work(lambda: safe.service.detach(SHOP))
@@ -92,7 +92,7 @@ async def test_a_rotated_value_is_valid_for_corrals_own_checks_while_its_grace_l
         return found
 
     assert await valid() == ["the second value", VALUE]
-    used = await safe.work(lambda: safe.service.access("hook", SHOP.consumer, None, attached=SHOP), read=True)
+    used = await safe.work(lambda: safe.service.use("hook", SHOP.consumer, None, attached=SHOP), read=True)
     assert used == "the second value"
     clock.travel(61)
     assert await valid() == ["the second value"]
