@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-# code -> (HTTP status, title). A code has one status; plugins add their own under `<plugin>.<code>` by subclassing.
+# code -> (HTTP status, title). A code has one status; plugins add theirs with `declare_codes`.
 CODES: dict[str, tuple[int, str]] = {
     "malformed_json": (400, "The body is not valid JSON"),
     "malformed_multipart": (400, "The multipart body is malformed"),
@@ -20,38 +20,19 @@ CODES: dict[str, tuple[int, str]] = {
     "unauthenticated": (401, "A credential is required"),
     "token_expired": (401, "The token has expired"),
     "session_revoked": (401, "The session has ended"),
-    "token_reuse": (401, "The token was used before"),
-    "invalid_credentials": (401, "The credentials are wrong"),
-    "budget_exceeded": (402, "The budget forbids this call"),
     "forbidden": (403, "Not allowed"),
     "insufficient_scope": (403, "The credential lacks the scope"),
     "ip_blocked": (403, "The address is blocked"),
     "reauth_required": (403, "Confirm your identity first"),
-    "mfa_required": (403, "A second factor is required"),
-    "password_change_required": (403, "The password must be changed first"),
-    "registration_closed": (403, "Registration is closed"),
-    "email_unverified": (403, "The address is not verified"),
-    "worker_not_approved": (403, "The worker is not approved"),
     "not_found": (404, "Not found"),
     "method_not_allowed": (405, "Method not allowed"),
     "not_acceptable": (406, "No acceptable representation"),
     "request_timeout": (408, "The request took too long to arrive"),
     "invalid_state": (409, "The state forbids it"),
-    "lease_lost": (409, "The lease is not the live one"),
     "idempotency_in_progress": (409, "The first request with this key is still running"),
     "duplicate": (409, "It exists already"),
     "in_use": (409, "It is in use"),
-    "last_admin": (409, "The last active admin must stay"),
-    "would_lock_out": (409, "You would lock yourself out"),
-    "already_decided": (409, "It was decided before"),
-    "task_terminal": (409, "The task has ended"),
-    "agent_busy": (409, "The agent has live leases"),
-    "budget_exhausted": (409, "The budget is used up"),
     "setting_locked": (409, "The value is pinned elsewhere"),
-    "batch_in_progress": (409, "Another run is in progress"),
-    "plugin_required": (409, "The plugin is required"),
-    "secret_expired": (410, "The secret has expired"),
-    "link_expired": (410, "The link has expired"),
     "cursor_expired": (410, "The place in the log is no longer kept"),
     "precondition_failed": (412, "The version is stale"),
     "payload_too_large": (413, "The body is too large"),
@@ -65,24 +46,17 @@ CODES: dict[str, tuple[int, str]] = {
     "idempotency_key_reused": (422, "The key was used with another body"),
     "url_blocked": (422, "The address is refused"),
     "masked_value_submitted": (422, "The mask is no value"),
-    "weak_password": (422, "The password breaks the policy"),
-    "cycle": (422, "A cycle"),
-    "use_action": (422, "Use the action instead"),
-    "unsupported_format": (422, "The format is not offered"),
     "invalid_cursor": (422, "The cursor is not valid here"),
     "schema_mismatch": (422, "The value does not match the schema"),
     "precondition_required": (428, "If-Match is required"),
     "rate_limited": (429, "Too many requests"),
-    "account_locked": (429, "The account is locked for a while"),
     "quota_exceeded": (429, "The quota is used up"),
     "concurrency_limit": (429, "Too many requests in flight"),
     "headers_too_large": (431, "The headers are too large"),
     "internal": (500, "Internal error"),
-    "provider_error": (502, "The provider failed"),
     "upstream_error": (502, "The remote side failed"),
     "upstream_timeout": (504, "The remote side was too slow"),
     "dependency_unavailable": (503, "A dependency is unavailable"),
-    "circuit_open": (503, "The circuit breaker is open"),
     "vault_sealed": (503, "The vault is sealed"),
     "plugin_disabled": (503, "The plugin is disabled"),
     "plugin_failed": (503, "The plugin has failed"),
@@ -90,8 +64,21 @@ CODES: dict[str, tuple[int, str]] = {
     "audit_unavailable": (503, "The audit log cannot be written"),
     "overloaded": (503, "Too busy"),
     "shutting_down": (503, "Shutting down"),
-    "kill_switch": (503, "The kill switch is engaged"),
 }
+LIMITING_CODES: set[str] = set()
+"""Codes that may stand in `Principal.limited`: all routes but those marked `limited` may answer them."""
+
+
+def declare_codes(codes: Mapping[str, tuple[int, str]], *, limiting: bool = False) -> None:
+    """Add the problem codes of a plugin, `{code: (HTTP status, title)}`; its `api` module does so when it is imported.
+
+    Raises `ValueError` for a code that exists with another status or title.
+    """
+    for code, meaning in codes.items():
+        if CODES.setdefault(code, meaning) != meaning:
+            raise ValueError(f"the problem code {code} is already declared as {CODES[code]}; choose another name")
+    if limiting:
+        LIMITING_CODES.update(codes)
 
 
 class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -181,7 +168,7 @@ class Conflict(Problem):
 class Gone(Problem):
     """410: a link, cursor or similar has expired."""
 
-    default = "link_expired"
+    default = "cursor_expired"
 
 
 class PreconditionFailed(Problem):
@@ -207,22 +194,23 @@ class Invalid(Problem):
         return cls(detail, code=problem, errors=(Fault(pointer, code, detail),))
 
 
-class TooMany(Problem):
-    """429: a limit was reached. `retry_after` is in seconds."""
+class _RetryLater(Problem):
+    """Base of problems with a `Retry-After` header; `retry_after` is in seconds."""
+
+    def __init__(self, detail: str = "", *, retry_after: int = 1, code: str | None = None, **members: Any) -> None:
+        super().__init__(detail, code=code, headers={"Retry-After": str(retry_after)}, **members)
+
+
+class TooMany(_RetryLater):
+    """429: a limit was reached."""
 
     default = "rate_limited"
 
-    def __init__(self, detail: str = "", *, retry_after: int = 1, code: str | None = None, **members: Any) -> None:
-        super().__init__(detail, code=code, headers={"Retry-After": str(retry_after)}, **members)
 
-
-class Unavailable(Problem):
-    """503: a dependency, a plugin or the process is unavailable. `retry_after` is in seconds."""
+class Unavailable(_RetryLater):
+    """503: a dependency, a plugin or the process is unavailable."""
 
     default = "dependency_unavailable"
-
-    def __init__(self, detail: str = "", *, retry_after: int = 1, code: str | None = None, **members: Any) -> None:
-        super().__init__(detail, code=code, headers={"Retry-After": str(retry_after)}, **members)
 
 
 class NoUnit(RuntimeError):

@@ -17,11 +17,10 @@ from corral.database.model import Model
 from corral.events.bus import Bus
 from corral.events.consumers import Subscriber
 from corral.events.event import Event
-from corral.http.routes import Routes
-from corral.http.sockets import Socket
+from corral.http.routes import Routes, Socket
 from corral.jobs.job import Job, Schedule
 from corral.jobs.queue import JobQueue
-from corral.plugin import DemoModel, Gate, HealthCheck, Installation, Meter, Metric, Provide, Setting
+from corral.plugin import Gate, HealthCheck, Meter, Metric, Provide, Setting
 from corral.storage.blobs import BlobStore
 
 hookspec = pluggy.HookspecMarker("corral")
@@ -102,11 +101,6 @@ def corral_metrics() -> Iterable[Metric]:  # type: ignore[empty-body]
 @hookspec
 def corral_commands() -> Iterable[click.Command]:  # type: ignore[empty-body]
     """Commands of `corral`; called without a kernel."""
-
-
-@hookspec
-def corral_demo_models(installation: Installation) -> Iterable[DemoModel]:  # type: ignore[empty-body]
-    """Models that `corral demo` may use, the best one first; called without a kernel."""
 
 
 @hookspec

@@ -28,11 +28,11 @@ from corral.events.bus import Bus, MemoryBus
 from corral.events.consumers import Consumer, Subscriber
 from corral.events.feed import Feed
 from corral.events.registry import EventTypes
+from corral.http.openapi import ApiDocument
 from corral.jobs import job as job_rows
 from corral.jobs.queue import JobQueue
 from corral.jobs.runner import InProcessRunner
 from corral.metrics.requests import RequestMetrics
-from corral.openapi import ApiDocument
 from corral.plugin import Contributions, Installation, Settings
 from corral.plugins import metrics
 from corral.plugins.container import Container, Scope
@@ -122,7 +122,7 @@ class Kernel:
         self.redactor = Redactor()
         self.redactor.set_values("configuration", {**config.credentials(), **keyring.credentials()})
         self.supervisor, self.lifecycle = Supervisor(), Lifecycle()
-        self.registry = PluginRegistry(plugins, self.redactor, self.metrics)
+        self.registry = PluginRegistry(plugins, config.plugins, self.redactor, self.metrics)
         self.threads = PluginThreads()
         self.quarantine = PluginQuarantine(self.registry, self.settings, self.threads)
         self.guards, self.watchdog = Guards(self.quarantine), Watchdog(self.quarantine)
@@ -166,7 +166,6 @@ class Kernel:
         """The services that every plugin may ask for."""
         config, folder, url = self.config, self.config.files_dir, self.config.storage.url or ""
         return {
-            Config: config,
             Keyring: self.keyring,
             Installation: Installation.of(config),
             Sealer: self.keyring,

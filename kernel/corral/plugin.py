@@ -16,7 +16,7 @@ import pluggy
 
 from corral.auth.principal import Permission, Principal
 from corral.config.model import Config
-from corral.http.client import is_loopback
+from corral.http.client_address import is_loopback
 from corral.http.routes import Rate, Route
 
 T = TypeVar("T")
@@ -97,20 +97,29 @@ class Runtime(Protocol):
 
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
-    """What of the operator's configuration plugins may need; a service of the kernel.
+    """The part of the operator's configuration that plugins may read; a service of the kernel.
 
-    `secrets`: the values of `CORRAL_SECRET_<NAME>`, by name. `processes` serve on this machine. `is_public`: others
-    than this machine reach it; then `metrics_open` says whether they get metrics without a token.
+    `secrets`: the values of `CORRAL_SECRET_<NAME>`, by name. `processes`: the number of server processes. `is_public`:
+    the server listens on more than the loopback interface. `bootstrap_admin`: an email address and a password.
     """
 
     data_dir: Path
     local_model: Path | None = None
+    plugin_dir: Path | None = None
     secrets: Mapping[str, str] = {}
     processes: int = 1
+    bind: str = ""
+    public_url: str | None = None
+    has_tls: bool = False
+    redis_url: str | None = None
+    jwt_secret: str | None = None
+    metrics_token: str | None = None
+    bootstrap_admin: tuple[str, str] | None = None
+    safe_mode: bool = False
+    is_synchronous_normal: bool = False
     rate_limits: bool = True
     ip_rules_disabled: bool = False
     is_public: bool = False
-    metrics_open: bool = False
     key_in_data_dir: bool = False
 
     def __repr__(self) -> str:  # it holds secrets, and a repr ends up in logs
@@ -119,16 +128,17 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, config: Config) -> Self:
         """The part of the configuration."""
-        is_public = not is_loopback(config.server.bind.rpartition(":")[0])
+        email, password = config.bootstrap_admin_email, config.bootstrap_admin_password
+        same = ("data_dir", "local_model", "secrets", "metrics_token", "safe_mode", "rate_limits", "ip_rules_disabled")
         return cls(
-            data_dir=config.data_dir,
-            local_model=config.local_model,
-            secrets=config.secrets,
-            processes=config.server.processes,
-            rate_limits=config.rate_limits,
-            ip_rules_disabled=config.ip_rules_disabled,
-            is_public=is_public,
-            metrics_open=is_public and config.metrics_token is None,
+            **{name: getattr(config, name) for name in same},
+            **{name: getattr(config.server, name) for name in ("bind", "processes", "public_url")},
+            has_tls=config.server.certfile is not None,
+            redis_url=config.redis.url,
+            jwt_secret=config.keys.jwt_secret,
+            bootstrap_admin=(email, password) if email and password else None,
+            is_synchronous_normal=config.database.synchronous == "normal" and config.database.is_file,
+            is_public=not is_loopback(config.server.bind.rpartition(":")[0]),
             key_in_data_dir=config.keys.master_key is None,
         )
 
@@ -155,24 +165,10 @@ class CommandSession(Protocol):
 
 
 OpenSession = Callable[[Path | None, str], AbstractContextManager[CommandSession]]
-"""The object of the click context (`@click.pass_obj`) of every command: `with open(config_path, label) as session`.
+"""The object of the click context of every command (`@click.pass_obj`): `with open(config_path, label) as session`.
 
 A kernel on the installation's own database, beside a running server. Raises `Refused`, which the caller lets through.
 """
-
-
-class DemoModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model for `corral demo`, which needs no network and no key. `name`: `provider/model`.
-
-    `file`: what is configured as `local_model`, `configuration`: the plugin's section, with which it loads the model
-    while the server boots. `problem`: one sentence why it cannot be used here; the rest means nothing then.
-    """
-
-    name: str
-    context_tokens: int = 0
-    file: Path | None = None
-    configuration: Mapping[str, Any] = {}
-    problem: str | None = None
 
 
 class Provide(msgspec.Struct, frozen=True):
@@ -249,17 +245,6 @@ class Audit(Protocol):
 
     def record(self, entry: AuditEntry) -> None:
         """Add a row to the current unit; raises `Unavailable(audit_unavailable)` when it cannot be written."""
-        ...
-
-
-class LeaseCallers(Protocol):
-    """Whom a worker acts for that names a lease in `Corral-Lease`; provided by the plugin that keeps leases."""
-
-    def caller(self, worker: Principal, lease_id: str) -> Principal:
-        """The agent of a live lease that this worker holds, with its rights. Joins a read unit.
-
-        Raises `Conflict(lease_lost)`, and `Forbidden` for the lease of another worker.
-        """
         ...
 
 

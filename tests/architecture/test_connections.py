@@ -76,8 +76,8 @@ LIBRARIES = (
 ALLOWED = {
     "kernel/corral/egress/": "the guard itself",
     "kernel/corral/testing/": "the testing kit speaks to servers that it started",
-    "kernel/corral/http/remote.py": "commands speak to the server that they are told",
-    "kernel/corral/cli/demo_server.py": "looks for a free port of this machine",
+    "kernel/corral/http/api_client.py": "commands speak to the server that they are told",
+    "plugins/corral_plugins/tasks/demo/server.py": "looks for a free port of this machine",
     "kernel/corral/cli/doctor.py": "`corral doctor` looks whether the operator's Redis answers",
     "kernel/corral/cli/uvicorn_server.py": "the listening socket",
     "kernel/corral/cli/serve.py": "the listening socket",

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_settings_and_events_are_as_declared() -> None:
     """After a change of either: `python -m corral.testing.reference --write`."""
-    assert written.outdated(reference.files(ROOT / reference.FOLDER)) == []
+    pages = reference.files(ROOT / reference.FOLDER)
+    assert written.outdated({path: text for path, text in pages.items() if path.stem in ("settings", "events")}) == []
 
 
 def test_a_setting_is_told_with_type_bounds_and_default() -> None:

@@ -9,7 +9,20 @@ from pathlib import Path
 
 KERNEL = Path(__file__).parents[2] / "kernel" / "corral"
 BESIDE_THE_MECHANISM = frozenset({"cli", "testing", "scaffold"})
-MECHANISM_LINES = 8_620  # only ever lowered (docs/adr/0002-size-of-the-kernel.md)
+LEAVES = (
+    "errors.py",
+    "ids.py",
+    "clock.py",
+    "config",
+    "schema",
+    "crypto.py",
+    "egress",
+    "redact",
+    "storage",
+    "supervisor.py",
+)
+LEAF_LINES = 2_400  # the modules that know no plugin
+MECHANISM_LINES = 8_520  # only ever lowered (docs/adr/0002-size-of-the-kernel.md)
 NO_CODE = frozenset(
     {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 )
@@ -37,3 +50,8 @@ def test_the_mechanism_of_the_kernel_is_small() -> None:
         and path.parent.name != "migrations"  # frozen copies of the models
     ]
     assert sum(lines_of_code(path.read_text(encoding="utf-8")) for path in files) <= MECHANISM_LINES
+
+
+def test_the_leaves_of_the_kernel_are_small() -> None:
+    files = [path for path in KERNEL.rglob("*.py") if path.relative_to(KERNEL).parts[0] in LEAVES]
+    assert sum(lines_of_code(path.read_text(encoding="utf-8")) for path in files) <= LEAF_LINES

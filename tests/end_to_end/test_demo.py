@@ -17,15 +17,16 @@ from typing import Any
 import psutil
 import pytest
 
-from corral.cli.demo_model import estimate
 from corral.testing.installed import PluginFolder
+from corral_plugins.tasks.demo.model import estimate
 
 STEPS = ("server", "admin", "model", "worker", "agent", "task", "claim", "result")
 
 MODEL_PLUGIN = '''
 from pathlib import Path
 
-from corral.plugin import DemoModel, Plugin, hookimpl
+from corral.plugin import Plugin, hookimpl
+from corral_plugins.llm.api import DemoModel
 
 
 class SmallPlugin(Plugin):
@@ -33,7 +34,7 @@ class SmallPlugin(Plugin):
 
     name = "small"
 
-    @hookimpl
+    @hookimpl(optionalhook=True)
     def corral_demo_models(self, installation):
         return [DemoModel(name="small/one", context_tokens=600)]
 '''

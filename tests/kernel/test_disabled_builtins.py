@@ -160,7 +160,7 @@ async def test_another_plugin_may_serve_the_paths_of_a_disabled_builtin(
 PROBE = """
 import sys
 from corral.config.model import Config, Plugins
-from corral.asgi.closed import built_in_paths
+from corral.asgi.unavailable import built_in_paths
 from corral.plugins.discovery import discover
 from corral.plugins.loading import load
 found = [item for item in discover(Config()) if item.name == "tasks"]

@@ -18,7 +18,6 @@ import pytest
 from click.testing import CliRunner
 
 from corral.auth.principal import PUBLIC, SIGNED_IN, Principal
-from corral.cli import demo_model
 from corral.cli.commands import group
 from corral.database.model import Model
 from corral.database.unit import current
@@ -27,15 +26,12 @@ from corral.events.bus import Bus
 from corral.events.consumers import Subscriber
 from corral.events.event import Event, emit
 from corral.events.log import Record
-from corral.http.routes import Routes
-from corral.http.sockets import Socket, SocketConnection
+from corral.http.routes import Routes, Socket, SocketConnection
 from corral.jobs.job import Job, Schedule, enqueue
 from corral.jobs.queue import JobQueue
 from corral.plugin import (
     Contributions,
-    DemoModel,
     HealthCheck,
-    Installation,
     Metric,
     Plugin,
     Provide,
@@ -317,22 +313,6 @@ def test_corral_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "Wave." in CliRunner().invoke(group, ["--help"]).output
 
 
-def test_corral_demo_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CORRAL_LOCAL_MODEL", str(tmp_path / "given.gguf"))
-
-    def models(self: Plugin, installation: Installation) -> Iterable[DemoModel]:
-        broken = DemoModel(name="one/a", problem="it is broken")
-        return [broken, DemoModel(name="one/b", context_tokens=512, file=installation.local_model)]
-
-    kinds = {"none": plugin("none"), "one": plugin("one", corral_demo_models=models)}
-    found = [Found(name=name, load=lambda kind=kind: kind) for name, kind in kinds.items()]  # type: ignore[misc]  # bound
-    monkeypatch.setattr("corral.plugins.discovery.discover", lambda config: found)
-    choice = demo_model.choose()
-    assert choice.model == DemoModel(name="one/b", context_tokens=512, file=tmp_path / "given.gguf")
-    assert (choice.name, choice.plugin, choice.problem) == ("one/b", "one", "")
-
-
 async def test_corral_hookspecs(tmp_path: Path) -> None:
     offered = ModuleType("offered")
 
@@ -378,7 +358,7 @@ class CountingBus:
         self.rings, self.started, self.stopped = 0, False, False
         self._wake: Callable[[], None] = lambda: None
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         self.rings += 1
         self._wake()
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from corral.jobs.job import Job, enqueue
-from corral.jobs.runner import Room
+from corral.jobs.runner import ConcurrencySlots
 from corral.plugin import Plugin, hookimpl
 
 
 async def test_places_come_and_go() -> None:
-    room = Room(1)
+    room = ConcurrencySlots(1)
     await room.acquire()
     assert room.is_full
     waiting = asyncio.ensure_future(room.acquire())

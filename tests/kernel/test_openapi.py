@@ -1,4 +1,4 @@
-"""`corral.openapi`: the document of made-up routes, and the problems each may answer."""
+"""`corral.http.openapi`: the document of made-up routes, and the problems each may answer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from corral import errors
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.http.answers import Answer, IfMatch, Stream, Text, Wait
+from corral.http.openapi import document, problems
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Route, Routes
 from corral.http.signature import read
-from corral.openapi import document, problems
 from corral.schema.fields import Id, Name
 
 
@@ -327,9 +327,10 @@ def test_problems_are_narrowed_by_status() -> None:
     assert "412" not in operation("GET /api/v1/tools/{id}")["responses"]
 
 
-def test_what_a_permission_adds() -> None:
-    everything = {"forbidden", "insufficient_scope", "ip_blocked", "mfa_required", "password_change_required"}
-    everything |= {"worker_not_approved"}
+def test_what_a_permission_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(errors.CODES, "lab.limited", (403, "Limited"))
+    monkeypatch.setattr("corral.http.openapi.LIMITING_CODES", {"lab.limited"})
+    everything = {"forbidden", "insufficient_scope", "ip_blocked", "lab.limited"}
     assert set(codes("GET /api/v1/tools", 403)) == everything
     assert codes("POST /api/v1/tools/{tool_id}/runs/{key}", 403) == ["forbidden", "ip_blocked"]  # who only registers
 
@@ -348,6 +349,12 @@ def test_a_plugins_own_code_counts_once_it_is_known(monkeypatch: pytest.MonkeyPa
     assert "tools.denied" not in codes("POST /api/v1/tools", 409)
     monkeypatch.setitem(errors.CODES, "tools.denied", (409, "Denied"))
     assert "tools.denied" in codes("POST /api/v1/tools", 409)
+
+
+def test_a_code_has_one_meaning() -> None:
+    errors.declare_codes({"duplicate": errors.CODES["duplicate"]})  # the same again is no conflict
+    with pytest.raises(ValueError, match="duplicate is already declared"):
+        errors.declare_codes({"duplicate": (422, "Twice")})
 
 
 def test_shapes_of_one_name_are_kept_apart() -> None:

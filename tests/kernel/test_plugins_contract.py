@@ -129,11 +129,11 @@ BROKEN = {
     ),
     "name in a path": (
         (PLUGIN + FAULTY).replace('@routes.get("/"', '@routes.get("/{someId}"'),
-        "a name in a path is {…}",
+        "GET /faulty/{someId}: names in a path have the form {lower_case}",
     ),
     "path of a built-in": (
         (PLUGIN + FAULTY).replace('"/faulty"', '"/health"'),
-        "GET /health is declared by health already",
+        "GET /health is already declared by health",
     ),
     "start": (body("async def start(self, runtime):\n    raise RuntimeError('will not')"), "RuntimeError: will not"),
     "start exits": (body("async def start(self, runtime):\n    raise SystemExit(1)"), "SystemExit: 1"),
@@ -255,7 +255,7 @@ async def test_two_third_parties_with_one_path_fail_both(folder: PluginFolder, t
         reasons = {name: kit.loaded(name).reason for name in ("faulty", "rival")}
         assert reasons == {
             "faulty": "GET /faulty is declared by rival too",
-            "rival": "Clash: GET /faulty is declared by faulty already",
+            "rival": "RouteConflict: GET /faulty is already declared by faulty",
         }
         assert (await kit.client.get("/faulty")).code == "plugin_failed"
         await check_others(kit)

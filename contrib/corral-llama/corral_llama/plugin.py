@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from corral.plugin import DemoModel, Installation, Plugin, Runtime, Setting, Settings, hookimpl
+from corral.plugin import Installation, Plugin, Runtime, Setting, Settings, hookimpl
 from corral_llama import settings
 from corral_llama.files import NoModel, find
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from corral_llama.process import Children
     from corral_llama.provider import LocalProvider
-    from corral_plugins.llm.api import LLMProvider
+    from corral_plugins.llm.api import DemoModel, LLMProvider
 
 IDLE_CHECK_SECONDS = 30.0
 
@@ -90,8 +90,10 @@ class LlamaPlugin(Plugin):
 
         return [command]
 
-    @hookimpl
+    @hookimpl(optionalhook=True)
     def corral_demo_models(self, installation: Installation) -> Iterable[DemoModel]:
+        from corral_plugins.llm.api import DemoModel
+
         try:
             model = find(installation)
         except NoModel as error:

@@ -1,4 +1,4 @@
-"""A route, bound to its services: everything that can be decided at boot is decided here."""
+"""A route bound to its services: whatever can be decided at boot is decided here."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import contextlib
 import contextvars
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
 
-from corral.asgi.call import Call
+from corral.asgi.request import IncomingRequest
 from corral.auth.permissions import Permissions
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.errors import Fault, Forbidden, Invalid, Malformed, Problem
 from corral.http import signature
-from corral.http.answers import IfMatch
 from corral.http.routes import Route
 from corral.plugins.container import Container, Scope
 from corral.redact.redactor import Redactor, made_by
@@ -28,17 +27,17 @@ from corral.schema.strict_json import parse_json
 
 PEOPLE = ("user", "api_key")
 MAX_PARAMETERS = 100
-LARGE_BODIES = ThreadPoolExecutor(1, "corral-bodies")  # one at a time: parsed, a body is many times its size
-INLINE_BODY = 64 * 1024  # larger ones are parsed, and searched for credentials, in a thread
+LARGE_BODIES = ThreadPoolExecutor(1, "corral-bodies")  # one at a time: a parsed body takes many times its size
+INLINE_BODY = 64 * 1024  # larger bodies are parsed, and searched for credentials, in a thread
 INLINE_AFTER, INLINE_BELOW, INLINE_ABOVE, INLINE_PENALTY = 20, 0.005, 0.050, 1000
 
 
 class Endpoint:
-    """What the table leads to. `door` is the problem that answers instead while the plugin is out of service."""
+    """What the router leads to. While the plugin is out of service, `unavailable()` is the problem to answer with."""
 
-    def __init__(self, route: Route, container: Container, room: Scope) -> None:
+    def __init__(self, route: Route, container: Container, scope: Scope) -> None:
         self.route = route
-        self.handler = route.handler  # with a guard around it, where the plugin is a third party's
+        self.handler = route.handler  # wrapped in a guard if the plugin is a third party's
         self.signature = signature.read(route)
         self.label = route.label
         self.is_async = route.is_async
@@ -47,9 +46,9 @@ class Endpoint:
         self.privileged = container.get(Permissions).are_privileged(route.needs)
         self.client_rate = route.rate is not None and route.rate.per == "client"
         self._needs = frozenset(route.needs)
-        self._suffices = not (route.own_session or route.step_up or SIGNED_IN in route.needs)  # one of `needs`, by name
-        self.door: Callable[[], Problem] | None = None
-        self.container, self.room = container, room
+        self._needs_permission_only = not (route.own_session or route.step_up or SIGNED_IN in route.needs)
+        self.unavailable: Callable[[], Problem] | None = None
+        self.container, self.scope = container, scope
         self.redactor = container.get(Redactor)
         self.services: dict[str, Any] = {}
         self.rebind()
@@ -60,48 +59,51 @@ class Endpoint:
         self.inline = False
 
     def rebind(self) -> None:
-        """Fill in the services as they are now."""
-        self.services = self.container.services(self.signature.services, self.room, self.label)
+        """Look up the services again: those of other plugins come and go."""
+        self.services = self.container.services(self.signature.services, self.scope, self.label)
 
-    def permit(self, caller: Principal) -> None:
-        """Raise `Forbidden` unless one of `needs` is held, in the way that the route asks for."""
-        if self._suffices and caller.limited is None and not self._needs.isdisjoint(caller.permissions):
+    def authorize(self, principal: Principal) -> None:
+        """Raise `Forbidden` unless the principal holds one of `needs`, in the way that the route demands."""
+        by_permission = self._needs_permission_only and principal.limited is None
+        if by_permission and not self._needs.isdisjoint(principal.permissions):
             return
         route = self.route
-        if caller.limited is not None and not self._serves_limited(caller):
-            raise Forbidden(code=caller.limited)
-        if not any(_holds(caller, need) for need in route.needs):
+        if principal.limited is not None and not self._serves_limited(principal):
+            raise Forbidden(code=principal.limited)
+        if not any(_holds(principal, need) for need in route.needs):
             needed = " or ".join(route.needs)
-            if any(need in caller.beyond for need in route.needs):
-                raise Forbidden(f"The key's scopes leave out {needed}.", code="insufficient_scope")
-            raise Forbidden(f"This needs the permission {needed}.")
-        if caller.beyond and not self.is_read and SIGNED_IN in route.needs:  # self-service is no permission of its own
-            raise Forbidden("For this the key needs all rights of its owner: the scope *.", code="insufficient_scope")
-        if route.own_session and caller.session_id is None:
-            code = "insufficient_scope" if caller.kind == "api_key" else "forbidden"
-            raise Forbidden("Sign in for this; a key or token does not suffice.", code=code)
-        if route.step_up and not caller.has_stepped_up:
-            if caller.kind != "api_key":
-                raise Forbidden("Give the password or a code to POST /auth/reauth first.", code="reauth_required")
-            if caller.named.isdisjoint(route.needs):
-                raise Forbidden(f"The key must name the scope {' or '.join(route.needs)}.", code="insufficient_scope")
+            if any(need in principal.beyond for need in route.needs):
+                raise Forbidden(f"The scopes of this API key do not include {needed}.", code="insufficient_scope")
+            raise Forbidden(f"This operation needs the permission {needed}.")
+        if principal.beyond and not self.is_read and SIGNED_IN in route.needs:  # no scope stands for self-service
+            raise Forbidden("This operation needs an API key with the scope *.", code="insufficient_scope")
+        if route.own_session and principal.session_id is None:
+            code = "insufficient_scope" if principal.kind == "api_key" else "forbidden"
+            raise Forbidden("Sign in for this operation; API keys and tokens are not accepted.", code=code)
+        if route.step_up and not principal.has_stepped_up:
+            if principal.kind != "api_key":
+                detail = "Send your password or a one-time code to POST /auth/reauth first."
+                raise Forbidden(detail, code="reauth_required")
+            if principal.named.isdisjoint(route.needs):
+                detail = f"The API key must name the scope {' or '.join(route.needs)}."
+                raise Forbidden(detail, code="insufficient_scope")
 
-    def _serves_limited(self, caller: Principal) -> bool:
-        """People who must first do something are served at their own account, machines without approval elsewhere."""
-        return self.route.limited and (SIGNED_IN in self.route.needs) is (caller.kind in PEOPLE)
-
-    def refuses(self, caller: Principal) -> bool:
-        """Whether `permit` would raise. Who acts under a lease is known later, with other rights."""
-        if self.route.on_lease:
-            return False
+    def allows(self, principal: Principal) -> bool:
+        """Whether `authorize` would succeed. A delegating caller is judged later, as the principal it acts as."""
         try:
-            self.permit(caller)
+            self.authorize(principal)
         except Forbidden:
-            return True
-        return False
+            return self.route.delegable
+        return True
+
+    def _serves_limited(self, principal: Principal) -> bool:
+        """People who must change a password or set up MFA reach their own account only; workers without approval
+        reach everything else that is marked `limited`.
+        """
+        return self.route.limited and (SIGNED_IN in self.route.needs) is (principal.kind in PEOPLE)
 
     def parse_query(self, raw: bytes) -> Any:
-        """The query as its shape; every problem has a pointer `/query/<name>`."""
+        """The query string as its shape. Faults point to `/query/<name>`."""
         if not raw and (self._default_query is not None or self.signature.query is None):
             return self._default_query
         try:
@@ -115,34 +117,40 @@ class Endpoint:
             if name in self._lists:
                 values.setdefault(name, []).append(value)
             elif name in values:
-                raise Invalid.at(f"/query/{name}", "not_allowed", "Give this parameter once.")
+                raise Invalid.at(f"/query/{name}", "not_allowed", "Send this parameter once.")
             else:
                 values[name] = value
         if self.signature.query is None:
             if values:
-                faults = [Fault(f"/query/{name}", "unknown_field", "No such parameter here.") for name in values]
-                raise Invalid(f"{len(faults)} parameters are not known here", errors=faults)
+                faults = [Fault(f"/query/{name}", "unknown_field", "Unknown parameter.") for name in values]
+                raise Invalid(f"{len(faults)} query parameters are unknown.", errors=faults)
             return None
         return convert(self.signature.query, values, strings=True, pointer_prefix="/query")
 
-    async def shape(self, call: Call, names: Mapping[str, str], body: bytes, caller: Principal | None) -> Any:
-        """The body as its shape; a missing one equals `{}`. Of what people write only stored values are taken out."""
-        machine = caller is None or caller.kind not in PEOPLE
-        given = (call.header(b"content-type"), call.header(b"content-encoding"), body, machine)
-        with made_by(*self._object(names, caller)) if self.route.redacted and machine else contextlib.nullcontext():
+    async def parse_body(self, request: IncomingRequest, body: bytes) -> Any:
+        """The body as its shape; a missing body equals `{}`.
+
+        Where the route is `redacted`, credentials are removed from what machines send; from what people write only
+        values that are stored as secrets are.
+        """
+        by_machine = request.principal is None or request.principal.kind not in PEOPLE
+        given = (request.headers.get(b"content-type", b""), request.headers.get(b"content-encoding"), body, by_machine)
+        context = made_by(*self._subject(request)) if self.route.redacted and by_machine else contextlib.nullcontext()
+        with context:
             if len(body) > INLINE_BODY:
-                run = functools.partial(contextvars.copy_context().run, self._parse_body, *given)
+                run = functools.partial(contextvars.copy_context().run, self._parse_json, *given)
                 return await asyncio.get_running_loop().run_in_executor(LARGE_BODIES, run)
-            return self._parse_body(*given)
+            return self._parse_json(*given)
 
-    def _object(self, names: Mapping[str, str], caller: Principal | None) -> tuple[str, str]:
-        """What the call is about: `/tasks/{id}/…` a task; else who calls."""
+    def _subject(self, request: IncomingRequest) -> tuple[str, str]:
+        """The object that a request is about: a task for `/tasks/{id}/…`, else the caller."""
         kind, _, rest = self.route.path[1:].partition("/")
-        if rest.startswith("{id}") and "id" in names:
-            return kind.removesuffix("s"), names["id"]
-        return (caller.kind, caller.id) if caller is not None else ("route", self.label)
+        if rest.startswith("{id}") and "id" in request.path_names:
+            return kind.removesuffix("s"), request.path_names["id"]
+        principal = request.principal
+        return (principal.kind, principal.id) if principal is not None else ("route", self.label)
 
-    def _parse_body(self, content_type: str | None, encoding: str | None, body: bytes, machine: bool) -> Any:
+    def _parse_json(self, content_type: bytes, encoding: bytes | None, body: bytes, by_machine: bool) -> Any:
         kind = self.signature.body
         if body:
             check_media_type(content_type, encoding)
@@ -153,15 +161,15 @@ class Endpoint:
         value = parse_json(body, lenient=self.route.lenient) if body else {}
         if self.route.redacted:
             if len(body) > INLINE_BODY:
-                convert(kind, value)  # what is refused anyway is not searched
-            value = self.redactor.redact_json(value, patterns=machine)
+                convert(kind, value)  # searching a large body that is refused anyway would be wasted
+            value = self.redactor.redact_json(value, patterns=by_machine)
         return convert(kind, value)
 
     def measure(self, seconds: float) -> None:
-        """Reads earn their place on the event loop by being short, and lose it by being long (docs/adr/0004)."""
+        """Run reads on the event loop once they have proved short, and in a thread after a long one (docs/adr/0004)."""
         if self.inline:
             if seconds > INLINE_ABOVE:
-                self.inline, self.pool_runs = False, -INLINE_PENALTY  # not for ever: the machine may have been busy
+                self.inline, self.pool_runs = False, -INLINE_PENALTY  # temporarily: the machine may have been busy
         elif seconds < INLINE_BELOW:
             self.pool_runs += 1
             self.inline = self.pool_runs >= INLINE_AFTER
@@ -171,28 +179,20 @@ class Endpoint:
         return None if kind is None or _has_required(kind) else msgspec.convert({}, kind)
 
 
-def _holds(caller: Principal, need: str) -> bool:
+def _holds(principal: Principal, need: str) -> bool:
     if need == ANY_CALLER:
-        return caller.registration_key_id is None  # those register, and do nothing else
-    return (need == SIGNED_IN and caller.kind in PEOPLE) or need in caller.permissions
+        return principal.registration_key_id is None  # registration keys are for registering and nothing else
+    return (need == SIGNED_IN and principal.kind in PEOPLE) or need in principal.permissions
 
 
-def check_media_type(content_type: str | None, encoding: str | None) -> None:
-    """`application/json` in UTF-8 and nothing else."""
-    if encoding not in (None, "identity"):
+def check_media_type(content_type: bytes, encoding: bytes | None) -> None:
+    """Raise `unsupported_media_type` for anything but uncompressed `application/json` in UTF-8."""
+    if encoding not in (None, b"identity"):
         raise Problem("Send the body without Content-Encoding.", code="unsupported_media_type")
-    media, _, parameters = (content_type or "").partition(";")
-    charset = parameters.partition("charset=")[2].strip(' "').lower()
-    if media.strip().lower() != "application/json" or charset not in ("", "utf-8"):
+    media, _, parameters = content_type.lower().partition(b";")
+    charset = parameters.partition(b"charset=")[2].strip(b' "')
+    if media.strip() != b"application/json" or charset not in (b"", b"utf-8"):
         raise Problem("Send JSON with Content-Type: application/json.", code="unsupported_media_type")
-
-
-def parse_if_match(header: str | None) -> IfMatch:
-    """`"7"` or `*`; a tag of another form can match no version."""
-    if header is None or header.strip() == "*":
-        return IfMatch()
-    tag = header.strip().strip('"')
-    return IfMatch(version=int(tag)) if tag.isascii() and tag.isdigit() and len(tag) < 19 else IfMatch(stale=True)
 
 
 @functools.cache
@@ -203,7 +203,7 @@ def _has_required(kind: Any) -> bool:
 
 @functools.cache
 def _list_fields(kind: Any) -> frozenset[str]:
-    """The parameters that may be repeated."""
+    """The query parameters that may be repeated."""
     info = msgspec.inspect.type_info(kind)
     found = set()
     for field in getattr(info, "fields", ()):

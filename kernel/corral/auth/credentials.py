@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from corral.auth.principal import Authenticator, Principal, Rereading
+from corral.auth.principal import Authenticator, Delegation, Principal, Rereading
 from corral.errors import Malformed, Unauthorized, Unavailable
 
 KEEP_SECONDS = 1.0
@@ -39,12 +39,28 @@ class Credentials:
     def __init__(self) -> None:
         self._authenticators: Sequence[Authenticator] = ()
         self._rereading: Sequence[Rereading] = ()
+        self._delegations: dict[str, Delegation] = {}
         self._cache: dict[Given, tuple[Principal, float]] = {}
 
     def use(self, authenticators: Sequence[Authenticator]) -> None:
         """Ask these, in any order: their forms do not overlap."""
         self._authenticators = tuple(authenticators)
         self._rereading = tuple(each for each in authenticators if isinstance(each, Rereading))
+        self._delegations = {each.delegation_header: each for each in authenticators if isinstance(each, Delegation)}
+
+    @property
+    def delegation_headers(self) -> Iterable[str]:
+        """The headers in which callers name the principal that they act as."""
+        return self._delegations.keys()
+
+    def act_as(self, caller: Principal, named: Mapping[str, str]) -> Principal:
+        """The principal that the values of delegation headers name; joins a read unit."""
+        for header, value in named.items():
+            found: Principal | None = self._delegations[header].act_as(caller, value)
+            if found is None:  # its plugin failed or is held
+                raise Unavailable(f"The plugin that reads the header {header} is out of service.", code="plugin_failed")
+            caller = found
+        return caller
 
     def known(self, given: Given, seconds: float = KEEP_SECONDS) -> Principal | None:
         """The principal of these headers, if it was read within the last second, or within so many."""

@@ -120,6 +120,20 @@ class Rereading(Protocol):
         ...
 
 
+@runtime_checkable
+class Delegation(Protocol):
+    """An authenticator that lets callers act as another principal, which they name in a request header."""
+
+    delegation_header: str
+
+    def act_as(self, caller: Principal, named: str) -> Principal:
+        """The principal that the header's value names, or `caller` itself if such callers do not delegate.
+
+        Runs in a read unit. Raises a `Problem` when the caller may not act as that principal.
+        """
+        ...
+
+
 @functools.lru_cache(maxsize=4096)
 def within(address: str, networks: tuple[str, ...]) -> bool:
     """Whether an address (as the client-IP function gives it) lies in one of the networks."""

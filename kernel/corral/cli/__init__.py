@@ -16,7 +16,6 @@ COMMANDS = {
     "check": ("corral.cli.check", "Verify a plugin against the contract"),
     "new-plugin": ("corral.cli.new_plugin", "Write the distribution of a new plugin"),
     "openapi": ("corral.cli.openapi", "Print the OpenAPI document"),
-    "demo": ("corral.cli.demo", "A whole installation in a temporary folder, with one task"),
 }
 
 

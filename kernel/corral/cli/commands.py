@@ -7,8 +7,10 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from importlib import metadata
-from typing import Any, NoReturn, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -16,8 +18,14 @@ from corral.cli import COMMANDS
 from corral.config.model import Config
 from corral.config.reader import load as load_config
 from corral.errors import Problem, Refused
+from corral.plugin import Installation
 from corral.plugins import discovery
 from corral.plugins.discovery import Found
+
+if TYPE_CHECKING:
+    from corral.cli.sessions import Session
+
+T = TypeVar("T")
 
 WHOLE_SENTENCE = 200  # click cuts a text that has more characters; a long one is wrapped instead
 FAILED, USAGE, REFUSED, PENDING = 1, 2, 3, 4
@@ -61,9 +69,33 @@ class Lazy(click.Group):
 @click.pass_context
 def group(context: click.Context) -> None:
     """Corral: the control plane for AI agents that you run yourself."""
-    from corral.cli.sessions import session
+    context.obj = CommandLine()
 
-    context.obj = session  # for commands of plugins: `corral.plugin.OpenSession`
+
+class CommandLine:
+    """The object of the click context: a `corral.plugin.OpenSession` that can also ask plugins without a kernel."""
+
+    def __call__(self, config_path: Path | None, label: str) -> AbstractContextManager[Session]:
+        """A kernel on the installation's own database."""
+        from corral.cli.sessions import session
+
+        return session(config_path, label)
+
+    def installation(self) -> Installation:
+        """The configuration of the folder where the command runs."""
+        config = _readable_config()
+        return Installation(data_dir=config.data_dir, local_model=config.local_model, plugin_dir=config.plugins.dir)
+
+    def ask_plugins(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
+        """`(plugin, result)` of a hook for each installed plugin that has it; see `contributed`."""
+        return contributed(_readable_config(), hook, what, lambda function: list(function(*arguments)))
+
+
+def _readable_config() -> Config:
+    try:
+        return load_config()
+    except Refused:
+        return Config()
 
 
 def run() -> NoReturn:
@@ -117,19 +149,13 @@ def _plugin_commands() -> dict[str, click.Command]:
     from corral.hookspecs import corral_commands
     from corral.plugins.hooks import answers
 
-    try:
-        config = load_config()
-    except Refused:
-        config = Config()
+    config = _readable_config()
     commands: dict[str, click.Command] = {}
     for _, found in contributed(config, "corral_commands", "commands", lambda hook: answers(corral_commands, [hook()])):
         for command in found:
             if command.name is not None:
                 commands.setdefault(command.name, command)
     return commands
-
-
-T = TypeVar("T")
 
 
 def contributed(config: Config, hook: str, what: str, call: Callable[[Any], T]) -> Iterator[tuple[str, T]]:

@@ -20,7 +20,7 @@ from corral.config.reader import load as load_config
 def command(as_yaml: bool, as_json: bool, out: Path | None, config_path: Path | None) -> None:
     """Print the OpenAPI 3.1 document; the same plugins give the same text. Nothing is served or changed."""
     from corral.asgi.application import Application
-    from corral.openapi import ApiDocument
+    from corral.http.openapi import ApiDocument
 
     if as_yaml and as_json:
         raise click.UsageError("--yaml and --json exclude each other")

@@ -234,7 +234,7 @@ class Serving:
         waiting = loop.create_task(self._stopping.wait())
         await asyncio.wait({server, waiting}, return_when=asyncio.FIRST_COMPLETED)
         log.info("draining")
-        self._application.path.drain()
+        self._application.pipeline.drain()
         await kernel.drain(WORKER_SECONDS)
         await self._stop_accepting()
         await asyncio.sleep(CLOSING_SECONDS)

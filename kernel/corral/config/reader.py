@@ -286,4 +286,4 @@ def sample() -> str:
         variable = f" ({entry.key.variable})" if entry.key.variable else ""
         shown = json.dumps(value, default=str)
         lines += [f"# {entry.key.doc}{variable}", f"# {field} = {shown}"]
-    return "\n".join([*lines, "", "[settings]", "# Pins a run-time setting", '# "tasks.lease_seconds" = 60', ""])
+    return "\n".join([*lines, "", "[settings]", "# Pins a run-time setting", '# "events.retention_days" = 30', ""])

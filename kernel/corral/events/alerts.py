@@ -6,8 +6,6 @@ from corral import clock
 from corral.events.event import SystemAlert, emit
 from corral.events.log import EventRow
 
-QUIET_SECONDS = 3600.0
-
 
 def raise_alert(alert: SystemAlert, object: tuple[str, str]) -> None:
     """Tell admins, unless they were told of this within the last hour; joins the unit."""
@@ -15,7 +13,7 @@ def raise_alert(alert: SystemAlert, object: tuple[str, str]) -> None:
         (EventRow.object_type == object[0])
         & (EventRow.object_id == object[1])
         & (EventRow.type == SystemAlert.event)
-        & (EventRow.ts > clock.now(-QUIET_SECONDS))
+        & (EventRow.ts > clock.now(-3600))
         & EventRow.data.contains(f'"kind":"{alert.kind}"')
     )
     if not EventRow.select().where(told).exists():

@@ -1,9 +1,9 @@
-"""What a handler may return beside a shape or a `Page`, and the request parts it may ask for by type."""
+"""Values that a handler may return beside a shape or a `Page`, and parts of the request that it may ask for by type."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """Returned by a `def` handler of a long poll: the unit ends, and the handler runs again when a topic rings or
-    `until` passes.
+    """A `def` handler returns this for a long poll: the unit ends, and the handler runs again when a topic is notified
+    or `until` passes.
 
-    Topics are event names and ids of objects and actors. `until` is in epoch seconds; from then on the handler must
-    answer.
+    Topics are event names and ids of objects and actors. `until` is in epoch seconds; after it the handler must
+    return an answer.
     """
 
     topics: Sequence[str]
@@ -27,7 +27,7 @@ class Wait(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, Generic[T], kw_only=True):
-    """A shape with another status or more headers than the route declares (202 instead of 200, `Location`, …)."""
+    """A shape with another status than the route declares, or with additional headers."""
 
     body: T
     status: int | None = None
@@ -35,7 +35,7 @@ class Answer(msgspec.Struct, Generic[T], kw_only=True):
 
 
 class Encoded(msgspec.Struct, frozen=True):
-    """The JSON of the shape declared beside it (`-> TaskView | Encoded`), for answers that are kept encoded."""
+    """The encoded JSON of the shape declared beside it (`-> TaskView | Encoded`), for answers that are cached."""
 
     body: bytes
     id: str
@@ -44,7 +44,7 @@ class Encoded(msgspec.Struct, frozen=True):
 
 
 class Text(msgspec.Struct, frozen=True):
-    """A plain answer in another media type: metrics, documentation pages."""
+    """Text in another media type than JSON: metrics, documentation pages."""
 
     body: str
     media_type: str = "text/plain; charset=utf-8"
@@ -52,9 +52,9 @@ class Text(msgspec.Struct, frozen=True):
 
 
 class Stream(msgspec.Struct, frozen=True):
-    """Bytes as they come; the unit has ended before the first one. The iterator is closed when the client leaves.
+    """A streamed body. The unit ends before the first chunk; the iterator is closed when the client leaves.
 
-    `is_whole` is asked at the end: an answer that is not, is not kept under an `Idempotency-Key`.
+    `is_whole` is called at the end; only a complete stream is stored under an `Idempotency-Key`.
     """
 
     chunks: AsyncIterator[bytes]
@@ -64,43 +64,52 @@ class Stream(msgspec.Struct, frozen=True):
 
 
 class IfMatch(msgspec.Struct, frozen=True):
-    """The `If-Match` of the request: `*` or nothing match any version.
+    """The `If-Match` header of the request; a missing header and `*` match any version.
 
-    Handlers pass it to the service that knows the row.
+    Handlers pass it on to the service that reads the row.
     """
 
     version: int | None = None
-    stale: bool = False  # a tag that no version can have
+    stale: bool = False  # the tag has a form that matches no version
+
+    @classmethod
+    def parse(cls, header: str | None) -> IfMatch:
+        """The value of a header: `"7"`, `*` or none."""
+        tag = "*" if header is None else header.strip()
+        number = tag.strip('"')
+        if number.isascii() and number.isdigit() and len(number) < 19:
+            return cls(version=int(number))
+        return cls(stale=tag != "*")
 
     def check(self, version: int) -> None:
-        """Raise `PreconditionFailed` when the caller saw another version."""
+        """Raise `PreconditionFailed` when the caller read another version."""
         if self.stale or (self.version is not None and self.version != version):
-            raise PreconditionFailed(
-                f"The version is {version} by now; read it again and repeat the change.", current_version=version
-            )
+            detail = f"The current version is {version}; read the object again and repeat the change."
+            raise PreconditionFailed(detail, current_version=version)
 
 
 ANY_VERSION = IfMatch()
 
 
-class Request(msgspec.Struct, frozen=True):
-    """What few handlers need of the request itself: the client's address, its headers (lower case), the request id."""
+class Request:
+    """What a handler may ask for of the request itself. `label` is its route, `GET /tasks/{id}`."""
 
+    __slots__ = ("client_ip", "headers", "label", "method", "path", "request_id")
     method: str
     path: str
+    label: str
     client_ip: str
     request_id: str
-    headers: Mapping[str, str]
+    headers: Mapping[bytes, bytes]
 
     def header(self, name: str) -> str | None:
-        """A header by its lower-case name."""
-        return self.headers.get(name)
+        """The value of a header, by its lower-case name."""
+        value = self.headers.get(name.encode())
+        return None if value is None else value.decode("latin1")
 
     def entry(self, caller: Principal | None = None) -> Entry:
-        """For the units that an `async def` handler opens: who acts and from where, as the kernel's own would say."""
+        """The entry for units that an `async def` handler opens: who acts, and from where."""
         actor = ANONYMOUS if caller is None else caller.actor
-        agent = self.headers.get("user-agent")
-        return Entry(f"{self.method} {self.path}", actor, (), self.request_id, self.client_ip, agent)
-
-
-JSON = Any
+        agent = self.headers.get(b"user-agent")
+        user_agent = None if agent is None else agent.decode("latin1")
+        return Entry(self.label, actor, (), self.request_id, self.client_ip, user_agent)

@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: the stored answer commits in the transaction of the effect, so there are never two effects."""
+"""`Idempotency-Key`: the response is stored in the transaction of the effect, so there are never two."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from corral.database.sealed import SealedField
 from corral.errors import Conflict, Invalid
 
 KEEP_SECONDS = 24 * 3600
-IN_FLIGHT_SECONDS = 30  # of a process that lives it is renewed
+IN_FLIGHT_SECONDS = 30  # renewed while the process lives
 RENEW_SECONDS = 10
 BODY = "idempotency"
 
 
 class IdempotencyRow(Model):
-    """A keyed POST. `state`: in_flight (only of handlers with several units) | done. `until`: end of its life."""
+    """A request with a key. `state`: in_flight | done. `until`: when the row expires."""
 
     key = peewee.CharField(primary_key=True, max_length=64)
-    body_hash = peewee.CharField(max_length=64)  # keyed: a plain one would let who reads it guess a password
+    body_hash = peewee.CharField(max_length=64)  # keyed: with a plain hash, readers of the table could guess passwords
     status = peewee.IntegerField(null=True)
     headers = JSONField(null=True)
-    body = SealedField(null=True)  # where `sealed`: the whole answer
+    body = SealedField(null=True)  # if `sealed`, the whole response
     sealed = peewee.BooleanField(default=False)
     state = peewee.CharField(max_length=12)
     until = InstantField(index=True)
@@ -38,19 +38,19 @@ class IdempotencyRow(Model):
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """An answer to be replayed."""
+    """A response to be replayed."""
 
     status: int
     headers: dict[str, str]
     body: bytes
-    asked: bytes = b""  # the body's hash, where the answer is sealed: it outlives a change of the master key there
+    asked: bytes = b""  # the hash of the request body, if sealed: here it outlives a change of the master key
 
 
 class Keyed(msgspec.Struct, frozen=True):
-    """A request with a key: its scope is caller, method and path."""
+    """A request with a key. The scope of a key is the caller, the method and the path."""
 
     key: str
-    digest: bytes  # of the body
+    digest: bytes  # of the request body
 
     @classmethod
     def of(cls, key: str, caller: str, method: str, path: str, body: bytes) -> Keyed:
@@ -62,13 +62,13 @@ class Keyed(msgspec.Struct, frozen=True):
 
 
 class Idempotency:
-    """Looks up and stores answers; every method joins the unit."""
+    """Looks up and stores responses. Every method joins the current unit."""
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
 
     def find(self, keyed: Keyed) -> Stored | None:
-        """The stored answer; raises `idempotency_key_reused` or `idempotency_in_progress`."""
+        """The stored response, if there is one. Raises `idempotency_key_reused` or `idempotency_in_progress`."""
         row = IdempotencyRow.get_or_none((IdempotencyRow.key == keyed.key) & (IdempotencyRow.until > clock.now()))
         if row is None:
             return None
@@ -80,7 +80,7 @@ class Idempotency:
             raise Invalid.at(
                 "/header/Idempotency-Key",
                 "not_unique",
-                "This key was used with another body; take a new key.",
+                "This key was used with another body; choose a new key.",
                 problem="idempotency_key_reused",
             )
         if row.state != "done":
@@ -88,16 +88,16 @@ class Idempotency:
         return stored
 
     def begin(self, keyed: Keyed) -> Stored | None:
-        """The stored answer, or None: the key is this request's now (a second one waits for this unit's end, then
-        finds it).
+        """The stored response, or None if the key now belongs to this request. A concurrent request with the same key
+        waits for the end of this unit.
         """
-        stored, over = self.find(keyed), IdempotencyRow.until <= clock.now()
-        if stored is None and not self._insert(keyed, over, "in_flight", IN_FLIGHT_SECONDS):
+        stored, expired = self.find(keyed), IdempotencyRow.until <= clock.now()
+        if stored is None and not self._insert(keyed, expired, "in_flight", IN_FLIGHT_SECONDS):
             stored = self.find(keyed)
         return stored
 
     def finish(self, keyed: Keyed, stored: Stored, *, secret: bool) -> None:
-        """Store the answer; `secret` seals the whole of it: a credential may stand in the body or in a cookie."""
+        """Store the response. `secret` encrypts all of it: the body or a cookie may contain a credential."""
         if secret:
             whole = msgspec.msgpack.encode(msgspec.structs.replace(stored, asked=keyed.digest))
             whole = self._keyring.seal(whole, aad=f"kernel_idempotency|{keyed.key}|body")
@@ -107,19 +107,19 @@ class Idempotency:
         self._insert(keyed, IdempotencyRow.state == "in_flight", "done", KEEP_SECONDS, **done)
 
     def renew(self, keyed: Keyed) -> None:
-        """The handler still runs."""
+        """Extend the life of a key whose handler is still running."""
         IdempotencyRow.update(until=clock.now(IN_FLIGHT_SECONDS)).where(
             (IdempotencyRow.key == keyed.key) & (IdempotencyRow.state == "in_flight")
         ).execute()
 
     def forget(self, keyed: Keyed) -> None:
-        """The handler failed: the key may be used anew."""
+        """Release the key after the handler failed."""
         IdempotencyRow.delete().where(
             (IdempotencyRow.key == keyed.key) & (IdempotencyRow.state == "in_flight")
         ).execute()
 
     def _insert(self, keyed: Keyed, replacing: Any, state: str, seconds: float, **values: Any) -> bool:
-        """Write the row, over an old one only if it is `replacing`; whether it was written."""
+        """Write the row, over an existing one only where `replacing` holds. Returns whether it was written."""
         body_hash = self._keyring.mac(BODY, keyed.digest).hex()
         row = {"body_hash": body_hash, "state": state, "until": clock.now(seconds), "created_at": clock.now(), **values}
         insert = IdempotencyRow.insert(key=keyed.key, **row)
@@ -128,6 +128,6 @@ class Idempotency:
 
 
 def prune(at_once: int = 500) -> int:
-    """Delete what is over, at most `at_once` rows."""
+    """Delete expired rows, at most `at_once`. Returns how many."""
     old = IdempotencyRow.select(IdempotencyRow.key).where(IdempotencyRow.until <= clock.now()).limit(at_once)
     return int(IdempotencyRow.delete().where(IdempotencyRow.key.in_(old)).execute())

@@ -1,4 +1,4 @@
-"""Lists: the query all take, the answer all give, and signed cursors that page deep at constant cost."""
+"""Lists: the query and the answer that all lists have in common, and signed cursors that page at constant cost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PageQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_d
     cursor: Annotated[str, msgspec.Meta(max_length=1000)] | msgspec.UnsetType = msgspec.UNSET
 
     def fingerprint(self) -> str:
-        """What a cursor is bound to: every filter and the order, but neither limit nor place."""
+        """The hash that cursors are bound to: of all filters and the order, but of neither limit nor position."""
         filters = msgspec.to_builtins(self)
         for place in ("limit", "offset", "cursor"):
             filters.pop(place, None)
@@ -48,7 +48,7 @@ class Page(msgspec.Struct, Generic[T], kw_only=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """One column of a list's order; the last one must be unique. Columns of an order are never null."""
+    """A column by which a list is ordered. The last column must be unique; none may contain nulls."""
 
     field: peewee.Field
     descending: bool = True
@@ -60,7 +60,7 @@ def newest_first(model: Any) -> tuple[Order, ...]:
 
 
 def write_cursor(scope: str, caller: Principal, fingerprint: str, key: Sequence[Any]) -> str:
-    """A cursor for the place after `key`, good for this caller, list and filters for 24 h."""
+    """A cursor for the position after `key`. It is valid for this caller, list and filters for 24 hours."""
     expires = int(clock.time_s()) + CURSOR_SECONDS
     payload = msgspec.json.encode([scope, caller.id, fingerprint, expires, list(key)])
     mac = hmac.digest(current().database.cursor_key, payload, "sha256")[:16]
@@ -68,7 +68,7 @@ def write_cursor(scope: str, caller: Principal, fingerprint: str, key: Sequence[
 
 
 def read_cursor(cursor: str, scope: str, caller: Principal, fingerprint: str) -> list[Any]:
-    """The key in a cursor; `invalid_cursor` when it is altered, foreign or over."""
+    """The key in a cursor. Raises `invalid_cursor` when it is altered, foreign or expired."""
     try:
         blob = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         mac, payload = blob[:16], blob[16:]
@@ -76,7 +76,7 @@ def read_cursor(cursor: str, scope: str, caller: Principal, fingerprint: str) ->
             raise ValueError
         bound_scope, bound_caller, bound_print, expires, key = msgspec.json.decode(payload)
     except (ValueError, TypeError, msgspec.DecodeError):
-        raise _invalid("The cursor was altered or is not one of this installation.") from None
+        raise _invalid("The cursor was altered or comes from another installation.") from None
     if (bound_scope, bound_caller, bound_print) != (scope, caller.id, fingerprint) or expires < clock.time_s():
         raise _invalid("The cursor belongs to another caller, list or filter, or is older than 24 hours.")
     assert isinstance(key, list)
@@ -93,9 +93,9 @@ def paginate(
     make: Callable[[Any], T],
     total: int | None = None,
 ) -> Page[T]:
-    """One page of `query` (models, `.dicts()` or `.namedtuples()`), each row through `make`.
+    """One page of `query` (models, `.dicts()` or `.namedtuples()`), each row converted by `make`.
 
-    `query` already holds filters and visibility. `total` saves the count when the caller knows it.
+    `query` must already apply filters and visibility. Pass `total` if it is known, to save the count.
     """
     check_place(page)
     fingerprint = page.fingerprint()
@@ -125,7 +125,7 @@ def paginate_names(
     name: Callable[[T], str],
     make: Callable[[Sequence[T]], list[V]],
 ) -> Page[V]:
-    """One page of what is in memory, sorted by `name`, which is unique; `make` gets what is shown."""
+    """One page of a list in memory that is sorted by `name`, which must be unique. `make` converts the page's items."""
     check_place(page)
     start, fingerprint = page.offset if isinstance(page.offset, int) else 0, page.fingerprint()
     if isinstance(page.cursor, str):
@@ -139,9 +139,9 @@ def paginate_names(
 
 
 def check_place(page: PageQuery) -> None:
-    """`cursor` and `offset` exclude each other."""
+    """Raise `Invalid` if both `cursor` and `offset` are given."""
     if isinstance(page.cursor, str) and isinstance(page.offset, int):
-        raise Invalid.at("/query/offset", "not_allowed", "Give either cursor or offset.")
+        raise Invalid.at("/query/offset", "not_allowed", "Send either cursor or offset, not both.")
 
 
 def _invalid(detail: str) -> Invalid:
@@ -153,7 +153,7 @@ def _key(row: Any, field: peewee.Field) -> Any:
 
 
 def _after(order: Sequence[Order], key: Sequence[Any]) -> Any:
-    """Row comparison spelled out, since directions may differ: (a, b) after (x, y) = a>x or (a=x and b>y)."""
+    """A row comparison in which directions may differ: (a, b) is after (x, y) if a>x or (a=x and b>y)."""
     clause: Any = None
     for item, value in reversed(list(zip(order, key, strict=True))):
         beyond = item.field < value if item.descending else item.field > value

@@ -1,4 +1,4 @@
-"""The declaration of routes: a handler's signature says what comes in, what goes out and which services it needs.
+"""The declaration of routes: a handler's signature states its input, its output and the services that it needs.
 
     routes = Routes("/tasks", tag="Tasks")
 
@@ -7,32 +7,34 @@
         \"\"\"Create a task and queue it.\"\"\"
         return tasks.create(body, by=caller)
 
-Parameters, by name: `body`, `query` (shapes), path names (`str`), `caller: Principal`. By type: `IfMatch`, `Request`,
-and any service. What stands for `{id}` or `{…_id}` in a path is a UUID, or the answer is 404; other names are any
-segment. A `def` handler is one unit of work (GET: read-only, run again at will); an `async def` one opens its own.
+Parameters are `body` and `query` (shapes), the names in the path (`str`), and by type `Principal`, `IfMatch`,
+`Request` and any service. `{id}` and `{…_id}` in a path stand for UUIDs, other names for any segment. A `def` handler
+is one unit of work, which may run again (GET: read-only); an `async def` handler opens its own units.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
 
-from corral.errors import CODES, Problem
+from corral.errors import Problem
+from corral.http.answers import Request
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
+API_PREFIX = "/api/v1"
 MIB = 1024 * 1024
 _NAME = re.compile(r"\{([a-z_]+)\}")
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """A limit beside those of every request: `count` calls in `seconds`, for each client address, person or caller.
+    """An additional rate limit: `count` requests in `seconds`, per client address, person or caller.
 
-    Routes with a rate of one name share its buckets.
+    Routes whose rates have the same name share the limit.
     """
 
     name: str
@@ -42,38 +44,43 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 class Route(msgspec.Struct, kw_only=True):
-    """One operation, as data: the table, OpenAPI and the documentation are made of these."""
+    """One operation, as data: the router, the OpenAPI document and the documentation page are made from routes."""
 
     method: str
     path: str  # below /api/v1, without a trailing slash: /tasks/{id}
     handler: Callable[..., Any]
     tag: str
-    needs: tuple[str, ...]  # any one of these suffices
+    needs: tuple[str, ...]  # permissions; one of them suffices
     status: int = 200
-    also: tuple[int, ...] = ()  # further statuses of success that the handler's answer may bring
-    raises: tuple[str, ...] = ()
+    also: tuple[int, ...] = ()  # further success statuses that the handler may answer with
+    raises: tuple[str, ...] = ()  # problem codes beyond those that every route may answer
     body_limit: int = MIB
-    seconds: float = 30.0  # wall time
-    lenient: bool = False  # text reported by machines is mended, not refused
-    redacted: bool = False  # credentials are taken out of the body before the handler sees it
-    root: bool = False  # answers at the root too (/health)
-    keyed: bool = False  # `Idempotency-Key` counts: every POST, unless it shows a stored value, anew or no more
-    no_store: bool = False
-    limited: bool = False  # answers a session that must first change its password
-    own_session: bool = False  # people who signed in themselves only: no API key, no machine
-    step_up: bool = False  # the session has stepped up; an API key needs the permission among its scopes, in full
-    remembered: bool = False  # answers who was known shortly before, when no database can say who calls
-    exempt_host: bool = False
+    seconds: float = 30.0  # the time limit of an `async def` handler
+    lenient: bool = False  # invalid characters in text from machines are replaced instead of refused
+    redacted: bool = False  # credentials are removed from the body before the handler sees it
+    root: bool = False  # served at the root as well (/health)
+    keyed: bool = False  # honours `Idempotency-Key`; every POST does unless it reveals a stored value
+    no_store: bool = False  # responses contain secrets: not cached, and encrypted where they are stored for replay
+    limited: bool = False  # open to principals that must do something first, such as change a password
+    own_session: bool = False  # only for people who signed in: no API keys, no machines
+    step_up: bool = False  # needs a recent re-authentication; an API key must name the permission among its scopes
+    remembered: bool = False  # while the database is unavailable, recently authenticated callers are accepted
+    exempt_host: bool = False  # answers to any `Host`, and under overload too
     rate: Rate | None = None
-    stream: bool = False
-    live: bool = False  # the answer tells more than its version does: never 304
-    rest: bool = False  # the last name of the path takes what is left of it, slashes included
+    live: bool = False  # the answer changes without its version: never 304
+    rest: bool = False  # the last name in the path takes the rest of the path, slashes included
     abandoned: bool = False  # an `async def` handler is cancelled when the client leaves
-    on_lease: bool = False  # a worker that sends `Corral-Lease` acts as the agent of that lease
-    explain: Callable[[Problem], Mapping[str, Any]] | None = None  # further members of every problem here
+    delegable: bool = False  # callers may act as the principal that a delegation header names
+    explain: Callable[[Problem], Mapping[str, Any]] | None = None  # additional members of every problem document
     plugin: str = ""
     summary: str = ""
     description: str = ""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The full paths of the route, without trailing slashes."""
+        path = API_PREFIX + self.path.rstrip("/")
+        return (path, self.path) if self.root else (path,)
 
     @property
     def names(self) -> list[str]:
@@ -87,40 +94,41 @@ class Route(msgspec.Struct, kw_only=True):
 
     @property
     def label(self) -> str:
-        """`GET /tasks/{id}`: in logs, metrics and errors."""
+        """`GET /tasks/{id}`, for logs, metrics and errors."""
         return f"{self.method} {self.path}"
 
 
 class Routes:
-    """A group of routes under one prefix and tag. `options` of a route are the fields of `Route`."""
+    """A group of routes under one prefix and tag.
 
-    def __init__(self, prefix: str, *, tag: str, explain: Callable[[Problem], Mapping[str, Any]] | None = None) -> None:
-        self.prefix = prefix.rstrip("/")
-        self.tag = tag
-        self.explain = explain
+    The `options` of a route are the fields of `Route`; `defaults` are options of every route of the group.
+    """
+
+    def __init__(self, prefix: str, *, tag: str, **defaults: Any) -> None:
+        self.prefix, self.tag, self.defaults = prefix.rstrip("/"), tag, defaults
         self.routes: list[Route] = []
 
     def __iter__(self) -> Iterator[Route]:
         return iter(self.routes)
 
     def get(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
-        """A read; a `def` handler must not write."""
+        """Declare a read; a `def` handler must not write."""
         return self._add("GET", path, needs, options)
 
     def post(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
-        """A creation (`status=201`) or an action. `Idempotency-Key` is honoured by the request path."""
+        """Declare a creation (`status=201`) or an action. The request path honours `Idempotency-Key`."""
         return self._add("POST", path, needs, {"keyed": True, **options})
 
     def put(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
-        """A replacement; partial bodies are taken."""
+        """Declare a replacement; partial bodies are accepted."""
         return self._add("PUT", path, needs, options)
 
     def patch(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
-        """A partial update."""
+        """Declare a partial update."""
         return self._add("PATCH", path, needs, options)
 
     def delete(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
-        """A deletion; 204."""
+        """Declare a deletion, answered with 204."""
         return self._add("DELETE", path, needs, {"status": 204, **options})
 
     def _add(
@@ -129,23 +137,60 @@ class Routes:
         def declare(handler: Handler) -> Handler:
             text = inspect.getdoc(handler) or ""
             summary, _, description = text.partition("\n")
-            unknown = [code for code in options.get("raises", ()) if code not in CODES and "." not in code]
-            if unknown:
-                raise ValueError(f"{method} {self.prefix}{path}: unknown problem codes {unknown}")
             if set("{}") & set(_NAME.sub("", self.prefix + path)):
-                raise ValueError(f"{method} {self.prefix}{path}: a name in a path is {{…}} of small letters and _")
+                raise ValueError(f"{method} {self.prefix}{path}: names in a path have the form {{lower_case}}")
             route = Route(
                 method=method,
                 path=(self.prefix + path).rstrip("/") or "/",
                 handler=handler,
                 tag=self.tag,
-                explain=self.explain,
                 needs=(needs,) if isinstance(needs, str) else tuple(needs),
                 summary=summary,
                 description=description.strip(),
-                **options,
+                **{**self.defaults, **options},
             )
             self.routes.append(route)
             return handler
 
         return declare
+
+
+class SocketConnection(Protocol):
+    """A WebSocket: an open handshake to be accepted or refused, then messages both ways."""
+
+    request: Request
+    query: dict[str, str]
+
+    async def accept(self) -> None:
+        """Complete the handshake."""
+        ...
+
+    async def refuse(self, problem: Problem) -> None:
+        """Refuse the handshake with the document of a problem."""
+        ...
+
+    def count_anonymous(self) -> None:
+        """Count an invalid credential as if none had been sent. Raises `TooMany`."""
+        ...
+
+    async def receive(self) -> str | bytes | None:
+        """The next message; None when the client has gone."""
+        ...
+
+    async def send(self, text: str) -> None:
+        """Send a text frame; raises `ConnectionError` when the client has gone."""
+        ...
+
+    async def close(self, code: int, reason: str = "") -> None:
+        """Close with a code of RFC 6455."""
+        ...
+
+
+class Socket(msgspec.Struct, frozen=True):
+    """A WebSocket endpoint `serve(connection, …services)`, below `/api/v1` and at the root.
+
+    The endpoint itself accepts, refuses and closes the connection.
+    """
+
+    path: Annotated[str, msgspec.Meta(pattern="^/")]
+    serve: Callable[..., Awaitable[Any]]

@@ -1,4 +1,4 @@
-"""Reads a handler's signature once, at boot: what comes from the request, what from the container, what goes out."""
+"""Reads a handler's signature once, at boot: what it takes from the request and from the container, what it returns."""
 
 from __future__ import annotations
 
@@ -13,109 +13,89 @@ import msgspec
 
 from corral.auth.principal import Principal
 from corral.http.answers import Answer, Encoded, IfMatch, Request, Stream, Text, Wait
-from corral.http.page import Page
 from corral.http.routes import Route
+
+PARTS: dict[Any, str] = {Principal: "caller", IfMatch: "if_match", Request: "request"}
+NO_SHAPES = (Wait, Text, Stream, Encoded, types.NoneType)
 
 
 class Signature(msgspec.Struct, frozen=True, kw_only=True):
-    """`services` maps parameters to (type, optional); `returns` is the shape of the answer (None: 204 or text)."""
+    """The signature of a handler.
+
+    `caller`, `if_match` and `request` are names of parameters, or None. `services` maps names of parameters to
+    (type, optional). `returned` are the members of the union that the handler returns, `answers` the shapes among
+    them.
+    """
 
     body: Any = None
     query: Any = None
-    path: tuple[str, ...] = ()
     caller: str | None = None
     if_match: str | None = None
     request: str | None = None
     services: dict[str, tuple[Any, bool]] = {}
-    returns: Any = None
-    waits: bool = False
-    text: bool = False
-    streams: bool = False
-
-    @property
-    def item(self) -> Any:
-        """The shape inside a `Page`, or None."""
-        return typing.get_args(self.returns)[0] if typing.get_origin(self.returns) is Page else None
+    returned: tuple[Any, ...] = ()
+    answers: tuple[Any, ...] = ()
 
     @property
     def versioned(self) -> bool:
         """Whether the answer carries a version, and so an ETag."""
-        fields = getattr(self.returns, "__struct_fields__", ())
-        return "version" in fields and _resolved(self.returns).get("version") is int
+        shape = self.answers[0] if len(self.answers) == 1 else None
+        return "version" in getattr(shape, "__struct_fields__", ()) and _resolved(shape).get("version") is int
 
 
 @functools.lru_cache(maxsize=2048)
-def _resolved(function: Callable[..., Any]) -> dict[str, Any]:
+def _resolved(function: Any) -> dict[str, Any]:
     return typing.get_type_hints(function, include_extras=True)
 
 
 def hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Resolved annotations, not to be changed; a name that cannot be resolved is a `TypeError` that says which."""
+    """Resolved annotations, shared: do not change them. Raises `TypeError` naming what cannot be resolved."""
     function = getattr(function, "__func__", function)
     plain = isinstance(function, type) or getattr(function, "__closure__", function) is None
-    try:  # a closure would be kept with all that it leads to
+    try:  # the cache would keep a closure alive with everything it refers to
         return _resolved(function) if plain else _resolved.__wrapped__(function)
     except NameError as error:
-        raise TypeError(f"{function.__module__}.{function.__qualname__}: {error} (import it for real)") from None
+        where = f"{function.__module__}.{function.__qualname__}"
+        raise TypeError(f"{where}: {error}; import it outside TYPE_CHECKING") from None
+
+
+def union_parts(kind: Any) -> tuple[Any, ...]:
+    """The members of a union; any other type is its only member."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
 
 
 def without_none(kind: Any) -> tuple[Any, bool]:
     """`X | None` as `(X, True)`, anything else as `(kind, False)`."""
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        rest = [part for part in typing.get_args(kind) if part is not types.NoneType]
-        if len(rest) == 1 and len(rest) < len(typing.get_args(kind)):
-            return rest[0], True
-    return kind, False
+    parts = union_parts(kind)
+    rest = [part for part in parts if part is not types.NoneType]
+    return (rest[0], True) if len(rest) == 1 < len(parts) else (kind, False)
 
 
 def read(route: Route) -> Signature:
-    """The signature of a route's handler. Raises `TypeError` naming what is wrong with it."""
+    """The signature of a route's handler. Raises `TypeError` that says what is wrong with it."""
     kinds = hints(route.handler)
     if "return" not in kinds:
         raise TypeError(f"{route.label}: the handler has no return annotation")
-    found: dict[str, Any] = {"services": {}, "path": ()}
-    for name in inspect.signature(route.handler).parameters:
+    names = list(inspect.signature(route.handler).parameters)
+    for name in names:
         if name not in kinds:
             raise TypeError(f"{route.label}: parameter {name} has no annotation")
-        _place(route, name, kinds[name], found)
-    missing = set(route.names) - set(found["path"])
+    missing = set(route.names) - set(names)
     if missing:
         raise TypeError(f"{route.label}: the handler does not take {sorted(missing)} of its path")
-    return Signature(**found, **_answer(kinds["return"]))
-
-
-def _place(route: Route, name: str, kind: Any, found: dict[str, Any]) -> None:
-    if name in ("body", "query"):
-        found[name] = kind
-    elif name in route.names:
-        found["path"] = (*found["path"], name)
-    elif kind is Principal:
-        found["caller"] = name
-    elif kind is IfMatch:
-        found["if_match"] = name
-    elif kind is Request:
-        found["request"] = name
-    else:
-        found["services"][name] = without_none(kind)
-
-
-def _answer(kind: Any) -> dict[str, Any]:
-    parts = list(typing.get_args(kind)) if typing.get_origin(kind) in (types.UnionType, typing.Union) else [kind]
-    answer: dict[str, Any] = {}
-    shapes = []
-    for part in parts:
-        if part is Wait:
-            answer["waits"] = True
-        elif part is Text:
-            answer["text"] = True
-        elif part is Stream:
-            answer["streams"] = True
-        elif part is Encoded:
+    parts: dict[str, Any] = {"services": {}}
+    for name in names:
+        kind = kinds[name]
+        if name in ("body", "query"):
+            parts[name] = kind
+        elif name in route.names:
             continue
-        elif typing.get_origin(part) is Answer:
-            shapes.append(typing.get_args(part)[0])
-        elif part is not types.NoneType:
-            shapes.append(part)
-    unique = list(dict.fromkeys(shapes))
-    answer["returns"] = None if not unique else unique[0] if len(unique) == 1 else typing.Union[tuple(unique)]  # noqa: UP007  # built at run time
-    return answer
+        elif kind in PARTS:
+            parts[PARTS[kind]] = name
+        else:
+            parts["services"][name] = without_none(kind)
+    returned = union_parts(kinds["return"])
+    shapes = (part for part in returned if part not in NO_SHAPES)
+    bare = (typing.get_args(part)[0] if typing.get_origin(part) is Answer else part for part in shapes)
+    answers = (each for part in bare for each in union_parts(part))
+    return Signature(**parts, returned=returned, answers=tuple(dict.fromkeys(answers)))

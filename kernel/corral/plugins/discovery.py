@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import re
@@ -45,11 +46,12 @@ class Found(msgspec.Struct, kw_only=True):
 
     def protection(self) -> Protection:
         """The attribute `protected` as the source has it, since a class that is not imported cannot be asked."""
-        try:
-            spec = importlib.util.find_spec(self.module) if self.module else None
-            source = Path(spec.origin).read_text("utf-8") if spec is not None and spec.origin else ""
-        except (ImportError, OSError, ValueError):
-            return False
+        package, *rest = self.module.split(".")
+        spec = importlib.util.find_spec(package) if package else None  # of a submodule, it would import the parents
+        source = ""
+        for root in (spec.submodule_search_locations or ()) if spec is not None else ():
+            with contextlib.suppress(OSError):
+                source = source or Path(root, *rest).with_suffix(".py").read_text("utf-8")
         declared = _PROTECTED.search(source)
         return False if declared is None else "essential" if declared[1] == '"essential"' else True
 

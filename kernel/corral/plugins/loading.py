@@ -128,8 +128,7 @@ def _check_manifest(record: PluginRecord, kind: type[Plugin]) -> None:
     check_items("permissions", kind.permissions, Permission)
     if kind.prefixes and not record.found.built_in:
         raise TypeError("prefixes are for the plugins that Corral brings along")
-    own = tuple(f"{prefix}." for prefix in (record.name, *kind.prefixes))
-    foreign = [item.name for item in kind.permissions if not item.name.startswith(own)]
+    foreign = [each.name for each in kind.permissions if each.name.split(".")[0] not in (kind.name, *kind.prefixes)]
     if foreign:
         raise TypeError(f"permissions must begin with {record.name}.: {', '.join(foreign)}")
 

@@ -16,8 +16,7 @@ from corral.database.migrations import Home
 from corral.database.model import Model
 from corral.events.consumers import Consumer, Subscriber
 from corral.events.event import Event
-from corral.http.routes import Routes
-from corral.http.sockets import Socket
+from corral.http.routes import Routes, Socket
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Gate, HealthCheck, Meter, Metric, Plugin, Protection, Provide, Setting
 from corral.plugins.discovery import Found

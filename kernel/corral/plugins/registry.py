@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from corral import clock
+from corral.config.model import Plugins
 from corral.metrics.requests import RequestMetrics
 from corral.plugins.record import PluginRecord
 from corral.redact.redactor import Redactor
@@ -27,8 +28,10 @@ class PluginError(msgspec.Struct, frozen=True):
 class PluginRegistry:
     """Holds the records of all plugins. Implements `corral.plugin.Contributions`."""
 
-    def __init__(self, records: Sequence[PluginRecord], redactor: Redactor, metrics: RequestMetrics) -> None:
-        self._records, self._redactor, self._metrics = records, redactor, metrics
+    def __init__(
+        self, records: Sequence[PluginRecord], configuration: Plugins, redactor: Redactor, metrics: RequestMetrics
+    ) -> None:
+        self._records, self.configuration, self._redactor, self._metrics = records, configuration, redactor, metrics
         self._errors: dict[str, deque[PluginError]] = {}
         self._totals: dict[str, int] = {}
         self.listeners: list[Callable[[PluginRecord], None]] = []

@@ -71,10 +71,10 @@ class PluginWiring:
                 block_dependants(self._records)
 
     def _make_services(self, record: PluginRecord) -> None:
-        own = tuple(f"{prefix}_" for prefix in (record.name, *(record.kind.prefixes if record.kind else ())))
+        prefixes = (record.name, *(record.kind.prefixes if record.kind else ()))
         for model in record.contributed.models:
             table = model._meta.table_name
-            if not table.startswith(own) and table != record.name:
+            if not table.startswith(tuple(f"{each}_" for each in prefixes)) and table != record.name:
                 raise ValueError(f"table {table} must begin with {record.name}_")
         record.bound.services = self._container.build(self.scope(record), record.contributed.services)
         self._event_types.declare(record.name, record.contributed.events)

@@ -63,7 +63,7 @@ def _raises(name: str, routes: list[Route]) -> Iterator[str]:
         for code in route.raises:
             if code not in CODES:
                 own = code.startswith(f"{name}.")
-                where = "add it to corral.errors.CODES by subclassing Problem" if own else "see corral.errors.CODES"
+                where = "declare it with corral.errors.declare_codes in api.py" if own else "see corral.errors.CODES"
                 yield f"{route.label}: raises names {code}, which is no problem code; {where}"
 
 

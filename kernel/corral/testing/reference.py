@@ -1,25 +1,40 @@
-"""Pages of the reference that are made of what plugins declare: run-time settings and events.
+"""Pages of the reference that are generated from what the kernel and the built-in plugins declare.
 
 `python -m corral.testing.reference --write` brings them up to date; call it at the root of the source tree.
 """
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import itertools
 import json
+import re
 import typing
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
+from prometheus_client import generate_latest
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.parser import text_string_to_metric_families
 
+from corral.asgi.application import Application
+from corral.config.model import TABLE, ConfigField
+from corral.errors import CODES
 from corral.events.registry import EventType
-from corral.plugin import Setting
+from corral.http.openapi import EVERY_ROUTE
+from corral.metrics.requests import RequestMetrics
+from corral.plugin import Metric, Plugin, Setting
 from corral.settings.values import core_kind, core_type
 from corral.testing.written import build, main
 
 FOLDER = Path("docs", "reference")
+SOURCES = ("plugins/corral_plugins", "marketplace/corral_marketplace", "contrib")
 _NAMES: dict[Any, str] = {
     int: "whole number",
     float: "number",
@@ -38,18 +53,59 @@ EVENTS = """\
 Every event that a built-in plugin emits. Visibility: `shared` events are seen by everyone but auditors, `private` ones
 by the owner of the object, `private_and_admin` ones by the owner and admins, `admin` ones by admins.
 """
+COMMANDS = """\
+# Commands
+
+Every command of `corral` with its options; those of plugins are included. Each command also takes `--help`.
+Exit statuses: 0 done, 1 failed, 2 wrong usage, 3 refused to start, 4 migrations are pending or newer than the code.
+"""
+CONFIGURATION = """\
+# Configuration
+
+Every key of `corral.toml` with the variable that overrides it. The command line wins over the environment, the
+environment over the file, and the file over the default. `corral config init PATH` writes a commented file, and
+`corral config show` prints the effective values. Run-time settings: [settings.md](settings.md).
+"""
+ERRORS = """\
+# Error codes
+
+Every error response is a problem document (RFC 9457) with a stable `code`. The last column names the
+plugins whose routes may answer with the code, or says that every route may. The kernel raises the remaining codes on
+behalf of any route or plugin.
+"""
+METRICS = """\
+# Metrics
+
+Every metric of `/metrics` with its labels.
+"""
+API = """\
+# The API for plugins
+
+The names of the kernel that a plugin may import, by module, with the first sentence of their documentation. They keep
+their meaning within a major release. A test holds the plugins of this repository to this page.
+"""
 
 
 def files(folder: Path = FOLDER) -> dict[Path, str]:
     """The pages with their texts."""
+    root = folder.resolve().parents[1]
     with build() as application:
-        settings = [item.setting for item in application.kernel.settings.all()]
-        kinds = application.kernel.event_types.all()
-    return {folder / "settings.md": settings_page(settings), folder / "events.md": events_page(kinds)}
+        kernel = application.kernel
+        plugins = [item.plugin for item in kernel.plugins if item.found.built_in and item.plugin is not None]
+        pages = {
+            "settings": settings_page(item.setting for item in kernel.settings.all()),
+            "events": events_page(kernel.event_types.all()),
+            "commands": commands_page(plugins),
+            "configuration": configuration_page(plugins, (item.setting for item in kernel.settings.all())),
+            "errors": errors_page(application),
+            "metrics": metrics_page(application),
+            "api": api_page(plugin_imports(root)),
+        }
+    return {folder / f"{name}.md": text for name, text in pages.items()}
 
 
 def settings_page(settings: Iterable[Setting[Any]]) -> str:
-    """A table a category."""
+    """A table for each category."""
     parts = [SETTINGS]
     for category, members in itertools.groupby(settings, lambda setting: setting.name.partition(".")[0]):
         rows = [(f"`{item.name}`", kind_of(item), _bounds(item), _default(item), _title(item)) for item in members]
@@ -61,6 +117,166 @@ def events_page(kinds: Iterable[EventType]) -> str:
     """One table."""
     rows = [(f"`{kind.event}`", kind.title, kind.plugin, f"`{kind.visibility}`", _payload(kind)) for kind in kinds]
     return EVENTS + "\n" + _table(("Event", "Title", "Plugin", "Visibility", "Payload"), rows)
+
+
+def commands_page(plugins: Iterable[Plugin]) -> str:
+    """A section for each command, in the order of `corral --help`."""
+    from corral.cli import COMMANDS as BUILT_IN
+
+    found = [importlib.import_module(module).command for module, _ in BUILT_IN.values()]
+    contributed = [each for plugin in plugins for each in getattr(plugin, "corral_commands", tuple)()]
+    found += sorted(contributed, key=lambda each: str(each.name))
+    return COMMANDS + "".join(text for each in found for text in _command(each, "corral"))
+
+
+def _command(command: click.Command, parent: str) -> Iterator[str]:
+    name = f"{parent} {command.name}"
+    arguments = [
+        each.make_metavar(click.Context(command)) for each in command.params if isinstance(each, click.Argument)
+    ]
+    yield f"\n## {' '.join([name, *arguments])}\n\n{inspect.cleandoc(command.help or '')}\n"
+    options = [each for each in command.params if isinstance(each, click.Option) and not each.hidden]
+    if options:
+        yield "\n" + _table(("Option", "Meaning"), [(_option(each), each.help or "") for each in options])
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            yield from _command(each, name)
+
+
+def _option(option: click.Option) -> str:
+    names = ", ".join([*option.opts, *option.secondary_opts])
+    value = "" if option.is_flag else " " + option.make_metavar(click.Context(click.Command("")))
+    return f"`{names}{value}`"
+
+
+def configuration_page(plugins: Iterable[Plugin], settings: Iterable[Setting[Any]]) -> str:
+    """A table for each section, one for each plugin with a section, and the variables that pin settings."""
+    parts = [CONFIGURATION]
+    for section, members in itertools.groupby(TABLE.items(), lambda item: item[0].rpartition(".")[0]):
+        keys = [_key(name, entry) for name, entry in members]
+        title = f"\n## [{section}]\n\n" if section else "\n## Top level\n\n"
+        parts += [title, _table(("Key", "Variable", "Default", "Meaning"), keys)]
+    for plugin in plugins:
+        if plugin.config is not None:
+            parts += [f"\n## [plugins.{plugin.name}]\n\n{inspect.cleandoc(plugin.config.__doc__ or '')}\n\n"]
+            fields = msgspec.structs.fields(plugin.config)
+            parts.append(
+                _table(("Key", "Default"), [(f"`{each.encode_name}`", _field_default(each)) for each in fields])
+            )
+    pins = [(f"`{each.env}`", f"`{each.name}`") for each in settings if each.env]
+    parts += ["\n## Variables that pin a run-time setting\n\n", _table(("Variable", "Setting"), sorted(pins))]
+    return "".join(parts)
+
+
+def _key(name: str, entry: ConfigField) -> tuple[str, str, str, str]:
+    variable = f"`{entry.key.variable}`" if entry.key.variable else ""
+    default = (
+        "" if entry.default in (None, "", ()) or not isinstance(entry.default, (str, int, tuple)) else entry.default
+    )
+    shown = f"`{json.dumps(default)}`" if default != "" else ""
+    return f"`{name.rpartition('.')[2]}`", variable, shown, entry.key.doc
+
+
+def _field_default(field: Any) -> str:
+    if field.default_factory is not msgspec.NODEFAULT:
+        return f"`{json.dumps(msgspec.to_builtins(field.default_factory()))}`"
+    return "" if field.default in (msgspec.NODEFAULT, None) else f"`{json.dumps(msgspec.to_builtins(field.default))}`"
+
+
+def errors_page(application: Application) -> str:
+    """One table, in the order of the status."""
+    owners: dict[str, set[str]] = defaultdict(set)
+    for endpoint in application.endpoints:
+        for code in endpoint.route.raises:
+            owners[code].add(endpoint.route.plugin)
+    rows = []
+    for code, (status, title) in sorted(CODES.items(), key=lambda item: (item[1][0], item[0])):
+        raised = "every route" if code in EVERY_ROUTE else ", ".join(sorted(owners[code])) or "the kernel"
+        rows.append((f"`{code}`", str(status), title, raised))
+    return ERRORS + "\n" + _table(("Code", "Status", "Meaning", "Raised by"), rows)
+
+
+def metrics_page(application: Application) -> str:
+    """One table: the metrics of the process and of requests, then those that plugins contribute."""
+    from corral_core.health.service.scrape import Scrape
+
+    kernel = application.kernel
+    scrape = kernel.container.get(Scrape)
+    _count_once(kernel.metrics)
+    registries = (scrape._process, scrape._installation)
+    text = kernel.metrics.render() + "".join(generate_latest(each).decode() for each in registries)
+    found = {_full_name(family): _family(family) for family in text_string_to_metric_families(text)}
+    for item in kernel.active:
+        for metric in item.of("corral_metrics"):
+            found[metric.name] = _metric(metric)
+    rows = [(f"`{name}`", kind, labels, text) for name, (kind, labels, text) in sorted(found.items())]
+    return METRICS + "\n" + _table(("Metric", "Type", "Labels", "Meaning"), rows)
+
+
+def _count_once(metrics: RequestMetrics) -> None:
+    """Labels are shown by series, of which a fresh process has none."""
+    metrics.observe("GET", "/", 200, 0.0)
+    for counter in (metrics.body_rejected, metrics.plugin_errors, metrics.events):
+        counter["x"] += 1
+
+
+def _full_name(family: Family) -> str:
+    return f"{family.name}_total" if family.type == "counter" else str(family.name)
+
+
+def _family(family: Family) -> tuple[str, str, str]:
+    labels = {label: None for sample in family.samples for label in sample.labels if label != "le"}
+    return family.type, ", ".join(f"`{label}`" for label in labels), family.documentation
+
+
+def _metric(metric: Metric) -> tuple[str, str, str]:
+    return metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help
+
+
+def plugin_imports(root: Path) -> dict[str, set[str]]:
+    """The names that the plugins of the source tree import from the kernel, by module; a module itself is `""`."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for file in sorted(path for folder in SOURCES for path in (root / folder).rglob("*.py")):
+        if "tests" in file.relative_to(root).parts:
+            continue
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "corral":
+                for alias in node.names:
+                    _note(found, str(node.module), alias.name)
+    return found
+
+
+def _note(found: dict[str, set[str]], module: str, name: str) -> None:
+    try:
+        importlib.import_module(f"{module}.{name}")
+    except ModuleNotFoundError:
+        found[module].add(name)
+    else:
+        found[f"{module}.{name}"].add("")
+
+
+def api_page(imports: Mapping[str, Iterable[str]]) -> str:
+    """A table for each module."""
+    parts = [API]
+    for module, names in sorted(imports.items()):
+        loaded = importlib.import_module(module)
+        named = sorted(names) if set(names) != {""} else _public(loaded)
+        rows = [(f"`{name}`", _first_sentence(getattr(loaded, name))) for name in named if name]
+        parts += [f"\n## {module}\n\n{_first_sentence(loaded)}\n\n", _table(("Name", "Meaning"), rows)]
+    return "".join(parts)
+
+
+def _public(module: Any) -> list[str]:
+    """The functions and classes that a module itself defines."""
+    own = (name for name, item in vars(module).items() if getattr(item, "__module__", "") == module.__name__)
+    return sorted(name for name in own if not name.startswith("_"))
+
+
+def _first_sentence(item: Any) -> str:
+    if not (inspect.ismodule(item) or inspect.isclass(item) or inspect.isroutine(item)):
+        return "A constant."
+    paragraph = (inspect.getdoc(item) or "").partition("\n\n")[0]
+    return re.split(r"(?<=\.) ", " ".join(paragraph.split()), maxsplit=1)[0]
 
 
 def kind_of(setting: Setting[Any]) -> str:

@@ -1,4 +1,4 @@
-"""What other plugins may use of `core`: accounts and sessions, mails and links, socket tickets."""
+"""The public interface of `accounts`: users and sessions, mails and links, socket tickets."""
 
 from __future__ import annotations
 
@@ -9,17 +9,40 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.auth.principal import Principal
+from corral.errors import declare_codes
 from corral.http.answers import ANY_VERSION, IfMatch
 from corral.http.page import Page, PageQuery
 from corral.plugin import Setting
 from corral.schema.fields import Instant, line
+
+declare_codes(
+    {
+        "token_reuse": (401, "The token was used before"),
+        "invalid_credentials": (401, "The credentials are wrong"),
+        "registration_closed": (403, "Registration is closed"),
+        "email_unverified": (403, "The address is not verified"),
+        "last_admin": (409, "The last active admin must stay"),
+        "plugin_required": (409, "The plugin is required"),
+        "link_expired": (410, "The link has expired"),
+        "weak_password": (422, "The password breaks the policy"),
+        "account_locked": (429, "The account is locked for a while"),
+        "core.second_factor_damaged": (409, "The stored second factor does not open"),
+    }
+)
+declare_codes(
+    {
+        "mfa_required": (403, "A second factor is required"),
+        "password_change_required": (403, "The password must be changed first"),
+    },
+    limiting=True,
+)
 
 Role = Literal["admin", "member", "viewer", "auditor"]
 Address = Annotated[str, line(254, 3)]
 FullName = Annotated[str, line(200)]
 Password = Annotated[str, Meta(min_length=1, max_length=128)]
 Notice = Literal["locked", "password_changed", "email_changed", "recovery_code_used", "refresh_reuse", "mfa_reset"]
-"""The mails that tell somebody what happened to their account."""
+"""The kinds of mail that notify users of changes to their account."""
 REGISTRATION = Setting(
     name="security.registration",
     env="CORRAL_REGISTRATION",
@@ -32,7 +55,7 @@ REGISTRATION = Setting(
 
 
 class UserView(msgspec.Struct, kw_only=True):
-    """A person's account. It never holds a password, a seed or a hash."""
+    """A user account. It never contains a password, a seed or a hash."""
 
     id: str
     email: str
@@ -53,7 +76,7 @@ class UserView(msgspec.Struct, kw_only=True):
 
 
 class NewUser(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An account to be made. The password goes another way: hash it first (`Accounts.hash_password`)."""
+    """A new account. Hash the password separately, before the unit (`Accounts.hash_password`)."""
 
     email: Address
     full_name: FullName
@@ -62,7 +85,7 @@ class NewUser(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class UserPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What of an account changes; absent fields stay."""
+    """A partial update of an account; absent fields stay unchanged."""
 
     email: Address | UnsetType = UNSET
     full_name: FullName | UnsetType = UNSET
@@ -75,7 +98,7 @@ class UserPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class UserQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list of accounts. `search` matches address and name, whatever the case."""
+    """Filters of the list of accounts. `search` matches address and name, ignoring case."""
 
     role: list[Role] = msgspec.field(default_factory=list)
     is_active: bool | UnsetType = UNSET
@@ -83,23 +106,23 @@ class UserQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class Accounts(Protocol):
-    """People. Everything but `hash_password` joins the current unit."""
+    """User accounts. Everything except `hash_password` joins the current unit."""
 
     async def hash_password(
         self, password: str, *, email: str, full_name: str, pointer: str = "/password", user_id: str | None = None
     ) -> str:
-        """Check a new password against the policy (`weak_password`) and hash it; call it before the unit.
+        """Check a new password against the policy (`weak_password`) and hash it; call this before the unit.
 
-        `user_id`: whose former passwords do not come back; give it once the caller is known to be that user.
+        `user_id`: also reject this user's former passwords; pass it only if the caller is authenticated as that user.
         """
         ...
 
     def create(self, new: NewUser, *, password_hash: str | None, by: Principal, how: str = "admin") -> UserView:
-        """Make an active account; None: it has no password yet. `Conflict(duplicate)` for a taken address."""
+        """Create an active account, without a password if the hash is None. Raises `Conflict(duplicate)`."""
         ...
 
     def get(self, user_id: str) -> UserView:
-        """One account, purged ones too; `NotFound`."""
+        """One account, also a purged one; raises `NotFound`."""
         ...
 
     def get_many(self, user_ids: Iterable[str]) -> dict[str, UserView]:
@@ -107,27 +130,27 @@ class Accounts(Protocol):
         ...
 
     def details(self, user_ids: Iterable[str]) -> dict[str, AccountDetails]:
-        """What else there is to know of accounts, by id; unknown ids are left out."""
+        """Further details of accounts for admins, by id; unknown ids are left out."""
         ...
 
     def find(self, email: str) -> UserView | None:
-        """The account of an address, in whatever spelling."""
+        """The account of an address in any spelling; None if there is none."""
         ...
 
     def limit(self, user: UserView) -> str | None:
-        """What this person must do first: `limited` of every principal that has this person's rights. None: nothing."""
+        """The action that this user must take first: the `limited` of every principal with this user's rights."""
         ...
 
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
-        """Accounts, newest first, without purged ones. The route decides who may ask."""
+        """Accounts, newest first, without purged ones. The route checks permissions."""
         ...
 
     def count(self) -> dict[tuple[str, bool], int]:
-        """How many accounts there are by role and whether they are active, without purged ones."""
+        """The number of accounts by role and whether they are active, without purged ones."""
         ...
 
     def update(self, user_id: str, patch: UserPatch, *, if_match: IfMatch = ANY_VERSION) -> UserView:
-        """Change an account. `Conflict(last_admin)` rather than leaving no active admin; lost rights end sessions."""
+        """Change an account; lost rights end its sessions. Raises `Conflict(last_admin)` for the last active admin."""
         ...
 
     def set_password(self, user_id: str, password_hash: str, *, must_change: bool = False) -> UserView:
@@ -135,16 +158,16 @@ class Accounts(Protocol):
         ...
 
     def end_sessions(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
-        """End the user's sessions but `keep`; how many ended."""
+        """End the user's sessions except `keep`; returns their number."""
         ...
 
     def purge(self, user_id: str) -> None:
-        """Blank a deactivated account and free its address; the row stays as "deleted user"."""
+        """Erase a deactivated account and free its address; the row remains as "deleted user"."""
         ...
 
 
 class Delivery(msgspec.Struct, kw_only=True):
-    """How a mail that was sent at once went. `error`: what the guard or the mail server said, for admins."""
+    """The result of a test mail. `error`: the message of the egress guard or the mail server, for admins."""
 
     delivered: bool
     duration_ms: int
@@ -152,15 +175,15 @@ class Delivery(msgspec.Struct, kw_only=True):
 
 
 class Mail(Protocol):
-    """Mails to people. They are jobs: a mail server that is down delays them and nothing else."""
+    """Mails to users. They are jobs: an unavailable mail server delays them and nothing else."""
 
     @property
     def is_configured(self) -> bool:
-        """Whether there is a mail service: `mail.host` is set."""
+        """Whether `mail.host` is set."""
         ...
 
     def notify(self, to: str, kind: Notice, **facts: str | int) -> None:
-        """Tell the holder of an address; joins the unit and takes effect with it. Without a mail service: nothing.
+        """Enqueue a notice to an address; joins the unit. Does nothing without a mail service.
 
         Facts: `locked` until, `email_changed` new, `recovery_code_used` left.
         """
@@ -171,39 +194,39 @@ class Mail(Protocol):
         ...
 
     async def test(self, to: str) -> Delivery:
-        """Send a test mail now; `invalid_state` without a mail service. For async handlers, outside a unit."""
+        """Send a test mail now; raises `invalid_state` without a mail service. For async handlers, outside a unit."""
         ...
 
 
 class KeysOfPeople(Protocol):
-    """API keys, as far as a change of an account ends them; provided by the plugin `security`."""
+    """Ends API keys when an account changes; provided by the plugin `security`."""
 
     def revoke_all(self, user_id: str) -> int:
-        """End every key of a user; how many. Joins the unit."""
+        """End every key of a user; returns their number. Joins the unit."""
         ...
 
 
 class PasswordLinks(Protocol):
-    """Links by which people choose a password. Everything joins the unit."""
+    """Links by which users set a password. Everything joins the unit."""
 
     def welcome(self, user_id: str) -> str | None:
-        """For an account without a password: the link is mailed (None), or it is this URL, to be shown once."""
+        """Mail a link to an account without a password and return None; without a mail service return its URL."""
         ...
 
     def reset(self, user_id: str) -> str:
-        """The old password and all sessions end: the URL of a link to a new one, mailed too where that is possible."""
+        """Delete the password and end all sessions; returns the URL of a link to a new one, which is mailed too."""
         ...
 
 
 class AccountDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """What admins see of an account beside the account itself."""
+    """Details of an account that only admins see."""
 
     created_by: str | None
     sessions: int
 
 
 class InvitationView(msgspec.Struct, kw_only=True):
-    """An invitation to make an account."""
+    """An invitation to create an account."""
 
     id: str
     email: str
@@ -215,12 +238,12 @@ class InvitationView(msgspec.Struct, kw_only=True):
 
 
 class Invitations(Protocol):
-    """Invitations to make an account. Everything joins the unit."""
+    """Invitations to create an account. Everything joins the unit."""
 
     def create(self, email: str, role: Role, *, by: Principal) -> tuple[InvitationView, str]:
-        """Invite an address, by mail too where there is a mail service: the invitation, and its URL, shown this once.
+        """Invite an address, also by mail if possible. Returns the invitation and its URL, to be shown once.
 
-        `Conflict(duplicate)` for an address that has an account or an open invitation.
+        Raises `Conflict(duplicate)` for an address with an account or a pending invitation.
         """
         ...
 
@@ -229,19 +252,19 @@ class Invitations(Protocol):
         ...
 
     def revoke(self, invitation_id: str) -> None:
-        """Its links end at once; `NotFound` unless it is pending."""
+        """Revoke a pending invitation and end its links; raises `NotFound`."""
         ...
 
 
 class OwnerView(msgspec.Struct, kw_only=True):
-    """Whose something is; `email` is empty once the account is purged."""
+    """The owner of an object; `email` is empty after the account was purged."""
 
     id: str
     email: str
 
 
 class SignedInView(msgspec.Struct, kw_only=True):
-    """A session as admins see it. `current`: the one that asks."""
+    """A session as admins see it. `current`: it made this request."""
 
     id: str
     user_id: str
@@ -264,44 +287,44 @@ class SignedInQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_de
 
 
 class AllSessions(Protocol):
-    """The live sessions of everybody. Everything joins the unit."""
+    """The live sessions of all users. Everything joins the unit."""
 
     def list(self, query: SignedInQuery, caller: Principal) -> Page[SignedInView]:
-        """Live sessions, newest first. The route decides who may ask."""
+        """Live sessions, newest first. The route checks permissions."""
         ...
 
     def end(self, session_id: str, reason: str) -> None:
-        """End one; `NotFound` unless it goes on."""
+        """End a live session; raises `NotFound`."""
         ...
 
 
-class Rescue(Protocol):
-    """What admins do for people who cannot get in any more. Everything joins the unit; `NotFound`."""
+class AccountRecovery(Protocol):
+    """Recovery of accounts by admins. Everything joins the unit and raises `NotFound`."""
 
     def unlock(self, user_id: str) -> UserView:
-        """End a lock after failed sign-ins at once."""
+        """End a lockout after failed sign-ins immediately."""
         ...
 
     def reset_mfa(self, user_id: str) -> UserView:
-        """Switch the second factor off for somebody who lost it, and end every session of the user."""
+        """Disable the second factor of a user who lost it, and end all their sessions."""
         ...
 
     def failed_attempts(self, emails: Iterable[str]) -> dict[str, int]:
-        """Failed sign-ins that still count, by address; addresses without any are left out."""
+        """The number of failed sign-ins that still count, by address; addresses without one are left out."""
         ...
 
 
 class Tickets(Protocol):
-    """Single-use tickets that open a socket where a header cannot be sent. Both join the unit."""
+    """Single-use tickets that authenticate a WebSocket, where no header can be sent. Everything joins the unit."""
 
     def issue(self, caller: Principal) -> str:
-        """A ticket that is good for 30 s."""
+        """Create a ticket that is valid for 30 s."""
         ...
 
     def reread(self, caller: Principal) -> Principal:
-        """The caller of a long connection as it is now; `Unauthorized` when its session has ended."""
+        """The caller of a long-lived connection with its current rights; raises `Unauthorized` if the session ended."""
         ...
 
     def redeem(self, ticket: str) -> Principal:
-        """Use the ticket up: the caller as it is now; `Unauthorized` for an unknown, used or old one."""
+        """Consume a ticket; returns its caller with current rights. Raises `Unauthorized` for an invalid ticket."""
         ...

@@ -153,14 +153,14 @@ def show(email: str, config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def unlock(email: str, config_path: Path | None, as_json: bool) -> None:
-    """End a lock after failed sign-ins at once."""
-    from corral_core.accounts.api import Rescue
+    """End a lockout after failed sign-ins immediately."""
+    from corral_core.accounts.api import AccountRecovery
 
     _change(
         config_path,
         "user unlock",
         email,
-        lambda found, user: found.service(Rescue).unlock(user.id),
+        lambda found, user: found.service(AccountRecovery).unlock(user.id),
         "Unlocked {}.",
         as_json,
     )
@@ -172,14 +172,14 @@ def unlock(email: str, config_path: Path | None, as_json: bool) -> None:
 @json_option
 def reset_mfa(email: str, config_path: Path | None, as_json: bool) -> None:
     """Remove the second factor of an account whose holder lost it; all its sessions end."""
-    from corral_core.accounts.api import Rescue
+    from corral_core.accounts.api import AccountRecovery
 
     told = "{} has no second factor any more; all sessions of the account have ended."
     _change(
         config_path,
         "user reset-mfa",
         email,
-        lambda found, user: found.service(Rescue).reset_mfa(user.id),
+        lambda found, user: found.service(AccountRecovery).reset_mfa(user.id),
         told,
         as_json,
     )
@@ -297,7 +297,7 @@ def generate(label: str, as_json: bool) -> None:
 @json_option
 def rotate_jwt(config_path: Path | None, as_json: bool) -> None:
     """Sign access tokens with a new key. The old one verifies until its last token is over; nobody is signed out."""
-    from corral_core.accounts.service.signing_keys import SigningKeys
+    from corral_core.accounts.service.access_tokens import SigningKeys
 
     with session(config_path, "keys rotate-jwt") as found:
         kid = found.run(found.service(SigningKeys).rotate)

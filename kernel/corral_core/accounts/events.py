@@ -7,7 +7,7 @@ from corral.schema.fields import Instant
 
 
 class UserCreated(Event, kw_only=True):
-    """An account was made."""
+    """An account was created."""
 
     event = "user.created"
     visibility = PRIVATE_AND_ADMIN
@@ -30,7 +30,7 @@ class UserUpdated(Event, kw_only=True):
 
 
 class UserLocked(Event, kw_only=True):
-    """Too many sign-ins of an account failed; until then none succeeds."""
+    """An account was locked after too many failed sign-ins."""
 
     event = "user.locked"
     visibility = PRIVATE_AND_ADMIN
@@ -41,7 +41,7 @@ class UserLocked(Event, kw_only=True):
 
 
 class UserDeactivated(Event, kw_only=True):
-    """An account was switched off."""
+    """An account was deactivated."""
 
     event = "user.deactivated"
     visibility = PRIVATE_AND_ADMIN
@@ -51,7 +51,7 @@ class UserDeactivated(Event, kw_only=True):
 
 
 class UserReactivated(Event, kw_only=True):
-    """An account was switched on again."""
+    """An account was reactivated."""
 
     event = "user.reactivated"
     visibility = PRIVATE_AND_ADMIN
@@ -61,7 +61,7 @@ class UserReactivated(Event, kw_only=True):
 
 
 class UserPurged(Event, kw_only=True):
-    """An account was blanked; private objects of the user are to be removed."""
+    """An account was purged; plugins delete the private objects of its user."""
 
     event = "user.purged"
     visibility = PRIVATE_AND_ADMIN
@@ -82,7 +82,7 @@ class InvitationCreated(Event, kw_only=True):
 
 
 class InvitationAccepted(Event, kw_only=True):
-    """An invited person made their account."""
+    """An invited person created their account."""
 
     event = "invitation.accepted"
     visibility = "admin"
@@ -115,7 +115,7 @@ class SessionEnded(Event, kw_only=True):
 
 
 class MfaEnabled(Event, kw_only=True):
-    """A second factor was switched on."""
+    """A second factor was enabled."""
 
     event = "mfa.enabled"
     visibility = PRIVATE_AND_ADMIN
@@ -125,7 +125,7 @@ class MfaEnabled(Event, kw_only=True):
 
 
 class MfaDisabled(Event, kw_only=True):
-    """A second factor was switched off."""
+    """A second factor was disabled."""
 
     event = "mfa.disabled"
     visibility = PRIVATE_AND_ADMIN

@@ -11,7 +11,7 @@ from corral.database.engine import Work
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Settings
 from corral_core.accounts.models import RefreshRow, SessionRow, SigningKeyRow
-from corral_core.accounts.service import links, lockout, second_factor, tickets
+from corral_core.accounts.service import authentication, links, lockout, second_factor
 from corral_core.accounts.service.access_tokens import MAX_LIFE_SECONDS
 from corral_core.accounts.service.accounts import AccountsService
 from corral_core.accounts.service.links import RESET, Links
@@ -32,7 +32,7 @@ log = logging.getLogger("corral.mail")
 async def send_mail(
     kind: str, to: str, facts: dict[str, Any], work: Work, mail: MailService, links: Links, link_id: str | None = None
 ) -> None:
-    """Send one mail. The token of its link is made now: it is stored nowhere, and its time begins when it leaves."""
+    """Send one mail. The token of its link is generated now and not stored; its lifetime begins with the mail."""
     from corral.egress.smtp import MailRefused
 
     if not mail.is_configured:
@@ -40,7 +40,7 @@ async def send_mail(
         return
     if link_id is not None:
         token = await work(lambda: links.arm(link_id))
-        if token is None:  # it was used or ended meanwhile: the mail would tell of a dead link
+        if token is None:  # the link was used or ended meanwhile
             return
         facts = {**facts, "url": links.url(kind, token, absolute=True)}
     try:
@@ -56,24 +56,24 @@ async def send_mail(
 
 
 def forgot_password(email: str, accounts: AccountsService, mail: MailService) -> None:
-    """Mail the link, if the address has an account that somebody may get into."""
+    """Mail a reset link if the address has an active account."""
     row = accounts.row_of(email)
     if row is not None and row.is_active:
         mail.send_link(row.email, RESET, row.id)
 
 
 def resend_verification(email: str, accounts: AccountsService, mail: MailService) -> None:
-    """The link again, for an account that waits for it."""
+    """Mail the link again to an account whose address is not verified."""
     row = accounts.row_of(email)
     if row is not None and row.is_active and not row.email_verified:
         send_proof(row, mail)
 
 
 async def purge_sessions(work: Work, sessions: Sessions) -> None:
-    """End idle sessions; forget ended ones after 30 days, and what else of signing in is over."""
+    """End idle sessions, delete ended ones after 30 days, and delete expired tickets, links and challenges."""
     await _repeat(work, sessions.expire)
     await _repeat(work, _delete_sessions)
-    await _repeat(work, tickets.prune)
+    await _repeat(work, authentication.prune)
     await _repeat(work, links.prune)
     await _repeat(work, second_factor.prune)
     await _repeat(work, lockout.prune)
@@ -81,7 +81,7 @@ async def purge_sessions(work: Work, sessions: Sessions) -> None:
 
 
 def forget_successors(settings: Settings) -> None:
-    """Sealed refresh tokens are kept for the grace only."""
+    """Delete the sealed successors of refresh tokens after the grace period."""
     over = RefreshRow.successor.is_null(False) & (RefreshRow.used_at <= clock.now(-settings.get(REFRESH_GRACE)))
     RefreshRow.update(successor=None).where(over).execute()
 

@@ -1,4 +1,4 @@
-"""Series of signing in."""
+"""Metrics of sign-in."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def _hashes(passwords: Passwords) -> Series:
 METRICS = (
     Metric(
         name="corral_auth_attempts_total",
-        help="Sign-ins by how they ended.",
+        help="Sign-ins by result.",
         kind="counter",
         labels={"result": RESULTS},
         collect=_attempts,
     ),
-    Metric(name="corral_auth_lockouts_total", help="Addresses that were locked.", kind="counter", collect=_lockouts),
+    Metric(name="corral_auth_lockouts_total", help="Account lockouts.", kind="counter", collect=_lockouts),
     Metric(
         name="corral_auth_refresh_total",
-        help="Refreshes by how they ended.",
+        help="Token refreshes by result.",
         kind="counter",
         labels={"result": REFRESHES},
         collect=_refreshes,
     ),
-    Metric(name="corral_sessions_active", help="Sessions that go on", collect=_sessions),
+    Metric(name="corral_sessions_active", help="Live sessions.", collect=_sessions),
     Metric(
         name="corral_password_hash_seconds_sum",
         help="Seconds spent on hashing passwords.",
@@ -61,7 +61,7 @@ METRICS = (
     ),
     Metric(
         name="corral_password_hash_seconds_count",
-        help="Passwords that were hashed.",
+        help="Password hashes computed.",
         of_process=True,
         collect=_hashes,
     ),

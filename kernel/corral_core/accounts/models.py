@@ -10,7 +10,7 @@ from corral.events.event import PRIVATE_AND_ADMIN
 
 
 class UserRow(Model):
-    """A person. `email` is shown as typed; `email_key`, its normal form, is what is looked up and unique."""
+    """A user. `email` is the address as typed; `email_key` is its normal form, unique and used for look-ups."""
 
     visibility = PRIVATE_AND_ADMIN
     owner_field = "id"
@@ -19,7 +19,7 @@ class UserRow(Model):
     email = peewee.CharField(max_length=254)
     email_key = peewee.CharField(max_length=254, unique=True)
     full_name = peewee.CharField(max_length=200)
-    name_key = peewee.TextField(null=True)  # its normal form, which is searched
+    name_key = peewee.TextField(null=True)  # the normal form of `full_name`, for search
     role = peewee.CharField(max_length=10)
     is_active = peewee.BooleanField(default=True)
     email_verified = peewee.BooleanField(default=False)
@@ -44,7 +44,7 @@ class UserRow(Model):
 
 
 class SessionRow(Model):
-    """A sign-in: a chain of refresh tokens. It ends by `ended_at`, or unrefreshed at `expires_at`."""
+    """A session: a chain of refresh tokens. It ends at `ended_at`, or at `expires_at` if it is not refreshed."""
 
     visibility = PRIVATE
     owner_field = "user_id"
@@ -70,7 +70,7 @@ SessionRow.add_index(SessionRow.user_id, SessionRow.created_at, where=SessionRow
 
 
 class RefreshRow(Model):
-    """A refresh token, by its SHA-256. `successor` is kept sealed for the grace only, to answer a repeated request."""
+    """A refresh token, by its SHA-256. `successor` is sealed and kept for the grace period, for repeated requests."""
 
     hash = peewee.CharField(primary_key=True, max_length=64)
     session_id = IdField(index=True)
@@ -87,7 +87,7 @@ RefreshRow.add_index(RefreshRow.used_at, where=RefreshRow.successor.is_null(Fals
 
 
 class SigningKeyRow(Model):
-    """A key that signs access tokens, sealed. A retired one verifies until its last token is over."""
+    """A key that signs access tokens, sealed. A retired key verifies until its last token expires."""
 
     id = IdField(primary_key=True)
     sealed = SealedField()
@@ -99,7 +99,7 @@ class SigningKeyRow(Model):
 
 
 class TicketRow(Model):
-    """A single-use ticket, by its SHA-256: it opens one socket for the caller that asked for it."""
+    """A single-use ticket, by its SHA-256; it opens one WebSocket for the caller that requested it."""
 
     hash = peewee.CharField(primary_key=True, max_length=64)
     caller = JSONField()
@@ -110,7 +110,7 @@ class TicketRow(Model):
 
 
 class LockoutRow(Model):
-    """Attempts to sign in to one address, which need not be anybody's: `key` is the SHA-256 of its normal form.
+    """Sign-in attempts for one address, known or not. `key` is the SHA-256 of its normal form.
 
     `failed`: the instants of the last failures, the newest first, one after the other. `in_flight` counts until
     `reserved_until`: what a dead process reserved is free again then. `locks`: how often in a row it was locked.
@@ -128,9 +128,9 @@ class LockoutRow(Model):
 
 
 class SecondFactorRow(Model):
-    """The TOTP seed of a user; one that was not confirmed is a setup that waits for its first code.
+    """The TOTP seed of a user; an unconfirmed one is a setup that waits for its first code.
 
-    `last_step`: the newest time step whose code was accepted; only later ones are.
+    `last_step`: the newest time step whose code was accepted; only later steps are valid.
     """
 
     user_id = IdField(primary_key=True)
@@ -144,7 +144,7 @@ class SecondFactorRow(Model):
 
 
 class RecoveryCodeRow(Model):
-    """A recovery code that was not used yet, by its SHA-256."""
+    """An unused recovery code, by its SHA-256."""
 
     hash = peewee.CharField(primary_key=True, max_length=64)
     user_id = IdField(index=True)
@@ -166,7 +166,7 @@ class ChallengeRow(Model):
 
 
 class FormerPasswordRow(Model):
-    """The hash of a password that its user had before."""
+    """The hash of a former password."""
 
     id = IdField(primary_key=True)
     user_id = IdField(index=True)
@@ -177,7 +177,7 @@ class FormerPasswordRow(Model):
 
 
 class LinkRow(Model):
-    """A link that is good once: it resets a password, proves an address or accepts an invitation.
+    """A single-use link: it resets a password, verifies an address or accepts an invitation.
 
     `hash` is the SHA-256 of the token; null while the link waits for a mail server to take its mail. `subject_id` is
     the account or invitation, `email` the address that the link proves. `used_at` also ends what was not used.
@@ -198,7 +198,7 @@ class LinkRow(Model):
 
 
 class InvitationRow(Model):
-    """A person who may make an account of this role. `status`: pending | accepted | expired | revoked."""
+    """An invitation to create an account with this role. `status`: pending | accepted | expired | revoked."""
 
     id = IdField(primary_key=True)
     email = peewee.CharField(max_length=254)
@@ -228,7 +228,7 @@ InvitationRow.add_index(
 
 
 class InstallationRow(Model):
-    """A fact that is true once for the whole installation: who inserts its row first has decided it."""
+    """A fact about the whole installation; the first process to insert the row decides it."""
 
     name = peewee.CharField(primary_key=True, max_length=40)
     value = peewee.TextField()
@@ -238,7 +238,7 @@ class InstallationRow(Model):
 
 
 def claim(name: str, value: str) -> bool:
-    """Decide a fact; False when it was decided before."""
+    """Decide a fact; returns False if it was decided before."""
     insert = InstallationRow.insert(name=name, value=value).on_conflict_ignore()
     return bool(insert.as_rowcount().execute())
 

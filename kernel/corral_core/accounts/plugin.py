@@ -6,40 +6,34 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import Authenticator
-from corral.config.model import Config
 from corral.database.engine import Work
 from corral.database.model import Model
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
-from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
-from corral_core.accounts.api import Accounts, AllSessions, Invitations, Mail, PasswordLinks, Rescue, Tickets
+from corral.plugin import Installation, Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral_core.accounts.api import AccountRecovery, Accounts, AllSessions, Invitations, Mail, PasswordLinks, Tickets
 from corral_core.accounts.events import EVENTS
 from corral_core.accounts.jobs import JOBS, SCHEDULES
 from corral_core.accounts.metrics import METRICS
 from corral_core.accounts.models import TABLES
 from corral_core.accounts.routes import auth, registration, second_factor, sessions
-from corral_core.accounts.service.access_tokens import AccessTokens
+from corral_core.accounts.service.access_tokens import AccessTokens, SigningKeys
 from corral_core.accounts.service.accounts import AccountsService
-from corral_core.accounts.service.admin_recovery import RescueService
-from corral_core.accounts.service.all_sessions import AllSessionsService
-from corral_core.accounts.service.authentication import AccessTokenAuthenticator, SessionPrincipals
+from corral_core.accounts.service.authentication import AccessTokenAuthenticator, SessionPrincipals, TicketsService
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import Links
 from corral_core.accounts.service.lockout import Lockout
 from corral_core.accounts.service.mail import MailService
-from corral_core.accounts.service.password_history import PasswordHistory
-from corral_core.accounts.service.password_policy import PasswordPolicy
+from corral_core.accounts.service.password_policy import PasswordHistory, PasswordPolicy
 from corral_core.accounts.service.passwords import Passwords
 from corral_core.accounts.service.profile import Profile
 from corral_core.accounts.service.reauthentication import Reauthentication
-from corral_core.accounts.service.recovery import PasswordLinksService, Recovery
-from corral_core.accounts.service.registration import Registrations, create_bootstrap_admin
+from corral_core.accounts.service.recovery import AccountRecoveryService, PasswordLinksService, Recovery
+from corral_core.accounts.service.registration import Registrations
 from corral_core.accounts.service.second_factor import SecondFactor
-from corral_core.accounts.service.sessions import Sessions
+from corral_core.accounts.service.sessions import AllSessionsService, Sessions
 from corral_core.accounts.service.sign_in import SignIn
-from corral_core.accounts.service.signing_keys import SigningKeys
-from corral_core.accounts.service.tickets import TicketsService
 from corral_core.accounts.settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -72,7 +66,7 @@ class AccountsPlugin(Plugin):
             Provide(SecondFactor, SecondFactor),
             Provide(SignIn, SignIn),
             Provide(Reauthentication, Reauthentication),
-            Provide(Rescue, RescueService),
+            Provide(AccountRecovery, AccountRecoveryService),
             Provide(Links, Links),
             Provide(MailService, MailService),
             Provide(Mail, _mail),
@@ -128,8 +122,9 @@ class AccountsPlugin(Plugin):
         await work(runtime.service(AccessTokens).prepare)
         await signing_keys.tell()
         runtime.supervise("signing_keys", signing_keys.follow)
-        accounts, passwords = runtime.service(AccountsService), runtime.service(Passwords)
-        await create_bootstrap_admin(runtime.service(Config), work, accounts, passwords)
+        admin = runtime.service(Installation).bootstrap_admin
+        if admin is not None:
+            await runtime.service(Registrations).create_bootstrap_admin(*admin)
 
 
 def _accounts(accounts: AccountsService) -> Accounts:

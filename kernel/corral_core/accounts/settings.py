@@ -1,4 +1,4 @@
-"""Run-time settings and permissions that `core` reads and asks for."""
+"""Run-time settings of accounts: sign-in, passwords and mail."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ EMAIL_VERIFICATION = Setting(
     name="security.email_verification",
     kind=bool,
     default=False,
-    title="Addresses must be verified before signing in",
+    title="Require verified addresses to sign in",
     check=_needs_mail,
 )
-REQUIRE_MFA = Setting(name="security.require_mfa", kind=bool, default=False, title="Ask everybody for a second factor")
+REQUIRE_MFA = Setting(name="security.require_mfa", kind=bool, default=False, title="Require a second factor")
 REQUIRE_MFA_ROLES = Setting[list[str]](
     name="security.require_mfa_roles",
     kind=list[Covered],
     default=list(get_args(Covered)),
-    title="Roles that must have a second factor while it is asked for",
+    title="Roles to which the requirement of a second factor applies",
 )
 ACCESS_TTL = Setting(
     name="security.access_ttl_seconds",
     env="CORRAL_ACCESS_TTL",
     kind=int,
     default=900,
-    title="Life of access tokens",
+    title="Lifetime of access tokens",
     minimum=60,
     maximum=HOUR,
 )
@@ -69,7 +69,7 @@ REFRESH_ABSOLUTE = Setting(
     env="CORRAL_REFRESH_TTL",
     kind=int,
     default=30 * DAY,
-    title="Longest life of a session",
+    title="Maximum lifetime of a session",
     minimum=HOUR,
     maximum=90 * DAY,
 )
@@ -80,7 +80,7 @@ REFRESH_GRACE = Setting(
     default=10,
     minimum=0,
     maximum=60,
-    title="Time in which a used refresh token gives the same successor again",
+    title="Grace period in which a used refresh token returns the same successor",
 )
 LOCKOUT_THRESHOLD = Setting(
     name="security.lockout_threshold",
@@ -89,7 +89,7 @@ LOCKOUT_THRESHOLD = Setting(
     default=5,
     minimum=3,
     maximum=20,
-    title="Failed sign-ins within the window that lock an address",
+    title="Failed sign-ins within the window after which an address is locked",
 )
 LOCKOUT_WINDOW = Setting(
     name="security.lockout_window_seconds",
@@ -98,7 +98,7 @@ LOCKOUT_WINDOW = Setting(
     default=900,
     minimum=60,
     maximum=DAY,
-    title="Time within which failed sign-ins add up",
+    title="Window in which failed sign-ins are counted",
 )
 LOCKOUT_SECONDS = Setting(
     name="security.lockout_seconds",
@@ -107,7 +107,7 @@ LOCKOUT_SECONDS = Setting(
     default=900,
     minimum=60,
     maximum=HOUR,
-    title="Time for which an address is locked; it doubles on repetition, up to an hour",
+    title="Duration of a lockout; it doubles on repetition, up to an hour",
 )
 STEP_UP_SECONDS = Setting(
     name="security.step_up_seconds",
@@ -115,41 +115,51 @@ STEP_UP_SECONDS = Setting(
     default=300,
     minimum=60,
     maximum=900,
-    title="Time for which a password or code given again allows what is dangerous",
+    title="Time after re-authentication in which sensitive actions are allowed",
 )
 MAX_SESSIONS = Setting(
     name="security.max_sessions_per_user",
     kind=int,
     default=20,
-    title="Sessions of one user; the oldest ends",
+    title="Maximum number of sessions per user; the oldest ends",
     minimum=1,
     maximum=100,
 )
-API_KEYS_ENABLED = Setting(name="security.api_keys_enabled", kind=bool, default=True, title="People may make API keys")
+API_KEYS_ENABLED = Setting(name="security.api_keys_enabled", kind=bool, default=True, title="Users may create API keys")
 API_KEY_DEFAULT_DAYS = Setting(
     name="security.api_key_default_days",
     kind=int,
     default=90,
     minimum=1,
     maximum=365,
-    title="Life of an API key that names no end",
+    title="Default lifetime of an API key",
 )
 API_KEY_MAX_DAYS = Setting(
-    name="security.api_key_max_days", kind=int, default=365, minimum=1, maximum=365, title="Longest life of an API key"
+    name="security.api_key_max_days",
+    kind=int,
+    default=365,
+    minimum=1,
+    maximum=365,
+    title="Maximum lifetime of an API key",
 )
 API_KEYS_PER_USER = Setting(
-    name="security.api_keys_per_user", kind=int, default=25, minimum=1, maximum=100, title="API keys of one user"
+    name="security.api_keys_per_user",
+    kind=int,
+    default=25,
+    minimum=1,
+    maximum=100,
+    title="Maximum number of API keys per user",
 )
 MIN_LENGTH = Setting(
-    name="password.min_length", kind=int, default=12, title="Least length of a password", minimum=8, maximum=64
+    name="password.min_length", kind=int, default=12, title="Minimum length of a password", minimum=8, maximum=64
 )
 BREACHED_CHECK = Setting(
-    name="password.breached_check", kind=bool, default=True, title="Refuse passwords that are known from breaches"
+    name="password.breached_check", kind=bool, default=True, title="Reject passwords that are known from breaches"
 )
 CONTEXT_WORDS = Setting[list[str]](
     name="password.context_words",
     default=[],
-    title="Words that no password may contain",
+    title="Words that passwords must not contain",
     kind=Annotated[list[Annotated[str, Meta(min_length=1, max_length=100)]], Meta(max_length=100)],
 )
 HISTORY = Setting(
@@ -158,7 +168,7 @@ HISTORY = Setting(
     default=0,
     minimum=0,
     maximum=24,
-    title="Former passwords that may not come back",
+    title="Number of former passwords that cannot be reused",
 )
 MAX_AGE_DAYS = Setting[int | None](
     name="password.max_age_days",
@@ -168,10 +178,10 @@ MAX_AGE_DAYS = Setting[int | None](
     maximum=3650,
     title="Days after which a password must be changed at the next sign-in",
 )
-REQUIRE_UPPER = Setting(name="password.require_upper", kind=bool, default=False, title="Ask for an upper-case letter")
-REQUIRE_LOWER = Setting(name="password.require_lower", kind=bool, default=False, title="Ask for a lower-case letter")
-REQUIRE_DIGIT = Setting(name="password.require_digit", kind=bool, default=False, title="Ask for a digit")
-REQUIRE_SYMBOL = Setting(name="password.require_symbol", kind=bool, default=False, title="Ask for a symbol")
+REQUIRE_UPPER = Setting(name="password.require_upper", kind=bool, default=False, title="Require an upper-case letter")
+REQUIRE_LOWER = Setting(name="password.require_lower", kind=bool, default=False, title="Require a lower-case letter")
+REQUIRE_DIGIT = Setting(name="password.require_digit", kind=bool, default=False, title="Require a digit")
+REQUIRE_SYMBOL = Setting(name="password.require_symbol", kind=bool, default=False, title="Require a symbol")
 MAIL_HOST = Setting[str | None](
     name="mail.host",
     kind=str | None,
@@ -179,7 +189,7 @@ MAIL_HOST = Setting[str | None](
     minimum=1,
     maximum=253,
     pattern=r"[A-Za-z0-9._:-]+",
-    title="Server that takes mail; without one none is sent",
+    title="Mail server; if unset, no mail is sent",
     description="The egress guard judges it: a server in a private network is fine, one on this machine needs "
     "CORRAL_EGRESS_ALLOW.",
 )
@@ -188,7 +198,7 @@ MAIL_USERNAME = Setting[str | None](
     name="mail.username",
     kind=str | None,
     default=None,
-    title="Name to sign in to the mail server with",
+    title="User name for the mail server",
     minimum=1,
     maximum=254,
 )
@@ -207,13 +217,13 @@ MAIL_FROM = Setting[str | None](
     minimum=3,
     maximum=254,
     check=_is_address,
-    title="Address that mails come from (unset: corral@ the mail server)",
+    title="Sender address of mails (unset: corral@ the mail server)",
 )
 MAIL_SECURITY = Setting(
     name="mail.security",
     kind=str,
     default="starttls",
-    title="How the connection to the mail server is protected",
+    title="Encryption of the connection to the mail server",
     choices=("starttls", "tls", "none"),
 )
 MAIL = (MAIL_HOST, MAIL_PORT, MAIL_USERNAME, MAIL_PASSWORD, MAIL_FROM, MAIL_SECURITY)

@@ -1,4 +1,4 @@
-"""Retention of the event log and of ended jobs: what is too old is deleted, a few rows a unit."""
+"""Retention of the event log and of ended jobs, deleted a few rows per unit."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from corral_core.event_log.settings import JOBS_RETENTION_DAYS, MAX_ROWS, RETENT
 
 DAY, HOUR = 86_400.0, 3600.0
 AT_ONCE = 500
-LAGGARD_DAYS = 7  # a consumer further behind than this no longer holds the log back
+LAGGARD_DAYS = 7  # a consumer that is further behind no longer delays retention
 
 
 async def prune_events(work: Work, settings: Settings, contributions: Contributions, types: EventTypes) -> None:
-    """Shorten the log to what the settings keep, never past a consumer that is not too far behind."""
+    """Delete events beyond the limits, but none that a consumer still needs, unless it is far behind."""
     days, rows = settings.get(RETENTION_DAYS), settings.get(MAX_ROWS)
     followed = {each.name: types.expand(each.events) for _, each in contributions.of("corral_subscribers")}
     needed = await work(lambda: _needed(followed))
@@ -32,7 +32,7 @@ async def prune_events(work: Work, settings: Settings, contributions: Contributi
 
 
 async def prune_jobs(work: Work, settings: Settings) -> None:
-    """Forget ended jobs and kept answers of keyed requests."""
+    """Delete ended jobs and stored responses of idempotent requests."""
     before = clock.now(-settings.get(JOBS_RETENTION_DAYS) * DAY)
     await _repeat(work, lambda: _delete_jobs(before))
     await _repeat(work, idempotency.prune)
@@ -45,7 +45,7 @@ SCHEDULES = (
 
 
 def consumer_lag() -> dict[tuple[str, ...], float]:
-    """How many events lie before each consumer, by name."""
+    """The number of events that each consumer has not processed, by name."""
     last = event_log.last_seq()
     rows: Any = ConsumerRow.select(ConsumerRow.name, ConsumerRow.cursor).tuples()
     return {(name,): float(max(0, last - cursor)) for name, cursor in rows}
@@ -75,14 +75,14 @@ def _needed(followed: Mapping[str, Sequence[str]]) -> int:
             severity="warning",
             object={"type": "consumer", "id": name},
             title=f"{name} is more than {LAGGARD_DAYS} days behind the event log",
-            detail="The log is no longer kept for it. Enable its plugin; one that is not coming back can be purged.",
+            detail="Its events are no longer kept. Enable its plugin, or purge a plugin that is not coming back.",
         )
         raise_alert(alert, ("consumer", name))
     return min(passed)
 
 
 def _delete_events(before_ts: str, keep_from: int, max_rows: int) -> int:
-    """Those that are too old or too many, none from `keep_from` on, never the newest."""
+    """Delete events that are too old or too many, but none from `keep_from` on, and never the newest."""
     newest = event_log.last_seq()
     bound = max(event_log.first_seq() - 1, newest - max_rows)
     old: Any = (

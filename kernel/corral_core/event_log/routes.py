@@ -1,4 +1,4 @@
-"""`/events`: the event log as lists and long polls."""
+"""`/events`: the event log as pages and long polls."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from corral_core.event_log.service import EventRightsService
 
 routes = Routes("/events", tag="Events")
 
-WINDOW = 20_000  # so many places of the log are looked through for one answer: a name may be rare, a log long
+WINDOW = 20_000  # positions of the log searched for one response; a type may be rare and the log long
 
 
 class EventQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """`after` is a `seq` or an event's id; `wait` seconds long an empty answer is held back."""
+    """`after` is a `seq` or an event id. An empty response is delayed by up to `wait` seconds."""
 
     after: Annotated[str, Meta(max_length=64)] | UnsetType = UNSET
     types: list[Annotated[str, Meta(max_length=100)]] = msgspec.field(default_factory=list)
@@ -37,12 +37,12 @@ class EventQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=
 
     @functools.cached_property
     def until(self) -> float:
-        """When a long poll must answer; fixed at its first look, for the handler runs again at every bell."""
+        """The deadline of a long poll, fixed at its first run, because the handler runs again at every wake-up."""
         return clock.time_s() + self.wait
 
 
 class EventTypeView(msgspec.Struct, kw_only=True):
-    """A kind of event and the JSON Schema of its `data`."""
+    """An event type and the JSON Schema of its `data`."""
 
     event: str
     title: str
@@ -52,7 +52,7 @@ class EventTypeView(msgspec.Struct, kw_only=True):
 
 
 class EventTypeList(msgspec.Struct, kw_only=True):
-    """By name."""
+    """All checks, by name."""
 
     items: list[EventTypeView]
 
@@ -61,17 +61,17 @@ class EventTypeList(msgspec.Struct, kw_only=True):
 def list_events(
     query: EventQuery, caller: Principal, types: EventTypes, rights: EventRightsService
 ) -> Page[EventView] | Wait:
-    """Events that the caller may see, oldest first; `next` is the place to go on from, always.
+    """List events that the caller may read, oldest first. `next` is always the position to continue from.
 
-    At most 20,000 places of the log are looked through, so before its end too a page may have fewer events than
-    `limit`, or none: ask on from `next`. A key or token sees those of areas of which it may read the objects, and a key
-    its owner's own account.
+    At most 20,000 positions of the log are searched, so a page may have fewer events than
+    `limit`, or none, before the end of the log: continue from `next`. An API key or token sees events of areas whose
+    objects it may read; a key also sees its owner's account.
     """
     if caller.kind == "worker":
         raise Forbidden("Workers have their own signals.")
     names = _names(query.types, types)
     after = _place(query.after)
-    newest = event_log.last_seq()  # before the events: what comes between the two reads must not be skipped
+    newest = event_log.last_seq()  # read before the events, so that events between the two reads are not skipped
     where = [EventRow.seq > after, rights.where(caller)]
     if names is not None:
         where.append(EventRow.type.in_(names))
@@ -84,7 +84,7 @@ def list_events(
         until = min(newest, max(after, event_log.first_seq() - 1) + WINDOW)
     where.append(EventRow.seq <= until)
     records = event_log.select(where, query.limit)
-    is_ahead = after > newest  # of a log before a backup was restored: the client goes on from the end of this one
+    is_ahead = after > newest  # a backup was restored since: the client continues from the end of this log
     if not records and query.wait and until == newest and not is_ahead and clock.time_s() < query.until:
         return Wait(names if names is not None else types.expand(["*"]), query.until)
     place = records[-1].seq if len(records) == query.limit else until
@@ -95,7 +95,7 @@ def list_events(
 
 @routes.get("/types", needs=ANY_CALLER)
 async def list_event_types(types: EventTypes) -> EventTypeList:
-    """The catalogue: every event with its visibility and the schema of its data."""
+    """List all event types with their visibility and the schema of their data."""
     return EventTypeList(items=_catalogue(types))
 
 
@@ -113,7 +113,7 @@ def _catalogue(types: EventTypes) -> list[EventTypeView]:
 
 
 def _names(patterns: list[str], types: EventTypes) -> list[str] | None:
-    """The event names that are asked for; None: all."""
+    """The requested event names; None for all."""
     wanted = [name for pattern in patterns for name in pattern.split(",") if name]
     for pattern in wanted:
         if not types.knows(pattern):
@@ -122,7 +122,7 @@ def _names(patterns: list[str], types: EventTypes) -> list[str] | None:
 
 
 def _place(after: str | UnsetType) -> int:
-    """The `seq` after which to read; `cursor_expired` when events between it and the log's beginning are gone."""
+    """The `seq` to read after; raises `cursor_expired` if events after it were deleted."""
     if isinstance(after, UnsetType):
         return 0
     place = event_log.seq_of(after)

@@ -1,4 +1,4 @@
-"""Who may read which events: by their class and owner, and by the area that they are of."""
+"""Rights to read events, by their visibility, their owner and their area."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CACHE_LIMIT = 1000
 
 
 class Names(NamedTuple):
-    """The events that somebody may read: as everybody's, as an admin, as their owner."""
+    """The events that a caller may read as shared ones, as an admin, and as their owner."""
 
     shared: frozenset[str]
     admin: frozenset[str]
@@ -27,8 +27,8 @@ class Names(NamedTuple):
 class EventRightsService:
     """Implements `corral.auth.visibility.EventRights`.
 
-    What people hold by their role is what the classes of events say. A key whose scopes leave something out, and a
-    machine, read events only of areas of which they may read the objects. A key reads its owner's account as it does
+    For people, the visibility of the event decides. An API key whose scopes leave something out, and a
+    machine, read only events of areas whose objects they may read. A key reads its owner's account as it does
     through `/auth`, whatever its scopes.
     """
 
@@ -50,7 +50,7 @@ class EventRightsService:
         return record.visibility != PRIVATE and caller.is_admin and record.type in names.admin
 
     def where(self, caller: Principal) -> Any:
-        """The same as a `where`."""
+        """The same rule as a `where` condition."""
         if caller.kind == "system":
             return ALL
         names = self._of(caller)
@@ -63,7 +63,7 @@ class EventRightsService:
         return everybodys | owned | (EventRow.visibility.not_in((SHARED, PRIVATE)) & admin)
 
     def _of(self, caller: Principal) -> Names | None:
-        """None: no name is left out."""
+        """The events by name; None if all events may be read."""
         if caller.kind in ("user", "system") or (caller.kind == "api_key" and not caller.beyond):
             return None
         key = (caller.kind, caller.permissions, caller.beyond)

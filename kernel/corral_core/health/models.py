@@ -8,7 +8,7 @@ from corral.database.model import InstantField, Model
 
 
 class HealthRow(Model):
-    """A check as it was when it was last looked at; `alerted`: admins know that it is down."""
+    """The last state of a health check. `alerted`: an alert that it is down was raised."""
 
     name = peewee.CharField(primary_key=True, max_length=60)
     status = peewee.CharField(max_length=10)

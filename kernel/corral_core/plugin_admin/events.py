@@ -8,7 +8,7 @@ from corral.events.event import Event
 
 
 class PluginState(Event, kw_only=True):
-    """A plugin went into or out of service."""
+    """The state of a plugin changed."""
 
     event = "plugin.state"
     visibility = "admin"

@@ -8,7 +8,7 @@ from corral.database.model import InstantField, Model
 
 
 class PluginStateRow(Model):
-    """A plugin that an admin took out of service; no row: it runs as configured."""
+    """A plugin that an admin disabled. Without a row, the configuration decides."""
 
     name = peewee.CharField(primary_key=True, max_length=64)
     state = peewee.CharField(max_length=16)
@@ -20,7 +20,7 @@ class PluginStateRow(Model):
 
 
 class QuarantineRow(Model):
-    """A plugin whose hooks, subscriptions, jobs and schedules are held, or that is on probation after that."""
+    """A plugin whose hooks, subscriptions, jobs and schedules are suspended, or that is on trial after that."""
 
     name = peewee.CharField(primary_key=True, max_length=64)
     state = peewee.CharField(max_length=16)  # held | probation

@@ -6,17 +6,16 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from corral.auth.principal import Permission
-from corral.config.model import Config
 from corral.database.engine import Work
 from corral.database.model import Model
 from corral.events.event import Event
 from corral.events.feed import Feed
 from corral.http.routes import Routes
-from corral.plugin import Plugin, Provide, Runtime, hookimpl
+from corral.plugin import Installation, Plugin, Provide, Runtime, hookimpl
 from corral_core.plugin_admin.events import PluginState
 from corral_core.plugin_admin.models import PluginStateRow, QuarantineRow
 from corral_core.plugin_admin.routes import docs, plugins
-from corral_core.plugin_admin.service.plugins import PluginCatalogue, alert_of_safe_mode
+from corral_core.plugin_admin.service.plugins import PluginAdministration, alert_of_safe_mode
 from corral_core.plugin_admin.service.quarantine import Quarantine
 
 
@@ -37,7 +36,7 @@ class PluginAdminPlugin(Plugin):
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
-        return [Provide(PluginCatalogue, PluginCatalogue), Provide(Quarantine, Quarantine)]
+        return [Provide(PluginAdministration, PluginAdministration), Provide(Quarantine, Quarantine)]
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
@@ -54,8 +53,8 @@ class PluginAdminPlugin(Plugin):
     async def start(self, runtime: Runtime) -> None:
         """Put plugins into the stored states, and follow the changes of other processes."""
         work, feed = runtime.service(Work), runtime.service(Feed)
-        plugins, quarantine = runtime.service(PluginCatalogue), runtime.service(Quarantine)
-        if runtime.service(Config).safe_mode:
+        plugins, quarantine = runtime.service(PluginAdministration), runtime.service(Quarantine)
+        if runtime.service(Installation).safe_mode:
             await work(alert_of_safe_mode)
         plugins.apply(await work(plugins.stored, read=True))
         quarantine.apply(await work(quarantine.stored, read=True))

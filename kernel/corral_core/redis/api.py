@@ -1,4 +1,4 @@
-"""What other plugins may use of `redis`: buckets that several processes fill together."""
+"""The public interface of `redis`: rate-limit buckets that several processes shone machine recognize each other."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Protocol
 
 
 class SharedBuckets(Protocol):
-    """What several processes count together, through Redis. Without it, or while it is lost, `connected` is false."""
+    """Rate-limit buckets that several processes share through Redis. `connected` is False while it is not reachable."""
 
     connected: bool
     processes: int
-    """How many processes count together, as far as is known."""
+    """The number of processes that share the buckets, as far as is known."""
 
     @property
     def is_configured(self) -> bool:
-        """Whether there is a Redis."""
+        """Whether a Redis URL is configured."""
         ...
 
     async def add(self, seconds: Mapping[str, float]) -> Mapping[str, float] | None:
-        """Fill buckets by these times; for each, the seconds until it is empty again. None: Redis cannot be asked.
+        """Add seconds to buckets; returns the seconds until each is empty, or None if Redis is not reachable.
 
-        Takes a moment even where nobody answers: for background tasks, never for requests.
+        This may wait for the server: call it from background tasks, never from requests.
         """
         ...
 
     async def close(self) -> None:
-        """Leave."""
+        """Disconnect."""
         ...

@@ -9,6 +9,10 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from corral.errors import declare_codes
+
+declare_codes({"kill_switch": (503, "The kill switch is engaged")})
+
 Mode = Literal["pause", "cancel"]
 
 

@@ -7,7 +7,16 @@ from typing import Any, Protocol
 
 import msgspec
 
+from corral.errors import declare_codes
 from corral.events.event import Event
+
+declare_codes(
+    {
+        "agent_busy": (409, "The agent has live leases"),
+        "budget_exhausted": (409, "The budget is used up"),
+        "circuit_open": (503, "The circuit breaker is open"),
+    }
+)
 
 
 class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):

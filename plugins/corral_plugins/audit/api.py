@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from corral.errors import declare_codes
 from corral.events.event import Event
+
+declare_codes(
+    {
+        "batch_in_progress": (409, "Another run is in progress"),
+        "unsupported_format": (422, "The format is not offered"),
+    }
+)
 
 
 class AuditCheckpoint(Event, kw_only=True):

@@ -23,12 +23,12 @@ from corral_plugins.audit.service.queries import Queries
 from corral_plugins.audit.service.verify import SECONDS, Verification
 from corral_plugins.audit.shapes import AuditQuery, AuditView, CheckpointPage, ExportQuery, Verdict, VerifyQuery
 
-routes = Routes("/admin/audit", tag="Audit")
+routes = Routes("/admin/audit", tag="Audit", no_store=True)
 
 READ, EXPORT = "audit.read", "audit.export"
 
 
-@routes.get("/", needs=READ, no_store=True, raises=("invalid_cursor",))
+@routes.get("/", needs=READ, raises=("invalid_cursor",))
 async def list_audit_rows(
     query: AuditQuery, caller: Principal, request: Request, queries: Queries, access: Access, work: Work
 ) -> Page[AuditView]:
@@ -38,7 +38,7 @@ async def list_audit_rows(
     return page
 
 
-@routes.get("/verify", needs=READ, no_store=True, raises=("batch_in_progress",), seconds=SECONDS + 5, live=True)
+@routes.get("/verify", needs=READ, raises=("batch_in_progress",), seconds=SECONDS + 5, live=True)
 async def verify_audit_log(
     query: VerifyQuery, caller: Principal, request: Request, verification: Verification, access: Access, work: Work
 ) -> Verdict:
@@ -56,7 +56,7 @@ async def verify_audit_log(
     return verdict
 
 
-@routes.get("/export", needs=EXPORT, no_store=True, raises=("unsupported_format",), stream=True)
+@routes.get("/export", needs=EXPORT, raises=("unsupported_format",))
 async def export_audit_log(
     query: ExportQuery, caller: Principal, request: Request, access: Access, work: Work
 ) -> Stream:
@@ -69,7 +69,7 @@ async def export_audit_log(
     return Stream(export.chunks(), media_type=MEDIA[query.format], headers=headers)
 
 
-@routes.get("/checkpoints", needs=READ, no_store=True, raises=("invalid_cursor",))
+@routes.get("/checkpoints", needs=READ, raises=("invalid_cursor",))
 async def list_audit_checkpoints(
     query: PageQuery, caller: Principal, request: Request, queries: Queries, access: Access, work: Work
 ) -> CheckpointPage:
@@ -79,7 +79,7 @@ async def list_audit_checkpoints(
     return page
 
 
-@routes.get("/{id}", needs=READ, no_store=True, raises=("not_found",))
+@routes.get("/{id}", needs=READ, raises=("not_found",))
 async def get_audit_row(
     id: str, caller: Principal, request: Request, queries: Queries, access: Access, work: Work
 ) -> AuditView:

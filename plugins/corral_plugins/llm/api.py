@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
@@ -10,9 +11,16 @@ from msgspec import Meta
 
 from corral.auth.principal import Principal
 from corral.database.model import ADMIN
-from corral.errors import Failure
+from corral.errors import Failure, declare_codes
 from corral.events.event import Event
 from corral.schema.strict_json import replace_bad_characters
+
+declare_codes(
+    {
+        "provider_error": (502, "The provider failed"),
+        "budget_exceeded": (402, "The budget forbids this call"),
+    }
+)
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +91,21 @@ class ProviderError(Failure):
         self.status, self.message, self.retry_after, self.code = status, message, retry_after, code
         self.billable, self.usage = billable, usage
         super().__init__(f"{status}: {message}")
+
+
+class DemoModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model for `corral demo` that needs no network and no key. `name` is `provider/model`.
+
+    `file` becomes the configured `local_model`, and `configuration` the section of the plugin, with which the plugin
+    loads the model while the server boots. `problem` is a sentence that says why the model cannot be used here; the
+    other fields then have no meaning.
+    """
+
+    name: str
+    context_tokens: int = 0
+    file: Path | None = None
+    configuration: Mapping[str, Any] = {}
+    problem: str | None = None
 
 
 class LLMProvider(Protocol):

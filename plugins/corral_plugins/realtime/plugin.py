@@ -1,4 +1,4 @@
-"""The map of the plugin."""
+"""The manifest of the plugin and its hook implementations."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from corral.auth.principal import READERS, Permission
-from corral.http.routes import Routes
-from corral.http.sockets import Socket, SocketConnection
+from corral.http.routes import Routes, Socket, SocketConnection
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.realtime.routes import routes
 from corral_plugins.realtime.service.hub import Hub
@@ -18,9 +17,10 @@ from corral_plugins.realtime.settings import SETTINGS
 
 
 class RealtimePlugin(Plugin):
-    """Realtime: the event log, live, over WebSocket and SSE.
+    """Realtime: live events over WebSocket and server-sent events.
 
-    After a cut a client goes on where it stopped, without a gap, a duplicate, or anything it may not see.
+    After a disconnect, a client resumes where it stopped: without gaps or duplicates, and only with events that it may
+    read.
     """
 
     name = "realtime"
@@ -50,17 +50,22 @@ class RealtimePlugin(Plugin):
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
         return [
-            Metric(name="corral_ws_clients", help="Live sockets and streams", of_process=True, collect=_clients),
+            Metric(
+                name="corral_ws_clients",
+                help="Number of open sockets and event streams.",
+                of_process=True,
+                collect=_clients,
+            ),
             Metric(
                 name="corral_ws_dropped_total",
-                help="Events dropped because their reader was too slow",
+                help="Events dropped because their reader was too slow.",
                 kind="counter",
                 collect=_dropped,
             ),
         ]
 
     async def start(self, runtime: Runtime) -> None:
-        """Follow the feed, watch over rights, and say goodbye before the server stops."""
+        """Follow the feed, recheck rights, and tell clients to reconnect before the server stops."""
         self._hub = runtime.service(Hub)
         self._hub.start()
         runtime.supervise("rights", runtime.service(Rights).watch)

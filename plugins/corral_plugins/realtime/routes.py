@@ -1,4 +1,4 @@
-"""`GET /events/stream`."""
+"""The route of the event stream over SSE."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ routes = Routes("/events", tag="Events")
 
 
 class StreamQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`types`: names, `task.*` or `*`, repeated or with commas. `after`: a `seq` or an event's id."""
+    """Filters of the stream.
+
+    `types` takes event names or patterns such as `task.*` and `*`, repeated or separated by commas. `after` is the
+    `seq` or the id of an event.
+    """
 
     types: Annotated[list[Annotated[str, Meta(max_length=1000)]], Meta(max_length=MAX_SUBSCRIPTIONS)] = msgspec.field(
         default_factory=list
@@ -32,20 +36,21 @@ class StreamQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     after: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
 
 
-@routes.get("/stream", needs=PERMISSION, stream=True, raises=("unknown_event", "cursor_expired"))
+@routes.get("/stream", needs=PERMISSION, raises=("unknown_event", "cursor_expired"))
 async def stream_events(
     query: StreamQuery, caller: Principal, request: Request, hub: Hub, rights: Rights, replays: Replays, work: Work
 ) -> Stream:
-    """Events as they happen, as server-sent events.
+    """Stream events as they happen, as server-sent events.
 
-    `id` is the event's `seq`: after a cut send it back as `Last-Event-ID`, which goes before `after`, and nothing is
-    missed. Other SSE events have no id: `gap` (what was too old or too much), `token_expiring`, `lagged`, `reload`.
+    The SSE `id` is the event's `seq`. After a disconnect, send it as `Last-Event-ID` to miss nothing; this header takes
+    precedence over `after`. Other SSE events have no id: `gap` (some events were too old or too many to replay),
+    `token_expiring`, `lagged` and `reload`.
     """
     patterns = tuple(dict.fromkeys(name for part in query.types for name in part.split(",") if name)) or ("*",)
     cursor = request.header("last-event-id") or (query.after if isinstance(query.after, str) else None)
     pointer = "/header/Last-Event-ID" if request.header("last-event-id") else "/query/after"
     if len(patterns) > MAX_SUBSCRIPTIONS:
-        raise Invalid.at("/query/types", "too_long", f"At most {MAX_SUBSCRIPTIONS} names.")
+        raise Invalid.at("/query/types", "too_long", f"Give at most {MAX_SUBSCRIPTIONS} names.")
     for pattern in patterns:
         _check(hub, caller, pattern)
     if cursor is not None:
@@ -80,8 +85,8 @@ def _cursor(text: str, pointer: str) -> str:
 
 
 def _check_kept(cursor: str) -> None:
-    """Raise `cursor_expired` when events between the cursor and the log's beginning are gone."""
+    """Raise `Gone` with the code `cursor_expired` if the log no longer holds all events after the cursor."""
     place, oldest = event_log.seq_of(cursor), event_log.first_seq()
     if place is None or place < oldest - 1:
-        detail = "The log no longer reaches back that far; read on from oldest_seq."
+        detail = "The event log no longer reaches back that far. Continue from oldest_seq."
         raise Gone(detail, code="cursor_expired", oldest_seq=oldest)

@@ -1,4 +1,4 @@
-"""Run-time settings of the plugin, and the one of the kernel that it reads."""
+"""Run-time settings of the plugin, and the kernel setting that it reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_SOCKETS = Setting(
     default=10,
     minimum=1,
     maximum=100,
-    title="Sockets and streams that one user may have open",
+    title="Open sockets and streams per user",
 )
 QUEUE_SIZE = Setting(
     name="realtime.queue_size",
@@ -18,7 +18,7 @@ QUEUE_SIZE = Setting(
     default=1000,
     minimum=100,
     maximum=10_000,
-    title="Frames that may wait for a slow reader before it is closed",
+    title="Queued frames after which a slow reader is disconnected",
 )
 REPLAY_LIMIT = Setting(
     name="realtime.replay_limit",
@@ -26,7 +26,7 @@ REPLAY_LIMIT = Setting(
     default=10_000,
     minimum=100,
     maximum=100_000,
-    title="Events that one replay sends at most",
+    title="Maximum number of events in one replay",
 )
 SETTINGS = (MAX_SOCKETS, QUEUE_SIZE, REPLAY_LIMIT)
 

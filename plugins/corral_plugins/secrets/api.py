@@ -10,11 +10,16 @@ from msgspec import UNSET, UnsetType
 
 from corral.auth.principal import Principal
 from corral.database.model import ADMIN
-from corral.errors import CODES
+from corral.errors import declare_codes
 from corral.events.event import Event
 
-CODES.setdefault("secrets.destroyed", (410, "The value was destroyed"))
-CODES.setdefault("secrets.damaged", (409, "The stored value cannot be decrypted"))
+declare_codes(
+    {
+        "secret_expired": (410, "The secret has expired"),
+        "secrets.destroyed": (410, "The value was destroyed"),
+        "secrets.damaged": (409, "The stored value cannot be decrypted"),
+    }
+)
 
 
 class Attached(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,7 +30,7 @@ REVEALS = Rate("secret reveal", 30, 3600, "person")
 READ, WRITE, REVEAL = "secrets.read", "secrets.write", "secrets.reveal"
 CHANGES = ("not_found", "precondition_failed", "setting_locked", "vault_sealed")
 
-routes = Routes("/secrets", tag="Secrets Vault")
+routes = Routes("/secrets", tag="Secrets Vault", no_store=True)
 
 
 def _shown(listing: Listing, row: SecretRow, value: str | None = None) -> Answer[SecretView]:
@@ -45,7 +45,7 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-@routes.get("/", needs=READ, no_store=True)
+@routes.get("/", needs=READ)
 def list_secrets(query: SecretQuery, listing: Listing, caller: Principal) -> Page[SecretView]:
     """List secrets by name, without their values. Deleted secrets are listed with `status=deleted` only."""
     return listing.page(query, caller)
@@ -55,7 +55,6 @@ def list_secrets(query: SecretQuery, listing: Listing, caller: Principal) -> Pag
     "/",
     needs=WRITE,
     status=201,
-    no_store=True,
     raises=("duplicate", "setting_locked", "masked_value_submitted", "vault_sealed"),
 )
 def create_secret(body: NewSecret, vault: Vault, listing: Listing, caller: Principal) -> Answer[SecretView]:
@@ -63,25 +62,25 @@ def create_secret(body: NewSecret, vault: Vault, listing: Listing, caller: Princ
     return _shown(listing, vault.create(body, caller), body.value)
 
 
-@routes.get("/expiring", needs=READ, no_store=True)
+@routes.get("/expiring", needs=READ)
 def list_expiring_secrets(query: ExpiringQuery, listing: Listing, caller: Principal) -> Page[SecretView]:
     """List expired secrets and those that expire within `days`, earliest expiry first."""
     return listing.expiring(query, caller)
 
 
-@routes.get("/key-status", needs=READ, no_store=True)
+@routes.get("/key-status", needs=READ)
 def get_key_status(keys: MasterKeys) -> KeyStatus:
     """Show the master keys and the number of rows under each. Remove old keys when `remaining` is 0."""
     return keys.status()
 
 
-@routes.post("/rotate-master-key", needs=WRITE, status=202, no_store=True, raises=("invalid_state", "vault_sealed"))
+@routes.post("/rotate-master-key", needs=WRITE, status=202, raises=("invalid_state", "vault_sealed"))
 def rotate_master_key(keys: MasterKeys) -> Remaining:
     """Rewrap every encrypted row under the active master key, in the background."""
     return Remaining(remaining=keys.start())
 
 
-@routes.get("/{id}", needs=READ, no_store=True, raises=("not_found",))
+@routes.get("/{id}", needs=READ, raises=("not_found",))
 def get_secret(id: str, listing: Listing) -> Answer[SecretView]:
     """Read a secret without its value."""
     view, revision = listing.get(id)
@@ -91,7 +90,6 @@ def get_secret(id: str, listing: Listing) -> Answer[SecretView]:
 @routes.put(
     "/{id}",
     needs=WRITE,
-    no_store=True,
     raises=(*CHANGES, "duplicate", "in_use", "masked_value_submitted"),
 )
 def update_secret(
@@ -101,13 +99,13 @@ def update_secret(
     return _shown(listing, vault.update(id, body, match, caller), _text(body.value))
 
 
-@routes.delete("/{id}", needs=WRITE, no_store=True, raises=(*CHANGES, "in_use"))
+@routes.delete("/{id}", needs=WRITE, raises=(*CHANGES, "in_use"))
 def delete_secret(id: str, query: DeleteQuery, match: IfMatch, vault: Vault, caller: Principal) -> None:
     """Delete a secret. It can be restored during the retention period; then its keys are shredded."""
     vault.delete(id, match, caller, force=query.force)
 
 
-@routes.post("/{id}/rotate", needs=WRITE, no_store=True, raises=(*CHANGES, "masked_value_submitted"))
+@routes.post("/{id}/rotate", needs=WRITE, raises=(*CHANGES, "masked_value_submitted"))
 def rotate_secret(
     id: str, body: Rotation, match: IfMatch, vault: Vault, listing: Listing, caller: Principal
 ) -> Answer[SecretView]:
@@ -119,7 +117,6 @@ def rotate_secret(
 @routes.post(
     "/{id}/reveal",
     needs=REVEAL,
-    no_store=True,
     keyed=False,
     step_up=True,
     rate=REVEALS,
@@ -138,15 +135,13 @@ def reveal_secret(id: str, body: Reveal, vault: Vault, caller: Principal) -> Rev
     return vault.reveal(id, body, caller)
 
 
-@routes.get("/{id}/versions", needs=READ, no_store=True, raises=("not_found",))
+@routes.get("/{id}/versions", needs=READ, raises=("not_found",))
 def list_secret_versions(id: str, query: PageQuery, listing: Listing, caller: Principal) -> Page[VersionView]:
     """List the versions of a secret, newest first."""
     return listing.versions(id, query, caller)
 
 
-@routes.post(
-    "/{id}/versions/{n}/restore", needs=WRITE, no_store=True, raises=(*CHANGES, "secrets.destroyed", "secrets.damaged")
-)
+@routes.post("/{id}/versions/{n}/restore", needs=WRITE, raises=(*CHANGES, "secrets.destroyed", "secrets.damaged"))
 def restore_secret_version(
     id: str, n: str, match: IfMatch, vault: Vault, listing: Listing, caller: Principal
 ) -> Answer[SecretView]:
@@ -154,13 +149,13 @@ def restore_secret_version(
     return _shown(listing, vault.restore_version(id, _number(n), match, caller))
 
 
-@routes.delete("/{id}/versions/{n}", needs=WRITE, no_store=True, raises=(*CHANGES, "invalid_state"))
+@routes.delete("/{id}/versions/{n}", needs=WRITE, raises=(*CHANGES, "invalid_state"))
 def destroy_secret_version(id: str, n: str, match: IfMatch, vault: Vault, caller: Principal) -> None:
     """Destroy a version permanently. The current version cannot be destroyed."""
     vault.destroy_version(id, _number(n), match, caller)
 
 
-@routes.post("/{id}/restore", needs=WRITE, no_store=True, raises=(*CHANGES, "duplicate"))
+@routes.post("/{id}/restore", needs=WRITE, raises=(*CHANGES, "duplicate"))
 def restore_secret(id: str, match: IfMatch, vault: Vault, listing: Listing, caller: Principal) -> Answer[SecretView]:
     """Restore a deleted secret."""
     return _shown(listing, vault.restore(id, match, caller))

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+from corral.errors import declare_codes
+
+declare_codes({"would_lock_out": (409, "You would lock yourself out")})
+
 
 class KeyCounts(Protocol):
     """Counts API keys. Joins the caller's unit of work."""

@@ -22,7 +22,7 @@ from corral_plugins.settings.service.views import (
     SettingViews,
 )
 
-routes = Routes("/settings", tag="Settings")
+routes = Routes("/settings", tag="Settings", no_store=True)
 
 TEST_RATE = Rate("test_mail", 10, 60, per="person")
 REFUSALS = ("setting_locked", "masked_value_submitted", "url_blocked")

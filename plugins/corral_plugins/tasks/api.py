@@ -9,7 +9,17 @@ import msgspec
 from msgspec import Meta
 
 from corral.auth.principal import Principal
+from corral.errors import declare_codes
 from corral.schema.fields import Id, MomentIn, Slug, Tags, line
+
+declare_codes(
+    {
+        "lease_lost": (409, "The lease is not the live one"),
+        "task_terminal": (409, "The task has ended"),
+        "cycle": (422, "A cycle"),
+        "use_action": (422, "Use the action instead"),
+    }
+)
 
 CLAIM_TOPICS = (
     "task.created",

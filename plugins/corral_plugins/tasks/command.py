@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 if TYPE_CHECKING:
-    from corral.http.remote import LiveText, Remote
+    from corral.http.api_client import ApiClient, GrowingText
 
 INPUT_BYTES, TITLE_LENGTH = 256 * 1024, 200
 OBSTACLES_SECONDS = 2.0
@@ -59,7 +59,7 @@ def command(
 
     Exits with 0 only when the task is completed. Ctrl-C and --timeout stop following the task; they do not cancel it.
     """
-    from corral.http.remote import Remote, RemoteError
+    from corral.http.api_client import ApiClient, ApiClientError
 
     for name, text in (("--agent", agent), ("INSTRUCTIONS", instructions)):
         if not text.strip():
@@ -67,11 +67,11 @@ def command(
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise click.UsageError(f"{name} is not UTF-8 text")
     new = {"title": _title(instructions), "instructions": instructions, "input": _input(input_path)}
-    remote = Remote(_url(url), _token(token_file))
+    remote = ApiClient(_url(url), _token(token_file))
     try:
         until = None if timeout is None else time.monotonic() + timeout
         sys.exit(_run(remote, agent, new, EventPrinter(quiet=as_json), until, as_json=as_json))
-    except RemoteError as error:
+    except ApiClientError as error:
         cure = "; sign in again for a new token, or use an API key" if error.status == 401 else ""
         raise click.ClickException(f"{str(error).rstrip('.')}{cure}") from None
     finally:
@@ -82,10 +82,10 @@ class EventPrinter:
     """Prints the events of the task on standard error; standard output is for the result."""
 
     def __init__(self, *, quiet: bool) -> None:
-        from corral.http.remote import LiveText
+        from corral.http.api_client import GrowingText
 
         self._quiet, self._began = quiet, time.monotonic()
-        self._live: LiveText = LiveText()
+        self._live: GrowingText = GrowingText()
         self._open = False
         self.taken = False  # whether a worker has the task now
 
@@ -118,9 +118,9 @@ class EventPrinter:
 
 
 def _run(
-    remote: Remote, agent: str, new: dict[str, Any], printer: EventPrinter, until: float | None, *, as_json: bool
+    remote: ApiClient, agent: str, new: dict[str, Any], printer: EventPrinter, until: float | None, *, as_json: bool
 ) -> int:
-    from corral.http.remote import RemoteError
+    from corral.http.api_client import ApiClientError
 
     began = time.monotonic()
     task = remote.post("/tasks", {**new, "agent_id": _agent_id(remote, agent)})
@@ -139,8 +139,8 @@ def _run(
         done = remote.get(f"/tasks/{task['id']}")
     except KeyboardInterrupt:
         _leave(task["id"])
-    except RemoteError as error:
-        raise RemoteError(f"{error}; the task goes on: {task['id']}", error.status) from None
+    except ApiClientError as error:
+        raise ApiClientError(f"{error}; the task goes on: {task['id']}", error.status) from None
     finally:
         ended.set()
     if not as_json:
@@ -149,15 +149,15 @@ def _run(
     return 0 if done["status"] == "completed" else 1
 
 
-def _print_obstacles(remote: Remote, task_id: str, printer: EventPrinter, ended: threading.Event) -> None:
+def _print_obstacles(remote: ApiClient, task_id: str, printer: EventPrinter, ended: threading.Event) -> None:
     """While no worker has the task, print each thing that it waits for, once."""
-    from corral.http.remote import RemoteError
+    from corral.http.api_client import ApiClientError
 
     printed = ""
     while not ended.wait(OBSTACLES_SECONDS):
         if printer.taken:
             continue
-        with contextlib.suppress(RemoteError):  # the main thread reports the error
+        with contextlib.suppress(ApiClientError):  # the main thread reports the error
             found = remote.get(f"/tasks/{task_id}/explain")
             wrong = next((each for each in found["conditions"] if not each["ok"]), None)
             if found["status"] in ("pending", "blocked") and wrong is not None and wrong["detail"] != printed:
@@ -202,7 +202,7 @@ def _show(outcome: dict[str, Any], *, as_json: bool) -> None:
     )
 
 
-def _agent_id(remote: Remote, name: str) -> str:
+def _agent_id(remote: ApiClient, name: str) -> str:
     """The id of the agent with this name, ignoring case, or with this id."""
     found = remote.get("/agents", search=name, limit=200)["items"]
     same = [item for item in found if item["name"].casefold() == name.casefold()] or [
@@ -212,11 +212,11 @@ def _agent_id(remote: Remote, name: str) -> str:
         return str(same[0]["id"])
     from urllib.parse import quote
 
-    from corral.http.remote import RemoteError
+    from corral.http.api_client import ApiClientError
 
     try:
         return str(remote.get(f"/agents/{quote(name, safe='')}")["id"])
-    except RemoteError as error:
+    except ApiClientError as error:
         if error.status not in (404, 422):
             raise
     near = f"; did you mean {found[0]['name']}?" if found else "; GET /agents lists them"

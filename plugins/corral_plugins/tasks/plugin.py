@@ -12,7 +12,7 @@ from corral.events.consumers import Subscriber
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
-from corral.plugin import LeaseCallers, Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.agents.api import AgentStatistics
 from corral_plugins.tasks import events, hookspecs, jobs, models, settings
 from corral_plugins.tasks.api import Tasks
@@ -94,7 +94,6 @@ class TasksPlugin(Plugin):
             Provide(TaskMetrics, lambda: self._metrics),
             *(Provide(part, part) for part in parts),
             Provide(Tasks, TasksService),
-            Provide(LeaseCallers, _lease_callers),
             Provide(AgentStatistics, AgentStatisticsService),
         ]
 
@@ -121,8 +120,9 @@ class TasksPlugin(Plugin):
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:
         from corral_plugins.tasks.command import command
+        from corral_plugins.tasks.demo.command import command as demo
 
-        return [command]
+        return [command, demo]
 
     @hookimpl
     def corral_subscribers(self) -> Iterable[Subscriber]:
@@ -196,7 +196,3 @@ class TasksPlugin(Plugin):
     @hookimpl
     def corral_hookspecs(self) -> Iterable[ModuleType]:
         return [hookspecs]
-
-
-def _lease_callers(callers: AttemptPrincipals) -> LeaseCallers:
-    return callers

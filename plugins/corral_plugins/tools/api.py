@@ -9,7 +9,14 @@ import msgspec
 
 from corral.auth.principal import Principal
 from corral.database.engine import Work
-from corral.errors import Failure
+from corral.errors import Failure, declare_codes
+
+declare_codes(
+    {
+        "already_decided": (409, "It was decided before"),
+        "tools.denied": (403, "The tool call is denied"),
+    }
+)
 
 Risk = Literal["read", "write", "external", "dangerous"]
 Policy = Literal["allow", "ask", "deny"]

@@ -7,7 +7,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from corral.errors import declare_codes
 from corral.events.event import Event
+
+declare_codes({"worker_not_approved": (403, "The worker is not approved")}, limiting=True)
 
 
 class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):

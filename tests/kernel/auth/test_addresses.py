@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from corral.auth.addresses import check_address, normalise
 from corral.errors import Invalid
+from corral_core.accounts.service.addresses import check_address, normalise
 
 SPELLINGS = ["Ann@Example.ORG", " ann@example.org ", "ａｎｎ@example.org", "ANN@EXAMPLE.ORG\u00a0"]
 WRONG = ["", "ann", "@example.org", "ann@", "a b@example.org", "a@b@c", "a\x00@b", "\ufdfa" * 20 + "@b"]

@@ -16,7 +16,7 @@ from tests.kernel.auth.authenticator import AuthenticatorApp
 from corral import clock
 from corral.jobs.job import JobRow
 from corral.testing.kit import PASSWORD, Kit
-from corral_core.accounts.api import Rescue
+from corral_core.accounts.api import AccountRecovery
 from corral_core.accounts.models import LockoutRow
 from corral_core.accounts.service import passwords as passwords_module
 from corral_core.accounts.service.lockout import HELD_SECONDS, Lockout, prune
@@ -154,7 +154,7 @@ async def test_attempts_hold_across_kernels_and_restarts(make_kit: MakeKit, open
     assert Counter(each.code for each in answers) == {"invalid_credentials": 5, "account_locked": 11}
     third = open_door(await make_kit(plugins=[]))
     assert (await third.login("ann@example.org")).code == "account_locked"
-    rescue = second.kernel.container.get(Rescue)  # type: ignore[type-abstract]
+    rescue = second.kernel.container.get(AccountRecovery)  # type: ignore[type-abstract]
     user = (await second.as_user("admin")).user
     await second.kernel.database.work(lambda: rescue.unlock(_id_of(second, "ann@example.org")))
     assert user
@@ -208,7 +208,7 @@ async def test_every_check_of_a_password_counts(kit: Kit, door: Any) -> None:
     ):
         assert (await client.post(f"/auth/{path}", body)).code == "invalid_credentials"
     assert (await client.put("/auth/me", {"email": "x@example.org", "current_password": WRONG})).status == 401
-    rescue = kit.kernel.container.get(Rescue)  # type: ignore[type-abstract]
+    rescue = kit.kernel.container.get(AccountRecovery)  # type: ignore[type-abstract]
     attempts = await kit.kernel.database.work(lambda: rescue.failed_attempts(["ann@example.org", "b@c"]), read=True)
     assert attempts == {"ann@example.org": 4}
     assert (await client.post("/auth/reauth", {"password": WRONG})).status == 401

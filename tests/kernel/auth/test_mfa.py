@@ -11,7 +11,7 @@ import pytest
 
 from corral import clock
 from corral.testing.kit import PASSWORD, Kit
-from corral_core.accounts.api import Accounts, Rescue
+from corral_core.accounts.api import AccountRecovery, Accounts
 from corral_core.accounts.models import ChallengeRow, RecoveryCodeRow, SecondFactorRow, UserRow
 
 MakeKit = Callable[..., Awaitable[Kit]]
@@ -199,7 +199,7 @@ async def test_a_new_password_ends_sign_ins_that_wait_for_a_code(kit: Kit, door:
 
 async def test_an_admin_takes_a_lost_second_factor_away(kit: Kit, door: Any) -> None:
     client, _, _ = await door.with_mfa(email="ann@example.org")
-    rescue = kit.kernel.container.get(Rescue)  # type: ignore[type-abstract]
+    rescue = kit.kernel.container.get(AccountRecovery)  # type: ignore[type-abstract]
     user = await kit.kernel.database.work(lambda: rescue.reset_mfa(client.user["id"]))
     assert not user.mfa_enabled
     assert (await client.get("/auth/me")).code == "session_revoked"

@@ -12,11 +12,11 @@ import peewee
 import pytest
 
 from corral import clock
-from corral.crypto import Keyring
+from corral.crypto import Sealer
+from corral.plugin import Installation
 from corral.redact.redactor import Redactor
 from corral.testing.kit import PASSWORD, Client, Kit
-from corral_core.accounts.service.access_tokens import AccessTokens
-from corral_core.accounts.service.signing_keys import SigningKeys
+from corral_core.accounts.service.access_tokens import AccessTokens, SigningKeys
 
 MakeKit = Callable[..., Awaitable[Kit]]
 SECRET = "Zk3vQ9sXw2Lr7TnB5pYc8HdJ4mGf6UaE"
@@ -83,7 +83,7 @@ async def test_an_old_token_is_expired(kit: Kit) -> None:
 
 
 async def test_a_short_secret_signs_nothing(kit: Kit) -> None:
-    tokens = AccessTokens(kit.kernel.keyring, kit.kernel.config)
+    tokens = AccessTokens(kit.kernel.keyring, Installation.of(kit.kernel.config))
     tokens._fixed = b"short"
 
     def unit() -> None:
@@ -97,7 +97,7 @@ async def test_a_rotated_key_verifies_until_its_last_token_is_over(make_kit: Mak
     kit = await make_kit(plugins=[])
     old = await kit.as_user()
     tokens, database = kit.kernel.container.get(AccessTokens), kit.kernel.database
-    elsewhere = AccessTokens(kit.kernel.container.get(Keyring), kit.kernel.config)
+    elsewhere = AccessTokens(kit.kernel.container.get(Sealer), Installation.of(kit.kernel.config))
     await database.work(lambda: elsewhere.verify(str(old.token)))
     fresh_id = await database.work(tokens.rotate)
     tokens._kept = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from corral.http.client import ClientAddress
+from corral.http.client_address import ClientAddress
 
 
 @pytest.mark.parametrize(

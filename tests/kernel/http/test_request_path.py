@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.kernel.http.conftest import Thing
 
-from corral.http.client import Hosts
+from corral.http.client_address import Hosts
 from corral.http.idempotency import IdempotencyRow
 from corral.testing.kit import PASSWORD, Kit
 from corral_core.accounts.models import UserRow
@@ -81,6 +81,7 @@ async def test_headers_of_every_answer(probe: Kit) -> None:
         assert answer.headers["cache-control"] == "private, no-cache"
         assert "server" not in answer.headers
     assert (await member.get("/auth/me")).headers["cache-control"] == "no-store"
+    assert (await probe.client.get("/auth/me")).headers["cache-control"] == "no-store"  # so are its refusals
     given = await member.get("/probe/things", headers={"X-Request-ID": "abc.1_2-3"})
     assert given.headers["x-request-id"] == "abc.1_2-3"
     refused = await member.get("/probe/things", headers={"X-Request-ID": "a b"})
@@ -359,4 +360,4 @@ async def test_the_document_lists_what_is_served(probe: Kit) -> None:
     assert "script-src 'self'" in page.headers["content-security-policy"]
     for name in ("docs.js", "docs.css"):
         assert (await probe.client.get(f"/docs/{name}")).status == 200
-    assert (await probe.client.get("/problems/lease_lost", root=True)).status == 200
+    assert (await probe.client.get("/problems/link_expired", root=True)).status == 200

@@ -17,8 +17,7 @@ from corral.config.model import Config, Plugins
 from corral.config.reader import load as load_config
 from corral.database.model import Model
 from corral.events.event import Event
-from corral.http.routes import Routes
-from corral.http.sockets import Socket, SocketConnection
+from corral.http.routes import Routes, Socket, SocketConnection
 from corral.jobs.job import Job
 from corral.plugin import Metric, Plugin, Setting
 from corral.plugins.discovery import Found, discover
@@ -118,7 +117,7 @@ async def test_a_built_in_one_keeps_its_paths_whoever_is_asked_first(tmp_path: P
     async with make_kernel(tmp_path, plugins=plugins) as kit:
         reasons = {item.name: item.reason for item in kit.kernel.plugins if not item.active}
         assert sorted(reasons) == ["a", "b", "z"]
-        assert "the name {name} is {id} in another route" in str(reasons["a"])
+        assert "another route calls {name} {id}" in str(reasons["a"])
         assert "name it in requires or wants" in str(reasons["b"])
         assert reasons["z"] == "socket /ws is declared by realtime too"
         assert kit.application._sockets()["/ws"].loaded.name == "realtime"

@@ -15,7 +15,7 @@ from corral import kernel
 from corral.auth.principal import Permission
 from corral.events.consumers import Subscriber
 from corral.events.event import Event
-from corral.http.sockets import Socket
+from corral.http.routes import Socket
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Runtime, hookimpl
 from corral.testing.kit import make_kernel

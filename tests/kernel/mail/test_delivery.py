@@ -213,10 +213,10 @@ async def test_a_server_that_says_nothing_is_given_up(
     silent.close()
 
 
-async def test_probe_signs_in_and_sends_nothing(mailing: Kit, mail_server: MailServer) -> None:
-    assert await service(mailing).probe() is None
+async def test_the_health_check_signs_in_and_sends_nothing(mailing: Kit, mail_server: MailServer) -> None:
+    assert (await service(mailing).check())[0] == "ok"
     mail_server.stop()
-    assert "127.0.0.1" in (await service(mailing).probe() or "")
+    assert (await service(mailing).check())[0] == "down"
     assert mail_server.box.mails == []
 
 
@@ -228,11 +228,11 @@ async def test_the_password_of_the_mail_server_is_known_to_the_redactor(
     assert "a password of" not in text
 
 
-def test_letters_are_plain_and_complete() -> None:
-    from corral_core.accounts.service.mail_templates import LETTERS, write
+def test_mail_templates_are_plain_and_complete() -> None:
+    from corral_core.accounts.service.mail_templates import TEMPLATES, write
 
     facts = {"url": "https://x/#t", "until": "noon", "new": "b@x", "left": 3, "role": "member"}
-    for kind in LETTERS:
+    for kind in TEMPLATES:
         mail = write(kind, sender="c@x.example", to="a@x.example", site="here", facts=facts)
         text = mail.get_content()
         assert "{" not in text, kind

@@ -32,7 +32,7 @@ async def test_one_mail_a_lock(mailing: Kit, mail_server: MailServer) -> None:
     await mailing.as_user("member", EMAIL)
     for _ in range(8):
         await mailing.client.post("/auth/login", {"email": EMAIL, "password": "wrong"})
-    assert await told(mailing, mail_server) == ["Your account is locked for a while"]
+    assert await told(mailing, mail_server) == ["Your account is temporarily locked"]
     clock.travel(3600)
     for _ in range(8):
         await mailing.client.post("/auth/login", {"email": EMAIL, "password": "wrong"})
@@ -67,7 +67,7 @@ async def test_a_refresh_token_that_comes_back(mailing: Kit, mail_server: MailSe
     for _ in range(2):
         answer = await mailing.client.post("/auth/refresh", {"refresh_token": first})
         assert answer.status == 401, answer
-    assert await told(mailing, mail_server) == ["A session was ended for safety"]
+    assert await told(mailing, mail_server) == ["A session was ended for security reasons"]
 
 
 async def test_a_second_factor_that_an_admin_removed(mailing: Kit, mail_server: MailServer) -> None:

@@ -57,7 +57,7 @@ async def test_a_taken_address_answers_as_a_new_one_and_its_owner_hears(proving:
     assert (taken.status, taken.body) == (new.status, new.body)
     assert taken.headers.keys() == new.headers.keys()
     [mail] = mail_server.box.to("admin@example.org")
-    assert "has an account already" in mail.get_content()
+    assert "already has an account" in mail.get_content()
     assert (await proving.client.post("/auth/login", registration("admin@example.org"))).status == 422
     await proving.sign_in("admin@example.org")
 

@@ -117,8 +117,7 @@ async def test_a_url_that_is_none_is_refused(make_kit: Any) -> None:
 
 
 def test_without_a_url_neither_client_is_loaded() -> None:
-    code = (
-        "import sys, corral_core.plugin, corral.cli.serve, corral.cli.jobs; print({'redis', 'rq'} & set(sys.modules))"
-    )
+    modules = "corral_core.redis.plugin, corral.cli.serve, corral.cli.jobs"
+    code = f"import sys, {modules}; print({{'redis', 'rq'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "set()\n"

@@ -1,12 +1,18 @@
-"""The hook of the plugin `llm`."""
+"""The hooks of the plugin `llm`."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from corral.plugin import Plugin, hookimpl
-from corral_plugins.llm.api import Connection, LLMProvider, ModelInfo
+import pytest
+
+from corral.cli.commands import CommandLine
+from corral.plugin import Installation, Plugin, hookimpl
+from corral.plugins.discovery import Found
+from corral_plugins.llm.api import Connection, DemoModel, LLMProvider, ModelInfo
+from corral_plugins.tasks.demo import model
 
 SCHEMA = {
     "type": "object",
@@ -64,3 +70,31 @@ async def test_corral_llm_providers(make_kit: Callable[..., Any]) -> None:
     answer = await alice.post("/llm/chat/completions", body)
     assert answer.status == 200, answer
     assert answer.json()["choices"][0]["message"]["content"] == "ahoy"
+
+
+class SmallModelPlugin(Plugin):
+    """Offers a model that cannot be used and one that can."""
+
+    name = "small"
+
+    @hookimpl(optionalhook=True)
+    def corral_demo_models(self, installation: Installation) -> Iterable[DemoModel]:
+        broken = DemoModel(name="small/a", problem="it is broken")
+        return [broken, DemoModel(name="small/b", context_tokens=512, file=installation.local_model)]
+
+
+class PlainPlugin(Plugin):
+    """Offers no model."""
+
+    name = "plain"
+
+
+def test_corral_demo_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CORRAL_LOCAL_MODEL", str(tmp_path / "given.gguf"))
+    kinds = (PlainPlugin, SmallModelPlugin)
+    found = [Found(name=kind.name, load=lambda kind=kind: kind) for kind in kinds]  # type: ignore[misc]  # bound
+    monkeypatch.setattr("corral.plugins.discovery.discover", lambda config: found)
+    choice = model.choose(CommandLine())
+    assert choice.model == DemoModel(name="small/b", context_tokens=512, file=tmp_path / "given.gguf")
+    assert (choice.name, choice.plugin, choice.problem) == ("small/b", "small", "")

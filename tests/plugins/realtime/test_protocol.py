@@ -213,7 +213,7 @@ async def test_a_gap_is_told_and_the_newest_part_comes(kit: Kit, port: int, monk
 
     monkeypatch.setattr(Replays, "limit", 10)
     monkeypatch.setattr("corral_plugins.realtime.service.replay.WINDOW", 7)
-    monkeypatch.setattr("corral_plugins.realtime.service.replay.AT_ONCE", 3)
+    monkeypatch.setattr("corral_plugins.realtime.service.replay.BATCH_SIZE", 3)
     member = await kit.as_user()
     for first in range(0, 40, 10):
         await member.post("/emitter", {"count": 10, "first": first})

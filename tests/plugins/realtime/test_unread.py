@@ -27,7 +27,7 @@ async def deaf_stream(port: int, who: Client) -> AsyncIterator[None]:
 
 
 async def test_a_stream_that_nobody_reads_is_let_go(kit: Kit, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("corral_plugins.realtime.service.viewer.ENDING_SECONDS", 0.5)
+    monkeypatch.setattr("corral_plugins.realtime.service.viewer.CLOSE_SECONDS", 0.5)
     writer, hub = await kit.as_user(), hub_of(kit)
     async with deaf_stream(port, await kit.as_user()):
         async with asyncio.timeout(20):

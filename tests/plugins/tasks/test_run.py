@@ -18,7 +18,7 @@ import httpx2
 import pytest
 from tests.kernel.cli.warm import warm
 
-from corral.http.remote import Remote, RemoteError
+from corral.http.api_client import ApiClient, ApiClientError
 from corral.testing.server import ServerProcess
 from corral_plugins.tasks.command import EventPrinter
 
@@ -148,9 +148,9 @@ def test_an_absent_server_is_told_once() -> None:
     told: list[str] = []
     with socket.socket() as taken:  # bound, and nobody listens
         taken.bind(("127.0.0.1", 0))
-        remote = Remote(f"http://127.0.0.1:{taken.getsockname()[1]}", "none")
+        remote = ApiClient(f"http://127.0.0.1:{taken.getsockname()[1]}", "none")
         until = time.monotonic() + 2
-        with contextlib.closing(remote), pytest.raises(RemoteError, match="took too long"):
+        with contextlib.closing(remote), pytest.raises(ApiClientError, match="took too long"):
             list(remote.events("task", "x", until=until, away=told.append))
     assert len(told) == 1
     assert "does not answer" in told[0]

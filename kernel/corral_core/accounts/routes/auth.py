@@ -1,4 +1,4 @@
-"""`/auth`: signing in and out, and the own account."""
+"""`/auth`: sign-in, refresh, and the user's own account."""
 
 from __future__ import annotations
 
@@ -8,31 +8,30 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
-from corral.config.model import Config
 from corral.errors import Forbidden, Invalid
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.routes import Rate, Routes
-from corral.plugin import Settings
+from corral.plugin import Installation, Settings
 from corral.settings.kernel import CORS_ORIGINS
 from corral_core.accounts.api import REGISTRATION, Address, Password, Tickets, UserView
 from corral_core.accounts.routes.cookie import check_origin, cookie_headers, cookie_token
 from corral_core.accounts.service.accounts import AccountsService
+from corral_core.accounts.service.authentication import LIFE_SECONDS
 from corral_core.accounts.service.password_policy import PasswordPolicy
 from corral_core.accounts.service.profile import Profile, ProfilePatch
 from corral_core.accounts.service.second_factor import CHALLENGE_SECONDS
 from corral_core.accounts.service.sessions import Device, Sessions, SessionView, Tokens
 from corral_core.accounts.service.sign_in import Pending, SignIn
-from corral_core.accounts.service.tickets import LIFE_SECONDS
 from corral_core.accounts.settings import EMAIL_VERIFICATION, REQUIRE_MFA
 
-routes = Routes("/auth", tag="Authentication")
+routes = Routes("/auth", tag="Authentication", no_store=True)
 
 SIGN_IN_RATE = Rate("sign_in", 10, 60, per="client")
 Code = Annotated[str, Meta(pattern="^[0-9]{6}$", min_length=6, max_length=6)]
 
 
 class Login(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`mfa_code` signs in in one step. `cookie`: the refresh token comes in a cookie instead of the body."""
+    """`mfa_code`: sign in with a second factor in one step. `cookie`: return the refresh token in a cookie."""
 
     email: Address
     password: Password
@@ -41,13 +40,13 @@ class Login(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Refresh(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The refresh token, unless it comes in the cookie."""
+    """The refresh token, unless the cookie carries it."""
 
     refresh_token: Annotated[str, Meta(min_length=1, max_length=200)] | UnsetType = UNSET
 
 
 class PasswordChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The other sessions end; the user's API keys too, unless told otherwise."""
+    """The other sessions end, and the user's API keys too unless `revoke_api_keys` is false."""
 
     current_password: Password
     new_password: Password
@@ -65,7 +64,7 @@ class SignedIn(msgspec.Struct, kw_only=True):
 
 
 class MfaRequired(msgspec.Struct, kw_only=True):
-    """The password was right; the second factor is awaited at `/auth/mfa/challenge`. There are no tokens yet."""
+    """The password was correct; continue with the second factor at `/auth/mfa/challenge`."""
 
     mfa_required: bool = True
     mfa_token: str
@@ -73,7 +72,7 @@ class MfaRequired(msgspec.Struct, kw_only=True):
 
 
 class MeView(UserView, kw_only=True):
-    """The own account, with what it may do and the session that asks."""
+    """The user's own account, its permissions and the current session."""
 
     permissions: list[str]
     session: SessionView | None
@@ -81,14 +80,14 @@ class MeView(UserView, kw_only=True):
 
 
 class WsTicket(msgspec.Struct, kw_only=True):
-    """Opens one socket within `expires_in` seconds."""
+    """Opens one WebSocket within `expires_in` seconds."""
 
     ticket: str
     expires_in: int = LIFE_SECONDS
 
 
 class AuthConfig(msgspec.Struct, kw_only=True):
-    """What sign-in screens need to know."""
+    """The settings that a sign-in screen needs."""
 
     registration: str
     email_verification: bool
@@ -99,7 +98,6 @@ class AuthConfig(msgspec.Struct, kw_only=True):
 @routes.post(
     "/login",
     needs=PUBLIC,
-    no_store=True,
     rate=SIGN_IN_RATE,
     raises=(
         "invalid_credentials",
@@ -112,39 +110,38 @@ class AuthConfig(msgspec.Struct, kw_only=True):
     ),
 )
 async def login(
-    body: Login, request: Request, sign_in: SignIn, config: Config
+    body: Login, request: Request, sign_in: SignIn, installation: Installation
 ) -> Answer[SignedIn] | Answer[MfaRequired]:
-    """Sign in with address and password. With a second factor and no code: a token for its challenge."""
+    """Sign in with address and password. With a second factor and no code, this returns a token for its challenge."""
     code = None if isinstance(body.mfa_code, UnsetType) else body.mfa_code
     found = await sign_in.login(body.email, body.password, device(request), request.entry(), code=code)
-    return entered(found, request, config, cookie=body.cookie)
+    return entered(found, request, installation, cookie=body.cookie)
 
 
 @routes.post(
     "/refresh",
     needs=PUBLIC,
-    no_store=True,
     raises=("token_expired", "session_revoked", "token_reuse", "forbidden", "audit_unavailable", "vault_sealed"),
 )
 async def refresh(
-    body: Refresh, request: Request, sign_in: SignIn, config: Config, settings: Settings
+    body: Refresh, request: Request, sign_in: SignIn, installation: Installation, settings: Settings
 ) -> Answer[SignedIn]:
-    """Exchange a refresh token, of the body or the cookie, for new tokens."""
+    """Exchange a refresh token from the body or the cookie for new tokens."""
     token = body.refresh_token
     cookie = isinstance(token, UnsetType)
     if isinstance(token, UnsetType):
         found, origins = cookie_token(request), settings.get(CORS_ORIGINS)
         if found is None:
             raise Invalid.at("/refresh_token", "required", "Send the refresh token.")
-        check_origin(request, config, origins)
+        check_origin(request, installation, origins)
         token = found
     tokens, user = await sign_in.refresh(token, device(request), request.entry())
-    return signed_in(tokens, user, request, config, cookie=cookie)
+    return signed_in(tokens, user, request, installation, cookie=cookie)
 
 
-@routes.get("/me", needs=SIGNED_IN, limited=True, no_store=True)
+@routes.get("/me", needs=SIGNED_IN, limited=True)
 def read_me(caller: Principal, accounts: AccountsService, sessions: Sessions) -> MeView:
-    """The own account, its permissions and this session."""
+    """Read the user's own account, its permissions and the current session."""
     user = accounts.get(user_id(caller))
     session = None if caller.session_id is None else sessions.find(caller.session_id, caller.session_id)
     facts = msgspec.structs.asdict(user)
@@ -155,7 +152,6 @@ def read_me(caller: Principal, accounts: AccountsService, sessions: Sessions) ->
     "/me",
     needs=SIGNED_IN,
     own_session=True,
-    no_store=True,
     raises=(
         "reauth_required",
         "invalid_credentials",
@@ -169,7 +165,7 @@ def read_me(caller: Principal, accounts: AccountsService, sessions: Sessions) ->
 async def update_me(
     body: ProfilePatch, caller: Principal, request: Request, if_match: IfMatch, profile: Profile
 ) -> UserView:
-    """Change the own profile; another address needs the password."""
+    """Change the user's own profile; a new address requires the password."""
     return await profile.update(user_id(caller), body, if_match, request.entry(caller))
 
 
@@ -178,7 +174,6 @@ async def update_me(
     needs=SIGNED_IN,
     own_session=True,
     limited=True,
-    no_store=True,
     raises=(
         "invalid_credentials",
         "account_locked",
@@ -191,9 +186,9 @@ async def update_me(
     ),
 )
 async def change_password(
-    body: PasswordChange, caller: Principal, request: Request, sign_in: SignIn, config: Config
+    body: PasswordChange, caller: Principal, request: Request, sign_in: SignIn, installation: Installation
 ) -> Answer[SignedIn]:
-    """Change the own password; every other session ends, this one gets new tokens."""
+    """Change the user's own password; every other session ends, and the current one gets new tokens."""
     tokens, user = await sign_in.change_password(
         user_id(caller),
         caller.session_id or "",
@@ -202,18 +197,18 @@ async def change_password(
         revoke_api_keys=body.revoke_api_keys,
         entry=request.entry(caller),
     )
-    return signed_in(tokens, user, request, config, cookie=cookie_token(request) is not None)
+    return signed_in(tokens, user, request, installation, cookie=cookie_token(request) is not None)
 
 
-@routes.post("/ws-ticket", needs=ANY_CALLER, no_store=True)
+@routes.post("/ws-ticket", needs=ANY_CALLER)
 def issue_ticket(caller: Principal, tickets: Tickets) -> WsTicket:
-    """A single-use ticket that opens a socket within 30 seconds."""
+    """Create a single-use ticket that opens a WebSocket within 30 seconds."""
     return WsTicket(ticket=tickets.issue(caller))
 
 
 @routes.get("/config", needs=PUBLIC)
 async def read_config(settings: Settings, policy: PasswordPolicy) -> AuthConfig:
-    """What a sign-in screen needs: who may register, what a password must be, whether a second factor is required."""
+    """Read the settings that a sign-in screen needs: registration, password policy, second factor."""
     return AuthConfig(
         registration=settings.get(REGISTRATION),
         email_verification=settings.get(EMAIL_VERIFICATION),
@@ -223,30 +218,32 @@ async def read_config(settings: Settings, policy: PasswordPolicy) -> AuthConfig:
 
 
 def device(request: Request) -> Device:
-    """Where the request comes from."""
+    """The client of the request."""
     return Device(request.client_ip, request.header("user-agent") or "")
 
 
 def user_id(caller: Principal) -> str:
-    """The person; machines have no account."""
+    """The id of the calling user; raises `Forbidden` for machines, which have no account."""
     if caller.user_id is None:
         raise Forbidden("Only people have an account.")
     return caller.user_id
 
 
-def signed_in(tokens: Tokens, user: UserView, request: Request, config: Config, *, cookie: bool) -> Answer[SignedIn]:
-    """Tokens in the body, or the refresh token in the cookie."""
+def signed_in(
+    tokens: Tokens, user: UserView, request: Request, installation: Installation, *, cookie: bool
+) -> Answer[SignedIn]:
+    """The response with tokens; the refresh token is in the body or in the cookie."""
     view = SignedIn(access_token=tokens.access, expires_in=tokens.expires_in, user=user)
     if cookie:
-        return Answer(body=view, headers=cookie_headers(tokens, request, config))
+        return Answer(body=view, headers=cookie_headers(tokens, request, installation))
     view.refresh_token = tokens.refresh
     return Answer(body=view)
 
 
 def entered(
-    found: tuple[Tokens, UserView] | Pending, request: Request, config: Config, *, cookie: bool
+    found: tuple[Tokens, UserView] | Pending, request: Request, installation: Installation, *, cookie: bool
 ) -> Answer[SignedIn] | Answer[MfaRequired]:
-    """The answer to a sign-in: tokens, or the token for the second factor."""
+    """The response to a sign-in: tokens, or the token for the second factor."""
     if isinstance(found, Pending):
         return Answer(body=MfaRequired(mfa_token=found.mfa_token))
-    return signed_in(*found, request, config, cookie=cookie)
+    return signed_in(*found, request, installation, cookie=cookie)

@@ -1,4 +1,4 @@
-"""`/auth/mfa` and `/auth/reauth`: the second factor, and proving again who one is."""
+"""`/auth/mfa` and `/auth/reauth`: the second factor and re-authentication."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.auth.principal import PUBLIC, SIGNED_IN, Principal
-from corral.config.model import Config
 from corral.errors import Invalid
 from corral.http.answers import Answer, Request
 from corral.http.routes import Routes
+from corral.plugin import Installation
 from corral.schema.fields import Instant
 from corral_core.accounts.api import Password, UserView
 from corral_core.accounts.routes.auth import SIGN_IN_RATE, Code, SignedIn, device, signed_in
 from corral_core.accounts.service.reauthentication import Reauthentication
 from corral_core.accounts.service.sign_in import Proof, SignIn
 
-routes = Routes("/auth", tag="Authentication")
+routes = Routes("/auth", tag="Authentication", no_store=True)
 
 WRONG = ("invalid_credentials", "account_locked", "audit_unavailable", "overloaded")
 WRONG_CODE = (*WRONG, "vault_sealed", "core.second_factor_damaged")
@@ -27,13 +27,13 @@ RecoveryCode = Annotated[str, Meta(min_length=1, max_length=60)]
 
 
 class Setup(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The password is needed unless the session has stepped up, or began a few minutes ago."""
+    """The password is required unless the session has re-authenticated or began recently."""
 
     password: Password | UnsetType = UNSET
 
 
 class SeedView(msgspec.Struct, kw_only=True):
-    """For an authenticator app, shown this once. `qr_code`: an SVG image as a data URI."""
+    """The secret for an authenticator app, shown once. `qr_code`: an SVG image as a data URI."""
 
     secret: str
     otpauth_uri: str
@@ -41,21 +41,21 @@ class SeedView(msgspec.Struct, kw_only=True):
 
 
 class FirstCode(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The first code of the app; `token` is another name for it."""
+    """The first code of the authenticator app; `token` is an alias of `code`."""
 
     code: Code | UnsetType = UNSET
     token: Code | UnsetType = UNSET
 
 
 class Activated(msgspec.Struct, kw_only=True):
-    """The second factor is on. The recovery codes are shown this once."""
+    """The second factor is enabled. The recovery codes are shown once."""
 
     mfa_enabled: bool
     recovery_codes: list[str]
 
 
 class Disabling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The password, and a code or a recovery code."""
+    """The password, and a code or a recovery code of the second factor."""
 
     password: Password
     code: Code | UnsetType = UNSET
@@ -63,7 +63,7 @@ class Disabling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ChallengeAnswer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A code or a recovery code for a sign-in that waits for it. `cookie` as at the sign-in."""
+    """A code or a recovery code that completes a sign-in. `cookie`: see `/auth/login`."""
 
     mfa_token: Annotated[str, Meta(min_length=1, max_length=200)]
     code: Code | UnsetType = UNSET
@@ -79,7 +79,7 @@ class NewCodes(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RecoveryCodes(msgspec.Struct, kw_only=True):
-    """Each works once. Shown this once."""
+    """Recovery codes; each works once, and they are shown once."""
 
     recovery_codes: list[str]
 
@@ -92,7 +92,7 @@ class Again(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class SteppedUp(msgspec.Struct, kw_only=True):
-    """Until when this session may do what is dangerous."""
+    """The end of the period in which this session may take sensitive actions."""
 
     reauth_until: Instant
 
@@ -102,11 +102,10 @@ class SteppedUp(msgspec.Struct, kw_only=True):
     needs=SIGNED_IN,
     own_session=True,
     limited=True,
-    no_store=True,
     raises=("reauth_required", "invalid_state", "vault_sealed", *WRONG),
 )
 async def set_up_mfa(body: Setup, caller: Principal, request: Request, protection: Reauthentication) -> SeedView:
-    """Make a seed for a second factor. It does nothing until its first code is sent, within 15 minutes."""
+    """Begin the setup of a second factor. Send its first code to `/auth/mfa/verify` within 15 minutes."""
     seed = await protection.setup(caller, _given(body.password), request.entry(caller))
     return SeedView(secret=seed.secret, otpauth_uri=seed.uri, qr_code=await asyncio.to_thread(_qr_code, seed.uri))
 
@@ -116,11 +115,10 @@ async def set_up_mfa(body: Setup, caller: Principal, request: Request, protectio
     needs=SIGNED_IN,
     own_session=True,
     limited=True,
-    no_store=True,
     raises=("invalid_state", *WRONG_CODE),
 )
 async def activate_mfa(body: FirstCode, caller: Principal, request: Request, protection: Reauthentication) -> Activated:
-    """Switch the second factor on with its first code."""
+    """Enable the second factor with its first code."""
     code = _one({"code": body.code, "token": body.token})
     codes = await protection.activate(caller, code, request.entry(caller))
     return Activated(mfa_enabled=True, recovery_codes=codes)
@@ -131,21 +129,20 @@ async def activate_mfa(body: FirstCode, caller: Principal, request: Request, pro
     needs=SIGNED_IN,
     own_session=True,
     limited=True,
-    no_store=True,
     raises=("forbidden", "invalid_state", *WRONG_CODE),
 )
 async def disable_mfa(body: Disabling, caller: Principal, request: Request, protection: Reauthentication) -> UserView:
-    """Switch the second factor off, unless it is required here."""
+    """Disable the second factor, unless it is required."""
     return await protection.disable(caller, body.password, _proof(body), request.entry(caller))
 
 
-@routes.post("/mfa/challenge", needs=PUBLIC, no_store=True, rate=SIGN_IN_RATE, raises=("token_expired", *WRONG_CODE))
+@routes.post("/mfa/challenge", needs=PUBLIC, rate=SIGN_IN_RATE, raises=("token_expired", *WRONG_CODE))
 async def answer_challenge(
-    body: ChallengeAnswer, request: Request, sign_in: SignIn, config: Config
+    body: ChallengeAnswer, request: Request, sign_in: SignIn, installation: Installation
 ) -> Answer[SignedIn]:
-    """Complete a sign-in with its second factor. Five wrong codes end the `mfa_token`."""
+    """Complete a sign-in with its second factor. Five wrong codes invalidate the `mfa_token`."""
     tokens, user = await sign_in.answer(body.mfa_token, _proof(body), device(request), request.entry())
-    return signed_in(tokens, user, request, config, cookie=body.cookie)
+    return signed_in(tokens, user, request, installation, cookie=body.cookie)
 
 
 @routes.post(
@@ -153,13 +150,12 @@ async def answer_challenge(
     needs=SIGNED_IN,
     own_session=True,
     limited=True,
-    no_store=True,
     raises=("invalid_state", *WRONG_CODE),
 )
 async def renew_recovery_codes(
     body: NewCodes, caller: Principal, request: Request, protection: Reauthentication
 ) -> RecoveryCodes:
-    """Make new recovery codes; the old ones are dead."""
+    """Replace the recovery codes."""
     codes = await protection.new_codes(caller, body.password, body.code, request.entry(caller))
     return RecoveryCodes(recovery_codes=codes)
 
@@ -168,11 +164,10 @@ async def renew_recovery_codes(
     "/reauth",
     needs=SIGNED_IN,
     own_session=True,
-    no_store=True,
     raises=("session_revoked", *WRONG_CODE),
 )
 async def step_up(body: Again, caller: Principal, request: Request, protection: Reauthentication) -> SteppedUp:
-    """Prove again who you are, with the password or a code, for what is dangerous."""
+    """Re-authenticate with the password or a code before a sensitive action."""
     _one({"password": body.password, "code": body.code})
     until = await protection.step_up(caller, _given(body.password), _given(body.code), request.entry(caller))
     return SteppedUp(reauth_until=until)
@@ -183,7 +178,7 @@ def _given(value: str | UnsetType) -> str | None:
 
 
 def _one(choices: dict[str, str | UnsetType]) -> str:
-    """The one that was sent; none or several are `Invalid`."""
+    """The one value that was sent; raises `Invalid` if none or several were."""
     given = {name: value for name, value in choices.items() if isinstance(value, str)}
     names = " or ".join(choices)
     if not given:
@@ -199,6 +194,6 @@ def _proof(body: Disabling | ChallengeAnswer) -> Proof:
 
 
 def _qr_code(uri: str) -> str:
-    import segno  # 10 ms, and few ever need it
+    import segno  # the import takes 10 ms and is rarely needed
 
     return str(segno.make(uri, error="m").svg_data_uri(scale=4))

@@ -6,6 +6,7 @@ mean nothing here: the algorithm is fixed, and keys come from our own table or f
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import hashlib
@@ -17,10 +18,12 @@ from typing import Any
 import msgspec
 
 from corral import clock
-from corral.config.model import Config
-from corral.crypto import Keyring, encoded_key, place
-from corral.errors import Unauthorized, Unavailable
+from corral.crypto import Sealer, encoded_key, place
+from corral.database.engine import Work
+from corral.errors import Conflict, Unauthorized, Unavailable
 from corral.ids import new_id
+from corral.plugin import Audit, AuditEntry, Installation
+from corral.redact.redactor import Redactor
 from corral_core.accounts.models import InstallationRow, SigningKeyRow, claim
 
 ALGORITHM, AUDIENCE, TYPE = "HS256", "corral-api", "access"
@@ -31,7 +34,7 @@ MAX_LIFE_SECONDS = 3600
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """What a valid token says. Further claims mean nothing."""
+    """The claims of a valid token; other claims are ignored."""
 
     iss: str
     aud: str
@@ -52,41 +55,41 @@ class _Keys(msgspec.Struct, frozen=True):
 
 
 class AccessTokens:
-    """Issues and verifies; joins the unit, since keys and the installation's id are rows. Call `prepare` at start."""
+    """Issues and verifies access tokens; joins the unit, because keys are rows. Call `prepare` at the start."""
 
-    def __init__(self, keyring: Keyring, config: Config) -> None:
-        self._keyring = keyring
-        secret = config.keys.jwt_secret
-        self._fixed = secret.encode() if secret else None
+    def __init__(self, sealer: Sealer, installation: Installation) -> None:
+        self._sealer = sealer
+        self._fixed = installation.jwt_secret.encode() if installation.jwt_secret else None
         self._kept: _Keys | None = None
 
     @property
     def is_fixed(self) -> bool:
-        """Whether `CORRAL_JWT_SECRET` signs, so that no key here can take its place."""
+        """Whether `CORRAL_JWT_SECRET` signs, so that stored keys are not used."""
         return self._fixed is not None
 
     def prepare(self) -> None:
-        """Make the installation's id and its first signing key, where they are missing."""
+        """Create the installation's id and the first signing key if they are missing."""
         claim("installation_id", new_id())
-        if self._fixed is None and not self._keyring.sealed and not SigningKeyRow.select().exists():
+        if self._fixed is None and not self._sealer.sealed and not SigningKeyRow.select().exists():
             self.rotate()  # processes that start together may make two: both verify, the newer one signs
 
     def credentials(self) -> dict[str, str]:
-        """The signing keys as text, by id: what no text may show."""
-        return {
-            name: text for kid, key in self._read(0.0).secrets.items() for name, text in encoded_key(kid, key).items()
-        }
+        """The signing keys as text, by id, for the redactor."""
+        found: dict[str, str] = {}
+        for kid, key in self._read(0.0).secrets.items():
+            found |= encoded_key(kid, key)
+        return found
 
     def rotate(self) -> str:
-        """Sign with a new key from now on; the old one verifies until its last token is over. Returns the id."""
+        """Sign with a new key from now on; the old key verifies until its last token expires. Returns the new id."""
         kid = new_id()
         SigningKeyRow.update(retired_at=clock.now()).where(SigningKeyRow.retired_at.is_null()).execute()
-        sealed = self._keyring.seal(secrets.token_bytes(KEY_BYTES), aad=place("accounts_signing_keys", kid, 1))
+        sealed = self._sealer.seal(secrets.token_bytes(KEY_BYTES), aad=place("accounts_signing_keys", kid, 1))
         SigningKeyRow.create(id=kid, sealed=sealed.hex(), created_at=clock.now())
         return kid
 
     def issue(self, user_id: str, session_id: str, seconds: int) -> str:
-        """A token for this session that is good for `seconds`."""
+        """Issue a token for this session, valid for `seconds`."""
         keys = self._keys()
         now = int(clock.time_s())
         claims = Claims(
@@ -105,7 +108,7 @@ class AccessTokens:
         return str(_jwt().encode(msgspec.to_builtins(claims), key, algorithm=ALGORITHM, headers={"kid": keys.active}))
 
     def verify(self, token: str) -> Claims:
-        """The claims of a token that was issued here and is in force; else `Unauthorized`."""
+        """The claims of a valid token; raises `Unauthorized`."""
         import jwt
 
         try:
@@ -125,7 +128,7 @@ class AccessTokens:
         return claims
 
     def _keys(self, kid: str | None = None) -> _Keys:
-        """Keys as kept; read again after a minute, and for an unknown `kid`, at most once a second."""
+        """The cached keys. They are read again after a minute, and for an unknown `kid` at most once per second."""
         kept, now = self._kept, time.monotonic()
         age = CACHE_SECONDS if kept is None or kid is None or kid in kept.secrets else 1.0
         if kept is None or now - kept.read_at > age:
@@ -145,8 +148,8 @@ class AccessTokens:
         found: dict[str, bytes] = {}
         active = ""
         for key in SigningKeyRow.select().where(usable).order_by(SigningKeyRow.id):
-            with contextlib.suppress(ValueError):  # somebody altered it: what it signed is not believed any more
-                found[key.id] = self._keyring.open(
+            with contextlib.suppress(ValueError):  # the row was altered; its tokens are rejected
+                found[key.id] = self._sealer.open(
                     bytes.fromhex(key.sealed), aad=place("accounts_signing_keys", key.id, 1)
                 )
                 active = key.id if key.retired_at is None else active
@@ -161,3 +164,38 @@ def _jwt() -> Any:
     options: Any = {"require": list(Claims.__struct_fields__), "strict_aud": True, "enforce_minimum_key_length": True}
     options.update(verify_exp=False, verify_nbf=False, verify_iat=False)
     return jwt.PyJWT(options=options)
+
+
+class SigningKeys:
+    """Rotates the signing keys, and registers keys of any process with the redactor."""
+
+    audit: Audit | None = None
+
+    def __init__(self, tokens: AccessTokens, work: Work, redactor: Redactor) -> None:
+        self._tokens, self._work, self._redactor = tokens, work, redactor
+        self._told: dict[str, str] = {}
+
+    def rotate(self) -> str:
+        """Rotate the signing key; joins the unit. The old key verifies until its last token expires."""
+        if self._tokens.is_fixed:
+            raise Conflict(
+                "CORRAL_JWT_SECRET signs here; change it there, which ends every access token.", code="setting_locked"
+            )
+        kid = self._tokens.rotate()
+        if self.audit is not None:
+            self.audit.record(AuditEntry(action="auth.signing_key.rotate", object_type="signing_key", object_id=kid))
+        return kid
+
+    async def tell(self) -> None:
+        """Register the current keys with the redactor. While the vault is sealed, no key can be read or leak."""
+        with contextlib.suppress(Unavailable):
+            keys = await self._work(self._tokens.credentials, read=True)
+            if keys != self._told:
+                await asyncio.to_thread(self._redactor.set_values, "signing_keys", keys)
+                self._told = keys
+
+    async def follow(self) -> None:
+        """Keep the redactor up to date, at the rate at which keys are read again. Supervised by the kernel."""
+        while True:
+            await asyncio.sleep(CACHE_SECONDS)
+            await self.tell()

@@ -1,18 +1,19 @@
-"""The rules of accounts, and the only writer of their rows."""
+"""Accounts: creating, changing and purging them. The only writer of their rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 import peewee
 
 from corral import clock
-from corral.auth.addresses import check_address, normalise
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions
 from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
+from corral.database.dialect import advisory_lock
 from corral.database.unit import after_commit, locked
 from corral.errors import Conflict, NotFound
 from corral.events.event import emit
@@ -23,12 +24,12 @@ from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 from corral_core.accounts.api import AccountDetails, KeysOfPeople, NewUser, UserPatch, UserQuery, UserView
 from corral_core.accounts.events import UserCreated, UserDeactivated, UserPurged, UserReactivated, UserUpdated
 from corral_core.accounts.models import UserRow, claim
-from corral_core.accounts.service.account_rows import action, is_own, shown, taken, unique, view, write
+from corral_core.accounts.service.addresses import check_address, normalise
+from corral_core.accounts.service.audit import action, is_own, shown
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import EMAIL_LINKS, PASSWORD_LINKS, Links
 from corral_core.accounts.service.mail import MailService
-from corral_core.accounts.service.password_history import PasswordHistory
-from corral_core.accounts.service.password_policy import PasswordPolicy
+from corral_core.accounts.service.password_policy import PasswordHistory, PasswordPolicy
 from corral_core.accounts.service.passwords import Passwords
 from corral_core.accounts.service.second_factor import SecondFactor, forget_second_factor
 from corral_core.accounts.service.sessions import Sessions
@@ -98,9 +99,9 @@ class AccountsService:
         return view(row)
 
     def register(self, new: NewUser, password_hash: str, *, how: str = "registration") -> UserView:
-        """Make an account for somebody who came by themselves; the very first one of an installation is its admin.
+        """Create an account by self-registration; the first account of an installation becomes its admin.
 
-        The address of the first one, and one that was invited, need no proof.
+        The address of the first account, and of an invited one, needs no verification.
         """
         is_first = not UserRow.select().exists() and claim("first_admin", "registration")
         if is_first:
@@ -109,7 +110,7 @@ class AccountsService:
         return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how=how, verified=verified)
 
     def bootstrap(self, new: NewUser, password_hash: str) -> UserView | None:
-        """Make the admin that the environment names, once and only while there is no admin."""
+        """Create the admin that the environment names, once and only while there is no admin."""
         if self.has_admin() or not claim("first_admin", "bootstrap"):
             return None
         return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how="bootstrap")
@@ -123,7 +124,7 @@ class AccountsService:
         return view(self.row(user_id))
 
     def row(self, user_id: str, *, hold: bool = False) -> UserRow:
-        """The row itself, for sign-in; `NotFound`. `hold` as of `row_of`."""
+        """The row of an account; raises `NotFound`. `hold`: see `row_of`."""
         query: Any = UserRow.select().where(UserRow.id == user_id)
         row: UserRow | None = (locked(query) if hold else query).first()
         if row is None:
@@ -131,7 +132,7 @@ class AccountsService:
         return row
 
     def row_of(self, email: str, *, hold: bool = False) -> UserRow | None:
-        """The row of an address in whatever spelling. `hold`: nobody else changes it until this unit ends."""
+        """The row of an address in any spelling. `hold` locks the row until this unit ends."""
         query: Any = UserRow.select().where(UserRow.email_key == normalise(email))
         row: UserRow | None = (locked(query) if hold else query).first()
         return row
@@ -193,9 +194,9 @@ class AccountsService:
         return self.get(user_id)
 
     def replace_password(self, row: UserRow, password_hash: str, *, must_change: bool, revoke_api_keys: bool) -> None:
-        """Write a new hash, if nobody else changed the password meanwhile; every link that waits ends.
+        """Store a new hash unless the password was changed concurrently; all pending links end.
 
-        Sessions are the caller's business.
+        The caller ends sessions.
         """
         now = clock.now()
         known = row.password_hash
@@ -223,7 +224,7 @@ class AccountsService:
         self._reread(row.id)
 
     def drop_password(self, user_id: str) -> UserRow:
-        """The password does not count any more, and all sessions and links end; a new link leads to a new one."""
+        """Delete the password and end all sessions and links; a new link leads to a new password."""
         row = self.row(user_id, hold=True)
         if row.purged_at is not None:
             raise NotFound()
@@ -236,14 +237,14 @@ class AccountsService:
         return self.row(user_id)
 
     def recover(self, row: UserRow, password_hash: str, *, proves: str | None) -> None:
-        """Write a new hash for somebody who had a link; all sessions end. `proves`: the address it was mailed to."""
+        """Store a new hash for the holder of a link; all sessions end. `proves`: the address of the mail."""
         self.replace_password(row, password_hash, must_change=False, revoke_api_keys=False)
         self.end_sessions(row.id, "password_changed")
         if proves is not None and normalise(proves) == row.email_key and not row.email_verified:
             self.prove_email(row, proves)
 
     def prove_email(self, row: UserRow, email: str) -> UserView:
-        """The address is the user's own; where it is another one than before, it takes effect now."""
+        """Mark the address as verified; a new address takes effect now."""
         key = check_address(email)
         if UserRow.select().where((UserRow.email_key == key) & (UserRow.id != row.id)).exists():
             raise taken()
@@ -258,7 +259,7 @@ class AccountsService:
         return self.get(row.id)
 
     def rehash(self, row: UserRow, password_hash: str) -> None:
-        """Store the same password under today's parameters."""
+        """Store a hash of the same password with the current parameters."""
         same = (UserRow.id == row.id) & (UserRow.password_hash == row.password_hash)
         UserRow.update(password_hash=password_hash).where(same).execute()
 
@@ -301,7 +302,7 @@ class AccountsService:
 
     @staticmethod
     def _changes(row: UserRow, patch: UserPatch, verified: bool) -> dict[str, Any]:
-        """Columns that get another value. `verified`: whether another address needs no proof."""
+        """The columns that change. `verified`: a new address needs no verification."""
         wanted = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not msgspec.UNSET}
         if "email" in wanted:
             wanted["email"] = wanted["email"].strip()
@@ -315,7 +316,7 @@ class AccountsService:
         return {name: value for name, value in wanted.items() if getattr(row, name) != value}
 
     def _announce(self, row: UserRow, changes: dict[str, Any]) -> None:
-        """Events, audit, and the end of sessions whose rights were lost."""
+        """Emit events, record the audit entries, and end sessions if rights were lost."""
         if "email_key" in changes:
             self._links.end(row.id, (*PASSWORD_LINKS, *EMAIL_LINKS))
             self._mail.notify(row.email, "email_changed", new=changes["email"])
@@ -335,7 +336,7 @@ class AccountsService:
             self.end_sessions(row.id, "revoked")
 
     def _reread(self, user_id: str) -> None:
-        """Rights changed: the user's next request reads them anew."""
+        """Make the user's next request read their rights again."""
         after_commit(lambda: self._credentials.forget(lambda caller: caller.user_id == user_id))
 
     def _record(
@@ -345,3 +346,51 @@ class AccountsService:
             self.audit.record(
                 AuditEntry(action=action, object_type="user", object_id=user_id, details=details, changes=changes)
             )
+
+
+def view(row: UserRow) -> UserView:
+    """Convert a row to the shape that clients see."""
+    fields = {name: getattr(row, name) for name in UserView.__struct_fields__}
+    if row.locked_until is not None and row.locked_until <= clock.now():
+        fields["locked_until"] = None
+    return UserView(**fields)
+
+
+def write(row: UserRow, changes: Mapping[str, Any]) -> None:
+    """Update a row. Raises `Conflict` if it changed concurrently, and `last_admin` for the last active admin."""
+    stays = changes.get("role", "admin") == "admin" and changes.get("is_active", True)
+    loses_admin = row.role == "admin" and row.is_active and not stays
+    where = (UserRow.id == row.id) & (UserRow.version == row.version)
+    if loses_admin:
+        _lock_admins()
+        other = UserRow.alias()
+        rest = other.select(peewee.fn.COUNT(other.id)).where(
+            (other.role == "admin") & (other.is_active == True) & (other.id != row.id)  # noqa: E712  # SQL
+        )
+        where &= rest > 0
+    update = UserRow.update(**changes, updated_at=clock.now(), version=UserRow.version + 1)
+    with unique():
+        if update.where(where).execute():
+            return
+    if loses_admin and UserRow.get_by_id(row.id).version == row.version:
+        raise Conflict("This is the last active admin; make another one first.", code="last_admin")
+    raise Conflict("The account was changed meanwhile; read it again.", current_status="changed")
+
+
+def taken() -> Conflict:
+    """The problem to raise for an address that another account has."""
+    return Conflict("Another account has this address.", code="duplicate")
+
+
+@contextlib.contextmanager
+def unique() -> Iterator[None]:
+    """Convert a violation of the unique index on addresses into the problem of a taken address."""
+    try:
+        yield
+    except peewee.IntegrityError:
+        raise taken() from None
+
+
+def _lock_admins() -> None:
+    """Serialize the changes that could remove the last admin."""
+    advisory_lock("accounts.admins")

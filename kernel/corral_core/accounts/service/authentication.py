@@ -1,14 +1,18 @@
-"""From an access token to a caller: the token says who, rows say whether the session goes on."""
+"""From an access token or a ticket to a caller: the token says who, rows say whether the session still exists."""
 
 from __future__ import annotations
 
+import msgspec
+
 from corral import clock
+from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
+from corral.crypto import digest, new_secret
 from corral.database.statement import Statement
 from corral.errors import Unauthorized
 from corral.plugin import Settings
-from corral_core.accounts.models import SessionRow, UserRow
+from corral_core.accounts.models import SessionRow, TicketRow, UserRow
 from corral_core.accounts.service.access_tokens import LEEWAY_SECONDS, AccessTokens
 from corral_core.accounts.service.second_factor import SecondFactor
 from corral_core.accounts.settings import ACCESS_TTL, REFRESH_ABSOLUTE, REFRESH_IDLE
@@ -34,13 +38,13 @@ _SESSION = Statement(
 
 
 class SessionPrincipals:
-    """Principals of signed-in people; joins the unit."""
+    """Builds the principals of signed-in users; joins the unit."""
 
     def __init__(self, permissions: Permissions, settings: Settings, second: SecondFactor) -> None:
         self._permissions, self._settings, self._second = permissions, settings, second
 
     def of(self, user_id: str, session_id: str, expires_at: float) -> Principal:
-        """The caller behind a session as it is now; `Unauthorized(session_revoked)` when it has ended."""
+        """The caller of a session with its current rights; raises `Unauthorized(session_revoked)` if it has ended."""
         row = _SESSION.one({"session_id": session_id, "user_id": user_id})
         if row is None or not self._goes_on(*row[:4]) or not row[6]:
             raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
@@ -59,7 +63,7 @@ class SessionPrincipals:
         )
 
     def _goes_on(self, ended_at: str | None, expires_at: str, created_at: str, last_seen_at: str) -> bool:
-        """Lives that were shortened since then hold too."""
+        """Whether the session is live. Lifetimes that were shortened later apply too."""
         get = self._settings.get
         in_time = created_at > clock.now(-get(REFRESH_ABSOLUTE)) and last_seen_at > clock.now(-get(REFRESH_IDLE))
         return ended_at is None and expires_at > clock.now() and in_time
@@ -78,7 +82,7 @@ class AccessTokenAuthenticator:
         claims = self._tokens.verify(credential)
         until = (
             min(claims.exp, claims.iat + self._settings.get(ACCESS_TTL)) + LEEWAY_SECONDS
-        )  # it may be shorter by now
+        )  # the setting may have been shortened
         if until <= clock.time_s():
             raise Unauthorized("The access token has expired; refresh it.", code="token_expired")
         return self._principals.of(claims.sub, claims.sid, until)
@@ -87,3 +91,35 @@ class AccessTokenAuthenticator:
         if caller.kind != "user" or caller.user_id is None or caller.session_id is None:
             return None
         return self._principals.of(caller.user_id, caller.session_id, caller.expires_at or 0.0)
+
+
+LIFE_SECONDS = 30
+
+
+class TicketsService:
+    """Implements `corral_core.accounts.api.Tickets`."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    def issue(self, caller: Principal) -> str:
+        ticket = new_secret()
+        TicketRow.create(hash=digest(ticket), caller=msgspec.to_builtins(caller), expires_at=clock.now(LIFE_SECONDS))
+        return ticket
+
+    def redeem(self, ticket: str) -> Principal:
+        found = list(TicketRow.delete().where(TicketRow.hash == digest(ticket)).returning(TicketRow).execute())
+        if not found or found[0].expires_at <= clock.now():
+            raise Unauthorized("The ticket was used, is too old, or is not of this installation; ask for another one.")
+        return self.reread(msgspec.convert(found[0].caller, Principal))
+
+    def reread(self, caller: Principal) -> Principal:
+        found = self._credentials.reread(caller)
+        ends = [at for at in (found.expires_at, caller.expires_at) if at is not None]  # of a rotated key it is earlier
+        return msgspec.structs.replace(found, expires_at=min(ends, default=None))
+
+
+def prune(at_once: int = 500) -> int:
+    """Delete expired tickets."""
+    old = TicketRow.select(TicketRow.hash).where(TicketRow.expires_at <= clock.now()).limit(at_once)
+    return int(TicketRow.delete().where(TicketRow.hash.in_(old)).execute())

@@ -1,11 +1,10 @@
-"""Invitations: an admin names address and role, and whoever has the link makes the account."""
+"""Invitations: an admin chooses address and role, and the person with the link creates the account."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from corral import clock
-from corral.auth.addresses import check_address
 from corral.auth.principal import Principal
 from corral.errors import Conflict, NotFound
 from corral.events.event import emit
@@ -15,6 +14,7 @@ from corral.plugin import Audit, AuditEntry
 from corral_core.accounts.api import InvitationView, Role
 from corral_core.accounts.events import InvitationAccepted, InvitationCreated
 from corral_core.accounts.models import InvitationRow, UserRow
+from corral_core.accounts.service.addresses import check_address
 from corral_core.accounts.service.links import INVITATION, LIFE_SECONDS, Links
 from corral_core.accounts.service.mail import MailService
 
@@ -71,11 +71,11 @@ class InvitationsService:
         self._record("revoke", found[0])
 
     def find(self, token: str) -> InvitationRow:
-        """The open invitation that a token belongs to; `link_expired`."""
+        """The pending invitation of a token; raises `link_expired`."""
         return self._open(self._links.find((INVITATION,), token).subject_id)
 
     def accept(self, token: str, user_id: str) -> None:
-        """Use the invitation up for an account; `link_expired` for whoever comes second."""
+        """Accept the invitation for a new account; raises `link_expired` if it was accepted already."""
         link = self._links.redeem((INVITATION,), token)
         row = self._open(link.subject_id)
         mine = (InvitationRow.id == row.id) & PENDING
@@ -87,7 +87,7 @@ class InvitationsService:
 
     @staticmethod
     def forget(user_id: str, email_key: str) -> tuple[str, ...]:
-        """Delete what names the address of a purged account; the ids of what is gone."""
+        """Delete the invitations of a purged account; returns their ids."""
         named = (InvitationRow.accepted_by == user_id) | (InvitationRow.email_key == email_key)
         return tuple(row.id for row in InvitationRow.delete().where(named).returning(InvitationRow).execute())
 
@@ -118,7 +118,7 @@ class InvitationsService:
 
 
 def view(row: InvitationRow) -> InvitationView:
-    """An invitation as it is shown; one that is over is `expired` whoever has noticed."""
+    """Convert a row to the shape that admins see; a pending invitation past its end is `expired`."""
     fields: dict[str, Any] = {name: getattr(row, name) for name in InvitationView.__struct_fields__}
     if row.status == "pending" and row.expires_at <= clock.now():
         fields["status"] = "expired"

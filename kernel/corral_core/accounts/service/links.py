@@ -1,6 +1,6 @@
-"""Links that are good once: they reset a password, prove an address or accept an invitation. Joins the unit.
+"""Single-use links: they reset a password, verify an address or accept an invitation. Everything joins the unit.
 
-The token is 256 random bits; only its SHA-256 is stored. It stands in the fragment of the URL, which reaches no log.
+The token has 256 random bits; only its SHA-256 is stored. It is in the fragment of the URL, which no server logs.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from corral import clock
-from corral.config.model import Config
 from corral.crypto import digest, new_secret
 from corral.errors import Gone
 from corral.ids import new_id
+from corral.plugin import Installation
 from corral_core.accounts.models import LinkRow, UserRow
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
@@ -34,7 +34,7 @@ PAGES = {
 }
 PASSWORD_LINKS = (RESET, SET_PASSWORD)
 EMAIL_LINKS = (VERIFY, CHANGE_EMAIL)
-UNSENT_SECONDS = 12 * HOUR  # so long a link waits for its mail to be taken; longer than the mail is tried
+UNSENT_SECONDS = 12 * HOUR  # how long a link waits for its mail to be sent; longer than the job is retried
 MOST_LIVE = 3
 KEEP_DAYS = 7
 
@@ -42,12 +42,11 @@ KEEP_DAYS = 7
 class Links:
     """The only writer of links."""
 
-    def __init__(self, config: Config) -> None:
-        self._public = config.server.public_url
-        self._bind = config.server.bind
+    def __init__(self, installation: Installation) -> None:
+        self._public, self._bind = installation.public_url, installation.bind
 
     def prepare(self, kind: str, subject_id: str, email: str | None = None) -> str | None:
-        """A link that waits for its mail; its id. None: the subject has `MOST_LIVE` of this kind already."""
+        """Create a link that waits for its mail. Returns its id, or None if there are `MOST_LIVE` of this kind."""
         # The update takes the account's lock, so that the count holds until the commit.
         UserRow.update(version=UserRow.version).where(UserRow.id == subject_id).execute()
         if LinkRow.select().where(_live(kind, subject_id)).count() >= MOST_LIVE:
@@ -63,7 +62,7 @@ class Links:
         return str(row.id)
 
     def arm(self, link_id: str) -> str | None:
-        """Begin the life of a prepared link: its token, which dies with the next `arm`. None: it was ended."""
+        """Generate the token of a prepared link, replacing an earlier one. Returns None if the link has ended."""
         row: LinkRow | None = LinkRow.get_or_none(LinkRow.id == link_id)
         if row is None:
             return None
@@ -73,16 +72,16 @@ class Links:
         return token if armed else None
 
     def disarm(self, link_id: str) -> None:
-        """Its mail was not taken: wait for the next try."""
+        """Invalidate the token after its mail could not be sent; the next attempt generates another one."""
         mine = (LinkRow.id == link_id) & LinkRow.used_at.is_null()
         LinkRow.update(hash=None, expires_at=clock.now(UNSENT_SECONDS)).where(mine).execute()
 
     def forget(self, link_id: str) -> None:
-        """Its mail will never be taken."""
+        """Delete a link whose mail can never be delivered."""
         LinkRow.delete().where((LinkRow.id == link_id) & LinkRow.used_at.is_null()).execute()
 
     def issue(self, kind: str, subject_id: str, email: str | None = None) -> str:
-        """The URL of a link to be shown once; where there are too many, the oldest one ends."""
+        """Create a link and return its URL, to be shown once. Above the limit, the oldest link ends."""
         link_id = self.prepare(kind, subject_id, email)
         if link_id is None:
             oldest = LinkRow.select(LinkRow.id).where(_live(kind, subject_id)).order_by(LinkRow.created_at).limit(1)
@@ -93,14 +92,14 @@ class Links:
         return self.url(kind, token)
 
     def find(self, kinds: tuple[str, ...], token: str) -> LinkRow:
-        """A live link, not used yet; `link_expired`."""
+        """The live link of a token; raises `link_expired`."""
         row: LinkRow | None = LinkRow.get_or_none(_redeemable(kinds, token))
         if row is None:
             raise self.over()
         return row
 
     def redeem(self, kinds: tuple[str, ...], token: str) -> LinkRow:
-        """Use a link up, in one guarded update; `link_expired` for an unknown, used, ended or old one."""
+        """Consume a link by one guarded update; raises `link_expired` if it is unknown, used or expired."""
         update = LinkRow.update(used_at=clock.now()).where(_redeemable(kinds, token)).returning(LinkRow)
         found: list[LinkRow] = list(update.execute())
         if not found:
@@ -108,22 +107,22 @@ class Links:
         return found[0]
 
     def end(self, subject_id: str, kinds: tuple[str, ...]) -> None:
-        """End what is live of these kinds."""
+        """End the live links of these kinds."""
         mine = (LinkRow.subject_id == subject_id) & LinkRow.kind.in_(kinds) & LinkRow.used_at.is_null()
         LinkRow.update(used_at=clock.now()).where(mine).execute()
 
     def drop(self, subject_id: str) -> None:
-        """Forget every link of a subject: the account was purged, or the invitation of one that was."""
+        """Delete every link of a purged account or invitation."""
         LinkRow.delete().where(LinkRow.subject_id == subject_id).execute()
 
     def url(self, kind: str, token: str, *, absolute: bool = False) -> str:
-        """Where the token leads. Without `CORRAL_PUBLIC_URL` it is relative, unless it must be `absolute` (mails)."""
+        """The URL for a token. Without `CORRAL_PUBLIC_URL` it is relative, unless `absolute` is set (for mails)."""
         base = self._public or (self._own_address() if absolute else "")
         return f"{base.rstrip('/')}/console#/{PAGES[kind]}?token={quote(token)}"
 
     @staticmethod
     def over() -> Gone:
-        """What is raised for a link that does not work."""
+        """The problem to raise for a link that is not valid."""
         return Gone("The link was used, has ended or is too old; ask for another one.", code="link_expired")
 
     def _own_address(self) -> str:
@@ -133,7 +132,7 @@ class Links:
 
 
 def prune(at_once: int = 500) -> int:
-    """Delete links that ended, or were not used in time, some days ago."""
+    """Delete links that expired some days ago."""
     old = LinkRow.select(LinkRow.id).where(LinkRow.expires_at <= clock.now(-KEEP_DAYS * DAY)).limit(at_once)
     return int(LinkRow.delete().where(LinkRow.id.in_(old)).execute())
 

@@ -1,4 +1,4 @@
-"""How often somebody may fail to sign in to one address before it is locked for a while.
+"""Account lockout: too many failed sign-ins to one address lock it for some time.
 
 An attempt is reserved before anything is verified, by one guarded update: allowed while the failures within the window
 and the attempts in flight together stay below the threshold. So guesses in parallel find no more room than guesses one
@@ -18,7 +18,6 @@ import msgspec
 import peewee
 
 from corral import clock
-from corral.auth.addresses import normalise
 from corral.crypto import digest
 from corral.database.engine import Work
 from corral.database.unit import Entry, after_commit
@@ -28,24 +27,25 @@ from corral.plugin import Audit, AuditEntry, Settings
 from corral_core.accounts.api import Mail
 from corral_core.accounts.events import UserLocked
 from corral_core.accounts.models import LockoutRow, UserRow
-from corral_core.accounts.service.account_rows import action
+from corral_core.accounts.service.addresses import normalise
+from corral_core.accounts.service.audit import action
 from corral_core.accounts.settings import DAY, HOUR, LOCKOUT_SECONDS, LOCKOUT_THRESHOLD, LOCKOUT_WINDOW
 
 WAIT_SECONDS, POLL_SECONDS = 5.0, 0.05
-HELD_SECONDS = 60.0  # what a process reserved that died is free again after this
+HELD_SECONDS = 60.0  # reservations of a process that died expire after this
 KEEP_SECONDS = 2 * DAY  # longer than any window and lock
 INSTANT, KEPT = 24, 20  # letters of an instant; failures that are kept: the highest threshold
 
 
 class _Gate(msgspec.Struct):
-    """The attempts of one address in this process: more than may be in flight need not ask the database."""
+    """Limits the attempts of one address in this process, so that excess ones do not query the database."""
 
     room: asyncio.Semaphore
     users: int = 0
 
 
 class Lockout:
-    """The only writer of lockouts. What is not `turn` joins the unit."""
+    """The only writer of lockouts. Every function except `turn` joins the unit of work."""
 
     audit: Audit | None = None
     mail: Mail | None = None
@@ -54,7 +54,7 @@ class Lockout:
         self._work, self._settings = work, settings
         self._gates: dict[str, _Gate] = {}
         self.locked: Counter[tuple[str, ...]] = Counter({(): 0})
-        """How often this process locked an address."""
+        """The number of lockouts by this process."""
 
     @contextlib.asynccontextmanager
     async def turn(self, email: str, entry: Entry) -> AsyncIterator[str]:
@@ -73,21 +73,21 @@ class Lockout:
             try:
                 yield key
             except Exception:
-                with contextlib.suppress(Unavailable):  # it is free again by itself a little later
+                with contextlib.suppress(Unavailable):  # the reservation expires by itself
                     await asyncio.shield(self._work(lambda: self.give_back(key), entry=entry))
                 raise
 
     def give_back(self, key: str) -> None:
-        """The attempt says nothing about whoever made it."""
+        """Release the attempt without counting it as a failure or a success."""
         LockoutRow.update(in_flight=_one_less()).where(LockoutRow.key == key).execute()
 
     def clear(self, key: str, user_id: str) -> None:
-        """The attempt succeeded: earlier failures are forgotten."""
+        """Settle a successful attempt: earlier failures are reset."""
         LockoutRow.update(in_flight=_one_less(), failed="", locks=0).where(LockoutRow.key == key).execute()
         self._unmark(user_id)
 
     def fail(self, key: str, user_id: str | None) -> None:
-        """The attempt failed; at the threshold the address is locked, twice as long as the last time."""
+        """Settle a failed attempt. At the threshold the address is locked, twice as long as the last time."""
         now = clock.now()
         failed: Any = peewee.fn.SUBSTR(peewee.Value(now).concat(LockoutRow.failed), 1, KEPT * INSTANT)
         update = LockoutRow.update(in_flight=_one_less(), failed=failed).where(LockoutRow.key == key)
@@ -103,18 +103,18 @@ class Lockout:
             UserRow.update(locked_until=until).where(UserRow.id == user_id).execute()
             emit(UserLocked(user_id=user_id, until=until), object=("user", user_id), owner=user_id)
             self._record("auth.user.lock", user_id, {"until": until})
-            if self.mail is not None:  # to the address as it is kept, not as somebody spelled it
+            if self.mail is not None:  # to the stored address, not as the client spelled it
                 self.mail.notify(UserRow.get_by_id(user_id).email, "locked", until=until)
 
     def unlock(self, email: str, user_id: str) -> None:
-        """End a lock at once, and forget the failures."""
+        """End a lockout immediately and reset the failures."""
         key = digest(normalise(email))
         LockoutRow.update(failed="", locks=0, locked_until=None).where(LockoutRow.key == key).execute()
         if self._unmark(user_id):
             self._record(action("unlock", user_id), user_id, {})
 
     def failures(self, emails: Iterable[str]) -> dict[str, int]:
-        """The failed attempts within the window, by address as given; addresses without any are left out."""
+        """The number of failed attempts within the window, by address as given; addresses without one are left out."""
         keys = {digest(normalise(email)): email for email in emails}
         rows = LockoutRow.select().where(LockoutRow.key.in_(list(keys)) & (LockoutRow.failed != ""))
         counts = {keys[row.key]: len(self._within(row.failed)) for row in rows}
@@ -146,7 +146,7 @@ class Lockout:
                 self._gates.pop(key, None)
 
     def _reserve(self, key: str) -> bool:
-        """One guarded update; False while only attempts in flight fill the room."""
+        """Reserve an attempt by one guarded update. Returns False while attempts in flight use up the allowance."""
         now, threshold, window = clock.now(), self._settings.get(LOCKOUT_THRESHOLD), self._settings.get(LOCKOUT_WINDOW)
         row, held = LockoutRow, clock.now(HELD_SECONDS)
         in_flight: Any = peewee.Case(None, [(row.reserved_until > now, row.in_flight)], 0)
@@ -160,7 +160,7 @@ class Lockout:
         return bool(insert.as_rowcount().execute()) or self._may_wait(row.get_by_id(key), now, threshold)
 
     def _may_wait(self, row: LockoutRow, now: str, threshold: int) -> bool:
-        """False: wait. Raises `TooMany` when waiting would not help."""
+        """Return False to wait; raise `TooMany` if waiting would not help."""
         if row.locked_until is not None and row.locked_until > now:
             raise _locked(row.locked_until)
         failures = self._within(row.failed)
@@ -186,7 +186,7 @@ class Lockout:
 
 
 def prune(at_once: int = 500) -> int:
-    """Forget addresses that nobody tried for two days."""
+    """Delete the state of addresses without an attempt for two days."""
     old = LockoutRow.select(LockoutRow.key).where(LockoutRow.reserved_until < clock.now(-KEEP_SECONDS)).limit(at_once)
     return int(LockoutRow.delete().where(LockoutRow.key.in_(old)).execute())
 

@@ -1,4 +1,4 @@
-"""Mails are jobs, which take effect with their unit: a mail server that is down delays them and nothing else."""
+"""Mail: every mail is a job of the current unit, so an unavailable mail server delays mails and nothing else."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any
 
 import peewee
 
-from corral.auth.addresses import normalise
-from corral.config.model import Config
 from corral.database.engine import Work
 from corral.egress.client import Egress
 from corral.errors import Conflict
 from corral.jobs.job import JobRow, enqueue
-from corral.plugin import Settings
+from corral.plugin import Installation, Settings
 from corral_core.accounts.api import Delivery
+from corral_core.accounts.service.addresses import normalise
 from corral_core.accounts.service.links import Links
 from corral_core.accounts.settings import MAIL_FROM, MAIL_HOST, MAIL_PASSWORD, MAIL_PORT, MAIL_SECURITY, MAIL_USERNAME
 
@@ -28,9 +27,11 @@ AT_ONCE = 500
 class MailService:
     """Implements `corral_core.accounts.api.Mail`."""
 
-    def __init__(self, work: Work, settings: Settings, egress: Egress, links: Links, config: Config) -> None:
+    def __init__(
+        self, work: Work, settings: Settings, egress: Egress, links: Links, installation: Installation
+    ) -> None:
         self._work, self._settings, self._egress, self._links = work, settings, egress, links
-        self._site = config.server.public_url or config.server.bind
+        self._site = installation.public_url or installation.bind
 
     @property
     def is_configured(self) -> bool:
@@ -41,7 +42,7 @@ class MailService:
             enqueue(JOB, kind=kind, to=to, facts=facts)
 
     def send_link(self, to: str, kind: str, subject_id: str, **facts: str | int) -> bool:
-        """Mail a link that is good once; joins the unit. False: there is no mail service, or it has links enough."""
+        """Mail a single-use link; joins the unit. Returns False without a mail service, or above the limit of links."""
         if not self.is_configured:
             return False
         link_id = self._links.prepare(kind, subject_id, to)
@@ -64,7 +65,7 @@ class MailService:
         return Delivery(delivered=error is None, duration_ms=round((time.perf_counter() - began) * 1000), error=error)
 
     async def deliver(self, kind: str, to: str, facts: dict[str, Any]) -> None:
-        """Hand a mail to the server now. Raises `MailFailed`; `ValueError` for an address that cannot be written."""
+        """Send a mail now. Raises `MailFailed`, or `ValueError` for an invalid address."""
         from corral.egress.smtp import MailServer, deliver
         from corral_core.accounts.service.mail_templates import write
 
@@ -81,13 +82,13 @@ class MailService:
             return "disabled", "mail.host is not set."
         if not await self._answers():
             return "down", "The mail server does not take connections as configured."
-        waiting = await self._work(self._waiting, read=True)
+        waiting = await self._work(self.waiting, read=True)
         if waiting:
             return "degraded", f"{waiting} mails wait: the server did not take them."
         return "ok", "The mail server takes connections."
 
     async def _answers(self) -> bool:
-        """Whether the server takes a connection and the sign-in."""
+        """Whether the mail server accepts the connection and the credentials."""
         from corral.egress.smtp import MailFailed, MailServer, probe
 
         get = self._settings.get
@@ -101,7 +102,7 @@ class MailService:
 
     @staticmethod
     def forget(email_key: str) -> None:
-        """The account of this address was purged: nothing is sent there nor remembered of it; joins the unit."""
+        """Delete the mail jobs for the address of a purged account; joins the unit."""
         jobs = JobRow.select(JobRow.id, JobRow.arguments).where(JobRow.name.startswith("accounts.")).limit(AT_ONCE)
         after = ""
         while page := list(jobs.where(JobRow.id > after).order_by(JobRow.id)):
@@ -112,7 +113,7 @@ class MailService:
                 JobRow.delete().where(JobRow.id.in_(gone) & (JobRow.state != "running")).execute()
 
     @staticmethod
-    def _waiting() -> int:
-        """How many mails wait because the server did not take them; joins the unit."""
+    def waiting() -> int:
+        """The number of mails that wait for another attempt; joins the unit."""
         again = (JobRow.name == JOB) & (JobRow.state == "queued") & JobRow.error.is_null(False)
         return int(JobRow.select(peewee.fn.COUNT(JobRow.id)).where(again).scalar())

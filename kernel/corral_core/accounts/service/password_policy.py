@@ -1,16 +1,26 @@
-"""The password policy: every rule that a new password breaks is told at once."""
+"""The password policy: rules for new passwords, the list of breached ones, history and expiry."""
 
 from __future__ import annotations
 
+import functools
 import re
+import string
 from collections.abc import Iterator
+from importlib import resources
 
+from corral import clock
+from corral.database.engine import Work
 from corral.errors import Fault, Invalid
+from corral.ids import new_id
 from corral.plugin import Settings
-from corral_core.accounts.service.breached_passwords import is_breached
+from corral_core.accounts.models import FormerPasswordRow, UserRow
+from corral_core.accounts.service.passwords import Passwords
 from corral_core.accounts.settings import (
     BREACHED_CHECK,
     CONTEXT_WORDS,
+    DAY,
+    HISTORY,
+    MAX_AGE_DAYS,
     MIN_LENGTH,
     REQUIRE_DIGIT,
     REQUIRE_LOWER,
@@ -19,7 +29,7 @@ from corral_core.accounts.settings import (
 )
 
 PRODUCT = "corral"
-SHORTEST_WORD = 4  # shorter names occur in any text
+SHORTEST_WORD = 4  # shorter words occur in any text
 
 _CLASSES = (
     (REQUIRE_UPPER, str.isupper, "core.no_upper", "an upper-case letter"),
@@ -30,13 +40,13 @@ _CLASSES = (
 
 
 class PasswordPolicy:
-    """Judges new passwords; those in use stay valid when it changes."""
+    """Checks new passwords. A change of the policy does not affect existing passwords."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def check(self, password: str, *, email: str, full_name: str, pointer: str) -> None:
-        """Raise `Invalid` (`weak_password`) with one fault a broken rule."""
+        """Raise `Invalid` (`weak_password`) with one fault for each broken rule."""
         faults = [Fault(pointer, code, detail) for code, detail in self._broken(password, email, full_name)]
         if faults:
             raise Invalid(
@@ -67,3 +77,93 @@ class PasswordPolicy:
         for setting, matches, code, what in _CLASSES:
             if self._settings.get(setting) and not any(matches(letter) for letter in password):
                 yield code, f"Use {what}."
+
+
+SHORTEST = 2
+_ROWS = (string.digits, "1234567890", string.ascii_lowercase, "qwertyuiop", "asdfghjkl", "zxcvbnm")
+_RUNS = tuple(row[::step] * 128 for row in _ROWS for step in (1, -1))
+_SPELLED = str.maketrans("@4310!$57", "aaeioisst")
+
+
+def is_breached(password: str) -> bool:
+    """Whether the password is on the list: as it is, with digits or signs around it, written with signs for letters,
+    or said twice. Runs along the keyboard count too, and one or two characters again and again.
+    """
+    folded = password.casefold()
+    if len(_once(folded)) <= SHORTEST or any(folded in run for run in _RUNS):
+        return True
+    return any(_is_listed(form) for form in _forms(folded))
+
+
+def _forms(folded: str) -> set[str]:
+    said = _once(folded)
+    found = set()
+    for form in (folded, said):
+        stem = form.strip("".join({letter for letter in form if not letter.isalpha()}))
+        found |= {form, stem, stem.translate(_SPELLED)}
+    return found
+
+
+def _once(text: str) -> str:
+    """The shortest unit whose repetition is the whole text."""
+    again = (text + text).find(text, 1)
+    return text[:again]
+
+
+def _is_listed(form: str) -> bool:
+    return bool(form) and "\n" not in form and f"\n{form}\n".encode() in _listed()
+
+
+@functools.cache
+def _listed() -> bytes:
+    """The list, one lower-case password per line. It is searched unparsed, so it takes no more memory than the file."""
+    return resources.files("corral_core.accounts").joinpath("breached_passwords.txt").read_bytes()
+
+
+class PasswordHistory:
+    """The only writer of former passwords. Every function except `refuse_former` joins the unit of work."""
+
+    def __init__(self, work: Work, passwords: Passwords, settings: Settings) -> None:
+        self._work, self._passwords, self._settings = work, passwords, settings
+
+    async def refuse_former(self, user_id: str, password: str, *, pointer: str) -> None:
+        """Raise `Invalid` (`weak_password`) for the present password or a former one, where the policy keeps them.
+
+        Authenticate the caller first: the result reveals former passwords.
+        """
+        kept = self._settings.get(HISTORY)
+        if not kept:
+            return
+        for hashed in await self._work(lambda: self._known(user_id, kept), read=True):
+            if await self._passwords.verify(password, hashed, pointer=pointer):
+                detail = f"Do not use the present password or one of your last {kept} again."
+                raise Invalid.at(pointer, "core.reused", detail, problem="weak_password")
+
+    def remember(self, user_id: str, hashed: str | None) -> None:
+        """Store the hash of a replaced password; the policy says how many are kept."""
+        kept = self._settings.get(HISTORY)
+        mine = FormerPasswordRow.user_id == user_id
+        if kept and hashed is not None:
+            FormerPasswordRow.create(id=new_id(), user_id=user_id, hash=hashed)
+        newest = FormerPasswordRow.select(FormerPasswordRow.id).where(mine).order_by(FormerPasswordRow.id.desc())
+        keep = [row.id for row in newest.limit(kept)] if kept else []
+        FormerPasswordRow.delete().where(mine & FormerPasswordRow.id.not_in(keep)).execute()
+
+    def expire(self, user: UserRow) -> None:
+        """At a sign-in, require a change of a password that is older than the policy allows."""
+        days = self._settings.get(MAX_AGE_DAYS)
+        if days is not None and (user.password_changed_at or "") <= clock.now(-days * DAY):
+            due = (UserRow.id == user.id) & (UserRow.password_hash == user.password_hash)
+            UserRow.update(must_change_password=True).where(due).execute()
+
+    @staticmethod
+    def forget(user_id: str) -> None:
+        """Delete the former passwords of a purged account."""
+        FormerPasswordRow.delete().where(FormerPasswordRow.user_id == user_id).execute()
+
+    @staticmethod
+    def _known(user_id: str, kept: int) -> list[str]:
+        newest = FormerPasswordRow.select().where(FormerPasswordRow.user_id == user_id)
+        former = [row.hash for row in newest.order_by(FormerPasswordRow.id.desc()).limit(kept)]
+        present = UserRow.get_or_none(UserRow.id == user_id)
+        return ([present.password_hash] if present is not None and present.password_hash else []) + former

@@ -1,4 +1,4 @@
-"""Argon2id in a bounded pool: hashing is dear on purpose, so it has threads of its own and no unit waits for it."""
+"""Password hashing with Argon2id. Hashing is expensive by design, so it runs in its own pool, never in a unit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _hasher() -> PasswordHasher:
 
 
 class Passwords:
-    """One thread a core and a queue; `overloaded` when the queue is full. For async handlers, before the unit."""
+    """A pool with one thread per core; raises `overloaded` if its queue is full. For async code, outside units."""
 
     def __init__(self) -> None:
         self._waiting = 0
@@ -45,18 +45,18 @@ class Passwords:
         """How often this process hashed, and how long that took together, without the time in the queue."""
 
     async def hash(self, password: str, *, pointer: str = "/password") -> str:
-        """The hash to store. Its length is checked first; the password policy is the caller's business."""
+        """Hash a password after checking its length. The caller applies the password policy."""
         _check_length(password, pointer)
         return await self._run(lambda: _hasher().hash(password))
 
     async def verify(self, password: str, hashed: str | None, *, pointer: str = "/password") -> bool:
-        """Whether it is the password; None (nobody, or no password) takes as long and is false."""
+        """Whether the password matches the hash. Without a hash the result is False and takes as long."""
         _check_length(password, pointer)
         return await self._run(lambda: _verify(password, hashed))
 
     @staticmethod
     def needs_rehash(hashed: str) -> bool:
-        """Whether the hash was made with other parameters than today's."""
+        """Whether the hash was made with other parameters than the current ones."""
         return _hasher().check_needs_rehash(hashed)
 
     async def _run(self, work: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""What people change of their own account."""
+"""Changes that users make to their own account."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from corral.auth.addresses import check_address, normalise
 from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.errors import Conflict, Forbidden, Invalid
@@ -17,6 +16,7 @@ from corral.plugin import Settings
 from corral_core.accounts.api import Address, FullName, Password, UserPatch, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
+from corral_core.accounts.service.addresses import check_address, normalise
 from corral_core.accounts.service.links import CHANGE_EMAIL, Links
 from corral_core.accounts.service.mail import MailService
 from corral_core.accounts.service.sign_in import SignIn
@@ -26,7 +26,7 @@ PREFERENCES_BYTES = 8 * 1024
 
 
 class ProfilePatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What people change of themselves. `email` needs `current_password`."""
+    """A change of the user's own profile. `email` requires `current_password`."""
 
     full_name: FullName | UnsetType = UNSET
     timezone: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
@@ -37,7 +37,7 @@ class ProfilePatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Profile:
-    """Changes of the own account, checked before the unit."""
+    """Updates the user's own account; validation happens before the unit."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Profile:
         self._links, self._mail, self._settings = links, mail, settings
 
     async def update(self, user_id: str, patch: ProfilePatch, if_match: IfMatch, entry: Entry) -> UserView:
-        """Change what the patch names; another address costs the password."""
+        """Apply the patch; a new address requires the password."""
         _check(patch)
         user = await self._work(lambda: self._accounts.get(user_id), read=True)
         moves = isinstance(patch.email, str) and normalise(patch.email) != normalise(user.email)
@@ -82,7 +82,7 @@ class Profile:
         return await self._sign_in.prove(user.email, password, entry, proved, pointer=pointer, user_id=user_id)
 
     def _ask(self, user_id: str, email: str) -> None:
-        """The new address takes effect once it is verified; it may be taken meanwhile."""
+        """Mail a verification link to the new address, which takes effect when the link is used."""
         check_address(email)
         if self._accounts.row_of(email) is not None:
             raise Conflict("Another account has this address.", code="duplicate")

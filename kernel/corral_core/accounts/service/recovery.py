@@ -1,15 +1,19 @@
-"""Getting back into an account without an admin: a link by mail, and a new password."""
+"""Account recovery: a forgotten password, links to a new one, and what admins do for people who are locked out."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.jobs.job import enqueue
+from corral_core.accounts.api import Mail, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
 from corral_core.accounts.service.links import PASSWORD_LINKS, RESET, SET_PASSWORD, Links
 from corral_core.accounts.service.lockout import Lockout
 from corral_core.accounts.service.mail import MailService
+from corral_core.accounts.service.second_factor import SecondFactor
 from corral_core.accounts.service.sessions import Device
 from corral_core.accounts.service.sign_in import Pending, SignedIn, SignIn
 
@@ -17,7 +21,7 @@ FORGOT = "accounts.forgot_password"
 
 
 class Recovery:
-    """What the routes of forgotten passwords call."""
+    """Recovery of an account by its user, through a link by mail."""
 
     def __init__(
         self, work: Work, accounts: AccountsService, sign_in: SignIn, lockout: Lockout, links: Links, mail: MailService
@@ -26,12 +30,12 @@ class Recovery:
         self._lockout, self._links, self._mail = lockout, links, mail
 
     async def forgot(self, email: str, entry: Entry) -> None:
-        """Have a link mailed. Address or not, nothing but a job is written here, so that nothing can be told."""
+        """Enqueue a mail with a link. All addresses take the same path, so timing reveals nothing."""
         if self._mail.is_configured:
             await self._work(lambda: enqueue(FORGOT, email=email), entry=entry)
 
     async def reset(self, token: str, password: str, device: Device, entry: Entry) -> SignedIn | Pending:
-        """A new password by a link: other links, all sessions and a lock end; a second factor is still asked for."""
+        """Set a new password by a link. Other links, all sessions and a lockout end; a second factor stays required."""
         row = await self._work(lambda: self._holder(token), read=True)
         hashed = await self._accounts.hash_password(
             password, email=row.email, full_name=row.full_name, pointer="/new_password", user_id=row.id
@@ -68,3 +72,28 @@ class PasswordLinksService:
         url = self._links.issue(RESET, row.id)
         self._mail.send_link(row.email, RESET, row.id)
         return url
+
+
+class AccountRecoveryService:
+    """Implements `corral_core.accounts.api.AccountRecovery`."""
+
+    mail: Mail | None = None
+
+    def __init__(self, accounts: AccountsService, lockout: Lockout, second: SecondFactor) -> None:
+        self._accounts, self._lockout, self._second = accounts, lockout, second
+
+    def unlock(self, user_id: str) -> UserView:
+        user = self._accounts.row(user_id)
+        self._lockout.unlock(user.email, user.id)
+        return self._accounts.get(user_id)
+
+    def reset_mfa(self, user_id: str) -> UserView:
+        user = self._accounts.row(user_id)
+        if self._second.disable(user.id):
+            self._accounts.end_sessions(user.id, "revoked")
+            if self.mail is not None:
+                self.mail.notify(user.email, "mfa_reset")
+        return self._accounts.get(user_id)
+
+    def failed_attempts(self, emails: Iterable[str]) -> dict[str, int]:
+        return self._lockout.failures(emails)

@@ -1,4 +1,4 @@
-"""Making an account by oneself, with or without an invitation, and proving that its address is one's own."""
+"""Registration, with or without an invitation, and verification of addresses."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import logging
 
 import msgspec
 
-from corral.auth.addresses import normalise
-from corral.config.model import Config
 from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.errors import Conflict, Forbidden, Invalid
@@ -16,6 +14,7 @@ from corral.plugin import Settings
 from corral_core.accounts.api import REGISTRATION, NewUser, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
+from corral_core.accounts.service.addresses import normalise
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import EMAIL_LINKS, RESET, VERIFY, Links
 from corral_core.accounts.service.mail import MailService
@@ -28,7 +27,7 @@ RESEND = "accounts.resend_verification"
 
 
 class Registrations:
-    """What the routes of registration call. Hashing lies between units, never inside one."""
+    """Registers accounts and verifies addresses. Hashing happens between units, never in one."""
 
     def __init__(
         self,
@@ -38,12 +37,24 @@ class Registrations:
         links: Links,
         mail: MailService,
         settings: Settings,
+        passwords: Passwords,
     ) -> None:
         self._work, self._accounts, self._invitations = work, accounts, invitations
-        self._links, self._mail, self._settings = links, mail, settings
+        self._links, self._mail, self._settings, self._passwords = links, mail, settings, passwords
+
+    async def create_bootstrap_admin(self, email: str, password: str) -> None:
+        """Create the admin that the environment names while there is none; the password policy does not apply."""
+        if await self._work(self._accounts.has_admin, read=True):
+            return
+        hashed = await self._passwords.hash(password)
+        new = NewUser(email=email, full_name="Administrator", role="admin")
+        try:
+            await self._work(lambda: self._accounts.bootstrap(new, hashed))
+        except Conflict:
+            log.warning("CORRAL_BOOTSTRAP_ADMIN_EMAIL names an existing account that is not an admin; it is unchanged")
 
     async def register(self, new: NewUser, password: str, invitation: str | None, entry: Entry) -> UserView | None:
-        """Make an account. None: a mail is on its way, whether the address was free or not."""
+        """Create an account. Returns None if a mail follows, whether the address was free or not."""
         mode = self._settings.get(REGISTRATION)
         if mode == "closed" or (mode == "invite" and invitation is None):
             raise Forbidden("Registration is closed here; ask an admin for an account.", code="registration_closed")
@@ -70,10 +81,10 @@ class Registrations:
         return None
 
     def _tell_owner(self, email: str) -> None:
-        """The address has an account: its holder hears of it, and nobody else.
+        """Notify the owner of an existing account about a registration with their address.
 
-        Where nobody has proved that it is theirs or was ever signed in, nobody knows whose password it has either: none
-        counts any more, and who reads the mail chooses another one.
+        An account that was never verified nor signed in to may have a password of somebody else. That password is
+        dropped, and the reader of the mail chooses another one.
         """
         row = self._accounts.row_of(email, hold=True)
         if row is None:
@@ -86,7 +97,7 @@ class Registrations:
         send_proof(row, self._mail)
 
     async def _invited(self, new: NewUser, password: str, token: str, entry: Entry) -> UserView:
-        """The invitation says the role, and proves the address."""
+        """Register by invitation, which sets the role and verifies the address."""
         invitation = await self._work(lambda: self._invitations.find(token), read=True)
         if normalise(new.email) != invitation.email_key:
             raise Invalid.at("/email", "not_allowed", "The invitation is for another address.")
@@ -101,7 +112,7 @@ class Registrations:
         return await self._work(unit, entry=entry)
 
     def verify(self, token: str) -> UserView:
-        """Use up a link that proves an address; joins the unit. `link_expired`; `duplicate`: it is taken by now."""
+        """Verify an address by a link; joins the unit. Raises `link_expired`, or `duplicate` for a taken address."""
         link = self._links.redeem(EMAIL_LINKS, token)
         row = self._accounts.row(link.subject_id)
         email = link.email or ""
@@ -110,24 +121,11 @@ class Registrations:
         return self._accounts.prove_email(row, email)
 
     async def resend(self, email: str, entry: Entry) -> None:
-        """Mail the link once more. Address or not, nothing but a job is written here, so that nothing can be told."""
+        """Enqueue another mail with a link. All addresses take the same path, so timing reveals nothing."""
         if self._mail.is_configured:
             await self._work(lambda: enqueue(RESEND, email=email), entry=entry)
 
 
 def send_proof(row: UserRow, mail: MailService) -> None:
-    """A link that proves the address; where there is no password, the one to a new password does."""
+    """Mail a link that verifies the address; an account without a password gets a link to set one."""
     mail.send_link(row.email, VERIFY if row.password_hash is not None else RESET, row.id)
-
-
-async def create_bootstrap_admin(config: Config, work: Work, accounts: AccountsService, passwords: Passwords) -> None:
-    """Create the admin that the environment names while there is none. The password policy does not bind operators."""
-    email, password = config.bootstrap_admin_email, config.bootstrap_admin_password
-    if not email or not password or await work(accounts.has_admin, read=True):
-        return
-    hashed = await passwords.hash(password)
-    new = NewUser(email=email, full_name="Administrator", role="admin")
-    try:
-        await work(lambda: accounts.bootstrap(new, hashed))
-    except Conflict:
-        log.warning("CORRAL_BOOTSTRAP_ADMIN_EMAIL is the address of an account that is not an admin; it is unchanged")

@@ -1,7 +1,7 @@
-"""The second factor: time-based codes (RFC 6238) and recovery codes. Everything joins the unit.
+"""The second factor: time-based codes (RFC 6238) and recovery codes. Every function joins the unit of work.
 
-A code counts once: the newest time step that was accepted is kept, and only a later one is taken, by compare-and-set in
-the transaction of what the code allows.
+A code is valid once: the newest accepted time step is stored, and only a later one is accepted, by compare-and-set in
+the transaction that the code authorizes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import pyotp
 
 from corral import clock
 from corral.auth.credentials import Credentials
-from corral.crypto import Keyring, digest, new_secret, place
+from corral.crypto import Sealer, digest, new_secret, place
 from corral.database.unit import after_commit
-from corral.errors import CODES, Conflict, Forbidden
+from corral.errors import Conflict, Forbidden
 from corral.events.event import emit
 from corral.plugin import Audit, AuditEntry, Settings
 from corral_core.accounts.events import MfaDisabled, MfaEnabled
 from corral_core.accounts.models import ChallengeRow, RecoveryCodeRow, SecondFactorRow, SessionRow, UserRow
-from corral_core.accounts.service.account_rows import is_own
+from corral_core.accounts.service.audit import is_own
 from corral_core.accounts.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES
 
 STEP_SECONDS, WINDOW = 30, 1
@@ -32,11 +32,10 @@ CHALLENGE_SECONDS, CHALLENGE_TRIES = 300, 5
 RECOVERY_CODES, RECOVERY_BYTES = 10, 15  # 120 bits each: 24 letters
 ISSUER = "Corral"
 DAMAGED = "core.second_factor_damaged"
-CODES.setdefault(DAMAGED, (409, "The stored second factor does not open"))
 
 
 class Seed(msgspec.Struct, frozen=True):
-    """What an authenticator app needs: the secret as text, and the address that its QR code holds."""
+    """The secret for an authenticator app, as text and as the `otpauth:` URI of its QR code."""
 
     secret: str
     uri: str
@@ -47,15 +46,15 @@ class SecondFactor:
 
     audit: Audit | None = None
 
-    def __init__(self, keyring: Keyring, settings: Settings, credentials: Credentials) -> None:
-        self._keyring, self._settings, self._credentials = keyring, settings, credentials
+    def __init__(self, sealer: Sealer, settings: Settings, credentials: Credentials) -> None:
+        self._sealer, self._settings, self._credentials = sealer, settings, credentials
 
     def setup(self, user: UserRow) -> Seed:
-        """A new seed, which does nothing until its first code comes; an earlier setup is void."""
+        """Generate a seed, which takes effect with its first code. It replaces an unfinished setup."""
         if user.mfa_enabled:
             raise Conflict("The second factor is on; switch it off first.", current_status="enabled")
         secret = pyotp.random_base32()
-        sealed = self._keyring.seal(secret.encode(), aad=_place(user.id)).hex()
+        sealed = self._sealer.seal(secret.encode(), aad=_place(user.id)).hex()
         row = {"seed": sealed, "created_at": clock.now(), "last_step": 0}
         insert = SecondFactorRow.insert(user_id=user.id, **row).on_conflict(
             conflict_target=[SecondFactorRow.user_id], update=row, where=SecondFactorRow.confirmed_at.is_null()
@@ -66,9 +65,9 @@ class SecondFactor:
         return Seed(secret, pyotp.TOTP(secret).provisioning_uri(name=user.email, issuer_name=ISSUER))
 
     def activate(self, user: UserRow, session_id: str, code: str) -> list[str] | None:
-        """Switch it on with the first code: the recovery codes, to be shown once. None: the code is wrong.
+        """Enable the second factor with its first code. Returns the recovery codes, or None if the code is wrong.
 
-        `Conflict` when there is no setup that waits, or its time is over.
+        Raises `Conflict` if no setup is pending or the pending one expired.
         """
         waiting = SecondFactorRow.confirmed_at.is_null() & (SecondFactorRow.created_at > clock.now(-SETUP_SECONDS))
         row = SecondFactorRow.get_or_none((SecondFactorRow.user_id == user.id) & waiting)
@@ -88,7 +87,7 @@ class SecondFactor:
         return self.new_codes(user.id)
 
     def accept(self, user_id: str, code: str) -> bool:
-        """Whether this is a code of the user that was never accepted; it is used up."""
+        """Whether the code is valid and unused; it is consumed."""
         row = SecondFactorRow.get_or_none(
             (SecondFactorRow.user_id == user_id) & SecondFactorRow.confirmed_at.is_null(False)
         )
@@ -99,7 +98,7 @@ class SecondFactor:
         return bool(SecondFactorRow.update(last_step=step).where(newer & (SecondFactorRow.last_step < step)).execute())
 
     def recover(self, user_id: str, code: str) -> int | None:
-        """Use a recovery code up: how many are left; None: it is no unused one of the user."""
+        """Consume a recovery code. Returns the number of codes left; None if the code is not valid."""
         mine = RecoveryCodeRow.user_id == user_id
         if not RecoveryCodeRow.delete().where(mine & (RecoveryCodeRow.hash == _recovery_hash(code))).execute():
             return None
@@ -108,7 +107,7 @@ class SecondFactor:
         return left
 
     def new_codes(self, user_id: str) -> list[str]:
-        """New recovery codes, to be shown once; the old ones are dead."""
+        """Replace the recovery codes; the new ones are shown once."""
         RecoveryCodeRow.delete().where(RecoveryCodeRow.user_id == user_id).execute()
         codes = [_new_recovery_code() for _ in range(RECOVERY_CODES)]
         RecoveryCodeRow.insert_many([{"hash": _recovery_hash(code), "user_id": user_id} for code in codes]).execute()
@@ -116,7 +115,7 @@ class SecondFactor:
         return codes
 
     def disable(self, user_id: str) -> bool:
-        """Switch it off, whoever asks; False: it was off."""
+        """Disable the second factor without further checks; returns False if it was disabled."""
         forget_second_factor(user_id)
         if not self._mark(user_id, enabled=False):
             return False
@@ -125,51 +124,51 @@ class SecondFactor:
         return True
 
     def is_required(self, role: str) -> bool:
-        """Whether the policy asks people of this role for a second factor."""
+        """Whether the policy requires a second factor for this role."""
         return self._settings.get(REQUIRE_MFA) and role in self._settings.get(REQUIRE_MFA_ROLES)
 
     def limit(self, role: str, *, must_change_password: bool, mfa_enabled: bool) -> str | None:
-        """What a person must do before anything else, as the problem code that almost every route answers."""
+        """The action required before any other, as the problem code that almost every route returns; or None."""
         if must_change_password:
             return "password_change_required"
         return "mfa_required" if not mfa_enabled and self.is_required(role) else None
 
     def refuse_if_required(self, role: str) -> None:
-        """Raise `Forbidden` where the policy wants the second factor to stay on."""
+        """Raise `Forbidden` if the policy requires the second factor for this role."""
         if self.is_required(role):
             raise Forbidden("The second factor is required here; it cannot be switched off.")
 
     # -- challenges
 
     def challenge(self, user_id: str) -> str:
-        """An `mfa_token`: the first factor was right, the second one is awaited."""
+        """Create an `mfa_token` for a sign-in whose first factor was correct."""
         token = new_secret()
         ChallengeRow.create(hash=digest(token), user_id=user_id, expires_at=clock.now(CHALLENGE_SECONDS))
         return token
 
     @staticmethod
     def challenged(token: str) -> str | None:
-        """The user of an `mfa_token` that may still be tried."""
+        """The user of an `mfa_token` that is valid and has attempts left; None otherwise."""
         row = ChallengeRow.get_or_none(_open(token))
         return None if row is None else str(row.user_id)
 
     @staticmethod
     def take_try(token: str) -> bool:
-        """Use up one of the tries of an `mfa_token`; False: there is none left."""
+        """Consume one attempt of an `mfa_token`; returns False if none is left."""
         return bool(ChallengeRow.update(tries=ChallengeRow.tries + 1).where(_open(token)).execute())
 
     @staticmethod
     def end_challenge(token: str) -> bool:
-        """The sign-in went through: the token opens nothing any more; False: it did already."""
+        """Invalidate the token after a successful sign-in; returns False if it was invalid already."""
         return bool(ChallengeRow.delete().where(ChallengeRow.hash == digest(token)).execute())
 
     # -- parts
 
     def _step(self, row: SecondFactorRow, code: str) -> int | None:
-        """The time step of the code, if it is of now or of a neighbouring one; `Conflict`: its seed does not open."""
+        """The time step that the code matches, now or adjacent; raises `Conflict` if the seed is damaged."""
         try:
-            totp = pyotp.TOTP(self._keyring.open(bytes.fromhex(row.seed), aad=_place(row.user_id)).decode())
-        except ValueError:  # cut so that it is no hex any more, or `SealedWrong`
+            totp = pyotp.TOTP(self._sealer.open(bytes.fromhex(row.seed), aad=_place(row.user_id)).decode())
+        except ValueError:  # not hexadecimal any more, or `SealedWrong`
             raise _damaged(row) from None
         now = int(clock.time_s()) // STEP_SECONDS
         steps = range(now - WINDOW, now + WINDOW + 1)
@@ -196,12 +195,12 @@ def forget_second_factor(user_id: str) -> None:
 
 
 def end_challenges(user_id: str) -> None:
-    """Sign-ins of the user that wait for a second factor must begin anew."""
+    """Invalidate the user's sign-ins that wait for a second factor."""
     ChallengeRow.delete().where(ChallengeRow.user_id == user_id).execute()
 
 
 def prune(at_once: int = 500) -> int:
-    """Delete challenges that nobody answered, and setups that nobody finished."""
+    """Delete expired challenges and unfinished setups."""
     row = SecondFactorRow
     unfinished = row.confirmed_at.is_null() & (row.created_at <= clock.now(-SETUP_SECONDS))
     row.delete().where(unfinished).execute()
@@ -235,5 +234,5 @@ def _new_recovery_code() -> str:
 
 
 def _recovery_hash(code: str) -> str:
-    """Case, spaces and dashes are how a code is written, not what it is."""
+    """The digest of a recovery code; case, spaces and dashes do not matter."""
     return digest("".join(code.lower().replace("-", "").split()))

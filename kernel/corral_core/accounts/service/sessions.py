@@ -1,4 +1,4 @@
-"""Sessions: signing in, rotating refresh tokens, and ending. Every function joins the unit."""
+"""Sessions: creating them, rotating their refresh tokens, and ending them. Every function joins the unit of work."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import peewee
 
 from corral import clock
 from corral.auth.credentials import Credentials
-from corral.crypto import Keyring, SealedWrong, digest, new_secret, place
+from corral.auth.principal import Principal
+from corral.crypto import SealedWrong, Sealer, digest, new_secret, place
 from corral.database.unit import after_commit
 from corral.errors import NotFound, Unauthorized
 from corral.events.event import emit
+from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Settings
 from corral.schema.fields import Instant
-from corral_core.accounts.api import Mail
+from corral_core.accounts.api import Mail, OwnerView, SignedInQuery, SignedInView
 from corral_core.accounts.events import SessionCreated, SessionEnded
 from corral_core.accounts.models import RefreshRow, SessionRow, UserRow
 from corral_core.accounts.service.access_tokens import AccessTokens
@@ -33,14 +35,14 @@ from corral_core.accounts.settings import (
 
 
 class Device(msgspec.Struct, frozen=True):
-    """Where a sign-in comes from."""
+    """The client that signs in."""
 
     ip: str
     user_agent: str
 
 
 class SessionView(msgspec.Struct, kw_only=True):
-    """A session as its owner sees it. `current`: the one that asks."""
+    """A session as its owner sees it. `current`: it made this request."""
 
     id: str
     user_id: str
@@ -55,7 +57,7 @@ class SessionView(msgspec.Struct, kw_only=True):
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sign-in or a refresh gives."""
+    """The tokens that a sign-in or a refresh returns."""
 
     user_id: str
     access: str
@@ -65,7 +67,7 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reuse(msgspec.Struct, frozen=True):
-    """A refresh token came back after the grace: its session was ended, which must be committed before it is told."""
+    """A refresh token was reused after the grace period. Its session has ended; commit before the error is raised."""
 
 
 class Sessions:
@@ -74,13 +76,13 @@ class Sessions:
     audit: Audit | None = None
     mail: Mail | None = None
 
-    def __init__(self, tokens: AccessTokens, keyring: Keyring, settings: Settings, credentials: Credentials) -> None:
-        self._tokens, self._keyring, self._settings, self._credentials = tokens, keyring, settings, credentials
+    def __init__(self, tokens: AccessTokens, sealer: Sealer, settings: Settings, credentials: Credentials) -> None:
+        self._tokens, self._sealer, self._settings, self._credentials = tokens, sealer, settings, credentials
 
     def open(self, user: UserRow, device: Device, *, mfa: bool = False) -> Tokens:
-        """Sign the user in: a new session with its first tokens; the oldest one ends where there are too many.
+        """Create a session and its first tokens. Above the limit of sessions per user, the oldest session ends.
 
-        `mfa`: a second factor was given.
+        `mfa`: the sign-in included a second factor.
         """
         now = clock.now()
         session = SessionRow.create(
@@ -104,7 +106,7 @@ class Sessions:
         return self.issue(session)
 
     def issue(self, session: SessionRow, refresh: str | None = None) -> Tokens:
-        """New tokens of a live session; `refresh` is the refresh token to store, None makes one."""
+        """Issue new tokens for a live session. `refresh` is the refresh token to store; None generates one."""
         refresh = refresh or new_secret()
         seconds = self._left(session)
         RefreshRow.create(
@@ -115,17 +117,15 @@ class Sessions:
         return self._answer(session, refresh, seconds)
 
     def rotate(self, refresh: str, device: Device) -> Tokens | Reuse:
-        """Exchange a refresh token. One guarded update picks the winner; within the grace a repetition gets the same.
+        """Exchange a refresh token. One guarded update picks the winner; in the grace period, repeats get the same.
 
-        Of parallel callers the losers wait for the winner's commit in that update (a row lock, or SQLite's one writer).
+        Parallel callers that lose wait in that update for the winner's commit (a row lock, or SQLite's single writer).
         """
         used, successor = digest(refresh), new_secret()
         row: RefreshRow | None = RefreshRow.get_or_none(RefreshRow.hash == used)
         if row is None:
             raise Unauthorized("The refresh token is of no session here; sign in again.", code="session_revoked")
-        sealed = self._keyring.seal(
-            successor.encode(), aad=place("accounts_refresh_tokens", used, 1, "successor")
-        ).hex()
+        sealed = self._sealer.seal(successor.encode(), aad=place("accounts_refresh_tokens", used, 1, "successor")).hex()
         won = (
             RefreshRow.update(used_at=clock.now(), successor=sealed)
             .where((RefreshRow.hash == used) & RefreshRow.used_at.is_null())
@@ -137,7 +137,7 @@ class Sessions:
         idle = row.expires_at <= clock.now() or row.created_at <= clock.now(-self._idle())
         if idle or self._left(session) <= 0:
             raise Unauthorized("The session was idle for too long; sign in again.", code="token_expired")
-        # before the successor is written: whoever ends this chain waits here, or has ended it
+        # before the successor is written: a concurrent end of this session waits here, or has happened already
         moved = SessionRow.update(ip=device.ip[:45], user_agent=device.user_agent[:300])
         if not moved.where((SessionRow.id == session.id) & SessionRow.ended_at.is_null()).execute():
             raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
@@ -149,7 +149,7 @@ class Sessions:
         if row.successor is not None and row.used_at is not None and row.used_at > clock.now(-grace):
             try:
                 aad = place("accounts_refresh_tokens", used, 1, "successor")
-                again = self._keyring.open(bytes.fromhex(row.successor), aad=aad).decode()
+                again = self._sealer.open(bytes.fromhex(row.successor), aad=aad).decode()
             except SealedWrong:
                 raise Unauthorized("The session cannot go on; sign in again.", code="session_revoked") from None
             return self._answer(session, again, self._left(session))
@@ -159,14 +159,16 @@ class Sessions:
         return Reuse()
 
     def restart(self, session_id: str) -> Tokens:
-        """New tokens for a session whose old refresh tokens must not work any more."""
+        """Issue new tokens for a session and invalidate its existing refresh tokens."""
         session = self._live(session_id)
-        SessionRow.update(last_seen_at=clock.now()).where(SessionRow.id == session_id).execute()  # waits for a refresh
+        SessionRow.update(last_seen_at=clock.now()).where(
+            SessionRow.id == session_id
+        ).execute()  # may wait for a refresh
         RefreshRow.delete().where(RefreshRow.session_id == session_id).execute()
         return self.issue(session)
 
     def step_up(self, session_id: str) -> str:
-        """The person proved again who they are; until when that counts."""
+        """Record that the user re-authenticated; returns the instant until which that is valid."""
         until = clock.now(self._settings.get(STEP_UP_SECONDS))
         live = (SessionRow.id == session_id) & SessionRow.ended_at.is_null()
         if not SessionRow.update(reauth_until=until).where(live).execute():
@@ -183,7 +185,7 @@ class Sessions:
 
     @staticmethod
     def of(refresh: str) -> str | None:
-        """The id of the session of a refresh token, used or not."""
+        """The id of the session that a refresh token belongs to, whether the token was used or not."""
         row = RefreshRow.get_or_none(RefreshRow.hash == digest(refresh))
         return None if row is None else str(row.session_id)
 
@@ -196,30 +198,30 @@ class Sessions:
 
     @staticmethod
     def count(user_ids: Iterable[str]) -> dict[str, int]:
-        """How many sessions go on, by user; users without any are left out."""
+        """The number of live sessions by user id; users without one are left out."""
         live = SessionRow.user_id.in_(list(user_ids)) & SessionRow.ended_at.is_null()
         rows: Any = SessionRow.select(SessionRow.user_id, peewee.fn.COUNT(SessionRow.id)).where(live)
         return {user_id: int(number) for user_id, number in rows.group_by(SessionRow.user_id).tuples()}
 
     def end(self, session_id: str, user_id: str, reason: str) -> bool:
-        """End one session of the user; False when it was over or is another's."""
+        """End one session of the user. Returns False if it had ended or belongs to another user."""
         return bool(self._end((SessionRow.id == session_id) & (SessionRow.user_id == user_id), reason))
 
     def end_all(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
-        """End the user's sessions but `keep`, and sign-ins that wait for a second factor; how many sessions ended."""
+        """End the user's sessions except `keep`, and sign-ins that wait for a second factor; returns their number."""
         end_challenges(user_id)
         mine = SessionRow.user_id == user_id
         return self._end(mine & (SessionRow.id != keep) if keep else mine, reason)
 
     def expire(self, at_once: int = 500) -> int:
-        """End what was idle for too long; how many."""
+        """End sessions that expired; returns their number."""
         over = SessionRow.ended_at.is_null() & self._over()
         found = [row.id for row in SessionRow.select(SessionRow.id).where(over).limit(at_once)]
         return self._end(SessionRow.id.in_(found), "expired") if found else 0
 
     @staticmethod
     def forget_addresses(user_id: str) -> None:
-        """Blank what sessions tell of a person."""
+        """Erase the addresses and user agents in the user's sessions."""
         SessionRow.update(ip="", user_agent="").where(SessionRow.user_id == user_id).execute()
 
     # -- parts
@@ -242,7 +244,7 @@ class Sessions:
 
     @staticmethod
     def _live(session_id: str) -> SessionRow:
-        """The session, if it goes on and its user is active; else `session_revoked`."""
+        """The session if it is live and its user active; raises `Unauthorized` (`session_revoked`)."""
         active = SessionRow.ended_at.is_null() & (UserRow.is_active == True)  # noqa: E712  # SQL
         query = SessionRow.select().join(UserRow, on=(UserRow.id == SessionRow.user_id))
         row: SessionRow | None = query.where((SessionRow.id == session_id) & active).first()
@@ -251,7 +253,7 @@ class Sessions:
         return row
 
     def _over(self) -> Any:
-        """Not used for too long, or too old; lives that were shortened since then hold too."""
+        """Condition for expired sessions. Lifetimes that were shortened later apply to existing sessions too."""
         oldest, quiet = clock.now(-self._settings.get(REFRESH_ABSOLUTE)), clock.now(-self._idle())
         row = SessionRow
         return (row.expires_at <= clock.now()) | (row.last_seen_at <= quiet) | (row.created_at <= oldest)
@@ -260,7 +262,7 @@ class Sessions:
         return min(self._settings.get(REFRESH_IDLE), self._settings.get(REFRESH_ABSOLUTE))
 
     def _left(self, session: SessionRow) -> int:
-        """Seconds until the session ends if it is not used again; shorter settings hold for sessions in being."""
+        """Seconds until an unused session ends. Settings that were shortened later apply to existing sessions too."""
         until = clock.parse_instant(session.created_at) + self._settings.get(REFRESH_ABSOLUTE)
         return min(self._idle(), int(until - clock.time_s()))
 
@@ -285,6 +287,40 @@ class Sessions:
 
 
 def session_view(row: SessionRow, current_id: str | None) -> SessionView:
-    """A session as it is shown."""
+    """Convert a row to the shape that its owner sees."""
     fields = {name: getattr(row, name) for name in SessionView.__struct_fields__ if name != "current"}
     return SessionView(current=row.id == current_id, **fields)
+
+
+_OWN = tuple(name for name in SignedInView.__struct_fields__ if name not in ("user", "current"))
+
+
+class AllSessionsService:
+    """Implements `corral_core.accounts.api.AllSessions`."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    def list(self, query: SignedInQuery, caller: Principal) -> Page[SignedInView]:
+        live = SessionRow.ended_at.is_null() & (SessionRow.expires_at > clock.now())
+        columns = [*(getattr(SessionRow, name) for name in _OWN), UserRow.email]
+        rows: Any = SessionRow.select(*columns).join(UserRow, on=(UserRow.id == SessionRow.user_id)).where(live)
+        if isinstance(query.user_id, str):
+            rows = rows.where(SessionRow.user_id == query.user_id.lower())
+        if isinstance(query.ip, str):
+            rows = rows.where(SessionRow.ip == query.ip)
+
+        def make(row: Any) -> SignedInView:
+            return SignedInView(
+                **{name: getattr(row, name) for name in _OWN},
+                user=OwnerView(id=row.user_id, email=row.email),
+                current=row.id == caller.session_id,
+            )
+
+        order = newest_first(SessionRow)
+        return paginate(rows.namedtuples(), query, caller, scope="all_sessions", order=order, make=make)
+
+    def end(self, session_id: str, reason: str) -> None:
+        row = SessionRow.get_or_none((SessionRow.id == session_id) & SessionRow.ended_at.is_null())
+        if row is None or not self._sessions.end(row.id, row.user_id, reason):
+            raise NotFound()

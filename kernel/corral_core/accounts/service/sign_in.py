@@ -1,4 +1,4 @@
-"""Signing in, step by step: reserve an attempt, hash, settle it. Hashing lies between two units, never inside one."""
+"""Sign-in: reserve an attempt, verify the password, settle the attempt. Hashing happens between units, never in one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from corral.auth.addresses import normalise
-from corral.crypto import Keyring
+from corral.crypto import Sealer
 from corral.database.engine import Work
 from corral.database.unit import Entry, after_commit
 from corral.errors import Forbidden, Invalid, Problem, Unauthorized, Unavailable
@@ -20,8 +19,9 @@ from corral.plugin import Audit, AuditEntry, RateLimits, Settings
 from corral_core.accounts.api import Mail, UserView
 from corral_core.accounts.models import UserRow
 from corral_core.accounts.service.accounts import AccountsService
+from corral_core.accounts.service.addresses import normalise
 from corral_core.accounts.service.lockout import Lockout
-from corral_core.accounts.service.password_history import PasswordHistory
+from corral_core.accounts.service.password_policy import PasswordHistory
 from corral_core.accounts.service.passwords import Passwords
 from corral_core.accounts.service.second_factor import DAMAGED, SecondFactor
 from corral_core.accounts.service.sessions import Device, Reuse, Sessions, Tokens
@@ -32,19 +32,19 @@ log = logging.getLogger("corral.accounts")
 
 SIGN_IN, ASK_AGAIN = "auth.session.create", "auth.user.verify"
 WRONG = "The address or the password is wrong."
-REFRESH_RATE = Rate("refresh", 30, 60)  # a session
+REFRESH_RATE = Rate("refresh", 30, 60)  # per session
 UNCHECKED: dict[str, Literal["denied", "failed"]] = {"account_locked": "denied", DAMAGED: "failed"}
 RESULTS = ("success", "mfa_required", "failed", "locked")
 
 
 class Pending(msgspec.Struct, frozen=True):
-    """The first factor was right, the second one is awaited: for `POST /auth/mfa/challenge`."""
+    """The first factor was correct; the client continues with `POST /auth/mfa/challenge`."""
 
     mfa_token: str
 
 
 class Proof(msgspec.Struct, frozen=True):
-    """A second factor as it was sent: a code of an authenticator, or a recovery code."""
+    """A second factor as the client sent it: a code of an authenticator app, or a recovery code."""
 
     code: str | None = None
     recovery_code: str | None = None
@@ -54,9 +54,9 @@ SignedIn = tuple[Tokens, UserView]
 
 
 class SignIn:
-    """What the routes of `/auth` call. `entry` is the door by which the request came: it is written into events.
+    """Sign-in, refresh and change of password. `entry` identifies the request in events and audit.
 
-    A wrong password or code is counted before it is told: units return the problem, so that it can be committed.
+    A failed attempt is committed before the client learns of it, so units return the problem instead of raising it.
     """
 
     audit: Audit | None = None
@@ -73,19 +73,19 @@ class SignIn:
         second: SecondFactor,
         life: PasswordHistory,
         settings: Settings,
-        keyring: Keyring,
+        sealer: Sealer,
     ) -> None:
         self._work, self._passwords, self._life, self._settings = work, passwords, life, settings
-        self._keyring = keyring
+        self._sealer = sealer
         self._accounts, self._sessions, self._lockout, self._second = accounts, sessions, lockout, second
         self.attempts: Counter[tuple[str, ...]] = Counter({(result,): 0 for result in RESULTS})
         self.refreshes: Counter[tuple[str, ...]] = Counter()
 
-    # -- proving who one is
+    # -- authentication
 
     @contextlib.asynccontextmanager
     async def attempt(self, email: str, entry: Entry, *, action: str) -> AsyncIterator[str]:
-        """`Lockout.turn`, with what it refuses because of a lock, or cannot check, on record."""
+        """Wrap `Lockout.turn`, and record the attempts that a lockout rejects or that cannot be verified."""
         try:
             async with self._lockout.turn(email, entry) as key:
                 yield key
@@ -93,7 +93,7 @@ class SignIn:
             code = problem.code
             if code in UNCHECKED:
                 self.attempts[("failed" if code == DAMAGED else "locked",)] += action == SIGN_IN
-                with contextlib.suppress(Unavailable):  # it is refused all the same; the log tells of itself
+                with contextlib.suppress(Unavailable):  # the attempt is rejected anyway
                     await self._work(lambda: self._unchecked(email, action, code), entry=entry)
             raise
 
@@ -119,7 +119,7 @@ class SignIn:
             right = await self._passwords.verify(password, known, pointer=pointer)
 
             def unit() -> T | Problem:
-                # it may have changed while it was verified; from here on a change waits, and ends what this unit opens
+                # the password may have changed during verification; from here on, changes wait for this unit
                 now = self._accounts.row_of(email, hold=True) if right else row
                 if not right or now is None or not now.is_active or now.password_hash != known:
                     return self.refuse(key, email, None if row is None else row.id, action=action, detail=WRONG)
@@ -133,7 +133,7 @@ class SignIn:
     async def check(
         self, email: str, password: str, entry: Entry, *, pointer: str = "/password", user_id: str | None = None
     ) -> UserRow:
-        """The account that this password opens; `invalid_credentials`, `account_locked`."""
+        """The active account with this address and password; raises `invalid_credentials` or `account_locked`."""
 
         def then(row: UserRow, key: str) -> UserRow:
             self.settle(key, row)
@@ -142,7 +142,7 @@ class SignIn:
         return await self.prove(email, password, entry, then, pointer=pointer, user_id=user_id)
 
     def settle(self, key: str, row: UserRow) -> None:
-        """The password was right. Where a second factor is due, that alone does not forget wrong codes."""
+        """Settle a correct password. With a second factor enabled, it alone does not reset failed codes."""
         if row.mfa_enabled:
             self._lockout.give_back(key)
         else:
@@ -151,14 +151,14 @@ class SignIn:
     def refuse(
         self, key: str, email: str, user_id: str | None, *, action: str, detail: str = "The code is wrong."
     ) -> Problem:
-        """Count a wrong password or code; the problem to return from the unit."""
+        """Count a failed attempt; returns the problem that the unit returns."""
         self._lockout.fail(key, user_id)
         self._record(action, email, user_id, "failed", "invalid_credentials")
         self._count("failed")
         return Unauthorized(detail, code="invalid_credentials")
 
     def accepts(self, row: UserRow, proof: Proof) -> bool:
-        """Whether the second factor is right; it is used up. Joins the unit that settles the attempt."""
+        """Whether the second factor is valid; it is consumed. Joins the unit that settles the attempt."""
         if proof.recovery_code is None:
             return proof.code is not None and self._second.accept(row.id, proof.code)
         left = self._second.recover(row.id, proof.recovery_code)
@@ -171,7 +171,7 @@ class SignIn:
     async def login(
         self, email: str, password: str, device: Device, entry: Entry, *, code: str | None = None
     ) -> SignedIn | Pending:
-        """Sign in with a password, and with a code in the same step if one is given."""
+        """Sign in with a password, and with a second factor in the same step if `code` is given."""
         proved: list[UserRow] = []
 
         def then(row: UserRow, key: str) -> SignedIn | Pending | Problem:
@@ -193,9 +193,9 @@ class SignIn:
         return entered
 
     def enter(self, row: UserRow, device: Device) -> SignedIn | Pending:
-        """Sign in whom a password, or a link that replaces it, has proved; joins the unit.
+        """Sign in a user who proved their identity by a password or a link; joins the unit.
 
-        A second factor is asked for whatever the way: then there are no tokens yet, but a token for its challenge.
+        If the second factor is enabled, this returns the token of a challenge instead of access tokens.
         """
         if row.mfa_enabled:
             self._count("mfa_required")
@@ -203,7 +203,7 @@ class SignIn:
         return self._open(row, device, mfa=False)
 
     async def answer(self, token: str, proof: Proof, device: Device, entry: Entry) -> SignedIn:
-        """Complete a sign-in that waits for its second factor. Five wrong codes end the token; each is a failure."""
+        """Complete a sign-in with its second factor. Each wrong code is a failed attempt; five invalidate the token."""
         user = await self._work(lambda: self._challenged(token), read=True)
 
         def unit(key: str) -> SignedIn | Problem:
@@ -222,7 +222,7 @@ class SignIn:
         return told(settled)
 
     async def refresh(self, token: str, device: Device, entry: Entry) -> SignedIn:
-        """Exchange a refresh token; `token_reuse` ends the session for good before it is told."""
+        """Exchange a refresh token. On reuse, the session has ended before `token_reuse` is raised."""
 
         limits = self.limits
         if limits is not None and (session_id := await self._work(lambda: self._sessions.of(token), read=True)):
@@ -246,7 +246,7 @@ class SignIn:
     async def change_password(
         self, user_id: str, session_id: str, current: str, new: str, *, revoke_api_keys: bool, entry: Entry
     ) -> SignedIn:
-        """Change the own password: all other sessions end, this one goes on with new tokens."""
+        """Change the user's own password: all other sessions end, and the current one gets new tokens."""
         user = await self._work(lambda: self._accounts.get(user_id), read=True)
         row = await self.check(user.email, current, entry, pointer="/current_password", user_id=user_id)
         if new == current:
@@ -277,7 +277,7 @@ class SignIn:
         return self._accounts.row(user_id)
 
     async def _rehash(self, row: UserRow, password: str, entry: Entry) -> None:
-        """Bring the hash up to today's parameters; a busy pool puts it off until the next sign-in."""
+        """Rehash with the current parameters; if the pool is busy, the next sign-in does it."""
         if not self._passwords.needs_rehash(row.password_hash or ""):
             return
         with contextlib.suppress(Unavailable):
@@ -295,13 +295,13 @@ class SignIn:
     def _record(
         self, action: str, email: str, user_id: str | None, outcome: Literal["denied", "failed"], code: str
     ) -> None:
-        """Of an address that nobody has only a digest under a key is kept: it tells addresses apart, and no more.
+        """For an unknown address, record only a keyed digest, which tells addresses apart and reveals nothing else.
 
-        What is typed there may be a password, and the log is for ever.
+        People type passwords into the address field by mistake, and the audit log keeps entries forever.
         """
         if self.audit is None:
             return
-        digest = self._keyring.mac("audit.address", normalise(email).encode())[:8].hex()
+        digest = self._sealer.mac("audit.address", normalise(email).encode())[:8].hex()
         entry = AuditEntry(
             action=action,
             object_type="user",
@@ -317,7 +317,7 @@ class SignIn:
 
 
 def told(settled: T | Problem) -> T:
-    """What a unit returned, now that it is committed; a problem is raised."""
+    """Return what a committed unit returned; raise it if it is a problem."""
     if isinstance(settled, Problem):
         raise settled
     return settled

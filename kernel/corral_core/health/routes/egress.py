@@ -1,4 +1,4 @@
-"""`/egress`: where Corral may connect, and what the guard says of an address."""
+"""`/egress`: the rules for outgoing connections, and a check of an address."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Text = Annotated[str, Meta(min_length=1, max_length=8192)]
 
 
 class ProfileView(msgspec.Struct, kw_only=True):
-    """Of the denied networks, those that sinks of this profile may reach nevertheless, and what stays refused there."""
+    """The denied networks that connections of this profile may reach nevertheless, and those that stay denied."""
 
     opens: list[str]
     refuses: list[str]
 
 
 class Policy(msgspec.Struct, kw_only=True):
-    """The rules of the guard. `allowed` and `proxy` come from the environment or corral.toml alone."""
+    """The rules of the egress guard. `allowed` and `proxy` are set only by the environment or corral.toml."""
 
     profiles: dict[str, ProfileView]
     denied_networks: list[str]
@@ -55,7 +55,7 @@ class VerdictView(msgspec.Struct, kw_only=True):
 
 @routes.get("/policy", needs=READ)
 async def read_policy(egress: Egress) -> Policy:
-    """The rules for connections to the outside."""
+    """Read the rules for outgoing connections."""
     internal = ProfileView(opens=[str(each) for each in PRIVATE], refuses=[str(each) for each in METADATA])
     return Policy(
         profiles={"public": ProfileView(opens=[], refuses=[]), "internal": internal},
@@ -71,7 +71,7 @@ async def read_policy(egress: Egress) -> Policy:
 
 @routes.post("/check", needs=READ)
 async def check_address(body: AddressCheck, egress: Egress) -> VerdictView:
-    """Whether an address may be connected to: it is resolved and judged, never called."""
+    """Check whether Corral may connect to an address: it is resolved and checked, never contacted."""
     if isinstance(body.url, str):
         if body.host is not UNSET or body.port is not UNSET:
             raise Invalid.at("/url", "not_allowed", "Give a url, or a host and a port.")

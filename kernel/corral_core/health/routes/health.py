@@ -10,10 +10,10 @@ from importlib.metadata import version
 import msgspec
 
 from corral.auth.principal import PUBLIC
-from corral.config.model import Config
 from corral.errors import Unauthorized, Unavailable
 from corral.http.answers import Answer, Request, Text
 from corral.http.routes import Routes
+from corral.plugin import Installation
 from corral_core.health.service.board import HealthBoard, HealthReport
 from corral_core.health.service.readiness import Checks, Readiness
 from corral_core.health.service.scrape import Scrape, open_metrics
@@ -28,7 +28,7 @@ OPEN_MEDIA_TYPE = f"{OPEN_METRICS}; version=1.0.0; charset=utf-8"
 
 
 class Health(msgspec.Struct, kw_only=True):
-    """The process answers."""
+    """The process is alive."""
 
     status: str = "ok"
     service: str = "corral"
@@ -36,45 +36,45 @@ class Health(msgspec.Struct, kw_only=True):
 
 
 class Ready(msgspec.Struct, kw_only=True):
-    """`ready`, or `not_ready` with what is amiss."""
+    """`ready`, or `not_ready` with the checks that failed."""
 
     status: str
     checks: Checks
 
 
 @routes.get("/health", needs=PUBLIC, root=True, exempt_host=True, raises=("shutting_down",))
-async def read_health(readiness: Readiness, config: Config) -> Answer[Health]:
-    """Whether the process lives; touches nothing else."""
+async def read_health(readiness: Readiness, installation: Installation) -> Answer[Health]:
+    """Check whether the process is alive; nothing else is checked."""
     if not readiness.accepting:
         raise Unavailable("The server is shutting down.", code="shutting_down")
-    return Answer(body=Health(version=_version()), headers=SAFE_MODE if config.safe_mode else {})
+    return Answer(body=Health(version=_version()), headers=SAFE_MODE if installation.safe_mode else {})
 
 
 @routes.get("/health/ready", needs=PUBLIC, root=True, exempt_host=True)
 async def read_readiness(readiness: Readiness) -> Answer[Ready]:
-    """Whether the process can serve: 200, or 503 with what is amiss."""
+    """Check whether the process can serve: 200, or 503 with the checks that failed."""
     checks = await readiness.checks()
     ready = all(msgspec.structs.astuple(checks))
     return Answer(body=Ready(status="ready" if ready else "not_ready", checks=checks), status=200 if ready else 503)
 
 
 @routes.get("/metrics", needs=PUBLIC, root=True, exempt_host=True, raises=("unauthenticated",))
-async def read_metrics(request: Request, config: Config, scrape: Scrape) -> Text:
-    """Series for Prometheus, as OpenMetrics if `Accept` asks; with `CORRAL_METRICS_TOKEN` set, for who sends it."""
-    if config.metrics_token is not None:
+async def read_metrics(request: Request, installation: Installation, scrape: Scrape) -> Text:
+    """Read the metrics, as OpenMetrics if `Accept` asks for it. `CORRAL_METRICS_TOKEN` restricts access."""
+    if installation.metrics_token is not None:
         given = (request.header("authorization") or "").removeprefix("Bearer ").encode()
-        if not hmac.compare_digest(given, config.metrics_token.encode()):
+        if not hmac.compare_digest(given, installation.metrics_token.encode()):
             challenge = {"WWW-Authenticate": "Bearer"}
             raise Unauthorized("Send Authorization: Bearer with the metrics token.", headers=challenge)
     text = await scrape.text()
     if OPEN_METRICS in (request.header("accept") or ""):
-        return Text(await asyncio.to_thread(open_metrics, text), media_type=OPEN_MEDIA_TYPE)  # it takes long
+        return Text(await asyncio.to_thread(open_metrics, text), media_type=OPEN_MEDIA_TYPE)  # it is slow
     return Text(text, media_type=MEDIA_TYPE)
 
 
-@settings_routes.get("/health", needs="settings.read", remembered=True)
+@settings_routes.get("/health", needs="settings.read", remembered=True, no_store=True)
 async def read_report(board: HealthBoard) -> HealthReport:
-    """Every dependency and what is amiss with it, and what should be configured otherwise."""
+    """Read the state of every dependency, and warnings about the configuration."""
     return await board.report()
 
 

@@ -1,4 +1,4 @@
-"""Tells admins when a check stays down, and when it recovers; once each, whichever process looks."""
+"""Alerts about health checks: one when a check stays down, and one when it recovers, from whichever process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PATIENCE_SECONDS = 60.0
 
 
 def compare(views: Mapping[str, CheckView]) -> None:
-    """Hold what is against what was; joins the unit, which only one process at a time runs."""
+    """Compare the checks with the stored state and raise alerts; joins the unit, in one process at a time."""
     before = {row.name: row for row in HealthRow.select()}
     now, patience = clock.now(), clock.now(-PATIENCE_SECONDS)
     rows = []

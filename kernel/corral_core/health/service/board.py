@@ -1,4 +1,4 @@
-"""All checks of all plugins, asked together, within a bound whatever they do; and what should not stay as it is."""
+"""The health board: runs the checks of all plugins concurrently with a timeout, and lists configuration warnings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Literal
 import msgspec
 
 from corral import clock
-from corral.config.model import Config
 from corral.errors import Problem
 from corral.plugin import Contributions, HealthCheck, Installation
 from corral.redact.redactor import Redactor
@@ -31,7 +30,7 @@ ABSENT: Told = ("disabled", "Nothing here needs it.")
 
 
 class CheckView(msgspec.Struct, kw_only=True):
-    """One dependency; `since` it has this status, as far as this process knows."""
+    """The state of one dependency. `since`: when this process first saw this status."""
 
     status: Status
     latency_ms: int
@@ -40,7 +39,7 @@ class CheckView(msgspec.Struct, kw_only=True):
 
 
 class HealthReport(msgspec.Struct, kw_only=True):
-    """`status` is the worst of the checks; what is not configured is `disabled` and does not count."""
+    """`status` is the worst of all checks; checks that are `disabled` do not count."""
 
     status: Status
     checked_at: Instant
@@ -51,26 +50,25 @@ class HealthReport(msgspec.Struct, kw_only=True):
 
 
 class HealthBoard:
-    """Asks at most every 5 s, however many want to know."""
+    """Runs the checks at most every 5 s, however many callers there one machine recognize each other."""
 
     def __init__(
         self,
         checks: KernelChecks,
         contributions: Contributions,
         redactor: Redactor,
-        config: Config,
         installation: Installation,
         settings: SettingsRegistry,
     ) -> None:
         self._own, self._contributions, self._redactor = checks, contributions, redactor
-        self._config, self._installation, self._settings = config, installation, settings
+        self._installation, self._settings = installation, settings
         self._began = time.monotonic()
         self._views: dict[str, CheckView] = {}
         self._waiting: dict[str, asyncio.Task[Told]] = {}
         self._asked: tuple[float, asyncio.Task[str]] | None = None
 
     async def report(self) -> HealthReport:
-        """Everything, within 2.5 s."""
+        """The complete report; takes at most 2.5 s."""
         checked_at = await self.look()
         statuses = [view.status for view in self._views.values() if view.status != "disabled"]
         return HealthReport(
@@ -83,27 +81,27 @@ class HealthBoard:
         )
 
     async def look(self) -> str:
-        """Have every check asked, if that was not done in the last 5 s; when it was."""
+        """Run all checks unless they ran in the last 5 s; returns the time of the last run."""
         asked = self._asked
         if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
             asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._ask_all()))
         return await asyncio.shield(asked[1])
 
     def views(self) -> dict[str, CheckView]:
-        """As they were at the last look."""
+        """The results of the last run."""
         return dict(self._views)
 
     def warnings(self) -> list[str]:
-        """What is configured in a way that is fit for trying out only."""
-        config, here = self._config, self._installation
+        """Warnings about configuration that is not fit for production."""
+        here = self._installation
         ignored = [item.setting.name for item in self._settings.shown() if item.problem is not None]
         found = {
-            "rate_limits_off": not config.rate_limits,
-            "synchronous_normal": config.database.synchronous == "normal" and config.database.is_file,
+            "rate_limits_off": not here.rate_limits,
+            "synchronous_normal": here.is_synchronous_normal,
             "registration_open_on_public_bind": here.is_public and self._settings.get(REGISTRATION) == "open",
-            "key_in_data_dir": config.keys.master_key is None,
-            "safe_mode": config.safe_mode,
-            "ip_rules_disabled": config.ip_rules_disabled,
+            "key_in_data_dir": here.key_in_data_dir,
+            "safe_mode": here.safe_mode,
+            "ip_rules_disabled": here.ip_rules_disabled,
         }
         return [name for name, holds in found.items() if holds] + [f"invalid_setting: {name}" for name in ignored]
 
@@ -126,7 +124,7 @@ class HealthBoard:
         return self._contributions.of("corral_health_checks")
 
     async def _ask(self, key: str, check: Callable[[], Awaitable[Told]]) -> tuple[Status, str, int]:
-        """One that does not answer in time is down, and is not asked again before it did."""
+        """Run one check. After a timeout it is `down`, and it is not started again before it returns."""
         began = time.monotonic()
         task = self._waiting.get(key)
         if task is None:
@@ -140,7 +138,7 @@ class HealthBoard:
         return status, self._redactor.redact(detail)[:500], latency
 
     def _ended(self, key: str, task: asyncio.Task[Told]) -> None:
-        """Nobody reads the answer of one that came too late, nor its failure."""
+        """Consume the result of a late check, which nobody reads."""
         self._waiting.pop(key, None)
         if not task.cancelled():
             task.exception()
@@ -150,7 +148,7 @@ class HealthBoard:
             status, detail = task.result()
         except Problem as problem:
             return "down", problem.detail
-        except Exception as error:  # its text may hold an address
+        except Exception as error:  # its message may contain an address
             log.warning("a health check failed", extra={"check": key}, exc_info=error)
             return "down", f"The check failed ({type(error).__name__})."
         return next((known for known in WORST_LAST if known == status), "down"), str(detail)
@@ -161,7 +159,7 @@ def _in_thread(item: HealthCheck) -> Callable[[], Awaitable[Told]]:
 
 
 def _together(found: list[tuple[Status, str, int]]) -> tuple[Status, str, int]:
-    """Checks of one name by several plugins are one: the worst status, and what those with it say."""
+    """Combine checks of the same name: the worst status, and the details of the checks that have it."""
     if not found:
         return "disabled", ABSENT[1], 0
     worst = max((status for status, _, _ in found), key=WORST_LAST.index)

@@ -1,4 +1,4 @@
-"""The kernel's own checks of `/settings/health`. What they say holds no address, path, user or key."""
+"""The kernel's own health checks. Their details contain no address, path, user or key."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from collections.abc import Awaitable, Callable, Mapping
 import peewee
 
 from corral import clock
-from corral.config.model import Config
 from corral.database.dialect import server_seconds
 from corral.database.engine import Database
 from corral.database.leases import acquire
 from corral.errors import Problem
 from corral.ids import new_id
 from corral.jobs.job import ScheduleRow
-from corral.plugin import Contributions
+from corral.plugin import Contributions, Installation
 from corral.plugins.registry import PluginRegistry
-from corral.storage.blobs import BlobStore
+from corral.storage.blobs import BlobStore, LocalBlobs
 from corral_core.accounts.api import Mail
 
 Told = tuple[str, str]
 
-PROBE = "health.probe"  # the lease that is taken to see whether the database takes writes
+PROBE = "health.probe"  # the lease that proves that the database accepts writes
 SLOW_WRITE, SLOW_PROBE = 0.25, 1.0
 POOL_FULL = 0.8
 OVERDUE = 30.0
@@ -39,20 +38,20 @@ class KernelChecks:
 
     def __init__(
         self,
-        config: Config,
+        installation: Installation,
         database: Database,
         blobs: BlobStore,
         registry: PluginRegistry,
         contributions: Contributions,
     ) -> None:
-        self._config, self._database, self._blobs, self._registry = config, database, blobs, registry
+        self._installation, self._database, self._blobs, self._registry = installation, database, blobs, registry
         self._contributions = contributions
         self._process = new_id()
         self._began = time.monotonic()
         self._disk_is_full = False
 
     def all(self) -> Mapping[str, Callable[[], Awaitable[Told]]]:
-        """By name."""
+        """All checks, by name."""
         checks = {
             "database": self.database,
             "minio": self.storage,
@@ -64,7 +63,7 @@ class KernelChecks:
         return checks if self.mail is None else {**checks, "mail": self.mail.check}
 
     async def database(self) -> Told:
-        """A write, and how many connections are taken."""
+        """Write to the database, and check the load of the connection pool."""
         began = time.monotonic()
         try:
             await self._database.work(lambda: acquire(PROBE, self._process, 0.0))
@@ -80,8 +79,8 @@ class KernelChecks:
         return "ok", "It takes writes."
 
     async def storage(self) -> Told:
-        """Put, get and delete of a probe."""
-        kind = "The local folder" if self._config.files_dir is not None else "The object store"
+        """Store, read and delete a probe file."""
+        kind = "The local folder" if isinstance(self._blobs, LocalBlobs) else "The object store"
         began = time.monotonic()
         await self._blobs.probe()
         took = time.monotonic() - began
@@ -90,7 +89,7 @@ class KernelChecks:
         return "ok", f"{kind} takes files."
 
     async def queue(self) -> Told:
-        """Whether some process keeps the schedules."""
+        """Whether some process runs the schedules."""
         names = [item.name for _, item in self._contributions.of("corral_schedules")]
         due = await self._database.work(lambda: _first_due(names), read=True)
         if due is None:
@@ -103,7 +102,7 @@ class KernelChecks:
         return "ok", "Jobs and schedules are done."
 
     async def plugins(self) -> Told:
-        """Whether all are in service that should be."""
+        """Whether all enabled plugins are in service."""
         amiss = [item for item in self._registry.all() if item.state in ("failed", "blocked", "quarantined")]
         if not amiss:
             return "ok", "All are in service."
@@ -112,7 +111,7 @@ class KernelChecks:
         return "down" if protected else "degraded", f"{told}."
 
     async def skew(self) -> Told:
-        """Of the clock against the database."""
+        """Compare the clock with that of the database server."""
         if self._database.is_file:
             return "ok", "The database is a file of this machine."
         before = clock.time_s()
@@ -122,8 +121,8 @@ class KernelChecks:
         return status, f"The clock differs from the database's by {skew:.1f} s."
 
     async def disk(self) -> Told:
-        """What is free where the data folder is."""
-        usage = await asyncio.to_thread(shutil.disk_usage, self._config.data_dir)
+        """The free space of the disk with the data folder."""
+        usage = await asyncio.to_thread(shutil.disk_usage, self._installation.data_dir)
         free = usage.free / usage.total
         if self._disk_is_full:
             return "down", "The disk of the database is full or failing."

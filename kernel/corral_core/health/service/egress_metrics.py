@@ -1,4 +1,4 @@
-"""Series of the egress guard and the redactor."""
+"""Metrics of the egress guard and the redactor."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ def _values(redactor: Redactor) -> Series:
 METRICS = (
     Metric(
         name="corral_egress_requests_total",
-        help="Calls to the outside.",
+        help="Outgoing requests.",
         kind="counter",
         labels={"sink": SINKS, "outcome": OUTCOMES},
         collect=_requests,
     ),
     Metric(
         name="corral_egress_blocked_total",
-        help="Calls to the outside that the guard refused.",
+        help="Outgoing requests that the egress guard refused.",
         kind="counter",
         labels={"sink": SINKS},
         collect=_blocked,
     ),
     Metric(
         name="corral_redactions_total",
-        help="Credentials taken out of text.",
+        help="Credentials redacted from text.",
         kind="counter",
         labels={"kind": sorted({"value", *(pattern.kind for pattern in BUILT_IN)})},
         collect=_redactions,
     ),
-    Metric(name="corral_redactor_values", help="Credentials that the redactor knows.", collect=_values),
+    Metric(name="corral_redactor_values", help="Credentials registered with the redactor.", collect=_values),
 )

@@ -1,4 +1,4 @@
-"""What the egress guard refused, in the audit log."""
+"""Records connections that the egress guard refused in the audit log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AGAIN_SECONDS = 5.0
 
 
 class RefusedConnections:
-    """Refusals are met where nothing may be written: they are kept, and written together a moment later."""
+    """Refusals happen where nothing can be written, so they are queued and written in batches."""
 
     audit: Audit | None = None
 
@@ -27,7 +27,7 @@ class RefusedConnections:
         egress.on_refusal = self._hear
 
     async def follow(self) -> None:
-        """Write for ever, again if the log could not be written; supervised by the kernel."""
+        """Write queued refusals until cancelled; a failed write is retried. Supervised by the kernel."""
         while True:
             await self._bell.wait()
             self._bell.clear()

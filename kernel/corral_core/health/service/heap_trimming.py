@@ -1,4 +1,4 @@
-"""Memory that requests have used goes back to the system.
+"""Heap trimming: returns memory that requests have used to the operating system.
 
 glibc keeps free pages that lie below what still lives, and connections that have ended are cycles which hold their last
 bytes until they are collected. So a minute of large bodies would stay with the process for good.
@@ -15,20 +15,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 LOOK_EVERY = 2.0
-MUCH = 8 * 2**20  # bytes; less is not worth the few milliseconds
-SELDOM = 3  # looks
+MUCH = 8 * 2**20  # bytes; less growth is not worth the few milliseconds
+SELDOM = 3  # intervals
 STATM = Path("/proc/self/statm")
 
 
 class HeapTrimming:
-    """Of this process."""
+    """Trims the heap of this process."""
 
     def __init__(self) -> None:
         self._trim = _malloc_trim()
 
     async def follow(self) -> None:
-        """For ever; supervised. Soon after it grew, then less often: what grew it may still go on."""
-        if self._trim is None:  # only glibc has it
+        """Trim until cancelled: soon after the heap has grown, then less often. Supervised."""
+        if self._trim is None:  # only glibc has malloc_trim
             await asyncio.get_running_loop().create_future()
             return
         after, wait, left = 0, 1, 1
@@ -38,14 +38,14 @@ class HeapTrimming:
                 wait = left = 1
             left -= 1
             if left == 0:
-                gc.collect(1)  # the young only; on the loop, like every collection
+                gc.collect(1)  # the young generation only; on the event loop, like every collection
                 await asyncio.to_thread(self._trim, 0)
                 after = resident()
                 wait = left = min(2 * wait, SELDOM)
 
 
 def resident() -> int:
-    """Bytes of memory that this process has now."""
+    """The resident memory of this process in bytes."""
     return int(STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

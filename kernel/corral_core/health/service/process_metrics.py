@@ -1,4 +1,4 @@
-"""Figures of this process that need no unit: the event loop, the threads and connections, units and their failures."""
+"""Metrics of this process that need no unit of work: event loop, threads, connections, units and their failures."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from corral.metrics.histogram import Observed
 
 log = logging.getLogger("corral.loop")
 
-LOOK_EVERY, WINDOW = 0.25, 60  # a look's lag counts for the next 15 s, so that a scrape sees it
+LOOK_EVERY, WINDOW = 0.25, 60  # a measured lag is reported for 15 s, so that a scrape sees it
 HELD_UP = 0.25
 
 
 class LoopLag:
-    """How late the event loop comes to what is due: the most of the last 15 s."""
+    """Measures the lag of the event loop: the maximum of the last 15 s."""
 
     def __init__(self) -> None:
         self._seen: deque[float] = deque([0.0], maxlen=WINDOW)
 
     @property
     def seconds(self) -> float:
-        """The most of late."""
+        """The maximum lag of the last 15 s."""
         return max(self._seen)
 
     async def follow(self) -> None:
-        """For ever; supervised."""
+        """Measure until cancelled. Supervised."""
         while True:
             due = time.monotonic() + LOOK_EVERY
             await asyncio.sleep(LOOK_EVERY)
@@ -43,30 +43,34 @@ class LoopLag:
 
 
 class ProcessMetrics:
-    """A collector for the registry of this process."""
+    """Collects the metrics of this process."""
 
     def __init__(self, database: Database, lag: LoopLag) -> None:
         self._database, self._lag = database, lag
 
     def collect(self) -> Iterator[Family]:
-        """Called by the registry; no I/O here."""
+        """Called by the Prometheus registry; must not do I/O."""
         database = self._database
-        yield GaugeMetricFamily("corral_loop_lag_seconds", "How late the event loop was.", value=self._lag.seconds)
-        yield GaugeMetricFamily("corral_executor_queue", "Units that wait for a thread.", value=database.waiting())
+        yield GaugeMetricFamily("corral_loop_lag_seconds", "Maximum lag of the event loop.", value=self._lag.seconds)
+        yield GaugeMetricFamily("corral_executor_queue", "Units waiting for a thread.", value=database.waiting())
         used, _ = database.busy()
-        yield GaugeMetricFamily("corral_db_pool_in_use", "Connections in use.", value=used)
+        yield GaugeMetricFamily("corral_db_pool_in_use", "Database connections in use.", value=used)
         units = database.timings.units.read()
-        yield histogram("corral_db_transaction_seconds", "Time of a unit of work.", (), units)
+        yield histogram("corral_db_transaction_seconds", "Duration of a unit of work.", (), units)
         waits = database.timings.waits.read()
-        yield histogram("corral_db_lock_wait_seconds", "Time a unit waited for its thread and connection.", (), waits)
-        errors = CounterMetricFamily("corral_db_errors_total", "Units that the database failed.", labels=["kind"])
+        yield histogram(
+            "corral_db_lock_wait_seconds", "Time that units waited for their thread and connection.", (), waits
+        )
+        errors = CounterMetricFamily(
+            "corral_db_errors_total", "Units that failed with a database error.", labels=["kind"]
+        )
         for kind, count in sorted(database.timings.errors.items()):
             errors.add_metric([kind], count)
         yield errors
 
 
 def histogram(name: str, told: str, labels: tuple[str, ...], values: dict[tuple[str, ...], Observed]) -> Family:
-    """A family of buckets."""
+    """Convert observed values to a histogram family."""
     family = HistogramMetricFamily(name, told, labels=labels)
     for each, observed in values.items():
         total, buckets = 0, []

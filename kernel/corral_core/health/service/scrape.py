@@ -1,4 +1,4 @@
-"""Whether this process can serve: what `/health/ready` and `/metrics` ask, bounded in time and kept for a second."""
+"""The metrics endpoint: collects the metrics of all plugins and processes, bounded in time and cached for a second."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Wrong = Callable[[str, Metric, Exception], None]
 
 
 class _Readings:
-    """What plugins contribute, read at most once a second. When that takes too long the last reading stands for it, and
-    while the database does not answer there is none.
+    """Cached values of contributed metrics, collected at most once a second. After a timeout the last values count;
+    while the database is unavailable there are none.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class _Readings:
         self._last: list[Family] = []
 
     async def refresh(self) -> None:
-        """Before each `collect`."""
+        """Collect again if the cache is stale; call this before each `collect`."""
         asked = self._asked
         if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
             asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._read()))
@@ -51,7 +51,7 @@ class _Readings:
             self._last = []
 
     def collect(self) -> Iterator[Family]:
-        """Called by the registry; no I/O here."""
+        """Called by the Prometheus registry; must not do I/O."""
         yield from self._last
 
     async def _read(self) -> list[Family]:
@@ -63,14 +63,14 @@ class _Readings:
             if not isinstance(got, BaseException):
                 try:
                     families.append(_family(each, got))
-                except Exception as error:  # labels that were not declared, or no numbers
+                except Exception as error:  # undeclared labels, or values that are not numbers
                     self._wrong(plugin, each, error)
         return families
 
 
 class Scrape:
-    """Prometheus text. The series of processes (the request path's, the process's own, counters) are summed over those
-    that serve the same address; those of the installation are read once.
+    """Prometheus text. Metrics of processes (requests, the process itself, counters) are summed over the processes
+    that serve the same address; metrics of the installation are collected once.
     """
 
     def __init__(
@@ -103,17 +103,17 @@ class Scrape:
         self._installation.register(self._measured)
 
     async def text(self) -> str:
-        """All series."""
+        """All metrics as text."""
         own, others, _ = await asyncio.gather(self.own(), self._siblings.texts(), self._measured.refresh())
         return summed([own, *others]) + generate_latest(self._installation).decode()
 
     async def own(self) -> str:
-        """What this process adds to the sums."""
+        """The metrics of this process as text."""
         await self._counted.refresh()
         return self._requests.render() + generate_latest(self._process).decode()
 
     def collect(self) -> Iterator[Family]:
-        """Called by the registry; no I/O here."""
+        """Called by the Prometheus registry; must not do I/O."""
         from importlib.metadata import version
 
         yield InfoMetricFamily("corral_build", "Version of Corral", value={"version": version("corral")})
@@ -123,7 +123,7 @@ class Scrape:
 
 
 class _Parsed:
-    """A text as a registry, for the writer of the other form."""
+    """Adapts a text to the interface of a registry, for the OpenMetrics exporter."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -134,7 +134,7 @@ class _Parsed:
 
 
 def open_metrics(text: str) -> str:
-    """The same series as OpenMetrics has them."""
+    """Convert Prometheus text to OpenMetrics."""
     from prometheus_client.openmetrics.exposition import generate_latest as generate
 
     untyped: Any = generate
@@ -142,7 +142,7 @@ def open_metrics(text: str) -> str:
 
 
 def _family(metric: Metric, values: Mapping[tuple[str, ...], Any]) -> Family:
-    """Label values that were not declared are counted as `other`, so the number of series is bounded."""
+    """Convert collected values to a family. Undeclared label values count as `other`, which bounds the series."""
     allowed: list[Any] = [frozenset(known) for known in metric.labels.values()]
     summed: dict[tuple[str, ...], Any] = {}
     for labels, value in values.items():

@@ -1,4 +1,4 @@
-"""The processes that serve one address tell each other their figures, so that it does not matter which one is asked."""
+"""Sibling processes: processes that serve the same address exchange their metrics, so any of them can be scraped."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from corral.config.model import Config
+from corral.plugin import Installation
 
 log = logging.getLogger("corral.health")
 
-ANSWER_SECONDS = 1.0  # a sum without a busy process falls, which Prometheus takes for a restart
-PATH_LIMIT = 100  # bytes of the path of a unix socket
+ANSWER_SECONDS = 1.0  # a sum that misses a process falls, which Prometheus takes for a restart
+PATH_LIMIT = 100  # bytes of the path of a Unix socket
 EARLIEST = "process_start_time_seconds"
 
 Text = Callable[[], Awaitable[str]]
 
 
 class SiblingProcesses:
-    """Each process has a socket in a folder of the address, in the data folder unless that makes its path too long."""
+    """Each process has a socket in a folder for the address, in the data folder unless the path gets too long."""
 
-    def __init__(self, config: Config) -> None:
-        self._data_dir = config.data_dir
+    def __init__(self, installation: Installation) -> None:
+        self._data_dir = installation.data_dir
         self._own: Path | None = None
         self._server: asyncio.Server | None = None
 
     async def join(self, address: str, text: Text) -> None:
-        """Answer the others with `text()` from now on. Where no socket can be made, this process is alone."""
+        """Serve `text()` to the siblings from now on. If the socket cannot be created, this process stays alone."""
         try:
             folder = self._folder(address)
             own = folder / f"{os.getpid()}.sock"
             own.unlink(missing_ok=True)
             self._server = await asyncio.start_unix_server(lambda _, writer: _tell(writer, text), own)
         except OSError as error:
-            log.warning("the metrics of several processes are not summed", extra={"reason": str(error)})
+            log.warning("metrics of sibling processes are not included", extra={"reason": str(error)})
         else:
             self._own = own
 
     async def leave(self) -> None:
-        """Close the socket; the last one takes the folder with it, which need not lie in the data folder."""
+        """Close the socket; the last process removes the folder."""
         if self._server is not None and self._own is not None:
             self._server.close()
             self._own.unlink(missing_ok=True)
@@ -52,7 +52,7 @@ class SiblingProcesses:
                 self._own.parent.rmdir()
 
     async def texts(self) -> list[str]:
-        """What the others tell; one that says nothing for a second is left out."""
+        """The metrics of the siblings; a process that does not respond within a second is left out."""
         if self._own is None:
             return []
         others = [path for path in self._own.parent.glob("*.sock") if path != self._own]
@@ -74,7 +74,7 @@ class SiblingProcesses:
 
 
 def _is_short(folder: Path) -> bool:
-    """Whether the path of a socket in it can be bound."""
+    """Whether the path of a socket in this folder is short enough to be bound."""
     return len(os.fsencode(folder)) + len("/4194304.sock") <= PATH_LIMIT
 
 
@@ -86,7 +86,7 @@ async def _tell(writer: asyncio.StreamWriter, text: Text) -> None:
 
 
 async def _ask(path: Path) -> str:
-    """Empty when it does not answer in time; the socket of a process that was killed is removed."""
+    """Read the text of a sibling; empty after a timeout. The socket of a process that was killed is removed."""
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
             reader, writer = await asyncio.open_unix_connection(path)
@@ -97,7 +97,7 @@ async def _ask(path: Path) -> str:
     except ConnectionRefusedError:
         _forget(path)
     except (OSError, TimeoutError):
-        log.debug("another process did not tell its figures in time", extra={"socket": path.name})
+        log.debug("a sibling process did not respond in time", extra={"socket": path.name})
     return ""
 
 
@@ -106,10 +106,10 @@ def _forget(path: Path) -> None:
 
 
 def summed(texts: list[str]) -> str:
-    """Prometheus texts as one: values of equal series are added, of the start of processes the earliest is taken."""
+    """Merge Prometheus texts: values of equal series are summed; for the process start time the earliest is taken."""
     if len(texts) == 1:
         return texts[0]
-    families: dict[str, dict[str, float | None]] = {}  # comment lines have no value
+    families: dict[str, dict[str, float | None]] = {}  # the value of a comment line is None
     for text in texts:
         family: dict[str, float | None] = {}
         for line in text.splitlines():

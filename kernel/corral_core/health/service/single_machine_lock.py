@@ -1,4 +1,4 @@
-"""An SQLite database serves the processes of one machine: a lease tells the others who has it."""
+"""The single-machine lock: a database file serves the processes of one machine, which holds a lease on it."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class SingleMachineLock:
-    """Held by a machine, not by a process: `holder` is its name, and what tells containers of one machine that they
-    are.
+    """A lease held by a machine, not by a process. `holder` is the host name and the boot id, by which containers on
+    one machine recognize each other.
     """
 
     def __init__(self, work: Work, holder: str | None = None) -> None:
         self._work, self._holder = work, holder or _this_machine()
 
     async def acquire(self) -> None:
-        """Raises `Refused` while another machine has it."""
+        """Take the lease; raises `Refused` while another machine holds it."""
         other = await self._work(self._take, entry=ENTRY)
         if other is not None:
             name = other.partition(" ")[0]
             raise Refused(f"another machine, {name}, serves this database file; stop it, or use a database server")
 
     async def keep(self) -> None:
-        """Renew it for ever; supervised by the kernel."""
+        """Renew the lease until cancelled. Supervised by the kernel."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             other = await self._work(self._take, entry=ENTRY)
@@ -44,7 +44,7 @@ class SingleMachineLock:
                 log.critical("another machine serves this database file too", extra={"machine": other})
 
     def _take(self) -> str | None:
-        """Who has it instead. A name that was here before the machine was started again is the same machine."""
+        """Take the lease; returns another holder, or None. The same host name or boot id is the same machine."""
         before = holder_of(LEASE)
         if before is not None and before != self._holder and {*before.split()} & {*self._holder.split()}:
             release(LEASE, before)

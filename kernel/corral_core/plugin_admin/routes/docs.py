@@ -1,4 +1,4 @@
-"""The OpenAPI document, the documentation page, and a plain text for every problem code."""
+"""The OpenAPI document, the documentation page, and a plain-text page for every problem code."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import msgspec
 from corral.auth.principal import PUBLIC
 from corral.errors import CODES, NotFound
 from corral.http.answers import Text
+from corral.http.openapi import ApiDocument
 from corral.http.routes import Routes
-from corral.openapi import ApiDocument
 
 routes = Routes("", tag="Documentation")
 
@@ -22,7 +22,7 @@ PAGE_POLICY = (
 
 @routes.get("/openapi.json", needs=PUBLIC)
 async def read_openapi(document: ApiDocument) -> Any:
-    """The OpenAPI 3.1 document of everything served here."""
+    """Read the OpenAPI 3.1 document of this API."""
     return msgspec.Raw(document.render())
 
 
@@ -46,7 +46,7 @@ async def read_docs_style() -> Text:
 
 @routes.get("/problems/{code}", needs=PUBLIC, root=True)
 async def read_problem(code: str) -> Text:
-    """What a problem code means, in plain text."""
+    """Explain a problem code in plain text."""
     if code not in CODES:
         raise NotFound(f"No problem has the code {code}.")
     status, title = CODES[code]

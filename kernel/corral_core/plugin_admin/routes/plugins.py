@@ -1,4 +1,4 @@
-"""`/plugins`: what runs, why something does not, and the door."""
+"""`/plugins`: installed plugins, their states and errors, enabling and disabling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from corral.http.routes import Routes
 from corral.plugins.registry import PluginError
 from corral.schema.fields import ShortText
 from corral.settings.store import SettingsChange, SettingsStore
-from corral_core.plugin_admin.service.plugins import PluginCatalogue, PluginView
+from corral_core.plugin_admin.service.plugins import PluginAdministration, PluginView
 
 routes = Routes("/plugins", tag="Plugins")
 
@@ -28,13 +28,13 @@ class PluginQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defa
 
 
 class Disable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Why it is taken out of service."""
+    """The reason for disabling the plugin."""
 
     reason: ShortText | UnsetType = UNSET
 
 
 class NewValues(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """New values by `category.key`, of settings that the plugin declares."""
+    """New values of settings that the plugin declares, by `category.key`."""
 
     settings: Annotated[dict[str, Any], msgspec.Meta(max_length=100)]
 
@@ -46,36 +46,36 @@ class ErrorList(msgspec.Struct, kw_only=True):
 
 
 @routes.get("/", needs="plugins.read")
-def list_plugins(query: PluginQuery, caller: Principal, plugins: PluginCatalogue) -> Page[PluginView]:
-    """Every installed plugin with its state, by name."""
+def list_plugins(query: PluginQuery, caller: Principal, plugins: PluginAdministration) -> Page[PluginView]:
+    """List every installed plugin with its state, by name."""
     found = plugins.all(query.state)
     return paginate_names(found, query, caller, scope="plugins", name=lambda item: item.name, make=list)
 
 
 @routes.get("/{name}", needs="plugins.read")
-def read_plugin(name: str, plugins: PluginCatalogue) -> PluginView:
-    """One plugin."""
+def read_plugin(name: str, plugins: PluginAdministration) -> PluginView:
+    """Read one plugin."""
     return plugins.get(name)
 
 
 @routes.post(
     "/{name}/disable", needs="plugins.write", own_session=True, raises=("plugin_required", "in_use", "setting_locked")
 )
-def disable_plugin(name: str, body: Disable, plugins: PluginCatalogue) -> PluginView:
-    """Take a plugin out of service at once, in every process."""
+def disable_plugin(name: str, body: Disable, plugins: PluginAdministration) -> PluginView:
+    """Disable a plugin immediately, in every process."""
     return plugins.disable(name, body.reason if isinstance(body.reason, str) else None)
 
 
 @routes.post("/{name}/enable", needs="plugins.write", own_session=True, raises=("setting_locked", "invalid_state"))
-def enable_plugin(name: str, plugins: PluginCatalogue) -> Answer[PluginView]:
-    """Put a plugin back into service; 202 when it takes a reload."""
+def enable_plugin(name: str, plugins: PluginAdministration) -> Answer[PluginView]:
+    """Enable a plugin; 202 if it takes a restart."""
     view = plugins.enable(name)
     return Answer(body=view, status=202 if view.pending_reload else 200)
 
 
 @routes.get("/{name}/config", needs="plugins.read", no_store=True)
-def read_plugin_config(name: str, plugins: PluginCatalogue) -> dict[str, Any]:
-    """The effective `[plugins.<name>]` of the configuration, secrets masked."""
+def read_plugin_config(name: str, plugins: PluginAdministration) -> dict[str, Any]:
+    """Read the effective `[plugins.<name>]` of the configuration, with secrets masked."""
     return plugins.configuration(name)
 
 
@@ -90,11 +90,11 @@ async def change_plugin_config(
     body: NewValues,
     caller: Principal,
     request: Request,
-    plugins: PluginCatalogue,
+    plugins: PluginAdministration,
     store: SettingsStore | None,
     work: Work,
 ) -> SettingsChange:
-    """Change run-time settings of a plugin, as `PUT /settings/bulk` does; those of its section need a start."""
+    """Change run-time settings of a plugin, as `PUT /settings/bulk` does; its configuration section needs a restart."""
     if store is None:
         raise Unavailable("The plugin settings is not in service.", code="plugin_disabled", retry_after=60)
     await store.admit(body.settings, pointer="/settings/{}".format)
@@ -103,6 +103,6 @@ async def change_plugin_config(
 
 
 @routes.get("/{name}/errors", needs="plugins.read")
-def list_plugin_errors(name: str, plugins: PluginCatalogue) -> ErrorList:
-    """The last 100 errors of a plugin in this process."""
+def list_plugin_errors(name: str, plugins: PluginAdministration) -> ErrorList:
+    """List the last 100 errors of a plugin in this process."""
     return ErrorList(items=plugins.errors(name))

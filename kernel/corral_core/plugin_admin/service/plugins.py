@@ -1,4 +1,4 @@
-"""Plugins as admins see them, and the stored decision to take one out of service."""
+"""Plugins as admins see them, and the stored decision to disable one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.config.model import MASK, Config
+from corral.config.model import MASK
 from corral.database.engine import Work
 from corral.database.unit import after_commit, current
 from corral.errors import Conflict, Fault, Invalid, NotFound
@@ -32,14 +32,14 @@ _SECRET = re.compile(r"password|secret|token|(^|_)key$|private")
 
 
 class Migrations(msgspec.Struct, kw_only=True):
-    """Names of scripts, in order."""
+    """Names of migration scripts, in order."""
 
     applied: list[str]
     pending: list[str]
 
 
 class PluginView(msgspec.Struct, kw_only=True):
-    """A plugin: what it is, what it contributes, and how it fares."""
+    """A plugin: its metadata, its contributions, its state and its errors."""
 
     name: str
     title: str
@@ -68,22 +68,22 @@ class PluginView(msgspec.Struct, kw_only=True):
     pending_reload: bool = False
 
 
-class PluginCatalogue:
-    """Reads the registry of this process; what is stored is followed by every process."""
+class PluginAdministration:
+    """Reads the registry of this process. Stored decisions are followed by every process."""
 
     audit: Audit | None = None
 
-    def __init__(self, registry: PluginRegistry, warden: PluginQuarantine, config: Config, work: Work) -> None:
-        self._registry, self._warden, self._config, self._work = registry, warden, config, work
+    def __init__(self, registry: PluginRegistry, warden: PluginQuarantine, work: Work) -> None:
+        self._registry, self._warden, self._work = registry, warden, work
         self._applying: asyncio.Future[None] | None = None
 
     def all(self, states: Sequence[str] = ()) -> list[PluginView]:
-        """By name."""
+        """All checks, by name."""
         tables = _tables()
         return [self._view(item, tables) for item in self._registry.all() if not states or item.state in states]
 
     def get(self, name: str) -> PluginView:
-        """One plugin; `NotFound`."""
+        """One plugin; raises `NotFound`."""
         return self._view(self._loaded(name), _tables())
 
     def errors(self, name: str) -> list[PluginError]:
@@ -95,11 +95,11 @@ class PluginCatalogue:
         """The effective `[plugins.<name>]`, secrets masked."""
         loaded = self._loaded(name)
         section = loaded.plugin.section if loaded.plugin is not None else None
-        table = self._config.plugins.tables.get(name, {}) if section is None else msgspec.to_builtins(section)
+        table = self._registry.configuration.tables.get(name, {}) if section is None else msgspec.to_builtins(section)
         return _masked(table)
 
     def configure(self, name: str, values: Mapping[str, Any], store: SettingsStore, *, by: Principal) -> SettingsChange:
-        """Change run-time settings that the plugin declares; others are `unknown_setting` here."""
+        """Change run-time settings that the plugin declares; raises `unknown_setting` for others."""
         own = {setting.name for setting in self._loaded(name).of("corral_settings")}
         foreign = [
             Fault(f"/settings/{each}", "unknown_setting", f"{name} has no setting {each}.")
@@ -115,11 +115,11 @@ class PluginCatalogue:
         return change
 
     def disable(self, name: str, reason: str | None) -> PluginView:
-        """Take a plugin out of service in every process, and at the next start."""
+        """Disable a plugin in every process and for later starts."""
         loaded = self._loaded(name)
         if loaded.protected:
-            raise Conflict("This plugin is protected: nothing is safe without it.", code="plugin_required")
-        if name in self._config.plugins.enabled:
+            raise Conflict("This plugin is protected and cannot be disabled.", code="plugin_required")
+        if name in self._registry.configuration.enabled:
             raise Conflict("corral.toml names it in [plugins] enabled; change it there.", code="setting_locked")
         dependants = sorted(item.name for item in self._registry.required_by(name))
         if dependants:
@@ -136,11 +136,11 @@ class PluginCatalogue:
         return msgspec.structs.replace(self.get(name), state="disabled", reason=loaded.reason or reason or OFF)
 
     def enable(self, name: str) -> PluginView:
-        """Put a plugin back into service; one that is not loaded comes with the next start (`pending_reload`)."""
+        """Enable a plugin; one that is not loaded is enabled by the next start (`pending_reload`)."""
         loaded = self._loaded(name)
-        if name in self._config.plugins.disabled:
+        if name in self._registry.configuration.disabled:
             raise Conflict("corral.toml names it in [plugins] disabled; change it there.", code="setting_locked")
-        if not loaded.found.built_in and name not in self._config.plugins.enabled:
+        if not loaded.found.built_in and name not in self._registry.configuration.enabled:
             raise Conflict(f"Name it in corral.toml first: corral plugins enable {name}.", code="setting_locked")
         if loaded.state in ("blocked", "failed"):
             raise Conflict(f"It is {loaded.state}: {loaded.reason}", current_status=loaded.state)
@@ -166,14 +166,14 @@ class PluginCatalogue:
         """Open and close doors of this process until they are as stored; on the loop."""
         for loaded in self._registry.all():
             reason = stored.get(loaded.name)
-            stays = loaded.protected or loaded.name in self._config.plugins.enabled
+            stays = loaded.protected or loaded.name in self._registry.configuration.enabled
             if reason is not None and loaded.serves and not stays:  # what the file names wins over what is stored
                 self._registry.disable(loaded.name, reason)
             elif reason is None and loaded.state == "disabled" and loaded.plugin is not None:
                 self._registry.enable(loaded.name)
 
     def follow(self, records: Sequence[Record]) -> None:
-        """Do here what another process decided; a viewer of the event feed. The rows decide, the event is a hint."""
+        """Follow the decisions of other processes; a listener of the event feed. The rows decide, not the event."""
         if any(record.type == PluginState.event for record in records):
             self._applying = asyncio.ensure_future(self._apply_stored(self._applying))
 

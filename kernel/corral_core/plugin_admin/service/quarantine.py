@@ -1,7 +1,7 @@
-"""Quarantines as rows: written down, followed by every process, and ended by a probe.
+"""Quarantine of plugins: stored in the database, followed by every process, and ended by a trial.
 
-A held plugin tries again after 60 s. While it is on probation its next error holds it anew, for twice as long as
-before, up to an hour; after a window without an error the row goes.
+A quarantined plugin gets a trial after 60 s. An error during the trial quarantines it again, for twice as long as
+before, up to an hour; after a window without an error the row is deleted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HELD, PROBATION = "held", "probation"
 
 
 class Quarantine:
-    """Every process holds a plugin by itself when it must; the rows make the others do so too."""
+    """Each process quarantines plugins by itself; the rows make the other processes follow."""
 
     audit: Audit | None = None
 
@@ -41,7 +41,7 @@ class Quarantine:
         self._bell: asyncio.Event | None = None
 
     async def keep(self) -> None:
-        """Supervised, in every process."""
+        """Write alarms, follow the rows and start trials until cancelled. Supervised, in every process."""
         loop, bell = asyncio.get_running_loop(), asyncio.Event()
         self._bell = bell
 
@@ -66,18 +66,18 @@ class Quarantine:
             bell.clear()
 
     def follow(self, records: Sequence[Record]) -> None:
-        """Look at the rows again; a viewer of the event feed."""
+        """Read the rows again after an event; a listener of the event feed."""
         if any(record.type == PluginState.event for record in records):
             self._stale = True
             if self._bell is not None:
                 self._bell.set()
 
     def stored(self) -> dict[str, QuarantineRow]:
-        """All rows."""
+        """All rows, by plugin."""
         return {row.name: row for row in QuarantineRow.select()}
 
     def apply(self, rows: dict[str, QuarantineRow]) -> None:
-        """Hold and release plugins of this process until they are as the rows say; on the loop."""
+        """Quarantine and release plugins of this process as the rows say. Runs on the event loop."""
         self._rows = rows
         for loaded in self._registry.all():
             if not loaded.serves or any(alarm.name == loaded.name for alarm in self._warden.alarms):
@@ -117,7 +117,7 @@ class Quarantine:
         raise_alert(alert, ("plugin", alarm.name))
 
     async def _move_on(self) -> None:
-        """Let those try again whose time has come, and forget those that have stayed well."""
+        """Start the trials that are due, and end those without an error."""
         now = clock.time_s()
         window = self._settings.get(QUARANTINE_WINDOW_SECONDS)
         for row in list(self._rows.values()):
@@ -146,5 +146,5 @@ class Quarantine:
 
 
 def release(loaded: PluginRecord) -> None:
-    """End the quarantine of a plugin, or its probation; joins the unit."""
+    """End the quarantine or the trial of a plugin; joins the unit."""
     QuarantineRow.delete().where(QuarantineRow.name == loaded.name).execute()

@@ -1,4 +1,4 @@
-"""Buckets that several processes fill together. Nobody waits for the server: each counts in memory, and tells."""
+"""Shared rate-limit buckets. Each process counts in memory and synchronizes, so no request waits for the server."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from corral.config.model import Config
 from corral.ids import new_id
+from corral.plugin import Installation
 from corral_core.redis.service.connection import Pauses, connect_async
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("corral.redis")
 
-PATIENCE_SECONDS = 0.05  # later answers come too late to be relied on: count alone until they are in time again
+PATIENCE_SECONDS = 0.05  # with slower responses each process counts alone until they are fast again
 MEMBER_SECONDS = 10
 MEMBERS = "corral:buckets:processes"
 PREFIX = "corral:bucket:"
@@ -41,15 +41,15 @@ return answer
 class RedisBuckets:
     """Implements `corral_core.accounts.api.SharedBuckets`."""
 
-    def __init__(self, config: Config) -> None:
-        self._url = config.redis.url
+    def __init__(self, installation: Installation) -> None:
+        self._url = installation.redis_url
         self._name, self._counts = new_id(), False
         self._client: Redis | None = None
         self._pauses = Pauses()
         self._again_at = 0.0
         self.connected = False
-        self.processes = config.server.processes
-        self._least = config.server.processes
+        self.processes = installation.processes
+        self._least = installation.processes
 
     @property
     def is_configured(self) -> bool:
@@ -63,7 +63,7 @@ class RedisBuckets:
             done, _ = await asyncio.wait({asking}, timeout=PATIENCE_SECONDS)
             if not done and self.connected:
                 self.connected = False
-            answer = await asking  # the client gives up by itself
+            answer = await asking  # the client has its own timeout
         except asyncio.CancelledError:
             asking.cancel()
             raise
@@ -89,7 +89,7 @@ class RedisBuckets:
         if self._client is None:
             self._client = await asyncio.to_thread(connect_async, url)  # the import takes a quarter of a second
         self._counts = self._counts or bool(seconds)
-        member = self._name if self._counts else ""  # a process that serves nobody takes no share
+        member = self._name if self._counts else ""  # a process without requests takes no share
         keys = [MEMBERS, *(PREFIX + key for key in seconds)]
         amounts = [f"{amount:.6f}" for amount in seconds.values()]
         answer: list[bytes] = await self._client.eval(SCRIPT, len(keys), *keys, member, str(MEMBER_SECONDS), *amounts)

@@ -1,4 +1,4 @@
-"""The bell over pub/sub. Nobody waits for the server: what it does not ring, the look at the log finds."""
+"""Wake-ups over pub/sub. Notifications may be lost; consumers also poll the log, so nobody waits for the server."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ log = logging.getLogger("corral.redis")
 
 CHANNEL = "corral:events"
 LISTEN_SECONDS, PATIENCE = 2.0, 3
-RECONNECTING_SECONDS, CONNECTING_SECONDS = 60.0, 2.0  # how long it is no worse than degraded
+RECONNECTING_SECONDS, CONNECTING_SECONDS = 60.0, 2.0  # how long the health check stays `degraded`
 
 
 class RedisBus:
-    """Rings here at once and elsewhere by the server. Rings that come while one is under way are one ring.
+    """Notifies this process directly and others through the server; notifications in quick succession are combined.
 
-    `connected` tells whether this process hears the others, `lost_at` (monotonic) since when it does not.
+    `connected`: whether this process receives notifications; `lost_at` (monotonic): since when it does not.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._name = new_id().encode()  # our own rings come back to us: they are old news
+        self._name = new_id().encode()  # our own notifications come back and are ignored
         self._wake: Callable[[], None] = lambda: None
         self._rung = asyncio.Event()
         self._client: Redis | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._stopped = False  # the client may swallow the cancellation that comes with it
+        self._stopped = False  # the client may swallow the cancellation
         self.connected = False
         self.lost_at: float | None = None
         self._began, self._was_connected = time.monotonic(), False
@@ -71,7 +71,7 @@ class RedisBus:
                 await self._client.aclose()
 
     async def _publish(self) -> None:
-        """One ring at a time; while the server is away, only the listener tries to reach it."""
+        """Publish one notification at a time; while the server is unavailable, only the listener reconnects."""
         assert self._client is not None
         while not self._stopped:
             await self._rung.wait()
@@ -80,10 +80,10 @@ class RedisBus:
                 try:
                     await self._client.publish(CHANNEL, self._name)
                 except Exception as error:
-                    log.debug("a ring was lost", extra={"reason": str(error)})
+                    log.debug("a notification was lost", extra={"reason": str(error)})
 
     async def _follow(self) -> None:
-        """Listen for ever, connecting again after growing pauses."""
+        """Listen until stopped, reconnecting with backoff."""
         pauses = Pauses()
         while not self._stopped:
             try:
@@ -112,7 +112,7 @@ class RedisBus:
                     log.info("connected to Redis")
                     self.connected, self.lost_at, self._was_connected = True, None, True
                     pauses.reset()
-                    self._wake()  # rings were missed
+                    self._wake()  # notifications were missed
                 elif message["type"] == "message" and message["data"] != self._name:
                     self._wake()
         raise TimeoutError("it does not answer")

@@ -1,4 +1,4 @@
-"""How the server is reached: with short patience, and no retries but ours."""
+"""Connections to the server, with short timeouts and no retries by the client library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 3.0
 
 
 def connect(url: str, *, seconds: float = ANSWER_SECONDS) -> Redis:
-    """A client for threads. It connects at the first command, each of which gets `seconds`."""
+    """A synchronous client. It connects at the first command; `seconds` is the timeout of each command."""
     from redis import Redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
@@ -26,7 +26,7 @@ def connect(url: str, *, seconds: float = ANSWER_SECONDS) -> Redis:
 
 
 def connect_async(url: str) -> AsyncRedis:
-    """A client for the loop. Raises `Refused` for a URL that is none."""
+    """An asynchronous client. Raises `Refused` for an invalid URL."""
     from redis.asyncio import Redis
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
@@ -48,16 +48,16 @@ def _options(seconds: float) -> dict[str, Any]:
 
 
 class Pauses:
-    """The time to wait before each next try; `reset()` when one succeeded."""
+    """Backoff between attempts; call `reset()` after a success."""
 
     def __init__(self) -> None:
         self._next = FIRST_PAUSE
 
     def reset(self) -> None:
-        """Begin again with a short one."""
+        """Start again with the shortest pause."""
         self._next = FIRST_PAUSE
 
     def following(self) -> float:
-        """Seconds; twice as long each time, up to `LONGEST_PAUSE`."""
+        """The next pause in seconds: twice as long each time, up to `LONGEST_PAUSE`."""
         pause, self._next = self._next, min(LONGEST_PAUSE, self._next * 2)
         return pause

@@ -1,4 +1,4 @@
-"""Ids of new jobs by RQ, as JSON. An RQ worker hands them to the kernel of its process, whose table decides."""
+"""Distribution of job ids by RQ, as JSON. An RQ worker passes them to its kernel; the database row decides."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("corral.redis")
 
 QUEUE = "corral"
-WAITING = 1000  # more than this is not announced: nobody listens, and the rows are found without
-ID_SECONDS = 60  # an id that nobody took by then is forgotten; its row was found long ago
+WAITING = 1000  # beyond this nobody is listening, and polling finds the rows
+ID_SECONDS = 60  # ids that nobody takes by then are dropped; polling found their rows
 TAKE_SECONDS = 3600
-WORKER_TTL_SECONDS = 30  # of which it blocks for half, waiting for an id
+WORKER_TTL_SECONDS = 30  # the worker blocks for half of this, waiting for an id
 
 _take: Callable[[str], None] | None = None
 
 
 def begin(identifier: str) -> None:
-    """What RQ calls: let the kernel of this process do the job with this id."""
+    """The function that RQ calls: run the job with this id in the kernel of this process."""
     if _take is not None:
         _take(identifier)
 
@@ -55,9 +55,9 @@ class RqQueue:
             await asyncio.gather(self._putting, return_exceptions=True)
 
     async def _put_all(self) -> None:
-        """In a thread, a bundle at a time; while the server is away ids are dropped, since their rows are found."""
+        """Push ids in batches, in a thread. While the server is unavailable they are dropped; the rows are polled."""
         pauses = Pauses()
-        queue: Queue | None = None  # made in the thread: the import takes a third of a second
+        queue: Queue | None = None  # created in the thread, because the import takes a third of a second
         while True:
             await self._new.wait()
             self._new.clear()
@@ -73,7 +73,7 @@ class RqQueue:
                 await asyncio.sleep(pauses.following())
 
     def work(self, take: Callable[[str], None], stopping: threading.Event) -> None:
-        """RQ's own worker does the reading; when it gives up, as it does after an outage, the next one begins."""
+        """Run RQ's worker; when it stops after an outage, start another one."""
         from rq.exceptions import StopRequested
 
         global _take
@@ -152,7 +152,7 @@ def _worker(url: str, stopping: threading.Event, connected: Callable[[], None]) 
 
 
 def _setter(stopping: threading.Event) -> Callable[[int, FrameType | None], None]:
-    """Signals between two workers; each worker has handlers of its own."""
+    """The signal handler between two workers; each worker installs its own."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stopping.is_set():

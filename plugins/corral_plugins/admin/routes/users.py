@@ -12,12 +12,12 @@ from corral.http.answers import IfMatch, Request
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Routes
 from corral_core.accounts.api import (
+    AccountRecovery,
     Accounts,
     Invitations,
     InvitationView,
     NewUser,
     PasswordLinks,
-    Rescue,
     UserPatch,
     UserQuery,
 )
@@ -32,10 +32,10 @@ from corral_plugins.admin.shapes import (
     UserChange,
 )
 
-routes = Routes("/admin", tag="Admin")
+routes = Routes("/admin", tag="Admin", no_store=True)
 
-READ: dict[str, Any] = {"needs": "admin.read", "no_store": True}
-WRITE: dict[str, Any] = {"needs": "admin.write", "own_session": True, "no_store": True}
+READ: dict[str, Any] = {"needs": "admin.read"}
+WRITE: dict[str, Any] = {"needs": "admin.write", "own_session": True}
 
 
 @routes.get("/users", **READ)
@@ -72,7 +72,7 @@ def update_user(id: str, body: UserChange, match: IfMatch, accounts: Accounts, p
 
 
 @routes.post("/users/{id}/unlock", **WRITE)
-def unlock_user(id: str, rescue: Rescue, people: People) -> AdminUserView:
+def unlock_user(id: str, rescue: AccountRecovery, people: People) -> AdminUserView:
     """Unlock an account that is locked after failed sign-ins."""
     return people.view(rescue.unlock(id))
 
@@ -84,7 +84,7 @@ def reset_password(id: str, links: PasswordLinks) -> ResetLink:
 
 
 @routes.post("/users/{id}/reset-mfa", **WRITE, step_up=True)
-def reset_mfa(id: str, rescue: Rescue, people: People) -> AdminUserView:
+def reset_mfa(id: str, rescue: AccountRecovery, people: People) -> AdminUserView:
     """Remove the second factor of a user who lost it, and end all sessions of the user."""
     return people.view(rescue.reset_mfa(id))
 

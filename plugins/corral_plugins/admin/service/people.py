@@ -8,7 +8,7 @@ import msgspec
 
 from corral.auth.principal import Principal
 from corral.http.page import Page
-from corral_core.accounts.api import Accounts, NewUser, PasswordLinks, Rescue, UserQuery, UserView
+from corral_core.accounts.api import AccountRecovery, Accounts, NewUser, PasswordLinks, UserQuery, UserView
 from corral_plugins.admin.shapes import AdminUserView, CreatedUser
 from corral_plugins.security.api import KeyCounts
 
@@ -20,7 +20,7 @@ class People:
 
     keys: KeyCounts | None
 
-    def __init__(self, accounts: Accounts, rescue: Rescue, links: PasswordLinks) -> None:
+    def __init__(self, accounts: Accounts, rescue: AccountRecovery, links: PasswordLinks) -> None:
         self._accounts, self._rescue, self._links = accounts, rescue, links
 
     def list(self, query: UserQuery, caller: Principal) -> Page[AdminUserView]:

@@ -48,7 +48,7 @@ CALL: dict[str, Any] = {
     "seconds": MAX_SECONDS,
     "lenient": True,
     "raises": CALL_PROBLEMS,
-    "on_lease": True,
+    "delegable": True,
     "abandoned": True,
 }
 
@@ -85,13 +85,13 @@ async def create_embeddings(body: EmbeddingRequest, llm: Gateway, caller: Princi
     return Answer(body=msgspec.convert(result.response, EmbeddingList), headers=_result_headers(result))
 
 
-@routes.get("/models", needs=("llm.read", "llm.use"), on_lease=True)
+@routes.get("/models", needs=("llm.read", "llm.use"), delegable=True)
 def list_models(models: ModelListing) -> ModelList:
     """List the models of all providers with their prices (OpenAI's API)."""
     return ModelList(data=models.all())
 
 
-@routes.get("/models/{model}", needs=("llm.read", "llm.use"), on_lease=True, rest=True)
+@routes.get("/models/{model}", needs=("llm.read", "llm.use"), delegable=True, rest=True)
 def get_model(model: str, models: ModelListing) -> ModelView:
     """Return a model by `provider/model`."""
     found = models.get(model)

@@ -1,4 +1,4 @@
-"""All viewers of this process, found by what they follow: one look a record, one append a viewer, no waiting."""
+"""Distributes events to the viewers of this process: one index lookup per event, one append per viewer, no waiting."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from corral_plugins.realtime.settings import MAX_SOCKETS
 
 MAX_CLIENTS = 2000
 MAX_SUBSCRIPTIONS = 50
-FAREWELL_SECONDS = 2.0
+DRAIN_SECONDS = 2.0
 RIGHTS_EVENTS = frozenset(
     {"session.ended", "user.updated", "user.deactivated", "user.purged", "api_key.revoked", "api_key.rotated"}
 )
 
 
 class Hub:
-    """Lives on the loop. `rights_changed` rings when an event says that somebody may have lost a right."""
+    """The viewers of this process. Runs on the event loop.
+
+    `rights_changed` is set when an event shows that someone may have lost a right.
+    """
 
     def __init__(self, feed: Feed, types: EventTypes, settings: Settings) -> None:
         self._feed, self._types, self._settings = feed, types, settings
@@ -36,7 +39,7 @@ class Hub:
         self._users: Counter[str] = Counter()
         self._index: dict[str, dict[Viewer, list[Subscription]]] = {}
         self._unwatch: Callable[[], None] = lambda: None
-        self._pending = 0  # accepted, not yet signed in
+        self._pending = 0  # accepted connections that have not signed in yet
         self.dropped = 0
         self.stopping = False
         self.occupied, self._empty = asyncio.Event(), asyncio.Event()
@@ -45,24 +48,24 @@ class Hub:
 
     @property
     def position(self) -> int:
-        """The `seq` up to which events were handed on."""
+        """Return the `seq` of the last distributed event."""
         return self._feed.position
 
     def start(self) -> None:
-        """Follow the feed."""
+        """Start following the feed."""
         self.stopping = False
         self._unwatch = self._feed.watch(self.publish)
 
     async def drain(self) -> None:
-        """The server restarts: tell everybody, and give them a moment to hear it."""
+        """Tell all viewers to reconnect because the server restarts, and wait briefly until they have."""
         self.stopping = True
         self.restart_all()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FAREWELL_SECONDS):
+            async with asyncio.timeout(DRAIN_SECONDS):
                 await self._empty.wait()
 
     def stop(self) -> None:
-        """Nothing follows any more; connections are let go."""
+        """Stop following the feed and release all connections."""
         self.stopping = True
         self._unwatch()
         self._unwatch = lambda: None
@@ -70,32 +73,34 @@ class Hub:
             viewer.leave()
 
     def restart_all(self) -> None:
-        """Send everybody `reload` and close with 1012."""
+        """Send `reload` to all viewers and close them with 1012."""
         for viewer in tuple(self.viewers):
             viewer.end(RESTARTING, "reconnect with your cursor", Notice("reload"), keep=True)
 
-    # -- coming and going
+    # -- connections
 
     def refusal(self) -> Problem | None:
-        """Why this process takes no further connection, if so."""
+        """Return the problem if this process accepts no further connection."""
         if self.stopping:
             return Unavailable("The server is shutting down.", code="shutting_down")
         if len(self.viewers) + self._pending >= MAX_CLIENTS:
-            return Unavailable("This process has as many live connections as it takes.", code="overloaded")
+            return Unavailable(
+                "This process has reached its limit of live connections. Retry later.", code="overloaded"
+            )
         return None
 
     def signing_in(self, change: int) -> None:
-        """Count connections that have not signed in yet: +1, -1."""
+        """Change the count of connections that have not signed in yet by +1 or -1."""
         self._pending += change
 
     def check_user(self, user: str) -> None:
-        """Raise `TooMany` when the user has as many connections as allowed."""
+        """Raise `TooMany` if the user has reached the limit of connections."""
         allowed = self._settings.get(MAX_SOCKETS)
         if self._users[user] >= allowed:
             raise TooMany(f"One user may have {allowed} live connections; close one.", code="concurrency_limit")
 
     def join(self, viewer: Viewer) -> None:
-        """A connection begins; raises what `check_user` raises. It counts until `leave`."""
+        """Register a connection, which counts until `leave`. Raises `TooMany`, see `check_user`."""
         self.check_user(viewer.user)
         viewer.on_end = self._forget
         viewer.seen = self.position
@@ -105,12 +110,12 @@ class Hub:
         self._empty.clear()
 
     def leave(self, viewer: Viewer) -> None:
-        """The connection is over."""
+        """Remove a connection that has ended."""
         viewer.leave()
         if viewer in self.viewers:
             self.viewers.discard(viewer)
             self._users[viewer.user] -= 1
-            self._users += Counter()  # forget who has none left
+            self._users += Counter()  # drop users without connections
             if not self.viewers:
                 self.occupied.clear()
                 self._empty.set()
@@ -118,7 +123,7 @@ class Hub:
     # -- subscriptions
 
     def subscribe(self, viewer: Viewer, event: str, wanted: frozenset[tuple[str, str]] = frozenset()) -> Subscription:
-        """From now on the viewer gets these events; asked twice it is the same subscription. Raises `Refusal`."""
+        """Subscribe the viewer from now on. A repeated call returns the same subscription. Raises `Refusal`."""
         self.check(viewer.principal, event)
         key: Key = (event, wanted)
         known = viewer.subscriptions.get(key)
@@ -131,13 +136,13 @@ class Hub:
         return made
 
     def unsubscribe(self, viewer: Viewer, event: str) -> None:
-        """No more events of this name or pattern, whatever the filter."""
+        """End all subscriptions to this name or pattern, whatever their filters."""
         for key in [key for key in viewer.subscriptions if key[0] == event]:
             viewer.subscriptions.pop(key).live = False
         self._drop(viewer, event)
 
     def check(self, caller: Principal, event: str) -> None:
-        """Raise `Refusal` when no event has this name or matches this pattern, or the caller may see none that does."""
+        """Raise `Refusal` if no event matches this name or pattern, or the caller may read none that does."""
         if not self._types.knows(event):
             raise Refusal("unknown_event", f"No event is named {event}; GET /api/v1/events/types lists them.")
         if not caller.is_admin and any(kind.event == event and kind.visibility == ADMIN for kind in self._types.all()):
@@ -157,7 +162,7 @@ class Hub:
     # -- the feed
 
     def publish(self, records: Sequence[Record]) -> None:
-        """Queue new events for who follows them. Called by the feed; never waits."""
+        """Queue new events for their subscribers. Called by the feed; never waits."""
         for record in records:
             name = record.type
             if name in RIGHTS_EVENTS:
@@ -173,7 +178,7 @@ class Hub:
         slow: list[Viewer] = []
         for followers in followed:
             for viewer, subscriptions in followers.items():
-                if viewer.seen >= seq:  # another pattern has it already
+                if viewer.seen >= seq:  # already queued through another pattern
                     continue
                 if subscriptions[0].filter and not any(each.passes(item) for each in subscriptions):
                     continue
@@ -191,6 +196,6 @@ class Hub:
 
 @functools.lru_cache(maxsize=4096)
 def patterns(name: str) -> tuple[str, ...]:
-    """What may be subscribed to get this event: `a.b.c`, `a.b.*`, `a.*`, `*`."""
+    """Return the names and patterns that match an event, for example `a.b.c`, `a.b.*`, `a.*` and `*`."""
     parts = name.split(".")
     return (name, *(".".join(parts[:size]) + ".*" for size in range(len(parts) - 1, 0, -1)), "*")

@@ -1,4 +1,4 @@
-"""The messages of `/ws`, both ways, and how events look on the wire."""
+"""The messages of `/ws` in both directions, and the wire format of events."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ Cursor = Annotated[str, Meta(min_length=1, max_length=64)] | Annotated[int, Meta
 
 
 class Message(msgspec.Struct, tag_field="type", tag=str.lower, kw_only=True, forbid_unknown_fields=True):
-    """Base of what clients send."""
+    """Base of the messages that clients send."""
 
 
 class Auth(Message, tag="auth"):
-    """Sign in, or go on with a fresh token of the same user."""
+    """Signs in, or continues with a new token of the same user."""
 
     token: Annotated[str, Meta(min_length=1, max_length=8192)]
 
 
 class Ping(Message, tag="ping"):
-    """Asks for a pong."""
+    """Asks for a `pong`."""
 
 
 class Subscribe(Message, tag="subscribe"):
-    """`event` is exact, `task.*` or `*`; with `since` what came after it is sent first."""
+    """Subscribes to an event name or a pattern such as `task.*` or `*`. `since` first replays the events after it."""
 
     event: EventName
     filter: Filter | UnsetType = UNSET
@@ -47,13 +47,13 @@ class Subscribe(Message, tag="subscribe"):
 
 
 class Unsubscribe(Message, tag="unsubscribe"):
-    """Ends every subscription of this `event`, whatever its filter."""
+    """Ends all subscriptions to this `event`, whatever their filters."""
 
     event: EventName
 
 
 class Resume(Message, tag="resume"):
-    """Sends all subscriptions what came after this event."""
+    """Replays the events after this one for all subscriptions."""
 
     last_event_id: Cursor
 
@@ -62,7 +62,7 @@ ClientMessage = Auth | Ping | Subscribe | Unsubscribe | Resume
 
 
 class Refusal(Exception):
-    """A message that is answered by an `error` frame."""
+    """A message from the client that is answered with an `error` frame."""
 
     def __init__(self, code: str, detail: str) -> None:
         self.code, self.detail = code, detail
@@ -70,7 +70,7 @@ class Refusal(Exception):
 
 
 def read(message: str | bytes) -> ClientMessage:
-    """The message of a text frame; `Refusal` when it is none."""
+    """Parse a text frame. Raises `Refusal` if it is not a valid message."""
     if isinstance(message, bytes):
         raise Refusal("malformed_json", "Send text frames, not binary ones.")
     try:
@@ -81,13 +81,13 @@ def read(message: str | bytes) -> ClientMessage:
         said: ClientMessage = msgspec.convert(value, ClientMessage)
     except msgspec.ValidationError as error:
         raise Refusal(
-            "validation_error", f"{error}. The types are auth, ping, subscribe, unsubscribe, resume."
+            "validation_error", f"{error}. Valid types are auth, ping, subscribe, unsubscribe and resume."
         ) from None
     return said
 
 
 def read_cursor(cursor: str | int) -> str:
-    """A cursor as the log takes it: a `seq`, or an event's id; `Refusal` when it is neither."""
+    """Return a cursor as text: a `seq` or the id of an event. Raises `Refusal` for anything else."""
     text = str(cursor)
     if (text.isascii() and text.isdigit() and len(text) < 19) or ID_PATTERN.fullmatch(text):
         return text
@@ -104,7 +104,7 @@ class _EventFrame(msgspec.Struct, tag_field="type", tag="event", kw_only=True):
 
 
 class Item:
-    """An event on its way: parsed and encoded at most once for all who get it."""
+    """An event to deliver. It is parsed and encoded at most once for all its viewers."""
 
     __slots__ = ("_chunk", "_payload", "_text", "record")
 
@@ -116,14 +116,14 @@ class Item:
 
     @property
     def payload(self) -> dict[str, Any]:
-        """Its data."""
+        """Return the parsed data of the event."""
         if self._payload is None:
             self._payload = self.record.payload()
         return self._payload
 
     @property
     def text(self) -> str:
-        """Its frame."""
+        """Return the event as a WebSocket frame."""
         if self._text is None:
             record = self.record
             frame = _EventFrame(
@@ -139,14 +139,14 @@ class Item:
 
     @property
     def chunk(self) -> bytes:
-        """Its part of an SSE stream."""
+        """Return the event as an SSE block."""
         if self._chunk is None:
             self._chunk = f"id: {self.record.seq}\nevent: {self.record.type}\ndata: {self.text}\n\n".encode()
         return self._chunk
 
 
 class Notice:
-    """Any other frame: `Notice("pong", ts=…)`."""
+    """Any other frame, for example `Notice("pong", ts=…)`."""
 
     __slots__ = ("kind", "text")
 
@@ -156,12 +156,12 @@ class Notice:
 
     @property
     def chunk(self) -> bytes:
-        """As an SSE event. It has no id, so the client's cursor stays at the last event."""
+        """Return the notice as an SSE block. It has no id, so the client's cursor stays at the last event."""
         return f"event: {self.kind}\ndata: {self.text}\n\n".encode()
 
 
 class Close:
-    """The end of the connection: a WebSocket code and its reason."""
+    """The end of the connection: a WebSocket close code and its reason."""
 
     __slots__ = ("code", "reason")
 
@@ -170,7 +170,7 @@ class Close:
 
 
 def instant(expires_at: float | None) -> str | None:
-    """The end of a credential as an instant."""
+    """Format the expiry of a credential as an instant."""
     return None if expires_at is None else clock.format_instant(expires_at)
 
 

@@ -1,7 +1,7 @@
-"""From a place in the log to where live events begin: nothing missing, nothing twice.
+"""Replays the event log from a cursor up to the point where live events begin, without gaps or duplicates.
 
-A replay stands in the viewer's queue before every live event that came after it was asked for, and is read from the log
-only as fast as the viewer takes it. It reads up to where its subscriptions began to be served live.
+A replay is queued ahead of all live events that arrive after it was requested. It is read from the log only as fast as
+the viewer consumes it, and it ends where live delivery of its subscriptions began.
 """
 
 from __future__ import annotations
@@ -21,41 +21,47 @@ from corral_plugins.realtime.service.messages import Item, Notice
 from corral_plugins.realtime.service.viewer import Subscription, Viewer
 from corral_plugins.realtime.settings import REPLAY_LIMIT
 
-AT_ONCE = 200
-WINDOW = 20_000  # numbers looked through at once for rare names
-LONGEST_DAYS = 30
+BATCH_SIZE = 200
+WINDOW = 20_000  # the number of `seq` values scanned in one query for rare names
+MAX_AGE_DAYS = 30
 
 Names = tuple[str, ...] | None  # None: all
 
 
 class Replays:
-    """Makes replays."""
+    """Creates replays."""
 
     def __init__(self, work: Work, types: EventTypes, settings: Settings) -> None:
         self.work, self._types, self._settings = work, types, settings
 
     @property
     def limit(self) -> int:
-        """How many events one replay sends at most."""
+        """Return the maximum number of events in one replay."""
         return self._settings.get(REPLAY_LIMIT)
 
     def names(self, wanted: Sequence[Subscription]) -> Names:
-        """The event names that these subscriptions mean."""
+        """Return the event names that these subscriptions match, or None for all."""
         events = [each.event for each in wanted]
         return None if "*" in events else tuple(self._types.expand(events))
 
-    def make(self, viewer: Viewer, cursor: str, wanted: Sequence[Subscription], *, tell: bool = False) -> LogReplay:
-        """What came after `cursor` for these subscriptions of the viewer. `tell`: with `resumed` at the end."""
-        return LogReplay(self, viewer, cursor, tuple(wanted), tell=tell)
+    def make(self, viewer: Viewer, cursor: str, wanted: Sequence[Subscription], *, confirm: bool = False) -> LogReplay:
+        """Create a replay of the events after `cursor` for these subscriptions. `confirm` adds `resumed` at the end."""
+        return LogReplay(self, viewer, cursor, tuple(wanted), confirm=confirm)
 
 
 class LogReplay:
     """Implements `corral_plugins.realtime.service.viewer.Replay`."""
 
     def __init__(
-        self, replays: Replays, viewer: Viewer, cursor: str, wanted: tuple[Subscription, ...], *, tell: bool
+        self, replays: Replays, viewer: Viewer, cursor: str, wanted: tuple[Subscription, ...], *, confirm: bool
     ) -> None:
-        self._replays, self._viewer, self._cursor, self._wanted, self._tell = replays, viewer, cursor, wanted, tell
+        self._replays, self._viewer, self._cursor, self._wanted, self._confirm = (
+            replays,
+            viewer,
+            cursor,
+            wanted,
+            confirm,
+        )
         self._served: list[tuple[Subscription, int]] = []
         self._names: Names = None
         self._place: int | None = None
@@ -63,21 +69,21 @@ class LogReplay:
         self._over = False
 
     async def more(self) -> Sequence[Item | Notice] | None:
-        """The next part, perhaps empty; None at the end."""
+        """Return the next part, which may be empty, or None at the end."""
         if self._place is None:
             return await self._begin()
         if self._over:
             return None
         if self._place >= self._until:
             self._over = True
-            return [Notice("resumed", cursor=max(self._until, self._place))] if self._tell else None
+            return [Notice("resumed", cursor=max(self._until, self._place))] if self._confirm else None
         records, self._place = await self._replays.work(self._next, read=True)
         return [item for item in map(Item, records) if self._is_due(item)]
 
     async def _begin(self) -> Sequence[Notice]:
-        """Find the place. Each subscription is served from there on, so that a later replay repeats nothing.
+        """Find the start position. Subscriptions count as served from there, so that a later replay repeats nothing.
 
-        A client that comes from a process that was further on may be ahead of what this one has handed on.
+        A client that comes from a process that was further ahead may already have events that this one has not seen.
         """
         self._served = [(each, each.since) for each in self._viewer.subscriptions.values()]
         self._until = max((each.since for each in self._wanted), default=0)
@@ -94,7 +100,7 @@ class LogReplay:
         return [Notice("gap", **{"from": None if asked is None else asked + 1, "to": place})]
 
     def _is_due(self, item: Item) -> bool:
-        """Whether it is asked for, and no subscription has brought it already."""
+        """Return whether a subscription wants the event and none has delivered it already."""
         if not any(each.live and each.matches(item) for each in self._wanted):
             return False
         seq = item.record.seq
@@ -103,13 +109,13 @@ class LogReplay:
     # -- in a read unit
 
     def _kept(self) -> tuple[int | None, int]:
-        """The `seq` that was asked for (None: its event is gone), and where to begin: in the log, 30 days at most."""
+        """Return the requested `seq` (None if its event is gone) and the start position, at most 30 days back."""
         asked = event_log.seq_of(self._cursor)
         place = max(-1 if asked is None else min(asked, event_log.last_seq()), event_log.first_seq() - 1, 0)
-        return asked, max(place, _before(clock.now(-LONGEST_DAYS * 86_400), place, self._until))
+        return asked, max(place, _before(clock.now(-MAX_AGE_DAYS * 86_400), place, self._until))
 
     async def _within_limit(self, place: int) -> int:
-        """The place from which at most `limit` events follow; windows keep each look short."""
+        """Return the position that at most `limit` events follow. Windows keep each query short."""
         limit, high = self._replays.limit, self._until
         if high - place <= limit:
             return place
@@ -132,19 +138,19 @@ class LogReplay:
         return [seq for (seq,) in query.order_by(EventRow.seq.desc()).limit(count).tuples()]
 
     def _next(self) -> tuple[list[Record], int]:
-        """The next records and the place behind them."""
+        """Return the next records and the position after them."""
         assert self._place is not None
         if self._names is None:
-            records = event_log.read(self._place, AT_ONCE, until=self._until)
-            return records, records[-1].seq if len(records) == AT_ONCE else self._until
+            records = event_log.read(self._place, BATCH_SIZE, until=self._until)
+            return records, records[-1].seq if len(records) == BATCH_SIZE else self._until
         end = min(self._until, self._place + WINDOW)
         where = [EventRow.seq > self._place, EventRow.seq <= end, EventRow.type.in_(self._names)]
-        records = event_log.select(where, AT_ONCE)
-        return records, records[-1].seq if len(records) == AT_ONCE else end
+        records = event_log.select(where, BATCH_SIZE)
+        return records, records[-1].seq if len(records) == BATCH_SIZE else end
 
 
 def _before(instant: str, low: int, high: int) -> int:
-    """The last `seq` in `low..high` whose event is older than `instant`; `low` when none is. A few indexed looks."""
+    """Return the last `seq` in `low..high` older than `instant`, or `low` if there is none. Binary search by index."""
     first = _first_after(low)
     if first is None or first[1] >= instant:
         return low

@@ -1,4 +1,4 @@
-"""Who the viewers are, now: every principal is read again before it is a second old, in one unit for many."""
+"""Rechecks the rights of all viewers: every principal is reread within a second, many in one unit of work."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ log = logging.getLogger("corral.realtime")
 PERMISSION = "realtime.read"
 SWEEP_SECONDS = 0.75
 RETRY_SECONDS = 0.2
-AT_ONCE = 200
+BATCH_SIZE = 200
 WARN_SECONDS = 60.0
 
 
 class Rights:
-    """Signs viewers in and follows what becomes of their rights."""
+    """Signs viewers in and keeps their rights up to date."""
 
     def __init__(
         self, hub: Hub, work: Work, credentials: Credentials, tickets: Tickets, events: EventRights, settings: Settings
@@ -40,16 +40,19 @@ class Rights:
         self._sweeping: asyncio.Task[None] | None = None
 
     async def by_credential(self, credential: str, client_ip: str) -> Viewer:
-        """A viewer for a token or key; `Unauthorized`, `Forbidden`."""
+        """Create a viewer for a token or API key. Raises `Unauthorized` and `Forbidden`."""
         return await self._viewer(lambda: self._credentials.authenticate(credential), client_ip)
 
     async def by_ticket(self, ticket: str, client_ip: str) -> Viewer:
-        """A viewer for a ticket, which is used up; `Unauthorized`, `Forbidden`."""
+        """Create a viewer for a ticket and consume the ticket. Raises `Unauthorized` and `Forbidden`."""
         principal = await self._work(lambda: self._tickets.redeem(ticket))
         return await self._viewer(lambda: self._tickets.reread(principal), client_ip)
 
-    async def again(self, viewer: Viewer, credential: str) -> bool:
-        """Go on with a fresh token of the same user; False when it is another's. `Unauthorized`, `Forbidden`."""
+    async def renew(self, viewer: Viewer, credential: str) -> bool:
+        """Continue with a new token of the same user. Return False for another user's token.
+
+        Raises `Unauthorized` and `Forbidden`.
+        """
         fresh = await self.by_credential(credential, viewer.client_ip)
         if fresh.user != viewer.user or fresh.principal.kind != viewer.principal.kind:
             return False
@@ -57,7 +60,7 @@ class Rights:
         return True
 
     async def watch(self) -> None:
-        """Sweep for ever while there are viewers; at once when an event says that rights changed. Supervised."""
+        """Sweep while there are viewers, at once when an event says that rights changed. Runs supervised, for ever."""
         while True:
             await self._hub.occupied.wait()
             with contextlib.suppress(TimeoutError):
@@ -76,21 +79,19 @@ class Rights:
         return viewer
 
     async def _fresh(self) -> None:
-        """Return when a sweep that began after this call, or the one that runs, is done. Many callers share one."""
+        """Wait for the running sweep, or start one. Concurrent callers share it."""
         if self._sweeping is None or self._sweeping.done():
             self._sweeping = asyncio.create_task(self._sweep())
         await asyncio.shield(self._sweeping)
 
     async def _sweep(self) -> None:
         viewers = list(self._hub.viewers)
-        for start in range(0, len(viewers), AT_ONCE):
-            part = viewers[start : start + AT_ONCE]
+        for start in range(0, len(viewers), BATCH_SIZE):
+            part = viewers[start : start + BATCH_SIZE]
             began = asyncio.get_running_loop().time()
             try:
                 found = await self._work(lambda part=part: _read(part), read=True)  # type: ignore[misc]  # bound per round
-            except (
-                Problem
-            ):  # the database cannot answer: there are no events either, and nobody is judged by old rights
+            except Problem:  # without the database there are no events either, so no stale right is used
                 log.warning("rights of live connections could not be read", exc_info=True)
                 await asyncio.sleep(RETRY_SECONDS)
                 return
@@ -104,9 +105,9 @@ class Rights:
                 raise found
             _check(found)
         except Problem as problem:
-            viewer.cut(close_code(problem), problem.code)
+            viewer.revoke(close_code(problem), problem.code)
             return
-        if viewer.checked > began:  # signed in again while this sweep was under way
+        if viewer.checked > began:  # renewed while this sweep was running
             return
         viewer.principal, viewer.checked = found, began
         ends = found.expires_at
@@ -116,14 +117,14 @@ class Rights:
 
 
 def close_code(problem: Problem) -> int:
-    """How a socket is closed whose caller met this problem."""
+    """Return the WebSocket close code for a problem of the caller."""
     return FORBIDDEN if problem.status == 403 else UNAUTHENTICATED
 
 
 def _check(principal: Principal) -> None:
-    """Raise unless the caller may follow events."""
+    """Raise `Forbidden` or `Unauthorized` unless the caller may follow events."""
     if principal.kind == "worker":
-        raise Forbidden("Workers have their own signals: GET /api/v1/workers/{id}/signals.")
+        raise Forbidden("Workers cannot follow events. They receive signals at GET /api/v1/workers/{id}/signals.")
     if principal.limited is not None:
         raise Forbidden(code=principal.limited)
     if not principal.may(PERMISSION):
@@ -133,7 +134,7 @@ def _check(principal: Principal) -> None:
 
 
 def _read(viewers: Sequence[Viewer]) -> list[Principal | Problem]:
-    """Who each is now, or why nobody can tell. Raises only what keeps all of them from being read."""
+    """Return each viewer's current principal, or the problem with it. Raises only faults that affect all viewers."""
     found: list[Principal | Problem] = []
     for viewer in viewers:
         try:

@@ -1,4 +1,4 @@
-"""`/ws`: from handshake to close. One task reads, the connection's own sends."""
+"""Serves `/ws` from the handshake to the close. One task reads; the connection's own task sends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from corral import clock
 from corral.auth.credentials import read_credential
 from corral.errors import Forbidden, Malformed, Problem, TooMany, Unauthorized
-from corral.http.sockets import SocketConnection
+from corral.http.routes import SocketConnection
 from corral.plugin import Settings
 from corral_plugins.realtime.service.hub import Hub
 from corral_plugins.realtime.service.messages import (
@@ -39,11 +39,11 @@ from corral_plugins.realtime.settings import CORS_ORIGINS
 SIGN_IN_SECONDS = 10.0
 CLOSING_SECONDS = 2.0
 MESSAGES_PER_SECOND = 20
-BREATHE_EVERY = 64
+YIELD_EVERY = 64
 
 
 class _Refused(Exception):
-    """Nobody signed in: close with this code."""
+    """The client did not sign in. The socket is closed with this code."""
 
     def __init__(self, code: int, reason: str) -> None:
         self.code, self.reason = code, reason
@@ -57,10 +57,11 @@ class Sockets:
         self._hub, self._rights, self._replays, self._settings = hub, rights, replays, settings
 
     async def serve(self, connection: SocketConnection) -> None:
-        """The whole life of a connection."""
+        """Serve one connection until it ends."""
         origin = connection.request.header("origin")
         if origin is not None and not self._is_own(origin, connection.request.header("host")):
-            await connection.refuse(Forbidden("Pages of other origins may not open sockets here (http.cors_origins)."))
+            detail = "Pages of other origins may not open sockets here. An admin can allow them in http.cors_origins."
+            await connection.refuse(Forbidden(detail))
             return
         refusal = self._hub.refusal()
         if refusal is not None:
@@ -91,7 +92,7 @@ class Sockets:
     # -- signing in
 
     async def _sign_in(self, connection: SocketConnection) -> Viewer:
-        """By the handshake, or by the first message."""
+        """Sign in with a credential in the handshake or in the first message."""
         try:
             async with asyncio.timeout(SIGN_IN_SECONDS):
                 return await self._by_handshake(connection) or await self._by_message(connection)
@@ -108,7 +109,7 @@ class Sockets:
         header = read_credential(request.header("authorization"), request.header("x-api-key"))
         token, ticket = query.get("token"), query.get("ticket")
         if sum(given is not None for given in (header, token, ticket)) > 1:
-            raise Malformed("Two credentials: send one.")
+            raise Malformed("The request has two credentials. Send only one.")
         if ticket is not None:
             return await self._rights.by_ticket(ticket, request.client_ip)
         credential = header or token
@@ -128,7 +129,7 @@ class Sockets:
         viewer.put(_auth_ok(viewer))
         return viewer
 
-    # -- talking
+    # -- messages
 
     async def _converse(self, connection: SocketConnection, viewer: Viewer) -> None:
         task = asyncio.current_task()
@@ -144,7 +145,9 @@ class Sockets:
         listening = asyncio.create_task(self._listen(connection, viewer))
         try:
             await self._send(connection, viewer)
-            await asyncio.wait({listening}, timeout=CLOSING_SECONDS)  # unread bytes would reset the connection
+            await asyncio.wait(
+                {listening}, timeout=CLOSING_SECONDS
+            )  # closing with unread bytes would reset the connection
         except asyncio.CancelledError:
             if not aborted:
                 raise
@@ -157,7 +160,7 @@ class Sockets:
 
     @staticmethod
     async def _send(connection: SocketConnection, viewer: Viewer) -> None:
-        """Everything that is queued, until the end. A sleep now and then lets others run while there is much."""
+        """Send queued entries until the end. Yields to other tasks now and then while the queue is long."""
         sent = 0
         while (entry := viewer.poll() or await viewer.take()) is not None:
             if isinstance(entry, Close):
@@ -165,22 +168,22 @@ class Sockets:
                 return
             await connection.send(entry.text)
             sent += 1
-            if sent % BREATHE_EVERY == 0:
+            if sent % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
 
     async def _listen(self, connection: SocketConnection, viewer: Viewer) -> None:
-        """Read to the end, whatever comes; what an ended connection still says is not heard."""
+        """Read messages until the client closes. Messages after the end of the conversation are ignored."""
         allowance = Allowance()
         try:
             while (message := await connection.receive()) is not None:
                 if viewer.ended:
                     continue
                 if len(message.encode() if isinstance(message, str) else message) > MESSAGE_LIMIT:
-                    viewer.end(TOO_BIG, "a message has at most 64 KiB", keep=True)
+                    viewer.end(TOO_BIG, "messages are limited to 64 KiB", keep=True)
                 elif not allowance.take():
                     self._slow_down(viewer, allowance)
                 else:
-                    await self._hear(viewer, message)
+                    await self._handle(viewer, message)
         finally:
             viewer.leave()
 
@@ -190,14 +193,14 @@ class Sockets:
             viewer.end(TOO_MANY, f"more than {MESSAGES_PER_SECOND} messages a second", keep=True)
         else:
             allowance.warned = True
-            detail = f"At most {MESSAGES_PER_SECOND} messages a second; the next one too many closes the connection."
+            detail = f"Send at most {MESSAGES_PER_SECOND} messages a second. The next excess closes the connection."
             viewer.refuse(Refusal("rate_limited", detail))
 
-    async def _hear(self, viewer: Viewer, message: str | bytes) -> None:
+    async def _handle(self, viewer: Viewer, message: str | bytes) -> None:
         try:
             said = read(message)
             if isinstance(said, Auth):
-                await self._again(viewer, said)
+                await self._renew(viewer, said)
             else:
                 self._answer(viewer, said)
         except Refusal as refusal:
@@ -211,7 +214,7 @@ class Sockets:
             viewer.put(Notice("unsubscribed", event=said.event))
         elif isinstance(said, Resume):
             cursor = read_cursor(said.last_event_id)
-            viewer.put(self._replays.make(viewer, cursor, tuple(viewer.subscriptions.values()), tell=True))
+            viewer.put(self._replays.make(viewer, cursor, tuple(viewer.subscriptions.values()), confirm=True))
         elif isinstance(said, Ping):
             viewer.put(Notice("pong", ts=clock.now()))
 
@@ -223,27 +226,27 @@ class Sockets:
         if cursor is not None:
             viewer.put(self._replays.make(viewer, cursor, (made,)))
 
-    async def _again(self, viewer: Viewer, said: Auth) -> None:
+    async def _renew(self, viewer: Viewer, said: Auth) -> None:
         try:
-            same = await self._rights.again(viewer, said.token)
+            same = await self._rights.renew(viewer, said.token)
         except Problem as problem:
-            viewer.cut(close_code(problem), problem.code)
+            viewer.revoke(close_code(problem), problem.code)
             return
         if same:
             viewer.put(_auth_ok(viewer))
         else:
-            viewer.cut(UNAUTHENTICATED, "the token is another user's")
+            viewer.revoke(UNAUTHENTICATED, "the token is another user's")
 
 
 class Allowance:
-    """A bucket of messages that fills at `MESSAGES_PER_SECOND`."""
+    """A token bucket of messages that refills at `MESSAGES_PER_SECOND`."""
 
     def __init__(self) -> None:
         self.warned = False
         self._left, self._at = float(MESSAGES_PER_SECOND), time.monotonic()
 
     def take(self) -> bool:
-        """Whether one more message is allowed now."""
+        """Take one token. Return False if the bucket is empty."""
         now = time.monotonic()
         self._left = min(float(MESSAGES_PER_SECOND), self._left + (now - self._at) * MESSAGES_PER_SECOND)
         self._at = now

@@ -1,4 +1,4 @@
-"""Events as SSE: the same viewers, another way out."""
+"""Serves a viewer over server-sent events."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from corral_plugins.realtime.service.replay import Replays
 from corral_plugins.realtime.service.viewer import Viewer
 
 COMMENT_SECONDS = 15.0
-AT_ONCE = 64
+BATCH_SIZE = 64
 
 
 class EventStream:
-    """The chunks of one stream. It joins the hub with the first, so one that never starts leaves nothing behind."""
+    """The chunks of one stream. It joins the hub with the first chunk, so an unstarted stream needs no cleanup."""
 
     def __init__(
         self, hub: Hub, replays: Replays, viewer: Viewer, patterns: tuple[str, ...], cursor: str | None
@@ -43,13 +43,13 @@ class EventStream:
                 self._over = True
                 break
             parts.append(entry.chunk)
-            entry = self._viewer.poll() if len(parts) < AT_ONCE else None
+            entry = self._viewer.poll() if len(parts) < BATCH_SIZE else None
         if not parts:
             raise StopAsyncIteration
         return b"".join(parts)
 
     async def aclose(self) -> None:
-        """The client has left, or the stream is over."""
+        """Leave the hub, because the client disconnected or the stream ended."""
         self._over = True
         self._hub.leave(self._viewer)
 
@@ -61,7 +61,7 @@ class EventStream:
         try:
             self._hub.join(self._viewer)
             made = [self._hub.subscribe(self._viewer, pattern) for pattern in self._patterns]
-        except (TooMany, Refusal):  # both were checked when the request came; the state changed since
+        except (TooMany, Refusal):  # the request checked both, and the state has changed since
             self._over = True
         else:
             if self._cursor is not None:

@@ -1,4 +1,4 @@
-"""One connected reader: who it is, what it follows, and what waits to be sent to it."""
+"""One connected client: its principal, its subscriptions and its send queue."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from corral.auth.principal import Principal
 from corral.events.log import Record
 from corral_plugins.realtime.service.messages import INVALID, TOO_SLOW, Close, Item, Notice, Refusal
 
-FRESH_SECONDS = 1.0
-ENDING_SECONDS, CUT_SECONDS = 10.0, 1.0
+MAX_RIGHTS_AGE_SECONDS = 1.0
+CLOSE_SECONDS, REVOKED_CLOSE_SECONDS = 10.0, 1.0
 MAX_ERRORS = 10
 
 Key = tuple[str, frozenset[tuple[str, str]]]
@@ -21,9 +21,9 @@ ENTRIES = (Item, Notice, Close)
 
 
 class Subscription:
-    """One event name or pattern with its filter. Everything that matches after `since` was sent, or is queued.
+    """An event name or pattern with a filter. Every match after `since` was sent or is queued.
 
-    What matches up to `known` the client has, perhaps from another process that was further on than this one.
+    The client already has every match up to `known`, possibly from another process that was further ahead.
     """
 
     __slots__ = ("event", "filter", "known", "live", "prefix", "since")
@@ -34,28 +34,31 @@ class Subscription:
         self.live = True
 
     def matches(self, item: Item) -> bool:
-        """Whether the event is asked for."""
+        """Return whether the event matches the name or pattern and the filter."""
         name = item.record.type
         if self.event not in (name, "*") and (self.prefix is None or not name.startswith(self.prefix)):
             return False
         return not self.filter or self.passes(item)
 
     def passes(self, item: Item) -> bool:
-        """Whether the event's data has the values of the filter."""
+        """Return whether the data of the event matches the filter."""
         payload = item.payload
         return all(payload.get(name) == value for name, value in self.filter)
 
 
 class Replay(Protocol):
-    """A piece of the log that is sent before what is queued after it."""
+    """A part of the log that is sent before later entries of the queue."""
 
     async def more(self) -> Sequence[Item | Notice] | None:
-        """The next part; None at the end."""
+        """Return the next part, or None at the end."""
         ...
 
 
 class Viewer:
-    """`put` and `offer` never block; `take` is called by the one task that sends. Everything runs on the loop."""
+    """A connected client. Runs on the event loop.
+
+    `put` and `offer` never block. Only the task that sends calls `take`.
+    """
 
     def __init__(
         self,
@@ -68,19 +71,17 @@ class Viewer:
     ) -> None:
         self.principal, self.reread, self.checked, self.client_ip = principal, reread, checked, client_ip
         self._can_read = can_read
-        self.fresh: Callable[[], Awaitable[None]] = (
-            _nothing  # has the principal read again; set by who keeps the rights
-        )
+        self.fresh: Callable[[], Awaitable[None]] = _nothing  # rereads the principal; set by `Rights`
         self.limit = limit
         self._now = asyncio.get_running_loop().time
         self.subscriptions: dict[Key, Subscription] = {}
-        self.seen = 0  # the seq of the last live event that was offered
+        self.seen = 0  # the `seq` of the last live event that was offered
         self.ahead = 0  # the greatest `known` of the subscriptions
         self.queue: deque[Entry | Replay] = deque()
         self.ended = self.left = self.revoked = False
         self.warned_of: float | None = None
         self.on_end: Callable[[Viewer], None] = lambda viewer: None
-        self.abort: Callable[[], object] = lambda: None  # ends whatever waits for the client to read
+        self.abort: Callable[[], object] = lambda: None  # cancels a send that waits for the client to read
         self._errors = 0
         self._backlog: deque[Item | Notice] = deque()
         self._replay: Replay | None = None
@@ -89,13 +90,13 @@ class Viewer:
 
     @property
     def user(self) -> str:
-        """Whose connection it is, for limits."""
+        """Return the id under which the connection counts towards limits."""
         return self.principal.user_id or self.principal.id
 
-    # -- what is to be sent
+    # -- queueing
 
     def offer(self, item: Item) -> bool:
-        """Queue a live event; False when there is no room: the caller then says `lag`."""
+        """Queue a live event. Return False if the queue is full; the caller then calls `lag`."""
         if len(self.queue) >= self.limit:
             return False
         self.queue.append(item)
@@ -104,7 +105,7 @@ class Viewer:
         return True
 
     def put(self, entry: Notice | Replay) -> None:
-        """Queue anything else. A client that asks without reading the answers is too slow as well."""
+        """Queue anything else. A client that sends requests without reading the answers is too slow as well."""
         if self.ended:
             return
         if len(self.queue) >= self.limit:
@@ -114,14 +115,17 @@ class Viewer:
         self.wake()
 
     def refuse(self, refusal: Refusal) -> None:
-        """Answer with an `error` frame; the tenth ends the connection."""
+        """Send an `error` frame. The tenth ends the connection."""
         self._errors += 1
         self.put(Notice("error", code=refusal.code, detail=refusal.detail))
         if self._errors >= MAX_ERRORS:
             self.end(INVALID, "ten errors in one connection", keep=True)
 
     def lag(self) -> int:
-        """Too slow: what waits is dropped, the client learns from where, and it ends. How many events were dropped."""
+        """End a connection that is too slow: drop the queue and tell the client from which `seq` on.
+
+        Return the number of dropped events.
+        """
         if self.ended:
             return 0
         lost = [entry for entry in (*self._backlog, *self.queue) if isinstance(entry, Item)]
@@ -130,7 +134,7 @@ class Viewer:
         return len(lost)
 
     def end(self, code: int, reason: str, last: Notice | None = None, *, keep: bool = False) -> None:
-        """End the connection, once. `last` is sent before; `keep`: what waits is sent too."""
+        """End the connection; later calls do nothing. `last` is sent before, and with `keep` the queue is too."""
         if self.ended:
             return
         self.ended = True
@@ -142,17 +146,17 @@ class Viewer:
         if last is not None:
             self.queue.append(last)
         self.queue.append(Close(code, reason))
-        patience = CUT_SECONDS if self.revoked else ENDING_SECONDS
+        patience = REVOKED_CLOSE_SECONDS if self.revoked else CLOSE_SECONDS
         self._timer = asyncio.get_running_loop().call_later(patience, self.abort)
         self.wake()
 
-    def cut(self, code: int, reason: str) -> None:
-        """The right to follow is lost: no further event is sent, whatever waits."""
+    def revoke(self, code: int, reason: str) -> None:
+        """End the connection because the client lost its rights. No queued event is sent any more."""
         self.revoked = True
         self.end(code, reason)
 
     def leave(self) -> None:
-        """The client has gone, or the connection is over: nothing more is sent."""
+        """Stop sending, because the client disconnected or the connection ended."""
         self.left = True
         if not self.ended:
             self.ended = True
@@ -162,7 +166,7 @@ class Viewer:
         self.wake()
 
     def wake(self) -> None:
-        """There is something to do for `take`."""
+        """Wake up `take`."""
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -170,7 +174,7 @@ class Viewer:
     # -- sending
 
     def poll(self) -> Entry | None:
-        """What to send next, judged by the rights of this moment; None: nothing that could be sent without waiting."""
+        """Return the next entry that the current rights allow, or None if nothing can be sent without waiting."""
         while not self.left:
             source: deque[Any] = self._backlog or self.queue
             if not source or (source is self.queue and (self._replay is not None or type(source[0]) not in ENTRIES)):
@@ -179,7 +183,7 @@ class Viewer:
             if type(entry) is not Item:
                 source.popleft()
                 return entry
-            if self._now() - self.checked > FRESH_SECONDS:
+            if self._now() - self.checked > MAX_RIGHTS_AGE_SECONDS:
                 return None
             source.popleft()
             if source is self.queue and entry.record.seq <= self.ahead and self._was_seen(entry):
@@ -189,11 +193,11 @@ class Viewer:
         return None
 
     def _was_seen(self, item: Item) -> bool:
-        """Whether the client has it, by each subscription that asks for it."""
+        """Return whether the client already has the event through every subscription that matches it."""
         return all(item.record.seq <= each.known for each in self.subscriptions.values() if each.matches(item))
 
     async def take(self, idle_seconds: float | None = None) -> Entry | None:
-        """What `poll` gives, after waiting for it; None: nothing for `idle_seconds`, or the client has left."""
+        """Wait for the next entry. Return None after `idle_seconds` without one, or when the client has left."""
         while not self.left:
             entry = self.poll()
             if entry is not None:
@@ -208,12 +212,12 @@ class Viewer:
             elif isinstance(self.queue[0], ENTRIES):
                 await self.fresh()
             else:
-                self._replay = self.queue.popleft()  # type: ignore[assignment]  # what is no entry is a replay
+                self._replay = self.queue.popleft()  # type: ignore[assignment]  # the only other kind is a replay
         return None
 
     async def _go_on(self, replay: Replay) -> None:
         part = await replay.more()
-        if self._replay is not replay:  # it ended meanwhile
+        if self._replay is not replay:  # the connection ended in the meantime
             return
         if part is None:
             self._replay = None

@@ -15,7 +15,7 @@ from corral_plugins.security.shapes import Address, Judgement, NewRules, Revocat
 
 READ, WRITE = "security.read", "security.write"
 
-routes = Routes("/security", tag="Security")
+routes = Routes("/security", tag="Security", no_store=True)
 
 
 @routes.get("/", needs=READ, live=True)

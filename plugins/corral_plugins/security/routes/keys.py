@@ -17,7 +17,7 @@ from corral_plugins.security.shapes import (
     ScopeView,
 )
 
-routes = Routes("/security", tag="Security")
+routes = Routes("/security", tag="Security", no_store=True)
 
 
 @routes.get("/api-keys", needs=SIGNED_IN)
@@ -31,7 +31,6 @@ def list_api_keys(query: KeyQuery, caller: Principal, keys: ApiKeys) -> Page[Key
     needs=SIGNED_IN,
     own_session=True,
     status=201,
-    no_store=True,
     raises=("quota_exceeded", "reauth_required"),
 )
 def create_api_key(body: NewKey, caller: Principal, keys: ApiKeys) -> IssuedKey:
@@ -59,7 +58,6 @@ def revoke_api_key(id: str, caller: Principal, keys: ApiKeys) -> None:
     "/api-keys/{id}/rotate",
     needs=SIGNED_IN,
     own_session=True,
-    no_store=True,
     raises=("invalid_state", "reauth_required"),
 )
 def rotate_api_key(id: str, body: Rotation, caller: Principal, keys: ApiKeys) -> IssuedKey:

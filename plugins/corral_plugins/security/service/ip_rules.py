@@ -12,7 +12,7 @@ from corral.auth.principal import Principal
 from corral.errors import Conflict, Fault, Invalid, PreconditionFailed
 from corral.events.event import emit
 from corral.http.answers import IfMatch
-from corral.http.client import fold
+from corral.http.client_address import fold
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.security.events import IpRulesChanged

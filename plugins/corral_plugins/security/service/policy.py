@@ -99,7 +99,7 @@ class Policy:
         found = {
             "registration_open_on_public_bind": here.is_public and values["registration"] == "open",
             "rate_limits_off": not here.rate_limits,
-            "metrics_open": here.metrics_open,
+            "metrics_open": here.is_public and here.metrics_token is None,
             "key_in_data_dir": here.key_in_data_dir,
             "ip_rules_disabled": here.ip_rules_disabled,
         }

@@ -9,7 +9,7 @@ import msgspec
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.crypto import Keyring, place
+from corral.crypto import Sealer, place
 from corral.errors import Unavailable
 from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Setting
@@ -32,8 +32,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 class SettingRows:
     """The only writer of the plugin's tables."""
 
-    def __init__(self, keyring: Keyring) -> None:
-        self._keyring = keyring
+    def __init__(self, sealer: Sealer) -> None:
+        self._sealer = sealer
 
     def version(self) -> int:
         """Return the version of the stored values as a whole."""
@@ -89,14 +89,14 @@ class SettingRows:
         if not change.is_set or change.value is None:
             return None
         where = place("settings_values", change.setting.name, change.version)
-        return self._keyring.seal(change.value.encode(), aad=where).hex()
+        return self._sealer.seal(change.value.encode(), aad=where).hex()
 
     def _stored(self, row: ValueRow) -> StoredSetting:
         value, problem = row.value, None
         if row.sealed is not None:
             try:
                 where = place("settings_values", row.name, row.version)
-                value = self._keyring.open(bytes.fromhex(row.sealed), aad=where).decode()
+                value = self._sealer.open(bytes.fromhex(row.sealed), aad=where).decode()
             except (ValueError, Unavailable):  # it was altered, or its master key is missing here
                 problem = UNREADABLE
         return StoredSetting(

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from corral.auth.principal import Principal
-from corral.crypto import Keyring, refuse_mask
+from corral.crypto import Sealer, refuse_mask
 from corral.database.unit import after_commit
 from corral.egress.client import Egress
 from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound
@@ -35,9 +35,9 @@ class SettingsService:
 
     audit: Audit | None = None
 
-    def __init__(self, registry: SettingsRegistry, keyring: Keyring, redactor: Redactor, egress: Egress) -> None:
+    def __init__(self, registry: SettingsRegistry, sealer: Sealer, redactor: Redactor, egress: Egress) -> None:
         self._registry, self._redactor, self._egress = registry, redactor, egress
-        self.rows = SettingRows(keyring)
+        self.rows = SettingRows(sealer)
         self._guards: list[tuple[frozenset[str], Judge]] = []
         self._secrets: dict[str, str] = {}
 

@@ -220,7 +220,7 @@ _OF_LEASE = Statement(
 
 
 class AttemptPrincipals:
-    """Makes the principals that act under a lease. Implements `LeaseCallers`.
+    """Makes the principals that act under a lease.
 
     They have the permissions of agents that the requester has too, and those that only machines have.
     """
@@ -228,8 +228,12 @@ class AttemptPrincipals:
     def __init__(self, accounts: Accounts, permissions: Permissions) -> None:
         self._accounts, self._permissions = accounts, permissions
 
-    def caller(self, worker: Principal, lease_id: str) -> Principal:
-        found = _OF_LEASE.one({"lease": lease_id})
+    def of_worker(self, worker: Principal, lease_id: str) -> Principal:
+        """The agent of a live lease that this worker holds.
+
+        Raises `Conflict(lease_lost)`, and `Forbidden` for the lease of another worker.
+        """
+        found = _OF_LEASE.one({"lease": lease_id.lower()})
         if found is None:
             raise lost()
         if found[4] != worker.worker_id:
@@ -267,7 +271,12 @@ class AttemptPrincipals:
 
 
 class AttemptTokenAuthenticator:
-    """Authenticates attempt tokens (`cra_a…`). Implements `Authenticator` and `Rereading`."""
+    """Authenticates attempt tokens (`cra_a…`), and workers that name their lease in `Corral-Lease`.
+
+    Implements `Authenticator`, `Rereading` and `Delegation`.
+    """
+
+    delegation_header = "Corral-Lease"
 
     def __init__(self, callers: AttemptPrincipals) -> None:
         self._callers = callers
@@ -280,6 +289,9 @@ class AttemptTokenAuthenticator:
         if found is None:
             raise Unauthorized("The lease of this token has ended.")
         return self._callers.principal(*found)
+
+    def act_as(self, caller: Principal, named: str) -> Principal:
+        return caller if caller.worker_id is None else self._callers.of_worker(caller, named)
 
     def reread(self, caller: Principal) -> Principal | None:
         if caller.lease_id is None:

@@ -13,7 +13,7 @@ from corral import clock
 from corral.auth.principal import Principal, require_owner
 from corral.database.engine import Work
 from corral.database.unit import Entry
-from corral.errors import CODES, Conflict, Fault, Forbidden, Invalid, NotFound, Problem
+from corral.errors import Conflict, Fault, Forbidden, Invalid, NotFound, Problem
 from corral.events.feed import Feed
 from corral.plugin import Audit, AuditEntry
 from corral.redact.redactor import Redactor
@@ -37,8 +37,6 @@ from corral_plugins.tools.service.output import truncate
 from corral_plugins.tools.service.permits import Permits
 from corral_plugins.tools.service.registry import RegisteredTool, Registry
 from corral_plugins.tools.shapes import CallView, Check, Checked
-
-CODES.setdefault("tools.denied", (403, "The tool call is denied"))
 
 MAX_DENIALS = 20
 WAIT_SECONDS = 25.0

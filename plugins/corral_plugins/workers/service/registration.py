@@ -12,7 +12,7 @@ from corral.auth.credentials import Credentials
 from corral.auth.principal import Principal
 from corral.crypto import digest
 from corral.errors import Conflict, Invalid, TooMany, Unauthorized
-from corral.http.client import fold
+from corral.http.client_address import fold
 from corral.ids import new_id
 from corral.plugin import Settings
 from corral_plugins.tasks.api import Tasks

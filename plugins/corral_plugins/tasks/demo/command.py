@@ -13,10 +13,26 @@ from typing import Any
 
 import click
 
-from corral.cli.demo_client import DemoClient, Failed
-from corral.cli.demo_model import WITHOUT_MODEL, Choice, check_length, choose, write_configuration
-from corral.cli.demo_server import EMAIL, Interrupted, Signals, announced, folder_of_its_own, server, tail, usual_port
-from corral.http.remote import RemoteError
+from corral.http.api_client import ApiClientError
+from corral_plugins.tasks.demo.client import DemoClient, Failed
+from corral_plugins.tasks.demo.model import (
+    WITHOUT_MODEL,
+    Choice,
+    CommandLine,
+    check_length,
+    choose,
+    write_configuration,
+)
+from corral_plugins.tasks.demo.server import (
+    EMAIL,
+    Interrupted,
+    Signals,
+    announced,
+    folder_of_its_own,
+    server,
+    tail,
+    usual_port,
+)
 
 READY_SECONDS, TASK_SECONDS = 30.0, 120.0
 INPUT_BYTES = 60_000
@@ -70,8 +86,15 @@ class Screen:
 @click.option("--port", type=click.IntRange(1, 65535), help="default: 8000 if free, else any free one")
 @click.option("--keep", type=click.Path(path_type=Path), help="a new data folder that is not deleted at the end")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
+@click.pass_obj
 def command(
-    once: bool, input_path: Path | None, require_model: bool, port: int | None, keep: Path | None, as_json: bool
+    command_line: CommandLine,
+    once: bool,
+    input_path: Path | None,
+    require_model: bool,
+    port: int | None,
+    keep: Path | None,
+    as_json: bool,
 ) -> None:
     """A whole installation in a temporary folder: server, worker, agent, and one task from start to result.
 
@@ -80,7 +103,7 @@ def command(
     if keep is not None and keep.exists():
         raise click.UsageError(f"--keep {keep}: the folder exists; name a new one")
     screen, signals = Screen(as_json=as_json), Signals()
-    text, choice = _input(input_path), choose()
+    text, choice = _input(input_path), choose(command_line)
     if require_model and choice.model is None:
         raise click.ClickException(choice.problem)
     check_length(text, choice)
@@ -126,7 +149,7 @@ class Demo:
             if self._choice.model is None:
                 screen.step("model", f"{self._choice.problem}; going on with {WITHOUT_MODEL}")
             outcome = client.run_task(self._text, self._choice, TASK_SECONDS, strict=self._strict)
-        except (Failed, RemoteError) as failure:
+        except (Failed, ApiClientError) as failure:
             click.echo(f"corral demo: {failure}\n{tail(folder)}", err=True)
             return False
         screen.end(outcome)
@@ -146,7 +169,7 @@ class Demo:
 
 def _input(path: Path | None) -> str:
     if path is None:
-        return resources.files("corral.cli").joinpath("demo.txt").read_text("utf-8")
+        return resources.files("corral_plugins.tasks.demo").joinpath("demo.txt").read_text("utf-8")
     with path.open("rb") as file:
         data = file.read(INPUT_BYTES + 1)
     if len(data) > INPUT_BYTES:

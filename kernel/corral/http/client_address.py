@@ -1,4 +1,4 @@
-"""Who is at the other end, and which host they meant: the one client-IP function and the one host check."""
+"""The address of the client, and the check of the `Host` header; nothing else in the product judges either."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ LOOPBACK = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 
 
 class ClientAddress:
-    """The client's address: the TCP peer, or what trusted proxies say in `X-Forwarded-For`, from right to left."""
+    """The client's address: the TCP peer, or the address that trusted proxies report in `X-Forwarded-For`."""
 
     def __init__(self, trusted: Iterable[str]) -> None:
         self._fold = functools.lru_cache(maxsize=1024)(fold)
         self._trusted = [ipaddress.ip_network(network, strict=False) for network in trusted]
 
     def __call__(self, scope: Mapping[str, Any]) -> str:
-        """The address in its shortest form; IPv4-mapped ones are folded. An empty peer (a unix socket) stays empty."""
+        """The address in canonical form, IPv4-mapped IPv6 as IPv4. It is empty for a unix socket."""
         address = self._fold((scope.get("client") or ("",))[0])
         if not self._trusted or not self._is_trusted(address):
             return address
-        lines = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]  # of each proxy one, perhaps
+        # Each proxy may add a line of its own.
+        lines = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
         for hop in reversed(b",".join(lines).decode("latin1").split(",")):
-            given = fold(hop.strip(" []")) or fold(hop.rpartition(":")[0].strip(" []"))  # some proxies tell a port
+            given = fold(hop.strip(" []")) or fold(hop.rpartition(":")[0].strip(" []"))  # some proxies add the port
             if not given:
                 return address
             address = given
@@ -39,7 +40,7 @@ class ClientAddress:
 
 
 def fold(text: str) -> str:
-    """An address in canonical form, IPv4-mapped IPv6 as IPv4; "" when it is not one."""
+    """An address in canonical form, IPv4-mapped IPv6 as IPv4; "" for anything else."""
     try:
         parsed = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -49,26 +50,22 @@ def fold(text: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on a host, given as a name or an address."""
+    """Whether a server that listens on this host (a name or an address) is reachable from this machine only."""
     address = fold(host.strip("[]"))
     return ipaddress.ip_address(address).is_loopback if address else host.lower() in LOOPBACK
 
 
 class Hosts:
-    """Which `Host` headers are of this installation: IP literals, loopback, the machine, public URL, the allowed."""
+    """The `Host` headers that are accepted: IP addresses, loopback and machine names, the public URL, allowed hosts."""
 
     def __init__(self, public_url: str | None, allowed: Iterable[str]) -> None:
-        urls = [public_url or "", *(f"//{name}" for name in allowed)]  # a port says nothing here
+        urls = [public_url or "", *(f"//{name}" for name in allowed)]  # ports make no difference
         self._names = {(urlsplit(url).hostname or "").rstrip(".") for url in urls} | LOOPBACK
         self._names = self._names - {""} | {socket.gethostname().lower()}
-        self._judged = functools.lru_cache(maxsize=256)(self._judge)
 
     def __call__(self, header: bytes | None) -> bool:
-        """Whether the header names this installation; a missing one (HTTP/1.0) does not."""
-        return header is not None and self._judged(header)
-
-    def _judge(self, header: bytes) -> bool:
-        text = header.decode("latin1").strip()
+        """Whether the header names this installation; a missing header (HTTP/1.0) does not."""
+        text = (header or b"").decode("latin1").strip()
         if not text or any(mark in text for mark in "@/\\?# ,"):
             return False
         try:

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import click
 import tomlkit
 
-from corral.cli.commands import contributed
-from corral.config.model import Config
-from corral.config.reader import load as load_config
-from corral.errors import Refused
-from corral.plugin import DemoModel, Installation
+from corral.plugin import Installation
+from corral_plugins.llm.api import DemoModel
 
 WITHOUT_MODEL = "scripted/echo"
 NEW_TOKENS = 120
 FRAME_TOKENS = 100  # the agent's prompt, the instructions, and what a chat template adds
 _DEAR = re.compile(r"\d|[^\x00-\x7f]")
+
+
+class CommandLine(Protocol):
+    """What the demo uses of the object of the click context."""
+
+    def installation(self) -> Installation:
+        """The configuration of the folder where the command runs; the defaults where that configuration has faults."""
+        ...
+
+    def ask_plugins(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
+        """Call a hook of installed plugins without a kernel: `(plugin, result)` for each plugin that has the hook.
+
+        When a plugin fails, standard error says that its `what` is missing, and the others go on.
+        """
+        ...
 
 
 class Choice(NamedTuple):
@@ -32,18 +45,14 @@ class Choice(NamedTuple):
     plugin_dir: Path | None = None
 
 
-def choose() -> Choice:
+def choose(command_line: CommandLine) -> Choice:
     """The first model that an installed plugin offers and that can be used on this machine."""
-    try:
-        config = load_config()
-    except Refused:  # the demo has nothing to do with the installation that this file is of
-        config = Config()
-    here = Installation(data_dir=config.data_dir, local_model=config.local_model)
+    here = command_line.installation()
     problems = []
-    for plugin, models in contributed(config, "corral_demo_models", "models", lambda hook: list(hook(here))):
+    for plugin, models in command_line.ask_plugins("corral_demo_models", "models", here):
         for model in models:
             if model.problem is None:
-                return Choice(model.name, model, plugin, "", config.plugins.dir)
+                return Choice(model.name, model, plugin, "", here.plugin_dir)
             problems.append(model.problem)
     why = (
         "; ".join(problems)

@@ -1,19 +1,19 @@
-"""The route table: a tree of path segments. Both slash forms are the same operation; ids must be ids."""
+"""The router: a tree of path segments. A trailing slash makes no difference, and values of ids must be UUIDs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 from corral.http.routes import Route
 from corral.ids import parse_id
 
-BASE = "/api/v1"
-LONGEST_REST = 300
+MAX_SEGMENT, MAX_REST = 200, 300
+Match = tuple[dict[str, Any], dict[str, str]]
+"""The endpoints at a path by method, and the values of the names in the path."""
 
 
-class Served(Protocol):
-    """What the table leads to."""
+class Routed(Protocol):
+    """What the router leads to: an endpoint, or a stand-in for one of an unavailable plugin."""
 
     route: Route
 
@@ -28,35 +28,35 @@ class _Node:
         self.methods: dict[str, Any] = {}
 
     def read(self, segment: str) -> str | None:
-        """What the segment says as the value of this parameter; None when it cannot be one."""
-        if not segment or len(segment) > 200:
+        """The segment as a value of this parameter; None when it cannot be one."""
+        if not segment or len(segment) > MAX_SEGMENT:
             return None
         return parse_id(segment) if self.name == "id" or self.name.endswith("_id") else segment
 
 
-class Clash(Exception):
-    """Two plugins declare one operation."""
+class RouteConflict(Exception):
+    """Two plugins declare the same operation."""
 
     def __init__(self, route: Route, other: Route) -> None:
         self.route, self.other = route, other
-        super().__init__(f"{route.label} is declared by {other.plugin} already")
+        super().__init__(f"{route.label} is already declared by {other.plugin}")
 
 
-class Table:
-    """Finds the endpoints of a path: `find(path)` gives `(methods, parameters)` or None."""
+class Router:
+    """Finds the endpoints of a path."""
 
     def __init__(self) -> None:
         self._root = _Node()
         self._static: dict[str, dict[str, Any]] = {}
-        self._last: dict[str, _Node] = {}  # by what stands before a parameter that is the only one and comes last
-        self._rest: dict[str, _Node] = {}  # the same, of those that take slashes too
+        self._last: dict[str, _Node] = {}  # by what precedes a parameter that is the only one and comes last
+        self._rest: dict[str, _Node] = {}  # those of `_last` that take slashes too
 
-    def add(self, endpoint: Served) -> None:
-        """Add an endpoint under the base path, and at the root if its route says so. Raises `Clash`."""
-        for path in paths(endpoint.route):
+    def add(self, endpoint: Routed) -> None:
+        """Add an endpoint at every path of its route. Raises `RouteConflict`."""
+        for path in endpoint.route.paths:
             node = self._descend(path)
             if endpoint.route.method in node.methods:
-                raise Clash(endpoint.route, node.methods[endpoint.route.method].route)
+                raise RouteConflict(endpoint.route, node.methods[endpoint.route.method].route)
             node.methods[endpoint.route.method] = endpoint
             if "{" not in path:
                 self._static[path] = node.methods
@@ -65,32 +65,42 @@ class Table:
                 if endpoint.route.rest:
                     self._rest[before + "/"] = node
 
-    def clash(self, route: Route) -> tuple[Route, Route] | None:
-        """The route that is served already where this one would be, if there is one."""
-        for path in paths(route):
+    def conflict(self, route: Route) -> Route | None:
+        """The route that is already served where this one would be, or None."""
+        for path in route.paths:
             served = self._descend(path).methods.get(route.method)
             if served is not None:
-                return route, served.route
+                other: Route = served.route
+                return other
         return None
 
-    def find(self, path: str) -> tuple[dict[str, Any], dict[str, str]] | None:
-        """The methods served at a path and the values of its names."""
-        if path[-1:] == "/" and len(path) > 1:
-            path = path[:-1]
+    def find(self, path: str, raw_path: bytes = b"") -> Match | None:
+        """The endpoints at a path. None also for paths with empty or dot segments, or with encoded separators."""
+        if "//" in path or "\\" in path or "/./" in path or "/../" in path:
+            return None
+        found = self._find(path[:-1] if path[-1:] == "/" and len(path) > 1 else path)
+        if found is None or b"%" not in raw_path:
+            return found
+        raw_path = raw_path.lower()
+        if b"%2e" in raw_path or b"%5c" in raw_path or b"%00" in raw_path:
+            return None
+        return None if b"%2f" in raw_path and not any(item.route.rest for item in found[0].values()) else found
+
+    def _find(self, path: str) -> Match | None:
         methods = self._static.get(path)
         if methods is not None:
             return methods, {}
         before, _, last = path.rpartition("/")
-        leaf = self._last.get(before)  # /tasks/{id}: the most frequent form by far
+        leaf = self._last.get(before)  # /tasks/{id}: by far the most frequent form
         if leaf is not None and (value := leaf.read(last)) is not None:
             return leaf.methods, {leaf.name: value}
         found: dict[str, str] = {}
         node = self._walk(self._root, path[1:].split("/"), 0, found)
         return (node.methods, found) if node is not None else self._find_rest(path)
 
-    def _find_rest(self, path: str) -> tuple[dict[str, Any], dict[str, str]] | None:
+    def _find_rest(self, path: str) -> Match | None:
         for before, node in self._rest.items():
-            if path.startswith(before) and len(path) - len(before) <= LONGEST_REST:
+            if path.startswith(before) and len(path) - len(before) <= MAX_REST:
                 return node.methods, {node.name: path[len(before) :]}
         return None
 
@@ -121,15 +131,9 @@ class Table:
                     node.parameter = _Node()
                     node.parameter.name = name
                 elif node.parameter.name != name:
-                    raise ValueError(f"{path}: the name {{{name}}} is {{{node.parameter.name}}} in another route")
+                    other = node.parameter.name
+                    raise ValueError(f"{path}: another route calls {{{name}}} {{{other}}}; use the same name")
                 node = node.parameter
             else:
                 node = node.children.setdefault(segment, _Node())
         return node
-
-
-def paths(route: Route) -> Iterator[str]:
-    """Where a route answers, without trailing slashes."""
-    yield BASE + route.path
-    if route.root:
-        yield route.path

@@ -1,6 +1,6 @@
-"""From declared routes to the OpenAPI 3.1 document, and to the problems each route may answer.
+"""The OpenAPI 3.1 document of declared routes, and the problems that each route may answer.
 
-The document is exact: a status, code or schema that is not in it must not occur; routes declare theirs in `raises`.
+The document is exact: no status, code or schema occurs that is not in it. Routes declare their codes in `raises`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from typing import Annotated, Any
 import msgspec
 
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN
-from corral.errors import CODES, Fault
-from corral.http.answers import Answer
+from corral.errors import CODES, LIMITING_CODES, Fault
+from corral.http.answers import Answer, Stream, Text
 from corral.http.page import Page, PageQuery
-from corral.http.routes import Route
-from corral.http.signature import Signature, hints, read
+from corral.http.routes import API_PREFIX, Route
+from corral.http.signature import Signature, read
 from corral.schema.shapes import components, encode
 
-BASE = "/api/v1"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SCHEMAS = "#/components/schemas/"
 
-# An announced body is read on every route, also where none is wanted; unknown query parameters are 422 on every route.
+# Every route reads an announced body, even if it takes none, and refuses unknown query parameters.
 EVERYWHERE = """
 malformed_request malformed_json ip_blocked method_not_allowed request_timeout payload_too_large uri_too_long
 unsupported_media_type validation_error concurrency_limit rate_limited headers_too_large internal overloaded
@@ -56,7 +55,7 @@ class Problem(msgspec.Struct, kw_only=True):
 
 
 def document(routes: Iterable[Route], *, title: str, version: str, public_url: str | None) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of the routes: the same routes in any order give the same document.
+    """The OpenAPI 3.1 document of the routes. The order of the routes makes no difference.
 
     Raises `TypeError` naming the route whose handler or shapes cannot be described.
     """
@@ -72,7 +71,7 @@ def document(routes: Iterable[Route], *, title: str, version: str, public_url: s
 
 
 def problems(route: Route, signature: Signature) -> dict[int, set[str]]:
-    """The codes the route may answer, by status. Its plugin's own codes count once they are in `errors.CODES`."""
+    """The problem codes that the route may answer, by status. Codes that no plugin has declared are left out."""
     codes = {*EVERY_ROUTE, *route.raises}
     if not route.exempt_host:
         codes.add("invalid_host")
@@ -81,7 +80,7 @@ def problems(route: Route, signature: Signature) -> dict[int, set[str]]:
         open_to_all = ANY_CALLER in route.needs and not route.own_session
         codes |= {"forbidden"} if open_to_all else {"forbidden", "insufficient_scope"}
         codes |= {"reauth_required"} if route.step_up else set()
-        codes |= set() if route.limited else {"password_change_required", "mfa_required", "worker_not_approved"}
+        codes |= set() if route.limited else LIMITING_CODES
     if route.names:
         codes.add("not_found")
     if route.keyed:
@@ -97,55 +96,47 @@ def problems(route: Route, signature: Signature) -> dict[int, set[str]]:
     return found
 
 
-def _parts(kind: Any) -> list[Any]:
-    """The members of a union; answers may be unions of shapes without tags, which msgspec does not describe."""
-    return list(typing.get_args(kind)) if typing.get_origin(kind) in (typing.Union, types.UnionType) else [kind]
-
-
 class _Operation(msgspec.Struct):
-    """A route with the schemas of its parts; `returned` is its answer as declared."""
+    """A route with the schemas of its parts."""
 
     id: str
     route: Route
     signature: Signature
-    returned: list[Any]
     body: dict[str, Any]
     query: dict[str, Any]
     answers: list[dict[str, Any]]
 
 
 class _Writer:
-    """Writes operations; collects the responses they share."""
+    """Writes operations and collects the responses that they share."""
 
     def __init__(self, routes: list[Route]) -> None:
         self.routes = routes
         self.responses: dict[str, dict[str, Any]] = {}
         self.operations: list[_Operation] = []
         signatures = [read(route) for route in routes]
-        kinds = [[signature.body, signature.query, *map(_item, _parts(signature.returns))] for signature in signatures]
+        kinds = [[signature.body, signature.query, *map(_item, signature.answers)] for signature in signatures]
         (self.problem, self.page, *rest), self.named = _described(routes, kinds)
         left = iter(rest)
         for name, route, signature, wanted in zip(_ids(routes), routes, signatures, kinds, strict=True):
-            returned = _parts(hints(route.handler)["return"])
             body, query, *answers = [next(left) for _ in wanted]
-            shapes = [] if signature.returns is None else zip(_parts(signature.returns), answers, strict=True)
+            shapes = zip(signature.answers, answers, strict=True)
             answers = [self._paged(each) if _item(kind) is not kind else each for kind, each in shapes]
-            answers += [{"type": "null"}] if types.NoneType in returned else []
-            self.operations.append(_Operation(name, route, signature, returned, body, query, answers))
+            answers += [{"type": "null"}] if types.NoneType in signature.returned else []
+            self.operations.append(_Operation(name, route, signature, body, query, answers))
 
     def paths(self) -> dict[str, dict[str, Any]]:
-        """All operations by path and method, under the base path and at the root where the route says so."""
+        """All operations by path and method, at every path of their routes."""
         found: dict[str, dict[str, Any]] = {}
         for each in self.operations:
-            path, method = each.route.path, each.route.method.lower()
             written = self._operation(each)
-            found.setdefault(BASE + path.rstrip("/"), {})[method] = written
-            if each.route.root:
-                found.setdefault(path, {})[method] = {**written, "operationId": f"{each.id}_at_root"}
+            for path in each.route.paths:
+                own = {} if path.startswith(API_PREFIX) else {"operationId": f"{each.id}_at_root"}
+                found.setdefault(path, {})[each.route.method.lower()] = {**written, **own}
         return dict(sorted(found.items()))
 
     def schemas(self, paths: Any) -> dict[str, Any]:
-        """The components that the paths and responses lead to; shapes of queries are parameters, not components."""
+        """The components that paths and responses refer to. Shapes of queries become parameters, not components."""
         found: set[str] = set()
         new = _references([paths, self.responses])
         while new:
@@ -201,7 +192,7 @@ class _Writer:
         return self._resolved(self.named[schema["$ref"].removeprefix(_SCHEMAS)]) if "$ref" in schema else schema
 
     def _paged(self, item: dict[str, Any]) -> dict[str, Any]:
-        """A page of these; a component `Page_<name>` if they have a name."""
+        """The schema of a page of these items: a component `Page_<name>` if the items have a name."""
         page = dict(self._resolved(self.page))
         page["properties"] = {**page["properties"], "items": {"type": "array", "items": item}}
         if "$ref" not in item:
@@ -211,7 +202,7 @@ class _Writer:
         return {"$ref": f"{_SCHEMAS}Page_{name}"}
 
     def _is_demanded(self, schema: dict[str, Any]) -> bool:
-        """Whether `{}`, which a missing body means, is refused."""
+        """Whether a body must be sent: a missing one is read as `{}`, which some schemas refuse."""
         schema = self._resolved(schema)
         if "anyOf" in schema:
             return all(self._is_demanded(option) for option in schema["anyOf"])
@@ -219,12 +210,12 @@ class _Writer:
 
 
 def _item(kind: Any) -> Any:
-    """The shape inside a `Page`; other kinds as they are. msgspec loses a `Page[X]` where two shapes are called X."""
+    """The shape inside a `Page`, any other kind unchanged. msgspec confuses `Page[X]` if two shapes are called X."""
     return typing.get_args(kind)[0] if typing.get_origin(kind) is Page else kind
 
 
 def _described(routes: list[Route], kinds: list[list[Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The schemas of a problem, of a page of anything, and of all kinds in order; and the components."""
+    """The schemas of a problem, of a page of anything and of all kinds, in this order, and the components."""
     try:
         return components([Problem, Page, *chain(*kinds)])
     except (TypeError, KeyError) as error:
@@ -240,7 +231,7 @@ def _references(value: Any) -> set[str]:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a query parameter: text cannot be null."""
+    """The schema of a query parameter, which cannot be null."""
     schema = {key: each for key, each in schema.items() if (key, each) != ("default", None)}
     options = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
     rest = {key: each for key, each in schema.items() if key != "anyOf"}
@@ -248,7 +239,7 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ids(routes: list[Route]) -> list[str]:
-    """Operation ids: the handler's name after its plugin's, so that another plugin changes no id."""
+    """Operation ids: the plugin's name and the handler's, so that installing a plugin does not change other ids."""
     ids = ["_".join(filter(None, (route.plugin, route.handler.__name__))) for route in routes]
     for suffix in ("method", "path"):
         count = Counter(ids)
@@ -276,7 +267,7 @@ def _successes(each: _Operation) -> dict[str, dict[str, Any]]:
     route, versioned = each.route, each.signature.versioned
     words = {200: "Done.", 201: "Created.", 202: "Accepted; the resource tells the progress.", 204: "Done; no body."}
     more = [*(["ETag"] if versioned else []), *(["Idempotency-Replayed"] if route.keyed else [])]
-    adapts = any(typing.get_origin(part) is Answer for part in each.returned)  # it may have another status
+    adapts = any(typing.get_origin(part) is Answer for part in each.signature.returned)  # it may have another status
     found: dict[str, dict[str, Any]] = {}
     for status in {route.status, *route.also, *((200, 201, 202) if adapts else ())}:
         own = ["Location"] if status in (201, 202) else ["Corral-Affected"] if route.method == "DELETE" else []
@@ -289,19 +280,19 @@ def _successes(each: _Operation) -> dict[str, dict[str, Any]]:
 
 
 def _content(each: _Operation) -> dict[str, Any]:
-    """The media types of an answer; those of texts and streams are known when they are made."""
+    """The media types of an answer. Those of texts and streams are known only when they are sent."""
     content: dict[str, Any] = {}
     if each.answers:
         content["application/json"] = {"schema": each.answers[0] if len(each.answers) == 1 else {"anyOf": each.answers}}
-    if each.signature.text:
+    if Text in each.signature.returned:
         content["text/*"] = {"schema": {"type": "string"}}
-    if each.signature.streams:
+    if Stream in each.signature.returned:
         content |= {"text/event-stream": {"schema": {"type": "string"}}, "*/*": {}}
     return content
 
 
 class ApiDocument:
-    """The document of a running application, made at first use and kept."""
+    """The document of a running application. It is made at first use and cached."""
 
     def __init__(self, *, title: str, version: str, public_url: str | None) -> None:
         self._facts: dict[str, Any] = {"title": title, "version": version, "public_url": public_url}
@@ -309,7 +300,7 @@ class ApiDocument:
         self._rendered: bytes | None = None
 
     def describe(self, routes: Iterable[Route]) -> None:
-        """These are the routes, from now on."""
+        """Replace the routes that the document describes."""
         self._routes, self._rendered = list(routes), None
 
     def render(self) -> bytes:

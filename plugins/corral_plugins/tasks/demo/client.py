@@ -7,8 +7,8 @@ import subprocess
 import time
 from typing import Any, Protocol
 
-from corral.cli.demo_model import NEW_TOKENS, WITHOUT_MODEL, Choice
-from corral.http.remote import LiveText, Remote, RemoteError
+from corral.http.api_client import ApiClient, ApiClientError, GrowingText
+from corral_plugins.tasks.demo.model import NEW_TOKENS, WITHOUT_MODEL, Choice
 
 TERMINAL = ("task.completed", "task.failed", "task.cancelled")
 
@@ -30,11 +30,11 @@ class Teller(Protocol):
 
 
 class DemoClient:
-    """Plays the person who uses the server at `http://127.0.0.1:port`. Raises `Failed` and `RemoteError`."""
+    """Plays the person who uses the server at `http://127.0.0.1:port`. Raises `Failed` and `ApiClientError`."""
 
     def __init__(self, address: str, teller: Teller) -> None:
-        self._remote, self._teller = Remote(address), teller
-        self._live = LiveText()
+        self._remote, self._teller = ApiClient(address), teller
+        self._live = GrowingText()
 
     def wait_until_ready(self, server: subprocess.Popen[bytes], seconds: float) -> None:
         """Return when the server answers; `Failed` when it ended or is too slow."""
@@ -45,7 +45,7 @@ class DemoClient:
             try:
                 self._remote.get("/health/ready")
                 return
-            except RemoteError:
+            except ApiClientError:
                 time.sleep(0.05)
         raise Failed(f"the server was not ready within {seconds:g} s")
 

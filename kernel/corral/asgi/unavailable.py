@@ -1,4 +1,4 @@
-"""Operations of built-in plugins that did not come up: known without loading them, and answered with 503."""
+"""Operations of built-in plugins that are not running: known without loading the plugins, and answered with 503."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from corral.asgi.table import Clash, Table
+from corral.asgi.router import RouteConflict, Router
 from corral.auth.principal import PUBLIC
-from corral.errors import Problem, Unavailable
+from corral.errors import Unavailable
 from corral.http.routes import Route
 from corral.plugins.record import PluginRecord
 
@@ -19,41 +19,40 @@ RETRY_AFTER = 60
 SOCKET = "WS "
 
 
-class Closed:
-    """What the table leads to instead of an endpoint; `door` says what became of the plugin."""
+class UnavailableEndpoint:
+    """Stands in the router for an endpoint of a plugin that is not running."""
 
     public = True
 
     def __init__(self, loaded: PluginRecord, label: str) -> None:
         self.loaded = loaded
         method, _, path = label.partition(" ")
-        self.route = Route(
-            method=method, path=path, handler=self.door, tag="", needs=(PUBLIC,), plugin=loaded.name, summary=label
-        )
+        self.route = Route(method=method, path=path, handler=self.unavailable, tag="", needs=(PUBLIC,), summary=label)
+        self.route.plugin = loaded.name
 
-    def door(self) -> Problem:
-        """The problem that is answered."""
-        return out_of_service(self.loaded)
+    def unavailable(self) -> Unavailable:
+        """The problem to answer with."""
+        return plugin_unavailable(self.loaded)
 
 
-def out_of_service(loaded: PluginRecord) -> Unavailable:
+def plugin_unavailable(loaded: PluginRecord) -> Unavailable:
     """503 with the state of the plugin and the reason for it."""
     code = "plugin_failed" if loaded.state == "failed" else "plugin_disabled"
     detail = f"The plugin {loaded.name} is {loaded.state}: {loaded.reason or 'see the log'}."
     return Unavailable(detail, code=code, retry_after=RETRY_AFTER)
 
 
-def close(table: Table, plugins: Iterable[PluginRecord], served: Iterable[Any]) -> None:
-    """Add the operations of built-in plugins of which none is served. What another plugin serves stays its own."""
-    up = {endpoint.route.plugin for endpoint in served}
-    for loaded, label in _operations([loaded for loaded in plugins if loaded.name not in up]):
+def add_unavailable(router: Router, plugins: Iterable[PluginRecord], served: Iterable[Any]) -> None:
+    """Add the operations of built-in plugins that serve none. Paths that another plugin serves stay its own."""
+    serving = {endpoint.route.plugin for endpoint in served}
+    for loaded, label in _operations([loaded for loaded in plugins if loaded.name not in serving]):
         if not label.startswith(SOCKET):
-            with contextlib.suppress(Clash, ValueError):  # ValueError: another names a part of the path differently
-                table.add(Closed(loaded, label))
+            with contextlib.suppress(RouteConflict, ValueError):  # ValueError: another route names the id differently
+                router.add(UnavailableEndpoint(loaded, label))
 
 
-def sockets(plugins: Iterable[PluginRecord]) -> Iterator[tuple[PluginRecord, str]]:
-    """The paths of sockets of built-in plugins that did not come up."""
+def unavailable_sockets(plugins: Iterable[PluginRecord]) -> Iterator[tuple[PluginRecord, str]]:
+    """The socket paths of built-in plugins that are not running."""
     for loaded, label in _operations([loaded for loaded in plugins if not loaded.active]):
         if label.startswith(SOCKET):
             yield loaded, label.removeprefix(SOCKET)
@@ -67,7 +66,7 @@ def _operations(down: list[PluginRecord]) -> Iterator[tuple[PluginRecord, str]]:
 
 
 def built_in_paths(plugins: Iterable[PluginRecord]) -> dict[str, list[str]]:
-    """`{plugin: ["GET /agents", …]}` of the `paths.json` in the packages of built-in plugins; imports no plugin."""
+    """`{plugin: ["GET /agents", …]}`, read from `paths.json` in the packages of built-in plugins; imports no plugin."""
     paths: dict[str, list[str]] = {}
     for package in {loaded.found.package for loaded in plugins if loaded.found.built_in} - {""}:
         file = resources.files(package).joinpath("paths.json")

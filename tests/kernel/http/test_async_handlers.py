@@ -139,7 +139,7 @@ async def test_a_handler_that_is_answered_in_time_is_not_cut(kit: Kit) -> None:
 
 
 async def test_a_key_stays_in_flight_as_long_as_its_handler_runs(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("corral.asgi.own_units.RENEW_SECONDS", 0.05)
+    monkeypatch.setattr("corral.asgi.async_handlers.RENEW_SECONDS", 0.05)
     key = {"Idempotency-Key": "k"}
     first = asyncio.create_task(kit.client.post("/lab/insist", {"seconds": 1}, headers=key))
     await Seen.began.wait()

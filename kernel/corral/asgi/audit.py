@@ -1,0 +1,52 @@
+"""What the request path itself writes to the audit log, in units of its own: denials, and every request on demand."""
+
+from __future__ import annotations
+
+import logging
+
+from corral.asgi.endpoint import Endpoint
+from corral.asgi.request import IncomingRequest
+from corral.errors import Problem
+from corral.kernel import Kernel
+from corral.plugin import Audit, AuditEntry
+from corral.plugins.container import Scope
+
+log = logging.getLogger("corral.http")
+
+KERNEL = Scope("", frozenset(), frozenset())
+
+
+class RequestAudit:
+    """A row that cannot be written refuses nothing: either nothing happened, or it is already done."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._database = kernel.database
+        self.log: Audit | None = kernel.container.find(Audit, KERNEL, optional=True, where="the request path")
+
+    async def request_denied(self, request: IncomingRequest, endpoint: Endpoint, refusal: Problem) -> None:
+        """Record that a caller was refused an operation of admins or auditors."""
+        await self._write(request, endpoint, "denied", refusal.code)
+
+    async def request_served(self, request: IncomingRequest, endpoint: Endpoint, status: int, code: str | None) -> None:
+        """Record an answered request, except those of health monitors."""
+        if not endpoint.route.exempt_host:
+            outcome = "success" if status < 400 else "denied" if status == 403 else "failed"
+            await self._write(request, endpoint, outcome, code)
+
+    async def _write(self, request: IncomingRequest, endpoint: Endpoint, outcome: str, code: str | None) -> None:
+        audit = self.log
+        if audit is None:
+            return
+        area = endpoint.route.needs[0].rpartition(".")[0] or endpoint.route.plugin
+        row = AuditEntry(
+            action=f"{area}.request.{'read' if endpoint.is_read else 'write'}",
+            object_type="route",
+            object_id=endpoint.label,
+            object_name=request.path,
+            outcome=outcome,  # type: ignore[arg-type]  # one of the three, see the callers
+            code=code,
+        )
+        try:
+            await self._database.work(lambda: audit.record(row), entry=request.entry(request.principal))
+        except Problem:
+            log.warning("request not audited", extra={"route": endpoint.label, "code": code})

@@ -1,0 +1,388 @@
+"""The request path. Every HTTP request passes the stages that `Pipeline._run` lists, in that order, each of them once.
+
+Each stage is one method of the pipeline, and the methods follow here in the same order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from corral.asgi.access_log import AccessLog
+from corral.asgi.async_handlers import AsyncHandlers
+from corral.asgi.audit import RequestAudit
+from corral.asgi.cors import Cors
+from corral.asgi.endpoint import Endpoint
+from corral.asgi.long_lived_connections import LongLivedConnections
+from corral.asgi.request import ClientLeft, IncomingRequest, Receive
+from corral.asgi.response import Response, ResponseSender, Send, problem_response, render, replay
+from corral.asgi.router import Router
+from corral.auth.credentials import CHALLENGE, KEEP_SECONDS, REMEMBER_SECONDS, STILL_THERE, read_credential
+from corral.auth.principal import Principal
+from corral.clock import time_s
+from corral.database.engine import SlowRead
+from corral.database.unit import Entry
+from corral.errors import Forbidden, Malformed, NotFound, Problem, Unauthorized, Unavailable
+from corral.http.answers import IfMatch, Wait
+from corral.http.client_address import ClientAddress, Hosts
+from corral.http.idempotency import Idempotency, Keyed, Stored
+from corral.kernel import Kernel
+from corral.metrics.requests import BODY_CODES
+from corral.plugin import Gate, Meter
+
+log = logging.getLogger("corral.http")
+
+MAX_URL, MAX_HEADERS = 8 * 1024, 16 * 1024
+MAX_IN_FLIGHT = 1000
+AUTHENTICATION_SECONDS = 0.3  # how long a route that remembers its callers waits for the database
+Waiting = asyncio.Future[Any]
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # labels of metrics
+
+
+class Pipeline:
+    """Serves HTTP requests as an ASGI application. There is one instance per kernel; it holds no request state."""
+
+    def __init__(self, kernel: Kernel, router: Router) -> None:
+        server = kernel.config.server
+        self.router, self.credentials = router, kernel.credentials
+        self.database, self.feed = kernel.database, kernel.feed
+        self.metrics, self.redactor, self.record_error = kernel.metrics, kernel.redactor, kernel.registry.record
+        self.client_address = ClientAddress(server.trusted_proxies)
+        self.is_own_host = functools.lru_cache(maxsize=256)(Hosts(server.public_url, server.allowed_hosts))
+        contributed = [gate for loaded in kernel.active for gate in loaded.contributed.gates]
+        self.gates = tuple(gate for gate in contributed if isinstance(gate, Gate))
+        self.meters = tuple(gate for gate in contributed if isinstance(gate, Meter))
+        self.connections = LongLivedConnections(self.gates)
+        cors = Cors(kernel.settings, self.credentials.delegation_headers)
+        hsts = (server.public_url or "").startswith("https://")
+        self.sender = ResponseSender(self.connections, cors, hsts=hsts)
+        self.access_log, self.audit = AccessLog(kernel.settings), RequestAudit(kernel)
+        self.idempotency = Idempotency(kernel.keyring)
+        self.async_handlers = AsyncHandlers(kernel.database, self.idempotency)
+        self.body_timeout = server.body_timeout_seconds
+        self.open_to_any_host: frozenset[str] = frozenset()
+        self.draining = False
+        self._drained = asyncio.Event()
+
+    def drain(self) -> None:
+        """Prepare for shutdown: health checks report it and long polls end now; other requests are still served."""
+        self.draining = True
+        self._drained.set()
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        request = IncomingRequest(scope, receive, self.body_timeout)
+        try:
+            response = await self.respond(request)
+            await self.sender.send(response, request, send)
+        except ClientLeft:
+            log.debug("client left before the response was sent", extra={"request_id": request.request_id})
+
+    async def respond(self, request: IncomingRequest) -> Response:
+        """The response to a request; a failure of any kind is a problem document. Raises only `ClientLeft`."""
+        began = time.perf_counter()
+        code: str | None = None
+        self.metrics.in_flight += 1
+        try:
+            response = await self._run(request)
+        except Problem as problem:
+            code = problem.code
+            if code in BODY_CODES:
+                self.metrics.body_rejected[code] += 1
+            response = self._refusal(problem, request)
+        except (ClientLeft, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            code, response = "internal", self._internal_error(error, request)
+        finally:
+            self.metrics.in_flight -= 1
+            for meter, principal in request.metered:
+                meter.leave(principal)
+        if self.draining and request.scope["http_version"] < "2":  # the client's next request goes to another process
+            response.headers["Connection"] = "close"
+        endpoint = request.endpoint
+        if endpoint is not None and self.audit.log is not None and self.audit.log.verbose:
+            await self.audit.request_served(request, endpoint, response.status, code)
+        method = request.method if request.method in METHODS else "other"
+        seconds = time.perf_counter() - began
+        self.metrics.observe(method, endpoint.route.path if endpoint else "unmatched", response.status, seconds)
+        if response.status >= self.access_log.min_status:
+            self.access_log.write(request, response.status, seconds)
+        return response
+
+    async def _run(self, request: IncomingRequest) -> Response:
+        self._check_size(request)
+        self.check_gates(request)
+        endpoint = self._route(request)
+        if endpoint is None:
+            return self._other_method(request)
+        if not endpoint.public:  # a public route does not look at credentials
+            await self._admit(request, endpoint)
+        await self._read_input(request, endpoint)
+        if endpoint.is_async:
+            return await self.async_handlers.run(request, endpoint)
+        return await self._run_unit(request, endpoint)
+
+    # -- gates
+
+    def _check_size(self, request: IncomingRequest) -> None:
+        """The size of the URL and the headers: 414, 431."""
+        if len(request.query) + len(request.path) > MAX_URL:
+            raise Problem("The URL is longer than 8 KiB.", code="uri_too_long")
+        if sum(map(len, itertools.chain.from_iterable(request.scope["headers"]))) > MAX_HEADERS:
+            raise Problem("The headers are larger than 16 KiB.", code="headers_too_large")
+
+    def check_gates(self, request: IncomingRequest) -> None:
+        """The `Host` header and the gates of plugins: 400, 403. The handshakes of WebSockets pass here as well."""
+        request.client_ip = self.client_address(request.scope)
+        if request.repeats_headers:
+            request.refuse_repeated(b"host")
+        if not self.is_own_host(request.headers.get(b"host")) and request.path not in self.open_to_any_host:
+            detail = "The Host header names another host; add it to CORRAL_ALLOWED_HOSTS."
+            raise Malformed(detail, code="invalid_host")
+        for gate in self.gates:
+            gate.check(request.client_ip, request.method, request.path)
+
+    # -- route
+
+    def _route(self, request: IncomingRequest) -> Endpoint | None:
+        """The endpoint for path and method: 404, 429, 503. None when the path has endpoints for other methods only."""
+        found = self.router.find(request.path, request.scope.get("raw_path") or b"")
+        methods, names = found or ({}, {})
+        endpoint: Endpoint | None = methods.get("GET" if request.method == "HEAD" else request.method)
+        if endpoint is None or endpoint.public or not request.has_credential:
+            self._count_arrival(request, endpoint, anonymous=True)
+        elif endpoint.client_rate:
+            self._count_arrival(request, endpoint, anonymous=False)
+        if found is None:
+            raise NotFound()
+        if endpoint is None:
+            return None
+        if endpoint.unavailable is not None:
+            raise endpoint.unavailable()
+        if self.metrics.in_flight > MAX_IN_FLIGHT and not endpoint.route.exempt_host:
+            raise Unavailable("Too many requests are in flight.", code="overloaded")
+        request.endpoint, request.label, request.path_names = endpoint, endpoint.label, names
+        return endpoint
+
+    def _count_arrival(self, request: IncomingRequest, endpoint: Endpoint | None, *, anonymous: bool) -> None:
+        route = None if endpoint is None else endpoint.route
+        for meter in self.meters:
+            request.count_against(meter.arrive(request.client_ip, route, anonymous=anonymous))
+
+    def _other_method(self, request: IncomingRequest) -> Response:
+        """The answer to `OPTIONS`; 405 for any other method that the path does not have."""
+        methods, _ = self.router.find(request.path) or ({}, {})
+        allowed = set(methods) | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
+        allow = {"Allow": ", ".join(sorted(allowed))}
+        if request.method == "OPTIONS":
+            return Response(204, headers=allow)
+        detail = f"This path does not support {request.method}."
+        raise Problem(detail, code="method_not_allowed", headers=allow)
+
+    # -- principal, rate limits, permission
+
+    async def _admit(self, request: IncomingRequest, endpoint: Endpoint) -> Principal:
+        """Authenticate the caller (401), apply rate limits (429) and check the permission (403).
+
+        A long poll comes back here every second, since its caller may have lost the right; it is not counted again.
+        """
+        is_new = request.principal is None
+        try:
+            principal = await self._authenticate(request, endpoint)
+        except (Malformed, Unauthorized, Forbidden):  # an invalid credential counts as if none had been sent
+            if request.has_credential:
+                self._count_arrival(request, None, anonymous=True)
+            raise
+        for meter in self.meters if is_new else ():
+            request.count_against(meter.enter(principal, endpoint.route, request.client_ip))
+            request.metered.append((meter, principal))
+        if endpoint.route.delegable:
+            principal = await self._delegate(request, principal)
+        request.principal = principal
+        try:
+            endpoint.authorize(principal)
+        except Forbidden as refusal:
+            if endpoint.privileged:
+                await self.audit.request_denied(request, endpoint, refusal)
+            raise
+        return principal
+
+    async def _authenticate(self, request: IncomingRequest, endpoint: Endpoint) -> Principal:
+        if request.repeats_headers:
+            request.refuse_repeated(b"authorization", b"x-api-key")
+        given = (request.headers.get(b"authorization"), request.headers.get(b"x-api-key"))
+        principal = self.credentials.known(given)
+        if principal is None or not endpoint.allows(principal):  # another process may have granted the right just now
+            credential = read_credential(request.header("authorization"), request.header("x-api-key"))
+            if credential is None:
+                detail = "Send the header Authorization: Bearer <token>."
+                raise Unauthorized(detail, headers={"WWW-Authenticate": "Bearer"})
+            known = self.credentials.known(given, REMEMBER_SECONDS) if endpoint.route.remembered else None
+            principal = await self._read_principal(request, credential, known)
+            if principal is not known:
+                self.credentials.keep(given, principal)
+        if principal.networks:
+            principal.check_address(request.client_ip)
+        if principal.expires_at is not None and principal.expires_at <= time_s():
+            raise Unauthorized(code="token_expired", headers=CHALLENGE)
+        return principal
+
+    async def _read_principal(self, request: IncomingRequest, credential: str, known: Principal | None) -> Principal:
+        """The principal of a credential. `known` is the answer when the database has none at once."""
+        entry = Entry("authentication" if request.principal is None else STILL_THERE)
+        try:
+            async with asyncio.timeout(None if known is None else AUTHENTICATION_SECONDS):
+                return await self.database.read(lambda: self.credentials.authenticate(credential), entry)
+        except (Unavailable, TimeoutError):
+            if known is None:
+                raise
+            return known
+
+    async def _delegate(self, request: IncomingRequest, principal: Principal) -> Principal:
+        """The principal that the caller acts as, if the request names one in a header of some authenticator."""
+        headers = ((header, request.header(header.lower())) for header in self.credentials.delegation_headers)
+        named = {header: value for header, value in headers if value is not None}
+        if not named:
+            return principal
+        return await self.database.read(lambda: self.credentials.act_as(principal, named), Entry("delegation"))
+
+    # -- body, query
+
+    async def _read_input(self, request: IncomingRequest, endpoint: Endpoint) -> None:
+        """The arguments of the handler and the idempotency key: 400, 408, 413, 415, 422."""
+        signature, principal = endpoint.signature, request.principal
+        arguments = request.arguments = {**endpoint.services, **request.path_names}
+        body = await request.read(endpoint.route.body_limit) if request.may_have_body else b""
+        if signature.body is not None or request.may_have_body:
+            shape = await endpoint.parse_body(request, body)
+            if signature.body is not None:
+                arguments["body"] = shape
+        query = endpoint.parse_query(request.query)
+        if query is not None:
+            arguments["query"] = query
+        if signature.caller is not None:
+            arguments[signature.caller] = principal
+        if signature.if_match is not None:
+            arguments[signature.if_match] = IfMatch.parse(request.header("if-match"))
+        if signature.request is not None:
+            arguments[signature.request] = request
+        if endpoint.route.keyed and (given := request.headers.get(b"idempotency-key")) is not None:
+            if principal is not None:
+                scope = f"{principal.kind}:{principal.task_id or principal.id}"
+            else:  # cookies tell apart anonymous clients that share an address
+                scope = f"ip:{request.client_ip}\0{request.header('cookie') or ''}"
+            request.idempotency_key = Keyed.of(given.decode("latin1"), scope, request.method, request.path, body)
+
+    # -- unit of work: preconditions, handler; then the response
+
+    async def _run_unit(self, request: IncomingRequest, endpoint: Endpoint) -> Response:
+        """Run a `def` handler as one unit of work, in one transaction with its idempotency key."""
+        key = request.idempotency_key
+
+        def unit() -> Any:
+            if key is None:
+                return endpoint.handler(**request.arguments)
+            stored = self.idempotency.begin(key)
+            if stored is not None:
+                return replay(stored)
+            value = endpoint.handler(**request.arguments)
+            if isinstance(value, Wait):
+                self.idempotency.forget(key)  # nothing happened yet; the next run begins anew
+                return value
+            response = render(value, endpoint, request)
+            answer = Stored(response.status, response.headers, response.body)
+            self.idempotency.finish(key, answer, secret=endpoint.route.no_store)
+            return response
+
+        run = functools.partial(self._work, endpoint, unit, request.entry(request.principal))
+        value = await run()
+        if isinstance(value, Wait):
+            value = await self._long_poll(request, endpoint, run, value)
+        return value if isinstance(value, Response) else render(value, endpoint, request)
+
+    async def _work(self, endpoint: Endpoint, unit: Callable[[], Any], entry: Entry) -> Any:
+        if not endpoint.is_read:
+            return await self.database.work(unit, entry=entry)
+        began = time.perf_counter()
+        try:
+            if endpoint.inline and self.database.inline_reads:
+                try:
+                    return self.database.read_now(unit, entry)
+                except SlowRead:
+                    endpoint.inline = False
+            return await self.database.work(unit, entry=entry, read=True)
+        finally:
+            endpoint.measure(time.perf_counter() - began)
+
+    async def _long_poll(
+        self, request: IncomingRequest, endpoint: Endpoint, run: Callable[[], Awaitable[Any]], wait: Wait
+    ) -> Any:
+        """Run the handler again whenever a topic is notified or its time is up, until it answers.
+
+        No transaction is open meanwhile. Ends with the client's connection, with the server, and with the caller's
+        right to ask.
+        """
+        leaving = asyncio.ensure_future(request.disconnected())
+        draining = asyncio.ensure_future(self._drained.wait())
+        try:
+            while True:
+                with self.feed.waiting(wait.topics) as notified:
+                    value = await run()  # once more, now that no notification can be missed
+                    if not isinstance(value, Wait):
+                        return value
+                    if value.topics != wait.topics:  # subscribe to these before anything else
+                        wait = value
+                        continue
+                    notification = asyncio.ensure_future(notified.wait())
+                    is_due = False
+                    try:
+                        while not is_due:
+                            is_due = await _is_due(value.until, notification, leaving, draining)
+                            if not endpoint.public:  # the caller may have lost the right, or act as somebody else
+                                principal = await self._admit(request, endpoint)
+                                if endpoint.signature.caller is not None:
+                                    request.arguments[endpoint.signature.caller] = principal
+                    finally:
+                        notification.cancel()
+        finally:
+            leaving.cancel()
+            draining.cancel()
+
+    # -- failures
+
+    def _refusal(self, problem: Problem, request: IncomingRequest) -> Response:
+        """The problem document. Texts of dependencies and remote sides are redacted: they may hold credentials."""
+        if problem.status >= 500:
+            problem.detail = self.redactor.redact(problem.detail)
+            problem.members = self.redactor.redact_json(problem.members)
+        if request.endpoint is not None and request.endpoint.route.explain is not None:
+            problem.members.update(request.endpoint.route.explain(problem))
+        return problem_response(problem, request)
+
+    def _internal_error(self, error: Exception, request: IncomingRequest) -> Response:
+        endpoint = request.endpoint
+        plugin = endpoint.route.plugin if endpoint else ""
+        told = {"route": request.label, "plugin": plugin, "request_id": request.request_id}
+        log.exception("request failed", extra=told)
+        self.record_error(plugin, request.label, error, request.request_id)
+        problem = Problem("This is a bug in Corral or a plugin; look up the request id in the log.")
+        if plugin:
+            problem.members["plugin"] = plugin
+        return self._refusal(problem, request)
+
+
+async def _is_due(until: float, notification: Waiting, leaving: Waiting, draining: Waiting) -> bool:
+    """Wait, but no longer than a principal may be cached. Whether a notification came or the time is up."""
+    seconds = max(0.0, min(until - time_s(), KEEP_SECONDS))
+    await asyncio.wait({notification, leaving, draining}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    if leaving.done():
+        raise ClientLeft
+    if draining.done():
+        raise Unavailable("The server is shutting down; send the request again.", code="shutting_down")
+    return notification.done() or until <= time_s()

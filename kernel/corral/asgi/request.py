@@ -1,0 +1,124 @@
+"""One HTTP request as it travels through the stages of the pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from corral.errors import Malformed, Problem, TooLarge
+from corral.http.answers import Request
+from corral.ids import new_id
+from corral.plugin import Meter, Quota
+
+if TYPE_CHECKING:
+    from corral.asgi.endpoint import Endpoint
+    from corral.auth.principal import Principal
+    from corral.http.idempotency import Keyed
+
+LINGER_SECONDS = 0.5
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+Receive = Callable[[], Awaitable[Any]]
+
+
+class ClientLeft(Exception):
+    """The client closed the connection; nobody waits for the response."""
+
+
+class IncomingRequest(Request):
+    """A request read from an ASGI scope, with what the stages have found out about it so far."""
+
+    def __init__(self, scope: Mapping[str, Any], receive: Receive, body_timeout: float) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.method: str = scope.get("method", "GET")  # the scope of a WebSocket has none
+        self.path: str = scope["path"]
+        self.label = f"{self.method} {self.path}"
+        self.query: bytes = scope["query_string"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.repeats_headers = len(self.headers) != len(scope["headers"])
+        self.client_ip = ""
+        self.endpoint: Endpoint | None = None  # from the route stage on
+        self.path_names: dict[str, str] = {}
+        self.principal: Principal | None = None  # from the principal stage on
+        self.quota: Quota | None = None  # the tightest rate limit that this request counts against
+        self.arguments: dict[str, Any] = {}  # of the handler, from the input stage on
+        self.idempotency_key: Keyed | None = None
+        self.metered: list[tuple[Meter, Principal]] = []  # meters that must be told when the request ends
+        given = self.headers.get(b"x-request-id", b"")
+        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else new_id()
+        self._body_timeout = body_timeout
+        silent = b"1" if scope["http_version"] >= "2" else b"0"  # HTTP/2 announces no body; the stream's end shows it
+        self.may_have_body = b"transfer-encoding" in self.headers or self.headers.get(b"content-length", silent) != b"0"
+        self.unread = self.may_have_body
+
+    @property
+    def has_credential(self) -> bool:
+        """Whether the request carries a credential of any kind, valid or not."""
+        return b"authorization" in self.headers or b"x-api-key" in self.headers
+
+    def count_against(self, quota: Quota | None) -> None:
+        """Remember the rate limit that this request counts against, if it is tighter than the known ones."""
+        if quota is not None and (self.quota is None or quota.remaining < self.quota.remaining):
+            self.quota = quota
+
+    def refuse_repeated(self, *names: bytes) -> None:
+        """Raise `malformed_request` when one of these headers occurs twice: it is undefined which value counts."""
+        for name in names:
+            if sum(given == name for given, _ in self.scope["headers"]) > 1:
+                raise Malformed(f"The header {name.decode()} occurs twice; send it once.")
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body. Raises `payload_too_large` over `limit` bytes, `request_timeout` when no bytes arrive in
+        time, and `ClientLeft` when the body breaks off.
+        """
+        if not self.may_have_body:
+            return b""
+        header = self.headers.get(b"content-length")
+        declared = None
+        if header is not None:
+            if not header.isdigit() or len(header) > 18:
+                raise Malformed("Content-Length is not a number of bytes.")
+            declared = int(header)
+            if declared > limit:
+                raise TooLarge(f"The body has {declared} bytes; this operation accepts at most {limit}.")
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._body_timeout) as timeout:
+                while True:
+                    message = await self.receive()
+                    if message["type"] != "http.request":
+                        self.unread = False
+                        raise ClientLeft
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > limit:
+                        raise TooLarge(f"The body is larger than the {limit} bytes that this operation accepts.")
+                    if part:
+                        parts.append(part)
+                    if size == declared or not message.get("more_body", False):
+                        self.unread = False
+                        return parts[0] if len(parts) == 1 else b"".join(parts)
+                    timeout.reschedule(asyncio.get_running_loop().time() + self._body_timeout)
+        except TimeoutError:
+            detail = f"No bytes of the body arrived for {self._body_timeout:g} seconds."
+            raise Problem(detail, code="request_timeout", headers={"Connection": "close"}) from None
+
+    async def discard_body(self) -> None:
+        """Read the rest of a refused body for a moment: closing at once would reset the connection, and the client
+        would lose the response.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while self.unread:
+                    message = await self.receive()
+                    self.unread = message["type"] == "http.request" and message.get("more_body", False)
+
+    async def disconnected(self) -> None:
+        """Wait until the client has closed the connection. Call it only after the body was read."""
+        while (await self.receive())["type"] == "http.request":
+            continue

@@ -1,0 +1,126 @@
+"""The client with which commands talk to a running server, through its public API only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from corral.http.routes import API_PREFIX
+
+REQUEST_SECONDS, POLL_SECONDS = 30.0, 10
+MAX_OUTAGE_SECONDS, RETRY_SECONDS = 30.0, 0.5
+MIN_OVERLAP = 20
+
+
+class ApiClientError(Exception):
+    """The server refused the request, or did not answer (`status` None). The message is meant for people."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class ApiClient:
+    """A client of one server. `token` is a bearer credential of any kind. Requests raise `ApiClientError`."""
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        import httpx2
+
+        self.url = url.rstrip("/")
+        host = urlsplit(self.url).hostname or ""
+        loopback = host in ("localhost", "::1") or host.startswith("127.")
+        base, trust_env = self.url + API_PREFIX, not loopback  # no proxy for servers on this machine
+        self._http = httpx2.Client(base_url=base, timeout=REQUEST_SECONDS, trust_env=trust_env, follow_redirects=False)
+        self._errors = httpx2.HTTPError
+        if token is not None:
+            self.use(token)
+
+    def use(self, token: str) -> None:
+        """Send this credential from now on."""
+        self._http.headers["Authorization"] = f"Bearer {token}"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def get(self, path: str, **query: Any) -> Any:
+        """The parsed response to a GET."""
+        return self._request("GET", path, params=query)
+
+    def post(self, path: str, body: Any) -> Any:
+        """The parsed response to a POST."""
+        content, headers = msgspec.json.encode(body), {"Content-Type": "application/json"}
+        return self._request("POST", path, content=content, headers=headers)
+
+    def events(
+        self, kind: str, identifier: str, *, until: float | None = None, away: Callable[[str], None] | None = None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """`(event, data)` of all events of one object, from its first on, as they happen; the iterator never ends.
+
+        An outage of less than half a minute is waited out; `away` is called with the reason when one begins. `until` is
+        the `time.monotonic` after which `ApiClientError` is raised.
+        """
+        place, heard, waits = dict[str, Any](), time.monotonic(), False  # without a place: from the start of the log
+        while until is None or time.monotonic() < until:
+            wait = POLL_SECONDS if until is None else min(POLL_SECONDS, max(1, round(until - time.monotonic())))
+            try:
+                page = self.get("/events", object_type=kind, object_id=identifier, wait=wait, **place)
+            except ApiClientError as error:
+                is_away = error.status in (None, 502, 503, 504)
+                if not is_away or time.monotonic() - heard > MAX_OUTAGE_SECONDS:
+                    raise
+                if away is not None and not waits:
+                    away(str(error))
+                waits = True
+                time.sleep(RETRY_SECONDS)
+                continue
+            heard, waits = time.monotonic(), False
+            for item in page["items"]:
+                yield item["event"], item["data"]
+            place["after"] = page["next"]
+        raise ApiClientError("it took too long")
+
+    def _request(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            answer = self._http.request(method, path, **options)
+        except self._errors as error:
+            raise ApiClientError(f"{self.url} does not answer: {type(error).__name__} {error}") from None
+        if answer.status_code >= 400:
+            raise ApiClientError(_refusal(answer.status_code, answer.content, f"{method} {path}"), answer.status_code)
+        try:
+            return msgspec.json.decode(answer.content) if answer.content else None
+        except msgspec.DecodeError:
+            detail = f"{self.url} does not answer in JSON: is this the address of a Corral server?"
+            raise ApiClientError(detail) from None
+
+
+class GrowingText:
+    """A text of which only the growing end is reported, such as a task's progress while a model writes."""
+
+    def __init__(self) -> None:
+        self._shown = ""
+
+    def add(self, end: str) -> tuple[bool, str]:
+        """Whether `end` continues the text so far, and the part of it that is new."""
+        if self._shown and end.startswith(self._shown):
+            overlap = len(self._shown)
+        else:
+            sizes = range(min(len(end), len(self._shown)), MIN_OVERLAP - 1, -1)
+            overlap = next((size for size in sizes if self._shown.endswith(end[:size])), 0)
+        fresh = end[overlap:]
+        self._shown = self._shown + fresh if overlap else end
+        return overlap > 0, fresh
+
+
+def _refusal(status: int, content: bytes, request: str) -> str:
+    """The problem document as one line."""
+    try:
+        problem = msgspec.json.decode(content)
+        said = [problem["detail"], *(f"{entry['pointer']}: {entry['detail']}" for entry in problem.get("errors") or ())]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        said = [content[:300].decode("utf-8", "replace")]
+    return f"{request}: {status} {'; '.join(said)}"
