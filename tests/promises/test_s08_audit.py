@@ -10,7 +10,7 @@ from typing import Any
 from tests.plugins.audit.conftest import Books
 
 from corral_plugins.audit.service.chain import COLUMNS
-from corral_plugins.audit.service.signing import Kept
+from corral_plugins.audit.service.signing import ExternalCheckpoints
 from corral_plugins.audit.service.verify import Verification
 
 WRITERS = 50
@@ -46,7 +46,7 @@ async def test_s8_concurrent_writes_then_tampering(
         f"UPDATE audit_head SET seq = {cut}, hash = (SELECT hash FROM audit_rows WHERE seq = {cut})",
     )
     verification: Verification = books.service(Verification)
-    by_checkpoint = await verification.look(None, None, Kept([kept], [key]), seconds=25)
+    by_checkpoint = await verification.verify(None, None, ExternalCheckpoints([kept], [key]), seconds=25)
     assert (by_checkpoint.ok, by_checkpoint.reason) == (False, "tail_truncated"), by_checkpoint
     figure(
         "S8", {"rows": verdict.checked, "linear": True, "tamperings": tamperings, "found": found, "tail_found": True}

@@ -1,1 +1,1 @@
-"""The audit log."""
+"""The audit log: a tamper-evident record of who did what."""

@@ -1,4 +1,4 @@
-"""What other plugins may know of the audit log: its event. They write to it by the kernel's protocol `Audit`."""
+"""The event of the audit log. Other plugins write to the log through the kernel's protocol `Audit`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ declare_codes(
 
 
 class AuditCheckpoint(Event, kw_only=True):
-    """The audit log up to `seq` was signed; keep it elsewhere, and cutting off the newest rows shows."""
+    """The audit log up to `seq` was signed. A copy kept elsewhere reveals the removal of the newest rows."""
 
     event = "audit.checkpoint"
     visibility = "admin"

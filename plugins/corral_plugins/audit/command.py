@@ -1,4 +1,4 @@
-"""`corral audit`: prove, take away and keep the log on the machine itself, or away from it."""
+"""`corral audit`: verify and export the log, on the server itself or elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 
 if TYPE_CHECKING:
     from corral.plugin import CommandSession, OpenSession
-    from corral_plugins.audit.service.signing import Kept
+    from corral_plugins.audit.service.signing import ExternalCheckpoints
     from corral_plugins.audit.shapes import Verdict
 
 config_option = click.option(
@@ -25,14 +25,14 @@ readable = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.group("audit")
 def command() -> None:
-    """The audit log: verify it, take it away, keep its checkpoints."""
+    """Verify and export the audit log, and print its checkpoints."""
 
 
 @command.command("verify")
 @click.argument("source", required=False)
-@click.option("--checkpoints", "checkpoints_path", type=readable, help="checkpoints that were kept elsewhere")
-@click.option("--public-key", help="the key that signs them, in base64 (default: the one in that file)")
-@click.option("--filtered", is_flag=True, help="the export was filtered: rows between may be absent")
+@click.option("--checkpoints", "checkpoints_path", type=readable, help="file with checkpoints saved earlier")
+@click.option("--public-key", help="public key of the checkpoints, in base64 (default: the one in that file)")
+@click.option("--filtered", is_flag=True, help="the export was filtered, so rows may be missing")
 @config_option
 @json_option
 @click.pass_obj
@@ -45,21 +45,22 @@ def verify(
     config_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Prove that no row was altered, dropped or cut off.
+    """Verify that no row was altered, removed or truncated.
 
-    SOURCE: a copy of the database (a file, or postgresql://…) or an export (.jsonl, .csv); without it the log of
-    this installation. Cutting off the newest rows shows with --checkpoints only. Exits with 1 when it is not whole.
+    SOURCE is a copy of the database (a file, or postgresql://…) or an export (.jsonl, .csv); the default is the log of
+    this installation. Removal of the newest rows is detected with --checkpoints only. Exits with 1 if the log is not
+    intact.
     """
     from corral_plugins.audit.service.offline import Unreadable, read_checkpoints
-    from corral_plugins.audit.service.signing import Kept
+    from corral_plugins.audit.service.signing import ExternalCheckpoints
 
     try:
-        kept = Kept() if checkpoints_path is None else read_checkpoints(checkpoints_path, public_key)
+        external = ExternalCheckpoints() if checkpoints_path is None else read_checkpoints(checkpoints_path, public_key)
         if source is not None:
-            verdict = _elsewhere(source, kept, filtered=filtered)
+            verdict = _verify_source(source, external, filtered=filtered)
         else:
             with open_session(config_path, "audit verify") as session:
-                verdict = _here(session, kept)
+                verdict = _verify_installation(session, external)
     except Unreadable as error:
         raise click.ClickException(str(error)) from None
     if as_json:
@@ -75,7 +76,7 @@ def verify(
 @config_option
 @click.pass_obj
 def export(open_session: OpenSession, format_: str, output: BinaryIO, config_path: Path | None) -> None:
-    """Write the log to a file, oldest row first; `corral audit verify FILE` proves it anywhere."""
+    """Write the log to a file, oldest row first. `corral audit verify FILE` verifies it on any machine."""
     from corral_plugins.audit.service.export import Export
     from corral_plugins.audit.shapes import ExportQuery
 
@@ -84,7 +85,7 @@ def export(open_session: OpenSession, format_: str, output: BinaryIO, config_pat
             output.write(chunk)
 
     with open_session(config_path, "audit export") as session:
-        _note(session, "export", format=format_)
+        _record(session, "export", format=format_)
         asyncio.run(write(Export(_work(session), ExportQuery(format=format_))))
 
 
@@ -92,48 +93,48 @@ def export(open_session: OpenSession, format_: str, output: BinaryIO, config_pat
 @config_option
 @click.pass_obj
 def checkpoints(open_session: OpenSession, config_path: Path | None) -> None:
-    """Print all checkpoints and the key that signs them, as JSON: keep it where no admin of this machine can write."""
-    from corral_plugins.audit.service import reading
+    """Print all checkpoints and their public key as JSON. Keep them where no admin of this machine can write."""
+    from corral_plugins.audit.service import queries
 
     with open_session(config_path, "audit checkpoints") as session:
-        _note(session, "read", what="checkpoints")
-        found, keys = session.run(lambda: (reading.checkpoints(-1, 2**62), reading.public_keys()), read=True)
+        _record(session, "read", what="checkpoints")
+        found, keys = session.run(lambda: (queries.checkpoints(-1, 2**62), queries.public_keys()), read=True)
     listed = {"items": [found[seq] for seq in sorted(found)], "public_key": keys[-1] if keys else None}
     click.echo(msgspec.json.format(msgspec.json.encode(listed)).decode())
 
 
-def _here(session: CommandSession, kept: Kept) -> Verdict:
+def _verify_installation(session: CommandSession, external: ExternalCheckpoints) -> Verdict:
     from corral_plugins.audit.service.verify import Verification
 
-    verdict = asyncio.run(session.service(Verification).look(None, None, kept, seconds=math.inf))
-    _note(session, "verify", ok=verdict.ok, checked=verdict.checked)
+    verdict = asyncio.run(session.service(Verification).verify(None, None, external, seconds=math.inf))
+    _record(session, "verify", ok=verdict.ok, checked=verdict.checked)
     return verdict
 
 
-def _elsewhere(source: str, kept: Kept, *, filtered: bool) -> Verdict:
+def _verify_source(source: str, external: ExternalCheckpoints, *, filtered: bool) -> Verdict:
     from corral.database.connect import database_url
     from corral_plugins.audit.service.offline import Unreadable, verify_export
 
     if (url := database_url(source)) is not None:
-        return _copy(url, kept)
+        return _verify_copy(url, external)
     path = Path(source)
     if not path.is_file():
-        raise Unreadable(f"{source}: there is no such file")
-    return verify_export(path, kept, sparse=filtered)
+        raise Unreadable(f"{source}: no such file")
+    return verify_export(path, external, sparse=filtered)
 
 
-def _copy(url: str, kept: Kept) -> Verdict:
+def _verify_copy(url: str, external: ExternalCheckpoints) -> Verdict:
     from corral.database.connect import connect
     from corral_plugins.audit.service.verify import Verification
 
     database = connect(url)
     try:
-        return asyncio.run(Verification(database.work).look(None, None, kept, seconds=math.inf))
+        return asyncio.run(Verification(database.work).verify(None, None, external, seconds=math.inf))
     finally:
         database.close()
 
 
-def _note(session: CommandSession, verb: str, **details: Any) -> None:
+def _record(session: CommandSession, verb: str, **details: Any) -> None:
     from corral.plugin import AuditEntry
     from corral_plugins.audit.service.log import AuditLog
 
@@ -149,7 +150,7 @@ def _work(session: CommandSession) -> Any:
 
 
 def _sentence(verdict: Verdict) -> str:
-    looked = f"{verdict.checked} rows and {verdict.checkpoints_checked} checkpoints were checked"
+    checked = f"{verdict.checked} rows and {verdict.checkpoints_checked} checkpoints checked"
     if verdict.ok:
-        return f"The log is whole: {looked}; it ends with row {verdict.head.seq}, {verdict.head.hash}."
-    return f"The log is NOT whole: row {verdict.first_bad_seq}: {verdict.reason}; {looked}."
+        return f"The log is intact: {checked}; the last row is {verdict.head.seq}, hash {verdict.head.hash}."
+    return f"The log is NOT intact: row {verdict.first_bad_seq}: {verdict.reason}; {checked}."

@@ -1,4 +1,4 @@
-"""Background work of the audit log."""
+"""Background jobs and schedules of the audit log."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from corral_plugins.audit.service.verify import Verification
 
 
 async def checkpoint(checkpoints: Checkpoints) -> None:
-    """Sign, now that so many rows are new."""
+    """Sign the end of the log after `CHECKPOINT_ROWS` new rows."""
     await checkpoints.make(least=CHECKPOINT_ROWS)
 
 
 async def checkpoint_hourly(checkpoints: Checkpoints) -> None:
-    """Sign what the last hour brought."""
+    """Sign the rows of the last hour."""
     await checkpoints.make()
 
 
 async def verify_recent(verification: Verification) -> None:
-    """Check the newest rows; admins hear of it when they are not whole."""
+    """Verify the newest rows; raises an alert for admins if they are not intact."""
     await verification.recent()
 
 
 async def retain(retention: Retention) -> None:
-    """Remove what is older than the setting says."""
+    """Remove rows older than `audit.retention_days`."""
     await retention.run()
 
 

@@ -1,4 +1,4 @@
-"""The tables of the audit log. Triggers of the migration refuse what would change or take away a row."""
+"""The tables of the audit log. Triggers created by the migration refuse to change or delete rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEAD = 1
 
 
 class AuditRow(Model):
-    """One row of the chain. `changes` and `details` are canonical JSON, kept and hashed as they are."""
+    """One row of the hash chain. `changes` and `details` are canonical JSON, stored and hashed verbatim."""
 
     seq = peewee.BigIntegerField(primary_key=True)
     id = IdField(unique=True)
@@ -61,7 +61,7 @@ AuditRow.add_index(
 
 
 class Head(Model):
-    """The end of the chain, locked by each append; and the anchor: what is kept begins after it."""
+    """The newest row of the chain, locked by each append, and the anchor: retained rows begin after it."""
 
     id = peewee.IntegerField(primary_key=True)
     seq = peewee.BigIntegerField()
@@ -74,7 +74,7 @@ class Head(Model):
 
 
 class Checkpoint(Model):
-    """A signed place of the chain. `rows`: how many it signs that the one before it did not."""
+    """A signed position of the chain. `rows` is the number of rows since the previous checkpoint."""
 
     seq = peewee.BigIntegerField(primary_key=True)
     hash = peewee.CharField(max_length=64)
@@ -88,7 +88,7 @@ class Checkpoint(Model):
 
 
 class SigningKey(Model):
-    """The key that signs checkpoints; the private half is sealed."""
+    """The key pair that signs checkpoints; the private key is sealed under the master key."""
 
     id = peewee.CharField(primary_key=True, max_length=16)
     public_key = peewee.CharField(max_length=60)

@@ -1,4 +1,4 @@
-"""The plugin `audit`: its manifest and what it contributes."""
+"""The plugin `audit`: its manifest and contributions."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from corral_plugins.audit.service import checkpoints
 from corral_plugins.audit.service.access import Access
 from corral_plugins.audit.service.checkpoints import Checkpoints
 from corral_plugins.audit.service.log import AuditLog
-from corral_plugins.audit.service.reading import Reading
+from corral_plugins.audit.service.queries import Queries
 from corral_plugins.audit.service.retention import Retention
 from corral_plugins.audit.service.verify import Verification
 from corral_plugins.audit.shapes import Outcome
 
-LOOK_SECONDS = 5
+WRITE_SECONDS = 5
 AUDITOR = ("auditor",)
 
 
 class AuditPlugin(Plugin):
     """The audit log.
 
-    A complete, tamper-evident record of who did what, to what, from where and with which outcome.
+    A complete, tamper-evident record of every security-relevant action: actor, object, address and outcome.
     """
 
     name = "audit"
     protected = "essential"
     permissions = (
         Permission("audit.read", "Read and verify the audit log", holders=AUDITOR),
-        Permission("audit.export", "Take the audit log away", holders=AUDITOR),
+        Permission("audit.export", "Export the audit log", holders=AUDITOR),
     )
 
     def __init__(self, settings: Any = None) -> None:
@@ -52,25 +52,25 @@ class AuditPlugin(Plugin):
     async def start(self, runtime: Runtime) -> None:
         self._log = log = runtime.service(AuditLog)
 
-        async def look() -> None:
+        async def write_repetitions() -> None:
             while True:
-                await asyncio.sleep(LOOK_SECONDS)
-                await log.write_counted()
-                with contextlib.suppress(Problem):  # the database is away: it is told when it is back
-                    await log.tell_failures()
+                await asyncio.sleep(WRITE_SECONDS)
+                await log.write_repetitions()
+                with contextlib.suppress(Problem):  # the database is unreachable: the next round reports
+                    await log.report_failures()
 
-        runtime.supervise("counts", look)
+        runtime.supervise("repetitions", write_repetitions)
 
     async def stop(self) -> None:
         if self._log is not None:
-            await self._log.write_counted(all=True)
+            await self._log.write_repetitions(all=True)
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
         def audit(log: AuditLog) -> Audit:
             return log
 
-        parts = (AuditLog, Access, Checkpoints, Reading, Retention, Verification)
+        parts = (AuditLog, Access, Checkpoints, Queries, Retention, Verification)
         return [*(Provide(part, part) for part in parts), Provide(Audit, audit)]
 
     @hookimpl
@@ -113,39 +113,39 @@ class AuditPlugin(Plugin):
             ),
             Metric(
                 name="corral_audit_write_failures_total",
-                help="Rows of the audit log that could not be written.",
+                help="Audit log rows that could not be written.",
                 kind="counter",
                 collect=_failures,
             ),
             Metric(
                 name="corral_audit_append_seconds",
-                help="Seconds spent on appending rows: divide by the rows.",
+                help="Total seconds spent appending rows; divide by corral_audit_rows_total for the mean.",
                 kind="counter",
                 collect=_seconds,
             ),
             Metric(
                 name="corral_audit_last_checkpoint_age_seconds",
-                help="Age of the newest checkpoint.",
+                help="Age of the newest checkpoint, in seconds.",
                 collect=_age,
             ),
         ]
 
 
-Series = Mapping[tuple[str, ...], float]
+Samples = Mapping[tuple[str, ...], float]
 
 
-def _rows(log: AuditLog) -> Series:
+def _rows(log: AuditLog) -> Samples:
     return {(outcome,): float(count) for outcome, count in log.rows.items()}
 
 
-def _failures(log: AuditLog) -> Series:
+def _failures(log: AuditLog) -> Samples:
     return {(): float(log.failures)}
 
 
-def _seconds(log: AuditLog) -> Series:
+def _seconds(log: AuditLog) -> Samples:
     return {(): log.append_seconds}
 
 
-def _age() -> Series:
+def _age() -> Samples:
     newest = checkpoints.newest()
     return {} if newest is None else {(): clock.time_s() - clock.parse_instant(newest[1])}

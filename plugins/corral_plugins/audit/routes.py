@@ -1,4 +1,4 @@
-"""`/admin/audit`: reading, proving and taking away the log. Each of these is in the log itself."""
+"""`/admin/audit`: list, verify and export the log. The log records each of these accesses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from corral.http.routes import Routes
 from corral.ids import new_id
 from corral_plugins.audit.service.access import Access
 from corral_plugins.audit.service.export import MEDIA, Export
-from corral_plugins.audit.service.reading import Reading
+from corral_plugins.audit.service.queries import Queries
 from corral_plugins.audit.service.verify import SECONDS, Verification
 from corral_plugins.audit.shapes import AuditQuery, AuditView, CheckpointPage, ExportQuery, Verdict, VerifyQuery
 
@@ -30,11 +30,11 @@ READ, EXPORT = "audit.read", "audit.export"
 
 @routes.get("/", needs=READ, raises=("invalid_cursor",))
 async def list_audit_rows(
-    query: AuditQuery, caller: Principal, request: Request, reading: Reading, access: Access, work: Work
+    query: AuditQuery, caller: Principal, request: Request, queries: Queries, access: Access, work: Work
 ) -> Page[AuditView]:
-    """List the audit log, newest first; `action` takes a prefix such as `auth.*`."""
-    page = await work(lambda: reading.page(query, caller), read=True)
-    await access.note("read", request.entry(caller), filters=_filters(query))
+    """List the rows of the audit log, newest first. `action` accepts a prefix such as `auth.*`."""
+    page = await work(lambda: queries.page(query, caller), read=True)
+    await access.record("read", request.entry(caller), filters=_filters(query))
     return page
 
 
@@ -42,17 +42,17 @@ async def list_audit_rows(
 async def verify_audit_log(
     query: VerifyQuery, caller: Principal, request: Request, verification: Verification, access: Access, work: Work
 ) -> Verdict:
-    """Prove that no row was altered, dropped or cut off; one run at a time."""
+    """Verify that no row was altered, removed or truncated. Only one verification runs at a time."""
     holder = new_id()
     if not await work(lambda: acquire("audit.verify", holder, SECONDS + 5)):
-        raise Conflict("The log is being verified; wait for that run.", code="batch_in_progress")
+        raise Conflict("Another verification of the log is running; wait until it finishes.", code="batch_in_progress")
     try:
         from_seq, to_seq = (None if value is UNSET else value for value in (query.from_seq, query.to_seq))
         verdict = await verification.run(from_seq, to_seq)
     finally:
         await asyncio.shield(work(lambda: release("audit.verify", holder)))
     found: dict[str, Any] = {"ok": verdict.ok, "checked": verdict.checked, "first_bad_seq": verdict.first_bad_seq}
-    await access.note("verify", request.entry(caller), **found)
+    await access.record("verify", request.entry(caller), **found)
     return verdict
 
 
@@ -60,9 +60,9 @@ async def verify_audit_log(
 async def export_audit_log(
     query: ExportQuery, caller: Principal, request: Request, access: Access, work: Work
 ) -> Stream:
-    """Stream the log, oldest row first, as JSON lines that verify by themselves or as CSV."""
+    """Stream the log, oldest row first, as self-verifying JSON lines or as CSV."""
     export = Export(work, query)
-    await access.note("export", request.entry(caller), format=query.format, filters=_filters(query))
+    await access.record("export", request.entry(caller), format=query.format, filters=_filters(query))
     stamp = clock.now()[:19].replace("-", "").replace(":", "").replace("T", "-")
     name = f"corral-audit-{stamp}.{query.format}"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
@@ -71,21 +71,21 @@ async def export_audit_log(
 
 @routes.get("/checkpoints", needs=READ, raises=("invalid_cursor",))
 async def list_audit_checkpoints(
-    query: PageQuery, caller: Principal, request: Request, reading: Reading, access: Access, work: Work
+    query: PageQuery, caller: Principal, request: Request, queries: Queries, access: Access, work: Work
 ) -> CheckpointPage:
-    """List the signed places of the log, newest first, with the key that signs them: keep them elsewhere."""
-    page = await work(lambda: reading.checkpoints(query, caller), read=True)
-    await access.note("read", request.entry(caller), what="checkpoints")
+    """List the checkpoints, newest first, with the public key that verifies them. Keep a copy elsewhere."""
+    page = await work(lambda: queries.checkpoints(query, caller), read=True)
+    await access.record("read", request.entry(caller), what="checkpoints")
     return page
 
 
 @routes.get("/{id}", needs=READ, raises=("not_found",))
 async def get_audit_row(
-    id: str, caller: Principal, request: Request, reading: Reading, access: Access, work: Work
+    id: str, caller: Principal, request: Request, queries: Queries, access: Access, work: Work
 ) -> AuditView:
     """Read a row of the audit log."""
-    row = await work(lambda: reading.one(id), read=True)
-    await access.note("read", request.entry(caller), row=row.seq)
+    row = await work(lambda: queries.one(id), read=True)
+    await access.record("read", request.entry(caller), row=row.seq)
     return row
 
 

@@ -10,22 +10,22 @@ RETENTION_DAYS: Setting[int | None] = Setting(
     default=None,
     minimum=30,
     maximum=36_500,
-    title="Days rows are kept",
-    description="Unset: for ever. Rows go as a whole beginning of the log that ends at a signed checkpoint.",
+    title="Retention of audit rows (days)",
+    description="Unset keeps rows forever. Removal starts at the oldest row and ends at a signed checkpoint.",
 )
 VERBOSE = Setting(
     name="audit.verbose",
     kind=bool,
     default=False,
     title="Record every request",
-    description="Reads and ordinary writes too: a row each, so each request writes.",
+    description="Also records reads and ordinary writes: every request then writes one row.",
 )
 RECORD_IP = Setting(
     name="audit.record_ip",
     kind=bool,
     default=True,
-    title="Record addresses",
-    description="Off: rows written from now on tell neither the address nor the program of the client.",
+    title="Record client addresses",
+    description="If off, new rows contain neither the address nor the user agent of the client.",
 )
 
 ALL = (RETENTION_DAYS, VERBOSE, RECORD_IP)

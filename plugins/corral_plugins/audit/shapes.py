@@ -1,4 +1,4 @@
-"""What comes in and goes out of the audit log."""
+"""Request and response bodies of the audit log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ Seq = Annotated[int, Meta(ge=1, le=2**62)]
 
 
 class Filters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Of the list and of exports. `actor`: who acted, or for whom; `action`: a name, or a prefix such as `auth.*`."""
+    """Filters of lists and exports. `actor` matches the actor or the user on whose behalf it acted.
+
+    `action` is a name or a prefix such as `auth.*`.
+    """
 
     actor: list[Named] | UnsetType = UNSET
     action: list[Named] | UnsetType = UNSET
@@ -33,7 +36,7 @@ class Filters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_def
 
 
 class AuditQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The list's query: a page, and the fields of `Filters` once more, since a struct has one base."""
+    """Query of the list. It repeats the fields of `Filters`, because a struct has only one base."""
 
     actor: list[Named] | UnsetType = UNSET
     action: list[Named] | UnsetType = UNSET
@@ -46,20 +49,20 @@ class AuditQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defau
 
 
 class ExportQuery(Filters, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """`jsonl`: a row a line, as it is hashed. `csv`: for spreadsheets."""
+    """Query of an export. `jsonl` writes one row per line in its hashed form; `csv` is for spreadsheets."""
 
     format: Annotated[str, Meta(max_length=20)] = "jsonl"
 
 
 class VerifyQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A part of the log; by default all that is kept."""
+    """The range to verify; by default all retained rows."""
 
     from_seq: Seq | UnsetType = UNSET
     to_seq: Seq | UnsetType = UNSET
 
 
 class ActorView(msgspec.Struct, kw_only=True):
-    """Who acted. `on_behalf_of`: the person whose rights counted, where the actor is not that person."""
+    """The actor. `on_behalf_of` is the user whose permissions applied, if the actor is not that user."""
 
     type: str
     id: str | None
@@ -71,7 +74,7 @@ class ActorView(msgspec.Struct, kw_only=True):
 
 
 class ObjectView(msgspec.Struct, kw_only=True):
-    """What was acted on; `name` as it was then."""
+    """The object of the action; `name` is its name at that time."""
 
     type: str
     id: str | None
@@ -79,7 +82,7 @@ class ObjectView(msgspec.Struct, kw_only=True):
 
 
 class FieldChange(msgspec.Struct, kw_only=True, rename={"from_": "from"}):
-    """A field before and after; of a secret only that it changed."""
+    """A changed field with both values; for secrets only the fact of the change."""
 
     field: str
     from_: Any
@@ -87,7 +90,7 @@ class FieldChange(msgspec.Struct, kw_only=True, rename={"from_": "from"}):
 
 
 class AuditView(msgspec.Struct, kw_only=True):
-    """A row of the log. `truncated`: the changes or details were too large; `sha256` is of the whole."""
+    """A row of the log. If `truncated`, the changes or details were too large; `sha256` covers the full content."""
 
     seq: int
     id: str
@@ -107,14 +110,14 @@ class AuditView(msgspec.Struct, kw_only=True):
 
 
 class LinkView(msgspec.Struct, kw_only=True):
-    """A place of the chain."""
+    """A position in the hash chain."""
 
     seq: int
     hash: str
 
 
 class Verdict(msgspec.Struct, kw_only=True):
-    """What was found. Not `complete`: time was up, go on with `?from_seq=` `next_seq`."""
+    """The result of a verification. If not `complete`, time ran out; continue with `from_seq` = `next_seq`."""
 
     ok: bool
     checked: int
@@ -127,7 +130,7 @@ class Verdict(msgspec.Struct, kw_only=True):
 
 
 class CheckpointView(msgspec.Struct, kw_only=True):
-    """A signed place of the log."""
+    """A signed position of the log."""
 
     seq: int
     hash: str
@@ -138,6 +141,6 @@ class CheckpointView(msgspec.Struct, kw_only=True):
 
 
 class CheckpointPage(Page[CheckpointView], kw_only=True):
-    """Checkpoints, newest first, and the key that signed them: Ed25519, 32 bytes in base64."""
+    """Checkpoints, newest first, and the Ed25519 public key that verifies them (32 bytes in base64)."""
 
     public_key: str | None

@@ -1,1 +1,1 @@
-"""Credentials in one place: encrypted, versioned, used by name."""
+"""The secrets vault: encrypted, versioned credentials that are used by name."""

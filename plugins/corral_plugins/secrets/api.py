@@ -1,4 +1,4 @@
-"""What other plugins may know of secrets: the service `Secrets` and the events."""
+"""The service `Secrets` and the events, for other plugins."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ declare_codes(
     {
         "secret_expired": (410, "The secret has expired"),
         "secrets.destroyed": (410, "The value was destroyed"),
-        "secrets.damaged": (409, "The stored value does not open"),
+        "secrets.damaged": (409, "The stored value cannot be decrypted"),
     }
 )
 
 
 class Attached(msgspec.Struct, frozen=True, kw_only=True):
-    """An object of a plugin to which an admin attached a secret: the plugin counts as listed for it."""
+    """An object of a plugin to which an admin attached a secret, which makes the plugin an allowed consumer."""
 
     plugin: str
     kind: str
@@ -31,64 +31,65 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def consumer(self) -> str:
-        """The plugin, as consumers are written."""
+        """The plugin in the notation of `allowed_consumers`."""
         return f"plugin:{self.plugin}"
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """A value for a worker, which keeps it to these hosts."""
+    """A value for a worker, which may send it to `allowed_hosts` only."""
 
     value: str
     allowed_hosts: list[str]
 
-    def __repr__(self) -> str:  # it holds a secret, and a repr ends up in logs
+    def __repr__(self) -> str:  # hides the value, because a repr can end up in logs
         return "<Delivery>"
 
 
 class Secrets(Protocol):
-    """Values for those who send them. Everything joins the caller's unit.
+    """Gives plugins access to the values of secrets. All methods join the caller's unit of work.
 
-    A value is asked for at the moment of use and never kept. Raises `NotFound`, `Forbidden` (consumer or host are not
-    listed), `Gone` (`secret_expired`), `Unavailable` (`vault_sealed`).
+    Callers request a value when they use it and never store it. Raises `NotFound`, `Forbidden` (consumer or host not
+    allowed), `Gone` (`secret_expired`) and `Unavailable` (`vault_sealed`).
     """
 
     def use(
         self, name: str, consumer: str | Sequence[str], host: str | None, *, attached: Attached | None = None
     ) -> str:
-        """The value, to be sent to `host`. `consumer`: `tool:http.fetch`, say; of several one must be listed."""
+        """Return the value to send to `host`. Of several consumers (such as `tool:http.fetch`) one must be allowed."""
         ...
 
     def valid(self, name: str, *, attached: Attached) -> list[str]:
-        """The value and those in grace, for checks that Corral makes itself (signatures that come in)."""
+        """Return the current value and those in grace, to verify incoming signatures."""
         ...
 
     def deliver(self, name: str, worker_group: str, *, worker_id: str, task_id: str, purpose: str | None) -> Delivery:
-        """The value for a worker of a listed group, written into the audit log; `NotFound` for any other."""
+        """Return the value for a worker of an allowed group, and audit it. Raises `NotFound` for other groups."""
         ...
 
     def of_group(self, worker_group: str) -> list[str]:
-        """Names of the secrets that workers of the group may have, as this process knows them (2 s at most)."""
+        """Return the names of the secrets that the group may receive; at most 2 s out of date."""
         ...
 
     def attach(self, name: str, to: Attached, *, title: str, pointer: str, by: Principal | None) -> None:
-        """Note that an object uses the secret, in place of the one it used. `unknown_reference` at `pointer`.
+        """Record that an object uses the secret, replacing the one it used before.
 
-        Whoever decides where an object sends its secret could read it there: `by`, who names the secret, needs
-        `secrets.write` (`insufficient_scope`). None: the value came with the object, by `keep`.
+        Raises `Invalid` (`unknown_reference`) at `pointer`. The user who decides where an object sends its secret
+        could read it there, so `by` needs `secrets.write` (`Forbidden`, `insufficient_scope`). Pass None if the value
+        came with the object, through `keep`.
         """
         ...
 
     def detach(self, attached: Attached) -> None:
-        """The object uses no secret any more."""
+        """Record that the object no longer uses a secret."""
         ...
 
     def keep(self, name: str, value: str, *, category: str, description: str, by: Principal) -> list[str]:
-        """Store a value that came with an object of a plugin, as a new version where there is one; the warnings."""
+        """Store a value that came with an object, as a new version if the secret exists. Return the warnings."""
         ...
 
 
 class _SecretEvent(Event, kw_only=True):
-    """What every event of a secret tells. `by`: who did it; null: Corral."""
+    """The fields of every secret event. `by` is the user who acted; null means Corral itself."""
 
     secret_id: str
     name: str
@@ -111,28 +112,28 @@ class SecretUpdated(_SecretEvent):
 
 
 class SecretRotated(_SecretEvent):
-    """A secret has a new value."""
+    """The value of a secret was replaced."""
 
     event = "secret.rotated"
     visibility = ADMIN
 
 
 class SecretRevealed(_SecretEvent):
-    """A value was shown to a person."""
+    """The value of a secret was shown to a user."""
 
     event = "secret.revealed"
     visibility = ADMIN
 
 
 class SecretDeleted(_SecretEvent):
-    """A secret was deleted; it can be restored for a while."""
+    """A secret was deleted. It can be restored during the retention period."""
 
     event = "secret.deleted"
     visibility = ADMIN
 
 
 class SecretExpiring(_SecretEvent):
-    """A secret expires soon; `days_left` 0: it has expired."""
+    """A secret expires soon, or has expired if `days_left` is 0."""
 
     event = "secret.expiring"
     visibility = ADMIN

@@ -1,4 +1,4 @@
-"""`corral secrets`: the master keys, on the machine itself, beside a running server or without one."""
+"""`corral secrets`: manage the master keys on the server itself, whether or not Corral is running."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 @click.group("secrets")
 def command() -> None:
-    """Master keys and encrypted values, without a token: whoever may read the data folder may do this."""
+    """Manage master keys and encrypted values. Needs access to the data folder, but no token."""
 
 
 @command.command("key-status")
@@ -31,12 +31,12 @@ def command() -> None:
 @json_option
 @click.pass_obj
 def key_status(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
-    """Show the master keys and how many encrypted rows need each. Ends with 1 when the vault is sealed."""
+    """Show the master keys and the number of rows encrypted under each. Exits with 1 if the vault is sealed."""
     from corral_plugins.secrets.service.keys import MasterKeys
 
     with open_session(config_path, "secrets key-status") as session:
         status = session.run(session.service(MasterKeys).status, read=True)
-    lines = ["The vault is sealed: no loaded key opens the stored values."] if status.sealed else []
+    lines = ["The vault is sealed: no loaded key decrypts the stored values."] if status.sealed else []
     for key in status.keys:
         active = ", active" if key.key_id == status.active_key else ""
         loaded = f"{key.label}{active}" if key.label else "NOT LOADED"
@@ -51,7 +51,7 @@ def key_status(open_session: OpenSession, config_path: Path | None, as_json: boo
 @json_option
 @click.pass_obj
 def rotate_master_key(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
-    """Give every encrypted row the active master key, the first of CORRAL_MASTER_KEY. A second run goes on."""
+    """Rewrap every encrypted row under the active master key, the first in CORRAL_MASTER_KEY. Can be resumed."""
     from corral_plugins.secrets.service.keys import MasterKeys
 
     with open_session(config_path, "secrets rotate-master-key") as session:
@@ -59,10 +59,10 @@ def rotate_master_key(open_session: OpenSession, config_path: Path | None, as_js
         rows, holder = session.run(keys.begin)
         asyncio.run(keys.run(holder, seconds=math.inf))
         left = session.run(keys.status, read=True).remaining
-    told = f"{rows - left} rows were given the active key, {left} are left."
+    message = f"{rows - left} rows were rewrapped under the active key; {left} remain."
     if left:
-        told += " Their keys are not loaded, or they were changed: corral secrets verify."
-    _print({"rewrapped": rows - left, "remaining": left}, [told], as_json)
+        message += " Their keys are not loaded, or the rows are damaged; run corral secrets verify."
+    _print({"rewrapped": rows - left, "remaining": left}, [message], as_json)
     sys.exit(1 if left else 0)
 
 
@@ -71,7 +71,7 @@ def rotate_master_key(open_session: OpenSession, config_path: Path | None, as_js
 @json_option
 @click.pass_obj
 def verify(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
-    """Try every encrypted row: whether its master key is loaded and opens it; of secrets the value too."""
+    """Verify that every encrypted row has a loaded master key that opens it, and that secret values decrypt."""
     from corral_plugins.secrets.service.keys import MasterKeys
     from corral_plugins.secrets.service.values import Values
 
@@ -79,14 +79,14 @@ def verify(open_session: OpenSession, config_path: Path | None, as_json: bool) -
         found = session.service(MasterKeys).unreadable(lambda fn: session.run(fn, read=True))
         damaged = _damaged(session.service(Values), session)
     wrong = {name: count for name, count in found.items() if count}
-    lines = [f"{name}: {count} rows do not open" for name, count in wrong.items()]
-    lines += [f"secret {name}: the value was changed or belongs elsewhere" for name in damaged]
-    _print({"unreadable": wrong, "damaged": damaged}, lines or ["Every encrypted row opens."], as_json)
+    lines = [f"{name}: {count} rows cannot be decrypted" for name, count in wrong.items()]
+    lines += [f"secret {name}: the value is damaged or belongs to another secret" for name in damaged]
+    _print({"unreadable": wrong, "damaged": damaged}, lines or ["All encrypted rows can be decrypted."], as_json)
     sys.exit(1 if wrong or damaged else 0)
 
 
 def _damaged(values: Any, session: Any) -> list[str]:
-    """Names of secrets some of whose values do not open where they lie, though their keys are here."""
+    """Return the names of secrets with values that fail to decrypt although their key is loaded."""
     found: set[str] = set()
     after = ""
     while rows := session.run(lambda after=after: values.after(after), read=True):

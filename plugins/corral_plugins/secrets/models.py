@@ -1,4 +1,4 @@
-"""The tables of the vault. Values are sealed; nothing else here gives them away, not even their length."""
+"""The tables of the vault. Values are sealed; no other column reveals anything about them, not even their length."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from corral.database.sealed import SealedField
 
 
 class SecretRow(Model):
-    """A secret. `version` is the number of the current value, `revision` grows with every change of the row.
+    """A secret. `version` is the number of the current value; `revision` grows with every change of the row.
 
-    `reminded_days`: the last reminder of the present `expires_at`.
+    `reminded_days` is the number of days of the last reminder for the current `expires_at`.
     """
 
     id = IdField(primary_key=True)
@@ -54,8 +54,9 @@ SecretRow.add_index(
 
 
 class SecretVersion(Model):
-    """A value of a secret, bound to that secret and number. `sealed` null: destroyed. `grace_until`: still valid for
-    checks that Corral makes itself.
+    """A value of a secret, bound to the secret and the version number. `sealed` is null after destruction.
+
+    Until `grace_until` Corral still accepts the value when it verifies signatures.
     """
 
     id = IdField(primary_key=True)
@@ -72,7 +73,7 @@ class SecretVersion(Model):
 
 
 class SecretReference(Model):
-    """An object of a plugin that uses a secret, by its name: a secret that is deleted and restored works again."""
+    """An object of a plugin that uses a secret. It refers to the name, so a restored secret works again."""
 
     id = IdField(primary_key=True)
     name_key = peewee.CharField(max_length=128, index=True)
@@ -88,7 +89,7 @@ class SecretReference(Model):
 
 
 class SecretAlert(Model):
-    """When an alert about an object was raised last: at most one an hour."""
+    """The time of the last alert about an object, which limits alerts to one an hour."""
 
     id = peewee.CharField(primary_key=True, max_length=300)
     raised_at = InstantField(index=True)

@@ -1,4 +1,4 @@
-"""The plugin `secrets`: its manifest and what it contributes."""
+"""The plugin `secrets`: its manifest and contributions."""
 
 from __future__ import annotations
 
@@ -22,85 +22,85 @@ from corral.redact.redactor import Redactor
 from corral_plugins.secrets import jobs, models, settings
 from corral_plugins.secrets.api import EVENTS, Secrets
 from corral_plugins.secrets.routes import routes
-from corral_plugins.secrets.service.alarms import Alarms
-from corral_plugins.secrets.service.catalogue import Catalogue
+from corral_plugins.secrets.service.access import CONSUMERS, OUTCOMES, SecretsService, UsageTracker, write_last_used
+from corral_plugins.secrets.service.alerts import Alerts
 from corral_plugins.secrets.service.environment import Environment
-from corral_plugins.secrets.service.figures import STATUSES, secrets_by_status
 from corral_plugins.secrets.service.keys import MasterKeys
-from corral_plugins.secrets.service.known import KnownValues
-from corral_plugins.secrets.service.use import CONSUMERS, OUTCOMES, SecretsService, Uses, write_uses
+from corral_plugins.secrets.service.listing import Listing
+from corral_plugins.secrets.service.metrics import STATUSES, secrets_by_status
+from corral_plugins.secrets.service.redactor_values import RedactorValues
 from corral_plugins.secrets.service.values import Values
 from corral_plugins.secrets.service.vault import Vault
 
 if TYPE_CHECKING:
     import click
 
-WRITE_USES_SECONDS = 5.0
+WRITE_SECONDS = 5.0
 COUNT_SECONDS = 1.0
-ENTRY = Entry(label="secrets.uses", actor=SYSTEM)
+ENTRY = Entry(label="secrets.last_used", actor=SYSTEM)
 
 
 class SecretsPlugin(Plugin):
-    """The vault: credentials in one place.
+    """The secrets vault.
 
-    Encrypted, versioned and audited; used by name, shown to nobody by accident, and taken out of every text.
+    Stores credentials encrypted, versioned and audited. They are used by name and redacted from all text.
     """
 
     name = "secrets"
     protected = True
     permissions = (
-        Permission("secrets.read", "See which secrets there are, never their values"),
-        Permission("secrets.write", "Store, rotate and delete secrets"),
-        Permission("secrets.reveal", "Show the value of a secret, for a reason that is kept", step_up=True),
+        Permission("secrets.read", "List secrets without their values"),
+        Permission("secrets.write", "Create, rotate and delete secrets"),
+        Permission("secrets.reveal", "Reveal the value of a secret, with a recorded reason", step_up=True),
     )
 
     def __init__(self, section: Any = None) -> None:
         super().__init__(section)
-        self._uses = Uses()
+        self._usage = UsageTracker()
         self._keyring: Keyring | None = None
-        self._known: KnownValues | None = None
+        self._redactor_values: RedactorValues | None = None
         self._unwatch: Callable[[], None] = lambda: None
-        self._left: Callable[[], int] = lambda: 0
+        self._remaining_rows: Callable[[], int] = lambda: 0
 
     async def start(self, runtime: Runtime) -> None:
-        """Before anything is served, the redactor knows every value."""
-        work, alarms, known = runtime.service(Work), runtime.service(Alarms), runtime.service(KnownValues)
-        redactor, self._keyring, self._known = runtime.service(Redactor), runtime.service(Keyring), known
+        """Load every value into the redactor before the first request is served."""
+        work, alerts, values = runtime.service(Work), runtime.service(Alerts), runtime.service(RedactorValues)
+        redactor, self._keyring, self._redactor_values = runtime.service(Redactor), runtime.service(Keyring), values
         keys, loop = runtime.service(MasterKeys), asyncio.get_running_loop()
 
-        def left() -> int:
-            """Asked in a thread. While the database is away nothing is known, which its own check tells."""
+        def remaining() -> int:
+            """Count the rows from a thread; 0 if the database is unreachable, which has its own health check."""
             counted = asyncio.run_coroutine_threadsafe(work(keys.remaining, entry=ENTRY, read=True), loop)
             with contextlib.suppress(Problem, TimeoutError):
                 return int(counted.result(COUNT_SECONDS))
             counted.cancel()
             return 0
 
-        self._left = left
-        redactor.on_hit(alarms.met)
-        self._unwatch = runtime.service(Feed).watch(known.follow)
-        await known.refresh()
+        self._remaining_rows = remaining
+        redactor.on_hit(alerts.on_hits)
+        self._unwatch = runtime.service(Feed).watch(values.on_events)
+        await values.refresh()
         if self._keyring.sealed:
-            await work(alarms.sealed, entry=ENTRY)
+            await work(alerts.sealed, entry=ENTRY)
 
-        async def keep_uses() -> None:
+        async def write_usage() -> None:
             while True:
-                await asyncio.sleep(WRITE_USES_SECONDS)
-                if last := self._uses.take():
-                    await work(lambda: write_uses(last), entry=ENTRY)
+                await asyncio.sleep(WRITE_SECONDS)
+                if last := self._usage.take():
+                    await work(lambda: write_last_used(last), entry=ENTRY)
 
-        runtime.supervise("secrets.known", known.run)
-        runtime.supervise("secrets.alarms", alarms.run)
-        runtime.supervise("secrets.uses", keep_uses)
+        runtime.supervise("secrets.redactor_values", values.run)
+        runtime.supervise("secrets.alerts", alerts.run)
+        runtime.supervise("secrets.last_used", write_usage)
 
     async def stop(self) -> None:
         self._unwatch()
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
-        parts = (Environment, Alarms, Values, Vault, Catalogue, KnownValues, MasterKeys)
+        parts = (Environment, Alerts, Values, Vault, Listing, RedactorValues, MasterKeys)
         return [
-            Provide(Uses, lambda: self._uses),
+            Provide(UsageTracker, lambda: self._usage),
             *(Provide(part, part) for part in parts),
             Provide(SecretsService, SecretsService),
             Provide(Secrets, _secrets),
@@ -135,15 +135,18 @@ class SecretsPlugin(Plugin):
         return [HealthCheck("vault", self._health)]
 
     def _health(self) -> tuple[str, str]:
-        if self._keyring is None or self._known is None:
+        if self._keyring is None or self._redactor_values is None:
             return "down", "Not started."
         if self._keyring.sealed:
-            return "down", "Sealed: the master key of the stored values is missing or another one."
-        if self._known.unreadable:
-            return "degraded", f"{self._known.unreadable} stored values do not open: corral secrets verify."
-        if left := self._left():
-            return "degraded", f"{left} rows need an old master key: corral secrets rotate-master-key."
-        return "ok", "Every stored value opens."
+            return "down", "Sealed: the master key of the stored values is missing or wrong; check CORRAL_MASTER_KEY."
+        if self._redactor_values.unreadable:
+            return (
+                "degraded",
+                f"{self._redactor_values.unreadable} stored values cannot be decrypted; run corral secrets verify.",
+            )
+        if remaining := self._remaining_rows():
+            return "degraded", f"{remaining} rows need an old master key; run corral secrets rotate-master-key."
+        return "ok", "All stored values can be decrypted."
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
@@ -156,21 +159,23 @@ class SecretsPlugin(Plugin):
             ),
             Metric(
                 name="corral_secret_uses_total",
-                help="Uses of secrets, by kind of consumer.",
+                help="UsageTracker of secrets by kind of consumer and outcome.",
                 kind="counter",
                 labels={"consumer": CONSUMERS, "outcome": OUTCOMES},
                 collect=self._counted,
             ),
-            Metric(name="corral_vault_sealed", help="1 while no usable master key is loaded.", collect=_sealed),
+            Metric(
+                name="corral_vault_sealed", help="1 if no usable master key is loaded, otherwise 0.", collect=_sealed
+            ),
             Metric(
                 name="corral_vault_rewrap_remaining",
-                help="Encrypted rows that are not under the active key.",
+                help="Encrypted rows that are not under the active master key.",
                 collect=_remaining,
             ),
         ]
 
     def _counted(self) -> Mapping[tuple[str, ...], float]:
-        return {labels: float(count) for labels, count in self._uses.counts.items()}
+        return {labels: float(count) for labels, count in self._usage.counts.items()}
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:

@@ -1,4 +1,4 @@
-"""HTTP of the vault."""
+"""The HTTP routes of the vault."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from corral.http.answers import Answer, IfMatch
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Rate, Routes
 from corral_plugins.secrets.models import SecretRow
-from corral_plugins.secrets.service.catalogue import Catalogue
 from corral_plugins.secrets.service.keys import MasterKeys
+from corral_plugins.secrets.service.listing import Listing
 from corral_plugins.secrets.service.values import warnings
 from corral_plugins.secrets.service.vault import Vault
 from corral_plugins.secrets.shapes import (
@@ -33,11 +33,11 @@ CHANGES = ("not_found", "precondition_failed", "setting_locked", "vault_sealed")
 routes = Routes("/secrets", tag="Secrets Vault", no_store=True)
 
 
-def _shown(catalogue: Catalogue, row: SecretRow, value: str | None = None) -> Answer[SecretView]:
-    """A secret with its ETag, which changes with every change of the row, while `version` is the value's."""
-    view, revision = catalogue.shown(row)
-    if told := warnings(value):
-        view.warnings = told
+def _shown(listing: Listing, row: SecretRow, value: str | None = None) -> Answer[SecretView]:
+    """Respond with a secret and its ETag, the revision of the row; `version` counts the values only."""
+    view, revision = listing.shown(row)
+    if found := warnings(value):
+        view.warnings = found
     return Answer(body=view, headers={"ETag": f'"{revision}"'})
 
 
@@ -46,9 +46,9 @@ def _text(value: object) -> str | None:
 
 
 @routes.get("/", needs=READ)
-def list_secrets(query: SecretQuery, catalogue: Catalogue, caller: Principal) -> Page[SecretView]:
-    """List secrets by name; values are never shown. Deleted ones only with `status=deleted`."""
-    return catalogue.page(query, caller)
+def list_secrets(query: SecretQuery, listing: Listing, caller: Principal) -> Page[SecretView]:
+    """List secrets by name, without their values. Deleted secrets are listed with `status=deleted` only."""
+    return listing.page(query, caller)
 
 
 @routes.post(
@@ -57,33 +57,33 @@ def list_secrets(query: SecretQuery, catalogue: Catalogue, caller: Principal) ->
     status=201,
     raises=("duplicate", "setting_locked", "masked_value_submitted", "vault_sealed"),
 )
-def create_secret(body: NewSecret, vault: Vault, catalogue: Catalogue, caller: Principal) -> Answer[SecretView]:
-    """Store a secret. The answer warns of a value that is too short or too common to be taken out of texts."""
-    return _shown(catalogue, vault.create(body, caller), body.value)
+def create_secret(body: NewSecret, vault: Vault, listing: Listing, caller: Principal) -> Answer[SecretView]:
+    """Store a secret. The response warns about a value that is too short or too common to be redacted."""
+    return _shown(listing, vault.create(body, caller), body.value)
 
 
 @routes.get("/expiring", needs=READ)
-def list_expiring_secrets(query: ExpiringQuery, catalogue: Catalogue, caller: Principal) -> Page[SecretView]:
-    """List secrets that expire within `days` and those that have expired, the first to expire first."""
-    return catalogue.expiring(query, caller)
+def list_expiring_secrets(query: ExpiringQuery, listing: Listing, caller: Principal) -> Page[SecretView]:
+    """List expired secrets and those that expire within `days`, earliest expiry first."""
+    return listing.expiring(query, caller)
 
 
 @routes.get("/key-status", needs=READ)
 def get_key_status(keys: MasterKeys) -> KeyStatus:
-    """Which master keys there are and how many rows need each; old keys may go when `remaining` is 0."""
+    """Show the master keys and the number of rows under each. Remove old keys when `remaining` is 0."""
     return keys.status()
 
 
 @routes.post("/rotate-master-key", needs=WRITE, status=202, raises=("invalid_state", "vault_sealed"))
 def rotate_master_key(keys: MasterKeys) -> Remaining:
-    """Give every encrypted row the active master key, in the background."""
+    """Rewrap every encrypted row under the active master key, in the background."""
     return Remaining(remaining=keys.start())
 
 
 @routes.get("/{id}", needs=READ, raises=("not_found",))
-def get_secret(id: str, catalogue: Catalogue) -> Answer[SecretView]:
+def get_secret(id: str, listing: Listing) -> Answer[SecretView]:
     """Read a secret without its value."""
-    view, revision = catalogue.get(id)
+    view, revision = listing.get(id)
     return Answer(body=view, headers={"ETag": f'"{revision}"'})
 
 
@@ -93,25 +93,25 @@ def get_secret(id: str, catalogue: Catalogue) -> Answer[SecretView]:
     raises=(*CHANGES, "duplicate", "in_use", "masked_value_submitted"),
 )
 def update_secret(
-    id: str, body: SecretPatch, match: IfMatch, vault: Vault, catalogue: Catalogue, caller: Principal
+    id: str, body: SecretPatch, match: IfMatch, vault: Vault, listing: Listing, caller: Principal
 ) -> Answer[SecretView]:
-    """Change a secret; what is absent stays, also the value. A value makes a version."""
-    return _shown(catalogue, vault.update(id, body, match, caller), _text(body.value))
+    """Change a secret; absent fields stay unchanged. A new value creates a new version."""
+    return _shown(listing, vault.update(id, body, match, caller), _text(body.value))
 
 
 @routes.delete("/{id}", needs=WRITE, raises=(*CHANGES, "in_use"))
 def delete_secret(id: str, query: DeleteQuery, match: IfMatch, vault: Vault, caller: Principal) -> None:
-    """Delete a secret; it can be restored for a while, then its keys are shredded."""
+    """Delete a secret. It can be restored during the retention period; then its keys are shredded."""
     vault.delete(id, match, caller, force=query.force)
 
 
 @routes.post("/{id}/rotate", needs=WRITE, raises=(*CHANGES, "masked_value_submitted"))
 def rotate_secret(
-    id: str, body: Rotation, match: IfMatch, vault: Vault, catalogue: Catalogue, caller: Principal
+    id: str, body: Rotation, match: IfMatch, vault: Vault, listing: Listing, caller: Principal
 ) -> Answer[SecretView]:
-    """Give a secret a new value: the one sent, or a generated one."""
+    """Replace the value of a secret with the given or a generated one."""
     row, value = vault.rotate(id, body, match, caller)
-    return _shown(catalogue, row, value)
+    return _shown(listing, row, value)
 
 
 @routes.post(
@@ -131,38 +131,36 @@ def rotate_secret(
     ),
 )
 def reveal_secret(id: str, body: Reveal, vault: Vault, caller: Principal) -> Revealed:
-    """Show the value. Who, when and why is in the audit log before it leaves."""
+    """Reveal the value. The audit log records user, time and reason before the response is sent."""
     return vault.reveal(id, body, caller)
 
 
 @routes.get("/{id}/versions", needs=READ, raises=("not_found",))
-def list_secret_versions(id: str, query: PageQuery, catalogue: Catalogue, caller: Principal) -> Page[VersionView]:
+def list_secret_versions(id: str, query: PageQuery, listing: Listing, caller: Principal) -> Page[VersionView]:
     """List the versions of a secret, newest first."""
-    return catalogue.versions(id, query, caller)
+    return listing.versions(id, query, caller)
 
 
 @routes.post("/{id}/versions/{n}/restore", needs=WRITE, raises=(*CHANGES, "secrets.destroyed", "secrets.damaged"))
 def restore_secret_version(
-    id: str, n: str, match: IfMatch, vault: Vault, catalogue: Catalogue, caller: Principal
+    id: str, n: str, match: IfMatch, vault: Vault, listing: Listing, caller: Principal
 ) -> Answer[SecretView]:
-    """Make the value of a version the newest one."""
-    return _shown(catalogue, vault.restore_version(id, _number(n), match, caller))
+    """Restore the value of a version as a new version."""
+    return _shown(listing, vault.restore_version(id, _number(n), match, caller))
 
 
 @routes.delete("/{id}/versions/{n}", needs=WRITE, raises=(*CHANGES, "invalid_state"))
 def destroy_secret_version(id: str, n: str, match: IfMatch, vault: Vault, caller: Principal) -> None:
-    """Destroy a version for ever; not the current one."""
+    """Destroy a version permanently. The current version cannot be destroyed."""
     vault.destroy_version(id, _number(n), match, caller)
 
 
 @routes.post("/{id}/restore", needs=WRITE, raises=(*CHANGES, "duplicate"))
-def restore_secret(
-    id: str, match: IfMatch, vault: Vault, catalogue: Catalogue, caller: Principal
-) -> Answer[SecretView]:
-    """Undo the deletion of a secret."""
-    return _shown(catalogue, vault.restore(id, match, caller))
+def restore_secret(id: str, match: IfMatch, vault: Vault, listing: Listing, caller: Principal) -> Answer[SecretView]:
+    """Restore a deleted secret."""
+    return _shown(listing, vault.restore(id, match, caller))
 
 
 def _number(text: str) -> int:
-    """A version's number; no version has 0."""
+    """Parse a version number; 0 for invalid text, because no version has the number 0."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0

@@ -1,4 +1,4 @@
-"""Run-time values of the vault."""
+"""Settings of the vault."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MAX_VERSIONS = Setting(
     default=10,
     minimum=1,
     maximum=100,
-    title="Values that are kept of a secret which says nothing else",
+    title="Default number of versions kept for a secret",
 )
 REMINDER_DAYS = Setting[list[int]](
     name="secrets.reminder_days",
     kind=Annotated[list[Days], Meta(max_length=5)],
     default=[30, 7, 1],
-    title="Days before its expiry on which admins are reminded of a secret",
+    title="Days before expiry on which admins are reminded of a secret",
 )
 DELETED_DAYS = Setting(
     name="secrets.deleted_retention_days",
@@ -30,6 +30,6 @@ DELETED_DAYS = Setting(
     default=30,
     minimum=1,
     maximum=365,
-    title="Days in which a deleted secret can be restored",
+    title="Days during which a deleted secret can be restored",
 )
 ALL = (MAX_VERSIONS, REMINDER_DAYS, DELETED_DAYS)

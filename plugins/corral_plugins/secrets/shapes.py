@@ -1,4 +1,4 @@
-"""Shapes of secrets as admins send and see them. No answer but that of `reveal` holds a value."""
+"""Request and response bodies of the vault. Only the response of `reveal` contains a stored value."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Value = Annotated[str, Meta(min_length=1, max_length=65536)]
 Description = Annotated[str, Meta(max_length=2000)]
 Consumers = Annotated[list[Annotated[str, Meta(pattern=CONSUMER)]], Meta(max_length=100)]
 Hosts = Annotated[list[Annotated[str, Meta(max_length=253, pattern=HOST)]], Meta(max_length=50)]
-Kept = Annotated[int, Meta(ge=1, le=100)]
+MaxVersions = Annotated[int, Meta(ge=1, le=100)]
 
 
 class NewSecret(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -34,11 +34,11 @@ class NewSecret(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     expires_at: MomentIn | None = None
     allowed_consumers: Consumers = []
     allowed_hosts: Hosts = []
-    max_versions: Kept | None = None
+    max_versions: MaxVersions | None = None
 
 
 class SecretPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What to change; what is absent stays. `value` makes a version; `cas`: the version it is made upon."""
+    """Changes to a secret; absent fields stay. `value` creates a version; `cas` is the expected current version."""
 
     name: Name | UnsetType = UNSET
     value: Value | UnsetType = UNSET
@@ -47,19 +47,19 @@ class SecretPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
     expires_at: MomentIn | UnsetType | None = UNSET
     allowed_consumers: Consumers | UnsetType = UNSET
     allowed_hosts: Hosts | UnsetType = UNSET
-    max_versions: Kept | UnsetType = UNSET
+    max_versions: MaxVersions | UnsetType = UNSET
     cas: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
 
 
 class Generate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """How a new value is made."""
+    """How to generate a value."""
 
     length: Annotated[int, Meta(ge=8, le=4096)] = 32
     charset: Literal["alnum", "ascii", "hex", "base64url"] = "alnum"
 
 
 class Rotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The new value, or how to make one; the old one stays valid for Corral's own checks for `grace_seconds`."""
+    """The new value or how to generate it. Corral's own checks accept the old one for `grace_seconds`."""
 
     value: Value | None = None
     generate: Generate | None = None
@@ -67,21 +67,21 @@ class Rotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Reveal(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Why the value is to be shown; it is written into the audit log."""
+    """The reason for revealing the value, recorded in the audit log."""
 
     reason: Annotated[str, Meta(min_length=3, max_length=500)]
     version: Annotated[int, Meta(ge=1)] | None = None
 
 
 class Revealed(msgspec.Struct, kw_only=True):
-    """The value."""
+    """The revealed value and its version."""
 
     value: str
     version: int
 
 
 class SecretQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
-    """Which secrets; deleted ones only where `status` asks for them. `search`: in name and description."""
+    """Filters of the list. Deleted secrets need `status`; `search` matches name and description."""
 
     category: list[Slug] = msgspec.field(default_factory=list)
     status: list[Status] = msgspec.field(default_factory=list)
@@ -89,19 +89,19 @@ class SecretQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
 
 
 class ExpiringQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
-    """Those that expire within so many days, and those that have expired."""
+    """Query for expired secrets and those that expire within `days`."""
 
     days: Annotated[int, Meta(ge=1, le=365)] = 30
 
 
 class DeleteQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`force`: also while something uses it."""
+    """Options of a deletion. `force` deletes a secret even if it is in use."""
 
     force: bool = False
 
 
 class Reference(msgspec.Struct, kw_only=True):
-    """Who uses a secret."""
+    """An object that uses a secret."""
 
     kind: str
     id: str
@@ -109,7 +109,7 @@ class Reference(msgspec.Struct, kw_only=True):
 
 
 class SecretView(msgspec.Struct, kw_only=True):
-    """A secret without its value. `read_only`: it comes from the variable `CORRAL_SECRET_<NAME>`."""
+    """A secret without its value. It is `read_only` if the variable `CORRAL_SECRET_<NAME>` sets it."""
 
     id: str
     name: str
@@ -134,7 +134,7 @@ class SecretView(msgspec.Struct, kw_only=True):
 
 
 class VersionView(msgspec.Struct, kw_only=True):
-    """A value of a secret, without the value."""
+    """A version of a secret, without its value."""
 
     n: int
     state: Literal["current", "grace", "old", "destroyed"]
@@ -144,7 +144,7 @@ class VersionView(msgspec.Struct, kw_only=True):
 
 
 class KeyCount(msgspec.Struct, kw_only=True):
-    """A master key and the rows that need it. `label`: null when the key is not loaded here."""
+    """A master key and the number of rows encrypted under it. `label` is null if the key is not loaded."""
 
     key_id: str
     label: str | None
@@ -152,7 +152,7 @@ class KeyCount(msgspec.Struct, kw_only=True):
 
 
 class KeyStatus(msgspec.Struct, kw_only=True):
-    """The master keys. `remaining`: rows that are not under the active one."""
+    """The master keys. `remaining` is the number of rows not under the active one."""
 
     sealed: bool
     active_key: str | None
@@ -162,6 +162,6 @@ class KeyStatus(msgspec.Struct, kw_only=True):
 
 
 class Remaining(msgspec.Struct, kw_only=True):
-    """How many rows are still to be rewrapped."""
+    """The number of rows still to be rewrapped."""
 
     remaining: int

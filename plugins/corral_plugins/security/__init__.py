@@ -1,1 +1,1 @@
-"""Security: API keys, IP rules, rate limits, the sign-in policy."""
+"""Security: API keys, IP rules, rate limits and the sign-in policy."""

@@ -1,4 +1,4 @@
-"""What other plugins may know of API keys."""
+"""The service that tells other plugins how many API keys users have."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ declare_codes({"would_lock_out": (409, "You would lock yourself out")})
 
 
 class KeyCounts(Protocol):
-    """Joins the caller's unit."""
+    """Counts API keys. Joins the caller's unit of work."""
 
     def active(self, user_ids: Iterable[str]) -> dict[str, int]:
-        """How many keys that work each of these people has; people without any are left out."""
+        """Return the number of active keys of each user; users without active keys are left out."""
         ...

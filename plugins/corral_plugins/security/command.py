@@ -1,4 +1,4 @@
-"""`corral security`: the way back in, for whoever may read the data folder."""
+"""`corral security`: regain access after a lockout, on the server itself."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from corral.plugin import OpenSession
 
 @click.group("security")
 def command() -> None:
-    """What may lock everybody out, without a token: whoever may read the data folder may do this."""
+    """Undo security settings that lock everybody out. Needs access to the data folder, but no token."""
 
 
 @command.group("ip-rules")
 def ip_rules() -> None:
-    """Rules about networks."""
+    """Manage the IP rules."""
 
 
 @ip_rules.command("off")
 @click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="corral.toml to read")
 @click.pass_obj
 def off(open_session: OpenSession, config_path: Path | None) -> None:
-    """Have no rule count any more; they stay, and count again once an admin sets a mode."""
+    """Turn the IP rules off. The rules are kept and apply again once an admin sets a mode."""
     from corral_plugins.security.service.ip_rules import IpRules
 
     with open_session(config_path, "security ip-rules off") as session:
         rules = session.service(IpRules)
         session.run(rules.turn_off)
-    click.echo("The IP rules do not count any more; a running server follows within 2 seconds.")
+    click.echo("The IP rules are off; a running server applies the change within 2 seconds.")

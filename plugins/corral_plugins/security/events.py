@@ -1,4 +1,4 @@
-"""The events of security."""
+"""The events that this plugin publishes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SecurityChanged(Event, kw_only=True):
 
 
 class IpRulesChanged(Event, kw_only=True):
-    """The rules about networks were replaced."""
+    """The IP rules were replaced, or turned off."""
 
     event = "ip_rules.changed"
     visibility = ADMIN
@@ -27,7 +27,7 @@ class IpRulesChanged(Event, kw_only=True):
 
 
 class ApiKeyCreated(Event, kw_only=True):
-    """An API key was made."""
+    """An API key was created."""
 
     event = "api_key.created"
     visibility = PRIVATE
@@ -37,7 +37,7 @@ class ApiKeyCreated(Event, kw_only=True):
 
 
 class ApiKeyRotated(Event, kw_only=True):
-    """An API key got a new text."""
+    """An API key was rotated."""
 
     event = "api_key.rotated"
     visibility = PRIVATE
@@ -47,7 +47,7 @@ class ApiKeyRotated(Event, kw_only=True):
 
 
 class ApiKeyRevoked(Event, kw_only=True):
-    """An API key was ended."""
+    """An API key was revoked."""
 
     event = "api_key.revoked"
     visibility = PRIVATE
@@ -57,7 +57,7 @@ class ApiKeyRevoked(Event, kw_only=True):
 
 
 class ApiKeyExpiring(Event, kw_only=True):
-    """An API key will end soon."""
+    """An API key expires soon."""
 
     event = "api_key.expiring"
     visibility = PRIVATE

@@ -1,4 +1,4 @@
-"""Background work of security, and the events that it follows."""
+"""Scheduled jobs and event subscribers of this plugin."""
 
 from __future__ import annotations
 
@@ -15,49 +15,51 @@ from corral_plugins.security.service.ip_rules import IpRules
 from corral_plugins.security.service.keys import ApiKeys
 
 DAY = 86_400
-NOTICE_DAYS = (1, 7)  # the nearest first: who learns of the last day needs no word of the week
-KEEP_DAYS = 30
-AT_ONCE = 500
+NOTICE_DAYS = (1, 7)  # nearest first: an owner warned of the last day needs no warning about the week
+RETENTION_DAYS = 30
+BATCH_SIZE = 500
 
 
 async def expire(work: Work, rules: IpRules) -> None:
-    """Sweep expired rules, tell owners whose keys end soon, and forget keys that are over for long."""
+    """Delete expired IP rules, notify owners of expiring keys, and delete keys that ended long ago."""
     entry = Entry(label="job security.expire", actor=SYSTEM)
     await work(rules.sweep, entry=entry)
     for days in NOTICE_DAYS:
-        while await work(lambda days=days: remind(days), entry=entry) >= AT_ONCE:  # type: ignore[misc]  # bound per round
+        while await work(lambda days=days: remind(days), entry=entry) >= BATCH_SIZE:  # type: ignore[misc]  # bound per round
             continue
-    while await work(_prune, entry=entry) >= AT_ONCE:
+    while await work(_prune, entry=entry) >= BATCH_SIZE:
         continue
 
 
 def remind(days: int) -> int:
-    """Tell owners of keys that end within so many days, each once; how many."""
+    """Notify the owners of keys that expire within `days`, once for each key; return the number notified."""
     now = clock.now()
     soon = (
         ApiKeyRow.revoked_at.is_null() & (ApiKeyRow.expires_at > now) & (ApiKeyRow.expires_at <= clock.now(days * DAY))
     )
-    untold = soon & (ApiKeyRow.reminded.is_null() | (ApiKeyRow.reminded > days))
-    found = ApiKeyRow.select(ApiKeyRow.id).where(untold).limit(AT_ONCE)
-    told = ApiKeyRow.update(reminded=days).where(ApiKeyRow.id.in_(found) & untold).returning(ApiKeyRow)
-    rows = list(told.execute())
+    pending = soon & (ApiKeyRow.reminded.is_null() | (ApiKeyRow.reminded > days))
+    found = ApiKeyRow.select(ApiKeyRow.id).where(pending).limit(BATCH_SIZE)
+    reminded = ApiKeyRow.update(reminded=days).where(ApiKeyRow.id.in_(found) & pending).returning(ApiKeyRow)
+    rows = list(reminded.execute())
     for row in rows:
         emit(ApiKeyExpiring(key_id=row.id, name=row.name), object=("api_key", row.id), owner=row.user_id)
     return len(rows)
 
 
 def _prune() -> int:
-    before = clock.now(-KEEP_DAYS * DAY)
+    before = clock.now(-RETENTION_DAYS * DAY)
     over = (ApiKeyRow.expires_at < before) | (ApiKeyRow.revoked_at < before)
     return int(
-        ApiKeyRow.delete().where(ApiKeyRow.id.in_(ApiKeyRow.select(ApiKeyRow.id).where(over).limit(AT_ONCE))).execute()
+        ApiKeyRow.delete()
+        .where(ApiKeyRow.id.in_(ApiKeyRow.select(ApiKeyRow.id).where(over).limit(BATCH_SIZE)))
+        .execute()
     )
 
 
-def follow_people(event: Record, keys: ApiKeys) -> None:
-    """Nothing is kept of a purged person's keys; while deactivated they are refused at each request."""
+def delete_keys_of_purged_user(event: Record, keys: ApiKeys) -> None:
+    """Delete the keys of a purged user. Keys of deactivated users stay, but every request with them is refused."""
     keys.delete_of(event.object_id)
 
 
 SCHEDULES = (Schedule("security.expire", DAY, expire),)
-SUBSCRIBERS = (Subscriber("security.people", ("user.purged",), follow_people),)
+SUBSCRIBERS = (Subscriber("security.purged_users", ("user.purged",), delete_keys_of_purged_user),)

@@ -1,4 +1,4 @@
-"""The tables of security."""
+"""The tables of this plugin."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from corral.database.model import PRIVATE, IdField, InstantField, JSONField, Mod
 
 
 class ApiKeyRow(Model):
-    """An API key, by the SHA-256 of its text. The old text works until `old_until`.
+    """An API key, stored as the SHA-256 of its text. After a rotation the old text works until `old_until`.
 
-    `reminded`: how many days before the end its owner was told of it.
+    `reminded` is the number of days before expiry of the last reminder to the owner.
     """
 
     visibility = PRIVATE
@@ -43,7 +43,7 @@ ApiKeyRow.add_index(
 
 
 class IpRuleRow(Model):
-    """A rule about a network, in the order in which the admin gave them."""
+    """An IP rule. `position` keeps the order in which the admin listed the rules."""
 
     id = IdField(primary_key=True)
     position = peewee.IntegerField()
@@ -60,7 +60,7 @@ class IpRuleRow(Model):
 
 
 class IpModeRow(Model):
-    """The one row (`ROW`) that says how the rules count; `version` grows with every change of rules or mode."""
+    """The mode of the IP rules, in a single row (`ROW`). `version` grows with every change of rules or mode."""
 
     id = peewee.IntegerField(primary_key=True)
     mode = peewee.CharField(max_length=9)

@@ -1,4 +1,4 @@
-"""The plugin `security`: its manifest and what it contributes."""
+"""The plugin `security`: its manifest and contributions."""
 
 from __future__ import annotations
 
@@ -19,60 +19,60 @@ from corral_plugins.security import jobs, models
 from corral_plugins.security.api import KeyCounts
 from corral_plugins.security.events import EVENTS
 from corral_plugins.security.routes import admin, keys
-from corral_plugins.security.service.authenticator import RESULTS, ApiKeyAuthenticator, KeyFigures
+from corral_plugins.security.service.authenticator import RESULTS, ApiKeyAuthenticator, KeyMetrics
 from corral_plugins.security.service.gate import GateKeeper, IpGate
 from corral_plugins.security.service.ip_rules import IpRules
 from corral_plugins.security.service.keys import STATUSES, ApiKeys
+from corral_plugins.security.service.last_used import LastUsed
 from corral_plugins.security.service.limits import Limits
 from corral_plugins.security.service.policy import Policy
-from corral_plugins.security.service.uses import KeyUses
 
 if TYPE_CHECKING:
     import click
 
 
 class SecurityPlugin(Plugin):
-    """Security: the sign-in policy, rules about networks, limits, and API keys.
+    """Security: the sign-in policy, IP rules, rate limits and API keys.
 
-    Each change is validated as a whole, refused if it would lock out its author, and in force everywhere in 2 s.
+    Each change is validated as a whole, refused if it would lock out its author, and applied everywhere within 2 s.
     """
 
     name = "security"
     requires = ("accounts", "redis")
     protected = "essential"
     permissions = (
-        Permission("security.read", "See the sign-in policy, IP rules and everybody's sessions"),
-        Permission("security.write", "Change the sign-in policy and IP rules, end sessions"),
+        Permission("security.read", "View the sign-in policy, the IP rules and the sessions of all users"),
+        Permission("security.write", "Change the sign-in policy and the IP rules, and end sessions"),
     )
 
     def __init__(self, section: Any = None) -> None:
         super().__init__(section)
-        self._gate, self._limits, self._figures = IpGate(), Limits(), KeyFigures()
+        self._gate, self._limits, self._metrics = IpGate(), Limits(), KeyMetrics()
         self._unwatch: Callable[[], None] = lambda: None
-        self._uses: KeyUses | None = None
+        self._last_used: LastUsed | None = None
         self._shared: SharedBuckets | None = None
 
     async def start(self, runtime: Runtime) -> None:
         here = runtime.service(Installation)
         runtime.service(Policy).guard()
-        self._uses, self._shared = runtime.service(KeyUses), runtime.service(SharedBuckets)
+        self._last_used, self._shared = runtime.service(LastUsed), runtime.service(SharedBuckets)
         settings: Settings = runtime.service(Settings)
-        self._limits.start(settings, self._shared, self._uses, on=here.rate_limits, processes=here.processes)
-        runtime.supervise("key_uses", self._uses.run)
+        self._limits.start(settings, self._shared, self._last_used, on=here.rate_limits, processes=here.processes)
+        runtime.supervise("last_used", self._last_used.run)
         if here.rate_limits:
-            runtime.supervise("limits", self._limits.follow)
+            runtime.supervise("rate_limits", self._limits.follow)
             if self._shared.is_configured:
-                runtime.supervise("shared_limits", self._limits.share)
+                runtime.supervise("shared_rate_limits", self._limits.share)
         if not here.ip_rules_disabled:
             keeper = runtime.service(GateKeeper)
             await keeper.load()
-            self._unwatch = runtime.service(Feed).watch(keeper.hear)
+            self._unwatch = runtime.service(Feed).watch(keeper.on_events)
             runtime.supervise("ip_rules", keeper.run)
 
     async def stop(self) -> None:
         self._unwatch()
-        if self._uses is not None:
-            await self._uses.flush()
+        if self._last_used is not None:
+            await self._last_used.flush()
         if self._shared is not None:
             await self._shared.close()
 
@@ -80,11 +80,11 @@ class SecurityPlugin(Plugin):
     def corral_services(self) -> Iterable[Provide]:
         return [
             Provide(IpGate, lambda: self._gate),
-            Provide(KeyFigures, lambda: self._figures),
+            Provide(KeyMetrics, lambda: self._metrics),
             Provide(RateLimits, lambda: self._limits),
             Provide(KeyCounts, _key_counts),
             Provide(KeysOfPeople, _keys_of_people),
-            *(Provide(part, part) for part in (IpRules, GateKeeper, KeyUses, ApiKeys, Policy)),
+            *(Provide(part, part) for part in (IpRules, GateKeeper, LastUsed, ApiKeys, Policy)),
         ]
 
     @hookimpl
@@ -132,21 +132,21 @@ class SecurityPlugin(Plugin):
             ),
             Metric(
                 name="corral_rate_limited_total",
-                help="Requests refused by a limit.",
+                help="Requests refused by a rate limit or the concurrency limit.",
                 kind="counter",
                 labels={"bucket": self._limits.names},
                 collect=lambda: _counted(self._limits.limited),
             ),
             Metric(
                 name="corral_api_key_requests_total",
-                help="Requests with API keys.",
+                help="Requests authenticated with API keys, by result.",
                 kind="counter",
                 labels={"result": RESULTS},
-                collect=lambda: _counted(self._figures.results + self._limits.keys),
+                collect=lambda: _counted(self._metrics.results + self._limits.keys),
             ),
             Metric(
                 name="corral_api_keys",
-                help="API keys by state.",
+                help="API keys by status.",
                 labels={"status": STATUSES},
                 collect=ApiKeys.count,
             ),

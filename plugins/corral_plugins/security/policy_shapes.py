@@ -1,4 +1,4 @@
-"""The shapes of the sign-in policy and of the password policy. Bounds are those of the settings behind them."""
+"""Request and response bodies of the sign-in and password policies. The bounds equal those of the settings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Notice = Literal[
 
 
 class PolicyView(msgspec.Struct, kw_only=True):
-    """How people sign in, and what of the configuration an admin should look at."""
+    """The sign-in policy, with warnings about the configuration."""
 
     registration: Registration
     default_role: NewcomerRole
@@ -61,7 +61,7 @@ class PolicyView(msgspec.Struct, kw_only=True):
 
 
 class PolicyPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What of the sign-in policy changes; absent fields stay."""
+    """Changes to the sign-in policy; absent fields stay unchanged."""
 
     registration: Registration | UnsetType = UNSET
     default_role: NewcomerRole | UnsetType = UNSET
@@ -84,7 +84,7 @@ class PolicyPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PasswordPolicyView(msgspec.Struct, kw_only=True):
-    """What a new password must be; those in use stay valid."""
+    """The requirements for new passwords; existing passwords stay valid."""
 
     min_length: int
     max_length: int
@@ -100,7 +100,7 @@ class PasswordPolicyView(msgspec.Struct, kw_only=True):
 
 
 class PasswordPolicyPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What of the password policy changes; absent fields stay."""
+    """Changes to the password policy; absent fields stay unchanged."""
 
     min_length: MinLength | UnsetType = UNSET
     breached_check: bool | UnsetType = UNSET

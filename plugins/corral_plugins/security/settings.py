@@ -1,4 +1,4 @@
-"""Run-time values that the kernel declares and this plugin reads; their bounds and defaults are the kernel's."""
+"""The settings that this plugin reads. The kernel declares them, with their bounds and defaults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from corral.plugin import Setting
 
 
 def named(name: str, default: Any = None) -> Setting[Any]:
-    """A setting of the kernel by its name."""
+    """Return a handle for reading a setting that the kernel declares."""
     return Setting(name=name, kind=Any, default=default, title=name)
 
 

@@ -1,4 +1,4 @@
-"""The shapes of `/security`."""
+"""Request and response bodies of `/security`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_RULES, MAX_SCOPES, MAX_CIDRS = 500, 100, 20
 
 
 class KeyView(msgspec.Struct, kw_only=True):
-    """An API key. Its text is shown once, when it is made or rotated."""
+    """An API key, without its text."""
 
     id: str
     name: str
@@ -35,13 +35,16 @@ class KeyView(msgspec.Struct, kw_only=True):
 
 
 class IssuedKey(KeyView, kw_only=True):
-    """With its text, which is shown this once."""
+    """An API key with its text, which only this response contains."""
 
     key: str
 
 
 class NewKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`scopes`: permissions, `<plugin>.*`, `*.read` or `*`. Without `expires_at` it lives the usual time."""
+    """A key to create. `scopes` takes permissions, `<plugin>.*`, `*.read` or `*`.
+
+    Without `expires_at` the key expires after `security.api_key_default_days`.
+    """
 
     name: Name
     scopes: Annotated[list[Annotated[str, line(100)]], Meta(min_length=1, max_length=MAX_SCOPES)] = msgspec.field(
@@ -52,20 +55,20 @@ class NewKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Rotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """How long the old text works beside the new one."""
+    """How to rotate a key: the old text keeps working for `overlap_seconds`."""
 
     overlap_seconds: Annotated[int, Meta(ge=0, le=86_400)] = 0
 
 
 class KeyQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """`all`: those of everybody, for admins."""
+    """Filters of the list of keys. Admins see the keys of all users with `all`."""
 
     status: list[KeyStatus] = msgspec.field(default_factory=list)
     all: bool = False
 
 
 class ScopeView(msgspec.Struct, kw_only=True):
-    """A permission that a key may have, and the roles that hold it."""
+    """A permission that a key can have, and the roles that hold it."""
 
     scope: str
     title: str
@@ -74,13 +77,13 @@ class ScopeView(msgspec.Struct, kw_only=True):
 
 
 class ScopeList(msgspec.Struct, kw_only=True):
-    """By name."""
+    """The available scopes, sorted by name."""
 
     items: list[ScopeView]
 
 
 class RuleView(msgspec.Struct, kw_only=True):
-    """A rule about a network."""
+    """An IP rule."""
 
     id: str
     cidr: str
@@ -92,7 +95,7 @@ class RuleView(msgspec.Struct, kw_only=True):
 
 
 class NewRule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A rule about an address or a network."""
+    """An IP rule to store; `cidr` is an address or a network."""
 
     cidr: Cidr
     action: Action
@@ -101,7 +104,7 @@ class NewRule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RulesView(msgspec.Struct, kw_only=True):
-    """The rules and how they count. `your_ip`: the address from which you ask."""
+    """The IP rules and their mode. `your_ip` is the address of this request."""
 
     mode: Mode
     rules: list[RuleView]
@@ -110,7 +113,7 @@ class RulesView(msgspec.Struct, kw_only=True):
 
 
 class NewRules(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """All rules, which take the place of those before. `force`: also if you lock yourself out."""
+    """The complete list of rules. `force` applies it even if it refuses the address of this request."""
 
     mode: Mode
     rules: Annotated[list[NewRule], Meta(max_length=MAX_RULES)]
@@ -118,26 +121,26 @@ class NewRules(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Address(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An address to be judged."""
+    """An address to check against the rules."""
 
     ip: Annotated[str, Meta(min_length=2, max_length=45)]
 
 
 class Judgement(msgspec.Struct, kw_only=True):
-    """Whether a client of this address may come in, and the rule that says so (null: none, the mode decides)."""
+    """Whether the address is allowed, and the rule that decides; null if no rule matches and the mode decides."""
 
     allowed: bool
     rule: RuleView | None
 
 
 class Revocation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What else ends beside the sessions."""
+    """Options for ending all sessions of a user."""
 
     include_api_keys: bool = False
 
 
 class Revoked(msgspec.Struct, kw_only=True):
-    """How many ended."""
+    """The number of sessions ended and API keys revoked."""
 
     sessions: int
     api_keys: int

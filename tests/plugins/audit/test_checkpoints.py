@@ -15,7 +15,7 @@ from corral.errors import Unavailable
 from corral.plugin import AuditEntry
 from corral_plugins.audit.jobs import checkpoint_hourly, verify_recent
 from corral_plugins.audit.models import AuditRow, SigningKey
-from corral_plugins.audit.service import reading
+from corral_plugins.audit.service import queries
 from corral_plugins.audit.service.checkpoints import Checkpoints
 from corral_plugins.audit.service.retention import Retention
 from corral_plugins.audit.service.verify import Verification
@@ -138,7 +138,7 @@ async def test_a_part_is_verified_from_where_it_begins(books: Books) -> None:
     books.behind("UPDATE audit_rows SET action = 'x' WHERE seq = 4")
     assert (await books.verify(5, None)).ok, "row 4 lies before the part"
     assert (await books.verify(4, None)).first_bad_seq == 4
-    verdict = await books.service(Verification).look(None, None, _nothing_kept(), seconds=-1)
+    verdict = await books.service(Verification).verify(None, None, _nothing_kept(), seconds=-1)
     assert (verdict.complete, verdict.next_seq) == (False, 1)
 
 
@@ -158,7 +158,7 @@ async def test_retention_removes_a_beginning_that_ends_at_a_checkpoint(books: Bo
     verdict = await books.verify()
     assert verdict.ok, verdict
     assert verdict.checked == verdict.head.seq - old.seq
-    (told,) = await books.work(lambda: list(AuditRow.select().where(AuditRow.action == reading.RETAINED)), read=True)
+    (told,) = await books.work(lambda: list(AuditRow.select().where(AuditRow.action == queries.RETAINED)), read=True)
     assert (told.object_id, told.actor_type) == (str(old.seq), "system")
     await retention.run()
     assert await _first(books) == old.seq + 1, "the next checkpoint is not old enough"
@@ -177,7 +177,7 @@ async def test_a_removal_that_was_cut_short_goes_on(books: Books, monkeypatch: p
     await books.work(lambda: retention._move_anchor(clock.now(-30 * DAY), 30))
     assert await _first(books) == 1
     assert (await books.verify()).ok, "rows before the anchor are no longer looked at"
-    listed = await books.work(reading.ends, read=True)
+    listed = await books.work(queries.ends, read=True)
     assert listed.anchor.seq == old.seq
     await retention.run()
     assert await _first(books) == old.seq + 1
@@ -207,6 +207,6 @@ async def _first(books: Books) -> int:
 
 
 def _nothing_kept() -> Any:
-    from corral_plugins.audit.service.signing import Kept
+    from corral_plugins.audit.service.signing import ExternalCheckpoints
 
-    return Kept()
+    return ExternalCheckpoints()

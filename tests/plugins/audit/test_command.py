@@ -33,7 +33,7 @@ def test_verify_and_export_here_and_away(corral: Command, tmp_path: Path) -> Non
         done = corral("audit", "export", "--format", form, "--output", f"log.{form}")
         assert done.status == 0, done
         done = corral("audit", "verify", f"log.{form}")
-        assert (done.status, done.out.startswith("The log is whole")) == (0, True), done
+        assert (done.status, done.out.startswith("The log is intact")) == (0, True), done
     text = (tmp_path / "log.jsonl").read_text("utf-8")
     actions = [json.loads(line)["action"] for line in text.splitlines()]
     assert actions[-1] == "audit.log.export", "who took the log away is in it"
@@ -50,7 +50,7 @@ def test_verify_and_export_here_and_away(corral: Command, tmp_path: Path) -> Non
     cells[cells.index(b"admin.user.create")] = 0xFF
     (tmp_path / "log.csv").write_bytes(cells)
     done = corral("audit", "verify", "log.csv")
-    assert (done.status, "is no row of an audit log" in done.err, "Traceback" in done.err) == (1, True, False), done
+    assert (done.status, "is not a row of an audit log" in done.err, "Traceback" in done.err) == (1, True, False), done
 
 
 def test_a_copy_of_the_database_whose_tail_was_cut(corral: Command, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN
 from corral.ids import new_id
 from corral.plugin import AuditEntry
 from corral_plugins.audit.service.chain import COLUMNS
-from corral_plugins.audit.service.signing import Kept
+from corral_plugins.audit.service.signing import ExternalCheckpoints
 from corral_plugins.audit.service.verify import Verification
 
 WRITERS, EACH = 50, 200
@@ -126,9 +126,9 @@ async def test_audit_3_a_cut_tail_is_found_by_kept_checkpoints(books: Books) -> 
         f"UPDATE audit_head SET seq = {cut}, hash = (SELECT hash FROM audit_rows WHERE seq = {cut})",
     )
     verification: Verification = books.service(Verification)
-    alone = await verification.look(None, None, Kept(), seconds=25)
+    alone = await verification.verify(None, None, ExternalCheckpoints(), seconds=25)
     assert alone.ok, "nothing in the database itself can tell"
-    found = await verification.look(None, None, Kept([kept], [key]), seconds=25)
+    found = await verification.verify(None, None, ExternalCheckpoints([kept], [key]), seconds=25)
     assert (found.ok, found.first_bad_seq, found.reason) == (False, cut + 1, "tail_truncated"), found
 
 
@@ -155,11 +155,11 @@ async def test_audit_4_without_the_table_changes_are_refused_and_leave_nothing(
     assert (await books.admin.get("/plugins/realtime")).json()["state"] == "active"
     assert (await books.auditor.get("/admin/audit")).status == 200
     assert (await books.auditor.get("/admin/audit/verify")).json()["ok"] is True
-    await books.log.tell_failures()
+    await books.log.report_failures()
     alerts = [event.payload() for event in await books.kit.events() if event.type == "system.alert"]
     assert [alert["kind"] for alert in alerts] == ["audit_write_failed"]
     assert (await books.admin.patch(f"/admin/users/{member}", {"role": "viewer"})).status == 503
-    await books.log.tell_failures()
+    await books.log.report_failures()
     assert len([event for event in await books.kit.events() if event.type == "system.alert"]) == 1, (
         "an hour is not over"
     )
@@ -199,9 +199,9 @@ def _set(books: Books, column: str, value: Any, seq: int) -> None:
 
 async def _forge(books: Books, seq: int) -> None:
     """Alter a row and compute the chain anew from there."""
-    from corral_plugins.audit.service import chain, reading
+    from corral_plugins.audit.service import chain, queries
 
-    rows = await books.work(lambda: reading.piece(seq - 1, 2**62), read=True)
+    rows = await books.work(lambda: queries.rows_between(seq - 1, 2**62), read=True)
     books.behind(f"DELETE FROM audit_rows WHERE seq >= {seq}")
     before = rows[0][-2]
     marks = ", ".join("?" for _ in COLUMNS)

@@ -15,10 +15,9 @@ import psycopg
 from tests.plugins.audit.conftest import Books
 
 from corral_plugins.audit.service import chain
-from corral_plugins.audit.service.cells import cell, text_of
-from corral_plugins.audit.service.export import Export
+from corral_plugins.audit.service.export import Export, escape_cell, unescape_cell
 from corral_plugins.audit.service.offline import verify_export
-from corral_plugins.audit.service.signing import Kept
+from corral_plugins.audit.service.signing import ExternalCheckpoints
 from corral_plugins.audit.shapes import ExportQuery
 
 SHORT, LONG = 60_000, 1_000_000
@@ -41,7 +40,7 @@ async def test_audit_6_a_large_export_streams_and_verifies_offline(
     grown, took = most - before, time.monotonic() - began
     print(f"{last} rows, {path.stat().st_size / 2**20:.0f} MiB in {took:.1f} s with {grown:.1f} MiB more memory")
     assert grown < 64
-    verdict = verify_export(path, Kept(), sparse=False)
+    verdict = verify_export(path, ExternalCheckpoints(), sparse=False)
     assert (verdict.ok, verdict.checked) == (True, last), verdict
 
 
@@ -74,18 +73,18 @@ async def test_exports_of_both_formats_verify_and_show_what_was_altered(books: B
         assert answer.headers["content-disposition"].endswith(f'.{form}"')
         path = tmp_path / f"log.{form}"
         path.write_bytes(answer.body)
-        verdict = verify_export(path, Kept(), sparse=False)
+        verdict = verify_export(path, ExternalCheckpoints(), sparse=False)
         assert verdict.ok, (form, verdict)
         path.write_bytes(answer.body.replace(b"already quoted", b"already quotex"))
-        altered = verify_export(path, Kept(), sparse=False)
+        altered = verify_export(path, ExternalCheckpoints(), sparse=False)
         assert (altered.ok, altered.reason) == (False, "hash_mismatch"), (form, altered)
 
 
 async def test_no_cell_is_a_formula_and_every_cell_can_be_read_back(books: Books) -> None:
     hostile = ["=1+1", "+1", "-1", "@x", "\t=1", " =1", "\ufeff=1", "＝1", "'=1", "'", "plain", "a=1", "", "\r\n=1"]
     for text in hostile:
-        made = cell(text)
-        assert text_of(made) == text
+        made = escape_cell(text)
+        assert unescape_cell(made) == text
         assert made.lstrip(" \ufeff\u200b")[:1] not in set("=+-@＝＋－＠\t\r\n"), text
     await books.write(1, object_name="=cmd|' /C calc'!A0")
     answer = await books.auditor.get("/admin/audit/export?format=csv&object_id=one")
@@ -103,7 +102,7 @@ async def test_a_filtered_export_holds_what_the_list_shows(books: Books, tmp_pat
     assert [row["seq"] for row in rows] == [row["seq"] for row in await books.rows("&action=test.thing.change")]
     path = tmp_path / "part.jsonl"
     path.write_bytes(answer.body)
-    assert verify_export(path, Kept(), sparse=True).ok
+    assert verify_export(path, ExternalCheckpoints(), sparse=True).ok
     assert (await books.auditor.get("/admin/audit/export?format=xlsx")).code == "unsupported_format"
 
 
@@ -119,9 +118,9 @@ async def test_each_look_at_the_log_is_in_it(books: Books) -> None:
 
 async def _fill(books: Books, total: int) -> int:
     """Rows by the thousand, made as the log makes them, without its units."""
-    from corral_plugins.audit.service import reading
+    from corral_plugins.audit.service import queries
 
-    head = (await books.work(reading.ends, read=True)).head
+    head = (await books.work(queries.ends, read=True)).head
     made, before = [], head.hash
     marks = ", ".join(["?" if books.url.startswith("sqlite") else "%s"] * len(chain.COLUMNS))
     insert = f"INSERT INTO audit_rows ({', '.join(chain.COLUMNS)}) VALUES ({marks})"

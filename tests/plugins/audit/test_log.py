@@ -18,7 +18,7 @@ from corral.database.unit import ANONYMOUS, Actor, Entry
 from corral.errors import Conflict, Unavailable
 from corral.plugin import SECRET_CHANGE, AuditEntry, changed
 from corral.redact.redactor import Redactor
-from corral_plugins.audit.service import chain, reading
+from corral_plugins.audit.service import chain, queries
 from corral_plugins.audit.service.chain import GENESIS, PREFIX
 from corral_plugins.audit.settings import RECORD_IP, RETENTION_DAYS, VERBOSE
 
@@ -62,7 +62,7 @@ async def test_a_row_tells_who_did_what_from_where(books: Books) -> None:
 
 
 async def test_rows_commit_with_the_change_or_not_at_all(books: Books) -> None:
-    before = await books.work(reading.ends, read=True)
+    before = await books.work(queries.ends, read=True)
 
     def fails() -> None:
         books.log.record(AuditEntry(action="test.thing.change", object_type="thing", object_id="x"))
@@ -70,7 +70,7 @@ async def test_rows_commit_with_the_change_or_not_at_all(books: Books) -> None:
 
     with pytest.raises(Conflict):
         await books.work(fails)
-    assert await books.work(reading.ends, read=True) == before
+    assert await books.work(queries.ends, read=True) == before
     assert await books.rows("&action=test.*") == []
     assert (await books.verify()).ok
 
@@ -181,7 +181,7 @@ async def test_a_flood_of_one_denial_is_one_row_and_a_count(books: Books) -> Non
         ("admin.request.write", "POST /admin/users", "forbidden"),
     ]
     clock.travel(61)
-    await books.log.write_counted()
+    await books.log.write_repetitions()
     rows = await books.rows(f"&outcome=denied&actor={member.user['id']}")
     assert [row["details"].get("count") for row in rows] == [None, None, 4]
     assert rows[2]["actor"] == rows[0]["actor"]
@@ -198,10 +198,10 @@ async def test_a_flood_that_goes_on_is_counted_until_its_sum_is_written(books: B
     assert await counts(3) == [None]
     clock.travel(61)
     assert await counts(4) == [None], "nobody has written the sum of the minute yet"
-    await books.log.write_counted()
+    await books.log.write_repetitions()
     assert await counts(3) == [None, 6, None]
     clock.travel(61)
-    await books.log.write_counted()
+    await books.log.write_repetitions()
     clock.travel(61)
     assert await counts(1) == [None, 6, None, 2, None]
     clock.travel(61)
@@ -229,9 +229,9 @@ async def test_a_count_that_cannot_be_written_is_kept(books: Books, monkeypatch:
 
     with monkeypatch.context() as broken:
         broken.setattr(books.log, "_append", fails)
-        await books.log.write_counted()
+        await books.log.write_repetitions()
     assert len(await books.rows("&action=test.gate.refuse")) == 1
-    await books.log.write_counted()
+    await books.log.write_repetitions()
     assert (await books.rows("&action=test.gate.refuse"))[-1]["details"]["count"] == 3
 
 
@@ -290,11 +290,11 @@ async def test_verbose_records_every_request(books: Books) -> None:
 async def test_ordinary_requests_add_no_row(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit()
     member = await kit.as_user("member")
-    before = await kit.kernel.database.work(reading.ends, read=True)
+    before = await kit.kernel.database.work(queries.ends, read=True)
     answer = await member.post("/agents", {"name": "Ada"})
     assert answer.status == 201, answer
     await member.get("/agents")
-    assert await kit.kernel.database.work(reading.ends, read=True) == before
+    assert await kit.kernel.database.work(queries.ends, read=True) == before
 
 
 async def test_metrics(books: Books) -> None:

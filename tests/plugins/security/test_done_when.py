@@ -29,7 +29,7 @@ from corral.testing.kit import PASSWORD, Client, Kit
 from corral.testing.server import ServerProcess
 from corral_plugins.security.policy_shapes import PasswordPolicyPatch, PolicyPatch
 from corral_plugins.security.service.gate import GateKeeper
-from corral_plugins.security.service.uses import KeyUses
+from corral_plugins.security.service.last_used import LastUsed
 
 ID = "01a216b4-06ab-770c-a9ce-e8400c03429a"
 WITHIN = 2.0
@@ -90,7 +90,7 @@ async def test_security_2_the_text_of_a_key_is_nowhere(
         await key.get(path)
     assert (await key.post("/auth/ws-ticket")).status == 200
     await From(alice, key=text[:-1] + "!").get("/tasks")
-    await kit.kernel.container.get(KeyUses).flush()
+    await kit.kernel.container.get(LastUsed).flush()
     rotated = (await alice.post(f"/security/api-keys/{first.json()['id']}/rotate", {"overlap_seconds": 60})).json()
     needles = [shown[13:43] for shown in (text, rotated["key"])]
     dump = await kit.kernel.database.work(lambda: _everything(kit), read=True)
@@ -167,7 +167,7 @@ def _migrate(server: ServerProcess) -> None:
 
 
 def test_security_3_what_ends_a_key_ends_it_in_every_process(pair: Pair) -> None:
-    figures = {}
+    metrics = {}
     ends: dict[str, Callable[[str, dict[str, Any]], httpx2.Response]] = {
         "deleted": lambda user, key: owner.delete(f"/security/api-keys/{key['id']}"),
         "disabled": lambda user, key: pair.admin.patch(f"/admin/users/{user}", json={"is_active": False}),
@@ -181,10 +181,10 @@ def test_security_3_what_ends_a_key_ends_it_in_every_process(pair: Pair) -> None
         assert pair.ask(key["key"]) == {200}
         answer = end(user, key)
         assert answer.status_code in (200, 204), answer.text
-        figures[how], then = pair.last_seen(key["key"])
+        metrics[how], then = pair.last_seen(key["key"])
         assert then == {403 if how == "demoted" else 401}, how
-    print("; ".join(f"{how}: {seconds:.2f} s" for how, seconds in figures.items()))
-    assert max(figures.values()) < WITHIN
+    print("; ".join(f"{how}: {seconds:.2f} s" for how, seconds in metrics.items()))
+    assert max(metrics.values()) < WITHIN
 
 
 async def test_security_4_an_allow_list_without_its_author_is_refused(make_kit: Callable[..., Any]) -> None:
@@ -213,7 +213,7 @@ def test_security_4_the_command_on_the_machine_turns_the_rules_off(tmp_path: Pat
         assert _until(lambda: admin.get("/security").status_code, 403) < WITHIN
         command = [sys.executable, "-m", "corral", "security", "ip-rules", "off"]
         done = subprocess.run(command, env=server.environ, capture_output=True, text=True)
-        assert (done.returncode, "do not count" in done.stdout) == (0, True), done.stderr
+        assert (done.returncode, "rules are off" in done.stdout) == (0, True), done.stderr
         assert _until(lambda: admin.get("/security").status_code, 200) < WITHIN + 1
         shown = admin.get("/security/ip-rules").json()
         assert (shown["mode"], len(shown["rules"])) == ("off", 1)

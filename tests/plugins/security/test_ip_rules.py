@@ -97,7 +97,7 @@ def test_mapped_networks_are_folded_and_host_bits_refused() -> None:
 
 def test_health_answers_everybody_and_nothing_else_does() -> None:
     gate = IpGate()
-    gate.rule(InForce(1, Ruleset("allowlist", []), 0, None))
+    gate.apply(InForce(1, Ruleset("allowlist", []), 0, None))
     for path in ("/health", "/health/", "/health/ready", "/api/v1/health", "/api/v1/health/ready"):
         gate.check(AWAY, "GET", path)
     for path in ("/", "/healthy", "/api/v1/health-records", "/api/v1/healthcare/1", "/api/v1/tasks"):
@@ -110,7 +110,7 @@ def test_a_judgement_costs_little_with_500_rules() -> None:
     lines = [Rule(str(n), f"10.{n % 250}.{n // 250 * 16}.0/{20 + n % 10}", "block") for n in range(500)]
     lines = [Rule(rule.id, str(ipaddress.ip_network(rule.cidr, strict=False)), rule.action) for rule in lines]
     gate = IpGate()
-    gate.rule(InForce(1, Ruleset("blocklist", lines), 500, None))
+    gate.apply(InForce(1, Ruleset("blocklist", lines), 500, None))
     addresses = [f"192.0.{n // 250}.{n % 250}" for n in range(5000)]
 
     def timed() -> float:
@@ -185,14 +185,14 @@ async def test_a_refusal_is_recorded_once_a_minute_for_each_address(kit: Kit) ->
         for address in (AWAY, "203.0.113.10"):
             with pytest.raises(Forbidden):
                 gate.check(address, "GET", "/api/v1/tasks")
-    assert sorted(gate.untold()) == ["203.0.113.10", AWAY]
+    assert sorted(gate.take_pending()) == ["203.0.113.10", AWAY]
     with pytest.raises(Forbidden):
         gate.check(AWAY, "GET", "/api/v1/tasks")
-    assert gate.untold() == []
+    assert gate.take_pending() == []
     clock.travel(61)
     with pytest.raises(Forbidden):
         gate.check(AWAY, "GET", "/api/v1/tasks")
-    assert gate.untold() == [AWAY]
+    assert gate.take_pending() == [AWAY]
 
 
 async def test_changes_and_refusals_are_in_the_audit_log(kit: Kit) -> None:

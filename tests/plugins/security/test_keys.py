@@ -14,8 +14,8 @@ from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, From, make_key
 from corral import clock
 from corral.testing.kit import Client, Kit
 from corral_plugins.security import jobs
-from corral_plugins.security.service.key_form import ALPHABET, is_key, new_key
-from corral_plugins.security.service.uses import KeyUses
+from corral_plugins.security.service.keys import ALPHABET, is_key, new_key
+from corral_plugins.security.service.last_used import LastUsed
 
 
 def test_the_checksum_tells_every_single_slip() -> None:
@@ -198,7 +198,7 @@ async def test_a_key_counts_only_from_its_networks(kit: Kit) -> None:
 async def test_use_is_noted_without_a_write_for_each_request(kit: Kit) -> None:
     alice = await kit.as_user("member")
     _, shown = await make_key(alice)
-    uses = kit.kernel.container.get(KeyUses)
+    uses = kit.kernel.container.get(LastUsed)
     caller = From(alice, HOME, key=shown["key"])
     for _ in range(5):
         await caller.get("/tasks")

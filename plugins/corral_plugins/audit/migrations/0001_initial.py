@@ -1,4 +1,4 @@
-"""The chain, its end, its checkpoints, and the triggers that keep what is written."""
+"""The hash chain, its head, its checkpoints, and the triggers that make the tables append-only."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ GENESIS = "0" * 64
 
 
 def up(migrator: Any, db: Any) -> None:
-    class Frozen(Model):
+    class Base(Model):
         class Meta:
             database = db
 
-    class AuditRow(Frozen):
+    class AuditRow(Base):
         seq = BigIntegerField(primary_key=True)
         id = CharField(max_length=36, unique=True)
         ts = CharField(max_length=24)
@@ -55,10 +55,10 @@ def up(migrator: Any, db: Any) -> None:
         (AuditRow.request_id, "audit_rows_request"),
     ):
         AuditRow.add_index(AuditRow.index(column, AuditRow.seq, name=name, where=column.is_null(False)))
-    some = peewee.SQL("outcome <> 'success'")
-    AuditRow.add_index(AuditRow.index(AuditRow.outcome, AuditRow.seq, name="audit_rows_not_success", where=some))
+    not_success = peewee.SQL("outcome <> 'success'")
+    AuditRow.add_index(AuditRow.index(AuditRow.outcome, AuditRow.seq, name="audit_rows_not_success", where=not_success))
 
-    class Head(Frozen):
+    class Head(Base):
         id = IntegerField(primary_key=True)
         seq = BigIntegerField()
         hash = CharField(max_length=64)
@@ -68,7 +68,7 @@ def up(migrator: Any, db: Any) -> None:
         class Meta:
             table_name = "audit_head"
 
-    class Checkpoint(Frozen):
+    class Checkpoint(Base):
         seq = BigIntegerField(primary_key=True)
         hash = CharField(max_length=64)
         rows = BigIntegerField()
@@ -79,7 +79,7 @@ def up(migrator: Any, db: Any) -> None:
         class Meta:
             table_name = "audit_checkpoints"
 
-    class SigningKey(Frozen):
+    class SigningKey(Base):
         id = CharField(primary_key=True, max_length=16)
         public_key = CharField(max_length=60)
         sealed = TextField()

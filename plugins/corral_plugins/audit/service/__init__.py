@@ -1,1 +1,1 @@
-"""The rules of the audit log."""
+"""Business logic of the audit log."""

@@ -1,4 +1,4 @@
-"""Who looked at the log, and who took it away."""
+"""Records accesses to the audit log in the log itself."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ log = logging.getLogger("corral.audit")
 
 
 class Access:
-    """Notes what was read. An auditor can read a log that cannot be written: then the failure is logged and counted."""
+    """Records accesses. If the log cannot be written, auditors can still read it; the failure is logged and counted."""
 
     def __init__(self, work: Work, audit: AuditLog) -> None:
         self._work, self._audit = work, audit
 
-    async def note(self, verb: str, by: Entry, **details: Any) -> None:
-        """A row `audit.log.<verb>`."""
-        told = {name: value for name, value in details.items() if value not in (None, {})}
-        entry = AuditEntry(action=f"audit.log.{verb}", object_type="audit_log", object_id=None, details=told)
+    async def record(self, verb: str, by: Entry, **details: Any) -> None:
+        """Append a row with the action `audit.log.<verb>`."""
+        given = {name: value for name, value in details.items() if value not in (None, {})}
+        entry = AuditEntry(action=f"audit.log.{verb}", object_type="audit_log", object_id=None, details=given)
         try:
             await self._work(lambda: self._audit.record(entry), entry=by)
         except Unavailable:
-            log.warning("a look at the audit log is not in it", extra={"action": entry.action})
+            log.warning("cannot record an access to the audit log", extra={"action": entry.action})

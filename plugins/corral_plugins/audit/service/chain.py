@@ -1,4 +1,4 @@
-"""The chain as bytes: what of a row is hashed, and how one row names the one before it.
+"""The hash chain: which fields of a row are hashed, and how each row refers to the previous one.
 
 `hash = SHA-256("corral.audit.v1" || canonical JSON of all other fields)`. Canonical: UTF-8, keys sorted, no spaces,
 strings as stored. The structs declare their fields in alphabetical order, so that encoding them needs no sorting.
@@ -14,7 +14,7 @@ import msgspec
 
 PREFIX = b"corral.audit.v1"
 GENESIS = "0" * 64
-"""What the first row names as the hash before it."""
+"""The previous hash of the first row."""
 
 COLUMNS = (
     "seq",
@@ -43,7 +43,7 @@ COLUMNS = (
 
 
 class Actor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who acted, and from where."""
+    """The actor and its client."""
 
     id: str | None
     ip: str | None
@@ -54,8 +54,8 @@ class Actor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user_agent: str | None
 
 
-class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was acted on."""
+class AuditObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The object of the action."""
 
     id: str | None
     name: str | None
@@ -63,7 +63,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Unhashed(msgspec.Struct, frozen=True, kw_only=True):
-    """All of a row but its hash."""
+    """All fields of a row except its hash."""
 
     action: str
     actor: Actor
@@ -71,7 +71,7 @@ class Unhashed(msgspec.Struct, frozen=True, kw_only=True):
     code: str | None
     details: msgspec.Raw
     id: str
-    object: Target
+    object: AuditObject
     outcome: str
     prev_hash: str
     request_id: str | None
@@ -81,12 +81,12 @@ class Unhashed(msgspec.Struct, frozen=True, kw_only=True):
     ts: str
 
     def digest(self) -> str:
-        """The hash that the row must have."""
+        """Compute the hash of the row."""
         return hashlib.sha256(PREFIX + msgspec.json.encode(self)).hexdigest()
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A whole row; its JSON is a line of an export."""
+    """A complete row; its JSON is one line of an export."""
 
     action: str
     actor: Actor
@@ -95,7 +95,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     details: msgspec.Raw
     hash: str
     id: str
-    object: Target
+    object: AuditObject
     outcome: str
     prev_hash: str
     request_id: str | None
@@ -105,7 +105,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ts: str
 
     def digest(self) -> str:
-        """The hash that it must have."""
+        """Compute the hash from the other fields."""
         return Unhashed(
             action=self.action,
             actor=self.actor,
@@ -125,7 +125,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 def unhashed(values: Sequence[Any]) -> Unhashed:
-    """The columns of a row, but its hash, as they are stored."""
+    """Build a row without its hash from stored columns, in the order of `COLUMNS`."""
     (
         seq,
         id_,
@@ -164,7 +164,7 @@ def unhashed(values: Sequence[Any]) -> Unhashed:
         code=code,
         details=msgspec.Raw(details),
         id=id_,
-        object=Target(id=object_id, name=object_name, type=object_type),
+        object=AuditObject(id=object_id, name=object_name, type=object_type),
         outcome=outcome,
         prev_hash=prev_hash,
         request_id=request_id,
@@ -176,7 +176,7 @@ def unhashed(values: Sequence[Any]) -> Unhashed:
 
 
 def row(values: Sequence[Any]) -> Row:
-    """A row of the table, columns in the order of `COLUMNS`."""
+    """Build a row from stored columns, in the order of `COLUMNS`."""
     found = unhashed(values[:-1])
     return Row(
         action=found.action,

@@ -1,4 +1,4 @@
-"""Signed places of the log. The key is made at the first checkpoint and sealed under the master key."""
+"""Creates signed checkpoints. The signing key is generated for the first one and sealed under the master key."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from corral.database.unit import Entry, after_commit
 from corral.events.event import emit
 from corral_plugins.audit.api import AuditCheckpoint
 from corral_plugins.audit.models import Checkpoint, SigningKey
-from corral_plugins.audit.service import reading, signing
-from corral_plugins.audit.service.follow import Link
+from corral_plugins.audit.service import queries, signing
+from corral_plugins.audit.service.checker import Link
 from corral_plugins.audit.service.log import end_of_chain
 from corral_plugins.audit.service.signing import Signed, SignedCheckpoint
 
@@ -24,14 +24,14 @@ ENTRY = Entry("job audit.checkpoint")
 
 
 class Checkpoints:
-    """Signing lies between two units. Two processes may sign at once: both places are right."""
+    """Signs between two units of work. Two processes may sign at once; both checkpoints are then valid."""
 
     def __init__(self, work: Work, keyring: Keyring) -> None:
         self._work, self._keyring = work, keyring
 
     async def make(self, *, least: int = 1) -> SignedCheckpoint | None:
-        """Sign the end of the log, if at least so many rows are new. `vault_sealed` without the master key."""
-        head, last = await self._work(lambda: (reading.ends().head, _last()), read=True)
+        """Sign the end of the log if at least `least` rows are new. Raises `vault_sealed` without the master key."""
+        head, last = await self._work(lambda: (queries.ends().head, _last()), read=True)
         since = last.seq if last is not None else 0
         if head.seq - since < least:
             return None
@@ -45,7 +45,7 @@ class Checkpoints:
             key_id=key_id,
             signature=signing.sign(private, signed),
         )
-        await self._work(lambda: _keep(made), entry=ENTRY)
+        await self._work(lambda: _store(made), entry=ENTRY)
         return made
 
     async def _key(self) -> tuple[bytes, str]:
@@ -53,7 +53,7 @@ class Checkpoints:
         if row is None:
             private, public = signing.generate()
             fresh = self._sealed(private, public)
-            await self._work(lambda: _keep_key(fresh), entry=ENTRY)
+            await self._work(lambda: _store_key(fresh), entry=ENTRY)
             row = await self._work(_newest_key, read=True)
             assert row is not None
         return self._keyring.open(bytes.fromhex(row.sealed), aad=_place(row.id)), row.id
@@ -66,27 +66,27 @@ class Checkpoints:
 
 
 def newest() -> tuple[Link, str] | None:
-    """Where the last checkpoint is, and when it was made; joins a read unit."""
+    """Return the position and the time of the newest checkpoint. Joins the caller's unit of work."""
     last = _last()
     return None if last is None else (Link(last.seq, last.hash), last.ts)
 
 
 def _last() -> Checkpoint | None:
-    return Checkpoint.select().order_by(Checkpoint.seq.desc()).first()  # type: ignore[no-any-return]  # of this model
+    return Checkpoint.select().order_by(Checkpoint.seq.desc()).first()  # type: ignore[no-any-return]  # peewee is untyped
 
 
 def _newest_key() -> SigningKey | None:
-    return SigningKey.select().order_by(SigningKey.created_at.desc()).first()  # type: ignore[no-any-return]  # as above
+    return SigningKey.select().order_by(SigningKey.created_at.desc()).first()  # type: ignore[no-any-return]  # peewee is untyped
 
 
-def _keep_key(fresh: SigningKey) -> None:
-    """The first one wins, behind the lock of the chain."""
+def _store_key(fresh: SigningKey) -> None:
+    """Store the key unless another process stored one first; the lock of the chain orders them."""
     end_of_chain()
     if not SigningKey.select().exists():
         SigningKey.insert(fresh.__data__).on_conflict_ignore().execute()
 
 
-def _keep(made: SignedCheckpoint) -> None:
+def _store(made: SignedCheckpoint) -> None:
     values = {name: getattr(made, name) for name in made.__struct_fields__}
     if Checkpoint.insert(values).on_conflict_ignore().as_rowcount().execute():
         emit(AuditCheckpoint(**values), object=("audit_log", str(made.seq)))

@@ -1,4 +1,4 @@
-"""From what a service says to what is stored: redacted, bounded, and in the form that is hashed."""
+"""Converts audit entries to columns: redacted, limited in length and in canonical form."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from corral.database.unit import Entry
 from corral.plugin import AuditEntry
 from corral.redact.redactor import Redactor
 
-LIMIT = 16 * 1024
-"""More bytes of changes, or of details, are not kept; the hash of the whole is."""
+MAX_BYTES = 16 * 1024
+"""Maximum bytes of changes, and of details. Longer ones are dropped; only the hash of the full content is kept."""
 
 LENGTHS = {
     "actor_type": 20,
@@ -30,12 +30,12 @@ LENGTHS = {
     "code": 80,
     "request_id": 64,
 }
-FREE = ("user_agent", "object_id", "object_name")
-"""What others may have written, and so may hold a credential."""
+USER_SUPPLIED = ("user_agent", "object_id", "object_name")
+"""Columns with user-supplied text, which may contain a credential."""
 
 
 def stored(entry: AuditEntry, by: Entry, redactor: Redactor, *, record_ip: bool) -> dict[str, Any]:
-    """The columns of a row but those that its place in the chain gives it."""
+    """Return the columns of a row, except those that depend on its position in the chain."""
     actor = by.actor
     texts: dict[str, Any] = {
         "actor_type": actor.type,
@@ -52,16 +52,16 @@ def stored(entry: AuditEntry, by: Entry, redactor: Redactor, *, record_ip: bool)
         "code": entry.code,
         "request_id": by.request_id,
     }
-    for name in FREE:
+    for name in USER_SUPPLIED:
         if texts[name]:
             texts[name] = redactor.redact(texts[name])
     columns = {name: _cut(text, LENGTHS[name]) for name, text in texts.items()}
     changes, details = _diff(entry.changes, redactor), _canonical(redactor.redact_json(_plain(entry.details)))
     sha256 = None
-    if len(changes) > LIMIT or len(details) > LIMIT:
+    if len(changes) > MAX_BYTES or len(details) > MAX_BYTES:
         sha256 = hashlib.sha256(b"[" + changes + b"," + details + b"]").hexdigest()
-        changes = changes if len(changes) <= LIMIT else b"[]"
-        details = details if len(details) <= LIMIT else b"{}"
+        changes = changes if len(changes) <= MAX_BYTES else b"[]"
+        details = details if len(details) <= MAX_BYTES else b"{}"
     return {
         **columns,
         "outcome": entry.outcome,
@@ -77,25 +77,25 @@ def _diff(changes: Mapping[str, tuple[Any, Any]], redactor: Redactor) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: shapes become objects, keys texts, what is of no known type its own text."""
+    """Convert to JSON types: structs become objects, keys and values of unknown types become strings."""
     return msgspec.to_builtins(value, str_keys=True, enc_hook=str)
 
 
 def _canonical(value: Any) -> bytes:
     try:
         return msgspec.json.encode(value, order="sorted")
-    except UnicodeEncodeError:  # half a character, from text that nobody checked
-        return msgspec.json.encode(_whole(value), order="sorted")
+    except UnicodeEncodeError:  # a lone surrogate, from unchecked text
+        return msgspec.json.encode(_without_surrogates(value), order="sorted")
 
 
-def _whole(value: Any) -> Any:
+def _without_surrogates(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, dict):
-        return {_whole(name): _whole(item) for name, item in value.items()}
-    return [_whole(item) for item in value] if isinstance(value, list) else value
+        return {_without_surrogates(name): _without_surrogates(item) for name, item in value.items()}
+    return [_without_surrogates(item) for item in value] if isinstance(value, list) else value
 
 
 def _cut(text: str | None, length: int) -> str | None:
-    """A text that a column takes on both engines; an empty one is none, so that an export can tell them apart."""
+    """Make a text storable on both engines. An empty text becomes None, because CSV cannot tell them apart."""
     return text.encode("utf-8", "replace").decode().replace("\0", "�")[:length] if text else None

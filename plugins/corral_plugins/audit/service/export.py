@@ -1,4 +1,4 @@
-"""The log as a file, oldest row first, piece by piece: as JSON lines that verify by themselves, or for spreadsheets."""
+"""Exports the log in batches, oldest row first: as self-verifying JSON lines, or as CSV for spreadsheets."""
 
 from __future__ import annotations
 
@@ -15,43 +15,59 @@ from corral.auth.visibility import ALL
 from corral.database.engine import Work
 from corral.errors import Invalid
 from corral_plugins.audit.models import AuditRow
-from corral_plugins.audit.service import chain, reading
-from corral_plugins.audit.service.cells import cell
+from corral_plugins.audit.service import chain, queries
 from corral_plugins.audit.shapes import ExportQuery
 
-AT_ONCE = 500
+BATCH_SIZE = 500
 NUMBERS = frozenset({"seq"})
 MEDIA = {"jsonl": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
 BOM = "\ufeff"
+RISKY = frozenset("=+-@＝＋－＠\t\r\n\0'")  # includes the quote itself, so that unescaping is exact
+SKIPPED = (
+    " \u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u3000\ufeff\u200b\u200c\u200d\u2060"
+)
 
 Values = Sequence[Any]
 
 
+def escape_cell(text: str) -> str:
+    """Prefix the text with a quote if a spreadsheet would interpret it as a formula."""
+    if not text:
+        return text
+    first = text.lstrip(SKIPPED)[:1]
+    return f"'{text}" if text[0] in RISKY or (first in RISKY and first) else text
+
+
+def unescape_cell(cell: str) -> str:
+    """Return the text from which `escape_cell` made the cell."""
+    return cell.removeprefix("'")
+
+
 class Export:
-    """One export: `chunks()` reads up to where the log ended when it began."""
+    """One export, which ends at the row that was the newest when `chunks()` started."""
 
     def __init__(self, work: Work, query: ExportQuery) -> None:
         if query.format not in MEDIA:
-            told = f"one of {', '.join(sorted(MEDIA))}"
-            raise Invalid.at("/query/format", "not_in_enum", told, problem="unsupported_format")
+            expected = f"one of {', '.join(sorted(MEDIA))}"
+            raise Invalid.at("/query/format", "not_in_enum", expected, problem="unsupported_format")
         self._work, self._query = work, query
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The bytes of the file. A failure breaks it off."""
-        ends = await self._work(reading.ends, read=True)
+        """Yield the bytes of the file. An error ends the stream early."""
+        ends = await self._work(queries.ends, read=True)
         until = min(ends.head.seq, ends.stored)
         encode: Callable[[list[Values]], bytes] = _lines if self._query.format == "jsonl" else _cells
         if self._query.format == "csv":
             yield BOM.encode() + _cells([chain.COLUMNS])
-        for after in range(ends.anchor.seq, until, AT_ONCE):
-            piece = functools.partial(self._piece, after, min(after + AT_ONCE, until))
-            if rows := await self._work(piece, read=True):
+        for after in range(ends.anchor.seq, until, BATCH_SIZE):
+            batch = functools.partial(self._batch, after, min(after + BATCH_SIZE, until))
+            if rows := await self._work(batch, read=True):
                 yield await asyncio.to_thread(encode, rows)
 
-    def _piece(self, after: int, until: int) -> list[Values]:
-        clause = reading.where(self._query)
+    def _batch(self, after: int, until: int) -> list[Values]:
+        clause = queries.where(self._query)
         if clause is ALL:
-            return list(reading.piece(after, until))
+            return list(queries.rows_between(after, until))
         columns = [getattr(AuditRow, name) for name in chain.COLUMNS]
         place = (AuditRow.seq > after) & (AuditRow.seq <= until)
         rows: Any = AuditRow.select(*columns).where(place & clause).order_by(AuditRow.seq).tuples()
@@ -68,5 +84,5 @@ def _cells(rows: list[Values]) -> bytes:
     names = [name in NUMBERS for name in chain.COLUMNS]
     for values in rows:
         plain = zip(values, names, strict=True)
-        writer.writerow(["" if value is None else value if number else cell(value) for value, number in plain])
+        writer.writerow(["" if value is None else value if number else escape_cell(value) for value, number in plain])
     return text.getvalue().encode()

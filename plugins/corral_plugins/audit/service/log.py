@@ -1,4 +1,4 @@
-"""The audit log as all others use it: `record` adds a row that commits with the change, or neither does."""
+"""The audit log as other plugins use it. `record` adds a row that commits together with the change it describes."""
 
 from __future__ import annotations
 
@@ -23,94 +23,94 @@ from corral.plugin import AuditEntry, Settings
 from corral.redact.redactor import Redactor
 from corral_plugins.audit.models import HEAD, AuditRow, Head
 from corral_plugins.audit.service import chain, entries
-from corral_plugins.audit.service.floods import Floods
+from corral_plugins.audit.service.deduplication import Deduplicator
 from corral_plugins.audit.settings import RECORD_IP, VERBOSE
 
 log = logging.getLogger("corral.audit")
 
 CHECKPOINT_ROWS = 1000
-ALARM_SECONDS = 3600
-COUNTED = frozenset({"audit.log.read"})
-"""Actions of success that repeat as denials do: the log would fill with those who look at it."""
+ALERT_SECONDS = 3600
+DEDUPLICATED = frozenset({"audit.log.read"})
+"""Successful actions that are deduplicated like denials, so that readers do not fill the log."""
 
 
 def _head(p: Any) -> Any:
-    """The row is the lock of the chain."""
+    """Select the head row, which serves as the lock of the chain."""
     return locked(Head.select(Head.seq, Head.hash).where(Head.id == p("id")))
 
 
 _HEAD = Statement(_head)
 _INSERT = Statement(lambda p: AuditRow.insert({getattr(AuditRow, name): p(name) for name in chain.COLUMNS}))
-_MOVE = Statement(
+_ADVANCE = Statement(
     lambda p: Head.update({Head.seq: p("seq"), Head.hash: p("hash")}).where((Head.id == HEAD) & (Head.seq == p("was")))
 )
 
 
 def end_of_chain() -> tuple[int, str]:
-    """The newest row's `seq` and `hash`; nobody else appends until this unit ends."""
+    """Return `seq` and `hash` of the newest row, and lock the chain until the unit of work ends."""
     head = _HEAD.one({"id": HEAD})
     if head is None:
         raise RuntimeError("audit_head has no row")
     return head[0], head[1]
 
 
-def raise_alarm(alert: SystemAlert, about: str = "") -> bool:
-    """Tell admins, unless they were told the same within the hour by any process: whether they were told now."""
-    told = acquire(f"audit.alarm.{alert.kind}{about}", new_id(), ALARM_SECONDS)
-    if told:
+def raise_alert(alert: SystemAlert, about: str = "") -> bool:
+    """Alert admins, at most once an hour across all processes; return whether the alert was sent."""
+    is_due = acquire(f"audit.alert.{alert.kind}{about}", new_id(), ALERT_SECONDS)
+    if is_due:
         emit(alert, object=("audit_log", "audit"))
-    return told
+    return is_due
 
 
 class AuditLog:
-    """Implements `corral.plugin.Audit`. Counters are of this process."""
+    """Implements `corral.plugin.Audit`. The counters cover this process only."""
 
     def __init__(self, work: Work, settings: Settings, redactor: Redactor) -> None:
         self._work, self._settings, self._redactor = work, settings, redactor
-        self._floods = Floods()
+        self._deduplicator = Deduplicator()
         self.rows: Counter[str] = Counter()
-        self.failures, self._told_failures = 0, 0
+        self.failures, self._reported_failures = 0, 0
         self.append_seconds = 0.0
 
     @property
     def verbose(self) -> bool:
-        """Whether every request is to be recorded."""
+        """Whether every request is recorded."""
         return self._settings.get(VERBOSE)
 
     def record(self, entry: AuditEntry) -> None:
-        """Add a row to the current unit, which is refused with `audit_unavailable` when it cannot be written.
+        """Add a row to the current unit of work. Raises `audit_unavailable` if the row cannot be written.
 
-        Of the same denial within a minute only the first is a row; the rest is counted.
+        Only the first of equal denials within a minute becomes a row; the others are counted.
         """
         unit = current()
-        repeats = entry.outcome == "denied" or entry.action in COUNTED
-        if repeats and self._floods.counted(entry, unit.entry):
+        repeats = entry.outcome == "denied" or entry.action in DEDUPLICATED
+        if repeats and self._deduplicator.is_counted(entry, unit.entry):
             return
         self._add(unit, entry)
         if repeats:
             by = unit.entry
-            after_commit(lambda: self._floods.written(entry, by))
+            after_commit(lambda: self._deduplicator.started(entry, by))
 
-    async def write_counted(self, *, all: bool = False) -> None:
-        """Write what was counted in minutes that are over."""
-        for flood in self._floods.over(all=all):
+    async def write_repetitions(self, *, all: bool = False) -> None:
+        """Write one row for the repetitions of each entry whose minute is over."""
+        for repeated in self._deduplicator.take_ended(all=all):
             try:
-                await self._work(lambda flood=flood: self._add(current(), flood.summed()), entry=flood.by)  # type: ignore[misc]  # bound
+                await self._work(lambda repeated=repeated: self._add(current(), repeated.summary()), entry=repeated.by)  # type: ignore[misc]  # bound in each iteration
             except Problem:
-                self._floods.again(flood)
+                self._deduplicator.put_back(repeated)
 
-    async def tell_failures(self) -> None:
-        """Raise the alarm for rows that could not be written since the last time, once an hour whoever asks."""
+    async def report_failures(self) -> None:
+        """Alert admins to rows that could not be written since the last alert, at most once an hour."""
         failures = self.failures
-        if failures == self._told_failures:
+        if failures == self._reported_failures:
             return
-        count = failures - self._told_failures
-        detail = f"{count} rows could not be written by one process; what they belong to was refused."
+        count = failures - self._reported_failures
+        detail = f"One process could not write {count} rows; the operations they describe were refused."
         alert = SystemAlert(
             kind="audit_write_failed", severity="critical", title="The audit log cannot be written", detail=detail
         )
-        if await self._work(lambda: raise_alarm(alert), entry=Entry("audit.alarm")):
-            self._told_failures = failures
+        if await self._work(lambda: raise_alert(alert), entry=Entry("audit.alert")):
+            self._reported_failures = failures
 
     def _add(self, unit: Unit, entry: AuditEntry) -> None:
         record_ip = self._settings.get(RECORD_IP)
@@ -118,7 +118,7 @@ class AuditLog:
         unit.audit.append(lambda: self._append(unit, columns))
 
     def _append(self, unit: Unit, columns: dict[str, Any]) -> None:
-        """At the end of the unit: lock the end of the chain, link, move the end."""
+        """At the end of the unit: lock the chain, link the row and advance the head."""
         began = time.perf_counter()
         try:
             self._link(columns)
@@ -141,20 +141,22 @@ class AuditLog:
         values = {**columns, "seq": seq + 1, "id": new_id(), "ts": clock.now(), "prev_hash": prev_hash}
         values["hash"] = chain.unhashed([values[name] for name in chain.COLUMNS[:-1]]).digest()
         _INSERT.run(values)
-        if not _MOVE.run({"seq": values["seq"], "hash": values["hash"], "was": seq}):
-            raise RuntimeError("the end of the audit log was moved by somebody else")
+        if not _ADVANCE.run({"seq": values["seq"], "hash": values["hash"], "was": seq}):
+            raise RuntimeError("another writer advanced the head of the audit log")
         if values["seq"] % CHECKPOINT_ROWS == 0:
             enqueue("audit.checkpoint")
 
     def _failed(self, error: Exception) -> None:
-        """Raise what the caller gets. A lost connection, a full disk and a busy database are told by the engine."""
+        """Raise the error for the caller. The engine itself reports lost connections, full disks and busy databases."""
         if not transaction_is_open():
             raise error
         known = translate(error) if isinstance(error, (peewee.DatabaseError, peewee.InterfaceError)) else error
         if isinstance(known, Problem) and known.code in ("storage_full", "overloaded"):
             raise known
         self.failures += 1
-        log.error("the audit log cannot be written", exc_info=error)
+        log.error("cannot write to the audit log", exc_info=error)
         raise Unavailable(
-            "The audit log cannot be written, so nothing was changed.", code="audit_unavailable", retry_after=5
+            "The audit log cannot be written, so nothing was changed; try again later.",
+            code="audit_unavailable",
+            retry_after=5,
         ) from error

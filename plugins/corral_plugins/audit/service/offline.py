@@ -1,4 +1,4 @@
-"""The log away from its server: exports and kept checkpoints, read from files row by row."""
+"""Verifies exports without a server: reads exports and saved checkpoints from files."""
 
 from __future__ import annotations
 
@@ -10,54 +10,55 @@ from pathlib import Path
 import msgspec
 
 from corral_plugins.audit.service import chain
-from corral_plugins.audit.service.cells import text_of
 from corral_plugins.audit.service.chain import Row
-from corral_plugins.audit.service.export import NUMBERS
-from corral_plugins.audit.service.follow import BEGINNING, Chain, Link
-from corral_plugins.audit.service.signing import Kept, PublicKeys, SignedCheckpoint, public_key_of
+from corral_plugins.audit.service.checker import BEGINNING, ChainChecker, Link
+from corral_plugins.audit.service.export import NUMBERS, unescape_cell
+from corral_plugins.audit.service.signing import ExternalCheckpoints, PublicKeys, SignedCheckpoint, public_key_of
 from corral_plugins.audit.shapes import LinkView, Verdict
 
 
 class Unreadable(ValueError):
-    """A file that is no export, or no list of checkpoints; says which and why."""
+    """A file is not an export or a list of checkpoints; the message names the file and the reason."""
 
 
 class _Listed(msgspec.Struct):
-    """What `GET /admin/audit/checkpoints` and `corral audit checkpoints` answer."""
+    """The output of `GET /admin/audit/checkpoints` and of `corral audit checkpoints`."""
 
     items: list[SignedCheckpoint]
     public_key: str | None = None
 
 
-def verify_export(path: Path, kept: Kept, *, sparse: bool) -> Verdict:
-    """Follow the chain of an export. `sparse`: it was filtered, so rows between may be absent.
+def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) -> Verdict:
+    """Verify an export; `sparse` accepts missing rows between, for a filtered one. Raises `Unreadable`.
 
-    The first row's word is taken for what came before it, unless that is the beginning or a kept checkpoint.
+    The previous hash in the first row is trusted, unless the row follows the start of the log or a saved checkpoint.
     """
     rows = _cells(path) if path.suffix.lower() == ".csv" else _lines(path)
     first = next(rows, None)
-    signed = {each.seq: each for each in kept.checkpoints}
-    following = Chain(_before(first, signed), signed if kept.public_keys else {}, PublicKeys(kept.public_keys))
+    signed = {each.seq: each for each in external.checkpoints}
+    checker = ChainChecker(
+        _before(first, signed), signed if external.public_keys else {}, PublicKeys(external.public_keys)
+    )
     if first is not None:
-        following.add((first,))
-        following.add(rows)
-    if following.bad is None and not sparse:
-        following.end(None)
-    last, bad = following.last or BEGINNING, following.bad
+        checker.add((first,))
+        checker.add(rows)
+    if checker.bad is None and not sparse:
+        checker.end(None)
+    last, bad = checker.last or BEGINNING, checker.bad
     return Verdict(
         ok=bad is None,
-        checked=following.checked,
+        checked=checker.checked,
         complete=True,
         next_seq=None,
         head=LinkView(seq=last.seq, hash=last.hash),
         first_bad_seq=bad.seq if bad else None,
         reason=bad.reason if bad else None,
-        checkpoints_checked=following.checkpoints_checked,
+        checkpoints_checked=checker.checkpoints_checked,
     )
 
 
-def read_checkpoints(path: Path, public_key: str | None) -> Kept:
-    """From a saved answer, or from lines with one checkpoint each; then the key must be given."""
+def read_checkpoints(path: Path, public_key: str | None) -> ExternalCheckpoints:
+    """Read a saved list, or lines with one checkpoint each, which need `public_key`. Raises `Unreadable`."""
     text = path.read_bytes()
     try:
         listed = msgspec.json.decode(text, type=_Listed)
@@ -65,15 +66,15 @@ def read_checkpoints(path: Path, public_key: str | None) -> Kept:
         try:
             items = [msgspec.json.decode(line, type=SignedCheckpoint) for line in text.splitlines() if line.strip()]
         except msgspec.DecodeError as error:
-            raise Unreadable(f"{path}: no checkpoints: {error}") from None
+            raise Unreadable(f"{path}: not a list of checkpoints: {error}") from None
         listed = _Listed(items)
     key = public_key or listed.public_key
     if key is None:
-        raise Unreadable(f"{path} names no public key; give it with --public-key")
+        raise Unreadable(f"{path} contains no public key; pass it with --public-key")
     if public_key_of(key) is None:
         source = "--public-key" if public_key else f"{path}: public_key"
         raise Unreadable(f"{source} must be the base64 of 32 bytes")
-    return Kept(listed.items, [key])
+    return ExternalCheckpoints(listed.items, [key])
 
 
 def _before(first: Row | None, signed: dict[int, SignedCheckpoint]) -> Link | None:
@@ -90,7 +91,7 @@ def _lines(path: Path) -> Iterator[Row]:
             try:
                 yield decoder.decode(line)
             except msgspec.DecodeError as error:
-                raise Unreadable(f"{path}: line {number} is no row of an audit log: {error}") from None
+                raise Unreadable(f"{path}: line {number} is not a row of an audit log: {error}") from None
 
 
 def _cells(path: Path) -> Iterator[Row]:
@@ -99,14 +100,14 @@ def _cells(path: Path) -> Iterator[Row]:
         reader = csv.reader(file)
         try:
             if next(reader, None) != list(chain.COLUMNS):
-                raise Unreadable(f"{path}: the first line does not name the columns of an audit log")
+                raise Unreadable(f"{path}: the first line is not the header of an audit log export")
             for cells in reader:
                 pairs = zip(chain.COLUMNS, cells, strict=True)
                 yield chain.row(
-                    [int(cell) if name in NUMBERS else text_of(cell) if cell else None for name, cell in pairs]
+                    [int(cell) if name in NUMBERS else unescape_cell(cell) if cell else None for name, cell in pairs]
                 )
         except Unreadable:
             raise
-        except (TypeError, ValueError, csv.Error) as error:  # of bytes that are no text, too
-            told = f"{path}: what follows line {reader.line_num} is no row of an audit log: {error}"
-            raise Unreadable(told) from None
+        except (TypeError, ValueError, csv.Error) as error:  # also bytes that are not UTF-8
+            message = f"{path}: the record after line {reader.line_num} is not a row of an audit log: {error}"
+            raise Unreadable(message) from None

@@ -1,4 +1,4 @@
-"""Signatures of checkpoints: Ed25519 over the checkpoint's canonical JSON. `cryptography` is imported at first use."""
+"""Signs checkpoints with Ed25519 over their canonical JSON. `cryptography` is imported at first use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PUBLIC_KEY_BYTES = 32
 
 
 class Signed(msgspec.Struct, frozen=True, kw_only=True):
-    """What is signed; its fields are in alphabetical order, as canonical JSON wants them."""
+    """The signed content. Its fields are in alphabetical order, as canonical JSON requires."""
 
     hash: str
     key_id: str
@@ -22,12 +22,12 @@ class Signed(msgspec.Struct, frozen=True, kw_only=True):
     ts: str
 
     def message(self) -> bytes:
-        """The bytes under the signature."""
+        """Return the bytes that are signed."""
         return PREFIX + msgspec.json.encode(self)
 
 
 class SignedCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint: the log up to `seq`, of which `rows` are new since the one before it. `signature` is base64."""
+    """A checkpoint of the log up to `seq`, with `rows` new rows since the previous one. `signature` is base64."""
 
     seq: int
     hash: str
@@ -37,28 +37,28 @@ class SignedCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
     key_id: str
 
     def signed(self) -> Signed:
-        """What the signature is of."""
+        """Return the content that the signature covers."""
         return Signed(hash=self.hash, key_id=self.key_id, rows=self.rows, seq=self.seq, ts=self.ts)
 
 
-class Kept(msgspec.Struct, frozen=True):
-    """Checkpoints that were kept outside the database, and the keys that are trusted (none: those in the database)."""
+class ExternalCheckpoints(msgspec.Struct, frozen=True):
+    """Checkpoints saved outside the database, and the trusted public keys; without any, the keys in the database."""
 
     checkpoints: Sequence[SignedCheckpoint] = ()
     public_keys: Sequence[str] = ()
 
     def between(self, after: int, until: int) -> dict[int, SignedCheckpoint]:
-        """Those with `after < seq <= until`."""
+        """Return the checkpoints with `after < seq <= until`, by `seq`."""
         return {each.seq: each for each in self.checkpoints if after < each.seq <= until}
 
 
 def key_id_of(public_key: bytes) -> str:
-    """The name of a key, made from the key."""
+    """Derive the id of a public key from its bytes."""
     return hashlib.sha256(public_key).hexdigest()[:16]
 
 
 def public_key_of(text: str) -> bytes | None:
-    """The key of its base64; None: it is none, so nothing is signed by it."""
+    """Decode a base64 public key; None if the text is not a key."""
     try:
         key = base64.b64decode(text, validate=True)
     except ValueError:
@@ -67,7 +67,7 @@ def public_key_of(text: str) -> bytes | None:
 
 
 def generate() -> tuple[bytes, bytes]:
-    """A new private key and its public half, 32 bytes each."""
+    """Generate a private and a public key of 32 bytes each."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     key = Ed25519PrivateKey.generate()
@@ -75,21 +75,21 @@ def generate() -> tuple[bytes, bytes]:
 
 
 def sign(private_key: bytes, signed: Signed) -> str:
-    """The signature in base64."""
+    """Return the signature in base64."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     return base64.b64encode(Ed25519PrivateKey.from_private_bytes(private_key).sign(signed.message())).decode()
 
 
 class PublicKeys:
-    """Keys by id, from their base64."""
+    """Trusted public keys by id, decoded from base64."""
 
     def __init__(self, encoded: Sequence[str]) -> None:
         keys = [key for text in encoded if (key := public_key_of(text)) is not None]
         self._keys = {key_id_of(key): key for key in keys}
 
     def confirm(self, checkpoint: SignedCheckpoint) -> bool:
-        """Whether one of these keys signed it as it is."""
+        """Return whether the signature is valid and made by one of these keys."""
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 

@@ -1,4 +1,4 @@
-"""Proves that nothing was altered, dropped or cut off. Rows never change, so those up to a head are a snapshot."""
+"""Verifies that no row was altered, removed or truncated. Rows never change, so those up to a head are a snapshot."""
 
 from __future__ import annotations
 
@@ -12,148 +12,153 @@ import msgspec
 from corral.database.engine import Work
 from corral.database.unit import Entry
 from corral.events.event import SystemAlert
-from corral_plugins.audit.service import chain, reading
-from corral_plugins.audit.service.follow import BEGINNING, Bad, Chain, Link
-from corral_plugins.audit.service.log import raise_alarm
-from corral_plugins.audit.service.reading import Ends
-from corral_plugins.audit.service.signing import Kept, PublicKeys
+from corral_plugins.audit.service import chain, queries
+from corral_plugins.audit.service.checker import BEGINNING, ChainChecker, Defect, Link
+from corral_plugins.audit.service.log import raise_alert
+from corral_plugins.audit.service.queries import Ends
+from corral_plugins.audit.service.signing import ExternalCheckpoints, PublicKeys
 from corral_plugins.audit.shapes import LinkView, Verdict
 
 log = logging.getLogger("corral.audit")
 
-AT_ONCE = 2000
+BATCH_SIZE = 2000
 SECONDS = 25.0
 RECENT = 10_000
 END = 2**62
 
 
-class _Part(msgspec.Struct, frozen=True):
-    """What is to be checked: the rows after `start`, up to `until`. `bad`: it cannot even begin."""
+class _Range(msgspec.Struct, frozen=True):
+    """The range to check: rows after `start`, up to `until`. `defect` is set if the start itself is defective."""
 
     ends: Ends
     start: Link
     until: int
-    bad: Bad | None = None
+    defect: Defect | None = None
 
 
 class Verification:
-    """Reads in pieces, so that neither writers nor the limit of a unit's time are in the way."""
+    """Verifies the log in batches, so that it blocks no writer and stays within the time limit of a unit of work."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
 
     async def run(self, from_seq: int | None = None, to_seq: int | None = None) -> Verdict:
-        """Check a part of the log, by default all that is kept; tells admins when it is not whole."""
-        verdict = await self.look(from_seq, to_seq, Kept(), seconds=SECONDS)
+        """Verify a range, by default all retained rows, and alert admins if the log is not intact."""
+        verdict = await self.verify(from_seq, to_seq, ExternalCheckpoints(), seconds=SECONDS)
         if not verdict.ok:
-            await self._alarm(verdict)
+            await self._alert(verdict)
         return verdict
 
-    async def look(self, from_seq: int | None, to_seq: int | None, kept: Kept, *, seconds: float) -> Verdict:
-        """Check against checkpoints that were kept elsewhere, too; tells nobody, and writes nothing."""
+    async def verify(
+        self, from_seq: int | None, to_seq: int | None, external: ExternalCheckpoints, *, seconds: float
+    ) -> Verdict:
+        """Verify a range, also against external checkpoints, without alerts or writes."""
         deadline = time.monotonic() + seconds
-        part, verdict = await self._once(from_seq, to_seq, kept, deadline)
-        if not verdict.ok and (await self._work(reading.ends, read=True)).anchor != part.ends.anchor:
-            _, verdict = await self._once(from_seq, to_seq, kept, deadline)  # its beginning was removed meanwhile
+        span, verdict = await self._verify(from_seq, to_seq, external, deadline)
+        if not verdict.ok and (await self._work(queries.ends, read=True)).anchor != span.ends.anchor:
+            # Retention removed the start of the range in the meantime.
+            _, verdict = await self._verify(from_seq, to_seq, external, deadline)
         return verdict
 
-    async def _once(
-        self, from_seq: int | None, to_seq: int | None, kept: Kept, deadline: float
-    ) -> tuple[_Part, Verdict]:
-        part, keys = await self._work(lambda: (_part(from_seq, to_seq), reading.public_keys()), read=True)
-        last = END if to_seq is None else part.until
-        signed = await self._work(lambda: reading.checkpoints(part.start.seq, last), read=True)
-        signed |= kept.between(part.start.seq, last)
-        following = Chain(part.start, signed, PublicKeys(kept.public_keys or keys))
-        if part.bad is not None:
-            following.refuse(part.bad.seq, part.bad.reason)
-        is_over = await self._follow(following, part, deadline)
+    async def _verify(
+        self, from_seq: int | None, to_seq: int | None, external: ExternalCheckpoints, deadline: float
+    ) -> tuple[_Range, Verdict]:
+        span, keys = await self._work(lambda: (_range(from_seq, to_seq), queries.public_keys()), read=True)
+        last = END if to_seq is None else span.until
+        signed = await self._work(lambda: queries.checkpoints(span.start.seq, last), read=True)
+        signed |= external.between(span.start.seq, last)
+        checker = ChainChecker(span.start, signed, PublicKeys(external.public_keys or keys))
+        if span.defect is not None:
+            checker.report(span.defect.seq, span.defect.reason)
+        is_over = await self._check(checker, span, deadline)
         if is_over and to_seq is None:
-            following.end(part.ends.head)
-        elif is_over and following.last is not None and following.last.seq < part.until:
-            following.refuse(following.last.seq + 1, "tail_truncated" if part.ends.stored < part.until else "gap")
-        return part, _verdict(following, part, is_over=is_over)
+            checker.end(span.ends.head)
+        elif is_over and checker.last is not None and checker.last.seq < span.until:
+            checker.report(checker.last.seq + 1, "tail_truncated" if span.ends.stored < span.until else "gap")
+        return span, _verdict(checker, span, is_over=is_over)
 
     async def recent(self) -> Verdict:
-        """The newest rows and how they end."""
-        head = (await self._work(reading.ends, read=True)).head
+        """Verify the newest rows up to the head."""
+        head = (await self._work(queries.ends, read=True)).head
         return await self.run(max(1, head.seq - RECENT + 1))
 
-    async def _follow(self, following: Chain, part: _Part, deadline: float) -> bool:
-        """Whether the end was reached, or the first bad row."""
-        after = part.start.seq
-        while following.bad is None and after < part.until:
+    async def _check(self, checker: ChainChecker, span: _Range, deadline: float) -> bool:
+        """Check rows until the end, the first defect or the deadline; return False at the deadline."""
+        after = span.start.seq
+        while checker.bad is None and after < span.until:
             if time.monotonic() > deadline:
                 return False
-            last = min(after + AT_ONCE, part.until)
-            rows = await self._work(functools.partial(reading.piece, after, last), read=True)
-            if not rows:  # the end, unless there is something behind it
-                if part.ends.stored > last:
-                    following.refuse((following.last or BEGINNING).seq + 1, "gap")
+            last = min(after + BATCH_SIZE, span.until)
+            rows = await self._work(functools.partial(queries.rows_between, after, last), read=True)
+            if not rows:  # the end, unless more rows follow the gap
+                if span.ends.stored > last:
+                    checker.report((checker.last or BEGINNING).seq + 1, "gap")
                 break
-            await asyncio.to_thread(_add, following, rows)
+            await asyncio.to_thread(_check_batch, checker, rows)
             after = last
         return True
 
-    async def _alarm(self, verdict: Verdict) -> None:
-        log.error("the audit log is not whole", extra={"seq": verdict.first_bad_seq, "reason": verdict.reason})
+    async def _alert(self, verdict: Verdict) -> None:
+        log.error("audit log verification failed", extra={"seq": verdict.first_bad_seq, "reason": verdict.reason})
         alert = SystemAlert(
             kind="audit_chain_broken",
             severity="critical",
             title="The audit log was tampered with",
-            detail=f"Row {verdict.first_bad_seq} is not as it was written: {verdict.reason}.",
+            detail=f"Row {verdict.first_bad_seq} failed verification: {verdict.reason}.",
         )
         about = f".{verdict.reason}.{verdict.first_bad_seq}"
-        await self._work(lambda: raise_alarm(alert, about), entry=Entry("audit.alarm"))
+        await self._work(lambda: raise_alert(alert, about), entry=Entry("audit.alert"))
 
 
-def _add(following: Chain, rows: list[tuple[object, ...]]) -> None:
+def _check_batch(checker: ChainChecker, rows: list[tuple[object, ...]]) -> None:
     for values in rows:
         try:
             row = chain.row(values)
-        except TypeError:  # a column of a type that no row has
-            following.refuse(int(str(values[0])), "hash_mismatch")
+        except TypeError:  # a column has a type that no row contains
+            checker.report(int(str(values[0])), "hash_mismatch")
             return
-        following.add((row,))
+        checker.add((row,))
 
 
-def _part(from_seq: int | None, to_seq: int | None) -> _Part:
-    ends = reading.ends()
+def _range(from_seq: int | None, to_seq: int | None) -> _Range:
+    ends = queries.ends()
     newest = max(ends.head.seq, ends.stored)
     until = newest if to_seq is None else min(to_seq, newest)
     kept = ends.anchor
     if (bad := _anchor(kept, newest)) is not None:
-        return _Part(ends, kept, until, bad)
+        return _Range(ends, kept, until, bad)
     if from_seq is None or from_seq <= kept.seq + 1:
-        return _Part(ends, kept, until)
+        return _Range(ends, kept, until)
     if from_seq > newest:
-        return _Part(ends, ends.head, until)
-    before = reading.hash_at(from_seq - 1)
-    return _Part(ends, Link(from_seq - 1, before or ""), until, Bad(from_seq - 1, "gap") if before is None else None)
+        return _Range(ends, ends.head, until)
+    before = queries.hash_at(from_seq - 1)
+    return _Range(
+        ends, Link(from_seq - 1, before or ""), until, Defect(from_seq - 1, "gap") if before is None else None
+    )
 
 
-def _anchor(kept: Link, newest: int) -> Bad | None:
-    """What is missing at the beginning must have been removed by the product: the log tells so, and it was signed."""
-    told = reading.told_anchor(newest)
-    if kept.seq != told:
-        return Bad(min(kept.seq, told) + 1, "gap")
-    signed = reading.checkpoints(kept.seq - 1, kept.seq).get(kept.seq)
+def _anchor(kept: Link, newest: int) -> Defect | None:
+    """Check that retention moved the anchor: the log records the removal, and a signed checkpoint confirms it."""
+    recorded = queries.recorded_anchor(newest)
+    if kept.seq != recorded:
+        return Defect(min(kept.seq, recorded) + 1, "gap")
+    signed = queries.checkpoints(kept.seq - 1, kept.seq).get(kept.seq)
     if kept.seq and (signed is None or signed.hash != kept.hash):
-        return Bad(kept.seq, "checkpoint_mismatch")
-    if signed is not None and not PublicKeys(reading.public_keys()).confirm(signed):
-        return Bad(kept.seq, "bad_signature")
+        return Defect(kept.seq, "checkpoint_mismatch")
+    if signed is not None and not PublicKeys(queries.public_keys()).confirm(signed):
+        return Defect(kept.seq, "bad_signature")
     return None
 
 
-def _verdict(following: Chain, part: _Part, *, is_over: bool) -> Verdict:
-    bad, last = following.bad, following.last or BEGINNING
+def _verdict(checker: ChainChecker, span: _Range, *, is_over: bool) -> Verdict:
+    bad, last = checker.bad, checker.last or BEGINNING
     return Verdict(
         ok=bad is None,
-        checked=following.checked,
+        checked=checker.checked,
         complete=is_over,
         next_seq=None if is_over else last.seq + 1,
         first_bad_seq=bad.seq if bad else None,
         reason=bad.reason if bad else None,
-        head=LinkView(seq=part.ends.head.seq, hash=part.ends.head.hash),
-        checkpoints_checked=following.checkpoints_checked,
+        head=LinkView(seq=span.ends.head.seq, hash=span.ends.head.hash),
+        checkpoints_checked=checker.checkpoints_checked,
     )

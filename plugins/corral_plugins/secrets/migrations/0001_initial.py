@@ -8,7 +8,7 @@ import peewee
 
 
 def up(migrator: Any, db: peewee.Database) -> None:
-    """Create them."""
+    """Create the tables and their indexes."""
 
     class SecretRow(peewee.Model):
         id = peewee.CharField(max_length=36, primary_key=True)
@@ -88,9 +88,3 @@ def up(migrator: Any, db: peewee.Database) -> None:
             legacy_table_names = False
 
     db.create_tables([SecretRow, SecretVersion, SecretReference, SecretAlert])
-
-
-def down(migrator: Any, db: peewee.Database) -> None:
-    """Drop them."""
-    for table in ("secrets_alerts", "secrets_references", "secrets_versions", "secrets_secrets"):
-        db.execute_sql(f"DROP TABLE {table}")

@@ -1,1 +1,1 @@
-"""The rules of the vault; the only writers of its tables."""
+"""Business logic of the vault, and the only code that writes to its tables."""

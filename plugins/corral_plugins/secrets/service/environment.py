@@ -1,4 +1,4 @@
-"""Secrets that the operator pins by `CORRAL_SECRET_<NAME>`: read-only, and stronger than stored ones of their names."""
+"""Pinned secrets, set by `CORRAL_SECRET_<NAME>`: read-only, and preferred over stored secrets of the same name."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from corral.errors import Conflict
 from corral.plugin import Installation
 
 SPACE = uuid.UUID("5b0a3c1e-7a0e-5f5e-9d0b-0c0f3a1d2e4b")
-"""Ids of pinned secrets are made of their names, so they are the same in every process."""
+"""The ids of pinned secrets derive from their names, so that they are equal in every process."""
 
 
 class Pinned(msgspec.Struct, frozen=True, kw_only=True):
-    """One of them."""
+    """A pinned secret."""
 
     id: str
     name: str
     key: str
     value: str
 
-    def __repr__(self) -> str:  # it holds a secret, and a repr ends up in logs
+    def __repr__(self) -> str:  # hides the value, because a repr can end up in logs
         return f"<Pinned {self.name}>"
 
 
 class Environment:
-    """Those of this process; they do not change while it runs."""
+    """The pinned secrets of this process, fixed at its start."""
 
     def __init__(self, installation: Installation) -> None:
         made = {
@@ -37,19 +37,19 @@ class Environment:
         self._by_id = {item.id: item for item in made.values()}
 
     def all(self) -> list[Pinned]:
-        """By name."""
+        """Return all pinned secrets, sorted by name."""
         return list(self._by_key.values())
 
     def named(self, name: str) -> Pinned | None:
-        """By name, in any case."""
+        """Return a pinned secret by name, ignoring case."""
         return self._by_key.get(name.lower())
 
     def get(self, id: str) -> Pinned | None:
-        """By id."""
+        """Return a pinned secret by id."""
         return self._by_id.get(id)
 
     def refuse(self, *, id: str = "", name: str = "") -> None:
-        """Raise `setting_locked` for one that is pinned."""
+        """Raise `Conflict` (`setting_locked`) if the secret is pinned."""
         found = self.get(id) or self.named(name)
         if found is not None:
             raise Conflict(

@@ -1,7 +1,7 @@
-"""The master keys: which rows need which, and giving every row of the product the active one.
+"""The master keys: counts the rows under each, and rewraps every encrypted row under the active one.
 
-Rows are rewrapped in batches, each in a unit of its own; a row is under an old key or under the new one and readable
-under both, so a kill at any point loses nothing, and a second run goes on with what is left.
+Rows are rewrapped in batches, each in its own unit of work. A row is under an old or the new key and readable under
+both, so an interruption at any point loses nothing, and a second run continues with the remaining rows.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from corral_plugins.secrets.service.values import unhex
 from corral_plugins.secrets.shapes import KeyCount, KeyStatus
 
 JOB, LEASE = "secrets.rewrap", "secrets.rewrap"
-AT_ONCE = 200
+BATCH_SIZE = 200
 QUEUED_SECONDS, LEASE_SECONDS, RUN_SECONDS = 60, 5, 20.0
-KEEP_SECONDS = 30.0
+CACHE_SECONDS = 30.0
 ENTRY = Entry(label="secrets.rewrap", actor=SYSTEM)
 Read = Callable[[Callable[[], list[SealedValue]]], list[SealedValue]]
 
 
 class MasterKeys:
-    """`run` opens its own units, everything else joins the caller's."""
+    """`run` opens its own units of work; all other methods join the caller's."""
 
     audit: Audit | None
 
@@ -43,7 +43,7 @@ class MasterKeys:
         self._counted: tuple[float, float] | None = None
 
     def status(self) -> KeyStatus:
-        """Which keys there are, and how many rows need each."""
+        """Return the master keys and the number of rows under each."""
         counts = self._columns.counts()
         keys = {key.id: key for key in self._keyring.keys}
         listed = [*keys, *sorted(counts.keys() - keys.keys())]
@@ -60,18 +60,22 @@ class MasterKeys:
         )
 
     def begin(self) -> tuple[int, str]:
-        """Take the work upon oneself: the number of rows and the holder to `run` with.
+        """Acquire the lease of the rotation. Return the number of rows and the lease holder to pass to `run`.
 
-        `invalid_state`: one runs, or every row is under the active key. `vault_sealed`.
+        Raises `Conflict` (`invalid_state`) if a rotation runs or no row is left, and `Unavailable` (`vault_sealed`).
         """
         active = self._keyring.active.id
         remaining = _remaining(self._columns.counts(), active)
         if not remaining:
-            told = "Every row is under the active key. Put a new one first in CORRAL_MASTER_KEY and restart."
-            raise Conflict(told, current_status="idle")
+            detail = (
+                "Every row is under the active key; to rotate, put a new key first in CORRAL_MASTER_KEY and restart."
+            )
+            raise Conflict(detail, current_status="idle")
         holder = new_id()
         if not acquire(LEASE, holder, QUEUED_SECONDS):
-            raise Conflict("The rows are being rewrapped already.", current_status="rotating")
+            raise Conflict(
+                "A master key rotation is already running; wait until it finishes.", current_status="rotating"
+            )
         if self.audit is not None:
             entry = AuditEntry(
                 action="secrets.master_key.rotate",
@@ -83,19 +87,19 @@ class MasterKeys:
         return remaining, holder
 
     def start(self) -> int:
-        """Have it done by a job: how many rows."""
+        """Enqueue the rotation as a job; return the number of rows to rewrap."""
         remaining, holder = self.begin()
         enqueue(JOB, holder=holder)
         return remaining
 
     async def run(self, holder: str, *, seconds: float = RUN_SECONDS) -> bool:
-        """Rewrap for so long; whether that was all. Ends at once when another has taken the work upon itself."""
+        """Rewrap for `seconds`; return whether all rows are done. Stops if another holder has the lease."""
         until = time.monotonic() + seconds
         for column in self._columns.columns:
             after: Any = None
             while values := await self._next(column, after):
-                renewed = await asyncio.to_thread(self._renewed, values)
-                if not await self._work(functools.partial(self._write, column, renewed, holder), entry=ENTRY):
+                rewrapped = await asyncio.to_thread(self._rewrapped, values)
+                if not await self._work(functools.partial(self._write, column, rewrapped, holder), entry=ENTRY):
                     return True
                 if time.monotonic() >= until:
                     return False
@@ -104,12 +108,12 @@ class MasterKeys:
         return True
 
     async def _next(self, column: SealedColumn, after: Any) -> list[SealedValue]:
-        """The next values of a column that are not under the active key."""
-        read = functools.partial(column.after, after, AT_ONCE, but=self._keyring.active.id)
+        """Return the next batch of values of a column that are not under the active key."""
+        read = functools.partial(column.after, after, BATCH_SIZE, but=self._keyring.active.id)
         return await self._work(read, entry=ENTRY, read=True)
 
-    def _renewed(self, values: list[SealedValue]) -> list[tuple[SealedValue, str]]:
-        """Those that open, with their new form. What needs a key that is not here, or was changed, stays as it is."""
+    def _rewrapped(self, values: list[SealedValue]) -> list[tuple[SealedValue, str]]:
+        """Rewrap the values that open. Values with a missing key or damaged content stay unchanged."""
         found = []
         for item in values:
             with contextlib.suppress(SealedWrong, Unavailable):
@@ -117,28 +121,28 @@ class MasterKeys:
         return found
 
     @staticmethod
-    def _write(column: SealedColumn, renewed: list[tuple[SealedValue, str]], holder: str) -> bool:
-        """Store them, unless another has taken the work upon itself; what was changed meanwhile stays."""
+    def _write(column: SealedColumn, rewrapped: list[tuple[SealedValue, str]], holder: str) -> bool:
+        """Store the values if the lease is still held, and return whether it was. Values changed meanwhile stay."""
         if not acquire(LEASE, holder, LEASE_SECONDS):
             return False
-        for item, text in renewed:
+        for item, text in rewrapped:
             column.replace(item, text)
         return True
 
     def remaining(self) -> float:
-        """Rows that are not under the active key, counted twice a minute at most."""
+        """Return the number of rows not under the active key, cached for 30 seconds."""
         now = time.monotonic()
-        if self._counted is None or now - self._counted[0] > KEEP_SECONDS:
+        if self._counted is None or now - self._counted[0] > CACHE_SECONDS:
             active = self._keyring.keys[0].id if self._keyring.keys else None
             self._counted = (now, float(_remaining(self._columns.counts(), active)))
         return self._counted[1]
 
     def unreadable(self, read: Read) -> dict[str, int]:
-        """Of each column, the values whose keys are not here or do not open them. `read` runs in a unit."""
+        """Count for each column the values that no loaded key opens. `read` runs a query in a unit of work."""
         found: dict[str, int] = {}
         for column in self._columns.columns:
             after: Any = None
-            while values := read(functools.partial(column.after, after, AT_ONCE)):
+            while values := read(functools.partial(column.after, after, BATCH_SIZE)):
                 wrong = sum(not self._unwraps(item.value) for item in values)
                 found[column.name] = found.get(column.name, 0) + wrong
                 after = values[-1].row

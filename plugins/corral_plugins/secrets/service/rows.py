@@ -1,4 +1,4 @@
-"""Rows of secrets: found, locked, shown, told of."""
+"""Operations on rows of secrets: find, lock, present, publish and audit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHOWN = ("category", "description", "expires_at", "allowed_consumers", "allowed_
 
 
 def get(id: str, *, deleted: bool = False) -> SecretRow:
-    """A secret; with `deleted` also one that can still be restored. `NotFound`."""
+    """Return a secret; with `deleted` also a deleted one. Raises `NotFound`."""
     row = SecretRow.get_or_none(SecretRow.id == id)
     if row is None or (row.deleted_at is not None and not deleted):
         raise NotFound("There is no secret with this id.")
@@ -32,12 +32,12 @@ def get(id: str, *, deleted: bool = False) -> SecretRow:
 
 
 def named(name: str) -> SecretRow | None:
-    """The live secret of a name, in any case."""
+    """Return the secret with this name that is not deleted, ignoring case."""
     return SecretRow.get_or_none((SecretRow.name_key == name.lower()) & SecretRow.deleted_at.is_null())
 
 
 def locked(id: str, match: IfMatch, *, deleted: bool = False) -> SecretRow:
-    """The row, this unit's alone until its end, with its next revision. `NotFound`, `precondition_failed`."""
+    """Lock the row until the end of the unit and raise its revision. Raises `NotFound`, `precondition_failed`."""
     mine = (SecretRow.id == id) & SecretRow.deleted_at.is_null(not deleted)
     next_one: dict[Any, Any] = {"revision": SecretRow.revision + 1, "updated_at": clock.now()}
     if not SecretRow.update(next_one).where(mine).execute():
@@ -48,7 +48,7 @@ def locked(id: str, match: IfMatch, *, deleted: bool = False) -> SecretRow:
 
 
 def change(row: SecretRow, values: Mapping[str, Any]) -> None:
-    """Write columns of a locked row."""
+    """Update columns of a locked row."""
     if values:
         SecretRow.update(dict(values)).where(SecretRow.id == row.id).execute()
         for name, value in values.items():
@@ -56,17 +56,17 @@ def change(row: SecretRow, values: Mapping[str, Any]) -> None:
 
 
 def expiring_until(days: list[int]) -> str:
-    """What expires before this is `expiring`: the first reminder is due."""
+    """Return the time before which an expiry counts as `expiring`, because the first reminder is due."""
     return clock.now(max(days, default=0) * DAY)
 
 
 def is_expired(expires_at: str | None) -> bool:
-    """Whether it must not be used any more."""
+    """Return whether the expiry time has passed."""
     return expires_at is not None and expires_at <= clock.now()
 
 
 def status_of(row: SecretRow, until: str) -> Status:
-    """`until`: see `expiring_until`."""
+    """Return the status; `until` comes from `expiring_until`."""
     if row.deleted_at is not None:
         return "deleted"
     if is_expired(row.expires_at):
@@ -75,7 +75,7 @@ def status_of(row: SecretRow, until: str) -> Status:
 
 
 def status_is(status: Status, until: str) -> Any:
-    """The same as a condition."""
+    """Return the status as a query condition."""
     live, expires = SecretRow.deleted_at.is_null(), SecretRow.expires_at
     return {
         "deleted": ~live,
@@ -85,11 +85,11 @@ def status_is(status: Status, until: str) -> Any:
     }[status]
 
 
-# -- shown
+# -- views
 
 
 def references(keys: Iterable[str]) -> dict[str, list[Reference]]:
-    """Who uses the secrets of these names (in lower case)."""
+    """Return the objects that use the secrets of these names (in lower case)."""
     found: dict[str, list[Reference]] = {}
     rows = SecretReference.select().where(SecretReference.name_key.in_(list(keys)))
     for row in rows.order_by(SecretReference.created_at, SecretReference.id):
@@ -98,13 +98,13 @@ def references(keys: Iterable[str]) -> dict[str, list[Reference]]:
 
 
 def view(row: SecretRow, used: list[Reference], until: str) -> SecretView:
-    """A stored secret, without its value."""
+    """Return the view of a stored secret, without its value."""
     same = {name: getattr(row, name) for name in SecretView.__struct_fields__ if hasattr(row, name)}
     return SecretView(**same, status=status_of(row, until), read_only=False, references=used)
 
 
 def pinned_view(item: Pinned, used: list[Reference], max_versions: int) -> SecretView:
-    """A pinned secret, without its value."""
+    """Return the view of a pinned secret, without its value."""
     return SecretView(
         id=item.id,
         name=item.name,
@@ -128,7 +128,7 @@ def pinned_view(item: Pinned, used: list[Reference], max_versions: int) -> Secre
 
 
 def version_view(version: SecretVersion, current: int) -> VersionView:
-    """A version, without its value."""
+    """Return the view of a version, without its value."""
     in_grace = version.grace_until is not None and version.grace_until > clock.now()
     state: Any = "current" if version.n == current else "grace" if in_grace else "old"
     return VersionView(
@@ -140,23 +140,26 @@ def version_view(version: SecretVersion, current: int) -> VersionView:
     )
 
 
-# -- told
+# -- events and audit
 
 
-def tell(kind: Any, row: SecretRow, by: Principal | None, **more: Any) -> None:
-    """Emit an event about a secret."""
+def publish(kind: Any, row: SecretRow, by: Principal | None, **more: Any) -> None:
+    """Publish an event about a secret."""
     assert kind in EVENTS
     who = None if by is None else by.user_id or by.id
     emit(kind(secret_id=row.id, name=row.name, version=row.version, by=who, **more), object=("secret", row.id))
 
 
 def require_audit(audit: Audit | None) -> None:
-    """A value leaves only when that is written down: `audit_unavailable` otherwise."""
+    """Raise `Unavailable` (`audit_unavailable`) without an audit log, because every disclosure must be recorded."""
     if audit is None:
-        raise Unavailable("No value leaves while nothing can be written into the audit log.", code="audit_unavailable")
+        raise Unavailable(
+            "Values are not disclosed while the audit log is unavailable; enable the plugin audit.",
+            code="audit_unavailable",
+        )
 
 
-def note(
+def record_audit(
     audit: Audit | None,
     verb: str,
     row: SecretRow,
@@ -164,7 +167,7 @@ def note(
     changes: Mapping[str, tuple[Any, Any]] | None = None,
     **details: Any,
 ) -> None:
-    """Write a row of the audit log, where there is one."""
+    """Append a row to the audit log, if there is one."""
     if audit is not None:
         entry = AuditEntry(
             action=f"secrets.secret.{verb}",
@@ -178,7 +181,7 @@ def note(
 
 
 def columns(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a body as columns."""
+    """Convert the fields of a request body to columns."""
     found = dict(values)
     if found.get("expires_at") is not None:
         found["expires_at"] = clock.from_datetime(found["expires_at"])
@@ -190,11 +193,11 @@ def columns(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_duplicate(error: peewee.IntegrityError) -> bool:
-    """Whether a live secret of that name exists."""
+    """Return whether the error reports that the name is taken."""
     return "secrets_secrets" in str(error) and "unique" in str(error).lower()
 
 
 def given(body: msgspec.Struct, *names: str) -> dict[str, Any]:
-    """The fields of a body that are there."""
+    """Return the fields of a request body that are set."""
     found = {name: getattr(body, name) for name in names}
     return {name: value for name, value in found.items() if value is not msgspec.UNSET}

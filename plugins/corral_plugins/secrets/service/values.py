@@ -1,4 +1,4 @@
-"""Values: sealed into versions, opened, generated, destroyed."""
+"""Seals, opens, generates and destroys the values of secrets."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from corral.errors import Conflict, Invalid, NotFound, Problem, Unavailable
 from corral.ids import new_id
 from corral.redact.encodings import redactable
 from corral_plugins.secrets.models import SecretRow, SecretVersion
-from corral_plugins.secrets.service.alarms import Alarms
+from corral_plugins.secrets.service.alerts import Alerts
 from corral_plugins.secrets.shapes import Generate
 
-LONGEST = 64 * 1024
+MAX_VALUE_BYTES = 64 * 1024
 NOT_REDACTABLE = "not_redactable"
 CHARSETS = {
     "alnum": string.ascii_letters + string.digits,
@@ -26,20 +26,20 @@ CHARSETS = {
 
 
 def checked(value: str, pointer: str = "/value") -> str:
-    """A value that may be stored; else `Invalid`."""
+    """Return the value if it can be stored. Raises `Invalid`."""
     refuse_mask(value, pointer)
-    if len(value.encode()) > LONGEST:
+    if len(value.encode()) > MAX_VALUE_BYTES:
         raise Invalid.at(pointer, "too_long", "at most 64 KiB of UTF-8")
     return value
 
 
 def warnings(value: str | None) -> list[str]:
-    """What the caller should know of a value."""
+    """Return warnings about a value."""
     return [] if value is None or redactable(value) else [NOT_REDACTABLE]
 
 
 def unhex(text: str) -> bytes:
-    """A sealed value as it is stored; `SealedWrong` where somebody cut or altered it so that it is no hex any more."""
+    """Decode a stored sealed value. Raises `SealedWrong` if it was altered and is no longer hexadecimal."""
     try:
         return bytes.fromhex(text)
     except ValueError:
@@ -47,20 +47,20 @@ def unhex(text: str) -> bytes:
 
 
 def _place(secret_id: str, n: int) -> str:
-    """By the secret, not by the version's row: who gives that to another secret must not give the value along."""
+    """Bind a value to its secret, so that moving the version row to another secret does not move the value."""
     return place("secrets_versions", secret_id, n)
 
 
 def generated(how: Generate) -> str:
-    """A new random value."""
+    """Generate a random value."""
     return "".join(secrets.choice(CHARSETS[how.charset]) for _ in range(how.length))
 
 
 class Values:
-    """Joins the caller's unit. The only one that seals and opens values."""
+    """The only class that seals and opens values. Joins the caller's unit of work."""
 
-    def __init__(self, keyring: Keyring, alarms: Alarms) -> None:
-        self._keyring, self._alarms = keyring, alarms
+    def __init__(self, keyring: Keyring, alerts: Alerts) -> None:
+        self._keyring, self._alerts = keyring, alerts
 
     def add(self, row: SecretRow, n: int, value: str, *, by: str | None) -> None:
         """Store a value as version `n` of a locked secret."""
@@ -68,7 +68,7 @@ class Values:
         SecretVersion.create(id=new_id(), secret_id=row.id, n=n, sealed=sealed, created_by=by, created_at=clock.now())
 
     def replace(self, row: SecretRow, value: str, *, by: str | None, grace_seconds: int = 0) -> int:
-        """The next version of a locked secret: its number. The present one stays valid for Corral's own checks."""
+        """Add the next version of a locked secret; return its number. The old one stays valid for its grace period."""
         n = row.version + 1
         self.add(row, n, value, by=by)
         if grace_seconds:
@@ -77,36 +77,39 @@ class Values:
         return n
 
     def forget_old(self, row: SecretRow) -> None:
-        """Delete versions beyond the number that is kept, but for those in grace."""
+        """Delete versions beyond `max_versions`, except those in grace."""
         over = SecretVersion.grace_until.is_null() | (SecretVersion.grace_until <= clock.now())
         beyond = SecretVersion.n <= row.version - row.max_versions
         SecretVersion.delete().where((SecretVersion.secret_id == row.id) & beyond & over).execute()
 
     def version(self, row: SecretRow, n: int) -> SecretVersion:
-        """A version; `NotFound`."""
+        """Return a version. Raises `NotFound`."""
         found = SecretVersion.get_or_none((SecretVersion.secret_id == row.id) & (SecretVersion.n == n))
         if found is None:
-            raise NotFound("There is no such version of this secret.")
+            raise NotFound("This secret has no such version; it never existed or was removed.")
         return found
 
     def open(self, row: SecretRow, n: int | None = None) -> str:
-        """The value of a version (None: the current one). `secrets.destroyed`; `secrets.damaged`, which is reported."""
+        """Return the value of a version, by default the current one.
+
+        Raises `Problem` (`secrets.destroyed`), or `Conflict` (`secrets.damaged`) together with an alert.
+        """
         version = self.version(row, row.version if n is None else n)
         if version.sealed is None:
-            raise Problem("This version was destroyed for ever.", code="secrets.destroyed")
+            raise Problem("This version was destroyed permanently.", code="secrets.destroyed")
         try:
             return self.opened(version)
         except SealedWrong:
-            self._alarms.damaged(row.id, row.name)
-            told = f"The stored value of {row.name} was changed, or belongs to another secret; store it anew."
-            raise Conflict(told, code="secrets.damaged") from None
+            self._alerts.damaged(row.id, row.name)
+            detail = f"The stored value of {row.name} is damaged or belongs to another secret; store it again."
+            raise Conflict(detail, code="secrets.damaged") from None
 
     def opened(self, version: SecretVersion) -> str:
-        """The text of a sealed version; `SealedWrong`, `Unavailable`."""
+        """Decrypt a version. Raises `SealedWrong` or `Unavailable`."""
         return self._keyring.open(unhex(version.sealed), aad=_place(version.secret_id, version.n)).decode()
 
     def after(self, id: str, at_once: int = 200) -> list[Any]:
-        """The versions after one that were not destroyed, with the names of their secrets."""
+        """Return a batch of versions after an id that are not destroyed, with the names of their secrets."""
         joined = SecretVersion.select(SecretVersion, SecretRow.name.alias("name")).join(
             SecretRow, on=(SecretRow.id == SecretVersion.secret_id)
         )
@@ -114,7 +117,7 @@ class Values:
         return list(joined.where(where).order_by(SecretVersion.id).limit(at_once).objects())
 
     def is_damaged(self, version: SecretVersion) -> bool:
-        """Whether it does not open where it lies, though its key is here. Needs no unit."""
+        """Return whether a version fails to decrypt although its key is loaded. Needs no unit of work."""
         try:
             self.opened(version)
         except SealedWrong:
@@ -124,17 +127,17 @@ class Values:
         return False
 
     def destroy(self, row: SecretRow, n: int) -> None:
-        """Shred the key and the ciphertext of a version that is not current."""
+        """Delete the key and the ciphertext of a version. Raises `Conflict` for the current one."""
         if n == row.version:
             raise Conflict(
                 "The current value cannot be destroyed; rotate or delete the secret.", current_status="current"
             )
         there = (SecretVersion.id == self.version(row, n).id) & SecretVersion.sealed.is_null(False)
         if not SecretVersion.update(sealed=None, grace_until=None).where(there).execute():
-            raise NotFound("This version was destroyed before.")
+            raise NotFound("This version was already destroyed.")
 
     def in_grace(self, row: SecretRow) -> list[str]:
-        """The values that were replaced and are still valid for Corral's own checks."""
+        """Return the replaced values that are still in their grace period."""
         valid = (SecretVersion.secret_id == row.id) & (SecretVersion.grace_until > clock.now())
         found = SecretVersion.select().where(valid & SecretVersion.sealed.is_null(False))
         return [self.opened(version) for version in found.order_by(SecretVersion.n.desc()).limit(row.max_versions)]

@@ -1,4 +1,4 @@
-"""What admins do to secrets. The only writer of their rows beside use and reminders."""
+"""Changes secrets on behalf of admins. The only writer of secrets, except for last use and reminders."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from corral_plugins.secrets.shapes import Generate, NewSecret, Reveal, Revealed,
 
 FIELDS = ("name", "category", "description", "expires_at", "allowed_consumers", "allowed_hosts", "max_versions")
 BOUND = ("agent:", "workflow:", "trigger:", "tool:", "worker_group:")
-"""Consumers whose editors must not decide where a value goes."""
+"""Consumers that need `allowed_hosts`, because their editors must not decide where a value is sent."""
 
 
 class Vault:
-    """Joins the caller's unit."""
+    """The write side of the vault. Joins the caller's unit of work."""
 
     audit: Audit | None
 
@@ -35,7 +35,7 @@ class Vault:
         self._values, self._environment, self._settings = values, environment, settings
 
     def create(self, new: NewSecret, by: Principal) -> SecretRow:
-        """Store a secret. `duplicate`, `setting_locked`, `masked_value_submitted`."""
+        """Store a secret. Raises `duplicate`, `setting_locked` or `masked_value_submitted`."""
         self._environment.refuse(name=new.name)
         value = checked(new.value)
         fields = rows.columns(rows.given(new, *FIELDS))
@@ -56,12 +56,12 @@ class Vault:
             raise _duplicate(new.name)
         made = SecretRow.get_by_id(row["id"])
         self._values.add(made, 1, value, by=by.user_id)
-        rows.tell(api.SecretCreated, made, by)
-        rows.note(self.audit, "create", made)
+        rows.publish(api.SecretCreated, made, by)
+        rows.record_audit(self.audit, "create", made)
         return made
 
     def update(self, id: str, patch: SecretPatch, match: IfMatch, by: Principal) -> SecretRow:
-        """Change what is given; a value makes a version. `precondition_failed` for a stale `If-Match` or `cas`."""
+        """Change the given fields; a value creates a version. Raises `precondition_failed` (stale ETag or `cas`)."""
         self._environment.refuse(id=id)
         fields = rows.columns(rows.given(patch, *FIELDS))
         value = None if patch.value is UNSET else checked(patch.value)
@@ -82,71 +82,73 @@ class Vault:
             fields["reminded_days"] = None
         self._write(row, fields)
         if value is not None:
-            rows.tell(api.SecretRotated, row, by)
+            rows.publish(api.SecretRotated, row, by)
         if changes.keys() != {"value"}:
-            rows.tell(api.SecretUpdated, row, by)
-        rows.note(self.audit, "update", row, changes=changes)
+            rows.publish(api.SecretUpdated, row, by)
+        rows.record_audit(self.audit, "update", row, changes=changes)
         return row
 
     def rotate(self, id: str, rotation: Rotation, match: IfMatch, by: Principal) -> tuple[SecretRow, str]:
-        """A new current value, given or generated; the row and the value."""
+        """Replace the value with a given or generated one. Return the row and the value."""
         self._environment.refuse(id=id)
         if rotation.value is not None and rotation.generate is not None:
-            raise Invalid.at("/generate", "not_allowed", "Give a value or how to generate one, not both.")
+            raise Invalid.at("/generate", "not_allowed", "Send either value or generate, not both.")
         value = generated(rotation.generate or Generate()) if rotation.value is None else checked(rotation.value)
         row = rows.locked(id, match)
         n = self._values.replace(row, value, by=by.user_id, grace_seconds=rotation.grace_seconds)
         self._write(row, {"version": n, "rotated_at": clock.now(), "reminded_days": None})
-        rows.tell(api.SecretRotated, row, by)
+        rows.publish(api.SecretRotated, row, by)
         given = "generated" if rotation.value is None else "given"
-        rows.note(self.audit, "rotate", row, changes={"value": SECRET_CHANGE}, source=given)
+        rows.record_audit(self.audit, "rotate", row, changes={"value": SECRET_CHANGE}, source=given)
         return row, value
 
     def reveal(self, id: str, asked: Reveal, by: Principal) -> Revealed:
-        """The value; the audit row of it commits with this unit, before the answer leaves."""
+        """Return the value. The audit row commits with this unit, before the response is sent."""
         rows.require_audit(self.audit)
         pinned = self._environment.get(id)
         if pinned is not None:
             return self._reveal_pinned(pinned, asked, by)
         row = rows.get(id)
         if rows.is_expired(row.expires_at):
-            raise Gone(f"{row.name} has expired; rotate it, or give it another expires_at.", code="secret_expired")
+            raise Gone(f"{row.name} has expired; rotate it or change its expires_at.", code="secret_expired")
         n = row.version if asked.version is None else asked.version
         value = self._values.open(row, n)
         rows.change(row, {"last_revealed_at": clock.now()})
-        rows.tell(api.SecretRevealed, row, by)
-        rows.note(self.audit, "reveal", row, reason=asked.reason, shown_version=n)
+        rows.publish(api.SecretRevealed, row, by)
+        rows.record_audit(self.audit, "reveal", row, reason=asked.reason, shown_version=n)
         return Revealed(value=value, version=n)
 
     def _reveal_pinned(self, pinned: Pinned, asked: Reveal, by: Principal) -> Revealed:
         if asked.version not in (None, 1):
             raise NotFound("A pinned secret has one version.")
-        row = SecretRow(id=pinned.id, name=pinned.name, version=1)  # as events and audit log tell of it; never stored
-        rows.tell(api.SecretRevealed, row, by)
-        rows.note(self.audit, "reveal", row, reason=asked.reason, shown_version=1)
+        row = SecretRow(
+            id=pinned.id, name=pinned.name, version=1
+        )  # carries the fields for event and audit row; never stored
+        rows.publish(api.SecretRevealed, row, by)
+        rows.record_audit(self.audit, "reveal", row, reason=asked.reason, shown_version=1)
         return Revealed(value=pinned.value, version=1)
 
     def restore_version(self, id: str, n: int, match: IfMatch, by: Principal) -> SecretRow:
-        """Make the value of a version the newest one. `secrets.destroyed`."""
+        """Store the value of a version as a new version. Raises `secrets.destroyed`."""
         self._environment.refuse(id=id)
         row = rows.locked(id, match)
         value = self._values.open(row, n)
         newest = self._values.replace(row, value, by=by.user_id)
         self._write(row, {"version": newest, "rotated_at": clock.now(), "reminded_days": None})
-        rows.tell(api.SecretRotated, row, by)
-        rows.note(self.audit, "version.restore", row, changes={"value": SECRET_CHANGE}, restored_version=n)
+        rows.publish(api.SecretRotated, row, by)
+        rows.record_audit(self.audit, "version.restore", row, changes={"value": SECRET_CHANGE}, restored_version=n)
         return row
 
     def destroy_version(self, id: str, n: int, match: IfMatch, by: Principal) -> None:
-        """Destroy a version for ever. `invalid_state` for the current one."""
+        """Destroy a version permanently. Raises `invalid_state` for the current one."""
         self._environment.refuse(id=id)
         row = rows.locked(id, match)
         self._values.destroy(row, n)
-        rows.tell(api.SecretUpdated, row, by)
-        rows.note(self.audit, "version.destroy", row, destroyed_version=n)
+        rows.publish(api.SecretUpdated, row, by)
+        rows.record_audit(self.audit, "version.destroy", row, destroyed_version=n)
 
     def delete(self, id: str, match: IfMatch, by: Principal, *, force: bool) -> None:
-        """Delete for a while, in which it can be restored. `in_use`, unless forced."""
+        """Delete a secret, which can be restored until it is shredded. Raises `in_use`, unless forced."""
         self._environment.refuse(id=id)
         row = rows.locked(id, match)
         used = rows.references([row.name_key]).get(row.name_key, [])
@@ -155,16 +157,16 @@ class Vault:
             listed = [{"kind": each.kind, "id": each.id, "name": each.name} for each in used[:100]]
             raise Conflict(detail, code="in_use", references=listed)
         rows.change(row, {"deleted_at": clock.now()})
-        rows.tell(api.SecretDeleted, row, by)
-        rows.note(self.audit, "delete", row, references=len(used))
+        rows.publish(api.SecretDeleted, row, by)
+        rows.record_audit(self.audit, "delete", row, references=len(used))
 
     def restore(self, id: str, match: IfMatch, by: Principal) -> SecretRow:
-        """Undo a deletion. `NotFound` for one that was not deleted; `duplicate` when the name was taken meanwhile."""
+        """Restore a deleted secret. Raises `NotFound` if it is not deleted, and `duplicate` if the name is taken."""
         row = rows.locked(id, match, deleted=True)
         self._environment.refuse(name=row.name)
         self._write(row, {"deleted_at": None})
-        rows.tell(api.SecretUpdated, row, by)
-        rows.note(self.audit, "restore", row)
+        rows.publish(api.SecretUpdated, row, by)
+        rows.record_audit(self.audit, "restore", row)
         return row
 
     def _check_fields(self, row: SecretRow, fields: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -187,17 +189,15 @@ class Vault:
         except peewee.IntegrityError as error:
             if not rows.is_duplicate(error):
                 raise
-            raise Conflict("There is a secret of this name already.", code="duplicate") from None
+            raise Conflict("A secret with this name already exists; choose another name.", code="duplicate") from None
         self._values.forget_old(row)
 
 
 def check_hosts(consumers: list[str], hosts: list[str]) -> None:
-    """Whoever edits an agent, workflow, trigger or tool must not be able to send the value anywhere."""
+    """Require allowed hosts for consumers whose editors could otherwise send the value to any host."""
     if not hosts and any(each.startswith(BOUND) for each in consumers):
-        told = (
-            "Say where the value may be sent: agents, workflows, triggers, tools and worker groups need allowed_hosts."
-        )
-        raise Invalid.at("/allowed_hosts", "required", told)
+        detail = "List the hosts: agents, workflows, triggers, tools and worker groups need allowed_hosts."
+        raise Invalid.at("/allowed_hosts", "required", detail)
 
 
 def _check_expiry(expires_at: str | None) -> None:
@@ -207,10 +207,13 @@ def _check_expiry(expires_at: str | None) -> None:
 
 def _check_cas(patch: SecretPatch, row: SecretRow) -> None:
     if patch.cas is not UNSET and patch.cas != row.version:
-        raise PreconditionFailed(f"The version is {row.version} by now.", current_version=row.version)
+        raise PreconditionFailed(
+            f"The current version is {row.version}; read the secret again and repeat the change.",
+            current_version=row.version,
+        )
 
 
 def _duplicate(name: str) -> Conflict:
     found = rows.named(name)
-    known = {} if found is None else {"existing_id": found.id}
-    return Conflict(f"There is a secret {name} already.", code="duplicate", **known)
+    existing = {} if found is None else {"existing_id": found.id}
+    return Conflict(f"A secret named {name} already exists.", code="duplicate", **existing)

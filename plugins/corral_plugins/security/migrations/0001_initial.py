@@ -1,4 +1,4 @@
-"""API keys, and rules about networks."""
+"""API keys and IP rules."""
 
 from __future__ import annotations
 

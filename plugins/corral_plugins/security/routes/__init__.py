@@ -1,1 +1,1 @@
-"""HTTP of security."""
+"""The HTTP routes of this plugin."""

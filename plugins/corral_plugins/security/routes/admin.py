@@ -1,4 +1,4 @@
-"""What admins decide: the sign-in policy, rules about networks, the sessions of everybody."""
+"""Routes for admins: the sign-in policy, the IP rules and the sessions of all users."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ routes = Routes("/security", tag="Security", no_store=True)
 
 @routes.get("/", needs=READ, live=True)
 def read_security(policy: Policy) -> PolicyView:
-    """How people sign in, and what of the configuration deserves a look."""
+    """Read the sign-in policy and the warnings about the configuration."""
     return policy.show()
 
 
 @routes.put("/", needs=WRITE, own_session=True, raises=("setting_locked", "would_lock_out", "audit_unavailable"))
 def update_security(body: PolicyPatch, match: IfMatch, caller: Principal, policy: Policy) -> PolicyView:
-    """Change the sign-in policy. Shorter lives hold for sessions in being too."""
+    """Change the sign-in policy. Shorter lifetimes apply to existing sessions too."""
     return policy.change(body, match, by=caller)
 
 
 @routes.get("/password-policy", needs=READ)
 def read_password_policy(policy: Policy) -> PasswordPolicyView:
-    """What a new password must be."""
+    """Read the requirements for new passwords."""
     return policy.show_passwords()
 
 
@@ -40,46 +40,46 @@ def read_password_policy(policy: Policy) -> PasswordPolicyView:
 def update_password_policy(
     body: PasswordPolicyPatch, match: IfMatch, caller: Principal, policy: Policy
 ) -> PasswordPolicyView:
-    """Change the password policy; it holds from the next change of each password."""
+    """Change the password policy. It applies to each user at the next password change."""
     return policy.change_passwords(body, match, by=caller)
 
 
 @routes.get("/ip-rules", needs=READ, live=True)
 def read_ip_rules(request: Request, rules: IpRules) -> RulesView:
-    """The rules about networks, how they count, and your own address."""
+    """Read the IP rules, their mode and your own address."""
     return rules.show(request.client_ip)
 
 
 @routes.put("/ip-rules", needs=WRITE, own_session=True, raises=("would_lock_out", "audit_unavailable"))
 def replace_ip_rules(body: NewRules, request: Request, match: IfMatch, caller: Principal, rules: IpRules) -> RulesView:
-    """Replace all rules. The most specific network decides; of two the same, `block`.
+    """Replace all IP rules. The most specific matching network decides; `block` wins over `allow` for the same network.
 
-    `allowlist` refuses whom no rule allows, `blocklist` whom a rule blocks.
+    Mode `allowlist` refuses every address that no rule allows; `blocklist` refuses addresses that a rule blocks.
     """
     return rules.replace(body, client_ip=request.client_ip, if_match=match, by=caller)
 
 
 @routes.post("/ip-rules/check", needs=READ)
 def check_address(body: Address, rules: IpRules) -> Judgement:
-    """Whether a client of this address may come in, and the rule that says so."""
+    """Check whether an address is allowed, and which rule decides."""
     return rules.judge(body.ip)
 
 
 @routes.get("/sessions", needs=READ)
 def list_sessions(query: SignedInQuery, caller: Principal, sessions: AllSessions) -> Page[SignedInView]:
-    """List the live sessions of everybody, newest first."""
+    """List the active sessions of all users, newest first."""
     return sessions.list(query, caller)
 
 
 @routes.delete("/sessions/{id}", needs=WRITE, own_session=True, raises=("audit_unavailable",))
 def end_session(id: str, sessions: AllSessions) -> None:
-    """End a session: its tokens and sockets."""
+    """End a session, with its tokens and WebSocket connections."""
     sessions.end(id, "revoked")
 
 
 @routes.post("/users/{id}/revoke-sessions", needs=WRITE, own_session=True, raises=("audit_unavailable",))
 def revoke_sessions(id: str, body: Revocation, accounts: Accounts, keys: ApiKeys) -> Revoked:
-    """End all sessions of a user and, if asked to, revoke all API keys."""
+    """End all sessions of a user and, with `include_api_keys`, revoke all API keys of the user."""
     accounts.get(id)
     return Revoked(
         sessions=accounts.end_sessions(id, "revoked"),

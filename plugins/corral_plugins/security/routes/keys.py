@@ -1,4 +1,4 @@
-"""API keys, for their owners."""
+"""Routes for API keys and their scopes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ routes = Routes("/security", tag="Security", no_store=True)
 
 @routes.get("/api-keys", needs=SIGNED_IN)
 def list_api_keys(query: KeyQuery, caller: Principal, keys: ApiKeys) -> Page[KeyView]:
-    """List the own API keys; with `all`, for admins, those of everybody."""
+    """List your own API keys. Admins list the keys of all users with `all`."""
     return keys.list(query, by=caller)
 
 
@@ -34,22 +34,23 @@ def list_api_keys(query: KeyQuery, caller: Principal, keys: ApiKeys) -> Page[Key
     raises=("quota_exceeded", "reauth_required"),
 )
 def create_api_key(body: NewKey, caller: Principal, keys: ApiKeys) -> IssuedKey:
-    """Make an API key. `key` is shown this once.
+    """Create an API key. Only this response contains `key`.
 
-    It may do what its scopes name and its owner may do at the time. Scopes such as `secrets.reveal` need a step-up.
+    The key has the permissions that are in its scopes and that its owner holds at the time of each request. Scopes
+    such as `secrets.reveal` require a step-up.
     """
     return keys.create(body, by=caller)
 
 
 @routes.get("/api-keys/{id}", needs=SIGNED_IN)
 def get_api_key(id: str, caller: Principal, keys: ApiKeys) -> KeyView:
-    """Get an own API key."""
+    """Get one of your own API keys."""
     return keys.get(id, by=caller)
 
 
 @routes.delete("/api-keys/{id}", needs=SIGNED_IN, own_session=True)
 def revoke_api_key(id: str, caller: Principal, keys: ApiKeys) -> None:
-    """Revoke an API key; admins may revoke those of others."""
+    """Revoke an API key. Admins can revoke the keys of other users."""
     keys.revoke(id, by=caller)
 
 
@@ -60,13 +61,13 @@ def revoke_api_key(id: str, caller: Principal, keys: ApiKeys) -> None:
     raises=("invalid_state", "reauth_required"),
 )
 def rotate_api_key(id: str, body: Rotation, caller: Principal, keys: ApiKeys) -> IssuedKey:
-    """Give an own API key a new text. `key` is shown this once; the old text works for the overlap."""
+    """Rotate one of your own API keys. Only this response contains the new `key`; the old one works for the overlap."""
     return keys.rotate(id, body.overlap_seconds, by=caller)
 
 
 @routes.get("/scopes", needs=SIGNED_IN)
 def list_scopes(permissions: Permissions) -> ScopeList:
-    """What may be named in `scopes`, beside `<plugin>.*`, `*.read` and `*`."""
+    """List the permissions that `scopes` accepts, besides `<plugin>.*`, `*.read` and `*`."""
     found = [(item, [role for role in ROLES if item.held_by(role)]) for item in permissions.all()]
     return ScopeList(
         items=[

@@ -1,1 +1,1 @@
-"""The rules of security."""
+"""Business logic of API keys, IP rules, rate limits and policies."""

@@ -1,4 +1,4 @@
-"""From the text of an API key to its caller: its scopes and what its owner may do now, together."""
+"""Authenticates API keys. A key has the permissions that are in its scopes and that its owner currently holds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from corral.errors import Unauthorized
 from corral.plugin import Settings
 from corral_core.accounts.api import Accounts
 from corral_plugins.security.models import ApiKeyRow
-from corral_plugins.security.service.key_form import PREFIX, is_key
+from corral_plugins.security.service.keys import PREFIX, is_key
 from corral_plugins.security.settings import KEYS_ENABLED
 
 _COLUMNS = (
@@ -38,8 +38,8 @@ _BY_ID = Statement(lambda p: ApiKeyRow.select(*_COLUMNS).where(ApiKeyRow.id == p
 RESULTS = ("ok", "malformed", "unknown", "revoked", "expired", "disabled", "owner")
 
 
-class KeyFigures:
-    """Requests with API keys by what became of them, since the start of this process."""
+class KeyMetrics:
+    """Counts requests with API keys by result, since the start of this process."""
 
     def __init__(self) -> None:
         self.results: Counter[str] = Counter()
@@ -48,20 +48,20 @@ class KeyFigures:
 class ApiKeyAuthenticator:
     """Implements `Authenticator` and `Rereading`."""
 
-    def __init__(self, accounts: Accounts, permissions: Permissions, settings: Settings, figures: KeyFigures) -> None:
+    def __init__(self, accounts: Accounts, permissions: Permissions, settings: Settings, metrics: KeyMetrics) -> None:
         self._accounts, self._permissions, self._settings = accounts, permissions, settings
-        self._figures = figures
+        self._metrics = metrics
 
     def recognises(self, credential: str) -> bool:
         return credential.startswith(PREFIX)
 
     def authenticate(self, credential: str) -> Principal:
         if not is_key(credential):
-            raise self._refused("malformed", "This is no API key: its checksum is wrong; was it copied as a whole?")
+            raise self._refused("malformed", "The checksum of the API key is wrong; check that you copied all of it.")
         hashed = digest(credential)
         found = _BY_HASH.one({"hash": hashed}) or _BY_OLD_HASH.one({"hash": hashed})
         if found is None:
-            raise self._refused("unknown", "This API key is not known here.")
+            raise self._refused("unknown", "This API key does not exist.")
         return self._by_text(hashed, *found)
 
     def reread(self, caller: Principal) -> Principal | None:
@@ -69,11 +69,11 @@ class ApiKeyAuthenticator:
             return None
         found = _BY_ID.one({"id": caller.id})
         if found is None:
-            raise self._refused("unknown", "This API key is not known here any more.")
+            raise self._refused("unknown", "This API key no longer exists.")
         return self._by_text(caller.token_id, *found)
 
     def _by_text(self, hashed: str | None, *row: Any) -> Principal:
-        """The caller with the present text of a key, or with the former one for as long as it works."""
+        """Return the caller for the current text of a key, or for the old text during the overlap."""
         *fields, present, former, until = row
         caller = self._caller(*fields)
         ends = caller.expires_at or 0.0
@@ -91,7 +91,7 @@ class ApiKeyAuthenticator:
         if expires_at <= clock.now():
             raise self._refused("expired", "This API key has expired.", code="token_expired")
         if not self._settings.get(KEYS_ENABLED):
-            raise self._refused("disabled", "API keys are switched off here.")
+            raise self._refused("disabled", "API keys are disabled on this installation.")
         owner = self._accounts.get_many([user_id]).get(user_id)
         if owner is None or not owner.is_active:
             raise self._refused("owner", "The owner of this API key is not active.")
@@ -112,5 +112,5 @@ class ApiKeyAuthenticator:
         )
 
     def _refused(self, result: str, detail: str, *, code: str | None = None) -> Unauthorized:
-        self._figures.results[result] += 1
+        self._metrics.results[result] += 1
         return Unauthorized(detail, code=code)

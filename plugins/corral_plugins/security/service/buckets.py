@@ -1,7 +1,7 @@
 """Token buckets of one rate, in memory.
 
-A bucket is the instant at which it will be empty again, so it needs no sweep: one that lies in the past is empty. Two
-generations of a window each, or of so many keys, hold them; the older one is dropped as a whole.
+A bucket is stored as the instant at which it will be empty again, so buckets need no sweep: one in the past is empty.
+Buckets live in two generations, each limited to one window and to `MAX_KEYS`; the older one is dropped as a whole.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable
 from corral.http.routes import Rate
 from corral.plugin import Quota
 
-MOST = 100_000  # keys of a generation: who commands many addresses must not fill the memory
+MAX_KEYS = 100_000  # keys of a generation: a client with many addresses must not exhaust the memory
 ROUNDING = 1e-6
 
 
 class Full(Exception):
-    """The bucket is full; in `seconds` there is room for one more."""
+    """The bucket is full; it accepts another request after `seconds`."""
 
     def __init__(self, limit: int, seconds: float, reset: float) -> None:
         self.limit, self.seconds, self.reset = limit, seconds, reset
@@ -26,9 +26,10 @@ class Full(Exception):
 
 
 class Buckets:
-    """Lives on the loop. `share`: how many processes share the rate, each of which counts alone.
+    """The buckets of one rate, used on the event loop only.
 
-    With `unshared`, what was counted is noted there by key until somebody takes it.
+    `share` is the number of processes that divide the rate among them and count separately. If `unshared` is a dict,
+    it collects the counts by key until `Limits` sends them to the other processes.
     """
 
     def __init__(self, rate: Rate, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -36,22 +37,22 @@ class Buckets:
         self._now = now
         self._recent: dict[str, float] = {}
         self._older: dict[str, float] = {}
-        self._turns_at = 0.0
+        self._rotates_at = 0.0
         self.rate = rate
         self.adjust(rate.count, 1)
 
     def adjust(self, count: int, share: int) -> None:
-        """Let `count` calls pass in the rate's time, of which this process has its share, but one at least."""
+        """Allow `count` requests in the rate's period, divided by `share`, but at least one."""
         self.count, self.share = count, share
         self._interval = self.rate.seconds * share / count
         self._window = max(float(self.rate.seconds), self._interval)
         self._limit = max(1, count // share)
 
     def take(self, key: str) -> Quota:
-        """Count one; raises `Full`."""
+        """Count one request. Raises `Full`."""
         now = self._now()
-        if now >= self._turns_at or len(self._recent) >= MOST:
-            self._turn(now)
+        if now >= self._rotates_at or len(self._recent) >= MAX_KEYS:
+            self._rotate(now)
         empty = self._recent.get(key)
         if empty is None:
             empty = self._older.get(key, 0.0)
@@ -65,7 +66,7 @@ class Buckets:
         return Quota(self._limit, int(left / self._interval), math.ceil(ahead - ROUNDING))
 
     def learn(self, key: str, ahead: float) -> None:
-        """The others' calls and ours fill this bucket for so long; what is not shared yet comes on top."""
+        """Apply the shared fill level of a bucket, in seconds; counts not yet shared are added to it."""
         more = (self.unshared or {}).get(key, 0) * self.rate.seconds / self.count
         empty = self._now() + ahead + more
         known = self._recent.get(key)
@@ -73,15 +74,15 @@ class Buckets:
             self._recent[key] = empty
 
     def seconds_of(self, calls: int) -> float:
-        """By how much calls fill a bucket that all processes share."""
+        """Return by how many seconds `calls` requests fill a bucket that all processes share."""
         return calls * self.rate.seconds / self.count
 
-    def _turn(self, now: float) -> None:
-        self._older = self._recent if now < self._turns_at + self._window else {}
+    def _rotate(self, now: float) -> None:
+        self._older = self._recent if now < self._rotates_at + self._window else {}
         self._recent = {}
-        self._turns_at = now + self._window
+        self._rotates_at = now + self._window
 
     @property
     def size(self) -> int:
-        """Buckets that are held."""
+        """The number of buckets in memory."""
         return len(self._recent) + len(self._older)

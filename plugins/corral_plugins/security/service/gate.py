@@ -1,4 +1,4 @@
-"""The gate that judges every request by the client's address, and what keeps it up to date."""
+"""The gate that checks the client address of every request against the IP rules, and the task that updates it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from corral_plugins.security.service.ip_rules import InForce, IpRules
 
 log = logging.getLogger("corral.security")
 
-LOOK_EVERY = 1.0
-AUDIT_EVERY = 60.0
-VERDICTS = 10_000  # addresses that are remembered
-HEALTH = ("/health/", "/api/v1/health/")  # and what lies below, but nothing else that begins so
+POLL_SECONDS = 1.0
+AUDIT_SECONDS = 60.0
+MAX_VERDICTS = 10_000  # cached addresses
+HEALTH = ("/health/", "/api/v1/health/")  # these paths and those below, but no other path with the same start
 
 
 class IpGate:
-    """Implements `Gate`. Without rules it costs one comparison; verdicts are kept until the rules change."""
+    """Implements `Gate`. Without rules it costs one comparison; verdicts are cached until the rules change."""
 
     def __init__(self) -> None:
         self.blocked = 0
         self._in_force: InForce | None = None
         self._open = True
         self._verdicts: dict[str, bool] = {}
-        self._told: dict[str, float] = {}
-        self._untold: dict[str, None] = {}
+        self._recorded: dict[str, float] = {}
+        self._pending: dict[str, None] = {}
 
     def check(self, client_ip: str, method: str, path: str) -> None:
         if self._open:
@@ -42,32 +42,32 @@ class IpGate:
         if not allowed and not f"{path}/".startswith(HEALTH):
             self._refuse(client_ip)
 
-    def rule(self, found: InForce | None) -> None:
-        """From now on these count; None: none."""
+    def apply(self, found: InForce | None) -> None:
+        """Replace the rules of this gate; None turns the gate off."""
         self._in_force, self._verdicts = found, {}
         self._open = found is None or found.rules.mode == "off"
 
     @property
     def version(self) -> int:
-        """Of the rules that count here."""
+        """The version of the rules in this gate."""
         return -1 if self._in_force is None else self._in_force.version
 
     @property
     def is_stale(self) -> bool:
-        """Whether a rule has expired since."""
+        """Whether a rule of this gate has expired since it was loaded."""
         until = None if self._in_force is None else self._in_force.until
         return until is not None and until <= clock.now()
 
-    def untold(self) -> list[str]:
-        """Addresses whose refusal is to be put on record: each at most once a minute."""
+    def take_pending(self) -> list[str]:
+        """Take the addresses whose refusal is to be recorded, each at most once a minute."""
         now = clock.time_s()
-        self._told = {client_ip: at for client_ip, at in self._told.items() if now - at < AUDIT_EVERY}
-        found, self._untold = list(self._untold), {}
+        self._recorded = {client_ip: at for client_ip, at in self._recorded.items() if now - at < AUDIT_SECONDS}
+        found, self._pending = list(self._pending), {}
         return found
 
     def _judge(self, client_ip: str) -> bool:
         assert self._in_force is not None
-        if len(self._verdicts) >= VERDICTS:
+        if len(self._verdicts) >= MAX_VERDICTS:
             self._verdicts.clear()
         allowed, _ = self._in_force.rules.judge(client_ip)
         self._verdicts[client_ip] = allowed
@@ -76,45 +76,47 @@ class IpGate:
     def _refuse(self, client_ip: str) -> None:
         self.blocked += 1
         now = clock.time_s()
-        if now - self._told.get(client_ip, 0.0) >= AUDIT_EVERY and len(self._told) < VERDICTS:
-            self._told[client_ip] = now
-            self._untold[client_ip] = None
-        raise Forbidden(f"Your address, {client_ip}, may not use this installation.", code="ip_blocked")
+        if now - self._recorded.get(client_ip, 0.0) >= AUDIT_SECONDS and len(self._recorded) < MAX_VERDICTS:
+            self._recorded[client_ip] = now
+            self._pending[client_ip] = None
+        raise Forbidden(
+            f"The IP rules refuse your address {client_ip}; ask an administrator to allow it.", code="ip_blocked"
+        )
 
 
 class GateKeeper:
-    """Keeps the gate of this process by the rows: at once after an event, else within a second."""
+    """Keeps the gate of this process current: immediately after an event, otherwise by polling every second."""
 
     def __init__(self, work: Work, rules: IpRules, gate: IpGate) -> None:
         self._work, self._rules, self._gate = work, rules, gate
-        self._bell = asyncio.Event()
+        self._changed = asyncio.Event()
 
     async def load(self) -> None:
-        """Read the rules."""
-        self._gate.rule(await self._work(self._rules.in_force, read=True))
+        """Load the rules into the gate."""
+        self._gate.apply(await self._work(self._rules.in_force, read=True))
 
-    def hear(self, records: Sequence[Record]) -> None:
-        """A viewer of the event feed."""
+    def on_events(self, records: Sequence[Record]) -> None:
+        """Wake up `run` after a change. A listener of the event feed."""
         if any(record.type == "ip_rules.changed" for record in records):
-            self._bell.set()
+            self._changed.set()
 
     async def run(self) -> None:
-        """Look for changes, and record refusals, for ever. Supervised."""
+        """Load changed rules and record refusals. Runs as a supervised task."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY):
-                    await self._bell.wait()
-            self._bell.clear()
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._changed.wait()
+            self._changed.clear()
             try:
                 if self._gate.is_stale or await self._work(self._rules.version, read=True) != self._gate.version:
                     await self.load()
                 await self._record()
-            except Problem as problem:  # the database is away: the rules that are known go on
+            except Problem as problem:  # the database is unreachable: the loaded rules stay in force
                 log.warning("the IP rules could not be read", extra={"reason": problem.detail})
 
     async def _record(self) -> None:
-        """Refusals go on record one a unit, so that each tells its client."""
-        for client_ip in self._gate.untold():
+        """Record each refusal in its own unit of work, because the unit holds the client address."""
+        for client_ip in self._gate.take_pending():
             entry = Entry("ip rules", ANONYMOUS, client_ip=client_ip)
-            with contextlib.suppress(Problem):  # it is refused all the same; the log is told of by others
+            with contextlib.suppress(Problem):  # the request was refused anyway; the audit plugin reports failed writes
                 await self._work(self._rules.refused, entry=entry)

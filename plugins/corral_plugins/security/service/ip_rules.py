@@ -1,4 +1,4 @@
-"""Rules about networks: read, judged, replaced as a whole. Everything joins the unit."""
+"""Reads, evaluates and replaces the IP rules. All methods join the caller's unit of work."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from corral_plugins.security.service.networks import Rule, Ruleset, parse_networ
 from corral_plugins.security.shapes import Judgement, NewRule, NewRules, RulesView, RuleView
 
 MODE_OFF = "off"
-LOCKED_OUT = "These rules would refuse your own address; add a rule that allows it, or send force."
+LOCKED_OUT = "These rules would refuse your own address; add a rule that allows it, or send `force`."
 
 
 class InForce(msgspec.Struct, frozen=True):
-    """What a process judges by. `until`: when the first rule expires."""
+    """The rules that a process applies. `until` is the time when the first of them expires."""
 
     version: int
     rules: Ruleset
@@ -34,30 +34,30 @@ class InForce(msgspec.Struct, frozen=True):
 
 
 class IpRules:
-    """The only writer of the rows."""
+    """The only writer of the IP rules."""
 
     audit: Audit | None = None
 
     def show(self, client_ip: str) -> RulesView:
-        """All of it, as it is stored."""
+        """Return the stored rules and their mode; expired rules are included."""
         mode: Any = IpModeRow.get_by_id(ROW)
         rows = IpRuleRow.select().order_by(IpRuleRow.position)
         return RulesView(mode=mode.mode, rules=[_view(row) for row in rows], version=mode.version, your_ip=client_ip)
 
     def version(self) -> int:
-        """Grows with every change."""
+        """Return the version, which grows with every change."""
         return int(IpModeRow.select(IpModeRow.version).where(IpModeRow.id == ROW).scalar())
 
     def in_force(self) -> InForce:
-        """What counts now: expired rules do not."""
+        """Return the rules that apply now, without expired ones."""
         mode = IpModeRow.get_by_id(ROW)
-        rows = list(IpRuleRow.select().where(_lives()))
+        rows = list(IpRuleRow.select().where(_is_live()))
         rules = Ruleset(mode.mode, [Rule(row.id, row.cidr, row.action) for row in rows])
         until = min((row.expires_at for row in rows if row.expires_at is not None), default=None)
         return InForce(mode.version, rules, len(rows), until)
 
     def judge(self, address: str) -> Judgement:
-        """Whether a client of this address may come in; `Invalid` for what is no address."""
+        """Check whether the rules allow an address. Raises `Invalid` if `address` is not an IP address."""
         folded = fold(address)
         if not folded:
             raise Invalid.at("/ip", "bad_format", "Give an IPv4 or IPv6 address.")
@@ -65,7 +65,7 @@ class IpRules:
         return Judgement(allowed=allowed, rule=None if rule is None else _view(IpRuleRow.get_by_id(rule.id)))
 
     def replace(self, new: NewRules, *, client_ip: str, if_match: IfMatch, by: Principal | None) -> RulesView:
-        """Put these in the place of all others. `Invalid`, `Conflict(would_lock_out)`, `PreconditionFailed`."""
+        """Replace all rules. Raises `Invalid`, `Conflict` (`would_lock_out`) or `PreconditionFailed`."""
         rows = _rows(new.rules, by)
         before = self.show(client_ip)
         if_match.check(before.version)
@@ -76,19 +76,22 @@ class IpRules:
         here = (IpModeRow.id == ROW) & (IpModeRow.version == before.version)
         update = IpModeRow.update(mode=new.mode, version=IpModeRow.version + 1, updated_at=now)
         if not update.where(here).execute():
-            raise PreconditionFailed("Somebody replaced the rules meanwhile.", current_version=self.version())
-        kept: dict[tuple[str, str], RuleView] = {(rule.cidr, rule.action): rule for rule in before.rules}
+            raise PreconditionFailed(
+                "The rules were replaced in the meantime; read them again and repeat the change.",
+                current_version=self.version(),
+            )
+        existing: dict[tuple[str, str], RuleView] = {(rule.cidr, rule.action): rule for rule in before.rules}
         for row in rows:
-            if (same := kept.get((row.cidr, row.action))) is not None:
+            if (same := existing.get((row.cidr, row.action))) is not None:
                 row.id, row.created_by, row.created_at = same.id, same.created_by, same.created_at
         IpRuleRow.delete().execute()
         if rows:
             IpRuleRow.insert_many([row.__data__ for row in rows]).execute()
-        self._tell(before, new, rows)
+        self._publish(before, new, rows)
         return self.show(client_ip)
 
     def turn_off(self) -> None:
-        """The way back in: the rules stay, and do not count."""
+        """Set the mode to `off`, to recover from a lockout. The rules are kept."""
         before = self.show("")
         update = IpModeRow.update(mode=MODE_OFF, version=IpModeRow.version + 1, updated_at=clock.now())
         if update.where((IpModeRow.id == ROW) & (IpModeRow.mode != MODE_OFF)).execute():
@@ -97,11 +100,11 @@ class IpRules:
 
     @staticmethod
     def sweep() -> int:
-        """Delete what has expired; how many. The rules that count stay the same."""
+        """Delete expired rules and return their number. The rules in force do not change."""
         return int(IpRuleRow.delete().where(IpRuleRow.expires_at <= clock.now()).execute())
 
     def refused(self) -> None:
-        """Put a refusal on record; the unit's entry says whose."""
+        """Record a refusal in the audit log; the client address comes from the unit's entry."""
         if self.audit is not None:
             entry = AuditEntry(
                 action="security.ip_rules.refuse",
@@ -112,9 +115,9 @@ class IpRules:
             )
             self.audit.record(entry)
 
-    def _tell(self, before: RulesView, new: NewRules, rows: list[IpRuleRow]) -> None:
+    def _publish(self, before: RulesView, new: NewRules, rows: list[IpRuleRow]) -> None:
         emit(IpRulesChanged(mode=new.mode, count=len(rows)), object=("ip_rules", str(ROW)))
-        old, now = {_told(rule) for rule in before.rules}, {_told(row) for row in rows}
+        old, now = {_summary(rule) for rule in before.rules}, {_summary(row) for row in rows}
         changes: dict[str, tuple[Any, Any]] = {}
         if before.mode != new.mode:
             changes["mode"] = before.mode, new.mode
@@ -131,7 +134,7 @@ class IpRules:
 
 
 def _rows(rules: list[NewRule], by: Principal | None) -> list[IpRuleRow]:
-    """The rules as rows; every network that is none is told."""
+    """Build the rows of the rules. Raises `Invalid` with one error for each invalid or repeated network."""
     rows, faults, seen, now = [], [], set(), clock.now()
     for index, rule in enumerate(rules):
         try:
@@ -140,7 +143,7 @@ def _rows(rules: list[NewRule], by: Principal | None) -> list[IpRuleRow]:
             faults.append(Fault(f"/rules/{index}/cidr", "bad_format", f"{error}."))
             continue
         if (cidr, rule.action) in seen:
-            faults.append(Fault(f"/rules/{index}/cidr", "not_unique", f"Another rule says {rule.action} {cidr}."))
+            faults.append(Fault(f"/rules/{index}/cidr", "not_unique", f"{rule.action} {cidr} is listed twice."))
         seen.add((cidr, rule.action))
         expires_at = None if rule.expires_at is None else clock.from_datetime(rule.expires_at)
         rows.append(
@@ -160,13 +163,13 @@ def _rows(rules: list[NewRule], by: Principal | None) -> list[IpRuleRow]:
     return rows
 
 
-def _told(rule: RuleView | IpRuleRow) -> str:
-    """A rule as the audit log tells it."""
+def _summary(rule: RuleView | IpRuleRow) -> str:
+    """Return the form of a rule that the audit log shows."""
     until = "" if rule.expires_at is None else f" until {rule.expires_at}"
     return f"{rule.action} {rule.cidr}{until}"
 
 
-def _lives() -> Any:
+def _is_live() -> Any:
     return IpRuleRow.expires_at.is_null() | (IpRuleRow.expires_at > clock.now())
 
 

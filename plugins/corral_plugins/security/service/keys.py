@@ -1,8 +1,14 @@
-"""API keys: made, listed, rotated and revoked by their owners. Everything joins the unit."""
+"""Creates, lists, rotates and revokes API keys. All methods join the caller's unit of work.
+
+The text of a key is `crl_<id>_<secret><crc>`; its checksum exposes a mistyped key without a database lookup.
+"""
 
 from __future__ import annotations
 
 import operator
+import secrets
+import string
+import zlib
 from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Any
@@ -24,17 +30,21 @@ from corral.plugin import Audit, AuditEntry, Settings
 from corral_core.accounts.api import Accounts, OwnerView
 from corral_plugins.security.events import ApiKeyCreated, ApiKeyRevoked, ApiKeyRotated
 from corral_plugins.security.models import ApiKeyRow
-from corral_plugins.security.service.key_form import SHOWN, new_key
 from corral_plugins.security.service.networks import parse_network
 from corral_plugins.security.settings import KEY_DAYS, KEY_MAX_DAYS, KEYS_ENABLED, KEYS_PER_USER
 from corral_plugins.security.shapes import IssuedKey, KeyQuery, KeyView, NewKey
 
+PREFIX = "crl_"
+ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
+ID, SECRET, CHECK = 8, 43, 6
+LENGTH = len(PREFIX) + ID + 1 + SECRET + CHECK
+SHOWN = len(PREFIX) + ID
 DAY = 86_400
-Views = list[KeyView]  # inside the class, `list` is its method
+Views = list[KeyView]  # inside the class, `list` is a method
 
 
 class ApiKeys:
-    """The only writer of the rows, but for signs of use."""
+    """The only writer of API keys, except for their time of last use."""
 
     audit: Audit | None = None
 
@@ -45,9 +55,9 @@ class ApiKeys:
         self._settings, self._credentials = settings, credentials
 
     def list(self, query: KeyQuery, *, by: Principal) -> Page[KeyView]:
-        """The caller's keys, or everybody's, newest first; those that are over too, until they are pruned."""
+        """List the caller's keys, or those of all users, newest first; ended keys too, until they are deleted."""
         if query.all and not by.may("security.read"):
-            raise Forbidden("Only admins see the keys of others.")
+            raise Forbidden("Only admins can list the keys of other users; leave out `all`.")
         rows = ApiKeyRow.select() if query.all else ApiKeyRow.select().where(ApiKeyRow.user_id == by.user_id)
         if query.status:
             rows = rows.where(reduce(operator.or_, [_has_status(status) for status in query.status]))
@@ -58,7 +68,7 @@ class ApiKeys:
         )
 
     def get(self, key_id: str, *, by: Principal) -> KeyView:
-        """One of the caller's keys; `NotFound`."""
+        """Return one of the caller's keys. Raises `NotFound`."""
         return self._views([_row(key_id, ApiKeyRow.user_id == by.user_id)])[0]
 
     @staticmethod
@@ -69,9 +79,9 @@ class ApiKeys:
         return {user_id: int(number) for user_id, number in rows.group_by(ApiKeyRow.user_id).tuples()}
 
     def create(self, new: NewKey, *, by: Principal) -> IssuedKey:
-        """A key. `Forbidden`, `Invalid`, `quota_exceeded`."""
+        """Create a key. Raises `Forbidden`, `Invalid` or `Problem` (`quota_exceeded`)."""
         if not self._settings.get(KEYS_ENABLED):
-            raise Forbidden("API keys are switched off here.")
+            raise Forbidden("API keys are disabled on this installation.")
         assert by.user_id is not None
         expires_at = self._end(new)
         self._check_scopes(new.scopes, self._accounts.get(by.user_id).role)
@@ -80,7 +90,9 @@ class ApiKeys:
         limit, text = self._settings.get(KEYS_PER_USER), new_key()
         advisory_lock(f"security.api_keys {by.user_id}")
         if ApiKeyRow.select().where((ApiKeyRow.user_id == by.user_id) & _has_status("active")).count() >= limit:
-            raise Problem(f"You have {limit} API keys; delete one first.", code="quota_exceeded")
+            raise Problem(
+                f"You already have {limit} active API keys, the maximum; revoke one first.", code="quota_exceeded"
+            )
         row = ApiKeyRow.create(
             id=new_id(),
             user_id=by.user_id,
@@ -92,11 +104,11 @@ class ApiKeys:
             created_at=clock.now(),
             expires_at=expires_at,
         )
-        self._tell(ApiKeyCreated(key_id=row.id, name=row.name), "create", row, {"scopes": row.scopes})
+        self._publish(ApiKeyCreated(key_id=row.id, name=row.name), "create", row, {"scopes": row.scopes})
         return self._issued(row, text)
 
     def rotate(self, key_id: str, overlap_seconds: int, *, by: Principal) -> IssuedKey:
-        """The key with a new text; the old one works for the overlap. `Conflict` where the key is over."""
+        """Give a key a new text; the old one works for the overlap. Raises `NotFound` or `Conflict` (key ended)."""
         row = _row(key_id, ApiKeyRow.user_id == by.user_id)
         self._check_step_up(row.scopes, by)
         text = new_key(row.prefix)
@@ -104,30 +116,34 @@ class ApiKeys:
         here = (ApiKeyRow.id == key_id) & (ApiKeyRow.hash == row.hash) & _has_status("active")
         if not ApiKeyRow.update(hash=digest(text), **old).where(here).execute():
             status = _status(_row(key_id, ApiKeyRow.user_id == by.user_id))
-            detail = "It was rotated meanwhile." if status == "active" else f"The key is {status}; make another one."
+            detail = (
+                "The key was rotated in the meantime."
+                if status == "active"
+                else f"The key is {status}; create a new one."
+            )
             raise Conflict(detail, current_status=status)
-        self._forget(key_id)
+        self._invalidate(key_id)
         row = _row(key_id, ApiKeyRow.user_id == by.user_id)
         event = ApiKeyRotated(key_id=key_id, name=row.name)
-        self._tell(event, "rotate", row, {"overlap_seconds": overlap_seconds})
+        self._publish(event, "rotate", row, {"overlap_seconds": overlap_seconds})
         return self._issued(row, text)
 
     def _check_step_up(self, scopes: Sequence[str], by: Principal) -> None:
-        """What a session may only do once it has stepped up, a key must not do for it."""
+        """Require a step-up for scopes that a session can use only after one, so that a key does not bypass it."""
         named = [item.name for item in self._permissions.all() if item.step_up and item.name in scopes]
         if named and not by.has_stepped_up:
-            detail = f"A key with {named[0]} needs the password or a code at POST /auth/reauth first."
+            detail = f"To issue a key with {named[0]}, confirm your password or a code at POST /auth/reauth first."
             raise Forbidden(detail, code="reauth_required")
 
     def revoke(self, key_id: str, *, by: Principal) -> None:
-        """End a key, of the caller or, for admins, of anybody; `NotFound`, also the second time."""
+        """Revoke a key of the caller or, for admins, of any user. Raises `NotFound`, also for a revoked key."""
         mine = ApiKeyRow.user_id == by.user_id
         which = (ApiKeyRow.id == key_id) & ApiKeyRow.revoked_at.is_null()
         if not self._revoke(which if by.may("security.write") else which & mine):
             raise NotFound()
 
     def revoke_all(self, user_id: str) -> int:
-        """End every key of a user; how many."""
+        """Revoke all keys of a user and return their number."""
         return self._revoke((ApiKeyRow.user_id == user_id) & ApiKeyRow.revoked_at.is_null())
 
     @staticmethod
@@ -137,50 +153,52 @@ class ApiKeys:
 
     @staticmethod
     def count() -> dict[tuple[str, ...], float]:
-        """How many there are by status."""
+        """Count the keys by status."""
         over = (ApiKeyRow.expires_at <= clock.now(), "expired")
         status = peewee.Case(None, [(ApiKeyRow.revoked_at.is_null(False), "revoked"), over], "active")
         query: Any = ApiKeyRow.select(status, peewee.fn.COUNT(ApiKeyRow.id)).group_by(peewee.SQL("1"))
         return {**{(each,): 0.0 for each in STATUSES}, **{(each,): float(count) for each, count in query.tuples()}}
 
-    # -- parts
+    # -- internals
 
     def _revoke(self, which: Any) -> int:
         over = {"revoked_at": clock.now(), "old_hash": None, "old_until": None}
         ended = list(ApiKeyRow.update(**over).where(which).returning(ApiKeyRow).execute())
         for row in ended:
-            self._tell(ApiKeyRevoked(key_id=row.id, name=row.name), "revoke", row, {})
-            self._forget(row.id)
+            self._publish(ApiKeyRevoked(key_id=row.id, name=row.name), "revoke", row, {})
+            self._invalidate(row.id)
         return len(ended)
 
     def _end(self, new: NewKey) -> str:
-        longest = self._settings.get(KEY_MAX_DAYS)
+        max_days = self._settings.get(KEY_MAX_DAYS)
         if new.expires_at is None:
-            return clock.now(min(self._settings.get(KEY_DAYS), longest) * DAY)
+            return clock.now(min(self._settings.get(KEY_DAYS), max_days) * DAY)
         asked = clock.from_datetime(new.expires_at)
         if asked <= clock.now():
             raise Invalid.at("/expires_at", "in_the_past", "Give a time in the future.")
-        if asked > clock.now(longest * DAY):
-            raise Invalid.at("/expires_at", "too_large", f"At most {longest} days from now.")
+        if asked > clock.now(max_days * DAY):
+            raise Invalid.at("/expires_at", "too_large", f"Give a time at most {max_days} days from now.")
         return asked
 
     def _check_scopes(self, scopes: Iterable[str], role: str) -> None:
         held = self._permissions.of(role)
         faults = [
             Fault(
-                f"/scopes/{index}", "not_allowed", f"{scope} gives nothing that your role holds: GET /security/scopes."
+                f"/scopes/{index}",
+                "not_allowed",
+                f"{scope} matches no permission of your role: GET /security/scopes.",
             )
             for index, scope in enumerate(scopes)
             if not narrowed(held, (scope,))
         ]
         if faults:
-            raise Invalid("Some scopes are no rights of yours.", errors=faults)
+            raise Invalid("Some scopes match no permission that you hold.", errors=faults)
 
-    def _forget(self, key_id: str) -> None:
-        """Its next request is judged anew."""
+    def _invalidate(self, key_id: str) -> None:
+        """Drop the key from the credential cache, so that its next request is authenticated again."""
         after_commit(lambda: self._credentials.forget(lambda caller: caller.kind == "api_key" and caller.id == key_id))
 
-    def _tell(self, event: Event, verb: str, row: ApiKeyRow, details: dict[str, Any]) -> None:
+    def _publish(self, event: Event, verb: str, row: ApiKeyRow, details: dict[str, Any]) -> None:
         emit(event, object=("api_key", row.id), owner=row.user_id)
         if self.audit is not None:
             entry = AuditEntry(
@@ -239,5 +257,35 @@ def _networks(given: Iterable[str]) -> list[str]:
         except ValueError as error:
             faults.append(Fault(f"/allowed_cidrs/{index}", "bad_format", f"{error}."))
     if faults:
-        raise Invalid("Some networks are none.", errors=faults)
+        raise Invalid("Some networks are not valid.", errors=faults)
     return list(dict.fromkeys(found))
+
+
+def new_key(public: str | None = None) -> str:
+    """Generate a key with 256 random bits; `public` reuses the visible prefix of another key."""
+    shown = public or PREFIX + _random(ID)
+    body = f"{shown}_{_random(SECRET)}"
+    return body + _check(body)
+
+
+def is_key(text: str) -> bool:
+    """Return whether the text has the format of a key and a correct checksum."""
+    return (
+        len(text) == LENGTH
+        and text.startswith(PREFIX)
+        and text.isascii()
+        and text[SHOWN] == "_"
+        and text[-CHECK:] == _check(text[:-CHECK])
+    )
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(ALPHABET) for _ in range(length))
+
+
+def _check(body: str) -> str:
+    number, digits = zlib.crc32(body.encode()), ""
+    for _ in range(CHECK):
+        number, digit = divmod(number, len(ALPHABET))
+        digits = ALPHABET[digit] + digits
+    return digits

@@ -1,4 +1,4 @@
-"""What each caller may ask for in a time, and at once: counted in memory, so that no request waits for others."""
+"""Rate limits and the concurrency limit. Requests are counted in memory, so that none waits for another process."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from corral.http.routes import Rate, Route
 from corral.plugin import Quota, Settings
 from corral_core.redis.api import SharedBuckets
 from corral_plugins.security.service.buckets import Buckets, Full
-from corral_plugins.security.service.uses import KeyUses
+from corral_plugins.security.service.last_used import LastUsed
 from corral_plugins.security.settings import ANONYMOUS_RATE, IN_FLIGHT, MACHINE_RATE, RATE
 
 ADJUST_EVERY = 1.0
-SHARE_PAUSE = 0.02  # what several calls did is told together
-AT_ONCE = 1000
+SHARE_PAUSE = 0.02  # collects the counts of several requests into one exchange
+BATCH_SIZE = 1000
 PEOPLE = ("user", "api_key")
 IN_FLIGHT_NAME = "in_flight"
 GENERAL = {
@@ -30,33 +30,36 @@ GENERAL = {
 
 
 class Limits:
-    """Implements `Meter` and `RateLimits`; lives on the loop. Until `start` everything passes."""
+    """Implements `Meter` and `RateLimits` on the event loop. Until `start` every request passes."""
 
     def __init__(self) -> None:
         self.limited: Counter[str] = Counter()
         self.keys: Counter[str] = Counter()
         self.names = [IN_FLIGHT_NAME]
-        """Of the limits that may refuse."""
+        """The names of the limits that can refuse a request: the label values of the metric."""
         self._on = False
         self._settings: Settings | None = None
         self._shared: SharedBuckets | None = None
-        self._uses: KeyUses | None = None
+        self._last_used: LastUsed | None = None
         self._in_flight: dict[str, int] = {}
         self._at_once = 60
         self._processes = 1
         self._buckets: dict[str, Buckets] = {}
         self._people, self._machines, self._anonymous = [self._of(rate) for rate, _ in GENERAL.values()]
-        self._told = asyncio.Event()
+        self._counted = asyncio.Event()
 
-    def start(self, settings: Settings, shared: SharedBuckets, uses: KeyUses, *, on: bool, processes: int) -> None:
-        """Count from now on, unless limits are off."""
-        self._on, self._settings, self._shared, self._uses, self._processes = on, settings, shared, uses, processes
+    def start(
+        self, settings: Settings, shared: SharedBuckets, last_used: LastUsed, *, on: bool, processes: int
+    ) -> None:
+        """Start to count requests, unless rate limits are off (`on` is false)."""
+        self._on, self._settings, self._shared = on, settings, shared
+        self._last_used, self._processes = last_used, processes
         if on and shared.is_configured:
             for buckets in self._buckets.values():
                 buckets.unshared = {}
         self.adjust()
 
-    # -- what the request path calls
+    # -- called by the request pipeline
 
     def arrive(self, client_ip: str, route: Route | None, *, anonymous: bool) -> Quota | None:
         if not self._on or (route is not None and route.exempt_host):
@@ -73,15 +76,15 @@ class Limits:
     def enter(self, caller: Principal, route: Route, client_ip: str) -> Quota | None:
         if caller.kind == "api_key":
             self.keys["ok"] += 1
-            if self._uses is not None:
-                self._uses.note(caller.id, client_ip)
+            if self._last_used is not None:
+                self._last_used.record(caller.id, client_ip)
         if not self._on:
             return None
         key = caller.task_id or caller.id
         count = self._in_flight.get(key, 0)
         if count >= self._at_once:
             self.limited[IN_FLIGHT_NAME] += 1
-            detail = f"You have {count} requests in flight; wait for some to be answered."
+            detail = f"You have {count} requests in flight; wait until some of them finish."
             raise TooMany(detail, code="concurrency_limit")
         quota = self._take(self._people if caller.kind in PEOPLE else self._machines, key)
         own = route.rate
@@ -103,10 +106,10 @@ class Limits:
         if self._on:
             self._take(self._of(rate), key)
 
-    # -- keeping up
+    # -- background tasks
 
     def adjust(self) -> None:
-        """Follow the settings, and how many processes share each figure."""
+        """Apply the current settings and the number of processes that share each limit."""
         assert self._settings is not None
         assert self._shared is not None
         share = 1 if self._shared.connected else max(self._processes, self._shared.processes)
@@ -118,26 +121,26 @@ class Limits:
                 buckets.adjust(count, share)
 
     async def follow(self) -> None:
-        """Adjust for ever. Supervised."""
+        """Apply changed settings once a second. Runs as a supervised task."""
         while True:
             self.adjust()
             await asyncio.sleep(ADJUST_EVERY)
 
     async def share(self) -> None:
-        """Tell the other processes what was counted here, and learn what they counted, for ever. Supervised."""
+        """Exchange counts with the other processes. Runs as a supervised task."""
         assert self._shared is not None
         while True:
             try:
                 async with asyncio.timeout(ADJUST_EVERY):
-                    await self._told.wait()
+                    await self._counted.wait()
             except TimeoutError:
-                pass  # whoever counts nothing is still one of those who share
-            self._told.clear()
+                pass  # an idle process still reports, because it counts as one that shares the limits
+            self._counted.clear()
             await self.exchange()
             await asyncio.sleep(SHARE_PAUSE)
 
     async def exchange(self) -> None:
-        """Tell once. What cannot be told was counted here all the same."""
+        """Send the counts once and learn the totals. Counts that cannot be sent still apply in this process."""
         assert self._shared is not None
         for part in self._parts():
             amounts = {f"{name}:{key}": self._buckets[name].seconds_of(calls) for (name, key), calls in part.items()}
@@ -154,7 +157,7 @@ class Limits:
             calls, buckets.unshared = buckets.unshared or {}, {}
             counted.update({(name, key): number for key, number in calls.items()})
         items = list(counted.items())
-        return [dict(items[start : start + AT_ONCE]) for start in range(0, len(items), AT_ONCE)] or [{}]
+        return [dict(items[start : start + BATCH_SIZE]) for start in range(0, len(items), BATCH_SIZE)] or [{}]
 
     def _of(self, rate: Rate) -> Buckets:
         found = self._buckets.get(rate.name)
@@ -172,13 +175,16 @@ class Limits:
         except Full as full:
             raise self._refused(buckets, full) from None
         if buckets.unshared is not None:
-            self._told.set()
+            self._counted.set()
         return quota
 
     def _refused(self, buckets: Buckets, full: Full) -> TooMany:
         self.limited[buckets.rate.name] += 1
         wait = max(1, math.ceil(full.seconds))
-        problem = TooMany(f"That is more than {full.limit} in {buckets.rate.seconds} seconds.", retry_after=wait)
+        problem = TooMany(
+            f"The limit is {full.limit} requests in {buckets.rate.seconds} seconds; wait before the next one.",
+            retry_after=wait,
+        )
         problem.headers.update(
             {
                 "RateLimit-Limit": str(full.limit),
@@ -190,13 +196,13 @@ class Limits:
 
 
 def tighter(one: Quota, other: Quota | None) -> Quota:
-    """The one of which less is left."""
+    """Return the quota with fewer remaining requests."""
     return one if other is None or one.remaining <= other.remaining else other
 
 
 @functools.lru_cache(maxsize=8192)
 def address_key(client_ip: str) -> str:
-    """Who counts as one client: an IPv4 address, or the /64 of an IPv6 address."""
+    """Return the key under which a client is counted: the IPv4 address, or the /64 network of an IPv6 address."""
     if ":" not in client_ip:
         return client_ip
     return str(ipaddress.ip_network(f"{client_ip}/64", strict=False).network_address)

@@ -1,4 +1,4 @@
-"""Networks as people write them, and the rules about them compiled for look-ups."""
+"""Parses networks and compiles IP rules for fast lookup."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
 def parse_network(text: str) -> str:
-    """The canonical form of an address or network, IPv4-mapped ones as IPv4. `ValueError` says what is wrong."""
+    """Return the canonical form of an address or network; IPv4-mapped ones become IPv4. Raises `ValueError`."""
     if "%" in text:
-        raise ValueError(f"{text} names a zone, and clients are judged without theirs")
+        raise ValueError(f"{text} contains a zone, but client addresses are compared without zones")
     network: Network = ipaddress.ip_network(text.strip())
     if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(MAPPED):
         base = ipaddress.IPv4Address(int(network.network_address) & 0xFFFFFFFF)
@@ -22,7 +22,7 @@ def parse_network(text: str) -> str:
 
 
 class Rule(NamedTuple):
-    """A rule that is in force."""
+    """An IP rule that has not expired."""
 
     id: str
     cidr: str
@@ -30,7 +30,7 @@ class Rule(NamedTuple):
 
 
 class Ruleset:
-    """A mode and its rules. The most specific network that holds an address decides; of two the same, `block`."""
+    """A mode and its rules. The most specific matching network decides; `block` wins for the same network."""
 
     def __init__(self, mode: str, rules: Iterable[Rule]) -> None:
         self.mode = mode
@@ -46,7 +46,7 @@ class Ruleset:
             self._tables[version].append(((32 if version == 4 else 128) - length, table))
 
     def judge(self, address: str) -> tuple[bool, Rule | None]:
-        """Whether a client may come in, and the rule that says so: one look-up for each length of prefix in use."""
+        """Return whether an address is allowed and the matching rule. Does one lookup per prefix length in use."""
         rule = self._find(address)
         if self.mode == "off":
             return True, rule
@@ -57,7 +57,7 @@ class Ruleset:
     def _find(self, address: str) -> Rule | None:
         try:
             parsed = ipaddress.ip_address(address)
-        except ValueError:  # a peer without an address: no network holds it
+        except ValueError:  # a peer without an IP address (a Unix socket) is in no network
             return None
         number = int(parsed)
         for shift, table in self._tables[parsed.version]:

@@ -1,4 +1,4 @@
-"""The sign-in policy and the password policy: the settings of two categories, each shown and changed as one object."""
+"""The sign-in policy and the password policy: each presents a category of settings as one object."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from corral_plugins.security.models import ROW, IpModeRow
 from corral_plugins.security.policy_shapes import PasswordPolicyPatch, PasswordPolicyView, PolicyPatch, PolicyView
 from corral_plugins.security.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES, named
 
-LONGEST_PASSWORD = 128
+MAX_PASSWORD_LENGTH = 128
 SECTIONS = {"security": PolicyPatch.__struct_fields__, "password": PasswordPolicyPatch.__struct_fields__}
 
 
 class Policy:
-    """Joins the unit. Without the plugin `settings` it is read-only."""
+    """Reads and changes the policies. Joins the caller's unit of work; read-only without the plugin `settings`."""
 
     store: SettingsStore | None = None
 
@@ -32,32 +32,36 @@ class Policy:
         self._settings, self._accounts, self._installation = settings, accounts, installation
 
     def show(self) -> PolicyView:
-        """The sign-in policy, with warnings."""
+        """Return the sign-in policy, with warnings."""
         values = self._values("security")
         mode = IpModeRow.select(IpModeRow.mode).where(IpModeRow.id == ROW).scalar()
         warnings = list(self._warnings(values))
         return PolicyView(**values, ip_mode=mode, warnings=warnings, version=self._version("security"))
 
     def show_passwords(self) -> PasswordPolicyView:
-        """The password policy."""
+        """Return the password policy."""
         values = self._values("password")
-        return PasswordPolicyView(**values, max_length=LONGEST_PASSWORD, version=self._version("password"))
+        return PasswordPolicyView(**values, max_length=MAX_PASSWORD_LENGTH, version=self._version("password"))
 
     def change(self, patch: PolicyPatch, if_match: IfMatch, *, by: Principal) -> PolicyView:
-        """Change what the patch names. `Invalid`, `Conflict(setting_locked)`, `Conflict(would_lock_out)`."""
+        """Change the sign-in policy. Raises `Invalid` or `Conflict` (`setting_locked`, `would_lock_out`)."""
         self._change("security", patch, if_match, by)
         return self.show()
 
     def change_passwords(self, patch: PasswordPolicyPatch, if_match: IfMatch, *, by: Principal) -> PasswordPolicyView:
-        """Change what the patch names; it holds from the next change of each password."""
+        """Change the password policy, which applies from the next change of each password."""
         self._change("password", patch, if_match, by)
         return self.show_passwords()
 
-    # -- parts
+    # -- internals
 
     def _change(self, section: str, patch: Any, if_match: IfMatch, by: Principal) -> None:
         if self.store is None:
-            raise Unavailable("The plugin settings is not in service.", code="plugin_disabled", retry_after=60)
+            raise Unavailable(
+                "The plugin settings is not running; enable it to change the policy.",
+                code="plugin_disabled",
+                retry_after=60,
+            )
         given = msgspec.structs.asdict(patch)
         values = {f"{section}.{name}": value for name, value in given.items() if value is not msgspec.UNSET}
         changed = self.store.change(
@@ -68,16 +72,16 @@ class Policy:
             emit(SecurityChanged(section=section, changed=fields), object=("security", section))
 
     def guard(self) -> None:
-        """Judge changes of the policy by whichever way they come, `/settings` too."""
+        """Register the check of the policy for every way to change settings, `/settings` too."""
         if self.store is not None:
             self.store.guard([REQUIRE_MFA, REQUIRE_MFA_ROLES], self._check_author)
 
     def _check_author(self, values: Settings, by: Principal) -> None:
-        """Who asks everybody for a second factor must have one."""
+        """Refuse to require a second factor if the author has none and would be locked out."""
         if not values.get(REQUIRE_MFA) or by.role not in values.get(REQUIRE_MFA_ROLES) or by.user_id is None:
             return
         if not self._accounts.get(by.user_id).mfa_enabled:
-            detail = "You have no second factor yourself: set one up first (POST /auth/mfa/setup)."
+            detail = "You have no second factor yourself; set one up first (POST /auth/mfa/setup)."
             raise Conflict(detail, code="would_lock_out")
 
     def _values(self, section: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Secrets as lists: stored ones and pinned ones together, by name; versions; those that expire."""
+"""Lists secrets (stored and pinned ones merged by name), versions and expiring secrets."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from corral_plugins.secrets.shapes import ExpiringQuery, SecretQuery, SecretView
 SCOPE = "secrets"
 
 
-class Catalogue:
-    """Joins the caller's unit."""
+class Listing:
+    """The read side of the vault. Joins the caller's unit of work."""
 
     def __init__(self, environment: Environment, settings: Settings) -> None:
         self._environment, self._settings = environment, settings
 
     def get(self, id: str) -> tuple[SecretView, int]:
-        """A secret, deleted ones too, with the revision for its ETag; `NotFound`."""
+        """Return a secret, also a deleted one, with the revision for its ETag. Raises `NotFound`."""
         pinned = self._environment.get(id)
         if pinned is not None:
             return self._views([pinned])[0], 1
         return self.shown(rows.get(id, deleted=True))
 
     def shown(self, row: SecretRow) -> tuple[SecretView, int]:
-        """A stored secret as people see it, with the revision for its ETag."""
+        """Return the view of a stored secret, with the revision for its ETag."""
         return self._views([row])[0], row.revision
 
     def page(self, query: SecretQuery, by: Principal) -> Page[SecretView]:
-        """By name. Pinned secrets hide stored ones of their names."""
+        """Return a page of secrets, by name. Pinned secrets hide stored ones of the same name."""
         check_place(query)
         pinned = [item for item in self._environment.all() if _matches(item, query)]
         stored = self._filtered(query)
@@ -53,7 +53,7 @@ class Catalogue:
             offset, window = None, merged[: query.limit + 1]
         else:
             offset = query.offset if isinstance(query.offset, int) else 0
-            # Of the pinned ones at most all come before the window, so it begins at most so many rows earlier.
+            # At most all pinned secrets precede the window, so it starts at most that many stored rows earlier.
             skipped = max(0, offset - len(pinned))
             found = list(
                 stored.order_by(*order).offset(skipped).limit(query.limit + 1 + offset - skipped + len(pinned))
@@ -68,7 +68,7 @@ class Catalogue:
         return Page(items=self._views(shown), total=total, limit=query.limit, offset=offset, next=following_cursor)
 
     def expiring(self, query: ExpiringQuery, by: Principal) -> Page[SecretView]:
-        """Those that expire within so many days, and those that have expired; the first to expire first."""
+        """Return a page of expired secrets and those that expire within `days`, earliest expiry first."""
         soon = SecretRow.deleted_at.is_null() & (SecretRow.expires_at <= rows.expiring_until([query.days]))
         found: Page[Any] = paginate(
             SecretRow.select().where(SecretRow.expires_at.is_null(False) & soon),
@@ -83,7 +83,7 @@ class Catalogue:
         )
 
     def versions(self, id: str, query: PageQuery, by: Principal) -> Page[VersionView]:
-        """The versions of a secret, newest first; a pinned one has none that are kept."""
+        """Return a page of versions, newest first; a pinned secret has no stored versions."""
         if self._environment.get(id) is not None:
             return Page(items=[], total=0, limit=query.limit, offset=0, next=None)
         row = rows.get(id, deleted=True)
@@ -97,7 +97,7 @@ class Catalogue:
             make=lambda version: rows.version_view(version, row.version),
         )
 
-    # -- parts
+    # -- internals
 
     def _until(self) -> str:
         return rows.expiring_until(self._settings.get(REMINDER_DAYS))
@@ -139,7 +139,7 @@ def _merged(stored: Sequence[Any], pinned: Sequence[Pinned]) -> list[Any]:
 
 
 def _matches(item: Pinned, query: SecretQuery) -> bool:
-    """Pinned secrets are active ones of the category `general`."""
+    """Apply the filters to a pinned secret, which is active and in the category `general`."""
     if query.status and "active" not in query.status:
         return False
     if query.category and "general" not in query.category:

@@ -1,4 +1,4 @@
-"""Implements `Secrets`: values for those who send them, checked at the moment of use."""
+"""Implements `Secrets`: access to values, with consumer, host and expiry checked at each use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from corral_plugins.secrets.api import Attached, Delivery
 from corral_plugins.secrets.models import SecretReference, SecretRow
 from corral_plugins.secrets.service import rows
 from corral_plugins.secrets.service.environment import Environment
-from corral_plugins.secrets.service.known import KnownValues
+from corral_plugins.secrets.service.redactor_values import RedactorValues
 from corral_plugins.secrets.service.values import Values, checked, warnings
 from corral_plugins.secrets.service.vault import Vault
 from corral_plugins.secrets.shapes import NewSecret, SecretPatch
@@ -26,41 +26,48 @@ CONSUMERS = ("plugin", "agent", "workflow", "trigger", "tool", "worker_group")
 OUTCOMES = ("ok", "refused", "expired", "failed")
 
 
-class Uses:
-    """What this process did: counted by kind of consumer, and when a secret was used last, until that is written."""
+class UsageTracker:
+    """Usage of secrets in this process: counters by kind of consumer, and times of last use not yet written."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
         self._last: dict[str, str] = {}
-        self._changing = threading.Lock()
+        self._lock = threading.Lock()
 
     def used(self, secret_id: str) -> None:
-        """Just now."""
-        with self._changing:
+        """Record that a secret was used now."""
+        with self._lock:
             self._last[secret_id] = clock.now()
 
     def take(self) -> dict[str, str]:
-        """What is to be written."""
-        with self._changing:
+        """Take the times of last use that are to be written, by secret id."""
+        with self._lock:
             taken, self._last = self._last, {}
         return taken
 
 
-def write_uses(last: dict[str, str]) -> None:
-    """Write when secrets were used last; joins the unit. A later use that another process wrote stays."""
+def write_last_used(last: dict[str, str]) -> None:
+    """Write the times of last use. Joins the caller's unit; a later time written by another process stays."""
     for secret_id, at in last.items():
         older = SecretRow.last_used_at.is_null() | (SecretRow.last_used_at < at)
         SecretRow.update(last_used_at=at).where((SecretRow.id == secret_id) & older).execute()
 
 
 class SecretsService:
-    """Joins the caller's unit."""
+    """Implements `Secrets`. Joins the caller's unit of work."""
 
     audit: Audit | None
 
-    def __init__(self, values: Values, vault: Vault, environment: Environment, uses: Uses, known: KnownValues) -> None:
+    def __init__(
+        self,
+        values: Values,
+        vault: Vault,
+        environment: Environment,
+        usage: UsageTracker,
+        redactor_values: RedactorValues,
+    ) -> None:
         self._values, self._vault, self._environment = values, vault, environment
-        self._uses, self._known = uses, known
+        self._usage, self._redactor_values = usage, redactor_values
 
     def use(
         self, name: str, consumer: str | Sequence[str], host: str | None, *, attached: Attached | None = None
@@ -76,9 +83,9 @@ class SecretsService:
             value = self._used(name, consumers, host, attached, sent=sent)
         except Problem as problem:
             outcome = {"secret_expired": "expired", "forbidden": "refused"}.get(problem.code, "failed")
-            self._uses.counts[kind, outcome] += 1
+            self._usage.counts[kind, outcome] += 1
             raise
-        self._uses.counts[kind, "ok"] += 1
+        self._usage.counts[kind, "ok"] += 1
         return value
 
     def _used(
@@ -87,19 +94,19 @@ class SecretsService:
         pinned = self._environment.named(name)
         if pinned is not None:
             if attached is None or not _is_attached(pinned.key, attached):
-                raise Forbidden(f"The secret {pinned.name} may be used only where an admin attached it.")
+                raise Forbidden(f"The secret {pinned.name} can be used only by objects to which an admin attached it.")
             return pinned.value
         row = _usable(name)
         if not (set(consumers) & set(row.allowed_consumers) or (attached and _is_attached(row.name_key, attached))):
             raise Forbidden(
-                f"The secret {row.name} is not for {consumers[0]}; an admin may add it to allowed_consumers."
+                f"{consumers[0]} may not use the secret {row.name}; an admin can add it to allowed_consumers."
             )
         if sent and row.allowed_hosts and (host is None or not names_host(row.allowed_hosts, host)):
             raise Forbidden(
                 f"The secret {row.name} must not be sent to {host or 'no host'}: it is not in allowed_hosts."
             )
         value = self._values.open(row)
-        self._uses.used(row.id)
+        self._usage.used(row.id)
         return value
 
     def valid(self, name: str, *, attached: Attached) -> list[str]:
@@ -111,24 +118,24 @@ class SecretsService:
         consumer = f"worker_group:{worker_group}"
         row = None if self._environment.named(name) else rows.named(name)
         if row is None or consumer not in row.allowed_consumers:
-            self._uses.counts["worker_group", "refused"] += 1
-            raise NotFound("There is no secret of this name for this worker.")
+            self._usage.counts["worker_group", "refused"] += 1
+            raise NotFound("No secret of this name is available to this worker.")
         if rows.is_expired(row.expires_at):
-            self._uses.counts["worker_group", "expired"] += 1
+            self._usage.counts["worker_group", "expired"] += 1
             raise _expired(row)
         rows.require_audit(self.audit)
         value = self._values.open(row)
-        rows.note(self.audit, "deliver", row, worker_id=worker_id, task_id=task_id, purpose=purpose)
-        self._uses.used(row.id)
-        self._uses.counts["worker_group", "ok"] += 1
+        rows.record_audit(self.audit, "deliver", row, worker_id=worker_id, task_id=task_id, purpose=purpose)
+        self._usage.used(row.id)
+        self._usage.counts["worker_group", "ok"] += 1
         return Delivery(value=value, allowed_hosts=row.allowed_hosts)
 
     def of_group(self, worker_group: str) -> list[str]:
-        return list(self._known.groups.get(worker_group, ()))
+        return list(self._redactor_values.groups.get(worker_group, ()))
 
     def attach(self, name: str, to: Attached, *, title: str, pointer: str, by: Principal | None) -> None:
         if by is not None and "secrets.write" not in by.permissions and not _is_attached(name.lower(), to):
-            raise Forbidden("To attach a secret the caller needs secrets.write.", code="insufficient_scope")
+            raise Forbidden("Attaching a secret requires the permission secrets.write.", code="insufficient_scope")
         pinned = self._environment.named(name)
         row = rows.named(name) if pinned is None else None
         if pinned is None and row is None:
@@ -142,7 +149,7 @@ class SecretsService:
         place = [SecretReference.plugin, SecretReference.kind, SecretReference.object_id]
         insert.on_conflict(conflict_target=place, update=reference).execute()
         if row is not None:
-            rows.note(self.audit, "attach", row, plugin=to.plugin, kind=to.kind, object_id=to.id)
+            rows.record_audit(self.audit, "attach", row, plugin=to.plugin, kind=to.kind, object_id=to.id)
 
     def detach(self, attached: Attached) -> None:
         SecretReference.delete().where(_reference(attached)).execute()
@@ -161,14 +168,16 @@ class SecretsService:
 def _usable(name: str) -> SecretRow:
     row = rows.named(name)
     if row is None:
-        raise NotFound(f"There is no secret {name}.")
+        raise NotFound(f"There is no secret named {name}.")
     if rows.is_expired(row.expires_at):
         raise _expired(row)
     return row
 
 
 def _expired(row: SecretRow) -> Gone:
-    return Gone(f"The secret {row.name} has expired.", code="secret_expired")
+    return Gone(
+        f"The secret {row.name} has expired; an admin must rotate it or change expires_at.", code="secret_expired"
+    )
 
 
 def _reference(attached: Attached) -> object:

@@ -1,4 +1,4 @@
-"""How many secrets there are, for metrics."""
+"""The metric that counts secrets by status."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 def secrets_by_status(settings: Settings, environment: Environment) -> dict[tuple[str, ...], float]:
-    """In one pass; pinned ones are active."""
+    """Count the secrets by status in one query; pinned secrets are active."""
     until = rows.expiring_until(settings.get(REMINDER_DAYS))
-    sums = [peewee.fn.SUM(peewee.Case(None, [(rows.status_is(status, until), 1)], 0)) for status in STATUSES]
-    found = SecretRow.select(*sums).tuples().first()
+    counters = [peewee.fn.SUM(peewee.Case(None, [(rows.status_is(status, until), 1)], 0)) for status in STATUSES]
+    found = SecretRow.select(*counters).tuples().first()
     counts: dict[tuple[str, ...], float] = {
         (str(status),): float(count or 0) for status, count in zip(STATUSES, found, strict=True)
     }

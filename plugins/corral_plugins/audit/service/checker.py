@@ -1,4 +1,4 @@
-"""Follows the chain row by row and tells the first place where it is not whole: for the database and for exports."""
+"""Checks the hash chain row by row and reports the first defect. Used for the database and for exports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from corral_plugins.audit.shapes import Reason
 
 
 class Link(msgspec.Struct, frozen=True):
-    """A place of the chain."""
+    """A position in the chain."""
 
     seq: int
     hash: str
@@ -21,71 +21,72 @@ class Link(msgspec.Struct, frozen=True):
 BEGINNING = Link(0, GENESIS)
 
 
-class Bad(msgspec.Struct, frozen=True):
-    """The first row that is not as it must be, and why."""
+class Defect(msgspec.Struct, frozen=True):
+    """The first defective row and the reason."""
 
     seq: int
     reason: Reason
 
 
-class Chain:
-    """`after`: the place before the first row; None takes the first row's own word for it (a part of an export).
+class ChainChecker:
+    """Checks rows in order against their hashes and checkpoints, up to the first defect.
 
-    `checkpoints` are held against the rows that they sign. After the first `bad` nothing is looked at any more.
+    `after` is the position before the first row; None trusts the first row (a partial export). `sparse` accepts
+    missing rows between (a filtered export).
     """
 
     def __init__(
         self, after: Link | None, checkpoints: Mapping[int, SignedCheckpoint], keys: PublicKeys, *, sparse: bool = False
     ) -> None:
         self.last = after
-        self.bad: Bad | None = None
+        self.bad: Defect | None = None
         self.checked = self.checkpoints_checked = 0
         self._checkpoints, self._keys, self._sparse = checkpoints, keys, sparse
 
     def add(self, rows: Iterable[Row]) -> None:
-        """The next rows, in order."""
+        """Check the next rows, in order."""
         for row in rows:
             if self.bad is None:
-                self._one(row)
+                self._check(row)
 
-    def refuse(self, seq: int, reason: Reason) -> None:
-        """Something else is wrong there."""
+    def report(self, seq: int, reason: Reason) -> None:
+        """Report a defect that the caller found."""
         if self.bad is None:
-            self.bad = Bad(seq, reason)
+            self.bad = Defect(seq, reason)
 
     def end(self, head: Link | None) -> None:
-        """No more rows come: `head` and the checkpoints tell where the last one must be."""
+        """Check after the last row that it matches `head` and that no checkpoint signs later rows."""
         last = self.last or BEGINNING
         if head is not None and head.seq > last.seq:
-            self.refuse(last.seq + 1, "tail_truncated")
+            self.report(last.seq + 1, "tail_truncated")
         if head is not None and head.seq < last.seq:
-            self.refuse(head.seq + 1, "broken_link")
+            self.report(head.seq + 1, "broken_link")
         if head is not None and head.hash != last.hash:
-            self.refuse(last.seq, "hash_mismatch")
+            self.report(last.seq, "hash_mismatch")
         beyond = [checkpoint for seq, checkpoint in sorted(self._checkpoints.items()) if seq > last.seq]
         for checkpoint in beyond:
             self.checkpoints_checked += 1
             signed = self._keys.confirm(checkpoint)
-            self.refuse(last.seq + 1 if signed else checkpoint.seq, "tail_truncated" if signed else "bad_signature")
+            self.report(last.seq + 1 if signed else checkpoint.seq, "tail_truncated" if signed else "bad_signature")
 
-    def _one(self, row: Row) -> None:
+    def _check(self, row: Row) -> None:
         if not self._in_order(row):
             return None
         try:
-            whole = row.digest() == row.hash
-        except (TypeError, ValueError):  # of a type that no row has
-            whole = False
-        if not whole:
-            return self.refuse(row.seq, "hash_mismatch")
+            intact = row.digest() == row.hash
+        except (TypeError, ValueError):  # a value has a type that no row contains
+            intact = False
+        if not intact:
+            return self.report(row.seq, "hash_mismatch")
         if self.last is not None and row.prev_hash != self.last.hash and row.seq == self.last.seq + 1:
-            return self.refuse(row.seq, "broken_link")
+            return self.report(row.seq, "broken_link")
         checkpoint = self._checkpoints.get(row.seq)
         if checkpoint is not None:
             self.checkpoints_checked += 1
             if not self._keys.confirm(checkpoint):
-                return self.refuse(row.seq, "bad_signature")
+                return self.report(row.seq, "bad_signature")
             if checkpoint.hash != row.hash:
-                return self.refuse(row.seq, "checkpoint_mismatch")
+                return self.report(row.seq, "checkpoint_mismatch")
         self.checked += 1
         self.last = Link(row.seq, row.hash)
         return None
@@ -94,7 +95,7 @@ class Chain:
         if self.last is None:
             return True
         if row.seq <= self.last.seq:
-            self.refuse(row.seq, "duplicate_seq")
+            self.report(row.seq, "duplicate_seq")
         elif row.seq > self.last.seq + 1 and not self._sparse:
-            self.refuse(self.last.seq + 1, "gap")
+            self.report(self.last.seq + 1, "gap")
         return self.bad is None

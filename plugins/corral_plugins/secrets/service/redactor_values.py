@@ -1,4 +1,4 @@
-"""The values of the vault, told to the redactor of this process: at its start, and soon after every change."""
+"""Loads the values of the vault into the redactor of this process: at its start and after every change."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from corral.errors import Unavailable
 from corral.events.log import Record
 from corral.redact.redactor import Redactor
 from corral_plugins.secrets.models import SecretRow, SecretVersion
-from corral_plugins.secrets.service.alarms import SOURCE, Alarms, label
+from corral_plugins.secrets.service.alerts import SOURCE, Alerts, label
 from corral_plugins.secrets.service.environment import Environment
 from corral_plugins.secrets.service.values import Values
 
-AT_ONCE = 500
-AGAIN_SECONDS = 0.5
+BATCH_SIZE = 500
+RETRY_SECONDS = 0.5
 CHANGES = frozenset({"secret.created", "secret.updated", "secret.rotated", "secret.deleted"})
-GROUP, MOST_GROUP_SECRETS = "worker_group:", 1000
-ENTRY = Entry(label="secrets.known", actor=SYSTEM)
+GROUP, MAX_GROUP_SECRETS = "worker_group:", 1000
+ENTRY = Entry(label="secrets.redactor_values", actor=SYSTEM)
 
 
 class _Listed(NamedTuple):
@@ -32,27 +32,27 @@ class _Listed(NamedTuple):
     name: str
 
 
-class KnownValues:
-    """Values that were opened once are kept in memory, where the redactor has them anyway; only new ones are read."""
+class RedactorValues:
+    """Caches decrypted values, which the redactor holds in memory anyway, so that only new ones are read."""
 
     def __init__(
-        self, work: Work, redactor: Redactor, values: Values, environment: Environment, alarms: Alarms
+        self, work: Work, redactor: Redactor, values: Values, environment: Environment, alerts: Alerts
     ) -> None:
         self._work, self._redactor, self._values = work, redactor, values
-        self._environment, self._alarms = environment, alarms
-        self._opened: dict[str, str | None] = {}  # by id of the version; None: it does not open
+        self._environment, self._alerts = environment, alerts
+        self._opened: dict[str, str | None] = {}  # by version id; None if the value cannot be decrypted
         self._changed = asyncio.Event()
         self.unreadable = 0
         self.groups: dict[str, list[str]] = {}
-        """By worker group: the names of the secrets that its workers may have."""
+        """The names of the secrets that each worker group may receive."""
 
-    def follow(self, records: Sequence[Record]) -> None:
-        """For the feed of events."""
+    def on_events(self, records: Sequence[Record]) -> None:
+        """Wake up `run` after a change. A listener of the event feed."""
         if any(record.type in CHANGES for record in records):
             self._changed.set()
 
     async def run(self) -> None:
-        """Keep up with changes, for ever."""
+        """Refresh after every change. Runs as a supervised task."""
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -60,44 +60,44 @@ class KnownValues:
                 await self.refresh()
             except Unavailable:
                 self._changed.set()
-                await asyncio.sleep(AGAIN_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def refresh(self) -> None:
-        """Read what is new and tell the redactor of all."""
+        """Read new values and pass all values to the redactor."""
         self.groups = await self._work(_groups, entry=ENTRY, read=True)
         listed = await self._list()
         missing = [item for item in listed if item.id not in self._opened]
-        for start in range(0, len(missing), AT_ONCE):
-            some = missing[start : start + AT_ONCE]
-            read = await self._work(lambda some=some: _read([item.id for item in some]), entry=ENTRY, read=True)  # type: ignore[misc]  # bound now
+        for start in range(0, len(missing), BATCH_SIZE):
+            some = missing[start : start + BATCH_SIZE]
+            read = await self._work(lambda some=some: _read([item.id for item in some]), entry=ENTRY, read=True)  # type: ignore[misc]  # bound in each iteration
             self._opened |= await asyncio.to_thread(self._open, read, {item.id: item for item in some})
         now = {item.id for item in listed}
         self._opened = {id: value for id, value in self._opened.items() if id in now}
         self.unreadable = sum(value is None for value in self._opened.values())
-        told = {label(item.name, 1): item.value for item in self._environment.all()}
+        values = {label(item.name, 1): item.value for item in self._environment.all()}
         for item in listed:
             if (value := self._opened[item.id]) is not None:
-                told[label(item.name, item.n)] = value
-        await asyncio.to_thread(self._redactor.set_values, SOURCE, told)
+                values[label(item.name, item.n)] = value
+        await asyncio.to_thread(self._redactor.set_values, SOURCE, values)
 
     async def _list(self) -> list[_Listed]:
-        """Every version that was not destroyed, of deleted secrets too."""
+        """List every version that was not destroyed, also those of deleted secrets."""
         found: list[_Listed] = []
         while True:
             after = found[-1].id if found else ""
-            some = await self._work(lambda after=after: _list(after), entry=ENTRY, read=True)  # type: ignore[misc]  # bound now
+            some = await self._work(lambda after=after: _list(after), entry=ENTRY, read=True)  # type: ignore[misc]  # bound in each iteration
             found += some
-            if len(some) < AT_ONCE:
+            if len(some) < BATCH_SIZE:
                 return found
 
     def _open(self, versions: Sequence[SecretVersion], listed: dict[str, _Listed]) -> dict[str, str | None]:
         opened: dict[str, str | None] = dict.fromkeys(listed)
         for version in versions:
-            with contextlib.suppress(Unavailable):  # its key is not here: nobody can read it, nor show it
+            with contextlib.suppress(Unavailable):  # the key is not loaded, so the value cannot leak either
                 try:
                     opened[version.id] = self._values.opened(version)
                 except SealedWrong:
-                    self._alarms.damaged(version.secret_id, listed[version.id].name)
+                    self._alerts.damaged(version.secret_id, listed[version.id].name)
         return opened
 
 
@@ -105,7 +105,7 @@ def _list(after: str) -> list[_Listed]:
     fields: tuple[Any, ...] = (SecretVersion.id, SecretVersion.n, SecretVersion.secret_id, SecretRow.name)
     joined = SecretVersion.select(*fields).join(SecretRow, on=(SecretRow.id == SecretVersion.secret_id))
     where = SecretVersion.sealed.is_null(False) & (SecretVersion.id > after)
-    found: Any = joined.where(where).order_by(SecretVersion.id).limit(AT_ONCE).tuples()
+    found: Any = joined.where(where).order_by(SecretVersion.id).limit(BATCH_SIZE).tuples()
     return [_Listed(*each) for each in found]
 
 
@@ -113,7 +113,7 @@ def _groups() -> dict[str, list[str]]:
     live = SecretRow.deleted_at.is_null() & SecretRow.allowed_consumers.contains(f'"{GROUP}')
     listed = SecretRow.select(SecretRow.name, SecretRow.allowed_consumers).where(live)
     found: dict[str, list[str]] = {}
-    for row in listed.order_by(SecretRow.name_key).limit(MOST_GROUP_SECRETS):
+    for row in listed.order_by(SecretRow.name_key).limit(MAX_GROUP_SECRETS):
         for consumer in row.allowed_consumers:
             if consumer.startswith(GROUP):
                 found.setdefault(consumer.removeprefix(GROUP), []).append(row.name)

@@ -1,4 +1,4 @@
-"""Reading the log: lists, single rows, and pieces of the chain in order. Everything joins a read unit."""
+"""Queries of the log: lists, single rows, and ranges of the chain. All functions join the caller's unit of work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from corral.errors import NotFound
 from corral.http.page import Order, Page, paginate
 from corral_plugins.audit.models import HEAD, AuditRow, Checkpoint, Head, SigningKey
 from corral_plugins.audit.service import chain
-from corral_plugins.audit.service.follow import Link
+from corral_plugins.audit.service.checker import Link
 from corral_plugins.audit.service.signing import SignedCheckpoint
 from corral_plugins.audit.shapes import (
     ActorView,
@@ -31,10 +31,10 @@ from corral_plugins.audit.shapes import (
 )
 
 RETAINED = "audit.log.retain"
-"""The action by which the beginning of the log was removed; its object is the anchor."""
+"""The action recorded when the oldest rows are removed; its object is the new anchor."""
 
 _COLUMNS = tuple(getattr(AuditRow, name) for name in chain.COLUMNS)
-PIECE = Statement(
+_ROWS_BETWEEN = Statement(
     lambda p: (
         AuditRow.select(*_COLUMNS)
         .where((AuditRow.seq > p("after")) & (AuditRow.seq <= p("until")))
@@ -47,11 +47,11 @@ _NAMES = (
     "SELECT (SELECT min(action) FROM audit_rows WHERE action > names.action) FROM names "
     "WHERE names.action IS NOT NULL) SELECT action FROM names"
 )
-"""Every action once: some hundred steps in the index, however many rows there are."""
+"""Lists the distinct actions by skipping through the index: about a hundred steps, for any number of rows."""
 
 
 class Ends(msgspec.Struct, frozen=True):
-    """Where the log ends and begins in one snapshot. `stored`: the newest row that there is."""
+    """Head and anchor of the log in one snapshot. `stored` is the `seq` of the newest stored row."""
 
     head: Link
     anchor: Link
@@ -59,45 +59,45 @@ class Ends(msgspec.Struct, frozen=True):
 
 
 def ends() -> Ends:
-    """In one statement, so that it is one snapshot on every engine."""
+    """Read the ends of the log in one statement, which makes them one snapshot on every engine."""
     newest: Any = AuditRow.select(AuditRow.seq).order_by(AuditRow.seq.desc()).limit(1)
     row: Any = Head.select(Head.seq, Head.hash, Head.anchor_seq, Head.anchor_hash, newest).where(Head.id == HEAD)
     seq, hash_, anchor_seq, anchor_hash, stored = row.tuples().get()
     return Ends(Link(seq, hash_), Link(anchor_seq, anchor_hash), stored or 0)
 
 
-def piece(after: int, until: int) -> list[tuple[Any, ...]]:
-    """Rows with `after < seq <= until` in order, as they are stored: never more than there are numbers between."""
-    return PIECE.rows({"after": after, "until": until})
+def rows_between(after: int, until: int) -> list[tuple[Any, ...]]:
+    """Return the stored rows with `after < seq <= until`, in order: at most `until - after` of them."""
+    return _ROWS_BETWEEN.rows({"after": after, "until": until})
 
 
 def hash_at(seq: int) -> str | None:
-    """The hash of a row; None: it is not there."""
+    """Return the hash of a row, or None if the row does not exist."""
     row = AuditRow.select(AuditRow.hash).where(AuditRow.seq == seq).tuples().first()
     return None if row is None else str(row[0])
 
 
-def told_anchor(until: int) -> int:
-    """The anchor that the log itself tells: the object of the last removal."""
+def recorded_anchor(until: int) -> int:
+    """Return the anchor according to the log itself: the object of the last removal."""
     removals = (AuditRow.action == RETAINED) & (AuditRow.seq <= until)
     row = AuditRow.select(AuditRow.object_id).where(removals).order_by(AuditRow.seq.desc()).tuples().first()
     return int(row[0]) if row is not None and str(row[0]).isdigit() else 0
 
 
 def checkpoints(after: int, until: int) -> dict[int, SignedCheckpoint]:
-    """Checkpoints with `after < seq <= until`."""
+    """Return the checkpoints with `after < seq <= until`, by `seq`."""
     rows = Checkpoint.select().where((Checkpoint.seq > after) & (Checkpoint.seq <= until))
     return {row.seq: SignedCheckpoint(**row.__data__) for row in rows}
 
 
 def public_keys() -> list[str]:
-    """The public halves of the signing keys, oldest first."""
+    """Return the public keys of the signing keys, oldest first."""
     rows: Any = SigningKey.select(SigningKey.public_key).order_by(SigningKey.created_at).tuples()
     return [key for (key,) in rows]
 
 
 def where(filters: Filters | AuditQuery) -> Any:
-    """The rows that the filters mean: any of repeated values, all of different ones."""
+    """Return the condition for the filters: any value of a repeated filter, and all different filters."""
     clause: Any = ALL
     if filters.actor is not UNSET:
         clause &= AuditRow.actor_id.in_(filters.actor) | AuditRow.on_behalf_of.in_(filters.actor)
@@ -116,7 +116,7 @@ def where(filters: Filters | AuditQuery) -> Any:
 
 
 def _actions(patterns: list[str]) -> Any:
-    """Prefixes become the names that there are: a list of names is looked up in the index on every engine."""
+    """Expand prefixes to the existing names, because every engine uses the index for a list of names."""
     names = {pattern for pattern in patterns if not pattern.endswith(".*")}
     prefixes = tuple(pattern[:-1] for pattern in patterns if pattern.endswith(".*"))
     if prefixes:
@@ -125,25 +125,25 @@ def _actions(patterns: list[str]) -> Any:
     return AuditRow.action.in_(sorted(names))
 
 
-class Reading:
-    """What the routes of the log answer."""
+class Queries:
+    """The queries behind the routes of the log."""
 
     def page(self, query: AuditQuery, caller: Principal) -> Page[AuditView]:
-        """Rows by `seq`, newest first."""
+        """Return a page of rows, newest first."""
         found, clause = ends(), where(query)
         total = found.head.seq - found.anchor.seq if clause is ALL else None
         rows = AuditRow.select().where(clause & (AuditRow.seq > found.anchor.seq))
         return paginate(rows, query, caller, scope="audit", order=(Order(AuditRow.seq),), make=view, total=total)
 
     def one(self, row_id: str) -> AuditView:
-        """A row by id; `NotFound`."""
+        """Return a row by id. Raises `NotFound`."""
         row = AuditRow.get_or_none(AuditRow.id == row_id.lower())
         if row is None:
             raise NotFound()
         return view(row)
 
     def checkpoints(self, query: Any, caller: Principal) -> CheckpointPage:
-        """Newest first, with the key that signs."""
+        """Return a page of checkpoints, newest first, with the current public key."""
         page = paginate(
             Checkpoint.select(),
             query,
@@ -157,11 +157,11 @@ class Reading:
 
 
 def view(row: Any) -> AuditView:
-    """A row as it is shown."""
+    """Build the public view of a row."""
     try:
         changes = msgspec.json.decode(row.changes, type=list[FieldChange])
         details: Mapping[str, Any] = msgspec.json.decode(row.details, type=dict[str, Any])
-    except (TypeError, msgspec.DecodeError):  # altered by somebody else: `verify` tells, and the list goes on
+    except (TypeError, msgspec.DecodeError):  # the row was tampered with: `verify` reports it, and the list still works
         changes, details = [], {"unreadable": True}
     actor = ActorView(
         type=row.actor_type,

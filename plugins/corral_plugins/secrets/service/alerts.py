@@ -1,0 +1,130 @@
+"""Alerts for leaked values in machine-generated text, for damaged values and for a sealed vault."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Collection
+
+import msgspec
+
+from corral import clock
+from corral.database.engine import Work
+from corral.database.unit import SYSTEM, Entry
+from corral.events.event import SystemAlert, emit
+from corral.redact.matcher import Hit
+from corral.redact.redactor import maker
+from corral_plugins.secrets.models import SecretAlert
+
+SOURCE = "secrets"
+"""The source name of the vault's values in the redactor."""
+HOUR = 3600
+MAX_REMEMBERED, MAX_PENDING = 10_000, 1000
+ENTRY = Entry(label="secrets.alerts", actor=SYSTEM)
+
+
+class _Alert(msgspec.Struct, frozen=True):
+    kind: str
+    type: str
+    id: str
+    names: tuple[str, ...]
+
+
+class Alerts:
+    """Alerts are raised from any thread and published by `run`, at most once an hour for each kind and object."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._raised_at: OrderedDict[tuple[str, str, str], float] = OrderedDict()
+        self._pending: list[_Alert] = []
+        self._lock = threading.Lock()
+        self._wake_up = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def on_hits(self, hits: Collection[Hit]) -> None:
+        """Handle values found by the redactor. Text written by users or by Corral itself raises no alert."""
+        made_by = maker()
+        if made_by is not None:
+            names = tuple(sorted({label_name(hit.name) for hit in hits if hit.source == SOURCE}))
+            if names:
+                self._raise(_Alert("secret_detected", *made_by, names))
+
+    def damaged(self, secret_id: str, name: str) -> None:
+        """Raise an alert for a stored value that cannot be decrypted."""
+        self._raise(_Alert("secret_damaged", "secret", secret_id, (name,)))
+
+    def sealed(self) -> None:
+        """Raise an alert for a missing master key. Joins the caller's unit of work."""
+        _publish(_Alert("vault_sealed", "vault", "vault", ()))
+
+    async def run(self) -> None:
+        """Publish raised alerts. Runs as a supervised task."""
+        self._loop = asyncio.get_running_loop()
+        if self._pending:
+            self._wake_up.set()
+        while True:
+            await self._wake_up.wait()
+            self._wake_up.clear()
+            while self._pending:
+                alert = self._pending[0]
+                await self._work(lambda alert=alert: _publish(alert), entry=ENTRY)  # type: ignore[misc]  # bound in each iteration
+                self._pending.pop(0)
+
+    def _raise(self, alert: _Alert) -> None:
+        key, now = (alert.kind, alert.type, alert.id), time.monotonic()
+        with self._lock:
+            if now - self._raised_at.get(key, -HOUR) < HOUR or len(self._pending) >= MAX_PENDING:
+                return
+            self._raised_at[key] = now
+            while len(self._raised_at) > MAX_REMEMBERED:
+                self._raised_at.popitem(last=False)
+            self._pending.append(alert)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._wake_up.set)
+
+
+def label(name: str, n: int) -> str:
+    """Return the label of a version in the redactor."""
+    return f"{name}@{n}"
+
+
+def label_name(text: str) -> str:
+    """Return the name of the secret in a label."""
+    return text.rpartition("@")[0]
+
+
+def prune(limit: int) -> int:
+    """Delete one batch of alert times that no longer suppress new alerts."""
+    old = SecretAlert.select(SecretAlert.id).where(SecretAlert.raised_at < clock.now(-HOUR)).limit(limit)
+    return int(SecretAlert.delete().where(SecretAlert.id.in_(old)).execute())
+
+
+def _publish(alert: _Alert) -> None:
+    """Publish the alert, unless any process did so within the hour."""
+    key = f"{alert.kind}:{alert.type}:{alert.id}"[:300]
+    insert = SecretAlert.insert(id=key, raised_at=clock.now())
+    written = insert.on_conflict(
+        conflict_target=[SecretAlert.id],
+        update={SecretAlert.raised_at: clock.now()},
+        where=SecretAlert.raised_at <= clock.now(-HOUR),
+    )
+    if not written.as_rowcount().execute():
+        return
+    title, detail = _message(alert)
+    about = {"type": alert.type, "id": alert.id}
+    event = SystemAlert(kind=alert.kind, severity="critical", title=title, detail=detail, object=about)
+    emit(event, object=(alert.type, alert.id))
+
+
+def _message(alert: _Alert) -> tuple[str, str]:
+    names = ", ".join(alert.names)
+    if alert.kind == "secret_detected":
+        text = f"Text from {alert.type} {alert.id} contained the value of {names}. It was redacted; find the leak."
+        return f"A secret was found in the text of a {alert.type}: {names}"[:200], text
+    if alert.kind == "secret_damaged":
+        text = f"The stored value of {names} is damaged or belongs to another secret and is not used. Store it again."
+        return f"A stored secret cannot be decrypted: {names}"[:200], text
+    text = "The master key of the stored values is missing or wrong. Restart with the right key; no data is lost."
+    return "The vault is sealed", text
