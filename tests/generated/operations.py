@@ -81,5 +81,5 @@ async def operations(kit: Kit) -> list[Operation]:
     samples = Samples(document)
     return [
         Operation(route, document["paths"][BASE + route.path.rstrip("/")][route.method.lower()], samples)
-        for route in (endpoint.route for endpoint in kit.application.endpoints if endpoint.door is None)
+        for route in (endpoint.route for endpoint in kit.application.endpoints if endpoint.unavailable is None)
     ]
