@@ -74,12 +74,12 @@ async def test_a_consumer_of_rare_events_does_not_stay_behind_the_log(tmp_path: 
     async with make_kernel(tmp_path, plugins=[PatientPlugin], database_url=database_url, jobs=True) as kit:
         for _ in range(3):
             await _emit(kit, *[CommonHeard()] * LAG)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await _cursor(kit))[1] - (await _cursor(kit))[0] > LAG:  # noqa: ASYNC110  (nothing tells)
                 await asyncio.sleep(0.05)
         for number in range(3):
             await _emit(kit, RareHeard(number=number), *[CommonHeard()] * LAG)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(seen) < 3:  # noqa: ASYNC110  (nothing tells)
                 await asyncio.sleep(0.05)
         assert seen == [0, 1, 2]
