@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -125,6 +125,33 @@ class Sealer(Protocol):
         ...
 
 
+class KeyRotation(Protocol):
+    """Moves sealed values to the active master key without opening them; a service for plugins.
+
+    `sealed`: see `Sealer`.
+    """
+
+    sealed: bool
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """The labels of the loaded master keys by key id, the active key first."""
+        ...
+
+    @property
+    def active_id(self) -> str:
+        """The id of the active key. Raises `Unavailable` (`vault_sealed`) without a usable one."""
+        ...
+
+    def rewrap(self, sealed: bytes) -> bytes:
+        """Return the same value wrapped by the active key."""
+        ...
+
+    def unwraps(self, sealed: bytes) -> bool:
+        """Return whether a loaded key unwraps the data key of the value."""
+        ...
+
+
 class Keyring:
     """The master keys of this process: the first seals values, all open them.
 
@@ -172,6 +199,16 @@ class Keyring:
         if self.sealed:
             raise Unavailable("No usable master key is loaded.", code="vault_sealed")
         return self.keys[0]
+
+    @property
+    def active_id(self) -> str:
+        """The id of the active key."""
+        return self.active.id
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels of all keys by key id, the active key first."""
+        return {key.id: key.label for key in self.keys}
 
     def note_stored(self, key_ids: Iterable[str]) -> None:
         """Pass the key ids of stored values. If none is known here, the keys are wrong and the keyring is sealed."""

@@ -16,7 +16,7 @@ from typing import Any
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions
 from corral.config.model import Config
-from corral.crypto import Keyring, Sealer
+from corral.crypto import Keyring, KeyRotation, Sealer
 from corral.database.connect import connect
 from corral.database.engine import Database, Work
 from corral.database.sealed import SealedColumns
@@ -166,9 +166,9 @@ class Kernel:
         """The services that every plugin may ask for."""
         config, folder, url = self.config, self.config.files_dir, self.config.storage.url or ""
         return {
-            Keyring: self.keyring,
             Installation: Installation.of(config),
             Sealer: self.keyring,
+            KeyRotation: self.keyring,
             SealedColumns: sealed_columns(self.plugins),
             Database: self.database,
             Work: self.database.work,

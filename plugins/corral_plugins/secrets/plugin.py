@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import Permission
-from corral.crypto import Keyring
+from corral.crypto import Sealer
 from corral.database.engine import Work
 from corral.database.model import Model
 from corral.database.unit import SYSTEM, Entry
@@ -57,7 +57,7 @@ class SecretsPlugin(Plugin):
     def __init__(self, section: Any = None) -> None:
         super().__init__(section)
         self._usage = UsageTracker()
-        self._keyring: Keyring | None = None
+        self._sealer: Sealer | None = None
         self._redactor_values: RedactorValues | None = None
         self._unwatch: Callable[[], None] = lambda: None
         self._remaining_rows: Callable[[], int] = lambda: 0
@@ -65,7 +65,7 @@ class SecretsPlugin(Plugin):
     async def start(self, runtime: Runtime) -> None:
         """Load every value into the redactor before the first request is served."""
         work, alerts, values = runtime.service(Work), runtime.service(Alerts), runtime.service(RedactorValues)
-        redactor, self._keyring, self._redactor_values = runtime.service(Redactor), runtime.service(Keyring), values
+        redactor, self._sealer, self._redactor_values = runtime.service(Redactor), runtime.service(Sealer), values
         keys, loop = runtime.service(MasterKeys), asyncio.get_running_loop()
 
         def remaining() -> int:
@@ -80,7 +80,7 @@ class SecretsPlugin(Plugin):
         redactor.on_hit(alerts.on_hits)
         self._unwatch = runtime.service(Feed).watch(values.on_events)
         await values.refresh()
-        if self._keyring.sealed:
+        if self._sealer.sealed:
             await work(alerts.sealed, entry=ENTRY)
 
         async def write_usage() -> None:
@@ -135,9 +135,9 @@ class SecretsPlugin(Plugin):
         return [HealthCheck("vault", self._health)]
 
     def _health(self) -> tuple[str, str]:
-        if self._keyring is None or self._redactor_values is None:
+        if self._sealer is None or self._redactor_values is None:
             return "down", "Not started."
-        if self._keyring.sealed:
+        if self._sealer.sealed:
             return "down", "Sealed: the master key of the stored values is missing or wrong; check CORRAL_MASTER_KEY."
         if self._redactor_values.unreadable:
             return (
@@ -188,8 +188,8 @@ def _secrets(service: SecretsService) -> Secrets:
     return service
 
 
-def _sealed(keyring: Keyring) -> dict[tuple[str, ...], float]:
-    return {(): float(keyring.sealed)}
+def _sealed(sealer: Sealer) -> dict[tuple[str, ...], float]:
+    return {(): float(sealer.sealed)}
 
 
 def _remaining(keys: MasterKeys) -> dict[tuple[str, ...], float]:

@@ -132,7 +132,7 @@ def test_a_model_that_nobody_set_up_is_asked_for_once(run: Run) -> None:
     done = run("--agent", "Keyless", "--json", "Say it")
     outcome = json.loads(done.stdout)
     assert (done.returncode, outcome["status"], outcome["attempts"]) == (1, "failed", 1), done
-    assert "openai is not configured" in outcome["error"]["message"]
+    assert "openai is disabled or not configured" in outcome["error"]["message"]
 
 
 def test_following_ends_after_a_while_and_the_task_goes_on(run: Run) -> None:

@@ -6,7 +6,7 @@ import base64
 import logging
 
 from corral import clock
-from corral.crypto import Keyring, place
+from corral.crypto import Sealer, place
 from corral.database.engine import Work
 from corral.database.unit import Entry, after_commit
 from corral.events.event import emit
@@ -26,8 +26,8 @@ ENTRY = Entry("job audit.checkpoint")
 class Checkpoints:
     """Signs between two units of work. Two processes may sign at once; both checkpoints are then valid."""
 
-    def __init__(self, work: Work, keyring: Keyring) -> None:
-        self._work, self._keyring = work, keyring
+    def __init__(self, work: Work, sealer: Sealer) -> None:
+        self._work, self._sealer = work, sealer
 
     async def make(self, *, least: int = 1) -> SignedCheckpoint | None:
         """Sign the end of the log if at least `least` rows are new. Raises `vault_sealed` without the master key."""
@@ -56,11 +56,11 @@ class Checkpoints:
             await self._work(lambda: _store_key(fresh), entry=ENTRY)
             row = await self._work(_newest_key, read=True)
             assert row is not None
-        return self._keyring.open(bytes.fromhex(row.sealed), aad=_place(row.id)), row.id
+        return self._sealer.open(bytes.fromhex(row.sealed), aad=_place(row.id)), row.id
 
     def _sealed(self, private: bytes, public: bytes) -> SigningKey:
         key_id = signing.key_id_of(public)
-        sealed = self._keyring.seal(private, aad=_place(key_id)).hex()
+        sealed = self._sealer.seal(private, aad=_place(key_id)).hex()
         encoded = base64.b64encode(public).decode()
         return SigningKey(id=key_id, public_key=encoded, sealed=sealed, created_at=clock.now())
 

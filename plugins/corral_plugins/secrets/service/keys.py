@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from corral.crypto import Keyring, SealedWrong
+from corral.crypto import KeyRotation, SealedWrong
 from corral.database.engine import Work
 from corral.database.leases import acquire, holder_of, release
 from corral.database.sealed import SealedColumn, SealedColumns, SealedValue
@@ -38,25 +38,22 @@ class MasterKeys:
 
     audit: Audit | None
 
-    def __init__(self, keyring: Keyring, columns: SealedColumns, work: Work) -> None:
-        self._keyring, self._columns, self._work = keyring, columns, work
+    def __init__(self, rotation: KeyRotation, columns: SealedColumns, work: Work) -> None:
+        self._rotation, self._columns, self._work = rotation, columns, work
         self._counted: tuple[float, float] | None = None
 
     def status(self) -> KeyStatus:
         """Return the master keys and the number of rows under each."""
         counts = self._columns.counts()
-        keys = {key.id: key for key in self._keyring.keys}
-        listed = [*keys, *sorted(counts.keys() - keys.keys())]
-        active = self._keyring.keys[0].id if keys else None
+        labels = self._rotation.labels
+        listed = [*labels, *sorted(counts.keys() - labels.keys())]
+        active = next(iter(labels), None)
         return KeyStatus(
-            sealed=self._keyring.sealed,
+            sealed=self._rotation.sealed,
             active_key=active,
             remaining=_remaining(counts, active),
             rotating=holder_of(LEASE) is not None,
-            keys=[
-                KeyCount(key_id=id, label=keys[id].label if id in keys else None, rows=counts.get(id, 0))
-                for id in listed
-            ],
+            keys=[KeyCount(key_id=id, label=labels.get(id), rows=counts.get(id, 0)) for id in listed],
         )
 
     def begin(self) -> tuple[int, str]:
@@ -64,7 +61,7 @@ class MasterKeys:
 
         Raises `Conflict` (`invalid_state`) if a rotation runs or no row is left, and `Unavailable` (`vault_sealed`).
         """
-        active = self._keyring.active.id
+        active = self._rotation.active_id
         remaining = _remaining(self._columns.counts(), active)
         if not remaining:
             detail = (
@@ -109,7 +106,7 @@ class MasterKeys:
 
     async def _next(self, column: SealedColumn, after: Any) -> list[SealedValue]:
         """Return the next batch of values of a column that are not under the active key."""
-        read = functools.partial(column.after, after, BATCH_SIZE, but=self._keyring.active.id)
+        read = functools.partial(column.after, after, BATCH_SIZE, but=self._rotation.active_id)
         return await self._work(read, entry=ENTRY, read=True)
 
     def _rewrapped(self, values: list[SealedValue]) -> list[tuple[SealedValue, str]]:
@@ -117,7 +114,7 @@ class MasterKeys:
         found = []
         for item in values:
             with contextlib.suppress(SealedWrong, Unavailable):
-                found.append((item, self._keyring.rewrap(unhex(item.value)).hex()))
+                found.append((item, self._rotation.rewrap(unhex(item.value)).hex()))
         return found
 
     @staticmethod
@@ -133,7 +130,7 @@ class MasterKeys:
         """Return the number of rows not under the active key, cached for 30 seconds."""
         now = time.monotonic()
         if self._counted is None or now - self._counted[0] > CACHE_SECONDS:
-            active = self._keyring.keys[0].id if self._keyring.keys else None
+            active = next(iter(self._rotation.labels), None)
             self._counted = (now, float(_remaining(self._columns.counts(), active)))
         return self._counted[1]
 
@@ -150,7 +147,7 @@ class MasterKeys:
 
     def _unwraps(self, text: str) -> bool:
         try:
-            return self._keyring.unwraps(unhex(text))
+            return self._rotation.unwraps(unhex(text))
         except SealedWrong:
             return False
 

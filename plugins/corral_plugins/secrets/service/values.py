@@ -7,7 +7,7 @@ import string
 from typing import Any
 
 from corral import clock
-from corral.crypto import Keyring, SealedWrong, place, refuse_mask
+from corral.crypto import SealedWrong, Sealer, place, refuse_mask
 from corral.errors import Conflict, Invalid, NotFound, Problem, Unavailable
 from corral.ids import new_id
 from corral.redact.encodings import redactable
@@ -59,12 +59,12 @@ def generated(how: Generate) -> str:
 class Values:
     """The only class that seals and opens values. Joins the caller's unit of work."""
 
-    def __init__(self, keyring: Keyring, alerts: Alerts) -> None:
-        self._keyring, self._alerts = keyring, alerts
+    def __init__(self, sealer: Sealer, alerts: Alerts) -> None:
+        self._sealer, self._alerts = sealer, alerts
 
     def add(self, row: SecretRow, n: int, value: str, *, by: str | None) -> None:
         """Store a value as version `n` of a locked secret."""
-        sealed = self._keyring.seal(value.encode(), aad=_place(row.id, n)).hex()
+        sealed = self._sealer.seal(value.encode(), aad=_place(row.id, n)).hex()
         SecretVersion.create(id=new_id(), secret_id=row.id, n=n, sealed=sealed, created_by=by, created_at=clock.now())
 
     def replace(self, row: SecretRow, value: str, *, by: str | None, grace_seconds: int = 0) -> int:
@@ -106,7 +106,7 @@ class Values:
 
     def opened(self, version: SecretVersion) -> str:
         """Decrypt a version. Raises `SealedWrong` or `Unavailable`."""
-        return self._keyring.open(unhex(version.sealed), aad=_place(version.secret_id, version.n)).decode()
+        return self._sealer.open(unhex(version.sealed), aad=_place(version.secret_id, version.n)).decode()
 
     def after(self, id: str, at_once: int = 200) -> list[Any]:
         """Return a batch of versions after an id that are not destroyed, with the names of their secrets."""
