@@ -45,8 +45,7 @@ class Credentials:
         self._cache: dict[Given, tuple[Principal, float]] = {}
 
     def use(self, authenticators: Sequence[Authenticator]) -> None:
-        """Set the authenticators. Their order does not matter, because each recognises a different credential format.
-        """
+        """Set the authenticators. Their order does not matter, because their credential formats do not overlap."""
         self._authenticators = tuple(authenticators)
         self._rereading = tuple(each for each in authenticators if isinstance(each, Rereading))
         self._delegations = {each.delegation_header: each for each in authenticators if isinstance(each, Delegation)}
@@ -111,6 +110,8 @@ class Credentials:
         self._cache[given] = (principal, time.monotonic())
 
     def forget(self, ends: Callable[[Principal], bool]) -> None:
-        """Remove the cached principals for which `ends` is true. Call this from `after_commit` when permissions change.
+        """Remove the cached principals for which `ends` is true.
+
+        Call it from `after_commit` when permissions change.
         """
         self._cache = {key: kept for key, kept in self._cache.items() if not ends(kept[0])}

@@ -63,7 +63,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     beyond: frozenset[str] = frozenset()  # API keys: permissions of the owner that the key's scopes exclude
     named: frozenset[str] = frozenset()  # API keys: the scopes that were given by full name
     networks: tuple[str, ...] = ()  # the credential is valid only from these networks; empty: from any address
-    reauth_until: float | None = None  # epoch seconds; the session has stepped up (password or TOTP confirmed again) until this time
+    reauth_until: float | None = None  # epoch seconds; until then the session has stepped up (password or TOTP again)
     worker_id: str | None = None
     agent_id: str | None = None
     task_id: str | None = None  # attempt tokens: the task of the lease
@@ -154,8 +154,7 @@ def holds(permissions: Iterable[Permission], role_or_kind: str) -> frozenset[str
 
 
 def require_owner(caller: Principal, owner_id: str | None, *, what: str, manage: str | None = None) -> None:
-    """Raise `Forbidden` (403) unless the caller is the owner, an admin, the system, or holds the permission `manage`.
-    """
+    """Raise `Forbidden` (403) unless the caller is the owner, an admin, the system, or holds `manage`."""
     if caller.is_admin or caller.kind == "system" or (manage is not None and caller.may(manage)):
         return
     if owner_id is None or caller.user_id != owner_id or caller.kind not in ("user", "api_key"):

@@ -144,7 +144,7 @@ class Lane(threading.Thread, abc.ABC):
 
     @abc.abstractmethod
     def handle(self, ticket: Ticket) -> None:
-        """Run the ticket, and possibly more of the queue, and deliver the outcomes."""
+        """Run the ticket, and possibly further tickets from the queue, and deliver the outcomes."""
 
     def rerun(self) -> list[Ticket]:
         """Return the other tickets of the lost transaction, which must run again."""
@@ -152,11 +152,11 @@ class Lane(threading.Thread, abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Close the connection from this thread."""
+        """Close the connection. Called in the lane's own thread."""
 
     @abc.abstractmethod
     def sever(self) -> None:
-        """From another thread: roll back, and prevent all later writes of the lane."""
+        """Roll back and prevent all later writes of the lane. Called from another thread."""
 
 
 class Timings:
@@ -175,6 +175,7 @@ class Pool:
         self.deliver, self.timings = database.deliver, database.timings
         self.queue: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._losses: dict[str, float] = {}  # by route label: when the route last lost a unit
+        # By route label: the end of the quarantine, whether a trial uni
         self._held: dict[str, tuple[float, bool, dict[str, str]]] = {}  # by route label: quarantine end, whether a trial unit was admitted, and the responsible plugin
         self.plugin_by_label: Mapping[str, str] = {}  # the units of each plugin occupy at most half of the lanes
         self._share, self._busy = max(1, size // 2), Counter[str]()
@@ -255,7 +256,7 @@ class Pool:
 
     @property
     def busy(self) -> int:
-        """The number of lanes that run a unit."""
+        """The number of lanes that are running a unit."""
         return sum(lane.ticket is not None for lane in self.lanes)
 
     def close(self) -> None:
@@ -311,6 +312,8 @@ class Pool:
         last = self._losses.get(label, began - HOLD_SECONDS)
         if label in self._held or began - HOLD_SECONDS < last < began:
             self._held[label] = (lost + HOLD_SECONDS, False, culprit)
-        elif last >= began:  # Lanes that lose units at the same time count as one loss, dated by the first. Otherwise the later loss would overwrite the earlier one, and overlapping lanes would never reach two losses.
+        elif last >= began:
+            # Losses at the same time count as one, dated by the first. If the later loss replaced the earlier one,
+            # overlapping lanes would never reach two losses.
             lost = min(last, lost)
         self._losses[label] = lost
