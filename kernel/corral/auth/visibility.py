@@ -32,7 +32,10 @@ def can_read(caller: Principal, visibility: str, owner_id: str | None) -> bool:
 
 
 class EventRights(Protocol):
-    """The visibility rule for events. An event is also subject to the read permission of the area that emitted it."""
+    """The visibility rule for events.
+
+    Machines, and API keys with restricted scopes, read only events of areas whose objects they may read.
+    """
 
     def can_read(self, caller: Principal, record: Record) -> bool:
         """Return whether the caller may currently read this event."""

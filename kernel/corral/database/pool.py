@@ -176,7 +176,7 @@ class Pool:
         self.queue: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._losses: dict[str, float] = {}  # by route label: when the route last lost a unit
         # By route label: the end of the quarantine, whether a trial uni
-        self._held: dict[str, tuple[float, bool, dict[str, str]]] = {}  # by route label: quarantine end, whether a trial unit was admitted, and the responsible plugin
+        self._held: dict[str, tuple[float, bool, dict[str, str]]] = {}
         self.plugin_by_label: Mapping[str, str] = {}  # the units of each plugin occupy at most half of the lanes
         self._share, self._busy = max(1, size // 2), Counter[str]()
         self._waiting: dict[str, deque[Ticket]] = defaultdict(deque)
