@@ -100,7 +100,7 @@ def _check_enabled(config: Config, records: list[PluginRecord]) -> None:
 
 
 def _flush(unit: Unit) -> None:
-    """The rows are written; now everything that waited for them, then audit, jobs and events, in this order."""
+    """Run the unit's `before` callbacks, then write its audit rows, jobs and events, in this order."""
     for finish in unit.before:
         finish()
     for write in unit.audit:

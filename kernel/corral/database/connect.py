@@ -37,6 +37,6 @@ def connect(url: str, *, synchronous: str = "full", pool_size: int = 16) -> Data
             raise Refused("database.url: PostgreSQL needs its driver: pip install 'corral[postgres]'") from None
         try:
             return PostgresDatabase(url, pool_size=pool_size)
-        except psycopg.ProgrammingError as error:  # the rest of the message quotes the faulty part, which may be a password
+        except psycopg.ProgrammingError as error:  # the rest of the message quotes the URL and may contain a password
             raise Refused(f"database.url: {str(error).partition(':')[0]}; in such a URL % is written %25") from None
     raise Refused("database.url: use sqlite:///path or postgresql://user@host/name")

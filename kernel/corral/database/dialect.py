@@ -88,9 +88,10 @@ _thread = _Thread()
 
 
 def counter_shard(shards: int) -> int:
-    """The row of a sharded counter that this thread should change, so that parallel units do not wait for each other.
+    """Return the number of the counter shard that this thread should update.
 
-    Always 0 on SQLite, whose one writer never waits.
+    Threads update different shards, so parallel units do not block each other. Always 0 on SQLite, which has only one
+    writer.
     """
     return 0 if on_sqlite() else _thread.number % shards
 
@@ -111,7 +112,10 @@ def milliseconds_between(since: str, until: str) -> str:
 
 
 def json_texts(alias: str) -> str:
-    """SQL for a table `alias` whose column `value` has the texts of a JSON array, given as the parameter `?`."""
+    """Return SQL for a table `alias` with a row per string of a JSON array.
+
+    The array is the parameter `?`, and each string is in the column `value`.
+    """
     return f"json_each(?) AS {alias}" if on_sqlite() else f"json_array_elements_text(CAST(? AS json)) AS {alias}(value)"
 
 

@@ -33,7 +33,7 @@ class FullTextIndex:
             database.execute_sql(f"CREATE INDEX {self._table}_words ON {self._table} USING gin (words)")
 
     def add(self, select: str, parameters: Sequence[Any]) -> None:
-        """Index the documents that the SQL `select` gives: for each its number, then its texts in order."""
+        """Index the documents returned by the SQL query `select`: per row the number, then the texts in order."""
         columns = ", ".join(self._columns)
         if on_sqlite():
             execute(f"INSERT INTO {self._table} (rowid, {columns}) {select}", parameters)

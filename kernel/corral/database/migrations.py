@@ -39,7 +39,7 @@ class MigrationFailed(Exception):
 
 
 class Newer(Exception):
-    """The database has migrations that this release does not have."""
+    """Raised when the database contains migrations, applied by a newer release, that this release does not know."""
 
 
 def pending(database: Database, homes: Iterable[Home]) -> dict[str, list[str]]:
@@ -126,7 +126,10 @@ def own_connection(database: Database) -> Iterator[peewee.Database]:
 
 @contextlib.contextmanager
 def exclusive_start(database: Database) -> Iterator[peewee.Database]:
-    """A connection with a lock, so that of processes that start together one applies the pending migrations."""
+    """Open a connection that holds the start lock.
+
+    If several processes start together, only one of them applies the pending migrations.
+    """
     with own_connection(database) as engine, schema_lock(engine, "start"):
         yield engine
 

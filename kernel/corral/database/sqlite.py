@@ -126,7 +126,7 @@ class _SqliteLane(Lane):
         super().__init__(pool)
         self.database = database
         self.connection: Any = None
-        self._ending = threading.Lock()  # two threads may execute on one connection, but neither may close it in the meantime
+        self._ending = threading.Lock()  # two threads may execute on one connection, but neither may close it then
 
     def open(self) -> Any:
         if self.connection is None:

@@ -52,7 +52,7 @@ class Egress:
         self._proxy = config.egress.proxy
         self._context: ssl.SSLContext | None = None
         self._reported: dict[tuple[str, str], float] = {}
-        self.on_refusal: Callable[[str, str], None] = lambda sink, host: None  # called at most once per sink, host and minute
+        self.on_refusal: Callable[[str, str], None] = lambda sink, host: None  # once per sink, host and minute
         self.register_server(config.server.bind)
 
     @property

@@ -95,7 +95,7 @@ def _talk(
     smtp = _GuardedSmtp(server, addresses, context, tunnel)
     try:
         if server.security == "starttls":
-            smtp.starttls(context=context)  # raises if the server does not offer STARTTLS, so nothing is sent in the clear
+            smtp.starttls(context=context)  # raises if not offered, so nothing is sent in the clear
         if server.username and server.security != "none":
             smtp.login(server.username, server.password or "")
         act(smtp)
