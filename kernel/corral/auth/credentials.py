@@ -95,7 +95,7 @@ class Credentials:
     def reread(self, caller: Principal) -> Principal:
         """Return the current principal of the caller of a long-lived connection. Joins a read unit.
 
-        Raises `Unauthorized` if the caller lost access, or if no authenticator can tell.
+        Raises `Unauthorized` if the caller lost access, or if no authenticator recognises the caller.
         """
         for authenticator in self._rereading:
             found = authenticator.reread(caller)

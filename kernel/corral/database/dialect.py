@@ -72,7 +72,10 @@ def savepoint() -> Iterator[None]:
 
 
 def advisory_lock(name: str) -> None:
-    """Serialize the units that lock the same name until COMMIT, so that counts made under the lock stay correct."""
+    """Serialize the units that lock the same name until COMMIT, so that counts under the lock stay correct.
+
+    Does nothing on SQLite, where only one unit writes at a time.
+    """
     if not on_sqlite():
         execute("SELECT pg_advisory_xact_lock(hashtextextended(?, 0))", (name,))
 

@@ -52,7 +52,7 @@ class Database(abc.ABC):
         self.timings = Timings()
         self.flush: Callable[[Unit], None] = lambda unit: None
         self.committed: Callable[[list[Unit]], None] = lambda units: None
-        self.cursor_key = b""  # signs list cursors; set at boot from the keyring
+        self.cursor_key = b""  # the key that signs list cursors; set at boot
         self.plugin_by_label: dict[str, str] = {}  # units of one plugin occupy at most half of the lanes
         self._loop: asyncio.AbstractEventLoop | None = None
 

@@ -141,5 +141,5 @@ def schema_lock(engine: peewee.Database, name: str = "migrate") -> Iterator[None
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
     else:
-        engine.execute_sql("SELECT pg_advisory_lock(%s)", (LOCKS[name],))  # until the connection is closed
+        engine.execute_sql("SELECT pg_advisory_lock(%s)", (LOCKS[name],))  # held until the connection is closed
         yield

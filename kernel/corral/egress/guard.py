@@ -85,7 +85,7 @@ class Policy(NamedTuple):
 class EgressGuard:
     """Checks hosts, ports and addresses.
 
-    `listeners` are Corral's own addresses, `children` those of plugins' child processes.
+    `listeners` contains Corral's own addresses, `children` the addresses of plugins' child processes.
     """
 
     def __init__(self, allow: Iterable[str] = ()) -> None:
@@ -180,9 +180,9 @@ def read_url(url: str | httpx2.URL) -> Destination:
 
 
 def read_host(text: str) -> str:
-    """Return the canonical form of a host: lower case, no trailing dot, an address without brackets.
+    """Return the canonical form of a host. Raises `EgressBlocked` if the host is not valid.
 
-    Raises `EgressBlocked` if the host is not valid.
+    The form is lower case without a trailing dot. Names are in ASCII (IDNA), and addresses have no brackets.
     """
     host = text.lower().removesuffix(".")
     if ":" in host and _is_address(host) and "%" not in host:

@@ -141,7 +141,7 @@ class _Body(httpx2.AsyncByteStream):
             return
         try:
             piece = b"more"
-            while chunk or len(piece) == STEP:  # until all input is used and the output is complete
+            while chunk or len(piece) == STEP:  # until the input is used up and the output complete
                 piece = self._decoder.decompress(chunk, STEP)
                 chunk = self._decoder.unconsumed_tail
                 yield piece

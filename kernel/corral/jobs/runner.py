@@ -164,7 +164,7 @@ class InProcessRunner:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    # -- schedules
+    # Schedules
 
     async def _slot(self, schedule: Schedule, run: Callable[..., Any]) -> float:
         """Run the schedule if it is due and not claimed. Return the next time to check, in epoch seconds."""
@@ -196,7 +196,7 @@ class InProcessRunner:
             log.exception("schedule failed", extra={"schedule": schedule.name})
             await self._write(lambda: finish(error))
 
-    # -- jobs
+    # Jobs
 
     async def _claim(self, only: str | None = None) -> tuple[JobRow, str] | None:
         row = await self._database.work(lambda: self._due(only), read=True)
@@ -212,7 +212,7 @@ class InProcessRunner:
 
     @staticmethod
     def _give_up(row: JobRow) -> None:
-        """Fail a job whose process died in every attempt, before it takes down one process after the other."""
+        """Mark a job as failed if its process died in every attempt, so that it cannot terminate more processes."""
         error = f"Its process ended during each of {row.attempts} attempts."
         mine = (JobRow.id == row.id) & (JobRow.attempts == row.attempts) & (JobRow.state == "running")
         JobRow.update(state="failed", lease=None, finished_at=clock.now(), error=error).where(mine).execute()

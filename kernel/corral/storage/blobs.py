@@ -81,7 +81,7 @@ class LocalBlobs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._incoming = folder / ".incoming"  # no key begins with a dot
+        self._incoming = folder / ".incoming"  # cannot collide with a blob, because no key begins with a dot
 
     async def put(self, key: str, stream: AsyncIterable[bytes], *, limit: int | None = None) -> Blob:
         """Store the stream durably. See `BlobStore.put`."""
@@ -217,9 +217,9 @@ def _discard(file: BinaryIO, part: Path) -> None:
 
 
 async def _in_thread(function: Callable[..., T], *args: object) -> T:
-    """Run the function in a thread.
+    """Run the function in a thread. Raises `Unavailable` for an `OSError` other than `FileNotFoundError`.
 
-    If the caller is cancelled, wait until the function ends, because it uses an open file.
+    If the caller is cancelled, wait until the function ends, because the function uses an open file.
     """
     work = asyncio.ensure_future(asyncio.to_thread(function, *args))
     try:
