@@ -1,1 +1,1 @@
-"""The microkernel: turns plugins into one running application and knows none of them."""
+"""The microkernel: combines plugins into one running application without depending on any of them."""

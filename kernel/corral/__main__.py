@@ -1,4 +1,4 @@
-"""`python -m corral` is the command `corral`."""
+"""Runs the command `corral` for `python -m corral`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The clock. Instants are strings `YYYY-MM-DDTHH:MM:SS.mmmZ` (UTC) in rows, events and JSON.
+"""The clock. Rows, events and JSON store instants as strings `YYYY-MM-DDTHH:MM:SS.mmmZ` (UTC).
 
-Their fixed width makes them sort as text on both engines, so reading needs no conversion (docs/adr/0003).
+Because of their fixed width, instants sort as text on both database engines, so they need no conversion when they are
+read (docs/adr/0003).
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ _shift = 0.0
 
 
 def time_s() -> float:
-    """Seconds since the epoch, shifted by `travel`."""
+    """Return the seconds since the epoch, shifted by `travel`."""
     return time.time() + _shift
 
 
 def format_instant(seconds: float) -> str:
-    """Epoch seconds as an instant, limited to `FIRST` and `LAST`."""
+    """Return epoch seconds as an instant, clamped to the range from `FIRST` to `LAST`."""
     if not _FIRST_SECOND <= seconds < _LAST_SECOND + 0.999:
         return FIRST if seconds < 0 else LAST
     second = math.floor(seconds)
@@ -34,22 +35,22 @@ def format_instant(seconds: float) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _whole_second(second: int) -> str:
-    """The instant up to its second. Cached, because most instants of a process share a few seconds."""
+    """Return an instant without its milliseconds. Cached, because most instants of a process share a few seconds."""
     return datetime.fromtimestamp(second, UTC).isoformat(timespec="seconds")[:-6]
 
 
 def now(after_seconds: float = 0.0) -> str:
-    """The current instant, plus `after_seconds`."""
+    """Return the current instant plus `after_seconds`."""
     return format_instant(time.time() + _shift + after_seconds)
 
 
 def parse_instant(instant: str) -> float:
-    """Epoch seconds of an instant."""
+    """Return the epoch seconds of an instant."""
     return datetime.fromisoformat(instant).timestamp()
 
 
 def from_datetime(moment: datetime) -> str:
-    """An aware datetime with any offset as an instant, limited to `FIRST` and `LAST`."""
+    """Return an aware datetime with any offset as an instant, clamped to the range from `FIRST` to `LAST`."""
     try:
         moment = moment.astimezone(UTC)
     except OverflowError:
@@ -58,17 +59,17 @@ def from_datetime(moment: datetime) -> str:
 
 
 def elapsed_ms(since: str, until: str) -> int:
-    """Milliseconds between two instants, at least 0."""
+    """Return the milliseconds between two instants, at least 0."""
     return max(0, round((parse_instant(until) - parse_instant(since)) * 1000))
 
 
 def travel(seconds: float) -> None:
-    """Shift the clock of this process. For tests."""
+    """Shift the clock of this process by `seconds`. For tests."""
     global _shift
     _shift += seconds
 
 
 def reset() -> None:
-    """Undo every `travel`."""
+    """Undo all calls of `travel`."""
     global _shift
     _shift = 0.0

@@ -1,8 +1,8 @@
-"""Stored credentials: envelope encryption under the master keys, and keyed digests.
+"""Envelope encryption of stored credentials under the master keys, and keyed digests.
 
-A sealed value is `version(1) key_id(8) nonce(12) wrapped_data_key(48) nonce(12) ciphertext+tag`. Each value has a
-random data key, which is wrapped by a key derived from a master key, so `rewrap` leaves the ciphertext unchanged. The
-library `cryptography` is imported on first use, because it takes 25 ms.
+A sealed value is `version(1) key_id(8) nonce(12) wrapped_data_key(48) nonce(12) ciphertext+tag`; the numbers are bytes.
+Each value has a random data key, which is wrapped by a key derived from a master key, so `rewrap` leaves the ciphertext
+unchanged. The library `cryptography` is imported on first use, because the import takes 25 ms.
 """
 
 from __future__ import annotations
@@ -29,18 +29,21 @@ _BODY = _HEAD + _NONCE + _DATA_KEY + _TAG
 
 
 class SealedWrong(ValueError):
-    """The sealed value was changed, cut, or copied from another place."""
+    """Raised when a sealed value was changed or truncated, or was copied from another place."""
 
 
 def place(table: str, row: str, version: int, field: str = "value") -> str:
-    """The `aad` of a column of a row: a ciphertext that is copied elsewhere cannot be opened there."""
+    """Return the `aad` of a column in a row.
+
+    It binds a ciphertext to its place, so a copy elsewhere cannot be opened.
+    """
     return f"{table}|{row}|{version}|{field}"
 
 
 def refuse_mask(value: str | None, pointer: str) -> None:
-    """Raise `masked_value_submitted` if a credential consists of `*` only: the mask of a form that was sent back.
+    """Raise `masked_value_submitted` if a credential consists only of `*`, the mask of a form that was sent back.
 
-    Call it for every credential that people submit, so that a mask never replaces the stored value.
+    Call this for every credential that people submit, so that a mask never replaces the stored value.
     """
     if value and not value.strip().strip("*"):
         detail = "This is the mask, not the value; leave the field out to keep what is stored."
@@ -48,28 +51,31 @@ def refuse_mask(value: str | None, pointer: str) -> None:
 
 
 def encoded_key(name: str, key: bytes) -> dict[str, str]:
-    """The encodings of a binary key, by name, for the redactor."""
+    """Return the text encodings of a binary key by name, for the redactor."""
     return {name: base64.b64encode(key).decode(), f"{name}.hex": key.hex()}
 
 
 def derive(master: bytes, purpose: str) -> bytes:
-    """A 256-bit key for one purpose: HKDF-SHA256 (RFC 5869), one block."""
+    """Derive a 256-bit key for one purpose with HKDF-SHA256 (RFC 5869), one block."""
     extracted = hmac.digest(b"corral", master, "sha256")
     return hmac.digest(extracted, purpose.encode() + b"\x01", "sha256")
 
 
 def new_secret() -> str:
-    """An opaque token of 256 bits, for a cookie, a header or a body."""
+    """Return a random opaque token of 256 bits, for a cookie, a header or a body."""
     return secrets.token_urlsafe(32)
 
 
 def digest(secret: str) -> str:
-    """The digest that is stored instead of an opaque token."""
+    """Return the SHA-256 digest that is stored instead of an opaque token."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 class MasterKey(NamedTuple):
-    """A master key: the operator's label such as `v2`, and the id in sealed values, which is derived from the key."""
+    """A master key.
+
+    `label` is chosen by the operator, for example `v2`. `id` is derived from the key and stored in each sealed value.
+    """
 
     label: str
     id: str
@@ -80,7 +86,10 @@ class MasterKey(NamedTuple):
 
 
 def parse_master_keys(text: str, source: str) -> list[MasterKey]:
-    """Parse `v2:<base64>,v1:<base64>`; the first is active. The text of `Refused` names `source`, never a key."""
+    """Parse `v2:<base64>,v1:<base64>`; the first key is active.
+
+    Raises `Refused`, whose text names `source` but never contains a key.
+    """
     keys: list[MasterKey] = []
     for number, part in enumerate(text.split(","), 1):
         label, _, encoded = part.strip().partition(":")
@@ -100,28 +109,28 @@ def parse_master_keys(text: str, source: str) -> list[MasterKey]:
 
 
 class Sealer(Protocol):
-    """Seals and opens values, and signs texts, with the master keys of the installation; a service for plugins.
+    """Seals and opens values, and signs data, with the master keys of the installation. A service for plugins.
 
-    `sealed`: no usable master key is loaded, so `seal` and `open` raise `Unavailable` (`vault_sealed`); digests and
-    signatures go on.
+    While `sealed` is true, no usable master key is loaded, so `seal` and `open` raise `Unavailable` (`vault_sealed`).
+    `mac` and `verify` still work.
     """
 
     sealed: bool
 
     def seal(self, plaintext: bytes, *, aad: str) -> bytes:
-        """Encrypt for one place (see `place`)."""
+        """Encrypt a value for one place (see `place`)."""
         ...
 
     def open(self, sealed: bytes, *, aad: str) -> bytes:
-        """The plaintext. Raises `SealedWrong` when the value was changed or belongs elsewhere."""
+        """Return the plaintext. Raises `SealedWrong` when the value was changed or belongs to another place."""
         ...
 
     def mac(self, purpose: str, data: bytes) -> bytes:
-        """HMAC-SHA256 of `data` for one purpose, until the master key is rotated."""
+        """Return the HMAC-SHA256 of `data` for one purpose. The result changes when the master key is rotated."""
         ...
 
     def verify(self, purpose: str, data: bytes, mac: bytes) -> bool:
-        """Whether `mac` belongs to `data`, under any of the keys."""
+        """Return whether `mac` is the MAC of `data` under any of the master keys."""
         ...
 
 
@@ -153,10 +162,11 @@ class KeyRotation(Protocol):
 
 
 class Keyring:
-    """The master keys of this process: the first seals values, all open them.
+    """The master keys of this process. The first key seals values; every key can open values.
 
-    The keyring is `sealed` if it has no key, or if `note_stored` finds that all stored values have other keys; then
-    sealing and opening raise `Unavailable` (`vault_sealed`). Digests still work, with a key of this process if needed.
+    The keyring is `sealed` if it contains no key, or if `note_stored` finds that all stored values need other keys.
+    Sealing and opening then raise `Unavailable` (`vault_sealed`). MACs still work; without any key they use a random
+    key of this process.
     """
 
     def __init__(self, keys: Sequence[MasterKey] = (), *, source: str = "", created: bool = False) -> None:
@@ -169,10 +179,11 @@ class Keyring:
 
     @classmethod
     def load(cls, config: Config, *, allow_create: bool = False) -> Keyring:
-        """The keys of the configuration, or else of the key file in the data folder.
+        """Load the master keys from the configuration, or else from the key file in the data folder.
 
-        Pass `allow_create` to create a missing file, only if no sealed value exists: a new key would hide that the
-        right one is lost. Raises `Refused` for a bad key, or one that others may read.
+        With `allow_create`, a missing key file is created. Use it only if no sealed value exists, because a new key
+        would hide that the right key is lost. Raises `Refused` for an invalid key, or a key file that other users can
+        read.
         """
         if config.keys.master_key:
             source = config.sources.get("keys.master_key", "keys.master_key")
@@ -190,12 +201,12 @@ class Keyring:
         return cls(parse_master_keys(text, str(path)), source=str(path), created=created)
 
     def credentials(self) -> dict[str, str]:
-        """The encodings of all keys, which must not appear in any text."""
+        """Return the encodings of all keys by name. They must not appear in any text."""
         return {name: text for key in self.keys for name, text in encoded_key(f"keys.{key.label}", key.secret).items()}
 
     @property
     def active(self) -> MasterKey:
-        """The key that seals values."""
+        """The master key that seals new values. Raises `Unavailable` if the keyring is sealed."""
         if self.sealed:
             raise Unavailable("No usable master key is loaded.", code="vault_sealed")
         return self.keys[0]
@@ -211,30 +222,37 @@ class Keyring:
         return {key.id: key.label for key in self.keys}
 
     def note_stored(self, key_ids: Iterable[str]) -> None:
-        """Pass the key ids of stored values. If none is known here, the keys are wrong and the keyring is sealed."""
+        """Seal or unseal the keyring according to the key ids of the stored values.
+
+        The keyring is sealed if there are stored values and none of them was sealed by a loaded key, because the loaded
+        keys are wrong then.
+        """
         stored = set(key_ids)
         self.sealed = not self.keys or (bool(stored) and stored.isdisjoint(self._by_id))
 
     def seal(self, plaintext: bytes, *, aad: str) -> bytes:
-        """Encrypt a value for one place (see `place`); the result is 97 bytes longer."""
+        """Encrypt a value for one place (see `place`). The result is 97 bytes longer than the plaintext."""
         head = _VERSION + bytes.fromhex(self.active.id)
         data_key = secrets.token_bytes(_DATA_KEY)
         wrapped = _encrypt(derive(self.active.secret, "wrap"), data_key, head)
         return head + wrapped + _encrypt(data_key, plaintext, _bound(aad))
 
     def open(self, sealed: bytes, *, aad: str) -> bytes:
-        """Decrypt. Raises `SealedWrong` for a changed or misplaced value, `Unavailable` without its master key."""
+        """Decrypt a value.
+
+        Raises `SealedWrong` for a changed or misplaced value, and `Unavailable` if its master key is not loaded.
+        """
         return _decrypt(self._data_key(sealed), sealed[_BODY:], _bound(aad))
 
     def rewrap(self, sealed: bytes) -> bytes:
-        """The same value wrapped by the active key."""
+        """Return the same value with its data key wrapped by the active master key."""
         head = _VERSION + bytes.fromhex(self.active.id)
         if sealed.startswith(head):
             return sealed
         return head + _encrypt(derive(self.active.secret, "wrap"), self._data_key(sealed), head) + sealed[_BODY:]
 
     def unwraps(self, sealed: bytes) -> bool:
-        """Whether a key of the ring unwraps the data key, which needs no `aad`."""
+        """Return whether a loaded master key can unwrap the value's data key. This needs no `aad`."""
         try:
             return bool(self._data_key(sealed))
         except (SealedWrong, Unavailable):
@@ -247,17 +265,17 @@ class Keyring:
         return _decrypt(derive(key.secret, "wrap"), sealed[_HEAD:_BODY], sealed[:_HEAD])
 
     def mac(self, purpose: str, data: bytes) -> bytes:
-        """HMAC-SHA256 with the active key: the same for the same data until the master key is rotated."""
+        """Return the HMAC-SHA256 with the active key. Equal data has an equal MAC until the master key is rotated."""
         return hmac.digest(derive(self._signing[0], f"mac/{purpose}"), data, "sha256")
 
     def verify(self, purpose: str, data: bytes, mac: bytes) -> bool:
-        """Whether `mac` is the MAC of `data` with any of the keys."""
+        """Return whether `mac` is the MAC of `data` under any of the keys."""
         keys = [derive(secret, f"mac/{purpose}") for secret in self._signing]
         return any(hmac.compare_digest(hmac.digest(key, data, "sha256"), mac) for key in keys)
 
 
 def key_id(sealed: bytes) -> str:
-    """The id of the master key that a sealed value needs."""
+    """Return the id of the master key that a sealed value needs. Raises `SealedWrong` if the value is malformed."""
     if sealed[:1] != _VERSION or len(sealed) < _BODY + _NONCE + _TAG:
         raise SealedWrong("not a sealed value")
     return sealed[1:_HEAD].hex()
@@ -287,7 +305,10 @@ def _decrypt(key: bytes, sealed: bytes, aad: bytes) -> bytes:
 
 
 def _create(path: Path) -> bool:
-    """Create the key file atomically. Of processes that start together, one creates it and the others read it."""
+    """Create the key file atomically and return whether this process did.
+
+    If processes start together, one of them creates the file and the others read it.
+    """
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     text = f"v1:{base64.b64encode(secrets.token_bytes(32)).decode()}\n"
     try:

@@ -1,7 +1,7 @@
-"""Which contributed callable a thread is inside of, so that one that does not come back has a name.
+"""Tracks which plugin callable each thread is running, so that a call that hangs can be attributed to its plugin.
 
-A call enters and leaves by a dictionary operation each; whoever takes its entry out (the call at its end, or who gives
-it up) owns how it ended.
+Entering and leaving a call costs one dictionary operation each. Either the call itself (when it ends) or the watchdog
+(when it abandons the call) removes the entry from `running`. Whichever removes the entry decides how the call ended.
 """
 
 from __future__ import annotations
@@ -13,39 +13,46 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 running: dict[int, Inside] = {}
-"""By thread; of calls within calls the innermost."""
+"""The innermost running call of each thread, by thread id."""
 given_up: dict[int, Inside] = {}
-"""By thread; calls that nobody waits for any more, and that have not come back."""
+"""Abandoned calls that have not returned yet, by thread id. No caller waits for them any more."""
 lanes: set[int] = set()
-"""Threads of the database, which have a time limit of their own."""
+"""Ids of the database threads, which have their own time limit."""
 room: ContextVar[str | None] = ContextVar("room", default=None)
-"""The plugin in whose name the current task runs."""
+"""The plugin on whose behalf the current task runs."""
 
 _giving_up = threading.Lock()
 
 
 class Contributed(Protocol):
-    """What is called, and of which plugin. `blamed`: whether a unit that it held up is no fault of the route or job."""
+    """A plugin callable, and the plugin that contributed it.
+
+    `blamed` is true if a unit that this callable blocks must not be counted against the route or job.
+    """
 
     plugin: str
     blamed: bool
 
     def stuck(self, thread: int) -> None:
-        """It is about to be given up; before it can have come back."""
+        """Called just before the call is abandoned, so always before `returned`."""
 
     def lost(self, thread: int) -> None:
-        """It did not come back in time, and nobody waits for it any more."""
+        """Called when the call has been abandoned because it did not return in time."""
 
     def returned(self, thread: int) -> None:
-        """A lost one has come back."""
+        """Called when an abandoned call returns after all."""
 
 
 class CallLost(BaseException):
-    """Raised in the thread of a call that was given up; not an `Exception`, so that nothing swallows it."""
+    """Raised in the thread of an abandoned call. Not an `Exception`, so that no handler swallows the error."""
 
 
 class Inside:
-    """A call that goes on; `ticks`: how often the watchdog has seen it so, and since it was given up with `error`."""
+    """One running call.
+
+    `ticks` counts the watchdog's checks since the call began, and since it was abandoned after that. `error` is the
+    exception raised in the thread when the call is abandoned.
+    """
 
     __slots__ = ("contributed", "error", "ticks")
 
@@ -54,13 +61,13 @@ class Inside:
 
 
 def leave(thread: int, entry: Inside, outer: Inside | None) -> bool:
-    """The call has ended; whether it had been given up."""
+    """Record that the call ended. Return whether it had been abandoned."""
     taken = running.pop(thread, None)
     if outer is not None:
         running[thread] = outer
     if taken is entry:
         return False
-    with _giving_up:  # who gave it up has raised by now; what was not delivered must not hit the next call
+    with _giving_up:  # `give_up` has raised its error by now; an undelivered error must not hit the thread's next call
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None)
         given_up.pop(thread, None)
     entry.contributed.returned(thread)
@@ -68,18 +75,18 @@ def leave(thread: int, entry: Inside, outer: Inside | None) -> bool:
 
 
 def inside(thread: int) -> Inside | None:
-    """The call that a thread is inside of, given up or not."""
+    """Return the call that a thread is running, whether abandoned or not, or None."""
     return running.get(thread) or given_up.get(thread)
 
 
 def awaits_database(thread: int) -> bool:
-    """Whether a thread waits for the server of a database, which itself ends what takes too long."""
+    """Return whether a thread is waiting for a database server, which enforces its own time limit on statements."""
     frame = sys._current_frames().get(thread)
     return frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "psycopg"
 
 
 def give_up(thread: int, entry: Inside, error: Any = CallLost) -> bool:
-    """Raise in a thread that is still inside of this call; whether it was."""
+    """Abandon the call by raising `error` in its thread. Return False if the thread is no longer inside this call."""
     with _giving_up:
         taken = running.pop(thread, None)
         if taken is not entry:
@@ -94,7 +101,7 @@ def give_up(thread: int, entry: Inside, error: Any = CallLost) -> bool:
 
 
 def insist(thread: int, entry: Inside) -> None:
-    """Raise once more in a thread that is still inside of a call that was given up."""
+    """Raise the error again in a thread that is still inside an abandoned call."""
     with _giving_up:
         if given_up.get(thread) is entry:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(entry.error))

@@ -1,7 +1,7 @@
-"""Problems (RFC 9457): every error that a client receives.
+"""Problems (RFC 9457): every error response that a client receives.
 
-Services raise subclasses such as `NotFound` or `Conflict`, which become `application/problem+json`. Clients rely on the
-stable `code`; `detail` is a sentence for people.
+Services raise subclasses such as `NotFound` or `Conflict`, which are rendered as `application/problem+json`. Clients
+rely on the stable `code`. `detail` is a sentence for people.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-# code -> (HTTP status, title). A code has one status; plugins add theirs with `declare_codes`.
+# Maps each code to (HTTP status, title). A code has exactly one status. Plugins add codes with `declare_codes`.
 CODES: dict[str, tuple[int, str]] = {
     "malformed_json": (400, "The body is not valid JSON"),
     "malformed_multipart": (400, "The multipart body is malformed"),
@@ -66,13 +66,16 @@ CODES: dict[str, tuple[int, str]] = {
     "shutting_down": (503, "Shutting down"),
 }
 LIMITING_CODES: set[str] = set()
-"""Codes that may stand in `Principal.limited`: all routes but those marked `limited` may answer them."""
+"""Codes allowed in `Principal.limited`. All routes except those marked `limited` may answer with them."""
 
 
 def declare_codes(codes: Mapping[str, tuple[int, str]], *, limiting: bool = False) -> None:
-    """Add the problem codes of a plugin, `{code: (HTTP status, title)}`; its `api` module does so when it is imported.
+    """Declare the problem codes of a plugin, `{code: (HTTP status, title)}`.
 
-    Raises `ValueError` for a code that exists with another status or title.
+    Call it when the plugin's `api` is imported.
+
+    With `limiting`, the codes may also be used in `Principal.limited`. Raises `ValueError` for a code that exists with
+    another status or title.
     """
     for code, meaning in codes.items():
         if CODES.setdefault(code, meaning) != meaning:
@@ -82,7 +85,11 @@ def declare_codes(codes: Mapping[str, tuple[int, str]], *, limiting: bool = Fals
 
 
 class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An item of `errors[]`: a JSON pointer, `/query/<name>` or `/header/<name>`, with a code and a description."""
+    """An item of `errors[]` in a problem document.
+
+    `pointer` is a JSON pointer, `/query/<name>` or `/header/<name>`. `code` is stable, and `detail` describes the
+    fault.
+    """
 
     pointer: str
     code: str
@@ -90,15 +97,18 @@ class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Failure(Exception):
-    """Base of expected failures, such as a tool's error response: they do not count as errors of the plugin."""
+    """Base class of expected failures, such as a tool's error response. They do not count as errors of a plugin."""
 
 
 class ContributionFailed(Failure):
-    """A contribution of a plugin failed, which was counted against the plugin; the caller continues without it."""
+    """Raised when a plugin's contribution failed.
+
+    The error was counted against the plugin; the caller continues without it.
+    """
 
 
 class Problem(Failure):
-    """A failure with a stable code. `members` such as `current_status` are added to the document."""
+    """A failure with a stable code. `members` such as `current_status` are added to the problem document."""
 
     default: ClassVar[str] = "internal"
 
@@ -119,7 +129,7 @@ class Problem(Failure):
         super().__init__(f"{self.code}: {self.detail}")
 
     def document(self, instance: str, request_id: str) -> dict[str, Any]:
-        """The RFC 9457 document, with at most 100 faults."""
+        """Return the RFC 9457 document, with at most 100 items in `errors`."""
         body: dict[str, Any] = {
             "type": f"/problems/{self.code}",
             "title": self.title,
@@ -160,7 +170,7 @@ class NotFound(Problem):
 
 
 class Conflict(Problem):
-    """409: the state of the object does not allow it. Pass `current_status=` with `invalid_state`."""
+    """409: the state of the object does not allow the operation. Pass `current_status=` with `invalid_state`."""
 
     default = "invalid_state"
 
@@ -184,18 +194,18 @@ class TooLarge(Problem):
 
 
 class Invalid(Problem):
-    """422: the request is well-formed but not valid; `errors` lists the faults."""
+    """422: the request is well-formed but not valid. `errors` lists the faults."""
 
     default = "validation_error"
 
     @classmethod
     def at(cls, pointer: str, code: str, detail: str, *, problem: str | None = None) -> Invalid:
-        """A problem with one fault: `Invalid.at("/name", "not_unique", "…")`."""
+        """Return a problem with one fault, for example `Invalid.at("/name", "not_unique", "…")`."""
         return cls(detail, code=problem, errors=(Fault(pointer, code, detail),))
 
 
 class _RetryLater(Problem):
-    """Base of problems with a `Retry-After` header; `retry_after` is in seconds."""
+    """Base class of problems with a `Retry-After` header. `retry_after` is in seconds."""
 
     def __init__(self, detail: str = "", *, retry_after: int = 1, code: str | None = None, **members: Any) -> None:
         super().__init__(detail, code=code, headers={"Retry-After": str(retry_after)}, **members)
@@ -214,15 +224,18 @@ class Unavailable(_RetryLater):
 
 
 class NoUnit(RuntimeError):
-    """A service was called outside of a unit of work."""
+    """Raised when a service is called outside a unit of work."""
 
 
 class NestedUnit(RuntimeError):
-    """`work()` was called inside a unit of work."""
+    """Raised when `work()` is called inside a unit of work."""
 
 
 class Refused(Exception):
-    """The process must not start with this configuration (exit status 3); `faults` are lines for the operator."""
+    """Raised when the process must not start with its configuration (exit status 3).
+
+    `faults` are lines for the operator.
+    """
 
     def __init__(self, *faults: str) -> None:
         self.faults = faults

@@ -1,7 +1,7 @@
-"""Every hook of the kernel: the whole surface by which a plugin contributes.
+"""All hook specifications of the kernel. A plugin contributes to Corral only through these hooks.
 
-Each is called once at boot for one plugin at a time. Plural names: everyone contributes a list. What is returned is
-merged only if all hooks of the plugin succeeded. Order never carries meaning.
+Each hook is called once at boot, for one plugin at a time. A hook with a plural name returns a list. The results of a
+plugin are used only if all of its hooks succeed. The order of plugins and results never matters.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ hookspec = pluggy.HookspecMarker("corral")
 
 
 class Manager(pluggy.PluginManager):
-    """Each plugin has one; pluggy looks so thoroughly at all that modules have that it would be a fifth of a boot."""
+    """The plugin manager; each plugin has its own.
+
+    Overrides pluggy's inspection of every module attribute, which would take a fifth of the boot time.
+    """
 
     def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
         return getattr(getattr(module_or_class, name, None), "__dict__", {}).get(f"{self.project_name}_spec")
@@ -35,89 +38,98 @@ class Manager(pluggy.PluginManager):
 
 @hookspec
 def corral_services() -> Iterable[Provide]:  # type: ignore[empty-body]
-    """Services: types that other plugins and the own routes, jobs and subscribers may ask for."""
+    """Return the services that other plugins and this plugin's routes, jobs and subscribers can request by type."""
 
 
 @hookspec
 def corral_routes() -> Iterable[Routes]:  # type: ignore[empty-body]
-    """Groups of HTTP routes."""
+    """Return groups of HTTP routes."""
 
 
 @hookspec
 def corral_sockets() -> Iterable[Socket]:  # type: ignore[empty-body]
-    """WebSocket endpoints."""
+    """Return WebSocket endpoints."""
 
 
 @hookspec
 def corral_models() -> Iterable[type[Model]]:  # type: ignore[empty-body]
-    """Tables; their names begin with the plugin's name, their migrations lie in `migrations/` beside `plugin.py`."""
+    """Return database models.
+
+    Table names begin with the plugin's name. The migrations are in `migrations/` next to `plugin.py`.
+    """
 
 
 @hookspec
 def corral_events() -> Iterable[type[Event]]:  # type: ignore[empty-body]
-    """Events that the plugin emits, with their visibility and payload."""
+    """Return the events that the plugin emits, with their visibility and payload."""
 
 
 @hookspec
 def corral_subscribers() -> Iterable[Subscriber]:  # type: ignore[empty-body]
-    """Durable consumers of the event log: at least once, in order, in a unit that moves the cursor."""
+    """Return durable consumers of the event log.
+
+    Each event is delivered at least once and in order, in a unit of work that also advances the consumer's cursor.
+    """
 
 
 @hookspec
 def corral_jobs() -> Iterable[Job]:  # type: ignore[empty-body]
-    """Background jobs that `enqueue` may name."""
+    """Return background jobs that `enqueue` can start by name."""
 
 
 @hookspec
 def corral_schedules() -> Iterable[Schedule]:  # type: ignore[empty-body]
-    """Jobs that run once every slot, whatever the number of processes."""
+    """Return periodic jobs. Each period runs once, in whichever process claims it."""
 
 
 @hookspec
 def corral_settings() -> Iterable[Setting[Any]]:  # type: ignore[empty-body]
-    """Run-time settings of the category named like the plugin."""
+    """Return run-time settings. Their category is the plugin's name."""
 
 
 @hookspec
 def corral_authenticators() -> Iterable[type[Authenticator]]:  # type: ignore[empty-body]
-    """Forms of credential; the classes are made like services, by constructor."""
+    """Return authenticators, one for each credential format.
+
+    The classes are instantiated like services, with services passed to the constructor.
+    """
 
 
 @hookspec
 def corral_gates() -> Iterable[Gate | Meter]:  # type: ignore[empty-body]
-    """Checks before a route is looked up, and what counts requests."""
+    """Return gates, which check every request before its route is looked up, and meters, which count requests."""
 
 
 @hookspec
 def corral_health_checks() -> Iterable[HealthCheck]:  # type: ignore[empty-body]
-    """Dependencies shown at `/settings/health`."""
+    """Return health checks of dependencies, shown at `/settings/health`."""
 
 
 @hookspec
 def corral_metrics() -> Iterable[Metric]:  # type: ignore[empty-body]
-    """Series read at scrape time, with bounded labels."""
+    """Return metrics that are read at scrape time. Each label has a bounded set of values."""
 
 
 @hookspec
 def corral_commands() -> Iterable[click.Command]:  # type: ignore[empty-body]
-    """Commands of `corral`; called without a kernel."""
+    """Return subcommands of `corral`. Called without a kernel."""
 
 
 @hookspec
 def corral_hookspecs() -> Iterable[Any]:  # type: ignore[empty-body]
-    """Modules with hook specifications that this plugin offers to others."""
+    """Return modules with hook specifications that this plugin offers to other plugins."""
 
 
 @hookspec(firstresult=True)
 def corral_blob_store(url: str) -> BlobStore | None:
-    """The store for a storage URL; None: not mine."""
+    """Return the blob store for a storage URL, or None if the plugin does not support this URL."""
 
 
 @hookspec(firstresult=True)
 def corral_bus(url: str) -> Bus | None:
-    """The bus for a Redis URL; None: not mine."""
+    """Return the notification bus for a Redis URL, or None if the plugin does not support this URL."""
 
 
 @hookspec(firstresult=True)
 def corral_job_queue(url: str) -> JobQueue | None:
-    """The shared queue of jobs for a Redis URL; None: not mine."""
+    """Return the shared job queue for a Redis URL, or None if the plugin does not support this URL."""

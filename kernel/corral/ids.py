@@ -1,4 +1,4 @@
-"""UUIDv7 identifiers, the ids of all tables: 36 characters, sortable by time. They are not secrets."""
+"""UUIDv7 identifiers, the primary keys of all tables. They have 36 characters, sort by time and are not secrets."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ ID_PATTERN = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-
 
 
 def new_id() -> str:
-    """A new UUIDv7, lower case with hyphens."""
+    """Return a new UUIDv7 in lower case with hyphens."""
     return str(uuid7())
 
 
 def parse_id(text: str) -> str | None:
-    """The canonical form of an id in a path or body; None if it is not valid."""
+    """Return the canonical form of an id from a path or body, or None if the id is not valid."""
     return text.lower() if ID_PATTERN.fullmatch(text) else None

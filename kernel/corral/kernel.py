@@ -1,6 +1,6 @@
-"""The composition root: `boot()` loads, migrates and wires an installation, `start()` runs it, `stop()` ends it.
+"""The composition root. `boot()` loads, migrates and wires an installation; `start()` runs it; `stop()` shuts it down.
 
-Plugins never see the kernel; only `asgi` and `cli` do.
+Plugins never access the kernel object. Only `asgi` and `cli` do.
 """
 
 from __future__ import annotations
@@ -67,9 +67,10 @@ def boot(
     migrations: bool | None = None,
     create_keys: bool = True,
 ) -> Kernel:
-    """Load, migrate and wire. `plugins` replaces discovery (tests); `migrations` None: as configured by engine.
+    """Load, migrate and wire an installation.
 
-    Raises `Refused` (exit 3) and `Pending` (exit 4).
+    `plugins` replaces discovery, for tests. With `migrations=None` the configuration and the database engine decide
+    whether migrations are applied. Raises `Refused` (exit status 3) and `Pending` (exit status 4).
     """
     keyring = Keyring.load(config)
     database = connect(
@@ -99,7 +100,7 @@ def _check_enabled(config: Config, records: list[PluginRecord]) -> None:
 
 
 def _flush(unit: Unit) -> None:
-    """The rows are written; now everything that waited for them, then audit, jobs and events, in this order."""
+    """Run the unit's `before` callbacks, then write its audit rows, jobs and events, in this order."""
     for finish in unit.before:
         finish()
     for write in unit.audit:
@@ -109,7 +110,7 @@ def _flush(unit: Unit) -> None:
 
 
 class Kernel:
-    """A wired installation that can be started and stopped; its attributes are the parts."""
+    """A wired installation that can be started and stopped. Its attributes are its components."""
 
     def __init__(self, config: Config, plugins: list[PluginRecord], database: Database, keyring: Keyring) -> None:
         self.config, self.plugins, self.database, self.keyring = config, plugins, database, keyring
@@ -138,15 +139,15 @@ class Kernel:
 
     @property
     def active(self) -> list[PluginRecord]:
-        """The active plugins, in the order in which they start."""
+        """The active plugins, in start order."""
         return [record for record in self.plugins if record.active]
 
     def scope(self, record: PluginRecord) -> Scope:
-        """The services that a plugin may have."""
+        """Return the scope of services that a plugin can request."""
         return self.wiring.scope(record)
 
     def wire(self) -> None:
-        """Offer the kernel's services, wire the plugins, and give consumers and jobs to their runners."""
+        """Register the kernel's services, wire the plugins, and pass consumers and jobs to their runners."""
         for kind, service in self._services().items():
             self.container.add(kind, service)
         self.settings.declare(KERNEL_SETTINGS, KERNEL)
@@ -163,7 +164,7 @@ class Kernel:
                 self.database.plugin_by_label |= dict.fromkeys(labels, record.name)
 
     def _services(self) -> dict[Any, Any]:
-        """The services that every plugin may ask for."""
+        """Return the services that every plugin can request, by type."""
         config, folder, url = self.config, self.config.files_dir, self.config.storage.url or ""
         return {
             Installation: Installation.of(config),
@@ -191,7 +192,10 @@ class Kernel:
         }
 
     def _shows_settings(self, plugin: str) -> bool:
-        """Whether the settings of a plugin are shown; a plugin out of service keeps its own, hidden."""
+        """Return whether a plugin's settings are shown.
+
+        Settings of a plugin that is out of service are kept but hidden.
+        """
         record = self.registry.get(plugin)
         return plugin == KERNEL or (record is not None and record.serves)
 
@@ -230,9 +234,10 @@ class Kernel:
             raise Refused(*broken)
 
     async def start(self, *, jobs: bool = True, share: bool = False) -> None:
-        """Start the feed, the plugins and, with `jobs`, jobs, schedules and consumers, on the running loop.
+        """Start the feed and the plugins on the running event loop.
 
-        New jobs are announced to the shared queue, if there is one, when this process runs none, or is to `share`.
+        With `jobs`, also start jobs, schedules and consumers. New jobs are announced to the shared queue, if there is
+        one, when this process runs no jobs or `share` is set.
         """
         asyncio.get_running_loop().set_default_executor(self.threads)
         self.watchdog.start()
@@ -258,7 +263,7 @@ class Kernel:
                 self.supervisor.start(f"consumer {consumer.name}", consumer.run)
 
     async def _start_plugin(self, record: PluginRecord) -> None:
-        """A plugin whose start raises is `failed`, and so is a third-party one that takes too long."""
+        """Start one plugin. Mark it `failed` if `start()` raises, or if a third-party plugin exceeds the time limit."""
         before, me = self.active, asyncio.current_task()
         limit = None if record.found.built_in else START_SECONDS
         runtime = PluginRuntime(
@@ -279,25 +284,29 @@ class Kernel:
                     self.registry.publish(item)
 
     async def serving(self, address: str) -> None:
-        """The server accepts connections at `address`."""
+        """Record that the server accepts connections at `address`, and call the plugins' `when_serving` callbacks."""
         self.lifecycle.address = address
         self.egress.register_server(self.config.server.bind, address)
         for run in self.lifecycle.serving:
             await run(address)
 
     async def drain(self, seconds: float) -> None:
-        """Before the server stops, end what serves through it (the embedded worker) and let running jobs finish."""
+        """Let running jobs finish and call the `when_draining` callbacks before the server stops.
+
+        Waits at most `seconds`.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await asyncio.gather(self.runner.settle(seconds), *[run() for run in self.lifecycle.draining])
 
     async def stop(self) -> None:
-        """End plugins, background work and connections, in that order."""
+        """Stop plugins, background tasks and connections, in this order."""
         for record in reversed(self.plugins):
             if record.serves and record.plugin is not None:
                 await self._tasks(record).once("stop", record.plugin.stop, STOP_SECONDS)()
         await self.supervisor.stop()
-        # Other processes follow at once. A lease that cannot be released, the database being away, expires by itself.
+        # Releasing the leases lets other processes take over at once. If the database is unreachable, the leases
+        # expire.
         await asyncio.gather(*[consumer.stop() for consumer in self._following], return_exceptions=True)
         await self.bus.stop()
         if self.queue is not None:

@@ -1,6 +1,7 @@
-"""The contract of a plugin: one class with a manifest (class attributes) and hook implementations that contribute.
+"""The plugin contract: one class whose class attributes are the manifest and whose hook implementations contribute.
 
-Hooks contribute once, at boot, in any order; events react after commit; services answer. See `corral.hookspecs`.
+Hooks contribute once, at boot, in any order. Subscribers handle events after the commit. Services answer calls. The
+hooks are specified in `corral.hookspecs`.
 """
 
 from __future__ import annotations
@@ -27,80 +28,93 @@ SeriesName = Annotated[str, msgspec.Meta(pattern="^[a-z_][a-z0-9_]*$")]
 
 
 class Plugin:
-    """Base of every plugin. The first line of the class docstring is its title, the rest its description."""
+    """Base class of all plugins. The first line of the class docstring is the title, the rest is the description."""
 
     name: ClassVar[str]
-    """Identifier: config section, table prefix and permission prefix."""
+    """Identifier of the plugin; the name of its config section and the prefix of its tables and permissions."""
     requires: ClassVar[tuple[str, ...]] = ()
-    """Plugins that must be active, else this one is `blocked`; their services come by constructor."""
+    """Plugins that must be active, otherwise this plugin is `blocked`. Their services are passed to constructors."""
     wants: ClassVar[tuple[str, ...]] = ()
-    """Plugins whose services are used if active; they arrive as `X | None`."""
+    """Optional plugins. Their services are passed as `X | None`, and are None while the plugin is not active."""
     config: ClassVar[type[msgspec.Struct] | None] = None
-    """Shape of `[plugins.<name>]`."""
+    """The type of the config section `[plugins.<name>]`."""
     permissions: ClassVar[Sequence[Permission]] = ()
     prefixes: ClassVar[tuple[str, ...]] = ()
-    """Prefixes of permissions, settings, jobs and tables that this plugin owns beside its name; built-in ones only."""
+    """Further prefixes of permissions, settings, jobs and tables that a built-in plugin owns besides its name."""
     protected: ClassVar[Protection] = False
-    """True: cannot be disabled or quarantined. `"essential"`: moreover, the process does not serve without it.
+    """True: the plugin cannot be disabled or quarantined. `"essential"`: also, the process does not serve without it.
 
-    Only plugins of Corral's own distribution may be protected. Write a literal: it is read from the source of a plugin
-    that cannot be imported.
+    Only plugins of Corral's own distribution may be protected. Assign a literal, because the value is parsed from the
+    source code when the plugin cannot be imported.
     """
     starts_first: ClassVar[bool] = False
-    """Start before plugins that it does not require: what it does must precede their writes and reads of settings."""
+    """Start before plugins that this plugin does not require.
+
+    Use it for work that must precede their writes and reads of settings.
+    """
     kernel_api: ClassVar[int] = KERNEL_API
 
     def __init__(self, settings: Any = None) -> None:
         self.section = settings
-        """The validated `[plugins.<name>]`, an instance of `config`."""
+        """The validated config section `[plugins.<name>]`, an instance of `config`."""
 
     async def start(self, runtime: Runtime) -> None:
-        """Called after boot, before the first request; raise to be `failed`."""
+        """Start the plugin.
+
+        Called after boot, before the first request. Raise an exception to mark the plugin `failed`.
+        """
 
     async def stop(self) -> None:
-        """Called at shutdown, after the last request."""
+        """Stop the plugin. Called at shutdown, after the last request."""
 
     @classmethod
     def title(cls) -> str:
-        """The first line of the docstring."""
+        """Return the first line of the class docstring."""
         return (inspect.getdoc(cls) or cls.name).partition("\n")[0]
 
     @classmethod
     def description(cls) -> str:
-        """The docstring after its first line."""
+        """Return the class docstring without its first line."""
         return (inspect.getdoc(cls) or "").partition("\n")[2].strip()
 
 
 class Runtime(Protocol):
-    """What a plugin may do while it runs."""
+    """The functions that a plugin can use while it runs."""
 
     @property
     def address(self) -> str | None:
-        """`http://127.0.0.1:8000` once the server listens; None in commands and tests without a server."""
+        """The server's base URL such as `http://127.0.0.1:8000`.
+
+        None before the server listens, and where nothing is served.
+        """
         ...
 
     def service(self, kind: type[T]) -> T:
-        """A service of this plugin or of one that it requires."""
+        """Return a service of this plugin or of a plugin that it requires."""
         ...
 
     def supervise(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        """Run a background task until shutdown; when it ends or raises it is restarted with backoff (1 s to 60 s)."""
+        """Run a background task until shutdown.
+
+        A task that returns or raises is restarted with backoff (1 s to 60 s).
+        """
         ...
 
     def when_serving(self, run: Callable[[str], Awaitable[None]]) -> None:
-        """Call `run(address)` once the server accepts connections; never called where nothing is served."""
+        """Call `run(address)` once the server accepts connections. Never called in processes that do not serve."""
         ...
 
     def when_draining(self, run: Callable[[], Awaitable[None]]) -> None:
-        """Call `run` at shutdown while the server still answers; at most some seconds are given to it."""
+        """Call `run` at shutdown while the server still answers. The call has a limit of some seconds."""
         ...
 
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of the operator's configuration that plugins may read; a service of the kernel.
+    """The part of the operator's configuration that plugins may read. The kernel provides it as a service.
 
-    `secrets`: the values of `CORRAL_SECRET_<NAME>`, by name. `processes`: the number of server processes. `is_public`:
-    the server listens on more than the loopback interface. `bootstrap_admin`: an email address and a password.
+    `secrets` maps the name in each `CORRAL_SECRET_<NAME>` variable to its value. `processes` is the number of server
+    processes. `is_public` is true if the server listens on more than the loopback interface. `bootstrap_admin` is an
+    email address and a password.
     """
 
     data_dir: Path
@@ -122,12 +136,12 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     is_public: bool = False
     key_in_data_dir: bool = False
 
-    def __repr__(self) -> str:  # it holds secrets, and a repr ends up in logs
+    def __repr__(self) -> str:  # the fields include secrets, and a repr may be logged
         return f"<Installation {self.data_dir}>"
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """The part of the configuration."""
+        """Return the part of the configuration that plugins may read."""
         email, password = config.bootstrap_admin_email, config.bootstrap_admin_password
         same = ("data_dir", "local_model", "secrets", "metrics_token", "safe_mode", "rate_limits", "ip_rules_disabled")
         return cls(
@@ -144,38 +158,40 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def here(cls, config_path: Path | None = None) -> Self:
-        """For commands, which have no kernel: as `corral serve` would read it. Raises `Refused`."""
+        """Load the configuration as `corral serve` would. For commands, which have no kernel. Raises `Refused`."""
         from corral.config.reader import load
 
         return cls.of(load(path=config_path))
 
 
 class CommandSession(Protocol):
-    """A kernel for one command on the machine itself; see `OpenSession`."""
+    """A kernel for a single command that runs on the server's machine; see `OpenSession`."""
 
     caller: Principal
 
     def service(self, kind: type[T]) -> T:
-        """A service by type."""
+        """Return a service by its type."""
         ...
 
     def run(self, fn: Callable[[], T], *, read: bool = False) -> T:
-        """Run `fn` as one unit, whose actor is the operating-system user, and wait for its COMMIT."""
+        """Run `fn` as one unit of work with the operating-system user as actor, and wait for its COMMIT."""
         ...
 
 
 OpenSession = Callable[[Path | None, str], AbstractContextManager[CommandSession]]
-"""The object of the click context of every command (`@click.pass_obj`): `with open(config_path, label) as session`.
+"""The object in the click context of every command (`@click.pass_obj`): `with open(config_path, label) as session`.
 
-A kernel on the installation's own database, beside a running server. Raises `Refused`, which the caller lets through.
+It opens a kernel on the installation's own database, alongside a running server. It raises `Refused`, which commands
+must not catch.
 """
 
 
 class Provide(msgspec.Struct, frozen=True):
-    """`Provide(Tasks, TasksService)`: who asks for the type gets the one instance.
+    """Declares a service: `Provide(Tasks, TasksService)` injects one shared instance wherever `Tasks` is requested.
 
-    Constructor parameters of `factory` are services of the kernel, of this plugin and of its `requires`. Attributes of
-    the class annotated `X | None` are filled once all are made, with services of its `wants` (None: not active).
+    Constructor parameters of `factory` are services of the kernel, of this plugin and of the plugins in its `requires`.
+    Class attributes annotated `X | None` are set after all services are created, to services of the plugins in `wants`
+    (None if the plugin is not active).
     """
 
     kind: type[Any]
@@ -183,16 +199,17 @@ class Provide(msgspec.Struct, frozen=True):
 
 
 class Settings(Protocol):
-    """Reads settings as they are now: environment and file before what is stored, that before defaults."""
+    """Reads the current values of settings. Environment and file override stored values, which override defaults."""
 
     def get(self, setting: Setting[T]) -> T: ...
 
 
 class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
-    """A declared run-time value `category.key`. `kind` is the Python type; `null` is allowed where the default is None.
+    """A declared run-time setting `category.key`. `kind` is the Python type; `null` is allowed if the default is None.
 
-    Bounds are of a number, or of the length of a text or list. `check(value, all values)` judges what no type says,
-    also beside other settings: what is wrong, as the rest of a sentence `category.key …`, or None.
+    `minimum` and `maximum` limit a number, or the length of a text or list. `check(value, settings)` validates a value
+    beyond its type, also against other settings. It returns None, or the problem as the end of a sentence that begins
+    with `category.key`.
     """
 
     name: str
@@ -203,18 +220,19 @@ class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
-    pattern: str | None = None  # of the whole text, or of each text of a list
+    pattern: str | None = None  # must match the whole text, or each text of a list
     check: Callable[[Any, Settings], str | None] | None = None
-    env: str = ""  # the variable `CORRAL_…` that pins it
+    env: str = ""  # the environment variable `CORRAL_…` that pins the setting
     restart_required: bool = False
     secret: bool = False
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the audit log, written in the transaction of the change. Who acts comes from the unit's entry.
+    """One row of the audit log, written in the transaction of the change. The actor is taken from the unit's entry.
 
-    `action`: `<area>.<noun>.<verb>`. `changes`: field to `(from, to)`; a secret field is named with `SECRET_CHANGE`.
-    `details`: what else an auditor must know; bodies never. Both pass the redactor. `code`: why not `success`.
+    `action` is `<area>.<noun>.<verb>`. `changes` maps a field to `(from, to)`; use `SECRET_CHANGE` for a secret field.
+    `details` holds further facts for auditors, but never request bodies. `changes` and `details` are redacted. `code`
+    is the reason for an `outcome` other than `success`.
     """
 
     action: str
@@ -231,44 +249,50 @@ SECRET_CHANGE = (None, "changed")
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The `changes` of an audit entry: the fields of `after` that `before` does not have with the same value."""
+    """Return the `changes` of an audit entry: the fields of `after` whose values differ from those in `before`."""
     return {name: (before.get(name), value) for name, value in after.items() if before.get(name) != value}
 
 
 class Audit(Protocol):
-    """Records privileged changes; provided by the plugin `audit`."""
+    """Records privileged changes. The plugin `audit` provides this service."""
 
     @property
     def verbose(self) -> bool:
-        """Whether reads and ordinary writes are to be recorded as well."""
+        """Whether reads and ordinary writes are recorded too."""
         ...
 
     def record(self, entry: AuditEntry) -> None:
-        """Add a row to the current unit; raises `Unavailable(audit_unavailable)` when it cannot be written."""
+        """Add a row to the current unit. Raises `Unavailable(audit_unavailable)` when the row cannot be written."""
         ...
 
 
 class Contributions(Protocol):
-    """What active plugins contribute to the hooks of a plugin; ask when it is needed, not while services are made."""
+    """Returns the contributions of active plugins to a plugin's own hooks.
+
+    Call `of` when the contributions are needed, not while services are being constructed.
+    """
 
     def of(self, hook: str) -> list[tuple[str, Any]]:
-        """`(plugin, item)` for everything contributed to a hook."""
+        """Return `(plugin, item)` for each item contributed to a hook."""
         ...
 
 
 class HealthCheck(msgspec.Struct, frozen=True):
-    """A dependency at `/settings/health`. `check` runs in a thread for at most 2 s and returns `(status, sentence)`."""
+    """A dependency shown at `/settings/health`.
+
+    `check` runs in a thread for at most 2 s and returns `(status, sentence)`.
+    """
 
     name: str
     check: Callable[[], tuple[str, str]]
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
-    """A series read at scrape time, in a read unit: `collect(…services)` gives `{label values: number}`.
+    """A metric that is read at scrape time in a read unit. `collect(…services)` returns `{label values: number}`.
 
-    `labels`: the values each may take; others count as `other`. Counters and histograms
-    (`corral.metrics.histogram.Histogram`) are of this process and summed over those that serve the address; gauges
-    are of the installation, or `of_process`.
+    `labels` lists the allowed values of each label; other values are counted as `other`. Counters and histograms
+    (`corral.metrics.histogram.Histogram`) belong to this process and are summed over the processes that serve the same
+    address. A gauge describes the whole installation, or only this process if `of_process` is true.
     """
 
     name: SeriesName
@@ -281,15 +305,21 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
 
 @runtime_checkable
 class Gate(Protocol):
-    """A check of every request before its route is looked up; raises a `Problem` to refuse."""
+    """A check of every request before its route is looked up. Raises a `Problem` to refuse the request."""
 
     def check(self, client_ip: str, method: str, path: str) -> None:
-        """Called on the event loop: no I/O. Sockets and streams are judged again every second while they last."""
+        """Check a request.
+
+        Called on the event loop, so no I/O. Open sockets and streams are checked again every second.
+        """
         ...
 
 
 class Quota(NamedTuple):
-    """What is left of a limit after a request; of several the tightest is told in `RateLimit-*`."""
+    """The remaining allowance of a rate limit after a request.
+
+    If several limits apply, the `RateLimit-*` headers report the one closest to exhaustion.
+    """
 
     limit: int
     remaining: int
@@ -298,24 +328,27 @@ class Quota(NamedTuple):
 
 @runtime_checkable
 class Meter(Protocol):
-    """Counts requests. Called on the event loop: no I/O. Raises `TooMany`."""
+    """Counts requests and enforces rate limits by raising `TooMany`. Called on the event loop, so no I/O."""
 
     def arrive(self, client_ip: str, route: Route | None, *, anonymous: bool) -> Quota | None:
-        """`route` is None where nothing is served. Who is not `anonymous` comes here for a rate `per="client"` only."""
+        """Count a request before its caller is known. `route` is None if no route matches.
+
+        A request with a credential is counted here only for a rate with `per="client"`.
+        """
         ...
 
     def enter(self, caller: Principal, route: Route, client_ip: str) -> Quota | None:
-        """The caller is known. Where this returns, `leave` follows when the answer is there."""
+        """Count a request of a known caller. If this returns, `leave` is called once the response is ready."""
         ...
 
     def leave(self, caller: Principal) -> None:
-        """The answer is there; of a stream, its beginning."""
+        """Record that the response is ready. For a stream, this is when the stream begins."""
         ...
 
 
 class RateLimits(Protocol):
-    """Limits whose key only a handler knows; provided by the plugin `security`."""
+    """Rate limits whose key is known only to the handler. The plugin `security` provides this service."""
 
     def take(self, rate: Rate, key: str) -> None:
-        """Count one; on the event loop, before the unit. Raises `TooMany` when the bucket is empty."""
+        """Count one request. Call it on the event loop, before the unit. Raises `TooMany` when the bucket is empty."""
         ...

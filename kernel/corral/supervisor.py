@@ -1,4 +1,4 @@
-"""Supervises background tasks: restarts them with backoff when they end or raise."""
+"""Runs background tasks and restarts them with backoff when they return or raise."""
 
 from __future__ import annotations
 
@@ -18,35 +18,38 @@ UNAVAILABLE_DELAY = 2.0  # tasks resume within 10 s of the dependency that they 
 
 
 class Owner(Protocol):
-    """The owner of a task, such as a plugin."""
+    """The owner of a background task, such as a plugin."""
 
     def failed(self, task: str, error: BaseException | None) -> None:
-        """The task raised an error, or ended (None)."""
+        """Called when the task raised `error`, or returned (`error` is None)."""
         ...
 
     async def held(self, task: str) -> None:
-        """The task keeps failing; returns when it may be started again."""
+        """Called when the task keeps failing. Returns when the task may be started again."""
         ...
 
 
 class Supervisor:
-    """Keeps named tasks running on the event loop."""
+    """Keeps named background tasks running on the event loop."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def start(self, name: str, run: Callable[[], Awaitable[None]], owner: Owner | None = None) -> None:
-        """Run until `stop`. After five restarts in a row the owner decides; `Unavailable` only delays the task."""
+        """Run a task until `stop`.
+
+        After five restarts in a row the owner is asked; `Unavailable` only delays the restart.
+        """
         self._tasks[name] = asyncio.get_running_loop().create_task(self._keep(name, run, owner), name=name)
 
     async def end(self, name: str) -> None:
-        """End one task."""
+        """Stop one task and wait until it has stopped."""
         if (task := self._tasks.pop(name, None)) is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
     async def stop(self) -> None:
-        """End all tasks and wait for them."""
+        """Stop all tasks and wait until they have stopped."""
         await asyncio.gather(*map(self.end, tuple(self._tasks)))
 
     async def _keep(self, name: str, run: Callable[[], Awaitable[None]], owner: Owner | None) -> None:
@@ -70,7 +73,7 @@ class Supervisor:
             delay = min(MAX_DELAY, delay * GROWTH)
 
     async def _once(self, name: str, run: Callable[[], Awaitable[None]]) -> BaseException | None:
-        """Run the task once; returns its error. `SystemExit` ends the task only."""
+        """Run the task once and return its error, or None if it returned. `SystemExit` stops only the task."""
         try:
             await run()
         except (asyncio.CancelledError, KeyboardInterrupt):

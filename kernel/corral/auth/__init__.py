@@ -1,1 +1,1 @@
-"""Who calls, what they may do, and what they may see."""
+"""Authentication of callers, their permissions, and the visibility of objects and events."""

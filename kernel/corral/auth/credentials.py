@@ -1,4 +1,4 @@
-"""From a request's credential to its principal, with a cache of at most one second."""
+"""Maps the credential of a request to its principal and caches the result for one second by default."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ KEEP_SECONDS = 1.0
 REMEMBER_SECONDS = 900.0
 CACHE_LIMIT = 10_000
 Given = tuple[bytes | None, bytes | None]
-"""`Authorization` and `X-API-Key` as they came: one look-up tells whose they are, without reading them again."""
+"""The `Authorization` and `X-API-Key` headers as received. They are the cache key, so a cached request is not parsed.
+"""
 STILL_THERE = "long poll"
-"""The label of units that look again at the caller of a call under way, which is no new call of theirs."""
+"""The label of units that re-check the caller of a long-lived call. Such a unit does not count as a new call."""
 CHALLENGE = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
 
 
 def read_credential(authorization: str | None, api_key: str | None) -> str | None:
-    """The credential of a request's headers. Two of them are `malformed_request`."""
+    """Return the credential in a request's headers, or None. Raise `Malformed` if both headers are present."""
     if authorization is None:
         return api_key
     if api_key is not None:
@@ -31,9 +32,10 @@ def read_credential(authorization: str | None, api_key: str | None) -> str | Non
 
 
 class Credentials:
-    """Principals by credential.
+    """Authenticates credentials and caches their principals.
 
-    Rows are asked again after a second, so whatever ends a credential ends it everywhere.
+    A cached principal expires after one second and is then read from the database again, so a revoked credential stops
+    working in every process within that time.
     """
 
     def __init__(self) -> None:
@@ -43,35 +45,39 @@ class Credentials:
         self._cache: dict[Given, tuple[Principal, float]] = {}
 
     def use(self, authenticators: Sequence[Authenticator]) -> None:
-        """Ask these, in any order: their forms do not overlap."""
+        """Set the authenticators. Their order does not matter, because their credential formats do not overlap."""
         self._authenticators = tuple(authenticators)
         self._rereading = tuple(each for each in authenticators if isinstance(each, Rereading))
         self._delegations = {each.delegation_header: each for each in authenticators if isinstance(each, Delegation)}
 
     @property
     def delegation_headers(self) -> Iterable[str]:
-        """The headers in which callers name the principal that they act as."""
+        """The request headers in which a caller names the principal to act as."""
         return self._delegations.keys()
 
     def act_as(self, caller: Principal, named: Mapping[str, str]) -> Principal:
-        """The principal that the values of delegation headers name; joins a read unit."""
+        """Return the principal named by the delegation headers `named`. Joins a read unit."""
         for header, value in named.items():
             found: Principal | None = self._delegations[header].act_as(caller, value)
-            if found is None:  # its plugin failed or is held
+            if found is None:  # None: the plugin failed or is quarantined
                 raise Unavailable(f"The plugin that reads the header {header} is out of service.", code="plugin_failed")
             caller = found
         return caller
 
     def known(self, given: Given, seconds: float = KEEP_SECONDS) -> Principal | None:
-        """The principal of these headers, if it was read within the last second, or within so many."""
+        """Return the cached principal of these headers if it is at most `seconds` old, otherwise None."""
         kept = self._cache.get(given)
         return None if kept is None or time.monotonic() - kept[1] > seconds else kept[0]
 
     def authenticate(self, credential: str) -> Principal:
-        """Read the principal; joins a read unit. Raises `Unauthorized`: nobody knows it, and nobody else might."""
+        """Authenticate a credential and return its principal. Joins a read unit.
+
+        Raises `Unauthorized` if no authenticator accepts the credential, and `Unavailable` if a plugin that might
+        accept it is out of service.
+        """
         unsure = False
         for authenticator in self._authenticators:
-            recognised: bool | None = authenticator.recognises(credential)  # None: its plugin failed or is held
+            recognised: bool | None = authenticator.recognises(credential)  # None: the plugin failed or is quarantined
             found: Principal | None = None
             if recognised:
                 try:
@@ -87,7 +93,10 @@ class Credentials:
         raise Unauthorized("This is neither an access token, nor an API key, nor a worker's token.", headers=CHALLENGE)
 
     def reread(self, caller: Principal) -> Principal:
-        """The caller of a long connection as it is now; joins a read unit. `Unauthorized`, also if nobody can tell."""
+        """Return the current principal of the caller of a long-lived connection. Joins a read unit.
+
+        Raises `Unauthorized` if the caller lost access, or if no authenticator recognises the caller.
+        """
         for authenticator in self._rereading:
             found = authenticator.reread(caller)
             if found is not None:
@@ -95,11 +104,14 @@ class Credentials:
         raise Unauthorized("Nobody can tell what has become of this credential.", headers=CHALLENGE)
 
     def keep(self, given: Given, principal: Principal) -> None:
-        """Use this principal for the next second; on the loop only."""
+        """Cache the principal of these headers for one second. Call on the event loop only."""
         if len(self._cache) >= CACHE_LIMIT:
             self._cache.clear()
         self._cache[given] = (principal, time.monotonic())
 
     def forget(self, ends: Callable[[Principal], bool]) -> None:
-        """Read those principals anew at their next request; call it by `after_commit` when rights change."""
+        """Remove the cached principals for which `ends` is true.
+
+        Call it from `after_commit` when permissions change.
+        """
         self._cache = {key: kept for key, kept in self._cache.items() if not ends(kept[0])}

@@ -1,4 +1,4 @@
-"""Every declared permission, and who holds which."""
+"""The declared permissions, and the roles and kinds of machine that hold them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Permission
 
 
 def narrowed(permissions: Iterable[str], scopes: Iterable[str]) -> frozenset[str]:
-    """The permissions that scopes leave: their own names, `<plugin>.*`, `*.<verb>` or `*`."""
+    """Return the permissions that the scopes allow. A scope is a permission name, `<plugin>.*`, `*.<verb>` or `*`."""
     wanted = list(scopes)
     return frozenset(name for name in permissions if any(_covers(scope, name) for scope in wanted))
 
@@ -20,19 +20,19 @@ def _covers(scope: str, permission: str) -> bool:
 
 
 class Permissions:
-    """Filled at boot with what the active plugins declare."""
+    """The permissions declared by the active plugins. They are added at boot."""
 
     def __init__(self) -> None:
         self._declared: dict[str, Permission] = {}
         self._held: dict[str, frozenset[str]] = {}
 
     def declare(self, permissions: Iterable[Permission]) -> None:
-        """Add permissions."""
+        """Add permissions to the registry."""
         self._declared.update((permission.name, permission) for permission in permissions)
         self._held.clear()
 
     def of(self, role_or_kind: str) -> frozenset[str]:
-        """What a role (`member`), or a kind of machine (`worker`, `agent`), holds."""
+        """Return the names of the permissions held by a role (`member`) or a kind of machine (`worker`, `agent`)."""
         held = self._held.get(role_or_kind)
         if held is None:
             held = frozenset(name for name, item in self._declared.items() if item.held_by(role_or_kind))
@@ -40,14 +40,14 @@ class Permissions:
         return held
 
     def are_privileged(self, needs: Iterable[str]) -> bool:
-        """Whether only admins and auditors hold these, so that a refusal is one for the audit log."""
+        """Return whether only admins and auditors hold these permissions, so that a refusal is audited."""
         found = [self._declared.get(need) for need in needs]
         return all(item is not None and set(item.holders) <= {"admin", "auditor"} for item in found)
 
     def knows(self, need: str) -> bool:
-        """Whether a route may ask for it."""
+        """Return whether a route may require `need`: a declared permission, `PUBLIC`, `SIGNED_IN` or `ANY_CALLER`."""
         return need in self._declared or need in (PUBLIC, SIGNED_IN, ANY_CALLER)
 
     def all(self) -> list[Permission]:
-        """By name."""
+        """Return all permissions, sorted by name."""
         return [self._declared[name] for name in sorted(self._declared)]

@@ -1,4 +1,4 @@
-"""Callers and permissions. Authority is read per request from rows, never from a token's claims."""
+"""Callers and permissions. Permissions are read from the database per request, never from a token's claims."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from corral.errors import Forbidden
 ROLES = ("admin", "member", "viewer", "auditor")
 
 PUBLIC = "public"
-"""`needs=PUBLIC`: no credential is asked for."""
+"""`needs=PUBLIC`: no credential is required."""
 SIGNED_IN = "signed_in"
-"""`needs=SIGNED_IN`: any user, whatever the role; self-service."""
+"""`needs=SIGNED_IN`: any signed-in user, whatever the role. For self-service routes."""
 ANY_CALLER = "any_caller"
-"""`needs=ANY_CALLER`: any valid credential, of people and machines."""
+"""`needs=ANY_CALLER`: any valid credential, of a person or a machine."""
 
 
 class Permission(msgspec.Struct, frozen=True):
-    """A right `<plugin>.<verb>` and the roles and kinds of caller (`worker`, `agent`) that hold it.
+    """A permission `<plugin>.<verb>`, with the roles and kinds of caller (`worker`, `agent`) that hold it.
 
-    Admins hold every permission that any role may hold; one whose holders are machines only is theirs alone.
+    Admins hold every permission that at least one role holds, and every permission without `holders`. A permission
+    whose holders are all machines is not held by admins.
     """
 
     name: str
     title: str
     holders: tuple[str, ...] = ()
-    step_up: bool = False  # an API key that names it is made in a session that has stepped up
+    step_up: bool = False  # creating an API key with this permission requires a session that has stepped up
 
     def held_by(self, role_or_kind: str) -> bool:
-        """Whether a user of this role, or a machine of this kind, holds it."""
+        """Return whether a user with this role, or a machine of this kind, holds the permission."""
         if role_or_kind == "admin":
             return not self.holders or any(holder in ROLES for holder in self.holders)
         return role_or_kind in self.holders
@@ -46,8 +47,9 @@ WRITERS = ("member",)
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """The caller, as its credential says. `user_id` is the person whose rights count (None: registration key,
-    system).
+    """The authenticated caller of a request.
+
+    `user_id` is the person whose permissions apply. It is None for a registration key and for the system.
     """
 
     kind: str  # user | api_key | worker | agent | system
@@ -56,43 +58,43 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     role: str | None = None
     permissions: frozenset[str] = frozenset()
     session_id: str | None = None
-    expires_at: float | None = None  # epoch seconds; the credential is refused from then on
-    limited: str | None = None  # the problem code that every route but a few answers
-    beyond: frozenset[str] = frozenset()  # API keys: what the owner may do, but the key's scopes leave out
-    named: frozenset[str] = frozenset()  # API keys: the scopes that were named in full
-    networks: tuple[str, ...] = ()  # the credential counts only from these; none: from everywhere
+    expires_at: float | None = None  # epoch seconds; the credential is rejected from this time on
+    limited: str | None = None  # the problem code that all routes return, except those marked `limited`
+    beyond: frozenset[str] = frozenset()  # API keys: permissions of the owner that the key's scopes exclude
+    named: frozenset[str] = frozenset()  # API keys: the scopes that were given by full name
+    networks: tuple[str, ...] = ()  # the credential is valid only from these networks; empty: from any address
     reauth_until: float | None = None  # epoch seconds; until then the session has stepped up (password or TOTP again)
     worker_id: str | None = None
     agent_id: str | None = None
     task_id: str | None = None  # attempt tokens: the task of the lease
     lease_id: str | None = None  # attempt tokens: the lease
-    token_id: str | None = None  # standing tokens: the row; API keys: the digest of the text that was sent
+    token_id: str | None = None  # standing tokens: the row id; API keys: the digest of the key that was sent
     registration_key_id: str | None = None
 
     def may(self, permission: str) -> bool:
-        """Whether the caller holds the permission."""
+        """Return whether the caller holds the permission."""
         return permission in self.permissions
 
     @property
     def has_stepped_up(self) -> bool:
-        """Whether the person proved again, a short time ago, who they are (`POST /auth/reauth`)."""
+        """Whether the person confirmed their identity again recently (`POST /auth/reauth`)."""
         return self.reauth_until is not None and self.reauth_until > clock.time_s()
 
     def check_address(self, client_ip: str) -> None:
-        """Raise `Forbidden(ip_blocked)` where the credential may not be used from this address."""
+        """Raise `Forbidden(ip_blocked)` if the credential must not be used from this address."""
         if self.networks and not within(client_ip, self.networks):
             raise Forbidden("This credential may not be used from your address.", code="ip_blocked")
 
     @property
     def actor(self) -> Actor:
-        """Who is written into rows and events."""
+        """The actor that is recorded in rows and events."""
         person = self.user_id if self.user_id != self.id else None
         key = self.id if self.kind == "api_key" else self.registration_key_id
         return Actor(self.kind, self.id, person, self.session_id, key)
 
     @property
     def is_admin(self) -> bool:
-        """A person with role admin, not a machine acting for one."""
+        """Whether the caller is a person with the role admin, not a machine that acts for one."""
         return self.role == "admin" and self.kind in ("user", "api_key")
 
 
@@ -100,23 +102,29 @@ SYSTEM_PRINCIPAL = Principal(kind="system", id="system", role="admin")
 
 
 class Authenticator(Protocol):
-    """Turns a credential into a principal. The first whose `recognises` is true answers; there is no second chance."""
+    """Turns a credential into a principal. Only the first authenticator whose `recognises` returns true is asked."""
 
     def recognises(self, credential: str) -> bool:
-        """Whether the credential has this authenticator's form (a prefix; no look-up)."""
+        """Return whether the credential has this authenticator's format. Checks the prefix only, without a query."""
         ...
 
     def authenticate(self, credential: str) -> Principal:
-        """The caller; raises `Unauthorized`. Runs in a read unit; the answer is good for at most 1 s."""
+        """Return the principal of the credential, or raise `Unauthorized`.
+
+        Runs in a read unit; the result is cached for 1 s.
+        """
         ...
 
 
 @runtime_checkable
 class Rereading(Protocol):
-    """An authenticator that also knows what has become of a caller whose credential is not at hand any more."""
+    """An authenticator that can also re-check a caller when the original credential is no longer available."""
 
     def reread(self, caller: Principal) -> Principal | None:
-        """The caller as it is now; None: it is of another authenticator. Raises `Unauthorized`; runs in a read unit."""
+        """Return the caller's current principal, or None if another authenticator created the caller.
+
+        Runs in a read unit. Raises `Unauthorized` if the caller lost access.
+        """
         ...
 
 
@@ -127,7 +135,7 @@ class Delegation(Protocol):
     delegation_header: str
 
     def act_as(self, caller: Principal, named: str) -> Principal:
-        """The principal that the header's value names, or `caller` itself if such callers do not delegate.
+        """Return the principal named by the header's value, or `caller` itself if such callers cannot delegate.
 
         Runs in a read unit. Raises a `Problem` when the caller may not act as that principal.
         """
@@ -136,17 +144,17 @@ class Delegation(Protocol):
 
 @functools.lru_cache(maxsize=4096)
 def within(address: str, networks: tuple[str, ...]) -> bool:
-    """Whether an address (as the client-IP function gives it) lies in one of the networks."""
+    """Return whether an address (as returned by the client-IP function) lies in one of the networks."""
     return bool(address) and any(ipaddress.ip_address(address) in ipaddress.ip_network(each) for each in networks)
 
 
 def holds(permissions: Iterable[Permission], role_or_kind: str) -> frozenset[str]:
-    """The names of the permissions that a role or kind of machine holds."""
+    """Return the names of the permissions that a role or a kind of machine holds."""
     return frozenset(permission.name for permission in permissions if permission.held_by(role_or_kind))
 
 
 def require_owner(caller: Principal, owner_id: str | None, *, what: str, manage: str | None = None) -> None:
-    """Shared objects are written by their owner or an admin (or who holds `manage`); others get 403."""
+    """Raise `Forbidden` (403) unless the caller is the owner, an admin, the system, or holds `manage`."""
     if caller.is_admin or caller.kind == "system" or (manage is not None and caller.may(manage)):
         return
     if owner_id is None or caller.user_id != owner_id or caller.kind not in ("user", "api_key"):

@@ -1,4 +1,4 @@
-"""The one visibility query: lists, counts, reads by id, `/ws`, SSE and the event log all ask here."""
+"""The visibility rules for objects. Lists, counts, reads by id, `/ws`, SSE and the event log all use them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ NONE = peewee.SQL("1 = 0")
 
 
 def can_read(caller: Principal, visibility: str, owner_id: str | None) -> bool:
-    """Whether the caller may read an object of this class and owner now.
+    """Return whether the caller may currently read an object with this visibility and owner.
 
-    *private*: its owner. *shared*: everyone but auditors; agents act with their person's rights. *admin*: admins.
-    *private and admin* (accounts): the person and admins.
+    *private*: the owner. *shared*: everyone except auditors; agents act with the permissions of their person. *admin*:
+    admins. *private and admin* (accounts): the owner and admins.
     """
     if caller.kind == "system":
         return True
@@ -32,15 +32,21 @@ def can_read(caller: Principal, visibility: str, owner_id: str | None) -> bool:
 
 
 class EventRights(Protocol):
-    """The same of events, of which one tells of objects of the area that has emitted it."""
+    """The visibility rule for events.
+
+    Machines, and API keys with restricted scopes, read only events of areas whose objects they may read.
+    """
 
     def can_read(self, caller: Principal, record: Record) -> bool:
-        """Whether the caller may read this event now."""
+        """Return whether the caller may currently read this event."""
         ...
 
 
 def visible(model: type[Model], caller: Principal) -> Any:
-    """The `where` that leaves what the caller may read of a table; put it into every query that answers a caller."""
+    """Return the `where` condition that selects the rows the caller may read.
+
+    Every query that answers a caller needs it.
+    """
     if caller.kind == "system":
         return ALL
     if model.visibility == SHARED:

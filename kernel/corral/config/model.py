@@ -1,8 +1,8 @@
-"""The configuration: `corral.toml` and `CORRAL_*` variables, read at the start into one frozen `Config`.
+"""The configuration: `corral.toml` and `CORRAL_*` variables, read at startup into one frozen `Config`.
 
-The annotated fields of `Config` and its sections are the one table of what can be configured: loading, checks,
+The annotated fields of `Config` and its sections define everything that can be configured. Loading, validation,
 `describe()` and `sample()` are derived from them. Run-time settings that the file or the command line pins are passed
-on unchecked in `Config.pinned`, other variables in `Config.variables`; the settings registry checks both.
+on unchecked in `Config.pinned`, and other variables in `Config.variables`; the settings registry validates both.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ StoreUrl = Annotated[str, Meta(pattern=r"^(s3://|file:///)\S", description="s3:/
 
 
 class Key(NamedTuple):
-    """Annotation of a field: documentation, variable, and the run-time setting that a configured value `pins`."""
+    """The annotation of a field.
+
+    `doc` is its documentation, `variable` its environment variable, and `pins` the run-time setting that it pins.
+    """
 
     doc: str
     variable: str = ""
@@ -47,14 +50,14 @@ class Key(NamedTuple):
 
 
 class Pinned(NamedTuple):
-    """A run-time setting pinned by a variable or file: the unchecked value, and its source."""
+    """A run-time setting that is pinned by a variable or the file: the unvalidated value and its source."""
 
     value: Any
     source: str
 
 
 class Row(NamedTuple):
-    """A row of `corral config show`; `value` is JSON with secrets masked."""
+    """A row of `corral config show`. `value` is JSON with secrets masked."""
 
     key: str
     value: Any
@@ -69,7 +72,7 @@ class _Part(msgspec.Struct, frozen=True):
 
 
 class Server(_Part, frozen=True):
-    """`[server]`: how requests are served."""
+    """Section `[server]`: how requests are served."""
 
     bind: Annotated[Bind, Key("Address and port to listen on", "CORRAL_BIND")] = "127.0.0.1:8000"
     public_url: Annotated[
@@ -95,7 +98,7 @@ class Server(_Part, frozen=True):
 
 
 class Database(_Part, frozen=True):
-    """`[database]`; `migrate_on_start` None means on for SQLite and off for PostgreSQL."""
+    """Section `[database]`. `migrate_on_start=None` means on for SQLite and off for PostgreSQL."""
 
     url: Annotated[
         SqlUrl,
@@ -110,12 +113,12 @@ class Database(_Part, frozen=True):
 
     @property
     def is_file(self) -> bool:
-        """Whether the database is a file of this machine (SQLite)."""
+        """Whether the database is a file on this machine (SQLite)."""
         return not self.url or self.url.startswith("sqlite:")
 
 
 class Redis(_Part, frozen=True):
-    """`[redis]`; Redis is not used without a URL."""
+    """Section `[redis]`. Without a URL, Redis is not used."""
 
     url: Annotated[
         RedisUrl | None,
@@ -124,7 +127,7 @@ class Redis(_Part, frozen=True):
 
 
 class Storage(_Part, frozen=True):
-    """`[storage]`; without a URL `Config.files_dir` is used."""
+    """Section `[storage]`. Without a URL, files are stored in `Config.files_dir`."""
 
     url: Annotated[
         StoreUrl | None, Key("Unset: a folder in the data folder", "CORRAL_STORAGE_URL", example="s3://bucket")
@@ -137,7 +140,7 @@ class Storage(_Part, frozen=True):
 
 
 class Keys(_Part, frozen=True):
-    """`[keys]`; `corral.crypto.Keyring` parses `master_key`."""
+    """Section `[keys]`. `corral.crypto.Keyring` parses `master_key`."""
 
     master_key: Annotated[
         Text | None, Key("Master keys as v2:<base64>,v1:<base64>; the first is active", "CORRAL_MASTER_KEY", True)
@@ -148,7 +151,7 @@ class Keys(_Part, frozen=True):
 
 
 class Egress(_Part, frozen=True):
-    """`[egress]`: exceptions of the egress guard, and its proxy."""
+    """Section `[egress]`: exceptions to the egress guard, and the proxy for outgoing connections."""
 
     allow: Annotated[tuple[Exempt, ...], Key("Exceptions of the egress guard", "CORRAL_EGRESS_ALLOW")] = ()
     proxy: Annotated[
@@ -158,7 +161,10 @@ class Egress(_Part, frozen=True):
 
 
 class Plugins(_Part, frozen=True):
-    """`[plugins]`; `tables` has each `[plugins.<name>]` unchecked, since the plugin validates it."""
+    """Section `[plugins]`.
+
+    `tables` contains each `[plugins.<name>]` table unchecked, because the plugin validates it.
+    """
 
     enabled: Annotated[tuple[Name, ...], Key("Third-party plugins to load")] = ()
     disabled: Annotated[tuple[Name, ...], Key("Built-in plugins not to load")] = ()
@@ -171,7 +177,10 @@ class Plugins(_Part, frozen=True):
 
 
 class Config(_Part, frozen=True):
-    """The checked configuration. `sources` has the source of each configured value, `path` the file, if any."""
+    """The validated configuration.
+
+    `sources` maps each configured key to its source. `path` is the configuration file, or None if none was read.
+    """
 
     data_dir: Annotated[Path, Key("Folder of database, files and keys; mode 0700", "CORRAL_DATA_DIR")] = Path(
         "corral-data"
@@ -205,21 +214,21 @@ class Config(_Part, frozen=True):
     plugins: Plugins = Plugins()
     pinned: Mapping[str, Pinned] = msgspec.field(default_factory=dict)
     variables: Mapping[str, str] = msgspec.field(default_factory=dict)
-    """The other `CORRAL_*` variables: each may pin the setting that declares it."""
-    secrets: Mapping[str, str] = msgspec.field(default_factory=dict)  # of CORRAL_SECRET_<NAME>, by name
+    """The remaining `CORRAL_*` variables. Each may pin the setting that declares it."""
+    secrets: Mapping[str, str] = msgspec.field(default_factory=dict)  # values of CORRAL_SECRET_<NAME>, by name
     sources: Mapping[str, str] = msgspec.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     path: Path | None = None
 
     @property
     def files_dir(self) -> Path | None:
-        """The folder of stored files; None if `[storage] url` is another kind of store."""
+        """The folder of stored files, or None if `[storage] url` is another kind of store."""
         if self.storage.url is None:
             return self.data_dir / "files"
         return Path(self.storage.url[7:]) if self.storage.url.startswith("file://") else None
 
     def describe(self) -> list[Row]:
-        """Every key, pinned setting, variable and plugin table with its value and source; secrets are masked."""
+        """Return every key, pinned setting, variable and plugin table with its value and source. Secrets are masked."""
         rows = []
         for name, entry in TABLE.items():
             section, _, field = name.rpartition(".")
@@ -235,7 +244,7 @@ class Config(_Part, frozen=True):
         return rows
 
     def credentials(self) -> dict[str, str]:
-        """Every credential, by the name of its key, including passwords in URLs. For the redactor."""
+        """Return every configured credential by the name of its key, including passwords in URLs. For the redactor."""
         given = {
             name: getattr(getattr(self, section) if section else self, field)
             for name in TABLE
@@ -252,7 +261,7 @@ class Config(_Part, frozen=True):
 
 
 class ConfigField(NamedTuple):
-    """A field of the configuration."""
+    """A field of the configuration: its type, annotation and default."""
 
     type: Any
     key: Key
@@ -280,7 +289,7 @@ _SECRET_NAME = re.compile(r"(password|secret|token|(^|[._]|api)key)$", re.IGNORE
 
 
 def _secrets(name: str, value: Any, secret: bool) -> Iterator[tuple[str, str]]:
-    """The credentials in one value, each with its own name."""
+    """Yield each credential in a value, with its own name."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _secrets(f"{name}.{key}", item, secret or bool(_SECRET_NAME.search(key)))

@@ -21,7 +21,7 @@ from corral.errors import Refused
 _BY_VARIABLE = {entry.key.variable: name for name, entry in TABLE.items() if entry.key.variable}
 _WITH_FILE = ("MASTER_KEY", "JWT_SECRET", "DATABASE_URL", "BOOTSTRAP_ADMIN_PASSWORD", "METRICS_TOKEN")
 _FROM_FILE = {f"CORRAL_{name}_FILE": f"CORRAL_{name}" for name in _WITH_FILE}
-_OF_COMMANDS = ("CORRAL_CONFIG", "CORRAL_TOKEN", "CORRAL_URL")  # for commands only, without a key in the file
+_OF_COMMANDS = ("CORRAL_CONFIG", "CORRAL_TOKEN", "CORRAL_URL")  # used by commands only, not configurable in the file
 VARIABLES = frozenset({*_OF_COMMANDS, *_BY_VARIABLE, *_FROM_FILE})
 COMMAND_LINE = "command line"
 _WORDS = {"on": True, "yes": True, "off": False, "no": False}
@@ -37,11 +37,12 @@ def load(
     path: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Load the configuration. The command line takes precedence over the environment, then the file, then defaults.
+    """Load the configuration. The command line overrides the environment, which overrides the file and the defaults.
 
-    `overrides` are the values of the command line by "section.key", "plugins.<name>" (a table) or
-    "settings.<category>.<key>"; None and empty variables are ignored. The file is `path`, `CORRAL_CONFIG`,
-    `./corral.toml` or `/etc/corral/corral.toml`; `path=Path(os.devnull)` reads none. Raises `Refused` with all faults.
+    `overrides` contains the values of the command line by "section.key", "plugins.<name>" (a table) or
+    "settings.<category>.<key>". None and empty variables are ignored. The file is `path`, `CORRAL_CONFIG`,
+    `./corral.toml` or `/etc/corral/corral.toml`, in this order. `path=Path(os.devnull)` reads no file. Raises `Refused`
+    with all faults.
     """
     reader = _Reader(os.environ if environ is None else environ)
     reader.read_file(path)
@@ -53,13 +54,13 @@ def load(
 
 
 class _Reader:
-    """Collects raw values in ascending order of precedence, then checks the effective ones."""
+    """Collects raw values in ascending order of precedence, then validates the effective values."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = {name: value for name, value in environ.items() if value}
         self.faults: list[str] = []
         self.warnings: list[str] = []
-        self.raw: dict[str, tuple[Any, str]] = {}  # value, and source with the line in the file
+        self.raw: dict[str, tuple[Any, str]] = {}  # the value, and its source including the line in the file
         self.sources: dict[str, str] = {}
         self.tables: dict[str, dict[str, Any]] = {}
         self.pinned: dict[str, Pinned] = {}
@@ -109,7 +110,7 @@ class _Reader:
                 self.faults.append(f"{place}: {name}: {error}")
 
     def expand(self, value: Any, name: str) -> Any:
-        """Replace `${NAME}` and `file:/path` at any depth; `$${` is a literal `${`, and `file:///…` remains a URL."""
+        """Replace `${NAME}` and `file:/path` at any depth. `$${` is a literal `${`, and `file:///…` remains a URL."""
         if isinstance(value, dict):
             return {field: self.expand(item, name) for field, item in value.items()}
         if isinstance(value, list):
@@ -171,7 +172,7 @@ class _Reader:
         return Config(**parts[""], **sections, **further, warnings=tuple(self.warnings))
 
     def check_together(self, values: Mapping[str, Any]) -> None:
-        """Check what concerns several keys."""
+        """Check the constraints between several keys."""
         for name in ("keys.jwt_secret", "metrics_token"):
             if values[name] and len(_STOCK.sub("", re.sub(r"[\W_]", "", values[name].lower()))) < 6:
                 self.faults.append(f"{self.raw[name][1]}: {name} is a known default or too simple; use a random value")
@@ -190,9 +191,9 @@ class _Reader:
 
 
 def _checked(value: Any, entry: ConfigField) -> Any:
-    """The value converted to its type. Errors never contain the value, which may be a secret."""
+    """Return the value converted to its type. Errors never contain the value, which may be a secret."""
     kind = get_args(entry.type)[0]
-    words = [word for word in get_args(kind) if isinstance(word, str)]  # of a Literal
+    words = [word for word in get_args(kind) if isinstance(word, str)]  # the values of a Literal
     if isinstance(value, str):
         value = value.strip()
         if isinstance(entry.default, tuple):
@@ -218,7 +219,7 @@ def _descriptions(kind: Any) -> Iterator[str]:
 
 
 def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The values of the document by full name; plugin tables and values of settings are not divided."""
+    """Yield the values of the document by full name. Plugin tables and values of settings are not split."""
     for section, table in document.items():
         if not isinstance(table, dict) or section not in {*SECTIONS, "settings"}:
             yield section, table
@@ -231,7 +232,10 @@ def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _line_of(text: str, name: str) -> int:
-    """The line of `name`, or else of its nearest table, found by text because tomllib has no line numbers."""
+    """Return the line of `name`, or else of its nearest table.
+
+    Searches the text, because tomllib has no line numbers.
+    """
     here, line_found, longest = "", 1, 0
     for number, line in enumerate(text.splitlines(), 1):
         if match := re.match(r"\s*(\[*)([\w\s.\"'-]+)[]=]", line):
@@ -247,7 +251,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def readable_by_others(path: Path) -> bool:
-    """Whether the mode lets other users read or change the file."""
+    """Return whether the file's mode lets users outside its owner and group read, change or execute the file."""
     return os.name == "posix" and bool(path.stat().st_mode & stat.S_IRWXO)
 
 
@@ -260,7 +264,10 @@ def _secret_file(path: Path, name: str) -> str:
 
 
 def ensure_data_dir(config: Config) -> None:
-    """Create the data folder with mode 0700. Raises `Refused` if it is not usable or has a readable key."""
+    """Create the data folder with mode 0700.
+
+    Raises `Refused` if it is unusable or contains a key that others can read.
+    """
     folder = config.data_dir
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -274,7 +281,7 @@ def ensure_data_dir(config: Config) -> None:
 
 
 def sample() -> str:
-    """A `corral.toml` in which every key is explained and commented out."""
+    """Return a sample `corral.toml` in which every key is explained and commented out."""
     lines = ["# The command line and the environment take precedence. Values may be ${VARIABLE} or file:/path."]
     here = ""
     for name, entry in TABLE.items():

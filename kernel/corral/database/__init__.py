@@ -1,1 +1,1 @@
-"""Connections, models, the unit of work, compiled statements, pages, leases and migrations."""
+"""Connections, models, units of work, compiled statements, leases and migrations."""

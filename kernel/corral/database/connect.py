@@ -1,4 +1,4 @@
-"""`connect(url)` chooses the engine by the URL."""
+"""Opens a database: `connect(url)` selects the engine by the URL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SQLITE_MAGIC = b"SQLite format 3\0"
 
 
 def database_url(source: str) -> str | None:
-    """The URL of a database given by its URL or the path of an SQLite file; None for anything else."""
+    """Return the URL of a database given as a URL or as the path of an SQLite file, or None for anything else."""
     if source.startswith((SQLITE, *POSTGRES)):
         return source
     path = Path(source)
@@ -23,7 +23,7 @@ def database_url(source: str) -> str | None:
 
 
 def connect(url: str, *, synchronous: str = "full", pool_size: int = 16) -> Database:
-    """Open `sqlite:///path` or `postgresql://…`. Nothing is read yet; `Refused` for any other URL."""
+    """Open `sqlite:///path` or `postgresql://…` without reading anything yet. Raises `Refused` for any other URL."""
     if url.startswith(SQLITE):
         from corral.database.sqlite import SqliteDatabase
 
@@ -33,10 +33,10 @@ def connect(url: str, *, synchronous: str = "full", pool_size: int = 16) -> Data
             import psycopg
 
             from corral.database.postgres import PostgresDatabase
-        except ImportError:  # the driver is an extra: say so before anything starts
+        except ImportError:  # the driver is an optional extra, so report its absence before anything starts
             raise Refused("database.url: PostgreSQL needs its driver: pip install 'corral[postgres]'") from None
         try:
             return PostgresDatabase(url, pool_size=pool_size)
-        except psycopg.ProgrammingError as error:  # it goes on with what is wrong, which may be a password
+        except psycopg.ProgrammingError as error:  # the rest of the message quotes the URL and may contain a password
             raise Refused(f"database.url: {str(error).partition(':')[0]}; in such a URL % is written %25") from None
     raise Refused("database.url: use sqlite:///path or postgresql://user@host/name")

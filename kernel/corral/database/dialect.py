@@ -1,8 +1,8 @@
-"""The places where SQLite and PostgreSQL need different SQL, so that no plugin asks which engine serves it.
+"""The places where SQLite and PostgreSQL need different SQL, so that plugins work on both engines unchanged.
 
-Peewee translates ordinary queries, upserts (`on_conflict`) included. These helpers cover the rest; they join the unit
-of work, except those that take the peewee database of a migration. Row locks are in `unit`, full text search in
-`full_text`.
+Peewee translates ordinary queries, including upserts (`on_conflict`). These helpers cover the rest. They run in the
+caller's unit of work, except those that take the peewee database of a migration. Row locks are in `unit`, full-text
+search is in `full_text`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from corral.database.unit import current
 
 
 def on_sqlite(database: peewee.Database | None = None) -> bool:
-    """Whether SQLite serves the unit, or the given database. For this package only."""
+    """Return whether the current unit, or the given database, uses SQLite. For this package only."""
     return current().database.kind == "sqlite" if database is None else isinstance(database, peewee.SqliteDatabase)
 
 
@@ -33,28 +33,28 @@ def _with_percent_markers(sql: str) -> str:
 
 
 def native(sql: str) -> str:
-    """The SQL with the engine's parameter markers in place of `?`, which must not occur for anything else."""
+    """Return the SQL with `?` replaced by the engine's parameter marker. `?` must not occur for any other purpose."""
     return sql if on_sqlite() else _with_percent_markers(sql)
 
 
 def execute(sql: str, parameters: Sequence[Any] = ()) -> Any:
-    """Execute raw SQL in the unit and return the driver's cursor; `?` marks a parameter on both engines.
+    """Execute raw SQL in the unit and return the driver's cursor. `?` marks a parameter on both engines.
 
-    Errors are peewee's.
+    Raises peewee's exceptions.
     """
     return execute_native(native(sql), parameters)
 
 
 def fragment(sql: str, parameters: Sequence[Any] = ()) -> peewee.SQL:
-    """Raw SQL with `?` markers as a part of a peewee query."""
+    """Return raw SQL with `?` markers as a part of a peewee query."""
     return peewee.SQL(native(sql), parameters)
 
 
 @contextlib.contextmanager
 def savepoint() -> Iterator[None]:
-    """Undo a part of the unit when it raises: its rows, and the events, jobs, audit rows and callbacks it added.
+    """Undo a part of the unit when it raises: its rows, and the events, jobs, audit rows and callbacks that it added.
 
-    On PostgreSQL a statement that fails ends the transaction, unless a savepoint surrounds the statement.
+    On PostgreSQL a failed statement aborts the whole transaction, unless the statement is inside a savepoint.
     """
     unit = current()
     buffers: tuple[list[Any], ...] = (unit.events, unit.jobs, unit.audit, unit.after, unit.before)
@@ -72,7 +72,10 @@ def savepoint() -> Iterator[None]:
 
 
 def advisory_lock(name: str) -> None:
-    """Let units that take the same name run one after the other's COMMIT, so that what they count stays true."""
+    """Serialize the units that lock the same name until COMMIT, so that counts under the lock stay correct.
+
+    Does nothing on SQLite, where only one unit writes at a time.
+    """
     if not on_sqlite():
         execute("SELECT pg_advisory_xact_lock(hashtextextended(?, 0))", (name,))
 
@@ -88,22 +91,23 @@ _thread = _Thread()
 
 
 def counter_shard(shards: int) -> int:
-    """The row of a sharded counter that this thread should change, so that parallel units do not wait for each other.
+    """Return the number of the counter shard that this thread should update.
 
-    Always 0 on SQLite, whose one writer never waits.
+    Threads update different shards, so parallel units do not block each other. Always 0 on SQLite, which has only one
+    writer.
     """
     return 0 if on_sqlite() else _thread.number % shards
 
 
 def epoch_seconds(column: str) -> str:
-    """SQL for whole seconds since the epoch of an instant column."""
+    """Return SQL that converts an instant column to whole seconds since the epoch."""
     if on_sqlite():
         return f"CAST(strftime('%s', {column}) AS INTEGER)"
     return f"CAST(FLOOR(EXTRACT(EPOCH FROM CAST({column} AS timestamptz))) AS BIGINT)"
 
 
 def milliseconds_between(since: str, until: str) -> str:
-    """SQL for the milliseconds between two instant columns; null when one of them is null."""
+    """Return SQL for the milliseconds between two instant columns. The result is null when one of them is null."""
     if on_sqlite():
         return f"CAST(ROUND((julianday({until}) - julianday({since})) * 86400000) AS INTEGER)"
     elapsed = f"CAST({until} AS timestamptz) - CAST({since} AS timestamptz)"
@@ -111,33 +115,36 @@ def milliseconds_between(since: str, until: str) -> str:
 
 
 def json_texts(alias: str) -> str:
-    """SQL for a table `alias` whose column `value` has the texts of a JSON array, given as the parameter `?`."""
+    """Return SQL for a table `alias` with a row per string of a JSON array.
+
+    The array is the parameter `?`, and each string is in the column `value`.
+    """
     return f"json_each(?) AS {alias}" if on_sqlite() else f"json_array_elements_text(CAST(? AS json)) AS {alias}(value)"
 
 
 def by_code_point(field: Any) -> Any:
-    """The text field ordered and compared by code point, as Python does it, whatever the database's locale."""
+    """Return the text field collated by code point, as Python compares text, whatever the database's locale."""
     return field if on_sqlite() else field.collate('"C"')
 
 
 def transaction_is_open() -> bool:
-    """Whether the unit's transaction still stands: a lost connection or a full disk ends it."""
+    """Return whether the unit's transaction is still open. A lost connection or a full disk ends the transaction."""
     connection = current().connection
     return bool(connection.in_transaction if on_sqlite() else not (connection.closed or connection.broken))
 
 
 def server_seconds() -> float:
-    """Seconds since the epoch by the clock of the database server; SQLite uses the clock of this machine."""
+    """Return the seconds since the epoch by the database server's clock. SQLite uses the clock of this machine."""
     if on_sqlite():
         return clock.time_s()
     return float(execute("SELECT EXTRACT(EPOCH FROM clock_timestamp())").fetchone()[0])
 
 
 def append_only(database: peewee.Database, table: str, *, unique: Sequence[str], deletable: str) -> None:
-    """Add triggers by which rows of a table are never changed or replaced. For migrations.
+    """Add triggers that prevent rows of a table from being changed or replaced. For migrations.
 
-    Rows may be deleted if the SQL condition `deletable` holds for `OLD`. `unique` names the columns with unique
-    values: SQLite's `INSERT OR REPLACE` deletes a row with an equal one without calling the trigger for deletions.
+    Rows may be deleted if the SQL condition `deletable` is true for `OLD`. `unique` names the columns with unique
+    values: SQLite's `INSERT OR REPLACE` deletes a row with an equal value without calling the trigger for deletions.
     """
     refused = f"rows of {table} are never changed"
     kept = f"these rows of {table} must not be deleted yet"

@@ -23,25 +23,28 @@ CONNECTION_ERRORS = frozenset({"OperationalError", "InterfaceError"})
 
 
 class Work(Protocol):
-    """Runs a function as one unit of work: `await work(fn)`. Async handlers and jobs request it by this type.
+    """Runs a function as one unit of work: `await work(fn)`. Async handlers and jobs request the service by this type.
 
-    With `read=True` writes are refused. `fn` may run more than once, so it must have no effect outside the database.
-    Raises what `fn` raises, `NestedUnit` inside a unit, and `Unavailable` when the database cannot serve.
+    With `read=True`, writes are refused. `fn` may run more than once, so it must have no effect outside the database.
+    The call raises any exception of `fn`, `NestedUnit` inside a unit, and `Unavailable` when the database cannot serve.
     """
 
     async def __call__(self, fn: Callable[[], T], *, entry: Entry = SYSTEM_ENTRY, read: bool = False) -> T: ...
 
 
 class SlowRead(Exception):
-    """A read on the event loop exceeded its budget; run it in the pool instead."""
+    """Raised when a read on the event loop exceeds its time limit. Run the read in the pool instead."""
 
 
 class Database(abc.ABC):
-    """One database. `flush` writes the audit, job and event rows of a unit; `committed` is called after COMMIT."""
+    """A database.
+
+    `flush` writes the audit, job and event rows of a unit before COMMIT. `committed` is called after COMMIT.
+    """
 
     kind: ClassVar[str]  # sqlite | postgresql; for this package and the event log only
     is_file: ClassVar[bool]
-    """Whether the database is a file, which the processes of one machine share."""
+    """Whether the database is a file that the processes of one machine share."""
     inline_reads: ClassVar[bool]
 
     def __init__(self, engine: peewee.Database) -> None:
@@ -49,16 +52,16 @@ class Database(abc.ABC):
         self.timings = Timings()
         self.flush: Callable[[Unit], None] = lambda unit: None
         self.committed: Callable[[list[Unit]], None] = lambda units: None
-        self.cursor_key = b""  # signs list cursors; set at boot from the keyring
+        self.cursor_key = b""  # the key that signs list cursors; set at boot
         self.plugin_by_label: dict[str, str] = {}  # units of one plugin occupy at most half of the lanes
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Deliver results and notifications of all lanes on this loop."""
+        """Deliver the results and notifications of all lanes on this event loop."""
         self._loop = loop
 
     async def work(self, fn: Callable[[], T], *, entry: Entry = SYSTEM_ENTRY, read: bool = False) -> T:
-        """Run `fn` as one unit in a lane and wait for its COMMIT. See `Work`."""
+        """Run `fn` as one unit of work in a lane and wait for its COMMIT. See `Work`."""
         refuse_nesting()
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
@@ -68,18 +71,21 @@ class Database(abc.ABC):
         return await future
 
     def run(self, fn: Callable[[], T], *, entry: Entry = SYSTEM_ENTRY, read: bool = False) -> T:
-        """Like `work`, for threads without an event loop: blocks until COMMIT."""
+        """Run `fn` as one unit of work and block until its COMMIT. For threads without an event loop."""
         refuse_nesting()
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._submit(Ticket(fn, entry, future, read=read))
         return future.result()
 
     def read_now(self, fn: Callable[[], T], entry: Entry) -> T:
-        """Run a short read on the calling thread. Raises `SlowRead` if it takes too long or the engine cannot do so."""
+        """Run a short read on the calling thread.
+
+        Raises `SlowRead` if the read takes too long or the engine does not support such reads.
+        """
         raise SlowRead
 
     async def read(self, fn: Callable[[], T], entry: Entry) -> T:
-        """Run a short read, on the event loop if the engine allows it, or else in a lane."""
+        """Run a short read, on the event loop if the engine supports it, otherwise in a lane."""
         if self.inline_reads:
             try:
                 return self.read_now(fn, entry)
@@ -89,34 +95,40 @@ class Database(abc.ABC):
 
     @abc.abstractmethod
     def ping(self) -> None:
-        """Read something trivial on a new connection; raises if the database cannot serve."""
+        """Execute a trivial read on a new connection. Raises if the database cannot serve."""
 
     @abc.abstractmethod
     def waiting(self) -> int:
-        """The number of units that wait for a connection."""
+        """Return the number of units that are waiting for a connection."""
 
     @abc.abstractmethod
     def busy(self) -> tuple[int, int]:
-        """The number of connections in use, and the total number."""
+        """Return the number of connections in use, and the total number of connections."""
 
     def load(self) -> float:
-        """The share of the connections in use, from 0 to 1."""
+        """Return the share of the connections in use, from 0 to 1."""
         used, size = self.busy()
         return used / size
 
     def detach(self) -> None:  # noqa: B027  (only some engines read on the loop)
-        """Close the connection of the event loop's thread, which calls this; `close` runs in another thread."""
+        """Close the connection of the event loop's thread.
+
+        Call it in that thread, because `close` runs in another one.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Finish queued units and close all connections except those of other calling threads."""
+        """Finish queued units and close all connections, except the connections of other calling threads."""
 
     @abc.abstractmethod
     def _submit(self, ticket: Ticket) -> None:
         """Queue the unit for a lane."""
 
     def deliver(self, outcomes: list[Outcome]) -> None:
-        """After COMMIT, once per batch, from a lane: resolve futures, run callbacks, and notify of new events."""
+        """Resolve the futures of a batch, run its callbacks, and announce new events.
+
+        A lane calls this after COMMIT.
+        """
         units = [outcome.unit for outcome in outcomes if outcome.unit is not None and outcome.error is None]
         if len(units) < len(outcomes):
             failed = [outcome.error.code for outcome in outcomes if isinstance(outcome.error, Unavailable)]
@@ -147,7 +159,7 @@ class Database(abc.ABC):
 
 
 def translate(error: BaseException) -> BaseException:
-    """The problem for a client that an engine's error means; problems and programming errors pass unchanged."""
+    """Return the `Problem` for a database error. Problems and programming errors are returned unchanged."""
     if _is_lost_connection(error):
         return Unavailable("The database cannot be reached.", retry_after=2)
     if isinstance(error, Problem) or not isinstance(
@@ -159,7 +171,7 @@ def translate(error: BaseException) -> BaseException:
         return error
     text = str(error).lower()
     if "readonly" in text or "read-only" in text:
-        return error  # a read unit that writes: a bug in its handler
+        return error  # a read unit that writes is a bug in its handler
     if "full" in text or "disk i/o" in text or "no space" in text:
         problem = Unavailable("The disk of the database is full or failing.", code="storage_full", retry_after=10)
     elif "locked" in text or "busy" in text or "interrupt" in text:
@@ -171,7 +183,7 @@ def translate(error: BaseException) -> BaseException:
 
 
 def _is_lost_connection(error: BaseException) -> bool:
-    """Whether psycopg, which need not be installed, reports a lost connection."""
+    """Return whether psycopg, which may not be installed, reports a lost connection."""
     kinds = type(error).__mro__
     return kinds[0].__module__.partition(".")[0] == "psycopg" and any(
         kind.__name__ in CONNECTION_ERRORS for kind in kinds
@@ -179,6 +191,9 @@ def _is_lost_connection(error: BaseException) -> bool:
 
 
 def _is_wrong(error: BaseException) -> bool:
-    """Whether the statement is wrong, such as for a missing table: SQLite calls that an operational error too."""
+    """Return whether the statement is invalid, such as for a missing table.
+
+    SQLite reports this as an operational error.
+    """
     raised = error if isinstance(error, sqlite3.Error) else error.__cause__ or error.__context__
     return getattr(raised, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR

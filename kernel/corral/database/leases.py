@@ -1,4 +1,4 @@
-"""Leases: rows that let one process at a time do what must run once in an installation."""
+"""Leases: rows by which only one process of an installation at a time does a job that must not run in parallel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from corral.database.model import InstantField, Model
 
 
 class Lease(Model):
-    """A named lease; it is free after `until`."""
+    """A named lease. It is free after `until`."""
 
     name = peewee.CharField(primary_key=True, max_length=120)
     holder = peewee.CharField(max_length=80)
@@ -21,7 +21,10 @@ class Lease(Model):
 
 
 def acquire(name: str, holder: str, seconds: float) -> bool:
-    """Take or renew the lease by one guarded update. Returns whether `holder` has it for the next `seconds`."""
+    """Acquire or renew the lease with one conditional update.
+
+    Return whether `holder` holds it for the next `seconds`.
+    """
     until, now = clock.now(seconds), clock.now()
     taken = (
         Lease.update(holder=holder, until=until, fence=Lease.fence + 1)
@@ -35,11 +38,11 @@ def acquire(name: str, holder: str, seconds: float) -> bool:
 
 
 def release(name: str, holder: str) -> None:
-    """Release the lease, if `holder` still has it."""
+    """Release the lease if `holder` still holds it."""
     Lease.update(until=clock.now(-1)).where((Lease.name == name) & (Lease.holder == holder)).execute()
 
 
 def holder_of(name: str) -> str | None:
-    """The current holder; None if the lease is free."""
+    """Return the current holder, or None if the lease is free."""
     row = Lease.get_or_none((Lease.name == name) & (Lease.until > clock.now()))
     return None if row is None else str(row.holder)

@@ -1,4 +1,4 @@
-"""Migrations: numbered scripts, with one directory and one history table per plugin, applied under a lock."""
+"""Migrations: numbered scripts, applied under a lock. Each plugin has one script directory and one history table."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from corral import clock
 from corral.database.engine import Database
 from corral.errors import Refused
 
-COPIES = 3  # of an SQLite file, kept from before the last migrations
-LOCKS = {"migrate": 0x434F5252, "start": 0x434F5253}  # "CORR": the keys of advisory locks
+COPIES = 3  # number of copies of an SQLite file that are kept from before the last migrations
+LOCKS = {"migrate": 0x434F5252, "start": 0x434F5253}  # keys of advisory locks; the first four bytes are "CORR"
 
 
 class Home(msgspec.Struct, frozen=True):
-    """The directory of a plugin's scripts; its history is the table `<plugin>_migrations`."""
+    """The migrations of one plugin: the directory of its scripts. The history table is `<plugin>_migrations`."""
 
     plugin: str
     directory: Path
 
 
 KERNEL = Home("kernel", Path(__file__).with_suffix(""))
-"""The tables of the mechanism: events, consumers, jobs, schedules, leases and idempotent responses."""
+"""The kernel's own tables: events, consumers, jobs, schedules, leases and idempotent responses."""
 
 
 class MigrationFailed(Exception):
-    """A script failed and was rolled back; `plugin` and `script` name it."""
+    """Raised when a script failed and was rolled back. `plugin` and `script` identify the script."""
 
     def __init__(self, plugin: str, script: str, reason: str) -> None:
         self.plugin, self.script = plugin, script
@@ -39,17 +39,17 @@ class MigrationFailed(Exception):
 
 
 class Newer(Exception):
-    """The database has migrations that this release does not have."""
+    """Raised when the database contains migrations, applied by a newer release, that this release does not know."""
 
 
 def pending(database: Database, homes: Iterable[Home]) -> dict[str, list[str]]:
-    """Names of the scripts not yet applied, by plugin. Raises `Newer`."""
+    """Return the names of the scripts that are not yet applied, by plugin. Raises `Newer`."""
     with own_connection(database) as engine:
         return {home.plugin: names for home in homes if (names := pending_of(engine, home))}
 
 
 def migrate(database: Database, home: Home) -> list[str]:
-    """Apply the pending scripts of one plugin, each in a transaction; returns their names."""
+    """Apply the pending scripts of one plugin, each in a transaction, and return their names."""
     with own_connection(database) as engine, schema_lock(engine):
         applied: list[str] = []
         runner = Runner(engine, str(home.directory), table_name=f"{home.plugin}_migrations")
@@ -67,19 +67,19 @@ def migrate(database: Database, home: Home) -> list[str]:
 
 
 def is_empty(database: Database) -> bool:
-    """Whether the database has no table yet."""
+    """Return whether the database has no tables."""
     with own_connection(database) as engine:
         return not tables_of(engine)
 
 
 def tables_of(engine: peewee.Database) -> list[str]:
-    """The tables of the current schema, which the `search_path` of the URL may choose."""
+    """Return the tables of the current schema, which the `search_path` of the URL may select."""
     is_sqlite = isinstance(engine, peewee.SqliteDatabase)
     return list(engine.get_tables(None if is_sqlite else engine.execute_sql("SELECT current_schema()").fetchone()[0]))
 
 
 def pending_of(engine: peewee.Database, home: Home) -> list[str]:
-    """Names of the scripts of one plugin that are not yet applied. Raises `Newer`."""
+    """Return the names of the scripts of one plugin that are not yet applied. Raises `Newer`."""
     table, known = f"{home.plugin}_migrations", [each.name for each in Migration.load_directory(str(home.directory))]
     rows = engine.execute_sql(f'SELECT name FROM "{table}"').fetchall() if table in tables_of(engine) else []  # noqa: S608
     if unknown := sorted({name for (name,) in rows}.difference(known)):
@@ -88,7 +88,10 @@ def pending_of(engine: peewee.Database, home: Home) -> list[str]:
 
 
 def keep_copy(engine: peewee.SqliteDatabase) -> None:
-    """Copy the file before migrations change it, and keep the newest three copies. Raises `Refused` on a full disk."""
+    """Copy the SQLite file before migrations change it, and keep the newest three copies.
+
+    Raises `Refused` if the copy fails, for example on a full disk.
+    """
     copy = Path(f"{engine.database}.before-{clock.now().replace(':', '')}")
     try:
         engine.execute_sql("VACUUM INTO ?", (str(copy),))
@@ -104,7 +107,10 @@ def keep_copy(engine: peewee.SqliteDatabase) -> None:
 
 @contextlib.contextmanager
 def own_connection(database: Database) -> Iterator[peewee.Database]:
-    """A separate connection; on SQLite without foreign keys, which cannot be switched off inside a transaction."""
+    """Open a separate connection for migrations.
+
+    On SQLite, foreign keys are off, because they cannot be switched off inside a transaction.
+    """
     if isinstance(database.engine, peewee.SqliteDatabase):
         engine: peewee.Database = peewee.SqliteDatabase(
             database.engine.database, pragmas={"foreign_keys": 0, "busy_timeout": 30000, "journal_mode": "wal"}
@@ -120,7 +126,10 @@ def own_connection(database: Database) -> Iterator[peewee.Database]:
 
 @contextlib.contextmanager
 def exclusive_start(database: Database) -> Iterator[peewee.Database]:
-    """A connection with a lock, so that of processes that start together one applies the pending migrations."""
+    """Open a connection that holds the start lock.
+
+    If several processes start together, only one of them applies the pending migrations.
+    """
     with own_connection(database) as engine, schema_lock(engine, "start"):
         yield engine
 
@@ -132,5 +141,5 @@ def schema_lock(engine: peewee.Database, name: str = "migrate") -> Iterator[None
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
     else:
-        engine.execute_sql("SELECT pg_advisory_lock(%s)", (LOCKS[name],))  # until the connection is closed
+        engine.execute_sql("SELECT pg_advisory_lock(%s)", (LOCKS[name],))  # held until the connection is closed
         yield

@@ -12,12 +12,12 @@ from corral.database.unit import current
 
 
 class _UnitProxy(peewee.DatabaseProxy):
-    """Resolves to the engine of the current unit; a query outside a unit raises `NoUnit`."""
+    """Resolves to the engine of the current unit. A query outside a unit raises `NoUnit`."""
 
     __slots__ = ()
 
     def __init__(self) -> None:
-        """Peewee would store the engine here; this proxy looks it up at each use."""
+        """Skip peewee's initialization, which would store the engine. This proxy looks the engine up at each use."""
 
     @property
     def obj(self) -> Any:
@@ -33,7 +33,11 @@ PRIVATE, SHARED, ADMIN = "private", "shared", "admin"
 
 
 class Model(peewee.Model):
-    """Base of every table. `visibility` is that of its objects; private and shared ones name their owner column."""
+    """Base class of every table.
+
+    `visibility` applies to the objects stored in the table. Tables with private or shared objects name their owner
+    column in `owner_field`.
+    """
 
     visibility = ADMIN
     owner_field: str | None = None
@@ -44,7 +48,7 @@ class Model(peewee.Model):
 
 
 class JSONField(peewee.TextField):
-    """Any JSON value, stored as text on both engines, so that both return the same bytes."""
+    """Any JSON value, stored as text on both engines, so that both engines return the same bytes."""
 
     def db_value(self, value: Any) -> str | None:
         return None if value is None else msgspec.json.encode(value).decode()
@@ -54,19 +58,19 @@ class JSONField(peewee.TextField):
 
 
 class IdField(peewee.CharField):
-    """A UUIDv7 of 36 characters."""
+    """A column for a UUIDv7 of 36 characters."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(max_length=36, **options)
 
 
 class InstantField(peewee.CharField):
-    """An instant of `corral.clock`: 24 characters that sort chronologically."""
+    """A column for an instant of `corral.clock`: 24 characters that sort chronologically."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(max_length=24, **options)
 
 
 def raw(text: str | None) -> msgspec.Raw | None:
-    """A JSON column of a compiled statement, to include in a response without parsing."""
+    """Return a JSON column of a compiled statement for inclusion in a response without parsing."""
     return None if text is None else msgspec.Raw(text)

@@ -1,9 +1,10 @@
-"""Threads that run units: a bounded queue, lanes that take from it, and a watchdog that gives up a lane that hangs.
+"""Threads that run units of work: a bounded queue, lanes that take units from it, and a watchdog for hanging lanes.
 
-A lane owns one connection. A unit that runs longer than `LOST_AFTER` seconds is lost: its lane is abandoned (connection
-closed, exception raised in the thread), a fresh lane takes its place, and the units that shared the transaction run
-again. Time is counted in looks, as by `corral.plugins.watchdog`: a process that stood still loses nothing. A route
-that loses one unit after the other is held for a while; a database that answers nobody is no route's fault.
+A lane owns one connection. A unit that runs longer than `LOST_AFTER` seconds is lost: its lane is abandoned (the
+connection is closed and an exception is raised in the thread), a new lane replaces it, and the other units of the same
+transaction run again. The watchdog counts its own checks instead of elapsed time, like `corral.plugins.watchdog`, so a
+process that was suspended loses no units. A route that repeatedly loses units is quarantined for a while. Losses do not
+count against a route while the database itself does not answer.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ Future = asyncio.Future[Any] | concurrent.futures.Future[Any]
 
 
 class UnitLost(BaseException):
-    """Raised in the thread of a unit that ran too long; not an `Exception`, so that no handler swallows it."""
+    """Raised in the thread of a unit that ran too long. Not an `Exception`, so that no handler swallows the error."""
 
 
 class Ticket:
-    """A queued unit, and the future that receives its result."""
+    """A queued unit of work, and the future that receives its result."""
 
     __slots__ = ("entry", "fn", "future", "read", "since", "tries")
 
@@ -68,7 +69,7 @@ class Outcome:
     error: BaseException | None = None
 
     def resolve(self) -> None:
-        """Resolve the future, unless its caller has gone."""
+        """Resolve the ticket's future, unless it is already done because its caller stopped waiting."""
         future = self.ticket.future
         if future.done():
             return
@@ -79,7 +80,7 @@ class Outcome:
 
 
 class Lane(threading.Thread, abc.ABC):
-    """A thread with its own connection. Subclasses run tickets."""
+    """A thread with its own connection. Subclasses implement how tickets run."""
 
     def __init__(self, pool: Pool) -> None:
         super().__init__(name=f"corral-{pool.name}", daemon=True)
@@ -115,17 +116,17 @@ class Lane(threading.Thread, abc.ABC):
                 self.pool.release(ticket)
         try:
             self.close()
-        except UnitLost:  # told only now
+        except UnitLost:  # the exception was delivered only now
             self.close()
 
     def enter(self, ticket: Ticket) -> None:
-        """Note that the unit of the ticket begins."""
+        """Record that the unit of the ticket begins."""
         self.since, self.looks = time.monotonic(), 0
         self.ticket = ticket
         self.pool.timings.waits.observe(self.since - ticket.since)
 
     def leave(self) -> None:
-        """Note that the unit has ended. Raises `UnitLost` if the watchdog has given it up."""
+        """Record that the unit ended. Raise `UnitLost` if the watchdog abandoned this lane."""
         with self.lock:
             ticket, self.ticket = self.ticket, None
             if self.lost:
@@ -136,30 +137,30 @@ class Lane(threading.Thread, abc.ABC):
             log.warning("slow unit", extra={"unit": ticket.entry.label, "duration_ms": round(took * 1000)})
 
     def at(self) -> str:
-        """The current stack of the thread, innermost frame first, for the log entry of a lost unit."""
+        """Return the current stack of the thread, innermost frame first, for the log entry of a lost unit."""
         walk = traceback.walk_stack(sys._current_frames().get(self.ident or 0))
         frames = traceback.StackSummary.extract(walk, limit=AT_FRAMES, lookup_lines=False)
         return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
 
     @abc.abstractmethod
     def handle(self, ticket: Ticket) -> None:
-        """Run the ticket, and possibly more of the queue, and deliver the outcomes."""
+        """Run the ticket, and possibly further tickets from the queue, and deliver the outcomes."""
 
     def rerun(self) -> list[Ticket]:
-        """The other tickets of the lost transaction, which must run again."""
+        """Return the other tickets of the lost transaction, which must run again."""
         return []
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Close the connection from this thread."""
+        """Close the connection. Called in the lane's own thread."""
 
     @abc.abstractmethod
     def sever(self) -> None:
-        """From another thread: roll back, and prevent all later writes of the lane."""
+        """Roll back and prevent all later writes of the lane. Called from another thread."""
 
 
 class Timings:
-    """Durations and waiting times of the units of a database, and failures by the code of the problem."""
+    """Histograms of run times and waiting times of a database's units, and error counts by problem code."""
 
     def __init__(self) -> None:
         self.units, self.waits = Histogram(), Histogram()
@@ -167,14 +168,15 @@ class Timings:
 
 
 class Pool:
-    """`size` lanes on one queue of at most `QUEUE_LIMIT` tickets."""
+    """A pool of `size` lanes that share one queue of at most `QUEUE_LIMIT` tickets."""
 
     def __init__(self, name: str, size: int, make: Callable[[Pool], Lane], database: Database) -> None:
         self.name, self.make, self.ping = name, make, database.ping
         self.deliver, self.timings = database.deliver, database.timings
         self.queue: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
-        self._losses: dict[str, float] = {}  # by label of a route: when it lost its last unit
-        self._held: dict[str, tuple[float, bool, dict[str, str]]] = {}  # until when, whether one went first, who did it
+        self._losses: dict[str, float] = {}  # by route label: when the route last lost a unit
+        # By route label: the end of the quarantine, whether a trial uni
+        self._held: dict[str, tuple[float, bool, dict[str, str]]] = {}
         self.plugin_by_label: Mapping[str, str] = {}  # the units of each plugin occupy at most half of the lanes
         self._share, self._busy = max(1, size // 2), Counter[str]()
         self._waiting: dict[str, deque[Ticket]] = defaultdict(deque)
@@ -186,7 +188,7 @@ class Pool:
         threading.Thread(target=self._watch, name=f"corral-{name}-watchdog", daemon=True).start()
 
     def submit(self, ticket: Ticket) -> None:
-        """Queue the ticket; `overloaded` when the queue is full."""
+        """Queue the ticket. Raise `Unavailable` (`overloaded`) when the queue is full."""
         if self.queue.qsize() >= QUEUE_LIMIT:
             raise Unavailable("Too many requests wait for the database.", code="overloaded")
         if self._held:
@@ -196,7 +198,11 @@ class Pool:
             self.queue.put(ticket)
 
     def _refuse_held(self, ticket: Ticket) -> None:
-        """A held route is let in again after a while: one unit at first, and all when that was not lost."""
+        """Reject the ticket while its route is quarantined.
+
+        After the quarantine one trial unit is admitted first. All units are admitted again if the trial unit is not
+        lost.
+        """
         label = ticket.entry.label
         until, tried, culprit = self._held.get(label, (0.0, True, {}))
         if ticket.since < until:
@@ -207,7 +213,10 @@ class Pool:
             self._held[label] = (ticket.since + 2 * LOST_AFTER, True, culprit)
 
     def refused(self, ticket: Ticket) -> bool:
-        """Whether its route came to be held while it waited; then it is answered."""
+        """Answer the ticket with an error if its route was quarantined while the ticket was queued.
+
+        Return whether it was.
+        """
         label = ticket.entry.label
         if label not in self._held or ticket.since >= self._losses[label]:
             return False
@@ -221,7 +230,10 @@ class Pool:
         return Unavailable(told, code="plugin_failed", retry_after=wait, **culprit)
 
     def _enter(self, plugin: str, ticket: Ticket) -> bool:
-        """Whether the plugin may run the ticket now; if not, the ticket waits until another of its units ends."""
+        """Return whether the plugin may run the ticket now.
+
+        Otherwise queue the ticket until another unit of the plugin ends.
+        """
         with self._counting:
             if self._busy[plugin] < self._share:
                 self._busy[plugin] += 1
@@ -232,7 +244,7 @@ class Pool:
             return False
 
     def release(self, ticket: Ticket) -> None:
-        """Let the next unit of the ticket's plugin start, now that the ticket has ended."""
+        """Record that the ticket has ended, and start the next waiting unit of the same plugin."""
         plugin = self.plugin_by_label.get(ticket.entry.label)
         if plugin is None:
             return
@@ -244,11 +256,11 @@ class Pool:
 
     @property
     def busy(self) -> int:
-        """The number of lanes that run a unit."""
+        """The number of lanes that are running a unit."""
         return sum(lane.ticket is not None for lane in self.lanes)
 
     def close(self) -> None:
-        """Finish the queued tickets and end the lanes."""
+        """Finish the queued tickets and stop the lanes."""
         self.closed.set()
         for _ in self.lanes:
             self.queue.put(None)
@@ -265,7 +277,7 @@ class Pool:
     def _lose(self, index: int, lane: Lane) -> None:
         with lane.lock:
             ticket = lane.ticket
-            if ticket is None or time.monotonic() - lane.since <= LOST_AFTER:  # another one by now
+            if ticket is None or time.monotonic() - lane.since <= LOST_AFTER:  # the lane runs another unit by now
                 return
             lane.lost = True
             again = lane.rerun()
@@ -289,7 +301,10 @@ class Pool:
         self.deliver([Outcome(ticket, None, error=error)])
 
     def _count(self, label: str, began: float, lost: float, culprit: dict[str, str]) -> None:
-        """Count the lost unit of a route, if the database answers others. In a thread: it may take a while to tell."""
+        """Count a lost unit against its route if the database still answers.
+
+        Runs in a thread, because the check may block.
+        """
         try:
             self.ping()
         except Exception:
@@ -297,6 +312,8 @@ class Pool:
         last = self._losses.get(label, began - HOLD_SECONDS)
         if label in self._held or began - HOLD_SECONDS < last < began:
             self._held[label] = (lost + HOLD_SECONDS, False, culprit)
-        elif last >= began:  # lost together, they are one loss: the first, or lanes that overlap would never lose twice
+        elif last >= began:
+            # Losses at the same time count as one, dated by the first. If the later loss replaced the earlier one,
+            # overlapping lanes would never reach two losses.
             lost = min(last, lost)
         self._losses[label] = lost

@@ -1,7 +1,7 @@
-"""PostgreSQL: a pool of lanes, each with its own connection; one transaction per unit.
+"""PostgreSQL: a pool of lanes, each with its own connection, and one transaction per unit.
 
-Units run again (3 tries) after serialization failures, deadlocks and connections lost before COMMIT, but never after
-a connection lost during COMMIT, because the unit may have taken effect.
+A unit is tried up to 3 times after serialization failures, deadlocks and connections lost before COMMIT. It is never
+retried after a connection lost during COMMIT, because the unit may have taken effect.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ READ_ONLY = "25006"
 
 
 class PostgresDatabase(Database):
-    """A PostgreSQL database; `url` is for libpq, `pool_size` the number of connections."""
+    """A PostgreSQL database. `url` is a libpq URL, `pool_size` is the number of connections."""
 
     kind = "postgresql"
     is_file = False
@@ -32,7 +32,7 @@ class PostgresDatabase(Database):
 
     def __init__(self, url: str, *, pool_size: int = 16) -> None:
         options = f"-c statement_timeout={int(LOST_AFTER * 1000)} -c idle_in_transaction_session_timeout=10000"
-        if given := conninfo_to_dict(url).get("options"):  # our argument would replace the options of the URL
+        if given := conninfo_to_dict(url).get("options"):  # our argument would otherwise replace the options of the URL
             options = f"{given} {options}"
         engine = peewee.PostgresqlDatabase(
             url, prefer_psycopg3=True, autoconnect=False, connect_timeout=2, options=options, application_name="corral"
@@ -89,7 +89,7 @@ class _PostgresLane(Lane):
                 return
 
     def _attempt(self, ticket: Ticket) -> Outcome | None:
-        """Run one transaction. Returns None if it must run again."""
+        """Run one transaction and return its outcome, or None if the transaction must run again."""
         outcome = Outcome(ticket, None)
         self.enter(ticket)
         try:
@@ -171,6 +171,6 @@ class _PostgresLane(Lane):
         self._drop()
 
     def sever(self) -> None:
-        """Shut down the socket only: freeing a connection that its thread is using would crash the process."""
+        """Shut down the socket only. Freeing a connection that its thread is using would crash the process."""
         with contextlib.suppress(Exception), socket.fromfd(self.connection.fileno(), -1, socket.SOCK_STREAM) as line:
             line.shutdown(socket.SHUT_RDWR)

@@ -1,6 +1,6 @@
-"""The columns of all tables that hold sealed values (`corral.crypto`), for key statistics and key rotation.
+"""The columns of all tables that contain sealed values (`corral.crypto`), for key statistics and key rotation.
 
-A sealed value in hex starts with two digits for its version and sixteen for the id of its master key.
+A sealed value in hex begins with two digits for its version and sixteen digits for the id of its master key.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ VERSION, ID = "01", 16
 
 
 class SealedField(peewee.TextField):
-    """A sealed value in hex; null, or a plain text that does not begin with `01`, is not sealed.
+    """A column for a sealed value in hex. Null, and plain text that does not begin with `01`, count as not sealed.
 
-    Columns of this type are included in key statistics, rotation and checks.
+    Columns of this type are included in key statistics, key rotation and checks.
     """
 
 
 class SealedValue(NamedTuple):
-    """A stored value in hex, with the primary key of its row."""
+    """A stored sealed value in hex, with the primary key of its row."""
 
     row: Any
     value: str
 
 
 class SealedColumn:
-    """One column of a table with a single primary key. Every method joins the unit."""
+    """One sealed column of a table with a single primary key. Every method runs in the caller's unit of work."""
 
     def __init__(self, model: type[Model], field: SealedField) -> None:
         self._field, self._key = field, model._meta.primary_key
@@ -39,18 +39,21 @@ class SealedColumn:
         self._key_id = peewee.fn.SUBSTR(field, len(VERSION) + 1, ID)
 
     def counts(self) -> dict[str, int]:
-        """The number of values by the id of their master key."""
+        """Return the number of values by the id of their master key."""
         found: Any = self.model.select(self._key_id, peewee.fn.COUNT(self._key)).where(self._is_sealed)
         return {str(key): int(count) for key, count in found.group_by(peewee.SQL("1")).tuples()}
 
     def has(self, key_ids: Collection[str]) -> str | None:
-        """One of these key ids that a value has, or None."""
+        """Return one of these key ids that is used by a stored value, or None."""
         found = self.model.select(self._key_id).where(self._is_sealed & self._key_id.in_(list(key_ids)))
         row = found.limit(1).tuples().first() if key_ids else None
         return None if row is None else str(row[0])
 
     def after(self, row: Any, limit: int, *, but: str = "") -> list[SealedValue]:
-        """The values after primary key `row` (None: from the start), in order, without those of key `but`."""
+        """Return up to `limit` values after primary key `row` (None: from the start), in key order.
+
+        Values sealed by the key `but` are left out.
+        """
         where = self._is_sealed & (self._key_id != but)
         if row is not None:
             where &= self._key > row
@@ -58,7 +61,7 @@ class SealedColumn:
         return [SealedValue(*each) for each in found.tuples()]
 
     def replace(self, old: SealedValue, new: str) -> bool:
-        """Replace a value, unless it has changed meanwhile; returns whether it did."""
+        """Replace a value unless it has changed in the meantime. Return whether it was replaced."""
         mine = (self._key == old.row) & (self._field == old.value)
         return bool(self.model.update({self._field: new}).where(mine).execute())
 
@@ -75,7 +78,7 @@ class SealedColumns:
         ]
 
     def key_ids(self, known: Collection[str]) -> set[str]:
-        """The key ids of stored values, or only one of the `known` ids if any value has one."""
+        """Return the key ids of stored values. If a value uses one of the `known` ids, return only one such id."""
         found: set[str] = set()
         for column in self.columns:
             if (one := column.has(known)) is not None:
@@ -84,7 +87,7 @@ class SealedColumns:
         return found
 
     def counts(self) -> dict[str, int]:
-        """The number of values in all columns by the id of their master key."""
+        """Return the number of values in all columns by the id of their master key."""
         found: dict[str, int] = {}
         for column in self.columns:
             for key, count in column.counts().items():

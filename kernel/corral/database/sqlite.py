@@ -1,7 +1,7 @@
-"""SQLite: one writer thread with group commit, a few readers, and short reads on the event loop itself.
+"""SQLite: one writer thread with group commit, a few reader threads, and short reads on the event loop itself.
 
-Every write begins IMMEDIATE. Waiting units are committed together, each in its own savepoint, and return after COMMIT:
-this makes `synchronous=FULL` affordable.
+Every write transaction begins with BEGIN IMMEDIATE. Waiting units are committed together, each in its own savepoint,
+and return after COMMIT. Sharing a COMMIT makes `synchronous=FULL` affordable.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STEPS, STEP_BUDGET_SECONDS = 2000, 0.005
 
 
 class SqliteDatabase(Database):
-    """`path` on a local disk; `synchronous` is `full` or `normal`."""
+    """An SQLite database at `path` on a local disk. `synchronous` is `full` or `normal`."""
 
     kind = "sqlite"
     is_file = True
@@ -62,7 +62,7 @@ class SqliteDatabase(Database):
         self._readers.plugin_by_label = self.plugin_by_label
 
     def connect(self, *, query_only: bool) -> sqlite3.Connection:
-        """The connection of this thread, opened on first use."""
+        """Return the connection of this thread, opened on first use."""
         if self.engine.is_closed():
             self.engine.connect()
             if query_only:
@@ -126,7 +126,7 @@ class _SqliteLane(Lane):
         super().__init__(pool)
         self.database = database
         self.connection: Any = None
-        self._ending = threading.Lock()  # two threads may execute on one connection, but neither may close it meanwhile
+        self._ending = threading.Lock()  # two threads may execute on one connection, but neither may close it then
 
     def open(self) -> Any:
         if self.connection is None:
@@ -143,19 +143,24 @@ class _SqliteLane(Lane):
                 self.database.engine.close()
 
     def failed(self, error: BaseException) -> BaseException:
-        """The error of a unit. Clears the frames of a lost unit, whose cursors would keep the database locked."""
+        """Return the error of a unit.
+
+        Clears the traceback frames of a lost unit first, because their cursors would keep the database locked.
+        """
         if self.lost:
             traceback.clear_frames(error.__traceback__)
         return error
 
     def sever(self) -> None:
-        """Roll back and refuse further writes. The lane, which may be executing in SQLite now, closes the connection:
-        closing it from here could leave it locked or crash the process.
+        """Roll back and refuse further writes.
+
+        The lane may be executing in SQLite at this moment, so the lane itself closes the connection later. Closing it
+        from here could leave the database locked or crash the process.
         """
         with self._ending:
             if self.connection is None:
                 return
-            cut = threading.Timer(CUT_SECONDS, self.connection.interrupt)  # for a statement that does not end
+            cut = threading.Timer(CUT_SECONDS, self.connection.interrupt)  # interrupts a statement that does not finish
             cut.daemon = True
             cut.start()
             for statement in ("PRAGMA query_only=1", "ROLLBACK"):
@@ -210,7 +215,11 @@ class _WriterLane(_SqliteLane):
         self._commit()
 
     def _next(self, began: float) -> Ticket | None:
-        """The next unit of the batch. Waits a little while the batch is smaller than the last: a COMMIT costs more."""
+        """Return the next unit of the batch, or None if the batch is complete.
+
+        While the batch is smaller than the previous one, wait a little for further units, because a COMMIT costs more
+        than the wait.
+        """
         spent = time.perf_counter() - began
         if len(self.batch) >= BATCH_UNITS or spent >= BATCH_SECONDS:
             return None
@@ -219,12 +228,12 @@ class _WriterLane(_SqliteLane):
             ticket = self.pool.queue.get(timeout=patience) if patience > 0 else self.pool.queue.get_nowait()
         except queue.Empty:
             return None
-        if ticket is None:  # the pool closes: the lane must see it after this batch
+        if ticket is None:  # the pool is closing: the lane must see this after the batch
             self.pool.queue.put(None)
         return None if ticket is not None and self.pool.refused(ticket) else ticket
 
     def _member(self, ticket: Ticket) -> bool:
-        """Run one unit in its savepoint. Returns False if SQLite ended the whole transaction."""
+        """Run one unit in its savepoint. Return False if SQLite ended the whole transaction."""
         if ticket.future.cancelled():
             return True
         ticket.tries += 1
@@ -268,7 +277,10 @@ class _WriterLane(_SqliteLane):
         self.pool.deliver(batch)
 
     def _broken(self, culprit: Outcome) -> None:
-        """SQLite rolled back the batch (disk full, I/O error): run the other units again, and the failed one alone."""
+        """Handle a transaction that SQLite rolled back (disk full, I/O error).
+
+        Queue the other units of the batch again and run the failed unit alone.
+        """
         innocent, self.batch = self.batch, []
         for outcome in innocent:
             self.pool.queue.put(outcome.ticket)

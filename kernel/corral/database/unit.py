@@ -1,6 +1,6 @@
-"""The unit of work: one transaction in which rows, audit, jobs and events are written together.
+"""The unit of work: one transaction in which rows, audit rows, jobs and events are written together.
 
-A unit is bound to the thread that runs it. Services called inside join it; outside they raise `NoUnit`.
+A unit is bound to the thread that runs it. Services called inside a unit join it. Outside a unit they raise `NoUnit`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class Actor(msgspec.Struct, frozen=True):
-    """The caller who acts. `type` is user, api_key, worker, agent, system or anonymous.
+    """The caller on whose behalf a unit runs. `type` is user, api_key, worker, agent, system or anonymous.
 
-    `on_behalf_of` is the person whose rights apply, if the actor is not that person.
+    `on_behalf_of` is the person whose permissions apply, if the actor is not that person.
     """
 
     type: str
@@ -35,7 +35,11 @@ ANONYMOUS = Actor("anonymous")
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """How a unit was entered: the route, job or command as label for logs, the actor, and the causing events."""
+    """The context in which a unit was started.
+
+    `label` names the route, job or command in logs. `actor` is the caller, and `cause` lists the ids of the events that
+    led to this unit.
+    """
 
     label: str = "work"
     actor: Actor = SYSTEM
@@ -49,9 +53,9 @@ SYSTEM_ENTRY = Entry()
 
 
 class Unit:
-    """The running unit. `before` callbacks run at its end, before audit, jobs and events are written.
+    """The running unit of work. `before` callbacks run at its end, before audit rows, jobs and events are written.
 
-    `after` callbacks run once on the event loop after COMMIT; they may neither fail nor block.
+    `after` callbacks run once on the event loop after COMMIT. They must neither fail nor block.
     """
 
     __slots__ = ("after", "audit", "before", "connection", "database", "entry", "events", "jobs", "read_only")
@@ -76,7 +80,7 @@ _local = _Local()
 
 
 def current() -> Unit:
-    """The unit of this thread; `NoUnit` when there is none."""
+    """Return the unit of this thread. Raises `NoUnit` when there is none."""
     unit = _local.unit
     if unit is None:
         raise NoUnit("no unit of work is running: enter one through a handler, a job or `await work(fn)`")
@@ -84,9 +88,10 @@ def current() -> Unit:
 
 
 def locked(query: Any, *, share: bool = False, skip_locked: bool = False) -> Any:
-    """The query with row locks until the unit ends: nobody else changes the rows (`share`: others may share the lock).
+    """Return the query with row locks that are held until the unit ends.
 
-    `skip_locked` leaves out rows that others have locked. SQLite has one writer, so no row needs a lock there.
+    Nobody else can change the locked rows; with `share`, others may take the same shared lock. `skip_locked` leaves out
+    rows that others have locked. SQLite has only one writer, so no row needs a lock there.
     """
     if current().database.kind == "sqlite":
         return query
@@ -94,23 +99,23 @@ def locked(query: Any, *, share: bool = False, skip_locked: bool = False) -> Any
 
 
 def in_unit() -> bool:
-    """Whether this thread is inside a unit."""
+    """Return whether this thread is inside a unit."""
     return _local.unit is not None
 
 
 def refuse_nesting() -> None:
-    """Raise `NestedUnit` inside a unit."""
+    """Raise `NestedUnit` if this thread is inside a unit."""
     if _local.unit is not None:
         raise NestedUnit("already inside a unit of work: call the function directly, so that it joins the unit")
 
 
 def run_in(unit: Unit, fn: Callable[[], Any]) -> Any:
-    """Run `fn` with `unit` as the current one."""
+    """Run `fn` with `unit` as the current unit of this thread."""
     refuse_nesting()
     _local.unit = unit
     try:
         return fn()
-    except StopIteration as error:  # neither futures nor coroutines can raise it
+    except StopIteration as error:  # neither futures nor coroutines can raise StopIteration
         raise RuntimeError("StopIteration ended a unit of work") from error
     finally:
         _local.unit = None
@@ -122,5 +127,5 @@ def after_commit(fn: Callable[[], None]) -> None:
 
 
 def before_commit(fn: Callable[[], None]) -> None:
-    """Call `fn` at the end of the current unit, for rows such as counters whose locks must be short."""
+    """Call `fn` at the end of the current unit. For rows such as counters, whose locks must be held only briefly."""
     current().before.append(fn)

@@ -1,1 +1,1 @@
-"""The egress guard: the one way in which Corral opens connections to addresses that somebody gave it."""
+"""The egress guard. Corral connects to user-supplied addresses only through it."""

@@ -1,4 +1,4 @@
-"""The service `Egress`: HTTP clients whose connections all pass the egress guard, and checks of addresses."""
+"""The service `Egress`: HTTP clients whose connections all pass the egress guard, and checks of URLs and addresses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REPORT_SECONDS, MAX_REPORTED = 60.0, 1000
 
 
 class Verdict(NamedTuple):
-    """The result of a check; `reason` is an `egress.*` code or `unresolved_host`. Show `addresses` to admins only."""
+    """The result of a check. `reason` is an `egress.*` code or `unresolved_host`. Show `addresses` to admins only."""
 
     allowed: bool
     reason: str | None
@@ -39,7 +39,10 @@ class Verdict(NamedTuple):
 
 
 class Egress:
-    """All outgoing connections. `requests` counts them by sink and outcome; tests may replace `resolve`."""
+    """Creates clients for all outgoing connections.
+
+    `requests` counts requests by sink and outcome. Tests may replace `resolve`.
+    """
 
     def __init__(self, config: Config, resolve: Resolver = resolve) -> None:
         self.guard = EgressGuard(config.egress.allow)
@@ -70,12 +73,12 @@ class Egress:
         max_bytes: int | None = MIB,
         per_host: int = 5,
     ) -> httpx2.AsyncClient:
-        """A pooled client for a sink, which the caller closes. A refused address raises `EgressBlocked`.
+        """Return a pooled client for a sink. The caller must close it. A refused address raises `EgressBlocked`.
 
-        `operator` lists `host:port` of the configuration, which may be private. `child` is the address of a registered
-        child process, to which the client is then limited. `total_seconds` limits a call from start to the
-        end of the response, `read_seconds` each pause within. A response is read up to `max_bytes` after decompression;
-        `corral.egress.transport.truncated` says whether it was longer.
+        `operator` lists `host:port` entries from the configuration, which may be private. `child` is the address of a
+        registered child process; the client can then reach only this address. `total_seconds` limits a call from its
+        start to the end of the response, `read_seconds` each pause within it. A response is read up to `max_bytes`
+        after decompression; `corral.egress.transport.truncated` returns whether it was longer.
         """
         import httpx2
 
@@ -98,26 +101,29 @@ class Egress:
         return httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False, cookies=_no_cookies())
 
     def tls_context(self) -> ssl.SSLContext:
-        """The TLS context, which verifies certificates by the trust store of the machine."""
+        """Return the TLS context, which verifies certificates with the machine's trust store."""
         import httpcore2
 
         self._context = self._context or httpcore2.default_ssl_context()
         return self._context
 
     def tunnel(self) -> Proxy | None:
-        """The proxy for all connections to other machines, if the operator has configured one."""
+        """Return the proxy for all connections to other machines, or None if the operator has not configured one."""
         from corral.egress.network import Proxy
 
         return Proxy(self._proxy) if self._proxy else None
 
     def _target(self, url: str | httpx2.URL, policy: Policy) -> Destination:
-        """Parse the URL and check what can be checked before its host is resolved."""
+        """Parse the URL and apply the checks that are possible before its host is resolved."""
         target = read_url(url)
         self.guard.check_place(target.host, target.port, policy)
         return target
 
     async def addresses(self, host: str, port: int, policy: Policy) -> list[str]:
-        """The addresses to connect to, in order. Raises `EgressBlocked`, or `Unresolved` if there is none."""
+        """Return the allowed addresses in connection order.
+
+        Raises `EgressBlocked`, or `Unresolved` if there is no address.
+        """
         host = read_host(host)
         is_open = self.guard.check_place(host, port, policy)
         found = await self.resolve(host, port)
@@ -141,7 +147,10 @@ class Egress:
             return Verdict(False, UNRESOLVED, ())
 
     async def at_save(self, url: str, profile: Profile = "public", pointer: str = "/base_url") -> list[str]:
-        """Check a URL before it is stored: returns warnings (`unresolved_host`) or raises `Invalid` (`url_blocked`)."""
+        """Check a URL before it is stored.
+
+        Returns warnings (`unresolved_host`), or raises `Invalid` (`url_blocked`).
+        """
         try:
             _, host, port = read_url(url)
             await self.addresses(host, port, Policy(profile))
@@ -156,18 +165,21 @@ class Egress:
         self.guard.listeners.add((host, port))
 
     def register_server(self, bind: str, address: str = "") -> None:
-        """Deny connections to Corral's server at `bind`, or at the port of its URL `address` if `bind` has none."""
+        """Deny connections to Corral's own server at `bind`.
+
+        If `bind` has no port, use the port of the URL `address`.
+        """
         place = urlsplit(f"//{bind}")
         port = place.port or urlsplit(address).port
         if place.hostname and port:
             self.register_listener(place.hostname, port)
 
     def register_child(self, host: str, port: int) -> None:
-        """Allow `client(child=…)` to reach the child process that listens on this exact address."""
+        """Allow `client(child=…)` to reach the child process that listens on exactly this address."""
         self.guard.children.add((host, port))
 
     def forget_child(self, host: str, port: int) -> None:
-        """Remove the address of a child process that has ended."""
+        """Remove the address of a child process that has exited."""
         self.guard.children.discard((host, port))
 
     async def _known(self, host: str, port: int) -> tuple[str, ...]:
@@ -177,7 +189,7 @@ class Egress:
             return ()
 
     def note(self, sink: str, outcome: str, host: str) -> None:
-        """Count a request; report one refused request per sink, host and minute."""
+        """Count a request. Log and report at most one refused request per sink, host and minute."""
         self.requests[sink, outcome] += 1
         now = time.monotonic()
         if outcome != "blocked" or now - self._reported.get((sink, host), -REPORT_SECONDS) < REPORT_SECONDS:
@@ -190,12 +202,12 @@ class Egress:
 
 
 def _without_login(url: str | None) -> str | None:
-    """The URL of the proxy without its credentials."""
+    """Return the URL of the proxy without its credentials."""
     return url and re.sub(r"://[^/]*@", "://", url)
 
 
 def _place(text: str) -> HostPort:
-    """Parse `host:port`."""
+    """Parse `host:port`. Raises `ValueError`."""
     parts = urlsplit(f"//{text}")
     if not parts.hostname or parts.port is None:
         raise ValueError(f"{text!r} is not host:port")
@@ -203,7 +215,7 @@ def _place(text: str) -> HostPort:
 
 
 def _no_cookies() -> CookieJar:
-    """A cookie jar that stores nothing, so that no cookie is sent with a later request."""
+    """Return a cookie jar that stores nothing, so that no cookie is sent with a later request."""
     from http.cookiejar import CookieJar, DefaultCookiePolicy
 
     return CookieJar(DefaultCookiePolicy(allowed_domains=[]))

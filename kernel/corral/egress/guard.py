@@ -1,4 +1,4 @@
-"""The egress guard: decides to which URLs, ports and addresses Corral may connect. Does not use the network."""
+"""The egress guard: decides to which URLs, ports and addresses Corral may connect. It does not use the network."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ _NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
 
 
 class EgressBlocked(Exception):
-    """The guard refuses a connection. `code` is `egress.…`: scheme, userinfo, port, address or own_listener."""
+    """Raised when the guard refuses a connection.
+
+    `code` is `egress.scheme`, `egress.userinfo`, `egress.port`, `egress.address` or `egress.own_listener`.
+    """
 
     def __init__(self, code: str, reason: str) -> None:
         self.code, self.reason = code, reason
@@ -48,7 +51,7 @@ class EgressBlocked(Exception):
 
 
 class Destination(NamedTuple):
-    """A parsed URL as it is sent, with host and port; its addresses are still to be checked."""
+    """A parsed URL as it will be requested, with host and port. Its addresses are not checked yet."""
 
     url: httpx2.URL
     host: str
@@ -56,14 +59,14 @@ class Destination(NamedTuple):
 
 
 class Exempt(NamedTuple):
-    """An exception configured by the operator: a name or a network, at one port or (None) at all ports."""
+    """An exception configured by the operator: a host name or a network, at one port or at all ports (None)."""
 
     name: str
     network: Network | None
     port: int | None
 
     def opens(self, host: str, port: int, address: Address | None) -> bool:
-        """Whether the exception covers the host, or the address if given, at this port."""
+        """Return whether the exception covers the host, or the address if given, at this port."""
         if self.port not in (None, port):
             return False
         if self.network is None:
@@ -72,7 +75,7 @@ class Exempt(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """The destinations of one client: a profile and configured places, or one child process and nothing else."""
+    """The allowed destinations of one client: a profile and configured places, or exactly one child process."""
 
     profile: Profile = "public"
     operator: frozenset[HostPort] = frozenset()
@@ -80,7 +83,10 @@ class Policy(NamedTuple):
 
 
 class EgressGuard:
-    """Checks hosts, ports and addresses. `listeners` are Corral's own, `children` are processes of plugins."""
+    """Checks hosts, ports and addresses.
+
+    `listeners` contains Corral's own addresses, `children` the addresses of plugins' child processes.
+    """
 
     def __init__(self, allow: Iterable[str] = ()) -> None:
         self.allowed = tuple(allow)
@@ -89,7 +95,7 @@ class EgressGuard:
         self.children: set[HostPort] = set()
 
     def check_place(self, host: str, port: int, policy: Policy) -> bool:
-        """Whether every address of this host and port is allowed. Raises `EgressBlocked` for a port that is refused."""
+        """Return whether every address of this host and port is allowed. Raises `EgressBlocked` for a refused port."""
         if policy.child is not None:
             if (host, port) != policy.child or policy.child not in self.children:
                 raise EgressBlocked("egress.address", "This client may connect to its own child process only.")
@@ -111,7 +117,10 @@ class EgressGuard:
                 raise EgressBlocked("egress.address", f"{host} is or resolves to an address that is not allowed.")
 
     def check_listeners(self, port: int, addresses: Sequence[str], own: Iterable[str]) -> None:
-        """Raise `EgressBlocked` if Corral itself listens there. `own` are the addresses that this machine has."""
+        """Raise `EgressBlocked` if Corral itself listens on one of the addresses.
+
+        `own` are the addresses of this machine.
+        """
         mine = {canonical_address(text) for text in own}
         for listener, listening in self.listeners:
             if listening != port:
@@ -131,7 +140,7 @@ def _check_port(port: int, profile: Profile) -> None:
 
 
 def refused(address: Address, profile: Profile) -> bool:
-    """Whether the profile denies the address."""
+    """Return whether the profile denies the address."""
     if profile == "internal" and _within(address, PRIVATE):
         return _within(address, METADATA)
     return _within(address, DENIED)
@@ -142,14 +151,14 @@ def _within(address: Address, networks: Iterable[Network]) -> bool:
 
 
 def canonical_address(text: str) -> Address:
-    """The address without a zone; an IPv4-mapped one as IPv4."""
+    """Return the address without a zone. An IPv4-mapped IPv6 address is returned as IPv4."""
     address = ipaddress.ip_address(text.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
 
 
 def read_url(url: str | httpx2.URL) -> Destination:
-    """Parse the URL once, for the checks and for the request. Raises `EgressBlocked` if no client may use it."""
+    """Parse a URL once, for both the checks and the request. Raises `EgressBlocked` if no client may use the URL."""
     import httpx2
 
     if len(str(url)) > LONGEST_URL:
@@ -171,7 +180,10 @@ def read_url(url: str | httpx2.URL) -> Destination:
 
 
 def read_host(text: str) -> str:
-    """The canonical form of a host: lower case, no trailing dot, IDNA; an address without brackets."""
+    """Return the canonical form of a host. Raises `EgressBlocked` if the host is not valid.
+
+    The form is lower case without a trailing dot. Names are in ASCII (IDNA), and addresses have no brackets.
+    """
     host = text.lower().removesuffix(".")
     if ":" in host and _is_address(host) and "%" not in host:
         return host
@@ -181,7 +193,10 @@ def read_host(text: str) -> str:
 
 
 def read_exempt(text: str) -> Exempt:
-    """An entry of `CORRAL_EGRESS_ALLOW`: host, host:port, cidr or cidr:port. `Refused` for anything else."""
+    """Parse an entry of `CORRAL_EGRESS_ALLOW`: host, host:port, cidr or cidr:port.
+
+    Raises `Refused` for anything else.
+    """
     match = re.fullmatch(r"(?:\[([\da-f:.]+)\]|([^\[\]/]+?))(/\d+)?(?::(\d+))?", text.strip().lower())
     bare = match is not None and match[1] is None and text.count(":") > 1 and "/" not in text  # IPv6 without brackets
     name, prefix, at = (text, "", None) if match is None or bare else (match[1] or match[2], match[3] or "", match[4])
@@ -205,7 +220,7 @@ def _is_address(text: str) -> bool:
 
 
 def names_host(patterns: Sequence[str], host: str) -> bool:
-    """Whether a pattern is the host itself or `*.domain` of it."""
+    """Return whether a pattern equals the host, or is `*.domain` for a parent domain of the host."""
     host = host.lower().removesuffix(".")
     for pattern in patterns:
         wanted = pattern.lower().removesuffix(".")

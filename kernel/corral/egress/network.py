@@ -1,4 +1,4 @@
-"""The network backend of the HTTP client: every connection goes to an address that the egress guard has allowed."""
+"""The network backend of the HTTP client. It connects only to addresses that the egress guard has allowed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_RESPONSE_HEAD = 8 * 1024
 
 
 class GuardedNetwork(httpcore2.AsyncNetworkBackend):
-    """Resolves each name once, through the guard, and connects to the allowed addresses only."""
+    """Resolves each name once, through the guard, and connects only to the allowed addresses."""
 
     def __init__(self, judge: Judge, proxy: Proxy | None) -> None:
         self._judge, self._proxy = judge, proxy
@@ -34,7 +34,7 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Try the addresses in turn, within `timeout` in total. TLS above this verifies the requested name."""
+        """Try the addresses in turn, within `timeout` seconds in total. TLS on top verifies the requested name."""
         began = time.monotonic()
         try:
             addresses = await self._judge(host.strip("[]"), port)
@@ -57,11 +57,11 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
         timeout: float | None = None,  # noqa: ASYNC109  (httpcore2's name)
         socket_options: Any = None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Refused: unix sockets lead to this machine only."""
+        """Refuse the connection, because a Unix socket leads only to this machine."""
         raise EgressBlocked("egress.address", "Connections to unix sockets are not allowed.")
 
     async def sleep(self, seconds: float) -> None:
-        """Required by httpcore for its retries, which are not used."""
+        """Sleep. httpcore requires this method for its retries, which are not used."""
         await self._tcp.sleep(seconds)
 
     async def _open(
@@ -82,7 +82,7 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
 
 
 class Proxy:
-    """The operator's proxy. It receives the checked address, never the name, so it resolves nothing."""
+    """The operator's proxy. It receives the checked address instead of the name, so it resolves nothing."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -92,14 +92,14 @@ class Proxy:
         self._login = base64.b64encode(name.encode()).decode() if parts.username else None
 
     def request(self, to: HostPort) -> bytes:
-        """The CONNECT request for a host and port."""
+        """Return the CONNECT request for a host and port."""
         place = f"[{to[0]}]:{to[1]}" if ":" in to[0] else f"{to[0]}:{to[1]}"
         login = f"Proxy-Authorization: Basic {self._login}\r\n" if self._login else ""
         return f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n{login}\r\n".encode()
 
     @staticmethod
     def has_opened(head: bytes) -> bool:
-        """Whether the head of the response, including the empty line, confirms the tunnel."""
+        """Return whether the head of the response, including the empty line, confirms the tunnel."""
         status = head.split(b"\r\n", 1)[0].split()[1:2]
         return head.endswith(b"\r\n\r\n") and bool(status) and status[0].startswith(b"2")
 

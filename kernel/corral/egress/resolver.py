@@ -1,6 +1,6 @@
-"""Resolves names, each in its own thread, because the system call cannot be cancelled.
+"""Resolves host names, each in its own thread, because the system call cannot be cancelled.
 
-A name server that does not answer delays only names of its own zone.
+The number of lookups per zone is limited, so a name server that does not answer delays only names of its own zone.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ Resolver = Callable[[str, int], Awaitable[list[str]]]
 
 
 class Unresolved(Exception):
-    """The name has no address, or its name servers did not answer in time."""
+    """Raised when a name has no address, or its name servers did not answer in time."""
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """The addresses that the system returns within 3 s, also for notations such as `0x7f.1`."""
+    """Return the addresses that the system reports within 3 s, also for notations such as `0x7f.1`.
+
+    Raises `Unresolved`.
+    """
     zone = ".".join(host.split(".")[-2:])
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(RESOLVE_SECONDS):
             while not _count(zone, 1):  # noqa: ASYNC110  (threads lower the count)
                 await asyncio.sleep(POLL_SECONDS)
             answer: Future[list[str]] = Future()
-            answer.set_running_or_notify_cancel()  # a caller that gives up must not cancel it
+            answer.set_running_or_notify_cancel()  # a caller that times out must not cancel the lookup
             try:
                 threading.Thread(target=_ask, args=(host, port, zone, answer), name=THREAD_NAME, daemon=True).start()
             except RuntimeError:  # the system cannot start another thread
@@ -58,7 +61,7 @@ def _ask(host: str, port: int, zone: str, answer: Future[list[str]]) -> None:
 
 
 def _count(zone: str, change: int) -> bool:
-    """Change the number of running lookups; returns False if the limit is reached."""
+    """Change the number of running lookups of a zone. Return False if the limit is reached."""
     with _counting:
         if change > 0 and (_lookups[zone] >= MAX_LOOKUPS_PER_ZONE or _lookups.total() >= MAX_LOOKUPS):
             return False
@@ -69,7 +72,7 @@ def _count(zone: str, change: int) -> bool:
 
 
 def of_this_machine(addresses: Iterable[str]) -> list[str]:
-    """The addresses that belong to this machine, which are those that can be bound."""
+    """Return the addresses that belong to this machine, which are the addresses that can be bound."""
     return [text for text in addresses if _is_bindable(text)]
 
 

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 Security = Literal["starttls", "tls", "none"]
 
 SINK = "mail"
-SECONDS = 15.0  # for each step of the conversation
+SECONDS = 15.0  # time limit of each step of the SMTP dialogue
 MAX_RESPONSE_HEAD = 8 * 1024
 _threads = ThreadPoolExecutor(4, thread_name_prefix="corral-mail")
 
 
 class MailServer(NamedTuple):
-    """The mail server. `password` is sent over TLS only."""
+    """The mail server and its credentials. `password` is sent over TLS only."""
 
     host: str
     port: int
@@ -38,11 +38,11 @@ class MailServer(NamedTuple):
 
 
 class MailFailed(Exception):
-    """The server did not accept the mail; a later attempt may succeed. The text is for admins."""
+    """Raised when the server did not accept the mail. A later attempt may succeed. The text is for admins."""
 
 
 class MailRefused(MailFailed):
-    """The server rejected the mail permanently, because of its recipient or content."""
+    """Raised when the server rejected the mail permanently, because of its recipient or content."""
 
 
 async def deliver(egress: Egress, server: MailServer, message: EmailMessage, *, sender: str, to: str) -> None:
@@ -62,7 +62,7 @@ async def deliver(egress: Egress, server: MailServer, message: EmailMessage, *, 
 
 
 async def probe(egress: Egress, server: MailServer) -> None:
-    """Connect and sign in, without sending. Raises `MailFailed`."""
+    """Connect and sign in without sending mail. Raises `MailFailed`."""
     await _with_server(egress, server, lambda smtp: smtp.noop())
 
 
@@ -95,7 +95,7 @@ def _talk(
     smtp = _GuardedSmtp(server, addresses, context, tunnel)
     try:
         if server.security == "starttls":
-            smtp.starttls(context=context)  # raises where the server does not offer it: nothing is sent in the clear
+            smtp.starttls(context=context)  # raises if not offered, so nothing is sent in the clear
         if server.username and server.security != "none":
             smtp.login(server.username, server.password or "")
         act(smtp)
@@ -105,7 +105,7 @@ def _talk(
 
 
 class _GuardedSmtp(smtplib.SMTP):
-    """Connects to the allowed addresses only; TLS verifies the requested name."""
+    """An SMTP client that connects only to the allowed addresses. TLS verifies the requested name."""
 
     def __init__(
         self, server: MailServer, addresses: Sequence[str], context: ssl.SSLContext, tunnel: Proxy | None

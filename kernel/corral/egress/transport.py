@@ -1,4 +1,4 @@
-"""The transport of an `httpx2` client: checks the URL of a request and limits its response."""
+"""The transport of an `httpx2` client. It checks the URL of each request and limits the response."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import httpx2
 from corral.egress.guard import Destination, EgressBlocked
 
 TRUNCATED = "corral.truncated"
-CODINGS = {"gzip": 47, "x-gzip": 47, "deflate": 47}  # window bits with which zlib recognises either header
+CODINGS = {"gzip": 47, "x-gzip": 47, "deflate": 47}  # window bits with which zlib accepts both header formats
 ENCODING_HEADERS = (b"content-encoding", b"content-length")
 STEP = 64 * 1024  # decompressed bytes per step
 
 
 def truncated(response: httpx2.Response) -> bool:
-    """Whether the response was cut off at the limit of the client. Ask after reading it."""
+    """Return whether the response was cut off at the client's size limit. Call it after reading the response."""
     return bool(response.extensions.get(TRUNCATED))
 
 
 class GuardedTransport(httpx2.AsyncBaseTransport):
-    """Checks each URL, and limits the connections per host and the time and decompressed size of a response."""
+    """Checks each URL, and limits the connections per host and the duration and decompressed size of each response."""
 
     def __init__(
         self,
@@ -47,10 +47,10 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         pool._network_backend = network
         self._judge, self._note = judge, note
         self._seconds, self._max_bytes, self._per_host = total_seconds, max_bytes, per_host
-        self._slots = WeakValueDictionary[str, asyncio.Semaphore]()  # by host, as long as a request uses them
+        self._slots = WeakValueDictionary[str, asyncio.Semaphore]()  # by host, kept only while a request uses them
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Raises `EgressBlocked`, or what httpx2 raises."""
+        """Check, send and count a request. Raises `EgressBlocked` or an exception of httpx2."""
         host = request.url.host
         deadline = None if self._seconds is None else time.monotonic() + self._seconds
         try:
@@ -89,12 +89,15 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         return shown
 
     async def aclose(self) -> None:
-        """Close every connection."""
+        """Close all connections."""
         await self._inner.aclose()
 
 
 class _Body(httpx2.AsyncByteStream):
-    """The body, decompressed in limited steps up to the size limit and the deadline; then the connection closes."""
+    """A response body, decompressed in limited steps up to the size limit and the deadline.
+
+    Then the connection is closed.
+    """
 
     def __init__(
         self, response: httpx2.Response, cap: int | None, deadline: float | None, slots: asyncio.Semaphore
@@ -138,7 +141,7 @@ class _Body(httpx2.AsyncByteStream):
             return
         try:
             piece = b"more"
-            while chunk or len(piece) == STEP:  # until all input is used and the output is complete
+            while chunk or len(piece) == STEP:  # until the input is used up and the output complete
                 piece = self._decoder.decompress(chunk, STEP)
                 chunk = self._decoder.unconsumed_tail
                 yield piece
@@ -146,7 +149,7 @@ class _Body(httpx2.AsyncByteStream):
             raise httpx2.DecodingError(str(error)) from None
 
     async def aclose(self) -> None:
-        """Return the slot; the pool closes a connection that was not read to the end."""
+        """Release the connection slot. The pool closes a connection whose response was not read to the end."""
         if not self._closed:
             self._closed = True
             try:
@@ -156,7 +159,7 @@ class _Body(httpx2.AsyncByteStream):
 
 
 def _as_checked(request: httpx2.Request, target: Destination) -> httpx2.Request:
-    """The request to the URL as it was checked, with its host in the `Host` header."""
+    """Return the request with the URL as it was checked, and with its host in the `Host` header."""
     headers = request.headers.copy()
     headers["Host"] = target.url.netloc.decode("ascii")
     if headers.get("Accept-Encoding") != "identity":  # callers may request identity for undelayed streams

@@ -1,1 +1,1 @@
-"""The event log (outbox), its live feed, durable consumers and the bell between processes."""
+"""The event log (outbox), its live feed, durable consumers, and notifications between processes."""

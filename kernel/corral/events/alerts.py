@@ -1,4 +1,4 @@
-"""Alerts of the kernel: of one kind and object at most one an hour."""
+"""Alerts raised by the kernel, at most one per hour for the same kind and object."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from corral.events.log import EventRow
 
 
 def raise_alert(alert: SystemAlert, object: tuple[str, str]) -> None:
-    """Tell admins, unless they were told of this within the last hour; joins the unit."""
+    """Emit an alert to admins, unless the same alert was emitted within the last hour.
+
+    Joins the caller's unit of work.
+    """
     told = (
         (EventRow.object_type == object[0])
         & (EventRow.object_id == object[1])

@@ -1,4 +1,4 @@
-"""Notifications between processes. They carry no events, only the fact that the log has new ones."""
+"""Notifications between processes. A notification contains no events; it only says that the log has new events."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Protocol
 
 
 class Bus(Protocol):
-    """Notifies every process. Notifications may be lost, since the log is also polled every 0.5 s."""
+    """Notifies all processes of new events. Notifications may be lost, since the log is also polled every 0.5 s."""
 
     def notify(self) -> None:
         """Announce new events. Never blocks and never fails."""
         ...
 
     async def start(self, wake: Callable[[], None]) -> None:
-        """Call `wake` on the event loop whenever a process notifies."""
+        """Call `wake` on the event loop whenever any process sends a notification."""
         ...
 
     async def stop(self) -> None:
-        """Stop listening."""
+        """Stop listening for notifications."""
         ...
 
 

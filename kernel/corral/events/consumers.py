@@ -1,6 +1,6 @@
-"""Durable consumers, each with a cursor row that moves in the transaction of the effect.
+"""Durable consumers. Each has a cursor row that advances in the same transaction as the consumer's effect.
 
-They handle events at least once, in order, and in one process at a time.
+A consumer handles events at least once, in order, and in one process at a time.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ log = logging.getLogger("corral.events")
 
 LEASE_SECONDS = 30
 BATCH = 50
-LAG = 500  # a cursor moves past events of other types once it is this far behind
+LAG = 500  # events; a cursor further behind is advanced past events of other types
 POISON_TRIES = 5
 POLL_SECONDS = 1.0
 
 
 class ConsumerRow(Model):
-    """The position of a consumer in the log."""
+    """The position of a consumer in the event log."""
 
     name = peewee.CharField(primary_key=True, max_length=100)
     cursor = peewee.BigIntegerField(default=0)
@@ -47,7 +47,11 @@ class ConsumerRow(Model):
 
 
 class Subscriber(msgspec.Struct, frozen=True):
-    """`handle(event: Record, …services)` runs in the unit that moves the cursor. `events`: names, `task.*` or `*`."""
+    """A durable consumer declared by a plugin.
+
+    `handle(event: Record, …services)` runs in the unit that advances the cursor. `events` contains event names,
+    prefixes such as `task.*`, or `*`.
+    """
 
     name: str  # <plugin>.<name>
     events: tuple[str, ...]
@@ -55,7 +59,7 @@ class Subscriber(msgspec.Struct, frozen=True):
 
 
 class Consumer:
-    """Runs one subscriber: `handle`, bound to its services, for the event names `types`."""
+    """Runs one subscriber. `handle` is bound to its services and is called for the event names in `types`."""
 
     def __init__(
         self,
@@ -70,16 +74,16 @@ class Consumer:
     ) -> None:
         self._database, self._feed = database, feed
         self.name, self._types, self._handle, self._holder = name, list(types), handle, holder
-        self._handle_in_batch = handle_in_batch or handle  # after a failure events are retried, and counted, one by one
-        self._is_open = is_open  # whether the plugin is in service; if not, the cursor stays
+        self._handle_in_batch = handle_in_batch or handle  # after a failure, events are retried and counted one by one
+        self._is_open = is_open  # whether the plugin is in service; if not, the cursor does not advance
         self._entry = Entry(label=f"consumer {name}", actor=SYSTEM)
 
     async def begin(self) -> None:
-        """Store the position in the log before requests are served, so that no later event is missed."""
+        """Create the cursor before requests are served, so that no later event is missed."""
         await self._database.work(self._place, entry=self._entry)
 
     async def run(self) -> None:
-        """Follow the log for ever; supervised by the kernel."""
+        """Follow the event log until cancelled. The kernel supervises this task."""
         with self._feed.waiting(self._types) as notified:
             while True:
                 try:
@@ -94,7 +98,7 @@ class Consumer:
                 notified.clear()
 
     async def step(self) -> bool:
-        """Handle the next batch, after a failure one event at a time. Returns whether there may be more."""
+        """Handle the next batch, or single events after a failure. Return whether there may be more events."""
         if not self._is_open() or not await self._database.work(self._due, entry=self._entry, read=True):
             return False
         try:
@@ -115,9 +119,9 @@ class Consumer:
         await self._database.work(lambda: release(f"consumer:{self.name}", self._holder), entry=self._entry)
 
     def _due(self) -> bool:
-        """Whether a write is needed: for a new cursor, for waiting events, or because the cursor lags.
+        """Return whether a write is needed: to create the cursor, to handle events, or because the cursor lags.
 
-        A lagging cursor makes every poll skip the events of other types again.
+        A lagging cursor makes every poll scan the events of other types again.
         """
         row = ConsumerRow.get_or_none(ConsumerRow.name == self.name)
         if row is None or event_log.last_seq() - row.cursor > LAG:
@@ -141,7 +145,7 @@ class Consumer:
     def _batch(self, limit: int) -> bool:
         if (row := self._row()) is None:
             return False
-        newest = event_log.last_seq()  # read first: later events come after the cursor
+        newest = event_log.last_seq()  # read first, because later events must come after the cursor
         records = self._next(row.cursor, limit)
         handle = self._handle if limit == 1 else self._handle_in_batch
         for record in records:
@@ -153,7 +157,10 @@ class Consumer:
         return full
 
     def _failed(self, reason: str) -> bool:
-        """Count a failure of the next event; after `POISON_TRIES` skip it with an alert and return True."""
+        """Count a failure of the next event. Return True if the event was skipped.
+
+        After `POISON_TRIES` failures the event is skipped and an alert is emitted.
+        """
         if (row := self._row()) is None:
             return False
         if row.failures + 1 < POISON_TRIES:

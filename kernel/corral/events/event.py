@@ -1,4 +1,4 @@
-"""Events: shapes with a name and a visibility, emitted in a unit of work and written in its transaction."""
+"""Events: typed payloads with a name and a visibility, emitted in a unit of work and written in its transaction."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ PRIVATE_AND_ADMIN = "private_and_admin"
 
 
 class Event(msgspec.Struct, kw_only=True):
-    """Base of every event. Fields are the payload (at most 32 KiB), the docstring's first line is the title."""
+    """Base class of all events.
+
+    The fields are the payload (at most 32 KiB). The first line of the docstring is the title.
+    """
 
     event: ClassVar[str]
-    """The public name: `noun.past_participle`."""
+    """The public name, `noun.past_participle`."""
     visibility: ClassVar[str] = SHARED
     area: ClassVar[str] = ""
-    """Admins read the objects of this event by the permission `<area>.read`; empty: the name of the plugin."""
+    """The permission area of the event: admins read its objects by `<area>.read`. Empty: the name of the plugin."""
 
 
 class Emitted(msgspec.Struct, frozen=True):
-    """An event that is written at the end of its unit."""
+    """An emitted event, which is written at the end of its unit."""
 
     id: str
     event: Event
@@ -45,9 +48,9 @@ def emit(
     actor: Actor | None = None,
     cause: tuple[str, ...] | None = None,
 ) -> str:
-    """Emit the event in the current unit; returns its id. `object` is `(type, id)`, `owner` the id of a user.
+    """Emit the event in the current unit and return its id. `object` is `(type, id)`, `owner` is a user id.
 
-    `visibility` overrides the one of the class, for objects that may be private or shared.
+    `visibility` overrides the visibility of the class, for objects that may be private or shared.
     """
     unit = current()
     emitted = Emitted(
@@ -65,7 +68,7 @@ def emit(
 
 
 class SystemAlert(Event, kw_only=True):
-    """Something that an admin should look at."""
+    """A condition that an admin should look at."""
 
     event = "system.alert"
     visibility = "admin"
@@ -76,5 +79,5 @@ class SystemAlert(Event, kw_only=True):
     title: str
     detail: str
     object: dict[str, str] | None = None
-    check: str | msgspec.UnsetType = msgspec.UNSET  # kind "health": the name of the check and its status
+    check: str | msgspec.UnsetType = msgspec.UNSET  # kind "health" only: the name of the check, and its status
     status: str | msgspec.UnsetType = msgspec.UNSET

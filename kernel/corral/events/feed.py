@@ -1,4 +1,4 @@
-"""The live end of the log: reads new events once per process, passes them to viewers, and wakes long polls."""
+"""The live feed of the event log: reads new events once per process, passes them to viewers, and wakes long polls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Viewer = Callable[[Sequence[Record]], None]
 
 
 class Feed:
-    """Passes every new event to viewers in order, on the event loop, and wakes those who wait for topics.
+    """Passes every new event to viewers in order, on the event loop, and wakes the tasks that wait for its topics.
 
     Topics are event names and the ids of objects and actors.
     """
@@ -39,7 +39,7 @@ class Feed:
         self.position = 0
 
     def committed(self, emitted: bool) -> None:
-        """Called when units of this process were committed; `emitted` says whether they wrote events."""
+        """Announce committed units of this process. `emitted` is true if they wrote events."""
         if emitted:
             if self._database.kind == "postgresql":
                 self._unnumbered.set()
@@ -47,13 +47,16 @@ class Feed:
                 self.bus.notify()
 
     def watch(self, viewer: Viewer) -> Callable[[], None]:
-        """Call `viewer` with each batch of new events; it must not block or fail. Returns how to stop."""
+        """Call `viewer` with each batch of new events.
+
+        It must not block or fail. Return a function that stops the calls.
+        """
         self._viewers.append(viewer)
         return lambda: self._viewers.remove(viewer)
 
     @contextlib.contextmanager
     def waiting(self, topics: Sequence[str]) -> Iterator[asyncio.Event]:
-        """An `asyncio.Event` that is set by every new event with one of the topics."""
+        """Yield an `asyncio.Event` that is set by every new event with one of the topics."""
         event = asyncio.Event()
         for topic in topics:
             self._topics.setdefault(topic, set()).add(event)
@@ -67,22 +70,22 @@ class Feed:
                     del self._topics[topic]
 
     async def start(self) -> None:
-        """Start at the current end of the log."""
+        """Set the position to the current end of the log, and start listening for notifications."""
         self.position = await self._database.work(event_log.last_seq, read=True)
         await self.bus.start(self._wake_up.set)
 
     async def follow(self) -> None:
-        """Follow the log for ever; supervised by the kernel."""
+        """Follow the event log until cancelled. The kernel supervises this task."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._wake_up.wait()
             self._wake_up.clear()
             await self.poll()
-            await asyncio.sleep(PAUSE_SECONDS)  # read the events that follow closely as one batch
+            await asyncio.sleep(PAUSE_SECONDS)  # collects events that follow closely into one batch
 
     async def poll(self) -> None:
-        """Read new events and pass them on."""
+        """Read new events and pass them to viewers and waiting tasks."""
         more = True
         while more:
             after = functools.partial(event_log.read, self.position, BATCH)
@@ -105,7 +108,10 @@ class Feed:
                         event.set()
 
     async def sequence(self) -> None:
-        """PostgreSQL: number committed events for ever, at most every 10 ms; supervised by the kernel."""
+        """Number committed events until cancelled, at most every 10 ms.
+
+        PostgreSQL only; the kernel supervises this task.
+        """
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_SEQUENCE_SECONDS):

@@ -1,6 +1,6 @@
 """The durable event log: one table, written in the transaction of the change and numbered in a fixed order.
 
-`ins` numbers insertions. `seq` is the order that readers see: on SQLite the writer assigns it before COMMIT, on
+`ins` numbers the insertions. `seq` is the order that readers see. On SQLite the writer assigns `seq` before COMMIT. On
 PostgreSQL the sequencer assigns it to committed rows, so a later number never becomes visible before an earlier one.
 """
 
@@ -24,7 +24,7 @@ NUMBER_BATCH = 1000
 
 
 class EventRow(Model):
-    """One event of the log."""
+    """A row of the event log."""
 
     ins = peewee.BigAutoField()
     seq = peewee.BigIntegerField(null=True, unique=True)
@@ -46,7 +46,7 @@ class EventRow(Model):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """An event as read from the log. `data` is JSON text, `cause` a JSON list of ids."""
+    """An event as read from the log. `data` is JSON text, `cause` is a JSON list of event ids."""
 
     seq: int
     id: str
@@ -62,12 +62,12 @@ class Record(msgspec.Struct, frozen=True):
     cause: str
 
     def payload(self) -> dict[str, Any]:
-        """The decoded `data`."""
+        """Return the decoded `data`."""
         value: dict[str, Any] = msgspec.json.decode(self.data)
         return value
 
     def view(self) -> EventView:
-        """The event as lists, `/ws` and SSE show it."""
+        """Return the event in the form used by lists, `/ws` and SSE."""
         return EventView(
             event=self.type,
             id=self.id,
@@ -89,7 +89,7 @@ def _values(p: Parameter) -> dict[Any, Any]:
 
 
 _INSERT = Statement(lambda p: EventRow.insert(_values(p)))
-# SQLite: the writer holds the only write lock, so the order of insertion is the order of the log.
+# SQLite: the writer holds the only write lock, so the insertion order is the order of the log.
 _NEXT_SEQ = EventRow.select(peewee.fn.COALESCE(peewee.fn.MAX(EventRow.seq), 0) + 1)
 _INSERT_NUMBERED = Statement(lambda p: EventRow.insert({EventRow.seq: _NEXT_SEQ, **_values(p)}))
 _READ = Statement(
@@ -106,7 +106,7 @@ _FIRST = Statement(lambda p: EventRow.select(peewee.fn.MIN(EventRow.seq)).tuples
 
 
 class EventView(msgspec.Struct, kw_only=True):
-    """An event on the wire. `seq` is the cursor, `id` stays the same everywhere."""
+    """An event in API responses and streams. `seq` is the cursor. `id` identifies the event everywhere."""
 
     event: str
     id: str
@@ -120,7 +120,7 @@ class EventView(msgspec.Struct, kw_only=True):
 
 
 def write(unit: Unit) -> None:
-    """Insert the events of the unit; called last, after all its other rows."""
+    """Insert the events of the unit. Called last, after all other rows of the unit are written."""
     if not unit.events:
         return
     ts = clock.now()
@@ -149,9 +149,9 @@ def _row(emitted: Emitted, ts: str) -> dict[str, Any]:
 
 
 def number_committed() -> int:
-    """PostgreSQL: number committed rows in the order of insertion, in a unit of its own; returns how many.
+    """Number committed rows in insertion order and return how many were numbered. PostgreSQL only.
 
-    Returns 0 while another process does so.
+    Call it in a unit of its own. Returns 0 while another process numbers rows.
     """
     connection = current().connection
     if not connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (SEQUENCER_LOCK,)).fetchone()[0]:
@@ -167,12 +167,12 @@ def number_committed() -> int:
 
 
 def read(after: int, limit: int = 500, *, until: int = 2**62) -> list[Record]:
-    """Events with `after < seq <= until` in order."""
+    """Return the events with `after < seq <= until`, in order."""
     return [Record(*row) for row in _READ.rows({"after": after, "until": until, "limit": limit})]
 
 
 def select(where: Sequence[Any], limit: int, *, newest: bool = False) -> list[Record]:
-    """Events that meet all conditions, oldest first; with `newest`, the last `limit` of them."""
+    """Return the events that meet all conditions, oldest first. With `newest`, return the last `limit` of them."""
     order = EventRow.seq.desc() if newest else EventRow.seq.asc()
     query: Any = EventRow.select(*COLUMNS).where(EventRow.seq.is_null(False), *where).order_by(order).limit(limit)
     rows = [Record(*row) for row in query.tuples()]
@@ -180,19 +180,19 @@ def select(where: Sequence[Any], limit: int, *, newest: bool = False) -> list[Re
 
 
 def last_seq() -> int:
-    """The highest number, 0 for an empty log."""
+    """Return the highest sequence number, or 0 for an empty log."""
     row = _LAST.one({})
     return int(row[0] or 0) if row else 0
 
 
 def first_seq() -> int:
-    """The lowest number that is kept, 0 for an empty log."""
+    """Return the lowest sequence number that is kept, or 0 for an empty log."""
     row = _FIRST.one({})
     return int(row[0] or 0) if row else 0
 
 
 def seq_of(cursor: str) -> int | None:
-    """The `seq` of a client's cursor, which is a number or an event id; None if invalid or no longer kept."""
+    """Return the `seq` of a client's cursor (a number or an event id), or None if it is invalid or no longer kept."""
     if cursor.isascii() and cursor.isdigit():
         return int(cursor) if len(cursor) < 19 else None
     row = EventRow.select(EventRow.seq).where(EventRow.id == cursor.lower()).tuples().first()

@@ -11,7 +11,7 @@ from corral.events.event import Event
 
 
 class EventType(msgspec.Struct, frozen=True):
-    """A declared event."""
+    """A declared event type."""
 
     event: str
     title: str
@@ -27,7 +27,7 @@ class EventTypes:
         self._types: dict[str, EventType] = {}
 
     def declare(self, plugin: str, kinds: Iterable[type[Event]]) -> None:
-        """Add events, all or none. Raises `ValueError` if a name is declared already."""
+        """Add all the events of a plugin, or none. Raises `ValueError` if a name is already declared."""
         added: dict[str, EventType] = {}
         for kind in kinds:
             known = self._types.get(kind.event) or added.get(kind.event)
@@ -42,11 +42,11 @@ class EventTypes:
         self._types = {name: kind for name, kind in self._types.items() if kind.plugin != plugin}
 
     def all(self) -> list[EventType]:
-        """All events by name."""
+        """Return all event types, sorted by name."""
         return [self._types[name] for name in sorted(self._types)]
 
     def expand(self, patterns: Iterable[str]) -> list[str]:
-        """The names that match the patterns: a name, `task.*` or `*`. A name matches even if it is not declared."""
+        """Return the names that match the patterns: a name, `task.*` or `*`. An exact name need not be declared."""
         names: set[str] = set()
         for pattern in patterns:
             if pattern == "*":
@@ -58,5 +58,5 @@ class EventTypes:
         return sorted(names)
 
     def knows(self, pattern: str) -> bool:
-        """Whether the name or pattern matches a declared event."""
+        """Return whether the name or pattern matches a declared event."""
         return bool(self._types.keys() & set(self.expand([pattern])))

@@ -1,1 +1,4 @@
-"""Background work: jobs, queued in the transaction of a change, and schedules, run by one process at a time."""
+"""Background work: jobs, which are queued in the transaction of a change, and schedules.
+
+One process runs each of them.
+"""

@@ -1,4 +1,4 @@
-"""Declarations of jobs and schedules, and the rows that hold their state."""
+"""Declarations of jobs and schedules, and the database rows that store their state."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ Whole = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A function named `<plugin>.<verb>` that takes the keyword arguments of `enqueue` (ids) and services by type.
+    """A background job named `<plugin>.<verb>`.
 
-    A `def` is one unit of work, an `async def` opens its own with `Work`. Either may run more than once. After
-    `seconds`, the lease, another process may claim the job.
+    `run` takes the keyword arguments of `enqueue` (ids) and services by type. A `def` runs as one unit of work; an
+    `async def` opens its own units with `Work`. Either may run more than once. Another process may claim the job after
+    `seconds`, the duration of its lease.
     """
 
     name: ItemName
@@ -31,7 +32,10 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Schedule(msgspec.Struct, frozen=True):
-    """Runs `run` every `every_seconds` in one of the processes; it takes services by type, like a job."""
+    """A periodic task: one of the processes calls `run` every `every_seconds`.
+
+    Like a job, `run` takes services by type.
+    """
 
     name: ItemName
     every_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=366 * 86_400)]
@@ -39,7 +43,7 @@ class Schedule(msgspec.Struct, frozen=True):
 
 
 class JobRow(Model):
-    """A job. `state` is queued, running, done or failed; a process claims it by changing the row."""
+    """A job. `state` is queued, running, done or failed. A process claims a job by updating its row."""
 
     id = IdField(primary_key=True)
     name = peewee.CharField(max_length=100)
@@ -58,7 +62,10 @@ class JobRow(Model):
 
 
 class ScheduleRow(Model):
-    """When a schedule is due next; while it runs, `next_at` is the end of its lease."""
+    """The state of a schedule.
+
+    `next_at` is the next due time. While the schedule runs, `next_at` is the end of its lease.
+    """
 
     name = peewee.CharField(primary_key=True, max_length=100)
     next_at = InstantField()
@@ -70,7 +77,7 @@ class ScheduleRow(Model):
 
 
 def enqueue(name: str, *, delay_seconds: float = 0.0, **arguments: Any) -> str:
-    """Queue a job with JSON arguments when the current unit commits; returns its id."""
+    """Queue a job with JSON arguments when the current unit commits. Return the job's id."""
     unit = current()
     identifier = new_id()
     unit.jobs.append(
@@ -87,6 +94,6 @@ def enqueue(name: str, *, delay_seconds: float = 0.0, **arguments: Any) -> str:
 
 
 def write(unit: Unit) -> None:
-    """Insert the jobs of the unit; called before its events are written."""
+    """Insert the jobs of the unit. Called before the events of the unit are written."""
     if unit.jobs:
         JobRow.insert_many(unit.jobs).execute()

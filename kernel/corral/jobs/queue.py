@@ -1,4 +1,4 @@
-"""A shared queue that announces new job rows to job processes. It carries only ids, and may lose them."""
+"""A shared queue that announces new job rows to job processes. It transports only ids, and may lose them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from typing import Protocol
 
 
 class JobQueue(Protocol):
-    """The rows decide which jobs run and are polled as well: a lost id costs seconds, a duplicate one nothing."""
+    """Announces new jobs. The database rows, which are also polled, decide which jobs run.
+
+    A lost id therefore delays a job by seconds, and a duplicate id has no effect.
+    """
 
     def put(self, ids: Sequence[str]) -> None:
-        """Announce new job rows. Called on the loop; never blocks and never fails."""
+        """Announce new job rows. Called on the event loop; never blocks and never fails."""
         ...
 
     async def start(self) -> None:
-        """Connect; called before the first `put`."""
+        """Connect to the queue. Called before the first `put`."""
         ...
 
     async def stop(self) -> None:
-        """Disconnect; called after the last `put`."""
+        """Disconnect from the queue. Called after the last `put`."""
         ...
 
     def work(self, take: Callable[[str], None], stopping: threading.Event) -> None:
-        """Pass each id to `take`, which returns when the next job may start, until SIGTERM or SIGINT sets `stopping`.
+        """Pass each received id to `take` until SIGTERM or SIGINT sets `stopping`.
 
-        Blocks the main thread and handles its signals; a second signal raises `SystemExit`. Survives outages.
+        `take` returns when the next job may start. This method blocks the main thread and handles its signals; a second
+        signal raises `SystemExit`. It keeps running through outages of the queue.
         """
         ...

@@ -1,4 +1,4 @@
-"""The in-process runner: claims due jobs by guarded updates, so that among many processes one runs each of them."""
+"""The in-process job runner. It claims due jobs by conditional updates, so only one process runs each job."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ log = logging.getLogger("corral.jobs")
 
 POLL_SECONDS = 1.0
 BACKOFF_SECONDS, BACKOFF_CAP_SECONDS = 2.0, 600.0
-SCHEDULE_LEASE_SECONDS = 15.0  # a slot whose process was killed is due again after this time
-SKEW_SECONDS = 60.0  # how far clocks may differ; a slot further ahead dates from before a clock was set back
+SCHEDULE_LEASE_SECONDS = 15.0  # a schedule whose process was killed is due again after this time
+SKEW_SECONDS = 60.0  # largest clock difference; a due time further ahead was written before a clock was set back
 QUEUE_GRACE_SECONDS = 2.0  # a job that the shared queue has not delivered by then is claimed from the table
 
 
 class LeaseLost(Exception):
-    """Another process has the job now; the unit of this one is rolled back."""
+    """Raised when another process has claimed the job meanwhile. This process's unit of work is rolled back."""
 
 
 class ConcurrencySlots:
-    """Slots for running jobs; their number may change at any time. Used on the event loop only."""
+    """Slots that limit the number of running jobs. The limit may change at any time. For use on the event loop only."""
 
     def __init__(self, size: int) -> None:
         self._size, self._taken = size, 0
@@ -43,14 +43,14 @@ class ConcurrencySlots:
         return self._taken >= self._size
 
     async def acquire(self) -> None:
-        """Take a slot; waits until one is free."""
+        """Acquire a slot, waiting until one is free."""
         while self.is_full:
             self._freed.clear()
             await self._freed.wait()
         self._taken += 1
 
     def release(self) -> None:
-        """Return a slot."""
+        """Release a slot."""
         self._taken -= 1
         self._freed.set()
 
@@ -61,10 +61,11 @@ class ConcurrencySlots:
 
 
 class InProcessRunner:
-    """Runs the jobs and schedules of this process; services are already bound to their functions.
+    """Runs the jobs and schedules of this process. Their functions are already bound to services.
 
     Jobs and schedules for which `is_open` is false wait until their plugin is in service again. With a `queue`, new
-    jobs are announced there and reach some process by `take`; without one, this process runs them itself.
+    jobs are announced there and reach one of the processes by `take`. Without a queue, this process runs new jobs
+    itself.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class InProcessRunner:
         redact: Callable[[str], str] = str,
     ) -> None:
         self._database, self._jobs, self._schedules, self._is_open = database, jobs, schedules, is_open
-        self._redact = redact  # messages of errors are stored
+        self._redact = redact  # error messages are stored, so they are redacted first
         self._wake_up = asyncio.Event()
         self.queue: JobQueue | None = None
         self._slots = ConcurrencySlots(concurrency)
@@ -88,7 +89,7 @@ class InProcessRunner:
         self.ticked_at: float = clock.time_s()
 
     def limit(self, concurrency: int) -> None:
-        """Change how many jobs run at a time; surplus running jobs finish."""
+        """Change the number of jobs that run at a time. Running jobs above the new limit finish normally."""
         self._slots.resize(concurrency)
         self._wake_up.set()
 
@@ -100,7 +101,7 @@ class InProcessRunner:
             self._wake_up.set()
 
     async def take(self, identifier: str) -> None:
-        """Start this job if it is still due; waits for a free slot."""
+        """Start this job if it is still due. Waits for a free slot first."""
         await self._slots.acquire()
         claimed = None
         try:
@@ -112,7 +113,7 @@ class InProcessRunner:
             self._start(self._released(self._perform(*claimed)))
 
     async def run(self) -> None:
-        """Run jobs and schedules for ever; supervised by the kernel."""
+        """Run jobs and schedules until cancelled. The kernel supervises this task."""
         try:
             while True:
                 try:
@@ -132,7 +133,7 @@ class InProcessRunner:
             await asyncio.gather(*self._running, return_exceptions=True)
 
     async def settle(self, seconds: float) -> None:
-        """Start nothing more and wait until running jobs have finished, at most `seconds`."""
+        """Start no further jobs and wait until the running jobs finish, for at most `seconds`."""
         self._closed = True
         if self._running:
             await asyncio.wait(self._running, timeout=seconds)
@@ -163,10 +164,10 @@ class InProcessRunner:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    # -- schedules
+    # Schedules
 
     async def _slot(self, schedule: Schedule, run: Callable[..., Any]) -> float:
-        """Run the schedule if its slot is due and free; returns when to check again, in epoch seconds."""
+        """Run the schedule if it is due and not claimed. Return the next time to check, in epoch seconds."""
         row = await self._database.work(lambda: ScheduleRow.get_or_none(ScheduleRow.name == schedule.name), read=True)
         now = clock.time_s()
         if row is None:
@@ -195,7 +196,7 @@ class InProcessRunner:
             log.exception("schedule failed", extra={"schedule": schedule.name})
             await self._write(lambda: finish(error))
 
-    # -- jobs
+    # Jobs
 
     async def _claim(self, only: str | None = None) -> tuple[JobRow, str] | None:
         row = await self._database.work(lambda: self._due(only), read=True)
@@ -211,13 +212,16 @@ class InProcessRunner:
 
     @staticmethod
     def _give_up(row: JobRow) -> None:
-        """Fail a job whose process died in every attempt, before it takes down one process after the other."""
+        """Mark a job as failed if its process died in every attempt, so that it cannot terminate more processes."""
         error = f"Its process ended during each of {row.attempts} attempts."
         mine = (JobRow.id == row.id) & (JobRow.attempts == row.attempts) & (JobRow.state == "running")
         JobRow.update(state="failed", lease=None, finished_at=clock.now(), error=error).where(mine).execute()
 
     def _due(self, only: str | None) -> JobRow | None:
-        """The job `only`, or else the first due one; jobs announced to a shared queue are left to it for a while."""
+        """Return the job `only`, or else the first due job.
+
+        Jobs announced to a shared queue are left to the queue for a grace period.
+        """
         names = [name for name in self._jobs if self._is_open(name)]
         where = JobRow.state.in_(("queued", "running")) & (JobRow.run_at <= clock.now()) & JobRow.name.in_(names)
         if only is not None:
@@ -229,7 +233,10 @@ class InProcessRunner:
         return row
 
     def _take(self, row: JobRow, lease: str) -> int:
-        """Claim the job. `run_at` of a running job is the end of its lease, after which it may be claimed again."""
+        """Claim the job.
+
+        For a running job, `run_at` is the end of its lease. The job may be claimed again after that.
+        """
         seconds = self._jobs[row.name][0].seconds
         return int(
             JobRow.update(state="running", lease=lease, attempts=row.attempts + 1, run_at=clock.now(seconds))
@@ -238,10 +245,10 @@ class InProcessRunner:
         )
 
     async def _perform(self, row: JobRow, lease: str) -> None:
-        """Run a claimed job and record how it ended.
+        """Run a claimed job and record its result.
 
-        A job that is interrupted because its process stops is queued again, and the attempt does not count. A job
-        that awaited something which was cancelled has failed.
+        A job that is interrupted because its process stops is queued again, and the attempt is not counted. A job that
+        fails because something it awaited was cancelled has failed.
         """
         job, run = self._jobs[row.name]
 
@@ -266,7 +273,10 @@ class InProcessRunner:
                 raise
 
     async def _write(self, end: Callable[[], None], entry: Entry = SYSTEM_ENTRY) -> None:
-        """Record how something ended, waiting while the database is away; `end` checks that the row is still ours."""
+        """Record a result, retrying while the database is unavailable.
+
+        `end` checks that this process still owns the row.
+        """
         while True:
             try:
                 return await self._database.work(end, entry=entry)
@@ -286,7 +296,10 @@ class InProcessRunner:
     async def _call(
         self, label: str, run: Callable[..., Any], arguments: Mapping[str, Any], finish: Callable[[], None]
     ) -> None:
-        """Call the function. For a `def`, `finish` runs in the same unit, so that both take effect or neither."""
+        """Call the function of a job or schedule.
+
+        For a `def`, `finish` runs in the same unit, so that both commit or neither.
+        """
         entry = Entry(f"job {label}")
         if inspect.iscoroutinefunction(run):
             await run(**arguments)
@@ -301,6 +314,6 @@ class InProcessRunner:
 
 
 def _is_cancelled() -> bool:
-    """Whether the current task itself is being cancelled."""
+    """Return whether the current task itself is being cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

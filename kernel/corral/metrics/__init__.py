@@ -1,1 +1,1 @@
-"""Histograms, and the counters of the request path."""
+"""Histograms, and the metrics of HTTP requests."""

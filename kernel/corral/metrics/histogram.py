@@ -1,4 +1,4 @@
-"""Histograms: durations counted in buckets, for metrics of the kind `histogram`."""
+"""Histograms: values counted in buckets, for metrics of the kind `histogram`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ LONG_SECONDS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
 
 
 class Observed(NamedTuple):
-    """The observations of a histogram: counts by bucket, the last one without a bound, and the sum of all values."""
+    """The observations of a histogram: the count of each bucket and the sum of all values.
+
+    `counts` has one more item than `bounds`, for the bucket without an upper bound.
+    """
 
     bounds: Sequence[float]
     counts: Sequence[int]
     total: float
 
     def plus(self, other: Observed) -> Observed:
-        """The sum of two observations of the same histogram."""
+        """Return the sum of two observations of the same histogram."""
         return Observed(
             self.bounds, [a + b for a, b in zip(self.counts, other.counts, strict=True)], self.total + other.total
         )
 
 
 class Histogram:
-    """Counts observations by label values since the start of the process, in any thread."""
+    """Counts observations by label values since the start of the process. Safe to use from any thread."""
 
     def __init__(self, bounds: Sequence[float] = SECONDS) -> None:
         self._bounds = tuple(bounds)
@@ -35,7 +38,7 @@ class Histogram:
         self._totals: dict[tuple[str, ...], float] = {}
 
     def observe(self, value: float, labels: tuple[str, ...] = ()) -> None:
-        """Add one value. Use few label values, since each has its own buckets."""
+        """Add one value. Use few distinct label values, since each combination has its own buckets."""
         at = bisect.bisect_left(self._bounds, value)
         with self._lock:
             if labels not in self._counts:
@@ -44,7 +47,7 @@ class Histogram:
             self._totals[labels] += value
 
     def read(self) -> dict[tuple[str, ...], Observed]:
-        """The observations so far, by label values."""
+        """Return the observations so far, by label values."""
         with self._lock:
             return {
                 labels: Observed(self._bounds, tuple(counts), self._totals[labels])

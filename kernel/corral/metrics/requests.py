@@ -1,4 +1,4 @@
-"""Counters of the request path, kept as plain numbers and rendered as Prometheus text.
+"""Metrics of HTTP requests, stored as plain numbers and rendered as Prometheus text.
 
 All labels have a bounded set of values.
 """
@@ -10,14 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
 BUCKETS = (0.0025, 0.005, 0.01, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
-# The first routes have series of their own, the others share one.
+# The first routes to be observed get their own time series. The others share one.
 MAX_COUNTED, MAX_TIMED, OTHER = 700, 80, "other"
 # Codes of bodies that were rejected before their fields were validated.
 BODY_CODES = ("payload_too_large", "request_timeout", "unsupported_media_type", "malformed_json", "malformed_multipart")
 
 
 class RequestMetrics:
-    """Metrics that only the event loop changes."""
+    """The metrics of HTTP requests. Only the event loop changes them."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str, int]] = Counter()  # method, route template, status class
@@ -27,10 +27,10 @@ class RequestMetrics:
         self.body_rejected: Counter[str] = Counter()
         self.plugin_errors: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
-        self.plugins: Callable[[], Iterable[str]] = tuple  # lines of the metrics about plugins
+        self.plugins: Callable[[], Iterable[str]] = tuple  # returns the rendered lines of the plugin metrics
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one request; `route` is its template or `unmatched`."""
+        """Count one request. `route` is the route template or `unmatched`."""
         counted = (method, route, status // 100)
         if counted not in self.requests and len(self.requests) >= MAX_COUNTED:
             counted = (method, OTHER, status // 100)
@@ -41,7 +41,7 @@ class RequestMetrics:
         self.seconds_sum[route] += seconds  # type: ignore[assignment]  # a Counter of floats
 
     def render(self) -> str:
-        """The metrics as Prometheus text."""
+        """Return the metrics as Prometheus text."""
         lines = ["# HELP corral_http_requests_total Answered requests.", "# TYPE corral_http_requests_total counter"]
         for (method, route, status), count in sorted(self.requests.items()):
             lines.append(f'corral_http_requests_total{{method="{method}",route="{route}",status="{status}xx"}} {count}')

@@ -1,1 +1,1 @@
-"""The redactor: takes known credentials, and what looks like one, out of text before it is stored or sent."""
+"""The redactor: removes known credentials, and text that looks like one, before text is stored or sent."""

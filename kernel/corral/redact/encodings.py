@@ -1,4 +1,4 @@
-"""The encodings in which a credential may appear in text, and which values can be redacted at all."""
+"""The encodings in which a credential may appear in text, and the test for values that can be redacted."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from urllib.parse import quote, quote_plus
 SHORTEST, LONGEST = 8, 4096
 SHORTEST_LINE = 24
 LONGEST_WORD = 15
-LINE_WIDTHS = (64, 76)  # openssl breaks base64 into lines of 64 characters, base64 and MIME into 76
+LINE_WIDTHS = (64, 76)  # openssl breaks base64 into lines of 64 characters; `base64` and MIME use 76
 FEWEST_CHARACTERS = 4
-# Characters left as they are in query values and paths of URLs, by encodeURIComponent and by encodeURI.
+# Characters that URL-encoding functions leave unescaped: in query values, in paths, by encodeURIComponent, by
+# encodeURI.
 UNESCAPED = ("", "/", "!'()*", "!'()*;,/?:@&=+$#")
 GO_JSON_ESCAPES = str.maketrans({"&": "\\u0026", "<": "\\u003c", ">": "\\u003e"})
 
 
 def redactable(value: str) -> bool:
-    """Whether the value can be redacted without damage to ordinary text: not if it is short, repetitive or one word."""
+    """Return whether the value can be redacted without damage to ordinary text.
+
+    Short and repetitive values, and single words, cannot be redacted.
+    """
     value = value.strip()
     if len(value) < SHORTEST or len(set(value)) < FEWEST_CHARACTERS:
         return False
@@ -29,9 +33,10 @@ def redactable(value: str) -> bool:
 
 
 def encodings(value: str) -> set[str]:
-    """Every text that reveals the value: plain, encoded and escaped, each of 8 to 4096 characters.
+    """Return every text that reveals the value: plain, encoded and escaped, each of 8 to 4096 characters.
 
-    A value longer than 4096 characters is recognised by its long lines, a longer encoding by pieces of that length.
+    A value longer than 4096 characters is represented by its long lines, and a longer encoding by pieces of that
+    length.
     """
     value = value.strip()
     parts = [value]
@@ -49,7 +54,7 @@ def _encoded(value: str) -> Iterator[str]:
     for percent in (*(quote(data, safe=kept) for kept in UNESCAPED), quote_plus(data), _html_form(data)):
         yield from (percent, re.sub("%..", lambda escape: escape[0].lower(), percent))
     for escaped in (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]):
-        in_json = json.dumps(escaped)[1:-1]  # a JSON text within JSON
+        in_json = json.dumps(escaped)[1:-1]  # a JSON string inside a JSON string
         for text in (escaped, escaped.translate(GO_JSON_ESCAPES), in_json):
             yield from (text, text.replace("/", "\\/"))
     units = value.encode("utf-16-be", "surrogatepass").hex(" ", 2).split(" ")
@@ -59,14 +64,15 @@ def _encoded(value: str) -> Iterator[str]:
 
 
 def _html_form(data: bytes) -> str:
-    """The data as browsers and Java write it into `application/x-www-form-urlencoded`."""
+    """Return the data as browsers and Java encode it in `application/x-www-form-urlencoded`."""
     return quote_plus(data, safe="*").replace("~", "%7E")
 
 
 def _base64(data: bytes) -> Iterator[str]:
-    """The base64 characters that the data alone decides, at each of the three offsets it may have in a longer text.
+    """Yield the base64 texts by which the data appears, at each of the three byte offsets within a longer text.
 
-    Also with the end of the text, and, for data that is the whole text, broken into lines.
+    The characters that the data alone determines come first. The other forms include the end of the text, and the lines
+    of data that is a complete text.
     """
     for before in range(3):
         padded = b"\0" * before + data
@@ -79,7 +85,7 @@ def _base64(data: bytes) -> Iterator[str]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """The lines of a text that is broken at one of the usual widths."""
+    """Yield the lines of a text that is broken at one of the usual widths."""
     parts = (text[at : at + width] for width in LINE_WIDTHS if len(text) > width for at in range(0, len(text), width))
     return filter(redactable, parts)
 

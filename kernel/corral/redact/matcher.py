@@ -1,4 +1,4 @@
-"""One automaton of all values and patterns, which finds every place where one may begin in a single pass."""
+"""A matcher that finds all known values and patterns of credentials in one pass over the text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Hit(NamedTuple):
-    """A credential found in text. `kind` is `value` or a pattern's, `source` registered it, `name` is the value's."""
+    """A credential found in text.
+
+    `kind` is `value` or the kind of a pattern. `source` is the source that registered the value or pattern. `name` is
+    the name of the value.
+    """
 
     kind: str
     source: str
@@ -27,7 +31,10 @@ class Hit(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A part of the text to replace, and the hits in it. `since` is where the match begins, which may be earlier."""
+    """A part of the text to replace, and the hits in it.
+
+    `since` is the start of the match, which may precede `start`.
+    """
 
     start: int
     end: int
@@ -36,9 +43,9 @@ class Span(NamedTuple):
 
 
 class Matcher:
-    """Finds values and patterns in text. Immutable, so any thread may use it while its successor is built.
+    """Finds values and patterns in text. Immutable, so that any thread can use it while its replacement is built.
 
-    An encoding is stored as its text alone: hundreds of thousands of further objects would slow down the garbage
+    An encoding is stored as plain text only. Hundreds of thousands of further objects would slow down the garbage
     collector, which stops the whole process.
     """
 
@@ -46,7 +53,7 @@ class Matcher:
         self, encodings: Iterable[tuple[str, frozenset[Hit]]], patterns: Iterable[tuple[str, Pattern]]
     ) -> None:
         begins: dict[str, list[str | tuple[Pattern, frozenset[Hit]]]] = {MARK: []}
-        self._hits: dict[str, frozenset[Hit]] = {}  # by encoding
+        self._hits: dict[str, frozenset[Hit]] = {}  # hits by encoding
         for text, hits in encodings:
             if text in self._hits:
                 hits |= self._hits[text]
@@ -63,20 +70,21 @@ class Matcher:
         self._detector = BytesAhoCorasick([anchor.encode("utf-8", "replace") for anchor in self._anchors])
 
     def may_hold(self, text: str) -> bool:
-        """Whether a match may begin in the text. Unlike `scan` it does not let other threads run."""
+        """Return whether a match may begin in the text. Unlike `scan`, this call does not let other threads run."""
         return bool(self._detector.find_matches_as_indexes(text.encode("utf-8", "replace")))
 
     def scan(self, text: str, *, patterns: bool, final: bool = True) -> tuple[list[Span], int]:
-        """The spans to replace in a text without marks, in order and disjoint, and the length of its settled part.
+        """Return the spans to replace, in order and disjoint, and the length of the settled part of the text.
 
-        More text could still change what is found beyond the settled part; a `final` text is settled as a whole.
+        The text must not contain marks. More text could change the result only beyond the settled part. A `final` text
+        is settled completely.
         """
         settled = len(text) if final else self._cut_anchor(text)
         begins = self._automaton.find_matches_as_indexes(_encodable(text), overlapping=True)
         if not begins:
             return [], settled
         found: list[Span] = []
-        ends: dict[Pattern, int] = {}  # of each pattern: where its last match ended
+        ends: dict[Pattern, int] = {}  # the end of the last match of each pattern
         for index, start, _ in sorted(begins, key=_START):
             for candidate in self._candidates[index]:
                 if isinstance(candidate, str):
@@ -97,7 +105,7 @@ class Matcher:
         return _disjoint(found), settled
 
     def _cut_anchor(self, text: str) -> int:
-        """The position from which the rest of the text may be the beginning of an anchor."""
+        """Return the position from which the rest of the text may be the beginning of an anchor."""
         for size in range(min(self._longest - 1, len(text)), 0, -1):
             tail = text[-size:]
             following = bisect_right(self._anchors, tail)
@@ -107,7 +115,7 @@ class Matcher:
 
 
 def replaced(text: str, spans: Iterable[Span]) -> str:
-    """The text with each span replaced by the mark."""
+    """Return the text with each span replaced by the mark."""
     kept, position = [], 0
     for span in spans:
         kept += [text[position : span.start], MARK]
@@ -116,7 +124,7 @@ def replaced(text: str, spans: Iterable[Span]) -> str:
 
 
 def _disjoint(found: list[Span]) -> list[Span]:
-    """The spans in order; overlapping ones are merged, so that no end of either value remains."""
+    """Return the spans in order, with overlapping spans merged so that no part of either value remains."""
     joined: list[Span] = []
     for span in sorted(found, key=lambda each: each.start):
         if joined and span.start < joined[-1].end:
@@ -128,7 +136,7 @@ def _disjoint(found: list[Span]) -> list[Span]:
 
 
 def _encodable(text: str) -> str:
-    """The text without lone surrogates, which UTF-8 (read by the automaton) lacks; positions stay the same."""
+    """Return the text with lone surrogates replaced, because the automaton reads UTF-8. Positions do not change."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,7 +1,8 @@
-"""Patterns of credentials, which are redacted in machine-generated text although nobody stored their values.
+"""Patterns of credentials. They are redacted in machine-generated text even if their values are not known.
 
-An expression is tried where one of its anchors occurs. It looks at nothing before the anchor or after its own match,
-so its result does not depend on the surrounding text: redacting twice changes nothing, and a stream equals the whole.
+An expression is tried wherever one of its anchors occurs. It examines nothing before the anchor or after its own match,
+so its result does not depend on the surrounding text. Redacting twice therefore changes nothing, and a stream gives the
+same result as the whole text.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ LIMIT = 4096
 
 
 class Pattern:
-    """`expression` begins with one of the `anchors`; its group `secret`, or else the whole match, is redacted.
+    """A pattern that matches one kind of credential.
 
-    `unfinished` matches everything that may follow the anchor in a text that is cut off inside a match. Neither may
-    use lookbehind, word boundaries or negative lookahead. At most 4096 characters are matched. Set `nests` if a match
-    that begins inside another may end after it.
+    `expression` begins with one of the `anchors`. Its group `secret`, or else the whole match, is redacted.
+    `unfinished` matches everything that may follow the anchor in a text that is cut off inside a match. Neither
+    expression may use lookbehind, word boundaries or negative lookahead. At most 4096 characters are matched. Set
+    `nests` if a match that begins inside another match may end after it.
     """
 
     def __init__(
@@ -29,17 +31,17 @@ class Pattern:
         self._group = "secret" if "secret" in self._expression.groupindex else 0
 
     def find(self, text: str, start: int) -> tuple[int, int] | None:
-        """The start and end of the part to redact, or None if the text does not match at `start`."""
+        """Return the start and end of the part to redact, or None if the text does not match at `start`."""
         match = self._expression.match(text, start, start + LIMIT)
         return match.span(self._group) if match else None
 
     def is_open(self, text: str, start: int, anchor: str) -> bool:
-        """Whether more text could still change the result of `find`."""
+        """Return whether more text could still change the result of `find`."""
         return len(text) - start < LIMIT and bool(self._unfinished.fullmatch(text, start + len(anchor)))
 
 
 class _TokenFormat(NamedTuple):
-    """The credential of a service: a fixed prefix, then an expression for the rest."""
+    """The token format of a service: a fixed prefix, then an expression for the rest."""
 
     prefix: str
     rest: str

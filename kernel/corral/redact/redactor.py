@@ -1,4 +1,4 @@
-"""The redactor: replaces every live credential of this process, and text that looks like one, by a mark."""
+"""The redactor: replaces all credentials known to this process, and text that looks like one, by a mark."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from corral.redact.patterns import BUILT_IN, Pattern
 
 log = logging.getLogger("corral.redact")
 
-JOINED_CHARACTERS = 16 * 1024  # the texts of a smaller JSON value are first searched together
-_NO_TEXT = frozenset((int, float, bool, type(None)))  # the common types: isinstance(…, Mapping) would be slow
+JOINED_CHARACTERS = 16 * 1024  # the texts of a JSON value below this size are searched together first
+_NO_TEXT = frozenset((int, float, bool, type(None)))  # common types without text; isinstance(…, Mapping) would be slow
 OnHit = Callable[[Collection[Hit]], None]
 _MAKER: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar("corral.redact.maker", default=None)
 
 
 @contextlib.contextmanager
 def made_by(type: str, id: str) -> Iterator[None]:
-    """Mark text redacted in this context as machine-generated for the object; a credential in it raises an alert."""
+    """Mark text redacted in this context as machine-generated for the object. A credential in it raises an alert."""
     token = _MAKER.set((type, id))
     try:
         yield
@@ -33,26 +33,30 @@ def made_by(type: str, id: str) -> Iterator[None]:
 
 
 def maker() -> tuple[str, str] | None:
-    """Type and id of the object whose machine-generated text is being redacted; None for any other text."""
+    """Return the type and id of the object whose machine-generated text is being redacted, or None."""
     return _MAKER.get()
 
 
 class Redactor:
-    """Redacts text in any thread. `counts` has the replacements by kind, `values` the number of known credentials."""
+    """Redacts text in any thread.
+
+    `counts` contains the number of replacements by kind, `values` the number of known credentials.
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.values = 0
-        self._encodings: dict[str, dict[Hit, tuple[str, set[str]]]] = {}  # by source: value and encodings of each
+        self._encodings: dict[str, dict[Hit, tuple[str, set[str]]]] = {}  # by source: value and encodings of each hit
         self._patterns: dict[str, tuple[Pattern, ...]] = {"corral": BUILT_IN}
         self._listeners: list[OnHit] = []
         self._changing = threading.Lock()
         self._matcher = self._compiled()
 
     def redact(self, text: str, *, patterns: bool = True) -> str:
-        """The text with `[redacted]` for every known credential in any encoding, and for text that looks like one.
+        """Return the text with each known credential, in any encoding, replaced by `[redacted]`.
 
-        Use `patterns=False` for text that a person writes: then only known credentials are redacted.
+        Text that looks like a credential is replaced as well. Use `patterns=False` for text that a person writes; then
+        only known credentials are replaced.
         """
         matcher, parts = self._matcher, text.split(MARK)
         for index, part in enumerate(parts):
@@ -63,7 +67,7 @@ class Redactor:
         return MARK.join(parts)
 
     def redact_json(self, value: Any, *, patterns: bool = True) -> Any:
-        """The value with all strings and keys redacted; if keys become equal, the last one wins."""
+        """Return the value with all strings and keys redacted. If keys become equal, the last one wins."""
         texts: list[str] = []
         if _gather(value, texts, JOINED_CHARACTERS) >= 0 and not self._matcher.may_hold("\n".join(texts)):
             return value
@@ -82,14 +86,14 @@ class Redactor:
         return value
 
     def stream(self, *, patterns: bool = True) -> RedactorStream:
-        """A stream that redacts text arriving in pieces as if it had arrived at once."""
+        """Return a stream that redacts text arriving in pieces as if it had arrived at once."""
         return RedactorStream(self, patterns)
 
     def set_values(self, source: str, values: Mapping[str, str]) -> list[str]:
-        """Replace the credentials of a source, by name; returns the names whose values are not redactable.
+        """Replace all credentials of a source, given by name. Return the names whose values are not redactable.
 
-        Those are short, repetitive or one plain word, which would damage ordinary text. With thousands of values
-        this takes up to a second: call it in a thread.
+        Values that are short, repetitive or one plain word are not redactable, because replacing them would damage
+        ordinary text. With thousands of values this takes up to a second, so call it in a thread.
         """
         with self._changing:
             before = self._encodings.get(source, {})
@@ -105,13 +109,13 @@ class Redactor:
         return [name for name in values if Hit("value", source, name) not in now]
 
     def register(self, source: str, patterns: Iterable[Pattern]) -> None:
-        """Add patterns of credentials; a second call replaces those of the source."""
+        """Register patterns of credentials. A second call replaces the patterns of the source."""
         with self._changing:
             self._patterns[source] = tuple(patterns)
             self._matcher = self._compiled()
 
     def on_hit(self, listener: OnHit) -> None:
-        """Call `listener` with the hits, in the thread that redacts; it must return quickly and must not log."""
+        """Call `listener` with the hits, in the redacting thread. It must return quickly and must not log."""
         self._listeners.append(listener)
 
     def _compiled(self) -> Matcher:
@@ -138,7 +142,7 @@ class Redactor:
 
 
 def _gather(value: Any, texts: list[str], budget: int) -> int:
-    """Add all texts of a value to `texts`; returns the rest of the budget of characters, negative if exceeded."""
+    """Append all texts of a value to `texts`. Return the rest of the character budget, negative if it was exceeded."""
     waiting = [value]
     while waiting and budget >= 0:
         value = waiting.pop()
@@ -153,24 +157,27 @@ def _gather(value: Any, texts: list[str], budget: int) -> int:
 
 
 class RedactorStream:
-    """Holds back the tail in which a match could begin, at most about 4 KiB, and releases the rest."""
+    """Redacts a stream of text.
+
+    The end of the text, in which a match could begin, is held back (at most about 4 KiB). The rest is released.
+    """
 
     def __init__(self, redactor: Redactor, patterns: bool) -> None:
         self._redactor, self._patterns = redactor, patterns
         self._pending = ""
-        self._covered = 0  # characters of it that a released mark stands for
+        self._covered = 0  # number of pending characters that a released mark already replaces
 
     def feed(self, text: str) -> str:
-        """The text that may be sent now, possibly empty."""
+        """Add text and return the redacted text that may be sent now, possibly empty."""
         *whole, last = (self._pending + text).split(MARK)
         return MARK.join([*(self._settle(part, final=True) for part in whole), self._settle(last, final=False)])
 
     def end(self) -> str:
-        """The rest of the text, at the end of the stream."""
+        """Return the rest of the redacted text, at the end of the stream."""
         return self._settle(self._pending, final=True)
 
     def _settle(self, text: str, *, final: bool) -> str:
-        """Release what more text cannot change; a span that reaches further continues without a second mark."""
+        """Return the text that later text cannot change. A span that extends beyond it does not get a second mark."""
         spans, cut = self._redactor._matcher.scan(text, patterns=self._patterns, final=final)
         while open_spans := [span.since for span in spans if span.since < cut <= span.start]:
             cut = min(open_spans)

@@ -1,1 +1,1 @@
-"""Shapes: bytes to JSON, JSON to types, types to JSON Schema."""
+"""Validation of data: strict JSON parsing, conversion to types, and JSON Schema."""

@@ -1,6 +1,6 @@
-"""JSON Schemas that users store, and the translation of validation errors into faults.
+"""Validation against JSON Schemas that users store, and translation of validation errors into faults.
 
-`jsonschema` takes 0.1 s to import, so it is imported on first use.
+Importing `jsonschema` takes 0.1 s, so it is imported on first use.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _BOUNDS = {  # keyword -> code, words, unit
 
 
 def json_schema_problems(schema: dict[str, Any], value: Any, *, pointer_prefix: str = "") -> list[Fault]:
-    """Validate a value against a stored schema; returns at most 100 faults."""
+    """Validate a value against a stored schema. Return at most 100 faults."""
     from referencing.exceptions import Unresolvable
 
-    _refs_left.set([20_000])  # recursive schemas could otherwise run without end
+    _refs_left.set([20_000])  # limits recursive schemas, which could otherwise run forever
     try:
         validator = _stored_validator(msgspec.json.encode(schema, order="sorted"))
         return list(islice(all_faults(validator, value, pointer_prefix), MAX_FAULTS))
@@ -58,7 +58,7 @@ def json_schema_problems(schema: dict[str, Any], value: Any, *, pointer_prefix: 
 def check_user_schema(
     schema: dict[str, Any], *, max_bytes: int = 32768, max_depth: int = 16, pointer_prefix: str = ""
 ) -> None:
-    """Raise `Invalid` unless the JSON Schema is valid, small, and without patterns and outside references."""
+    """Raise `Invalid` unless the JSON Schema is valid, small, and free of patterns and external references."""
     if faults := list(islice(unstorable(schema, pointer_prefix), MAX_FAULTS)):
         raise invalid(faults)
     data = msgspec.json.encode(schema)
@@ -95,7 +95,7 @@ _SINGLE |= {"unevaluatedItems", "unevaluatedProperties", "contentSchema"}
 
 
 def _subschemas(schema: Any, pointer: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every subschema with its pointer, the schema itself included."""
+    """Yield every subschema with its pointer, including the schema itself."""
     if not isinstance(schema, dict):
         return
     yield pointer, schema
@@ -183,7 +183,7 @@ def all_faults(validator: Any, value: Any, prefix: str) -> Iterator[Fault]:
 
 
 def _faults(error: Any, prefix: str) -> Iterator[Fault]:
-    """Translate one error of `jsonschema`, whose own messages repeat the value, which may be a secret."""
+    """Translate one error of `jsonschema`. Its own messages repeat the value, which may be a secret."""
     keyword, wanted, value, schema = error.validator, error.validator_value, error.instance, error.schema
     here = prefix + pointer_of(error.absolute_path)
     if keyword == "required":
@@ -236,7 +236,7 @@ def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:
 
 
 def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[Fault]:
-    """The faults of the most likely alternative: of the right type and tag, or else with the fewest faults."""
+    """Yield the faults of the most likely alternative: of the right type and tag, or else with the fewest faults."""
     value, branches = error.instance, _branches(error)
     tags = error.schema.get("discriminator", {}).get("mapping", {})
     tag = error.schema["discriminator"]["propertyName"] if tags else ""
@@ -260,7 +260,7 @@ def _branches(error: Any) -> list[list[Any]]:
 
 
 def _wanted_types(error: Any) -> list[str]:
-    """The types that an alternative requires instead of the value's type; none if the type is right."""
+    """Return the types that an alternative requires, or an empty list if the value's type is right."""
     if error.validator == "type" and not error.relative_path:
         return [error.validator_value] if isinstance(error.validator_value, str) else list(error.validator_value)
     if error.validator not in ("anyOf", "oneOf") or (error.parent is not None and error.relative_path):

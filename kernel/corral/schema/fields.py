@@ -1,4 +1,4 @@
-"""Types for the fields of shapes, with the limits of the HTTP contract."""
+"""Types for the fields of request and response shapes, with the limits of the HTTP contract."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UUID = r"^[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f
 
 
 def line(max_length: int, min_length: int = 1) -> Meta:
-    """One line of text without control characters: `Annotated[str, line(80)]`."""
+    """Return the constraint for one line of text without control characters: `Annotated[str, line(80)]`."""
     return Meta(min_length=min_length or None, max_length=max_length, pattern=LINE)
 
 
@@ -30,5 +30,5 @@ Tags = Annotated[list[Annotated[str, line(64)]], Meta(max_length=20)]
 
 
 def trimmed(text: str) -> str:
-    """The text without white space around it, for the few fields that are trimmed."""
+    """Return the text without surrounding white space, for the few fields that are trimmed."""
     return text.strip()

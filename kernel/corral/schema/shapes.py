@@ -27,7 +27,7 @@ def encode(value: Any) -> bytes:
 
 
 def components(kinds: Iterable[Any]) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """The schema of each type and the components they refer to, for OpenAPI 3.1."""
+    """Return the schema of each type, and the components that the schemas refer to, for OpenAPI 3.1."""
     kinds = tuple(kinds)
     schemas, named = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     orders = dict(_orders(kinds, set()))
@@ -39,7 +39,7 @@ def convert(kind: type[T], value: Any, *, strings: bool = False, pointer_prefix:
 @overload
 def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str = "") -> Any: ...
 def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str = "") -> Any:
-    """Convert the value, or raise `Invalid` with every fault. `strings`: the value is from a query string or path."""
+    """Convert the value, or raise `Invalid` with every fault. Set `strings` for values from a query string or path."""
     if strings:
         try:
             value = _shape(kind).read(mapped(value, strict_nfc))
@@ -55,7 +55,7 @@ def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str
 
 
 def _fault_of(message: str, prefix: str) -> Fault:
-    """The fault of a msgspec error that JSON Schema cannot express, such as of `__post_init__` or invalid dates."""
+    """Return the fault of a msgspec error that JSON Schema cannot express, such as an error of `__post_init__`."""
     message, _, place = message.partition(" - at `")
     path = re.findall(r"\.([^.\[\]`]+)|\[(\d+)\]", place)
     if message.startswith("Expected"):
@@ -79,7 +79,7 @@ class _Shape:
         return self.schema and validator_of(self.schema, strict_integers=True)
 
     def options(self, schema: Any) -> list[Any]:
-        """The alternatives of the schema, with references resolved."""
+        """Return the alternatives of the schema, with references resolved."""
         while "$ref" in schema:
             schema = self.schema["$defs"][schema["$ref"].rpartition("/")[2]]
         return [each for one in schema["anyOf"] for each in self.options(one)] if "anyOf" in schema else [schema]
@@ -91,7 +91,7 @@ class _Shape:
 
     @cached_property
     def fields(self) -> dict[str | None, tuple[frozenset[str], frozenset[str]]]:
-        """The JSON types of each field and of its items; the key `None` is the whole value."""
+        """The JSON types of each field and of its items. The key `None` stands for the whole value."""
         options = self.options(self.schema or {})
         wanted: dict[str | None, Any] = {None: self.schema or {}}
         wanted.update((name, schema) for one in options for name, schema in one.get("properties", {}).items())
@@ -126,7 +126,7 @@ def _from_text(text: Any, types: frozenset[str]) -> Any:
 
 
 def _orders(kinds: Iterable[Any], seen: set[Any]) -> Iterator[tuple[frozenset[Any], list[Any]]]:
-    """The values of each enumeration in declared order, because msgspec sorts them."""
+    """Yield the values of each enumeration in declared order, because msgspec sorts them."""
     for kind in kinds:
         if isinstance(kind, EnumMeta):
             members = [member.value for member in typing.cast(Iterable[Any], kind)]

@@ -19,11 +19,11 @@ _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 class RefusedText(Exception):
-    """The value contains something invalid; the slow path finds every fault."""
+    """Raised when a value contains invalid text or numbers. A slower second pass then finds every fault."""
 
 
 def is_deeper(data: bytes, limit: int = MAX_DEPTH) -> bool:
-    """Whether brackets outside of strings nest deeper than `limit`. Escapes are removed first."""
+    """Return whether brackets outside strings nest deeper than `limit`. Escape sequences are removed first."""
     if data.count(b"[") + data.count(b"{") <= limit:
         return False
     outside = b"".join(data.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
@@ -63,14 +63,15 @@ def _real(digits: str) -> float:
 
 
 _fast = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=_real)
-# Keeps numbers that are out of range; 25 characters of a huge integer are still out of range, with its sign.
+# Accepts numbers that are out of range. The first 25 characters of a huge integer are still out of range, with its
+# sign.
 _lenient = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=lambda text: int(text[:25]))
 
 
 def parse_json(data: bytes, *, lenient: bool = False) -> Any:
-    """Parse JSON, with strings in NFC. Raises `Malformed` or `Invalid` for everything that is not clean JSON.
+    """Parse JSON and normalize its strings to NFC. Raises `Malformed` or `Invalid` for anything but valid strict JSON.
 
-    With `lenient`, for reported output, characters that cannot be stored become U+FFFD.
+    With `lenient`, used for reported output, characters that cannot be stored become U+FFFD.
     """
     if is_deeper(data):
         raise Malformed(f"The JSON nests deeper than {MAX_DEPTH} levels.", code="malformed_json")
@@ -95,7 +96,7 @@ def parse_json(data: bytes, *, lenient: bool = False) -> Any:
 
 
 def replace_bad_characters(value: Any) -> Any:
-    """The value with U+FFFD instead of U+0000 and lone surrogates, also in keys."""
+    """Return the value with U+0000 and lone surrogates replaced by U+FFFD, also in keys."""
     return mapped(value, _replaced)
 
 
@@ -123,14 +124,14 @@ def mapped(value: Any, fix: Callable[[str], str]) -> Any:
     result: dict[Any, Any] = {}
     for key, item in value.items():
         name = fix(key) if isinstance(key, str) else key
-        if name in result and fix is strict_nfc:  # two keys with the same normal form
+        if name in result and fix is strict_nfc:  # two keys have the same normal form
             _duplicate(name)
         result[name] = mapped(item, fix)
     return result
 
 
 def unstorable(value: Any, pointer: str) -> Iterator[Fault]:
-    """A fault for each string and number that the databases cannot store."""
+    """Yield a fault for each string and number that the databases cannot store."""
     if isinstance(value, str):
         if _UNSTORABLE.search(value):
             yield Fault(pointer, "bad_format", "text without U+0000 and lone surrogates")

@@ -1,1 +1,1 @@
-"""Settings: what is declared, what rules now, and the protocol by which they are changed."""
+"""Run-time settings: their declarations, their effective values, and the protocol for changing them."""

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from corral.plugin import Setting, Settings
 
-KERNEL = "kernel"  # their owner, where other settings name their plugin
+KERNEL = "kernel"  # the owner of the kernel's settings; other settings name their plugin
 JOBS_PER_CORE = 4
 _ORIGIN = r"https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?"
 _LINE = r"[^\x00-\x1f\x7f]*"
@@ -121,5 +121,5 @@ KERNEL_SETTINGS: tuple[Setting[Any], ...] = tuple(
 
 
 def jobs_at_a_time(settings: Settings) -> int:
-    """`jobs.concurrency`, or a default that depends on the number of cores."""
+    """Return `jobs.concurrency`, or if it is unset a default that depends on the number of cores."""
     return settings.get(JOBS_CONCURRENCY) or min(256, JOBS_PER_CORE * (os.cpu_count() or 1))

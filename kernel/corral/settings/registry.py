@@ -1,7 +1,7 @@
 """The registry of declared settings and their effective values, which are read without I/O.
 
-Environment and file take precedence over stored values, and these over defaults. The plugin `settings` stores values
-and applies them here at start and after each change.
+Environment and file override stored values, and stored values override defaults. The plugin `settings` stores values
+and applies them here at startup and after each change.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _NOT_PINNED = Pinned(None, "")
 
 
 class StoredSetting(msgspec.Struct, frozen=True, kw_only=True):
-    """The stored value of a setting. `is_set` is false after a reset; `problem` says why the value cannot be read."""
+    """The stored value of a setting.
+
+    `is_set` is false after a reset. `problem` is the reason why the value cannot be read.
+    """
 
     value: Any
     version: int
@@ -35,9 +38,10 @@ class StoredSetting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EffectiveSetting(msgspec.Struct, frozen=True, kw_only=True):
-    """A setting with its value and source. `pinned_by` is the variable or file that pins it.
+    """A setting with its effective value and source. `pinned_by` is the variable or file that pins the setting.
 
-    `problem` says why the stored value is ignored. `pending`: the stored value takes effect after a restart.
+    `problem` is the reason why the stored value is ignored. `pending` means that the stored value takes effect after a
+    restart.
     """
 
     setting: Setting[Any]
@@ -51,7 +55,7 @@ class EffectiveSetting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SettingsRegistry:
-    """Implements `corral.plugin.Settings`. `is_shown` says whether the plugin of a setting is in service."""
+    """Implements `corral.plugin.Settings`. `is_shown` returns whether the plugin of a setting is in service."""
 
     def __init__(
         self,
@@ -65,10 +69,13 @@ class SettingsRegistry:
         self._stored: Mapping[str, StoredSetting] = {}
         self._watchers: list[tuple[frozenset[str], Callable[[], None]]] = []
         self.version = -1
-        """The version of the stored values in force; -1 until they were read."""
+        """The version of the stored values in effect; -1 until stored values are first applied."""
 
     def declare(self, settings: Iterable[Setting[Any]], plugin: str = "") -> None:
-        """Add settings, all or none. Raises `ValueError` for a bad or duplicate name or an invalid pinned value."""
+        """Declare all the settings, or none.
+
+        Raises `ValueError` for an invalid or duplicate name, or an invalid pinned value.
+        """
         added: dict[str, EffectiveSetting] = {}
         for setting in settings:
             check_declaration(setting)
@@ -81,25 +88,25 @@ class SettingsRegistry:
         self._values |= {name: item.value for name, item in added.items()}
 
     def get(self, setting: Setting[T]) -> T:
-        """The effective value; the default, as long as the setting is not declared."""
+        """Return the effective value, or the default if the setting is not declared."""
         value: T = self._values.get(setting.name, setting.default)
         return value
 
     def all(self) -> list[EffectiveSetting]:
-        """Every declared setting, by name."""
+        """Return every declared setting, sorted by name."""
         return [self._effective[name] for name in sorted(self._effective)]
 
     def shown(self) -> list[EffectiveSetting]:
-        """The settings of plugins in service, by name."""
+        """Return the settings of plugins that are in service, sorted by name."""
         return [item for item in self.all() if self._is_shown(item.plugin)]
 
     def find(self, name: str) -> EffectiveSetting | None:
-        """The setting of this name, if its plugin is in service."""
+        """Return the setting with this name if its plugin is in service, otherwise None."""
         found = self._effective.get(name)
         return found if found is not None and self._is_shown(found.plugin) else None
 
     def apply(self, version: int, stored: Mapping[str, StoredSetting]) -> None:
-        """Put the stored values into force, unless a newer version is already."""
+        """Apply the stored values, unless the same or a newer version is already applied."""
         if version <= self.version:
             return
         started, self.version, self._stored = self.version >= 0, version, stored
@@ -117,30 +124,36 @@ class SettingsRegistry:
                 notify()
 
     def watch(self, settings: Iterable[Setting[Any]], notify: Callable[[], None]) -> None:
-        """Call `notify` now and on the loop, whenever one of the settings changes; it may neither fail nor block."""
+        """Call `notify` now, and on the event loop whenever one of the settings changes.
+
+        It must neither fail nor block.
+        """
         self._watchers.append((frozenset(setting.name for setting in settings), notify))
         notify()
 
     def judged(self, name: str, stored: Mapping[str, StoredSetting]) -> EffectiveSetting:
-        """The setting as it would be with these stored values."""
+        """Return the setting as it would be with these stored values."""
         item = self._effective[name]
         found = self._evaluate(item.setting, item.plugin, stored.get(name))
         pending = item.setting.restart_required and found.value != self._values[name]
         return msgspec.structs.replace(found, pending=pending)
 
     def beside(self, stored: Mapping[str, StoredSetting]) -> Values:
-        """All values as they would be with these stored values."""
+        """Return all effective values as they would be with these stored values."""
         evaluate, items = self._evaluate, self._effective.items()
         return Values({name: evaluate(item.setting, item.plugin, stored.get(name)).value for name, item in items})
 
     def broken(self, values: Values) -> dict[str, str]:
-        """The problems that the checks of settings find in these values, by name."""
+        """Return the problems that the checks of settings find in these values, by setting name."""
         checks = [(item.setting, item.setting.check) for item in self.shown()]
         problems = {each.name: check(values.get(each), values) for each, check in checks if check is not None}
         return {name: f"{name} {sentence}" for name, sentence in problems.items() if sentence is not None}
 
     def unknown(self) -> list[str]:
-        """Warnings about pinned settings that no plugin declares and unused variables, with the nearest known name."""
+        """Return warnings about pinned settings that no plugin declares, and about unused variables.
+
+        Each warning suggests the nearest known name, if there is one.
+        """
         names = [*VARIABLES, *(item.setting.env for item in self._effective.values() if item.setting.env)]
         found = [f"{name}: unknown variable; {nearest(name, names)}" for name in self._variables]
         for name, pinned in self._pinned.items():
@@ -151,7 +164,10 @@ class SettingsRegistry:
         return found
 
     def _evaluate(self, setting: Setting[Any], plugin: str, stored: StoredSetting | None) -> EffectiveSetting:
-        """The effective setting; an invalid stored value is ignored, an invalid pinned one raises `SettingRefused`."""
+        """Return the effective setting.
+
+        An invalid stored value is ignored. An invalid pinned value raises `SettingRefused`.
+        """
         found = EffectiveSetting(setting=setting, plugin=plugin, value=setting.default, stored=stored)
         if (pinned := self._pinned.get(setting.name)) is not None:
             value, by = accept(setting, pinned.value, pinned.source), Path(pinned.source).name
@@ -167,18 +183,18 @@ class SettingsRegistry:
 
 
 def _parsed(text: str) -> Any:
-    """The value of a variable; one with commas is a list."""
+    """Return the parsed value of an environment variable. A value with commas is a list."""
     parts = [int(part) if part.strip().isdecimal() else part.strip() for part in text.split(",")]
     return parts if "," in text else text
 
 
 class Values:
-    """A snapshot of values; implements `corral.plugin.Settings`."""
+    """A snapshot of setting values. Implements `corral.plugin.Settings`."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
 
     def get(self, setting: Setting[T]) -> T:
-        """The value in the snapshot."""
+        """Return the value in the snapshot, or the default if the snapshot does not contain the setting."""
         value: T = self._values.get(setting.name, setting.default)
         return value

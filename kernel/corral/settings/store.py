@@ -1,4 +1,4 @@
-"""The protocol by which plugins change settings; the plugin `settings` provides it."""
+"""The protocol by which plugins change settings. The plugin `settings` provides the implementation."""
 
 from __future__ import annotations
 
@@ -13,17 +13,23 @@ from corral.plugin import Setting, Settings
 
 
 class SettingsChange(msgspec.Struct, frozen=True, kw_only=True):
-    """The names of the settings that changed, and of those that already had the value."""
+    """The names of the settings that were changed, and of the settings that already had the requested value."""
 
     updated: list[str]
     unchanged: list[str]
 
 
 class SettingsStore(Protocol):
-    """Changes settings, with audit and event; provided by the plugin `settings`. All but `admit` join the unit."""
+    """Changes settings, with audit rows and events. Provided by the plugin `settings`.
+
+    Every method except `admit` runs in the caller's unit of work.
+    """
 
     async def admit(self, values: Mapping[str, Any], *, pointer: Callable[[str], str] = "/{}".format) -> None:
-        """Check URLs among the values with the egress guard, before the unit of a change. Raises `url_blocked`."""
+        """Check the URLs among the values with the egress guard. Raises `url_blocked`.
+
+        Call it before the unit that changes the settings.
+        """
         ...
 
     def change(
@@ -35,25 +41,29 @@ class SettingsStore(Protocol):
         of: Iterable[str] = (),
         pointer: Callable[[str], str] = "/{}".format,
     ) -> SettingsChange:
-        """Store all values or none, checked together with the unchanged ones. In force within 2 s in every process.
+        """Store all values or none. They are validated together with the unchanged values.
 
-        `if_match` is compared with `version(of)`, by default of the named settings. `pointer` gives the place of a
-        name in the body. Raises `Invalid` with every fault, `Conflict(setting_locked)` or `PreconditionFailed`.
+        The change takes effect within 2 s in every process. `if_match` is compared with `version(of)`, by default with
+        the version of the named settings. `pointer` returns the place of a name in the request body. Raises `Invalid`
+        with every fault, `Conflict(setting_locked)` or `PreconditionFailed`.
         """
         ...
 
     def version(self, names: Iterable[str]) -> int:
-        """The common version of these settings, which grows with every change of one of them."""
+        """Return the common version of these settings, which increases with every change of one of them."""
         ...
 
     def values(self) -> Settings:
-        """The values as this unit sees them, including its own changes."""
+        """Return the settings as this unit sees them, including its own changes."""
         ...
 
     def adopt(self) -> None:
-        """Put the stored values into force in this process. For commands, which do not follow changes."""
+        """Apply the stored values in this process. For commands, which do not follow changes."""
         ...
 
     def guard(self, settings: Iterable[Setting[Any]], judge: Callable[[Settings, Principal], None]) -> None:
-        """Call `judge(values, caller)` in the unit of every change of these settings; it refuses with a `Problem`."""
+        """Call `judge(values, caller)` in the unit of every change of these settings.
+
+        `judge` raises a `Problem` to refuse the change.
+        """
         ...

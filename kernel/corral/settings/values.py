@@ -1,4 +1,4 @@
-"""Values of settings: conversion, validation, and checks of declarations."""
+"""Setting values: conversion and validation, and checks of declarations."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,2
 
 
 WebUrl = Annotated[str, msgspec.Meta(max_length=2048, extra_json_schema={"format": "uri"})]
-"""The kind of a setting whose value the egress guard checks before it is stored."""
+"""The kind of a setting whose value is a URL. The egress guard checks the value before it is stored."""
 
 
 class SettingRefused(ValueError):
-    """An invalid value of a setting. `code` is a code of `errors[]` in problem documents."""
+    """Raised for an invalid value of a setting. `code` is a code of `errors[]` in problem documents."""
 
     def __init__(self, detail: str, code: str) -> None:
         super().__init__(detail)
@@ -34,7 +34,7 @@ class SettingRefused(ValueError):
 
 
 def accept(setting: Setting[Any], value: Any, source: str = "") -> Any:
-    """The value converted to the setting's type; texts of booleans and numbers are accepted.
+    """Return the value converted to the setting's type. Booleans and numbers may be given as text.
 
     Raises `SettingRefused`, whose text names the setting and its bounds but never the value, which may be a secret.
     """
@@ -63,13 +63,13 @@ def accept(setting: Setting[Any], value: Any, source: str = "") -> Any:
 
 
 def core_kind(setting: Setting[Any]) -> tuple[Any, bool]:
-    """The setting's type without `Annotated` and `None`, and whether null is allowed."""
+    """Return the setting's type without `Annotated` and `None`, and whether null is allowed."""
     kind, nullable = core_type(setting.kind)
     return kind, nullable or setting.default is None
 
 
 def core_type(kind: Any) -> tuple[Any, bool]:
-    """The type without `Annotated` and `None`, and whether it allows null."""
+    """Return the type without `Annotated` and `None`, and whether the type allows null."""
     nullable = False
     while typing.get_origin(kind) is typing.Annotated:
         kind = typing.get_args(kind)[0]
@@ -80,7 +80,7 @@ def core_type(kind: Any) -> tuple[Any, bool]:
 
 
 def is_url(setting: Setting[Any]) -> bool:
-    """Whether the setting is a `WebUrl`, or null."""
+    """Return whether the setting's type is `WebUrl` or `WebUrl | None`."""
     return any(WebUrl == kind for kind in (setting.kind, *typing.get_args(setting.kind)))
 
 
@@ -96,7 +96,7 @@ def _from_text(kind: Any, value: Any) -> Any:
 
 
 def check_declaration(setting: Setting[Any]) -> None:
-    """Raise `ValueError` for a bad name, a credential without `secret`, or a variable that is not available."""
+    """Raise `ValueError` for an invalid name, a credential without `secret`, or a variable that is already used."""
     category, _, key = setting.name.partition(".")
     if len(setting.name) > LONGEST_NAME:
         raise ValueError(f"setting {setting.name}: the name is longer than {LONGEST_NAME} characters")

@@ -1,6 +1,8 @@
-"""`BlobStore` stores files by key. `LocalBlobs` keeps them in a folder; plugins provide other stores.
+"""Blob storage.
 
-A blob exists completely or not at all, and is durable before `put` returns, so a row may safely refer to it.
+`BlobStore` stores files by key; `LocalBlobs` stores them in a folder, and plugins provide other stores.
+
+A blob exists completely or not at all. It is durable before `put` returns, so a row can safely refer to it.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ T = TypeVar("T")
 
 
 class Blob(NamedTuple):
-    """Size in bytes and SHA-256 in hex of a stored blob."""
+    """A stored blob: its size in bytes and its SHA-256 in hex."""
 
     size: int
     sha256: str
 
 
 class BlobInfo(NamedTuple):
-    """A blob found by `scan`: key, size in bytes, and time of change in seconds since the epoch."""
+    """A blob found by `scan`: key, size in bytes, and modification time in epoch seconds."""
 
     key: str
     size: int
@@ -42,43 +44,47 @@ class BlobInfo(NamedTuple):
 
 
 class BlobMissing(LookupError):
-    """The store works, but has no blob with this key."""
+    """Raised when the store works but contains no blob with this key."""
 
 
 class BlobStore(Protocol):
-    """Stores blobs under keys that the caller chooses, a new one for each: lower-case letters, digits, `._-` and `/`.
+    """Stores blobs under keys that the caller chooses. Each blob needs a new key.
 
-    A store that is down raises `Unavailable`; there is no fallback.
+    A key consists of lower-case letters, digits, `._-` and `/`. A store that is down raises `Unavailable`; there is no
+    fallback.
     """
 
     async def put(self, key: str, stream: AsyncIterable[bytes], *, limit: int | None = None) -> Blob:
-        """Store the stream durably. Raises `TooLarge` beyond `limit` bytes, and keeps nothing then."""
+        """Store the stream durably. Raises `TooLarge` beyond `limit` bytes; nothing is stored then."""
 
     async def open(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
-        """The bytes from `start` up to `stop` (exclusive) in chunks; `aclose()` ends it early. Raises `BlobMissing`."""
+        """Return the bytes from `start` up to `stop` (exclusive) in chunks. Raises `BlobMissing`.
+
+        `aclose()` ends the iteration early.
+        """
 
     async def delete(self, key: str) -> None:
-        """Remove the blob, if it exists."""
+        """Delete the blob if it exists."""
 
     async def exists(self, key: str) -> bool:
-        """Whether the store has a blob with this key."""
+        """Return whether the store contains a blob with this key."""
 
     def scan(self) -> AsyncGenerator[BlobInfo, None]:
-        """Every blob, in any order, for sweeping orphans."""
+        """Iterate over all blobs, in any order. Used to delete orphaned blobs."""
 
     async def probe(self) -> None:
-        """Write and remove a file, for the health check."""
+        """Write and delete a file to check that the store works. For the health check."""
 
 
 class LocalBlobs:
-    """Blobs as files of mode 0600 below one folder; no file call runs on the event loop."""
+    """Stores blobs as files of mode 0600 in one folder. No file operation runs on the event loop."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._incoming = folder / ".incoming"  # no key begins with a dot
+        self._incoming = folder / ".incoming"  # cannot collide with a blob, because no key begins with a dot
 
     async def put(self, key: str, stream: AsyncIterable[bytes], *, limit: int | None = None) -> Blob:
-        """See `BlobStore`."""
+        """Store the stream durably. See `BlobStore.put`."""
         path, part = self._path(key), self._incoming / secrets.token_hex(16)
         digest, size, waiting = hashlib.sha256(), 0, bytearray()
         file = await _in_thread(self._create, part)
@@ -104,7 +110,7 @@ class LocalBlobs:
         return Blob(size, digest.hexdigest())
 
     async def open(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
-        """See `BlobStore`."""
+        """Return the bytes of a blob in chunks. See `BlobStore.open`."""
         path = self._path(key)
         try:
             file = await _in_thread(lambda: path.open("rb", buffering=0))
@@ -113,28 +119,31 @@ class LocalBlobs:
         return _read(file, start, stop)
 
     async def delete(self, key: str) -> None:
-        """See `BlobStore`."""
-        await _in_thread(self._path(key).unlink, True)  # missing is fine
+        """Delete the blob if it exists. See `BlobStore.delete`."""
+        await _in_thread(self._path(key).unlink, True)  # a missing file is not an error
 
     async def exists(self, key: str) -> bool:
-        """See `BlobStore`."""
+        """Return whether the blob exists. See `BlobStore.exists`."""
         return await _in_thread(self._path(key).is_file)
 
     async def scan(self) -> AsyncGenerator[BlobInfo, None]:
-        """See `BlobStore`."""
+        """Iterate over all blobs. See `BlobStore.scan`."""
         walk = self._walk()
         while batch := await _in_thread(lambda: list(islice(walk, 500))):
             for found in batch:
                 yield found
 
     async def probe(self) -> None:
-        """See `BlobStore`."""
+        """Write and delete a file. See `BlobStore.probe`."""
         part = self._incoming / secrets.token_hex(16)
         file = await _in_thread(self._create, part)
         await _in_thread(_discard, file, part)
 
     async def sweep(self, older_than_seconds: float = 86_400) -> int:
-        """Remove the files of interrupted uploads; returns how many."""
+        """Delete the files of interrupted uploads that are older than the given age.
+
+        Return the number of deleted files.
+        """
         return await _in_thread(
             self._sweep, time.time() - older_than_seconds
         )  # file times do not follow `clock.travel`
@@ -157,7 +166,7 @@ class LocalBlobs:
         file.close()
         path.parent.mkdir(parents=True, exist_ok=True)
         part.replace(path)
-        for folder in (path.parent, *path.parent.parents):  # the entries of new folders must be durable too
+        for folder in (path.parent, *path.parent.parents):  # the directory entries of new folders must be durable too
             _sync(folder)
             if folder == self.folder:
                 break
@@ -166,7 +175,7 @@ class LocalBlobs:
         for place, folders, names in os.walk(self.folder):
             folders[:] = [name for name in folders if not name.startswith(".")]
             for path in (Path(place, name) for name in names):
-                with suppress(FileNotFoundError):  # deleted meanwhile
+                with suppress(FileNotFoundError):  # deleted in the meantime
                     facts = path.stat()
                     yield BlobInfo(path.relative_to(self.folder).as_posix(), facts.st_size, facts.st_mtime)
 
@@ -208,7 +217,10 @@ def _discard(file: BinaryIO, part: Path) -> None:
 
 
 async def _in_thread(function: Callable[..., T], *args: object) -> T:
-    """Run the function in a thread, to its end even if the caller is cancelled: its file must stay open until then."""
+    """Run the function in a thread. Raises `Unavailable` for an `OSError` other than `FileNotFoundError`.
+
+    If the caller is cancelled, wait until the function ends, because the function uses an open file.
+    """
     work = asyncio.ensure_future(asyncio.to_thread(function, *args))
     try:
         return await asyncio.shield(work)

@@ -1,4 +1,4 @@
-"""The kernel's own tables: events, jobs, leases and idempotent responses."""
+"""Creates the kernel's own tables: events, jobs, leases and idempotent responses."""
 
 from __future__ import annotations
 
