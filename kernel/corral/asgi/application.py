@@ -22,7 +22,7 @@ from corral.plugins.record import PluginRecord, block_dependants
 class Application:
     """Contains the ASGI application (`app`, a Quart application) and the request pipeline (`pipeline`) of a kernel.
 
-    The constructor raises `Refused` if a required plugin fails while its routes are added, as `boot` does.
+    The constructor raises `Refused` if an essential plugin fails while its routes are added, as `boot` does.
     """
 
     def __init__(self, kernel: Kernel) -> None:

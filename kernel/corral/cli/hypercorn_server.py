@@ -37,7 +37,7 @@ from corral.config.model import Config
 
 log = logging.getLogger("corral.http")
 
-CLOSING_SECONDS = 2.0  # time for the peer to read the close code before the connection ends
+CLOSING_SECONDS = 2.0  # time to drain: unread bytes would reset the connection, and the close code would be lost
 MISSED_PINGS = 2.5  # ping intervals without data after which a peer is considered gone
 
 

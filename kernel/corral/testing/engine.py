@@ -286,7 +286,7 @@ def _alive(process: psutil.Process) -> bool:
 
 @functools.cache
 def unprivileged() -> Mapping[str, Any]:
-    """Return the `Popen` arguments that run PostgreSQL as `nobody` if this process runs as root, else none."""
+    """Return the `Popen` arguments that run PostgreSQL as `nobody`, or none if this process is not root."""
     if os.geteuid() != 0:
         return {}
     import pwd

@@ -197,7 +197,7 @@ class Kit:
         from corral.events import log as event_log
 
         unnumbered = event_log.EventRow.select().where(event_log.EventRow.seq.is_null())
-        while await self.kernel.database.work(unnumbered.exists, read=True):  # noqa: ASYNC110  (nothing tells)
+        while await self.kernel.database.work(unnumbered.exists, read=True):  # noqa: ASYNC110  (no notification exists)
             await asyncio.sleep(0.005)  # on PostgreSQL, the sequencer numbers the events a moment later
         return await self.kernel.database.work(lambda: event_log.read(after, 10_000), read=True)
 
