@@ -1,1 +1,1 @@
-"""The kernel as a Quart application: the request path, stage by stage, and the table that dispatches to it."""
+"""The kernel as a Quart application: the request pipeline, and the router that finds the endpoint of a request."""

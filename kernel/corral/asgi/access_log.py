@@ -1,4 +1,7 @@
-"""The access log: one line per request, as `http.access_log` asks for. Query strings are never logged."""
+"""The access log: one line per request. The setting `http.access_log` selects which requests are logged.
+
+Query strings are never logged.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ MIN_STATUS = {"off": 1000, "errors": 500, "all": 0}
 
 
 class AccessLog:
-    """Responses with a status of `min_status` or above are logged."""
+    """Writes the access log. Only responses with a status of at least `min_status` are logged."""
 
     def __init__(self, settings: SettingsRegistry) -> None:
         self.min_status = MIN_STATUS["errors"]
@@ -25,7 +28,7 @@ class AccessLog:
         settings.watch([ACCESS_LOG], read)
 
     def write(self, request: IncomingRequest, status: int, seconds: float) -> None:
-        """Log one request."""
+        """Log one request, which took `seconds`. The caller has already compared the status with `min_status`."""
         route = request.endpoint.route if request.endpoint is not None else None
         log.info(
             "request",

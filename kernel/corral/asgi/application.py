@@ -1,4 +1,7 @@
-"""`Kernel` to ASGI: binds the routes and sockets of the active plugins, and makes the application that servers run."""
+"""Turns a booted `Kernel` into the ASGI application that servers run.
+
+The routes and WebSockets of all active plugins are bound to their services here.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from corral.plugins.record import PluginRecord, block_dependants
 
 
 class Application:
-    """`app` is the ASGI application (Quart), `pipeline` the request path. Raises `Refused` like `boot`."""
+    """Contains the ASGI application (`app`, a Quart application) and the request pipeline (`pipeline`) of a kernel.
+
+    The constructor raises `Refused` if an essential plugin fails while its routes are added, as `boot` does.
+    """
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
@@ -59,7 +65,7 @@ class Application:
     def _add_routes(self, loaded: PluginRecord, router: Router) -> None:
         permissions = self.kernel.container.get(Permissions)
         bound: list[Endpoint] = []
-        own = Router()  # raises `RouteConflict` when a plugin declares an operation twice
+        own = Router()  # raises `RouteConflict` if the plugin declares an operation twice
         for group in loaded.contributed.routes:
             for route in group:
                 route.plugin = loaded.name
@@ -68,12 +74,12 @@ class Application:
                 bound[-1].handler = self.kernel.guards.route(loaded, route.label, route.handler)
                 own.add(bound[-1])
         loaded.bound.sockets = [(item.path, self._socket(loaded, item)) for item in loaded.contributed.sockets]
-        if not loaded.found.built_in:  # shapes without a schema would leave the whole API without a document
+        if not loaded.found.built_in:  # a shape without a schema would break the document of the whole API
             document([each.route for each in bound], title="", version="", public_url=None)
         conflicts = [(each.route, other) for each in bound if (other := router.conflict(each.route)) is not None]
         for _, other in conflicts:
             rival = next(item for item in self.kernel.plugins if item.name == other.plugin)
-            if rival.active and not rival.found.built_in:  # of two third parties neither has the better claim
+            if rival.active and not rival.found.built_in:  # of two third-party plugins, both fail
                 rival.fail(f"{other.label} is declared by {loaded.name} too")
         if conflicts:
             raise RouteConflict(*conflicts[0])
@@ -84,7 +90,10 @@ class Application:
         self.endpoints.extend(bound)
 
     def _plugins_changed(self, *changed: PluginRecord) -> None:
-        """Routes of plugins that are out of service answer 503 from now on; those of the others serve."""
+        """Apply the states of the changed plugins to their endpoints.
+
+        Routes of a plugin that is out of service answer 503 from now on; routes of a plugin that serves are enabled.
+        """
         plugins = {loaded.name: loaded for loaded in changed}
         for endpoint in self.endpoints:
             if loaded := plugins.get(endpoint.route.plugin):

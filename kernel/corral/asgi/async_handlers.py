@@ -1,4 +1,7 @@
-"""`async def` handlers, which open their own units: their time limit, clients that leave, and idempotency keys."""
+"""Runs `async def` handlers, which open their own units of work.
+
+Applies time limits and idempotency keys, and cancels a handler when its client disconnects.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,17 @@ T = TypeVar("T")
 
 
 class AsyncHandlers:
-    """Runs `async def` handlers. An idempotency key stays in flight as long as its handler runs; after a crash it is
-    free again within `IN_FLIGHT_SECONDS`.
+    """Runs `async def` handlers.
+
+    The idempotency key of a request stays in flight for as long as the handler runs. After a crash, the key can be
+    used again within `IN_FLIGHT_SECONDS`.
     """
 
     def __init__(self, database: Database, idempotency: Idempotency) -> None:
         self._database, self._idempotency = database, idempotency
 
     async def run(self, request: IncomingRequest, endpoint: Endpoint) -> Response:
-        """The response of the handler, or the one that is stored under the request's key."""
+        """Return the handler's response, or the response that is already stored under the request's idempotency key."""
         key, entry = request.idempotency_key, request.entry(request.principal)
         if key is None:
             return await _handle(request, endpoint)
@@ -79,7 +84,7 @@ async def _handle(request: IncomingRequest, endpoint: Endpoint) -> Response:
 
 
 async def _until_client_leaves(request: IncomingRequest, handler: Coroutine[Any, Any, T]) -> T:
-    """The result of the handler, which is cancelled when the client leaves: nobody waits for the response."""
+    """Return the result of the handler. Cancel the handler and raise `ClientLeft` if the client disconnects first."""
     running = asyncio.ensure_future(handler)
     leaving = asyncio.ensure_future(request.disconnected())
     try:

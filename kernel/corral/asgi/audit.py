@@ -1,4 +1,7 @@
-"""What the request path itself writes to the audit log, in units of its own: denials, and every request on demand."""
+"""Audit entries that the request pipeline writes, each in its own unit of work.
+
+Denied privileged operations are always recorded. All other requests are recorded only in verbose mode.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,21 @@ KERNEL = Scope("", frozenset(), frozenset())
 
 
 class RequestAudit:
-    """A row that cannot be written refuses nothing: either nothing happened, or it is already done."""
+    """Writes the pipeline's audit entries.
+
+    A failure to write an entry does not fail the request: the operation was either denied or is already complete.
+    """
 
     def __init__(self, kernel: Kernel) -> None:
         self._database = kernel.database
         self.log: Audit | None = kernel.container.find(Audit, KERNEL, optional=True, where="the request path")
 
     async def request_denied(self, request: IncomingRequest, endpoint: Endpoint, refusal: Problem) -> None:
-        """Record that a caller was refused an operation of admins or auditors."""
+        """Record that a caller was denied an operation that is reserved for admins or auditors."""
         await self._write(request, endpoint, "denied", refusal.code)
 
     async def request_served(self, request: IncomingRequest, endpoint: Endpoint, status: int, code: str | None) -> None:
-        """Record an answered request, except those of health monitors."""
+        """Record a request that was answered, unless the route is a health endpoint."""
         if not endpoint.route.exempt_host:
             outcome = "success" if status < 400 else "denied" if status == 403 else "failed"
             await self._write(request, endpoint, outcome, code)
@@ -43,7 +49,7 @@ class RequestAudit:
             object_type="route",
             object_id=endpoint.label,
             object_name=request.path,
-            outcome=outcome,  # type: ignore[arg-type]  # one of the three, see the callers
+            outcome=outcome,  # type: ignore[arg-type]  # the callers pass "success", "denied" or "failed"
             code=code,
         )
         try:

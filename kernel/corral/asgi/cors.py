@@ -1,4 +1,7 @@
-"""Cross-origin requests: web pages of the origins in `http.cors_origins` may call the API; by default none may."""
+"""Cross-origin requests (CORS).
+
+Web pages of the origins in `http.cors_origins` may call the API; by default, the list is empty.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ VARY = (b"vary", b"Origin")
 
 
 class Cors:
-    """The CORS headers of responses. The answer is never `*`: only a listed origin is echoed."""
+    """Creates the CORS headers of responses. The allowed origin is never `*`: only a listed origin is echoed."""
 
     def __init__(self, settings: SettingsRegistry, delegation_headers: Iterable[str]) -> None:
         self._settings = settings
@@ -35,7 +38,10 @@ class Cors:
         self.origins = frozenset(origin.encode() for origin in self._settings.get(CORS_ORIGINS))
 
     def headers(self, request: IncomingRequest, allow: str) -> Headers:
-        """The headers to add where origins are listed. `allow`: the methods to name in the answer to a preflight."""
+        """Return the CORS headers for the response to this request.
+
+        `allow` lists the methods that the response to a preflight request names.
+        """
         origin = request.headers.get(b"origin")
         if origin not in self.origins or origin is None:
             return [VARY]

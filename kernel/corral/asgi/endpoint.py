@@ -1,4 +1,4 @@
-"""A route bound to its services: whatever can be decided at boot is decided here."""
+"""Endpoints: routes bound to their services. Everything that can be decided at boot is computed here once."""
 
 from __future__ import annotations
 
@@ -27,17 +27,20 @@ from corral.schema.strict_json import parse_json
 
 PEOPLE = ("user", "api_key")
 MAX_PARAMETERS = 100
-LARGE_BODIES = ThreadPoolExecutor(1, "corral-bodies")  # one at a time: a parsed body takes many times its size
-INLINE_BODY = 64 * 1024  # larger bodies are parsed, and searched for credentials, in a thread
+LARGE_BODIES = ThreadPoolExecutor(1, "corral-bodies")  # one at a time: parsing needs many times a body's memory
+INLINE_BODY = 64 * 1024  # bytes; larger bodies are parsed, and searched for credentials, in a thread
 INLINE_AFTER, INLINE_BELOW, INLINE_ABOVE, INLINE_PENALTY = 20, 0.005, 0.050, 1000
 
 
 class Endpoint:
-    """What the router leads to. While the plugin is out of service, `unavailable()` is the problem to answer with."""
+    """A route that can serve requests: the handler, its services and its access rules.
+
+    While the plugin is out of service, `unavailable` is set and returns the problem to respond with.
+    """
 
     def __init__(self, route: Route, container: Container, scope: Scope) -> None:
         self.route = route
-        self.handler = route.handler  # wrapped in a guard if the plugin is a third party's
+        self.handler = route.handler  # wrapped in a guard if the plugin is a third-party plugin
         self.signature = signature.read(route)
         self.label = route.label
         self.is_async = route.is_async
@@ -59,11 +62,15 @@ class Endpoint:
         self.inline = False
 
     def rebind(self) -> None:
-        """Look up the services again: those of other plugins come and go."""
+        """Look up the handler's services again, because services of other plugins can appear and disappear."""
         self.services = self.container.services(self.signature.services, self.scope, self.label)
 
     def authorize(self, principal: Principal) -> None:
-        """Raise `Forbidden` unless the principal holds one of `needs`, in the way that the route demands."""
+        """Raise `Forbidden` unless the principal may call this route.
+
+        The principal must hold one of the permissions in `needs` and fulfil the other conditions of the route, such
+        as a session of its own or a recent re-authentication.
+        """
         by_permission = self._needs_permission_only and principal.limited is None
         if by_permission and not self._needs.isdisjoint(principal.permissions):
             return
@@ -75,7 +82,7 @@ class Endpoint:
             if any(need in principal.beyond for need in route.needs):
                 raise Forbidden(f"The scopes of this API key do not include {needed}.", code="insufficient_scope")
             raise Forbidden(f"This operation needs the permission {needed}.")
-        if principal.beyond and not self.is_read and SIGNED_IN in route.needs:  # no scope stands for self-service
+        if principal.beyond and not self.is_read and SIGNED_IN in route.needs:  # no scope covers self-service
             raise Forbidden("This operation needs an API key with the scope *.", code="insufficient_scope")
         if route.own_session and principal.session_id is None:
             code = "insufficient_scope" if principal.kind == "api_key" else "forbidden"
@@ -89,7 +96,11 @@ class Endpoint:
                 raise Forbidden(detail, code="insufficient_scope")
 
     def allows(self, principal: Principal) -> bool:
-        """Whether `authorize` would succeed. A delegating caller is judged later, as the principal it acts as."""
+        """Return whether `authorize` would succeed.
+
+        On a route that can be delegated, a denied caller is allowed here: the permission check runs later, for the
+        principal that the caller acts as.
+        """
         try:
             self.authorize(principal)
         except Forbidden:
@@ -97,13 +108,18 @@ class Endpoint:
         return True
 
     def _serves_limited(self, principal: Principal) -> bool:
-        """People who must change a password or set up MFA reach their own account only; workers without approval
-        reach everything else that is marked `limited`.
+        """Return whether a principal with restricted access may call this route, which must be marked `limited`.
+
+        Users who must change a password or set up MFA may call only routes for signed-in users (their own account).
+        Other principals, such as workers awaiting approval, may call only the remaining routes.
         """
         return self.route.limited and (SIGNED_IN in self.route.needs) is (principal.kind in PEOPLE)
 
     def parse_query(self, raw: bytes) -> Any:
-        """The query string as its shape. Faults point to `/query/<name>`."""
+        """Return the query string converted to the shape that the handler declares.
+
+        Raises `Malformed` or `Invalid`; the pointers of `Invalid` have the form `/query/<name>`.
+        """
         if not raw and (self._default_query is not None or self.signature.query is None):
             return self._default_query
         try:
@@ -128,10 +144,10 @@ class Endpoint:
         return convert(self.signature.query, values, strings=True, pointer_prefix="/query")
 
     async def parse_body(self, request: IncomingRequest, body: bytes) -> Any:
-        """The body as its shape; a missing body equals `{}`.
+        """Return the body converted to the shape that the handler declares. A missing body is read as `{}`.
 
-        Where the route is `redacted`, credentials are removed from what machines send; from what people write only
-        values that are stored as secrets are.
+        If the route is `redacted`, credentials are removed from bodies that machines send. From bodies that people
+        send, only the values of stored secrets are removed.
         """
         by_machine = request.principal is None or request.principal.kind not in PEOPLE
         given = (request.headers.get(b"content-type", b""), request.headers.get(b"content-encoding"), body, by_machine)
@@ -143,7 +159,7 @@ class Endpoint:
             return self._parse_json(*given)
 
     def _subject(self, request: IncomingRequest) -> tuple[str, str]:
-        """The object that a request is about: a task for `/tasks/{id}/…`, else the caller."""
+        """Return (type, id) of the object that a request concerns: a task for `/tasks/{id}/…`, otherwise the caller."""
         kind, _, rest = self.route.path[1:].partition("/")
         if rest.startswith("{id}") and "id" in request.path_names:
             return kind.removesuffix("s"), request.path_names["id"]
@@ -161,15 +177,18 @@ class Endpoint:
         value = parse_json(body, lenient=self.route.lenient) if body else {}
         if self.route.redacted:
             if len(body) > INLINE_BODY:
-                convert(kind, value)  # searching a large body that is refused anyway would be wasted
+                convert(kind, value)  # reject an invalid large body before the expensive search for credentials
             value = self.redactor.redact_json(value, patterns=by_machine)
         return convert(kind, value)
 
     def measure(self, seconds: float) -> None:
-        """Run reads on the event loop once they have proved short, and in a thread after a long one (docs/adr/0004)."""
+        """Record the duration of a read, and choose where the next read of this endpoint runs (docs/adr/0004).
+
+        Reads move to the event loop after enough short reads in a thread, and back to a thread after a long read.
+        """
         if self.inline:
             if seconds > INLINE_ABOVE:
-                self.inline, self.pool_runs = False, -INLINE_PENALTY  # temporarily: the machine may have been busy
+                self.inline, self.pool_runs = False, -INLINE_PENALTY  # temporary: the machine may have been busy
         elif seconds < INLINE_BELOW:
             self.pool_runs += 1
             self.inline = self.pool_runs >= INLINE_AFTER
@@ -181,12 +200,12 @@ class Endpoint:
 
 def _holds(principal: Principal, need: str) -> bool:
     if need == ANY_CALLER:
-        return principal.registration_key_id is None  # registration keys are for registering and nothing else
+        return principal.registration_key_id is None  # registration keys may only register workers
     return (need == SIGNED_IN and principal.kind in PEOPLE) or need in principal.permissions
 
 
 def check_media_type(content_type: bytes, encoding: bytes | None) -> None:
-    """Raise `unsupported_media_type` for anything but uncompressed `application/json` in UTF-8."""
+    """Raise `unsupported_media_type` unless the body is uncompressed `application/json` in UTF-8."""
     if encoding not in (None, b"identity"):
         raise Problem("Send the body without Content-Encoding.", code="unsupported_media_type")
     media, _, parameters = content_type.lower().partition(b";")
@@ -203,7 +222,7 @@ def _has_required(kind: Any) -> bool:
 
 @functools.cache
 def _list_fields(kind: Any) -> frozenset[str]:
-    """The query parameters that may be repeated."""
+    """Return the names of the query parameters that may be repeated."""
     info = msgspec.inspect.type_info(kind)
     found = set()
     for field in getattr(info, "fields", ()):

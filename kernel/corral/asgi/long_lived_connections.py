@@ -1,4 +1,4 @@
-"""Open sockets and streams: they outlive the moment when they were admitted, so the gates check them again."""
+"""Open WebSockets and streams. Gates check them repeatedly, because a client may be blocked while it is connected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ CHECK_SECONDS = 1.0
 
 
 class LongLivedConnections:
-    """The open sockets and streams of this process. One task checks them all; without any there is no task."""
+    """Registers the open WebSockets and streams of this process.
+
+    One task checks all of them; it runs only while there are open connections.
+    """
 
     def __init__(self, gates: Sequence[Gate]) -> None:
         self._gates = gates
@@ -25,7 +28,7 @@ class LongLivedConnections:
 
     @contextlib.contextmanager
     def hold(self, client_ip: str, path: str, end: Callable[[Problem], object]) -> Iterator[None]:
-        """Register a connection: `end(problem)` is called as soon as a gate refuses its client."""
+        """Register a connection while the context is active. Call `end(problem)` when a gate refuses the client."""
         if not self._gates:
             yield
             return

@@ -1,6 +1,6 @@
-"""The request path. Every HTTP request passes the stages that `Pipeline._run` lists, in that order, each of them once.
+"""The request pipeline. Every HTTP request passes once through each stage that `Pipeline._run` lists, in that order.
 
-Each stage is one method of the pipeline, and the methods follow here in the same order.
+Each stage is one method of the pipeline. The methods appear below in the same order.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ log = logging.getLogger("corral.http")
 
 MAX_URL, MAX_HEADERS = 8 * 1024, 16 * 1024
 MAX_IN_FLIGHT = 1000
-AUTHENTICATION_SECONDS = 0.3  # how long a route that remembers its callers waits for the database
+AUTHENTICATION_SECONDS = 0.3  # database timeout on routes that accept recently authenticated callers
 Waiting = asyncio.Future[Any]
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # labels of metrics
 
 
 class Pipeline:
-    """Serves HTTP requests as an ASGI application. There is one instance per kernel; it holds no request state."""
+    """The ASGI application for HTTP requests. There is one instance per kernel; it contains no state of requests."""
 
     def __init__(self, kernel: Kernel, router: Router) -> None:
         server = kernel.config.server
@@ -70,12 +70,12 @@ class Pipeline:
         self._drained = asyncio.Event()
 
     def drain(self) -> None:
-        """Prepare for shutdown: health checks report it and long polls end now; other requests are still served."""
+        """Prepare for shutdown. Health checks report it and long polls end now; other requests are still served."""
         self.draining = True
         self._drained.set()
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Serve one HTTP request: an ASGI call."""
         request = IncomingRequest(scope, receive, self.body_timeout)
         try:
             response = await self.respond(request)
@@ -84,7 +84,7 @@ class Pipeline:
             log.debug("client left before the response was sent", extra={"request_id": request.request_id})
 
     async def respond(self, request: IncomingRequest) -> Response:
-        """The response to a request; a failure of any kind is a problem document. Raises only `ClientLeft`."""
+        """Return the response to a request. Every failure becomes a problem document; only `ClientLeft` is raised."""
         began = time.perf_counter()
         code: str | None = None
         self.metrics.in_flight += 1
@@ -121,7 +121,7 @@ class Pipeline:
         endpoint = self._route(request)
         if endpoint is None:
             return self._other_method(request)
-        if not endpoint.public:  # a public route does not look at credentials
+        if not endpoint.public:  # a public route ignores credentials
             await self._admit(request, endpoint)
         await self._read_input(request, endpoint)
         if endpoint.is_async:
@@ -131,14 +131,14 @@ class Pipeline:
     # -- gates
 
     def _check_size(self, request: IncomingRequest) -> None:
-        """The size of the URL and the headers: 414, 431."""
+        """Reject a URL (414) or headers (431) that are too large."""
         if len(request.query) + len(request.path) > MAX_URL:
             raise Problem("The URL is longer than 8 KiB.", code="uri_too_long")
         if sum(map(len, itertools.chain.from_iterable(request.scope["headers"]))) > MAX_HEADERS:
             raise Problem("The headers are larger than 16 KiB.", code="headers_too_large")
 
     def check_gates(self, request: IncomingRequest) -> None:
-        """The `Host` header and the gates of plugins: 400, 403. The handshakes of WebSockets pass here as well."""
+        """Check the `Host` header (400) and the gates of plugins (403), for requests and WebSocket handshakes."""
         request.client_ip = self.client_address(request.scope)
         if request.repeats_headers:
             request.refuse_repeated(b"host")
@@ -151,7 +151,10 @@ class Pipeline:
     # -- route
 
     def _route(self, request: IncomingRequest) -> Endpoint | None:
-        """The endpoint for path and method: 404, 429, 503. None when the path has endpoints for other methods only."""
+        """Return the endpoint for the path and method, or None if the path has endpoints for other methods only.
+
+        Raises problems with the status 404, 429 or 503.
+        """
         found = self.router.find(request.path, request.scope.get("raw_path") or b"")
         methods, names = found or ({}, {})
         endpoint: Endpoint | None = methods.get("GET" if request.method == "HEAD" else request.method)
@@ -176,7 +179,7 @@ class Pipeline:
             request.count_against(meter.arrive(request.client_ip, route, anonymous=anonymous))
 
     def _other_method(self, request: IncomingRequest) -> Response:
-        """The answer to `OPTIONS`; 405 for any other method that the path does not have."""
+        """Return the response to `OPTIONS`. Raise 405 for any other method that the path does not support."""
         methods, _ = self.router.find(request.path) or ({}, {})
         allowed = set(methods) | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
         allow = {"Allow": ", ".join(sorted(allowed))}
@@ -190,12 +193,13 @@ class Pipeline:
     async def _admit(self, request: IncomingRequest, endpoint: Endpoint) -> Principal:
         """Authenticate the caller (401), apply rate limits (429) and check the permission (403).
 
-        A long poll comes back here every second, since its caller may have lost the right; it is not counted again.
+        A long poll repeats this check every second, because the caller may have lost the permission. Repeated checks
+        do not count against rate limits.
         """
         is_new = request.principal is None
         try:
             principal = await self._authenticate(request, endpoint)
-        except (Malformed, Unauthorized, Forbidden):  # an invalid credential counts as if none had been sent
+        except (Malformed, Unauthorized, Forbidden):  # an invalid credential counts as an anonymous request
             if request.has_credential:
                 self._count_arrival(request, None, anonymous=True)
             raise
@@ -218,7 +222,7 @@ class Pipeline:
             request.refuse_repeated(b"authorization", b"x-api-key")
         given = (request.headers.get(b"authorization"), request.headers.get(b"x-api-key"))
         principal = self.credentials.known(given)
-        if principal is None or not endpoint.allows(principal):  # another process may have granted the right just now
+        if principal is None or not endpoint.allows(principal):  # another process may have just granted the permission
             credential = read_credential(request.header("authorization"), request.header("x-api-key"))
             if credential is None:
                 detail = "Send the header Authorization: Bearer <token>."
@@ -234,7 +238,10 @@ class Pipeline:
         return principal
 
     async def _read_principal(self, request: IncomingRequest, credential: str, known: Principal | None) -> Principal:
-        """The principal of a credential. `known` is the answer when the database has none at once."""
+        """Return the principal of a credential.
+
+        If `known` is given and the database fails or does not answer in time, `known` is returned instead.
+        """
         entry = Entry("authentication" if request.principal is None else STILL_THERE)
         try:
             async with asyncio.timeout(None if known is None else AUTHENTICATION_SECONDS):
@@ -245,7 +252,11 @@ class Pipeline:
             return known
 
     async def _delegate(self, request: IncomingRequest, principal: Principal) -> Principal:
-        """The principal that the caller acts as, if the request names one in a header of some authenticator."""
+        """Return the principal that the caller acts as.
+
+        That is the principal named in a delegation header of an authenticator, or the caller if there is no such
+        header.
+        """
         headers = ((header, request.header(header.lower())) for header in self.credentials.delegation_headers)
         named = {header: value for header, value in headers if value is not None}
         if not named:
@@ -255,7 +266,10 @@ class Pipeline:
     # -- body, query
 
     async def _read_input(self, request: IncomingRequest, endpoint: Endpoint) -> None:
-        """The arguments of the handler and the idempotency key: 400, 408, 413, 415, 422."""
+        """Read the body, the query and the idempotency key, and set the handler's arguments.
+
+        Raises problems with the status 400, 408, 413, 415 or 422.
+        """
         signature, principal = endpoint.signature, request.principal
         arguments = request.arguments = {**endpoint.services, **request.path_names}
         body = await request.read(endpoint.route.body_limit) if request.may_have_body else b""
@@ -275,7 +289,7 @@ class Pipeline:
         if endpoint.route.keyed and (given := request.headers.get(b"idempotency-key")) is not None:
             if principal is not None:
                 scope = f"{principal.kind}:{principal.task_id or principal.id}"
-            else:  # cookies tell apart anonymous clients that share an address
+            else:  # cookies distinguish anonymous clients that share an address
                 scope = f"ip:{request.client_ip}\0{request.header('cookie') or ''}"
             request.idempotency_key = Keyed.of(given.decode("latin1"), scope, request.method, request.path, body)
 
@@ -293,7 +307,7 @@ class Pipeline:
                 return replay(stored)
             value = endpoint.handler(**request.arguments)
             if isinstance(value, Wait):
-                self.idempotency.forget(key)  # nothing happened yet; the next run begins anew
+                self.idempotency.forget(key)  # the handler changed nothing yet; the next run claims the key again
                 return value
             response = render(value, endpoint, request)
             answer = Stored(response.status, response.headers, response.body)
@@ -323,20 +337,20 @@ class Pipeline:
     async def _long_poll(
         self, request: IncomingRequest, endpoint: Endpoint, run: Callable[[], Awaitable[Any]], wait: Wait
     ) -> Any:
-        """Run the handler again whenever a topic is notified or its time is up, until it answers.
+        """Run the handler again whenever a topic is notified or the wait expires, until the handler returns a response.
 
-        No transaction is open meanwhile. Ends with the client's connection, with the server, and with the caller's
-        right to ask.
+        No transaction is open while the request waits. The long poll also ends when the client disconnects, when the
+        server shuts down, or when the caller loses the permission.
         """
         leaving = asyncio.ensure_future(request.disconnected())
         draining = asyncio.ensure_future(self._drained.wait())
         try:
             while True:
                 with self.feed.waiting(wait.topics) as notified:
-                    value = await run()  # once more, now that no notification can be missed
+                    value = await run()  # again, because from here on no notification can be missed
                     if not isinstance(value, Wait):
                         return value
-                    if value.topics != wait.topics:  # subscribe to these before anything else
+                    if value.topics != wait.topics:  # subscribe to the new topics first
                         wait = value
                         continue
                     notification = asyncio.ensure_future(notified.wait())
@@ -344,7 +358,7 @@ class Pipeline:
                     try:
                         while not is_due:
                             is_due = await _is_due(value.until, notification, leaving, draining)
-                            if not endpoint.public:  # the caller may have lost the right, or act as somebody else
+                            if not endpoint.public:  # the caller's permissions or principal may have changed
                                 principal = await self._admit(request, endpoint)
                                 if endpoint.signature.caller is not None:
                                     request.arguments[endpoint.signature.caller] = principal
@@ -357,7 +371,10 @@ class Pipeline:
     # -- failures
 
     def _refusal(self, problem: Problem, request: IncomingRequest) -> Response:
-        """The problem document. Texts of dependencies and remote sides are redacted: they may hold credentials."""
+        """Return the problem document of a failure.
+
+        Details of server errors are redacted, because texts of dependencies may contain credentials.
+        """
         if problem.status >= 500:
             problem.detail = self.redactor.redact(problem.detail)
             problem.members = self.redactor.redact_json(problem.members)
@@ -378,7 +395,11 @@ class Pipeline:
 
 
 async def _is_due(until: float, notification: Waiting, leaving: Waiting, draining: Waiting) -> bool:
-    """Wait, but no longer than a principal may be cached. Whether a notification came or the time is up."""
+    """Wait for a notification or until `until`, but no longer than a principal may be cached.
+
+    Return whether a notification arrived or `until` has passed. Raise `ClientLeft` when the client disconnects, and
+    `Unavailable` when the server shuts down.
+    """
     seconds = max(0.0, min(until - time_s(), KEEP_SECONDS))
     await asyncio.wait({notification, leaving, draining}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     if leaving.done():

@@ -1,5 +1,7 @@
-"""The Quart application. The pipeline serves declared routes through Quart's seam `asgi_http_class`; blueprints, static
-files and whatever the router does not know are served by Quart, whose errors become problem documents too.
+"""The Quart application.
+
+The pipeline serves declared routes through Quart's extension point `asgi_http_class`. Quart itself serves blueprints,
+static files and all paths that the router does not know. Quart's errors become problem documents as well.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ CODES = {400: "malformed_request", 408: "request_timeout", 413: "payload_too_lar
 
 
 class LazyMap(QuartMap):
-    """Compiles declared rules when Quart first looks for one, which it never does while the router serves them."""
+    """A URL map that compiles the rules of declared routes only when Quart first looks up a rule.
+
+    Quart never looks up a rule while the router serves all requests, so the compilation is usually saved.
+    """
 
     deferring = False
 
@@ -35,7 +40,7 @@ class LazyMap(QuartMap):
         super().__init__(*arguments, **options)
 
     def add(self, rulefactory: RuleFactory) -> None:
-        # Rules that others add are compiled at once, so that a malformed one fails where it is added.
+        # Rules that are not declared routes are compiled at once, so that a malformed rule fails where it is added.
         (self._deferred.append if self.deferring else super().add)(rulefactory)
 
     def update(self) -> None:
@@ -46,7 +51,10 @@ class LazyMap(QuartMap):
 
 
 class QuartApp(Quart):
-    """Counts the rules added beside the declared routes: without any, no request has to be looked up twice."""
+    """A Quart application that counts the URL rules which are not declared routes.
+
+    If there are none, requests need no additional lookup in Quart's URL map.
+    """
 
     url_map_class = LazyMap
     url_map: LazyMap
@@ -60,7 +68,7 @@ class QuartApp(Quart):
 def build(
     pipeline: Pipeline, endpoints: Iterable[Endpoint], sockets: type, *, body_timeout: float, fast_dispatch: bool
 ) -> Quart:
-    """The application. Every declared route is registered with Quart as well, so `url_for` and blueprints work."""
+    """Return the Quart application. Declared routes are registered with Quart too, so `url_for` and blueprints work."""
     app = QuartApp("corral", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = 1024 * 1024
     app.config["BODY_TIMEOUT"] = body_timeout
@@ -70,7 +78,7 @@ def build(
         return await _respond(pipeline)
 
     async def http_error(error: HTTPException) -> QuartResponse:
-        if error.code in (404, 405, 308):  # the router knows what is allowed there
+        if error.code in (404, 405, 308):  # the pipeline knows which methods the path supports
             return await _respond(pipeline)
         return await _respond(pipeline, Problem(code=CODES.get(error.code or 500, "internal")))
 
@@ -98,7 +106,7 @@ def build(
 
 
 async def _respond(pipeline: Pipeline, problem: Problem | None = None) -> QuartResponse:
-    """Run Quart's current request through the pipeline, or refuse it with the problem."""
+    """Run Quart's current request through the pipeline, or respond with the given problem."""
     is_read = False
 
     async def receive() -> Any:

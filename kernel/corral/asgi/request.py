@@ -1,4 +1,4 @@
-"""One HTTP request as it travels through the stages of the pipeline."""
+"""The HTTP request that the stages of the pipeline process."""
 
 from __future__ import annotations
 
@@ -25,55 +25,57 @@ Receive = Callable[[], Awaitable[Any]]
 
 
 class ClientLeft(Exception):
-    """The client closed the connection; nobody waits for the response."""
+    """The client closed the connection before it received the response."""
 
 
 class IncomingRequest(Request):
-    """A request read from an ASGI scope, with what the stages have found out about it so far."""
+    """A request read from an ASGI scope. Each stage of the pipeline adds its results as attributes."""
 
     def __init__(self, scope: Mapping[str, Any], receive: Receive, body_timeout: float) -> None:
         self.scope = scope
         self.receive = receive
-        self.method: str = scope.get("method", "GET")  # the scope of a WebSocket has none
+        self.method: str = scope.get("method", "GET")  # the scope of a WebSocket contains no method
         self.path: str = scope["path"]
         self.label = f"{self.method} {self.path}"
         self.query: bytes = scope["query_string"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.repeats_headers = len(self.headers) != len(scope["headers"])
         self.client_ip = ""
-        self.endpoint: Endpoint | None = None  # from the route stage on
+        self.endpoint: Endpoint | None = None  # set by the route stage
         self.path_names: dict[str, str] = {}
-        self.principal: Principal | None = None  # from the principal stage on
+        self.principal: Principal | None = None  # set by the principal stage
         self.quota: Quota | None = None  # the tightest rate limit that this request counts against
-        self.arguments: dict[str, Any] = {}  # of the handler, from the input stage on
+        self.arguments: dict[str, Any] = {}  # the handler's arguments, set by the input stage
         self.idempotency_key: Keyed | None = None
-        self.metered: list[tuple[Meter, Principal]] = []  # meters that must be told when the request ends
+        self.metered: list[tuple[Meter, Principal]] = []  # meters to notify when the request ends
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else new_id()
         self._body_timeout = body_timeout
-        silent = b"1" if scope["http_version"] >= "2" else b"0"  # HTTP/2 announces no body; the stream's end shows it
+        silent = b"1" if scope["http_version"] >= "2" else b"0"  # HTTP/2 does not announce a body
         self.may_have_body = b"transfer-encoding" in self.headers or self.headers.get(b"content-length", silent) != b"0"
         self.unread = self.may_have_body
 
     @property
     def has_credential(self) -> bool:
-        """Whether the request carries a credential of any kind, valid or not."""
+        """Whether the request contains a credential of any kind, valid or not."""
         return b"authorization" in self.headers or b"x-api-key" in self.headers
 
     def count_against(self, quota: Quota | None) -> None:
-        """Remember the rate limit that this request counts against, if it is tighter than the known ones."""
+        """Store the state of a rate limit if fewer requests remain in it than in the limits stored so far."""
         if quota is not None and (self.quota is None or quota.remaining < self.quota.remaining):
             self.quota = quota
 
     def refuse_repeated(self, *names: bytes) -> None:
-        """Raise `malformed_request` when one of these headers occurs twice: it is undefined which value counts."""
+        """Raise `malformed_request` if one of these headers occurs twice: it is undefined which value applies."""
         for name in names:
             if sum(given == name for given, _ in self.scope["headers"]) > 1:
                 raise Malformed(f"The header {name.decode()} occurs twice; send it once.")
 
     async def read(self, limit: int) -> bytes:
-        """The whole body. Raises `payload_too_large` over `limit` bytes, `request_timeout` when no bytes arrive in
-        time, and `ClientLeft` when the body breaks off.
+        """Return the whole body.
+
+        Raises `payload_too_large` if the body exceeds `limit` bytes, `request_timeout` if no bytes arrive in time, and
+        `ClientLeft` if the client disconnects before the end of the body.
         """
         if not self.may_have_body:
             return b""
@@ -109,8 +111,9 @@ class IncomingRequest(Request):
             raise Problem(detail, code="request_timeout", headers={"Connection": "close"}) from None
 
     async def discard_body(self) -> None:
-        """Read the rest of a refused body for a moment: closing at once would reset the connection, and the client
-        would lose the response.
+        """Read and discard the rest of a refused body, for at most `LINGER_SECONDS`.
+
+        Closing the connection at once would reset it, and the client would lose the response.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):
@@ -119,6 +122,6 @@ class IncomingRequest(Request):
                     self.unread = message["type"] == "http.request" and message.get("more_body", False)
 
     async def disconnected(self) -> None:
-        """Wait until the client has closed the connection. Call it only after the body was read."""
+        """Wait until the client closes the connection. Call this method only after the body was read."""
         while (await self.receive())["type"] == "http.request":
             continue

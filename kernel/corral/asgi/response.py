@@ -1,4 +1,4 @@
-"""Responses: from the value that a handler returned to status, headers and bytes, and from those to ASGI messages."""
+"""Responses: renders the values that handlers return, and sends them as ASGI messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ WITH_LOCATION = (201, 202)
 
 
 class Response:
-    """Status, headers and a body: bytes, or a stream of `chunks`. `is_whole()` tells whether a stream ended well."""
+    """A response: status, headers, and a body as bytes or as a stream of `chunks`.
+
+    `is_whole()` returns whether a stream was sent completely.
+    """
 
     __slots__ = ("body", "chunks", "headers", "is_whole", "media_type", "status")
 
@@ -47,8 +50,10 @@ class Response:
 
 
 def render(value: Any, endpoint: Endpoint, request: IncomingRequest) -> Response:
-    """The response for the value that a handler returned: shapes become JSON, versioned ones get an `ETag` (or 304
-    when the client has that version), and created resources a `Location`.
+    """Return the response for a value that a handler returned.
+
+    Shapes are encoded as JSON. A versioned shape gets an `ETag`, or the response is 304 if the client already has this
+    version. A created resource gets a `Location`.
     """
     status = endpoint.route.status
     headers: dict[str, str] = {}
@@ -77,33 +82,33 @@ def render(value: Any, endpoint: Endpoint, request: IncomingRequest) -> Response
 
 
 def _location(path: str, identifier: str) -> str:
-    """The URL of a created resource: below the path, or the resource that the path of an action already names."""
+    """Return the URL of a created resource: below the request's path, or the part of the path that ends with its id."""
     place = path.lower().find(f"/{identifier}".lower())
     return f"{path.rstrip('/')}/{identifier}" if place < 0 else path[: place + 1] + identifier
 
 
 def problem_response(problem: Problem, request: Request) -> Response:
-    """The problem document (RFC 9457) of a failure."""
+    """Return the response that contains the problem document (RFC 9457) of a failure."""
     body = encode(problem.document(request.path, request.request_id))
     return Response(problem.status, body, problem.headers, b"application/problem+json")
 
 
 def replay(stored: Stored) -> Response:
-    """The response that is stored under an `Idempotency-Key`; a stream is replayed in one piece."""
+    """Return the response that is stored under an `Idempotency-Key`. A stream is replayed as one body."""
     headers = {**stored.headers, "Idempotency-Replayed": "true"}
     media_type = headers.pop("Content-Type", "application/json")
     return Response(stored.status, stored.body, headers, media_type.encode())
 
 
 class ResponseSender:
-    """Writes responses as ASGI messages. `hsts`: the public URL is https, so browsers are told to insist on it."""
+    """Sends responses as ASGI messages. `hsts` adds the header `Strict-Transport-Security`, for a public https URL."""
 
     def __init__(self, connections: LongLivedConnections, cors: Cors, *, hsts: bool) -> None:
         self._connections, self._cors = connections, cors
         self._always = (*ALWAYS, HSTS) if hsts else ALWAYS
 
     def headers(self, response: Response, request: IncomingRequest) -> RawHeaders:
-        """All headers of a response, the ones that every response has included."""
+        """Return all headers of a response, including the headers that every response contains."""
         own = response.headers
         headers = [*self._always, (b"x-request-id", request.request_id.encode())]
         if "Cache-Control" not in own:
@@ -127,7 +132,7 @@ class ResponseSender:
         return headers
 
     async def send(self, response: Response, request: IncomingRequest, send: Send) -> None:
-        """Send a response; a stream until it ends or the client leaves."""
+        """Send a response. A stream is sent until it ends or the client disconnects."""
         start = {"type": "http.response.start", "status": response.status, "headers": self.headers(response, request)}
         await send(start)
         if response.chunks is not None and request.method != "HEAD":

@@ -1,4 +1,4 @@
-"""The router: a tree of path segments. A trailing slash makes no difference, and values of ids must be UUIDs."""
+"""The router: a tree of path segments. A trailing slash is ignored, and the values of ids must be UUIDs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from corral.ids import parse_id
 
 MAX_SEGMENT, MAX_REST = 200, 300
 Match = tuple[dict[str, Any], dict[str, str]]
-"""The endpoints at a path by method, and the values of the names in the path."""
+"""(endpoints of a path by method, values of the path parameters by name)."""
 
 
 class Routed(Protocol):
-    """What the router leads to: an endpoint, or a stand-in for one of an unavailable plugin."""
+    """An object that the router returns: an endpoint, or a placeholder for an endpoint of an unavailable plugin."""
 
     route: Route
 
@@ -28,14 +28,14 @@ class _Node:
         self.methods: dict[str, Any] = {}
 
     def read(self, segment: str) -> str | None:
-        """The segment as a value of this parameter; None when it cannot be one."""
+        """Return the segment as a value of this node's parameter, or None if the segment is not a valid value."""
         if not segment or len(segment) > MAX_SEGMENT:
             return None
         return parse_id(segment) if self.name == "id" or self.name.endswith("_id") else segment
 
 
 class RouteConflict(Exception):
-    """Two plugins declare the same operation."""
+    """The same operation (method and path) is declared twice."""
 
     def __init__(self, route: Route, other: Route) -> None:
         self.route, self.other = route, other
@@ -43,16 +43,16 @@ class RouteConflict(Exception):
 
 
 class Router:
-    """Finds the endpoints of a path."""
+    """Maps the path of a request to its endpoints."""
 
     def __init__(self) -> None:
         self._root = _Node()
         self._static: dict[str, dict[str, Any]] = {}
-        self._last: dict[str, _Node] = {}  # by what precedes a parameter that is the only one and comes last
-        self._rest: dict[str, _Node] = {}  # those of `_last` that take slashes too
+        self._last: dict[str, _Node] = {}  # by prefix; for paths whose only parameter is the last segment
+        self._rest: dict[str, _Node] = {}  # nodes of `_last` whose parameter may contain slashes
 
     def add(self, endpoint: Routed) -> None:
-        """Add an endpoint at every path of its route. Raises `RouteConflict`."""
+        """Add an endpoint at every path of its route. Raises `RouteConflict` if an operation is already declared."""
         for path in endpoint.route.paths:
             node = self._descend(path)
             if endpoint.route.method in node.methods:
@@ -66,7 +66,7 @@ class Router:
                     self._rest[before + "/"] = node
 
     def conflict(self, route: Route) -> Route | None:
-        """The route that is already served where this one would be, or None."""
+        """Return the route that already serves the same operation as the given route, or None."""
         for path in route.paths:
             served = self._descend(path).methods.get(route.method)
             if served is not None:
@@ -75,7 +75,10 @@ class Router:
         return None
 
     def find(self, path: str, raw_path: bytes = b"") -> Match | None:
-        """The endpoints at a path. None also for paths with empty or dot segments, or with encoded separators."""
+        """Return the endpoints of a path, or None if there are none.
+
+        Paths with empty segments, dot segments or encoded separators are never found.
+        """
         if "//" in path or "\\" in path or "/./" in path or "/../" in path:
             return None
         found = self._find(path[:-1] if path[-1:] == "/" and len(path) > 1 else path)
@@ -91,7 +94,7 @@ class Router:
         if methods is not None:
             return methods, {}
         before, _, last = path.rpartition("/")
-        leaf = self._last.get(before)  # /tasks/{id}: by far the most frequent form
+        leaf = self._last.get(before)  # fast path for the most frequent form, /tasks/{id}
         if leaf is not None and (value := leaf.read(last)) is not None:
             return leaf.methods, {leaf.name: value}
         found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""WebSockets on raw ASGI messages: a socket costs no task, queue or context beside those of its endpoint."""
+"""WebSockets on raw ASGI messages. A connection needs no task, queue or context in addition to its endpoint's."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ from corral.plugins.record import PluginRecord
 log = logging.getLogger("corral.http")
 
 QUERY_CREDENTIALS = frozenset({"token", "ticket"})
-REFUSED = 4403  # the close code when a gate refuses the client of an open socket
+REFUSED = 4403  # the close code if a gate refuses the client of an open connection
 LINGER_SECONDS, DRAIN_SECONDS = 0.25, 5.0
 _draining: set[asyncio.Task[None]] = set()
 
 
 class SocketEndpoint(NamedTuple):
-    """An endpoint with its services filled in, and its plugin; while the plugin is down the latter is enough."""
+    """A WebSocket endpoint: its plugin and its `serve` function with the services bound.
+
+    `serve` is left at its default while the plugin does not run.
+    """
 
     loaded: PluginRecord
     serve: Callable[..., Any] = plugin_unavailable
 
 
 class Connection:
-    """Implements `corral.http.routes.SocketConnection`."""
+    """A WebSocket connection. Implements `corral.http.routes.SocketConnection`."""
 
     def __init__(self, request: IncomingRequest, send: Any, pipeline: Pipeline) -> None:
         self.request = request
@@ -72,7 +75,10 @@ class Connection:
         await self._send({"type": "websocket.send", "text": text})
 
     async def drain(self, seconds: float) -> None:
-        """Read what the client still sends: unread data would reset the connection, and the close code be lost."""
+        """Read and discard messages for up to `seconds`, or until the client disconnects.
+
+        Unread data would reset the connection, and the client would lose the close code.
+        """
         with contextlib.suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(seconds):
                 while not self._gone:
@@ -84,12 +90,12 @@ class Connection:
             await self._send({"type": "websocket.close", "code": code, "reason": reason})
 
     def cut(self, problem: Problem) -> None:
-        """Close because a gate refuses the client now, whatever the endpoint is doing."""
+        """Close the connection because a gate refuses the client, without waiting for the endpoint."""
         _keep(asyncio.get_running_loop().create_task(self.close(REFUSED, problem.code)))
 
 
 def connection_class(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint]) -> type:
-    """The class of which Quart makes an instance for each handshake; `endpoints` are by path."""
+    """Return the class that Quart instantiates for each handshake. `endpoints` maps paths to endpoints."""
 
     class SocketASGI:
         def __init__(self, app: Any, scope: Any) -> None:
@@ -112,7 +118,7 @@ def connection_class(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint]
 
 
 def _admit(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint], connection: Connection) -> SocketEndpoint:
-    """The endpoint of a handshake, after the checks that every request passes; raises the problem that refuses it."""
+    """Return the endpoint for a handshake after the checks of the pipeline. Raises the `Problem` to refuse it with."""
     request = connection.request
     endpoint = endpoints.get(request.path.rstrip("/"))
     if endpoint is None:
@@ -142,11 +148,11 @@ async def _serve(endpoint: SocketEndpoint, connection: Connection, record_error:
         record_error(plugin, f"WS {request.path}", error, request.request_id)
         await connection.close(1011)
     await connection.drain(LINGER_SECONDS)
-    # Returning here closes the connection; a client that reads late must still find the close frame.
+    # Returning closes the connection. The background task lets a client that reads late still receive the close frame.
     _keep(asyncio.get_running_loop().create_task(connection.drain(DRAIN_SECONDS)))
 
 
 def _keep(task: asyncio.Task[None]) -> None:
-    """Hold a reference: the event loop itself holds tasks weakly."""
+    """Keep a reference to the task until it is done, because the event loop references tasks only weakly."""
     _draining.add(task)
     task.add_done_callback(_draining.discard)

@@ -1,4 +1,4 @@
-"""Streamed responses: sent until they end or the client leaves, and recorded when they may have to be replayed."""
+"""Sends streamed responses, and records streams that may have to be replayed under an idempotency key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_RECORDED = 4 * 1024 * 1024
 async def send_stream(
     chunks: Any, request: IncomingRequest, send: Callable[[Any], Awaitable[None]], connections: LongLivedConnections
 ) -> None:
-    """Send the chunks as they come. Ends early when the client leaves or a gate refuses it from now on."""
+    """Send chunks as they are produced. Stops early if the client disconnects or a gate refuses the client."""
     sending = asyncio.ensure_future(_send_chunks(chunks, send))
     leaving = asyncio.ensure_future(request.disconnected())
     try:
@@ -35,12 +35,14 @@ async def _send_chunks(chunks: Any, send: Callable[[Any], Awaitable[None]]) -> N
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
     finally:
-        await chunks.aclose()  # however this ends, the handler's clean-up runs now
+        await chunks.aclose()  # runs the handler's clean-up at once, however the stream ended
 
 
 async def recorded(chunks: Any, ended: Callable[[bytes | None], Awaitable[None]]) -> AsyncIterator[bytes]:
-    """The chunks, unchanged. At the end `ended` is awaited with all bytes, or with None when the stream was cut or is
-    too large to keep.
+    """Yield the chunks unchanged and record them.
+
+    At the end, `ended` is awaited with all bytes, or with None if the stream was interrupted or exceeds
+    `MAX_RECORDED` bytes.
     """
     parts: list[bytes] = []
     size, is_complete = 0, False

@@ -1,4 +1,7 @@
-"""Operations of built-in plugins that are not running: known without loading the plugins, and answered with 503."""
+"""Responses (503) for operations of built-in plugins that do not run.
+
+The operations are known without importing the plugins.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ SOCKET = "WS "
 
 
 class UnavailableEndpoint:
-    """Stands in the router for an endpoint of a plugin that is not running."""
+    """A placeholder in the router for an endpoint of a plugin that does not run."""
 
     public = True
 
@@ -31,19 +34,22 @@ class UnavailableEndpoint:
         self.route.plugin = loaded.name
 
     def unavailable(self) -> Unavailable:
-        """The problem to answer with."""
+        """Return the problem to respond with."""
         return plugin_unavailable(self.loaded)
 
 
 def plugin_unavailable(loaded: PluginRecord) -> Unavailable:
-    """503 with the state of the plugin and the reason for it."""
+    """Return a 503 problem that names the state of the plugin and its reason."""
     code = "plugin_failed" if loaded.state == "failed" else "plugin_disabled"
     detail = f"The plugin {loaded.name} is {loaded.state}: {loaded.reason or 'see the log'}."
     return Unavailable(detail, code=code, retry_after=RETRY_AFTER)
 
 
 def add_unavailable(router: Router, plugins: Iterable[PluginRecord], served: Iterable[Any]) -> None:
-    """Add the operations of built-in plugins that serve none. Paths that another plugin serves stay its own."""
+    """Add placeholders for the operations of built-in plugins that serve no endpoint.
+
+    An operation that another plugin already serves is left unchanged.
+    """
     serving = {endpoint.route.plugin for endpoint in served}
     for loaded, label in _operations([loaded for loaded in plugins if loaded.name not in serving]):
         if not label.startswith(SOCKET):
@@ -52,7 +58,7 @@ def add_unavailable(router: Router, plugins: Iterable[PluginRecord], served: Ite
 
 
 def unavailable_sockets(plugins: Iterable[PluginRecord]) -> Iterator[tuple[PluginRecord, str]]:
-    """The socket paths of built-in plugins that are not running."""
+    """Yield (plugin, path) of each WebSocket of the built-in plugins that do not run."""
     for loaded, label in _operations([loaded for loaded in plugins if not loaded.active]):
         if label.startswith(SOCKET):
             yield loaded, label.removeprefix(SOCKET)
@@ -66,7 +72,10 @@ def _operations(down: list[PluginRecord]) -> Iterator[tuple[PluginRecord, str]]:
 
 
 def built_in_paths(plugins: Iterable[PluginRecord]) -> dict[str, list[str]]:
-    """`{plugin: ["GET /agents", …]}`, read from `paths.json` in the packages of built-in plugins; imports no plugin."""
+    """Return the operations of built-in plugins as `{plugin: ["GET /agents", …]}`.
+
+    The operations are read from `paths.json` in the packages of the plugins; no plugin is imported.
+    """
     paths: dict[str, list[str]] = {}
     for package in {loaded.found.package for loaded in plugins if loaded.found.built_in} - {""}:
         file = resources.files(package).joinpath("paths.json")

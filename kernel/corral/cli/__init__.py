@@ -1,11 +1,11 @@
-"""The command `corral`. Commands are imported when they are called: `corral --version` loads nothing else."""
+"""The command line `corral`. A command's module is imported only when the command is called."""
 
 from __future__ import annotations
 
 import gc
 import sys
 
-# name -> (module, one line of help); plugins add theirs with `corral_commands`
+# name -> (module, one line of help); plugins add commands with the hook `corral_commands`
 COMMANDS = {
     "serve": ("corral.cli.serve", "Serve the API, jobs and an embedded worker"),
     "jobs": ("corral.cli.jobs", "Run background jobs and schedules only"),
@@ -20,13 +20,17 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Run the command line; exits with 0 done, 1 failed, 2 usage, 3 refused to start, 4 migrations."""
+    """Run the command line and exit.
+
+    Exit statuses: 0 success, 1 failure, 2 wrong usage, 3 refused to start, 4 migrations are pending or newer than the
+    code.
+    """
     if sys.argv[1:] == ["--version"]:
         from importlib.metadata import version
 
         print(f"corral {version('corral')}")
         return
-    gc.set_threshold(20_000, 20, 20)  # what a start makes stays: looking for garbage in it would take a tenth of it
+    gc.set_threshold(20_000, 20, 20)  # objects of a start are kept: collecting them would take 10% of it
     from corral.cli.commands import run
 
     run()

@@ -1,4 +1,4 @@
-"""The choice of the server that runs the ASGI application, and the limits that both servers keep (docs/adr/0018)."""
+"""Selects the ASGI server, and defines the limits that both servers enforce (docs/adr/0018)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from corral.config.model import Config
 from corral.errors import Refused
 
 DRAIN_SECONDS = 25
-HEADER_LIMIT = 16 * 1024  # bytes of a request's head
-KEEP_ALIVE_SECONDS = 5  # without a complete request head
-MESSAGE_LIMIT = 64 * 1024  # bytes of a WebSocket message
+HEADER_LIMIT = 16 * 1024  # maximum size of a request head in bytes
+KEEP_ALIVE_SECONDS = 5  # idle time without a complete request head
+MESSAGE_LIMIT = 64 * 1024  # maximum size of a WebSocket message in bytes
 PING_SECONDS = 20.0
 
 
 def chosen_server(config: Config) -> Literal["hypercorn", "uvicorn"]:
-    """The server of `[server] server`; for `auto`, uvicorn where the extra `fast` is installed, else Hypercorn.
+    """Return the server that `[server] server` selects.
 
-    Raises `Refused` when uvicorn is configured and not installed.
+    `auto` selects uvicorn if the extra `fast` is installed, otherwise Hypercorn. Raises `Refused` if uvicorn is
+    configured but not installed.
     """
     if config.server.server == "hypercorn":
         return "hypercorn"
@@ -34,7 +35,7 @@ def chosen_server(config: Config) -> Literal["hypercorn", "uvicorn"]:
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it is installed (extra `fast`); None stands for the standard loop."""
+    """Return uvloop's event loop factory if uvloop is installed (extra `fast`), or None for the standard loop."""
     if importlib.util.find_spec("uvloop") is None:
         return None
     import uvloop
@@ -43,7 +44,10 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def serve_with(config: Config, app: Any, accepting: int, stopping: asyncio.Event) -> None:
-    """Serve until `stopping`. `accepting` is the file descriptor of the listening socket, which the server closes."""
+    """Serve `app` until `stopping` is set.
+
+    `accepting` is the file descriptor of the listening socket; the server closes it.
+    """
     if chosen_server(config) == "uvicorn":
         from corral.cli import uvicorn_server
 

@@ -1,4 +1,4 @@
-"""`corral check`: verifies a plugin against the contract."""
+"""The command `corral check`: verifies a plugin against the contract."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def command(name: str, postgres_url: str | None, show_all: bool, config_path: Pa
         raise
     except BaseException as error:
         raise click.ClickException(f"{name} cannot be imported: {type(error).__name__}: {error}") from None
-    # The kit stands above the command line and is found by name, as commands are.
+    # The test kit belongs to a ring outside the command line, so it is imported by name, as commands are.
     check_plugin = importlib.import_module("corral.testing.conformance").check_plugin
     logging.disable(logging.CRITICAL)
     report = check_plugin(

@@ -1,4 +1,4 @@
-"""The click group: commands that are imported when called, the commands of plugins, and exit statuses."""
+"""The click group of `corral`: lazily imported commands, the commands of plugins, and exit statuses."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-WHOLE_SENTENCE = 200  # click cuts a text that has more characters; a long one is wrapped instead
+WHOLE_SENTENCE = 200  # characters; click truncates longer help texts, so the limit is high enough to wrap them
 FAILED, USAGE, REFUSED, PENDING = 1, 2, 3, 4
 
 
 class Lazy(click.Group):
-    """Imports a command's module when it is called."""
+    """A click group that imports a command's module only when the command is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*COMMANDS, *sorted(set(_plugin_commands()) - set(COMMANDS))]
@@ -43,7 +43,7 @@ class Lazy(click.Group):
             return command
         found = _plugin_commands().get(cmd_name)
         if found is None:
-            load_config()  # it may have a fault that hides the command: then that is told
+            load_config()  # raises if a fault in the configuration hides the command
         return found
 
     def resolve_command(
@@ -73,21 +73,21 @@ def group(context: click.Context) -> None:
 
 
 class CommandLine:
-    """The object of the click context: a `corral.plugin.OpenSession` that can also ask plugins without a kernel."""
+    """The object of the click context: a `corral.plugin.OpenSession` that can also call plugins without a kernel."""
 
     def __call__(self, config_path: Path | None, label: str) -> AbstractContextManager[Session]:
-        """A kernel on the installation's own database."""
+        """Open a session with a kernel on the installation's own database. `label` names the command."""
         from corral.cli.sessions import session
 
         return session(config_path, label)
 
     def installation(self) -> Installation:
-        """The configuration of the folder where the command runs."""
+        """Return the configuration that applies in the current folder."""
         config = _readable_config()
         return Installation(data_dir=config.data_dir, local_model=config.local_model, plugin_dir=config.plugins.dir)
 
     def ask_plugins(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
-        """`(plugin, result)` of a hook for each installed plugin that has it; see `contributed`."""
+        """Call a hook of each plugin that implements it, and yield `(plugin, result)`; see `contributed`."""
         return contributed(_readable_config(), hook, what, lambda function: list(function(*arguments)))
 
 
@@ -99,7 +99,7 @@ def _readable_config() -> Config:
 
 
 def run() -> NoReturn:
-    """Run and exit; errors are one line each on standard error."""
+    """Run the command and exit. Errors are printed to standard error, one line each."""
     import peewee
 
     from corral.database.migrations import MigrationFailed, Newer
@@ -142,9 +142,10 @@ def run() -> NoReturn:
 
 
 def _plugin_commands() -> dict[str, click.Command]:
-    """Commands of the plugins that the configuration loads; a plugin that fails to import has none.
+    """Return the commands of the plugins that the configuration loads, by name.
 
-    With a configuration that has faults: those of the built-in ones, which tell the faults of the file they are given.
+    A plugin that fails to import contributes no commands. If the configuration is invalid, only built-in plugins
+    contribute; their commands report the faults of the configuration file they read.
     """
     from corral.hookspecs import corral_commands
     from corral.plugins.hooks import answers
@@ -159,10 +160,11 @@ def _plugin_commands() -> dict[str, click.Command]:
 
 
 def contributed(config: Config, hook: str, what: str, call: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
-    """`(plugin, call(hook))` for each plugin that has the hook. Of one that fails, `what` is said to be missing.
+    """Yield `(plugin, call(hook))` for each plugin that implements the hook.
 
-    Asked are the built-in plugins, those that the file names, and those of Corral's own extras, which do their part
-    before they are enabled.
+    If a plugin fails, a message on standard error says that its `what` are missing. Only built-in plugins, plugins that
+    the configuration enables, and plugins from Corral's own extras are called; the latter contribute before they are
+    enabled.
     """
     ours = companions()
     for found in discovery.discover(config):
@@ -172,10 +174,13 @@ def contributed(config: Config, hook: str, what: str, call: Callable[[Any], T]) 
 
 
 def companions() -> frozenset[str]:
-    """Distributions that Corral's own extras name, `corral[local]` say: separately released, but no stray ones."""
+    """Return the distributions that Corral's own extras name, such as `corral[local]`.
+
+    These distributions are released separately but are trusted.
+    """
     try:
         requirements = metadata.requires(discovery.BUILT_IN) or []
-    except metadata.PackageNotFoundError:  # a bare clone
+    except metadata.PackageNotFoundError:  # an uninstalled source tree
         return frozenset()
     named = (re.match(r"[\w.-]+", line) for line in requirements if "extra ==" in line)
     return frozenset(match[0].lower() for match in named if match is not None)

@@ -1,4 +1,4 @@
-"""`corral config`: what is in force and where it comes from, whether it holds, and a file to begin with."""
+"""The command `corral config`: shows effective values and their sources, checks them, and writes a commented file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def show(prefix: str, config_path: Path | None, as_json: bool) -> None:
         raise click.UsageError(f"no key is or begins with {prefix}")
     if not as_json:
         click.echo(f"file: {config.path or 'none'}", err=True)
-    output.table(rows, ("key", "value", "source"), as_json=as_json)  # about: in JSON, and in `config init`
+    output.table(rows, ("key", "value", "source"), as_json=as_json)  # about: only in JSON, and in `config init`
 
 
 @command.command("check")
@@ -83,7 +83,7 @@ def init(path: Path | None, as_json: bool) -> None:
     """Write a commented corral.toml, by default in the current folder; an existing file stays as it is."""
     target = (path or Path(os.environ.get("CORRAL_CONFIG") or "corral.toml")).absolute()
     try:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # secrets may come to stand in it
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # the file may later contain secrets
     except FileExistsError:
         raise click.ClickException(f"{target} exists and was left as it is") from None
     except OSError as error:
@@ -91,7 +91,7 @@ def init(path: Path | None, as_json: bool) -> None:
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(sample())
-    except OSError as error:  # the disk is full: half a file would be left as it is the next time
+    except OSError as error:  # for example a full disk: the next run would not replace a partial file
         target.unlink()
         raise click.ClickException(f"{target}: {error.strerror}") from None
     output.value({"path": str(target)}, as_json=as_json, text=f"Wrote {target}; everything in it is commented out.")

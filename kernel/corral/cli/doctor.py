@@ -1,4 +1,7 @@
-"""`corral doctor`: checks of an installation, each with the remedy. They read only and leave nothing behind."""
+"""The command `corral doctor`: checks an installation and suggests a remedy for each problem.
+
+The checks only read, and leave no files behind.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,7 @@ UNSYNCHRONISED = 5  # adjtimex(2): TIME_ERROR
 
 
 class Finding(NamedTuple):
-    """One line: what was looked at, how it is, and what to do."""
+    """The result of one check: its name, status and details, and the remedy if there is a problem."""
 
     check: str
     status: str  # ok | warning | down
@@ -80,12 +83,12 @@ class Finding(NamedTuple):
     remedy: str = ""
 
     def row(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the finding as a row of the JSON output."""
         return {"check": self.check, "status": self.status, "detail": self.detail, "remedy": self.remedy or None}
 
 
 def installation(config: Config) -> Iterator[Finding]:
-    """All findings. A check that fails itself is a finding, and the others go on."""
+    """Run all checks and yield their findings. If a check raises, the error is a finding and the other checks run."""
     checks: tuple[Callable[[Config], Iterator[Finding]], ...] = (
         _configuration,
         _folder,
@@ -138,7 +141,7 @@ def _folder(config: Config) -> Iterator[Finding]:
 def _keys(config: Config) -> Iterator[Finding]:
     path = config.data_dir / KEY_FILE
     if path.exists():
-        path.open("rb").close()  # that it may not be read is another fault than a wrong key
+        path.open("rb").close()  # raises if the file cannot be read, which differs from a wrong key
     exposed = [each for each in sorted(config.data_dir.glob("*.key")) if readable_by_others(each)]
     for each in exposed:
         yield Finding("keys", "down", f"others may read {each}", f"chmod 600 {each}; if anybody did, rotate the key")
@@ -203,7 +206,10 @@ def _storage(config: Config) -> Iterator[Finding]:
 
 
 def mail(config: Config) -> Iterator[Finding]:
-    """Of the file and the environment; what admins have stored is tested by `POST /settings/test-mail`."""
+    """Check the mail server that the configuration file or the environment sets.
+
+    Mail settings that admins stored are tested by `POST /settings/test-mail`.
+    """
     from corral.egress.client import Egress
     from corral.egress.smtp import MailFailed, MailServer, probe
 
@@ -240,11 +246,11 @@ def _clock(config: Config) -> Iterator[Finding]:
 
 
 def _synchronised() -> bool:
-    """What the operating system says of its clock; true where it says nothing."""
+    """Return whether the operating system reports a synchronised clock, or True if it reports nothing."""
     if not sys.platform.startswith("linux"):
         return True
     try:
-        return int(ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))) != UNSYNCHRONISED  # zeros: only ask
+        return int(ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))) != UNSYNCHRONISED  # zeros: only query
     except (OSError, AttributeError):
         return True
 
@@ -275,7 +281,7 @@ def _plugins(config: Config) -> Iterator[Finding]:
 
 
 def _absent(config: Config, installed: set[str]) -> Iterator[Finding]:
-    """What the file names and is not there."""
+    """Yield findings for plugins and folders that the configuration names but that do not exist."""
     folder = config.plugins.dir
     if folder is not None and not folder.is_dir():
         remedy = f"pip install --target {folder} …, or correct [plugins] dir"
@@ -297,7 +303,7 @@ SECONDS = 3.0
 
 
 def database(config: Config) -> Iterator[Finding]:
-    """Whether it answers, and what of the schema is pending."""
+    """Check whether the database answers and which migrations are pending."""
     path = _sqlite_path(config)
     if is_absent(config):
         yield Finding("database", "warning", f"{path} does not exist", "corral serve or corral migrate makes it")
@@ -339,7 +345,7 @@ def _migrations(config: Config, found: Database) -> Iterator[Finding]:
 
 
 def is_sealed(config: Config, keyring: Keyring) -> bool:
-    """Whether there are encrypted rows, none of which these keys open."""
+    """Return whether there are encrypted rows and none of these keys can decrypt any of them."""
     from corral.plugins.discovery import discover
     from corral.plugins.loading import load
     from corral.plugins.migrations import sealed_columns
@@ -351,13 +357,16 @@ def is_sealed(config: Config, keyring: Keyring) -> bool:
         columns = sealed_columns(load(discover(config), config))
         with _connected(config) as found:
             stored = found.run(lambda: columns.key_ids(known), read=True)
-    except Exception:  # that the database or its schema cannot be used is told elsewhere
+    except Exception:  # another check reports an unusable database or schema
         return False
     return bool(stored) and stored.isdisjoint(known)
 
 
 def database_skew(config: Config) -> float | None:
-    """Seconds by which the database's clock is ahead of ours. On SQLite: the newest event, if it is in the future."""
+    """Return by how many seconds the database's clock is ahead of this machine's clock.
+
+    On SQLite, the result is by how much the newest event lies in the future, or 0. None if the skew is unknown.
+    """
     from corral.database.migrations import own_connection
 
     if is_absent(config):
@@ -371,12 +380,12 @@ def database_skew(config: Config) -> float | None:
                 return theirs - (began + time.time()) / 2
             newest = engine.execute_sql("SELECT max(ts) FROM kernel_events").fetchone()[0]
             return max(0.0, clock.parse_instant(newest) - clock.time_s()) if newest else None
-    except Exception:  # no database, no skew: that it does not answer is told elsewhere
+    except Exception:  # another check reports a database that does not answer
         return None
 
 
 def ping_redis(url: str) -> str | None:
-    """None when it answers as the server asks it, by the same library; else why not."""
+    """Ping Redis with the library that the server uses. Return None if Redis answers, otherwise the reason."""
     from redis import Redis
 
     try:
@@ -388,7 +397,7 @@ def ping_redis(url: str) -> str | None:
 
 
 def has_bus(config: Config) -> bool:
-    """Whether a plugin serves the Redis URL; without one the server does not start."""
+    """Return whether an active plugin supports the Redis URL. Without such a plugin the server does not start."""
     from corral.plugins.discovery import discover
     from corral.plugins.hooks import first_result
     from corral.plugins.loading import load
@@ -401,7 +410,7 @@ def has_bus(config: Config) -> bool:
 
 
 def ping_store(config: Config) -> str | None:
-    """None when a plugin serves the storage URL and the store answers; else why not."""
+    """Return None if a plugin supports the storage URL and the store answers, otherwise the reason."""
     import asyncio
 
     from corral.plugins.discovery import discover
@@ -439,7 +448,10 @@ def _connected(config: Config) -> Iterator[Database]:
 
 
 def is_absent(config: Config) -> bool:
-    """Whether the database is a file that is not there. Raises `PermissionError` where nobody here may look."""
+    """Return whether the database is an SQLite file that does not exist.
+
+    Raises `PermissionError` if the folder of the file cannot be accessed.
+    """
     path = _sqlite_path(config)
     return path is not None and not path.exists()
 
@@ -450,19 +462,19 @@ def _sqlite_path(config: Config) -> Path | None:
 
 
 def modified_files(config: Config) -> Iterator[tuple[str, list[str]]]:
-    """`(distribution, files)` of the third-party plugins that are enabled, by the sums in their RECORD."""
+    """Yield `(distribution, modified files)` of the enabled third-party plugins, by the checksums in their RECORD."""
     wanted = {found.distribution for found in discover(config) if found.name in config.plugins.enabled}
     for distribution in metadata.distributions():
         name = str(distribution.metadata["Name"]).lower()
         if name in wanted:
-            wanted.discard(name)  # the first on the import path is the one that counts
+            wanted.discard(name)  # only the first on the import path is used
             files = [str(path) for path in distribution.files or () if _differs(path)]
             if files:
                 yield name, files
 
 
 def _differs(path: metadata.PackagePath) -> bool:
-    """Missing or changed; what RECORD has no sum of (itself, compiled files) is not judged."""
+    """Return whether a file is missing or changed. Files without a checksum in RECORD are never reported."""
     if path.hash is None or path.suffix == ".pyc":
         return False
     try:

@@ -1,4 +1,7 @@
-"""Serving with Hypercorn. Its idle timer, HTTP/2 and WebSockets are replaced (docs/adr/0015, 0016 and 0017)."""
+"""Serves with Hypercorn.
+
+Hypercorn's idle timer and its HTTP/1, HTTP/2 and WebSocket classes are replaced (docs/adr/0015, 0016 and 0017).
+"""
 
 from __future__ import annotations
 
@@ -34,23 +37,23 @@ from corral.config.model import Config
 
 log = logging.getLogger("corral.http")
 
-CLOSING_SECONDS = 2.0  # unread bytes would reset the connection, and the close code would be lost
-MISSED_PINGS = 2.5  # ping intervals without a byte from the peer after which it counts as gone
+CLOSING_SECONDS = 2.0  # time to drain: unread bytes would reset the connection, and the close code would be lost
+MISSED_PINGS = 2.5  # ping intervals without data after which a peer is considered gone
 
 
 class IdleTimer:
     """Closes idle connections by a deadline that each request moves. Replaces `AsyncioSingleTask` in `tcp_server`.
 
-    Hypercorn ends a task and makes another for every request, which costs a sixth of the time of a short one.
+    Hypercorn cancels and creates a task for every request, which takes a sixth of the time of a short request.
     """
 
     def __init__(self) -> None:
-        self._deadline: float | None = None  # None: a request is being answered
+        self._deadline: float | None = None  # None while a request is processed
         self._watching: asyncio.Task[None] | None = None
         self._server: Any = None
 
     async def restart(self, task_group: Any, action: Callable[[], Any]) -> None:
-        """The connection is idle from now on. `action` is a method of the connection."""
+        """Start the idle period of the connection. `action` is a bound method of the connection."""
         if self._watching is None or self._watching.done():
             self._server = action.__self__  # type: ignore[attr-defined]  # a bound method
             self._watching = task_group._task_group.create_task(self._watch())
@@ -58,7 +61,7 @@ class IdleTimer:
         self._deadline = server.loop.time() + server.config.keep_alive_timeout
 
     async def stop(self) -> None:
-        """A request has arrived, or the connection is closed."""
+        """End the idle period, because a request arrived or the connection is closed."""
         self._deadline = None
         watching = self._watching
         if watching is not None and self._server.writer.is_closing():
@@ -79,7 +82,7 @@ class IdleTimer:
                     await terminated.wait()
             except TimeoutError:
                 continue
-            if self._deadline is None:  # the connection is closed when its request is answered
+            if self._deadline is None:  # the connection closes after its current request
                 return
             break
         if self._deadline is not None:
@@ -87,11 +90,14 @@ class IdleTimer:
 
 
 class Http2(H2Protocol):
-    """A response that ends before its request, or is cut off, ends its own stream and no other."""
+    """An HTTP/2 connection that resets only the stream concerned.
+
+    A stream is reset if its response is interrupted or ends before its request.
+    """
 
     async def handle(self, event: ConnectionEvent) -> None:
         await super().handle(event)
-        if isinstance(event, Closed):  # a sender that waits for room in a buffer would wait for ever
+        if isinstance(event, Closed):  # wakes senders that wait for space in a buffer
             for buffer in tuple(self.stream_buffers.values()):
                 await buffer.close()
 
@@ -106,33 +112,34 @@ class Http2(H2Protocol):
             await self._abandon(stream_id)
 
     async def _abandon(self, stream_id: int) -> None:
-        """Reset the stream, whose request has no reader any more."""
+        """Reset a stream whose request is no longer read."""
         buffer = self.stream_buffers.get(stream_id)
         if buffer is None:
             await self._reset(stream_id, ErrorCodes.NO_ERROR)
-        elif not buffer._complete:  # the response is cut off: the client must not wait for the rest
+        elif not buffer._complete:  # the response is incomplete: the client must not wait for the rest
             await self._reset(stream_id, ErrorCodes.INTERNAL_ERROR)
             await buffer.close()
             self.priority.unblock(stream_id)
-            await self.has_data.set()  # the sending task forgets it
+            await self.has_data.set()  # wakes the sending task, which removes the stream
 
     async def _reset(self, stream_id: int, code: ErrorCodes) -> None:
         stream = self.connection.streams.get(stream_id)
         if stream is not None and stream.open and not self.closed:
-            with contextlib.suppress(ProtocolError):  # the connection is at its end
+            with contextlib.suppress(ProtocolError):  # the connection is closing
                 self.connection.reset_stream(stream_id, code)
                 await self._flush()
 
     async def _create_stream(self, request: Any) -> None:
         await super()._create_stream(request)
-        self.keep_alive_requests = 0  # at its limit Hypercorn would end the connection and all its streams
+        self.keep_alive_requests = 0  # at its limit, Hypercorn would close the connection with all its streams
 
 
 class Http1(H11Protocol):
-    """Ignores `Upgrade: h2c` and refuses a request that has both `Content-Length` and `Transfer-Encoding`.
+    """An HTTP/1 connection that ignores `Upgrade: h2c` and refuses `Content-Length` with `Transfer-Encoding`.
 
-    A proxy that lets WebSockets through passes the upgrade on, sees nothing of the requests that follow, and sets no
-    `X-Forwarded-For` on them. With two lengths, a proxy may see another end of the body than Hypercorn does.
+    A proxy that supports WebSockets forwards the upgrade, does not see the requests that follow, and sets no
+    `X-Forwarded-For` on them. If a request contains both headers, a proxy and Hypercorn may disagree about where its
+    body ends.
     """
 
     async def _check_protocol(self, event: Request) -> None:
@@ -148,7 +155,7 @@ class Http1(H11Protocol):
 
 
 class ByteBuffer(WebsocketBuffer):
-    """Limits the size of messages in bytes; Hypercorn counts the characters of text."""
+    """A message buffer that limits the size of messages in bytes. Hypercorn counts the characters of text."""
 
     def extend(self, event: Message[Any]) -> None:
         if isinstance(event, TextMessage):
@@ -157,9 +164,10 @@ class ByteBuffer(WebsocketBuffer):
 
 
 class SocketStream(WSStream):
-    """Limits messages, notices peers that are gone, and always ends the connection.
+    """A WebSocket stream that limits messages, detects peers that are gone, and always closes the connection.
 
-    No extension is offered: the inflated size of a compressed message is known only once it is in memory.
+    The stream offers no extensions, because the size of a compressed message is known only after it was decompressed
+    in memory.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -175,7 +183,7 @@ class SocketStream(WSStream):
         await super().handle(event)
         if isinstance(event, StreamClosed):
             self._over.set()
-        elif self.closed and not self._over.is_set():  # a handshake that Hypercorn refused
+        elif self.closed and not self._over.is_set():  # Hypercorn refused the handshake
             await self.send(StreamClosed(stream_id=self.stream_id))
 
     async def _accept(self, message: WebsocketAcceptEvent) -> None:
@@ -209,14 +217,14 @@ class SocketStream(WSStream):
                 self.buffer.clear()
 
     async def _end(self, patience: float = 0.0) -> None:
-        """End the connection once the peer has closed it, after `patience` seconds at the latest."""
+        """Close the connection when the peer has closed it, at the latest after `patience` seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 await self._over.wait()
                 return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSING_SECONDS):
-                await self.send(EndData(stream_id=self.stream_id))  # over HTTP/2 this sends the queued data first
+                await self.send(EndData(stream_id=self.stream_id))  # over HTTP/2, this sends queued data first
         await self.send(StreamClosed(stream_id=self.stream_id))
 
     async def _send_pings(self) -> None:
@@ -231,7 +239,7 @@ class SocketStream(WSStream):
 
 
 def install() -> None:
-    """Replace the parts of Hypercorn in this process. An idle timer with another name is left as it is."""
+    """Replace classes of Hypercorn in this process. The idle timer is not replaced if Hypercorn renamed its class."""
     protocol.H2Protocol = Http2  # type: ignore[attr-defined]
     protocol.H11Protocol = Http1  # type: ignore[attr-defined]
     h11.WSStream = h2.WSStream = SocketStream  # type: ignore[assignment,attr-defined]
@@ -242,7 +250,7 @@ def install() -> None:
 
 
 class Settings(hypercorn.config.Config):
-    """Sends `Date` alone, formatted once a second; Hypercorn formats it for each response."""
+    """The settings of Hypercorn. `Date` is the only header it adds, formatted once per second, not per response."""
 
     made = (0, [(b"date", b"")])
 
@@ -254,7 +262,10 @@ class Settings(hypercorn.config.Config):
 
 
 async def serve(config: Config, app: Any, accepting: int, stopping: asyncio.Event) -> None:
-    """Serve until `stopping`. `accepting` is the file descriptor of the listening socket, which Hypercorn closes."""
+    """Serve `app` until `stopping` is set.
+
+    `accepting` is the file descriptor of the listening socket; Hypercorn closes it.
+    """
     install()
     settings = Settings()
     settings.bind = [f"fd://{accepting}"]

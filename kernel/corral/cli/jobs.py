@@ -1,4 +1,4 @@
-"""`corral jobs`: background jobs, schedules and durable consumers, without serving."""
+"""The command `corral jobs`: runs background jobs, schedules and durable consumers without serving the API."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ def command(concurrency: int | None, config_path: Path | None) -> None:
 
 
 class Reload:
-    """What SIGHUP does: end as by SIGTERM, to begin again as the same process, unless the configuration has faults."""
+    """The handler of SIGHUP: stops the process as SIGTERM does, so that it executes itself again with the same pid.
+
+    If the configuration is invalid, the process continues unchanged.
+    """
 
     def __init__(self, config_path: Path | None, environment: ProcessEnvironment) -> None:
         self._config_path, self._environment = config_path, environment
@@ -111,9 +114,9 @@ async def _end(kernel: Kernel) -> None:
 
 
 class JobsProcess:
-    """The queue's worker in the main thread, which it needs for its signals; the kernel on a loop in another.
+    """Runs the queue's worker in the main thread, which receives its signals, and the kernel's event loop in another.
 
-    What the worker takes from the queue it hands to the kernel, and it takes no more while the kernel has no room.
+    The worker passes jobs from the queue to the kernel, and takes no further job while the kernel has no free slot.
     """
 
     def __init__(self, kernel: Kernel, queue: JobQueue) -> None:
@@ -122,7 +125,7 @@ class JobsProcess:
         self._stopping = threading.Event()
 
     def run(self) -> None:
-        """Until SIGTERM or SIGINT."""
+        """Run jobs until SIGTERM or SIGINT."""
         threading.Thread(target=self._loop.run_forever, name="kernel", daemon=True).start()
         self._call(_start(self._kernel)).result()
         self._queue.work(self._take, self._stopping)

@@ -1,4 +1,4 @@
-"""Logging of a process: one JSON object per line on standard error, or readable lines; each plugin is rate-limited."""
+"""Logging: one JSON object per line on standard error, or human-readable lines. Each plugin is rate-limited."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ TOLD_BY = "corral.plugins"
 
 
 class LogRateLimit(logging.Filter):
-    """For the handlers of a process. A line is a plugin's when its code wrote it, or when it is about the plugin."""
+    """A filter for log handlers that limits each plugin to `LINES_A_SECOND` lines per second.
+
+    A line counts for a plugin if the plugin's code wrote it, or if its field `plugin` names the plugin.
+    """
 
     def __init__(self, plugins: Iterable[PluginRecord], now: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -33,7 +36,7 @@ class LogRateLimit(logging.Filter):
         self._second = 0
         self._lines: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
-        """Lines since the start, by plugin."""
+        """Dropped lines since the start, by plugin."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         plugin = self._plugin(record)
@@ -58,17 +61,17 @@ class LogRateLimit(logging.Filter):
         return str(about) if about in self._folders.names else self._folders.owner(record.pathname)
 
 
-_redactor = Redactor()  # knows what credentials look like, until `redact_with` names one that knows them
+_redactor = Redactor()  # detects only patterns of credentials; `redact_with` sets one that knows secrets
 
 
 def redact_with(redactor: Redactor) -> None:
-    """From now on take this process' credentials out of every line."""
+    """Set the redactor that removes credentials from all further log lines of this process."""
     global _redactor
     _redactor = redactor
 
 
 def limit_rate_of(plugins: Iterable[PluginRecord]) -> LogRateLimit:
-    """From now on no plugin has more than its share of the lines."""
+    """Add a rate limit per plugin to all log handlers of this process, and return it."""
     share = LogRateLimit(plugins)
     for handler in logging.getLogger().handlers:
         handler.addFilter(share)
@@ -82,18 +85,21 @@ QUIET = (
     "peewee",
     "httpx2",
     "httpcore2",
-)  # the last two tell URLs and headers of every call
+)  # the last two would log URLs and headers of every call
 
 
 def configure(level: str, form: str, *, quiet: Iterable[str] = QUIET) -> None:
-    """Send all logs through one formatter, also those that a plugin switched off. `form`: json | console."""
+    """Configure logging with one handler and formatter. `form` is json or console.
+
+    Loggers of Corral that a plugin disabled are enabled again.
+    """
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
         _stamp,
         structlog.processors.format_exc_info,
     ]
-    # A plain traceback: the rich one shows local variables, and so secrets.
+    # The plain traceback is used because the rich one shows local variables, which may contain secrets.
     console = structlog.dev.ConsoleRenderer(
         colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
     )

@@ -1,4 +1,4 @@
-"""`corral migrate`: applies pending migrations, plugin by plugin in the order of `requires`."""
+"""The command `corral migrate`: applies pending migrations, plugin by plugin in the order of `requires`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | N
     if not plan:
         ensure_data_dir(config)
     elif is_absent(config):
-        url = "sqlite:///:memory:"  # everything is pending, and nothing is made
+        url = "sqlite:///:memory:"  # everything is pending, and no file is created
     database = connect(url)
     try:
         loaded = [item for item in load(discover(config), config) if item.active]
@@ -42,7 +42,7 @@ def command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | N
             scripts = pending(database, homes)
         else:
             with exclusive_start(database):
-                pending(database, homes)  # refuses a newer schema before anything is done
+                pending(database, homes)  # raises for a newer schema before any migration is applied
                 scripts = {home.plugin: migrate(database, home) for home in homes}
         rows = [{"plugin": name, "migration": script} for name, of in scripts.items() for script in of]
         done = "pending" if plan else "applied"

@@ -1,4 +1,4 @@
-"""`corral new-plugin`: writes the distribution of a new plugin."""
+"""The command `corral new-plugin`: writes the distribution of a new plugin."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def command(name: str, parent: Path | None, as_json: bool) -> None:
     """Write corral-NAME/, a distribution that passes lint, types, tests and `corral check` as it is."""
     from corral.plugins.discovery import discover
 
-    scaffold = importlib.import_module("corral.scaffold.write")  # above the command line: found by name
+    scaffold = importlib.import_module("corral.scaffold.write")  # in an outer ring: imported by name
     try:
         words = scaffold.names(name)
     except scaffold.BadName as error:

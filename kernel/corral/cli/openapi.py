@@ -1,4 +1,4 @@
-"""`corral openapi`: the document of the API that the configured plugins make up."""
+"""The command `corral openapi`: prints the OpenAPI document of the configured plugins."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _broken(state: str) -> bool:
 
 def _yaml(document: object) -> str:
     try:
-        import yaml  # type: ignore[import-untyped,unused-ignore]  # not a dependency; used where it is installed
+        import yaml  # type: ignore[import-untyped,unused-ignore]  # an optional package, not a dependency
     except ImportError:
         raise click.UsageError("--yaml needs PyYAML: pip install pyyaml; or print JSON without --yaml") from None
     text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)

@@ -1,4 +1,4 @@
-"""Options that commands share, and their output: aligned tables for people, JSON for programs."""
+"""Options that commands share, and functions that print aligned tables for people or JSON for programs."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def table(
     title: str | None = None,
     colour_of: str | None = None,
 ) -> None:
-    """Print rows as a table, or all their fields as JSON; text stands as it is, whoever chose it.
+    """Print rows as a table, or all their fields as JSON. Text is printed literally, without markup.
 
-    `colour_of`: the column whose words have a colour.
+    `colour_of` is the column whose value selects the colour of the row, by `COLOURS`.
     """
     if as_json:
         click.echo(json.dumps({"items": [dict(row) for row in rows]}, indent=2, default=str))
@@ -73,7 +73,11 @@ def table(
 
 
 def _widths(needs: Sequence[int], width: int) -> list[int]:
-    """What each column gets: the first, by which rows are known, up to 3/5; then the narrow ones what they need."""
+    """Return the width of each column.
+
+    The first column, which identifies the rows, gets up to 3/5 of the width. Then narrow columns get the width they
+    need, and wide columns share the rest.
+    """
     left, widths = width - GAP * (len(needs) - 1), [0] * len(needs)
     for done, index in enumerate(sorted(range(len(needs)), key=lambda index: (index > 0, needs[index]))):
         share = left * 3 // 5 if index == 0 and len(needs) > 1 else left // (len(needs) - done)
@@ -83,7 +87,7 @@ def _widths(needs: Sequence[int], width: int) -> list[int]:
 
 
 def value(found: Any, *, as_json: bool, text: str) -> None:
-    """Print one thing: `text` for people, `found` as JSON."""
+    """Print one value: `text` for people, or `found` as JSON."""
     click.echo(json.dumps(found, indent=2, default=str) if as_json else text)
 
 

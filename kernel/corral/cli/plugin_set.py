@@ -1,4 +1,4 @@
-"""The plugins of an installation: which of them the configuration loads, and the tables that they own."""
+"""The plugins of an installation: reads and changes which plugins the configuration loads, and purges their tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 
 def plugins_of(config: Config) -> list[PluginRecord]:
-    """Every installed plugin with the state that file and database give it; by name."""
+    """Return the records of all installed plugins, sorted by name.
+
+    Their states follow from the configuration file and the database.
+    """
     stored = stored_states(config)
     loaded = load(discover(config), config)
     for item in loaded:
@@ -37,7 +40,10 @@ def plugins_of(config: Config) -> list[PluginRecord]:
 
 
 def stored_states(config: Config) -> dict[str, str]:
-    """What admins took out of service by the API, with the reason; nothing while there is no database to ask."""
+    """Return the plugins that admins disabled through the API, with the reason.
+
+    The result is empty if the database does not exist or cannot be read.
+    """
     from corral.database.connect import connect
     from corral.database.migrations import own_connection
 
@@ -52,14 +58,14 @@ def stored_states(config: Config) -> dict[str, str]:
                 "SELECT name, reason FROM plugin_admin_states WHERE state = 'disabled'"
             ).fetchall()
         return {name: reason or "admin" for name, reason in rows}
-    except Exception:  # unreachable or empty: `corral doctor` is who tells of that
+    except Exception:  # unreachable or empty, which `corral doctor` reports
         return {}
     finally:
         database.close()
 
 
 def find(plugins: list[PluginRecord], name: str) -> PluginRecord:
-    """The installed plugin of this name; else an error that tells the nearest name."""
+    """Return the installed plugin with this name. Raises `ClickException` that suggests the most similar name."""
     for item in plugins:
         if item.name == name:
             return item
@@ -69,10 +75,13 @@ def find(plugins: list[PluginRecord], name: str) -> PluginRecord:
 
 
 def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
-    """Have the file load the plugin; returns the file and whether it changed. Refused unless it then comes up."""
+    """Enable a plugin in the configuration file. Return the file and whether it changed.
+
+    Raises `ClickException`, without changing the file, if the plugin would not be active afterwards.
+    """
     config = load_config(path=config_path)
     item = find(plugins_of(config), name)
-    # What an admin took out by the API stays out unless the file names it.
+    # A plugin that an admin disabled through the API stays disabled unless the file names it.
     names_it = not item.found.built_in or name in stored_states(config)
     lists = {"enabled": name in config.plugins.enabled or names_it, "disabled": False}
     path, text, changed = _edited(config, config_path, name, lists)
@@ -85,9 +94,10 @@ def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
 
 
 def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
-    """Have the file not load the plugin; refused for protected ones and while one that is loaded requires it.
+    """Disable a plugin in the configuration file. Return the file and whether it changed.
 
-    It is not imported: one whose import ends the process must have this way out.
+    Raises `ClickException` if the plugin is protected, or if a loaded plugin requires it. The plugin itself is not
+    imported, so that a plugin whose import ends the process can still be disabled.
     """
     config = load_config(path=config_path)
     installed = [PluginRecord(found=item) for item in discover(config)]
@@ -107,7 +117,10 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool]:
 
 
 def _tried(config: Config, name: str) -> PluginRecord:
-    """The plugin as it comes up with all others on an empty database: its imports, hooks, migrations and routes."""
+    """Start all plugins on an empty database and return the record of one.
+
+    This checks the plugin's imports, hooks, migrations and routes.
+    """
     from corral.asgi.application import Application
 
     with scratch(config) as kernel:
@@ -121,7 +134,10 @@ def _hint(item: PluginRecord) -> str:
 
 
 def _edited(config: Config, config_path: Path | None, name: str, lists: Mapping[str, bool]) -> tuple[Path, str, bool]:
-    """The file's path, its new text, and whether it differs. `lists`: whether each list is to have the name."""
+    """Return the path of the configuration file, its new text, and whether the text changed.
+
+    `lists` states for each list in `[plugins]` whether it must contain the name.
+    """
     path = (config.path or config_path or Path(os.environ.get("CORRAL_CONFIG") or "corral.toml")).absolute()
     old = path.read_text("utf-8") if path.is_file() else ""
     document = tomlkit.parse(old)
@@ -148,7 +164,7 @@ def _put(document: TOMLDocument, key: str, name: str, wanted: bool) -> None:
 
 
 def _checked(path: Path, text: str) -> Config:
-    """The configuration that the text would give; `Refused` as at a start."""
+    """Return the configuration that the text defines. Raises `Refused` for an invalid text, as at a start."""
     with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -156,9 +172,9 @@ def _checked(path: Path, text: str) -> Config:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace the file whole or not at all, with the mode it has."""
+    """Replace the file atomically and keep its mode; a new file gets the mode 0600."""
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
-    target = path.resolve()  # a link stays a link
+    target = path.resolve()  # so that a symbolic link is kept
     try:
         with tempfile.NamedTemporaryFile(
             "w", dir=target.parent, prefix=f".{target.name}.", encoding="utf-8", delete=False
@@ -170,25 +186,31 @@ def _write(path: Path, text: str) -> None:
         raise click.ClickException(f"{path}: {error.strerror}") from None
 
 
-# Kernel tables whose rows are named `<plugin>.<what>`, and the one whose rows are named like the plugin.
+# `NAMED`: kernel tables whose rows are named `<plugin>.<name>`. `STATES`: a table whose rows are named by plugin.
 NAMED = ("kernel_consumers", "kernel_schedules", "kernel_jobs")
 STATES = "plugin_admin_states"
 
 
 def tables_of(database: Database, plugin: str, plugins: Iterable[str]) -> list[str]:
-    """The plugin's tables, history included. `plugins`: all known names: `agent_x` may be a plugin beside `agent`."""
+    """Return the tables of a plugin, including its migration history.
+
+    `plugins` contains all known plugin names, because `agent_x` may be a separate plugin and not a table of `agent`.
+    """
     with own_connection(database) as engine:
         return _tables(engine, plugin, plugins)
 
 
 def purge(database: Database, plugin: str, plugins: Iterable[str]) -> list[str]:
-    """Drop them, in one transaction under the lock of migrations; returns their names. The plugin must not run."""
+    """Drop the tables of a plugin and return their names. The plugin must not be running.
+
+    Also deletes the plugin's rows in tables of the kernel. Runs in one transaction under the lock of migrations.
+    """
     engine: Any
     with own_connection(database) as engine, schema_lock(engine), engine.atomic():
         names = _tables(engine, plugin, plugins)
         known = set(engine.get_tables())
         if database.kind == "sqlite":
-            for name in sorted(names, key=len):  # a virtual table takes its shadows, whose names are longer, with it
+            for name in sorted(names, key=len):  # a virtual table drops its shadow tables (longer names)
                 engine.execute_sql(f'DROP TABLE IF EXISTS "{name}"')
         elif names:
             listed = ", ".join(f'"{name}"' for name in names)
@@ -204,7 +226,10 @@ def purge(database: Database, plugin: str, plugins: Iterable[str]) -> list[str]:
 
 
 def _tables(engine: peewee.Database, plugin: str, plugins: Iterable[str]) -> list[str]:
-    """By prefix, but none of a plugin whose longer name begins alike, installed or once migrated here."""
+    """Return the tables with the plugin's prefix, without tables of plugins whose longer names begin with this prefix.
+
+    Such plugins are those in `plugins` and those with a migration history in this database.
+    """
     tables = engine.get_tables()
     others = {*plugins, *(name.removesuffix("_migrations") for name in tables if name.endswith("_migrations"))}
     longer = tuple(f"{name}_" for name in others if name.startswith(f"{plugin}_"))

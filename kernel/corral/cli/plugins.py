@@ -1,4 +1,4 @@
-"""`corral plugins`: what is installed and how it fares, and which of it the configuration loads."""
+"""The command `corral plugins`: lists installed plugins and their states, and enables, disables or purges them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RELOADING = "What runs on this machine was asked to reload; its log says whether
 @click.pass_context
 def command(ctx: click.Context, config_path: Path | None, as_json: bool) -> None:
     """List, show, enable, disable or purge plugins. Without a command: list."""
-    logs.configure("critical", "console")  # what fails is told by the states
+    logs.configure("critical", "console")  # the states of the plugins show failures
     if ctx.invoked_subcommand is None:
         _list(config_path, as_json)
 
@@ -108,11 +108,14 @@ def purge(name: str, config_path: Path | None, as_json: bool) -> None:
 
 
 def _purgeable(config: Config, name: str) -> list[str]:
-    """All known names; refuses a plugin that runs, would run at the next start, or is protected."""
+    """Return the names of all known plugins.
+
+    Raises `ClickException` if the plugin is protected or not disabled.
+    """
     from corral.cli.plugin_set import plugins_of
 
     plugins = plugins_of(config)
-    item = next((item for item in plugins if item.name == name), None)  # one that was uninstalled may be purged too
+    item = next((item for item in plugins if item.name == name), None)  # None: an uninstalled plugin may be purged too
     if item is not None and item.protected:
         raise click.ClickException(f"{name} is protected: nothing is safe without its tables")
     if item is not None and item.state != "disabled":
@@ -164,7 +167,7 @@ def _contributed(item: PluginRecord, plugins: list[PluginRecord]) -> dict[str, A
 
 
 def _changed(name: str, state: str, path: Path, changed: bool, as_json: bool) -> None:
-    """Tell, and have what runs on this machine read the file again."""
+    """Print the result of the command, and ask the processes on this machine to reload if the file changed."""
     asked = ask_to_reload(load_config(path=path).data_dir) if changed else 0
     when = RELOADING if asked else NEXT_START
     text = f"{name} is {state} in {path}. {when}" if changed else f"{name} is {state} already; {path} is unchanged."

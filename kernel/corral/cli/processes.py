@@ -1,4 +1,7 @@
-"""Server processes: their environment, their registration for reloads, and a parent for several on one socket."""
+"""Server processes: their environment, their registration for reloads, and the parent of several processes.
+
+All child processes of a parent serve the same listening socket.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from corral.errors import Refused
 
 
 class ProcessEnvironment(NamedTuple):
-    """The working directory, the environment and the mask of new files' modes."""
+    """A snapshot of the working directory, the environment variables and the umask of this process."""
 
     folder: str
     environ: Mapping[str, str]
@@ -32,25 +35,28 @@ class ProcessEnvironment(NamedTuple):
 
     @classmethod
     def now(cls) -> Self:
-        """As they are."""
+        """Return a snapshot of the current values."""
         mask = os.umask(0o077)
         os.umask(mask)
         return cls(os.getcwd(), dict(os.environ), mask)
 
     def restore(self) -> None:
-        """Have them as they were: another folder or environment may lead to another configuration and database."""
+        """Restore the values of the snapshot.
+
+        Another folder or environment could select another configuration and database.
+        """
         os.chdir(self.folder)
         os.environ.clear()
         os.environ.update(self.environ)
         os.umask(self.mask)
 
 
-LAST_SECONDS = 5.0  # in which what plugins left, threads and exit handlers, may end too
-_held: list[int] = []  # open as long as the process lives: the lock says that it does
+LAST_SECONDS = 5.0  # time for threads and exit handlers of plugins to end
+_held: list[int] = []  # open while the process runs; the locks show that it does
 
 
 def register(data_dir: Path) -> None:
-    """From now on SIGHUP means to reload here; the handler may follow in a moment."""
+    """Register this process for reloads by SIGHUP. SIGHUP is ignored until its handler is installed."""
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     path = _folder(data_dir) / str(os.getpid())
@@ -61,7 +67,7 @@ def register(data_dir: Path) -> None:
 
 
 def end_in_time() -> None:
-    """The process has done its work; what plugins left in it does not keep it for ever."""
+    """Exit within `LAST_SECONDS`, even if threads or exit handlers of plugins do not end."""
     timer = threading.Timer(LAST_SECONDS, _end)
     timer.daemon = True
     timer.start()
@@ -74,7 +80,7 @@ def _end() -> None:
 
 
 def ask_to_reload(data_dir: Path) -> int:
-    """How many were asked."""
+    """Send SIGHUP to all registered processes of the data folder, and return their number."""
     asked = 0
     for process in _living(data_dir):
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -84,7 +90,7 @@ def ask_to_reload(data_dir: Path) -> int:
 
 
 def _living(data_dir: Path) -> Iterator[int]:
-    """Their ids. A file without its lock is of a process that is gone."""
+    """Yield the pids of registered running processes. A file without a lock belongs to a process that ended."""
     for path in _folder(data_dir).glob("*"):
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             try:
@@ -103,13 +109,13 @@ log = logging.getLogger("corral.serve")
 
 READY_SECONDS = 60.0
 END_SECONDS = 35.0
-LAST_WORDS_SECONDS = 5.0  # from what it told to its end
+LAST_WORDS_SECONDS = 5.0  # time a failed process gets to exit after its announcement
 FIRST_PAUSE, LONGEST_PAUSE, CALM_SECONDS = 0.5, 30.0, 60.0
 ASIDE = b"aside\n"
 
 
 class NotReady(Exception):
-    """A process ended, with `status`, before it served."""
+    """A server process exited, with `status`, before it served."""
 
     def __init__(self, status: int, reason: str) -> None:
         self.status = status
@@ -117,8 +123,10 @@ class NotReady(Exception):
 
 
 class Child:
-    """One server process. It has the listening socket and one end of a pair: it says there when it is ready, hears
-    there when to step aside, and ends when the other end is gone.
+    """One server process, as its parent sees it.
+
+    The process inherits the listening socket and one end of a socket pair. Through the pair it announces that it is
+    ready and is told to step aside. The process exits when the parent's end is closed.
     """
 
     def __init__(self, process: Process, control: socket.socket) -> None:
@@ -127,7 +135,7 @@ class Child:
 
     @classmethod
     async def spawn(cls, arguments: Sequence[str], listener: socket.socket) -> Child:
-        """Start one; it is not ready yet."""
+        """Start a server process. The process is not ready yet when this method returns."""
         ours, theirs = socket.socketpair()
         with theirs:
             handles = (listener.fileno(), theirs.fileno())
@@ -144,7 +152,7 @@ class Child:
         return cls(process, ours)
 
     async def ready(self) -> str:
-        """What it announces; raises `NotReady`."""
+        """Wait until the process is ready and return the text that it announces. Raises `NotReady`."""
         self._control.setblocking(False)
         told = b""
         with contextlib.suppress(TimeoutError, OSError):
@@ -163,27 +171,27 @@ class Child:
         raise NotReady(await self.process.wait(), text)
 
     def step_aside(self) -> None:
-        """Others serve the socket now: it accepts nothing more and drains."""
+        """Tell the process to stop accepting connections and drain, because other processes serve the socket now."""
         with contextlib.suppress(OSError):
             self._control.send(ASIDE)
 
     def terminate(self) -> None:
-        """It drains."""
+        """Tell the process to drain and exit, by SIGTERM."""
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
 
     def kill(self) -> None:
-        """End it, if it has not ended."""
+        """Kill the process if it is running."""
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
 
     def forget(self) -> None:
-        """It has ended."""
+        """Close the socket to a process that has ended."""
         self._control.close()
 
 
 class Generation:
-    """The processes of one start or reload."""
+    """The server processes of one start or reload. A process that ends is replaced."""
 
     def __init__(self, arguments: Sequence[str], listener: socket.socket, count: int) -> None:
         self._arguments, self._listener, self.count = arguments, listener, count
@@ -191,9 +199,10 @@ class Generation:
         self._keepers: list[asyncio.Task[None]] = []
 
     async def start(self) -> str:
-        """The first alone, since it may have an empty installation to set up, then the others; what it announced.
+        """Start all processes and return the text that the first process announces.
 
-        Raises `NotReady`, and then none of them runs.
+        The first process starts alone, because it may have to set up an empty installation. Raises `NotReady` if a
+        process fails; then all processes are killed.
         """
         try:
             first = await self._spawn()
@@ -213,7 +222,7 @@ class Generation:
         return child
 
     async def _keep(self, child: Child) -> None:
-        """A process that ends is started again, after a pause that grows while it does not stay."""
+        """Restart a process whenever it ends, after a pause that grows while the process ends soon after its start."""
         pause = FIRST_PAUSE
         while True:
             status = await child.process.wait()
@@ -224,7 +233,10 @@ class Generation:
             child = await self._spawn_after(pause)
 
     async def _spawn_after(self, pause: float) -> Child:
-        """Once the system has room for it: a parent without children would keep an address that nobody serves."""
+        """Start a process after a pause, and retry while the system cannot start it.
+
+        Without retries, a parent without children would hold an address that no process serves.
+        """
         while True:
             await asyncio.sleep(pause)
             try:
@@ -235,7 +247,7 @@ class Generation:
                 log.error("a server process could not be started; it is tried again", extra=told)
 
     async def end(self, how: Callable[[Child], Any]) -> None:
-        """Drain or kill them; what has not ended after 35 s is killed."""
+        """Stop all processes with `how`, and kill those that have not ended after `END_SECONDS`."""
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
@@ -253,15 +265,16 @@ class Generation:
         self._children.clear()
 
     def kill(self) -> None:
-        """At once."""
+        """Kill all processes at once."""
         for child in self._children:
             child.kill()
 
 
 class Processes:
-    """The parent. SIGTERM and SIGINT drain all, a second one kills them; SIGHUP replaces them by new ones.
+    """The parent of the server processes.
 
-    `plan` reads the configuration afresh: how many processes; it raises what a start would.
+    SIGTERM and SIGINT drain all processes; a second signal kills them. SIGHUP replaces them with new processes. `plan`
+    reads the configuration again and returns the number of processes; it raises the same errors as a start.
     """
 
     def __init__(self, arguments: Sequence[str], listener: socket.socket, plan: Callable[[], int]) -> None:
@@ -271,9 +284,9 @@ class Processes:
         self._stopping, self._hung_up = asyncio.Event(), asyncio.Event()
 
     async def start(self) -> str:
-        """Start a generation beside the one that serves, if one does; what it announced. Raises as `plan`, `NotReady`.
+        """Start a new generation of processes and return the text that it announces.
 
-        Once it is ready the old one drains.
+        When the new generation is ready, the old one drains. Raises `NotReady` and the errors of `plan`.
         """
         generation = Generation(self._arguments, self._listener, self._plan())
         announced = await generation.start()
@@ -285,7 +298,10 @@ class Processes:
         return announced
 
     async def run(self) -> int:
-        """Start, tell, and keep them running until a signal; the exit status."""
+        """Start the processes, print their announcement, and keep them running until a signal.
+
+        Return the exit status.
+        """
         self.take_signals()
         starting, stopping = asyncio.create_task(self.start()), asyncio.create_task(self._stopping.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -301,14 +317,14 @@ class Processes:
         return 0
 
     def take_signals(self) -> None:
-        """From now on signals are this object's."""
+        """Install the signal handlers of the parent."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self._hung_up.set)
 
     def stop(self) -> None:
-        """Drain all; the second time end at once."""
+        """Drain all processes. A second call kills them and exits immediately."""
         if self._stopping.is_set():
             if self._generation is not None:
                 self._generation.kill()
@@ -316,7 +332,7 @@ class Processes:
         self._stopping.set()
 
     async def follow(self) -> None:
-        """Reload at SIGHUP, until SIGTERM; then drain all."""
+        """Reload at each SIGHUP until SIGTERM or SIGINT, then drain all processes."""
         stopping = asyncio.create_task(self._stopping.wait())
         while not self._stopping.is_set():
             reloading = asyncio.create_task(self._reload_when_told())
@@ -334,7 +350,10 @@ class Processes:
         await self.reload()
 
     async def reload(self) -> bool:
-        """Whether new processes serve now; if not, the old ones go on, and the log says why."""
+        """Replace the processes with new ones, and return whether the new ones serve.
+
+        If they do not, the old processes continue and the reason is logged.
+        """
         log.info("reloading")
         try:
             await self.start()
@@ -347,7 +366,7 @@ class Processes:
 
 
 class Inherited:
-    """What a child has of its parent: the listening socket, and the other end of the pair."""
+    """What a child process inherits from its parent: the listening socket and one end of the socket pair."""
 
     def __init__(self, handles: str) -> None:
         listening, control = (int(part) for part in handles.split(":"))
@@ -358,13 +377,14 @@ class Inherited:
         self._control.setblocking(False)
 
     def announce(self, text: str, *, ready: bool = True) -> None:
-        """Tell the parent that this process serves, or why it does not."""
+        """Report to the parent that this process serves, or the reason why it does not."""
         with contextlib.suppress(OSError):
             self._control.send(json.dumps([ready, text]).encode() + b"\n")
 
     async def follow(self, step_aside: Callable[[], None]) -> None:
-        """Call `step_aside` when told to. When the parent is gone, so is this process: the next start needs the
-        address.
+        """Call `step_aside` when the parent requests it.
+
+        If the parent ends, this process exits at once, because the next start needs the address.
         """
         while True:
             try:

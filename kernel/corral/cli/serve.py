@@ -1,4 +1,4 @@
-"""`corral serve`: API, sockets, jobs, schedules and the embedded worker, in one process or several alike."""
+"""The command `corral serve`: API, WebSockets, jobs, schedules and the embedded worker, in one or more processes."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ log = logging.getLogger("corral.serve")
 
 SAFE_MODE = "CORRAL_SAFE_MODE"
 WORKER_SECONDS = 12.0
-UNREAD_SECONDS = 60  # a peer that takes nothing for so long is gone
+UNREAD_SECONDS = 60  # a peer that reads nothing for this long is considered gone
 ACCEPTING_SECONDS = 0.1
-CLOSING_SECONDS = 0.5  # busy connections end with their next answer, before the idle ones are closed
+CLOSING_SECONDS = 0.5  # busy connections close after their next response, before idle connections are closed
 
 
 @click.command("serve")
@@ -79,13 +79,13 @@ def command(**options: Any) -> None:
         processes.register(config.data_dir)
         parent = _parent(config, options, listener, environment, recovering=recovering, begins=True)
         status = asyncio.run(parent.run())
-        if status == 0:  # it was told to end, perhaps while some of them were starting
+        if status == 0:  # stopped by a signal, perhaps while processes were starting
             StartHistory(config.data_dir).forgive(began)
         sys.exit(status)
 
 
 def _configure(options: Mapping[str, Any]) -> Config:
-    """Read afresh what the options leave open."""
+    """Read the configuration again, overridden by the command line options."""
     path = options["config_path"]
     overrides = {f"server.{name}": options[name] for name in ("bind", "server", "processes")}
     config = load_config(path=path, overrides=overrides)
@@ -105,7 +105,11 @@ def _parent(
     recovering: bool,
     begins: bool = False,
 ) -> Processes:
-    """`recovering`: in safe mode because of crashes, which a reload leaves. `begins`: with the first plan it starts."""
+    """Create the parent of the server processes.
+
+    `recovering` is True in safe mode after crashes; a reload then leaves safe mode. `begins` is True if the first call
+    of the plan belongs to the start and not to a reload.
+    """
     arguments = ["serve"]
     for name, value in options.items():
         if value not in (None, False):
@@ -133,7 +137,7 @@ def serve(
     environment: ProcessEnvironment,
     recovering: bool = False,
 ) -> None:
-    """Boot and serve until a signal. Raises `Refused` and `Pending`."""
+    """Boot a kernel and serve until a signal. Raises `Refused` or `Pending` if the kernel does not start."""
     from corral.plugins.migrations import Pending
 
     starts = StartHistory(config.data_dir)
@@ -159,7 +163,7 @@ def _serve(
     from corral.kernel import boot
 
     kernel = boot(config)
-    environment.restore()  # as plugins do, by their imports and hooks, with what is everybody's
+    environment.restore()  # plugins may have changed it while they were loaded
     logs.configure(config.log_level, config.log_format)
     logs.redact_with(kernel.redactor)
     logs.limit_rate_of(kernel.plugins)
@@ -182,13 +186,16 @@ def _serve(
 
 
 def listen(bind: str) -> socket.socket:
-    """The listening socket; `Refused` when the address is taken or not of this machine."""
+    """Return a listening socket.
+
+    Raises `Refused` if the address is in use or does not belong to this machine.
+    """
     split = urllib.parse.urlsplit(f"//{bind}")
     host, port = split.hostname or "127.0.0.1", split.port or 0
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections have it from here
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # accepted connections inherit this option
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1000)
     try:
         listener.bind((host, port))
@@ -200,15 +207,17 @@ def listen(bind: str) -> socket.socket:
 
 
 def loopback_address(listener: socket.socket, *, tls: bool) -> str:
-    """Where this process reaches itself."""
+    """Return the URL at which this process can connect to itself."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class Serving:
-    """The server of one process. `succession`: how others come after it: those that it starts itself at SIGHUP, being
-    their parent from then on, or those of the parent that it was `Inherited` from.
+    """The server of one process.
+
+    `succession` determines the processes that replace this one. With `Processes`, this process starts its successors
+    at SIGHUP and becomes their parent. With `Inherited`, the parent of this process starts them.
     """
 
     def __init__(
@@ -222,7 +231,10 @@ class Serving:
         self._beside: asyncio.Task[None] | None = None
 
     async def run(self, *, jobs: bool, ready: Callable[[], None]) -> None:
-        """Until a signal, or the end of the processes that came after it."""
+        """Serve until a signal or a reload, then drain and stop.
+
+        After a reload, a process that became a parent waits until its successors end.
+        """
         self._take_signals()
         kernel, loop = self._kernel, asyncio.get_running_loop()
         address = loopback_address(self._listener, tls=kernel.config.server.certfile is not None)
@@ -259,13 +271,17 @@ class Serving:
             loop.add_signal_handler(signal.SIGHUP, lambda: None)
 
     def _told_again(self, *_: object) -> None:
-        """Runs between two bytecodes, besides the loop's handler: the second one counts when the loop stands still."""
+        """Exit at the second signal, even if the event loop is blocked: Python calls this handler outside the loop."""
         if self._told:
             os._exit(130)
         self._told = True
 
     def _on_signal(self, number: int) -> None:
-        """A child leaves it to its parent to be hard, and Ctrl-C, which a terminal sends to both, altogether."""
+        """Stop at the first signal and exit at the second.
+
+        A child never exits at the second signal, because its parent kills it, and ignores SIGINT, because a terminal
+        sends Ctrl-C to the parent as well.
+        """
         child = isinstance(self._succession, Inherited)
         if self._stopping.is_set() and not child:
             os._exit(130)
@@ -288,26 +304,26 @@ class Serving:
         if await successors.reload():
             self._succeeded = True
             successors.take_signals()
-            if self._stopping.is_set():  # told to stop meanwhile: so are those who come after
+            if self._stopping.is_set():  # stopped in the meantime, so stop the successors too
                 successors.stop()
             self._step_aside()
 
     async def _stop_accepting(self) -> None:
-        """When nobody else accepts: refuse what still comes, so that no request is taken in and then cut."""
+        """Refuse new connections if no other process accepts them, so that no accepted request is interrupted."""
         if isinstance(self._succession, Processes) and not self._succeeded:
-            self._listener.listen(0)  # let in what waits to be accepted, which the shutdown would cut, and no more
+            self._listener.listen(0)  # accept only pending connections, which the shutdown would interrupt
             await asyncio.sleep(ACCEPTING_SECONDS)
             asyncio.get_running_loop().remove_reader(self._accepting)
             self._listener.shutdown(socket.SHUT_RDWR)
 
     def _step_aside(self) -> None:
-        """Others accept what comes to the address; this process answers what it has, and ends."""
+        """Stop accepting connections, answer the open requests and stop; other processes serve the address now."""
         asyncio.get_running_loop().remove_reader(self._accepting)
         self._stopping.set()
 
 
 def announcement(kernel: Any, address: str) -> str:
-    """What an operator wants to know at the start."""
+    """Return the message for operators at the start: the address, the data folder, and plugins that failed."""
     config: Config = kernel.config
     lines = [f"Corral is ready on {chosen_server(config)}: {address}/api/v1/docs", f"  data folder   {config.data_dir}"]
     if config.keys.master_key is None:

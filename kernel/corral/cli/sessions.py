@@ -1,4 +1,4 @@
-"""Kernels for commands: one on the installation's database, and one in a temporary folder that leaves no trace."""
+"""Kernels for commands: on the database of the installation, or in a temporary folder that is removed afterwards."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ T = TypeVar("T")
 
 
 def operator() -> str:
-    """The operating-system user's name: who acts when a command does."""
+    """Return the name of the operating-system user, who is the actor of commands."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # an account of a container that has no name
+    except KeyError:  # a user without a name, as in containers
         return f"uid {os.getuid()}"
 
 
 class Session:
-    """A kernel for one command: `run(fn)` is a unit of work whose actor is the operating-system user."""
+    """A kernel for one command. The actor of its units of work is the operating-system user."""
 
     def __init__(self, kernel: Kernel, label: str) -> None:
         self.kernel = kernel
@@ -47,20 +47,20 @@ class Session:
         self.caller = Principal(kind="system", id=operator(), role="admin")
 
     def service(self, kind: Any) -> Any:
-        """A service by type."""
+        """Return the service of a type."""
         return self.kernel.container.get(kind)
 
     def run(self, fn: Callable[[], T], *, read: bool = False) -> T:
-        """Run `fn` as one unit and wait for its COMMIT."""
+        """Run `fn` as one unit of work, wait for the commit, and return the result."""
         return self.kernel.database.run(fn, entry=self.entry, read=read)
 
 
 @contextlib.contextmanager
 def session(config_path: Path | None, label: str, *, create: bool = False) -> Iterator[Session]:
-    """A kernel on the installation's own database, beside a running server. Raises `Refused` and `Pending`.
+    """Open a session with a kernel on the installation's own database. A server may run at the same time.
 
-    In a folder without an installation it is refused unless it may `create` one: a new one would obey in place of the
-    one that was meant.
+    Raises `Pending` if migrations are pending. Raises `Refused` in a folder without an installation unless `create` is
+    set, because the command would otherwise act on a new installation instead of the intended one.
     """
     config = load_config(path=config_path)
     file = config.database.url.removeprefix("sqlite:///")
@@ -69,20 +69,20 @@ def session(config_path: Path | None, label: str, *, create: bool = False) -> It
             f"there is no installation in {config.data_dir}: go to the folder where it runs, or name it by --config "
             "or CORRAL_DATA_DIR"
         )
-    logs.configure("critical", "console")  # what fails of the plugins is the business of `corral doctor`
+    logs.configure("critical", "console")  # `corral doctor` reports failures of plugins
     ensure_data_dir(config)
     with _closing(config) as kernel:
         found = Session(kernel, label)
-        with contextlib.suppress(WiringError):  # the plugin `settings` failed: defaults rule, as they do in a server
+        with contextlib.suppress(WiringError):  # the plugin `settings` failed: defaults apply, as in a server
             found.run(found.service(SettingsStore).adopt, read=True)
         yield found
 
 
 @contextlib.contextmanager
 def scratch(config: Config) -> Iterator[Kernel]:
-    """A kernel with the same plugins and their configuration, on an empty database in a temporary folder."""
+    """Boot a kernel with the configured plugins on an empty database in a temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix="corral-"))
-    logging.disable(logging.CRITICAL)  # what fails is told by the states of the plugins
+    logging.disable(logging.CRITICAL)  # the states of the plugins show failures
     try:
         elsewhere = msgspec.structs.replace(
             config,

@@ -1,7 +1,8 @@
-"""StartHistory that ended before the process was ready: three of them within 15 minutes lead to safe mode.
+"""The history of starts that crashed before the process was ready. Three of them within 15 minutes lead to safe mode.
 
-A start holds the lock of a file of its own, which nobody else can tell from a crash once the process is gone. What was
-told in an orderly way (a refusal, Ctrl-C) is no crash, and a start that becomes ready forgives those before it.
+Each start creates a record file and locks it. A file without a lock belongs to a start that crashed. A start that ends
+in an orderly way (refusal, Ctrl-C) removes its file, and a start that becomes ready removes the files of earlier
+crashes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ HANGS_SECONDS = 20.0
 
 
 class StartHistory:
-    """Of one data folder."""
+    """The start history of one data folder."""
 
     def __init__(self, data_dir: Path) -> None:
         self._folder = data_dir / "run" / "starts"
@@ -31,29 +32,29 @@ class StartHistory:
 
     @property
     def crashed(self) -> bool:
-        """Whether it is time for safe mode."""
+        """Whether enough recent starts crashed to enter safe mode."""
         since = time.time() - WITHIN_SECONDS
         return sum(path.stat().st_mtime >= since for path in self._ended()) >= CRASHES
 
     def begin(self) -> None:
-        """This process starts."""
+        """Record that this process is starting."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._folder / new_id()
         handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(handle, fcntl.LOCK_EX)
         self._own = (path, handle)
         self._began = time.monotonic()
-        signal.signal(signal.SIGTERM, self._terminated)  # until the loop takes signals
+        signal.signal(signal.SIGTERM, self._terminated)  # until the event loop handles signals
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
-        """Ended on purpose; but one that is told to after a long time hangs, and that is a crash too."""
+        """Handle SIGTERM during a start: an orderly end, unless the start has run for `HANGS_SECONDS` (a crash)."""
         if time.monotonic() - self._began < HANGS_SECONDS:
             self.end()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
 
     def end(self) -> None:
-        """It says itself why it does not go on."""
+        """Remove the record of this start, because it ended in an orderly way."""
         if self._own is not None:
             path, handle = self._own
             path.unlink(missing_ok=True)
@@ -61,19 +62,19 @@ class StartHistory:
             self._own = None
 
     def ready(self) -> None:
-        """It serves."""
+        """Record that this process is ready: remove its record and those of earlier crashes."""
         self.end()
         self.forgive()
 
     def forgive(self, since: float = 0.0) -> None:
-        """Those that began since then and were cut off were so on purpose."""
+        """Remove the records of interrupted starts that began after `since`, in epoch seconds: they are not crashes."""
         for path in list(self._ended()):
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime >= since:
                     path.unlink()
 
     def _ended(self) -> Iterator[Path]:
-        """The files of starts that were cut off."""
+        """Yield the record files of starts that were interrupted before they completed."""
         for path in self._folder.glob("*"):
             with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

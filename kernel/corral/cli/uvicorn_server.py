@@ -1,4 +1,4 @@
-"""Serving with uvicorn and httptools, with the limits that uvicorn itself does not set (docs/adr/0018)."""
+"""Serves with uvicorn and httptools, and adds limits that uvicorn itself does not enforce (docs/adr/0018)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from corral.config.model import Config
 
 
 class Http1(HttpToolsProtocol):
-    """Bounds the size and the duration of a request's head, which httptools accepts at any size and at any pace.
+    """An HTTP/1 connection that limits the size and the duration of a request head. httptools limits neither.
 
     `_unparsed` counts the bytes received since the last complete head, body part or message. It grows only within a
     head, a chunk extension or a trailer, and is limited there.
@@ -36,7 +36,7 @@ class Http1(HttpToolsProtocol):
         self.timeout_keep_alive_task = timer
 
     def data_received(self, data: bytes) -> None:
-        # uvicorn ends the timer at the first byte. Here only a complete head does: half a request is idle, too.
+        # uvicorn stops the idle timer at the first byte. Here only a complete head does: a partial head counts as idle.
         timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
         heads = self._heads
         self._unparsed += len(data)
@@ -58,7 +58,7 @@ class Http1(HttpToolsProtocol):
         self._unparsed = 0
         self._heads += 1
         super().on_headers_complete()
-        self.headers = list(self.headers)  # trailers are added to this list, and must not reach the application
+        self.headers = list(self.headers)  # trailers are added to the copy, so they do not reach the application
 
     def on_body(self, body: bytes) -> None:
         self._unparsed = 0
@@ -69,21 +69,24 @@ class Http1(HttpToolsProtocol):
         super().on_message_complete()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Answer the request as if it had no `Upgrade`, and close: httptools drops the bytes that follow it."""
+        """Answer the request as if it contained no `Upgrade`, then close: httptools drops the bytes that follow it."""
         self.cycle.keep_alive = False
 
 
 class WebSocket(WSProtocol):
-    """Tells the peer the close code when it sends an invalid frame; uvicorn only ends the connection."""
+    """A WebSocket connection that sends the close code after an invalid frame. uvicorn only closes the connection."""
 
     def handle_close(self, event: CloseConnection) -> None:
-        if self.conn.state is ConnectionState.OPEN:  # the peer has not closed: the event is wsproto's own
+        if self.conn.state is ConnectionState.OPEN:  # the peer has not closed: wsproto itself generated the event
             self.transport.write(self.conn.send(event))
         super().handle_close(event)
 
 
 async def serve(config: Config, app: Any, accepting: int, stopping: asyncio.Event) -> None:
-    """Serve until `stopping`. `accepting` is the file descriptor of the listening socket, which uvicorn closes."""
+    """Serve `app` until `stopping` is set.
+
+    `accepting` is the file descriptor of the listening socket; uvicorn closes it.
+    """
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a warning per malformed request would flood the log
     settings = uvicorn.Config(
         app,
@@ -111,6 +114,6 @@ async def serve(config: Config, app: Any, accepting: int, stopping: asyncio.Even
 
     ending = asyncio.create_task(end())
     try:
-        await server._serve([socket.socket(fileno=accepting)])  # `serve` would take the signals
+        await server._serve([socket.socket(fileno=accepting)])  # `serve` would install signal handlers
     finally:
         ending.cancel()

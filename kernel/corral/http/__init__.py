@@ -1,1 +1,1 @@
-"""What a route declares and answers. No server and no framework in it."""
+"""Declarations of routes, their requests and their responses, independent of any server or framework."""

@@ -1,4 +1,4 @@
-"""Values that a handler may return beside a shape or a `Page`, and parts of the request that it may ask for by type."""
+"""Values that handlers may return instead of a shape or a `Page`, and request parts that they may take by type."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """A `def` handler returns this for a long poll: the unit ends, and the handler runs again when a topic is notified
-    or `until` passes.
+    """The value that a `def` handler returns to make the request a long poll.
 
-    Topics are event names and ids of objects and actors. `until` is in epoch seconds; after it the handler must
-    return an answer.
+    The unit of work ends, and the handler runs again when a topic is notified or `until` passes. Topics are event
+    names and ids of objects and actors. `until` is in epoch seconds; after that time the handler must return a
+    response.
     """
 
     topics: Sequence[str]
@@ -27,7 +27,7 @@ class Wait(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, Generic[T], kw_only=True):
-    """A shape with another status than the route declares, or with additional headers."""
+    """A shape with a status that differs from the one the route declares, or with additional headers."""
 
     body: T
     status: int | None = None
@@ -35,7 +35,10 @@ class Answer(msgspec.Struct, Generic[T], kw_only=True):
 
 
 class Encoded(msgspec.Struct, frozen=True):
-    """The encoded JSON of the shape declared beside it (`-> TaskView | Encoded`), for answers that are cached."""
+    """A shape that is already encoded as JSON, for cached responses.
+
+    The return annotation names the shape as well: `-> TaskView | Encoded`.
+    """
 
     body: bytes
     id: str
@@ -44,7 +47,7 @@ class Encoded(msgspec.Struct, frozen=True):
 
 
 class Text(msgspec.Struct, frozen=True):
-    """Text in another media type than JSON: metrics, documentation pages."""
+    """A text whose media type is not JSON, such as metrics or documentation pages."""
 
     body: str
     media_type: str = "text/plain; charset=utf-8"
@@ -52,9 +55,10 @@ class Text(msgspec.Struct, frozen=True):
 
 
 class Stream(msgspec.Struct, frozen=True):
-    """A streamed body. The unit ends before the first chunk; the iterator is closed when the client leaves.
+    """A streamed body. The unit of work ends before the first chunk; `chunks` is closed when the client disconnects.
 
-    `is_whole` is called at the end; only a complete stream is stored under an `Idempotency-Key`.
+    `is_whole` is called at the end and returns whether the stream is complete. Only a complete stream is stored under
+    an `Idempotency-Key`.
     """
 
     chunks: AsyncIterator[bytes]
@@ -64,17 +68,17 @@ class Stream(msgspec.Struct, frozen=True):
 
 
 class IfMatch(msgspec.Struct, frozen=True):
-    """The `If-Match` header of the request; a missing header and `*` match any version.
+    """The `If-Match` header of the request. A missing header and `*` match any version.
 
-    Handlers pass it on to the service that reads the row.
+    Handlers pass this value to the service that reads the row.
     """
 
     version: int | None = None
-    stale: bool = False  # the tag has a form that matches no version
+    stale: bool = False  # the header's value cannot match any version
 
     @classmethod
     def parse(cls, header: str | None) -> IfMatch:
-        """The value of a header: `"7"`, `*` or none."""
+        """Parse the value of the header: `"7"`, `*`, or None if the header is missing."""
         tag = "*" if header is None else header.strip()
         number = tag.strip('"')
         if number.isascii() and number.isdigit() and len(number) < 19:
@@ -82,7 +86,7 @@ class IfMatch(msgspec.Struct, frozen=True):
         return cls(stale=tag != "*")
 
     def check(self, version: int) -> None:
-        """Raise `PreconditionFailed` when the caller read another version."""
+        """Raise `PreconditionFailed` if the header names a version other than the current one."""
         if self.stale or (self.version is not None and self.version != version):
             detail = f"The current version is {version}; read the object again and repeat the change."
             raise PreconditionFailed(detail, current_version=version)
@@ -92,7 +96,7 @@ ANY_VERSION = IfMatch()
 
 
 class Request:
-    """What a handler may ask for of the request itself. `label` is its route, `GET /tasks/{id}`."""
+    """The parts of a request that a handler may read. `label` is the route, such as `GET /tasks/{id}`."""
 
     __slots__ = ("client_ip", "headers", "label", "method", "path", "request_id")
     method: str
@@ -103,12 +107,12 @@ class Request:
     headers: Mapping[bytes, bytes]
 
     def header(self, name: str) -> str | None:
-        """The value of a header, by its lower-case name."""
+        """Return the value of a header, or None if it is missing. `name` is in lower case."""
         value = self.headers.get(name.encode())
         return None if value is None else value.decode("latin1")
 
     def entry(self, caller: Principal | None = None) -> Entry:
-        """The entry for units that an `async def` handler opens: who acts, and from where."""
+        """Return the entry (actor and origin) for units of work that an `async def` handler opens."""
         actor = ANONYMOUS if caller is None else caller.actor
         agent = self.headers.get(b"user-agent")
         user_agent = None if agent is None else agent.decode("latin1")

@@ -1,4 +1,4 @@
-"""The client with which commands talk to a running server, through its public API only."""
+"""The HTTP client that commands use to call a running server. It uses the public API only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIN_OVERLAP = 20
 
 
 class ApiClientError(Exception):
-    """The server refused the request, or did not answer (`status` None). The message is meant for people."""
+    """The server refused the request, or did not answer (`status` is None). The message is shown to users."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         self.status = status
@@ -25,7 +25,7 @@ class ApiClientError(Exception):
 
 
 class ApiClient:
-    """A client of one server. `token` is a bearer credential of any kind. Requests raise `ApiClientError`."""
+    """An API client for one server. `token` is a bearer credential of any kind. Requests raise `ApiClientError`."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
         import httpx2
@@ -33,36 +33,37 @@ class ApiClient:
         self.url = url.rstrip("/")
         host = urlsplit(self.url).hostname or ""
         loopback = host in ("localhost", "::1") or host.startswith("127.")
-        base, trust_env = self.url + API_PREFIX, not loopback  # no proxy for servers on this machine
+        base, trust_env = self.url + API_PREFIX, not loopback  # servers on this machine are reached without a proxy
         self._http = httpx2.Client(base_url=base, timeout=REQUEST_SECONDS, trust_env=trust_env, follow_redirects=False)
         self._errors = httpx2.HTTPError
         if token is not None:
             self.use(token)
 
     def use(self, token: str) -> None:
-        """Send this credential from now on."""
+        """Send this token with all further requests."""
         self._http.headers["Authorization"] = f"Bearer {token}"
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close all connections to the server."""
         self._http.close()
 
     def get(self, path: str, **query: Any) -> Any:
-        """The parsed response to a GET."""
+        """Send a GET request and return the decoded JSON of the response."""
         return self._request("GET", path, params=query)
 
     def post(self, path: str, body: Any) -> Any:
-        """The parsed response to a POST."""
+        """Send a POST request with `body` as JSON and return the decoded JSON of the response."""
         content, headers = msgspec.json.encode(body), {"Content-Type": "application/json"}
         return self._request("POST", path, content=content, headers=headers)
 
     def events(
         self, kind: str, identifier: str, *, until: float | None = None, away: Callable[[str], None] | None = None
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """`(event, data)` of all events of one object, from its first on, as they happen; the iterator never ends.
+        """Yield `(event, data)` for all events of one object, from its first event on, as they happen.
 
-        An outage of less than half a minute is waited out; `away` is called with the reason when one begins. `until` is
-        the `time.monotonic` after which `ApiClientError` is raised.
+        The iterator never ends by itself. It raises `ApiClientError` after `until`, a `time.monotonic` timestamp.
+        Requests are retried during an outage of up to `MAX_OUTAGE_SECONDS`; `away` is called with the reason when an
+        outage begins.
         """
         place, heard, waits = dict[str, Any](), time.monotonic(), False  # without a place: from the start of the log
         while until is None or time.monotonic() < until:
@@ -99,13 +100,13 @@ class ApiClient:
 
 
 class GrowingText:
-    """A text of which only the growing end is reported, such as a task's progress while a model writes."""
+    """A growing text of which the server reports only the end, such as a task's progress while a model writes."""
 
     def __init__(self) -> None:
         self._shown = ""
 
     def add(self, end: str) -> tuple[bool, str]:
-        """Whether `end` continues the text so far, and the part of it that is new."""
+        """Add a newly reported end. Return whether it continues the previous text, and the part of it that is new."""
         if self._shown and end.startswith(self._shown):
             overlap = len(self._shown)
         else:
@@ -117,7 +118,7 @@ class GrowingText:
 
 
 def _refusal(status: int, content: bytes, request: str) -> str:
-    """The problem document as one line."""
+    """Format a problem document as one line."""
     try:
         problem = msgspec.json.decode(content)
         said = [problem["detail"], *(f"{entry['pointer']}: {entry['detail']}" for entry in problem.get("errors") or ())]

@@ -1,4 +1,4 @@
-"""The address of the client, and the check of the `Host` header; nothing else in the product judges either."""
+"""Determines the address of the client and checks the `Host` header. No other module does either."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ LOOPBACK = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 
 
 class ClientAddress:
-    """The client's address: the TCP peer, or the address that trusted proxies report in `X-Forwarded-For`."""
+    """Determines the client's address: the TCP peer, or the address that trusted proxies send in `X-Forwarded-For`."""
 
     def __init__(self, trusted: Iterable[str]) -> None:
         self._fold = functools.lru_cache(maxsize=1024)(fold)
         self._trusted = [ipaddress.ip_network(network, strict=False) for network in trusted]
 
     def __call__(self, scope: Mapping[str, Any]) -> str:
-        """The address in canonical form, IPv4-mapped IPv6 as IPv4. It is empty for a unix socket."""
+        """Return the client's address in canonical form, IPv4-mapped IPv6 as IPv4, or "" for a Unix socket."""
         address = self._fold((scope.get("client") or ("",))[0])
         if not self._trusted or not self._is_trusted(address):
             return address
-        # Each proxy may add a line of its own.
+        # Each proxy may add its own header line.
         lines = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
         for hop in reversed(b",".join(lines).decode("latin1").split(",")):
             given = fold(hop.strip(" []")) or fold(hop.rpartition(":")[0].strip(" []"))  # some proxies add the port
@@ -40,7 +40,7 @@ class ClientAddress:
 
 
 def fold(text: str) -> str:
-    """An address in canonical form, IPv4-mapped IPv6 as IPv4; "" for anything else."""
+    """Return an IP address in canonical form, IPv4-mapped IPv6 as IPv4, or "" if the text is not an IP address."""
     try:
         parsed = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -50,13 +50,16 @@ def fold(text: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a server that listens on this host (a name or an address) is reachable from this machine only."""
+    """Return whether a server that listens on this host (a name or an address) is reachable from this machine only."""
     address = fold(host.strip("[]"))
     return ipaddress.ip_address(address).is_loopback if address else host.lower() in LOOPBACK
 
 
 class Hosts:
-    """The `Host` headers that are accepted: IP addresses, loopback and machine names, the public URL, allowed hosts."""
+    """Checks `Host` headers.
+
+    Accepted are IP addresses, loopback names, the machine's name, the host of the public URL, and the allowed hosts.
+    """
 
     def __init__(self, public_url: str | None, allowed: Iterable[str]) -> None:
         urls = [public_url or "", *(f"//{name}" for name in allowed)]  # ports make no difference
@@ -64,7 +67,7 @@ class Hosts:
         self._names = self._names - {""} | {socket.gethostname().lower()}
 
     def __call__(self, header: bytes | None) -> bool:
-        """Whether the header names this installation; a missing header (HTTP/1.0) does not."""
+        """Return whether the header is accepted. A missing header (HTTP/1.0) is not."""
         text = (header or b"").decode("latin1").strip()
         if not text or any(mark in text for mark in "@/\\?# ,"):
             return False

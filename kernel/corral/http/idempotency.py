@@ -1,4 +1,7 @@
-"""`Idempotency-Key`: the response is stored in the transaction of the effect, so there are never two."""
+"""Support for `Idempotency-Key`.
+
+The response is stored in the same transaction as the effect of the request, so a repeated request has no second effect.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,19 @@ from corral.database.sealed import SealedField
 from corral.errors import Conflict, Invalid
 
 KEEP_SECONDS = 24 * 3600
-IN_FLIGHT_SECONDS = 30  # renewed while the process lives
+IN_FLIGHT_SECONDS = 30  # extended regularly while an `async def` handler runs
 RENEW_SECONDS = 10
 BODY = "idempotency"
 
 
 class IdempotencyRow(Model):
-    """A request with a key. `state`: in_flight | done. `until`: when the row expires."""
+    """A request that was sent with a key. `state` is in_flight or done. The row expires at `until`."""
 
     key = peewee.CharField(primary_key=True, max_length=64)
-    body_hash = peewee.CharField(max_length=64)  # keyed: with a plain hash, readers of the table could guess passwords
+    body_hash = peewee.CharField(max_length=64)  # a MAC: from a plain hash, readers of the table could guess passwords
     status = peewee.IntegerField(null=True)
     headers = JSONField(null=True)
-    body = SealedField(null=True)  # if `sealed`, the whole response
+    body = SealedField(null=True)  # the whole response if `sealed`
     sealed = peewee.BooleanField(default=False)
     state = peewee.CharField(max_length=12)
     until = InstantField(index=True)
@@ -38,23 +41,23 @@ class IdempotencyRow(Model):
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """A response to be replayed."""
+    """A stored response, to be replayed when the request is repeated."""
 
     status: int
     headers: dict[str, str]
     body: bytes
-    asked: bytes = b""  # the hash of the request body, if sealed: here it outlives a change of the master key
+    asked: bytes = b""  # hash of the request body if sealed; unlike `body_hash`, it survives a new master key
 
 
 class Keyed(msgspec.Struct, frozen=True):
-    """A request with a key. The scope of a key is the caller, the method and the path."""
+    """The identity of a request with an idempotency key. A key is unique per caller, method and path."""
 
     key: str
-    digest: bytes  # of the request body
+    digest: bytes  # SHA-256 of the request body
 
     @classmethod
     def of(cls, key: str, caller: str, method: str, path: str, body: bytes) -> Keyed:
-        """Hash the scope and the body."""
+        """Create the identity of a request from its key, scope and body. Raises `Invalid` if the key is malformed."""
         if not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
             raise Invalid.at("/header/Idempotency-Key", "bad_format", "Use 1 to 255 printable ASCII characters.")
         scope = "\0".join((caller, method, path.rstrip("/"), key))
@@ -62,13 +65,17 @@ class Keyed(msgspec.Struct, frozen=True):
 
 
 class Idempotency:
-    """Looks up and stores responses. Every method joins the current unit."""
+    """Looks up and stores responses by idempotency key. All methods run in the caller's unit of work."""
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
 
     def find(self, keyed: Keyed) -> Stored | None:
-        """The stored response, if there is one. Raises `idempotency_key_reused` or `idempotency_in_progress`."""
+        """Return the stored response, or None if the key is unused.
+
+        Raises `idempotency_key_reused` if the key was used with another body, and `idempotency_in_progress` while the
+        first request is running.
+        """
         row = IdempotencyRow.get_or_none((IdempotencyRow.key == keyed.key) & (IdempotencyRow.until > clock.now()))
         if row is None:
             return None
@@ -88,8 +95,9 @@ class Idempotency:
         return stored
 
     def begin(self, keyed: Keyed) -> Stored | None:
-        """The stored response, or None if the key now belongs to this request. A concurrent request with the same key
-        waits for the end of this unit.
+        """Return the stored response, or claim the key for this request and return None.
+
+        A concurrent request with the same key waits until this unit of work ends.
         """
         stored, expired = self.find(keyed), IdempotencyRow.until <= clock.now()
         if stored is None and not self._insert(keyed, expired, "in_flight", IN_FLIGHT_SECONDS):
@@ -97,7 +105,7 @@ class Idempotency:
         return stored
 
     def finish(self, keyed: Keyed, stored: Stored, *, secret: bool) -> None:
-        """Store the response. `secret` encrypts all of it: the body or a cookie may contain a credential."""
+        """Store the response. `secret` encrypts all of it, because the body or a cookie may contain a credential."""
         if secret:
             whole = msgspec.msgpack.encode(msgspec.structs.replace(stored, asked=keyed.digest))
             whole = self._keyring.seal(whole, aad=f"kernel_idempotency|{keyed.key}|body")
@@ -107,7 +115,7 @@ class Idempotency:
         self._insert(keyed, IdempotencyRow.state == "in_flight", "done", KEEP_SECONDS, **done)
 
     def renew(self, keyed: Keyed) -> None:
-        """Extend the life of a key whose handler is still running."""
+        """Extend the expiry of a key while its handler is running."""
         IdempotencyRow.update(until=clock.now(IN_FLIGHT_SECONDS)).where(
             (IdempotencyRow.key == keyed.key) & (IdempotencyRow.state == "in_flight")
         ).execute()
@@ -119,7 +127,7 @@ class Idempotency:
         ).execute()
 
     def _insert(self, keyed: Keyed, replacing: Any, state: str, seconds: float, **values: Any) -> bool:
-        """Write the row, over an existing one only where `replacing` holds. Returns whether it was written."""
+        """Insert the row, or overwrite an existing row that fulfils `replacing`. Return whether the row was written."""
         body_hash = self._keyring.mac(BODY, keyed.digest).hex()
         row = {"body_hash": body_hash, "state": state, "until": clock.now(seconds), "created_at": clock.now(), **values}
         insert = IdempotencyRow.insert(key=keyed.key, **row)
@@ -128,6 +136,6 @@ class Idempotency:
 
 
 def prune(at_once: int = 500) -> int:
-    """Delete expired rows, at most `at_once`. Returns how many."""
+    """Delete expired rows, at most `at_once`. Return the number of deleted rows."""
     old = IdempotencyRow.select(IdempotencyRow.key).where(IdempotencyRow.until <= clock.now()).limit(at_once)
     return int(IdempotencyRow.delete().where(IdempotencyRow.key.in_(old)).execute())

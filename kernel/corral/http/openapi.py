@@ -1,6 +1,7 @@
-"""The OpenAPI 3.1 document of declared routes, and the problems that each route may answer.
+"""Generates the OpenAPI 3.1 document of the declared routes, including the problems that each route may return.
 
-The document is exact: no status, code or schema occurs that is not in it. Routes declare their codes in `raises`.
+The document is complete: responses contain no status, code or schema that is missing from it. Routes declare their
+own problem codes in `raises`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from corral.schema.shapes import components, encode
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SCHEMAS = "#/components/schemas/"
 
-# Every route reads an announced body, even if it takes none, and refuses unknown query parameters.
+# Problem codes that every route may return. Every route reads an announced body, even if its handler takes none, and
+# refuses unknown query parameters.
 EVERYWHERE = """
 malformed_request malformed_json ip_blocked method_not_allowed request_timeout payload_too_large uri_too_long
 unsupported_media_type validation_error concurrency_limit rate_limited headers_too_large internal overloaded
@@ -42,7 +44,7 @@ CREDENTIALS: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}]
 
 
 class Problem(msgspec.Struct, kw_only=True):
-    """A failure (RFC 9457). Some codes add members, such as `current_status`."""
+    """The problem document of a failure (RFC 9457). Some codes add members, such as `current_status`."""
 
     type: str
     title: str
@@ -55,7 +57,7 @@ class Problem(msgspec.Struct, kw_only=True):
 
 
 def document(routes: Iterable[Route], *, title: str, version: str, public_url: str | None) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of the routes. The order of the routes makes no difference.
+    """Return the OpenAPI 3.1 document of the routes. The result does not depend on the order of the routes.
 
     Raises `TypeError` naming the route whose handler or shapes cannot be described.
     """
@@ -71,7 +73,7 @@ def document(routes: Iterable[Route], *, title: str, version: str, public_url: s
 
 
 def problems(route: Route, signature: Signature) -> dict[int, set[str]]:
-    """The problem codes that the route may answer, by status. Codes that no plugin has declared are left out."""
+    """Return the problem codes that the route may return, by status. Codes that no plugin declares are left out."""
     codes = {*EVERY_ROUTE, *route.raises}
     if not route.exempt_host:
         codes.add("invalid_host")
@@ -97,7 +99,7 @@ def problems(route: Route, signature: Signature) -> dict[int, set[str]]:
 
 
 class _Operation(msgspec.Struct):
-    """A route with the schemas of its parts."""
+    """A route with the schemas of its body, query and responses."""
 
     id: str
     route: Route
@@ -108,7 +110,7 @@ class _Operation(msgspec.Struct):
 
 
 class _Writer:
-    """Writes operations and collects the responses that they share."""
+    """Writes the operations of the document and collects the response components that they share."""
 
     def __init__(self, routes: list[Route]) -> None:
         self.routes = routes
@@ -126,7 +128,7 @@ class _Writer:
             self.operations.append(_Operation(name, route, signature, body, query, answers))
 
     def paths(self) -> dict[str, dict[str, Any]]:
-        """All operations by path and method, at every path of their routes."""
+        """Return all operations by path and method. A route with two paths appears at both."""
         found: dict[str, dict[str, Any]] = {}
         for each in self.operations:
             written = self._operation(each)
@@ -136,7 +138,10 @@ class _Writer:
         return dict(sorted(found.items()))
 
     def schemas(self, paths: Any) -> dict[str, Any]:
-        """The components that paths and responses refer to. Shapes of queries become parameters, not components."""
+        """Return the schema components that paths and responses refer to.
+
+        The shapes of queries are described as parameters, not as components.
+        """
         found: set[str] = set()
         new = _references([paths, self.responses])
         while new:
@@ -192,7 +197,7 @@ class _Writer:
         return self._resolved(self.named[schema["$ref"].removeprefix(_SCHEMAS)]) if "$ref" in schema else schema
 
     def _paged(self, item: dict[str, Any]) -> dict[str, Any]:
-        """The schema of a page of these items: a component `Page_<name>` if the items have a name."""
+        """Return the schema of a page of these items: a component `Page_<name>` if the schema of the items is named."""
         page = dict(self._resolved(self.page))
         page["properties"] = {**page["properties"], "items": {"type": "array", "items": item}}
         if "$ref" not in item:
@@ -202,7 +207,7 @@ class _Writer:
         return {"$ref": f"{_SCHEMAS}Page_{name}"}
 
     def _is_demanded(self, schema: dict[str, Any]) -> bool:
-        """Whether a body must be sent: a missing one is read as `{}`, which some schemas refuse."""
+        """Return whether a body is required. A missing body is read as `{}`, which some schemas do not accept."""
         schema = self._resolved(schema)
         if "anyOf" in schema:
             return all(self._is_demanded(option) for option in schema["anyOf"])
@@ -210,12 +215,15 @@ class _Writer:
 
 
 def _item(kind: Any) -> Any:
-    """The shape inside a `Page`, any other kind unchanged. msgspec confuses `Page[X]` if two shapes are called X."""
+    """Return the shape inside a `Page`, or any other type unchanged.
+
+    Pages are not given to msgspec, because it confuses `Page[X]` when two shapes are named X.
+    """
     return typing.get_args(kind)[0] if typing.get_origin(kind) is Page else kind
 
 
 def _described(routes: list[Route], kinds: list[list[Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The schemas of a problem, of a page of anything and of all kinds, in this order, and the components."""
+    """Return (schemas, components). The schemas describe `Problem`, the generic `Page` and `kinds`, in this order."""
     try:
         return components([Problem, Page, *chain(*kinds)])
     except (TypeError, KeyError) as error:
@@ -231,7 +239,7 @@ def _references(value: Any) -> set[str]:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a query parameter, which cannot be null."""
+    """Return the schema of a query parameter without the null option and default, because parameters cannot be null."""
     schema = {key: each for key, each in schema.items() if (key, each) != ("default", None)}
     options = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
     rest = {key: each for key, each in schema.items() if key != "anyOf"}
@@ -239,7 +247,10 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ids(routes: list[Route]) -> list[str]:
-    """Operation ids: the plugin's name and the handler's, so that installing a plugin does not change other ids."""
+    """Return one operation id per route: `<plugin>_<handler>`, with the method or path appended if ambiguous.
+
+    Ids contain the plugin's name, so that installing a plugin does not change the ids of other plugins.
+    """
     ids = ["_".join(filter(None, (route.plugin, route.handler.__name__))) for route in routes]
     for suffix in ("method", "path"):
         count = Counter(ids)
@@ -249,7 +260,7 @@ def _ids(routes: list[Route]) -> list[str]:
 
 
 def _taken(each: _Operation) -> Iterator[str]:
-    """The headers that the operation reads."""
+    """Yield the names of the request headers that the operation reads."""
     if each.route.keyed:
         yield "Idempotency-Key"
     if each.signature.if_match is not None:
@@ -267,7 +278,7 @@ def _successes(each: _Operation) -> dict[str, dict[str, Any]]:
     route, versioned = each.route, each.signature.versioned
     words = {200: "Done.", 201: "Created.", 202: "Accepted; the resource tells the progress.", 204: "Done; no body."}
     more = [*(["ETag"] if versioned else []), *(["Idempotency-Replayed"] if route.keyed else [])]
-    adapts = any(typing.get_origin(part) is Answer for part in each.signature.returned)  # it may have another status
+    adapts = any(typing.get_origin(part) is Answer for part in each.signature.returned)  # its status may differ
     found: dict[str, dict[str, Any]] = {}
     for status in {route.status, *route.also, *((200, 201, 202) if adapts else ())}:
         own = ["Location"] if status in (201, 202) else ["Corral-Affected"] if route.method == "DELETE" else []
@@ -280,7 +291,10 @@ def _successes(each: _Operation) -> dict[str, dict[str, Any]]:
 
 
 def _content(each: _Operation) -> dict[str, Any]:
-    """The media types of an answer. Those of texts and streams are known only when they are sent."""
+    """Return the content of a success response by media type.
+
+    The exact media types of texts and streams are known only when they are sent.
+    """
     content: dict[str, Any] = {}
     if each.answers:
         content["application/json"] = {"schema": each.answers[0] if len(each.answers) == 1 else {"anyOf": each.answers}}
@@ -292,7 +306,7 @@ def _content(each: _Operation) -> dict[str, Any]:
 
 
 class ApiDocument:
-    """The document of a running application. It is made at first use and cached."""
+    """The OpenAPI document of a running application. The document is generated at first use and cached."""
 
     def __init__(self, *, title: str, version: str, public_url: str | None) -> None:
         self._facts: dict[str, Any] = {"title": title, "version": version, "public_url": public_url}
@@ -300,11 +314,11 @@ class ApiDocument:
         self._rendered: bytes | None = None
 
     def describe(self, routes: Iterable[Route]) -> None:
-        """Replace the routes that the document describes."""
+        """Set the routes that the document describes, and discard the cached document."""
         self._routes, self._rendered = list(routes), None
 
     def render(self) -> bytes:
-        """The document as JSON."""
+        """Return the document as JSON."""
         if self._rendered is None:
             self._rendered = msgspec.json.encode(document(self._routes, **self._facts))
         return self._rendered

@@ -1,4 +1,4 @@
-"""Lists: the query and the answer that all lists have in common, and signed cursors that page at constant cost."""
+"""Pagination: the query and the response of all lists, and signed cursors that page at constant cost."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ CURSOR_SECONDS = 24 * 3600
 
 
 class PageQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Base of every list's query: filters are added by subclassing."""
+    """The base class of the queries of all lists. Subclasses add filters."""
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=200)] = 50
     offset: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | msgspec.UnsetType = msgspec.UNSET
     cursor: Annotated[str, msgspec.Meta(max_length=1000)] | msgspec.UnsetType = msgspec.UNSET
 
     def fingerprint(self) -> str:
-        """The hash that cursors are bound to: of all filters and the order, but of neither limit nor position."""
+        """Return a hash of all filters and the order, without limit and position. Cursors are bound to this hash."""
         filters = msgspec.to_builtins(self)
         for place in ("limit", "offset", "cursor"):
             filters.pop(place, None)
@@ -38,7 +38,10 @@ class PageQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_d
 
 
 class Page(msgspec.Struct, Generic[T], kw_only=True):
-    """A list's answer. `next` is a cursor, or null at the end; with a cursor `offset` is null."""
+    """One page of a list. `next` is the cursor of the next page, or null at the end.
+
+    `offset` is null if the page was requested with a cursor.
+    """
 
     items: list[T]
     total: int | None
@@ -48,19 +51,19 @@ class Page(msgspec.Struct, Generic[T], kw_only=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """A column by which a list is ordered. The last column must be unique; none may contain nulls."""
+    """A column by which a list is ordered. The last column of an order must be unique; no column may contain nulls."""
 
     field: peewee.Field
     descending: bool = True
 
 
 def newest_first(model: Any) -> tuple[Order, ...]:
-    """`(created_at, id)` descending, the order of most lists."""
+    """Return the order `(created_at, id)` descending, which most lists use."""
     return (Order(model.created_at), Order(model.id))
 
 
 def write_cursor(scope: str, caller: Principal, fingerprint: str, key: Sequence[Any]) -> str:
-    """A cursor for the position after `key`. It is valid for this caller, list and filters for 24 hours."""
+    """Return a signed cursor for the position after `key`, valid for this caller, list and filters for 24 hours."""
     expires = int(clock.time_s()) + CURSOR_SECONDS
     payload = msgspec.json.encode([scope, caller.id, fingerprint, expires, list(key)])
     mac = hmac.digest(current().database.cursor_key, payload, "sha256")[:16]
@@ -68,7 +71,10 @@ def write_cursor(scope: str, caller: Principal, fingerprint: str, key: Sequence[
 
 
 def read_cursor(cursor: str, scope: str, caller: Principal, fingerprint: str) -> list[Any]:
-    """The key in a cursor. Raises `invalid_cursor` when it is altered, foreign or expired."""
+    """Return the key that a cursor contains.
+
+    Raises `invalid_cursor` if the cursor was altered, has expired, or belongs to another caller, list or filter.
+    """
     try:
         blob = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         mac, payload = blob[:16], blob[16:]
@@ -93,9 +99,9 @@ def paginate(
     make: Callable[[Any], T],
     total: int | None = None,
 ) -> Page[T]:
-    """One page of `query` (models, `.dicts()` or `.namedtuples()`), each row converted by `make`.
+    """Return one page of `query` (models, `.dicts()` or `.namedtuples()`), with each row converted by `make`.
 
-    `query` must already apply filters and visibility. Pass `total` if it is known, to save the count.
+    `query` must already apply filters and visibility. Pass `total` if it is known, to avoid a count query.
     """
     check_place(page)
     fingerprint = page.fingerprint()
@@ -125,7 +131,10 @@ def paginate_names(
     name: Callable[[T], str],
     make: Callable[[Sequence[T]], list[V]],
 ) -> Page[V]:
-    """One page of a list in memory that is sorted by `name`, which must be unique. `make` converts the page's items."""
+    """Return one page of an in-memory list that is sorted by `name`, which must be unique.
+
+    `make` converts the items of the page.
+    """
     check_place(page)
     start, fingerprint = page.offset if isinstance(page.offset, int) else 0, page.fingerprint()
     if isinstance(page.cursor, str):
@@ -153,7 +162,7 @@ def _key(row: Any, field: peewee.Field) -> Any:
 
 
 def _after(order: Sequence[Order], key: Sequence[Any]) -> Any:
-    """A row comparison in which directions may differ: (a, b) is after (x, y) if a>x or (a=x and b>y)."""
+    """Return a row comparison for columns with different directions: (a, b) follows (x, y) if a>x or (a=x and b>y)."""
     clause: Any = None
     for item, value in reversed(list(zip(order, key, strict=True))):
         beyond = item.field < value if item.descending else item.field > value

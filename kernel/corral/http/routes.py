@@ -1,4 +1,4 @@
-"""The declaration of routes: a handler's signature states its input, its output and the services that it needs.
+"""Declarations of routes. A handler's signature states its input, its output and the services that it needs.
 
     routes = Routes("/tasks", tag="Tasks")
 
@@ -7,9 +7,9 @@
         \"\"\"Create a task and queue it.\"\"\"
         return tasks.create(body, by=caller)
 
-Parameters are `body` and `query` (shapes), the names in the path (`str`), and by type `Principal`, `IfMatch`,
-`Request` and any service. `{id}` and `{…_id}` in a path stand for UUIDs, other names for any segment. A `def` handler
-is one unit of work, which may run again (GET: read-only); an `async def` handler opens its own units.
+A handler may take `body` and `query` (shapes), the names in the path (`str`), and, by type, `Principal`, `IfMatch`,
+`Request` and any service. `{id}` and `{…_id}` in a path match UUIDs; other names match any segment. A `def` handler
+runs as one unit of work (read-only for GET) and may be run again; an `async def` handler opens its own units of work.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NAME = re.compile(r"\{([a-z_]+)\}")
 class Rate(msgspec.Struct, frozen=True):
     """An additional rate limit: `count` requests in `seconds`, per client address, person or caller.
 
-    Routes whose rates have the same name share the limit.
+    Routes whose rates have the same name share one limit.
     """
 
     name: str
@@ -44,32 +44,32 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 class Route(msgspec.Struct, kw_only=True):
-    """One operation, as data: the router, the OpenAPI document and the documentation page are made from routes."""
+    """The declaration of one operation. The router, the OpenAPI document and the documentation page use it."""
 
     method: str
     path: str  # below /api/v1, without a trailing slash: /tasks/{id}
     handler: Callable[..., Any]
     tag: str
-    needs: tuple[str, ...]  # permissions; one of them suffices
+    needs: tuple[str, ...]  # permissions; the caller needs one of them
     status: int = 200
-    also: tuple[int, ...] = ()  # further success statuses that the handler may answer with
-    raises: tuple[str, ...] = ()  # problem codes beyond those that every route may answer
+    also: tuple[int, ...] = ()  # additional success statuses that the handler may return
+    raises: tuple[str, ...] = ()  # problem codes in addition to those that every route may return
     body_limit: int = MIB
     seconds: float = 30.0  # the time limit of an `async def` handler
     lenient: bool = False  # invalid characters in text from machines are replaced instead of refused
     redacted: bool = False  # credentials are removed from the body before the handler sees it
-    root: bool = False  # served at the root as well (/health)
+    root: bool = False  # also served without /api/v1 (/health)
     keyed: bool = False  # honours `Idempotency-Key`; every POST does unless it reveals a stored value
-    no_store: bool = False  # responses contain secrets: not cached, and encrypted where they are stored for replay
-    limited: bool = False  # open to principals that must do something first, such as change a password
+    no_store: bool = False  # responses contain secrets: never cached, and encrypted when stored for replay
+    limited: bool = False  # open to principals with restricted access, such as users who must change a password
     own_session: bool = False  # only for people who signed in: no API keys, no machines
     step_up: bool = False  # needs a recent re-authentication; an API key must name the permission among its scopes
     remembered: bool = False  # while the database is unavailable, recently authenticated callers are accepted
-    exempt_host: bool = False  # answers to any `Host`, and under overload too
+    exempt_host: bool = False  # accepts any `Host` header, and is served under overload
     rate: Rate | None = None
-    live: bool = False  # the answer changes without its version: never 304
-    rest: bool = False  # the last name in the path takes the rest of the path, slashes included
-    abandoned: bool = False  # an `async def` handler is cancelled when the client leaves
+    live: bool = False  # the response may change while its version does not: never 304
+    rest: bool = False  # the last name in the path matches the rest of the path, including slashes
+    abandoned: bool = False  # the `async def` handler is cancelled when the client disconnects
     delegable: bool = False  # callers may act as the principal that a delegation header names
     explain: Callable[[Problem], Mapping[str, Any]] | None = None  # additional members of every problem document
     plugin: str = ""
@@ -78,30 +78,30 @@ class Route(msgspec.Struct, kw_only=True):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The full paths of the route, without trailing slashes."""
+        """The full paths of the route, below `/api/v1` and possibly at the root, without trailing slashes."""
         path = API_PREFIX + self.path.rstrip("/")
         return (path, self.path) if self.root else (path,)
 
     @property
     def names(self) -> list[str]:
-        """The names in the path."""
+        """The names of the path parameters."""
         return _NAME.findall(self.path)
 
     @property
     def is_async(self) -> bool:
-        """Whether the handler opens its own units."""
+        """Whether the handler is an `async def` handler, which opens its own units of work."""
         return inspect.iscoroutinefunction(self.handler)
 
     @property
     def label(self) -> str:
-        """`GET /tasks/{id}`, for logs, metrics and errors."""
+        """The method and path, such as `GET /tasks/{id}`, for logs, metrics and errors."""
         return f"{self.method} {self.path}"
 
 
 class Routes:
-    """A group of routes under one prefix and tag.
+    """A group of routes that share a path prefix and a tag.
 
-    The `options` of a route are the fields of `Route`; `defaults` are options of every route of the group.
+    The `options` of a route are fields of `Route`; `defaults` are options that apply to every route of the group.
     """
 
     def __init__(self, prefix: str, *, tag: str, **defaults: Any) -> None:
@@ -112,15 +112,15 @@ class Routes:
         return iter(self.routes)
 
     def get(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
-        """Declare a read; a `def` handler must not write."""
+        """Declare a read operation. A `def` handler must not write."""
         return self._add("GET", path, needs, options)
 
     def post(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
-        """Declare a creation (`status=201`) or an action. The request path honours `Idempotency-Key`."""
+        """Declare a creation (`status=201`) or an action. The pipeline honours `Idempotency-Key`."""
         return self._add("POST", path, needs, {"keyed": True, **options})
 
     def put(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
-        """Declare a replacement; partial bodies are accepted."""
+        """Declare a replacement. Partial bodies are accepted."""
         return self._add("PUT", path, needs, options)
 
     def patch(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
@@ -128,7 +128,7 @@ class Routes:
         return self._add("PATCH", path, needs, options)
 
     def delete(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
-        """Declare a deletion, answered with 204."""
+        """Declare a deletion. The response has the status 204."""
         return self._add("DELETE", path, needs, {"status": 204, **options})
 
     def _add(
@@ -156,7 +156,7 @@ class Routes:
 
 
 class SocketConnection(Protocol):
-    """A WebSocket: an open handshake to be accepted or refused, then messages both ways."""
+    """A WebSocket connection. The endpoint first accepts or refuses the handshake, then exchanges messages."""
 
     request: Request
     query: dict[str, str]
@@ -166,30 +166,30 @@ class SocketConnection(Protocol):
         ...
 
     async def refuse(self, problem: Problem) -> None:
-        """Refuse the handshake with the document of a problem."""
+        """Refuse the handshake and respond with the problem document."""
         ...
 
     def count_anonymous(self) -> None:
-        """Count an invalid credential as if none had been sent. Raises `TooMany`."""
+        """Count the connection as anonymous in the rate limits, after an invalid credential. Raises `TooMany`."""
         ...
 
     async def receive(self) -> str | bytes | None:
-        """The next message; None when the client has gone."""
+        """Wait for the next message and return it, or None if the client has disconnected."""
         ...
 
     async def send(self, text: str) -> None:
-        """Send a text frame; raises `ConnectionError` when the client has gone."""
+        """Send a text frame. Raises `ConnectionError` if the client has disconnected."""
         ...
 
     async def close(self, code: int, reason: str = "") -> None:
-        """Close with a code of RFC 6455."""
+        """Close the connection with a close code of RFC 6455."""
         ...
 
 
 class Socket(msgspec.Struct, frozen=True):
-    """A WebSocket endpoint `serve(connection, …services)`, below `/api/v1` and at the root.
+    """The declaration of a WebSocket endpoint `serve(connection, …services)`, below `/api/v1` and at the root.
 
-    The endpoint itself accepts, refuses and closes the connection.
+    `serve` itself accepts, refuses and closes the connection.
     """
 
     path: Annotated[str, msgspec.Meta(pattern="^/")]

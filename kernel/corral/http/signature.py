@@ -1,4 +1,4 @@
-"""Reads a handler's signature once, at boot: what it takes from the request and from the container, what it returns."""
+"""Reads the signatures of handlers at boot: the parts of the request and services they take, and their return types."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
     """The signature of a handler.
 
     `caller`, `if_match` and `request` are names of parameters, or None. `services` maps names of parameters to
-    (type, optional). `returned` are the members of the union that the handler returns, `answers` the shapes among
-    them.
+    (type, optional). `returned` contains the members of the union that the handler returns; `answers` contains the
+    shapes among these members.
     """
 
     body: Any = None
@@ -38,7 +38,7 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def versioned(self) -> bool:
-        """Whether the answer carries a version, and so an ETag."""
+        """Whether the returned shape has a version, from which the `ETag` is derived."""
         shape = self.answers[0] if len(self.answers) == 1 else None
         return "version" in getattr(shape, "__struct_fields__", ()) and _resolved(shape).get("version") is int
 
@@ -49,7 +49,10 @@ def _resolved(function: Any) -> dict[str, Any]:
 
 
 def hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Resolved annotations, shared: do not change them. Raises `TypeError` naming what cannot be resolved."""
+    """Return the resolved annotations of a function. The result is shared, so callers must not change it.
+
+    Raises `TypeError` naming an annotation that cannot be resolved.
+    """
     function = getattr(function, "__func__", function)
     plain = isinstance(function, type) or getattr(function, "__closure__", function) is None
     try:  # the cache would keep a closure alive with everything it refers to
@@ -60,19 +63,19 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def union_parts(kind: Any) -> tuple[Any, ...]:
-    """The members of a union; any other type is its only member."""
+    """Return the members of a union. For any other type, return a tuple that contains only this type."""
     return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
 
 
 def without_none(kind: Any) -> tuple[Any, bool]:
-    """`X | None` as `(X, True)`, anything else as `(kind, False)`."""
+    """Return `(X, True)` for `X | None`, and `(kind, False)` for any other type."""
     parts = union_parts(kind)
     rest = [part for part in parts if part is not types.NoneType]
     return (rest[0], True) if len(rest) == 1 < len(parts) else (kind, False)
 
 
 def read(route: Route) -> Signature:
-    """The signature of a route's handler. Raises `TypeError` that says what is wrong with it."""
+    """Return the signature of a route's handler. Raises `TypeError` naming the mistake if the signature is invalid."""
     kinds = hints(route.handler)
     if "return" not in kinds:
         raise TypeError(f"{route.label}: the handler has no return annotation")

@@ -1,1 +1,1 @@
-"""Turns plugins into one running application: discovery, loading, wiring, and isolation of what fails."""
+"""Discovers, loads and wires plugins, and isolates plugins that fail."""

@@ -1,4 +1,4 @@
-"""Tells which plugin a source file belongs to."""
+"""Determines which plugin a source file belongs to."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CodeOwners:
         self._known: dict[str, str | None] = {}
 
     def owner(self, path: str) -> str | None:
-        """The plugin whose folder has the file."""
+        """Return the name of the plugin whose folder contains the file, or None."""
         if path not in self._known:
             self._known[path] = next((name for folder, name in self._folders.items() if path.startswith(folder)), None)
         return self._known[path]

@@ -1,4 +1,4 @@
-"""Finds names that several plugins declare: settings, tables, events, jobs, schedules, metrics, sockets."""
+"""Detects names that several plugins declare, such as names of settings, tables, events, jobs, metrics or sockets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMED = (
 
 
 def refuse_conflicts(plugins: Iterable[PluginRecord]) -> None:
-    """Plugins that declare the same name are `failed`; a built-in plugin keeps its name."""
+    """Mark plugins that declare the same name as `failed`, except built-in plugins, which keep the name."""
     plugins = list(plugins)
     claims: dict[str, dict[str, PluginRecord]] = defaultdict(dict)
     for loaded in plugins:
@@ -36,7 +36,7 @@ def _claimed(loaded: PluginRecord, plugins: list[PluginRecord]) -> Iterator[str]
         yield from (f"{what} {item.name}" for item in loaded.of(hook))
     yield from (f"socket {item.path}" for item in loaded.of("corral_sockets"))
     yield from (f"event {kind.event}" for kind in loaded.of("corral_events"))
-    for other in plugins:  # the tables of `files_x` begin with the prefix of `files` too
+    for other in plugins:  # tables of the plugin `files_x` begin with the prefix of the plugin `files` too
         prefix = f"{loaded.name}_"
         for model in other.of("corral_models"):
             table = model._meta.table_name

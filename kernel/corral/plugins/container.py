@@ -1,7 +1,8 @@
-"""Maps types to services, and decides which plugin may have which.
+"""The dependency injection container: maps types to services, and decides which plugin may use which service.
 
-A plugin may have the services of the kernel, its own, and those of its `requires`. As `X | None` it
-may also have those of its `wants`, and every protocol of the kernel that some plugin provides.
+A plugin may use the services of the kernel, its own services, and the services of plugins in its `requires`. With the
+annotation `X | None`, it may also use the services of plugins in its `wants`, and every protocol of the kernel that a
+plugin provides.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from corral.plugin import Provide
 
 T = TypeVar("T")
 
-KERNEL = "corral"  # plugins may ask for its protocols without naming the provider
+KERNEL = "corral"  # plugins may use protocols of this package without naming the plugin that provides them
 
 
 class Scope(msgspec.Struct, frozen=True):
-    """A plugin that asks for services: `requires` and `wants` name the plugins whose services it may have."""
+    """The services that a plugin may use. `requires` and `wants` name the plugins that provide them."""
 
     plugin: str
     requires: frozenset[str]
@@ -30,11 +31,11 @@ class Scope(msgspec.Struct, frozen=True):
 
 
 class WiringError(Exception):
-    """A plugin asks for a service that no plugin provides, or whose plugin its manifest does not name."""
+    """A plugin needs a service that no plugin provides, or that belongs to a plugin missing from its manifest."""
 
 
 class Container:
-    """Holds one instance per type. The owner "" is the kernel."""
+    """Contains one service instance per type, and the plugin that owns it. The owner "" is the kernel."""
 
     def __init__(self) -> None:
         self._instances: dict[Any, Any] = {}
@@ -42,7 +43,7 @@ class Container:
         self._closed: set[str] = set()
 
     def add(self, kind: Any, instance: Any, owner: str = "") -> None:
-        """Register a made service."""
+        """Register a service instance. Raises `WiringError` if another owner already provides the type."""
         if kind in self._owners and self._owners[kind] != owner:
             raise WiringError(
                 f"{owner} provides {_name(kind)}, which {self._owners[kind] or 'the kernel'} provides already"
@@ -51,7 +52,7 @@ class Container:
         self._owners[kind] = owner
 
     def get(self, kind: type[T]) -> T:
-        """A service by type, for the composition root and tests."""
+        """Return the service of a type without access checks, for the composition root and tests."""
         try:
             service: T = self._instances[kind]
         except KeyError:
@@ -59,16 +60,22 @@ class Container:
         return service
 
     def drop(self, owner: str) -> None:
-        """Forget the services of a plugin that failed."""
+        """Remove all services of a plugin that failed."""
         for kind in [kind for kind, name in self._owners.items() if name == owner]:
             del self._instances[kind], self._owners[kind]
 
     def close(self, owner: str, *, closed: bool) -> None:
-        """Make `X | None` of this owner None from the next injection on, or the service again."""
+        """Set whether optional dependencies (`X | None`) on this owner's services resolve to None.
+
+        The change takes effect at the next injection.
+        """
         (self._closed.add if closed else self._closed.discard)(owner)
 
     def build(self, scope: Scope, provides: Iterable[Provide]) -> list[Any]:
-        """Make the services of a plugin, in an order that their constructors allow; returns the instances."""
+        """Create the services of a plugin in the order of their dependencies, and return the instances.
+
+        Raises `WiringError` if services depend on each other in a circle.
+        """
         waiting = list(provides)
         made: list[Any] = []
         while waiting:
@@ -84,13 +91,13 @@ class Container:
         return made
 
     def call(self, factory: Callable[..., T], scope: Scope) -> T:
-        """Make an object whose constructor takes services."""
+        """Create an object whose constructor, or factory function, takes services."""
         function: Any = factory.__init__ if inspect.isclass(factory) else factory
         arguments = self._arguments(function, scope, skip=("self", "return"))
         return factory(**arguments)
 
     def inject(self, instance: Any, scope: Scope) -> None:
-        """Fill the class attributes annotated `X | None` with services of `wants`."""
+        """Set the class attributes annotated `X | None` to services of the plugins in `wants`, or to None."""
         for name, kind in hints(type(instance)).items():
             kind, optional = without_none(kind)
             if optional and (kind in self._owners or getattr(kind, "_is_protocol", False)):
@@ -99,19 +106,22 @@ class Container:
                 )
 
     def bind(self, function: Callable[..., Any], scope: Scope, *, skip: Iterable[str] = ()) -> Callable[..., Any]:
-        """`function` with its services filled in; parameters in `skip` and of plain types remain."""
+        """Return `function` with its services bound. Parameters in `skip` and parameters of plain types remain."""
         arguments = self._arguments(function, scope, skip={*skip, "return"}, partial=True)
         return functools.partial(function, **arguments) if arguments else function
 
     def services(self, wanted: Mapping[str, tuple[Any, bool]], scope: Scope, where: str) -> dict[str, Any]:
-        """The services that a route or socket declares in its signature."""
+        """Return the services that a route or socket declares in its signature, by parameter name."""
         return {
             name: self.find(kind, scope, optional=optional, where=f"{where}, parameter {name}")
             for name, (kind, optional) in wanted.items()
         }
 
     def find(self, kind: Any, scope: Scope, *, optional: bool, where: str) -> Any:
-        """The service for `kind`, or None when it is optional and absent. Raises `WiringError`."""
+        """Return the service for `kind`, or None if the service is optional and absent.
+
+        Raises `WiringError` if the service is missing or the plugin may not use it.
+        """
         if (owner := self._owners.get(kind)) is None:
             if optional:
                 return None

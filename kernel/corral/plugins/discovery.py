@@ -1,4 +1,4 @@
-"""Finds the entry points of installed plugins without importing any of them."""
+"""Discovers the entry points of installed plugins without importing the plugins."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PROTECTED = re.compile(r'^    protected = (True|"essential")', re.MULTILINE)
 
 
 class Found(msgspec.Struct, kw_only=True):
-    """An entry point: the class, by its module, and the distribution that it comes from."""
+    """The entry point of an installed plugin, with facts about the distribution that declares it."""
 
     name: str
     load: Callable[[], Any]
@@ -32,20 +32,20 @@ class Found(msgspec.Struct, kw_only=True):
     version: str = ""
     author: str = ""
     license: str = ""
-    claims: str = ""  # the name of a built-in plugin, which it took for its own
+    claims: str = ""  # the name of the built-in plugin that this plugin conflicts with
 
     @property
     def built_in(self) -> bool:
-        """Whether it comes from Corral's own distribution."""
+        """Whether the plugin belongs to Corral's own distribution."""
         return self.distribution == BUILT_IN
 
     @property
     def package(self) -> str:
-        """The top-level package of the class."""
+        """The top-level package of the plugin class."""
         return self.module.partition(".")[0]
 
     def protection(self) -> Protection:
-        """The attribute `protected` as the source has it, since a class that is not imported cannot be asked."""
+        """Return the class attribute `protected`, read from the source file, because the plugin is not imported."""
         package, *rest = self.module.split(".")
         spec = importlib.util.find_spec(package) if package else None  # of a submodule, it would import the parents
         source = ""
@@ -57,9 +57,9 @@ class Found(msgspec.Struct, kw_only=True):
 
 
 def discover(config: Config) -> list[Found]:
-    """Every entry point of the group, Corral's own and third parties'; imports none of them.
+    """Return all built-in and third-party plugins in the entry point group, without importing them.
 
-    The folder of `[plugins] dir` comes last on the import path, so nothing in it takes the place of what is installed.
+    The folder `[plugins] dir` is appended to the import path, so its modules do not shadow installed packages.
     """
     if config.plugins.dir is not None and str(config.plugins.dir) not in sys.path:
         sys.path.append(str(config.plugins.dir))

@@ -1,6 +1,7 @@
-"""The threads of `asyncio.to_thread` and executors: at most half of them for one plugin, and none lost for ever.
+"""The thread pool of `asyncio.to_thread` and of the default executor.
 
-A thread whose call was given up is replaced and, since it is a daemon, keeps nobody from ending the process.
+One plugin may use at most half of the threads. A thread whose call was abandoned is replaced; because it is a daemon
+thread, it does not prevent the process from exiting.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ IDLE_SECONDS = 30.0
 
 
 class Task(NamedTuple):
-    """One call that waits for a thread."""
+    """One call that is submitted to the pool, and the plugin that submitted it."""
 
     future: Future[Any]
     call: Callable[[], Any]
@@ -30,10 +31,13 @@ class Task(NamedTuple):
 
 
 class PluginThreads(ThreadPoolExecutor):
-    """PluginThreads come when they are needed. What a plugin has over its share waits for its own calls to end."""
+    """A thread pool that starts threads on demand and limits each plugin to a share of the threads.
+
+    Calls that exceed a plugin's share are queued until other calls of the same plugin end.
+    """
 
     def __init__(self, size: int = SIZE) -> None:
-        super().__init__(max_workers=size)  # for `set_default_executor`, which takes no other kind
+        super().__init__(max_workers=size)  # `set_default_executor` accepts only subclasses of this class
         self.size, self.share = size, max(1, size // 2)
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._guard = threading.Lock()
@@ -43,7 +47,7 @@ class PluginThreads(ThreadPoolExecutor):
         self._waiting: dict[str, deque[Task]] = defaultdict(deque)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Have it called in a thread."""
+        """Schedule a call of `fn` in a thread of the pool and return its future."""
         task = Task(Future(), lambda: fn(*args, **kwargs), room.get())
         with self._guard:
             if self._closed:
@@ -55,7 +59,10 @@ class PluginThreads(ThreadPoolExecutor):
         return task.future
 
     def abandon(self, thread: int, where: str) -> None:
-        """Nobody waits for this thread any more; another takes its place. Of any other thread: nothing."""
+        """Abandon the call in a thread of the pool, fail its future, and replace the thread.
+
+        Does nothing if the thread does not belong to the pool or is idle.
+        """
         with self._guard:
             if (task := self._working.pop(thread, None)) is None:
                 return
@@ -65,7 +72,7 @@ class PluginThreads(ThreadPoolExecutor):
             task.future.set_exception(ContributionFailed(f"{where} did not come back in time"))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the idle threads; those that work end with their call, or with the process."""
+        """Stop the idle threads. A busy thread stops when its call ends, or with the process."""
         with self._guard:
             self._closed = True
             for _ in range(self._count):
@@ -83,7 +90,7 @@ class PluginThreads(ThreadPoolExecutor):
             threading.Thread(target=self._serve, name="corral-thread", daemon=True).start()
 
     def _done(self, task: Task) -> None:
-        """Free its place for the next call of its plugin."""
+        """Release the task's slot in its plugin's share, and start the plugin's next queued call."""
         if task.plugin is not None:
             self._busy[task.plugin] -= 1
             if self._waiting[task.plugin]:
@@ -102,18 +109,18 @@ class PluginThreads(ThreadPoolExecutor):
                     self._count -= 1
                 else:
                     self._working[me] = task
-                self._grow()  # something may have come that counted on this one
+                self._grow()  # a task that relied on this thread may have been queued
                 if task is None:
                     return
             _perform(task)
             with self._guard:
-                if self._working.pop(me, None) is None:  # abandoned: another thread has its place
+                if self._working.pop(me, None) is None:  # abandoned: another thread has replaced this one
                     return
                 self._done(task)
-            del task  # an idle thread keeps nothing alive
+            del task  # so that an idle thread keeps no objects alive
 
     def _next(self) -> Task | None:
-        """None: it is time to go."""
+        """Return the next task, or None if the thread is to stop: at shutdown or after `IDLE_SECONDS` without tasks."""
         try:
             return self._tasks.get(timeout=IDLE_SECONDS)
         except queue.Empty:

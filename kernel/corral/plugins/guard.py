@@ -1,7 +1,8 @@
-"""A contributed callable with its guard around it: counted, limited in time, and unable to harm who calls it.
+"""Guards: wrappers around contributed callables that measure them, limit their time and contain their errors.
 
-Declared failures pass; whatever else comes out of it is counted against its plugin. Then hooks of which everybody is
-called go on without it (`otherwise`), and where the caller must know it is told by `ContributionFailed`.
+Declared failures are passed to the caller. All other errors are counted against the plugin. Then a guard either returns
+a default value (`otherwise`), so that a hook continues without the contribution, or raises the error to the caller,
+as `ContributionFailed` if it is not an `Exception`.
 """
 
 from __future__ import annotations
@@ -27,19 +28,21 @@ from corral.plugins.return_types import ANYTHING, Expected
 
 PASSES = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit, UnitLost)
 TELLS: Any = object()
-"""As `otherwise`: the caller is told of the failure."""
+"""A value of `Terms.otherwise`: raise the error to the caller instead of returning a default value."""
 
 _thread = threading.get_ident
 _now = time.perf_counter
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """How a callable is guarded.
+    """The options of a guard.
 
-    `budget`: seconds of a call beside the event loop; None: its caller has a limit; 0: the setting's. `otherwise`: what
-    is returned instead of a failed call, or `TELLS`. `closed`: fail rather than go on without it. `counts`: errors
-    count towards quarantine. `also`: states of the plugin, beside active, in which it is called. `watched`: False for
-    what is Corral's own and on every request: only its errors are looked at.
+    `budget` is the time limit in seconds of a call outside the event loop: 0 means the value of the setting, None means
+    that the caller limits the time. `otherwise` is the value to return if a call fails, or `TELLS` to raise the error.
+    `closed` makes a failed call raise `Unavailable` instead of continuing without the result. `counts` makes errors
+    count towards quarantine. `also` lists states of the plugin, in addition to active, in which calls are allowed.
+    `watched` is False for built-in callables that run on every request: only their errors are handled, without
+    measurement or time limit.
     """
 
     hook: str
@@ -53,7 +56,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Guard:
-    """The callable. `calls` and `seconds` are what it did since the start."""
+    """A guarded callable. `calls` and `seconds` are the number and total duration of its calls since the start."""
 
     def __init__(
         self, warden: PluginQuarantine, loaded: PluginRecord, where: str, function: Callable[..., Any], terms: Terms
@@ -85,14 +88,17 @@ class Guard:
         return value if isinstance(value, self._quick) else self.judged(value)
 
     def unwatched(self, *arguments: Any, **named: Any) -> Any:
-        """A call of which only the errors are looked at."""
+        """Call the function and handle only its errors: no measurement, no time limit and no check of the result."""
         try:
             return self.function(*arguments, **named)
         except BaseException as error:
             return self._failed(error)
 
     def tentatively(self, *arguments: Any, **named: Any) -> Any:
-        """A call whose error is not counted, since it is tried again in another way; raises what it raises."""
+        """Call the function without counting an error, because the caller tries again in another way.
+
+        Exceptions are raised unchanged, except `SystemExit` and `CallLost`, which become `ContributionFailed`.
+        """
         thread = _thread()
         outer = running.get(thread)
         running[thread] = entry = Inside(self)
@@ -107,7 +113,10 @@ class Guard:
         return self.judged(value)
 
     def judged(self, value: Any) -> Any:
-        """The value, if it is of the kind that was agreed on; what shall be awaited is guarded while it is."""
+        """Return the value if it has the expected type; otherwise handle the mismatch as an error of the plugin.
+
+        Awaitables and asynchronous iterators are returned with a guard around each of their steps.
+        """
         expected = self.terms.expected
         if hasattr(value, "__anext__"):
             return Relayed(self, value)
@@ -122,7 +131,7 @@ class Guard:
         return value if expected.fits(value) else self._misfit(value)
 
     async def awaited(self, working: Awaitable[Any]) -> Any:
-        """What it comes to; whatever the plugin's state."""
+        """Await `working` with a guard and return its result. The state of the plugin is not checked."""
         token = current_call.room.set(self.plugin)
         try:
             value = await Steps(self, working)
@@ -133,7 +142,7 @@ class Guard:
         return value if self.terms.expected.fits(value) else self._misfit(value)
 
     async def in_steps(self, *arguments: Any, **named: Any) -> Any:
-        """The call of a coroutine function."""
+        """Call a coroutine function and await it with a guard around each step."""
         if self.loaded.state != "active" and self.loaded.state not in self.terms.also:
             return self._absent()
         began = _now()
@@ -159,7 +168,7 @@ class Guard:
         if isinstance(error, PASSES) or is_declared(error):
             raise error
         if not isinstance(error, CallLost) and self.terms.counts:
-            error._corral_plugin = self.loaded.name  # type: ignore[attr-defined]  # who calls on its behalf is innocent
+            error._corral_plugin = self.loaded.name  # type: ignore[attr-defined]  # so that no other plugin is blamed
             self.warden.strike(self.loaded, self.where, error)
         if self.terms.closed:
             told = f"{self.loaded.name} could not check this; its errors are at /plugins/{self.loaded.name}/errors."
@@ -181,7 +190,7 @@ class Guard:
 
 
 class Steps:
-    """Awaits in the name of a guard: a step that does not come back to the loop is given up like a call."""
+    """Awaits an awaitable on behalf of a guard. A step that blocks the event loop for too long is abandoned."""
 
     def __init__(self, guard: Guard, working: Awaitable[Any]) -> None:
         self._guard, self._working = guard, working
@@ -207,7 +216,7 @@ class Steps:
 
 
 class Relayed:
-    """An asynchronous iterator of a contribution; each step is guarded."""
+    """An asynchronous iterator that a contribution returned. Each step is guarded."""
 
     def __init__(self, guard: Guard, iterator: AsyncIterator[Any]) -> None:
         self._guard, self._iterator = guard, iterator
@@ -228,11 +237,11 @@ class Relayed:
 
 
 def guarded(guard: Guard) -> Callable[..., Any]:
-    """The guard as what it guards: a coroutine function stays one for those who look."""
+    """Return the guard as a callable. If it guards a coroutine function, return a coroutine function."""
     if not inspect.iscoroutinefunction(guard.function) or guard.terms.expected.awaited is False:
         if not guard.terms.watched:
             return guard.unwatched
-        return guard  # which tells a coroutine function where nobody awaits
+        return guard  # it rejects a coroutine function where a plain function is expected
 
     @functools.wraps(guard.function)
     async def run(*arguments: Any, **named: Any) -> Any:
@@ -242,7 +251,7 @@ def guarded(guard: Guard) -> Callable[..., Any]:
 
 
 def is_declared(error: BaseException) -> bool:
-    """Whether it is an answer, of somebody else's making, or was counted where it arose."""
+    """Return whether an error is a declared failure, a database failure, or was already counted against a plugin."""
     if isinstance(error, Failure) or hasattr(error, "_corral_plugin"):
         return True
     return isinstance(translate(error), Failure)

@@ -1,4 +1,4 @@
-"""What plugins contribute, with guards around everything in it that is called."""
+"""Wraps the contributions of plugins: every callable in them gets a guard."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from corral.plugins.record import PluginRecord
 from corral.plugins.return_types import ANYTHING, Expected, of_field, of_method
 
 HEALTH_SECONDS = 2.0
-ROUTES, OF_ROUTES = "corral_routes", ("quarantined", "disabled")  # the latter: of a call that was let in before
+ROUTES, OF_ROUTES = "corral_routes", ("quarantined", "disabled")  # disabled: for requests that were admitted before
 UNAWAITED = Expected(None, False)
 
 
 class Guarded:
-    """A contributed object: its methods are guarded, the rest is as it was."""
+    """A proxy for a contributed object. Its public methods are guarded; all other attributes are unchanged."""
 
     def __init__(self, item: Any, guards: Mapping[str, Callable[..., Any]]) -> None:
         self.__dict__.update(guards, _item=item)
@@ -33,7 +33,7 @@ class Guarded:
         return getattr(self.__dict__["_item"], name)
 
     @property  # type: ignore[misc]  # read only
-    def __class__(self) -> Any:  # who asks for its class means the contributed one
+    def __class__(self) -> Any:  # isinstance() sees the class of the contributed object
         return type(self.__dict__["_item"])
 
     def __repr__(self) -> str:
@@ -41,14 +41,14 @@ class Guarded:
 
 
 class Guards:
-    """Makes the guards of a kernel; `all` are those that exist."""
+    """Creates the guards of a kernel. `all` contains every guard that was created."""
 
     def __init__(self, warden: PluginQuarantine) -> None:
         self._warden = warden
         self.all: list[Guard] = []
 
     def put(self, loaded: PluginRecord, where: str, function: Callable[..., Any], terms: Terms) -> Guard:
-        """A guard around a callable."""
+        """Create and register a guard around a callable."""
         if isinstance(function, Guard):  # the same object, contributed to an earlier kernel of this process
             function = function.function
         guard = Guard(self._warden, loaded, where, function, terms)
@@ -58,26 +58,26 @@ class Guards:
     def function(
         self, loaded: PluginRecord, where: str, function: Callable[..., Any], terms: Terms
     ) -> Callable[..., Any]:
-        """The same, as a coroutine function if it was one."""
+        """Create a guard and return it as a callable: as a coroutine function if `function` is one."""
         return guarded(self.put(loaded, where, function, terms))
 
     def job(self, loaded: PluginRecord, hook: str, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-        """The function of a job or schedule, which has a time of its own."""
+        """Return the guarded function of a job or schedule. It has no budget: jobs have their own time limit."""
         expected = ANYTHING if inspect.iscoroutinefunction(run) else UNAWAITED
         return self.function(loaded, name, run, Terms(hook=hook, budget=None, expected=expected))
 
     def route(self, loaded: PluginRecord, label: str, handler: Callable[..., Any]) -> Callable[..., Any]:
-        """The handler of a route or socket of a third party; those of Corral itself are called as they are."""
+        """Return the handler of a route or socket, guarded if the plugin is a third-party plugin."""
         if loaded.found.built_in:
             return handler
         return self.function(loaded, label, handler, Terms(hook=ROUTES, budget=None, counts=False, also=OF_ROUTES))
 
     def subscriber(self, loaded: PluginRecord, subscriber: Subscriber, handle: Callable[..., Any]) -> Guard:
-        """The function of a durable consumer."""
+        """Return the guarded function of a durable consumer."""
         return self.put(loaded, subscriber.name, handle, Terms(hook="corral_subscribers", expected=UNAWAITED))
 
     def health_check(self, loaded: PluginRecord, item: HealthCheck) -> HealthCheck:
-        """One that fails is down, and says so."""
+        """Return the health check with a guarded function. A check that fails reports the status down."""
         terms = Terms(
             hook="corral_health_checks",
             expected=Expected((tuple,), False),
@@ -87,7 +87,7 @@ class Guards:
         return msgspec.structs.replace(item, check=self.put(loaded, f"health check {item.name}", item.check, terms))
 
     def enclose(self, loaded: PluginRecord, hooks: Mapping[str, tuple[str, Any]]) -> None:
-        """Put guards around all that a plugin contributed. `hooks`: those of plugins, with owner and protocol."""
+        """Guard all contributions of a plugin. `hooks` maps the hooks of plugins to their owner and protocol."""
         given, bound = loaded.contributed, loaded.bound
         bound.jobs = [(job, self.job(loaded, "corral_jobs", job.name, run)) for job, run in bound.jobs]
         bound.schedules = [
@@ -108,7 +108,7 @@ class Guards:
             )
             for gate in given.gates
         ]
-        # Routes of a quarantined built-in plugin go on, and so must the authentication of their callers.
+        # Routes of a quarantined built-in plugin stay available, so the authentication of their callers must too.
         also = ("quarantined",) if loaded.found.built_in else ()
         bound.authenticators = [
             self.item(loaded, "corral_authenticators", item, Authenticator, otherwise=None, closed=closed, also=also)
@@ -116,11 +116,14 @@ class Guards:
         ]
         given.metrics = [self.item(loaded, "corral_metrics", item) for item in given.metrics]
         for hook, (owner, protocol) in hooks.items():
-            if owner != loaded.name and hook in given.to_plugins:  # contributions to its own hook are its own affair
+            if owner != loaded.name and hook in given.to_plugins:  # a plugin's own hook is not guarded
                 given.put(hook, [self.item(loaded, hook, item, protocol, budget=None) for item in given.of(hook)])
 
     def item(self, loaded: PluginRecord, hook: str, item: Any, protocol: Any = None, **terms: Any) -> Any:
-        """Any contributed object. `protocol`: what its hook asks for, which says what methods return."""
+        """Return any contributed object with guards around its callables.
+
+        `protocol` is the type that the hook declares for contributions; it states what the methods return.
+        """
         if isinstance(item, (type, str, bytes, int, float, tuple, list, dict)) or inspect.ismodule(item):
             return item
         name = str(getattr(item, "name", "") or getattr(item, "kind", "") or type(item).__name__)
@@ -143,7 +146,7 @@ class Guards:
     def _struct(
         self, loaded: PluginRecord, hook: str, name: str, item: msgspec.Struct, terms: Mapping[str, Any]
     ) -> Any:
-        """A shape with callables in its fields, which say what is returned."""
+        """Guard the callables in the fields of a shape. The annotations of the fields state what they return."""
         found: dict[str, Any] = {}
         for field, annotated in hints(type(item)).items():
             value, expected = getattr(item, field, None), of_field(annotated)

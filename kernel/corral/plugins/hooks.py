@@ -1,4 +1,4 @@
-"""Calls hooks of plugins and checks that their answers have the type that the specification declares."""
+"""Calls hooks of plugins and checks that the results have the type that the specification declares."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from corral.errors import Refused
 from corral.http.signature import hints
 from corral.plugins.record import PluginRecord, block_dependants
 
-URL_KEYS = {"corral_blob_store": "[storage] url"}  # the configuration key behind a first-result hook
+URL_KEYS = {"corral_blob_store": "[storage] url"}  # the configuration key that holds the URL of a first-result hook
 
 
 def item_type(spec: Callable[..., Any]) -> Any:
-    """The type X of a contribution, from the return annotation `Iterable[X]` of the specification."""
+    """Return the type X of a contribution, from the return annotation `Iterable[X]` of the specification."""
     try:
         return (typing.get_args(hints(spec).get("return")) or (None,))[0]
     except TypeError:  # a name that is imported for type checkers only
@@ -27,7 +27,7 @@ def item_type(spec: Callable[..., Any]) -> Any:
 
 
 def answers(spec: Callable[..., Any], returned: Iterable[Any]) -> list[Any]:
-    """The items of all answers to a hook. Raises `TypeError` for an item of another type."""
+    """Return the items of all results of a hook. Raises `TypeError` for an item of an undeclared type."""
     items: list[Any] = []
     for answer in returned:
         if isinstance(answer, (str, bytes)) or not isinstance(answer, Iterable):
@@ -38,7 +38,7 @@ def answers(spec: Callable[..., Any], returned: Iterable[Any]) -> list[Any]:
 
 
 def check_items(where: str, items: Iterable[Any], asked: Any) -> None:
-    """Raise `TypeError` unless all items are of the type `asked`, and shapes among them are valid."""
+    """Raise `TypeError` unless all items have the type `asked` and all shapes among them are valid."""
     union = typing.get_origin(asked) in (typing.Union, types.UnionType)
     for item in items:
         if not any(_is_of(item, option) for option in (typing.get_args(asked) if union else (asked,))):
@@ -51,7 +51,7 @@ def check_items(where: str, items: Iterable[Any], asked: Any) -> None:
 
 
 def _is_of(item: Any, asked: Any) -> bool:
-    """A protocol that cannot be checked at run time accepts everything."""
+    """Return whether an item has the type. A protocol that cannot be checked at run time matches every item."""
     kind = typing.get_origin(asked) or asked
     base = typing.get_args(asked)[0] if kind is type else kind
     known = isinstance(base, type) and not getattr(base, "_is_protocol", False)
@@ -63,7 +63,7 @@ def _is_of(item: Any, asked: Any) -> bool:
 
 
 def manager_of(record: PluginRecord, specs: Iterable[Any]) -> pluggy.PluginManager:
-    """A manager that calls the hooks of one plugin alone, so that a failure has a name."""
+    """Return a plugin manager that calls the hooks of one plugin only, so that a failure belongs to this plugin."""
     manager = hookspecs.Manager("corral")
     for module in specs:
         manager.add_hookspecs(module)
@@ -72,7 +72,10 @@ def manager_of(record: PluginRecord, specs: Iterable[Any]) -> pluggy.PluginManag
 
 
 def offered_specs(records: Iterable[PluginRecord]) -> list[Any]:
-    """The modules with hook specifications; a module that repeats a hook or is no module fails its own plugin."""
+    """Return the modules with hook specifications: the kernel's and those of active plugins.
+
+    A plugin is `failed` if its module is invalid or repeats the hook of another module.
+    """
     manager, modules = pluggy.PluginManager("corral"), [hookspecs]
     manager.add_hookspecs(hookspecs)
 
@@ -90,7 +93,7 @@ def offered_specs(records: Iterable[PluginRecord]) -> list[Any]:
 
 
 def hooks_of(record: PluginRecord) -> dict[str, tuple[str, Any]]:
-    """The hooks that a plugin offers to others: the name of the plugin, and the type of a contribution."""
+    """Return the hooks that a plugin offers to other plugins, as `{hook: (plugin, type of a contribution)}`."""
     return {
         name: (record.name, item_type(spec))
         for module in record.contributed.hookspecs
@@ -100,9 +103,9 @@ def hooks_of(record: PluginRecord) -> dict[str, tuple[str, Any]]:
 
 
 def first_result(records: Sequence[PluginRecord], hook: str, url: str) -> Any:
-    """The answer of the first active plugin that serves the URL; built-in plugins are asked last.
+    """Return the result of the first active plugin that supports the URL. Built-in plugins are called last.
 
-    A plugin that raises is `failed`. Raises `Refused` when no plugin answers.
+    A plugin that raises is `failed`. Raises `Refused` if no plugin supports the URL.
     """
     made: list[Any] = []
 

@@ -1,6 +1,7 @@
-"""Loads plugins: import, manifest, configuration, order, and the answers to hooks.
+"""Loads plugins: imports them, checks manifests and configuration, orders them, and collects their contributions.
 
-A failure leaves its plugin `failed` with one sentence and the plugins that require it `blocked`; all others load.
+A plugin that fails is marked `failed` with a one-sentence reason, and the plugins that require it are `blocked`. All
+other plugins are loaded.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from corral.plugins.record import PluginRecord, block_dependants
 log = logging.getLogger("corral.plugins")
 
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
-CALLED_ELSEWHERE = frozenset({"corral_hookspecs", "corral_commands"})  # before there are records, or without a kernel
+CALLED_ELSEWHERE = frozenset({"corral_hookspecs", "corral_commands"})  # earlier, or without a kernel
 _RANKS = {"essential": 0, True: 1, False: 2}
 
 
 def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | None = None) -> list[PluginRecord]:
-    """Import and check plugins, order them by `requires`, and collect what they contribute.
+    """Import and check plugins, order them by `requires`, and collect their contributions.
 
-    `off` names the plugins that an admin disabled, with the reason.
+    `off` maps the names of plugins that an admin disabled to the reasons.
     """
     records = [_begin(item, config, off or {}) for item in sorted(found, key=lambda item: item.name)]
     for record in records:
@@ -49,9 +50,9 @@ def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | Non
 
 
 def order(records: Iterable[PluginRecord]) -> list[PluginRecord]:
-    """Sort by `requires`, then by `starts_first`, protection and name.
+    """Sort plugins by `requires`, then by `starts_first`, protection and name.
 
-    Members of a circle are `failed`; plugins that require something that does not serve are `blocked`.
+    Members of a circular dependency are `failed`. Plugins that require a plugin which does not serve are `blocked`.
     """
     waiting = {record.name: record for record in records}
     ordered: list[PluginRecord] = []
@@ -73,7 +74,7 @@ def _rank(record: PluginRecord) -> tuple[bool, int, str]:
 
 
 def _needed(record: PluginRecord, among: Mapping[str, PluginRecord]) -> set[str]:
-    """The names of those in `among` that it requires, directly or through others."""
+    """Return the names of all plugins in `among` that a plugin requires, directly or indirectly."""
     found, new = set[str](), set(record.requires) & set(among)
     while new:
         found |= new
@@ -82,7 +83,7 @@ def _needed(record: PluginRecord, among: Mapping[str, PluginRecord]) -> set[str]
 
 
 def _begin(item: Found, config: Config, off: Mapping[str, str]) -> PluginRecord:
-    """The record of a plugin, `disabled` unless it is to be loaded."""
+    """Create the record of a plugin. The record is `disabled` if the plugin is not to be loaded."""
     record = PluginRecord(found=item, since=clock.now())
     named = not {item.name, item.claims}.isdisjoint(config.plugins.enabled)
     reason = None
@@ -105,7 +106,7 @@ def _import(record: PluginRecord, config: Config) -> None:
     if not (isinstance(kind, type) and issubclass(kind, Plugin)):
         raise TypeError(f"the entry point names {kind!r}, which is not a subclass of corral.plugin.Plugin")
     _check_manifest(record, kind)
-    inspect.getfile(kind)  # raises when the class claims a module that does not exist
+    inspect.getfile(kind)  # raises if the class names a module that does not exist
     record.kind = kind
     record.plugin = kind(_section(record, kind, config))
 
@@ -146,10 +147,10 @@ def _section(record: PluginRecord, kind: type[Plugin], config: Config) -> Any:
 
 
 def _contribute(record: PluginRecord, specs: Iterable[Any], owner_absent: bool) -> None:
-    """Call every hook of one plugin.
+    """Call every hook without arguments of one plugin, and store the contributions in its record.
 
-    An unknown hook name is an error, unless it is optional and its owner may be absent. Hooks that take arguments are
-    called by their owners when needed.
+    An unknown hook raises `TypeError`, unless the hook is optional and its owner may be absent. Hooks that take
+    arguments are called by their owners when needed.
     """
     manager = manager_of(record, specs)
     manager.check_pending()

@@ -1,4 +1,4 @@
-"""Series about plugins, as Prometheus text."""
+"""Metrics about plugins in the Prometheus text format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from corral.plugins.record import PluginRecord
 
 
 def lines(plugins: Iterable[PluginRecord], guards: Iterable[Guard], warden: PluginQuarantine) -> Iterator[str]:
-    """States in this process (over several: in how many), time spent in contributed callables, threads lost to them."""
+    """Yield the lines of all plugin metrics.
+
+    The metrics are the state of each plugin, the time spent in contributed callables, and the number of lost threads.
+    Summed over several processes, the state metric counts the processes in which a plugin is in a state.
+    """
     yield "# HELP corral_plugin_state Processes in which a plugin is in a state."
     yield "# TYPE corral_plugin_state gauge"
     for loaded in plugins:

@@ -1,4 +1,7 @@
-"""Migrations at boot, which are applied, refused, or fail their plugin; and the keyring that fits the stored rows."""
+"""Migrations at boot, and the selection of the keyring that matches the stored rows.
+
+Pending migrations are applied, or they stop the start. A migration that fails marks its plugin as `failed`.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +22,26 @@ log = logging.getLogger("corral.kernel")
 
 
 class Pending(Exception):
-    """Migrations wait and may not be applied by this start (exit status 4)."""
+    """Migrations are pending, but this start may not apply them (exit status 4)."""
 
 
 def migrates_on_start(config: Config, kind: str) -> bool:
-    """Whether a start applies what is pending to a database that is not empty."""
+    """Return whether a start applies pending migrations to a database that is not empty."""
     at_start = config.database.migrate_on_start
     return kind == "sqlite" if at_start is None else at_start
 
 
 def homes_of(records: Iterable[PluginRecord]) -> list[Home]:
-    """The migrations of the kernel, then those of active plugins, in the order in which they are applied."""
+    """Return the migration folders of the kernel and of the active plugins, in the order in which they are applied."""
     return [KERNEL, *(home for record in records if record.active and (home := record.home()) is not None)]
 
 
 def apply_migrations(database: Database, plugins: list[PluginRecord], config: Config, allowed: bool | None) -> None:
-    """Migrate the kernel, then each active plugin in order; a failing script makes its plugin `failed`."""
+    """Apply the pending migrations of the kernel and then of each active plugin, in order.
+
+    A failing script marks its plugin as `failed`. Raises `Pending` if migrations are pending and `allowed` is False,
+    unless the database is empty. If `allowed` is None, the configuration decides.
+    """
     if allowed is None:
         allowed = migrates_on_start(config, database.kind)
     records = {record.name: record for record in plugins}
@@ -57,7 +64,11 @@ def apply_migrations(database: Database, plugins: list[PluginRecord], config: Co
 
 
 def _waiting(engine: peewee.Database, record: PluginRecord | None, home: Home) -> list[str]:
-    """The pending scripts. A schema that is newer than the code fails a third-party plugin, else the start."""
+    """Return the pending scripts.
+
+    If the schema is newer than the code, a third-party plugin is `failed`; for the kernel or a built-in plugin, raise
+    `Pending`.
+    """
     try:
         return pending_of(engine, home)
     except Newer as error:
@@ -68,7 +79,7 @@ def _waiting(engine: peewee.Database, record: PluginRecord | None, home: Home) -
 
 
 def sealed_columns(plugins: Iterable[PluginRecord]) -> SealedColumns:
-    """The sealed columns of the kernel and of active plugins."""
+    """Return the sealed (encrypted) columns of the kernel and of active plugins."""
     return SealedColumns(
         [IdempotencyRow, *(model for record in plugins if record.active for model in record.contributed.models)]
     )
@@ -77,9 +88,11 @@ def sealed_columns(plugins: Iterable[PluginRecord]) -> SealedColumns:
 def unlock(
     keyring: Keyring, database: Database, plugins: Iterable[PluginRecord], config: Config, *, create: bool
 ) -> Keyring:
-    """The keyring that fits the stored rows: sealed when they have other keys, with a new key when there are none.
+    """Return the keyring to use with the stored rows.
 
-    A new key over old rows would hide that the right one is lost, so with encrypted rows none is made.
+    The keyring is sealed if the stored rows are encrypted with other keys. If `create` is set, a new key is created
+    when there is neither a key nor an encrypted row. With encrypted rows no key is created, because a new key would
+    hide that the right key is lost.
     """
     columns = sealed_columns(plugins)
     stored = database.run(lambda: columns.key_ids([key.id for key in keyring.keys]), read=True)
@@ -92,7 +105,7 @@ def unlock(
 
 
 def taken_out(database: Database) -> dict[str, str]:
-    """The plugins that admins have taken out of service, with the reason: they are not loaded."""
+    """Return the plugins that admins have disabled, by name, with the reason. These plugins are not loaded."""
 
     def stored() -> dict[str, str]:
         if "plugin_admin_states" not in tables_of(database.engine):

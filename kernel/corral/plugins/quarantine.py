@@ -1,7 +1,8 @@
-"""Counts what goes wrong in plugins, and puts those into quarantine in which too much does.
+"""Counts errors and abandoned calls of plugins, and quarantines plugins that fail too often.
 
-Errors and lost calls come from any thread. A plugin is held at once in this process; `plugin_admin` writes it
-down, tells the other processes, and lets it try again (`corral_core.plugin_admin.service.quarantine`).
+Errors and abandoned calls are reported from any thread. This process quarantines a plugin at once; the plugin
+`plugin_admin` stores the quarantine, notifies the other processes, and lets the plugin try again
+(`corral_core.plugin_admin.service.quarantine`).
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ log = logging.getLogger("corral.plugins")
 
 LOST_CALLS = 2
 GIVEN_UP = "it did not come back in time and was given up"
-LOGGED = 20  # errors of one plugin in a window
+LOGGED = 20  # errors of one plugin that are logged per window
 
 
 class LostCall(Exception):
-    """As an error of the list: a call that did not come back in time."""
+    """An entry in a plugin's list of errors: a call that did not return in time."""
 
 
 class Alarm(NamedTuple):
-    """What is to be written down: `held`, or only to be told of, since the plugin is protected."""
+    """An alert about a plugin, to be stored by `plugin_admin`.
+
+    `held` is True if the plugin was quarantined, and False if it is protected and the alert only reports the failures.
+    """
 
     name: str
     reason: str
@@ -40,7 +44,7 @@ class Alarm(NamedTuple):
 
 
 class FailureTracker:
-    """How a plugin fares. Times are monotonic."""
+    """Failure statistics of one plugin. Timestamps are monotonic."""
 
     def __init__(self) -> None:
         self.errors: deque[float] = deque()
@@ -49,19 +53,19 @@ class FailureTracker:
         self.on_probation = False
 
     def since(self, moment: float) -> None:
-        """Forget what was before."""
+        """Remove failures before `moment`, a monotonic timestamp."""
         for times in (self.errors, self.given_up):
             while times and times[0] < moment:
                 times.popleft()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Remove all errors and abandoned calls."""
         self.errors.clear()
         self.given_up.clear()
 
 
 class PluginQuarantine:
-    """One a kernel."""
+    """Tracks the failures of all plugins and quarantines plugins that fail too often. One instance per kernel."""
 
     def __init__(self, registry: PluginRegistry, settings: Settings, threads: PluginThreads) -> None:
         self._registry, self._settings, self._threads = registry, settings, threads
@@ -72,15 +76,15 @@ class PluginQuarantine:
 
     @property
     def budget(self) -> float:
-        """Seconds of a call."""
+        """The time limit of a call in seconds."""
         return self._settings.get(CALL_BUDGET_SECONDS)
 
     def tracker(self, name: str) -> FailureTracker:
-        """Of one plugin."""
+        """Return the failure statistics of one plugin."""
         return self._trackers.setdefault(name, FailureTracker())
 
     def strike(self, loaded: PluginRecord, where: str, error: BaseException) -> None:
-        """An error of a contributed callable."""
+        """Record an error of a contributed callable, and quarantine the plugin if there are too many."""
         tracker = self.tracker(loaded.name)
         if len(tracker.errors) < LOGGED:
             log.error("a contribution failed", extra={"plugin": loaded.name, "where": where}, exc_info=error)
@@ -91,7 +95,10 @@ class PluginQuarantine:
             self._judge(loaded, tracker, now, f"the last one in {where}: {type(error).__name__}: {error}")
 
     def lost(self, loaded: PluginRecord, where: str, thread: int, *, counts: bool, told: str = GIVEN_UP) -> None:
-        """A call that was given up; its thread is replaced where it is one of the pool's."""
+        """Record a call that was abandoned, and replace its thread if the thread belongs to the pool.
+
+        If `counts`, the call counts towards quarantine.
+        """
         error = LostCall(told)
         log.error("a contribution was given up", extra={"plugin": loaded.name, "where": where, "reason": told})
         self._registry.record(loaded.name, where, error, None)
@@ -104,11 +111,11 @@ class PluginQuarantine:
         self._threads.abandon(thread, where)
 
     def returned(self, loaded: PluginRecord, thread: int) -> None:
-        """A call that was given up has come back."""
+        """Record that an abandoned call has returned: its thread is no longer stuck."""
         self.tracker(loaded.name).stuck.discard(thread)
 
     def hold(self, loaded: PluginRecord, reason: str) -> None:
-        """Too much went wrong: quarantine, or an alert when the plugin is protected."""
+        """Quarantine a plugin that failed too often, or only raise an alert if the plugin is protected."""
         tracker = self.tracker(loaded.name)
         tracker.clear()
         tracker.on_probation = False
@@ -134,5 +141,5 @@ class PluginQuarantine:
             self.hold(loaded, f"an error on probation; {last}")
 
     def lost_threads(self) -> dict[str, int]:
-        """PluginThreads that have not come back, by plugin."""
+        """Return the number of threads that have not returned from an abandoned call, by plugin."""
         return {name: len(tracker.stuck) for name, tracker in list(self._trackers.items())}

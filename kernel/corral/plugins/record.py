@@ -1,4 +1,4 @@
-"""The record of one plugin: what it contributes, and its state with every transition."""
+"""The record of one plugin: its contributions, its state, and the transitions between states."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Run = Callable[..., Any]
 
 
 class Contributed(msgspec.Struct, kw_only=True):
-    """The answers to the kernel's hooks, a field per hook, and to hooks of plugins, by their full name."""
+    """The contributions of a plugin: one field per kernel hook; `to_plugins` maps hooks of plugins by full name."""
 
     services: list[Provide] = []
     routes: list[Routes] = []
@@ -47,7 +47,7 @@ class Contributed(msgspec.Struct, kw_only=True):
     to_plugins: dict[str, list[Any]] = {}
 
     def of(self, hook: str) -> list[Any]:
-        """The contributions to a hook."""
+        """Return the contributions to a hook."""
         field = hook.removeprefix("corral_")
         return getattr(self, field) if field in _HOOK_FIELDS else self.to_plugins.get(hook, [])
 
@@ -64,7 +64,7 @@ _HOOK_FIELDS = frozenset(Contributed.__struct_fields__) - {"to_plugins"}
 
 
 class Bound(msgspec.Struct, kw_only=True):
-    """Contributions made at boot, with their services filled in; functions are guarded once the plugin is enclosed."""
+    """Contributions whose services are bound at boot. Their functions are guarded after `Guards.enclose`."""
 
     services: list[Any] = []
     jobs: list[tuple[Job, Run]] = []
@@ -76,7 +76,7 @@ class Bound(msgspec.Struct, kw_only=True):
 
 
 class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
-    """One plugin of this process. Only its methods change `state`, `reason` and `since`."""
+    """The record of one plugin in this process. Only methods of this class change `state`, `reason` and `since`."""
 
     found: Found
     state: State = "active"
@@ -99,12 +99,12 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
 
     @property
     def serves(self) -> bool:
-        """Whether its routes and services are available, as they are in quarantine too."""
+        """Whether the plugin's routes and services are available. They remain available in quarantine."""
         return self.state in ("active", "quarantined")
 
     @property
     def protection(self) -> Protection:
-        """The attribute `protected`; third-party plugins are never protected."""
+        """The value of the class attribute `protected`. Third-party plugins are never protected."""
         if not self.found.built_in:
             return False
         return self.kind.protected if self.kind is not None else self.found.protection()
@@ -116,32 +116,32 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
 
     @property
     def essential(self) -> bool:
-        """Whether the process does not serve without the plugin."""
+        """Whether the process refuses to serve without the plugin."""
         return self.protection == "essential"
 
     @property
     def requires(self) -> tuple[str, ...]:
-        """The plugins that it requires; empty while it could not be imported."""
+        """The names of the plugins that this plugin requires. Empty if the plugin could not be imported."""
         return self.kind.requires if self.kind else ()
 
     @property
     def wants(self) -> tuple[str, ...]:
-        """The plugins whose services it uses if they are active."""
+        """The names of the plugins whose services this plugin uses if they are active."""
         return self.kind.wants if self.kind else ()
 
     def of(self, hook: str) -> list[Any]:
-        """The contributions to a hook, by the full name of the hook."""
+        """Return the contributions to a hook, by the full name of the hook."""
         return self.contributed.of(hook)
 
     def home(self) -> Home | None:
-        """The folder of its migrations, if there is one."""
+        """Return the folder of the plugin's migrations, or None."""
         if self.kind is None:
             return None
         directory = Path(inspect.getfile(self.kind)).parent / "migrations"
         return Home(self.name, directory) if directory.is_dir() else None
 
     def enable(self) -> None:
-        """Put the plugin into service, also out of quarantine."""
+        """Put the plugin into service, and end its quarantine."""
         self._become("active", None)
 
     def disable(self, reason: str) -> None:
@@ -149,15 +149,15 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
         self._become("disabled", reason)
 
     def quarantine(self, reason: str) -> None:
-        """Hold its hooks, subscriptions, jobs and schedules; its routes go on."""
+        """Suspend the plugin's hooks, subscriptions, jobs and schedules. Its routes stay available."""
         self._become("quarantined", reason)
 
     def block(self, reason: str) -> None:
-        """Take the plugin out because something that it requires does not serve."""
+        """Take the plugin out of service because a plugin that it requires does not serve."""
         self._become("blocked", reason)
 
     def fail(self, error: BaseException | str) -> None:
-        """Take the plugin out for good. The reason is one sentence, the traceback goes to the log."""
+        """Take the plugin out of service permanently. `reason` is set to one sentence; the traceback is logged."""
         sentence = error if isinstance(error, str) else " ".join(f"{type(error).__name__}: {error}".split())
         self._become("failed", sentence[:500])
         log.error(
@@ -167,7 +167,10 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
         )
 
     def attempt(self, step: Callable[..., Any], *arguments: Any) -> bool:
-        """Run a step of this plugin's boot. Whatever it raises, `SystemExit` included, makes the plugin `failed`."""
+        """Run a step of the plugin's boot and return whether it succeeded.
+
+        Any exception, including `SystemExit`, marks the plugin as `failed`; only `KeyboardInterrupt` is raised.
+        """
         try:
             step(*arguments)
         except KeyboardInterrupt:
@@ -182,7 +185,7 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
 
 
 def block_dependants(records: Iterable[PluginRecord]) -> None:
-    """Block every active plugin that requires one that does not serve; `records` in the order of `requires`."""
+    """Block every active plugin that requires a plugin which does not serve. `records` must be sorted by `requires`."""
     by_name = {record.name: record for record in records}
     for record in by_name.values():
         for name in record.requires if record.active else ():

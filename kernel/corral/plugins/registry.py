@@ -1,4 +1,7 @@
-"""The plugins of this process: their states, errors and contributions, and the transitions that admins ask for."""
+"""The registry of the plugins in this process: their states, errors and contributions.
+
+Admins change the states of plugins through the registry.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from corral.redact.redactor import Redactor
 
 
 class PluginError(msgspec.Struct, frozen=True):
-    """One error of a plugin, as `/plugins/{name}/errors` shows it."""
+    """One error of a plugin, as shown at `/plugins/{name}/errors`."""
 
     at: str
     where: str
@@ -26,7 +29,7 @@ class PluginError(msgspec.Struct, frozen=True):
 
 
 class PluginRegistry:
-    """Holds the records of all plugins. Implements `corral.plugin.Contributions`."""
+    """Contains the records and the recent errors of all plugins. Implements `corral.plugin.Contributions`."""
 
     def __init__(
         self, records: Sequence[PluginRecord], configuration: Plugins, redactor: Redactor, metrics: RequestMetrics
@@ -35,22 +38,22 @@ class PluginRegistry:
         self._errors: dict[str, deque[PluginError]] = {}
         self._totals: dict[str, int] = {}
         self.listeners: list[Callable[[PluginRecord], None]] = []
-        """Called on the event loop when the state of a loaded plugin changed."""
+        """Callbacks that run on the event loop when the state of a loaded plugin changes."""
 
     def all(self) -> list[PluginRecord]:
-        """All records, by name."""
+        """Return all records, sorted by name."""
         return sorted(self._records, key=lambda record: record.name)
 
     def get(self, name: str) -> PluginRecord | None:
-        """One record."""
+        """Return the record of a plugin, or None."""
         return next((record for record in self._records if record.name == name), None)
 
     def of(self, hook: str) -> list[tuple[str, Any]]:
-        """`(plugin, item)` for every contribution of an active plugin to a hook."""
+        """Return `(plugin, item)` for every contribution of an active plugin to a hook."""
         return [(record.name, item) for record in self._records if record.active for item in record.of(hook)]
 
     def required_by(self, name: str) -> list[PluginRecord]:
-        """The plugins in service that require this one."""
+        """Return the serving plugins that require the named plugin."""
         return [record for record in self._records if record.serves and name in record.requires]
 
     def disable(self, name: str, reason: str) -> None:
@@ -60,7 +63,7 @@ class PluginRegistry:
             self.publish(record)
 
     def enable(self, name: str) -> None:
-        """Put a loaded plugin back into service, also out of quarantine."""
+        """Put a loaded plugin back into service in this process, and end its quarantine."""
         if record := self._loaded(name):
             record.enable()
             self.publish(record)
@@ -81,11 +84,11 @@ class PluginRegistry:
         return record if record is not None and record.plugin is not None else None
 
     def shown(self, text: str) -> str:
-        """A text as admins may see it: redacted, at most 500 characters."""
+        """Return a text as admins may see it: redacted, and cut to 500 characters."""
         return self._redactor.redact(text)[:500]
 
     def record(self, name: str, where: str, error: BaseException, request_id: str | None) -> None:
-        """Count an error and keep the last 100."""
+        """Count an error of a plugin. The last 100 errors of each plugin are kept."""
         message = self.shown(str(error))
         entry = PluginError(clock.now(), where, type(error).__name__, message, request_id)
         self._errors.setdefault(name, deque(maxlen=100)).append(entry)
@@ -93,10 +96,10 @@ class PluginRegistry:
         self._metrics.plugin_errors[name] += 1
 
     def errors(self, name: str) -> list[PluginError]:
-        """The last errors, newest first."""
+        """Return the last errors of a plugin, newest first."""
         return list(reversed(self._errors.get(name, ())))
 
     def totals(self, name: str) -> tuple[int, int]:
-        """Errors of the last 60 s and since the start."""
+        """Return the number of errors in the last 60 seconds (at most 100), and the number since the start."""
         since = clock.now(-60)
         return sum(1 for error in self._errors.get(name, ()) if error.at >= since), self._totals.get(name, 0)

@@ -1,4 +1,4 @@
-"""What a contributed callable shall return, read of its annotations at boot."""
+"""Expected return types of contributed callables, read from annotations at boot."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ AWAITED = (collections.abc.Awaitable, collections.abc.Coroutine)
 
 
 class Expected(typing.NamedTuple):
-    """`kinds`: one of these classes; None: anything. `awaited`: what is called gives an awaitable of it."""
+    """The expected result of a callable.
+
+    `kinds` are the allowed classes; None allows any value. `awaited` is True if the callable must return an awaitable
+    of such a value, False if it must not, and None if both are allowed.
+    """
 
     kinds: tuple[type, ...] | None = None
     awaited: bool | None = None
 
     @property
     def plain(self) -> tuple[type, ...]:
-        """Classes of which a value needs no further look."""
+        """The classes whose instances are accepted without further checks."""
         return () if self.awaited else tuple(kind for kind in self.kinds or () if issubclass(kind, PLAIN))
 
     def fits(self, value: Any) -> bool:
-        """Whether a returned value is of the kind. Whole numbers are numbers."""
+        """Return whether a value has one of the expected classes. An int is accepted where a float is expected."""
         return self.kinds is None or isinstance(value, self.kinds) or (float in self.kinds and type(value) is int)
 
     def names(self) -> str:
-        """For people."""
+        """Return the names of the expected classes, for error messages."""
         return " or ".join(kind.__name__ for kind in self.kinds or ())
 
 
@@ -41,7 +45,7 @@ ANYTHING = Expected()
 
 
 def of_method(protocol: Any, name: str) -> Expected:
-    """What a protocol says of one of its methods."""
+    """Return the expected result of a method, from the annotations of the protocol that declares it."""
     method = getattr(protocol, name, None)
     if not inspect.isfunction(method):
         return ANYTHING
@@ -55,7 +59,10 @@ def of_method(protocol: Any, name: str) -> Expected:
 
 
 def of_field(annotated: Any) -> Expected | None:
-    """What a field annotated `Callable[..., X]` (or that or None) returns; None: it is no callable."""
+    """Return the expected result of a field annotated `Callable[..., X]` or `Callable[..., X] | None`.
+
+    For any other annotation, return None.
+    """
     for option in _options(annotated):
         if typing.get_origin(option) is collections.abc.Callable:
             return _of(typing.get_args(option)[-1])

@@ -1,4 +1,4 @@
-"""What a plugin may do while it runs, and the background tasks and callbacks that it starts, all of them guarded."""
+"""The runtime interface of a plugin: access to services, and guarded background tasks and callbacks."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ HOOK = "supervise"
 
 
 class TaskEnded(Exception):
-    """As an error of the list: a background task that shall go on for ever came to its end."""
+    """An entry in a plugin's list of errors: a background task ended, although it must run until shutdown."""
 
 
 class PluginTasks:
-    """Implements `corral.supervisor.Owner`."""
+    """The guarded background tasks and callbacks of one plugin. Implements `corral.supervisor.Owner`."""
 
     def __init__(
         self, warden: PluginQuarantine, guards: Guards, loaded: PluginRecord, registry: PluginRegistry
@@ -38,7 +38,7 @@ class PluginTasks:
         self._warden, self._guards, self._loaded, self._registry = warden, guards, loaded, registry
 
     def task(self, name: str, run: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-        """A background task whose steps are guarded."""
+        """Return a background task whose steps are guarded."""
         guard = self._guards.put(self._loaded, f"task {name}", run, Terms(hook=HOOK, counts=False))
 
         async def guarded() -> None:
@@ -48,7 +48,10 @@ class PluginTasks:
         return guarded
 
     def once(self, name: str, run: Callable[..., Awaitable[None]], seconds: float) -> Callable[..., Awaitable[None]]:
-        """A call-back that is awaited once, for at most so long; what it raises is counted and goes no further."""
+        """Return a callback that is awaited once, for at most `seconds`.
+
+        The errors of the callback are counted against the plugin and not raised. Declared failures are only logged.
+        """
         guard = self._guards.put(self._loaded, name, run, Terms(hook=HOOK, otherwise=None))
 
         async def guarded(*arguments: object) -> None:
@@ -72,7 +75,7 @@ class PluginTasks:
 
 
 class Lifecycle:
-    """The address of the server, once it listens, and the callbacks of plugins around serving."""
+    """The lifecycle of the server: its address once it listens, and the callbacks of plugins for start and drain."""
 
     def __init__(self) -> None:
         self.address: str | None = None
@@ -110,5 +113,5 @@ class PluginRuntime:
         self._lifecycle.draining.append(self._tasks.once("when_draining", run, DRAINING_SECONDS))
 
     async def end_tasks(self) -> None:
-        """End the background tasks of a plugin whose start failed."""
+        """Stop the background tasks of a plugin whose start failed."""
         await asyncio.gather(*map(self._supervisor.end, self._supervised))

@@ -1,4 +1,7 @@
-"""A thread that a plugin began and that dies of an error: nobody waits for it, so nobody would be told."""
+"""Handles uncaught exceptions in threads that plugins start.
+
+No caller waits for these threads, so the errors would otherwise go unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from corral.plugins.record import PluginRecord
 
 
 class ThreadExceptions:
-    """Of one kernel: the errors that end threads are those of the plugins whose code raised them, and counted."""
+    """Counts an uncaught exception in a thread against the plugin whose code raised it. One instance per kernel."""
 
     def __init__(self, warden: PluginQuarantine, plugins: Sequence[PluginRecord]) -> None:
         self._strikes = {item.name: functools.partial(warden.strike, item) for item in plugins}
@@ -21,17 +24,21 @@ class ThreadExceptions:
         self._before = threading.excepthook
 
     def start(self) -> None:
-        """From now on."""
+        """Install the hook for uncaught exceptions in threads (`threading.excepthook`)."""
         self._before, threading.excepthook = threading.excepthook, self._died
 
     def stop(self) -> None:
-        """Unless others came on top of it. PluginThreads that go on keep the hook, which then leads to nothing."""
+        """Stop counting errors, and restore the previous hook.
+
+        If other code has replaced the hook in the meantime, it is left in place. Exceptions that still reach this
+        object are passed to the previous hook.
+        """
         self._strikes.clear()
         if threading.excepthook == self._died:
             threading.excepthook = self._before
 
     def _died(self, told: threading.ExceptHookArgs) -> None:
-        if isinstance(told.exc_value, SystemExit):  # how a thread may end itself
+        if isinstance(told.exc_value, SystemExit):  # a regular way to end a thread
             return
         frames = reversed(list(traceback.walk_tb(told.exc_traceback)))
         owners = (self._folders.owner(frame.f_code.co_filename) for frame, _ in frames)

@@ -1,7 +1,8 @@
-"""Looks four times a second who has been inside of a contributed callable for too long, and gives that call up.
+"""The watchdog: checks four times a second which calls of contributed callables run for too long, and abandons them.
 
-Python raises in a thread that runs; one that sleeps is left alone, but for the main one, which a signal wakes. Time is
-counted in looks, so that a process that was stopped for a while, or had no processor, blames nobody.
+Python raises an asynchronous exception only in a thread that executes Python code. A thread that sleeps is not
+interrupted, except the main thread, which a signal wakes. Time is counted in checks, so that no plugin is blamed while
+the whole process was stopped or had no CPU time.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from corral.plugins.quarantine import PluginQuarantine
 log = logging.getLogger("corral.plugins")
 
 TICK = 0.25
-ENDLESS_SECONDS, END_SECONDS, END_STATUS = 5.0, 30.0, 70  # since it was given up
-LOOP_SECONDS, LANE_SECONDS = 1.0, 1.5  # on the event loop, and in a unit, which ends after 2 s
-WAKES = signal.SIGURG  # ignored by who does not expect it
+ENDLESS_SECONDS, END_SECONDS, END_STATUS = 5.0, 30.0, 70  # after the call was abandoned
+LOOP_SECONDS, LANE_SECONDS = 1.0, 1.5  # limits on the event loop, and in a unit of work, which ends after 2 s
+WAKES = signal.SIGURG  # ignored by default
 
 
 class Watchdog:
-    """Of one kernel: it looks after the guards that count with its warden."""
+    """Abandons calls that exceed their time limit, for all guards of one kernel."""
 
     def __init__(self, warden: PluginQuarantine) -> None:
         self._warden = warden
@@ -37,14 +38,14 @@ class Watchdog:
         self._before: Any = None
 
     def start(self) -> None:
-        """Called on the event loop."""
+        """Start the watchdog thread. Must be called on the event loop."""
         self._loop_thread = threading.get_ident()
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(WAKES, lambda *_: None)
         threading.Thread(target=self._watch, name="corral-watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """Called on the event loop."""
+        """Stop the watchdog thread. Must be called on the event loop."""
         self._ended.set()
         if self._before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(WAKES, self._before)
@@ -63,7 +64,7 @@ class Watchdog:
             return
         if thread in current_call.lanes and current_call.awaits_database(
             thread
-        ):  # a lock of others, or a server that stands still
+        ):  # waits for a lock of another transaction or for a slow database
             return
         entry.ticks += 1
         if current_call.given_up.get(thread) is entry:
@@ -72,11 +73,14 @@ class Watchdog:
             self._wake(thread)
 
     def _insist(self, guard: Guard, thread: int, entry: Inside) -> None:
-        """A call may swallow what is raised in it. A thread that is lost costs the plugin of a route as well. Who holds
-        the event loop serves nobody: the process ends, and who started it begins anew.
+        """Handle an abandoned call that does not end, for example because it suppresses the exception raised in it.
+
+        The exception is raised again every second. After `ENDLESS_SECONDS` the thread counts as lost, also against the
+        plugin of a route. A call that blocks the event loop for `END_SECONDS` makes the process exit with
+        `END_STATUS`, so that the parent process restarts it.
         """
         if entry.ticks == ENDLESS_SECONDS / TICK:
-            counts = not guard.terms.counts  # the others were counted at once
+            counts = not guard.terms.counts  # otherwise the call was counted when it was abandoned
             self._warden.lost(guard.loaded, guard.where, thread, counts=counts, told="given up, it does not end")
         if thread == self._loop_thread and entry.ticks >= END_SECONDS / TICK:
             log.critical("the event loop does not come back", extra={"plugin": guard.plugin, "where": guard.where})
@@ -91,7 +95,7 @@ class Watchdog:
                 signal.pthread_kill(thread, WAKES)
 
     def _limit(self, guard: Guard, thread: int) -> float:
-        """Seconds. Third parties have less time on the event loop, which is everybody's."""
+        """Return the time limit of a call in seconds. Third-party plugins get less time on the shared event loop."""
         budget = guard.terms.budget
         if thread == self._loop_thread:
             return self._warden.budget if guard.loaded.found.built_in else LOOP_SECONDS

@@ -1,4 +1,4 @@
-"""Wires plugins at boot: makes their services, binds their contributions to services, and puts guards around them."""
+"""Wires plugins at boot: creates their services, binds their contributions to services, and adds guards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MakeConsumer = Callable[[PluginRecord, Subscriber, Any], Consumer]
 
 
 class PluginWiring:
-    """Wires the plugins of one kernel. A failure leaves its plugin `failed` and nothing of it registered."""
+    """Wires the plugins of one kernel. A plugin that fails is marked `failed`, and its registrations are removed."""
 
     def __init__(
         self,
@@ -35,7 +35,10 @@ class PluginWiring:
         self._settings, self._event_types = settings, event_types
 
     def wire(self, make_consumer: MakeConsumer) -> None:
-        """Services, settings and events of all plugins first, then everything that asks for services."""
+        """Wire all active plugins.
+
+        The services, settings and events of all plugins are created first, then the contributions that use services.
+        """
         refuse_conflicts(self._active())
         block_dependants(self._records)
         self._each(self._make_services)
@@ -48,11 +51,14 @@ class PluginWiring:
         self._each(lambda record: self._enclose(record, hooks, make_consumer))
 
     def scope(self, record: PluginRecord) -> Scope:
-        """The services that a plugin may have."""
+        """Return the scope that defines which services a plugin may use."""
         return Scope(record.name, frozenset(record.requires), frozenset(record.wants))
 
     def refresh(self, changed: PluginRecord) -> None:
-        """The state of a plugin changed: plugins that want its services get None, or the services again."""
+        """Update optional dependencies on a plugin whose state changed.
+
+        They are set to the services of the plugin, or to None while it does not serve.
+        """
         self._container.close(changed.name, closed=not changed.serves)
         for record in self._records:
             if record.serves:
@@ -85,7 +91,7 @@ class PluginWiring:
             self._container.inject(service, self.scope(record))
 
     def _bind(self, record: PluginRecord) -> None:
-        """Fill in the services that are wanted, and those of jobs, schedules, consumers and authenticators."""
+        """Inject optional services, and bind jobs, schedules, subscribers, authenticators and metrics to services."""
         self._inject(record)
         scope, bind = self.scope(record), self._container.bind
         given, bound = record.contributed, record.bound
@@ -98,6 +104,6 @@ class PluginWiring:
         ]
 
     def _enclose(self, record: PluginRecord, hooks: Mapping[str, tuple[str, Any]], make_consumer: MakeConsumer) -> None:
-        """From now on every call into the plugin passes a guard."""
+        """Guard all contributions of the plugin, and create its consumers."""
         self._guards.enclose(record, hooks)
         record.bound.consumers = [make_consumer(record, *item) for item in record.bound.subscribers]

@@ -1,1 +1,1 @@
-"""The templates of a new plugin's distribution, and what writes it."""
+"""Templates for the distribution of a new plugin, and the function that writes the distribution."""

@@ -1,4 +1,4 @@
-"""From a name to a distribution that passes lint, types, tests and conformance as it is."""
+"""Writes the distribution of a new plugin. The result passes lint, type checks, tests and conformance unchanged."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SUFFIX = ".tmpl"
 
 
 class BadName(ValueError):
-    """No plugin can have this name; the message says why."""
+    """The name is not a valid plugin name. The message states the reason."""
 
 
 def names(name: str) -> dict[str, str]:
-    """What the templates call the plugin. Raises `BadName`."""
+    """Return the values of the template placeholders for a plugin name. Raises `BadName` if the name is invalid."""
     identifier = name.removeprefix("corral-").replace("-", "_")
     if not IDENTIFIER.fullmatch(identifier) or identifier.endswith("_") or "__" in identifier:
         raise BadName(f"{name}: use at most 30 lower-case letters, digits and single hyphens, a letter first")
@@ -35,7 +35,10 @@ def names(name: str) -> dict[str, str]:
 
 
 def write(name: str, folder: Path) -> list[Path]:
-    """Make `folder` with every file; returns their paths. `FileExistsError` when it exists, and nothing is written."""
+    """Create `folder` with all files of the distribution, and return their paths.
+
+    Raises `FileExistsError`, without writing any file, if the folder exists.
+    """
     words = names(name)
     folder.mkdir(parents=True)
     written: list[Path] = []

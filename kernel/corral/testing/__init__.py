@@ -1,1 +1,1 @@
-"""The kit for plugin authors: a kernel, a client, a clock, recorded events and real engines for tests."""
+"""The test kit for plugin authors: a kernel, a client, a clock, recorded events and real database servers."""

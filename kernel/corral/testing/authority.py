@@ -1,4 +1,4 @@
-"""A certificate authority for tests that speak TLS: trusted where `SSL_CERT_FILE` names its `file`."""
+"""A certificate authority for tests that use TLS. Processes trust it if `SSL_CERT_FILE` names its `file`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CERTIFIES = x509.KeyUsage(
 
 
 class Authority:
-    """A certificate authority that lives as long as a test."""
+    """A temporary certificate authority for one test. `file` is the PEM file of its certificate."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -35,7 +35,7 @@ class Authority:
         self.file.write_bytes(self._sign(self.name, self.key, None).public_bytes(serialization.Encoding.PEM))
 
     def server(self, host: str) -> ssl.SSLContext:
-        """What a server named `host` needs."""
+        """Return the TLS context of a server named `host`, with a new key and a certificate of this authority."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._sign(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)]), key, host)
         plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())

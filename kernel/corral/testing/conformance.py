@@ -1,7 +1,7 @@
-"""One line verifies a plugin against the contract: `assert check_plugin(EchoPlugin).ok`.
+"""Conformance checks: one line verifies a plugin against the contract: `assert check_plugin(EchoPlugin).ok`.
 
-The rules of `manifest_rules` read the class, those of `source_rules` the files of its package, those of
-`contribution_rules` and `live_rules` a real kernel in a temporary folder, with the plugin and what it requires.
+`manifest_rules` checks the plugin class, and `source_rules` checks the files of its package. `contribution_rules` and
+`live_rules` check a real kernel in a temporary folder that runs the plugin and the plugins it requires.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ def check_plugin(
     section: dict[str, Any] | None = None,
     plugin_dir: Path | None = None,
 ) -> Report:
-    """Every rule, kept or broken; `report.ok` and `print(report)` tell.
+    """Check every rule of the contract and return a report. `report.ok` is the result; `print(report)` shows details.
 
-    `postgres_url`: an empty database, on which migrations are compared with the models too. `section`: the
-    `[plugins.<name>]` that the plugin needs to start. `plugin_dir`: a further folder with installed plugins.
+    `postgres_url` is the URL of an empty database on which migrations are compared with the models as well. `section`
+    is the configuration `[plugins.<name>]` that the plugin needs to start. `plugin_dir` is an additional folder of
+    installed plugins.
     """
     findings = list(manifest_rules(kind))
     names = [finding.rule for finding in findings if not finding.ok]
-    if {"manifest.class", "manifest.name"} & set(names):  # nothing else can be asked of it
+    if {"manifest.class", "manifest.name"} & set(names):  # no other rule can be checked
         return Report(getattr(kind, "name", kind.__name__), findings)
     installed = _installed(plugin_dir)
     required, missing = _closure(kind, installed)
@@ -56,14 +57,14 @@ def check_plugin(
 
 
 def _installed(plugin_dir: Path | None) -> dict[str, type[Plugin]]:
-    """Every installed plugin that can be imported."""
+    """Return every installed plugin class that can be imported, by name."""
     found: dict[str, type[Plugin]] = {}
     for item in discover(Config(plugins=Plugins(dir=plugin_dir))):
         try:
             kind = item.load()
         except KeyboardInterrupt:
             raise
-        except BaseException:  # noqa: S112  (a broken neighbour is no fault of this plugin)
+        except BaseException:  # noqa: S112  (another broken plugin does not affect the report)
             continue
         if isinstance(kind, type) and issubclass(kind, Plugin):
             found[item.name] = kind
@@ -71,7 +72,7 @@ def _installed(plugin_dir: Path | None) -> dict[str, type[Plugin]]:
 
 
 def _closure(kind: type[Plugin], installed: dict[str, type[Plugin]]) -> tuple[list[type[Plugin]], list[str]]:
-    """What it requires, directly or through others, and which of that is not installed."""
+    """Return the plugins that a plugin requires, directly or indirectly, and the names of those not installed."""
     names: list[str] = []
     waiting = [name for name in kind.requires if name != kind.name]
     while waiting:
@@ -84,7 +85,10 @@ def _closure(kind: type[Plugin], installed: dict[str, type[Plugin]]) -> tuple[li
 
 
 def _in_loop(make: Callable[[], Any]) -> list[Finding]:
-    """Run in a thread with a loop of its own, so that tests with and without one may call `check_plugin`."""
+    """Run a coroutine function in a thread with its own event loop.
+
+    So `check_plugin` can be called in tests with and without a running event loop.
+    """
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         found: list[Finding] = pool.submit(lambda: asyncio.run(make())).result()
         return found
@@ -99,7 +103,7 @@ async def _live(
     with tempfile.TemporaryDirectory(prefix="corral-check-") as folder:
         try:
             return await inspect_running(Path(folder), kind, required, engine, url=url, **options)
-        except Exception as error:  # not even the kernel came up with it
+        except Exception as error:  # the kernel itself did not start with the plugin
             return [Finding(f"start.{engine}", False, f"{type(error).__name__}: {error}")]
 
 

@@ -1,4 +1,4 @@
-"""Rules about what a loaded plugin contributes: routes, shapes, events, names, tables."""
+"""Rules about the contributions of a loaded plugin: routes, shapes, events, names and tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ WIRE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
 
 def contribution_rules(loaded: PluginRecord, package: Package, permissions: Permissions) -> Iterator[Finding]:
-    """All of them; `permissions`: those of the plugin and of what it requires."""
+    """Check all rules about contributions.
+
+    `permissions` contains the permissions of the plugin and of the plugins it requires.
+    """
     routes = [route for group in loaded.of("corral_routes") for route in group]
     prefixes = (loaded.name, *(loaded.kind.prefixes if loaded.kind else ()))
     yield from judged("routes.guarded", _guarded(routes, permissions))

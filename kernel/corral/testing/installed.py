@@ -1,4 +1,4 @@
-"""A folder of installed plugins as `pip install --target` makes one, for tests that need no pip and no network."""
+"""A folder of installed plugins, as `pip install --target` creates it. Tests need neither pip nor a network."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 
 
 class PluginFolder:
-    """Give `path` as `CORRAL_PLUGIN_DIR` or `[plugins] dir`. A plugin `echo` has the distribution corral-echo and the
-    package corral_echo."""
+    """A folder of installed plugins. Pass `path` as `CORRAL_PLUGIN_DIR` or `[plugins] dir`.
+
+    A plugin `echo` is installed as the distribution corral-echo with the package corral_echo.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -26,9 +28,9 @@ class PluginFolder:
         distribution: str = "",
         package: str = "",
     ) -> Path:
-        """Install a plugin whose `plugin.py` is this text, with further files; returns the folder of its package.
+        """Install a plugin with the given text of `plugin.py` and additional files. Return the folder of its package.
 
-        The class is found as `<Name>Plugin`. `distribution` and `package` are others than the usual ones.
+        The text must define the class `<Name>Plugin`. `distribution` and `package` override the default names.
         """
         texts = {"__init__.py": '"""A plugin."""\n', "plugin.py": plugin, **(files or {})}
         folder = self.path / (package or f"corral_{name}")
@@ -39,7 +41,7 @@ class PluginFolder:
         return self._register(name, folder, distribution)
 
     def add_distribution(self, name: str, source: Path, *, package: str = "") -> Path:
-        """Install the package that lies in an unpacked distribution, such as `corral new-plugin` writes."""
+        """Install the package from the source tree of a distribution, such as `corral new-plugin` writes."""
         package = package or f"corral_{name}"
         folder = self.path / package
         for path in sorted((source / package).rglob("*")):

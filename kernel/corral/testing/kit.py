@@ -1,4 +1,4 @@
-"""A kernel in the test process and a client that calls it: what plugin authors and our own suite test with.
+"""The test kit: a kernel in the test process and a client that calls it. Corral's own test suite uses it too.
 
 async with make_kernel(tmp_path) as kit:
     alice = await kit.as_user("member")
@@ -38,19 +38,19 @@ PASSWORD = "correct horse battery staple"  # noqa: S105  (of accounts that live 
 
 
 class Answer:
-    """What a call brought: `status`, `headers` (lower-case names), `body` (bytes), `json()`."""
+    """The response to a call: `status`, `headers` (lower-case names), `body` (bytes) and `json()`."""
 
     def __init__(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         self.status, self.body = status, body
         self.headers = {name.decode("latin1").lower(): value.decode("latin1") for name, value in headers}
 
     def json(self) -> Any:
-        """The parsed body."""
+        """Return the body decoded as JSON."""
         return json.loads(self.body)
 
     @property
     def code(self) -> str | None:
-        """The code of a problem document."""
+        """The code of the problem document, or None if the response is not a problem document."""
         return self.json().get("code") if self.headers.get("content-type") == "application/problem+json" else None
 
     def __repr__(self) -> str:
@@ -58,7 +58,7 @@ class Answer:
 
 
 class Client:
-    """Calls an ASGI application without a network. Paths without `/api/` are below `/api/v1`."""
+    """Calls an ASGI application without a network. `/api/v1` is prepended to paths that do not start with `/api/`."""
 
     def __init__(self, app: Any, token: str | None = None, user: Mapping[str, Any] | None = None) -> None:
         self.app, self.token, self.user = app, token, user or {}
@@ -73,7 +73,11 @@ class Client:
         content: bytes | None = None,
         root: bool = False,
     ) -> Answer:
-        """`body` is sent as JSON, `content` as it is. `root`: the path as given. Pairs of headers may repeat one."""
+        """Send a request and return the response.
+
+        `body` is sent as JSON, `content` is sent unchanged. `root` sends the path unchanged. `headers` given as pairs
+        may repeat a header.
+        """
         path = path if root or path.startswith("/api/") else f"/api/v1{path}"
         path, _, query = path.partition("?")
         data = content if content is not None else b"" if body is None else json.dumps(body).encode()
@@ -113,7 +117,7 @@ class Client:
 
         async def receive() -> Any:
             nonlocal sent
-            if sent:  # as servers do: the connection ends once the answer is complete
+            if sent:  # like a server, report the disconnect after the response is complete
                 await answered.wait()
                 return {"type": "http.disconnect"}
             sent = True
@@ -131,28 +135,28 @@ class Client:
         return Answer(answer["status"], answer["headers"], b"".join(answer["body"]))
 
     async def get(self, path: str, **options: Any) -> Answer:
-        """GET."""
+        """Send a GET request."""
         return await self.request("GET", path, **options)
 
     async def post(self, path: str, body: Any = None, **options: Any) -> Answer:
-        """POST."""
+        """Send a POST request."""
         return await self.request("POST", path, body, **options)
 
     async def put(self, path: str, body: Any = None, **options: Any) -> Answer:
-        """PUT."""
+        """Send a PUT request."""
         return await self.request("PUT", path, body, **options)
 
     async def patch(self, path: str, body: Any = None, **options: Any) -> Answer:
-        """PATCH."""
+        """Send a PATCH request."""
         return await self.request("PATCH", path, body, **options)
 
     async def delete(self, path: str, **options: Any) -> Answer:
-        """DELETE."""
+        """Send a DELETE request."""
         return await self.request("DELETE", path, **options)
 
 
 class Kit:
-    """A started kernel. `client` has no credential."""
+    """A started kernel and the means to test it. `client` sends no credential."""
 
     def __init__(self, kernel: Kernel, application: Application) -> None:
         self.kernel, self.application = kernel, application
@@ -160,7 +164,10 @@ class Kit:
         self._people = 0
 
     async def as_user(self, role: str = "member", email: str | None = None) -> Client:
-        """A client signed in as a new user of this role; the password is not verified, which would take longest."""
+        """Create a user with this role and return a client that is signed in as this user.
+
+        The password is not verified, because verification would take most of the time.
+        """
         from corral_core.accounts.api import Accounts, NewUser
         from corral_core.accounts.models import UserRow
         from corral_core.accounts.service.sessions import Device, Sessions
@@ -179,32 +186,32 @@ class Kit:
         return Client(self.application.app, token, json.loads(encode(user)))
 
     async def sign_in(self, email: str, password: str = PASSWORD) -> Client:
-        """A client with a fresh access token."""
+        """Sign in with email and password, and return a client with the new access token."""
         answer = await self.client.post("/auth/login", {"email": email, "password": password})
         assert answer.status == 200, answer
         found = answer.json()
         return Client(self.application.app, found["access_token"], found["user"])
 
     async def events(self, *, after: int = 0) -> list[Any]:
-        """Every event of the log, oldest first."""
+        """Return the events of the log after the sequence number `after` (at most 10,000), oldest first."""
         from corral.events import log as event_log
 
         unnumbered = event_log.EventRow.select().where(event_log.EventRow.seq.is_null())
-        while await self.kernel.database.work(unnumbered.exists, read=True):  # noqa: ASYNC110  (nothing tells)
-            await asyncio.sleep(0.005)  # PostgreSQL: the sequencer is about to number them
+        while await self.kernel.database.work(unnumbered.exists, read=True):  # noqa: ASYNC110  (no notification exists)
+            await asyncio.sleep(0.005)  # on PostgreSQL, the sequencer numbers the events a moment later
         return await self.kernel.database.work(lambda: event_log.read(after, 10_000), read=True)
 
     async def run_jobs(self) -> int:
-        """Do every job that is due, one after the other; how many."""
+        """Run all jobs that are due, one after the other, and return their number."""
         return await drain(self.kernel.runner)
 
     def loaded(self, name: str) -> PluginRecord:
-        """A plugin with its state."""
+        """Return the record of a plugin, which contains its state."""
         return next(loaded for loaded in self.kernel.plugins if loaded.name == name)
 
 
 async def drain(runner: InProcessRunner) -> int:
-    """Do the jobs of this runner that are due now; how many."""
+    """Run all jobs of this runner that are due, one after the other, and return their number."""
     done = 0
     while (claimed := await runner._claim()) is not None:
         await runner._perform(*claimed)
@@ -224,7 +231,10 @@ async def _hash(password: str) -> str:
 
 
 def discover(config: Config) -> list[Found]:
-    """What is installed; looked for again when a folder of the import path changed, for that takes long."""
+    """Return the installed plugins.
+
+    The result is cached until a folder of the import path changes, because discovery is slow.
+    """
     if config.plugins.dir is not None:
         return look_for(config)
     return list(_discover(tuple((path, _changed(path)) for path in sys.path)))
@@ -246,11 +256,11 @@ CORE_PACKAGE = "corral_core"
 
 
 def is_core(kind: type[Plugin]) -> bool:
-    """Whether the plugin is one of the kernel's own, which every kernel of the kit has."""
+    """Return whether the plugin is a core plugin. Every kernel of the kit contains the core plugins."""
     return kind.__module__.partition(".")[0] == CORE_PACKAGE
 
 
-PATIENT_SECONDS = 5.0  # a scrape that is to be looked at waits for all readings, however busy the machine
+PATIENT_SECONDS = 5.0  # tests that read a scrape need all metrics, even on a busy machine
 
 
 @contextlib.asynccontextmanager
@@ -263,10 +273,11 @@ async def make_kernel(
     environ: Mapping[str, str] | None = None,
     jobs: bool = False,
 ) -> AsyncIterator[Kit]:
-    """Boot and start a kernel in `folder`.
+    """Boot and start a kernel in `folder`, and stop it at the end of the context.
 
-    `plugins`: names of installed ones or classes (None: all built-in ones); those of `corral_core` are always there.
-    `config`: overrides by "section.key". `jobs`: also run jobs, schedules and consumers.
+    `plugins` are names of installed plugins or plugin classes; None means all built-in plugins. Plugins of
+    `corral_core` are always included. `config` contains configuration overrides by "section.key". `jobs` also runs
+    jobs, schedules and consumers.
     """
     overrides: dict[str, Any] = {
         "data_dir": str(folder / "data"),

@@ -1,4 +1,4 @@
-"""Rules that only a running kernel can tell: a plugin starts, goes out of service and back, and leaves nothing."""
+"""Rules that need a running kernel: a plugin starts, can be disabled and enabled, and is purged without remains."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ async def inspect_running(
     section: dict[str, Any] | None,
     plugin_dir: Path | None,
 ) -> list[Finding]:
-    """Boot the plugin with what it requires, no more; look, disable, enable, stop, compare, purge, boot again."""
+    """Check a plugin in a kernel that contains only this plugin and the plugins it requires.
+
+    The steps are: boot, check the contributions, disable, enable, stop, compare migrations with models, purge, and boot
+    again.
+    """
     others = [item for item in required if not is_core(item)]
     config: dict[str, Any] = {"plugins.dir": str(plugin_dir) if plugin_dir else None}
     if section is not None:
@@ -71,7 +75,7 @@ def _inactive(kit: Kit) -> Iterator[str]:
 
 
 async def _doors(kit: Kit, name: str) -> Any:
-    """Out of service every route answers 503, in service again none does for that reason."""
+    """Yield each route that does not answer 503 while the plugin is disabled, or still does after it is enabled."""
     routes = [
         (route.method, re.sub(r"\{\w+\}", lambda _: new_id(), route.path), route.label)
         for group in kit.loaded(name).of("corral_routes")
@@ -90,13 +94,13 @@ async def _doors(kit: Kit, name: str) -> Any:
 
 
 def _differences(address: str, models: list[Any], folder: Path) -> Iterator[str]:
-    """What a migrated database and the models do not have in common."""
+    """Yield the differences between a migrated database and the models."""
     with contextlib.closing(connect(address)) as migrated:
         yield from migrated.run(lambda: str(diff_models(current().database.engine, models)), read=True).splitlines()
         found = migrated.run(lambda: _columns(models), read=True)
         if migrated.kind != "sqlite":
             return
-    # The comparison above leaves out types and nullability: look at tables that are made from the models.
+    # The comparison above ignores types and nullability, so compare with tables that are created from the models.
     with contextlib.closing(connect(f"sqlite:///{folder}/models.db")) as made:
         made.run(lambda: current().database.engine.create_tables(models))
         wanted = made.run(lambda: _columns(models), read=True)

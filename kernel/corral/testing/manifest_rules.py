@@ -1,4 +1,4 @@
-"""Rules that the class of a plugin must keep by itself."""
+"""Rules about the manifest of a plugin: the attributes of its class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOLDERS = (*ROLES, "worker", "agent", "registration_key")
 
 
 def manifest_rules(kind: Any) -> Iterator[Finding]:
-    """Name, docstring, kernel API, neighbours, configuration and permissions."""
+    """Check name, docstring, kernel API, `requires` and `wants`, configuration and permissions of a plugin class."""
     if not (inspect.isclass(kind) and issubclass(kind, Plugin)):
         yield Finding("manifest.class", False, f"{kind!r} is not a subclass of corral.plugin.Plugin")
         return

@@ -1,4 +1,4 @@
-"""The outside for tests: servers on loopback that count who connects, and names that resolve as told."""
+"""Replacements for the outside world in tests: loopback servers that count connections, and a fake resolver."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ _LITERAL = re.compile(r"localhost|(?=.*\d)[0-9a-fx.:]+")
 
 
 def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
-    """An HTTP answer; `content_type=` becomes `Content-Type:`."""
+    """Return an HTTP response as bytes. Keyword arguments are headers: `content_type=` becomes `Content-Type:`."""
     lines = [f"HTTP/1.1 {status} As-Told", f"Content-Length: {len(body)}", "Connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 class Receiver:
-    """A server at `host`:`port` that gives every request the same answer; `heads` are those that came.
+    """A server at `host`:`port` that sends the same response to every request. Use it with `async with`.
 
-    Use it with `async with`. `delay` seconds pass before each byte sequence of `answers`.
+    `heads` contains the heads of all received requests. The server waits `delay` seconds before each byte sequence of
+    `answers`.
     """
 
     def __init__(self, *answers: bytes, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None, delay: float = 0.0):
@@ -39,7 +40,7 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL of the server."""
         return f"{'https' if self._tls else 'http'}://{self.host}:{self.port}"
 
     async def __aenter__(self) -> Self:
@@ -69,9 +70,10 @@ class Receiver:
 
 
 class Names:
-    """A resolver for `Egress.resolve`: each name with its answers, one after the other; the last one stays.
+    """A fake resolver for `Egress.resolve`. Each name has a list of results; the last result is repeated.
 
-    Addresses in any spelling are the system's to read, whatever else is asked for does not resolve. `asked` has it all.
+    The system resolves `localhost` and IP addresses in any notation. All other names do not resolve. `asked` contains
+    all requested names.
     """
 
     def __init__(self, names: Mapping[str, Sequence[Sequence[str]]]) -> None:

@@ -1,6 +1,6 @@
-"""The table of the paths of built-in plugins, from which those that did not come up answer 503.
+"""Generates the table of the paths of built-in plugins, with which paths of plugins that do not run answer 503.
 
-`python -m corral.testing.paths --write` brings it up to date after a route was added or removed.
+Run `python -m corral.testing.paths --write` to update the table after a route was added or removed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ PACKAGE = "corral_plugins"
 
 
 def render() -> str:
-    """The table as it should be, made of a kernel with all built-in plugins."""
+    """Return the current table as JSON, generated from a kernel with all built-in plugins."""
     with build() as application:
         found: dict[str, list[str]] = {}
         for endpoint in application.endpoints:
@@ -27,7 +27,7 @@ def render() -> str:
 
 
 def files() -> dict[Path, str]:
-    """What there is to write."""
+    """Return the generated files by path: the table only."""
     return {Path(str(resources.files(PACKAGE).joinpath("paths.json"))): render()}
 
 

@@ -1,6 +1,6 @@
-"""The pytest plugin of the kit: fixtures for kernels on real engines.
+"""The pytest plugin of the test kit: fixtures for kernels on real database servers.
 
-Imports the kernel only when a fixture is used.
+The kernel is imported only when a fixture is used.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--long`: promises and benchmarks in their full form."""
+    """Add the option `--long`, which runs promises and benchmarks in their full form."""
     parser.addoption("--long", action="store_true", help="run promises and benchmarks in their full form")
 
 
 @pytest.fixture
 def long_form(request: pytest.FixtureRequest) -> bool:
-    """Whether `--long` was given."""
+    """Return whether `--long` was given."""
     return bool(request.config.getoption("--long"))
 
 
@@ -38,7 +38,7 @@ def _right_time() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    """One PostgreSQL for the session; take a database of your own from it."""
+    """Yield one PostgreSQL server for the whole session. Create a separate database on it for each test."""
     from corral.testing.engines import PostgresServer
 
     with PostgresServer() as server:
@@ -47,7 +47,7 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def valkey_server() -> Iterator[ValkeyServer]:
-    """A Valkey of the test's own, which it may empty, stop and kill: `url()` is fit for `[redis] url`."""
+    """Yield a Valkey server for one test, which may empty, stop or kill it. Use `url()` as `[redis] url`."""
     from corral.testing.engines import ValkeyServer
 
     with ValkeyServer() as server:
@@ -58,7 +58,10 @@ def valkey_server() -> Iterator[ValkeyServer]:
     params=[pytest.param("sqlite", marks=pytest.mark.sqlite), pytest.param("postgres", marks=pytest.mark.postgres)]
 )
 def unmade_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Where a database may be made, once on each engine: `make_kernel` makes it. It is removed at the end."""
+    """Yield the URL of a database that does not exist yet, once per engine.
+
+    `make_kernel` creates the database. It is removed at the end of the test.
+    """
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/corral.db"
         return
@@ -70,7 +73,10 @@ def unmade_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Itera
 
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest, unmade_database_url: str) -> str:
-    """A database, once on each engine: an empty one, or that of the kit which the test asked for before."""
+    """Return the URL of a database, once per engine.
+
+    The database is empty, or it is the database of the kit if the test requested the fixture `kit` before.
+    """
     if unmade_database_url.startswith("sqlite:"):
         return unmade_database_url
     from psycopg.errors import DuplicateDatabase
@@ -83,7 +89,10 @@ def database_url(request: pytest.FixtureRequest, unmade_database_url: str) -> st
 
 @pytest.fixture
 async def make_kit(tmp_path: Path, unmade_database_url: str) -> AsyncIterator[Callable[..., Any]]:
-    """`kit = await make_kit(**options of make_kernel)`: kernels on this test's engine, stopped at its end."""
+    """Yield a function that starts kernels on the engine of this test: `kit = await make_kit(**options)`.
+
+    The options are those of `make_kernel`. The kernels are stopped at the end of the test.
+    """
     from corral.testing.kit import make_kernel
 
     async with AsyncExitStack() as stack:
@@ -99,6 +108,6 @@ async def make_kit(tmp_path: Path, unmade_database_url: str) -> AsyncIterator[Ca
 
 @pytest.fixture
 async def kit(make_kit: Callable[..., Any]) -> Kit:
-    """A kernel with all built-in plugins, on each engine."""
+    """Return a kit with all built-in plugins, once per engine."""
     made: Kit = await make_kit()
     return made

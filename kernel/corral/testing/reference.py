@@ -1,6 +1,6 @@
-"""Pages of the reference that are generated from what the kernel and the built-in plugins declare.
+"""Generates reference pages from the declarations of the kernel and the built-in plugins.
 
-`python -m corral.testing.reference --write` brings them up to date; call it at the root of the source tree.
+Run `python -m corral.testing.reference --write` at the root of the source tree to update the pages.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ their meaning within a major release. A test holds the plugins of this repositor
 
 
 def files(folder: Path = FOLDER) -> dict[Path, str]:
-    """The pages with their texts."""
+    """Return the texts of all generated pages by path."""
     root = folder.resolve().parents[1]
     with build() as application:
         kernel = application.kernel
@@ -105,7 +105,7 @@ def files(folder: Path = FOLDER) -> dict[Path, str]:
 
 
 def settings_page(settings: Iterable[Setting[Any]]) -> str:
-    """A table for each category."""
+    """Return the page of run-time settings: one table per category."""
     parts = [SETTINGS]
     for category, members in itertools.groupby(settings, lambda setting: setting.name.partition(".")[0]):
         rows = [(f"`{item.name}`", kind_of(item), _bounds(item), _default(item), _title(item)) for item in members]
@@ -114,13 +114,13 @@ def settings_page(settings: Iterable[Setting[Any]]) -> str:
 
 
 def events_page(kinds: Iterable[EventType]) -> str:
-    """One table."""
+    """Return the page of events: one table."""
     rows = [(f"`{kind.event}`", kind.title, kind.plugin, f"`{kind.visibility}`", _payload(kind)) for kind in kinds]
     return EVENTS + "\n" + _table(("Event", "Title", "Plugin", "Visibility", "Payload"), rows)
 
 
 def commands_page(plugins: Iterable[Plugin]) -> str:
-    """A section for each command, in the order of `corral --help`."""
+    """Return the page of commands: one section per command, in the order of `corral --help`."""
     from corral.cli import COMMANDS as BUILT_IN
 
     found = [importlib.import_module(module).command for module, _ in BUILT_IN.values()]
@@ -150,7 +150,10 @@ def _option(option: click.Option) -> str:
 
 
 def configuration_page(plugins: Iterable[Plugin], settings: Iterable[Setting[Any]]) -> str:
-    """A table for each section, one for each plugin with a section, and the variables that pin settings."""
+    """Return the page of the configuration.
+
+    The page contains one table per section, one table per plugin with a section, and the variables that pin settings.
+    """
     parts = [CONFIGURATION]
     for section, members in itertools.groupby(TABLE.items(), lambda item: item[0].rpartition(".")[0]):
         keys = [_key(name, entry) for name, entry in members]
@@ -184,7 +187,7 @@ def _field_default(field: Any) -> str:
 
 
 def errors_page(application: Application) -> str:
-    """One table, in the order of the status."""
+    """Return the page of error codes: one table, sorted by status."""
     owners: dict[str, set[str]] = defaultdict(set)
     for endpoint in application.endpoints:
         for code in endpoint.route.raises:
@@ -197,7 +200,7 @@ def errors_page(application: Application) -> str:
 
 
 def metrics_page(application: Application) -> str:
-    """One table: the metrics of the process and of requests, then those that plugins contribute."""
+    """Return the page of metrics: one table of the metrics of the process, of requests and of plugins."""
     from corral_core.health.service.scrape import Scrape
 
     kernel = application.kernel
@@ -214,7 +217,7 @@ def metrics_page(application: Application) -> str:
 
 
 def _count_once(metrics: RequestMetrics) -> None:
-    """Labels are shown by series, of which a fresh process has none."""
+    """Count one value per metric, because the labels of a metric are visible only after it has a value."""
     metrics.observe("GET", "/", 200, 0.0)
     for counter in (metrics.body_rejected, metrics.plugin_errors, metrics.events):
         counter["x"] += 1
@@ -234,7 +237,10 @@ def _metric(metric: Metric) -> tuple[str, str, str]:
 
 
 def plugin_imports(root: Path) -> dict[str, set[str]]:
-    """The names that the plugins of the source tree import from the kernel, by module; a module itself is `""`."""
+    """Return the names that the plugins of the source tree import from the kernel, by module.
+
+    The name `""` stands for an import of the module itself.
+    """
     found: dict[str, set[str]] = defaultdict(set)
     for file in sorted(path for folder in SOURCES for path in (root / folder).rglob("*.py")):
         if "tests" in file.relative_to(root).parts:
@@ -256,7 +262,7 @@ def _note(found: dict[str, set[str]], module: str, name: str) -> None:
 
 
 def api_page(imports: Mapping[str, Iterable[str]]) -> str:
-    """A table for each module."""
+    """Return the page of the plugin API: one table per module of the imported names."""
     parts = [API]
     for module, names in sorted(imports.items()):
         loaded = importlib.import_module(module)
@@ -267,7 +273,7 @@ def api_page(imports: Mapping[str, Iterable[str]]) -> str:
 
 
 def _public(module: Any) -> list[str]:
-    """The functions and classes that a module itself defines."""
+    """Return the names of the public functions and classes that a module itself defines."""
     own = (name for name, item in vars(module).items() if getattr(item, "__module__", "") == module.__name__)
     return sorted(name for name in own if not name.startswith("_"))
 
@@ -280,7 +286,7 @@ def _first_sentence(item: Any) -> str:
 
 
 def kind_of(setting: Setting[Any]) -> str:
-    """The type in words."""
+    """Return the type of a setting in words, such as `list of texts or null`."""
     kind, nullable = core_kind(setting)
     if typing.get_origin(kind) is list:
         item, _ = core_type(typing.get_args(kind)[0])

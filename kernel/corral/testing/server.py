@@ -1,4 +1,4 @@
-"""A real `corral serve` in a process of its own, for tests that measure, cut and kill."""
+"""A real `corral serve` in a separate process, for tests that measure, interrupt or kill the server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EMAIL, PASSWORD = "admin@example.org", "correct horse battery staple"
 
 @contextlib.asynccontextmanager
 async def serving_app(app: Any, config: Config, server: str) -> AsyncIterator[tuple[int, asyncio.Event]]:
-    """Serve an ASGI application in this process as `corral serve` does; yields the port and the event that ends it."""
+    """Serve an ASGI application in this process like `corral serve`. Yield the port and the event that stops it."""
     from corral.cli.asgi_servers import serve_with
     from corral.cli.serve import listen
 
@@ -44,17 +44,16 @@ async def serving_app(app: Any, config: Config, server: str) -> AsyncIterator[tu
 
 @contextlib.asynccontextmanager
 async def serving(kit: Kit, server: str = "uvicorn") -> AsyncIterator[int]:
-    """Serve the kit's kernel on a free port, with `uvicorn` or `hypercorn`; yields the port."""
+    """Serve the kit's kernel on a free port with `uvicorn` or `hypercorn`, and yield the port."""
     async with serving_app(kit.application.app, kit.kernel.config, server) as (port, _):
         yield port
 
 
 class ServerProcess:
-    """`with ServerProcess(folder) as server:` serves on a free port; `kill()` is SIGKILL, `start()` comes back on
-    the same port.
+    """A `corral serve` process on a free port, to be used as `with ServerProcess(folder) as server:`.
 
-    The admin `EMAIL` with `PASSWORD` exists. `arguments` are further ones of `corral serve`, `environ` further
-    variables.
+    `kill()` sends SIGKILL; `start()` then starts the server again on the same port. The admin `EMAIL` with `PASSWORD`
+    exists. `arguments` are additional arguments of `corral serve`, `environ` contains additional environment variables.
     """
 
     def __init__(
@@ -83,11 +82,14 @@ class ServerProcess:
 
     @property
     def log(self) -> str:
-        """What it wrote to standard output and error."""
+        """The output that the server wrote to standard output and standard error."""
         return (self.folder / "server.log").read_text("utf-8", "replace")
 
     def start(self, *, seconds: float = 20.0) -> Self:
-        """Start and wait until it is ready; the time it took is added to `ready_ms`."""
+        """Start the server and wait until it is ready. The startup time is appended to `ready_ms`, in milliseconds.
+
+        Raises `RuntimeError` if the server exits, or is not ready within `seconds`.
+        """
         began = time.monotonic()
         command = [sys.executable, "-m", "corral", "serve", "--bind", f"127.0.0.1:{self.port}", *self.arguments]
         with (self.folder / "server.log").open("ab") as log:
@@ -113,14 +115,14 @@ class ServerProcess:
         raise RuntimeError(f"the server was not ready within {seconds:g} s\n{self.log[-4000:]}")
 
     def kill(self) -> None:
-        """SIGKILL the server and whatever it started."""
+        """Kill the server and all processes in its process group with SIGKILL."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def stop(self, *, seconds: float = 40.0) -> int:
-        """SIGTERM, wait for the end, return the status."""
+        """Send SIGTERM, wait up to `seconds` until the server exits, and return its exit status."""
         assert self.process is not None
         self.process.terminate()
         status = self.process.wait(seconds)
@@ -128,12 +130,12 @@ class ServerProcess:
         return status
 
     def client(self, token: str | None = None) -> httpx2.Client:
-        """A client below `/api/v1`."""
+        """Return an HTTP client whose base URL is `/api/v1` on this server."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         return httpx2.Client(base_url=f"{self.address}/api/v1", timeout=30, trust_env=False, headers=headers)
 
     def sign_in(self, email: str = EMAIL, password: str = PASSWORD) -> httpx2.Client:
-        """A client with a fresh access token."""
+        """Sign in with email and password, and return a client with the new access token."""
         with self.client() as client:
             answer = client.post("/auth/login", json={"email": email, "password": password})
         answer.raise_for_status()
@@ -147,7 +149,7 @@ class ServerProcess:
 
 
 class JobsProcess:
-    """`corral jobs` for the installation of a server, in a folder of its own that keeps its log."""
+    """A `corral jobs` process for the installation of a server. `folder` contains its log."""
 
     def __init__(self, environ: Mapping[str, str], folder: Path, *, arguments: tuple[str, ...] = ()) -> None:
         self.environ, self.folder, self.arguments = environ, folder, arguments
@@ -156,11 +158,11 @@ class JobsProcess:
 
     @property
     def log(self) -> str:
-        """What it wrote to standard output and error."""
+        """The output that the process wrote to standard output and standard error."""
         return (self.folder / "jobs.log").read_text("utf-8", "replace")
 
     def start(self, *, seconds: float = 20.0) -> Self:
-        """Start and wait until jobs run."""
+        """Start the process and wait until it runs jobs. Raises `RuntimeError` if it does not within `seconds`."""
         until = time.monotonic() + seconds
         with (self.folder / "jobs.log").open("wb") as log:
             self.process = subprocess.Popen(  # noqa: S603  (our own program)
@@ -180,14 +182,14 @@ class JobsProcess:
         return self
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the process and its children with SIGKILL."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def stop(self, *, seconds: float = 40.0) -> int:
-        """SIGTERM, wait for the end, return the status."""
+        """Send SIGTERM, wait up to `seconds` until the process exits, and return its exit status."""
         assert self.process is not None
         self.process.terminate()
         return self.process.wait(seconds)

@@ -1,4 +1,4 @@
-"""Rules read from the class and the files of a plugin's package, without running it."""
+"""Rules about the source files and hooks of a plugin, checked without running the plugin."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ PUBLIC = frozenset(
     }
 )
 BUILT_IN = "corral_plugins"
-CORE_PACKAGE = "corral_core"  # its plugins may use what the kernel does not offer to others
+CORE_PACKAGE = "corral_core"  # core plugins may import private modules of the kernel
 
 
 class Source(msgspec.Struct, frozen=True):
-    """One file: its module name and tree."""
+    """One source file: its module name, path and syntax tree."""
 
     module: str
     path: Path
     tree: ast.Module
 
     def imports(self) -> Iterator[tuple[str, int]]:
-        """Every absolute import as a full name (`from a import b` is a.b), also inside functions, and its line."""
+        """Yield (name, line) of every absolute import, also inside functions. `from a import b` has the name a.b."""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
                 yield from ((alias.name, node.lineno) for alias in node.names)
@@ -58,14 +58,14 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Package(msgspec.Struct, frozen=True):
-    """The files that make up a plugin: the package of its class, or the single module."""
+    """The source files of a plugin: the package of its class, or the single module."""
 
     name: str
     sources: list[Source]
 
     @classmethod
     def of(cls, kind: type[Plugin]) -> Package:
-        """The package in which the class is defined."""
+        """Return the package that defines the plugin class, without its migrations."""
         name, path = _home(kind)
         if path.is_dir():
             files = [each for each in sorted(path.rglob("*.py")) if "migrations" not in each.relative_to(path).parts]
@@ -73,7 +73,10 @@ class Package(msgspec.Struct, frozen=True):
         return cls(name, [Source(name, path, ast.parse(path.read_text("utf-8")))])
 
     def subclasses(self, base: str) -> list[tuple[str, ast.ClassDef]]:
-        """`(module, class)` of what derives from `corral.events.event.Event`, say, also through other classes."""
+        """Return (module, class) of every direct or indirect subclass of `base` in the package.
+
+        `base` is a full name, such as `corral.events.event.Event`.
+        """
         bases = {base}
         found: dict[str, tuple[str, ast.ClassDef]] = {}
         while True:
@@ -92,7 +95,10 @@ class Package(msgspec.Struct, frozen=True):
 def source_rules(
     kind: type[Plugin], package: Package, neighbours: Sequence[type[Plugin]], installed: Mapping[str, type[Plugin]]
 ) -> Iterator[Finding]:
-    """Hooks and imports. `neighbours`: installed plugins that it names in `requires` or `wants`."""
+    """Check the hooks and imports of a plugin.
+
+    `neighbours` are the installed plugins that the plugin names in `requires` or `wants`.
+    """
     yield from judged("hooks.names", _hooks(kind, neighbours))
     if package.name.partition(".")[0] != CORE_PACKAGE:
         yield from judged("imports.kernel", _kernel_imports(package))
@@ -100,7 +106,7 @@ def source_rules(
 
 
 def _home(kind: type[Plugin]) -> tuple[str, Path]:
-    """The name of its package and the folder, or those of the single module."""
+    """Return the name and folder of the plugin's package, or the name and path of its single module."""
     module = inspect.getmodule(kind)
     path = Path(inspect.getfile(kind))
     name = module.__name__ if module is not None else path.stem
@@ -116,7 +122,7 @@ def _source(package: str, root: Path, path: Path) -> Source:
 
 
 def _classes(source: Source) -> Iterator[tuple[ast.ClassDef, list[str]]]:
-    """Every class with the full names of its bases, as far as imports tell."""
+    """Yield every class with the full names of its base classes, as far as the imports show them."""
     known: dict[str, str] = {}
     for node in ast.walk(source.tree):
         if isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -151,11 +157,11 @@ def _hooks(kind: type[Plugin], neighbours: Sequence[type[Plugin]]) -> Iterator[s
 
 
 def _offered(owner: type[Plugin]) -> Iterable[Any]:
-    """Its modules of hook specifications."""
+    """Return the modules of hook specifications that a plugin offers."""
     try:
         plugin = owner.__new__(owner)
         return list(plugin.corral_hookspecs()) if hasattr(plugin, "corral_hookspecs") else []
-    except Exception:  # one that needs its configuration for that is judged when it runs
+    except Exception:  # a plugin that needs its configuration here is checked when it runs
         return []
 
 
@@ -190,9 +196,9 @@ def _plugin_imports(kind: type[Plugin], package: Package, installed: Mapping[str
 def undeclared(
     package: Package, base: str, declared: Iterable[type[Any]], is_concrete: Callable[[type[Any]], bool]
 ) -> Iterator[str]:
-    """Concrete classes of the package that derive from `base` and are not in `declared`."""
+    """Yield a message for each concrete class of the package that derives from `base` and is not in `declared`."""
     known = set(declared)
     for module, node in package.subclasses(base):
-        found = getattr(importlib.import_module(module), node.name, None)  # absent: local to a function
+        found = getattr(importlib.import_module(module), node.name, None)  # None if local to a function
         if inspect.isclass(found) and found not in known and is_concrete(found):
             yield f"{module}.{node.name} is not among them"

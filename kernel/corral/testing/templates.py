@@ -1,6 +1,6 @@
-"""Databases that were migrated once: copying one is far quicker than migrating another.
+"""Template databases that were migrated once, because copying a database is much faster than migrating a new one.
 
-Used by `make_kernel` for the built-in plugins; what others bring is migrated on top as ever.
+`make_kernel` uses templates for the built-in plugins. The migrations of other plugins are applied to the copy.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ _loaded: dict[tuple[tuple[str, ...], str], list[PluginRecord]] = {}
 
 
 def fill(url: str, found: Sequence[Found], config: Config) -> None:
-    """Make the database at `url`, if it is empty or not there, a copy of one that the built-in plugins among `found`
-    migrated.
+    """Create the database at `url` as a copy of a template, if the database is empty or does not exist.
+
+    The template contains the migrations of the built-in plugins among `found`.
     """
     own = [item for item in found if item.built_in]
     if url.startswith("sqlite:///"):
@@ -40,7 +41,7 @@ def fill(url: str, found: Sequence[Found], config: Config) -> None:
 
 
 def _load(own: Sequence[Found], config: Config) -> list[PluginRecord]:
-    """Once a process for each set: their migrations are all that is asked of them."""
+    """Load a set of plugins once per process. Only the migrations of these records are used."""
     key = (tuple(item.name for item in own), repr(config.plugins))
     if key not in _loaded:
         _loaded[key] = load(own, config)
@@ -60,7 +61,7 @@ def _sqlite(plugins: list[PluginRecord], config: Config) -> str:
 
 
 def _copy_postgres(url: str, plugins: list[PluginRecord], config: Config) -> None:
-    """An empty database gives way to the copy, under the same name."""
+    """Create a PostgreSQL database from a template. An empty database with the same name is replaced."""
     from psycopg.errors import DuplicateDatabase
 
     server = url.replace(_name(url), "postgres", 1)
@@ -87,7 +88,7 @@ def _migrate(url: str, plugins: list[PluginRecord], config: Config) -> None:
 
 
 def _fingerprint(plugins: Sequence[PluginRecord]) -> str:
-    """Of every script that would be applied."""
+    """Return a hash of all migration scripts of the plugins."""
     digest = hashlib.sha256()
     for home in homes_of(plugins):
         for path in sorted(home.directory.glob("*.py")):

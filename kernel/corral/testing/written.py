@@ -1,4 +1,7 @@
-"""Files of the source tree that are made of the wired plugins. `--write` updates them, else they are compared."""
+"""The command line of scripts that generate files of the source tree from the wired plugins.
+
+With `--write`, the files are updated; otherwise they are only compared.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ from corral.config.reader import load as load_config
 
 @contextlib.contextmanager
 def build() -> Iterator[Application]:
-    """An application with all built-in plugins, in a temporary folder, whatever the environment says.
+    """Yield an application with all built-in plugins in a temporary folder, independent of the environment.
 
-    Raises `RuntimeError` when one of them did not come up: what is made of the rest would be wrong.
+    Raises `RuntimeError` if a plugin did not start, because the generated files would be incomplete.
     """
     with scratch(load_config({}, path=Path(os.devnull))) as kernel:
         application = Application(kernel)
@@ -29,12 +32,15 @@ def build() -> Iterator[Application]:
 
 
 def outdated(files: Mapping[Path, str]) -> list[Path]:
-    """Those of the files whose text is another."""
+    """Return the paths of the files that are missing or whose text differs."""
     return [path for path, text in files.items() if not path.is_file() or path.read_text("utf-8") != text]
 
 
 def main(files: Callable[[], Mapping[Path, str]]) -> None:
-    """The command: exit status 1 and a line a file when something is outdated and `--write` is not given."""
+    """Run the command: compare or write the files, print one line per outdated file, and exit.
+
+    The exit status is 1 if files are outdated and `--write` is not given, otherwise 0.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--write", action="store_true", help="write what is outdated")
     write, made = parser.parse_args().write, files()
