@@ -75,7 +75,7 @@ class RedisBus:
                 await self._client.aclose()
 
     async def _publish(self) -> None:
-        """Publish one notification at a time. While Redis is unavailable, wait for the listener to reconnect."""
+        """Publish one notification at a time. While disconnected, drop notifications; `_follow` reconnects."""
         assert self._client is not None
         while not self._stopped:
             await self._rung.wait()
