@@ -8,7 +8,7 @@ from corral.database.model import InstantField, Model
 
 
 class PluginStateRow(Model):
-    """A plugin that an admin disabled. Without a row, the configuration decides."""
+    """A plugin that an admin disabled. Without a row, the configuration decides whether the plugin is active."""
 
     name = peewee.CharField(primary_key=True, max_length=64)
     state = peewee.CharField(max_length=16)
@@ -26,7 +26,7 @@ class QuarantineRow(Model):
     """
 
     name = peewee.CharField(primary_key=True, max_length=64)
-    state = peewee.CharField(max_length=16)  # held | probation
+    state = peewee.CharField(max_length=16)  # held (in quarantine) | probation (on trial)
     reason = peewee.TextField()
     since = InstantField()
     probes = peewee.IntegerField(default=0)

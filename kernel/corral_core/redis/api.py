@@ -18,7 +18,7 @@ class SharedBuckets(Protocol):
 
     @property
     def is_configured(self) -> bool:
-        """Whether a Redis URL is configured."""
+        """Whether `[redis] url` is set."""
         ...
 
     async def add(self, seconds: Mapping[str, float]) -> Mapping[str, float] | None:

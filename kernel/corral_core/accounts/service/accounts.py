@@ -298,7 +298,7 @@ class AccountsService:
         emit(UserPurged(user_id=row.id), object=("user", row.id), owner=row.id)
         self._record(action("purge", row.id), row.id, {})
 
-    # -- parts of an update
+    # -- helpers
 
     @staticmethod
     def _changes(row: UserRow, patch: UserPatch, verified: bool) -> dict[str, Any]:

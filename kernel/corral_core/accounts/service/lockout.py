@@ -131,7 +131,7 @@ class Lockout:
         counts = {keys[row.key]: len(self._within(row.failed)) for row in rows}
         return {email: count for email, count in counts.items() if count}
 
-    # -- parts
+    # -- helpers
 
     @contextlib.asynccontextmanager
     async def _gate(self, key: str, until: float) -> AsyncIterator[None]:

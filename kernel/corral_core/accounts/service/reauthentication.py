@@ -107,7 +107,7 @@ class Reauthentication:
             settled = await self._work(lambda: with_code(key), entry=entry)
         return told(settled)
 
-    # -- parts
+    # -- helpers
 
     async def _with_both(
         self, user: UserRow, password: str, proof: Proof, entry: Entry, then: Callable[[UserRow], T]

@@ -168,7 +168,7 @@ class SecondFactor:
         """Invalidate an `mfa_token` after a successful sign-in. Return False if it was already invalid."""
         return bool(ChallengeRow.delete().where(ChallengeRow.hash == digest(token)).execute())
 
-    # -- parts
+    # -- helpers
 
     def _step(self, row: SecondFactorRow, code: str) -> int | None:
         """Return the current or adjacent time step that the code matches, or None.

@@ -238,7 +238,7 @@ class Sessions:
         """Erase the IP addresses and user agents in the user's sessions."""
         SessionRow.update(ip="", user_agent="").where(SessionRow.user_id == user_id).execute()
 
-    # -- parts
+    # -- helpers
 
     def _end(self, which: Any, reason: str) -> int:
         live = which & SessionRow.ended_at.is_null()

@@ -279,7 +279,7 @@ class SignIn:
 
         return await self._work(unit, entry=entry)
 
-    # -- parts
+    # -- helpers
 
     def _open(self, row: UserRow, device: Device, *, mfa: bool) -> SignedIn:
         self._life.expire(row)
@@ -294,7 +294,7 @@ class SignIn:
         return self._accounts.row(user_id)
 
     async def _rehash(self, row: UserRow, password: str, entry: Entry) -> None:
-        """Hash the password again if the parameters have changed. If the pool is busy, leave this to the next sign-in."""
+        """Hash the password again if the parameters changed. If the pool is busy, leave this to the next sign-in."""
         if not self._passwords.needs_rehash(row.password_hash or ""):
             return
         with contextlib.suppress(Unavailable):

@@ -65,7 +65,7 @@ class _Readings:
             if not isinstance(got, BaseException):
                 try:
                     families.append(_family(each, got))
-                except Exception as error:  # undeclared labels, or values that are not numbers
+                except Exception as error:  # the number of labels is wrong, or a value is not a number
                     self._wrong(plugin, each, error)
         return families
 

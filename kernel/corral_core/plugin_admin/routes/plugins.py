@@ -28,7 +28,7 @@ class PluginQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defa
 
 
 class Disable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The reason for disabling the plugin."""
+    """A request to disable a plugin. `reason` is shown with the state of the plugin."""
 
     reason: ShortText | UnsetType = UNSET
 

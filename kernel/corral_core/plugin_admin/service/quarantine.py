@@ -55,7 +55,7 @@ class Quarantine:
         while True:
             while self._warden.alarms:
                 alarm = self._warden.alarms[0]
-                await self._work(lambda alarm=alarm: self._write(alarm))  # type: ignore[misc]  # bound per round
+                await self._work(lambda alarm=alarm: self._write(alarm))  # type: ignore[misc]  # bound in each iteration
                 self._warden.alarms.popleft()
                 if (record := self._registry.get(alarm.name)) is not None:
                     self._registry.publish(record)
@@ -126,7 +126,7 @@ class Quarantine:
         for row in list(self._rows.values()):
             wait = min(LAST_PROBE, FIRST_PROBE * 2**row.probes) if row.state == HELD else window
             if now >= clock.parse_instant(row.since) + wait:
-                await self._work(lambda row=row: self._probe(row) if row.state == HELD else self._forget(row))  # type: ignore[misc]  # bound per round
+                await self._work(lambda row=row: self._probe(row) if row.state == HELD else self._forget(row))  # type: ignore[misc]  # bound in each iteration
                 self.apply(await self._work(self.stored, read=True))
 
     def _probe(self, row: QuarantineRow) -> None:
@@ -141,7 +141,7 @@ class Quarantine:
     @staticmethod
     def _unchanged(row: QuarantineRow) -> peewee.Expression:
         same: peewee.Expression = (QuarantineRow.name == row.name) & (QuarantineRow.state == row.state)
-        return same & (QuarantineRow.since == row.since)  # type: ignore[no-any-return]  # peewee's fields are untyped
+        return same & (QuarantineRow.since == row.since)  # type: ignore[no-any-return]  # fields of peewee are untyped
 
     @staticmethod
     def _tell(name: str, before: str, after: str, reason: str) -> None:

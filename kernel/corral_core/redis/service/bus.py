@@ -39,7 +39,7 @@ class RedisBus:
         self._rung = asyncio.Event()
         self._client: Redis | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._stopped = False  # the client may swallow the cancellation
+        self._stopped = False  # needed because the Redis client may suppress the cancellation of a task
         self.connected = False
         self.lost_at: float | None = None
         self._began, self._was_connected = time.monotonic(), False

@@ -25,7 +25,7 @@ QUEUE = "corral"
 WAITING = 1000  # ids; a longer queue means that no worker is listening, and the workers find the rows by polling
 ID_SECONDS = 60  # RQ drops ids that no worker takes within this time; polling finds their rows
 TAKE_SECONDS = 3600
-WORKER_TTL_SECONDS = 30  # the worker blocks for half of this, waiting for an id
+WORKER_TTL_SECONDS = 30  # the worker waits for an id for half of this time
 
 _take: Callable[[str], None] | None = None
 
