@@ -1,1 +1,1 @@
-"""The kernel's own plugins: accounts, health, plugin administration, the event log, and Redis."""
+"""The built-in plugins of the kernel: accounts, health, plugin administration, event log, and Redis."""

@@ -1,4 +1,4 @@
-"""The public interface of `accounts`: users and sessions, mails and links, socket tickets."""
+"""The public interface of the plugin `accounts`: accounts, sessions, mails, links, invitations and socket tickets."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ REGISTRATION = Setting(
     title="Who may register",
     choices=("open", "invite", "closed"),
 )
-"""`health` warns where a public installation leaves it open."""
+"""The setting that decides who may register. `health` warns if registration is open on a public address."""
 
 
 class UserView(msgspec.Struct, kw_only=True):
-    """A user account. It never contains a password, a seed or a hash."""
+    """A user account as the API returns it, without password, TOTP seed or hashes."""
 
     id: str
     email: str
@@ -76,7 +76,7 @@ class UserView(msgspec.Struct, kw_only=True):
 
 
 class NewUser(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A new account. Hash the password separately, before the unit (`Accounts.hash_password`)."""
+    """The data of a new account. The password is hashed separately, before the unit of work (`hash_password`)."""
 
     email: Address
     full_name: FullName
@@ -85,7 +85,7 @@ class NewUser(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class UserPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A partial update of an account; absent fields stay unchanged."""
+    """A partial update of an account. Absent fields stay unchanged."""
 
     email: Address | UnsetType = UNSET
     full_name: FullName | UnsetType = UNSET
@@ -98,7 +98,7 @@ class UserPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class UserQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list of accounts. `search` matches address and name, ignoring case."""
+    """Filters of the list of accounts. `search` matches parts of the address and the name, ignoring case."""
 
     role: list[Role] = msgspec.field(default_factory=list)
     is_active: bool | UnsetType = UNSET
@@ -106,68 +106,78 @@ class UserQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class Accounts(Protocol):
-    """User accounts. Everything except `hash_password` joins the current unit."""
+    """User accounts. Every function except `hash_password` runs in the caller's unit of work."""
 
     async def hash_password(
         self, password: str, *, email: str, full_name: str, pointer: str = "/password", user_id: str | None = None
     ) -> str:
-        """Check a new password against the policy (`weak_password`) and hash it; call this before the unit.
+        """Check a new password against the policy and hash it. Raise `Invalid` (`weak_password`) if it breaks a rule.
 
-        `user_id`: also reject this user's former passwords; pass it only if the caller is authenticated as that user.
+        Call this function before the unit of work. `user_id`: also reject former passwords of this user; pass the id
+        only if the caller is authenticated as this user.
         """
         ...
 
     def create(self, new: NewUser, *, password_hash: str | None, by: Principal, how: str = "admin") -> UserView:
-        """Create an active account, without a password if the hash is None. Raises `Conflict(duplicate)`."""
+        """Create an active account, without a password if `password_hash` is None.
+
+        Raise `Conflict` (`duplicate`) if an account with this address exists.
+        """
         ...
 
     def get(self, user_id: str) -> UserView:
-        """One account, also a purged one; raises `NotFound`."""
+        """Return an account, even a purged one. Raise `NotFound` for an unknown id."""
         ...
 
     def get_many(self, user_ids: Iterable[str]) -> dict[str, UserView]:
-        """Accounts by id; unknown ids are left out."""
+        """Return accounts by id. Unknown ids are omitted."""
         ...
 
     def details(self, user_ids: Iterable[str]) -> dict[str, AccountDetails]:
-        """Further details of accounts for admins, by id; unknown ids are left out."""
+        """Return further details of accounts for admins, by id. Unknown ids are omitted."""
         ...
 
     def find(self, email: str) -> UserView | None:
-        """The account of an address in any spelling; None if there is none."""
+        """Return the account with this address in any spelling, or None."""
         ...
 
     def limit(self, user: UserView) -> str | None:
-        """The action that this user must take first: the `limited` of every principal with this user's rights."""
+        """Return the problem code of the action that this user must take first, or None.
+
+        Every principal with the rights of this user gets the result as its `limited`.
+        """
         ...
 
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
-        """Accounts, newest first, without purged ones. The route checks permissions."""
+        """Return a page of accounts, newest first, without purged ones. The caller's route checks permissions."""
         ...
 
     def count(self) -> dict[tuple[str, bool], int]:
-        """The number of accounts by role and whether they are active, without purged ones."""
+        """Return the number of accounts by role and by whether they are active, without purged ones."""
         ...
 
     def update(self, user_id: str, patch: UserPatch, *, if_match: IfMatch = ANY_VERSION) -> UserView:
-        """Change an account; lost rights end its sessions. Raises `Conflict(last_admin)` for the last active admin."""
+        """Change an account. End its sessions if the account loses rights.
+
+        Raise `Conflict` (`last_admin`) if the change would remove the last active admin.
+        """
         ...
 
     def set_password(self, user_id: str, password_hash: str, *, must_change: bool = False) -> UserView:
-        """Replace the password and end every session of the user."""
+        """Replace the password of a user and end all their sessions."""
         ...
 
     def end_sessions(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
-        """End the user's sessions except `keep`; returns their number."""
+        """End the user's sessions except `keep`. Return the number of ended sessions."""
         ...
 
     def purge(self, user_id: str) -> None:
-        """Erase a deactivated account and free its address; the row remains as "deleted user"."""
+        """Erase the personal data of a deactivated account and free its address. The row remains as "deleted user"."""
         ...
 
 
 class Delivery(msgspec.Struct, kw_only=True):
-    """The result of a test mail. `error`: the message of the egress guard or the mail server, for admins."""
+    """The result of sending a test mail. `error`: the message of the egress guard or the mail server, for admins."""
 
     delivered: bool
     duration_ms: int
@@ -175,7 +185,7 @@ class Delivery(msgspec.Struct, kw_only=True):
 
 
 class Mail(Protocol):
-    """Mails to users. They are jobs: an unavailable mail server delays them and nothing else."""
+    """Mails to users. Jobs send the mails, so an unavailable mail server delays only mails."""
 
     @property
     def is_configured(self) -> bool:
@@ -183,43 +193,56 @@ class Mail(Protocol):
         ...
 
     def notify(self, to: str, kind: Notice, **facts: str | int) -> None:
-        """Enqueue a notice to an address; joins the unit. Does nothing without a mail service.
+        """Enqueue a mail of this kind to an address. Runs in the caller's unit of work.
 
-        Facts: `locked` until, `email_changed` new, `recovery_code_used` left.
+        Without a mail server, this function does nothing. `facts` are the values for the template: `until` for
+        `locked`, `new` for `email_changed`, `left` for `recovery_code_used`.
         """
         ...
 
     async def check(self) -> tuple[str, str]:
-        """Connect to the mail server: a health status and a sentence. For async callers, outside a unit."""
+        """Check the connection to the mail server. Return a health status and a sentence.
+
+        Call this function outside a unit of work.
+        """
         ...
 
     async def test(self, to: str) -> Delivery:
-        """Send a test mail now; raises `invalid_state` without a mail service. For async handlers, outside a unit."""
+        """Send a test mail now. Raise `Conflict` (`invalid_state`) if no mail server is configured.
+
+        Call this function outside a unit of work.
+        """
         ...
 
 
 class KeysOfPeople(Protocol):
-    """Ends API keys when an account changes; provided by the plugin `security`."""
+    """Revokes API keys when an account changes. The plugin `security` provides this service."""
 
     def revoke_all(self, user_id: str) -> int:
-        """End every key of a user; returns their number. Joins the unit."""
+        """Revoke all API keys of a user and return their number. Runs in the caller's unit of work."""
         ...
 
 
 class PasswordLinks(Protocol):
-    """Links by which users set a password. Everything joins the unit."""
+    """Links with which users set a password. Every function runs in the caller's unit of work."""
 
     def welcome(self, user_id: str) -> str | None:
-        """Mail a link to an account without a password and return None; without a mail service return its URL."""
+        """Create a link with which a new user sets the first password, and mail it. Return None.
+
+        If the link cannot be mailed, return its URL instead.
+        """
         ...
 
     def reset(self, user_id: str) -> str:
-        """Delete the password and end all sessions; returns the URL of a link to a new one, which is mailed too."""
+        """Delete the password of a user and end all their sessions. Return the URL of a link that sets a new password.
+
+        A link is mailed to the user too.
+        """
         ...
 
 
 class AccountDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """Details of an account that only admins see."""
+    """Details of an account that only admins can see. `sessions`: the number of live sessions."""
 
     created_by: str | None
     sessions: int
@@ -238,33 +261,33 @@ class InvitationView(msgspec.Struct, kw_only=True):
 
 
 class Invitations(Protocol):
-    """Invitations to create an account. Everything joins the unit."""
+    """Invitations to create an account. Every function runs in the caller's unit of work."""
 
     def create(self, email: str, role: Role, *, by: Principal) -> tuple[InvitationView, str]:
-        """Invite an address, also by mail if possible. Returns the invitation and its URL, to be shown once.
+        """Create an invitation, and mail it if possible. Return the invitation and its URL, which is shown only once.
 
-        Raises `Conflict(duplicate)` for an address with an account or a pending invitation.
+        Raise `Conflict` (`duplicate`) for an address with an account or a pending invitation.
         """
         ...
 
     def list(self, query: PageQuery, caller: Principal) -> Page[InvitationView]:
-        """Invitations, newest first."""
+        """Return a page of invitations, newest first."""
         ...
 
     def revoke(self, invitation_id: str) -> None:
-        """Revoke a pending invitation and end its links; raises `NotFound`."""
+        """Revoke a pending invitation and end its links. Raise `NotFound` if no such invitation is pending."""
         ...
 
 
 class OwnerView(msgspec.Struct, kw_only=True):
-    """The owner of an object; `email` is empty after the account was purged."""
+    """The owner of an object. `email` is empty if the account was purged."""
 
     id: str
     email: str
 
 
 class SignedInView(msgspec.Struct, kw_only=True):
-    """A session as admins see it. `current`: it made this request."""
+    """A session as admins see it. `current`: whether this session made the request."""
 
     id: str
     user_id: str
@@ -287,44 +310,53 @@ class SignedInQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_de
 
 
 class AllSessions(Protocol):
-    """The live sessions of all users. Everything joins the unit."""
+    """The live sessions of all users. Every function runs in the caller's unit of work."""
 
     def list(self, query: SignedInQuery, caller: Principal) -> Page[SignedInView]:
-        """Live sessions, newest first. The route checks permissions."""
+        """Return a page of live sessions, newest first. The caller's route checks permissions."""
         ...
 
     def end(self, session_id: str, reason: str) -> None:
-        """End a live session; raises `NotFound`."""
+        """End a live session. Raise `NotFound` if no live session has this id."""
         ...
 
 
 class AccountRecovery(Protocol):
-    """Recovery of accounts by admins. Everything joins the unit and raises `NotFound`."""
+    """Recovery of accounts by admins. Every function runs in the caller's unit of work.
+
+    `unlock` and `reset_mfa` raise `NotFound` for an unknown user.
+    """
 
     def unlock(self, user_id: str) -> UserView:
-        """End a lockout after failed sign-ins immediately."""
+        """Immediately end a lockout that failed sign-ins caused."""
         ...
 
     def reset_mfa(self, user_id: str) -> UserView:
-        """Disable the second factor of a user who lost it, and end all their sessions."""
+        """Disable the second factor of a user who lost it, and end all sessions of the user."""
         ...
 
     def failed_attempts(self, emails: Iterable[str]) -> dict[str, int]:
-        """The number of failed sign-ins that still count, by address; addresses without one are left out."""
+        """Return the number of failed sign-ins within the lockout window, by address. Zero counts are omitted."""
         ...
 
 
 class Tickets(Protocol):
-    """Single-use tickets that authenticate a WebSocket, where no header can be sent. Everything joins the unit."""
+    """Single-use tickets that authenticate WebSockets, because browsers cannot send an `Authorization` header there.
+
+    Every function runs in the caller's unit of work.
+    """
 
     def issue(self, caller: Principal) -> str:
-        """Create a ticket that is valid for 30 s."""
+        """Create a ticket for this caller, valid for 30 s. Return its token."""
         ...
 
     def reread(self, caller: Principal) -> Principal:
-        """The caller of a long-lived connection with its current rights; raises `Unauthorized` if the session ended."""
+        """Return the caller of a long-lived connection with its current rights.
+
+        Raise `Unauthorized` if the session has ended.
+        """
         ...
 
     def redeem(self, ticket: str) -> Principal:
-        """Consume a ticket; returns its caller with current rights. Raises `Unauthorized` for an invalid ticket."""
+        """Consume a ticket and return its caller with current rights. Raise `Unauthorized` for an invalid ticket."""
         ...

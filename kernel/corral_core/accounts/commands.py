@@ -1,4 +1,7 @@
-"""`corral user` and `corral keys`: accounts and keys on the machine itself, through the same services as the API."""
+"""The commands `corral user` and `corral keys`, which manage accounts and keys on the machine of the server.
+
+The commands call the same services as the API.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ password_option = click.option(
 
 @click.group("user")
 def user_group() -> None:
-    """Accounts, without a token: whoever may read the data folder may do this."""
+    """Manage accounts. The commands need no token: access to the data folder is sufficient."""
 
 
 @user_group.command("create")
@@ -90,7 +93,7 @@ def list_(role: tuple[str, ...], active: bool | None, config_path: Path | None, 
 @config_option
 @json_option
 def deactivate(email: str, config_path: Path | None, as_json: bool) -> None:
-    """Switch an account off; its sessions end. The last active admin stays."""
+    """Deactivate an account and end its sessions. The last active admin cannot be deactivated."""
     _patch(config_path, "user deactivate", email, {"is_active": False}, "Deactivated {}.", as_json)
 
 
@@ -99,7 +102,7 @@ def deactivate(email: str, config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def activate(email: str, config_path: Path | None, as_json: bool) -> None:
-    """Switch an account on again."""
+    """Reactivate an account."""
     _patch(config_path, "user activate", email, {"is_active": True}, "Activated {}.", as_json)
 
 
@@ -109,7 +112,7 @@ def activate(email: str, config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def role_(email: str, role: str, config_path: Path | None, as_json: bool) -> None:
-    """Give an account another role. The last active admin stays one."""
+    """Change the role of an account. The last active admin keeps the role admin."""
     _patch(config_path, "user role", email, {"role": role}, f"{{}} is now {role}.", as_json)
 
 
@@ -122,7 +125,7 @@ def role_(email: str, role: str, config_path: Path | None, as_json: bool) -> Non
 def reset_password(
     email: str, must_change: bool, password_file: Path | None, config_path: Path | None, as_json: bool
 ) -> None:
-    """Replace the password of an account; all its sessions end."""
+    """Replace the password of an account and end all its sessions."""
     from corral_core.accounts.api import Accounts
 
     with session(config_path, "user reset-password") as found:
@@ -138,7 +141,7 @@ def reset_password(
 @config_option
 @json_option
 def show(email: str, config_path: Path | None, as_json: bool) -> None:
-    """Show an account."""
+    """Show the details of an account."""
     with session(config_path, "user show") as found:
         user = _find(found, email)
     if as_json:
@@ -153,7 +156,7 @@ def show(email: str, config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def unlock(email: str, config_path: Path | None, as_json: bool) -> None:
-    """End a lockout after failed sign-ins immediately."""
+    """Unlock an account that is locked after too many failed sign-ins."""
     from corral_core.accounts.api import AccountRecovery
 
     _change(
@@ -171,7 +174,7 @@ def unlock(email: str, config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def reset_mfa(email: str, config_path: Path | None, as_json: bool) -> None:
-    """Remove the second factor of an account whose holder lost it; all its sessions end."""
+    """Remove the second factor of a user who lost it, and end all sessions of the account."""
     from corral_core.accounts.api import AccountRecovery
 
     told = "{} has no second factor any more; all sessions of the account have ended."
@@ -190,9 +193,9 @@ def reset_mfa(email: str, config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def purge(email: str, config_path: Path | None, as_json: bool) -> None:
-    """Blank a deactivated account for good and free its address.
+    """Permanently erase the personal data of a deactivated account, and free its address.
 
-    What was shared stays, as of a deleted user; what was private is removed within a minute of a running server.
+    Shared objects stay and belong to "deleted user". A running server deletes private objects within a minute.
     """
     from corral_core.accounts.api import Accounts
 
@@ -221,7 +224,10 @@ def _patch(config_path: Path | None, label: str, email: str, facts: dict[str, An
 def _change(
     config_path: Path | None, label: str, email: str, change: Callable[[Session, Any], Any], text: str, as_json: bool
 ) -> None:
-    """One unit on the account of this address; `text` tells what it did, with `{}` for the address."""
+    """Run `change` on the account with this address in one unit of work, and print the result.
+
+    `text` is the message to print; `{}` in it stands for the address.
+    """
     with session(config_path, label) as found:
         user = _find(found, email)
         user = found.run(lambda: change(found, user))
@@ -250,7 +256,10 @@ def _all(found: Session, query: Any) -> Iterator[Any]:
 
 
 def _password(path: Path | None) -> str:
-    """From the file, standard input or a prompt; a line end after it does not belong to it."""
+    """Read a password from a file, from standard input (`-`) or, if `path` is None, from a prompt.
+
+    A trailing line end is not part of the password.
+    """
     if path is None:
         if not sys.stdin.isatty():
             raise click.UsageError("no terminal to ask on: give --password-file FILE, or - for standard input")
@@ -278,14 +287,17 @@ def _tell(user: Any, text: str, as_json: bool) -> None:
 
 @click.group("keys")
 def keys_group() -> None:
-    """Keys of this installation."""
+    """Manage the cryptographic keys of this installation."""
 
 
 @keys_group.command("generate")
 @click.option("--label", default="v1", show_default=True, help="its name: letters and digits, new for each key")
 @json_option
 def generate(label: str, as_json: bool) -> None:
-    """Print a new master key. Put it first in CORRAL_MASTER_KEY, before the keys that are there; nothing is changed."""
+    """Generate a new master key and print it. The command changes nothing.
+
+    To use the new key, add it to CORRAL_MASTER_KEY before the existing keys.
+    """
     if not (label.isascii() and label.isalnum()):
         raise click.UsageError("--label takes letters and digits only")
     text = f"{label}:{base64.b64encode(secrets.token_bytes(32)).decode()}"
@@ -296,7 +308,10 @@ def generate(label: str, as_json: bool) -> None:
 @config_option
 @json_option
 def rotate_jwt(config_path: Path | None, as_json: bool) -> None:
-    """Sign access tokens with a new key. The old one verifies until its last token is over; nobody is signed out."""
+    """Create a new key that signs access tokens.
+
+    The old key stays valid for verification until its last token expires, so no user is signed out.
+    """
     from corral_core.accounts.service.access_tokens import SigningKeys
 
     with session(config_path, "keys rotate-jwt") as found:

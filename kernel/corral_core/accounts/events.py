@@ -1,4 +1,4 @@
-"""Events about people, their sessions and invitations."""
+"""Events about accounts, sessions, second factors and invitations."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class UserPurged(Event, kw_only=True):
 
 
 class InvitationCreated(Event, kw_only=True):
-    """Somebody was invited."""
+    """An invitation was created."""
 
     event = "invitation.created"
     visibility = "admin"
@@ -93,7 +93,7 @@ class InvitationAccepted(Event, kw_only=True):
 
 
 class SessionCreated(Event, kw_only=True):
-    """Somebody signed in."""
+    """A user signed in and a session was created."""
 
     event = "session.created"
     visibility = PRIVATE_AND_ADMIN

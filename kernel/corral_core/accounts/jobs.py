@@ -1,4 +1,4 @@
-"""Background work of `accounts`: mails, and the deletion of what has expired, a few rows a unit."""
+"""Jobs and schedules of `accounts`: sending mails, and deleting expired rows, at most `AT_ONCE` per unit of work."""
 
 from __future__ import annotations
 
@@ -25,14 +25,17 @@ from corral_core.accounts.settings import REFRESH_GRACE
 DAY, HOUR = 86_400.0, 3600.0
 AT_ONCE = 500
 KEEP_SESSIONS_DAYS = 30
-MAIL_ATTEMPTS = 60  # with the runner's backoff, about nine hours
+MAIL_ATTEMPTS = 60  # with the backoff of the job runner, about nine hours
 log = logging.getLogger("corral.mail")
 
 
 async def send_mail(
     kind: str, to: str, facts: dict[str, Any], work: Work, mail: MailService, links: Links, link_id: str | None = None
 ) -> None:
-    """Send one mail. The token of its link is generated now and not stored; its lifetime begins with the mail."""
+    """Send one mail. If the mail contains a link, generate the link's token now, and store only the token's hash.
+
+    So the lifetime of the link begins when the mail is sent.
+    """
     from corral.egress.smtp import MailRefused
 
     if not mail.is_configured:
@@ -40,7 +43,7 @@ async def send_mail(
         return
     if link_id is not None:
         token = await work(lambda: links.arm(link_id))
-        if token is None:  # the link was used or ended meanwhile
+        if token is None:  # the link was used or invalidated meanwhile
             return
         facts = {**facts, "url": links.url(kind, token, absolute=True)}
     try:
@@ -56,21 +59,25 @@ async def send_mail(
 
 
 def forgot_password(email: str, accounts: AccountsService, mail: MailService) -> None:
-    """Mail a reset link if the address has an active account."""
+    """Mail a link that resets the password if an active account has this address."""
     row = accounts.row_of(email)
     if row is not None and row.is_active:
         mail.send_link(row.email, RESET, row.id)
 
 
 def resend_verification(email: str, accounts: AccountsService, mail: MailService) -> None:
-    """Mail the link again to an account whose address is not verified."""
+    """Mail the verification link again if an active account has this address and the address is not verified."""
     row = accounts.row_of(email)
     if row is not None and row.is_active and not row.email_verified:
         send_proof(row, mail)
 
 
 async def purge_sessions(work: Work, sessions: Sessions) -> None:
-    """End idle sessions, delete ended ones after 30 days, and delete expired tickets, links and challenges."""
+    """End expired sessions and delete old rows.
+
+    Sessions are deleted 30 days after they ended. Expired tickets, links and challenges, unfinished setups of second
+    factors, old lockouts and retired signing keys are deleted too.
+    """
     await _repeat(work, sessions.expire)
     await _repeat(work, _delete_sessions)
     await _repeat(work, authentication.prune)
@@ -81,7 +88,7 @@ async def purge_sessions(work: Work, sessions: Sessions) -> None:
 
 
 def forget_successors(settings: Settings) -> None:
-    """Delete the sealed successors of refresh tokens after the grace period."""
+    """Erase the sealed successors of used refresh tokens after the grace period."""
     over = RefreshRow.successor.is_null(False) & (RefreshRow.used_at <= clock.now(-settings.get(REFRESH_GRACE)))
     RefreshRow.update(successor=None).where(over).execute()
 

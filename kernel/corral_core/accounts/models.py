@@ -1,4 +1,4 @@
-"""Tables of accounts: people, sessions and tokens, failed attempts, second factors, links and invitations."""
+"""Tables of `accounts`: users, sessions, tokens, lockouts, second factors, links and invitations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from corral.events.event import PRIVATE_AND_ADMIN
 
 
 class UserRow(Model):
-    """A user. `email` is the address as typed; `email_key` is its normal form, unique and used for look-ups."""
+    """A user account. `email`: the address as entered; `email_key`: its normal form, unique and used for look-ups."""
 
     visibility = PRIVATE_AND_ADMIN
     owner_field = "id"
@@ -25,7 +25,7 @@ class UserRow(Model):
     email_verified = peewee.BooleanField(default=False)
     mfa_enabled = peewee.BooleanField(default=False)
     must_change_password = peewee.BooleanField(default=False)
-    password_hash = peewee.TextField(null=True)  # null: nobody can sign in with a password
+    password_hash = peewee.TextField(null=True)  # null: sign-in with a password is impossible
     password_changed_at = InstantField(null=True)
     timezone = peewee.CharField(max_length=64, default="UTC")
     locale = peewee.CharField(max_length=20, default="en")
@@ -44,7 +44,10 @@ class UserRow(Model):
 
 
 class SessionRow(Model):
-    """A session: a chain of refresh tokens. It ends at `ended_at`, or at `expires_at` if it is not refreshed."""
+    """A session of a user: a chain of refresh tokens.
+
+    The session ended at `ended_at`; a session that is not refreshed expires at `expires_at`.
+    """
 
     visibility = PRIVATE
     owner_field = "user_id"
@@ -70,7 +73,11 @@ SessionRow.add_index(SessionRow.user_id, SessionRow.created_at, where=SessionRow
 
 
 class RefreshRow(Model):
-    """A refresh token, by its SHA-256. `successor` is sealed and kept for the grace period, for repeated requests."""
+    """A refresh token, identified by its SHA-256.
+
+    `successor` is the next refresh token, sealed. It is kept for the grace period, so that a repeated request receives
+    the same token again.
+    """
 
     hash = peewee.CharField(primary_key=True, max_length=64)
     session_id = IdField(index=True)
@@ -87,7 +94,7 @@ RefreshRow.add_index(RefreshRow.used_at, where=RefreshRow.successor.is_null(Fals
 
 
 class SigningKeyRow(Model):
-    """A key that signs access tokens, sealed. A retired key verifies until its last token expires."""
+    """A sealed key that signs access tokens. A retired key only verifies tokens, until its last token expires."""
 
     id = IdField(primary_key=True)
     sealed = SealedField()
@@ -99,7 +106,7 @@ class SigningKeyRow(Model):
 
 
 class TicketRow(Model):
-    """A single-use ticket, by its SHA-256; it opens one WebSocket for the caller that requested it."""
+    """A single-use ticket, identified by its SHA-256, which opens one WebSocket for the caller that requested it."""
 
     hash = peewee.CharField(primary_key=True, max_length=64)
     caller = JSONField()
@@ -110,10 +117,11 @@ class TicketRow(Model):
 
 
 class LockoutRow(Model):
-    """Sign-in attempts for one address, known or not. `key` is the SHA-256 of its normal form.
+    """The sign-in attempts on one address, whether an account has it or not.
 
-    `failed`: the instants of the last failures, the newest first, one after the other. `in_flight` counts until
-    `reserved_until`: what a dead process reserved is free again then. `locks`: how often in a row it was locked.
+    `key`: the SHA-256 of the normal form of the address. `failed`: the instants of the last failures, newest first,
+    concatenated. `in_flight`: the number of reserved attempts. It is valid until `reserved_until`, so that the
+    reservations of a crashed process expire. `locks`: the number of consecutive lockouts.
     """
 
     key = peewee.CharField(primary_key=True, max_length=64)
@@ -128,9 +136,9 @@ class LockoutRow(Model):
 
 
 class SecondFactorRow(Model):
-    """The TOTP seed of a user; an unconfirmed one is a setup that waits for its first code.
+    """The TOTP seed of a user. A row without `confirmed_at` is a setup that is pending until its first code is sent.
 
-    `last_step`: the newest time step whose code was accepted; only later steps are valid.
+    `last_step`: the newest time step whose code was accepted. Only codes of later steps are valid.
     """
 
     user_id = IdField(primary_key=True)
@@ -144,7 +152,7 @@ class SecondFactorRow(Model):
 
 
 class RecoveryCodeRow(Model):
-    """An unused recovery code, by its SHA-256."""
+    """An unused recovery code, identified by its SHA-256."""
 
     hash = peewee.CharField(primary_key=True, max_length=64)
     user_id = IdField(index=True)
@@ -154,7 +162,7 @@ class RecoveryCodeRow(Model):
 
 
 class ChallengeRow(Model):
-    """A sign-in that waits for its second factor, by the SHA-256 of its `mfa_token`."""
+    """A sign-in whose second factor is pending, identified by the SHA-256 of its `mfa_token`."""
 
     hash = peewee.CharField(primary_key=True, max_length=64)
     user_id = IdField(index=True)
@@ -166,7 +174,7 @@ class ChallengeRow(Model):
 
 
 class FormerPasswordRow(Model):
-    """The hash of a former password."""
+    """The hash of a former password of a user."""
 
     id = IdField(primary_key=True)
     user_id = IdField(index=True)
@@ -177,10 +185,10 @@ class FormerPasswordRow(Model):
 
 
 class LinkRow(Model):
-    """A single-use link: it resets a password, verifies an address or accepts an invitation.
+    """A single-use link that resets a password, verifies an address or accepts an invitation.
 
-    `hash` is the SHA-256 of the token; null while the link waits for a mail server to take its mail. `subject_id` is
-    the account or invitation, `email` the address that the link proves. `used_at` also ends what was not used.
+    `hash`: the SHA-256 of the token, or null until the mail with the link is sent. `subject_id`: the account or the
+    invitation. `email`: the address that the link verifies. `used_at`: when the link was used or invalidated.
     """
 
     id = IdField(primary_key=True)
@@ -198,7 +206,7 @@ class LinkRow(Model):
 
 
 class InvitationRow(Model):
-    """An invitation to create an account with this role. `status`: pending | accepted | expired | revoked."""
+    """An invitation to create an account with this role. `status`: `pending`, `accepted`, `expired` or `revoked`."""
 
     id = IdField(primary_key=True)
     email = peewee.CharField(max_length=254)
@@ -215,7 +223,7 @@ class InvitationRow(Model):
         indexes = ((("created_at", "id"), False),)
 
 
-# one address has one invitation at a time
+# an address has at most one pending invitation
 InvitationRow.add_index(
     peewee.ModelIndex(
         InvitationRow,
@@ -228,7 +236,7 @@ InvitationRow.add_index(
 
 
 class InstallationRow(Model):
-    """A fact about the whole installation; the first process to insert the row decides it."""
+    """A named value that applies to the whole installation. The first process that inserts the row sets the value."""
 
     name = peewee.CharField(primary_key=True, max_length=40)
     value = peewee.TextField()
@@ -238,7 +246,7 @@ class InstallationRow(Model):
 
 
 def claim(name: str, value: str) -> bool:
-    """Decide a fact; returns False if it was decided before."""
+    """Set an installation-wide value unless it is already set. Return whether this call set the value."""
     insert = InstallationRow.insert(name=name, value=value).on_conflict_ignore()
     return bool(insert.as_rowcount().execute())
 

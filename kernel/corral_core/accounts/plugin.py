@@ -1,4 +1,4 @@
-"""The manifest and hooks of `accounts`."""
+"""The manifest and the hook implementations of the plugin `accounts`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class AccountsPlugin(Plugin):
-    """Accounts: people, sign-in, sessions, second factors, invitations and mail."""
+    """Accounts: user accounts, sign-in, sessions, second factors, invitations and mail."""
 
     name = "accounts"
     wants = ("security",)
@@ -117,7 +117,7 @@ class AccountsPlugin(Plugin):
         return METRICS
 
     async def start(self, runtime: Runtime) -> None:
-        """Make or read the keys that sign access tokens, and create the admin that the environment names."""
+        """Create or read the keys that sign access tokens, and create the admin whom the environment specifies."""
         work, signing_keys = runtime.service(Work), runtime.service(SigningKeys)
         await work(runtime.service(AccessTokens).prepare)
         await signing_keys.tell()

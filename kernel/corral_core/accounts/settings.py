@@ -1,4 +1,4 @@
-"""Run-time settings of accounts: sign-in, passwords and mail."""
+"""Run-time settings of the plugin `accounts`: sign-in, API keys, passwords and mail."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Reading and retention of the event log."""
+"""The plugin `event_log`: reading and retention of the event log."""

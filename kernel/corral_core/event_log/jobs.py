@@ -1,4 +1,4 @@
-"""Retention of the event log and of ended jobs, deleted a few rows per unit."""
+"""Scheduled jobs that delete old events and ended jobs, at most `AT_ONCE` rows per unit of work."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from corral_core.event_log.settings import JOBS_RETENTION_DAYS, MAX_ROWS, RETENT
 
 DAY, HOUR = 86_400.0, 3600.0
 AT_ONCE = 500
-LAGGARD_DAYS = 7  # a consumer that is further behind no longer delays retention
+LAGGARD_DAYS = 7  # a consumer that is further behind no longer prevents the deletion of events
 
 
 async def prune_events(work: Work, settings: Settings, contributions: Contributions, types: EventTypes) -> None:
-    """Delete events beyond the limits, but none that a consumer still needs, unless it is far behind."""
+    """Delete events beyond the limits for age and number.
+
+    Events that a consumer still needs are kept, unless that consumer is more than `LAGGARD_DAYS` behind.
+    """
     days, rows = settings.get(RETENTION_DAYS), settings.get(MAX_ROWS)
     followed = {each.name: types.expand(each.events) for _, each in contributions.of("corral_subscribers")}
     needed = await work(lambda: _needed(followed))
@@ -32,7 +35,7 @@ async def prune_events(work: Work, settings: Settings, contributions: Contributi
 
 
 async def prune_jobs(work: Work, settings: Settings) -> None:
-    """Delete ended jobs and stored responses of idempotent requests."""
+    """Delete old ended jobs, and expired responses that were stored for idempotent requests."""
     before = clock.now(-settings.get(JOBS_RETENTION_DAYS) * DAY)
     await _repeat(work, lambda: _delete_jobs(before))
     await _repeat(work, idempotency.prune)
@@ -45,7 +48,7 @@ SCHEDULES = (
 
 
 def consumer_lag() -> dict[tuple[str, ...], float]:
-    """The number of events that each consumer has not processed, by name."""
+    """Return the number of events that each consumer has not processed yet, by the consumer's name."""
     last = event_log.last_seq()
     rows: Any = ConsumerRow.select(ConsumerRow.name, ConsumerRow.cursor).tuples()
     return {(name,): float(max(0, last - cursor)) for name, cursor in rows}
@@ -57,8 +60,10 @@ async def _repeat(work: Work, sweep: Callable[[], int]) -> None:
 
 
 def _needed(followed: Mapping[str, Sequence[str]]) -> int:
-    """The first event that a consumer has yet to pass. Admins are told of those that are too far behind to be waited
-    for. `followed`: the events of consumers in service; whatever came after the cursor of another one waits for it.
+    """Return the `seq` of the first event that a consumer has not passed yet; events before it may be deleted.
+
+    Raise an alert for each consumer that is more than `LAGGARD_DAYS` behind, and ignore its cursor. `followed`: the
+    event names of each active consumer. For an inactive consumer, every event after its cursor counts as needed.
     """
     long_ago, oldest, passed = clock.now(-LAGGARD_DAYS * DAY), event_log.first_seq(), [2**62]
     rows: Any = ConsumerRow.select(ConsumerRow.name, ConsumerRow.cursor).tuples()
@@ -67,7 +72,8 @@ def _needed(followed: Mapping[str, Sequence[str]]) -> int:
         if name in followed:
             waiting &= EventRow.type.in_(followed[name])
         first = event_log.select([waiting], 1)
-        if not first or (first[0].ts >= long_ago and cursor + 1 >= oldest):  # else the log is past it already
+        # otherwise the consumer's next event is too old, or events after its cursor are already deleted
+        if not first or (first[0].ts >= long_ago and cursor + 1 >= oldest):
             passed.append(cursor + 1)
             continue
         alert = SystemAlert(
@@ -82,7 +88,10 @@ def _needed(followed: Mapping[str, Sequence[str]]) -> int:
 
 
 def _delete_events(before_ts: str, keep_from: int, max_rows: int) -> int:
-    """Delete events that are too old or too many, but none from `keep_from` on, and never the newest."""
+    """Delete events that are too old or exceed `max_rows`. Keep the newest event, and all events from `keep_from` on.
+
+    Return the number of deleted events, at most `AT_ONCE`.
+    """
     newest = event_log.last_seq()
     bound = max(event_log.first_seq() - 1, newest - max_rows)
     old: Any = (

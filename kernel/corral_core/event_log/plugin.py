@@ -1,4 +1,4 @@
-"""The manifest and hooks of `event_log`."""
+"""The manifest and the hook implementations of the plugin `event_log`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from corral_core.event_log.settings import SETTINGS
 
 
 class EventLogPlugin(Plugin):
-    """Event log: reading events, who may read which, and how long events and jobs are kept."""
+    """Event log: reading of events, access rights to events, and retention of events and jobs."""
 
     name = "event_log"
     protected = True
@@ -58,7 +58,7 @@ class EventLogPlugin(Plugin):
         return [lag]
 
     async def start(self, runtime: Runtime) -> None:
-        """Note the names of the consumers, which are the values of a metric's label."""
+        """Collect the names of all event consumers as the values of the label `consumer`."""
         self._consumers[:] = [item.name for _, item in runtime.service(Contributions).of("corral_subscribers")]
 
 

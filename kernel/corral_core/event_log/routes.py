@@ -1,4 +1,4 @@
-"""`/events`: the event log as pages and long polls."""
+"""Routes under `/events`: read the event log in pages or by long polling."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ from corral_core.event_log.service import EventRightsService
 
 routes = Routes("/events", tag="Events")
 
-WINDOW = 20_000  # positions of the log searched for one response; a type may be rare and the log long
+WINDOW = 20_000  # positions of the log searched for one response, because events of a rare type may be far apart
 
 
 class EventQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """`after` is a `seq` or an event id. An empty response is delayed by up to `wait` seconds."""
+    """Filters of the event log. `after`: a `seq` or an event id.
+
+    `wait`: the maximum number of seconds for which the server delays an empty response (long poll).
+    """
 
     after: Annotated[str, Meta(max_length=64)] | UnsetType = UNSET
     types: list[Annotated[str, Meta(max_length=100)]] = msgspec.field(default_factory=list)
@@ -37,7 +40,10 @@ class EventQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=
 
     @functools.cached_property
     def until(self) -> float:
-        """The deadline of a long poll, fixed at its first run, because the handler runs again at every wake-up."""
+        """The deadline of the long poll in epoch seconds.
+
+        The first run of the handler fixes the deadline, because the handler runs again at every notification.
+        """
         return clock.time_s() + self.wait
 
 
@@ -52,7 +58,7 @@ class EventTypeView(msgspec.Struct, kw_only=True):
 
 
 class EventTypeList(msgspec.Struct, kw_only=True):
-    """All checks, by name."""
+    """All event types, by name."""
 
     items: list[EventTypeView]
 
@@ -63,9 +69,9 @@ def list_events(
 ) -> Page[EventView] | Wait:
     """List events that the caller may read, oldest first. `next` is always the position to continue from.
 
-    At most 20,000 positions of the log are searched, so a page may have fewer events than
-    `limit`, or none, before the end of the log: continue from `next`. An API key or token sees events of areas whose
-    objects it may read; a key also sees its owner's account.
+    One request searches at most 20,000 positions of the log, so a page before the end of the log may contain fewer
+    events than `limit`, or none. Continue from `next`. An API key or token reads events of areas whose objects it may
+    read; an API key also reads events about its owner's account.
     """
     if caller.kind == "worker":
         raise Forbidden("Workers have their own signals.")
@@ -78,13 +84,13 @@ def list_events(
     if isinstance(query.object_type, str):
         where.append(EventRow.object_type == query.object_type)
     until = newest
-    if isinstance(query.object_id, str):  # there is an index
+    if isinstance(query.object_id, str):  # an index exists, so the whole log is searched
         where.append(EventRow.object_id == query.object_id.lower())
     else:
         until = min(newest, max(after, event_log.first_seq() - 1) + WINDOW)
     where.append(EventRow.seq <= until)
     records = event_log.select(where, query.limit)
-    is_ahead = after > newest  # a backup was restored since: the client continues from the end of this log
+    is_ahead = after > newest  # a backup was restored meanwhile: the client continues from the end of this log
     if not records and query.wait and until == newest and not is_ahead and clock.time_s() < query.until:
         return Wait(names if names is not None else types.expand(["*"]), query.until)
     place = records[-1].seq if len(records) == query.limit else until
@@ -113,7 +119,7 @@ def _catalogue(types: EventTypes) -> list[EventTypeView]:
 
 
 def _names(patterns: list[str], types: EventTypes) -> list[str] | None:
-    """The requested event names; None for all."""
+    """Return the requested event names, or None for all. Raise `Invalid` (`unknown_event`) for an unknown pattern."""
     wanted = [name for pattern in patterns for name in pattern.split(",") if name]
     for pattern in wanted:
         if not types.knows(pattern):
@@ -122,7 +128,7 @@ def _names(patterns: list[str], types: EventTypes) -> list[str] | None:
 
 
 def _place(after: str | UnsetType) -> int:
-    """The `seq` to read after; raises `cursor_expired` if events after it were deleted."""
+    """Return the `seq` after which to read. Raise `Gone` (`cursor_expired`) if events after `after` were deleted."""
     if isinstance(after, UnsetType):
         return 0
     place = event_log.seq_of(after)

@@ -1,4 +1,4 @@
-"""Rights to read events, by their visibility, their owner and their area."""
+"""Rights to read events, which depend on the visibility, the owner and the area of the event."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CACHE_LIMIT = 1000
 
 
 class Names(NamedTuple):
-    """The events that a caller may read as shared ones, as an admin, and as their owner."""
+    """Names of the events that a caller may read if they are shared, as an admin, and as the owner of the object."""
 
     shared: frozenset[str]
     admin: frozenset[str]
@@ -27,9 +27,9 @@ class Names(NamedTuple):
 class EventRightsService:
     """Implements `corral.auth.visibility.EventRights`.
 
-    For people, the visibility of the event decides. An API key whose scopes leave something out, and a
-    machine, read only events of areas whose objects they may read. A key reads its owner's account as it does
-    through `/auth`, whatever its scopes.
+    For users, only the visibility of the event decides. A machine, and an API key whose scopes omit a permission
+    of its owner, read only events of areas whose objects they may read. An API key may also read events about its
+    owner's account regardless of its scopes, as it may read the account through `/auth`.
     """
 
     def __init__(self, types: EventTypes, permissions: Permissions) -> None:
@@ -50,7 +50,7 @@ class EventRightsService:
         return record.visibility != PRIVATE and caller.is_admin and record.type in names.admin
 
     def where(self, caller: Principal) -> Any:
-        """The same rule as a `where` condition."""
+        """Return the rule of `can_read` as a condition for SQL queries."""
         if caller.kind == "system":
             return ALL
         names = self._of(caller)
@@ -63,7 +63,7 @@ class EventRightsService:
         return everybodys | owned | (EventRow.visibility.not_in((SHARED, PRIVATE)) & admin)
 
     def _of(self, caller: Principal) -> Names | None:
-        """The events by name; None if all events may be read."""
+        """Return the names of the events that the caller may read, or None if the names are not restricted."""
         if caller.kind in ("user", "system") or (caller.kind == "api_key" and not caller.beyond):
             return None
         key = (caller.kind, caller.permissions, caller.beyond)
@@ -80,7 +80,7 @@ class EventRightsService:
         areas = {each.event: self._area(each) for each in self._types.all()}
         held = {name for name, area in areas.items() if caller.may(area)}
         unguarded = {name for name, area in areas.items() if not self._permissions.knows(area)}
-        if caller.kind == "api_key":  # of admins' areas what is private is their own account
+        if caller.kind == "api_key":  # a private event of a privileged area concerns the owner's own account
             is_account = self._permissions.are_privileged
             own = {name for name, area in areas.items() if area not in caller.beyond or is_account((area,))}
         else:

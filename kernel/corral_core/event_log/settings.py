@@ -1,4 +1,4 @@
-"""How long events and jobs are kept."""
+"""Run-time settings for the retention of events and jobs."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Readiness, health checks and metrics."""
+"""The plugin `health`: readiness, health checks, metrics, and the rules for outgoing connections."""

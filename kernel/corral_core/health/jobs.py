@@ -1,4 +1,4 @@
-"""Background work of `health`."""
+"""Scheduled jobs of `health`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EVERY_SECONDS = 30.0
 
 
 async def watch_health(work: Work, board: HealthBoard) -> None:
-    """Run all checks, and raise an alert for each that has been down for 60 s."""
+    """Run all health checks, and raise an alert for each check that has been down for 60 s or has recovered."""
     await board.look()
     views = board.views()
     await work(lambda: compare(views))

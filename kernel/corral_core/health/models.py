@@ -1,4 +1,4 @@
-"""Health checks as they were when last looked at."""
+"""Table of `health`: the last known states of health checks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from corral.database.model import InstantField, Model
 
 
 class HealthRow(Model):
-    """The last state of a health check. `alerted`: an alert that it is down was raised."""
+    """The last known state of a health check. `alerted`: an alert was raised because the check is down."""
 
     name = peewee.CharField(primary_key=True, max_length=60)
     status = peewee.CharField(max_length=10)

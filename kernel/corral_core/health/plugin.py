@@ -1,4 +1,4 @@
-"""The manifest and hooks of `health`."""
+"""The manifest and the hook implementations of the plugin `health`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class HealthPlugin(Plugin):
     name = "health"
     wants = ("accounts",)
     protected = "essential"
-    starts_first = True  # the single-machine lock precedes every write
+    starts_first = True  # the single-machine lock must be acquired before any write
     prefixes = ("settings",)
     permissions = (Permission("settings.read", "See settings, health and the rules for outgoing connections"),)
 
@@ -65,7 +65,7 @@ class HealthPlugin(Plugin):
         return METRICS
 
     async def start(self, runtime: Runtime) -> None:
-        """Take the single-machine lock of a database file, and start the background tasks of this process."""
+        """Acquire the single-machine lock if the database is a file, and start the background tasks of this process."""
         if runtime.service(Database).is_file:
             lock = SingleMachineLock(runtime.service(Work))
             await lock.acquire()

@@ -1,1 +1,1 @@
-"""Which plugins run, and the API documentation."""
+"""The plugin `plugin_admin`: administration of plugins, and the API documentation."""

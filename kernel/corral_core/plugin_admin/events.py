@@ -1,4 +1,4 @@
-"""Events about plugins."""
+"""Events about the states of plugins."""
 
 from __future__ import annotations
 

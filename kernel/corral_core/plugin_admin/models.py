@@ -1,4 +1,4 @@
-"""Plugins that an admin took out of service, and plugins in quarantine."""
+"""Tables of `plugin_admin`: plugins that an admin disabled, and plugins in quarantine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from corral.database.model import InstantField, Model
 
 
 class PluginStateRow(Model):
-    """A plugin that an admin disabled. Without a row, the configuration decides."""
+    """A plugin that an admin disabled. Without a row, the configuration decides whether the plugin is active."""
 
     name = peewee.CharField(primary_key=True, max_length=64)
     state = peewee.CharField(max_length=16)
@@ -20,10 +20,13 @@ class PluginStateRow(Model):
 
 
 class QuarantineRow(Model):
-    """A plugin whose hooks, subscriptions, jobs and schedules are suspended, or that is on trial after that."""
+    """A plugin in quarantine, or on trial after a quarantine.
+
+    A quarantine suspends the hooks, subscriptions, jobs and schedules of the plugin.
+    """
 
     name = peewee.CharField(primary_key=True, max_length=64)
-    state = peewee.CharField(max_length=16)  # held | probation
+    state = peewee.CharField(max_length=16)  # held (in quarantine) | probation (on trial)
     reason = peewee.TextField()
     since = InstantField()
     probes = peewee.IntegerField(default=0)

@@ -1,4 +1,4 @@
-"""The manifest and hooks of `plugin_admin`."""
+"""The manifest and the hook implementations of the plugin `plugin_admin`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from corral_core.plugin_admin.service.quarantine import Quarantine
 
 
 class PluginAdminPlugin(Plugin):
-    """Plugin administration: which plugins run, quarantine, and the API documentation."""
+    """Plugin administration: enabling and disabling of plugins, plugin quarantine, and the API documentation."""
 
     name = "plugin_admin"
     protected = True
@@ -51,7 +51,7 @@ class PluginAdminPlugin(Plugin):
         return [PluginState]
 
     async def start(self, runtime: Runtime) -> None:
-        """Put plugins into the stored states, and follow the changes of other processes."""
+        """Apply the stored states of all plugins, and follow changes made by other processes."""
         work, feed = runtime.service(Work), runtime.service(Feed)
         plugins, quarantine = runtime.service(PluginAdministration), runtime.service(Quarantine)
         if runtime.service(Installation).safe_mode:

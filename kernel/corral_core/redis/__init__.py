@@ -1,1 +1,4 @@
-"""Redis or Valkey for `[redis] url`: a bell and a queue of ids between processes, neither of which holds the truth."""
+"""Support for Redis or Valkey (`[redis] url`): wake-up notifications, a queue of job ids, and shared rate limits.
+
+The database remains the source of truth: a notification or an id that Redis loses is found by polling.
+"""

@@ -1,4 +1,4 @@
-"""The public interface of `redis`: rate-limit buckets that several processes shone machine recognize each other."""
+"""The public interface of the plugin `redis`: rate-limit buckets that several processes share."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from typing import Protocol
 
 
 class SharedBuckets(Protocol):
-    """Rate-limit buckets that several processes share through Redis. `connected` is False while it is not reachable."""
+    """Rate-limit buckets that several processes share through Redis.
+
+    `connected` is False while Redis cannot be reached.
+    """
 
     connected: bool
     processes: int
-    """The number of processes that share the buckets, as far as is known."""
+    """The number of processes that share the buckets, as far as this process knows."""
 
     @property
     def is_configured(self) -> bool:
-        """Whether a Redis URL is configured."""
+        """Whether `[redis] url` is set."""
         ...
 
     async def add(self, seconds: Mapping[str, float]) -> Mapping[str, float] | None:
-        """Add seconds to buckets; returns the seconds until each is empty, or None if Redis is not reachable.
+        """Add seconds to buckets. Return the seconds until each bucket is empty, or None if Redis cannot be reached.
 
-        This may wait for the server: call it from background tasks, never from requests.
+        This function may wait for the Redis server: call it from background tasks, never while handling a request.
         """
         ...
 
     async def close(self) -> None:
-        """Disconnect."""
+        """Close the connection to Redis."""
         ...

@@ -1,4 +1,4 @@
-"""The manifest and hooks of `redis`."""
+"""The manifest and the hook implementations of the plugin `redis`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 class RedisPlugin(Plugin):
-    """Redis: wakes up other processes, distributes jobs to them and shares rate limits, where `[redis] url` is set."""
+    """Redis: notifies other processes, distributes jobs and shares rate limits, if `[redis] url` is set."""
 
     name = "redis"
-    protected = True  # without it a start with `[redis] url` is refused, in safe mode too
+    protected = True  # if `[redis] url` is set, the kernel refuses to start without this plugin, in safe mode too
 
     def __init__(self, settings: Any = None) -> None:
         super().__init__(settings)

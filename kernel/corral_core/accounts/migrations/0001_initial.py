@@ -1,4 +1,4 @@
-"""People, sessions and tokens, failed attempts, second factors, links and invitations."""
+"""Create the tables of accounts, sessions, tokens, lockouts, second factors, links and invitations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/auth`: sign-in, refresh, and the user's own account."""
+"""Routes under `/auth`: sign-in, token refresh, and the user's own account."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ Code = Annotated[str, Meta(pattern="^[0-9]{6}$", min_length=6, max_length=6)]
 
 
 class Login(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`mfa_code`: sign in with a second factor in one step. `cookie`: return the refresh token in a cookie."""
+    """The credentials of a sign-in. `mfa_code`: a code of the second factor, to sign in with it in one step.
+
+    `cookie`: return the refresh token in a cookie instead of the body.
+    """
 
     email: Address
     password: Password
@@ -40,13 +43,13 @@ class Login(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Refresh(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The refresh token, unless the cookie carries it."""
+    """The refresh token to exchange. Omit the token if the refresh cookie contains it."""
 
     refresh_token: Annotated[str, Meta(min_length=1, max_length=200)] | UnsetType = UNSET
 
 
 class PasswordChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The other sessions end, and the user's API keys too unless `revoke_api_keys` is false."""
+    """A change of the user's password. `revoke_api_keys`: also revoke the user's API keys."""
 
     current_password: Password
     new_password: Password
@@ -54,7 +57,7 @@ class PasswordChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class SignedIn(msgspec.Struct, kw_only=True):
-    """Tokens and the account. `refresh_token` is absent when the cookie carries it."""
+    """The tokens and the account of a signed-in user. `refresh_token` is absent if it is returned in the cookie."""
 
     access_token: str
     refresh_token: str | UnsetType = UNSET
@@ -64,7 +67,7 @@ class SignedIn(msgspec.Struct, kw_only=True):
 
 
 class MfaRequired(msgspec.Struct, kw_only=True):
-    """The password was correct; continue with the second factor at `/auth/mfa/challenge`."""
+    """The response to a correct password if a second factor is required. Continue at `/auth/mfa/challenge`."""
 
     mfa_required: bool = True
     mfa_token: str
@@ -72,7 +75,10 @@ class MfaRequired(msgspec.Struct, kw_only=True):
 
 
 class MeView(UserView, kw_only=True):
-    """The user's own account, its permissions and the current session."""
+    """The user's own account, its permissions and the current session.
+
+    `limited`: the problem code of an action that the user must take first, or null.
+    """
 
     permissions: list[str]
     session: SessionView | None
@@ -80,7 +86,7 @@ class MeView(UserView, kw_only=True):
 
 
 class WsTicket(msgspec.Struct, kw_only=True):
-    """Opens one WebSocket within `expires_in` seconds."""
+    """A ticket that opens one WebSocket within `expires_in` seconds."""
 
     ticket: str
     expires_in: int = LIFE_SECONDS
@@ -112,7 +118,10 @@ class AuthConfig(msgspec.Struct, kw_only=True):
 async def login(
     body: Login, request: Request, sign_in: SignIn, installation: Installation
 ) -> Answer[SignedIn] | Answer[MfaRequired]:
-    """Sign in with address and password. With a second factor and no code, this returns a token for its challenge."""
+    """Sign in with address and password.
+
+    If a second factor is required and no code is sent, the response contains an `mfa_token` for `/auth/mfa/challenge`.
+    """
     code = None if isinstance(body.mfa_code, UnsetType) else body.mfa_code
     found = await sign_in.login(body.email, body.password, device(request), request.entry(), code=code)
     return entered(found, request, installation, cookie=body.cookie)
@@ -126,7 +135,7 @@ async def login(
 async def refresh(
     body: Refresh, request: Request, sign_in: SignIn, installation: Installation, settings: Settings
 ) -> Answer[SignedIn]:
-    """Exchange a refresh token from the body or the cookie for new tokens."""
+    """Exchange a refresh token, from the body or from the cookie, for new tokens."""
     token = body.refresh_token
     cookie = isinstance(token, UnsetType)
     if isinstance(token, UnsetType):
@@ -165,7 +174,7 @@ def read_me(caller: Principal, accounts: AccountsService, sessions: Sessions) ->
 async def update_me(
     body: ProfilePatch, caller: Principal, request: Request, if_match: IfMatch, profile: Profile
 ) -> UserView:
-    """Change the user's own profile; a new address requires the password."""
+    """Change the user's own profile. A new address requires the password."""
     return await profile.update(user_id(caller), body, if_match, request.entry(caller))
 
 
@@ -188,7 +197,7 @@ async def update_me(
 async def change_password(
     body: PasswordChange, caller: Principal, request: Request, sign_in: SignIn, installation: Installation
 ) -> Answer[SignedIn]:
-    """Change the user's own password; every other session ends, and the current one gets new tokens."""
+    """Change the user's own password. Every other session ends, and the current session gets new tokens."""
     tokens, user = await sign_in.change_password(
         user_id(caller),
         caller.session_id or "",
@@ -218,12 +227,12 @@ async def read_config(settings: Settings, policy: PasswordPolicy) -> AuthConfig:
 
 
 def device(request: Request) -> Device:
-    """The client of the request."""
+    """Return the IP address and the user agent of the request's client."""
     return Device(request.client_ip, request.header("user-agent") or "")
 
 
 def user_id(caller: Principal) -> str:
-    """The id of the calling user; raises `Forbidden` for machines, which have no account."""
+    """Return the id of the calling user. Raise `Forbidden` for machines, which have no account."""
     if caller.user_id is None:
         raise Forbidden("Only people have an account.")
     return caller.user_id
@@ -232,7 +241,7 @@ def user_id(caller: Principal) -> str:
 def signed_in(
     tokens: Tokens, user: UserView, request: Request, installation: Installation, *, cookie: bool
 ) -> Answer[SignedIn]:
-    """The response with tokens; the refresh token is in the body or in the cookie."""
+    """Return the response with tokens. `cookie`: return the refresh token in the cookie, not in the body."""
     view = SignedIn(access_token=tokens.access, expires_in=tokens.expires_in, user=user)
     if cookie:
         return Answer(body=view, headers=cookie_headers(tokens, request, installation))
@@ -243,7 +252,7 @@ def signed_in(
 def entered(
     found: tuple[Tokens, UserView] | Pending, request: Request, installation: Installation, *, cookie: bool
 ) -> Answer[SignedIn] | Answer[MfaRequired]:
-    """The response to a sign-in: tokens, or the token for the second factor."""
+    """Return the response to a sign-in: the tokens, or the `mfa_token` if a second factor is required."""
     if isinstance(found, Pending):
         return Answer(body=MfaRequired(mfa_token=found.mfa_token))
     return signed_in(*found, request, installation, cookie=cookie)

@@ -1,4 +1,4 @@
-"""The refresh cookie: it carries the refresh token to `/auth/refresh`, out of reach of scripts in the browser."""
+"""The refresh cookie, which sends the refresh token to `/auth/refresh`. Scripts in the browser cannot read it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME, PATH = "corral_refresh", "/api/v1/auth"
 
 
 def cookie_token(request: Request) -> str | None:
-    """The refresh token in the request's cookie."""
+    """Return the refresh token in the request's cookie, or None."""
     try:
         found = SimpleCookie(request.header("cookie") or "").get(NAME)
     except CookieError:
@@ -25,7 +25,7 @@ def cookie_token(request: Request) -> str | None:
 
 
 def check_origin(request: Request, installation: Installation, allowed: Iterable[str]) -> None:
-    """Raise `Forbidden` unless the request comes from a page of this host or of an allowed origin."""
+    """Raise `Forbidden` unless the `Origin` header names this host, the public URL or an allowed origin."""
     origin = request.header("origin") or ""
     own = {f"{scheme}://{request.header('host')}" for scheme in ("http", "https")}
     if origin not in {*own, _origin(installation.public_url or ""), *allowed} or not origin:
@@ -33,18 +33,18 @@ def check_origin(request: Request, installation: Installation, allowed: Iterable
 
 
 def _origin(url: str) -> str:
-    """The origin of a URL as browsers write it."""
+    """Return the origin of a URL as browsers write it: in lower case and without a default port."""
     scheme, place = urlsplit(url)[:2]
     return f"{scheme}://{place.lower().removesuffix({'http': ':80', 'https': ':443'}.get(scheme, ''))}"
 
 
 def cookie_headers(tokens: Tokens, request: Request, installation: Installation) -> dict[str, str]:
-    """Set the cookie for the lifetime of the token."""
+    """Return the response headers that set the cookie for the lifetime of the refresh token."""
     return {"Set-Cookie": _cookie(tokens.refresh, tokens.refresh_seconds, request, installation)}
 
 
 def forget_headers(request: Request, installation: Installation) -> dict[str, str]:
-    """Delete the cookie if the client sent it."""
+    """Return the response headers that delete the cookie if the client sent one."""
     return {} if cookie_token(request) is None else {"Set-Cookie": _cookie("", 0, request, installation)}
 
 
@@ -54,7 +54,10 @@ def _cookie(value: str, seconds: int, request: Request, installation: Installati
 
 
 def _is_plain_loopback(request: Request, installation: Installation) -> bool:
-    """Whether the request uses plain HTTP on the loopback interface, where browsers may reject `Secure` cookies."""
+    """Return whether the request uses plain HTTP on the loopback interface.
+
+    Browsers may reject `Secure` cookies there.
+    """
     if installation.has_tls or (installation.public_url or "").startswith("https://"):
         return False
     name = urlsplit(f"//{request.header('host') or ''}").hostname or ""

@@ -1,4 +1,4 @@
-"""`/auth` without a session: registration, verification of addresses, and recovery."""
+"""Routes under `/auth` that need no session: registration, verification of addresses, and password reset."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BY_MAIL = Rate("mail", 5, 3600, per="client")
 
 
 class Registration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A new account. Its role comes from the settings or the invitation."""
+    """A new account. The settings or the invitation determine its role."""
 
     email: Address
     password: Password
@@ -32,19 +32,19 @@ class Registration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Sent(msgspec.Struct, kw_only=True):
-    """A mail follows if the address allows it."""
+    """The response if registration requires verification. It is the same whether the address is free or taken."""
 
     status: Literal["verification_sent"] = "verification_sent"
 
 
 class Asked(msgspec.Struct, kw_only=True):
-    """The response is the same for every address; a mail follows if it has an account."""
+    """The response to a request for a mail. It is the same for every address; only accounts receive a mail."""
 
     status: Literal["accepted"] = "accepted"
 
 
 class AddressOnly(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The address that the mail is for."""
+    """The address to which the mail is sent."""
 
     email: Address
 
@@ -56,7 +56,7 @@ class TokenOnly(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewPassword(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The token of a link, and the new password."""
+    """The token of a link, and the new password. `cookie`: see `/auth/login`."""
 
     token: Token
     new_password: Password
@@ -73,7 +73,10 @@ class NewPassword(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 async def register(
     body: Registration, request: Request, registrations: Registrations
 ) -> Answer[UserView] | Answer[Sent]:
-    """Create an account; the first account becomes the admin. With verification enabled: 202, and a mail."""
+    """Create an account. The first account becomes the admin.
+
+    If addresses must be verified, the response has status 202, and a mail with a link is sent.
+    """
     new = NewUser(email=body.email, full_name=body.full_name)
     made = await registrations.register(new, body.password, body.invitation_token, request.entry())
     if made is None:
@@ -97,9 +100,9 @@ async def forgot_password(body: AddressOnly, request: Request, recovery: Recover
 async def reset_password(
     body: NewPassword, request: Request, recovery: Recovery, installation: Installation
 ) -> Answer[SignedIn] | Answer[MfaRequired]:
-    """Set a new password by a link, and sign in.
+    """Set a new password with the token of a link, and sign in.
 
-    Other links, all sessions and a lockout end; the second factor stays required.
+    All other links and sessions of the user end, and so does a lockout. The second factor is still required.
     """
     found = await recovery.reset(body.token, body.new_password, device(request), request.entry())
     return entered(found, request, installation, cookie=body.cookie)
@@ -107,12 +110,12 @@ async def reset_password(
 
 @routes.post("/verify-email", needs=PUBLIC, raises=("link_expired", "duplicate", "invalid_state"))
 def verify_email(body: TokenOnly, registrations: Registrations) -> UserView:
-    """Verify an address by a link; a new address takes effect now."""
+    """Verify an address with the token of a link. If the user changed their address, the new one takes effect."""
     return registrations.verify(body.token)
 
 
 @routes.post("/verify-email/resend", needs=PUBLIC, status=202, rate=BY_MAIL)
 async def resend_verification(body: AddressOnly, request: Request, registrations: Registrations) -> Asked:
-    """Request the verification mail again. The response is the same for every address."""
+    """Request another verification mail. The response is the same for every address."""
     await registrations.resend(body.email, request.entry())
     return Asked()

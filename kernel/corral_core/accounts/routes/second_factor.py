@@ -1,4 +1,4 @@
-"""`/auth/mfa` and `/auth/reauth`: the second factor and re-authentication."""
+"""Routes under `/auth/mfa` and `/auth/reauth`: the second factor and re-authentication."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ RecoveryCode = Annotated[str, Meta(min_length=1, max_length=60)]
 
 
 class Setup(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The password is required unless the session has re-authenticated or began recently."""
+    """A setup of a second factor. `password` is required unless the session re-authenticated or began recently."""
 
     password: Password | UnsetType = UNSET
 
 
 class SeedView(msgspec.Struct, kw_only=True):
-    """The secret for an authenticator app, shown once. `qr_code`: an SVG image as a data URI."""
+    """The secret for an authenticator app, which is shown only once. `qr_code`: an SVG image as a data URI."""
 
     secret: str
     otpauth_uri: str
@@ -48,14 +48,14 @@ class FirstCode(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Activated(msgspec.Struct, kw_only=True):
-    """The second factor is enabled. The recovery codes are shown once."""
+    """The response when the second factor is enabled. The recovery codes are shown only once."""
 
     mfa_enabled: bool
     recovery_codes: list[str]
 
 
 class Disabling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The password, and a code or a recovery code of the second factor."""
+    """The password, and either a code or a recovery code of the second factor."""
 
     password: Password
     code: Code | UnsetType = UNSET
@@ -72,27 +72,27 @@ class ChallengeAnswer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewCodes(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Password and code."""
+    """The password and a code of the second factor."""
 
     password: Password
     code: Code
 
 
 class RecoveryCodes(msgspec.Struct, kw_only=True):
-    """Recovery codes; each works once, and they are shown once."""
+    """New recovery codes, which are shown only once. Each code works once."""
 
     recovery_codes: list[str]
 
 
 class Again(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The password or a code."""
+    """Either the password or a code of the second factor."""
 
     password: Password | UnsetType = UNSET
     code: Code | UnsetType = UNSET
 
 
 class SteppedUp(msgspec.Struct, kw_only=True):
-    """The end of the period in which this session may take sensitive actions."""
+    """The result of a re-authentication. `reauth_until`: the session may take sensitive actions until then."""
 
     reauth_until: Instant
 
@@ -132,7 +132,7 @@ async def activate_mfa(body: FirstCode, caller: Principal, request: Request, pro
     raises=("forbidden", "invalid_state", *WRONG_CODE),
 )
 async def disable_mfa(body: Disabling, caller: Principal, request: Request, protection: Reauthentication) -> UserView:
-    """Disable the second factor, unless it is required."""
+    """Disable the second factor, unless the policy requires it."""
     return await protection.disable(caller, body.password, _proof(body), request.entry(caller))
 
 
@@ -155,7 +155,7 @@ async def answer_challenge(
 async def renew_recovery_codes(
     body: NewCodes, caller: Principal, request: Request, protection: Reauthentication
 ) -> RecoveryCodes:
-    """Replace the recovery codes."""
+    """Replace all recovery codes by new ones."""
     codes = await protection.new_codes(caller, body.password, body.code, request.entry(caller))
     return RecoveryCodes(recovery_codes=codes)
 
@@ -178,7 +178,7 @@ def _given(value: str | UnsetType) -> str | None:
 
 
 def _one(choices: dict[str, str | UnsetType]) -> str:
-    """The one value that was sent; raises `Invalid` if none or several were."""
+    """Return the only value that was sent. Raise `Invalid` if none or several were sent."""
     given = {name: value for name, value in choices.items() if isinstance(value, str)}
     names = " or ".join(choices)
     if not given:

@@ -1,4 +1,4 @@
-"""`/auth/sessions` and sign-out."""
+"""Routes under `/auth/sessions`, `/auth/logout` and `/auth/logout-all`: the user's sessions and sign-out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AUDITED = ("audit_unavailable",)
 
 
 class LogoutAll(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`keep_current`: the current session stays."""
+    """Options for ending all sessions. `keep_current`: do not end the current session."""
 
     keep_current: bool = False
 
@@ -31,7 +31,7 @@ class SessionList(msgspec.Struct, kw_only=True):
 
 @routes.post("/logout", needs=SIGNED_IN, status=204, own_session=True, limited=True, raises=AUDITED)
 def logout(caller: Principal, request: Request, sessions: Sessions, installation: Installation) -> Answer[None]:
-    """Sign out: end the current session with its tokens and sockets."""
+    """Sign out: end the current session, its tokens and its WebSockets."""
     sessions.end(caller.session_id or "", user_id(caller), "logout")
     return Answer(body=None, headers=forget_headers(request, installation))
 

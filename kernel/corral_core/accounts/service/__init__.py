@@ -1,1 +1,1 @@
-"""The rules of this plugin, and the only writer of its tables."""
+"""The business logic of this plugin. Only this package writes the plugin's tables."""

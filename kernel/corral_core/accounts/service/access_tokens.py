@@ -1,7 +1,7 @@
-"""Access tokens: HS256 JWTs that name a user and a session and carry no authority of their own.
+"""Access tokens: HS256 JWTs that identify a user and a session and contain no permissions.
 
-What a token may do is read from rows at each request; it only says who signed in. Header keys such as `jku` and `jwk`
-mean nothing here: the algorithm is fixed, and keys come from our own table or from `CORRAL_JWT_SECRET`.
+Each request reads the permissions of the user from the database. Header parameters such as `jku` and `jwk` are ignored:
+the algorithm is fixed, and the keys come from the table of signing keys or from `CORRAL_JWT_SECRET`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_LIFE_SECONDS = 3600
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """The claims of a valid token; other claims are ignored."""
+    """The claims of an access token. Other claims are ignored."""
 
     iss: str
     aud: str
@@ -55,7 +55,10 @@ class _Keys(msgspec.Struct, frozen=True):
 
 
 class AccessTokens:
-    """Issues and verifies access tokens; joins the unit, because keys are rows. Call `prepare` at the start."""
+    """Issues and verifies access tokens. Call `prepare` at the start of the process.
+
+    Every function runs in the caller's unit of work, because the keys are stored in the database.
+    """
 
     def __init__(self, sealer: Sealer, installation: Installation) -> None:
         self._sealer = sealer
@@ -64,24 +67,24 @@ class AccessTokens:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether `CORRAL_JWT_SECRET` signs, so that stored keys are not used."""
+        """Whether `CORRAL_JWT_SECRET` is the signing key, so that stored keys are not used."""
         return self._fixed is not None
 
     def prepare(self) -> None:
-        """Create the installation's id and the first signing key if they are missing."""
+        """Create the id of the installation and the first signing key if they do not exist."""
         claim("installation_id", new_id())
         if self._fixed is None and not self._sealer.sealed and not SigningKeyRow.select().exists():
-            self.rotate()  # processes that start together may make two: both verify, the newer one signs
+            self.rotate()  # processes that start together may create two keys: both verify, and the newer one signs
 
     def credentials(self) -> dict[str, str]:
-        """The signing keys as text, by id, for the redactor."""
+        """Return the encoded values of the signing keys for the redactor."""
         found: dict[str, str] = {}
         for kid, key in self._read(0.0).secrets.items():
             found |= encoded_key(kid, key)
         return found
 
     def rotate(self) -> str:
-        """Sign with a new key from now on; the old key verifies until its last token expires. Returns the new id."""
+        """Create a new signing key and return its id. The old key verifies tokens until its last token expires."""
         kid = new_id()
         SigningKeyRow.update(retired_at=clock.now()).where(SigningKeyRow.retired_at.is_null()).execute()
         sealed = self._sealer.seal(secrets.token_bytes(KEY_BYTES), aad=place("accounts_signing_keys", kid, 1))
@@ -89,7 +92,7 @@ class AccessTokens:
         return kid
 
     def issue(self, user_id: str, session_id: str, seconds: int) -> str:
-        """Issue a token for this session, valid for `seconds`."""
+        """Return a new access token for this session, valid for `seconds`."""
         keys = self._keys()
         now = int(clock.time_s())
         claims = Claims(
@@ -108,7 +111,7 @@ class AccessTokens:
         return str(_jwt().encode(msgspec.to_builtins(claims), key, algorithm=ALGORITHM, headers={"kid": keys.active}))
 
     def verify(self, token: str) -> Claims:
-        """The claims of a valid token; raises `Unauthorized`."""
+        """Verify a token and return its claims. Raise `Unauthorized` if the token is invalid or expired."""
         import jwt
 
         try:
@@ -128,7 +131,7 @@ class AccessTokens:
         return claims
 
     def _keys(self, kid: str | None = None) -> _Keys:
-        """The cached keys. They are read again after a minute, and for an unknown `kid` at most once per second."""
+        """Return the cached keys. Read them again after a minute, and for an unknown `kid` at most once per second."""
         kept, now = self._kept, time.monotonic()
         age = CACHE_SECONDS if kept is None or kid is None or kid in kept.secrets else 1.0
         if kept is None or now - kept.read_at > age:
@@ -148,7 +151,7 @@ class AccessTokens:
         found: dict[str, bytes] = {}
         active = ""
         for key in SigningKeyRow.select().where(usable).order_by(SigningKeyRow.id):
-            with contextlib.suppress(ValueError):  # the row was altered; its tokens are rejected
+            with contextlib.suppress(ValueError):  # the row was altered, so tokens signed with this key are rejected
                 found[key.id] = self._sealer.open(
                     bytes.fromhex(key.sealed), aad=place("accounts_signing_keys", key.id, 1)
                 )
@@ -158,7 +161,10 @@ class AccessTokens:
 
 @functools.cache
 def _jwt() -> Any:
-    """PyJWT, imported at first use (0.1 s). Times are judged by our own clock; short keys are an error."""
+    """Return the configured JWT codec. PyJWT is imported at the first use, because the import takes 0.1 s.
+
+    PyJWT does not check times, because `AccessTokens.verify` checks them with `corral.clock`. Short keys are errors.
+    """
     import jwt
 
     options: Any = {"require": list(Claims.__struct_fields__), "strict_aud": True, "enforce_minimum_key_length": True}
@@ -167,7 +173,7 @@ def _jwt() -> Any:
 
 
 class SigningKeys:
-    """Rotates the signing keys, and registers keys of any process with the redactor."""
+    """Rotates the signing keys, and registers the keys that any process created with the redactor of this process."""
 
     audit: Audit | None = None
 
@@ -176,7 +182,10 @@ class SigningKeys:
         self._told: dict[str, str] = {}
 
     def rotate(self) -> str:
-        """Rotate the signing key; joins the unit. The old key verifies until its last token expires."""
+        """Replace the signing key and return the id of the new key. Runs in the caller's unit of work.
+
+        The old key verifies tokens until its last token expires. Raise `Conflict` if `CORRAL_JWT_SECRET` is set.
+        """
         if self._tokens.is_fixed:
             raise Conflict(
                 "CORRAL_JWT_SECRET signs here; change it there, which ends every access token.", code="setting_locked"
@@ -187,7 +196,10 @@ class SigningKeys:
         return kid
 
     async def tell(self) -> None:
-        """Register the current keys with the redactor. While the vault is sealed, no key can be read or leak."""
+        """Register the current keys with the redactor.
+
+        While the vault is sealed, this does nothing: no key can be read, so no key can leak.
+        """
         with contextlib.suppress(Unavailable):
             keys = await self._work(self._tokens.credentials, read=True)
             if keys != self._told:
@@ -195,7 +207,7 @@ class SigningKeys:
                 self._told = keys
 
     async def follow(self) -> None:
-        """Keep the redactor up to date, at the rate at which keys are read again. Supervised by the kernel."""
+        """Register new keys with the redactor every minute until cancelled. The kernel supervises this task."""
         while True:
             await asyncio.sleep(CACHE_SECONDS)
             await self.tell()

@@ -1,4 +1,4 @@
-"""Accounts: creating, changing and purging them. The only writer of their rows."""
+"""Creation, change and purge of user accounts. Only this module changes their profile, rights and passwords."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ class AccountsService:
         return view(row)
 
     def register(self, new: NewUser, password_hash: str, *, how: str = "registration") -> UserView:
-        """Create an account by self-registration; the first account of an installation becomes its admin.
+        """Create an account by registration. The first account of an installation becomes its admin.
 
-        The address of the first account, and of an invited one, needs no verification.
+        The address of the first account needs no verification, nor does the address of an invited user.
         """
         is_first = not UserRow.select().exists() and claim("first_admin", "registration")
         if is_first:
@@ -110,21 +110,21 @@ class AccountsService:
         return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how=how, verified=verified)
 
     def bootstrap(self, new: NewUser, password_hash: str) -> UserView | None:
-        """Create the admin that the environment names, once and only while there is no admin."""
+        """Create the admin whom the environment specifies. Return None if an admin exists, or was created before."""
         if self.has_admin() or not claim("first_admin", "bootstrap"):
             return None
         return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how="bootstrap")
 
     @staticmethod
     def has_admin() -> bool:
-        """Whether anybody is an admin, active or not."""
+        """Return whether any account, active or not, is an admin."""
         return bool(UserRow.select().where(UserRow.role == "admin").exists())
 
     def get(self, user_id: str) -> UserView:
         return view(self.row(user_id))
 
     def row(self, user_id: str, *, hold: bool = False) -> UserRow:
-        """The row of an account; raises `NotFound`. `hold`: see `row_of`."""
+        """Return the row of an account. Raise `NotFound` for an unknown id. `hold`: see `row_of`."""
         query: Any = UserRow.select().where(UserRow.id == user_id)
         row: UserRow | None = (locked(query) if hold else query).first()
         if row is None:
@@ -132,7 +132,7 @@ class AccountsService:
         return row
 
     def row_of(self, email: str, *, hold: bool = False) -> UserRow | None:
-        """The row of an address in any spelling. `hold` locks the row until this unit ends."""
+        """Return the row with this address in any spelling. `hold`: lock the row until the unit of work ends."""
         query: Any = UserRow.select().where(UserRow.email_key == normalise(email))
         row: UserRow | None = (locked(query) if hold else query).first()
         return row
@@ -194,9 +194,9 @@ class AccountsService:
         return self.get(user_id)
 
     def replace_password(self, row: UserRow, password_hash: str, *, must_change: bool, revoke_api_keys: bool) -> None:
-        """Store a new hash unless the password was changed concurrently; all pending links end.
+        """Store a new hash and end all pending links. The caller must end the sessions.
 
-        The caller ends sessions.
+        Raise `Conflict` if the password was changed concurrently.
         """
         now = clock.now()
         known = row.password_hash
@@ -224,7 +224,7 @@ class AccountsService:
         self._reread(row.id)
 
     def drop_password(self, user_id: str) -> UserRow:
-        """Delete the password and end all sessions and links; a new link leads to a new password."""
+        """Delete the password and end all sessions and links. The user sets a new password by a new link."""
         row = self.row(user_id, hold=True)
         if row.purged_at is not None:
             raise NotFound()
@@ -237,14 +237,14 @@ class AccountsService:
         return self.row(user_id)
 
     def recover(self, row: UserRow, password_hash: str, *, proves: str | None) -> None:
-        """Store a new hash for the holder of a link; all sessions end. `proves`: the address of the mail."""
+        """Store a new hash for a user with a link, and end all sessions. `proves`: the address that got the link."""
         self.replace_password(row, password_hash, must_change=False, revoke_api_keys=False)
         self.end_sessions(row.id, "password_changed")
         if proves is not None and normalise(proves) == row.email_key and not row.email_verified:
             self.prove_email(row, proves)
 
     def prove_email(self, row: UserRow, email: str) -> UserView:
-        """Mark the address as verified; a new address takes effect now."""
+        """Mark the address as verified. If it differs from the account's address, it replaces that address."""
         key = check_address(email)
         if UserRow.select().where((UserRow.email_key == key) & (UserRow.id != row.id)).exists():
             raise taken()
@@ -259,7 +259,7 @@ class AccountsService:
         return self.get(row.id)
 
     def rehash(self, row: UserRow, password_hash: str) -> None:
-        """Store a hash of the same password with the current parameters."""
+        """Store a hash of the same password that was computed with the current parameters."""
         same = (UserRow.id == row.id) & (UserRow.password_hash == row.password_hash)
         UserRow.update(password_hash=password_hash).where(same).execute()
 
@@ -298,11 +298,11 @@ class AccountsService:
         emit(UserPurged(user_id=row.id), object=("user", row.id), owner=row.id)
         self._record(action("purge", row.id), row.id, {})
 
-    # -- parts of an update
+    # -- helpers
 
     @staticmethod
     def _changes(row: UserRow, patch: UserPatch, verified: bool) -> dict[str, Any]:
-        """The columns that change. `verified`: a new address needs no verification."""
+        """Return the columns that change. `verified`: whether a new address counts as verified."""
         wanted = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not msgspec.UNSET}
         if "email" in wanted:
             wanted["email"] = wanted["email"].strip()
@@ -316,7 +316,7 @@ class AccountsService:
         return {name: value for name, value in wanted.items() if getattr(row, name) != value}
 
     def _announce(self, row: UserRow, changes: dict[str, Any]) -> None:
-        """Emit events, record the audit entries, and end sessions if rights were lost."""
+        """Emit events, record audit entries, and end the sessions of the account if it lost rights."""
         if "email_key" in changes:
             self._links.end(row.id, (*PASSWORD_LINKS, *EMAIL_LINKS))
             self._mail.notify(row.email, "email_changed", new=changes["email"])
@@ -336,7 +336,7 @@ class AccountsService:
             self.end_sessions(row.id, "revoked")
 
     def _reread(self, user_id: str) -> None:
-        """Make the user's next request read their rights again."""
+        """Remove the user's cached rights after the commit, so that the next request reads them again."""
         after_commit(lambda: self._credentials.forget(lambda caller: caller.user_id == user_id))
 
     def _record(
@@ -349,7 +349,7 @@ class AccountsService:
 
 
 def view(row: UserRow) -> UserView:
-    """Convert a row to the shape that clients see."""
+    """Convert a row to the shape that clients see. A lockout that has expired is not shown."""
     fields = {name: getattr(row, name) for name in UserView.__struct_fields__}
     if row.locked_until is not None and row.locked_until <= clock.now():
         fields["locked_until"] = None
@@ -357,7 +357,7 @@ def view(row: UserRow) -> UserView:
 
 
 def write(row: UserRow, changes: Mapping[str, Any]) -> None:
-    """Update a row. Raises `Conflict` if it changed concurrently, and `last_admin` for the last active admin."""
+    """Update a row. Raise `Conflict` if it changed concurrently, or (`last_admin`) if no active admin would remain."""
     stays = changes.get("role", "admin") == "admin" and changes.get("is_active", True)
     loses_admin = row.role == "admin" and row.is_active and not stays
     where = (UserRow.id == row.id) & (UserRow.version == row.version)
@@ -378,13 +378,13 @@ def write(row: UserRow, changes: Mapping[str, Any]) -> None:
 
 
 def taken() -> Conflict:
-    """The problem to raise for an address that another account has."""
+    """Return the problem to raise for an address that another account already uses."""
     return Conflict("Another account has this address.", code="duplicate")
 
 
 @contextlib.contextmanager
 def unique() -> Iterator[None]:
-    """Convert a violation of the unique index on addresses into the problem of a taken address."""
+    """Convert a violation of the unique index on addresses to the problem that `taken` returns."""
     try:
         yield
     except peewee.IntegrityError:
@@ -392,5 +392,5 @@ def unique() -> Iterator[None]:
 
 
 def _lock_admins() -> None:
-    """Serialize the changes that could remove the last admin."""
+    """Acquire a lock that serializes changes which could remove the last admin."""
     advisory_lock("accounts.admins")

@@ -1,4 +1,4 @@
-"""The one normal form of an email address: it serves look-up, uniqueness and every counter."""
+"""The normal form of email addresses, which is used for look-ups, for uniqueness and for all counters."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ _FORM = re.compile(r"[^\s@]+@[^\s@]+")
 
 
 def normalise(address: str) -> str:
-    """NFKC, strip, casefold: spellings of one address become one string. Never fails; no address finds nobody."""
+    """Return the normal form of an address (NFKC, stripped, case-folded), which is equal for all its spellings.
+
+    This function never raises: a text that is not an address has a normal form too, but matches no account.
+    """
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", address).strip().casefold())
 
 
 def check_address(address: str, pointer: str = "/email") -> str:
-    """The normal form of an address that is to be stored; `Invalid` when it is not one."""
+    """Return the normal form of an address before it is stored. Raise `Invalid` if the text is not an address."""
     key = normalise(address)
     if not _FORM.fullmatch(key) or len(key) > MAX_LENGTH or any(not letter.isprintable() for letter in key):
         raise Invalid.at(pointer, "bad_format", "Give an email address such as name@example.org.")

@@ -1,4 +1,7 @@
-"""From an access token or a ticket to a caller: the token says who, rows say whether the session still exists."""
+"""Authentication by access token or ticket.
+
+The token identifies the user and the session; the database tells whether the session is live, and its current rights.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +41,16 @@ _SESSION = Statement(
 
 
 class SessionPrincipals:
-    """Builds the principals of signed-in users; joins the unit."""
+    """Creates the principals of signed-in users. Runs in the caller's unit of work."""
 
     def __init__(self, permissions: Permissions, settings: Settings, second: SecondFactor) -> None:
         self._permissions, self._settings, self._second = permissions, settings, second
 
     def of(self, user_id: str, session_id: str, expires_at: float) -> Principal:
-        """The caller of a session with its current rights; raises `Unauthorized(session_revoked)` if it has ended."""
+        """Return the principal of a session with its current rights.
+
+        Raise `Unauthorized` (`session_revoked`) if the session has ended or expired, or its user is inactive.
+        """
         row = _SESSION.one({"session_id": session_id, "user_id": user_id})
         if row is None or not self._goes_on(*row[:4]) or not row[6]:
             raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
@@ -63,14 +69,14 @@ class SessionPrincipals:
         )
 
     def _goes_on(self, ended_at: str | None, expires_at: str, created_at: str, last_seen_at: str) -> bool:
-        """Whether the session is live. Lifetimes that were shortened later apply too."""
+        """Return whether the session is live. Shortened lifetimes apply to existing sessions too."""
         get = self._settings.get
         in_time = created_at > clock.now(-get(REFRESH_ABSOLUTE)) and last_seen_at > clock.now(-get(REFRESH_IDLE))
         return ended_at is None and expires_at > clock.now() and in_time
 
 
 class AccessTokenAuthenticator:
-    """Implements `corral.auth.principal.Authenticator` and `Rereading` for the access tokens of people."""
+    """Implements `corral.auth.principal.Authenticator` and `Rereading` for the access tokens of users."""
 
     def __init__(self, tokens: AccessTokens, principals: SessionPrincipals, settings: Settings) -> None:
         self._tokens, self._principals, self._settings = tokens, principals, settings
@@ -82,7 +88,7 @@ class AccessTokenAuthenticator:
         claims = self._tokens.verify(credential)
         until = (
             min(claims.exp, claims.iat + self._settings.get(ACCESS_TTL)) + LEEWAY_SECONDS
-        )  # the setting may have been shortened
+        )  # the lifetime may have been shortened after the token was issued
         if until <= clock.time_s():
             raise Unauthorized("The access token has expired; refresh it.", code="token_expired")
         return self._principals.of(claims.sub, claims.sid, until)
@@ -115,11 +121,12 @@ class TicketsService:
 
     def reread(self, caller: Principal) -> Principal:
         found = self._credentials.reread(caller)
-        ends = [at for at in (found.expires_at, caller.expires_at) if at is not None]  # of a rotated key it is earlier
+        # the two times differ if an API key was rotated: the old secret expires before the key
+        ends = [at for at in (found.expires_at, caller.expires_at) if at is not None]
         return msgspec.structs.replace(found, expires_at=min(ends, default=None))
 
 
 def prune(at_once: int = 500) -> int:
-    """Delete expired tickets."""
+    """Delete at most `at_once` expired tickets. Return their number."""
     old = TicketRow.select(TicketRow.hash).where(TicketRow.expires_at <= clock.now()).limit(at_once)
     return int(TicketRow.delete().where(TicketRow.hash.in_(old)).execute())

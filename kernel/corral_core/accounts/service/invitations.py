@@ -1,4 +1,4 @@
-"""Invitations: an admin chooses address and role, and the person with the link creates the account."""
+"""Invitations: an admin chooses the address and the role, and the invited person creates the account with a link."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PENDING = InvitationRow.status == "pending"
 
 
 class InvitationsService:
-    """Implements `corral_core.accounts.api.Invitations`; the only writer of its rows."""
+    """Implements `corral_core.accounts.api.Invitations`. Only this class writes invitations."""
 
     audit: Audit | None = None
 
@@ -71,11 +71,11 @@ class InvitationsService:
         self._record("revoke", found[0])
 
     def find(self, token: str) -> InvitationRow:
-        """The pending invitation of a token; raises `link_expired`."""
+        """Return the pending invitation of a token. Raise `Gone` (`link_expired`) if there is none."""
         return self._open(self._links.find((INVITATION,), token).subject_id)
 
     def accept(self, token: str, user_id: str) -> None:
-        """Accept the invitation for a new account; raises `link_expired` if it was accepted already."""
+        """Accept the invitation for a new account. Raise `Gone` (`link_expired`) if it is no longer pending."""
         link = self._links.redeem((INVITATION,), token)
         row = self._open(link.subject_id)
         mine = (InvitationRow.id == row.id) & PENDING
@@ -87,7 +87,7 @@ class InvitationsService:
 
     @staticmethod
     def forget(user_id: str, email_key: str) -> tuple[str, ...]:
-        """Delete the invitations of a purged account; returns their ids."""
+        """Delete the invitations of a purged account. Return the ids of the invitations."""
         named = (InvitationRow.accepted_by == user_id) | (InvitationRow.email_key == email_key)
         return tuple(row.id for row in InvitationRow.delete().where(named).returning(InvitationRow).execute())
 
@@ -118,7 +118,7 @@ class InvitationsService:
 
 
 def view(row: InvitationRow) -> InvitationView:
-    """Convert a row to the shape that admins see; a pending invitation past its end is `expired`."""
+    """Convert a row to the shape that admins see. A pending invitation past its expiry is shown as `expired`."""
     fields: dict[str, Any] = {name: getattr(row, name) for name in InvitationView.__struct_fields__}
     if row.status == "pending" and row.expires_at <= clock.now():
         fields["status"] = "expired"

@@ -1,6 +1,7 @@
-"""Single-use links: they reset a password, verify an address or accept an invitation. Everything joins the unit.
+"""Single-use links that reset a password, verify an address or accept an invitation.
 
-The token has 256 random bits; only its SHA-256 is stored. It is in the fragment of the URL, which no server logs.
+Every function runs in the caller's unit of work. The token of a link consists of 256 random bits. Only the SHA-256 of
+the token is stored. The token is in the fragment of the URL, which servers do not receive and so cannot log.
 """
 
 from __future__ import annotations
@@ -34,20 +35,23 @@ PAGES = {
 }
 PASSWORD_LINKS = (RESET, SET_PASSWORD)
 EMAIL_LINKS = (VERIFY, CHANGE_EMAIL)
-UNSENT_SECONDS = 12 * HOUR  # how long a link waits for its mail to be sent; longer than the job is retried
+UNSENT_SECONDS = 12 * HOUR  # how long an unsent link is kept; longer than the mail job is retried
 MOST_LIVE = 3
 KEEP_DAYS = 7
 
 
 class Links:
-    """The only writer of links."""
+    """Creates, redeems and ends single-use links. Only this class writes links."""
 
     def __init__(self, installation: Installation) -> None:
         self._public, self._bind = installation.public_url, installation.bind
 
     def prepare(self, kind: str, subject_id: str, email: str | None = None) -> str | None:
-        """Create a link that waits for its mail. Returns its id, or None if there are `MOST_LIVE` of this kind."""
-        # The update takes the account's lock, so that the count holds until the commit.
+        """Create a link without a token, whose mail is sent later. Return the id of the link.
+
+        Return None if the subject already has `MOST_LIVE` live links of this kind.
+        """
+        # The update locks the row of the account, so that the count stays correct until the commit.
         UserRow.update(version=UserRow.version).where(UserRow.id == subject_id).execute()
         if LinkRow.select().where(_live(kind, subject_id)).count() >= MOST_LIVE:
             return None
@@ -62,7 +66,10 @@ class Links:
         return str(row.id)
 
     def arm(self, link_id: str) -> str | None:
-        """Generate the token of a prepared link, replacing an earlier one. Returns None if the link has ended."""
+        """Generate and return the token of a prepared link, replacing an earlier token.
+
+        Return None if the link was used or invalidated.
+        """
         row: LinkRow | None = LinkRow.get_or_none(LinkRow.id == link_id)
         if row is None:
             return None
@@ -72,7 +79,7 @@ class Links:
         return token if armed else None
 
     def disarm(self, link_id: str) -> None:
-        """Invalidate the token after its mail could not be sent; the next attempt generates another one."""
+        """Invalidate the token of a link whose mail could not be sent. The next attempt generates a new token."""
         mine = (LinkRow.id == link_id) & LinkRow.used_at.is_null()
         LinkRow.update(hash=None, expires_at=clock.now(UNSENT_SECONDS)).where(mine).execute()
 
@@ -81,7 +88,10 @@ class Links:
         LinkRow.delete().where((LinkRow.id == link_id) & LinkRow.used_at.is_null()).execute()
 
     def issue(self, kind: str, subject_id: str, email: str | None = None) -> str:
-        """Create a link and return its URL, to be shown once. Above the limit, the oldest link ends."""
+        """Create a link and return its URL, which is shown only once.
+
+        If the subject already has `MOST_LIVE` live links of this kind, end the oldest one.
+        """
         link_id = self.prepare(kind, subject_id, email)
         if link_id is None:
             oldest = LinkRow.select(LinkRow.id).where(_live(kind, subject_id)).order_by(LinkRow.created_at).limit(1)
@@ -92,14 +102,17 @@ class Links:
         return self.url(kind, token)
 
     def find(self, kinds: tuple[str, ...], token: str) -> LinkRow:
-        """The live link of a token; raises `link_expired`."""
+        """Return the live link of a token. Raise `Gone` (`link_expired`) if there is none."""
         row: LinkRow | None = LinkRow.get_or_none(_redeemable(kinds, token))
         if row is None:
             raise self.over()
         return row
 
     def redeem(self, kinds: tuple[str, ...], token: str) -> LinkRow:
-        """Consume a link by one guarded update; raises `link_expired` if it is unknown, used or expired."""
+        """Consume a link by one conditional update, and return the link.
+
+        Raise `Gone` (`link_expired`) if the token is unknown, used or expired.
+        """
         update = LinkRow.update(used_at=clock.now()).where(_redeemable(kinds, token)).returning(LinkRow)
         found: list[LinkRow] = list(update.execute())
         if not found:
@@ -107,22 +120,25 @@ class Links:
         return found[0]
 
     def end(self, subject_id: str, kinds: tuple[str, ...]) -> None:
-        """End the live links of these kinds."""
+        """Invalidate the live links of these kinds for an account or invitation."""
         mine = (LinkRow.subject_id == subject_id) & LinkRow.kind.in_(kinds) & LinkRow.used_at.is_null()
         LinkRow.update(used_at=clock.now()).where(mine).execute()
 
     def drop(self, subject_id: str) -> None:
-        """Delete every link of a purged account or invitation."""
+        """Delete every link of a purged account or a deleted invitation."""
         LinkRow.delete().where(LinkRow.subject_id == subject_id).execute()
 
     def url(self, kind: str, token: str, *, absolute: bool = False) -> str:
-        """The URL for a token. Without `CORRAL_PUBLIC_URL` it is relative, unless `absolute` is set (for mails)."""
+        """Return the URL of a link. If `CORRAL_PUBLIC_URL` is not set, the URL is relative unless `absolute` is True.
+
+        Mails need an absolute URL.
+        """
         base = self._public or (self._own_address() if absolute else "")
         return f"{base.rstrip('/')}/console#/{PAGES[kind]}?token={quote(token)}"
 
     @staticmethod
     def over() -> Gone:
-        """The problem to raise for a link that is not valid."""
+        """Return the problem to raise for an invalid link."""
         return Gone("The link was used, has ended or is too old; ask for another one.", code="link_expired")
 
     def _own_address(self) -> str:
@@ -132,7 +148,7 @@ class Links:
 
 
 def prune(at_once: int = 500) -> int:
-    """Delete links that expired some days ago."""
+    """Delete at most `at_once` links that expired more than `KEEP_DAYS` days ago. Return their number."""
     old = LinkRow.select(LinkRow.id).where(LinkRow.expires_at <= clock.now(-KEEP_DAYS * DAY)).limit(at_once)
     return int(LinkRow.delete().where(LinkRow.id.in_(old)).execute())
 

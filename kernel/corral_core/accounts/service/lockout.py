@@ -1,8 +1,8 @@
-"""Account lockout: too many failed sign-ins to one address lock it for some time.
+"""Account lockout: too many failed sign-ins to one address lock the address for some time.
 
-An attempt is reserved before anything is verified, by one guarded update: allowed while the failures within the window
-and the attempts in flight together stay below the threshold. So guesses in parallel find no more room than guesses one
-after the other, and right passwords in parallel, which only wait for one another, lock nobody out.
+One conditional update reserves each attempt before anything is verified. The reservation succeeds while the failures
+within the window and the attempts in flight together stay below the threshold. So parallel guesses get no more attempts
+than sequential ones. Parallel attempts with the correct password only wait for each other and cause no lockout.
 """
 
 from __future__ import annotations
@@ -32,20 +32,26 @@ from corral_core.accounts.service.audit import action
 from corral_core.accounts.settings import DAY, HOUR, LOCKOUT_SECONDS, LOCKOUT_THRESHOLD, LOCKOUT_WINDOW
 
 WAIT_SECONDS, POLL_SECONDS = 5.0, 0.05
-HELD_SECONDS = 60.0  # reservations of a process that died expire after this
-KEEP_SECONDS = 2 * DAY  # longer than any window and lock
-INSTANT, KEPT = 24, 20  # letters of an instant; failures that are kept: the highest threshold
+HELD_SECONDS = 60.0  # reservations of a crashed process expire after this time
+KEEP_SECONDS = 2 * DAY  # longer than any window and any lockout
+INSTANT, KEPT = 24, 20  # characters of an instant; number of failures that are stored, which is the highest threshold
 
 
 class _Gate(msgspec.Struct):
-    """Limits the attempts of one address in this process, so that excess ones do not query the database."""
+    """Limits the concurrent attempts on one address in this process.
+
+    Excess attempts wait here and do not query the database. `users`: the number of attempts that use this object.
+    """
 
     room: asyncio.Semaphore
     users: int = 0
 
 
 class Lockout:
-    """The only writer of lockouts. Every function except `turn` joins the unit of work."""
+    """Counts sign-in attempts and locks addresses. Only this class writes lockouts.
+
+    Every function except `turn` runs in the caller's unit of work.
+    """
 
     audit: Audit | None = None
     mail: Mail | None = None
@@ -54,14 +60,16 @@ class Lockout:
         self._work, self._settings = work, settings
         self._gates: dict[str, _Gate] = {}
         self.locked: Counter[tuple[str, ...]] = Counter({(): 0})
-        """The number of lockouts by this process."""
+        """The number of lockouts that this process has started."""
 
     @contextlib.asynccontextmanager
     async def turn(self, email: str, entry: Entry) -> AsyncIterator[str]:
-        """Reserve an attempt on an address, in whatever spelling; gives the key by which a unit inside must settle it.
+        """Reserve an attempt on an address in any spelling. Yield the key with which the caller settles the attempt.
 
-        `TooMany(account_locked)` while it is locked; waits at most 5 s while only attempts in flight fill the room. An
-        exception inside means that nothing was verified: the attempt is given back.
+        Inside the context, a unit of work settles the attempt with `give_back`, `clear` or `fail`. An exception inside
+        the context means that nothing was verified, so the attempt is released. Raise `TooMany` (`account_locked`) if
+        the address is locked. If attempts in flight exhaust the threshold, wait at most 5 s for them, then raise
+        `TooMany` (`concurrency_limit`).
         """
         key = digest(normalise(email))
         until = time.monotonic() + WAIT_SECONDS
@@ -73,25 +81,28 @@ class Lockout:
             try:
                 yield key
             except Exception:
-                with contextlib.suppress(Unavailable):  # the reservation expires by itself
+                with contextlib.suppress(Unavailable):  # the reservation expires anyway
                     await asyncio.shield(self._work(lambda: self.give_back(key), entry=entry))
                 raise
 
     def give_back(self, key: str) -> None:
-        """Release the attempt without counting it as a failure or a success."""
+        """Release a reserved attempt without counting it as a failure or a success."""
         LockoutRow.update(in_flight=_one_less()).where(LockoutRow.key == key).execute()
 
     def clear(self, key: str, user_id: str) -> None:
-        """Settle a successful attempt: earlier failures are reset."""
+        """Settle a successful attempt: release it and reset earlier failures."""
         LockoutRow.update(in_flight=_one_less(), failed="", locks=0).where(LockoutRow.key == key).execute()
         self._unmark(user_id)
 
     def fail(self, key: str, user_id: str | None) -> None:
-        """Settle a failed attempt. At the threshold the address is locked, twice as long as the last time."""
+        """Settle a failed attempt. At the threshold, lock the address, for twice as long as the previous lockout.
+
+        The duration doubles only if the previous lockout ended less than a day ago, up to an hour.
+        """
         now = clock.now()
         failed: Any = peewee.fn.SUBSTR(peewee.Value(now).concat(LockoutRow.failed), 1, KEPT * INSTANT)
         update = LockoutRow.update(in_flight=_one_less(), failed=failed).where(LockoutRow.key == key)
-        row = next(iter(update.returning(LockoutRow).execute()), None)  # from here on this unit has the row
+        row = next(iter(update.returning(LockoutRow).execute()), None)  # from here on, this unit locks the row
         if row is None or len(self._within(row.failed)) < self._settings.get(LOCKOUT_THRESHOLD):
             return
         again = row.locked_until is not None and row.locked_until > clock.now(-DAY)
@@ -103,7 +114,7 @@ class Lockout:
             UserRow.update(locked_until=until).where(UserRow.id == user_id).execute()
             emit(UserLocked(user_id=user_id, until=until), object=("user", user_id), owner=user_id)
             self._record("auth.user.lock", user_id, {"until": until})
-            if self.mail is not None:  # to the stored address, not as the client spelled it
+            if self.mail is not None:  # to the stored address, not to the address as the client spelled it
                 self.mail.notify(UserRow.get_by_id(user_id).email, "locked", until=until)
 
     def unlock(self, email: str, user_id: str) -> None:
@@ -114,13 +125,13 @@ class Lockout:
             self._record(action("unlock", user_id), user_id, {})
 
     def failures(self, emails: Iterable[str]) -> dict[str, int]:
-        """The number of failed attempts within the window, by address as given; addresses without one are left out."""
+        """Return the number of failures within the window by address as in `emails`. Zero counts are omitted."""
         keys = {digest(normalise(email)): email for email in emails}
         rows = LockoutRow.select().where(LockoutRow.key.in_(list(keys)) & (LockoutRow.failed != ""))
         counts = {keys[row.key]: len(self._within(row.failed)) for row in rows}
         return {email: count for email, count in counts.items() if count}
 
-    # -- parts
+    # -- helpers
 
     @contextlib.asynccontextmanager
     async def _gate(self, key: str, until: float) -> AsyncIterator[None]:
@@ -146,11 +157,15 @@ class Lockout:
                 self._gates.pop(key, None)
 
     def _reserve(self, key: str) -> bool:
-        """Reserve an attempt by one guarded update. Returns False while attempts in flight use up the allowance."""
+        """Reserve an attempt by one conditional update. Return False if attempts in flight exhaust the threshold.
+
+        Raise `TooMany` (`account_locked`) if the address is locked.
+        """
         now, threshold, window = clock.now(), self._settings.get(LOCKOUT_THRESHOLD), self._settings.get(LOCKOUT_WINDOW)
         row, held = LockoutRow, clock.now(HELD_SECONDS)
         in_flight: Any = peewee.Case(None, [(row.reserved_until > now, row.in_flight)], 0)
-        # with so many in flight, this failure decides: it must be none, or lie before the window
+        # the failure at position `threshold - in_flight`, newest first: if it is absent or older than the window, the
+        # failures within the window and the attempts in flight together are below the threshold
         decisive = peewee.fn.SUBSTR(row.failed, (threshold - in_flight - 1) * INSTANT + 1, INSTANT)
         free = row.locked_until.is_null() | (row.locked_until <= now)
         allowed = free & (in_flight < threshold) & (decisive <= clock.now(-window))
@@ -160,17 +175,17 @@ class Lockout:
         return bool(insert.as_rowcount().execute()) or self._may_wait(row.get_by_id(key), now, threshold)
 
     def _may_wait(self, row: LockoutRow, now: str, threshold: int) -> bool:
-        """Return False to wait; raise `TooMany` if waiting would not help."""
+        """Return False if the attempt may wait. Raise `TooMany` if the address is locked, so waiting would not help."""
         if row.locked_until is not None and row.locked_until > now:
             raise _locked(row.locked_until)
         failures = self._within(row.failed)
-        if len(failures) >= threshold:  # the threshold was lowered meanwhile
+        if len(failures) >= threshold:  # the threshold was lowered after these failures
             window = self._settings.get(LOCKOUT_WINDOW)
             raise _locked(clock.format_instant(clock.parse_instant(failures[threshold - 1]) + window))
         return False
 
     def _within(self, failed: str) -> list[str]:
-        """The failures within the window, the newest first."""
+        """Return the instants of the failures within the window, newest first. `failed`: the concatenated instants."""
         since = clock.now(-self._settings.get(LOCKOUT_WINDOW))
         instants = [failed[at : at + INSTANT] for at in range(0, len(failed), INSTANT)]
         return [each for each in instants if each > since]
@@ -186,7 +201,7 @@ class Lockout:
 
 
 def prune(at_once: int = 500) -> int:
-    """Delete the state of addresses without an attempt for two days."""
+    """Delete at most `at_once` rows of addresses without an attempt for two days. Return their number."""
     old = LockoutRow.select(LockoutRow.key).where(LockoutRow.reserved_until < clock.now(-KEEP_SECONDS)).limit(at_once)
     return int(LockoutRow.delete().where(LockoutRow.key.in_(old)).execute())
 

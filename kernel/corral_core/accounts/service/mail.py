@@ -1,4 +1,7 @@
-"""Mail: every mail is a job of the current unit, so an unavailable mail server delays mails and nothing else."""
+"""Mails to users.
+
+The current unit of work enqueues each mail as a job, so an unavailable mail server delays only mails.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,10 @@ class MailService:
             enqueue(JOB, kind=kind, to=to, facts=facts)
 
     def send_link(self, to: str, kind: str, subject_id: str, **facts: str | int) -> bool:
-        """Mail a single-use link; joins the unit. Returns False without a mail service, or above the limit of links."""
+        """Enqueue a mail with a single-use link. Runs in the caller's unit of work.
+
+        Return False if no mail server is configured, or if the subject has too many live links of this kind.
+        """
         if not self.is_configured:
             return False
         link_id = self._links.prepare(kind, subject_id, to)
@@ -65,7 +71,7 @@ class MailService:
         return Delivery(delivered=error is None, duration_ms=round((time.perf_counter() - began) * 1000), error=error)
 
     async def deliver(self, kind: str, to: str, facts: dict[str, Any]) -> None:
-        """Send a mail now. Raises `MailFailed`, or `ValueError` for an invalid address."""
+        """Send a mail now. Raise `MailFailed` on failure, or `ValueError` for an invalid address."""
         from corral.egress.smtp import MailServer, deliver
         from corral_core.accounts.service.mail_templates import write
 
@@ -88,7 +94,7 @@ class MailService:
         return "ok", "The mail server takes connections."
 
     async def _answers(self) -> bool:
-        """Whether the mail server accepts the connection and the credentials."""
+        """Return whether the mail server accepts the connection and the credentials."""
         from corral.egress.smtp import MailFailed, MailServer, probe
 
         get = self._settings.get
@@ -102,7 +108,7 @@ class MailService:
 
     @staticmethod
     def forget(email_key: str) -> None:
-        """Delete the mail jobs for the address of a purged account; joins the unit."""
+        """Delete the jobs of mails to the address of a purged account. Runs in the caller's unit of work."""
         jobs = JobRow.select(JobRow.id, JobRow.arguments).where(JobRow.name.startswith("accounts.")).limit(AT_ONCE)
         after = ""
         while page := list(jobs.where(JobRow.id > after).order_by(JobRow.id)):
@@ -114,6 +120,6 @@ class MailService:
 
     @staticmethod
     def waiting() -> int:
-        """The number of mails that wait for another attempt; joins the unit."""
+        """Return the number of failed mails that are queued for another attempt. Runs in the caller's unit of work."""
         again = (JobRow.name == JOB) & (JobRow.state == "queued") & JobRow.error.is_null(False)
         return int(JobRow.select(peewee.fn.COUNT(JobRow.id)).where(again).scalar())

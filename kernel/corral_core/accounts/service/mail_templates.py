@@ -1,4 +1,4 @@
-"""Mail templates: short plain texts, one for each kind of mail."""
+"""Mail templates: one short plain text for each kind of mail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHANGE = "change your password immediately and tell an admin"
 
 
 class MailTemplate(NamedTuple):
-    """Subject and text; `{name}` stands for a fact."""
+    """The subject and the text of a mail. Placeholders such as `{name}` are replaced by values."""
 
     subject: str
     text: str
@@ -89,7 +89,7 @@ TEMPLATES: Mapping[str, MailTemplate] = {
 
 
 def write(kind: str, *, sender: str, to: str, site: str, facts: Mapping[str, Any]) -> EmailMessage:
-    """Write the mail of a kind. Raises `ValueError` for an invalid address."""
+    """Return the message for a kind of mail. `facts`: values of placeholders. Raise `ValueError` for a bad address."""
     template = TEMPLATES[kind]
     message = EmailMessage()
     message["From"] = _address(sender)
@@ -103,6 +103,6 @@ def write(kind: str, *, sender: str, to: str, site: str, facts: Mapping[str, Any
 
 
 def _address(text: str) -> Address:
-    """Split an address literally, so that no part of it is parsed as another address or as a name."""
+    """Split an address at the last `@`, so that no part is parsed as another address or as a display name."""
     name, _, domain = text.rpartition("@")
     return Address(username=name, domain=domain)

@@ -1,4 +1,4 @@
-"""The password policy: rules for new passwords, the list of breached ones, history and expiry."""
+"""The password policy: rules for new passwords, list of breached passwords, password history and expiry."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from corral_core.accounts.settings import (
 )
 
 PRODUCT = "corral"
-SHORTEST_WORD = 4  # shorter words occur in any text
+SHORTEST_WORD = 4  # shorter words occur in passwords by chance
 
 _CLASSES = (
     (REQUIRE_UPPER, str.isupper, "core.no_upper", "an upper-case letter"),
@@ -46,7 +46,7 @@ class PasswordPolicy:
         self._settings = settings
 
     def check(self, password: str, *, email: str, full_name: str, pointer: str) -> None:
-        """Raise `Invalid` (`weak_password`) with one fault for each broken rule."""
+        """Raise `Invalid` (`weak_password`) with one fault for each rule that the password breaks."""
         faults = [Fault(pointer, code, detail) for code, detail in self._broken(password, email, full_name)]
         if faults:
             raise Invalid(
@@ -56,7 +56,7 @@ class PasswordPolicy:
             )
 
     def shown(self) -> dict[str, int | bool]:
-        """The rules, for screens that ask for a new password."""
+        """Return the rules, for screens on which users choose a new password."""
         rules: dict[str, int | bool] = {"min_length": self._settings.get(MIN_LENGTH), "max_length": 128}
         rules["breached_check"] = self._settings.get(BREACHED_CHECK)
         for setting, _, _, _ in _CLASSES:
@@ -86,8 +86,10 @@ _SPELLED = str.maketrans("@4310!$57", "aaeioisst")
 
 
 def is_breached(password: str) -> bool:
-    """Whether the password is on the list: as it is, with digits or signs around it, written with signs for letters,
-    or said twice. Runs along the keyboard count too, and one or two characters again and again.
+    """Return whether the password is on the list of breached passwords, or is a simple variant of a listed one.
+
+    Variants add digits or symbols at the start or the end, replace letters by similar symbols, or repeat the whole
+    password. Sequences along the keyboard, and repetitions of one or two characters, count as breached too.
     """
     folded = password.casefold()
     if len(_once(folded)) <= SHORTEST or any(folded in run for run in _RUNS):
@@ -105,7 +107,7 @@ def _forms(folded: str) -> set[str]:
 
 
 def _once(text: str) -> str:
-    """The shortest unit whose repetition is the whole text."""
+    """Return the shortest text whose repetition is the whole text."""
     again = (text + text).find(text, 1)
     return text[:again]
 
@@ -116,20 +118,26 @@ def _is_listed(form: str) -> bool:
 
 @functools.cache
 def _listed() -> bytes:
-    """The list, one lower-case password per line. It is searched unparsed, so it takes no more memory than the file."""
+    """Return the list of breached passwords, one lower-case password per line.
+
+    The list is searched without being parsed, so it needs no more memory than the file.
+    """
     return resources.files("corral_core.accounts").joinpath("breached_passwords.txt").read_bytes()
 
 
 class PasswordHistory:
-    """The only writer of former passwords. Every function except `refuse_former` joins the unit of work."""
+    """Keeps former passwords, and enforces the expiry of passwords. Only this class writes former passwords.
+
+    Every function except `refuse_former` runs in the caller's unit of work.
+    """
 
     def __init__(self, work: Work, passwords: Passwords, settings: Settings) -> None:
         self._work, self._passwords, self._settings = work, passwords, settings
 
     async def refuse_former(self, user_id: str, password: str, *, pointer: str) -> None:
-        """Raise `Invalid` (`weak_password`) for the present password or a former one, where the policy keeps them.
+        """Raise `Invalid` (`weak_password`) for the current password or a former one, if the policy forbids reuse.
 
-        Authenticate the caller first: the result reveals former passwords.
+        Authenticate the caller first, because the result reveals former passwords. Runs outside a unit of work.
         """
         kept = self._settings.get(HISTORY)
         if not kept:
@@ -140,7 +148,7 @@ class PasswordHistory:
                 raise Invalid.at(pointer, "core.reused", detail, problem="weak_password")
 
     def remember(self, user_id: str, hashed: str | None) -> None:
-        """Store the hash of a replaced password; the policy says how many are kept."""
+        """Store the hash of a replaced password, and delete the hashes that the policy no longer keeps."""
         kept = self._settings.get(HISTORY)
         mine = FormerPasswordRow.user_id == user_id
         if kept and hashed is not None:
@@ -150,7 +158,7 @@ class PasswordHistory:
         FormerPasswordRow.delete().where(mine & FormerPasswordRow.id.not_in(keep)).execute()
 
     def expire(self, user: UserRow) -> None:
-        """At a sign-in, require a change of a password that is older than the policy allows."""
+        """Require the user to change a password that is older than the policy allows. Called at each sign-in."""
         days = self._settings.get(MAX_AGE_DAYS)
         if days is not None and (user.password_changed_at or "") <= clock.now(-days * DAY):
             due = (UserRow.id == user.id) & (UserRow.password_hash == user.password_hash)
@@ -158,7 +166,7 @@ class PasswordHistory:
 
     @staticmethod
     def forget(user_id: str) -> None:
-        """Delete the former passwords of a purged account."""
+        """Delete the hashes of the former passwords of a purged account."""
         FormerPasswordRow.delete().where(FormerPasswordRow.user_id == user_id).execute()
 
     @staticmethod

@@ -1,4 +1,7 @@
-"""Password hashing with Argon2id. Hashing is expensive by design, so it runs in its own pool, never in a unit."""
+"""Password hashing with Argon2id.
+
+Hashing is expensive by design, so it runs in its own thread pool, never in a unit of work.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ TIME_COST, MEMORY_KIB, PARALLELISM = 2, 19 * 1024, 1
 THREADS = os.cpu_count() or 1
 _threads = ThreadPoolExecutor(THREADS, thread_name_prefix="corral-password")
 
-# Verified when there is no hash, so that an unknown address takes as long as a known one. Its password was thrown away.
+# Verified if there is no hash, so that an unknown address takes as long as a known one. Nobody knows its password.
 DUMMY_HASH = "$argon2id$v=19$m=19456,t=2,p=1$ysAYvpmHkcmlHvn0g+z/sw$3YmGz+WBo+1yu6pyarQK6/pEkWYMqDAHXpG5G5qJlV8"
 
 
@@ -37,26 +40,30 @@ def _hasher() -> PasswordHasher:
 
 
 class Passwords:
-    """A pool with one thread per core; raises `overloaded` if its queue is full. For async code, outside units."""
+    """Hashes and verifies passwords in a pool with one thread per core.
+
+    `hash` and `verify` raise `Unavailable` (`overloaded`) if the queue of the pool is full. Call them outside a unit of
+    work.
+    """
 
     def __init__(self) -> None:
         self._waiting = 0
         self.hashed, self.hash_seconds = 0, 0.0
-        """How often this process hashed, and how long that took together, without the time in the queue."""
+        """The number of hashes that this process computed, and their total duration in seconds without queueing."""
 
     async def hash(self, password: str, *, pointer: str = "/password") -> str:
-        """Hash a password after checking its length. The caller applies the password policy."""
+        """Check the length of a password and hash it. The caller must apply the password policy."""
         _check_length(password, pointer)
         return await self._run(lambda: _hasher().hash(password))
 
     async def verify(self, password: str, hashed: str | None, *, pointer: str = "/password") -> bool:
-        """Whether the password matches the hash. Without a hash the result is False and takes as long."""
+        """Return whether the password matches the hash. If the hash is None, return False after the same time."""
         _check_length(password, pointer)
         return await self._run(lambda: _verify(password, hashed))
 
     @staticmethod
     def needs_rehash(hashed: str) -> bool:
-        """Whether the hash was made with other parameters than the current ones."""
+        """Return whether the hash was computed with parameters other than the current ones."""
         return _hasher().check_needs_rehash(hashed)
 
     async def _run(self, work: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""Changes that users make to their own account."""
+"""Changes that users make to their own profile."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PREFERENCES_BYTES = 8 * 1024
 
 
 class ProfilePatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A change of the user's own profile. `email` requires `current_password`."""
+    """A partial update of the user's own profile. A change of `email` requires `current_password`."""
 
     full_name: FullName | UnsetType = UNSET
     timezone: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
@@ -37,7 +37,7 @@ class ProfilePatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Profile:
-    """Updates the user's own account; validation happens before the unit."""
+    """Updates the user's own profile. Values are validated before the unit of work."""
 
     def __init__(
         self,
@@ -52,7 +52,10 @@ class Profile:
         self._links, self._mail, self._settings = links, mail, settings
 
     async def update(self, user_id: str, patch: ProfilePatch, if_match: IfMatch, entry: Entry) -> UserView:
-        """Apply the patch; a new address requires the password."""
+        """Apply a patch to the user's own profile. A new address requires the password.
+
+        If addresses must be verified, a new address takes effect when the user opens the link that is mailed to it.
+        """
         _check(patch)
         user = await self._work(lambda: self._accounts.get(user_id), read=True)
         moves = isinstance(patch.email, str) and normalise(patch.email) != normalise(user.email)
@@ -82,7 +85,7 @@ class Profile:
         return await self._sign_in.prove(user.email, password, entry, proved, pointer=pointer, user_id=user_id)
 
     def _ask(self, user_id: str, email: str) -> None:
-        """Mail a verification link to the new address, which takes effect when the link is used."""
+        """Mail a verification link to a new address. The address takes effect when the link is used."""
         check_address(email)
         if self._accounts.row_of(email) is not None:
             raise Conflict("Another account has this address.", code="duplicate")

@@ -1,4 +1,4 @@
-"""Re-authentication: managing the second factor, and proving one's identity again before sensitive actions."""
+"""Re-authentication before sensitive actions, and management of the user's own second factor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Reauthentication:
-    """Second factor and step-up of the signed-in user."""
+    """Manages the second factor of the signed-in user, and re-authenticates the user (step-up)."""
 
     def __init__(
         self,
@@ -40,7 +40,10 @@ class Reauthentication:
         self._sign_in, self._lockout, self._second, self._settings = sign_in, lockout, second, settings
 
     async def setup(self, caller: Principal, password: str | None, entry: Entry) -> Seed:
-        """Begin a setup. Raises `reauth_required` without the password, a step-up or a recent sign-in."""
+        """Begin the setup of a second factor. Return its seed.
+
+        Raise `Forbidden` (`reauth_required`) without the password, a recent re-authentication or a recent sign-in.
+        """
         user = await self._user(caller)
         if user.mfa_enabled:
             raise Conflict("The second factor is on; switch it off first.", current_status="enabled")
@@ -51,7 +54,7 @@ class Reauthentication:
         return await self._work(lambda: self._second.setup(self._accounts.row(user.id)), entry=entry)
 
     async def activate(self, caller: Principal, code: str, entry: Entry) -> list[str]:
-        """Enable the second factor with its first code; returns the recovery codes."""
+        """Enable the second factor with its first code. Return the recovery codes."""
         user, session_id = await self._user(caller), caller.session_id or ""
 
         def unit(key: str) -> list[str] | Problem:
@@ -60,7 +63,7 @@ class Reauthentication:
             if codes is None:
                 detail = "The code is wrong; look at the clock of the device."
                 return self._sign_in.refuse(key, row.email, row.id, action=ASK_AGAIN, detail=detail)
-            self._lockout.give_back(key)  # a code of one's own new seed must not reset failed passwords
+            self._lockout.give_back(key)  # a valid code for a new seed must not reset the failed passwords
             return codes
 
         async with self._sign_in.attempt(user.email, entry, action=ASK_AGAIN) as key:
@@ -68,7 +71,7 @@ class Reauthentication:
         return told(settled)
 
     async def disable(self, caller: Principal, password: str, proof: Proof, entry: Entry) -> UserView:
-        """Disable the second factor, if the policy allows it."""
+        """Disable the second factor. Raise `Forbidden` if the policy requires it."""
 
         def switch_off(row: UserRow) -> UserView:
             self._second.disable(row.id)
@@ -79,12 +82,12 @@ class Reauthentication:
         return await self._with_both(user, password, proof, entry, switch_off)
 
     async def new_codes(self, caller: Principal, password: str, code: str, entry: Entry) -> list[str]:
-        """Replace the recovery codes."""
+        """Replace the recovery codes and return the new ones."""
         user = await self._user(caller)
         return await self._with_both(user, password, Proof(code), entry, lambda row: self._second.new_codes(row.id))
 
     async def step_up(self, caller: Principal, password: str | None, code: str | None, entry: Entry) -> str:
-        """Re-authenticate with the password or a code; returns the instant until which that is valid."""
+        """Re-authenticate with the password or a code. Return the instant until which this is valid."""
         user, session_id = await self._user(caller), caller.session_id or ""
 
         def with_password(row: UserRow, key: str) -> str:
@@ -104,12 +107,12 @@ class Reauthentication:
             settled = await self._work(lambda: with_code(key), entry=entry)
         return told(settled)
 
-    # -- parts
+    # -- helpers
 
     async def _with_both(
         self, user: UserRow, password: str, proof: Proof, entry: Entry, then: Callable[[UserRow], T]
     ) -> T:
-        """Run an action that requires the password and the second factor."""
+        """Verify the password and the second factor, and run `then` in the same unit of work."""
         if not user.mfa_enabled:
             raise Conflict("There is no second factor; set one up first.", current_status="disabled")
 
@@ -125,7 +128,7 @@ class Reauthentication:
         return await self._work(lambda: self._accounts.row(_person(caller)), read=True)
 
     def _is_fresh(self, caller: Principal) -> bool:
-        """Whether the session began recently."""
+        """Return whether the session began within the last `STEP_UP_SECONDS`."""
         begun = SessionRow.created_at > clock.now(-self._settings.get(STEP_UP_SECONDS))
         return bool(SessionRow.select().where((SessionRow.id == caller.session_id) & begun).exists())
 

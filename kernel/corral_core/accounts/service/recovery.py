@@ -1,4 +1,4 @@
-"""Account recovery: a forgotten password, links to a new one, and what admins do for people who are locked out."""
+"""Account recovery by users who forgot their password, and by admins for users who cannot sign in."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORGOT = "accounts.forgot_password"
 
 
 class Recovery:
-    """Recovery of an account by its user, through a link by mail."""
+    """Lets users reset a forgotten password with a mailed link."""
 
     def __init__(
         self, work: Work, accounts: AccountsService, sign_in: SignIn, lockout: Lockout, links: Links, mail: MailService
@@ -30,12 +30,15 @@ class Recovery:
         self._lockout, self._links, self._mail = lockout, links, mail
 
     async def forgot(self, email: str, entry: Entry) -> None:
-        """Enqueue a mail with a link. All addresses take the same path, so timing reveals nothing."""
+        """Enqueue a mail with a link. The code path is the same for every address, so timing reveals nothing."""
         if self._mail.is_configured:
             await self._work(lambda: enqueue(FORGOT, email=email), entry=entry)
 
     async def reset(self, token: str, password: str, device: Device, entry: Entry) -> SignedIn | Pending:
-        """Set a new password by a link. Other links, all sessions and a lockout end; a second factor stays required."""
+        """Set a new password with the token of a link, and sign in.
+
+        All other links and sessions of the user end, and so does a lockout. A second factor is still required.
+        """
         row = await self._work(lambda: self._holder(token), read=True)
         hashed = await self._accounts.hash_password(
             password, email=row.email, full_name=row.full_name, pointer="/new_password", user_id=row.id

@@ -1,4 +1,4 @@
-"""Registration, with or without an invitation, and verification of addresses."""
+"""Registration of accounts, with or without an invitation, and verification of addresses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RESEND = "accounts.resend_verification"
 
 
 class Registrations:
-    """Registers accounts and verifies addresses. Hashing happens between units, never in one."""
+    """Registers accounts and verifies addresses. Passwords are hashed between units of work, never inside one."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Registrations:
         self._links, self._mail, self._settings, self._passwords = links, mail, settings, passwords
 
     async def create_bootstrap_admin(self, email: str, password: str) -> None:
-        """Create the admin that the environment names while there is none; the password policy does not apply."""
+        """Create the admin whom the environment specifies, if no admin exists. The password policy does not apply."""
         if await self._work(self._accounts.has_admin, read=True):
             return
         hashed = await self._passwords.hash(password)
@@ -54,7 +54,10 @@ class Registrations:
             log.warning("CORRAL_BOOTSTRAP_ADMIN_EMAIL names an existing account that is not an admin; it is unchanged")
 
     async def register(self, new: NewUser, password: str, invitation: str | None, entry: Entry) -> UserView | None:
-        """Create an account. Returns None if a mail follows, whether the address was free or not."""
+        """Create an account. Return None if a mail is sent instead, whether the address was free or taken.
+
+        Raise `Forbidden` (`registration_closed`) if the settings do not allow this registration.
+        """
         mode = self._settings.get(REGISTRATION)
         if mode == "closed" or (mode == "invite" and invitation is None):
             raise Forbidden("Registration is closed here; ask an admin for an account.", code="registration_closed")
@@ -83,8 +86,8 @@ class Registrations:
     def _tell_owner(self, email: str) -> None:
         """Notify the owner of an existing account about a registration with their address.
 
-        An account that was never verified nor signed in to may have a password of somebody else. That password is
-        dropped, and the reader of the mail chooses another one.
+        If the account was never verified nor used, somebody else may have chosen its password. The password is then
+        deleted, and the recipient of the mail chooses a new one.
         """
         row = self._accounts.row_of(email, hold=True)
         if row is None:
@@ -97,7 +100,7 @@ class Registrations:
         send_proof(row, self._mail)
 
     async def _invited(self, new: NewUser, password: str, token: str, entry: Entry) -> UserView:
-        """Register by invitation, which sets the role and verifies the address."""
+        """Register a user with an invitation, which determines the role and verifies the address."""
         invitation = await self._work(lambda: self._invitations.find(token), read=True)
         if normalise(new.email) != invitation.email_key:
             raise Invalid.at("/email", "not_allowed", "The invitation is for another address.")
@@ -112,7 +115,10 @@ class Registrations:
         return await self._work(unit, entry=entry)
 
     def verify(self, token: str) -> UserView:
-        """Verify an address by a link; joins the unit. Raises `link_expired`, or `duplicate` for a taken address."""
+        """Verify an address with the token of a link. Runs in the caller's unit of work.
+
+        Raise `Gone` (`link_expired`) for an invalid link, or `Conflict` (`duplicate`) for a taken address.
+        """
         link = self._links.redeem(EMAIL_LINKS, token)
         row = self._accounts.row(link.subject_id)
         email = link.email or ""
@@ -121,11 +127,11 @@ class Registrations:
         return self._accounts.prove_email(row, email)
 
     async def resend(self, email: str, entry: Entry) -> None:
-        """Enqueue another mail with a link. All addresses take the same path, so timing reveals nothing."""
+        """Enqueue another verification mail. The code path is the same for every address, so timing reveals nothing."""
         if self._mail.is_configured:
             await self._work(lambda: enqueue(RESEND, email=email), entry=entry)
 
 
 def send_proof(row: UserRow, mail: MailService) -> None:
-    """Mail a link that verifies the address; an account without a password gets a link to set one."""
+    """Mail a link that verifies the address. If the account has no password, mail a link that sets one instead."""
     mail.send_link(row.email, VERIFY if row.password_hash is not None else RESET, row.id)

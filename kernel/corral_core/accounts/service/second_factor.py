@@ -1,7 +1,7 @@
-"""The second factor: time-based codes (RFC 6238) and recovery codes. Every function joins the unit of work.
+"""The second factor: time-based codes (TOTP, RFC 6238) and recovery codes.
 
-A code is valid once: the newest accepted time step is stored, and only a later one is accepted, by compare-and-set in
-the transaction that the code authorizes.
+Every function runs in the caller's unit of work. A code is valid only once: the newest accepted time step is stored,
+and only a later step is accepted. A compare-and-set enforces this in the transaction that the code authorizes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from corral_core.accounts.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES
 STEP_SECONDS, WINDOW = 30, 1
 SETUP_SECONDS = 900
 CHALLENGE_SECONDS, CHALLENGE_TRIES = 300, 5
-RECOVERY_CODES, RECOVERY_BYTES = 10, 15  # 120 bits each: 24 letters
+RECOVERY_CODES, RECOVERY_BYTES = 10, 15  # 15 bytes are 120 bits, or 24 letters in base 32
 ISSUER = "Corral"
 DAMAGED = "core.second_factor_damaged"
 
@@ -42,7 +42,7 @@ class Seed(msgspec.Struct, frozen=True):
 
 
 class SecondFactor:
-    """The only writer of seeds, recovery codes and challenges, and of `mfa_enabled`."""
+    """Manages second factors. Only this class writes seeds, recovery codes, challenges and `mfa_enabled`."""
 
     audit: Audit | None = None
 
@@ -50,7 +50,10 @@ class SecondFactor:
         self._sealer, self._settings, self._credentials = sealer, settings, credentials
 
     def setup(self, user: UserRow) -> Seed:
-        """Generate a seed, which takes effect with its first code. It replaces an unfinished setup."""
+        """Generate a seed, which takes effect with its first code. The seed replaces an unfinished setup.
+
+        Raise `Conflict` if the second factor is enabled.
+        """
         if user.mfa_enabled:
             raise Conflict("The second factor is on; switch it off first.", current_status="enabled")
         secret = pyotp.random_base32()
@@ -65,9 +68,9 @@ class SecondFactor:
         return Seed(secret, pyotp.TOTP(secret).provisioning_uri(name=user.email, issuer_name=ISSUER))
 
     def activate(self, user: UserRow, session_id: str, code: str) -> list[str] | None:
-        """Enable the second factor with its first code. Returns the recovery codes, or None if the code is wrong.
+        """Enable the second factor with its first code. Return the recovery codes, or None if the code is wrong.
 
-        Raises `Conflict` if no setup is pending or the pending one expired.
+        Raise `Conflict` if no setup is pending, or if the pending setup has expired or was replaced.
         """
         waiting = SecondFactorRow.confirmed_at.is_null() & (SecondFactorRow.created_at > clock.now(-SETUP_SECONDS))
         row = SecondFactorRow.get_or_none((SecondFactorRow.user_id == user.id) & waiting)
@@ -87,7 +90,7 @@ class SecondFactor:
         return self.new_codes(user.id)
 
     def accept(self, user_id: str, code: str) -> bool:
-        """Whether the code is valid and unused; it is consumed."""
+        """Consume a code. Return whether it was valid and unused."""
         row = SecondFactorRow.get_or_none(
             (SecondFactorRow.user_id == user_id) & SecondFactorRow.confirmed_at.is_null(False)
         )
@@ -98,7 +101,7 @@ class SecondFactor:
         return bool(SecondFactorRow.update(last_step=step).where(newer & (SecondFactorRow.last_step < step)).execute())
 
     def recover(self, user_id: str, code: str) -> int | None:
-        """Consume a recovery code. Returns the number of codes left; None if the code is not valid."""
+        """Consume a recovery code. Return the number of remaining codes, or None if the code is not valid."""
         mine = RecoveryCodeRow.user_id == user_id
         if not RecoveryCodeRow.delete().where(mine & (RecoveryCodeRow.hash == _recovery_hash(code))).execute():
             return None
@@ -107,7 +110,7 @@ class SecondFactor:
         return left
 
     def new_codes(self, user_id: str) -> list[str]:
-        """Replace the recovery codes; the new ones are shown once."""
+        """Replace the recovery codes. Return the new codes, which are shown to the user only once."""
         RecoveryCodeRow.delete().where(RecoveryCodeRow.user_id == user_id).execute()
         codes = [_new_recovery_code() for _ in range(RECOVERY_CODES)]
         RecoveryCodeRow.insert_many([{"hash": _recovery_hash(code), "user_id": user_id} for code in codes]).execute()
@@ -115,7 +118,7 @@ class SecondFactor:
         return codes
 
     def disable(self, user_id: str) -> bool:
-        """Disable the second factor without further checks; returns False if it was disabled."""
+        """Disable the second factor without further checks. Return False if it was not enabled."""
         forget_second_factor(user_id)
         if not self._mark(user_id, enabled=False):
             return False
@@ -124,51 +127,57 @@ class SecondFactor:
         return True
 
     def is_required(self, role: str) -> bool:
-        """Whether the policy requires a second factor for this role."""
+        """Return whether the policy requires a second factor for this role."""
         return self._settings.get(REQUIRE_MFA) and role in self._settings.get(REQUIRE_MFA_ROLES)
 
     def limit(self, role: str, *, must_change_password: bool, mfa_enabled: bool) -> str | None:
-        """The action required before any other, as the problem code that almost every route returns; or None."""
+        """Return the problem code of the action that the user must take first, or None.
+
+        Until the user takes this action, almost every route returns this problem.
+        """
         if must_change_password:
             return "password_change_required"
         return "mfa_required" if not mfa_enabled and self.is_required(role) else None
 
     def refuse_if_required(self, role: str) -> None:
-        """Raise `Forbidden` if the policy requires the second factor for this role."""
+        """Raise `Forbidden` if the policy requires a second factor for this role."""
         if self.is_required(role):
             raise Forbidden("The second factor is required here; it cannot be switched off.")
 
     # -- challenges
 
     def challenge(self, user_id: str) -> str:
-        """Create an `mfa_token` for a sign-in whose first factor was correct."""
+        """Create and return an `mfa_token` for a sign-in whose first factor was correct."""
         token = new_secret()
         ChallengeRow.create(hash=digest(token), user_id=user_id, expires_at=clock.now(CHALLENGE_SECONDS))
         return token
 
     @staticmethod
     def challenged(token: str) -> str | None:
-        """The user of an `mfa_token` that is valid and has attempts left; None otherwise."""
+        """Return the user id of an `mfa_token`, or None if the token is invalid or no attempts are left."""
         row = ChallengeRow.get_or_none(_open(token))
         return None if row is None else str(row.user_id)
 
     @staticmethod
     def take_try(token: str) -> bool:
-        """Consume one attempt of an `mfa_token`; returns False if none is left."""
+        """Consume one attempt of an `mfa_token`. Return False if no attempt is left."""
         return bool(ChallengeRow.update(tries=ChallengeRow.tries + 1).where(_open(token)).execute())
 
     @staticmethod
     def end_challenge(token: str) -> bool:
-        """Invalidate the token after a successful sign-in; returns False if it was invalid already."""
+        """Invalidate an `mfa_token` after a successful sign-in. Return False if it was already invalid."""
         return bool(ChallengeRow.delete().where(ChallengeRow.hash == digest(token)).execute())
 
-    # -- parts
+    # -- helpers
 
     def _step(self, row: SecondFactorRow, code: str) -> int | None:
-        """The time step that the code matches, now or adjacent; raises `Conflict` if the seed is damaged."""
+        """Return the current or adjacent time step that the code matches, or None.
+
+        Raise `Conflict` (`core.second_factor_damaged`) if the stored seed cannot be decrypted.
+        """
         try:
             totp = pyotp.TOTP(self._sealer.open(bytes.fromhex(row.seed), aad=_place(row.user_id)).decode())
-        except ValueError:  # not hexadecimal any more, or `SealedWrong`
+        except ValueError:  # the stored seed is no longer hexadecimal, or `SealedWrong`
             raise _damaged(row) from None
         now = int(clock.time_s()) // STEP_SECONDS
         steps = range(now - WINDOW, now + WINDOW + 1)
@@ -189,18 +198,18 @@ class SecondFactor:
 
 
 def forget_second_factor(user_id: str) -> None:
-    """Delete seed, recovery codes and challenges of the user; joins the unit."""
+    """Delete the seed, the recovery codes and the challenges of a user. Runs in the caller's unit of work."""
     for table in (SecondFactorRow, RecoveryCodeRow, ChallengeRow):
         table.delete().where(table.user_id == user_id).execute()
 
 
 def end_challenges(user_id: str) -> None:
-    """Invalidate the user's sign-ins that wait for a second factor."""
+    """Invalidate the user's sign-ins whose second factor is pending."""
     ChallengeRow.delete().where(ChallengeRow.user_id == user_id).execute()
 
 
 def prune(at_once: int = 500) -> int:
-    """Delete expired challenges and unfinished setups."""
+    """Delete expired setups, and at most `at_once` expired challenges. Return the number of deleted challenges."""
     row = SecondFactorRow
     unfinished = row.confirmed_at.is_null() & (row.created_at <= clock.now(-SETUP_SECONDS))
     row.delete().where(unfinished).execute()
@@ -234,5 +243,5 @@ def _new_recovery_code() -> str:
 
 
 def _recovery_hash(code: str) -> str:
-    """The digest of a recovery code; case, spaces and dashes do not matter."""
+    """Return the digest of a recovery code, ignoring case, spaces and dashes."""
     return digest("".join(code.lower().replace("-", "").split()))

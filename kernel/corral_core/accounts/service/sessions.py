@@ -1,4 +1,7 @@
-"""Sessions: creating them, rotating their refresh tokens, and ending them. Every function joins the unit of work."""
+"""Creation and end of sessions, and rotation of their refresh tokens.
+
+Every function runs in the caller's unit of work.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +38,14 @@ from corral_core.accounts.settings import (
 
 
 class Device(msgspec.Struct, frozen=True):
-    """The client that signs in."""
+    """The IP address and the user agent of a client."""
 
     ip: str
     user_agent: str
 
 
 class SessionView(msgspec.Struct, kw_only=True):
-    """A session as its owner sees it. `current`: it made this request."""
+    """A session as its owner sees it. `current`: whether this session made the request."""
 
     id: str
     user_id: str
@@ -57,7 +60,10 @@ class SessionView(msgspec.Struct, kw_only=True):
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):
-    """The tokens that a sign-in or a refresh returns."""
+    """The tokens that a sign-in or a refresh returns.
+
+    `expires_in` and `refresh_seconds` are the lifetimes of the access token and of the refresh token in seconds.
+    """
 
     user_id: str
     access: str
@@ -67,11 +73,14 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reuse(msgspec.Struct, frozen=True):
-    """A refresh token was reused after the grace period. Its session has ended; commit before the error is raised."""
+    """The result of reusing a refresh token after the grace period, which ends the session.
+
+    This is a return value, not an exception, so that the caller commits the end of the session before raising.
+    """
 
 
 class Sessions:
-    """The only writer of sessions and refresh tokens."""
+    """Creates, refreshes and ends sessions. Only this class writes sessions and refresh tokens."""
 
     audit: Audit | None = None
     mail: Mail | None = None
@@ -80,9 +89,9 @@ class Sessions:
         self._tokens, self._sealer, self._settings, self._credentials = tokens, sealer, settings, credentials
 
     def open(self, user: UserRow, device: Device, *, mfa: bool = False) -> Tokens:
-        """Create a session and its first tokens. Above the limit of sessions per user, the oldest session ends.
+        """Create a session and its first tokens. If the user has too many sessions, end the oldest ones.
 
-        `mfa`: the sign-in included a second factor.
+        `mfa`: whether the sign-in included a second factor.
         """
         now = clock.now()
         session = SessionRow.create(
@@ -106,7 +115,7 @@ class Sessions:
         return self.issue(session)
 
     def issue(self, session: SessionRow, refresh: str | None = None) -> Tokens:
-        """Issue new tokens for a live session. `refresh` is the refresh token to store; None generates one."""
+        """Issue new tokens for a live session. `refresh`: the refresh token to store; None generates one."""
         refresh = refresh or new_secret()
         seconds = self._left(session)
         RefreshRow.create(
@@ -117,9 +126,11 @@ class Sessions:
         return self._answer(session, refresh, seconds)
 
     def rotate(self, refresh: str, device: Device) -> Tokens | Reuse:
-        """Exchange a refresh token. One guarded update picks the winner; in the grace period, repeats get the same.
+        """Exchange a refresh token for new tokens.
 
-        Parallel callers that lose wait in that update for the winner's commit (a row lock, or SQLite's single writer).
+        One conditional update decides which of several parallel callers succeeds. The others wait in this update for
+        the commit (by a row lock, or SQLite's single writer) and then get the same successor during the grace period.
+        Later, reuse of the token ends the session. Raise `Unauthorized` if the session has ended or expired.
         """
         used, successor = digest(refresh), new_secret()
         row: RefreshRow | None = RefreshRow.get_or_none(RefreshRow.hash == used)
@@ -137,7 +148,7 @@ class Sessions:
         idle = row.expires_at <= clock.now() or row.created_at <= clock.now(-self._idle())
         if idle or self._left(session) <= 0:
             raise Unauthorized("The session was idle for too long; sign in again.", code="token_expired")
-        # before the successor is written: a concurrent end of this session waits here, or has happened already
+        # before the new tokens are stored: a concurrent end of the session waits for this update or is visible to it
         moved = SessionRow.update(ip=device.ip[:45], user_agent=device.user_agent[:300])
         if not moved.where((SessionRow.id == session.id) & SessionRow.ended_at.is_null()).execute():
             raise Unauthorized("The session has ended; sign in again.", code="session_revoked")
@@ -159,16 +170,16 @@ class Sessions:
         return Reuse()
 
     def restart(self, session_id: str) -> Tokens:
-        """Issue new tokens for a session and invalidate its existing refresh tokens."""
+        """Invalidate the refresh tokens of a session and issue new tokens."""
         session = self._live(session_id)
         SessionRow.update(last_seen_at=clock.now()).where(
             SessionRow.id == session_id
-        ).execute()  # may wait for a refresh
+        ).execute()  # may wait for a concurrent refresh
         RefreshRow.delete().where(RefreshRow.session_id == session_id).execute()
         return self.issue(session)
 
     def step_up(self, session_id: str) -> str:
-        """Record that the user re-authenticated; returns the instant until which that is valid."""
+        """Record that the user re-authenticated. Return the instant until which the re-authentication is valid."""
         until = clock.now(self._settings.get(STEP_UP_SECONDS))
         live = (SessionRow.id == session_id) & SessionRow.ended_at.is_null()
         if not SessionRow.update(reauth_until=until).where(live).execute():
@@ -178,19 +189,19 @@ class Sessions:
         return until
 
     def live(self, user_id: str, current_id: str | None) -> list[SessionView]:
-        """The user's live sessions, newest first."""
+        """Return the user's live sessions, newest first. `current_id`: the session that made the request."""
         mine = (SessionRow.user_id == user_id) & SessionRow.ended_at.is_null() & ~self._over()
         rows = SessionRow.select().where(mine).order_by(SessionRow.created_at.desc(), SessionRow.id.desc())
         return [session_view(row, current_id) for row in rows]
 
     @staticmethod
     def of(refresh: str) -> str | None:
-        """The id of the session that a refresh token belongs to, whether the token was used or not."""
+        """Return the id of the session of a refresh token, whether used or not, or None for an unknown token."""
         row = RefreshRow.get_or_none(RefreshRow.hash == digest(refresh))
         return None if row is None else str(row.session_id)
 
     def find(self, session_id: str, current_id: str | None) -> SessionView:
-        """One session; `NotFound`."""
+        """Return a session, live or not. Raise `NotFound` for an unknown id."""
         row = SessionRow.get_or_none(SessionRow.id == session_id)
         if row is None:
             raise NotFound()
@@ -198,33 +209,36 @@ class Sessions:
 
     @staticmethod
     def count(user_ids: Iterable[str]) -> dict[str, int]:
-        """The number of live sessions by user id; users without one are left out."""
+        """Return the number of live sessions by user id. Users without a live session are omitted."""
         live = SessionRow.user_id.in_(list(user_ids)) & SessionRow.ended_at.is_null()
         rows: Any = SessionRow.select(SessionRow.user_id, peewee.fn.COUNT(SessionRow.id)).where(live)
         return {user_id: int(number) for user_id, number in rows.group_by(SessionRow.user_id).tuples()}
 
     def end(self, session_id: str, user_id: str, reason: str) -> bool:
-        """End one session of the user. Returns False if it had ended or belongs to another user."""
+        """End one session of the user. Return False if it has already ended or belongs to another user."""
         return bool(self._end((SessionRow.id == session_id) & (SessionRow.user_id == user_id), reason))
 
     def end_all(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
-        """End the user's sessions except `keep`, and sign-ins that wait for a second factor; returns their number."""
+        """End the user's sessions except `keep`, and sign-ins whose second factor is pending.
+
+        Return the number of ended sessions.
+        """
         end_challenges(user_id)
         mine = SessionRow.user_id == user_id
         return self._end(mine & (SessionRow.id != keep) if keep else mine, reason)
 
     def expire(self, at_once: int = 500) -> int:
-        """End sessions that expired; returns their number."""
+        """End at most `at_once` sessions that expired. Return their number."""
         over = SessionRow.ended_at.is_null() & self._over()
         found = [row.id for row in SessionRow.select(SessionRow.id).where(over).limit(at_once)]
         return self._end(SessionRow.id.in_(found), "expired") if found else 0
 
     @staticmethod
     def forget_addresses(user_id: str) -> None:
-        """Erase the addresses and user agents in the user's sessions."""
+        """Erase the IP addresses and user agents in the user's sessions."""
         SessionRow.update(ip="", user_agent="").where(SessionRow.user_id == user_id).execute()
 
-    # -- parts
+    # -- helpers
 
     def _end(self, which: Any, reason: str) -> int:
         live = which & SessionRow.ended_at.is_null()
@@ -244,7 +258,7 @@ class Sessions:
 
     @staticmethod
     def _live(session_id: str) -> SessionRow:
-        """The session if it is live and its user active; raises `Unauthorized` (`session_revoked`)."""
+        """Return a session that has not ended. Raise `Unauthorized` if it has ended or its user is inactive."""
         active = SessionRow.ended_at.is_null() & (UserRow.is_active == True)  # noqa: E712  # SQL
         query = SessionRow.select().join(UserRow, on=(UserRow.id == SessionRow.user_id))
         row: SessionRow | None = query.where((SessionRow.id == session_id) & active).first()
@@ -253,7 +267,7 @@ class Sessions:
         return row
 
     def _over(self) -> Any:
-        """Condition for expired sessions. Lifetimes that were shortened later apply to existing sessions too."""
+        """Return the SQL condition for expired sessions. Shortened lifetimes apply to existing sessions too."""
         oldest, quiet = clock.now(-self._settings.get(REFRESH_ABSOLUTE)), clock.now(-self._idle())
         row = SessionRow
         return (row.expires_at <= clock.now()) | (row.last_seen_at <= quiet) | (row.created_at <= oldest)
@@ -262,7 +276,7 @@ class Sessions:
         return min(self._settings.get(REFRESH_IDLE), self._settings.get(REFRESH_ABSOLUTE))
 
     def _left(self, session: SessionRow) -> int:
-        """Seconds until an unused session ends. Settings that were shortened later apply to existing sessions too."""
+        """Return the seconds until an unused session expires. Shortened lifetimes apply to existing sessions too."""
         until = clock.parse_instant(session.created_at) + self._settings.get(REFRESH_ABSOLUTE)
         return min(self._idle(), int(until - clock.time_s()))
 
@@ -287,7 +301,7 @@ class Sessions:
 
 
 def session_view(row: SessionRow, current_id: str | None) -> SessionView:
-    """Convert a row to the shape that its owner sees."""
+    """Convert a row to the shape that the owner of the session sees."""
     fields = {name: getattr(row, name) for name in SessionView.__struct_fields__ if name != "current"}
     return SessionView(current=row.id == current_id, **fields)
 

@@ -1,4 +1,7 @@
-"""Sign-in: reserve an attempt, verify the password, settle the attempt. Hashing happens between units, never in one."""
+"""Sign-in in three steps: reserve an attempt, verify the password, settle the attempt.
+
+Passwords are hashed between units of work, never inside one.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ RESULTS = ("success", "mfa_required", "failed", "locked")
 
 
 class Pending(msgspec.Struct, frozen=True):
-    """The first factor was correct; the client continues with `POST /auth/mfa/challenge`."""
+    """The result of a sign-in that needs a second factor. The client continues with `POST /auth/mfa/challenge`."""
 
     mfa_token: str
 
@@ -54,9 +57,10 @@ SignedIn = tuple[Tokens, UserView]
 
 
 class SignIn:
-    """Sign-in, refresh and change of password. `entry` identifies the request in events and audit.
+    """Signs users in, refreshes tokens and changes passwords.
 
-    A failed attempt is committed before the client learns of it, so units return the problem instead of raising it.
+    `entry` identifies the request in events and in the audit log. A failed attempt is committed before the client
+    receives the response, so units of work return the problem instead of raising it.
     """
 
     audit: Audit | None = None
@@ -85,7 +89,7 @@ class SignIn:
 
     @contextlib.asynccontextmanager
     async def attempt(self, email: str, entry: Entry, *, action: str) -> AsyncIterator[str]:
-        """Wrap `Lockout.turn`, and record the attempts that a lockout rejects or that cannot be verified."""
+        """Reserve an attempt with `Lockout.turn`. Record attempts that a lockout rejects or that cannot be verified."""
         try:
             async with self._lockout.turn(email, entry) as key:
                 yield key
@@ -108,10 +112,11 @@ class SignIn:
         user_id: str | None = None,
         action: str = ASK_AGAIN,
     ) -> T:
-        """Run `then` with the active account that this password opens (of `user_id`, if given); every verification of a
-        password passes here. `then` joins a unit, in which it settles the attempt by its second argument (`Lockout`).
+        """Verify a password and run `then` with the row of the active account. Every password is verified here.
 
-        Wrong address, wrong password, deactivated account: they take the same time and give `invalid_credentials`.
+        `then` runs in a unit of work and must settle the attempt with its second argument, the key of `Lockout`.
+        `user_id`: the account that must match, if given. A wrong address, a wrong password and a deactivated account
+        take the same time and raise the same error, `Unauthorized` (`invalid_credentials`).
         """
         async with self.attempt(email, entry, action=action) as key:
             row = await self._work(lambda: self._accounts.row_of(email), read=True)
@@ -119,7 +124,7 @@ class SignIn:
             right = await self._passwords.verify(password, known, pointer=pointer)
 
             def unit() -> T | Problem:
-                # the password may have changed during verification; from here on, changes wait for this unit
+                # the password may have changed during verification; `hold` makes later changes wait for this unit
                 now = self._accounts.row_of(email, hold=True) if right else row
                 if not right or now is None or not now.is_active or now.password_hash != known:
                     return self.refuse(key, email, None if row is None else row.id, action=action, detail=WRONG)
@@ -133,7 +138,10 @@ class SignIn:
     async def check(
         self, email: str, password: str, entry: Entry, *, pointer: str = "/password", user_id: str | None = None
     ) -> UserRow:
-        """The active account with this address and password; raises `invalid_credentials` or `account_locked`."""
+        """Return the active account with this address and password.
+
+        Raise `Unauthorized` (`invalid_credentials`) or `TooMany` (`account_locked`).
+        """
 
         def then(row: UserRow, key: str) -> UserRow:
             self.settle(key, row)
@@ -142,7 +150,10 @@ class SignIn:
         return await self.prove(email, password, entry, then, pointer=pointer, user_id=user_id)
 
     def settle(self, key: str, row: UserRow) -> None:
-        """Settle a correct password. With a second factor enabled, it alone does not reset failed codes."""
+        """Settle an attempt with a correct password.
+
+        If a second factor is enabled, the password alone does not reset the failures, which include wrong codes.
+        """
         if row.mfa_enabled:
             self._lockout.give_back(key)
         else:
@@ -151,14 +162,14 @@ class SignIn:
     def refuse(
         self, key: str, email: str, user_id: str | None, *, action: str, detail: str = "The code is wrong."
     ) -> Problem:
-        """Count a failed attempt; returns the problem that the unit returns."""
+        """Count a failed attempt and record it. Return the problem for the unit of work to return."""
         self._lockout.fail(key, user_id)
         self._record(action, email, user_id, "failed", "invalid_credentials")
         self._count("failed")
         return Unauthorized(detail, code="invalid_credentials")
 
     def accepts(self, row: UserRow, proof: Proof) -> bool:
-        """Whether the second factor is valid; it is consumed. Joins the unit that settles the attempt."""
+        """Consume a second factor and return whether it was valid. Runs in the unit that settles the attempt."""
         if proof.recovery_code is None:
             return proof.code is not None and self._second.accept(row.id, proof.code)
         left = self._second.recover(row.id, proof.recovery_code)
@@ -171,7 +182,7 @@ class SignIn:
     async def login(
         self, email: str, password: str, device: Device, entry: Entry, *, code: str | None = None
     ) -> SignedIn | Pending:
-        """Sign in with a password, and with a second factor in the same step if `code` is given."""
+        """Sign in with a password, and in the same step with a second factor if `code` is given."""
         proved: list[UserRow] = []
 
         def then(row: UserRow, key: str) -> SignedIn | Pending | Problem:
@@ -193,9 +204,9 @@ class SignIn:
         return entered
 
     def enter(self, row: UserRow, device: Device) -> SignedIn | Pending:
-        """Sign in a user who proved their identity by a password or a link; joins the unit.
+        """Sign in a user who was authenticated by a password or a link. Runs in the caller's unit of work.
 
-        If the second factor is enabled, this returns the token of a challenge instead of access tokens.
+        If a second factor is enabled, return the token of a challenge instead of access tokens.
         """
         if row.mfa_enabled:
             self._count("mfa_required")
@@ -203,7 +214,10 @@ class SignIn:
         return self._open(row, device, mfa=False)
 
     async def answer(self, token: str, proof: Proof, device: Device, entry: Entry) -> SignedIn:
-        """Complete a sign-in with its second factor. Each wrong code is a failed attempt; five invalidate the token."""
+        """Complete a sign-in with its second factor.
+
+        Each wrong code counts as a failed attempt. Five wrong codes invalidate the `mfa_token`.
+        """
         user = await self._work(lambda: self._challenged(token), read=True)
 
         def unit(key: str) -> SignedIn | Problem:
@@ -222,7 +236,10 @@ class SignIn:
         return told(settled)
 
     async def refresh(self, token: str, device: Device, entry: Entry) -> SignedIn:
-        """Exchange a refresh token. On reuse, the session has ended before `token_reuse` is raised."""
+        """Exchange a refresh token for new tokens.
+
+        If the token was used before, the end of its session is committed before `token_reuse` is raised.
+        """
 
         limits = self.limits
         if limits is not None and (session_id := await self._work(lambda: self._sessions.of(token), read=True)):
@@ -246,7 +263,7 @@ class SignIn:
     async def change_password(
         self, user_id: str, session_id: str, current: str, new: str, *, revoke_api_keys: bool, entry: Entry
     ) -> SignedIn:
-        """Change the user's own password: all other sessions end, and the current one gets new tokens."""
+        """Change the user's own password. All other sessions end, and the current session gets new tokens."""
         user = await self._work(lambda: self._accounts.get(user_id), read=True)
         row = await self.check(user.email, current, entry, pointer="/current_password", user_id=user_id)
         if new == current:
@@ -262,7 +279,7 @@ class SignIn:
 
         return await self._work(unit, entry=entry)
 
-    # -- parts
+    # -- helpers
 
     def _open(self, row: UserRow, device: Device, *, mfa: bool) -> SignedIn:
         self._life.expire(row)
@@ -277,7 +294,7 @@ class SignIn:
         return self._accounts.row(user_id)
 
     async def _rehash(self, row: UserRow, password: str, entry: Entry) -> None:
-        """Rehash with the current parameters; if the pool is busy, the next sign-in does it."""
+        """Hash the password again if the parameters changed. If the pool is busy, leave this to the next sign-in."""
         if not self._passwords.needs_rehash(row.password_hash or ""):
             return
         with contextlib.suppress(Unavailable):
@@ -295,9 +312,10 @@ class SignIn:
     def _record(
         self, action: str, email: str, user_id: str | None, outcome: Literal["denied", "failed"], code: str
     ) -> None:
-        """For an unknown address, record only a keyed digest, which tells addresses apart and reveals nothing else.
+        """Record a rejected or failed attempt in the audit log.
 
-        People type passwords into the address field by mistake, and the audit log keeps entries forever.
+        For an unknown address, only a keyed digest is recorded, which tells addresses apart and reveals nothing else.
+        Users enter passwords into the address field by mistake, and the audit log keeps entries forever.
         """
         if self.audit is None:
             return
@@ -317,7 +335,7 @@ class SignIn:
 
 
 def told(settled: T | Problem) -> T:
-    """Return what a committed unit returned; raise it if it is a problem."""
+    """Return the result of a committed unit of work, or raise the result if it is a problem."""
     if isinstance(settled, Problem):
         raise settled
     return settled

@@ -1,4 +1,4 @@
-"""Health checks as they were when last looked at."""
+"""Create the table of the last known states of health checks."""
 
 from __future__ import annotations
 

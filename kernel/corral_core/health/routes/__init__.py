@@ -1,1 +1,1 @@
-"""HTTP: thin, one function an endpoint."""
+"""HTTP routes: one thin handler function per endpoint."""

@@ -1,4 +1,4 @@
-"""`/egress`: the rules for outgoing connections, and a check of an address."""
+"""Routes under `/egress`: read the rules for outgoing connections, and check an address against them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Text = Annotated[str, Meta(min_length=1, max_length=8192)]
 
 
 class ProfileView(msgspec.Struct, kw_only=True):
-    """The denied networks that connections of this profile may reach nevertheless, and those that stay denied."""
+    """An egress profile. `opens`: denied networks that the profile allows; `refuses`: networks that stay denied."""
 
     opens: list[str]
     refuses: list[str]
 
 
 class Policy(msgspec.Struct, kw_only=True):
-    """The rules of the egress guard. `allowed` and `proxy` are set only by the environment or corral.toml."""
+    """The rules of the egress guard. Only the environment or corral.toml can set `allowed` and `proxy`."""
 
     profiles: dict[str, ProfileView]
     denied_networks: list[str]
@@ -37,7 +37,7 @@ class Policy(msgspec.Struct, kw_only=True):
 
 
 class AddressCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A `url`, or a `host` and `port`."""
+    """The address to check: either a `url`, or a `host` and a `port`."""
 
     url: Text | UnsetType = UNSET
     host: Text | UnsetType = UNSET
@@ -46,7 +46,11 @@ class AddressCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class VerdictView(msgspec.Struct, kw_only=True):
-    """`reason` is null, `unresolved_host` or one of `egress.scheme|userinfo|port|address|own_listener`."""
+    """The result of an address check.
+
+    `reason`: null, `unresolved_host`, `egress.scheme`, `egress.userinfo`, `egress.port`, `egress.address` or
+    `egress.own_listener`.
+    """
 
     allowed: bool
     reason: str | None
@@ -71,7 +75,7 @@ async def read_policy(egress: Egress) -> Policy:
 
 @routes.post("/check", needs=READ)
 async def check_address(body: AddressCheck, egress: Egress) -> VerdictView:
-    """Check whether Corral may connect to an address: it is resolved and checked, never contacted."""
+    """Check whether Corral may connect to an address. The address is resolved and checked, but never contacted."""
     if isinstance(body.url, str):
         if body.host is not UNSET or body.port is not UNSET:
             raise Invalid.at("/url", "not_allowed", "Give a url, or a host and a port.")

@@ -1,4 +1,7 @@
-"""`/health`, `/health/ready`, `/metrics`: for load balancers and Prometheus, at the root and under the base path."""
+"""Routes `/health`, `/health/ready` and `/metrics` for load balancers and Prometheus.
+
+They are served at the root and under the base path of the API.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ OPEN_MEDIA_TYPE = f"{OPEN_METRICS}; version=1.0.0; charset=utf-8"
 
 
 class Health(msgspec.Struct, kw_only=True):
-    """The process is alive."""
+    """The response of a live process."""
 
     status: str = "ok"
     service: str = "corral"
@@ -36,7 +39,7 @@ class Health(msgspec.Struct, kw_only=True):
 
 
 class Ready(msgspec.Struct, kw_only=True):
-    """`ready`, or `not_ready` with the checks that failed."""
+    """The readiness of the process. `status`: `ready`, or `not_ready` if any of the checks failed."""
 
     status: str
     checks: Checks
@@ -44,7 +47,7 @@ class Ready(msgspec.Struct, kw_only=True):
 
 @routes.get("/health", needs=PUBLIC, root=True, exempt_host=True, raises=("shutting_down",))
 async def read_health(readiness: Readiness, installation: Installation) -> Answer[Health]:
-    """Check whether the process is alive; nothing else is checked."""
+    """Check whether the process is alive. Dependencies are not checked."""
     if not readiness.accepting:
         raise Unavailable("The server is shutting down.", code="shutting_down")
     return Answer(body=Health(version=_version()), headers=SAFE_MODE if installation.safe_mode else {})
@@ -52,7 +55,7 @@ async def read_health(readiness: Readiness, installation: Installation) -> Answe
 
 @routes.get("/health/ready", needs=PUBLIC, root=True, exempt_host=True)
 async def read_readiness(readiness: Readiness) -> Answer[Ready]:
-    """Check whether the process can serve: 200, or 503 with the checks that failed."""
+    """Check whether the process can serve requests. The status is 200, or 503 if a check failed."""
     checks = await readiness.checks()
     ready = all(msgspec.structs.astuple(checks))
     return Answer(body=Ready(status="ready" if ready else "not_ready", checks=checks), status=200 if ready else 503)
@@ -60,7 +63,10 @@ async def read_readiness(readiness: Readiness) -> Answer[Ready]:
 
 @routes.get("/metrics", needs=PUBLIC, root=True, exempt_host=True, raises=("unauthenticated",))
 async def read_metrics(request: Request, installation: Installation, scrape: Scrape) -> Text:
-    """Read the metrics, as OpenMetrics if `Accept` asks for it. `CORRAL_METRICS_TOKEN` restricts access."""
+    """Read the metrics as Prometheus text, or as OpenMetrics if `Accept` requests it.
+
+    If `CORRAL_METRICS_TOKEN` is set, the request must send the token as a bearer token.
+    """
     if installation.metrics_token is not None:
         given = (request.header("authorization") or "").removeprefix("Bearer ").encode()
         if not hmac.compare_digest(given, installation.metrics_token.encode()):
@@ -68,7 +74,8 @@ async def read_metrics(request: Request, installation: Installation, scrape: Scr
             raise Unauthorized("Send Authorization: Bearer with the metrics token.", headers=challenge)
     text = await scrape.text()
     if OPEN_METRICS in (request.header("accept") or ""):
-        return Text(await asyncio.to_thread(open_metrics, text), media_type=OPEN_MEDIA_TYPE)  # it is slow
+        # in a thread, because the conversion is slow
+        return Text(await asyncio.to_thread(open_metrics, text), media_type=OPEN_MEDIA_TYPE)
     return Text(text, media_type=MEDIA_TYPE)
 
 

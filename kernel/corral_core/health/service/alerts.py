@@ -1,4 +1,7 @@
-"""Alerts about health checks: one when a check stays down, and one when it recovers, from whichever process."""
+"""Alerts about health checks: one when a check stays down for 60 s, and one when it recovers.
+
+The state is stored in the database, so each alert is raised once, regardless of the process that runs the checks.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ PATIENCE_SECONDS = 60.0
 
 
 def compare(views: Mapping[str, CheckView]) -> None:
-    """Compare the checks with the stored state and raise alerts; joins the unit, in one process at a time."""
+    """Compare the results of the checks with the stored states, raise alerts, and store the new states.
+
+    Runs in the caller's unit of work, in one process at a time.
+    """
     before = {row.name: row for row in HealthRow.select()}
     now, patience = clock.now(), clock.now(-PATIENCE_SECONDS)
     rows = []

@@ -1,4 +1,7 @@
-"""The health board: runs the checks of all plugins concurrently with a timeout, and lists configuration warnings."""
+"""The health board: runs the health checks of all plugins and lists warnings about the configuration.
+
+The checks run concurrently, each with a timeout.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ ABSENT: Told = ("disabled", "Nothing here needs it.")
 
 
 class CheckView(msgspec.Struct, kw_only=True):
-    """The state of one dependency. `since`: when this process first saw this status."""
+    """The state of one dependency. `since`: the time at which this process first observed this status."""
 
     status: Status
     latency_ms: int
@@ -39,7 +42,7 @@ class CheckView(msgspec.Struct, kw_only=True):
 
 
 class HealthReport(msgspec.Struct, kw_only=True):
-    """`status` is the worst of all checks; checks that are `disabled` do not count."""
+    """A report on all health checks. `status`: the worst status of all checks that are not `disabled`."""
 
     status: Status
     checked_at: Instant
@@ -50,7 +53,7 @@ class HealthReport(msgspec.Struct, kw_only=True):
 
 
 class HealthBoard:
-    """Runs the checks at most every 5 s, however many callers there one machine recognize each other."""
+    """Runs the health checks at most once in 5 s, regardless of the number of callers."""
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class HealthBoard:
         self._asked: tuple[float, asyncio.Task[str]] | None = None
 
     async def report(self) -> HealthReport:
-        """The complete report; takes at most 2.5 s."""
+        """Return the complete report. This takes at most 2.5 s."""
         checked_at = await self.look()
         statuses = [view.status for view in self._views.values() if view.status != "disabled"]
         return HealthReport(
@@ -81,18 +84,18 @@ class HealthBoard:
         )
 
     async def look(self) -> str:
-        """Run all checks unless they ran in the last 5 s; returns the time of the last run."""
+        """Run all checks unless they ran in the last 5 s. Return the time of the last run."""
         asked = self._asked
         if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
             asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._ask_all()))
         return await asyncio.shield(asked[1])
 
     def views(self) -> dict[str, CheckView]:
-        """The results of the last run."""
+        """Return the results of the last run, by check name."""
         return dict(self._views)
 
     def warnings(self) -> list[str]:
-        """Warnings about configuration that is not fit for production."""
+        """Return warnings about configuration that is unsuitable for production."""
         here = self._installation
         ignored = [item.setting.name for item in self._settings.shown() if item.problem is not None]
         found = {
@@ -124,7 +127,7 @@ class HealthBoard:
         return self._contributions.of("corral_health_checks")
 
     async def _ask(self, key: str, check: Callable[[], Awaitable[Told]]) -> tuple[Status, str, int]:
-        """Run one check. After a timeout it is `down`, and it is not started again before it returns."""
+        """Run one check. A check that times out counts as `down` and is not started again before it returns."""
         began = time.monotonic()
         task = self._waiting.get(key)
         if task is None:
@@ -138,7 +141,7 @@ class HealthBoard:
         return status, self._redactor.redact(detail)[:500], latency
 
     def _ended(self, key: str, task: asyncio.Task[Told]) -> None:
-        """Consume the result of a late check, which nobody reads."""
+        """Discard the result of a check that returned after its timeout."""
         self._waiting.pop(key, None)
         if not task.cancelled():
             task.exception()
@@ -148,7 +151,7 @@ class HealthBoard:
             status, detail = task.result()
         except Problem as problem:
             return "down", problem.detail
-        except Exception as error:  # its message may contain an address
+        except Exception as error:  # the message may contain an address, so the report omits it
             log.warning("a health check failed", extra={"check": key}, exc_info=error)
             return "down", f"The check failed ({type(error).__name__})."
         return next((known for known in WORST_LAST if known == status), "down"), str(detail)
@@ -159,7 +162,7 @@ def _in_thread(item: HealthCheck) -> Callable[[], Awaitable[Told]]:
 
 
 def _together(found: list[tuple[Status, str, int]]) -> tuple[Status, str, int]:
-    """Combine checks of the same name: the worst status, and the details of the checks that have it."""
+    """Combine checks of the same name: return the worst status, the details of the checks with it, and the latency."""
     if not found:
         return "disabled", ABSENT[1], 0
     worst = max((status for status, _, _ in found), key=WORST_LAST.index)

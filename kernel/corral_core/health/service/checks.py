@@ -1,4 +1,4 @@
-"""The kernel's own health checks. Their details contain no address, path, user or key."""
+"""The health checks of the kernel. The details of their results contain no address, path, user or secret."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ LITTLE, NOTHING_LEFT = 0.10, 0.02
 
 
 class KernelChecks:
-    """Each returns a status and a sentence; a check that raises counts as down."""
+    """The health checks of the kernel.
+
+    Each check returns a status and a sentence. A check that raises an exception counts as `down`.
+    """
 
     mail: Mail | None = None
 
@@ -51,7 +54,7 @@ class KernelChecks:
         self._disk_is_full = False
 
     def all(self) -> Mapping[str, Callable[[], Awaitable[Told]]]:
-        """All checks, by name."""
+        """Return all checks, by name."""
         checks = {
             "database": self.database,
             "minio": self.storage,
@@ -63,7 +66,7 @@ class KernelChecks:
         return checks if self.mail is None else {**checks, "mail": self.mail.check}
 
     async def database(self) -> Told:
-        """Write to the database, and check the load of the connection pool."""
+        """Check that the database accepts writes, and check the load of the connection pool."""
         began = time.monotonic()
         try:
             await self._database.work(lambda: acquire(PROBE, self._process, 0.0))
@@ -79,7 +82,7 @@ class KernelChecks:
         return "ok", "It takes writes."
 
     async def storage(self) -> Told:
-        """Store, read and delete a probe file."""
+        """Check the file storage: store, read and delete a probe file."""
         kind = "The local folder" if isinstance(self._blobs, LocalBlobs) else "The object store"
         began = time.monotonic()
         await self._blobs.probe()
@@ -89,7 +92,7 @@ class KernelChecks:
         return "ok", f"{kind} takes files."
 
     async def queue(self) -> Told:
-        """Whether some process runs the schedules."""
+        """Check whether any process runs the schedules."""
         names = [item.name for _, item in self._contributions.of("corral_schedules")]
         due = await self._database.work(lambda: _first_due(names), read=True)
         if due is None:
@@ -102,7 +105,7 @@ class KernelChecks:
         return "ok", "Jobs and schedules are done."
 
     async def plugins(self) -> Told:
-        """Whether all enabled plugins are in service."""
+        """Check whether all enabled plugins are active."""
         amiss = [item for item in self._registry.all() if item.state in ("failed", "blocked", "quarantined")]
         if not amiss:
             return "ok", "All are in service."
@@ -111,7 +114,7 @@ class KernelChecks:
         return "down" if protected else "degraded", f"{told}."
 
     async def skew(self) -> Told:
-        """Compare the clock with that of the database server."""
+        """Compare the clock of this machine with the clock of the database server."""
         if self._database.is_file:
             return "ok", "The database is a file of this machine."
         before = clock.time_s()
@@ -121,7 +124,7 @@ class KernelChecks:
         return status, f"The clock differs from the database's by {skew:.1f} s."
 
     async def disk(self) -> Told:
-        """The free space of the disk with the data folder."""
+        """Check the free space of the disk that contains the data folder."""
         usage = await asyncio.to_thread(shutil.disk_usage, self._installation.data_dir)
         free = usage.free / usage.total
         if self._disk_is_full:

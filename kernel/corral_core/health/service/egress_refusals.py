@@ -1,4 +1,4 @@
-"""Records connections that the egress guard refused in the audit log."""
+"""Audit entries for connections that the egress guard refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ AGAIN_SECONDS = 5.0
 
 
 class RefusedConnections:
-    """Refusals happen where nothing can be written, so they are queued and written in batches."""
+    """Records refused connections in the audit log.
+
+    Connections are refused outside a unit of work, so refusals are queued and written in batches.
+    """
 
     audit: Audit | None = None
 
@@ -27,14 +30,14 @@ class RefusedConnections:
         egress.on_refusal = self._hear
 
     async def follow(self) -> None:
-        """Write queued refusals until cancelled; a failed write is retried. Supervised by the kernel."""
+        """Write queued refusals until cancelled, and retry failed writes. The kernel supervises this task."""
         while True:
             await self._bell.wait()
             self._bell.clear()
             some = [*self._waiting]
             self._waiting.clear()
             try:
-                await self._work(lambda some=some: self._write(some), entry=Entry("refused connections"))  # type: ignore[misc]  # bound now
+                await self._work(lambda some=some: self._write(some), entry=Entry("refused connections"))  # type: ignore[misc]  # `some` is bound now
             except Unavailable:
                 self._waiting.extendleft(reversed(some))
                 await asyncio.sleep(AGAIN_SECONDS)

@@ -1,7 +1,8 @@
-"""Heap trimming: returns memory that requests have used to the operating system.
+"""Heap trimming: returns memory that requests no longer use to the operating system.
 
-glibc keeps free pages that lie below what still lives, and connections that have ended are cycles which hold their last
-bytes until they are collected. So a minute of large bodies would stay with the process for good.
+glibc keeps free pages that lie below memory still in use, and closed connections form reference cycles, which keep
+their last bytes until they are collected. Without trimming, the process would never release the memory of large
+requests.
 """
 
 from __future__ import annotations
@@ -15,19 +16,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 LOOK_EVERY = 2.0
-MUCH = 8 * 2**20  # bytes; less growth is not worth the few milliseconds
-SELDOM = 3  # intervals
+MUCH = 8 * 2**20  # bytes of growth; trimming takes some milliseconds, which less growth does not justify
+SELDOM = 3  # the longest pause between two runs, in intervals of `LOOK_EVERY` seconds
 STATM = Path("/proc/self/statm")
 
 
 class HeapTrimming:
-    """Trims the heap of this process."""
+    """Trims the heap of this process in the background."""
 
     def __init__(self) -> None:
         self._trim = _malloc_trim()
 
     async def follow(self) -> None:
-        """Trim until cancelled: soon after the heap has grown, then less often. Supervised."""
+        """Trim the heap until cancelled: soon after the heap has grown, then less often.
+
+        The kernel supervises this task.
+        """
         if self._trim is None:  # only glibc has malloc_trim
             await asyncio.get_running_loop().create_future()
             return
@@ -38,14 +42,14 @@ class HeapTrimming:
                 wait = left = 1
             left -= 1
             if left == 0:
-                gc.collect(1)  # the young generation only; on the event loop, like every collection
+                gc.collect(1)  # only the young generations; on the event loop, like every garbage collection
                 await asyncio.to_thread(self._trim, 0)
                 after = resident()
                 wait = left = min(2 * wait, SELDOM)
 
 
 def resident() -> int:
-    """The resident memory of this process in bytes."""
+    """Return the resident memory of this process in bytes."""
     return int(STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

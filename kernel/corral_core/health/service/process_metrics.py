@@ -1,4 +1,4 @@
-"""Metrics of this process that need no unit of work: event loop, threads, connections, units and their failures."""
+"""Metrics of this process that need no unit of work: event loop, threads, connections, units and failed units."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from corral.metrics.histogram import Observed
 
 log = logging.getLogger("corral.loop")
 
-LOOK_EVERY, WINDOW = 0.25, 60  # a measured lag is reported for 15 s, so that a scrape sees it
+LOOK_EVERY, WINDOW = 0.25, 60  # 60 samples at 0.25 s: a lag is reported for 15 s, so that a scrape observes it
 HELD_UP = 0.25
 
 
 class LoopLag:
-    """Measures the lag of the event loop: the maximum of the last 15 s."""
+    """Measures the lag of the event loop."""
 
     def __init__(self) -> None:
         self._seen: deque[float] = deque([0.0], maxlen=WINDOW)
 
     @property
     def seconds(self) -> float:
-        """The maximum lag of the last 15 s."""
+        """The maximum lag of the event loop in the last 15 s, in seconds."""
         return max(self._seen)
 
     async def follow(self) -> None:
-        """Measure until cancelled. Supervised."""
+        """Measure the lag until cancelled. The kernel supervises this task."""
         while True:
             due = time.monotonic() + LOOK_EVERY
             await asyncio.sleep(LOOK_EVERY)
@@ -49,7 +49,7 @@ class ProcessMetrics:
         self._database, self._lag = database, lag
 
     def collect(self) -> Iterator[Family]:
-        """Called by the Prometheus registry; must not do I/O."""
+        """Yield the metric families. The Prometheus registry calls this function, which must not do I/O."""
         database = self._database
         yield GaugeMetricFamily("corral_loop_lag_seconds", "Maximum lag of the event loop.", value=self._lag.seconds)
         yield GaugeMetricFamily("corral_executor_queue", "Units waiting for a thread.", value=database.waiting())
@@ -70,7 +70,7 @@ class ProcessMetrics:
 
 
 def histogram(name: str, told: str, labels: tuple[str, ...], values: dict[tuple[str, ...], Observed]) -> Family:
-    """Convert observed values to a histogram family."""
+    """Convert observed values to a Prometheus histogram family. `told`: the help text of the metric."""
     family = HistogramMetricFamily(name, told, labels=labels)
     for each, observed in values.items():
         total, buckets = 0, []

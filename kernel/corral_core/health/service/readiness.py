@@ -1,4 +1,4 @@
-"""Readiness of this process for `/health/ready`, bounded in time and cached for a second."""
+"""Readiness of this process for `/health/ready`. The checks have a timeout and are cached for a second."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PING_SECONDS = 1.0
 
 
 class Checks(msgspec.Struct, kw_only=True):
-    """The readiness checks. They are booleans, because the response is public."""
+    """Results of the readiness checks. They are only booleans, because the response is public."""
 
     database: bool
     migrations: bool
@@ -26,21 +26,21 @@ class Checks(msgspec.Struct, kw_only=True):
 
 
 class Readiness:
-    """Readiness of this process. `accepting` is False once the shutdown has begun."""
+    """Checks the readiness of this process. `accepting` is False once the shutdown has begun."""
 
     def __init__(self, database: Database, registry: PluginRegistry) -> None:
         self._database, self._registry = database, registry
         self._asked: tuple[float, asyncio.Task[bool]] | None = None
         self._migrated = False
-        self.served = False  # at the last check
+        self.served = False  # whether the database answered at the last check
         self.accepting = True
 
     async def drain(self) -> None:
-        """Report the process as not ready: it shuts down."""
+        """Report the process as not ready from now on, because it is shutting down."""
         self.accepting = False
 
     async def checks(self) -> Checks:
-        """Run the checks; returns within a second."""
+        """Run the readiness checks. This takes at most a second."""
         protected = [item for item in self._registry.all() if item.protected]
         return Checks(
             database=await self.database_serves(),
@@ -50,7 +50,7 @@ class Readiness:
         )
 
     async def database_serves(self) -> bool:
-        """Whether the database answers a trivial read within a second. Concurrent callers share one read."""
+        """Return whether the database answers a trivial read within a second. Concurrent callers share one read."""
         asked = self._asked
         if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
             asked = self._asked = (time.monotonic(), asyncio.ensure_future(asyncio.to_thread(self._look)))
@@ -61,7 +61,7 @@ class Readiness:
     def _look(self) -> bool:
         try:
             self._database.ping()
-            if not self._migrated:  # scripts do not change while a process runs
+            if not self._migrated:  # migration scripts do not change while a process runs
                 self._migrated = not pending(self._database, homes_of(self._registry.all()))
         except Exception:
             return False

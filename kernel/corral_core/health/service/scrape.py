@@ -1,4 +1,4 @@
-"""The metrics endpoint: collects the metrics of all plugins and processes, bounded in time and cached for a second."""
+"""Collection of the metrics of all plugins and sibling processes for `/metrics`, with timeouts and a cache."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ Wrong = Callable[[str, Metric, Exception], None]
 
 
 class _Readings:
-    """Cached values of contributed metrics, collected at most once a second. After a timeout the last values count;
-    while the database is unavailable there are none.
+    """A cache of the values of contributed metrics, which are collected at most once a second.
+
+    If collection takes longer than `COLLECT_SECONDS`, the previous values are reported. While the database is
+    unavailable, no values are reported.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class _Readings:
         self._last: list[Family] = []
 
     async def refresh(self) -> None:
-        """Collect again if the cache is stale; call this before each `collect`."""
+        """Collect the values again if the cache is stale. Call this function before each `collect`."""
         asked = self._asked
         if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
             asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._read()))
@@ -51,7 +53,7 @@ class _Readings:
             self._last = []
 
     def collect(self) -> Iterator[Family]:
-        """Called by the Prometheus registry; must not do I/O."""
+        """Yield the metric families. The Prometheus registry calls this function, which must not do I/O."""
         yield from self._last
 
     async def _read(self) -> list[Family]:
@@ -63,14 +65,16 @@ class _Readings:
             if not isinstance(got, BaseException):
                 try:
                     families.append(_family(each, got))
-                except Exception as error:  # undeclared labels, or values that are not numbers
+                except Exception as error:  # the number of labels is wrong, or a value is not a number
                     self._wrong(plugin, each, error)
         return families
 
 
 class Scrape:
-    """Prometheus text. Metrics of processes (requests, the process itself, counters) are summed over the processes
-    that serve the same address; metrics of the installation are collected once.
+    """Renders all metrics as Prometheus text.
+
+    Metrics of processes (requests, the process itself, counters) are summed over the processes that serve the same
+    address. Metrics of the installation are collected once.
     """
 
     def __init__(
@@ -103,17 +107,17 @@ class Scrape:
         self._installation.register(self._measured)
 
     async def text(self) -> str:
-        """All metrics as text."""
+        """Return the metrics of all sibling processes and of the installation as Prometheus text."""
         own, others, _ = await asyncio.gather(self.own(), self._siblings.texts(), self._measured.refresh())
         return summed([own, *others]) + generate_latest(self._installation).decode()
 
     async def own(self) -> str:
-        """The metrics of this process as text."""
+        """Return the metrics of this process as Prometheus text."""
         await self._counted.refresh()
         return self._requests.render() + generate_latest(self._process).decode()
 
     def collect(self) -> Iterator[Family]:
-        """Called by the Prometheus registry; must not do I/O."""
+        """Yield the metric families. The Prometheus registry calls this function, which must not do I/O."""
         from importlib.metadata import version
 
         yield InfoMetricFamily("corral_build", "Version of Corral", value={"version": version("corral")})
@@ -123,18 +127,18 @@ class Scrape:
 
 
 class _Parsed:
-    """Adapts a text to the interface of a registry, for the OpenMetrics exporter."""
+    """Adapts a Prometheus text to the interface of a registry, as the OpenMetrics exporter requires."""
 
     def __init__(self, text: str) -> None:
         self._text = text
 
     def collect(self) -> Iterator[Family]:
-        """The families of the text."""
+        """Yield the metric families of the text."""
         yield from text_string_to_metric_families(self._text)
 
 
 def open_metrics(text: str) -> str:
-    """Convert Prometheus text to OpenMetrics."""
+    """Convert Prometheus text to OpenMetrics text."""
     from prometheus_client.openmetrics.exposition import generate_latest as generate
 
     untyped: Any = generate
@@ -142,7 +146,10 @@ def open_metrics(text: str) -> str:
 
 
 def _family(metric: Metric, values: Mapping[tuple[str, ...], Any]) -> Family:
-    """Convert collected values to a family. Undeclared label values count as `other`, which bounds the series."""
+    """Convert collected values to a metric family. Label values that are not declared count as `other`.
+
+    This limits the number of series.
+    """
     allowed: list[Any] = [frozenset(known) for known in metric.labels.values()]
     summed: dict[tuple[str, ...], Any] = {}
     for labels, value in values.items():
@@ -155,4 +162,4 @@ def _family(metric: Metric, values: Mapping[tuple[str, ...], Any]) -> Family:
     family: Any = kind(metric.name, metric.help, labels=list(metric.labels))
     for labels, value in summed.items():
         family.add_metric(labels, float(value))
-    return family  # type: ignore[no-any-return]  # both are families
+    return family  # type: ignore[no-any-return]  # both types are families

@@ -1,4 +1,7 @@
-"""Sibling processes: processes that serve the same address exchange their metrics, so any of them can be scraped."""
+"""Exchange of metrics between sibling processes.
+
+Sibling processes serve the same address. Each one collects the metrics of all, so Prometheus can scrape any of them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from corral.plugin import Installation
 
 log = logging.getLogger("corral.health")
 
-ANSWER_SECONDS = 1.0  # a sum that misses a process falls, which Prometheus takes for a restart
+ANSWER_SECONDS = 1.0  # if a process is missing, the sums decrease, which Prometheus takes for a restart
 PATH_LIMIT = 100  # bytes of the path of a Unix socket
 EARLIEST = "process_start_time_seconds"
 
@@ -24,7 +27,11 @@ Text = Callable[[], Awaitable[str]]
 
 
 class SiblingProcesses:
-    """Each process has a socket in a folder for the address, in the data folder unless the path gets too long."""
+    """Serves metrics to the sibling processes, and reads theirs.
+
+    Each process listens on a Unix socket in a folder for the shared address. The folder is in the data folder unless
+    the path would be too long.
+    """
 
     def __init__(self, installation: Installation) -> None:
         self._data_dir = installation.data_dir
@@ -32,7 +39,10 @@ class SiblingProcesses:
         self._server: asyncio.Server | None = None
 
     async def join(self, address: str, text: Text) -> None:
-        """Serve `text()` to the siblings from now on. If the socket cannot be created, this process stays alone."""
+        """Start to serve the metrics that `text()` returns to the siblings.
+
+        If the socket cannot be created, log a warning and exchange no metrics.
+        """
         try:
             folder = self._folder(address)
             own = folder / f"{os.getpid()}.sock"
@@ -44,7 +54,7 @@ class SiblingProcesses:
             self._own = own
 
     async def leave(self) -> None:
-        """Close the socket; the last process removes the folder."""
+        """Close the socket. The last process also removes the folder."""
         if self._server is not None and self._own is not None:
             self._server.close()
             self._own.unlink(missing_ok=True)
@@ -52,7 +62,7 @@ class SiblingProcesses:
                 self._own.parent.rmdir()
 
     async def texts(self) -> list[str]:
-        """The metrics of the siblings; a process that does not respond within a second is left out."""
+        """Return the metrics of the siblings. Processes that do not respond within a second are omitted."""
         if self._own is None:
             return []
         others = [path for path in self._own.parent.glob("*.sock") if path != self._own]
@@ -74,7 +84,7 @@ class SiblingProcesses:
 
 
 def _is_short(folder: Path) -> bool:
-    """Whether the path of a socket in this folder is short enough to be bound."""
+    """Return whether the path of a socket in this folder fits into `PATH_LIMIT` bytes."""
     return len(os.fsencode(folder)) + len("/4194304.sock") <= PATH_LIMIT
 
 
@@ -86,7 +96,7 @@ async def _tell(writer: asyncio.StreamWriter, text: Text) -> None:
 
 
 async def _ask(path: Path) -> str:
-    """Read the text of a sibling; empty after a timeout. The socket of a process that was killed is removed."""
+    """Read the metrics of a sibling, or return an empty text on failure. Remove the socket of a killed process."""
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
             reader, writer = await asyncio.open_unix_connection(path)
@@ -106,7 +116,7 @@ def _forget(path: Path) -> None:
 
 
 def summed(texts: list[str]) -> str:
-    """Merge Prometheus texts: values of equal series are summed; for the process start time the earliest is taken."""
+    """Merge Prometheus texts: sum the values of equal series, but take the earliest process start time."""
     if len(texts) == 1:
         return texts[0]
     families: dict[str, dict[str, float | None]] = {}  # the value of a comment line is None

@@ -1,4 +1,4 @@
-"""The single-machine lock: a database file serves the processes of one machine, which holds a lease on it."""
+"""The single-machine lock: a lease which ensures that the processes of only one machine use a database file."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class SingleMachineLock:
-    """A lease held by a machine, not by a process. `holder` is the host name and the boot id, by which containers on
-    one machine recognize each other.
+    """A lease that all processes of one machine hold together.
+
+    `holder` consists of the host name and the boot id. Containers on one machine share the boot id.
     """
 
     def __init__(self, work: Work, holder: str | None = None) -> None:
         self._work, self._holder = work, holder or _this_machine()
 
     async def acquire(self) -> None:
-        """Take the lease; raises `Refused` while another machine holds it."""
+        """Acquire the lease. Raise `Refused` while another machine holds it."""
         other = await self._work(self._take, entry=ENTRY)
         if other is not None:
             name = other.partition(" ")[0]
             raise Refused(f"another machine, {name}, serves this database file; stop it, or use a database server")
 
     async def keep(self) -> None:
-        """Renew the lease until cancelled. Supervised by the kernel."""
+        """Renew the lease until cancelled. The kernel supervises this task."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             other = await self._work(self._take, entry=ENTRY)
@@ -44,7 +45,10 @@ class SingleMachineLock:
                 log.critical("another machine serves this database file too", extra={"machine": other})
 
     def _take(self) -> str | None:
-        """Take the lease; returns another holder, or None. The same host name or boot id is the same machine."""
+        """Acquire or renew the lease. Return None on success, otherwise the current holder.
+
+        Holders with the same host name or the same boot id are the same machine.
+        """
         before = holder_of(LEASE)
         if before is not None and before != self._holder and {*before.split()} & {*self._holder.split()}:
             release(LEASE, before)

@@ -1,4 +1,4 @@
-"""Plugins that an admin disabled, and plugins in quarantine."""
+"""Create the tables of disabled and of quarantined plugins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document, the documentation page, and a plain-text page for every problem code."""
+"""Routes of the API documentation: OpenAPI document, documentation page, and an explanation of each problem code."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ async def read_openapi(document: ApiDocument) -> Any:
 
 @routes.get("/docs", needs=PUBLIC)
 async def read_docs() -> Text:
-    """The documentation page."""
+    """Return the documentation page."""
     return _file("index.html", "text/html; charset=utf-8")
 
 
 @routes.get("/docs/docs.js", needs=PUBLIC)
 async def read_docs_script() -> Text:
-    """The script of the documentation page."""
+    """Return the script of the documentation page."""
     return _file("docs.js", "text/javascript; charset=utf-8")
 
 
 @routes.get("/docs/docs.css", needs=PUBLIC)
 async def read_docs_style() -> Text:
-    """The style of the documentation page."""
+    """Return the style sheet of the documentation page."""
     return _file("docs.css", "text/css; charset=utf-8")
 
 

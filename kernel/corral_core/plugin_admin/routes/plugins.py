@@ -1,4 +1,4 @@
-"""`/plugins`: installed plugins, their states and errors, enabling and disabling."""
+"""Routes under `/plugins`: list, configure, enable and disable installed plugins, and read their errors."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ routes = Routes("/plugins", tag="Plugins")
 
 
 class PluginQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list."""
+    """Filters of the list of plugins."""
 
     state: list[Literal["active", "disabled", "blocked", "failed", "quarantined"]] = msgspec.field(default_factory=list)
 
 
 class Disable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The reason for disabling the plugin."""
+    """A request to disable a plugin. `reason` is shown with the state of the plugin."""
 
     reason: ShortText | UnsetType = UNSET
 
@@ -40,7 +40,7 @@ class NewValues(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ErrorList(msgspec.Struct, kw_only=True):
-    """Newest first."""
+    """Errors of a plugin, newest first."""
 
     items: list[PluginError]
 
@@ -68,14 +68,14 @@ def disable_plugin(name: str, body: Disable, plugins: PluginAdministration) -> P
 
 @routes.post("/{name}/enable", needs="plugins.write", own_session=True, raises=("setting_locked", "invalid_state"))
 def enable_plugin(name: str, plugins: PluginAdministration) -> Answer[PluginView]:
-    """Enable a plugin; 202 if it takes a restart."""
+    """Enable a plugin. The response has status 202 if the change takes effect at the next start."""
     view = plugins.enable(name)
     return Answer(body=view, status=202 if view.pending_reload else 200)
 
 
 @routes.get("/{name}/config", needs="plugins.read", no_store=True)
 def read_plugin_config(name: str, plugins: PluginAdministration) -> dict[str, Any]:
-    """Read the effective `[plugins.<name>]` of the configuration, with secrets masked."""
+    """Read the effective configuration section `[plugins.<name>]`, with secrets masked."""
     return plugins.configuration(name)
 
 
@@ -94,7 +94,11 @@ async def change_plugin_config(
     store: SettingsStore | None,
     work: Work,
 ) -> SettingsChange:
-    """Change run-time settings of a plugin, as `PUT /settings/bulk` does; its configuration section needs a restart."""
+    """Change run-time settings of a plugin.
+
+    This works like `PUT /settings/bulk`, but only for settings that the plugin declares. Changes to the plugin's
+    section in corral.toml require a restart.
+    """
     if store is None:
         raise Unavailable("The plugin settings is not in service.", code="plugin_disabled", retry_after=60)
     await store.admit(body.settings, pointer="/settings/{}".format)
@@ -104,5 +108,5 @@ async def change_plugin_config(
 
 @routes.get("/{name}/errors", needs="plugins.read")
 def list_plugin_errors(name: str, plugins: PluginAdministration) -> ErrorList:
-    """List the last 100 errors of a plugin in this process."""
+    """List the last 100 errors of a plugin in this process, newest first."""
     return ErrorList(items=plugins.errors(name))

@@ -1,4 +1,4 @@
-"""Plugins as admins see them, and the stored decision to disable one."""
+"""Administration of plugins: views for admins, and the stored decisions to disable plugins."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _SECRET = re.compile(r"password|secret|token|(^|_)key$|private")
 
 
 class Migrations(msgspec.Struct, kw_only=True):
-    """Names of migration scripts, in order."""
+    """Names of a plugin's migration scripts, in the order in which they run."""
 
     applied: list[str]
     pending: list[str]
 
 
 class PluginView(msgspec.Struct, kw_only=True):
-    """A plugin: its metadata, its contributions, its state and its errors."""
+    """A plugin with its metadata, contributions, state and errors."""
 
     name: str
     title: str
@@ -69,7 +69,7 @@ class PluginView(msgspec.Struct, kw_only=True):
 
 
 class PluginAdministration:
-    """Reads the registry of this process. Stored decisions are followed by every process."""
+    """Lists, configures, enables and disables plugins. Every process applies the stored decisions to its registry."""
 
     audit: Audit | None = None
 
@@ -78,28 +78,28 @@ class PluginAdministration:
         self._applying: asyncio.Future[None] | None = None
 
     def all(self, states: Sequence[str] = ()) -> list[PluginView]:
-        """All checks, by name."""
+        """Return all plugins in these states, by name; without states, return every plugin."""
         tables = _tables()
         return [self._view(item, tables) for item in self._registry.all() if not states or item.state in states]
 
     def get(self, name: str) -> PluginView:
-        """One plugin; raises `NotFound`."""
+        """Return a plugin by name. Raise `NotFound` for an unknown name."""
         return self._view(self._loaded(name), _tables())
 
     def errors(self, name: str) -> list[PluginError]:
-        """The last 100 errors, newest first."""
+        """Return the last 100 errors of a plugin, newest first. Raise `NotFound` for an unknown name."""
         self._loaded(name)
         return self._registry.errors(name)
 
     def configuration(self, name: str) -> dict[str, Any]:
-        """The effective `[plugins.<name>]`, secrets masked."""
+        """Return the effective configuration section `[plugins.<name>]`, with secrets masked."""
         loaded = self._loaded(name)
         section = loaded.plugin.section if loaded.plugin is not None else None
         table = self._registry.configuration.tables.get(name, {}) if section is None else msgspec.to_builtins(section)
         return _masked(table)
 
     def configure(self, name: str, values: Mapping[str, Any], store: SettingsStore, *, by: Principal) -> SettingsChange:
-        """Change run-time settings that the plugin declares; raises `unknown_setting` for others."""
+        """Change run-time settings of a plugin. Raise `Invalid` (`unknown_setting`) for settings of another plugin."""
         own = {setting.name for setting in self._loaded(name).of("corral_settings")}
         foreign = [
             Fault(f"/settings/{each}", "unknown_setting", f"{name} has no setting {each}.")
@@ -115,7 +115,10 @@ class PluginAdministration:
         return change
 
     def disable(self, name: str, reason: str | None) -> PluginView:
-        """Disable a plugin in every process and for later starts."""
+        """Disable a plugin in every process, now and at later starts.
+
+        Raise `Conflict` if the plugin is protected, enabled by corral.toml, or required by another plugin.
+        """
         loaded = self._loaded(name)
         if loaded.protected:
             raise Conflict("This plugin is protected and cannot be disabled.", code="plugin_required")
@@ -136,7 +139,7 @@ class PluginAdministration:
         return msgspec.structs.replace(self.get(name), state="disabled", reason=loaded.reason or reason or OFF)
 
     def enable(self, name: str) -> PluginView:
-        """Enable a plugin; one that is not loaded is enabled by the next start (`pending_reload`)."""
+        """Enable a plugin. A plugin that is not loaded becomes active at the next start (`pending_reload`)."""
         loaded = self._loaded(name)
         if name in self._registry.configuration.disabled:
             raise Conflict("corral.toml names it in [plugins] disabled; change it there.", code="setting_locked")
@@ -159,21 +162,21 @@ class PluginAdministration:
         self._registry.enable(name)
 
     def stored(self) -> dict[str, str]:
-        """The plugins that an admin has taken out of service, with the reason; read at start."""
+        """Return the names of the plugins that an admin disabled, each with the reason."""
         return {row.name: row.reason or OFF for row in PluginStateRow.select()}
 
     def apply(self, stored: Mapping[str, str]) -> None:
-        """Open and close doors of this process until they are as stored; on the loop."""
+        """Enable and disable plugins of this process to match the stored decisions. Runs on the event loop."""
         for loaded in self._registry.all():
             reason = stored.get(loaded.name)
             stays = loaded.protected or loaded.name in self._registry.configuration.enabled
-            if reason is not None and loaded.serves and not stays:  # what the file names wins over what is stored
+            if reason is not None and loaded.serves and not stays:  # corral.toml takes precedence over stored decisions
                 self._registry.disable(loaded.name, reason)
             elif reason is None and loaded.state == "disabled" and loaded.plugin is not None:
                 self._registry.enable(loaded.name)
 
     def follow(self, records: Sequence[Record]) -> None:
-        """Follow the decisions of other processes; a listener of the event feed. The rows decide, not the event."""
+        """Apply decisions made by other processes. This listener of the event feed reads the rows, not the events."""
         if any(record.type == PluginState.event for record in records):
             self._applying = asyncio.ensure_future(self._apply_stored(self._applying))
 
@@ -235,7 +238,7 @@ class PluginAdministration:
 
 
 def alert_of_safe_mode() -> None:
-    """Raise the alert that only protected plugins are loaded; joins the unit."""
+    """Raise the alert that only protected plugins are loaded. Runs in the caller's unit of work."""
     alert = SystemAlert(
         kind="safe_mode",
         severity="critical",
@@ -253,7 +256,7 @@ def _migrations(item: PluginRecord, tables: frozenset[str]) -> Migrations:
     home = item.home()
     scripts = sorted(path.stem for path in home.directory.glob("[0-9]*.py")) if home else []
     applied: set[str] = set()
-    if f"{item.name}_migrations" in tables:  # the name is an identifier: the loader refuses any other
+    if f"{item.name}_migrations" in tables:  # safe in SQL: the loader refuses plugin names that are not identifiers
         rows = current().connection.execute(f"SELECT name FROM {item.name}_migrations").fetchall()  # noqa: S608
         applied = {row[0] for row in rows}
     return Migrations(

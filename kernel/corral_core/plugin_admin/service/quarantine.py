@@ -1,7 +1,7 @@
-"""Quarantine of plugins: stored in the database, followed by every process, and ended by a trial.
+"""Quarantine of plugins: stored in the database, applied by every process, and ended by a successful trial.
 
-A quarantined plugin gets a trial after 60 s. An error during the trial quarantines it again, for twice as long as
-before, up to an hour; after a window without an error the row is deleted.
+A quarantined plugin gets a trial after 60 s. An error during the trial quarantines the plugin again, for twice as long
+as before, up to an hour. After `QUARANTINE_WINDOW_SECONDS` without an error, the trial succeeds and the row is deleted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HELD, PROBATION = "held", "probation"
 
 
 class Quarantine:
-    """Each process quarantines plugins by itself; the rows make the other processes follow."""
+    """Stores the quarantines that this process starts, and applies the stored quarantines of all processes."""
 
     audit: Audit | None = None
 
@@ -41,7 +41,10 @@ class Quarantine:
         self._bell: asyncio.Event | None = None
 
     async def keep(self) -> None:
-        """Write alarms, follow the rows and start trials until cancelled. Supervised, in every process."""
+        """Store alarms, apply stored quarantines, and start and end trials until cancelled.
+
+        The kernel supervises this task in every process.
+        """
         loop, bell = asyncio.get_running_loop(), asyncio.Event()
         self._bell = bell
 
@@ -52,7 +55,7 @@ class Quarantine:
         while True:
             while self._warden.alarms:
                 alarm = self._warden.alarms[0]
-                await self._work(lambda alarm=alarm: self._write(alarm))  # type: ignore[misc]  # bound per round
+                await self._work(lambda alarm=alarm: self._write(alarm))  # type: ignore[misc]  # bound in each iteration
                 self._warden.alarms.popleft()
                 if (record := self._registry.get(alarm.name)) is not None:
                     self._registry.publish(record)
@@ -66,18 +69,18 @@ class Quarantine:
             bell.clear()
 
     def follow(self, records: Sequence[Record]) -> None:
-        """Read the rows again after an event; a listener of the event feed."""
+        """Schedule a new read of the rows after an event of another process. This is a listener of the event feed."""
         if any(record.type == PluginState.event for record in records):
             self._stale = True
             if self._bell is not None:
                 self._bell.set()
 
     def stored(self) -> dict[str, QuarantineRow]:
-        """All rows, by plugin."""
+        """Return the rows of all quarantines and trials, by plugin name."""
         return {row.name: row for row in QuarantineRow.select()}
 
     def apply(self, rows: dict[str, QuarantineRow]) -> None:
-        """Quarantine and release plugins of this process as the rows say. Runs on the event loop."""
+        """Quarantine and release plugins of this process to match the rows. Runs on the event loop."""
         self._rows = rows
         for loaded in self._registry.all():
             if not loaded.serves or any(alarm.name == loaded.name for alarm in self._warden.alarms):
@@ -97,7 +100,7 @@ class Quarantine:
             new = QuarantineRow.insert(name=alarm.name, **row).on_conflict_ignore().as_rowcount().execute()
             mine = (QuarantineRow.name == alarm.name) & (QuarantineRow.state == PROBATION)
             if not new and not QuarantineRow.update(**row).where(mine).execute():
-                return  # another process was quicker
+                return  # another process stored this quarantine first
             self._tell(alarm.name, "active", "quarantined", alarm.reason)
             if self.audit is not None:
                 entry = AuditEntry(
@@ -117,13 +120,13 @@ class Quarantine:
         raise_alert(alert, ("plugin", alarm.name))
 
     async def _move_on(self) -> None:
-        """Start the trials that are due, and end those without an error."""
+        """Start the trials that are due, and end the trials that completed without an error."""
         now = clock.time_s()
         window = self._settings.get(QUARANTINE_WINDOW_SECONDS)
         for row in list(self._rows.values()):
             wait = min(LAST_PROBE, FIRST_PROBE * 2**row.probes) if row.state == HELD else window
             if now >= clock.parse_instant(row.since) + wait:
-                await self._work(lambda row=row: self._probe(row) if row.state == HELD else self._forget(row))  # type: ignore[misc]  # bound per round
+                await self._work(lambda row=row: self._probe(row) if row.state == HELD else self._forget(row))  # type: ignore[misc]  # bound in each iteration
                 self.apply(await self._work(self.stored, read=True))
 
     def _probe(self, row: QuarantineRow) -> None:
@@ -138,7 +141,7 @@ class Quarantine:
     @staticmethod
     def _unchanged(row: QuarantineRow) -> peewee.Expression:
         same: peewee.Expression = (QuarantineRow.name == row.name) & (QuarantineRow.state == row.state)
-        return same & (QuarantineRow.since == row.since)  # type: ignore[no-any-return]  # peewee's fields are untyped
+        return same & (QuarantineRow.since == row.since)  # type: ignore[no-any-return]  # fields of peewee are untyped
 
     @staticmethod
     def _tell(name: str, before: str, after: str, reason: str) -> None:
@@ -146,5 +149,5 @@ class Quarantine:
 
 
 def release(loaded: PluginRecord) -> None:
-    """End the quarantine or the trial of a plugin; joins the unit."""
+    """End the quarantine or the trial of a plugin. Runs in the caller's unit of work."""
     QuarantineRow.delete().where(QuarantineRow.name == loaded.name).execute()

@@ -1,1 +1,1 @@
-"""The clients of the server."""
+"""The clients of the Redis server: connections, notifications, job queue and rate-limit buckets."""

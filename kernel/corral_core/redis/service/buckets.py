@@ -1,4 +1,7 @@
-"""Shared rate-limit buckets. Each process counts in memory and synchronizes, so no request waits for the server."""
+"""Rate-limit buckets shared through Redis.
+
+Each process counts in memory and synchronizes with Redis in the background, so no request waits for Redis.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("corral.redis")
 
-PATIENCE_SECONDS = 0.05  # with slower responses each process counts alone until they are fast again
+PATIENCE_SECONDS = 0.05  # while Redis responds more slowly than this, each process counts alone
 MEMBER_SECONDS = 10
 MEMBERS = "corral:buckets:processes"
 PREFIX = "corral:bucket:"
-# The server's clock serves all; a bucket is the instant at which it will be empty.
+# All processes use the clock of the Redis server. The value of a bucket is the instant at which it will be empty.
 SCRIPT = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
@@ -39,7 +42,7 @@ return answer
 
 
 class RedisBuckets:
-    """Implements `corral_core.accounts.api.SharedBuckets`."""
+    """Implements `corral_core.redis.api.SharedBuckets`."""
 
     def __init__(self, installation: Installation) -> None:
         self._url = installation.redis_url
@@ -63,7 +66,7 @@ class RedisBuckets:
             done, _ = await asyncio.wait({asking}, timeout=PATIENCE_SECONDS)
             if not done and self.connected:
                 self.connected = False
-            answer = await asking  # the client has its own timeout
+            answer = await asking  # the Redis client has its own timeout
         except asyncio.CancelledError:
             asking.cancel()
             raise
@@ -89,7 +92,7 @@ class RedisBuckets:
         if self._client is None:
             self._client = await asyncio.to_thread(connect_async, url)  # the import takes a quarter of a second
         self._counts = self._counts or bool(seconds)
-        member = self._name if self._counts else ""  # a process without requests takes no share
+        member = self._name if self._counts else ""  # a process that received no requests gets no share of the limits
         keys = [MEMBERS, *(PREFIX + key for key in seconds)]
         amounts = [f"{amount:.6f}" for amount in seconds.values()]
         answer: list[bytes] = await self._client.eval(SCRIPT, len(keys), *keys, member, str(MEMBER_SECONDS), *amounts)

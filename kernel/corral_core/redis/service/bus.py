@@ -1,4 +1,7 @@
-"""Wake-ups over pub/sub. Notifications may be lost; consumers also poll the log, so nobody waits for the server."""
+"""Wake-up notifications through Redis pub/sub.
+
+Notifications may be lost. Consumers also poll the event log, so no consumer depends on the Redis server.
+"""
 
 from __future__ import annotations
 
@@ -23,25 +26,26 @@ RECONNECTING_SECONDS, CONNECTING_SECONDS = 60.0, 2.0  # how long the health chec
 
 
 class RedisBus:
-    """Notifies this process directly and others through the server; notifications in quick succession are combined.
+    """Notifies this process directly and other processes through Redis.
 
-    `connected`: whether this process receives notifications; `lost_at` (monotonic): since when it does not.
+    Notifications in quick succession are combined. `connected`: whether this process receives notifications.
+    `lost_at`: the monotonic time at which the connection was lost, or None.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._name = new_id().encode()  # our own notifications come back and are ignored
+        self._name = new_id().encode()  # Redis also delivers the notifications of this process, which are ignored
         self._wake: Callable[[], None] = lambda: None
         self._rung = asyncio.Event()
         self._client: Redis | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._stopped = False  # the client may swallow the cancellation
+        self._stopped = False  # needed because the Redis client may suppress the cancellation of a task
         self.connected = False
         self.lost_at: float | None = None
         self._began, self._was_connected = time.monotonic(), False
 
     def health(self) -> tuple[str, str]:
-        """For `/settings/health`: a status and a sentence."""
+        """Return the state of the connection for `/settings/health`: a status and a sentence."""
         if self.connected:
             return "ok", "It answers."
         since = time.monotonic() - (self.lost_at or self._began)
@@ -71,7 +75,7 @@ class RedisBus:
                 await self._client.aclose()
 
     async def _publish(self) -> None:
-        """Publish one notification at a time; while the server is unavailable, only the listener reconnects."""
+        """Publish one notification at a time. While disconnected, drop notifications; `_follow` reconnects."""
         assert self._client is not None
         while not self._stopped:
             await self._rung.wait()
@@ -83,7 +87,7 @@ class RedisBus:
                     log.debug("a notification was lost", extra={"reason": str(error)})
 
     async def _follow(self) -> None:
-        """Listen until stopped, reconnecting with backoff."""
+        """Receive notifications until stopped, and reconnect with backoff."""
         pauses = Pauses()
         while not self._stopped:
             try:
@@ -112,7 +116,7 @@ class RedisBus:
                     log.info("connected to Redis")
                     self.connected, self.lost_at, self._was_connected = True, None, True
                     pauses.reset()
-                    self._wake()  # notifications were missed
+                    self._wake()  # while disconnected, this process may have missed notifications
                 elif message["type"] == "message" and message["data"] != self._name:
                     self._wake()
         raise TimeoutError("it does not answer")

@@ -1,4 +1,4 @@
-"""Connections to the server, with short timeouts and no retries by the client library."""
+"""Connections to the Redis server, with short timeouts and without retries by the client library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 3.0
 
 
 def connect(url: str, *, seconds: float = ANSWER_SECONDS) -> Redis:
-    """A synchronous client. It connects at the first command; `seconds` is the timeout of each command."""
+    """Return a synchronous client, which connects at the first command. `seconds`: the timeout of each command."""
     from redis import Redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
@@ -26,7 +26,7 @@ def connect(url: str, *, seconds: float = ANSWER_SECONDS) -> Redis:
 
 
 def connect_async(url: str) -> AsyncRedis:
-    """An asynchronous client. Raises `Refused` for an invalid URL."""
+    """Return an asynchronous client. Raise `Refused` for an invalid URL."""
     from redis.asyncio import Redis
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
@@ -48,16 +48,16 @@ def _options(seconds: float) -> dict[str, Any]:
 
 
 class Pauses:
-    """Backoff between attempts; call `reset()` after a success."""
+    """Exponential backoff between connection attempts. Call `reset()` after a success."""
 
     def __init__(self) -> None:
         self._next = FIRST_PAUSE
 
     def reset(self) -> None:
-        """Start again with the shortest pause."""
+        """Return to the shortest pause, `FIRST_PAUSE`."""
         self._next = FIRST_PAUSE
 
     def following(self) -> float:
-        """The next pause in seconds: twice as long each time, up to `LONGEST_PAUSE`."""
+        """Return the next pause in seconds. Each pause is twice as long as the previous one, up to `LONGEST_PAUSE`."""
         pause, self._next = self._next, min(LONGEST_PAUSE, self._next * 2)
         return pause

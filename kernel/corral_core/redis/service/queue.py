@@ -1,4 +1,7 @@
-"""Distribution of job ids by RQ, as JSON. An RQ worker passes them to its kernel; the database row decides."""
+"""Distribution of job ids to worker processes through RQ, serialized as JSON.
+
+An RQ worker passes each id to the kernel of its process. The job's row in the database decides whether the job runs.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("corral.redis")
 
 QUEUE = "corral"
-WAITING = 1000  # beyond this nobody is listening, and polling finds the rows
-ID_SECONDS = 60  # ids that nobody takes by then are dropped; polling found their rows
+WAITING = 1000  # ids; a longer queue means that no worker is listening, and the workers find the rows by polling
+ID_SECONDS = 60  # RQ drops ids that no worker takes within this time; polling finds their rows
 TAKE_SECONDS = 3600
-WORKER_TTL_SECONDS = 30  # the worker blocks for half of this, waiting for an id
+WORKER_TTL_SECONDS = 30  # the worker waits for an id for half of this time
 
 _take: Callable[[str], None] | None = None
 
 
 def begin(identifier: str) -> None:
-    """The function that RQ calls: run the job with this id in the kernel of this process."""
+    """Run the job with this id in the kernel of this process. RQ calls this function."""
     if _take is not None:
         _take(identifier)
 
@@ -55,7 +58,7 @@ class RqQueue:
             await asyncio.gather(self._putting, return_exceptions=True)
 
     async def _put_all(self) -> None:
-        """Push ids in batches, in a thread. While the server is unavailable they are dropped; the rows are polled."""
+        """Push ids in batches, in a thread. While Redis is unavailable, drop the ids: polling finds their rows."""
         pauses = Pauses()
         queue: Queue | None = None  # created in the thread, because the import takes a third of a second
         while True:
@@ -73,7 +76,7 @@ class RqQueue:
                 await asyncio.sleep(pauses.following())
 
     def work(self, take: Callable[[str], None], stopping: threading.Event) -> None:
-        """Run RQ's worker; when it stops after an outage, start another one."""
+        """Run an RQ worker until `stopping` is set. Start another worker when one stops after an outage."""
         from rq.exceptions import StopRequested
 
         global _take
@@ -139,11 +142,11 @@ def _worker(url: str, stopping: threading.Event, connected: Callable[[], None]) 
             stopping.set()
 
         def register_birth(self) -> None:
-            super().register_birth()  # type: ignore[no-untyped-call]  # RQ types it in part
+            super().register_birth()  # type: ignore[no-untyped-call]  # RQ is only partly typed
             connected()
 
         def check_for_suspension(self, burst: bool) -> None:
-            if stopping.is_set():  # the signal came before this worker had its handlers
+            if stopping.is_set():  # the signal arrived before this worker installed its handlers
                 raise StopRequested
             super().check_for_suspension(burst)
 
@@ -152,7 +155,10 @@ def _worker(url: str, stopping: threading.Event, connected: Callable[[], None]) 
 
 
 def _setter(stopping: threading.Event) -> Callable[[int, FrameType | None], None]:
-    """The signal handler between two workers; each worker installs its own."""
+    """Return the signal handler that is active between two workers. Each worker installs its own handler.
+
+    The first signal sets `stopping`; the second one ends the process with status 130.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stopping.is_set():
