@@ -1,4 +1,4 @@
-"""The demo's own server: a process tree and a data folder, both removed when the demo ends."""
+"""The demo's own server: a process tree that ends with the demo, and its data folder, which is temporary by default."""
 
 from __future__ import annotations
 

@@ -391,9 +391,10 @@ def _reaches(starts: Sequence[str], target: str) -> bool:
 
 
 def _dependency_state(row: TaskRow) -> str:
-    """Return the state of a task's dependencies:
+    """Return `pending` if all dependencies are completed, `blocked` if any is open, else `dead`.
 
-    `pending`, `blocked`, or `dead` if a dependency failed or was cancelled.
+    A dependency is dead if it failed, was cancelled, or was deleted before it completed. `dead` takes precedence over
+    `blocked`.
     """
     needed = (
         Dependency.select(Task.status)

@@ -89,7 +89,7 @@ class AgentTools:
         self._creation, self._runs, self._views = creation, runs, views
 
     def get(self, context: ToolContext, arguments: Json) -> Output:
-        """Read a task. The content of a tainted task is marked as untrusted."""
+        """Read a task. The content of a tainted task is marked as untrusted, unless it is the caller's own task."""
         body = self._views.one(arguments["task_id"].lower()).body
         task: Json = msgspec.json.decode(body)
         shown = {name: task[name] for name in SHOWN}

@@ -240,7 +240,10 @@ class Claims:
     def claim(
         self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None, tries: int = TRIES
     ) -> ClaimAnswer:
-        """Implement `Tasks.claim`. If another claim takes a slot first, the claim starts again."""
+        """Implement `Tasks.claim`.
+
+        If another claim takes a slot first, the claim starts again, with at most `tries` tries.
+        """
         worker = self._workers.facts(worker_id)
         if worker is None:
             raise NotFound()

@@ -215,7 +215,10 @@ class Explanations:
         return found
 
     def _no_worker(self) -> list[Condition]:
-        """Return the condition that no approved worker is online: either none is online, or none is approved."""
+        """Return the unmet condition if no approved worker is online.
+
+        Either no worker is online, or a registered worker awaits approval.
+        """
         if self._workers.awaits_approval():
             return [
                 _no(
