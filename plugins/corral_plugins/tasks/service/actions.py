@@ -391,10 +391,10 @@ def _reaches(starts: Sequence[str], target: str) -> bool:
 
 
 def _dependency_state(row: TaskRow) -> str:
-    """Return `pending` if all dependencies are completed, `blocked` if any is open, else `dead`.
+    """Return `dead`, `blocked` or `pending`, depending on the dependencies of the task.
 
-    A dependency is dead if it failed, was cancelled, or was deleted before it completed. `dead` takes precedence over
-    `blocked`.
+    The result is `dead` if a dependency failed, was cancelled, or was deleted before it completed. Otherwise, the
+    result is `blocked` if a dependency is not completed yet, and `pending` if all are completed.
     """
     needed = (
         Dependency.select(Task.status)
