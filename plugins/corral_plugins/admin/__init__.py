@@ -1,1 +1,1 @@
-"""People and their rights."""
+"""Administration: people and their permissions, and the kill switch."""

@@ -1,6 +1,6 @@
-"""The public part of administration: the kill switch.
+"""The public interface of administration: the kill switch.
 
-Plugins that start work, call models or deliver messages ask it first.
+Plugins check the switch before they start work, call models or deliver messages.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ Mode = Literal["pause", "cancel"]
 class KillSwitchView(msgspec.Struct, frozen=True, kw_only=True):
     """The state of the kill switch.
 
-    While it is `engaged`, no task is claimed and no model is called. `hold_deliveries` also holds back webhooks and
-    mails.
+    While the switch is `engaged`, no task is claimed and no model is called. `hold_deliveries` also holds back webhooks
+    and mails.
     """
 
     engaged: bool
@@ -32,12 +32,12 @@ class KillSwitchView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KillSwitch(Protocol):
-    """Reads the stored switch in the caller's unit of work, so the answer is never stale."""
+    """Reads the stored state of the kill switch in the caller's unit of work, so that the answer is never stale."""
 
     def state(self) -> KillSwitchView:
-        """Return the current state."""
+        """Return the current state of the kill switch."""
         ...
 
     def refuse_if_engaged(self) -> None:
-        """Raise `Unavailable` with the code `kill_switch` while the switch is engaged."""
+        """Raise `Unavailable` with the code `kill_switch` while the kill switch is engaged."""
         ...

@@ -1,4 +1,4 @@
-"""`corral kill-switch`: the emergency stop for an operator on the machine itself, without a token."""
+"""`corral kill-switch`: the emergency stop for an operator on the server itself, without a token."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def command() -> None:
 def on(
     open_session: OpenSession, reason: str, cancel: bool, hold_deliveries: bool, config_path: Path | None, as_json: bool
 ) -> None:
-    """Engage the switch. Within 2 seconds no process claims tasks or calls models and tools."""
+    """Engage the kill switch. Within 2 seconds, all processes stop claiming tasks and calling models and tools."""
     mode = "cancel" if cancel else "pause"
     facts = {"engaged": True, "mode": mode, "hold_deliveries": hold_deliveries, "reason": reason}
     _change(open_session, config_path, "kill-switch on", facts, as_json)
@@ -44,7 +44,7 @@ def on(
 @json_option
 @click.pass_obj
 def off(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
-    """Release the switch. Work resumes by itself."""
+    """Release the kill switch. Work resumes automatically."""
     _change(open_session, config_path, "kill-switch off", {"engaged": False}, as_json)
 
 

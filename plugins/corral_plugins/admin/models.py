@@ -1,4 +1,4 @@
-"""The table of the kill switch, which survives restarts."""
+"""The table of the kill switch. The stored state survives restarts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROW = 1
 
 
 class KillSwitchRow(Model):
-    """The single row has the id `ROW`. Without a row the switch is released."""
+    """The state of the kill switch, in a single row with the id `ROW`. Without a row, the switch is released."""
 
     id = peewee.IntegerField(primary_key=True)
     engaged = peewee.BooleanField(default=False)

@@ -1,4 +1,4 @@
-"""The manifest of the plugin and its hook implementations."""
+"""The plugin `admin`: its manifest and its hook implementations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class AdminPlugin(Plugin):
-    """Administration: people and their rights, and the kill switch."""
+    """Administration: people and their permissions, and the kill switch."""
 
     name = "admin"
     requires = ("accounts",)

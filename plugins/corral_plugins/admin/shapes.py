@@ -1,4 +1,4 @@
-"""Request and response shapes of users and invitations."""
+"""The request and response bodies of users and invitations."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class AdminUserView(UserView, kw_only=True):
 class CreatedUser(AdminUserView, kw_only=True):
     """A new account.
 
-    `set_password_url` is the link for choosing a password. It is present only if the account has no password and no
-    mail service is configured, and it is shown only once.
+    `set_password_url` is the link for choosing a password. The link is present only if the account has no password and
+    no mail service is configured. It is shown only once.
     """
 
     set_password_url: str | UnsetType = UNSET
 
 
 class NewUserBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An account that an admin creates. Without a password, its holder chooses one through a link."""
+    """The fields for creating an account as an admin. Without a password, the user chooses one through a link."""
 
     email: Address
     full_name: FullName
@@ -53,7 +53,7 @@ class UserChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ResetLink(msgspec.Struct, kw_only=True):
-    """A link for choosing a new password. It works once, for 30 minutes, and is shown only once."""
+    """A link for choosing a new password. The link works once, for 30 minutes, and is shown only once."""
 
     reset_url: str
 
@@ -66,6 +66,6 @@ class NewInvitation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class IssuedInvitation(InvitationView, kw_only=True):
-    """A new invitation. `url` is the link for creating the account; it is shown only once."""
+    """A new invitation. `url` is the link for creating the account. The link is shown only once."""
 
     url: str

@@ -1,1 +1,1 @@
-"""Agents: named configurations that claim tasks."""
+"""Agents: named configurations under which workers run tasks."""

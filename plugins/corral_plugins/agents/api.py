@@ -1,4 +1,4 @@
-"""The public interface of agents: shapes, events, the service `Agents`, and `AgentStatistics`, which it uses."""
+"""The public interface of agents: shapes, events, the service `Agents`, and the protocol `AgentStatistics`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ declare_codes(
 
 
 class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent for claims and calls of models: its configuration of version `version`, its state and its slots."""
+    """An agent as claims and model calls see it: state, slots and configuration.
+
+    The configuration is that of the version `version`.
+    """
 
     id: str
     name: str
@@ -28,7 +31,7 @@ class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
     owner_id: str
     status: str  # offline | idle | busy | draining | paused | error
     status_reason: str | None
-    version: int  # of the configuration (GET /agents/{id}/versions)
+    version: int  # the version of the configuration (GET /agents/{id}/versions)
     llm_provider: str | None
     llm_model: str | None
     system_prompt: str
@@ -48,72 +51,82 @@ class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def claims(self) -> bool:
-        """Whether its state lets it claim (`idle` or `busy`)."""
+        """Whether the current state of the agent allows it to claim tasks. This is true for `idle` and `busy`."""
         return self.status in ("idle", "busy")
 
 
 class Agents(Protocol):
-    """Joins the caller's unit. Units lock in the order task, agent, worker."""
+    """The service for agents. Every method runs in the caller's unit of work.
+
+    Units of work lock rows in the order task, agent, worker.
+    """
 
     def facts(self, agent_id: str) -> AgentFacts | None:
-        """A living agent, or None."""
+        """Return an agent that is not deleted, or None."""
         ...
 
     def facts_of(self, agent_ids: Sequence[str]) -> dict[str, AgentFacts]:
-        """Living agents by id, in one query."""
+        """Return agents that are not deleted, by id, with one query."""
         ...
 
     def eligible(
         self, *, worker_id: str, group: str | None, labels: dict[str, str], agent_ids: Sequence[str] | None
     ) -> list[AgentFacts]:
-        """The agents that this worker may serve now: fewest leases first, then the longest idle.
+        """Return the agents that this worker may serve now: fewest leases first, then the longest idle.
 
-        They are `idle` or `busy`, have a free slot, are bound to no other worker, and their selector matches.
-        `agent_ids` limits the result to these agents.
+        These agents are `idle` or `busy`, have a free slot, are not bound to another worker, and their selector matches
+        the worker. `agent_ids` limits the result to these agents.
         """
         ...
 
     def started(self, role: str | None) -> list[AgentFacts]:
-        """Living agents that are `idle` or `busy`, of this role if one is given."""
+        """Return the agents with the state `idle` or `busy` that have this role, or any role if `role` is None.
+
+        Agents without a role are excluded.
+        """
         ...
 
     def naming_provider(self, provider: str) -> list[str]:
-        """Ids of living agents that use this provider of models, at most 50."""
+        """Return the ids of at most 50 agents that are not deleted and use this model provider."""
         ...
 
     def any_with_role(self, role: str) -> bool:
-        """Whether a living agent of this role exists."""
+        """Return whether an agent with this role exists and is not deleted."""
         ...
 
     def lease_started(self, agent_id: str) -> bool:
-        """Take a slot by one guarded update. Returns False when the agent may not claim or has no free slot."""
+        """Take a slot of the agent by one guarded update.
+
+        Return False if the agent may not claim tasks or has no free slot.
+        """
         ...
 
     def lease_ended(self, agent_id: str) -> None:
-        """Release a slot; with the last one `busy` becomes `idle` and `draining` becomes `offline`.
+        """Release a slot of the agent. Does nothing for a deleted agent.
 
-        Does nothing for a deleted agent.
+        When the last slot is released, `busy` becomes `idle` and `draining` becomes `offline`.
         """
         ...
 
     def attempt_ended(self, agent_id: str, *, configuration_failure: bool) -> None:
-        """Count failures that a retry cannot cure (`provider_error` of a bad key or unknown model).
+        """Count the end of an attempt for the detection of configuration failures.
 
-        After `agents.error_after_failures` of them in a row the state becomes `error`.
+        A configuration failure is a `provider_error` that a retry cannot fix, for an invalid key or an unknown model.
+        After `agents.error_after_failures` consecutive failures, the state becomes `error`.
         """
         ...
 
 
 class AttemptStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Statistics of the attempts of an agent, at most of the newest 10,000.
+    """Statistics of at most the newest 10,000 attempts of an agent.
 
-    Null means unknown; the rate and the durations are null without ended attempts.
+    Null means unknown. The rate and the durations are null if no attempt has ended.
     """
 
     attempts: int | None = None
     completed: int | None = None
     failed: int | None = None
-    success_rate: float | None = None  # 0 to 1, of ended attempts
+    success_rate: float | None = None  # from 0 to 1, among ended attempts
     avg_duration_ms: int | None = None
     p95_duration_ms: int | None = None
     cost_usd: float | None = None
@@ -123,14 +136,17 @@ class AttemptStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentStatistics(Protocol):
-    """Statistics of agents, provided by the plugin that stores attempts (`tasks`). Joins the caller's unit."""
+    """Statistics of agents, provided by the plugin `tasks`, which stores attempts.
+
+    Every method runs in the caller's unit of work.
+    """
 
     def of_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:
-        """Statistics of the attempts that began at `since` (an instant) or later."""
+        """Return the statistics of the attempts of an agent that began at the instant `since` or later."""
         ...
 
     def of_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
-        """Statistics of the attempts of each of these versions of the configuration, in one query."""
+        """Return the statistics of the attempts of each of these configuration versions, with one query."""
         ...
 
 
@@ -157,7 +173,7 @@ class AgentCreated(Event, kw_only=True):
 
 
 class AgentUpdated(Event, kw_only=True):
-    """A person changed an agent. `version` is the version of its configuration."""
+    """A person changed an agent. `version` is the version of the agent's configuration."""
 
     event = "agent.updated"
 

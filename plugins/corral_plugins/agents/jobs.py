@@ -1,4 +1,4 @@
-"""Background jobs of agents: expired tokens and deleted agents are removed."""
+"""Background jobs of agents, which remove expired tokens and deleted agents."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ PURGE_AFTER_SECONDS = 30 * 86_400
 
 
 def detach(agent_id: str, management: AgentManagement) -> None:
-    """Detach a deleted agent from further tasks that wait for it."""
+    """Detach a deleted agent from the remaining tasks that wait for it."""
     management.detach(agent_id)
 
 
 def sweep() -> None:
-    """Remove tokens that have expired."""
+    """Delete expired tokens."""
     old = Token.select(Token.id).where(Token.expires_at <= clock.now()).limit(BATCH_SIZE)
     Token.delete().where(Token.id.in_(old)).execute()
 
 
 async def purge(work: Work) -> None:
-    """Remove agents that were deleted 30 days ago, with their versions, in small units."""
+    """Delete the agents that were marked as deleted 30 days ago, with their versions, in short units of work."""
     while await work(purge_some) == BATCH_SIZE:
         pass
 
 
 def purge_some() -> int:
-    """Remove at most `BATCH_SIZE` agents; returns how many."""
+    """Delete at most `BATCH_SIZE` agents that were marked as deleted 30 days ago.
+
+    Return the number of deleted agents.
+    """
     over = Agent.deleted_at < clock.now(-PURGE_AFTER_SECONDS)
     old = [row.id for row in Agent.select(Agent.id).where(over).limit(BATCH_SIZE)]
     if old:
@@ -42,5 +45,8 @@ def purge_some() -> int:
 
 
 def forget_person(event: Record, tokens: AgentTokens) -> None:
-    """A person was purged: delete the tokens of this person. Those of a deactivated person are refused at each call."""
+    """Delete the tokens of a person whose account was purged.
+
+    The tokens of a deactivated person are kept, and refused at each request.
+    """
     tokens.end_of_person(event.object_id)

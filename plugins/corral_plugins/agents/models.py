@@ -1,4 +1,4 @@
-"""The tables of agents, of their versions, and of their standing tokens."""
+"""The tables of agents, their versions and their standing tokens."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from corral.database.model import SHARED, IdField, InstantField, JSONField, Mode
 class Agent(Model):
     """An agent. Amounts of money are in micro-USD.
 
-    `last_active_at` is empty, not null, before the first lease, because lists sort by it. Every change of anything but
-    the state sets a new `stamp`, which is never used twice, so that facts can be cached by it.
+    `last_active_at` is empty, not null, before the first lease, because lists sort by this column. Every change of a
+    column other than the state sets a new `stamp`. A stamp is never reused, so that facts can be cached by stamp.
     """
 
     visibility = SHARED
@@ -72,7 +72,7 @@ Agent.add_index(
 
 
 class Version(Model):
-    """Version `n` of an agent's configuration, as `GET /agents/{id}/versions/{n}` shows it."""
+    """Version `n` of an agent's configuration, as `GET /agents/{id}/versions/{n}` returns it."""
 
     visibility = SHARED
     owner_field = "created_by"
@@ -91,7 +91,7 @@ class Version(Model):
 
 
 class Token(Model):
-    """A standing token, stored as its SHA-256. It has the permissions of the person `created_by`."""
+    """A standing token, stored as its SHA-256 hash. The token has the permissions of the person `created_by`."""
 
     owner_field = "created_by"
 

@@ -32,10 +32,10 @@ from corral_plugins.agents.service.views import Views
 
 
 class AgentsPlugin(Plugin):
-    """Agents: named configurations that claim tasks.
+    """Agents: named configurations under which workers run tasks.
 
-    People create, start and stop them, watch their work, and change them by versions that can be compared and
-    rolled back.
+    People create, start and stop agents, and watch their work. Changes of an agent's configuration are versions that
+    can be compared and rolled back.
     """
 
     name = "agents"

@@ -1,4 +1,4 @@
-"""The routes of agents."""
+"""The HTTP routes of agents."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def list_agents(query: AgentQuery, agents: AgentManagement, caller: Principal) -
     raises=("duplicate", "unknown_reference", "quota_exceeded", "forbidden"),
 )
 def create_agent(body: NewAgent, agents: AgentManagement, caller: Principal) -> AgentView:
-    """Create an agent; it is offline until it is started."""
+    """Create an agent. The agent is offline until it is started."""
     return agents.create(body, by=caller)
 
 
 @routes.get("/{id}", needs="agents.read", live=True, raises=("not_found",))
 def get_agent(id: str, agents: AgentManagement, caller: Principal) -> AgentView:
-    """Read an agent."""
+    """Get an agent."""
     return agents.get(id, by=caller)
 
 
@@ -69,7 +69,10 @@ def get_agent(id: str, agents: AgentManagement, caller: Principal) -> AgentView:
     raises=("not_found", "forbidden", "duplicate", "unknown_reference", "precondition_failed", "overloaded"),
 )
 def update_agent(id: str, body: AgentPatch, match: IfMatch, agents: AgentManagement, caller: Principal) -> AgentView:
-    """Change an agent. A change of its configuration makes a new version; running attempts keep theirs."""
+    """Change an agent.
+
+    A change of the configuration creates a new version. Running attempts keep the version they started with.
+    """
     return agents.update(id, body, match, by=caller)
 
 
@@ -83,7 +86,8 @@ def delete_agent(
 ) -> Answer[None]:
     """Delete an agent.
 
-    Its name is free at once, its tokens die, and waiting tasks lose it; `Corral-Affected` tells how many tasks.
+    The name of the agent becomes available at once, its tokens are revoked, and tasks that wait for the agent are
+    detached from it. The header `Corral-Affected` contains the number of affected tasks.
     """
     affected = agents.delete(id, match, force=query.force, by=caller)
     return Answer(body=None, status=204, headers={"Corral-Affected": f"tasks={affected}"})
@@ -94,7 +98,7 @@ _ACTION = ("not_found", "forbidden", "invalid_state", "precondition_failed", "ov
 
 @routes.post("/{id}/start", needs="agents.write", raises=(*_ACTION, "budget_exhausted", "kill_switch"))
 def start_agent(id: str, body: StartAgent, match: IfMatch, states: AgentStates, caller: Principal) -> AgentView:
-    """Start an agent, so that it claims tasks. `warnings` lists conditions that may keep it from working."""
+    """Start an agent, so that it claims tasks. `warnings` lists conditions that may prevent the agent from working."""
     return states.start(id, match, override=body.override, by=caller)
 
 
@@ -102,15 +106,15 @@ def start_agent(id: str, body: StartAgent, match: IfMatch, states: AgentStates, 
 def stop_agent(id: str, body: StopAgent, match: IfMatch, states: AgentStates, caller: Principal) -> AgentView:
     """Stop an agent.
 
-    `immediate` revokes its leases with this answer: its work returns to the queue without using an attempt, or is
-    cancelled with `cancel_tasks`. `drain` lets running work end.
+    The mode `immediate` revokes the agent's leases before the response. Its tasks return to the queue without consuming
+    an attempt, or are cancelled with `cancel_tasks`. The mode `drain` lets running tasks finish.
     """
     return states.stop(id, body, match, by=caller)
 
 
 @routes.post("/{id}/pause", needs="agents.write", raises=_ACTION)
 def pause_agent(id: str, body: PauseRequest, match: IfMatch, states: AgentStates, caller: Principal) -> AgentView:
-    """Pause a started agent: it claims no tasks, and its current tasks go on."""
+    """Pause a started agent. The agent claims no further tasks, and its current tasks continue."""
     return states.pause(id, match, reason=body.reason, by=caller)
 
 
@@ -124,7 +128,10 @@ def resume_agent(id: str, body: PauseRequest, match: IfMatch, states: AgentState
     "/{id}/clone", needs="agents.write", status=201, raises=("not_found", "forbidden", "duplicate", "quota_exceeded")
 )
 def clone_agent(id: str, body: CloneAgent, agents: AgentManagement, caller: Principal) -> Answer[AgentView]:
-    """Copy an agent under another name, without memories and tokens. The caller owns the copy, which is offline."""
+    """Copy an agent under another name, without its memories and tokens.
+
+    The caller owns the copy. The copy is offline.
+    """
     copy = agents.clone(id, body.name, by=caller)
     return Answer(body=copy, headers={"Location": f"/api/v1/agents/{copy.id}"})
 
@@ -145,7 +152,7 @@ def compare_agent_versions(id: str, query: CompareQuery, versions: AgentVersions
 
 @routes.get("/{id}/versions/{n}", needs="agents.read", raises=("not_found",))
 def get_agent_version(id: str, n: str, versions: AgentVersions, caller: Principal) -> AgentVersionDetail:
-    """Read one version with the whole configuration."""
+    """Get one version of an agent with its complete configuration."""
     if not (n.isascii() and n.isdigit() and len(n) < 10):
         raise NotFound("Versions are numbers.")
     return versions.get(id, int(n), by=caller)
@@ -157,19 +164,19 @@ def get_agent_version(id: str, n: str, versions: AgentVersions, caller: Principa
     raises=("not_found", "forbidden", "invalid_state", "unknown_reference", "precondition_failed", "overloaded"),
 )
 def roll_back_agent(id: str, body: RollBack, match: IfMatch, versions: AgentVersions, caller: Principal) -> AgentView:
-    """Make a new version with the content of an old one."""
+    """Roll back an agent: create a new version with the content of an earlier version."""
     return versions.roll_back(id, body.version, match, by=caller)
 
 
 @routes.get("/{id}/stats", needs="agents.read", raises=("not_found",))
 def get_agent_stats(id: str, query: StatsQuery, versions: AgentVersions, caller: Principal) -> AgentStats:
-    """Read statistics of the attempts of an agent; unknown ones are null."""
+    """Get statistics of the attempts of an agent. Unknown values are null."""
     return versions.stats(id, query.days, by=caller)
 
 
 @routes.get("/{id}/tokens", needs="agents.write", raises=("not_found", "forbidden", "invalid_cursor"), no_store=True)
 def list_agent_tokens(id: str, query: AgentTokenQuery, tokens: AgentTokens, caller: Principal) -> Page[AgentTokenView]:
-    """List an agent's standing tokens, without their secrets."""
+    """List the standing tokens of an agent, without their secrets."""
     return tokens.list(id, query, by=caller)
 
 
@@ -184,9 +191,10 @@ def list_agent_tokens(id: str, query: AgentTokenQuery, tokens: AgentTokens, call
 def create_agent_token(
     id: str, body: NewAgentToken, tokens: AgentTokens, caller: Principal
 ) -> Answer[IssuedAgentToken]:
-    """Create a standing token for an agent outside Corral's workers; only this response shows it.
+    """Create a standing token for an agent that runs outside Corral's workers. Only this response contains the token.
 
-    It may do what its scopes name, an agent may do, and its maker may do at the time. An API key cannot make one.
+    A request with the token needs a permission that its scopes include, that agents have, and that the token's creator
+    has at that time. An API key cannot create standing tokens.
     """
     issued = tokens.create(id, body, by=caller)
     return Answer(body=issued, headers={"Location": f"/api/v1/agents/{id}/tokens/{issued.id}"})

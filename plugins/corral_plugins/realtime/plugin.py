@@ -1,4 +1,4 @@
-"""The manifest of the plugin and its hook implementations."""
+"""The plugin `realtime`: its manifest and its hook implementations."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from corral_plugins.realtime.settings import SETTINGS
 class RealtimePlugin(Plugin):
     """Realtime: live events over WebSocket and server-sent events.
 
-    After a disconnect, a client resumes where it stopped: without gaps or duplicates, and only with events that it may
-    read.
+    After a disconnect, a client resumes at its last event, without gaps or duplicates. Clients receive only events that
+    they may read.
     """
 
     name = "realtime"
@@ -65,7 +65,7 @@ class RealtimePlugin(Plugin):
         ]
 
     async def start(self, runtime: Runtime) -> None:
-        """Follow the feed, recheck rights, and tell clients to reconnect before the server stops."""
+        """Follow the event feed, recheck permissions, and tell clients to reconnect before the server stops."""
         self._hub = runtime.service(Hub)
         self._hub.start()
         runtime.supervise("rights", runtime.service(Rights).watch)

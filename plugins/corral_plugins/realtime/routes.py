@@ -1,4 +1,4 @@
-"""The route of the event stream over SSE."""
+"""The route of the event stream over server-sent events (SSE)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ routes = Routes("/events", tag="Events")
 class StreamQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Filters of the stream.
 
-    `types` takes event names or patterns such as `task.*` and `*`, repeated or separated by commas. `after` is the
+    `types` accepts event names or patterns such as `task.*` and `*`, repeated or separated by commas. `after` is the
     `seq` or the id of an event.
     """
 
@@ -42,9 +42,9 @@ async def stream_events(
 ) -> Stream:
     """Stream events as they happen, as server-sent events.
 
-    The SSE `id` is the event's `seq`. After a disconnect, send it as `Last-Event-ID` to miss nothing; this header takes
-    precedence over `after`. Other SSE events have no id: `gap` (some events were too old or too many to replay),
-    `token_expiring`, `lagged` and `reload`.
+    The SSE `id` is the event's `seq`. After a disconnect, send the last `id` as `Last-Event-ID` to receive the missed
+    events; this header takes precedence over `after`. Other SSE events have no id: `gap` (some events were too old or
+    too many to replay), `token_expiring`, `lagged` and `reload`.
     """
     patterns = tuple(dict.fromkeys(name for part in query.types for name in part.split(",") if name)) or ("*",)
     cursor = request.header("last-event-id") or (query.after if isinstance(query.after, str) else None)

@@ -1,4 +1,4 @@
-"""Run-time settings of the plugin, and the kernel setting that it reads."""
+"""The runtime settings of the plugin, and the kernel setting that the plugin reads."""
 
 from __future__ import annotations
 
@@ -33,4 +33,4 @@ SETTINGS = (MAX_SOCKETS, QUEUE_SIZE, REPLAY_LIMIT)
 CORS_ORIGINS: Setting[list[str]] = Setting(
     name="http.cors_origins", kind=list[str], default=[], title="Origins of other web applications that may call"
 )
-"""Declared by the kernel; read here by its name."""
+"""The allowed CORS origins. The kernel declares this setting, and this plugin reads it by name."""

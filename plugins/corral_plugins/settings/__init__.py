@@ -1,1 +1,1 @@
-"""Settings: what admins change while the product runs."""
+"""Settings: values that admins change while the product runs."""

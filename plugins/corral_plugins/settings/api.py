@@ -1,4 +1,4 @@
-"""The public part of the plugin: its event. Values are read through `corral.plugin.Settings`."""
+"""The public interface of the plugin: its event. Other plugins read values through `corral.plugin.Settings`."""
 
 from __future__ import annotations
 

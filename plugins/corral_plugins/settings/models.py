@@ -1,4 +1,4 @@
-"""Tables of stored values, their history, and the version that tells processes to read them again."""
+"""The tables of stored settings, their history, and the version that tells processes when to reload them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STATE = 1
 
 
 class ValueRow(Model):
-    """A stored setting. A reset keeps the row so that the version of the setting only ever grows."""
+    """A stored setting. A reset keeps the row, so that the version of the setting never decreases."""
 
     name = peewee.CharField(primary_key=True, max_length=80)
     is_set = peewee.BooleanField()
@@ -26,7 +26,7 @@ class ValueRow(Model):
 
 
 class ChangeRow(Model):
-    """One change of a setting. For a secret setting, neither value is kept."""
+    """One change of a setting. For a secret setting, neither the old nor the new value is stored."""
 
     id = IdField(primary_key=True)
     category = peewee.CharField(max_length=64)
@@ -42,7 +42,10 @@ class ChangeRow(Model):
 
 
 class StateRow(Model):
-    """A single row with the id `STATE`. Its version grows with every change and serializes the changing units."""
+    """The version of all stored settings, in a single row with the id `STATE`.
+
+    The version grows with every change. The row also serves as a lock for the units of work that change settings.
+    """
 
     id = peewee.IntegerField(primary_key=True)
     version = peewee.BigIntegerField()
@@ -52,7 +55,7 @@ class StateRow(Model):
 
 
 class OutdatedRow(Model):
-    """A process that still runs with old values of settings that need a restart. The process renews its row."""
+    """A process that still uses old values of settings that need a restart. The process renews its row regularly."""
 
     process = IdField(primary_key=True)
     names = JSONField()

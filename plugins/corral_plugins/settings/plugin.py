@@ -1,4 +1,4 @@
-"""The manifest of the plugin and its hook implementations."""
+"""The plugin `settings`: its manifest and its hook implementations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SettingsPlugin(Plugin):
     name = "settings"
     requires = ("accounts",)
     protected = True
-    starts_first = True  # stored settings are in force before other plugins read them
+    starts_first = True  # so that stored settings are in effect before other plugins read them
     permissions = (Permission("settings.write", "Change settings"),)
 
     def __init__(self, settings: Any = None) -> None:
@@ -73,7 +73,7 @@ class SettingsPlugin(Plugin):
         ]
 
     async def start(self, runtime: Runtime) -> None:
-        """Apply the stored values before anything else in this process reads a setting."""
+        """Apply the stored values before any other code in this process reads a setting."""
         self._live = runtime.service(LiveSettings)
         await self._live.refresh()
         runtime.supervise("follow", self._live.follow)

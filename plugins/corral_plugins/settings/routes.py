@@ -1,4 +1,4 @@
-"""Routes of the settings that admins change while the product runs."""
+"""The routes of the settings that admins change while the product runs."""
 
 from __future__ import annotations
 
@@ -29,14 +29,17 @@ REFUSALS = ("setting_locked", "masked_value_submitted", "url_blocked")
 
 
 class SettingsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Filters of the list. With `details`, each setting comes with its declaration and metadata, not only its value."""
+    """Filters of the list of settings.
+
+    With `details`, each setting is returned with its declaration and metadata, and not only with its value.
+    """
 
     category: str | msgspec.UnsetType = msgspec.UNSET
     details: bool = False
 
 
 class NewValue(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The new value as JSON of the setting's type."""
+    """The new value of a setting, as JSON of the setting's type."""
 
     value: Any
 
@@ -48,7 +51,7 @@ class Recipient(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewValues(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """New values by `category.key`."""
+    """New values by setting name (`category.key`)."""
 
     settings: Annotated[dict[str, Any], msgspec.Meta(max_length=100)]
 
@@ -84,7 +87,7 @@ async def change_settings(
 
 @routes.post("/test-mail", needs="settings.write", rate=TEST_RATE, raises=("invalid_state",))
 async def send_test_mail(body: Recipient, mail: Mail) -> Delivery:
-    """Send a test mail with the current settings. Answers `invalid_state` while `mail.host` is not set."""
+    """Send a test mail with the current settings. Returns `invalid_state` while `mail.host` is not set."""
     return await mail.test(body.to)
 
 
@@ -123,5 +126,5 @@ def reset_setting(
 
 
 def _value(name: str) -> str:
-    """Return the JSON pointer to the value in the body."""
+    """Return the JSON pointer to the value of a setting in the body."""
     return "/value"

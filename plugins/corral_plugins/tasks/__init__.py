@@ -1,1 +1,1 @@
-"""Tasks: the work that agents are asked to do, and its results."""
+"""Tasks: units of work for agents, and their results."""

@@ -1,4 +1,4 @@
-"""The public interface of tasks for other plugins: shapes and the service `Tasks`."""
+"""The public interface of tasks for other plugins: data shapes and the service `Tasks`."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ CLAIM_TOPICS = (
     "worker.updated",
     "system.alert",
 )
-"""The events that wake a waiting claim: one of them is emitted whenever a task may have become claimable.
+"""The events that wake a pending claim. At least one of them is emitted whenever a task may have become claimable.
 
 `system.alert` announces the kill switch.
 """
 SIGNAL_TOPICS = ("task.updated", "task.cancelled", "task.failed", "task.completed", "task.retried")
-"""The events that wake a waiting `signals` call: one of them is emitted with every new signal."""
+"""The events that wake a pending `signals` call. One of them is emitted with every new signal."""
 
 Priority = Literal["low", "medium", "high", "critical"]
 ToolName = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:/-]+(?![\s\S])")]
@@ -47,7 +47,10 @@ Kind = Literal["error", "timeout", "lease_lost", "stalled"]
 
 
 class RetryPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """When another attempt follows a failed one: the delay is min(max, initial x factor^(n-1)), +- jitter."""
+    """Decides whether and when a failed attempt is retried.
+
+    The exponential delay before retry n is min(max, initial x factor^(n-1)), +- jitter.
+    """
 
     max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
     backoff: Literal["exponential", "linear", "fixed"] = "exponential"
@@ -62,7 +65,10 @@ class RetryPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class StallPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """When a running attempt counts as stalled, and the action that follows. `stall_seconds` 0 means never."""
+    """Defines when a running attempt counts as stalled, and the action that follows.
+
+    `stall_seconds` 0 disables the check.
+    """
 
     stall_seconds: Annotated[int, Meta(ge=0, le=86400)] = 900
     loop_repeats: Annotated[int, Meta(ge=2, le=50)] = 6
@@ -70,14 +76,14 @@ class StallPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ReviewPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The reviewer of a result before the task is completed."""
+    """Defines who reviews a result before the task is completed."""
 
     mode: Literal["none", "human", "agent"] = "none"
     reviewer_agent_id: Id | None = None
 
 
 class TaskFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields that an owner may set, beside the title."""
+    """The fields of a task that its owner may set, except the title."""
 
     description: Annotated[str, Meta(max_length=16384)] = ""
     instructions: Annotated[str, Meta(max_length=65536)] = ""
@@ -102,13 +108,13 @@ class TaskFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewTask(TaskFields, kw_only=True, forbid_unknown_fields=True):
-    """A task to create."""
+    """The fields for creating a task."""
 
     title: Annotated[str, line(200)]
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """The parent task, workflow and causes of a task that was not created directly."""
+    """The parent task, the workflow and the chain of causes of a task that was not created directly by its caller."""
 
     parent_task_id: str | None = None
     cause_chain: tuple[str, ...] = ()
@@ -121,14 +127,14 @@ DIRECT = Origin()
 
 
 class LeaseRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A lease, as a worker names it."""
+    """Identifies a lease in a worker's request."""
 
     task_id: Annotated[str, msgspec.Meta(max_length=36)]
     lease_id: Annotated[str, msgspec.Meta(max_length=36)]
 
 
 class LeaseState(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a lease for its worker. `state`: ok | lost | cancel_requested | budget_warning."""
+    """The state of a lease as reported to its worker. `state`: ok | lost | cancel_requested | budget_warning."""
 
     task_id: str
     lease_id: str
@@ -138,7 +144,7 @@ class LeaseState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The holder of a lease. `is_live` is false once it has ended."""
+    """The task, attempt, agent, worker and requester of a lease. `is_live` is false after the lease has ended."""
 
     task_id: str
     lease_id: str
@@ -150,7 +156,7 @@ class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
-    """A live lease, as `GET /workers/{id}` shows it."""
+    """A live lease, as `GET /workers/{id}` returns it."""
 
     task_id: str
     lease_id: str
@@ -160,7 +166,7 @@ class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Signal(msgspec.Struct, frozen=True, kw_only=True):
-    """A change of a lease that its worker must learn at once. `state`: lost | cancel_requested."""
+    """A change of a lease that is sent to its worker immediately. `state`: lost | cancel_requested."""
 
     seq: int
     task_id: str
@@ -169,7 +175,7 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """A claimed task with everything that a worker needs to run it (`workers.md` of the documentation: claim)."""
+    """A claimed task with all data that a worker needs to run it (see the section on claims in `workers.md`)."""
 
     task: Any
     agent: dict[str, Any]
@@ -185,16 +191,17 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClaimAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """`reason`: ok | none | at_capacity | draining | budget_exhausted | kill_switch."""
+    """The response to a claim. `reason`: ok | none | at_capacity | draining | budget_exhausted | kill_switch."""
 
     tasks: list[Claim]
     reason: str
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """A run under its live lease. `allowed_tools` is null when all tools are allowed.
+    """A task's run under a live lease. `allowed_tools` is null if all tools are allowed.
 
-    When the task is not leased, `lease_id` and `worker_id` are empty, and so is `agent_id` unless the task names one.
+    If the task is not leased, `lease_id` and `worker_id` are empty. `agent_id` is also empty unless the task names an
+    agent.
     """
 
     task_id: str
@@ -208,112 +215,128 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """The number of pending tasks, and the age of the oldest in milliseconds."""
+    """The number of pending tasks, and the age of the oldest pending task in milliseconds."""
 
     depth: int
     oldest_pending_ms: int | None
 
 
 class Tasks(Protocol):
-    """Joins the caller's unit. Every transition is one guarded update; when two collide, one raises `Conflict`."""
+    """The service for tasks. Every method runs in the caller's unit of work.
+
+    Every transition is one guarded update. If two transitions collide, one of them raises `Conflict`.
+    """
 
     def create(
         self, new: NewTask, *, by: Principal, source: dict[str, Any] | None = None, origin: Origin = DIRECT
     ) -> Any:
-        """Create a task; returns the `TaskView`. `source` is `{type, id}`, by default the caller."""
+        """Create a task and return the `TaskView`. `source` is `{type, id}` and defaults to the caller."""
         ...
 
     def get(self, task_id: str, *, by: Principal) -> Any:
-        """The `TaskView`. Raises `NotFound` when the task is absent or not visible to the caller."""
+        """Return the `TaskView`. Raises `NotFound` if the task does not exist or is not visible to the caller."""
         ...
 
     def cancel(self, task_id: str, *, by: Principal, reason: str | None = None) -> Any:
-        """Cancel a task; returns the `TaskView`, `cancelled` or `cancelling`."""
+        """Cancel a task and return the `TaskView` with the status `cancelled` or `cancelling`."""
         ...
 
     def reopen(self, task_id: str, *, by: Principal, source: str, reason: str | None = None) -> Any:
-        """Try a failed or cancelled task again under the same id; returns the `TaskView`.
+        """Retry a failed or cancelled task under the same id, and return the `TaskView`.
 
         `source`: person | dead_letter.
         """
         ...
 
     def resume(self, task_id: str, *, kind: str, given: dict[str, Any]) -> bool:
-        """Queue a waiting task with the answer that it waited for; False when it does not wait for this kind."""
+        """Queue a waiting task together with the answer `given`.
+
+        Return False if the task does not wait for this `kind`.
+        """
         ...
 
     def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimAnswer:
-        """Lease up to `max_tasks` tasks to this worker. `reason` says why none was leased."""
+        """Lease up to `max_tasks` tasks to the worker. `reason` states why no task was leased."""
         ...
 
     def claimable(self, worker_id: str, *, limit: int) -> list[Any]:
-        """The tasks that `claim` would take now, in its order, without taking them."""
+        """Return the tasks that `claim` would lease now, in claim order, without leasing them."""
         ...
 
     def renew(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """Renew these leases of the worker; returns the state of each."""
+        """Renew these leases of the worker, and return the state of each."""
         ...
 
     def leases_of_worker(self, worker_id: str) -> list[LeaseView]:
-        """The live leases of a worker."""
+        """Return the live leases of a worker."""
         ...
 
     def signals(self, worker_id: str, *, after: int) -> list[Signal]:
-        """The signals for a worker after a sequence number, oldest first, at most 200."""
+        """Return at most 200 signals for a worker with a sequence number above `after`, oldest first."""
         ...
 
     def release_worker(self, worker_id: str, *, reason: str) -> int:
-        """End every live lease of a worker without using an attempt; returns how many."""
+        """End all live leases of a worker without consuming an attempt. Return the number of ended leases."""
         ...
 
     def release_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
-        """End every live lease of an agent, and queue its tasks without using an attempt, or cancel them; the ids."""
+        """End all live leases of an agent, and return the ids of the tasks.
+
+        The tasks are cancelled if `cancel` is set. Otherwise they are queued again without consuming an attempt.
+        """
         ...
 
     def cancel_leased(self, *, reason: str) -> int:
-        """Request the cancellation of every leased task, for the kill switch in mode `cancel`; returns how many.
+        """Request the cancellation of all leased tasks, for the mode `cancel` of the kill switch. Return their number.
 
-        This unit asks the first ones, a job the rest.
+        This unit of work handles the first tasks, and a background job handles the rest.
         """
         ...
 
     def detach_agent(self, agent_id: str) -> int:
-        """An agent is deleted: clear the `agent_id` of its waiting tasks; returns how many."""
+        """Clear the `agent_id` of the waiting tasks of a deleted agent. Return the number of changed tasks."""
         ...
 
     def live_tasks(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
-        """Ids of the tasks under a live lease of each agent."""
+        """Return the ids of the tasks under a live lease, grouped by agent."""
         ...
 
     def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
-        """The lease, if it is the live lease of the task."""
+        """Return the lease if it is the live lease of the task, else None."""
         ...
 
     def run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
-        """The started run of this lease, with its task locked and its lease renewed.
+        """Lock the task, renew the lease and return the started run under this lease.
 
-        Raises `Conflict` with `lease_lost` when the lease is not live, `Forbidden` when the caller does not hold it.
+        Raises `Conflict` with the code `lease_lost` if the lease is not live, and `Forbidden` if the caller does not
+        hold the lease.
         """
         ...
 
     def run_of(self, task_id: str) -> Run | None:
-        """The run of a task, not locked; None when there is no such task."""
+        """Return the run of a task without locking the task, or None if the task does not exist."""
         ...
 
     def taint(self, task_id: str, lease_id: str, sources: Sequence[str]) -> bool:
-        """Mark a task and its attempt as tainted by these sources; True when the attempt was not tainted before."""
+        """Mark a task and its attempt as tainted by these sources.
+
+        Return True if the attempt was not tainted before.
+        """
         ...
 
     def fail_run(self, task_id: str, lease_id: str, *, type: str, message: str) -> None:
-        """Fail the attempt; the retry policy decides what follows. Does nothing when its lease has ended."""
+        """Fail the attempt. The retry policy decides what follows. Does nothing if the lease has ended."""
         ...
 
     def lease_facts(self, task_id: str, lease_id: str) -> LeaseFacts | None:
-        """The facts of a lease of the task, live or not."""
+        """Return the facts about a lease of the task, whether the lease is live or not.
+
+        Return None if no such lease exists.
+        """
         ...
 
     def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """The states of these leases, without renewing any."""
+        """Return the states of these leases without renewing them."""
         ...
 
     def renew_one(self, task_id: str, lease_id: str) -> None:
@@ -323,12 +346,13 @@ class Tasks(Protocol):
     def spent(
         self, task_id: str, lease_id: str, *, input_tokens: int, output_tokens: int, cost_usd: float | None = None
     ) -> None:
-        """Record the usage of one call of the gateway under this lease, live or not. The cost is null without a price.
+        """Record the usage of one gateway call under this lease, whether the lease is live or not.
 
-        Call it once per call. Does nothing when the task or the lease is gone.
+        `cost_usd` is null if no price is known. Call this method exactly once per gateway call. Does nothing if the
+        task or the lease no longer exists.
         """
         ...
 
     def queue_figures(self) -> QueueFigures:
-        """The depth and age of the queue."""
+        """Return the number of pending tasks and the age of the oldest one."""
         ...

@@ -1,4 +1,4 @@
-"""`corral run`: give an agent a task and follow it."""
+"""`corral run`: creates a task for an agent and follows its progress."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def command(
 
 
 class EventPrinter:
-    """Prints the events of the task on standard error; standard output is for the result."""
+    """Prints the events of the task to standard error. Standard output is reserved for the result."""
 
     def __init__(self, *, quiet: bool) -> None:
         from corral.http.api_client import GrowingText
@@ -87,7 +87,7 @@ class EventPrinter:
         self._quiet, self._began = quiet, time.monotonic()
         self._live: GrowingText = GrowingText()
         self._open = False
-        self.taken = False  # whether a worker has the task now
+        self.taken = False  # whether a worker holds the task now
 
     def print_event(self, event: str, data: dict[str, Any]) -> None:
         """Print an event of the task."""
@@ -102,14 +102,14 @@ class EventPrinter:
             self.line(event.removeprefix("task."), again or str(data.get("reason") or ""))
 
     def line(self, name: str, text: str, *, ends: bool = True) -> None:
-        """Print a line with the elapsed time. `_progress` continues a line that does not end."""
+        """Print a line with the elapsed time. With `ends=False` the line stays open, and `_progress` appends to it."""
         if not self._quiet:
             elapsed, before = time.monotonic() - self._began, "\n" if self._open else ""
             click.echo(f"{before}{elapsed:7.1f} s  {name:<10} {text}".rstrip(), nl=ends, err=True)
             self._open = not ends
 
     def _progress(self, message: str) -> None:
-        """Print text of the model as it arrives, or a message of the agent."""
+        """Print text that the model writes as it arrives, or a progress message of the agent."""
         goes_on, fresh = self._live.add(message)
         if goes_on and self._open:
             click.echo(fresh, nl=False, err=True)
@@ -144,13 +144,13 @@ def _run(
     finally:
         ended.set()
     if not as_json:
-        obstacles.join(1)  # it may be using the connection, which is about to be closed
+        obstacles.join(1)  # the thread may still use the connection, which is about to be closed
     _show(outcome_of(done, time.monotonic() - began), as_json=as_json)
     return 0 if done["status"] == "completed" else 1
 
 
 def _print_obstacles(remote: ApiClient, task_id: str, printer: EventPrinter, ended: threading.Event) -> None:
-    """While no worker has the task, print each thing that it waits for, once."""
+    """While no worker holds the task, print each condition that blocks the task, once."""
     from corral.http.api_client import ApiClientError
 
     printed = ""
@@ -166,7 +166,7 @@ def _print_obstacles(remote: ApiClient, task_id: str, printer: EventPrinter, end
 
 
 def outcome_of(task: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """The summary of an ended task; `result` is as the agent returned it."""
+    """Return the summary of an ended task. `result` is the agent's result, unchanged."""
     cost = task["cost"]
     return {
         "status": task["status"],
@@ -203,7 +203,7 @@ def _show(outcome: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _agent_id(remote: ApiClient, name: str) -> str:
-    """The id of the agent with this name, ignoring case, or with this id."""
+    """Return the id of the agent with this name (ignoring case) or with this id."""
     found = remote.get("/agents", search=name, limit=200)["items"]
     same = [item for item in found if item["name"].casefold() == name.casefold()] or [
         item for item in found if item["id"] == name
@@ -234,7 +234,7 @@ def _title(instructions: str) -> str:
 
 
 def _input(path: Path | None) -> dict[str, Any]:
-    """The JSON object in the file, or its text as `{"text": …}`."""
+    """Return the JSON object in the file, or any other content as `{"text": …}`."""
     if path is None:
         return {}
     with path.open("rb") as file:
@@ -250,7 +250,10 @@ def _input(path: Path | None) -> dict[str, Any]:
 
 
 def _parsed(path: Path, data: bytes) -> Any:
-    """The JSON value in the file; None when the file is other text. Raises `UsageError` for an ambiguous object."""
+    """Return the JSON value in the file, or None if the file contains other text.
+
+    Raises `UsageError` for an ambiguous JSON object, for example one with duplicate keys.
+    """
     from corral.errors import Problem
     from corral.schema.strict_json import parse_json
 

@@ -1,4 +1,4 @@
-"""The events of tasks: one per transition, in the order of the states."""
+"""The events of tasks: one event per transition, listed in the order of the states."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from corral.events.event import Event
 
 
 class TaskEvent(Event, kw_only=True):
-    """The fields of every event of a task. `previous` is the status before; null for a new task."""
+    """The fields that all task events share. `previous` is the status before the event, or null for a new task."""
 
     task_id: str
     title: str
@@ -39,7 +39,7 @@ class TaskStarted(TaskEvent, kw_only=True):
 
 
 class TaskProgressed(TaskEvent, kw_only=True):
-    """A run reported progress; at most one event per second."""
+    """A run reported progress. At most one event is emitted per second."""
 
     event = "task.progress"
 
@@ -47,7 +47,7 @@ class TaskProgressed(TaskEvent, kw_only=True):
 
 
 class TaskWaiting(TaskEvent, kw_only=True):
-    """A task started to wait for a person."""
+    """A task started to wait for a person's approval or input."""
 
     event = "task.waiting"
 
@@ -55,7 +55,7 @@ class TaskWaiting(TaskEvent, kw_only=True):
 
 
 class TaskStalled(TaskEvent, kw_only=True):
-    """A run made no progress (`idle`) or repeated itself (`loop`)."""
+    """A run made no progress (`idle`) or repeated the same step (`loop`)."""
 
     event = "task.stalled"
 
@@ -74,7 +74,7 @@ class TaskCompleted(TaskEvent, kw_only=True):
 
 
 class TaskFailed(TaskEvent, kw_only=True):
-    """A task failed for good."""
+    """A task failed permanently."""
 
     event = "task.failed"
 
@@ -90,7 +90,7 @@ class TaskCancelled(TaskEvent, kw_only=True):
 
 
 class TaskRetried(TaskEvent, kw_only=True):
-    """A task was queued again: by policy, by a person, or from a dead letter."""
+    """A task was queued again: by its retry policy, by a person, or from a dead letter."""
 
     event = "task.retried"
 
@@ -100,7 +100,7 @@ class TaskRetried(TaskEvent, kw_only=True):
 
 
 class TaskUpdated(TaskEvent, kw_only=True):
-    """A task changed in another way."""
+    """A task changed in a way that no other event describes."""
 
     event = "task.updated"
 

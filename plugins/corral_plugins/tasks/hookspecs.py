@@ -1,4 +1,4 @@
-"""The hook of tasks: executors, which prepare claims of tasks that do not run in the agent loop."""
+"""The hook of tasks. Its executors prepare claims of tasks that do not run in the agent loop."""
 
 from __future__ import annotations
 
@@ -11,17 +11,26 @@ hookspec = pluggy.HookspecMarker("corral")
 
 
 class TaskExecutor(Protocol):
-    """Prepares claims of the tasks that it handles. Called in the unit of the claim: rows only, no I/O."""
+    """Prepares the claims of the tasks that it handles.
+
+    Both methods run in the claim's unit of work: they may read and write rows, but do no I/O.
+    """
 
     def handles(self, task: dict[str, Any]) -> bool:
-        """Whether it handles a task: its `id`, `source` (`{type, id}`), `workflow_run_id` and `step_run_id`."""
+        """Return whether this executor handles the task.
+
+        `task` contains `id`, `source` (`{type, id}`), `workflow_run_id` and `step_run_id`.
+        """
         ...
 
     def prepare(self, task: dict[str, Any]) -> dict[str, Any]:
-        """The configuration that replaces the agent loop; it becomes `agent.config.executor` of the claim."""
+        """Return the configuration that replaces the agent loop. The claim contains it as `agent.config.executor`."""
         ...
 
 
 @hookspec
 def corral_task_executors() -> Iterable[TaskExecutor]:  # type: ignore[empty-body]
-    """Contribute executors. The first that handles a task prepares its claim; without one it runs in the agent loop."""
+    """Contribute task executors.
+
+    The first executor that handles a task prepares its claim. A task that no executor handles runs in the agent loop.
+    """

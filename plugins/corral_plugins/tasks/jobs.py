@@ -1,4 +1,7 @@
-"""Background jobs of tasks. Units are short: each task that was found is judged again, in a unit of its own."""
+"""Background jobs of tasks.
+
+Units of work are short: each task that a job finds is checked again and changed in its own unit of work.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ from corral_plugins.tasks.service.timers import BATCH_SIZE, Timers
 
 log = logging.getLogger("corral.tasks")
 ROUNDS = 20
-"""A run handles at most this many chunks; the next slot handles the rest."""
+"""The maximum number of batches that one run of a job handles. The next scheduled run handles the rest."""
 
 
 async def reap(work: Work, timers: Timers) -> None:
-    """End overdue leases, timeouts, deadlines and questions."""
+    """End tasks whose lease, timeout, deadline or question has expired."""
     await _one_by_one(work, "job tasks.reap", timers.overdue, timers.reap)
 
 
@@ -45,7 +48,7 @@ async def _one_by_one(work: Work, label: str, find: Callable[[], list[str]], act
 
 
 async def announce(work: Work, timers: Timers) -> None:
-    """Queue due and held tasks, raise the rank of waiting ones, and write page anchors."""
+    """Queue tasks that are due or no longer held, raise the rank of waiting tasks, and write page anchors."""
     entry = Entry(label="job tasks.announce", actor=SYSTEM)
     for step in (timers.unpark, timers.unhold, timers.age):
         for _ in range(ROUNDS):
@@ -57,7 +60,7 @@ async def announce(work: Work, timers: Timers) -> None:
 
 
 async def index(work: Work) -> None:
-    """Index new tasks for the search."""
+    """Add new tasks to the full-text index."""
     entry = Entry(label="job tasks.index", actor=SYSTEM)
     for _ in range(ROUNDS * 10):
         if not await work(search.extend, entry=entry):
@@ -65,50 +68,50 @@ async def index(work: Work) -> None:
 
 
 async def sweep(work: Work, retention: Retention) -> None:
-    """Delete old tasks, signals and rollups."""
+    """Delete tasks, signals and rollups that are past their retention."""
     entry = Entry(label="job tasks.sweep", actor=SYSTEM)
     while await work(retention.sweep, entry=entry):
         continue
 
 
 def purge(task_id: str) -> None:
-    """Delete the attempts, logs and comments of a deleted task, in chunks."""
+    """Delete the attempts, logs and comments of a deleted task, in batches."""
     if purge_rows(task_id):
         enqueue("tasks.purge", task_id=task_id)
 
 
 def unblock(task_id: str, after: str) -> None:
-    """Follow the rest of the dependents of a completed task."""
+    """Queue the remaining tasks that depended on a completed task."""
     dependencies.unblock(task_id, after)
 
 
 def fail_dependents(task_id: str) -> None:
-    """Follow the rest of the dependents of a failed task."""
+    """Fail the remaining tasks that depend on a failed task."""
     dependencies.fail_dependents(task_id)
 
 
 def reblock(task_id: str) -> None:
-    """Follow the rest of the dependents of a reopened task."""
+    """Block the remaining tasks that depend on a reopened task."""
     dependencies.reblock(task_id)
 
 
 def cancel_children(task_id: str, outcomes: Outcomes) -> None:
-    """Cancel the rest of the children of a cancelled task."""
+    """Cancel the remaining children of a cancelled task."""
     dependencies.each_child(task_id, lambda child: outcomes.cancel(child, kind="parent", reason="parent cancelled"))
 
 
 def cancel_leased(reason: str, before: str, fleet: Leases) -> None:
-    """Cancel the rest of the runs that the kill switch ends."""
+    """Cancel the remaining runs that were leased when the kill switch was engaged."""
     fleet.cancel_leased(reason=reason, before=before)
 
 
 def forget_person(event: Record) -> None:
-    """A person was purged: cancel their open tasks."""
+    """Cancel the open tasks of a person whose account was purged."""
     enqueue("tasks.cancel_of", user_id=event.object_id)
 
 
 def cancel_of(user_id: str, fleet: Leases) -> None:
-    """Cancel the open tasks of a purged person, in chunks."""
+    """Cancel the open tasks of a purged person, in batches."""
     if fleet.cancel_of(user_id):
         enqueue("tasks.cancel_of", user_id=user_id)
 

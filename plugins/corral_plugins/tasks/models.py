@@ -1,7 +1,8 @@
-"""The tables of tasks. Only the service writes them.
+"""The tables of tasks. Only this plugin's service modules write to them.
 
-`TaskRow` and `AttemptRow` declare the columns that the rules read, `TaskContent` and `AttemptContent` those that only
-views and claims read. The models, the compiled statements and the views are made from these declarations.
+`TaskRow` and `AttemptRow` declare the columns that the business rules read. `TaskContent` and `AttemptContent` declare
+the columns that only views, claims and authentication read. The models, the compiled statements and the views are
+generated from these declarations.
 """
 
 from __future__ import annotations
@@ -21,19 +22,20 @@ NO_DEADLINE = "9999-12-31T23:59:59.999Z"
 
 
 class Column:
-    """How a field is stored: the kind of column, and its options."""
+    """Declares how a field is stored: the type of its column and the column's options."""
 
     def __init__(self, kind: type[peewee.Field], **options: Any) -> None:
         self.kind, self.options = kind, options
 
 
 class TaskRow(msgspec.Struct):
-    """The columns of a task that the rules read.
+    """The columns of a task that the business rules read.
 
-    `queue_key` names the queue of the task: `agent:<id>`, `role:<role>` or `any`, followed by `#<digest>` when it
-    requires tools. `queue` is the same while the task can be claimed, null until it is available, and `held` while its
-    requester is not active. `rank` is the priority, raised by waiting. `lease_id` is the live lease. Amounts of money
-    are in micro-USD. `extra` holds the rarely set fields of `EXTRA_DEFAULTS` as a JSON object.
+    `queue_key` names the queue of the task: `agent:<id>`, `role:<role>` or `any`, followed by `#<digest>` if the task
+    requires tools. `queue` equals `queue_key` while the task can be claimed. It is null until the task is available,
+    and `held` while the requester is not active. `rank` is the priority plus a bonus that grows with the waiting time.
+    `lease_id` is the live lease. Amounts of money are in micro-USD. `extra` is a JSON object with the rarely set fields
+    that `EXTRA_DEFAULTS` lists.
     """
 
     id: Annotated[str, Column(IdField, primary_key=True)]
@@ -79,11 +81,14 @@ class TaskRow(msgspec.Struct):
 
     @property
     def deadline(self) -> str | None:
-        """The deadline; `deadline_key` sorts tasks without one last."""
+        """The deadline, or None.
+
+        The column `deadline_key` stores a maximum value instead, so that tasks without one sort last.
+        """
         return deadline_of(self.deadline_key)
 
     def get(self, name: str) -> Any:
-        """The value of a rarely set field."""
+        """Return the value of a rarely set field of `extra`, or its default."""
         if self.extra == "{}":
             return EXTRA_DEFAULTS[name]
         return msgspec.json.decode(self.extra).get(name, EXTRA_DEFAULTS[name])
@@ -132,15 +137,16 @@ EXTRA_DEFAULTS: dict[str, Any] = {
     "used_ms": 0,
     "waiting_for": None,
 }
-"""Fields of a task that few tasks set and that no query filters by, each with the value that it has when absent."""
+"""The rarely set fields of a task, with their defaults. They are stored in `extra`, and no query filters by them."""
 
 
 class AttemptRow(msgspec.Struct):
-    """The columns of an attempt that the rules read. An attempt is one claim of a task; it is live until it finishes.
+    """The columns of an attempt that the business rules read.
 
-    `n` is the number of the attempt that it counts as. `ended_by` names the call that ended it, so that a repeat of
-    the call is recognised. `reported_usage` holds the totals that the worker reported last; the counts of tokens and
-    calls hold these and the calls of the gateway.
+    An attempt is one claim of a task. It is live until it finishes. `n` is the number of the attempt in the retry
+    policy. `ended_by` names the call that ended the attempt, so that a repeated call is recognised. `reported_usage`
+    contains the totals that the worker reported last. The counts of tokens and calls include these totals and the calls
+    through the gateway.
     """
 
     id: Annotated[str, Column(IdField, primary_key=True)]
@@ -196,12 +202,12 @@ class AttemptContent(msgspec.Struct):
 
 
 def deadline_of(key: str) -> str | None:
-    """The deadline that a `deadline_key` stands for."""
+    """Return the deadline for a `deadline_key`, or None if the key stands for no deadline."""
     return None if key == NO_DEADLINE else key
 
 
 def _model(name: str, *declarations: type, table: str, indexes: Any, owner_field: str | None = None) -> Any:
-    """The model with the columns of the declarations."""
+    """Create a model class whose columns are the fields of the declarations."""
     hints = {field: hint for each in declarations for field, hint in get_type_hints(each, include_extras=True).items()}
     declared = {field: hint.__metadata__[0] for field, hint in hints.items()}
     columns = {field: column.kind(**column.options) for field, column in declared.items()}
@@ -233,7 +239,7 @@ Attempt = _model(
 
 
 class LogLine(Model):
-    """A line that an attempt wrote; `seq` is the worker's own number."""
+    """A log line of an attempt. The worker assigns the number `seq`."""
 
     id = peewee.BigAutoField()
     task_id = IdField()
@@ -249,7 +255,7 @@ class LogLine(Model):
 
 
 class Comment(Model):
-    """A comment on a task; the next claim receives it."""
+    """A comment on a task. The next claim of the task includes the comment."""
 
     id = IdField(primary_key=True)
     task_id = IdField()
@@ -278,7 +284,7 @@ class Dependency(Model):
 
 
 class WorkerSignal(Model):
-    """A change of a lease that its worker must learn at once."""
+    """A change of a lease that is sent to its worker immediately."""
 
     seq = peewee.BigAutoField()
     worker_id = IdField()
@@ -293,7 +299,7 @@ class WorkerSignal(Model):
 
 
 class TaskCounter(Model):
-    """A number of tasks: the sum of `n` over all shards; a single shard may be negative.
+    """A counter of tasks. The count is the sum of `n` over all shards; the value of a single shard may be negative.
 
     `name` is `status:<status>:<priority>`, or `open:<user id>` for the unfinished tasks of a person.
     """
@@ -308,7 +314,7 @@ class TaskCounter(Model):
 
 
 class HourlyRollup(Model):
-    """Sums of the attempts and tasks that started and ended in one hour: the sum over all shards."""
+    """Statistics of the attempts and tasks that started or ended in one hour, to be summed over all shards."""
 
     hour = peewee.CharField(max_length=13)
     shard = peewee.SmallIntegerField()
@@ -324,7 +330,10 @@ class HourlyRollup(Model):
 
 
 class PageAnchor(Model):
-    """A position in the list of all tasks: its key, and the number of tasks between it and the anchor before."""
+    """A saved position in the list of all tasks, for paging by offset.
+
+    The row contains the sort key of a task, and the number of tasks between the previous anchor and this one.
+    """
 
     created_at = InstantField()
     task_id = IdField()
@@ -336,7 +345,7 @@ class PageAnchor(Model):
 
 
 class SearchDocument(Model):
-    """A task that the full-text index contains. `n` grows in the order of the list and is its key in the index."""
+    """A task in the full-text index. `n` grows in list order and is the task's key in the index."""
 
     n = peewee.BigAutoField()
     created_at = InstantField()
@@ -347,7 +356,7 @@ class SearchDocument(Model):
         indexes = ((("created_at", "task_id"), True),)
 
 
-# An index on the tasks of one status begins with it; else SQLite prefers the index of the list by status, and sorts.
+# The partial indexes start with `status`. Otherwise SQLite prefers the index of the list by status, and has to sort.
 def _partial(model: Any, name: str, *columns: Any, where: str, unique: bool = False) -> None:
     index = model.index(*columns, name=f"{model._meta.table_name}_{name}", where=SQL(where), unique=unique)
     model.add_index(index)
@@ -367,7 +376,7 @@ _partial(
 _partial(
     Task, "tooled", Task.status, Task.queue, where="status = 'pending' AND queue IS NOT NULL AND required_tools <> '[]'"
 )
-# Serves the aging of ranks and the age of the oldest task.
+# Used for raising the ranks of waiting tasks and for the age of the oldest pending task.
 _partial(
     Task,
     "waiting_since",

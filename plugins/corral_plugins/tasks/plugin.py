@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
 
 class TasksPlugin(Plugin):
-    """Tasks: the work that agents are asked to do, and its results.
+    """Tasks: units of work for agents, and their results.
 
-    A task is claimed by a worker under a lease, survives every crash, runs one attempt at a time, and always ends.
+    A worker claims a task under a lease. A task survives every crash, runs one attempt at a time, and always ends.
     """
 
     name = "tasks"

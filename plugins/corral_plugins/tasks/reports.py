@@ -1,4 +1,4 @@
-"""The request and response bodies of the calls of workers on their runs."""
+"""The request and response bodies of the calls that workers make about their runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from corral.schema.fields import Id, Instant, MomentIn, line
 from corral_plugins.tasks.shapes import Level, Reason, ReportedText
 
 MAX_TOKENS = 100_000_000
-"""More tokens than this in one report are a mistake of the worker."""
+"""The highest accepted number of tokens in one report. A higher number is an error of the worker."""
 Count = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 
 
 class Usage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The totals that the attempt has used so far, beside its calls through the gateway. A repeat adds nothing."""
+    """The total usage of the attempt so far, excluding its calls through the gateway.
+
+    Repeating a report adds nothing.
+    """
 
     cost_usd: Annotated[float, Meta(ge=0, le=1_000_000)] | UnsetType = UNSET
     input_tokens: Count = 0
@@ -25,10 +28,10 @@ class Usage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class UsageItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One expense outside the gateway.
+    """The usage and cost of one call outside the gateway.
 
-    `usage_key` is unique in the whole installation: the same key again adds nothing. `input_tokens` exclude those of
-    the cache. Without `cost_usd` the price tables determine the cost.
+    `usage_key` is unique in the whole installation: an item with a known key adds nothing. `input_tokens` exclude
+    cached tokens. Without `cost_usd`, the price tables determine the cost.
     """
 
     usage_key: Annotated[str, line(200)]
@@ -45,11 +48,11 @@ class UsageItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 Used = Usage | Annotated[list[UsageItem], Meta(max_length=100)]
-"""The usage that a worker reports: totals of the attempt, or single items."""
+"""The usage that a worker reports: either the totals of the attempt or a list of single items."""
 
 
 class Artifact(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An artifact of a run: the `file_id` of an uploaded file, or text of a `type` such as `diff`."""
+    """An artifact of a run: the `file_id` of an uploaded file, or a text with a `type` such as `diff`."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)]
     file_id: Id | UnsetType = UNSET
@@ -58,13 +61,16 @@ class Artifact(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class OnLease(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Base of calls on a lease. The header `Corral-Lease` or the token may name the lease instead."""
+    """Base of the requests that refer to a lease.
+
+    The header `Corral-Lease` or the token may identify the lease instead.
+    """
 
     lease_id: Id | UnsetType = UNSET
 
 
 class Progress(OnLease, kw_only=True, forbid_unknown_fields=True):
-    """The progress of a run. Several equal `signature`s in a row are a loop."""
+    """The progress of a run. Several equal `signature` values in a row count as a loop."""
 
     percent: Annotated[float, Meta(ge=0, le=100)] | None = None
     message: Annotated[str, Meta(max_length=500)] | None = None
@@ -73,35 +79,35 @@ class Progress(OnLease, kw_only=True, forbid_unknown_fields=True):
 
 
 class LogEntry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A line of the log, numbered by the worker."""
+    """One log line, numbered by the worker."""
 
-    seq: Annotated[int, Meta(ge=0, le=2**63 - 2)]  # the next number is stored as well
+    seq: Annotated[int, Meta(ge=0, le=2**63 - 2)]  # the next number must fit too
     ts: MomentIn
     level: Level = "info"
     message: ReportedText
 
 
 class Logs(OnLease, kw_only=True, forbid_unknown_fields=True):
-    """Lines of the running attempt."""
+    """Log lines of the running attempt."""
 
     entries: Annotated[list[LogEntry], Meta(max_length=500)]
 
 
 class Checkpoint(OnLease, kw_only=True, forbid_unknown_fields=True):
-    """The state that the next attempt resumes from, at most 1 MiB."""
+    """The state from which the next attempt resumes, at most 1 MiB."""
 
     step: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     state: Any
 
 
 class SecretUse(OnLease, kw_only=True, forbid_unknown_fields=True):
-    """The purpose of an access to a secret, for the audit log."""
+    """The purpose of reading a secret, for the audit log."""
 
     purpose: Annotated[str, line(500, 0)] | None = None
 
 
 class Complete(OnLease, kw_only=True, forbid_unknown_fields=True):
-    """The result of a run, at most 256 KiB. The plugin agent_memory stores `memories`."""
+    """The result of a run, at most 256 KiB. The plugin `agent_memory` stores `memories`."""
 
     result: Any = None
     artifacts: Annotated[list[Artifact], Meta(max_length=100)] | UnsetType = UNSET
@@ -110,14 +116,14 @@ class Complete(OnLease, kw_only=True, forbid_unknown_fields=True):
 
 
 class ReportedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The error of a run; 4 KiB of the message are stored."""
+    """The error of a failed run. At most 4 KiB of the message are stored."""
 
     type: Annotated[str, Meta(min_length=1, max_length=100)]
     message: Annotated[str, Meta(max_length=65536)] = ""
 
 
 class Fail(OnLease, kw_only=True, forbid_unknown_fields=True):
-    """A failure of a run. If `retryable` is false, no policy retries it."""
+    """The failure of a run. If `retryable` is false, the run is never retried."""
 
     error: ReportedError
     retryable: bool = True
@@ -125,7 +131,7 @@ class Fail(OnLease, kw_only=True, forbid_unknown_fields=True):
 
 
 class AskedInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A question to a person; `schema` is the JSON Schema of the answer, at most 32 KiB."""
+    """A question to a person. `schema` is the JSON Schema of the answer, at most 32 KiB."""
 
     prompt: Annotated[str, Meta(min_length=1, max_length=16384)]
     schema: dict[str, Any] | None = None
@@ -133,7 +139,7 @@ class AskedInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class WaitFor(OnLease, kw_only=True, forbid_unknown_fields=True):
-    """The reason to wait, one of `approval`, `approval_id` and `input`, with a checkpoint if there is one."""
+    """The reason why a run waits: one of `approval`, `approval_id` and `input`. A checkpoint is optional."""
 
     approval: dict[str, Any] | None = None
     approval_id: Id | None = None
@@ -142,20 +148,20 @@ class WaitFor(OnLease, kw_only=True, forbid_unknown_fields=True):
 
 
 class Release(OnLease, kw_only=True, forbid_unknown_fields=True):
-    """The worker gives the task back."""
+    """Releases a task to its queue before the run has ended."""
 
     reason: Reason = ""
     usage: Used | None = None
 
 
 class Cancelled(OnLease, kw_only=True, forbid_unknown_fields=True):
-    """The worker has ended a cancelled run."""
+    """Confirms that the worker has stopped a cancelled run."""
 
     usage: Used | None = None
 
 
 class Started(msgspec.Struct, kw_only=True):
-    """`status` is `running`, or `cancelling` when the run must end at once."""
+    """The response to a start. `status` is `running`, or `cancelling` if the run must stop immediately."""
 
     status: str
     attempt: int
@@ -163,20 +169,20 @@ class Started(msgspec.Struct, kw_only=True):
 
 
 class Renewed(msgspec.Struct, kw_only=True):
-    """`state`: ok | cancel_requested."""
+    """The response to a progress report. `state`: ok | cancel_requested."""
 
     state: str
     expires_at: Instant
 
 
 class LogsTaken(msgspec.Struct, kw_only=True):
-    """The number of new lines, and the number of the next line."""
+    """The number of newly stored lines, and the number of the next expected line."""
 
     accepted: int
     next_seq: int
 
 
 class CheckpointTaken(msgspec.Struct, kw_only=True):
-    """The stored step."""
+    """The step of the stored checkpoint."""
 
     step: int

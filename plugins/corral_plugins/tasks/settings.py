@@ -1,4 +1,4 @@
-"""The settings of tasks, and the policies that follow from the task, its agent and the settings, in this order."""
+"""The settings of tasks, and the policies derived from the task, its agent and the settings, in this order."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ ALL: tuple[Setting[Any], ...] = (
     RETENTION_DAYS,
 )
 
-# The plugin `workers` declares this setting; tasks only reads it, by name.
+# The plugin `workers` declares this setting; this plugin only reads it, by name.
 ACCEPT_LATE_RESULTS = Setting(
     name="workers.accept_late_results",
     kind=bool,
@@ -155,7 +155,7 @@ ACCEPT_LATE_RESULTS = Setting(
 
 
 def retry_policy(settings: Settings, *given: dict[str, Any] | None) -> RetryPolicy:
-    """The first policy that is given, in the order task, agent; the policy of the settings when none is."""
+    """Return the first given policy, in the order task, agent; or the policy of the settings if none is given."""
     for policy in given:
         if policy is not None:
             return msgspec.convert(policy, RetryPolicy)
@@ -169,7 +169,7 @@ def retry_policy(settings: Settings, *given: dict[str, Any] | None) -> RetryPoli
 
 
 def stall_policy(settings: Settings, *given: dict[str, Any] | None) -> StallPolicy:
-    """The first policy that is given, in the order task, agent; the policy of the settings when none is."""
+    """Return the first given policy, in the order task, agent; or the policy of the settings if none is given."""
     for policy in given:
         if policy is not None:
             return msgspec.convert(policy, StallPolicy)
@@ -177,7 +177,7 @@ def stall_policy(settings: Settings, *given: dict[str, Any] | None) -> StallPoli
 
 
 def delay_seconds(policy: RetryPolicy, attempt: int) -> float:
-    """The delay after the failure of attempt number `attempt`."""
+    """Return the delay in seconds after the failure of attempt number `attempt`."""
     if policy.backoff == "fixed":
         delay = policy.initial_seconds
     elif policy.backoff == "linear":

@@ -23,14 +23,14 @@ Reason = Annotated[str, Meta(max_length=500)]
 
 
 def _patch_of(shape: type[msgspec.Struct], *, required: tuple[str, ...]) -> Any:
-    """The shape whose fields may all be absent. Fields in `required` cannot be null."""
+    """Return a copy of the shape in which every field may be absent. Fields in `required` cannot be null."""
     fields: list[tuple[str, Any, Any]] = []
     for field in msgspec.structs.fields(shape):
         is_required = field.name in required
         kinds = [each for each in get_args(field.type) if not (is_required and each is NoneType)]
         kind = Union[tuple(kinds)] if get_origin(field.type) in (Union, UnionType) else field.type  # noqa: UP007
         fields.append((field.name, kind | UnsetType, UNSET))
-    fields.append(("status", Any, UNSET))  # refused: states change by actions
+    fields.append(("status", Any, UNSET))  # always rejected, because only actions change the status
     return msgspec.defstruct(
         "TaskPatch",
         fields,
@@ -44,7 +44,7 @@ def _patch_of(shape: type[msgspec.Struct], *, required: tuple[str, ...]) -> Any:
 if TYPE_CHECKING:
 
     class TaskPatch(NewTask):
-        """The fields to change; absent fields stay."""
+        """The fields to change. Absent fields stay unchanged."""
 
         status: Any
 
@@ -53,10 +53,11 @@ else:
 
 
 class TaskQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list. A repeated filter matches any of its values; `status` is the same as `status_filter`.
+    """Filters of the list of tasks.
 
-    `search` finds tasks whose title or description has words that begin with each of its words, ignoring case. It
-    counts the newest 10,000 matches, and combines these with other filters.
+    A repeated filter matches any of its values; `status` is the same filter as `status_filter`. `search` finds tasks
+    whose title or description contains words that start with each of the search words, ignoring case. The search counts
+    the newest 10,000 matches, and combines these with other filters.
     """
 
     status_filter: list[Status] | UnsetType = UNSET
@@ -76,7 +77,7 @@ class TaskQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class GetQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """`wait` is the number of seconds to wait for the end of the task."""
+    """The options for reading a task. `wait` is the number of seconds to wait for the end of the task."""
 
     wait: Annotated[float, Meta(ge=0, le=55)] = 0
 
@@ -87,14 +88,17 @@ class GetQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=Tr
 
 
 class StatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Filters of the statistics: tasks created since an instant, tasks of one agent."""
+    """Filters of the statistics: tasks created since an instant, and tasks of one agent."""
 
     since: MomentIn | UnsetType = UNSET
     agent_id: Id | UnsetType = UNSET
 
 
 class LogQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """Lines of one attempt (the latest by default) after `after`. `wait` is the number of seconds to wait for more."""
+    """Selects the lines of one attempt (by default the latest) after the number `after`.
+
+    `wait` is the number of seconds to wait for further lines.
+    """
 
     fence: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
     after: Annotated[int, Meta(ge=-1)] = -1
@@ -109,7 +113,7 @@ class LogQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=Tr
 
 
 class Stats(msgspec.Struct, kw_only=True):
-    """Statistics of tasks. The rate and the averages cover the last 24 hours, counted by whole hours."""
+    """Statistics of tasks. The rate and the averages cover the last 24 hours, in whole hours."""
 
     total: int
     by_status: dict[str, int]
@@ -122,20 +126,20 @@ class Stats(msgspec.Struct, kw_only=True):
 
 
 class CancelRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The reason of a change."""
+    """The reason for a cancellation."""
 
     reason: Reason | None = None
 
 
 class RetryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Without `from_checkpoint` the next attempt starts from the beginning."""
+    """The options of a retry. Without `from_checkpoint`, the next attempt starts from the beginning."""
 
     from_checkpoint: bool = True
     reason: Reason | None = None
 
 
 class NewComment(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A comment for people and for the next claim."""
+    """A comment for people, which the next claim of the task also includes."""
 
     body: ReportedText
     lease_id: Id | UnsetType = UNSET
@@ -148,7 +152,7 @@ class InputAnswer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class CommentView(msgspec.Struct, kw_only=True):
-    """A comment; `author` is `{type, id}`."""
+    """A comment. `author` is `{type, id}`."""
 
     id: str
     author: dict[str, str]
@@ -157,9 +161,10 @@ class CommentView(msgspec.Struct, kw_only=True):
 
 
 class AttemptView(msgspec.Struct, kw_only=True):
-    """An attempt, which is one claim of a task. `counted` says whether it used an attempt of the retry policy.
+    """An attempt, which is one claim of a task.
 
-    A `tainted` attempt has received untrusted content of `taint_sources`.
+    `counted` is true if the attempt counts towards the limit of the retry policy. A `tainted` attempt has received
+    untrusted content from `taint_sources`.
     """
 
     id: str
@@ -181,7 +186,7 @@ class AttemptView(msgspec.Struct, kw_only=True):
 
 
 class LogView(msgspec.Struct, kw_only=True):
-    """A line of a log."""
+    """One log line of an attempt."""
 
     fence: int
     seq: int
@@ -191,7 +196,10 @@ class LogView(msgspec.Struct, kw_only=True):
 
 
 class Condition(msgspec.Struct, kw_only=True):
-    """One condition of a claim. `unblock` says how to meet it, `href` where."""
+    """One condition of a claim.
+
+    `unblock` describes how to meet the condition, and `href` links to where that is done.
+    """
 
     code: str
     ok: bool

@@ -1,4 +1,4 @@
-"""The kill switch."""
+"""The table of the kill switch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routes of the kill switch."""
+"""The routes of the kill switch."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def get_kill_switch(switch: KillSwitchService) -> KillSwitchView:
 
 @routes.post("/", needs="admin.kill_switch")
 def change_kill_switch(body: KillSwitchChange, caller: Principal, switch: KillSwitchService) -> KillSwitchView:
-    """Stop all agent activity at once, or resume it."""
+    """Stop all agent activity immediately, or resume it."""
     return switch.change(body, by=caller)

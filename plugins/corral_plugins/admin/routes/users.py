@@ -1,4 +1,7 @@
-"""Routes of users and invitations. They need an admin's own session; no API key manages users."""
+"""The routes of users and invitations.
+
+They require the session of an admin who signed in; API keys cannot manage users.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ def list_users(query: UserQuery, caller: Principal, people: People) -> Page[Admi
 async def create_user(
     body: NewUserBody, caller: Principal, request: Request, accounts: Accounts, people: People, work: Work
 ) -> CreatedUser:
-    """Create a user. Without a password, the user first chooses one through a link."""
+    """Create a user. Without a password, the user chooses one through a link."""
     hashed = None
     if body.password is not None:
         hashed = await accounts.hash_password(body.password, email=body.email, full_name=body.full_name)
@@ -66,7 +69,10 @@ def get_user(id: str, accounts: Accounts, people: People) -> AdminUserView:
 
 @routes.patch("/users/{id}", **WRITE, raises=("duplicate", "invalid_state", "last_admin"))
 def update_user(id: str, body: UserChange, match: IfMatch, accounts: Accounts, people: People) -> AdminUserView:
-    """Change a user. `is_active` deactivates or reactivates the account; losing rights ends its sessions."""
+    """Change a user.
+
+    `is_active` deactivates or reactivates the account. A change that removes permissions ends the user's sessions.
+    """
     changes = {name: getattr(body, name) for name in body.__struct_fields__}
     return people.view(accounts.update(id, UserPatch(**changes), if_match=match))
 
@@ -79,7 +85,10 @@ def unlock_user(id: str, rescue: AccountRecovery, people: People) -> AdminUserVi
 
 @routes.post("/users/{id}/reset-password", **WRITE)
 def reset_password(id: str, links: PasswordLinks) -> ResetLink:
-    """Create a link for choosing a new password. The old password and all sessions of the user end."""
+    """Create a link for choosing a new password.
+
+    The old password stops working, and all sessions of the user end.
+    """
     return ResetLink(reset_url=links.reset(id))
 
 
@@ -97,12 +106,12 @@ def list_invitations(query: PageQuery, caller: Principal, invitations: Invitatio
 
 @routes.post("/invitations", **WRITE, status=201, raises=("duplicate",))
 def create_invitation(body: NewInvitation, caller: Principal, invitations: Invitations) -> IssuedInvitation:
-    """Invite a person. If a mail service is configured, the link is also mailed."""
+    """Invite a person. If a mail service is configured, the link is also sent by mail."""
     made, url = invitations.create(body.email, body.role, by=caller)
     return IssuedInvitation(**msgspec.structs.asdict(made), url=url)
 
 
 @routes.delete("/invitations/{id}", **WRITE)
 def revoke_invitation(id: str, invitations: Invitations) -> None:
-    """Revoke an open invitation. Its link stops working at once."""
+    """Revoke an open invitation. Its link stops working immediately."""
     invitations.revoke(id.lower())

@@ -1,1 +1,1 @@
-"""The rules of administration: the kill switch, and people as admins see them."""
+"""The business rules of administration: the kill switch, and people as admins see them."""

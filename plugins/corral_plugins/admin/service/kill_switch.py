@@ -1,4 +1,4 @@
-"""The rules of the kill switch. This module is the only writer of its row."""
+"""The business rules of the kill switch. Only this module writes to its row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RELEASED = KillSwitchView(
     engaged=False, mode="pause", hold_deliveries=False, reason=None, engaged_by=None, engaged_at=None
 )
 
-# Compiled, because every claim and every model call reads it.
+# Compiled, because every claim and every model call runs this query.
 _STATE = Statement(
     lambda p: (
         KillSwitchRow.select(*[getattr(KillSwitchRow, name) for name in KillSwitchView.__struct_fields__])
@@ -33,7 +33,7 @@ _STATE = Statement(
 
 
 class KillSwitchChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Engages or releases the kill switch. Engaging it requires a reason."""
+    """A request to engage or release the kill switch. Engaging requires a reason."""
 
     engaged: bool
     mode: Mode = "pause"
@@ -50,7 +50,7 @@ class KillSwitchAlert(SystemAlert, kw_only=True):
 
 
 class KillSwitchService:
-    """Implements `KillSwitch`."""
+    """Implements `corral_plugins.admin.api.KillSwitch`."""
 
     audit: Audit | None
     tasks: Tasks | None
@@ -70,9 +70,9 @@ class KillSwitchService:
             raise Unavailable(f"The kill switch is engaged: {state.reason}", code="kill_switch", retry_after=10)
 
     def change(self, change: KillSwitchChange, *, by: Principal) -> KillSwitchView:
-        """Engage or release the switch at once in every process. The mode `cancel` also cancels leased tasks.
+        """Engage or release the switch immediately in every process.
 
-        Raises `Invalid` when it is engaged without a reason.
+        The mode `cancel` also cancels leased tasks. Raises `Invalid` if the switch is engaged without a reason.
         """
         if change.engaged and change.reason is None:
             raise Invalid.at("/reason", "required", "A reason is required; everyone whose work stops sees it.")

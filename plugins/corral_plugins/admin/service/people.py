@@ -1,4 +1,4 @@
-"""People as admins see and change them. The accounts themselves belong to the plugin `accounts`."""
+"""Lists, creates and describes people for admins. The plugin `accounts` owns the accounts themselves."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from corral_core.accounts.api import AccountRecovery, Accounts, NewUser, Passwor
 from corral_plugins.admin.shapes import AdminUserView, CreatedUser
 from corral_plugins.security.api import KeyCounts
 
-Views = list[AdminUserView]  # inside the class, `list` is its method
+Views = list[AdminUserView]  # inside the class, `list` is a method
 
 
 class People:
-    """Accounts with the details that only admins see. Every method joins the caller's unit of work."""
+    """Accounts with the details that only admins see. Every method runs in the caller's unit of work."""
 
     keys: KeyCounts | None
 
@@ -24,18 +24,18 @@ class People:
         self._accounts, self._rescue, self._links = accounts, rescue, links
 
     def list(self, query: UserQuery, caller: Principal) -> Page[AdminUserView]:
-        """List accounts, newest first."""
+        """Return a page of accounts, newest first."""
         page = self._accounts.list(query, caller)
         return Page(
             items=self._views(page.items), total=page.total, limit=page.limit, offset=page.offset, next=page.next
         )
 
     def view(self, user: UserView) -> AdminUserView:
-        """Add the details that only admins see to one account."""
+        """Return one account together with the details that only admins see."""
         return self._views([user])[0]
 
     def create(self, new: NewUser, password_hash: str | None, *, by: Principal) -> CreatedUser:
-        """Create an account. Without a password, a link for choosing one is mailed or returned."""
+        """Create an account. Without a password, a link for choosing one is sent by mail or returned."""
         made = self._accounts.create(new, password_hash=password_hash, by=by)
         url = self._links.welcome(made.id) if password_hash is None else None
         created = CreatedUser(**msgspec.structs.asdict(self.view(made)))

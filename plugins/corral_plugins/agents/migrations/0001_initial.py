@@ -1,4 +1,4 @@
-"""Agents, their versions and their standing tokens."""
+"""The tables of agents, their versions and their standing tokens."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The rules of agents; the only writer of their tables."""
+"""The business rules of agents. Only these modules write to the tables of agents."""

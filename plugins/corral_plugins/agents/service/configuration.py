@@ -1,4 +1,4 @@
-"""Conversion between the fields that people set, the columns of agents, and the configuration of a version."""
+"""Converts between the fields that people set, the columns of agents, and the configuration of a version."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ CONFIGURATION = frozenset(
         "review_policy",
     }
 )
-"""A change of one of these fields makes a new version."""
+"""The fields of the configuration. Changing one of these fields creates a new version."""
 COPIED = (*PLAIN, *STRUCTURED, *MONEY.values(), "worker_group", "worker_labels", "config")
-"""The columns that a copy takes over: all that people set, except the name."""
+"""The columns that a copy of an agent takes over: everything that people set, except the name."""
 
 
 def default_config(max_steps: int) -> dict[str, Any]:
-    """The configuration of an agent for which nothing is set."""
+    """Return the configuration of an agent for which nothing is set."""
     return {
         "temperature": None,
         "max_tokens": None,
@@ -80,9 +80,9 @@ def default_config(max_steps: int) -> dict[str, Any]:
 
 
 def columns(fields: AgentFields, config: dict[str, Any]) -> dict[str, Any]:
-    """The columns that `fields` set; parts that are absent keep their value in the present `config`.
+    """Return the column values for the given `fields`. Absent parts of the configuration keep their value in `config`.
 
-    Raises `Invalid` for limits that a type cannot express.
+    Raises `Invalid` for limits that the type annotations cannot express.
     """
     found: dict[str, Any] = {name: value for name in PLAIN if (value := getattr(fields, name)) is not UNSET}
     for name in STRUCTURED:
@@ -123,7 +123,10 @@ def _check(found: dict[str, Any]) -> None:
 
 
 def refuse_loosening(before: dict[str, Any], after: dict[str, Any], *, manages: bool) -> None:
-    """Raise `Forbidden` when anyone but an admin newly lets a tool run without approval in tainted runs."""
+    """Raise `Forbidden` if `after` lets more tools run without approval in tainted runs than `before`.
+
+    Admins (`manages`) may do this.
+    """
     loosened = sorted(_allowed_when_tainted(after) - _allowed_when_tainted(before))
     if loosened and not manages:
         raise Forbidden(f"when_tainted: allow (for {', '.join(loosened[:5])}) needs the permission agents.manage.")
@@ -134,19 +137,19 @@ def _allowed_when_tainted(policy: dict[str, Any]) -> set[str]:
 
 
 def micro(dollars: float | None) -> int | None:
-    """The amount in micro-USD, rounded half up."""
+    """Return the amount in micro-USD, rounded half up."""
     if dollars is None:
         return None
     return int((Decimal(str(dollars)) * 1_000_000).quantize(Decimal(1), ROUND_HALF_UP))
 
 
 def dollars(micro_usd: int | None) -> float | None:
-    """The amount in dollars."""
+    """Return the amount in dollars."""
     return None if micro_usd is None else micro_usd / 1_000_000
 
 
 def selector(row: Agent) -> dict[str, Any]:
-    """The worker selector for clients, with the parts that are set."""
+    """Return the worker selector as clients see it, with only the parts that are set."""
     found: dict[str, Any] = {}
     if row.worker_group is not None:
         found["group"] = row.worker_group
@@ -156,7 +159,7 @@ def selector(row: Agent) -> dict[str, Any]:
 
 
 def configuration(row: Agent) -> dict[str, Any]:
-    """The configuration that a version stores; it converts back into `AgentFields`."""
+    """Return the configuration that a version stores. It can be converted back into `AgentFields`."""
     special = {
         "worker_selector": selector(row),
         "monthly_budget_usd": dollars(row.monthly_budget_micro),

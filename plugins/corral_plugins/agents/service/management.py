@@ -1,4 +1,4 @@
-"""Management of agents: list, create, read, change, copy, delete."""
+"""Lists, creates, reads, changes, copies and deletes agents."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ MAX_AGENTS: Setting[int] = Setting(
 
 
 class AgentManagement:
-    """Lists and changes agents. Joins the caller's unit."""
+    """Lists and changes agents. Every method runs in the caller's unit of work."""
 
     llm: LLM | None
     tasks: Tasks | None
@@ -71,11 +71,11 @@ class AgentManagement:
     # -- reading
 
     def get(self, agent_id: str, *, by: Principal) -> AgentView:
-        """One agent. Raises `NotFound`."""
+        """Return one agent. Raises `NotFound`."""
         return self._views.one(readable(agent_id, by))
 
     def list(self, query: AgentQuery, *, by: Principal) -> Page[AgentView]:
-        """A page of the living agents that meet every filter."""
+        """Return a page of the agents that match every filter. Deleted agents are excluded."""
         where = Agent.select().where(LIVING & visible(Agent, by), *_filters(query))
         orders = {
             "created": newest_first(Agent),
@@ -92,7 +92,7 @@ class AgentManagement:
     def create(self, new: NewAgent, *, by: Principal) -> AgentView:
         """Create an agent in the state `offline`.
 
-        Raises a problem with the code `duplicate` for a taken name, `unknown_reference`, or `quota_exceeded`.
+        Raises a problem with the code `duplicate` if the name is taken, `unknown_reference`, or `quota_exceeded`.
         """
         config = default_config(self._settings.get(MAX_STEPS))
         values = {"config": config, **columns(new, config)}
@@ -105,7 +105,7 @@ class AgentManagement:
         return self._insert(name, {column: getattr(source, column) for column in COPIED}, by)
 
     def update(self, agent_id: str, patch: AgentPatch, match: IfMatch = ANY_VERSION, *, by: Principal) -> AgentView:
-        """Change an agent; a change of the configuration makes a new version.
+        """Change an agent. A change of the configuration creates a new version.
 
         Raises a problem with the code `duplicate` or `unknown_reference`.
         """
@@ -118,9 +118,9 @@ class AgentManagement:
         raise contended()
 
     def delete(self, agent_id: str, match: IfMatch = ANY_VERSION, *, force: bool, by: Principal) -> int:
-        """Delete an agent; returns the number of tasks that lost it.
+        """Delete an agent. Return the number of tasks that were cancelled or detached from the agent.
 
-        Raises `Conflict` with `agent_busy` while it has live leases, unless `force` cancels their tasks.
+        Raises `Conflict` with the code `agent_busy` if the agent has live leases, unless `force` cancels their tasks.
         """
         affected = 0
         for _ in range(TRIES):
@@ -128,7 +128,7 @@ class AgentManagement:
             match.check(row.version)
             affected += self._release(agent_id, force=force)
             left = Agent.get_by_id(agent_id)
-            if has_leases(self.tasks, agent_id):  # it has claimed a task meanwhile
+            if has_leases(self.tasks, agent_id):  # the agent claimed a task in the meantime
                 continue
             gone = {"deleted_at": clock.now(), "status": "offline", "status_reason": None, "active_tasks": 0}
             if swap(row, gone, same_state(left)):
@@ -139,9 +139,9 @@ class AgentManagement:
         raise contended()
 
     def detach(self, agent_id: str) -> int:
-        """Detach a deleted agent from the tasks that wait for it, as many as fit a unit; returns how many.
+        """Detach a deleted agent from the tasks that wait for it. Return the number of detached tasks.
 
-        A job detaches the rest.
+        A background job detaches the tasks that exceed one unit of work.
         """
         detached = self.tasks.detach_agent(agent_id) if self.tasks is not None else 0
         if detached:
@@ -174,7 +174,7 @@ class AgentManagement:
         return self._views.one(row)
 
     def _changed(self, row: Agent, patch: AgentPatch, by: Principal) -> dict[str, Any]:
-        """The columns whose value changes, checked."""
+        """Check a patch, and return the columns whose values change."""
         wanted = columns(patch, row.config)
         if patch.name is not UNSET:
             wanted.update(_named(patch.name))
@@ -186,14 +186,17 @@ class AgentManagement:
         return changes
 
     def _write(self, row: Agent, changes: dict[str, Any], by: Principal) -> bool:
-        """Write the changes, the version and the event, and update `row`. Returns False when the row has changed."""
+        """Write the changes, the new version and the event, and update `row`.
+
+        Return False if the stored row has changed since it was read.
+        """
         fields = sorted({FIELD_OF.get(column, column) for column in changes} - {"name_key"})
         reconfigured = [field for field in fields if field in CONFIGURATION]
         values = {**changes, "stamp": new_id(), "config_version": row.config_version + bool(reconfigured)}
         try:
             if not swap(row, values):
                 return False
-        except peewee.IntegrityError:  # another agent has just taken the name
+        except peewee.IntegrityError:  # another agent took the name in the meantime
             raise Conflict(f"Another agent is named {changes.get('name')!r}.", code="duplicate") from None
         for column, value in values.items():
             setattr(row, column, value)
@@ -205,7 +208,7 @@ class AgentManagement:
         return True
 
     def _check_tools(self, row: Agent | None, values: dict[str, Any], by: Principal) -> None:
-        """Raise `Forbidden` for added tools and rules that this person must not grant."""
+        """Raise `Forbidden` if the change adds tools or tool rules that this person may not grant."""
         had: list[str] = row.enabled_tools if row is not None else []
         before: dict[str, Any] = row.tool_policy if row is not None else {}
         after: dict[str, Any] = values.get("tool_policy", before)
@@ -215,7 +218,7 @@ class AgentManagement:
             self.tools.refuse_beyond(by, enabled=added, policy=after, before=before)
 
     def _check_references(self, values: dict[str, Any], agent_id: str) -> None:
-        """Raise `Invalid` with `unknown_reference` for a provider, worker or reviewer that does not exist."""
+        """Raise `Invalid` with the code `unknown_reference` for a provider, worker or reviewer that does not exist."""
         worker, provider = values.get("worker_id"), values.get("llm_provider")
         if worker is not None and (self.workers is None or self.workers.facts(worker) is None):
             raise _unknown("/worker_id", "No worker has this id.")
@@ -230,7 +233,10 @@ class AgentManagement:
             raise _unknown("/review_policy/reviewer_agent_id", "No agent has this id.")
 
     def _release(self, agent_id: str, *, force: bool) -> int:
-        """End the leases of the agent, and detach it from the tasks that wait for it; returns the number of tasks."""
+        """End the leases of the agent, and detach it from the tasks that wait for it. Return the number of tasks.
+
+        Raises `Conflict` with the code `agent_busy` if there are live leases and `force` is not set.
+        """
         if self.tasks is None:
             return 0
         live = self.tasks.live_tasks([agent_id]).get(agent_id, [])
@@ -293,6 +299,10 @@ def _filters(query: AgentQuery) -> list[Any]:
 
 
 def _has_tag(tag: str) -> Any:
-    """The agent has the tag, compared exactly on both engines: removing its JSON text changes the column."""
+    """Return the condition that the agent has this tag.
+
+    The comparison is exact on both database engines: removing the tag's JSON text from the column must change the
+    column.
+    """
     quoted = peewee.Value(msgspec.json.encode(tag).decode(), converter=False)
     return peewee.fn.REPLACE(Agent.tags, quoted, "") != Agent.tags

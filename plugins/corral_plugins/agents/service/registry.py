@@ -1,4 +1,7 @@
-"""The service `Agents`, which claims and calls of models use: facts, eligibility and slots. All of it is hot."""
+"""The service `Agents` for claims and model calls: facts, eligibility and slots.
+
+All of this code is performance-critical.
+"""
 
 from __future__ import annotations
 
@@ -85,20 +88,20 @@ _ROLE = Statement(lambda p: Agent.select(Agent.id).where((Agent.role == p("role"
 
 
 class AgentsService:
-    """Implements the protocol `Agents`."""
+    """Implements `corral_plugins.agents.api.Agents`."""
 
     def __init__(self, settings: Settings, changes: StateChanges) -> None:
         self._settings, self._changes = settings, changes
-        self._cache: dict[str, AgentFacts] = {}  # by stamp; never stale, because a stamp is never used twice
+        self._cache: dict[str, AgentFacts] = {}  # by stamp; never stale, because a stamp is never reused
         self._bytes = 0
 
     def facts(self, agent_id: str) -> AgentFacts | None:
-        """A living agent, or None. Its lists and objects are shared; do not change them."""
+        """Return an agent that is not deleted, or None. Its lists and objects are shared and must not be changed."""
         row = _BY_ID.one({"id": agent_id})
         return next(iter(self._complete([row])), None) if row is not None else None
 
     def facts_of(self, agent_ids: Sequence[str]) -> dict[str, AgentFacts]:
-        """Living agents by id."""
+        """Return agents that are not deleted, by id."""
         if not agent_ids:
             return {}
         query: Any = Agent.select(*_STATE).where(Agent.id.in_(list(set(agent_ids))) & LIVING).tuples()
@@ -107,7 +110,7 @@ class AgentsService:
     def eligible(
         self, *, worker_id: str, group: str | None, labels: dict[str, str], agent_ids: Sequence[str] | None
     ) -> list[AgentFacts]:
-        """The agents that this worker may serve now: fewest leases first, then the longest idle."""
+        """Return the agents that this worker may serve now: fewest leases first, then the longest idle."""
         rows: Iterable[tuple[Any, ...]] = _ELIGIBLE.rows({"worker_id": worker_id, "group": group})
         if agent_ids is not None:
             wanted = set(agent_ids)
@@ -116,7 +119,7 @@ class AgentsService:
         return [facts for facts in self._complete(list(rows)) if facts.worker_labels.items() <= offered]
 
     def started(self, role: str | None) -> list[AgentFacts]:
-        """Agents whose state lets them claim."""
+        """Return the agents with the state `idle` or `busy` that have this role, or any role if `role` is None."""
         of_role = Agent.role == role if role is not None else Agent.role.is_null(False)
         query: Any = Agent.select(*_STATE).where(Agent.status.in_(CLAIMING) & of_role & LIVING).tuples()
         return list(self._complete(list(query)))
@@ -126,11 +129,11 @@ class AgentsService:
         return [row.id for row in named]
 
     def any_with_role(self, role: str) -> bool:
-        """Whether a living agent of this role exists."""
+        """Return whether an agent with this role exists and is not deleted."""
         return _ROLE.one({"role": role}) is not None
 
     def lease_started(self, agent_id: str) -> bool:
-        """Take a slot. Returns False when there is none."""
+        """Take a slot of the agent. Return False if no slot is free."""
         rows = _TAKE_SLOT.rows({"id": agent_id, "now": clock.now()})
         for active, status, name, owner in rows:
             if active == 1:
@@ -138,7 +141,7 @@ class AgentsService:
         return bool(rows)
 
     def lease_ended(self, agent_id: str) -> None:
-        """Release a slot; with the last one the states `busy` and `draining` end."""
+        """Release a slot of the agent. Releasing the last slot ends the states `busy` and `draining`."""
         if is_ending_leases(agent_id):
             _FREE_SLOT.run({"id": agent_id, "now": clock.now()})
             return
@@ -148,7 +151,10 @@ class AgentsService:
                 self._changes.publish(agent_id, name, owner, before, status, None)
 
     def attempt_ended(self, agent_id: str, *, configuration_failure: bool) -> None:
-        """Count configuration failures: too many in a row set the state `error`. Any other end resets the count."""
+        """Count consecutive configuration failures. Too many set the state `error`.
+
+        Any other end of an attempt resets the count.
+        """
         if not configuration_failure:
             _RESET_FAILURES.run({"id": agent_id})
             return
@@ -160,8 +166,11 @@ class AgentsService:
                 self._changes.publish(agent_id, name, owner, before, "error", "config_error")
 
     def _complete(self, rows: list[tuple[Any, ...]]) -> list[AgentFacts]:
-        """The facts of rows of `_STATE`: the state from the row, the rest from the cache or in one query."""
-        cache = self._cache  # another thread may begin a new one
+        """Complete rows of `_STATE` to facts.
+
+        The state comes from the row, and the rest from the cache or one query.
+        """
+        cache = self._cache  # another thread may replace the cache
         missing = [row[0] for row in rows if row[1] not in cache]
         fresh: dict[str, AgentFacts] = {}
         for first in range(0, len(missing), BATCH_SIZE):
@@ -171,7 +180,7 @@ class AgentsService:
         complete = []
         for agent_id, stamp, status, reason, active, last in rows:
             cached = fresh.get(agent_id) or cache.get(stamp)
-            if cached is not None:  # else the agent was purged between the two reads
+            if cached is not None:  # None if the agent was purged between the two reads
                 complete.append(
                     msgspec.structs.replace(
                         cached, status=status, status_reason=reason, active_tasks=active, last_active_at=last or None

@@ -1,4 +1,4 @@
-"""Rows of agents: read for a caller, and changed only if they are still as they were read."""
+"""Reads rows of agents for a caller, and changes a row only if it is unchanged since it was read."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from corral_plugins.agents.service.configuration import configuration
 from corral_plugins.tasks.api import Tasks
 
 TRIES = 5
-"""The number of attempts at a change of a row that others change at the same time."""
+"""The number of attempts to change a row that other units of work change at the same time."""
 
 
 def readable(agent_id: str, caller: Principal) -> Agent:
-    """The living agent, if the caller may read it. Raises `NotFound`."""
+    """Return the agent if it is not deleted and the caller may read it. Raises `NotFound`."""
     row: Agent | None = Agent.get_or_none((Agent.id == agent_id) & LIVING & visible(Agent, caller))
     if row is None:
         raise NotFound("There is no agent with this id.")
@@ -26,20 +26,23 @@ def readable(agent_id: str, caller: Principal) -> Agent:
 
 
 def exists(agent_id: str, caller: Principal) -> None:
-    """Raise `NotFound` unless `readable` would find the agent; reads no texts."""
+    """Raise `NotFound` unless `readable` would find the agent. Unlike `readable`, this function reads only the id."""
     if not Agent.select(Agent.id).where((Agent.id == agent_id) & LIVING & visible(Agent, caller)).exists():
         raise NotFound("There is no agent with this id.")
 
 
 def writable(agent_id: str, caller: Principal) -> Agent:
-    """The living agent, if the caller owns it or is an admin. Raises `NotFound` or `Forbidden`."""
+    """Return the agent if the caller owns it or is an admin. Raises `NotFound` or `Forbidden`."""
     row = readable(agent_id, caller)
     require_owner(caller, row.created_by, what="agent", manage="agents.manage")
     return row
 
 
 def swap(row: Agent, values: dict[str, Any], *guards: Any) -> bool:
-    """Write `values` and the next version, if the row is unchanged since it was read and every guard holds."""
+    """Write `values` and increment the version if the row is unchanged since it was read and every guard holds.
+
+    Return whether the row was written.
+    """
     unchanged: Any = (Agent.id == row.id) & LIVING & (Agent.version == row.version)
     for guard in guards:
         unchanged &= guard
@@ -48,23 +51,26 @@ def swap(row: Agent, values: dict[str, Any], *guards: Any) -> bool:
 
 
 def same_state(row: Agent) -> Any:
-    """The guard of a transition: state and leases are as they were read."""
+    """Return the guard condition of a transition: state and number of leases are unchanged since the row was read."""
     reason = Agent.status_reason.is_null() if row.status_reason is None else Agent.status_reason == row.status_reason
     return (Agent.status == row.status) & (Agent.active_tasks == row.active_tasks) & reason
 
 
 def has_leases(tasks: Tasks | None, agent_id: str) -> bool:
-    """Whether the agent holds a live lease. Call it after reading the row: `same_state` detects later ones."""
+    """Return whether the agent holds a live lease.
+
+    Call this function after reading the row: `same_state` then detects leases that begin later.
+    """
     return tasks is not None and bool(tasks.live_tasks([agent_id]).get(agent_id))
 
 
 def contended() -> Unavailable:
-    """The error for a row that changed at every attempt."""
+    """Return the error for a row that another unit of work changed at every attempt."""
     return Unavailable("This agent changes too often at the moment; repeat the request.", code="overloaded")
 
 
 def add_version(row: Agent, changed: list[str], by: Principal) -> None:
-    """Store the configuration of the row as its version `config_version`."""
+    """Store the configuration of the row as the version `config_version`."""
     Version.insert(
         id=new_id(),
         agent_id=row.id,

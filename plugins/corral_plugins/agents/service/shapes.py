@@ -23,7 +23,7 @@ Policy = Literal["allow", "ask", "deny"]
 
 
 class ToolRule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The rule of an agent for one tool; `config` narrows the configuration of the tool."""
+    """An agent's rule for one tool. `config` restricts the configuration of the tool."""
 
     policy: Policy | UnsetType = UNSET
     when_tainted: Policy | UnsetType = UNSET
@@ -31,14 +31,14 @@ class ToolRule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
 
 
 class WorkerSelector(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The workers that may run the agent: group and labels must match, where they are given."""
+    """Selects the workers that may run the agent. A worker must match the group and the labels that are set."""
 
     group: Slug | None = None
     labels: Annotated[dict[Label, Annotated[str, Meta(max_length=255)]], Meta(max_length=50)] = {}
 
 
 class AgentConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The configuration of runs. In a change, absent fields stay."""
+    """The configuration of runs. In a change, absent fields stay unchanged."""
 
     temperature: Annotated[float, Meta(ge=0, le=2)] | UnsetType | None = UNSET
     max_tokens: Annotated[int, Meta(ge=1, le=200_000)] | UnsetType | None = UNSET
@@ -50,7 +50,7 @@ class AgentConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class AgentFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The fields that the owner of an agent sets, except the name."""
+    """The fields that the owner of an agent may set, except the name."""
 
     description: Annotated[str, Meta(max_length=4000)] | UnsetType = UNSET
     role: Slug | UnsetType = UNSET
@@ -73,19 +73,19 @@ class AgentFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class NewAgent(AgentFields, kw_only=True):
-    """A new agent; only the name is required."""
+    """The fields for creating an agent. Only the name is required."""
 
     name: Name
 
 
 class AgentPatch(AgentFields, kw_only=True):
-    """A partial change."""
+    """The fields to change. Absent fields stay unchanged."""
 
     name: Name | UnsetType = UNSET
 
 
 class AgentView(msgspec.Struct, kw_only=True):
-    """An agent. `version` counts all changes; `config_version` is the newest of `GET /agents/{id}/versions`.
+    """An agent. `version` counts all changes. `config_version` is the newest version of the configuration.
 
     `spent_month_usd` is null unless a plugin counts costs.
     """
@@ -125,7 +125,7 @@ class AgentView(msgspec.Struct, kw_only=True):
 
 
 class AgentQuery(PageQuery, kw_only=True):
-    """Filters and order of the list. `status` is the same filter as `status_filter`."""
+    """Filters and order of the list of agents. `status` is the same filter as `status_filter`."""
 
     status_filter: list[Status] | UnsetType = UNSET
     status: list[Status] | UnsetType = UNSET
@@ -137,19 +137,22 @@ class AgentQuery(PageQuery, kw_only=True):
 
 
 class DeleteAgentQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`force` ends the agent's live leases and cancels their tasks."""
+    """The options of a deletion. `force` ends the agent's live leases and cancels their tasks."""
 
     force: bool = False
 
 
 class StartAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`override` lets an admin start an agent whose budget is used up."""
+    """The options of a start. `override` lets an admin start an agent whose budget is used up."""
 
     override: bool = False
 
 
 class StopAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`immediate` revokes the leases of the agent, `drain` lets them end. `cancel_tasks` also cancels their tasks."""
+    """The options of a stop.
+
+    The mode `immediate` revokes the agent's leases, and `drain` lets them end. `cancel_tasks` also cancels their tasks.
+    """
 
     mode: Literal["immediate", "drain"] = "immediate"
     cancel_tasks: bool = False
@@ -157,7 +160,7 @@ class StopAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PauseRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The reason, for the event."""
+    """The reason for pausing or resuming, which the event contains."""
 
     reason: Annotated[str, line(500, 0)] | None = None
 
@@ -175,13 +178,14 @@ class RollBack(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class VersionQuery(PageQuery, kw_only=True):
-    """The list of versions, newest first."""
+    """Selects a page of the list of versions, newest first."""
 
 
 class AgentVersionView(msgspec.Struct, kw_only=True):
     """A version of the configuration, with statistics of the newest 10,000 attempts of the agent.
 
-    They are null without the plugin that stores attempts, and for a version that ran only before those.
+    The statistics are null without the plugin that stores attempts, and for a version none of whose attempts is among
+    those.
     """
 
     n: int
@@ -194,20 +198,20 @@ class AgentVersionView(msgspec.Struct, kw_only=True):
 
 
 class AgentVersionDetail(AgentVersionView, kw_only=True):
-    """A version with the whole configuration."""
+    """A version with its complete configuration."""
 
     configuration: dict[str, Any]
 
 
 class CompareQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The two versions."""
+    """The two versions to compare."""
 
     before: Annotated[int, Meta(ge=1)] = msgspec.field(name="from")
     after: Annotated[int, Meta(ge=1)] = msgspec.field(name="to")
 
 
 class FieldDifference(msgspec.Struct, kw_only=True):
-    """One field with its value in both versions."""
+    """One field with its values in both versions."""
 
     field: str
     before: Any = msgspec.field(name="from")
@@ -215,7 +219,7 @@ class FieldDifference(msgspec.Struct, kw_only=True):
 
 
 class ComparedStatistics(msgspec.Struct, kw_only=True):
-    """Statistics of the attempts of both versions; null without the plugin that stores attempts."""
+    """Statistics of the attempts of both versions, or null without the plugin that stores attempts."""
 
     before: AttemptStatistics | None = msgspec.field(name="from")
     after: AttemptStatistics | None = msgspec.field(name="to")
@@ -229,19 +233,22 @@ class Comparison(msgspec.Struct, kw_only=True):
 
 
 class StatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The number of days."""
+    """The number of past days that the statistics cover."""
 
     days: Annotated[int, Meta(ge=1, le=365)] = 30
 
 
 class AgentStats(AttemptStatistics, frozen=True, kw_only=True):
-    """Statistics of the attempts of the last `days`, at most of the newest 10,000."""
+    """Statistics of the attempts of the last `days` days, of at most the newest 10,000."""
 
     days: int
 
 
 class NewAgentToken(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A standing token. `scopes` narrow it: permission names, `<plugin>.*`, `*.<verb>` or `*`."""
+    """The fields for creating a standing token.
+
+    `scopes` limit its permissions: permission names, `<plugin>.*`, `*.<verb>` or `*`.
+    """
 
     name: Name
     expires_at: MomentIn | None = None
@@ -263,10 +270,10 @@ class AgentTokenView(msgspec.Struct, kw_only=True):
 
 
 class IssuedAgentToken(AgentTokenView, kw_only=True):
-    """A new token; only this response shows `token`."""
+    """A new standing token. Only this response contains `token`."""
 
     token: str
 
 
 class AgentTokenQuery(PageQuery, kw_only=True):
-    """The list of tokens, newest first."""
+    """Selects a page of the list of tokens, newest first."""

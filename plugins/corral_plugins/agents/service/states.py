@@ -1,4 +1,4 @@
-"""The states of agents: start, stop, pause, resume, and the events and counts of every change.
+"""State changes of agents (start, stop, pause and resume), with their events and metrics.
 
 Each change is one guarded update of the row that was read.
 """
@@ -43,13 +43,13 @@ _ending: ContextVar[str | None] = ContextVar("agents_ending", default=None)
 
 
 class StateChanges:
-    """Publishes and counts changes of state. There is one instance per kernel."""
+    """Publishes and counts changes of agents' states. There is one instance per kernel."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
     def publish(self, agent_id: str, name: str, owner: str | None, before: str, after: str, reason: str | None) -> None:
-        """Emit `agent.status`, and count the change once it is committed. Does nothing when the state is the same."""
+        """Emit `agent.status`, and count the change after the commit. Does nothing if the state stays the same."""
         if before == after:
             return
         event = AgentStatus(agent_id=agent_id, name=name, before=before, after=after, reason=reason)
@@ -57,13 +57,16 @@ class StateChanges:
         after_commit(lambda: self.counts.update((after,)))
 
     def by_state(self) -> dict[tuple[str, ...], float]:
-        """The number of committed changes by new state, for the metric."""
+        """Return the number of committed changes by new state, for the metric."""
         return {(state,): float(self.counts[state]) for state in STATUSES}
 
 
 @contextlib.contextmanager
 def ending_leases(agent_id: str) -> Iterator[None]:
-    """End several leases of an agent: each only frees its slot, because the caller sets the state once, afterwards."""
+    """Mark that the `with` block ends several leases of an agent.
+
+    Each ended lease then only frees its slot, and the caller sets the agent's state once afterwards.
+    """
     token = _ending.set(agent_id)
     try:
         yield
@@ -72,7 +75,7 @@ def ending_leases(agent_id: str) -> Iterator[None]:
 
 
 def is_ending_leases(agent_id: str) -> bool:
-    """Whether the caller is inside `ending_leases` of this agent."""
+    """Return whether the caller is inside a block of `ending_leases` for this agent."""
     return _ending.get() == agent_id
 
 
@@ -82,14 +85,17 @@ _BY_STATUS = Statement(
 
 
 def count_by_status() -> dict[tuple[str, ...], float]:
-    """The number of agents by state, for the metric. Joins the unit."""
+    """Return the number of agents by state, for the metric. Runs in the caller's unit of work."""
     counts = dict.fromkeys(STATUSES, 0.0)
     counts.update((status, float(count)) for status, count in _BY_STATUS.rows({}))
     return {(status,): count for status, count in counts.items()}
 
 
 class AgentStates:
-    """Actions on the state of an agent. Joins the caller's unit; every method returns the agent as it is afterwards."""
+    """Actions that change the state of an agent. Every method runs in the caller's unit of work.
+
+    Each method returns the agent as it is after the action.
+    """
 
     tasks: Tasks | None
     kill_switch: KillSwitch | None
@@ -101,8 +107,8 @@ class AgentStates:
     def start(self, agent_id: str, match: IfMatch = ANY_VERSION, *, override: bool, by: Principal) -> AgentView:
         """Start an agent, so that it claims tasks.
 
-        Raises a problem with the code `kill_switch`, `budget_exhausted` unless an admin overrides it, or
-        `invalid_state` while the circuit breaker of its provider is open.
+        Raises a problem with the code `kill_switch`, with the code `budget_exhausted` unless an admin overrides it, or
+        with the code `invalid_state` while the circuit breaker of its provider is open.
         """
         if override and not by.may("agents.manage"):
             raise Forbidden("override needs the permission agents.manage.")
@@ -122,7 +128,10 @@ class AgentStates:
         raise contended()
 
     def stop(self, agent_id: str, how: StopAgent, match: IfMatch = ANY_VERSION, *, by: Principal) -> AgentView:
-        """Stop an agent: at once, revoking its leases, or in the mode `drain` after its last lease."""
+        """Stop an agent.
+
+        The mode `immediate` revokes the agent's leases. The mode `drain` waits until its last lease has ended.
+        """
         for _ in range(TRIES):
             row = self._row(agent_id, match, by)
             if row.status == "offline" or (how.mode == "drain" and row.status == "draining"):
@@ -130,7 +139,7 @@ class AgentStates:
             if how.mode == "immediate":
                 self._revoke(agent_id, how)
                 row = self._row(agent_id, match, by)
-                # It has claimed meanwhile, and these leases end as well; or another request has stopped it.
+                # Retry: the agent claimed tasks meanwhile, whose leases must end too, or another request stopped it.
                 if has_leases(self.tasks, agent_id) or row.status == "offline":
                     continue
                 after = "offline"
@@ -142,7 +151,10 @@ class AgentStates:
         raise contended()
 
     def pause(self, agent_id: str, match: IfMatch = ANY_VERSION, *, reason: str | None, by: Principal) -> AgentView:
-        """Pause a started agent: it claims no tasks, and its leases go on. Raises `Conflict` when it is not started."""
+        """Pause a started agent. The agent claims no tasks, and its leases continue.
+
+        Raises `Conflict` if the agent is not started.
+        """
         for _ in range(TRIES):
             row = self._row(agent_id, match, by)
             if row.status == "paused" and row.status_reason == "manual":
@@ -180,7 +192,7 @@ class AgentStates:
         return self._views.one(readable(agent_id, by))
 
     def _revoke(self, agent_id: str, how: StopAgent) -> None:
-        """Revoke all leases. The tasks are locked before the agent, as everywhere."""
+        """Revoke all leases of the agent. As everywhere, tasks are locked before the agent."""
         if self.tasks is not None:
             with ending_leases(agent_id):
                 self.tasks.release_agent(agent_id, cancel=how.cancel_tasks, reason="agent_stopped")
@@ -188,7 +200,10 @@ class AgentStates:
     def _transition(
         self, row: Agent, after: str, *, status_reason: str | None = None, reason: str | None = None, **values: Any
     ) -> bool:
-        """Change the state, if row and leases are still as they were read. `reason` is for the event."""
+        """Change the state if row and leases are unchanged since they were read. Return whether the state was changed.
+
+        The event contains `reason`.
+        """
         if not swap(row, {"status": after, "status_reason": status_reason, **values}, same_state(row)):
             return False
         self._changes.publish(row.id, row.name, row.created_by, row.status, after, reason or status_reason)
@@ -200,7 +215,7 @@ def _claiming(row: Agent) -> str:
 
 
 def _refuse_automatic_pause(row: Agent, *, override: bool) -> None:
-    """Raise `Conflict` while the cause of an automatic pause lasts: the budget, or an open circuit breaker."""
+    """Raise `Conflict` while the cause of an automatic pause persists: the budget, or an open circuit breaker."""
     if row.status_reason == "budget" and not override:
         raise Conflict(
             "The agent's budget is used up; raise it, or let an admin start it with override.",

@@ -36,7 +36,7 @@ MAX_DAYS, DAY_SECONDS = 365, 86_400
 
 
 class AgentTokens:
-    """Creates, lists and revokes standing tokens. Joins the caller's unit."""
+    """Creates, lists and revokes standing tokens. Every method runs in the caller's unit of work."""
 
     audit: Audit | None
 
@@ -44,21 +44,22 @@ class AgentTokens:
         self._settings, self._permissions, self._credentials = settings, permissions, credentials
 
     def list(self, agent_id: str, query: AgentTokenQuery, *, by: Principal) -> Page[AgentTokenView]:
-        """The valid tokens of an agent, for its owner, newest first."""
+        """Return the valid tokens of an agent, newest first. Only the owner may list them."""
         writable(agent_id, by)
         rows = Token.select().where((Token.agent_id == agent_id) & (Token.expires_at > clock.now()))
         return paginate(rows, query, by, scope=f"agent_tokens:{agent_id}", order=newest_first(Token), make=_view)
 
     def create(self, agent_id: str, new: NewAgentToken, *, by: Principal) -> IssuedAgentToken:
-        """Create a token with the permissions that both the caller and agents have; the response alone shows it.
+        """Create a token with the permissions that both the caller and agents have.
 
-        Raises a problem with the code `quota_exceeded` when the agent has too many.
+        Only the response contains the token. Raises a problem with the code `quota_exceeded` if the agent has too many
+        tokens.
         """
         writable(agent_id, by)
-        assert by.user_id is not None  # the route admits only people
+        assert by.user_id is not None  # the route accepts only people
         self._check_scopes(new.scopes)
         expires_at = self._expiry(new)
-        # The update locks the row, so that the count stays true until the commit.
+        # The update locks the row, so that the count stays valid until the commit.
         Agent.update(updated_at=Agent.updated_at).where(Agent.id == agent_id).execute()
         living = Token.select().where((Token.agent_id == agent_id) & (Token.expires_at > clock.now())).count()
         if living >= MAX_TOKENS:
@@ -89,7 +90,7 @@ class AgentTokens:
         after_commit(lambda: self._credentials.forget(lambda caller: caller.agent_id == agent_id))
 
     def end_of_person(self, user_id: str) -> int:
-        """Delete every token that a person created; returns how many."""
+        """Delete every token that a person created. Return the number of deleted tokens."""
         return int(Token.delete().where(Token.created_by == user_id).execute())
 
     def _record(self, verb: str, row: Token, details: Mapping[str, Any]) -> None:
@@ -124,22 +125,27 @@ class AgentTokens:
 class StandingTokenAuthenticator:
     """Authenticates standing tokens (`cra_s…`).
 
-    The caller has the permissions that both its creator and agents have now, narrowed by its scopes.
+    The caller receives the permissions that both the token's creator and agents currently have, limited by the token's
+    scopes.
     """
 
     def __init__(self, accounts: Accounts, permissions: Permissions) -> None:
         self._accounts, self._permissions = accounts, permissions
 
     def recognises(self, credential: str) -> bool:
-        """Whether the credential has the prefix of a standing token."""
+        """Return whether the credential has the prefix of a standing token."""
         return credential.startswith(PREFIX)
 
     def authenticate(self, credential: str) -> Principal:
-        """Raises `Unauthorized` for an unknown or expired token, a deleted agent, or a creator who is not active."""
+        """Return the principal for a standing token.
+
+        Raises `Unauthorized` if the token is unknown or expired, the agent is deleted, or the token's creator is not
+        active.
+        """
         return self._caller(Token.token_hash == _hash(credential))
 
     def reread(self, caller: Principal) -> Principal | None:
-        """Authenticate a caller again by the id of its token."""
+        """Authenticate a caller again by the id of the token. Return None if the caller used no standing token."""
         if caller.kind != "agent" or caller.token_id is None:
             return None
         return self._caller(Token.id == caller.token_id)

@@ -1,4 +1,4 @@
-"""Versions of the configuration of an agent: list, read, compare, roll back; and statistics of its attempts."""
+"""Lists, reads, compares and rolls back versions of an agent's configuration, and reads statistics of its attempts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ DAY_SECONDS = 86_400
 
 
 class AgentVersions:
-    """Versions and statistics. Joins the caller's unit. Statistics are null without the plugin that stores attempts."""
+    """The versions and statistics of agents. Every method runs in the caller's unit of work.
+
+    Statistics are null without the plugin that stores attempts.
+    """
 
     statistics: AgentStatistics | None
 
@@ -41,7 +44,7 @@ class AgentVersions:
         self._management = management
 
     def list(self, agent_id: str, query: VersionQuery, *, by: Principal) -> Page[AgentVersionView]:
-        """The versions, newest first, without the configurations."""
+        """Return a page of the versions, newest first, without their configurations."""
         exists(agent_id, by)
         rows = Version.select(Version.n, Version.changed_fields, Version.created_by, Version.created_at).where(
             Version.agent_id == agent_id
@@ -52,14 +55,14 @@ class AgentVersions:
         return Page(items=items, total=page.total, limit=page.limit, offset=page.offset, next=page.next)
 
     def get(self, agent_id: str, n: int, *, by: Principal) -> AgentVersionDetail:
-        """One version with its configuration. Raises `NotFound`."""
+        """Return one version with its configuration. Raises `NotFound`."""
         exists(agent_id, by)
         row = _version(agent_id, n)
         statistics = self._statistics(agent_id, [n]).get(n, UNKNOWN)
         return AgentVersionDetail(**_facts(row, statistics), configuration=row.configuration)
 
     def compare(self, agent_id: str, before: int, after: int, *, by: Principal) -> Comparison:
-        """The fields that differ between two versions, by name. Raises `NotFound`."""
+        """Return the fields that differ between two versions, by name. Raises `NotFound`."""
         exists(agent_id, by)
         one, other = _version(agent_id, before).configuration, _version(agent_id, after).configuration
         diff = [
@@ -73,9 +76,9 @@ class AgentVersions:
         )
 
     def roll_back(self, agent_id: str, n: int, match: IfMatch = ANY_VERSION, *, by: Principal) -> AgentView:
-        """Make a new version with the content of version `n`.
+        """Create a new version with the content of version `n`.
 
-        Raises `NotFound`, or `Conflict` when nothing would change.
+        Raises `NotFound`, or `Conflict` if nothing would change.
         """
         row = writable(agent_id, by)
         match.check(row.version)
@@ -89,7 +92,7 @@ class AgentVersions:
         return view
 
     def stats(self, agent_id: str, days: int, *, by: Principal) -> AgentStats:
-        """Statistics of the attempts of the last `days`. Raises `NotFound`."""
+        """Return statistics of the attempts of the last `days` days. Raises `NotFound`."""
         exists(agent_id, by)
         since = clock.now(-days * DAY_SECONDS)
         statistics = self.statistics.of_agent(agent_id, since=since) if self.statistics is not None else UNKNOWN

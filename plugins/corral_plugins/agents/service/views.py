@@ -1,4 +1,7 @@
-"""The views of agents: the row, its current tasks, and warnings about conditions that would stop it."""
+"""Builds API representations of agents from their rows, their current tasks and warnings.
+
+A warning describes a condition that would prevent the agent from working.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from corral_plugins.workers.api import WorkerFacts, Workers
 
 
 class Views:
-    """Makes views. Other plugins are asked once for all agents of a list."""
+    """Builds API representations of agents. Other plugins are queried once for all agents of a list."""
 
     llm: LLM | None
     tasks: Tasks | None
@@ -23,11 +26,11 @@ class Views:
     workers: Workers | None
 
     def one(self, row: Agent) -> AgentView:
-        """The view of one agent."""
+        """Return the API representation of one agent."""
         return self.many([row])[0]
 
     def many(self, rows: Sequence[Agent]) -> list[AgentView]:
-        """The views of a page."""
+        """Return the API representations of a page of agents."""
         working = [row.id for row in rows if row.active_tasks > 0]
         live = self.tasks.live_tasks(working) if self.tasks is not None and working else {}
         bound = {row.worker_id for row in rows if row.worker_id is not None}
@@ -36,7 +39,7 @@ class Views:
 
 
 class _Warnings:
-    """The warnings of the agents of one response; shared facts are read once."""
+    """Determines the warnings about the agents of one response. Facts that several agents share are read once."""
 
     def __init__(self, llm: LLM | None, tools: Tools | None, workers: Workers | None, bound: Collection[str]) -> None:
         self._llm, self._tools, self._workers = llm, tools, workers
@@ -45,7 +48,7 @@ class _Warnings:
         self._bound = workers.facts_of(sorted(bound)) if workers is not None and bound else {}
 
     def of(self, row: Agent) -> list[str]:
-        """The codes of the warnings, the most general first."""
+        """Return the warning codes for an agent, the most general first."""
         found = [] if self._provider_ready(row) else ["provider_not_configured"]
         found += self._of_worker(row)
         found += [f"tool_unavailable:{tool}" for tool in self._missing(row.enabled_tools)]
@@ -85,7 +88,7 @@ class _Warnings:
     def _missing(self, tools: Iterable[str]) -> list[str]:
         wanted = list(tools)
         if not wanted or any(not worker.tools for worker in self._online()):
-            return []  # a worker that lists no tools has all that its agents need
+            return []  # a worker that lists no tools provides all tools
         offered = {tool for worker in self._online() for tool in worker.tools}
         if self._tools is not None:
             offered |= self._tools.of_server()

@@ -1,1 +1,1 @@
-"""The hub and its viewers, what they may see, replay, and the two ways out: sockets and streams."""
+"""The event hub and its connected viewers: permissions, replay, and delivery over WebSocket and server-sent events."""

@@ -1,4 +1,7 @@
-"""Distributes events to the viewers of this process: one index lookup per event, one append per viewer, no waiting."""
+"""Distributes events to the viewers of this process.
+
+Each event costs one index lookup, and one append per viewer. Distribution never waits.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,9 @@ RIGHTS_EVENTS = frozenset(
 
 
 class Hub:
-    """The viewers of this process. Runs on the event loop.
+    """The connected viewers of this process. Runs on the event loop.
 
-    `rights_changed` is set when an event shows that someone may have lost a right.
+    `rights_changed` is set when an event shows that someone may have lost a permission.
     """
 
     def __init__(self, feed: Feed, types: EventTypes, settings: Settings) -> None:
@@ -48,7 +51,7 @@ class Hub:
 
     @property
     def position(self) -> int:
-        """Return the `seq` of the last distributed event."""
+        """The `seq` of the last distributed event."""
         return self._feed.position
 
     def start(self) -> None:
@@ -57,7 +60,7 @@ class Hub:
         self._unwatch = self._feed.watch(self.publish)
 
     async def drain(self) -> None:
-        """Tell all viewers to reconnect because the server restarts, and wait briefly until they have."""
+        """Tell all viewers to reconnect because the server restarts, and wait briefly until they have disconnected."""
         self.stopping = True
         self.restart_all()
         with contextlib.suppress(TimeoutError):
@@ -73,14 +76,14 @@ class Hub:
             viewer.leave()
 
     def restart_all(self) -> None:
-        """Send `reload` to all viewers and close them with 1012."""
+        """Send `reload` to all viewers and close their connections with the code 1012."""
         for viewer in tuple(self.viewers):
             viewer.end(RESTARTING, "reconnect with your cursor", Notice("reload"), keep=True)
 
     # -- connections
 
     def refusal(self) -> Problem | None:
-        """Return the problem if this process accepts no further connection."""
+        """Return the error if this process accepts no further connection, else None."""
         if self.stopping:
             return Unavailable("The server is shutting down.", code="shutting_down")
         if len(self.viewers) + self._pending >= MAX_CLIENTS:
@@ -100,7 +103,7 @@ class Hub:
             raise TooMany(f"One user may have {allowed} live connections; close one.", code="concurrency_limit")
 
     def join(self, viewer: Viewer) -> None:
-        """Register a connection, which counts until `leave`. Raises `TooMany`, see `check_user`."""
+        """Register a connection, which counts towards the limit until `leave`. Raises `TooMany` like `check_user`."""
         self.check_user(viewer.user)
         viewer.on_end = self._forget
         viewer.seen = self.position
@@ -123,7 +126,10 @@ class Hub:
     # -- subscriptions
 
     def subscribe(self, viewer: Viewer, event: str, wanted: frozenset[tuple[str, str]] = frozenset()) -> Subscription:
-        """Subscribe the viewer from now on. A repeated call returns the same subscription. Raises `Refusal`."""
+        """Subscribe the viewer to events from now on.
+
+        A repeated call returns the same subscription. Raises `Refusal`.
+        """
         self.check(viewer.principal, event)
         key: Key = (event, wanted)
         known = viewer.subscriptions.get(key)
@@ -142,7 +148,7 @@ class Hub:
         self._drop(viewer, event)
 
     def check(self, caller: Principal, event: str) -> None:
-        """Raise `Refusal` if no event matches this name or pattern, or the caller may read none that does."""
+        """Raise `Refusal` if no event matches this name or pattern, or if the caller may read no matching event."""
         if not self._types.knows(event):
             raise Refusal("unknown_event", f"No event is named {event}; GET /api/v1/events/types lists them.")
         if not caller.is_admin and any(kind.event == event and kind.visibility == ADMIN for kind in self._types.all()):
@@ -162,7 +168,7 @@ class Hub:
     # -- the feed
 
     def publish(self, records: Sequence[Record]) -> None:
-        """Queue new events for their subscribers. Called by the feed; never waits."""
+        """Queue new events for their subscribers. The feed calls this method, which never waits."""
         for record in records:
             name = record.type
             if name in RIGHTS_EVENTS:
@@ -196,6 +202,6 @@ class Hub:
 
 @functools.lru_cache(maxsize=4096)
 def patterns(name: str) -> tuple[str, ...]:
-    """Return the names and patterns that match an event, for example `a.b.c`, `a.b.*`, `a.*` and `*`."""
+    """Return the names and patterns that match an event, for example `a.b.c`, `a.b.*`, `a.*` and `*` for `a.b.c`."""
     parts = name.split(".")
     return (name, *(".".join(parts[:size]) + ".*" for size in range(len(parts) - 1, 0, -1)), "*")

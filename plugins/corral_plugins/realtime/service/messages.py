@@ -1,4 +1,4 @@
-"""The messages of `/ws` in both directions, and the wire format of events."""
+"""The messages of `/ws` in both directions, and the encoding of events."""
 
 from __future__ import annotations
 
@@ -25,21 +25,24 @@ Cursor = Annotated[str, Meta(min_length=1, max_length=64)] | Annotated[int, Meta
 
 
 class Message(msgspec.Struct, tag_field="type", tag=str.lower, kw_only=True, forbid_unknown_fields=True):
-    """Base of the messages that clients send."""
+    """Base class of the messages that clients send."""
 
 
 class Auth(Message, tag="auth"):
-    """Signs in, or continues with a new token of the same user."""
+    """Signs in, or continues the connection with a new token of the same user."""
 
     token: Annotated[str, Meta(min_length=1, max_length=8192)]
 
 
 class Ping(Message, tag="ping"):
-    """Asks for a `pong`."""
+    """Requests a `pong`."""
 
 
 class Subscribe(Message, tag="subscribe"):
-    """Subscribes to an event name or a pattern such as `task.*` or `*`. `since` first replays the events after it."""
+    """Subscribes to an event name or a pattern such as `task.*` or `*`.
+
+    With `since`, the events after this position are replayed first.
+    """
 
     event: EventName
     filter: Filter | UnsetType = UNSET
@@ -47,13 +50,13 @@ class Subscribe(Message, tag="subscribe"):
 
 
 class Unsubscribe(Message, tag="unsubscribe"):
-    """Ends all subscriptions to this `event`, whatever their filters."""
+    """Ends all subscriptions to `event`, whatever their filters."""
 
     event: EventName
 
 
 class Resume(Message, tag="resume"):
-    """Replays the events after this one for all subscriptions."""
+    """Replays the events after a position for all subscriptions."""
 
     last_event_id: Cursor
 
@@ -62,7 +65,7 @@ ClientMessage = Auth | Ping | Subscribe | Unsubscribe | Resume
 
 
 class Refusal(Exception):
-    """A message from the client that is answered with an `error` frame."""
+    """Raised for a client message that is answered with an `error` frame."""
 
     def __init__(self, code: str, detail: str) -> None:
         self.code, self.detail = code, detail
@@ -70,7 +73,7 @@ class Refusal(Exception):
 
 
 def read(message: str | bytes) -> ClientMessage:
-    """Parse a text frame. Raises `Refusal` if it is not a valid message."""
+    """Return the parsed message of a text frame. Raises `Refusal` if the frame is not a valid message."""
     if isinstance(message, bytes):
         raise Refusal("malformed_json", "Send text frames, not binary ones.")
     try:
@@ -87,7 +90,7 @@ def read(message: str | bytes) -> ClientMessage:
 
 
 def read_cursor(cursor: str | int) -> str:
-    """Return a cursor as text: a `seq` or the id of an event. Raises `Refusal` for anything else."""
+    """Return a cursor, which is a `seq` or the id of an event, as text. Raises `Refusal` for any other value."""
     text = str(cursor)
     if (text.isascii() and text.isdigit() and len(text) < 19) or ID_PATTERN.fullmatch(text):
         return text
@@ -104,7 +107,7 @@ class _EventFrame(msgspec.Struct, tag_field="type", tag="event", kw_only=True):
 
 
 class Item:
-    """An event to deliver. It is parsed and encoded at most once for all its viewers."""
+    """An event to deliver. The event is parsed and encoded at most once for all viewers."""
 
     __slots__ = ("_chunk", "_payload", "_text", "record")
 
@@ -116,14 +119,14 @@ class Item:
 
     @property
     def payload(self) -> dict[str, Any]:
-        """Return the parsed data of the event."""
+        """The parsed data of the event."""
         if self._payload is None:
             self._payload = self.record.payload()
         return self._payload
 
     @property
     def text(self) -> str:
-        """Return the event as a WebSocket frame."""
+        """The event as a WebSocket frame."""
         if self._text is None:
             record = self.record
             frame = _EventFrame(
@@ -139,14 +142,14 @@ class Item:
 
     @property
     def chunk(self) -> bytes:
-        """Return the event as an SSE block."""
+        """The event as an SSE block."""
         if self._chunk is None:
             self._chunk = f"id: {self.record.seq}\nevent: {self.record.type}\ndata: {self.text}\n\n".encode()
         return self._chunk
 
 
 class Notice:
-    """Any other frame, for example `Notice("pong", ts=…)`."""
+    """A frame that is not an event, for example `Notice("pong", ts=…)`."""
 
     __slots__ = ("kind", "text")
 
@@ -156,12 +159,12 @@ class Notice:
 
     @property
     def chunk(self) -> bytes:
-        """Return the notice as an SSE block. It has no id, so the client's cursor stays at the last event."""
+        """The notice as an SSE block. The block has no id, so that the client's cursor stays at the last event."""
         return f"event: {self.kind}\ndata: {self.text}\n\n".encode()
 
 
 class Close:
-    """The end of the connection: a WebSocket close code and its reason."""
+    """The end of a connection: a WebSocket close code and its reason."""
 
     __slots__ = ("code", "reason")
 
@@ -170,7 +173,7 @@ class Close:
 
 
 def instant(expires_at: float | None) -> str | None:
-    """Format the expiry of a credential as an instant."""
+    """Return the expiry of a credential, formatted as an instant."""
     return None if expires_at is None else clock.format_instant(expires_at)
 
 

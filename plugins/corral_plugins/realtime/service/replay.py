@@ -1,7 +1,7 @@
-"""Replays the event log from a cursor up to the point where live events begin, without gaps or duplicates.
+"""Replays the event log from a cursor up to the point where live delivery begins, without gaps or duplicates.
 
-A replay is queued ahead of all live events that arrive after it was requested. It is read from the log only as fast as
-the viewer consumes it, and it ends where live delivery of its subscriptions began.
+A replay is queued ahead of all live events that arrive after its request. It reads the log only as fast as the viewer
+consumes the events, and ends where live delivery of its subscriptions began.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH_SIZE = 200
 WINDOW = 20_000  # the number of `seq` values scanned in one query for rare names
 MAX_AGE_DAYS = 30
 
-Names = tuple[str, ...] | None  # None: all
+Names = tuple[str, ...] | None  # None means all names
 
 
 class Replays:
@@ -36,7 +36,7 @@ class Replays:
 
     @property
     def limit(self) -> int:
-        """Return the maximum number of events in one replay."""
+        """The maximum number of events in one replay."""
         return self._settings.get(REPLAY_LIMIT)
 
     def names(self, wanted: Sequence[Subscription]) -> Names:
@@ -50,7 +50,7 @@ class Replays:
 
 
 class LogReplay:
-    """Implements `corral_plugins.realtime.service.viewer.Replay`."""
+    """Implements `corral_plugins.realtime.service.viewer.Replay` from the event log."""
 
     def __init__(
         self, replays: Replays, viewer: Viewer, cursor: str, wanted: tuple[Subscription, ...], *, confirm: bool
@@ -69,7 +69,7 @@ class LogReplay:
         self._over = False
 
     async def more(self) -> Sequence[Item | Notice] | None:
-        """Return the next part, which may be empty, or None at the end."""
+        """Return the next part of the replay, which may be empty, or None at the end."""
         if self._place is None:
             return await self._begin()
         if self._over:
@@ -81,9 +81,10 @@ class LogReplay:
         return [item for item in map(Item, records) if self._is_due(item)]
 
     async def _begin(self) -> Sequence[Notice]:
-        """Find the start position. Subscriptions count as served from there, so that a later replay repeats nothing.
+        """Find the start position, and return notices for the client.
 
-        A client that comes from a process that was further ahead may already have events that this one has not seen.
+        From that position on, subscriptions count as served, so that a later replay repeats nothing. A client that was
+        connected to a process further ahead may already have events that this process has not seen.
         """
         self._served = [(each, each.since) for each in self._viewer.subscriptions.values()]
         self._until = max((each.since for each in self._wanted), default=0)
@@ -100,7 +101,7 @@ class LogReplay:
         return [Notice("gap", **{"from": None if asked is None else asked + 1, "to": place})]
 
     def _is_due(self, item: Item) -> bool:
-        """Return whether a subscription wants the event and none has delivered it already."""
+        """Return whether a subscription wants the event and no subscription has delivered it already."""
         if not any(each.live and each.matches(item) for each in self._wanted):
             return False
         seq = item.record.seq
@@ -109,13 +110,19 @@ class LogReplay:
     # -- in a read unit
 
     def _kept(self) -> tuple[int | None, int]:
-        """Return the requested `seq` (None if its event is gone) and the start position, at most 30 days back."""
+        """Return the requested `seq`, and the start position, which is at most 30 days old.
+
+        The `seq` is None if its event is no longer stored.
+        """
         asked = event_log.seq_of(self._cursor)
         place = max(-1 if asked is None else min(asked, event_log.last_seq()), event_log.first_seq() - 1, 0)
         return asked, max(place, _before(clock.now(-MAX_AGE_DAYS * 86_400), place, self._until))
 
     async def _within_limit(self, place: int) -> int:
-        """Return the position that at most `limit` events follow. Windows keep each query short."""
+        """Return the position that at most `limit` events follow.
+
+        The log is scanned in windows to keep each query short.
+        """
         limit, high = self._replays.limit, self._until
         if high - place <= limit:
             return place
@@ -150,7 +157,10 @@ class LogReplay:
 
 
 def _before(instant: str, low: int, high: int) -> int:
-    """Return the last `seq` in `low..high` older than `instant`, or `low` if there is none. Binary search by index."""
+    """Return the last `seq` in `low..high` older than `instant`, or `low` if there is none.
+
+    The function searches the index by bisection.
+    """
     first = _first_after(low)
     if first is None or first[1] >= instant:
         return low

@@ -1,4 +1,4 @@
-"""Rechecks the rights of all viewers: every principal is reread within a second, many in one unit of work."""
+"""Rechecks the permissions of all viewers: each principal is reloaded within a second, many in one unit of work."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WARN_SECONDS = 60.0
 
 
 class Rights:
-    """Signs viewers in and keeps their rights up to date."""
+    """Signs viewers in and keeps their permissions up to date."""
 
     def __init__(
         self, hub: Hub, work: Work, credentials: Credentials, tickets: Tickets, events: EventRights, settings: Settings
@@ -44,12 +44,12 @@ class Rights:
         return await self._viewer(lambda: self._credentials.authenticate(credential), client_ip)
 
     async def by_ticket(self, ticket: str, client_ip: str) -> Viewer:
-        """Create a viewer for a ticket and consume the ticket. Raises `Unauthorized` and `Forbidden`."""
+        """Create a viewer for a ticket and invalidate the ticket. Raises `Unauthorized` and `Forbidden`."""
         principal = await self._work(lambda: self._tickets.redeem(ticket))
         return await self._viewer(lambda: self._tickets.reread(principal), client_ip)
 
     async def renew(self, viewer: Viewer, credential: str) -> bool:
-        """Continue with a new token of the same user. Return False for another user's token.
+        """Continue a connection with a new token of the same user. Return False if the token belongs to another user.
 
         Raises `Unauthorized` and `Forbidden`.
         """
@@ -60,7 +60,11 @@ class Rights:
         return True
 
     async def watch(self) -> None:
-        """Sweep while there are viewers, at once when an event says that rights changed. Runs supervised, for ever."""
+        """Recheck permissions regularly while there are viewers.
+
+        The check starts at once when an event reports a change of permissions. Runs until cancelled, supervised by the
+        kernel.
+        """
         while True:
             await self._hub.occupied.wait()
             with contextlib.suppress(TimeoutError):
@@ -79,7 +83,7 @@ class Rights:
         return viewer
 
     async def _fresh(self) -> None:
-        """Wait for the running sweep, or start one. Concurrent callers share it."""
+        """Wait for the running recheck, or start one. Concurrent callers share one recheck."""
         if self._sweeping is None or self._sweeping.done():
             self._sweeping = asyncio.create_task(self._sweep())
         await asyncio.shield(self._sweeping)
@@ -91,7 +95,7 @@ class Rights:
             began = asyncio.get_running_loop().time()
             try:
                 found = await self._work(lambda part=part: _read(part), read=True)  # type: ignore[misc]  # bound per round
-            except Problem:  # without the database there are no events either, so no stale right is used
+            except Problem:  # without the database there are no events either, so no outdated permission is used
                 log.warning("rights of live connections could not be read", exc_info=True)
                 await asyncio.sleep(RETRY_SECONDS)
                 return
@@ -107,7 +111,7 @@ class Rights:
         except Problem as problem:
             viewer.revoke(close_code(problem), problem.code)
             return
-        if viewer.checked > began:  # renewed while this sweep was running
+        if viewer.checked > began:  # renewed while this recheck was running
             return
         viewer.principal, viewer.checked = found, began
         ends = found.expires_at
@@ -117,7 +121,7 @@ class Rights:
 
 
 def close_code(problem: Problem) -> int:
-    """Return the WebSocket close code for a problem of the caller."""
+    """Return the WebSocket close code for an authentication or permission error."""
     return FORBIDDEN if problem.status == 403 else UNAUTHENTICATED
 
 
@@ -134,7 +138,10 @@ def _check(principal: Principal) -> None:
 
 
 def _read(viewers: Sequence[Viewer]) -> list[Principal | Problem]:
-    """Return each viewer's current principal, or the problem with it. Raises only faults that affect all viewers."""
+    """Return each viewer's current principal, or the error for that viewer.
+
+    Raises only errors that affect all viewers.
+    """
     found: list[Principal | Problem] = []
     for viewer in viewers:
         try:

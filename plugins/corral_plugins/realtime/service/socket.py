@@ -1,4 +1,4 @@
-"""Serves `/ws` from the handshake to the close. One task reads; the connection's own task sends."""
+"""Serves `/ws` from the handshake to the close. One task reads, and the connection's main task sends."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ YIELD_EVERY = 64
 
 
 class _Refused(Exception):
-    """The client did not sign in. The socket is closed with this code."""
+    """Raised if the client does not sign in. The socket is closed with this code."""
 
     def __init__(self, code: int, reason: str) -> None:
         self.code, self.reason = code, reason
@@ -51,7 +51,7 @@ class _Refused(Exception):
 
 
 class Sockets:
-    """Serves `/ws`."""
+    """Serves WebSocket connections to `/ws`."""
 
     def __init__(self, hub: Hub, rights: Rights, replays: Replays, settings: Settings) -> None:
         self._hub, self._rights, self._replays, self._settings = hub, rights, replays, settings
@@ -147,7 +147,7 @@ class Sockets:
             await self._send(connection, viewer)
             await asyncio.wait(
                 {listening}, timeout=CLOSING_SECONDS
-            )  # closing with unread bytes would reset the connection
+            )  # closing a socket with unread bytes would reset the connection
         except asyncio.CancelledError:
             if not aborted:
                 raise
@@ -160,7 +160,10 @@ class Sockets:
 
     @staticmethod
     async def _send(connection: SocketConnection, viewer: Viewer) -> None:
-        """Send queued entries until the end. Yields to other tasks now and then while the queue is long."""
+        """Send queued entries until the connection ends.
+
+        While the queue is long, this coroutine regularly yields to other tasks.
+        """
         sent = 0
         while (entry := viewer.poll() or await viewer.take()) is not None:
             if isinstance(entry, Close):
@@ -172,7 +175,10 @@ class Sockets:
                 await asyncio.sleep(0)
 
     async def _listen(self, connection: SocketConnection, viewer: Viewer) -> None:
-        """Read messages until the client closes. Messages after the end of the conversation are ignored."""
+        """Read messages until the client closes the connection.
+
+        Messages after the server ended the connection are ignored.
+        """
         allowance = Allowance()
         try:
             while (message := await connection.receive()) is not None:
@@ -239,7 +245,7 @@ class Sockets:
 
 
 class Allowance:
-    """A token bucket of messages that refills at `MESSAGES_PER_SECOND`."""
+    """A token bucket that limits the rate of messages to `MESSAGES_PER_SECOND`."""
 
     def __init__(self) -> None:
         self.warned = False

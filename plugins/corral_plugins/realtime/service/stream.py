@@ -1,4 +1,4 @@
-"""Serves a viewer over server-sent events."""
+"""Serves a viewer over server-sent events (SSE)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ BATCH_SIZE = 64
 
 
 class EventStream:
-    """The chunks of one stream. It joins the hub with the first chunk, so an unstarted stream needs no cleanup."""
+    """The chunks of one event stream.
+
+    The stream joins the hub with the first chunk, so that a stream that never started needs no cleanup.
+    """
 
     def __init__(
         self, hub: Hub, replays: Replays, viewer: Viewer, patterns: tuple[str, ...], cursor: str | None
@@ -61,7 +64,7 @@ class EventStream:
         try:
             self._hub.join(self._viewer)
             made = [self._hub.subscribe(self._viewer, pattern) for pattern in self._patterns]
-        except (TooMany, Refusal):  # the request checked both, and the state has changed since
+        except (TooMany, Refusal):  # the request passed both checks, and the state has changed since
             self._over = True
         else:
             if self._cursor is not None:

@@ -21,7 +21,7 @@ ENTRIES = (Item, Notice, Close)
 
 
 class Subscription:
-    """An event name or pattern with a filter. Every match after `since` was sent or is queued.
+    """A subscription to an event name or pattern with a filter. All matches after `since` were sent or are queued.
 
     The client already has every match up to `known`, possibly from another process that was further ahead.
     """
@@ -47,17 +47,17 @@ class Subscription:
 
 
 class Replay(Protocol):
-    """A part of the log that is sent before later entries of the queue."""
+    """A part of the event log that is sent before later entries of the queue."""
 
     async def more(self) -> Sequence[Item | Notice] | None:
-        """Return the next part, or None at the end."""
+        """Return the next part of the replay, or None at the end."""
         ...
 
 
 class Viewer:
     """A connected client. Runs on the event loop.
 
-    `put` and `offer` never block. Only the task that sends calls `take`.
+    `put` and `offer` never block. Only the sending task calls `take`.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Viewer:
     ) -> None:
         self.principal, self.reread, self.checked, self.client_ip = principal, reread, checked, client_ip
         self._can_read = can_read
-        self.fresh: Callable[[], Awaitable[None]] = _nothing  # rereads the principal; set by `Rights`
+        self.fresh: Callable[[], Awaitable[None]] = _nothing  # reloads the principal; set by `Rights`
         self.limit = limit
         self._now = asyncio.get_running_loop().time
         self.subscriptions: dict[Key, Subscription] = {}
@@ -90,13 +90,16 @@ class Viewer:
 
     @property
     def user(self) -> str:
-        """Return the id under which the connection counts towards limits."""
+        """The id under which the connection counts towards limits."""
         return self.principal.user_id or self.principal.id
 
     # -- queueing
 
     def offer(self, item: Item) -> bool:
-        """Queue a live event. Return False if the queue is full; the caller then calls `lag`."""
+        """Queue a live event.
+
+        Return False if the queue is full; the caller must then call `lag`.
+        """
         if len(self.queue) >= self.limit:
             return False
         self.queue.append(item)
@@ -105,7 +108,10 @@ class Viewer:
         return True
 
     def put(self, entry: Notice | Replay) -> None:
-        """Queue anything else. A client that sends requests without reading the answers is too slow as well."""
+        """Queue a notice or a replay.
+
+        A client that sends requests without reading the responses also counts as too slow.
+        """
         if self.ended:
             return
         if len(self.queue) >= self.limit:
@@ -115,14 +121,14 @@ class Viewer:
         self.wake()
 
     def refuse(self, refusal: Refusal) -> None:
-        """Send an `error` frame. The tenth ends the connection."""
+        """Send an `error` frame. The tenth such frame ends the connection."""
         self._errors += 1
         self.put(Notice("error", code=refusal.code, detail=refusal.detail))
         if self._errors >= MAX_ERRORS:
             self.end(INVALID, "ten errors in one connection", keep=True)
 
     def lag(self) -> int:
-        """End a connection that is too slow: drop the queue and tell the client from which `seq` on.
+        """End a connection that is too slow: drop its queue, and report the `seq` from which the client must resume.
 
         Return the number of dropped events.
         """
@@ -134,7 +140,10 @@ class Viewer:
         return len(lost)
 
     def end(self, code: int, reason: str, last: Notice | None = None, *, keep: bool = False) -> None:
-        """End the connection; later calls do nothing. `last` is sent before, and with `keep` the queue is too."""
+        """End the connection. Later calls do nothing.
+
+        `last` is sent before the close. With `keep`, the queued entries are sent first.
+        """
         if self.ended:
             return
         self.ended = True
@@ -151,7 +160,7 @@ class Viewer:
         self.wake()
 
     def revoke(self, code: int, reason: str) -> None:
-        """End the connection because the client lost its rights. No queued event is sent any more."""
+        """End the connection because the client lost its permissions. Queued events are discarded."""
         self.revoked = True
         self.end(code, reason)
 
@@ -166,7 +175,7 @@ class Viewer:
         self.wake()
 
     def wake(self) -> None:
-        """Wake up `take`."""
+        """Wake up a pending `take`."""
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -174,7 +183,7 @@ class Viewer:
     # -- sending
 
     def poll(self) -> Entry | None:
-        """Return the next entry that the current rights allow, or None if nothing can be sent without waiting."""
+        """Return the next entry that the current permissions allow, or None if no entry can be sent without waiting."""
         while not self.left:
             source: deque[Any] = self._backlog or self.queue
             if not source or (source is self.queue and (self._replay is not None or type(source[0]) not in ENTRIES)):
@@ -193,11 +202,14 @@ class Viewer:
         return None
 
     def _was_seen(self, item: Item) -> bool:
-        """Return whether the client already has the event through every subscription that matches it."""
+        """Return whether the client already received the event through every subscription that matches it."""
         return all(item.record.seq <= each.known for each in self.subscriptions.values() if each.matches(item))
 
     async def take(self, idle_seconds: float | None = None) -> Entry | None:
-        """Wait for the next entry. Return None after `idle_seconds` without one, or when the client has left."""
+        """Wait for the next entry and return it.
+
+        Return None after `idle_seconds` without an entry, or when the client has left.
+        """
         while not self.left:
             entry = self.poll()
             if entry is not None:

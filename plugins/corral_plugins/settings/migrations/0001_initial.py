@@ -1,4 +1,4 @@
-"""Stored values, their history and their version."""
+"""The tables of stored settings, their history and their version."""
 
 from __future__ import annotations
 

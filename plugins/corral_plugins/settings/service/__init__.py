@@ -1,1 +1,1 @@
-"""The rules of settings: storing values, applying them, and telling every process about changes."""
+"""The business rules of settings: storing values, applying them, and notifying every process of changes."""

@@ -1,4 +1,4 @@
-"""Keeps every process in step with the stored values: it polls the version on each wake-up and once a second."""
+"""Keeps the settings of a process up to date: polls the stored version at each notification and once a second."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ log = logging.getLogger("corral.settings")
 POLL_SECONDS = 1.0
 RENEW_SECONDS, FORGET_SECONDS = 10.0, 30.0
 PROPAGATION_SECONDS = 3.0
-"""After this time every process has noticed a change."""
+"""The time after which every process has applied a change."""
 
 
 class LiveSettings:
-    """Applies stored values as they change, and publishes which settings of this process need a restart."""
+    """Applies stored values as they change, and records which settings of this process need a restart."""
 
     def __init__(self, work: Work, feed: Feed, registry: SettingsRegistry, service: SettingsService) -> None:
         self._work, self._feed, self._registry, self._service = work, feed, registry, service
@@ -34,7 +34,7 @@ class LiveSettings:
         self._failing = self._leaving = False
 
     async def refresh(self) -> None:
-        """Apply the stored values if they are newer than those in effect here."""
+        """Apply the stored values if they are newer than the values in effect in this process."""
         found = await self._work(self._newer, read=True)
         if found is not None:
             self._service.apply(*found)
@@ -42,7 +42,10 @@ class LiveSettings:
         await self._publish_outdated()
 
     async def follow(self) -> None:
-        """Run for ever. While the database does not answer, the known values stay in effect."""
+        """Poll and apply changes until cancelled.
+
+        While the database does not respond, the known values stay in effect.
+        """
         with self._feed.waiting([SettingChanged.event]) as rung:
             while True:
                 with contextlib.suppress(TimeoutError):
@@ -58,7 +61,7 @@ class LiveSettings:
                     self._failing = True
 
     async def leave(self) -> None:
-        """Withdraw the notice about outdated values, because this process ends."""
+        """Delete this process's record of outdated values, because the process is stopping."""
         self._leaving = True
         if self._published[0]:
             await self._work(lambda: OutdatedRow.delete().where(OutdatedRow.process == self._process).execute())
@@ -68,7 +71,10 @@ class LiveSettings:
         return None if version <= self._registry.version else (version, self._service.rows.all())
 
     async def _publish_outdated(self) -> None:
-        """Keep a row in the database only while some setting is outdated, and renew it regularly."""
+        """Store which settings of this process are outdated.
+
+        The row exists only while any setting is outdated, and is renewed regularly.
+        """
         names = [item.setting.name for item in self._registry.all() if item.pending]
         told, at = self._published
         if self._leaving:
@@ -86,6 +92,6 @@ class LiveSettings:
 
 
 def outdated_names() -> frozenset[str]:
-    """Return the settings of which some process still uses an old value. Joins the caller's unit of work."""
+    """Return the settings of which some process still uses an old value. Runs in the caller's unit of work."""
     rows = OutdatedRow.select(OutdatedRow.names).where(OutdatedRow.seen_at >= clock.now(-FORGET_SECONDS)).limit(1000)
     return frozenset(name for row in rows for name in row.names)

@@ -1,4 +1,4 @@
-"""Reads stored settings and writes changes with their history. Everything joins the caller's unit of work."""
+"""Reads stored settings and writes changes with their history. Every method runs in the caller's unit of work."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SettingRows:
-    """The only writer of the plugin's tables."""
+    """The only class that writes to the tables of settings."""
 
     def __init__(self, sealer: Sealer) -> None:
         self._sealer = sealer
@@ -41,7 +41,10 @@ class SettingRows:
         return 0 if row is None else int(row.version)
 
     def lock(self) -> None:
-        """Keep other units from changing settings until this unit ends, so that combined checks stay valid."""
+        """Keep other units of work from changing settings until this unit ends.
+
+        Combined checks therefore stay valid.
+        """
         StateRow.insert(id=STATE, version=0).on_conflict_ignore().execute()
         StateRow.update(version=StateRow.version).where(StateRow.id == STATE).execute()
 
@@ -97,7 +100,7 @@ class SettingRows:
             try:
                 where = place("settings_values", row.name, row.version)
                 value = self._sealer.open(bytes.fromhex(row.sealed), aad=where).decode()
-            except (ValueError, Unavailable):  # it was altered, or its master key is missing here
+            except (ValueError, Unavailable):  # the value was altered, or its master key is missing here
                 problem = UNREADABLE
         return StoredSetting(
             value=value,
@@ -115,5 +118,5 @@ def plain(value: Any) -> Any:
 
 
 def versions(names: Iterable[str], stored: Mapping[str, StoredSetting]) -> int:
-    """Return the combined version of some settings: it grows with each change of any of them."""
+    """Return the combined version of some settings. It grows with each change of any of them."""
     return sum(stored[name].version for name in set(names) if name in stored)

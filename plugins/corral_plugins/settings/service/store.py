@@ -1,4 +1,7 @@
-"""Changes of settings. A change is validated as a whole, then stored, audited and published, or refused entirely."""
+"""Changes of settings. A change is validated as a whole.
+
+It is then stored, audited and published, or refused entirely.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from corral_plugins.settings.api import SettingChanged
 from corral_plugins.settings.service.rows import Change, SettingRows, plain, versions
 
 MAX_VALUE_BYTES = 64 * 1024
-# These categories decide who gets in, also through mailed links, so changing them needs a person who signed in.
+# These categories determine who can sign in, also through mailed links. Only a person who signed in may change them.
 OWN_SESSION_CATEGORIES = ("security", "password", "mail")
 Stored = Mapping[str, StoredSetting]
 Judge = Callable[[Settings, Principal], None]
@@ -97,7 +100,7 @@ class SettingsService:
         return [self._registry.judged(item.setting.name, stored) for item in self._registry.shown()]
 
     def refuse_locked(self, name: str) -> None:
-        """Raise `NotFound` for an unknown setting, and `Conflict` for one that is pinned by a variable or file."""
+        """Raise `NotFound` for an unknown setting, and `Conflict` for a setting that a variable or file pins."""
         self._declared(name)
         self._refuse_locked([name])
 
@@ -118,7 +121,10 @@ class SettingsService:
         self._registry.apply(version, stored)
 
     async def update_redactor(self) -> None:
-        """Pass the secrets in effect to the redactor. Rebuilding its matcher takes time, so it runs in a thread."""
+        """Pass the secret values in effect to the redactor.
+
+        Rebuilding its matcher is slow, so that runs in a thread.
+        """
         secrets = {
             item.setting.name: item.value
             for item in self._registry.all()
@@ -135,7 +141,7 @@ class SettingsService:
         return item
 
     def _accepted(self, values: Mapping[str, Any], pointer: Callable[[str], str]) -> dict[str, Any]:
-        """Convert the values to their types. Raises one `Invalid` that lists every fault."""
+        """Convert the values to their types. Raises one `Invalid` that lists every invalid value."""
         faults: list[Fault] = []
         found: dict[str, Any] = {}
         code: str | None = None
@@ -185,7 +191,10 @@ class SettingsService:
         after_commit(lambda: self.apply(version, fresh))
 
     def _judge_together(self, touched: set[str], before: Stored, after: Stored, pointer: Callable[[str], str]) -> None:
-        """Run the combined checks. A fault that existed before does not block changes of other settings."""
+        """Run the combined checks of several settings.
+
+        An inconsistency that existed before the change does not block changes of other settings.
+        """
         broken = self._registry.broken(self._registry.beside(after))
         known = self._registry.broken(self._registry.beside(before)) if broken else {}
         faults = [

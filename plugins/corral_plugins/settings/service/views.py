@@ -1,4 +1,4 @@
-"""Settings as admins see them, with secret values masked, and the schema from which forms are built."""
+"""Settings as admins see them, with masked secret values, and the schema from which forms are built."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class ChangeView(msgspec.Struct, kw_only=True):
 
 
 class SettingViews:
-    """Builds the answers of the routes. Every method joins the caller's unit of work."""
+    """Builds the responses of the routes. Every method runs in the caller's unit of work."""
 
     def __init__(self, service: SettingsService) -> None:
         self._service = service
@@ -130,7 +130,7 @@ class SettingViews:
         )
 
     def history(self, query: HistoryQuery, caller: Principal) -> Page[ChangeView]:
-        """List changes, newest first."""
+        """Return a page of changes, newest first."""
         found: peewee.ModelSelect[Any] = ChangeRow.select()
         if isinstance(query.category, str):
             found = found.where(ChangeRow.category == query.category)
@@ -159,7 +159,7 @@ def title_of(category: str) -> str:
 
 
 def masked(item: EffectiveSetting) -> Any:
-    """Return the value, masked if it is secret."""
+    """Return the value of a setting, masked if the setting is secret."""
     if item.setting.secret:
         return MASK if item.value else None
     return plain(item.value)
@@ -190,7 +190,7 @@ def view(item: EffectiveSetting, outdated: frozenset[str]) -> SettingView:
 
 
 def json_schema(setting: Setting[Any]) -> dict[str, Any]:
-    """Return the JSON Schema of the value."""
+    """Return the JSON Schema of a setting's value."""
     kind, nullable = core_kind(setting)
     schema: dict[str, Any] = dict(msgspec.json.schema(kind))
     bounds = {int: ("minimum", "maximum"), float: ("minimum", "maximum"), str: ("minLength", "maxLength")}
@@ -233,7 +233,7 @@ def _declared(item: EffectiveSetting) -> dict[str, Any]:
 
 
 def kind_of(setting: Setting[Any]) -> Kind:
-    """Return the type as the API names it."""
+    """Return the type of a setting as the API names it."""
     kind, _ = core_kind(setting)
     if setting.secret:
         return "secret"

@@ -1,4 +1,4 @@
-"""What the demo asks of its server, over the public API and nothing else."""
+"""The client side of `corral demo`, which uses only the public HTTP API of the demo's server."""
 
 from __future__ import annotations
 
@@ -14,30 +14,36 @@ TERMINAL = ("task.completed", "task.failed", "task.cancelled")
 
 
 class Failed(Exception):
-    """The demo cannot go on; the message says why."""
+    """Raised when the demo cannot continue. The message states the reason."""
 
 
 class Teller(Protocol):
-    """Where the demo tells what happens."""
+    """Receives the progress of the demo for display."""
 
     def step(self, name: str, text: str) -> None:
-        """Something happened."""
+        """Report one step of the demo, for example `("task", "Summarise the notes")`."""
         ...
 
     def words(self, text: str, *, goes_on: bool) -> None:
-        """What the model writes, as it comes."""
+        """Report text that the model writes, as it arrives.
+
+        `goes_on` is true if the text continues the previous text.
+        """
         ...
 
 
 class DemoClient:
-    """Plays the person who uses the server at `http://127.0.0.1:port`. Raises `Failed` and `ApiClientError`."""
+    """Acts as the user of the server at `address`. Methods raise `Failed` and `ApiClientError`."""
 
     def __init__(self, address: str, teller: Teller) -> None:
         self._remote, self._teller = ApiClient(address), teller
         self._live = GrowingText()
 
     def wait_until_ready(self, server: subprocess.Popen[bytes], seconds: float) -> None:
-        """Return when the server answers; `Failed` when it ended or is too slow."""
+        """Wait until the server is ready.
+
+        Raises `Failed` if the process has exited or is not ready within `seconds`.
+        """
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if server.poll() is not None:
@@ -50,12 +56,15 @@ class DemoClient:
         raise Failed(f"the server was not ready within {seconds:g} s")
 
     def sign_in(self, email: str, password: str) -> None:
-        """Log in; later calls carry the token."""
+        """Sign in with a password. Later requests send the access token."""
         tokens = self._remote.post("/auth/login", {"email": email, "password": password})
         self._remote.use(tokens["access_token"])
 
     def run_task(self, text: str, choice: Choice, seconds: float, *, strict: bool) -> dict[str, Any]:
-        """Create an agent and a task for it, tell each step, return how it ended."""
+        """Create an agent and a task for the agent, report each step, and return a summary of the ended task.
+
+        Without `strict`, the agent falls back to the scripted model if the chosen model fails.
+        """
         until = time.monotonic() + seconds
         self._wait_for_worker(until)
         agent = self._agent(choice, strict=strict)

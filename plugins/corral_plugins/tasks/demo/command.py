@@ -1,4 +1,4 @@
-"""`corral demo`: a whole installation in a temporary data folder, with one task from start to result."""
+"""`corral demo`: starts a complete installation in a temporary data folder and runs one task from start to result."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ INPUT_BYTES = 60_000
 
 
 class Screen:
-    """A line a step with the elapsed time, or nothing but the final JSON."""
+    """Prints one line per step with the elapsed time, or only the final JSON if `as_json` is set."""
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json, self.began = as_json, time.monotonic()
@@ -47,7 +47,7 @@ class Screen:
         self._open = False
 
     def step(self, name: str, text: str, *, ends: bool = True) -> None:
-        """Something happened; a step that does not end is written on by `words`."""
+        """Record and print a step. With `ends=False` the line stays open, and `words` appends to it."""
         elapsed = time.monotonic() - self.began
         self.steps.append({"step": name, "detail": text, "elapsed_ms": round(elapsed * 1000)})
         if self.as_json:
@@ -58,14 +58,14 @@ class Screen:
         self._open = not ends
 
     def words(self, text: str, *, goes_on: bool) -> None:
-        """What the model writes, as it comes."""
+        """Print text that the model writes, as it arrives."""
         if not (goes_on and self._open):
             self.step("progress", text, ends=False)
         else:
             click.echo(text, nl=False)
 
     def end(self, outcome: dict[str, Any]) -> None:
-        """The task has ended."""
+        """Print the result of the ended task."""
         if self.as_json:
             click.echo(json.dumps({**outcome, "steps": self.steps}, indent=2))
             return
@@ -96,9 +96,10 @@ def command(
     keep: Path | None,
     as_json: bool,
 ) -> None:
-    """A whole installation in a temporary folder: server, worker, agent, and one task from start to result.
+    """Start a complete installation in a temporary folder and run one task from start to result.
 
-    It touches no existing data folder. Exits with 0 only when the task is completed.
+    The installation contains a server, a worker and an agent. The demo touches no existing data folder. Exits with 0
+    only when the task is completed.
     """
     if keep is not None and keep.exists():
         raise click.UsageError(f"--keep {keep}: the folder exists; name a new one")
@@ -118,16 +119,20 @@ def command(
 
 
 class Demo:
-    """One demonstration. `strict`: the task fails rather than being done without the model."""
+    """One run of the demo.
+
+    If `strict` is true, the task fails when the local model fails, instead of using a scripted one.
+    """
 
     def __init__(self, screen: Screen, choice: Choice, text: str, *, once: bool, strict: bool) -> None:
         self._screen, self._choice, self._text = screen, choice, text
         self._once, self._strict = once, strict
 
     def run(self, signals: Signals, folder: Path, port: int | None) -> bool:
-        """From the start of the server to its end; whether the task was completed.
+        """Start the server, run the task and stop the server. Return whether the task was completed.
 
-        Another program may take the usual port just now: then it is any other.
+        If no port was given and another program takes the default port in the meantime, the demo retries with any free
+        port.
         """
         password = secrets.token_urlsafe(12)
         config = write_configuration(folder, self._choice)
@@ -163,7 +168,7 @@ class Demo:
     def _stay(self, process: Any) -> None:
         if not self._screen.as_json:
             click.echo("\nThe installation stays up until Ctrl-C.")
-        with contextlib.suppress(Interrupted):  # Ctrl-C is how it is meant to end
+        with contextlib.suppress(Interrupted):  # Ctrl-C is the normal way to stop the demo
             process.wait()
 
 

@@ -1,4 +1,4 @@
-"""Which model the demo runs with, and whether the text fits into it: judged before anything is started."""
+"""Selects the model for the demo and checks that the input fits into its context, before any process is started."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ from corral_plugins.llm.api import DemoModel
 
 WITHOUT_MODEL = "scripted/echo"
 NEW_TOKENS = 120
-FRAME_TOKENS = 100  # the agent's prompt, the instructions, and what a chat template adds
+FRAME_TOKENS = 100  # the agent's prompt, the instructions, and the tokens that a chat template adds
 _DEAR = re.compile(r"\d|[^\x00-\x7f]")
 
 
 class CommandLine(Protocol):
-    """What the demo uses of the object of the click context."""
+    """The part of the click context object that the demo uses."""
 
     def installation(self) -> Installation:
-        """The configuration of the folder where the command runs; the defaults where that configuration has faults."""
+        """Return the configuration of the current folder, or the defaults if that configuration is invalid."""
         ...
 
     def ask_plugins(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
-        """Call a hook of installed plugins without a kernel: `(plugin, result)` for each plugin that has the hook.
+        """Call a hook of all installed plugins without a kernel, and yield `(plugin, result)` for each implementation.
 
-        When a plugin fails, standard error says that its `what` is missing, and the others go on.
+        If a plugin fails, a message on standard error says that its `what` is missing, and the other plugins are still
+        called.
         """
         ...
 
 
 class Choice(NamedTuple):
-    """`name`: `provider/model`. Without a usable model `problem` says why; `plugin` brings the model."""
+    """The model for the demo. `name` is `provider/model`, and `plugin` is the plugin that provides the model.
+
+    If no model is usable, `model` is None and `problem` states the reason.
+    """
 
     name: str
     model: DemoModel | None
@@ -46,7 +50,10 @@ class Choice(NamedTuple):
 
 
 def choose(command_line: CommandLine) -> Choice:
-    """The first model that an installed plugin offers and that can be used on this machine."""
+    """Return the first model that an installed plugin offers and that works on this machine.
+
+    Return the scripted model, with the reasons in `problem`, if no model works.
+    """
     here = command_line.installation()
     problems = []
     for plugin, models in command_line.ask_plugins("corral_demo_models", "models", here):
@@ -62,7 +69,7 @@ def choose(command_line: CommandLine) -> Choice:
 
 
 def check_length(text: str, choice: Choice) -> None:
-    """`UsageError` with the figures when the text, its frame and the answer do not fit into the model's context."""
+    """Raise `UsageError` with the token counts if prompt, input and answer do not fit into the model's context."""
     if choice.model is None:
         return
     needed = estimate(text) + FRAME_TOKENS + NEW_TOKENS
@@ -74,13 +81,19 @@ def check_length(text: str, choice: Choice) -> None:
 
 
 def estimate(text: str) -> int:
-    """Tokens, counted high: 4 letters each, but digits and what is not ASCII one by one."""
+    """Return a high estimate of the number of tokens.
+
+    Digits and non-ASCII characters count as one token each, all other characters as a quarter of a token.
+    """
     dear = len(_DEAR.findall(text))
     return math.ceil((len(text) - dear) / 4) + dear
 
 
 def write_configuration(folder: Path, choice: Choice) -> Path:
-    """The demo's corral.toml: it loads the plugin of the model, if there is one."""
+    """Write the demo's corral.toml, which enables the plugin that provides the model, if any.
+
+    Return the path of the file.
+    """
     document = tomlkit.document()
     if choice.model is not None:
         if choice.model.file is not None:

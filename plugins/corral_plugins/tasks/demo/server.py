@@ -1,4 +1,4 @@
-"""The demo's own server: a process tree in a folder, both of which end with the demo."""
+"""The demo's own server: a process tree that ends with the demo, and its data folder, which is temporary by default."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ _READY = re.compile(r"ready on \w+: (http://\S+?)/api/v1")
 
 
 class Interrupted(BaseException):
-    """SIGTERM, SIGINT or SIGHUP: end the whole process tree."""
+    """Raised on SIGTERM, SIGINT or SIGHUP to stop the whole process tree."""
 
 
 class Signals:
-    """SIGTERM, SIGINT and SIGHUP (unless `nohup` has it ignored) raise `Interrupted`, once; not between the making of
-    a thing and the promise to end it, nor in the middle of its end.
+    """Converts SIGTERM, SIGINT and SIGHUP into one `Interrupted` exception.
+
+    SIGHUP stays ignored if `nohup` set it to be ignored. Between `hold` and `release` a signal is deferred, so that it
+    interrupts neither the creation of a resource before its cleanup is registered, nor the cleanup.
     """
 
     def __init__(self) -> None:
@@ -39,7 +41,10 @@ class Signals:
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
-        """While the demo runs."""
+        """Handle the signals inside the `with` block, and restore the previous handlers afterwards.
+
+        Does nothing outside the main thread.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -54,11 +59,11 @@ class Signals:
                 signal.signal(number, handler)
 
     def hold(self) -> None:
-        """From now on a signal waits until `release`."""
+        """Defer signals until `release` is called."""
         self._held = True
 
     def release(self) -> None:
-        """Raise what has waited; from now on signals are heard at once."""
+        """Stop deferring signals. Raises `Interrupted` if a signal arrived in the meantime."""
         self._held = False
         if self._asked:
             raise Interrupted
@@ -71,7 +76,10 @@ class Signals:
 
 @contextlib.contextmanager
 def server(signals: Signals, folder: Path, config: Path, port: int, password: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The server in a session of its own, so that the whole tree can be ended. It writes to `log_of(folder)`."""
+    """Run the server in its own session inside the `with` block, then stop its whole process tree.
+
+    The server writes its output to `log_of(folder)`.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
     environment.update(
         CORRAL_CONFIG=str(config),
@@ -112,7 +120,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def folder_of_its_own(signals: Signals, keep: Path | None) -> Iterator[Path]:
-    """A temporary folder, or the one to keep."""
+    """Create the folder `keep`, or a temporary folder that is deleted at the end of the `with` block."""
     signals.hold()
     folder = keep if keep is not None else Path(tempfile.mkdtemp(prefix="corral-demo-"))
     try:
@@ -129,7 +137,7 @@ def folder_of_its_own(signals: Signals, keep: Path | None) -> Iterator[Path]:
 
 
 def usual_port() -> int:
-    """8000 if it is free just now, else 0: any that is."""
+    """Return 8000 if this port is free now, else 0, which lets the system choose a free port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with contextlib.suppress(OSError):
@@ -139,7 +147,10 @@ def usual_port() -> int:
 
 
 def announced(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str | None:
-    """The address that this server says it serves, once it does; None when it ended or is too slow."""
+    """Wait until the server logs that it is ready, and return the address from that log line.
+
+    Return None if the process has exited or is not ready within `seconds`.
+    """
     until = time.monotonic() + seconds
     while time.monotonic() < until and process.poll() is None:
         with contextlib.suppress(OSError):
@@ -151,12 +162,12 @@ def announced(process: subprocess.Popen[bytes], folder: Path, seconds: float) ->
 
 
 def log_of(folder: Path) -> Path:
-    """What the server writes."""
+    """Return the path of the server's log file."""
     return folder / "server.log"
 
 
 def tail(folder: Path) -> str:
-    """The last lines of the log."""
+    """Return the last 15 lines of the server's log."""
     with contextlib.suppress(OSError):
         return "\n".join(log_of(folder).read_text("utf-8", "replace").splitlines()[-LOG_TAIL:])
     return ""

@@ -235,7 +235,7 @@ def up(migrator: Any, db: Any) -> None:
         Task.queue,
         where="status = 'pending' AND queue IS NOT NULL AND required_tools <> '[]'",
     )
-    # Serves the aging of ranks and the age of the oldest task.
+    # Used for raising the ranks of waiting tasks and for the age of the oldest pending task.
     partial(
         Task,
         "waiting_since",

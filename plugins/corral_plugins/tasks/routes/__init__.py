@@ -1,1 +1,1 @@
-"""HTTP of tasks."""
+"""The HTTP routes of tasks."""

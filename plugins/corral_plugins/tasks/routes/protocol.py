@@ -1,6 +1,6 @@
-"""The routes of workers for the tasks that they hold.
+"""The routes that workers call for their claimed tasks.
 
-A call that names no lease in its body or header uses the lease of its token.
+A request that names no lease in its body or header uses the lease of its token.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ routes = Routes("/tasks", tag="worker")
 
 
 def lease_of(body: OnLease, request: Request, caller: Principal) -> str | None:
-    """The lease that a call names in its body, in the header `Corral-Lease`, or by its token."""
+    """Return the lease that a request names in its body, in the header `Corral-Lease`, or by its token."""
     if isinstance(body.lease_id, str):
         return body.lease_id.lower()
     named = request.header("corral-lease")
@@ -55,7 +55,10 @@ def lease_of(body: OnLease, request: Request, caller: Principal) -> str | None:
 
 
 async def _once(work: Work, entry: Entry, act: Callable[[], T], late: Callable[[Used], None], usage: Used | None) -> T:
-    """Run a call in its unit. If the lease is lost, record its usage in another unit, because the money was spent."""
+    """Run a call in its own unit of work.
+
+    If the lease is lost, the usage is recorded in another unit of work, because the money was spent.
+    """
     try:
         return await work(act, entry=entry)
     except Conflict as problem:
@@ -66,7 +69,7 @@ async def _once(work: Work, entry: Entry, act: Callable[[], T], late: Callable[[
 
 @routes.post("/{id}/start", needs=ACT, raises=LOST)
 def start_task(id: str, body: OnLease, runs: Runs, caller: Principal, request: Request) -> Started:
-    """Start a claimed task. A repeat returns the same."""
+    """Start a claimed task. A repeated request returns the same response."""
     return runs.start(id, lease_of(body, request, caller), caller)
 
 
@@ -74,7 +77,7 @@ def start_task(id: str, body: OnLease, runs: Runs, caller: Principal, request: R
 async def report_progress(
     id: str, body: Progress, runs: Runs, caller: Principal, request: Request, work: Work
 ) -> Renewed:
-    """Report the progress of a run; renews the lease."""
+    """Report the progress of a run, and renew its lease."""
     lease = lease_of(body, request, caller)
     return await _once(
         work,
@@ -87,13 +90,13 @@ async def report_progress(
 
 @routes.post("/{id}/logs", needs=ACT, raises=("lease_lost",), lenient=True, redacted=True, body_limit=9 * 1024 * 1024)
 def append_logs(id: str, body: Logs, logs: TaskLogs, caller: Principal, request: Request) -> LogsTaken:
-    """Append lines to the log of the run; idempotent by `seq`. Renews the lease."""
+    """Append lines to the log of the run, and renew its lease. The request is idempotent by `seq`."""
     return logs.append(id, lease_of(body, request, caller), body, caller)
 
 
 @routes.post("/{id}/checkpoint", needs=ACT, raises=LOST, lenient=True, redacted=True, body_limit=CHECKPOINT_LIMIT)
 def store_checkpoint(id: str, body: Checkpoint, runs: Runs, caller: Principal, request: Request) -> CheckpointTaken:
-    """Store a checkpoint for the next attempt, unless a later step is stored already; renews the lease."""
+    """Store a checkpoint for the next attempt, and renew the lease. A checkpoint with an earlier step is ignored."""
     return runs.checkpoint(id, lease_of(body, request, caller), body, caller)
 
 
@@ -105,7 +108,7 @@ def store_checkpoint(id: str, body: Checkpoint, runs: Runs, caller: Principal, r
     raises=("lease_lost", "secret_expired", "audit_unavailable", "vault_sealed", "secrets.damaged"),
 )
 def get_secret_value(id: str, name: str, body: SecretUse, runs: Runs, caller: Principal, request: Request) -> Delivery:
-    """Read a secret that lists the group of the worker; the value may be sent to `allowed_hosts` only."""
+    """Read a secret that is available to the worker's group. The value may be sent to `allowed_hosts` only."""
     return runs.deliver_secret(id, lease_of(body, request, caller), name, body.purpose, caller)
 
 
@@ -113,7 +116,7 @@ def get_secret_value(id: str, name: str, body: SecretUse, runs: Runs, caller: Pr
 async def complete_task(
     id: str, body: Complete, runs: Runs, actions: Actions, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
-    """Complete a run with its result. Owners complete a task by the same call without a lease."""
+    """Complete a run with its result. The owner of a task completes the task with the same request without a lease."""
     lease, entry = lease_of(body, request, caller), request.entry(caller)
     if _is_owner(caller, lease):
         return await work(lambda: actions.complete(id, body.result, by=caller), entry=entry)
@@ -130,7 +133,7 @@ async def complete_task(
 async def fail_task(
     id: str, body: Fail, runs: Runs, actions: Actions, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
-    """Fail a run; the retry policy decides what follows. Owners fail a task for good, without a lease."""
+    """Fail a run; the retry policy decides what follows. The owner of a task fails it permanently, without a lease."""
     lease, entry = lease_of(body, request, caller), request.entry(caller)
     if _is_owner(caller, lease):
         return await work(lambda: actions.fail(id, body.error, by=caller), entry=entry)
@@ -147,7 +150,7 @@ async def fail_task(
     "/{id}/wait", needs=ACT, raises=(*ENDS, "plugin_disabled"), lenient=True, redacted=True, body_limit=CHECKPOINT_LIMIT
 )
 def wait_for_person(id: str, body: WaitFor, runs: Runs, caller: Principal, request: Request) -> TaskView | Encoded:
-    """End the lease, and stop the timeout and stall clocks, until a person has answered."""
+    """Wait for a person's answer. The lease ends, and the timeout and stall clocks stop until the answer arrives."""
     return runs.wait(id, lease_of(body, request, caller), body, caller)
 
 
@@ -155,7 +158,7 @@ def wait_for_person(id: str, body: WaitFor, runs: Runs, caller: Principal, reque
 async def release_task(
     id: str, body: Release, runs: Runs, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
-    """Release a task to its queue: no attempt is used, and the checkpoint stays."""
+    """Release a task to its queue. No attempt is consumed, and the checkpoint is kept."""
     lease = lease_of(body, request, caller)
     return await _once(
         work,
@@ -170,7 +173,7 @@ async def release_task(
 async def acknowledge_cancel(
     id: str, body: Cancelled, runs: Runs, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
-    """Acknowledge that a run which was to be cancelled has ended."""
+    """Confirm that the run of a task with the status `cancelling` has ended."""
     lease = lease_of(body, request, caller)
     return await _once(
         work,
@@ -182,7 +185,10 @@ async def acknowledge_cancel(
 
 
 def _is_owner(caller: Principal, lease: str | None) -> bool:
-    """Whether the caller is a person, who ends a task without a lease. Raises `Invalid` when a person names one."""
+    """Return whether the caller is a person, who ends a task without a lease.
+
+    Raises `Invalid` if a person names a lease.
+    """
     if caller.kind not in ("user", "api_key"):
         return False
     if lease is not None:

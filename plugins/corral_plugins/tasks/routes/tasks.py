@@ -52,19 +52,22 @@ def list_tasks(query: TaskQuery, queries: TaskQueries, caller: Principal) -> Pag
 
 @routes.post("/", needs=WRITE, status=201, redacted=True, raises=("unknown_reference", "cycle", "quota_exceeded"))
 def create_task(body: NewTask, creation: Creation, caller: Principal) -> TaskView | Encoded:
-    """Create a task and queue it. It is `blocked` while a task that it depends on is not completed."""
+    """Create a task and queue it. The task is `blocked` until all tasks that it depends on are completed."""
     return creation.create(body, by=caller, source=None, origin=DIRECT)
 
 
 @routes.get("/stats", needs=READ)
 def get_task_stats(query: StatsQuery, queries: TaskQueries, caller: Principal) -> Stats:
-    """Read statistics of tasks; every key is present."""
+    """Get statistics of tasks. The response always contains every key."""
     return queries.stats(query, caller)
 
 
 @routes.get("/{id}", needs=(READ, ACT), seconds=60.0)
 def get_task(id: str, query: GetQuery, views: Views, caller: Principal) -> TaskView | Encoded | Wait:
-    """Read a task; with `wait`, as soon as it has ended. A worker may read the tasks that it holds."""
+    """Get a task. With `wait`, the response is sent when the task has ended.
+
+    A worker may read the tasks that it holds.
+    """
     if caller.kind == "worker":
         readable(id, caller)
     elif not can_read(caller, SHARED, None):
@@ -76,7 +79,7 @@ def get_task(id: str, query: GetQuery, views: Views, caller: Principal) -> TaskV
 
 @routes.patch("/{id}", needs=WRITE, redacted=True, raises=(*STATES, "use_action", "unknown_reference", "cycle"))
 def update_task(id: str, body: TaskPatch, changes: Actions, caller: Principal, match: IfMatch) -> TaskView | Encoded:
-    """Change the fields of a task that its state allows to change."""
+    """Change the fields of a task that may change in its current status."""
     return changes.patch(id, body, match, by=caller)
 
 
@@ -84,19 +87,19 @@ def update_task(id: str, body: TaskPatch, changes: Actions, caller: Principal, m
 def cancel_task(
     id: str, body: CancelRequest, actions: Actions, caller: Principal, match: IfMatch
 ) -> TaskView | Encoded:
-    """Cancel a task: 200 when it has ended, 202 while its worker still has to end the run."""
+    """Cancel a task. The status is 200 if the task has ended, or 202 while its worker still has to stop the run."""
     return actions.cancel(id, match, by=caller, reason=body.reason)
 
 
 @routes.post("/{id}/retry", needs=WRITE, redacted=True, raises=STATES)
 def retry_task(id: str, body: RetryRequest, actions: Actions, caller: Principal, match: IfMatch) -> TaskView | Encoded:
-    """Try a failed or cancelled task again, under the same id."""
+    """Retry a failed or cancelled task under the same id."""
     return actions.retry(id, match, by=caller, from_checkpoint=body.from_checkpoint, reason=body.reason)
 
 
 @routes.delete("/{id}", needs=WRITE, raises=STATES)
 def delete_task(id: str, actions: Actions, caller: Principal, match: IfMatch) -> None:
-    """Delete a task that has ended; its cost stays counted."""
+    """Delete a task that has ended. Its cost remains in the cost statistics."""
     actions.delete(id, match, by=caller)
 
 
@@ -120,7 +123,7 @@ def list_attempts(id: str, query: PageQuery, queries: TaskQueries, caller: Princ
 
 @routes.get("/{id}/attempts/{fence}", needs=READ)
 def get_attempt(id: str, fence: str, queries: TaskQueries, caller: Principal) -> AttemptView:
-    """Read one attempt of a task."""
+    """Get one attempt of a task."""
     if not (fence.isascii() and fence.isdigit() and len(fence) < 10):
         raise NotFound()
     return queries.attempt(id, int(fence), caller)
@@ -128,11 +131,14 @@ def get_attempt(id: str, fence: str, queries: TaskQueries, caller: Principal) ->
 
 @routes.get("/{id}/logs", needs=READ, seconds=60.0)
 def list_task_logs(id: str, query: LogQuery, caller: Principal) -> Page[LogView] | Wait:
-    """List the log lines of an attempt, oldest first; with `wait`, as soon as there are more."""
+    """List the log lines of an attempt, oldest first.
+
+    With `wait`, the response is sent when there are further lines.
+    """
     row = readable(id, caller)
     found = task_logs.lines(id, query.fence if isinstance(query.fence, int) else row.fence, query)
     if not found and query.until > clock.time_s() and row.status not in TERMINAL:
-        # log lines wake nobody, so a waiting request reads them twice per second
+        # no event announces log lines, so a pending request polls twice per second
         return Wait((id,), min(query.until, clock.time_s() + 0.5))
     return Page(items=found, total=None, limit=query.limit, offset=None, next=None)
 
@@ -157,5 +163,5 @@ def list_task_comments(id: str, query: PageQuery, queries: TaskQueries, caller: 
 
 @routes.post("/{id}/comments", needs=(WRITE, ACT), status=201, lenient=True, redacted=True)
 def add_task_comment(id: str, body: NewComment, actions: Actions, caller: Principal) -> CommentView:
-    """Comment on a task; the next claim receives the comment."""
+    """Add a comment to a task. The next claim of the task includes the comment."""
     return actions.comment(id, body, by=caller)

@@ -1,1 +1,1 @@
-"""The rules of tasks; the only writer of their tables."""
+"""The business rules of tasks. Only these modules write to the tables of tasks."""

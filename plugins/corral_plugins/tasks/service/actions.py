@@ -1,4 +1,4 @@
-"""Changes and actions of the owner of a task: patch, cancel, retry, answer, end, delete, comment."""
+"""The actions of a task's owner: change, cancel, retry, answer, complete, fail, delete and comment."""
 
 from __future__ import annotations
 
@@ -59,12 +59,15 @@ from corral_plugins.tools.api import Tools
 
 ALWAYS = frozenset({"tags", "metadata"})
 QUEUEING = frozenset({"priority", "agent_id", "agent_role", "required_tools", "available_at", "queue_timeout_seconds"})
-"""Fields that decide in which queue a task waits, in which position, and for how long."""
+"""The fields that determine the queue of a task, its position in the queue, and the queue timeout."""
 WHILE_LEASED = ALWAYS | {"title", "description", "deadline", "priority"}
 
 
 class Actions:
-    """Changes and actions of people. Joins the caller's unit; every change returns the task as it is afterwards."""
+    """The actions of people on tasks. Runs in the caller's unit of work.
+
+    Every change returns the task as it is after the change.
+    """
 
     audit: Audit | None
     tools: Tools | None
@@ -82,7 +85,7 @@ class Actions:
     # -- patch
 
     def patch(self, task_id: str, patch: TaskPatch, match: IfMatch, *, by: Principal) -> Encoded:
-        """Change the fields that the state of the task allows to change; an empty body changes nothing."""
+        """Change the fields that may change in the task's current status. An empty body changes nothing."""
         if patch.status is not UNSET:
             raise Invalid.at(
                 "/status",
@@ -122,7 +125,7 @@ class Actions:
         return warnings
 
     def _requeue(self, row: TaskRow, changes: dict[str, Any]) -> list[str]:
-        """Complete the changes with the columns of the queue; returns warnings about the agent."""
+        """Add the new values of the queue columns to `changes`, and return warnings about the agent."""
         warnings: list[str] = []
         if changes.keys() & {"agent_id", "agent_role", "required_tools"}:
             if changes.get("agent_id") is not None:
@@ -139,7 +142,10 @@ class Actions:
         return warnings
 
     def _position(self, row: TaskRow, changes: dict[str, Any]) -> dict[str, Any]:
-        """The columns of a pending task in its queue. The time that it has waited counts on, unless it is put off."""
+        """Return the queue columns of a pending task after a change.
+
+        The time already waited still counts, unless the change postpones the task.
+        """
         available_at = changes.get("available_at", row.available_at)
         if row.queue is None or row.queued_at is None or available_at > clock.now():
             return _queued(row, changes, available_at)
@@ -152,7 +158,10 @@ class Actions:
         }
 
     def _set_dependencies(self, row: TaskRow, changes: dict[str, Any]) -> str:
-        """Replace the dependencies; returns the status that follows, and completes the changes with its columns."""
+        """Replace the dependencies of a task and return its new status.
+
+        The resulting values of the queue columns are added to `changes`.
+        """
         wanted = changes["depends_on"]
         if row.id in wanted:
             raise Invalid.at("/depends_on", "cycle", "A task cannot depend on itself.", problem="cycle")
@@ -172,7 +181,10 @@ class Actions:
     # -- actions
 
     def cancel(self, task_id: str, match: IfMatch = ANY_VERSION, *, by: Principal, reason: str | None) -> Encoded:
-        """Cancel a task: at once (200), or when its worker has ended the run (202). A repeat returns the same."""
+        """Cancel a task. A repeated call returns the same response.
+
+        The response status is 200 if the task has ended, or 202 while its worker still has to stop the run.
+        """
         row = self._owned(task_id, match, by)
         if row.status in ("completed", "failed"):
             raise terminal(row)
@@ -190,7 +202,7 @@ class Actions:
         reason: str | None,
         source: str = "person",
     ) -> Encoded:
-        """Try a failed or cancelled task again under the same id; its earlier attempts stay listed."""
+        """Retry a failed or cancelled task under the same id. Its earlier attempts remain listed."""
         row = self._owned(task_id, match, by)
         if row.status == "completed":
             raise terminal(row)
@@ -230,7 +242,7 @@ class Actions:
         return views.answer(row.id, row.version)
 
     def give_input(self, task_id: str, value: Any, *, by: Principal) -> Encoded:
-        """Answer the question that the task waits for; the task continues with the next claim."""
+        """Answer the question of a waiting task. The next claim of the task includes the answer."""
         row = self._owned(task_id, ANY_VERSION, by)
         if row.status != "waiting" or row.waiting_kind != "input":
             raise Conflict("The task does not wait for input.", current_status=row.status)
@@ -240,7 +252,7 @@ class Actions:
         return views.answer(row.id, row.version)
 
     def expire_input(self, row: TaskRow) -> None:
-        """Queue a task whose question nobody answered in time."""
+        """Queue a task whose question was not answered in time."""
         call_id = row.get("waiting_for").get("call_id")
         error = {"type": "expired", "message": "Nobody answered in time."}
         self._resume_with(row, call_id, '{"input":null,"input_expired":true}', None, error)
@@ -248,7 +260,10 @@ class Actions:
     def _resume_with(
         self, row: TaskRow, call_id: str | None, given: str, value: Any, error: dict[str, str] | None = None
     ) -> None:
-        """Queue a waiting task with an answer (JSON text), which is the result of a tool call if a tool asked."""
+        """Queue a waiting task with an answer (JSON text).
+
+        If a tool asked, the answer becomes the result of the tool call.
+        """
         if call_id is not None:
             if self.tools is not None:
                 self.tools.answered(row.id, call_id, result=value, error=error)
@@ -258,12 +273,15 @@ class Actions:
         self.resume(row, given)
 
     def resume(self, row: TaskRow, given: str) -> None:
-        """Queue a waiting task again. `given` is the JSON object that its next claim receives."""
+        """Queue a waiting task again. `given` is the JSON object that the next claim includes."""
         answer = msgspec.Raw(given.encode())
         transition(row, "pending", resume=answer, resuming=True, **NOT_WAITING, **queued(row))
 
     def complete(self, task_id: str, result: Any, *, by: Principal) -> Encoded:
-        """Complete a task for its owner. Raises `Invalid` when the result does not fit `output_schema`."""
+        """Complete a task at the request of its owner.
+
+        Raises `Invalid` if the result does not match `output_schema`.
+        """
         row = self._ended_by_owner(task_id, by)
         _must_fit(row.get("output_schema"), result, "/result", "output_schema")
         attempt = rows.live(row.id)
@@ -272,7 +290,7 @@ class Actions:
         return self._audited(row, attempt, "tasks.task.complete")
 
     def fail(self, task_id: str, error: ReportedError, *, by: Principal) -> Encoded:
-        """Fail a task for its owner."""
+        """Fail a task at the request of its owner."""
         row = self._ended_by_owner(task_id, by)
         attempt = rows.live(row.id)
         self._outcomes.fail_final(row, attempt, "error", error.type, error.message, by="owner")
@@ -292,7 +310,7 @@ class Actions:
         return views.answer(row.id, row.version)
 
     def delete(self, task_id: str, match: IfMatch = ANY_VERSION, *, by: Principal) -> None:
-        """Delete an ended task; a job deletes its attempts, logs and comments."""
+        """Delete an ended task. A background job deletes its attempts, logs and comments."""
         row = self._owned(task_id, match, by)
         if row.status not in TERMINAL:
             raise Conflict(f"The task is {row.status}; cancel it first.", current_status=row.status)
@@ -301,7 +319,7 @@ class Actions:
     # -- comments
 
     def comment(self, task_id: str, new: NewComment, *, by: Principal) -> CommentView:
-        """Add a comment."""
+        """Add a comment to a task."""
         row = rows.find(task_id)
         if row is None:
             raise NotFound()
@@ -326,7 +344,7 @@ class Actions:
 
 
 def _queued(row: TaskRow, changes: Mapping[str, Any], available_at: str) -> dict[str, Any]:
-    """The columns of a task that becomes pending with these changes."""
+    """Return the columns of a task that becomes pending with these changes."""
     return queued_columns(
         key=row.queue_key,
         priority=changes.get("priority", row.priority),
@@ -345,11 +363,11 @@ _CONVERTED: dict[str, Callable[[Any], Any]] = {
     "max_cost_usd": rounded,
     "depends_on": lambda ids: list(dict.fromkeys(each.lower() for each in ids)),
 }
-"""Fields of a patch whose value is stored in another form."""
+"""The fields of a patch that are converted before they are stored, each with its conversion function."""
 
 
 def _check_state(row: TaskRow, given: Mapping[str, Any]) -> None:
-    """Raise `Conflict` when the state of the task does not allow these fields to change."""
+    """Raise `Conflict` if these fields must not change in the current status of the task."""
     if row.status in ("pending", "blocked"):
         return
     names = sorted(given.keys() - (ALWAYS if row.status in TERMINAL else WHILE_LEASED))
@@ -362,7 +380,7 @@ def _check_state(row: TaskRow, given: Mapping[str, Any]) -> None:
 
 
 def _reaches(starts: Sequence[str], target: str) -> bool:
-    """Whether one of the starts depends on the target, directly or not."""
+    """Return whether any of the tasks `starts` depends on `target`, directly or indirectly."""
     if not starts:
         return False
     first = Dependency.select(Dependency.needs_id).where(Dependency.task_id.in_(list(starts)))
@@ -373,7 +391,11 @@ def _reaches(starts: Sequence[str], target: str) -> bool:
 
 
 def _dependency_state(row: TaskRow) -> str:
-    """`pending`, `blocked`, or `dead` when a dependency will not complete."""
+    """Return `dead`, `blocked` or `pending`, depending on the dependencies of the task.
+
+    The result is `dead` if a dependency failed, was cancelled, or was deleted before it completed. Otherwise, the
+    result is `blocked` if a dependency is not completed yet, and `pending` if all are completed.
+    """
     needed = (
         Dependency.select(Task.status)
         .join(Task, on=(Task.id == Dependency.needs_id))
@@ -387,12 +409,12 @@ def _dependency_state(row: TaskRow) -> str:
 
 
 def _must_fit(schema: Any, value: Any, pointer: str, what: str) -> None:
-    """Raise `Invalid` with `schema_mismatch` unless the value fits the schema, if there is one."""
+    """Raise `Invalid` with the code `schema_mismatch` if there is a schema and the value does not match it."""
     faults = json_schema_problems(schema, value, pointer_prefix=pointer) if schema is not None else ()
     if faults:
         raise Invalid(f"{len(faults)} places do not fit {what}.", code="schema_mismatch", errors=faults)
 
 
 def terminal(row: TaskRow) -> Conflict:
-    """The error for an action on a task that has ended."""
+    """Return the error for an action on a task that has ended."""
     return Conflict(f"The task is {row.status}.", code="task_terminal", current_status=row.status)

@@ -1,4 +1,4 @@
-"""Tools for agents: read a task, delegate a task, ask a person."""
+"""The tools that agents use to read a task, delegate a task, and ask a person."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ AGENTS_CONFIG: Json = {
 
 
 class AgentTools:
-    """Implements the tools. Each joins the unit that stores its result."""
+    """Implements the tools. Each method runs in the unit of work that stores the result of the tool call."""
 
     def __init__(self, creation: Creation, runs: Runs, views: Views) -> None:
         self._creation, self._runs, self._views = creation, runs, views
 
     def get(self, context: ToolContext, arguments: Json) -> Output:
-        """Read a task. The content of a tainted task is untrusted."""
+        """Read a task. The content of a tainted task is marked as untrusted, unless it is the caller's own task."""
         body = self._views.one(arguments["task_id"].lower()).body
         task: Json = msgspec.json.decode(body)
         shown = {name: task[name] for name in SHOWN}
@@ -97,7 +97,7 @@ class AgentTools:
         return Output(value=shown, untrusted=(f"task:{task['id']}",) if is_foreign else ())
 
     def create(self, context: ToolContext, arguments: Json) -> Json:
-        """Delegate a task."""
+        """Create a task that the calling agent delegates."""
         new, origin = convert(NewTask, arguments), Origin(parent_task_id=context.task_id)
         made = self._creation.create(new, by=context.caller, source=None, origin=origin)
         task = msgspec.json.decode(made.body, type=TaskView)
@@ -105,14 +105,20 @@ class AgentTools:
         return {"task_id": task.id, "status": task.status, "warnings": warnings}
 
     def ask(self, context: ToolContext, arguments: Json) -> Later:
-        """Ask a person: the run ends until the answer is there, which is the result of this call."""
+        """Ask a person a question.
+
+        The run ends until the answer arrives, which becomes the result of this tool call.
+        """
         asked = convert(AskedInput, arguments)
         self._runs.ask(context.task_id, context.lease_id, asked, call_id=context.call_id)
         return Later()
 
 
 class TaskTools:
-    """The contributed tools. They exist before services do; `bind` connects them to their implementation."""
+    """The tools that the plugin contributes.
+
+    They are created before the services are; `bind` adds the implementation.
+    """
 
     def __init__(self) -> None:
         self._implementation: AgentTools | None = None
@@ -123,13 +129,13 @@ class TaskTools:
 
     @property
     def implementation(self) -> AgentTools:
-        """The implementation. Raises `ToolFailure` while the server is starting."""
+        """The implementation of the tools. Raises `ToolFailure` while the server is starting."""
         if self._implementation is None:
             raise ToolFailure("unavailable", "The server is starting.")
         return self._implementation
 
     def all(self) -> list[Tool]:
-        """All tools."""
+        """Return all tools."""
         return [
             Tool(
                 name="tasks.get",
@@ -174,6 +180,9 @@ def _sees(context: ToolContext, arguments: Json) -> bool:
 
 
 def _admits(config: Mapping[str, Any], arguments: Json) -> bool:
-    """Whether the configuration admits the task: it must be for one of the listed agents, if any are listed."""
+    """Return whether the tool's configuration allows the task.
+
+    If the configuration lists agents, the task must be for one of them.
+    """
     agents = config.get("agent_ids")
     return agents is None or str(arguments.get("agent_id")).lower() in [each.lower() for each in agents]

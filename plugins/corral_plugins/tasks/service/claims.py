@@ -1,4 +1,4 @@
-"""Claims: one unit of work brings a task, an agent and a worker together and builds the payload for the worker."""
+"""Claims: one unit of work assigns tasks to an agent and a worker, and builds the worker's payload."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ from corral_plugins.workers.api import WorkerFacts
 log = logging.getLogger("corral.tasks")
 
 GATEWAY = "/api/v1/llm"
-"""A relative address, because only the worker knows by which address it reaches its server."""
+"""The gateway's address.
+
+It is relative, because only the worker knows the address under which it reaches the server.
+"""
 COMMENTS = 50
 
 _CHECKPOINT = Statement(
@@ -61,7 +64,7 @@ _COMMENTS = Statement(
 
 
 class ClaimPayloads:
-    """Builds what the worker receives with a claim. Joins the unit of the claim."""
+    """Builds the payload of a claim for the worker. Runs in the claim's unit of work."""
 
     llm: LLM | None
     secrets: Secrets | None
@@ -71,7 +74,7 @@ class ClaimPayloads:
         self._contributions = contributions
 
     def model(self, agent: AgentFacts) -> str:
-        """The model of the agent as `provider/model`, with the defaults of the gateway where the agent names none."""
+        """Return the model of the agent as `provider/model`. The gateway's defaults fill in missing parts."""
         provider, model = agent.llm_provider, agent.llm_model
         if self.llm is not None:
             if provider is None:
@@ -92,7 +95,7 @@ class ClaimPayloads:
         attempt: int,
         group: str | None,
     ) -> Claim:
-        """The claim of a task that was just leased, for a worker of this group."""
+        """Return the claim payload of a task that was just leased to a worker of this group."""
         assert row.lease_id is not None
         config = {key: value for key, value in agent.config.items() if key != "fallback_models"}
         about = {
@@ -129,7 +132,10 @@ class ClaimPayloads:
         )
 
     def _tools(self, row: TaskRow, agent: AgentFacts, model: str) -> list[ClaimTool]:
-        """The tools of the run: those of the agent, narrowed by the task; none for a model that cannot call tools."""
+        """Return the tools of the run.
+
+        These are the agent's tools, limited to those that the task allows. A model without tool calls gets no tools.
+        """
         if self.tools is None or not agent.enabled_tools or row.worker_id is None:
             return []
         if self.llm is not None and self.llm.capabilities(model).get("tools") is False:
@@ -142,7 +148,7 @@ class ClaimPayloads:
         )
 
     def _resume(self, row: TaskRow) -> dict[str, Any] | None:
-        """The last checkpoint and the answers that came since; null for a first attempt."""
+        """Return the last checkpoint and the answers received since then, or null for a first attempt."""
         found = _CHECKPOINT.one({"id": row.id, "floor": row.get("checkpoint_floor")}) if row.fence > 1 else None
         given = row.get("resume")
         if found is None and given is None:
@@ -152,7 +158,10 @@ class ClaimPayloads:
 
 
 def _handles(executor: TaskExecutor, task: dict[str, Any]) -> bool:
-    """Whether an executor handles the task. An executor that fails does not; its failure counts against its plugin."""
+    """Return whether the executor handles the task.
+
+    If the executor raises an error, return False and count the failure against its plugin.
+    """
     try:
         return executor.handles(task)
     except Exception:
@@ -161,7 +170,10 @@ def _handles(executor: TaskExecutor, task: dict[str, Any]) -> bool:
 
 
 def _comments(task_id: str) -> list[dict[str, Any]]:
-    """The last comments, oldest first, marked as untrusted: they are data for the model, not instructions."""
+    """Return the latest comments, oldest first.
+
+    They are marked as untrusted, because the model must treat them as data and not as instructions.
+    """
     return [
         {"source": {"type": author_type, "id": author_id}, "trust": "untrusted", "body": body, "created_at": created_at}
         for author_type, author_id, body, created_at in reversed(_COMMENTS.rows({"id": task_id}))
@@ -206,16 +218,16 @@ _HOLD = Statement(
 
 
 def token_hash(token: str) -> str:
-    """The hash of an attempt token, which is what the database stores."""
+    """Return the hash of an attempt token. The database stores only this hash."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 class _SlotTaken(Exception):
-    """Another claim took the slot between choosing and leasing."""
+    """Raised if another claim took the slot after the task was chosen and before it was leased."""
 
 
 class Claims:
-    """Leases tasks to workers. The order of locks is: the tasks, then their agents, then the worker."""
+    """Leases tasks to workers. Rows are locked in the order tasks, their agents, the worker."""
 
     switch: KillSwitch | None
     tools: Tools | None
@@ -228,7 +240,10 @@ class Claims:
     def claim(
         self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None, tries: int = TRIES
     ) -> ClaimAnswer:
-        """See `Tasks.claim`. When another claim takes a slot first, this one starts again."""
+        """Implement `Tasks.claim`.
+
+        If another claim takes a slot first, the claim starts again, with at most `tries` tries.
+        """
         worker = self._workers.facts(worker_id)
         if worker is None:
             raise NotFound()
@@ -256,7 +271,10 @@ class Claims:
         return ClaimAnswer(tasks=claims, reason="ok" if claims else "none")
 
     def claimable(self, worker_id: str, *, limit: int) -> list[str]:
-        """Ids of the tasks that a claim would take now, in its order: the first ones of the queues of the worker."""
+        """Return the ids of the tasks that a claim would lease now, in claim order.
+
+        These are the first tasks of the queues that the worker may serve.
+        """
         worker = self._workers.facts(worker_id)
         if worker is None:
             raise NotFound()
@@ -296,7 +314,7 @@ class Claims:
         return chosen
 
     def _first(self, names: list[str], heavy: list[str]) -> tuple[TaskRow, str] | None:
-        """The first task in claim order that no other claim is taking."""
+        """Return the first task in claim order, with its queue, that no concurrent claim is taking."""
         for without in [heavy, []] if heavy else [[]]:
             for task_id, queue in queues.heads(names, limit=8, without=without):
                 row = queues.take(task_id, queue, exactly=bool(without))
@@ -305,7 +323,7 @@ class Claims:
         return None
 
     def _heavy_requesters(self) -> list[str]:
-        """The people who have more than `tasks.fair_share` of the running tasks."""
+        """Return the ids of the people whose share of the running tasks is greater than `tasks.fair_share`."""
         share = self._settings.get(declared.FAIR_SHARE)
         if share >= 1:
             return []
@@ -314,7 +332,7 @@ class Claims:
         return [user for user, n in running.items() if n > share * total] if len(running) else []
 
     def _is_active(self, user_id: str | None) -> bool:
-        """Whether the account of a requester is active; read at most once per second and person."""
+        """Return whether the requester's account is active. The account is read at most once per second and person."""
         if user_id is None:
             return True
         cached = self._active.get(user_id)
@@ -342,7 +360,7 @@ class Claims:
     # -- leasing
 
     def _lease(self, worker: WorkerFacts, chosen: list[tuple[TaskRow, AgentFacts]]) -> list[Claim]:
-        """Take the slots, agents first, in one order for all claims."""
+        """Lease the chosen tasks. The slots of the agents are taken first, in the same order in every claim."""
         for agent_id in sorted(agent.id for _, agent in chosen):
             if not self._agents.lease_started(agent_id):
                 raise _SlotTaken

@@ -1,4 +1,4 @@
-"""Creation of tasks, and the validation of the fields that owners set."""
+"""Creates tasks, and validates the fields that owners set."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ INPUT_LIMIT, METADATA_LIMIT = 256 * 1024, 16 * 1024
 MAX_DEPTH, MAX_CHILDREN = 5, 50
 CACHED_PEOPLE = 10_000
 CREATED_IN_A_SECOND = 20_000
-"""More tasks than all processes together create in a second."""
+"""An upper limit of the number of tasks that all processes together create in one second."""
 
 _ADD_DEPENDENCY = Statement(
     lambda p: Dependency.insert({Dependency.task_id: p("task"), Dependency.needs_id: p("needs")})
 )
-# Locked, so that a dependency cannot end between this look and the commit.
+# Locked, so that a dependency cannot end between this read and the commit.
 _STATUS_OF_DEPENDENCY = Statement(
     lambda p: locked(Task.select(Task.status).where(Task.id == p("id")), share=True).tuples()
 )
@@ -52,7 +52,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 def future(moment: datetime | None, pointer: str) -> str | None:
-    """The instant as rows store it. Raises `Invalid` with `in_the_past` when it has passed."""
+    """Return the instant in the format that rows store.
+
+    Raises `Invalid` with the code `in_the_past` if the instant has passed.
+    """
     found = instant(moment)
     if found is not None and found <= clock.now():
         raise Invalid.at(pointer, "in_the_past", "This time has passed.")
@@ -60,17 +63,17 @@ def future(moment: datetime | None, pointer: str) -> str | None:
 
 
 def instant(moment: datetime | None) -> str | None:
-    """The instant as rows store it."""
+    """Return the instant in the format that rows store."""
     return None if moment is None else clock.from_datetime(moment)
 
 
 def rounded(usd: float | None) -> float | None:
-    """The amount, rounded to micro-USD."""
+    """Return the amount, rounded to micro-USD."""
     return None if usd is None else math.floor(usd * 1_000_000 + 0.5) / 1e6
 
 
 def title_of(text: str) -> str:
-    """The title without white space around it. Raises `Invalid` when nothing is left."""
+    """Return the title without surrounding white space. Raises `Invalid` if nothing remains."""
     title = trimmed(text)
     if not title:
         raise Invalid.at("/title", "too_short", "A title has at least 1 character that is not blank.")
@@ -78,7 +81,7 @@ def title_of(text: str) -> str:
 
 
 def check_values(given: Mapping[str, Any]) -> None:
-    """Check the limits that a type cannot express. Raises `Invalid`."""
+    """Check the limits that the type annotations cannot express. Raises `Invalid`."""
     for name, limit in (("input", INPUT_LIMIT), ("metadata", METADATA_LIMIT)):
         if given.get(name) and len(_encode(given[name])) > limit:
             raise Invalid.at(f"/{name}", "too_long", f"at most {limit // 1024} KiB of JSON")
@@ -92,7 +95,7 @@ def check_values(given: Mapping[str, Any]) -> None:
 
 
 def warnings_of(agent: AgentFacts | None, tools: Sequence[str]) -> list[str]:
-    """Conditions of the agent that may keep an accepted task from being claimed."""
+    """Return warnings about the agent that may prevent an accepted task from being claimed."""
     if agent is None:
         return []
     warnings = [] if agent.status in ("idle", "busy") else ["agent_not_started"]
@@ -100,7 +103,10 @@ def warnings_of(agent: AgentFacts | None, tools: Sequence[str]) -> list[str]:
 
 
 def named_agent(agents: Agents, agent_id: str | None, role: str | None) -> AgentFacts | None:
-    """The agent that a task names. Raises `Invalid` when it does not exist, or when a role is named as well."""
+    """Return the agent that a task names, or None.
+
+    Raises `Invalid` if the agent does not exist, or if the task names a role as well.
+    """
     if agent_id is not None and role is not None:
         raise Invalid.at("/agent_role", "not_allowed", "Name an agent or a role, not both.")
     if agent_id is None:
@@ -112,7 +118,10 @@ def named_agent(agents: Agents, agent_id: str | None, role: str | None) -> Agent
 
 
 def has_open_dependency(ids: Sequence[str]) -> bool:
-    """Whether a dependency is not completed yet. Raises `Invalid` for those that are unknown or will never complete."""
+    """Return whether any dependency is not completed yet.
+
+    Raises `Invalid` for dependencies that do not exist, have failed or are cancelled.
+    """
     faults, is_open = [], False
     for index, needed in sorted(enumerate(ids), key=lambda pair: pair[1]):
         found = _STATUS_OF_DEPENDENCY.one({"id": needed.lower()})
@@ -131,7 +140,7 @@ def has_open_dependency(ids: Sequence[str]) -> bool:
 
 
 def add_dependencies(task_id: str, needed: Sequence[str]) -> None:
-    """Make a task depend on others."""
+    """Store that a task depends on the tasks `needed`."""
     for each in needed:
         _ADD_DEPENDENCY.run({"task": task_id, "needs": each})
 
@@ -143,7 +152,7 @@ _INITIAL: dict[str, Any] = {
     field.name: _encode(field.default).decode() if isinstance(field, JSONField) and not field.null else field.default
     for field in Task._meta.sorted_fields
 }
-"""The value of every column that a creation does not set."""
+"""The initial values of the columns, used where the creation of a task sets no value."""
 
 
 def _literal(value: Any) -> SQL:
@@ -152,7 +161,10 @@ def _literal(value: Any) -> SQL:
 
 @functools.lru_cache(maxsize=512)
 def _insert(names: tuple[str, ...]) -> Statement:
-    """Inserts a task with these columns. The others are literals: binding a value costs as much as storing it."""
+    """Return the statement that inserts a task with these columns.
+
+    The other columns are literals, because binding a value costs as much as storing it.
+    """
     initial = {name: _literal(value) for name, value in _INITIAL.items() if value is not None and name not in names}
 
     def build(p: Parameter) -> Any:
@@ -163,23 +175,23 @@ def _insert(names: tuple[str, ...]) -> Statement:
 
 
 class Creation:
-    """Creates tasks. Joins the caller's unit."""
+    """Creates tasks. Runs in the caller's unit of work."""
 
     def __init__(self, transitions: Transitions) -> None:
         self._settings, self._agents = transitions.settings, transitions.agents
         self._far_from_quota: dict[str, float] = {}
 
     def create(self, new: NewTask, *, by: Principal, source: dict[str, Any] | None, origin: Origin) -> Encoded:
-        """Check and insert a task; returns the encoded `TaskView` with its warnings.
+        """Validate and insert a task, and return the encoded `TaskView` with its warnings.
 
-        Raises `Invalid` for values that cannot be accepted and `TooMany` when the caller has too many open tasks.
+        Raises `Invalid` for unacceptable values, and `TooMany` if the caller has too many open tasks.
         """
         self._check_quota(by)
         fields = {name: getattr(new, name) for name in new.__struct_fields__}
         title, deadline = title_of(new.title), future(new.deadline, "/deadline")
         agent = named_agent(self._agents, new.agent_id, new.agent_role)
         check_values(fields)
-        # The parent is locked: its children are counted, and a child may spend what remains of its money.
+        # Locked, because its children are counted and a child may spend the rest of the parent's budget.
         parent_id = origin.parent_task_id or by.task_id
         parent = rows.lock(parent_id) if parent_id is not None else None
         extra = _inherited(origin, parent)
@@ -238,7 +250,10 @@ class Creation:
         return Encoded(body, row.id, 1)
 
     def _check_quota(self, by: Principal) -> None:
-        """Raise `TooMany` at the quota. The count is read again after a second, or each time when it is near."""
+        """Raise `TooMany` if the caller has reached the quota of open tasks.
+
+        A count far below the quota is valid for one second. Near the quota, the count is read at every call.
+        """
         if by.user_id is None or self._far_from_quota.get(by.user_id, 0.0) > time.monotonic():
             return
         most = self._settings.get(declared.MAX_OPEN)
@@ -255,7 +270,7 @@ _OWNED_EXTRA = EXTRA_DEFAULTS.keys() & set(NewTask.__struct_fields__)
 
 
 def _extra(fields: Mapping[str, Any], inherited: Mapping[str, Any]) -> str:
-    """The rarely set fields as JSON text; a field that has its default is left out."""
+    """Return the rarely set fields as JSON text, without fields that have their default value."""
     given = {name: fields[name] for name in _OWNED_EXTRA if fields[name] != EXTRA_DEFAULTS[name]}
     if not given and not inherited:
         return "{}"
@@ -267,7 +282,7 @@ def _extra(fields: Mapping[str, Any], inherited: Mapping[str, Any]) -> str:
 
 
 def _inherited(origin: Origin, parent: TaskRow | None) -> dict[str, Any]:
-    """The rarely set fields that a task takes from its origin and its parent: depth, causes, taint."""
+    """Return the rarely set fields that a task inherits from its origin and its parent: depth, causes and taint."""
     extra: dict[str, Any] = {}
     if origin.cause_chain:
         extra["cause_chain"] = list(origin.cause_chain)
@@ -289,7 +304,7 @@ def _inherited(origin: Origin, parent: TaskRow | None) -> dict[str, Any]:
 
 
 def _narrow(fields: dict[str, Any], parent: TaskRow) -> None:
-    """Limit a delegated task to the tools of its parent and to the rest of its money."""
+    """Limit a delegated task to the allowed tools and the remaining budget of its parent."""
     allowed, tools = parent.get("allowed_tools"), fields["allowed_tools"]
     if allowed is not None:
         fields["allowed_tools"] = (

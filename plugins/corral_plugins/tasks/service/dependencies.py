@@ -1,7 +1,7 @@
-"""Effects of the end of a task on the tasks that depend on it and on its children.
+"""Updates the dependents and children of a task when the task ends or is retried.
 
-Rows are locked before they are judged, so that two tasks that end at once cannot miss each other. All functions join
-the caller's unit.
+Rows are locked before they are checked, so that two tasks that end at the same time both take effect. All functions run
+in the caller's unit of work.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from corral_plugins.tasks.service.rows import TASK_COLUMNS
 from corral_plugins.tasks.service.transitions import failure, publish, queued, transition
 
 BATCH_SIZE = 200
-"""One unit follows at most this many dependents or children; a job follows the rest."""
+"""The number of dependents or children after which a unit of work stops and a background job handles the rest."""
 
 
 def _only(status: str) -> Any:
-    """The task has this status, written so that no index serves it: the few dependents are to be found by their ids."""
+    """Return the condition that a task has this status.
+
+    The condition is written so that no index on the status matches, because the few dependents are found faster by id.
+    """
     return Task.status.not_in([each for each in STATUSES if each != status])
 
 
@@ -85,7 +88,10 @@ _DEAD_DEPENDENCY = Statement(
 
 
 def unblock(task_id: str, after: str = "") -> None:
-    """A task was completed: queue the tasks that waited only for it. `after` is the id of the last one judged."""
+    """Queue the dependents of a completed task that have no other open dependency.
+
+    `after` is the id of the last dependent that was already checked.
+    """
     if _HAS_DEPENDENTS.one({"id": task_id}) is None:
         return
     found = [TaskRow(*row) for row in _DEPENDENTS.rows({"id": task_id, "after": after})]
@@ -98,7 +104,7 @@ def unblock(task_id: str, after: str = "") -> None:
 
 
 def fail_dependents(task_id: str) -> None:
-    """A task failed or was cancelled: fail the tasks that wait for it, and those that wait for these."""
+    """Fail the dependents of a failed or cancelled task, and their dependents in turn."""
     waiting, failed = [task_id], 0
     while waiting:
         needed = waiting.pop()
@@ -125,7 +131,7 @@ def fail_dependents(task_id: str) -> None:
 
 
 def reblock(task_id: str) -> None:
-    """A task is tried again: block the tasks that failed only because of it, and those that failed because of these."""
+    """Block the tasks that failed only because of a task that is now retried, and their failed dependents in turn."""
     waiting, count = [task_id], 0
     while waiting:
         needed = waiting.pop()
@@ -134,7 +140,7 @@ def reblock(task_id: str) -> None:
         for row in _FAILED_BY.rows({"id": needed}):
             dependent, count = TaskRow(*row), count + 1
             dead = _DEAD_DEPENDENCY.one({"id": dependent.id})
-            if dead is not None:  # it stays failed, now because of this one
+            if dead is not None:  # another dependency is dead, so the task stays failed because of that one
                 rows.change(dependent, {"failed_dependency_id": dead[0], "error": _dependency_failed(dead[0])})
                 publish(TaskUpdated, dependent, dependent.status)
                 continue
@@ -147,10 +153,10 @@ def reblock(task_id: str) -> None:
 
 
 def each_child(task_id: str, act: Callable[[TaskRow], None]) -> None:
-    """Call `act` with every child that has not ended and was not cancelled for good."""
+    """Call `act` with every child that has not ended and was not permanently cancelled."""
     found = [TaskRow(*row).id for row in _CHILDREN.rows({"id": task_id})]
     for child_id in found:
-        child = rows.lock(child_id)  # the end of another child may have ended this one
+        child = rows.lock(child_id)  # ending another child may have ended this one
         if rows.can_continue(child):
             act(child)
     if len(found) == BATCH_SIZE:

@@ -1,4 +1,4 @@
-"""Explanations why a task runs or not: the conditions of a claim, one by one, tested by the predicates of the claim."""
+"""Explains why a task runs or does not run. Each condition is tested by the same predicates as in a claim."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ATTEMPTS = 100
 
 
 class Explanations:
-    """Explains tasks. Joins the caller's unit."""
+    """Explains tasks. Runs in the caller's unit of work."""
 
     llm: LLM | None
     switch: KillSwitch | None
@@ -32,7 +32,7 @@ class Explanations:
         self._agents, self._workers, self._accounts = agents, workers, accounts
 
     def explain(self, task_id: str, caller: Principal) -> Explanation:
-        """The conditions of a claim of this task; `claimable` means that a claim would take it now."""
+        """Return the claim conditions of the task. `claimable` is true if a claim would lease the task now."""
         row = readable(task_id, caller)
         attempts = self._attempts(row.id)
         if row.status in TERMINAL:
@@ -101,7 +101,7 @@ class Explanations:
     def _about_agents(
         self, row: TaskRow, agent: AgentFacts | None, fleet: Sequence[WorkerFacts]
     ) -> tuple[list[AgentFacts], list[Condition]]:
-        """The agents that may run the task, and the conditions on them."""
+        """Return the agents that may run the task, and the conditions on agents."""
         if row.agent_id is not None:
             if agent is None:
                 return [], [
@@ -164,7 +164,10 @@ class Explanations:
     def _about_workers(
         self, row: TaskRow, agent: AgentFacts | None, candidates: Sequence[AgentFacts], fleet: Sequence[WorkerFacts]
     ) -> list[Condition]:
-        """The conditions on workers, up to the first that none meets: approval, presence, selector, tools, capacity."""
+        """Return the conditions on workers, up to the first condition that no worker meets.
+
+        The order is: approved, online, selector, tools, capacity.
+        """
         if agent is not None and agent.worker_id is not None:
             bound = self._workers.facts(agent.worker_id)
             if bound is None or not bound.is_approved:
@@ -212,7 +215,10 @@ class Explanations:
         return found
 
     def _no_worker(self) -> list[Condition]:
-        """No approved worker is online, because none is there or because none is approved."""
+        """Return the unmet condition if no approved worker is online.
+
+        Either no worker is online, or a registered worker awaits approval.
+        """
         if self._workers.awaits_approval():
             return [
                 _no(
@@ -223,7 +229,7 @@ class Explanations:
 
 
 def _selects(agent: AgentFacts, worker: WorkerFacts) -> bool:
-    """Whether the agent may run on the worker, by the selector of the claim."""
+    """Return whether the agent's selector, as used by a claim, matches the worker."""
     if agent.worker_id is not None:
         return agent.worker_id == worker.id
     if agent.worker_group is not None and agent.worker_group != worker.group:

@@ -1,4 +1,4 @@
-"""Runs across tasks: renewal, revocation, signals, and the principals that act under a lease."""
+"""Operations on many leases at once: renewal, revocation and signals; and the principals that act under a lease."""
 
 from __future__ import annotations
 
@@ -54,13 +54,16 @@ _SIGNALS = Statement(
 
 
 class Leases:
-    """Renewals, revocations and signals. Joins the caller's unit."""
+    """Renews and revokes leases, and reads signals. Runs in the caller's unit of work."""
 
     def __init__(self, transitions: Transitions, outcomes: Outcomes) -> None:
         self._transitions, self._outcomes = transitions, outcomes
 
     def renew(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """Renew the live ones of these leases; the others are lost."""
+        """Renew the leases that are live, and return the state of each.
+
+        Leases that are not live have the state `lost`.
+        """
         until = self._transitions.lease_until()
         states = []
         for lease in sorted(leases, key=lambda each: each.lease_id):
@@ -81,7 +84,7 @@ class Leases:
         return states
 
     def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """The states that `renew` would return, without renewing any lease."""
+        """Return the states that `renew` would return, without renewing any lease."""
         found = rows.values(
             Attempt.select(Attempt.lease_id, Attempt.task_id, Attempt.cancel_until, Attempt.lease_until).where(
                 Attempt.lease_id.in_([lease.lease_id for lease in leases]) & Attempt.finished_at.is_null()
@@ -95,7 +98,7 @@ class Leases:
         return states
 
     def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
-        """The lease, if it is live."""
+        """Return the lease if it is live, else None."""
         found = _LIVE_LEASE.one({"task": task_id, "lease": lease_id})
         return (
             None
@@ -110,7 +113,7 @@ class Leases:
         )
 
     def leases_of_worker(self, worker_id: str) -> list[LeaseView]:
-        """The live leases of a worker, oldest first."""
+        """Return the live leases of a worker, oldest first."""
         found = (
             Attempt.select(Attempt.task_id, Attempt.lease_id, Attempt.agent_id, Attempt.created_at, Attempt.lease_until)
             .where((Attempt.worker_id == worker_id) & Attempt.finished_at.is_null())
@@ -123,12 +126,12 @@ class Leases:
         ]
 
     def signals(self, worker_id: str, *, after: int) -> list[Signal]:
-        """The signals for a worker after a sequence number."""
+        """Return the signals for a worker with a sequence number above `after`."""
         found = _SIGNALS.rows({"worker": worker_id, "after": after})
         return [Signal(seq=row[0], task_id=row[1], lease_id=row[2], state=row[3]) for row in found]
 
     def live_tasks(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
-        """Ids of the tasks under a live lease, by agent."""
+        """Return the ids of the tasks under a live lease, grouped by agent."""
         tasks: dict[str, list[str]] = {agent_id: [] for agent_id in agent_ids}
         found = (
             Attempt.select(Attempt.agent_id, Attempt.task_id)
@@ -140,17 +143,17 @@ class Leases:
         return tasks
 
     def queue_figures(self) -> QueueFigures:
-        """The depth and age of the queue."""
+        """Return the number of pending tasks and the age of the oldest one."""
         return QueueFigures(depth=rollups.pending_tasks(), oldest_pending_ms=rollups.oldest_pending_ms())
 
     # -- revocation
 
     def release_worker(self, worker_id: str, *, reason: str) -> int:
-        """End all leases of a worker without using an attempt."""
+        """End all leases of a worker without consuming an attempt."""
         return len(self._release(Attempt.worker_id == worker_id, reason, lambda row, attempt: None))
 
     def release_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
-        """End all leases of an agent: its tasks are queued again, or cancelled."""
+        """End all leases of an agent. The tasks are queued again, or cancelled if `cancel` is set."""
 
         def end(row: TaskRow, attempt: AttemptRow) -> None:
             if cancel and rows.can_continue(row):
@@ -159,9 +162,9 @@ class Leases:
         return self._release(Attempt.agent_id == agent_id, reason, end)
 
     def cancel_leased(self, *, reason: str, before: str | None = None) -> int:
-        """Ask every run that was claimed until `before` (default: now) to end, each once.
+        """Request the cancellation of every run that was claimed until `before` (default: now), once per run.
 
-        One unit asks at most 200 runs; a job asks the rest. Returns the number of runs.
+        One unit of work handles at most 200 runs, and a background job handles the rest. Return the number of runs.
         """
         before = before or clock.now()
         asked = Attempt.cancel_until.is_null() & (Attempt.created_at <= before)
@@ -175,23 +178,23 @@ class Leases:
         return int(n)
 
     def cancel_of(self, user_id: str) -> bool:
-        """Cancel the open tasks of a purged person, at most 200. Returns whether there may be more."""
+        """Cancel at most 200 open tasks of a purged person. Return whether there may be more."""
         found = [row.id for row in rows.tasks((Task.created_by == user_id) & rows.CAN_CONTINUE, CANCEL_BATCH_SIZE)]
         for task_id in found:
-            row = rows.lock(task_id)  # the end of another task may have ended this one
+            row = rows.lock(task_id)  # ending another task may have ended this one
             if rows.can_continue(row):
                 self._outcomes.cancel(row, kind="user", reason="The account of its requester was purged.")
         return len(found) == CANCEL_BATCH_SIZE
 
     def _release(self, which: Any, reason: str, end: Callable[[TaskRow, AttemptRow], None]) -> list[str]:
-        """End the leases of these attempts. All their tasks are locked first, in one order."""
+        """End the leases of the attempts that match `which`. All their tasks are locked first, in a fixed order."""
         live = rows.attempts(which, 1000)
         for attempt in live:
             rows.lock(attempt.task_id)
         released = []
         for attempt in live:
-            row = rows.lock(attempt.task_id)  # the end of another task may have changed it
-            if row.lease_id != attempt.lease_id:  # it ended while this unit waited for the lock
+            row = rows.lock(attempt.task_id)  # ending another task may have changed this one
+            if row.lease_id != attempt.lease_id:  # the lease ended while this unit of work waited for the lock
                 continue
             end(row, attempt)
             if row.status == "cancelling":
@@ -220,18 +223,19 @@ _OF_LEASE = Statement(
 
 
 class AttemptPrincipals:
-    """Makes the principals that act under a lease.
+    """Creates the principals that act under a lease.
 
-    They have the permissions of agents that the requester has too, and those that only machines have.
+    They have the permissions that both agents and the requester have, and the permissions that only machines have.
     """
 
     def __init__(self, accounts: Accounts, permissions: Permissions) -> None:
         self._accounts, self._permissions = accounts, permissions
 
     def of_worker(self, worker: Principal, lease_id: str) -> Principal:
-        """The agent of a live lease that this worker holds.
+        """Return the principal for a live lease that this worker holds.
 
-        Raises `Conflict(lease_lost)`, and `Forbidden` for the lease of another worker.
+        Raises `Conflict` with the code `lease_lost` if the lease is not live, and `Forbidden` for the lease of another
+        worker.
         """
         found = _OF_LEASE.one({"lease": lease_id.lower()})
         if found is None:
@@ -241,7 +245,10 @@ class AttemptPrincipals:
         return self.principal(*found[:4])
 
     def principal(self, task_id: str, lease_id: str, agent_id: str, requester_id: str | None) -> Principal:
-        """The principal that acts under a lease. Raises `Unauthorized` when its requester is gone or not active."""
+        """Return the principal that acts under a lease.
+
+        Raises `Unauthorized` if the requester no longer exists or is not active.
+        """
         role = self._role(requester_id)
         return Principal(
             kind="agent",

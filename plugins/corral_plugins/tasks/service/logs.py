@@ -1,4 +1,4 @@
-"""Logs of attempts: lines that the worker numbers, at most 5 MiB per attempt."""
+"""Logs of attempts. The worker numbers the lines. The limit is 5 MiB per attempt."""
 
 from __future__ import annotations
 
@@ -32,13 +32,16 @@ _KNOWN = Statement(
 
 
 class TaskLogs:
-    """Appends to logs. Joins the caller's unit."""
+    """Appends lines to logs. Runs in the caller's unit of work."""
 
     def __init__(self, transitions: Transitions) -> None:
         self._transitions = transitions
 
     def append(self, task_id: str, lease_id: str | None, logs: Logs, by: Principal) -> LogsTaken:
-        """Store the lines whose `seq` is new, and renew the lease. Only the attempt is locked, so other calls go on."""
+        """Store the lines with a new `seq`, and renew the lease.
+
+        Only the attempt is locked, so that other calls for the task are not delayed.
+        """
         attempt = rows.of_lease(lease_id) if lease_id is not None else None
         if attempt is None or attempt.task_id != task_id or attempt.finished_at is not None:
             raise lost()
@@ -69,7 +72,7 @@ class TaskLogs:
 
     @staticmethod
     def _new(attempt: AttemptRow, entries: list[LogEntry]) -> list[LogEntry]:
-        """The entries that are not stored yet, each once, ordered by `seq`."""
+        """Return the entries that are not stored yet, without duplicates, ordered by `seq`."""
         by_seq = {entry.seq: entry for entry in sorted(entries, key=lambda entry: entry.seq)}
         if not by_seq:
             return []
@@ -90,7 +93,7 @@ class TaskLogs:
 
 
 def lines(task_id: str, fence: int, query: LogQuery) -> list[LogView]:
-    """The lines of an attempt after `query.after`, oldest first."""
+    """Return the lines of an attempt after `query.after`, oldest first."""
     where = (LogLine.task_id == task_id) & (LogLine.fence == fence) & (LogLine.seq > query.after)
     if isinstance(query.level, list):
         where &= LogLine.level.in_(query.level)

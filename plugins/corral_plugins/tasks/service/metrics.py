@@ -1,4 +1,4 @@
-"""Metrics of tasks: counts of this process since its start, and gauges that are read from counters and indexes."""
+"""Metrics of tasks: counters of this process since its start, and gauges that are read from database counters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ Values = Mapping[tuple[str, ...], float]
 
 
 class TaskMetrics:
-    """Ended attempts, reclaimed leases, stalled runs and durations. An event counts once its unit is committed."""
+    """Counts ended attempts, reclaimed leases, stalled runs and durations.
+
+    An event counts only after its unit of work is committed.
+    """
 
     def __init__(self) -> None:
         self._attempts: Counter[tuple[str, ...]] = Counter()
@@ -27,24 +30,24 @@ class TaskMetrics:
         self.cancelling = Histogram(LONG_SECONDS)
 
     def attempt_ended(self, result: str, *, by: str) -> None:
-        """Count the end of a lease. `by` names the call or timer that ended it."""
+        """Count an ended lease. `by` names the call or timer that ended it."""
         after_commit(lambda: self._count(result, by))
 
     def started(self, queue_ms: int) -> None:
-        """Observe how long an attempt waited in the queue until it started."""
+        """Record the time in milliseconds that an attempt waited in the queue until it started."""
         after_commit(lambda: self.queueing.observe(queue_ms / 1000))
 
     def completed(self, duration_ms: int | None) -> None:
-        """Observe the duration of a completed task; null when it never started."""
+        """Record the duration of a completed task in milliseconds. The duration is null if the task never started."""
         if duration_ms is not None:
             after_commit(lambda: self.durations.observe(duration_ms / 1000))
 
     def cancelled(self, cancel_ms: int) -> None:
-        """Observe how long a run went on after its cancellation was requested."""
+        """Record the time in milliseconds from a cancellation request to the end of the run."""
         after_commit(lambda: self.cancelling.observe(cancel_ms / 1000))
 
     def stalled(self, kind: str) -> None:
-        """Count a run that was found idle or in a loop."""
+        """Count a stalled run. `kind` is `idle` or `loop`."""
         after_commit(lambda: self._stalls.update([(kind,)]))
 
     def _count(self, result: str, by: str) -> None:
@@ -52,29 +55,29 @@ class TaskMetrics:
         self._reclaims += by == "reaper"
 
     def attempts(self) -> Values:
-        """Ended attempts by result."""
+        """Return the number of ended attempts by result."""
         return self._attempts
 
     def reclaims(self) -> Values:
-        """Leases that expired because their worker gave no sign of life."""
+        """Return the number of leases that expired because their worker sent no renewal."""
         return {(): self._reclaims}
 
     def stalls(self) -> Values:
-        """Stalled runs by kind."""
+        """Return the number of stalled runs by kind."""
         return self._stalls
 
 
 def tasks_by_status() -> Values:
-    """The number of tasks by status."""
+    """Return the number of tasks by status."""
     counts = rollups.status_counts()
     return {(status,): sum(counts[(status, rank)] for rank in range(len(PRIORITIES))) for status in STATUSES}
 
 
 def queue_depth() -> Values:
-    """The number of pending tasks."""
+    """Return the number of pending tasks."""
     return {(): rollups.pending_tasks()}
 
 
 def oldest_seconds() -> Values:
-    """How long the oldest pending task has been waiting."""
+    """Return the waiting time of the oldest pending task in seconds."""
     return {(): (rollups.oldest_pending_ms() or 0) / 1000}

@@ -1,4 +1,4 @@
-"""The ends of attempts and tasks: completed, failed or tried again, cancelled."""
+"""Ends attempts and tasks: completes, fails, retries and cancels them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REASONS = {
 
 
 class Outcomes:
-    """Ends attempts and tasks. Every method takes a locked row and joins the caller's unit."""
+    """Ends attempts and tasks. Every method takes a locked row and runs in the caller's unit of work."""
 
     tools: Tools | None
 
@@ -47,12 +47,12 @@ class Outcomes:
     ) -> None:
         """Complete a task with a result (JSON text).
 
-        A result of a run that does not fit `output_schema` is a failure that may be retried.
+        If the result of a run does not match `output_schema`, the attempt fails and may be retried.
         """
         schema = row.get("output_schema")
         if schema is not None and attempt is not None:
             faults = json_schema_problems(schema, rows.parsed(result))
-            if faults and row.status == "cancelling":  # the result is late; the cancellation counts
+            if faults and row.status == "cancelling":  # the result came too late; the cancellation prevails
                 self.settle(row, attempt, by=by, late_result=result)
                 return
             if faults:
@@ -81,7 +81,7 @@ class Outcomes:
     def fail(
         self, row: TaskRow, attempt: AttemptRow, kind: str, type_: str, message: str, *, retryable: bool = True, by: str
     ) -> None:
-        """Fail an attempt: the task is tried again if the retry policy says so, else it fails for good."""
+        """Fail an attempt. The task is retried if the retry policy allows it, else it fails permanently."""
         error = failure(kind, type_, message, retryable=retryable, attempt=row.attempt)
         lost = row.get("lost_in_row") + 1 if kind == "lease_lost" else 0
         if lost >= self._settings.get(declared.CRASH_LIMIT):
@@ -95,12 +95,18 @@ class Outcomes:
         self._count_failure(attempt, type_, retryable=retryable)
 
     def _count_failure(self, attempt: AttemptRow, type_: str, *, retryable: bool) -> None:
-        """Report the end of the attempt to its agent; a provider error that a retry cannot cure counts against it."""
+        """Report the end of the attempt to its agent.
+
+        A provider error that a retry cannot fix counts as a configuration failure of the agent.
+        """
         is_configuration = type_.startswith("provider_error") and not retryable
         self._agents.attempt_ended(attempt.agent_id, configuration_failure=is_configuration)
 
     def _delay(self, row: TaskRow, kind: str, type_: str) -> float | None:
-        """Seconds until the next attempt; None when there is none. A lost lease is retried at once."""
+        """Return the delay until the next attempt in seconds, or None if there is no further attempt.
+
+        A lost lease is retried immediately.
+        """
         agent = None
         own = row.get("retry_policy")
         if own is None and row.assigned_agent_id is not None:
@@ -136,7 +142,7 @@ class Outcomes:
     def fail_final(
         self, row: TaskRow, attempt: AttemptRow | None, kind: str, type_: str, message: str, *, by: str
     ) -> None:
-        """Fail a task for good: deadline, queue timeout, budget, or at the request of its owner."""
+        """Fail a task permanently: because of its deadline, queue timeout or budget, or at the request of its owner."""
         error = failure(kind, type_, message, retryable=False, attempt=row.attempt)
         self._fail_for_good(row, attempt, error, by=by)
 
@@ -151,7 +157,7 @@ class Outcomes:
     # -- cancelled
 
     def cancel(self, row: TaskRow, *, kind: str, reason: str | None) -> None:
-        """Cancel a task: at once when it does not run, else by asking its worker.
+        """Cancel a task immediately, or ask its worker to stop the run if the task is leased.
 
         A cancellation by a person replaces one by the server.
         """
@@ -165,12 +171,15 @@ class Outcomes:
         self._cancel_children(row, kind)
 
     def _cancel_children(self, row: TaskRow, kind: str) -> None:
-        """Cancel the children; called again when the task has ended, because its run may have made more of them."""
+        """Cancel the children of a task.
+
+        This is repeated when the task has ended, because its run may have created more children in the meantime.
+        """
         if kind in rows.FINAL_CANCELLATIONS:
             dependencies.each_child(row.id, lambda child: self.cancel(child, kind="parent", reason="parent cancelled"))
 
     def stop(self, row: TaskRow, *, kind: str, reason: str | None) -> None:
-        """Ask the worker to end a run within `tasks.cancel_grace_seconds`."""
+        """Ask the worker to stop a run within `tasks.cancel_grace_seconds`."""
         attempt = rows.live(row.id)
         now = clock.now()
         changes: dict[str, Any] = {"cancel_kind": kind, "cancel_reason": reason, "cancel_requested_at": now}
@@ -180,9 +189,10 @@ class Outcomes:
             self._transitions.signal(attempt, "cancel_requested")
 
     def settle(self, row: TaskRow, attempt: AttemptRow, *, by: str, late_result: str | None = None) -> None:
-        """End a `cancelling` task: its worker has ended the run, lost the lease, or used up the grace period.
+        """End a task in the status `cancelling`, according to the reason for its cancellation.
 
-        `late_result` (JSON text) is kept on the attempt only.
+        Called when the worker has stopped the run, has lost the lease, or has exceeded the grace period. `late_result`
+        (JSON text) is stored on the attempt only.
         """
         kind = row.cancel_kind or "user"
         message = row.get("cancel_reason") or REASONS.get(kind, "")
@@ -204,7 +214,7 @@ class Outcomes:
         by: str,
         late_result: str | None = None,
     ) -> None:
-        """End the task as cancelled."""
+        """End the task in the status `cancelled`."""
         now = clock.now()
         changes: dict[str, Any] = {"finished_at": now, "cancel_kind": kind, "cancel_reason": reason, **NOT_WAITING}
         if row.status != "cancelling":
@@ -225,7 +235,7 @@ class Outcomes:
         self._cancel_children(row, kind)
 
     def requeue(self, row: TaskRow, attempt: AttemptRow, *, attempt_status: str, by: str, **changes: Any) -> None:
-        """Put a task back into its queue without using an attempt; the checkpoint stays."""
+        """Return a task to its queue without consuming an attempt. The checkpoint is kept."""
         if attempt.counted:
             attempt.counted = False
             changes["attempt"] = row.attempt - 1
@@ -235,7 +245,7 @@ class Outcomes:
         self._transitions.end_lease(row, attempt, "pending", attempt_status=attempt_status, by=by, **columns)
 
     def _withdraw_question(self, row: TaskRow) -> None:
-        """Tell the tool that asked a person that there will be no answer."""
+        """Notify the tool that asked a person that the task ended without an answer."""
         call_id = (row.get("waiting_for") or {}).get("call_id")
         if call_id is not None and self.tools is not None:
             error = {"type": "expired", "message": "The task ended before anybody answered."}
@@ -255,7 +265,7 @@ class Outcomes:
         late_result: str | None = None,
         **changes: Any,
     ) -> None:
-        """Make a transition, with the live lease if there is one."""
+        """Perform the transition that ends an attempt, together with the live lease if there is one."""
         if row.status == "waiting":
             self._withdraw_question(row)
         if attempt is None:

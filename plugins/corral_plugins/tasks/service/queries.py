@@ -1,6 +1,6 @@
-"""Queries: lists, statistics and the details of one task.
+"""Reads for clients: the list of tasks, statistics, and the details of one task.
 
-Indexes and counters answer the frequent queries, so their cost does not depend on the size of the table.
+Indexes and counters answer the frequent queries, so that their cost does not depend on the size of the table.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _after(created_at: Any, task_id: Any) -> Any:
 
 
 def anchored_place(position: int) -> tuple[str, str] | None:
-    """The key of the task that has exactly `position` older ones; None when there is none."""
+    """Return the sort key of the task that has exactly `position` older tasks, or None if there is no such task."""
     start, left = BEFORE_ALL, position
     for created_at, task_id, n in _ANCHORS.rows({}):
         if n > left:
@@ -102,9 +102,9 @@ def anchored_place(position: int) -> tuple[str, str] | None:
 
 
 def extend_anchors() -> bool:
-    """Write the next page anchor, if there are enough tasks for it in the settled past. Returns whether it did.
+    """Write the next page anchor if enough settled tasks follow the last one. Return whether an anchor was written.
 
-    An anchor lies in the past, where no commit can add another task before it.
+    Tasks are settled if they were created more than 60 s ago: no commit can add another task before them.
     """
     last = _LAST.one({}) or BEFORE_ALL
     found = _NTH_AFTER.one({"created_at": last[0], "id": last[1], "offset": ANCHOR_INTERVAL - 1})
@@ -115,7 +115,7 @@ def extend_anchors() -> bool:
 
 
 def anchor_removed(created_at: str, task_id: str) -> None:
-    """A task is deleted: subtract it from the page anchor that comes after it."""
+    """Subtract a deleted task from the count of the page anchor that covers its position."""
     anchor = _COVERING.one({"created_at": created_at, "id": task_id})
     if anchor is not None:
         _LESS.run({"anchor_at": anchor[0], "anchor_id": anchor[1]})
@@ -143,7 +143,7 @@ _OLDER = Statement(
         .tuples()
     )
 )
-# A place near the newest end is found in the index alone; only the page's own rows are read.
+# A position near the newest task is found in the index alone; only the rows of the page are read.
 _PLACE = Statement(
     lambda p: (
         Task.select(Task.created_at, Task.id)
@@ -172,13 +172,13 @@ ATTEMPT_VIEW_COLUMNS = [
 
 
 class TaskQueries:
-    """Reads for clients. Joins the caller's unit."""
+    """Reads tasks for clients. Runs in the caller's unit of work."""
 
     def __init__(self, views: Views) -> None:
         self._views = views
 
     def page(self, query: TaskQuery, caller: Principal) -> Page[Any]:
-        """A page of the list."""
+        """Return a page of the list of tasks."""
         check_place(query)
         if query.__class__ is TaskQuery and _is_plain(query):
             return self._newest(query, caller)
@@ -208,7 +208,10 @@ class TaskQueries:
 
     @staticmethod
     def _from(offset: int, limit: int, total: int) -> list[tuple[Any, ...]]:
-        """Rows from `offset` on. Page anchors find far positions, counted from the oldest task."""
+        """Return the rows from `offset` on.
+
+        Large offsets are found through page anchors, which count from the oldest task.
+        """
         if offset == 0:
             return _NEWEST.rows({"limit": limit})
         if offset <= NEAR:
@@ -220,7 +223,10 @@ class TaskQueries:
     # -- by words alone
 
     def _searched(self, query: TaskQuery, words: list[str], caller: Principal) -> Page[Any]:
-        """A page of the matches. Tasks that are not indexed yet come first: they are newer than all that are."""
+        """Return a page of the search results.
+
+        Tasks that are not indexed yet come first, because they are newer than all indexed tasks.
+        """
         if not words:
             return Page(items=[], total=0, limit=query.limit, offset=query.offset or 0, next=None)
         scope, fingerprint = f"{SCOPE}.search", query.fingerprint()
@@ -269,14 +275,14 @@ class TaskQueries:
     # -- one task; `NotFound` when the caller cannot see it
 
     def attempts(self, task_id: str, query: PageQuery, caller: Principal) -> Page[AttemptView]:
-        """The attempts of a task, oldest first."""
+        """Return the attempts of a task, oldest first."""
         readable(task_id, caller)
         select = Attempt.select(*ATTEMPT_VIEW_COLUMNS).where(Attempt.task_id == task_id)
         order = (Order(Attempt.fence, descending=False),)
         return paginate(select, query, caller, scope=f"attempts:{task_id}", order=order, make=attempt_view)
 
     def attempt(self, task_id: str, fence: int, caller: Principal) -> AttemptView:
-        """One attempt of a task."""
+        """Return one attempt of a task."""
         readable(task_id, caller)
         where = (Attempt.task_id == task_id) & (Attempt.fence == fence)
         found = Attempt.select(*ATTEMPT_VIEW_COLUMNS).where(where).first()
@@ -285,7 +291,7 @@ class TaskQueries:
         return attempt_view(found)
 
     def comments(self, task_id: str, query: PageQuery, caller: Principal) -> Page[CommentView]:
-        """The comments on a task, oldest first."""
+        """Return the comments on a task, oldest first."""
         readable(task_id, caller)
         order = (Order(Comment.created_at, descending=False), Order(Comment.id, descending=False))
         return paginate(
@@ -303,7 +309,7 @@ class TaskQueries:
         )
 
     def events(self, task_id: str, query: PageQuery, caller: Principal) -> Page[EventView]:
-        """The events of the task that the log still keeps, oldest first."""
+        """Return the events of a task that the event log still contains, oldest first."""
         readable(task_id, caller)
         select = EventRow.select(EventRow.ins, *EVENT_COLUMNS).where(
             (EventRow.object_id == task_id) & EventRow.seq.is_null(False)
@@ -318,7 +324,7 @@ class TaskQueries:
         )
 
     def artifacts(self, task_id: str, query: PageQuery, caller: Principal) -> Page[dict[str, Any]]:
-        """The artifacts of a task, oldest first."""
+        """Return the artifacts of a task, oldest first."""
         items: list[dict[str, Any]] = readable(task_id, caller).get("artifacts")
         start = query.offset if isinstance(query.offset, int) else 0
         if isinstance(query.cursor, str):
@@ -333,7 +339,7 @@ class TaskQueries:
     # -- statistics
 
     def stats(self, query: StatsQuery, caller: Principal) -> Stats:
-        """Statistics of all tasks, or of the tasks of an agent or since an instant."""
+        """Return statistics of all tasks, or of the tasks of one agent or since an instant."""
         if query == StatsQuery():
             counts, day, oldest, waits = (
                 rollups.status_counts(),
@@ -367,20 +373,20 @@ _FREE = frozenset({"limit", "offset", "cursor"})
 
 
 def _is_plain(query: TaskQuery, *, but: str = "sort") -> bool:
-    """Whether the query has no filter, except `but`."""
+    """Return whether the query uses the default order and has no filter except `but`."""
     return query.sort == "created" and all(
         getattr(query, name) is UNSET for name in query.__struct_fields__ if name not in (*_FREE, "sort", but)
     )
 
 
 def _is_counted(query: TaskQuery) -> bool:
-    """Whether counters know the total, because the query filters only by status and priority."""
+    """Return whether counters provide the total, because the query filters only by status and priority."""
     known = {*_FREE, "sort", "status", "status_filter", "priority"}
     return all(getattr(query, name) is UNSET for name in query.__struct_fields__ if name not in known)
 
 
 def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
-    """The filters as conditions, and as a predicate on the status and priority of a counter."""
+    """Return the filters as SQL conditions, and as a predicate on the status and priority of a counter."""
     where: list[Any] = []
     statuses = [set(each) for each in (query.status_filter, query.status) if isinstance(each, list)]
     ranks = [PRIORITIES.index(name) for name in query.priority] if isinstance(query.priority, list) else None
@@ -410,7 +416,7 @@ def _conditions(query: TaskQuery) -> tuple[list[Any], Any]:
 
 
 def _has_words(words: list[str]) -> Any:
-    """The condition that a task is among the newest matches, see `search.CAP`."""
+    """Return the condition that a task is among the newest matches of a search. `search.CAP` limits their number."""
     if not words:
         return NONE
     found = Task.id.in_(search.candidates(search.query_of(words)))
@@ -423,7 +429,11 @@ def _any(field: Any, values: Sequence[Any]) -> Any:
 
 
 def _counted(query: StatsQuery) -> tuple[Counter[tuple[str, int]], Counter[str], int | None, list[tuple[Any, ...]]]:
-    """The statistics of some tasks that counters know of all: by status and priority, last day, oldest, waiting."""
+    """Compute for filtered tasks the statistics that counters provide for all tasks.
+
+    Returns the counts by status and priority, the sums of the last day, the age of the oldest pending task in
+    milliseconds, and the counts of waiting tasks by kind.
+    """
     where: list[Any] = []
     if isinstance(query.agent_id, str):
         where.append(Task.agent_id == query.agent_id.lower())
@@ -439,10 +449,10 @@ def _counted(query: StatsQuery) -> tuple[Counter[tuple[str, int]], Counter[str],
 
 
 def _last_day(where: list[Any]) -> Counter[str]:
-    """`rollups.last_day` of some tasks, by their last start and end."""
+    """Compute `rollups.last_day` for filtered tasks, from their last start and end."""
     began = rollups.day_began()
     done, failed = [(Task.status == status) & (Task.finished_at >= began) for status in ("completed", "failed")]
-    started = (Task.started_at >= began) & (Task.queued_at <= Task.started_at)  # not again in the queue
+    started = (Task.started_at >= began) & (Task.queued_at <= Task.started_at)  # not queued again since
     ran, queued = [
         peewee.SQL(milliseconds_between(since, until))
         for since, until in (("started_at", "finished_at"), ("queued_at", "started_at"))
@@ -456,7 +466,7 @@ def _last_day(where: list[Any]) -> Counter[str]:
 
 
 def readable(task_id: str, caller: Principal) -> TaskRow:
-    """The task, if the caller may read it; a worker may read the tasks that it holds. Raises `NotFound`."""
+    """Return the task if the caller may read it, else raise `NotFound`. A worker may read the tasks that it holds."""
     row = rows.find(task_id)
     if row is None or not can_read(caller, SHARED, row.created_by):
         raise NotFound()
@@ -466,7 +476,7 @@ def readable(task_id: str, caller: Principal) -> TaskRow:
 
 
 def attempt_view(row: Any) -> AttemptView:
-    """The view of an attempt."""
+    """Return the API representation of an attempt."""
     return AttemptView(
         id=row.id,
         fence=row.fence,

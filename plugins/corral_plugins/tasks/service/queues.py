@@ -1,4 +1,4 @@
-"""The queues of claimable tasks: which ones an agent may serve, and their heads.
+"""The queues of claimable tasks: finds the queues that an agent may serve, and the first tasks of queues.
 
 The cost does not depend on the size of the table.
 """
@@ -19,7 +19,7 @@ from corral_plugins.tasks.service.rows import TASK_COLUMNS
 from corral_plugins.tools.api import Tools
 from corral_plugins.workers.api import WorkerFacts
 
-# The queues that require tools and have a task: one lookup in a partial index for each, however many tasks there are.
+# The non-empty queues that require tools. Each costs one lookup in a partial index, however many tasks there are.
 _ONE_TOOLED = (
     "(SELECT t.{what} FROM tasks_tasks AS t WHERE t.status = 'pending' AND t.queue IS NOT NULL"
     " AND t.required_tools <> '[]' {which} ORDER BY t.queue LIMIT 1)"
@@ -38,7 +38,7 @@ _TOOLED = (
     f" SELECT queue, {_TOOLS} FROM found WHERE queue IS NOT NULL"
 )
 _ORDER = "rank DESC, deadline_key, available_at, created_at, id"
-# The heads of many queues in one statement: one lookup in the index of the claim for each. A head is a text of fixed
+# Finds the first tasks of many queues with one index lookup for each queue. A `head` is a text of fixed
 # width that sorts in claim order and ends with the id of the task; letters sort after digits.
 _HEADS = (
     "SELECT q.value, COALESCE((SELECT (9 - rank) || deadline_key || available_at || created_at || id FROM tasks_tasks"  # noqa: S608
@@ -66,24 +66,30 @@ _TAKE_THIS = Statement(
 
 
 def _tooled() -> list[tuple[str, str]]:
-    """The queues that require tools and have a task, each with its tools as JSON text."""
+    """Return the non-empty queues that require tools, each with its tools as JSON text."""
     return list(execute(_TOOLED).fetchall())
 
 
 def has_tools(offered: Iterable[str], wanted: Iterable[str]) -> bool:
-    """Whether all wanted tools are among the offered ones; `prefix.*` offers every name below it."""
+    """Return whether the offered tools include all wanted tools.
+
+    `prefix.*` offers every name that starts with `prefix.`.
+    """
     names = set(offered)
     prefixes = tuple(name[:-1] for name in names if name.endswith(".*"))
     return all(tool in names or (bool(prefixes) and tool.startswith(prefixes)) for tool in wanted)
 
 
 def missing_tools(offered: Sequence[str], wanted: Iterable[str]) -> list[str]:
-    """The wanted tools that are not among the offered ones."""
+    """Return the wanted tools that are not offered."""
     return [tool for tool in wanted if not has_tools(offered, [tool])]
 
 
 def worker_has_tools(worker: WorkerFacts, tools: Sequence[str], service: Tools | None) -> bool:
-    """Whether a run on this worker has these tools, from the server or from the worker (all, if it lists none)."""
+    """Return whether a run on this worker can use these tools, which the server or the worker provides.
+
+    A worker that lists no tools provides all tools.
+    """
     if not worker.tools:
         return True
     of_server = service.of_server() if service is not None else ()
@@ -91,12 +97,12 @@ def worker_has_tools(worker: WorkerFacts, tools: Sequence[str], service: Tools |
 
 
 def served(agents: Sequence[AgentFacts], worker: WorkerFacts, service: Tools | None) -> dict[str, list[AgentFacts]]:
-    """The queues that these agents may serve on this worker, each with its agents in their order."""
+    """Return the queues that these agents may serve on this worker, each with its agents in the given order."""
     found: dict[str, list[AgentFacts]] = {}
     for agent in agents:
         for base in (f"agent:{agent.id}", f"role:{agent.role}", "any"):
             found.setdefault(base, []).append(agent)
-    kinds: dict[tuple[str, ...], int] = {}  # many agents have the same tools: each kind is judged once
+    kinds: dict[tuple[str, ...], int] = {}  # many agents have the same tools, so each set of tools is checked once
     kind_of = {agent.id: kinds.setdefault(tuple(agent.enabled_tools), len(kinds)) for agent in agents}
     for queue, text in _tooled():
         of_base = found.get(queue.partition("#")[0])
@@ -110,7 +116,7 @@ def served(agents: Sequence[AgentFacts], worker: WorkerFacts, service: Tools | N
 
 
 def heads(queues: Iterable[str], *, limit: int, without: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """`(task id, queue)` of the first task of each queue, best first. `without` excludes these requesters."""
+    """Return `(task id, queue)` of the first task of each queue, best first. `without` excludes these requesters."""
     others, parameters = "", [rows.as_text(list(queues)), limit]
     if without:
         others, parameters = _OTHERS.format(users=json_texts("u")), [rows.as_text(list(without)), *parameters]
@@ -119,16 +125,17 @@ def heads(queues: Iterable[str], *, limit: int, without: Sequence[str] = ()) -> 
 
 
 def take(task_id: str, queue: str, *, exactly: bool) -> TaskRow | None:
-    """Lock the head of a queue. Returns None when another claim took it meanwhile.
+    """Lock the first task of a queue. Return None if a concurrent claim took it.
 
-    Claims that run in parallel skip the rows that others have locked and take the next of the queue, unless `exactly`.
+    Unless `exactly` is set, rows that concurrent claims have locked are skipped, and the next task of the queue is
+    taken.
     """
     found = _TAKE_THIS.one({"id": task_id}) if exactly else _TAKE_FREE.one({"queue": queue})
     return None if found is None else TaskRow(*found)
 
 
 def first_of(names: Iterable[str], *, limit: int) -> list[str]:
-    """Ids of the first tasks of all these queues together, in claim order."""
+    """Return the ids of the first tasks of all these queues together, in claim order."""
     filled = [queue for _, queue in heads(names, limit=limit)]
     if not filled:
         return []

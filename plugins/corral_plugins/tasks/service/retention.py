@@ -1,4 +1,4 @@
-"""Deletion of tasks and of everything that belongs to them, and the sweep of old rows."""
+"""Deletes tasks with all their data, and removes rows that are past their retention."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ DAY = 86_400
 
 
 def delete(row: TaskRow) -> None:
-    """Delete an ended task, which must be locked; a job deletes its attempts, logs and comments."""
+    """Delete an ended task, which must be locked. A background job deletes its attempts, logs and comments."""
     search.forget(row)
-    if row.status != "completed":  # the tasks that depend on it cannot be tried again
+    if row.status != "completed":  # the tasks that depend on this one can no longer be retried
         dependents = Dependency.select(Dependency.task_id).where(Dependency.needs_id == row.id)
         ended = Task.finished_at.is_null(False) & Task.failed_dependency_id.is_null()
         Task.update(failed_dependency_id=row.id).where(Task.id.in_(dependents) & ended).execute()
     Task.delete().where((Task.id == row.id) & (Task.status == row.status)).execute()
-    # The rows of its dependents stay until these go: a job may still have to tell them how the task ended.
+    # Rows for the dependents of this task stay until the dependents are deleted: a job may still have to update them.
     Dependency.delete().where(Dependency.task_id == row.id).execute()
     rollups.count_transition(row.status, None, row.priority, row.created_by)
     queries.anchor_removed(row.created_at, row.id)
@@ -34,7 +34,10 @@ def delete(row: TaskRow) -> None:
 
 
 def purge_rows(task_id: str) -> int:
-    """Delete the attempts, logs and comments of a deleted task, at most 500 of each kind; returns how many."""
+    """Delete at most 500 attempts, 500 log lines and 500 comments of a deleted task.
+
+    Return the number of deleted rows.
+    """
     deleted = 0
     for model in (LogLine, Comment, Attempt):
         some = model.select(model.id).where(model.task_id == task_id).limit(ROWS_AT_ONCE)
@@ -43,13 +46,16 @@ def purge_rows(task_id: str) -> int:
 
 
 class Retention:
-    """Deletes old rows. Joins the caller's unit."""
+    """Deletes rows that are past their retention. Runs in the caller's unit of work."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def sweep(self) -> int:
-        """Delete tasks past `tasks.retention_days`, old signals and old rollups, a chunk of each; returns how many."""
+        """Delete a batch of tasks past `tasks.retention_days`, of old signals and of old rollups.
+
+        Return the number of rows.
+        """
         deleted = 0
         days = self._settings.get(declared.RETENTION_DAYS)
         if days is not None:

@@ -1,7 +1,7 @@
-"""Rollups: counters and hourly sums that change with the rows they count, so that no read has to count tasks.
+"""Counters and hourly sums that change together with the rows they count, so that no read has to count tasks.
 
-They are sharded, so that units do not wait for each other, and written at the end of a unit in one order, so that their
-locks are short and never form a cycle.
+They are sharded, so that concurrent units of work rarely wait for each other. They are written at the end of a unit in
+a fixed order, so that their locks are short and never form a cycle.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HOURS = 24
 
 @functools.cache
 def _add(size: int) -> Statement:
-    """Adds to `size` counters at once."""
+    """Return the statement that adds to `size` counters at once."""
 
     def build(p: Parameter) -> peewee.Query:
         values = [
@@ -79,14 +79,14 @@ _OLDEST = Statement(
 
 
 class CounterDeltas:
-    """What the current unit adds to the counters and to the rollup of this hour."""
+    """The changes of the current unit of work to the counters and to the rollup of the current hour."""
 
     def __init__(self) -> None:
         self.counters: defaultdict[str, int] = defaultdict(int)
         self.hour: defaultdict[str, int] = defaultdict(int)
 
     def __call__(self) -> None:
-        """Write them; called when the rows of the unit are written."""
+        """Write the changes to the database. Called before the commit, after the other rows are written."""
         shard = counter_shard(SHARDS)
         counters = [(name, n) for name, n in sorted(self.counters.items()) if n]
         if counters:
@@ -112,7 +112,7 @@ def _deltas() -> CounterDeltas:
 
 
 def count_transition(previous: str | None, status: str | None, priority: int, created_by: str | None) -> None:
-    """Count a transition. `previous` is null for a new task, `status` for a deleted one."""
+    """Count a transition. `previous` is null for a new task, and `status` is null for a deleted task."""
     counters = _deltas().counters
     if previous is not None:
         counters[f"status:{previous}:{priority}"] -= 1
@@ -132,7 +132,7 @@ def count_priority_change(status: str, before: int, after: int) -> None:
 
 
 def count_end(*, completed: bool, duration_ms: int | None) -> None:
-    """Count a task that was completed or failed for good."""
+    """Count a task that was completed or failed permanently."""
     hour = _deltas().hour
     hour["completed" if completed else "failed"] += 1
     if completed and duration_ms is not None:
@@ -140,21 +140,21 @@ def count_end(*, completed: bool, duration_ms: int | None) -> None:
 
 
 def count_start(queue_ms: int) -> None:
-    """Count the start of an attempt, with the time that it waited in the queue."""
+    """Count the start of an attempt, with the milliseconds that it waited in the queue."""
     hour = _deltas().hour
     hour["queued"] += 1
     hour["queue_ms"] += queue_ms
 
 
 def snapshot() -> CounterDeltas:
-    """A copy of what the unit has counted so far."""
+    """Return a copy of the changes that the unit of work has counted so far."""
     deltas, copy = _deltas(), CounterDeltas()
     copy.counters, copy.hour = deltas.counters.copy(), deltas.hour.copy()
     return copy
 
 
 def restore(copy: CounterDeltas) -> None:
-    """Go back to a snapshot."""
+    """Reset the counted changes to a snapshot."""
     deltas = _deltas()
     deltas.counters, deltas.hour = copy.counters, copy.hour
 
@@ -163,7 +163,7 @@ def restore(copy: CounterDeltas) -> None:
 
 
 def status_counts() -> Counter[tuple[str, int]]:
-    """The number of tasks by status and priority, as committed."""
+    """Return the committed number of tasks by status and priority."""
     counts: Counter[tuple[str, int]] = Counter()
     for name, n in _STATUS_COUNTS.rows({}):
         _, status, priority = name.split(":")
@@ -172,22 +172,22 @@ def status_counts() -> Counter[tuple[str, int]]:
 
 
 def pending_tasks() -> int:
-    """The number of pending tasks."""
+    """Return the number of pending tasks."""
     return sum(n for (status, _), n in status_counts().items() if status == "pending")
 
 
 def open_tasks(user_id: str) -> int:
-    """The number of unfinished tasks of a person."""
+    """Return the number of unfinished tasks of a person."""
     return sum(n for (n,) in _COUNTER.rows({"name": f"open:{user_id}"}))
 
 
 def day_began() -> str:
-    """The hour with which the last 24 hours begin, as the beginning of an instant."""
+    """Return the hour in which the last 24 hours began, as a prefix of an instant."""
     return clock.now(-HOURS * 3600)[:13]
 
 
 def last_day() -> Counter[str]:
-    """The sums of `HOUR_FIELDS` over the last 24 hours, counted by whole hours."""
+    """Return the sums of `HOUR_FIELDS` over the last 24 hours, in whole hours."""
     sums: Counter[str] = Counter()
     for row in _HOURS.rows({"since": day_began()}):
         for name, n in zip(HOUR_FIELDS, row, strict=True):
@@ -196,7 +196,7 @@ def last_day() -> Counter[str]:
 
 
 def oldest_pending_ms() -> int | None:
-    """How long the oldest pending task has been waiting for a worker; null when none is pending."""
+    """Return how long the oldest pending task has been waiting for a worker, or null if no task is pending."""
     pairs = ((rank, priority) for priority in range(len(PRIORITIES)) for rank in range(priority, len(PRIORITIES) + 1))
     found = [_OLDEST.one({"rank": rank, "priority": priority}) for rank, priority in pairs]
     oldest = min((row[0] for row in found if row is not None), default=None)

@@ -1,6 +1,6 @@
 """Rows of tasks and attempts, and the statements that read, lock and change them.
 
-JSON columns stay text: rules parse them when they need the value, and views send them unparsed.
+JSON columns are kept as text. Rules parse a column when they need its value, and views send the text unparsed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ ATTEMPT_COLUMNS = [getattr(Attempt, name) for name in AttemptRow.__struct_fields
 
 
 FINAL_CANCELLATIONS = ("user", "parent")
-"""Kinds of cancellation that end a task for good; after any other kind the task may be queued again."""
+"""The kinds of cancellation that end a task permanently. After any other kind, the task may be queued again."""
 CAN_CONTINUE = Task.finished_at.is_null() & (Task.cancel_kind.is_null() | Task.cancel_kind.not_in(FINAL_CANCELLATIONS))
-"""The task has not ended and was not cancelled for good."""
+"""The condition that a task has not ended and was not permanently cancelled."""
 PENDING = peewee.SQL("status = 'pending'")
 QUEUED = peewee.SQL("status = 'pending' AND queue IS NOT NULL")
-"""Literals, because the planner uses a partial index only for a condition that it can see."""
+"""The condition that a task is in a queue.
+
+It uses literals, because the planner uses a partial index only if the condition contains no parameters.
+"""
 
 
 _TASK = Statement(lambda p: Task.select(*TASK_COLUMNS).where(Task.id == p("id")).tuples())
@@ -55,41 +58,44 @@ _CLOSE = Statement(
 
 
 def values(query: Any) -> list[tuple[Any, ...]]:
-    """The rows of a query that is not compiled, as tuples."""
+    """Return the rows of an uncompiled query as tuples."""
     return list(query.tuples())
 
 
 def tasks(condition: Any, limit: int) -> list[TaskRow]:
-    """At most `limit` tasks that meet a condition, locked. The query is not compiled: use it where it is rare."""
+    """Lock and return at most `limit` tasks that match a condition.
+
+    The query is not compiled, so use this function only for rare queries.
+    """
     query = Task.select(*TASK_COLUMNS).where(condition).limit(limit)
     return [TaskRow(*values) for values in Statement(lambda p: locked(query).tuples()).rows({})]
 
 
 def attempts(condition: Any, limit: int) -> list[AttemptRow]:
-    """At most `limit` live attempts that meet a condition, ordered by task."""
+    """Return at most `limit` live attempts that match a condition, ordered by task."""
     live_ones = condition & Attempt.finished_at.is_null()
     query = Attempt.select(*ATTEMPT_COLUMNS).where(live_ones).order_by(Attempt.task_id).limit(limit)
     return [AttemptRow(*values) for values in Statement(lambda p: query.tuples()).rows({})]
 
 
 def find(task_id: str) -> TaskRow | None:
-    """The task, not locked."""
+    """Return the task without locking it, or None."""
     found = _TASK.one({"id": task_id})
     return None if found is None else TaskRow(*found)
 
 
 def can_continue(row: TaskRow) -> bool:
-    """`CAN_CONTINUE` of a row that was read."""
+    """Return whether a row that was read meets the condition `CAN_CONTINUE`."""
     return row.finished_at is None and row.cancel_kind not in FINAL_CANCELLATIONS
 
 
 def is_held_by(row: TaskRow, worker_id: str | None) -> bool:
-    """Whether this worker has the live lease of the task."""
+    """Return whether this worker holds the live lease of the task."""
     return row.lease_id is not None and row.worker_id == worker_id
 
 
 def lock(task_id: str) -> TaskRow:
-    """The task, locked until the unit ends. Raises `NotFound`."""
+    """Return the task, locked until the unit of work ends. Raises `NotFound`."""
     found = _LOCK_TASK.one({"id": task_id})
     if found is None:
         raise NotFound()
@@ -97,19 +103,19 @@ def lock(task_id: str) -> TaskRow:
 
 
 def of_lease(lease_id: str) -> AttemptRow | None:
-    """The attempt of a lease, live or not."""
+    """Return the attempt of a lease, whether the lease is live or not, or None."""
     found = _LEASE.one({"lease": lease_id})
     return None if found is None else AttemptRow(*found)
 
 
 def live(task_id: str) -> AttemptRow | None:
-    """The live attempt of a task; lock the task first."""
+    """Return the live attempt of a task, or None. The caller must lock the task first."""
     found = _LIVE.one({"task": task_id})
     return None if found is None else AttemptRow(*found)
 
 
 def close(attempt: AttemptRow, status: str, *, by: str, error: str | None = None, result: str | None = None) -> bool:
-    """End an attempt. Returns False when it has ended already. `error` and `result` are JSON text."""
+    """End an attempt. Return False if the attempt has already ended. `error` and `result` are JSON text."""
     now = clock.now()
     closed = _CLOSE.run(
         {
@@ -128,7 +134,7 @@ def close(attempt: AttemptRow, status: str, *, by: str, error: str | None = None
 
 @functools.cache
 def json_columns(model: type[Model]) -> frozenset[str]:
-    """The names of the JSON columns."""
+    """Return the names of the model's JSON columns."""
     return frozenset(field.name for field in model._meta.sorted_fields if isinstance(field, JSONField))
 
 
@@ -153,12 +159,12 @@ def _update_attempt(names: tuple[str, ...]) -> Statement:
 
 
 def as_text(value: Any) -> str:
-    """The JSON text of a value."""
+    """Return the value as JSON text."""
     return msgspec.json.encode(value).decode()
 
 
 def _as_columns(model: type[Model], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes with JSON columns as text. A string is JSON text already."""
+    """Return the changes with JSON columns converted to text. A string is taken as JSON text already."""
     names = json_columns(model)
     return {
         name: as_text(value) if name in names and value is not None and not isinstance(value, str) else value
@@ -167,7 +173,7 @@ def _as_columns(model: type[Model], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def extra_with(extra: str, changes: Mapping[str, Any]) -> str:
-    """The JSON text of `extra` with these changes; a field that has its default is left out."""
+    """Return the JSON text of `extra` after these changes, without fields that have their default value."""
     fields: dict[str, Any] = msgspec.json.decode(extra, type=dict[str, msgspec.Raw])
     for name, value in changes.items():
         if value == EXTRA_DEFAULTS[name]:
@@ -178,9 +184,10 @@ def extra_with(extra: str, changes: Mapping[str, Any]) -> str:
 
 
 def change(row: TaskRow, changes: Mapping[str, Any]) -> None:
-    """Change a task by one guarded update, and `row` with it.
+    """Change a task by one guarded update, and update `row` accordingly.
 
-    Raises `Conflict` when the task is not in the version and status of `row` any more, `NotFound` when it is gone.
+    Raises `Conflict` if the version or status of the task is no longer that of `row`, and `NotFound` if the task was
+    deleted.
     """
     columns: dict[str, Any] = {"updated_at": clock.now()}
     extra: dict[str, Any] = {}
@@ -200,7 +207,7 @@ def change(row: TaskRow, changes: Mapping[str, Any]) -> None:
 
 
 def change_attempt(attempt: AttemptRow, **changes: Any) -> bool:
-    """Change a live attempt by one guarded update. Returns False when it has ended."""
+    """Change a live attempt by one guarded update. Return False if the attempt has ended."""
     values = _as_columns(Attempt, changes)
     changed = _update_attempt(tuple(values)).run({**values, "_id": attempt.id})
     _mirror(attempt, values)
@@ -208,7 +215,7 @@ def change_attempt(attempt: AttemptRow, **changes: Any) -> bool:
 
 
 def add_usage(attempt: AttemptRow, added: Mapping[str, int]) -> None:
-    """Add usage to an attempt, live or not."""
+    """Add usage to an attempt, whether it is live or not."""
     Attempt.update({getattr(Attempt, name): getattr(Attempt, name) + n for name, n in added.items()}).where(
         Attempt.id == attempt.id
     ).execute()
@@ -223,5 +230,5 @@ def _mirror(struct: msgspec.Struct, values: Mapping[str, Any]) -> None:
 
 
 def parsed(text: str | None) -> Any:
-    """The value of a JSON column."""
+    """Return the parsed value of a JSON column."""
     return None if text is None else msgspec.json.decode(text)

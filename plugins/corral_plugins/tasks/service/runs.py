@@ -1,6 +1,6 @@
-"""Runs of tasks: the calls of workers and tools on the lease that they hold.
+"""Runs of tasks: the calls that workers and tools make under the lease they hold.
 
-Each call compares the lease first; a stale call has no effect.
+Each call checks the lease first. A call with a stale lease has no effect.
 """
 
 from __future__ import annotations
@@ -50,12 +50,15 @@ _TAINTED = Statement(lambda p: Attempt.select(Attempt.tainted).where(Attempt.id 
 
 
 def lost() -> Conflict:
-    """The error for a lease that is not the live one."""
+    """Return the error for a lease that is not the live lease of its task."""
     return Conflict("This lease is not the live one: stop, and discard what the run made.", code="lease_lost")
 
 
 class Runs:
-    """The calls on leases. Joins the caller's unit. The caller must hold the lease that `lease_id` names."""
+    """The calls under a lease. Runs in the caller's unit of work.
+
+    The caller must hold the lease that `lease_id` names.
+    """
 
     secrets: Secrets | None
 
@@ -70,14 +73,20 @@ class Runs:
     # -- the lease of a call
 
     def held(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
-        """The locked task and its live attempt. Raises `Conflict` with `lease_lost` when the lease is not live."""
+        """Lock and return the task, with its live attempt.
+
+        Raises `Conflict` with the code `lease_lost` if the lease is not live.
+        """
         row, attempt = self._found(task_id, lease_id, by)
         if attempt.finished_at is not None or row.lease_id != attempt.lease_id:
             raise lost()
         return row, attempt
 
     def _found(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
-        """The locked task and the attempt of a lease, live or not. Raises `Forbidden` for the lease of another."""
+        """Lock and return the task, with the attempt of the lease, live or not.
+
+        Raises `Forbidden` if another worker holds the lease.
+        """
         row = rows.lock(task_id)
         attempt = rows.of_lease(lease_id) if lease_id is not None else None
         if attempt is None or attempt.task_id != task_id:
@@ -89,7 +98,11 @@ class Runs:
     def _reported(
         self, task_id: str, lease_id: str | None, by: Principal, call: str
     ) -> tuple[TaskRow, AttemptRow, bool]:
-        """For a call that ends a lease: the task, the attempt, and whether an earlier such call ended it."""
+        """Prepare a call that ends a lease.
+
+        Returns the locked task, the attempt, and whether an earlier call of the same name already ended the lease.
+        Raises `Conflict` if the lease ended in any other way.
+        """
         row, attempt = self._found(task_id, lease_id, by)
         if attempt.finished_at is None and row.lease_id == attempt.lease_id:
             self._transitions.workers.alive(attempt.worker_id)
@@ -105,7 +118,7 @@ class Runs:
     # -- during a run
 
     def start(self, task_id: str, lease_id: str | None, by: Principal) -> Started:
-        """Start an assigned task. A repeat returns the same."""
+        """Start an assigned task. A repeated call returns the same response."""
         row, attempt = self.held(task_id, lease_id, by)
         until, now = self._transitions.lease_until(), clock.now()
         if row.status == "assigned":
@@ -157,7 +170,10 @@ class Runs:
         return Renewed(state=state_of(row), expires_at=attempt.lease_until)
 
     def started(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
-        """`held`, for a run that has started. Raises `Conflict` when it has not."""
+        """Return the locked task and its live attempt, like `held`, for a run that has started.
+
+        Raises `Conflict` if the run has not started.
+        """
         row, attempt = self.held(task_id, lease_id, by)
         if row.status == "assigned":
             raise Conflict("Start the task first.", current_status=row.status)
@@ -170,7 +186,10 @@ class Runs:
         )
 
     def _signature(self, row: TaskRow, attempt: AttemptRow, signature: str | None) -> dict[str, Any]:
-        """Count equal steps in a row, and report a loop when there are too many."""
+        """Count consecutive steps with the same signature, and report a loop when the limit is reached.
+
+        Returns the changed columns of the attempt.
+        """
         if signature is None:
             return {}
         count = attempt.signature_count + 1 if signature == attempt.signature else 1
@@ -179,7 +198,7 @@ class Runs:
         return {"signature": signature, "signature_count": count}
 
     def stalled(self, row: TaskRow, attempt: AttemptRow, kind: str) -> None:
-        """Report a run that is idle or in a loop, and stop it if its policy says so."""
+        """Report a run that is idle or in a loop, and stop the run if its stall policy requires that."""
         publish(
             TaskStalled, row, row.status, kind=kind, idle_ms=clock.elapsed_ms(attempt.last_activity_at, clock.now())
         )
@@ -190,7 +209,7 @@ class Runs:
             self._outcomes.stop(row, kind="stalled", reason=why)
 
     def checkpoint(self, task_id: str, lease_id: str | None, report: Checkpoint, by: Principal) -> CheckpointTaken:
-        """Store the checkpoint that the next attempt resumes from, unless a later step is stored already."""
+        """Store the checkpoint from which the next attempt resumes, unless a later step is already stored."""
         row, attempt = self.started(task_id, lease_id, by)
         self._store_checkpoint(row, attempt, report)
         self.renew(attempt)
@@ -202,15 +221,16 @@ class Runs:
             return
         text = as_json({"step": report.step, "state": report.state}, STATE_LIMIT + 200, "/state")
         rows.change_attempt(attempt, checkpoint=text, checkpoint_step=report.step)
-        if row.get("resume") is not None:  # the checkpoint contains it from now on
+        if row.get("resume") is not None:  # from now on the checkpoint contains this answer
             rows.change(row, {"resume": None})
 
     # -- the end of a run
 
     def complete(self, task_id: str, lease_id: str | None, report: Complete, by: Principal) -> Encoded:
-        """Complete a run with its result. While the task is being cancelled, the result is only kept on the attempt.
+        """Complete a run with its result.
 
-        With `workers.accept_late_results` the result completes a task that a person has cancelled.
+        While the task is being cancelled, the result is stored on the attempt only. With `workers.accept_late_results`,
+        the result completes a task that a person is cancelling.
         """
         row, attempt, again = self._reported(task_id, lease_id, by, "complete")
         if not again:
@@ -228,13 +248,13 @@ class Runs:
         return row.cancel_kind == "user" and self._settings.get(declared.ACCEPT_LATE_RESULTS)
 
     def fail(self, task_id: str, lease_id: str | None, report: Fail, by: Principal) -> Encoded:
-        """Fail a run."""
+        """Fail a run. The retry policy decides what follows."""
         row, attempt, again = self._reported(task_id, lease_id, by, "fail")
         if not again:
             self._usages.record(row, attempt, report.usage)
             if row.status == "cancelling":
                 self._outcomes.settle(row, attempt, by="fail")
-            elif row.status == "assigned":  # it never started, so it uses no attempt
+            elif row.status == "assigned":  # the run never started, so no attempt is consumed
                 self._outcomes.requeue(row, attempt, attempt_status="released", by="fail")
             else:
                 self._outcomes.fail(
@@ -273,7 +293,7 @@ class Runs:
         return views.answer(row.id, row.version)
 
     def release(self, task_id: str, lease_id: str | None, report: Release, by: Principal) -> Encoded:
-        """Give a task back to its queue without using an attempt."""
+        """Return a task to its queue without consuming an attempt."""
         row, attempt, again = self._reported(task_id, lease_id, by, "release")
         if not again:
             self._usages.record(row, attempt, report.usage)
@@ -284,7 +304,7 @@ class Runs:
         return views.answer(row.id, row.version)
 
     def cancelled(self, task_id: str, lease_id: str | None, report: Cancelled, by: Principal) -> Encoded:
-        """Acknowledge that a run which was to be cancelled has ended."""
+        """Confirm that the run of a task with the status `cancelling` has ended."""
         row, attempt, again = self._reported(task_id, lease_id, by, "cancelled")
         if not again:
             if row.status != "cancelling":
@@ -299,7 +319,10 @@ class Runs:
             raise Conflict(f"A task must be started before it is {what}.", current_status=row.status)
 
     def stale_usage(self, task_id: str, lease_id: str | None, used: Used, by: Principal) -> None:
-        """Record the usage of a lost lease: it was spent all the same. Nothing else of a stale call counts."""
+        """Record the usage of a lost lease, because the money was spent.
+
+        All other effects of a stale call are discarded.
+        """
         try:
             row, attempt = self._found(task_id, lease_id, by)
         except (Conflict, NotFound, Forbidden):
@@ -309,21 +332,21 @@ class Runs:
     # -- calls of other plugins
 
     def run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
-        """See `Tasks.run`."""
+        """Implement `Tasks.run`."""
         row, attempt = self.started(task_id, lease_id, by)
         self.renew(attempt)
         self._transitions.workers.alive(attempt.worker_id)
         return _run(row, attempt)
 
     def run_of(self, task_id: str) -> Run | None:
-        """See `Tasks.run_of`."""
+        """Implement `Tasks.run_of`."""
         row = rows.find(task_id)
         if row is None:
             return None
         return _run(row, rows.live(task_id) if row.lease_id is not None else None)
 
     def taint(self, task_id: str, lease_id: str, sources: Sequence[str]) -> bool:
-        """See `Tasks.taint`."""
+        """Implement `Tasks.taint`."""
         try:
             row = rows.lock(task_id)
         except NotFound:
@@ -340,7 +363,7 @@ class Runs:
         return found is not None and not found[0]
 
     def fail_run(self, task_id: str, lease_id: str, *, type: str, message: str) -> None:
-        """See `Tasks.fail_run`."""
+        """Implement `Tasks.fail_run`."""
         found = self._live(task_id, lease_id)
         if found is None:
             return
@@ -352,7 +375,7 @@ class Runs:
         self._transitions.signal(attempt, "lost")
 
     def ask(self, task_id: str, lease_id: str, asked: AskedInput, *, call_id: str) -> None:
-        """Make a run wait for a person, whose answer will be the result of its tool call `call_id`."""
+        """Suspend a run until a person answers a question. The answer becomes the result of the tool call `call_id`."""
         check_question(asked)
         found = self._live(task_id, lease_id)
         if found is None or found[0].status != "running":
@@ -375,9 +398,9 @@ class Runs:
     def deliver_secret(
         self, task_id: str, lease_id: str | None, name: str, purpose: str | None, by: Principal
     ) -> Delivery:
-        """The value of a secret for the worker that holds the lease.
+        """Return the value of a secret to the worker that holds the lease.
 
-        Raises `NotFound` unless the secret lists the group of the worker.
+        Raises `NotFound` unless the secret is available to the worker's group.
         """
         if by.kind != "worker" or by.worker_id is None:
             raise Forbidden("Secrets are given to workers only, with their own token.")
@@ -389,12 +412,12 @@ class Runs:
 
 
 def state_of(row: TaskRow) -> str:
-    """The state of the lease that every response to its worker contains."""
+    """Return the state of the lease. Every response to its worker contains this state."""
     return "cancel_requested" if row.status == "cancelling" else "ok"
 
 
 def as_json(value: Any, limit: int, pointer: str) -> str:
-    """The JSON text of a value. Raises `Invalid` with `too_long` when it has more than `limit` bytes."""
+    """Return the value as JSON text. Raises `Invalid` with the code `too_long` if the text exceeds `limit` bytes."""
     data = msgspec.json.encode(value)
     if len(data) > limit:
         detail = f"at most {limit // 1024} KiB of JSON"
@@ -403,7 +426,7 @@ def as_json(value: Any, limit: int, pointer: str) -> str:
 
 
 def check_question(asked: AskedInput) -> None:
-    """Check the schema of a question. Raises `Invalid`."""
+    """Check the JSON Schema of a question. Raises `Invalid`."""
     if asked.schema is not None:
         check_user_schema(asked.schema, pointer_prefix="/input/schema")
 
@@ -417,7 +440,10 @@ def wait_for_input(
     by: str,
     call_id: str | None = None,
 ) -> None:
-    """Make a running task wait for a person. `call_id` is the tool call whose result the answer will be."""
+    """Put a running task into the status `waiting` until a person answers.
+
+    If a tool asked, `call_id` is the tool call whose result the answer becomes.
+    """
     now = clock.now()
     until = clock.now(asked.expires_in_seconds) if asked.expires_in_seconds is not None else None
     waiting_for: dict[str, Any] = {

@@ -1,8 +1,8 @@
-"""Full-text search in titles and descriptions; its cost does not depend on the size of the table.
+"""Full-text search in titles and descriptions, at a cost that does not depend on the size of the table.
 
-`tasks_documents` numbers tasks in the order of the list, and the full-text index has their words by that number. A
-schedule fills both as far as the settled past, where no commit can put another task; of the newer tasks, the search
-reads the newest `UNINDEXED_LIMIT` one by one. It finds a task when each of its words begins a word of the title or
+`tasks_documents` numbers the tasks in list order, and the full-text index maps words to these numbers. A scheduled job
+adds tasks to both once they are settled, which means that no commit can insert a task before them. The search reads up
+to `UNINDEXED_LIMIT` newer tasks one by one. A task matches if each search word is a prefix of a word of its title or
 description, ignoring case.
 """
 
@@ -20,7 +20,7 @@ from corral.database.unit import locked
 from corral_plugins.tasks.models import SearchDocument, Task, TaskRow
 
 CAP = 10_000
-"""Counts, far pages and combinations with other filters know at most this many of the newest matches."""
+"""The maximum number of matches, newest first, that are counted, paged through or combined with other filters."""
 UNINDEXED_LIMIT = 10_000
 CHUNK = 250
 SETTLED_SECONDS = 30
@@ -34,11 +34,11 @@ _NEWER = """SELECT id, version, created_at, title, description FROM (
 ) AS q WHERE 1 = 1 {like}"""
 
 Found = list[tuple[str, int, str]]
-"""`(id, version, created_at)`, newest first."""
+"""Matches as `(id, version, created_at)`, newest first."""
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case. Any text is a valid search; a text without words finds nothing."""
+    """Return the words of a text in lower case. Any text is a valid search; a text without words matches nothing."""
     return [word.lower() for word in _WORD.findall(text)]
 
 
@@ -46,13 +46,13 @@ def words_of(text: str) -> list[str]:
 
 
 def query_of(words: Sequence[str]) -> str:
-    """The query for tasks with all these words."""
+    """Return the full-text query for tasks that contain all these words."""
     return INDEX.query(words, enough=CAP)
 
 
 def newer(words: Sequence[str]) -> Found:
-    """Matches among the tasks that are not indexed yet."""
-    plain = [word for word in words if word.isascii()]  # SQLite's `lower` knows no other letters
+    """Return the matches among the tasks that are not indexed yet."""
+    plain = [word for word in words if word.isascii()]  # SQLite's `lower` converts ASCII letters only
     like = " AND LOWER(title || ' ' || description) LIKE ?" * len(plain)
     created_at, task_id = _last()
     parameters = [created_at, created_at, task_id, UNINDEXED_LIMIT, *(f"%{word}%" for word in plain)]
@@ -67,12 +67,12 @@ def _matches(words: Sequence[str], text: str) -> bool:
 
 
 def count(query: str) -> int:
-    """The number of indexed matches, exact up to `CAP`."""
+    """Return the number of indexed matches, exact up to `CAP`."""
     return INDEX.count(query, limit=CAP)
 
 
 def indexed(query: str, *, limit: int, offset: int = 0, before: tuple[str, str] | None = None) -> Found:
-    """Indexed matches, newest first; `before` limits them to those older than this `(created_at, id)`."""
+    """Return indexed matches, newest first. `before` limits them to tasks older than this `(created_at, id)`."""
     matches = INDEX.matches(up_to=before is not None)
     highest = [] if before is None else [_number_before(before)]
     sql = f"""SELECT t.id, t.version, t.created_at FROM ({matches} OFFSET ?) AS q
@@ -81,13 +81,13 @@ JOIN tasks_documents d ON d.n = q.n JOIN tasks_tasks t ON t.id = d.task_id ORDER
 
 
 def candidates(query: str) -> peewee.SQL:
-    """A subselect of the ids of the newest `CAP` indexed matches."""
+    """Return a subselect of the ids of the newest `CAP` indexed matches."""
     sql = f"(SELECT d.task_id FROM ({INDEX.matches()}) AS q JOIN tasks_documents d ON d.n = q.n)"  # noqa: S608  (literals)
     return fragment(sql, [query, CAP])
 
 
 def _number_before(before: tuple[str, str]) -> int:
-    """The number of the last indexed task before this key; 0 when there is none."""
+    """Return the number of the last indexed task before this key, or 0 if there is none."""
     found = execute(
         "SELECT n FROM tasks_documents WHERE created_at <= ? AND (created_at < ? OR task_id < ?)"
         " ORDER BY created_at DESC, task_id DESC LIMIT 1",
@@ -97,7 +97,7 @@ def _number_before(before: tuple[str, str]) -> int:
 
 
 def _last() -> tuple[str, str]:
-    """The key of the newest indexed task."""
+    """Return the sort key of the newest indexed task."""
     found = execute(
         "SELECT created_at, task_id FROM tasks_documents ORDER BY created_at DESC, task_id DESC LIMIT 1"
     ).fetchone()
@@ -108,7 +108,7 @@ def _last() -> tuple[str, str]:
 
 
 def extend() -> bool:
-    """Index the next tasks of the settled past, one chunk. Returns whether there may be more."""
+    """Index the next batch of settled tasks. Return whether there may be more."""
     created_at, task_id = _last()
     after = (Task.created_at >= created_at) & ((Task.created_at > created_at) | (Task.id > task_id))
     before = int(execute("SELECT COALESCE(MAX(n), 0) FROM tasks_documents").fetchone()[0])
@@ -118,7 +118,7 @@ def extend() -> bool:
         .order_by(Task.created_at, Task.id)
         .limit(CHUNK)
     )
-    # Locked, so that no change of a text falls between reading it and indexing it.
+    # Locked, so that the text cannot change between reading and indexing it.
     found = list(locked(query, share=True).tuples())
     if found:
         fields = [SearchDocument.created_at, SearchDocument.task_id]
@@ -131,20 +131,20 @@ IndexedText = tuple[int, str, str]
 
 
 def indexed_text(row: TaskRow) -> IndexedText | None:
-    """The number and text of a task as they are indexed, or None. Call it before the text changes."""
+    """Return the number and text of a task as they are indexed, or None. Call this function before the text changes."""
     found = execute(f"{_TEXTS} WHERE d.created_at = ? AND d.task_id = ?", [row.created_at, row.id]).fetchone()
     return None if found is None else (int(found[0]), found[1], found[2])
 
 
 def reindex(old: IndexedText | None, row: TaskRow) -> None:
-    """Index the changed text of a locked task; a task that is not indexed yet needs nothing."""
+    """Index the changed text of a locked task. Does nothing for a task that is not indexed yet."""
     if old is not None:
         INDEX.remove(old[0], old[1:])
         INDEX.add("SELECT CAST(? AS BIGINT), title, description FROM tasks_tasks WHERE id = ?", [old[0], row.id])
 
 
 def forget(row: TaskRow) -> None:
-    """Remove a task, which is about to be deleted, from the index."""
+    """Remove a task from the index before it is deleted."""
     old = indexed_text(row)
     if old is not None:
         INDEX.remove(old[0], old[1:])

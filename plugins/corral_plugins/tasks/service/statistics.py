@@ -9,7 +9,10 @@ from corral.database.dialect import execute, milliseconds_between
 from corral_plugins.agents.api import AttemptStatistics
 
 NEWEST = 10_000
-"""At most this many attempts are read: an agent may have a million, and a unit of work has two seconds."""
+"""The maximum number of attempts that are read.
+
+An agent may have a million attempts, and a unit of work is limited to two seconds.
+"""
 # `ms` is the duration of an attempt that was completed or failed; it is null for every other attempt.
 _STATISTICS = """
 WITH newest AS (
@@ -28,10 +31,10 @@ FROM placed GROUP BY {group}
 
 
 class AgentStatisticsService:
-    """Implements `AgentStatistics`: one query per call, over the newest attempts of one agent.
+    """Implements `AgentStatistics` with one query per call over the newest attempts of one agent.
 
-    An attempt is one claim. The success rate and the durations count attempts that were completed or failed: an attempt
-    that was cancelled, released or made to wait says nothing about the agent.
+    An attempt is one claim. The success rate and the durations include only attempts that were completed or failed,
+    because an attempt that was cancelled, released or made to wait says nothing about the agent.
     """
 
     def of_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:

@@ -1,4 +1,4 @@
-"""The service `Tasks`, which other plugins call; it delegates to the parts of this plugin."""
+"""The service `Tasks`, which other plugins call. It delegates to the other modules of this plugin."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class TasksService:
         return self._fleet.cancel_leased(reason=reason)
 
     def detach_agent(self, agent_id: str) -> int:
-        """See `Tasks.detach_agent`: the tasks that wait for the agent may be claimed by any agent."""
+        """Implement `Tasks.detach_agent`. Any agent may then claim the tasks that waited for the deleted agent."""
         waiting = (Task.agent_id == agent_id) & Task.finished_at.is_null()
         found = rows.tasks(waiting, 500)
         for row in found:

@@ -1,4 +1,4 @@
-"""Timers: sweeps that end overdue leases, timeouts and deadlines, and that move waiting tasks."""
+"""Timers: sweeps that handle expired leases, timeouts and deadlines, and that queue or promote waiting tasks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from corral_plugins.tasks.service.transitions import TOP_RANK, Transitions, publ
 
 BATCH_SIZE, USER_BATCH_SIZE = 500, 100
 RISING = [(priority, rank) for priority in range(len(PRIORITIES)) for rank in range(priority, TOP_RANK)]
-"""The priorities and ranks of tasks whose rank can rise."""
+"""The pairs of priority and rank of tasks whose rank can still be raised."""
 
 
 _DUE_TO_RISE = Statement(
@@ -40,9 +40,10 @@ _DUE_TO_RISE = Statement(
 
 
 class Timers:
-    """Ends overdue tasks and moves waiting ones. Joins the caller's unit.
+    """Ends overdue tasks, and queues or promotes waiting tasks. Runs in the caller's unit of work.
 
-    The finders return ids; each task that they find is judged again under its lock, in a unit of its own.
+    The methods that find tasks return ids. Each found task is then checked again under its lock, in its own unit of
+    work.
     """
 
     def __init__(
@@ -54,7 +55,10 @@ class Timers:
     # -- overdue tasks
 
     def overdue(self) -> list[str]:
-        """Ids of tasks past their lease, start, grace period, timeout, deadline, queue timeout or question."""
+        """Return the ids of overdue tasks.
+
+        A task is overdue if its lease, start, grace period, timeout, deadline, queue timeout or question has expired.
+        """
         now = clock.now()
         live = Attempt.finished_at.is_null()
         late = (
@@ -118,7 +122,7 @@ class Timers:
     # -- stalled runs
 
     def idle(self) -> list[str]:
-        """Ids of tasks whose run has been inactive for too long."""
+        """Return the ids of tasks whose run has been inactive for longer than its stall policy allows."""
         live = Attempt.finished_at.is_null() & (Attempt.status == "running") & (Attempt.stalled == False)  # noqa: E712
         shortest = clock.now(-1)
         found = (
@@ -132,7 +136,7 @@ class Timers:
         ]
 
     def watch(self, task_id: str) -> None:
-        """Report a stalled run, once."""
+        """Report a stalled run once."""
         try:
             row = rows.lock(task_id)
         except NotFound:
@@ -148,23 +152,23 @@ class Timers:
     # -- waiting tasks
 
     def next_due(self) -> str | None:
-        """The instant at which the next parked task becomes available."""
+        """Return the instant at which the next parked task becomes available, or None."""
         parked = SQL("status = 'pending' AND queue IS NULL")
         found = Task.select(peewee.fn.MIN(Task.available_at)).where(parked).tuples().first()
         return found[0] if found else None
 
     def unpark(self) -> int:
-        """Queue the parked tasks that have become available, at most 500; returns how many."""
+        """Queue at most 500 parked tasks that have become available. Return the number of queued tasks."""
         due = SQL("status = 'pending' AND queue IS NULL") & (Task.available_at <= clock.now())
         found = rows.tasks(due, BATCH_SIZE)
         if found:
             self._set_queue([row.id for row in found], queue=Task.queue_key)
-            for row in found[:1]:  # one event wakes every waiting claim
+            for row in found[:1]:  # one event wakes every pending claim
                 publish(TaskUpdated, row, row.status)
         return len(found)
 
     def unhold(self) -> int:
-        """Queue held tasks whose requester is active again, at most 500; returns how many."""
+        """Queue at most 500 held tasks whose requester is active again. Return the number of queued tasks."""
         held = SQL("status = 'pending' AND queue = 'held'")
         people = Task.select(Task.created_by).where(held).distinct().order_by(Task.created_by).limit(USER_BATCH_SIZE)
         some = [user for (user,) in rows.values(people)]
@@ -180,7 +184,10 @@ class Timers:
         return 0
 
     def age(self) -> int:
-        """Raise the rank of tasks by one for each `tasks.aging_seconds` of waiting, at most 500; returns how many."""
+        """Raise the rank of at most 500 tasks, by one for each `tasks.aging_seconds` of waiting.
+
+        Return their number.
+        """
         aging = self._settings.get(declared.AGING_SECONDS)
         if not aging:
             return 0
@@ -203,7 +210,7 @@ class Timers:
 
     @staticmethod
     def _set_queue(ids: list[str], **columns: Any) -> None:
-        """Change columns that no client sees, of tasks that are still pending."""
+        """Change columns that are not visible to clients, for those of the tasks that are still pending."""
         if ids:
             Task.update(**columns).where(Task.id.in_(sorted(ids)) & (Task.status == "pending")).execute()
 
@@ -213,16 +220,16 @@ ENTRY = Entry(label="tasks: due tasks", actor=SYSTEM)
 
 
 class DueTaskNotifier:
-    """Wakes waiting claims when a parked task becomes available: two index lookups per second.
+    """Wakes pending claims when a parked task becomes available. It polls with two index lookups per second.
 
-    Should it fail, the schedule `tasks.announce` does the same, later.
+    If this service fails, the scheduled job `tasks.announce` does the same with a longer delay.
     """
 
     def __init__(self, work: Work, timers: Timers) -> None:
         self._work, self._timers = work, timers
 
     async def run(self) -> None:
-        """Run until cancelled, supervised by the kernel."""
+        """Run until cancelled. The kernel supervises this task."""
         while True:
             due = await self._work(self._timers.next_due, entry=ENTRY, read=True)
             while (

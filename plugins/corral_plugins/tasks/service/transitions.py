@@ -1,4 +1,4 @@
-"""The state machine of tasks: every transition is one guarded update, written with its counters and its event."""
+"""The state machine of tasks. Every transition is one guarded update, written together with its counters and event."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from corral_plugins.workers.api import Workers
 
 NOT_CANCELLED: dict[str, Any] = {"cancel_kind": None, "cancel_reason": None, "cancel_requested_at": None}
 NOT_WAITING: dict[str, Any] = {"waiting_for": None, "waiting_kind": None, "waiting_until": None}
-"""The columns that a task loses when it goes back to the queue, and when it does not wait for a person any more."""
+"""The columns that are reset when a task returns to the queue or no longer waits for a person."""
 NOT_QUEUED: dict[str, Any] = {"queue": None, "queue_until": None}
 TOP_RANK = 4
-"""One above `critical`: a task that has waited long enough comes before every new one."""
+"""The highest rank, one above `critical`. A task that has waited long enough precedes every new task."""
 
 
 def queue_key(agent_id: str | None, role: str | None, tools: Sequence[str]) -> str:
-    """The name of the queue, which is the partition that claims read. All its tasks require the same tools."""
+    """Return the name of the queue, which is the partition that claims read. All its tasks require the same tools."""
     base = f"agent:{agent_id}" if agent_id is not None else f"role:{role}" if role is not None else "any"
     if not tools:
         return base
@@ -39,7 +39,7 @@ def queue_key(agent_id: str | None, role: str | None, tools: Sequence[str]) -> s
 
 
 def publish(kind: type[TaskEvent], row: TaskRow, previous: str | None, /, **fields: Any) -> None:
-    """Emit an event about a task in its present state. `fields` are the further fields of the event."""
+    """Emit an event about a task in its current state. `fields` are the additional fields of the event."""
     event = kind(
         task_id=row.id,
         title=row.title,
@@ -63,9 +63,10 @@ def transition(
     fields: dict[str, Any] | None = None,
     **changes: Any,
 ) -> None:
-    """Move a task to another status. `changes` are fields of the task, `fields` those of the event.
+    """Change the status of a task and emit the event.
 
-    Raises `Conflict` when the task is not as `row` says any more.
+    `changes` are fields of the task, and `fields` are fields of the event. Raises `Conflict` if the task is no longer
+    as `row` describes it.
     """
     previous = row.status
     rows.change(row, {"status": to, **changes})
@@ -74,7 +75,7 @@ def transition(
 
 
 class Transitions:
-    """The parts that transitions share: queueing a task, and ending a lease."""
+    """The operations that several transitions share, with the services that they use."""
 
     def __init__(
         self, settings: Settings, agents: Agents, workers: Workers, credentials: Credentials, metrics: TaskMetrics
@@ -97,10 +98,10 @@ class Transitions:
         late_result: str | None = None,
         **changes: Any,
     ) -> None:
-        """Make a transition that ends the live lease.
+        """Perform a transition that ends the live lease.
 
-        `attempt_status` is the last status of the attempt, and `by` names the call or timer that ended it. `cause` is
-        the error of the attempt; `late_result` (JSON text) is a result that came too late for the task.
+        `attempt_status` is the final status of the attempt, and `by` names the call or timer that ended it. `cause` is
+        the error of the attempt. `late_result` (JSON text) is a result that arrived too late for the task.
         """
         transition(row, to, event=event, fields=fields, lease_id=None, **changes)
         text = None if cause is None else rows.as_text(cause)
@@ -111,12 +112,15 @@ class Transitions:
         self.workers.lease_ended(attempt.worker_id)
 
     def _forget_token(self, lease_id: str) -> None:
-        """Refuse the token of the attempt from the commit on."""
+        """Remove the attempt's token from the credential cache after the commit.
+
+        From then on, the token is refused.
+        """
         after_commit(lambda: self._credentials.forget(lambda principal: principal.lease_id == lease_id))
 
     @staticmethod
     def signal(attempt: AttemptRow, state: str) -> None:
-        """Notify the worker of a lease at once: `lost` or `cancel_requested`."""
+        """Send a signal to the worker of a lease: `lost` or `cancel_requested`."""
         WorkerSignal.insert(
             worker_id=attempt.worker_id,
             task_id=attempt.task_id,
@@ -126,12 +130,12 @@ class Transitions:
         ).execute()
 
     def lease_until(self) -> str:
-        """The end of a lease that is renewed now."""
+        """Return the expiry of a lease that is renewed now."""
         return clock.now(self.settings.get(declared.LEASE_SECONDS))
 
 
 def queued(row: TaskRow, *, delay_seconds: float = 0.0, available_at: str | None = None) -> dict[str, Any]:
-    """The columns of a task that becomes pending now, after a delay, or at a given instant."""
+    """Return the columns of a task that becomes pending now, after a delay, or at a given instant."""
     return queued_columns(
         key=row.queue_key,
         priority=row.priority,
@@ -144,7 +148,10 @@ def queued(row: TaskRow, *, delay_seconds: float = 0.0, available_at: str | None
 def queued_columns(
     *, key: str, priority: int, queue_timeout: int | None, available_at: str, now: str
 ) -> dict[str, Any]:
-    """The columns of a pending task, which is in its queue when it is available `now`, and parked until then if not."""
+    """Return the queue columns of a pending task.
+
+    If the task is available `now`, it enters its queue. Otherwise it is parked until `available_at`.
+    """
     since = max(now, available_at)
     return {
         "queue": key if available_at <= now else None,
@@ -156,19 +163,19 @@ def queued_columns(
 
 
 def later(since: str, seconds: float) -> str:
-    """The instant so many seconds after another."""
+    """Return the instant that is `seconds` after the instant `since`."""
     return clock.format_instant(clock.parse_instant(since) + seconds)
 
 
 def rank_of(settings: Settings, *, priority: int, queued_at: str) -> int:
-    """The rank of a task that has been in its queue since `queued_at`."""
+    """Return the rank of a task that has been in its queue since `queued_at`."""
     aging = settings.get(declared.AGING_SECONDS)
     steps = clock.elapsed_ms(queued_at, clock.now()) // (aging * 1000) if aging else 0
     return min(priority + steps, TOP_RANK)
 
 
 def failure(kind: str, type_: str, message: str, *, retryable: bool, attempt: int) -> dict[str, Any]:
-    """The `error` of a task, with at most 4 KiB of the message."""
+    """Return the `error` of a task, with at most 4 KiB of the message."""
     return {
         "kind": kind,
         "type": type_[:100],
@@ -179,13 +186,13 @@ def failure(kind: str, type_: str, message: str, *, retryable: bool, attempt: in
 
 
 def clipped(text: str, size: int) -> str:
-    """At most `size` bytes of the text, cut between characters."""
+    """Return at most `size` bytes of the text, truncated at a character boundary."""
     data = text.encode()
     return text if len(data) <= size else data[:size].decode(errors="ignore")
 
 
 def summary(result: str | None) -> str:
-    """At most 1 KiB of a result (JSON text), for events."""
+    """Return at most 1 KiB of a result (JSON text), for events."""
     if result is None:
         return ""
     value = msgspec.json.decode(result)

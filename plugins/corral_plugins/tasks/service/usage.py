@@ -1,6 +1,6 @@
-"""Usage of attempts: workers report totals or single items, the gateway reports one call after the other.
+"""Usage of attempts. Workers report totals or single items; the gateway reports each call.
 
-The task and the attempt count all of it. What workers report also becomes cost events.
+Task and attempt include both. The usage that workers report is also recorded as cost events.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from corral_plugins.tasks.reports import Usage, UsageItem, Used
 from corral_plugins.tasks.service import rows
 
 OUTSIDE = "worker"
-"""The provider of reported totals, which name none."""
+"""The provider name for reported totals, which do not name a provider."""
 
 
 class Usages:
-    """Records usage. Joins the caller's unit."""
+    """Records usage. Runs in the caller's unit of work."""
 
     cost: Cost | None
 
     def record(self, row: TaskRow, attempt: AttemptRow, used: Used | None) -> None:
-        """Record the usage that a worker reports of an attempt, live or not."""
+        """Record the usage that a worker reports for an attempt, live or not, on the attempt and the task."""
         changes = self.grown(row, attempt, used)
         if changes:
             rows.change(row, changes)
 
     def grown(self, row: TaskRow, attempt: AttemptRow, used: Used | None) -> dict[str, Any]:
-        """Record the new part of a report on the attempt; returns the columns of the locked task that change."""
+        """Record the new part of a usage report on the attempt. Return the changed columns of the locked task."""
         if used is None:
             return {}
         more = self._items(attempt, used) if isinstance(used, list) else self._totals(attempt, used)
@@ -72,7 +72,7 @@ class Usages:
                 continue
             read = (
                 item.input_tokens + item.cache_read_tokens + item.cache_write_tokens
-            )  # the counters do not tell them apart
+            )  # the counters do not distinguish these kinds of tokens
             more.update(calls=1, input_tokens=read, output_tokens=item.output_tokens)
             tokens = read + item.output_tokens
             more.update(_price(charged, tokens) if charged is not None else _reported_price(item, tokens))
@@ -83,7 +83,7 @@ _PRICES = ("cost_micro", "unpriced_tokens")
 
 
 def _remember(attempt: AttemptRow, reported: dict[str, Any]) -> None:
-    """Store the report of the worker, so that a repeat adds nothing."""
+    """Store the worker's report on the attempt, so that a repeated report adds nothing."""
     attempt.reported_usage = rows.as_text(reported)
     Attempt.update(reported_usage=msgspec.Raw(attempt.reported_usage.encode())).where(
         Attempt.id == attempt.id
@@ -91,7 +91,10 @@ def _remember(attempt: AttemptRow, reported: dict[str, Any]) -> None:
 
 
 def _new_items(attempt: AttemptRow, used: list[UsageItem]) -> list[UsageItem]:
-    """The items whose key is new. Without cost events, the attempt itself remembers the keys."""
+    """Return the items whose key is new.
+
+    Used only if there are no cost events: the attempt then stores the known keys.
+    """
     before: dict[str, Any] = rows.parsed(attempt.reported_usage) or {}
     known = set(before.get("keys", ()))
     new = list({item.usage_key: item for item in used if item.usage_key not in known}.values())
@@ -116,7 +119,7 @@ def _attribution(attempt: AttemptRow) -> dict[str, Any]:
 
 
 def _price(charged: Charged, tokens: int) -> dict[str, int]:
-    """The added cost, or the added tokens without a price, by column."""
+    """Return the added cost, or the added tokens without a price, by column name."""
     return {"unpriced_tokens": tokens} if charged.cost_micro_usd is None else {"cost_micro": charged.cost_micro_usd}
 
 
@@ -125,7 +128,7 @@ def _reported_price(item: UsageItem, tokens: int) -> dict[str, int]:
 
 
 def add(task_id: str, lease_id: str, used: Usage) -> None:
-    """Record the usage of one call of the gateway under this lease, live or not."""
+    """Record the usage of one gateway call under this lease, whether the lease is live or not."""
     try:
         row = rows.lock(task_id)
     except NotFound:
@@ -136,7 +139,7 @@ def add(task_id: str, lease_id: str, used: Usage) -> None:
 
 
 def _columns(used: Usage) -> dict[str, int]:
-    """The usage by column. Tokens without a price are counted as unpriced."""
+    """Return the usage by column name. Tokens without a price are counted as unpriced."""
     found = {"input_tokens": used.input_tokens, "output_tokens": used.output_tokens, "calls": used.calls}
     if isinstance(used.cost_usd, msgspec.UnsetType):
         return {**found, "unpriced_tokens": used.input_tokens + used.output_tokens}

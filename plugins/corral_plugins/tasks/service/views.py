@@ -1,4 +1,7 @@
-"""The views of tasks and their encoding. A version of a task never changes, so its encoding is cached."""
+"""API representations of tasks, and their encoding.
+
+A version of a task never changes, so its encoding is cached.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ _SIZES = (1, 8, 64, 200)
 
 
 class Cost(msgspec.Struct, kw_only=True):
-    """Cost of all attempts of a task. `unpriced_tokens` have no known price and are not part of `cost_usd`."""
+    """The cost of all attempts of a task. `unpriced_tokens` have no known price and are not included in `cost_usd`."""
 
     cost_usd: float
     unpriced_tokens: int
@@ -92,7 +95,7 @@ class TaskItem(msgspec.Struct, kw_only=True):
 
 
 class TaskView(TaskItem, kw_only=True):
-    """A task. Only the responses to its creation and to a change have `warnings`."""
+    """A task. `warnings` is present only in the responses to its creation and to changes."""
 
     input: dict[str, Any]
     result: Any
@@ -105,7 +108,7 @@ _COMPOSED = {
     "cost": (*Cost.__struct_fields__[1:], "cost_micro"),
     "source": ("source_type", "source_id"),
 }
-"""Fields of the view that are made of other columns."""
+"""The fields of the view that are computed from other columns."""
 _STORED = frozenset(Task._meta.fields)
 _SAME = [name for name in TaskItem.__struct_fields__ if name in _STORED and name not in _COMPOSED]
 _JSON = [name for name in _SAME if name in rows.json_columns(Task)]
@@ -128,9 +131,9 @@ _decode_extra = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 def encode(columns: Mapping[str, Any], *, full: bool, warnings: Sequence[str] | None = None) -> bytes:
-    """The JSON of a `TaskItem`, or of a `TaskView` when `full`, from the columns of its row.
+    """Return the JSON of a `TaskView` if `full` is set, else of a `TaskItem`, from the columns of its row.
 
-    JSON columns are sent as they are stored.
+    JSON columns are copied as they are stored.
     """
     view = _TEMPLATE.copy()
     for name in _SAME:
@@ -164,9 +167,9 @@ def _encode_tuple(values: Sequence[Any], *, full: bool, warnings: Sequence[str] 
 
 
 class EncodingCache:
-    """Encoded tasks by id, each of one version.
+    """A cache of encoded tasks by id, with one version per task.
 
-    Only read units fill it, because they see nothing that may be rolled back.
+    Only read units of work fill the cache, because they never see data that may be rolled back.
     """
 
     def __init__(self) -> None:
@@ -175,12 +178,12 @@ class EncodingCache:
         self._lock = threading.Lock()
 
     def get(self, task_id: str, version: int) -> bytes | None:
-        """The encoding of exactly this version."""
+        """Return the encoding of exactly this version, or None."""
         found = self._entries.get(task_id)
         return found[1] if found is not None and found[0] == version else None
 
     def put(self, task_id: str, version: int, body: bytes) -> None:
-        """Cache the encoding if it is small; the oldest entries make room."""
+        """Cache the encoding if it is small. The oldest entries are evicted when the cache is full."""
         if len(body) > LARGEST_CACHED or not current().read_only:
             return
         with self._lock:
@@ -195,7 +198,7 @@ class EncodingCache:
 
 
 def read(task_id: str, warnings: Sequence[str] | None = None) -> bytes:
-    """The encoded task. Raises `NotFound`."""
+    """Return the encoded task. Raises `NotFound`."""
     values = _ONE.one({"id": task_id})
     if values is None:
         raise NotFound()
@@ -203,18 +206,21 @@ def read(task_id: str, warnings: Sequence[str] | None = None) -> bytes:
 
 
 def answer(task_id: str, version: int, *, status: int | None = None, warnings: Sequence[str] | None = None) -> Encoded:
-    """The response of a change that left the task at `version`."""
+    """Return the response to a change that left the task at `version`."""
     return Encoded(read(task_id, warnings), task_id, version, status)
 
 
 class Views:
-    """Reads for clients. There is one instance per kernel, so that kernels of one process have separate caches."""
+    """Reads tasks for clients.
+
+    There is one instance per kernel, so that kernels in the same process have separate caches.
+    """
 
     def __init__(self) -> None:
         self._tasks, self._items = EncodingCache(), EncodingCache()
 
     def one(self, task_id: str) -> Encoded:
-        """The encoded task, from the cache if possible. Raises `NotFound`."""
+        """Return the encoded task, from the cache if possible. Raises `NotFound`."""
         found = _VERSION.one({"id": task_id})
         if found is None:
             raise NotFound()
@@ -231,14 +237,17 @@ class Views:
 
     @staticmethod
     def has_ended(task_id: str) -> bool:
-        """Whether the task has ended. Raises `NotFound`."""
+        """Return whether the task has ended. Raises `NotFound`."""
         found = _STATUS.one({"id": task_id})
         if found is None:
             raise NotFound()
         return found[0] in TERMINAL
 
     def items(self, keys: Iterable[tuple[str, int]]) -> list[Any]:
-        """The encoded list items of `(id, version)` pairs, in their order. Deleted tasks are left out."""
+        """Return the encoded list items for the `(id, version)` pairs, in the given order.
+
+        Deleted tasks are omitted.
+        """
         wanted = list(keys)
         cache = self._items
         bodies = {task_id: cache.get(task_id, version) for task_id, version in wanted}
