@@ -1,4 +1,4 @@
-"""Overrides of tools, and tool calls."""
+"""Create the tables for overrides of tools and for tool calls."""
 
 from __future__ import annotations
 
