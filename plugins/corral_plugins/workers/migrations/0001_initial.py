@@ -1,4 +1,4 @@
-"""Workers, registration keys and active alerts."""
+"""Create the tables for workers, registration keys and active alerts."""
 
 from __future__ import annotations
 
