@@ -54,7 +54,7 @@ class Workers(Protocol):
         ...
 
     def facts_of(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
-        """Return the workers with the given ids, by id, in one query."""
+        """Return a dictionary of the workers with the given ids, by id. Runs one query."""
         ...
 
     def fleet(self) -> list[WorkerFacts]:

@@ -18,7 +18,7 @@ async def sweep(sweeps: Sweeps) -> None:
 
 
 async def prune(sweeps: Sweeps, work: Work) -> None:
-    """Delete workers that were offline for `workers.prune_days`, and registration keys that expired 30 days ago."""
+    """Delete workers that were offline for `workers.prune_days`, and keys that expired more than 30 days ago."""
     await sweeps.prune()
     await work(delete_expired)
 

@@ -70,7 +70,7 @@ def get_fleet_overview(fleet: Fleet) -> FleetOverview:
 
 @fleet_routes.get("/{id}", needs=(READ, ACT), live=True)
 def get_worker(id: str, fleet: Fleet, caller: Principal) -> WorkerDetail:
-    """Get a worker with its leases. A worker may only get its own entry."""
+    """Get a worker with its leases. A worker may only read its own data."""
     return fleet.detail(id, caller=caller)
 
 

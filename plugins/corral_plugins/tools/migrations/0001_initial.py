@@ -1,4 +1,4 @@
-"""Create the tables for overrides of tools and for tool calls."""
+"""The initial tables: the overrides of tools, and the tool calls."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ class Calls:
                     async with asyncio.timeout(POLL_SECONDS):
                         await notified.wait()
 
-    # -- the first unit
+    # -- the first unit of work
 
     def _begin(self, request: CallRequest) -> Execution | CallView | Busy:
         if self.tasks is None:
@@ -300,7 +300,7 @@ class Calls:
             raise Forbidden(SENTENCES[reason], code="tools.denied", reason=reason)
         return self._start(request, run, tool, subject, row)
 
-    # -- decisions on calls that are not made
+    # -- checks of calls, without running the tool
 
     def check(self, name: str, check: Check, *, by: Principal) -> Checked:
         """Check whether a call would be allowed, without running the tool.

@@ -28,7 +28,7 @@ DEFINED = (
 
 
 class ToolListing:
-    """Lists and changes of tools. Runs in the caller's unit of work."""
+    """The service that lists and changes tools. Runs in the caller's unit of work."""
 
     agents: Agents | None
     audit: Audit | None

@@ -113,7 +113,10 @@ def keep_alive(row_id: str, executions: int) -> None:
 
 
 def count(task_id: str, fence: int) -> tuple[int, int]:
-    """Return the number of calls of an attempt, and the number of running or permitted calls of its task."""
+    """Return the number of calls of an attempt, and the number of running or permitted calls of its task.
+
+    Abandoned calls do not count as running.
+    """
     calls = ToolCall.select().where((ToolCall.task_id == task_id) & (ToolCall.fence == fence)).count()
     is_alive = OPEN & (ToolCall.alive_until >= clock.now())
     running = ToolCall.select().where((ToolCall.task_id == task_id) & is_alive).count()

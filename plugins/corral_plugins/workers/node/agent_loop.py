@@ -272,7 +272,7 @@ class AgentLoop:
             await self._log(f"No checkpoint after step {self._state.step}: {error.detail}")
 
     async def _log(self, message: str) -> None:
-        """Append a log line. Failures are ignored, but raise `LeaseLost` if the lease has ended."""
+        """Append a line to the log of the task. Raise `LeaseLost` if the lease has ended, and ignore other failures."""
         self._lines += 1
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         try:

@@ -112,8 +112,8 @@ async def retry(
 ) -> T:
     """Make a call and repeat it after temporary failures.
 
-    `tries`: the maximum number of calls; None repeats until the caller is cancelled. `unless`: returns whether an error
-    must not be retried.
+    `tries`: the maximum number of calls; None repeats until the caller is cancelled. `unless`: a function that
+    returns whether an error must not be retried.
     """
     failures = 0
     while True:

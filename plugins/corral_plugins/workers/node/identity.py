@@ -47,7 +47,10 @@ class TokenLosses:
         self._times: deque[float] = deque(maxlen=self.TIMES)
 
     def note(self) -> bool:
-        """Record a revoked token. Return whether three tokens were revoked within 300 s, which means another worker."""
+        """Record a revoked token. Return whether three tokens were revoked within 300 s.
+
+        So many losses in this time are caused by another worker.
+        """
         self._times.append(time.monotonic())
         return len(self._times) == self.TIMES and self._times[-1] - self._times[0] < self.SECONDS
 

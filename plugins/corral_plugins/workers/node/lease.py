@@ -59,7 +59,7 @@ class Lease:
             self._changed.set()
 
     def drain(self, seconds: float) -> None:
-        """Request the process to finish its model call, store a checkpoint and release the task.
+        """Ask the process to finish its model call, store a checkpoint and release the task.
 
         `seconds`: the time after which the process is killed and the worker releases the task.
         """

@@ -139,7 +139,7 @@ class ReferenceWorker:
         log.info("worker %s (%s) at %s", self._options.name, self._identity.worker_id, self._options.url)
 
     async def _register(self) -> Identity:
-        """Register the worker. Retry until the server responds, and raise `Refused` if it refuses the worker."""
+        """Register the worker. Retry until the server responds. Raise `Refused` if the server refuses the worker."""
         if self._options.key is None:
             raise Refused(
                 "This worker is not registered; set a registration key with --token-file or CORRAL_WORKER_TOKEN."

@@ -210,7 +210,7 @@ class EmbeddedWorker:
 
 
 async def relay(lines: asyncio.StreamReader) -> None:
-    """Log the log lines of the worker through the logging of this process, so that its format and redaction apply."""
+    """Log the log lines of the worker through the logging of this process, which formats and redacts them."""
     level, name = logging.INFO, log.name
     while True:
         try:

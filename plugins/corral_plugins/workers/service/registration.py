@@ -153,7 +153,7 @@ def _key_of(caller: Principal) -> RegistrationKey | None:
 
 
 def _check_name(name: str, key: RegistrationKey | None) -> None:
-    """Raise `Invalid` unless the name is reserved exactly when the key is for the embedded worker."""
+    """Raise `Invalid` if the embedded worker is not named `embedded`, or if another worker uses this name."""
     if key is None or not key.embedded:
         check_not_reserved(name)
     elif name != repository.EMBEDDED:
