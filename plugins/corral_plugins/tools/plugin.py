@@ -32,7 +32,7 @@ SERVICES = (Registry, ContextBuilder, Executions, HeaderSecrets, Permits, Calls,
 
 
 class ToolsPlugin(Plugin):
-    """The plugin `tools`, which manages the actions that agents may take.
+    """Tools: the actions that agents may take.
 
     The plugin allows or denies every tool call at the time of the call, with the current permissions of the person on
     whose behalf the agent acts. Every call is recorded.

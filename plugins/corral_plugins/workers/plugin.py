@@ -51,7 +51,7 @@ class WorkersConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class WorkersPlugin(Plugin):
-    """The plugin `workers`, which manages the machines that run agents.
+    """Workers: the machines that run agents.
 
     Workers register, claim tasks over HTTP, run the tasks under a lease and report the results. Admins approve and
     drain workers.

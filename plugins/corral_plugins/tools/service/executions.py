@@ -46,8 +46,8 @@ SENTENCES = {
 class Execution(msgspec.Struct, frozen=True, kw_only=True):
     """A tool call that runs in this process.
 
-    The process may write to the row of the call only while the column `executions` of the row has the same value as this
-    object.
+    The process may write to the row of the call only while the column `executions` of the row has the same value as
+    this object.
     """
 
     row_id: str
