@@ -212,7 +212,10 @@ class HttpTools:
         return await self._secrets.fill(headers, tool=tool, host=_host(url), context=context)
 
     async def _send(self, method: str, url: str, headers: Mapping[str, str], content: bytes | None) -> httpx2.Response:
-        """Send one request and read at most 1 MiB of the response. Raise `ToolFailure` if no response arrives."""
+        """Send one request and read at most 1 MiB of the response.
+
+        Raise `ToolFailure` if the request is not allowed or no complete response arrives.
+        """
         import httpx2
 
         if refused := sorted(name for name in headers if name.lower() in RESERVED_HEADERS):
